@@ -1,0 +1,1 @@
+"""Carry Deckhouse Kubernetes Platform images across an air gap and prove that they arrived."""

@@ -1,0 +1,162 @@
+"""One tree of errors: each says what happened, where, and what to do next.
+
+Every failure that the library raises on purpose is a `MirrorError`; anything else is a bug, or a
+`ValueError` for a caller's mistake. `exit_code` is what the command line ends with (`EXIT_CODES`).
+This module is the ground floor: every room may import it and it imports none of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, ClassVar
+
+if TYPE_CHECKING:
+    from mirror.oci import Digest
+
+EXIT_CODES = {
+    0: "done",
+    1: "failed",
+    2: "usage",
+    3: "replicas differ",
+    4: "corrupt",
+    5: "unreachable",
+    6: "denied",
+    130: "interrupted",
+}
+"""The whole table of exit codes; `docs/` and the tests are checked against it."""
+
+
+class MirrorError(Exception):
+    """Every failure raised on purpose; anything else is a bug."""
+
+    exit_code: int = 1
+    retryable: ClassVar[bool] = False
+    """Whether the same request, sent again, can succeed with nothing else changed."""
+
+
+class InputError(MirrorError):
+    """What the user asked for cannot be understood or contradicts itself."""
+
+    exit_code = 2
+
+
+class InvalidDigestError(InputError):
+    """Some text is not a digest as the image specification spells it."""
+
+
+class InvalidReferenceError(InputError):
+    """Some text is not a reference to a repository, tag or digest."""
+
+
+class InvalidManifestError(MirrorError):
+    """Some bytes that should be a manifest are not one, or one that this tool does not carry."""
+
+
+class UnreadableImageError(MirrorError):
+    """An image's layers cannot be read: damaged, of an unknown kind, or beyond the set limits."""
+
+
+class SourceContentError(MirrorError):
+    """The source registry's release tree does not say what it must (where, and what is wrong)."""
+
+
+class NotFoundError(MirrorError):
+    """A registry or bundle does not hold what was asked of it."""
+
+
+class NoSpaceError(MirrorError):
+    """The disk cannot take what the plan would write; told before the first blob moves."""
+
+
+class FileSystemError(MirrorError):
+    """The operating system refused to read or write a file of ours."""
+
+
+class CancelledError(MirrorError):
+    """The work was stopped on request, at a point from which it can be taken up again."""
+
+    exit_code = 130
+
+
+class IncompleteError(MirrorError):
+    """Some items could not be done; `failures` names each with its reason."""
+
+    def __init__(self, message: str, failures: Sequence[tuple[str, MirrorError]]) -> None:
+        listed = "".join(f"\n  {item}: {error}" for item, error in failures)
+        super().__init__(f"{message}{listed}")
+        self.failures = tuple(failures)
+        # One cause for all (say, a refused login) keeps its own exit code.
+        codes = {error.exit_code for _, error in failures}
+        self.exit_code = codes.pop() if len(codes) == 1 else MirrorError.exit_code
+
+
+# -- integrity ---------------------------------------------------------------------------------
+
+
+class IntegrityError(MirrorError):
+    """Bytes are not what their name promises. Never cured by a retry of the same copy."""
+
+    exit_code = 4
+
+
+class DigestMismatchError(IntegrityError):
+    """Content hashes to another digest than the one it goes by."""
+
+    def __init__(self, *, where: str, expected: Digest, actual: Digest) -> None:
+        super().__init__(
+            f"{where}: expected {expected}, got {actual}; "
+            "this copy is damaged, take it again from its origin"
+        )
+        self.where, self.expected, self.actual = where, expected, actual
+
+
+class SizeMismatchError(IntegrityError):
+    """Content is longer or shorter than its descriptor says (sizes in bytes)."""
+
+    def __init__(self, *, where: str, expected: int, actual: int) -> None:
+        super().__init__(
+            f"{where}: expected {expected} bytes, got {actual}; "
+            "this copy is damaged, take it again from its origin"
+        )
+        self.where, self.expected, self.actual = where, expected, actual
+
+
+class DamagedBundleError(IntegrityError):
+    """A bundle's structure cannot be read (which archive, what was found there)."""
+
+
+# -- registries --------------------------------------------------------------------------------
+
+
+class RegistryError(MirrorError):
+    """A registry answered with an error.
+
+    `where` is the request as `METHOD host/path`, `status` the HTTP status, `codes` the error codes
+    of the answer's body (distribution-spec, "Error Codes"), such as `MANIFEST_BLOB_UNKNOWN`.
+    """
+
+    def __init__(
+        self, message: str, *, where: str, status: int | None = None, codes: Sequence[str] = ()
+    ) -> None:
+        super().__init__(message)
+        self.where, self.status, self.codes = where, status, tuple(codes)
+
+
+class RegistryNotFoundError(RegistryError, NotFoundError):
+    """404: the registry has no such manifest, blob or repository."""
+
+
+class DeniedError(RegistryError):
+    """401 or 403: the credentials are missing, wrong, or do not allow this."""
+
+    exit_code = 6
+
+
+class UnreachableError(RegistryError):
+    """No usable answer: name, connection, TLS, time-out, or a server that keeps failing."""
+
+    exit_code = 5
+
+
+class StalledError(UnreachableError):
+    """A transfer moved too few bytes for too long."""

@@ -1,0 +1,120 @@
+"""What happened, as values. Progress bars, logs, JSON and metrics are listeners.
+
+Core functions take `on_event: OnEvent` and report from whichever thread did the work; wrap a
+listener that is not thread-safe in `serialised`.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeAlias
+
+if TYPE_CHECKING:
+    from mirror.oci import Digest
+
+
+@dataclass(frozen=True, slots=True)
+class PhaseStarted:
+    """A named part of the work begins; `total` counts its items where that is known."""
+
+    name: str
+    total: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PhaseAdvanced:
+    """`count` more items of the current phase are done."""
+
+    count: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class TransferStarted:
+    """A plan is about to be carried out: how much there is to do. `size` in bytes."""
+
+    blobs: int
+    size: int
+    manifests: int
+    tags: int
+
+
+@dataclass(frozen=True, slots=True)
+class BytesMoved:
+    """`count` bytes of `digest` moved; negative when a broken attempt is taken back."""
+
+    digest: Digest
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class BlobDone:
+    """A blob is in place. `sent` is bytes moved for it: 0 if it was there or was mounted."""
+
+    digest: Digest
+    size: int
+    sent: int
+
+
+@dataclass(frozen=True, slots=True)
+class ManifestDone:
+    """A manifest is in place in `repository`."""
+
+    repository: str
+    digest: Digest
+
+
+@dataclass(frozen=True, slots=True)
+class TagDone:
+    """`repository:tag` names `digest` now."""
+
+    repository: str
+    tag: str
+    digest: Digest
+
+
+@dataclass(frozen=True, slots=True)
+class Retrying:
+    """A request failed in a way that may pass; it is sent again in `delay_s` seconds."""
+
+    where: str
+    attempt: int
+    delay_s: float
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Warned:
+    """Something a person should know, though the work goes on."""
+
+    message: str
+
+
+Event: TypeAlias = (
+    PhaseStarted
+    | PhaseAdvanced
+    | TransferStarted
+    | BytesMoved
+    | BlobDone
+    | ManifestDone
+    | TagDone
+    | Retrying
+    | Warned
+)
+OnEvent: TypeAlias = Callable[[Event], None]
+
+
+def ignore(_event: Event) -> None:
+    """The listener that listens to nothing."""
+
+
+def serialised(listener: OnEvent) -> OnEvent:
+    """Wrap `listener` so that it hears one event at a time, whatever threads report."""
+    lock = threading.Lock()
+
+    def one_at_a_time(event: Event) -> None:
+        with lock:
+            listener(event)
+
+    return one_at_a_time

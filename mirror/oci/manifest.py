@@ -1,0 +1,195 @@
+"""Manifests: images, artifacts and indexes (image-spec, manifest.md and image-index.md).
+
+A manifest travels with the exact bytes it came from: serialising it anew changes its digest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from mirror.errors import InvalidDigestError, InvalidManifestError
+from mirror.oci import media_types
+from mirror.oci.descriptor import Descriptor, Platform
+from mirror.oci.digest import Digest
+
+MAX_MANIFEST_BYTES = 4 << 20
+"""Larger documents are refused; distribution-spec asks registries for this much at least."""
+
+
+class _Wire(BaseModel):
+    """A document as the wire has it: frozen, unknown fields kept."""
+
+    model_config = ConfigDict(frozen=True, extra="allow", strict=True)
+
+
+class _WirePlatform(_Wire):
+    os: str = ""
+    architecture: str = ""
+    variant: str = ""
+
+
+class _WireDescriptor(_Wire):
+    media_type: str = Field("", alias="mediaType")
+    digest: str
+    size: int = Field(ge=0)
+    urls: list[str] | None = None
+    annotations: dict[str, str] | None = None
+    artifact_type: str | None = Field(None, alias="artifactType")
+    platform: _WirePlatform | None = None
+
+
+class _WireManifest(_Wire):
+    schema_version: int = Field(alias="schemaVersion")
+    media_type: str | None = Field(None, alias="mediaType")
+    artifact_type: str | None = Field(None, alias="artifactType")
+    config: _WireDescriptor | None = None
+    layers: list[_WireDescriptor] | None = None
+    manifests: list[_WireDescriptor] | None = None
+    subject: _WireDescriptor | None = None
+    annotations: dict[str, str] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Child:
+    """One manifest of an index, with what the index says of it."""
+
+    descriptor: Descriptor
+    platform: Platform | None
+    annotations: Mapping[str, str] = field(default_factory=dict)
+    artifact_type: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """An image, artifact or index, with the bytes that give it its digest.
+
+    `layers` runs from the base upwards, as in the document. Layers that registries need not hold
+    (`NONDISTRIBUTABLE_LAYERS` with `urls`) are left out of `blobs`, which is what must be carried.
+    """
+
+    raw: bytes = field(repr=False)
+    media_type: str
+    digest: Digest
+    config: Descriptor | None
+    layers: tuple[Descriptor, ...]
+    children: tuple[Child, ...]
+    blobs: tuple[Descriptor, ...]
+    subject: Descriptor | None
+    annotations: Mapping[str, str] = field(repr=False)
+    artifact_type: str | None
+
+    @property
+    def descriptor(self) -> Descriptor:
+        """How others refer to this manifest."""
+        return Descriptor(self.media_type, self.digest, len(self.raw))
+
+    @property
+    def is_index(self) -> bool:
+        """Whether this is an index (Docker: manifest list) and not an image."""
+        return self.media_type in media_types.INDEXES
+
+    @classmethod
+    def parse(
+        cls, raw: bytes, media_type: str | None = None, *, algorithm: str = "sha256"
+    ) -> Manifest:
+        """Read a manifest from its exact bytes.
+
+        `media_type` is what the carrier said (`Content-Type`, or the descriptor that led here).
+        The document's own `mediaType` wins over it, as a client that holds only the bytes has
+        nothing else; without either, the document's shape decides.
+
+        Raises:
+            InvalidManifestError: not JSON, not of schema version 2, of an unknown media type, or
+                with a descriptor that is none.
+        """
+        digest = Digest.of(raw, algorithm)
+        if len(raw) > MAX_MANIFEST_BYTES:
+            raise InvalidManifestError(
+                f"manifest {digest} has {len(raw)} bytes; at most {MAX_MANIFEST_BYTES} are read"
+            )
+        try:
+            wire = _WireManifest.model_validate_json(raw)
+        except ValidationError as err:
+            first = err.errors(include_url=False, include_context=False, include_input=False)[0]
+            at = ".".join(str(part) for part in first["loc"])
+            raise InvalidManifestError(
+                f"manifest {digest} cannot be read: {at + ': ' if at else ''}{first['msg']}"
+            ) from err
+        if wire.schema_version != 2:
+            raise InvalidManifestError(
+                f"manifest {digest} has schemaVersion {wire.schema_version}; only 2 is carried"
+            )
+        kind = wire.media_type or media_type
+        if not kind or kind not in media_types.MANIFESTS:
+            if wire.media_type or (kind and kind.startswith("application/vnd.")):
+                raise InvalidManifestError(
+                    f"manifest {digest} has media type {kind}; known are OCI image manifests and "
+                    "indexes, and Docker schema 2 manifests and manifest lists"
+                )
+            kind = media_types.OCI_INDEX if wire.manifests is not None else media_types.OCI_MANIFEST
+        index = kind in media_types.INDEXES
+        if index and (wire.config or wire.layers):
+            # The specification forbids it: the same bytes would mean two things.
+            raise InvalidManifestError(f"manifest {digest} is an index with a config or layers")
+        if not index and wire.manifests:
+            raise InvalidManifestError(f"manifest {digest} is an image with a list of manifests")
+        if not index and wire.config is None:
+            raise InvalidManifestError(f"manifest {digest} is an image without a config")
+        try:
+            config = _descriptor(wire.config) if wire.config else None
+            layers = tuple(_descriptor(layer) for layer in wire.layers or ())
+            blobs = tuple(
+                _descriptor(layer)
+                for layer in wire.layers or ()
+                if not (layer.urls and layer.media_type in media_types.NONDISTRIBUTABLE_LAYERS)
+            )
+            return cls(
+                raw=raw,
+                media_type=kind,
+                digest=digest,
+                config=config,
+                layers=layers,
+                children=tuple(_child(child) for child in wire.manifests or ()),
+                blobs=((config, *blobs) if config else blobs),
+                subject=_descriptor(wire.subject) if wire.subject else None,
+                annotations=wire.annotations or {},
+                artifact_type=wire.artifact_type or _config_artifact_type(wire.config),
+            )
+        except InvalidDigestError as err:
+            raise InvalidManifestError(f"manifest {digest} cannot be read: {err}") from err
+
+
+def _descriptor(wire: _WireDescriptor) -> Descriptor:
+    return Descriptor(wire.media_type, Digest.parse(wire.digest), wire.size)
+
+
+def _child(wire: _WireDescriptor) -> Child:
+    platform = wire.platform
+    return Child(
+        descriptor=_descriptor(wire),
+        platform=Platform(platform.os, platform.architecture, platform.variant)
+        if platform
+        else None,
+        annotations=wire.annotations or {},
+        artifact_type=wire.artifact_type,
+    )
+
+
+def _config_artifact_type(config: _WireDescriptor | None) -> str | None:
+    """Artifacts from before `artifactType` tell their type by their config's media type."""
+    if config is None or config.media_type in media_types.IMAGE_CONFIGS:
+        return None
+    return config.media_type or None
+
+
+def descriptor_json(descriptor: Descriptor) -> dict[str, Any]:
+    """`descriptor` as a JSON object, keys in the specification's order."""
+    return {
+        "mediaType": descriptor.media_type,
+        "digest": str(descriptor.digest),
+        "size": descriptor.size,
+    }
