@@ -42,7 +42,7 @@ class TransferStarted:
 
 @dataclass(frozen=True, slots=True)
 class BytesMoved:
-    """`count` bytes of `digest` moved; negative when a broken attempt is taken back."""
+    """`count` more bytes of `digest` moved; a byte that is sent again is not counted again."""
 
     digest: Digest
     count: int

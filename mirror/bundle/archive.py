@@ -1,0 +1,143 @@
+"""Where every byte of an archive goes, decided before any byte is fetched.
+
+Manifests come first, so every blob's size is known, so the offset of every entry inside the tar is
+known. An archive is a pure function of the inventory it holds and the names its repositories had
+at the source: no clock, no order of arrival. Hence workers may write at final offsets in any
+order, equal selections give equal bytes, and a verifier knows each byte that is not a blob's.
+"""
+
+from __future__ import annotations
+
+import json
+import tarfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+from mirror.bundle.names import REF_NAME, SHORT_TAG, blob_path, inside, source_reference
+from mirror.oci import Digest
+from mirror.oci.media_types import OCI_INDEX
+from mirror.sync import Inventory, RepositoryContent
+
+BLOCK = 512
+TRAILER_SIZE = 2 * BLOCK
+"""End of archive: two blocks of zeros (POSIX ustar); no padding to a record of 20."""
+
+OCI_LAYOUT = b'{\n    "imageLayoutVersion": "1.0.0"\n}'
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One file of an archive: a header at `offset`, its `size` bytes behind it, zeros to a block.
+
+    `digest` is what its bytes hash to; `content` the bytes themselves where they are not carried
+    from elsewhere. `repository` is the layout it belongs to.
+    """
+
+    path: str
+    offset: int
+    size: int
+    digest: Digest
+    repository: str
+    content: bytes | None = field(default=None, repr=False)
+
+    @property
+    def header(self) -> bytes:
+        """The tar header, a multiple of 512 bytes (more than one for long names)."""
+        return tar_header(self.path, self.size)
+
+    @property
+    def data_offset(self) -> int:
+        """Where its bytes begin."""
+        return self.offset + len(self.header)
+
+    @property
+    def padding(self) -> int:
+        """How many zero bytes follow its own."""
+        return -self.size % BLOCK
+
+
+@dataclass(frozen=True, slots=True)
+class Archive:
+    """One archive of a bundle, laid out: entries in order and without gaps. Sizes in bytes."""
+
+    name: str
+    inventory: Inventory
+    origins: Mapping[str, str]
+    entries: tuple[Entry, ...] = field(repr=False)
+    size: int
+
+    @property
+    def trailer_offset(self) -> int:
+        """Where the end-of-archive blocks begin."""
+        return self.size - TRAILER_SIZE
+
+
+def lay_out(name: str, inventory: Inventory, origins: Mapping[str, str]) -> Archive:
+    """Give every file of archive `name` its place.
+
+    `origins` maps each repository path to what it was called at the source, `host/path`.
+    """
+    files: list[tuple[tuple[str, ...], str, int, Digest, str, bytes | None]] = []
+
+    def add(path: str, size: int, digest: Digest, layout: str, content: bytes | None) -> None:
+        files.append((tuple(path.split("/")), path, size, digest, layout, content))
+
+    for layout, held in inventory.repositories.items():
+        for file_name, content in (
+            ("index.json", index_json(held, origins[layout])),
+            ("oci-layout", OCI_LAYOUT),
+        ):
+            path = inside(layout, file_name)
+            add(path, len(content), Digest.of(content), layout, content)
+        for digest, node in held.manifests.items():
+            add(blob_path(layout, digest), node.descriptor.size, digest, layout, None)
+        for digest, size in held.blobs.items():
+            if digest not in held.manifests:
+                add(blob_path(layout, digest), size, digest, layout, None)
+
+    # The order of a directory walk, in which each folder's names are sorted.
+    files.sort(key=lambda file: file[0])
+    entries: list[Entry] = []
+    offset = 0
+    for _, path, size, digest, layout, own in files:
+        entry = Entry(path, offset, size, digest, layout, own)
+        entries.append(entry)
+        offset = entry.data_offset + size + entry.padding
+    return Archive(name, inventory, dict(origins), tuple(entries), offset + TRAILER_SIZE)
+
+
+def tar_header(path: str, size: int) -> bytes:
+    """The header of a regular file: GNU format, mode 0777, owner 0, time 0."""
+    info = tarfile.TarInfo(path)
+    info.size, info.mode, info.mtime = size, 0o777, 0
+    return info.tobuf(tarfile.GNU_FORMAT, encoding="utf-8", errors="strict")
+
+
+def index_json(content: RepositoryContent, origin: str) -> bytes:
+    """A layout's index: one descriptor per tag, sorted by source reference."""
+    return json.dumps(
+        {
+            "schemaVersion": 2,
+            "mediaType": OCI_INDEX,
+            "manifests": list(_tag_descriptors(content, origin)),
+        },
+        indent=2,
+        ensure_ascii=False,
+    ).encode()
+
+
+def _tag_descriptors(content: RepositoryContent, origin: str) -> Iterator[dict[str, object]]:
+    named = sorted(
+        (source_reference(origin, tag, digest), tag, digest) for tag, digest in content.tags.items()
+    )
+    for reference, tag, digest in named:
+        node = content.manifests[digest]
+        descriptor: dict[str, object] = {
+            "mediaType": node.descriptor.media_type,
+            "size": node.descriptor.size,
+            "digest": str(digest),
+            "annotations": {SHORT_TAG: tag, REF_NAME: reference},
+        }
+        if node.artifact_type is not None:
+            descriptor["artifactType"] = node.artifact_type
+        yield descriptor

@@ -1,0 +1,127 @@
+"""Files of a bundle: read and written at offsets, with the system's refusals put into words."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from mirror.errors import DamagedBundleError, FileSystemError, MirrorError, NoSpaceError
+
+CHUNK = 1 << 20
+"""Bytes read or written at a time."""
+
+
+@contextmanager
+def os_errors(path: Path, doing: str) -> Iterator[None]:
+    """Translate `OSError` from work on `path`; `doing` completes "cannot …"."""
+    try:
+        yield
+    except OSError as err:
+        raise _translated(err, path, doing) from err
+
+
+def _translated(err: OSError, path: Path, doing: str) -> MirrorError:
+    what = f"cannot {doing} {path}: {err.strerror or err}"
+    match err.errno:
+        case errno.ENOSPC | errno.EDQUOT:
+            return NoSpaceError(f"{what}; free some space there and run the command again")
+        case errno.EFBIG:
+            return FileSystemError(
+                f"{what}; that file system takes no file so large (FAT: 4 GiB), use ext4 or exFAT"
+            )
+        case errno.EACCES | errno.EPERM | errno.EROFS:
+            return FileSystemError(f"{what}; check the permissions, or use another folder")
+        case errno.EIO:
+            return FileSystemError(f"{what}; the medium is failing, copy it from its origin")
+    return FileSystemError(what)
+
+
+class ReadAt:
+    """A file read at offsets, by any number of threads. `size` is its length in bytes."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        with os_errors(path, "open"):
+            self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            self.size = os.fstat(self._fd).st_size
+
+    def close(self) -> None:
+        """Release the file."""
+        os.close(self._fd)
+
+    def read(self, offset: int, size: int) -> bytes:
+        """`size` bytes from `offset`.
+
+        Raises:
+            DamagedBundleError: the file ends before them.
+        """
+        return b"".join(self.chunks(offset, size))
+
+    def chunks(self, offset: int, size: int) -> Generator[bytes, None, None]:
+        """The same, in pieces of at most `CHUNK` bytes."""
+        end = offset + size
+        while offset < end:
+            with os_errors(self.path, "read"):
+                chunk = os.pread(self._fd, min(CHUNK, end - offset), offset)
+            if not chunk:
+                raise DamagedBundleError(
+                    f"{self.path.name}: ends at byte {self.size}, {end - offset} bytes too early; "
+                    "the archive is truncated, copy it again from its origin"
+                )
+            yield chunk
+            offset += len(chunk)
+
+
+class WriteAt:
+    """A file written at offsets, by any number of threads; each byte once."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        with os_errors(path, "create"):
+            self._fd: int | None = os.open(
+                path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644
+            )
+
+    def write(self, offset: int, *pieces: bytes) -> None:
+        """Put `pieces`, one behind the other, at `offset`."""
+        assert self._fd is not None
+        remaining = [piece for piece in pieces if piece]
+        with os_errors(self.path, "write"):
+            while remaining:
+                written = os.pwritev(self._fd, remaining, offset)
+                offset += written
+                # The kernel may take less than it was given; what it took is dropped here.
+                while remaining and written >= len(remaining[0]):
+                    written -= len(remaining.pop(0))
+                if written:
+                    remaining[0] = remaining[0][written:]
+
+    def sync(self) -> int:
+        """Make what was written outlive a power cut; return the file's size in bytes."""
+        assert self._fd is not None
+        with os_errors(self.path, "write"):
+            os.fsync(self._fd)
+            return os.fstat(self._fd).st_size
+
+    def close(self) -> None:
+        """Release the file; a second call does nothing."""
+        if self._fd is not None:
+            os.close(self._fd)
+            self._fd = None
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in `folder` outlive a power cut."""
+    with os_errors(folder, "write"):
+        fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(fd)
+        except OSError as err:
+            # Some file systems (FAT, network shares) cannot sync a folder; the files are safe.
+            if err.errno not in (errno.EINVAL, errno.ENOTSUP):
+                raise
+        finally:
+            os.close(fd)

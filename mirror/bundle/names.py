@@ -1,0 +1,61 @@
+"""Names inside a bundle: archives, layouts, short tags (docs/bundle-format.md).
+
+The path of a layout inside its archive is the path of the repository relative to the target.
+"""
+
+from __future__ import annotations
+
+from mirror.errors import InputError
+from mirror.oci import Digest
+
+SHORT_TAG = "io.deckhouse.image.short_tag"
+"""Annotation of a layout's descriptor: the tag that a push gives the image."""
+
+REF_NAME = "org.opencontainers.image.ref.name"
+"""Annotation of a layout's descriptor: the full reference at the source (image-spec)."""
+
+SEAL = "inventory.json"
+PARTIAL_SUFFIX = ".partial"
+"""An archive under way; it takes its final name when all of it is there."""
+
+_PLATFORM = frozenset({"", "install", "install-standalone", "release-channel"})
+
+
+def archive_of(repository: str) -> str:
+    """The archive in which `repository` travels, such as `module-ingress-nginx.tar`.
+
+    Raises:
+        InputError: no archive of the format takes such a path.
+    """
+    match repository.split("/"):
+        case _ if repository in _PLATFORM:
+            return "platform.tar"
+        case ["installer"]:
+            return "installer.tar"
+        case ["security", _]:
+            return "security.tar"
+        case ["modules", name, *_]:
+            return f"module-{name}.tar"
+        case ["packages", name, *_]:
+            return f"package-{name}.tar"
+        case ["deckhouse-cli", "plugins", name]:
+            return f"plugin-{name}.tar"
+    raise InputError(f"{repository!r} has no place in a bundle")
+
+
+def source_reference(origin: str, tag: str, digest: Digest) -> str:
+    """What an image was called at its source, from the tag that it has in the bundle.
+
+    Images that are referenced by digest only carry its bare hex as their tag.
+    """
+    return f"{origin}@{digest}" if tag == digest.encoded else f"{origin}:{tag}"
+
+
+def blob_path(layout: str, digest: Digest) -> str:
+    """Where a layout keeps a blob or manifest (image-spec, image-layout.md)."""
+    return inside(layout, f"blobs/{digest.algorithm}/{digest.encoded}")
+
+
+def inside(layout: str, name: str) -> str:
+    """The archive path of `name` inside a layout; the empty layout is the archive's root."""
+    return f"{layout}/{name}" if layout else name

@@ -1,0 +1,276 @@
+"""Reading of a tar archive as a stream, strictly: whatever cannot be read is an error.
+
+`tarfile.TarInfo` decodes headers; the walk from header to header is ours, since that of `tarfile`
+takes an invalid header in the middle for the end of the archive, reads extended headers of any size
+into memory, recurses once per extended header and remembers every member.
+"""
+
+from __future__ import annotations
+
+import enum
+import re
+import tarfile
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NoReturn
+
+from mirror.errors import UnreadableImageError
+
+_BLOCK = tarfile.BLOCKSIZE
+_ZEROS = bytes(_BLOCK)
+_USTAR = b"ustar\0"
+_MAX_EXTENDED_BYTES = 1 << 20
+"""How much extended header data may precede one entry; names need far less."""
+_MAX_NAME = 4096
+"""Linux makes no files of longer names, and work on a name must not cost its length squared."""
+_PAX_RECORD = re.compile(rb"([0-9]{1,10}) ([^=\n]+)=")
+
+
+class Kind(enum.Enum):
+    """What an entry creates. `OTHER` stands for devices, pipes and unknown types."""
+
+    FILE = "file"
+    DIRECTORY = "directory"
+    SYMLINK = "symbolic link"
+    HARDLINK = "hard link"
+    OTHER = "special file"
+
+
+_KINDS = {
+    tarfile.REGTYPE: Kind.FILE,
+    tarfile.AREGTYPE: Kind.FILE,
+    tarfile.CONTTYPE: Kind.FILE,
+    tarfile.GNUTYPE_SPARSE: Kind.FILE,
+    tarfile.DIRTYPE: Kind.DIRECTORY,
+    tarfile.SYMTYPE: Kind.SYMLINK,
+    tarfile.LNKTYPE: Kind.HARDLINK,
+}
+_WITHOUT_DATA = frozenset(
+    {
+        tarfile.DIRTYPE,
+        tarfile.SYMTYPE,
+        tarfile.LNKTYPE,
+        tarfile.CHRTYPE,
+        tarfile.BLKTYPE,
+        tarfile.FIFOTYPE,
+    }
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One entry, its name as stored. `size` is the bytes of data; `target` is of links.
+
+    Of a `sparse` file the archive holds the pieces without the holes.
+    """
+
+    name: str
+    kind: Kind
+    target: str
+    size: int
+    sparse: bool
+
+
+class TarStream:
+    """An archive to be iterated once; `read` gives the data of the entry at hand.
+
+    The iteration reads the stream to its very end, also past the archive's. `end_marker` says
+    whether a stream that ends between two entries without the block of zeros is a cut one; some
+    tools leave the marker out, and a compressed stream proves by itself that it is whole.
+    Iterating and `read` raise UnreadableImageError for all that is not a whole and valid archive;
+    `where` names it in messages.
+    """
+
+    def __init__(self, chunks: Iterator[bytes], where: str, *, end_marker: bool) -> None:
+        self._source = _Bytes(chunks)
+        self._where, self._end_marker = where, end_marker
+        self._data = 0  # bytes of the entry's data not read yet
+        self._padding = 0
+
+    def __iter__(self) -> Iterator[Entry]:
+        while entry := self._next():
+            yield entry
+        self._source.drain()
+
+    def read(self) -> bytes:
+        """The whole data of the entry at hand; callers look at its `size` first."""
+        data = self._exactly(self._data)
+        self._data = 0
+        return data
+
+    def _next(self) -> Entry | None:
+        """Read up to the next entry; None at the end of the archive."""
+        pax: dict[str, str] = {}
+        long_name = long_target = None
+        budget = _MAX_EXTENDED_BYTES
+        while header := self._header(extended=budget < _MAX_EXTENDED_BYTES):
+            if header.type not in _EXTENDED:
+                return self._entry(header, pax, long_name, long_target)
+            budget -= _BLOCK + header.size
+            if budget < 0:
+                self._fail(f"more than {_MAX_EXTENDED_BYTES} bytes of extended headers in a row")
+            payload = self.read()
+            if header.type == tarfile.GNUTYPE_LONGNAME:
+                long_name = _text(payload)
+            elif header.type == tarfile.GNUTYPE_LONGLINK:
+                long_target = _text(payload)
+            elif header.type != tarfile.XGLTYPE:  # global ones say nothing of use to runtimes
+                pax = self._pax_records(payload)
+        return None
+
+    def _entry(
+        self,
+        header: tarfile.TarInfo,
+        pax: dict[str, str],
+        long_name: str | None,
+        long_target: str | None,
+    ) -> Entry:
+        if "size" in pax and header.type not in _WITHOUT_DATA:
+            if not re.fullmatch("[0-9]{1,19}", pax["size"]):
+                self._fail(f"a size that is none, {pax['size'][:40]!r}")
+            self._expect(int(pax["size"]))
+        name = pax.get("GNU.sparse.name") or pax.get("path") or long_name or header.name
+        kind = _KINDS.get(header.type, Kind.OTHER)
+        if header.type == tarfile.AREGTYPE and name.endswith("/"):
+            kind = Kind.DIRECTORY  # as archives were before there was a type for it
+        target = pax.get("linkpath") or long_target or header.linkname
+        if max(len(name), len(target)) > _MAX_NAME:
+            self._fail(f"a name of more than {_MAX_NAME} characters, {name[:40]!r}…")
+        return Entry(
+            name=name,
+            kind=kind,
+            target=target,
+            size=self._data,
+            sparse=header.type == tarfile.GNUTYPE_SPARSE
+            or any(key.startswith("GNU.sparse.") for key in pax),
+        )
+
+    def _header(self, *, extended: bool) -> tarfile.TarInfo | None:
+        """Pass over what is left of the last entry and read the next header block, if any."""
+        left = self._data + self._padding
+        self._data = self._padding = 0
+        if self._source.skip(left) != left:
+            self._fail("cut off inside a file")
+        at = self._source.position
+        block = self._source.take(_BLOCK)
+        if block == _ZEROS:
+            following = self._source.take(_BLOCK)
+            if extended or following not in (_ZEROS, b""):
+                self._fail(f"a block of zeros in the middle, at byte {at}")
+            return None
+        if not block and not extended and not self._end_marker:
+            return None
+        if len(block) != _BLOCK:
+            self._fail("cut off at a header")
+        try:
+            header = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
+        except tarfile.HeaderError as err:
+            what = "it starts with no header" if at == 0 else f"a damaged header at byte {at}"
+            raise UnreadableImageError(
+                f"{self._where}: its tar archive is broken: {what} ({err})"
+            ) from err
+        if block[257:263] != _USTAR:
+            # Only POSIX keeps the front of a long name there; GNU tar keeps times.
+            header.name = _text(block[:100])
+        if header.size < 0:
+            self._fail(f"a negative size at byte {at}")
+        self._expect(0 if header.type in _WITHOUT_DATA else header.size)
+        if header.type == tarfile.GNUTYPE_SPARSE:
+            more = block[482]
+            while more:  # maps of holes that did not fit into the header
+                more = self._exactly(_BLOCK, padded=False)[504]
+        return header
+
+    def _expect(self, size: int) -> None:
+        self._data, self._padding = size, -size % _BLOCK
+
+    def _exactly(self, size: int, *, padded: bool = True) -> bytes:
+        data = self._source.take(size)
+        if len(data) != size:
+            self._fail("cut off inside a file" if padded else "cut off at a header")
+        return data
+
+    def _pax_records(self, payload: bytes) -> dict[str, str]:
+        """Split an extended header (POSIX pax, "pax Extended Header"): `length key=value\\n`."""
+        records: dict[str, str] = {}
+        at = 0
+        while at < len(payload) and payload[at]:
+            match = _PAX_RECORD.match(payload, at)
+            end = at + int(match[1]) if match else at
+            if not match or not match.end() < end <= len(payload) or payload[end - 1] != 0x0A:
+                self._fail("a damaged extended header")
+            records[match[2].decode("utf-8", "surrogateescape")] = payload[
+                match.end() : end - 1
+            ].decode("utf-8", "surrogateescape")
+            at = end
+        return records
+
+    def _fail(self, what: str) -> NoReturn:
+        raise UnreadableImageError(f"{self._where}: its tar archive is broken: {what}")
+
+
+_EXTENDED = frozenset(
+    {
+        tarfile.GNUTYPE_LONGNAME,
+        tarfile.GNUTYPE_LONGLINK,
+        tarfile.XHDTYPE,
+        tarfile.SOLARIS_XHDTYPE,
+        tarfile.XGLTYPE,
+    }
+)
+
+
+def _text(field: bytes) -> str:
+    return field.split(b"\0", 1)[0].decode("utf-8", "surrogateescape")
+
+
+class _Bytes:
+    """Chunks of any length as a file that is read forwards."""
+
+    def __init__(self, chunks: Iterator[bytes]) -> None:
+        self._chunks = chunks
+        self._held = memoryview(b"")
+        self.position = 0
+
+    def take(self, size: int) -> bytes:
+        """The next `size` bytes; fewer only at the end."""
+        if size <= len(self._held):  # nearly always
+            data = bytes(self._held[:size])
+            self._held = self._held[size:]
+        else:
+            pieces: deque[memoryview] = deque()
+            missing = size
+            while missing and self._fill():
+                piece = self._held[:missing]
+                self._held = self._held[missing:]
+                missing -= len(piece)
+                pieces.append(piece)
+            data = b"".join(pieces)
+        self.position += len(data)
+        return data
+
+    def skip(self, size: int) -> int:
+        """Pass over `size` bytes; say how many there were."""
+        missing = size
+        while missing and self._fill():
+            step = min(missing, len(self._held))
+            self._held = self._held[step:]
+            missing -= step
+        self.position += size - missing
+        return size - missing
+
+    def drain(self) -> None:
+        """Pass over the rest."""
+        self._held = memoryview(b"")
+        for _ in self._chunks:
+            pass
+
+    def _fill(self) -> bool:
+        """Hold some bytes; False at the end."""
+        while not len(self._held):
+            chunk = next(self._chunks, None)
+            if chunk is None:
+                return False
+            self._held = memoryview(chunk)
+        return True

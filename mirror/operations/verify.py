@@ -1,0 +1,78 @@
+"""Verify: prove that a bundle is whole, or that a registry holds all of it."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+from typing import Any
+
+from mirror.bundle.reader import BundleReader
+from mirror.bundle.verify import BundleReport, verify_bundle
+from mirror.events import OnEvent
+from mirror.events import ignore as ignore_events
+from mirror.oci import Digest
+from mirror.operations.pull import count
+from mirror.registry import RegistryClient
+from mirror.release.tree import TargetTree
+from mirror.sync import Finding, Inventory
+from mirror.sync.audit import audit
+from mirror.sync.registry import RegistryTarget
+from mirror.sync.workers import DEFAULT_JOBS
+
+
+@dataclass(frozen=True, slots=True)
+class RegistryReport:
+    """Whether a registry holds all of an inventory; no findings means that it does."""
+
+    target: str
+    inventory: Inventory
+    digest: Digest
+    deep: bool
+    findings: tuple[Finding, ...]
+
+    def to_document(self) -> dict[str, Any]:
+        """As JSON values, for `--json`."""
+        return {
+            "ok": not self.findings,
+            "target": self.target,
+            "deep": self.deep,
+            "inventory": str(self.digest),
+            **count(self.inventory),
+            "findings": [finding.to_document() for finding in self.findings],
+        }
+
+
+def verify(
+    reader: BundleReader,
+    *,
+    jobs: int = DEFAULT_JOBS,
+    on_event: OnEvent = ignore_events,
+    cancel: threading.Event | None = None,
+) -> BundleReport:
+    """Check every byte of a bundle (`mirror.bundle.verify.verify_bundle`)."""
+    return verify_bundle(reader, jobs=jobs, on_event=on_event, cancel=cancel)
+
+
+def verify_registry(
+    reader: BundleReader,
+    client: RegistryClient,
+    tree: TargetTree,
+    *,
+    deep: bool = False,
+    jobs: int = DEFAULT_JOBS,
+    on_event: OnEvent = ignore_events,
+    cancel: threading.Event | None = None,
+) -> RegistryReport:
+    """Check that a registry holds every tag, manifest and blob of a bundle.
+
+    The registry is asked for each; with `deep` each is also read back and hashed. Of the bundle
+    its structure is read, and not every byte.
+
+    Raises:
+        DamagedBundleError: the bundle does not tell what it holds.
+        CancelledError: `cancel` was set.
+    """
+    inventory = reader.inventory()
+    target = RegistryTarget(client, tree.locate, f"registry {tree.root}", jobs=jobs, cancel=cancel)
+    findings = audit(inventory, target, deep=deep, jobs=jobs, on_event=on_event, cancel=cancel)
+    return RegistryReport(str(tree.root), inventory, inventory.digest(), deep, findings)

@@ -1,0 +1,267 @@
+"""Proving who we are: basic credentials, and bearer tokens from a token server.
+
+Follows "Token Authentication Specification" and "OAuth2 Token Authentication" of the distribution
+project. Nothing is sent before the registry asks; after its first challenge the authenticator
+knows where tokens come from and fetches one a scope ahead of the request. Credentials go to the
+registry itself and to the token server it names, nowhere else, and never over plain HTTP when the
+registry itself speaks TLS.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import CancelledError as FlightLostError
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Protocol
+from urllib.parse import urlencode, urlsplit
+
+from mirror.errors import DeniedError, InputError, MirrorError, RegistryError
+from mirror.registry import scopes as scoping
+from mirror.registry.challenges import Challenge
+from mirror.registry.failures import LOGIN_HINT
+from mirror.registry.scopes import Scopes
+
+_log = logging.getLogger(__name__)
+
+_CLIENT_ID = "mirror"
+_MIN_LIFETIME_S = 60.0  # the token specification's default, and its lower bound
+_MARGIN_S = 10.0
+_MARGIN_SHARE = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class Credentials:
+    """A login for one registry: a name with a password, or an identity token, or both.
+
+    The `repr` shows no secret.
+
+    Raises:
+        InputError: a user name with a colon, which HTTP cannot carry (RFC 7617).
+    """
+
+    username: str = ""
+    password: str = field(default="", repr=False)
+    identity_token: str | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        if ":" in self.username:
+            raise InputError("a registry user name cannot contain a colon; check the login")
+
+    @property
+    def basic(self) -> str | None:
+        """The `Authorization` header that proves it to a server directly; None without a name."""
+        if not self.username:
+            return None
+        pair = f"{self.username}:{self.password}".encode()
+        return f"Basic {base64.b64encode(pair).decode()}"
+
+
+class FetchToken(Protocol):
+    """Sends one request to a token server and returns the body of its 200 answer."""
+
+    def __call__(
+        self, method: str, url: str, *, headers: Mapping[str, str], content: bytes
+    ) -> bytes: ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Token:
+    value: str = field(repr=False)
+    renew_at: float  # on the authenticator's clock
+
+
+class Authenticator:
+    """Knows what to put into `Authorization` for one registry; safe to use from many threads.
+
+    `secure` says that the registry itself is reached by TLS. `fetch` carries requests to the token
+    server; it raises MirrorError. `clock` counts seconds and never jumps: expiry is reckoned from
+    when the token was asked for, so that the clocks of two machines need not agree.
+    """
+
+    def __init__(
+        self,
+        host: str,
+        *,
+        secure: bool,
+        credentials: Credentials | None,
+        fetch: FetchToken,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._host, self._secure, self._credentials = host, secure, credentials
+        self._fetch, self._clock = fetch, clock
+        self._lock = threading.Lock()  # guards all fields below
+        self._way: Challenge | None = None
+        self._tokens: dict[Scopes, _Token] = {}
+        self._flights: dict[Scopes, Future[_Token]] = {}
+        self._widened: dict[Scopes, Scopes] = {}
+        self._identity_token = credentials.identity_token if credentials else None
+
+    def header(self, scopes: Scopes) -> str | None:
+        """What to send along; None while the registry has not asked for anything.
+
+        Raises:
+            DeniedError: the token server refuses, or may not be shown the credentials.
+            UnreachableError, RegistryError: it does not answer as it must.
+        """
+        with self._lock:
+            way = self._way
+            wanted = self._widened.get(scopes, scopes)
+        if way is None:
+            return None
+        if way.scheme == "basic":
+            return self._credentials.basic if self._credentials else None
+        return f"Bearer {self._token(way, wanted, stale=None)}"
+
+    def renewed(
+        self, challenges: Sequence[Challenge], scopes: Scopes, rejected: str | None
+    ) -> str | None:
+        """What to send after a 401 with `challenges`, where `rejected` had been sent.
+
+        None where nothing new can be said: no usable challenge, no credentials for it, or the
+        credentials were just refused.
+
+        Raises:
+            DeniedError, UnreachableError, RegistryError: as for `header`.
+        """
+        way = self._choose(challenges)
+        if way is None:
+            return None
+        with self._lock:
+            self._way = way
+            wanted = self._widened.get(scopes, scopes)
+            # What the registry says it needs wins over what we thought; but its challenge for
+            # a request without a scope (`GET /v2/`) often names some example.
+            if scopes or way.get("error") == "insufficient_scope":
+                wanted = scoping.merge(wanted, way.get("scope").split())
+                self._widened[scopes] = wanted
+        if way.scheme == "basic":
+            basic = self._credentials.basic if self._credentials else None
+            return basic if basic != rejected else None
+        stale = rejected.removeprefix("Bearer ") if rejected else None
+        return f"Bearer {self._token(way, wanted, stale=stale)}"
+
+    def _choose(self, challenges: Sequence[Challenge]) -> Challenge | None:
+        for challenge in challenges:
+            if challenge.scheme == "bearer" and challenge.get("realm"):
+                return challenge
+        basic = self._credentials is not None and self._credentials.basic is not None
+        for challenge in challenges:
+            if challenge.scheme == "basic" and basic:
+                return challenge
+        return None
+
+    def _token(self, way: Challenge, wanted: Scopes, stale: str | None) -> str:
+        """A token for `wanted` that is not `stale`: cached, or fetched by one thread for all."""
+        while True:
+            with self._lock:
+                token = self._tokens.get(wanted)
+                if token and token.value != stale and self._clock() < token.renew_at:
+                    return token.value
+                flight = self._flights.get(wanted)
+                if flight is None:
+                    mine = self._flights[wanted] = Future()
+            if flight is None:
+                return self._fly(mine, way, wanted).value
+            try:
+                fetched = flight.result().value
+            except FlightLostError:
+                continue  # that thread was interrupted; what stopped it is not our failure
+            if fetched != stale:
+                return fetched
+
+    def _fly(self, flight: Future[_Token], way: Challenge, wanted: Scopes) -> _Token:
+        try:
+            token = self._fetch_token(way, wanted)
+        except MirrorError as err:
+            # Waiting threads share the failure: a wrong password asked N times locks accounts.
+            with self._lock:
+                del self._flights[wanted]
+            flight.set_exception(err)
+            raise
+        except BaseException:
+            with self._lock:
+                del self._flights[wanted]
+            flight.cancel()
+            raise
+        with self._lock:
+            self._tokens[wanted] = token
+            del self._flights[wanted]
+        flight.set_result(token)
+        return token
+
+    def _fetch_token(self, way: Challenge, wanted: Scopes) -> _Token:
+        realm = way.get("realm")
+        where = f"token server of {self._host}"
+        parts = urlsplit(realm)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise RegistryError(
+                f"{self._host} names a token server that is no web address: {realm[:200]!r}; "
+                "check the registry's configuration",
+                where=where,
+            )
+        if parts.scheme == "http" and self._secure and self._credentials is not None:
+            raise DeniedError(
+                f"{self._host} is reached by TLS but names a token server without it "
+                f"(http://{parts.hostname}); the credentials are not sent there. Correct the "
+                "registry's configuration, or pull without a login",
+                where=where,
+            )
+        began = self._clock()
+        with self._lock:
+            identity_token = self._identity_token
+        if identity_token:
+            body = self._ask_oauth(realm, way, wanted, identity_token)
+        else:
+            body = self._ask(realm, way, wanted)
+        return self._read(body, began, where)
+
+    def _ask(self, realm: str, way: Challenge, wanted: Scopes) -> bytes:
+        query = [("service", way.get("service"))] if way.get("service") else []
+        query += [("scope", scope) for scope in wanted]
+        headers = {}
+        if self._credentials and self._credentials.basic:
+            query += [("account", self._credentials.username), ("client_id", _CLIENT_ID)]
+            headers["Authorization"] = self._credentials.basic
+        joint = "&" if urlsplit(realm).query else "?"
+        url = realm.partition("#")[0] + (joint + urlencode(query) if query else "")
+        return self._fetch("GET", url, headers=headers, content=b"")
+
+    def _ask_oauth(self, realm: str, way: Challenge, wanted: Scopes, identity_token: str) -> bytes:
+        form = {
+            "grant_type": "refresh_token",
+            "refresh_token": identity_token,
+            "service": way.get("service"),
+            "client_id": _CLIENT_ID,
+            "scope": " ".join(wanted),
+        }
+        headers = {"Content-Type": "application/x-www-form-urlencoded"}
+        return self._fetch("POST", realm, headers=headers, content=urlencode(form).encode())
+
+    def _read(self, body: bytes, began: float, where: str) -> _Token:
+        try:
+            answer = json.loads(body)
+            value = answer.get("token") or answer.get("access_token")
+            if not isinstance(value, str) or not value.isascii() or not value.isprintable():
+                raise ValueError("no token in it")
+            lifetime_s = float(answer.get("expires_in") or _MIN_LIFETIME_S)
+            fresh_identity = answer.get("refresh_token")
+        except (ValueError, TypeError, AttributeError, RecursionError, OverflowError) as err:
+            raise RegistryError(
+                f"{where}: its answer cannot be understood; check the registry's configuration. "
+                + LOGIN_HINT.format(host=self._host),
+                where=where,
+            ) from err
+        if isinstance(fresh_identity, str) and fresh_identity and self._identity_token:
+            with self._lock:
+                self._identity_token = fresh_identity  # servers may rotate it
+        # `max` in this order also turns NaN into the minimum.
+        lifetime_s = max(_MIN_LIFETIME_S, lifetime_s)
+        margin_s = max(_MARGIN_S, lifetime_s * _MARGIN_SHARE)
+        _log.debug("%s: got a token for %.0f s", where, lifetime_s)
+        return _Token(value, began + lifetime_s - margin_s)

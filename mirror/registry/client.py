@@ -1,0 +1,246 @@
+"""The client of one registry: the Distribution API as methods."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterator
+from types import TracebackType
+
+from mirror.events import OnEvent, ignore
+from mirror.oci import Child, Descriptor, Digest, Manifest
+from mirror.oci.reference import check_repository
+from mirror.registry import downloads, listings, manifests, sessions, uploads
+from mirror.registry.auth import Credentials
+from mirror.registry.options import ConnectionOptions
+from mirror.registry.transport import Transport
+
+
+def _never() -> bool:
+    return False
+
+
+class RegistryClient:
+    """Speaks the OCI Distribution API v1.1 with one registry host (`host[:port]`).
+
+    A context manager, safe to use from many threads; the constructor touches no network. One
+    client a host is enough and best: connections, tokens and what was learnt about the registry's
+    authentication are shared.
+
+    Every method raises, besides what it names itself:
+
+    * DeniedError: 401 or 403.
+    * UnreachableError: no usable answer, after the retries of `options.retries`.
+    * RegistryError: another answer than the specification has, with `status` and `codes`.
+    * CancelledError: the client was closed meanwhile.
+    * InvalidReferenceError, InvalidDigestError: an argument is no repository, tag or digest.
+
+    Repositories are paths without the host. Sizes and offsets are bytes.
+
+    Raises:
+        InvalidReferenceError: `host` is none.
+        InputError: the CA file or the environment's proxy cannot be used.
+    """
+
+    def __init__(
+        self,
+        host: str,
+        *,
+        options: ConnectionOptions | None = None,
+        credentials: Credentials | None = None,
+        on_event: OnEvent = ignore,
+    ) -> None:
+        self.host = host
+        self._transport = Transport(
+            host,
+            options=options or ConnectionOptions(),
+            credentials=credentials,
+            on_event=on_event,
+        )
+
+    def __enter__(self) -> RegistryClient:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"RegistryClient({self.host!r})"
+
+    def close(self) -> None:
+        """End all connections; what is under way in other threads fails with CancelledError."""
+        self._transport.close()
+
+    def ping(self) -> None:
+        """Check that a registry answers and accepts the login (`GET /v2/`, end-1).
+
+        Some registries let everybody do this and ask for a login at a repository only.
+        """
+        url = self._transport.url("/v2/")
+        self._transport.call("GET", url, accept=(200,), limit=1 << 20)
+
+    # -- manifests -----------------------------------------------------------------------------
+
+    def manifest(self, repository: str, reference: str | Digest) -> Manifest:
+        """Fetch a manifest by tag or digest (end-3).
+
+        By digest its bytes are checked against that; by tag against `Docker-Content-Digest`,
+        where the registry sends it.
+
+        Raises:
+            RegistryNotFoundError: there is no such manifest or repository.
+            DigestMismatchError: these are other bytes.
+            InvalidManifestError: they are no manifest, or more than `MAX_MANIFEST_BYTES`.
+        """
+        check_repository(repository)
+        return manifests.get(self._transport, repository, reference)
+
+    def resolve(self, repository: str, reference: str | Digest) -> Descriptor | None:
+        """What a tag or digest names, without fetching it (HEAD, end-3); None if nothing.
+
+        Where the registry refuses HEAD, or answers it without digest or length, the manifest is
+        fetched after all. None comes of a true 404 only.
+
+        Raises:
+            DigestMismatchError, InvalidManifestError: as `manifest`, where that was needed.
+        """
+        check_repository(repository)
+        return manifests.resolve(self._transport, repository, reference)
+
+    def put_manifest(self, repository: str, reference: str | Digest, manifest: Manifest) -> None:
+        """Put `manifest` under a tag or its own digest, byte for byte (end-7).
+
+        Raises:
+            ValueError: `reference` is the digest of something else.
+            DigestMismatchError: the registry says that it stored other bytes.
+        """
+        check_repository(repository)
+        manifests.put(self._transport, repository, reference, manifest)
+
+    def delete_manifest(self, repository: str, digest: Digest) -> None:
+        """Delete a manifest and with it all tags that name it (end-9).
+
+        Raises:
+            RegistryNotFoundError: there is none.
+        """
+        check_repository(repository)
+        manifests.delete(self._transport, repository, digest)
+
+    def delete_tag(self, repository: str, tag: str) -> None:
+        """Delete a tag and keep its manifest (end-9); many registries cannot, and refuse.
+
+        Raises:
+            RegistryNotFoundError: there is none.
+        """
+        check_repository(repository)
+        manifests.delete(self._transport, repository, tag)
+
+    # -- blobs ---------------------------------------------------------------------------------
+
+    def blob_size(self, repository: str, digest: Digest) -> int | None:
+        """The length of a blob (HEAD, end-2); None if the repository has none such."""
+        check_repository(repository)
+        return downloads.blob_size(self._transport, repository, digest)
+
+    def blob(
+        self,
+        repository: str,
+        digest: Digest,
+        *,
+        size: int | None = None,
+        offset: int = 0,
+        verify: bool = True,
+    ) -> Generator[bytes, None, None]:
+        """A blob's bytes from `offset` on, in order, as they arrive (GET, end-2).
+
+        A connection that breaks or stalls is replaced by another that continues at the byte
+        reached, until several attempts in a row bring nothing. From offset 0 on the bytes are
+        checked against digest and `size`, and the last chunk is held back until that has
+        succeeded; from elsewhere only the length is, and likewise for a caller that hashes the
+        bytes itself and says so by `verify=False`. Closing the generator ends the connection.
+
+        Raises:
+            RegistryNotFoundError: the repository has no such blob.
+            DigestMismatchError, SizeMismatchError: these are other bytes.
+            StalledError: too little moved for too long, in every attempt.
+            ValueError: `offset` lies outside of the blob.
+        """
+        check_repository(repository)
+        return downloads.Download(
+            self._transport, repository, digest, size, offset, verify=verify
+        ).chunks()
+
+    def upload(
+        self,
+        repository: str,
+        digest: Digest,
+        size: int,
+        content: Callable[[int], Generator[bytes, None, None]],
+        *,
+        cancelled: Callable[[], bool] = _never,
+    ) -> int:
+        """Send a blob (POST and PUT, end-4 and end-6; PATCH, end-5, where chunks are wanted).
+
+        `content(offset)` opens its bytes from there on; it is called anew for each attempt, and
+        what it raises ends the upload. `cancelled` is looked at between chunks. A cut upload is
+        continued where the registry says it got to, else it starts anew. A session that fails is
+        cancelled at the registry, best effort. Returns the bytes sent, repeated ones included.
+
+        Raises:
+            SizeMismatchError: `content` is longer or shorter than `size`.
+            CancelledError: `cancelled` said so.
+            StalledError: too little moved for too long, in every attempt.
+        """
+        check_repository(repository)
+        return uploads.Upload(self._transport, repository, digest, size, content, cancelled).run()
+
+    def mount(self, repository: str, digest: Digest, from_repository: str) -> bool:
+        """Make a blob of `from_repository` one of `repository` too, without sending it (end-11).
+
+        False where the registry does not: upload it then.
+        """
+        check_repository(repository)
+        check_repository(from_repository)
+        return sessions.mount(self._transport, repository, digest, from_repository)
+
+    def delete_blob(self, repository: str, digest: Digest) -> None:
+        """Delete a blob from a repository (end-10).
+
+        Raises:
+            RegistryNotFoundError: there is none.
+        """
+        check_repository(repository)
+        url = self._transport.url(f"/v2/{repository}/blobs/{digest}")
+        manifests.delete_at(self._transport, repository, url)
+
+    # -- listings ------------------------------------------------------------------------------
+
+    def tags(self, repository: str) -> list[str]:
+        """All tags of a repository, in the registry's order, each once (end-8).
+
+        Raises:
+            RegistryNotFoundError: the registry does not know the repository.
+        """
+        check_repository(repository)
+        return listings.tags(self._transport, repository)
+
+    def catalogue(self) -> Iterator[str]:
+        """All repositories of the registry, in its order, page by page (`GET /v2/_catalog`).
+
+        Not part of the specification: many registries lack it or keep it to administrators.
+        """
+        return listings.catalogue(self._transport)
+
+    def referrers(
+        self, repository: str, digest: Digest, artifact_type: str | None = None
+    ) -> list[Child]:
+        """What refers to the manifest `digest` as its subject (end-12), such as signatures.
+
+        Registries without that API are asked for the tag schema's index in its place
+        ("Unavailable Referrers API"). Empty if there is nothing, the manifest itself included.
+        """
+        check_repository(repository)
+        return listings.referrers(self._transport, repository, digest, artifact_type)

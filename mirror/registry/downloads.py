@@ -1,0 +1,202 @@
+"""Fetching a blob: verified while it passes, continued where a connection broke.
+
+Distribution-spec, "Pulling blobs"; ranges as in RFC 9110, section 14.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Generator
+
+import httpx
+
+from mirror.errors import RegistryError, SizeMismatchError, UnreachableError
+from mirror.oci import Digest, Verifier
+from mirror.registry import failures, scopes
+from mirror.registry.retry import TransientFailure
+from mirror.registry.transport import Transport
+
+_CONTENT_RANGE = re.compile(r"bytes (?:([0-9]{1,18})-([0-9]{1,18})|\*)/([0-9]{1,18}|\*)")
+_PROGRESS_BYTES = 64 << 10
+"""An attempt that moved less counts as failed in a row, or a trickle could go on for ever."""
+
+
+class Download:
+    """One blob on its way to us. Used by one thread, once."""
+
+    def __init__(
+        self,
+        transport: Transport,
+        repository: str,
+        digest: Digest,
+        size: int | None,
+        offset: int,
+        *,
+        verify: bool = True,
+    ) -> None:
+        if offset < 0 or (size is not None and offset > size):
+            raise ValueError(f"offset {offset} lies outside of the blob's {size} bytes")
+        self._transport, self._size = transport, size
+        self._url = _url(transport, repository, digest)
+        self._scopes = scopes.pull(repository)
+        self._what = f"{transport.host}/{repository}@{digest}"
+        self._where = f"GET {self._what}"
+        self._position = offset
+        # From the middle on there is nothing to hash: whoever holds the beginning checks the whole.
+        self._verifier = Verifier(digest, size, self._what) if verify and offset == 0 else None
+
+    def chunks(self) -> Generator[bytes, None, None]:
+        """The blob's bytes; see `RegistryClient.blob`."""
+        held: bytes | None = None
+        for chunk in self._resumed():
+            if self._verifier is not None:
+                self._verifier.update(chunk)
+            if held is not None:
+                yield held
+            held = chunk
+        if self._verifier is not None:
+            self._verifier.finish()
+        if held is not None:
+            yield held
+
+    def _resumed(self) -> Generator[bytes, None, None]:
+        if self._position == self._size and self._position > 0:
+            return
+        backoff = self._transport.backoff(self._where)
+        while True:
+            began = self._position
+            try:
+                yield from self._attempt()
+                return
+            except TransientFailure as failure:
+                if self._position - began >= _PROGRESS_BYTES:
+                    backoff.progressed()
+                backoff.wait(failure)
+
+    def _attempt(self) -> Generator[bytes, None, None]:
+        """Everything from the present position to the end, or as far as one connection goes."""
+        headers = {"Range": f"bytes={self._position}-"} if self._position else {}
+        transport = self._transport
+        with transport.open("GET", self._url, scopes=self._scopes, headers=headers) as response:
+            skip = self._judge(response)
+            if skip is None:
+                return
+            watch = transport.watch(self._where)
+            for chunk in watch.received(response.iter_raw()):
+                fresh = chunk
+                if skip:
+                    fresh, skip = chunk[skip:], max(0, skip - len(chunk))
+                if not fresh:
+                    continue
+                self._position += len(fresh)
+                if self._size is not None and self._position > self._size:
+                    raise SizeMismatchError(
+                        where=self._what, expected=self._size, actual=self._position
+                    )
+                yield fresh
+        if skip or (self._size is not None and self._position < self._size):
+            # An answer without a length can end early and look whole.
+            raise TransientFailure(
+                UnreachableError(
+                    f"{self._where}: the answer ended after {self._position} bytes, before the "
+                    f"blob's end; check the network and the registry's storage",
+                    where=self._where,
+                )
+            )
+
+    def _judge(self, response: httpx.Response) -> int | None:
+        """How many bytes of this answer to skip; None when there is nothing left to come."""
+        status = response.status_code
+        if status == 200:
+            self._learn_size(_length(response.headers.get("content-length")))
+            return self._position
+        if status in (206, 416) and self._position:
+            match = _CONTENT_RANGE.fullmatch(response.headers.get("content-range", "").strip())
+            total = None if match is None or match[3] == "*" else int(match[3])
+            self._learn_size(total)
+            if status == 416 and total is not None and total == self._position:
+                return None
+            if status == 206:
+                if match is not None and match[1] == str(self._position):
+                    return 0
+                raise RegistryError(
+                    f"{self._where}: asked for bytes from {self._position} on, the registry "
+                    f"answers with {response.headers.get('content-range', 'no range')!r:.100}; "
+                    "check for a proxy between that mishandles ranges",
+                    where=self._where,
+                    status=status,
+                )
+        self._transport.whole(response, accept=(), limit=0, where=self._where)
+        raise AssertionError("a refused answer always raises")
+
+    def _learn_size(self, total: int | None) -> None:
+        if total is None:
+            return
+        if self._size is None:
+            self._size = total
+        elif self._size != total:
+            raise SizeMismatchError(where=self._what, expected=self._size, actual=total)
+
+
+def blob_size(transport: Transport, repository: str, digest: Digest) -> int | None:
+    """A blob's length in bytes; see `RegistryClient.blob_size`."""
+    wanted = scopes.pull(repository)
+    where = transport.where("HEAD", _url(transport, repository, digest))
+    backoff = transport.backoff(where)
+    while True:
+        try:
+            return probe_size(transport, repository, digest, wanted)
+        except TransientFailure as failure:
+            backoff.wait(failure)
+
+
+def probe_size(
+    transport: Transport, repository: str, digest: Digest, wanted: scopes.Scopes
+) -> int | None:
+    """As `blob_size`, without retries: TransientFailure may leave it."""
+    url = _url(transport, repository, digest)
+    where = transport.where("HEAD", url)
+    with transport.open("HEAD", url, scopes=wanted) as response:
+        status = response.status_code
+        size = _length(response.headers.get("content-length")) if status == 200 else None
+        if status == 404 or size is not None:
+            return size
+        failure = failures.from_answer(
+            status, response.headers, b"", where=where, host=transport.host
+        )
+    if isinstance(failure, TransientFailure):
+        raise failure
+    return _size_by_first_byte(transport, url, wanted)
+
+
+def _size_by_first_byte(transport: Transport, url: str, wanted: scopes.Scopes) -> int | None:
+    """Some storage behind registries refuses HEAD, or answers it without a length."""
+    where = transport.where("GET", url)
+    headers = {"Range": "bytes=0-0"}
+    with transport.open("GET", url, scopes=wanted, headers=headers) as response:
+        status, size = response.status_code, None
+        if status == 404:
+            return None
+        if status == 200:
+            size = _length(response.headers.get("content-length"))
+        elif status in (206, 416):
+            match = _CONTENT_RANGE.fullmatch(response.headers.get("content-range", ""))
+            size = int(match[3]) if match and match[3] != "*" else None
+        if size is not None:
+            return size
+        if status >= 300:
+            transport.whole(response, accept=(), limit=0, where=where)
+    raise RegistryError(
+        f"{where}: {transport.host} does not tell the blob's size; "
+        "check for a proxy between that removes Content-Length",
+        where=where,
+        status=status,
+    )
+
+
+def _url(transport: Transport, repository: str, digest: Digest) -> str:
+    return transport.url(f"/v2/{repository}/blobs/{digest}")
+
+
+def _length(text: str | None) -> int | None:
+    return int(text) if text and text.isascii() and text.isdigit() and len(text) < 19 else None

@@ -1,0 +1,390 @@
+"""One registry's wire: requests with authorisation, redirects and retries over pooled connections.
+
+The layers above speak the Distribution API; this one only knows HTTP. Everything foreign that can
+go wrong leaves it as one of our errors.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Collection, Generator, Iterable, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from types import TracebackType
+from urllib.parse import urlsplit
+
+import httpx
+
+from mirror.errors import CancelledError, MirrorError, RegistryError
+from mirror.events import OnEvent
+from mirror.oci import Repository
+from mirror.registry import failures
+from mirror.registry.addresses import Home, path_of
+from mirror.registry.auth import Authenticator, Credentials
+from mirror.registry.challenges import parse_challenges
+from mirror.registry.connections import http_client
+from mirror.registry.options import ConnectionOptions
+from mirror.registry.retry import Backoff, TransientFailure
+from mirror.registry.scopes import Scopes
+from mirror.registry.stall import StallWatch
+
+_log = logging.getLogger(__name__)
+
+_BODIED = ("POST", "PUT", "PATCH")
+_MAX_REDIRECTS = 5
+_MAX_ERROR_BYTES = 64 << 10
+_MAX_TOKEN_BYTES = 1 << 20
+_POOL_WAIT_S = 600.0
+_ALIASES = {"docker.io": "registry-1.docker.io", "index.docker.io": "registry-1.docker.io"}
+
+
+@dataclass(frozen=True, slots=True)
+class Body:
+    """What a request sends: `size` bytes that `opened` yields, anew for each attempt."""
+
+    size: int
+    opened: Callable[[], Iterable[bytes]] = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A whole answer. `url` is where it came from after redirects."""
+
+    status: int
+    headers: httpx.Headers = field(repr=False)
+    body: bytes = field(repr=False)
+    url: str = field(repr=False)
+
+
+class Transport:
+    """Sends requests to one registry; thread-safe. See `RegistryClient` for the arguments."""
+
+    def __init__(
+        self,
+        host: str,
+        *,
+        options: ConnectionOptions,
+        credentials: Credentials | None,
+        on_event: OnEvent,
+    ) -> None:
+        Repository.parse(f"{host}/x")  # raises for what is no host
+        self.host, self.options, self.on_event = host, options, on_event
+        self.base = f"{options.scheme}://{_ALIASES.get(host, host)}"
+        self._home = Home(host, self.base)
+        self._closed = threading.Event()
+        self._client = http_client(options)
+        self._auth = Authenticator(
+            host,
+            secure=not options.plain_http,
+            credentials=credentials,
+            fetch=self._fetch_token,
+        )
+
+    def close(self) -> None:
+        """End all connections; requests under way fail with CancelledError."""
+        self._closed.set()
+        self._client.close()
+
+    def __enter__(self) -> Transport:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    # -- addresses -----------------------------------------------------------------------------
+
+    def url(self, path: str) -> str:
+        """The address of `path`, which starts with `/v2/`."""
+        return self.base + path
+
+    def resolved(self, location: str, base: str) -> str:
+        """The absolute address that `location` means in an answer from `base`.
+
+        Raises:
+            RegistryError: it is no address.
+        """
+        return self._home.resolved(location, base)
+
+    def at_home(self, url: str) -> bool:
+        """Whether `url` is at the registry itself, so that credentials may go there."""
+        return self._home.holds(url)
+
+    # -- requests ------------------------------------------------------------------------------
+
+    def backoff(self, where: str) -> Backoff:
+        """Patience for one piece of work, as the options have it."""
+        policy = self.options.retries
+        return Backoff(policy, policy.sleep or self._pause, where, self.on_event)
+
+    def _pause(self, delay_s: float) -> None:
+        if self._closed.wait(delay_s):
+            raise CancelledError(f"stopped, the connection to {self.host} was closed")
+
+    def where(self, method: str, url: str) -> str:
+        """How messages name a request: `METHOD host/path`, never the query."""
+        if self.at_home(url):
+            return f"{method} {self.host}{urlsplit(url).path}"
+        return f"{method} {path_of(url)}"
+
+    def call(
+        self,
+        method: str,
+        url: str,
+        *,
+        accept: Collection[int],
+        limit: int,
+        scopes: Scopes = (),
+        headers: Mapping[str, str] | None = None,
+        content: bytes = b"",
+        retry: bool = True,
+    ) -> Answer:
+        """Send a small request and read the whole answer, with retries unless `retry` is False.
+
+        `accept` lists the statuses to return. At most `limit` bytes of body are read.
+
+        Raises:
+            RegistryError: another status (of the type that `mirror.errors` has for it), or a body
+                beyond `limit`.
+            UnreachableError: no answer, and patience is at its end.
+        """
+        where = self.where(method, url)
+        body = Body(len(content), lambda: (content,)) if content or method in _BODIED else None
+        backoff = self.backoff(where)
+        while True:
+            try:
+                with self.open(method, url, scopes=scopes, headers=headers, body=body) as response:
+                    return self.whole(response, accept=accept, limit=limit, where=where)
+            except TransientFailure as failure:
+                if not retry:
+                    raise failure.error from failure.__cause__
+                backoff.wait(failure)
+
+    def whole(
+        self, response: httpx.Response, *, accept: Collection[int], limit: int, where: str
+    ) -> Answer:
+        """Read the rest of `response`; as `call`, but TransientFailure may leave it."""
+        good = response.status_code in accept
+        body = self._read(response, limit if good else _MAX_ERROR_BYTES, where, strict=good)
+        if not good:
+            host = self.host if self.at_home(str(response.url)) else response.url.host
+            raise failures.from_answer(
+                response.status_code, response.headers, body, where=where, host=host
+            )
+        return Answer(response.status_code, response.headers, body, str(response.url))
+
+    @contextmanager
+    def open(
+        self,
+        method: str,
+        url: str,
+        *,
+        scopes: Scopes = (),
+        headers: Mapping[str, str] | None = None,
+        body: Body | None = None,
+        answer_timeout_s: float | None = None,
+    ) -> Generator[httpx.Response, None, None]:
+        """Send one request and hand out the answer, whatever its status, with its body unread.
+
+        Authorisation is proved (and renewed once, on a 401), redirects are followed, nothing is
+        retried. Leaving the block closes the answer.
+
+        Raises:
+            TransientFailure: the network failed, here or while the block read the body.
+            MirrorError: it failed in a way that does not pass, or the token server refused.
+        """
+        where = self.where(method, url)
+        response: httpx.Response | None = None
+        try:
+            response = self._exchange(method, url, scopes, headers, body, answer_timeout_s)
+            yield response
+        except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError, RuntimeError) as err:
+            if self._closed.is_set():
+                raise CancelledError(
+                    f"{where}: stopped, the connection to {self.host} was closed"
+                ) from err
+            if isinstance(err, RuntimeError) and not isinstance(err, httpx.StreamError):
+                raise  # not httpx's way to say "closed": a bug somewhere
+            raise self._translated(err, where, response) from err
+        finally:
+            if response is not None:
+                response.close()
+
+    def _translated(
+        self, err: Exception, where: str, response: httpx.Response | None
+    ) -> TransientFailure | MirrorError:
+        host = self.host
+        if isinstance(err, httpx.RequestError):
+            try:
+                url = str(err.request.url)
+                host = self.host if self.at_home(url) else err.request.url.host
+            except (RuntimeError, ValueError):  # no request known
+                pass
+        return failures.from_network(
+            err, where=where, host=host, options=self.options, in_body=response is not None
+        )
+
+    def watch(self, where: str) -> StallWatch:
+        """What notices that a transfer has stalled; one for each direction of each transfer."""
+        options = self.options
+        return StallWatch(
+            options.stall_timeout_s,
+            options.stall_min_bytes,
+            lambda: TransientFailure(failures.stalled(where, self.host, options)),
+        )
+
+    # -- one exchange --------------------------------------------------------------------------
+
+    def _exchange(
+        self,
+        method: str,
+        url: str,
+        scopes: Scopes,
+        headers: Mapping[str, str] | None,
+        body: Body | None,
+        answer_timeout_s: float | None,
+    ) -> httpx.Response:
+        authorization = self._auth.header(scopes)
+        response = self._follow(method, url, headers, body, authorization, answer_timeout_s)
+        if response.status_code != 401 or not self.at_home(str(response.url)):
+            return response
+        challenges = parse_challenges(response.headers.get_list("www-authenticate"))
+        try:
+            renewed = self._auth.renewed(challenges, scopes, authorization)
+        except BaseException:
+            response.close()
+            raise
+        if renewed is None:
+            return response  # the caller turns it into an error, with the registry's own words
+        self._discard(response)
+        return self._follow(method, url, headers, body, renewed, answer_timeout_s)
+
+    def _follow(
+        self,
+        method: str,
+        url: str,
+        headers: Mapping[str, str] | None,
+        body: Body | None,
+        authorization: str | None,
+        answer_timeout_s: float | None,
+    ) -> httpx.Response:
+        """Send, and follow redirects by hand: `Authorization` goes to the registry alone."""
+        for _ in range(_MAX_REDIRECTS + 1):
+            response = self._send(method, url, headers, body, authorization, answer_timeout_s)
+            location = response.headers.get("location")
+            moved = response.status_code in (307, 308) or (
+                response.status_code in (301, 302, 303) and method in ("GET", "HEAD")
+            )
+            if not moved or not location:
+                return response
+            self._discard(response)
+            url = self.resolved(location, url)
+        where = self.where(method, url)
+        raise RegistryError(
+            f"{where}: {self.host} redirects more than {_MAX_REDIRECTS} times; "
+            "check the registry's configuration",
+            where=where,
+        )
+
+    def _send(
+        self,
+        method: str,
+        url: str,
+        headers: Mapping[str, str] | None,
+        body: Body | None,
+        authorization: str | None,
+        answer_timeout_s: float | None,
+    ) -> httpx.Response:
+        options = self.options
+        sent = dict(headers or {})
+        if authorization is not None and self.at_home(url):
+            sent["Authorization"] = authorization
+        if body is not None:
+            sent["Content-Length"] = str(body.size)
+        timeout = httpx.Timeout(
+            connect=options.connect_timeout_s,
+            read=answer_timeout_s or options.stall_timeout_s,
+            write=options.stall_timeout_s,
+            pool=_POOL_WAIT_S,
+        )
+        content = iter(body.opened()) if body is not None else None
+        try:
+            request = self._client.build_request(
+                method, url, headers=sent, content=content, timeout=timeout
+            )
+            response = self._client.send(request, stream=True, follow_redirects=False)
+        finally:
+            # A refused request leaves its body half read; whatever feeds it is to be let go.
+            if isinstance(content, Generator):
+                content.close()
+        _log.debug("%s: %s", self.where(method, url), response.status_code)
+        return response
+
+    def _read(self, response: httpx.Response, limit: int, where: str, *, strict: bool) -> bytes:
+        collected = bytearray()
+        for chunk in self.watch(where).received(response.iter_bytes()):
+            collected += chunk
+            if len(collected) > limit:
+                if strict:
+                    raise RegistryError(
+                        f"{where}: the answer of {self.host} is larger than {limit} bytes",
+                        where=where,
+                        status=response.status_code,
+                    )
+                break
+        return bytes(collected[:limit])
+
+    def _discard(self, response: httpx.Response) -> None:
+        """Read a short body away, so that the connection can be used again."""
+        length = response.headers.get("content-length", "")
+        try:
+            if length.isdigit() and int(length) <= _MAX_ERROR_BYTES:
+                for _ in response.iter_raw():
+                    pass
+        finally:
+            response.close()
+
+    def _fetch_token(
+        self, method: str, url: str, *, headers: Mapping[str, str], content: bytes
+    ) -> bytes:
+        """Carry a request of the authenticator, which alone decides what it may contain."""
+        where = f"{method} {path_of(url)}"
+        body = Body(len(content), lambda: (content,)) if method == "POST" else None
+        backoff = self.backoff(where)
+        while True:
+            try:
+                return self._token_attempt(method, url, headers, body, where)
+            except TransientFailure as failure:
+                backoff.wait(failure)
+
+    def _token_attempt(
+        self, method: str, url: str, headers: Mapping[str, str], body: Body | None, where: str
+    ) -> bytes:
+        host = urlsplit(url).netloc.rpartition("@")[2]
+        response: httpx.Response | None = None
+        try:
+            response = self._send(method, url, headers, body, None, None)
+            answer = self._read(response, _MAX_TOKEN_BYTES, where, strict=True)
+        except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError) as err:
+            if self._closed.is_set():
+                raise CancelledError(f"{where}: stopped, the connection was closed") from err
+            raise failures.from_network(
+                err,
+                where=where,
+                host=host,
+                options=self.options,
+                in_body=response is not None,
+            ) from err
+        finally:
+            if response is not None:
+                response.close()
+        if response.status_code != 200:
+            raise failures.from_token_server(
+                response.status_code, response.headers, answer, where=where, host=self.host
+            )
+        return answer

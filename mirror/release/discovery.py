@@ -1,0 +1,71 @@
+"""The index of what exists: `modules:<name>`, `packages:<name>`, `deckhouse-cli/plugins:<name>`.
+
+A cluster lists the tags of these repositories to learn which modules, packages and plugins there
+are. What the tags name does not matter to it, so it is one tiny image, the same at every push.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import io
+import json
+import tarfile
+from collections.abc import Iterable
+
+from mirror.oci import Digest
+from mirror.oci.media_types import OCI_CONFIG, OCI_LAYER_GZIP, OCI_MANIFEST
+from mirror.release.tree import MODULES, PACKAGES, PLUGINS
+from mirror.sync import Inventory, MemoryStore
+
+_INDEXES = (MODULES, PACKAGES, PLUGINS)
+
+
+def discovery_images(bundle: Inventory) -> MemoryStore:
+    """A store with one tag for every module, package and plugin that `bundle` has images of."""
+    store = MemoryStore("index of modules, packages and plugins")
+    for index in _INDEXES:
+        names = {
+            path[len(index) + 1 :].partition("/")[0]
+            for path, content in bundle.repositories.items()
+            if path.startswith(f"{index}/") and content.tags
+        }
+        if names:
+            _placeholder(store, index, sorted(names))
+    return store
+
+
+def _placeholder(store: MemoryStore, repository: str, tags: Iterable[str]) -> None:
+    """An image of one layer with one empty file; every byte of it is fixed."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as layer:
+        layer.addfile(tarfile.TarInfo(".index"))
+    plain = buffer.getvalue()
+    packed = gzip.compress(plain, mtime=0)
+    config = json.dumps(
+        {
+            "architecture": "amd64",
+            "os": "linux",
+            "config": {},
+            "rootfs": {"type": "layers", "diff_ids": [f"sha256:{_sha256(plain)}"]},
+        },
+        separators=(",", ":"),
+    ).encode()
+    manifest = json.dumps(
+        {
+            "schemaVersion": 2,
+            "mediaType": OCI_MANIFEST,
+            "config": _descriptor(OCI_CONFIG, store.add_blob(repository, config), config),
+            "layers": [_descriptor(OCI_LAYER_GZIP, store.add_blob(repository, packed), packed)],
+        },
+        separators=(",", ":"),
+    ).encode()
+    store.add_manifest(repository, manifest, OCI_MANIFEST, tags=tags)
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def _descriptor(media_type: str, digest: Digest, data: bytes) -> dict[str, object]:
+    return {"mediaType": media_type, "digest": str(digest), "size": len(data)}

@@ -1,0 +1,137 @@
+"""Files inside images that describe releases: parsed, with errors that say where they lie."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+from semver import Version
+
+from mirror.errors import InvalidDigestError, SourceContentError
+from mirror.oci import Digest
+from mirror.oci.reference import valid_tag
+from mirror.release.versions import parse_version
+
+VERSION_JSON = "version.json"
+IMAGES_DIGESTS = "deckhouse/candi/images_digests.json"
+IMAGES_TAGS = "deckhouse/candi/images_tags.json"
+MODULE_IMAGES_DIGESTS = "images_digests.json"
+EXTRA_IMAGES = "extra_images.json"
+
+_SHA256 = re.compile(rb"sha256:[a-f0-9]{64}")
+
+
+class _ReleaseDocument(BaseModel):
+    """`version.json` of a release image; keys that we do not use are left alone."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    version: str
+    suspend: bool = False
+
+
+def parse_release(data: bytes | None, where: str) -> tuple[Version, bool]:
+    """(version, suspended) of a release image's `version.json`; `data` None means: not there.
+
+    Raises:
+        SourceContentError: it is missing, is no JSON, or names no semantic version.
+    """
+    if data is None:
+        raise SourceContentError(f"{where}: the image has no {VERSION_JSON}")
+    try:
+        document = _ReleaseDocument.model_validate_json(data)
+    except ValidationError as err:
+        raise SourceContentError(
+            f"{where}: {VERSION_JSON} cannot be read: {_first_problem(err)}"
+        ) from err
+    version = parse_version(document.version)
+    if version is None:
+        raise SourceContentError(
+            f"{where}: {VERSION_JSON} names {document.version!r}, which is no semantic version"
+        )
+    return version, document.suspend
+
+
+def parse_component_digests(data: bytes, where: str) -> dict[Digest, str]:
+    """Digest → `module/image` of an installer's digest list, in its order.
+
+    Raises:
+        SourceContentError: it is not a mapping of modules to mappings of images to digests.
+    """
+    found: dict[Digest, str] = {}
+    for name, text in _component_items(data, where, IMAGES_DIGESTS):
+        try:
+            found.setdefault(Digest.parse(text), name)
+        except InvalidDigestError as err:
+            raise SourceContentError(f"{where}: {IMAGES_DIGESTS}: {name}: {err}") from err
+    return found
+
+
+def parse_component_tags(data: bytes, where: str) -> dict[str, str]:
+    """Tag → `module/image` of an old installer's tag list, in its order.
+
+    Raises:
+        SourceContentError: it is not a mapping of modules to mappings of images to tags.
+    """
+    found: dict[str, str] = {}
+    for name, text in _component_items(data, where, IMAGES_TAGS):
+        if not valid_tag(text):
+            raise SourceContentError(f"{where}: {IMAGES_TAGS}: {name}: {text!r} is no tag")
+        found.setdefault(text, name)
+    return found
+
+
+def _component_items(data: bytes, where: str, file: str) -> list[tuple[str, str]]:
+    items: list[tuple[str, str]] = []
+    for module, images in _json_object(data, where, file).items():
+        if not isinstance(images, Mapping):
+            raise SourceContentError(f"{where}: {file}: {module}: not a mapping of images")
+        for image, text in images.items():
+            if not isinstance(text, str):
+                raise SourceContentError(f"{where}: {file}: {module}/{image}: not a string")
+            items.append((f"{module}/{image}", text))
+    return items
+
+
+def find_digests(data: bytes) -> list[Digest]:
+    """Every SHA-256 digest in a module's `images_digests.json`, once, in order.
+
+    Modules nest them as they like, so the digests are found by their form and not by their place.
+    """
+    return [Digest.parse(text.decode()) for text in dict.fromkeys(_SHA256.findall(data))]
+
+
+def parse_extra_images(data: bytes, where: str) -> dict[str, str]:
+    """Extra image → tag, from a module's `extra_images.json`; a number counts as its digits.
+
+    Raises:
+        SourceContentError: it is no JSON object, or a name or tag is none.
+    """
+    extras: dict[str, str] = {}
+    for name, value in _json_object(data, where, EXTRA_IMAGES).items():
+        if isinstance(value, bool) or not isinstance(value, str | int | float):
+            continue  # other kinds of values are not images
+        tag = value if isinstance(value, str) else f"{value:.0f}"
+        if not valid_tag(tag):
+            raise SourceContentError(f"{where}: {EXTRA_IMAGES}: {name}: {tag!r} is no tag")
+        extras[name] = tag
+    return extras
+
+
+def _json_object(data: bytes, where: str, file: str) -> dict[str, Any]:
+    try:
+        document = json.loads(data)
+    except (ValueError, RecursionError) as err:
+        raise SourceContentError(f"{where}: {file} is no JSON: {err}") from err
+    if not isinstance(document, dict):
+        raise SourceContentError(f"{where}: {file} is no JSON object")
+    return document
+
+
+def _first_problem(err: ValidationError) -> str:
+    first = err.errors(include_url=False, include_context=False, include_input=False)[0]
+    at = ".".join(str(part) for part in first["loc"])
+    return f"{at}: {first['msg']}" if at else first["msg"]

@@ -1,0 +1,220 @@
+"""Who may do what: nobody is asked, Basic, or Bearer tokens from a token server.
+
+Actions are the words of the token specification: `pull`, `push`, `delete`
+(distribution, "Token Scope Documentation").
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hmac
+import secrets
+import threading
+import time
+from collections.abc import Mapping, Set
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from starlette.requests import Request
+
+from mirror.serve.errors import RefusedError
+
+PULL = frozenset({"pull"})
+PUSH = frozenset({"pull", "push"})
+ALL = frozenset({"pull", "push", "delete"})
+
+
+class Auth(Protocol):
+    """Judges requests. The repository `""` stands for the registry: its root and its catalogue."""
+
+    def check(self, request: Request, repository: str, actions: Set[str]) -> None:
+        """Let the request pass.
+
+        Raises:
+            RefusedError: 401 with a challenge, or 403.
+        """
+        ...
+
+    def allows(self, request: Request, repository: str, actions: Set[str]) -> bool:
+        """Whether `check` would let it pass."""
+        ...
+
+
+class _Judge:
+    def check(self, request: Request, repository: str, actions: Set[str]) -> None:
+        raise NotImplementedError
+
+    def allows(self, request: Request, repository: str, actions: Set[str]) -> bool:
+        try:
+            self.check(request, repository, actions)
+        except RefusedError:
+            return False
+        return True
+
+
+class Anonymous(_Judge):
+    """Everybody may do everything."""
+
+    def check(self, request: Request, repository: str, actions: Set[str]) -> None:  # noqa: ARG002
+        return
+
+
+@dataclass(frozen=True, slots=True)
+class User:
+    """Somebody with a password, and what they may do in every repository."""
+
+    password: str = field(repr=False)
+    actions: frozenset[str] = ALL
+
+
+class _Users:
+    """The people that a registry knows, and what the unknown may do."""
+
+    def __init__(self, users: Mapping[str, User], anonymous: Set[str]) -> None:
+        self._users, self._anonymous = dict(users), frozenset(anonymous)
+
+    def actions(self, header: str | None) -> frozenset[str] | None:
+        """What the sender of an `Authorization: Basic` header may do; None if it is wrong."""
+        if header is None:
+            return self._anonymous
+        name, password = _basic(header)
+        user = self._users.get(name)
+        # Compared in any case, so that time does not tell which names exist.
+        expected = (user.password if user else secrets.token_hex()).encode()
+        if not hmac.compare_digest(expected, password.encode()) or user is None:
+            return None
+        return user.actions
+
+
+class BasicAuth(_Judge):
+    """Name and password with every request; `anonymous` are the actions that need neither."""
+
+    def __init__(
+        self,
+        users: Mapping[str, User],
+        *,
+        anonymous: Set[str] = frozenset(),
+        realm: str = "registry",
+    ) -> None:
+        self._users = _Users(users, anonymous)
+        self._challenge = {"WWW-Authenticate": f'Basic realm="{realm}"'}
+
+    def check(self, request: Request, repository: str, actions: Set[str]) -> None:
+        header = request.headers.get("authorization")
+        allowed = self._users.actions(header)
+        if allowed is not None and (actions <= allowed if repository else allowed):
+            return
+        if allowed is None or header is None:
+            raise RefusedError(
+                401, "UNAUTHORIZED", "authentication required", headers=self._challenge
+            )
+        raise RefusedError(403, "DENIED", "this account may not do that")
+
+
+@dataclass(frozen=True, slots=True)
+class _Grant:
+    expires_at: float
+    scopes: frozenset[tuple[str, str]]  # (repository, action)
+
+
+class TokenAuth(_Judge):
+    """Bearer tokens, issued by this app at `/token` (distribution, "Token Authentication").
+
+    A token is good for `expires_s` seconds and for the scopes that were asked for and allowed.
+    `realm` is where clients are sent; by default `/token` of the address they called. It may point
+    elsewhere, which is how tests find clients that hand their credentials to anybody.
+    """
+
+    def __init__(
+        self,
+        users: Mapping[str, User],
+        *,
+        anonymous: Set[str] = frozenset(),
+        expires_s: float = 300.0,
+        service: str = "registry",
+        realm: str | None = None,
+    ) -> None:
+        self._users = _Users(users, anonymous)
+        self._expires_s, self._service, self._realm = expires_s, service, realm
+        self._lock = threading.Lock()  # guards _grants
+        self._grants: dict[str, _Grant] = {}
+
+    def check(self, request: Request, repository: str, actions: Set[str]) -> None:
+        grant = self._grant(request.headers.get("authorization"))
+        if grant is not None and all((repository, action) in grant.scopes for action in actions):
+            return
+        if grant is not None and not repository:
+            return  # any good token opens the door
+        raise RefusedError(
+            401,
+            "UNAUTHORIZED",
+            "authentication required" if grant is None else "the token does not cover this",
+            headers={"WWW-Authenticate": self._challenge(request, repository, actions, grant)},
+        )
+
+    def issue(self, authorization: str | None, scopes: list[str]) -> dict[str, object]:
+        """Answer a request to `/token`; `scopes` as in its query, such as `repository:a/b:pull`.
+
+        Raises:
+            RefusedError: 401, name or password are wrong.
+        """
+        allowed = self._users.actions(authorization)
+        if allowed is None:
+            challenge = {"WWW-Authenticate": f'Basic realm="{self._service}"'}
+            raise RefusedError(401, "UNAUTHORIZED", "name or password is wrong", headers=challenge)
+        granted: set[tuple[str, str]] = set()
+        for scope in " ".join(scopes).split():
+            kind, _, rest = scope.partition(":")
+            name, _, actions = rest.rpartition(":")
+            if kind == "repository":
+                granted.update((name, action) for action in actions.split(",") if action in allowed)
+        token, now = secrets.token_urlsafe(32), time.monotonic()
+        with self._lock:
+            self._grants = {
+                text: grant for text, grant in self._grants.items() if grant.expires_at > now
+            }
+            self._grants[token] = _Grant(now + self._expires_s, frozenset(granted))
+        issued_at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        return {
+            "token": token,
+            "access_token": token,
+            "expires_in": int(self._expires_s),
+            "issued_at": issued_at,
+        }
+
+    def revoke_all(self) -> None:
+        """Make every token that was issued worthless, as a restarted token server does."""
+        with self._lock:
+            self._grants = {}
+
+    def _grant(self, header: str | None) -> _Grant | None:
+        kind, _, token = (header or "").partition(" ")
+        if kind.lower() != "bearer":
+            return None
+        with self._lock:
+            grant = self._grants.get(token.strip())
+        return grant if grant is not None and grant.expires_at > time.monotonic() else None
+
+    def _challenge(
+        self, request: Request, repository: str, actions: Set[str], grant: _Grant | None
+    ) -> str:
+        realm = self._realm or str(request.url.replace(path="/token", query="", fragment=""))
+        parts = [f'realm="{realm}"', f'service="{self._service}"']
+        if repository:
+            parts.append(f'scope="repository:{repository}:{",".join(sorted(actions))}"')
+        if grant is not None:
+            parts.append('error="insufficient_scope"')
+        return "Bearer " + ",".join(parts)
+
+
+def _basic(header: str) -> tuple[str, str]:
+    """Name and password of a Basic header; empty ones if it is none."""
+    kind, _, encoded = header.partition(" ")
+    if kind.lower() != "basic":
+        return "", ""
+    try:
+        name, _, password = base64.b64decode(encoded.strip(), validate=True).decode().partition(":")
+    except (binascii.Error, UnicodeDecodeError):
+        return "", ""
+    return name, password

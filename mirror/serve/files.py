@@ -1,0 +1,98 @@
+"""Files that are either whole and on the disk, or not there."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+
+class StagingFolder:
+    """A folder of unfinished files on the same file system as the finished ones.
+
+    Each file is locked (`flock`) while its writer lives, so that `sweep` removes what a killed
+    process left behind and spares what a living one is writing.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def create(self) -> IO[bytes]:
+        """A new file, open for writing; its path is `.name`."""
+        path = self._path / secrets.token_hex(16)
+        # Unbuffered: after a failed write nothing lingers that closing would try to write again.
+        file = path.open("xb", buffering=0)
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return file
+
+    def sweep(self) -> None:
+        """Remove files whose writer is gone."""
+        for path in self._path.iterdir():
+            with contextlib.suppress(FileNotFoundError, BlockingIOError), path.open("rb") as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                path.unlink()
+
+    def write(self, target: Path, data: bytes) -> None:
+        """Give `target` the content `data` in one step; on return it is on the disk."""
+        with self.create() as file:
+            try:
+                write_all(file, data)
+                finish(file)
+                make_folder(target.parent)
+                Path(file.name).rename(target)
+            except BaseException:
+                Path(file.name).unlink(missing_ok=True)
+                raise
+        sync_folder(target.parent)
+
+
+def write_all(file: IO[bytes], data: bytes) -> None:
+    """Write all of `data`, however little the system takes at a time."""
+    view = memoryview(data)
+    while view:
+        view = view[file.write(view) :]
+
+
+def finish(file: IO[bytes]) -> None:
+    """Bring what was written onto the disk, before the file gets its final name."""
+    os.fsync(file.fileno())
+
+
+def make_folder(path: Path) -> None:
+    """Create `path` and its missing parents, each on the disk on return."""
+    if path.is_dir():
+        return
+    make_folder(path.parent)
+    path.mkdir(exist_ok=True)
+    sync_folder(path.parent)
+
+
+def sync_folder(path: Path) -> None:
+    """Bring the names in `path` onto the disk."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def names(path: Path) -> Iterator[str]:
+    """The names in a folder, in no order; none if there is no such folder."""
+    try:
+        with os.scandir(path) as entries:
+            yield from (entry.name for entry in entries)
+    except (FileNotFoundError, NotADirectoryError):
+        return
+
+
+def remove(path: Path) -> bool:
+    """Remove a file; whether there was one."""
+    try:
+        path.unlink()
+    except FileNotFoundError:
+        return False
+    return True

@@ -1,0 +1,245 @@
+"""A store in a folder: what was acknowledged survives a crash.
+
+    blobs/<algorithm>/<hex>                                  the bytes, once for all repositories
+    repositories/<name>/_blobs/<algorithm>/<hex>             empty: this repository holds the blob
+    repositories/<name>/_manifests/<algorithm>/<hex>         the manifest's media type
+    repositories/<name>/_tags/<tag>                          the digest that the tag names
+    repositories/<name>/_referrers/<subject>/<algorithm>/<hex>   empty; <subject> as two parts
+    staging/                                                 unfinished files
+
+No component of a repository name starts with `_`, so names and our folders never meet. Order of
+writing is what keeps the folder true: bytes before links, links before tags.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import IO
+
+from mirror.oci import Digest, Manifest
+from mirror.oci.reference import check_repository, check_tag
+from mirror.serve.files import (
+    StagingFolder,
+    finish,
+    make_folder,
+    names,
+    remove,
+    sync_folder,
+    write_all,
+)
+from mirror.serve.store import RunningDigest, StoredManifest
+
+_REREAD_BYTES = 1 << 20
+
+
+class FolderStorage:
+    """A `Store` in the folder `path`, which is created if need be.
+
+    Several processes may read and push at once; deleting is safe only while one process has the
+    folder, since the check that no other repository needs some bytes is guarded by this object.
+    """
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path)
+        self._staging = StagingFolder(self.path / "staging")
+        self._lock = threading.Lock()  # guards links against the removal of the bytes they need
+        for part in ("blobs", "repositories", "staging"):
+            make_folder(self.path / part)
+        self._staging.sweep()
+
+    # -- reading ---------------------------------------------------------------------------------
+
+    def repositories(self) -> Sequence[str]:
+        root = self.path / "repositories"
+        found = []
+        for folder, children, _files in os.walk(root):
+            if "_manifests" in children:
+                name = Path(folder).relative_to(root).as_posix()
+                if self.has_repository(name):
+                    found.append(name)
+            children[:] = [child for child in children if not child.startswith("_")]
+        return sorted(found)
+
+    def has_repository(self, repository: str) -> bool:
+        return any(True for _ in self._digests(self._folder(repository) / "_manifests"))
+
+    def tags(self, repository: str) -> Sequence[str]:
+        return sorted(names(self._folder(repository) / "_tags"))
+
+    def resolve(self, repository: str, tag: str) -> Digest | None:
+        try:
+            return Digest.parse(self._tag(repository, tag).read_text())
+        except FileNotFoundError:
+            return None
+
+    def manifest(self, repository: str, digest: Digest) -> StoredManifest | None:
+        try:
+            media_type = self._link(repository, "_manifests", digest).read_text()
+            return StoredManifest(media_type, self._content(digest).read_bytes())
+        except FileNotFoundError:
+            return None
+
+    def blob_size(self, repository: str, digest: Digest) -> int | None:
+        if not self._link(repository, "_blobs", digest).exists():
+            return None
+        try:
+            return self._content(digest).stat().st_size
+        except FileNotFoundError:
+            return None
+
+    def open_blob(self, repository: str, digest: Digest) -> _FileReader | None:
+        if not self._link(repository, "_blobs", digest).exists():
+            return None
+        try:
+            return _FileReader(self._content(digest))
+        except FileNotFoundError:
+            return None
+
+    def referrers(self, repository: str, subject: Digest) -> Sequence[Digest]:
+        return sorted(self._digests(self._referrers(repository, subject)))
+
+    # -- writing ---------------------------------------------------------------------------------
+
+    def stage(self, algorithm: str = "sha256") -> _FileStaging:
+        return _FileStaging(self, self._staging.create(), algorithm)
+
+    def mount_blob(self, source: str, target: str, digest: Digest) -> bool:
+        with self._lock:
+            if self.blob_size(source, digest) is None:
+                return False
+            self._staging.write(self._link(target, "_blobs", digest), b"")
+            return True
+
+    def put_manifest(self, repository: str, manifest: Manifest, tag: str | None = None) -> None:
+        digest = manifest.digest
+        with self._lock:
+            self._staging.write(self._content(digest), manifest.raw)
+            if manifest.subject:
+                subject = manifest.subject.digest
+                link = _digest_path(self._referrers(repository, subject), digest)
+                self._staging.write(link, b"")
+            link = self._link(repository, "_manifests", digest)
+            self._staging.write(link, manifest.media_type.encode())
+            if tag is not None:  # last: whoever sees the tag finds the manifest
+                self._staging.write(self._tag(repository, tag), str(digest).encode())
+
+    def delete_manifest(self, repository: str, digest: Digest) -> bool:
+        with self._lock:
+            held = self.manifest(repository, digest)
+            if held is None:
+                return False
+            for tag in self.tags(repository):  # first: a tag never outlives its manifest
+                if self.resolve(repository, tag) == digest:
+                    remove(self._tag(repository, tag))
+            subject = Manifest.parse(held.raw, held.media_type).subject
+            if subject:
+                remove(_digest_path(self._referrers(repository, subject.digest), digest))
+            remove(self._link(repository, "_manifests", digest))
+            self._forget(digest)
+            return True
+
+    def delete_tag(self, repository: str, tag: str) -> bool:
+        with self._lock:
+            return remove(self._tag(repository, tag))
+
+    def delete_blob(self, repository: str, digest: Digest) -> bool:
+        with self._lock:
+            if not remove(self._link(repository, "_blobs", digest)):
+                return False
+            self._forget(digest)
+            return True
+
+    def _adopt(self, staged: Path, repository: str, digest: Digest) -> None:
+        """Give a finished file its final name, then link it to `repository`."""
+        content = self._content(digest)
+        with self._lock:
+            make_folder(content.parent)
+            staged.rename(content)
+            sync_folder(content.parent)
+            self._staging.write(self._link(repository, "_blobs", digest), b"")
+
+    def _forget(self, digest: Digest) -> None:
+        """Remove bytes that no repository links to any more; call with the lock held."""
+        root = self.path / "repositories"
+        for folder, children, _files in os.walk(root):
+            for kind in ("_blobs", "_manifests"):
+                if kind in children and _digest_path(Path(folder) / kind, digest).exists():
+                    return
+            children[:] = [child for child in children if not child.startswith("_")]
+        remove(self._content(digest))
+
+    # -- paths -----------------------------------------------------------------------------------
+
+    def _content(self, digest: Digest) -> Path:
+        return _digest_path(self.path / "blobs", digest)
+
+    def _folder(self, repository: str) -> Path:
+        check_repository(repository)  # once more: a name from elsewhere must not leave the folder
+        return self.path / "repositories" / repository
+
+    def _link(self, repository: str, kind: str, digest: Digest) -> Path:
+        return _digest_path(self._folder(repository) / kind, digest)
+
+    def _tag(self, repository: str, tag: str) -> Path:
+        check_tag(tag)
+        return self._folder(repository) / "_tags" / tag
+
+    def _referrers(self, repository: str, subject: Digest) -> Path:
+        return _digest_path(self._folder(repository) / "_referrers", subject)
+
+    @staticmethod
+    def _digests(folder: Path) -> Iterator[Digest]:
+        for algorithm in names(folder):
+            for encoded in names(folder / algorithm):
+                yield Digest.parse(f"{algorithm}:{encoded}")
+
+
+def _digest_path(folder: Path, digest: Digest) -> Path:
+    return folder / digest.algorithm / digest.encoded
+
+
+class _FileReader:
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("rb", buffering=0)
+        self.size = os.fstat(self._file.fileno()).st_size
+
+    def read_at(self, offset: int, length: int) -> bytes:
+        return os.pread(self._file.fileno(), length, offset)
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class _FileStaging:
+    def __init__(self, storage: FolderStorage, file: IO[bytes], algorithm: str) -> None:
+        self._storage, self._file = storage, file
+        self._digest = RunningDigest(algorithm)
+
+    @property
+    def size(self) -> int:
+        return self._digest.size
+
+    def write(self, data: bytes) -> None:
+        # First the disk: if it is full, the count must not run ahead of what is there.
+        write_all(self._file, data)
+        self._digest.update(data)
+
+    def commit(self, repository: str, digest: Digest) -> None:
+        try:
+            self._digest.check(digest, self._again)
+            finish(self._file)
+            self._storage._adopt(Path(self._file.name), repository, digest)
+        finally:
+            self.discard()
+
+    def discard(self) -> None:
+        Path(self._file.name).unlink(missing_ok=True)  # gone already if it was adopted
+        self._file.close()
+
+    def _again(self) -> Iterator[bytes]:
+        with Path(self._file.name).open("rb") as file:
+            while chunk := file.read(_REREAD_BYTES):
+                yield chunk

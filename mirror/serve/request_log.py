@@ -1,0 +1,165 @@
+"""A record of the requests that a server answered: what tests count and demonstrations show."""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections import deque
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+
+@dataclass(frozen=True, slots=True)
+class RecordedRequest:
+    """One request. `received` and `sent` are bytes of body; `status` is None if no answer left.
+
+    `headers` have lower-case names. They may hold credentials and are left out of the repr.
+    """
+
+    method: str
+    path: str
+    query: str
+    status: int | None
+    received: int
+    sent: int
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False, compare=False)
+
+
+class RequestLog:
+    """Requests in the order in which they were over; thread-safe.
+
+    A request is recorded before the last byte of its answer leaves, so that whoever has the answer
+    finds the request here. At most `limit` are kept; the oldest go first.
+    """
+
+    def __init__(self, limit: int | None = 100_000) -> None:
+        self._lock = threading.Lock()  # guards everything below
+        self._requests: deque[RecordedRequest] = deque(maxlen=limit)
+        self._active = 0
+        self._peak = 0
+
+    def __iter__(self) -> Iterator[RecordedRequest]:
+        with self._lock:
+            return iter(tuple(self._requests))
+
+    def __len__(self) -> int:
+        with self._lock:
+            return len(self._requests)
+
+    @property
+    def peak(self) -> int:
+        """The largest number of requests that were in progress at one time."""
+        with self._lock:
+            return self._peak
+
+    def matching(
+        self, method: str | None = None, path: str = "", status: int | None = None
+    ) -> list[RecordedRequest]:
+        """Those of that method and status whose `path?query` contains the pattern `path`."""
+        pattern = re.compile(path)
+        return [
+            request
+            for request in self
+            if method in (None, request.method)
+            and status in (None, request.status)
+            and pattern.search(f"{request.path}?{request.query}")
+        ]
+
+    def count(self, method: str | None = None, path: str = "", status: int | None = None) -> int:
+        """How many `matching` finds."""
+        return len(self.matching(method, path, status))
+
+    def received(self, path: str = "") -> int:
+        """Bytes of body that clients sent to `matching` paths."""
+        return sum(request.received for request in self.matching(path=path))
+
+    def sent(self, path: str = "") -> int:
+        """Bytes of body that were sent to clients from `matching` paths."""
+        return sum(request.sent for request in self.matching(path=path))
+
+    def clear(self) -> None:
+        """Forget what was recorded; requests in progress are recorded when they are over."""
+        with self._lock:
+            self._requests.clear()
+            self._peak = self._active
+
+    def begin(self) -> None:
+        """A request has come in."""
+        with self._lock:
+            self._active += 1
+            self._peak = max(self._peak, self._active)
+
+    def end(self, request: RecordedRequest) -> None:
+        """A request that came in is over."""
+        with self._lock:
+            self._active -= 1
+            self._requests.append(request)
+
+
+class RequestLogMiddleware:
+    """Tells `log` of every HTTP request of `app`."""
+
+    def __init__(self, app: ASGIApp, log: RequestLog) -> None:
+        self._app, self._log = app, log
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        watched = _Watched(scope, receive, send, self._log)
+        self._log.begin()
+        try:
+            await self._app(scope, watched.receive, watched.send)
+        except Exception:
+            watched.status = watched.status or 500  # the server answers so on our behalf
+            raise
+        finally:
+            watched.record()
+
+
+class _Watched:
+    """One request's two streams, with counters."""
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send, log: RequestLog) -> None:
+        self._scope, self._receive, self._send, self._log = scope, receive, send, log
+        self._received = self._sent = 0
+        self._recorded = False
+        self.status: int | None = None
+
+    async def receive(self) -> Message:
+        message = await self._receive()
+        self._received += len(message.get("body", b""))
+        return message
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+        elif message["type"] == "http.response.body":
+            if self._scope["method"] != "HEAD":
+                self._sent += len(message.get("body", b""))
+            if not message.get("more_body", False):
+                self.record()  # before the client can know that it is over
+        await self._send(message)
+
+    def record(self) -> None:
+        if self._recorded:
+            return
+        self._recorded = True
+        scope: Any = self._scope
+        self._log.end(
+            RecordedRequest(
+                method=scope["method"],
+                path=scope["path"],
+                query=scope.get("query_string", b"").decode("latin-1"),
+                status=self.status,
+                received=self._received,
+                sent=self._sent,
+                headers={
+                    name.decode("latin-1"): value.decode("latin-1")
+                    for name, value in scope["headers"]
+                },
+            )
+        )

@@ -1,0 +1,136 @@
+"""Uvicorn in a thread of ours: no signal handlers, no log configuration, a quick end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import threading
+from pathlib import Path
+
+import uvicorn
+from starlette.types import ASGIApp
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from mirror.serve.connection import EXTENSION
+
+_KEEP_ALIVE_S = 75
+_START_TIMEOUT_S = 30.0
+
+
+class _Protocol(HttpToolsProtocol):
+    """Uvicorn's HTTP protocol, which also lets the app cut its connection."""
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self.scope["extensions"] = {EXTENSION: {"transport": self.transport}}
+
+
+class _Server(uvicorn.Server):
+    """Uvicorn's server, except that it waits for events where uvicorn polls every 0.1 s.
+
+    Programs that start hundreds of servers, as tests do, feel the difference.
+    """
+
+    def __init__(self, config: uvicorn.Config, grace_s: float) -> None:
+        super().__init__(config)
+        self._grace_s = grace_s
+        self.running = threading.Event()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._stop = asyncio.Event()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        self._loop = asyncio.get_running_loop()
+        await super().startup(sockets)
+        self.running.set()
+
+    async def main_loop(self) -> None:
+        while not self.should_exit:
+            await self.on_tick(0)  # keeps the Date header right
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._stop.wait(), timeout=1.0)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:  # noqa: ARG002
+        for server in self.servers:
+            server.close()
+        for connection in list(self.server_state.connections):
+            connection.shutdown()  # closes idle ones; busy ones close after their answer
+        deadline = asyncio.get_running_loop().time() + self._grace_s
+        while self._busy() and asyncio.get_running_loop().time() < deadline:
+            await asyncio.sleep(0.005)
+        for connection in list(self.server_state.connections):
+            connection.transport.abort()
+        for _ in range(3):  # lets the requests learn that their clients are gone
+            await asyncio.sleep(0)
+        for task in list(self.server_state.tasks):
+            task.cancel()
+        if self.server_state.tasks:
+            await asyncio.wait(list(self.server_state.tasks), timeout=1.0)
+        await self.lifespan.shutdown()
+
+    def stop(self) -> None:
+        """Begin to end; from any thread."""
+        self.should_exit = True
+        if self._loop is not None:
+            with contextlib.suppress(RuntimeError):  # ended already
+                self._loop.call_soon_threadsafe(self._stop.set)
+
+    def _busy(self) -> bool:
+        return bool(self.server_state.connections or self.server_state.tasks)
+
+
+class ServerThread:
+    """An ASGI app behind a listening socket, served by a thread that `stop` joins."""
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        listener: socket.socket,
+        *,
+        certificate: Path | None = None,
+        key: Path | None = None,
+        grace_s: float = 0.2,
+    ) -> None:
+        config = uvicorn.Config(
+            app,
+            loop="asyncio",
+            http=_Protocol,
+            ws="none",
+            lifespan="on",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+            timeout_keep_alive=_KEEP_ALIVE_S,
+            ssl_certfile=certificate,
+            ssl_keyfile=key,
+        )
+        config.load()  # here, so that a bad certificate is told to the caller
+        self._server = _Server(config, grace_s)
+        self._listener = listener
+        self._failure: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name="mirror-serve")
+
+    def start(self) -> None:
+        """Begin to serve; on return requests are answered.
+
+        Raises:
+            RuntimeError: the server could not start.
+        """
+        self._thread.start()
+        if not self._server.running.wait(_START_TIMEOUT_S) or self._failure:
+            self.stop()
+            raise RuntimeError("the embedded registry did not start") from self._failure
+
+    def stop(self) -> None:
+        """End: idle connections at once, requests in progress after at most `grace_s` seconds."""
+        self._server.stop()
+        self._thread.join()
+
+    def _run(self) -> None:
+        try:
+            asyncio.run(self._server.serve(sockets=[self._listener]))
+        except BaseException as err:  # noqa: BLE001 - handed to the thread that waits in `start`
+            self._failure = err
+        finally:
+            self._server.running.set()

@@ -1,0 +1,173 @@
+"""Where content comes from and goes to: the two protocols between which every transfer runs.
+
+A registry, a bundle and memory are sources; a registry, a bundle being written and memory are
+targets. Repository paths are relative to the root that the inventory shares.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing, suppress
+from typing import TYPE_CHECKING, Protocol
+
+from mirror.errors import CancelledError, NotFoundError
+from mirror.oci import Digest, Manifest, Verifier
+
+if TYPE_CHECKING:
+    from mirror.sync.inventory import Inventory
+    from mirror.sync.plan import CopyBlob
+
+
+class Source(Protocol):
+    """Something that content is read from. Thread-safe."""
+
+    @property
+    def name(self) -> str:
+        """What a person calls it, for messages."""
+        ...
+
+    def manifest(self, repository: str, digest: Digest) -> Manifest:
+        """The manifest with that digest.
+
+        Raises:
+            NotFoundError: `repository` has no such manifest.
+            IntegrityError: what is there under that name is something else.
+        """
+        ...
+
+    def blob(
+        self, repository: str, digest: Digest, size: int, offset: int = 0
+    ) -> Generator[bytes, None, None]:
+        """The bytes of a blob of `size` bytes, from `offset` to its end; not yet verified."""
+        ...
+
+
+class Target(Protocol):
+    """Something that content is written to. Thread-safe; every call is idempotent."""
+
+    @property
+    def name(self) -> str:
+        """What a person calls it, for messages."""
+        ...
+
+    def held(self, wanted: Inventory) -> Inventory:
+        """What of `wanted` is there already, as far as this target can tell."""
+        ...
+
+    def put_blob(self, step: CopyBlob, content: BlobContent) -> int:
+        """Bring a blob into every repository of `step.into`; return the bytes that moved.
+
+        Never leaves wrong bytes under a digest: `content` raises before its last chunk if they
+        are, and a target completes a blob only with its last byte.
+        """
+        ...
+
+    def put_manifest(self, repository: str, manifest: Manifest) -> None:
+        """Store a manifest by its digest. All it reaches is there already."""
+        ...
+
+    def put_tag(self, repository: str, tag: str, manifest: Manifest) -> None:
+        """Let `tag` name `manifest`, which is there already."""
+        ...
+
+
+class BlobContent:
+    """The bytes of one blob on their way: verified, counted, and cut short on cancellation.
+
+    One transfer owns one of these and reads it as often as it needs to, from any offset: bytes
+    are hashed the first time they pass, so a continued upload is still verified as a whole.
+    Not thread-safe.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        repository: str,
+        digest: Digest,
+        size: int,
+        *,
+        cancelled: Callable[[], bool] = lambda: False,
+        on_bytes: Callable[[int], None] = lambda _count: None,
+    ) -> None:
+        self.digest, self.size = digest, size
+        self._source, self._repository = source, repository
+        self._cancelled, self._on_bytes = cancelled, on_bytes
+        self._where = f"{source.name}: blob {digest} of {repository or 'the root repository'}"
+        self._verifier = Verifier(digest, size, self._where)
+        self._judged = False
+        self._reported = 0
+
+    def chunks(self, offset: int = 0) -> Generator[bytes, None, None]:
+        """The bytes from `offset` on; the last chunk comes only after the whole has proved right.
+
+        Raises:
+            SizeMismatchError, DigestMismatchError: the source has other bytes under this name.
+            CancelledError: the transfer was cancelled; nothing is complete.
+        """
+        start = min(offset, self._verifier.count)
+        position = offset
+        held: bytes | None = None
+        with closing(self._source.blob(self._repository, self.digest, self.size, start)) as stream:
+            for chunk in self._from(offset, start, stream):
+                if held is not None:
+                    yield held
+                    position = self._passed(position + len(held))
+                held = chunk
+        if not self._judged:
+            self._verifier.finish()
+            self._judged = True
+        if held is not None:
+            yield held
+            self._passed(position + len(held))
+
+    def _passed(self, position: int) -> int:
+        """Report progress once per byte, however often a broken attempt is begun again."""
+        if position > self._reported:
+            self._on_bytes(position - self._reported)
+            self._reported = position
+        return position
+
+    def _from(self, offset: int, start: int, stream: Iterator[bytes]) -> Iterator[bytes]:
+        """Hash what has not been hashed, and pass on what lies behind `offset`."""
+        position = start
+        for chunk in stream:
+            if self._cancelled():
+                raise CancelledError(f"{self._where}: stopped on request")
+            end = position + len(chunk)
+            if end > self._verifier.count:
+                self._verifier.update(chunk[self._verifier.count - position :])
+            if end > offset:
+                yield chunk[max(0, offset - position) :]
+            position = end
+
+
+class Overlay:
+    """Several sources as one: each question goes to the first that has an answer. Thread-safe."""
+
+    def __init__(self, *sources: Source) -> None:
+        self._sources = sources
+
+    @property
+    def name(self) -> str:
+        return self._sources[0].name
+
+    def manifest(self, repository: str, digest: Digest) -> Manifest:
+        for source in self._sources[:-1]:
+            with suppress(NotFoundError):
+                return source.manifest(repository, digest)
+        return self._sources[-1].manifest(repository, digest)
+
+    def blob(
+        self, repository: str, digest: Digest, size: int, offset: int = 0
+    ) -> Generator[bytes, None, None]:
+        for source in self._sources[:-1]:
+            begun = False
+            try:
+                for chunk in source.blob(repository, digest, size, offset):
+                    begun = True
+                    yield chunk
+                return
+            except NotFoundError:
+                if begun:
+                    raise
+        yield from self._sources[-1].blob(repository, digest, size, offset)

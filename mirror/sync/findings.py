@@ -1,0 +1,72 @@
+"""Findings: what is wrong with some place, located as closely as it can be."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from mirror.oci import Digest
+from mirror.sync.inventory import RepositoryContent
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """Something damaged, missing or foreign.
+
+    `place` is the archive or the registry; `tags` are those of `repository` that need the content
+    `digest`. `repository` is None where the trouble lies in no single one.
+    """
+
+    place: str
+    problem: str
+    repository: str | None = None
+    tags: tuple[str, ...] = ()
+    digest: Digest | None = None
+
+    def __str__(self) -> str:
+        where = self.place
+        if self.repository is not None:
+            where += f": repository {self.repository or '/'}"
+        if self.tags:
+            more = f" and {len(self.tags) - 5} more" if len(self.tags) > 5 else ""
+            where += f", tag{'s' if len(self.tags) > 1 else ''} {', '.join(self.tags[:5])}{more}"
+        return f"{where}: {self.problem}"
+
+    def to_document(self) -> dict[str, Any]:
+        """As JSON values, for `--json`."""
+        return {
+            "place": self.place,
+            "repository": self.repository,
+            "tags": list(self.tags),
+            "digest": str(self.digest) if self.digest else None,
+            "problem": self.problem,
+        }
+
+
+def listed(findings: Iterable[Finding], *, most: int = 20) -> str:
+    """The first `most` findings, one indented line each, and how many there are beyond."""
+    lines = [f"\n  {finding}" for finding in findings]
+    more = f"\n  and {len(lines) - most} more" if len(lines) > most else ""
+    return "".join(lines[:most]) + more
+
+
+class Dependents:
+    """Answers which tags of a repository need some manifest or blob, directly or further up."""
+
+    def __init__(self, content: RepositoryContent) -> None:
+        self._parents: dict[Digest, list[Digest]] = {}
+        for digest, node in content.manifests.items():
+            for below in (*node.blobs, *node.children):
+                self._parents.setdefault(below.digest, []).append(digest)
+        self._tags: Mapping[str, Digest] = content.tags
+
+    def tags(self, digest: Digest) -> tuple[str, ...]:
+        """The tags that reach `digest`, sorted."""
+        reached, pending = {digest}, [digest]
+        while pending:
+            for parent in self._parents.get(pending.pop(), ()):
+                if parent not in reached:
+                    reached.add(parent)
+                    pending.append(parent)
+        return tuple(sorted(tag for tag, named in self._tags.items() if named in reached))

@@ -1,0 +1,299 @@
+"""Inventories: what a place holds, as pure data.
+
+For each repository: which tags name which digest, which manifests are there, and which blobs.
+Everything else is arithmetic on this: a selection, a bundle, a registry's state and a delta are
+inventories; a plan is the difference of two.
+
+An inventory may be *open*: a manifest in it may reach blobs or children that it does not have,
+which is how a half-filled or damaged registry looks. `gaps` lists them; a *closed* one has none.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from mirror.errors import DamagedBundleError, InputError, InvalidDigestError
+from mirror.oci import Descriptor, Digest, Manifest
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class ManifestNode:
+    """A manifest as the graph sees it: what it is, and what it needs beside it.
+
+    `blobs` are its config and the layers that must be carried; `children` the manifests of an
+    index. A `subject` is no child: a signature may arrive before, after or without what it signs.
+    `artifact_type` is what an index says of an artifact; None for an image.
+    """
+
+    descriptor: Descriptor
+    blobs: tuple[Descriptor, ...] = ()
+    children: tuple[Descriptor, ...] = ()
+    artifact_type: str | None = None
+
+    @classmethod
+    def of(cls, manifest: Manifest) -> ManifestNode:
+        """The node of a manifest."""
+        return cls(
+            manifest.descriptor,
+            manifest.blobs,
+            tuple(child.descriptor for child in manifest.children),
+            manifest.artifact_type,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class RepositoryContent:
+    """What one repository holds. `blobs` maps digests to sizes in bytes."""
+
+    tags: Mapping[str, Digest] = field(default_factory=dict)
+    manifests: Mapping[Digest, ManifestNode] = field(default_factory=dict)
+    blobs: Mapping[Digest, int] = field(default_factory=dict)
+
+    def __bool__(self) -> bool:
+        return bool(self.tags or self.manifests or self.blobs)
+
+
+NOTHING = RepositoryContent()
+
+
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """Something that an inventory promises and does not hold.
+
+    `missing` is needed by the manifest `needed_by`, or by `tag` itself when `needed_by` is None.
+    """
+
+    repository: str
+    missing: Digest
+    needed_by: Digest | None
+    tag: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Inventory:
+    """Repository contents by path, relative to the root that a tree of repositories shares.
+
+    The empty path is the root repository itself. Repositories without content are left out, so
+    that equal content means equal inventories.
+    """
+
+    repositories: Mapping[str, RepositoryContent] = field(default_factory=dict)
+
+    def repository(self, path: str) -> RepositoryContent:
+        """What `path` holds; nothing, where the inventory does not know it."""
+        return self.repositories.get(path, NOTHING)
+
+    def digest(self) -> Digest:
+        """Identity of all content: equal for two places if and only if they hold the same."""
+        return Digest.of(self.to_json())
+
+    def blob_sizes(self) -> dict[Digest, int]:
+        """Every distinct blob with its size in bytes, in canonical order."""
+        sizes: dict[Digest, int] = {}
+        for _, content in sorted(self.repositories.items()):
+            sizes.update(content.blobs)
+        return dict(sorted(sizes.items()))
+
+    def manifest_nodes(self) -> dict[Digest, ManifestNode]:
+        """Every distinct manifest, in canonical order."""
+        nodes: dict[Digest, ManifestNode] = {}
+        for content in self.repositories.values():
+            nodes.update(content.manifests)
+        return dict(sorted(nodes.items()))
+
+    def gaps(self) -> Iterator[Gap]:
+        """What is promised and not there, in canonical order. A closed inventory has none."""
+        for path, content in sorted(self.repositories.items()):
+            for tag, digest in sorted(content.tags.items()):
+                if digest not in content.manifests:
+                    yield Gap(path, digest, None, tag)
+            for digest, node in sorted(content.manifests.items()):
+                for blob in node.blobs:
+                    if blob.digest not in content.blobs:
+                        yield Gap(path, blob.digest, digest)
+                for child in node.children:
+                    if child.digest not in content.manifests:
+                        yield Gap(path, child.digest, digest)
+
+    def filtered(self, keep: Callable[[str], bool]) -> Inventory:
+        """Only the repositories whose path `keep` accepts."""
+        return Inventory({p: c for p, c in self.repositories.items() if keep(p)})
+
+    def relocated(self, move: Callable[[str], str]) -> Inventory:
+        """The same content with every repository path passed through `move`."""
+        return union(Inventory({move(p): c}) for p, c in sorted(self.repositories.items()))
+
+    # -- canonical form ------------------------------------------------------------------------
+
+    def to_document(self) -> dict[str, Any]:
+        """The inventory as JSON values (schema version 1); see docs/inventory.md."""
+        return {
+            "schemaVersion": SCHEMA_VERSION,
+            "manifests": self.manifests_document(),
+            "repositories": self.repositories_document(),
+        }
+
+    def manifests_document(self) -> dict[str, Any]:
+        """The table of manifests that all repositories share."""
+        return {str(digest): _node_document(node) for digest, node in self.manifest_nodes().items()}
+
+    def repositories_document(self) -> dict[str, Any]:
+        """What each repository holds; its manifests by digest only."""
+        return {
+            path: {
+                "blobs": {str(d): size for d, size in sorted(content.blobs.items())},
+                "manifests": [str(d) for d in sorted(content.manifests)],
+                "tags": {tag: str(d) for tag, d in sorted(content.tags.items())},
+            }
+            for path, content in sorted(self.repositories.items())
+            if content
+        }
+
+    def to_json(self) -> bytes:
+        """The one canonical serialisation: UTF-8, keys sorted, no white space."""
+        return canonical_json(self.to_document())
+
+    @classmethod
+    def from_document(cls, document: Any) -> Inventory:
+        """Read what `to_document` wrote.
+
+        Raises:
+            DamagedBundleError: the document is not an inventory.
+            InputError: it is one of a newer schema.
+        """
+        try:
+            version = document["schemaVersion"]
+            if version != SCHEMA_VERSION:
+                raise InputError(
+                    f"the inventory has schema version {version}; this release of mirror reads "
+                    f"version {SCHEMA_VERSION}: use a newer one"
+                )
+            return cls.from_tables(document["manifests"], document["repositories"])
+        except (KeyError, TypeError) as err:
+            raise DamagedBundleError(f"this is not an inventory: {_reason(err)}") from err
+
+    @classmethod
+    def from_tables(
+        cls, manifests: Mapping[str, Any], repositories: Mapping[str, Any]
+    ) -> Inventory:
+        """Read what `manifests_document` and `repositories_document` wrote.
+
+        Raises:
+            DamagedBundleError: these are other things.
+        """
+        try:
+            nodes = {
+                (digest := Digest.parse(text)): _node(digest, value)
+                for text, value in manifests.items()
+            }
+            return cls(
+                {
+                    path: RepositoryContent(
+                        tags={t: Digest.parse(d) for t, d in value["tags"].items()},
+                        manifests={
+                            (d := Digest.parse(text)): nodes[d] for text in value["manifests"]
+                        },
+                        blobs={Digest.parse(d): int(size) for d, size in value["blobs"].items()},
+                    )
+                    for path, value in repositories.items()
+                }
+            )
+        except (KeyError, TypeError, ValueError, AttributeError, InvalidDigestError) as err:
+            raise DamagedBundleError(f"this is not an inventory: {_reason(err)}") from err
+
+
+def canonical_json(document: Any) -> bytes:
+    """The one serialisation of our own documents: UTF-8, keys sorted, no white space."""
+    return json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+
+
+def _reason(err: Exception) -> str:
+    return f"no {err}" if isinstance(err, KeyError) else str(err)
+
+
+def _node_document(node: ManifestNode) -> dict[str, Any]:
+    document: dict[str, Any] = {
+        "mediaType": node.descriptor.media_type,
+        "size": node.descriptor.size,
+    }
+    if node.artifact_type is not None:
+        document["artifactType"] = node.artifact_type
+    for key, descriptors in (("blobs", node.blobs), ("children", node.children)):
+        if descriptors:
+            document[key] = [[d.media_type, str(d.digest), d.size] for d in descriptors]
+    return document
+
+
+def _node(digest: Digest, document: Mapping[str, Any]) -> ManifestNode:
+    def descriptors(key: str) -> tuple[Descriptor, ...]:
+        return tuple(
+            Descriptor(str(media_type), Digest.parse(text), int(size))
+            for media_type, text, size in document.get(key, ())
+        )
+
+    return ManifestNode(
+        Descriptor(str(document["mediaType"]), digest, int(document["size"])),
+        descriptors("blobs"),
+        descriptors("children"),
+        document.get("artifactType"),
+    )
+
+
+def union(inventories: Iterable[Inventory]) -> Inventory:
+    """All content of all of them; where two name a tag differently, the later one wins."""
+    builder = InventoryBuilder()
+    for inventory in inventories:
+        builder.add_inventory(inventory)
+    return builder.build()
+
+
+class InventoryBuilder:
+    """Collects an inventory piece by piece. Not thread-safe."""
+
+    def __init__(self) -> None:
+        self._repositories: dict[
+            str, tuple[dict[str, Digest], dict[Digest, ManifestNode], dict[Digest, int]]
+        ] = {}
+
+    def _content(
+        self, path: str
+    ) -> tuple[dict[str, Digest], dict[Digest, ManifestNode], dict[Digest, int]]:
+        return self._repositories.setdefault(path, ({}, {}, {}))
+
+    def add_tag(self, repository: str, tag: str, digest: Digest) -> None:
+        """`repository:tag` names `digest`."""
+        self._content(repository)[0][tag] = digest
+
+    def add_manifest(self, repository: str, node: ManifestNode, *, closed: bool = True) -> None:
+        """`repository` holds this manifest and, if `closed`, the blobs it needs."""
+        _, manifests, blobs = self._content(repository)
+        manifests[node.descriptor.digest] = node
+        if closed:
+            blobs.update((blob.digest, blob.size) for blob in node.blobs)
+
+    def add_blob(self, repository: str, digest: Digest, size: int) -> None:
+        """`repository` holds this blob of `size` bytes."""
+        self._content(repository)[2][digest] = size
+
+    def add_inventory(self, inventory: Inventory) -> None:
+        """Everything in `inventory`."""
+        for path, content in inventory.repositories.items():
+            tags, manifests, blobs = self._content(path)
+            tags.update(content.tags)
+            manifests.update(content.manifests)
+            blobs.update(content.blobs)
+
+    def build(self) -> Inventory:
+        """What was collected so far."""
+        return Inventory(
+            {
+                path: RepositoryContent(dict(tags), dict(manifests), dict(blobs))
+                for path, (tags, manifests, blobs) in sorted(self._repositories.items())
+                if tags or manifests or blobs
+            }
+        )

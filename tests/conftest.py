@@ -1,0 +1,80 @@
+"""Fixtures that every test may use."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+from mirror.serve import EmbeddedRegistry, MemoryStorage, ReadableStore
+from tests.support.loopback import leave_home, stay_on_loopback
+from tests.support.real_registry import RealRegistry
+from tests.support.tls import Authority
+
+# Machines that run tests are slow at odd moments, which says nothing about the code.
+settings.register_profile(
+    "local", deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True
+)
+settings.register_profile("ci", settings.get_profile("local"), derandomize=True)
+settings.load_profile("ci" if os.environ.get("CI") == "true" else "local")
+
+MakeEmbeddedRegistry: TypeAlias = Callable[..., EmbeddedRegistry]
+MakeRealRegistry: TypeAlias = Callable[..., RealRegistry]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _this_machine_only(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        leave_home(patch, tmp_path_factory.mktemp("home"))
+        stay_on_loopback(patch)
+        yield
+
+
+@pytest.fixture
+def make_embedded_registry() -> Iterator[MakeEmbeddedRegistry]:
+    """Start embedded registries: `make(storage=None, **options)` as `EmbeddedRegistry` has them."""
+    with ExitStack() as running:
+
+        def make(storage: ReadableStore | None = None, **options: Any) -> EmbeddedRegistry:
+            registry = EmbeddedRegistry(MemoryStorage() if storage is None else storage, **options)
+            return running.enter_context(registry)
+
+        yield make
+
+
+@pytest.fixture
+def embedded_registry(make_embedded_registry: MakeEmbeddedRegistry) -> EmbeddedRegistry:
+    """An embedded registry with nothing in it, in memory."""
+    return make_embedded_registry()
+
+
+@pytest.fixture
+def make_real_registry(tmp_path: Path) -> Iterator[MakeRealRegistry]:
+    """Start `docker-registry` processes: `make(**options)` as `RealRegistry` has them."""
+    with ExitStack() as running:
+        made = 0
+
+        def make(**options: Any) -> RealRegistry:
+            nonlocal made
+            made += 1
+            registry = RealRegistry(tmp_path / f"registry-{made}", **options)
+            return running.enter_context(registry)
+
+        yield make
+
+
+@pytest.fixture
+def real_registry(make_real_registry: MakeRealRegistry) -> RealRegistry:
+    """A `docker-registry` process with nothing in it."""
+    return make_real_registry()
+
+
+@pytest.fixture(scope="session")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    """A certificate authority that no machine trusts unless told to."""
+    return Authority.create(tmp_path_factory.mktemp("authority"))

@@ -1,0 +1,133 @@
+"""Real servers as child processes on loopback."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import pytest
+
+from tests.support.tools import require_tool
+
+__all__ = ["ServerProcess", "free_port", "require_tool", "wait_for_port"]
+
+_START_S = 20.0
+_STOP_S = 5.0
+_LOG_TAIL = 8_000
+
+
+def free_port() -> int:
+    """A TCP port of 127.0.0.1 that nobody used a moment ago."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def wait_for_port(port: int, *, timeout_s: float = _START_S) -> bool:
+    """Whether something accepts connections on 127.0.0.1:`port` within the time."""
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1.0):
+            return True
+        time.sleep(0.02)
+    return False
+
+
+class ServerProcess:
+    """A program that serves on 127.0.0.1:`port` while the `with` block lasts.
+
+    What it prints goes to `log`, and to the report of a test that fails.
+    """
+
+    def __init__(
+        self,
+        argv: Sequence[str | Path],
+        *,
+        port: int,
+        log: Path,
+        env: Mapping[str, str] | None = None,
+        cwd: Path | None = None,
+    ) -> None:
+        self._argv = [str(part) for part in argv]
+        self.port, self.log = port, log
+        self._env, self._cwd = env, cwd
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def address(self) -> str:
+        """`127.0.0.1:port`."""
+        return f"127.0.0.1:{self.port}"
+
+    @property
+    def pid(self) -> int:
+        """The process id; the process must run."""
+        assert self._process is not None, "not running"
+        return self._process.pid
+
+    def start(self) -> None:
+        """Start it and wait until it accepts connections; the test fails if it does not."""
+        assert self._process is None, "running already"
+        with self.log.open("ab") as out:
+            self._process = subprocess.Popen(
+                self._argv,
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                env=None if self._env is None else dict(self._env),
+                cwd=self._cwd,
+                start_new_session=True,  # Ctrl-C reaches pytest alone, which then stops us
+            )
+        deadline = time.monotonic() + _START_S
+        while not wait_for_port(self.port, timeout_s=0.1):
+            ended = self._process.poll() is not None
+            if ended or time.monotonic() > deadline:
+                self.stop()
+                what = "ended" if ended else "does not answer"
+                pytest.fail(f"{self._argv[0]} {what}; its log:\n{self.log_tail()}")
+
+    def stop(self) -> None:
+        """Ask it to end, and make it end after some seconds. Harmless if it does not run."""
+        process, self._process = self._process, None
+        if process is None:
+            return
+        process.terminate()
+        try:
+            process.wait(_STOP_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+    def kill(self) -> None:
+        """End it as a power cut would."""
+        process, self._process = self._process, None
+        if process is not None:
+            process.kill()
+            process.wait()
+
+    def restart(self) -> None:
+        """Stop it, if it runs, and start it again on the same port."""
+        self.stop()
+        self.start()
+
+    def log_tail(self) -> str:
+        """The end of what it printed."""
+        return self.log.read_bytes()[-_LOG_TAIL:].decode(errors="replace")
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self,
+        _kind: type[BaseException] | None,
+        _error: BaseException | None,
+        _trace: TracebackType | None,
+    ) -> None:
+        self.stop()
+        print(f"--- {self._argv[0]} on port {self.port} ---\n{self.log_tail()}")
