@@ -183,7 +183,10 @@ def artifact(
     config: bytes = b"{}",
     annotations: Mapping[str, str] | None = None,
 ) -> Image:
-    """Make an OCI artifact that tells its type by its config. `files`: media type, title, data."""
+    """Make an OCI artifact that tells its type by its config.
+
+    `files` are its layers: media type, title or "", data.
+    """
     return _manifest(
         config,
         config_type,
@@ -221,8 +224,10 @@ def _manifest(
 def index(
     children: Sequence[tuple[Platform, Image]], *, annotations: Mapping[str, str] | None = None
 ) -> Image:
-    """Make an index of images, in this order: Docker's if those are Docker's and it has no
-    annotations, which Docker's cannot have."""
+    """Make an index of images, in this order.
+
+    It is Docker's if all of those are, unless there are annotations, which Docker's cannot have.
+    """
     docker = not annotations and all(
         child.media_type == types.DOCKER_MANIFEST for _, child in children
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import random
 from collections.abc import Iterable, Mapping
@@ -207,7 +208,12 @@ class Workshop:
             "subject": [{"name": repository, "digest": {subject.algorithm: subject.encoded}}],
             "predicate": {"statements": [{"vulnerability": "CVE-2024-0001", "status": "fixed"}]},
         }
-        self._cosign(repository, subject, "att", DSSE_TYPE, json.dumps(statement).encode())
+        envelope = {
+            "payloadType": "application/vnd.in-toto+json",
+            "payload": base64.b64encode(json.dumps(statement).encode()).decode(),
+            "signatures": [{"keyid": "", "sig": ""}],
+        }
+        self._cosign(repository, subject, "att", DSSE_TYPE, json.dumps(envelope).encode())
         self.tree.attestations[repository, subject] = f"{_cosign_tag(subject)}.att"
 
     def sign(self, repository: str, subject: Digest) -> None:
@@ -218,7 +224,18 @@ class Workshop:
     def _cosign(
         self, repository: str, subject: Digest, kind: str, media_type: str, data: bytes
     ) -> None:
-        document = artifact(OCI_CONFIG, [(media_type, "", data)])
+        # cosign makes images of what are no images: with an image's config, as of one plain layer.
+        config = {
+            "architecture": "",
+            "created": "0001-01-01T00:00:00Z",
+            "history": [{"created": "0001-01-01T00:00:00Z"}],
+            "os": "",
+            "rootfs": {"type": "layers", "diff_ids": [str(Digest.of(data))]},
+            "config": {},
+        }
+        document = artifact(
+            OCI_CONFIG, [(media_type, "", data)], config=json.dumps(config).encode()
+        )
         self.publish(repository, document, f"{_cosign_tag(subject)}.{kind}")
 
     def _count(self, digest: Digest, size: int) -> None:

@@ -68,13 +68,19 @@ def _rejoined(head: bytes, rest: Iterator[bytes]) -> Iterator[bytes]:
 # -- gzip ----------------------------------------------------------------------------------------
 
 
+def _sliced(chunks: Iterator[bytes]) -> Iterator[bytes]:
+    """Pieces of at most 64 KiB: each member that ends in a piece copies what follows it there."""
+    for chunk in chunks:
+        for at in range(0, len(chunk), 64 << 10):
+            yield chunk[at : at + (64 << 10)]
+
+
 def _gunzip(chunks: Iterator[bytes], where: str) -> Iterator[bytes]:
     """Unpack the members of a gzip stream (RFC 1952); zlib checks each one's CRC and length."""
     member = zlib.decompressobj(wbits=31)
     padding = False  # zeros after the last member, as tape tools write them
     try:
-        for chunk in chunks:
-            data = chunk
+        for data in _sliced(chunks):
             while data:
                 if member.eof or padding:
                     rest = data.lstrip(b"\0")

@@ -93,6 +93,7 @@ def pull(
     """
     cancel = cancel or threading.Event()
     check_folder(folder, force=force)
+    client.ping()  # one clear answer about name, TLS and login, before many ask in parallel
     source = ReleaseSource(client, tree, jobs=jobs, on_event=on_event, cancel=cancel)
     selection = select(source, wishes)
     inventories = resolve(source, selection)

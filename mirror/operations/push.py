@@ -71,6 +71,7 @@ def push(
     index = discovery_images(bundle)
     wanted = union([bundle, index.inventory()])
     target = RegistryTarget(client, tree.locate, f"registry {tree.root}", jobs=jobs, cancel=cancel)
+    client.ping()  # one clear answer about name, TLS and login, before many ask in parallel
     on_event(PhaseStarted("comparing with the registry"))
     plan = make_plan(wanted, target.held(wanted), stage=publication_stage)
     done = transfer(

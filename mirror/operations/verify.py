@@ -73,6 +73,7 @@ def verify_registry(
         CancelledError: `cancel` was set.
     """
     inventory = reader.inventory()
+    client.ping()  # one clear answer about name, TLS and login, before many ask in parallel
     target = RegistryTarget(client, tree.locate, f"registry {tree.root}", jobs=jobs, cancel=cancel)
     findings = audit(inventory, target, deep=deep, jobs=jobs, on_event=on_event, cancel=cancel)
     return RegistryReport(str(tree.root), inventory, inventory.digest(), deep, findings)

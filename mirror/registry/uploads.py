@@ -14,9 +14,11 @@ from typing import TypeAlias
 
 from mirror.errors import (
     CancelledError,
+    DeniedError,
     MirrorError,
     RegistryError,
     SizeMismatchError,
+    UnreachableError,
 )
 from mirror.oci import Digest
 from mirror.registry import downloads, scopes, sessions
@@ -229,7 +231,14 @@ class Upload:
                 return session
 
     def _arrived(self) -> bool:
-        size = downloads.probe_size(self._transport, self._repository, self._digest, self._scopes)
+        try:
+            size = downloads.probe_size(
+                self._transport, self._repository, self._digest, self._scopes
+            )
+        except (DeniedError, UnreachableError):
+            raise
+        except RegistryError:
+            return False  # a registry that cannot say it; sending again is never wrong
         return size == self._size
 
     def _arrived_after_all(self) -> bool:
@@ -306,6 +315,11 @@ class Upload:
     def _exactly(
         self, source: Generator[bytes, None, None], start: int, count: int
     ) -> Iterator[bytes]:
+        """Exactly `count` bytes of `source`, which runs to its end where that is the blob's.
+
+        A source that verifies tells its verdict with its last bytes, so the last are never sent
+        before it has been heard.
+        """
         left = count
         for chunk in source:
             if self._cancelled():

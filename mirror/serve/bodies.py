@@ -16,7 +16,7 @@ from mirror.serve.store import BlobReader, Staging
 CHUNK_BYTES = 1 << 20
 """Bytes that change threads at a time: few enough to hold, many enough to be worth the change."""
 
-_RANGE = re.compile(r"bytes=(?:(?P<first>\d+)-(?P<last>\d*)|-(?P<suffix>\d+))")
+_RANGE = re.compile(r"bytes=(?:(?P<first>\d{1,18})-(?P<last>\d{0,18})|-(?P<suffix>\d{1,18}))")
 
 
 async def receive_into(request: Request, staging: Staging) -> None:

@@ -20,6 +20,9 @@ from mirror.errors import (
 
 logger = logging.getLogger(__name__)
 
+CLIENT_GONE = 499
+"""The status of an answer that nobody hears, since the client has hung up (as nginx logs it)."""
+
 
 class RefusedError(Exception):
     """A request that is answered with an error: `status`, and `code` from the specification."""
@@ -77,7 +80,7 @@ async def _system(_request: Request, err: Exception) -> Response:
 
 
 async def _gone(_request: Request, _err: Exception) -> Response:
-    return Response(status_code=499)  # nobody reads it: the client has hung up
+    return Response(status_code=CLIENT_GONE)
 
 
 async def _bug(_request: Request, _err: Exception) -> Response:

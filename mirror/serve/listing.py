@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 from urllib.parse import urlencode
@@ -14,6 +15,8 @@ from mirror.oci.media_types import OCI_INDEX
 from mirror.serve.call import Call, in_thread
 from mirror.serve.errors import RefusedError
 from mirror.serve.store import ReadableStore
+
+_COUNT = re.compile(r"[0-9]{1,9}")
 
 
 async def list_tags(call: Call) -> Response:
@@ -67,7 +70,7 @@ def _page(call: Call, names: Sequence[str], path: str) -> tuple[list[str], dict[
     query = call.request.query_params
     limit = call.service.page_limit
     if "n" in query:
-        if not (query["n"].isascii() and query["n"].isdigit()):
+        if not _COUNT.fullmatch(query["n"]):
             raise RefusedError(400, "UNSUPPORTED", "n is a number")
         asked = int(query["n"])
         limit = asked if limit is None else min(asked, limit)

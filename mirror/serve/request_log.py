@@ -11,6 +11,8 @@ from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from mirror.serve.errors import CLIENT_GONE
+
 
 @dataclass(frozen=True, slots=True)
 class RecordedRequest:
@@ -136,7 +138,8 @@ class _Watched:
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
-            self.status = message["status"]
+            status = message["status"]
+            self.status = None if status == CLIENT_GONE else status
         elif message["type"] == "http.response.body":
             if self._scope["method"] != "HEAD":
                 self._sent += len(message.get("body", b""))

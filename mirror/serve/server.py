@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import socket
 import threading
 from pathlib import Path
 
 import uvicorn
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from mirror.serve.connection import EXTENSION
+
+logger = logging.getLogger(__name__)
 
 _KEEP_ALIVE_S = 75
 _START_TIMEOUT_S = 30.0
@@ -91,8 +94,16 @@ class ServerThread:
         key: Path | None = None,
         grace_s: float = 0.2,
     ) -> None:
+        async def app_until_stopped(scope: Scope, receive: Receive, send: Send) -> None:
+            try:
+                await app(scope, receive, send)
+            except asyncio.CancelledError:
+                if not self._server.should_exit:
+                    raise
+                logger.debug("stopped amid %s %s", scope.get("method"), scope.get("path"))
+
         config = uvicorn.Config(
-            app,
+            app_until_stopped,
             loop="asyncio",
             http=_Protocol,
             ws="none",

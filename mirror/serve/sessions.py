@@ -26,15 +26,31 @@ class UploadSessions:
     """The open uploads of one server; they end with it, as clients are ready to begin anew.
 
     Used from the event loop only. A session that nobody touches for `idle_s` seconds is dropped.
+    There are at most `limit`, since each holds an open file.
     """
 
-    def __init__(self, idle_s: float = 3600.0) -> None:
-        self._idle_s = idle_s
+    def __init__(self, idle_s: float = 3600.0, limit: int = 500) -> None:
+        self._idle_s, self._limit = idle_s, limit
         self._sessions: dict[str, Session] = {}
+
+    def make_room(self) -> None:
+        """Drop what is idle, before one more is opened.
+
+        Raises:
+            RefusedError: TOOMANYREQUESTS, all that are open are in use.
+        """
+        oldest = time.monotonic() - self._idle_s
+        for session in [held for held in self._sessions.values() if held.used_at < oldest]:
+            if not session.lock.locked():
+                self.close(session)
+                session.staging.discard()
+        if len(self._sessions) >= self._limit:
+            raise RefusedError(
+                429, "TOOMANYREQUESTS", "too many uploads are open", headers={"Retry-After": "1"}
+            )
 
     def open(self, repository: str, staging: Staging) -> Session:
         """Begin one for bytes that go into `staging`."""
-        self._expire()
         session = Session(secrets.token_hex(16), repository, staging, time.monotonic())
         self._sessions[session.id] = session
         return session
@@ -59,10 +75,3 @@ class UploadSessions:
         """Drop every session and its bytes."""
         while self._sessions:
             self._sessions.popitem()[1].staging.discard()
-
-    def _expire(self) -> None:
-        oldest = time.monotonic() - self._idle_s
-        for session in [held for held in self._sessions.values() if held.used_at < oldest]:
-            if not session.lock.locked():
-                self.close(session)
-                session.staging.discard()

@@ -17,12 +17,13 @@ from mirror.serve.call import Call, in_thread
 from mirror.serve.errors import RefusedError
 from mirror.serve.sessions import Session
 
-_CONTENT_RANGE = re.compile(r"(?:bytes[ =])?(\d+)-(\d+)(?:/(?:\d+|\*))?")
+_CONTENT_RANGE = re.compile(r"(?:bytes[ =])?(\d{1,18})-(\d{1,18})(?:/(?:\d+|\*))?")
 _LOCK_WAIT_S = 10.0
 
 
 async def start_upload(call: Call) -> Response:
     """POST: mount a blob, take one whole (`?digest=`), or open a session for one."""
+    call.service.sessions.make_room()
     query = call.request.query_params
     if "mount" in query:
         digest = Digest.parse(query["mount"])

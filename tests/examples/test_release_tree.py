@@ -3,6 +3,7 @@ from __future__ import annotations
 import base64
 import functools
 import io
+import itertools
 import json
 import re
 import tarfile
@@ -85,9 +86,7 @@ def test_one_more_component_leaves_the_others_alone(built: Built) -> None:
 def test_the_books_are_right(built: Built) -> None:
     inventory = built.store.inventory()
     tags = {path: dict(held.tags) for path, held in inventory.repositories.items()}
-    assert {path: tags.get(path, {}) for path in tags} == {
-        path: held.tags for path, held in built.tree.repositories.items()
-    }
+    assert tags == {path: held.tags for path, held in built.tree.repositories.items()}
     sizes: dict[Digest, int] = {}
     for _, manifest in built.manifests():
         sizes[manifest.digest] = len(manifest.raw)
@@ -143,8 +142,6 @@ def unpacked(data: bytes, media_type: str) -> bytes:
 def test_configs_tell_the_truth_about_their_layers(built: Built) -> None:
     for repository, manifest in built.images():
         assert manifest.config
-        if manifest.layers and manifest.layers[0].media_type not in types_of_layers():
-            continue  # what cosign makes: an image config, but no layers
         config = json.loads(built.blob(repository, manifest.config))
         assert config["rootfs"]["diff_ids"] == [
             str(Digest.of(unpacked(built.blob(repository, one), one.media_type)))
@@ -265,7 +262,7 @@ def test_installers_list_components_that_exist(built: Built, version: str) -> No
 
 def test_neighbouring_versions_share_most_components(built: Built) -> None:
     versions = [set(built.tree.platform[one].components.values()) for one in SMALL.versions]
-    kept = [len(before & after) for before, after in zip(versions, versions[1:], strict=False)]
+    kept = [len(before & after) for before, after in itertools.pairwise(versions)]
     assert SMALL.components / 2 < sum(kept) / len(kept) < SMALL.components
 
 

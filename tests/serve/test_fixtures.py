@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import ssl
 
 import httpx
 import pytest
@@ -11,7 +12,7 @@ import pytest
 from mirror.serve import EmbeddedRegistry
 from tests.conftest import MakeRealRegistry
 from tests.support.loopback import OutsideTrafficError
-from tests.support.real_registry import RealRegistry
+from tests.support.real_registry import ACCOUNT, HTPASSWD, RealRegistry
 from tests.support.tls import Authority
 
 
@@ -33,11 +34,15 @@ def test_the_real_registry_answers_and_comes_back_on_its_port(real_registry: Rea
 def test_the_real_registry_speaks_tls(
     make_real_registry: MakeRealRegistry, authority: Authority
 ) -> None:
-    import ssl
-
     registry = make_real_registry(tls=authority.issue())
     trust = ssl.create_default_context(cafile=str(authority.certificate))
     assert httpx.get(f"{registry.url}/v2/", verify=trust).status_code == 200
+
+
+def test_the_real_registry_asks_for_a_password(make_real_registry: MakeRealRegistry) -> None:
+    url = f"{make_real_registry(htpasswd=HTPASSWD).url}/v2/"
+    assert httpx.get(url).status_code == 401
+    assert httpx.get(url, auth=ACCOUNT).status_code == 200
 
 
 def test_no_test_reaches_another_machine() -> None:

@@ -13,6 +13,7 @@ import pytest
 
 from mirror.oci import Digest
 from mirror.serve import EmbeddedRegistry, Store, put_blob
+from mirror.serve.errors import RefusedError
 from mirror.serve.sessions import UploadSessions
 from tests.conftest import MakeEmbeddedRegistry
 from tests.serve.sample import codes
@@ -221,11 +222,21 @@ def test_a_registry_that_only_serves_takes_nothing(
     assert httpx.get(f"{registry.url}/v2/a/b/blobs/{DIGEST}").content == DATA
 
 
-def test_a_session_that_nobody_touches_is_dropped(storage: Store) -> None:
-    sessions = UploadSessions(idle_s=0)
+def test_a_session_that_nobody_touches_makes_room(storage: Store) -> None:
+    sessions = UploadSessions(idle_s=0, limit=1)
     old = sessions.open("a/b", storage.stage())
+    sessions.make_room()
     new = sessions.open("a/b", storage.stage())
-    with pytest.raises(Exception, match="no such upload"):
+    with pytest.raises(RefusedError, match="no such upload"):
         sessions.find("a/b", old.id)
     assert sessions.find("a/b", new.id) is new
     sessions.discard_all()
+
+
+def test_open_sessions_are_limited(storage: Store) -> None:
+    sessions = UploadSessions(limit=1)
+    sessions.open("a/b", storage.stage())
+    with pytest.raises(RefusedError, match="too many uploads"):
+        sessions.make_room()
+    sessions.discard_all()
+    sessions.make_room()

@@ -12,6 +12,11 @@ from mirror.serve import TlsFiles
 from tests.support.processes import ServerProcess, free_port
 from tests.support.tools import require_tool
 
+ACCOUNT = ("tester", "s3cret")
+"""Name and password in `HTPASSWD`."""
+# bcrypt of the least cost, as the password is checked anew with every request
+HTPASSWD = "tester:$2y$05$abcdefghijklmnopqrstuuLK7U1u6pVRmL7L1BBM2aS35PSZnDXlK\n"
+
 
 class RealRegistry(ServerProcess):
     """A `docker-registry` that keeps its content in `folder`/data.

@@ -1,0 +1,384 @@
+"""The command line: options in, one library call each, results printed."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Any, NoReturn, TypeVar
+
+import click
+
+from mirror import console
+from mirror.bundle.reader import BundleReader
+from mirror.bundle.verify import BundleReport
+from mirror.errors import InputError, IntegrityError, MirrorError
+from mirror.oci import Repository
+from mirror.operations import RegistryReport, pull, push, verify, verify_registry
+from mirror.registry import ConnectionOptions, Credentials, RegistryClient, find_credentials
+from mirror.release.selection import Wishes
+from mirror.release.tree import SourceTree, TargetTree, normalised_suffix
+from mirror.sync.workers import DEFAULT_JOBS
+
+DEFAULT_SOURCE = "registry.deckhouse.ru/deckhouse/ee"
+_LICENSE_LOGIN = "license-token"
+_INTERRUPTED = 130
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+Report = TypeVar("Report")
+
+
+class _Group(click.Group):
+    """Turns what commands raise into a message and an exit code; nothing else in mirror does."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        signal.signal(signal.SIGTERM, _interrupt)
+        try:
+            return super().invoke(ctx)
+        except MirrorError as error:
+            _fail(ctx, str(error), error.exit_code, type(error).__name__)
+        except KeyboardInterrupt:
+            _fail(ctx, "interrupted; run the same command again", _INTERRUPTED, "Interrupted")
+
+
+def _interrupt(_signal: int, _frame: FrameType | None) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+def _fail(ctx: click.Context, message: str, code: int, kind: str) -> NoReturn:
+    click.echo(f"error: {message}", err=True)
+    if ctx.meta.get(_JSON):
+        _print_json({"error": {"type": kind, "message": message, "exitCode": code}})
+    ctx.exit(code)
+
+
+_JSON = "mirror.json"
+
+
+def _remember_json(ctx: click.Context, _option: click.Parameter, value: bool) -> bool:
+    ctx.meta[_JSON] = value
+    return value
+
+
+def _print_json(document: Mapping[str, Any]) -> None:
+    click.echo(json.dumps(document, indent=2, ensure_ascii=False))
+
+
+def _options(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
+    """Several option decorators as one, in the order in which `--help` lists them."""
+
+    def decorate(command: Command) -> Command:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+_connection = _options(
+    click.option("--insecure", is_flag=True, help="Speak plain HTTP to the registry."),
+    click.option("--tls-skip-verify", is_flag=True, help="Accept any certificate of the registry."),
+    click.option(
+        "--ca",
+        type=click.Path(exists=True, dir_okay=False, path_type=Path),
+        help="PEM file of certificate authorities to trust besides the system's.",
+    ),
+)
+_running = _options(
+    click.option(
+        "--jobs",
+        type=click.IntRange(1, 64),
+        default=DEFAULT_JOBS,
+        show_default=True,
+        help="Items worked on at a time.",
+    ),
+    click.option(
+        "--json",
+        "as_json",
+        is_flag=True,
+        is_eager=True,
+        callback=_remember_json,
+        help="Print the result as JSON and no progress.",
+    ),
+)
+_modules_suffix = click.option(
+    "--modules-path-suffix",
+    default="/modules",
+    show_default=True,
+    help="Path of the modules below the registry's root.",
+)
+_registry_login = _options(
+    click.option(
+        "-u",
+        "--registry-login",
+        envvar="D8_MIRROR_REGISTRY_LOGIN",
+        show_envvar=True,
+        help="User of the registry; without one, the credentials that docker or oras stored.",
+    ),
+    click.option(
+        "-p",
+        "--registry-password",
+        envvar="D8_MIRROR_REGISTRY_PASSWORD",
+        show_envvar=True,
+        help="Its password; '-' reads it from standard input, which keeps it out of process lists.",
+    ),
+)
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="mirror", message="mirror %(version)s")
+def main() -> None:
+    """Carry Deckhouse Kubernetes Platform images across an air gap and prove that they arrived.
+
+    Exit codes: 0 done, 1 failed, 2 usage, 3 replicas differ, 4 corrupt or incomplete,
+    5 unreachable, 6 denied, 130 interrupted.
+    """
+
+
+@main.command("pull")
+@click.argument("bundle_dir", type=click.Path(path_type=Path))
+@click.option(
+    "--source",
+    default=DEFAULT_SOURCE,
+    show_default=True,
+    help="Source registry and path: host[:port]/path.",
+)
+@click.option(
+    "--source-login",
+    envvar="D8_MIRROR_SOURCE_LOGIN",
+    show_envvar=True,
+    help="User of the source; without one, the credentials that docker or oras stored.",
+)
+@click.option(
+    "--source-password",
+    envvar="D8_MIRROR_SOURCE_PASSWORD",
+    show_envvar=True,
+    help="Its password; '-' reads it from standard input, which keeps it out of process lists.",
+)
+@click.option(
+    "-l",
+    "--license",
+    "license_key",
+    envvar="D8_MIRROR_LICENSE_TOKEN",
+    show_envvar=True,
+    help="Deckhouse licence key, in place of user and password; '-' reads standard input.",
+)
+@click.option(
+    "-i",
+    "--include-module",
+    "include_modules",
+    multiple=True,
+    metavar="NAME",
+    help="Take this module and no others; repeatable. Without it all modules are taken.",
+)
+@click.option("--installer-tag", default="latest", show_default=True, help="Standalone installer.")
+@click.option("--ignore-suspend", is_flag=True, help="Take suspended release channels too.")
+@click.option("--no-platform", is_flag=True, help="Leave the platform out.")
+@click.option("--no-security-db", is_flag=True, help="Leave the security databases out.")
+@click.option("--no-modules", is_flag=True, help="Leave modules out.")
+@click.option("--no-installer", is_flag=True, help="Leave the standalone installer out.")
+@click.option("--force", is_flag=True, help="Replace the bundle that is in BUNDLE_DIR.")
+@click.option("--tmp-dir", hidden=True, help="Accepted for compatibility; none is needed.")
+@_modules_suffix
+@_connection
+@_running
+def pull_command(
+    *,
+    bundle_dir: Path,
+    source: str,
+    source_login: str | None,
+    source_password: str | None,
+    license_key: str | None,
+    include_modules: Sequence[str],
+    installer_tag: str,
+    ignore_suspend: bool,
+    no_platform: bool,
+    no_security_db: bool,
+    no_modules: bool,
+    no_installer: bool,
+    force: bool,
+    tmp_dir: str | None,
+    modules_path_suffix: str,
+    insecure: bool,
+    tls_skip_verify: bool,
+    ca: Path | None,
+    jobs: int,
+    as_json: bool,
+) -> None:
+    """Pack a release tree into a bundle in BUNDLE_DIR.
+
+    The releases between the rock-solid and the alpha channel are taken, with all their
+    components, and the security databases and modules beside them.
+    """
+    del tmp_dir
+    if no_modules and include_modules:
+        raise InputError("--no-modules and --include-module contradict each other; drop one")
+    tree = SourceTree(Repository.parse(source), normalised_suffix(modules_path_suffix))
+    if license_key and not source_login:
+        source_login, source_password = _LICENSE_LOGIN, license_key
+    wishes = Wishes(
+        platform=not no_platform,
+        ignore_suspend=ignore_suspend,
+        installer=not no_installer,
+        installer_tag=installer_tag,
+        security=not no_security_db,
+        modules=tuple(include_modules) or None,
+        no_modules=no_modules,
+    )
+    options = ConnectionOptions(plain_http=insecure, verify=not tls_skip_verify, ca_file=ca)
+    credentials = _credentials(tree.root.host, source_login, source_password)
+    started = time.monotonic()
+    with (
+        console.progress(quiet=as_json) as on_event,
+        RegistryClient(
+            tree.root.host, options=options, credentials=credentials, on_event=on_event
+        ) as client,
+    ):
+        report = pull(client, tree, wishes, bundle_dir, force=force, jobs=jobs, on_event=on_event)
+    _show(as_json, report.to_document(), console.pull_summary, report, started)
+
+
+@main.command("push")
+@click.argument("paths", nargs=-1, required=True, metavar="[BUNDLE_DIR] REGISTRY")
+@click.option(
+    "--file",
+    "files",
+    multiple=True,
+    type=click.Path(exists=True, path_type=Path),
+    help="An archive to push, beside or instead of BUNDLE_DIR; repeatable.",
+)
+@click.option("--tmp-dir", hidden=True, help="Accepted for compatibility; none is needed.")
+@_registry_login
+@_modules_suffix
+@_connection
+@_running
+def push_command(
+    *,
+    paths: Sequence[str],
+    files: Sequence[Path],
+    tmp_dir: str | None,
+    registry_login: str | None,
+    registry_password: str | None,
+    modules_path_suffix: str,
+    insecure: bool,
+    tls_skip_verify: bool,
+    ca: Path | None,
+    jobs: int,
+    as_json: bool,
+) -> None:
+    """Load the bundle in BUNDLE_DIR into REGISTRY (host[:port]/path).
+
+    Only what the registry lacks is sent; an interrupted push is completed by running it again.
+    Release channels turn last, when all images they lead to are there.
+    """
+    del tmp_dir
+    *folders, registry = paths
+    if len(folders) > 1:
+        raise InputError(
+            "push takes one BUNDLE_DIR and one REGISTRY; name further archives with --file"
+        )
+    if not folders and not files:
+        raise InputError("name the bundle to push: mirror push BUNDLE_DIR REGISTRY, or use --file")
+    root = Repository.parse(registry)
+    tree = TargetTree(root, normalised_suffix(modules_path_suffix))
+    options = ConnectionOptions(plain_http=insecure, verify=not tls_skip_verify, ca_file=ca)
+    credentials = _credentials(root.host, registry_login, registry_password)
+    started = time.monotonic()
+    with (
+        console.progress(quiet=as_json) as on_event,
+        BundleReader([*map(Path, folders), *files]) as reader,
+        RegistryClient(
+            root.host, options=options, credentials=credentials, on_event=on_event
+        ) as client,
+    ):
+        report = push(reader, client, tree, jobs=jobs, on_event=on_event)
+    _show(as_json, report.to_document(), console.push_summary, report, started)
+
+
+@main.command("verify")
+@click.argument("bundle_dir", type=click.Path(path_type=Path))
+@click.option(
+    "--against",
+    metavar="REGISTRY",
+    help="Check that this registry holds all that the bundle holds.",
+)
+@click.option("--deep", is_flag=True, help="With --against: read every byte back and hash it.")
+@_registry_login
+@_modules_suffix
+@_connection
+@_running
+def verify_command(
+    *,
+    bundle_dir: Path,
+    against: str | None,
+    deep: bool,
+    registry_login: str | None,
+    registry_password: str | None,
+    modules_path_suffix: str,
+    insecure: bool,
+    tls_skip_verify: bool,
+    ca: Path | None,
+    jobs: int,
+    as_json: bool,
+) -> None:
+    """Prove that the bundle in BUNDLE_DIR is whole, or that a registry holds all of it.
+
+    Every byte of the bundle is read and checked, and every tag followed to all that it needs.
+    What is wrong is listed by archive, repository, tag and digest; the exit code is then 4.
+    """
+    if deep and against is None:
+        raise InputError("--deep goes with --against REGISTRY; a bundle is always read whole")
+    started = time.monotonic()
+    report: BundleReport | RegistryReport
+    with console.progress(quiet=as_json) as on_event, BundleReader([bundle_dir]) as reader:
+        if against is None:
+            report = verify(reader, jobs=jobs, on_event=on_event)
+        else:
+            root = Repository.parse(against)
+            tree = TargetTree(root, normalised_suffix(modules_path_suffix))
+            options = ConnectionOptions(plain_http=insecure, verify=not tls_skip_verify, ca_file=ca)
+            credentials = _credentials(root.host, registry_login, registry_password)
+            with RegistryClient(
+                root.host, options=options, credentials=credentials, on_event=on_event
+            ) as client:
+                report = verify_registry(
+                    reader, client, tree, deep=deep, jobs=jobs, on_event=on_event
+                )
+    if isinstance(report, BundleReport):
+        _show(as_json, report.to_document(), console.bundle_summary, report, started)
+    else:
+        _show(as_json, report.to_document(), console.registry_summary, report, started)
+    if report.findings:
+        click.get_current_context().exit(IntegrityError.exit_code)
+
+
+def _credentials(host: str, login: str | None, password: str | None) -> Credentials | None:
+    """What the user gave, or what docker or oras stored for `host`; None means anonymous."""
+    if password == "-":  # noqa: S105 - stands for standard input
+        password = sys.stdin.readline().rstrip("\n")
+    if login:
+        if not password:
+            raise InputError(f"a password for {login} is missing; a login goes with a password")
+        return Credentials(login, password)
+    if password:
+        raise InputError("a password was given without a login; name the user too")
+    return find_credentials(host)
+
+
+def _show(
+    as_json: bool,
+    document: Mapping[str, Any],
+    summary: Callable[[Report, float], str],
+    report: Report,
+    started: float,
+) -> None:
+    """Print a result, for a program or for a person."""
+    elapsed = time.monotonic() - started
+    if as_json:
+        _print_json({**document, "elapsedSeconds": round(elapsed, 3)})
+    else:
+        click.echo(summary(report, elapsed))

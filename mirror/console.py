@@ -1,0 +1,300 @@
+"""What a person sees: progress while it runs, a summary at the end. Listens; decides nothing."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, TextIO
+
+from tqdm import tqdm
+
+from mirror.bundle.verify import BundleReport
+from mirror.events import (
+    BlobDone,
+    BytesMoved,
+    Event,
+    ManifestDone,
+    OnEvent,
+    PhaseAdvanced,
+    PhaseStarted,
+    Retrying,
+    TagDone,
+    TransferStarted,
+    Warned,
+    serialised,
+)
+from mirror.operations import PullReport, PushReport, RegistryReport
+from mirror.release.tree import INSTALLER, PACKAGES, PLUGINS, SECURITY_DATABASES
+from mirror.sync import Finding, Inventory
+from mirror.sync.findings import listed
+
+_UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
+
+
+def size_text(count: int) -> str:
+    """Bytes as a person reads them: `1.5 GiB`."""
+    value, unit = float(count), 0
+    while value >= 1024 and unit < len(_UNITS) - 1:
+        value, unit = value / 1024, unit + 1
+    return f"{count} B" if unit == 0 else f"{value:.1f} {_UNITS[unit]}"
+
+
+def duration_text(seconds: float) -> str:
+    """A span of time as a person reads it: `3m12s`, and tenths below a minute."""
+    if seconds < 60:
+        return f"{seconds:.1f}s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}h{minutes:02}m{rest:02}s" if hours else f"{minutes}m{rest:02}s"
+
+
+# -- progress ----------------------------------------------------------------------------------
+
+
+@contextmanager
+def progress(stream: TextIO | None = None, *, quiet: bool = False) -> Iterator[OnEvent]:
+    """A listener for events: bars on a terminal, plain lines elsewhere, warnings alone if `quiet`.
+
+    Everything goes to `stream` (standard error), so that standard output has only results.
+    """
+    stream = stream or sys.stderr
+    listener = _Bars(stream) if stream.isatty() and not quiet else _Lines(stream, quiet=quiet)
+    try:
+        yield serialised(listener)
+    finally:
+        listener.close()
+
+
+class _Moved:
+    """Bytes in place: those that moved, and those of blobs that did not have to."""
+
+    def __init__(self) -> None:
+        self._of: dict[object, int] = {}
+
+    def advance(self, event: BytesMoved | BlobDone) -> int:
+        """How much further this event gets us."""
+        if isinstance(event, BytesMoved):
+            self._of[event.digest] = self._of.get(event.digest, 0) + event.count
+            return event.count
+        return event.size - self._of.pop(event.digest, 0)
+
+
+class _Bars:
+    """tqdm bars: one at a time, the phase's name before it."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._bar: tqdm[Any] | None = None
+        self._moved = _Moved()
+        self._in_bytes = False
+
+    def __call__(self, event: Event) -> None:
+        match event:
+            case PhaseStarted(name, total):
+                self._begin(name, total, in_bytes=False)
+            case PhaseAdvanced(count) if self._bar is not None:
+                self._bar.update(count)
+            case TransferStarted(blobs, size, _, _):
+                self._begin(f"{blobs} blobs", size, in_bytes=True)
+            case BytesMoved() | BlobDone() if self._bar is not None and self._in_bytes:
+                self._bar.update(self._moved.advance(event))
+            case Retrying() | Warned():
+                tqdm.write(_line(event), file=self._stream)
+
+    def _begin(self, name: str, total: int | None, *, in_bytes: bool) -> None:
+        self.close()
+        self._in_bytes = in_bytes
+        self._bar = tqdm(
+            desc=name,
+            total=total,
+            file=self._stream,
+            unit="B" if in_bytes else "",
+            unit_scale=in_bytes,
+            unit_divisor=1024,
+            dynamic_ncols=True,
+            leave=in_bytes,
+        )
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+
+class _Lines:
+    """Plain lines, for logs: phases, then every tenth of the bytes, at most one in ten seconds."""
+
+    _INTERVAL_S = 10.0
+
+    def __init__(self, stream: TextIO, *, quiet: bool) -> None:
+        self._stream, self._quiet = stream, quiet
+        self._moved = _Moved()
+        self._total = self._done = 0
+        self._told_at = 0.0
+
+    def __call__(self, event: Event) -> None:
+        match event:
+            case Retrying() | Warned():
+                self._say(_line(event))
+            case _ if self._quiet:
+                pass
+            case PhaseStarted(name, total):
+                self._say(name if total is None else f"{name}: {total}")
+            case TransferStarted(blobs, size, manifests, tags):
+                self._total, self._done, self._told_at = size, 0, time.monotonic()
+                self._say(
+                    f"{blobs} blobs ({size_text(size)})"
+                    + (f", {manifests} manifests, {tags} tags" if manifests or tags else "")
+                )
+            case BytesMoved() | BlobDone():
+                self._done += self._moved.advance(event)
+                if time.monotonic() - self._told_at >= self._INTERVAL_S:
+                    self._told_at = time.monotonic()
+                    share = self._done / self._total if self._total else 1.0
+                    self._say(f"{share:4.0%}  {size_text(self._done)} of {size_text(self._total)}")
+            case PhaseAdvanced() | ManifestDone() | TagDone():
+                pass
+
+    def _say(self, text: str) -> None:
+        print(text, file=self._stream, flush=True)
+
+    def close(self) -> None:
+        pass
+
+
+def _line(event: Retrying | Warned) -> str:
+    if isinstance(event, Warned):
+        return f"warning: {event.message}"
+    return f"trying again in {event.delay_s:.1f}s: {event.reason}"
+
+
+# -- summaries ---------------------------------------------------------------------------------
+
+
+def pull_summary(report: PullReport, elapsed_s: float) -> str:
+    """What was packed, in words."""
+    selection, archives = report.selection, report.archives
+    versions = ", ".join(reversed(selection.platform_versions))
+    channels = f" ({len(selection.channels)} channels)" if selection.channels else ""
+    rows = [
+        ("Source", f"{report.tree.root}"),
+        *([("Edition", report.tree.edition.upper())] if report.tree.edition else []),
+        ("Platform", f"{versions}{channels}" if versions else "not taken"),
+        *_contents_rows(report.inventory),
+    ]
+    if selection.modules:
+        newest = (f"{name} {of[-1]}" for name, of in selection.modules.items() if of)
+        rows.append(("", ", ".join(newest)))
+    files = [(name, size_text(size)) for name, size in sorted(archives.items())]
+    files.append(("in total", size_text(sum(archives.values()))))
+    width = max(len(name) for name, _ in files)
+    return "\n".join(
+        [
+            f"Bundle {report.folder} is complete",
+            *_table(rows),
+            "",
+            *(f"  {name:<{width}}  {size:>10}" for name, size in files),
+            "",
+            f"  inventory {report.digest}",
+            f"  {size_text(report.fetched)} fetched in {duration_text(elapsed_s)}",
+        ]
+    )
+
+
+def push_summary(report: PushReport, elapsed_s: float) -> str:
+    """What the registry holds now, and what that took."""
+    plan, done = report.plan, report.done
+    uploaded = sum(step.mount_from is None for step in plan.blobs)
+    rows = [
+        *_contents_rows(report.inventory),
+        (
+            "Uploaded",
+            f"{uploaded} blobs ({size_text(done.sent)}), {done.manifests} manifests, "
+            f"{done.tags} tags"
+            if plan
+            else "nothing: all of it was there",
+        ),
+    ]
+    return "\n".join(
+        [
+            f"Registry {report.target} holds the whole bundle",
+            *_table(rows),
+            "",
+            f"  inventory {report.digest}",
+            f"  done in {duration_text(elapsed_s)}",
+        ]
+    )
+
+
+def bundle_summary(report: BundleReport, elapsed_s: float) -> str:
+    """Whether a bundle is whole."""
+    if report.findings:
+        return _findings_text("The bundle is damaged or incomplete", report.findings)
+    seal = (
+        "sealed: every byte is accounted for"
+        if report.sealed
+        else "not sealed: structure, digests and completeness of every tag were checked"
+    )
+    return "\n".join(
+        [
+            f"The bundle is whole ({seal})",
+            *_table(
+                [
+                    ("Archives", f"{report.archives}, {size_text(report.size)}"),
+                    ("Contents", f"{report.repositories} repositories, {report.tags} tags"),
+                    ("", f"{report.manifests} manifests, {report.blobs} blobs"),
+                ]
+            ),
+            "",
+            f"  read in {duration_text(elapsed_s)}",
+        ]
+    )
+
+
+def registry_summary(report: RegistryReport, elapsed_s: float) -> str:
+    """Whether a registry holds a bundle."""
+    if report.findings:
+        return _findings_text(f"Registry {report.target} lacks content", report.findings)
+    how = "every byte read back" if report.deep else "every tag, manifest and blob is there"
+    return "\n".join(
+        [
+            f"Registry {report.target} holds the whole bundle ({how})",
+            *_table(_contents_rows(report.inventory)),
+            "",
+            f"  inventory {report.digest}",
+            f"  checked in {duration_text(elapsed_s)}",
+        ]
+    )
+
+
+def _findings_text(title: str, findings: Sequence[Finding]) -> str:
+    count = f"{len(findings)} finding{'s' if len(findings) > 1 else ''}"
+    return f"{title}: {count}{listed(findings, most=50)}"
+
+
+def _contents_rows(inventory: Inventory) -> list[tuple[str, str]]:
+    """Counts of what an inventory has of each kind."""
+    present = inventory.repositories
+    databases = sum(path in present for path in SECURITY_DATABASES)
+    rows = []
+    if INSTALLER in present:
+        rows.append(("Installer", ", ".join(sorted(present[INSTALLER].tags))))
+    rows.append(("Security", f"{databases} databases" if databases else "none"))
+    for title, root in (("Modules", "modules"), ("Packages", PACKAGES), ("Plugins", PLUGINS)):
+        names = {path[len(root) + 1 :].partition("/")[0] for path in present if _below(path, root)}
+        if names:
+            rows.append((title, str(len(names))))
+    tags = sum(len(content.tags) for content in present.values())
+    rows.append(("Contents", f"{len(present)} repositories, {tags} tags"))
+    return rows
+
+
+def _below(path: str, root: str) -> bool:
+    return path.startswith(f"{root}/")
+
+
+def _table(rows: Sequence[tuple[str, str]]) -> list[str]:
+    width = max(len(title) for title, _ in rows)
+    return [f"  {title:<{width}}  {text}" for title, text in rows]

@@ -1,0 +1,450 @@
+"""Blobs get into a registry whole, however the connection and the registry behave."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Generator
+
+import pytest
+
+from mirror.errors import (
+    CancelledError,
+    DeniedError,
+    DigestMismatchError,
+    RegistryError,
+    SizeMismatchError,
+    UnreachableError,
+)
+from mirror.oci import Digest, verified
+from mirror.registry import Credentials, RegistryClient
+from tests.registry.conftest import MakeClient, Serve
+from tests.registry.fake import FakeRegistry, error, once, times
+from tests.registry.scripted import Hangup, Reply, Request, ScriptedServer
+
+DATA = random.Random(2).randbytes(1_000_000)
+DIGEST = Digest.of(DATA)
+
+
+class Source:
+    """Content that remembers from where it was opened and whether it was closed."""
+
+    def __init__(self, data: bytes = DATA, piece: int = 65_536) -> None:
+        self.data, self.piece = data, piece
+        self.opened: list[int] = []
+        self.closed = 0
+
+    def __call__(self, offset: int) -> Generator[bytes, None, None]:
+        self.opened.append(offset)
+        try:
+            for at in range(offset, len(self.data), self.piece):
+                yield self.data[at : at + self.piece]
+        finally:
+            self.closed += 1
+
+
+@pytest.fixture
+def source() -> Source:
+    return Source()
+
+
+def method(*names: str) -> Callable[[Request], bool]:
+    return lambda request: request.method in names
+
+
+def hang_up(request: Request) -> Reply:
+    raise Hangup
+
+
+def test_a_blob_goes_over_in_one_piece(
+    client: RegistryClient, fake: FakeRegistry, fake_server: ScriptedServer, source: Source
+) -> None:
+    assert client.upload("a", DIGEST, len(DATA), source) == len(DATA)
+    assert fake.blobs == {str(DIGEST): DATA}
+    assert [request.method for request in fake_server.log] == ["POST", "PUT"]
+    assert fake_server.log[1].headers["content-length"] == str(len(DATA))
+    assert (source.opened, source.closed) == ([0], 1)
+
+
+def test_an_empty_blob_can_be_uploaded(client: RegistryClient, fake: FakeRegistry) -> None:
+    empty = Digest.of(b"")
+    assert client.upload("a", empty, 0, Source(b"")) == 0
+    assert fake.blobs == {str(empty): b""}
+
+
+@pytest.mark.parametrize(
+    "location",
+    ["{path}?state=a%2Fb", "http://{host}{path}?state=a%2Fb", "//{host}{path}?state=a%2Fb"],
+)
+def test_the_session_may_be_named_in_any_way(
+    location: str,
+    client: RegistryClient,
+    fake: FakeRegistry,
+    fake_server: ScriptedServer,
+    source: Source,
+) -> None:
+    fake.location = location.replace("{host}", fake_server.host)
+    client.upload("a", DIGEST, len(DATA), source)
+    assert str(DIGEST) in fake.blobs
+
+
+@pytest.mark.parametrize("cut", [0, 1, 70_000, 500_000, 999_999])
+def test_a_cut_upload_continues_where_the_registry_got_to(
+    cut: int,
+    client: RegistryClient,
+    fake: FakeRegistry,
+    fake_server: ScriptedServer,
+    source: Source,
+) -> None:
+    def take_some(request: Request) -> Reply:
+        fake.sessions["s1"] += request.read(cut)
+        raise Hangup
+
+    fake.fault = once(method("PUT"), take_some)
+    sent = client.upload("a", DIGEST, len(DATA), source)
+    assert fake.blobs == {str(DIGEST): DATA}
+    # A session that says `0-0` may be empty, so that its one byte is not relied on.
+    assert source.opened == [0, cut] if cut > 1 else fake.opened <= 2
+    assert sent >= len(DATA) - cut
+    assert source.closed == len(source.opened)
+    methods = [request.method for request in fake_server.log]
+    assert methods[:4] == ["POST", "PUT", "HEAD", "GET"]
+
+
+def test_an_upload_that_keeps_breaking_goes_on_as_long_as_it_progresses(
+    client: RegistryClient, fake: FakeRegistry, source: Source
+) -> None:
+    def take_some(request: Request) -> Reply:
+        fake.sessions["s1"] += request.read(100_000)
+        raise Hangup
+
+    fake.fault = times(8, method("PUT", "PATCH"), take_some)
+    client.upload("a", DIGEST, len(DATA), source)
+    assert fake.blobs == {str(DIGEST): DATA}
+    assert fake.opened == 1
+
+
+def test_a_registry_that_forgot_the_session_gets_a_new_one(
+    client: RegistryClient, fake: FakeRegistry, source: Source
+) -> None:
+    def crash(request: Request) -> Reply:
+        request.read(300_000)
+        fake.sessions.clear()
+        raise Hangup
+
+    fake.fault = once(method("PUT"), crash)
+    client.upload("a", DIGEST, len(DATA), source)
+    assert fake.blobs == {str(DIGEST): DATA}
+    assert fake.opened == 2
+    assert source.opened == [0, 0]
+
+
+def test_a_lost_answer_to_a_finished_upload_is_noticed(
+    client: RegistryClient, fake: FakeRegistry, fake_server: ScriptedServer, source: Source
+) -> None:
+    def answer_nothing(request: Request) -> Reply:
+        fake.blobs[str(DIGEST)] = request.body
+        fake.sessions.clear()
+        raise Hangup
+
+    fake.fault = once(method("PUT"), answer_nothing)
+    assert client.upload("a", DIGEST, len(DATA), source) == len(DATA)
+    assert [r.method for r in fake_server.log] == ["POST", "PUT", "HEAD"]
+
+
+def test_a_lost_answer_is_noticed_even_by_the_last_attempt(
+    make_client: MakeClient, fake: FakeRegistry, fake_server: ScriptedServer, source: Source
+) -> None:
+    def answer_nothing(request: Request) -> Reply:
+        fake.blobs[str(DIGEST)] = request.body
+        raise Hangup
+
+    fake.fault = once(method("PUT"), answer_nothing)
+    client = make_client(fake_server.host, attempts=1)
+    assert client.upload("a", DIGEST, len(DATA), source) == len(DATA)
+
+
+@pytest.mark.parametrize("step", range(6))
+def test_a_fault_at_any_step_is_survived(
+    step: int,
+    client: RegistryClient,
+    fake: FakeRegistry,
+    fake_server: ScriptedServer,
+    source: Source,
+) -> None:
+    steps = iter(range(99))
+    first_put = once(method("PUT"), hang_up)
+
+    def fault(request: Request) -> Reply | None:
+        # The first PUT breaks, so that the steps of the recovery come by as well.
+        broken = first_put(request)
+        if next(steps) == step:
+            return error(503, "UNAVAILABLE")
+        return broken
+
+    fake.fault = fault
+    client.upload("a", DIGEST, len(DATA), source)
+    assert fake.blobs == {str(DIGEST): DATA}
+
+
+def test_an_upload_that_never_succeeds_ends_and_leaves_no_session(
+    client: RegistryClient, fake: FakeRegistry, waits: list[float], source: Source
+) -> None:
+    fake.fault = times(99, method("PUT"), lambda r: error(503, "UNAVAILABLE", "maintenance"))
+    with pytest.raises(UnreachableError, match="UNAVAILABLE: maintenance"):
+        client.upload("a", DIGEST, len(DATA), source)
+    assert len(waits) == 4
+    assert fake.sessions == {}
+    assert source.closed == len(source.opened)
+
+
+@pytest.mark.parametrize("status", [413, 405, 411])
+def test_a_registry_that_refuses_the_whole_gets_chunks(
+    status: int, client: RegistryClient, fake: FakeRegistry, fake_server: ScriptedServer
+) -> None:
+    source = Source()
+
+    def too_large(request: Request) -> Reply | None:
+        if request.method == "PUT" and request.length:
+            request.body  # noqa: B018 (read, as nginx' lingering close does)
+            return Reply(status)
+        return None
+
+    fake.fault = too_large
+    client.upload("a", DIGEST, len(DATA), source)
+    assert fake.blobs == {str(DIGEST): DATA}
+    assert [r.method for r in fake_server.log] == ["POST", "PUT", "DELETE", "POST", "PATCH", "PUT"]
+    assert fake_server.log[-1].length == 0
+
+
+def test_chunks_shrink_until_they_pass(
+    client: RegistryClient, fake: FakeRegistry, fake_server: ScriptedServer, source: Source
+) -> None:
+    def limited(request: Request) -> Reply | None:
+        if request.length > 300_000:
+            request.body  # noqa: B018
+            return Reply(413)
+        return None
+
+    fake.fault = limited
+    client.upload("a", DIGEST, len(DATA), source)
+    assert fake.blobs == {str(DIGEST): DATA}
+    passed = [
+        r.headers["content-range"]
+        for r in fake_server.log
+        if r.method == "PATCH" and r.length <= 300_000
+    ]
+    assert passed == ["0-262143", "262144-524287", "524288-786431", "786432-999999"]
+
+
+def test_chunks_are_at_least_as_large_as_the_registry_wants(
+    client: RegistryClient, fake: FakeRegistry, fake_server: ScriptedServer
+) -> None:
+    data = random.Random(3).randbytes((16 << 20) + (4 << 20))
+    fake.start_headers = {"OCI-Chunk-Min-Length": str(17 << 20)}
+
+    def no_whole(request: Request) -> Reply | None:
+        if request.method == "PUT" and request.length:
+            request.body  # noqa: B018
+            return Reply(413)
+        return None
+
+    fake.fault = no_whole
+    client.upload("a", Digest.of(data), len(data), Source(data))
+    lengths = [r.length for r in fake_server.log if r.method == "PATCH"]
+    assert lengths == [17 << 20, 3 << 20]
+
+
+def test_a_size_that_the_registry_never_takes_is_told(
+    client: RegistryClient, fake: FakeRegistry, source: Source
+) -> None:
+    def never(request: Request) -> Reply | None:
+        if request.length:
+            request.body  # noqa: B018
+            return Reply(413)
+        return None
+
+    fake.fault = never
+    with pytest.raises(RegistryError) as caught:
+        client.upload("a", DIGEST, len(DATA), source)
+    assert caught.value.status == 413
+    assert fake.sessions == {}
+
+
+def test_a_proxy_that_cuts_large_bodies_off_gets_chunks(
+    client: RegistryClient, fake: FakeRegistry, source: Source
+) -> None:
+    def cut_off(request: Request) -> Reply | None:
+        if request.method == "PUT" and request.length:
+            raise Hangup
+        return None
+
+    fake.fault = cut_off
+    client.upload("a", DIGEST, len(DATA), source)
+    assert fake.blobs == {str(DIGEST): DATA}
+
+
+def test_a_registry_that_kept_less_of_a_chunk_gets_the_rest_again(
+    client: RegistryClient, fake: FakeRegistry, source: Source
+) -> None:
+    def half(request: Request) -> Reply:
+        body = request.body
+        fake.sessions["s2"] += body[:500_000]
+        return fake._accepted(request.path, "s2")
+
+    whole = once(method("PUT"), lambda r: Reply(413, body=r.body[:0]))
+    patch = once(method("PATCH"), half)
+    fake.fault = lambda r: whole(r) or patch(r)
+    client.upload("a", DIGEST, len(DATA), source)
+    assert fake.blobs == {str(DIGEST): DATA}
+    assert source.opened == [0, 0, 500_000]
+
+
+def test_a_chunk_out_of_place_is_put_right_by_asking(
+    client: RegistryClient, fake: FakeRegistry, source: Source
+) -> None:
+    def lost_answer(request: Request) -> Reply:
+        fake.sessions["s2"] += request.read(200_000)
+        request.body  # noqa: B018
+        return Reply(416)
+
+    whole = once(method("PUT"), lambda r: Reply(413, body=r.body[:0]))
+    patch = once(method("PATCH"), lost_answer)
+    fake.fault = lambda r: whole(r) or patch(r)
+    client.upload("a", DIGEST, len(DATA), source)
+    assert fake.blobs == {str(DIGEST): DATA}
+
+
+def test_content_that_is_not_its_digest_never_completes_and_cancels(
+    client: RegistryClient, fake: FakeRegistry
+) -> None:
+    wrong = Source(DATA[:-1] + b"x")
+
+    def content(offset: int) -> Generator[bytes, None, None]:
+        yield from verified(wrong(offset), DIGEST, len(DATA), where="the bundle")
+
+    with pytest.raises(DigestMismatchError, match="the bundle"):
+        client.upload("a", DIGEST, len(DATA), content)
+    assert (fake.blobs, fake.sessions) == ({}, {})
+
+
+@pytest.mark.parametrize("data", [DATA[:-1], DATA + b"x", b""])
+def test_content_of_another_size_is_refused(
+    data: bytes, client: RegistryClient, fake: FakeRegistry, fake_server: ScriptedServer
+) -> None:
+    source = Source(data)
+    with pytest.raises(SizeMismatchError, match="the content for"):
+        client.upload("a", DIGEST, len(DATA), source)
+    assert fake.blobs == {}
+    assert source.closed == 1
+
+
+def test_a_registry_that_finds_another_digest_is_believed(
+    client: RegistryClient, fake: FakeRegistry, source: Source
+) -> None:
+    other = Digest.of(b"other")
+    with pytest.raises(RegistryError, match="DIGEST_INVALID"):
+        client.upload("a", other, len(DATA), source)
+    assert (fake.blobs, fake.sessions) == ({}, {})
+
+
+def test_a_cancelled_upload_stops_and_cancels_its_session(
+    client: RegistryClient, fake: FakeRegistry, source: Source
+) -> None:
+    looks = iter([False, False, True])
+    with pytest.raises(CancelledError, match="stopped on request"):
+        client.upload("a", DIGEST, len(DATA), source, cancelled=lambda: next(looks))
+    assert fake.cancelled == ["s1"]
+    assert source.closed == 1
+
+
+def test_a_denied_upload_is_not_tried_again(
+    client: RegistryClient, fake: FakeRegistry, fake_server: ScriptedServer, source: Source
+) -> None:
+    fake.fault = lambda r: error(403, "DENIED", "read only")
+    with pytest.raises(DeniedError, match="DENIED: read only"):
+        client.upload("a", DIGEST, len(DATA), source)
+    assert len(fake_server.log) == 1
+    assert source.opened == []
+
+
+def test_a_login_that_expires_mid_push_is_renewed(
+    client: RegistryClient, serve: Serve, make_client: MakeClient, fake: FakeRegistry
+) -> None:
+    tokens = iter(["t1", "t2", "t3"])
+    realm = serve(lambda r: Reply(body=b'{"token": "%s"}' % next(tokens).encode()))
+    valid = {"Bearer t1"}
+
+    def guarded(request: Request) -> Reply:
+        if request.headers.get("authorization") not in valid:
+            request.body  # noqa: B018
+            challenge = f'Bearer realm="{realm.url}/token",service="s",error="invalid_token"'
+            return Reply(401, {"WWW-Authenticate": challenge})
+        if request.method == "POST":
+            valid.clear()
+            valid.add("Bearer t2")  # the token that opened the session is revoked
+        return fake(request)
+
+    server = serve(guarded)
+    source = Source()
+    make_client(server.host, Credentials("u", "p")).upload("a", DIGEST, len(DATA), source)
+    assert fake.blobs == {str(DIGEST): DATA}
+    assert [r.method for r in server.log] == ["POST", "POST", "PUT", "PUT"]
+    assert source.opened == [0, 0]
+    assert len(realm.log) == 2
+
+
+def test_an_upload_elsewhere_gets_no_authorisation(
+    serve: Serve, make_client: MakeClient, fake: FakeRegistry, source: Source
+) -> None:
+    fake.sessions["x"] = bytearray()
+    storage = serve(fake)
+
+    def front(request: Request) -> Reply:
+        if "authorization" not in request.headers:
+            return Reply(401, {"WWW-Authenticate": 'Basic realm="x"'})
+        location = f"{storage.url}/v2/a/blobs/uploads/x?state=a%2Fb"
+        return Reply(202, {"Location": location})
+
+    make_client(serve(front).host, Credentials("u", "p")).upload("a", DIGEST, len(DATA), source)
+    assert str(DIGEST) in fake.blobs
+    assert all("authorization" not in request.headers for request in storage.log)
+
+
+def test_a_session_without_an_address_is_an_error(
+    client: RegistryClient, fake: FakeRegistry
+) -> None:
+    fake.fault = lambda r: Reply(202)
+    with pytest.raises(RegistryError, match="without saying where"):
+        client.upload("a", DIGEST, len(DATA), Source())
+
+
+def test_a_mounted_blob_is_not_sent(
+    client: RegistryClient, fake: FakeRegistry, fake_server: ScriptedServer
+) -> None:
+    fake.fault = lambda r: Reply(201)
+    assert client.mount("a/b", DIGEST, "c/d") is True
+    (request,) = fake_server.log
+    assert request.query == {"mount": [str(DIGEST)], "from": ["c/d"]}
+
+
+def test_a_mount_that_became_a_session_is_cancelled(
+    client: RegistryClient, fake: FakeRegistry
+) -> None:
+    assert client.mount("a/b", DIGEST, "c/d") is False
+    assert fake.cancelled == ["s1"]
+
+
+@pytest.mark.parametrize("status", [400, 401, 403, 404, 405])
+def test_a_refused_mount_leads_to_an_upload(
+    status: int, client: RegistryClient, fake: FakeRegistry
+) -> None:
+    fake.fault = lambda r: Reply(status)
+    assert client.mount("a/b", DIGEST, "c/d") is False
+
+
+def test_a_mount_at_a_failing_registry_is_an_error(
+    client: RegistryClient, fake: FakeRegistry
+) -> None:
+    fake.fault = lambda r: Reply(503)
+    with pytest.raises(UnreachableError):
+        client.mount("a/b", DIGEST, "c/d")

@@ -1,0 +1,167 @@
+"""Who may do what."""
+
+from __future__ import annotations
+
+import re
+import time
+
+import httpx
+import pytest
+
+from mirror.oci import Digest
+from mirror.serve import BasicAuth, MemoryStorage, TokenAuth, User, put_blob
+from tests.conftest import MakeEmbeddedRegistry
+from tests.serve.sample import LAYER, codes, fill
+
+USERS = {
+    "reader": User("r-secret", frozenset({"pull"})),
+    "writer": User("w-secret", frozenset({"pull", "push"})),
+    "owner": User("o-secret"),
+}
+READER, WRITER, OWNER = (
+    ("reader", "r-secret"),
+    ("writer", "w-secret"),
+    ("owner", "o-secret"),
+)
+
+
+@pytest.fixture
+def storage() -> MemoryStorage:
+    made = MemoryStorage()
+    fill(made)
+    return made
+
+
+@pytest.mark.parametrize(
+    ("who", "pull", "push", "delete"),
+    [
+        (None, 401, 401, 401),
+        (("reader", "wrong"), 401, 401, 401),
+        (("nobody", "r-secret"), 401, 401, 401),
+        (READER, 200, 403, 403),
+        (WRITER, 200, 202, 403),
+        (OWNER, 200, 202, 202),
+    ],
+)
+def test_basic_credentials_allow_what_their_owner_may(
+    make_embedded_registry: MakeEmbeddedRegistry,
+    storage: MemoryStorage,
+    who: tuple[str, str] | None,
+    pull: int,
+    push: int,
+    delete: int,
+) -> None:
+    registry = make_embedded_registry(storage, auth=BasicAuth(USERS))
+    with httpx.Client(base_url=registry.url, auth=who) as client:
+        assert client.get("/v2/").status_code == pull
+        assert client.get("/v2/_catalog").status_code == pull
+        assert client.get("/v2/a/b/manifests/v1").status_code == pull
+        assert client.post("/v2/a/b/blobs/uploads/").status_code == push
+        answer = client.delete("/v2/a/b/manifests/v1")
+        assert answer.status_code == delete
+    if delete == 401:
+        assert answer.headers["WWW-Authenticate"] == 'Basic realm="registry"'
+        assert codes(answer) == ["UNAUTHORIZED"]
+    if delete == 403:
+        assert codes(answer) == ["DENIED"]
+
+
+def test_anonymous_clients_may_pull_where_that_is_allowed(
+    make_embedded_registry: MakeEmbeddedRegistry, storage: MemoryStorage
+) -> None:
+    registry = make_embedded_registry(storage, auth=BasicAuth(USERS, anonymous={"pull"}))
+    with httpx.Client(base_url=registry.url) as client:
+        assert client.get("/v2/").status_code == 200
+        assert client.get("/v2/a/b/manifests/v1").status_code == 200
+        assert client.post("/v2/a/b/blobs/uploads/").status_code == 401
+
+
+@pytest.mark.parametrize("header", ["Basic", "Basic !!!", "Basic dXNlcg==", "Bearer x", "x y z"])
+def test_a_header_that_cannot_be_read_allows_nothing(
+    make_embedded_registry: MakeEmbeddedRegistry, storage: MemoryStorage, header: str
+) -> None:
+    for auth in (BasicAuth(USERS), TokenAuth(USERS)):
+        registry = make_embedded_registry(storage, auth=auth)
+        answer = httpx.get(f"{registry.url}/v2/", headers={"Authorization": header})
+        assert answer.status_code == 401
+
+
+def challenge(answer: httpx.Response) -> dict[str, str]:
+    kind, _, rest = answer.headers["WWW-Authenticate"].partition(" ")
+    assert (answer.status_code, kind) == (401, "Bearer")
+    return dict(re.findall(r'(\w+)="([^"]*)"', rest))
+
+
+def token_for(answer: httpx.Response, who: tuple[str, str] | None) -> dict[str, str]:
+    said = challenge(answer)
+    params = {"service": said["service"]} | ({"scope": said["scope"]} if "scope" in said else {})
+    token = httpx.get(said["realm"], params=params, auth=who).json()["token"]
+    return {"Authorization": f"Bearer {token}"}
+
+
+def test_a_challenge_leads_to_a_token_that_opens(
+    make_embedded_registry: MakeEmbeddedRegistry, storage: MemoryStorage
+) -> None:
+    registry = make_embedded_registry(storage, auth=TokenAuth(USERS))
+    with httpx.Client(base_url=registry.url) as client:
+        root = client.get("/v2/")
+        assert challenge(root)["realm"] == f"{registry.url}/token"
+        assert client.get("/v2/", headers=token_for(root, READER)).status_code == 200
+        refused = client.get("/v2/a/b/manifests/v1")
+        assert challenge(refused)["scope"] == "repository:a/b:pull"
+        pull = token_for(refused, READER)
+        assert client.get("/v2/a/b/manifests/v1", headers=pull).status_code == 200
+        elsewhere = client.get("/v2/a/c/manifests/v1", headers=pull)
+        assert challenge(elsewhere)["error"] == "insufficient_scope"
+
+
+def test_a_token_covers_only_what_its_owner_may(
+    make_embedded_registry: MakeEmbeddedRegistry, storage: MemoryStorage
+) -> None:
+    registry = make_embedded_registry(storage, auth=TokenAuth(USERS))
+    uploads = f"{registry.url}/v2/a/b/blobs/uploads/"
+    refused = httpx.post(uploads)
+    assert challenge(refused)["scope"] == "repository:a/b:pull,push"
+    assert httpx.post(uploads, headers=token_for(refused, WRITER)).status_code == 202
+    still = httpx.post(uploads, headers=token_for(refused, READER))
+    assert challenge(still)["error"] == "insufficient_scope"
+    wrong = httpx.get(f"{registry.url}/token", auth=("reader", "wrong"))
+    assert (wrong.status_code, codes(wrong)) == (401, ["UNAUTHORIZED"])
+
+
+def test_a_token_expires_and_can_be_revoked(
+    make_embedded_registry: MakeEmbeddedRegistry, storage: MemoryStorage
+) -> None:
+    auth = TokenAuth(USERS, anonymous={"pull"}, expires_s=0.3)
+    url = f"{make_embedded_registry(storage, auth=auth).url}/v2/a/b/manifests/v1"
+    headers = token_for(httpx.get(url), None)
+    assert httpx.get(url, headers=headers).status_code == 200
+    time.sleep(0.35)
+    assert httpx.get(url, headers=headers).status_code == 401
+    headers = token_for(httpx.get(url), None)
+    auth.revoke_all()
+    assert httpx.get(url, headers=headers).status_code == 401
+
+
+def test_mounting_takes_the_right_to_pull_from_the_source(
+    make_embedded_registry: MakeEmbeddedRegistry, storage: MemoryStorage
+) -> None:
+    put_blob(storage, "secret", LAYER)
+    registry = make_embedded_registry(storage, auth=TokenAuth(USERS))
+    url = f"{registry.url}/v2/new/blobs/uploads/?mount={Digest.of(LAYER)}&from=secret"
+    ours = {"scope": "repository:new:pull,push"}
+    both = {"scope": "repository:new:pull,push repository:secret:pull"}
+    for params, status in ((ours, 202), (both, 201)):
+        token = httpx.get(f"{registry.url}/token", params=params, auth=WRITER).json()["token"]
+        answer = httpx.post(url, headers={"Authorization": f"Bearer {token}"})
+        assert answer.status_code == status
+
+
+def test_passwords_are_not_shown(
+    make_embedded_registry: MakeEmbeddedRegistry, storage: MemoryStorage
+) -> None:
+    assert "secret" not in repr(USERS)
+    registry = make_embedded_registry(storage, auth=BasicAuth(USERS))
+    httpx.get(f"{registry.url}/v2/", auth=OWNER)
+    assert "authorization" not in repr(list(registry.requests)).lower()
+    assert next(iter(registry.requests)).headers["authorization"].startswith("Basic ")

@@ -1,0 +1,131 @@
+"""Other people's tools push into the embedded registry and pull out of it."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import io
+import json
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mirror.oci import Digest
+from mirror.oci.media_types import OCI_CONFIG, OCI_LAYER_GZIP, OCI_MANIFEST
+from mirror.serve import BasicAuth, EmbeddedRegistry, Store, TokenAuth, User
+from tests.conftest import MakeEmbeddedRegistry, MakeRealRegistry
+from tests.serve.sample import descriptor
+from tests.support.skopeo import SkopeoError, run_skopeo, skopeo_copy, skopeo_inspect
+from tests.support.tls import Authority
+
+
+@pytest.fixture
+def layout(tmp_path: Path) -> Path:
+    """An OCI image layout with one image, `v1`, whose layer holds one file."""
+    unpacked = io.BytesIO()
+    with tarfile.open(fileobj=unpacked, mode="w") as tar:
+        entry = tarfile.TarInfo("hello")
+        entry.size = 5
+        tar.addfile(entry, io.BytesIO(b"world"))
+    layer = gzip.compress(unpacked.getvalue(), mtime=0)
+    diff_id = f"sha256:{hashlib.sha256(unpacked.getvalue()).hexdigest()}"
+    rootfs = {"type": "layers", "diff_ids": [diff_id]}
+    config = json.dumps({"architecture": "amd64", "os": "linux", "rootfs": rootfs}).encode()
+    manifest = json.dumps(
+        {
+            "schemaVersion": 2,
+            "mediaType": OCI_MANIFEST,
+            "config": descriptor(OCI_CONFIG, config),
+            "layers": [descriptor(OCI_LAYER_GZIP, layer)],
+        }
+    ).encode()
+    made = tmp_path / "layout"
+    (made / "blobs/sha256").mkdir(parents=True)
+    for data in (layer, config, manifest):
+        (made / "blobs/sha256" / Digest.of(data).encoded).write_bytes(data)
+    named = {"org.opencontainers.image.ref.name": "v1"}
+    entries = [descriptor(OCI_MANIFEST, manifest, annotations=named)]
+    (made / "index.json").write_text(json.dumps({"schemaVersion": 2, "manifests": entries}))
+    (made / "oci-layout").write_text('{"imageLayoutVersion":"1.0.0"}')
+    return made
+
+
+def blobs(layout: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in (layout / "blobs/sha256").iterdir()}
+
+
+def manifest_digest(layout: Path) -> str:
+    index: Any = json.loads((layout / "index.json").read_text())
+    return str(index["manifests"][0]["digest"])
+
+
+def test_skopeo_pushes_and_pulls_the_same_bytes(
+    registry: EmbeddedRegistry, layout: Path, tmp_path: Path
+) -> None:
+    image = f"docker://{registry.address}/deckhouse/ee:v1"
+    skopeo_copy(f"oci:{layout}:v1", image)
+    assert skopeo_inspect(image)["Digest"] == manifest_digest(layout)
+    skopeo_copy(image, f"oci:{tmp_path / 'pulled'}:v1")
+    assert blobs(tmp_path / "pulled") == blobs(layout)
+    assert registry.requests.count(status=500) == 0
+    registry.requests.clear()
+    skopeo_copy(f"oci:{layout}:v1", image)
+    assert registry.requests.count("PATCH") == 0  # all was there
+
+
+def test_skopeo_pushes_and_pulls_over_tls(
+    make_embedded_registry: MakeEmbeddedRegistry,
+    authority: Authority,
+    storage: Store,
+    layout: Path,
+    tmp_path: Path,
+) -> None:
+    registry = make_embedded_registry(storage, tls=authority.issue())
+    trust = tmp_path / "trust"
+    trust.mkdir()
+    (trust / "ca.crt").write_bytes(authority.certificate.read_bytes())
+    image = f"docker://{registry.address}/deckhouse/ee:v1"
+    skopeo_copy(f"oci:{layout}:v1", image, cert_dir=trust)
+    skopeo_copy(image, f"oci:{tmp_path / 'pulled'}:v1", cert_dir=trust)
+    assert blobs(tmp_path / "pulled") == blobs(layout)
+    (trust / "ca.crt").unlink()
+    with pytest.raises(SkopeoError, match="certificate"):
+        skopeo_inspect(image, cert_dir=trust)
+
+
+def test_skopeo_copies_from_ours_to_a_real_registry_and_back(
+    embedded_registry: EmbeddedRegistry, make_real_registry: MakeRealRegistry, layout: Path
+) -> None:
+    ours, theirs = embedded_registry.address, make_real_registry().address
+    skopeo_copy(f"oci:{layout}:v1", f"docker://{ours}/a:v1")
+    skopeo_copy(f"docker://{ours}/a:v1", f"docker://{theirs}/b:v1")
+    skopeo_copy(f"docker://{theirs}/b:v1", f"docker://{ours}/c:v1")
+    raw = skopeo_inspect(f"docker://{ours}/c:v1", raw=True)
+    assert str(Digest.of(raw.encode())) == manifest_digest(layout)
+
+
+@pytest.mark.parametrize("kind", ["basic", "token"])
+def test_skopeo_logs_in(
+    make_embedded_registry: MakeEmbeddedRegistry, layout: Path, kind: str
+) -> None:
+    users = {"ci": User("s3cret")}
+    auth = BasicAuth(users) if kind == "basic" else TokenAuth(users)
+    registry = make_embedded_registry(auth=auth)
+    image = f"docker://{registry.address}/a/b:v1"
+    with pytest.raises(SkopeoError, match=r"authentication required|denied"):
+        skopeo_copy(f"oci:{layout}:v1", image)
+    skopeo_copy(f"oci:{layout}:v1", image, "--dest-creds=ci:s3cret")
+    assert skopeo_inspect(image, "--creds=ci:s3cret")["Digest"] == manifest_digest(layout)
+
+
+def test_skopeo_lists_tags_and_deletes(registry: EmbeddedRegistry, layout: Path) -> None:
+    image = f"docker://{registry.address}/a/b"
+    for tag in ("v1", "v2"):
+        skopeo_copy(f"oci:{layout}:v1", f"{image}:{tag}")
+    listed = json.loads(run_skopeo("list-tags", "--tls-verify=false", image))
+    assert listed["Tags"] == ["v1", "v2"]
+    run_skopeo("delete", "--tls-verify=false", f"{image}:v1")
+    with pytest.raises(SkopeoError, match="manifest unknown"):
+        skopeo_inspect(f"{image}:v1")
