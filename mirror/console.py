@@ -184,9 +184,6 @@ def pull_summary(report: PullReport, elapsed_s: float) -> str:
         ("Platform", f"{versions}{channels}" if versions else "not taken"),
         *_contents_rows(report.inventory),
     ]
-    if selection.modules:
-        newest = (f"{name} {of[-1]}" for name, of in selection.modules.items() if of)
-        rows.append(("", ", ".join(newest)))
     files = [(name, size_text(size)) for name, size in sorted(archives.items())]
     files.append(("in total", size_text(sum(archives.values()))))
     width = max(len(name) for name, _ in files)

@@ -90,8 +90,8 @@ def with_digest(location: str, digest: Digest) -> str:
 def offset_told(answer: Answer) -> int | None:
     """How many bytes a session has; its `Range` names the last one, inclusive.
 
-    `0-0` is what registries send for none as well as for one; taken for none it is safe, since
-    the only blob of one byte is sent again.
+    `0-0` is what registries send for none as well as for one. It is taken for none: if that was
+    wrong, the registry refuses the upload in the end, and a new session starts.
     """
     match = _RANGE.fullmatch(answer.headers.get("range", "").strip())
     if match is None:

@@ -40,11 +40,15 @@ _WANTS_CHUNKS = frozenset({405, 411, 413, 416, 501})
 
 @dataclass(slots=True)
 class _Session:
-    """An upload under way: where it continues and how many bytes the registry has of it."""
+    """An upload under way: where it continues and how many bytes the registry has of it.
+
+    `resumed`: bytes of a broken connection may be in it, so that its content is not certain.
+    """
 
     location: str
     offset: int = 0
     min_chunk: int = 0
+    resumed: bool = False
 
 
 class _RestartError(Exception):
@@ -135,7 +139,7 @@ class Upload:
         except RegistryError as err:
             if count and err.status in _WANTS_CHUNKS and self._smaller():
                 raise _RestartError(err, at_once=True) from err
-            if _session_lost(err, start):
+            if _session_lost(err, session):
                 raise _RestartError(err) from err
             raise
 
@@ -157,7 +161,7 @@ class Upload:
                 if session.offset == start:
                     raise _RestartError(err) from err
                 return
-            if _session_lost(err, start):
+            if _session_lost(err, session):
                 raise _RestartError(err) from err
             raise
         session.location = sessions.location_of(self._transport, answer, session.location)
@@ -192,7 +196,7 @@ class Upload:
         told = sessions.offset_told(answer)
         if told is None or told > self._size:
             raise _RestartError(reason)
-        session.offset = told
+        session.offset, session.resumed = told, True
         session.location = sessions.location_of(self._transport, answer, session.location)
         self._learn(session, answer)
 
@@ -349,9 +353,8 @@ _DONE = _Session("")
 """Stands for an upload that turned out to be complete."""
 
 
-def _session_lost(err: RegistryError, start: int) -> bool:
-    """Whether a new session may do better where bytes from `start` on were refused."""
+def _session_lost(err: RegistryError, session: _Session) -> bool:
+    """Whether a new session may do better than this one, which was refused with `err`."""
     if err.status == 404 or "BLOB_UPLOAD_UNKNOWN" in err.codes:
         return True
-    # Bytes of several connections went into this one; from a single one they may be right.
-    return start > 0 and err.status in (400, 416)
+    return session.resumed and err.status in (400, 416)

@@ -1,0 +1,128 @@
+"""The whole journey on one machine: registry → bundle → registry, proved at every step.
+
+Two embedded registries stand in for the connected and the closed zone. The first is filled with a
+made-up release tree; the rest are the commands that an administrator runs.
+"""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from examples.release_tree import DEMO, ReleaseTree, build
+from mirror.console import duration_text, size_text
+from mirror.oci import Repository
+from mirror.registry import ConnectionOptions, RegistryClient
+from mirror.serve import EmbeddedRegistry, FolderStorage, MemoryStorage
+from mirror.sync import MemoryStore, make_plan, transfer
+from mirror.sync.registry import RegistryTarget
+
+FOLDER = Path(".demo")
+BOLD, DIM, RESET = ("\033[1m", "\033[2m", "\033[0m") if sys.stdout.isatty() else ("", "", "")
+
+
+def main() -> None:
+    started = time.monotonic()
+    shutil.rmtree(FOLDER, ignore_errors=True)
+    bundle = FOLDER / "bundle"
+    with (
+        EmbeddedRegistry(MemoryStorage()) as connected,
+        EmbeddedRegistry(FolderStorage(FOLDER / "closed-zone")) as closed,
+    ):
+        title("A registry in the connected zone is filled with a made-up release tree")
+        tree = fill(connected.address)
+        source = f"{connected.address}/{tree.root}"
+        target = f"{closed.address}/system/deckhouse"
+
+        title("Connected zone: pack the releases between rock-solid and alpha")
+        mirror("pull", str(bundle), "--source", source, "--insecure")
+
+        title("Is every byte of the bundle right? Ask before the disk leaves, and when it arrives")
+        mirror("verify", str(bundle))
+
+        title("Closed zone: load the bundle into the cluster's registry")
+        mirror("push", str(bundle), target, "--insecure")
+
+        title("Prove that the registry holds all of it, reading every byte back")
+        mirror("verify", str(bundle), "--against", target, "--deep", "--insecure")
+
+        title("A second push finds nothing to do")
+        mirror("push", str(bundle), target, "--insecure")
+
+        title("And if one byte goes bad on the way?")
+        with one_bad_byte(bundle / "platform.tar"):
+            mirror("verify", str(bundle), expect=4)
+
+        images = images_by_digest(closed, tree)
+    took = duration_text(time.monotonic() - started)
+    print(f"\n{BOLD}The journey took {took}.{RESET} All {images} components of the newest release")
+    print("can be pulled from the closed zone by the digests that its installer lists.")
+    print(f"The bundle is in {bundle}/ to look at.")
+
+
+def title(text: str) -> None:
+    print(f"\n{BOLD}{text}{RESET}", flush=True)
+
+
+def mirror(*arguments: str, expect: int = 0) -> None:
+    """Run the command line as a person would, and insist on its exit code."""
+    print(f"{DIM}$ mirror {shlex.join(arguments)}{RESET}", flush=True)
+    done = subprocess.run([sys.executable, "-m", "mirror", *arguments], check=False)
+    if done.returncode != expect:
+        sys.exit(f"the demonstration failed: exit code {done.returncode} instead of {expect}")
+    if expect:
+        print(f"{DIM}(exit code {done.returncode}){RESET}", flush=True)
+
+
+def fill(address: str) -> ReleaseTree:
+    """Make a release tree up and put it into the registry."""
+    store = MemoryStore("release tree")
+    tree = build(DEMO, store)
+    inventory = store.inventory()
+    with RegistryClient(address, options=ConnectionOptions(plain_http=True)) as client:
+        target = RegistryTarget(client, lambda path: path)
+        done = transfer(make_plan(inventory, target.held(inventory)), store, target)
+    print(
+        f"{address}/{tree.root} offers {done.tags} tags in {len(inventory.repositories)} "
+        f"repositories: {done.manifests} manifests, {done.blobs} blobs, {size_text(done.sent)}"
+    )
+    return tree
+
+
+class one_bad_byte:  # noqa: N801 - reads as the statement that it is
+    """Turns one bit in the middle of a file, and turns it back."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._offset = path, path.stat().st_size // 2
+
+    def __enter__(self) -> None:
+        self._turn()
+
+    def __exit__(self, *_: object) -> None:
+        self._turn()
+
+    def _turn(self) -> None:
+        with self._path.open("r+b") as file:
+            file.seek(self._offset)
+            (byte,) = file.read(1)
+            file.seek(self._offset)
+            file.write(bytes([byte ^ 1]))
+
+
+def images_by_digest(registry: EmbeddedRegistry, tree: ReleaseTree) -> int:
+    """How many components of the newest release a node could pull; all of them, or it ends here."""
+    repository = Repository.parse(f"{registry.address}/system/deckhouse")
+    newest = tree.platform[tree.channels["alpha"]]
+    with RegistryClient(repository.host, options=ConnectionOptions(plain_http=True)) as client:
+        components = set(newest.components.values())
+        for digest in components:
+            client.manifest(repository.path, digest)
+    return len(components)
+
+
+if __name__ == "__main__":
+    main()

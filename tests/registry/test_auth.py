@@ -1,0 +1,382 @@
+"""Who we are is proved when asked, to whom it concerns, and not more often than needed."""
+
+from __future__ import annotations
+
+import base64
+import json
+import logging
+import threading
+import time
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from urllib.parse import parse_qs
+
+import pytest
+
+from mirror.errors import DeniedError, InputError, MirrorError, RegistryError, UnreachableError
+from mirror.oci import Digest
+from mirror.registry import Credentials
+from mirror.registry.auth import Authenticator
+from mirror.registry.challenges import Challenge
+from mirror.registry.scopes import merge, pull, push
+from tests.registry.conftest import MakeClient, Serve
+from tests.registry.fake import error
+from tests.registry.scripted import Reply, Request, ScriptedServer
+
+SECRET = "hunter2-s3cr3t"
+BASIC = "Basic " + base64.b64encode(f"alice:{SECRET}".encode()).decode()
+ALICE = Credentials("alice", SECRET)
+
+
+class TokenRegistry:
+    """A registry that wants bearer tokens, and its token server."""
+
+    def __init__(self, serve: Serve, allowed: str | None = BASIC) -> None:
+        self.allowed = allowed
+        self.answer: dict[str, object] = {}
+        self.issued = 0
+        self.valid: dict[str, set[str]] = {}
+        self.needs = pull("a")
+        self.challenge_more = ""
+        self.realm = serve(self._token)
+        self.server = serve(self._registry)
+
+    @property
+    def host(self) -> str:
+        return self.server.host
+
+    def _token(self, request: Request) -> Reply:
+        if request.method == "POST":
+            form = parse_qs(request.body.decode())
+            assert form["grant_type"] == ["refresh_token"]
+            granted = form["refresh_token"] == ["identity"]
+            scopes = form.get("scope", [""])[0].split()
+        else:
+            granted = request.headers.get("authorization") == self.allowed
+            scopes = request.query.get("scope", [])
+        if not granted:
+            return error(401, "UNAUTHORIZED", "wrong password")
+        self.issued += 1
+        token = f"token-{self.issued}"
+        self.valid[token] = set(scopes)
+        body = json.dumps({"token": token, **self.answer}).encode()
+        return Reply(body=body)
+
+    def _registry(self, request: Request) -> Reply:
+        repository = request.path.removeprefix("/v2/").partition("/tags")[0]
+        needed = set() if request.path == "/v2/" else set(pull(repository))
+        scheme, _, token = request.headers.get("authorization", "").partition(" ")
+        if scheme == "Bearer" and token in self.valid and needed <= self.valid[token]:
+            return Reply(body=b'{"tags": ["t"]}')
+        scope = f',scope="{next(iter(needed))}"' if needed else ""
+        challenge = f'Bearer realm="{self.realm.url}/token",service="reg"{scope}'
+        reply = error(401, "UNAUTHORIZED")
+        reply.headers["WWW-Authenticate"] = challenge + self.challenge_more
+        return reply
+
+
+@pytest.fixture
+def tokens(serve: Serve) -> TokenRegistry:
+    return TokenRegistry(serve)
+
+
+def scopes_of(server: ScriptedServer) -> list[list[str]]:
+    return [request.query.get("scope", []) for request in server.log]
+
+
+def test_basic_credentials_are_sent_after_a_challenge_and_then_at_once(
+    serve: Serve, make_client: MakeClient
+) -> None:
+    def registry(request: Request) -> Reply:
+        if request.headers.get("authorization") == BASIC:
+            return Reply(body=b'{"tags": []}')
+        return Reply(401, {"WWW-Authenticate": 'Basic realm="here"'})
+
+    server = serve(registry)
+    client = make_client(server.host, ALICE)
+    client.tags("a")
+    client.tags("b")
+    assert [r.headers.get("authorization") for r in server.log] == [None, BASIC, BASIC]
+
+
+def test_wrong_basic_credentials_are_tried_once(serve: Serve, make_client: MakeClient) -> None:
+    server = serve(lambda r: Reply(401, {"WWW-Authenticate": 'Basic realm="here"'}))
+    client = make_client(server.host, ALICE)
+    with pytest.raises(DeniedError, match=r"does not accept the login.*--registry-login") as caught:
+        client.ping()
+    assert SECRET not in str(caught.value)
+    assert len(server.log) == 2
+    with pytest.raises(DeniedError):
+        client.ping()
+    assert len(server.log) == 3
+
+
+def test_without_credentials_the_message_names_the_login_flags(
+    serve: Serve, make_client: MakeClient
+) -> None:
+    server = serve(lambda r: Reply(401, {"WWW-Authenticate": 'Basic realm="here"'}))
+    with pytest.raises(DeniedError, match="--source-login and --source-password") as caught:
+        make_client(server.host).ping()
+    assert caught.value.exit_code == 6
+    assert len(server.log) == 1
+
+
+def test_a_token_is_fetched_once_a_scope_and_later_scopes_need_no_challenge(
+    tokens: TokenRegistry, make_client: MakeClient
+) -> None:
+    client = make_client(tokens.host, ALICE)
+    for _ in range(3):
+        client.tags("a")
+    client.tags("b")
+    assert scopes_of(tokens.realm) == [["repository:a:pull"], ["repository:b:pull"]]
+    assert len(tokens.server.log) == 1 + 3 + 1
+    query = tokens.realm.log[0].query
+    assert query["service"] == ["reg"]
+    assert query["account"] == ["alice"]
+
+
+def test_an_anonymous_token_is_fetched_without_credentials(
+    serve: Serve, make_client: MakeClient
+) -> None:
+    tokens = TokenRegistry(serve, allowed=None)
+    make_client(tokens.host).tags("a")
+    assert "authorization" not in tokens.realm.log[0].headers
+
+
+def test_an_identity_token_is_exchanged_by_the_oauth_grant(
+    tokens: TokenRegistry, make_client: MakeClient
+) -> None:
+    tokens.answer = {"token": None, "access_token": "oauth"}
+    tokens.valid["oauth"] = {"repository:a:pull"}
+    make_client(tokens.host, Credentials(identity_token="identity")).tags("a")
+    (request,) = tokens.realm.log
+    assert (request.method, request.query) == ("POST", {})
+
+
+def test_a_revoked_token_is_replaced_exactly_once(
+    tokens: TokenRegistry, make_client: MakeClient
+) -> None:
+    client = make_client(tokens.host, ALICE)
+    client.tags("a")
+    tokens.valid.clear()
+    client.tags("a")
+    assert tokens.issued == 2
+    tokens.answer = {"token": "never valid"}
+    tokens.valid.clear()
+    with pytest.raises(DeniedError):
+        client.tags("a")
+    assert tokens.issued == 3
+
+
+def test_a_refusing_token_server_is_named_and_asked_once(
+    tokens: TokenRegistry, make_client: MakeClient
+) -> None:
+    client = make_client(tokens.host, Credentials("alice", "wrong-" + SECRET))
+    with pytest.raises(
+        DeniedError, match=r"the token server of .* refuses .*wrong password"
+    ) as err:
+        client.tags("a")
+    assert SECRET not in str(err.value)
+    assert len(tokens.realm.log) == 1
+
+
+def test_a_token_server_in_trouble_is_asked_again(
+    tokens: TokenRegistry, make_client: MakeClient, waits: list[float]
+) -> None:
+    script = tokens.realm.script
+    answers = iter([Reply(503), Reply(502)])
+    tokens.realm.script = lambda request: next(answers, None) or script(request)
+    make_client(tokens.host, ALICE).tags("a")
+    assert waits == [1, 2]
+
+
+@pytest.mark.parametrize("body", [b"", b"{}", b"[]", b'{"token": 5}', b'{"token": "a\\nb"}'])
+def test_a_token_server_that_talks_nonsense_is_reported(
+    body: bytes, tokens: TokenRegistry, make_client: MakeClient
+) -> None:
+    tokens.realm.script = lambda request: Reply(body=body)
+    with pytest.raises(RegistryError, match=r"token server of .* cannot be understood"):
+        make_client(tokens.host, ALICE).tags("a")
+
+
+def test_many_threads_that_want_one_scope_fetch_one_token(
+    tokens: TokenRegistry, make_client: MakeClient
+) -> None:
+    client = make_client(tokens.host, ALICE)
+    client.tags("a")
+    gate = threading.Barrier(8)
+
+    def work(_: int) -> list[str]:
+        gate.wait()
+        return client.tags("b")
+
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(work, range(8))) == [["t"]] * 8
+    assert tokens.issued == 2
+
+
+def test_a_scope_that_the_registry_finds_too_small_is_widened_for_good(
+    serve: Serve, make_client: MakeClient
+) -> None:
+    tokens = TokenRegistry(serve)
+    inner = tokens._registry
+
+    def registry(request: Request) -> Reply:
+        token = request.headers.get("authorization", "").removeprefix("Bearer ")
+        if "repository:a:metadata_read,pull" in tokens.valid.get(token, ()):
+            return Reply(body=b'{"tags": ["t"]}')
+        reply = inner(request)
+        reply.status = 401
+        reply.headers["WWW-Authenticate"] = (
+            f'Bearer realm="{tokens.realm.url}/token",service="reg",'
+            'scope="repository:a:metadata_read",error="insufficient_scope"'
+        )
+        return reply
+
+    tokens.server.script = registry
+    client = make_client(tokens.host, ALICE)
+    client.tags("a")
+    client.tags("a")
+    assert scopes_of(tokens.realm) == [["repository:a:metadata_read,pull"]]
+
+
+def test_a_mount_asks_for_both_repositories(tokens: TokenRegistry, make_client: MakeClient) -> None:
+    script = tokens.server.script
+
+    def registry(request: Request) -> Reply:
+        reply = script(request)
+        reply.status = 201 if reply.status == 200 else reply.status
+        return reply
+
+    tokens.server.script = registry
+    client = make_client(tokens.host, ALICE)
+    assert client.mount("new", Digest.of(b""), "old")
+    assert scopes_of(tokens.realm)[0] == ["repository:new:pull,push", "repository:old:pull"]
+
+
+def test_the_example_scope_of_a_ping_is_not_asked_for(
+    tokens: TokenRegistry, make_client: MakeClient
+) -> None:
+    tokens.challenge_more = ',scope="repository:user/image:pull"'
+    make_client(tokens.host, ALICE).ping()
+    assert scopes_of(tokens.realm) == [[]]
+
+
+def test_credentials_go_to_no_plain_token_server_of_a_tls_registry() -> None:
+    sent: list[str] = []
+
+    def fetch(method: str, url: str, *, headers: Mapping[str, str], content: bytes) -> bytes:
+        sent.append(url)
+        return b'{"token": "t"}'
+
+    way = Challenge("bearer", {"realm": "http://auth.example.com/token"})
+    guarded = Authenticator("reg.example.com", secure=True, credentials=ALICE, fetch=fetch)
+    with pytest.raises(DeniedError, match=r"credentials are not sent there") as caught:
+        guarded.renewed([way], pull("a"), None)
+    assert SECRET not in str(caught.value)
+    assert sent == []
+    anonymous = Authenticator("reg.example.com", secure=True, credentials=None, fetch=fetch)
+    assert anonymous.renewed([way], pull("a"), None) == "Bearer t"
+
+
+def test_a_realm_that_is_no_address_is_reported() -> None:
+    def fetch(method: str, url: str, *, headers: Mapping[str, str], content: bytes) -> bytes:
+        raise AssertionError("nothing to fetch")
+
+    auth = Authenticator("reg.example.com", secure=True, credentials=ALICE, fetch=fetch)
+    with pytest.raises(RegistryError, match="no web address"):
+        auth.renewed([Challenge("bearer", {"realm": "file:///etc/passwd"})], (), None)
+
+
+def counting(answers: list[str]) -> tuple[Authenticator, list[float], list[str]]:
+    """An authenticator with a clock to turn; the URLs that it fetches."""
+    now, urls = [0.0], list[str]()
+
+    def fetch(method: str, url: str, *, headers: Mapping[str, str], content: bytes) -> bytes:
+        urls.append(url)
+        return answers[len(urls) - 1].encode()
+
+    auth = Authenticator(
+        "reg.example.com", secure=True, credentials=ALICE, fetch=fetch, clock=lambda: now[0]
+    )
+    auth_way = Challenge("bearer", {"realm": "https://auth.example.com/t?x=1", "service": "s"})
+    auth.renewed([auth_way], pull("a"), None)
+    return auth, now, urls
+
+
+@pytest.mark.parametrize(
+    ("answer", "lifetime_s"),
+    [
+        ('{"token": "t1"}', 60),
+        ('{"token": "t1", "expires_in": 5}', 60),
+        ('{"token": "t1", "expires_in": 300}', 300),
+        ('{"access_token": "t1", "expires_in": null}', 60),
+    ],
+)
+def test_a_token_is_replaced_before_it_expires(answer: str, lifetime_s: int) -> None:
+    auth, now, urls = counting([answer, '{"token": "t2"}'])
+    margin_s = max(10, lifetime_s / 10)
+    now[0] = lifetime_s - margin_s - 1
+    assert auth.header(pull("a")) == "Bearer t1"
+    now[0] = lifetime_s - margin_s + 1
+    assert auth.header(pull("a")) == "Bearer t2"
+    assert urls[0].startswith(
+        "https://auth.example.com/t?x=1&service=s&scope=repository%3Aa%3Apull"
+    )
+
+
+def test_a_failure_is_shared_by_those_who_waited_for_it() -> None:
+    entered, release, calls = threading.Event(), threading.Event(), list[int]()
+
+    def fetch(method: str, url: str, *, headers: Mapping[str, str], content: bytes) -> bytes:
+        calls.append(1)
+        entered.set()
+        assert release.wait(5)
+        raise UnreachableError("down", where="token server")
+
+    auth = Authenticator("reg.example.com", secure=True, credentials=ALICE, fetch=fetch)
+    way = [Challenge("bearer", {"realm": "https://auth.example.com/t"})]
+
+    def work() -> str:
+        try:
+            return str(auth.renewed(way, pull("a"), None))
+        except MirrorError as err:
+            return str(err)
+
+    with ThreadPoolExecutor(4) as pool:
+        first = pool.submit(work)
+        assert entered.wait(5)
+        # The first is inside of `fetch`, so whoever comes now finds it under way.
+        flight = auth._flights[pull("a")]
+        others = [pool.submit(work) for _ in range(3)]
+        while len(flight._condition._waiters) < 3:  # type: ignore[attr-defined]
+            time.sleep(0.001)
+        release.set()
+        assert [f.result() for f in (first, *others)] == ["down"] * 4
+    assert len(calls) == 1
+
+
+def test_a_credential_shows_in_no_repr_and_no_log(
+    tokens: TokenRegistry, make_client: MakeClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    credentials = Credentials("alice", SECRET, identity_token=None)
+    with caplog.at_level(logging.DEBUG):
+        client = make_client(tokens.host, credentials)
+        client.tags("a")
+    everything = caplog.text + repr(credentials) + str(credentials) + repr(client)
+    everything += repr(Credentials("x", identity_token=SECRET))
+    assert "mirror.registry" in caplog.text
+    for secret in (SECRET, BASIC, BASIC.removeprefix("Basic "), "token-1"):
+        assert secret not in everything
+
+
+def test_a_user_name_with_a_colon_is_refused() -> None:
+    with pytest.raises(InputError, match="colon"):
+        Credentials("a:b", "c")
+
+
+def test_scopes_merge_into_one_form() -> None:
+    assert merge(push("a"), pull("a")) == ("repository:a:pull,push",)
+    assert merge(["repository:b:push,pull"], pull("a")) == merge(pull("a"), push("b"))
+    assert merge(["registry:catalog:*", "", "nonsense"]) == ("registry:catalog:*",)
+    assert merge(pull("host:5000/x")) == ("repository:host:5000/x:pull",)

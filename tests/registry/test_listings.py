@@ -1,0 +1,180 @@
+"""Lists come whole, page after page, and come to an end."""
+
+from __future__ import annotations
+
+import json
+import string
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mirror.errors import InvalidManifestError, RegistryError, RegistryNotFoundError
+from mirror.oci import Digest, media_types
+from mirror.registry.listings import next_link
+from tests.registry.conftest import MakeClient, Serve
+from tests.registry.fake import error
+from tests.registry.scripted import Reply, Request
+
+SUBJECT = Digest.of(b"subject")
+
+
+def tags_reply(tags: list[str] | None, link: str | None = None) -> Reply:
+    headers = {"Link": f'<{link}>; rel="next"'} if link else {}
+    return Reply(200, headers, json.dumps({"name": "a", "tags": tags}).encode())
+
+
+def test_tags_of_all_pages_come_in_order_and_once(serve: Serve, make_client: MakeClient) -> None:
+    def pages(request: Request) -> Reply:
+        assert request.query["n"] == ["1000"]
+        last = request.query.get("last", [""])[0]
+        if not last:
+            return tags_reply(["v2", "v1"], "/v2/a/tags/list?n=1000&last=v1")
+        if last == "v1":
+            return tags_reply(["v1", "v3"], f"http://{host}/v2/a/tags/list?last=v3&n=1000")
+        return tags_reply(["v0"])
+
+    server = serve(pages)
+    host = server.host
+    assert make_client(host).tags("a") == ["v2", "v1", "v3", "v0"]
+
+
+def test_no_tags_are_an_empty_list_and_no_repository_is_an_error(
+    serve: Serve, make_client: MakeClient
+) -> None:
+    assert make_client(serve(lambda r: tags_reply(None)).host).tags("a") == []
+    client = make_client(serve(lambda r: error(404, "NAME_UNKNOWN")).host)
+    with pytest.raises(RegistryNotFoundError, match="/a: no such repository") as caught:
+        client.tags("a")
+    assert caught.value.codes == ("NAME_UNKNOWN",)
+
+
+@pytest.mark.parametrize("link", ["/v2/a/tags/list?n=1000", "?n=1000", "/v2/a/tags/list?n=1000#x"])
+def test_pages_in_a_circle_are_noticed(link: str, serve: Serve, make_client: MakeClient) -> None:
+    client = make_client(serve(lambda r: tags_reply(["v1"], link)).host)
+    with pytest.raises(RegistryError, match="never ends"):
+        client.tags("a")
+
+
+def test_a_list_that_goes_on_elsewhere_is_refused(serve: Serve, make_client: MakeClient) -> None:
+    other = serve(lambda r: tags_reply(["stolen"]))
+    client = make_client(serve(lambda r: tags_reply(["v1"], f"{other.url}/v2/")).host)
+    with pytest.raises(RegistryError, match="at another host"):
+        client.tags("a")
+    assert other.log == []
+
+
+@pytest.mark.parametrize("body", [b"<html>", b"[]", b'{"tags": "v1"}', b'{"tags": [1]}', b"{}"])
+def test_something_else_than_a_list_is_reported(
+    body: bytes, serve: Serve, make_client: MakeClient
+) -> None:
+    client = make_client(serve(lambda r: Reply(body=body)).host)
+    with pytest.raises(RegistryError, match="does not answer with a list of tags"):
+        client.tags("a")
+
+
+def test_the_catalogue_is_read_page_by_page(serve: Serve, make_client: MakeClient) -> None:
+    def pages(request: Request) -> Reply:
+        if "last" in request.query:
+            return Reply(body=b'{"repositories": ["c"]}')
+        link = '</v2/_catalog?last=b>; rel="next"'
+        return Reply(200, {"Link": link}, b'{"repositories": ["a", "b"]}')
+
+    server = serve(pages)
+    repositories = make_client(server.host).catalogue()
+    assert next(repositories) == "a"
+    assert len(server.log) == 1
+    assert list(repositories) == ["b", "c"]
+
+
+def index_of(*types: str) -> bytes:
+    manifests = [
+        {
+            "mediaType": media_types.OCI_MANIFEST,
+            "digest": str(Digest.of(str(n).encode())),
+            "size": n,
+            "artifactType": artifact_type,
+        }
+        for n, artifact_type in enumerate(types)
+    ]
+    index = {"schemaVersion": 2, "mediaType": media_types.OCI_INDEX, "manifests": manifests}
+    return json.dumps(index).encode()
+
+
+OCI = {"Content-Type": media_types.OCI_INDEX}
+
+
+def test_referrers_come_from_the_api_and_are_filtered_by_us_where_it_does_not(
+    serve: Serve, make_client: MakeClient
+) -> None:
+    server = serve(lambda r: Reply(200, OCI, index_of("sig", "sbom", "sig")))
+    client = make_client(server.host)
+    assert [c.artifact_type for c in client.referrers("a", SUBJECT)] == ["sig", "sbom", "sig"]
+    assert [c.descriptor.size for c in client.referrers("a", SUBJECT, "sig")] == [0, 2]
+    assert server.log[1].path == f"/v2/a/referrers/{SUBJECT}"
+    assert server.log[1].query == {"artifactType": ["sig"]}
+
+
+def test_referrers_of_several_pages_come_together(serve: Serve, make_client: MakeClient) -> None:
+    def pages(request: Request) -> Reply:
+        if request.query:
+            return Reply(200, OCI, index_of("a", "b", "c"))
+        return Reply(200, {**OCI, "Link": "<?p=2>; rel=next"}, index_of("a"))
+
+    client = make_client(serve(pages).host)
+    assert [c.artifact_type for c in client.referrers("a", SUBJECT)] == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize(
+    "refusal", [Reply(404), Reply(405), Reply(200, {"Content-Type": "text/html"}, b"<html>")]
+)
+def test_without_the_api_the_tag_schema_is_read(
+    refusal: Reply, serve: Serve, make_client: MakeClient
+) -> None:
+    def registry(request: Request) -> Reply:
+        if "/referrers/" in request.path:
+            return refusal
+        return Reply(200, OCI, index_of("sig", "sbom"))
+
+    server = serve(registry)
+    client = make_client(server.host)
+    assert [c.artifact_type for c in client.referrers("a", SUBJECT, "sbom")] == ["sbom"]
+    assert server.log[1].path == f"/v2/a/manifests/sha256-{SUBJECT.encoded}"
+
+
+def test_nothing_that_refers_is_an_empty_list(serve: Serve, make_client: MakeClient) -> None:
+    client = make_client(serve(lambda r: error(404, "MANIFEST_UNKNOWN")).host)
+    assert client.referrers("a", SUBJECT) == []
+
+
+def test_a_damaged_list_of_referrers_is_no_empty_one(serve: Serve, make_client: MakeClient) -> None:
+    client = make_client(serve(lambda r: Reply(200, OCI, b"{")).host)
+    with pytest.raises(InvalidManifestError):
+        client.referrers("a", SUBJECT)
+
+
+@pytest.mark.parametrize(
+    ("headers", "expected"),
+    [
+        ([], None),
+        (["</x>; rel=next"], "/x"),
+        (['</x?a=1,2>; rel="next"'], "/x?a=1,2"),
+        (['</p>; rel="prev", </n>; rel="next"'], "/n"),
+        (['</p>; rel="prev"', '</n>; title="a, b"; rel="last next"'], "/n"),
+        (['</x>; rel="nextish"', "</x>; rel=nextish", "</x>"], None),
+        (["</x>;REL=NEXT"], "/x"),
+        (["<"], None),
+    ],
+)
+def test_the_next_page_is_found_among_links(headers: list[str], expected: str | None) -> None:
+    assert next_link(headers) == expected
+
+
+@given(st.text(string.ascii_letters + "/?&=,;:%._-", min_size=1, max_size=40))
+def test_any_address_is_found_again(target: str) -> None:
+    assert next_link([f'</first>; rel="first", <{target}>; rel="next"']) == target
+
+
+@given(st.lists(st.text(max_size=60)))
+def test_no_link_header_breaks_the_reader(headers: list[str]) -> None:
+    next_link(headers)
