@@ -13,10 +13,17 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from graphlib import CycleError, TopologicalSorter
 from typing import Any
 
-from mirror.errors import DamagedBundleError, InputError, InvalidDigestError
+from mirror.errors import (
+    DamagedBundleError,
+    InputError,
+    InvalidDigestError,
+    InvalidReferenceError,
+)
 from mirror.oci import Descriptor, Digest, Manifest
+from mirror.oci.reference import check_repository, check_tag
 
 SCHEMA_VERSION = 1
 
@@ -113,12 +120,13 @@ class Inventory:
                 if digest not in content.manifests:
                     yield Gap(path, digest, None, tag)
             for digest, node in sorted(content.manifests.items()):
-                for blob in node.blobs:
-                    if blob.digest not in content.blobs:
-                        yield Gap(path, blob.digest, digest)
-                for child in node.children:
-                    if child.digest not in content.manifests:
-                        yield Gap(path, child.digest, digest)
+                # Once each: images often have the same (empty) layer several times.
+                for blob in dict.fromkeys(blob.digest for blob in node.blobs):
+                    if blob not in content.blobs:
+                        yield Gap(path, blob, digest)
+                for child in dict.fromkeys(child.digest for child in node.children):
+                    if child not in content.manifests:
+                        yield Gap(path, child, digest)
 
     def filtered(self, keep: Callable[[str], bool]) -> Inventory:
         """Only the repositories whose path `keep` accepts."""
@@ -191,19 +199,31 @@ class Inventory:
                 (digest := Digest.parse(text)): _node(digest, value)
                 for text, value in manifests.items()
             }
-            return cls(
-                {
-                    path: RepositoryContent(
-                        tags={t: Digest.parse(d) for t, d in value["tags"].items()},
-                        manifests={
-                            (d := Digest.parse(text)): nodes[d] for text in value["manifests"]
-                        },
-                        blobs={Digest.parse(d): int(size) for d, size in value["blobs"].items()},
-                    )
-                    for path, value in repositories.items()
-                }
-            )
-        except (KeyError, TypeError, ValueError, AttributeError, InvalidDigestError) as err:
+            # No bytes have such digests; walks of the graph rely on coming to an end.
+            TopologicalSorter(
+                {digest: [c.digest for c in node.children] for digest, node in nodes.items()}
+            ).prepare()
+            contents = {
+                _path(path): RepositoryContent(
+                    tags={_tag(t): Digest.parse(d) for t, d in value["tags"].items()},
+                    manifests={(d := Digest.parse(text)): nodes[d] for text in value["manifests"]},
+                    blobs={Digest.parse(d): _size(size) for d, size in value["blobs"].items()},
+                )
+                for path, value in repositories.items()
+            }
+            return cls({path: content for path, content in contents.items() if content})
+        except CycleError as err:
+            raise DamagedBundleError(
+                f"this is not an inventory: manifest {err.args[1][0]} lies below itself"
+            ) from err
+        except (
+            KeyError,
+            TypeError,
+            ValueError,
+            AttributeError,
+            InvalidDigestError,
+            InvalidReferenceError,
+        ) as err:
             raise DamagedBundleError(f"this is not an inventory: {_reason(err)}") from err
 
 
@@ -213,7 +233,31 @@ def canonical_json(document: Any) -> bytes:
 
 
 def _reason(err: Exception) -> str:
-    return f"no {err}" if isinstance(err, KeyError) else str(err)
+    return f"no {err.args[0]}" if isinstance(err, KeyError) else str(err)
+
+
+def _path(path: str) -> str:
+    if path:
+        check_repository(path)
+    return path
+
+
+def _tag(tag: str) -> str:
+    check_tag(tag)
+    return tag
+
+
+def _size(value: Any) -> int:
+    if type(value) is not int or value < 0:
+        raise ValueError(f"{value!r:.50} is not a size in bytes")
+    return value
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"{value!r:.50} is not a media type")
+    value.encode()  # JSON can spell what UTF-8 cannot
+    return value
 
 
 def _node_document(node: ManifestNode) -> dict[str, Any]:
@@ -232,15 +276,16 @@ def _node_document(node: ManifestNode) -> dict[str, Any]:
 def _node(digest: Digest, document: Mapping[str, Any]) -> ManifestNode:
     def descriptors(key: str) -> tuple[Descriptor, ...]:
         return tuple(
-            Descriptor(str(media_type), Digest.parse(text), int(size))
+            Descriptor(_text(media_type), Digest.parse(text), _size(size))
             for media_type, text, size in document.get(key, ())
         )
 
+    artifact_type = document.get("artifactType")
     return ManifestNode(
-        Descriptor(str(document["mediaType"]), digest, int(document["size"])),
+        Descriptor(_text(document["mediaType"]), digest, _size(document["size"])),
         descriptors("blobs"),
         descriptors("children"),
-        document.get("artifactType"),
+        None if artifact_type is None else _text(artifact_type),
     )
 
 

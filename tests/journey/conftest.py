@@ -1,0 +1,90 @@
+"""A release tree at a source, and the bundle that a pull makes of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from examples.release_tree import SMALL, ModuleSpec, ReleaseTree, TreeSpec, build, spread
+from mirror.registry import ConnectionOptions, RegistryClient
+from mirror.serve import EmbeddedRegistry, MemoryStorage
+from mirror.sync import MemoryStore, make_plan, transfer
+from mirror.sync.registry import RegistryTarget
+from tests.support.program import call_mirror
+
+TINY = TreeSpec(
+    versions=("v1.69.1", "v1.70.0"),
+    channels=spread(("v1.69.1", "v1.70.0")),
+    components=6,
+    layer_bytes=1000,
+    modules=(ModuleSpec("console", ("v1.0.0", "v1.1.0"), spread(("v1.0.0", "v1.1.0"))),),
+)
+"""For tests that run a whole pull or push several times."""
+
+
+@dataclass(frozen=True)
+class Published:
+    """A tree in a registry. `address` is `host:port`; `tree` knows what is true about it."""
+
+    tree: ReleaseTree
+    address: str
+
+    @property
+    def root(self) -> str:
+        """What `--source` is to name."""
+        return f"{self.address}/{self.tree.root}"
+
+
+def publish(spec: TreeSpec, address: str) -> Published:
+    """Build the tree of `spec` into the registry at `address`."""
+    store = MemoryStore()
+    tree = build(spec, store)
+    wanted = store.inventory()
+    options = ConnectionOptions(plain_http=True)
+    with RegistryClient(address, options=options) as client:
+        target = RegistryTarget(client, lambda path: path)
+        transfer(make_plan(wanted, target.held(wanted)), store, target)
+    return Published(tree, address)
+
+
+@dataclass(frozen=True)
+class Source(Published):
+    """A tree in a registry inside this process."""
+
+    registry: EmbeddedRegistry
+
+
+def serve(spec: TreeSpec, registry: EmbeddedRegistry) -> Source:
+    """Build the tree of `spec` into a registry of this process, whose log starts afterwards."""
+    published = publish(spec, registry.address)
+    registry.requests.clear()
+    return Source(published.tree, published.address, registry)
+
+
+@pytest.fixture(scope="session")
+def _small_registry(_this_machine_only: None) -> Iterator[EmbeddedRegistry]:
+    with EmbeddedRegistry(MemoryStorage()) as registry:
+        yield registry
+
+
+@pytest.fixture(scope="session")
+def small_source(_small_registry: EmbeddedRegistry) -> Source:
+    """The small tree; tests only read it."""
+    return serve(SMALL, _small_registry)
+
+
+@pytest.fixture(scope="session")
+def small_bundle(small_source: Source, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What a default pull makes of the small tree; tests only read it."""
+    folder = tmp_path_factory.mktemp("small") / "bundle"
+    call_mirror("pull", folder, "--source", small_source.root, "--insecure").succeeded()
+    return folder
+
+
+@pytest.fixture
+def source(embedded_registry: EmbeddedRegistry) -> Source:
+    """A tiny tree in a registry of the test's own."""
+    return serve(TINY, embedded_registry)

@@ -1,0 +1,318 @@
+"""Whom to trust, how to get there, and what to tell when it does not work."""
+
+from __future__ import annotations
+
+import os
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from mirror.errors import (
+    CancelledError,
+    InputError,
+    InvalidReferenceError,
+    RegistryError,
+    UnreachableError,
+)
+from mirror.oci import Digest
+from mirror.registry import ConnectionOptions, Credentials, RegistryClient, RetryPolicy
+from mirror.registry.addresses import Home
+from mirror.registry.connections import tls_context
+from tests.registry.conftest import MakeClient, Serve
+from tests.registry.scripted import Reply, Request, ScriptedServer
+from tests.support.processes import free_port
+from tests.support.tls import Authority
+
+
+@contextmanager
+def tls_server(authority: Authority, hosts: tuple[str, ...] = ("127.0.0.1",)) -> Iterator[str]:
+    """A registry behind TLS whose certificate `authority` signed; its host."""
+    files = authority.issue(f"server-{len(os.listdir(authority.folder))}", hosts)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(files.certificate, files.key)
+    server = ScriptedServer(lambda request: Reply())
+    server._server.socket = context.wrap_socket(server._server.socket, server_side=True)
+    with server:
+        yield server.host
+
+
+def https(host: str, **options: object) -> RegistryClient:
+    settings = ConnectionOptions(
+        retries=RetryPolicy(attempts=2, sleep=lambda delay_s: None),
+        **options,  # type: ignore[arg-type]
+    )
+    return RegistryClient(host, options=settings)
+
+
+def test_an_unknown_authority_is_not_trusted_until_named(authority: Authority) -> None:
+    with tls_server(authority) as host:
+        with https(host) as client, pytest.raises(UnreachableError) as caught:
+            client.ping()
+        message = str(caught.value)
+        for hint in ("certificate of", host, "--ca", "--tls-skip-verify", "clock"):
+            assert hint in message
+        with https(host, ca_file=authority.certificate) as client:
+            client.ping()
+        with https(host, verify=False) as client:
+            client.ping()
+
+
+def test_a_certificate_for_another_host_is_not_trusted(authority: Authority) -> None:
+    with tls_server(authority, ("example.com",)) as host:
+        with https(host, ca_file=authority.certificate) as client:
+            with pytest.raises(UnreachableError, match="mismatch"):
+                client.ping()
+
+
+def test_roots_come_from_the_environment(
+    authority: Authority, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SSL_CERT_FILE", str(authority.certificate))
+    with tls_server(authority) as host, https(host) as client:
+        client.ping()
+
+
+def test_an_explicit_choice_of_no_roots_is_not_widened(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "absent"))
+    monkeypatch.setenv("SSL_CERT_DIR", str(tmp_path))
+    assert tls_context(ConnectionOptions()).get_ca_certs() == []
+
+
+def test_a_system_without_roots_gets_those_packed_along(monkeypatch: pytest.MonkeyPatch) -> None:
+    nothing = ssl.DefaultVerifyPaths("", "", "SSL_CERT_FILE", "", "SSL_CERT_DIR", "")
+    monkeypatch.setattr(ssl, "get_default_verify_paths", lambda: nothing)
+    assert len(tls_context(ConnectionOptions()).get_ca_certs()) > 50
+
+
+def test_a_ca_file_that_is_none_is_reported(tmp_path: Path) -> None:
+    empty = tmp_path / "ca.pem"
+    empty.write_text("hello")
+    with pytest.raises(InputError, match=r"--ca .*ca\.pem: no certificate in PEM form"):
+        https("localhost", ca_file=empty)
+    with pytest.raises(InputError, match="No such file"):
+        https("localhost", ca_file=tmp_path / "absent")
+
+
+def test_plain_http_where_tls_was_expected_names_the_flag(serve: Serve) -> None:
+    server = serve(lambda request: Reply())
+    with https(server.host) as client, pytest.raises(UnreachableError, match="add --insecure"):
+        client.ping()
+
+
+def test_tls_where_plain_http_was_expected_names_the_flag(
+    serve: Serve, make_client: MakeClient
+) -> None:
+    body = b"Client sent an HTTP request to an HTTPS server.\n"
+    client = make_client(serve(lambda request: Reply(400, body=body)).host)
+    with pytest.raises(UnreachableError, match="leave out --insecure"):
+        client.ping()
+
+
+def test_a_closed_port_is_named_after_the_retries(
+    make_client: MakeClient, waits: list[float]
+) -> None:
+    host = f"127.0.0.1:{free_port()}"
+    with pytest.raises(UnreachableError, match=f"{host} refuses connections") as caught:
+        make_client(host).ping()
+    assert caught.value.exit_code == 5
+    assert len(waits) == 4
+
+
+def test_a_name_that_does_not_resolve_is_told_at_once(
+    make_client: MakeClient, waits: list[float]
+) -> None:
+    with pytest.raises(UnreachableError, match=r"the name registry\.invalid:5000 cannot be"):
+        make_client("registry.invalid:5000").ping()
+    assert waits == []
+
+
+def test_a_name_server_in_trouble_is_asked_again(
+    make_client: MakeClient, waits: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def again(*args: object, **kwargs: object) -> None:
+        raise socket.gaierror(socket.EAI_AGAIN, "try again")
+
+    monkeypatch.setattr(socket, "getaddrinfo", again)
+    with pytest.raises(UnreachableError, match="cannot be resolved"):
+        make_client("registry.example.com").ping()
+    assert len(waits) == 4
+
+
+def test_a_registry_that_does_not_answer_is_not_waited_for_for_ever(
+    serve: Serve, make_client: MakeClient
+) -> None:
+    release = threading.Event()
+
+    def silent(request: Request) -> Reply:
+        release.wait(5)
+        return Reply()
+
+    client = make_client(serve(silent).host, attempts=1, stall_timeout_s=0.1)
+    try:
+        with pytest.raises(UnreachableError, match="did not answer in time"):
+            client.ping()
+    finally:
+        release.set()
+
+
+@pytest.mark.parametrize("host", ["", "a/b", "http://host", "host:0", "user@host", "ho st"])
+def test_what_is_no_host_is_refused(host: str) -> None:
+    with pytest.raises(InvalidReferenceError):
+        RegistryClient(host)
+
+
+def test_the_constructor_touches_no_network() -> None:
+    RegistryClient("registry.invalid").close()
+
+
+def test_a_proxy_from_the_environment_is_used_and_no_proxy_is_honoured(
+    serve: Serve, make_client: MakeClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    proxy = serve(lambda request: Reply())
+    monkeypatch.setenv("HTTP_PROXY", proxy.url)
+    make_client("registry.example.com").ping()
+    assert proxy.log[0].headers["host"] == "registry.example.com"
+    direct = serve(lambda request: Reply())
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    make_client(direct.host).ping()
+    assert (len(proxy.log), len(direct.log)) == (1, 1)
+
+
+def test_a_proxy_that_refuses_is_named(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(request: Request) -> Reply:
+        return Reply(407)
+
+    proxy = serve(refuse)
+    monkeypatch.setenv("HTTPS_PROXY", proxy.url)
+    with https("registry.example.com") as client:
+        with pytest.raises(UnreachableError, match=r"the proxy on the way .* NO_PROXY"):
+            client.ping()
+
+
+def test_a_proxy_that_makes_no_sense_is_reported_without_its_password(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("HTTPS_PROXY", "gopher://user:s3cr3t@proxy:1")
+    with pytest.raises(InputError, match="HTTPS_PROXY") as caught:
+        https("registry.example.com")
+    assert "s3cr3t" not in str(caught.value)
+
+
+def test_connections_are_kept_and_used_again(serve: Serve, make_client: MakeClient) -> None:
+    peers: set[int] = set()
+    server = serve(lambda request: Reply())
+    accept = server._server.get_request
+
+    def counted() -> tuple[socket.socket, object]:
+        sock, address = accept()
+        peers.add(address[1])
+        return sock, address
+
+    server._server.get_request = counted  # type: ignore[method-assign,assignment]
+    client = make_client(server.host)
+    for _ in range(20):
+        client.ping()
+    assert len(peers) == 1
+
+
+def test_one_client_serves_many_threads(serve: Serve, make_client: MakeClient) -> None:
+    data = bytes(range(256)) * 1000
+    digest = Digest.of(data)
+    client = make_client(serve(lambda request: Reply(body=data)).host)
+    with ThreadPoolExecutor(8) as pool:
+        done = pool.map(lambda _: b"".join(client.blob("a", digest)) == data, range(32))
+    assert all(done)
+
+
+def test_cookies_are_not_kept(serve: Serve, make_client: MakeClient) -> None:
+    server = serve(lambda request: Reply(200, {"Set-Cookie": "sid=1; Path=/"}))
+    client = make_client(server.host)
+    client.ping()
+    client.ping()
+    assert "cookie" not in server.log[1].headers
+
+
+def test_closing_the_client_stops_transfers_of_other_threads(
+    serve: Serve, make_client: MakeClient
+) -> None:
+    data = bytes(1 << 20)
+
+    def slow(request: Request) -> Reply:
+        def chunks() -> Iterator[bytes]:
+            yield data
+            time.sleep(0.3)
+            yield data
+
+        return Reply(body=chunks(), length=2 << 20)
+
+    client = make_client(serve(slow).host)
+    blob = client.blob("a", Digest.of(data * 2))
+    next(blob)
+    client.close()
+    with pytest.raises(CancelledError, match="was closed"):
+        list(blob)
+
+
+def test_an_address_at_home_keeps_our_scheme_and_never_falls_back() -> None:
+    home = Home("reg.example.com", "https://reg.example.com")
+    base = "https://reg.example.com/v2/"
+    assert home.resolved("/v2/x?a=%2F", base) == "https://reg.example.com/v2/x?a=%2F"
+    assert home.resolved("http://reg.example.com/v2/x", base) == "https://reg.example.com/v2/x"
+    assert home.resolved("http://reg.example.com:443/x", base) == "https://reg.example.com/x"
+    assert home.resolved("http://reg.example.com:8080/x", base) == "http://reg.example.com:8080/x"
+    assert not home.holds("http://reg.example.com:8080/x")
+    assert not home.holds("https://reg.example.com.evil/x")
+    assert not home.holds("https://evil/reg.example.com")
+    assert not home.holds("https://reg.example.com:99999/")
+    assert home.holds("HTTPS://REG.example.com:443/x")
+    with pytest.raises(RegistryError, match="cannot be used"):
+        home.resolved("http://[::1", base)
+
+
+def test_docker_hub_is_asked_at_its_own_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def nowhere(host: object, *args: object, **kwargs: object) -> None:
+        asked.append(str(host))
+        raise socket.gaierror(socket.EAI_NONAME, "no")
+
+    monkeypatch.setattr(socket, "getaddrinfo", nowhere)
+    with https("docker.io") as client, pytest.raises(UnreachableError):
+        client.ping()
+    assert asked == ["registry-1.docker.io"]
+
+
+def test_a_redirected_registry_does_not_get_our_login(
+    serve: Serve, make_client: MakeClient
+) -> None:
+    def other(request: Request) -> Reply:
+        return Reply(401, {"WWW-Authenticate": 'Basic realm="give it to me"'})
+
+    evil = serve(other)
+    client = make_client(
+        serve(lambda r: Reply(307, {"Location": f"{evil.url}{r.path}"})).host,
+        Credentials("u", "p"),
+    )
+    with pytest.raises(RegistryError, match=f"{evil.host.split(':')[0]}"):
+        client.tags("a")
+    assert len(evil.log) == 1
+    assert "authorization" not in evil.log[0].headers
+
+
+def test_httpx_keeps_signed_addresses_out_of_the_log(
+    serve: Serve, make_client: MakeClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    server = serve(lambda r: Reply() if r.query else Reply(307, {"Location": "/v2/?sig=s3cr3t"}))
+    caplog.set_level("DEBUG", logger="mirror")
+    make_client(server.host).ping()
+    assert "s3cr3t" not in caplog.text
+    assert caplog.records

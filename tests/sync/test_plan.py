@@ -1,0 +1,214 @@
+from __future__ import annotations
+
+from itertools import pairwise
+from random import Random
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mirror.sync import Inventory, InventoryBuilder, Plan, PutTag, applied, make_plan, union
+from mirror.sync.plan import CopyBlob, PutManifest
+from tests.support.inventories import (
+    add_closed,
+    fake_blob,
+    fake_manifest,
+    inventories,
+    items,
+    sample_store,
+    with_only,
+    without,
+)
+
+
+@st.composite
+def places(draw: st.DrawFn) -> tuple[Inventory, Inventory]:
+    """What is wanted and what is held, which may be anything: other, half-filled, damaged."""
+    wanted = draw(inventories())
+    everything = union([wanted, draw(inventories())])
+    known = items(everything)
+    kept = draw(st.lists(st.sampled_from(known), unique=True)) if known else []
+    # Small lists are drawn most often: they are what is there, or what is not.
+    if draw(st.booleans()):
+        kept = [item for item in known if item not in kept]
+    return wanted, with_only(everything, kept)
+
+
+def stage_of(_repository: str, tag: str) -> int:
+    return {"alpha": 1, "stable": 1, "_": 7}.get(tag, 0)
+
+
+# -- laws ------------------------------------------------------------------------------------------
+
+
+@given(places())
+def test_a_plan_carried_out_leaves_nothing_to_plan(case: tuple[Inventory, Inventory]) -> None:
+    wanted, held = case
+    after = applied(make_plan(wanted, held, stage=stage_of), held, wanted)
+    assert make_plan(wanted, after, stage=stage_of) == Plan()
+    assert set(items(wanted)) <= set(items(after))
+
+
+@given(places())
+def test_what_was_there_besides_is_left_alone(case: tuple[Inventory, Inventory]) -> None:
+    wanted, held = case
+    after = applied(make_plan(wanted, held), held, wanted)
+    assert set(items(after)) == set(items(held)) | set(items(wanted))
+    for path, content in held.repositories.items():
+        for tag, digest in content.tags.items():
+            ours = wanted.repository(path).tags.get(tag, digest)
+            assert after.repository(path).tags[tag] == ours
+
+
+@given(places(), st.randoms(use_true_random=False))
+def test_equal_inputs_make_equal_plans_in_whatever_order_they_were_found(
+    case: tuple[Inventory, Inventory], random: Random
+) -> None:
+    wanted, held = case
+    shuffled = []
+    for inventory in case:
+        order = items(inventory)
+        random.shuffle(order)
+        shuffled.append(with_only(inventory, order))
+    assert make_plan(*shuffled, stage=stage_of) == make_plan(wanted, held, stage=stage_of)
+
+
+@given(places())
+def test_nothing_is_planned_that_is_there_already(case: tuple[Inventory, Inventory]) -> None:
+    wanted, held = case
+    plan = make_plan(wanted, held)
+    for step in plan.blobs:
+        assert not any(step.digest in held.repository(path).blobs for path in step.into)
+    for put in (put for wave in plan.manifests for put in wave):
+        assert put.digest not in held.repository(put.repository).manifests
+    for name in (name for stage in plan.tags for name in stage):
+        assert held.repository(name.repository).tags.get(name.tag) != name.digest
+    assert make_plan(wanted, wanted) == Plan()
+    assert not make_plan(Inventory(), held)
+
+
+# -- blobs -----------------------------------------------------------------------------------------
+
+
+@given(places())
+def test_a_blob_is_carried_once_however_many_repositories_lack_it(
+    case: tuple[Inventory, Inventory],
+) -> None:
+    wanted, held = case
+    plan = make_plan(wanted, held)
+    assert len({step.digest for step in plan.blobs}) == len(plan.blobs)
+    lacking = {
+        (path, digest)
+        for path, content in wanted.repositories.items()
+        for digest in content.blobs
+        if digest not in held.repository(path).blobs
+    }
+    assert {(path, step.digest) for step in plan.blobs for path in step.into} == lacking
+    assert sum(len(step.into) for step in plan.blobs) == len(lacking)
+
+
+@given(places())
+def test_a_blob_is_read_and_mounted_only_from_where_it_is(
+    case: tuple[Inventory, Inventory],
+) -> None:
+    wanted, held = case
+    for step in make_plan(wanted, held).blobs:
+        assert wanted.repository(step.source).blobs[step.digest] == step.size
+        holders = {path for path, there in held.repositories.items() if step.digest in there.blobs}
+        assert (step.mount_from in holders) if holders else step.mount_from is None
+
+
+def test_large_blobs_go_first_and_mounted_ones_are_not_counted() -> None:
+    wanted, held = InventoryBuilder(), InventoryBuilder()
+    for number in (1, 5, 3):
+        wanted.add_blob("a", fake_blob(number).digest, fake_blob(number).size)
+    wanted.add_blob("b", fake_blob(3).digest, fake_blob(3).size)
+    held.add_blob("elsewhere", fake_blob(5).digest, fake_blob(5).size)
+    plan = make_plan(wanted.build(), held.build())
+    assert plan.blobs == (
+        CopyBlob(fake_blob(5).digest, 105, ("a",), "a", "elsewhere"),
+        CopyBlob(fake_blob(3).digest, 103, ("a", "b"), "a"),
+        CopyBlob(fake_blob(1).digest, 101, ("a",), "a"),
+    )
+    assert plan.size == 103 + 101
+
+
+# -- manifests -------------------------------------------------------------------------------------
+
+
+@given(places())
+def test_children_go_before_their_parents(case: tuple[Inventory, Inventory]) -> None:
+    wanted, held = case
+    plan = make_plan(wanted, held)
+    there = {
+        (path, digest) for path, one in held.repositories.items() for digest in one.manifests
+    }
+    for wave in plan.manifests:
+        assert wave
+        for put in wave:
+            node = wanted.repository(put.repository).manifests[put.digest]
+            assert all((put.repository, child.digest) in there for child in node.children)
+        there.update((put.repository, put.digest) for put in wave)
+    assert plan.manifest_count == sum(len(wave) for wave in plan.manifests)
+
+
+def test_indexes_may_nest_as_deep_as_they_like() -> None:
+    depth = 10_000
+    builder = InventoryBuilder()
+    node = fake_manifest()
+    builder.add_manifest("", node)
+    for level in range(depth):
+        node = fake_manifest(children=[node], salt=level)
+        builder.add_manifest("", node)
+    builder.add_tag("", "deep", node.descriptor.digest)
+    wanted = builder.build()
+    plan = make_plan(wanted, Inventory())
+    assert len(plan.manifests) == depth + 1
+    assert plan.manifests[-1] == (PutManifest("", node.descriptor.digest),)
+    assert Inventory.from_document(wanted.to_document()) == wanted
+
+
+def test_an_index_of_thousands_in_which_all_share_their_children_is_no_trouble() -> None:
+    # Each level names every manifest below: 2^60 ways down, which nobody may walk one by one.
+    builder = InventoryBuilder()
+    below = [fake_manifest(salt=number) for number in range(2)]
+    pool = {node.descriptor.digest: node for node in below}
+    for level in range(60):
+        below = [fake_manifest(children=below, salt=100 * level + side) for side in range(2)]
+        pool.update((node.descriptor.digest, node) for node in below)
+    for node in pool.values():
+        builder.add_manifest("", node)
+    assert len(make_plan(builder.build(), Inventory()).manifests) == 61
+
+
+# -- tags ------------------------------------------------------------------------------------------
+
+
+@given(places())
+def test_tags_appear_stage_by_stage(case: tuple[Inventory, Inventory]) -> None:
+    wanted, held = case
+    plan = make_plan(wanted, held, stage=stage_of)
+    numbers = [{stage_of(name.repository, name.tag) for name in stage} for stage in plan.tags]
+    assert all(len(stage) == 1 for stage in numbers)
+    order = [number for stage in numbers for number in stage]
+    assert all(earlier < later for earlier, later in pairwise(order))
+    assert plan.tag_count == sum(len(stage) for stage in plan.tags)
+
+
+def test_a_tag_that_names_something_else_is_moved_and_its_old_manifest_stays() -> None:
+    old, new = fake_manifest(salt=1), fake_manifest(salt=2)
+    held, wanted = InventoryBuilder(), InventoryBuilder()
+    for builder, node in ((held, old), (wanted, new)):
+        add_closed(builder, "a", node, {})
+        builder.add_tag("a", "alpha", node.descriptor.digest)
+    plan = make_plan(wanted.build(), held.build())
+    assert plan.tags == ((PutTag("a", "alpha", new.descriptor.digest),),)
+    after = applied(plan, held.build(), wanted.build())
+    assert set(after.repository("a").manifests) == {old.descriptor.digest, new.descriptor.digest}
+
+
+def test_whatever_is_lost_is_brought_back_and_no_more() -> None:
+    wanted = sample_store().inventory()
+    for item in items(wanted):
+        plan = make_plan(wanted, without(wanted, item))
+        assert applied(plan, without(wanted, item), wanted) == wanted
+        assert len(plan.blobs) + plan.manifest_count + plan.tag_count == 1

@@ -1,0 +1,203 @@
+"""The arrows of docs/architecture.md, read from the imports of every module."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+import mirror
+
+PACKAGE = Path(mirror.__file__).parent
+
+GROUND = frozenset({"errors", "events"})
+"""Every room may stand on these; what they say about rooms is for type checkers alone."""
+
+ROOMS = {
+    "oci": {"errors"},
+    "registry": {"oci", "errors", "events"},
+    "sync": {"registry", "oci", "errors", "events"},
+    "bundle": {"sync", "registry", "oci", "errors", "events"},
+    "release": {"bundle", "sync", "registry", "oci", "errors", "events"},
+    "serve": {"oci", "errors"},
+    "operations": {"release", "bundle", "sync", "registry", "oci", "errors", "events"},
+}
+"""Room → the rooms that it may import."""
+
+DOORS = frozenset({"cli", "console", "__main__", "__init__"})
+"""What stands above all rooms and may use any."""
+
+
+class Import(NamedTuple):
+    """A module imports a name: `importer` is a path like `sync/plan.py`."""
+
+    importer: Path
+    line: int
+    name: str
+    for_types_only: bool
+
+    @property
+    def room(self) -> str:
+        """Where the importer lives: a package, or a module of the top level."""
+        return self.importer.parts[0].removesuffix(".py")
+
+    @property
+    def target(self) -> str | None:
+        """The room of ours that is imported; None for other people's code."""
+        parts = self.name.split(".")
+        if parts[0] != "mirror":
+            return None
+        return parts[1] if len(parts) > 1 else "__init__"
+
+    def __str__(self) -> str:
+        return f"mirror/{self.importer}:{self.line} imports {self.name}"
+
+
+@cache
+def sources() -> dict[Path, ast.Module]:
+    """Every module of the package, parsed."""
+    return {
+        path.relative_to(PACKAGE): ast.parse(path.read_text(encoding="utf-8"))
+        for path in sorted(PACKAGE.rglob("*.py"))
+    }
+
+
+@cache
+def imports() -> tuple[Import, ...]:
+    """Every import statement of every module, those inside functions included."""
+    found: list[Import] = []
+    for path, tree in sources().items():
+        typed = {id(node) for block in _type_checking_blocks(tree) for node in ast.walk(block)}
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                found += (
+                    Import(path, node.lineno, name, id(node) in typed) for name in _names(node)
+                )
+    return tuple(found)
+
+
+def _type_checking_blocks(tree: ast.Module) -> Iterator[ast.If]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING"):
+            yield node
+
+
+def _names(node: ast.Import | ast.ImportFrom) -> Iterator[str]:
+    if isinstance(node, ast.Import):
+        yield from (alias.name for alias in node.names)
+        return
+    assert node.level == 0, f"line {node.lineno}: imports are absolute here"
+    if node.module == "mirror":  # `from mirror import console` names a room
+        yield from (f"mirror.{alias.name}" for alias in node.names)
+    elif node.module:
+        yield node.module
+
+
+def real_imports() -> Iterator[Import]:
+    """All imports, without those by which the ground floor names the types it speaks of."""
+    for found in imports():
+        if not (found.for_types_only and found.room in GROUND):
+            yield found
+
+
+def test_every_module_lives_in_a_room_that_has_its_arrows_written_down() -> None:
+    assert {path.parts[0].removesuffix(".py") for path in sources()} <= (
+        ROOMS.keys() | GROUND | DOORS
+    )
+
+
+@pytest.mark.parametrize("room", sorted(ROOMS))
+def test_a_room_imports_only_the_rooms_below_it(room: str) -> None:
+    allowed = ROOMS[room] | {room, None}
+    forbidden = [str(one) for one in real_imports() if one.room == room]
+    wrong = [str(one) for one in real_imports() if one.room == room and one.target not in allowed]
+    assert forbidden, "the room is empty"
+    assert wrong == []
+
+
+@pytest.mark.parametrize("module", sorted(GROUND))
+def test_the_ground_floor_imports_nothing_of_ours(module: str) -> None:
+    wrong = [str(one) for one in real_imports() if one.room == module and one.target is not None]
+    assert wrong == []
+
+
+def test_the_rooms_form_no_cycle() -> None:
+    arrows: dict[str, set[str]] = {}
+    for one in real_imports():
+        if one.target is not None and one.target != one.room:
+            arrows.setdefault(one.room, set()).add(one.target)
+    done: set[str] = set()
+
+    def visit(room: str, above: tuple[str, ...]) -> None:
+        assert room not in above, " → ".join((*above, room))
+        if room not in done:
+            for below in sorted(arrows.get(room, ())):
+                visit(below, (*above, room))
+            done.add(room)
+
+    for room in sorted(arrows):
+        visit(room, ())
+
+
+def test_nothing_imports_the_command_line() -> None:
+    wrong = [str(one) for one in imports() if one.target == "cli" and one.room != "__main__"]
+    assert wrong == []
+
+
+def test_nothing_but_the_command_line_imports_the_console() -> None:
+    assert {one.room for one in imports() if one.target == "console"} <= {"cli"}
+
+
+@pytest.mark.parametrize("library", ["oras", "httpx", "tqdm", "click", "uvicorn"])
+def test_a_foreign_library_stays_in_its_room(library: str) -> None:
+    room = {
+        "oras": "registry",
+        "httpx": "registry",
+        "tqdm": "console",
+        "click": "cli",
+        "uvicorn": "serve",
+    }[library]
+    users = {one.room for one in imports() if one.name.split(".")[0] == library}
+    assert users == {room}
+
+
+def test_exactly_one_module_imports_oras() -> None:
+    users = {one.importer for one in imports() if one.name.split(".")[0] == "oras"}
+    assert len(users) == 1, sorted(map(str, users))
+
+
+def test_the_library_neither_prints_nor_exits() -> None:
+    wrong = []
+    for path, tree in sources().items():
+        if path.parts[0].removesuffix(".py") in DOORS:
+            continue
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Call):
+                called = ast.unparse(node.func)
+                if called in {"print", "exit", "quit", "sys.exit", "os._exit", "os.abort"}:
+                    wrong.append(f"mirror/{path}:{node.lineno} calls {called}")
+            elif isinstance(node, ast.Raise) and node.exc is not None:
+                if ast.unparse(node.exc).startswith("SystemExit"):
+                    wrong.append(f"mirror/{path}:{node.lineno} raises SystemExit")
+            elif isinstance(node, ast.Attribute) and ast.unparse(node) in {
+                "sys.stdout",
+                "sys.stderr",
+            }:
+                wrong.append(f"mirror/{path}:{node.lineno} uses {ast.unparse(node)}")
+    assert wrong == []
+
+
+def test_no_module_configures_logging() -> None:
+    calls = {"logging.basicConfig", "logging.config.dictConfig", "logging.StreamHandler"}
+    wrong = [
+        f"mirror/{path}:{node.lineno}"
+        for path, tree in sources().items()
+        if path.parts[0].removesuffix(".py") not in DOORS
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in calls
+    ]
+    assert wrong == []
