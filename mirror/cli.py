@@ -3,30 +3,35 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import sys
+import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn, TypeVar
+from typing import Any, TypeVar
 
 import click
 
 from mirror import console
-from mirror.bundle.reader import BundleReader
+from mirror.bundle.reader import BundleReader, read_base
 from mirror.bundle.verify import BundleReport
+from mirror.bundle.writer import check_folder
+from mirror.config import PullConfig
 from mirror.errors import InputError, IntegrityError, MirrorError
+from mirror.events import Warned
 from mirror.oci import Repository
-from mirror.operations import RegistryReport, pull, push, verify, verify_registry
+from mirror.operations import RegistryReport, plan_pull, push, verify, verify_registry
 from mirror.registry import ConnectionOptions, Credentials, RegistryClient, find_credentials
-from mirror.release.selection import Wishes
-from mirror.release.tree import SourceTree, TargetTree, normalised_suffix
+from mirror.release.tree import TargetTree, normalised_suffix
 from mirror.sync.workers import DEFAULT_JOBS
 
-DEFAULT_SOURCE = "registry.deckhouse.ru/deckhouse/ee"
 _LICENSE_LOGIN = "license-token"
 _INTERRUPTED = 130
+_PATIENCE_S = 3.0
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 Report = TypeVar("Report")
@@ -36,24 +41,59 @@ class _Group(click.Group):
     """Turns what commands raise into a message and an exit code; nothing else in mirror does."""
 
     def invoke(self, ctx: click.Context) -> Any:
-        signal.signal(signal.SIGTERM, _interrupt)
-        try:
-            return super().invoke(ctx)
-        except MirrorError as error:
-            _fail(ctx, str(error), error.exit_code, type(error).__name__)
-        except KeyboardInterrupt:
-            _fail(ctx, "interrupted; run the same command again", _INTERRUPTED, "Interrupted")
+        with _stopping(ctx):
+            try:
+                return super().invoke(ctx)
+            except MirrorError as error:
+                _tell(ctx, str(error), error.exit_code, type(error).__name__)
+                ctx.exit(error.exit_code)
+            except KeyboardInterrupt:
+                _tell_interrupted(ctx)
+                ctx.exit(_INTERRUPTED)
 
 
-def _interrupt(_signal: int, _frame: FrameType | None) -> NoReturn:
-    raise KeyboardInterrupt
+@contextmanager
+def _stopping(ctx: click.Context) -> Iterator[None]:
+    """Ctrl-C and SIGTERM end the work; `_PATIENCE_S` later, or the second time, the process too.
+
+    The work waits for its threads, and one of those may wait for a registry that has fallen silent.
+    Nothing is lost without them: every command can be stopped anywhere and run again.
+    """
+
+    def give_up() -> None:
+        _tell_interrupted(ctx)
+        os._exit(_INTERRUPTED)
+
+    timer = threading.Timer(_PATIENCE_S, give_up)
+    timer.daemon = True
+
+    def interrupt(_signal: int, _frame: FrameType | None) -> None:
+        if timer.is_alive():
+            give_up()
+        timer.start()
+        raise KeyboardInterrupt
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number, handler in before.items():
+        if handler is not signal.SIG_IGN:  # as `nohup` and shells have it for background jobs
+            signal.signal(number, interrupt)
+    try:
+        yield
+    finally:
+        timer.cancel()
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
-def _fail(ctx: click.Context, message: str, code: int, kind: str) -> NoReturn:
+def _tell_interrupted(ctx: click.Context) -> None:
+    _tell(ctx, "interrupted; run the same command again", _INTERRUPTED, "Interrupted")
+
+
+def _tell(ctx: click.Context, message: str, code: int, kind: str) -> None:
+    """Say what went wrong, to a person and, if it listens, to a program."""
     click.echo(f"error: {message}", err=True)
     if ctx.meta.get(_JSON):
         _print_json({"error": {"type": kind, "message": message, "exitCode": code}})
-    ctx.exit(code)
 
 
 _JSON = "mirror.json"
@@ -88,6 +128,14 @@ _connection = _options(
         help="PEM file of certificate authorities to trust besides the system's.",
     ),
 )
+_as_json = click.option(
+    "--json",
+    "as_json",
+    is_flag=True,
+    is_eager=True,
+    callback=_remember_json,
+    help="Print the result as JSON and no progress.",
+)
 _running = _options(
     click.option(
         "--jobs",
@@ -96,14 +144,7 @@ _running = _options(
         show_default=True,
         help="Items worked on at a time.",
     ),
-    click.option(
-        "--json",
-        "as_json",
-        is_flag=True,
-        is_eager=True,
-        callback=_remember_json,
-        help="Print the result as JSON and no progress.",
-    ),
+    _as_json,
 )
 _modules_suffix = click.option(
     "--modules-path-suffix",
@@ -139,14 +180,39 @@ def main() -> None:
     """
 
 
+def _config_options(*, short: Mapping[str, str]) -> Callable[[Command], Command]:
+    """One option for every setting of `PullConfig`, absent unless it is given."""
+    options = []
+    for name, setting in PullConfig.model_fields.items():
+        names = [f"--{name.replace('_', '-')}", *([short[name]] if name in short else [])]
+        default, help_text = setting.get_default(), setting.description
+        if isinstance(default, bool):
+            options.append(click.option(*names, is_flag=True, default=None, help=help_text))
+        elif isinstance(default, tuple):
+            repeatable = f"{help_text} Repeatable."
+            options.append(click.option(*names, multiple=True, default=None, help=repeatable))
+        else:
+            shown = f"{help_text}  [default: {default}]" if default is not None else help_text
+            kind = int if isinstance(default, int) else str
+            options.append(click.option(*names, type=kind, default=None, help=shown))
+    return _options(*options)
+
+
 @main.command("pull")
 @click.argument("bundle_dir", type=click.Path(path_type=Path))
 @click.option(
-    "--source",
-    default=DEFAULT_SOURCE,
-    show_default=True,
-    help="Source registry and path: host[:port]/path.",
+    "--config",
+    "config_file",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="YAML file with any of the settings below; flags override it.",
 )
+@click.option("--dry-run", is_flag=True, help="Print what would be pulled, and pull nothing.")
+@click.option(
+    "--base",
+    type=click.Path(exists=True, path_type=Path),
+    help="With --dry-run: a bundle, or its inventory.json; tell what a delta against it saves.",
+)
+@click.option("--force", is_flag=True, help="Replace the bundle that is in BUNDLE_DIR.")
 @click.option(
     "--source-login",
     envvar="D8_MIRROR_SOURCE_LOGIN",
@@ -167,70 +233,49 @@ def main() -> None:
     show_envvar=True,
     help="Deckhouse licence key, in place of user and password; '-' reads standard input.",
 )
-@click.option(
-    "-i",
-    "--include-module",
-    "include_modules",
-    multiple=True,
-    metavar="NAME",
-    help="Take this module and no others; repeatable. Without it all modules are taken.",
-)
-@click.option("--installer-tag", default="latest", show_default=True, help="Standalone installer.")
-@click.option("--ignore-suspend", is_flag=True, help="Take suspended release channels too.")
-@click.option("--no-platform", is_flag=True, help="Leave the platform out.")
-@click.option("--no-security-db", is_flag=True, help="Leave the security databases out.")
-@click.option("--no-modules", is_flag=True, help="Leave modules out.")
-@click.option("--no-installer", is_flag=True, help="Leave the standalone installer out.")
-@click.option("--force", is_flag=True, help="Replace the bundle that is in BUNDLE_DIR.")
 @click.option("--tmp-dir", hidden=True, help="Accepted for compatibility; none is needed.")
-@_modules_suffix
-@_connection
-@_running
+@_config_options(short={"include_module": "-i", "exclude_module": "-e"})
+@_as_json
 def pull_command(
     *,
     bundle_dir: Path,
-    source: str,
+    config_file: Path | None,
+    dry_run: bool,
+    base: Path | None,
+    force: bool,
     source_login: str | None,
     source_password: str | None,
     license_key: str | None,
-    include_modules: Sequence[str],
-    installer_tag: str,
-    ignore_suspend: bool,
-    no_platform: bool,
-    no_security_db: bool,
-    no_modules: bool,
-    no_installer: bool,
-    force: bool,
     tmp_dir: str | None,
-    modules_path_suffix: str,
-    insecure: bool,
-    tls_skip_verify: bool,
-    ca: Path | None,
-    jobs: int,
     as_json: bool,
+    **settings: Any,
 ) -> None:
     """Pack a release tree into a bundle in BUNDLE_DIR.
 
-    The releases between the rock-solid and the alpha channel are taken, with all their
-    components, and the security databases and modules beside them.
+    By default: the platform's releases between the rock-solid and the alpha channel with all their
+    components, the standalone installer, security databases, and all modules and packages at the
+    versions that their release channels lead to, with the plugins that they need.
+
+    \b
+    Versions, behind @ or for --include-platform:
+      =TAG[+channel]   exactly this tag, published to the channel (default: to all)
+      '>=1.2 <1.5'     a constraint (also ~1.2.3, ^1.2, ||); quote it for the shell
+      1.2.0            this and all later versions of its major version
     """
     del tmp_dir
-    if no_modules and include_modules:
-        raise InputError("--no-modules and --include-module contradict each other; drop one")
-    tree = SourceTree(Repository.parse(source), normalised_suffix(modules_path_suffix))
+    if base is not None and not dry_run:
+        raise InputError("--base goes with --dry-run; delta bundles cannot be written yet")
+    flags = {name: value for name, value in settings.items() if value not in (None, ())}
+    config = PullConfig.load(config_file, flags)
+    tree = config.tree()
+    wishes, warnings = config.wishes()
     if license_key and not source_login:
         source_login, source_password = _LICENSE_LOGIN, license_key
-    wishes = Wishes(
-        platform=not no_platform,
-        ignore_suspend=ignore_suspend,
-        installer=not no_installer,
-        installer_tag=installer_tag,
-        security=not no_security_db,
-        modules=tuple(include_modules) or None,
-        no_modules=no_modules,
+    options = ConnectionOptions(
+        plain_http=config.insecure, verify=not config.tls_skip_verify, ca_file=config.ca
     )
-    options = ConnectionOptions(plain_http=insecure, verify=not tls_skip_verify, ca_file=ca)
     credentials = _credentials(tree.root.host, source_login, source_password)
+    held = read_base(base) if base is not None else None
     started = time.monotonic()
     with (
         console.progress(quiet=as_json) as on_event,
@@ -238,8 +283,35 @@ def pull_command(
             tree.root.host, options=options, credentials=credentials, on_event=on_event
         ) as client,
     ):
-        report = pull(client, tree, wishes, bundle_dir, force=force, jobs=jobs, on_event=on_event)
-    _show(as_json, report.to_document(), console.pull_summary, report, started)
+        for warning in warnings:
+            on_event(Warned(warning))
+        check_folder(bundle_dir, force=force)
+        planned = plan_pull(
+            client,
+            tree,
+            wishes,
+            selection=config.selection_document(),
+            jobs=config.jobs,
+            on_event=on_event,
+        )
+        if not dry_run:
+            report = planned.carry_out(bundle_dir, force=force, on_event=on_event)
+    if dry_run:
+        document = planned.to_document(held)
+        _show(as_json, document, console.plan_summary, (planned, held), started)
+    else:
+        _show(as_json, report.to_document(), console.pull_summary, report, started)
+
+
+@main.group("config")
+def config_group() -> None:
+    """Settings files for `mirror pull --config`."""
+
+
+@config_group.command("schema")
+def config_schema() -> None:
+    """Print the JSON Schema of a settings file."""
+    _print_json(PullConfig.model_json_schema(by_alias=True))
 
 
 @main.command("push")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TextIO
 
@@ -25,8 +25,10 @@ from mirror.events import (
     Warned,
     serialised,
 )
-from mirror.operations import PullReport, PushReport, RegistryReport
-from mirror.release.tree import INSTALLER, PACKAGES, PLUGINS, SECURITY_DATABASES
+from mirror.operations import PullPlan, PullReport, PushReport, RegistryReport
+from mirror.operations.pull import saved_by
+from mirror.release.selection import Selection
+from mirror.release.tree import INSTALLER, PACKAGES, PLUGINS, SECURITY_DATABASES, SourceTree
 from mirror.sync import Finding, Inventory
 from mirror.sync.findings import listed
 
@@ -175,29 +177,75 @@ def _line(event: Retrying | Warned) -> str:
 
 def pull_summary(report: PullReport, elapsed_s: float) -> str:
     """What was packed, in words."""
-    selection, archives = report.selection, report.archives
-    versions = ", ".join(reversed(selection.platform_versions))
-    channels = f" ({len(selection.channels)} channels)" if selection.channels else ""
-    rows = [
-        ("Source", f"{report.tree.root}"),
-        *([("Edition", report.tree.edition.upper())] if report.tree.edition else []),
-        ("Platform", f"{versions}{channels}" if versions else "not taken"),
-        *_contents_rows(report.inventory),
-    ]
-    files = [(name, size_text(size)) for name, size in sorted(archives.items())]
-    files.append(("in total", size_text(sum(archives.values()))))
-    width = max(len(name) for name, _ in files)
     return "\n".join(
         [
             f"Bundle {report.folder} is complete",
-            *_table(rows),
+            *_table(
+                [
+                    *_selection_rows(report.tree, report.selection),
+                    *_contents_rows(report.inventory),
+                ]
+            ),
             "",
-            *(f"  {name:<{width}}  {size:>10}" for name, size in files),
+            *_archive_lines(report.archives),
             "",
             f"  inventory {report.digest}",
             f"  {size_text(report.fetched)} fetched in {duration_text(elapsed_s)}",
         ]
     )
+
+
+def plan_summary(planned: tuple[PullPlan, Inventory | None], elapsed_s: float) -> str:
+    """What would be packed: every reference, and the totals."""
+    plan, base = planned
+    inventory = plan.inventory
+    fetch = sum(inventory.blob_sizes().values())
+    references = [
+        f"  {one.digest}  {size_text(one.size):>10}  {one.archive}: {one.source}"
+        for one in plan.references()
+    ]
+    saved = []
+    if base is not None:
+        less = saved_by(inventory, base)
+        saved = [f"  a delta against the base saves {size_text(less)} of that"]
+    return "\n".join(
+        [
+            f"{len(references)} images would be pulled",
+            *references,
+            "",
+            "In all",
+            *_table([*_selection_rows(plan.tree, plan.selection), *_contents_rows(inventory)]),
+            "",
+            *_archive_lines({archive.name: archive.size for archive in plan.archives}),
+            "",
+            f"  inventory {inventory.digest()}",
+            f"  {size_text(fetch)} to fetch",
+            *saved,
+            f"  planned in {duration_text(elapsed_s)}; nothing was pulled",
+        ]
+    )
+
+
+def _selection_rows(tree: SourceTree, selection: Selection) -> list[tuple[str, str]]:
+    versions = ", ".join(reversed(selection.platform_versions))
+    channels = f" ({', '.join(selection.channels)})" if selection.channels else ""
+    rows = [("Source", str(tree.root))]
+    if tree.edition:
+        rows.append(("Edition", tree.edition.upper()))
+    rows.append(("Platform", f"{versions}{channels}" if versions else "not taken"))
+    for name, choices in selection.plugins.items():
+        rows += (
+            ("Plugin", f"{name} {choice.version}: {'; '.join(choice.reasons)}")
+            for choice in choices
+        )
+    return rows
+
+
+def _archive_lines(archives: Mapping[str, int]) -> list[str]:
+    files = [(name, size_text(size)) for name, size in sorted(archives.items())]
+    files.append(("in total", size_text(sum(archives.values()))))
+    width = max(len(name) for name, _ in files)
+    return [f"  {name:<{width}}  {size:>10}" for name, size in files]
 
 
 def push_summary(report: PushReport, elapsed_s: float) -> str:

@@ -14,11 +14,13 @@ from mirror.errors import (
     IntegrityError,
     InvalidDigestError,
     InvalidManifestError,
+    InvalidReferenceError,
 )
 from mirror.oci import Digest, Manifest, verified
 from mirror.oci.manifest import MAX_MANIFEST_BYTES
-from mirror.oci.reference import valid_tag
-from mirror.sync import Dependents, Finding, Inventory, InventoryBuilder, ManifestNode
+from mirror.oci.media_types import MANIFESTS
+from mirror.oci.reference import check_repository, valid_tag
+from mirror.sync import Dependents, Finding, Inventory, InventoryBuilder, ManifestNode, union
 
 _MAX_INDEX_BYTES = 64 << 20
 """A layout's index has some 400 bytes per tag: room for 160,000 tags in one repository."""
@@ -30,12 +32,14 @@ _INDEX = "index.json"
 class OpenArchive:
     """One archive as found: its files by path, up to the `problem` that ended the list.
 
-    `prefix` is where its content belongs: archives of the first format lack their own path.
+    `end` is where its end marker begins, if nothing ended the list before. `prefix` is where its
+    content belongs: archives of the first format lack their own path.
     """
 
     file: ReadAt
     members: Mapping[str, Member]
     problem: DamagedBundleError | None
+    end: int = 0
     prefix: str = ""
 
     @property
@@ -54,7 +58,11 @@ class OpenArchive:
 
     def blob(self, repository: str, digest: Digest) -> Member | None:
         """Where the layout of `repository` keeps a blob or manifest; None if it does not."""
-        layout = repository.removeprefix(self.prefix).lstrip("/") if self.prefix else repository
+        layout = repository
+        if self.prefix:
+            if repository != self.prefix and not repository.startswith(f"{self.prefix}/"):
+                return None
+            layout = repository[len(self.prefix) + 1 :]
         return self.members.get(blob_path(layout, digest))
 
 
@@ -77,17 +85,28 @@ def scan(file: ReadAt) -> OpenArchive:
     """List an archive's files; a damaged header ends the list and is kept as the problem."""
     found: dict[str, Member] = {}
     problem: DamagedBundleError | None = None
+    end = 0
     try:
-        for member in members(file):
-            if member.path in found:
-                raise DamagedBundleError(
-                    f"{file.path.name}: {member.path} is there twice; this is not an archive of a "
-                    "bundle, or it was tampered with"
-                )
-            found[member.path] = member
+        end = _collect(file, found)
     except DamagedBundleError as err:
         problem = err
-    return OpenArchive(file, found, problem, _legacy_prefix(file.path.name, found))
+    return OpenArchive(file, found, problem, end, _legacy_prefix(file.path.name, found))
+
+
+def _collect(file: ReadAt, found: dict[str, Member]) -> int:
+    """Put the archive's files into `found`; return where its end marker begins."""
+    listing = members(file)
+    while True:
+        try:
+            member = next(listing)
+        except StopIteration as over:
+            return int(over.value)
+        if member.path in found:
+            raise DamagedBundleError(
+                f"{file.path.name}: {member.path} is there twice; this is not an archive of a "
+                "bundle, or it was tampered with"
+            )
+        found[member.path] = member
 
 
 def _legacy_prefix(name: str, found: Mapping[str, Member]) -> str:
@@ -114,13 +133,21 @@ def read_contents(archives: Iterable[OpenArchive]) -> Contents:
             findings.append(Finding(archive.name, problem))
         parts = InventoryBuilder()
         for repository, layout in archive.layouts().items():
+            try:
+                if repository:
+                    check_repository(repository)
+            except InvalidReferenceError as err:
+                findings.append(Finding(archive.name, f"{inside(layout, _INDEX)}: {err}"))
+                continue
             reading = _LayoutReading(archive, repository, layout, manifests)
             reading.run()
             parts.add_inventory(reading.inventory)
             findings.extend(reading.findings())
             notices.extend(reading.notices)
-        per_archive[archive.name] = parts.build()
-        total.add_inventory(per_archive[archive.name])
+        found = parts.build()
+        # Folders may each have an archive of that name.
+        per_archive[archive.name] = union([per_archive.get(archive.name, Inventory()), found])
+        total.add_inventory(found)
     return Contents(total.build(), per_archive, tuple(findings), tuple(notices), manifests)
 
 
@@ -142,7 +169,7 @@ class _LayoutReading:
 
     def run(self) -> None:
         builder = InventoryBuilder()
-        tags: dict[str, Digest] = {}
+        tags: dict[str, tuple[Digest, str]] = {}
         path = inside(self._layout, _INDEX)
         try:
             # Of two descriptors with one tag the later one counts.
@@ -150,16 +177,16 @@ class _LayoutReading:
         except IntegrityError as err:
             problem = str(err).removeprefix(f"{self._archive.name}: ")
             self._problems[None] = f"{path}: {problem}"
-        for tag, digest in tags.items():
+        for tag, (digest, _) in tags.items():
             builder.add_tag(self._repository, tag, digest)
         pending = list(tags.values())
         seen: set[Digest] = set()
         while pending:
-            digest = pending.pop()
+            digest, media_type = pending.pop()
             if digest in seen:
                 continue
             seen.add(digest)
-            manifest = self._manifest(digest)
+            manifest = self._manifest(digest, media_type)
             if manifest is None:
                 continue
             builder.add_manifest(self._repository, ManifestNode.of(manifest), closed=False)
@@ -173,7 +200,8 @@ class _LayoutReading:
                     )
                 else:
                     builder.add_blob(self._repository, blob.digest, blob.size)
-            pending.extend(child.descriptor.digest for child in manifest.children)
+            below = (child.descriptor for child in manifest.children)
+            pending.extend((child.digest, child.media_type) for child in below)
         self.inventory = builder.build()
 
     def findings(self) -> Iterator[Finding]:
@@ -184,8 +212,8 @@ class _LayoutReading:
                 tags = dependents.tags(digest) if digest else ()
                 yield Finding(self._archive.name, problem, self._repository, tags, digest)
 
-    def _tagged(self, member: Member) -> Iterator[tuple[str, Digest]]:
-        """(short tag, digest) of every descriptor in the layout's index, in its order.
+    def _tagged(self, member: Member) -> Iterator[tuple[str, tuple[Digest, str]]]:
+        """(short tag, (digest, media type)) of each descriptor in the layout's index, in its order.
 
         The index's own media type is not looked at: archives of other writers have a wrong one.
         """
@@ -204,14 +232,17 @@ class _LayoutReading:
                 elif not isinstance(tag, str) or not valid_tag(tag):
                     raise DamagedBundleError(f"{tag!r} is no tag")
                 else:
-                    yield tag, digest
+                    yield tag, (digest, str(descriptor.get("mediaType")))
         except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as err:
             raise DamagedBundleError(f"not the index of a layout ({err!r})") from err
         except InvalidDigestError as err:
             raise DamagedBundleError(f"not the index of a layout ({err})") from err
 
-    def _manifest(self, digest: Digest) -> Manifest | None:
-        """The manifest, from this layout's own copy; None, and a problem, if it is not right."""
+    def _manifest(self, digest: Digest, media_type: str) -> Manifest | None:
+        """The manifest, from this layout's own copy; None, and a problem, if it is not right.
+
+        `media_type` is what its descriptor says: old documents do not say it themselves.
+        """
         member = self._archive.blob(self._repository, digest)
         if member is None:
             self._problems[digest] = f"manifest {digest} is missing"
@@ -223,7 +254,8 @@ class _LayoutReading:
         chunks = self._archive.file.chunks(member.offset, member.size)
         try:
             raw = b"".join(verified(chunks, digest, member.size, where=where))
-            manifest = Manifest.parse(raw, algorithm=digest.algorithm)
+            said = media_type if media_type in MANIFESTS else None
+            manifest = Manifest.parse(raw, said, algorithm=digest.algorithm)
         except (IntegrityError, InvalidManifestError) as err:
             self._problems[digest] = str(err).removeprefix(f"{self._archive.name}: ")
             return None

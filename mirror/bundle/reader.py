@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Generator, Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -152,6 +153,27 @@ def read_seal(folder: Path) -> Seal | None:
         return Seal.from_json(data)
     except DamagedBundleError as err:
         raise DamagedBundleError(f"{path}: {err}; copy it again from its origin") from err
+
+
+def read_base(path: Path) -> Inventory:
+    """The inventory of a bundle's folder, of its seal, or of an inventory's own file.
+
+    Raises:
+        InputError: the path is none of these, or of a newer schema.
+        DamagedBundleError: it is damaged.
+    """
+    if path.is_dir():
+        with BundleReader([path]) as reader:
+            return reader.seal.inventory if reader.seal is not None else reader.inventory()
+    with os_errors(path, "read"):
+        data = path.read_bytes()
+    try:
+        document = json.loads(data)
+    except (ValueError, RecursionError) as err:
+        raise InputError(f"{path} is neither a bundle's folder nor an inventory: {err}") from err
+    if isinstance(document, dict) and "archives" in document:
+        return Seal.from_json(data).inventory
+    return Inventory.from_document(document)
 
 
 def missing_archives(seal: Seal, present: Iterable[str]) -> list[Finding]:

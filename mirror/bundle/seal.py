@@ -22,17 +22,40 @@ SCHEMA_VERSION = 1
 
 
 @dataclass(frozen=True, slots=True)
+class SealedFile:
+    """A file beside the archives. `size` in bytes."""
+
+    size: int
+    digest: Digest
+
+
+@dataclass(frozen=True, slots=True)
 class Seal:
     """A bundle's table of contents. `selection` is what was asked for, as JSON values."""
 
     archives: Mapping[str, Archive]
     selection: Mapping[str, Any] = field(default_factory=dict)
     tool: str = ""
+    files: Mapping[str, SealedFile] = field(default_factory=dict)
 
     @classmethod
-    def over(cls, archives: Iterable[Archive], selection: Mapping[str, Any], tool: str) -> Seal:
-        """Seal `archives`."""
-        return cls({archive.name: archive for archive in archives}, selection, tool)
+    def over(
+        cls,
+        archives: Iterable[Archive],
+        selection: Mapping[str, Any],
+        tool: str,
+        files: Mapping[str, bytes] | None = None,
+    ) -> Seal:
+        """Seal `archives` and the `files` beside them."""
+        return cls(
+            {archive.name: archive for archive in archives},
+            selection,
+            tool,
+            {
+                name: SealedFile(len(data), Digest.of(data))
+                for name, data in sorted((files or {}).items())
+            },
+        )
 
     @property
     def inventory(self) -> Inventory:
@@ -46,6 +69,10 @@ class Seal:
             "tool": self.tool,
             "selection": self.selection,
             "inventory": str(self.inventory.digest()),
+            "files": {
+                name: {"size": file.size, "digest": str(file.digest)}
+                for name, file in self.files.items()
+            },
             "manifests": self.inventory.manifests_document(),
             "archives": {
                 name: {
@@ -93,6 +120,10 @@ class Seal:
             for name, value in document["archives"].items():
                 if archives[name].size != value["size"]:
                     raise DamagedBundleError(f"it lays {name} out in another way than this release")
-            return cls(archives, document["selection"], document["tool"])
+            files = {
+                name: SealedFile(int(value["size"]), Digest.parse(value["digest"]))
+                for name, value in document["files"].items()
+            }
+            return cls(archives, document["selection"], document["tool"], files)
         except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as err:
             raise DamagedBundleError(f"it is not a bundle's inventory: {err!r}") from err

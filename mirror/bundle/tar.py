@@ -8,7 +8,7 @@ is allocated unseen.
 from __future__ import annotations
 
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass
 
 from mirror.bundle.archive import BLOCK
@@ -33,8 +33,10 @@ class Member:
     size: int
 
 
-def members(file: ReadAt) -> Iterator[Member]:
-    """Every regular file of an archive, in order. Folders are passed over.
+def members(file: ReadAt) -> Generator[Member, None, int]:
+    """Every regular file of an archive, in order; returns where its end marker begins.
+
+    Folders are passed over.
 
     Raises:
         DamagedBundleError: a header does not check out, the archive is cut short, or it holds
@@ -49,7 +51,7 @@ def members(file: ReadAt) -> Iterator[Member]:
             raise _damaged(file, offset, "the archive ends without its end marker")
         block = file.read(offset, BLOCK)
         if not any(block):
-            return
+            return offset
         try:
             info = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
         except tarfile.HeaderError as err:
@@ -80,9 +82,10 @@ def members(file: ReadAt) -> Iterator[Member]:
             offset = end
             continue
         name = path if path is not None else info.name
-        if info.type in _REGULAR and not name.endswith("/"):
-            yield Member(_inside(file, start, name), start, offset, size)
-        elif info.type != tarfile.DIRTYPE and not name.endswith("/"):
+        if info.type in _REGULAR:
+            if not name.endswith("/"):  # a folder, as the oldest archives have them
+                yield Member(_inside(file, start, name), start, offset, size)
+        elif info.type != tarfile.DIRTYPE:
             raise _damaged(
                 file, start, f"{_shown(name)}, which is no regular file; bundles have no others"
             )

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from mirror.bundle.archive import TRAILER_SIZE, Archive, Entry
+from mirror.bundle.archive import BLOCK, TRAILER_SIZE, Archive, Entry
 from mirror.bundle.contents import OpenArchive
 from mirror.bundle.files import CHUNK, ReadAt
 from mirror.bundle.names import SEAL
@@ -153,11 +153,13 @@ def _carry_out(
         on_event(BlobDone(check.moved, check.size, check.size))
         return problem
 
+    failure: MirrorError | None = None
     for check, outcome in for_each(checks, run, jobs=jobs, cancel=cancel):
         if outcome is None:
             continue
         if isinstance(outcome, MirrorError) and not isinstance(outcome, IntegrityError):
-            raise outcome
+            failure = failure or outcome
+            continue
         name = check.file.path.name
         key = (name, check.repository)
         if key not in dependents:
@@ -166,6 +168,8 @@ def _carry_out(
         problem = str(outcome).removeprefix(f"{name}: ")
         tags = dependents[key].tags(check.digest) if check.digest else ()
         yield Finding(name, f"{check.title}: {problem}", check.repository, tags, check.digest)
+    if failure is not None:
+        raise failure  # not inside the loop: leaving that early sets the caller's flag
 
 
 def _problem(check: _Check, cancel: threading.Event, on_bytes: Callable[[int], None]) -> str | None:
@@ -243,10 +247,9 @@ def _title(entry: Entry) -> str:
 def _found_checks(archive: OpenArchive) -> Iterator[_Check]:
     """Every byte of an archive without a seal, as far as it explains itself."""
     layouts = {layout: repository for repository, layout in archive.layouts().items()}
-    end = 0
     for path, member in archive.members.items():
         layout, digest = _blob_of(path)
-        after = -member.size % 512
+        after = -member.size % BLOCK
         yield _Check(
             archive.file,
             str(digest) if digest else path,
@@ -256,11 +259,10 @@ def _found_checks(archive: OpenArchive) -> Iterator[_Check]:
             digest,
             after=min(after, archive.file.size - member.offset - member.size),
         )
-        end = member.offset + member.size + after
     if archive.problem is None:
         # GNU tar fills the last record of 10 KiB with zeros; anything else is not an archive's.
-        size = max(0, archive.file.size - end)
-        yield _Check(archive.file, "end of archive", end, 0, "", after=min(size, CHUNK))
+        size = archive.file.size - archive.end
+        yield _Check(archive.file, "end of archive", archive.end, 0, "", after=min(size, CHUNK))
 
 
 def _blob_of(path: str) -> tuple[str, Digest | None]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -159,8 +159,10 @@ class BundleWriter:
 
     # -- completion ----------------------------------------------------------------------------
 
-    def finish(self, seal: Seal) -> None:
+    def finish(self, seal: Seal, files: Mapping[str, bytes] | None = None) -> None:
         """Write indexes and trailers, make all of it durable, and give it its final names.
+
+        `files` lie beside the archives; the seal lists them.
 
         The seal comes last: a bundle with a seal is a complete one.
 
@@ -182,6 +184,8 @@ class BundleWriter:
             if size != archive.size:
                 raise SizeMismatchError(where=archive.name, expected=archive.size, actual=size)
         self._replace_earlier_bundle()
+        for name, data in (files or {}).items():
+            write_durably(self._folder / name, data)
         write_durably(self._folder / SEAL, seal.to_json())
 
     def _replace_earlier_bundle(self) -> None:

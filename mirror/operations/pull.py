@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from mirror.bundle.archive import lay_out
+from mirror.bundle.archive import Archive, lay_out
+from mirror.bundle.names import source_reference
 from mirror.bundle.seal import Seal
 from mirror.bundle.writer import BundleWriter, check_folder
 from mirror.errors import SourceContentError
@@ -17,7 +18,7 @@ from mirror.events import OnEvent
 from mirror.events import ignore as ignore_events
 from mirror.oci import Digest
 from mirror.registry import RegistryClient
-from mirror.release.resolve import resolve
+from mirror.release.resolve import Company, resolve
 from mirror.release.select import select
 from mirror.release.selection import Selection, Wishes
 from mirror.release.source import ReleaseSource
@@ -45,11 +46,7 @@ class PullReport:
             "bundle": str(self.folder),
             "source": str(self.tree.root),
             "edition": self.tree.edition,
-            "platform": {
-                "versions": list(self.selection.platform_versions),
-                "channels": list(self.selection.channels),
-            },
-            "modules": {name: list(versions) for name, versions in self.selection.modules.items()},
+            **self.selection.to_document(),
             "archives": dict(self.archives),
             "bytes": sum(self.archives.values()),
             "fetched": self.fetched,
@@ -66,6 +63,142 @@ def count(inventory: Inventory) -> dict[str, int]:
         "manifests": len(inventory.manifest_nodes()),
         "blobs": len(inventory.blob_sizes()),
     }
+
+
+@dataclass(frozen=True, slots=True)
+class PullPlan:
+    """A pull that is decided and not begun: every image, by digest, and every archive, laid out."""
+
+    tree: SourceTree
+    selection: Selection
+    archives: tuple[Archive, ...]
+    seal: Seal
+    source: ReleaseSource = field(repr=False)
+    jobs: int = DEFAULT_JOBS
+
+    @property
+    def inventory(self) -> Inventory:
+        """All that the bundle will hold."""
+        return self.seal.inventory
+
+    def references(self) -> Iterator[PlannedReference]:
+        """Every image that gets a name in the bundle, in canonical order."""
+        for archive in self.archives:
+            for path, content in archive.inventory.repositories.items():
+                for tag, digest in sorted(content.tags.items()):
+                    source = source_reference(archive.origins[path], tag, digest)
+                    size = content.closure_size(digest)
+                    yield PlannedReference(archive.name, path, tag, digest, size, source)
+
+    def to_document(self, base: Inventory | None = None) -> dict[str, Any]:
+        """As JSON values, for `--json`; `base` is what a delta would leave out."""
+        inventory = self.inventory
+        fetched = sum(inventory.blob_sizes().values())
+        document: dict[str, Any] = {
+            "source": str(self.tree.root),
+            "edition": self.tree.edition,
+            **self.selection.to_document(),
+            "references": [
+                {
+                    "archive": one.archive,
+                    "repository": one.repository,
+                    "tag": one.tag,
+                    "digest": str(one.digest),
+                    "bytes": one.size,
+                    "source": one.source,
+                }
+                for one in self.references()
+            ],
+            "archives": {archive.name: archive.size for archive in self.archives},
+            "bytes": sum(archive.size for archive in self.archives),
+            "fetch": fetched,
+            "inventory": str(inventory.digest()),
+            **count(inventory),
+        }
+        if base is not None:
+            document["delta"] = {"saved": saved_by(inventory, base), "base": str(base.digest())}
+        return document
+
+    def carry_out(
+        self, folder: Path, *, force: bool = False, on_event: OnEvent = ignore_events
+    ) -> PullReport:
+        """Fetch everything into a new bundle in `folder`; see `pull`."""
+        check_folder(folder, force=force)
+        inventory = self.inventory
+        with BundleWriter(folder, self.archives) as writer:
+            plan = make_plan(inventory, writer.held(inventory))
+            plan = replace(plan, blobs=writer.in_archive_order(plan.blobs))
+            report = transfer(
+                plan,
+                self.source.content,
+                writer,
+                jobs=self.jobs,
+                on_event=on_event,
+                cancel=self.source.cancel,
+            )
+            writer.finish(self.seal, self.selection.files)
+        return PullReport(
+            folder,
+            self.tree,
+            self.selection,
+            inventory,
+            inventory.digest(),
+            {archive.name: archive.size for archive in self.archives},
+            report.sent,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedReference:
+    """An image of a plan. `size` is the bytes of everything it needs, shared parts included."""
+
+    archive: str
+    repository: str
+    tag: str
+    digest: Digest
+    size: int
+    source: str
+
+
+def saved_by(inventory: Inventory, base: Inventory) -> int:
+    """Bytes of blobs that need not be fetched by who holds `base`."""
+    held = base.blob_sizes()
+    return sum(size for digest, size in inventory.blob_sizes().items() if digest in held)
+
+
+def plan_pull(
+    client: RegistryClient,
+    tree: SourceTree,
+    wishes: Wishes,
+    *,
+    selection: Mapping[str, Any] | None = None,
+    jobs: int = DEFAULT_JOBS,
+    on_event: OnEvent = ignore_events,
+    cancel: threading.Event | None = None,
+) -> PullPlan:
+    """Decide what `wishes` put into a bundle, down to each byte's place; fetch no image.
+
+    `selection` is kept in the bundle's seal: what was asked for, as JSON values.
+
+    Raises:
+        InputError: what was asked for contradicts itself.
+        SourceContentError: the source's release tree is incomplete or contradicts itself.
+        CancelledError: `cancel` was set.
+    """
+    client.ping()  # one clear answer about name, TLS and login, before many ask in parallel
+    source = ReleaseSource(client, tree, jobs=jobs, on_event=on_event, cancel=cancel)
+    selected = select(source, wishes)
+    company = Company(wishes.vex, wishes.signatures, listing=not wishes.probing)
+    inventories = resolve(source, selected, company, wishes.platforms)
+    if not inventories:
+        raise SourceContentError(f"nothing at {tree.root} was selected; there is no bundle to make")
+    archives = tuple(
+        lay_out(name, inventory, {path: tree.origin(path) for path in inventory.repositories})
+        for name, inventory in inventories.items()
+    )
+    tool = f"mirror {version('mirror')}"
+    seal = Seal.over(archives, selection or {}, tool, selected.files)
+    return PullPlan(tree, selected, archives, seal, source, jobs)
 
 
 def pull(
@@ -91,30 +224,6 @@ def pull(
         IncompleteError: some content could not be fetched.
         CancelledError: `cancel` was set.
     """
-    cancel = cancel or threading.Event()
     check_folder(folder, force=force)
-    client.ping()  # one clear answer about name, TLS and login, before many ask in parallel
-    source = ReleaseSource(client, tree, jobs=jobs, on_event=on_event, cancel=cancel)
-    selection = select(source, wishes)
-    inventories = resolve(source, selection)
-    if not inventories:
-        raise SourceContentError(f"nothing at {tree.root} was selected; there is no bundle to make")
-    archives = [
-        lay_out(name, inventory, {path: tree.origin(path) for path in inventory.repositories})
-        for name, inventory in inventories.items()
-    ]
-    seal = Seal.over(archives, wishes.to_document(), f"mirror {version('mirror')}")
-    with BundleWriter(folder, archives) as writer:
-        plan = make_plan(seal.inventory, writer.held(seal.inventory))
-        plan = replace(plan, blobs=writer.in_archive_order(plan.blobs))
-        report = transfer(plan, source.content, writer, jobs=jobs, on_event=on_event, cancel=cancel)
-        writer.finish(seal)
-    return PullReport(
-        folder,
-        tree,
-        selection,
-        seal.inventory,
-        seal.inventory.digest(),
-        {archive.name: archive.size for archive in archives},
-        report.sent,
-    )
+    planned = plan_pull(client, tree, wishes, jobs=jobs, on_event=on_event, cancel=cancel)
+    return planned.carry_out(folder, force=force, on_event=on_event)

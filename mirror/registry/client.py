@@ -244,3 +244,10 @@ class RegistryClient:
         """
         check_repository(repository)
         return listings.referrers(self._transport, repository, digest, artifact_type)
+
+    def referrers_api(
+        self, repository: str, digest: Digest, artifact_type: str | None = None
+    ) -> list[Child] | None:
+        """The same as the registry's own API has it; None from a registry without that API."""
+        check_repository(repository)
+        return listings.referrers_api(self._transport, repository, digest, artifact_type)

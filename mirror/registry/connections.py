@@ -15,10 +15,11 @@ from mirror.registry.options import ConnectionOptions
 
 _log = logging.getLogger(__name__)
 
-# httpx reports each URL at INFO, query included, and queries of storage and upload addresses carry
-# signatures. A level that somebody has chosen on purpose stays.
-if logging.getLogger("httpx").level == logging.NOTSET:
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+# These report each URL and header, and addresses of storage and uploads carry signatures. A level
+# that somebody has chosen on purpose stays.
+for _name in ("httpx", "httpcore"):
+    if logging.getLogger(_name).level == logging.NOTSET:
+        logging.getLogger(_name).setLevel(logging.WARNING)
 
 
 def http_client(options: ConnectionOptions) -> httpx.Client:

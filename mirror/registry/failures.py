@@ -215,4 +215,6 @@ def _causes(err: BaseException) -> Iterator[BaseException]:
 
 
 def _reason(err: Exception) -> str:
+    if isinstance(err, httpx.LocalProtocolError):
+        return "a request that HTTP does not allow"  # the text may quote a header
     return (str(err) or type(err).__name__)[:_MAX_REASON]

@@ -63,6 +63,14 @@ def referrers(
     transport: Transport, repository: str, digest: Digest, artifact_type: str | None
 ) -> list[Child]:
     """See `RegistryClient.referrers`."""
+    found = referrers_api(transport, repository, digest, artifact_type)
+    return _by_tag(transport, repository, digest, artifact_type) if found is None else found
+
+
+def referrers_api(
+    transport: Transport, repository: str, digest: Digest, artifact_type: str | None
+) -> list[Child] | None:
+    """See `RegistryClient.referrers_api`."""
     query = f"?artifactType={quote(artifact_type, safe='')}" if artifact_type else ""
     url = transport.url(f"/v2/{repository}/referrers/{digest}{query}")
     found: dict[Digest, Child] = {}
@@ -70,13 +78,13 @@ def referrers(
         for answer in _pages(transport, url, scopes.pull(repository), MAX_MANIFEST_BYTES):
             index = _index(answer)
             if index is None:
-                return _by_tag(transport, repository, digest, artifact_type)
+                return None
             found.update((child.descriptor.digest, child) for child in index.children)
     except RegistryError as err:
         # 404 is what the specification says; 405 comes from registries that only know fixed routes.
         if err.status not in (404, 405):
             raise
-        return _by_tag(transport, repository, digest, artifact_type)
+        return None
     return _filtered(list(found.values()), artifact_type)
 
 

@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 import httpx
 
-from mirror.errors import CancelledError, MirrorError, RegistryError
+from mirror.errors import CancelledError, InvalidReferenceError, MirrorError, RegistryError
 from mirror.events import OnEvent
 from mirror.oci import Repository
 from mirror.registry import failures
@@ -68,7 +68,10 @@ class Transport:
         credentials: Credentials | None,
         on_event: OnEvent,
     ) -> None:
-        Repository.parse(f"{host}/x")  # raises for what is no host
+        if Repository.parse(f"{host}/x").host != host:
+            raise InvalidReferenceError(
+                f"{host!r} is not a registry host; write host[:port], without scheme and path"
+            )
         self.host, self.options, self.on_event = host, options, on_event
         self.base = f"{options.scheme}://{_ALIASES.get(host, host)}"
         self._home = Home(host, self.base)

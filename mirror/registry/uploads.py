@@ -3,6 +3,9 @@
 Distribution-spec, "Pushing blobs": POST opens a session, PUT with everything (or PATCH chunk by
 chunk and an empty PUT) completes it, GET tells how far it got. What the registry names a blob is
 checked by the registry itself: it refuses a PUT whose bytes do not hash to the digest.
+
+CNCF distribution ties a session's address to the bytes it had when it gave that address out, and
+refuses a session that a broken connection got further: there a break always starts anew.
 """
 
 from __future__ import annotations

@@ -24,15 +24,21 @@ _INDEXES = (MODULES, PACKAGES, PLUGINS)
 def discovery_images(bundle: Inventory) -> MemoryStore:
     """A store with one tag for every module, package and plugin that `bundle` has images of."""
     store = MemoryStore("index of modules, packages and plugins")
+    # Of every package there are descriptions, also of those that the bundle does not have.
+    described = {path for path in bundle.repositories if _is_description(path)}
     for index in _INDEXES:
         names = {
             path[len(index) + 1 :].partition("/")[0]
             for path, content in bundle.repositories.items()
-            if path.startswith(f"{index}/") and content.tags
+            if path.startswith(f"{index}/") and content.tags and path not in described
         }
         if names:
             _placeholder(store, index, sorted(names))
     return store
+
+
+def _is_description(path: str) -> bool:
+    return path.startswith(f"{PACKAGES}/") and path.endswith("/version") and path.count("/") == 2
 
 
 def _placeholder(store: MemoryStore, repository: str, tags: Iterable[str]) -> None:

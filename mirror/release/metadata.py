@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from semver import Version
 
 from mirror.errors import InvalidDigestError, SourceContentError
@@ -16,6 +18,7 @@ from mirror.oci.reference import valid_tag
 from mirror.release.versions import parse_version
 
 VERSION_JSON = "version.json"
+CHANGELOG_YAML = "changelog.yaml"
 IMAGES_DIGESTS = "deckhouse/candi/images_digests.json"
 IMAGES_TAGS = "deckhouse/candi/images_tags.json"
 MODULE_IMAGES_DIGESTS = "images_digests.json"
@@ -31,10 +34,26 @@ class _ReleaseDocument(BaseModel):
 
     version: str
     suspend: bool = False
+    requirements: dict[str, str] = Field(default_factory=dict)
+    disruptions: dict[str, list[str]] = Field(default_factory=dict)
 
 
-def parse_release(data: bytes | None, where: str) -> tuple[Version, bool]:
-    """(version, suspended) of a release image's `version.json`; `data` None means: not there.
+@dataclass(frozen=True, slots=True)
+class ReleaseInfo:
+    """What a release image says in its `version.json`.
+
+    `requirements` maps what a cluster needs to the version it needs; `disruptions` maps
+    `major.minor` to the modules that the update to it disrupts.
+    """
+
+    version: Version
+    suspended: bool = False
+    requirements: Mapping[str, str] = field(default_factory=dict)
+    disruptions: Mapping[str, Sequence[str]] = field(default_factory=dict)
+
+
+def parse_release(data: bytes | None, where: str) -> ReleaseInfo:
+    """Read a release image's `version.json`; `data` None means that the image has none.
 
     Raises:
         SourceContentError: it is missing, is no JSON, or names no semantic version.
@@ -52,7 +71,24 @@ def parse_release(data: bytes | None, where: str) -> tuple[Version, bool]:
         raise SourceContentError(
             f"{where}: {VERSION_JSON} names {document.version!r}, which is no semantic version"
         )
-    return version, document.suspend
+    return ReleaseInfo(version, document.suspend, document.requirements, document.disruptions)
+
+
+def parse_changelog(data: bytes, where: str) -> Mapping[str, Any]:
+    """A release image's `changelog.yaml`: a mapping of modules to their changes.
+
+    Raises:
+        SourceContentError: it is no YAML, or no mapping.
+    """
+    try:
+        document = yaml.safe_load(data)
+    except (yaml.YAMLError, UnicodeError, RecursionError, ValueError) as err:
+        raise SourceContentError(f"{where}: {CHANGELOG_YAML} is no YAML: {err}") from err
+    if document is None:
+        return {}
+    if not isinstance(document, dict):
+        raise SourceContentError(f"{where}: {CHANGELOG_YAML} is no mapping")
+    return document
 
 
 def parse_component_digests(data: bytes, where: str) -> dict[Digest, str]:

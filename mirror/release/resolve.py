@@ -1,76 +1,242 @@
-"""Resolving: every wanted image becomes manifests, with all that they reach, by digest."""
+"""Resolving: every wanted image becomes manifests, with all that they reach, by digest.
+
+With the images travel what vouches for them: cosign's tags, and OCI 1.1 referrers.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import json
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
-from mirror.oci import Digest, Manifest
-from mirror.release.select import missing_image
+from mirror.oci import Digest, Manifest, Platform
+from mirror.oci.media_types import OCI_INDEX
 from mirror.release.selection import Selection, Wanted
 from mirror.release.source import ReleaseSource
 from mirror.sync import Inventory, InventoryBuilder, ManifestNode
+from mirror.sync.inventory import canonical_json
+
+_VEX_SUFFIX = ".att"
+_SIGNATURE_SUFFIXES = (".sig", ".sbom", "")
+"""What cosign adds to `sha256-<hex>`; nothing for the referrers' own tag schema."""
+
+_MAX_GENERATIONS = 8
+"""Signatures may be signed in turn; real chains have one or two links."""
 
 
-def resolve(source: ReleaseSource, selection: Selection) -> Mapping[str, Inventory]:
+@dataclass(frozen=True, slots=True)
+class Company:
+    """What travels with the images: their VEX attestations; their signatures, SBOMs and whatever
+    else refers to them. `listing` is whether the source's tags can be listed."""
+
+    vex: bool = True
+    signatures: bool = True
+    listing: bool = True
+
+    @property
+    def suffixes(self) -> tuple[str, ...]:
+        """Endings of the tags to look for."""
+        return ((_VEX_SUFFIX,) if self.vex else ()) + (
+            _SIGNATURE_SUFFIXES if self.signatures else ()
+        )
+
+
+def resolve(
+    source: ReleaseSource,
+    selection: Selection,
+    company: Company,
+    platforms: Collection[Platform] = (),
+) -> Mapping[str, Inventory]:
     """Archive → the closed inventory of what it will hold.
+
+    Multi-arch indexes stay whole. With `platforms` those that a tag names are thinned to them;
+    an index that something refers to by digest never is, since its digest would be another.
 
     Raises:
         SourceContentError: an image that is not optional is missing at the source.
     """
-    # Many things may want one image; the source is asked for it once.
-    questions = dict.fromkeys((wanted.repository, wanted.reference) for wanted in selection.images)
-    answers = source.each("manifests", list(questions), lambda question: source.manifest(*question))
-    found = dict(zip(questions, answers, strict=True))
-    builders: dict[str, InventoryBuilder] = {}
-    parents: list[tuple[str, str, Manifest]] = []
-    for wanted in selection.images:
-        manifest = found[wanted.repository, wanted.reference]
-        if manifest is None:
-            _absent(source, wanted)
-            continue
-        builder = builders.setdefault(wanted.archive, InventoryBuilder())
-        builder.add_tag(wanted.repository, wanted.tag, manifest.digest)
-        builder.add_manifest(wanted.repository, ManifestNode.of(manifest))
-        parents.append((wanted.archive, wanted.repository, manifest))
-    _add_children(source, parents, builders)
-    return {archive: builder.build() for archive, builder in sorted(builders.items())}
+    resolving = _Resolving(source, platforms)
+    fresh = resolving.add(selection.images)
+    for _ in range(_MAX_GENERATIONS):
+        if not fresh or not company.suffixes:
+            break
+        fresh = resolving.add(_company(source, fresh, company))
+    return resolving.inventories()
 
 
-def _absent(source: ReleaseSource, wanted: Wanted) -> None:
-    if not wanted.optional:
-        raise missing_image(source, wanted.repository, wanted.reference, wanted.needed_by)
-    if wanted.needed_by.startswith("--"):
-        source.warn(
-            f"{source.tree.origin(wanted.repository)}:{wanted.reference} is not there; left out"
-        )
+@dataclass(frozen=True, slots=True)
+class _Added:
+    """A manifest that went into an archive."""
+
+    archive: str
+    repository: str
+    manifest: Manifest
 
 
-def _add_children(
-    source: ReleaseSource,
-    parents: Iterable[tuple[str, str, Manifest]],
-    builders: Mapping[str, InventoryBuilder],
-) -> None:
-    """Add what indexes hold, generation by generation."""
-    seen: set[tuple[str, str, Digest]] = set()
-    while True:
-        children = {
-            (archive, repository, child.descriptor.digest): manifest.digest
-            for archive, repository, manifest in parents
-            for child in manifest.children
-        }
-        new = {key: parent for key, parent in children.items() if key not in seen}
-        if not new:
-            return
-        seen.update(new)
-        wanted = dict.fromkeys((repository, digest) for _, repository, digest in new)
-        answers = source.each(
-            "images of indexes", list(wanted), lambda pair: source.manifest(*pair)
-        )
-        found = dict(zip(wanted, answers, strict=True))
-        parents = []
-        for (archive, repository, digest), parent in new.items():
-            manifest = found[repository, digest]
+class _Resolving:
+    """Collects manifests, archive by archive."""
+
+    def __init__(self, source: ReleaseSource, platforms: Collection[Platform]) -> None:
+        self._source, self._platforms = source, platforms
+        self._builders: dict[str, InventoryBuilder] = {}
+        self._seen: set[tuple[str, str, Digest]] = set()
+
+    def inventories(self) -> Mapping[str, Inventory]:
+        return {archive: builder.build() for archive, builder in sorted(self._builders.items())}
+
+    def add(self, images: Sequence[Wanted]) -> list[_Added]:
+        """Add images and all that they reach; return what was not there before."""
+        # Many things may want one image; the source is asked for it once.
+        questions = list(dict.fromkeys((one.repository, one.reference) for one in images))
+        answers = self._source.each("manifests", questions, lambda ask: self._source.manifest(*ask))
+        found = dict(zip(questions, answers, strict=True))
+        added: list[_Added] = []
+        for wanted in images:
+            manifest = found[wanted.repository, wanted.reference]
             if manifest is None:
-                raise missing_image(source, repository, digest, f"index {parent}")
-            builders[archive].add_manifest(repository, ManifestNode.of(manifest))
-            parents.append((archive, repository, manifest))
+                self._absent(wanted)
+                continue
+            if self._platforms and manifest.is_index and wanted.tag != manifest.digest.encoded:
+                manifest = self._thinned(wanted, manifest)
+            builder = self._builders.setdefault(wanted.archive, InventoryBuilder())
+            builder.add_tag(wanted.repository, wanted.tag, manifest.digest)
+            added += self._note(wanted.archive, wanted.repository, manifest)
+        return added + self._children(added)
+
+    def _note(self, archive: str, repository: str, manifest: Manifest) -> list[_Added]:
+        key = (archive, repository, manifest.digest)
+        if key in self._seen:
+            return []
+        self._seen.add(key)
+        self._builders[archive].add_manifest(repository, ManifestNode.of(manifest))
+        return [_Added(archive, repository, manifest)]
+
+    def _absent(self, wanted: Wanted) -> None:
+        if not wanted.optional:
+            raise self._source.missing(wanted.repository, wanted.reference, wanted.needed_by)
+        if wanted.notable:
+            where = self._source.where(wanted.repository, wanted.reference)
+            self._source.warn(f"{where} is not there ({wanted.needed_by}); it is left out")
+
+    def _children(self, parents: Sequence[_Added]) -> list[_Added]:
+        """What indexes hold, generation by generation."""
+        all_added: list[_Added] = []
+        while parents:
+            wanted = {
+                (one.archive, one.repository, child.descriptor.digest): one.manifest.digest
+                for one in parents
+                for child in one.manifest.children
+            }
+            missing = {key: index for key, index in wanted.items() if key not in self._seen}
+            if not missing:
+                break
+            questions = list(dict.fromkeys((where, digest) for _, where, digest in missing))
+            reasons = {(where, digest): index for (_, where, digest), index in missing.items()}
+            found = self._read_children(questions, reasons)
+            parents = [
+                added
+                for archive, where, digest in missing
+                for added in self._note(archive, where, found[where, digest])
+            ]
+            all_added += parents
+        return all_added
+
+    def _read_children(
+        self, questions: Sequence[tuple[str, Digest]], reasons: Mapping[tuple[str, Digest], Digest]
+    ) -> Mapping[tuple[str, Digest], Manifest]:
+        def read(question: tuple[str, Digest]) -> Manifest:
+            return self._source.required(*question, f"index {reasons[question]}")
+
+        answers = self._source.each("images of indexes", questions, read)
+        return dict(zip(questions, answers, strict=True))
+
+    def _thinned(self, wanted: Wanted, index: Manifest) -> Manifest:
+        """The index with only the images for the platforms that were asked for."""
+        document = json.loads(index.raw)
+        document["manifests"] = [
+            raw
+            for raw, child in zip(document["manifests"], index.children, strict=True)
+            if child.platform in self._platforms
+        ]
+        where = self._source.where(wanted.repository, wanted.reference)
+        if not document["manifests"]:
+            self._source.warn(f"{where} has no image for the platforms asked for; it stays whole")
+            return index
+        if len(document["manifests"]) == len(index.children):
+            return index
+        thinned = Manifest.parse(canonical_json(document), index.media_type)
+        self._source.content.remember(thinned)
+        return thinned
+
+
+def _company(source: ReleaseSource, images: Iterable[_Added], company: Company) -> list[Wanted]:
+    """What vouches for `images`, by tag."""
+    by_repository: dict[str, list[_Added]] = {}
+    for one in images:
+        by_repository.setdefault(one.repository, []).append(one)
+    if not company.listing:
+        return [
+            _vouching(one, _tag(one.manifest.digest) + suffix)
+            for one in images
+            for suffix in company.suffixes
+            if suffix  # the referrers' own tag is for registries without the API, which can list
+        ]
+    paths = sorted(by_repository)
+    listed = dict(zip(paths, source.each("signatures", paths, source.tags), strict=True))
+    found = [
+        _vouching(one, tag)
+        for path in paths
+        for one in by_repository[path]
+        for suffix in company.suffixes
+        if (tag := _tag(one.manifest.digest) + suffix) in (listed[path] or ())
+    ]
+    if company.signatures:
+        found += _referrers(source, by_repository)
+    return found
+
+
+def _referrers(
+    source: ReleaseSource, by_repository: Mapping[str, Sequence[_Added]]
+) -> list[Wanted]:
+    """What the source's referrers API knows of the images, as indexes under the tag schema's tags.
+
+    So the bundle holds them under tags like everything else, and they are found in a target with
+    the API and in one without. Whether the source has the API is asked once.
+    """
+    subjects = [one for path in sorted(by_repository) for one in by_repository[path]]
+    if not subjects:
+        return []
+    first = subjects[0]
+    if not source.has_referrers(first.repository, first.manifest.digest):
+        return []
+    questions = list(dict.fromkeys((one.repository, one.manifest.digest) for one in subjects))
+    answers = source.each("referrers", questions, lambda ask: source.referrers(*ask))
+    indexes: dict[tuple[str, Digest], Manifest] = {}
+    for question, children in zip(questions, answers, strict=True):
+        if children:
+            document = {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": children}
+            index = Manifest.parse(canonical_json(document), OCI_INDEX)
+            source.content.remember(index)
+            indexes[question] = index
+    return [
+        Wanted(
+            one.archive,
+            one.repository,
+            _tag(one.manifest.digest),
+            vouching.digest,
+            f"the referrers of {one.manifest.digest}",
+        )
+        for one in subjects
+        if (vouching := indexes.get((one.repository, one.manifest.digest))) is not None
+    ]
+
+
+def _vouching(image: _Added, tag: str) -> Wanted:
+    # Optional: it may have gone since the tags were listed, and the image stands without it.
+    why = f"the signatures of {image.manifest.digest}"
+    return Wanted(image.archive, image.repository, tag, tag, why, optional=True)
+
+
+def _tag(digest: Digest) -> str:
+    """Where cosign and the referrers tag schema keep what belongs to a digest."""
+    return f"{digest.algorithm[:32]}-{digest.encoded[:64]}"

@@ -2,46 +2,44 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from mirror.oci import Digest
+from mirror.oci import Digest, Platform
+from mirror.release.filters import Filter
+from mirror.release.platform import PlatformWishes
 
 
 @dataclass(frozen=True, slots=True)
 class Wishes:
-    """What the user wants of a release tree; the defaults take all that a pull can select.
+    """What the user wants of a release tree; the defaults take all that can be selected.
 
-    `modules` None means every module. The fields are the flags of `mirror pull`.
+    None leaves a part out. `plugins` takes those that it names besides those that the selected
+    modules need. `vex` is for attestations, `signatures` for cosign's other tags and for OCI
+    referrers. `platforms` thins multi-arch indexes that tags name; empty keeps them whole.
+    `probing` is for sources that cannot list tags: versions are found by trying them.
     """
 
-    platform: bool = True
-    ignore_suspend: bool = False
-    installer: bool = True
-    installer_tag: str = "latest"
+    platform: PlatformWishes | None = field(default_factory=PlatformWishes)
+    installer_tag: str | None = "latest"
     security: bool = True
-    modules: tuple[str, ...] | None = None
-    no_modules: bool = False
-
-    def to_document(self) -> dict[str, Any]:
-        """As JSON values, for the bundle's seal."""
-        return {
-            "platform": self.platform,
-            "ignoreSuspend": self.ignore_suspend,
-            "installer": self.installer_tag if self.installer else None,
-            "security": self.security,
-            "modules": []
-            if self.no_modules
-            else (sorted(self.modules) if self.modules is not None else None),
-        }
+    modules: Filter | None = field(default_factory=Filter)
+    packages: Filter | None = field(default_factory=Filter)
+    plugins: Filter | None = field(default_factory=lambda: Filter.including((), "--include-plugin"))
+    only_extra_images: bool = False
+    vex: bool = True
+    signatures: bool = True
+    platforms: tuple[Platform, ...] = ()
+    probing: bool = False
 
 
 @dataclass(frozen=True, slots=True, order=True)
 class Wanted:
     """One image for the bundle: `reference` (tag or digest) at the source, `tag` in the bundle.
 
-    `needed_by` says who asks for it, for the error if it is not there. An `optional` image that is
-    not there is left out.
+    `needed_by` says what leads to it, for the error if it is not there. An `optional` image that is
+    not there is left out; the user is told so of a `notable` one.
     """
 
     archive: str
@@ -50,6 +48,7 @@ class Wanted:
     reference: str | Digest = field(compare=False)
     needed_by: str = field(compare=False)
     optional: bool = field(default=False, compare=False)
+    notable: bool = field(default=False, compare=False)
 
     @classmethod
     def by_digest(cls, archive: str, repository: str, digest: Digest, needed_by: str) -> Wanted:
@@ -58,10 +57,37 @@ class Wanted:
 
 
 @dataclass(frozen=True, slots=True)
+class PluginChoice:
+    """A version of a plugin and why it was taken: lines for a person."""
+
+    version: str
+    reasons: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Selection:
-    """All images for a bundle, and what a person would call them."""
+    """All images for a bundle, in canonical order, and what a person would call them.
+
+    `channels` are the platform's channels that travel. Versions are tags, oldest first. `files`
+    lie beside the archives.
+    """
 
     images: tuple[Wanted, ...]
     platform_versions: tuple[str, ...] = ()
     channels: tuple[str, ...] = ()
-    modules: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    modules: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    packages: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    plugins: Mapping[str, tuple[PluginChoice, ...]] = field(default_factory=dict)
+    files: Mapping[str, bytes] = field(default_factory=dict)
+
+    def to_document(self) -> dict[str, Any]:
+        """What was selected by name, as JSON values."""
+        return {
+            "platform": {"versions": list(self.platform_versions), "channels": list(self.channels)},
+            "modules": {name: list(versions) for name, versions in self.modules.items()},
+            "packages": {name: list(versions) for name, versions in self.packages.items()},
+            "plugins": {
+                name: {choice.version: list(choice.reasons) for choice in choices}
+                for name, choices in self.plugins.items()
+            },
+        }

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import closing
 from functools import partial
+from typing import Any
 
-from mirror.errors import RegistryNotFoundError
+from mirror.errors import RegistryNotFoundError, SourceContentError
 from mirror.events import OnEvent, PhaseAdvanced, PhaseStarted, Warned
 from mirror.events import ignore as ignore_events
-from mirror.oci import Descriptor, Digest, Manifest, Platform, verified
+from mirror.oci import Child, Descriptor, Digest, Manifest, Platform, verified
 from mirror.oci.layers import read_files
+from mirror.oci.manifest import descriptor_json
 from mirror.registry import RegistryClient
 from mirror.release.tree import SourceTree
 from mirror.sync.registry import RegistrySource
@@ -24,8 +27,8 @@ _METADATA_PLATFORM = Platform("linux", "amd64")
 class ReleaseSource:
     """A source registry's release tree, as questions and answers. Thread-safe.
 
-    Repository paths are those of the bundle. All of it is I/O: what follows from the answers is
-    decided elsewhere.
+    Repository paths are those of the bundle. Each question is put to the registry once, however
+    many threads have it. All of it is I/O: what follows from the answers is decided elsewhere.
     """
 
     def __init__(
@@ -38,9 +41,13 @@ class ReleaseSource:
         cancel: threading.Event | None = None,
     ) -> None:
         self.tree = tree
-        self.content = RegistrySource(client, tree.locate, f"source {tree.root}")
+        self.content = RegistrySource(client, tree.locate, f"source {tree.root}", keep_small=True)
         self.cancel = cancel or threading.Event()
         self._jobs, self._on_event = jobs, on_event
+        self._lock = threading.Lock()
+        self._answers: dict[Hashable, Future[Any]] = {}  # under the lock
+
+    # -- for the user --------------------------------------------------------------------------
 
     def warn(self, message: str) -> None:
         """Tell the user something that does not stop the work."""
@@ -59,37 +66,122 @@ class ReleaseSource:
         self._on_event(PhaseStarted(phase, len(items)))
         return gather(items, one, jobs=self._jobs, cancel=self.cancel)
 
-    def tags(self, repository: str) -> list[str] | None:
+    # -- questions -----------------------------------------------------------------------------
+
+    def tags(self, repository: str) -> frozenset[str] | None:
         """All tags of a repository; None if there is no such repository."""
-        try:
-            return self.content.client.tags(self.tree.locate(repository))
-        except RegistryNotFoundError:
-            return None
+
+        def ask() -> frozenset[str] | None:
+            try:
+                return frozenset(self.content.client.tags(self.tree.locate(repository)))
+            except RegistryNotFoundError:
+                return None
+
+        return self._once(("tags", repository), ask)
 
     def manifest(self, repository: str, reference: str | Digest) -> Manifest | None:
         """The manifest, or None if it is not there. Any other failure is raised."""
-        try:
-            if isinstance(reference, Digest):
-                return self.content.manifest(repository, reference)
-            return self.content.fetch(repository, reference)
-        except RegistryNotFoundError:
-            return None
+
+        def ask() -> Manifest | None:
+            try:
+                if isinstance(reference, Digest):
+                    return self.content.manifest(repository, reference)
+                return self.content.fetch(repository, reference)
+            except RegistryNotFoundError:
+                return None
+
+        return self._once(("manifest", repository, reference), ask)
+
+    def required(self, repository: str, reference: str | Digest, needed_by: str) -> Manifest:
+        """The manifest.
+
+        Raises:
+            SourceContentError: it is not there, though `needed_by` leads to it.
+        """
+        manifest = self.manifest(repository, reference)
+        if manifest is None:
+            raise self.missing(repository, reference, needed_by)
+        return manifest
 
     def files(self, repository: str, manifest: Manifest, paths: Sequence[str]) -> dict[str, bytes]:
         """Those of `paths` that the image has, with their bytes.
 
         Of an index the image for linux/amd64 is read, or its first.
         """
-        where = f"{self.tree.origin(repository)}@{manifest.digest}"
+
+        def ask() -> dict[str, bytes]:
+            image = self._image(repository, manifest)
+            layers = [partial(self._layer, repository, layer) for layer in image.layers]
+            return read_files(layers, paths, where=self.where(repository, manifest.digest))
+
+        return self._once(("files", repository, manifest.digest, *paths), ask)
+
+    def has_referrers(self, repository: str, digest: Digest) -> bool:
+        """Whether the source has the referrers API, tried on an image that it has."""
+        return self._referrers(repository, digest) is not None
+
+    def referrers(self, repository: str, digest: Digest) -> list[dict[str, Any]]:
+        """What refers to an image, as descriptors in JSON values, sorted by digest."""
+        children = self._referrers(repository, digest) or ()
+        return [
+            _child_json(child) for child in sorted(children, key=lambda one: one.descriptor.digest)
+        ]
+
+    def _referrers(self, repository: str, digest: Digest) -> list[Child] | None:
+        return self._once(
+            ("referrers", repository, digest),
+            lambda: self.content.client.referrers_api(self.tree.locate(repository), digest),
+        )
+
+    def _image(self, repository: str, manifest: Manifest) -> Manifest:
         image = manifest
         while image.is_index and image.children:
             children = [child for child in image.children if child.platform == _METADATA_PLATFORM]
             chosen = (children or image.children)[0].descriptor.digest
-            image = self.content.manifest(repository, chosen)
-        layers = [partial(self._layer, repository, layer) for layer in image.layers]
-        return read_files(layers, paths, where=where)
+            image = self.required(repository, chosen, f"index {image.digest}")
+        return image
 
     def _layer(self, repository: str, layer: Descriptor) -> Iterator[bytes]:
         where = f"{self.tree.origin(repository)}: layer {layer.digest}"
         with closing(self.content.blob(repository, layer.digest, layer.size)) as chunks:
             yield from verified(chunks, layer.digest, layer.size, where=where)
+
+    def _once(self, question: Hashable, ask: Callable[[], Result]) -> Result:
+        """The answer to `question`, asked by whoever has it first while others wait."""
+        with self._lock:
+            future: Future[Result] | None = self._answers.get(question)
+            first = future is None
+            if future is None:
+                future = self._answers[question] = Future()
+        if first:
+            try:
+                future.set_result(ask())
+            except BaseException as error:
+                future.set_exception(error)
+                raise
+        return future.result()
+
+    # -- words ---------------------------------------------------------------------------------
+
+    def where(self, repository: str, reference: str | Digest) -> str:
+        """What an image is called at the source."""
+        separator = "@" if isinstance(reference, Digest) else ":"
+        return f"{self.tree.origin(repository)}{separator}{reference}"
+
+    def missing(
+        self, repository: str, reference: str | Digest, needed_by: str
+    ) -> SourceContentError:
+        """The source lacks an image that something in it, or the user, leads to."""
+        return SourceContentError(
+            f"{self.where(repository, reference)} is not there, though {needed_by} leads to it; "
+            "the source is incomplete: ask its owner, or select other releases"
+        )
+
+
+def _child_json(child: Child) -> dict[str, Any]:
+    document = descriptor_json(child.descriptor)
+    if child.artifact_type is not None:
+        document["artifactType"] = child.artifact_type
+    if child.annotations:
+        document["annotations"] = dict(child.annotations)
+    return document

@@ -102,14 +102,16 @@ def _damaged(
         (digest, path, lambda d=digest, p=path: read_manifest(d, p))  # type: ignore[misc]
         for digest, path in manifests.items()
     ]
+    failure: MirrorError | None = None
     for (digest, _, _), outcome in for_each(
         readings, lambda reading: reading[2](), jobs=jobs, cancel=cancel
     ):
-        if outcome is None:
-            continue
-        if not isinstance(outcome, IntegrityError | NotFoundError):
-            raise outcome
-        yield from _everywhere(wanted, place.name, digest, outcome)
+        if isinstance(outcome, IntegrityError | NotFoundError):
+            yield from _everywhere(wanted, place.name, digest, outcome)
+        else:
+            failure = failure or outcome
+    if failure is not None:
+        raise failure  # not inside the loop: leaving that early sets the caller's flag
 
 
 def _everywhere(

@@ -64,6 +64,19 @@ class RepositoryContent:
     def __bool__(self) -> bool:
         return bool(self.tags or self.manifests or self.blobs)
 
+    def closure_size(self, digest: Digest) -> int:
+        """Bytes of a manifest and all that it reaches here, each piece counted once."""
+        sizes: dict[Digest, int] = {}
+        pending = [digest]
+        while pending:
+            node = self.manifests.get(pending.pop())
+            if node is None or node.descriptor.digest in sizes:
+                continue
+            sizes[node.descriptor.digest] = node.descriptor.size
+            sizes.update((blob.digest, blob.size) for blob in node.blobs)
+            pending.extend(child.digest for child in node.children)
+        return sum(sizes.values())
+
 
 NOTHING = RepositoryContent()
 

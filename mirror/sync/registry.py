@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Generator, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 
-from mirror.errors import MirrorError, RegistryNotFoundError
+from mirror.errors import RegistryNotFoundError
 from mirror.oci import Digest, Manifest
 from mirror.registry import RegistryClient
 from mirror.sync.content import BlobContent
 from mirror.sync.inventory import Inventory, InventoryBuilder, RepositoryContent
 from mirror.sync.plan import CopyBlob
-from mirror.sync.workers import DEFAULT_JOBS, for_each, gather
+from mirror.sync.workers import DEFAULT_JOBS, gather
 
 Locate = Callable[[str], str]
 """Repository path of an inventory → repository of the registry."""
@@ -23,19 +24,35 @@ def below(root: str) -> Locate:
     return lambda path: f"{root}/{path}" if path else root
 
 
+_SMALL_BLOB = 256 << 10
+_SMALL_BLOBS = 32 << 20
+"""Bytes of a blob that is kept once it was read, and of all that are."""
+
+
 class RegistrySource:
     """Content read from a registry. Thread-safe.
 
     Manifests are kept once they were read: an inventory is made from them, so they are small
-    beside it, and a transfer that carries them asks for none a second time.
+    beside it, and a transfer that carries them asks for none a second time. With `keep_small` so
+    are small blobs, up to a limit: whoever reads files in images to decide what to carry needs
+    them twice.
     """
 
-    def __init__(self, client: RegistryClient, locate: Locate, name: str | None = None) -> None:
+    def __init__(
+        self,
+        client: RegistryClient,
+        locate: Locate,
+        name: str | None = None,
+        *,
+        keep_small: bool = False,
+    ) -> None:
         self.client = client
         self.locate = locate
         self._name = name or f"registry {client.host}"
+        self._room = _SMALL_BLOBS if keep_small else 0
         self._lock = threading.Lock()
-        self._manifests: dict[Digest, Manifest] = {}
+        self._manifests: dict[Digest, Manifest] = {}  # under the lock, like the next
+        self._small: dict[Digest, bytes] = {}
 
     @property
     def name(self) -> str:
@@ -52,16 +69,40 @@ class RegistrySource:
         Raises:
             RegistryNotFoundError: `repository` has no such manifest.
         """
-        manifest = self.client.manifest(self.locate(repository), reference)
+        return self.remember(self.client.manifest(self.locate(repository), reference))
+
+    def remember(self, manifest: Manifest) -> Manifest:
+        """Offer `manifest` from now on without asking the registry; also one it does not have."""
         with self._lock:
             return self._manifests.setdefault(manifest.digest, manifest)
 
     def blob(
         self, repository: str, digest: Digest, size: int, offset: int = 0
     ) -> Generator[bytes, None, None]:
-        return self.client.blob(
+        with self._lock:
+            kept = self._small.get(digest)
+        if kept is not None:
+            yield kept[offset:]
+            return
+        chunks = self.client.blob(
             self.locate(repository), digest, size=size, offset=offset, verify=False
         )
+        with closing(chunks):
+            if size > _SMALL_BLOB or offset or size > self._room:
+                yield from chunks
+                return
+            data = b"".join(chunks)
+        self._keep(digest, data)
+        yield data
+
+    def _keep(self, digest: Digest, data: bytes) -> None:
+        """Keep a small blob, if it is what it should be and there is room."""
+        if Digest.of(data, digest.algorithm) != digest:
+            return
+        with self._lock:
+            if digest not in self._small and len(data) <= self._room:
+                self._room -= len(data)
+                self._small[digest] = data
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,12 +178,9 @@ class RegistryTarget:
             for (path, content), listed in zip(wanted.repositories.items(), listings, strict=True)
             for question in _questions(path, content, listed)
         ]
+        answers = gather(questions, self._ask, jobs=self._jobs, cancel=self._cancel)
         builder = InventoryBuilder()
-        for question, answer in for_each(
-            questions, self._ask, jobs=self._jobs, cancel=self._cancel
-        ):
-            if isinstance(answer, MirrorError):
-                raise answer
+        for question, answer in zip(questions, answers, strict=True):
             if answer is not None:
                 _note(builder, question, answer, wanted.repository(question.path))
         return builder.build()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from mirror.registry import ConnectionOptions, RegistryClient
 from mirror.serve import EmbeddedRegistry, MemoryStorage
 from mirror.sync import MemoryStore, make_plan, transfer
 from mirror.sync.registry import RegistryTarget
+from tests.conftest import MakeEmbeddedRegistry
 from tests.support.program import call_mirror
 
 TINY = TreeSpec(
@@ -84,7 +85,23 @@ def small_bundle(small_source: Source, tmp_path_factory: pytest.TempPathFactory)
     return folder
 
 
+@pytest.fixture(scope="session")
+def tiny_bundle(_this_machine_only: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle of the tiny tree, whose source is gone."""
+    folder = tmp_path_factory.mktemp("tiny") / "bundle"
+    with EmbeddedRegistry(MemoryStorage()) as registry:
+        root = serve(TINY, registry).root
+        call_mirror("pull", folder, "--source", root, "--insecure").succeeded()
+    return folder
+
+
 @pytest.fixture
 def source(embedded_registry: EmbeddedRegistry) -> Source:
     """A tiny tree in a registry of the test's own."""
     return serve(TINY, embedded_registry)
+
+
+@pytest.fixture
+def make_target(make_embedded_registry: MakeEmbeddedRegistry) -> Callable[[], str]:
+    """Start empty registries to push to; answers what REGISTRY is to be."""
+    return lambda: f"{make_embedded_registry().address}/dkp/ee"

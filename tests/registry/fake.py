@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TypeAlias
 
 from mirror.oci import Digest
@@ -56,7 +56,7 @@ class FakeRegistry:
             self.opened += 1
             name = f"s{self.opened}"
             self.sessions[name] = bytearray()
-            return self._accepted(request.path + name, name, **self.start_headers)
+            return self._accepted(request.path + name, name, more=self.start_headers)
         if name not in self.sessions:
             return error(404, "BLOB_UPLOAD_UNKNOWN")
         assert request.query["state"] == ["a/b"], "the session's own query was changed"
@@ -80,14 +80,16 @@ class FakeRegistry:
         del self.sessions[name]
         return Reply(201, {"Docker-Content-Digest": digest, "Location": "/"})
 
-    def _accepted(self, path: str, name: str, status: int = 202, **headers: str) -> Reply:
+    def _accepted(
+        self, path: str, name: str, status: int = 202, more: Mapping[str, str] | None = None
+    ) -> Reply:
         held = self.sessions[name]
         return Reply(
             status,
             {
                 "Location": self.location.format(path=path),
                 "Range": f"0-{max(0, len(held) - 1)}",
-                **headers,
+                **(more or {}),
             },
         )
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import socket
 import ssl
 import threading
@@ -34,7 +33,7 @@ from tests.support.tls import Authority
 @contextmanager
 def tls_server(authority: Authority, hosts: tuple[str, ...] = ("127.0.0.1",)) -> Iterator[str]:
     """A registry behind TLS whose certificate `authority` signed; its host."""
-    files = authority.issue(f"server-{len(os.listdir(authority.folder))}", hosts)
+    files = authority.issue(f"server-{'-'.join(hosts)}", hosts)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(files.certificate, files.key)
     server = ScriptedServer(lambda request: Reply())
@@ -65,10 +64,12 @@ def test_an_unknown_authority_is_not_trusted_until_named(authority: Authority) -
 
 
 def test_a_certificate_for_another_host_is_not_trusted(authority: Authority) -> None:
-    with tls_server(authority, ("example.com",)) as host:
-        with https(host, ca_file=authority.certificate) as client:
-            with pytest.raises(UnreachableError, match="mismatch"):
-                client.ping()
+    with (
+        tls_server(authority, ("example.com",)) as host,
+        https(host, ca_file=authority.certificate) as client,
+        pytest.raises(UnreachableError, match="mismatch"),
+    ):
+        client.ping()
 
 
 def test_roots_come_from_the_environment(
@@ -193,9 +194,9 @@ def test_a_proxy_that_refuses_is_named(serve: Serve, monkeypatch: pytest.MonkeyP
 
     proxy = serve(refuse)
     monkeypatch.setenv("HTTPS_PROXY", proxy.url)
-    with https("registry.example.com") as client:
-        with pytest.raises(UnreachableError, match=r"the proxy on the way .* NO_PROXY"):
-            client.ping()
+    refused = pytest.raises(UnreachableError, match=r"the proxy on the way .* NO_PROXY")
+    with https("registry.example.com") as client, refused:
+        client.ping()
 
 
 def test_a_proxy_that_makes_no_sense_is_reported_without_its_password(
@@ -217,7 +218,7 @@ def test_connections_are_kept_and_used_again(serve: Serve, make_client: MakeClie
         peers.add(address[1])
         return sock, address
 
-    server._server.get_request = counted  # type: ignore[method-assign,assignment]
+    server._server.get_request = counted  # type: ignore[method-assign]
     client = make_client(server.host)
     for _ in range(20):
         client.ping()

@@ -152,6 +152,16 @@ def test_wrong_bytes_are_never_completed_nor_asked_for_again(
     assert len(fake_server.log) == 1
 
 
+def test_a_caller_that_checks_the_bytes_itself_gets_them_unhashed_but_counted(
+    client: RegistryClient, fake: FakeRegistry
+) -> None:
+    wrong = bytes([DATA[0] ^ 1]) + DATA[1:]
+    fake.blobs[str(DIGEST)] = wrong
+    assert b"".join(client.blob("a", DIGEST, size=len(DATA), verify=False)) == wrong
+    with pytest.raises(SizeMismatchError):
+        list(client.blob("a", DIGEST, size=len(DATA) + 1, verify=False))
+
+
 @pytest.mark.parametrize("size", [len(DATA) - 1, len(DATA) + 1])
 def test_another_size_than_the_descriptors_is_damage(size: int, client: RegistryClient) -> None:
     with pytest.raises(SizeMismatchError, match=rf"expected {size} bytes, got 700000"):
@@ -192,23 +202,12 @@ def test_a_connection_that_stands_still_is_reported_as_stalled(
 ) -> None:
     def still() -> Iterator[bytes]:
         yield DATA[:10]
-        time.sleep(1)
+        time.sleep(2)
 
-    client = make_client(fake_server.host, attempts=1, stall_timeout_s=0.1)
+    client = make_client(fake_server.host, attempts=1, stall_timeout_s=0.5)
     fake.fault = once(is_blob, lambda request: Reply(body=still(), length=len(DATA)))
-    with pytest.raises(StalledError, match=r"stalled: fewer than 65536 bytes in 0.1 s"):
+    with pytest.raises(StalledError, match=r"stalled: fewer than 65536 bytes in 0.5 s"):
         list(client.blob("a", DIGEST, size=len(DATA)))
-
-
-def test_a_slow_reader_is_no_stall(make_client: MakeClient, fake_server: ScriptedServer) -> None:
-    client = make_client(
-        fake_server.host, attempts=1, stall_timeout_s=0.2, stall_min_bytes=10_000_000
-    )
-    got = bytearray()
-    for chunk in client.blob("a", DIGEST, size=len(DATA)):
-        time.sleep(0.03)
-        got += chunk
-    assert got == DATA
 
 
 def test_closing_the_generator_ends_the_connection(

@@ -140,6 +140,7 @@ def test_without_the_api_the_tag_schema_is_read(
     client = make_client(server.host)
     assert [c.artifact_type for c in client.referrers("a", SUBJECT, "sbom")] == ["sbom"]
     assert server.log[1].path == f"/v2/a/manifests/sha256-{SUBJECT.encoded}"
+    assert client.referrers_api("a", SUBJECT) is None
 
 
 def test_nothing_that_refers_is_an_empty_list(serve: Serve, make_client: MakeClient) -> None:

@@ -17,7 +17,7 @@ from mirror.oci import media_types as types
 from mirror.oci.manifest import descriptor_json
 from mirror.sync import Inventory, InventoryBuilder, ManifestNode, MemoryStore
 
-LONG_PATH = "modules/" + "a-module-with-a-rather-long-name-" * 3 + "x/release"
+LONG_PATH = "modules/a-module" + "-with-a-long-name" * 4 + "/extra/an-image" + "-with-more" * 2
 """A repository whose blobs have names that no plain tar header has room for."""
 
 PATHS = (
@@ -140,6 +140,16 @@ def with_only(inventory: Inventory, kept: Iterable[Item]) -> Inventory:
 def without(inventory: Inventory, *removed: Item) -> Inventory:
     """`inventory` with some things gone, as after an accident."""
     return with_only(inventory, [item for item in items(inventory) if item not in removed])
+
+
+def lost_with_manifest(inventory: Inventory, item: Item) -> list[Item]:
+    """What a registry that drops `item` drops with it: with a manifest the tags that name it."""
+    tags = inventory.repository(item.repository).tags
+    return [
+        Item(item.repository, "tag", tag)
+        for tag, named in sorted(tags.items())
+        if named == item.key
+    ]
 
 
 # -- content ---------------------------------------------------------------------------------------

@@ -85,7 +85,6 @@ def call_mirror(
 ) -> Finished:
     """Run its command line inside this process, which is quicker and sees what tests patch."""
     out, err = io.StringIO(), io.StringIO()
-    handler = signal.getsignal(signal.SIGTERM)
     code: Any = 0
     try:
         with (
@@ -97,8 +96,6 @@ def call_mirror(
             main([str(arg) for arg in args], prog_name="mirror")
     except SystemExit as end:
         code = end.code
-    finally:
-        signal.signal(signal.SIGTERM, handler)
     assert isinstance(code, int)
     return Finished(code, out.getvalue(), err.getvalue())
 
@@ -136,8 +133,12 @@ class RunningMirror:
             assert time.monotonic() < deadline, "that never happened"
             time.sleep(0.005)
 
-    def stop(self, with_signal: signal.Signals) -> Finished:
+    def send(self, number: signal.Signals) -> None:
+        """Send it a signal."""
+        self._process.send_signal(number)
+
+    def stop(self, number: signal.Signals) -> Finished:
         """Send it a signal and wait for its end; a death by signal has the signal's negative."""
-        self._process.send_signal(with_signal)
+        self.send(number)
         out, err = self._process.communicate(timeout=_TIMEOUT_S)
         return Finished(self._process.returncode, out, err)

@@ -77,31 +77,141 @@ def test_a_blob_is_verified_whole_wherever_it_is_read_from(
     assert source.open == 0
 
 
+def damaged(expected: bytes) -> st.SearchStrategy[bytes]:
+    """Bytes that are not `expected`: one bit flipped, cut short, too long, or others altogether."""
+    places = st.integers(0, len(expected) - 1)
+    return st.one_of(
+        places.map(lambda at: expected[:at] + bytes([expected[at] ^ 1]) + expected[at + 1 :]),
+        places.map(lambda at: expected[:at]),
+        st.binary(min_size=1, max_size=20).map(lambda more: expected + more),
+        st.binary(max_size=60).filter(lambda other: other != expected),
+    )
+
+
 @given(st.binary(min_size=1, max_size=40), st.integers(1, 9), ATTEMPTS, st.data())
-def test_wrong_bytes_never_arrive_to_the_end(
+def test_wrong_bytes_never_complete_a_blob(
     expected: bytes, piece: int, attempts: list[tuple[int, int]], data: st.DataObject
 ) -> None:
-    found = data.draw(
-        st.binary(max_size=60)
-        | st.integers(0, len(expected) - 1).map(
-            lambda at: expected[:at] + bytes([expected[at] ^ 1]) + expected[at + 1 :]
-        )
-        | st.integers(0, len(expected) - 1).map(lambda at: expected[:at])
-        | st.binary(min_size=1, max_size=9).map(lambda more: expected + more)
-    ).removeprefix(b"")
-    if found == expected:
-        return
-    blob = content(ChunkSource(found, piece), expected)
-    for start, chunks in [*attempts, (0, 99), (0, 99), (len(expected), 99)]:
-        start = min(start, len(expected))
-        got = bytearray()
-        with pytest.raises(IntegrityError) if chunks == 99 else closing(blob.chunks()):  # type: ignore[attr-defined]
-            try:
-                got += b""
-                with closing(blob.chunks(start)) as stream:
-                    for _ in range(chunks):
-                        got += next(stream, b"")
-            finally:
-                # A receiver of the announced size still waits for something.
-                complete = start + len(got) >= len(expected) and len(got) > 0
-                assert not complete
+    size = len(expected)
+    blob = content(ChunkSource(data.draw(damaged(expected)), piece), expected)
+    for start, chunks in [*attempts, (0, 99), (size, 99), (0, 99)]:
+        position = start = min(start, size)
+        raised = ""
+        try:
+            with closing(blob.chunks(start)) as stream:
+                for _ in range(chunks):
+                    position += len(next(stream, b""))
+        except IntegrityError as err:
+            raised = str(err)
+        # Whoever was told the size still waits for bytes, or has heard the truth.
+        assert position < size or start == size
+        assert "this copy is damaged" in raised or (chunks < 99 and not raised)
+
+
+@pytest.mark.parametrize(
+    ("found", "error", "told"),
+    [
+        (b"abcX", DigestMismatchError, "expected sha256:.*, got sha256:.*; this copy is damaged"),
+        (b"abc", SizeMismatchError, "expected 4 bytes, got 3; this copy is damaged"),
+        (b"abcdefgh", SizeMismatchError, "expected 4 bytes, got 8; this copy is damaged"),
+    ],
+)
+def test_the_error_says_whose_copy_is_damaged_and_how(
+    found: bytes, error: type[IntegrityError], told: str
+) -> None:
+    blob = content(ChunkSource(found), b"abcd")
+    with pytest.raises(error, match=f"^the source: blob sha256:[0-9a-f]{{64}} of a/b: {told}"):
+        b"".join(blob.chunks())
+
+
+def test_the_last_chunk_waits_for_the_verdict() -> None:
+    blob = content(ChunkSource(b"abcdefgX", 4), b"abcdefgh")
+    stream = blob.chunks()
+    assert next(stream) == b"abcd"
+    with pytest.raises(DigestMismatchError):
+        next(stream)
+
+
+@given(st.binary(min_size=1, max_size=40), st.integers(1, 9), ATTEMPTS)
+def test_a_byte_counts_as_progress_once_however_often_it_is_sent(
+    data: bytes, piece: int, attempts: list[tuple[int, int]]
+) -> None:
+    told: list[int] = []
+    blob = content(ChunkSource(data, piece), data, on_bytes=told.append)
+    for start, chunks in attempts:
+        read(blob, min(start, len(data)), chunks)
+        assert sum(told) <= len(data)
+    b"".join(blob.chunks())
+    assert sum(told) == len(data)
+    assert all(count > 0 for count in told)
+    b"".join(blob.chunks())
+    assert sum(told) == len(data)
+
+
+def test_a_continued_blob_is_not_read_again_from_its_beginning() -> None:
+    data = random.Random(1).randbytes(400)
+    source = ChunkSource(data, 10)
+    blob = content(source, data)
+    assert read(blob, 0, 20) == data[:200]
+    source.served = 0
+    assert b"".join(blob.chunks(200)) == data[200:]
+    assert source.served <= 200 + 10
+
+
+def test_cancellation_ends_it_between_two_chunks() -> None:
+    cancelled: list[bool] = []
+    source = ChunkSource(b"abcdefgh", 2)
+    blob = content(source, source.data, cancelled=lambda: bool(cancelled))
+    stream = blob.chunks()
+    assert next(stream) == b"ab"
+    cancelled.append(True)
+    with pytest.raises(CancelledError, match=r"the source: blob sha256:.*: stopped on request"):
+        next(stream)
+    assert source.open == 0
+
+
+def test_an_abandoned_read_lets_go_of_the_source() -> None:
+    source = ChunkSource(b"abcdefgh", 2)
+    stream = content(source, source.data).chunks()
+    next(stream)
+    assert source.open == 1
+    stream.close()
+    assert source.open == 0
+
+
+def test_a_blob_of_no_bytes_is_verified_too() -> None:
+    assert b"".join(content(ChunkSource(b""), b"").chunks()) == b""
+    with pytest.raises(SizeMismatchError, match="expected 0 bytes, got 1"):
+        b"".join(content(ChunkSource(b"x"), b"").chunks())
+
+
+# -- several sources as one ------------------------------------------------------------------------
+
+
+def test_an_overlay_answers_from_the_first_that_knows() -> None:
+    one, other = MemoryStore("one"), MemoryStore("other")
+    only_there = put_image(other, "a", layers=(b"there",))
+    both = put_image(one, "a", layers=(b"here",))
+    put_image(other, "a", layers=(b"here",))
+    overlay = Overlay(one, other)
+    assert overlay.name == "one"
+    assert overlay.manifest("a", both) is one.manifest("a", both)
+    assert overlay.manifest("a", only_there) is other.manifest("a", only_there)
+    assert b"".join(overlay.blob("a", Digest.of(b"there"), 5, 2)) == b"ere"
+    with pytest.raises(NotFoundError, match="other: no manifest sha256:"):
+        overlay.manifest("a", Digest.of(b"nowhere"))
+    with pytest.raises(NotFoundError, match="other: no blob sha256:"):
+        b"".join(overlay.blob("a", Digest.of(b"nowhere"), 1))
+
+
+def test_an_overlay_never_continues_one_source_with_another() -> None:
+    class Lost(ChunkSource):
+        def blob(
+            self, repository: str, digest: Digest, size: int, offset: int = 0
+        ) -> Generator[bytes, None, None]:
+            yield self.data[offset:4]
+            raise NotFoundError("gone meanwhile")
+
+    overlay = Overlay(Lost(b"abcdefgh"), ChunkSource(b"abcdefgh"))
+    with pytest.raises(NotFoundError, match="gone meanwhile"):
+        b"".join(overlay.blob("a", Digest.of(b"abcdefgh"), 8))

@@ -139,9 +139,7 @@ def test_large_blobs_go_first_and_mounted_ones_are_not_counted() -> None:
 def test_children_go_before_their_parents(case: tuple[Inventory, Inventory]) -> None:
     wanted, held = case
     plan = make_plan(wanted, held)
-    there = {
-        (path, digest) for path, one in held.repositories.items() for digest in one.manifests
-    }
+    there = {(path, digest) for path, one in held.repositories.items() for digest in one.manifests}
     for wave in plan.manifests:
         assert wave
         for put in wave:

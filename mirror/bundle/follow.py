@@ -1,0 +1,229 @@
+"""Digests of a file that is still being written, in whatever order its bytes arrive.
+
+A sum over an archive that is made after the archive is a second read of the whole disk. Here a
+thread follows the writers: as soon as the bytes from the beginning on are there without a gap it
+reads them back, mostly from the page cache, and hashes them. When the last byte is written the
+digests are nearly done.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from types import MappingProxyType, TracebackType
+from typing import Protocol
+
+from mirror.bundle.files import CHUNK
+from mirror.errors import CancelledError, IntegrityError
+
+_WAIT_S = 0.2
+"""How long the thread sleeps before it looks whether it was cancelled."""
+
+
+class Hash(Protocol):
+    """A digest under computation, as `hashlib` and `gost.GostHash` have it."""
+
+    def update(self, data: bytes, /) -> None: ...
+    def hexdigest(self) -> str: ...
+
+
+MakeHash = Callable[[], Hash]
+SHA256: Mapping[str, MakeHash] = MappingProxyType({"sha256": hashlib.sha256})
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Window:
+    """A stretch of a file: `size` bytes from `start`."""
+
+    start: int
+    size: int
+
+    @property
+    def end(self) -> int:
+        """Where the byte behind it lies."""
+        return self.start + self.size
+
+
+def windows_of(sizes: Iterable[int]) -> tuple[Window, ...]:
+    """Windows of these sizes, one behind the other, as the parts of an archive lie."""
+    windows: list[Window] = []
+    start = 0
+    for size in sizes:
+        windows.append(Window(start, size))
+        start += size
+    return tuple(windows)
+
+
+class _Ranges:
+    """What is written, as few disjoint ranges: neighbours become one. Not thread-safe."""
+
+    def __init__(self) -> None:
+        self._starts: list[int] = []
+        self._ends: list[int] = []
+
+    def add(self, start: int, end: int) -> None:
+        first = bisect_left(self._ends, start)  # the first range that touches it, or lies behind
+        last = bisect_right(self._starts, end)  # the first that lies behind and does not touch
+        if first < last:
+            start = min(start, self._starts[first])
+            end = max(end, self._ends[last - 1])
+        self._starts[first:last] = [start]
+        self._ends[first:last] = [end]
+
+    def contiguous(self, start: int) -> int:
+        """Where the bytes from `start` on first end; `start` if it is not there."""
+        number = bisect_right(self._starts, start) - 1
+        return max(start, self._ends[number]) if number >= 0 else start
+
+    def __len__(self) -> int:
+        return len(self._starts)
+
+
+class Follower:
+    """Computes digests of windows of a file while the file is written. Thread-safe.
+
+    `chunks` reads the file back, as `files.ReadAt.chunks` and `parts.PartedWriter.chunks` do.
+    `windows` are what gets digests of its own: the whole, or each part, or both. `hashes` makes
+    the algorithms, by name; all see each byte in one pass. `cancel` stops the thread.
+
+    Use it as a context manager: the thread begins with the block and never outlives it. Memory is
+    one chunk, and a pair of numbers per gap in what is written.
+
+    Raises:
+        ValueError: a window reaches below zero, or there are none.
+    """
+
+    def __init__(
+        self,
+        chunks: Callable[[int, int], Iterable[bytes]],
+        windows: Sequence[Window],
+        *,
+        hashes: Mapping[str, MakeHash] = SHA256,
+        cancel: threading.Event | None = None,
+        name: str = "archive",
+    ) -> None:
+        if not windows or any(window.start < 0 or window.size < 0 for window in windows):
+            raise ValueError("a follower needs windows of a file, which begin at byte 0 or later")
+        self._chunks, self._windows = chunks, tuple(windows)
+        self._hashes = [{key: make() for key, make in hashes.items()} for _ in windows]
+        self._cancel = cancel or threading.Event()
+        self._name = name
+        self._end = max(window.end for window in windows)
+        # At these offsets a window begins or ends; no step of the thread crosses one.
+        self._stops = sorted({0, *(stop for w in windows for stop in (w.start, w.end))})
+        self._changed = threading.Condition()
+        self._ranges = _Ranges()  # under the condition, like all below
+        self._position = 0
+        self._finishing = False
+        self._stopped = False
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name=f"follow-{name}", daemon=True)
+
+    def __enter__(self) -> Follower:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        with self._changed:
+            self._stopped = True
+            self._changed.notify_all()
+        self._thread.join()
+        for hashes in self._hashes:
+            for one in hashes.values():
+                close = getattr(one, "close", None)
+                if close is not None:
+                    close()
+
+    @property
+    def position(self) -> int:
+        """How many bytes from the beginning are hashed."""
+        with self._changed:
+            return self._position
+
+    @property
+    def gaps(self) -> int:
+        """How many separate stretches are written and wait for what lies before them."""
+        with self._changed:
+            return len(self._ranges)
+
+    def done(self, offset: int, size: int) -> None:
+        """These bytes are written and will not change; any thread may say so, also again.
+
+        Never waits and never raises for what the thread met: that is for `finish`.
+
+        Raises:
+            ValueError: they lie outside all windows' reach.
+        """
+        if offset < 0 or size < 0 or offset + size > self._end:
+            raise ValueError(f"bytes {offset} to {offset + size} are not all below {self._end}")
+        if size:
+            with self._changed:
+                self._ranges.add(offset, offset + size)
+                self._changed.notify_all()
+
+    def finish(self) -> tuple[Mapping[str, str], ...]:
+        """Wait for the end of the hashing; per window, its digests in lower-case hex by algorithm.
+
+        Raises:
+            IntegrityError: not all bytes were reported as done; it says from where on.
+            CancelledError: the work was cancelled.
+            MirrorError: the file cannot be read back, as `chunks` says.
+        """
+        with self._changed:
+            self._finishing = True
+            self._changed.notify_all()
+        self._thread.join()
+        if self._error is not None:
+            raise self._error
+        return tuple({key: one.hexdigest() for key, one in each.items()} for each in self._hashes)
+
+    # -- the thread ----------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        try:
+            for start, stop in pairwise(self._stops):
+                if any(w.start <= start and stop <= w.end for w in self._windows):
+                    self._hash(start, stop)
+        except BaseException as error:  # noqa: BLE001 - `finish` raises it where it is awaited
+            self._error = error
+
+    def _hash(self, start: int, stop: int) -> None:
+        """Hash a stretch into every window around it, as it gets written."""
+        receivers = [
+            one
+            for window, hashes in zip(self._windows, self._hashes, strict=True)
+            if window.start <= start and stop <= window.end
+            for one in hashes.values()
+        ]
+        while start < stop:
+            end = self._available(start, min(start + CHUNK, stop))
+            for chunk in self._chunks(start, end - start):
+                for one in receivers:
+                    one.update(chunk)
+            with self._changed:
+                self._position = start = end
+
+    def _available(self, start: int, enough: int) -> int:
+        """Wait until all bytes from `start` to `enough` are written; return `enough`."""
+        with self._changed:
+            while True:
+                if self._stopped or self._cancel.is_set():
+                    raise CancelledError(f"{self._name}: hashing stopped on request")
+                end = self._ranges.contiguous(start)
+                if end >= enough:
+                    return enough
+                if self._finishing:
+                    raise IntegrityError(
+                        f"{self._name}: byte {end} of {self._end} was never written; "
+                        "there is no digest of an unfinished archive"
+                    )
+                self._changed.wait(_WAIT_S)

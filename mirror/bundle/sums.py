@@ -1,0 +1,94 @@
+"""`SHA256SUMS`: what `sha256sum -c` reads (GNU coreutils manual, "md5sum invocation").
+
+A line per file: the digest in hex, two spaces, the name. Names with a backslash, a line feed or a
+carriage return have these written `\\\\`, `\\n`, `\\r`, and such a line begins with a backslash.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+
+from mirror.errors import DamagedBundleError
+from mirror.oci import Digest
+
+SUMS = "SHA256SUMS"
+"""The file's name, as other projects have it beside their downloads."""
+
+_LINE = re.compile(
+    # coreutils writes `*` for files read in binary mode, which is the same thing on Unix.
+    rb"[ \t]*(?P<escaped>\\?)(?P<digest>[0-9A-Fa-f]{64}) [ *](?P<name>[^\0]+)",
+    re.DOTALL,
+)
+_TAGGED = re.compile(  # `sha256sum --tag`, and the BSDs
+    rb"[ \t]*(?P<escaped>\\?)SHA256 ?\((?P<name>[^\0]+)\) = (?P<digest>[0-9A-Fa-f]{64})",
+    re.DOTALL,
+)
+_ESCAPES = {b"\\": b"\\\\", b"\n": b"\\n", b"\r": b"\\r"}
+_ESCAPED = {escaped: plain for plain, escaped in _ESCAPES.items()}
+
+
+def render(sums: Mapping[str, Digest]) -> bytes:
+    """The file for `sums`, names mapped to SHA-256 digests, in the order of the names' bytes.
+
+    Names that are not UTF-8 go by the system's encoding of file names.
+
+    Raises:
+        ValueError: a digest is of another algorithm, or a name empty or none of a file.
+    """
+    lines = sorted((os.fsencode(name), digest) for name, digest in sums.items())
+    return b"".join(_line(name, digest) for name, digest in lines)
+
+
+def _line(name: bytes, digest: Digest) -> bytes:
+    if digest.algorithm != "sha256":
+        raise ValueError(f"{digest} is no SHA-256")
+    if not name or b"\0" in name:
+        raise ValueError(f"{name!r} is no name of a file")
+    escaped = re.sub(rb"[\\\n\r]", lambda found: _ESCAPES[found[0]], name)
+    mark = b"\\" if escaped != name else b""
+    return mark + digest.encoded.encode() + b"  " + escaped + b"\n"
+
+
+def parse(data: bytes) -> dict[str, Digest]:
+    """Read such a file, however its lines are ordered: names mapped to digests.
+
+    Read as well, as coreutils does: binary marks, upper-case hex, lines of `sha256sum --tag`,
+    comments that begin with `#`. Names are as written and may lead anywhere; compare them with
+    those of the files at hand, and open none for having been named.
+
+    Raises:
+        DamagedBundleError: a line is no checksum, or two lines name one file; it says which line.
+    """
+    sums: dict[str, Digest] = {}
+    lines = data.split(b"\n")
+    if lines[-1] == b"":
+        lines.pop()
+    for number, line in enumerate(lines, 1):
+        if line.startswith(b"#"):
+            continue
+        found = _LINE.fullmatch(line) or _TAGGED.fullmatch(line)
+        name = found and _unescaped(found["name"], escaped=bool(found["escaped"]))
+        if not found or not name:
+            raise DamagedBundleError(
+                f"{SUMS}: line {number} is no checksum, which is 64 hex digits, two spaces and "
+                "a file name; copy the file again from its origin"
+            )
+        text = os.fsdecode(name)
+        if text in sums:
+            raise DamagedBundleError(
+                f"{SUMS}: line {number} names {text!a} a second time; "
+                "copy the file again from its origin"
+            )
+        sums[text] = Digest("sha256", found["digest"].decode().lower())
+    return sums
+
+
+def _unescaped(name: bytes, *, escaped: bool) -> bytes | None:
+    """The name that a line means; None if it has an escape that there is not."""
+    if not escaped:
+        return name
+    if re.fullmatch(rb"(?:[^\\]|\\[\\nr])*", name, re.DOTALL) is None:
+        return None
+    return re.sub(rb"\\.", lambda found: _ESCAPED[found[0]], name)

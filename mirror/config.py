@@ -1,0 +1,253 @@
+"""A pull's settings as one document: from a file, from flags, or from a file that flags override.
+
+Every key is the flag of the same name without its dashes in front, so that there is one vocabulary
+to learn. Secrets have no keys: a selection is to be reviewed and kept under version control.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from mirror.errors import InputError
+from mirror.oci import Platform, Repository
+from mirror.release.filters import Filter
+from mirror.release.platform import PlatformWishes
+from mirror.release.selection import Wishes
+from mirror.release.tree import SourceTree, normalised_suffix
+from mirror.sync.workers import DEFAULT_JOBS
+
+DEFAULT_SOURCE = "registry.deckhouse.ru/deckhouse/ee"
+Texts = tuple[str, ...]
+
+
+def _kebab(name: str) -> str:
+    return name.replace("_", "-")
+
+
+def _about(text: str, default: Any = None) -> Any:
+    return Field(default, description=text)
+
+
+class PullConfig(BaseModel):
+    """What `mirror pull` takes, and from where."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", alias_generator=_kebab)
+
+    source: str = _about("Source registry and path: host[:port]/path.", DEFAULT_SOURCE)
+    modules_path_suffix: str = _about("Path of the modules below the source.", "/modules")
+    insecure: bool = _about("Speak plain HTTP to the registry.", False)
+    tls_skip_verify: bool = _about("Accept any certificate of the registry.", False)
+    ca: Path | None = _about("PEM file of certificate authorities to trust besides the system's.")
+    jobs: Annotated[int, Field(ge=1, le=64, description="Items worked on at a time.")] = (
+        DEFAULT_JOBS
+    )
+
+    since_version: str | None = _about("Platform: begin with this version, if rock-solid is newer.")
+    include_platform: str | None = _about("Platform: releases that this constraint accepts.")
+    deckhouse_tag: str | None = _about("Platform: one release: a channel, version or other tag.")
+    ignore_suspend: bool = _about("Platform: take suspended release channels too.", False)
+    no_platform: bool = _about("Leave the platform out.", False)
+
+    installer_tag: str = _about("Standalone installer: its tag.", "latest")
+    no_installer: bool = _about("Leave the standalone installer out.", False)
+    no_security_db: bool = _about("Leave the security databases out.", False)
+
+    include_module: Texts = _about("Modules to take: name[@versions]; no others then.", ())
+    exclude_module: Texts = _about(
+        "Modules, or versions of them, to leave out: name[@versions].", ()
+    )
+    no_modules: bool = _about("Leave modules out.", False)
+    include_package: Texts = _about("Packages to take: name[@versions]; no others then.", ())
+    exclude_package: Texts = _about(
+        "Packages, or versions of them, to leave out: name[@versions].", ()
+    )
+    no_packages: bool = _about("Leave packages out.", False)
+    include_plugin: Texts = _about(
+        "Plugins to take: name[@versions], besides those that modules need.", ()
+    )
+    no_plugins: bool = _about("Leave plugins out.", False)
+    only_extra_images: bool = _about(
+        "Of modules and packages take their extra images only, such as databases.", False
+    )
+
+    skip_vex_images: bool = _about("Leave VEX attestations (.att) out.", False)
+    no_signatures: bool = _about("Leave signatures, SBOMs and OCI referrers out.", False)
+    platform: Texts = _about(
+        "Thin multi-arch images that tags name to these: os/architecture[/variant].", ()
+    )
+    proxy_registry: bool = _about(
+        "The source cannot list tags: find versions by asking for one after the other.", False
+    )
+
+    @classmethod
+    def load(cls, path: Path | None, flags: Mapping[str, Any]) -> Self:
+        """The settings of a YAML file, where `flags` (by field name) do not override them.
+
+        A flag takes the place of the file's value as a whole, lists too. Of flags that exclude
+        each other, the command line's beats the file's.
+
+        Raises:
+            InputError: the file cannot be read, or a value is not what it must be.
+        """
+        document = _read(path) if path is not None else {}
+        given = {_kebab(name): value for name, value in flags.items()}
+        for group in _EXCLUSIVE:
+            if group & given.keys():
+                document = {key: value for key, value in document.items() if key not in group}
+        try:
+            return cls.model_validate({**document, **given})
+        except ValidationError as err:
+            where = f"{path}: " if path is not None else ""
+            problems = "; ".join(
+                f"{'.'.join(str(part) for part in one['loc']) or 'the document'}: {one['msg']}"
+                for one in err.errors(include_url=False)
+            )
+            raise InputError(f"{where}{problems}; see `mirror config schema`") from err
+
+    def tree(self) -> SourceTree:
+        """Where the source keeps its release tree.
+
+        Raises:
+            InvalidReferenceError: `source` names no place.
+        """
+        return SourceTree(
+            Repository.parse(self.source), normalised_suffix(self.modules_path_suffix)
+        )
+
+    def wishes(self) -> tuple[Wishes, tuple[str, ...]]:
+        """What to select, and what the user should know of how that was understood.
+
+        Raises:
+            InputError: settings contradict each other; the message says which to drop.
+        """
+        platform = PlatformWishes.from_flags(
+            deckhouse_tag=self.deckhouse_tag,
+            include_platform=self.include_platform,
+            since_version=self.since_version,
+            ignore_suspend=self.ignore_suspend,
+        )
+        warnings: list[str] = []
+        no_modules = self.no_modules
+        if no_modules and self.include_module:
+            warnings.append("--no-modules has no effect beside --include-module")
+            no_modules = False
+        if self.only_extra_images:
+            no_modules = False
+        no_packages = self.no_packages and not self.only_extra_images
+        modules = _filter("module", self.include_module, self.exclude_module)
+        packages = _filter("package", self.include_package, self.exclude_package)
+        plugins = Filter.including(self.include_plugin, "--include-plugin")
+        if self.only_extra_images and self.include_plugin:
+            raise InputError(
+                "--only-extra-images takes no plugins; drop it, or drop --include-plugin"
+            )
+        if self.no_plugins and self.include_plugin:
+            raise InputError("--no-plugins and --include-plugin contradict each other; drop one")
+        if self.proxy_registry and not self.include_package:
+            # Which packages there are cannot be asked of such a source.
+            no_packages = True
+        wishes = Wishes(
+            platform=None if self.no_platform else platform,
+            installer_tag=None if self.no_installer else self.installer_tag,
+            security=not self.no_security_db,
+            modules=None if no_modules else modules,
+            packages=None if no_packages else packages,
+            plugins=None if self.no_plugins or self.only_extra_images else plugins,
+            only_extra_images=self.only_extra_images,
+            vex=not self.skip_vex_images,
+            signatures=not self.no_signatures,
+            platforms=tuple(_platform(text) for text in self.platform),
+            probing=self.proxy_registry,
+        )
+        if self.proxy_registry:
+            self._check_probing(wishes)
+        return wishes, tuple(warnings)
+
+    def _check_probing(self, wishes: Wishes) -> None:
+        """A source that cannot list must be told where to begin."""
+        for flag, value in (
+            ("--deckhouse-tag", self.deckhouse_tag),
+            ("--since-version", self.since_version),
+        ):
+            if value is not None:
+                raise InputError(
+                    f"--proxy-registry and {flag} exclude each other; say what to try with "
+                    "--include-platform, such as '>=1.68 <=1.70'"
+                )
+        if wishes.platform is not None and wishes.platform.constraint is None:
+            raise InputError(
+                "--proxy-registry cannot list the platform's versions; say which to try with "
+                "--include-platform, such as '>=1.68 <=1.70', or add --no-platform"
+            )
+        for noun, items in (("module", wishes.modules), ("package", wishes.packages)):
+            unbounded = items is not None and (
+                not items.names or any(not items.items[name].wanted for name in items.names)
+            )
+            if unbounded and not (noun == "module" and wishes.only_extra_images):
+                raise InputError(
+                    f"--proxy-registry cannot list {noun}s and their versions; name each with "
+                    f"--include-{noun} 'name@>=1.0 <2.0', or add --no-{noun}s"
+                )
+        plugins = wishes.plugins
+        if plugins is not None and any(not plugins.items[name].is_exact for name in plugins.names):
+            raise InputError(
+                "--proxy-registry cannot list plugin versions; pin each with "
+                "--include-plugin name@=v1.2.3"
+            )
+        if wishes.platform is None and wishes.modules is None and not (plugins and plugins.names):
+            raise InputError(
+                "--proxy-registry has nothing to look for: the platform and modules are left out "
+                "and no plugin is named"
+            )
+
+    def selection_document(self) -> dict[str, Any]:
+        """The settings that decide what is in the bundle, for its seal: what differs from the
+        defaults, without where and how the source is reached."""
+        document = self.model_dump(mode="json", by_alias=True, exclude_defaults=True)
+        for key in ("insecure", "tls-skip-verify", "ca", "jobs"):
+            document.pop(key, None)
+        return document
+
+
+_EXCLUSIVE = (
+    frozenset({"since-version", "include-platform", "deckhouse-tag"}),
+    frozenset({"include-module", "exclude-module"}),
+    frozenset({"include-package", "exclude-package"}),
+)
+
+
+def _filter(noun: str, include: Texts, exclude: Texts) -> Filter:
+    if include and exclude:
+        raise InputError(
+            f"--include-{noun} and --exclude-{noun} exclude each other: the one names all that is "
+            "taken, the other all that is not; keep one of them"
+        )
+    if include:
+        return Filter.including(include, f"--include-{noun}")
+    return Filter.excluding(exclude, f"--exclude-{noun}")
+
+
+def _platform(text: str) -> Platform:
+    parts = text.split("/")
+    if len(parts) not in (2, 3) or not all(parts):
+        raise InputError(f"--platform {text!r}: write os/architecture[/variant], as linux/amd64")
+    return Platform(*parts)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        document = yaml.safe_load(path.read_bytes())
+    except OSError as err:
+        raise InputError(f"cannot read {path}: {err.strerror}") from err
+    except (yaml.YAMLError, UnicodeError, RecursionError) as err:
+        raise InputError(f"{path} is no YAML: {err}") from err
+    if document is None:
+        return {}
+    if not isinstance(document, dict):
+        raise InputError(f"{path} is no mapping of settings; see `mirror config schema`")
+    return document

@@ -1,0 +1,235 @@
+"""Version constraints (`>=1.64 <1.70 || ~1.72.1`), as Masterminds' semver library v3.4 reads them.
+
+Deckhouse's own tools use that library for flags and plugin contracts, so what a constraint accepts
+here is exactly what it accepts there, its oddities included:
+
+* Terms joined by spaces or commas must all hold, alternatives are joined by `||`.
+* Parts that are missing or wildcards (`1.64`, `1.x`) widen what a term compares: `<=1.64` takes
+  every 1.64 patch, `>1.64` starts at 1.65, `=1.64` is `~1.64`.
+* A pre-release is accepted only by an alternative that names a pre-release somewhere, and then all
+  of its terms compare pre-releases.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+from semver import Version
+
+from mirror.errors import InputError
+from mirror.release.versions import LITERAL, literal_version
+
+MAX_LENGTH: Final = 1000
+"""Longer text is refused unread; no real constraint comes near."""
+
+_SPACE = re.compile(r"[ \t\n\r\f]*")
+_OPERATOR = re.compile(r"=>|=<|>=|<=|!=|~>|[=<>~^]|")
+_RANGE_DASH = re.compile(r"[ \t\n\r\f]+-[ \t\n\r\f]+")
+_INCLUSIVE = frozenset({">=", "=>", "<=", "=<"})
+_WILDCARDS = frozenset({"x", "X", "*"})
+
+
+@dataclass(frozen=True, slots=True)
+class Term:
+    """One comparison: an operator and a version, of which only the first `parts` were given."""
+
+    operator: str
+    version: Version
+    parts: int
+
+    def accepts(self, version: Version) -> bool:
+        """Whether `version` holds against this term alone, pre-releases compared."""
+        return _COMPARISONS[self.operator](version, self)
+
+
+@dataclass(frozen=True, slots=True)
+class Constraint:
+    """Which versions are accepted. `text` is how it was written."""
+
+    text: str
+    alternatives: tuple[tuple[Term, ...], ...]
+    anchors: tuple[Version, ...]
+    """The versions of inclusive bounds (`>=`, `<=`): wanted themselves, where they exist."""
+
+    @classmethod
+    def parse(cls, text: str) -> Constraint:
+        """Read one.
+
+        Raises:
+            InputError: it is none; the message says where reading stopped.
+        """
+        if len(text) > MAX_LENGTH:
+            raise InputError(
+                f"a version constraint of {len(text)} characters ({text[:40]!r}...) is too long; "
+                f"{MAX_LENGTH} are read at most"
+            )
+        alternatives: list[tuple[Term, ...]] = []
+        start = 0
+        for part in text.split("||"):
+            alternatives.append(_Reader(text, start, start + len(part)).terms())
+            start += len(part) + 2
+        anchors = dict.fromkeys(
+            term.version for terms in alternatives for term in terms if term.operator in _INCLUSIVE
+        )
+        return cls(text.strip(), tuple(alternatives), tuple(anchors))
+
+    @classmethod
+    def same_major(cls, version: Version) -> Constraint:
+        """From `version` up to, not including, the next major version; it has no anchors.
+
+        Unlike `^` it knows no exception for 0.x. Pre-releases of that next major version stay out
+        even where `version` is a pre-release itself.
+        """
+        early = "0" if version.prerelease else None
+        end = Version(version.major + 1, prerelease=early)
+        terms = (Term(">=", version, 3), Term("<", end, 3))
+        return cls(f">={version} <{end}", (terms,), ())
+
+    def accepts(self, version: Version) -> bool:
+        """Whether one of the alternatives takes `version`."""
+        return any(
+            (not version.prerelease or any(term.version.prerelease for term in terms))
+            and all(term.accepts(version) for term in terms)
+            for terms in self.alternatives
+        )
+
+    @property
+    def lower_bound(self) -> Version | None:
+        """The smallest version written anywhere in it, whatever its operator.
+
+        None if it has wildcards only (`*`).
+        """
+        written = [term.version for terms in self.alternatives for term in terms if term.parts]
+        return min(written, default=None)
+
+    def __str__(self) -> str:
+        return self.text
+
+
+class _Reader:
+    """Reads one alternative, `text[position:end]`, from left to right and never back."""
+
+    def __init__(self, text: str, position: int, end: int) -> None:
+        self.text, self.position, self.end = text, position, end
+
+    def terms(self) -> tuple[Term, ...]:
+        self._skip(_SPACE)
+        found = self._term()
+        while True:
+            separated = self._skip(_SPACE)
+            if self.position == self.end:
+                return tuple(found)
+            if self.text[self.position] == ",":
+                self.position += 1
+                self._skip(_SPACE)
+            elif not separated:
+                raise self._stopped("terms are joined by spaces or commas")
+            found += self._term()
+
+    def _term(self) -> list[Term]:
+        """One term; a range `a - b` is two."""
+        operator = self._skip(_OPERATOR)
+        if operator:
+            self._skip(_SPACE)
+        version, parts = self._version()
+        if not operator and self._skip(_RANGE_DASH):
+            last, last_parts = self._version()
+            return [Term(">=", version, parts), Term("<=", last, last_parts)]
+        return [Term(operator or "=", version, parts)]
+
+    def _version(self) -> tuple[Version, int]:
+        literal = LITERAL.match(self.text, self.position, self.end)
+        if literal is None:
+            raise self._stopped("a version such as 1.64.2 is expected")
+        numbers = literal.groups()[:3]
+        parts = next((n for n, part in enumerate(numbers) if not part or part in _WILDCARDS), 3)
+        version = literal_version(literal, parts)
+        if version is None:
+            raise self._stopped("that version has a number that is none")
+        self.position = literal.end()
+        # Builds do not count in comparisons.
+        return version.replace(build=None), parts
+
+    def _skip(self, pattern: re.Pattern[str]) -> str:
+        match = pattern.match(self.text, self.position, self.end)
+        if match is None:
+            return ""
+        self.position = match.end()
+        return match.group()
+
+    def _stopped(self, why: str) -> InputError:
+        before = self.text[: self.position].strip()
+        rest = self.text[self.position : self.end].strip()
+        at = f"at {rest[:40]!r}" if rest else f"after {before[-40:]!r}" if before else "it is empty"
+        return InputError(
+            f"{self.text[:120]!r} is no version constraint: {at}, {why}; "
+            "write for example '>=1.64 <1.70', '~1.69.2' or '^1.2 || >=3.0'"
+        )
+
+
+def _equal(version: Version, term: Term) -> bool:
+    return version == term.version if term.parts == 3 else _tilde(version, term)
+
+
+def _not_equal(version: Version, term: Term) -> bool:
+    mine, its = version.to_tuple()[:3], term.version.to_tuple()[:3]
+    if term.parts == 1:
+        return mine[0] != its[0]
+    if term.parts == 2:
+        # Of the same minor version only pre-releases can differ still.
+        return mine[:2] != its[:2] or version.prerelease != term.version.prerelease
+    return version != term.version
+
+
+def _greater(version: Version, term: Term) -> bool:
+    if term.parts in (1, 2):
+        return version.to_tuple()[: term.parts] > term.version.to_tuple()[: term.parts]
+    return version > term.version
+
+
+def _at_most(version: Version, term: Term) -> bool:
+    if term.parts == 3:
+        return version <= term.version
+    given = 1 if term.parts == 1 else 2
+    return version.to_tuple()[:given] <= term.version.to_tuple()[:given]
+
+
+def _tilde(version: Version, term: Term) -> bool:
+    bound = term.version
+    if version < bound:
+        return False
+    if bound.to_tuple()[:3] == (0, 0, 0) and term.parts in (0, 3):
+        return True  # ~0.0.0 and ~* take all
+    given = 1 if term.parts == 1 else 2
+    return version.to_tuple()[:given] == bound.to_tuple()[:given]
+
+
+def _caret(version: Version, term: Term) -> bool:
+    bound = term.version
+    if version < bound:
+        return False
+    if bound.major or term.parts == 1:
+        same = 1
+    elif bound.minor or term.parts == 2:
+        same = 2
+    else:
+        same = 3
+    return version.to_tuple()[:same] == bound.to_tuple()[:same]
+
+
+_COMPARISONS: dict[str, Callable[[Version, Term], bool]] = {
+    "=": _equal,
+    "!=": _not_equal,
+    ">": _greater,
+    "<": lambda version, term: version < term.version,
+    ">=": lambda version, term: version >= term.version,
+    "=>": lambda version, term: version >= term.version,
+    "<=": _at_most,
+    "=<": _at_most,
+    "~": _tilde,
+    "~>": _tilde,
+    "^": _caret,
+}

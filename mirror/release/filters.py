@@ -1,0 +1,253 @@
+"""What people ask for by flag: `name[@version]`, for modules, packages, plugins and the platform.
+
+The version part is one of
+
+* `=TAG` or `=TAG+channel`: exactly that tag, any tag; a module is then published to the channel
+  named, or to all of them;
+* a constraint that starts with one of `> < ~ ^` (`mirror.release.constraints`);
+* a bare version `X[.Y[.Z]]`: from it on, within its major version;
+* nothing: what the release channels lead to.
+
+Naming an item again adds what its version part selects.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
+
+from mirror.errors import InputError
+from mirror.oci.reference import valid_tag
+from mirror.release.constraints import Constraint
+from mirror.release.tree import CHANNELS
+from mirror.release.versions import latest_patches, parse_version, read_version, tags_of_versions
+
+_NAME = re.compile(r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*")
+_MAX_NAME = 128  # a name is a tag too, in the index of what exists
+_FORMS = (
+    "write =TAG for exactly one tag, a constraint such as '>=1.2 <1.5', '~1.2.3' or '^1.2', or a "
+    "version such as 1.2.0 for it and all later ones of its major version"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class ExactTag:
+    """`=TAG[+channel]`: one tag, whatever the source lists. `channel` None means every channel."""
+
+    tag: str
+    channel: str | None = None
+    ignored: str = field(default="", compare=False)
+    """What stood behind `+` and is no release channel; it has no effect, so a user is told."""
+
+    def __str__(self) -> str:
+        return f"={self.tag}" + (f"+{self.channel}" if self.channel else "")
+
+
+@dataclass(frozen=True, slots=True)
+class ItemFilter:
+    """One module, package or plugin and the versions of it that were named.
+
+    Empty `wanted` means: what the release channels lead to.
+    """
+
+    name: str
+    wanted: tuple[ExactTag | Constraint, ...] = ()
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether all of it is exact tags: channels are not read then, and tags are not listed."""
+        return bool(self.wanted) and all(isinstance(one, ExactTag) for one in self.wanted)
+
+    @property
+    def constraints(self) -> tuple[Constraint, ...]:
+        """The constraints among `wanted`; with any, the item's tags must be known."""
+        return tuple(one for one in self.wanted if isinstance(one, Constraint))
+
+    @property
+    def exact_tags(self) -> tuple[ExactTag, ...]:
+        """The exact tags among `wanted`."""
+        return tuple(one for one in self.wanted if isinstance(one, ExactTag))
+
+    def covers(self, tag: str) -> bool:
+        """Whether the version part names `tag`; never, where there is none."""
+        version = parse_version(tag)
+        for one in self.wanted:
+            if isinstance(one, ExactTag):
+                if one.tag == tag or (version is not None and parse_version(one.tag) == version):
+                    return True
+            elif version is not None and one.accepts(version):
+                return True
+        return False
+
+    def __str__(self) -> str:
+        return " ".join(f"{self.name}@{one}" for one in self.wanted) or self.name
+
+
+@dataclass(frozen=True, slots=True)
+class Filter:
+    """Which items of a kind are taken: those that are named, or all but those.
+
+    An exclusion with a version part leaves the item in and takes out the versions that match only.
+    """
+
+    items: Mapping[str, ItemFilter] = field(default_factory=dict)
+    excludes: bool = True
+
+    @classmethod
+    def including(cls, texts: Iterable[str], flag: str = "--include-module") -> Filter:
+        """Only what `texts` name; everything if they name nothing.
+
+        Raises:
+            InputError: one of them is no filter; the message names `flag`.
+        """
+        items = _merged(texts, flag)
+        return cls(items, excludes=not items)
+
+    @classmethod
+    def excluding(cls, texts: Iterable[str], flag: str = "--exclude-module") -> Filter:
+        """All but what `texts` name.
+
+        Raises:
+            InputError: one of them is no filter; the message names `flag`.
+        """
+        return cls(_merged(texts, flag), excludes=True)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The items that an including filter names, sorted; none for an excluding one."""
+        return () if self.excludes else tuple(sorted(self.items))
+
+    def matches(self, name: str) -> bool:
+        """Whether the item is taken, be it in part."""
+        if self.excludes:
+            return name not in self.items or bool(self.items[name].wanted)
+        return name in self.items
+
+    def constraint_for(self, name: str) -> ItemFilter:
+        """Which versions were asked for of an item that matches."""
+        return ItemFilter(name) if self.excludes else self.items[name]
+
+    def leaves_out(self, name: str, tag: str) -> bool:
+        """Whether this version of an item is excluded, or the item is not taken at all."""
+        if not self.matches(name):
+            return True
+        return self.excludes and name in self.items and self.items[name].covers(tag)
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What a user should know about how the flags were understood."""
+        return tuple(
+            f"{item.name}@{one}: {one.ignored!r} is no release channel and has no effect; "
+            f"channels are {', '.join(CHANNELS)}"
+            for item in self.items.values()
+            for one in item.exact_tags
+            if one.ignored
+        )
+
+
+def parse_filter(text: str, flag: str = "--include-module") -> ItemFilter:
+    """Read `name[@version]`, as a user gave it to `flag`.
+
+    Raises:
+        InputError: it is no filter; the message says what to write instead.
+    """
+    name, at, version = (part.strip() for part in text.strip().partition("@"))
+    if not name:
+        raise InputError(f"{flag} {text[:120]!r} names nothing; write name or name@version")
+    if not _NAME.fullmatch(name) or len(name) > _MAX_NAME:
+        raise InputError(
+            f"{flag} {text[:120]!r}: what stands before '@' is no name; names are lower-case "
+            "letters and digits, joined by . _ or -"
+        )
+    if not at:
+        return ItemFilter(name)
+    if not version:
+        raise InputError(
+            f"{flag} {text[:120]!r}: the version constraint is missing after '@'; the shell takes "
+            f"> and < for redirections unless they are quoted, so write {flag} '{name}@>=1.0.0', "
+            "or check the variable that should have filled it"
+        )
+    return ItemFilter(name, (_parse_wanted(version, f"{flag} {text[:120]!r}"),))
+
+
+def parse_platform(text: str, flag: str = "--include-platform") -> ExactTag | Constraint:
+    """Read what may stand behind `@`, for the platform; an exact tag is `--deckhouse-tag`'s too.
+
+    Raises:
+        InputError: it is none of the forms; the message says what to write instead.
+    """
+    version = text.strip()
+    if not version:
+        raise InputError(
+            f"{flag} has no version constraint; the shell takes > and < for redirections unless "
+            f"they are quoted, so write {flag} '>=1.64', or check the variable that should have "
+            "filled it"
+        )
+    if "/" in version or "\\" in version or version in (".", "..", "~"):
+        raise InputError(
+            f"{flag} {version[:120]!r} is a path, not a version; the constraint seems to be "
+            f"missing, write {flag} '>=1.64' and then the bundle's folder"
+        )
+    return _parse_wanted(version, f"{flag} {version[:120]!r}")
+
+
+def select_versions(
+    wanted: ItemFilter | ExactTag | Constraint | None, tags: Collection[str]
+) -> list[str]:
+    """The tags that `wanted` selects, `tags` being those of the item.
+
+    Of a constraint: the latest patch of each minor version that it accepts, and its inclusive
+    bounds themselves where they exist, oldest first. Exact tags are taken whether listed or not.
+    What several constraints select stands in their order, each tag once.
+    """
+    if isinstance(wanted, ExactTag):
+        return [wanted.tag]
+    if isinstance(wanted, Constraint):
+        spelled = tags_of_versions(tags)
+        accepted = [version for version in spelled if wanted.accepts(version)]
+        chosen = {*latest_patches(accepted), *(v for v in wanted.anchors if v in accepted)}
+        return [spelled[version] for version in accepted if version in chosen]
+    every = wanted.wanted if wanted is not None else ()
+    return list(dict.fromkeys(tag for one in every for tag in select_versions(one, tags)))
+
+
+def _merged(texts: Iterable[str], flag: str) -> dict[str, ItemFilter]:
+    items: dict[str, ItemFilter] = {}
+    for text in texts:
+        item = parse_filter(text, flag)
+        before = items.get(item.name, ItemFilter(item.name))
+        items[item.name] = ItemFilter(
+            item.name, tuple(dict.fromkeys((*before.wanted, *item.wanted)))
+        )
+    return items
+
+
+def _parse_wanted(text: str, where: str) -> ExactTag | Constraint:
+    if text.startswith("="):
+        return _parse_exact(text[1:], where)
+    if text.startswith((">", "<", "~", "^")):
+        try:
+            return Constraint.parse(text)
+        except InputError as err:
+            raise InputError(f"{where}: {err}") from err
+    version = read_version(text)
+    if version is None:
+        raise InputError(f"{where}: {text[:120]!r} selects no versions; {_FORMS}")
+    if version.build in CHANNELS:
+        raise InputError(f"{where}: a channel follows an exact tag only, as in '={text[:120]}'")
+    return Constraint.same_major(version.replace(build=None))
+
+
+def _parse_exact(text: str, where: str) -> ExactTag:
+    tag, _, suffix = (part.strip() for part in text.partition("+"))
+    if tag.startswith((">", "<", "=")):
+        raise InputError(
+            f"{where}: '=' asks for exactly the tag {tag[:120]!r}, which no registry can hold; "
+            f"for a range write it first, such as '>={tag.lstrip('<>= ')[:40]}'"
+        )
+    if not valid_tag(tag):
+        raise InputError(f"{where}: {tag[:120]!r} is no tag; {_FORMS}")
+    if suffix in CHANNELS:
+        return ExactTag(tag, suffix)
+    return ExactTag(tag, ignored=suffix)

@@ -1,0 +1,41 @@
+"""Reading release channels: of the platform, of modules and of packages alike."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from mirror.oci import Manifest
+from mirror.release.metadata import VERSION_JSON, ReleaseInfo, parse_release
+from mirror.release.platform import ChannelFact
+from mirror.release.source import ReleaseSource
+from mirror.release.tree import CHANNELS
+
+
+def read_channel(source: ReleaseSource, repository: str, name: str) -> ChannelFact | None:
+    """What a channel leads to, or None if there is no such channel.
+
+    Raises:
+        SourceContentError: its image does not say.
+    """
+    manifest = source.manifest(repository, name)
+    if manifest is None:
+        return None
+    info = release_info(source, repository, manifest, source.where(repository, name))
+    return ChannelFact(name, info.version, info.suspended, manifest.digest)
+
+
+def release_info(
+    source: ReleaseSource, repository: str, manifest: Manifest, where: str
+) -> ReleaseInfo:
+    """What a release image says of itself."""
+    found = source.files(repository, manifest, (VERSION_JSON,))
+    return parse_release(found.get(VERSION_JSON), where)
+
+
+def read_channels(
+    source: ReleaseSource, repository: str, tags: Collection[str] | None
+) -> dict[str, ChannelFact]:
+    """All channels of a repository; `tags` None asks for each instead of looking in the list."""
+    names = [name for name in CHANNELS if tags is None or name in tags]
+    facts = (read_channel(source, repository, name) for name in names)
+    return {fact.name: fact for fact in facts if fact is not None}

@@ -1,0 +1,223 @@
+"""Modules and packages: two kinds of item, published and selected alike."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+from semver import Version
+
+from mirror.bundle.names import archive_of
+from mirror.errors import SourceContentError
+from mirror.oci import Digest
+from mirror.release.filters import Filter, ItemFilter
+from mirror.release.items import ItemSelection as ChosenItem
+from mirror.release.items import select_item
+from mirror.release.metadata import (
+    EXTRA_IMAGES,
+    MODULE_IMAGES_DIGESTS,
+    find_digests,
+    parse_extra_images,
+)
+from mirror.release.phases.channels import read_channels
+from mirror.release.platform import ChannelFact
+from mirror.release.selection import Wanted, Wishes
+from mirror.release.source import ReleaseSource
+from mirror.release.tree import MODULES, PACKAGES
+from mirror.release.versions import version_tag
+from mirror.release.walk import walk
+
+PACKAGE_VERSIONS = "package-versions.tar"
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """What sets modules and packages apart: their index, and where an item's releases lie."""
+
+    noun: str
+    index: str
+    releases: str
+
+
+MODULE = Kind("module", MODULES, "release")
+PACKAGE = Kind("package", PACKAGES, "version")
+
+
+@dataclass(frozen=True, slots=True)
+class ItemSelection:
+    """The versions of one item that travel, oldest first, and their images."""
+
+    name: str
+    versions: tuple[str, ...]
+    images: tuple[Wanted, ...]
+
+
+def select_items(
+    source: ReleaseSource, kind: Kind, wanted: Filter, wishes: Wishes
+) -> list[ItemSelection]:
+    """Every item of a kind that `wanted` takes, with its versions; sorted by name.
+
+    Raises:
+        SourceContentError: an item that was named does not exist, or contradicts itself.
+    """
+    for warning in wanted.warnings:
+        source.warn(warning)
+    names = _names(source, kind, wanted, wishes)
+    items = source.each(
+        f"{kind.noun}s", names, lambda name: _Item(source, kind, name, wanted, wishes).select()
+    )
+    return [item for item in items if item.images]
+
+
+def _names(source: ReleaseSource, kind: Kind, wanted: Filter, wishes: Wishes) -> Sequence[str]:
+    if wishes.probing:
+        return wanted.names
+    published = source.tags(kind.index)
+    if published is None:
+        where = source.tree.origin(kind.index)
+        if wanted.names:
+            raise SourceContentError(
+                f"{where} does not exist, so there is no {kind.noun} {', '.join(wanted.names)}; "
+                "check --source, and that your licence covers it"
+            )
+        source.warn(f"{where} does not exist; no {kind.noun}s are taken")
+        return ()
+    unknown = sorted(set(wanted.names) - published)
+    if unknown:
+        raise SourceContentError(
+            f"{source.tree.origin(kind.index)} has no {kind.noun} {', '.join(unknown)}; "
+            f"it has: {', '.join(sorted(published)) or 'none'}"
+        )
+    return sorted(name for name in published if wanted.matches(name))
+
+
+class _Item:
+    """One module or package while its images are found."""
+
+    def __init__(
+        self, source: ReleaseSource, kind: Kind, name: str, wanted: Filter, wishes: Wishes
+    ) -> None:
+        self._source, self._kind, self._name, self._wishes = source, kind, name, wishes
+        self._filter = wanted
+        self._entry: ItemFilter = wanted.constraint_for(name)
+        self._repository = f"{kind.index}/{name}"
+        self._releases = f"{self._repository}/{kind.releases}"
+        self._archive = archive_of(self._repository)
+        # What leads to a version: a channel, or what the user named.
+        named = f" ({self._entry})" if self._entry.wanted else ""
+        self._title = f"{kind.noun} {name}{named}"
+
+    def select(self) -> ItemSelection:
+        facts = {} if self._entry.is_exact else self._channels()
+        chosen = select_item(
+            self._entry,
+            {name: fact.version for name, fact in facts.items()},
+            self._tags(),
+            left_out=lambda tag: self._filter.leaves_out(self._name, tag),
+        )
+        for warning in chosen.warnings:
+            self._source.warn(warning)
+        images: list[Wanted] = []
+        if not self._wishes.only_extra_images:
+            images += self._release_images(chosen, facts)
+            for tag in chosen.tags:
+                images += self._version_images(tag)
+        for tag in chosen.tags:
+            images += self._extra_images(tag)
+        return ItemSelection(self._name, chosen.tags, tuple(images))
+
+    def _channels(self) -> dict[str, ChannelFact]:
+        tags = None if self._wishes.probing else self._source.tags(self._releases) or frozenset()
+        return read_channels(self._source, self._releases, tags)
+
+    def _tags(self) -> Collection[str]:
+        """The item's tags, as far as constraints need them."""
+        if not self._entry.constraints:
+            return ()
+        if self._wishes.probing:
+            return [
+                version_tag(version)
+                for constraint in self._entry.constraints
+                for version in walk(constraint, self._exists)
+            ]
+        tags = self._source.tags(self._repository)
+        if tags is None:
+            where = self._source.tree.origin(self._repository)
+            self._source.warn(f"{where} does not exist; no version of it is taken by constraint")
+        return tags or ()
+
+    def _exists(self, version: Version) -> bool:
+        return self._source.manifest(self._repository, version_tag(version)) is not None
+
+    def _release_images(self, chosen: ChosenItem, facts: Mapping[str, ChannelFact]) -> list[Wanted]:
+        """The images that say what each version and channel is."""
+
+        def release(tag: str, reference: str | Digest, *, optional: bool) -> Wanted:
+            return Wanted(
+                self._archive, self._releases, tag, reference, self._title, optional=optional
+            )
+
+        return [
+            *(release(tag, tag, optional=True) for tag in chosen.tags),
+            *(release(name, facts[name].digest, optional=False) for name in chosen.channels),
+            *(release(name, tag, optional=True) for name, tag in chosen.aliases.items()),
+        ]
+
+    def _version_images(self, tag: str) -> list[Wanted]:
+        """A version's main image, and those that it lists by digest."""
+        manifest = self._source.required(self._repository, tag, self._title)
+        where = self._source.where(self._repository, tag)
+        internal = find_digests(self._files(tag).get(MODULE_IMAGES_DIGESTS, b""))
+        why_internal = f"{MODULE_IMAGES_DIGESTS} of {where}"
+        return [
+            Wanted(self._archive, self._repository, tag, manifest.digest, self._title),
+            *(self._by_digest(digest, why_internal) for digest in internal),
+        ]
+
+    def _by_digest(self, digest: Digest, why: str) -> Wanted:
+        return Wanted.by_digest(self._archive, self._repository, digest, why)
+
+    def _extra_images(self, tag: str) -> list[Wanted]:
+        """Images beside the item, such as databases, in repositories of their own."""
+        where = self._source.where(self._repository, tag)
+        data = self._files(tag).get(EXTRA_IMAGES)
+        if data is None:
+            return []
+        return [
+            Wanted(
+                self._archive,
+                f"{self._repository}/extra/{name}",
+                extra_tag,
+                extra_tag,
+                f"{EXTRA_IMAGES} of {where}",
+                optional=True,
+                notable=True,
+            )
+            for name, extra_tag in parse_extra_images(data, where).items()
+        ]
+
+    def _files(self, tag: str) -> dict[str, bytes]:
+        """The lists in a version's main image, both of them in one reading."""
+        manifest = self._source.required(self._repository, tag, self._title)
+        return self._source.files(self._repository, manifest, (MODULE_IMAGES_DIGESTS, EXTRA_IMAGES))
+
+
+def package_version_images(source: ReleaseSource) -> list[Wanted]:
+    """Everything that `packages/<name>/version` has, of every package that is published.
+
+    A cluster learns from these what packages there are, whichever of them the bundle holds.
+    """
+    published = source.tags(PACKAGES)
+    if not published:
+        return []
+
+    def of_package(name: str) -> list[Wanted]:
+        repository = f"{PACKAGES}/{name}/{PACKAGE.releases}"
+        tags = source.tags(repository)
+        return [
+            Wanted(PACKAGE_VERSIONS, repository, tag, tag, f"the tags of package {name}")
+            for tag in sorted(tags or ())
+        ]
+
+    found = source.each("package versions", sorted(published), of_package)
+    return [image for images in found for image in images]

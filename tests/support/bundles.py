@@ -1,0 +1,51 @@
+"""Bundles of whatever a store holds, packed as a pull packs them."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+from mirror.bundle.archive import Archive, lay_out
+from mirror.bundle.names import archive_of
+from mirror.bundle.seal import Seal
+from mirror.bundle.writer import BundleWriter
+from mirror.sync import Inventory, MemoryStore, Source, make_plan, transfer
+
+ORIGIN = "registry.example.com/deckhouse/ee"
+
+
+def origins(inventory: Inventory) -> dict[str, str]:
+    """What each repository is called at the source."""
+    return {path: f"{ORIGIN}/{path}".rstrip("/") for path in inventory.repositories}
+
+
+def archives_of(inventory: Inventory) -> tuple[Archive, ...]:
+    """The archives in which the format has `inventory` travel."""
+    names = itertools.groupby(sorted(inventory.repositories, key=archive_of), archive_of)
+    return tuple(
+        lay_out(name, part, origins(part))
+        for name, part in (
+            (name, inventory.filtered(frozenset(paths).__contains__)) for name, paths in names
+        )
+    )
+
+
+def seal_of(archives: tuple[Archive, ...]) -> Seal:
+    """The seal that a pull would put on `archives`."""
+    return Seal.over(archives, {"platform": True}, "mirror 0.test")
+
+
+def pack(source: Source, inventory: Inventory, folder: Path, *, jobs: int = 2) -> Seal:
+    """Make a bundle of `inventory` in `folder`; whatever bundle is there is replaced."""
+    archives = archives_of(inventory)
+    seal = seal_of(archives)
+    with BundleWriter(folder, archives) as writer:
+        plan = make_plan(seal.inventory, writer.held(seal.inventory))
+        transfer(plan, source, writer, jobs=jobs)
+        writer.finish(seal)
+    return seal
+
+
+def pack_store(store: MemoryStore, folder: Path) -> Seal:
+    """Make a bundle of all that `store` holds."""
+    return pack(store, store.inventory(), folder)

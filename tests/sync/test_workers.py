@@ -1,0 +1,208 @@
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from mirror.errors import (
+    CancelledError,
+    DeniedError,
+    MirrorError,
+    NoSpaceError,
+    NotFoundError,
+    UnreachableError,
+)
+from mirror.sync.workers import for_each, gather
+
+_PATIENCE_S = 20.0
+"""Longer than any machine takes; only a test that fails waits for it."""
+
+
+def ours() -> list[str]:
+    """Worker threads that are running now."""
+    return [one.name for one in threading.enumerate() if one.name.startswith("mirror")]
+
+
+@pytest.fixture(autouse=True)
+def _no_thread_outlives_its_caller() -> Iterator[None]:
+    assert ours() == []
+    yield
+    assert ours() == []
+
+
+def test_results_come_in_the_order_of_the_items() -> None:
+    turn = [threading.Event() for _ in range(5)]
+    turn[4].set()
+
+    def work(number: int) -> int:
+        # The last item is done first: each waits for the one behind it.
+        assert turn[number].wait(_PATIENCE_S)
+        if number:
+            turn[number - 1].set()
+        return number * number
+
+    assert gather(range(5), work, jobs=5) == [0, 1, 4, 9, 16]
+    assert gather([], work) == []
+
+
+def test_each_item_is_worked_on_once_by_at_most_so_many_threads() -> None:
+    lock = threading.Lock()
+    busy, most, seen = 0, 0, []
+
+    def work(number: int) -> None:
+        nonlocal busy, most
+        with lock:
+            busy += 1
+            most = max(most, busy)
+            seen.append(number)
+        with lock:
+            busy -= 1
+
+    outcomes = list(for_each(range(500), work, jobs=3))
+    assert sorted(number for number, _ in outcomes) == sorted(seen) == list(range(500))
+    assert most <= 3
+
+
+def test_a_long_list_is_not_read_ahead_of_the_work() -> None:
+    taken = 0
+
+    def items() -> Iterator[int]:
+        nonlocal taken
+        while taken < 100_000:
+            taken += 1
+            yield taken
+
+    done = for_each(items(), lambda number: number, jobs=2)
+    for _ in range(3):
+        next(done)
+    assert taken <= 10
+    done.close()  # type: ignore[attr-defined]
+
+
+def test_a_failure_belongs_to_its_item_and_siblings_carry_on() -> None:
+    def work(number: int) -> int:
+        if number % 2:
+            raise NotFoundError(f"{number} is not there")
+        return number
+
+    outcomes = dict(for_each(range(10), work, jobs=2))
+    assert len(outcomes) == 10
+    assert {n for n, one in outcomes.items() if isinstance(one, NotFoundError)} == {1, 3, 5, 7, 9}
+    with pytest.raises(NotFoundError, match=r"^1 is not there$"):
+        gather(range(10), work, jobs=2)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        DeniedError("no", where="GET x"),
+        UnreachableError("no", where="GET x"),
+        NoSpaceError("no"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_a_failure_that_would_only_repeat_itself_lets_nothing_new_begin(
+    error: MirrorError,
+) -> None:
+    begun: list[int] = []
+
+    def work(number: int) -> int:
+        begun.append(number)
+        if number == 0:
+            raise error
+        return number
+
+    cancel = threading.Event()
+    outcomes = dict(for_each(range(1000), work, jobs=1, cancel=cancel))
+    assert outcomes[0] is error
+    assert len(begun) <= 2  # one may have begun before the failure was known
+    assert not cancel.is_set()  # the caller's flag is the caller's
+
+
+def test_a_bug_stops_the_rest_and_is_raised() -> None:
+    begun: list[int] = []
+
+    def work(number: int) -> None:
+        begun.append(number)
+        if number == 3:
+            raise KeyError("a bug")
+
+    with pytest.raises(KeyError, match="a bug"):
+        gather(range(1000), work, jobs=2)
+    assert len(begun) < 1000
+
+
+def test_a_bug_reaches_those_who_are_waiting_through_the_flag() -> None:
+    cancel = threading.Event()
+
+    def work(number: int) -> bool:
+        if number == 0:
+            raise ValueError("a bug")
+        return cancel.wait(_PATIENCE_S)  # as a long transfer does between chunks
+
+    with pytest.raises(ValueError, match="a bug"):
+        gather(range(4), work, jobs=4, cancel=cancel)
+
+
+@pytest.mark.parametrize("interrupt", [KeyboardInterrupt, SystemExit])
+def test_an_interrupt_in_the_caller_leaves_no_thread_running(
+    interrupt: type[BaseException],
+) -> None:
+    cancel = threading.Event()
+
+    def caller() -> None:
+        def work(number: int) -> bool:
+            return number == 0 or cancel.wait(_PATIENCE_S)
+
+        for _ in for_each(range(8), work, jobs=4, cancel=cancel):
+            raise interrupt  # while the others are at work
+
+    with pytest.raises(interrupt):
+        caller()
+    assert cancel.is_set()
+
+
+def test_an_interrupt_in_a_worker_is_raised_in_the_caller() -> None:
+    def work(number: int) -> None:
+        if number == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        gather(range(100), work, jobs=2)
+
+
+def test_cancellation_lets_nothing_new_begin_and_is_told() -> None:
+    cancel = threading.Event()
+    begun: list[int] = []
+
+    def work(number: int) -> None:
+        begun.append(number)
+        if number == 5:
+            cancel.set()
+
+    with pytest.raises(CancelledError, match="stopped on request"):
+        gather(range(1000), work, jobs=2, cancel=cancel)
+    assert len(begun) < 20
+
+
+def test_what_was_cancelled_before_does_not_begin() -> None:
+    cancel = threading.Event()
+    cancel.set()
+    begun: list[int] = []
+    with pytest.raises(CancelledError, match="stopped on request"):
+        gather(range(5), begun.append, cancel=cancel)
+    assert begun == []
+
+
+def test_work_that_says_it_was_cancelled_ends_all_of_it() -> None:
+    def work(number: int) -> None:
+        raise CancelledError("the client was closed")
+
+    with pytest.raises(CancelledError, match="the client was closed"):
+        gather(range(5), work, jobs=2)
+
+
+def test_no_threads_cannot_do_any_work() -> None:
+    with pytest.raises(ValueError, match="jobs must be at least 1"):
+        gather([1], lambda number: number, jobs=0)
