@@ -68,7 +68,7 @@ def _stopping(ctx: click.Context) -> Iterator[None]:
     timer.daemon = True
 
     def interrupt(_signal: int, _frame: FrameType | None) -> None:
-        if timer.is_alive():
+        if timer.ident is not None:
             give_up()
         timer.start()
         raise KeyboardInterrupt
@@ -80,13 +80,15 @@ def _stopping(ctx: click.Context) -> Iterator[None]:
     try:
         yield
     finally:
-        timer.cancel()
+        # The timer goes on: threads that were left behind would hold up the end of the process.
         for number, handler in before.items():
             signal.signal(number, handler)
 
 
 def _tell_interrupted(ctx: click.Context) -> None:
-    _tell(ctx, "interrupted; run the same command again", _INTERRUPTED, "Interrupted")
+    if not ctx.meta.setdefault(_TOLD, False):
+        ctx.meta[_TOLD] = True
+        _tell(ctx, "interrupted; run the same command again", _INTERRUPTED, "Interrupted")
 
 
 def _tell(ctx: click.Context, message: str, code: int, kind: str) -> None:
@@ -97,6 +99,7 @@ def _tell(ctx: click.Context, message: str, code: int, kind: str) -> None:
 
 
 _JSON = "mirror.json"
+_TOLD = "mirror.told"
 
 
 def _remember_json(ctx: click.Context, _option: click.Parameter, value: bool) -> bool:

@@ -235,7 +235,7 @@ def _selection_rows(tree: SourceTree, selection: Selection) -> list[tuple[str, s
     rows.append(("Platform", f"{versions}{channels}" if versions else "not taken"))
     for name, choices in selection.plugins.items():
         rows += (
-            ("Plugin", f"{name} {choice.version}: {'; '.join(choice.reasons)}")
+            ("Plugin", f"{name} {choice.tag} {'; '.join(map(str, choice.edges))}")
             for choice in choices
         )
     return rows

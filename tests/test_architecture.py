@@ -24,9 +24,10 @@ ROOMS = {
     "bundle": {"sync", "registry", "oci", "errors", "events"},
     "release": {"bundle", "sync", "registry", "oci", "errors", "events"},
     "serve": {"oci", "errors"},
+    "config": {"release", "bundle", "sync", "registry", "oci", "errors", "events"},
     "operations": {"release", "bundle", "sync", "registry", "oci", "errors", "events"},
 }
-"""Room → the rooms that it may import."""
+"""Room → the rooms that it may import. A room is a package, or a module of the top level."""
 
 DOORS = frozenset({"cli", "console", "__main__", "__init__"})
 """What stands above all rooms and may use any."""
@@ -113,9 +114,8 @@ def test_every_module_lives_in_a_room_that_has_its_arrows_written_down() -> None
 @pytest.mark.parametrize("room", sorted(ROOMS))
 def test_a_room_imports_only_the_rooms_below_it(room: str) -> None:
     allowed = ROOMS[room] | {room, None}
-    forbidden = [str(one) for one in real_imports() if one.room == room]
+    assert any(one.room == room for one in imports()), "the room is empty"
     wrong = [str(one) for one in real_imports() if one.room == room and one.target not in allowed]
-    assert forbidden, "the room is empty"
     assert wrong == []
 
 

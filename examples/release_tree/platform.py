@@ -179,7 +179,8 @@ def _components(workshop: Workshop, number: int) -> Iterator[tuple[str, int]]:
         name = f"{module}/{part}"
         generation = 0
         for at in range(1, number + 1):
-            chance = 0.06 if minors[at] == minors[at - 1] else 0.3
+            spec = workshop.spec
+            chance = spec.patch_changes if minors[at] == minors[at - 1] else spec.minor_changes
             generation += workshop.random("change", name, at).random() < chance
         yield name, generation
 

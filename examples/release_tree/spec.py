@@ -77,6 +77,8 @@ class TreeSpec:
     `versions` are the platform's, oldest first. `suspended` names channels whose release is not to
     be taken for now. `components` counts the component images of one version. `layer_bytes` is the
     typical size of a component's own layer; real ones are between a fifth and eight times of it.
+    `minor_changes` and `patch_changes` are the shares of components that a minor and a patch
+    release change.
     `multi_arch` is the share of components that are indexes. `dev_tags` are builds of the platform
     that no channel knows.
     """
@@ -91,6 +93,8 @@ class TreeSpec:
     modules: tuple[ModuleSpec, ...] = ()
     packages: tuple[ModuleSpec, ...] = ()
     plugins: tuple[PluginSpec, ...] = ()
+    minor_changes: float = 0.3
+    patch_changes: float = 0.06
     multi_arch: float = 0.15
     seed: int = 1
 
@@ -171,11 +175,18 @@ DEMO = TreeSpec(
 
 def _numbered(kind: str, count: int) -> tuple[ModuleSpec, ...]:
     versions = ("v0.9.0", "v1.0.0", "v1.0.1", "v1.1.0", "v1.2.0")
+    channels = {
+        "alpha": "v1.2.0",
+        "beta": "v1.2.0",
+        "early-access": "v1.1.0",
+        "stable": "v1.0.1",
+        "rock-solid": "v1.0.1",
+    }
     return tuple(
         ModuleSpec(
             f"{kind}-{number:02}",
             versions,
-            spread(versions),
+            channels,
             internal=3,
             extra={"scanner": number, "agent": f"v0.{number}.0"} if number % 4 == 0 else {},
         )
@@ -184,18 +195,38 @@ def _numbered(kind: str, count: int) -> tuple[ModuleSpec, ...]:
 
 
 LARGE = TreeSpec(
-    versions=_VERSIONS,
-    channels={**_CHANNELS, "lts": "v1.67.5"},
+    versions=(
+        "v1.66.4",
+        "v1.67.0",
+        "v1.67.5",
+        "v1.68.0",
+        "v1.68.2",
+        "v1.69.0",
+        "v1.69.1",
+        "v1.70.0",
+        "v1.70.1",
+        "v1.71.0",
+    ),
+    channels={
+        "alpha": "v1.71.0",
+        "beta": "v1.70.0",
+        "early-access": "v1.69.0",
+        "stable": "v1.68.0",
+        "rock-solid": "v1.67.0",
+        "lts": "v1.67.0",
+    },
     components=300,
     layer_bytes=600,
+    minor_changes=1.0,  # a new base image rebuilds them all
+    patch_changes=0.2,
     modules=_numbered("module", 40),
     packages=_numbered("package", 20),
     plugins=tuple(
         PluginSpec(
             f"plugin-{number:02}",
             {
-                "v1.0.0": needs({f"module_{number:02}": ">=0.9.0 <1.1.0"}),
-                "v1.1.0": needs({f"module_{number:02}": ">=1.1.0"}),
+                "v1.0.0": needs({f"module-{number:02}": ">=0.9.0 <1.1.0"}),
+                "v1.1.0": needs({f"module-{number:02}": ">=1.1.0"}),
             },
             platforms=number % 2 == 0,
             on_index=number % 4 == 0,

@@ -31,11 +31,12 @@ class BundleReader:
     def __init__(self, paths: Sequence[Path]) -> None:
         self._paths = tuple(paths)
         files = find_archives(paths)
-        self.seal = read_seal(paths[0]) if len(paths) == 1 and paths[0].is_dir() else None
+        self.folder = paths[0] if len(paths) == 1 and paths[0].is_dir() else None
+        self.seal = read_seal(self.folder) if self.folder is not None else None
         self._archives: list[OpenArchive] = []
         try:
             for path in files:
-                self._archives.append(scan(ReadAt(path)))
+                self._archives.append(_opened(path))
         except BaseException:
             self.close()
             raise
@@ -106,6 +107,15 @@ class BundleReader:
                 yield from archive.file.chunks(member.offset + offset, size - offset)
                 return
         raise NotFoundError(f"{self.name}: no blob {digest} in {repository or '/'}")
+
+
+def _opened(path: Path) -> OpenArchive:
+    file = ReadAt(path)
+    try:
+        return scan(file)
+    except BaseException:
+        file.close()
+        raise
 
 
 def find_archives(paths: Iterable[Path]) -> list[Path]:

@@ -10,10 +10,11 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from mirror.bundle.archive import Archive, lay_out
-from mirror.errors import DamagedBundleError, InputError
+from mirror.errors import DamagedBundleError, InputError, InvalidDigestError
 from mirror.oci import Digest
 from mirror.sync import Inventory, union
 from mirror.sync.inventory import canonical_json
@@ -95,18 +96,19 @@ class Seal:
         """
         try:
             document = json.loads(data)
-            version = document["schemaVersion"]
-            if version != SCHEMA_VERSION:
-                raise InputError(
-                    f"the bundle's inventory has schema version {version}; this release of mirror "
-                    f"reads version {SCHEMA_VERSION}: use a newer one"
-                )
             stated = document.pop("digest")
             actual = str(Digest.of(canonical_json(document)))
             whole = canonical_json({**document, "digest": actual}) == data
             if stated != actual or not whole:
                 raise DamagedBundleError(
-                    f"its bytes were changed: it states digest {stated} and has {actual}"
+                    f"its bytes were changed: it states digest {stated!s:.80} and has {actual}"
+                )
+            # Only now: a version that is there by damage asks for no newer release.
+            version = document["schemaVersion"]
+            if version != SCHEMA_VERSION:
+                raise InputError(
+                    f"the bundle's inventory has schema version {version}; this release of mirror "
+                    f"reads version {SCHEMA_VERSION}: use a newer one"
                 )
             manifests = document["manifests"]
             archives = {
@@ -120,10 +122,24 @@ class Seal:
             for name, value in document["archives"].items():
                 if archives[name].size != value["size"]:
                     raise DamagedBundleError(f"it lays {name} out in another way than this release")
+            for name in (*archives, *document["files"]):
+                if name != Path(name).name or name.startswith("."):
+                    raise DamagedBundleError(f"it names {name!r}, which is no file beside it")
             files = {
                 name: SealedFile(int(value["size"]), Digest.parse(value["digest"]))
                 for name, value in document["files"].items()
             }
-            return cls(archives, document["selection"], document["tool"], files)
-        except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as err:
+            seal = cls(archives, document["selection"], document["tool"], files)
+            if document["inventory"] != str(seal.inventory.digest()):
+                raise DamagedBundleError("its inventory has another digest than it states")
+            return seal
+        except (
+            KeyError,
+            TypeError,
+            ValueError,
+            AttributeError,
+            OverflowError,
+            RecursionError,
+            InvalidDigestError,
+        ) as err:
             raise DamagedBundleError(f"it is not a bundle's inventory: {err!r}") from err

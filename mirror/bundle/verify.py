@@ -11,6 +11,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from mirror.bundle.archive import BLOCK, TRAILER_SIZE, Archive, Entry
@@ -106,6 +107,7 @@ def verify_bundle(
             checks += _found_checks(archive)
     else:
         findings += missing_archives(seal, names)
+        findings += _file_findings(seal, reader.folder)
         notices = ()
         inventories = {name: archive.inventory for name, archive in seal.archives.items()}
         for archive in reader.archives:
@@ -125,6 +127,24 @@ def verify_bundle(
         findings=_once_each(findings),
         notices=tuple(notices),
     )
+
+
+def _file_findings(seal: Seal, folder: Path | None) -> Iterator[Finding]:
+    """What is wrong with the files beside the archives; they are small."""
+    for name, sealed in seal.files.items():
+        if folder is None or not (folder / name).is_file():
+            yield Finding(name, "the file is missing", digest=sealed.digest)
+            continue
+        file = ReadAt(folder / name)
+        try:
+            verifier = Verifier(sealed.digest, sealed.size, name)
+            for chunk in file.chunks(0, file.size):
+                verifier.update(chunk)
+            verifier.finish()
+        except IntegrityError as err:
+            yield Finding(name, str(err).removeprefix(f"{name}: "), digest=sealed.digest)
+        finally:
+            file.close()
 
 
 def _once_each(findings: Iterable[Finding]) -> tuple[Finding, ...]:

@@ -12,8 +12,9 @@ from types import TracebackType
 from mirror.bundle.archive import TRAILER_SIZE, Archive, Entry
 from mirror.bundle.files import WriteAt, os_errors, sync_folder
 from mirror.bundle.names import PARTIAL_SUFFIX, SEAL
+from mirror.bundle.reader import read_seal
 from mirror.bundle.seal import Seal
-from mirror.errors import InputError, IntegrityError, NoSpaceError, SizeMismatchError
+from mirror.errors import InputError, IntegrityError, MirrorError, NoSpaceError, SizeMismatchError
 from mirror.oci import Digest, Manifest
 from mirror.sync import BlobContent, CopyBlob, Inventory
 
@@ -122,7 +123,7 @@ class BundleWriter:
         return tuple(sorted(blobs, key=place))
 
     def put_blob(self, step: CopyBlob, content: BlobContent) -> int:
-        places = self._of(step.into, step.digest)
+        places = self._fitting(self._of(step.into, step.digest), f"blob {step.digest}", step.size)
         position = 0
         for chunk in content.chunks():
             for place in places:
@@ -136,13 +137,7 @@ class BundleWriter:
 
     def put_manifest(self, repository: str, manifest: Manifest) -> None:
         places = self._of((repository,), manifest.digest)
-        for place in places:
-            if place.entry.size != len(manifest.raw):
-                raise SizeMismatchError(
-                    where=f"manifest {manifest.digest} of {repository or 'the root repository'}",
-                    expected=place.entry.size,
-                    actual=len(manifest.raw),
-                )
+        for place in self._fitting(places, f"manifest {manifest.digest}", len(manifest.raw)):
             place.write(0, manifest.raw)
         self._record(places)
 
@@ -151,6 +146,19 @@ class BundleWriter:
 
     def _of(self, repositories: Iterable[str], digest: Digest) -> list[_Place]:
         return [place for path in repositories for place in self._places[path, digest]]
+
+    def _fitting(self, places: list[_Place], what: str, size: int) -> list[_Place]:
+        """`places`, if each has room for exactly `size` bytes; more would spoil its neighbour.
+
+        Documents at the source may disagree about a size, each in a repository of its own.
+        """
+        for place in places:
+            if place.entry.size != size:
+                layout = place.entry.repository or "the root repository"
+                raise SizeMismatchError(
+                    where=f"{what} of {layout}", expected=place.entry.size, actual=size
+                )
+        return places
 
     def _record(self, places: Iterable[_Place]) -> None:
         with self._lock:
@@ -190,8 +198,11 @@ class BundleWriter:
 
     def _replace_earlier_bundle(self) -> None:
         with os_errors(self._folder, "replace the bundle in"):
+            earlier = _sealed_files(self._folder)
             # First, since it would speak for archives that are about to change.
             (self._folder / SEAL).unlink(missing_ok=True)
+            for name in earlier:
+                (self._folder / name).unlink(missing_ok=True)
             for archive in self._archives:
                 file = self._files.pop(archive.name)
                 file.close()
@@ -267,6 +278,15 @@ def check_folder(folder: Path, *, force: bool) -> None:
 def _listed(folder: Path) -> list[Path]:
     with os_errors(folder, "read"):
         return sorted(folder.iterdir())
+
+
+def _sealed_files(folder: Path) -> Iterable[str]:
+    """The files beside the archives that belong to the bundle in `folder`."""
+    try:
+        seal = read_seal(folder)
+    except MirrorError:
+        return ()  # damaged: it cannot tell, and its archives go in any case
+    return seal.files if seal is not None else ()
 
 
 def _of_a_bundle(path: Path) -> bool:

@@ -12,7 +12,7 @@ from typing import Any
 from mirror.bundle.archive import Archive, lay_out
 from mirror.bundle.names import source_reference
 from mirror.bundle.seal import Seal
-from mirror.bundle.writer import BundleWriter, check_folder
+from mirror.bundle.writer import BundleWriter, check_folder, check_space
 from mirror.errors import SourceContentError
 from mirror.events import OnEvent
 from mirror.events import ignore as ignore_events
@@ -125,7 +125,10 @@ class PullPlan:
         """Fetch everything into a new bundle in `folder`; see `pull`."""
         check_folder(folder, force=force)
         inventory = self.inventory
+        beside = len(self.seal.to_json()) + sum(map(len, self.selection.files.values()))
         with BundleWriter(folder, self.archives) as writer:
+            # These are written last, which would be a late moment to find the disk full.
+            check_space(folder, writer.size + beside)
             plan = make_plan(inventory, writer.held(inventory))
             plan = replace(plan, blobs=writer.in_archive_order(plan.blobs))
             report = transfer(

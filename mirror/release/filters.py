@@ -240,7 +240,9 @@ def _parse_wanted(text: str, where: str) -> ExactTag | Constraint:
 
 
 def _parse_exact(text: str, where: str) -> ExactTag:
-    tag, _, suffix = (part.strip() for part in text.partition("+"))
+    tag, plus, suffix = (part.strip() for part in text.rpartition("+"))
+    if not plus:
+        tag, suffix = text.strip(), ""
     if tag.startswith((">", "<", "=")):
         raise InputError(
             f"{where}: '=' asks for exactly the tag {tag[:120]!r}, which no registry can hold; "

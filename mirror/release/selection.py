@@ -9,6 +9,7 @@ from typing import Any
 from mirror.oci import Digest, Platform
 from mirror.release.filters import Filter
 from mirror.release.platform import PlatformWishes
+from mirror.release.plugins import PluginChoice
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,14 +58,6 @@ class Wanted:
 
 
 @dataclass(frozen=True, slots=True)
-class PluginChoice:
-    """A version of a plugin and why it was taken: lines for a person."""
-
-    version: str
-    reasons: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
 class Selection:
     """All images for a bundle, in canonical order, and what a person would call them.
 
@@ -87,7 +80,7 @@ class Selection:
             "modules": {name: list(versions) for name, versions in self.modules.items()},
             "packages": {name: list(versions) for name, versions in self.packages.items()},
             "plugins": {
-                name: {choice.version: list(choice.reasons) for choice in choices}
+                name: {choice.tag: [str(edge) for edge in choice.edges] for choice in choices}
                 for name, choices in self.plugins.items()
             },
         }

@@ -90,7 +90,8 @@ def test_an_index_without_images_is_an_empty_repository(bundle: Bundle) -> None:
     files["install/index.json"] = index([])
     reader = bundle({"platform.tar": tar_of(files)})
     assert set(reader.inventory().repositories) == {"", "release-channel"}
-    assert reader.contents.findings == reader.contents.notices == ()
+    assert reader.contents.findings == ()
+    assert reader.contents.notices == ()
 
 
 def test_of_two_images_with_one_tag_the_later_counts(bundle: Bundle) -> None:

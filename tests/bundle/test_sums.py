@@ -64,9 +64,7 @@ def test_sha256sum_writes_and_checks_the_same(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(os.fsencode(name))
         sums[name] = Digest.of(os.fsencode(name))
     (tmp_path / SUMS).write_bytes(render(sums))
-    done = subprocess.run(
-        [tool, "--check", "--strict", SUMS], cwd=tmp_path, capture_output=True, text=True
-    )
+    done = subprocess.run([tool, "--check", "--strict", SUMS], cwd=tmp_path, capture_output=True)
     assert done.returncode == 0, done
     assert not done.stderr
     written = subprocess.run([tool, "--", *sorted(NAMES)], cwd=tmp_path, capture_output=True)

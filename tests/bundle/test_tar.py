@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import tarfile
+import tracemalloc
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Literal
 
 import pytest
 from hypothesis import given, settings
@@ -111,11 +113,11 @@ def test_offsets_are_those_of_header_and_data(archive: Callable[[bytes], Path]) 
 )
 @settings(max_examples=50)
 def test_unpacking_undoes_packing(
-    files: dict[str, bytes], dialect: int, tmp_path_factory: pytest.TempPathFactory
+    files: dict[str, bytes], dialect: Literal[0, 1, 2], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     path = tmp_path_factory.getbasetemp() / "property.tar"
     path.write_bytes(
-        b"".join(member(name, data, format=dialect) for name, data in files.items()) + END
+        b"".join(member(name, data, dialect=dialect) for name, data in files.items()) + END
     )
     assert read(path) == files
 
@@ -216,8 +218,6 @@ def test_what_has_no_business_in_a_bundle_is_refused_where_it_lies(
 def test_nothing_that_a_header_claims_is_allocated_unseen(
     archive: Callable[[bytes], Path],
 ) -> None:
-    import tracemalloc
-
     path = archive(member("a", b"x", size=1 << 39) + END)
     tracemalloc.start()
     try:
@@ -246,9 +246,9 @@ def test_an_archive_without_its_end_marker_is_not_whole(archive: Callable[[bytes
 
 def _seeds() -> Iterator[bytes]:
     yield tar_of({"blobs/sha256/x": b"data" * 200, "n" * 200: b"y", "index.json": b"{}"})
-    yield member("p" * 200, b"z" * 600, format=tarfile.PAX_FORMAT) + member("q", b"") + END
+    yield member("p" * 200, b"z" * 600, dialect=tarfile.PAX_FORMAT) + member("q", b"") + END
     yield (
-        member("d/", kind=tarfile.DIRTYPE) + member("d/f", b"1", format=tarfile.USTAR_FORMAT) + END
+        member("d/", kind=tarfile.DIRTYPE) + member("d/f", b"1", dialect=tarfile.USTAR_FORMAT) + END
     )
 
 

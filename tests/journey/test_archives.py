@@ -27,6 +27,13 @@ ARCHIVES = {
         "modules/postgresql/extra/backup-agent",
         "modules/postgresql/extra/trivy-db",
     },
+    "package-grafana.tar": {"packages/grafana", "packages/grafana/version"},
+    "package-redis.tar": {
+        "packages/redis",
+        "packages/redis/version",
+        "packages/redis/extra/exporter",
+    },
+    "package-versions.tar": {"packages/grafana/version", "packages/redis/version"},
     "platform.tar": {"", "install", "install-standalone", "release-channel"},
     "security.tar": {
         "security/trivy-bdu",
@@ -36,6 +43,8 @@ ARCHIVES = {
     },
 }
 """The layouts of each archive, as `d8 mirror` expects them."""
+
+BESIDE = {"inventory.json", "deckhousereleases.yaml"}
 
 SHORT_TAG, REF_NAME = "io.deckhouse.image.short_tag", "org.opencontainers.image.ref.name"
 
@@ -73,7 +82,7 @@ def descriptors(layout: Path) -> list[dict[str, Any]]:
 
 
 def test_a_bundle_has_these_files_and_no_others(small_bundle: Path) -> None:
-    assert {path.name for path in small_bundle.iterdir()} == {*ARCHIVES, "inventory.json"}
+    assert {path.name for path in small_bundle.iterdir()} == {*ARCHIVES, *BESIDE}
 
 
 @pytest.mark.parametrize("name", sorted(ARCHIVES))

@@ -226,7 +226,8 @@ def test_a_bundle_must_not_go_where_a_file_is(source: Source, tmp_path: Path) ->
 
 def test_options_that_contradict_each_other_are_refused(tmp_path: Path, tiny_bundle: Path) -> None:
     folder = tmp_path / "bundle"
-    pull(folder, "localhost:1/ee", "--no-modules", "-i", "console").failed(2, "contradict")
+    both = ("-i", "console", "-e", "postgresql")
+    pull(folder, "localhost:1/ee", *both).failed(2, "include-module", "exclude-module")
     call_mirror("verify", tiny_bundle, "--deep").failed(2, "--against")
     call_mirror("push", "localhost:1/ee").failed(2, "name the bundle to push")
     call_mirror("push", tiny_bundle, tiny_bundle, "localhost:1/ee").failed(2, "--file")
@@ -385,7 +386,7 @@ def test_a_suspended_channel_stops_a_pull_until_told_otherwise(
     )
     source = serve(spec, make_embedded_registry())
     run = pull(tmp_path / "bundle", source.root)
-    run.failed(1, "release channels alpha, beta", "suspended", "--ignore-suspend")
+    run.failed(1, "alpha", "beta", "suspended", "--ignore-suspend")
     assert not list((tmp_path / "bundle").glob("*"))
     pull(tmp_path / "bundle", source.root, "--ignore-suspend").succeeded()
 

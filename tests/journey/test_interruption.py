@@ -199,9 +199,9 @@ def assert_channels_come_last(bundle: Path, wire: Wire) -> None:
     ]
     indexed = wire.tags("dkp/ee/modules")
     if turned or indexed:
-        for path, (content, _) in wanted.items():
+        for path, content in wanted.items():
             there = set(wire.tags(f"dkp/ee/{path}".rstrip("/")))
-            missing = set(content["tags"]) - there - (set() if indexed else channels)
+            missing = set(content.tags) - there - (set() if indexed else channels)
             assert not missing, (turned, indexed, path)
 
 

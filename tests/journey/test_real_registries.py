@@ -91,10 +91,10 @@ def test_every_tag_of_the_inventory_arrives_byte_for_byte(
     journey: Journey, origin: Wire, arrived: Wire
 ) -> None:
     checked = 0
-    for path, (content, name) in sealed_repositories(journey.bundle).items():
-        host, _, repository = name.partition("/")
+    for path, content in sealed_repositories(journey.bundle).items():
+        host, _, repository = content.origin.partition("/")
         assert host == journey.source.address
-        for tag, digest in content["tags"].items():
+        for tag, digest in content.tags.items():
             there = arrived.manifest(joined(TARGET, path), tag)
             assert there is not None, (path, tag)
             assert sha256(there) == digest, (path, tag)
@@ -108,26 +108,32 @@ def test_every_tag_of_the_inventory_arrives_byte_for_byte(
 def test_every_manifest_and_blob_of_the_inventory_arrives_byte_for_byte(
     journey: Journey, origin: Wire, arrived: Wire
 ) -> None:
-    for path, (content, name) in sealed_repositories(journey.bundle).items():
-        repository = name.partition("/")[2]
-        for digest in content["manifests"]:
+    for path, content in sealed_repositories(journey.bundle).items():
+        repository = content.origin.partition("/")[2]
+        for digest in content.manifests:
             there = arrived.manifest(joined(TARGET, path), digest)
             assert there is not None, (path, digest)
             assert sha256(there) == digest
             assert there == origin.manifest(repository, digest)
-        for digest, size in content["blobs"].items():
+        for digest, size in content.blobs.items():
             blob = arrived.blob(joined(TARGET, path), digest)
             assert blob is not None, (path, digest)
             assert (len(blob), sha256(blob)) == (size, digest)
             assert blob == origin.blob(repository, digest)
 
 
-def test_the_target_has_no_repository_but_those_of_the_bundle_and_the_index_of_modules(
+def test_the_target_has_no_repository_but_those_of_the_bundle_and_their_indexes(
     journey: Journey, arrived: Wire
 ) -> None:
-    expected = {joined(TARGET, path) for path in sealed_repositories(journey.bundle)}
-    assert set(arrived.repositories()) == expected | {f"{TARGET}/modules"}
-    assert arrived.tags(f"{TARGET}/modules") == sorted(journey.source.tree.modules)
+    tree, held = journey.source.tree, sealed_repositories(journey.bundle)
+    expected = {joined(TARGET, path) for path in held}
+    for index, names in (("modules", tree.modules), ("packages", tree.packages)):
+        expected.add(f"{TARGET}/{index}")
+        assert arrived.tags(f"{TARGET}/{index}") == sorted(names)
+    plugins = {path.split("/")[2] for path in held if path.startswith("deckhouse-cli/plugins/")}
+    assert arrived.tags(f"{TARGET}/deckhouse-cli/plugins") == sorted(plugins)
+    others = set(arrived.repositories()) - {f"{TARGET}/deckhouse-cli/plugins"}
+    assert others == expected
 
 
 def test_the_releases_between_rock_solid_and_alpha_arrive_whole(
@@ -175,34 +181,48 @@ def test_every_channel_leads_to_the_release_that_it_had_at_the_source(
         assert sha256(manifest) == str(tree.tag(f"{tree.root}/release-channel", channel))
 
 
-def test_every_module_arrives_with_its_channels_internal_and_extra_images(
-    journey: Journey, arrived: Wire
+@pytest.mark.parametrize(("kind", "releases"), [("modules", "release"), ("packages", "version")])
+def test_every_module_and_package_arrives_with_its_channels_internal_and_extra_images(
+    journey: Journey, arrived: Wire, kind: str, releases: str
 ) -> None:
     tree = journey.source.tree
-    assert set(tree.modules) == {"console", "operator-argo", "postgresql"}
-    for name, module in tree.modules.items():
-        repository = f"{TARGET}/modules/{name}"
-        for channel, version in module.channels.items():
-            published = module.versions[version]
+    published = {"modules": tree.modules, "packages": tree.packages}[kind]
+    assert published
+    for name, item in published.items():
+        repository = f"{TARGET}/{kind}/{name}"
+        for channel, version in item.channels.items():
+            truth = item.versions[version]
             for where, tag, digest in (
-                (f"{repository}/release", channel, published.release),
-                (f"{repository}/release", version, published.release),
-                (repository, version, published.image),
+                (f"{repository}/{releases}", channel, truth.release),
+                (f"{repository}/{releases}", version, truth.release),
+                (repository, version, truth.image),
             ):
                 manifest = arrived.manifest(where, tag)
                 assert manifest is not None, (where, tag)
                 assert sha256(manifest) == str(digest), (where, tag)
-            for digest in published.internal.values():
+            for digest in truth.internal.values():
                 assert arrived.manifest(repository, str(digest)) is not None
-            for extra, tag in published.extra.items():
+            for extra, tag in truth.extra.items():
                 found = arrived.manifest(f"{repository}/extra/{extra}", tag)
-                truth = tree.tag(f"{module.repository}/extra/{extra}", tag)
                 assert found is not None
-                assert sha256(found) == str(truth)
-    assert tree.modules["postgresql"].versions["v1.10.0"].extra == {
-        "trivy-db": "2",
-        "backup-agent": "v1.2.3",
+                assert sha256(found) == str(tree.tag(f"{item.repository}/extra/{extra}", tag))
+
+
+def test_attestations_of_the_components_arrive_under_their_own_tags(
+    journey: Journey, arrived: Wire
+) -> None:
+    tree = journey.source.tree
+    selected = {d for version in SELECTED for d in tree.platform[version].components.values()}
+    attested = {
+        tag: tree.tag(repository, tag)
+        for (repository, subject), tag in tree.attestations.items()
+        if repository == tree.root and subject in selected
     }
+    assert attested
+    for tag, digest in attested.items():
+        manifest = arrived.manifest(TARGET, tag)
+        assert manifest is not None
+        assert sha256(manifest) == str(digest)
 
 
 def test_the_security_databases_and_the_installer_arrive(journey: Journey, arrived: Wire) -> None:
@@ -309,10 +329,10 @@ def test_a_push_repairs_what_the_target_lost(journey: Journey) -> None:
 
 
 def test_a_deep_verification_finds_a_byte_that_rotted_in_the_target(journey: Journey) -> None:
-    path, (content, _) = next(
+    path, content = next(
         item for item in sealed_repositories(journey.bundle).items() if item[0].startswith("sec")
     )
-    digest = max(content["blobs"], key=lambda one: content["blobs"][one])
+    digest = max(content.blobs, key=lambda one: content.blobs[one])
     stored = journey.target.blob_path(digest)
     good = stored.read_bytes()
     stored.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
@@ -324,7 +344,7 @@ def test_a_deep_verification_finds_a_byte_that_rotted_in_the_target(journey: Jou
         (finding,) = found.document["findings"]
         assert finding["repository"] == path
         assert finding["digest"] == digest
-        assert finding["tags"] == sorted(content["tags"])
+        assert finding["tags"] == sorted(content.tags)
         assert TARGET in finding["place"]
     finally:
         stored.write_bytes(good)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +88,16 @@ def reached(raw: bytes) -> Iterator[tuple[str, str]]:
             yield "blobs", blob["digest"]
 
 
+@dataclass(frozen=True)
+class Sealed:
+    """A repository as a bundle's seal has it. `origin` is its name at the source, with the host."""
+
+    origin: str
+    tags: dict[str, str] = field(default_factory=dict)
+    manifests: set[str] = field(default_factory=set)
+    blobs: dict[str, int] = field(default_factory=dict)
+
+
 def sha256(data: bytes) -> str:
     """A digest as the wire spells it."""
     return f"sha256:{hashlib.sha256(data).hexdigest()}"
@@ -98,11 +108,14 @@ def joined(root: str, path: str) -> str:
     return f"{root}/{path}" if path else root
 
 
-def sealed_repositories(bundle: Path) -> dict[str, tuple[Mapping[str, Any], str]]:
-    """Path → (tags, manifests and blobs; the repository's name at the source) of a bundle."""
+def sealed_repositories(bundle: Path) -> dict[str, Sealed]:
+    """Path → what a bundle has of that repository, whichever archives it lies in."""
     seal = json.loads((bundle / "inventory.json").read_bytes())
-    return {
-        path: (content, archive["origins"][path])
-        for archive in seal["archives"].values()
-        for path, content in archive["repositories"].items()
-    }
+    found: dict[str, Sealed] = {}
+    for archive in seal["archives"].values():
+        for path, content in archive["repositories"].items():
+            one = found.setdefault(path, Sealed(archive["origins"][path]))
+            one.tags.update(content["tags"])
+            one.manifests.update(content["manifests"])
+            one.blobs.update(content["blobs"])
+    return found

@@ -21,5 +21,9 @@ def versions(*, early: bool = False) -> st.SearchStrategy[Version]:
 
 def tags(*, early: bool = True) -> st.SearchStrategy[list[str]]:
     """Tag lists: versions with and without `v`, and a few that are no versions."""
-    spelled = st.builds(lambda version, v: f"{v}{version}", versions(early=early), st.sampled_from(["v", "v", ""]))
-    return st.lists(spelled | st.sampled_from(["pr1", "latest", "v1", "1.2", "stable"]), max_size=20)
+    spelled = st.builds(
+        lambda version, v: f"{v}{version}", versions(early=early), st.sampled_from(["v", "v", ""])
+    )
+    return st.lists(
+        spelled | st.sampled_from(["pr1", "latest", "v1", "1.2", "stable"]), max_size=20
+    )

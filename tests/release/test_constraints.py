@@ -70,8 +70,11 @@ def test_the_lower_bound_is_the_smallest_version_written(text: str, bound: str |
 
 def test_a_bare_version_means_the_rest_of_its_major_version_even_for_0() -> None:
     constraint = Constraint.same_major(Version.parse("0.4.0"))
-    accepted = [text for text in ("0.3.9", "0.4.0", "0.9.1", "1.0.0", "0.5.0-rc.1")
-                if constraint.accepts(Version.parse(text))]
+    accepted = [
+        text
+        for text in ("0.3.9", "0.4.0", "0.9.1", "1.0.0", "0.5.0-rc.1")
+        if constraint.accepts(Version.parse(text))
+    ]
     assert accepted == ["0.4.0", "0.9.1"]
     assert constraint.anchors == ()
 

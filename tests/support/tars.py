@@ -8,7 +8,7 @@ import subprocess
 import tarfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from mirror.bundle.names import REF_NAME, SHORT_TAG
 from mirror.oci import Digest
@@ -78,7 +78,7 @@ def member(
     kind: bytes = tarfile.REGTYPE,
     size: int | None = None,
     link: str = "",
-    format: int = tarfile.GNU_FORMAT,  # noqa: A002
+    dialect: Literal[0, 1, 2] = tarfile.GNU_FORMAT,
     pax: Mapping[str, str] | None = None,
 ) -> bytes:
     """One entry; `size` is what its header claims where that is not the truth."""
@@ -86,7 +86,7 @@ def member(
     info.type, info.linkname = kind, link
     info.size = len(data) if size is None else size
     info.pax_headers = dict(pax or {})
-    header = info.tobuf(tarfile.PAX_FORMAT if pax else format)
+    header = info.tobuf(tarfile.PAX_FORMAT if pax else dialect)
     return header + data + bytes(-len(data) % 512)
 
 

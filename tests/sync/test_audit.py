@@ -123,7 +123,11 @@ def test_every_single_loss_is_found_and_named_with_those_who_need_it(
             expected += [Finding(place.name, problem, item.repository, (lost.key,), digest)]
         assert list(findings) == expected
         # Repair is one more plan.
-        transfer(make_plan(WANTED, without(WANTED, item, *lost_with_manifest(WANTED, item))), STORE, place)
+        transfer(
+            make_plan(WANTED, without(WANTED, item, *lost_with_manifest(WANTED, item))),
+            STORE,
+            place,
+        )
     assert audit(WANTED, place, jobs=4) == ()
 
 

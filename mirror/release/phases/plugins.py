@@ -1,4 +1,4 @@
-"""Plugins of the command line `d8`: those that the selected modules need, and those named."""
+"""Plugins of the `d8` program: those that the selected modules need, and those named."""
 
 from __future__ import annotations
 
@@ -7,13 +7,26 @@ from dataclasses import dataclass, field
 
 from semver import Version
 
-from mirror.release.selection import PluginChoice, Wanted, Wishes
+from mirror.bundle.names import archive_of
+from mirror.errors import DeniedError
+from mirror.release.plugins import (
+    Contract,
+    PluginChoice,
+    PluginSelection,
+    parse_contract,
+    select_plugins,
+)
+from mirror.release.selection import Wanted, Wishes
 from mirror.release.source import ReleaseSource
+from mirror.release.tree import PLUGINS
+from mirror.release.versions import parse_version
+
+_ANNOTATION = "contract"
 
 
 @dataclass(frozen=True, slots=True)
 class PluginPhase:
-    """The plugins that travel, and why."""
+    """The plugins that travel, by name, and their images."""
 
     images: tuple[Wanted, ...] = ()
     choices: Mapping[str, tuple[PluginChoice, ...]] = field(default_factory=dict)
@@ -25,5 +38,77 @@ def select_plugin_images(
     modules: Mapping[str, Collection[str]],
     platform: Collection[Version],
 ) -> PluginPhase:
-    """PENDING"""
-    return PluginPhase()
+    """The plugins for a bundle with these module tags and platform releases.
+
+    Raises:
+        NotFoundError, SourceContentError: a plugin that was named cannot be had.
+    """
+    if wishes.plugins is None:
+        return PluginPhase()
+    for warning in wishes.plugins.warnings:
+        source.warn(warning)
+    versions = {
+        name: [version for tag in tags if (version := parse_version(tag)) is not None]
+        for name, tags in modules.items()
+    }
+    selected = select_plugins(
+        _Facts(source),
+        modules=versions,
+        platform=platform,
+        wanted=[wishes.plugins.items[name] for name in wishes.plugins.names],
+        proxy=wishes.probing,
+    )
+    _tell(source, selected)
+    choices: dict[str, list[PluginChoice]] = {}
+    for choice in selected.choices:
+        choices.setdefault(choice.name, []).append(choice)
+    return PluginPhase(
+        tuple(_wanted(choice) for choice in selected.choices),
+        {name: tuple(found) for name, found in choices.items()},
+    )
+
+
+def _tell(source: ReleaseSource, selected: PluginSelection) -> None:
+    for skipped in selected.skipped:
+        source.warn(f"plugin {skipped.name} is left out: {skipped.reason}")
+    for warning in selected.warnings:
+        source.warn(warning)
+
+
+def _wanted(choice: PluginChoice) -> Wanted:
+    path = f"{PLUGINS}/{choice.name}"
+    why = " and ".join(edge.subject for edge in choice.edges) or "the selection of plugins"
+    return Wanted(archive_of(path), path, choice.tag, choice.tag, why)
+
+
+class _Facts:
+    """What the source says about its plugins."""
+
+    def __init__(self, source: ReleaseSource) -> None:
+        self._source = source
+
+    def names(self) -> Collection[str] | None:
+        return self._tags(PLUGINS)
+
+    def tags(self, name: str) -> Collection[str] | None:
+        return self._tags(f"{PLUGINS}/{name}")
+
+    def _tags(self, repository: str) -> Collection[str] | None:
+        try:
+            return self._source.tags(repository)
+        except DeniedError:
+            # Plugins lie beside the edition, where not every licence reaches.
+            where = self._source.tree.origin(repository)
+            self._source.warn(f"access to {where} is denied; no plugins are taken from there")
+            return None
+
+    def contract(self, name: str, tag: str) -> Contract:
+        repository = f"{PLUGINS}/{name}"
+        manifest = self._source.required(repository, tag, f"plugin {name}")
+        annotation = manifest.annotations.get(_ANNOTATION)
+        if annotation is None and manifest.children:
+            first = manifest.children[0].descriptor.digest
+            child = self._source.required(repository, first, f"index {manifest.digest}")
+            annotation = child.annotations.get(_ANNOTATION)
+        where = self._source.where(repository, tag)
+        return parse_contract(annotation, name=name, version=tag, where=where)

@@ -18,6 +18,12 @@ class Edge:
     subject: str
     constraint: str = ""
 
+    def __str__(self) -> str:
+        if self.kind == "explicit":
+            return f"asked for by {self.subject}"
+        need = f"{self.kind} {self.subject}" if self.kind == "module" else self.subject
+        return f"for {need}" + (f" ({self.constraint})" if self.constraint else "")
+
 
 @dataclass(frozen=True, slots=True)
 class PluginChoice:

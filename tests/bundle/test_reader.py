@@ -1,0 +1,225 @@
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from mirror.bundle.reader import BundleReader, find_archives
+from mirror.errors import DamagedBundleError, FileSystemError, InputError, NotFoundError
+from mirror.oci import Digest
+from mirror.sync import Inventory, MemoryStore, make_plan, transfer, union
+from tests.support.bundles import pack_store
+from tests.support.inventories import put_image, sample_store
+from tests.support.tars import layout_files, tar_of
+
+STORE = sample_store()
+WANTED = STORE.inventory()
+
+
+# -- which files are a bundle ----------------------------------------------------------------------
+
+
+def test_archives_are_found_by_name_and_other_files_do_not_matter(tmp_path: Path) -> None:
+    for name in ("platform.tar", "module-x.tar", "x.tar.gostsum", "a.txt", "b.tar.partial"):
+        (tmp_path / name).write_bytes(b"")
+    (tmp_path / "folder.tar").mkdir()
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep/other.tar").write_bytes(b"")
+    names = [path.name for path in find_archives([tmp_path])]
+    assert names == ["module-x.tar", "platform.tar"]
+    more = find_archives([tmp_path / "platform.tar", tmp_path, tmp_path / "deep"])
+    assert [path.name for path in more] == ["module-x.tar", "other.tar", "platform.tar"]
+
+
+@pytest.mark.parametrize(
+    ("names", "hint"),
+    [
+        ([], "no .*.tar file is there$"),
+        (["platform.tar.0000.chunk"], "; join its chunks first: cat X.tar.*.chunk > X.tar$"),
+        (["platform.tar.partial"], "; a pull into it was not finished, run it again$"),
+    ],
+)
+def test_a_folder_without_archives_gets_a_hint(tmp_path: Path, names: list[str], hint: str) -> None:
+    for name in names:
+        (tmp_path / name).write_bytes(b"")
+    with pytest.raises(InputError, match=f"^{tmp_path} holds no bundle: ") as caught:
+        find_archives([tmp_path])
+    assert hint.removeprefix("no .*").removesuffix("$") in str(caught.value)
+
+
+def test_a_path_that_is_not_there_is_told(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=f"^{tmp_path}/x does not exist; name a bundle's folder"):
+        BundleReader([tmp_path / "x"])
+
+
+def test_an_archive_that_cannot_be_opened_is_told(tmp_path: Path) -> None:
+    (tmp_path / "platform.tar").symlink_to(tmp_path / "platform.tar.target")
+    os.mkfifo(tmp_path / "platform.tar.target")  # a file that is none
+    with pytest.raises(InputError, match="holds no bundle"):
+        BundleReader([tmp_path])
+
+
+# -- reading in place ------------------------------------------------------------------------------
+
+
+def test_a_bundle_is_a_source_that_needs_no_unpacking(tmp_path: Path) -> None:
+    pack_store(STORE, tmp_path)
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+    with BundleReader([tmp_path]) as reader:
+        assert reader.name == f"bundle {tmp_path}"
+        assert reader.inventory() == WANTED
+        target = MemoryStore()
+        transfer(make_plan(WANTED, Inventory()), reader, target, jobs=4)
+        for path, content in WANTED.repositories.items():
+            for digest in content.manifests:
+                assert reader.manifest(path, digest) == STORE.manifest(path, digest)
+    assert target.inventory() == WANTED
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == before
+
+
+def test_a_blob_is_read_from_any_offset(tmp_path: Path) -> None:
+    pack_store(STORE, tmp_path)
+    data = b"base layer " * 300
+    with BundleReader([tmp_path]) as reader:
+        for offset in (0, 1, 511, 512, 513, len(data) - 1, len(data)):
+            chunks = reader.blob("modules/console", Digest.of(data), len(data), offset)
+            assert b"".join(chunks) == data[offset:]
+
+
+def test_what_a_bundle_does_not_hold_is_told(tmp_path: Path) -> None:
+    pack_store(STORE, tmp_path)
+    with BundleReader([tmp_path]) as reader:
+        nothing = Digest.of(b"nothing")
+        with pytest.raises(NotFoundError, match=f"bundle {tmp_path}: no manifest {nothing} in /"):
+            reader.manifest("", nothing)
+        with pytest.raises(NotFoundError, match=f"bundle {tmp_path}: no blob {nothing} in install"):
+            b"".join(reader.blob("install", nothing, 7))
+        data = b"component"
+        with pytest.raises(NotFoundError, match="no blob"):  # it is not in that repository
+            b"".join(reader.blob("release-channel", Digest.of(data), len(data)))
+        with pytest.raises(NotFoundError, match="no blob"):  # nor of that length anywhere
+            b"".join(reader.blob("", Digest.of(data), len(data) + 1))
+
+
+def test_a_legacy_archive_answers_for_its_own_module_only(tmp_path: Path) -> None:
+    store = MemoryStore()
+    put_image(store, "modules/console", "v1", layers=(b"module",))
+    files = layout_files(store, "modules/console", prefix="")
+    (tmp_path / "module-console.tar").write_bytes(tar_of(files))
+    with BundleReader([tmp_path]) as reader:
+        digest = Digest.of(b"module")
+        assert b"".join(reader.blob("modules/console", digest, 6)) == b"module"
+        for other in ("", "modules", "modules/console-pro", "modules/other"):
+            with pytest.raises(NotFoundError, match="no blob"):
+                b"".join(reader.blob(other, digest, 6))
+
+
+def test_folders_and_archives_make_one_bundle_together(tmp_path: Path) -> None:
+    one, other = MemoryStore(), MemoryStore()
+    put_image(one, "", "v1.0.0", "latest", layers=(b"1",))
+    put_image(other, "", "v1.1.0", "latest", layers=(b"2",))
+    for name, store in (("one", one), ("other", other)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "platform.tar").write_bytes(tar_of(layout_files(store, "")))
+    with BundleReader([tmp_path / "one", tmp_path / "other/platform.tar"]) as reader:
+        assert reader.seal is None
+        assert reader.inventory() == union([one.inventory(), other.inventory()])
+        assert reader.contents.archives == {"platform.tar": reader.inventory()}
+        target = MemoryStore()
+        transfer(make_plan(reader.inventory(), Inventory()), reader, target)
+    assert target.inventory() == reader.contents.inventory
+
+
+def test_closing_lets_go_of_every_file(tmp_path: Path) -> None:
+    pack_store(STORE, tmp_path)
+
+    def held() -> int:
+        return sum(path.is_relative_to(tmp_path) for path in _opened().values())
+
+    with BundleReader([tmp_path]) as reader:
+        assert held() == len(reader.archives) == 4
+    assert held() == 0
+    reader.close()  # harmless
+
+
+def test_an_archive_that_fails_to_open_leaves_no_other_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pack_store(STORE, tmp_path)
+    before = _opened()
+    real = os.pread
+
+    def failing(fd: int, size: int, offset: int) -> bytes:
+        if _opened()[fd].name == "security.tar":
+            raise OSError(5, "Input/output error")
+        return real(fd, size, offset)
+
+    monkeypatch.setattr(os, "pread", failing)
+    with pytest.raises(FileSystemError, match=r"cannot read .*security.tar: Input/output error"):
+        BundleReader([tmp_path])
+    monkeypatch.undo()
+    assert _opened() == before
+
+
+def _opened() -> dict[int, Path]:
+    """Every descriptor that is open now, with what it leads to."""
+    found = {}
+    for entry in Path("/proc/self/fd").iterdir():
+        with suppress(FileNotFoundError):  # that of the listing itself is gone by now
+            found[int(entry.name)] = entry.readlink()
+    return found
+
+
+# -- the seal --------------------------------------------------------------------------------------
+
+
+def test_a_sealed_bundle_without_one_of_its_archives_is_refused(tmp_path: Path) -> None:
+    pack_store(STORE, tmp_path)
+    (tmp_path / "module-console.tar").unlink()
+    with BundleReader([tmp_path]) as reader, pytest.raises(DamagedBundleError) as caught:
+        reader.inventory()
+    message = str(caught.value)
+    assert message.startswith(f"bundle {tmp_path} is damaged or incomplete; copy it again from")
+    assert (
+        "\n  module-console.tar: repository modules/console, tag v0.1.0: the archive is missing"
+        in message
+    )
+    assert "module-console.tar: repository modules/console/release, tags stable, v0.1.0" in message
+
+
+def test_a_seal_alone_is_a_bundle_that_lacks_everything(tmp_path: Path) -> None:
+    pack_store(STORE, tmp_path)
+    for path in tmp_path.glob("*.tar"):
+        path.unlink()
+    with (
+        BundleReader([tmp_path]) as reader,
+        pytest.raises(DamagedBundleError, match=r"platform.tar: .*the archive is missing"),
+    ):
+        reader.inventory()
+
+
+def test_archives_of_another_bundle_under_a_seal_are_refused(tmp_path: Path) -> None:
+    pack_store(STORE, tmp_path / "one")
+    other = sample_store()
+    put_image(other, "security/trivy-db", "2", layers=(b"newer",), artifact=True)
+    pack_store(other, tmp_path / "other")
+    (tmp_path / "other/security.tar").replace(tmp_path / "one/security.tar")
+    with (
+        BundleReader([tmp_path / "one"]) as reader,
+        pytest.raises(DamagedBundleError, match=r"inventory.json: the archives hold other images"),
+    ):
+        reader.inventory()
+
+
+def test_a_damaged_seal_is_refused_at_once(tmp_path: Path) -> None:
+    pack_store(STORE, tmp_path)
+    seal = tmp_path / "inventory.json"
+    seal.write_bytes(seal.read_bytes().replace(b"v1.0.0", b"v1.0.1", 1))
+    told = f"^{seal}: its bytes were changed: .*; copy it again from its origin$"
+    with pytest.raises(DamagedBundleError, match=told):
+        BundleReader([tmp_path])
+    with BundleReader([tmp_path / "platform.tar"]) as reader:  # an archive on its own has none
+        assert reader.seal is None
+        assert "v1.0.0" in reader.inventory().repository("").tags

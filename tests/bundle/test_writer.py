@@ -1,0 +1,481 @@
+from __future__ import annotations
+
+import errno
+import os
+import random
+import threading
+from collections.abc import Generator, Mapping
+from contextlib import closing, suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mirror.bundle.archive import lay_out
+from mirror.bundle.reader import BundleReader
+from mirror.bundle.writer import BundleWriter, check_folder, check_space, write_durably
+from mirror.errors import (
+    CancelledError,
+    FileSystemError,
+    IncompleteError,
+    InputError,
+    IntegrityError,
+    MirrorError,
+    NoSpaceError,
+    SizeMismatchError,
+)
+from mirror.events import BlobDone, Event
+from mirror.oci import Descriptor, Digest, Manifest
+from mirror.sync import (
+    BlobContent,
+    CopyBlob,
+    Inventory,
+    InventoryBuilder,
+    MemoryStore,
+    PutManifest,
+    make_plan,
+    transfer,
+)
+from tests.support.bundles import archives_of, origins, pack_store, seal_of
+from tests.support.inventories import fake_manifest, put_image, sample_store, stores
+
+STORE = sample_store()
+WANTED = STORE.inventory()
+ARCHIVES = archives_of(WANTED)
+
+
+def files_in(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.is_file()}
+
+
+class Slow:
+    """A store that gives its blobs in small pieces."""
+
+    name = "slow"
+
+    def __init__(self, store: MemoryStore, piece: int = 100) -> None:
+        self.store, self.piece = store, piece
+        self.asked: list[Digest] = []
+
+    def manifest(self, repository: str, digest: Digest) -> Manifest:
+        return self.store.manifest(repository, digest)
+
+    def blob(
+        self, repository: str, digest: Digest, size: int, offset: int = 0
+    ) -> Generator[bytes, None, None]:
+        self.asked.append(digest)
+        for chunk in self.store.blob(repository, digest, size, offset):
+            for start in range(0, len(chunk), self.piece):
+                yield chunk[start : start + self.piece]
+
+
+# -- the same bytes --------------------------------------------------------------------------------
+
+
+@settings(max_examples=20)
+@given(store=stores(), order=st.randoms(use_true_random=False), piece=st.integers(1, 600))
+def test_no_order_and_no_parallelism_shows_in_the_bytes(
+    store: MemoryStore,
+    order: random.Random,
+    piece: int,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    inventory = store.inventory()
+    archives = archives_of(inventory)
+    folder = tmp_path_factory.mktemp("bundles")
+    pack_store(store, folder / "plain")
+    with BundleWriter(folder / "shuffled", tuple(reversed(archives))) as writer:
+        plan = make_plan(inventory, Inventory())
+        blobs = list(plan.blobs)
+        order.shuffle(blobs)
+        for step in blobs:
+            content = BlobContent(Slow(store, piece), step.source, step.digest, step.size)
+            assert writer.put_blob(step, content) == step.size
+        puts = [put for wave in plan.manifests for put in wave]
+        order.shuffle(puts)
+        for put in puts:
+            writer.put_manifest(put.repository, store.manifest(put.repository, put.digest))
+        writer.finish(seal_of(archives))
+    with BundleWriter(folder / "parallel", archives) as writer:
+        plan = make_plan(inventory, writer.held(inventory))
+        transfer(plan, Slow(store, piece), writer, jobs=6)
+        writer.finish(seal_of(archives))
+    plain = files_in(folder / "plain")
+    assert files_in(folder / "shuffled") == plain
+    assert files_in(folder / "parallel") == plain
+
+
+def test_a_blob_of_several_layouts_is_fetched_once_and_written_to_each(tmp_path: Path) -> None:
+    base = Digest.of(b"base layer " * 300)
+    source = Slow(STORE)
+    with BundleWriter(tmp_path, ARCHIVES) as writer:
+        report = transfer(make_plan(WANTED, Inventory()), source, writer)
+        writer.finish(seal_of(ARCHIVES))
+    assert sorted(source.asked) == sorted(WANTED.blob_sizes())
+    assert report.sent == sum(WANTED.blob_sizes().values())
+    with BundleReader([tmp_path]) as reader:
+        copies = [
+            archive.name
+            for archive in reader.archives
+            for path in archive.members
+            if path.endswith(base.encoded)
+        ]
+    assert copies == ["module-console.tar", "platform.tar"]
+
+
+def test_blobs_are_asked_for_in_the_order_in_which_they_lie(tmp_path: Path) -> None:
+    with BundleWriter(tmp_path, ARCHIVES) as writer:
+        blobs = make_plan(WANTED, Inventory()).blobs
+        ordered = writer.in_archive_order(blobs)
+        assert sorted(ordered, key=lambda step: step.digest) == sorted(
+            blobs, key=lambda step: step.digest
+        )
+        places = [
+            min(
+                (number, entry.offset)
+                for number, archive in enumerate(ARCHIVES)
+                for entry in archive.entries
+                if entry.digest == step.digest
+            )
+            for step in ordered
+        ]
+    assert places == sorted(places)
+
+
+# -- names are promises ----------------------------------------------------------------------------
+
+
+def test_nothing_has_its_name_before_all_of_it_is_there(tmp_path: Path) -> None:
+    seen: list[set[str]] = []
+
+    def on_event(_event: Event) -> None:
+        seen.append({path.name for path in tmp_path.iterdir()})
+
+    with BundleWriter(tmp_path, ARCHIVES) as writer:
+        transfer(make_plan(WANTED, Inventory()), STORE, writer, on_event=on_event)
+        partial = {f"{archive.name}.partial" for archive in ARCHIVES}
+        assert all(names == partial for names in seen)
+        writer.finish(seal_of(ARCHIVES))
+    assert {path.name for path in tmp_path.iterdir()} == {
+        *(archive.name for archive in ARCHIVES),
+        "inventory.json",
+    }
+    assert writer.size == sum((tmp_path / archive.name).stat().st_size for archive in ARCHIVES)
+
+
+def test_leaving_without_finishing_leaves_nothing(tmp_path: Path) -> None:
+    with BundleWriter(tmp_path / "new", ARCHIVES) as writer:
+        transfer(make_plan(WANTED, Inventory()), STORE, writer)
+    assert list((tmp_path / "new").iterdir()) == []
+    with pytest.raises(KeyError, match="a bug"), BundleWriter(tmp_path / "new", ARCHIVES):
+        raise KeyError("a bug")
+    assert list((tmp_path / "new").iterdir()) == []
+
+
+def test_the_leavings_of_an_interrupted_pull_are_cleared(tmp_path: Path) -> None:
+    (tmp_path / "module-gone.tar.partial").write_bytes(b"half")
+    (tmp_path / "platform.tar.partial").write_bytes(b"half" * 100_000)
+    check_folder(tmp_path, force=False)
+    pack_store(STORE, tmp_path)
+    assert not [path for path in tmp_path.iterdir() if path.suffix == ".partial"]
+    with BundleReader([tmp_path]) as reader:
+        assert reader.inventory() == WANTED
+
+
+def test_a_cancelled_pull_leaves_nothing_and_another_completes(tmp_path: Path) -> None:
+    cancel = threading.Event()
+
+    def on_event(event: Event) -> None:
+        if isinstance(event, BlobDone):
+            cancel.set()
+
+    def interrupted() -> None:
+        with BundleWriter(tmp_path, ARCHIVES) as writer:
+            plan = make_plan(WANTED, Inventory())
+            transfer(plan, STORE, writer, jobs=2, on_event=on_event, cancel=cancel)
+
+    with pytest.raises(CancelledError, match="stopped on request"):
+        interrupted()
+    assert list(tmp_path.iterdir()) == []
+    pack_store(STORE, tmp_path)
+    with BundleReader([tmp_path]) as reader:
+        assert reader.inventory() == WANTED
+
+
+# -- an earlier bundle -----------------------------------------------------------------------------
+
+
+def _earlier(folder: Path) -> dict[str, bytes]:
+    """A bundle of last year, with what lies beside such a thing."""
+    old = MemoryStore()
+    put_image(old, "", "v0.9.0", layers=(b"old",))
+    put_image(old, "modules/gone", "v1", layers=(b"old",))
+    pack_store(old, folder)
+    (folder / "platform.tar.gostsum").write_text("0" * 64)
+    (folder / "package-x.tar.0000.chunk").write_bytes(b"chunk")
+    (folder / "README.txt").write_text("mine")
+    return files_in(folder)
+
+
+def test_an_earlier_bundle_is_whole_until_the_new_one_is_and_then_gone(tmp_path: Path) -> None:
+    before = _earlier(tmp_path)
+    with BundleWriter(tmp_path, ARCHIVES) as writer:
+        transfer(make_plan(WANTED, Inventory()), STORE, writer)
+        now = files_in(tmp_path)
+        assert {name: now[name] for name in before} == before
+        writer.finish(seal_of(ARCHIVES))
+    assert set(files_in(tmp_path)) == {
+        *(archive.name for archive in ARCHIVES),
+        *("inventory.json", "README.txt"),
+    }
+    with BundleReader([tmp_path]) as reader:
+        assert reader.inventory() == WANTED
+
+
+def test_an_earlier_bundle_survives_a_pull_that_fails(tmp_path: Path) -> None:
+    before = _earlier(tmp_path)
+
+    def failing() -> None:
+        with BundleWriter(tmp_path, ARCHIVES) as writer:
+            transfer(make_plan(WANTED, Inventory()), MemoryStore("nothing"), writer)
+
+    with pytest.raises(IncompleteError, match="could not be taken from nothing"):
+        failing()
+    assert files_in(tmp_path) == before
+
+
+def test_a_folder_with_other_things_needs_force(tmp_path: Path) -> None:
+    check_folder(tmp_path / "new", force=False)
+    check_folder(tmp_path, force=False)
+    (tmp_path / ".tmp").mkdir()
+    (tmp_path / "platform.tar.partial").write_bytes(b"half")
+    check_folder(tmp_path, force=False)
+    (tmp_path / "something").write_text("x")
+    told = f"^{tmp_path} is not empty \\(it has something\\); name an empty folder, or add --force"
+    with pytest.raises(InputError, match=told):
+        check_folder(tmp_path, force=False)
+    check_folder(tmp_path, force=True)
+    with pytest.raises(InputError, match="something is not a folder; name a new or empty one"):
+        check_folder(tmp_path / "something", force=True)
+
+
+# -- what must not be finished ---------------------------------------------------------------------
+
+
+def test_a_bundle_that_lacks_anything_is_not_finished(tmp_path: Path) -> None:
+    plan = make_plan(WANTED, Inventory())
+    steps: list[CopyBlob | PutManifest] = [
+        *plan.blobs,
+        *(put for wave in plan.manifests for put in wave),
+    ]
+    for left_out in steps:
+        with BundleWriter(tmp_path, ARCHIVES) as writer:
+            for step in steps:
+                if step is left_out:
+                    continue
+                if isinstance(step, CopyBlob):
+                    content = BlobContent(STORE, step.source, step.digest, step.size)
+                    writer.put_blob(step, content)
+                else:
+                    manifest = STORE.manifest(step.repository, step.digest)
+                    writer.put_manifest(step.repository, manifest)
+            told = (
+                rf"^bundle .*: .*\.tar: .*{left_out.digest.encoded} was never written; nothing is"
+            )
+            with pytest.raises(IntegrityError, match=told):
+                writer.finish(seal_of(ARCHIVES))
+        assert list(tmp_path.iterdir()) == []
+
+
+@given(data=st.data())
+@settings(max_examples=30)
+def test_wrong_bytes_never_land_in_a_finished_archive(
+    data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    class Wrong(Slow):
+        def blob(
+            self, repository: str, digest: Digest, size: int, offset: int = 0
+        ) -> Generator[bytes, None, None]:
+            if digest == bad:
+                yield from (wrong[at : at + 50] for at in range(offset, len(wrong), 50))
+            else:
+                yield from super().blob(repository, digest, size, offset)
+
+    bad = data.draw(st.sampled_from(sorted(WANTED.blob_sizes())))
+    size = WANTED.blob_sizes()[bad]
+    wrong = data.draw(st.binary(max_size=20)) + bytes(data.draw(st.integers(0, size + 600)))
+    if Digest.of(wrong) == bad:
+        return
+    folder = tmp_path_factory.mktemp("wrong")
+    with BundleWriter(folder, ARCHIVES) as writer:
+        with pytest.raises(IncompleteError, match=f"blob {bad} into .*: slow: blob {bad} of"):
+            transfer(make_plan(WANTED, Inventory()), Wrong(STORE), writer, jobs=2)
+        with pytest.raises(IntegrityError, match="was never written; nothing is sealed"):
+            writer.finish(seal_of(ARCHIVES))
+    assert list(folder.iterdir()) == []
+
+
+def test_a_manifest_of_another_length_than_planned_is_refused(tmp_path: Path) -> None:
+    raw = STORE.manifest("", WANTED.repository("").tags["v1.0.0"])
+    node = fake_manifest()
+    forged = Descriptor(raw.media_type, raw.digest, len(raw.raw) + 1)
+    builder = InventoryBuilder()
+    builder.add_manifest("", type(node)(forged))
+    inventory = builder.build()
+    with BundleWriter(tmp_path, [lay_out("a.tar", inventory, origins(inventory))]) as writer:
+        told = f"manifest {raw.digest} of the root repository: expected {len(raw.raw) + 1} bytes"
+        with pytest.raises(SizeMismatchError, match=told):
+            writer.put_manifest("", raw)
+
+
+def test_a_blob_whose_manifests_disagree_about_its_size_spoils_no_neighbour(
+    tmp_path: Path,
+) -> None:
+    data = b"x" * 2000
+    builder = InventoryBuilder()
+    builder.add_blob("install", Digest.of(data), 10)  # some manifest there has it so
+    builder.add_blob("release-channel", Digest.of(data), len(data))
+    inventory = builder.build()
+    store = MemoryStore()
+    store.add_blob("install", data)
+    store.add_blob("release-channel", data)
+    archives = archives_of(inventory)
+    with BundleWriter(tmp_path, archives) as writer:
+        with pytest.raises(IncompleteError, match="expected 10 bytes, got 2000"):
+            transfer(make_plan(inventory, Inventory()), store, writer)
+        with pytest.raises(IntegrityError, match="was never written"):
+            writer.finish(seal_of(archives))
+
+
+# -- disks -----------------------------------------------------------------------------------------
+
+
+def _refusing(number: int, after: int) -> Any:
+    """A `pwritev` that fails from some call on."""
+    real, calls = os.pwritev, 0
+
+    def pwritev(fd: int, buffers: Any, offset: int) -> int:
+        nonlocal calls
+        calls += 1
+        if calls > after:
+            raise OSError(number, os.strerror(number))
+        return real(fd, buffers, offset)
+
+    return pwritev
+
+
+@pytest.mark.parametrize(
+    ("number", "error", "told"),
+    [
+        (errno.ENOSPC, NoSpaceError, "No space left on device; free some space there and run"),
+        (errno.EDQUOT, NoSpaceError, "free some space there and run"),
+        (errno.EFBIG, FileSystemError, r"takes no file so large \(FAT: 4 GiB\), use ext4 or exFAT"),
+    ],
+    ids=["full", "quota", "too large"],
+)
+@pytest.mark.parametrize("after", [0, 3, 15, 30])
+def test_a_disk_that_refuses_is_told_with_advice_and_nothing_stays(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    number: int,
+    error: type[MirrorError],
+    told: str,
+    after: int,
+) -> None:
+    before = _earlier(tmp_path)
+    monkeypatch.setattr(os, "pwritev", _refusing(number, after))
+
+    def writing() -> None:
+        with BundleWriter(tmp_path, ARCHIVES) as writer:
+            transfer(make_plan(WANTED, Inventory()), STORE, writer, jobs=1)
+            writer.finish(seal_of(ARCHIVES))
+
+    with pytest.raises((error, IncompleteError), match=told) as caught:
+        writing()
+    assert caught.value.exit_code == error.exit_code
+    assert f"cannot write {tmp_path}/" in str(caught.value)
+    monkeypatch.undo()
+    assert files_in(tmp_path) == before
+
+
+def test_room_is_asked_for_before_anything_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    needed = sum(archive.size for archive in ARCHIVES)
+
+    class Stat:
+        f_frsize = 512
+        f_bavail = needed // 512 - 1
+
+    monkeypatch.setattr(os, "statvfs", lambda _path: Stat)
+    told = (
+        f"^the bundle needs {needed} bytes and the disk of {tmp_path}/new has {needed - 512} free: "
+        "512 too few; nothing was fetched$"
+    )
+    with pytest.raises(NoSpaceError, match=told), BundleWriter(tmp_path / "new", ARCHIVES):
+        pytest.fail("it began nonetheless")
+    assert list((tmp_path / "new").iterdir()) == []
+    Stat.f_bavail += 1
+    check_space(tmp_path, needed)
+
+
+def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with (
+        pytest.raises(FileSystemError, match=f"^cannot create {tmp_path}/file"),
+        BundleWriter(tmp_path / "file", ARCHIVES),
+    ):
+        pytest.fail("it began nonetheless")
+
+
+def test_durable_files_are_there_whole_or_not_at_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "inventory.json"
+    write_durably(path, b"first")
+    assert path.read_bytes() == b"first"
+    monkeypatch.setattr(os, "pwritev", _refusing(errno.ENOSPC, 0))
+    with pytest.raises(NoSpaceError, match="free some space"):
+        write_durably(path, b"second")
+    assert path.read_bytes() == b"first"
+
+
+@pytest.mark.parametrize("at", range(12))
+def test_a_finish_that_is_cut_anywhere_leaves_no_seal_on_a_half(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int
+) -> None:
+    """The process ends between any two changes of names: what is sealed is whole."""
+    _earlier(tmp_path)
+
+    class CutError(BaseException):
+        pass
+
+    calls = 0
+
+    def cutting(real: Any) -> Any:
+        def call(self: Path, *args: Any, **more: Any) -> Any:
+            nonlocal calls
+            calls += 1
+            if calls > at:
+                raise CutError
+            return real(self, *args, **more)
+
+        return call
+
+    def finishing() -> None:
+        with BundleWriter(tmp_path, ARCHIVES) as writer:
+            transfer(make_plan(WANTED, Inventory()), STORE, writer)
+            for name in ("unlink", "replace"):
+                monkeypatch.setattr(Path, name, cutting(getattr(Path, name)))
+            writer.finish(seal_of(ARCHIVES))
+
+    with suppress(CutError):
+        finishing()
+    monkeypatch.undo()
+    with closing(BundleReader([tmp_path])) as reader:
+        if reader.seal is not None:
+            whole: Mapping[str, Any] = reader.inventory().repositories
+            assert ("v0.9.0" in reader.inventory().repository("").tags) == (at == 0)
+            assert whole
