@@ -8,7 +8,7 @@ This module is the ground floor: every room may import it and it imports none of
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from mirror.oci import Digest
@@ -30,8 +30,6 @@ class MirrorError(Exception):
     """Every failure raised on purpose; anything else is a bug."""
 
     exit_code: int = 1
-    retryable: ClassVar[bool] = False
-    """Whether the same request, sent again, can succeed with nothing else changed."""
 
 
 class InputError(MirrorError):

@@ -29,7 +29,7 @@ ROOMS = {
 }
 """Room → the rooms that it may import. A room is a package, or a module of the top level."""
 
-DOORS = frozenset({"cli", "console", "__main__", "__init__"})
+DOORS = frozenset({"cli", "config", "console", "__main__", "__init__"})
 """What stands above all rooms and may use any."""
 
 
