@@ -1,30 +1,19 @@
 """What is inside a bundle, in numbers that a person asks for: versions, channels, sizes, sharing.
 
-Computed from the bundle's indexes and manifests alone; no layer is read. Which component a
-repository belongs to follows from its path (docs/bundle-format.md). Sizes are bytes.
+Computed from the bundle's indexes and manifests alone; no layer is read. Sizes are bytes.
 """
 
 from __future__ import annotations
 
-import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import semver
-
+from mirror.bundle.components import BY_DIGEST, ComponentInsight, components
 from mirror.bundle.reader import BundleReader
 from mirror.oci import Digest
-from mirror.sync import Inventory, RepositoryContent
-
-KINDS = ("platform", "installer", "security", "module", "package", "plugin", "other")
-"""What a component can be, in the order in which they are listed."""
-
-_PLATFORM = frozenset({"", "install", "install-standalone", "release-channel"})
-_CHANNELS_OF = {"release-channel", "release", "version"}
-_BY_DIGEST = re.compile(r"[0-9a-f]{64}|sha256-[0-9a-f]{64}(\..*)?")
-"""Tags of images that are referenced by digest, and of what is attached to such images."""
+from mirror.sync import Inventory, ManifestNode, RepositoryContent, union
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +33,7 @@ class ImageInsight:
     @property
     def title(self) -> str:
         """Its tags, or the start of its digest where it goes by that alone."""
-        named = [tag for tag in self.tags if not _BY_DIGEST.fullmatch(tag)]
+        named = [tag for tag in self.tags if not BY_DIGEST.fullmatch(tag)]
         return ", ".join(named) or f"{self.digest.algorithm}:{self.digest.encoded[:12]}"
 
     def to_document(self) -> dict[str, Any]:
@@ -107,32 +96,6 @@ class ArchiveInsight:
 
 
 @dataclass(frozen=True, slots=True)
-class ComponentInsight:
-    """The platform, a module, a package and so on, over all its repositories.
-
-    `versions` are newest first. `channels` maps each to the versions that it leads to: those that
-    have the same image in the repository of channels, none where no version there has it.
-    """
-
-    kind: str
-    name: str
-    versions: tuple[str, ...]
-    channels: Mapping[str, tuple[str, ...]]
-    images: int
-    size: int
-
-    def to_document(self) -> dict[str, Any]:
-        return {
-            "kind": self.kind,
-            "name": self.name,
-            "versions": list(self.versions),
-            "channels": {channel: list(versions) for channel, versions in self.channels.items()},
-            "images": self.images,
-            "bytes": self.size,
-        }
-
-
-@dataclass(frozen=True, slots=True)
 class LayerInsight:
     """A blob. `images` counts the manifests that need it, `copies` the layouts that have it."""
 
@@ -156,8 +119,8 @@ class LayerInsight:
 class BundleInsight:
     """What a bundle holds.
 
-    `unique` counts all content once. `apart` is what the images would take if none shared a layer
-    with another. `content` is what the archives hold: each layout has its own copies.
+    `unique` counts all content once; `shared` is what the images would take besides if none had a
+    layer in common with another. The archives hold more than that: a copy in each layout.
     """
 
     name: str
@@ -171,7 +134,7 @@ class BundleInsight:
     manifests: int
     blobs: int
     unique: int
-    apart: int
+    shared: int
 
     @property
     def size(self) -> int:
@@ -182,11 +145,6 @@ class BundleInsight:
     def content(self) -> int:
         """What manifests and blobs take of that."""
         return sum(archive.content for archive in self.archives)
-
-    @property
-    def shared(self) -> int:
-        """What is saved by layers that several images share."""
-        return self.apart - self.unique
 
     @property
     def repeated(self) -> int:
@@ -251,31 +209,26 @@ def insight(
         )
         for archive, inventory in sorted(archives.items())
     )
-    total = union_of(archives)
+    total = union(archives.values())
     nodes, blobs = total.manifest_nodes(), total.blob_sizes()
-    unique = {**blobs, **{digest: node.descriptor.size for digest, node in nodes.items()}}
     needed = [{blob.digest: blob for blob in node.blobs} for node in nodes.values()]
-    apart = sum(node.descriptor.size for node in nodes.values()) + sum(
-        blob.size for each in needed for blob in each.values() if blob.digest in blobs
-    )
     users = Counter(digest for each in needed for digest in each)
+    types = {digest: blob.media_type for each in needed for digest, blob in each.items()}
     copies = Counter(
         digest
         for inventory in archives.values()
         for content in inventory.repositories.values()
         for digest in content.blobs
     )
-    # Blobs that no manifest needs are there too, in bundles of other tools.
-    apart += sum(size for digest, size in blobs.items() if not users[digest])
-    apart -= sum(blobs[digest] for digest in blobs.keys() & nodes.keys())
-    types = {digest: blob.media_type for each in needed for digest, blob in each.items()}
     largest = sorted(blobs.items(), key=lambda item: (-item[1], item[0]))[:layers]
     contents = total.repositories.values()
     return BundleInsight(
         name=name,
         inventory=total.digest(),
         sealed=sealed,
-        components=_components(total, found),
+        components=components(
+            total, ((one.path, one.size) for archive in found for one in archive.repositories)
+        ),
         archives=found,
         layers=tuple(
             LayerInsight(digest, types.get(digest, ""), size, users[digest], copies[digest])
@@ -285,6 +238,63 @@ def insight(
         tags=sum(len(content.tags) for content in contents),
         manifests=len(nodes),
         blobs=len(blobs),
-        unique=sum(unique.values()),
-        apart=apart,
+        unique=sum({**blobs, **_manifest_sizes(nodes)}.values()),
+        shared=sum(size * (users[digest] - 1) for digest, size in blobs.items() if users[digest]),
     )
+
+
+# -- repositories --------------------------------------------------------------------------------
+
+
+def _manifest_sizes(nodes: Mapping[Digest, ManifestNode]) -> dict[Digest, int]:
+    return {digest: node.descriptor.size for digest, node in nodes.items()}
+
+
+def _repository(path: str, content: RepositoryContent) -> RepositoryInsight:
+    held = {**content.blobs, **_manifest_sizes(content.manifests)}
+    tags: dict[Digest, list[str]] = {}
+    for tag, digest in sorted(content.tags.items()):
+        tags.setdefault(digest, []).append(tag)
+    reached = {digest: _reached(digest, content) for digest in tags}
+    users = Counter(each for needed in reached.values() for each in needed)
+    images = [
+        ImageInsight(
+            digest,
+            tuple(names),
+            size=sum(held.get(each, 0) for each in reached[digest]),
+            own=sum(held.get(each, 0) for each in reached[digest] if users[each] == 1),
+            layers=_layers(reached[digest], content),
+        )
+        for digest, names in tags.items()
+    ]
+    return RepositoryInsight(
+        path,
+        tuple(sorted(images, key=lambda image: (-image.size, image.title, image.digest))),
+        tags=len(content.tags),
+        manifests=len(content.manifests),
+        blobs=len(content.blobs),
+        size=sum(held.values()),
+        shared=sum(size for digest, size in held.items() if users[digest] > 1),
+        untagged=sum(size for digest, size in held.items() if not users[digest]),
+    )
+
+
+def _reached(digest: Digest, content: RepositoryContent) -> frozenset[Digest]:
+    """Everything that an image needs, itself included."""
+    reached: set[Digest] = set()
+    pending = [digest]
+    while pending:
+        one = pending.pop()
+        if one not in reached:
+            reached.add(one)
+            node = content.manifests.get(one)
+            if node is not None:
+                reached.update(blob.digest for blob in node.blobs)
+                pending += [child.digest for child in node.children]
+    return frozenset(reached)
+
+
+def _layers(reached: Iterable[Digest], content: RepositoryContent) -> int:
+    """How many of the blobs are layers: all but a manifest's first, which is its config."""
+    nodes = [content.manifests[digest] for digest in reached if digest in content.manifests]
+    return len({blob.digest for node in nodes for blob in node.blobs[1:]})

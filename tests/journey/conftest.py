@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from examples.release_tree import SMALL, ModuleSpec, ReleaseTree, TreeSpec, build, spread
+from mirror.oci import Digest, Manifest
 from mirror.registry import ConnectionOptions, RegistryClient
-from mirror.serve import EmbeddedRegistry, MemoryStorage
+from mirror.serve import EmbeddedRegistry, MemoryStorage, put_blob
 from mirror.sync import MemoryStore, make_plan, transfer
 from mirror.sync.registry import RegistryTarget
 from tests.conftest import MakeEmbeddedRegistry
@@ -58,11 +59,29 @@ class Source(Published):
     registry: EmbeddedRegistry
 
 
+class Shelf:
+    """A registry of this process, as a place to build into without its server."""
+
+    def __init__(self, registry: EmbeddedRegistry) -> None:
+        assert isinstance(registry.storage, MemoryStorage)
+        self._storage = registry.storage
+
+    def add_blob(self, repository: str, data: bytes) -> Digest:
+        return put_blob(self._storage, repository, data)
+
+    def add_manifest(
+        self, repository: str, raw: bytes, media_type: str, *, tags: Iterable[str] = ()
+    ) -> Manifest:
+        manifest = Manifest.parse(raw, media_type)
+        self._storage.put_manifest(repository, manifest)
+        for tag in tags:
+            self._storage.put_manifest(repository, manifest, tag)
+        return manifest
+
+
 def serve(spec: TreeSpec, registry: EmbeddedRegistry) -> Source:
-    """Build the tree of `spec` into a registry of this process, whose log starts afterwards."""
-    published = publish(spec, registry.address)
-    registry.requests.clear()
-    return Source(published.tree, published.address, registry)
+    """Build the tree of `spec` into a registry of this process."""
+    return Source(build(spec, Shelf(registry)), registry.address, registry)
 
 
 @pytest.fixture(scope="session")

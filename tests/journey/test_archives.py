@@ -35,6 +35,7 @@ ARCHIVES = {
     },
     "package-versions.tar": {"packages/grafana/version", "packages/redis/version"},
     "platform.tar": {"", "install", "install-standalone", "release-channel"},
+    "plugin-postgresql-mgr.tar": {"deckhouse-cli/plugins/postgresql-mgr"},
     "security.tar": {
         "security/trivy-bdu",
         "security/trivy-checks",
@@ -178,7 +179,8 @@ def test_images_are_named_as_d8_names_them(unpacked: Path, small_source: Source)
 
 def origin(source: Source, path: str) -> str:
     """What the repository at `path` of a bundle is called at the source."""
-    root = "deckhouse" if path == "installer" else "deckhouse/ee"
+    shared = path == "installer" or path.startswith("deckhouse-cli/")
+    root = "deckhouse" if shared else "deckhouse/ee"
     return f"{source.address}/{root}/{path}".rstrip("/")
 
 

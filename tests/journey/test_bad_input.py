@@ -31,10 +31,8 @@ from mirror.serve import (
     TokenAuth,
     User,
 )
-from mirror.sync import MemoryStore, make_plan, transfer
-from mirror.sync.registry import RegistryTarget
 from tests.conftest import MakeEmbeddedRegistry
-from tests.journey.conftest import TINY, Source, serve
+from tests.journey.conftest import TINY, Shelf, Source, serve
 from tests.journey.wire import reached
 from tests.support.processes import free_port
 from tests.support.program import Finished, call_mirror
@@ -232,8 +230,8 @@ def test_options_that_contradict_each_other_are_refused(tmp_path: Path, tiny_bun
     call_mirror("push", "localhost:1/ee").failed(2, "name the bundle to push")
     call_mirror("push", tiny_bundle, tiny_bundle, "localhost:1/ee").failed(2, "--file")
     call_mirror("push").failed(2, "Missing argument")
-    call_mirror("pull", folder, "--jobs", "0").failed(2, "--jobs")
-    call_mirror("pull", folder, "--ca", tmp_path / "no-such.pem").failed(2, "--ca")
+    call_mirror("pull", folder, "--jobs", "0").failed(2, "jobs")
+    call_mirror("pull", folder, "--ca", tmp_path / "no-such.pem").failed(2, "no-such.pem")
     call_mirror("pull", folder, "--no-such-option").failed(2, "--no-such-option")
     call_mirror("mend").failed(2, "mend")
 
@@ -358,20 +356,17 @@ def test_a_module_that_is_not_there_is_named_beside_those_that_are(
     run.failed(1, "no module consol", "it has: console")
 
 
-def edition(registry: EmbeddedRegistry, files: Mapping[str, Mapping[str, bytes | str]]) -> None:
+def replace_images(
+    registry: EmbeddedRegistry, files: Mapping[str, Mapping[str, bytes | str]]
+) -> None:
     """Replace images of a source: `repository:tag` (under the edition) → files in the image."""
-    store = MemoryStore()
+    shelf = Shelf(registry)
     for name, content in files.items():
-        repository, _, tag = f"{TINY.root}/{name}".replace("/:", ":").rpartition(":")
+        repository, _, tag = f"{TINY.root}/{name}".rpartition(":")
         made = image([layer(dict(content))])
         for data in made.blobs.values():
-            store.add_blob(repository, data)
-        store.add_manifest(repository, made.raw, made.media_type, tags=[tag])
-    wanted = store.inventory()
-    options = ConnectionOptions(plain_http=True)
-    with RegistryClient(registry.address, options=options) as client:
-        target = RegistryTarget(client, lambda path: path)
-        transfer(make_plan(wanted, target.held(wanted)), store, target)
+            shelf.add_blob(repository, data)
+        shelf.add_manifest(repository, made.raw, made.media_type, tags=[tag])
 
 
 def test_a_suspended_channel_stops_a_pull_until_told_otherwise(
@@ -396,7 +391,7 @@ def test_a_missing_component_is_named_with_the_installer_that_wants_it(
 ) -> None:
     absent = f"sha256:{'0' * 64}"
     listed = json.dumps({"cniCilium": {"agent": absent}})
-    edition(
+    replace_images(
         source.registry,
         {"install:v1.70.0": {"deckhouse/candi/images_digests.json": listed}},
     )
@@ -419,7 +414,7 @@ def test_a_missing_component_is_named_with_the_installer_that_wants_it(
 def test_a_broken_version_json_is_named(
     source: Source, tmp_path: Path, content: Mapping[str, bytes | str], words: list[str]
 ) -> None:
-    edition(source.registry, {"release-channel:alpha": content})
+    replace_images(source.registry, {"release-channel:alpha": content})
     run = pull(tmp_path / "bundle", source.root)
     run.failed(1, "release-channel:alpha", *words)
     assert not list((tmp_path / "bundle").glob("*"))
@@ -444,7 +439,7 @@ def test_a_broken_version_json_is_named(
 def test_a_broken_component_list_is_named(
     source: Source, tmp_path: Path, content: Mapping[str, bytes | str], words: list[str]
 ) -> None:
-    edition(source.registry, {"install:v1.70.0": content})
+    replace_images(source.registry, {"install:v1.70.0": content})
     pull(tmp_path / "bundle", source.root).failed(1, "install:v1.70.0", *words)
 
 

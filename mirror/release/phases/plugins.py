@@ -16,12 +16,11 @@ from mirror.release.plugins import (
     parse_contract,
     select_plugins,
 )
+from mirror.release.plugins.contract import ANNOTATION
 from mirror.release.selection import Wanted, Wishes
 from mirror.release.source import ReleaseSource
 from mirror.release.tree import PLUGINS
 from mirror.release.versions import parse_version
-
-_ANNOTATION = "contract"
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +87,10 @@ class _Facts:
         self._source = source
 
     def names(self) -> Collection[str] | None:
-        return self._tags(PLUGINS)
+        names = self._tags(PLUGINS)
+        # The solver asks for one after the other; in parallel the answers are there already.
+        self._source.each("plugins", sorted(names or ()), self.tags)
+        return names
 
     def tags(self, name: str) -> Collection[str] | None:
         return self._tags(f"{PLUGINS}/{name}")
@@ -105,10 +107,10 @@ class _Facts:
     def contract(self, name: str, tag: str) -> Contract:
         repository = f"{PLUGINS}/{name}"
         manifest = self._source.required(repository, tag, f"plugin {name}")
-        annotation = manifest.annotations.get(_ANNOTATION)
+        annotation = manifest.annotations.get(ANNOTATION)
         if annotation is None and manifest.children:
             first = manifest.children[0].descriptor.digest
             child = self._source.required(repository, first, f"index {manifest.digest}")
-            annotation = child.annotations.get(_ANNOTATION)
+            annotation = child.annotations.get(ANNOTATION)
         where = self._source.where(repository, tag)
         return parse_contract(annotation, name=name, version=tag, where=where)

@@ -1,0 +1,115 @@
+"""What is inside a bundle, as tables for a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from mirror.bundle.inspect import BundleInsight
+
+_UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
+_SHOWN = 8  # rows of lists of the largest
+_NUMBERS = frozenset({"Size", "Repositories", "Images", "Layers", "Copies"})
+
+
+def size_text(count: int) -> str:
+    """Bytes as a person reads them: `1.5 GiB`."""
+    value, unit = float(count), 0
+    while value >= 1024 and unit < len(_UNITS) - 1:
+        value, unit = value / 1024, unit + 1
+    return f"{count} B" if unit == 0 else f"{value:.1f} {_UNITS[unit]}"
+
+
+def channels_text(channels: Mapping[str, Sequence[str]]) -> str:
+    """`alpha → v1.2.0, stable → v1.1.0`; a question mark where the version is not in the bundle."""
+    return ", ".join(
+        f"{channel} → {versions[0] if versions else '?'}" for channel, versions in channels.items()
+    )
+
+
+def insight_text(found: BundleInsight) -> str:
+    """What a person sees of it on a terminal."""
+    return "\n".join(
+        [
+            f"{found.name[:1].upper()}{found.name[1:]} holds",
+            *_overview(found),
+            "",
+            *_table(
+                ("Component", "Size", "Versions", "Channels"),
+                [
+                    (
+                        component.name
+                        if component.kind in ("platform", "installer")
+                        else f"{component.kind} {component.name}",
+                        size_text(component.size),
+                        _some(component.versions),
+                        channels_text(component.channels),
+                    )
+                    for component in found.components
+                ],
+            ),
+            "",
+            *_table(
+                ("Archive", "Size", "Repositories", "Images"),
+                [
+                    (
+                        archive.name,
+                        size_text(archive.size),
+                        f"{len(archive.repositories)}",
+                        f"{sum(len(one.images) for one in archive.repositories)}",
+                    )
+                    for archive in found.archives
+                ],
+            ),
+            "",
+            *_table(
+                ("Largest images", "Size", "Layers"),
+                [
+                    (f"{path or '/'} {image.title}", size_text(image.size), f"{image.layers}")
+                    for path, image in found.largest_images(_SHOWN)
+                ],
+            ),
+            "",
+            *_table(
+                ("Largest layers", "Size", "Images", "Copies"),
+                [
+                    (
+                        f"{layer.digest.algorithm}:{layer.digest.encoded[:12]}",
+                        size_text(layer.size),
+                        f"{layer.images}",
+                        f"{layer.copies}",
+                    )
+                    for layer in found.layers[:_SHOWN]
+                ],
+            ),
+        ]
+    )
+
+
+def _overview(found: BundleInsight) -> Iterator[str]:
+    rows = (
+        ("Size", f"{size_text(found.size)} in {len(found.archives)} archives"),
+        ("Contents", f"{found.images} images, {found.tags} tags, {found.blobs} blobs"),
+        ("Unique", f"{size_text(found.unique)}, each manifest and blob counted once"),
+        ("Shared", f"{size_text(found.shared)} less than without layers in common"),
+        ("Repeated", f"{size_text(found.repeated)} for content that several repositories have"),
+        ("Inventory", f"{found.inventory}" + (", sealed" if found.sealed else ", not sealed")),
+    )
+    yield from (f"  {title:<9}  {text}" for title, text in rows)
+
+
+def _some(names: Sequence[str], most: int = 4) -> str:
+    rest = len(names) - most
+    return ", ".join(names[:most]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def _table(titles: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> Iterator[str]:
+    """Columns under their titles; those of numbers to the right."""
+    lines = [titles, *rows]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(titles))]
+    right = {column for column, title in enumerate(titles) if title in _NUMBERS}
+    for line in lines:
+        cells = (
+            f"{cell:>{width}}" if column in right else f"{cell:<{width}}"
+            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
+        )
+        yield ("  " + "  ".join(cells)).rstrip()
