@@ -185,10 +185,13 @@ class PullConfig(BaseModel):
                 "--include-platform, such as '>=1.68 <=1.70', or add --no-platform"
             )
         for noun, items in (("module", wishes.modules), ("package", wishes.packages)):
-            unbounded = items is not None and (
-                not items.names or any(not items.items[name].wanted for name in items.names)
+            if items is None:
+                continue
+            # Extra images are those of the versions that channels lead to, which can be asked for.
+            bare = not wishes.only_extra_images and any(
+                not items.items[name].wanted for name in items.names
             )
-            if unbounded and not (noun == "module" and wishes.only_extra_images):
+            if not items.names or bare:
                 raise InputError(
                     f"--proxy-registry cannot list {noun}s and their versions; name each with "
                     f"--include-{noun} 'name@>=1.0 <2.0', or add --no-{noun}s"

@@ -51,7 +51,7 @@ class ComponentInsight:
         }
 
 
-def _component(path: str) -> tuple[str, str]:
+def component_of(path: str) -> tuple[str, str]:
     """(kind, name) of what a repository belongs to."""
     match path.split("/"):
         case _ if path in _PLATFORM:
@@ -76,10 +76,10 @@ def components(total: Inventory, sizes: Iterable[tuple[str, int]]) -> tuple[Comp
     """
     taken: Counter[tuple[str, str]] = Counter()
     for path, size in sizes:
-        taken[_component(path)] += size
+        taken[component_of(path)] += size
     by_component: dict[tuple[str, str], dict[str, RepositoryContent]] = {}
     for path, content in total.repositories.items():
-        by_component.setdefault(_component(path), {})[path] = content
+        by_component.setdefault(component_of(path), {})[path] = content
     return tuple(
         ComponentInsight(
             kind,

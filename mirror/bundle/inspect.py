@@ -31,10 +31,14 @@ class ImageInsight:
     layers: int
 
     @property
+    def names(self) -> tuple[str, ...]:
+        """Its tags, without those that only spell a digest."""
+        return tuple(tag for tag in self.tags if not BY_DIGEST.fullmatch(tag))
+
+    @property
     def title(self) -> str:
-        """Its tags, or the start of its digest where it goes by that alone."""
-        named = [tag for tag in self.tags if not BY_DIGEST.fullmatch(tag)]
-        return ", ".join(named) or f"{self.digest.algorithm}:{self.digest.encoded[:12]}"
+        """Its names, or the start of its digest where it goes by that alone."""
+        return ", ".join(self.names) or f"{self.digest.algorithm}:{self.digest.encoded[:12]}"
 
     def to_document(self) -> dict[str, Any]:
         return {

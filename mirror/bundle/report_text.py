@@ -20,10 +20,11 @@ def size_text(count: int) -> str:
 
 
 def channels_text(channels: Mapping[str, Sequence[str]]) -> str:
-    """`alpha → v1.2.0, stable → v1.1.0`; a question mark where the version is not in the bundle."""
-    return ", ".join(
-        f"{channel} → {versions[0] if versions else '?'}" for channel, versions in channels.items()
-    )
+    """`alpha, beta → v1.2.0; stable → v1.1.0`; a question mark for a version that is not there."""
+    leading: dict[str, list[str]] = {}
+    for channel, versions in channels.items():
+        leading.setdefault(versions[0] if versions else "?", []).append(channel)
+    return "; ".join(f"{', '.join(names)} → {version}" for version, names in leading.items())
 
 
 def insight_text(found: BundleInsight) -> str:

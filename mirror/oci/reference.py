@@ -33,6 +33,12 @@ class Repository:
             InvalidReferenceError: no path, or one that no registry accepts.
         """
         bare = re.sub(r"^https?://", "", text.strip()).removesuffix("/")
+        if "@" in bare:
+            # Not repeated here: what stands before the @ may be a password.
+            raise InvalidReferenceError(
+                "a registry's address has no @; write host[:port]/path without login and digest, "
+                "and give the login by the options for it, or with `docker login`"
+            )
         host, slash, path = bare.partition("/")
         if not _is_host(host):
             raise InvalidReferenceError(

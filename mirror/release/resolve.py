@@ -6,7 +6,7 @@ With the images travel what vouches for them: cosign's tags, and OCI 1.1 referre
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from mirror.oci import Digest, Manifest, Platform
@@ -150,13 +150,21 @@ class _Resolving:
         answers = self._source.each("images of indexes", questions, read)
         return dict(zip(questions, answers, strict=True))
 
+    def _asked_for(self, platform: Platform) -> bool:
+        """`linux/arm64` asks for all variants of it, as most indexes say `linux/arm64/v8`."""
+        return any(
+            (one.os, one.architecture) == (platform.os, platform.architecture)
+            and one.variant in ("", platform.variant)
+            for one in self._platforms
+        )
+
     def _thinned(self, wanted: Wanted, index: Manifest) -> Manifest:
         """The index with only the images for the platforms that were asked for."""
         document = json.loads(index.raw)
         document["manifests"] = [
             raw
             for raw, child in zip(document["manifests"], index.children, strict=True)
-            if child.platform in self._platforms
+            if child.platform is not None and self._asked_for(child.platform)
         ]
         where = self._source.where(wanted.repository, wanted.reference)
         if not document["manifests"]:
@@ -169,28 +177,31 @@ class _Resolving:
         return thinned
 
 
-def _company(source: ReleaseSource, images: Iterable[_Added], company: Company) -> list[Wanted]:
+def _company(source: ReleaseSource, images: Sequence[_Added], company: Company) -> list[Wanted]:
     """What vouches for `images`, by tag."""
     by_repository: dict[str, list[_Added]] = {}
     for one in images:
         by_repository.setdefault(one.repository, []).append(one)
-    if not company.listing:
-        return [
+    first = images[0]
+    has_api = company.signatures and source.has_referrers(first.repository, first.manifest.digest)
+    if company.listing:
+        paths = sorted(by_repository)
+        listed = dict(zip(paths, source.each("signatures", paths, source.tags), strict=True))
+        found = [
+            _vouching(one, tag)
+            for path in paths
+            for one in by_repository[path]
+            for suffix in company.suffixes
+            if (tag := _tag(one.manifest.digest) + suffix) in (listed[path] or ())
+        ]
+    else:
+        found = [
             _vouching(one, _tag(one.manifest.digest) + suffix)
             for one in images
             for suffix in company.suffixes
-            if suffix  # the referrers' own tag is for registries without the API, which can list
+            if suffix or not has_api  # the API knows what would be under the referrers' own tag
         ]
-    paths = sorted(by_repository)
-    listed = dict(zip(paths, source.each("signatures", paths, source.tags), strict=True))
-    found = [
-        _vouching(one, tag)
-        for path in paths
-        for one in by_repository[path]
-        for suffix in company.suffixes
-        if (tag := _tag(one.manifest.digest) + suffix) in (listed[path] or ())
-    ]
-    if company.signatures:
+    if has_api:
         found += _referrers(source, by_repository)
     return found
 
@@ -201,14 +212,9 @@ def _referrers(
     """What the source's referrers API knows of the images, as indexes under the tag schema's tags.
 
     So the bundle holds them under tags like everything else, and they are found in a target with
-    the API and in one without. Whether the source has the API is asked once.
+    the API and in one without.
     """
     subjects = [one for path in sorted(by_repository) for one in by_repository[path]]
-    if not subjects:
-        return []
-    first = subjects[0]
-    if not source.has_referrers(first.repository, first.manifest.digest):
-        return []
     questions = list(dict.fromkeys((one.repository, one.manifest.digest) for one in subjects))
     answers = source.each("referrers", questions, lambda ask: source.referrers(*ask))
     indexes: dict[tuple[str, Digest], Manifest] = {}

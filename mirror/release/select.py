@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from mirror.errors import DeniedError
 from mirror.release.phases.extras import installer_image, security_images
 from mirror.release.phases.items import (
     MODULE,
@@ -46,7 +47,7 @@ def select(source: ReleaseSource, wishes: Wishes) -> Selection:
     for item in (*modules, *packages):
         images += item.images
     if not wishes.probing and not wishes.only_extra_images:
-        images += _without_stray_channels(package_version_images(source), images)
+        images += _without_stray_channels(_described_packages(source, wishes), images)
     module_versions = {item.name: item.versions for item in modules}
     plugins = select_plugin_images(source, wishes, module_versions, platform.selection.versions)
     images += plugins.images
@@ -59,6 +60,17 @@ def select(source: ReleaseSource, wishes: Wishes) -> Selection:
         plugins.choices,
         platform.files,
     )
+
+
+def _described_packages(source: ReleaseSource, wishes: Wishes) -> list[Wanted]:
+    """What describes all packages. Who wants none of them need not have access to them."""
+    try:
+        return package_version_images(source)
+    except DeniedError as err:
+        if wishes.packages is not None:
+            raise
+        source.warn(f"no packages are described in the bundle: {err}")
+        return []
 
 
 def _without_stray_channels(versions: Iterable[Wanted], selected: Iterable[Wanted]) -> list[Wanted]:

@@ -23,6 +23,9 @@ from mirror.sync.workers import DEFAULT_JOBS, Item, Result, gather
 _METADATA_PLATFORM = Platform("linux", "amd64")
 """Which image of an index is read for metadata; all of them carry the same."""
 
+_SMALL_LAYER = 256 << 10
+"""Bytes of a layer that is read by one thread at a time: the others then find it kept."""
+
 
 class ReleaseSource:
     """A source registry's release tree, as questions and answers. Thread-safe.
@@ -45,7 +48,8 @@ class ReleaseSource:
         self.cancel = cancel or threading.Event()
         self._jobs, self._on_event = jobs, on_event
         self._lock = threading.Lock()
-        self._answers: dict[Hashable, Future[Any]] = {}  # under the lock
+        self._answers: dict[Hashable, Future[Any]] = {}  # under the lock, like the next
+        self._turns: dict[Digest, threading.Lock] = {}
 
     # -- for the user --------------------------------------------------------------------------
 
@@ -117,8 +121,8 @@ class ReleaseSource:
         return self._once(("files", repository, manifest.digest, *paths), ask)
 
     def has_referrers(self, repository: str, digest: Digest) -> bool:
-        """Whether the source has the referrers API, tried on an image that it has."""
-        return self._referrers(repository, digest) is not None
+        """Whether the source has the referrers API, tried once, on an image that it has."""
+        return self._once("referrers", lambda: self._referrers(repository, digest) is not None)
 
     def referrers(self, repository: str, digest: Digest) -> list[dict[str, Any]]:
         """What refers to an image, as descriptors in JSON values, sorted by digest."""
@@ -142,6 +146,17 @@ class ReleaseSource:
         return image
 
     def _layer(self, repository: str, layer: Descriptor) -> Iterator[bytes]:
+        """A layer's bytes, verified. Images share layers, and many images are read at a time."""
+        if layer.size > _SMALL_LAYER:
+            yield from self._read_layer(repository, layer)
+            return
+        with self._lock:
+            turn = self._turns.setdefault(layer.digest, threading.Lock())
+        with turn:
+            chunks = list(self._read_layer(repository, layer))
+        yield from chunks
+
+    def _read_layer(self, repository: str, layer: Descriptor) -> Iterator[bytes]:
         where = f"{self.tree.origin(repository)}: layer {layer.digest}"
         with closing(self.content.blob(repository, layer.digest, layer.size)) as chunks:
             yield from verified(chunks, layer.digest, layer.size, where=where)

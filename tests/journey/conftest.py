@@ -23,6 +23,7 @@ TINY = TreeSpec(
     components=6,
     layer_bytes=1000,
     modules=(ModuleSpec("console", ("v1.0.0", "v1.1.0"), spread(("v1.0.0", "v1.1.0"))),),
+    packages=(ModuleSpec("redis", ("v7.0.1",), spread(("v7.0.1",))),),
 )
 """For tests that run a whole pull or push several times."""
 

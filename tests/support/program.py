@@ -125,6 +125,11 @@ class RunningMirror:
             self._process.kill()
         self._process.communicate()
 
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self._process.pid
+
     def wait_until(self, condition: Callable[[], bool]) -> None:
         """Wait until `condition` holds; the process must be running all the while."""
         deadline = time.monotonic() + _TIMEOUT_S

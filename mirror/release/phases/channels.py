@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
+from mirror.errors import SourceContentError
 from mirror.oci import Manifest
 from mirror.release.metadata import VERSION_JSON, ReleaseInfo, parse_release
 from mirror.release.platform import ChannelFact
 from mirror.release.source import ReleaseSource
 from mirror.release.tree import CHANNELS
+from mirror.release.versions import parse_version, version_tag
 
 
 def read_channel(source: ReleaseSource, repository: str, name: str) -> ChannelFact | None:
@@ -39,3 +41,33 @@ def read_channels(
     names = [name for name in CHANNELS if tags is None or name in tags]
     facts = (read_channel(source, repository, name) for name in names)
     return {fact.name: fact for fact in facts if fact is not None}
+
+
+def can_lead(source: ReleaseSource, repository: str, tag: str, taken: Collection[str]) -> bool:
+    """Whether a bundle with the tags `taken` may publish the release image `tag` to channels.
+
+    Not, if there is no such image, or if a cluster that reads it would go for a version that the
+    bundle does not have, as builds that are no releases make it; the user is told so.
+
+    Raises:
+        SourceContentError: `tag` is a version, and its image does not say which.
+    """
+    where = source.where(repository, tag)
+    manifest = source.manifest(repository, tag)
+    if manifest is None:
+        source.warn(f"{where} is not there, so no release channel of the bundle leads to {tag}")
+        return False
+    try:
+        version = release_info(source, repository, manifest, where).version
+    except SourceContentError as err:
+        if parse_version(tag) is not None:
+            raise
+        source.warn(f"no release channel of the bundle leads to {tag}: {err}")
+        return False
+    if version in map(parse_version, taken):
+        return True
+    source.warn(
+        f"{where} leads to {version_tag(version)}, which is not in the bundle, so no release "
+        f"channel of the bundle leads to {tag}"
+    )
+    return False

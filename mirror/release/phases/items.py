@@ -19,7 +19,7 @@ from mirror.release.metadata import (
     find_digests,
     parse_extra_images,
 )
-from mirror.release.phases.channels import read_channels
+from mirror.release.phases.channels import can_lead, read_channels
 from mirror.release.platform import ChannelFact
 from mirror.release.selection import Wanted, Wishes
 from mirror.release.source import ReleaseSource
@@ -157,10 +157,19 @@ class _Item:
                 self._archive, self._releases, tag, reference, self._title, optional=optional
             )
 
+        leading = {
+            tag
+            for tag in sorted(set(chosen.aliases.values()))
+            if can_lead(self._source, self._releases, tag, chosen.tags)
+        }
         return [
             *(release(tag, tag, optional=True) for tag in chosen.tags),
             *(release(name, facts[name].digest, optional=False) for name in chosen.channels),
-            *(release(name, tag, optional=True) for name, tag in chosen.aliases.items()),
+            *(
+                release(name, tag, optional=True)
+                for name, tag in chosen.aliases.items()
+                if tag in leading
+            ),
         ]
 
     def _version_images(self, tag: str) -> list[Wanted]:

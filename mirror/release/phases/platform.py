@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from mirror.bundle.names import archive_of
 from mirror.errors import SourceContentError
@@ -18,7 +18,7 @@ from mirror.release.metadata import (
     parse_component_tags,
     parse_release,
 )
-from mirror.release.phases.channels import read_channel
+from mirror.release.phases.channels import can_lead, read_channel
 from mirror.release.platform import (
     ChannelFact,
     PlatformSelection,
@@ -63,6 +63,11 @@ def select_platform_images(
     selection = select_platform(channels, tags, wishes)
     for warning in selection.warnings:
         source.warn(warning)
+    releases = (*selection.tags, *selection.custom_tags)
+    # One release image stands behind all of them.
+    for tag in set(selection.aliases.values()):
+        if not can_lead(source, RELEASE_CHANNEL, tag, releases):
+            selection = replace(selection, aliases={})
     pinned = wishes.tag is not None
     images = [
         Wanted(_ARCHIVE, RELEASE_CHANNEL, fact.name, fact.digest, f"channel {fact.name}")
@@ -73,7 +78,6 @@ def select_platform_images(
         Wanted(_ARCHIVE, RELEASE_CHANNEL, channel, tag, f"--deckhouse-tag {tag}", optional=True)
         for channel, tag in selection.aliases.items()
     ]
-    releases = (*selection.tags, *selection.custom_tags)
     for tag in releases:
         images += _release_images(tag, described=not pinned)
     listed = source.each("component lists", releases, lambda tag: _components(source, tag))

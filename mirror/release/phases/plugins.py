@@ -51,7 +51,7 @@ def select_plugin_images(
         for name, tags in modules.items()
     }
     selected = select_plugins(
-        _Facts(source),
+        _Facts(source, wishes.plugins.names),
         modules=versions,
         platform=platform,
         wanted=[wishes.plugins.items[name] for name in wishes.plugins.names],
@@ -83,8 +83,8 @@ def _wanted(choice: PluginChoice) -> Wanted:
 class _Facts:
     """What the source says about its plugins."""
 
-    def __init__(self, source: ReleaseSource) -> None:
-        self._source = source
+    def __init__(self, source: ReleaseSource, named: Collection[str]) -> None:
+        self._source, self._named = source, named
 
     def names(self) -> Collection[str] | None:
         names = self._tags(PLUGINS)
@@ -93,7 +93,9 @@ class _Facts:
         return names
 
     def tags(self, name: str) -> Collection[str] | None:
-        return self._tags(f"{PLUGINS}/{name}")
+        repository = f"{PLUGINS}/{name}"
+        # What was asked for by name must not go missing with a warning.
+        return self._source.tags(repository) if name in self._named else self._tags(repository)
 
     def _tags(self, repository: str) -> Collection[str] | None:
         try:

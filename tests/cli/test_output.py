@@ -1,0 +1,214 @@
+"""Results to standard output, progress to standard error, for people and for programs."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import pty
+import re
+import struct
+import subprocess
+import termios
+from pathlib import Path
+
+import pytest
+
+from tests.journey.conftest import Source
+from tests.support.program import PROGRAM, ROOT, call_mirror, environment, run_mirror
+
+COUNTS = {"repositories", "tags", "manifests", "blobs", "elapsedSeconds"}
+DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
+
+
+@pytest.fixture
+def target(source: Source, request: pytest.FixtureRequest) -> str:
+    """A path of its own in the registry, to push to."""
+    name = re.sub(r"[^a-z0-9]+", "-", request.node.name.lower()).strip("-")
+    return f"{source.address}/targets/{name}"
+
+
+# -- JSON ------------------------------------------------------------------------------------------
+
+
+def test_a_pull_answers_with_what_it_packed(source: Source, tmp_path: Path) -> None:
+    folder = tmp_path / "bundle"
+    run = call_mirror("pull", folder, "--source", source.root, "--insecure", "--json").succeeded()
+    document = run.document
+    assert run.stderr == ""
+    keys = {"bundle", "source", "edition", "platform", "modules", "archives", "bytes", "fetched"}
+    assert document.keys() >= {*keys, "inventory", *COUNTS}
+    assert document["bundle"] == str(folder)
+    assert document["source"] == source.root
+    assert document["edition"] == "ee"
+    assert document["platform"]["versions"] == ["v1.69.1", "v1.70.0"]
+    channels = {"alpha", "beta", "early-access", "stable", "rock-solid"}
+    assert set(document["platform"]["channels"]) == channels
+    assert document["archives"] == {path.name: path.stat().st_size for path in folder.glob("*.tar")}
+    assert document["bytes"] == sum(document["archives"].values())
+    assert 0 < document["fetched"] < document["bytes"]
+    assert DIGEST.fullmatch(document["inventory"])
+
+
+def test_a_push_answers_with_what_it_sent(bundle: Path, target: str) -> None:
+    run = call_mirror("push", bundle, target, "--insecure", "--json").succeeded()
+    document = run.document
+    assert run.stderr == ""
+    assert document.keys() == {"target", "inventory", "uploaded", *COUNTS}
+    assert document["target"] == target
+    assert document["uploaded"].keys() == {"blobs", "bytes", "manifests", "tags"}
+    assert all(count > 0 for count in document["uploaded"].values())
+
+
+def test_a_verification_answers_with_what_it_saw(bundle: Path, target: str) -> None:
+    document = call_mirror("verify", bundle, "--json").succeeded().document
+    assert document.keys() >= {"ok", "sealed", "archives", "bytes", "findings", "notices", *COUNTS}
+    assert (document["ok"], document["sealed"], document["findings"]) == (True, True, [])
+    assert document["bytes"] == sum(path.stat().st_size for path in bundle.glob("*.tar"))
+
+    against = ("verify", bundle, "--against", target, "--insecure", "--json")
+    lacking = call_mirror(*against)
+    assert lacking.code == 4
+    document = lacking.document
+    keys = {"ok", "target", "deep", "inventory", "findings", *COUNTS}
+    assert document.keys() == keys
+    assert (document["ok"], document["deep"]) == (False, False)
+    for finding in document["findings"]:
+        assert finding.keys() == {"place", "repository", "tags", "digest", "problem"}
+        assert target in finding["place"]
+
+    call_mirror("push", bundle, target, "--insecure").succeeded()
+    document = call_mirror(*against, "--deep").succeeded().document
+    assert document.keys() == keys
+    assert (document["ok"], document["deep"], document["findings"]) == (True, True, [])
+
+
+def test_a_failure_answers_with_its_type_its_message_and_its_code(tmp_path: Path) -> None:
+    run = call_mirror("verify", tmp_path, "--json").failed(2, "holds no bundle")
+    assert run.document.keys() == {"error"}
+    error = run.document["error"]
+    assert error.keys() == {"type", "message", "exitCode"}
+    assert (error["type"], error["exitCode"]) == ("InputError", 2)
+    assert run.stderr == f"error: {error['message']}\n"
+
+
+def test_the_place_of_the_flag_does_not_matter(tmp_path: Path) -> None:
+    after = call_mirror("verify", tmp_path, "--json")
+    before = call_mirror("verify", "--json", tmp_path)
+    assert json.loads(before.stdout) == json.loads(after.stdout)
+
+
+# -- text ------------------------------------------------------------------------------------------
+
+
+def test_results_go_to_stdout_and_progress_to_stderr(
+    source: Source, tmp_path: Path, target: str
+) -> None:
+    folder = tmp_path / "bundle"
+    pull = run_mirror("pull", folder, "--source", source.root, "--insecure").succeeded()
+    assert pull.stdout.startswith(f"Bundle {folder} is complete\n")
+    for word in ("v1.70.0, v1.69.1", "rock-solid", "platform.tar", "in total", "inventory sha256:"):
+        assert word in pull.stdout
+    assert re.search(r"^\d+ blobs \(.*\), \d+ manifests, \d+ tags$", pull.stderr, re.MULTILINE)
+    verify = call_mirror("verify", folder).succeeded()
+    assert verify.stdout.startswith("The bundle is whole (sealed: every byte is accounted for)\n")
+    push = call_mirror("push", folder, target, "--insecure").succeeded()
+    assert push.stdout.startswith(f"Registry {target} holds the whole bundle\n")
+    assert "comparing with the registry" in push.stderr
+    assert "blobs" in push.stderr
+
+
+def test_plain_lines_have_no_bars_and_no_colours(source: Source, tmp_path: Path) -> None:
+    run = run_mirror("pull", tmp_path / "bundle", "--source", source.root, "--insecure")
+    assert not re.search(r"[\r\x1b]|%\|", run.succeeded().text)
+
+
+def on_a_terminal(*args: str | Path) -> tuple[int, str, str]:
+    """Run the program with a terminal for its standard error: (code, stdout, what it showed)."""
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 30, 100, 0, 0))  # rows, columns
+    try:
+        process = subprocess.Popen(
+            [*PROGRAM, *map(str, args)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=theirs,
+            cwd=ROOT,
+            env=environment({"TERM": "xterm"}),
+        )
+        os.close(theirs)
+        shown = b""
+        with contextlib.suppress(OSError):  # EIO: the other side was closed
+            while piece := os.read(ours, 65536):
+                shown += piece
+        out, _ = process.communicate(timeout=60)
+    finally:
+        os.close(ours)
+    return process.returncode, out.decode(), shown.decode()
+
+
+def test_a_terminal_shows_bars_and_stdout_stays_clean(source: Source, tmp_path: Path) -> None:
+    folder = tmp_path / "bundle"
+    code, out, shown = on_a_terminal("pull", folder, "--source", source.root, "--insecure")
+    assert code == 0
+    assert re.search(r"\d+ blobs: 100%\|", shown)
+    assert "\r" in shown
+    assert out.startswith(f"Bundle {folder} is complete\n")
+    assert "\r" not in out
+
+
+def test_json_on_a_terminal_shows_no_bars(bundle: Path) -> None:
+    code, out, shown = on_a_terminal("verify", bundle, "--json")
+    assert (code, shown) == (0, "")
+    assert json.loads(out)["ok"] is True
+
+
+def test_an_error_on_a_terminal_is_one_message(tmp_path: Path) -> None:
+    code, out, shown = on_a_terminal("verify", tmp_path / "nowhere")
+    assert (code, out) == (2, "")
+    assert shown.startswith("error: ")
+    assert "Traceback" not in shown
+
+
+# -- further ways to name a bundle -----------------------------------------------------------------
+
+
+def test_single_archives_are_pushed_beside_or_instead_of_a_folder(
+    bundle: Path, target: str
+) -> None:
+    files = [bundle / "platform.tar", bundle / "installer.tar"]
+    alone = ("push", "--file", files[0], "--file", files[1], target, "--insecure", "--json")
+    assert call_mirror(*alone).succeeded().document["uploaded"]["tags"] > 0
+    both = call_mirror("push", bundle, target, "--file", files[0], "--insecure", "--json")
+    assert both.succeeded().document["uploaded"]["tags"] > 0
+    call_mirror("verify", bundle, "--against", target, "--insecure").succeeded()
+
+
+def test_a_working_folder_is_accepted_and_not_used(
+    source: Source, bundle: Path, tmp_path: Path, target: str
+) -> None:
+    unused = tmp_path / "work"
+    folder = tmp_path / "bundle"
+    pull = ("pull", folder, "--source", source.root, "--insecure", "--tmp-dir", unused)
+    call_mirror(*pull).succeeded()
+    call_mirror("push", folder, target, "--insecure", "--tmp-dir", unused).succeeded()
+    assert not unused.exists()
+
+
+def test_parts_of_the_tree_are_left_out_on_request(source: Source, tmp_path: Path) -> None:
+    pull = ("--source", source.root, "--insecure", "--json")
+    without = ("--no-security-db", "--no-modules", "--no-packages", "--no-installer")
+    run = call_mirror("pull", tmp_path / "platform", *pull, *without).succeeded()
+    # Which versions of packages there are is told all the same, as `d8 mirror` does.
+    assert set(run.document["archives"]) == {"platform.tar", "package-versions.tar"}
+    run = call_mirror(
+        "pull", tmp_path / "rest", *pull, "--no-platform", "--no-packages", "-i", "console"
+    )
+    assert set(run.succeeded().document["archives"]) == {
+        "installer.tar",
+        "module-console.tar",
+        "package-versions.tar",
+        "security.tar",
+    }
+    call_mirror("verify", tmp_path / "rest").succeeded()
