@@ -17,9 +17,9 @@ from typing import Any, TypeVar
 import click
 
 from mirror import console
+from mirror.bundle.folder import check_folder
 from mirror.bundle.reader import BundleReader, read_base
 from mirror.bundle.verify import BundleReport
-from mirror.bundle.writer import check_folder
 from mirror.config import PullConfig
 from mirror.errors import InputError, IntegrityError, MirrorError
 from mirror.events import Warned
@@ -217,6 +217,9 @@ def _config_options(*, short: Mapping[str, str]) -> Callable[[Command], Command]
 )
 @click.option("--force", is_flag=True, help="Replace the bundle that is in BUNDLE_DIR.")
 @click.option(
+    "--no-pull-resume", is_flag=True, help="Begin anew, whatever an interrupted pull has left."
+)
+@click.option(
     "--source-login",
     envvar="D8_MIRROR_SOURCE_LOGIN",
     show_envvar=True,
@@ -246,6 +249,7 @@ def pull_command(
     dry_run: bool,
     base: Path | None,
     force: bool,
+    no_pull_resume: bool,
     source_login: str | None,
     source_password: str | None,
     license_key: str | None,
@@ -298,7 +302,9 @@ def pull_command(
             on_event=on_event,
         )
         if not dry_run:
-            report = planned.carry_out(bundle_dir, force=force, on_event=on_event)
+            report = planned.carry_out(
+                bundle_dir, force=force, resume=not no_pull_resume, on_event=on_event
+            )
     if dry_run:
         document = planned.to_document(held)
         _show(as_json, document, console.plan_summary, (planned, held), started)

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from mirror.bundle.files import ReadAt
-from mirror.bundle.names import SHORT_TAG, blob_path, inside
+from mirror.bundle.names import REF_NAME, SHORT_TAG, blob_path, inside
 from mirror.bundle.tar import Member, members
 from mirror.errors import (
     DamagedBundleError,
@@ -223,7 +223,8 @@ class _LayoutReading:
             document = json.loads(self._archive.file.read(member.offset, member.size))
             for descriptor in document["manifests"] or ():
                 digest = Digest.parse(descriptor["digest"])
-                tag = (descriptor.get("annotations") or {}).get(SHORT_TAG)
+                annotations = descriptor.get("annotations") or {}
+                tag, reference = annotations.get(SHORT_TAG), annotations.get(REF_NAME)
                 if tag is None:
                     self.notices.append(
                         f"{self._archive.name}: {member.path}: {digest} has no annotation "
@@ -231,6 +232,9 @@ class _LayoutReading:
                     )
                 elif not isinstance(tag, str) or not valid_tag(tag):
                     raise DamagedBundleError(f"{tag!r} is no tag")
+                elif isinstance(reference, str) and reference.rpartition(":")[2] != tag:
+                    # Whoever writes archives derives the one from the other: one was changed.
+                    raise DamagedBundleError(f"tag {tag} does not go with reference {reference}")
                 else:
                     yield tag, (digest, str(descriptor.get("mediaType")))
         except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as err:

@@ -62,28 +62,48 @@ class ReadAt:
 
     def chunks(self, offset: int, size: int) -> Generator[bytes, None, None]:
         """The same, in pieces of at most `CHUNK` bytes."""
-        end = offset + size
-        while offset < end:
-            with os_errors(self.path, "read"):
-                chunk = os.pread(self._fd, min(CHUNK, end - offset), offset)
-            if not chunk:
-                raise DamagedBundleError(
-                    f"{self.path.name}: ends at byte {self.size}, {end - offset} bytes too early; "
-                    "the archive is truncated, copy it again from its origin"
-                )
-            yield chunk
-            offset += len(chunk)
+        yield from _read(self._fd, self.path, offset, size)
+
+
+def _read(fd: int, path: Path, offset: int, size: int) -> Generator[bytes, None, None]:
+    end = offset + size
+    while offset < end:
+        with os_errors(path, "read"):
+            chunk = os.pread(fd, min(CHUNK, end - offset), offset)
+        if not chunk:
+            raise DamagedBundleError(
+                f"{path.name}: ends at byte {offset}, {end - offset} bytes too early; "
+                "the archive is truncated, copy it again from its origin"
+            )
+        yield chunk
+        offset += len(chunk)
 
 
 class WriteAt:
-    """A file written at offsets, by any number of threads; each byte once."""
+    """A file written at offsets, by any number of threads; each byte once.
 
-    def __init__(self, path: Path) -> None:
+    With `keep`, what an earlier run left in it stays.
+    """
+
+    def __init__(self, path: Path, *, keep: bool = False) -> None:
         self.path = path
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | (0 if keep else os.O_TRUNC)
         with os_errors(path, "create"):
-            self._fd: int | None = os.open(
-                path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644
-            )
+            self._fd: int | None = os.open(path, flags, 0o644)
+
+    @property
+    def parts(self) -> tuple[Path, ...]:
+        """The files it consists of."""
+        return (self.path,)
+
+    def chunks(self, offset: int, size: int) -> Generator[bytes, None, None]:
+        """Read back what was written, in pieces of at most `CHUNK` bytes.
+
+        Raises:
+            DamagedBundleError: not all of it was.
+        """
+        assert self._fd is not None
+        yield from _read(self._fd, self.path, offset, size)
 
     def write(self, offset: int, *pieces: bytes) -> None:
         """Put `pieces`, one behind the other, at `offset`."""

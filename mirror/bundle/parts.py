@@ -126,6 +126,13 @@ def part_sizes(total: int, part_size: int) -> tuple[int, ...]:
     return (part_size,) * whole + ((rest,) if rest else ())
 
 
+def part_paths(path: Path, count: int) -> tuple[Path, ...]:
+    """The files of the `count` parts of the archive at `path`, which may end in `.partial`."""
+    archive = path.name.removesuffix(PARTIAL_SUFFIX)
+    suffix = path.name[len(archive) :]
+    return tuple(path.with_name(part_name(archive, number) + suffix) for number in range(count))
+
+
 # -- files ---------------------------------------------------------------------------------------
 
 
@@ -341,11 +348,7 @@ class PartedWriter:
     def __init__(self, path: Path, size: int, part_size: int, *, keep: bool = False) -> None:
         self.path, self.size = path, size
         self.sizes = part_sizes(size, part_size)
-        archive = path.name.removesuffix(PARTIAL_SUFFIX)
-        suffix = path.name[len(archive) :]
-        self.parts = tuple(
-            path.with_name(part_name(archive, number) + suffix) for number in range(len(self.sizes))
-        )
+        self.parts = part_paths(path, len(self.sizes))
         for part, most in zip(self.parts, self.sizes, strict=True):
             with os_errors(part, "create"):
                 fd = os.open(part, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)

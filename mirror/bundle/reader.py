@@ -10,6 +10,7 @@ from types import TracebackType
 
 from mirror.bundle.contents import Contents, OpenArchive, read_contents, scan
 from mirror.bundle.files import ReadAt, os_errors
+from mirror.bundle.folder import PARTIAL_SEAL, read_seal
 from mirror.bundle.names import PARTIAL_SUFFIX, SEAL
 from mirror.bundle.seal import Seal
 from mirror.errors import DamagedBundleError, InputError, NotFoundError
@@ -32,7 +33,7 @@ class BundleReader:
         self._paths = tuple(paths)
         files = find_archives(paths)
         self.folder = paths[0] if len(paths) == 1 and paths[0].is_dir() else None
-        self.seal = read_seal(self.folder) if self.folder is not None else None
+        self.seal = read_seal(self.folder / SEAL) if self.folder is not None else None
         self._archives: list[OpenArchive] = []
         try:
             for path in files:
@@ -132,7 +133,13 @@ def find_archives(paths: Iterable[Path]) -> list[Path]:
             with os_errors(path, "read"):
                 inside = [entry for entry in path.iterdir() if entry.is_file()]
             archives = [entry for entry in inside if entry.suffix == ".tar"]
-            if not archives and not (path / SEAL).is_file():
+            sealed = (path / SEAL).is_file()
+            if not sealed and (path / PARTIAL_SEAL).is_file():
+                raise InputError(
+                    f"{path} holds no bundle yet: a pull into it was not finished; run it again, "
+                    "or remove its *.partial files if other archives are there"
+                )
+            if not archives and not sealed:
                 names = [entry.name for entry in inside]
                 hint = ""
                 if any(name.endswith(".chunk") for name in names):
@@ -146,23 +153,6 @@ def find_archives(paths: Iterable[Path]) -> list[Path]:
         else:
             raise InputError(f"{path} does not exist; name a bundle's folder or its archives")
     return sorted(found, key=lambda path: (path.name, path))
-
-
-def read_seal(folder: Path) -> Seal | None:
-    """The seal of the bundle in `folder`; None where it has none, as bundles of others do.
-
-    Raises:
-        DamagedBundleError: it is not whole.
-    """
-    path = folder / SEAL
-    if not path.exists():
-        return None
-    with os_errors(path, "read"):
-        data = path.read_bytes()
-    try:
-        return Seal.from_json(data)
-    except DamagedBundleError as err:
-        raise DamagedBundleError(f"{path}: {err}; copy it again from its origin") from err
 
 
 def read_base(path: Path) -> Inventory:

@@ -72,6 +72,10 @@ def members(file: ReadAt) -> Generator[Member, None, int]:
             data = file.read(offset, size)
             if info.type == _LONG_NAME:
                 path = data.rstrip(b"\0").decode("utf-8", "surrogateescape")
+            elif info.type == _PAX_GLOBAL:
+                # Comments, as version control writes them; what speaks of all files does not occur.
+                if _pax_records(file, offset, data).keys() - {"comment"}:
+                    raise _damaged(file, offset, "a pax header for all files, which bundles lack")
             elif info.type == _PAX:
                 records = _pax_records(file, offset, data)
                 path = records.get("path", path)

@@ -1,29 +1,65 @@
-"""Writing a bundle: every byte once, at its final place, in whatever order it arrives."""
+"""Writing a bundle: every byte once, at its final place, in whatever order it arrives.
+
+A pull that was stopped anywhere is completed by the next one into the same folder. What lies in the
+partial archives stays there if the plan is the same; if the source or the selection has changed
+meanwhile, what both plans have in common is taken over from the old archives.
+"""
 
 from __future__ import annotations
 
-import os
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
+from typing import Protocol
 
 from mirror.bundle.archive import TRAILER_SIZE, Archive, Entry
-from mirror.bundle.files import WriteAt, os_errors, sync_folder
+from mirror.bundle.files import WriteAt, os_errors
+from mirror.bundle.folder import (
+    PARTIAL_SEAL,
+    check_space,
+    clear_leavings,
+    listed,
+    remove,
+    take_the_place,
+    try_seal,
+    write_durably,
+)
+from mirror.bundle.journal import Journal
 from mirror.bundle.names import PARTIAL_SUFFIX, SEAL
-from mirror.bundle.reader import read_seal
+from mirror.bundle.parts import PartedWriter, part_paths, part_sizes
 from mirror.bundle.seal import Seal
-from mirror.errors import InputError, IntegrityError, MirrorError, NoSpaceError, SizeMismatchError
-from mirror.oci import Digest, Manifest
-from mirror.sync import BlobContent, CopyBlob, Inventory
+from mirror.errors import IntegrityError, SizeMismatchError
+from mirror.oci import Digest, Manifest, Verifier
+from mirror.sync import BlobContent, CopyBlob, Inventory, InventoryBuilder
+
+JOURNAL = f"pull.journal{PARTIAL_SUFFIX}"
+EARLIER = f"earlier{PARTIAL_SUFFIX}"
+"""Folder of an interrupted pull of another plan, while its content is still of use."""
+
+_NOTE_BYTES = 4 << 20
+"""A blob under way is noted in the journal this often; so much is fetched twice at most."""
+
+
+class _File(Protocol):
+    """An archive under way: one file, or parts."""
+
+    @property
+    def parts(self) -> tuple[Path, ...]: ...
+    def write(self, offset: int, *pieces: bytes) -> None: ...
+    def chunks(self, offset: int, size: int) -> Generator[bytes, None, None]: ...
+    def sync(self) -> int: ...
+    def close(self) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
 class _Place:
     """Where one copy of some content goes."""
 
-    file: WriteAt
+    archive: str
+    file: _File
     entry: Entry
 
     def write(self, position: int, chunk: bytes) -> None:
@@ -36,21 +72,80 @@ class _Place:
         at = entry.offset if header else entry.data_offset + position
         self.file.write(at, header, chunk, padding)
 
+    def read(self, size: int) -> Generator[bytes, None, None]:
+        """The first `size` bytes of the content."""
+        return self.file.chunks(self.entry.data_offset, size)
+
+
+class _Leavings:
+    """The partial archives in a folder, and what the journal beside them says is in them."""
+
+    def __init__(self, folder: Path, seal: Seal, part_size: int, *, keep: bool) -> None:
+        self.journal = Journal(folder / JOURNAL, part_size)
+        self.files: dict[str, _File] = {}
+        self.places: dict[tuple[str, Digest], list[_Place]] = {}
+        try:
+            for archive in seal.archives.values():
+                path = folder / (archive.name + PARTIAL_SUFFIX)
+                self.files[archive.name] = file = _open(path, archive, part_size, keep=keep)
+                for entry in archive.entries:
+                    if entry.content is None:
+                        key = (entry.repository, entry.digest)
+                        self.places.setdefault(key, []).append(_Place(archive.name, file, entry))
+        except BaseException:
+            self.close()
+            raise
+
+    def finished(self) -> dict[Digest, _Place]:
+        """The blobs that are all there, each with one of its places."""
+        progress = self.journal.progress
+        return {
+            digest: places[0]
+            for (_, digest), places in self.places.items()
+            if progress.get(digest) == places[0].entry.size
+        }
+
+    def close(self) -> None:
+        self.journal.close()
+        for file in self.files.values():
+            file.close()
+
+
+def _open(path: Path, archive: Archive, part_size: int, *, keep: bool) -> _File:
+    if part_size:
+        return PartedWriter(path, archive.size, part_size, keep=keep)
+    return WriteAt(path, keep=keep)
+
 
 class BundleWriter:
     """A bundle under construction, as the target of a transfer. Thread-safe.
 
-    Archives carry `.partial` names until `finish`; leaving the context without it removes them.
+    `files` lie beside the archives; the seal lists them. `part_size` in bytes cuts the archives; 0
+    leaves them whole. Archives carry `.partial` names until `finish`. What was written stays when
+    the context is left without it, for the next writer to go on with; not if nothing was, and not
+    with `resume` False, which also disregards what earlier ones left.
+
     Content that several layouts hold is taken once and written to each.
     """
 
-    def __init__(self, folder: Path, archives: Iterable[Archive]) -> None:
-        self._folder = folder
-        self._archives = tuple(sorted(archives, key=lambda archive: archive.name))
-        self._files: dict[str, WriteAt] = {}
-        self._places: dict[tuple[str, Digest], list[_Place]] = {}
+    def __init__(
+        self,
+        folder: Path,
+        seal: Seal,
+        files: Mapping[str, bytes] | None = None,
+        *,
+        part_size: int = 0,
+        resume: bool = True,
+    ) -> None:
+        self._folder, self._seal, self._extra = folder, seal, dict(files or {})
+        self._part_size, self._resume = part_size, resume
+        self._archives = tuple(archive for _, archive in sorted(seal.archives.items()))
         self._written: set[tuple[str, str]] = set()  # (archive, path), under the lock
         self._lock = threading.Lock()
+        self._now: _Leavings | None = None
+        self._earlier: _Leavings | None = None
+        self._reusable: dict[Digest, _Place] = {}
+        self._done = False
 
     @property
     def name(self) -> str:
@@ -61,8 +156,10 @@ class BundleWriter:
         """Bytes that the finished archives take."""
         return sum(archive.size for archive in self._archives)
 
+    # -- beginning and end ---------------------------------------------------------------------
+
     def __enter__(self) -> BundleWriter:
-        """Create the archives.
+        """Create the archives, or go on with those of an interrupted pull.
 
         Raises:
             NoSpaceError: the folder's disk has not enough room for all of them.
@@ -70,22 +167,26 @@ class BundleWriter:
         """
         with os_errors(self._folder, "create"):
             self._folder.mkdir(parents=True, exist_ok=True)
-        with os_errors(self._folder, "clear"):
-            for path in _listed(self._folder):
-                if path.name.endswith(PARTIAL_SUFFIX):
-                    path.unlink()
-        check_space(self._folder, self.size)
-        try:
-            for archive in self._archives:
-                path = self._folder / (archive.name + PARTIAL_SUFFIX)
-                self._files[archive.name] = file = WriteAt(path)
-                for entry in archive.entries:
-                    if entry.content is None:
-                        key = (entry.repository, entry.digest)
-                        self._places.setdefault(key, []).append(_Place(file, entry))
-        except BaseException:
-            self._discard()
-            raise
+        keep = self._resume and self._sort_leavings()
+        if not self._resume:
+            clear_leavings(self._folder)
+        sealed = self._seal.to_json()
+        # What lies beside is written last, which would be a late moment to find the disk full.
+        needed = self.size + len(sealed) + sum(map(len, self._extra.values()))
+        check_space(self._folder, needed - (_allocated(self._folder) if keep else 0))
+        with ExitStack() as undo:
+            undo.callback(self._close)
+            if not keep:
+                write_durably(self._folder / PARTIAL_SEAL, sealed)
+            self._now = _Leavings(self._folder, self._seal, self._part_size, keep=keep)
+            if not self._now.journal.trusted:
+                self._prove(self._now)
+            old = try_seal(self._folder / EARLIER / PARTIAL_SEAL)
+            if old is not None:
+                size = Journal(self._folder / EARLIER / JOURNAL).part_size
+                self._earlier = _Leavings(self._folder / EARLIER, old, size, keep=True)
+                self._reusable = self._earlier.finished()
+            undo.pop_all()
         return self
 
     def __exit__(
@@ -94,17 +195,75 @@ class BundleWriter:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._discard()
+        begun = self._now is not None and bool(self._now.journal.progress)
+        self._close()
+        if self._done or not self._resume or not begun:
+            clear_leavings(self._folder)
 
-    def _discard(self) -> None:
-        for file in self._files.values():
-            file.close()
-            file.path.unlink(missing_ok=True)
+    def _close(self) -> None:
+        for leavings in (self._now, self._earlier):
+            if leavings is not None:
+                leavings.close()
+
+    def _sort_leavings(self) -> bool:
+        """Whether this very bundle was under way here; what was of another is put aside."""
+        old = try_seal(self._folder / PARTIAL_SEAL)
+        if old is None or not (self._folder / JOURNAL).exists():
+            clear_leavings(self._folder)
+            return False
+        part_size = Journal(self._folder / JOURNAL).part_size
+        if old == self._seal and part_size == self._part_size:
+            self._take_names_back()
+            return True
+        aside = self._folder / EARLIER
+        remove(aside)
+        with os_errors(aside, "create"):
+            leavings = [path for path in listed(self._folder) if path.name.endswith(PARTIAL_SUFFIX)]
+            aside.mkdir()
+            for path in leavings:
+                path.replace(aside / path.name)
+        return False
+
+    def _take_names_back(self) -> None:
+        """Undo the renaming that an interrupted `finish` had begun; it is done again."""
+        if (self._folder / SEAL).exists():
+            return
+        for archive in self._archives:
+            path = self._folder / (archive.name + PARTIAL_SUFFIX)
+            probe = _names(path, archive, self._part_size)
+            for partial in probe:
+                final = partial.with_name(partial.name.removesuffix(PARTIAL_SUFFIX))
+                if not partial.exists() and final.exists():
+                    with os_errors(final, "rename"):
+                        final.replace(partial)
+
+    def _prove(self, leavings: _Leavings) -> None:
+        """Keep of the journal's claims those that the bytes bear out."""
+        proved: dict[Digest, int] = {}
+        for digest, place in leavings.finished().items():
+            if _is_there(place):
+                proved[digest] = place.entry.size
+        leavings.journal.restart(proved)
 
     # -- Target --------------------------------------------------------------------------------
 
-    def held(self, wanted: Inventory) -> Inventory:  # noqa: ARG002 - a new bundle holds nothing
-        return Inventory()
+    def held(self, wanted: Inventory) -> Inventory:
+        """The blobs of `wanted` that an interrupted pull has brought to their places."""
+        finished = self._state.finished()
+        builder = InventoryBuilder()
+        for path, content in wanted.repositories.items():
+            for digest, size in content.blobs.items():
+                places = self._state.places.get((path, digest))
+                if places is not None and digest in finished:
+                    builder.add_blob(path, digest, size)
+                    self._record(places)
+        return builder.build()
+
+    @property
+    def _state(self) -> _Leavings:
+        if self._now is None:
+            raise ValueError("a bundle's writer is a context manager; enter it first")
+        return self._now
 
     def in_archive_order(self, blobs: Sequence[CopyBlob]) -> tuple[CopyBlob, ...]:
         """`blobs` in the order in which they lie in the archives.
@@ -112,28 +271,71 @@ class BundleWriter:
         Writes then move through the disk from front to back, which spinning disks thank with
         speed, and file systems without holes (FAT) by not writing zeros that are overwritten.
         """
-        order = {archive.name: number for number, archive in enumerate(self._archives)}
 
-        def place(step: CopyBlob) -> tuple[int, int]:
+        def place(step: CopyBlob) -> tuple[str, int]:
             return min(
-                (order[_archive_name(place.file)], place.entry.offset)
-                for place in self._of(step.into, step.digest)
+                (place.archive, place.entry.offset) for place in self._of(step.into, step.digest)
             )
 
         return tuple(sorted(blobs, key=place))
 
     def put_blob(self, step: CopyBlob, content: BlobContent) -> int:
         places = self._fitting(self._of(step.into, step.digest), f"blob {step.digest}", step.size)
+        sent = 0
+        if not self._take_over(step, places):
+            begun = self._begin(step, places, content)
+            try:
+                sent = self._write(step, places, content, begun)
+            except IntegrityError:
+                if not begun:
+                    raise
+                # Perhaps what lay here was wrong, and not what came: once more, from the start.
+                sent = self._write(step, places, content.restarted(), 0)
+        self._state.journal.note(step.digest, step.size)
+        self._record(places)
+        return sent
+
+    def _take_over(self, step: CopyBlob, places: Sequence[_Place]) -> bool:
+        """Copy a blob from the archives of an earlier plan, if it is there and right."""
+        source = self._reusable.get(step.digest)
+        if source is None or source.entry.size != step.size or not _is_there(source):
+            return False
         position = 0
-        for chunk in content.chunks():
+        for chunk in source.read(step.size):
             for place in places:
                 place.write(position, chunk)
             position += len(chunk)
         if step.size == 0:
             for place in places:
                 place.write(0, b"")
-        self._record(places)
-        return position
+        return True
+
+    def _begin(self, step: CopyBlob, places: Sequence[_Place], content: BlobContent) -> int:
+        """Offer what an interrupted pull has brought of a blob; return how many bytes that is."""
+        begun = min(self._state.journal.progress.get(step.digest, 0), step.size)
+        if begun:
+            try:
+                content.begin_with(places[0].read(begun))
+            except IntegrityError:
+                return 0
+        return begun
+
+    def _write(
+        self, step: CopyBlob, places: Sequence[_Place], content: BlobContent, begun: int
+    ) -> int:
+        """Write what comes from `begun` on; return how many bytes that were."""
+        position = noted = begun
+        for chunk in content.chunks(begun):
+            for place in places:
+                place.write(position, chunk)
+            position += len(chunk)
+            if position - noted >= _NOTE_BYTES and position < step.size:
+                self._state.journal.note(step.digest, position)
+                noted = position
+        if step.size == 0:
+            for place in places:
+                place.write(0, b"")
+        return position - begun
 
     def put_manifest(self, repository: str, manifest: Manifest) -> None:
         places = self._of((repository,), manifest.digest)
@@ -145,7 +347,7 @@ class BundleWriter:
         """Tags lie in the layouts' indexes, which `finish` writes."""
 
     def _of(self, repositories: Iterable[str], digest: Digest) -> list[_Place]:
-        return [place for path in repositories for place in self._places[path, digest]]
+        return [place for path in repositories for place in self._state.places[path, digest]]
 
     def _fitting(self, places: list[_Place], what: str, size: int) -> list[_Place]:
         """`places`, if each has room for exactly `size` bytes; more would spoil its neighbour.
@@ -162,55 +364,37 @@ class BundleWriter:
 
     def _record(self, places: Iterable[_Place]) -> None:
         with self._lock:
-            for place in places:
-                self._written.add((_archive_name(place.file), place.entry.path))
+            self._written.update((place.archive, place.entry.path) for place in places)
 
     # -- completion ----------------------------------------------------------------------------
 
-    def finish(self, seal: Seal, files: Mapping[str, bytes] | None = None) -> None:
+    def finish(self) -> None:
         """Write indexes and trailers, make all of it durable, and give it its final names.
-
-        `files` lie beside the archives; the seal lists them.
 
         The seal comes last: a bundle with a seal is a complete one.
 
         Raises:
             IntegrityError: some entry was never written; no archive gets its name.
         """
+        files = self._state.files
         for archive in self._archives:
-            file = self._files[archive.name]
             for entry in archive.entries:
                 if entry.content is not None:
-                    place = _Place(file, entry)
+                    place = _Place(archive.name, files[archive.name], entry)
                     place.write(0, entry.content)
                     self._record([place])
-            file.write(archive.trailer_offset, bytes(TRAILER_SIZE))
+            files[archive.name].write(archive.trailer_offset, bytes(TRAILER_SIZE))
         for missing in self._missing():
             raise IntegrityError(f"{self.name}: {missing} was never written; nothing is sealed")
         for archive in self._archives:
-            size = self._files[archive.name].sync()
+            size = files[archive.name].sync()
             if size != archive.size:
                 raise SizeMismatchError(where=archive.name, expected=archive.size, actual=size)
-        self._replace_earlier_bundle()
-        for name, data in (files or {}).items():
-            write_durably(self._folder / name, data)
-        write_durably(self._folder / SEAL, seal.to_json())
-
-    def _replace_earlier_bundle(self) -> None:
-        with os_errors(self._folder, "replace the bundle in"):
-            earlier = _sealed_files(self._folder)
-            # First, since it would speak for archives that are about to change.
-            (self._folder / SEAL).unlink(missing_ok=True)
-            for name in earlier:
-                (self._folder / name).unlink(missing_ok=True)
-            for archive in self._archives:
-                file = self._files.pop(archive.name)
-                file.close()
-                file.path.replace(self._folder / archive.name)
-            ours = {archive.name for archive in self._archives}
-            for path in _listed(self._folder):
-                if _of_a_bundle(path) and path.name not in ours:
-                    path.unlink()
+        partial = [path for file in files.values() for path in file.parts]
+        names = {path.name.removesuffix(PARTIAL_SUFFIX) for path in partial}
+        self._close()
+        take_the_place(self._folder, partial, self._extra, names)
+        self._done = True
 
     def _missing(self) -> Iterator[str]:
         for archive in self._archives:
@@ -219,76 +403,30 @@ class BundleWriter:
                     yield f"{archive.name}: {entry.path}"
 
 
-def _archive_name(file: WriteAt) -> str:
-    return file.path.name.removesuffix(PARTIAL_SUFFIX)
+def _names(path: Path, archive: Archive, part_size: int) -> Sequence[Path]:
+    """The partial files of an archive, whether they exist or not."""
+    if not part_size:
+        return (path,)
+    return part_paths(path, len(part_sizes(archive.size, part_size)))
 
 
-def write_durably(path: Path, data: bytes) -> None:
-    """Put `data` at `path` so that a reader sees all of it or nothing, power cuts included."""
-    partial = path.with_name(path.name + PARTIAL_SUFFIX)
-    file = WriteAt(partial)
+def _is_there(place: _Place) -> bool:
+    """Whether the content in a place is all there and right."""
+    verifier = Verifier(place.entry.digest, place.entry.size, place.entry.path)
     try:
-        file.write(0, data)
-        file.sync()
-    finally:
-        file.close()
-    with os_errors(path, "rename"):
-        partial.replace(path)
-    sync_folder(path.parent)
+        for chunk in place.read(place.entry.size):
+            verifier.update(chunk)
+        verifier.finish()
+    except IntegrityError:
+        return False
+    return True
 
 
-def check_space(folder: Path, needed: int) -> None:
-    """Raise NoSpaceError unless the disk of `folder` has `needed` bytes free for us."""
+def _allocated(folder: Path) -> int:
+    """Bytes of the disk that the partial archives in `folder` have already."""
     with os_errors(folder, "examine"):
-        stat = os.statvfs(folder)
-    free = stat.f_bavail * stat.f_frsize
-    if needed > free:
-        raise NoSpaceError(
-            f"the bundle needs {needed} bytes and the disk of {folder} has {free} free: "
-            f"{needed - free} too few; nothing was fetched"
+        return sum(
+            path.stat().st_blocks * 512
+            for path in listed(folder)
+            if path.name.endswith(PARTIAL_SUFFIX) and path.is_file()
         )
-
-
-def check_folder(folder: Path, *, force: bool) -> None:
-    """Check that a new bundle may go into `folder`; nothing is changed.
-
-    A folder may be missing, be empty, or hold only the leavings of an interrupted pull (`*.partial`
-    files) and a folder `.tmp`. With `force` anything else may be there; once the new bundle is
-    complete it takes the place of an earlier one, of which nothing stays behind.
-
-    Raises:
-        InputError: it is not a folder, or other files are there and `force` is not given.
-    """
-    if not folder.exists():
-        return
-    if not folder.is_dir():
-        raise InputError(f"{folder} is not a folder; name a new or empty one for the bundle")
-    others = [
-        path.name
-        for path in _listed(folder)
-        if not path.name.endswith(PARTIAL_SUFFIX) and path.name != ".tmp"
-    ]
-    if others and not force:
-        raise InputError(
-            f"{folder} is not empty (it has {others[0]}); name an empty folder, or add --force "
-            "to replace the bundle that is there"
-        )
-
-
-def _listed(folder: Path) -> list[Path]:
-    with os_errors(folder, "read"):
-        return sorted(folder.iterdir())
-
-
-def _sealed_files(folder: Path) -> Iterable[str]:
-    """The files beside the archives that belong to the bundle in `folder`."""
-    try:
-        seal = read_seal(folder)
-    except MirrorError:
-        return ()  # damaged: it cannot tell, and its archives go in any case
-    return seal.files if seal is not None else ()
-
-
-def _of_a_bundle(path: Path) -> bool:
-    """Whether a push would read this file as part of the bundle, or it belongs to one that is."""
-    return path.is_file() and (path.name == SEAL or path.suffix in {".tar", ".chunk", ".gostsum"})

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from mirror.bundle.archive import Archive, lay_out
+from mirror.bundle.folder import check_folder
 from mirror.bundle.names import source_reference
 from mirror.bundle.seal import Seal
-from mirror.bundle.writer import BundleWriter, check_folder, check_space
+from mirror.bundle.writer import BundleWriter
 from mirror.errors import SourceContentError
 from mirror.events import OnEvent
 from mirror.events import ignore as ignore_events
@@ -120,15 +121,17 @@ class PullPlan:
         return document
 
     def carry_out(
-        self, folder: Path, *, force: bool = False, on_event: OnEvent = ignore_events
+        self,
+        folder: Path,
+        *,
+        force: bool = False,
+        resume: bool = True,
+        on_event: OnEvent = ignore_events,
     ) -> PullReport:
         """Fetch everything into a new bundle in `folder`; see `pull`."""
         check_folder(folder, force=force)
         inventory = self.inventory
-        beside = len(self.seal.to_json()) + sum(map(len, self.selection.files.values()))
-        with BundleWriter(folder, self.archives) as writer:
-            # These are written last, which would be a late moment to find the disk full.
-            check_space(folder, writer.size + beside)
+        with BundleWriter(folder, self.seal, self.selection.files, resume=resume) as writer:
             plan = make_plan(inventory, writer.held(inventory))
             plan = replace(plan, blobs=writer.in_archive_order(plan.blobs))
             report = transfer(
@@ -139,7 +142,7 @@ class PullPlan:
                 on_event=on_event,
                 cancel=self.source.cancel,
             )
-            writer.finish(self.seal, self.selection.files)
+            writer.finish()
         return PullReport(
             folder,
             self.tree,
@@ -211,11 +214,15 @@ def pull(
     folder: Path,
     *,
     force: bool = False,
+    resume: bool = True,
     jobs: int = DEFAULT_JOBS,
     on_event: OnEvent = ignore_events,
     cancel: threading.Event | None = None,
 ) -> PullReport:
     """Pack what `wishes` select at the source into a new bundle in `folder`.
+
+    A pull that was stopped, in whatever way, is completed by the next one into the same folder:
+    what it fetched is not fetched again, unless `resume` is False.
 
     Whatever fails, no archive carries its final name until all are complete and durable, and an
     earlier bundle in `folder` (see `force`) is left as it was until then.
@@ -229,4 +236,4 @@ def pull(
     """
     check_folder(folder, force=force)
     planned = plan_pull(client, tree, wishes, jobs=jobs, on_event=on_event, cancel=cancel)
-    return planned.carry_out(folder, force=force, on_event=on_event)
+    return planned.carry_out(folder, force=force, resume=resume, on_event=on_event)

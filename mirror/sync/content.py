@@ -6,7 +6,7 @@ targets. Repository paths are relative to the root that the inventory shares.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing, suppress
 from typing import TYPE_CHECKING, Protocol
 
@@ -121,6 +121,27 @@ class BlobContent:
         if held is not None:
             yield held
             self._passed(position + len(held))
+
+    def begin_with(self, chunks: Iterable[bytes]) -> None:
+        """Take bytes that the target has from an earlier, broken transfer as the beginning.
+
+        They are hashed like all others: `chunks` from behind them on prove the whole right, or
+        wrong, in which case `restarted` gives another try without them.
+        """
+        for chunk in chunks:
+            self._verifier.update(chunk)
+            self._passed(self._verifier.count)
+
+    def restarted(self) -> BlobContent:
+        """The same blob, read from its beginning."""
+        return BlobContent(
+            self._source,
+            self._repository,
+            self.digest,
+            self.size,
+            cancelled=self._cancelled,
+            on_bytes=lambda _count: None,  # what is read again was reported
+        )
 
     def _passed(self, position: int) -> int:
         """Report progress once per byte, however often a broken attempt is begun again."""

@@ -20,6 +20,7 @@ from mirror.errors import (
     DamagedBundleError,
     InputError,
     InvalidDigestError,
+    InvalidManifestError,
     InvalidReferenceError,
 )
 from mirror.oci import Descriptor, Digest, Manifest
@@ -328,11 +329,20 @@ class InventoryBuilder:
         self._content(repository)[0][tag] = digest
 
     def add_manifest(self, repository: str, node: ManifestNode, *, closed: bool = True) -> None:
-        """`repository` holds this manifest and, if `closed`, the blobs it needs."""
+        """`repository` holds this manifest and, if `closed`, the blobs it needs.
+
+        Raises:
+            InvalidManifestError: another manifest there says another size of one of these.
+        """
         _, manifests, blobs = self._content(repository)
+        for blob in node.blobs if closed else ():
+            if blobs.setdefault(blob.digest, blob.size) != blob.size:
+                raise InvalidManifestError(
+                    f"manifest {node.descriptor.digest} of {repository or 'the root repository'} "
+                    f"says that blob {blob.digest} has {blob.size} bytes, and another manifest "
+                    f"that it has {blobs[blob.digest]}"
+                )
         manifests[node.descriptor.digest] = node
-        if closed:
-            blobs.update((blob.digest, blob.size) for blob in node.blobs)
 
     def add_blob(self, repository: str, digest: Digest, size: int) -> None:
         """`repository` holds this blob of `size` bytes."""

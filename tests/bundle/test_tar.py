@@ -84,9 +84,14 @@ def test_a_pax_header_wins_over_what_the_plain_one_has_room_for(
     data = b"x" * 700
     entry = member("short", data, size=0, pax={"path": "a/" + "long/" * 40 + "name", "size": "700"})
     # Global headers carry comments and are passed over.
-    comment = member("pax_global_header", b"23 comment=of no matter\n", kind=tarfile.XGLTYPE)
+    comment = member("pax_global_header", b"24 comment=of no matter\n", kind=tarfile.XGLTYPE)
     path = archive(comment + entry + member("next", b"y") + END)
     assert read(path) == {"a/" + "long/" * 40 + "name": data, "next": b"y"}
+    # One that speaks of every file's path or size would be read in one way here, in another there.
+    for record in (b"12 path=abc\n", b"9 size=1\n"):
+        path = archive(member("g", record, kind=tarfile.XGLTYPE) + entry + END)
+        with pytest.raises(DamagedBundleError, match="a pax header for all files"):
+            read(path)
 
 
 def test_a_long_name_of_gnu_tar_holds_for_one_entry(archive: Callable[[bytes], Path]) -> None:

@@ -4,7 +4,7 @@ import errno
 import os
 import random
 import threading
-from collections.abc import Generator, Mapping
+from collections.abc import Generator
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mirror.bundle.archive import lay_out
+from mirror.bundle.folder import check_folder, check_space, write_durably
 from mirror.bundle.reader import BundleReader
-from mirror.bundle.writer import BundleWriter, check_folder, check_space, write_durably
+from mirror.bundle.writer import BundleWriter
 from mirror.errors import (
     CancelledError,
     FileSystemError,
@@ -44,6 +45,7 @@ from tests.support.inventories import fake_manifest, put_image, sample_store, st
 STORE = sample_store()
 WANTED = STORE.inventory()
 ARCHIVES = archives_of(WANTED)
+SEAL = seal_of(ARCHIVES)
 
 
 def files_in(folder: Path) -> dict[str, bytes]:
@@ -86,7 +88,7 @@ def test_no_order_and_no_parallelism_shows_in_the_bytes(
     archives = archives_of(inventory)
     folder = tmp_path_factory.mktemp("bundles")
     pack_store(store, folder / "plain")
-    with BundleWriter(folder / "shuffled", tuple(reversed(archives))) as writer:
+    with BundleWriter(folder / "shuffled", seal_of(tuple(reversed(archives)))) as writer:
         plan = make_plan(inventory, Inventory())
         blobs = list(plan.blobs)
         order.shuffle(blobs)
@@ -97,11 +99,11 @@ def test_no_order_and_no_parallelism_shows_in_the_bytes(
         order.shuffle(puts)
         for put in puts:
             writer.put_manifest(put.repository, store.manifest(put.repository, put.digest))
-        writer.finish(seal_of(archives))
-    with BundleWriter(folder / "parallel", archives) as writer:
+        writer.finish()
+    with BundleWriter(folder / "parallel", seal_of(archives)) as writer:
         plan = make_plan(inventory, writer.held(inventory))
         transfer(plan, Slow(store, piece), writer, jobs=6)
-        writer.finish(seal_of(archives))
+        writer.finish()
     plain = files_in(folder / "plain")
     assert files_in(folder / "shuffled") == plain
     assert files_in(folder / "parallel") == plain
@@ -110,9 +112,9 @@ def test_no_order_and_no_parallelism_shows_in_the_bytes(
 def test_a_blob_of_several_layouts_is_fetched_once_and_written_to_each(tmp_path: Path) -> None:
     base = Digest.of(b"base layer " * 300)
     source = Slow(STORE)
-    with BundleWriter(tmp_path, ARCHIVES) as writer:
+    with BundleWriter(tmp_path, SEAL) as writer:
         report = transfer(make_plan(WANTED, Inventory()), source, writer)
-        writer.finish(seal_of(ARCHIVES))
+        writer.finish()
     assert sorted(source.asked) == sorted(WANTED.blob_sizes())
     assert report.sent == sum(WANTED.blob_sizes().values())
     with BundleReader([tmp_path]) as reader:
@@ -126,7 +128,7 @@ def test_a_blob_of_several_layouts_is_fetched_once_and_written_to_each(tmp_path:
 
 
 def test_blobs_are_asked_for_in_the_order_in_which_they_lie(tmp_path: Path) -> None:
-    with BundleWriter(tmp_path, ARCHIVES) as writer:
+    with BundleWriter(tmp_path, SEAL) as writer:
         blobs = make_plan(WANTED, Inventory()).blobs
         ordered = writer.in_archive_order(blobs)
         assert sorted(ordered, key=lambda step: step.digest) == sorted(
@@ -153,11 +155,12 @@ def test_nothing_has_its_name_before_all_of_it_is_there(tmp_path: Path) -> None:
     def on_event(_event: Event) -> None:
         seen.append({path.name for path in tmp_path.iterdir()})
 
-    with BundleWriter(tmp_path, ARCHIVES) as writer:
+    with BundleWriter(tmp_path, SEAL) as writer:
         transfer(make_plan(WANTED, Inventory()), STORE, writer, on_event=on_event)
         partial = {f"{archive.name}.partial" for archive in ARCHIVES}
+        partial |= {"inventory.json.partial", "pull.journal.partial"}
         assert all(names == partial for names in seen)
-        writer.finish(seal_of(ARCHIVES))
+        writer.finish()
     assert {path.name for path in tmp_path.iterdir()} == {
         *(archive.name for archive in ARCHIVES),
         "inventory.json",
@@ -165,11 +168,14 @@ def test_nothing_has_its_name_before_all_of_it_is_there(tmp_path: Path) -> None:
     assert writer.size == sum((tmp_path / archive.name).stat().st_size for archive in ARCHIVES)
 
 
-def test_leaving_without_finishing_leaves_nothing(tmp_path: Path) -> None:
-    with BundleWriter(tmp_path / "new", ARCHIVES) as writer:
+def test_leaving_without_finishing_leaves_nothing_that_has_a_name(tmp_path: Path) -> None:
+    with BundleWriter(tmp_path / "new", SEAL) as writer:
+        transfer(make_plan(WANTED, Inventory()), STORE, writer)
+    assert {path.suffix for path in (tmp_path / "new").iterdir()} == {".partial"}
+    with BundleWriter(tmp_path / "new", SEAL, resume=False) as writer:
         transfer(make_plan(WANTED, Inventory()), STORE, writer)
     assert list((tmp_path / "new").iterdir()) == []
-    with pytest.raises(KeyError, match="a bug"), BundleWriter(tmp_path / "new", ARCHIVES):
+    with pytest.raises(KeyError, match="a bug"), BundleWriter(tmp_path / "new", SEAL):
         raise KeyError("a bug")
     assert list((tmp_path / "new").iterdir()) == []
 
@@ -184,7 +190,7 @@ def test_the_leavings_of_an_interrupted_pull_are_cleared(tmp_path: Path) -> None
         assert reader.inventory() == WANTED
 
 
-def test_a_cancelled_pull_leaves_nothing_and_another_completes(tmp_path: Path) -> None:
+def test_a_cancelled_pull_leaves_no_archive_and_another_completes(tmp_path: Path) -> None:
     cancel = threading.Event()
 
     def on_event(event: Event) -> None:
@@ -192,13 +198,13 @@ def test_a_cancelled_pull_leaves_nothing_and_another_completes(tmp_path: Path) -
             cancel.set()
 
     def interrupted() -> None:
-        with BundleWriter(tmp_path, ARCHIVES) as writer:
+        with BundleWriter(tmp_path, SEAL) as writer:
             plan = make_plan(WANTED, Inventory())
             transfer(plan, STORE, writer, jobs=2, on_event=on_event, cancel=cancel)
 
     with pytest.raises(CancelledError, match="stopped on request"):
         interrupted()
-    assert list(tmp_path.iterdir()) == []
+    assert {path.suffix for path in tmp_path.iterdir()} == {".partial"}
     pack_store(STORE, tmp_path)
     with BundleReader([tmp_path]) as reader:
         assert reader.inventory() == WANTED
@@ -221,11 +227,11 @@ def _earlier(folder: Path) -> dict[str, bytes]:
 
 def test_an_earlier_bundle_is_whole_until_the_new_one_is_and_then_gone(tmp_path: Path) -> None:
     before = _earlier(tmp_path)
-    with BundleWriter(tmp_path, ARCHIVES) as writer:
+    with BundleWriter(tmp_path, SEAL) as writer:
         transfer(make_plan(WANTED, Inventory()), STORE, writer)
         now = files_in(tmp_path)
         assert {name: now[name] for name in before} == before
-        writer.finish(seal_of(ARCHIVES))
+        writer.finish()
     assert set(files_in(tmp_path)) == {
         *(archive.name for archive in ARCHIVES),
         *("inventory.json", "README.txt"),
@@ -238,7 +244,7 @@ def test_an_earlier_bundle_survives_a_pull_that_fails(tmp_path: Path) -> None:
     before = _earlier(tmp_path)
 
     def failing() -> None:
-        with BundleWriter(tmp_path, ARCHIVES) as writer:
+        with BundleWriter(tmp_path, SEAL) as writer:
             transfer(make_plan(WANTED, Inventory()), MemoryStore("nothing"), writer)
 
     with pytest.raises(IncompleteError, match="could not be taken from nothing"):
@@ -271,7 +277,7 @@ def test_a_bundle_that_lacks_anything_is_not_finished(tmp_path: Path) -> None:
         *(put for wave in plan.manifests for put in wave),
     ]
     for left_out in steps:
-        with BundleWriter(tmp_path, ARCHIVES) as writer:
+        with BundleWriter(tmp_path, SEAL, resume=False) as writer:
             for step in steps:
                 if step is left_out:
                     continue
@@ -285,7 +291,7 @@ def test_a_bundle_that_lacks_anything_is_not_finished(tmp_path: Path) -> None:
                 rf"^bundle .*: .*\.tar: .*{left_out.digest.encoded} was never written; nothing is"
             )
             with pytest.raises(IntegrityError, match=told):
-                writer.finish(seal_of(ARCHIVES))
+                writer.finish()
         assert list(tmp_path.iterdir()) == []
 
 
@@ -309,11 +315,11 @@ def test_wrong_bytes_never_land_in_a_finished_archive(
     if Digest.of(wrong) == bad:
         return
     folder = tmp_path_factory.mktemp("wrong")
-    with BundleWriter(folder, ARCHIVES) as writer:
+    with BundleWriter(folder, SEAL, resume=False) as writer:
         with pytest.raises(IncompleteError, match=f"blob {bad} into .*: slow: blob {bad} of"):
             transfer(make_plan(WANTED, Inventory()), Wrong(STORE), writer, jobs=2)
         with pytest.raises(IntegrityError, match="was never written; nothing is sealed"):
-            writer.finish(seal_of(ARCHIVES))
+            writer.finish()
     assert list(folder.iterdir()) == []
 
 
@@ -324,7 +330,9 @@ def test_a_manifest_of_another_length_than_planned_is_refused(tmp_path: Path) ->
     builder = InventoryBuilder()
     builder.add_manifest("", type(node)(forged))
     inventory = builder.build()
-    with BundleWriter(tmp_path, [lay_out("a.tar", inventory, origins(inventory))]) as writer:
+    with BundleWriter(
+        tmp_path, seal_of((lay_out("a.tar", inventory, origins(inventory)),))
+    ) as writer:
         told = f"manifest {raw.digest} of the root repository: expected {len(raw.raw) + 1} bytes"
         with pytest.raises(SizeMismatchError, match=told):
             writer.put_manifest("", raw)
@@ -342,11 +350,11 @@ def test_a_blob_whose_manifests_disagree_about_its_size_spoils_no_neighbour(
     store.add_blob("install", data)
     store.add_blob("release-channel", data)
     archives = archives_of(inventory)
-    with BundleWriter(tmp_path, archives) as writer:
+    with BundleWriter(tmp_path, seal_of(archives), resume=False) as writer:
         with pytest.raises(IncompleteError, match="expected 10 bytes, got 2000"):
             transfer(make_plan(inventory, Inventory()), store, writer)
         with pytest.raises(IntegrityError, match="was never written"):
-            writer.finish(seal_of(archives))
+            writer.finish()
 
 
 # -- disks -----------------------------------------------------------------------------------------
@@ -388,33 +396,35 @@ def test_a_disk_that_refuses_is_told_with_advice_and_nothing_stays(
     monkeypatch.setattr(os, "pwritev", _refusing(number, after))
 
     def writing() -> None:
-        with BundleWriter(tmp_path, ARCHIVES) as writer:
+        with BundleWriter(tmp_path, SEAL) as writer:
             transfer(make_plan(WANTED, Inventory()), STORE, writer, jobs=1)
-            writer.finish(seal_of(ARCHIVES))
+            writer.finish()
 
     with pytest.raises((error, IncompleteError), match=told) as caught:
         writing()
     assert caught.value.exit_code == error.exit_code
     assert f"cannot write {tmp_path}/" in str(caught.value)
     monkeypatch.undo()
-    assert files_in(tmp_path) == before
+    left = files_in(tmp_path)
+    assert {name: left[name] for name in before} == before
+    assert all(name.endswith(".partial") for name in left.keys() - before.keys())
 
 
 def test_room_is_asked_for_before_anything_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    needed = sum(archive.size for archive in ARCHIVES)
+    needed = sum(archive.size for archive in ARCHIVES) + len(SEAL.to_json())
 
     class Stat:
-        f_frsize = 512
-        f_bavail = needed // 512 - 1
+        f_frsize = 1
+        f_bavail = needed - 1
 
     monkeypatch.setattr(os, "statvfs", lambda _path: Stat)
     told = (
-        f"^the bundle needs {needed} bytes and the disk of {tmp_path}/new has {needed - 512} free: "
-        "512 too few; nothing was fetched$"
+        f"^the bundle needs {needed} bytes and the disk of {tmp_path}/new has {needed - 1} free: "
+        "1 too few; nothing was fetched$"
     )
-    with pytest.raises(NoSpaceError, match=told), BundleWriter(tmp_path / "new", ARCHIVES):
+    with pytest.raises(NoSpaceError, match=told), BundleWriter(tmp_path / "new", SEAL):
         pytest.fail("it began nonetheless")
     assert list((tmp_path / "new").iterdir()) == []
     Stat.f_bavail += 1
@@ -425,7 +435,7 @@ def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     with (
         pytest.raises(FileSystemError, match=f"^cannot create {tmp_path}/file"),
-        BundleWriter(tmp_path / "file", ARCHIVES),
+        BundleWriter(tmp_path / "file", SEAL),
     ):
         pytest.fail("it began nonetheless")
 
@@ -465,17 +475,26 @@ def test_a_finish_that_is_cut_anywhere_leaves_no_seal_on_a_half(
         return call
 
     def finishing() -> None:
-        with BundleWriter(tmp_path, ARCHIVES) as writer:
+        with BundleWriter(tmp_path, SEAL) as writer:
             transfer(make_plan(WANTED, Inventory()), STORE, writer)
             for name in ("unlink", "replace"):
                 monkeypatch.setattr(Path, name, cutting(getattr(Path, name)))
-            writer.finish(seal_of(ARCHIVES))
+            writer.finish()
 
     with suppress(CutError):
         finishing()
     monkeypatch.undo()
-    with closing(BundleReader([tmp_path])) as reader:
-        if reader.seal is not None:
-            whole: Mapping[str, Any] = reader.inventory().repositories
+    try:
+        with closing(BundleReader([tmp_path])) as reader:
+            assert reader.seal is not None
             assert ("v0.9.0" in reader.inventory().repository("").tags) == (at == 0)
-            assert whole
+    except InputError as err:
+        assert "holds no bundle yet: a pull into it was not finished; run it again" in str(err)
+        (tmp_path / "README.txt").unlink()
+        (tmp_path / "package-x.tar.0000.chunk").unlink(missing_ok=True)
+        (tmp_path / "platform.tar.gostsum").unlink(missing_ok=True)
+        (tmp_path / "module-gone.tar").unlink(missing_ok=True)
+        check_folder(tmp_path, force=False)
+    pack_store(STORE, tmp_path)
+    with closing(BundleReader([tmp_path])) as reader:
+        assert reader.inventory() == WANTED

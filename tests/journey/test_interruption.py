@@ -75,10 +75,7 @@ def test_an_interrupted_pull_leaves_no_archive_and_the_next_one_is_as_good_as_ne
 ) -> None:
     folder = tmp_path / "bundle"
     ended(interrupted_pull(slow_source, folder, by), by)
-    assert not list(folder.glob("*.tar"))
-    assert not (folder / "inventory.json").exists()
-    if by in ASKED:
-        assert list(folder.iterdir()) == []
+    assert {path.suffix for path in folder.iterdir()} == {".partial"}
     slow_source.registry.faults.clear()
     call_mirror("pull", folder, "--source", slow_source.root, "--insecure").succeeded()
     assert files(folder) == whole

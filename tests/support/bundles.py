@@ -39,10 +39,10 @@ def pack(source: Source, inventory: Inventory, folder: Path, *, jobs: int = 2) -
     """Make a bundle of `inventory` in `folder`; whatever bundle is there is replaced."""
     archives = archives_of(inventory)
     seal = seal_of(archives)
-    with BundleWriter(folder, archives) as writer:
+    with BundleWriter(folder, seal) as writer:
         plan = make_plan(seal.inventory, writer.held(seal.inventory))
         transfer(plan, source, writer, jobs=jobs)
-        writer.finish(seal)
+        writer.finish()
     return seal
 
 

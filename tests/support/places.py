@@ -100,12 +100,11 @@ class _InRegistry:
 @dataclass
 class _InBundle:
     target: BundleWriter
-    wanted: Inventory
     folder: Path
 
     def holds(self) -> Inventory:
         try:
-            self.target.finish(seal_of(archives_of(self.wanted)))
+            self.target.finish()
         except MirrorError:
             return Inventory()
         with BundleReader([self.folder]) as reader:
@@ -142,8 +141,8 @@ def destination_of(
         case "memory":
             yield _InMemory(MemoryStore("target"))
         case "bundle":
-            with BundleWriter(folder, archives_of(wanted)) as writer:
-                yield _InBundle(writer, wanted, folder)
+            with BundleWriter(folder, seal_of(archives_of(wanted))) as writer:
+                yield _InBundle(writer, folder)
         case _:
             assert isinstance(registry.storage, Store)
             with client_of(registry) as client:

@@ -1,0 +1,115 @@
+"""The journal of a pull under way: how much of which blob lies in the archives already.
+
+One line per statement, `<digest> <bytes>`, appended after the bytes were written. What a process
+wrote outlives it, but not a power cut before the system has put it on the disk; so the first line
+names the boot of the system, and what an earlier boot claims is proved before it is believed. It
+also names the size of the archives' parts (0: they are whole), without which their bytes would
+not be found.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+
+from mirror.bundle.files import os_errors
+from mirror.errors import InvalidDigestError
+from mirror.oci import Digest
+
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+
+
+class Journal:
+    """Says what of each blob is in place, in bytes from its beginning. Thread-safe."""
+
+    def __init__(self, path: Path, part_size: int = 0) -> None:
+        """Go on with the journal at `path`, or begin one for archives in parts of `part_size`."""
+        self._path = path
+        self._lock = threading.Lock()
+        boot, known_size, self._progress = _read(path)
+        self.part_size = part_size if boot is None else known_size
+        self.trusted = boot is not None and boot == _this_boot()
+        """Whether this boot of the system wrote it: then its claims are true without proof."""
+        with os_errors(path, "write"):
+            self._fd: int | None = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        if boot is None:
+            self._append(self._header())
+
+    @property
+    def progress(self) -> Mapping[Digest, int]:
+        """Digest → bytes in place, of every blob that was begun."""
+        with self._lock:
+            return dict(self._progress)
+
+    def note(self, digest: Digest, count: int) -> None:
+        """The first `count` bytes of a blob are written, wherever it belongs."""
+        with self._lock:
+            self._progress[digest] = count
+            self._append(f"{digest} {count}\n")
+
+    def restart(self, progress: Mapping[Digest, int]) -> None:
+        """Begin anew with what was proved to be in place."""
+        with self._lock:
+            self._progress = dict(progress)
+            lines = [self._header(), *(f"{d} {n}\n" for d, n in self._progress.items())]
+            fresh = self._path.with_name(f"fresh.{self._path.name}")
+            with os_errors(fresh, "write"):
+                fresh.write_text("".join(lines), encoding="ascii")
+                fresh.replace(self._path)
+            self._close()
+            with os_errors(self._path, "write"):
+                self._fd = os.open(self._path, os.O_WRONLY | os.O_APPEND)
+        self.trusted = True
+
+    def close(self) -> None:
+        """Release the file, which stays."""
+        with self._lock:
+            self._close()
+
+    def _close(self) -> None:
+        if self._fd is not None:
+            os.close(self._fd)
+            self._fd = None
+
+    def _header(self) -> str:
+        return f"boot {_this_boot()} parts {self.part_size}\n"
+
+    def _append(self, line: str) -> None:
+        assert self._fd is not None
+        with os_errors(self._path, "write"):
+            os.write(self._fd, line.encode("ascii"))  # one call: a line is there or is not
+
+
+_FIRST = re.compile(r"boot (?P<boot>.+) parts (?P<size>[0-9]{1,18})")
+
+
+def _read(path: Path) -> tuple[str | None, int, dict[Digest, int]]:
+    """(boot, part size, claims) of a journal; no boot where there is none that can be read."""
+    try:
+        text = path.read_text(encoding="ascii")
+    except (OSError, UnicodeError):
+        return None, 0, {}
+    first, newline, rest = text.partition("\n")
+    match = _FIRST.fullmatch(first)
+    if not newline or match is None:
+        return None, 0, {}
+    claims: dict[Digest, int] = {}
+    for line in rest.splitlines(keepends=True):
+        digest, _, count = line.partition(" ")
+        if line.endswith("\n") and count.strip().isdigit():
+            try:
+                claims[Digest.parse(digest)] = int(count)
+            except InvalidDigestError:
+                continue
+    return match["boot"], int(match["size"]), claims
+
+
+def _this_boot() -> str:
+    """Identity of this run of the system; elsewhere than on Linux none, so nothing is trusted."""
+    try:
+        return _BOOT_ID.read_text(encoding="ascii").strip()
+    except OSError:
+        return f"unknown {os.getpid()}"

@@ -1,0 +1,306 @@
+"""A pull that was stopped goes on where it was."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Generator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mirror.bundle import journal as journal_module
+from mirror.bundle.journal import Journal
+from mirror.bundle.reader import BundleReader
+from mirror.bundle.seal import Seal
+from mirror.bundle.verify import verify_bundle
+from mirror.bundle.writer import EARLIER, JOURNAL, BundleWriter
+from mirror.errors import CancelledError, IncompleteError
+from mirror.oci import Digest, Manifest
+from mirror.sync import MemoryStore, make_plan, transfer
+from mirror.sync.plan import Plan
+from tests.support.bundles import archives_of, pack_store, seal_of
+from tests.support.inventories import put_image
+
+PIECE = 1 << 20
+BIG = 12 << 20
+
+
+def _store(*, version: str = "v1") -> MemoryStore:
+    """A few small images, and one layer of 12 MiB that several repositories share."""
+    store = MemoryStore()
+    big = bytes(range(256)) * (BIG // 256)
+    put_image(store, "", version, layers=(big, b"root " + version.encode()))
+    put_image(store, "install", version, layers=(big, b"install"))
+    put_image(store, "security/trivy-db", "2", layers=(b"db" * 5000,))
+    put_image(store, "modules/m", "v3", layers=(b"m" * 300_000,))
+    return store
+
+
+STORE = _store()
+SEAL = seal_of(archives_of(STORE.inventory()))
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """The bundle of one uninterrupted pull."""
+    folder = tmp_path_factory.mktemp("plain")
+    pack_store(STORE, folder)
+    return files_in(folder)
+
+
+def files_in(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.is_file()}
+
+
+class StopError(Exception):
+    """The process ends here, as far as the code under test can tell."""
+
+
+class Counting:
+    """A source that counts the bytes it gives, in pieces of 1 MiB, and may stop at one of them."""
+
+    name = "source"
+
+    def __init__(self, store: MemoryStore, stop_after: int | None = None) -> None:
+        self.store, self.stop_after = store, stop_after
+        self.given = 0
+        self.asked: list[tuple[Digest, int]] = []
+        self._lock = threading.Lock()
+
+    def manifest(self, repository: str, digest: Digest) -> Manifest:
+        return self.store.manifest(repository, digest)
+
+    def blob(
+        self, repository: str, digest: Digest, size: int, offset: int = 0
+    ) -> Generator[bytes, None, None]:
+        self.asked.append((digest, offset))
+        for chunk in self.store.blob(repository, digest, size, offset):
+            for start in range(0, len(chunk), PIECE):
+                piece = chunk[start : start + PIECE]
+                with self._lock:
+                    self.given += len(piece)
+                    if self.stop_after is not None and self.given > self.stop_after:
+                        raise StopError
+                yield piece
+
+
+def pull(source: Counting, folder: Path, seal: Seal = SEAL, *, jobs: int = 1) -> Plan:
+    """What a pull does with a plan; return what it had to carry."""
+    with BundleWriter(folder, seal) as writer:
+        plan = make_plan(seal.inventory, writer.held(seal.inventory))
+        transfer(plan, source, writer, jobs=jobs)
+        writer.finish()
+    return plan
+
+
+@settings(max_examples=12)
+@given(stops=st.lists(st.integers(0, 13 << 20), min_size=1, max_size=4), jobs=st.integers(1, 3))
+def test_stopped_anywhere_any_number_of_times_it_ends_with_the_same_bytes(
+    stops: list[int],
+    jobs: int,
+    plain: dict[str, bytes],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    folder = tmp_path_factory.mktemp("resumed")
+    given_bytes = 0
+    for stop in stops:
+        source = Counting(STORE, stop_after=stop)
+        with suppress(StopError):
+            pull(source, folder, jobs=jobs)
+        given_bytes += source.given
+        if (folder / "inventory.json").exists():
+            break
+        assert not list(folder.glob("*.tar"))
+    else:
+        source = Counting(STORE)
+        pull(source, folder, jobs=jobs)
+        given_bytes += source.given
+    assert files_in(folder) == plain
+    # Of every blob under way when it stopped, up to 4 MiB were not noted yet, and a piece each.
+    lost = len(stops) * jobs * ((4 << 20) + PIECE)
+    assert given_bytes <= sum(STORE.inventory().blob_sizes().values()) + lost
+
+
+def test_finished_blobs_are_not_fetched_again_and_a_half_one_continues(tmp_path: Path) -> None:
+    sizes = STORE.inventory().blob_sizes()
+    big = max(sizes, key=lambda digest: sizes[digest])
+    with pytest.raises(StopError):
+        pull(Counting(STORE, stop_after=11 << 20), tmp_path)
+    assert Journal(tmp_path / JOURNAL).progress == {big: 8 << 20}
+    first = Counting(STORE, stop_after=(4 << 20) + 1)
+    with pytest.raises(StopError):
+        pull(first, tmp_path)
+    assert first.asked[0] == (big, 8 << 20), "the noted half is not read again"
+    finished = {d for d, n in Journal(tmp_path / JOURNAL).progress.items() if n == sizes[d]}
+    assert finished
+    second = Counting(STORE)
+    plan = pull(second, tmp_path)
+    assert {step.digest for step in plan.blobs} == sizes.keys() - finished
+    assert not finished & {digest for digest, _ in second.asked}
+    assert big in finished
+
+
+def test_nothing_but_the_bundle_stays_behind(tmp_path: Path) -> None:
+    with pytest.raises(StopError):
+        pull(Counting(STORE, stop_after=5 << 20), tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} >= {JOURNAL, "inventory.json.partial"}
+    assert (tmp_path / JOURNAL).stat().st_size < 4096
+    pull(Counting(STORE), tmp_path)
+    assert set(files_in(tmp_path)) == {"inventory.json", *SEAL.archives}
+
+
+def test_without_resume_it_begins_anew(tmp_path: Path) -> None:
+    with pytest.raises(StopError):
+        pull(Counting(STORE, stop_after=11 << 20), tmp_path)
+    source = Counting(STORE)
+    with BundleWriter(tmp_path, SEAL, resume=False) as writer:
+        assert not writer.held(SEAL.inventory).repositories
+        transfer(make_plan(SEAL.inventory, writer.held(SEAL.inventory)), source, writer)
+        writer.finish()
+    assert source.given == sum(STORE.inventory().blob_sizes().values())
+
+
+# -- changed plans -------------------------------------------------------------------------------
+
+
+def test_of_a_changed_source_only_the_difference_is_fetched(tmp_path: Path) -> None:
+    with pytest.raises(StopError):
+        pull(Counting(STORE, stop_after=BIG + 1), tmp_path)
+    newer = _store(version="v2")
+    seal = seal_of(archives_of(newer.inventory()))
+    source = Counting(newer)
+    pull(source, tmp_path, seal)
+    assert source.given < 1 << 20, "the large layer is taken over from the interrupted pull"
+    with BundleReader([tmp_path]) as reader:
+        assert reader.inventory() == newer.inventory()
+        assert not verify_bundle(reader).findings
+    assert set(files_in(tmp_path)) == {"inventory.json", *seal.archives}
+    assert not (tmp_path / EARLIER).exists()
+
+
+def test_what_is_taken_over_is_proved_first(tmp_path: Path) -> None:
+    with pytest.raises(StopError):
+        pull(Counting(STORE, stop_after=BIG + 1), tmp_path)
+    for path in tmp_path.glob("*.tar.partial"):
+        data = bytearray(path.read_bytes())
+        if len(data) > BIG // 2:
+            data[len(data) // 4] ^= 1  # both layouts' copies of the large layer
+            data[3 * len(data) // 4] ^= 1
+            path.write_bytes(data)
+    newer = _store(version="v2")
+    seal = seal_of(archives_of(newer.inventory()))
+    source = Counting(newer)
+    pull(source, tmp_path, seal)
+    assert source.given >= BIG
+    with BundleReader([tmp_path]) as reader:
+        assert not verify_bundle(reader).findings
+
+
+def test_a_changed_plan_that_is_stopped_too_still_gives_what_the_first_had(tmp_path: Path) -> None:
+    with pytest.raises(StopError):
+        pull(Counting(STORE, stop_after=BIG + 1), tmp_path)
+    newer = _store(version="v2")
+    seal = seal_of(archives_of(newer.inventory()))
+    with pytest.raises(StopError):
+        pull(Counting(newer, stop_after=0), tmp_path, seal)
+    source = Counting(newer)
+    pull(source, tmp_path, seal)
+    assert source.given < 1 << 20
+
+
+# -- what cannot be trusted ----------------------------------------------------------------------
+
+
+def test_after_a_power_cut_claims_are_proved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, plain: dict[str, bytes]
+) -> None:
+    with pytest.raises(StopError):
+        pull(Counting(STORE, stop_after=BIG + 1), tmp_path)
+    # The system comes up again, and what it had not put on the disk is zeros.
+    monkeypatch.setattr(journal_module, "_this_boot", lambda: "another boot")
+    path = max(tmp_path.glob("*.tar.partial"), key=lambda one: one.stat().st_size)
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2 :] = bytes(len(data) - len(data) // 2)
+    path.write_bytes(data)
+    source = Counting(STORE)
+    pull(source, tmp_path)
+    assert files_in(tmp_path) == plain
+    assert source.given >= BIG
+
+
+def test_a_wrong_beginning_costs_that_blob_and_no_more(
+    tmp_path: Path, plain: dict[str, bytes]
+) -> None:
+    with pytest.raises(StopError):
+        pull(Counting(STORE, stop_after=9 << 20), tmp_path)
+    for path in tmp_path.glob("*.tar.partial"):
+        data = bytearray(path.read_bytes())
+        if len(data) > 1 << 20:
+            data[1 << 20] ^= 0xFF
+        path.write_bytes(data)
+    pull(Counting(STORE), tmp_path)
+    assert files_in(tmp_path) == plain
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "boot", "no journal\n", "boot x parts y\n", "\xff" * 20, "boot b parts 0\nsha256:zz 5\n"],
+)
+def test_a_journal_that_cannot_be_read_claims_nothing(tmp_path: Path, text: str) -> None:
+    path = tmp_path / JOURNAL
+    path.write_text(text, encoding="latin-1")
+    assert Journal(path).progress == {}
+
+
+def test_a_torn_last_line_is_no_claim(tmp_path: Path) -> None:
+    path = tmp_path / JOURNAL
+    journal = Journal(path)
+    journal.note(Digest.of(b"a"), 5)
+    journal.note(Digest.of(b"b"), 6)
+    journal.close()
+    path.write_bytes(path.read_bytes()[:-1])
+    again = Journal(path)
+    assert again.progress == {Digest.of(b"a"): 5}
+    assert again.trusted
+
+
+def test_a_failed_item_keeps_what_the_others_brought(tmp_path: Path) -> None:
+    class Lacking(Counting):
+        def blob(
+            self, repository: str, digest: Digest, size: int, offset: int = 0
+        ) -> Generator[bytes, None, None]:
+            if size == len(b"db" * 5000):
+                return MemoryStore("nothing").blob(repository, digest, size, offset)
+            return super().blob(repository, digest, size, offset)
+
+    with pytest.raises(IncompleteError, match="no blob"):
+        pull(Lacking(STORE), tmp_path)
+    source = Counting(STORE)
+    pull(source, tmp_path)
+    assert source.given == len(b"db" * 5000)
+
+
+def test_cancelling_is_a_stop_like_any_other(tmp_path: Path, plain: dict[str, bytes]) -> None:
+    cancel = threading.Event()
+
+    class Cancelling(Counting):
+        def blob(
+            self, repository: str, digest: Digest, size: int, offset: int = 0
+        ) -> Generator[bytes, None, None]:
+            for chunk in super().blob(repository, digest, size, offset):
+                yield chunk
+                if self.given > 6 << 20:
+                    cancel.set()
+
+    def cancelled() -> None:
+        with BundleWriter(tmp_path, SEAL) as writer:
+            plan = make_plan(SEAL.inventory, writer.held(SEAL.inventory))
+            transfer(plan, Cancelling(STORE), writer, jobs=1, cancel=cancel)
+
+    with pytest.raises(CancelledError):
+        cancelled()
+    pull(Counting(STORE), tmp_path)
+    assert files_in(tmp_path) == plain
