@@ -184,14 +184,20 @@ class PullConfig(BaseModel):
                 "--proxy-registry cannot list the platform's versions; say which to try with "
                 "--include-platform, such as '>=1.68 <=1.70', or add --no-platform"
             )
-        for noun, items in (("module", wishes.modules), ("package", wishes.packages)):
-            if items is None:
-                continue
-            # Extra images are those of the versions that channels lead to, which can be asked for.
-            bare = not wishes.only_extra_images and any(
-                not items.items[name].wanted for name in items.names
-            )
-            if not items.names or bare:
+        items = (("module", wishes.modules), ("package", wishes.packages))
+        if wishes.only_extra_images:
+            # Their versions come from the channels, which can be asked for one by one.
+            if not any(of_kind is not None and of_kind.names for _, of_kind in items):
+                raise InputError(
+                    "--proxy-registry cannot list modules and packages; name those whose extra "
+                    "images to take with --include-module and --include-package, or drop "
+                    "--only-extra-images"
+                )
+            items = ()
+        for noun, of_kind in items:
+            if of_kind is not None and (
+                not of_kind.names or any(not of_kind.items[name].wanted for name in of_kind.names)
+            ):
                 raise InputError(
                     f"--proxy-registry cannot list {noun}s and their versions; name each with "
                     f"--include-{noun} 'name@>=1.0 <2.0', or add --no-{noun}s"

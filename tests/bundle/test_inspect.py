@@ -245,9 +245,9 @@ def bundle(tmp_path: Path) -> Path:
         for name, part in parts.items()
     ]
     folder = tmp_path / "bundle"
-    with BundleWriter(folder, archives) as writer:
+    with BundleWriter(folder, Seal.over(archives, {}, "test")) as writer:
         transfer(make_plan(wanted, Inventory()), store, writer)
-        writer.finish(Seal.over(archives, {}, "test"))
+        writer.finish()
     return folder
 
 

@@ -484,17 +484,12 @@ def test_a_finish_that_is_cut_anywhere_leaves_no_seal_on_a_half(
     with suppress(CutError):
         finishing()
     monkeypatch.undo()
-    try:
+    if (tmp_path / "inventory.json").exists():
         with closing(BundleReader([tmp_path])) as reader:
-            assert reader.seal is not None
             assert ("v0.9.0" in reader.inventory().repository("").tags) == (at == 0)
-    except InputError as err:
-        assert "holds no bundle yet: a pull into it was not finished; run it again" in str(err)
-        (tmp_path / "README.txt").unlink()
-        (tmp_path / "package-x.tar.0000.chunk").unlink(missing_ok=True)
-        (tmp_path / "platform.tar.gostsum").unlink(missing_ok=True)
-        (tmp_path / "module-gone.tar").unlink(missing_ok=True)
-        check_folder(tmp_path, force=False)
+    else:
+        with pytest.raises(InputError, match="holds no bundle yet: a pull into it was not"):
+            BundleReader([tmp_path])
     pack_store(STORE, tmp_path)
     with closing(BundleReader([tmp_path])) as reader:
         assert reader.inventory() == WANTED
