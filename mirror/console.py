@@ -28,7 +28,17 @@ from mirror.events import (
 from mirror.operations import PullPlan, PullReport, PushReport, RegistryReport
 from mirror.operations.pull import saved_by
 from mirror.release.selection import Selection
-from mirror.release.tree import INSTALLER, PACKAGES, PLUGINS, SECURITY_DATABASES, SourceTree
+from mirror.release.tree import (
+    CHANNELS,
+    INSTALL,
+    INSTALLER,
+    PACKAGES,
+    PLUGINS,
+    RELEASE_CHANNEL,
+    SECURITY_DATABASES,
+    SourceTree,
+)
+from mirror.release.versions import tags_of_versions
 from mirror.sync import Finding, Inventory
 from mirror.sync.findings import listed
 
@@ -227,12 +237,9 @@ def plan_summary(planned: tuple[PullPlan, Inventory | None], elapsed_s: float) -
 
 
 def _selection_rows(tree: SourceTree, selection: Selection) -> list[tuple[str, str]]:
-    versions = ", ".join(reversed(selection.platform_versions))
-    channels = f" ({', '.join(selection.channels)})" if selection.channels else ""
     rows = [("Source", str(tree.root))]
     if tree.edition:
         rows.append(("Edition", tree.edition.upper()))
-    rows.append(("Platform", f"{versions}{channels}" if versions else "not taken"))
     for name, choices in selection.plugins.items():
         rows += (
             ("Plugin", f"{name} {choice.tag} {'; '.join(map(str, choice.edges))}")
@@ -280,7 +287,8 @@ def bundle_summary(report: BundleReport, elapsed_s: float) -> str:
     seal = (
         "sealed: every byte is accounted for"
         if report.sealed
-        else "not sealed: structure, digests and completeness of every tag were checked"
+        else "not sealed: what is here is right, but nothing tells whether other archives belong "
+        "to it"
     )
     return "\n".join(
         [
@@ -301,8 +309,18 @@ def bundle_summary(report: BundleReport, elapsed_s: float) -> str:
 def registry_summary(report: RegistryReport, elapsed_s: float) -> str:
     """Whether a registry holds a bundle."""
     if report.findings:
-        return _findings_text(f"Registry {report.target} lacks content", report.findings)
-    how = "every byte read back" if report.deep else "every tag, manifest and blob is there"
+        nothing = len(report.findings) == len(report.inventory.repositories) and not any(
+            finding.digest for finding in report.findings
+        )
+        hint = "; is the path right?" if nothing else ""
+        return _findings_text(
+            f"Registry {report.target} does not hold the whole bundle{hint}", report.findings
+        )
+    how = (
+        "every byte read back"
+        if report.deep
+        else "every tag, manifest and blob is there; --deep reads them back too"
+    )
     return "\n".join(
         [
             f"Registry {report.target} holds the whole bundle ({how})",
@@ -322,8 +340,8 @@ def _findings_text(title: str, findings: Sequence[Finding]) -> str:
 def _contents_rows(inventory: Inventory) -> list[tuple[str, str]]:
     """Counts of what an inventory has of each kind."""
     present = inventory.repositories
+    rows = [("Platform", _platform_text(inventory))]
     databases = sum(path in present for path in SECURITY_DATABASES)
-    rows = []
     if INSTALLER in present:
         rows.append(("Installer", ", ".join(sorted(present[INSTALLER].tags))))
     rows.append(("Security", f"{databases} databases" if databases else "none"))
@@ -334,6 +352,16 @@ def _contents_rows(inventory: Inventory) -> list[tuple[str, str]]:
     tags = sum(len(content.tags) for content in present.values())
     rows.append(("Contents", f"{len(present)} repositories, {tags} tags"))
     return rows
+
+
+def _platform_text(inventory: Inventory) -> str:
+    """The platform's releases, newest first, and the channels that lead to them."""
+    tags = [tag for tag in inventory.repository(INSTALL).tags if not tag.startswith("sha256-")]
+    versions = tags_of_versions(tags)
+    others = sorted(set(tags) - set(versions.values()))
+    channels = [name for name in CHANNELS if name in inventory.repository(RELEASE_CHANNEL).tags]
+    releases = ", ".join([*reversed(versions.values()), *others])
+    return (releases or "none") + (f" ({', '.join(channels)})" if channels else "")
 
 
 def _below(path: str, root: str) -> bool:

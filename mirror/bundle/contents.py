@@ -6,15 +6,18 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
-from mirror.bundle.files import ReadAt
+from mirror.bundle.files import Readable
 from mirror.bundle.names import REF_NAME, SHORT_TAG, blob_path, inside
 from mirror.bundle.tar import Member, members
 from mirror.errors import (
     DamagedBundleError,
+    DigestMismatchError,
+    FileSystemError,
     IntegrityError,
     InvalidDigestError,
     InvalidManifestError,
     InvalidReferenceError,
+    MirrorError,
 )
 from mirror.oci import Digest, Manifest, verified
 from mirror.oci.manifest import MAX_MANIFEST_BYTES
@@ -22,8 +25,8 @@ from mirror.oci.media_types import MANIFESTS
 from mirror.oci.reference import check_repository, valid_tag
 from mirror.sync import Dependents, Finding, Inventory, InventoryBuilder, ManifestNode, union
 
-_MAX_INDEX_BYTES = 64 << 20
-"""A layout's index has some 400 bytes per tag: room for 160,000 tags in one repository."""
+_MAX_INDEX_BYTES = 8 << 20
+"""A layout's index has some 400 bytes per tag: room for 20,000 tags in one repository."""
 
 _INDEX = "index.json"
 
@@ -36,9 +39,9 @@ class OpenArchive:
     content belongs: archives of the first format lack their own path.
     """
 
-    file: ReadAt
+    file: Readable
     members: Mapping[str, Member]
-    problem: DamagedBundleError | None
+    problem: MirrorError | None
     end: int = 0
     prefix: str = ""
 
@@ -81,19 +84,19 @@ class Contents:
     manifests: Mapping[Digest, Manifest] = field(repr=False)
 
 
-def scan(file: ReadAt) -> OpenArchive:
+def scan(file: Readable) -> OpenArchive:
     """List an archive's files; a damaged header ends the list and is kept as the problem."""
     found: dict[str, Member] = {}
-    problem: DamagedBundleError | None = None
+    problem: MirrorError | None = None
     end = 0
     try:
         end = _collect(file, found)
-    except DamagedBundleError as err:
+    except (DamagedBundleError, FileSystemError) as err:
         problem = err
     return OpenArchive(file, found, problem, end, _legacy_prefix(file.path.name, found))
 
 
-def _collect(file: ReadAt, found: dict[str, Member]) -> int:
+def _collect(file: Readable, found: dict[str, Member]) -> int:
     """Put the archive's files into `found`; return where its end marker begins."""
     listing = members(file)
     while True:
@@ -174,7 +177,7 @@ class _LayoutReading:
         try:
             # Of two descriptors with one tag the later one counts.
             tags.update(self._tagged(self._archive.members[path]))
-        except IntegrityError as err:
+        except (IntegrityError, FileSystemError) as err:
             problem = str(err).removeprefix(f"{self._archive.name}: ")
             self._problems[None] = f"{path}: {problem}"
         for tag, (digest, _) in tags.items():
@@ -260,7 +263,10 @@ class _LayoutReading:
             raw = b"".join(verified(chunks, digest, member.size, where=where))
             said = media_type if media_type in MANIFESTS else None
             manifest = Manifest.parse(raw, said, algorithm=digest.algorithm)
-        except (IntegrityError, InvalidManifestError) as err:
+        except DigestMismatchError as err:
+            self._problems[digest] = f"{where} is damaged: its bytes hash to {err.actual}"
+            return None
+        except (IntegrityError, InvalidManifestError, FileSystemError) as err:
             self._problems[digest] = str(err).removeprefix(f"{self._archive.name}: ")
             return None
         return self._manifests.setdefault(digest, manifest)

@@ -7,6 +7,7 @@ import os
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Protocol
 
 from mirror.errors import DamagedBundleError, FileSystemError, MirrorError, NoSpaceError
 
@@ -37,6 +38,25 @@ def _translated(err: OSError, path: Path, doing: str) -> MirrorError:
         case errno.EIO:
             return FileSystemError(f"{what}; the medium is failing, copy it from its origin")
     return FileSystemError(what)
+
+
+class Readable(Protocol):
+    """An archive to be read at offsets: one file, or parts. Thread-safe. `size` in bytes."""
+
+    path: Path
+    size: int
+
+    def read(self, offset: int, size: int) -> bytes:
+        """`size` bytes from `offset`."""
+        ...
+
+    def chunks(self, offset: int, size: int) -> Generator[bytes, None, None]:
+        """The same, in pieces of at most `CHUNK` bytes."""
+        ...
+
+    def close(self) -> None:
+        """Release what was opened."""
+        ...
 
 
 class ReadAt:

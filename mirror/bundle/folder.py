@@ -2,40 +2,54 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import shutil
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from mirror.bundle.files import WriteAt, os_errors, sync_folder
-from mirror.bundle.names import PARTIAL_SUFFIX, SEAL
+from mirror.bundle.names import PARTIAL_SUFFIX, SEAL, is_archive_name
 from mirror.bundle.parts import parse_part_name
 from mirror.bundle.seal import Seal
+from mirror.bundle.sums import SUMS
 from mirror.errors import DamagedBundleError, InputError, MirrorError, NoSpaceError
 
 PARTIAL_SEAL = SEAL + PARTIAL_SUFFIX
 """The seal of the bundle that is being made; with it the folder is no bundle yet."""
+_MAX_SEAL_BYTES = 64 << 20
+"""A table of contents has some 500 bytes per image: room for 100,000 of them."""
+JOURNAL_STEM, EARLIER_STEM = "pull.journal", "earlier"
 
 
 def check_folder(folder: Path, *, force: bool) -> None:
     """Check that a new bundle may go into `folder`; nothing is changed.
 
     A folder may be missing, be empty, or hold only the leavings of an interrupted pull and a folder
-    `.tmp`. With `force` anything else may be there; once the new bundle is complete it takes the
-    place of an earlier one, of which nothing stays behind.
+    `.tmp`. With `force` anything else may be there, except what a push would take for a part of
+    the bundle. Once the new bundle is complete it takes the place of an earlier one, of which
+    nothing stays behind; files that are not a bundle's stay.
 
     Raises:
-        InputError: it is not a folder, or other files are there and `force` is not given.
+        InputError: it is not a folder, cannot be written, or other files are there and `force`
+            is not given.
     """
     if not folder.exists():
+        parent = next(parent for parent in folder.absolute().parents if parent.exists())
+        if not os.access(parent, os.W_OK | os.X_OK):
+            raise InputError(f"{folder} cannot be made: {parent} is not writable for you")
         return
     if not folder.is_dir():
         raise InputError(f"{folder} is not a folder; name a new or empty one for the bundle")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise InputError(f"{folder} is not writable for you; name another folder for the bundle")
     unfinished = try_seal(folder / PARTIAL_SEAL) if not (folder / SEAL).exists() else None
     others = [
         path.name
         for path in listed(folder)
-        if not path.name.endswith(PARTIAL_SUFFIX)
+        if not is_leaving(path.name)
         and path.name != ".tmp"
         and not (unfinished is not None and _belongs(path.name, unfinished))
     ]
@@ -44,6 +58,12 @@ def check_folder(folder: Path, *, force: bool) -> None:
             f"{folder} is not empty (it has {others[0]}); name an empty folder, or add --force "
             "to replace the bundle that is there"
         )
+    for name in others:
+        if not _of_a_bundle(name) and (name.endswith(".tar") or parse_part_name(name)):
+            raise InputError(
+                f"{folder} has {name}, which is no archive of a bundle, and a push would take it "
+                "for one; move it elsewhere"
+            )
 
 
 def _belongs(name: str, seal: Seal) -> bool:
@@ -65,6 +85,31 @@ def check_space(folder: Path, needed: int) -> None:
         )
 
 
+@contextmanager
+def only_writer(folder: Path) -> Iterator[None]:
+    """Nobody else makes a bundle in `folder` meanwhile.
+
+    Raises:
+        InputError: somebody does.
+    """
+    with os_errors(folder, "open"):
+        fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as err:
+            raise InputError(
+                f"another pull is making a bundle in {folder}; wait for it, or name another folder"
+            ) from err
+        except OSError as err:
+            # Some network file systems have no locks.
+            if err.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
+                raise
+        yield
+    finally:
+        os.close(fd)
+
+
 def read_seal(path: Path) -> Seal | None:
     """The seal at `path`; None where there is none, as in bundles of other tools.
 
@@ -74,6 +119,8 @@ def read_seal(path: Path) -> Seal | None:
     if not path.exists():
         return None
     with os_errors(path, "read"):
+        if path.stat().st_size > _MAX_SEAL_BYTES:
+            raise DamagedBundleError(f"{path} is larger than any bundle's table of contents")
         data = path.read_bytes()
     try:
         return Seal.from_json(data)
@@ -95,11 +142,20 @@ def listed(folder: Path) -> list[Path]:
         return sorted(folder.iterdir())
 
 
+def is_leaving(name: str) -> bool:
+    """Whether interrupted pulls leave files of this name."""
+    if not name.endswith(PARTIAL_SUFFIX):
+        return False
+    final = name.removesuffix(PARTIAL_SUFFIX)
+    known = {SEAL, JOURNAL_STEM, f"fresh.{JOURNAL_STEM}", EARLIER_STEM, SUMS}
+    return final in known or final.endswith(".yaml") or _of_a_bundle(final)
+
+
 def clear_leavings(folder: Path) -> None:
     """Remove what interrupted pulls left."""
     with os_errors(folder, "clear"):
         for path in listed(folder):
-            if path.name.endswith(PARTIAL_SUFFIX):
+            if is_leaving(path.name):
                 remove(path)
 
 
@@ -145,7 +201,7 @@ def take_the_place(
         for path in archives:
             path.replace(path.with_name(path.name.removesuffix(PARTIAL_SUFFIX)))
         for path in listed(folder):
-            if _of_a_bundle(path) and path.name not in names:
+            if _of_a_bundle(path.name) and path.name not in names and path.is_file():
                 path.unlink()
         for name, data in files.items():
             write_durably(folder / name, data)
@@ -154,7 +210,8 @@ def take_the_place(
         sync_folder(folder)
 
 
-def _of_a_bundle(path: Path) -> bool:
-    """Whether a push would read this file as part of the bundle, or it belongs to one that is."""
-    name = path.name.removesuffix(".gostsum")
-    return path.is_file() and (name.endswith(".tar") or parse_part_name(name) is not None)
+def _of_a_bundle(name: str) -> bool:
+    """Whether the format has files of this name: archives, their parts, and sums beside them."""
+    bare = name.removesuffix(".gostsum")
+    part = parse_part_name(bare)
+    return is_archive_name(part[0] if part else bare)

@@ -19,6 +19,9 @@ from mirror.bundle.files import os_errors
 from mirror.errors import InvalidDigestError
 from mirror.oci import Digest
 
+_MOST_LINES = 5000
+"""A longer journal is rewritten with what still counts: it stays below some 400 KB, or 80 bytes
+per blob."""
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
@@ -31,6 +34,7 @@ class Journal:
         self._lock = threading.Lock()
         boot, known_size, self._progress = _read(path)
         self.part_size = part_size if boot is None else known_size
+        self._lines = len(self._progress)
         self.trusted = boot is not None and boot == _this_boot()
         """Whether this boot of the system wrote it: then its claims are true without proof."""
         with os_errors(path, "write"):
@@ -49,19 +53,15 @@ class Journal:
         with self._lock:
             self._progress[digest] = count
             self._append(f"{digest} {count}\n")
+            self._lines += 1
+            if self._lines > max(_MOST_LINES, 2 * len(self._progress)):
+                self._rewrite()
 
     def restart(self, progress: Mapping[Digest, int]) -> None:
         """Begin anew with what was proved to be in place."""
         with self._lock:
             self._progress = dict(progress)
-            lines = [self._header(), *(f"{d} {n}\n" for d, n in self._progress.items())]
-            fresh = self._path.with_name(f"fresh.{self._path.name}")
-            with os_errors(fresh, "write"):
-                fresh.write_text("".join(lines), encoding="ascii")
-                fresh.replace(self._path)
-            self._close()
-            with os_errors(self._path, "write"):
-                self._fd = os.open(self._path, os.O_WRONLY | os.O_APPEND)
+            self._rewrite()
         self.trusted = True
 
     def close(self) -> None:
@@ -74,6 +74,18 @@ class Journal:
             os.close(self._fd)
             self._fd = None
 
+    def _rewrite(self) -> None:
+        """One line per blob, in place of all that was said; readers see the one or the other."""
+        lines = [self._header(), *(f"{d} {n}\n" for d, n in self._progress.items())]
+        fresh = self._path.with_name(f"fresh.{self._path.name}")
+        with os_errors(fresh, "write"):
+            fresh.write_text("".join(lines), encoding="ascii")
+            fresh.replace(self._path)
+        self._close()
+        with os_errors(self._path, "write"):
+            self._fd = os.open(self._path, os.O_WRONLY | os.O_APPEND)
+        self._lines = len(self._progress)
+
     def _header(self) -> str:
         return f"boot {_this_boot()} parts {self.part_size}\n"
 
@@ -81,6 +93,11 @@ class Journal:
         assert self._fd is not None
         with os_errors(self._path, "write"):
             os.write(self._fd, line.encode("ascii"))  # one call: a line is there or is not
+
+
+def part_size_of(path: Path) -> int:
+    """The size of the parts that a journal speaks of; 0 for whole archives, or if it is none."""
+    return _read(path)[1]
 
 
 _FIRST = re.compile(r"boot (?P<boot>.+) parts (?P<size>[0-9]{1,18})")

@@ -5,6 +5,8 @@ The path of a layout inside its archive is the path of the repository relative t
 
 from __future__ import annotations
 
+import re
+
 from mirror.errors import InputError
 from mirror.oci import Digest
 
@@ -19,6 +21,17 @@ PARTIAL_SUFFIX = ".partial"
 """An archive under way; it takes its final name when all of it is there."""
 
 _PLATFORM = frozenset({"", "install", "install-standalone", "release-channel"})
+
+
+_ARCHIVE = re.compile(
+    r"(?:platform|installer|security|package-versions|(?:module|package|plugin)-[a-z0-9][a-z0-9._-]*)"
+    r"\.tar"
+)
+
+
+def is_archive_name(name: str) -> bool:
+    """Whether a file of this name is an archive of the format (`platform.tar`, `module-x.tar`)."""
+    return _ARCHIVE.fullmatch(name) is not None
 
 
 def archive_of(repository: str) -> str:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 
+from mirror.bundle.archive import Archive
 from mirror.bundle.contents import Contents, OpenArchive, read_contents, scan
-from mirror.bundle.files import ReadAt, os_errors
+from mirror.bundle.files import Readable, ReadAt, os_errors
 from mirror.bundle.folder import PARTIAL_SEAL, read_seal
 from mirror.bundle.names import PARTIAL_SUFFIX, SEAL
+from mirror.bundle.parts import PartedReader, parse_part_name, part_sizes
 from mirror.bundle.seal import Seal
 from mirror.errors import DamagedBundleError, InputError, NotFoundError
 from mirror.oci import Digest, Manifest
@@ -31,16 +33,36 @@ class BundleReader:
 
     def __init__(self, paths: Sequence[Path]) -> None:
         self._paths = tuple(paths)
-        files = find_archives(paths)
-        self.folder = paths[0] if len(paths) == 1 and paths[0].is_dir() else None
-        self.seal = read_seal(self.folder / SEAL) if self.folder is not None else None
+        found = find_archives(paths)
+        self.seals: Mapping[Path, Seal] = {
+            folder: seal
+            for folder in dict.fromkeys(path for path in paths if path.is_dir())
+            if (seal := read_seal(folder / SEAL)) is not None
+        }
         self._archives: list[OpenArchive] = []
         try:
-            for path in files:
-                self._archives.append(_opened(path))
+            for path, files in found.items():
+                self._archives.append(_opened(path, files, self._sealed(path)))
         except BaseException:
             self.close()
             raise
+
+    @property
+    def folder(self) -> Path | None:
+        """The bundle's folder; None where loose archives, or several folders, are read."""
+        return self._paths[0] if len(self._paths) == 1 and self._paths[0].is_dir() else None
+
+    @property
+    def seal(self) -> Seal | None:
+        """What the bundle in `folder` must hold, if it is sealed."""
+        return self.seals.get(self.folder) if self.folder is not None else None
+
+    def _sealed(self, path: Path) -> Archive | None:
+        """What an archive must be, as the seal beside it says."""
+        for folder, seal in self.seals.items():
+            if folder.absolute() == path.parent:
+                return seal.archives.get(path.name)
+        return None
 
     @property
     def name(self) -> str:
@@ -80,10 +102,16 @@ class BundleReader:
             DamagedBundleError: something is missing or unreadable; it lists what.
         """
         findings = list(self.contents.findings)
-        if self.seal is not None:
-            findings += missing_archives(self.seal, [archive.name for archive in self._archives])
-            if not findings and self.seal.inventory != self.contents.inventory:
-                findings.append(Finding(SEAL, "the archives hold other images than it lists"))
+        for folder, seal in self.seals.items():
+            here = [one.name for one in self._archives if one.file.path.parent == folder.absolute()]
+            findings += missing_archives(seal, here)
+            findings += (
+                Finding(name, f"is not listed in {SEAL}; it does not belong to this bundle")
+                for name in sorted(set(here) - set(seal.archives))
+            )
+        whole = None if findings else self.seal
+        if whole is not None and whole.inventory != self.contents.inventory:
+            findings.append(Finding(SEAL, "the archives hold other images than it lists"))
         if findings:
             raise DamagedBundleError(
                 f"{self.name} is damaged or incomplete; copy it again from its origin "
@@ -110,8 +138,13 @@ class BundleReader:
         raise NotFoundError(f"{self.name}: no blob {digest} in {repository or '/'}")
 
 
-def _opened(path: Path) -> OpenArchive:
-    file = ReadAt(path)
+def _opened(path: Path, files: Sequence[Path], sealed: Archive | None) -> OpenArchive:
+    """Open an archive, of one file or of parts, and list what is in it."""
+    file: Readable
+    if files == (path,):
+        file = ReadAt(path)
+    else:
+        file = PartedReader(files, _stated_sizes(files, sealed))
     try:
         return scan(file)
     except BaseException:
@@ -119,40 +152,73 @@ def _opened(path: Path) -> OpenArchive:
         raise
 
 
-def find_archives(paths: Iterable[Path]) -> list[Path]:
-    """The archives that `paths` name: files themselves, and `*.tar` of folders; sorted by name.
+def _stated_sizes(files: Sequence[Path], sealed: Archive | None) -> Sequence[int] | None:
+    """How large the parts of a sealed archive must be: all as the largest, but for the last."""
+    if sealed is None:
+        return None
+    with os_errors(files[0].parent, "examine"):
+        largest = max(path.stat().st_size for path in files)
+    return part_sizes(sealed.size, largest) if largest else None
 
-    A folder with a seal may lack archives, which is for a verification to say.
+
+def find_archives(paths: Iterable[Path]) -> dict[Path, tuple[Path, ...]]:
+    """The archives that `paths` name, sorted by name, each with the files that it consists of.
+
+    A path is a folder, an archive, or a part of one (`X.tar.0000.chunk`), which stands for all
+    parts beside it. A folder with a seal may lack archives, which is for a verification to say.
 
     Raises:
-        InputError: a path does not exist, or no archive is there.
+        InputError: a path does not exist, no archive is there, or one is there whole and in parts.
     """
-    found: set[Path] = set()
+    found: dict[Path, set[Path]] = {}
     for path in paths:
         if path.is_dir():
-            with os_errors(path, "read"):
-                inside = [entry for entry in path.iterdir() if entry.is_file()]
-            archives = [entry for entry in inside if entry.suffix == ".tar"]
-            sealed = (path / SEAL).is_file()
-            if not sealed and (path / PARTIAL_SEAL).is_file():
-                raise InputError(
-                    f"{path} holds no bundle yet: a pull into it was not finished; run it again, "
-                    "or remove its *.partial files if other archives are there"
-                )
-            if not archives and not sealed:
-                names = [entry.name for entry in inside]
-                hint = ""
-                if any(name.endswith(".chunk") for name in names):
-                    hint = "; join its chunks first: cat X.tar.*.chunk > X.tar"
-                elif any(name.endswith(PARTIAL_SUFFIX) for name in names):
-                    hint = "; a pull into it was not finished, run it again"
-                raise InputError(f"{path} holds no bundle: no *.tar file is there{hint}")
-            found.update(archive.absolute() for archive in archives)
+            files = [entry for entry in _listed(path) if _archive_at(entry) is not None]
+            _check_folder(path, files)
         elif path.is_file():
-            found.add(path.absolute())
+            archive = path if parse_part_name(path.name) is None else _archive_at(path)
+            files = [path]
+            if archive != path:
+                files = [one for one in _listed(path.parent) if _archive_at(one) == archive]
         else:
             raise InputError(f"{path} does not exist; name a bundle's folder or its archives")
-    return sorted(found, key=lambda path: (path.name, path))
+        for file in files:
+            file = file.absolute()
+            found.setdefault(_archive_at(file) or file, set()).add(file)
+    for archive, consists in found.items():
+        if archive in consists and len(consists) > 1:
+            raise InputError(
+                f"{archive} is there whole and in parts, of which one is older; remove that"
+            )
+    ordered = sorted(found, key=lambda path: (path.name, path))
+    return {archive: tuple(sorted(found[archive])) for archive in ordered}
+
+
+def _listed(folder: Path) -> list[Path]:
+    with os_errors(folder, "read"):
+        return [entry for entry in folder.iterdir() if entry.is_file()]
+
+
+def _archive_at(path: Path) -> Path | None:
+    """The archive that a file is, or is a part of; None for other files."""
+    part = parse_part_name(path.name)
+    if part is not None:
+        return path.with_name(part[0])
+    return path if path.suffix == ".tar" else None
+
+
+def _check_folder(folder: Path, archives: Sequence[Path]) -> None:
+    """Raise InputError unless there is a bundle in `folder`."""
+    sealed = (folder / SEAL).is_file()
+    if not sealed and (folder / PARTIAL_SEAL).is_file():
+        raise InputError(
+            f"{folder} holds no bundle yet: a pull into it was not finished; run it again, "
+            "or remove its *.partial files if other archives are there"
+        )
+    if not archives and not sealed:
+        partial = any(entry.name.endswith(PARTIAL_SUFFIX) for entry in _listed(folder))
+        hint = "; a pull into it was not finished, run it again" if partial else ""
+        raise InputError(f"{folder} holds no bundle: no *.tar file is there{hint}")
 
 
 def read_base(path: Path) -> Inventory:

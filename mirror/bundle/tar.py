@@ -12,7 +12,7 @@ from collections.abc import Generator
 from dataclasses import dataclass
 
 from mirror.bundle.archive import BLOCK
-from mirror.bundle.files import ReadAt
+from mirror.bundle.files import Readable
 from mirror.errors import DamagedBundleError
 
 _MAX_EXTENDED_HEADER = 64 << 10
@@ -33,7 +33,7 @@ class Member:
     size: int
 
 
-def members(file: ReadAt) -> Generator[Member, None, int]:
+def members(file: Readable) -> Generator[Member, None, int]:
     """Every regular file of an archive, in order; returns where its end marker begins.
 
     Folders are passed over.
@@ -96,7 +96,7 @@ def members(file: ReadAt) -> Generator[Member, None, int]:
         offset, path, pax_size, start = end, None, None, None
 
 
-def _inside(file: ReadAt, offset: int, name: str) -> str:
+def _inside(file: Readable, offset: int, name: str) -> str:
     """`name` without `./` parts, if it stays inside the archive."""
     parts = [part for part in name.split("/") if part not in ("", ".")]
     printable = name.isprintable() and "\\" not in name
@@ -105,7 +105,7 @@ def _inside(file: ReadAt, offset: int, name: str) -> str:
     return "/".join(parts)
 
 
-def _pax_records(file: ReadAt, offset: int, data: bytes) -> dict[str, str]:
+def _pax_records(file: Readable, offset: int, data: bytes) -> dict[str, str]:
     """The `length key=value` records of a pax header (POSIX pax, "Extended Header")."""
     records: dict[str, str] = {}
     while data:
@@ -121,7 +121,7 @@ def _pax_records(file: ReadAt, offset: int, data: bytes) -> dict[str, str]:
     return records
 
 
-def _pax_size(file: ReadAt, offset: int, text: str) -> int:
+def _pax_size(file: Readable, offset: int, text: str) -> int:
     if not (text.isascii() and text.isdigit() and len(text) < 20):
         raise _damaged(file, offset, f"a pax size {_shown(text)}")
     return int(text)
@@ -131,7 +131,7 @@ def _shown(name: str) -> str:
     return ascii(name if len(name) <= 200 else name[:200] + "…")
 
 
-def _damaged(file: ReadAt, offset: int, found: str) -> DamagedBundleError:
+def _damaged(file: Readable, offset: int, found: str) -> DamagedBundleError:
     return DamagedBundleError(
         f"{file.path.name}: at byte {offset}: {found}; "
         "the archive is damaged or not part of a bundle, copy it again from its origin"

@@ -18,16 +18,20 @@ from typing import Protocol
 from mirror.bundle.archive import TRAILER_SIZE, Archive, Entry
 from mirror.bundle.files import WriteAt, os_errors
 from mirror.bundle.folder import (
+    EARLIER_STEM,
+    JOURNAL_STEM,
     PARTIAL_SEAL,
     check_space,
     clear_leavings,
+    is_leaving,
     listed,
+    only_writer,
     remove,
     take_the_place,
     try_seal,
     write_durably,
 )
-from mirror.bundle.journal import Journal
+from mirror.bundle.journal import Journal, part_size_of
 from mirror.bundle.names import PARTIAL_SUFFIX, SEAL
 from mirror.bundle.parts import PartedWriter, part_paths, part_sizes
 from mirror.bundle.seal import Seal
@@ -35,8 +39,8 @@ from mirror.errors import IntegrityError, SizeMismatchError
 from mirror.oci import Digest, Manifest, Verifier
 from mirror.sync import BlobContent, CopyBlob, Inventory, InventoryBuilder
 
-JOURNAL = f"pull.journal{PARTIAL_SUFFIX}"
-EARLIER = f"earlier{PARTIAL_SUFFIX}"
+JOURNAL = JOURNAL_STEM + PARTIAL_SUFFIX
+EARLIER = EARLIER_STEM + PARTIAL_SUFFIX
 """Folder of an interrupted pull of another plan, while its content is still of use."""
 
 _NOTE_BYTES = 4 << 20
@@ -145,7 +149,8 @@ class BundleWriter:
         self._now: _Leavings | None = None
         self._earlier: _Leavings | None = None
         self._reusable: dict[Digest, _Place] = {}
-        self._done = False
+        self._naming = self._done = False
+        self._held = ExitStack()
 
     @property
     def name(self) -> str:
@@ -167,6 +172,13 @@ class BundleWriter:
         """
         with os_errors(self._folder, "create"):
             self._folder.mkdir(parents=True, exist_ok=True)
+        with ExitStack() as undo:
+            undo.enter_context(only_writer(self._folder))
+            self._begin_archives(undo)
+            self._held = undo.pop_all()
+        return self
+
+    def _begin_archives(self, undo: ExitStack) -> None:
         keep = self._resume and self._sort_leavings()
         if not self._resume:
             clear_leavings(self._folder)
@@ -174,20 +186,17 @@ class BundleWriter:
         # What lies beside is written last, which would be a late moment to find the disk full.
         needed = self.size + len(sealed) + sum(map(len, self._extra.values()))
         check_space(self._folder, needed - (_allocated(self._folder) if keep else 0))
-        with ExitStack() as undo:
-            undo.callback(self._close)
-            if not keep:
-                write_durably(self._folder / PARTIAL_SEAL, sealed)
-            self._now = _Leavings(self._folder, self._seal, self._part_size, keep=keep)
-            if not self._now.journal.trusted:
-                self._prove(self._now)
-            old = try_seal(self._folder / EARLIER / PARTIAL_SEAL)
-            if old is not None:
-                size = Journal(self._folder / EARLIER / JOURNAL).part_size
-                self._earlier = _Leavings(self._folder / EARLIER, old, size, keep=True)
-                self._reusable = self._earlier.finished()
-            undo.pop_all()
-        return self
+        undo.callback(self._close)
+        if not keep:
+            write_durably(self._folder / PARTIAL_SEAL, sealed)
+        self._now = _Leavings(self._folder, self._seal, self._part_size, keep=keep)
+        if not self._now.journal.trusted:
+            self._prove(self._now)
+        old = try_seal(self._folder / EARLIER / PARTIAL_SEAL)
+        if old is not None:
+            size = part_size_of(self._folder / EARLIER / JOURNAL)
+            self._earlier = _Leavings(self._folder / EARLIER, old, size, keep=True)
+            self._reusable = self._earlier.finished()
 
     def __exit__(
         self,
@@ -196,9 +205,11 @@ class BundleWriter:
         trace: TracebackType | None,
     ) -> None:
         begun = self._now is not None and bool(self._now.journal.progress)
-        self._close()
-        if self._done or not self._resume or not begun:
-            clear_leavings(self._folder)
+        with self._held:
+            self._close()
+            # Once archives take their names, what is left over is what says that not all have.
+            if self._done or not (self._naming or (self._resume and begun)):
+                clear_leavings(self._folder)
 
     def _close(self) -> None:
         for leavings in (self._now, self._earlier):
@@ -211,14 +222,13 @@ class BundleWriter:
         if old is None or not (self._folder / JOURNAL).exists():
             clear_leavings(self._folder)
             return False
-        part_size = Journal(self._folder / JOURNAL).part_size
-        if old == self._seal and part_size == self._part_size:
+        if old == self._seal and part_size_of(self._folder / JOURNAL) == self._part_size:
             self._take_names_back()
             return True
         aside = self._folder / EARLIER
         remove(aside)
         with os_errors(aside, "create"):
-            leavings = [path for path in listed(self._folder) if path.name.endswith(PARTIAL_SUFFIX)]
+            leavings = [path for path in listed(self._folder) if is_leaving(path.name)]
             aside.mkdir()
             for path in leavings:
                 path.replace(aside / path.name)
@@ -393,6 +403,7 @@ class BundleWriter:
         partial = [path for file in files.values() for path in file.parts]
         names = {path.name.removesuffix(PARTIAL_SUFFIX) for path in partial}
         self._close()
+        self._naming = True
         take_the_place(self._folder, partial, self._extra, names)
         self._done = True
 
@@ -428,5 +439,5 @@ def _allocated(folder: Path) -> int:
         return sum(
             path.stat().st_blocks * 512
             for path in listed(folder)
-            if path.name.endswith(PARTIAL_SUFFIX) and path.is_file()
+            if is_leaving(path.name) and path.is_file()
         )

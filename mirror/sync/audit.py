@@ -44,6 +44,12 @@ def audit(
 def _lacking(wanted: Inventory, held: Inventory, name: str) -> Iterator[Finding]:
     for path, content in sorted(wanted.repositories.items()):
         there = held.repository(path)
+        if not there:
+            lost = f"{len(content.tags)} tags, {len(content.manifests)} manifests and "
+            lost += f"{len(content.blobs)} blobs are missing"
+            tags = tuple(sorted(content.tags))
+            yield Finding(name, f"nothing of this repository is there: {lost}", path, tags)
+            continue
         dependents = Dependents(content)
 
         def finding(
@@ -103,13 +109,14 @@ def _damaged(
         for digest, path in manifests.items()
     ]
     failure: MirrorError | None = None
-    for (digest, _, _), outcome in for_each(
-        readings, lambda reading: reading[2](), jobs=jobs, cancel=cancel
-    ):
-        if isinstance(outcome, IntegrityError | NotFoundError):
-            yield from _everywhere(wanted, place.name, digest, outcome)
-        else:
-            failure = failure or outcome
+    with closing(
+        for_each(readings, lambda reading: reading[2](), jobs=jobs, cancel=cancel)
+    ) as outcomes:
+        for (digest, _, _), outcome in outcomes:
+            if isinstance(outcome, IntegrityError | NotFoundError):
+                yield from _everywhere(wanted, place.name, digest, outcome)
+            else:
+                failure = failure or outcome
     if failure is not None:
         raise failure  # not inside the loop: leaving that early sets the caller's flag
 

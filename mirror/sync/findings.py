@@ -30,7 +30,10 @@ class Finding:
             where += f": repository {self.repository or '/'}"
         if self.tags:
             more = f" and {len(self.tags) - 5} more" if len(self.tags) > 5 else ""
-            where += f", tag{'s' if len(self.tags) > 1 else ''} {', '.join(self.tags[:5])}{more}"
+            # Names that say something first.
+            readable = sorted(self.tags, key=lambda tag: (_is_hex(tag), tag))
+            shown = ", ".join(map(_shown, readable[:5])) if self.tags[1:] else self.tags[0]
+            where += f", tag{'s' if len(self.tags) > 1 else ''} {shown}{more}"
         return f"{where}: {self.problem}"
 
     def to_document(self) -> dict[str, Any]:
@@ -42,6 +45,15 @@ class Finding:
             "digest": str(self.digest) if self.digest else None,
             "problem": self.problem,
         }
+
+
+def _shown(tag: str) -> str:
+    """A tag for a person: of one that is a digest's bare hex, its beginning."""
+    return f"{tag[:12]}…" if _is_hex(tag) else tag
+
+
+def _is_hex(tag: str) -> bool:
+    return len(tag) == 64 and not tag.strip("0123456789abcdef")
 
 
 def listed(findings: Iterable[Finding], *, most: int = 20) -> str:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from itertools import islice
 from typing import TypeVar
 
@@ -47,13 +47,16 @@ def for_each(
     *,
     jobs: int = DEFAULT_JOBS,
     cancel: threading.Event | None = None,
-) -> Iterator[tuple[Item, Result | MirrorError]]:
+) -> Generator[tuple[Item, Result | MirrorError], None, None]:
     """Do `work` on every item in `jobs` threads; yield each with its result or its failure.
 
     The order is that of completion. A `MirrorError` belongs to its item and the others carry on,
     unless it is of a kind that would only repeat itself (denied, unreachable, disk): then items
     that have not begun are left out. Any other exception stops the rest and is raised. On return
     no thread of ours is running.
+
+    Close it (`contextlib.closing`), so that an exception in the loop over it, Ctrl-C for one, ends
+    the threads at once and not when the generator is collected.
 
     `work` looks at `cancel` in whatever long loops it has; once it is set nothing new begins.
 
@@ -105,13 +108,14 @@ def gather(
     numbered = list(enumerate(items))
     results: dict[int, Result] = {}
     failures: dict[int, MirrorError] = {}
-    for (number, _), outcome in for_each(
-        numbered, lambda pair: work(pair[1]), jobs=jobs, cancel=cancel
-    ):
-        if isinstance(outcome, MirrorError):
-            failures[number] = outcome
-        else:
-            results[number] = outcome
+    with closing(
+        for_each(numbered, lambda pair: work(pair[1]), jobs=jobs, cancel=cancel)
+    ) as outcomes:
+        for (number, _), outcome in outcomes:
+            if isinstance(outcome, MirrorError):
+                failures[number] = outcome
+            else:
+                results[number] = outcome
     if failures:
         raise failures[min(failures)]
     return [results[number] for number, _ in numbered]

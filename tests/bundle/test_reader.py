@@ -1,12 +1,16 @@
 from __future__ import annotations
 
 import os
+import shutil
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from mirror.bundle.parts import part_name
 from mirror.bundle.reader import BundleReader, find_archives
+from mirror.bundle.verify import verify_bundle
 from mirror.errors import DamagedBundleError, FileSystemError, InputError, NotFoundError
 from mirror.oci import Digest
 from mirror.sync import Inventory, MemoryStore, make_plan, transfer, union
@@ -37,7 +41,6 @@ def test_archives_are_found_by_name_and_other_files_do_not_matter(tmp_path: Path
     ("names", "hint"),
     [
         ([], "no .*.tar file is there$"),
-        (["platform.tar.0000.chunk"], "; join its chunks first: cat X.tar.*.chunk > X.tar$"),
         (["platform.tar.partial"], "; a pull into it was not finished, run it again$"),
     ],
 )
@@ -148,18 +151,88 @@ def test_an_archive_that_fails_to_open_leaves_no_other_open(
 ) -> None:
     pack_store(STORE, tmp_path)
     before = _opened()
-    real = os.pread
+    real = os.open
 
-    def failing(fd: int, size: int, offset: int) -> bytes:
-        if _opened()[fd].name == "security.tar":
-            raise OSError(5, "Input/output error")
-        return real(fd, size, offset)
+    def failing(path: Any, *args: Any, **more: Any) -> int:
+        if str(path).endswith("security.tar"):
+            raise PermissionError(13, "Permission denied")
+        return real(path, *args, **more)
 
-    monkeypatch.setattr(os, "pread", failing)
-    with pytest.raises(FileSystemError, match=r"cannot read .*security.tar: Input/output error"):
+    monkeypatch.setattr(os, "open", failing)
+    with pytest.raises(FileSystemError, match=r"cannot open .*security.tar: Permission denied"):
         BundleReader([tmp_path])
     monkeypatch.undo()
     assert _opened() == before
+
+
+def test_loose_archives_beside_a_folder_do_not_lift_its_seal(tmp_path: Path) -> None:
+    pack_store(STORE, tmp_path / "a")
+    other = MemoryStore()
+    put_image(other, "modules/more", "v1")
+    pack_store(other, tmp_path / "b")
+    (tmp_path / "a/security.tar").unlink()
+    extra = tmp_path / "b/module-more.tar"
+    with (
+        BundleReader([tmp_path / "a", extra]) as reader,
+        pytest.raises(DamagedBundleError, match=r"security.tar.*: the archive is missing"),
+    ):
+        reader.inventory()
+
+
+def test_a_foreign_archive_in_a_sealed_folder_is_named(tmp_path: Path) -> None:
+    pack_store(STORE, tmp_path)
+    shutil.copy(tmp_path / "security.tar", tmp_path / "module-evil.tar")
+    with (
+        BundleReader([tmp_path]) as reader,
+        pytest.raises(DamagedBundleError, match=r"module-evil.tar: is not listed in inventory"),
+    ):
+        reader.inventory()
+
+
+# -- parts -------------------------------------------------------------------------------------
+
+
+def _cut(folder: Path, size: int) -> None:
+    """Cut every archive in a folder into parts."""
+    for path in sorted(folder.glob("*.tar")):
+        data = path.read_bytes()
+        for number, start in enumerate(range(0, len(data), size)):
+            part = path.with_name(part_name(path.name, number))
+            part.write_bytes(data[start : start + size])
+        path.unlink()
+
+
+@pytest.mark.parametrize("size", [512, 1000, 4096])
+def test_a_bundle_in_parts_is_read_like_a_whole_one(tmp_path: Path, size: int) -> None:
+    pack_store(STORE, tmp_path)
+    _cut(tmp_path, size)
+    with BundleReader([tmp_path]) as reader:
+        inventory = reader.inventory()
+        assert inventory == WANTED
+        assert not verify_bundle(reader).findings
+        copy = MemoryStore()
+        transfer(make_plan(inventory, Inventory()), reader, copy)
+    assert copy.inventory() == WANTED
+    one = tmp_path / "security.tar.0000.chunk"
+    with BundleReader([one]) as reader:
+        assert set(reader.inventory().repositories) == {"security/trivy-db"}
+
+
+@pytest.mark.parametrize("number", [0, 1, -1])
+def test_a_missing_part_is_named(tmp_path: Path, number: int) -> None:
+    pack_store(STORE, tmp_path)
+    _cut(tmp_path, 1000)
+    lost = sorted(tmp_path.glob("platform.tar.*.chunk"))[number]
+    lost.unlink()
+    with pytest.raises(DamagedBundleError, match=f"{lost.name} of [0-9]+ parts is missing"):
+        BundleReader([tmp_path])
+
+
+def test_an_archive_that_is_there_whole_and_in_parts_is_refused(tmp_path: Path) -> None:
+    pack_store(STORE, tmp_path)
+    (tmp_path / "security.tar.0000.chunk").write_bytes(b"older")
+    with pytest.raises(InputError, match=r"security.tar is there whole and in parts"):
+        BundleReader([tmp_path])
 
 
 def _opened() -> dict[int, Path]:

@@ -267,6 +267,19 @@ def test_a_torn_last_line_is_no_claim(tmp_path: Path) -> None:
     assert again.trusted
 
 
+def test_a_journal_stays_small_however_much_it_is_told(tmp_path: Path) -> None:
+    path = tmp_path / JOURNAL
+    journal = Journal(path)
+    digests = [Digest.of(bytes([number])) for number in range(10)]
+    for count in range(1200):
+        for digest in digests:
+            journal.note(digest, count)
+        assert path.stat().st_size < 500_000
+    journal.close()
+    assert Journal(path).progress == dict.fromkeys(digests, 1199)
+    assert list(tmp_path.iterdir()) == [path]
+
+
 def test_a_failed_item_keeps_what_the_others_brought(tmp_path: Path) -> None:
     class Lacking(Counting):
         def blob(

@@ -220,7 +220,7 @@ def _earlier(folder: Path) -> dict[str, bytes]:
     put_image(old, "modules/gone", "v1", layers=(b"old",))
     pack_store(old, folder)
     (folder / "platform.tar.gostsum").write_text("0" * 64)
-    (folder / "package-x.tar.0000.chunk").write_bytes(b"chunk")
+    (folder / "package-x.tar.0000.chunk.gostsum").write_bytes(b"0" * 64)
     (folder / "README.txt").write_text("mine")
     return files_in(folder)
 
@@ -265,6 +265,38 @@ def test_a_folder_with_other_things_needs_force(tmp_path: Path) -> None:
     check_folder(tmp_path, force=True)
     with pytest.raises(InputError, match="something is not a folder; name a new or empty one"):
         check_folder(tmp_path / "something", force=True)
+
+
+def test_what_is_not_a_bundles_stays_and_what_could_be_taken_for_one_is_refused(
+    tmp_path: Path,
+) -> None:
+    _earlier(tmp_path)
+    (tmp_path / "movie.partial").write_bytes(b"mine")
+    (tmp_path / "notes.gostsum").write_bytes(b"mine")
+    check_folder(tmp_path, force=True)
+    for name in ("backup.tar", "db.tar.0000.chunk"):
+        (tmp_path / name).write_bytes(b"mine")
+        with pytest.raises(InputError, match=f"has {name}, which is no archive of a bundle"):
+            check_folder(tmp_path, force=True)
+        (tmp_path / name).unlink()
+    pack_store(STORE, tmp_path)
+    assert set(files_in(tmp_path)) == {
+        *(archive.name for archive in ARCHIVES),
+        *("inventory.json", "README.txt", "movie.partial", "notes.gostsum"),
+    }
+
+
+def test_two_pulls_do_not_meet_in_one_folder(tmp_path: Path) -> None:
+    with BundleWriter(tmp_path, SEAL) as writer:
+        transfer(make_plan(WANTED, Inventory()), STORE, writer)
+        told = f"another pull is making a bundle in {tmp_path}; wait for it"
+        with pytest.raises(InputError, match=told), BundleWriter(tmp_path, SEAL):
+            pytest.fail("it began nonetheless")
+        writer.finish()
+    with BundleReader([tmp_path]) as reader:
+        assert reader.inventory() == WANTED
+    with BundleWriter(tmp_path, SEAL):
+        pass
 
 
 # -- what must not be finished ---------------------------------------------------------------------

@@ -200,7 +200,7 @@ def test_damaged_content_is_named_for_a_person(bundle: Path, kind: str, sealed: 
     flip(bundle / place.archive, place.start + 7)
     run = call_mirror("verify", bundle)
     assert run.code == 4
-    for word in ("damaged", "platform.tar", place.digest, tags[0], "repository"):
+    for word in ("damaged", "platform.tar", place.digest, tags[0][:12], "repository"):
         assert word in run.stdout, run.stdout
 
 

@@ -133,8 +133,14 @@ def test_every_single_loss_is_found_and_named_with_those_who_need_it(
 
 def test_an_empty_registry_lacks_everything(client: RegistryClient) -> None:
     findings = audit(WANTED, RegistryTarget(client, below("nothing-here")))
-    assert len(findings) == len(items(WANTED))
-    assert {finding.repository for finding in findings} == set(WANTED.repositories)
+    assert [finding.repository for finding in findings] == sorted(WANTED.repositories)
+    for finding in findings:
+        content = WANTED.repository(finding.repository or "")
+        assert finding.tags == tuple(sorted(content.tags))
+        assert finding.problem == (
+            f"nothing of this repository is there: {len(content.tags)} tags, "
+            f"{len(content.manifests)} manifests and {len(content.blobs)} blobs are missing"
+        )
 
 
 def test_a_tag_that_names_another_image_is_told_with_both(place: RegistryTarget) -> None:
