@@ -105,6 +105,7 @@ class PullConfig(BaseModel):
             where = f"{path}: " if path is not None else ""
             problems = "; ".join(
                 f"{'.'.join(str(part) for part in one['loc']) or 'the document'}: {one['msg']}"
+                + _quoting_hint(one["type"], one["input"])
                 for one in err.errors(include_url=False)
             )
             raise InputError(f"{where}{problems}; see `mirror config schema`") from err
@@ -131,14 +132,21 @@ class PullConfig(BaseModel):
             since_version=self.since_version,
             ignore_suspend=self.ignore_suspend,
         )
-        warnings: list[str] = []
-        no_modules = self.no_modules
-        if no_modules and self.include_module:
-            warnings.append("--no-modules has no effect beside --include-module")
-            no_modules = False
-        if self.only_extra_images:
-            no_modules = False
-        no_packages = self.no_packages and not self.only_extra_images
+        if self.no_platform and platform != PlatformWishes(ignore_suspend=self.ignore_suspend):
+            raise InputError(
+                "--no-platform leaves out all releases, and --deckhouse-tag, --include-platform "
+                "and --since-version ask for some; drop one or the other"
+            )
+        warnings = [
+            f"--no-{noun}s has no effect beside --include-{noun}"
+            for noun, left_out, named in (
+                ("module", self.no_modules, self.include_module),
+                ("package", self.no_packages, self.include_package),
+            )
+            if left_out and named
+        ]
+        no_modules = self.no_modules and not self.include_module and not self.only_extra_images
+        no_packages = self.no_packages and not self.include_package and not self.only_extra_images
         modules = _filter("module", self.include_module, self.exclude_module)
         packages = _filter("package", self.include_package, self.exclude_package)
         plugins = Filter.including(self.include_plugin, "--include-plugin")
@@ -184,24 +192,24 @@ class PullConfig(BaseModel):
                 "--proxy-registry cannot list the platform's versions; say which to try with "
                 "--include-platform, such as '>=1.68 <=1.70', or add --no-platform"
             )
-        items = (("module", wishes.modules), ("package", wishes.packages))
+        kinds = (("module", wishes.modules), ("package", wishes.packages))
         if wishes.only_extra_images:
             # Their versions come from the channels, which can be asked for one by one.
-            if not any(of_kind is not None and of_kind.names for _, of_kind in items):
+            if not any(items is not None and items.names for _, items in kinds):
                 raise InputError(
                     "--proxy-registry cannot list modules and packages; name those whose extra "
                     "images to take with --include-module and --include-package, or drop "
                     "--only-extra-images"
                 )
-            items = ()
-        for noun, of_kind in items:
-            if of_kind is not None and (
-                not of_kind.names or any(not of_kind.items[name].wanted for name in of_kind.names)
-            ):
-                raise InputError(
-                    f"--proxy-registry cannot list {noun}s and their versions; name each with "
-                    f"--include-{noun} 'name@>=1.0 <2.0', or add --no-{noun}s"
-                )
+        else:
+            for noun, items in kinds:
+                if items is not None and (
+                    not items.names or any(not items.items[name].wanted for name in items.names)
+                ):
+                    raise InputError(
+                        f"--proxy-registry cannot list {noun}s and their versions; name each with "
+                        f"--include-{noun} 'name@>=1.0 <2.0', or add --no-{noun}s"
+                    )
         plugins = wishes.plugins
         if plugins is not None and any(not plugins.items[name].is_exact for name in plugins.names):
             raise InputError(
@@ -228,6 +236,13 @@ _EXCLUSIVE = (
     frozenset({"include-module", "exclude-module"}),
     frozenset({"include-package", "exclude-package"}),
 )
+
+
+def _quoting_hint(kind: str, value: Any) -> str:
+    """YAML reads 1.70 as the number 1.7, which no longer says which version was meant."""
+    if kind == "string_type" and isinstance(value, (int, float)) and not isinstance(value, bool):
+        return f" (YAML reads it as the number {value}; write it in quotes)"
+    return ""
 
 
 def _filter(noun: str, include: Texts, exclude: Texts) -> Filter:

@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from semver import Version
 
-from mirror.errors import InvalidDigestError, SourceContentError
+from mirror.errors import InvalidDigestError, InvalidReferenceError, SourceContentError
 from mirror.oci import Digest
-from mirror.oci.reference import valid_tag
+from mirror.oci.reference import check_repository, valid_tag
 from mirror.release.versions import parse_version
 
 VERSION_JSON = "version.json"
@@ -27,15 +27,27 @@ EXTRA_IMAGES = "extra_images.json"
 _SHA256 = re.compile(rb"sha256:[a-f0-9]{64}")
 
 
-class _ReleaseDocument(BaseModel):
-    """`version.json` of a release image; keys that we do not use are left alone."""
+class _VersionDocument(BaseModel):
+    """`version.json` of a module's release image; keys that we do not use are left alone."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     version: str
+
+
+class _ReleaseDocument(_VersionDocument):
+    """`version.json` of a platform release image. Programs in Go write null for what is empty."""
+
     suspend: bool = False
     requirements: dict[str, str] = Field(default_factory=dict)
     disruptions: dict[str, list[str]] = Field(default_factory=dict)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_nulls(cls, document: Any) -> Any:
+        if not isinstance(document, dict):
+            return document
+        return {key: value for key, value in document.items() if value is not None}
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,16 +64,19 @@ class ReleaseInfo:
     disruptions: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
 
-def parse_release(data: bytes | None, where: str) -> ReleaseInfo:
+def parse_release(data: bytes | None, where: str, *, version_only: bool = False) -> ReleaseInfo:
     """Read a release image's `version.json`; `data` None means that the image has none.
+
+    With `version_only`, as for modules and packages, the rest of it is not looked at.
 
     Raises:
         SourceContentError: it is missing, is no JSON, or names no semantic version.
     """
     if data is None:
         raise SourceContentError(f"{where}: the image has no {VERSION_JSON}")
+    kind = _VersionDocument if version_only else _ReleaseDocument
     try:
-        document = _ReleaseDocument.model_validate_json(data)
+        document = kind.model_validate_json(data)
     except ValidationError as err:
         raise SourceContentError(
             f"{where}: {VERSION_JSON} cannot be read: {_first_problem(err)}"
@@ -71,6 +86,8 @@ def parse_release(data: bytes | None, where: str) -> ReleaseInfo:
         raise SourceContentError(
             f"{where}: {VERSION_JSON} names {document.version!r}, which is no semantic version"
         )
+    if not isinstance(document, _ReleaseDocument):
+        return ReleaseInfo(version)
     return ReleaseInfo(version, document.suspend, document.requirements, document.disruptions)
 
 
@@ -153,6 +170,10 @@ def parse_extra_images(data: bytes, where: str) -> dict[str, str]:
         tag = value if isinstance(value, str) else f"{value:.0f}"
         if not valid_tag(tag):
             raise SourceContentError(f"{where}: {EXTRA_IMAGES}: {name}: {tag!r} is no tag")
+        try:
+            check_repository(name)
+        except InvalidReferenceError as err:
+            raise SourceContentError(f"{where}: {EXTRA_IMAGES}: {err}") from err
         extras[name] = tag
     return extras
 

@@ -9,7 +9,12 @@ from contextlib import closing
 from functools import partial
 from typing import Any
 
-from mirror.errors import RegistryNotFoundError, SourceContentError
+from mirror.errors import (
+    InvalidManifestError,
+    RegistryError,
+    RegistryNotFoundError,
+    SourceContentError,
+)
 from mirror.events import OnEvent, PhaseAdvanced, PhaseStarted, Warned
 from mirror.events import ignore as ignore_events
 from mirror.oci import Child, Descriptor, Digest, Manifest, Platform, verified
@@ -22,6 +27,9 @@ from mirror.sync.workers import DEFAULT_JOBS, Item, Result, gather
 
 _METADATA_PLATFORM = Platform("linux", "amd64")
 """Which image of an index is read for metadata; all of them carry the same."""
+
+_CANNOT_LIST = frozenset({400, 405, 501})
+"""What registries without tag lists answer to the wish for one, besides 404."""
 
 _SMALL_LAYER = 256 << 10
 """Bytes of a layer that is read by one thread at a time: the others then find it kept."""
@@ -80,6 +88,16 @@ class ReleaseSource:
                 return frozenset(self.content.client.tags(self.tree.locate(repository)))
             except RegistryNotFoundError:
                 return None
+            except RegistryError as err:
+                if err.status not in _CANNOT_LIST:
+                    raise
+                raise RegistryError(
+                    f"{err}; a source that cannot list tags, such as a proxy, takes "
+                    "--proxy-registry",
+                    where=err.where,
+                    status=err.status,
+                    codes=err.codes,
+                ) from err
 
         return self._once(("tags", repository), ask)
 
@@ -93,6 +111,8 @@ class ReleaseSource:
                 return self.content.fetch(repository, reference)
             except RegistryNotFoundError:
                 return None
+            except InvalidManifestError as err:
+                raise SourceContentError(f"{self.where(repository, reference)}: {err}") from err
 
         return self._once(("manifest", repository, reference), ask)
 

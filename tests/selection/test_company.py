@@ -184,7 +184,8 @@ def test_a_component_that_is_an_index_is_in_the_target_under_its_very_digest(
                 assert wire.manifest("dkp/mirror", str(child.descriptor.digest)) is not None
         listed = wire.manifest("dkp/mirror", cosign(subject))
         assert listed is not None
-        assert wire.dangling("dkp/mirror") == []
+        for repository in wire.repositories():
+            assert wire.dangling(repository) == []
 
 
 @pytest.mark.parametrize("asked", ["linux/arm64", "linux/arm64/v8"])

@@ -9,7 +9,7 @@ from mirror.oci import Manifest
 from mirror.release.metadata import VERSION_JSON, ReleaseInfo, parse_release
 from mirror.release.platform import ChannelFact
 from mirror.release.source import ReleaseSource
-from mirror.release.tree import CHANNELS
+from mirror.release.tree import CHANNELS, RELEASE_CHANNEL
 from mirror.release.versions import parse_version, version_tag
 
 
@@ -31,7 +31,8 @@ def release_info(
 ) -> ReleaseInfo:
     """What a release image says of itself."""
     found = source.files(repository, manifest, (VERSION_JSON,))
-    return parse_release(found.get(VERSION_JSON), where)
+    of_platform = repository == RELEASE_CHANNEL
+    return parse_release(found.get(VERSION_JSON), where, version_only=not of_platform)
 
 
 def read_channels(

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from semver import Version
 
 from mirror.bundle.names import archive_of
-from mirror.errors import SourceContentError
+from mirror.errors import InvalidReferenceError, SourceContentError
 from mirror.oci import Digest
+from mirror.oci.reference import check_repository
 from mirror.release.filters import Filter, ItemFilter
 from mirror.release.items import ItemSelection as ChosenItem
 from mirror.release.items import select_item
@@ -28,6 +30,7 @@ from mirror.release.versions import version_tag
 from mirror.release.walk import walk
 
 PACKAGE_VERSIONS = "package-versions.tar"
+_COSIGN_TAG = re.compile(r"sha256-[0-9a-f]{64}(?:\.[a-z]+)?$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,13 +69,16 @@ def select_items(
     items = source.each(
         f"{kind.noun}s", names, lambda name: _Item(source, kind, name, wanted, wishes).select()
     )
+    for item in items:
+        if not item.versions and item.name in wanted.names:
+            source.warn(f"{kind.noun} {item.name} has no version at the source; it is left out")
     return [item for item in items if item.images]
 
 
 def _names(source: ReleaseSource, kind: Kind, wanted: Filter, wishes: Wishes) -> Sequence[str]:
     if wishes.probing:
         return wanted.names
-    published = source.tags(kind.index)
+    published = _published(source, kind)
     if published is None:
         where = source.tree.origin(kind.index)
         if wanted.names:
@@ -89,6 +95,23 @@ def _names(source: ReleaseSource, kind: Kind, wanted: Filter, wishes: Wishes) ->
             f"it has: {', '.join(sorted(published)) or 'none'}"
         )
     return sorted(name for name in published if wanted.matches(name))
+
+
+def _published(source: ReleaseSource, kind: Kind) -> frozenset[str] | None:
+    """The names of all items: the tags of their index, but for signatures of its images and what
+    no repository can be called."""
+    tags = source.tags(kind.index)
+    return tags and frozenset(tag for tag in tags if _names_item(tag))
+
+
+def _names_item(tag: str) -> bool:
+    if _COSIGN_TAG.match(tag):
+        return False
+    try:
+        check_repository(tag)
+    except InvalidReferenceError:
+        return False
+    return True
 
 
 class _Item:
@@ -216,7 +239,7 @@ def package_version_images(source: ReleaseSource) -> list[Wanted]:
 
     A cluster learns from these what packages there are, whichever of them the bundle holds.
     """
-    published = source.tags(PACKAGES)
+    published = _published(source, PACKAGE)
     if not published:
         return []
 

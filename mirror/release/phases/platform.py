@@ -108,7 +108,8 @@ def _listed(source: ReleaseSource, wishes: PlatformWishes) -> frozenset[str]:
     if tags is None and (wishes.tag is None or wishes.tag in CHANNELS):
         raise SourceContentError(
             f"{source.tree.origin(RELEASE_CHANNEL)} does not exist; check that --source names an "
-            "edition's repository, and that your licence covers it"
+            "edition's repository, and that your licence covers it; a source that cannot list "
+            "tags, such as a proxy, takes --proxy-registry"
         )
     return tags or frozenset()
 

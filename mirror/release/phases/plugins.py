@@ -15,6 +15,7 @@ from mirror.release.plugins import (
     PluginSelection,
     parse_contract,
     select_plugins,
+    valid_plugin_name,
 )
 from mirror.release.plugins.contract import ANNOTATION
 from mirror.release.selection import Wanted, Wishes
@@ -85,11 +86,13 @@ class _Facts:
 
     def __init__(self, source: ReleaseSource, named: Collection[str]) -> None:
         self._source, self._named = source, named
+        self._denied: set[str] = set()  # each repository is asked for by one thread at a time
 
     def names(self) -> Collection[str] | None:
         names = self._tags(PLUGINS)
         # The solver asks for one after the other; in parallel the answers are there already.
-        self._source.each("plugins", sorted(names or ()), self.tags)
+        asked = sorted(name for name in names or () if valid_plugin_name(name))
+        self._source.each("plugins", asked, self.tags)
         return names
 
     def tags(self, name: str) -> Collection[str] | None:
@@ -102,8 +105,10 @@ class _Facts:
             return self._source.tags(repository)
         except DeniedError:
             # Plugins lie beside the edition, where not every licence reaches.
-            where = self._source.tree.origin(repository)
-            self._source.warn(f"access to {where} is denied; no plugins are taken from there")
+            if repository not in self._denied:
+                self._denied.add(repository)
+                where = self._source.tree.origin(repository)
+                self._source.warn(f"access to {where} is denied; no plugins are taken from there")
             return None
 
     def contract(self, name: str, tag: str) -> Contract:

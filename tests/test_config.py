@@ -1,0 +1,456 @@
+"""A pull's settings: every flag in a file, the file under the flags, contradictions told."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+import jsonschema  # type: ignore[import-untyped]
+import pytest
+import yaml
+
+from examples.release_tree import SMALL
+from mirror.cli import main
+from mirror.config import PullConfig
+from mirror.errors import InputError
+from mirror.oci import Platform
+from mirror.serve import EmbeddedRegistry
+from tests.journey.conftest import TINY, serve
+from tests.support.program import ROOT, call_mirror
+
+EXAMPLE = ROOT / "examples" / "mirror.yaml"
+OUTSIDE = {
+    "bundle_dir": "where the bundle goes",
+    "config_file": "the file itself",
+    "dry_run": "what to do",
+    "base": "what to compare with",
+    "force": "what to do with what is there",
+    "no_pull_resume": "what to do with what is there",
+    "source_login": "a secret",
+    "source_password": "a secret",
+    "license_key": "a secret",
+    "tmp_dir": "nothing any more",
+    "as_json": "how to tell",
+}
+"""Parameters of `mirror pull` that say nothing of what is pulled from where."""
+
+
+def settings_file(folder: Path, text: str) -> Path:
+    path = folder / "mirror.yaml"
+    path.write_text(text)
+    return path
+
+
+def refused(text: str, folder: Path) -> str:
+    """The message about a settings file that is none."""
+    path = settings_file(folder, text)
+    with pytest.raises(InputError) as caught:
+        PullConfig.load(path, {})
+    assert caught.value.exit_code == 2
+    assert str(path) in str(caught.value)
+    return str(caught.value)
+
+
+# -- keys and flags --------------------------------------------------------------------------------
+
+
+def pull_options() -> dict[str, click.Parameter]:
+    command = main.commands["pull"]
+    return {str(one.name): one for one in command.params}
+
+
+def test_every_setting_is_a_flag_and_every_flag_a_setting() -> None:
+    options = pull_options()
+    # A new flag of neither kind: give it a key, or say here why it needs none.
+    assert set(options) - set(OUTSIDE) == set(PullConfig.model_fields)
+    for name, setting in PullConfig.model_fields.items():
+        option = options[name]
+        assert f"--{setting.alias}" in option.opts
+        assert isinstance(option, click.Option)
+        assert option.multiple == isinstance(setting.default, tuple)
+        assert option.is_flag == isinstance(setting.default, bool)
+        assert option.default is None or not option.default, f"{name} would override the file"
+
+
+def test_all_that_can_be_said_by_flags_can_be_said_in_a_file(tmp_path: Path) -> None:
+    flags: dict[str, Any] = {}
+    for name, setting in PullConfig.model_fields.items():
+        default = setting.get_default()
+        if isinstance(default, bool):
+            flags[name] = True
+        elif isinstance(default, tuple):
+            flags[name] = ("a", "b@=v1")
+        else:
+            flags[name] = 3 if isinstance(default, int) else f"value-of-{name}"
+    document = {
+        name.replace("_", "-"): list(value) if isinstance(value, tuple) else value
+        for name, value in flags.items()
+    }
+    path = settings_file(tmp_path, yaml.safe_dump(document))
+    from_file, from_flags = PullConfig.load(path, {}), PullConfig.load(None, flags)
+    assert from_file == from_flags
+    assert from_file.selection_document() == from_flags.selection_document()
+    assert all(getattr(from_file, name) != PullConfig.model_fields[name].default for name in flags)
+
+
+def test_secrets_have_no_keys() -> None:
+    assert not [
+        name
+        for name in PullConfig.model_fields
+        if re.search("login|password|licen[cs]e|token|secret", name)
+    ]
+
+
+# -- the file under the flags ----------------------------------------------------------------------
+
+
+def test_a_flag_takes_the_place_of_a_files_value_as_a_whole(tmp_path: Path) -> None:
+    path = settings_file(
+        tmp_path,
+        "source: reg/a/ee\ninstaller-tag: v1\ninclude-module: [x, y]\nno-packages: true\njobs: 3\n",
+    )
+    config = PullConfig.load(path, {"source": "reg/b/fe", "include_module": ("z",), "jobs": 5})
+    assert (config.source, config.include_module, config.jobs) == ("reg/b/fe", ("z",), 5)
+    assert (config.installer_tag, config.no_packages) == ("v1", True)
+
+
+@pytest.mark.parametrize(
+    ("text", "flags", "left"),
+    [
+        ("include-platform: '>=1.68'", {"deckhouse_tag": "stable"}, "include_platform"),
+        ("deckhouse-tag: stable", {"since_version": "1.68"}, "deckhouse_tag"),
+        ("since-version: '1.68'", {"include_platform": "~1.70"}, "since_version"),
+        ("include-module: [a]", {"exclude_module": ("b",)}, "include_module"),
+        ("exclude-package: [a]", {"include_package": ("b",)}, "exclude_package"),
+    ],
+)
+def test_of_settings_that_exclude_each_other_the_command_lines_counts(
+    tmp_path: Path, text: str, flags: Mapping[str, Any], left: str
+) -> None:
+    config = PullConfig.load(settings_file(tmp_path, text), flags)
+    config.wishes()
+    assert not getattr(config, left)
+    assert all(getattr(config, name) == value for name, value in flags.items())
+
+
+def test_a_file_alone_cannot_contradict_itself(tmp_path: Path) -> None:
+    path = settings_file(tmp_path, "include-module: [a]\nexclude-module: [b]\n")
+    with pytest.raises(InputError, match="--include-module and --exclude-module exclude"):
+        PullConfig.load(path, {}).wishes()
+
+
+def test_an_empty_file_says_nothing(tmp_path: Path) -> None:
+    assert PullConfig.load(settings_file(tmp_path, "# nothing\n"), {}) == PullConfig()
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("include-modul: [a]", ["include-modul: Extra inputs are not permitted"]),
+        ("include_module: [a]", ["include_module: Extra inputs are not permitted"]),
+        ("source-password: x", ["source-password: Extra inputs are not permitted"]),
+        ("include-module: console", ["include-module: Input should be a valid tuple"]),
+        ("include-module: [1]", ["include-module.0: Input should be a valid string"]),
+        ("no-modules: maybe", ["no-modules: Input should be a valid boolean"]),
+        ("jobs: many", ["jobs: Input should be a valid integer"]),
+        ("jobs: 0", ["jobs: Input should be greater than or equal to 1"]),
+        ("since-version: 1.70", ["since-version", "the number 1.7", "write it in quotes"]),
+        ("source: 1\njobs: 99", ["source: ", "jobs: ", "less than or equal to 64"]),
+        ("- a", ["no mapping of settings"]),
+        ("a: [", ["is no YAML"]),
+        ("a: !!python/object:os.system x", ["is no YAML"]),
+        ("\x00", ["is no YAML"]),
+    ],
+)
+def test_a_file_that_is_none_is_told_by_key(tmp_path: Path, text: str, words: list[str]) -> None:
+    message = refused(text, tmp_path)
+    for word in words:
+        assert word in message
+    if "YAML" not in words[0]:
+        assert "mirror config schema" in message
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=f"cannot read {tmp_path}"):
+        PullConfig.load(tmp_path, {})
+    call_mirror("pull", tmp_path / "b", "--config", tmp_path / "none.yaml").failed(2, "none.yaml")
+
+
+def test_a_wrong_flag_is_told_without_a_file() -> None:
+    with pytest.raises(InputError, match=r"^jobs: "):
+        PullConfig.load(None, {"jobs": 65})
+    call_mirror("pull", "never-written", "--jobs", "65").failed(2, "jobs: ")
+
+
+# -- the schema and the example --------------------------------------------------------------------
+
+
+def test_the_schema_is_printed() -> None:
+    schema = call_mirror("config", "schema").succeeded().document
+    jsonschema.Draft202012Validator.check_schema(schema)
+    assert schema == PullConfig.model_json_schema(by_alias=True)
+    assert schema["additionalProperties"] is False
+    assert set(schema["properties"]) == {name.replace("_", "-") for name in PullConfig.model_fields}
+    assert all(one["description"] for one in schema["properties"].values())
+
+
+def test_the_example_is_valid_and_loads() -> None:
+    document = yaml.safe_load(EXAMPLE.read_bytes())
+    schema = PullConfig.model_json_schema(by_alias=True)
+    jsonschema.validate(document, schema)
+    for wrong in ({"jobs": 0}, {"nothing": 1}, {"include-module": "console"}, {"since-version": 1}):
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate({**document, **wrong}, schema)
+    config = PullConfig.load(EXAMPLE, {})
+    wishes, warnings = config.wishes()
+    assert warnings == ()
+    assert wishes.modules is not None
+    assert wishes.modules.names == tuple(
+        sorted(one.partition("@")[0] for one in document["include-module"])
+    )
+    assert wishes.platforms == (Platform("linux", "amd64"),)
+    assert wishes.packages is None
+    assert config.tree().edition == "ee"
+
+
+# -- contradictions --------------------------------------------------------------------------------
+
+PROXY: dict[str, Any] = {"proxy_registry": True}
+CONFLICTS: list[tuple[dict[str, Any], tuple[str, ...]]] = [
+    (
+        {"include_module": ("a",), "exclude_module": ("b",)},
+        ("--include-module and --exclude-module exclude each other", "keep one"),
+    ),
+    (
+        {"include_package": ("a",), "exclude_package": ("b",)},
+        ("--include-package and --exclude-package exclude each other", "keep one"),
+    ),
+    (
+        {"include_platform": ">=1.68", "deckhouse_tag": "stable"},
+        ("--deckhouse-tag and --include-platform contradict each other", "keep one"),
+    ),
+    (
+        {"include_platform": ">=1.68", "since_version": "1.68"},
+        ("--include-platform and --since-version contradict each other", "keep one"),
+    ),
+    (
+        {"deckhouse_tag": "stable", "since_version": "1.68"},
+        ("--deckhouse-tag and --since-version contradict each other", "keep one"),
+    ),
+    (
+        {"deckhouse_tag": "stable", "no_platform": True},
+        ("--no-platform", "--deckhouse-tag", "drop one"),
+    ),
+    (
+        {"only_extra_images": True, "include_plugin": ("a",)},
+        ("--only-extra-images takes no plugins", "drop --include-plugin"),
+    ),
+    (
+        {"no_plugins": True, "include_plugin": ("a",)},
+        ("--no-plugins and --include-plugin", "drop one"),
+    ),
+    (
+        {**PROXY, "deckhouse_tag": "stable", "no_modules": True},
+        ("--proxy-registry and --deckhouse-tag exclude each other", "--include-platform"),
+    ),
+    (
+        {**PROXY, "since_version": "1.68", "no_modules": True},
+        ("--proxy-registry and --since-version exclude each other", "--include-platform"),
+    ),
+    ({**PROXY, "no_modules": True}, ("--include-platform", "or add --no-platform")),
+    (
+        {**PROXY, "no_platform": True},
+        ("cannot list modules", "--include-module 'name@", "or add --no-modules"),
+    ),
+    (
+        {**PROXY, "no_platform": True, "include_module": ("a@>=1", "b")},
+        ("cannot list modules", "--include-module 'name@"),
+    ),
+    (
+        {**PROXY, "no_platform": True, "exclude_module": ("a",)},
+        ("cannot list modules", "or add --no-modules"),
+    ),
+    (
+        {**PROXY, "no_platform": True, "include_module": ("a@=v1",), "include_package": ("b",)},
+        ("cannot list packages", "--include-package 'name@"),
+    ),
+    (
+        {**PROXY, "no_platform": True, "no_modules": True, "include_plugin": ("a@>=1",)},
+        ("cannot list plugin versions", "--include-plugin name@=v1.2.3"),
+    ),
+    (
+        {**PROXY, "no_platform": True, "no_modules": True},
+        ("--proxy-registry has nothing to look for",),
+    ),
+    (
+        {**PROXY, "no_platform": True, "only_extra_images": True},
+        ("name those whose extra images to take", "--include-module", "--only-extra-images"),
+    ),
+    ({"include_module": ("a@",)}, ("constraint is missing after '@'", "'a@>=1.0.0'")),
+    ({"include_module": ("@=v1",)}, ("names nothing", "name@version")),
+    ({"include_module": ("A",)}, ("is no name", "lower-case")),
+    ({"include_package": ("a@!=1.2",)}, ("--include-package 'a@!=1.2'", "write =TAG")),
+    ({"include_package": ("a@=>1.2",)}, ("no registry can hold", "'>=1.2'")),
+    ({"include_platform": ""}, ("has no version constraint", "'>=1.64'")),
+    ({"include_platform": "./bundle"}, ("is a path, not a version",)),
+    ({"deckhouse_tag": "a b"}, ("--deckhouse-tag 'a b' is no tag",)),
+    ({"since_version": "new"}, ("--since-version 'new' is no version",)),
+    ({"platform": ("linux",)}, ("--platform 'linux'", "os/architecture")),
+]
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"), CONFLICTS, ids=[" ".join(map(str, one)) for one, _ in CONFLICTS]
+)
+def test_contradictions_are_told_with_what_to_do(
+    flags: dict[str, Any], words: tuple[str, ...]
+) -> None:
+    with pytest.raises(InputError) as caught:
+        PullConfig.load(None, flags).wishes()
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_a_contradiction_is_told_before_any_request() -> None:
+    call_mirror(
+        *("pull", "never-written", "--source", "registry.invalid/deckhouse/ee"),
+        *("--include-platform", ">=1.68", "--deckhouse-tag", "stable"),
+    ).failed(2, "contradict each other")
+
+
+@pytest.mark.parametrize("noun", ["module", "package"])
+def test_leaving_a_kind_out_has_no_effect_where_one_is_named(noun: str) -> None:
+    flags = {f"no_{noun}s": True, f"include_{noun}": ("a",)}
+    wishes, warnings = PullConfig.load(None, flags).wishes()
+    assert getattr(wishes, f"{noun}s") is not None
+    assert warnings == (f"--no-{noun}s has no effect beside --include-{noun}",)
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        {"include_platform": ">=1.68 <1.70", "no_modules": True},
+        {"no_platform": True, "include_module": ("a@~1.2", "b@=v1")},
+        {"no_platform": True, "no_modules": True, "include_plugin": ("a@=v1.0.0",)},
+        {"no_platform": True, "only_extra_images": True, "include_module": ("a",)},
+        {"no_platform": True, "only_extra_images": True, "include_package": ("a",)},
+    ],
+)
+def test_what_a_source_without_lists_needs_is_enough(flags: dict[str, Any]) -> None:
+    wishes, _ = PullConfig.load(None, {**PROXY, **flags}).wishes()
+    assert wishes.probing
+
+
+def test_an_exact_release_is_a_pinned_one() -> None:
+    wishes, _ = PullConfig.load(None, {"include_platform": "=pr1+stable"}).wishes()
+    assert wishes.platform is not None
+    assert wishes.platform.tag == "pr1"
+    assert wishes.platform.constraint is None
+
+
+def test_extra_images_only_brings_modules_and_packages_back() -> None:
+    flags = {"only_extra_images": True, "no_modules": True, "no_packages": True}
+    wishes, _ = PullConfig.load(None, flags).wishes()
+    assert wishes.modules is not None
+    assert wishes.packages is not None
+    assert wishes.plugins is None
+
+
+# -- what the seal says ----------------------------------------------------------------------------
+
+
+def test_the_seal_says_what_was_asked_for_and_not_how_it_was_reached(
+    embedded_registry: EmbeddedRegistry, tmp_path: Path
+) -> None:
+    source = serve(TINY, embedded_registry)
+    config = settings_file(
+        tmp_path,
+        f"source: {source.root}\ninsecure: true\njobs: 3\nno-packages: true\n"
+        "include-module: [console]\n",
+    )
+    authority = tmp_path / "authority.pem"
+    folder = tmp_path / "bundle"
+    secrets = ("tester", "s3cret-word")
+    call_mirror(
+        *("pull", folder, "--config", config, "--deckhouse-tag", "stable", "--tmp-dir", tmp_path),
+        *("--source-login", secrets[0], "--source-password", secrets[1]),
+    ).succeeded()
+    text = (folder / "inventory.json").read_text()
+    selection = json.loads(text)["selection"]
+    assert selection == {
+        "source": source.root,
+        "deckhouse-tag": "stable",
+        "include-module": ["console"],
+        "no-packages": True,
+    }
+    for word in (*secrets, str(tmp_path), "insecure", "mirror.yaml"):
+        assert word not in text
+    document = PullConfig.load(
+        None, {"ca": authority, "tls_skip_verify": True}
+    ).selection_document()
+    assert document == {}
+    # What was asked for can be asked for again.
+    again = settings_file(tmp_path, yaml.safe_dump(selection))
+    call_mirror("pull", tmp_path / "again", "--config", again, "--insecure").succeeded()
+    assert (tmp_path / "again" / "inventory.json").read_text() == text
+
+
+# -- what a delta would save -----------------------------------------------------------------------
+
+
+def test_a_dry_run_against_a_base_tells_the_bytes_that_are_saved(
+    embedded_registry: EmbeddedRegistry, tmp_path: Path
+) -> None:
+    source = serve(SMALL, embedded_registry)
+    base = tmp_path / "base"
+    run = ("--source", source.root, "--insecure")
+    small = ("--deckhouse-tag", "stable", "--no-modules", "--no-packages")
+    call_mirror("pull", base, *run, *small).succeeded()
+    embedded_registry.requests.clear()
+
+    def planned(*flags: str | Path) -> dict[str, Any]:
+        document: dict[str, Any] = (
+            call_mirror("pull", tmp_path / "new", *run, "--dry-run", "--json", *flags)
+            .succeeded()
+            .document
+        )
+        return document
+
+    held = blobs(json.loads((base / "inventory.json").read_bytes()))
+    everything = planned("--base", base)
+    by_file = planned("--base", base / "inventory.json")
+    assert by_file["delta"] == everything["delta"]
+    call_mirror("pull", tmp_path / "all", *run).succeeded()
+    wanted = blobs(json.loads((tmp_path / "all" / "inventory.json").read_bytes()))
+    common = held.keys() & wanted.keys()
+    assert everything["delta"]["saved"] == sum(wanted[digest] for digest in common) > 0
+    assert everything["fetch"] == sum(wanted.values())
+    same = planned("--base", base, *small)
+    assert same["delta"]["saved"] == same["fetch"]
+    assert same["delta"]["base"] == same["inventory"]
+    assert "delta" not in planned()
+    text = call_mirror("pull", tmp_path / "new", *run, "--dry-run", "--base", base).succeeded()
+    assert "a delta against the base saves" in text.stdout
+    assert not (tmp_path / "new").exists()
+
+
+def blobs(seal: Mapping[str, Any]) -> dict[str, int]:
+    """Every blob of a bundle with its size."""
+    return {
+        digest: size
+        for archive in seal["archives"].values()
+        for content in archive["repositories"].values()
+        for digest, size in content["blobs"].items()
+    }
+
+
+def test_a_base_is_a_bundle_or_its_inventory(tmp_path: Path) -> None:
+    wrong = settings_file(tmp_path, "source: x\n")
+    call_mirror("pull", tmp_path / "b", "--dry-run", "--base", wrong).failed(
+        2, str(wrong), "neither a bundle's folder nor an inventory"
+    )
+    call_mirror("pull", tmp_path / "b", "--base", wrong).failed(2, "--base goes with --dry-run")
