@@ -1,6 +1,44 @@
-"""`python -m mirror`: the command line."""
+"""The program: the command `mirror`, and `python -m mirror`.
 
-from mirror.cli import main
+It imports next to nothing before it can be interrupted: the rest takes a moment to load, and who
+stops the program in that moment gets the same answer as later.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from types import FrameType
+from typing import NoReturn
+
+from mirror.cli_signals import INTERRUPTED, MESSAGE
+
+
+def main() -> None:
+    """Run the command line and end the process with its exit code."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as `nohup` has it
+            signal.signal(number, _stop)
+    try:
+        from mirror.cli import main as command_line
+
+        command_line(prog_name="mirror")
+    except KeyboardInterrupt:
+        _stop()
+
+
+def _stop(_signal: int = 0, _frame: FrameType | None = None) -> NoReturn:
+    """End at once: nothing has begun yet, or all is done.
+
+    An exception would not do, as what interrupts an import may be swallowed by it or be shown.
+    """
+    os.write(2, f"error: {MESSAGE}\n".encode())
+    if "--json" in sys.argv:
+        error = f'{{"type": "Interrupted", "message": "{MESSAGE}", "exitCode": {INTERRUPTED}}}'
+        os.write(1, f'{{"error": {error}}}\n'.encode())
+    os._exit(INTERRUPTED)
+
 
 if __name__ == "__main__":
     main()

@@ -7,6 +7,7 @@ This module is the ground floor: every room may import it and it imports none of
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -77,15 +78,43 @@ class CancelledError(MirrorError):
 
 
 class IncompleteError(MirrorError):
-    """Some items could not be done; `failures` names each with its reason."""
+    """Some items could not be done; `failures` names each with its reason.
+
+    The text has one line for all that failed for one reason, `MOST_LINES` lines in all.
+    """
+
+    MOST_LINES = 20
 
     def __init__(self, message: str, failures: Sequence[tuple[str, MirrorError]]) -> None:
-        listed = "".join(f"\n  {item}: {error}" for item, error in failures)
-        super().__init__(f"{message}{listed}")
+        super().__init__("\n".join([message, *self._lines(failures)]))
         self.failures = tuple(failures)
         # One cause for all (say, a refused login) keeps its own exit code.
         codes = {error.exit_code for _, error in failures}
         self.exit_code = codes.pop() if len(codes) == 1 else MirrorError.exit_code
+
+    @classmethod
+    def _lines(cls, failures: Sequence[tuple[str, MirrorError]]) -> list[str]:
+        alike: dict[tuple[type[MirrorError], str], list[tuple[str, MirrorError]]] = {}
+        for item, error in failures:
+            alike.setdefault((type(error), _reason(error)), []).append((item, error))
+        groups = sorted(alike.values(), key=len, reverse=True)
+        shown = groups if len(groups) <= cls.MOST_LINES else groups[: cls.MOST_LINES - 1]
+        lines = []
+        for group in shown:
+            item, error = group[0]
+            others = f" and {len(group) - 1} more for the same reason" if len(group) > 1 else ""
+            lines.append(f"  {item}{others}: {error}")
+        if rest := sum(map(len, groups[len(shown) :])):
+            lines.append(f"  and {rest} more")
+        return lines
+
+
+_DIGEST = re.compile(r"[a-z0-9]+:[0-9a-f]{64,}")
+
+
+def _reason(error: MirrorError) -> str:
+    """What an error says apart from the item it is about."""
+    return _DIGEST.sub("", str(error).removeprefix(f"{getattr(error, 'where', '')}: "))
 
 
 # -- integrity ---------------------------------------------------------------------------------

@@ -76,7 +76,10 @@ class TagDone:
 
 @dataclass(frozen=True, slots=True)
 class Retrying:
-    """A request failed in a way that may pass; it is sent again in `delay_s` seconds."""
+    """A request failed in a way that may pass; it is sent again in `delay_s` seconds.
+
+    `reason` is a few words that name the host; the whole story is in the error that may follow.
+    """
 
     where: str
     attempt: int

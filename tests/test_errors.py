@@ -88,6 +88,23 @@ def test_a_common_cause_of_many_failures_keeps_its_exit_code() -> None:
     assert "\n  a: no\n  b: bad" in str(IncompleteError("x", [("a", denied), ("b", damaged)]))
 
 
+def test_failures_of_one_reason_share_a_line_and_the_list_ends() -> None:
+    def failure(number: int, said: str) -> tuple[str, MirrorError]:
+        where = f"PUT r/repository-{number}"
+        return f"blob {number}", errors.RegistryError(f"{where}: {said}", where=where)
+
+    alike = [failure(number, "r refuses") for number in range(500)]
+    others = [failure(number, f"reason {number}") for number in range(500, 526)]
+    error = IncompleteError("x", [*others, *alike])
+    title, first, *lines, last = str(error).splitlines()
+    assert title == "x"
+    assert first == ("  blob 0 and 499 more for the same reason: PUT r/repository-0: r refuses")
+    assert len(lines) == 18
+    assert last == "  and 8 more"
+    assert len(error.failures) == 526
+    assert len(str(IncompleteError("x", others[:20])).splitlines()) == 21
+
+
 def test_the_help_of_the_program_lists_the_codes() -> None:
     text = " ".join((main.help or "").split())
     for code, meaning in EXIT_CODES.items():

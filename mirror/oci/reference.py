@@ -15,6 +15,7 @@ _HOST = re.compile(
     r"(?:[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?(?:\.[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?)*"
     r"|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?"
 )
+_DIGEST = re.compile(r"[a-z0-9]+(?:[+._-][a-z0-9]+)*:[0-9A-Fa-f]{32,}")
 _MAX_REPOSITORY = 255
 
 
@@ -33,12 +34,13 @@ class Repository:
             InvalidReferenceError: no path, or one that no registry accepts.
         """
         bare = re.sub(r"^https?://", "", text.strip()).removesuffix("/")
-        if "@" in bare:
-            # Not repeated here: what stands before the @ may be a password.
+        before, at, behind = bare.rpartition("@")
+        if at and _DIGEST.fullmatch(behind) and "@" not in before:
             raise InvalidReferenceError(
-                "a registry's address has no @; write host[:port]/path without login and digest, "
-                "and give the login by the options for it, or with `docker login`"
+                f"a repository is named without a digest; leave out @{behind}"
             )
+        if at:
+            raise _credentials_inside(behind)
         host, slash, path = bare.partition("/")
         if not _is_host(host):
             raise InvalidReferenceError(
@@ -76,19 +78,33 @@ class Reference:
         Raises:
             InvalidReferenceError, InvalidDigestError: some part is not what it must be.
         """
-        name, at, digest = text.strip().partition("@")
+        name, at, behind = text.strip().rpartition("@")
+        if not at:
+            name = behind
+        elif "@" in name or "/" in behind:
+            raise _credentials_inside(behind)
+        # First, as its error repeats nothing of what stands before the @.
+        digest = Digest.parse(behind) if at else None
         head, colon, tag = name.rpartition(":")
         if not colon or "/" in tag:  # that colon belongs to the port
             head, tag = name, ""
-        if not tag and not at:
+        if not tag and digest is None:
             raise InvalidReferenceError(f"{text!r} names no image; add :tag or @sha256:digest")
         if tag:
             check_tag(tag)
-        return cls(Repository.parse(head), tag or None, Digest.parse(digest) if at else None)
+        return cls(Repository.parse(head), tag or None, digest)
 
     def __str__(self) -> str:
         tag = f":{self.tag}" if self.tag else ""
         return f"{self.repository}{tag}" + (f"@{self.digest}" if self.digest else "")
+
+
+def _credentials_inside(address: str) -> InvalidReferenceError:
+    """The error for `user:password@address`, of which only the address may be repeated."""
+    return InvalidReferenceError(
+        f"credentials do not belong in an address; write {address!r} without what stands before "
+        "the @, and give the login by the options for it, or with `docker login`"
+    )
 
 
 def _is_host(text: str) -> bool:

@@ -24,7 +24,7 @@ from urllib.parse import urlencode, urlsplit
 from mirror.errors import DeniedError, InputError, MirrorError, RegistryError
 from mirror.registry import scopes as scoping
 from mirror.registry.challenges import Challenge
-from mirror.registry.failures import LOGIN_HINT
+from mirror.registry.failures import Login
 from mirror.registry.scopes import Scopes
 
 _log = logging.getLogger(__name__)
@@ -117,6 +117,12 @@ class Authenticator:
         if way.scheme == "basic":
             return self._credentials.basic if self._credentials else None
         return f"Bearer {self._token(way, wanted, stale=None)}"
+
+    def login(self, authorization: str | None) -> Login:
+        """Who sent `authorization`, for messages."""
+        user = None if self._credentials is None else self._credentials.username
+        proof = authorization.partition(" ")[0].lower() if authorization else None
+        return Login(user, proof)
 
     def renewed(
         self, challenges: Sequence[Challenge], scopes: Scopes, rejected: str | None
@@ -253,8 +259,7 @@ class Authenticator:
             fresh_identity = answer.get("refresh_token")
         except (ValueError, TypeError, AttributeError, RecursionError, OverflowError) as err:
             raise RegistryError(
-                f"{where}: its answer cannot be understood; check the registry's configuration. "
-                + LOGIN_HINT.format(host=self._host),
+                f"{where}: its answer cannot be understood; check the registry's configuration",
                 where=where,
             ) from err
         if isinstance(fresh_identity, str) and fresh_identity and self._identity_token:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterator
 from types import TracebackType
 
+from mirror.errors import RegistryNotFoundError, UnreachableError
 from mirror.events import OnEvent, ignore
 from mirror.oci import Child, Descriptor, Digest, Manifest
 from mirror.oci.reference import check_repository
@@ -78,9 +79,20 @@ class RegistryClient:
         """Check that a registry answers and accepts the login (`GET /v2/`, end-1).
 
         Some registries let everybody do this and ask for a login at a repository only.
+
+        Raises:
+            UnreachableError: also where something answers that is no registry.
         """
         url = self._transport.url("/v2/")
-        self._transport.call("GET", url, accept=(200,), limit=1 << 20)
+        try:
+            self._transport.call("GET", url, accept=(200,), limit=1 << 20)
+        except RegistryNotFoundError as err:
+            raise UnreachableError(
+                f"{self.host} is no registry (HTTP 404 for /v2/); check host and port",
+                where=err.where,
+                status=err.status,
+                codes=err.codes,
+            ) from err
 
     # -- manifests -----------------------------------------------------------------------------
 

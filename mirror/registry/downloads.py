@@ -101,7 +101,8 @@ class Download:
                     f"{self._where}: the answer ended after {self._position} bytes, before the "
                     f"blob's end; check the network and the registry's storage",
                     where=self._where,
-                )
+                ),
+                f"an answer of {self._transport.host} ended too early",
             )
 
     def _judge(self, response: httpx.Response) -> int | None:

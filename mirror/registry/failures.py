@@ -12,6 +12,7 @@ import json
 import socket
 import ssl
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import httpx
@@ -27,11 +28,28 @@ from mirror.errors import (
 from mirror.registry.options import ConnectionOptions
 from mirror.registry.retry import TRANSIENT_STATUSES, TransientFailure, retry_after_s
 
-LOGIN_HINT = (
-    "check the login: --source-login and --source-password (or --license) when pulling, "
-    "--registry-login and --registry-password when pushing, or `docker login {host}`"
-)
 _MAX_REASON = 300
+_PUSHES = ("POST ", "PUT ", "PATCH ")
+
+
+@dataclass(frozen=True, slots=True)
+class Login:
+    """Who asked, as far as messages may tell: never a password or a token.
+
+    `user` None: no login was given; "": one without a name, an identity token. `proof` is the
+    scheme of the `Authorization` that was sent, in lower case; None if none was.
+    """
+
+    user: str | None = None
+    proof: str | None = None
+
+    @property
+    def name(self) -> str:
+        """The user, for the middle of a sentence."""
+        return f"user {self.user}" if self.user else "the holder of the stored token"
+
+
+_NOBODY = Login()
 
 
 def from_network(
@@ -40,30 +58,34 @@ def from_network(
     """Translate an exception of the network; `in_body`: the answer's head had arrived."""
     match err:
         case httpx.ConnectTimeout():
+            happened = f"no connection to {host} within {options.connect_timeout_s:g} s"
             return TransientFailure(
                 UnreachableError(
-                    f"{where}: no connection to {host} within {options.connect_timeout_s:g} s; "
+                    f"{where}: {happened}; "
                     "check the address, the firewall between, and the proxy settings",
                     where=where,
-                )
+                ),
+                happened,
             )
         case httpx.ReadTimeout() if not in_body:
             return TransientFailure(
-                UnreachableError(
+                StalledError(
                     f"{where}: {host} took the request but did not answer in time; "
                     "the registry may be overloaded, try again later",
                     where=where,
-                )
+                ),
+                f"{host} did not answer in time",
             )
         case httpx.ReadTimeout() | httpx.WriteTimeout():
-            return TransientFailure(stalled(where, host, options))
+            return stalled(where, host, options)
         case httpx.PoolTimeout():
             return TransientFailure(
                 UnreachableError(
                     f"{where}: all {options.max_connections} connections to {host} are in use; "
                     "lower the number of parallel transfers",
                     where=where,
-                )
+                ),
+                f"all connections to {host} are in use",
             )
         case httpx.ProxyError():
             return UnreachableError(
@@ -79,7 +101,8 @@ def from_network(
                     f"{where}: the connection to {host} broke: {_reason(err)}; "
                     "if this stays so, check the network and the registry's own log",
                     where=where,
-                )
+                ),
+                f"the connection to {host} broke",
             )
     return RegistryError(f"{where}: {host} cannot be used this way: {_reason(err)}", where=where)
 
@@ -109,53 +132,60 @@ def _from_connect(err: Exception, *, where: str, host: str) -> TransientFailure 
                 "and name its authority with --ca, or try --tls-skip-verify"
             )
         if isinstance(cause, socket.gaierror):
+            happened = f"the name {host} cannot be resolved"
             failure = unreachable(
-                f"the name {host} cannot be resolved ({cause.strerror}); "
-                "check its spelling and this machine's DNS"
+                f"{happened} ({cause.strerror}); check its spelling and this machine's DNS"
             )
             # EAI_AGAIN is the name server's own trouble; other answers stay what they are.
-            return TransientFailure(failure) if cause.errno == socket.EAI_AGAIN else failure
+            again = cause.errno == socket.EAI_AGAIN
+            return TransientFailure(failure, happened) if again else failure
         if isinstance(cause, ConnectionRefusedError):
+            happened = f"{host} refuses connections"
             return TransientFailure(
-                unreachable(
-                    f"{host} refuses connections; check that the registry runs and that the "
-                    "port is right"
-                )
+                unreachable(f"{happened}; check that the registry runs and that the port is right"),
+                happened,
             )
+    happened = f"no connection to {host}"
     return TransientFailure(
-        unreachable(f"no connection to {host}: {_reason(err)}; check the address and the network")
+        unreachable(f"{happened}: {_reason(err)}; check the address and the network"), happened
     )
 
 
-def stalled(where: str, host: str, options: ConnectionOptions) -> StalledError:
+def stalled(where: str, host: str, options: ConnectionOptions) -> TransientFailure:
     """A transfer that moves too little."""
-    return StalledError(
-        f"{where}: the transfer with {host} stalled: fewer than {options.stall_min_bytes} bytes in "
-        f"{options.stall_timeout_s:g} s; check the network between",
-        where=where,
+    happened = f"the transfer with {host} stalled"
+    return TransientFailure(
+        StalledError(
+            f"{where}: {happened}: fewer than {options.stall_min_bytes} bytes in "
+            f"{options.stall_timeout_s:g} s; check the network between",
+            where=where,
+        ),
+        happened,
     )
 
 
 def from_answer(
-    status: int, headers: Mapping[str, str], body: bytes, *, where: str, host: str
+    status: int,
+    headers: Mapping[str, str],
+    body: bytes,
+    *,
+    where: str,
+    host: str,
+    login: Login = _NOBODY,
 ) -> TransientFailure | RegistryError:
     """Translate an answer that is not what was asked for (distribution-spec, "Error Codes")."""
     codes, detail = _registry_errors(body)
     said = f"HTTP {status}" + (f", {detail}" if detail else "")
     fields: dict[str, Any] = {"where": where, "status": status, "codes": codes}
     if status in TRANSIENT_STATUSES:
-        busy = "is rate limiting" if status == 429 else "has trouble"
+        busy = f"{host} {'is rate limiting' if status == 429 else 'has trouble'}"
         return TransientFailure(
-            UnreachableError(
-                f"{where}: {host} {busy} ({said}); wait, or check the registry", **fields
-            ),
+            UnreachableError(f"{where}: {busy} ({said}); wait, or check the registry", **fields),
+            f"{busy} (HTTP {status})",
             retry_after_s(headers.get("retry-after")),
         )
     if status in (401, 403):
-        verb = "does not accept the login" if status == 401 else "denies this"
-        return DeniedError(
-            f"{where}: {host} {verb} ({said}); {LOGIN_HINT.format(host=host)}", **fields
-        )
+        return DeniedError(f"{where}: {_denial(status, said, host, login)}", **fields)
     if status == 404:
         return RegistryNotFoundError(
             f"{where}: {host} does not have this ({said}); check the repository path", **fields
@@ -174,23 +204,52 @@ def from_answer(
             "check that this is a registry",
             **fields,
         )
+    if status == 405 and where.startswith(_PUSHES):
+        return RegistryError(
+            f"{where}: {host} refuses ({said}); the registry, or this path of it, is read-only or "
+            "does not accept pushes",
+            **fields,
+        )
     return RegistryError(f"{where}: {host} refuses ({said})", **fields)
 
 
+def _denial(status: int, said: str, host: str, login: Login) -> str:
+    """What a 401 or 403 means for whom, and what to do about it."""
+    if login.user is None:
+        asks = "asks for a login and none was given"
+        verb = asks if status == 401 else "denies this without a login"
+        return f"{host} {verb} ({said}); give credentials"
+    # A bearer token is proof that the login itself was accepted.
+    if status == 403 or login.proof == "bearer":
+        return (
+            f"{login.name} may not do this at {host} ({said}); "
+            "give the credentials of a user who may"
+        )
+    if login.proof is None:
+        return f"{host} asks for another kind of login than the given ({said}); check the registry"
+    return f"{host} refuses the login of {login.name} ({said}); give other credentials"
+
+
 def from_token_server(
-    status: int, headers: Mapping[str, str], body: bytes, *, where: str, host: str
+    status: int,
+    headers: Mapping[str, str],
+    body: bytes,
+    *,
+    where: str,
+    host: str,
+    login: Login = _NOBODY,
 ) -> TransientFailure | RegistryError:
     """Translate the refusal of the token server that the registry `host` named."""
+    server = f"the token server of {host}"
     if status in (400, 401, 403, 404):
         codes, detail = _registry_errors(body)
         said = f"HTTP {status}" + (f", {detail}" if detail else "")
-        return DeniedError(
-            f"{where}: the token server of {host} refuses ({said}); {LOGIN_HINT.format(host=host)}",
-            where=where,
-            status=status,
-            codes=codes,
-        )
-    return from_answer(status, headers, body, where=where, host=f"the token server of {host}")
+        told = f"{server} refuses ({said}); check the registry's configuration"
+        # 400 and 404 are how some refuse identity tokens (RFC 6749, 5.2), and accounts.
+        if login.user is not None or status in (401, 403):
+            told = _denial(403 if status == 403 else 401, said, server, login)
+        return DeniedError(f"{where}: {told}", where=where, status=status, codes=codes)
+    return from_answer(status, headers, body, where=where, host=server)
 
 
 def _registry_errors(body: bytes) -> tuple[Sequence[str], str]:

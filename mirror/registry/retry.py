@@ -57,12 +57,15 @@ class RetryPolicy:
 class TransientFailure(Exception):
     """An attempt failed in a way that may pass; `error` is what to raise once patience ends.
 
-    Inside this package only: the retry loops stand between it and the callers.
+    `happened` says it in a few words, for every time that it happens again. Inside this package
+    only: the retry loops stand between it and the callers.
     """
 
-    def __init__(self, error: RegistryError, retry_after_s: float | None = None) -> None:
+    def __init__(
+        self, error: RegistryError, happened: str, retry_after_s: float | None = None
+    ) -> None:
         super().__init__(str(error))
-        self.error, self.retry_after_s = error, retry_after_s
+        self.error, self.happened, self.retry_after_s = error, happened, retry_after_s
 
 
 class Backoff:
@@ -92,7 +95,7 @@ class Backoff:
         if self.failures >= self._policy.attempts:
             raise failure.error from failure.__cause__
         delay_s = self._policy.delay_s(self.failures, failure.retry_after_s)
-        self._on_event(Retrying(self._where, self.failures, delay_s, str(failure.error)))
+        self._on_event(Retrying(self._where, self.failures, delay_s, failure.happened))
         self._sleep(delay_s)
 
 

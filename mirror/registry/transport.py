@@ -24,6 +24,7 @@ from mirror.registry.addresses import Home, path_of
 from mirror.registry.auth import Authenticator, Credentials
 from mirror.registry.challenges import parse_challenges
 from mirror.registry.connections import http_client
+from mirror.registry.heads import deadline_for_head
 from mirror.registry.options import ConnectionOptions
 from mirror.registry.retry import Backoff, TransientFailure
 from mirror.registry.scopes import Scopes
@@ -177,7 +178,12 @@ class Transport:
         if not good:
             host = self.host if self.at_home(str(response.url)) else response.url.host
             raise failures.from_answer(
-                response.status_code, response.headers, body, where=where, host=host
+                response.status_code,
+                response.headers,
+                body,
+                where=where,
+                host=host,
+                login=self._auth.login(response.request.headers.get("authorization")),
             )
         return Answer(response.status_code, response.headers, body, str(response.url))
 
@@ -238,7 +244,7 @@ class Transport:
         return StallWatch(
             options.stall_timeout_s,
             options.stall_min_bytes,
-            lambda: TransientFailure(failures.stalled(where, self.host, options)),
+            lambda: failures.stalled(where, self.host, options),
         )
 
     # -- one exchange --------------------------------------------------------------------------
@@ -318,7 +324,14 @@ class Transport:
         content = iter(body.opened()) if body is not None else None
         try:
             request = self._client.build_request(
-                method, url, headers=sent, content=content, timeout=timeout
+                method,
+                url,
+                headers=sent,
+                content=content,
+                timeout=timeout,
+                extensions={
+                    "trace": deadline_for_head(answer_timeout_s or options.stall_timeout_s)
+                },
             )
             response = self._client.send(request, stream=True, follow_redirects=False)
         finally:
@@ -343,12 +356,15 @@ class Transport:
         return bytes(collected[:limit])
 
     def _discard(self, response: httpx.Response) -> None:
-        """Read a short body away, so that the connection can be used again."""
+        """Read a short body away, so that the connection can be used again; else close it."""
         length = response.headers.get("content-length", "")
         try:
             if length.isdigit() and int(length) <= _MAX_ERROR_BYTES:
-                for _ in response.iter_raw():
+                watch = self.watch(self.where(response.request.method, str(response.url)))
+                for _ in watch.received(response.iter_raw()):
                     pass
+        except (TransientFailure, httpx.HTTPError) as err:
+            _log.debug("a body that nobody needs could not be read: %s", err)
         finally:
             response.close()
 
@@ -388,6 +404,12 @@ class Transport:
                 response.close()
         if response.status_code != 200:
             raise failures.from_token_server(
-                response.status_code, response.headers, answer, where=where, host=self.host
+                response.status_code,
+                response.headers,
+                answer,
+                where=where,
+                host=self.host,
+                # An identity token is proof too, and travels in the body.
+                login=self._auth.login(headers.get("Authorization") or ("token" if body else None)),
             )
         return answer

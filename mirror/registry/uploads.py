@@ -108,7 +108,8 @@ class Upload:
                     self._cancel(session)
                     session = None
                     if not restart.at_once:
-                        self._backoff.wait(TransientFailure(restart.error))
+                        lost = f"{self._transport.host} lost the beginning of an upload"
+                        self._backoff.wait(TransientFailure(restart.error, lost))
         except BaseException:
             self._cancel(session)
             raise

@@ -71,16 +71,19 @@ def transfer(
         return 0
 
     def carry(steps: Sequence[Step], work: Callable[[Step], int]) -> int:
-        sent, failures = 0, []
+        sent, tried, failures = 0, 0, []
         for step, outcome in for_each(steps, work, jobs=jobs, cancel=cancel):
+            tried += 1
             if isinstance(outcome, MirrorError):
                 failures.append((_title(step), outcome))
             else:
                 sent += outcome
         if failures:
+            left = len(steps) - tried
             raise IncompleteError(
-                f"{target.name}: {len(failures)} of {len(steps)} {_KINDS[type(steps[0])]} "
-                f"could not be taken from {source.name}",
+                f"{len(failures)} of {len(steps)} {_KINDS[type(steps[0])]} could not be brought "
+                f"from {source.name} to {target.name}"
+                + (f", {left} more were not tried" if left else ""),
                 sorted(failures, key=lambda failure: failure[0]),
             )
         return sent
@@ -101,13 +104,16 @@ def transfer(
     return TransferReport(len(plan.blobs), sent, plan.manifest_count, plan.tag_count)
 
 
+_MOST_PATHS = 3
 _KINDS = {CopyBlob: "blobs", PutManifest: "manifests", PutTag: "tags"}
 
 
 def _title(step: CopyBlob | PutManifest | PutTag) -> str:
     match step:
         case CopyBlob():
-            return f"blob {step.digest} into {', '.join(path or '/' for path in step.into)}"
+            paths = [path or "/" for path in step.into]
+            more = f" and {len(paths) - _MOST_PATHS} more" if len(paths) > _MOST_PATHS else ""
+            return f"blob {step.digest} into {', '.join(paths[:_MOST_PATHS])}{more}"
         case PutManifest():
             return f"manifest {step.repository}@{step.digest}"
         case PutTag():

@@ -102,23 +102,94 @@ def test_basic_credentials_are_sent_after_a_challenge_and_then_at_once(
 def test_wrong_basic_credentials_are_tried_once(serve: Serve, make_client: MakeClient) -> None:
     server = serve(lambda r: Reply(401, {"WWW-Authenticate": 'Basic realm="here"'}))
     client = make_client(server.host, ALICE)
-    with pytest.raises(DeniedError, match=r"does not accept the login.*--registry-login") as caught:
+    with pytest.raises(DeniedError) as caught:
         client.ping()
-    assert SECRET not in str(caught.value)
+    assert str(caught.value) == (
+        f"GET {server.host}/v2/: {server.host} refuses the login of user alice (HTTP 401); "
+        "give other credentials"
+    )
     assert len(server.log) == 2
     with pytest.raises(DeniedError):
         client.ping()
     assert len(server.log) == 3
 
 
-def test_without_credentials_the_message_names_the_login_flags(
+def test_without_credentials_the_message_says_that_none_were_given(
     serve: Serve, make_client: MakeClient
 ) -> None:
     server = serve(lambda r: Reply(401, {"WWW-Authenticate": 'Basic realm="here"'}))
-    with pytest.raises(DeniedError, match="--source-login and --source-password") as caught:
+    with pytest.raises(DeniedError, match="asks for a login and none was given") as caught:
         make_client(server.host).ping()
     assert caught.value.exit_code == 6
     assert len(server.log) == 1
+
+
+def test_what_a_user_may_not_do_is_no_wrong_password(serve: Serve, make_client: MakeClient) -> None:
+    def registry(request: Request) -> Reply:
+        known = "authorization" in request.headers
+        challenge = {"WWW-Authenticate": 'Basic realm="here"'}
+        return error(403, "DENIED", "read only") if known else Reply(401, challenge)
+
+    host = serve(registry).host
+    with pytest.raises(DeniedError, match=r"user alice may not do this .*DENIED: read only"):
+        make_client(host, ALICE).tags("a")
+    denied = serve(lambda r: Reply(403))
+    with pytest.raises(DeniedError, match=r"denies this without a login \(HTTP 403\)"):
+        make_client(denied.host).tags("a")
+
+
+def test_a_token_that_does_not_reach_far_enough_is_no_wrong_password(
+    tokens: TokenRegistry, make_client: MakeClient
+) -> None:
+    tokens.valid = {}
+    tokens.answer = {"token": "of little worth"}
+    with pytest.raises(DeniedError, match="user alice may not do this"):
+        make_client(tokens.host, ALICE).tags("a")
+
+
+@pytest.mark.parametrize("challenge", [{}, {"WWW-Authenticate": "Negotiate"}])
+def test_a_login_that_could_not_be_shown_was_not_refused(
+    challenge: dict[str, str], serve: Serve, make_client: MakeClient
+) -> None:
+    server = serve(lambda r: Reply(401, challenge))
+    with pytest.raises(DeniedError, match="asks for another kind of login than the given"):
+        make_client(server.host, ALICE).tags("a")
+
+
+@pytest.mark.parametrize(
+    ("credentials", "told"),
+    [
+        (None, "the token server of {host} asks for a login and none was given"),
+        (Credentials("bob", SECRET), "the token server of {host} refuses the login of user bob"),
+        (
+            Credentials(identity_token=SECRET),
+            "the token server of {host} refuses the login of the holder of the stored token",
+        ),
+    ],
+)
+def test_a_token_server_tells_the_same_apart(
+    credentials: Credentials | None, told: str, tokens: TokenRegistry, make_client: MakeClient
+) -> None:
+    with pytest.raises(DeniedError) as caught:
+        make_client(tokens.host, credentials).tags("a")
+    assert told.format(host=tokens.host) in str(caught.value)
+    assert SECRET not in str(caught.value)
+
+
+def test_a_token_server_that_is_lost_says_nothing_about_logins(
+    tokens: TokenRegistry, make_client: MakeClient
+) -> None:
+    tokens.realm.script = lambda request: Reply(404)
+    with pytest.raises(DeniedError, match=r"refuses \(HTTP 404\); check the registry's config"):
+        make_client(tokens.host).tags("a")
+
+
+def test_no_flag_of_a_command_is_named_by_the_library(
+    tokens: TokenRegistry, make_client: MakeClient
+) -> None:
+    with pytest.raises(DeniedError) as caught:
+        make_client(tokens.host).tags("a")
+    assert "--" not in str(caught.value)
 
 
 def test_a_token_is_fetched_once_a_scope_and_later_scopes_need_no_challenge(

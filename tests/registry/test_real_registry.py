@@ -238,8 +238,12 @@ def test_a_registry_with_passwords_wants_the_right_one(
 ) -> None:
     host = make_real_registry(htpasswd=HTPASSWD).address
     send(make_client(host, ALICE), "a", DATA)
-    for wrong in (None, Credentials("alice", "wrong"), Credentials("bob", "correct horse")):
-        with pytest.raises(DeniedError, match="does not accept the login") as caught:
+    for wrong, told in (
+        (None, "none was given"),
+        (Credentials("alice", "wrong"), "refuses the login of user alice"),
+        (Credentials("bob", "correct horse"), "refuses the login of user bob"),
+    ):
+        with pytest.raises(DeniedError, match=told) as caught:
             make_client(host, wrong).resolve("a", "v1")
         assert caught.value.status == 401
         assert "correct horse" not in str(caught.value)

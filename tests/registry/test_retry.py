@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mirror.errors import CancelledError, UnreachableError
+from mirror.errors import CancelledError, RegistryError, UnreachableError
 from mirror.events import Event, Retrying
+from mirror.oci import Digest
 from mirror.registry import ConnectionOptions, RegistryClient, RetryPolicy
 from mirror.registry.retry import retry_after_s
 from tests.registry.conftest import MakeClient, Serve
@@ -80,7 +81,8 @@ def test_a_busy_registry_is_asked_again(
     retries = [event for event in events if isinstance(event, Retrying)]
     assert [(event.attempt, event.delay_s) for event in retries] == [(1, 1), (2, 2)]
     assert retries[0].where == f"GET {server.host}/v2/"
-    assert "slow down" in retries[0].reason
+    happened = "is rate limiting" if status == 429 else "has trouble"
+    assert retries[0].reason == f"{server.host} {happened} (HTTP {status})"
 
 
 def test_the_servers_own_time_is_waited(
@@ -113,14 +115,17 @@ def test_patience_ends_with_the_registrys_own_words(
 
 
 def test_a_connection_that_breaks_is_tried_again(
-    serve: Serve, make_client: MakeClient, waits: list[float]
+    serve: Serve, make_client: MakeClient, waits: list[float], events: list[Event]
 ) -> None:
     def hang_up(request: Request) -> Reply:
         raise Hangup
 
     fault = times(2, lambda r: True, hang_up)
-    make_client(serve(lambda r: fault(r) or Reply()).host).ping()
+    server = serve(lambda r: fault(r) or Reply())
+    make_client(server.host).ping()
     assert waits == [1, 2]
+    reasons = {event.reason for event in events if isinstance(event, Retrying)}
+    assert reasons == {f"the connection to {server.host} broke"}
 
 
 def test_closing_the_client_ends_the_waiting(serve: Serve) -> None:
@@ -134,6 +139,28 @@ def test_closing_the_client_ends_the_waiting(serve: Serve) -> None:
         client.ping()
     with pytest.raises(CancelledError, match="was closed"):
         client.ping()
+
+
+def test_what_answers_404_to_everything_is_no_registry(
+    serve: Serve, make_client: MakeClient
+) -> None:
+    server = serve(lambda r: Reply(404, body=b"<h1>Welcome</h1>"))
+    with pytest.raises(UnreachableError) as caught:
+        make_client(server.host).ping()
+    assert str(caught.value) == (
+        f"{server.host} is no registry (HTTP 404 for /v2/); check host and port"
+    )
+    assert (caught.value.exit_code, caught.value.status) == (5, 404)
+
+
+def test_a_registry_that_takes_no_pushes_is_called_read_only(
+    serve: Serve, make_client: MakeClient
+) -> None:
+    client = make_client(serve(lambda r: error(405, "UNSUPPORTED")).host)
+    with pytest.raises(RegistryError, match=r"refuses \(HTTP 405, .*\); .* is read-only or"):
+        client.upload("a", Digest.of(b"x"), 1, lambda offset: (c for c in [b"x"]))
+    with pytest.raises(RegistryError, match=r"refuses \(HTTP 405, UNSUPPORTED: no\)$"):
+        client.tags("a")
 
 
 @pytest.mark.parametrize("wrong", [{"attempts": 0}, {"jitter": 2}])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from mirror.errors import (
     IncompleteError,
     MirrorError,
     NotFoundError,
+    RegistryError,
     UnreachableError,
 )
 from mirror.events import (
@@ -267,7 +268,10 @@ def test_a_blob_with_wrong_bytes_stops_manifests_and_tags_but_not_its_siblings(
     with pytest.raises(IncompleteError) as caught:
         transfer(plan, Faulty(bad), destination.target, on_event=serialised(heard.append))
     message = str(caught.value)
-    assert f": 1 of {len(plan.blobs)} blobs could not be taken from the faulty source" in message
+    assert message.startswith(
+        f"1 of {len(plan.blobs)} blobs could not be brought from the faulty source "
+        f"to {destination.target.name}\n"
+    )
     assert re.search(rf"\n  blob {bad} into /, .*: expected {bad}, got sha256:", message)
     assert caught.value.exit_code == 4
     assert isinstance(caught.value.failures[0][1], DigestMismatchError)
@@ -283,7 +287,8 @@ def test_a_manifest_that_is_gone_stops_its_parents_and_all_tags() -> None:
     index = WANTED.repository("").tags["v1.0.0"]
     child = WANTED.repository("").manifests[index].children[0].digest
     target = MemoryStore()
-    with pytest.raises(IncompleteError, match="memory: 1 of 8 manifests could not be taken") as err:
+    told = "1 of 8 manifests could not be brought from the faulty source to memory"
+    with pytest.raises(IncompleteError, match=told) as err:
         transfer(make_plan(WANTED, Inventory()), Faulty(child), target)
     assert f"\n  manifest @{child}: it is gone" in str(err.value)
     held = target.inventory()
@@ -297,6 +302,55 @@ def test_one_reason_for_all_failures_gives_its_exit_code() -> None:
     with pytest.raises(IncompleteError) as caught:
         transfer(make_plan(WANTED, Inventory()), Faulty(bad, unreachable), MemoryStore())
     assert caught.value.exit_code == UnreachableError.exit_code
+
+
+class Refusing(MemoryStore):
+    """A target that takes no blob."""
+
+    def __init__(self, refusal: Callable[[CopyBlob], MirrorError]) -> None:
+        super().__init__("registry r")
+        self._refusal = refusal
+
+    def put_blob(self, step: CopyBlob, content: BlobContent) -> int:
+        raise self._refusal(step)
+
+
+def test_a_target_that_refuses_is_told_once_however_many_items_it_refuses() -> None:
+    def refusal(step: CopyBlob) -> MirrorError:
+        where = f"PUT r/{step.into[0]}@{step.digest}"
+        return RegistryError(f"{where}: r refuses (HTTP 405)", where=where, status=405)
+
+    plan = make_plan(WANTED, Inventory())
+    count = len(plan.blobs)
+    with pytest.raises(IncompleteError) as caught:
+        transfer(plan, STORE, Refusing(refusal))
+    first, second = str(caught.value).splitlines()
+    assert first == (
+        f"{count} of {count} blobs could not be brought from {STORE.name} to registry r"
+    )
+    assert second.startswith("  blob sha256:")
+    assert f" and {count - 1} more for the same reason: PUT r/" in second
+    assert len(caught.value.failures) == count
+
+
+def test_what_was_not_tried_is_told_too() -> None:
+    plan = make_plan(WANTED, Inventory())
+    with pytest.raises(IncompleteError) as caught:
+        transfer(plan, STORE, Refusing(lambda step: UnreachableError("no", where="x")), jobs=1)
+    tried = len(caught.value.failures)
+    assert tried < len(plan.blobs)
+    assert f"{tried} of {len(plan.blobs)} blobs could not be brought" in str(caught.value)
+    assert f", {len(plan.blobs) - tried} more were not tried\n" in str(caught.value)
+
+
+def test_a_blob_of_many_repositories_names_the_first_few() -> None:
+    store = MemoryStore()
+    for number in range(9):
+        put_image(store, f"modules/m{number}", "v1", layers=(b"shared",))
+    refuse = Refusing(lambda step: UnreachableError("no", where="x"))
+    with pytest.raises(IncompleteError) as caught:
+        transfer(make_plan(store.inventory(), Inventory()), store, refuse, jobs=1)
+    assert " into modules/m0, modules/m1, modules/m2 and 6 more" in str(caught.value)
 
 
 def test_a_bug_in_a_source_is_no_failure_of_an_item() -> None:

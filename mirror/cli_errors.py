@@ -1,0 +1,116 @@
+"""How a command that fails ends: a message for a person, a document for a program, a code."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import click
+
+from mirror.cli_signals import INTERRUPTED, MESSAGE, stopping
+from mirror.errors import DeniedError, IncompleteError, IntegrityError, MirrorError
+
+_JSON, _TOLD = "mirror.json", "mirror.told"
+_REGISTRY_LOGIN = "--registry-login and --registry-password"
+_LOGIN_FLAGS = {
+    "pull": "--source-login and --source-password, or --license",
+    "push": _REGISTRY_LOGIN,
+    "verify": _REGISTRY_LOGIN,
+}
+"""Command → its flags for credentials."""
+
+
+def print_json(document: Mapping[str, Any]) -> None:
+    """Print a result for a program."""
+    click.echo(json.dumps(document, indent=2, ensure_ascii=False))
+
+
+class Group(click.Group):
+    """Turns what commands raise into a message and an exit code; nothing else in mirror does."""
+
+    def make_context(
+        self,
+        info_name: str | None,
+        args: list[str],
+        parent: click.Context | None = None,
+        **extra: Any,
+    ) -> click.Context:
+        as_json = _asks_for_json(args)
+        try:
+            ctx = super().make_context(info_name, args, parent, **extra)
+        except click.UsageError as error:
+            _tell_usage(error, as_json=as_json)
+            raise
+        ctx.meta[_JSON] = as_json
+        return ctx
+
+    def invoke(self, ctx: click.Context) -> Any:
+        with stopping(lambda: _tell_interrupted(ctx)):
+            try:
+                return super().invoke(ctx)
+            except click.UsageError as error:
+                _tell_usage(error, as_json=ctx.meta[_JSON])
+                raise  # click shows it with the command's usage
+            except MirrorError as error:
+                message = str(error) + _hints(ctx.invoked_subcommand, error)
+                _tell(ctx, message, error.exit_code, type(error).__name__, _failures(error))
+                ctx.exit(error.exit_code)
+            except KeyboardInterrupt:
+                _tell_interrupted(ctx)
+                ctx.exit(INTERRUPTED)
+
+
+def _asks_for_json(args: Sequence[str]) -> bool:
+    """Whether `--json` is among the arguments; known before, and if not, all can be understood."""
+    options = args[: args.index("--")] if "--" in args else args
+    return "--json" in options
+
+
+def _tell(
+    ctx: click.Context, message: str, code: int, kind: str, more: Mapping[str, Any] | None = None
+) -> None:
+    """Say what went wrong, to a person and, if it listens, to a program."""
+    click.echo(f"error: {message}", err=True)
+    if ctx.meta[_JSON]:
+        _print_error(message, code, kind, more)
+
+
+def _print_error(message: str, code: int, kind: str, more: Mapping[str, Any] | None = None) -> None:
+    print_json({"error": {"type": kind, "message": message, "exitCode": code, **(more or {})}})
+
+
+def _tell_usage(error: click.UsageError, *, as_json: bool) -> None:
+    if as_json:
+        _print_error(error.format_message(), error.exit_code, click.UsageError.__name__)
+
+
+def _tell_interrupted(ctx: click.Context) -> None:
+    if not ctx.meta.setdefault(_TOLD, False):
+        ctx.meta[_TOLD] = True
+        _tell(ctx, MESSAGE, INTERRUPTED, "Interrupted")
+
+
+def _failures(error: MirrorError) -> dict[str, Any]:
+    """All that failed, however much of it the message names."""
+    if not isinstance(error, IncompleteError):
+        return {}
+    return {
+        "failures": [
+            {"item": item, "type": type(reason).__name__, "message": str(reason)}
+            for item, reason in error.failures
+        ]
+    }
+
+
+def _hints(command: str | None, error: MirrorError) -> str:
+    """What this command offers against `error`, as further lines of its message."""
+    reasons: Sequence[MirrorError] = (error,)
+    if isinstance(error, IncompleteError):
+        reasons = [reason for _, reason in error.failures]
+        if command == "push" and all(isinstance(one, IntegrityError) for one in reasons):
+            return "\n`mirror verify` names the archive"
+    flags = _LOGIN_FLAGS.get(command or "")
+    if flags and any(isinstance(one, DeniedError) for one in reasons):
+        return f"\nCredentials are given by {flags}, or stored by `docker login`"
+    return ""

@@ -1,0 +1,44 @@
+"""The credentials that a command line names."""
+
+from __future__ import annotations
+
+import getpass
+import sys
+
+from mirror.errors import InputError
+from mirror.registry import Credentials, find_credentials
+
+_LICENSE_LOGIN = "license-token"
+_STANDARD_INPUT = "-"
+
+
+def credentials_for(host: str, login: str | None, password: str | None) -> Credentials | None:
+    """What the user gave, or what docker or oras stored for `host`; None means anonymous."""
+    password = _read(password, f"Password of {login} at {host}: " if login else "Password: ")
+    if login:
+        if not password:
+            raise InputError(f"a password for {login} is missing; a login goes with a password")
+        return Credentials(login, password)
+    if password:
+        raise InputError("a password was given without a login; name the user too")
+    return find_credentials(host)
+
+
+def license_credentials(license_key: str) -> Credentials:
+    """The login that a licence key stands for."""
+    key = _read(license_key, "Licence key: ")
+    if not key:
+        raise InputError("--license - found no key on standard input")
+    return Credentials(_LICENSE_LOGIN, key)
+
+
+def _read(secret: str | None, prompt: str) -> str | None:
+    """`secret` itself, or in place of `-` what is typed unseen, or the first line of a pipe."""
+    if secret != _STANDARD_INPUT:
+        return secret
+    if not sys.stdin.isatty():
+        return sys.stdin.readline().rstrip("\r\n")
+    try:
+        return getpass.getpass(prompt)
+    except EOFError:
+        return ""

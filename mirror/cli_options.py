@@ -1,0 +1,119 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from mirror.config import PullConfig
+from mirror.sync.workers import DEFAULT_JOBS
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+_PASSWORD_HELP = (  # noqa: S105 - about one
+    "Its password; '-' asks for it, or reads it from a pipe: process lists never show it then."
+)
+
+
+def _options(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
+    """Several option decorators as one, in the order in which `--help` lists them."""
+
+    def decorate(command: Command) -> Command:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+as_json = click.option(
+    "--json", "as_json", is_flag=True, help="Print the result as JSON and no progress."
+)
+running = _options(
+    click.option(
+        "--jobs",
+        type=click.IntRange(1, 64),
+        default=DEFAULT_JOBS,
+        show_default=True,
+        help="Items worked on at a time.",
+    ),
+    as_json,
+)
+source_login = _options(
+    click.option(
+        "--source-login",
+        "login",
+        envvar="D8_MIRROR_SOURCE_LOGIN",
+        show_envvar=True,
+        help="User of the source; without one, the credentials that docker or oras stored.",
+    ),
+    click.option(
+        "--source-password",
+        "password",
+        envvar="D8_MIRROR_SOURCE_PASSWORD",
+        show_envvar=True,
+        help=_PASSWORD_HELP,
+    ),
+    click.option(
+        "-l",
+        "--license",
+        "license_key",
+        envvar="D8_MIRROR_LICENSE_TOKEN",
+        show_envvar=True,
+        help="Deckhouse licence key, in place of user and password; '-' as there.",
+    ),
+)
+tmp_dir = click.option("--tmp-dir", hidden=True, help="Accepted for compatibility; none is needed.")
+registry = _options(
+    click.option(
+        "-u",
+        "--registry-login",
+        "login",
+        envvar="D8_MIRROR_REGISTRY_LOGIN",
+        show_envvar=True,
+        help="User of the registry; without one, the credentials that docker or oras stored.",
+    ),
+    click.option(
+        "-p",
+        "--registry-password",
+        "password",
+        envvar="D8_MIRROR_REGISTRY_PASSWORD",
+        show_envvar=True,
+        help=_PASSWORD_HELP,
+    ),
+    click.option(
+        "--modules-path-suffix",
+        default="/modules",
+        show_default=True,
+        help="Path of the modules below the registry's root.",
+    ),
+    click.option("--insecure", is_flag=True, help="Speak plain HTTP to the registry."),
+    click.option("--tls-skip-verify", is_flag=True, help="Accept any certificate of the registry."),
+    click.option(
+        "--ca",
+        type=click.Path(exists=True, dir_okay=False, path_type=Path),
+        help="PEM file of certificate authorities to trust besides the system's.",
+    ),
+)
+"""How to reach the registry that a command works on."""
+
+
+def config_options(*, short: Mapping[str, str]) -> Callable[[Command], Command]:
+    """One option for every setting of `PullConfig`, absent unless it is given."""
+    options = []
+    for name, setting in PullConfig.model_fields.items():
+        names = [f"--{name.replace('_', '-')}", *([short[name]] if name in short else [])]
+        default, help_text = setting.get_default(), setting.description
+        if isinstance(default, bool):
+            options.append(click.option(*names, is_flag=True, default=None, help=help_text))
+        elif isinstance(default, tuple):
+            repeatable = f"{help_text} Repeatable."
+            options.append(click.option(*names, multiple=True, default=None, help=repeatable))
+        else:
+            shown = f"{help_text}  [default: {default}]" if default is not None else help_text
+            kind = int if isinstance(default, int) else str
+            options.append(click.option(*names, type=kind, default=None, help=shown))
+    return _options(*options)

@@ -1,0 +1,60 @@
+"""A deadline for the head of an answer: status line and headers, interim answers included.
+
+The read time-out of httpx starts anew with every byte, so a server that sends one a second, or
+`100 Continue` for ever, would never run into it. What bounds the waiting as a whole is hung into
+the connection's stream by the trace extension, httpcore's way to tell which step it is at.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, TypeAlias
+
+import httpx
+
+Trace: TypeAlias = Callable[[str, Mapping[str, Any]], None]
+"""The `trace` extension of a request: called with a step's name and what belongs to it."""
+
+_OPENED = (".connect_tcp.complete", ".start_tls.complete")
+_AWAITED = "http11.receive_response_headers"
+
+
+class _Waiting(threading.local):
+    """The moment until which this thread waits for a head; None while it does not."""
+
+    until: float | None = None
+
+
+_waiting = _Waiting()
+
+
+def deadline_for_head(limit_s: float) -> Trace:
+    """For one request: httpx.ReadTimeout unless the head is whole `limit_s` after its sending."""
+
+    def trace(step: str, about: Mapping[str, Any]) -> None:
+        if step.endswith(_OPENED):
+            _bound(about["return_value"])
+        elif step == f"{_AWAITED}.started":
+            _waiting.until = time.monotonic() + limit_s
+        elif step.startswith(_AWAITED):
+            _waiting.until = None
+
+    return trace
+
+
+def _bound(stream: Any) -> None:
+    """Let reads from a connection end at the deadline of the thread that reads."""
+    read = stream.read
+
+    def bounded(max_bytes: int, timeout: float | None = None) -> Any:
+        until = _waiting.until
+        if until is None:
+            return read(max_bytes, timeout)
+        left_s = until - time.monotonic()
+        if left_s <= 0:
+            raise httpx.ReadTimeout("the head of the answer does not come to its end")
+        return read(max_bytes, left_s if timeout is None else min(timeout, left_s))
+
+    stream.read = bounded

@@ -1,0 +1,87 @@
+"""References are read as people write them, and a password in one is never repeated."""
+
+from __future__ import annotations
+
+import pytest
+
+from mirror.errors import InputError, InvalidReferenceError
+from mirror.oci import Digest, Reference, Repository
+
+DIGEST = Digest.of(b"")
+SECRET = "s3cr3t%!"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("reg.example.com/dkp", Repository("reg.example.com", "dkp")),
+        ("localhost:5000/dkp/ee/", Repository("localhost:5000", "dkp/ee")),
+        (" https://reg.example.com/dkp ", Repository("reg.example.com", "dkp")),
+        ("[::1]:5000/x", Repository("[::1]:5000", "x")),
+    ],
+)
+def test_a_repository_is_a_host_and_a_path(text: str, expected: Repository) -> None:
+    assert Repository.parse(text) == expected
+
+
+@pytest.mark.parametrize("text", ["", "host", "host/", "host:0/x", "host/UPPER", "./bundle"])
+def test_what_is_no_repository_is_shown(text: str) -> None:
+    with pytest.raises(InvalidReferenceError) as caught:
+        Repository.parse(text)
+    assert repr(text) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "tag", "digest"),
+    [
+        ("reg:5000/x:v1", "v1", None),
+        (f"reg:5000/x@{DIGEST}", None, DIGEST),
+        (f"reg:5000/x:v1@{DIGEST}", "v1", DIGEST),
+    ],
+)
+def test_an_image_has_a_tag_or_a_digest_or_both(
+    text: str, tag: str | None, digest: Digest | None
+) -> None:
+    parsed = Reference.parse(text)
+    assert parsed == Reference(Repository("reg:5000", "x"), tag, digest)
+    assert str(parsed) == text
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"ci:{SECRET}@reg.example.com/dkp",
+        f"https://ci:{SECRET}@reg.example.com/dkp",
+        f"ci:{SECRET}@{SECRET}@reg.example.com/dkp",
+        f"ci:{SECRET}/{SECRET}@reg.example.com/dkp",
+        f"{SECRET}@reg.example.com/dkp",
+    ],
+)
+def test_credentials_in_an_address_are_refused_and_not_repeated(text: str) -> None:
+    for parse, typed in (
+        (Repository.parse, text),
+        (Reference.parse, f"{text}:v1"),
+        (Reference.parse, f"{text}:v1@{DIGEST}"),
+    ):
+        with pytest.raises(InvalidReferenceError, match="credentials do not belong in an") as err:
+            parse(typed)
+        assert SECRET not in str(err.value)
+    with pytest.raises(InvalidReferenceError, match=r"'reg\.example\.com/dkp'"):
+        Repository.parse(text)
+
+
+@pytest.mark.parametrize("rest", ["localhost", "localhost:5000", "", "x/y", str(DIGEST)])
+def test_nothing_before_the_at_is_repeated_whatever_stands_behind_it(rest: str) -> None:
+    text = f"ci:{SECRET}@{rest}"
+    with pytest.raises(InputError) as caught:
+        Repository.parse(text)
+    assert SECRET not in str(caught.value)
+    if rest != str(DIGEST):  # else it is an image `ci` with a strange tag
+        with pytest.raises(InputError) as caught:
+            Reference.parse(text)
+        assert SECRET not in str(caught.value)
+
+
+def test_a_repository_with_a_digest_is_told_to_leave_it_out() -> None:
+    with pytest.raises(InvalidReferenceError, match=f"leave out @{DIGEST}"):
+        Repository.parse(f"reg.example.com/dkp@{DIGEST}")
