@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from mirror.bundle.files import WriteAt, os_errors, sync_folder
-from mirror.bundle.names import PARTIAL_SUFFIX, SEAL, is_archive_name
+from mirror.bundle.names import PARTIAL_SUFFIX, SEAL, SIGNATURE, is_archive_name
 from mirror.bundle.parts import parse_part_name
 from mirror.bundle.seal import Seal
 from mirror.bundle.sums import SUMS
@@ -70,7 +70,7 @@ def _belongs(name: str, seal: Seal) -> bool:
     """Whether a file of this name is of the sealed bundle: a pull that was stopped at its very end
     has given some their names."""
     part = parse_part_name(name)
-    return name in seal.files or (part[0] if part else name) in seal.archives
+    return name in (*seal.files, SUMS, SIGNATURE) or (part[0] if part else name) in seal.archives
 
 
 def check_space(folder: Path, needed: int) -> None:
@@ -147,7 +147,7 @@ def is_leaving(name: str) -> bool:
     if not name.endswith(PARTIAL_SUFFIX):
         return False
     final = name.removesuffix(PARTIAL_SUFFIX)
-    known = {SEAL, JOURNAL_STEM, f"fresh.{JOURNAL_STEM}", EARLIER_STEM, SUMS}
+    known = {SEAL, JOURNAL_STEM, f"fresh.{JOURNAL_STEM}", EARLIER_STEM, SUMS, SIGNATURE}
     return final in known or final.endswith(".yaml") or _of_a_bundle(final)
 
 
@@ -171,15 +171,20 @@ def remove(path: Path) -> None:
 def write_durably(path: Path, data: bytes) -> None:
     """Put `data` at `path` so that a reader sees all of it or nothing, power cuts included."""
     partial = path.with_name(path.name + PARTIAL_SUFFIX)
-    file = WriteAt(partial)
+    write_file(partial, data)
+    with os_errors(path, "rename"):
+        partial.replace(path)
+    sync_folder(path.parent)
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """Put `data` at `path` and on the disk; when it is cut short, half of it may be there."""
+    file = WriteAt(path)
     try:
         file.write(0, data)
         file.sync()
     finally:
         file.close()
-    with os_errors(path, "rename"):
-        partial.replace(path)
-    sync_folder(path.parent)
 
 
 def take_the_place(
@@ -196,7 +201,7 @@ def take_the_place(
         earlier = try_seal(folder / SEAL)
         (folder / SEAL).unlink(missing_ok=True)
         sync_folder(folder)
-        for name in earlier.files if earlier is not None else ():
+        for name in (*(earlier.files if earlier is not None else ()), SUMS, SIGNATURE):
             (folder / name).unlink(missing_ok=True)
         for path in archives:
             path.replace(path.with_name(path.name.removesuffix(PARTIAL_SUFFIX)))

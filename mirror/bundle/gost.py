@@ -140,6 +140,11 @@ def available() -> str | None:
         return None
 
 
+def require() -> None:
+    """Raise GostUnavailableError unless GOST digests can be computed on this machine."""
+    _algorithm()
+
+
 class GostHash:
     """One GOST R 34.11-2012 digest of 256 bits under computation. For one thread at a time.
 

@@ -35,8 +35,8 @@ class Journal:
         boot, known_size, self._progress = _read(path)
         self.part_size = part_size if boot is None else known_size
         self._lines = len(self._progress)
-        self.trusted = boot is not None and boot == _this_boot()
-        """Whether this boot of the system wrote it: then its claims are true without proof."""
+        self.trusted = boot in (None, _this_boot())
+        """Whether all in it was written in this boot of the system: true without proof then."""
         with os_errors(path, "write"):
             self._fd: int | None = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         if boot is None:

@@ -17,6 +17,7 @@ REF_NAME = "org.opencontainers.image.ref.name"
 """Annotation of a layout's descriptor: the full reference at the source (image-spec)."""
 
 SEAL = "inventory.json"
+SIGNATURE = "inventory.json.sig"
 PARTIAL_SUFFIX = ".partial"
 """An archive under way; it takes its final name when all of it is there."""
 

@@ -16,6 +16,7 @@ from mirror.oci import Digest
 SUMS = "SHA256SUMS"
 """The file's name, as other projects have it beside their downloads."""
 
+_SELF = re.compile(rb"# SHA-256 of the lines below: ([0-9a-f]{64})")
 _LINE = re.compile(
     # coreutils writes `*` for files read in binary mode, which is the same thing on Unix.
     rb"[ \t]*(?P<escaped>\\?)(?P<digest>[0-9A-Fa-f]{64}) [ *](?P<name>[^\0]+)",
@@ -39,6 +40,22 @@ def render(sums: Mapping[str, Digest]) -> bytes:
     """
     lines = sorted((os.fsencode(name), digest) for name, digest in sums.items())
     return b"".join(_line(name, digest) for name, digest in lines)
+
+
+def render_sealed(sums: Mapping[str, Digest]) -> bytes:
+    """The same behind a comment with its own digest, by which `is_whole` judges it later."""
+    body = render(sums)
+    return b"# SHA-256 of the lines below: " + Digest.of(body).encoded.encode() + b"\n" + body
+
+
+def is_whole(data: bytes) -> bool:
+    """Whether such a file still is as it was written, if it says how that was.
+
+    coreutils passes over the comment in which `render_sealed` says so.
+    """
+    first, _, body = data.partition(b"\n")
+    stated = _SELF.fullmatch(first)
+    return stated is None or stated[1].decode() == Digest.of(body).encoded
 
 
 def _line(name: bytes, digest: Digest) -> bytes:

@@ -16,11 +16,16 @@ from pathlib import Path
 from typing import Any
 
 from mirror.bundle.checks import Check, found_checks, sealed_checks, shift_findings
-from mirror.bundle.files import ReadAt
-from mirror.bundle.names import SEAL
+from mirror.bundle.files import ReadAt, os_errors
+from mirror.bundle.names import SEAL, SIGNATURE
+from mirror.bundle.parts import parse_part_name
 from mirror.bundle.reader import BundleReader, missing_archives
 from mirror.bundle.seal import Seal
-from mirror.errors import FileSystemError, IntegrityError, MirrorError
+from mirror.bundle.signing import SignatureError
+from mirror.bundle.signing import verify as verify_signature
+from mirror.bundle.sums import SUMS, is_whole
+from mirror.bundle.sums import parse as parse_sums
+from mirror.errors import DamagedBundleError, FileSystemError, IntegrityError, MirrorError
 from mirror.events import BlobDone, BytesMoved, OnEvent, TransferStarted
 from mirror.events import ignore as ignore_events
 from mirror.oci import Digest, Verifier
@@ -64,8 +69,9 @@ def verify_bundle(
     jobs: int = DEFAULT_JOBS,
     on_event: OnEvent = ignore_events,
     cancel: threading.Event | None = None,
+    key: bytes | None = None,
 ) -> BundleReport:
-    """Check every byte of the bundle; nothing is changed.
+    """Check every byte of the bundle; nothing is changed. `key` is who must have signed it (PEM).
 
     Raises:
         CancelledError: `cancel` was set.
@@ -84,6 +90,7 @@ def verify_bundle(
     else:
         findings += missing_archives(seal, names)
         findings += _file_findings(seal, reader.folder)
+        findings += _sums_findings(seal, reader)
         notices = ()
         inventories = {name: archive.inventory for name, archive in seal.archives.items()}
         for archive in reader.archives:
@@ -96,6 +103,11 @@ def verify_bundle(
             else:
                 findings += shift_findings(expected, archive)
                 checks += found_checks(archive)
+    if key is not None:
+        try:
+            check_signature(reader, key)
+        except SignatureError as err:
+            findings.append(Finding(SIGNATURE, str(err)))
     total = sum(check.size for check in checks)
     on_event(TransferStarted(blobs=len(checks), size=total, manifests=0, tags=0))
     findings += _carry_out(checks, inventories, jobs, on_event, cancel)
@@ -129,6 +141,57 @@ def _file_findings(seal: Seal, folder: Path | None) -> Iterator[Finding]:
             yield Finding(name, str(err).removeprefix(f"{name}: "), digest=sealed.digest)
         finally:
             file.close()
+
+
+def _sums_findings(seal: Seal, reader: BundleReader) -> Iterator[Finding]:
+    """What is wrong with `SHA256SUMS`, and with the small files that it alone speaks for.
+
+    What it says of archives was written while they were, and they are judged by the seal.
+    """
+    path = reader.folder / SUMS if reader.folder is not None else None
+    if path is None or not path.is_file():
+        yield Finding(SUMS, "the file is missing")
+        return
+    with os_errors(path, "read"):
+        data = path.read_bytes() if path.stat().st_size <= _MAX_SUMS_BYTES else b""
+    try:
+        sums = parse_sums(data)
+        if not is_whole(data):
+            raise DamagedBundleError("its lines hash to another digest than it states")
+    except DamagedBundleError as err:
+        yield Finding(SUMS, str(err).removeprefix(f"{SUMS}: "))
+        return
+    for name in sorted(sums.keys() - seal.files.keys()):
+        part = parse_part_name(name)
+        if (part[0] if part else name) in seal.archives:
+            continue
+        beside = path.with_name(name)
+        if name != beside.name or not beside.is_file():
+            yield Finding(name, f"the file is missing, which {SUMS} lists", digest=sums[name])
+        elif Digest.of(beside.read_bytes()) != sums[name]:
+            yield Finding(name, f"is damaged: {SUMS} has another digest", digest=sums[name])
+
+
+def check_signature(reader: BundleReader, public_pem: bytes) -> None:
+    """See that the holder of a key signed the bundle's seal, and so every byte of the bundle.
+
+    Raises:
+        SignatureError: there is no signature, or it is not theirs, or of another bundle.
+        InputError: no usable public key.
+    """
+    folder = reader.folder
+    if folder is None or not (folder / SEAL).is_file() or not (folder / SIGNATURE).is_file():
+        raise SignatureError(
+            f"{reader.name} is not signed: it has no {SIGNATURE} beside its {SEAL}; a pull with "
+            "--sign-key makes one"
+        )
+    with os_errors(folder / SIGNATURE, "read"):
+        verify_signature(
+            (folder / SEAL).read_bytes(), (folder / SIGNATURE).read_bytes(), public_pem
+        )
+
+
+_MAX_SUMS_BYTES = 16 << 20
 
 
 def _once_each(findings: Iterable[Finding]) -> tuple[Finding, ...]:

@@ -7,14 +7,16 @@ meanwhile, what both plans have in common is taken over from the old archives.
 
 from __future__ import annotations
 
+import hashlib
 import threading
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Protocol
 
+from mirror.bundle import gost
 from mirror.bundle.archive import TRAILER_SIZE, Archive, Entry
 from mirror.bundle.files import WriteAt, os_errors
 from mirror.bundle.folder import (
@@ -29,12 +31,14 @@ from mirror.bundle.folder import (
     remove,
     take_the_place,
     try_seal,
-    write_durably,
+    write_file,
 )
+from mirror.bundle.follow import Follower, MakeHash, windows_of
 from mirror.bundle.journal import Journal, part_size_of
-from mirror.bundle.names import PARTIAL_SUFFIX, SEAL
+from mirror.bundle.names import PARTIAL_SUFFIX, SEAL, SIGNATURE
 from mirror.bundle.parts import PartedWriter, part_paths, part_sizes
 from mirror.bundle.seal import Seal
+from mirror.bundle.sums import SUMS, render_sealed
 from mirror.errors import IntegrityError, SizeMismatchError
 from mirror.oci import Digest, Manifest, Verifier
 from mirror.sync import BlobContent, CopyBlob, Inventory, InventoryBuilder
@@ -60,11 +64,12 @@ class _File(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class _Place:
-    """Where one copy of some content goes."""
+    """Where one copy of some content goes. `follower` is told of what is final."""
 
     archive: str
     file: _File
     entry: Entry
+    follower: Follower | None = None
 
     def write(self, position: int, chunk: bytes) -> None:
         """Put `chunk` of the content at `position`, with the header before the first byte and the
@@ -75,6 +80,15 @@ class _Place:
         padding = bytes(entry.padding) if ends else b""
         at = entry.offset if header else entry.data_offset + position
         self.file.write(at, header, chunk, padding)
+        if self.follower is not None:
+            self.follower.done(at, len(header) + len(chunk) + len(padding))
+
+    def is_final(self, size: int | None = None) -> None:
+        """Its first `size` bytes, or all of it, are there from an earlier run."""
+        if self.follower is not None:
+            entry = self.entry
+            behind = entry.data_offset + (entry.size + entry.padding if size is None else size)
+            self.follower.done(entry.offset, behind - entry.offset)
 
     def read(self, size: int) -> Generator[bytes, None, None]:
         """The first `size` bytes of the content."""
@@ -84,18 +98,31 @@ class _Place:
 class _Leavings:
     """The partial archives in a folder, and what the journal beside them says is in them."""
 
-    def __init__(self, folder: Path, seal: Seal, part_size: int, *, keep: bool) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        seal: Seal,
+        part_size: int,
+        *,
+        keep: bool,
+        follow: Callable[[Archive, _File], Follower] | None = None,
+    ) -> None:
         self.journal = Journal(folder / JOURNAL, part_size)
         self.files: dict[str, _File] = {}
         self.places: dict[tuple[str, Digest], list[_Place]] = {}
+        self.own: list[_Place] = []  # of files whose content the archive itself brings
         try:
             for archive in seal.archives.values():
                 path = folder / (archive.name + PARTIAL_SUFFIX)
                 self.files[archive.name] = file = _open(path, archive, part_size, keep=keep)
+                follower = follow(archive, file) if follow is not None else None
                 for entry in archive.entries:
+                    place = _Place(archive.name, file, entry, follower)
                     if entry.content is None:
                         key = (entry.repository, entry.digest)
-                        self.places.setdefault(key, []).append(_Place(archive.name, file, entry))
+                        self.places.setdefault(key, []).append(place)
+                    else:
+                        self.own.append(place)
         except BaseException:
             self.close()
             raise
@@ -129,7 +156,9 @@ class BundleWriter:
     the context is left without it, for the next writer to go on with; not if nothing was, and not
     with `resume` False, which also disregards what earlier ones left.
 
-    Content that several layouts hold is taken once and written to each.
+    Content that several layouts hold is taken once and written to each. Digests of archives and
+    parts (SHA-256; with `gost_digest` also GOST R 34.11-2012) are computed while they are written,
+    by a thread for each archive that follows the writers. `sign` makes a signature over the seal.
     """
 
     def __init__(
@@ -140,9 +169,17 @@ class BundleWriter:
         *,
         part_size: int = 0,
         resume: bool = True,
+        gost_digest: bool = False,
+        sign: Callable[[bytes], bytes] | None = None,
     ) -> None:
         self._folder, self._seal, self._extra = folder, seal, dict(files or {})
         self._part_size, self._resume = part_size, resume
+        self._hashes: dict[str, MakeHash] = {"sha256": hashlib.sha256}
+        if gost_digest:
+            gost.require()
+            self._hashes["gost"] = gost.GostHash
+        self._sign = sign
+        self._followers: dict[str, Follower] = {}
         self._archives = tuple(archive for _, archive in sorted(seal.archives.items()))
         self._written: set[tuple[str, str]] = set()  # (archive, path), under the lock
         self._lock = threading.Lock()
@@ -188,8 +225,15 @@ class BundleWriter:
         check_space(self._folder, needed - (_allocated(self._folder) if keep else 0))
         undo.callback(self._close)
         if not keep:
-            write_durably(self._folder / PARTIAL_SEAL, sealed)
-        self._now = _Leavings(self._folder, self._seal, self._part_size, keep=keep)
+            write_file(self._folder / PARTIAL_SEAL, sealed)
+
+        def follow(archive: Archive, file: _File) -> Follower:
+            windows = windows_of(self._file_sizes(archive))
+            follower = Follower(file.chunks, windows, hashes=self._hashes, name=archive.name)
+            self._followers[archive.name] = undo.enter_context(follower)
+            return follower
+
+        self._now = _Leavings(self._folder, self._seal, self._part_size, keep=keep, follow=follow)
         if not self._now.journal.trusted:
             self._prove(self._now)
         old = try_seal(self._folder / EARLIER / PARTIAL_SEAL)
@@ -210,6 +254,10 @@ class BundleWriter:
             # Once archives take their names, what is left over is what says that not all have.
             if self._done or not (self._naming or (self._resume and begun)):
                 clear_leavings(self._folder)
+
+    def _file_sizes(self, archive: Archive) -> Sequence[int]:
+        """The sizes of the files that an archive consists of."""
+        return part_sizes(archive.size, self._part_size) if self._part_size else (archive.size,)
 
     def _close(self) -> None:
         for leavings in (self._now, self._earlier):
@@ -266,6 +314,8 @@ class BundleWriter:
                 places = self._state.places.get((path, digest))
                 if places is not None and digest in finished:
                     builder.add_blob(path, digest, size)
+                    for place in places:
+                        place.is_final()
                     self._record(places)
         return builder.build()
 
@@ -296,6 +346,8 @@ class BundleWriter:
             begun = self._begin(step, places, content)
             try:
                 sent = self._write(step, places, content, begun)
+                for place in places if begun else ():
+                    place.is_final(begun)
             except IntegrityError:
                 if not begun:
                     raise
@@ -387,13 +439,13 @@ class BundleWriter:
             IntegrityError: some entry was never written; no archive gets its name.
         """
         files = self._state.files
+        for place in self._state.own:
+            assert place.entry.content is not None
+            place.write(0, place.entry.content)
+            self._record([place])
         for archive in self._archives:
-            for entry in archive.entries:
-                if entry.content is not None:
-                    place = _Place(archive.name, files[archive.name], entry)
-                    place.write(0, entry.content)
-                    self._record([place])
             files[archive.name].write(archive.trailer_offset, bytes(TRAILER_SIZE))
+            self._followers[archive.name].done(archive.trailer_offset, TRAILER_SIZE)
         for missing in self._missing():
             raise IntegrityError(f"{self.name}: {missing} was never written; nothing is sealed")
         for archive in self._archives:
@@ -402,10 +454,31 @@ class BundleWriter:
                 raise SizeMismatchError(where=archive.name, expected=archive.size, actual=size)
         partial = [path for file in files.values() for path in file.parts]
         names = {path.name.removesuffix(PARTIAL_SUFFIX) for path in partial}
+        beside = self._beside()
         self._close()
         self._naming = True
-        take_the_place(self._folder, partial, self._extra, names)
+        take_the_place(self._folder, partial, beside, names)
         self._done = True
+
+    def _beside(self) -> dict[str, bytes]:
+        """The files beside the archives, sums and signature among them."""
+        beside = dict(self._extra)
+        sealed = self._seal.to_json()
+        sums = {name: Digest.of(data) for name, data in (*beside.items(), (SEAL, sealed))}
+        if self._sign is not None:
+            beside[SIGNATURE] = self._sign(sealed)
+            sums[SIGNATURE] = Digest.of(beside[SIGNATURE])
+        for archive in self._archives:
+            digests = self._followers[archive.name].finish()
+            for path, digest in zip(self._state.files[archive.name].parts, digests, strict=True):
+                name = path.name.removesuffix(PARTIAL_SUFFIX)
+                sums[name] = Digest("sha256", digest["sha256"])
+                if "gost" in digest:
+                    gostsum = name + gost.SUFFIX
+                    beside[gostsum] = digest["gost"].encode()
+                    sums[gostsum] = Digest.of(beside[gostsum])
+        beside[SUMS] = render_sealed(sums)
+        return beside
 
     def _missing(self) -> Iterator[str]:
         for archive in self._archives:

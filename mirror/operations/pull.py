@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -126,12 +126,23 @@ class PullPlan:
         *,
         force: bool = False,
         resume: bool = True,
+        part_size: int = 0,
+        gost_digest: bool = False,
+        sign: Callable[[bytes], bytes] | None = None,
         on_event: OnEvent = ignore_events,
     ) -> PullReport:
         """Fetch everything into a new bundle in `folder`; see `pull`."""
         check_folder(folder, force=force)
         inventory = self.inventory
-        with BundleWriter(folder, self.seal, self.selection.files, resume=resume) as writer:
+        with BundleWriter(
+            folder,
+            self.seal,
+            self.selection.files,
+            part_size=part_size,
+            resume=resume,
+            gost_digest=gost_digest,
+            sign=sign,
+        ) as writer:
             plan = make_plan(inventory, writer.held(inventory))
             plan = replace(plan, blobs=writer.in_archive_order(plan.blobs))
             report = transfer(
@@ -215,6 +226,9 @@ def pull(
     *,
     force: bool = False,
     resume: bool = True,
+    part_size: int = 0,
+    gost_digest: bool = False,
+    sign: Callable[[bytes], bytes] | None = None,
     jobs: int = DEFAULT_JOBS,
     on_event: OnEvent = ignore_events,
     cancel: threading.Event | None = None,
@@ -223,6 +237,10 @@ def pull(
 
     A pull that was stopped, in whatever way, is completed by the next one into the same folder:
     what it fetched is not fetched again, unless `resume` is False.
+
+    `part_size` in bytes cuts archives into parts; 0 leaves them whole. `gost_digest` writes a
+    GOST R 34.11-2012 digest beside each file. `sign` makes a signature over the bundle's seal
+    (`mirror.bundle.signing.sign`).
 
     Whatever fails, no archive carries its final name until all are complete and durable, and an
     earlier bundle in `folder` (see `force`) is left as it was until then.
@@ -236,4 +254,12 @@ def pull(
     """
     check_folder(folder, force=force)
     planned = plan_pull(client, tree, wishes, jobs=jobs, on_event=on_event, cancel=cancel)
-    return planned.carry_out(folder, force=force, resume=resume, on_event=on_event)
+    return planned.carry_out(
+        folder,
+        force=force,
+        resume=resume,
+        part_size=part_size,
+        gost_digest=gost_digest,
+        sign=sign,
+        on_event=on_event,
+    )

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mirror.bundle.reader import BundleReader
+from mirror.bundle.verify import check_signature
 from mirror.events import OnEvent, PhaseStarted, Warned
 from mirror.events import ignore as ignore_events
 from mirror.oci import Digest
@@ -49,6 +50,7 @@ def push(
     client: RegistryClient,
     tree: TargetTree,
     *,
+    key: bytes | None = None,
     jobs: int = DEFAULT_JOBS,
     on_event: OnEvent = ignore_events,
     cancel: threading.Event | None = None,
@@ -58,13 +60,17 @@ def push(
     Nothing is unpacked. Blobs come first, then manifests, then tags; release channels turn when
     all images are there, and last of all the index of modules, packages and plugins. A push that
     was stopped anywhere is completed by running it again, and carries only what is lacking.
+    With `key`, a public key in PEM, the bundle must have been signed by its holder.
 
     Raises:
+        SignatureError: the bundle was not signed by the holder of `key`; nothing was written.
         DamagedBundleError: the bundle is not whole; nothing was written.
         IncompleteError: some content could not be brought over; no tag names what lacks.
         CancelledError: `cancel` was set.
     """
     cancel = cancel or threading.Event()
+    if key is not None:
+        check_signature(reader, key)
     bundle = reader.inventory()
     for notice in reader.contents.notices:
         on_event(Warned(notice))

@@ -45,12 +45,14 @@ class RegistryReport:
 def verify(
     reader: BundleReader,
     *,
+    key: bytes | None = None,
     jobs: int = DEFAULT_JOBS,
     on_event: OnEvent = ignore_events,
     cancel: threading.Event | None = None,
 ) -> BundleReport:
-    """Check every byte of a bundle (`mirror.bundle.verify.verify_bundle`)."""
-    return verify_bundle(reader, jobs=jobs, on_event=on_event, cancel=cancel)
+    """Check every byte of a bundle (`mirror.bundle.verify.verify_bundle`), and with `key`, a public
+    key in PEM, that its holder signed it."""
+    return verify_bundle(reader, jobs=jobs, on_event=on_event, cancel=cancel, key=key)
 
 
 def verify_registry(

@@ -316,7 +316,7 @@ def test_a_manifest_of_other_bytes_is_found(bundle: Bundle) -> None:
     files[path] = files[path].replace(b"schemaVersion", b"schemaversion")
     (finding,) = refused(bundle({"platform.tar": tar_of(files)}))
     assert finding.tags == ("alpha", "v1.0.0")
-    assert f"manifest {digest}: expected {digest}, got sha256:" in finding.problem
+    assert f"manifest {digest} is damaged: its bytes hash to sha256:" in finding.problem
 
 
 def _tagged(raw: bytes) -> dict[str, bytes]:

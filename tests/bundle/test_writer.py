@@ -164,6 +164,7 @@ def test_nothing_has_its_name_before_all_of_it_is_there(tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.iterdir()} == {
         *(archive.name for archive in ARCHIVES),
         "inventory.json",
+        "SHA256SUMS",
     }
     assert writer.size == sum((tmp_path / archive.name).stat().st_size for archive in ARCHIVES)
 
@@ -234,7 +235,7 @@ def test_an_earlier_bundle_is_whole_until_the_new_one_is_and_then_gone(tmp_path:
         writer.finish()
     assert set(files_in(tmp_path)) == {
         *(archive.name for archive in ARCHIVES),
-        *("inventory.json", "README.txt"),
+        *("inventory.json", "SHA256SUMS", "README.txt"),
     }
     with BundleReader([tmp_path]) as reader:
         assert reader.inventory() == WANTED
@@ -282,7 +283,7 @@ def test_what_is_not_a_bundles_stays_and_what_could_be_taken_for_one_is_refused(
     pack_store(STORE, tmp_path)
     assert set(files_in(tmp_path)) == {
         *(archive.name for archive in ARCHIVES),
-        *("inventory.json", "README.txt", "movie.partial", "notes.gostsum"),
+        *("inventory.json", "SHA256SUMS", "README.txt", "movie.partial", "notes.gostsum"),
     }
 
 

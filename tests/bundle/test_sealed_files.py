@@ -1,0 +1,191 @@
+"""What lies beside the archives of a bundle: sums, GOST sums, a signature; archives in parts."""
+
+from __future__ import annotations
+
+import random
+import subprocess
+from pathlib import Path
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    PublicFormat,
+)
+
+from mirror.bundle import signing
+from mirror.bundle.gost import gost_digest
+from mirror.bundle.reader import BundleReader
+from mirror.bundle.verify import check_signature, verify_bundle
+from mirror.bundle.writer import BundleWriter
+from mirror.errors import IntegrityError, MirrorError
+from mirror.sync import make_plan, transfer
+from tests.support.bundles import archives_of, seal_of
+from tests.support.inventories import sample_store
+
+STORE = sample_store()
+WANTED = STORE.inventory()
+SEAL = seal_of(archives_of(WANTED))
+FILES = {"deckhousereleases.yaml": b"---\nkind: DeckhouseRelease\n"}
+
+
+def _keys() -> tuple[bytes, bytes]:
+    key = ec.generate_private_key(ec.SECP256R1())
+    private = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    public = key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+    return private, public
+
+
+PRIVATE, PUBLIC = _keys()
+
+
+def pack(folder: Path, *, part_size: int = 0, gost: bool = False, signed: bool = False) -> None:
+    seal = type(SEAL).over(SEAL.archives.values(), SEAL.selection, SEAL.tool, FILES)
+    with BundleWriter(
+        folder,
+        seal,
+        FILES,
+        part_size=part_size,
+        gost_digest=gost,
+        sign=(lambda data: signing.sign(data, PRIVATE)) if signed else None,
+    ) as writer:
+        transfer(make_plan(WANTED, writer.held(WANTED)), STORE, writer, jobs=3)
+        writer.finish()
+
+
+@pytest.mark.parametrize("part_size", [0, 512, 1000, 10_000])
+def test_sha256sum_confirms_every_file(tmp_path: Path, part_size: int) -> None:
+    pack(tmp_path, part_size=part_size, gost=True, signed=True)
+    run = subprocess.run(
+        ["sha256sum", "--check", "--strict", "SHA256SUMS"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (run.returncode, run.stderr) == (0, "")
+    confirmed = {line.removesuffix(": OK") for line in run.stdout.splitlines()}
+    assert confirmed == {path.name for path in tmp_path.iterdir()} - {"SHA256SUMS"}
+
+
+@pytest.mark.parametrize("part_size", [512, 1000, 4096])
+def test_parts_have_exact_sizes_and_join_to_the_whole(tmp_path: Path, part_size: int) -> None:
+    pack(tmp_path / "whole")
+    pack(tmp_path / "parts", part_size=part_size)
+    assert not list((tmp_path / "parts").glob("*.tar"))
+    for archive in SEAL.archives.values():
+        parts = sorted((tmp_path / "parts").glob(f"{archive.name}.*.chunk"))
+        sizes = [part.stat().st_size for part in parts]
+        assert sizes[:-1] == [part_size] * (len(sizes) - 1)
+        assert 0 < sizes[-1] <= part_size
+        joined = b"".join(part.read_bytes() for part in parts)
+        assert joined == (tmp_path / "whole" / archive.name).read_bytes()
+    for name in ("inventory.json", "deckhousereleases.yaml"):
+        whole, parted = ((tmp_path / where / name).read_bytes() for where in ("whole", "parts"))
+        assert whole == parted, "what is in the bundle does not depend on how it is cut"
+    with BundleReader([tmp_path / "parts"]) as reader:
+        assert reader.inventory() == WANTED
+        assert not verify_bundle(reader).findings
+
+
+def test_a_pull_in_parts_goes_on_where_it_was_and_other_parts_begin_from_its_bytes(
+    tmp_path: Path,
+) -> None:
+    pack(tmp_path / "once", part_size=1000)
+    with BundleWriter(tmp_path / "twice", SEAL, part_size=700) as writer:
+        transfer(make_plan(WANTED, writer.held(WANTED)), STORE, writer)
+    with BundleWriter(tmp_path / "twice", SEAL, part_size=700) as writer:
+        assert not make_plan(WANTED, writer.held(WANTED)).blobs
+    pack(tmp_path / "twice", part_size=1000)
+    once, twice = (
+        {path.name: path.read_bytes() for path in (tmp_path / name).iterdir()}
+        for name in ("once", "twice")
+    )
+    assert once == twice
+
+
+def test_a_gost_sum_is_that_of_its_file(tmp_path: Path) -> None:
+    pack(tmp_path, part_size=3000, gost=True)
+    sums = sorted(tmp_path.glob("*.gostsum"))
+    assert [path.name for path in sums] == [
+        f"{path.name}.gostsum" for path in sorted(tmp_path.glob("*.chunk"))
+    ]
+    for path in sums:
+        assert path.read_text() == gost_digest([path.with_suffix("").read_bytes()])
+
+
+def is_damaged(folder: Path) -> bool:
+    """Whether a verification says so, one way or the other."""
+    try:
+        with BundleReader([folder]) as reader:
+            return bool(verify_bundle(reader, key=PUBLIC).findings)
+    except MirrorError as err:
+        return err.exit_code == IntegrityError.exit_code
+
+
+def test_every_flipped_byte_of_any_file_is_found(tmp_path: Path) -> None:
+    pack(tmp_path, part_size=9000, gost=True, signed=True)
+    dice = random.Random(7)
+    files = sorted(tmp_path.iterdir())
+    for number in range(500):
+        # Small files as often as large ones: each has its own way of being checked.
+        path = files[number % len(files)]
+        data = path.read_bytes()
+        at = dice.randrange(len(data))
+        changed = bytearray(data)
+        changed[at] ^= 1 << dice.randrange(8)
+        path.write_bytes(changed)
+        assert is_damaged(tmp_path), (path.name, at)
+        path.write_bytes(data)
+    assert not is_damaged(tmp_path)
+
+
+def test_a_signature_is_openssls(tmp_path: Path) -> None:
+    pack(tmp_path, signed=True)
+    (tmp_path / "key.pub").write_bytes(PUBLIC)
+    script = (
+        "base64 -d inventory.json.sig > raw.sig && "
+        "openssl dgst -sha256 -verify key.pub -signature raw.sig inventory.json"
+    )
+    run = subprocess.run(
+        ["sh", "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert (run.returncode, run.stdout) == (0, "Verified OK\n")
+
+
+def test_a_bundle_must_be_signed_by_the_key_that_is_asked_for(tmp_path: Path) -> None:
+    pack(tmp_path, signed=True)
+    with BundleReader([tmp_path]) as reader:
+        check_signature(reader, PUBLIC)
+        _, stranger = _keys()
+        with pytest.raises(signing.SignatureError):
+            check_signature(reader, stranger)
+        (finding,) = verify_bundle(reader, key=stranger).findings
+        assert finding.place == "inventory.json.sig"
+    pack(tmp_path / "unsigned")
+    with BundleReader([tmp_path / "unsigned"]) as reader:
+        with pytest.raises(signing.SignatureError, match="is not signed: it has no inventory"):
+            check_signature(reader, PUBLIC)
+        (finding,) = verify_bundle(reader, key=PUBLIC).findings
+        assert "a pull with --sign-key makes one" in finding.problem
+
+
+@pytest.mark.parametrize("name", ["SHA256SUMS", "deckhousereleases.yaml"])
+def test_a_file_that_is_missing_beside_the_archives_is_named(tmp_path: Path, name: str) -> None:
+    pack(tmp_path, gost=True)
+    (tmp_path / name).unlink()
+    with BundleReader([tmp_path]) as reader:
+        (finding,) = verify_bundle(reader).findings
+    assert (finding.place, finding.problem) == (name, "the file is missing")
+
+
+def test_a_new_bundle_leaves_no_sums_and_no_signature_of_the_earlier_one(tmp_path: Path) -> None:
+    pack(tmp_path, part_size=2000, gost=True, signed=True)
+    pack(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {
+        *SEAL.archives,
+        *FILES,
+        *("inventory.json", "SHA256SUMS"),
+    }
