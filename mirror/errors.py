@@ -67,6 +67,10 @@ class NoSpaceError(MirrorError):
     """The disk cannot take what the plan would write; told before the first blob moves."""
 
 
+class GostUnavailableError(MirrorError):
+    """This machine's OpenSSL has no GOST R 34.11-2012; the message says what to install."""
+
+
 class FileSystemError(MirrorError):
     """The operating system refused to read or write a file of ours."""
 
@@ -146,6 +150,10 @@ class SizeMismatchError(IntegrityError):
             "this copy is damaged, take it again from its origin"
         )
         self.where, self.expected, self.actual = where, expected, actual
+
+
+class SignatureError(IntegrityError):
+    """A bundle was not signed by who should have signed it."""
 
 
 class DamagedBundleError(IntegrityError):

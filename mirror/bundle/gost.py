@@ -24,7 +24,7 @@ from types import TracebackType
 
 from mirror.bundle.files import WriteAt, os_errors, sync_folder
 from mirror.bundle.names import PARTIAL_SUFFIX
-from mirror.errors import DamagedBundleError, IntegrityError, MirrorError
+from mirror.errors import DamagedBundleError, GostUnavailableError, IntegrityError
 
 SUFFIX = ".gostsum"
 
@@ -38,14 +38,11 @@ _DIGEST = re.compile(r"[0-9a-f]{64}")
 _INIT_ENGINES = 0x00000400 | 0x00000200  # OPENSSL_INIT_ENGINE_DYNAMIC, _OPENSSL (crypto.h)
 
 
-class GostUnavailableError(MirrorError):
-    """This machine's OpenSSL has no GOST R 34.11-2012."""
-
-    def __init__(self, reason: str) -> None:
-        super().__init__(
-            f"GOST R 34.11-2012 digests need OpenSSL's GOST module, and {reason}; install it "
-            f"(on Debian: apt-get install {PACKAGE}), or leave the GOST digests out"
-        )
+def _unavailable(reason: str) -> GostUnavailableError:
+    return GostUnavailableError(
+        f"GOST R 34.11-2012 digests need OpenSSL's GOST module, and {reason}; install it "
+        f"(on Debian: apt-get install {PACKAGE}), or leave the GOST digests out"
+    )
 
 
 # -- OpenSSL -------------------------------------------------------------------------------------
@@ -84,7 +81,7 @@ def _open_library() -> ctypes.CDLL:
         except (OSError, AttributeError):
             continue
         return library
-    raise GostUnavailableError("there is no libcrypto.so.3 here")
+    raise _unavailable("there is no libcrypto.so.3 here")
 
 
 def _from_provider(library: ctypes.CDLL) -> _Algorithm | None:
@@ -129,7 +126,7 @@ def _algorithm() -> _Algorithm:
             return found
         # Errors that stay behind would be taken for its own by whatever asks OpenSSL next.
         library.ERR_clear_error()
-    raise GostUnavailableError("it is not installed here")
+    raise _unavailable("it is not installed here")
 
 
 def available() -> str | None:
@@ -163,7 +160,7 @@ class GostHash:
         )
         if not begun:
             self.close()
-            raise GostUnavailableError("it refuses to work")
+            raise _unavailable("it refuses to work")
 
     def update(self, data: bytes, /) -> None:
         """Take the next bytes into account.
@@ -174,7 +171,7 @@ class GostHash:
         if self._context is None or self._digest is not None:
             raise ValueError("this digest is finished")
         if not self._openssl.library.EVP_DigestUpdate(self._context, data, len(data)):
-            raise GostUnavailableError("it failed at its work")
+            raise _unavailable("it failed at its work")
 
     def hexdigest(self) -> str:
         """The digest of all bytes: 64 digits of lower-case hex, in the byte order of `.gostsum`.
@@ -189,7 +186,7 @@ class GostHash:
                 raise ValueError("this digest was given up")
             out = ctypes.create_string_buffer(2 * _SIZE)
             if not self._openssl.library.EVP_DigestFinal_ex(self._context, out, None):
-                raise GostUnavailableError("it failed at its work")
+                raise _unavailable("it failed at its work")
             self._digest = out.raw[:_SIZE].hex()
             self.close()
         return self._digest

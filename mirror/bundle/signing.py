@@ -41,7 +41,7 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_public_key,
 )
 
-from mirror.errors import InputError, IntegrityError
+from mirror.errors import InputError, SignatureError
 
 PASSWORD_VARIABLE = "MIRROR_SIGN_PASSWORD"  # noqa: S105 - its name
 SUFFIX = ".sig"
@@ -67,10 +67,6 @@ _NEW_KEY = (
     "make one with: openssl genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-256 -out key.pem"
 )
 _TAKE_PUBLIC = "take the public one from it: openssl pkey -in key.pem -pubout -out pub.pem"
-
-
-class SignatureError(IntegrityError):
-    """A signature is missing, is none, or was not made by this key over these bytes."""
 
 
 def passphrase_from(

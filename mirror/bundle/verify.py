@@ -21,11 +21,16 @@ from mirror.bundle.names import SEAL, SIGNATURE
 from mirror.bundle.parts import parse_part_name
 from mirror.bundle.reader import BundleReader, missing_archives
 from mirror.bundle.seal import Seal
-from mirror.bundle.signing import SignatureError
 from mirror.bundle.signing import verify as verify_signature
 from mirror.bundle.sums import SUMS, is_whole
 from mirror.bundle.sums import parse as parse_sums
-from mirror.errors import DamagedBundleError, FileSystemError, IntegrityError, MirrorError
+from mirror.errors import (
+    DamagedBundleError,
+    FileSystemError,
+    IntegrityError,
+    MirrorError,
+    SignatureError,
+)
 from mirror.events import BlobDone, BytesMoved, OnEvent, TransferStarted
 from mirror.events import ignore as ignore_events
 from mirror.oci import Digest, Verifier

@@ -47,6 +47,10 @@ JOURNAL = JOURNAL_STEM + PARTIAL_SUFFIX
 EARLIER = EARLIER_STEM + PARTIAL_SUFFIX
 """Folder of an interrupted pull of another plan, while its content is still of use."""
 
+_GOST_SUM_BYTES = 64
+_SIGNATURE_BYTES = 1024
+"""At most: an RSA signature of 4096 bits has 684 in base64."""
+
 _NOTE_BYTES = 4 << 20
 """A blob under way is noted in the journal this often; so much is fetched twice at most."""
 
@@ -221,7 +225,7 @@ class BundleWriter:
             clear_leavings(self._folder)
         sealed = self._seal.to_json()
         # What lies beside is written last, which would be a late moment to find the disk full.
-        needed = self.size + len(sealed) + sum(map(len, self._extra.values()))
+        needed = self.size + len(sealed) + self._size_beside()
         check_space(self._folder, needed - (_allocated(self._folder) if keep else 0))
         undo.callback(self._close)
         if not keep:
@@ -459,6 +463,23 @@ class BundleWriter:
         self._naming = True
         take_the_place(self._folder, partial, beside, names)
         self._done = True
+
+    def _size_beside(self) -> int:
+        """Bytes that the files beside the archives will take, the seal aside."""
+        size = sum(map(len, self._extra.values()))
+        names = [*self._extra, SEAL]
+        for archive in self._archives:
+            path = self._folder / archive.name
+            for file in _names(path, archive, self._part_size):
+                names.append(file.name)
+                if "gost" in self._hashes:
+                    names.append(file.name + gost.SUFFIX)
+                    size += _GOST_SUM_BYTES
+        if self._sign is not None:
+            names.append(SIGNATURE)
+            size += _SIGNATURE_BYTES
+        any_digest = Digest.of(b"")
+        return size + len(render_sealed(dict.fromkeys(names, any_digest)))
 
     def _beside(self) -> dict[str, bytes]:
         """The files beside the archives, sums and signature among them."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -48,12 +49,13 @@ class Finding:
 
 
 def _shown(tag: str) -> str:
-    """A tag for a person: of one that is a digest's bare hex, its beginning."""
-    return f"{tag[:12]}…" if _is_hex(tag) else tag
+    """A tag for a person: of one that is made of a digest, its beginning and its end."""
+    return f"{tag[:19]}…{tag[71:]}" if _is_hex(tag) else tag
 
 
 def _is_hex(tag: str) -> bool:
-    return len(tag) == 64 and not tag.strip("0123456789abcdef")
+    """Whether a tag is a digest's bare hex, or what cosign makes of it (`sha256-<hex>.sig`)."""
+    return re.fullmatch(r"[0-9a-f]{64}|sha256-[0-9a-f]{64}(\.[a-z]+)?", tag) is not None
 
 
 def listed(findings: Iterable[Finding], *, most: int = 20) -> str:

@@ -15,14 +15,13 @@ from hypothesis import strategies as st
 from mirror.bundle import gost
 from mirror.bundle.gost import (
     GostHash,
-    GostUnavailableError,
     available,
     check_gostsum,
     gost_digest,
     read_gostsum,
     write_gostsum,
 )
-from mirror.errors import DamagedBundleError, FileSystemError, IntegrityError
+from mirror.errors import DamagedBundleError, FileSystemError, GostUnavailableError, IntegrityError
 from tests.support.tools import require_tool
 
 # RFC 6986, section 10. It prints numbers, whose last byte comes first in a file.

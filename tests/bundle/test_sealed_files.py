@@ -20,7 +20,7 @@ from mirror.bundle.gost import gost_digest
 from mirror.bundle.reader import BundleReader
 from mirror.bundle.verify import check_signature, verify_bundle
 from mirror.bundle.writer import BundleWriter
-from mirror.errors import IntegrityError, MirrorError
+from mirror.errors import IntegrityError, MirrorError, SignatureError
 from mirror.sync import make_plan, transfer
 from tests.support.bundles import archives_of, seal_of
 from tests.support.inventories import sample_store
@@ -160,13 +160,13 @@ def test_a_bundle_must_be_signed_by_the_key_that_is_asked_for(tmp_path: Path) ->
     with BundleReader([tmp_path]) as reader:
         check_signature(reader, PUBLIC)
         _, stranger = _keys()
-        with pytest.raises(signing.SignatureError):
+        with pytest.raises(SignatureError):
             check_signature(reader, stranger)
         (finding,) = verify_bundle(reader, key=stranger).findings
         assert finding.place == "inventory.json.sig"
     pack(tmp_path / "unsigned")
     with BundleReader([tmp_path / "unsigned"]) as reader:
-        with pytest.raises(signing.SignatureError, match="is not signed: it has no inventory"):
+        with pytest.raises(SignatureError, match="is not signed: it has no inventory"):
             check_signature(reader, PUBLIC)
         (finding,) = verify_bundle(reader, key=PUBLIC).findings
         assert "a pull with --sign-key makes one" in finding.problem

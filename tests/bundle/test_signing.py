@@ -15,13 +15,12 @@ from hypothesis import strategies as st
 
 from mirror.bundle.signing import (
     PASSWORD_VARIABLE,
-    SignatureError,
     open_secretbox,
     passphrase_from,
     sign,
     verify,
 )
-from mirror.errors import InputError, IntegrityError
+from mirror.errors import InputError, IntegrityError, SignatureError
 from tests.support.tools import require_tool
 
 DATA = b'{"inventory":"sha256:0"}'

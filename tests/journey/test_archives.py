@@ -45,7 +45,7 @@ ARCHIVES = {
 }
 """The layouts of each archive, as `d8 mirror` expects them."""
 
-BESIDE = {"inventory.json", "deckhousereleases.yaml"}
+BESIDE = {"inventory.json", "SHA256SUMS", "deckhousereleases.yaml"}
 
 SHORT_TAG, REF_NAME = "io.deckhouse.image.short_tag", "org.opencontainers.image.ref.name"
 

@@ -395,7 +395,7 @@ def test_a_registry_with_tls_and_passwords_takes_the_bundle_from_who_may(
     call_mirror(*push, *login, env=secret).failed(5, "certificate", "--ca")
     call_mirror(*push, *trust).failed(6, "--registry-login", "--registry-password")
     wrong = run_mirror(*push, *trust, *login, "-p", "-", stdin="not-it\n")
-    wrong.failed(6, "does not accept the login")
+    wrong.failed(6, f"refuses the login of user {user}")
     assert "not-it" not in wrong.text
     assert not list(registry.root.rglob("link")), "something was written without a login"
 

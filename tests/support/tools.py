@@ -18,8 +18,7 @@ PACKAGES = {
     "strace": "strace",
     "tar": "tar",
     "openssl": "openssl",
-    "cosign": "cosign",
-    "haproxy": "haproxy",
+    "chromium": "chromium",
 }
 
 

@@ -21,7 +21,7 @@ _PATIENCE_S = 20.0
 
 def ours() -> list[str]:
     """Worker threads that are running now."""
-    return [one.name for one in threading.enumerate() if one.name.startswith("mirror")]
+    return [one.name for one in threading.enumerate() if one.name.startswith("mirror_")]
 
 
 @pytest.fixture(autouse=True)
@@ -77,7 +77,7 @@ def test_a_long_list_is_not_read_ahead_of_the_work() -> None:
     for _ in range(3):
         next(done)
     assert taken <= 10
-    done.close()  # type: ignore[attr-defined]
+    done.close()
 
 
 def test_a_failure_belongs_to_its_item_and_siblings_carry_on() -> None:
