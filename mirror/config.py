@@ -55,7 +55,9 @@ class PullConfig(BaseModel):
         "Write a GOST R 34.11-2012 digest beside each archive (*.gostsum).", False
     )
 
-    since_version: str | None = _about("Platform: begin with this version, unless a channel begins earlier.")
+    since_version: str | None = _about(
+        "Platform: begin with this version, unless a channel begins earlier."
+    )
     include_platform: str | None = _about("Platform: releases that this constraint accepts.")
     deckhouse_tag: str | None = _about("Platform: one release: a channel, version or other tag.")
     ignore_suspend: bool = _about("Platform: take suspended release channels too.", False)
