@@ -9,19 +9,16 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Protocol
 
 from mirror.bundle import gost
-from mirror.bundle.archive import TRAILER_SIZE, Archive, Entry
-from mirror.bundle.files import WriteAt, os_errors
+from mirror.bundle.archive import TRAILER_SIZE, Archive
+from mirror.bundle.files import os_errors
 from mirror.bundle.folder import (
     EARLIER_STEM,
-    JOURNAL_STEM,
     PARTIAL_SEAL,
     check_space,
     clear_leavings,
@@ -34,16 +31,24 @@ from mirror.bundle.folder import (
     write_file,
 )
 from mirror.bundle.follow import Follower, MakeHash, windows_of
-from mirror.bundle.journal import Journal, part_size_of
+from mirror.bundle.journal import part_size_of
 from mirror.bundle.names import PARTIAL_SUFFIX, SEAL, SIGNATURE
-from mirror.bundle.parts import PartedWriter, part_paths, part_sizes
+from mirror.bundle.parts import part_sizes
 from mirror.bundle.seal import Seal
 from mirror.bundle.sums import SUMS, render_sealed
+from mirror.bundle.workplace import (
+    JOURNAL,
+    ArchiveFile,
+    Place,
+    Workplace,
+    allocated,
+    file_names,
+    is_there,
+)
 from mirror.errors import IntegrityError, SizeMismatchError
-from mirror.oci import Digest, Manifest, Verifier
+from mirror.oci import Digest, Manifest
 from mirror.sync import BlobContent, CopyBlob, Inventory, InventoryBuilder
 
-JOURNAL = JOURNAL_STEM + PARTIAL_SUFFIX
 EARLIER = EARLIER_STEM + PARTIAL_SUFFIX
 """Folder of an interrupted pull of another plan, while its content is still of use."""
 
@@ -53,103 +58,6 @@ _SIGNATURE_BYTES = 1024
 
 _NOTE_BYTES = 4 << 20
 """A blob under way is noted in the journal this often; so much is fetched twice at most."""
-
-
-class _File(Protocol):
-    """An archive under way: one file, or parts."""
-
-    @property
-    def parts(self) -> tuple[Path, ...]: ...
-    def write(self, offset: int, *pieces: bytes) -> None: ...
-    def chunks(self, offset: int, size: int) -> Generator[bytes, None, None]: ...
-    def sync(self) -> int: ...
-    def close(self) -> None: ...
-
-
-@dataclass(frozen=True, slots=True)
-class _Place:
-    """Where one copy of some content goes. `follower` is told of what is final."""
-
-    archive: str
-    file: _File
-    entry: Entry
-    follower: Follower | None = None
-
-    def write(self, position: int, chunk: bytes) -> None:
-        """Put `chunk` of the content at `position`, with the header before the first byte and the
-        padding behind the last."""
-        entry = self.entry
-        header = entry.header if position == 0 else b""
-        ends = position + len(chunk) == entry.size
-        padding = bytes(entry.padding) if ends else b""
-        at = entry.offset if header else entry.data_offset + position
-        self.file.write(at, header, chunk, padding)
-        if self.follower is not None:
-            self.follower.done(at, len(header) + len(chunk) + len(padding))
-
-    def is_final(self, size: int | None = None) -> None:
-        """Its first `size` bytes, or all of it, are there from an earlier run."""
-        if self.follower is not None:
-            entry = self.entry
-            behind = entry.data_offset + (entry.size + entry.padding if size is None else size)
-            self.follower.done(entry.offset, behind - entry.offset)
-
-    def read(self, size: int) -> Generator[bytes, None, None]:
-        """The first `size` bytes of the content."""
-        return self.file.chunks(self.entry.data_offset, size)
-
-
-class _Leavings:
-    """The partial archives in a folder, and what the journal beside them says is in them."""
-
-    def __init__(
-        self,
-        folder: Path,
-        seal: Seal,
-        part_size: int,
-        *,
-        keep: bool,
-        follow: Callable[[Archive, _File], Follower] | None = None,
-    ) -> None:
-        self.journal = Journal(folder / JOURNAL, part_size)
-        self.files: dict[str, _File] = {}
-        self.places: dict[tuple[str, Digest], list[_Place]] = {}
-        self.own: list[_Place] = []  # of files whose content the archive itself brings
-        try:
-            for archive in seal.archives.values():
-                path = folder / (archive.name + PARTIAL_SUFFIX)
-                self.files[archive.name] = file = _open(path, archive, part_size, keep=keep)
-                follower = follow(archive, file) if follow is not None else None
-                for entry in archive.entries:
-                    place = _Place(archive.name, file, entry, follower)
-                    if entry.content is None:
-                        key = (entry.repository, entry.digest)
-                        self.places.setdefault(key, []).append(place)
-                    else:
-                        self.own.append(place)
-        except BaseException:
-            self.close()
-            raise
-
-    def finished(self) -> dict[Digest, _Place]:
-        """The blobs that are all there, each with one of its places."""
-        progress = self.journal.progress
-        return {
-            digest: places[0]
-            for (_, digest), places in self.places.items()
-            if progress.get(digest) == places[0].entry.size
-        }
-
-    def close(self) -> None:
-        self.journal.close()
-        for file in self.files.values():
-            file.close()
-
-
-def _open(path: Path, archive: Archive, part_size: int, *, keep: bool) -> _File:
-    if part_size:
-        return PartedWriter(path, archive.size, part_size, keep=keep)
-    return WriteAt(path, keep=keep)
 
 
 class BundleWriter:
@@ -187,9 +95,9 @@ class BundleWriter:
         self._archives = tuple(archive for _, archive in sorted(seal.archives.items()))
         self._written: set[tuple[str, str]] = set()  # (archive, path), under the lock
         self._lock = threading.Lock()
-        self._now: _Leavings | None = None
-        self._earlier: _Leavings | None = None
-        self._reusable: dict[Digest, _Place] = {}
+        self._now: Workplace | None = None
+        self._earlier: Workplace | None = None
+        self._reusable: dict[Digest, Place] = {}
         self._naming = self._done = False
         self._held = ExitStack()
 
@@ -226,24 +134,24 @@ class BundleWriter:
         sealed = self._seal.to_json()
         # What lies beside is written last, which would be a late moment to find the disk full.
         needed = self.size + len(sealed) + self._size_beside()
-        check_space(self._folder, needed - (_allocated(self._folder) if keep else 0))
+        check_space(self._folder, needed - (allocated(self._folder) if keep else 0))
         undo.callback(self._close)
         if not keep:
             write_file(self._folder / PARTIAL_SEAL, sealed)
 
-        def follow(archive: Archive, file: _File) -> Follower:
+        def follow(archive: Archive, file: ArchiveFile) -> Follower:
             windows = windows_of(self._file_sizes(archive))
             follower = Follower(file.chunks, windows, hashes=self._hashes, name=archive.name)
             self._followers[archive.name] = undo.enter_context(follower)
             return follower
 
-        self._now = _Leavings(self._folder, self._seal, self._part_size, keep=keep, follow=follow)
+        self._now = Workplace(self._folder, self._seal, self._part_size, keep=keep, follow=follow)
         if not self._now.journal.trusted:
             self._prove(self._now)
         old = try_seal(self._folder / EARLIER / PARTIAL_SEAL)
         if old is not None:
             size = part_size_of(self._folder / EARLIER / JOURNAL)
-            self._earlier = _Leavings(self._folder / EARLIER, old, size, keep=True)
+            self._earlier = Workplace(self._folder / EARLIER, old, size, keep=True)
             self._reusable = self._earlier.finished()
 
     def __exit__(
@@ -292,18 +200,18 @@ class BundleWriter:
             return
         for archive in self._archives:
             path = self._folder / (archive.name + PARTIAL_SUFFIX)
-            probe = _names(path, archive, self._part_size)
+            probe = file_names(path, archive, self._part_size)
             for partial in probe:
                 final = partial.with_name(partial.name.removesuffix(PARTIAL_SUFFIX))
                 if not partial.exists() and final.exists():
                     with os_errors(final, "rename"):
                         final.replace(partial)
 
-    def _prove(self, leavings: _Leavings) -> None:
+    def _prove(self, leavings: Workplace) -> None:
         """Keep of the journal's claims those that the bytes bear out."""
         proved: dict[Digest, int] = {}
         for digest, place in leavings.finished().items():
-            if _is_there(place):
+            if is_there(place):
                 proved[digest] = place.entry.size
         leavings.journal.restart(proved)
 
@@ -324,7 +232,7 @@ class BundleWriter:
         return builder.build()
 
     @property
-    def _state(self) -> _Leavings:
+    def _state(self) -> Workplace:
         if self._now is None:
             raise ValueError("a bundle's writer is a context manager; enter it first")
         return self._now
@@ -347,24 +255,25 @@ class BundleWriter:
         places = self._fitting(self._of(step.into, step.digest), f"blob {step.digest}", step.size)
         sent = 0
         if not self._take_over(step, places):
-            begun = self._begin(step, places, content)
+            content, begun = self._begin(step, places, content)
             try:
                 sent = self._write(step, places, content, begun)
-                for place in places if begun else ():
-                    place.is_final(begun)
             except IntegrityError:
                 if not begun:
                     raise
                 # Perhaps what lay here was wrong, and not what came: once more, from the start.
-                sent = self._write(step, places, content.restarted(), 0)
+                sent = self._write(step, places, content.restarted(), 0, final=False)
+            if begun:
+                for place in places:
+                    place.is_final()
         self._state.journal.note(step.digest, step.size)
         self._record(places)
         return sent
 
-    def _take_over(self, step: CopyBlob, places: Sequence[_Place]) -> bool:
+    def _take_over(self, step: CopyBlob, places: Sequence[Place]) -> bool:
         """Copy a blob from the archives of an earlier plan, if it is there and right."""
         source = self._reusable.get(step.digest)
-        if source is None or source.entry.size != step.size or not _is_there(source):
+        if source is None or source.entry.size != step.size or not is_there(source):
             return False
         position = 0
         for chunk in source.read(step.size):
@@ -376,24 +285,36 @@ class BundleWriter:
                 place.write(0, b"")
         return True
 
-    def _begin(self, step: CopyBlob, places: Sequence[_Place], content: BlobContent) -> int:
-        """Offer what an interrupted pull has brought of a blob; return how many bytes that is."""
+    def _begin(
+        self, step: CopyBlob, places: Sequence[Place], content: BlobContent
+    ) -> tuple[BlobContent, int]:
+        """Offer what an interrupted pull has brought of a blob; tell how many bytes that is."""
         begun = min(self._state.journal.progress.get(step.digest, 0), step.size)
         if begun:
             try:
                 content.begin_with(places[0].read(begun))
             except IntegrityError:
-                return 0
-        return begun
+                return content.restarted(), 0
+        return content, begun
 
     def _write(
-        self, step: CopyBlob, places: Sequence[_Place], content: BlobContent, begun: int
+        self,
+        step: CopyBlob,
+        places: Sequence[Place],
+        content: BlobContent,
+        begun: int,
+        *,
+        final: bool = True,
     ) -> int:
-        """Write what comes from `begun` on; return how many bytes that were."""
+        """Write what comes from `begun` on; return how many bytes that were.
+
+        Until a blob that was begun in an earlier run has proved right, nothing of it is final.
+        """
+        final = final and not begun
         position = noted = begun
         for chunk in content.chunks(begun):
             for place in places:
-                place.write(position, chunk)
+                place.write(position, chunk, final=final)
             position += len(chunk)
             if position - noted >= _NOTE_BYTES and position < step.size:
                 self._state.journal.note(step.digest, position)
@@ -412,10 +333,10 @@ class BundleWriter:
     def put_tag(self, repository: str, tag: str, manifest: Manifest) -> None:
         """Tags lie in the layouts' indexes, which `finish` writes."""
 
-    def _of(self, repositories: Iterable[str], digest: Digest) -> list[_Place]:
+    def _of(self, repositories: Iterable[str], digest: Digest) -> list[Place]:
         return [place for path in repositories for place in self._state.places[path, digest]]
 
-    def _fitting(self, places: list[_Place], what: str, size: int) -> list[_Place]:
+    def _fitting(self, places: list[Place], what: str, size: int) -> list[Place]:
         """`places`, if each has room for exactly `size` bytes; more would spoil its neighbour.
 
         Documents at the source may disagree about a size, each in a repository of its own.
@@ -428,7 +349,7 @@ class BundleWriter:
                 )
         return places
 
-    def _record(self, places: Iterable[_Place]) -> None:
+    def _record(self, places: Iterable[Place]) -> None:
         with self._lock:
             self._written.update((place.archive, place.entry.path) for place in places)
 
@@ -470,7 +391,7 @@ class BundleWriter:
         names = [*self._extra, SEAL]
         for archive in self._archives:
             path = self._folder / archive.name
-            for file in _names(path, archive, self._part_size):
+            for file in file_names(path, archive, self._part_size):
                 names.append(file.name)
                 if "gost" in self._hashes:
                     names.append(file.name + gost.SUFFIX)
@@ -506,32 +427,3 @@ class BundleWriter:
             for entry in archive.entries:
                 if (archive.name, entry.path) not in self._written:
                     yield f"{archive.name}: {entry.path}"
-
-
-def _names(path: Path, archive: Archive, part_size: int) -> Sequence[Path]:
-    """The partial files of an archive, whether they exist or not."""
-    if not part_size:
-        return (path,)
-    return part_paths(path, len(part_sizes(archive.size, part_size)))
-
-
-def _is_there(place: _Place) -> bool:
-    """Whether the content in a place is all there and right."""
-    verifier = Verifier(place.entry.digest, place.entry.size, place.entry.path)
-    try:
-        for chunk in place.read(place.entry.size):
-            verifier.update(chunk)
-        verifier.finish()
-    except IntegrityError:
-        return False
-    return True
-
-
-def _allocated(folder: Path) -> int:
-    """Bytes of the disk that the partial archives in `folder` have already."""
-    with os_errors(folder, "examine"):
-        return sum(
-            path.stat().st_blocks * 512
-            for path in listed(folder)
-            if is_leaving(path.name) and path.is_file()
-        )

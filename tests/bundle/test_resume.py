@@ -16,7 +16,8 @@ from mirror.bundle.journal import Journal
 from mirror.bundle.reader import BundleReader
 from mirror.bundle.seal import Seal
 from mirror.bundle.verify import verify_bundle
-from mirror.bundle.writer import EARLIER, JOURNAL, BundleWriter
+from mirror.bundle.workplace import JOURNAL
+from mirror.bundle.writer import EARLIER, BundleWriter
 from mirror.errors import CancelledError, IncompleteError
 from mirror.oci import Digest, Manifest
 from mirror.sync import MemoryStore, make_plan, transfer
