@@ -96,6 +96,9 @@ def main() -> None:
     "--no-pull-resume", is_flag=True, help="Begin anew, whatever an interrupted pull has left."
 )
 @click.option(
+    "--verbose-summary", is_flag=True, help="List the versions of every module and package."
+)
+@click.option(
     "--sign-key",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="Private key (PEM, also cosign's) to sign the bundle with; its passphrase is asked for, "
@@ -115,6 +118,7 @@ def pull_command(
     base: Path | None,
     force: bool,
     no_pull_resume: bool,
+    verbose_summary: bool,
     sign_key: Path | None,
     login: str | None,
     password: str | None,
@@ -186,7 +190,8 @@ def pull_command(
         document = planned.to_document(held)
         _show(as_json, document, console.plan_summary, (planned, held), started)
     else:
-        _show(as_json, report.to_document(), console.pull_summary, report, started)
+        summary = console.verbose_pull_summary if verbose_summary else console.pull_summary
+        _show(as_json, report.to_document(), summary, report, started)
 
 
 @main.group("config")

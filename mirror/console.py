@@ -185,6 +185,17 @@ def _line(event: Retrying | Warned) -> str:
 # -- summaries ---------------------------------------------------------------------------------
 
 
+def verbose_pull_summary(report: PullReport, elapsed_s: float) -> str:
+    """The same as `pull_summary`, with the versions of every module, package and plugin."""
+    selection = report.selection
+    rows = [
+        (noun, f"{name} {', '.join(reversed(versions))}")
+        for noun, items in (("Module", selection.modules), ("Package", selection.packages))
+        for name, versions in items.items()
+    ]
+    return "\n".join([pull_summary(report, elapsed_s), "", *(_table(rows) if rows else ())])
+
+
 def pull_summary(report: PullReport, elapsed_s: float) -> str:
     """What was packed, in words."""
     return "\n".join(

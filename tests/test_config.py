@@ -30,6 +30,7 @@ OUTSIDE = {
     "base": "what to compare with",
     "force": "what to do with what is there",
     "no_pull_resume": "what to do with what is there",
+    "verbose_summary": "how to tell",
     "sign_key": "a secret",
     "login": "a secret",
     "password": "a secret",

@@ -1,0 +1,122 @@
+"""Parts, sums, signatures and what is inside a bundle, as the command line offers them."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.journey.conftest import Source
+from tests.support.program import call_mirror
+from tests.support.tools import require_tool
+
+
+@pytest.fixture(scope="module")
+def keys(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A private and a public key, made by openssl as an administrator would."""
+    openssl = require_tool("openssl")
+    folder = tmp_path_factory.mktemp("keys")
+    private, public = folder / "key.pem", folder / "key.pub"
+    curve = ["-name", "prime256v1", "-genkey", "-noout"]
+    subprocess.run([openssl, "ecparam", *curve, "-out", private], check=True)
+    subprocess.run(
+        [openssl, "ec", "-in", private, "-pubout", "-out", public], check=True, capture_output=True
+    )
+    return private, public
+
+
+@pytest.fixture(scope="module")
+def parted(
+    source: Source, keys: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A signed bundle in parts of 1 MB, with GOST digests."""
+    folder = tmp_path_factory.mktemp("parted") / "bundle"
+    call_mirror(
+        *("pull", folder, "--source", source.root, "--insecure", "-c", "1MB"),
+        *("--gost-digest", "--sign-key", keys[0]),
+    ).succeeded()
+    return folder
+
+
+def test_a_pull_cuts_archives_and_adds_sums_and_a_signature(parted: Path) -> None:
+    names = {path.name for path in parted.iterdir()}
+    assert "platform.tar.0000.chunk" in names
+    assert "platform.tar.0000.chunk.gostsum" in names
+    assert not list(parted.glob("*.tar"))
+    assert {"SHA256SUMS", "inventory.json", "inventory.json.sig"} <= names
+    check = subprocess.run(
+        ["sha256sum", "--check", "--strict", "--quiet", "SHA256SUMS"], cwd=parted, check=False
+    )
+    assert check.returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("size", "told"),
+    [("4 apples", "no size of a part"), ("1000B", "no size of a part"), ("0.0001", "the least is")],
+)
+def test_a_size_that_is_none_is_told_with_what_is_one(
+    source: Source, tmp_path: Path, size: str, told: str
+) -> None:
+    run = call_mirror("pull", tmp_path, "--source", source.root, "--insecure", "-c", size)
+    run.failed(2, told)
+
+
+def test_the_signature_is_insisted_on(
+    source: Source, parted: Path, keys: tuple[Path, Path], tmp_path: Path
+) -> None:
+    _, public = keys
+    call_mirror("verify", parted, "--key", public).succeeded()
+    target = f"{source.address}/targets/signed"
+    call_mirror("push", parted, target, "--insecure", "--verify-key", public).succeeded()
+    call_mirror("verify", parted, "--against", target, "--insecure", "--deep").succeeded()
+
+    unsigned = tmp_path / "unsigned"
+    call_mirror("pull", unsigned, "--source", source.root, "--insecure").succeeded()
+    told = "is not signed"
+    assert told in call_mirror("verify", unsigned, "--key", public).stdout
+    nowhere = f"{source.address}/targets/unsigned"
+    run = call_mirror("push", unsigned, nowhere, "--insecure", "--verify-key", public)
+    run.failed(4, told, "--sign-key")
+    assert source.registry.requests.count("PUT", "/v2/targets/unsigned") == 0
+
+
+def test_a_key_that_is_none_is_told_before_anything_is_fetched(
+    source: Source, keys: tuple[Path, Path], tmp_path: Path
+) -> None:
+    source.registry.requests.clear()
+    run = call_mirror(
+        *("pull", tmp_path / "b", "--source", source.root, "--insecure", "--sign-key", keys[1])
+    )
+    run.failed(2, "key")
+    assert not list(source.registry.requests)
+
+
+def test_a_pull_lists_versions_when_asked_to(source: Source, tmp_path: Path) -> None:
+    run = call_mirror(
+        *("pull", tmp_path / "b", "--source", source.root, "--insecure", "--verbose-summary")
+    ).succeeded()
+    for name, module in source.tree.modules.items():
+        (line,) = [one for one in run.stdout.splitlines() if f"  {name} " in one]
+        assert set(module.channels.values()) <= set(line.replace(",", " ").split())
+
+
+def test_what_is_inside_is_shown_as_text_as_json_and_as_a_page(
+    parted: Path, tmp_path: Path
+) -> None:
+    page = tmp_path / "report.html"
+    run = call_mirror("inspect", parted, "--html", page).succeeded()
+    for word in ("platform.tar", "security.tar", "Largest images", "Largest layers"):
+        assert word in run.stdout
+    text = page.read_text(encoding="utf-8")
+    assert text.startswith("<!DOCTYPE html>")
+    assert "platform.tar" in text
+    document = call_mirror("inspect", parted, "--json").succeeded().document
+    assert document["sealed"] is True
+    verified = call_mirror("verify", parted, "--json").succeeded().document
+    assert document["bytes"] == verified["bytes"]
+    assert {one["name"] for one in document["archives"]} >= {"platform.tar", "security.tar"}
+
+
+def test_inspecting_what_is_no_bundle_is_told(tmp_path: Path) -> None:
+    call_mirror("inspect", tmp_path).failed(2, "holds no bundle")
