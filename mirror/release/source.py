@@ -75,6 +75,8 @@ class ReleaseSource:
             self._on_event(PhaseAdvanced())
             return result
 
+        if not items:
+            return []
         self._on_event(PhaseStarted(phase, len(items)))
         return gather(items, one, jobs=self._jobs, cancel=self.cancel)
 

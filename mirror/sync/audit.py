@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing
 
-from mirror.errors import IntegrityError, MirrorError, NotFoundError
+from mirror.errors import DigestMismatchError, IntegrityError, MirrorError, NotFoundError
 from mirror.events import BlobDone, BytesMoved, OnEvent, PhaseStarted, TransferStarted
 from mirror.events import ignore as ignore_events
 from mirror.oci import Digest, Verifier
@@ -125,6 +125,13 @@ def _everywhere(
     wanted: Inventory, name: str, digest: Digest, error: MirrorError
 ) -> Iterator[Finding]:
     """One finding per repository that needs the damaged content."""
+    problem = str(error)
+    if isinstance(error, DigestMismatchError):
+        # A push alone would find it there and leave it as it is.
+        problem = (
+            f"what is there as {digest} is damaged, it hashes to {error.actual}; delete it in the "
+            "registry, then push again"
+        )
     for path, content in sorted(wanted.repositories.items()):
         if digest in content.blobs or digest in content.manifests:
-            yield Finding(name, str(error), path, Dependents(content).tags(digest), digest)
+            yield Finding(name, problem, path, Dependents(content).tags(digest), digest)

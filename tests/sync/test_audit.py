@@ -184,7 +184,9 @@ def test_a_damaged_blob_is_found_by_reading_and_named_everywhere_it_is_needed(
         ("", _tags_that_need(Item("", "blob", digest)), digest),
         ("modules/console", ("v0.1.0",), digest),
     ]
-    assert all(f"blob {digest}: expected {digest}, got sha256:" in one.problem for one in findings)
+    told = f"what is there as {digest} is damaged, it hashes to sha256:"
+    assert all(told in one.problem for one in findings)
+    assert all("delete it in the registry, then push again" in one.problem for one in findings)
 
 
 @pytest.mark.parametrize("digest", sorted(WANTED.manifest_nodes()), ids=lambda one: one.encoded[:8])
@@ -198,7 +200,8 @@ def test_every_damaged_manifest_is_found(
     assert {one.repository for one in findings} == {
         path for path, content in WANTED.repositories.items() if digest in content.manifests
     }
-    assert all("expected" in one.problem for one in findings)
+    told = f"what is there as {digest} is damaged, it hashes to sha256:"
+    assert all(told in one.problem for one in findings)
 
 
 def test_deep_reads_each_blob_and_manifest_once(
