@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,6 +25,12 @@ IMAGES_TAGS = "deckhouse/candi/images_tags.json"
 MODULE_IMAGES_DIGESTS = "images_digests.json"
 EXTRA_IMAGES = "extra_images.json"
 
+_YAML = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_MAX_YAML_BYTES = 4 << 20
+_MAX_YAML_DEPTH = 50
+_MOST_DIGITS = 18
+"""Of a number that stands for a tag; more are no schema version."""
+
 _SHA256 = re.compile(rb"sha256:[a-f0-9]{64}")
 
 
@@ -36,7 +43,10 @@ class _VersionDocument(BaseModel):
 
 
 class _ReleaseDocument(_VersionDocument):
-    """`version.json` of a platform release image. Programs in Go write null for what is empty."""
+    """`version.json` of a platform release image. Programs in Go write null for what is empty, and
+    people write a version as a number."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", coerce_numbers_to_str=True)
 
     suspend: bool = False
     requirements: dict[str, str] = Field(default_factory=dict)
@@ -98,7 +108,7 @@ def parse_changelog(data: bytes, where: str) -> Mapping[str, Any]:
         SourceContentError: it is no YAML, or no mapping.
     """
     try:
-        document = yaml.safe_load(data)
+        document = _plain_yaml(data)
     except (yaml.YAMLError, UnicodeError, RecursionError, ValueError) as err:
         raise SourceContentError(f"{where}: {CHANGELOG_YAML} is no YAML: {err}") from err
     if document is None:
@@ -106,6 +116,28 @@ def parse_changelog(data: bytes, where: str) -> Mapping[str, Any]:
     if not isinstance(document, dict):
         raise SourceContentError(f"{where}: {CHANGELOG_YAML} is no mapping")
     return document
+
+
+def _plain_yaml(data: bytes) -> Any:
+    """YAML without references, which can make little text huge; neither long nor deep.
+
+    Raises:
+        ValueError: it is one of these.
+        yaml.YAMLError: it is no YAML.
+    """
+    if len(data) > _MAX_YAML_BYTES:
+        raise ValueError(f"it has {len(data)} bytes, and at most {_MAX_YAML_BYTES} are read")
+    depth = 0
+    for event in yaml.parse(data, Loader=_YAML):
+        if isinstance(event, yaml.AliasEvent):
+            raise ValueError("references (*name) are not read")
+        if isinstance(event, yaml.CollectionStartEvent):
+            depth += 1
+        elif isinstance(event, yaml.CollectionEndEvent):
+            depth -= 1
+        if depth > _MAX_YAML_DEPTH:
+            raise ValueError(f"it nests more than {_MAX_YAML_DEPTH} levels")
+    return yaml.load(data, _YAML)  # noqa: S506 - a safe loader, in C where there is one
 
 
 def parse_component_digests(data: bytes, where: str) -> dict[Digest, str]:
@@ -167,7 +199,7 @@ def parse_extra_images(data: bytes, where: str) -> dict[str, str]:
     for name, value in _json_object(data, where, EXTRA_IMAGES).items():
         if isinstance(value, bool) or not isinstance(value, str | int | float):
             continue  # other kinds of values are not images
-        tag = value if isinstance(value, str) else f"{value:.0f}"
+        tag = value if isinstance(value, str) else _number_tag(value)
         if not valid_tag(tag):
             raise SourceContentError(f"{where}: {EXTRA_IMAGES}: {name}: {tag!r} is no tag")
         try:
@@ -176,6 +208,12 @@ def parse_extra_images(data: bytes, where: str) -> dict[str, str]:
             raise SourceContentError(f"{where}: {EXTRA_IMAGES}: {err}") from err
         extras[name] = tag
     return extras
+
+
+def _number_tag(value: float) -> str:
+    """A number's digits; nothing, hence no tag, for what is no sensible one."""
+    whole = math.isfinite(value) if isinstance(value, float) else True
+    return f"{value:.0f}" if whole and abs(value) < 10**_MOST_DIGITS else ""
 
 
 def _json_object(data: bytes, where: str, file: str) -> dict[str, Any]:

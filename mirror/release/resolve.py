@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from mirror.oci import Digest, Manifest, Platform
 from mirror.oci.media_types import OCI_INDEX
@@ -60,7 +61,13 @@ def resolve(
     for _ in range(_MAX_GENERATIONS):
         if not fresh or not company.suffixes:
             break
-        fresh = resolving.add(_company(source, fresh, company))
+        fresh = resolving.add(_company(source, fresh, company), thin=False)
+    else:
+        if fresh:
+            source.warn(
+                f"signatures of signatures were followed {_MAX_GENERATIONS} times and there are "
+                f"more, such as of {fresh[0].manifest.digest}; these are left out"
+            )
     return resolving.inventories()
 
 
@@ -84,8 +91,11 @@ class _Resolving:
     def inventories(self) -> Mapping[str, Inventory]:
         return {archive: builder.build() for archive, builder in sorted(self._builders.items())}
 
-    def add(self, images: Sequence[Wanted]) -> list[_Added]:
-        """Add images and all that they reach; return what was not there before."""
+    def add(self, images: Sequence[Wanted], *, thin: bool = True) -> list[_Added]:
+        """Add images and all that they reach; return what was not there before.
+
+        Indexes of signatures are not to be thinned: what is in them is for no platform.
+        """
         # Many things may want one image; the source is asked for it once.
         questions = list(dict.fromkeys((one.repository, one.reference) for one in images))
         answers = self._source.each("manifests", questions, lambda ask: self._source.manifest(*ask))
@@ -96,7 +106,12 @@ class _Resolving:
             if manifest is None:
                 self._absent(wanted)
                 continue
-            if self._platforms and manifest.is_index and wanted.tag != manifest.digest.encoded:
+            if (
+                thin
+                and self._platforms
+                and manifest.is_index
+                and wanted.tag != manifest.digest.encoded
+            ):
                 manifest = self._thinned(wanted, manifest)
             builder = self._builders.setdefault(wanted.archive, InventoryBuilder())
             builder.add_tag(wanted.repository, wanted.tag, manifest.digest)
@@ -184,6 +199,7 @@ def _company(source: ReleaseSource, images: Sequence[_Added], company: Company) 
         by_repository.setdefault(one.repository, []).append(one)
     first = images[0]
     has_api = company.signatures and source.has_referrers(first.repository, first.manifest.digest)
+    listed: dict[str, frozenset[str] | None] = {}
     if company.listing:
         paths = sorted(by_repository)
         listed = dict(zip(paths, source.each("signatures", paths, source.tags), strict=True))
@@ -202,21 +218,39 @@ def _company(source: ReleaseSource, images: Sequence[_Added], company: Company) 
             if suffix or not has_api  # the API knows what would be under the referrers' own tag
         ]
     if has_api:
-        found += _referrers(source, by_repository)
+        referring = _referrers(source, by_repository, listed)
+        named = {(one.repository, one.tag) for one in referring}
+        found = [one for one in found if (one.repository, one.tag) not in named] + referring
     return found
 
 
 def _referrers(
-    source: ReleaseSource, by_repository: Mapping[str, Sequence[_Added]]
+    source: ReleaseSource,
+    by_repository: Mapping[str, Sequence[_Added]],
+    listed: Mapping[str, frozenset[str] | None],
 ) -> list[Wanted]:
     """What the source's referrers API knows of the images, as indexes under the tag schema's tags.
 
     So the bundle holds them under tags like everything else, and they are found in a target with
-    the API and in one without.
+    the API and in one without. What an index under such a tag at the source has beside them, from
+    before the source had the API, is in it too.
     """
     subjects = [one for path in sorted(by_repository) for one in by_repository[path]]
     questions = list(dict.fromkeys((one.repository, one.manifest.digest) for one in subjects))
-    answers = source.each("referrers", questions, lambda ask: source.referrers(*ask))
+
+    def ask(question: tuple[str, Digest]) -> list[dict[str, Any]]:
+        path, digest = question
+        found = source.referrers(path, digest)
+        has_index = _tag(digest) in (listed.get(path) or ())
+        earlier = source.manifest(path, _tag(digest)) if has_index else None
+        if found and earlier is not None and earlier.is_index:
+            known = {one["digest"] for one in found}
+            every = json.loads(earlier.raw).get("manifests") or ()
+            found += [one for one in every if one["digest"] not in known]
+            found.sort(key=lambda one: str(one["digest"]))
+        return found
+
+    answers = source.each("referrers", questions, ask)
     indexes: dict[tuple[str, Digest], Manifest] = {}
     for question, children in zip(questions, answers, strict=True):
         if children:

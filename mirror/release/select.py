@@ -9,7 +9,7 @@ from mirror.release.phases.extras import installer_image, security_images
 from mirror.release.phases.items import (
     MODULE,
     PACKAGE,
-    ItemSelection,
+    SelectedItem,
     package_version_images,
     select_items,
 )
@@ -38,10 +38,10 @@ def select(source: ReleaseSource, wishes: Wishes) -> Selection:
         images.append(installer_image(wishes.installer_tag))
     if wishes.security:
         images += security_images(source)
-    modules: list[ItemSelection] = []
+    modules: list[SelectedItem] = []
     if wishes.modules is not None:
         modules = select_items(source, MODULE, wishes.modules, wishes)
-    packages: list[ItemSelection] = []
+    packages: list[SelectedItem] = []
     if wishes.packages is not None:
         packages = select_items(source, PACKAGE, wishes.packages, wishes)
     for item in (*modules, *packages):
@@ -65,7 +65,7 @@ def select(source: ReleaseSource, wishes: Wishes) -> Selection:
 def _described_packages(source: ReleaseSource, wishes: Wishes) -> list[Wanted]:
     """What describes all packages. Who wants none of them need not have access to them."""
     try:
-        return package_version_images(source)
+        return package_version_images(source, wishes.packages)
     except DeniedError as err:
         if wishes.packages is not None:
             raise

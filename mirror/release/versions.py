@@ -78,11 +78,6 @@ def tags_of_versions(tags: Iterable[str]) -> dict[Version, str]:
     return {version: found[version] for version in in_order(found)}
 
 
-def versions_among(tags: Iterable[str]) -> list[Version]:
-    """The tags that are versions, from the oldest to the newest."""
-    return list(tags_of_versions(tags))
-
-
 def in_order(versions: Iterable[Version]) -> list[Version]:
     """Every version once, from the oldest to the newest, whatever the order they come in."""
     # Builds of one version rank equal, so their text decides.

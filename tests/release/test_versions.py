@@ -14,7 +14,6 @@ from mirror.release.versions import (
     read_version,
     tags_of_versions,
     version_tag,
-    versions_among,
 )
 from tests.release.strategies import tags, versions
 
@@ -63,12 +62,12 @@ def test_of_two_spellings_the_one_with_v_counts() -> None:
 
 
 def test_the_latest_patch_is_the_highest_of_its_minor_version() -> None:
-    found = versions_among(["v1.1.0", "v1.1.10", "v1.1.9", "v1.2.0-rc.1", "v1.2.0-rc.2"])
+    found = list(tags_of_versions(["v1.1.0", "v1.1.10", "v1.1.9", "v1.2.0-rc.1", "v1.2.0-rc.2"]))
     assert [*map(version_tag, latest_patches(found))] == ["v1.1.10", "v1.2.0-rc.2"]
 
 
 def test_a_release_can_be_preferred_to_a_later_pre_release() -> None:
-    found = versions_among(["v1.1.0", "v1.1.1-rc.1", "v1.2.0-rc.1"])
+    found = list(tags_of_versions(["v1.1.0", "v1.1.1-rc.1", "v1.2.0-rc.1"]))
     assert [*map(version_tag, latest_patches(found))] == ["v1.1.1-rc.1", "v1.2.0-rc.1"]
     assert [*map(version_tag, latest_patches(found, releases_first=True))] == [
         "v1.1.0",

@@ -177,7 +177,7 @@ def test_a_channel_that_leads_to_a_module_version_that_is_not_there(source: Offe
 
 def test_an_exact_version_that_is_not_there(source: Offer) -> None:
     source.plan("-i", "console@=v9.9.9").failed(
-        1, f"{source.root}/modules/console:v9.9.9 is not there", "module console (console@=v9.9.9)"
+        1, "module console has no tag v9.9.9 at the source; its newest are v1."
     )
 
 
@@ -442,3 +442,92 @@ def test_other_bytes_than_a_digest_promises_are_damage(source: Offer) -> None:
     fault = Fault(CorruptBody(5), path=f"/manifests/{digest}", times=None)
     source.registry.faults.add(fault)
     source.plan().failed(4, f"{source.root}@{digest}", "damaged")
+
+
+# -- content that is made to hurt ------------------------------------------------------------------
+
+BOMB = "\n".join(
+    ["x0: &x0 {a: 1}", *(f"x{n}: &x{n} {{<<: [*x{n - 1}, *x{n - 1}]}}" for n in range(1, 60))]
+)
+
+
+@pytest.mark.parametrize(
+    ("changelog", "words"),
+    [
+        (BOMB, "references (*name) are not read"),
+        ("a: " + "[" * 60 + "]" * 60, "nests more than 50 levels"),
+        ("a: " + "x" * (5 << 20), "are read"),
+        ("a: 0x" + "f" * 5000, "cannot be written down again"),
+        ("a: 2024-99-99", "is no YAML"),
+    ],
+    ids=["references", "depth", "length", "number", "date"],
+)
+def test_a_changelog_that_would_hurt_is_refused_at_once(
+    source: Offer, changelog: str, words: str
+) -> None:
+    files = {"version.json": '{"version": "v1.70.0"}', "changelog.yaml": changelog}
+    source.depot.put(source.at("release-channel"), files_image(files), "v1.70.0")
+    source.plan().failed(1, "release-channel:v1.70.0", "changelog.yaml", words)
+
+
+@pytest.mark.parametrize("number", ["1" + "0" * 400, "1e400", "NaN", "-Infinity", "-1"])
+def test_an_extra_image_of_a_number_that_is_no_tag(source: Offer, number: str) -> None:
+    files = {"extra_images.json": f'{{"db": {number}}}'}
+    source.depot.put(source.at("modules/console"), files_image(files), "v1.0.0")
+    run = source.plan("-i", "console@=v1.0.0")
+    run.failed(1, "modules/console:v1.0.0", "extra_images.json")
+
+
+def test_requirements_may_be_numbers(source: Offer) -> None:
+    document = '{"version": "v1.70.0", "requirements": {"k8s": 1.23}}'
+    files = {"version.json": document, "changelog.yaml": "{}"}
+    source.depot.put(source.at("release-channel"), files_image(files), "v1.70.0", "alpha")
+    source.plan().succeeded()
+
+
+# -- packages that nobody asked for ----------------------------------------------------------------
+
+
+def test_a_broken_description_of_a_package_nobody_asked_for_fails_nothing(source: Offer) -> None:
+    where = source.at("packages/grafana/version")
+    broken = json.dumps(
+        {
+            "schemaVersion": 2,
+            "mediaType": "application/vnd.oci.image.index.v1+json",
+            "manifests": [
+                {
+                    "mediaType": "application/vnd.oci.image.manifest.v1+json",
+                    "digest": str(NOWHERE),
+                    "size": 7,
+                }
+            ],
+        }
+    )
+    source.depot.add_manifest(
+        where, broken.encode(), "application/vnd.oci.image.index.v1+json", tags=["dev"]
+    )
+    run = source.plan("--no-packages").succeeded()
+    tags = {
+        tag
+        for (_, repository, tag) in references(run.document)
+        if repository.startswith("packages/")
+    }
+    assert tags
+    assert "dev" not in tags
+
+
+def test_a_denied_package_nobody_asked_for_is_left_out_with_a_warning(source: Offer) -> None:
+    source.registry.faults.add(Fault(Answer(403), path="packages/grafana/version/tags", times=None))
+    run = source.plan("--no-packages").succeeded()
+    assert "package grafana is not described in the bundle" in run.stderr
+    source.plan("--include-package", "grafana").failed(6, "grafana")
+
+
+# -- what selects nothing --------------------------------------------------------------------------
+
+
+def test_a_constraint_that_nothing_fits_and_an_unknown_exclusion_are_told(source: Offer) -> None:
+    run = source.plan("-i", "console@>=9").succeeded()
+    assert "no version of module console fits >=9" in run.stderr
+    run = source.plan("-e", "consol").succeeded()
+    assert "there is no module consol to leave out; is the name right?" in run.stderr

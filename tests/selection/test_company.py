@@ -162,6 +162,35 @@ def test_registries_without_the_api_keep_referrers_under_tags(
     assert found[cosign(first)] == [str(second)]
 
 
+def test_referrers_from_before_the_source_had_the_api_travel_with_the_others(
+    source: Offer, tmp_path: Path
+) -> None:
+    root, depot = source.at(""), source.depot
+    subject = indexes(source)[0]
+    new = depot.refer(root, subject)
+    old = depot.refer(root, subject, native=False, text="from before")
+    depot.list_referrers(root, subject, old)
+    found = reach(source, tmp_path / "bundle")
+    assert sorted(found[cosign(subject)]) == sorted([str(new), str(old)])
+    call_mirror("verify", tmp_path / "bundle").succeeded()
+
+
+def test_a_chain_of_signatures_without_end_is_cut_with_a_word(source: Offer) -> None:
+    root, depot = source.at(""), source.depot
+    subject = indexes(source)[0]
+    for step in range(12):
+        tag = cosign(subject, ".sig")
+        subject = depot.refer(root, subject, tag, native=False, text=str(step))
+    run = source.plan(*PLATFORM).succeeded()
+    assert "signatures of signatures were followed 8 times" in run.stderr
+
+
+def test_thinning_says_nothing_of_signatures(source: Offer) -> None:
+    signed(source)
+    run = source.plan(*PLATFORM, "--platform", "linux/amd64").succeeded()
+    assert "stays whole" not in run.stderr
+
+
 # -- indexes ---------------------------------------------------------------------------------------
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 
 from mirror.errors import SourceContentError
 from mirror.oci import Manifest
@@ -44,11 +44,17 @@ def read_channels(
     return {fact.name: fact for fact in facts if fact is not None}
 
 
-def can_lead(source: ReleaseSource, repository: str, tag: str, taken: Collection[str]) -> bool:
+def can_lead(
+    source: ReleaseSource,
+    repository: str,
+    tag: str,
+    taken: Collection[str],
+    warn: Callable[[str], None],
+) -> bool:
     """Whether a bundle with the tags `taken` may publish the release image `tag` to channels.
 
     Not, if there is no such image, or if a cluster that reads it would go for a version that the
-    bundle does not have, as builds that are no releases make it; the user is told so.
+    bundle does not have, as builds that are no releases make it; `warn` is told so.
 
     Raises:
         SourceContentError: `tag` is a version, and its image does not say which.
@@ -56,18 +62,18 @@ def can_lead(source: ReleaseSource, repository: str, tag: str, taken: Collection
     where = source.where(repository, tag)
     manifest = source.manifest(repository, tag)
     if manifest is None:
-        source.warn(f"{where} is not there, so no release channel of the bundle leads to {tag}")
+        warn(f"{where} is not there, so no release channel of the bundle leads to {tag}")
         return False
     try:
         version = release_info(source, repository, manifest, where).version
     except SourceContentError as err:
         if parse_version(tag) is not None:
             raise
-        source.warn(f"no release channel of the bundle leads to {tag}: {err}")
+        warn(f"no release channel of the bundle leads to {tag}: {err}")
         return False
     if version in map(parse_version, taken):
         return True
-    source.warn(
+    warn(
         f"{where} leads to {version_tag(version)}, which is not in the bundle, so no release "
         f"channel of the bundle leads to {tag}"
     )

@@ -9,12 +9,16 @@ from dataclasses import dataclass
 from semver import Version
 
 from mirror.bundle.names import archive_of
-from mirror.errors import InvalidReferenceError, SourceContentError
-from mirror.oci import Digest
+from mirror.errors import (
+    DeniedError,
+    InvalidManifestError,
+    InvalidReferenceError,
+    SourceContentError,
+)
+from mirror.oci import Digest, Manifest
 from mirror.oci.reference import check_repository
-from mirror.release.filters import Filter, ItemFilter
-from mirror.release.items import ItemSelection as ChosenItem
-from mirror.release.items import select_item
+from mirror.release.filters import Filter, ItemFilter, select_versions
+from mirror.release.items import ItemSelection, select_item
 from mirror.release.metadata import (
     EXTRA_IMAGES,
     MODULE_IMAGES_DIGESTS,
@@ -26,7 +30,7 @@ from mirror.release.platform import ChannelFact
 from mirror.release.selection import Wanted, Wishes
 from mirror.release.source import ReleaseSource
 from mirror.release.tree import MODULES, PACKAGES
-from mirror.release.versions import version_tag
+from mirror.release.versions import tags_of_versions, version_tag
 from mirror.release.walk import walk
 
 PACKAGE_VERSIONS = "package-versions.tar"
@@ -47,17 +51,18 @@ PACKAGE = Kind("package", PACKAGES, "version")
 
 
 @dataclass(frozen=True, slots=True)
-class ItemSelection:
+class SelectedItem:
     """The versions of one item that travel, oldest first, and their images."""
 
     name: str
     versions: tuple[str, ...]
     images: tuple[Wanted, ...]
+    warnings: tuple[str, ...] = ()
 
 
 def select_items(
     source: ReleaseSource, kind: Kind, wanted: Filter, wishes: Wishes
-) -> list[ItemSelection]:
+) -> list[SelectedItem]:
     """Every item of a kind that `wanted` takes, with its versions; sorted by name.
 
     Raises:
@@ -70,6 +75,9 @@ def select_items(
         f"{kind.noun}s", names, lambda name: _Item(source, kind, name, wanted, wishes).select()
     )
     for item in items:
+        # Here, so that they come in the items' order and not in that of the answers.
+        for warning in item.warnings:
+            source.warn(warning)
         if not item.versions and item.name in wanted.names:
             source.warn(f"{kind.noun} {item.name} has no version at the source; it is left out")
     return [item for item in items if item.images]
@@ -94,6 +102,8 @@ def _names(source: ReleaseSource, kind: Kind, wanted: Filter, wishes: Wishes) ->
             f"{source.tree.origin(kind.index)} has no {kind.noun} {', '.join(unknown)}; "
             f"it has: {', '.join(sorted(published)) or 'none'}"
         )
+    for name in sorted(wanted.items.keys() - published if wanted.excludes else ()):
+        source.warn(f"there is no {kind.noun} {name} to leave out; is the name right?")
     return sorted(name for name in published if wanted.matches(name))
 
 
@@ -104,8 +114,12 @@ def _published(source: ReleaseSource, kind: Kind) -> frozenset[str] | None:
     return tags and frozenset(tag for tag in tags if _names_item(tag))
 
 
+def _is_signature(tag: str) -> bool:
+    return _COSIGN_TAG.match(tag) is not None
+
+
 def _names_item(tag: str) -> bool:
-    if _COSIGN_TAG.match(tag):
+    if _is_signature(tag):
         return False
     try:
         check_repository(tag)
@@ -129,17 +143,24 @@ class _Item:
         # What leads to a version: a channel, or what the user named.
         named = f" ({self._entry})" if self._entry.wanted else ""
         self._title = f"{kind.noun} {name}{named}"
+        self._warnings: list[str] = []
 
-    def select(self) -> ItemSelection:
+    def select(self) -> SelectedItem:
         facts = {} if self._entry.is_exact else self._channels()
+        tags = self._tags()
+        for constraint in self._entry.constraints:
+            if not select_versions(constraint, tags):
+                self._warnings.append(
+                    f"no version of {self._kind.noun} {self._name} fits {constraint}; "
+                    "what its release channels lead to is taken"
+                )
         chosen = select_item(
             self._entry,
             {name: fact.version for name, fact in facts.items()},
-            self._tags(),
+            tags,
             left_out=lambda tag: self._filter.leaves_out(self._name, tag),
         )
-        for warning in chosen.warnings:
-            self._source.warn(warning)
+        self._warnings += chosen.warnings
         images: list[Wanted] = []
         if not self._wishes.only_extra_images:
             images += self._release_images(chosen, facts)
@@ -147,7 +168,7 @@ class _Item:
                 images += self._version_images(tag)
         for tag in chosen.tags:
             images += self._extra_images(tag)
-        return ItemSelection(self._name, chosen.tags, tuple(images))
+        return SelectedItem(self._name, chosen.tags, tuple(images), tuple(self._warnings))
 
     def _channels(self) -> dict[str, ChannelFact]:
         tags = None if self._wishes.probing else self._source.tags(self._releases) or frozenset()
@@ -166,13 +187,15 @@ class _Item:
         tags = self._source.tags(self._repository)
         if tags is None:
             where = self._source.tree.origin(self._repository)
-            self._source.warn(f"{where} does not exist; no version of it is taken by constraint")
+            self._warnings.append(f"{where} does not exist; nothing of it fits a constraint")
         return tags or ()
 
     def _exists(self, version: Version) -> bool:
         return self._source.manifest(self._repository, version_tag(version)) is not None
 
-    def _release_images(self, chosen: ChosenItem, facts: Mapping[str, ChannelFact]) -> list[Wanted]:
+    def _release_images(
+        self, chosen: ItemSelection, facts: Mapping[str, ChannelFact]
+    ) -> list[Wanted]:
         """The images that say what each version and channel is."""
 
         def release(tag: str, reference: str | Digest, *, optional: bool) -> Wanted:
@@ -183,7 +206,7 @@ class _Item:
         leading = {
             tag
             for tag in sorted(set(chosen.aliases.values()))
-            if can_lead(self._source, self._releases, tag, chosen.tags)
+            if can_lead(self._source, self._releases, tag, chosen.tags, self._warnings.append)
         }
         return [
             *(release(tag, tag, optional=True) for tag in chosen.tags),
@@ -197,7 +220,7 @@ class _Item:
 
     def _version_images(self, tag: str) -> list[Wanted]:
         """A version's main image, and those that it lists by digest."""
-        manifest = self._source.required(self._repository, tag, self._title)
+        manifest = self._main(tag)
         where = self._source.where(self._repository, tag)
         internal = find_digests(self._files(tag).get(MODULE_IMAGES_DIGESTS, b""))
         why_internal = f"{MODULE_IMAGES_DIGESTS} of {where}"
@@ -205,6 +228,18 @@ class _Item:
             Wanted(self._archive, self._repository, tag, manifest.digest, self._title),
             *(self._by_digest(digest, why_internal) for digest in internal),
         ]
+
+    def _main(self, tag: str) -> Manifest:
+        """A version's main image."""
+        named = any(exact.tag == tag for exact in self._entry.exact_tags)
+        if named and self._source.manifest(self._repository, tag) is None:
+            known = () if self._wishes.probing else self._source.tags(self._repository) or ()
+            newest = list(reversed(tags_of_versions(known).values()))[:5]
+            has = f"; its newest are {', '.join(newest)}" if newest else ""
+            raise SourceContentError(
+                f"{self._kind.noun} {self._name} has no tag {tag} at the source{has}"
+            )
+        return self._source.required(self._repository, tag, self._title)
 
     def _by_digest(self, digest: Digest, why: str) -> Wanted:
         return Wanted.by_digest(self._archive, self._repository, digest, why)
@@ -230,26 +265,54 @@ class _Item:
 
     def _files(self, tag: str) -> dict[str, bytes]:
         """The lists in a version's main image, both of them in one reading."""
-        manifest = self._source.required(self._repository, tag, self._title)
+        manifest = self._main(tag)
         return self._source.files(self._repository, manifest, (MODULE_IMAGES_DIGESTS, EXTRA_IMAGES))
 
 
-def package_version_images(source: ReleaseSource) -> list[Wanted]:
-    """Everything that `packages/<name>/version` has, of every package that is published.
+def package_version_images(source: ReleaseSource, wanted: Filter | None) -> list[Wanted]:
+    """Everything that describes packages: what `packages/<name>/version` has, of all published.
 
-    A cluster learns from these what packages there are, whichever of them the bundle holds.
+    A cluster learns from these what packages there are, whichever of them the bundle holds. Of
+    packages that are not `wanted`, what cannot be had is left out with a warning. Signatures
+    follow the images that they are for.
+
+    Raises:
+        DeniedError: access to a package is refused that was asked for by name.
     """
     published = _published(source, PACKAGE)
     if not published:
         return []
 
-    def of_package(name: str) -> list[Wanted]:
+    def of_package(name: str) -> tuple[list[Wanted], str | None]:
+        asked_for = wanted is not None and name in wanted.names
         repository = f"{PACKAGES}/{name}/{PACKAGE.releases}"
-        tags = source.tags(repository)
-        return [
-            Wanted(PACKAGE_VERSIONS, repository, tag, tag, f"the tags of package {name}")
-            for tag in sorted(tags or ())
-        ]
+        why = f"the tags of package {name}"
+        try:
+            tags = sorted(source.tags(repository) or ())
+            return [
+                Wanted(PACKAGE_VERSIONS, repository, tag, tag, why, optional=True)
+                for tag in tags
+                if not _COSIGN_TAG.match(tag)
+                and (asked_for or _is_complete(source, repository, tag))
+            ], None
+        except (DeniedError, SourceContentError, InvalidManifestError) as err:
+            if asked_for:
+                raise
+            return [], f"package {name} is not described in the bundle: {err}"
 
     found = source.each("package versions", sorted(published), of_package)
-    return [image for images in found for image in images]
+    for _, warning in found:
+        if warning is not None:
+            source.warn(warning)
+    return [image for images, _ in found for image in images]
+
+
+def _is_complete(source: ReleaseSource, repository: str, tag: str) -> bool:
+    """Whether an image is there with all that its index names; asked for once in any case."""
+    pending = [source.manifest(repository, tag)]
+    while pending:
+        manifest = pending.pop()
+        if manifest is None:
+            return False
+        pending += (source.manifest(repository, one.descriptor.digest) for one in manifest.children)
+    return True

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 
+import yaml
+
 from mirror.bundle.names import archive_of
 from mirror.errors import SourceContentError
 from mirror.release.deckhouse_releases import FILE_NAME, DescribedRelease, deckhouse_releases
@@ -66,7 +68,7 @@ def select_platform_images(
     releases = (*selection.tags, *selection.custom_tags)
     # One release image stands behind all of them.
     for tag in set(selection.aliases.values()):
-        if not can_lead(source, RELEASE_CHANNEL, tag, releases):
+        if not can_lead(source, RELEASE_CHANNEL, tag, releases, source.warn):
             selection = replace(selection, aliases={})
     pinned = wishes.tag is not None
     images = [
@@ -117,7 +119,8 @@ def _listed(source: ReleaseSource, wishes: PlatformWishes) -> frozenset[str]:
 def _probed(source: ReleaseSource, wishes: PlatformWishes) -> list[str]:
     """The versions that a source without tag lists turns out to have."""
     if wishes.constraint is None:
-        return []
+        pinned = wishes.tag is not None and source.manifest(RELEASE_CHANNEL, wishes.tag)
+        return [wishes.tag] if wishes.tag is not None and pinned else []
     return [
         version_tag(version)
         for version in walk(
@@ -178,7 +181,13 @@ def _described(source: ReleaseSource, tags: Collection[str]) -> dict[str, bytes]
         manifest = source.required(RELEASE_CHANNEL, tag, f"platform release {tag}")
         found = source.files(RELEASE_CHANNEL, manifest, (VERSION_JSON, CHANGELOG_YAML))
         info = parse_release(found.get(VERSION_JSON), where)
-        return DescribedRelease(info, parse_changelog(found.get(CHANGELOG_YAML, b""), where))
+        release = DescribedRelease(info, parse_changelog(found.get(CHANGELOG_YAML, b""), where))
+        try:
+            deckhouse_releases([release])
+        except (yaml.YAMLError, ValueError, RecursionError) as err:
+            told = f"{where}: {CHANGELOG_YAML} cannot be written down again: {err}"
+            raise SourceContentError(told) from err
+        return release
 
     releases = source.each("release descriptions", tags, describe)
     return {FILE_NAME: deckhouse_releases(releases)} if releases else {}
