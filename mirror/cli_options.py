@@ -102,12 +102,17 @@ registry = _options(
 
 
 def config_options(*, short: Mapping[str, str]) -> Callable[[Command], Command]:
-    """One option for every setting of `PullConfig`, absent unless it is given."""
+    """One option for every setting of `PullConfig`, absent unless it is given.
+
+    A switch has an opposite, for what a file switches on: `--no-modules/--modules`.
+    """
     options = []
     for name, setting in PullConfig.model_fields.items():
-        names = [f"--{name.replace('_', '-')}", *([short[name]] if name in short else [])]
+        long = name.replace("_", "-")
+        names = [f"--{long}", *([short[name]] if name in short else [])]
         default, help_text = setting.get_default(), setting.description
         if isinstance(default, bool):
+            names[0] += f"/--{_opposite(long)}"
             options.append(click.option(*names, is_flag=True, default=None, help=help_text))
         elif isinstance(default, tuple):
             repeatable = f"{help_text} Repeatable."
@@ -117,3 +122,12 @@ def config_options(*, short: Mapping[str, str]) -> Callable[[Command], Command]:
             kind = int if isinstance(default, int) else str
             options.append(click.option(*names, type=kind, default=None, help=shown))
     return _options(*options)
+
+
+def _opposite(name: str) -> str:
+    """The flag that takes back what `name` says."""
+    if not name.startswith("no-"):
+        return f"no-{name}"
+    bare = name.removeprefix("no-")
+    # --platform is a setting of its own: what to thin multi-arch images to.
+    return f"with-{bare}" if bare.replace("-", "_") in PullConfig.model_fields else bare

@@ -6,12 +6,16 @@ to learn. Secrets have no keys: a selection is to be reviewed and kept under ver
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
+from datetime import date
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic_core import ErrorDetails
+from yaml.constructor import ConstructorError
 
 from mirror.bundle.parts import parse_part_size
 from mirror.errors import InputError
@@ -23,7 +27,16 @@ from mirror.release.tree import SourceTree, normalised_suffix
 from mirror.sync.workers import DEFAULT_JOBS
 
 DEFAULT_SOURCE = "registry.deckhouse.ru/deckhouse/ee"
-Texts = tuple[str, ...]
+
+
+def _as_list(value: Any) -> Any:
+    """One text stands for the list of it."""
+    return (value,) if isinstance(value, str) else value
+
+
+Texts = Annotated[
+    tuple[str, ...], BeforeValidator(_as_list, json_schema_input_type=tuple[str, ...] | str)
+]
 
 
 def _kebab(name: str) -> str:
@@ -98,8 +111,8 @@ class PullConfig(BaseModel):
     def load(cls, path: Path | None, flags: Mapping[str, Any]) -> Self:
         """The settings of a YAML file, where `flags` (by field name) do not override them.
 
-        A flag takes the place of the file's value as a whole, lists too. Of flags that exclude
-        each other, the command line's beats the file's.
+        A flag takes the place of the file's value as a whole, lists too. Of settings that exclude
+        each other, the command line's beats the file's; one that is switched off excludes nothing.
 
         Raises:
             InputError: the file cannot be read, or a value is not what it must be.
@@ -107,17 +120,13 @@ class PullConfig(BaseModel):
         document = _read(path) if path is not None else {}
         given = {_kebab(name): value for name, value in flags.items()}
         for group in _EXCLUSIVE:
-            if group & given.keys():
+            if any(given.get(key, False) is not False for key in group):
                 document = {key: value for key, value in document.items() if key not in group}
         try:
             return cls.model_validate({**document, **given})
         except ValidationError as err:
             where = f"{path}: " if path is not None else ""
-            problems = "; ".join(
-                f"{'.'.join(str(part) for part in one['loc']) or 'the document'}: {one['msg']}"
-                + _quoting_hint(one["type"], one["input"])
-                for one in err.errors(include_url=False)
-            )
+            problems = "; ".join(_problem(one) for one in err.errors(include_url=False))
             raise InputError(f"{where}{problems}; see `mirror config schema`") from err
 
     def part_size(self) -> int:
@@ -205,7 +214,8 @@ class PullConfig(BaseModel):
                     f"--proxy-registry and {flag} exclude each other; say what to try with "
                     "--include-platform, such as '>=1.68 <=1.70'"
                 )
-        if wishes.platform is not None and wishes.platform.constraint is None:
+        # A tag that --include-platform pins (=TAG) needs no list.
+        if wishes.platform is not None and self.include_platform is None:
             raise InputError(
                 "--proxy-registry cannot list the platform's versions; say which to try with "
                 "--include-platform, such as '>=1.68 <=1.70', or add --no-platform"
@@ -255,16 +265,34 @@ _OUTWARD = frozenset(
 """Settings that change nothing of what is in a bundle."""
 
 _EXCLUSIVE = (
-    frozenset({"since-version", "include-platform", "deckhouse-tag"}),
-    frozenset({"include-module", "exclude-module"}),
-    frozenset({"include-package", "exclude-package"}),
+    frozenset({"no-platform", "since-version", "include-platform", "deckhouse-tag"}),
+    frozenset({"no-installer", "installer-tag"}),
+    frozenset({"no-modules", "include-module", "exclude-module"}),
+    frozenset({"no-packages", "include-package", "exclude-package"}),
+    frozenset({"no-plugins", "include-plugin"}),
 )
+"""Settings of which one makes the others of its group void or contradicts them."""
+
+
+def _problem(error: ErrorDetails) -> str:
+    """What is wrong with one setting, by its key."""
+    key = ".".join(str(part) for part in error["loc"])
+    if error["type"] == "extra_forbidden":
+        known = [_kebab(name) for name in PullConfig.model_fields]
+        close = get_close_matches(_kebab(key), known, n=1)
+        return f"unknown setting {key!r}" + (f"; did you mean {close[0]}?" if close else "")
+    hint = _quoting_hint(error["type"], error["input"])
+    return f"{key or 'the document'}: {error['msg']}{hint}"
 
 
 def _quoting_hint(kind: str, value: Any) -> str:
     """YAML reads 1.70 as the number 1.7, which no longer says which version was meant."""
-    if kind == "string_type" and isinstance(value, (int, float)) and not isinstance(value, bool):
+    if kind != "string_type" or isinstance(value, bool):
+        return ""
+    if isinstance(value, (int, float)):
         return f" (YAML reads it as the number {value}; write it in quotes)"
+    if isinstance(value, date):
+        return f" (YAML reads it as the date {value}; write it in quotes)"
     return ""
 
 
@@ -286,15 +314,48 @@ def _platform(text: str) -> Platform:
     return Platform(*parts)
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML in which no key is there twice, and each value that cannot be read has its line."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                if key.value in seen:
+                    raise ConstructorError(
+                        None, None, f"{key.value} is set twice; keep one", key.start_mark
+                    )
+                seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep)
+        except (ValueError, LookupError, AttributeError, TypeError, ArithmeticError) as err:
+            # PyYAML trusts that what looks like a date or a number is one: 2024-99-99.
+            raise ConstructorError(
+                None,
+                None,
+                f"{node.value!r} is not what it looks like ({err}); write it in quotes",
+                node.start_mark,
+            ) from err
+
+
 def _read(path: Path) -> dict[str, Any]:
     try:
-        document = yaml.safe_load(path.read_bytes())
+        document = yaml.load(path.read_bytes(), _Loader)  # noqa: S506 -- a SafeLoader
     except OSError as err:
         raise InputError(f"cannot read {path}: {err.strerror}") from err
-    except (yaml.YAMLError, UnicodeError, RecursionError) as err:
+    except ConstructorError as err:
+        raise InputError(f"{path}: {err.problem}{_line(err)}; see `mirror config schema`") from err
+    except (yaml.YAMLError, ValueError, RecursionError) as err:
         raise InputError(f"{path} is no YAML: {err}") from err
     if document is None:
         return {}
     if not isinstance(document, dict):
         raise InputError(f"{path} is no mapping of settings; see `mirror config schema`")
     return document
+
+
+def _line(err: ConstructorError) -> str:
+    return f" (line {err.problem_mark.line + 1})" if err.problem_mark else ""

@@ -25,8 +25,9 @@ from mirror.events import (
     Warned,
     serialised,
 )
+from mirror.oci import Digest
 from mirror.operations import PullPlan, PullReport, PushReport, RegistryReport
-from mirror.operations.pull import saved_by
+from mirror.operations.pull import PlannedReference, saved_by
 from mirror.release.selection import Selection
 from mirror.release.tree import (
     CHANNELS,
@@ -187,12 +188,7 @@ def _line(event: Retrying | Warned) -> str:
 
 def verbose_pull_summary(report: PullReport, elapsed_s: float) -> str:
     """The same as `pull_summary`, with the versions of every module, package and plugin."""
-    selection = report.selection
-    rows = [
-        (noun, f"{name} {', '.join(reversed(versions))}")
-        for noun, items in (("Module", selection.modules), ("Package", selection.packages))
-        for name, versions in items.items()
-    ]
+    rows = _version_rows(report.selection)
     return "\n".join([pull_summary(report, elapsed_s), "", *(_table(rows) if rows else ())])
 
 
@@ -217,46 +213,105 @@ def pull_summary(report: PullReport, elapsed_s: float) -> str:
 
 
 def plan_summary(planned: tuple[PullPlan, Inventory | None], elapsed_s: float) -> str:
-    """What would be packed: every reference, and the totals."""
+    """What would be packed: in words, then the sizes, then every image by archive."""
     plan, base = planned
     inventory = plan.inventory
     fetch = sum(inventory.blob_sizes().values())
-    references = [
-        f"  {one.digest}  {size_text(one.size):>10}  {one.archive}: {one.source}"
-        for one in plan.references()
-    ]
     saved = []
     if base is not None:
-        less = saved_by(inventory, base)
-        saved = [f"  a delta against the base saves {size_text(less)} of that"]
+        saved = [f"  a delta against the base saves {size_text(saved_by(inventory, base))} of that"]
     return "\n".join(
         [
-            f"{len(references)} images would be pulled",
-            *references,
+            "This would be pulled",
+            *_table(
+                [
+                    *_origin_rows(plan.tree),
+                    *_part_rows(inventory),
+                    *_version_rows(plan.selection),
+                    *_plugin_rows(plan.selection),
+                    _total_row(inventory),
+                ]
+            ),
             "",
-            "In all",
-            *_table([*_selection_rows(plan.tree, plan.selection), *_contents_rows(inventory)]),
-            "",
+            "Archive sizes",
             *_archive_lines({archive.name: archive.size for archive in plan.archives}),
             "",
-            f"  inventory {inventory.digest()}",
-            f"  {size_text(fetch)} to fetch",
+            f"To fetch: {size_text(fetch)}; what images share is fetched once",
             *saved,
+            "",
+            *_reference_lines(list(plan.references())),
+            "",
+            f"  inventory {inventory.digest()}",
             f"  planned in {duration_text(elapsed_s)}; nothing was pulled",
         ]
     )
 
 
+_NAME_WIDTH = 56
+"""Columns for the names of images; the few longer ones push the rest of their line."""
+
+
+def _reference_lines(references: Sequence[PlannedReference]) -> list[str]:
+    """Every image, below the archive that it goes into."""
+    archives = dict.fromkeys(one.archive for one in references)
+    again = len(references) - len({(one.repository, one.tag) for one in references})
+    total = f"{_counted(len(references), 'image')} in {_counted(len(archives), 'archive')}"
+    if again:
+        total += f", {again} of them repeated: package-versions describes all packages again"
+    lines = [total, "Sizes count shared parts each time; full digests are in --json"]
+    for archive in archives:
+        lines += ["", f"  {archive}"]
+        lines += (
+            f"    {_name_in_bundle(one):<{_NAME_WIDTH}}  {size_text(one.size):>10}  "
+            f"{_short(one.digest)}"
+            for one in references
+            if one.archive == archive
+        )
+    return lines
+
+
+def _name_in_bundle(one: PlannedReference) -> str:
+    """The path and tag, or for an image that has no tag the path and digest; `/` is the root."""
+    path = one.repository or "/"
+    by_digest = one.tag == one.digest.encoded
+    return f"{path}@{_short(one.digest)}" if by_digest else f"{path}:{one.tag}"
+
+
+def _short(digest: Digest) -> str:
+    return f"{digest.algorithm}:{digest.encoded[:12]}…"
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
 def _selection_rows(tree: SourceTree, selection: Selection) -> list[tuple[str, str]]:
+    return [*_origin_rows(tree), *_plugin_rows(selection)]
+
+
+def _origin_rows(tree: SourceTree) -> list[tuple[str, str]]:
     rows = [("Source", str(tree.root))]
     if tree.edition:
         rows.append(("Edition", tree.edition.upper()))
-    for name, choices in selection.plugins.items():
-        rows += (
-            ("Plugin", f"{name} {choice.tag} {'; '.join(map(str, choice.edges))}")
-            for choice in choices
-        )
     return rows
+
+
+def _version_rows(selection: Selection) -> list[tuple[str, str]]:
+    """Every module and package with its versions, oldest first."""
+    return [
+        (noun, f"{name} {', '.join(versions)}")
+        for noun, items in (("Module", selection.modules), ("Package", selection.packages))
+        for name, versions in items.items()
+    ]
+
+
+def _plugin_rows(selection: Selection) -> list[tuple[str, str]]:
+    """Every plugin with what it is taken for."""
+    return [
+        ("Plugin", f"{name} {choice.tag} {'; '.join(map(str, choice.edges))}")
+        for name, choices in selection.plugins.items()
+        for choice in choices
+    ]
 
 
 def _archive_lines(archives: Mapping[str, int]) -> list[str]:
@@ -351,18 +406,29 @@ def _findings_text(title: str, findings: Sequence[Finding]) -> str:
 def _contents_rows(inventory: Inventory) -> list[tuple[str, str]]:
     """Counts of what an inventory has of each kind."""
     present = inventory.repositories
+    rows = _part_rows(inventory)
+    for title, root in (("Modules", "modules"), ("Packages", PACKAGES), ("Plugins", PLUGINS)):
+        names = {path[len(root) + 1 :].partition("/")[0] for path in present if _below(path, root)}
+        if names:
+            rows.append((title, str(len(names))))
+    return [*rows, _total_row(inventory)]
+
+
+def _part_rows(inventory: Inventory) -> list[tuple[str, str]]:
+    """The platform and what stands beside it."""
+    present = inventory.repositories
     rows = [("Platform", _platform_text(inventory))]
     databases = sum(path in present for path in SECURITY_DATABASES)
     if INSTALLER in present:
         rows.append(("Installer", ", ".join(sorted(present[INSTALLER].tags))))
     rows.append(("Security", f"{databases} databases" if databases else "none"))
-    for title, root in (("Modules", "modules"), ("Packages", PACKAGES), ("Plugins", PLUGINS)):
-        names = {path[len(root) + 1 :].partition("/")[0] for path in present if _below(path, root)}
-        if names:
-            rows.append((title, str(len(names))))
-    tags = sum(len(content.tags) for content in present.values())
-    rows.append(("Contents", f"{len(present)} repositories, {tags} tags"))
     return rows
+
+
+def _total_row(inventory: Inventory) -> tuple[str, str]:
+    present = inventory.repositories
+    tags = sum(len(content.tags) for content in present.values())
+    return ("Contents", f"{len(present)} repositories, {tags} tags")
 
 
 def _platform_text(inventory: Inventory) -> str:

@@ -76,6 +76,51 @@ def test_every_setting_is_a_flag_and_every_flag_a_setting() -> None:
         assert option.multiple == isinstance(setting.default, tuple)
         assert option.is_flag == isinstance(setting.default, bool)
         assert option.default is None or not option.default, f"{name} would override the file"
+        assert bool(option.secondary_opts) == option.is_flag, f"{name} cannot be switched off"
+
+
+def parsed_flags(*flags: str) -> dict[str, Any]:
+    """What the command line makes of `flags`, as `PullConfig.load` gets it."""
+    above = click.Context(main, **main.context_settings)
+    context = main.commands["pull"].make_context("pull", ["never-written", *flags], parent=above)
+    return {
+        name: value
+        for name, value in context.params.items()
+        if name in PullConfig.model_fields and value not in (None, ())
+    }
+
+
+@pytest.mark.parametrize(
+    "name", [name for name, one in PullConfig.model_fields.items() if isinstance(one.default, bool)]
+)
+def test_what_a_file_switches_on_a_flag_switches_off(tmp_path: Path, name: str) -> None:
+    path = settings_file(tmp_path, f"{name.replace('_', '-')}: true\n")
+    assert getattr(PullConfig.load(path, parsed_flags()), name) is True
+    (opposite,) = pull_options()[name].secondary_opts
+    assert parsed_flags(opposite) == {name: False}
+    assert getattr(PullConfig.load(path, parsed_flags(opposite)), name) is False
+
+
+@pytest.mark.parametrize(
+    ("flag", "opposite"),
+    [
+        ("--insecure", "--no-insecure"),
+        ("--no-modules", "--modules"),
+        ("--no-security-db", "--security-db"),
+        ("--no-platform", "--with-platform"),
+    ],
+)
+def test_a_switchs_opposite_goes_by_a_plain_name(flag: str, opposite: str) -> None:
+    (option,) = [one for one in pull_options().values() if flag in one.opts]
+    assert option.secondary_opts == [opposite]
+    assert f"{flag} / {opposite}" in call_mirror("pull", "--help").succeeded().stdout
+
+
+def test_the_opposite_of_a_switch_leaves_the_files_other_settings_alone(tmp_path: Path) -> None:
+    path = settings_file(tmp_path, "no-modules: true\ninclude-module: [a]\nsince-version: '1.70'\n")
+    config = PullConfig.load(path, parsed_flags("--modules", "--with-platform"))
+    assert (config.no_modules, config.include_module) == (False, ("a",))
+    assert config.since_version == "1.70"
 
 
 def test_all_that_can_be_said_by_flags_can_be_said_in_a_file(tmp_path: Path) -> None:
@@ -128,15 +173,67 @@ def test_a_flag_takes_the_place_of_a_files_value_as_a_whole(tmp_path: Path) -> N
         ("since-version: '1.68'", {"include_platform": "~1.70"}, "since_version"),
         ("include-module: [a]", {"exclude_module": ("b",)}, "include_module"),
         ("exclude-package: [a]", {"include_package": ("b",)}, "exclude_package"),
+        ("include-module: [a]", {"no_modules": True}, "include_module"),
+        ("exclude-module: [a]", {"no_modules": True}, "exclude_module"),
+        ("no-modules: true", {"include_module": ("a",)}, "no_modules"),
+        ("no-modules: true", {"exclude_module": ("a",)}, "no_modules"),
+        ("include-package: [a]", {"no_packages": True}, "include_package"),
+        ("no-packages: true", {"include_package": ("a",)}, "no_packages"),
+        ("include-plugin: [a]", {"no_plugins": True}, "include_plugin"),
+        ("no-plugins: true", {"include_plugin": ("a",)}, "no_plugins"),
+        ("no-platform: true", {"deckhouse_tag": "stable"}, "no_platform"),
+        ("no-platform: true", {"include_platform": "~1.70"}, "no_platform"),
+        ("no-platform: true", {"since_version": "1.68"}, "no_platform"),
+        ("since-version: '1.68'", {"no_platform": True}, "since_version"),
+        ("include-platform: '>=1.68'", {"no_platform": True}, "include_platform"),
+        ("deckhouse-tag: stable", {"no_platform": True}, "deckhouse_tag"),
+        ("no-installer: true", {"installer_tag": "v1"}, "no_installer"),
     ],
 )
 def test_of_settings_that_exclude_each_other_the_command_lines_counts(
     tmp_path: Path, text: str, flags: Mapping[str, Any], left: str
 ) -> None:
     config = PullConfig.load(settings_file(tmp_path, text), flags)
-    config.wishes()
+    _, warnings = config.wishes()
+    assert warnings == ()
     assert not getattr(config, left)
     assert all(getattr(config, name) == value for name, value in flags.items())
+
+
+def test_modules_of_the_file_stay_out_when_a_flag_says_so(tmp_path: Path) -> None:
+    path = settings_file(tmp_path, "include-module: [a]\ninclude-package: [b]\n")
+    wishes, _ = PullConfig.load(path, parsed_flags("--no-modules", "--no-packages")).wishes()
+    assert (wishes.modules, wishes.packages) == (None, None)
+    path = settings_file(tmp_path, "no-modules: true\n")
+    wishes, _ = PullConfig.load(path, parsed_flags("-i", "x")).wishes()
+    assert wishes.modules is not None
+    assert wishes.modules.names == ("x",)
+
+
+@pytest.mark.parametrize(
+    ("text", "flags"),
+    [
+        ("jobs: many", ("--jobs", "3")),
+        ("no-modules: maybe", ("--modules",)),
+        ("no-modules: maybe", ("-i", "a")),
+        ("include-module: {}", ("--no-modules",)),
+        ("since-version: 1.70", ("--since-version", "1.70")),
+        ("since-version: 1.70", ("--no-platform",)),
+        ("installer-tag: [x]", ("--no-installer",)),
+    ],
+)
+def test_a_wrong_value_that_a_flag_overrides_does_no_harm(
+    tmp_path: Path, text: str, flags: tuple[str, ...]
+) -> None:
+    refused(text, tmp_path)
+    PullConfig.load(settings_file(tmp_path, text), parsed_flags(*flags)).wishes()
+
+
+def test_one_text_stands_for_a_list_of_it(tmp_path: Path) -> None:
+    path = settings_file(tmp_path, "include-module: console@^1\nplatform: linux/amd64\n")
+    config = PullConfig.load(path, {})
+    assert (config.include_module, config.platform) == (("console@^1",), ("linux/amd64",))
+    assert config.selection_document()["include-module"] == ["console@^1"]
 
 
 def test_a_file_alone_cannot_contradict_itself(tmp_path: Path) -> None:
@@ -152,19 +249,34 @@ def test_an_empty_file_says_nothing(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("include-modul: [a]", ["include-modul: Extra inputs are not permitted"]),
-        ("include_module: [a]", ["include_module: Extra inputs are not permitted"]),
-        ("source-password: x", ["source-password: Extra inputs are not permitted"]),
-        ("include-module: console", ["include-module: Input should be a valid tuple"]),
+        (
+            "include-modul: [a]",
+            ["unknown setting 'include-modul'; did you mean include-module?"],
+        ),
+        ("no_modules: true", ["unknown setting 'no_modules'; did you mean no-modules?"]),
+        ("source-password: x", ["unknown setting 'source-password'; see"]),
+        ("include-module: 1", ["include-module: Input should be a valid tuple"]),
         ("include-module: [1]", ["include-module.0: Input should be a valid string"]),
         ("no-modules: maybe", ["no-modules: Input should be a valid boolean"]),
         ("jobs: many", ["jobs: Input should be a valid integer"]),
         ("jobs: 0", ["jobs: Input should be greater than or equal to 1"]),
         ("since-version: 1.70", ["since-version", "the number 1.7", "write it in quotes"]),
+        ("installer-tag: 2024-01-02", ["installer-tag", "the date 2024-01-02", "in quotes"]),
+        (
+            "jobs: 1\nsince-version: 2024-99-99",
+            ["'2024-99-99' is not what it looks like", "month must be", "(line 2)"],
+        ),
+        ("jobs: 0b_", ["'0b_' is not what it looks like"]),
+        ("no-modules: !!bool x", ["'x' is not what it looks like"]),
+        ("jobs: !!timestamp x", ["'x' is not what it looks like"]),
+        ("jobs: 3\nsource: a\njobs: 3", ["jobs is set twice", "(line 3)"]),
+        ("jobs: 3\n'jobs': 4", ["jobs is set twice"]),
+        ("? [a]\n: 1", ["unhashable key"]),
+        ("1: x", ["1"]),
         ("source: 1\njobs: 99", ["source: ", "jobs: ", "less than or equal to 64"]),
         ("- a", ["no mapping of settings"]),
         ("a: [", ["is no YAML"]),
-        ("a: !!python/object:os.system x", ["is no YAML"]),
+        ("a: !!python/object:os.system x", ["could not determine a constructor", "(line 1)"]),
         ("\x00", ["is no YAML"]),
     ],
 )
@@ -204,7 +316,7 @@ def test_the_example_is_valid_and_loads() -> None:
     document = yaml.safe_load(EXAMPLE.read_bytes())
     schema = PullConfig.model_json_schema(by_alias=True)
     jsonschema.validate(document, schema)
-    for wrong in ({"jobs": 0}, {"nothing": 1}, {"include-module": "console"}, {"since-version": 1}):
+    for wrong in ({"jobs": 0}, {"nothing": 1}, {"include-module": 1}, {"since-version": 1}):
         with pytest.raises(jsonschema.ValidationError):
             jsonschema.validate({**document, **wrong}, schema)
     config = PullConfig.load(EXAMPLE, {})

@@ -15,7 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.journey.conftest import Source
+from examples.release_tree import SMALL
+from mirror.serve import EmbeddedRegistry
+from tests.journey.conftest import Source, serve
 from tests.support.program import PROGRAM, ROOT, call_mirror, environment, run_mirror
 
 COUNTS = {"repositories", "tags", "manifests", "blobs", "elapsedSeconds"}
@@ -169,6 +171,70 @@ def test_an_error_on_a_terminal_is_one_message(tmp_path: Path) -> None:
     assert (code, out) == (2, "")
     assert shown.startswith("error: ")
     assert "Traceback" not in shown
+
+
+def test_a_dry_run_tells_the_summary_then_the_sizes_then_every_image(
+    source: Source, tmp_path: Path
+) -> None:
+    dry = ("pull", tmp_path / "b", "--source", source.root, "--insecure", "--dry-run")
+    document = call_mirror(*dry, "--json").succeeded().document
+    text = call_mirror(*dry).succeeded().stdout
+    lines = text.splitlines()
+    summary, sizes, fetch, *groups = text.split("\n\n")
+
+    titles = [line.split()[0] for line in summary.splitlines()[1:]]
+    assert titles[:3] == ["Source", "Edition", "Platform"]
+    assert titles[-3:] == ["Module", "Package", "Contents"]
+    for noun, items in (("Module", document["modules"]), ("Package", document["packages"])):
+        for name, versions in items.items():
+            assert f"  {noun:<9}  {name} {', '.join(versions)}" in lines
+
+    assert sizes.startswith("Archive sizes\n")
+    for name in [*document["archives"], "in total"]:
+        assert f"  {name} " in sizes
+    assert fetch.startswith("To fetch: ")
+    assert lines[-1].endswith("; nothing was pulled")
+
+    images = document["references"]
+    distinct = {(one["repository"], one["tag"]) for one in images}
+    assert groups[0].startswith(
+        f"{len(images)} images in {len(document['archives'])} archives, "
+        f"{len(images) - len(distinct)} of them repeated: package-versions"
+    )
+    assert "full digests are in --json" in groups[0]
+    assert f"{document['repositories']} repositories, {len(distinct)} tags" in summary
+    listed = {
+        group.splitlines()[0].strip(): [line.split() for line in group.splitlines()[1:]]
+        for group in groups[1:-1]
+    }
+    assert listed.keys() == document["archives"].keys()
+    for archive, rows in listed.items():
+        expected = []
+        for one in images:
+            if one["archive"] == archive:
+                short = one["digest"][: len("sha256:") + 12] + "…"
+                bare = one["digest"] == f"sha256:{one['tag']}"
+                place = one["repository"] or "/"
+                expected.append((f"{place}@{short}" if bare else f"{place}:{one['tag']}", short))
+        assert [(row[0], row[-1]) for row in rows] == expected
+    assert any(row[0].startswith("/@sha256:") for row in listed["platform.tar"])
+    assert any(row[0] == "/:v1.70.0" for row in listed["platform.tar"])
+    assert not (tmp_path / "b").exists()
+
+
+def test_a_dry_run_tells_what_plugins_are_for_after_what_needs_them(
+    embedded_registry: EmbeddedRegistry, tmp_path: Path
+) -> None:
+    source = serve(SMALL, embedded_registry)
+    dry = ("pull", tmp_path / "b", "--source", source.root, "--insecure", "--dry-run")
+    lines = call_mirror(*dry).succeeded().stdout.splitlines()
+    titles = [line.split()[0] for line in lines[: lines.index("")]]
+    order = ("Platform", "Module", "Package", "Plugin", "Contents")
+    assert [one for one in dict.fromkeys(titles) if one in order] == list(order)
+    assert any(
+        re.search(r"^  Plugin +postgresql-mgr v\S+ for module postgresql \(", line)
+        for line in lines
+    )
 
 
 # -- further ways to name a bundle -----------------------------------------------------------------

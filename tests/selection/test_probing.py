@@ -150,3 +150,11 @@ def test_without_the_flag_a_source_that_cannot_list_is_an_error(offer: MakeOffer
     source = offer(SPEC)
     source.registry.faults.add(Fault(Answer(405), path="/tags/list", times=None))
     source.plan().failed(1, "tags/list", "--proxy-registry")
+
+
+def test_a_pinned_release_needs_no_list(source: Offer) -> None:
+    flags = (*PROBING, "--no-modules", "--include-platform", "=v1.69.0")
+    document = source.plan(*flags).succeeded().document
+    assert document["platform"]["versions"] == ["v1.69.0"]
+    assert set(document["platform"]["channels"]) >= {"alpha", "stable", "rock-solid"}
+    source.plan(*PROBING, "--no-modules", "--include-platform", "=v9.9.9").failed(1, "v9.9.9")
