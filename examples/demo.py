@@ -14,7 +14,8 @@ import time
 from pathlib import Path
 
 from examples.release_tree import DEMO, ReleaseTree, build
-from mirror.console import duration_text, size_text
+from mirror.bundle.report_text import size_text
+from mirror.console import duration_text
 from mirror.oci import Repository
 from mirror.registry import ConnectionOptions, RegistryClient
 from mirror.serve import EmbeddedRegistry, FolderStorage, MemoryStorage

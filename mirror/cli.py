@@ -24,6 +24,7 @@ from mirror.errors import InputError, IntegrityError, InvalidReferenceError
 from mirror.events import OnEvent, Warned
 from mirror.oci import Repository
 from mirror.operations import RegistryReport, plan_pull, push, verify, verify_registry
+from mirror.progress import progress
 from mirror.registry import ConnectionOptions, Credentials, RegistryClient
 from mirror.release.tree import TargetTree, normalised_suffix
 
@@ -160,7 +161,7 @@ def pull_command(
     held = read_base(base) if base is not None else None
     started = time.monotonic()
     with (
-        console.progress(quiet=as_json) as on_event,
+        progress(quiet=as_json) as on_event,
         RegistryClient(
             tree.root.host, options=options, credentials=credentials, on_event=on_event
         ) as client,
@@ -249,7 +250,7 @@ def push_command(
     target = _Target.of(root, **access)
     started = time.monotonic()
     with (
-        console.progress(quiet=as_json) as on_event,
+        progress(quiet=as_json) as on_event,
         BundleReader([*map(Path, folders), *files]) as reader,
         target.client(on_event) as client,
     ):
@@ -318,7 +319,7 @@ def verify_command(
     target = None if against is None else _Target.of(Repository.parse(against), **access)
     started = time.monotonic()
     report: BundleReport | RegistryReport
-    with console.progress(quiet=as_json) as on_event, BundleReader([bundle_dir]) as reader:
+    with progress(quiet=as_json) as on_event, BundleReader([bundle_dir]) as reader:
         if target is None:
             report = verify(reader, key=key, jobs=jobs, on_event=on_event)
         else:

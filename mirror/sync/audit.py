@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from functools import partial
 
 from mirror.errors import DigestMismatchError, IntegrityError, MirrorError, NotFoundError
 from mirror.events import BlobDone, BytesMoved, OnEvent, PhaseStarted, TransferStarted
@@ -100,19 +101,17 @@ def _damaged(
     def read_manifest(digest: Digest, path: str) -> None:
         source.manifest(path, digest)
 
-    readings: list[tuple[Digest, str, Callable[[], None]]] = [
-        (digest, path, lambda d=digest, p=path, s=size: read_blob(d, p, s))  # type: ignore[misc]
-        for digest, (path, size) in blobs.items()
+    readings: list[tuple[Digest, Callable[[], None]]] = [
+        (digest, partial(read_blob, digest, path, size)) for digest, (path, size) in blobs.items()
     ]
     readings += [
-        (digest, path, lambda d=digest, p=path: read_manifest(d, p))  # type: ignore[misc]
-        for digest, path in manifests.items()
+        (digest, partial(read_manifest, digest, path)) for digest, path in manifests.items()
     ]
     failure: MirrorError | None = None
     with closing(
-        for_each(readings, lambda reading: reading[2](), jobs=jobs, cancel=cancel)
+        for_each(readings, lambda reading: reading[1](), jobs=jobs, cancel=cancel)
     ) as outcomes:
-        for (digest, _, _), outcome in outcomes:
+        for (digest, _), outcome in outcomes:
             if isinstance(outcome, IntegrityError | NotFoundError):
                 yield from _everywhere(wanted, place.name, digest, outcome)
             else:
