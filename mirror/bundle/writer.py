@@ -31,7 +31,7 @@ from mirror.bundle.folder import (
     write_file,
 )
 from mirror.bundle.follow import Follower, MakeHash, windows_of
-from mirror.bundle.journal import part_size_of
+from mirror.bundle.journal import part_size_of, progress_of
 from mirror.bundle.names import PARTIAL_SUFFIX, SEAL, SIGNATURE
 from mirror.bundle.parts import part_sizes
 from mirror.bundle.seal import Seal
@@ -136,6 +136,14 @@ class BundleWriter:
         needed = self.size + len(sealed) + self._size_beside()
         check_space(self._folder, needed - (allocated(self._folder) if keep else 0))
         undo.callback(self._close)
+        # What somebody took away in between is made anew, and is not what the journal speaks of.
+        touched = keep and not all(
+            path.exists()
+            for archive in self._archives
+            for path in file_names(
+                self._folder / (archive.name + PARTIAL_SUFFIX), archive, self._part_size
+            )
+        )
         if not keep:
             write_file(self._folder / PARTIAL_SEAL, sealed)
 
@@ -146,7 +154,7 @@ class BundleWriter:
             return follower
 
         self._now = Workplace(self._folder, self._seal, self._part_size, keep=keep, follow=follow)
-        if not self._now.journal.trusted:
+        if touched or not self._now.journal.trusted:
             self._prove(self._now)
         old = try_seal(self._folder / EARLIER / PARTIAL_SEAL)
         if old is not None:
@@ -160,7 +168,7 @@ class BundleWriter:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        begun = self._now is not None and bool(self._now.journal.progress)
+        begun = self._now is not None and bool(self._now.journal.progress or self._reusable)
         with self._held:
             self._close()
             # Once archives take their names, what is left over is what says that not all have.
@@ -196,8 +204,10 @@ class BundleWriter:
 
     def _take_names_back(self) -> None:
         """Undo the renaming that an interrupted `finish` had begun; it is done again."""
-        if (self._folder / SEAL).exists():
-            return
+        progress = progress_of(self._folder / JOURNAL)
+        wanted = self._seal.inventory.blob_sizes()
+        if (self._folder / SEAL).exists() or any(progress.get(d) != n for d, n in wanted.items()):
+            return  # it had not begun: files with these names are of an earlier bundle
         for archive in self._archives:
             path = self._folder / (archive.name + PARTIAL_SUFFIX)
             probe = file_names(path, archive, self._part_size)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -72,12 +73,13 @@ def transfer(
 
     def carry(steps: Sequence[Step], work: Callable[[Step], int]) -> int:
         sent, tried, failures = 0, 0, []
-        for step, outcome in for_each(steps, work, jobs=jobs, cancel=cancel):
-            tried += 1
-            if isinstance(outcome, MirrorError):
-                failures.append((_title(step), outcome))
-            else:
-                sent += outcome
+        with closing(for_each(steps, work, jobs=jobs, cancel=cancel)) as outcomes:
+            for step, outcome in outcomes:
+                tried += 1
+                if isinstance(outcome, MirrorError):
+                    failures.append((_title(step), outcome))
+                else:
+                    sent += outcome
         if failures:
             left = len(steps) - tried
             raise IncompleteError(

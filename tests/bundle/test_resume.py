@@ -235,6 +235,45 @@ def test_after_a_power_cut_claims_are_proved(
     assert source.given >= BIG
 
 
+def test_an_archive_that_was_taken_away_in_between_is_fetched_again(
+    tmp_path: Path, plain: dict[str, Digest]
+) -> None:
+    with pytest.raises(StopError):
+        pull(Counting(STORE, stop_after=BIG + 1), tmp_path)
+    (tmp_path / "platform.tar.partial").unlink()
+    source = Counting(STORE)
+    pull(source, tmp_path)
+    assert source.given >= BIG
+    assert files_in(tmp_path) == plain
+
+
+def test_archives_of_an_earlier_bundle_are_not_taken_for_those_under_way(tmp_path: Path) -> None:
+    """The process ended while it created its files, over a bundle that has no seal."""
+    earlier = MemoryStore()
+    put_image(earlier, "modules/m", "v0", layers=(b"earlier " * 1000,))
+    pack_store(earlier, tmp_path)
+    (tmp_path / "inventory.json").unlink()
+    before = (tmp_path / "module-m.tar").read_bytes()
+    with pytest.raises(StopError):
+        pull(Counting(STORE, stop_after=5 << 20), tmp_path)
+    (tmp_path / "module-m.tar.partial").unlink()
+    with pytest.raises(StopError):
+        pull(Counting(STORE, stop_after=0), tmp_path)
+    assert (tmp_path / "module-m.tar").read_bytes() == before
+
+
+def test_a_new_plan_that_gets_nowhere_keeps_what_the_first_had(tmp_path: Path) -> None:
+    with pytest.raises(StopError):
+        pull(Counting(STORE, stop_after=BIG + 1), tmp_path)
+    newer = _store(version="v2")
+    seal = seal_of(archives_of(newer.inventory()))
+    with BundleWriter(tmp_path, seal):
+        pass
+    source = Counting(newer)
+    pull(source, tmp_path, seal)
+    assert source.given < 1 << 20
+
+
 def test_a_wrong_beginning_costs_that_blob_and_no_more(
     tmp_path: Path, plain: dict[str, Digest]
 ) -> None:
