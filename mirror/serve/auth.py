@@ -12,6 +12,7 @@ import hmac
 import secrets
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Set
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -41,9 +42,9 @@ class Auth(Protocol):
         ...
 
 
-class _Judge:
-    def check(self, request: Request, repository: str, actions: Set[str]) -> None:
-        raise NotImplementedError
+class _Judge(ABC):
+    @abstractmethod
+    def check(self, request: Request, repository: str, actions: Set[str]) -> None: ...
 
     def allows(self, request: Request, repository: str, actions: Set[str]) -> bool:
         try:
