@@ -12,7 +12,7 @@ import sys
 from types import FrameType
 from typing import NoReturn
 
-from mirror.cli_signals import INTERRUPTED, MESSAGE
+from mirror.commands.signals import INTERRUPTED, MESSAGE
 
 
 def main() -> None:

@@ -15,7 +15,8 @@ from typing import Any
 
 import pytest
 
-import mirror.cli
+import mirror.commands.pull
+import mirror.commands.shared
 from examples.release_tree import TreeSpec
 from examples.release_tree.images import image, layer
 from mirror.oci import Digest
@@ -43,7 +44,8 @@ def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Retries wait for next to nothing."""
     retries = RetryPolicy(base_delay_s=0.01, max_delay_s=0.01, max_retry_after_s=0.01)
     options = functools.partial(ConnectionOptions, retries=retries)
-    monkeypatch.setattr(mirror.cli, "ConnectionOptions", options)
+    monkeypatch.setattr(mirror.commands.pull, "ConnectionOptions", options)
+    monkeypatch.setattr(mirror.commands.shared, "ConnectionOptions", options)
 
 
 def pull(folder: Path, root: str, *more: str | Path, **run: Any) -> Finished:

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from mirror.cli_signals import INTERRUPTED, MESSAGE, stopping
+from mirror.commands.signals import INTERRUPTED, MESSAGE, stopping
 from mirror.errors import DeniedError, IncompleteError, IntegrityError, MirrorError
 
 _JSON, _TOLD = "mirror.json", "mirror.told"

@@ -1,0 +1,72 @@
+"""What several commands do alike: reach a registry, show a result."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self, TypeVar
+
+import click
+
+from mirror.commands.errors import print_json
+from mirror.commands.login import credentials_for
+from mirror.events import OnEvent
+from mirror.oci import Repository
+from mirror.registry import ConnectionOptions, Credentials, RegistryClient
+from mirror.release.tree import TargetTree, normalised_suffix
+
+Report = TypeVar("Report")
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """The registry that a push or a verification is about, and how to reach it."""
+
+    tree: TargetTree
+    options: ConnectionOptions
+    credentials: Credentials | None
+
+    @classmethod
+    def of(
+        cls,
+        root: Repository,
+        *,
+        login: str | None,
+        password: str | None,
+        modules_path_suffix: str,
+        insecure: bool,
+        tls_skip_verify: bool,
+        ca: Path | None,
+    ) -> Self:
+        """What `options.registry` says about `root`."""
+        return cls(
+            TargetTree(root, normalised_suffix(modules_path_suffix)),
+            ConnectionOptions(plain_http=insecure, verify=not tls_skip_verify, ca_file=ca),
+            credentials_for(root.host, login, password),
+        )
+
+    def client(self, on_event: OnEvent) -> RegistryClient:
+        """Its client."""
+        return RegistryClient(
+            self.tree.root.host,
+            options=self.options,
+            credentials=self.credentials,
+            on_event=on_event,
+        )
+
+
+def show(
+    as_json: bool,
+    document: Mapping[str, Any],
+    summary: Callable[[Report, float], str],
+    report: Report,
+    started: float,
+) -> None:
+    """Print a result, for a program or for a person."""
+    elapsed = time.monotonic() - started
+    if as_json:
+        print_json({**document, "elapsedSeconds": round(elapsed, 3)})
+    else:
+        click.echo(summary(report, elapsed))

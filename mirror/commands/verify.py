@@ -1,0 +1,76 @@
+"""`mirror verify`."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+
+from mirror import console
+from mirror.bundle.reader import BundleReader
+from mirror.bundle.verify import BundleReport
+from mirror.commands import options
+from mirror.commands.shared import Target, show
+from mirror.errors import InputError, IntegrityError
+from mirror.oci import Repository
+from mirror.operations import RegistryReport, verify, verify_registry
+from mirror.progress import progress
+
+
+@click.command("verify")
+@click.argument("bundle_dir", type=click.Path(path_type=Path))
+@click.option(
+    "--against",
+    metavar="REGISTRY",
+    help="Check that this registry holds all that the bundle holds.",
+)
+@click.option("--deep", is_flag=True, help="With --against: read every byte back and hash it.")
+@click.option(
+    "--key",
+    "key_file",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Public key (PEM) of who must have signed the bundle.",
+)
+@options.registry
+@options.running
+def verify_command(
+    *,
+    bundle_dir: Path,
+    against: str | None,
+    deep: bool,
+    key_file: Path | None,
+    jobs: int,
+    as_json: bool,
+    **access: Any,
+) -> None:
+    """Prove that the bundle in BUNDLE_DIR is whole, or that a registry holds all of it.
+
+    Every byte of the bundle is read and checked, and every tag followed to all that it needs.
+    What is wrong is listed by archive, repository, tag and digest; the exit code is then 4.
+    """
+    if deep and against is None:
+        raise InputError("--deep goes with --against REGISTRY; a bundle is always read whole")
+    if key_file is not None and against is not None:
+        raise InputError(
+            "--key is about a bundle and --against about a registry; use one at a time"
+        )
+    key = key_file.read_bytes() if key_file is not None else None
+    target = None if against is None else Target.of(Repository.parse(against), **access)
+    started = time.monotonic()
+    report: BundleReport | RegistryReport
+    with progress(quiet=as_json) as on_event, BundleReader([bundle_dir]) as reader:
+        if target is None:
+            report = verify(reader, key=key, jobs=jobs, on_event=on_event)
+        else:
+            with target.client(on_event) as client:
+                report = verify_registry(
+                    reader, client, target.tree, deep=deep, jobs=jobs, on_event=on_event
+                )
+    if isinstance(report, BundleReport):
+        show(as_json, report.to_document(), console.bundle_summary, report, started)
+    else:
+        show(as_json, report.to_document(), console.registry_summary, report, started)
+    if report.findings:
+        click.get_current_context().exit(IntegrityError.exit_code)
