@@ -26,6 +26,10 @@ ROOMS = {
     "serve": {"oci", "errors"},
     "documents": {"errors"},
     "config": {"documents", "release", "bundle", "sync", "registry", "oci", "errors", "events"},
+    "watch": {
+        *{"operations", "release", "bundle", "sync", "registry", "oci"},
+        *{"serve", "documents", "errors", "events"},
+    },
     "operations": {"release", "bundle", "sync", "registry", "oci", "errors", "events"},
 }
 """Room → the rooms that it may import. A room is a package, or a module of the top level."""

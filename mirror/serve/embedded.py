@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -11,10 +10,8 @@ from mirror.serve.app import create_app
 from mirror.serve.auth import Auth
 from mirror.serve.faults import Faults
 from mirror.serve.request_log import RequestLog
-from mirror.serve.server import ServerThread
+from mirror.serve.server import ServerThread, listen
 from mirror.serve.store import ReadableStore
-
-_BACKLOG = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +61,7 @@ class EmbeddedRegistry:
     def __enter__(self) -> EmbeddedRegistry:
         if self._thread is not None:
             raise ValueError("this registry is running already")
-        listener = _listen(self._host, self._port)
+        listener = listen(self._host, self._port)
         try:
             self._port = listener.getsockname()[1]  # kept, so that a second `with` is a restart
             thread = ServerThread(
@@ -105,19 +102,3 @@ class EmbeddedRegistry:
     def url(self) -> str:
         """`address` with its scheme."""
         return f"{'https' if self._tls else 'http'}://{self.address}"
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    """A listening socket: from here on clients can connect, if only to wait."""
-    family, kind, protocol, _, address = socket.getaddrinfo(
-        host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-    )[0]
-    listener = socket.socket(family, kind, protocol)
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
-        listener.listen(_BACKLOG)
-    except BaseException:
-        listener.close()
-        raise
-    return listener

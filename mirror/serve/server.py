@@ -19,6 +19,7 @@ logger = logging.getLogger(__name__)
 
 _KEEP_ALIVE_S = 75
 _START_TIMEOUT_S = 30.0
+_BACKLOG = 1024
 
 
 class _Protocol(HttpToolsProtocol):
@@ -131,7 +132,7 @@ class ServerThread:
         self._thread.start()
         if not self._server.running.wait(_START_TIMEOUT_S) or self._failure:
             self.stop()
-            raise RuntimeError("the embedded registry did not start") from self._failure
+            raise RuntimeError("the server did not start") from self._failure
 
     def stop(self) -> None:
         """End: idle connections at once, requests in progress after at most `grace_s` seconds."""
@@ -145,3 +146,23 @@ class ServerThread:
             self._failure = err
         finally:
             self._server.running.set()
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket: from here on clients can connect, if only to wait.
+
+    Raises:
+        OSError: the address is taken, or none of this machine's.
+    """
+    family, kind, protocol, _, address = socket.getaddrinfo(
+        host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+    )[0]
+    listener = socket.socket(family, kind, protocol)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(_BACKLOG)
+    except BaseException:
+        listener.close()
+        raise
+    return listener

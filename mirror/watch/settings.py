@@ -1,0 +1,273 @@
+"""The settings of `mirror sync --watch`: one YAML file, in our form or in the mirrorer's.
+
+The mirrorer is the container that replicates in Deckhouse's Local mode today. Its keys (`local`,
+`remote`, `users`, `ca`, `sleep`, `parallelizm`) are understood too, so that its configuration
+serves unchanged; our own keys may stand beside them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    model_validator,
+)
+
+from mirror.documents import read_mapping
+from mirror.errors import InputError
+from mirror.oci import Repository
+from mirror.watch.pace import Pace
+
+AUTO = "auto"
+"""In place of a leader's name: whichever complete registry has the highest generation."""
+
+_DURATION = re.compile(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d+)?)s)?", re.ASCII)
+_MIRRORER_KEYS = ("local", "remote", "users", "sleep", "parallelizm")
+_MIRRORER_SLEEP_S, _MIRRORER_JOBS = 10, 3
+_LOCAL_ROOT = "system/deckhouse"
+_LOCAL = "local"
+
+
+def seconds(value: Any) -> Any:
+    """`90`, `"90s"`, `"1h30m"` or `"2d"` as seconds."""
+    if isinstance(value, str):
+        match = _DURATION.fullmatch(value)
+        if not value or match is None:
+            raise ValueError(f"{value!r} is no duration; write 30s, 5m, 1h30m or 2d")
+        days, hours, minutes, rest = (float(part or 0) for part in match.groups())
+        return ((days * 24 + hours) * 60 + minutes) * 60 + rest
+    if isinstance(value, bool):
+        raise ValueError("a duration is needed: 30s, 5m, 1h30m or 2d")
+    return value
+
+
+Seconds = Annotated[float, BeforeValidator(seconds), Field(gt=0, le=366 * 86400)]
+
+
+def _kebab(name: str) -> str:
+    return name.replace("_", "-")
+
+
+class _Settings(BaseModel):
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        alias_generator=_kebab,
+        populate_by_name=True,
+        hide_input_in_errors=True,  # the input may be a password
+    )
+
+
+class RegistryPlace(_Settings):
+    """A registry that takes part, and how to reach it.
+
+    `address` is host[:port], with a path where that differs from the common `root`. The password
+    comes from the file, which is read anew at every start, or stands here. `storage` is the
+    registry's own data folder, where this daemon sees it: damaged files are removed there, as no
+    registry replaces what it believes to have.
+    """
+
+    address: str
+    ca: str | None = None
+    insecure: bool = False
+    tls_skip_verify: bool = False
+    login: str | None = None
+    password: SecretStr | None = None
+    password_file: Path | None = None
+    storage: Path | None = None
+
+    @model_validator(mode="after")
+    def _one_password(self) -> Self:
+        if self.password is not None and self.password_file is not None:
+            raise ValueError("password and password-file exclude each other")
+        given = self.password is not None or self.password_file is not None
+        if given != (self.login is not None):
+            raise ValueError("a login goes with a password or password-file, and neither alone")
+        return self
+
+    def secret(self) -> str | None:
+        """The password, wherever it is; None for a registry that asks for none.
+
+        Raises:
+            InputError: its file cannot be read.
+        """
+        if self.password_file is None:
+            return self.password.get_secret_value() if self.password is not None else None
+        try:
+            return self.password_file.read_text(encoding="utf-8").strip()
+        except (OSError, UnicodeDecodeError) as err:
+            raise InputError(f"cannot read the password file {self.password_file}: {err}") from err
+
+
+class WatchSettings(_Settings):
+    """What to keep equal, how often to look, and where to show it.
+
+    `leader` names the registry that the others follow, or `auto`. `this` names the one beside the
+    daemon, whose completeness `/readyz` tells; without it, that of all replicas. `replicas` are
+    those that this daemon brings up to date: by default `this`, or all but the leader.
+    """
+
+    registries: Annotated[dict[str, RegistryPlace], Field(min_length=2)]
+    leader: str = AUTO
+    this: str | None = None
+    replicas: tuple[str, ...] = ()
+    root: str = ""
+    modules_path_suffix: str = "/modules"
+
+    interval: Seconds = 10.0
+    jitter: Annotated[float, Field(ge=0, le=0.5)] = 0.1
+    backoff_limit: Seconds = 300.0
+    audit_every: Seconds | None = 3600.0
+    deep_every: Seconds | None = None
+    prune: bool = False
+    jobs: Annotated[int, Field(ge=1, le=64)] = 4
+
+    listen: str | None = "127.0.0.1:5003"
+    notify_token: SecretStr | None = None
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """The settings in a YAML file.
+
+        Raises:
+            InputError: the file cannot be read, or a value is not what it must be; all that is
+                wrong is told at once.
+        """
+        document = read_mapping(path)
+        try:
+            return cls.model_validate(from_mirrorer(document))
+        except ValidationError as err:
+            problems = "; ".join(
+                f"{'.'.join(map(str, one['loc'])) or 'the document'}: "
+                f"{one['msg'].removeprefix('Value error, ')}"
+                for one in err.errors(include_url=False, include_input=False)
+            )
+            raise InputError(f"{path}: {problems}") from err
+        except ValueError as err:
+            raise InputError(f"{path}: {err}") from err
+
+    @model_validator(mode="after")
+    def _names_and_places(self) -> Self:
+        for key, names in (
+            ("leader", [] if self.leader == AUTO else [self.leader]),
+            ("this", [self.this] if self.this is not None else []),
+            ("replicas", list(self.replicas)),
+        ):
+            for name in names:
+                if name not in self.registries:
+                    known = ", ".join(sorted(self.registries))
+                    raise ValueError(f"{key}: {name!r} is none of the registries ({known})")
+        if self.leader in self.followers:
+            raise ValueError(f"replicas: {self.leader} is the leader, which follows nobody")
+        for name, place in self.registries.items():
+            _repository(name, place, self.root)
+        if self.listen is not None:
+            self.listener()
+        return self
+
+    @property
+    def followers(self) -> tuple[str, ...]:
+        """The registries that this daemon brings up to date, sorted."""
+        if self.replicas:
+            return tuple(sorted(set(self.replicas)))
+        if self.this is not None and self.this != self.leader:
+            return (self.this,)
+        return tuple(sorted(name for name in self.registries if name != self.leader))
+
+    @property
+    def pace(self) -> Pace:
+        """How often to look."""
+        return Pace(
+            self.interval, self.jitter, self.backoff_limit, self.audit_every, self.deep_every
+        )
+
+    def repository(self, name: str) -> Repository:
+        """The root of what the registry `name` holds."""
+        return _repository(name, self.registries[name], self.root)
+
+    def listener(self) -> tuple[str, int]:
+        """Host and port to listen on; `listen` must be given.
+
+        Raises:
+            ValueError: it is no such thing.
+        """
+        host, colon, port = (self.listen or "").rpartition(":")
+        if not colon or not port.isascii() or not port.isdigit() or int(port) > 65535:
+            raise ValueError(f"listen: {self.listen!r} is not host:port")
+        return host.strip("[]") or "0.0.0.0", int(port)  # noqa: S104 - as others write `:5003`
+
+
+def _repository(name: str, place: RegistryPlace, root: str) -> Repository:
+    text = place.address if "/" in place.address else f"{place.address}/{root.strip('/')}"
+    try:
+        return Repository.parse(text)
+    except InputError as err:
+        raise ValueError(f"registries.{name}.address: {err}") from err
+
+
+def from_mirrorer(document: Mapping[str, Any]) -> dict[str, Any]:
+    """`document` with the mirrorer's keys, if it has any, said in ours.
+
+    Every replica pulls from every other there. So does this: the registry `local` follows
+    whichever peer has the newest complete release.
+
+    Raises:
+        ValueError: the mirrorer's keys contradict themselves, or ours that stand beside them.
+    """
+    used = [key for key in _MIRRORER_KEYS if key in document]
+    if not used:
+        return dict(document)
+    ours = {key: value for key, value in document.items() if key not in (*_MIRRORER_KEYS, "ca")}
+    clash = sorted({"registries", "this", "replicas"} & ours.keys())
+    if clash:
+        raise ValueError(f"{clash[0]} and {used[0]} exclude each other: two forms of one thing")
+    users = _mapping(document.get("users", {}), "users")
+    local, remotes = document.get("local"), document.get("remote")
+    if not isinstance(local, str) or not local:
+        raise ValueError("local: the address of the own registry is missing")
+    if not isinstance(remotes, list) or not all(isinstance(one, str) for one in remotes):
+        raise ValueError("remote: a list of the peers' addresses is missing")
+    if not remotes:
+        raise ValueError("remote: there is no peer to replicate from")
+    ca = document.get("ca")
+    common = {"ca": ca} if ca else {}
+    storage = {"storage": ours.pop("storage")} if "storage" in ours else {}
+    registries = {_LOCAL: {"address": local, **common, **_account(users, "pusher"), **storage}}
+    for address in remotes:
+        registries[address] = {"address": address, **common, **_account(users, "puller")}
+    return {
+        "root": _LOCAL_ROOT,
+        "interval": document.get("sleep") or _MIRRORER_SLEEP_S,
+        "jobs": document.get("parallelizm") or _MIRRORER_JOBS,
+        **ours,
+        "registries": registries,
+        "this": _LOCAL,
+    }
+
+
+def _account(users: Mapping[str, Any], role: str) -> dict[str, Any]:
+    user = users.get(role)
+    if user is None:
+        return {}
+    account = _mapping(user, f"users.{role}")
+    unknown = sorted(account.keys() - {"name", "password"})
+    if unknown:
+        raise ValueError(f"users.{role}.{unknown[0]}: unknown setting")
+    if not account.get("name") or not account.get("password"):
+        raise ValueError(f"users.{role}: name and password are needed")
+    return {"login": account["name"], "password": account["password"]}
+
+
+def _mapping(value: Any, key: str) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping):
+        raise ValueError(f"{key}: a mapping is needed")
+    return value

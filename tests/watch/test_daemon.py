@@ -1,0 +1,180 @@
+"""The daemon's loop: independent replicas, wakes, back-off, a clean end."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable
+
+import pytest
+
+from mirror.errors import CancelledError, MirrorError
+from mirror.watch.daemon import Cycle, Daemon
+from mirror.watch.pace import Depth, Pace
+from mirror.watch.state import Look
+
+HOURLY = Pace(interval_s=3600, jitter=0, audit_every_s=None)
+_PATIENCE_S = 20.0
+
+
+class Cycles:
+    """A cycle that counts, and does what a test tells it to for each replica."""
+
+    def __init__(self) -> None:
+        self.depths: dict[str, list[Depth]] = defaultdict(list)
+        self.behaviour: dict[str, Callable[[threading.Event], Look]] = {}
+
+    def __call__(self, replica: str, depth: Depth, cancel: threading.Event) -> Look:
+        self.depths[replica].append(depth)
+        act = self.behaviour.get(replica)
+        return act(cancel) if act else Look(depth, complete=True, declared=5, verified=5)
+
+    def count(self, replica: str) -> int:
+        """How many cycles there were for `replica`."""
+        return len(self.depths[replica])
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    """Wait until it holds."""
+    deadline = time.monotonic() + _PATIENCE_S
+    while not condition():
+        assert time.monotonic() < deadline, "that never happened"
+        time.sleep(0.005)
+
+
+class Running:
+    """A daemon while the `with` block lasts."""
+
+    def __init__(self, cycle: Cycle, *followers: str, pace: Pace = HOURLY) -> None:
+        self.daemon = Daemon(followers, cycle, pace=pace, chance=lambda: 0.5)
+
+    def __enter__(self) -> Daemon:
+        self.daemon.start()
+        return self.daemon
+
+    def __exit__(self, *_: object) -> None:
+        self.daemon.stop()
+
+
+def test_every_replica_is_looked_at_at_once_and_then_at_its_pace() -> None:
+    cycles = Cycles()
+    with Running(cycles, "a", "b", pace=Pace(interval_s=0.01, jitter=0, audit_every_s=None)):
+        wait_for(lambda: cycles.count("a") > 3 and cycles.count("b") > 3)
+
+
+def test_a_replica_that_hangs_holds_up_no_other() -> None:
+    cycles = Cycles()
+
+    def hang(cancel: threading.Event) -> Look:
+        assert cancel.wait(_PATIENCE_S)
+        raise CancelledError("stopped on request")
+
+    cycles.behaviour["slow"] = hang
+    with Running(
+        cycles, "slow", "quick", pace=Pace(interval_s=0.01, jitter=0, audit_every_s=None)
+    ) as daemon:
+        wait_for(lambda: cycles.count("quick") > 5)
+        assert cycles.count("slow") == 1
+        assert daemon.state.to_document()["replicas"]["slow"] is None
+    assert not daemon.alive()
+
+
+def test_a_notification_starts_a_cycle_at_once() -> None:
+    cycles = Cycles()
+    with Running(cycles, "a") as daemon:
+        wait_for(lambda: cycles.count("a") == 1 and daemon.state.ready())
+        daemon.wake()
+        wait_for(lambda: cycles.count("a") == 2)
+
+
+def test_a_push_during_a_cycle_gets_a_cycle_of_its_own() -> None:
+    cycles, begun, go = Cycles(), threading.Event(), threading.Event()
+
+    def wait_first(_: threading.Event) -> Look:
+        begun.set()
+        assert go.wait(_PATIENCE_S)
+        return Look(Depth.STATEMENT, complete=True)
+
+    cycles.behaviour["a"] = wait_first
+    with Running(cycles, "a") as daemon:
+        assert begun.wait(_PATIENCE_S)
+        daemon.wake()
+        go.set()
+        wait_for(lambda: cycles.count("a") == 2)
+
+
+def test_one_failed_replica_is_told_and_the_others_stay_ready() -> None:
+    cycles = Cycles()
+
+    def fail(_: threading.Event) -> Look:
+        raise MirrorError("its disk is full; make room")
+
+    cycles.behaviour["b"] = fail
+    with Running(cycles, "a", "b") as daemon:
+        wait_for(lambda: all(daemon.state.to_document()["replicas"].values()))
+        document = daemon.state.to_document()
+        page = daemon.metrics.page().decode()
+    assert not document["ready"]
+    assert document["replicas"]["a"]["complete"]
+    assert document["replicas"]["b"]["errors"] == ["its disk is full; make room"]
+    assert 'mirror_sync_errors_total{replica="b"} 1.0' in page
+    assert 'mirror_replica_complete{replica="b"} 0.0' in page
+    assert 'mirror_replica_complete{replica="a"} 1.0' in page
+
+
+def test_ready_means_that_the_daemons_own_replica_is_complete() -> None:
+    cycles = Cycles()
+    cycles.behaviour["b"] = lambda _: Look(Depth.AUDIT, complete=False, declared=9, verified=2)
+    daemon = Daemon(("a", "b"), cycles, pace=HOURLY, this="a")
+    assert not daemon.state.ready(), "nothing is known yet"
+    daemon.start()
+    try:
+        wait_for(daemon.state.ready)
+    finally:
+        daemon.stop()
+
+
+def test_the_deepest_look_due_is_taken_first_and_again_until_it_succeeded() -> None:
+    cycles = Cycles()
+    looks = iter([Look(Depth.DEEP, complete=False, errors=("one blob is missing",))])
+    cycles.behaviour["a"] = lambda _: next(looks, Look(Depth.DEEP, complete=True))
+    pace = Pace(interval_s=0.01, jitter=0, audit_every_s=None, deep_every_s=3600, backoff_limit_s=1)
+    with Running(cycles, "a", pace=pace):
+        wait_for(lambda: cycles.count("a") > 3)
+    assert cycles.depths["a"][:4] == [Depth.DEEP, Depth.DEEP, Depth.STATEMENT, Depth.STATEMENT]
+
+
+def test_stopping_cancels_what_is_under_way_and_leaves_no_thread() -> None:
+    cycles, begun = Cycles(), threading.Event()
+
+    def work(cancel: threading.Event) -> Look:
+        begun.set()
+        assert cancel.wait(_PATIENCE_S)
+        raise CancelledError("stopped on request")
+
+    cycles.behaviour["a"] = work
+    before = threading.active_count()
+    with Running(cycles, "a", "b"):
+        assert begun.wait(_PATIENCE_S)
+        started = time.monotonic()
+    assert time.monotonic() - started < 2
+    assert threading.active_count() == before
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_bug_in_a_cycle_shows_in_the_daemons_health() -> None:
+    cycles = Cycles()
+
+    def bug(_: threading.Event) -> Look:
+        raise RuntimeError("a bug")
+
+    cycles.behaviour["a"] = bug
+    with Running(cycles, "a") as daemon:
+        wait_for(lambda: not daemon.alive())
+
+
+def test_lag_is_counted_in_generations() -> None:
+    assert Look(Depth.AUDIT, complete=False, generation=3, leader_generation=5).lag == 2
+    assert Look(Depth.AUDIT, complete=False, generation=None, leader_generation=5).lag == 5
+    assert Look(Depth.AUDIT, complete=False, generation=3).lag is None

@@ -1,0 +1,161 @@
+"""The settings of `mirror sync --watch`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from mirror.errors import InputError
+from mirror.watch.settings import WatchSettings, seconds
+
+THREE: dict[str, Any] = {
+    "root": "system/deckhouse",
+    "leader": "a",
+    "registries": {name: {"address": f"10.0.0.{n}:5001"} for n, name in enumerate("abc", 1)},
+}
+MIRRORER: dict[str, Any] = {
+    "ca": "/pki/ca.crt",
+    "users": {
+        "puller": {"name": "mirror-puller", "password": "pull-secret"},
+        "pusher": {"name": "mirror-pusher", "password": "push-secret"},
+    },
+    "local": "10.0.0.1:5001",
+    "remote": ["10.0.0.2:5001", "10.0.0.3:5001"],
+}
+
+
+def load(tmp_path: Path, document: Any) -> WatchSettings:
+    """What is read from a file that holds `document`."""
+    path = tmp_path / "watch.yaml"
+    path.write_text(yaml.safe_dump(document))
+    return WatchSettings.load(path)
+
+
+def complaint(tmp_path: Path, document: Any) -> str:
+    """The message for a file that holds `document`."""
+    with pytest.raises(InputError) as caught:
+        load(tmp_path, document)
+    return str(caught.value)
+
+
+def test_all_but_the_leader_follow_it(tmp_path: Path) -> None:
+    settings = load(tmp_path, THREE)
+    assert settings.followers == ("b", "c")
+    assert str(settings.repository("b")) == "10.0.0.2:5001/system/deckhouse"
+
+
+def test_with_a_registry_of_its_own_the_daemon_brings_up_only_that(tmp_path: Path) -> None:
+    assert load(tmp_path, {**THREE, "this": "c"}).followers == ("c",)
+    assert load(tmp_path, {**THREE, "this": "a"}).followers == ("b", "c")
+    assert load(tmp_path, {**THREE, "leader": "auto", "this": "a"}).followers == ("a",)
+
+
+def test_an_address_may_have_a_path_of_its_own(tmp_path: Path) -> None:
+    registries = {**THREE["registries"], "a": {"address": "nexus.corp:8443/dkp/ee"}}
+    settings = load(tmp_path, {**THREE, "registries": registries})
+    assert str(settings.repository("a")) == "nexus.corp:8443/dkp/ee"
+
+
+def test_the_mirrorers_configuration_serves_unchanged(tmp_path: Path) -> None:
+    settings = load(tmp_path, MIRRORER)
+    assert (settings.leader, settings.this, settings.followers) == ("auto", "local", ("local",))
+    assert (settings.interval, settings.jobs) == (10, 3)
+    assert str(settings.repository("local")) == "10.0.0.1:5001/system/deckhouse"
+    own, peer = settings.registries["local"], settings.registries["10.0.0.2:5001"]
+    assert (own.login, own.secret(), own.ca) == ("mirror-pusher", "push-secret", "/pki/ca.crt")
+    assert (peer.login, peer.secret(), peer.ca) == ("mirror-puller", "pull-secret", "/pki/ca.crt")
+
+
+def test_the_mirrorers_pace_is_kept_and_our_own_keys_may_stand_beside_it(tmp_path: Path) -> None:
+    settings = load(
+        tmp_path,
+        {**MIRRORER, "sleep": 25, "parallelizm": 7, "storage": "/data", "listen": "0.0.0.0:5003"},
+    )
+    assert (settings.interval, settings.jobs) == (25, 7)
+    assert settings.registries["local"].storage == Path("/data")
+    assert settings.listener() == ("0.0.0.0", 5003)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"parallelizm": -1}, "jobs: Input should be greater than or equal to 1"),
+        ({"sleep": -5}, "interval: Input should be greater than 0"),
+        ({"remote": []}, "there is no peer to replicate from"),
+        ({"remote": "10.0.0.2:5001"}, "remote: a list of the peers' addresses is missing"),
+        ({"local": ""}, "local: the address of the own registry is missing"),
+        ({"users": {"pusher": {"name": "x"}}}, "users.pusher: name and password are needed"),
+        ({"users": {"pusher": {"nam": "x"}}}, "users.pusher.nam: unknown setting"),
+        ({"registries": {}}, "registries and local exclude each other"),
+        ({"unknown": 1}, "unknown: Extra inputs are not permitted"),
+    ],
+)
+def test_what_the_mirrorer_would_have_passed_over_is_told(
+    tmp_path: Path, change: dict[str, Any], words: str
+) -> None:
+    assert words in complaint(tmp_path, {**MIRRORER, **change})
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"leader": "d"}, "leader: 'd' is none of the registries (a, b, c)"),
+        ({"this": "d"}, "this: 'd' is none of the registries"),
+        ({"replicas": ["b", "x"]}, "replicas: 'x' is none of the registries"),
+        ({"replicas": ["a"]}, "a is the leader, which follows nobody"),
+        ({"interval": "10 minutes"}, "'10 minutes' is no duration; write 30s, 5m, 1h30m or 2d"),
+        ({"interval": ""}, "'' is no duration"),
+        ({"interval": True}, "a duration is needed"),
+        ({"interval": 0}, "interval: Input should be greater than 0"),
+        ({"jitter": 0.9}, "jitter: Input should be less than or equal to 0.5"),
+        ({"listen": "5003"}, "listen: '5003' is not host:port"),
+        ({"root": "Not A Path"}, "registries.a.address:"),
+        ({"registries": {"a": {"address": "a.example"}}}, "registries:"),
+    ],
+)
+def test_a_wrong_setting_is_named(tmp_path: Path, change: dict[str, Any], words: str) -> None:
+    assert words in complaint(tmp_path, {**THREE, **change})
+
+
+def test_a_login_goes_with_one_password_or_its_file(tmp_path: Path) -> None:
+    def problem(**account: str) -> str:
+        registries = {**THREE["registries"], "b": {"address": "10.0.0.2:5001", **account}}
+        return complaint(tmp_path, {**THREE, "registries": registries})
+
+    assert "a login goes with a password or password-file" in problem(login="rw")
+    assert "a login goes with a password or password-file" in problem(password="geheim")
+    both = problem(login="rw", password="geheim", **{"password-file": "/p"})
+    assert "password and password-file exclude each other" in both
+    assert "geheim" not in both
+
+
+def test_a_password_is_read_from_its_file_without_the_line_end(tmp_path: Path) -> None:
+    file = tmp_path / "password"
+    file.write_text("geheim\n")
+    account = {"login": "rw", "password-file": str(file)}
+    registries = {**THREE["registries"], "b": {"address": "10.0.0.2:5001", **account}}
+    settings = load(tmp_path, {**THREE, "registries": registries})
+    assert settings.registries["b"].secret() == "geheim"
+    file.unlink()
+    with pytest.raises(InputError, match="cannot read the password file"):
+        settings.registries["b"].secret()
+
+
+def test_no_password_is_ever_shown(tmp_path: Path) -> None:
+    settings = load(tmp_path, MIRRORER)
+    for text in (repr(settings), str(settings), settings.model_dump_json(), str(vars(settings))):
+        assert "push-secret" not in text
+        assert "pull-secret" not in text
+    wrong = {**MIRRORER, "users": {"pusher": {"name": "x", "password": ["push-secret"]}}}
+    assert "push-secret" not in complaint(tmp_path, wrong)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("90s", 90), ("1h30m", 5400), ("2d", 172800), ("0.5s", 0.5), (7, 7), ("1d1h1m1s", 90061)],
+)
+def test_durations_are_written_as_people_write_them(text: Any, expected: float) -> None:
+    assert seconds(text) == expected
