@@ -160,6 +160,10 @@ class DamagedBundleError(IntegrityError):
     """A bundle's structure cannot be read (which archive, what was found there)."""
 
 
+class StatementError(IntegrityError):
+    """What a registry publishes as its inventory is none, or cannot be trusted."""
+
+
 # -- registries --------------------------------------------------------------------------------
 
 
