@@ -164,6 +164,10 @@ class StatementError(IntegrityError):
     """What a registry publishes as its inventory is none, or cannot be trusted."""
 
 
+class DamagedReplicaError(IntegrityError):
+    """A registry keeps serving damaged content (what, and which file to remove)."""
+
+
 # -- registries --------------------------------------------------------------------------------
 
 

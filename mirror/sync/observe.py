@@ -11,13 +11,14 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 from mirror.errors import MirrorError, RegistryNotFoundError
 from mirror.oci import Digest
 from mirror.sync.inventory import Inventory, InventoryBuilder, RepositoryContent
 from mirror.sync.registry import RegistryTarget
 from mirror.sync.tolerance import Tolerant
-from mirror.sync.workers import DEFAULT_JOBS, gather
+from mirror.sync.workers import DEFAULT_JOBS
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,17 +90,14 @@ def observe(
     """
     tolerant = Tolerant(place.client)
 
-    def listing(path: str) -> frozenset[str] | MirrorError:
-        def tags() -> frozenset[str]:
-            try:
-                return frozenset(place.client.tags(place.locate(path)))
-            except RegistryNotFoundError:
-                return frozenset()
-
-        return tolerant.ask(tags)
+    def listing(path: str) -> frozenset[str]:
+        try:
+            return frozenset(place.client.tags(place.locate(path)))
+        except RegistryNotFoundError:
+            return frozenset()
 
     paths = sorted({*wanted.repositories, *also})
-    listings = gather(paths, listing, jobs=jobs, cancel=cancel)
+    listings = tolerant.ask_all(paths, listing, jobs=jobs, cancel=cancel)
     unclear: dict[Item, MirrorError] = {}
     listed: dict[str, frozenset[str]] = {}
     for path, tags in zip(paths, listings, strict=True):
@@ -109,12 +107,7 @@ def observe(
             listed[path] = tags
 
     def answers(items: list[Item]) -> list[tuple[Item, Digest | int | None]]:
-        found = gather(
-            items,
-            lambda item: tolerant.ask(lambda: _ask(place, item)),
-            jobs=jobs,
-            cancel=cancel,
-        )
+        found = tolerant.ask_all(items, partial(_ask, place), jobs=jobs, cancel=cancel)
         clear: list[tuple[Item, Digest | int | None]] = []
         for item, answer in zip(items, found, strict=True):
             if isinstance(answer, MirrorError):

@@ -8,7 +8,7 @@ thousands answered, and still wants to stop at once where nothing works.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TypeVar
 
 from mirror.errors import (
@@ -20,7 +20,9 @@ from mirror.errors import (
     UnreachableError,
 )
 from mirror.registry import RegistryClient
+from mirror.sync.workers import DEFAULT_JOBS, gather
 
+Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 _HOPE = 32
@@ -60,6 +62,22 @@ class Tolerant:
             return err
         self._answered = True  # only ever set, so no lock is needed
         return answer
+
+    def ask_all(
+        self,
+        items: Iterable[Item],
+        question: Callable[[Item], Result],
+        *,
+        jobs: int = DEFAULT_JOBS,
+        cancel: threading.Event | None = None,
+    ) -> list[Result | MirrorError]:
+        """`ask` about every item, in `jobs` threads; the answers are in the items' order."""
+
+        def ask(item: Item) -> tuple[Result | MirrorError]:
+            # In a tuple: an error that is returned is no error to the workers.
+            return (self.ask(lambda: question(item)),)
+
+        return [answer for (answer,) in gather(items, ask, jobs=jobs, cancel=cancel)]
 
     def _counted(self, err: MirrorError) -> MirrorError:
         with self._lock:

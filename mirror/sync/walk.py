@@ -18,7 +18,7 @@ from mirror.sync.inventory import Inventory, InventoryBuilder, ManifestNode
 from mirror.sync.observe import Failure, Item
 from mirror.sync.registry import RegistrySource
 from mirror.sync.tolerance import Tolerant
-from mirror.sync.workers import DEFAULT_JOBS, gather
+from mirror.sync.workers import DEFAULT_JOBS
 
 Question = TypeVar("Question")
 Answer = TypeVar("Answer")
@@ -87,12 +87,7 @@ class _Walker:
     def _ask(
         self, items: list[Question], question: Callable[[Question], Answer]
     ) -> list[Answer | MirrorError]:
-        return gather(
-            items,
-            lambda item: self._tolerant.ask(lambda: question(item)),
-            jobs=self._jobs,
-            cancel=self._cancel,
-        )
+        return self._tolerant.ask_all(items, question, jobs=self._jobs, cancel=self._cancel)
 
     def _tags(self, paths: list[str]) -> dict[tuple[str, str], Digest]:
         def listing(path: str) -> list[str]:
