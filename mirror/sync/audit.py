@@ -82,8 +82,8 @@ def _damaged(
     """Read back what is there."""
     wrong = read_back(held, place, jobs=jobs, on_event=on_event, cancel=cancel)
     broken = [error for error in wrong.values() if isinstance(error, UnreachableError)]
-    if broken and len(broken) >= len(held.blob_sizes()):
-        raise broken[0]  # nothing can be read: that is no matter of single blobs
+    if 2 * len(broken) > len(held.blob_sizes()):
+        raise broken[0]  # hardly anything can be read: that is no matter of single blobs
     for digest, error in wrong.items():
         if not speaks_of_damage(error):
             raise error
