@@ -20,12 +20,12 @@ from mirror.oci import Digest
 from mirror.sync.content import BlobContent
 from mirror.sync.findings import Finding
 from mirror.sync.inventory import Inventory
-from mirror.sync.observe import Failure
 from mirror.sync.plan import CopyBlob
 from mirror.sync.readback import read_blob, read_manifest
 from mirror.sync.registry import RegistryTarget
 from mirror.sync.sources import Persistent, Ring
 from mirror.sync.storage import Storage, relative_path
+from mirror.sync.survey import Failure
 from mirror.sync.tolerance import Tolerant, speaks_of_damage
 from mirror.sync.workers import DEFAULT_JOBS
 

@@ -19,8 +19,8 @@ from typing import TypeVar
 from mirror.errors import MirrorError, RegistryError, RegistryNotFoundError
 from mirror.oci import Digest, Manifest, media_types
 from mirror.sync.inventory import Inventory, RepositoryContent
-from mirror.sync.observe import Failure
 from mirror.sync.registry import RegistryTarget
+from mirror.sync.survey import Failure
 from mirror.sync.workers import DEFAULT_JOBS, for_each
 
 Item = TypeVar("Item")

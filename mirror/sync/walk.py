@@ -8,15 +8,15 @@ API where the registry has it, and through that earlier inventory.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
 from mirror.errors import InvalidManifestError, MirrorError, RegistryNotFoundError
 from mirror.oci import Digest
 from mirror.sync.inventory import Inventory, InventoryBuilder, ManifestNode
-from mirror.sync.observe import Failure, Item
 from mirror.sync.registry import RegistrySource
+from mirror.sync.survey import Failure, Item
 from mirror.sync.tolerance import Tolerant
 from mirror.sync.workers import DEFAULT_JOBS
 
@@ -37,10 +37,13 @@ def walk(
     paths: Iterable[str],
     *,
     known: Inventory | None = None,
+    only: Mapping[str, Collection[str]] | None = None,
     jobs: int = DEFAULT_JOBS,
     cancel: threading.Event | None = None,
 ) -> Walk:
     """The inventory of the repositories `paths`, as tags and what they lead to tell it.
+
+    `only` are the tags to look at (repository → names), where they were listed before.
 
     A tag that reaches something unreadable is left out, and is among the failures. Blobs are not
     asked about: a registry takes a manifest only together with them.
@@ -49,7 +52,7 @@ def walk(
         UnreachableError, DeniedError: the registry as a whole does not answer, or refuses.
         CancelledError: `cancel` was set.
     """
-    return _Walker(source, known or Inventory(), jobs, cancel).walk(sorted(set(paths)))
+    return _Walker(source, known or Inventory(), only, jobs, cancel).walk(sorted(set(paths)))
 
 
 class _Walker:
@@ -57,10 +60,11 @@ class _Walker:
         self,
         source: RegistrySource,
         known: Inventory,
+        only: Mapping[str, Collection[str]] | None,
         jobs: int,
         cancel: threading.Event | None,
     ) -> None:
-        self._source, self._known = source, known
+        self._source, self._known, self._only = source, known, only
         self._jobs, self._cancel = jobs, cancel
         self._client = source.client
         self._tolerant = Tolerant(source.client)
@@ -90,7 +94,9 @@ class _Walker:
         return self._tolerant.ask_all(items, question, jobs=self._jobs, cancel=self._cancel)
 
     def _tags(self, paths: list[str]) -> dict[tuple[str, str], Digest]:
-        def listing(path: str) -> list[str]:
+        def listing(path: str) -> Collection[str]:
+            if self._only is not None:
+                return self._only.get(path, ())
             try:
                 return self._client.tags(self._source.locate(path))
             except RegistryNotFoundError:

@@ -1,7 +1,7 @@
 """What a registry has of an inventory, asked with as few questions as prove it.
 
 A registry takes a manifest only together with its blobs, so where a manifest is there its blobs are
-taken for there, unless the observation is to be `thorough`. A tag that names the right digest
+taken for there, unless the survey is to be `thorough`. A tag that names the right digest
 answers for its manifest. That leaves one HEAD per tag, one per manifest that no tag names, and the
 blobs of manifests that are absent.
 """
@@ -59,7 +59,7 @@ class Failure:
 
 
 @dataclass(frozen=True, slots=True)
-class Observation:
+class Survey:
     """What was found. `held` is of the inventory asked about; a tag in it may name another digest.
 
     `listed` has all tags of every repository that was looked at. `unclear` are items that the
@@ -71,7 +71,7 @@ class Observation:
     unclear: Mapping[Item, MirrorError]
 
 
-def observe(
+def survey(
     wanted: Inventory,
     place: RegistryTarget,
     *,
@@ -79,7 +79,7 @@ def observe(
     thorough: bool = False,
     jobs: int = DEFAULT_JOBS,
     cancel: threading.Event | None = None,
-) -> Observation:
+) -> Survey:
     """Ask `place` what it has of `wanted`; `also` are further repositories to list the tags of.
 
     `thorough` asks about every blob, in each repository that should have it.
@@ -153,7 +153,7 @@ def observe(
         # Another size means other bytes: to be replaced, hence not held.
         if answer == asked[item.repository].blobs[item.digest]:
             builder.add_blob(item.repository, item.digest, int(answer))
-    return Observation(builder.build(), listed, unclear)
+    return Survey(builder.build(), listed, unclear)
 
 
 def _ask(place: RegistryTarget, item: Item) -> Digest | int | None:
