@@ -67,6 +67,10 @@ class NoSpaceError(MirrorError):
     """The disk cannot take what the plan would write; told before the first blob moves."""
 
 
+class ConflictError(MirrorError):
+    """Somebody else changed the same registry meanwhile; what is there was left as it is."""
+
+
 class GostUnavailableError(MirrorError):
     """This machine's OpenSSL has no GOST R 34.11-2012; the message says what to install."""
 

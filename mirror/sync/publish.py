@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from mirror.errors import (
+    ConflictError,
     IntegrityError,
     InvalidManifestError,
     RegistryNotFoundError,
@@ -28,6 +29,7 @@ from mirror.oci import Digest
 from mirror.registry import RegistryClient
 from mirror.sync.registry import Locate
 from mirror.sync.statement import EMPTY_CONFIG, REPOSITORY, Artifact, Statement, layer_of
+from mirror.sync.tags import Tags, tags_of
 
 LATEST = "latest"
 PENDING = "pending"
@@ -42,6 +44,34 @@ class Published:
 
     digest: Digest
     statement: Statement
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """What a registry says of itself.
+
+    `current` is what it reached last; `pending` what a phase that was interrupted was to come to,
+    else None. `generation` is the highest that is known of; 0 if none is. `notices` tell of what
+    is there and cannot be read.
+    """
+
+    current: Published | None = None
+    pending: Published | None = None
+    generation: int = 0
+    notices: tuple[str, ...] = ()
+
+    @property
+    def newest(self) -> Published | None:
+        """What the next statement follows: an interrupted phase is finished before it."""
+        return self.pending or self.current
+
+    def known_tags(self) -> tuple[Tags, ...]:
+        """What tags may name that was set by nobody else."""
+        known = [tags_of(one.statement.inventory) for one in self._all()]
+        return (*known, self.pending.statement.former) if self.pending else tuple(known)
+
+    def _all(self) -> tuple[Published, ...]:
+        return tuple(one for one in (self.current, self.pending) if one)
 
 
 def generation_tag(generation: int) -> str:
@@ -95,6 +125,39 @@ def generations(client: RegistryClient, locate: Locate) -> list[int]:
     return sorted(int(found[1]) for tag in tags if (found := _GENERATION_TAG.fullmatch(tag)))
 
 
+def read_standing(client: RegistryClient, locate: Locate) -> Standing:
+    """Both statements of a registry, and whether a phase was interrupted.
+
+    A statement that cannot be read is told of in `notices`; for `latest` the newest generation
+    that can be read stands in.
+
+    Raises:
+        InputError: a statement is of a newer schema.
+    """
+    notices: list[str] = []
+
+    def read(reference: str) -> Published | None:
+        try:
+            return read_statement(client, locate, reference)
+        except StatementError as err:
+            notices.append(str(err))
+            return None
+
+    pending = None
+    tip, reached = (statement_digest(client, locate, tag) for tag in (PENDING, LATEST))
+    current = read(LATEST) if reached else None
+    if tip is not None and tip != reached:
+        pending = read(PENDING)
+    generation = max((one.statement.generation for one in (current, pending) if one), default=0)
+    if notices:
+        kept = generations(client, locate)
+        generation = max([generation, *kept])
+        if current is None and reached is not None:
+            stand_ins = (read(generation_tag(number)) for number in reversed(kept))
+            current = next(filter(None, stand_ins), None)
+    return Standing(current, pending, generation, tuple(notices))
+
+
 def put_artifact(client: RegistryClient, locate: Locate, artifact: Artifact, *tags: str) -> None:
     """Store a statement by its digest, then under `tags`, one after the other.
 
@@ -108,6 +171,30 @@ def put_artifact(client: RegistryClient, locate: Locate, artifact: Artifact, *ta
     references: list[str | Digest] = [artifact.manifest.digest, *tags]
     for reference in references:
         client.put_manifest(repository, reference, artifact.manifest)
+
+
+def begin(client: RegistryClient, locate: Locate, artifact: Artifact) -> None:
+    """Announce the statement that the tags are about to be turned to."""
+    put_artifact(client, locate, artifact, PENDING)
+
+
+def complete(client: RegistryClient, locate: Locate, statement: Statement, digest: Digest) -> None:
+    """State it: every tag has turned. `digest` is that of the artifact, which is there already.
+
+    Raises:
+        ConflictError: somebody else began another phase meanwhile.
+    """
+    repository = locate(REPOSITORY)
+    if statement_digest(client, locate, PENDING) != digest:
+        raise ConflictError(
+            f"{client.host}/{repository}: another push, rollback or sync began while this one ran; "
+            "run it again, one at a time"
+        )
+    manifest = client.manifest(repository, digest)
+    # Last of all `latest`: whoever finds it finds the history complete.
+    tags = (generation_tag(statement.generation), statement.inventory.digest().encoded, LATEST)
+    for tag in tags:
+        client.put_manifest(repository, tag, manifest)
 
 
 def _chunks(data: bytes, offset: int) -> Generator[bytes, None, None]:

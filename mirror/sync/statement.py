@@ -8,7 +8,7 @@ say. There is no clock and no host name in it: equal content makes equal bytes, 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,6 +24,7 @@ from mirror.oci.manifest import descriptor_json
 from mirror.oci.media_types import OCI_EMPTY, OCI_MANIFEST
 from mirror.oci.reference import check_repository, check_tag
 from mirror.sync.inventory import Inventory, RepositoryContent, canonical_json
+from mirror.sync.tags import Tags
 
 SCHEMA_VERSION = 1
 
@@ -41,9 +42,6 @@ MAX_STATEMENT_BYTES = 512 << 20
 
 EMPTY_CONFIG = b"{}"
 
-Former = Mapping[str, Mapping[str, Digest]]
-"""Repository → tag → digest."""
-
 
 @dataclass(frozen=True, slots=True)
 class Statement:
@@ -55,18 +53,21 @@ class Statement:
     `tool` is what wrote it.
 
     Raises:
-        ValueError: the generation is not positive, the inventory is open (it promises what it
-            does not have), or it speaks of the statements' own repository.
+        ValueError: the generation is not positive or restores a later one, the inventory is open
+            (it promises what it does not have), or it speaks of the statements' own repository.
     """
 
     inventory: Inventory
     generation: int
-    former: Former = field(default_factory=dict)
+    former: Tags = field(default_factory=dict)
+    restores: int | None = None
     tool: str = ""
 
     def __post_init__(self) -> None:
         if self.generation < 1:
             raise ValueError(f"generation {self.generation} is not positive")
+        if self.restores is not None and not 0 <= self.restores < self.generation:
+            raise ValueError(f"generation {self.generation} cannot restore {self.restores}")
         if REPOSITORY in self.inventory.repositories or REPOSITORY in self.former:
             raise ValueError(f"it speaks of {REPOSITORY}, where statements lie")
         gap = next(self.inventory.gaps(), None)
@@ -76,19 +77,20 @@ class Statement:
 
     def to_json(self) -> bytes:
         """The canonical document, which is the artifact's one layer."""
-        return canonical_json(
-            {
-                "schemaVersion": SCHEMA_VERSION,
-                "generation": self.generation,
-                "tool": self.tool,
-                "former": {
-                    path: {tag: str(digest) for tag, digest in tags.items()}
-                    for path, tags in self.former.items()
-                    if tags
-                },
-                "inventory": self.inventory.to_document(),
-            }
-        )
+        document: dict[str, Any] = {
+            "schemaVersion": SCHEMA_VERSION,
+            "generation": self.generation,
+            "tool": self.tool,
+            "former": {
+                path: {tag: str(digest) for tag, digest in tags.items()}
+                for path, tags in self.former.items()
+                if tags
+            },
+            "inventory": self.inventory.to_document(),
+        }
+        if self.restores is not None:
+            document["restores"] = self.restores
+        return canonical_json(document)
 
     @classmethod
     def from_json(cls, data: bytes) -> Statement:
@@ -113,6 +115,7 @@ class Statement:
                     _repository(path): {_tag(tag): Digest.parse(d) for tag, d in tags.items()}
                     for path, tags in document["former"].items()
                 },
+                None if "restores" not in document else _generation(document["restores"]),
                 _text(document["tool"]),
             )
         except (
@@ -182,7 +185,7 @@ def layer_of(manifest: Manifest) -> Descriptor:
     return layer
 
 
-# -- arithmetic ------------------------------------------------------------------------------------
+# -- succession ------------------------------------------------------------------------------------
 
 
 def succeed(previous: Inventory, pushed: Inventory) -> Inventory:

@@ -46,6 +46,7 @@ def statements(draw: st.DrawFn) -> Statement:
         draw(inventories()),
         draw(st.integers(1, 1 << 40)),
         draw(st.dictionaries(st.sampled_from(PATHS), tags, max_size=2)),
+        draw(st.sampled_from([None, 0])),
         draw(st.sampled_from(["", "mirror 1.0"])),
     )
 
@@ -107,6 +108,13 @@ def test_generations_begin_with_one(generation: int) -> None:
         Statement(EMPTY, generation)
 
 
+def test_only_an_earlier_generation_can_be_restored() -> None:
+    assert Statement(EMPTY, 2, restores=0).restores == 0
+    for restored in (-1, 2, 3):
+        with pytest.raises(ValueError, match="generation 2 cannot restore"):
+            Statement(EMPTY, 2, restores=restored)
+
+
 def test_a_statement_never_promises_what_it_does_not_have() -> None:
     whole = sample_store().inventory()
     blob = next(item for item in items(whole) if item.kind == "blob")
@@ -142,6 +150,8 @@ def changed(**values: Any) -> bytes:
         changed(generation=True),
         changed(generation=1.5),
         changed(tool=None),
+        changed(restores=None),
+        changed(restores=3),
         changed(former=[]),
         changed(former={"UPPER": {}}),
         changed(former={"a": {"v1": "sha256:0"}}),
