@@ -71,6 +71,10 @@ class ConflictError(MirrorError):
     """Somebody else changed the same registry meanwhile; what is there was left as it is."""
 
 
+class PruneRefusedError(MirrorError):
+    """Nothing was deleted, since what there is to keep is not certain (what, and why)."""
+
+
 class GostUnavailableError(MirrorError):
     """This machine's OpenSSL has no GOST R 34.11-2012; the message says what to install."""
 

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass
 
-from mirror.errors import ConflictError, MirrorError, NotFoundError
+from mirror.errors import ConflictError, MirrorError, NotFoundError, RegistryNotFoundError
 from mirror.oci import Digest, Manifest
 from mirror.operations.sites import Site, walk_site
 from mirror.sync import Inventory
 from mirror.sync.publish import (
+    LATEST,
     Published,
     Standing,
     read_standing,
     read_statement,
-    statement_digest,
 )
-from mirror.sync.statement import REPOSITORY, Artifact, layer_of
+from mirror.sync.statement import GENERATION, REPOSITORY, Artifact, layer_of
 from mirror.sync.survey import Failure
 from mirror.sync.workers import DEFAULT_JOBS, gather
 
@@ -36,7 +38,7 @@ class Facts:
 
 
 class Leader:
-    """The registry that decides. Thread-safe; asked for its digest first, for the rest if needed."""
+    """The registry that decides. Thread-safe; asked for its digest first, the rest if needed."""
 
     def __init__(
         self, site: Site, *, jobs: int = DEFAULT_JOBS, cancel: threading.Event | None = None
@@ -45,7 +47,15 @@ class Leader:
         self._jobs, self._cancel = jobs, cancel
         self._lock = threading.Lock()
         self._facts: Facts | None = None
-        self.digest: Digest | None = statement_digest(site.client, site.tree.locate)
+        self._audit: Future[tuple[Failure, ...]] = Future()
+        self.digest: Digest | None = None
+        self.generation: int | None = None
+        # One small request for both; the layer, which may be large, is left for `facts`.
+        with suppress(RegistryNotFoundError):
+            manifest = site.client.manifest(site.tree.locate(REPOSITORY), LATEST)
+            number = manifest.annotations.get(GENERATION, "")
+            self.digest = manifest.digest
+            self.generation = int(number) if number.isascii() and number.isdigit() else None
 
     def facts(self) -> Facts:
         """Its inventory: what it states, else what its tags lead to.
@@ -59,10 +69,19 @@ class Leader:
                 self._facts = self._read()
             return self._facts
 
+    def audited(self) -> tuple[Failure, ...]:
+        """What it lacks of its own statement or cannot serve; waits for who looks (`judge`)."""
+        return self._audit.result()
+
+    def judge(self, failures: tuple[Failure, ...]) -> None:
+        """Tell all who wait in `audited`. Once."""
+        self._audit.set_result(failures)
+
     def _read(self) -> Facts:
         site = self.site
         if self.digest is not None:
             published = _read_at(site, self.digest)
+            self.generation = published.statement.generation
             return Facts(published.statement.inventory, published, _artifact(site, published))
         found = walk_site(site, jobs=self._jobs, cancel=self._cancel)
         if not found.inventory.repositories:
@@ -133,4 +152,3 @@ def choose_leader(
             "apart from each other; name the one to follow with --from"
         )
     return ahead[0][1], tuple(failures)
-
