@@ -37,7 +37,7 @@ def duration_text(seconds: float) -> str:
 def verbose_pull_summary(report: PullReport, elapsed_s: float) -> str:
     """The same as `pull_summary`, with the versions of every module, package and plugin."""
     rows = _version_rows(report.selection)
-    return "\n".join([pull_summary(report, elapsed_s), "", *(_table(rows) if rows else ())])
+    return "\n".join([pull_summary(report, elapsed_s), "", *(table(rows) if rows else ())])
 
 
 def pull_summary(report: PullReport, elapsed_s: float) -> str:
@@ -45,7 +45,7 @@ def pull_summary(report: PullReport, elapsed_s: float) -> str:
     return "\n".join(
         [
             f"Bundle {report.folder} is complete",
-            *_table(
+            *table(
                 [
                     *_selection_rows(report.tree, report.selection),
                     *_contents_rows(report.inventory),
@@ -71,7 +71,7 @@ def plan_summary(planned: tuple[PullPlan, Inventory | None], elapsed_s: float) -
     return "\n".join(
         [
             "This would be pulled",
-            *_table(
+            *table(
                 [
                     *_origin_rows(plan.tree),
                     *_part_rows(inventory),
@@ -182,16 +182,22 @@ def push_summary(report: PushReport, elapsed_s: float) -> str:
             if plan
             else "nothing: all of it was there",
         ),
+        ("Published", _published_text(report)),
     ]
     return "\n".join(
         [
             f"Registry {report.target} holds the whole bundle",
-            *_table(rows),
+            *table(rows),
             "",
             f"  inventory {report.digest}",
             f"  done in {duration_text(elapsed_s)}",
         ]
     )
+
+
+def _published_text(report: PushReport) -> str:
+    number = report.published.statement.generation
+    return f"generation {number}" if report.new else f"generation {number}, as before"
 
 
 def bundle_summary(report: BundleReport, elapsed_s: float) -> str:
@@ -207,7 +213,7 @@ def bundle_summary(report: BundleReport, elapsed_s: float) -> str:
     return "\n".join(
         [
             f"The bundle is whole ({seal})",
-            *_table(
+            *table(
                 [
                     ("Archives", f"{report.archives}, {size_text(report.size)}"),
                     ("Contents", f"{report.repositories} repositories, {report.tags} tags"),
@@ -238,7 +244,7 @@ def registry_summary(report: RegistryReport, elapsed_s: float) -> str:
     return "\n".join(
         [
             f"Registry {report.target} holds the whole bundle ({how})",
-            *_table(_contents_rows(report.inventory)),
+            *table(_contents_rows(report.inventory)),
             "",
             f"  inventory {report.digest}",
             f"  checked in {duration_text(elapsed_s)}",
@@ -293,6 +299,7 @@ def _below(path: str, root: str) -> bool:
     return path.startswith(f"{root}/")
 
 
-def _table(rows: Sequence[tuple[str, str]]) -> list[str]:
+def table(rows: Sequence[tuple[str, str]]) -> list[str]:
+    """Rows of a title and a text, the texts aligned."""
     width = max(len(title) for title, _ in rows)
     return [f"  {title:<{width}}  {text}" for title, text in rows]

@@ -67,6 +67,14 @@ class NoSpaceError(MirrorError):
     """The disk cannot take what the plan would write; told before the first blob moves."""
 
 
+class ConflictError(MirrorError):
+    """Somebody else changed the same registry meanwhile; what is there was left as it is."""
+
+
+class PruneRefusedError(MirrorError):
+    """Nothing was deleted, since what there is to keep is not certain (what, and why)."""
+
+
 class GostUnavailableError(MirrorError):
     """This machine's OpenSSL has no GOST R 34.11-2012; the message says what to install."""
 
@@ -158,6 +166,14 @@ class SignatureError(IntegrityError):
 
 class DamagedBundleError(IntegrityError):
     """A bundle's structure cannot be read (which archive, what was found there)."""
+
+
+class StatementError(IntegrityError):
+    """What a registry publishes as its inventory is none, or cannot be trusted."""
+
+
+class DamagedReplicaError(IntegrityError):
+    """A registry keeps serving damaged content (what, and which file to remove)."""
 
 
 # -- registries --------------------------------------------------------------------------------

@@ -16,6 +16,10 @@ _REGISTRY_LOGIN = "--registry-login and --registry-password"
 _LOGIN_FLAGS = {
     "pull": "--source-login and --source-password, or --license",
     "push": _REGISTRY_LOGIN,
+    "sync": _REGISTRY_LOGIN,
+    "diff": _REGISTRY_LOGIN,
+    "status": _REGISTRY_LOGIN,
+    "prune": _REGISTRY_LOGIN,
     "verify": _REGISTRY_LOGIN,
 }
 """Command → its flags for credentials."""

@@ -2,16 +2,24 @@
 
 from mirror.operations.pull import PullPlan, PullReport, plan_pull, pull
 from mirror.operations.push import PushReport, push
+from mirror.operations.replicate import Outcome, ReplicaResult
+from mirror.operations.sites import Site
+from mirror.operations.sync import SyncReport, sync_replicas
 from mirror.operations.verify import RegistryReport, verify, verify_registry
 
 __all__ = [
+    "Outcome",
     "PullPlan",
     "PullReport",
     "PushReport",
     "RegistryReport",
+    "ReplicaResult",
+    "Site",
+    "SyncReport",
     "plan_pull",
     "pull",
     "push",
+    "sync_replicas",
     "verify",
     "verify_registry",
 ]

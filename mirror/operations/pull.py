@@ -56,6 +56,11 @@ class PullReport:
         }
 
 
+def tool_name() -> str:
+    """What this program calls itself where it leaves its name: `mirror <version>`."""
+    return f"mirror {version('mirror')}"
+
+
 def count(inventory: Inventory) -> dict[str, int]:
     """How many of each kind an inventory names; manifests and blobs counted once each."""
     return {
@@ -213,8 +218,7 @@ def plan_pull(
         lay_out(name, inventory, {path: tree.origin(path) for path in inventory.repositories})
         for name, inventory in inventories.items()
     )
-    tool = f"mirror {version('mirror')}"
-    seal = Seal.over(archives, selection or {}, tool, selected.files)
+    seal = Seal.over(archives, selection or {}, tool_name(), selected.files)
     return PullPlan(tree, selected, archives, seal, source, jobs)
 
 

@@ -11,24 +11,32 @@ from mirror.bundle.verify import check_signature
 from mirror.events import OnEvent, PhaseStarted, Warned
 from mirror.events import ignore as ignore_events
 from mirror.oci import Digest
-from mirror.operations.pull import count
+from mirror.operations.pull import count, tool_name
 from mirror.registry import RegistryClient
 from mirror.release.discovery import discovery_images
 from mirror.release.tree import TargetTree, publication_stage
 from mirror.sync import Inventory, Overlay, Plan, TransferReport, make_plan, transfer, union
+from mirror.sync.phase import check_unmoved, finish
+from mirror.sync.publish import Published, begin, complete, read_standing
 from mirror.sync.registry import RegistryTarget
+from mirror.sync.succession import next_statement
 from mirror.sync.workers import DEFAULT_JOBS
 
 
 @dataclass(frozen=True, slots=True)
 class PushReport:
-    """A finished push: the target now holds all of `inventory`."""
+    """A finished push: the target now holds all of `inventory`.
+
+    `published` is what the target states now; `new`, whether this push stated it.
+    """
 
     target: str
     inventory: Inventory
     digest: Digest
     plan: Plan
     done: TransferReport
+    published: Published
+    new: bool
 
     def to_document(self) -> dict[str, Any]:
         """As JSON values, for `--json`."""
@@ -40,6 +48,12 @@ class PushReport:
                 "bytes": self.done.sent,
                 "manifests": self.done.manifests,
                 "tags": self.done.tags,
+            },
+            "published": {
+                "generation": self.published.statement.generation,
+                "inventory": str(self.published.statement.inventory.digest()),
+                "digest": str(self.published.digest),
+                "new": self.new,
             },
             **count(self.inventory),
         }
@@ -57,15 +71,18 @@ def push(
 ) -> PushReport:
     """Make the registry hold all that the bundle holds, below the tree's root.
 
-    Nothing is unpacked. Blobs come first, then manifests, then tags; release channels turn when
-    all images are there, and last of all the index of modules, packages and plugins. A push that
-    was stopped anywhere is completed by running it again, and carries only what is lacking.
+    Nothing is unpacked. Blobs come first, then manifests, by digest. When all of them are there a
+    short phase follows, in which the tags turn: release channels when all images are tagged, and
+    last of all the index of modules, packages and plugins. Before it the new statement of what the
+    registry holds is announced, after it stated (`mirror.sync.publish`). A push that was stopped
+    anywhere is completed by running it again, and carries only what is lacking.
     With `key`, a public key in PEM, the bundle must have been signed by its holder.
 
     Raises:
         SignatureError: the bundle was not signed by the holder of `key`; nothing was written.
         DamagedBundleError: the bundle is not whole; nothing was written.
         IncompleteError: some content could not be brought over; no tag names what lacks.
+        ConflictError: somebody else changed the same tags meanwhile.
         CancelledError: `cancel` was set.
     """
     cancel = cancel or threading.Event()
@@ -79,8 +96,37 @@ def push(
     target = RegistryTarget(client, tree.locate, f"registry {tree.root}", jobs=jobs, cancel=cancel)
     client.ping()  # one clear answer about name, TLS and login, before many ask in parallel
     on_event(PhaseStarted("comparing with the registry"))
-    plan = make_plan(wanted, target.held(wanted), stage=publication_stage)
+    standing = read_standing(client, tree.locate)
+    for notice in standing.notices:
+        on_event(Warned(notice))
+    held = target.held(wanted)
+    plan = make_plan(wanted, held, stage=publication_stage)
+    statement = next_statement(standing, wanted, held, tool=tool_name())
+    published = standing.newest
+
+    def before_tags() -> None:
+        nonlocal published
+        check_unmoved(target, plan, held)
+        finish(
+            standing, target, stage=publication_stage, jobs=jobs, on_event=on_event, cancel=cancel
+        )
+        if statement is not None:
+            artifact = statement.artifact()
+            begin(client, tree.locate, artifact)
+            published = Published(artifact.manifest.digest, statement)
+
     done = transfer(
-        plan, Overlay(reader, index), target, jobs=jobs, on_event=on_event, cancel=cancel
+        plan,
+        Overlay(reader, index),
+        target,
+        jobs=jobs,
+        on_event=on_event,
+        cancel=cancel,
+        before_tags=before_tags,
     )
-    return PushReport(str(tree.root), bundle, bundle.digest(), plan, done)
+    assert published is not None, "without a statement before there is a new one"
+    if statement is not None:
+        complete(client, tree.locate, statement, published.digest)
+    return PushReport(
+        str(tree.root), bundle, bundle.digest(), plan, done, published, statement is not None
+    )

@@ -85,6 +85,16 @@ class TargetTree:
             return _join(self.root.path, self.modules_suffix, path[len(MODULES) + 1 :])
         return _join(self.root.path, path)
 
+    def path_of(self, repository: str) -> str | None:
+        """The path of the bundle that `locate` puts at `repository`; None if there is none."""
+        for below, path in ((self.locate(MODULES), MODULES), (self.root.path, "")):
+            if repository == below or repository.startswith(f"{below}/"):
+                found = f"{path}{repository[len(below) :]}".lstrip("/")
+                # What lies where modules would go, were it not for the suffix, has no path.
+                if self.locate(found) == repository:
+                    return found
+        return None
+
 
 def _join(*parts: str) -> str:
     return "/".join(part for part in parts if part)

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import closing
-from functools import partial
+from collections.abc import Iterator
 
-from mirror.errors import DigestMismatchError, IntegrityError, MirrorError, NotFoundError
-from mirror.events import BlobDone, BytesMoved, OnEvent, PhaseStarted, TransferStarted
+from mirror.errors import DigestMismatchError, MirrorError, UnreachableError
+from mirror.events import OnEvent, PhaseStarted
 from mirror.events import ignore as ignore_events
-from mirror.oci import Digest, Verifier
+from mirror.oci import Digest
 from mirror.sync.findings import Dependents, Finding
 from mirror.sync.inventory import Inventory
-from mirror.sync.registry import RegistrySource, RegistryTarget
-from mirror.sync.workers import DEFAULT_JOBS, for_each
+from mirror.sync.readback import read_back
+from mirror.sync.registry import RegistryTarget
+from mirror.sync.tolerance import speaks_of_damage
+from mirror.sync.workers import DEFAULT_JOBS
 
 
 def audit(
@@ -79,45 +79,15 @@ def _damaged(
     on_event: OnEvent,
     cancel: threading.Event,
 ) -> Iterator[Finding]:
-    """Read back what is there. A registry stores equal blobs once, so one reading tells of all."""
-    source = RegistrySource(place.client, place.locate, place.name)
-    blobs: dict[Digest, tuple[str, int]] = {}
-    manifests: dict[Digest, str] = {}
-    for path, content in sorted(held.repositories.items()):
-        blobs.update((digest, (path, size)) for digest, size in content.blobs.items())
-        manifests.update((digest, path) for digest in content.manifests)
-    sizes = sum(size for _, size in blobs.values())
-    on_event(TransferStarted(len(blobs), sizes, len(manifests), 0))
-
-    def read_blob(digest: Digest, path: str, size: int) -> None:
-        verifier = Verifier(digest, size, f"blob {digest}")
-        with closing(source.blob(path, digest, size)) as chunks:
-            for chunk in chunks:
-                verifier.update(chunk)
-                on_event(BytesMoved(digest, len(chunk)))
-        verifier.finish()
-        on_event(BlobDone(digest, size, size))
-
-    def read_manifest(digest: Digest, path: str) -> None:
-        source.manifest(path, digest)
-
-    readings: list[tuple[Digest, Callable[[], None]]] = [
-        (digest, partial(read_blob, digest, path, size)) for digest, (path, size) in blobs.items()
-    ]
-    readings += [
-        (digest, partial(read_manifest, digest, path)) for digest, path in manifests.items()
-    ]
-    failure: MirrorError | None = None
-    with closing(
-        for_each(readings, lambda reading: reading[1](), jobs=jobs, cancel=cancel)
-    ) as outcomes:
-        for (digest, _), outcome in outcomes:
-            if isinstance(outcome, IntegrityError | NotFoundError):
-                yield from _everywhere(wanted, place.name, digest, outcome)
-            else:
-                failure = failure or outcome
-    if failure is not None:
-        raise failure  # not inside the loop: leaving that early sets the caller's flag
+    """Read back what is there."""
+    wrong = read_back(held, place, jobs=jobs, on_event=on_event, cancel=cancel)
+    broken = [error for error in wrong.values() if isinstance(error, UnreachableError)]
+    if 2 * len(broken) > len(held.blob_sizes()):
+        raise broken[0]  # hardly anything can be read: that is no matter of single blobs
+    for digest, error in wrong.items():
+        if not speaks_of_damage(error):
+            raise error
+        yield from _everywhere(wanted, place.name, digest, error)
 
 
 def _everywhere(

@@ -36,8 +36,11 @@ def transfer(
     jobs: int = DEFAULT_JOBS,
     on_event: OnEvent = ignore_events,
     cancel: threading.Event | None = None,
+    before_tags: Callable[[], None] = lambda: None,
 ) -> TransferReport:
     """Carry out `plan`: blobs, then manifests children first, then tags stage by stage.
+
+    `before_tags` is called once, when all blobs and manifests are in place and no tag has turned.
 
     Within a step of that order items run in `jobs` threads. An item that fails does not stop its
     siblings, but nothing that comes after them begins, so a tag never names what is not there.
@@ -101,6 +104,7 @@ def transfer(
     sent = carry(plan.blobs, copy)
     for wave in plan.manifests:
         carry(wave, put)
+    before_tags()
     for stage in plan.tags:
         carry(stage, name)
     return TransferReport(len(plan.blobs), sent, plan.manifest_count, plan.tag_count)

@@ -57,8 +57,13 @@ def test_a_push_answers_with_what_it_sent(bundle: Path, target: str) -> None:
     run = call_mirror("push", bundle, target, "--insecure", "--json").succeeded()
     document = run.document
     assert run.stderr == ""
-    assert document.keys() == {"target", "inventory", "uploaded", *COUNTS}
+    assert document.keys() == {"target", "inventory", "uploaded", "published", *COUNTS}
     assert document["target"] == target
+    published = document["published"]
+    assert published.keys() == {"generation", "inventory", "digest", "new"}
+    assert (published["generation"], published["new"]) == (1, True)
+    assert DIGEST.fullmatch(published["inventory"])
+    assert DIGEST.fullmatch(published["digest"])
     assert document["uploaded"].keys() == {"blobs", "bytes", "manifests", "tags"}
     assert all(count > 0 for count in document["uploaded"].values())
 

@@ -122,7 +122,7 @@ def test_every_manifest_and_blob_of_the_inventory_arrives_byte_for_byte(
             assert blob == origin.blob(repository, digest)
 
 
-def test_the_target_has_no_repository_but_those_of_the_bundle_and_their_indexes(
+def test_the_target_has_no_repository_but_those_of_the_bundle_and_ours(
     journey: Journey, arrived: Wire
 ) -> None:
     tree, held = journey.source.tree, sealed_repositories(journey.bundle)
@@ -132,8 +132,8 @@ def test_the_target_has_no_repository_but_those_of_the_bundle_and_their_indexes(
         assert arrived.tags(f"{TARGET}/{index}") == sorted(names)
     plugins = {path.split("/")[2] for path in held if path.startswith("deckhouse-cli/plugins/")}
     assert arrived.tags(f"{TARGET}/deckhouse-cli/plugins") == sorted(plugins)
-    others = set(arrived.repositories()) - {f"{TARGET}/deckhouse-cli/plugins"}
-    assert others == expected
+    beside = {f"{TARGET}/deckhouse-cli/plugins", f"{TARGET}/mirror/inventory"}
+    assert set(arrived.repositories()) == expected | beside
 
 
 def test_the_releases_between_rock_solid_and_alpha_arrive_whole(

@@ -1,0 +1,68 @@
+"""Registries as arguments: what `sync`, `diff`, `status` and `prune` do alike."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from mirror.commands.shared import Target
+from mirror.errors import InputError
+from mirror.events import OnEvent
+from mirror.oci import Repository
+from mirror.operations import Site
+from mirror.registry import RetryPolicy
+
+# A registry answers 500 for a manifest that is damaged. There may be many, and whoever looks at a
+# replica looks again soon, so patience is shorter than in a push.
+_RETRIES = RetryPolicy(attempts=4, base_delay_s=0.5, max_delay_s=5.0)
+
+
+@contextmanager
+def sites(
+    registries: Sequence[str],
+    on_event: OnEvent,
+    *,
+    storage: Sequence[tuple[str, Path]] = (),
+    connections: int = 100,
+    **access: Any,
+) -> Iterator[list[Site]]:
+    """Clients for all `registries`, closed at the end; `access` is what `options.registry` says.
+
+    Raises:
+        InputError: `storage` is of a registry that is none of them, or a password would be read
+            for several at once.
+    """
+    folders = dict(storage)
+    if unknown := sorted(folders.keys() - set(registries)):
+        raise InputError(f"--storage {unknown[0]}=…: that registry is none of those to work on")
+    password: str | None = None
+    with ExitStack() as opened:
+        made = []
+        for name in registries:
+            target = Target.of(Repository.parse(name), **access)
+            if target.credentials is not None and access.get("password") == "-":
+                # Asked for once, and meant for all.
+                password = target.credentials.password
+                access = {**access, "password": password}
+            options = replace(target.options, retries=_RETRIES, max_connections=connections)
+            client = opened.enter_context(replace(target, options=options).client(on_event))
+            made.append(Site(client, target.tree, folders.get(name)))
+        yield made
+
+
+def parse_storage(values: Sequence[str]) -> list[tuple[str, Path]]:
+    """`--storage REGISTRY=DIR`, taken apart.
+
+    Raises:
+        InputError: one is not of that form.
+    """
+    pairs = []
+    for value in values:
+        name, separator, folder = value.partition("=")
+        if not (separator and name and folder):
+            raise InputError(f"--storage {value}: write REGISTRY=DIR")
+        pairs.append((name, Path(folder)))
+    return pairs

@@ -1,0 +1,170 @@
+"""The leader held against its own statement, and healed from its replicas."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from mirror.errors import IncompleteError, MirrorError, NotFoundError
+from mirror.events import OnEvent
+from mirror.oci import Digest
+from mirror.operations.leader import Facts, Leader
+from mirror.operations.replicate import How, Outcome, ReplicaResult, damage
+from mirror.operations.sites import Site
+from mirror.sync import Finding, make_plan, transfer
+from mirror.sync.difference import lacking
+from mirror.sync.healing import Healer
+from mirror.sync.sources import Persistent, Ring
+from mirror.sync.survey import Failure, Item, Survey, survey
+
+
+class LeaderAudit:
+    """Compares the leader with what it states. `run` once, in a thread of its own.
+
+    With `deep`, content that is lost or damaged is taken from a replica: what goes by a digest is
+    the same wherever it comes from. Tags are the leader's own decision and are only reported.
+    """
+
+    def __init__(
+        self,
+        leader: Leader,
+        others: Sequence[Site],
+        how: How,
+        *,
+        on_event: OnEvent,
+        cancel: threading.Event,
+    ) -> None:
+        self._leader, self._others, self._how = leader, others, how
+        self._on_event, self._cancel = on_event, cancel
+        self._place = leader.site.place(jobs=how.jobs, cancel=cancel)
+        self._started = time.monotonic()
+        self._damaged: tuple[Finding, ...] = ()
+        self._healed: tuple[Finding, ...] = ()
+        self._failures: tuple[Failure, ...] = ()
+        self._facts: Facts | None = None
+
+    @property
+    def site(self) -> Site:
+        """The leader's."""
+        return self._leader.site
+
+    def run(self) -> ReplicaResult:
+        """Do it; what fails is in the result and is never raised."""
+        try:
+            self._facts = self._leader.facts()
+            self._failures = self._audit(self._facts)
+        except MirrorError as err:
+            self._failures = (Failure(self.site.name, "the leader as a whole", err),)
+        finally:
+            self._leader.judge((*self._failures, *self._as_failures()))
+        return self.result()
+
+    def _as_failures(self) -> tuple[Failure, ...]:
+        return tuple(
+            Failure(one.place, str(one.digest), NotFoundError(one.problem)) for one in self._damaged
+        )
+
+    def result(self) -> ReplicaResult:
+        """What was found."""
+        published = self._facts.published if self._facts else None
+        outcome = Outcome.SYNCED if self._healed else Outcome.EQUAL
+        if self._damaged:
+            outcome = Outcome.DIFFERS
+        return ReplicaResult(
+            self.site.name,
+            Outcome.FAILED if self._failures else outcome,
+            self._leader.digest,
+            published.statement.generation if published else None,
+            damaged=self._damaged,
+            healed=self._healed,
+            failures=self._failures,
+            elapsed_s=time.monotonic() - self._started,
+        )
+
+    def _audit(self, facts: Facts) -> tuple[Failure, ...]:
+        if facts.published is None:
+            return facts.failures  # it was walked: there is no statement to hold it against
+        found = self._survey(facts)
+        if not self._how.deep:
+            return _judged(facts, found, self._place.name)
+        place, how = self._place, self._how
+        damaged = damage(place, found, how, self._on_event, self._cancel)
+        plan = replace(make_plan(facts.inventory, found.held), tags=())
+        if not damaged and not plan:
+            return _judged(facts, found, place.name)
+        lost = [step.digest for step in plan.blobs]
+        lost += [step.digest for wave in plan.manifests for step in wave]
+        if how.dry_run or not self._others:
+            self._damaged = (
+                *(Finding(place.name, str(error), digest=d) for d, error in damaged.items()),
+                *(Finding(place.name, f"{d} is missing", digest=d) for d in lost),
+            )
+            return () if how.dry_run else self._as_failures()
+        failures = self._heal(facts, damaged)
+        found = self._survey(facts)
+        return (*failures, *_judged(facts, found, place.name))
+
+    def _heal(self, facts: Facts, damaged: Mapping[Digest, MirrorError]) -> tuple[Failure, ...]:
+        """Replace what is damaged, then bring what is missing."""
+        place, wanted, jobs = self._place, facts.inventory, self._how.jobs
+        ring = Ring([one.source() for one in self._others], wanted)
+        healer = Healer(place, ring, self.site.files, on_event=self._on_event, cancel=self._cancel)
+        healed, failures = healer.heal(damaged, wanted, jobs=jobs)
+        plan = replace(make_plan(wanted, self._survey(facts).held), tags=())
+        missing = [(step.into[0], step.digest) for step in plan.blobs]
+        missing += [(step.repository, step.digest) for wave in plan.manifests for step in wave]
+        try:
+            transfer(
+                plan,
+                ring,
+                Persistent(place, ring),
+                jobs=jobs,
+                on_event=self._on_event,
+                cancel=self._cancel,
+            )
+        except IncompleteError as err:
+            failures += tuple(Failure(place.name, item, reason) for item, reason in err.failures)
+        else:
+            healed += tuple(
+                Finding(place.name, f"{digest} was missing, and is back", path, (), digest)
+                for path, digest in missing
+            )
+        self._healed = healed
+        return failures
+
+    def _survey(self, facts: Facts) -> Survey:
+        return survey(
+            facts.inventory,
+            self._place,
+            thorough=self._how.deep,
+            jobs=self._how.jobs,
+            cancel=self._cancel,
+        )
+
+
+def _judged(facts: Facts, found: Survey, name: str) -> tuple[Failure, ...]:
+    """What the leader states and does not hold."""
+    failures = [Failure(name, str(item), error) for item, error in found.unclear.items()]
+    unclear = {(item.repository, item.tag, item.digest) for item in found.unclear}
+    for path, content in lacking(facts.inventory, found.held).repositories.items():
+        there = found.held.repository(path).tags
+        items = [
+            *(Item(path, digest, tag) for tag, digest in content.tags.items()),
+            *(Item(path, digest) for digest in content.manifests),
+            *(Item(path, digest, is_blob=True) for digest in content.blobs),
+        ]
+        for item in items:
+            if (path, item.tag, item.digest) in unclear:
+                continue
+            now = there.get(item.tag) if item.tag else None
+            told = (
+                f"the leader states {item.digest} and the tag names {now}: somebody changed it "
+                "without stating it; push the release to the leader again"
+                if now
+                else "the leader states it and does not have it; sync with --deep takes content "
+                "back from the replicas, and a new push restores everything"
+            )
+            failures.append(Failure(name, str(item), NotFoundError(told)))
+    return tuple(failures)

@@ -1,0 +1,154 @@
+"""The leader of a sync: what it states, read once and only when some replica needs it."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from concurrent.futures import Future
+from contextlib import suppress
+from dataclasses import dataclass
+
+from mirror.errors import ConflictError, MirrorError, NotFoundError, RegistryNotFoundError
+from mirror.oci import Digest, Manifest
+from mirror.operations.sites import Site, walk_site
+from mirror.sync import Inventory
+from mirror.sync.publish import (
+    LATEST,
+    Published,
+    Standing,
+    read_standing,
+    read_statement,
+)
+from mirror.sync.statement import GENERATION, REPOSITORY, Artifact, layer_of
+from mirror.sync.survey import Failure
+from mirror.sync.workers import DEFAULT_JOBS, gather
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What the leader has. `published` None: it states nothing, and its tags were followed.
+
+    `failures` are what could not be read then; `artifact` is the statement as it lies there.
+    """
+
+    inventory: Inventory
+    published: Published | None = None
+    artifact: Artifact | None = None
+    failures: tuple[Failure, ...] = ()
+
+
+class Leader:
+    """The registry that decides. Thread-safe; asked for its digest first, the rest if needed."""
+
+    def __init__(
+        self, site: Site, *, jobs: int = DEFAULT_JOBS, cancel: threading.Event | None = None
+    ) -> None:
+        self.site = site
+        self._jobs, self._cancel = jobs, cancel
+        self._lock = threading.Lock()
+        self._facts: Facts | None = None
+        self._audit: Future[tuple[Failure, ...]] = Future()
+        self.digest: Digest | None = None
+        self.generation: int | None = None
+        # One small request for both; the layer, which may be large, is left for `facts`.
+        with suppress(RegistryNotFoundError):
+            manifest = site.client.manifest(site.tree.locate(REPOSITORY), LATEST)
+            number = manifest.annotations.get(GENERATION, "")
+            self.digest = manifest.digest
+            self.generation = int(number) if number.isascii() and number.isdigit() else None
+
+    def facts(self) -> Facts:
+        """Its inventory: what it states, else what its tags lead to.
+
+        Raises:
+            NotFoundError: it states nothing and holds nothing.
+            StatementError: what it states cannot be read.
+        """
+        with self._lock:
+            if self._facts is None:
+                self._facts = self._read()
+            return self._facts
+
+    def audited(self) -> tuple[Failure, ...]:
+        """What it lacks of its own statement or cannot serve; waits for who looks (`judge`)."""
+        return self._audit.result()
+
+    def judge(self, failures: tuple[Failure, ...]) -> None:
+        """Tell all who wait in `audited`. Once."""
+        self._audit.set_result(failures)
+
+    def _read(self) -> Facts:
+        site = self.site
+        if self.digest is not None:
+            published = _read_at(site, self.digest)
+            self.generation = published.statement.generation
+            return Facts(published.statement.inventory, published, _artifact(site, published))
+        found = walk_site(site, jobs=self._jobs, cancel=self._cancel)
+        if not found.inventory.repositories:
+            raise NotFoundError(
+                f"the leader {site.name} states no inventory and holds no image; push to it first, "
+                "or name another leader with --from"
+            )
+        return Facts(found.inventory, failures=found.failures)
+
+
+def _read_at(site: Site, digest: Digest) -> Published:
+    published = read_statement(site.client, site.tree.locate, digest)
+    if published is None:
+        raise NotFoundError(f"{site.name}: the statement {digest} is gone; run the command again")
+    return published
+
+
+def _artifact(site: Site, published: Published) -> Artifact:
+    """The statement byte for byte as it is there, whichever version of mirror wrote it."""
+    artifact = published.statement.artifact()
+    if artifact.manifest.digest == published.digest:
+        return artifact
+    repository = site.tree.locate(REPOSITORY)
+    manifest: Manifest = site.client.manifest(repository, published.digest)
+    layer = layer_of(manifest)
+    data = b"".join(site.client.blob(repository, layer.digest, size=layer.size))
+    return Artifact(manifest, data)
+
+
+def choose_leader(
+    sites: Sequence[Site], *, cancel: threading.Event | None = None
+) -> tuple[Site, tuple[Failure, ...]]:
+    """The site that states the highest generation, among those that are complete.
+
+    One whose publication was interrupted is not complete. Clocks and dates of images do not count.
+    Sites that could not be asked are in the failures.
+
+    Raises:
+        NotFoundError: none states a complete inventory.
+        ConflictError: two state different inventories as the same generation.
+    """
+
+    def standing(site: Site) -> tuple[Standing | MirrorError]:
+        try:
+            return (read_standing(site.client, site.tree.locate),)
+        except MirrorError as err:
+            return (err,)
+
+    failures: list[Failure] = []
+    complete: list[tuple[Published, Site]] = []
+    answers = gather(sites, standing, jobs=max(1, len(sites)), cancel=cancel)
+    for site, (answer,) in zip(sites, answers, strict=True):
+        if isinstance(answer, MirrorError):
+            failures.append(Failure(site.name, "its statement", answer))
+        elif answer.current is not None and answer.pending is None and not answer.notices:
+            complete.append((answer.current, site))
+    if not complete:
+        raise NotFoundError(
+            f"none of {', '.join(site.name for site in sites)} states a complete inventory; "
+            "push to one of them, or name the leader with --from"
+        )
+    highest = max(published.statement.generation for published, _ in complete)
+    ahead = [one for one in complete if one[0].statement.generation == highest]
+    if len({published.digest for published, _ in ahead}) > 1:
+        names = ", ".join(site.name for _, site in ahead)
+        raise ConflictError(
+            f"{names} state different inventories as generation {highest}: they were pushed to "
+            "apart from each other; name the one to follow with --from"
+        )
+    return ahead[0][1], tuple(failures)

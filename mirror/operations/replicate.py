@@ -1,0 +1,516 @@
+"""One replica brought to what the leader has: compared, filled, healed, stated, pruned."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from typing import Any
+
+from mirror.errors import (
+    IncompleteError,
+    MirrorError,
+    PruneRefusedError,
+    RegistryError,
+    RegistryNotFoundError,
+)
+from mirror.events import OnEvent, PhaseStarted, Warned
+from mirror.oci import Digest
+from mirror.operations.leader import Facts, Leader
+from mirror.operations.sites import Site
+from mirror.release.tree import publication_stage
+from mirror.sync import Finding, Inventory, Plan, make_plan, transfer, union
+from mirror.sync.difference import lacking
+from mirror.sync.healing import Healer
+from mirror.sync.publish import (
+    Standing,
+    begin,
+    complete,
+    generation_tag,
+    generations,
+    read_standing,
+    read_statement,
+    statement_digest,
+)
+from mirror.sync.readback import read_back
+from mirror.sync.registry import RegistryTarget
+from mirror.sync.removal import DropManifest, Removal, plan_removal, remove
+from mirror.sync.sources import Persistent, Ring
+from mirror.sync.statement import REPOSITORY
+from mirror.sync.survey import Failure, Survey, survey
+from mirror.sync.tags import tags_of, tags_only
+from mirror.sync.tolerance import Tolerant, speaks_of_damage
+from mirror.sync.walk import walk
+from mirror.sync.workers import DEFAULT_JOBS
+
+
+class Outcome(StrEnum):
+    """How a replica stands at the end."""
+
+    EQUAL = "equal"  # it was as it should be
+    SYNCED = "synced"  # it is now
+    DIFFERS = "differs"  # a dry run found something to do
+    FAILED = "failed"  # it is not; the failures say why
+
+
+@dataclass(frozen=True, slots=True)
+class How:
+    """What a sync is to do besides carrying what is new."""
+
+    audit: bool = False
+    deep: bool = False
+    prune: bool = False
+    dry_run: bool = False
+    jobs: int = DEFAULT_JOBS
+
+    @property
+    def full(self) -> bool:
+        """Whether what replicas state is not enough."""
+        return self.audit or self.deep or self.prune
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaResult:
+    """What was found at one replica and done there; counts are of what moved, `sent` in bytes.
+
+    `statement` and `generation` are what it states at the end; None where it states nothing.
+    `extras` are tags and manifests that the leader does not have, and that are still there.
+    `damaged` is what a dry run found and would replace.
+    """
+
+    name: str
+    outcome: Outcome
+    statement: Digest | None = None
+    generation: int | None = None
+    blobs: int = 0
+    sent: int = 0
+    manifests: int = 0
+    tags: int = 0
+    damaged: tuple[Finding, ...] = ()
+    healed: tuple[Finding, ...] = ()
+    extras: tuple[str, ...] = ()
+    removed: tuple[str, ...] = ()
+    failures: tuple[Failure, ...] = ()
+    elapsed_s: float = 0.0
+
+    def to_document(self) -> dict[str, Any]:
+        """As JSON values, for `--json`."""
+        return {
+            "replica": self.name,
+            "outcome": self.outcome.value,
+            "statement": str(self.statement) if self.statement else None,
+            "generation": self.generation,
+            "sent": {
+                "blobs": self.blobs,
+                "bytes": self.sent,
+                "manifests": self.manifests,
+                "tags": self.tags,
+            },
+            "damaged": [finding.to_document() for finding in self.damaged],
+            "healed": [finding.to_document() for finding in self.healed],
+            "extras": list(self.extras),
+            "removed": list(self.removed),
+            "failures": [failure.to_document() for failure in self.failures],
+            "elapsedSeconds": round(self.elapsed_s, 3),
+        }
+
+
+@dataclass(slots=True)
+class _Notes:
+    """What a replication gathers while it runs; used by its one thread."""
+
+    outcome: Outcome = Outcome.EQUAL
+    statement: Digest | None = None
+    generation: int | None = None
+    blobs: int = 0
+    sent: int = 0
+    manifests: int = 0
+    tags: int = 0
+    damaged: list[Finding] = field(default_factory=list)
+    healed: list[Finding] = field(default_factory=list)
+    extras: list[str] = field(default_factory=list)
+    removed: list[str] = field(default_factory=list)
+    failures: list[Failure] = field(default_factory=list)
+
+
+class Replication:
+    """Brings one replica to what the leader has. `run` once, in a thread of its own."""
+
+    def __init__(
+        self,
+        site: Site,
+        leader: Leader,
+        others: Sequence[Site],
+        how: How,
+        *,
+        on_event: OnEvent,
+        cancel: threading.Event,
+    ) -> None:
+        self.site, self._leader, self._others, self._how = site, leader, others, how
+        self._on_event, self._cancel = on_event, cancel
+        self._place = site.place(jobs=how.jobs, cancel=cancel)
+        self._notes = _Notes()
+        self._unhealed = False
+        self._started = time.monotonic()
+
+    def run(self) -> ReplicaResult:
+        """Do it; what fails is in the result and is never raised."""
+        try:
+            self._run()
+        except MirrorError as err:
+            self._fail("the replica as a whole", err)
+        return self.result()
+
+    def result(self) -> ReplicaResult:
+        """What was found and done up to now."""
+        notes = self._notes
+        return ReplicaResult(
+            self.site.name,
+            Outcome.FAILED if notes.failures else notes.outcome,
+            notes.statement,
+            notes.generation,
+            notes.blobs,
+            notes.sent,
+            notes.manifests,
+            notes.tags,
+            tuple(notes.damaged),
+            tuple(notes.healed),
+            tuple(notes.extras),
+            tuple(notes.removed),
+            tuple(notes.failures),
+            time.monotonic() - self._started,
+        )
+
+    # -- the steps -----------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        client, locate = self.site.client, self.site.tree.locate
+        stated = self._notes.statement = statement_digest(client, locate)
+        if stated is not None and stated == self._leader.digest and not self._how.full:
+            self._notes.generation = self._leader.generation
+            return  # it holds all that the leader does, and said so when that was true
+        facts = self._leader.facts()
+        standing = read_standing(client, locate)
+        if standing.current is not None:
+            self._notes.generation = standing.current.statement.generation
+        known = self._known(standing)
+        trusted = not (self._how.full or standing.pending or standing.notices)
+        if trusted and standing.current is not None and facts.published is not None:
+            held = self._by_statements(facts.inventory, known)
+            if self._carry(facts, standing, held, clear=True, quick=True):
+                self._notes.extras += (
+                    f"tag {path or '/'}:{tag}"
+                    for path, content in sorted(known.repositories.items())
+                    for tag in sorted(
+                        content.tags.keys() - facts.inventory.repository(path).tags.keys()
+                    )
+                )
+                return
+        found = self._survey(facts, known)
+        held = found.held
+        if self._how.deep:
+            held, found = self._read_and_heal(facts, found)
+        for item, error in found.unclear.items():
+            self._fail(str(item), error)
+        self._carry(facts, standing, held, clear=not found.unclear, quick=False)
+        self._retract(standing, facts, held)
+        self._extras(facts, known, found)
+
+    def _known(self, standing: Standing) -> Inventory:
+        """What the replica states; if pruning, what it ever stated: the rest cannot be listed."""
+        stated = [one.statement.inventory for one in (standing.pending, standing.current) if one]
+        if self._how.prune:
+            client, locate = self.site.client, self.site.tree.locate
+            for generation in generations(client, locate):
+                if published := read_statement(client, locate, generation_tag(generation)):
+                    stated.insert(0, published.statement.inventory)
+        return union(stated)
+
+    def _by_statements(self, wanted: Inventory, known: Inventory) -> Inventory:
+        """What is held, taken from what the replica states; only the difference is asked about."""
+        self._on_event(PhaseStarted(f"{self.site.name}: comparing what is stated"))
+        rest = lacking(wanted, known)
+        found = survey(rest, self._place, jobs=self._how.jobs, cancel=self._cancel)
+        return union([known, found.held])
+
+    def _survey(self, facts: Facts, known: Inventory) -> Survey:
+        self._on_event(PhaseStarted(f"{self.site.name}: comparing by digest"))
+        return survey(
+            facts.inventory,
+            self._place,
+            also=known.repositories,
+            thorough=self._how.deep,
+            jobs=self._how.jobs,
+            cancel=self._cancel,
+        )
+
+    def _read_and_heal(self, facts: Facts, found: Survey) -> tuple[Inventory, Survey]:
+        """Read back all that is there, replace what is wrong, and ask again what was unclear."""
+        damaged = damage(self._place, found, self._how, self._on_event, self._cancel)
+        if not damaged:
+            return found.held, found
+        if self._how.dry_run:
+            self._notes.outcome = Outcome.DIFFERS
+            self._notes.damaged += (
+                Finding(self.site.name, str(error), digest=digest)
+                for digest, error in sorted(damaged.items())
+            )
+            return found.held, replace(found, unclear={})
+        healer = Healer(
+            self._place,
+            self._ring(facts),
+            self.site.files,
+            on_event=self._on_event,
+            cancel=self._cancel,
+        )
+        healed, failures = healer.heal(damaged, facts.inventory, jobs=self._how.jobs)
+        self._notes.outcome = Outcome.SYNCED
+        self._notes.healed += healed
+        self._notes.failures += failures
+        self._unhealed = bool(failures)
+        again = self._survey(facts, Inventory())
+        return again.held, replace(again, listed={**found.listed, **again.listed})
+
+    def _ring(self, facts: Facts) -> Ring:
+        sites = [self._leader.site, *self._others]
+        return Ring([one.source() for one in sites if one is not self.site], facts.inventory)
+
+    def _carry(
+        self, facts: Facts, standing: Standing, held: Inventory, *, clear: bool, quick: bool
+    ) -> bool:
+        """Carry what lacks and state it; False where statements misled a `quick` one."""
+        plan = make_plan(facts.inventory, held, stage=publication_stage)
+        if facts.failures:
+            # What leads to versions waits until all of them could be read.
+            plan = replace(plan, tags=plan.tags[:1] if _begins_with_images(plan) else ())
+        if not clear or self._notes.failures:
+            plan = replace(plan, tags=())
+        stale = facts.published is not None and (
+            standing.pending is not None
+            or standing.current is None
+            or standing.current.digest != facts.published.digest
+        )
+        if self._how.dry_run:
+            if plan or stale:
+                self._notes.outcome = Outcome.DIFFERS
+            self._count(plan, plan.size)
+            return True
+        if not plan and not stale:
+            return True
+        announced = facts.published is not None and clear and not self._notes.failures
+
+        def before_tags() -> None:
+            self._confirm(plan, facts)
+            if announced and facts.artifact is not None and (stale or plan.tags):
+                begin(self.site.client, self.site.tree.locate, facts.artifact)
+
+        try:
+            ring = self._ring(facts)
+            done = transfer(
+                plan,
+                ring,
+                Persistent(self._place, ring),
+                jobs=self._how.jobs,
+                on_event=self._on_event,
+                cancel=self._cancel,
+                before_tags=before_tags,
+            )
+        except IncompleteError as err:
+            if quick and any(_misled(reason) for _, reason in err.failures):
+                return False  # something that was stated is gone: then everything is asked about
+            for item, reason in err.failures:
+                self._fail(item, reason)
+            return True
+        self._count(plan, done.sent)
+        self._notes.outcome = Outcome.SYNCED
+        if announced and facts.published is not None and (stale or plan.tags):
+            complete(
+                self.site.client,
+                self.site.tree.locate,
+                facts.published.statement,
+                facts.published.digest,
+            )
+            self._notes.statement = facts.published.digest
+            self._notes.generation = facts.published.statement.generation
+        return True
+
+    def _retract(self, standing: Standing, facts: Facts, held: Inventory) -> None:
+        """Take back a statement that has proved false and could not be made true.
+
+        Else this replica would pass for complete, and the next sync would believe it.
+        """
+        current = standing.current
+        if current is None or self._how.dry_run:
+            return
+        stated = current.statement.inventory
+        if self._notes.statement != current.digest:
+            return  # it states something newer by now
+        if facts.published is not None and not self._notes.failures:
+            return
+        broken = self._unhealed or any(
+            content.manifests.keys() & wanted.manifests.keys() - there.manifests.keys()
+            or content.blobs.keys() & wanted.blobs.keys() - there.blobs.keys()
+            for path, content in stated.repositories.items()
+            for wanted, there in [(facts.inventory.repository(path), held.repository(path))]
+        )
+        overtaken = facts.published is None and self._notes.tags > 0
+        if not broken and not overtaken:
+            return
+        repository = self.site.tree.locate(REPOSITORY)
+        try:
+            self.site.client.delete_manifest(repository, current.digest)
+        except RegistryError as err:
+            self._on_event(Warned(f"{self.site.name} goes on stating what it lacks: {err}"))
+        else:
+            self._notes.statement = self._notes.generation = None
+
+    def _confirm(self, plan: Plan, facts: Facts) -> None:
+        """See that every manifest that was put is there; a cache may have swallowed it.
+
+        Raises:
+            IncompleteError: one is not, and cannot be brought there.
+        """
+        steps = [step for wave in plan.manifests for step in wave]
+        client, locate = self.site.client, self.site.tree.locate
+        answers = Tolerant(client).ask_all(
+            steps,
+            lambda step: client.resolve(locate(step.repository), step.digest),
+            jobs=self._how.jobs,
+            cancel=self._cancel,
+        )
+        lost: dict[Digest, MirrorError] = {}
+        for step, answer in zip(steps, answers, strict=True):
+            if isinstance(answer, MirrorError):
+                lost[step.digest] = answer
+            elif answer is None:
+                lost[step.digest] = RegistryNotFoundError(
+                    f"{self.site.name}: manifest {step.digest} was accepted and is not there",
+                    where=f"HEAD {step.repository}",
+                )
+        if not lost:
+            return
+        healer = Healer(self._place, self._ring(facts), self.site.files, cancel=self._cancel)
+        healed, failures = healer.heal(lost, facts.inventory, jobs=self._how.jobs)
+        self._notes.healed += healed
+        if failures:
+            raise IncompleteError(
+                f"{len(failures)} manifests do not stay in {self.site.name}",
+                [(failure.item, failure.error) for failure in failures],
+            )
+
+    def _extras(self, facts: Facts, known: Inventory, found: Survey) -> None:
+        """Find what the leader does not have, and remove it if that was asked for."""
+        wanted = facts.inventory
+        extra = {
+            path: tags - wanted.repository(path).tags.keys() for path, tags in found.listed.items()
+        }
+        scope = frozenset({*wanted.repositories, *known.repositories})
+        beyond = walk(
+            self.site.source(),
+            scope,
+            known=lacking(known, wanted),
+            only=extra,
+            jobs=self._how.jobs,
+            cancel=self._cancel,
+        )
+        # By now the tags that the leader has too name what they name there.
+        there = union([found.held, beyond.inventory, tags_only(tags_of(wanted))])
+        removal = plan_removal(there, wanted, scope)
+        listed = [*map(str, removal.tags), *map(str, removal.manifests)]
+        if not self._how.prune:
+            self._notes.extras += listed
+            return
+        self._prune(facts, removal, listed, beyond.failures)
+
+    def _prune(
+        self,
+        facts: Facts,
+        removal: Removal,
+        listed: list[str],
+        unread: Sequence[Failure],
+    ) -> None:
+        if facts.published is None:
+            raise PruneRefusedError(
+                f"{self.site.name}: nothing was pruned: the leader {self._leader.site.name} states "
+                "no inventory, so what it lacks may be its loss; push to it first"
+            )
+        wrong = self._leader.audited()
+        if wrong or self._notes.failures:
+            raise PruneRefusedError(
+                f"{self.site.name}: nothing was pruned: "
+                + (
+                    f"the leader {self._leader.site.name} does not hold all that it states"
+                    if wrong
+                    else "this replica is not complete"
+                )
+                + "; mend that first"
+            )
+        self._notes.failures += unread
+        if self._how.dry_run:
+            self._notes.extras += listed
+            if removal:
+                self._notes.outcome = Outcome.DIFFERS
+            return
+        former = self._former_statements(facts.published.digest)
+        jobs, cancel = self._how.jobs, self._cancel
+        failures = remove(removal, self._place, jobs=jobs, cancel=cancel)
+        if removal and not failures:
+            # They promise a way back to what has just gone.
+            failures = remove(former, self._place, jobs=jobs, cancel=cancel)
+        failed = {failure.item for failure in failures}
+        self._notes.failures += failures
+        self._notes.removed += [one for one in listed if one not in failed]
+        if removal:
+            self._notes.outcome = Outcome.SYNCED
+
+    def _former_statements(self, current: Digest) -> Removal:
+        """The statements of earlier generations that this replica keeps."""
+        found = walk(self.site.source(), [REPOSITORY], jobs=self._how.jobs, cancel=self._cancel)
+        tags: dict[Digest, list[str]] = {}
+        for tag, digest in found.inventory.repository(REPOSITORY).tags.items():
+            if digest != current:
+                tags.setdefault(digest, []).append(tag)
+        return Removal(
+            manifests=tuple(
+                DropManifest(REPOSITORY, digest, tuple(names)) for digest, names in tags.items()
+            )
+        )
+
+    # -- notes ---------------------------------------------------------------------------------
+
+    def _fail(self, item: str, error: MirrorError) -> None:
+        if isinstance(error, IncompleteError):
+            for part, reason in error.failures:
+                self._fail(part, reason)
+            return
+        self._notes.failures.append(Failure(self.site.name, item, error))
+
+    def _count(self, plan: Plan, sent: int) -> None:
+        self._notes.blobs, self._notes.sent = len(plan.blobs), sent
+        self._notes.manifests, self._notes.tags = plan.manifest_count, plan.tag_count
+
+
+def damage(
+    place: RegistryTarget, found: Survey, how: How, on_event: OnEvent, cancel: threading.Event
+) -> Mapping[Digest, MirrorError]:
+    """Everything there that is not what it goes by, or that the registry cannot serve."""
+    damaged = read_back(found.held, place, jobs=how.jobs, on_event=on_event, cancel=cancel)
+    for item, error in found.unclear.items():
+        if speaks_of_damage(error):
+            damaged.setdefault(item.digest, error)
+    return damaged
+
+
+def _begins_with_images(plan: Plan) -> bool:
+    if not plan.tags:
+        return False
+    first = plan.tags[0][0]
+    return publication_stage(first.repository, first.tag) == 0
+
+
+def _misled(error: MirrorError) -> bool:
+    """Whether a registry missed something that a manifest needs."""
+    unknown = {"MANIFEST_BLOB_UNKNOWN", "BLOB_UNKNOWN", "MANIFEST_UNKNOWN"}
+    return isinstance(error, RegistryError) and not unknown.isdisjoint(error.codes)

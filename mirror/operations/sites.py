@@ -1,0 +1,83 @@
+"""Sites: the registries that a sync, a comparison or a clean-up is about, and what they say."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from mirror.errors import RegistryError, UnreachableError
+from mirror.registry import RegistryClient
+from mirror.release.tree import TargetTree
+from mirror.sync import Inventory
+from mirror.sync.registry import RegistrySource, RegistryTarget
+from mirror.sync.statement import REPOSITORY
+from mirror.sync.storage import Storage
+from mirror.sync.walk import Walk, walk
+from mirror.sync.workers import DEFAULT_JOBS
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """One registry with the tree that lies in it. The client is the caller's, who closes it.
+
+    `storage` is the registry's data root, where it can be reached: damaged files are replaced
+    there.
+    """
+
+    client: RegistryClient
+    tree: TargetTree
+    storage: Path | None = None
+
+    @property
+    def name(self) -> str:
+        """What a person calls it: `host:port/path`."""
+        return str(self.tree.root)
+
+    @property
+    def files(self) -> Storage | None:
+        """Its data root, if it was named."""
+        return None if self.storage is None else Storage(self.storage)
+
+    def source(self) -> RegistrySource:
+        """It as a source."""
+        return RegistrySource(self.client, self.tree.locate, self.name)
+
+    def place(
+        self, *, jobs: int = DEFAULT_JOBS, cancel: threading.Event | None = None
+    ) -> RegistryTarget:
+        """It as a target."""
+        return RegistryTarget(self.client, self.tree.locate, self.name, jobs=jobs, cancel=cancel)
+
+
+def walk_site(
+    site: Site,
+    known: Inventory | None = None,
+    *,
+    jobs: int = DEFAULT_JOBS,
+    cancel: threading.Event | None = None,
+) -> Walk:
+    """What lies below the site's root. Its repositories are those of `known`, which spares reading
+    manifests too, and those that the registry lists, where it does.
+
+    Raises:
+        RegistryError: nothing is known, and the registry does not list its repositories.
+    """
+    paths = set(known.repositories) if known is not None else set()
+    try:
+        paths.update(repositories_of(site))
+    except UnreachableError:
+        raise
+    except RegistryError:
+        if not paths:
+            raise
+    return walk(site.source(), paths, known=known, jobs=jobs, cancel=cancel)
+
+
+def repositories_of(site: Site) -> Iterator[str]:
+    """The paths of all repositories below the root that the registry lists, without statements."""
+    for repository in site.client.catalogue():
+        path = site.tree.path_of(repository)
+        if path is not None and path != REPOSITORY:
+            yield path

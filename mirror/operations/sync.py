@@ -1,0 +1,263 @@
+"""Sync: replicas brought to what the leader has, each by itself and all at once."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+from mirror.errors import CancelledError, InputError, MirrorError, StalledError
+from mirror.events import Event, OnEvent, PhaseAdvanced, PhaseStarted, Retrying, Warned
+from mirror.events import ignore as ignore_events
+from mirror.oci import Digest
+from mirror.operations.audit_leader import LeaderAudit
+from mirror.operations.leader import Leader, choose_leader
+from mirror.operations.replicate import How, Outcome, ReplicaResult, Replication
+from mirror.operations.sites import Site
+from mirror.sync.survey import Failure
+from mirror.sync.workers import DEFAULT_JOBS
+
+_GRACE_S = 10.0
+_TICK_S = 0.2
+
+
+@dataclass(frozen=True, slots=True)
+class SyncReport:
+    """A finished sync: how each replica stands.
+
+    `statement` and `generation` are what the leader states; None if it states nothing.
+    `audit` is what an audit of the leader itself found; None where there was none.
+    """
+
+    leader: str
+    statement: Digest | None
+    generation: int | None
+    dry_run: bool
+    replicas: tuple[ReplicaResult, ...]
+    audit: ReplicaResult | None = None
+    unasked: tuple[Failure, ...] = ()
+
+    @property
+    def failures(self) -> tuple[Failure, ...]:
+        """Everything that could not be done, at whichever registry."""
+        audited = self.audit.failures if self.audit else ()
+        return (*self.unasked, *audited, *(f for one in self.replicas for f in one.failures))
+
+    @property
+    def exit_code(self) -> int:
+        """0 if nothing failed; the one code of all failures, or 1 for several."""
+        codes = {failure.error.exit_code for failure in self.failures}
+        if not codes:
+            return 0
+        return codes.pop() if len(codes) == 1 else MirrorError.exit_code
+
+    def to_document(self) -> dict[str, Any]:
+        """As JSON values, for `--json`."""
+        return {
+            "ok": not self.failures,
+            "leader": self.leader,
+            "statement": str(self.statement) if self.statement else None,
+            "generation": self.generation,
+            "dryRun": self.dry_run,
+            "replicas": [one.to_document() for one in self.replicas],
+            "audit": self.audit.to_document() if self.audit else None,
+            "failures": [failure.to_document() for failure in self.failures],
+        }
+
+
+class _Runner(Protocol):
+    """One registry's share of the work."""
+
+    @property
+    def site(self) -> Site: ...
+
+    def run(self) -> ReplicaResult: ...
+
+    def result(self) -> ReplicaResult: ...
+
+
+def sync_replicas(
+    leader: Site | None,
+    replicas: Sequence[Site],
+    *,
+    audit: bool = False,
+    deep: bool = False,
+    prune: bool = False,
+    dry_run: bool = False,
+    deadline_s: float | None = None,
+    jobs: int = DEFAULT_JOBS,
+    on_event: OnEvent = ignore_events,
+    on_replica: Callable[[ReplicaResult], None] = lambda _result: None,
+    cancel: threading.Event | None = None,
+) -> SyncReport:
+    """Make every replica hold what the leader states, and state it itself.
+
+    `leader` None takes the site of highest generation among `replicas`. Equal statements end the
+    work after one request per registry. Else what a replica states is compared, and only the
+    difference asked about and carried. `audit` compares every tag and manifest by digest instead,
+    and the leader with its own statement; `deep` reads every byte back as well and replaces what is
+    damaged, at the leader too. A leader that states nothing is walked, and nothing is stated then.
+
+    `prune` removes what the leader does not have; without it that is only reported.
+
+    Every replica has threads of its own (`jobs`) and a result of its own, which `on_replica` hears
+    as soon as it is there; none waits for another. What fails is in the report and is not raised.
+    After `deadline_s` seconds what is not finished is stopped, and the clients of those sites are
+    closed.
+
+    Raises:
+        InputError: the leader is among the replicas, or there is none.
+        UnreachableError, DeniedError, StatementError, NotFoundError, ConflictError: of the leader.
+        CancelledError: `cancel` was set.
+    """
+    cancel = cancel or threading.Event()
+    started = time.monotonic()
+    unasked: tuple[Failure, ...] = ()
+    for site in replicas:
+        if site.files is not None:
+            site.files.check()
+    if leader is None:
+        leader, unasked = choose_leader(replicas, cancel=cancel)
+        absent = {failure.place for failure in unasked}
+        replicas = [one for one in replicas if one is not leader and one.name not in absent]
+    names = [site.name for site in replicas]
+    if leader.name in names or len(set(names)) < len(names) or not (names or unasked):
+        raise InputError("a sync goes from one registry to others, each of them named once")
+    how = How(audit, deep, prune, dry_run, jobs)
+    head = Leader(leader, jobs=jobs, cancel=cancel)
+    if len(replicas) > 1:
+        on_event(
+            PhaseStarted(f"syncing {len(replicas)} replicas from {leader.name}", len(replicas))
+        )
+    listener = on_event if len(replicas) == 1 and not how.full else _sparing(on_event)
+    flags = [threading.Event() for _ in replicas]
+    runners: list[_Runner] = [
+        Replication(
+            site,
+            head,
+            [other for other in replicas if other is not site],
+            how,
+            on_event=listener,
+            cancel=flag,
+        )
+        for site, flag in zip(replicas, flags, strict=True)
+    ]
+    if how.full:
+        flags.append(threading.Event())
+        runners.append(LeaderAudit(head, replicas, how, on_event=listener, cancel=flags[-1]))
+
+    def told(result: ReplicaResult) -> None:
+        if result.name != leader.name:
+            on_event(PhaseAdvanced())
+            on_replica(result)
+
+    until = None if deadline_s is None else started + deadline_s
+    results = _run_all(runners, flags, leader, until, deadline_s, cancel, told)
+    if cancel.is_set():
+        raise CancelledError("stopped on request; what is done is done, run the command again")
+    checked = results.pop() if how.full else None
+    return SyncReport(
+        leader.name,
+        head.digest,
+        head.generation,
+        dry_run,
+        tuple(results),
+        checked,
+        unasked,
+    )
+
+
+def _run_all(
+    runners: Sequence[_Runner],
+    flags: Sequence[threading.Event],
+    leader: Site,
+    until: float | None,
+    deadline_s: float | None,
+    cancel: threading.Event,
+    told: Callable[[ReplicaResult], None],
+) -> list[ReplicaResult]:
+    """Run each in a thread of its own. On return no thread of ours is running."""
+    results: dict[int, ReplicaResult] = {}
+    bugs: list[BaseException] = []
+
+    def run(number: int) -> None:
+        try:
+            results[number] = runners[number].run()
+            told(results[number])
+        except BaseException as err:  # noqa: BLE001 - raised by the caller's thread, below
+            bugs.append(err)
+
+    threads = [
+        threading.Thread(target=run, args=(number,), name=f"mirror-{runners[number].site.name}")
+        for number in range(len(runners))
+    ]
+    for thread in threads:
+        thread.start()
+    late: set[int] = set()
+    try:
+        while any(thread.is_alive() for thread in threads):
+            for thread in threads:
+                thread.join(_TICK_S / len(threads))
+            overdue = until is not None and time.monotonic() > until
+            if (overdue or cancel.is_set() or bugs) and not late:
+                late = {number for number, thread in enumerate(threads) if thread.is_alive()}
+                _stop(late, runners, flags, threads, leader)
+    except BaseException:
+        alive = {number for number, thread in enumerate(threads) if thread.is_alive()}
+        _stop(alive, runners, flags, threads, leader)
+        raise
+    finally:
+        for thread in threads:
+            thread.join()
+    if bugs:
+        raise bugs[0]
+    for number in late if not cancel.is_set() else ():
+        result = results[number]
+        if result.outcome is Outcome.FAILED:
+            results[number] = _overdue(result, deadline_s or 0.0)
+    return [results[number] for number in range(len(runners))]
+
+
+def _stop(
+    numbers: set[int],
+    runners: Sequence[_Runner],
+    flags: Sequence[threading.Event],
+    threads: Sequence[threading.Thread],
+    leader: Site,
+) -> None:
+    """End what these do; closed connections end even what waits for an answer."""
+    for number in numbers:
+        flags[number].set()
+    until = time.monotonic() + _TICK_S
+    for number in numbers:
+        threads[number].join(max(0.0, until - time.monotonic()))
+    for number in numbers:
+        if threads[number].is_alive() and runners[number].site is not leader:
+            runners[number].site.client.close()
+    until = time.monotonic() + _GRACE_S
+    for number in numbers:
+        threads[number].join(max(0.0, until - time.monotonic()))
+    if any(threads[number].is_alive() for number in numbers):
+        leader.client.close()  # it is the leader that they wait for
+
+
+def _overdue(result: ReplicaResult, deadline_s: float) -> ReplicaResult:
+    error = StalledError(
+        f"{result.name} was not finished within {deadline_s:g} s and was stopped; what arrived is "
+        "kept: run the command again, with more time or fewer replicas",
+        where=result.name,
+    )
+    kept = tuple(one for one in result.failures if not isinstance(one.error, CancelledError))
+    return replace(result, failures=(*kept, Failure(result.name, "the replica as a whole", error)))
+
+
+def _sparing(on_event: OnEvent) -> OnEvent:
+    """Of several replicas at once, only what a person has to know of each."""
+
+    def listener(event: Event) -> None:
+        if isinstance(event, Warned | Retrying):
+            on_event(event)
+
+    return listener

@@ -1,0 +1,202 @@
+"""Publication: statements written to and read from a registry, and the journal of a tag phase.
+
+Below the root, in `mirror/inventory`, these tags name statements (`mirror.sync.statement`):
+
+* `latest`: what the registry holds now;
+* `pending`: what it is on its way to. It is set before the first tag of a release turns, and
+  `latest` follows when the last one has; so whoever finds the two different knows of an
+  interrupted phase, and of what it was to come to. It stays where it is afterwards, as many
+  registries cannot delete a tag;
+* `generation-<n>`: every state that was reached;
+* `<hex>`: the last generation with the inventory of that digest.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Generator
+from dataclasses import dataclass
+from functools import partial
+
+from mirror.errors import (
+    ConflictError,
+    IntegrityError,
+    InvalidManifestError,
+    RegistryNotFoundError,
+    StatementError,
+)
+from mirror.oci import Digest
+from mirror.registry import RegistryClient
+from mirror.sync.registry import Locate
+from mirror.sync.statement import EMPTY_CONFIG, REPOSITORY, Artifact, Statement, layer_of
+from mirror.sync.tags import Tags, tags_of
+
+LATEST = "latest"
+PENDING = "pending"
+
+_CHUNK = 1 << 20
+_GENERATION_TAG = re.compile(r"generation-([1-9][0-9]{0,18})")
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """A statement that a registry has. `digest` is that of its artifact: equal on all replicas."""
+
+    digest: Digest
+    statement: Statement
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """What a registry says of itself.
+
+    `current` is what it reached last; `pending` what a phase that was interrupted was to come to,
+    else None. `generation` is the highest that is known of; 0 if none is. `notices` tell of what
+    is there and cannot be read.
+    """
+
+    current: Published | None = None
+    pending: Published | None = None
+    generation: int = 0
+    notices: tuple[str, ...] = ()
+
+    @property
+    def newest(self) -> Published | None:
+        """What the next statement follows: an interrupted phase is finished before it."""
+        return self.pending or self.current
+
+    def known_tags(self) -> tuple[Tags, ...]:
+        """What tags may name that was set by nobody else."""
+        known = [tags_of(one.statement.inventory) for one in self._all()]
+        return (*known, self.pending.statement.former) if self.pending else tuple(known)
+
+    def _all(self) -> tuple[Published, ...]:
+        return tuple(one for one in (self.current, self.pending) if one)
+
+
+def generation_tag(generation: int) -> str:
+    """The tag under which a generation is kept."""
+    return f"generation-{generation}"
+
+
+def statement_digest(client: RegistryClient, locate: Locate, tag: str = LATEST) -> Digest | None:
+    """The digest of the artifact that `tag` names, by one request; None if there is none.
+
+    Registries whose digests are equal state the same inventory, and the same generation of it.
+    """
+    found = client.resolve(locate(REPOSITORY), tag)
+    return found.digest if found else None
+
+
+def read_statement(
+    client: RegistryClient, locate: Locate, reference: str | Digest = LATEST
+) -> Published | None:
+    """The statement that `reference` names, every byte of it checked; None if there is none.
+
+    Raises:
+        StatementError: what is there is no statement, or is damaged.
+        InputError: it is of a newer schema.
+    """
+    repository = locate(REPOSITORY)
+    where = f"{client.host}/{repository}:{reference}"
+    try:
+        manifest = client.manifest(repository, reference)
+    except RegistryNotFoundError:
+        return None
+    except (IntegrityError, InvalidManifestError) as err:
+        raise StatementError(f"{where} cannot be read: {err}") from err
+    try:
+        layer = layer_of(manifest)
+        # With its size told, no more than that is ever taken in.
+        data = b"".join(client.blob(repository, layer.digest, size=layer.size))
+        return Published(manifest.digest, Statement.from_json(data))
+    except (IntegrityError, RegistryNotFoundError) as err:
+        raise StatementError(
+            f"{where} cannot be read: {err}; push the bundle again to state anew what is there"
+        ) from err
+
+
+def generations(client: RegistryClient, locate: Locate) -> list[int]:
+    """The generations that the registry keeps statements of, rising."""
+    try:
+        tags = client.tags(locate(REPOSITORY))
+    except RegistryNotFoundError:
+        return []
+    return sorted(int(found[1]) for tag in tags if (found := _GENERATION_TAG.fullmatch(tag)))
+
+
+def read_standing(client: RegistryClient, locate: Locate) -> Standing:
+    """Both statements of a registry, and whether a phase was interrupted.
+
+    A statement that cannot be read is told of in `notices`; for `latest` the newest generation
+    that can be read stands in.
+
+    Raises:
+        InputError: a statement is of a newer schema.
+    """
+    notices: list[str] = []
+
+    def read(reference: str) -> Published | None:
+        try:
+            return read_statement(client, locate, reference)
+        except StatementError as err:
+            notices.append(str(err))
+            return None
+
+    pending = None
+    tip, reached = (statement_digest(client, locate, tag) for tag in (PENDING, LATEST))
+    current = read(LATEST) if reached else None
+    if tip is not None and tip != reached:
+        pending = read(PENDING)
+    generation = max((one.statement.generation for one in (current, pending) if one), default=0)
+    if notices:
+        kept = generations(client, locate)
+        generation = max([generation, *kept])
+        if current is None and reached is not None:
+            stand_ins = (read(generation_tag(number)) for number in reversed(kept))
+            current = next(filter(None, stand_ins), None)
+    return Standing(current, pending, generation, tuple(notices))
+
+
+def put_artifact(client: RegistryClient, locate: Locate, artifact: Artifact, *tags: str) -> None:
+    """Store a statement by its digest, then under `tags`, one after the other.
+
+    What is there already is not sent again.
+    """
+    repository = locate(REPOSITORY)
+    for data in (EMPTY_CONFIG, artifact.layer):
+        digest = Digest.of(data)
+        if client.blob_size(repository, digest) != len(data):
+            client.upload(repository, digest, len(data), partial(_chunks, data))
+    references: list[str | Digest] = [artifact.manifest.digest, *tags]
+    for reference in references:
+        client.put_manifest(repository, reference, artifact.manifest)
+
+
+def begin(client: RegistryClient, locate: Locate, artifact: Artifact) -> None:
+    """Announce the statement that the tags are about to be turned to."""
+    put_artifact(client, locate, artifact, PENDING)
+
+
+def complete(client: RegistryClient, locate: Locate, statement: Statement, digest: Digest) -> None:
+    """State it: every tag has turned. `digest` is that of the artifact, which is there already.
+
+    Raises:
+        ConflictError: somebody else began another phase meanwhile.
+    """
+    repository = locate(REPOSITORY)
+    if statement_digest(client, locate, PENDING) != digest:
+        raise ConflictError(
+            f"{client.host}/{repository}: another push, rollback or sync began while this one ran; "
+            "run it again, one at a time"
+        )
+    manifest = client.manifest(repository, digest)
+    # Last of all `latest`: whoever finds it finds the history complete.
+    tags = (generation_tag(statement.generation), statement.inventory.digest().encoded, LATEST)
+    for tag in tags:
+        client.put_manifest(repository, tag, manifest)
+
+
+def _chunks(data: bytes, offset: int) -> Generator[bytes, None, None]:
+    for start in range(offset, len(data), _CHUNK):
+        yield data[start : start + _CHUNK]

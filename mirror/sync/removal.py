@@ -1,0 +1,232 @@
+"""Deletions: decided purely, then done one by one. Nothing else in mirror removes from a registry.
+
+A registry deletes a manifest together with every tag that names it, and most cannot delete a tag
+alone. A tag whose manifest has to stay is therefore let name a small manifest of its own first,
+which is then deleted.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Collection
+from contextlib import closing, suppress
+from dataclasses import dataclass
+from functools import partial
+from graphlib import TopologicalSorter
+from typing import TypeVar
+
+from mirror.errors import MirrorError, RegistryError, RegistryNotFoundError
+from mirror.oci import Digest, Manifest, media_types
+from mirror.sync.inventory import Inventory, RepositoryContent
+from mirror.sync.registry import RegistryTarget
+from mirror.sync.survey import Failure
+from mirror.sync.workers import DEFAULT_JOBS, for_each
+
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True, slots=True)
+class DropTag:
+    """A tag goes; the manifest `digest` that it names is needed and stays."""
+
+    repository: str
+    tag: str
+    digest: Digest
+
+    def __str__(self) -> str:
+        return f"tag {self.repository or '/'}:{self.tag}"
+
+
+@dataclass(frozen=True, slots=True)
+class DropManifest:
+    """A manifest goes, and with it `tags`, which are all that name it."""
+
+    repository: str
+    digest: Digest
+    tags: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        named = f" ({', '.join(self.tags)})" if self.tags else ""
+        return f"manifest {self.repository or '/'}@{self.digest}{named}"
+
+
+@dataclass(frozen=True, slots=True)
+class Removal:
+    """What goes, in this order: tags, then manifests, indexes before what is in them."""
+
+    tags: tuple[DropTag, ...] = ()
+    manifests: tuple[DropManifest, ...] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.tags or self.manifests)
+
+    @property
+    def tag_count(self) -> int:
+        """How many tags will be gone."""
+        return len(self.tags) + sum(len(one.tags) for one in self.manifests)
+
+    def to_document(self) -> dict[str, object]:
+        """As JSON values, for `--json`."""
+        return {
+            "tags": [
+                *({"repository": t.repository, "tag": t.tag} for t in self.tags),
+                *(
+                    {"repository": m.repository, "tag": tag}
+                    for m in self.manifests
+                    for tag in m.tags
+                ),
+            ],
+            "manifests": [
+                {"repository": m.repository, "digest": str(m.digest)} for m in self.manifests
+            ],
+        }
+
+
+def plan_removal(there: Inventory, keep: Inventory, scope: Collection[str]) -> Removal:
+    """What of `there` goes so that, in the repositories of `scope`, only what `keep` names stays.
+
+    A tag stays if `keep` has one of that name, and so does whatever it names now, with all that
+    this reaches. Pure: equal arguments, equal removals.
+    """
+    tags: list[DropTag] = []
+    manifests: list[DropManifest] = []
+    for path in sorted(set(scope) & there.repositories.keys()):
+        content, kept = there.repository(path), keep.repository(path)
+        needed = _needed(content, kept)
+        going: dict[Digest, list[str]] = {}
+        for tag, digest in sorted(content.tags.items()):
+            if tag in kept.tags:
+                continue
+            if digest in needed:
+                tags.append(DropTag(path, tag, digest))
+            else:
+                going.setdefault(digest, []).append(tag)
+        order = TopologicalSorter(
+            {
+                digest: sorted(child.digest for child in node.children)
+                for digest, node in sorted(content.manifests.items())
+            }
+        )
+        parents_first = [d for d in reversed(tuple(order.static_order())) if d in content.manifests]
+        # A tag may name what could not be read: that goes like any other manifest.
+        unread = sorted(going.keys() - content.manifests.keys())
+        manifests += (
+            DropManifest(path, digest, tuple(going.get(digest, ())))
+            for digest in (*parents_first, *unread)
+            if digest not in needed
+        )
+    return Removal(tuple(tags), tuple(manifests))
+
+
+def _needed(content: RepositoryContent, kept: RepositoryContent) -> frozenset[Digest]:
+    """Manifests that stay: those `kept` names, those its tags name now, and what these reach."""
+    needed = set(kept.manifests) | set(kept.tags.values())
+    needed |= {digest for tag, digest in content.tags.items() if tag in kept.tags}
+    pending = list(needed)
+    while pending:
+        digest = pending.pop()
+        node = content.manifests.get(digest) or kept.manifests.get(digest)
+        for child in node.children if node else ():
+            if child.digest not in needed:
+                needed.add(child.digest)
+                pending.append(child.digest)
+    return frozenset(needed)
+
+
+def remove(
+    removal: Removal,
+    place: RegistryTarget,
+    *,
+    jobs: int = DEFAULT_JOBS,
+    cancel: threading.Event | None = None,
+) -> tuple[Failure, ...]:
+    """Carry out `removal`; return what could not be removed, with the reasons.
+
+    Manifests are not begun where a tag could not be removed. What is gone already counts as done.
+
+    Raises:
+        CancelledError: `cancel` was set.
+    """
+    failures = _each(removal.tags, partial(_drop_tag, place), place, jobs, cancel)
+    if failures:
+        return failures
+    # One after another within a repository: an index has to go before what is in it.
+    by_repository: dict[str, list[DropManifest]] = {}
+    for one in removal.manifests:
+        by_repository.setdefault(one.repository, []).append(one)
+    found: list[Failure] = []
+
+    def drop_all(path: str) -> None:
+        for one in by_repository[path]:
+            if cancel is not None and cancel.is_set():
+                return
+            try:
+                with suppress(RegistryNotFoundError):
+                    place.client.delete_manifest(place.locate(path), one.digest)
+            except RegistryError as err:
+                found.append(Failure(place.name, str(one), err))
+                if err.status is None or err.status in (401, 403, 405):
+                    return  # the next would only repeat it
+
+    failures = _each(tuple(by_repository), drop_all, place, jobs, cancel)
+    return (*failures, *sorted(found, key=lambda failure: failure.item))
+
+
+def _each(
+    items: Collection[Item],
+    work: Callable[[Item], None],
+    place: RegistryTarget,
+    jobs: int,
+    cancel: threading.Event | None,
+) -> tuple[Failure, ...]:
+    failures = []
+    with closing(for_each(items, work, jobs=jobs, cancel=cancel)) as outcomes:
+        for item, outcome in outcomes:
+            if isinstance(outcome, MirrorError):
+                failures.append(Failure(place.name, str(item), outcome))
+    return tuple(sorted(failures, key=lambda failure: failure.item))
+
+
+_NOTHING = b"{}"
+_UNSUPPORTED = (400, 404, 405, 501)
+
+
+def _drop_tag(place: RegistryTarget, one: DropTag) -> None:
+    repository = place.locate(one.repository)
+    try:
+        place.client.delete_tag(repository, one.tag)
+    except RegistryError as err:
+        if err.status not in _UNSUPPORTED and "UNSUPPORTED" not in err.codes:
+            raise
+    else:
+        return
+    now = place.client.resolve(repository, one.tag)
+    if now is None:
+        return
+    empty = Digest.of(_NOTHING)
+    if place.client.blob_size(repository, empty) is None:
+        place.client.upload(
+            repository, empty, len(_NOTHING), lambda offset: (part for part in [_NOTHING[offset:]])
+        )
+    farewell = _farewell(one, empty)
+    place.client.put_manifest(repository, one.tag, farewell)
+    place.client.delete_manifest(repository, farewell.digest)
+
+
+def _farewell(one: DropTag, empty: Digest) -> Manifest:
+    """A manifest that nothing else names, so that deleting it deletes this tag alone."""
+    raw = json.dumps(
+        {
+            "schemaVersion": 2,
+            "mediaType": media_types.OCI_MANIFEST,
+            "config": {
+                "mediaType": "application/vnd.oci.empty.v1+json",
+                "digest": str(empty),
+                "size": len(_NOTHING),
+            },
+            "layers": [],
+            "annotations": {"io.deckhouse.mirror.removed-tag": f"{one.repository}:{one.tag}"},
+        }
+    ).encode()
+    return Manifest.parse(raw, media_types.OCI_MANIFEST)

@@ -1,0 +1,269 @@
+"""Statements: what a registry says that it holds, as pure data and as an OCI artifact.
+
+A statement is written when everything that it names is in place. It is numbered: generations only
+ever rise, so of two replicas the one with the higher generation is ahead, whatever their clocks
+say. There is no clock and no host name in it: equal content makes equal bytes, on every replica.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from mirror.errors import (
+    DamagedBundleError,
+    InputError,
+    InvalidDigestError,
+    InvalidReferenceError,
+    StatementError,
+)
+from mirror.oci import Descriptor, Digest, Manifest
+from mirror.oci.manifest import descriptor_json
+from mirror.oci.media_types import OCI_EMPTY, OCI_MANIFEST
+from mirror.oci.reference import check_repository, check_tag
+from mirror.sync.inventory import Inventory, RepositoryContent, canonical_json
+from mirror.sync.tags import Tags
+
+SCHEMA_VERSION = 1
+
+REPOSITORY = "mirror/inventory"
+"""Where statements lie, below the root that they speak of. No statement speaks of it."""
+
+ARTIFACT_TYPE = "application/vnd.deckhouse.mirror.inventory.v1"
+LAYER_TYPE = "application/vnd.deckhouse.mirror.inventory.v1+json"
+GENERATION = "io.deckhouse.mirror.generation"
+INVENTORY = "io.deckhouse.mirror.inventory"
+"""Annotations of the artifact: the generation's number, and the inventory's digest."""
+
+MAX_STATEMENT_BYTES = 512 << 20
+"""More than a statement over a million images has; whoever sends more means harm."""
+
+EMPTY_CONFIG = b"{}"
+
+
+@dataclass(frozen=True, slots=True)
+class Statement:
+    """The registry holds all of `inventory`; this is its `generation`-th state, from 1 on.
+
+    `former` are the tags that named something right before this generation's tags were set which
+    no earlier generation accounts for: those of other tools, mostly. Together with the earlier
+    generations' inventories they tell what every tag named before.
+    `tool` is what wrote it.
+
+    Raises:
+        ValueError: the generation is not positive or restores a later one, the inventory is open
+            (it promises what it does not have), or it speaks of the statements' own repository.
+    """
+
+    inventory: Inventory
+    generation: int
+    former: Tags = field(default_factory=dict)
+    restores: int | None = None
+    tool: str = ""
+
+    def __post_init__(self) -> None:
+        if self.generation < 1:
+            raise ValueError(f"generation {self.generation} is not positive")
+        if self.restores is not None and not 0 <= self.restores < self.generation:
+            raise ValueError(f"generation {self.generation} cannot restore {self.restores}")
+        if REPOSITORY in self.inventory.repositories or REPOSITORY in self.former:
+            raise ValueError(f"it speaks of {REPOSITORY}, where statements lie")
+        gap = next(self.inventory.gaps(), None)
+        if gap is not None:
+            where = gap.repository or "the root repository"
+            raise ValueError(f"its inventory promises {gap.missing} in {where} and lacks it")
+
+    def to_json(self) -> bytes:
+        """The canonical document, which is the artifact's one layer."""
+        document: dict[str, Any] = {
+            "schemaVersion": SCHEMA_VERSION,
+            "generation": self.generation,
+            "tool": self.tool,
+            "former": {
+                path: {tag: str(digest) for tag, digest in tags.items()}
+                for path, tags in self.former.items()
+                if tags
+            },
+            "inventory": self.inventory.to_document(),
+        }
+        if self.restores is not None:
+            document["restores"] = self.restores
+        return canonical_json(document)
+
+    @classmethod
+    def from_json(cls, data: bytes) -> Statement:
+        """Read what `to_json` wrote.
+
+        Raises:
+            StatementError: this is no statement.
+            InputError: it is one of a newer schema.
+        """
+        try:
+            document = json.loads(data)
+            version = document["schemaVersion"]
+            if version != SCHEMA_VERSION:
+                raise InputError(
+                    f"the published inventory has schema version {version!s:.20}; this release of "
+                    f"mirror reads version {SCHEMA_VERSION}: use a newer one"
+                )
+            return cls(
+                Inventory.from_document(document["inventory"]),
+                _generation(document["generation"]),
+                {
+                    _repository(path): {_tag(tag): Digest.parse(d) for tag, d in tags.items()}
+                    for path, tags in document["former"].items()
+                },
+                None if "restores" not in document else _generation(document["restores"]),
+                _text(document["tool"]),
+            )
+        except (
+            KeyError,
+            TypeError,
+            ValueError,
+            AttributeError,
+            RecursionError,
+            DamagedBundleError,
+            InvalidDigestError,
+            InvalidReferenceError,
+        ) as err:
+            raise StatementError(f"it is no published inventory: {str(err)[:300]}") from err
+
+    def artifact(self) -> Artifact:
+        """The statement as registries keep it. The layer is serialised once; keep the result."""
+        layer = self.to_json()
+        config = Descriptor(OCI_EMPTY, Digest.of(EMPTY_CONFIG), len(EMPTY_CONFIG))
+        document = {
+            "schemaVersion": 2,
+            "mediaType": OCI_MANIFEST,
+            "artifactType": ARTIFACT_TYPE,
+            "config": descriptor_json(config),
+            "layers": [
+                {
+                    **descriptor_json(Descriptor(LAYER_TYPE, Digest.of(layer), len(layer))),
+                    # The name under which `oras pull` saves it.
+                    "annotations": {"org.opencontainers.image.title": "inventory.json"},
+                }
+            ],
+            "annotations": {
+                GENERATION: str(self.generation),
+                INVENTORY: str(self.inventory.digest()),
+            },
+        }
+        raw = json.dumps(document, separators=(",", ":")).encode()
+        return Artifact(Manifest.parse(raw), layer)
+
+
+@dataclass(frozen=True, slots=True)
+class Artifact:
+    """A statement's manifest, and the bytes of its one layer."""
+
+    manifest: Manifest
+    layer: bytes = field(repr=False)
+
+
+def layer_of(manifest: Manifest) -> Descriptor:
+    """The layer of a statement's artifact.
+
+    Raises:
+        StatementError: `manifest` is that of something else, or its layer is too large.
+    """
+    if manifest.artifact_type != ARTIFACT_TYPE:
+        raise StatementError(
+            f"it is no published inventory: its artifact type is {manifest.artifact_type!s:.100}, "
+            f"not {ARTIFACT_TYPE}"
+        )
+    if [layer.media_type for layer in manifest.layers] != [LAYER_TYPE]:
+        raise StatementError(f"it is no published inventory: it has not one layer of {LAYER_TYPE}")
+    (layer,) = manifest.layers
+    if layer.size > MAX_STATEMENT_BYTES:
+        raise StatementError(
+            f"the published inventory has {layer.size} bytes; at most {MAX_STATEMENT_BYTES} are "
+            "read"
+        )
+    return layer
+
+
+# -- succession ------------------------------------------------------------------------------------
+
+
+def succeed(previous: Inventory, pushed: Inventory) -> Inventory:
+    """What a registry that published `previous` holds when all of `pushed` has come.
+
+    Everything of both, except the manifests (and their blobs) that only tags led to which now name
+    something else. Those are still in the registry, so that a rollback finds them, but nothing
+    promises them any longer. What no tag led to before, as signatures, stays.
+    """
+    return Inventory(
+        {
+            path: _succeeded(previous.repository(path), pushed.repository(path))
+            for path in sorted({*previous.repositories, *pushed.repositories})
+        }
+    )
+
+
+def _succeeded(previous: RepositoryContent, pushed: RepositoryContent) -> RepositoryContent:
+    if not pushed or not previous:
+        return pushed or previous
+    tags = {**previous.tags, **pushed.tags}
+    manifests = {**previous.manifests, **pushed.manifests}
+    blobs = {**previous.blobs, **pushed.blobs}
+    everything = RepositoryContent(tags, manifests, blobs)
+    overridden = {
+        digest for tag, digest in previous.tags.items() if pushed.tags.get(tag, digest) != digest
+    }
+    if not overridden:
+        return everything
+    untagged = previous.manifests.keys() - reachable(previous, previous.tags.values())
+    kept = reachable(everything, {*tags.values(), *pushed.manifests, *untagged})
+    dropped = reachable(previous, overridden) - kept
+    if not dropped:
+        return everything
+    needed = {blob.digest for digest in kept for blob in manifests[digest].blobs}
+    lost = {blob.digest for digest in dropped for blob in manifests[digest].blobs}
+    lost -= needed | pushed.blobs.keys()
+    return RepositoryContent(
+        tags,
+        {digest: node for digest, node in manifests.items() if digest not in dropped},
+        {digest: size for digest, size in blobs.items() if digest not in lost},
+    )
+
+
+def reachable(content: RepositoryContent, roots: Iterable[Digest]) -> set[Digest]:
+    """The manifests of `content` among `roots`, and all below them."""
+    found: set[Digest] = set()
+    pending = list(roots)
+    while pending:
+        digest = pending.pop()
+        if digest not in found and digest in content.manifests:
+            found.add(digest)
+            pending.extend(child.digest for child in content.manifests[digest].children)
+    return found
+
+
+# -- reading ---------------------------------------------------------------------------------------
+
+
+def _generation(value: Any) -> int:
+    if type(value) is not int:
+        raise ValueError(f"{value!r:.50} is not a generation")
+    return value
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"{value!r:.50} is not a text")
+    value.encode()  # JSON can spell what UTF-8 cannot
+    return value
+
+
+def _repository(path: str) -> str:
+    if path:
+        check_repository(path)
+    return path
+
+
+def _tag(tag: str) -> str:
+    check_tag(tag)
+    return tag

@@ -1,0 +1,97 @@
+"""Telling an item that a registry cannot serve from a registry that cannot be used at all.
+
+Registries answer a damaged manifest with HTTP 500 and break the connection over a damaged blob, so
+that one bad file looks like a bad server. Whoever asks about thousands of items wants the other
+thousands answered, and still wants to stop at once where nothing works.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable
+from typing import TypeVar
+
+from mirror.errors import (
+    CancelledError,
+    DeniedError,
+    InvalidManifestError,
+    MirrorError,
+    RegistryError,
+    UnreachableError,
+)
+from mirror.registry import RegistryClient
+from mirror.sync.workers import DEFAULT_JOBS, gather
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+_HOPE = 32
+"""So many refusals without one good answer are no longer the items' fault."""
+
+
+class Tolerant:
+    """Asks one registry about many items. Thread-safe.
+
+    An error that belongs to its item is returned as a value; one that the next item would only
+    repeat is raised: the registry does not answer a ping either, or refuses everything.
+    """
+
+    def __init__(self, client: RegistryClient) -> None:
+        self._client = client
+        self._lock = threading.Lock()
+        self._answered = False
+        self._refused = 0
+
+    def ask(self, question: Callable[[], Result]) -> Result | MirrorError:
+        """The answer, or the error that belongs to this question alone.
+
+        Raises:
+            UnreachableError, DeniedError: of the registry as a whole.
+            CancelledError: stopped on request.
+        """
+        try:
+            answer = question()
+        except CancelledError:
+            raise
+        except UnreachableError as err:
+            self._client.ping()
+            return self._counted(err)
+        except DeniedError as err:
+            return self._counted(err)
+        except MirrorError as err:
+            return err
+        self._answered = True  # only ever set, so no lock is needed
+        return answer
+
+    def ask_all(
+        self,
+        items: Iterable[Item],
+        question: Callable[[Item], Result],
+        *,
+        jobs: int = DEFAULT_JOBS,
+        cancel: threading.Event | None = None,
+    ) -> list[Result | MirrorError]:
+        """`ask` about every item, in `jobs` threads; the answers are in the items' order."""
+
+        def ask(item: Item) -> tuple[Result | MirrorError]:
+            # In a tuple: an error that is returned is no error to the workers.
+            return (self.ask(lambda: question(item)),)
+
+        return [answer for (answer,) in gather(items, ask, jobs=jobs, cancel=cancel)]
+
+    def _counted(self, err: MirrorError) -> MirrorError:
+        with self._lock:
+            self._refused += 1
+            if self._refused >= _HOPE and not self._answered:
+                raise err
+        return err
+
+
+def speaks_of_damage(error: MirrorError) -> bool:
+    """Whether an error about one item may mean that its bytes are lost or wrong.
+
+    Not so a refusal of access: 403 is no absence, and copying over it would not help.
+    """
+    if isinstance(error, DeniedError | CancelledError):
+        return False
+    return error.exit_code == 4 or isinstance(error, RegistryError | InvalidManifestError)

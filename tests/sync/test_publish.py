@@ -1,0 +1,127 @@
+"""Statements in registries, real and embedded."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+
+import pytest
+
+from mirror.errors import StatementError
+from mirror.oci import Digest, Manifest
+from mirror.oci.media_types import OCI_MANIFEST
+from mirror.registry import ConnectionOptions, RegistryClient
+from mirror.serve import EmbeddedRegistry, MemoryStorage, put_blob
+from mirror.sync import Inventory
+from mirror.sync.publish import (
+    Published,
+    generation_tag,
+    generations,
+    put_artifact,
+    read_statement,
+    statement_digest,
+)
+from mirror.sync.registry import below
+from mirror.sync.statement import REPOSITORY, Statement
+from tests.support.inventories import put_image, sample_store
+from tests.support.places import client_of
+from tests.support.real_registry import RealRegistry
+
+LOCATE = below("dkp/ee")
+
+
+@pytest.fixture
+def client(embedded_registry: EmbeddedRegistry) -> Iterator[RegistryClient]:
+    with client_of(embedded_registry) as client:
+        yield client
+
+
+def test_a_real_registry_keeps_a_statement_as_it_is(real_registry: RealRegistry) -> None:
+    statement = Statement(sample_store().inventory(), 3, tool="mirror 1.0")
+    artifact = statement.artifact()
+    options = ConnectionOptions(plain_http=True)
+    with RegistryClient(real_registry.address, options=options) as client:
+        assert read_statement(client, LOCATE) is None
+        assert statement_digest(client, LOCATE) is None
+        assert generations(client, LOCATE) == []
+        put_artifact(client, LOCATE, artifact, generation_tag(3), "latest")
+        assert read_statement(client, LOCATE) == Published(artifact.manifest.digest, statement)
+        assert statement_digest(client, LOCATE) == artifact.manifest.digest
+        assert generations(client, LOCATE) == [3]
+        raw = client.manifest("dkp/ee/mirror/inventory", "latest").raw
+    assert raw == artifact.manifest.raw
+
+
+def test_a_statement_that_is_there_is_not_sent_again(
+    embedded_registry: EmbeddedRegistry, client: RegistryClient
+) -> None:
+    artifact = Statement(sample_store().inventory(), 1).artifact()
+    put_artifact(client, LOCATE, artifact)
+    embedded_registry.requests.clear()
+    put_artifact(client, LOCATE, artifact, "latest")
+    assert embedded_registry.requests.count("POST") == 0
+
+
+def test_generations_are_numbers_and_nothing_else(client: RegistryClient) -> None:
+    artifact = Statement(Inventory(), 1).artifact()
+    tags = ("generation-10", "generation-9", "generation-01", "generation-x", "xgeneration-3")
+    put_artifact(client, LOCATE, artifact, *tags)
+    assert generations(client, LOCATE) == [9, 10]
+
+
+def storage_of(registry: EmbeddedRegistry) -> MemoryStorage:
+    assert isinstance(registry.storage, MemoryStorage)
+    return registry.storage
+
+
+def test_an_image_in_the_place_of_a_statement_is_none(
+    embedded_registry: EmbeddedRegistry, client: RegistryClient
+) -> None:
+    store = sample_store()
+    digest = put_image(store, REPOSITORY)
+    storage = storage_of(embedded_registry)
+    repository = LOCATE(REPOSITORY)
+    for data in (b"{}", b"layer"):
+        put_blob(storage, repository, data)
+    storage.put_manifest(repository, store.manifest(REPOSITORY, digest), "latest")
+    with pytest.raises(StatementError, match=r"inventory:latest cannot be read: it is no publish"):
+        read_statement(client, LOCATE)
+
+
+@pytest.mark.parametrize("layer", [b"{}", b"not json"])
+def test_a_statement_that_says_nothing_is_refused_and_named(
+    embedded_registry: EmbeddedRegistry, client: RegistryClient, layer: bytes
+) -> None:
+    """A layer with the right digest and the wrong content."""
+    storage, repository = storage_of(embedded_registry), LOCATE(REPOSITORY)
+    document = json.loads(Statement(Inventory(), 1).artifact().manifest.raw)
+    put_blob(storage, repository, b"{}")
+    document["layers"][0] |= {
+        "digest": str(put_blob(storage, repository, layer)),
+        "size": len(layer),
+    }
+    manifest = Manifest.parse(json.dumps(document).encode(), OCI_MANIFEST)
+    storage.put_manifest(repository, manifest, "latest")
+    with pytest.raises(
+        StatementError, match=r"it is no published inventory.*push the bundle again"
+    ):
+        read_statement(client, LOCATE)
+
+
+def test_a_statement_whose_layer_is_lost_or_damaged_is_refused(
+    real_registry: RealRegistry,
+) -> None:
+    artifact = Statement(sample_store().inventory(), 1).artifact()
+    path = real_registry.blob_path(str(Digest.of(artifact.layer)))
+    options = ConnectionOptions(plain_http=True)
+    with RegistryClient(real_registry.address, options=options) as client:
+        put_artifact(client, LOCATE, artifact, "latest")
+        path.write_bytes(artifact.layer.replace(b"v1.0.0", b"v1.0.9"))
+        with pytest.raises(StatementError, match=r"cannot be read: .* expected sha256:.*, got"):
+            read_statement(client, LOCATE)
+        path.write_bytes(artifact.layer + b" ")
+        with pytest.raises(StatementError, match=r"expected [0-9]+ bytes, got"):
+            read_statement(client, LOCATE)
+        path.unlink()
+        with pytest.raises(StatementError, match="cannot be read"):
+            read_statement(client, LOCATE)
