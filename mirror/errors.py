@@ -168,7 +168,10 @@ class RegistryError(MirrorError):
 
     `where` is the request as `METHOD host/path`, `status` the HTTP status, `codes` the error codes
     of the answer's body (distribution-spec, "Error Codes"), such as `MANIFEST_BLOB_UNKNOWN`.
+    `may_pass` says that it was the weather and no answer: the same request can succeed later.
     """
+
+    may_pass: bool = False
 
     def __init__(
         self, message: str, *, where: str, status: int | None = None, codes: Sequence[str] = ()
