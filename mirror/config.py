@@ -6,7 +6,7 @@ to learn. Secrets have no keys: a selection is to be reviewed and kept under ver
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Mapping
 from datetime import date
 from difflib import get_close_matches
 from pathlib import Path
@@ -18,6 +18,7 @@ from pydantic_core import ErrorDetails
 from yaml.constructor import ConstructorError
 
 from mirror.bundle.parts import parse_part_size
+from mirror.documents import StrictLoader, line
 from mirror.errors import InputError
 from mirror.oci import Platform, Repository
 from mirror.release.filters import Filter
@@ -314,40 +315,13 @@ def _platform(text: str) -> Platform:
     return Platform(*parts)
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML in which no key is there twice, and each value that cannot be read has its line."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        seen = set()
-        for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode):
-                if key.value in seen:
-                    raise ConstructorError(
-                        None, None, f"{key.value} is set twice; keep one", key.start_mark
-                    )
-                seen.add(key.value)
-        return super().construct_mapping(node, deep)
-
-    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
-        try:
-            return super().construct_object(node, deep)
-        except (ValueError, LookupError, AttributeError, TypeError, ArithmeticError) as err:
-            # PyYAML trusts that what looks like a date or a number is one: 2024-99-99.
-            raise ConstructorError(
-                None,
-                None,
-                f"{node.value!r} is not what it looks like ({err}); write it in quotes",
-                node.start_mark,
-            ) from err
-
-
 def _read(path: Path) -> dict[str, Any]:
     try:
-        document = yaml.load(path.read_bytes(), _Loader)  # noqa: S506 -- a SafeLoader
+        document = yaml.load(path.read_bytes(), StrictLoader)  # noqa: S506 -- a SafeLoader
     except OSError as err:
         raise InputError(f"cannot read {path}: {err.strerror}") from err
     except ConstructorError as err:
-        raise InputError(f"{path}: {err.problem}{_line(err)}; see `mirror config schema`") from err
+        raise InputError(f"{path}: {err.problem}{line(err)}; see `mirror config schema`") from err
     except (yaml.YAMLError, ValueError, RecursionError) as err:
         raise InputError(f"{path} is no YAML: {err}") from err
     if document is None:
@@ -355,7 +329,3 @@ def _read(path: Path) -> dict[str, Any]:
     if not isinstance(document, dict):
         raise InputError(f"{path} is no mapping of settings; see `mirror config schema`")
     return document
-
-
-def _line(err: ConstructorError) -> str:
-    return f" (line {err.problem_mark.line + 1})" if err.problem_mark else ""

@@ -47,6 +47,14 @@ class InvalidReferenceError(InputError):
     """Some text is not a reference to a repository, tag or digest."""
 
 
+class InvalidCertificateError(InputError):
+    """Some text is not the certificate or key that it should be."""
+
+
+class RenderingError(InputError):
+    """A node's configuration cannot be written: a value is unsafe, or the flavour cannot do it."""
+
+
 class InvalidManifestError(MirrorError):
     """Some bytes that should be a manifest are not one, or one that this tool does not carry."""
 
@@ -198,3 +206,23 @@ class UnreachableError(RegistryError):
 
 class StalledError(UnreachableError):
     """A transfer moved too few bytes for too long."""
+
+
+# -- the registry module's modes ---------------------------------------------------------------
+
+
+class InvalidSettingsError(InputError):
+    """Registry settings break rules; `findings` has each as (path of the field, what is wrong)."""
+
+    def __init__(self, findings: Sequence[tuple[str, str]], where: str = "") -> None:
+        at = f"{where}: " if where else ""
+        super().__init__(
+            f"{at}the registry settings have {len(findings)} "
+            f"{'mistake' if len(findings) == 1 else 'mistakes'}:"
+            + "".join(f"\n  {path}: {message}" for path, message in findings)
+        )
+        self.findings = tuple(findings)
+
+
+class RouteError(InputError):
+    """An image cannot be reached in this mode and with these settings, or must not be."""

@@ -24,8 +24,10 @@ ROOMS = {
     "bundle": {"sync", "registry", "oci", "errors", "events"},
     "release": {"bundle", "sync", "registry", "oci", "errors", "events"},
     "serve": {"oci", "errors"},
-    "config": {"release", "bundle", "sync", "registry", "oci", "errors", "events"},
-    "operations": {"release", "bundle", "sync", "registry", "oci", "errors", "events"},
+    "documents": set(),
+    "modes": {"documents", "bundle", "sync", "registry", "oci", "errors", "events"},
+    "config": {"documents", "release", "bundle", "sync", "registry", "oci", "errors", "events"},
+    "operations": {"modes", "release", "bundle", "sync", "registry", "oci", "errors", "events"},
 }
 """Room → the rooms that it may import. A room is a package, or a module of the top level."""
 
