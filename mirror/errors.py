@@ -55,6 +55,17 @@ class RenderingError(InputError):
     """A node's configuration cannot be written: a value is unsafe, or the flavour cannot do it."""
 
 
+class ForbiddenByModeError(InputError):
+    """The mode of the cluster's registry does not allow this here; the message says where it does.
+
+    `mode` and `plane` are the names of `mirror.modes.Mode` and `Plane`.
+    """
+
+    def __init__(self, message: str, *, mode: str, plane: str) -> None:
+        super().__init__(message)
+        self.mode, self.plane = mode, plane
+
+
 class InvalidManifestError(MirrorError):
     """Some bytes that should be a manifest are not one, or one that this tool does not carry."""
 
