@@ -147,7 +147,7 @@ def test_pushing_goes_to_the_external_registry_itself(
         carry(store, client)
         assert stored(upstream.storage, "dkp/ee") == store.inventory()  # type: ignore[arg-type]
         assert {name.replace(LOGICAL_PATH, "dkp/ee") for name in client.catalogue()} == set(
-            upstream.storage.repositories()  # type: ignore[attr-defined]
+            upstream.storage.repositories()
         )
 
 
