@@ -237,3 +237,11 @@ class InvalidSettingsError(InputError):
 
 class RouteError(InputError):
     """An image cannot be reached in this mode and with these settings, or must not be."""
+
+
+class InvalidStateError(InputError):
+    """The document `registry-state` is not what it must be (which key, what was expected)."""
+
+
+class RequiredImagesError(InputError):
+    """It cannot be said which images a cluster needs (which document, and what it lacks)."""

@@ -29,8 +29,8 @@ _LACKS_USERNAME = (
     "Username is required when password is provided: "
     "'username' is required when 'password' is provided"
 )
-_LACKS_PASSWORD = (  # noqa: S105 -- a message
-    "Password is required when username is provided: "
+_LACKS_PASSWORD = (
+    "Password is required when username is provided: "  # noqa: S105 -- a message
     "'password' is required when 'username' is provided"
 )
 
