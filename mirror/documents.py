@@ -1,4 +1,4 @@
-"""Settings that people write: YAML files, read strictly."""
+"""YAML as people write it by hand: a key that is set twice is a mistake, and each has its line."""
 
 from __future__ import annotations
 
@@ -12,7 +12,11 @@ from yaml.constructor import ConstructorError
 from mirror.errors import InputError
 
 
-class _Loader(yaml.SafeLoader):
+class RepeatedKeyError(ConstructorError):
+    """A mapping has one key twice; `problem` names it."""
+
+
+class StrictLoader(yaml.SafeLoader):
     """YAML in which no key is there twice, and each value that cannot be read has its line."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
@@ -20,7 +24,7 @@ class _Loader(yaml.SafeLoader):
         for key, _ in node.value:
             if isinstance(key, yaml.ScalarNode):
                 if key.value in seen:
-                    raise ConstructorError(
+                    raise RepeatedKeyError(
                         None, None, f"{key.value} is set twice; keep one", key.start_mark
                     )
                 seen.add(key.value)
@@ -47,11 +51,11 @@ def read_mapping(path: Path, help_text: str = "") -> dict[str, Any]:
     """
     hint = f"; {help_text}" if help_text else ""
     try:
-        document = yaml.load(path.read_bytes(), _Loader)  # noqa: S506 -- a SafeLoader
+        document = yaml.load(path.read_bytes(), StrictLoader)  # noqa: S506 -- a SafeLoader
     except OSError as err:
         raise InputError(f"cannot read {path}: {err.strerror}") from err
     except ConstructorError as err:
-        raise InputError(f"{path}: {err.problem}{_line(err)}{hint}") from err
+        raise InputError(f"{path}: {err.problem}{line(err)}{hint}") from err
     except (yaml.YAMLError, ValueError, RecursionError) as err:
         raise InputError(f"{path} is no YAML: {err}") from err
     if document is None:
@@ -61,5 +65,6 @@ def read_mapping(path: Path, help_text: str = "") -> dict[str, Any]:
     return document
 
 
-def _line(err: ConstructorError) -> str:
+def line(err: yaml.MarkedYAMLError) -> str:
+    """` (line N)` of a mistake, or nothing where that is not known."""
     return f" (line {err.problem_mark.line + 1})" if err.problem_mark else ""

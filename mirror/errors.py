@@ -47,6 +47,25 @@ class InvalidReferenceError(InputError):
     """Some text is not a reference to a repository, tag or digest."""
 
 
+class InvalidCertificateError(InputError):
+    """Some text is not the certificate or key that it should be."""
+
+
+class RenderingError(InputError):
+    """A node's configuration cannot be written: a value is unsafe, or the flavour cannot do it."""
+
+
+class ForbiddenByModeError(InputError):
+    """The mode of the cluster's registry does not allow this here; the message says where it does.
+
+    `mode` and `plane` are the names of `mirror.modes.Mode` and `Plane`.
+    """
+
+    def __init__(self, message: str, *, mode: str, plane: str) -> None:
+        super().__init__(message)
+        self.mode, self.plane = mode, plane
+
+
 class InvalidManifestError(MirrorError):
     """Some bytes that should be a manifest are not one, or one that this tool does not carry."""
 
@@ -184,7 +203,10 @@ class RegistryError(MirrorError):
 
     `where` is the request as `METHOD host/path`, `status` the HTTP status, `codes` the error codes
     of the answer's body (distribution-spec, "Error Codes"), such as `MANIFEST_BLOB_UNKNOWN`.
+    `may_pass` says that it was the weather and no answer: the same request can succeed later.
     """
+
+    may_pass: bool = False
 
     def __init__(
         self, message: str, *, where: str, status: int | None = None, codes: Sequence[str] = ()
@@ -211,3 +233,31 @@ class UnreachableError(RegistryError):
 
 class StalledError(UnreachableError):
     """A transfer moved too few bytes for too long."""
+
+
+# -- the registry module's modes ---------------------------------------------------------------
+
+
+class InvalidSettingsError(InputError):
+    """Registry settings break rules; `findings` has each as (path of the field, what is wrong)."""
+
+    def __init__(self, findings: Sequence[tuple[str, str]], where: str = "") -> None:
+        at = f"{where}: " if where else ""
+        super().__init__(
+            f"{at}the registry settings have {len(findings)} "
+            f"{'mistake' if len(findings) == 1 else 'mistakes'}:"
+            + "".join(f"\n  {path}: {message}" for path, message in findings)
+        )
+        self.findings = tuple(findings)
+
+
+class RouteError(InputError):
+    """An image cannot be reached in this mode and with these settings, or must not be."""
+
+
+class InvalidStateError(InputError):
+    """The document `registry-state` is not what it must be (which key, what was expected)."""
+
+
+class RequiredImagesError(InputError):
+    """It cannot be said which images a cluster needs (which document, and what it lacks)."""

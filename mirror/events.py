@@ -88,6 +88,25 @@ class Retrying:
 
 
 @dataclass(frozen=True, slots=True)
+class EndpointDown:
+    """One of several endpoints failed; the others are asked first for `rest_s` seconds.
+
+    `reason` is the whole message of its error.
+    """
+
+    host: str
+    reason: str
+    rest_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class EndpointUp:
+    """An endpoint that had failed answers again."""
+
+    host: str
+
+
+@dataclass(frozen=True, slots=True)
 class Warned:
     """Something a person should know, though the work goes on."""
 
@@ -103,6 +122,8 @@ Event: TypeAlias = (
     | ManifestDone
     | TagDone
     | Retrying
+    | EndpointDown
+    | EndpointUp
     | Warned
 )
 OnEvent: TypeAlias = Callable[[Event], None]

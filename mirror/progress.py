@@ -14,6 +14,8 @@ from mirror.bundle.report_text import size_text
 from mirror.events import (
     BlobDone,
     BytesMoved,
+    EndpointDown,
+    EndpointUp,
     Event,
     ManifestDone,
     OnEvent,
@@ -74,7 +76,7 @@ class _Bars:
                 self._begin(f"{blobs} blobs", size, in_bytes=True)
             case BytesMoved() | BlobDone() if self._bar is not None and self._in_bytes:
                 self._bar.update(self._moved.advance(event))
-            case Retrying() | Warned():
+            case Retrying() | Warned() | EndpointDown() | EndpointUp():
                 tqdm.write(_line(event), file=self._stream)
 
     def _begin(self, name: str, total: int | None, *, in_bytes: bool) -> None:
@@ -110,7 +112,7 @@ class _Lines:
 
     def __call__(self, event: Event) -> None:
         match event:
-            case Retrying() | Warned():
+            case Retrying() | Warned() | EndpointDown() | EndpointUp():
                 self._say(_line(event))
             case _ if self._quiet:
                 pass
@@ -138,7 +140,12 @@ class _Lines:
         pass
 
 
-def _line(event: Retrying | Warned) -> str:
-    if isinstance(event, Warned):
-        return f"warning: {event.message}"
+def _line(event: Retrying | Warned | EndpointDown | EndpointUp) -> str:
+    match event:
+        case Warned(message):
+            return f"warning: {message}"
+        case EndpointDown(host, reason, _):
+            return f"warning: reading from the others, {host} failed: {reason}"
+        case EndpointUp(host):
+            return f"{host} answers again"
     return f"trying again in {event.delay_s:.1f}s: {event.reason}"

@@ -30,7 +30,8 @@ ROOMS = {
         *{"operations", "release", "bundle", "sync", "registry", "oci"},
         *{"serve", "documents", "errors", "events"},
     },
-    "operations": {"release", "bundle", "sync", "registry", "oci", "errors", "events"},
+    "modes": {"documents", "bundle", "sync", "registry", "oci", "errors", "events"},
+    "operations": {"modes", "release", "bundle", "sync", "registry", "oci", "errors", "events"},
 }
 """Room → the rooms that it may import. A room is a package, or a module of the top level."""
 

@@ -18,7 +18,7 @@ from mirror.errors import SourceContentError
 from mirror.events import OnEvent
 from mirror.events import ignore as ignore_events
 from mirror.oci import Digest
-from mirror.registry import RegistryClient
+from mirror.registry import RegistryReader
 from mirror.release.resolve import Company, resolve
 from mirror.release.select import select
 from mirror.release.selection import Selection, Wishes
@@ -189,7 +189,7 @@ def saved_by(inventory: Inventory, base: Inventory) -> int:
 
 
 def plan_pull(
-    client: RegistryClient,
+    client: RegistryReader,
     tree: SourceTree,
     wishes: Wishes,
     *,
@@ -223,7 +223,7 @@ def plan_pull(
 
 
 def pull(
-    client: RegistryClient,
+    client: RegistryReader,
     tree: SourceTree,
     wishes: Wishes,
     folder: Path,

@@ -12,7 +12,7 @@ from mirror.events import OnEvent, PhaseStarted, Warned
 from mirror.events import ignore as ignore_events
 from mirror.oci import Digest
 from mirror.operations.pull import count, tool_name
-from mirror.registry import RegistryClient
+from mirror.registry import RegistryWriter
 from mirror.release.discovery import discovery_images
 from mirror.release.tree import TargetTree, publication_stage
 from mirror.sync import Inventory, Overlay, Plan, TransferReport, make_plan, transfer, union
@@ -61,7 +61,7 @@ class PushReport:
 
 def push(
     reader: BundleReader,
-    client: RegistryClient,
+    client: RegistryWriter,
     tree: TargetTree,
     *,
     key: bytes | None = None,

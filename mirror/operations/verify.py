@@ -12,7 +12,7 @@ from mirror.events import OnEvent
 from mirror.events import ignore as ignore_events
 from mirror.oci import Digest
 from mirror.operations.pull import count
-from mirror.registry import RegistryClient
+from mirror.registry import RegistryWriter
 from mirror.release.tree import TargetTree
 from mirror.sync import Finding, Inventory
 from mirror.sync.audit import audit
@@ -57,7 +57,7 @@ def verify(
 
 def verify_registry(
     reader: BundleReader,
-    client: RegistryClient,
+    client: RegistryWriter,
     tree: TargetTree,
     *,
     deep: bool = False,

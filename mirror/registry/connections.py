@@ -61,7 +61,7 @@ def tls_context(options: ConnectionOptions) -> ssl.SSLContext:
     without any roots (a bare container image) gets the packed ones.
 
     Raises:
-        InputError: `ca_file` cannot be read or holds no certificate.
+        InputError: `ca_file` or `ca` cannot be read or holds no certificate.
     """
     if options.verify and not _system_has_roots():
         _log.debug("this system has no certificate authorities; using those packed with httpx")
@@ -71,17 +71,35 @@ def tls_context(options: ConnectionOptions) -> ssl.SSLContext:
     if not options.verify:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
-    elif options.ca_file is not None:
-        try:
-            context.load_verify_locations(cafile=options.ca_file)
-        except ssl.SSLError as err:
-            raise InputError(
-                f"--ca {options.ca_file}: no certificate in PEM form "
-                "(-----BEGIN CERTIFICATE-----) could be read from it"
-            ) from err
-        except OSError as err:
-            raise InputError(f"--ca {options.ca_file}: {err.strerror or err}") from err
+    else:
+        if options.ca_file is not None:
+            _trust_file(context, options.ca_file)
+        if options.ca is not None:
+            _trust_text(context, options.ca)
     return context
+
+
+def _trust_file(context: ssl.SSLContext, path: Path) -> None:
+    try:
+        context.load_verify_locations(cafile=path)
+    except ssl.SSLError as err:
+        raise InputError(
+            f"--ca {path}: no certificate in PEM form "
+            "(-----BEGIN CERTIFICATE-----) could be read from it"
+        ) from err
+    except OSError as err:
+        raise InputError(f"--ca {path}: {err.strerror or err}") from err
+
+
+def _trust_text(context: ssl.SSLContext, pem: str) -> None:
+    try:
+        # Remarks between certificates may be in any language.
+        context.load_verify_locations(cadata=pem.encode("ascii", "ignore").decode())
+    except (ssl.SSLError, ValueError) as err:  # ValueError: empty
+        raise InputError(
+            "the certificate authority that was given as text is no certificate in PEM form "
+            "(-----BEGIN CERTIFICATE-----)"
+        ) from err
 
 
 def _system_has_roots() -> bool:

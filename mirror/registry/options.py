@@ -21,7 +21,8 @@ class ConnectionOptions:
     """Settings for the connections to one registry (times in seconds, sizes in bytes).
 
     `plain_http` speaks HTTP without TLS. `verify` False accepts any certificate. `ca_file` is a
-    PEM file of certificate authorities trusted besides those of the system.
+    PEM file of certificate authorities trusted besides those of the system; `ca` is the same as
+    text, for who has them from a document and not in a file.
 
     No limit is set on a whole transfer, since a large blob on a slow line is no failure. A
     transfer has stalled when it moves nothing for `stall_timeout_s`, or fewer than
@@ -35,6 +36,7 @@ class ConnectionOptions:
     plain_http: bool = False
     verify: bool = True
     ca_file: Path | None = None
+    ca: str | None = field(default=None, repr=False)
     connect_timeout_s: float = 30.0
     stall_timeout_s: float = 60.0
     stall_min_bytes: int = 64 << 10

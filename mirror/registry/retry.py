@@ -65,6 +65,7 @@ class TransientFailure(Exception):
         self, error: RegistryError, happened: str, retry_after_s: float | None = None
     ) -> None:
         super().__init__(str(error))
+        error.may_pass = True
         self.error, self.happened, self.retry_after_s = error, happened, retry_after_s
 
 

@@ -20,7 +20,7 @@ from mirror.events import ignore as ignore_events
 from mirror.oci import Child, Descriptor, Digest, Manifest, Platform, verified
 from mirror.oci.layers import read_files
 from mirror.oci.manifest import descriptor_json
-from mirror.registry import RegistryClient
+from mirror.registry import RegistryReader
 from mirror.release.tree import SourceTree
 from mirror.sync.registry import RegistrySource
 from mirror.sync.workers import DEFAULT_JOBS, Item, Result, gather
@@ -44,7 +44,7 @@ class ReleaseSource:
 
     def __init__(
         self,
-        client: RegistryClient,
+        client: RegistryReader,
         tree: SourceTree,
         *,
         jobs: int = DEFAULT_JOBS,

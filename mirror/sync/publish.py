@@ -26,7 +26,7 @@ from mirror.errors import (
     StatementError,
 )
 from mirror.oci import Digest
-from mirror.registry import RegistryClient
+from mirror.registry import RegistryWriter
 from mirror.sync.registry import Locate
 from mirror.sync.statement import EMPTY_CONFIG, REPOSITORY, Artifact, Statement, layer_of
 from mirror.sync.tags import Tags, tags_of
@@ -79,7 +79,7 @@ def generation_tag(generation: int) -> str:
     return f"generation-{generation}"
 
 
-def statement_digest(client: RegistryClient, locate: Locate, tag: str = LATEST) -> Digest | None:
+def statement_digest(client: RegistryWriter, locate: Locate, tag: str = LATEST) -> Digest | None:
     """The digest of the artifact that `tag` names, by one request; None if there is none.
 
     Registries whose digests are equal state the same inventory, and the same generation of it.
@@ -89,7 +89,7 @@ def statement_digest(client: RegistryClient, locate: Locate, tag: str = LATEST) 
 
 
 def read_statement(
-    client: RegistryClient, locate: Locate, reference: str | Digest = LATEST
+    client: RegistryWriter, locate: Locate, reference: str | Digest = LATEST
 ) -> Published | None:
     """The statement that `reference` names, every byte of it checked; None if there is none.
 
@@ -116,7 +116,7 @@ def read_statement(
         ) from err
 
 
-def generations(client: RegistryClient, locate: Locate) -> list[int]:
+def generations(client: RegistryWriter, locate: Locate) -> list[int]:
     """The generations that the registry keeps statements of, rising."""
     try:
         tags = client.tags(locate(REPOSITORY))
@@ -125,7 +125,7 @@ def generations(client: RegistryClient, locate: Locate) -> list[int]:
     return sorted(int(found[1]) for tag in tags if (found := _GENERATION_TAG.fullmatch(tag)))
 
 
-def read_standing(client: RegistryClient, locate: Locate) -> Standing:
+def read_standing(client: RegistryWriter, locate: Locate) -> Standing:
     """Both statements of a registry, and whether a phase was interrupted.
 
     A statement that cannot be read is told of in `notices`; for `latest` the newest generation
@@ -158,7 +158,7 @@ def read_standing(client: RegistryClient, locate: Locate) -> Standing:
     return Standing(current, pending, generation, tuple(notices))
 
 
-def put_artifact(client: RegistryClient, locate: Locate, artifact: Artifact, *tags: str) -> None:
+def put_artifact(client: RegistryWriter, locate: Locate, artifact: Artifact, *tags: str) -> None:
     """Store a statement by its digest, then under `tags`, one after the other.
 
     What is there already is not sent again.
@@ -173,12 +173,12 @@ def put_artifact(client: RegistryClient, locate: Locate, artifact: Artifact, *ta
         client.put_manifest(repository, reference, artifact.manifest)
 
 
-def begin(client: RegistryClient, locate: Locate, artifact: Artifact) -> None:
+def begin(client: RegistryWriter, locate: Locate, artifact: Artifact) -> None:
     """Announce the statement that the tags are about to be turned to."""
     put_artifact(client, locate, artifact, PENDING)
 
 
-def complete(client: RegistryClient, locate: Locate, statement: Statement, digest: Digest) -> None:
+def complete(client: RegistryWriter, locate: Locate, statement: Statement, digest: Digest) -> None:
     """State it: every tag has turned. `digest` is that of the artifact, which is there already.
 
     Raises:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from mirror.errors import RegistryNotFoundError
 from mirror.oci import Digest, Manifest
-from mirror.registry import RegistryClient
+from mirror.registry import RegistryReader, RegistryWriter
 from mirror.sync.content import BlobContent
 from mirror.sync.inventory import Inventory, InventoryBuilder, RepositoryContent
 from mirror.sync.plan import CopyBlob
@@ -40,7 +40,7 @@ class RegistrySource:
 
     def __init__(
         self,
-        client: RegistryClient,
+        client: RegistryReader,
         locate: Locate,
         name: str | None = None,
         *,
@@ -148,7 +148,7 @@ class RegistryTarget:
 
     def __init__(
         self,
-        client: RegistryClient,
+        client: RegistryWriter,
         locate: Locate,
         name: str | None = None,
         *,

@@ -19,7 +19,7 @@ from mirror.errors import (
     RegistryError,
     UnreachableError,
 )
-from mirror.registry import RegistryClient
+from mirror.registry import RegistryReader
 from mirror.sync.workers import DEFAULT_JOBS, gather
 
 Item = TypeVar("Item")
@@ -36,7 +36,7 @@ class Tolerant:
     repeat is raised: the registry does not answer a ping either, or refuses everything.
     """
 
-    def __init__(self, client: RegistryClient) -> None:
+    def __init__(self, client: RegistryReader) -> None:
         self._client = client
         self._lock = threading.Lock()
         self._answered = False

@@ -59,6 +59,8 @@ def test_an_unknown_authority_is_not_trusted_until_named(authority: Authority) -
             assert hint in message
         with https(host, ca_file=authority.certificate) as client:
             client.ping()
+        with https(host, ca="# центр\n" + authority.certificate.read_text()) as client:
+            client.ping()
         with https(host, verify=False) as client:
             client.ping()
 
@@ -101,6 +103,23 @@ def test_a_ca_file_that_is_none_is_reported(tmp_path: Path) -> None:
         https("localhost", ca_file=empty)
     with pytest.raises(InputError, match="No such file"):
         https("localhost", ca_file=tmp_path / "absent")
+
+
+@pytest.mark.parametrize("text", ["", "hello", "Сертификат"])
+def test_an_authority_given_as_text_that_is_none_is_reported(text: str) -> None:
+    with pytest.raises(InputError, match="no certificate in PEM form"):
+        https("localhost", ca=text)
+
+
+def test_authorities_are_trusted_from_a_file_and_from_a_text_alike(
+    authority: Authority, tmp_path: Path
+) -> None:
+    other = Authority.create(tmp_path / "other", "another")
+    with (
+        tls_server(authority) as host,
+        https(host, ca_file=other.certificate, ca=authority.certificate.read_text()) as client,
+    ):
+        client.ping()
 
 
 def test_plain_http_where_tls_was_expected_names_the_flag(serve: Serve) -> None:

@@ -98,8 +98,9 @@ def test_an_answer_is_an_answer(
     status: int, serve: Serve, make_client: MakeClient, waits: list[float]
 ) -> None:
     server = serve(lambda r: Reply(status))
-    with pytest.raises(Exception, match=f"HTTP {status}"):
+    with pytest.raises(RegistryError, match=f"HTTP {status}") as caught:
         make_client(server.host).ping()
+    assert not caught.value.may_pass
     assert (len(server.log), waits) == (1, [])
 
 
@@ -110,7 +111,7 @@ def test_patience_ends_with_the_registrys_own_words(
     with pytest.raises(UnreachableError, match="UNAVAILABLE: maintenance") as caught:
         make_client(server.host, attempts=3).ping()
     assert (caught.value.status, caught.value.codes) == (503, ("UNAVAILABLE",))
-    assert caught.value.exit_code == 5
+    assert (caught.value.exit_code, caught.value.may_pass) == (5, True)
     assert (len(server.log), waits) == (3, [1, 2])
 
 

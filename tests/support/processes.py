@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import random
 import socket
 import subprocess
 import time
@@ -29,18 +30,27 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def wait_for_port(port: int, *, timeout_s: float = _START_S) -> bool:
-    """Whether something accepts connections on 127.0.0.1:`port` within the time."""
+def free_loopback(port: int) -> str:
+    """An address of this machine alone on which nobody serves `port`: some 127.x.y.z."""
+    while True:
+        host = f"127.{random.randint(1, 254)}.{random.randint(0, 255)}.{random.randint(1, 254)}"
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind((host, port))
+            return host
+
+
+def wait_for_port(port: int, *, timeout_s: float = _START_S, host: str = "127.0.0.1") -> bool:
+    """Whether something accepts connections on `host`:`port` within the time."""
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
-        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1.0):
+        with contextlib.suppress(OSError), socket.create_connection((host, port), 1.0):
             return True
         time.sleep(0.02)
     return False
 
 
 class ServerProcess:
-    """A program that serves on 127.0.0.1:`port` while the `with` block lasts.
+    """A program that serves on `host`:`port` while the `with` block lasts.
 
     What it prints goes to `log`, and to the report of a test that fails.
     """
@@ -51,18 +61,19 @@ class ServerProcess:
         *,
         port: int,
         log: Path,
+        host: str = "127.0.0.1",
         env: Mapping[str, str] | None = None,
         cwd: Path | None = None,
     ) -> None:
         self._argv = [str(part) for part in argv]
-        self.port, self.log = port, log
+        self.host, self.port, self.log = host, port, log
         self._env, self._cwd = env, cwd
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
     def address(self) -> str:
-        """`127.0.0.1:port`."""
-        return f"127.0.0.1:{self.port}"
+        """`host:port`."""
+        return f"{self.host}:{self.port}"
 
     @property
     def pid(self) -> int:
@@ -84,7 +95,7 @@ class ServerProcess:
                 start_new_session=True,  # Ctrl-C reaches pytest alone, which then stops us
             )
         deadline = time.monotonic() + _START_S
-        while not wait_for_port(self.port, timeout_s=0.1):
+        while not wait_for_port(self.port, timeout_s=0.1, host=self.host):
             ended = self._process.poll() is not None
             if ended or time.monotonic() > deadline:
                 self.stop()

@@ -29,6 +29,7 @@ class RealRegistry(ServerProcess):
         self,
         folder: Path,
         *,
+        host: str = "127.0.0.1",
         port: int | None = None,
         tls: TlsFiles | None = None,
         htpasswd: str | None = None,
@@ -45,7 +46,7 @@ class RealRegistry(ServerProcess):
         self.root = folder / "data"
         self.config_path = folder / "config.yml"
         self.tls = tls
-        http: dict[str, Any] = {"addr": f"127.0.0.1:{port}", "secret": secret}
+        http: dict[str, Any] = {"addr": f"{host}:{port}", "secret": secret}
         if tls:
             http["tls"] = {"certificate": str(tls.certificate), "key": str(tls.key)}
         storage: dict[str, Any] = {
@@ -79,6 +80,7 @@ class RealRegistry(ServerProcess):
         self.config_path.write_text(json.dumps(config, indent=2))  # JSON is YAML
         super().__init__(
             [program, "serve", self.config_path],
+            host=host,
             port=port,
             log=folder / "registry.log",
             env={**os.environ, "OTEL_TRACES_EXPORTER": "none"},

@@ -1,0 +1,276 @@
+"""`mirror mode render`: node and service configuration of a mode, or of the way to it."""
+
+from __future__ import annotations
+
+import datetime
+import json
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import click
+import yaml
+
+from mirror.documents import StrictLoader, line
+from mirror.errors import FileSystemError, RenderingError
+from mirror.modes.render import (
+    Containerd,
+    Distribution,
+    Images,
+    Nginx,
+    Node,
+    Ports,
+    Rendered,
+    RenderOptions,
+    Written,
+    prepare,
+    read_secrets,
+    render,
+    write_cluster,
+    write_secrets,
+)
+from mirror.modes.settings import RegistrySettings
+
+SECRETS_FILE = "registry-secrets.json"
+FLAVOURS = ("deckhouse", "stock")
+IMAGE_NAMES = ("distribution", "auth", "mirror")
+
+
+@click.command("render")
+@click.option(
+    "--module-config",
+    "config",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    required=True,
+    help="ModuleConfig deckhouse, or its registry section: the mode to configure.",
+)
+@click.option(
+    "--from",
+    "previous",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="The settings in force now: render the transition, which keeps the old ways too.",
+)
+@click.option(
+    "--nodes",
+    multiple=True,
+    required=True,
+    metavar="NAME=ADDRESS,…|FILE",
+    help="Masters with addresses, or a YAML file of all nodes (name, address, master, ports).",
+)
+@click.option(
+    "--workers",
+    multiple=True,
+    metavar="NAME=ADDRESS,…",
+    help="Nodes without a replica of the registry.",
+)
+@click.option(
+    "--out",
+    type=click.Path(file_okay=False, path_type=Path),
+    required=True,
+    help="Folder for the trees nodes/NAME and in-cluster; what is no longer wanted is removed.",
+)
+@click.option(
+    "--secrets",
+    "secrets_path",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help=f"Where authority, keys and users are kept (0600)  [default: OUT/{SECRETS_FILE}]",
+)
+@click.option(
+    "--flavour",
+    type=click.Choice(FLAVOURS),
+    default="deckhouse",
+    show_default=True,
+    help="For whose containerd and registry: Deckhouse's, or the stock ones.",
+)
+@click.option(
+    "--containerd",
+    type=click.Choice(FLAVOURS),
+    help="Whose containerd, where it differs from --flavour.",
+)
+@click.option(
+    "--image",
+    "images",
+    multiple=True,
+    metavar="NAME=IMAGE",
+    help="Images of the static pod: distribution, auth and mirror. Without them none is written.",
+)
+@click.option(
+    "--nginx-module",
+    "nginx_modules",
+    multiple=True,
+    metavar="PATH",
+    help="A module for nginx to load, such as Debian's ngx_stream_module.so.",
+)
+@click.option(
+    "--ingress-client-ca",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Who vouches for the push ingress's client certificate (Local mode).",
+)
+@click.option(
+    "--in-place",
+    is_flag=True,
+    help="Let files speak of their places below OUT, for services that run without containers.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print what was done as JSON.")
+def render_command(
+    config: Path,
+    previous: Path | None,
+    nodes: tuple[str, ...],
+    workers: tuple[str, ...],
+    out: Path,
+    secrets_path: Path | None,
+    flavour: str,
+    containerd: str | None,
+    images: tuple[str, ...],
+    nginx_modules: tuple[str, ...],
+    ingress_client_ca: Path | None,
+    in_place: bool,
+    as_json: bool,
+) -> None:
+    """Write the configuration of nodes and services for a mode.
+
+    For every node its hosts.toml tree, the balancer, and on masters the registry, its token server
+    and replication; for Direct mode the in-cluster proxy. The authority and the passwords are made
+    once and kept, so that the same settings render the same files.
+    """
+    all_nodes = [*_nodes(nodes, master=True), *_nodes(workers, master=False)]
+    options = RenderOptions(
+        containerd=Containerd(containerd or flavour),
+        distribution=Distribution(flavour),
+        nginx=Nginx(modules=nginx_modules),
+        images=_images(images),
+        ingress_client_ca=None if ingress_client_ca is None else _text(ingress_client_ca),
+        in_place_root=PurePosixPath(out.resolve()) if in_place else None,
+    )
+    settings = RegistrySettings.load(config)
+    before = None if previous is None else RegistrySettings.load(previous)
+    kept_at = secrets_path or out / SECRETS_FILE
+    now = datetime.datetime.now(datetime.UTC)
+    kept = prepare(read_secrets(kept_at), all_nodes, now)
+    rendered = render(settings, all_nodes, kept, previous=before, options=options)
+    # Before the files that depend on them: a run cut short here leaves nothing to be forgotten.
+    write_secrets(kept, kept_at)
+    done = write_cluster(rendered, out)
+    if as_json:
+        click.echo(json.dumps(_document(settings, before, rendered, done, kept_at), indent=2))
+    else:
+        click.echo(_summary(settings, before, rendered, done, out))
+
+
+def _nodes(texts: tuple[str, ...], *, master: bool) -> list[Node]:
+    found: list[Node] = []
+    for text in texts:
+        if "=" not in text and master:
+            found += _nodes_file(Path(text))
+            continue
+        for one in text.split(","):
+            name, equals, address = one.partition("=")
+            if not equals:
+                raise RenderingError(
+                    f"nodes: expected NAME=ADDRESS, found {one!r}; write master-0=10.0.0.1"
+                )
+            found.append(Node(name.strip(), address.strip(), master))
+    return found
+
+
+def _nodes_file(path: Path) -> list[Node]:
+    text = _text(path)
+    try:
+        rows = yaml.load(text, StrictLoader)  # noqa: S506 -- a SafeLoader
+    except (yaml.YAMLError, ValueError, RecursionError) as err:
+        raise RenderingError(
+            f"{path}: expected YAML, found {err.problem}{line(err)}; correct it"
+            if isinstance(err, yaml.MarkedYAMLError)
+            else f"{path}: expected YAML, found something else; correct it"
+        ) from err
+    if not isinstance(rows, list):
+        raise RenderingError(
+            f"{path}: expected a list of nodes (name, address, master, ports), found something "
+            "else; write one item per node"
+        )
+    return [_node(row, f"{path}: node {number}") for number, row in enumerate(rows, 1)]
+
+
+def _node(row: Any, where: str) -> Node:
+    if not isinstance(row, Mapping):
+        raise RenderingError(f"{where}: expected a mapping with name and address, found {row!r}")
+    keys = {"name", "address", "master", "ports"}
+    ports = row.get("ports", {})
+    known = set(Ports.__slots__)
+    if (
+        not set(row) <= keys
+        or not isinstance(row.get("name"), str)
+        or not isinstance(row.get("address"), str)
+        or not isinstance(row.get("master", True), bool)
+        or not isinstance(ports, Mapping)
+        or not set(ports) <= known
+        or not all(isinstance(port, int) for port in ports.values())
+    ):
+        raise RenderingError(
+            f"{where}: expected name and address as texts, master as true or false, and ports as "
+            f"numbers ({', '.join(sorted(known))}), found {dict(row)!r}; correct it"
+        )
+    return Node(row["name"], row["address"], row.get("master", True), Ports(**ports))
+
+
+def _images(texts: tuple[str, ...]) -> Images | None:
+    if not texts:
+        return None
+    found = dict(text.partition("=")[::2] for text in texts)
+    if set(found) != set(IMAGE_NAMES):
+        raise RenderingError(
+            f"images: expected one of each of {', '.join(IMAGE_NAMES)}, found "
+            f"{', '.join(sorted(found))}; give --image NAME=IMAGE three times"
+        )
+    return Images(**found)
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as err:
+        raise FileSystemError(f"cannot read {path}: {err.strerror}") from err
+    except UnicodeDecodeError as err:
+        raise RenderingError(f"{path}: expected text in UTF-8, found other bytes") from err
+
+
+def _document(
+    settings: RegistrySettings,
+    before: RegistrySettings | None,
+    rendered: Rendered,
+    done: Mapping[str, Written],
+    kept_at: Path,
+) -> dict[str, Any]:
+    return {
+        "mode": settings.mode.value,
+        "from": None if before is None else before.mode.value,
+        "version": rendered.version,
+        "secrets": str(kept_at),
+        "trees": {
+            name: {
+                "written": [str(path) for path in one.written],
+                "unchanged": [str(path) for path in one.unchanged],
+                "removed": [str(path) for path in one.removed],
+            }
+            for name, one in done.items()
+        },
+        "notes": list(rendered.notes),
+    }
+
+
+def _summary(
+    settings: RegistrySettings,
+    before: RegistrySettings | None,
+    rendered: Rendered,
+    done: Mapping[str, Written],
+    out: Path,
+) -> str:
+    what = f"{settings.mode} mode" if before is None else f"{before.mode} → {settings.mode}"
+    rows = [f"Configuration of {what} in {out}, version {rendered.version[:12]}"]
+    rows += [
+        f"  {name}: {len(one.written)} written, {len(one.unchanged)} unchanged, "
+        f"{len(one.removed)} removed"
+        for name, one in done.items()
+    ]
+    rows += [f"Note: {note}" for note in rendered.notes]
+    return "\n".join(rows)

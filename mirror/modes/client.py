@@ -1,0 +1,439 @@
+"""The client that reaches a cluster's registry correctly in whichever mode the cluster is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import replace
+from threading import Lock
+from types import TracebackType
+from typing import TypeVar
+
+from mirror.errors import MirrorError, RegistryNotFoundError
+from mirror.events import OnEvent, ignore
+from mirror.modes.addressing import Plane, routes_for
+from mirror.modes.blobs import BlobReading
+from mirror.modes.constants import LOGICAL_HOST, LOGICAL_PATH
+from mirror.modes.endpoints import Connections, Endpoint
+from mirror.modes.failover import Patience, Reading
+from mirror.modes.health import HealthMemory
+from mirror.modes.permissions import check_catalogue, check_write
+from mirror.modes.places import Place, Places
+from mirror.modes.settings import Mode, RegistrySettings
+from mirror.modes.sites import NO_SITES, Sites
+from mirror.oci import Child, Descriptor, Digest, Manifest, Repository
+from mirror.registry import ConnectionOptions, Credentials, RegistryClient
+
+Found = TypeVar("Found")
+
+REPLICA_CONNECT_TIMEOUT_S = 5.0
+"""How long to try for a connection where others can be asked instead."""
+
+
+def _never() -> bool:
+    return False
+
+
+def connect(
+    settings: RegistrySettings,
+    *,
+    sites: Sites = NO_SITES,
+    plane: Plane = Plane.API,
+    options: ConnectionOptions | None = None,
+    credentials: Credentials | None = None,
+    health: HealthMemory[Endpoint] | None = None,
+    on_event: OnEvent = ignore,
+) -> ModeClient:
+    """The registry of a cluster with these settings, as `plane` reaches it.
+
+    `sites` says where the cluster's own replicas are and who we are there. `options` hold for every
+    endpoint; scheme and authority come from the settings. `credentials` take the place of those
+    that the settings and sites have. `health` may be shared by several clients. No network is
+    touched.
+
+    Raises:
+        RouteError: the settings and sites do not say where the registry is on that plane.
+    """
+    return ModeClient(
+        settings,
+        sites=sites,
+        plane=plane,
+        options=options,
+        credentials=credentials,
+        health=health,
+        on_event=on_event,
+    )
+
+
+class ModeClient:
+    """Reads, and where the mode allows it writes, a cluster's registry. See `connect`.
+
+    A context manager, safe to use from many threads; it can be used wherever a `RegistryClient`
+    can. Repositories are named by their logical address
+    (`registry.d8-system.svc:5001/system/deckhouse/install`), the address that the mode has them
+    at, without host, or relative to the root (`install`; the root itself is the empty text). What
+    takes a tag or digest takes it as second argument, or at the end of the first.
+
+    Each reading goes from endpoint to endpoint until one has what is wanted: past those that
+    cannot be reached, fail (5xx), refuse the login, lack it or have it damaged. Something is
+    absent when every endpoint says so. An endpoint that failed is asked last for a while. A blob
+    that breaks off is continued by the next endpoint where it was. Lists (tags, referrers) of
+    replicas that fill up independently, which is Local mode, are put together from all that answer.
+
+    Every method raises what the same method of `RegistryClient` does, and:
+
+    * ForbiddenByModeError: the mode does not allow that here; the message says where it does.
+    * RouteError: the repository is not one of this cluster's registry.
+    """
+
+    def __init__(
+        self,
+        settings: RegistrySettings,
+        *,
+        sites: Sites = NO_SITES,
+        plane: Plane = Plane.API,
+        options: ConnectionOptions | None = None,
+        credentials: Credentials | None = None,
+        health: HealthMemory[Endpoint] | None = None,
+        on_event: OnEvent = ignore,
+    ) -> None:
+        self.settings, self.sites, self.plane = settings, sites, plane
+        self._places = Places(settings, sites)
+        self._credentials = credentials
+        self.endpoints = tuple(endpoint for endpoint, _ in self._targets(self._places.of("")))
+        several = len(self.endpoints) > 1
+        if options is None:
+            options = ConnectionOptions()
+            if several:
+                options = replace(options, connect_timeout_s=REPLICA_CONNECT_TIMEOUT_S)
+        self._connections = Connections(options, on_event)
+        self._patience = Patience(
+            health or HealthMemory(), options.retries, self._connections.pause, on_event
+        )
+        self._choosing = Lock()  # guards _choice
+        self._choice: Endpoint | None = None
+
+    def __enter__(self) -> ModeClient:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        hosts = ", ".join(endpoint.host for endpoint in self.endpoints)
+        return f"ModeClient({self.settings.mode}, {self.plane}: {hosts})"
+
+    def close(self) -> None:
+        """End all connections; what is under way in other threads fails with CancelledError."""
+        self._connections.close()
+
+    @property
+    def host(self) -> str:
+        """The host that references to these images begin with."""
+        return self.root.host
+
+    @property
+    def root(self) -> Repository:
+        """What references to these images begin with, for trees (`TargetTree(client.root)`)."""
+        return Repository(LOGICAL_HOST, LOGICAL_PATH)
+
+    # -- reading -------------------------------------------------------------------------------
+
+    def ping(self) -> None:
+        """Check that an endpoint answers and accepts the login."""
+
+        def ask(client: RegistryClient, _: str) -> bool:
+            client.ping()
+            return True
+
+        self._read("a registry", self._places.of(""), ask)
+
+    def manifest(self, repository: str, reference: str | Digest | None = None) -> Manifest:
+        """Fetch a manifest; see `RegistryClient.manifest`."""
+        place, named = self._places.named(repository, reference)
+        return self._read(
+            self._image(place, named),
+            place,
+            lambda client, repository: client.manifest(repository, named),
+        )
+
+    def resolve(self, repository: str, reference: str | Digest | None = None) -> Descriptor | None:
+        """What a tag or digest names; None if no endpoint has it."""
+        place, named = self._places.named(repository, reference)
+        try:
+            return self._read(
+                self._image(place, named),
+                place,
+                lambda client, repository: client.resolve(repository, named),
+            )
+        except RegistryNotFoundError:
+            return None
+
+    def exists(self, repository: str, reference: str | Digest | None = None) -> bool:
+        """Whether some endpoint has a manifest by that tag or digest."""
+        return self.resolve(repository, reference) is not None
+
+    def blob_size(self, repository: str, digest: Digest) -> int | None:
+        """The length of a blob in bytes; None if no endpoint has it."""
+        place = self._places.of(repository)
+        try:
+            return self._read(
+                self._blob_name(place, digest),
+                place,
+                lambda client, repository: client.blob_size(repository, digest),
+            )
+        except RegistryNotFoundError:
+            return None
+
+    def blob(
+        self,
+        repository: str,
+        digest: Digest,
+        *,
+        size: int | None = None,
+        offset: int = 0,
+        verify: bool = True,
+    ) -> Generator[bytes, None, None]:
+        """A blob's bytes from `offset` on; see `RegistryClient.blob`.
+
+        However many endpoints they come from, from offset 0 on they are checked as a whole, and
+        the last chunk is held back until that has succeeded.
+        """
+        place = self._places.of(repository)
+        ways = self._ways(place)
+        reading = self._reading(self._blob_name(place, digest), tuple(ways))
+        return BlobReading(
+            reading,
+            lambda endpoint, position: self._client(endpoint, reading.endpoints).blob(
+                ways[endpoint], digest, size=size, offset=position, verify=False
+            ),
+            digest,
+            size,
+            offset,
+            verify=verify,
+        ).chunks()
+
+    def tags(self, repository: str) -> list[str]:
+        """All tags of a repository, each once."""
+        place = self._places.of(repository)
+        return self._list(
+            f"the tags of {self._name(place)}",
+            place,
+            lambda client, repository: client.tags(repository),
+        )
+
+    def referrers(
+        self, repository: str, digest: Digest, artifact_type: str | None = None
+    ) -> list[Child]:
+        """What refers to the manifest `digest`; see `RegistryClient.referrers`."""
+        place = self._places.of(repository)
+        return self._children(
+            place, digest, lambda client, path: client.referrers(path, digest, artifact_type)
+        )
+
+    def referrers_api(
+        self, repository: str, digest: Digest, artifact_type: str | None = None
+    ) -> list[Child] | None:
+        """The same as the registry's own API has it; None from one without that API."""
+        place = self._places.of(repository)
+        without: list[RegistryClient] = []
+
+        def ask(client: RegistryClient, path: str) -> list[Child]:
+            found = client.referrers_api(path, digest, artifact_type)
+            if found is None:
+                without.append(client)
+            return found or []
+
+        found = self._children(place, digest, ask)
+        return None if without and not found else found
+
+    def _children(
+        self, place: Place, digest: Digest, ask: Callable[[RegistryClient, str], list[Child]]
+    ) -> list[Child]:
+        """Referrers, each once; a `Child` is no key, so they travel by their digests."""
+        known: dict[Digest, Child] = {}
+
+        def digests(client: RegistryClient, path: str) -> list[Digest]:
+            children = {child.descriptor.digest: child for child in ask(client, path)}
+            known.update(children)
+            return list(children)
+
+        found = self._list(f"the referrers of {self._name(place)}@{digest}", place, digests)
+        return [known[one] for one in found]
+
+    def catalogue(self) -> Iterator[str]:
+        """The logical paths (`system/deckhouse/install`) of all repositories, in order.
+
+        Raises:
+            ForbiddenByModeError: this plane's user may not ask that.
+        """
+        check_catalogue(self.settings, self.plane, self.sites)
+        place = self._places.of("")
+
+        def ask(client: RegistryClient, root: str) -> list[str]:
+            below = f"{root}/"
+            return [
+                LOGICAL_PATH + name.removeprefix(root)
+                for name in client.catalogue()
+                if name == root or name.startswith(below)
+            ]
+
+        yield from sorted(self._list(f"the repositories of {self._name(place)}", place, ask))
+
+    # -- writing -------------------------------------------------------------------------------
+
+    def upload(
+        self,
+        repository: str,
+        digest: Digest,
+        size: int,
+        content: Callable[[int], Generator[bytes, None, None]],
+        *,
+        cancelled: Callable[[], bool] = _never,
+    ) -> int:
+        """Send a blob; see `RegistryClient.upload`."""
+        client, path = self._writer(repository, "push")
+        return client.upload(path, digest, size, content, cancelled=cancelled)
+
+    def mount(self, repository: str, digest: Digest, from_repository: str) -> bool:
+        """Make a blob of `from_repository` one of `repository` too, without sending it."""
+        client, path = self._writer(repository, "push")
+        _, from_path = self._writer(from_repository, "push")
+        return client.mount(path, digest, from_path)
+
+    def put_manifest(self, repository: str, reference: str | Digest, manifest: Manifest) -> None:
+        """Put `manifest` under a tag or its own digest; see `RegistryClient.put_manifest`."""
+        client, path = self._writer(repository, "push")
+        client.put_manifest(path, reference, manifest)
+
+    def delete_manifest(self, repository: str, digest: Digest) -> None:
+        """Delete a manifest and with it all tags that name it.
+
+        In Local mode the other replicas still have it; a sync with deletion takes it from them.
+        """
+        client, path = self._writer(repository, "delete")
+        client.delete_manifest(path, digest)
+
+    def delete_tag(self, repository: str, tag: str) -> None:
+        """Delete a tag and keep its manifest, as far as `delete_manifest` goes."""
+        client, path = self._writer(repository, "delete")
+        client.delete_tag(path, tag)
+
+    def delete_blob(self, repository: str, digest: Digest) -> None:
+        """Delete a blob from a repository, as far as `delete_manifest` goes."""
+        client, path = self._writer(repository, "delete")
+        client.delete_blob(path, digest)
+
+    # -- which endpoint ------------------------------------------------------------------------
+
+    def _targets(self, place: Place) -> list[tuple[Endpoint, str]]:
+        """Where to ask for `place`, and as which repository."""
+        routes = routes_for(
+            self._places.address(place, self.plane), self.settings, self.plane, self.sites
+        )
+        return [(Endpoint.of(route, self._credentials), route.repository) for route in routes]
+
+    def _ways(self, place: Place) -> dict[Endpoint, str]:
+        """The same, where who writes reads from the one endpoint that is written to."""
+        ways = dict(self._targets(place))
+        if self.plane is not Plane.OPERATOR or len(ways) == 1:
+            return ways
+        chosen = self._chosen()
+        return {chosen: ways[chosen]}
+
+    def _chosen(self) -> Endpoint:
+        """The replica that takes what is pushed: the first that answers, and then always it.
+
+        What a push found or left at one replica need not be at another.
+        """
+        with self._choosing:
+            if self._choice is None:
+                reading = Reading("a replica to push to", self.endpoints, self._patience)
+                for endpoint in reading:
+                    try:
+                        self._connections.client(endpoint, patient=False).ping()
+                    except MirrorError as err:
+                        reading.failed(endpoint, err)
+                    else:
+                        reading.served(endpoint)
+                        self._choice = endpoint
+                        break
+                else:
+                    raise reading.verdict()
+            return self._choice
+
+    def _writer(self, repository: str, action: str) -> tuple[RegistryClient, str]:
+        place = self._places.of(repository)
+        check_write(self.settings, self.plane, self.sites, external=place.external, action=action)
+        ((endpoint, path),) = self._ways(place).items()
+        return self._connections.client(endpoint, patient=True), path
+
+    def _client(self, endpoint: Endpoint, among: Sequence[Endpoint]) -> RegistryClient:
+        # One endpoint alone is asked again by its own client; several are gone round by us.
+        return self._connections.client(endpoint, patient=len(among) == 1)
+
+    def _reading(self, what: str, ways: Sequence[Endpoint]) -> Reading:
+        patience = self._patience
+        if len(ways) == 1:
+            patience = replace(patience, policy=replace(patience.policy, attempts=1))
+        return Reading(what, ways, patience)
+
+    # -- one question --------------------------------------------------------------------------
+
+    def _read(
+        self, what: str, place: Place, ask: Callable[[RegistryClient, str], Found | None]
+    ) -> Found:
+        """The answer of the first endpoint that has one.
+
+        Raises:
+            RegistryNotFoundError: every endpoint said that it has none.
+        """
+        ways = self._ways(place)
+        reading = self._reading(what, tuple(ways))
+        for endpoint in reading:
+            try:
+                found = ask(self._client(endpoint, reading.endpoints), ways[endpoint])
+            except MirrorError as err:
+                reading.failed(endpoint, err)
+                continue
+            if found is not None:
+                reading.served(endpoint)
+                return found
+            reading.absent(endpoint)
+        raise reading.verdict()
+
+    def _list(
+        self, what: str, place: Place, ask: Callable[[RegistryClient, str], list[Found]]
+    ) -> list[Found]:
+        """A list: from the first that answers, or from all where each fills up by itself."""
+        if self.settings.mode is not Mode.LOCAL:
+            return self._read(what, place, ask)
+        ways = self._ways(place)
+        reading = self._reading(what, tuple(ways))
+        found: dict[Found, None] = {}
+        for endpoint in reading:
+            try:
+                listed = ask(self._client(endpoint, reading.endpoints), ways[endpoint])
+            except MirrorError as err:
+                reading.failed(endpoint, err)
+                continue
+            reading.served(endpoint)
+            found.update(dict.fromkeys(listed))
+        if not reading.was_served:
+            raise reading.verdict()
+        return list(found)
+
+    # -- names ---------------------------------------------------------------------------------
+
+    def _name(self, place: Place) -> str:
+        return self._places.name(place)
+
+    def _image(self, place: Place, reference: str | Digest) -> str:
+        return f"{self._name(place)}{'@' if isinstance(reference, Digest) else ':'}{reference}"
+
+    def _blob_name(self, place: Place, digest: Digest) -> str:
+        return f"blob {self._name(place)}@{digest}"

@@ -1,0 +1,106 @@
+"""Endpoints, and connections to them: each has its own trust and its own login."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass, field, replace
+
+from mirror.errors import CancelledError
+from mirror.events import OnEvent
+from mirror.modes.addressing import Role, Route
+from mirror.registry import ConnectionOptions, Credentials, RegistryClient
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """A registry's address, whom to trust there, and who we are there. `ca` is PEM.
+
+    `is_door`: behind it is one or another of several replicas, and not always the same.
+    """
+
+    scheme: str
+    host: str
+    ca: str | None = field(default=None, repr=False)
+    credentials: Credentials | None = None
+    is_door: bool = False
+
+    @classmethod
+    def of(cls, route: Route, credentials: Credentials | None = None) -> Endpoint:
+        """Where `route` leads; `credentials` take the place of its own."""
+        if credentials is None and route.credential is not None:
+            account = route.credential
+            credentials = Credentials(account.name, account.password.get_secret_value())
+        is_door = route.role in (Role.BALANCER, Role.SERVICE)
+        return cls(route.scheme, route.host, route.ca, credentials, is_door)
+
+    def connection(self, options: ConnectionOptions) -> ConnectionOptions:
+        """`options`, with this endpoint's scheme and authority."""
+        authorities = [pem for pem in (self.ca, options.ca) if pem]
+        return replace(
+            options,
+            plain_http=self.scheme == "http",
+            ca="\n".join(authorities) if authorities else None,
+        )
+
+
+class Connections:
+    """A client for each endpoint, made when it is first needed. Thread-safe.
+
+    A login is part of its endpoint, so that a client never has the login of another one.
+    """
+
+    def __init__(self, options: ConnectionOptions, on_event: OnEvent) -> None:
+        self._options, self._on_event = options, on_event
+        self._closed = threading.Event()
+        self._lock = threading.Lock()  # guards _clients
+        self._clients: dict[tuple[Endpoint, bool], RegistryClient] = {}
+
+    def client(self, endpoint: Endpoint, *, patient: bool) -> RegistryClient:
+        """The client of `endpoint`; a `patient` one tries again where that can help.
+
+        Raises:
+            CancelledError: closed already.
+            InputError: the endpoint's authority cannot be used.
+        """
+        with self._lock:
+            if self._closed.is_set():
+                raise _stopped()
+            known = self._clients.get((endpoint, patient))
+            if known is None:
+                known = self._made(endpoint, patient=patient)
+                self._clients[endpoint, patient] = known
+            return known
+
+    def _made(self, endpoint: Endpoint, *, patient: bool) -> RegistryClient:
+        options = endpoint.connection(self._options)
+        if not patient:
+            options = replace(options, retries=replace(options.retries, attempts=1))
+        return RegistryClient(
+            endpoint.host,
+            options=options,
+            credentials=endpoint.credentials,
+            on_event=self._on_event,
+        )
+
+    def pause(self, delay_s: float) -> None:
+        """Wait, unless these connections are closed meanwhile.
+
+        Raises:
+            CancelledError: they were.
+        """
+        sleep = self._options.retries.sleep
+        if sleep is not None:
+            sleep(delay_s)
+        elif self._closed.wait(delay_s):
+            raise _stopped()
+
+    def close(self) -> None:
+        """End all of them; what is under way in other threads fails with CancelledError."""
+        self._closed.set()
+        with self._lock:
+            for client in self._clients.values():
+                client.close()
+
+
+def _stopped() -> CancelledError:
+    return CancelledError("stopped, the connections to the registry were closed")

@@ -1,0 +1,390 @@
+"""All configuration of a mode, or of the transition between two: a function of values.
+
+`render` says which files each node and the in-cluster proxy have; `write_cluster` puts them below a
+folder, one tree per node. A transition keeps the old ways in front of the new ones and the services
+of both sides, so that nothing is taken away before its successor serves.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import yaml
+from pydantic import SecretStr
+
+from mirror.errors import RenderingError
+from mirror.modes import constants
+from mirror.modes.render import values
+from mirror.modes.render.balancer import Nginx, Relayed, RelayTls, balancer_conf, relay_conf
+from mirror.modes.render.distribution import (
+    Distribution,
+    ServiceConfig,
+    cache_config,
+    in_cluster_config,
+    local_config,
+    peers_of,
+)
+from mirror.modes.render.hosts import (
+    Containerd,
+    join_ways,
+    relay_slot,
+    relayed,
+    render_hosts,
+    upstream_way,
+    ways_for,
+)
+from mirror.modes.render.layout import Node, Places, check_nodes
+from mirror.modes.render.replication import replication_config
+from mirror.modes.render.service_secrets import ServiceSecrets, hashed
+from mirror.modes.render.static_pod import Images, PodParts, static_pod
+from mirror.modes.render.token_auth import in_cluster_auth, replica_auth
+from mirror.modes.render.tree import PUBLIC, SECRET, RenderedFile, Tree, Written, write_tree
+from mirror.modes.settings import Mode, ProxySection, RegistrySettings, Upstream
+from mirror.modes.sites import Sites, User
+
+NODE_SERVICE_MODES = frozenset({Mode.PROXY, Mode.LOCAL})
+IN_CLUSTER = constants.SERVICE_CONFIG / "in-cluster"
+
+
+@dataclass(frozen=True, slots=True)
+class RenderOptions:
+    """For which programs, and where they run. The defaults are a Deckhouse cluster's."""
+
+    containerd: Containerd = Containerd.DECKHOUSE
+    distribution: Distribution = Distribution.DECKHOUSE
+    nginx: Nginx = field(default_factory=Nginx)
+    images: Images | None = None
+    """Without them no static pod is written."""
+    environment: Mapping[str, str] = field(default_factory=dict)
+    """HTTP_PROXY, HTTPS_PROXY, NO_PROXY of caches."""
+    ingress_client_ca: str | None = None
+    """Who vouches for the push ingress's client certificate (PEM); Local mode."""
+    in_place_root: PurePosixPath | None = None
+    """Where the trees will lie, if services are to use the files there, outside of containers."""
+
+    def places(self, tree: str) -> Places:
+        """The paths that files of one tree (`nodes/<name>`, or `in-cluster`) speak of."""
+        if self.in_place_root is None:
+            return Places()
+        return Places(self.in_place_root / tree, in_place=True)
+
+    def nginx_in(self, folder: PurePosixPath, places: Places) -> Nginx:
+        """nginx as it runs from `folder`: in place, several of them share one machine."""
+        if not places.in_place:
+            return self.nginx
+        return replace(self.nginx, runtime=places.on_node(folder))
+
+
+@dataclass(frozen=True, slots=True)
+class Rendered:
+    """What is to be on each node. `version` changes whenever anything that they depend on does."""
+
+    nodes: Mapping[str, Tree]
+    in_cluster: Tree
+    version: str
+    notes: tuple[str, ...]
+    """What a flavour does less of than was asked for, in sentences."""
+
+
+def render(
+    settings: RegistrySettings,
+    nodes: Sequence[Node],
+    kept: ServiceSecrets,
+    *,
+    previous: RegistrySettings | None = None,
+    options: RenderOptions = RenderOptions(),
+) -> Rendered:
+    """The configuration of `settings`; with `previous` that of the transition from there.
+
+    `kept` must have been prepared for these nodes.
+
+    Raises:
+        RenderingError: a value may not be written, or a flavour cannot serve the mode.
+    """
+    check_nodes(nodes)
+    sides = (settings,) if previous is None else (previous, settings)
+    if not any(node.master for node in nodes) and _services_of(sides):
+        raise RenderingError(
+            "nodes: expected at least one master, which holds a replica of the registry, found "
+            "none; give the masters too"
+        )
+    version = _version(settings, previous, nodes, kept, options)
+    notes: list[str] = []
+    trees = {
+        node.name: _node_tree(node, nodes, sides, kept, options, version, notes) for node in nodes
+    }
+    if _services_of(sides) and options.images is None:
+        notes.append(
+            "no static pod was written: give the images of registry, token server and mirror"
+        )
+    return Rendered(trees, _in_cluster_tree(nodes[0], sides, kept, options), version, tuple(notes))
+
+
+def sites_of(nodes: Sequence[Node], kept: ServiceSecrets) -> Sites:
+    """What addressing needs to know of the cluster that was rendered."""
+    return Sites(
+        masters=tuple(node.address for node in nodes if node.master),
+        ca=kept.authority.certificate,
+        accounts=kept.accounts(),
+    )
+
+
+def write_cluster(rendered: Rendered, out: Path) -> dict[str, Written]:
+    """Put every tree below `out`: `nodes/<name>` and `in-cluster`. Names of trees → what was done.
+
+    Raises:
+        FileSystemError: a file could not be written or removed.
+    """
+    done = {
+        f"nodes/{name}": write_tree(tree, out / "nodes" / name)
+        for name, tree in rendered.nodes.items()
+    }
+    if rendered.in_cluster or (out / "in-cluster").exists():
+        done["in-cluster"] = write_tree(rendered.in_cluster, out / "in-cluster")
+    return done
+
+
+# -- a node ----------------------------------------------------------------------------------------
+
+
+def _node_tree(
+    node: Node,
+    nodes: Sequence[Node],
+    sides: Sequence[RegistrySettings],
+    kept: ServiceSecrets,
+    options: RenderOptions,
+    version: str,
+    notes: list[str],
+) -> Tree:
+    places = options.places(f"nodes/{node.name}")
+    reader = kept.users[User.RO].account
+    ways: dict[str, Any] = {}
+    for side in sides:
+        ways = join_ways(ways, ways_for(side, node, kept.authority.certificate, reader))
+    files = dict(render_hosts(ways, places, options.containerd, node))
+    nginx = options.nginx_in(constants.BALANCER_CONFIG, places)
+    behind = []
+    for way in relayed(ways, options.containerd):
+        slot = relay_slot(way)
+        authority = None
+        if way.ca is not None and way.scheme == "https":
+            path = constants.BALANCER_CONFIG / f"relay-{slot}-ca.crt"
+            files[path] = RenderedFile(way.ca.encode())
+            authority = places.on_node(path)
+        behind.append(Relayed(way, slot, authority))
+    if behind:
+        content = relay_conf(node.relay, behind, nginx)
+        files[constants.BALANCER_CONFIG / "relay.conf"] = RenderedFile(content)
+    service = _services_of(sides)
+    if service is None:
+        return files
+    files[constants.BALANCER_CONFIG / "nginx_new.conf"] = RenderedFile(
+        balancer_conf(node, nodes, nginx)
+    )
+    if node.master:
+        if node.registry == node.balancer:
+            raise RenderingError(
+                f"node {node.name}: registry and balancer would both listen on {node.balancer}; "
+                "give one of them another port"
+            )
+        files |= _services(node, nodes, service, kept, options, places, version, notes)
+    return files
+
+
+def _services_of(sides: Sequence[RegistrySettings]) -> RegistrySettings | None:
+    """The newest side that has services on masters; in a transition an old one's stay."""
+    found = [side for side in sides if side.mode in NODE_SERVICE_MODES]
+    return found[-1] if found else None
+
+
+def _services(
+    node: Node,
+    nodes: Sequence[Node],
+    settings: RegistrySettings,
+    kept: ServiceSecrets,
+    options: RenderOptions,
+    places: Places,
+    version: str,
+    notes: list[str],
+) -> dict[PurePosixPath, RenderedFile]:
+    own_port = options.distribution is Distribution.STOCK
+    peers = peers_of(node, nodes) if settings.mode is Mode.LOCAL else ()
+    config = _registry_config(node, settings, kept, options, places, bool(peers))
+    notes += config.notes
+    leaves = kept.nodes[node.name]
+    base = constants.SERVICE_CONFIG
+    files = {
+        base / "distribution/config.yaml": _yaml(config.document),
+        base / "auth/config.yaml": _yaml(
+            replica_auth(node, places, settings.mode, kept.users, own_port=own_port)
+        ),
+        constants.PKI_CONFIG / "ca.crt": RenderedFile(kept.authority.certificate.encode()),
+        **_pair(constants.PKI_CONFIG / "auth", leaves.auth),
+        **_pair(constants.PKI_CONFIG / "distribution", leaves.distribution),
+        **_pair(constants.PKI_CONFIG / "token", kept.token),
+    }
+    if settings.upstream is not None and settings.upstream.ca is not None:
+        files[constants.PKI_CONFIG / "upstream-ca.crt"] = _authority(settings.upstream)
+    if options.ingress_client_ca is not None and settings.mode is Mode.LOCAL:
+        text = values.authority(options.ingress_client_ca, "ingress client CA")
+        files[constants.PKI_CONFIG / "ingress-client-ca.crt"] = RenderedFile(text.encode())
+    if peers:
+        replication = replication_config(node, peers, places, kept.accounts())
+        files[base / "mirrorer/config.yaml"] = _yaml(replication)
+    if options.images is not None:
+        parts = PodParts(
+            options.images,
+            _hash(files),
+            version,
+            node.address if own_port else "127.0.0.1",
+            replication=bool(peers),
+            environment=config.environment,
+        )
+        files[constants.STATIC_POD] = _yaml(static_pod(node, parts), PUBLIC)
+    return files
+
+
+def _registry_config(
+    node: Node,
+    settings: RegistrySettings,
+    kept: ServiceSecrets,
+    options: RenderOptions,
+    places: Places,
+    has_peers: bool,
+) -> ServiceConfig:
+    flavour = options.distribution
+    if settings.mode is Mode.LOCAL:
+        return local_config(
+            node,
+            places,
+            flavour,
+            kept.http_secret,
+            notify=has_peers,
+            ingress_client_ca=options.ingress_client_ca is not None,
+        )
+    upstream = settings.upstream
+    if upstream is None:
+        raise ValueError("Proxy mode has an upstream")
+    ttl = settings.proxy.ttl if isinstance(settings.proxy, ProxySection) else None
+    config = cache_config(node, places, flavour, kept.http_secret, upstream, ttl=ttl)
+    environment = {
+        name: values.secret(value, name) for name, value in sorted(options.environment.items())
+    }
+    return ServiceConfig(config.document, environment | config.environment, config.notes)
+
+
+# -- the in-cluster proxy --------------------------------------------------------------------------
+
+
+def _in_cluster_tree(
+    ports: Node,
+    sides: Sequence[RegistrySettings],
+    kept: ServiceSecrets,
+    options: RenderOptions,
+) -> Tree:
+    direct = [side for side in sides if side.mode is Mode.DIRECT]
+    upstream = direct[-1].upstream if direct else None
+    if upstream is None:
+        return {}
+    places = options.places("in-cluster")
+    way = upstream_way(upstream, upstream.path)  # checks every value
+    files = _pair(IN_CLUSTER / "distribution", kept.in_cluster.distribution)
+    if upstream.ca is not None:
+        files[IN_CLUSTER / "upstream-ca.crt"] = _authority(upstream)
+    if options.distribution is Distribution.STOCK:
+        authority = None if upstream.ca is None else places.config("in-cluster", "upstream-ca.crt")
+        tls = RelayTls(
+            places.config("in-cluster", "distribution.crt"),
+            places.config("in-cluster", "distribution.key"),
+        )
+        nginx = options.nginx_in(IN_CLUSTER, places)
+        content = relay_conf(str(ports.ports.registry), [Relayed(way, "", authority)], nginx, tls)
+        files[IN_CLUSTER / "relay.conf"] = RenderedFile(content)
+        return files
+    account = upstream.account
+    user = None if account is None else hashed(account, salt=_salt(kept, account.name))
+    config = in_cluster_config(places, kept.http_secret, upstream, ports)
+    return files | {
+        IN_CLUSTER / "distribution.yaml": _yaml(config.document),
+        IN_CLUSTER / "auth.yaml": _yaml(in_cluster_auth(places, user, ports.ports.token)),
+        IN_CLUSTER / "ca.crt": RenderedFile(kept.authority.certificate.encode()),
+        **_pair(IN_CLUSTER / "auth", kept.in_cluster.auth),
+        **_pair(IN_CLUSTER / "token", kept.token),
+    }
+
+
+# -- files -----------------------------------------------------------------------------------------
+
+
+class _Dumper(yaml.SafeDumper):
+    """Block style, and never an alias for what is there twice."""
+
+    def ignore_aliases(self, data: Any) -> bool:  # noqa: ARG002 -- PyYAML's signature
+        return True
+
+
+def _yaml(document: Mapping[str, Any], mode: int = SECRET) -> RenderedFile:
+    text = yaml.dump(dict(document), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+    return RenderedFile(text.encode(), mode)
+
+
+def _pair(stem: PurePosixPath, pair: Any) -> dict[PurePosixPath, RenderedFile]:
+    return {
+        stem.with_suffix(".crt"): RenderedFile(pair.certificate.encode()),
+        stem.with_suffix(".key"): RenderedFile(pair.key.encode(), SECRET),
+    }
+
+
+def _authority(upstream: Upstream) -> RenderedFile:
+    return RenderedFile(values.authority(upstream.ca or "", "upstream CA").encode())
+
+
+def _hash(files: Mapping[PurePosixPath, RenderedFile]) -> str:
+    digest = hashlib.sha256()
+    for path, file in sorted(files.items()):
+        digest.update(f"{path}\0{len(file.content)}\0".encode())
+        digest.update(file.content)
+    return digest.hexdigest()
+
+
+def _version(
+    settings: RegistrySettings,
+    previous: RegistrySettings | None,
+    nodes: Sequence[Node],
+    kept: ServiceSecrets,
+    options: RenderOptions,
+) -> str:
+    """SHA-256 of all inputs, keyed: it is public, and passwords must not be guessed by it."""
+    document = {
+        "settings": [_plain(side) for side in (previous, settings) if side is not None],
+        "nodes": [[one.name, one.address, one.master, repr(one.ports)] for one in nodes],
+        "authority": kept.authority.certificate,
+        "users": {user: one.password_hash for user, one in sorted(kept.users.items())},
+        "options": repr(options),
+    }
+    text = json.dumps(document, sort_keys=True, separators=(",", ":"))
+    return hmac.new(kept.http_secret.encode(), text.encode(), hashlib.sha256).hexdigest()
+
+
+def _plain(settings: RegistrySettings) -> dict[str, Any]:
+    document = settings.model_dump(mode="python", exclude_none=True)
+
+    def reveal(value: Any) -> Any:
+        if isinstance(value, SecretStr):
+            return value.get_secret_value()
+        if isinstance(value, dict):
+            return {key: reveal(one) for key, one in value.items()}
+        return value
+
+    return {key: reveal(value) for key, value in document.items()}
+
+
+def _salt(kept: ServiceSecrets, name: str) -> bytes:
+    """Always the same for one user of one cluster: the same settings render the same files."""
+    return hmac.new(kept.http_secret.encode(), name.encode(), hashlib.sha256).digest()[:16]

@@ -1,0 +1,226 @@
+"""Configuration of CNCF `distribution`: replica (Local), cache (Proxy), in-cluster proxy (Direct).
+
+Deckhouse runs a fork of 2.8 that knows more keys than the one that Debian ships. What the stock one
+cannot do is an error if images would not be found, and a note if less is done than was asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from mirror.errors import RenderingError
+from mirror.modes.constants import LOGICAL_PATH
+from mirror.modes.render import values
+from mirror.modes.render.layout import Node, Places
+from mirror.modes.render.replication import NOTIFICATION_PATH
+from mirror.modes.render.token_auth import ISSUER, REALM_PATH, SERVICE
+from mirror.modes.settings import Upstream
+
+
+class Distribution(StrEnum):
+    """Whose registry reads the configuration."""
+
+    DECKHOUSE = "deckhouse"
+    """The fork: knows `realip`, `remotepathonly`, `localpathalias`, `nocache`, a proxied token."""
+
+    STOCK = "stock"
+    """`docker-registry` 2.8 as Debian ships it.
+
+    Clients reach the token server under its own port, which therefore listens on the node's
+    address. As a cache it keeps repository names, so the upstream's path must be
+    `system/deckhouse`; its upstream's CA comes by the environment (`SSL_CERT_FILE`).
+    """
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceConfig:
+    """A service's configuration, the environment it needs, and what the flavour leaves undone."""
+
+    document: dict[str, Any] = field(repr=False)
+    environment: dict[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+def local_config(
+    node: Node,
+    places: Places,
+    flavour: Distribution,
+    http_secret: str,
+    *,
+    notify: bool = False,
+    ingress_client_ca: bool = False,
+) -> ServiceConfig:
+    """A replica that holds what is pushed to it. With `notify` pushes wake the replication."""
+    document = _common(node, places, flavour, http_secret)
+    if notify:
+        document["notifications"] = {
+            "endpoints": [
+                {
+                    "name": "replication",
+                    "url": f"http://{values.host_port('127.0.0.1', node.ports.replication)}"
+                    f"{NOTIFICATION_PATH}",
+                    "timeout": "5s",
+                    "threshold": 3,
+                    "backoff": "5s",
+                    # Only writes matter to replication; a pull says nothing new.
+                    "ignore": {"actions": ["pull"]},
+                }
+            ]
+        }
+    if ingress_client_ca:
+        if flavour is Distribution.DECKHOUSE:
+            document["http"]["realip"] = {
+                "enabled": True,
+                "clientcert": {
+                    "ca": places.pki("ingress-client-ca.crt"),
+                    "cn": "kube-rbac-proxy-ca-key-pair",
+                },
+            }
+        else:
+            note = (
+                f"{node.name}: stock docker-registry has no realip: behind the push ingress its "
+                "log shows the ingress's address"
+            )
+            return ServiceConfig(document, notes=(note,))
+    return ServiceConfig(document)
+
+
+def cache_config(
+    node: Node,
+    places: Places,
+    flavour: Distribution,
+    http_secret: str,
+    upstream: Upstream,
+    *,
+    ttl: str | None = None,
+) -> ServiceConfig:
+    """A replica that fetches from `upstream` what it is asked for, and keeps it.
+
+    Raises:
+        RenderingError: the flavour cannot serve this upstream, or a value may not be written.
+    """
+    document = _common(node, places, flavour, http_secret)
+    document["proxy"] = _proxy(upstream)
+    if flavour is Distribution.DECKHOUSE:
+        document["proxy"] |= _fork_proxy(upstream, places)
+        if ttl is not None:
+            document["proxy"]["ttl"] = ttl
+        return ServiceConfig(document)
+    if upstream.path != LOGICAL_PATH:
+        raise RenderingError(
+            f"Proxy mode with stock docker-registry: expected an upstream whose path is "
+            f"{LOGICAL_PATH}, found {upstream.base}; a stock cache asks its upstream for the "
+            "repository names that it is itself asked for. Publish the images under "
+            f"{upstream.host}/{LOGICAL_PATH}, use Direct mode, or render for the deckhouse flavour"
+        )
+    environment = {} if upstream.ca is None else {"SSL_CERT_FILE": places.pki("upstream-ca.crt")}
+    if ttl is None:
+        return ServiceConfig(document, environment)
+    note = (
+        f"{node.name}: stock docker-registry 2.8 keeps cached images for 168h whatever ttl says "
+        f"(found {ttl})"
+    )
+    return ServiceConfig(document, environment, (note,))
+
+
+def in_cluster_config(
+    places: Places, http_secret: str, upstream: Upstream, ports: Node
+) -> ServiceConfig:
+    """The proxy of Direct mode, which keeps nothing: the fork only (`relay` serves the stock one).
+
+    `ports` is a node whose ports are used; its address is not.
+    """
+    document = _common(ports, places, Distribution.DECKHOUSE, http_secret)
+    http = document["http"]
+    http["addr"] = f":{ports.ports.registry}"
+    http["debug"]["addr"] = f":{ports.ports.debug}"
+    http["tls"] = {
+        "certificate": places.config("in-cluster", "distribution.crt"),
+        "key": places.config("in-cluster", "distribution.key"),
+    }
+    document["storage"]["maintenance"] = {
+        "uploadpurging": {"enabled": False},
+        "readonly": {"enabled": True},
+    }
+    token = document["auth"]["token"]
+    loopback = f"https://127.0.0.1:{ports.ports.token}{REALM_PATH}"
+    token["realm"] = loopback
+    token["rootcertbundle"] = places.config("in-cluster", "token.crt")
+    token["proxy"] = {"url": loopback, "ca": places.config("in-cluster", "ca.crt")}
+    document["proxy"] = _proxy(upstream) | _fork_proxy(upstream, places) | {"nocache": True}
+    if upstream.ca is not None:
+        document["proxy"]["ca"] = places.config("in-cluster", "upstream-ca.crt")
+    return ServiceConfig(document)
+
+
+def _common(node: Node, places: Places, flavour: Distribution, http_secret: str) -> dict[str, Any]:
+    token: dict[str, Any] = {
+        "realm": f"https://{node.token}{REALM_PATH}",
+        "service": SERVICE,
+        "issuer": ISSUER,
+        "rootcertbundle": places.pki("token.crt"),
+    }
+    if flavour is Distribution.DECKHOUSE:
+        # The fork answers /auth/token itself and passes it to the token server beside it, so
+        # clients need one port only. The stock one would send them to a path that nobody serves.
+        token["autoredirect"] = True
+        token["proxy"] = {
+            "url": f"https://{values.host_port('127.0.0.1', node.ports.token)}{REALM_PATH}",
+            "ca": places.pki("ca.crt"),
+        }
+    return {
+        "version": 0.1,
+        "log": {"level": "info"},
+        "storage": {
+            "filesystem": {"rootdirectory": places.data},
+            "delete": {"enabled": True},
+            "redirect": {"disable": True},
+        },
+        "http": {
+            "addr": node.registry,
+            "prefix": "/",
+            "secret": values.secret(http_secret, "http.secret"),
+            "debug": {
+                "addr": values.host_port("127.0.0.1", node.ports.debug),
+                "prometheus": {"enabled": True, "path": "/metrics"},
+            },
+            "tls": {
+                "certificate": places.pki("distribution.crt"),
+                "key": places.pki("distribution.key"),
+            },
+        },
+        "auth": {"token": token},
+    }
+
+
+def _proxy(upstream: Upstream) -> dict[str, Any]:
+    scheme = values.scheme(upstream.scheme, "upstream scheme")
+    proxy: dict[str, Any] = {
+        "remoteurl": f"{scheme}://{values.registry_host(upstream.host, 'upstream host')}"
+    }
+    if upstream.account is not None:
+        proxy["username"] = values.user_name(upstream.account.name, "upstream user name")
+        proxy["password"] = values.secret(
+            upstream.account.password.get_secret_value(), "upstream password"
+        )
+    return proxy
+
+
+def _fork_proxy(upstream: Upstream, places: Places) -> dict[str, Any]:
+    path = values.repository_path(upstream.path, "upstream path")
+    keys: dict[str, Any] = {
+        "remotepathonly": f"/{path}" if path else "",
+        "localpathalias": f"/{LOGICAL_PATH}",
+    }
+    if upstream.ca is not None:
+        keys["ca"] = places.pki("upstream-ca.crt")
+    return keys
+
+
+def peers_of(node: Node, masters: Sequence[Node]) -> tuple[Node, ...]:
+    """The other masters, by address."""
+    others = (one for one in masters if one.master and one.name != node.name)
+    return tuple(sorted(others, key=lambda one: (one.address, one.ports.registry)))

@@ -1,0 +1,238 @@
+"""containerd's `hosts.toml`: by which way a node pulls what an image reference names.
+
+One directory per host of references; in it one table per way, in the order in which they are tried.
+A transition is the old ways and then the new ones, so nothing that worked stops working.
+Deckhouse's containerd knows two keys more than the stock one: `rewrite` and `auth`. What stands in
+their place for the stock one is said at `Containerd.STOCK`.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from pathlib import PurePosixPath
+from typing import Any
+
+import tomli_w
+
+from mirror.modes import constants
+from mirror.modes.constants import LOGICAL_HOST, LOGICAL_PATH
+from mirror.modes.render import values
+from mirror.modes.render.layout import Node, Places
+from mirror.modes.render.tree import PUBLIC, SECRET, RenderedFile, Tree, hosts_state
+from mirror.modes.settings import Mode, RegistrySettings, Upstream
+from mirror.modes.sites import Account
+
+PREFIX_REGEX = f"^{LOGICAL_PATH}(/|$)"
+"""The prefix with a boundary: `system/deckhouse-x` is another repository (Go RE2 syntax)."""
+
+
+class Containerd(StrEnum):
+    """Whose containerd reads the files."""
+
+    DECKHOUSE = "deckhouse"
+    """With Deckhouse's patches: `rewrite` and `auth`."""
+
+    STOCK = "stock"
+    """As containerd.io and distributions build it.
+
+    A login becomes an `Authorization` header, which containerd sends to the registry, and from 2.1
+    on to its token server too; an older one needs the login from the kubelet or `ctr --user` where
+    a token server is asked. A path is kept, or given as a prefix in the address where that
+    suffices (the upstream's path ends in `system/deckhouse`); else requests go through a relay on
+    the node that rewrites them (`mirror.modes.render.balancer`).
+    """
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """One registry that a node may ask. `path` replaces the logical prefix; None keeps it."""
+
+    scheme: str
+    host: str
+    path: str | None = None
+    ca: str | None = None
+    account: Account | None = None
+
+    @property
+    def server(self) -> tuple[str, str]:
+        """What is connected to."""
+        return self.scheme, self.host.lower()
+
+    @property
+    def key(self) -> tuple[str, str, str | None]:
+        """Two ways with one key differ in trust or login alone; the newer replaces the older."""
+        return (*self.server, self.path)
+
+
+Ways = Mapping[str, tuple[Way, ...]]
+"""The host of references → the ways to what it names, first to last."""
+
+
+def upstream_way(upstream: Upstream, path: str | None) -> Way:
+    """The registry outside, checked.
+
+    Raises:
+        RenderingError: a value may not be written.
+    """
+    account = upstream.account
+    if account is not None:
+        values.user_name(account.name, "upstream user name")
+        values.secret(account.password.get_secret_value(), "upstream password")
+    return Way(
+        values.scheme(upstream.scheme, "upstream scheme"),
+        values.registry_host(upstream.host, "upstream host"),
+        None if path is None else values.repository_path(path, "upstream path"),
+        None if upstream.ca is None else values.authority(upstream.ca, "upstream CA"),
+        account,
+    )
+
+
+def ways_for(
+    settings: RegistrySettings, node: Node, authority: str | None, reader: Account | None
+) -> dict[str, tuple[Way, ...]]:
+    """How `node` pulls in a mode. `authority` is the module's CA, `reader` its user `ro`.
+
+    Raises:
+        RenderingError: a value may not be written.
+        ValueError: the mode needs `authority` and `reader`, and one is missing.
+    """
+    upstream = settings.upstream
+    if settings.mode is Mode.UNMANAGED:
+        if upstream is None:
+            return {}
+        way = upstream_way(upstream, None)
+        return {way.host: (way,)}
+    if settings.mode is Mode.DIRECT:
+        if upstream is None:
+            raise ValueError("Direct mode has an upstream")
+        return {LOGICAL_HOST: (upstream_way(upstream, upstream.path),)}
+    if authority is None or reader is None:
+        raise ValueError(f"{settings.mode} mode needs the module's authority and its reader")
+    ca = values.authority(authority, "the module's CA")
+    return {LOGICAL_HOST: (Way("https", node.balancer, None, ca, reader),)}
+
+
+def join_ways(old: Ways, new: Ways) -> dict[str, tuple[Way, ...]]:
+    """The ways of a transition: the old ones, then the new.
+
+    A new way to the same registry and path takes the old one's place (a changed password, a changed
+    CA). The same registry with another path is another way, so the old path serves until the end.
+    """
+    joined = dict(old)
+    for host, fresh in new.items():
+        ways = {way.key: way for way in joined.get(host, ())}
+        ways.update((way.key, way) for way in fresh)  # keeps the place of what it replaces
+        joined[host] = tuple(ways.values())
+    return joined
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    """A way as one table: what containerd is told."""
+
+    way: Way
+    url: str
+    override_path: bool = False
+
+
+def render_hosts(ways: Ways, places: Places, containerd: Containerd, node: Node) -> Tree:
+    """The directory tree of `/etc/containerd/registry.d`, with the list of managed directories."""
+    files: dict[PurePosixPath, RenderedFile] = {}
+    for host, row in ways.items():
+        folder = constants.CONTAINERD_HOSTS / values.registry_host(host, "host of references")
+        tables: dict[str, dict[str, Any]] = {}
+        for entry in _entries(row, containerd, node):
+            table = _table(entry, containerd)
+            if entry.way.ca is not None and entry.url.startswith("https://"):
+                path = folder / f"{_file_stem(entry.url)}-ca.crt"
+                files[path] = RenderedFile(entry.way.ca.encode(), PUBLIC)
+                table["ca"] = [places.on_node(path)]
+            if entry.url in tables:
+                raise ValueError(f"two ways of {host} have the address {entry.url}")
+            tables[entry.url] = table
+        # containerd reads the order of the tables in the file, and dicts keep it.
+        secret = any(way.account is not None for way in row)
+        content = tomli_w.dumps({"host": tables}).encode()
+        files[folder / "hosts.toml"] = RenderedFile(content, SECRET if secret else PUBLIC)
+    files[constants.CONTAINERD_HOSTS_STATE] = RenderedFile(hosts_state(sorted(ways)), PUBLIC)
+    return files
+
+
+def relayed(ways: Ways, containerd: Containerd) -> tuple[Way, ...]:
+    """The ways that this containerd cannot express, which go through the node's relay."""
+    if containerd is Containerd.DECKHOUSE:
+        return ()
+    found = {way.key: way for row in ways.values() for way in row if _needs_relay(way)}
+    return tuple(found.values())
+
+
+def relay_slot(way: Way) -> str:
+    """The path under which the node's relay serves a way; stable, and tells nothing secret."""
+    text = "\n".join([way.scheme, way.host, way.path or ""])
+    return f"to-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+
+
+def _entries(row: Sequence[Way], containerd: Containerd, node: Node) -> list[_Entry]:
+    if containerd is Containerd.STOCK:
+        return [_stock_entry(way, node) for way in row]
+    entries = []
+    for place, way in enumerate(row):
+        url = f"{way.scheme}://{way.host}"
+        # A table's name is an address and cannot be there twice. containerd adds `/v2` to one that
+        # does not end so: both spellings are one registry, and the older way gets the longer one.
+        if any(later.server == way.server for later in row[place + 1 :]):
+            url += "/v2"
+        entries.append(_Entry(way, url))
+    return entries
+
+
+def _stock_entry(way: Way, node: Node) -> _Entry:
+    if _needs_relay(way):
+        url = f"http://{node.relay}/{relay_slot(way)}/v2"
+        return _Entry(replace(way, scheme="http", ca=None), url)
+    url = f"{way.scheme}://{way.host}"
+    prefix = _prefix(way)
+    return _Entry(way, f"{url}/v2/{prefix}", override_path=True) if prefix else _Entry(way, url)
+
+
+def _prefix(way: Way) -> str | None:
+    """What stands before the logical path in `way.path`; None if that path is another one."""
+    if way.path is None or way.path == LOGICAL_PATH:
+        return ""
+    if way.path.endswith(f"/{LOGICAL_PATH}"):
+        return way.path.removesuffix(f"/{LOGICAL_PATH}")
+    return None
+
+
+def _needs_relay(way: Way) -> bool:
+    return _prefix(way) is None
+
+
+def _table(entry: _Entry, containerd: Containerd) -> dict[str, Any]:
+    way = entry.way
+    table: dict[str, Any] = {"capabilities": ["pull", "resolve"]}
+    if way.scheme == "http" and containerd is Containerd.DECKHOUSE:
+        # A stock one of recent versions would take it as a wish for TLS and try that first.
+        table["skip_verify"] = True
+    if entry.override_path:
+        table["override_path"] = True
+    if way.account is not None:
+        login = f"{way.account.name}:{way.account.password.get_secret_value()}"
+        token = base64.b64encode(login.encode()).decode()
+        if containerd is Containerd.STOCK:
+            table["header"] = {"Authorization": f"Basic {token}"}
+        else:
+            table["auth"] = {"auth": token}
+    if containerd is Containerd.DECKHOUSE and way.path is not None:
+        # `${1}` is the slash or the end: what follows the prefix stays as it is.
+        replacement = f"{way.path}${{1}}" if way.path else "${1}"
+        table["rewrite"] = [{"regex": PREFIX_REGEX, "replace": replacement}]
+    return table
+
+
+def _file_stem(url: str) -> str:
+    return url.replace("://", "-").replace("/", "-")

@@ -1,0 +1,265 @@
+"""What the module's services share and keep: authority, token pair, leaves, users, the HTTP secret.
+
+It is made once and kept, since every node and client relies on it; `prepare` makes what is missing
+and replaces what is no longer sound. Kept as JSON in a file that only its owner can read.
+"""
+
+from __future__ import annotations
+
+import base64
+import datetime
+import json
+import secrets
+import string
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import bcrypt
+from pydantic import BaseModel, ConfigDict, SecretStr, ValidationError
+from pydantic.alias_generators import to_camel
+
+from mirror.errors import FileSystemError, RenderingError
+from mirror.modes import pki
+from mirror.modes.pki import KeyPair
+from mirror.modes.render.layout import Node
+from mirror.modes.render.tree import SECRET, RenderedFile, write_file
+from mirror.modes.sites import Account, User
+
+PASSWORD_LENGTH = 16
+HTTP_SECRET_LENGTH = 25
+BCRYPT_COST = 10
+_ALPHANUMERICS = string.ascii_letters + string.digits
+_B64 = string.ascii_uppercase + string.ascii_lowercase + string.digits
+_TO_BCRYPT = bytes.maketrans(
+    f"{_B64}+/".encode(),
+    f"./{_B64}".encode(),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class HashedAccount:
+    """A user of the token server: the password for clients, its bcrypt hash for the server."""
+
+    account: Account
+    password_hash: str = field(repr=False)
+
+    def matches(self) -> bool:
+        """Whether hash and password belong together."""
+        password = self.account.password.get_secret_value().encode()
+        try:
+            return bcrypt.checkpw(password, self.password_hash.encode())
+        except ValueError:
+            return False
+
+
+@dataclass(frozen=True, slots=True)
+class Leaves:
+    """The certificates of one place's two services."""
+
+    auth: KeyPair
+    distribution: KeyPair
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceSecrets:
+    """Everything secret that configuration is rendered from. `in_cluster` serves Direct mode."""
+
+    authority: KeyPair
+    token: KeyPair
+    http_secret: str = field(repr=False)
+    users: Mapping[User, HashedAccount]
+    nodes: Mapping[str, Leaves]
+    in_cluster: Leaves
+
+    def accounts(self) -> dict[User, Account]:
+        """The logins alone, for clients."""
+        return {user: one.account for user, one in self.users.items()}
+
+
+def new_account(name: str) -> Account:
+    """A login with a fresh password."""
+    return Account(name, SecretStr(_random(PASSWORD_LENGTH)))
+
+
+def hashed(account: Account, *, salt: bytes | None = None) -> HashedAccount:
+    """An account with a bcrypt hash of its password; each call salts anew unless given 16 bytes."""
+    password = account.password.get_secret_value().encode()
+    if len(password) > 72:
+        raise RenderingError(
+            f"user {account.name}: expected a password of at most 72 bytes, which is all that "
+            f"bcrypt looks at, found {len(password)}; choose a shorter one"
+        )
+    prefix = bcrypt.gensalt(BCRYPT_COST) if salt is None else _bcrypt_salt(salt)
+    return HashedAccount(account, bcrypt.hashpw(password, prefix).decode("ascii"))
+
+
+def _bcrypt_salt(salt: bytes) -> bytes:
+    """bcrypt has base64 with an alphabet of its own."""
+    text = base64.b64encode(salt).rstrip(b"=").translate(_TO_BCRYPT)
+    return b"$2b$%02d$%s" % (BCRYPT_COST, text)
+
+
+def prepare(
+    held: ServiceSecrets | None, nodes: Iterable[Node], now: datetime.datetime
+) -> ServiceSecrets:
+    """What `nodes` need: from `held` what is sound, and new what is not.
+
+    Leaves of nodes that are not given stay, so that rendering for a part forgets nothing.
+    """
+    authority = pki.authority_to_use(held.authority if held else None, now)
+    leaves = dict(held.nodes) if held else {}
+    for node in nodes:
+        if node.master:
+            leaves[node.name] = _leaves(leaves.get(node.name), authority, node.address, now)
+    users = {}
+    for user in User:
+        known = held.users.get(user) if held else None
+        users[user] = known if known and known.matches() else hashed(_account(user, known))
+    return ServiceSecrets(
+        authority,
+        pki.token_pair_to_use(held.token if held else None, authority, now),
+        held.http_secret if held else _random(HTTP_SECRET_LENGTH),
+        users,
+        leaves,
+        _leaves(held.in_cluster if held else None, authority, None, now),
+    )
+
+
+def _account(user: User, known: HashedAccount | None) -> Account:
+    """A known password is kept; only its hash was unsound."""
+    return known.account if known else new_account(user.value)
+
+
+def _leaves(
+    held: Leaves | None, authority: KeyPair, address: str | None, now: datetime.datetime
+) -> Leaves:
+    names = pki.node_names(address)
+    return Leaves(
+        pki.leaf_to_use(held.auth if held else None, authority, pki.AUTH_NAME, names, now),
+        pki.leaf_to_use(
+            held.distribution if held else None, authority, pki.DISTRIBUTION_NAME, names, now
+        ),
+    )
+
+
+def _random(length: int) -> str:
+    return "".join(secrets.choice(_ALPHANUMERICS) for _ in range(length))
+
+
+# -- the file --------------------------------------------------------------------------------------
+
+
+class _Document(BaseModel):
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        alias_generator=to_camel,
+        populate_by_name=True,
+        hide_input_in_errors=True,
+    )
+
+
+class _Pair(_Document):
+    certificate: str
+    key: str
+
+
+class _Leaves(_Document):
+    auth: _Pair
+    distribution: _Pair
+
+
+class _User(_Document):
+    name: str
+    password: str
+    password_hash: str
+
+
+class _Secrets(_Document):
+    authority: _Pair
+    token: _Pair
+    http_secret: str
+    users: dict[User, _User]
+    nodes: dict[str, _Leaves]
+    in_cluster: _Leaves
+
+
+def read_secrets(path: Path) -> ServiceSecrets | None:
+    """What was kept in a file; None if there is none yet.
+
+    Raises:
+        FileSystemError: it cannot be read.
+        RenderingError: it is damaged. It is never replaced silently: nodes trust what it holds.
+    """
+    try:
+        text = path.read_bytes()
+    except FileNotFoundError:
+        return None
+    except OSError as err:
+        raise FileSystemError(f"cannot read {path}: {err.strerror}; correct its access") from err
+    try:
+        found = _Secrets.model_validate_json(text)
+    except ValidationError as err:
+        first = err.errors(include_input=False, include_url=False)[0]
+        where = ".".join(map(str, first["loc"])) or "document"
+        raise RenderingError(
+            f"{path}: {where}: {first['msg']}; restore the file from a backup, or delete it to "
+            "make a new authority and new passwords, which all nodes and clients must then learn"
+        ) from err
+    return ServiceSecrets(
+        _pair(found.authority),
+        _pair(found.token),
+        found.http_secret,
+        {
+            user: HashedAccount(Account(one.name, SecretStr(one.password)), one.password_hash)
+            for user, one in found.users.items()
+        },
+        {name: _leaves_of(one) for name, one in found.nodes.items()},
+        _leaves_of(found.in_cluster),
+    )
+
+
+def write_secrets(kept: ServiceSecrets, path: Path) -> bool:
+    """Keep them in a file of mode 0600; False if it holds them already.
+
+    Raises:
+        FileSystemError: it cannot be written.
+    """
+    document: dict[str, Any] = {
+        "authority": _pair_document(kept.authority),
+        "token": _pair_document(kept.token),
+        "httpSecret": kept.http_secret,
+        "users": {
+            user.value: {
+                "name": one.account.name,
+                "password": one.account.password.get_secret_value(),
+                "passwordHash": one.password_hash,
+            }
+            for user, one in sorted(kept.users.items())
+        },
+        "nodes": {name: _leaves_document(one) for name, one in sorted(kept.nodes.items())},
+        "inCluster": _leaves_document(kept.in_cluster),
+    }
+    content = json.dumps(document, indent=2).encode() + b"\n"
+    return write_file(path, RenderedFile(content, SECRET))
+
+
+def _pair(found: _Pair) -> KeyPair:
+    return KeyPair(found.certificate, found.key)
+
+
+def _leaves_of(found: _Leaves) -> Leaves:
+    return Leaves(_pair(found.auth), _pair(found.distribution))
+
+
+def _pair_document(pair: KeyPair) -> dict[str, str]:
+    return {"certificate": pair.certificate, "key": pair.key}
+
+
+def _leaves_document(leaves: Leaves) -> dict[str, Any]:
+    return {
+        "auth": _pair_document(leaves.auth),
+        "distribution": _pair_document(leaves.distribution),
+    }

@@ -1,0 +1,248 @@
+"""Rendered files as values, and the thin writer that puts them on a disk.
+
+A file gets its mode before its first byte, and its name only when it is complete. Removal touches
+only files that the module itself has placed; stores and directories made by people stay.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+
+from mirror.errors import FileSystemError, RenderingError
+from mirror.modes import constants
+
+PUBLIC = 0o644
+SECRET = 0o600
+"""The mode of every file that holds a password, a key, or a hash of one."""
+
+_HOST_FOLDER = re.compile(r"[0-9A-Za-z_][0-9A-Za-z._:-]*", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True)
+class RenderedFile:
+    """What a file is to hold. Content of secret files shows in no repr."""
+
+    content: bytes = field(repr=False)
+    mode: int = PUBLIC
+
+
+Tree = Mapping[PurePosixPath, RenderedFile]
+"""Absolute paths of one node (or of the in-cluster proxy) → files."""
+
+OWN_FILES: tuple[PurePosixPath, ...] = (
+    constants.STATIC_POD,
+    *(
+        constants.SERVICE_CONFIG / name
+        for name in ("auth/config.yaml", "distribution/config.yaml", "mirrorer/config.yaml")
+    ),
+    *(
+        constants.PKI_CONFIG / name
+        for name in (
+            "ca.crt",
+            "auth.crt",
+            "auth.key",
+            "distribution.crt",
+            "distribution.key",
+            "token.crt",
+            "token.key",
+            "ingress-client-ca.crt",
+            "upstream-ca.crt",
+        )
+    ),
+    constants.BALANCER_CONFIG / "nginx_new.conf",
+    constants.BALANCER_CONFIG / "relay.conf",
+    *(
+        constants.SERVICE_CONFIG / "in-cluster" / name
+        for name in (
+            "distribution.yaml",
+            "auth.yaml",
+            "relay.conf",
+            "ca.crt",
+            "auth.crt",
+            "auth.key",
+            "distribution.crt",
+            "distribution.key",
+            "token.crt",
+            "token.key",
+            "upstream-ca.crt",
+        )
+    ),
+)
+"""The files outside containerd's directory that are the module's own: gone when not rendered."""
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """What a writer did, as paths on the node."""
+
+    written: tuple[PurePosixPath, ...]
+    unchanged: tuple[PurePosixPath, ...]
+    removed: tuple[PurePosixPath, ...]
+
+
+def write_tree(tree: Tree, root: Path) -> Written:
+    """Make the module's files below `root` equal to `tree`, and remove those it no longer has.
+
+    New files are written first, then the state file and removals: who reads meanwhile finds the old
+    route or the new one. Unchanged files keep their times.
+
+    Raises:
+        FileSystemError: a file could not be written.
+        RenderingError: the list of managed host directories on the disk is damaged.
+    """
+    state_path = constants.CONTAINERD_HOSTS_STATE
+    before = _managed_hosts(_below(root, state_path))
+    written: list[PurePosixPath] = []
+    unchanged: list[PurePosixPath] = []
+    # The list of directories goes first, with the old ones still in it: a run that is cut short
+    # leaves no directory that nobody knows to be managed.
+    if state := tree.get(state_path):
+        after = _host_names(state.content, str(state_path))
+        union = hosts_state(sorted({*before, *after}))
+        if union != state.content:
+            write_file(_below(root, state_path), RenderedFile(union, state.mode))
+    else:
+        after = ()
+    for path, file in sorted(tree.items(), key=lambda item: _order(item[0])):
+        (written if write_file(_below(root, path), file) else unchanged).append(path)
+    removed = [*_remove_hosts(root, set(before) - set(after)), *_remove_own(root, tree)]
+    removed += _remove_stale_authorities(root, tree, after)
+    if state is None and before:
+        _unlink(_below(root, state_path))
+        removed.append(state_path)
+    return Written(tuple(written), tuple(unchanged), tuple(removed))
+
+
+def hosts_state(hosts: list[str]) -> bytes:
+    """The list of host directories that the module manages, as nodes keep it."""
+    return json.dumps(hosts, separators=(",", ":")).encode()
+
+
+def _order(path: PurePosixPath) -> tuple[int, PurePosixPath]:
+    """Certificates before what names them, the static pod after its files, the state last."""
+    if path == constants.CONTAINERD_HOSTS_STATE:
+        return 4, path
+    if path == constants.STATIC_POD:
+        return 3, path
+    return (2 if path.name == "hosts.toml" else 1), path
+
+
+def _below(root: Path, path: PurePosixPath) -> Path:
+    if not path.is_absolute() or ".." in path.parts:
+        raise ValueError(f"{path} is no absolute path of a node")
+    return root / path.relative_to("/")
+
+
+def write_file(path: Path, file: RenderedFile) -> bool:
+    """Put a file in its place, complete or not at all; False if it was there already.
+
+    Raises:
+        FileSystemError: it could not be written.
+    """
+    try:
+        if _holds(path, file):
+            return False
+        path.parent.mkdir(parents=True, exist_ok=True)
+        fresh = path.with_name(f".{path.name}.{secrets.token_hex(6)}")
+        try:
+            # The mode is given at creation: there is no moment at which others may read a secret.
+            handle = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, file.mode)
+            with os.fdopen(handle, "wb") as out:
+                os.fchmod(handle, file.mode)  # a umask may have taken bits away
+                out.write(file.content)
+                out.flush()
+                os.fsync(handle)
+            fresh.replace(path)
+        finally:
+            fresh.unlink(missing_ok=True)
+    except OSError as err:
+        raise FileSystemError(
+            f"cannot write {path}: {err.strerror}; make the folder writable or choose another"
+        ) from err
+    return True
+
+
+def _holds(path: Path, file: RenderedFile) -> bool:
+    return (
+        path.is_file()
+        and not path.is_symlink()
+        and path.stat().st_mode & 0o777 == file.mode
+        and path.read_bytes() == file.content
+    )
+
+
+def _managed_hosts(path: Path) -> tuple[str, ...]:
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        return ()
+    except OSError as err:
+        raise FileSystemError(f"cannot read {path}: {err.strerror}") from err
+    return _host_names(content, str(path))
+
+
+def _host_names(content: bytes, where: str) -> tuple[str, ...]:
+    try:
+        names = json.loads(content)
+    except ValueError:
+        names = None
+    if not isinstance(names, list) or not all(
+        isinstance(name, str) and _HOST_FOLDER.fullmatch(name) for name in names
+    ):
+        raise RenderingError(
+            f"{where}: expected a JSON list of host names, found something else; "
+            "nothing was removed; correct the file or delete it (directories of hosts that are no "
+            "longer wanted must then be removed by hand)"
+        )
+    return tuple(names)
+
+
+def _remove_hosts(root: Path, hosts: set[str]) -> Iterator[PurePosixPath]:
+    for host in sorted(hosts):
+        path = constants.CONTAINERD_HOSTS / host
+        folder = _below(root, path)
+        try:
+            if folder.is_symlink():
+                folder.unlink()
+            elif folder.is_dir():
+                shutil.rmtree(folder)
+            else:
+                continue
+        except OSError as err:
+            raise FileSystemError(f"cannot remove {folder}: {err.strerror}") from err
+        yield path
+
+
+def _remove_own(root: Path, tree: Tree) -> Iterator[PurePosixPath]:
+    for path in OWN_FILES:
+        if path not in tree and _unlink(_below(root, path)):
+            yield path
+
+
+def _remove_stale_authorities(
+    root: Path, tree: Tree, hosts: tuple[str, ...]
+) -> Iterator[PurePosixPath]:
+    """CA files of former ways in directories that stay."""
+    folders = [*(constants.CONTAINERD_HOSTS / host for host in hosts), constants.BALANCER_CONFIG]
+    for folder in folders:
+        for found in sorted(_below(root, folder).glob("*-ca.crt")):
+            path = folder / found.name
+            if path not in tree and _unlink(found):
+                yield path
+
+
+def _unlink(path: Path) -> bool:
+    try:
+        path.unlink()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as err:
+        raise FileSystemError(f"cannot remove {path}: {err.strerror}") from err
+    return True

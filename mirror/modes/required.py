@@ -1,0 +1,278 @@
+"""Which images a registry must hold before a cluster may depend on it.
+
+`Default`: all images of the critical embedded modules, by digest, and those of the deployment
+`deckhouse`. `Relax`: the tag of that deployment's main image alone, for a change of edition.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mirror.errors import (
+    InvalidDigestError,
+    InvalidReferenceError,
+    RequiredImagesError,
+)
+from mirror.modes.settings import CheckMode
+from mirror.oci import Digest, Reference
+from mirror.sync.inventory import Inventory
+
+MAIN_CONTAINER = "deckhouse"
+"""The container whose image is the platform's own."""
+
+
+@dataclass(frozen=True, slots=True)
+class RequiredImage:
+    """One image: the repository below the registry's base, and a tag or digest there.
+
+    `source` says who needs it, as `module/<module>/<image>` or `deckhouse/containers/<name>`.
+    """
+
+    below: str
+    reference: str | Digest
+    source: str
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """What it is, whoever needs it; the order in which images are asked for."""
+        return (self.below, str(self.reference))
+
+
+@dataclass(frozen=True, slots=True)
+class RequiredSet:
+    """The images that are required, each once, in order. Never empty."""
+
+    mode: CheckMode
+    images: tuple[RequiredImage, ...]
+
+    @classmethod
+    def of(cls, mode: CheckMode, images: Iterable[RequiredImage]) -> RequiredSet:
+        """Of several that need the same image the first counts.
+
+        Raises:
+            RequiredImagesError: there are none. Nothing required would always be there.
+        """
+        each: dict[tuple[str, str], RequiredImage] = {}
+        for image in images:
+            each.setdefault(image.key, image)
+        if not each:
+            raise RequiredImagesError(
+                "no image is required, so a check would prove nothing; give the digests of the "
+                "modules, an inventory, or the image of the deployment deckhouse"
+            )
+        return cls(mode, tuple(each[key] for key in sorted(each)))
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+
+def from_values(
+    values: Mapping[str, Any],
+    critical: Iterable[str],
+    deployment: Mapping[str, Any] | None = None,
+    mode: CheckMode = CheckMode.DEFAULT,
+) -> RequiredSet:
+    """What a cluster's own values require (`global.modulesImages.digests`).
+
+    `critical` has the names of the critical embedded modules (`critical_modules`); `deployment`
+    is the Deployment `d8-system/deckhouse`.
+
+    Raises:
+        RequiredImagesError: the values have no digests, none of a critical module, or one that is
+            none; no module is critical; or, for `Relax`, the deployment has no tag.
+    """
+    if mode is CheckMode.RELAX:
+        return relaxed(deployment)
+    wanted = frozenset(map(kebab, critical))
+    if not wanted:
+        raise RequiredImagesError(
+            "no module is critical and embedded, which cannot be; give the cluster's Modules"
+        )
+    digests: Any = values
+    for key in ("global", "modulesImages", "digests"):
+        digests = digests.get(key) if isinstance(digests, Mapping) else None
+    if not isinstance(digests, Mapping) or not digests:
+        raise RequiredImagesError("the values have no digests at global.modulesImages.digests")
+    chosen = {module: of for module, of in digests.items() if kebab(str(module)) in wanted}
+    found = list(_module_images(chosen, "global.modulesImages.digests"))
+    if not found:
+        raise RequiredImagesError(
+            "global.modulesImages.digests has no digest of a critical module: "
+            f"{', '.join(sorted(wanted)[:10])}"
+        )
+    return RequiredSet.of(mode, [*found, *_deployment_images(deployment)])
+
+
+def from_digest_list(
+    text: str,
+    where: str = "the digest list",
+    deployment: Mapping[str, Any] | None = None,
+    mode: CheckMode = CheckMode.DEFAULT,
+) -> RequiredSet:
+    """What a list requires: all of it.
+
+    The list is a release's `images_digests.json` (modules, images, digests), a JSON list, or text
+    with a digest, or a reference that ends with one, on each line; `#` begins a remark.
+
+    Raises:
+        RequiredImagesError: it is something else, or empty.
+    """
+    if mode is CheckMode.RELAX:
+        return relaxed(deployment)
+    found = list(_listed(text, where))
+    if not found:
+        raise RequiredImagesError(f"{where} has no digest in it")
+    return RequiredSet.of(mode, [*found, *_deployment_images(deployment)])
+
+
+def from_inventory(
+    inventory: Inventory,
+    deployment: Mapping[str, Any] | None = None,
+    mode: CheckMode = CheckMode.DEFAULT,
+) -> RequiredSet:
+    """What an inventory holds, say that of a bundle: every image that a tag of it names.
+
+    Raises:
+        RequiredImagesError: it names none; or, for `Relax`, the deployment has no tag.
+    """
+    if mode is CheckMode.RELAX:
+        return relaxed(deployment)
+    found = [
+        RequiredImage(path, digest, f"inventory/{path}:{tag}" if path else f"inventory/{tag}")
+        for path, content in sorted(inventory.repositories.items())
+        for tag, digest in sorted(content.tags.items())
+    ]
+    if not found:
+        raise RequiredImagesError("the inventory names no image")
+    return RequiredSet.of(mode, [*found, *_deployment_images(deployment)])
+
+
+def relaxed(deployment: Mapping[str, Any] | None) -> RequiredSet:
+    """The platform's own image alone, by its tag.
+
+    Raises:
+        RequiredImagesError: the deployment is not given, or its image has no tag.
+    """
+    source = f"deckhouse/containers/{MAIN_CONTAINER}"
+    for image in _deployment_images(deployment):
+        if image.source != source:
+            continue
+        if isinstance(image.reference, Digest):
+            raise RequiredImagesError(
+                "the check Relax wants the image of the container deckhouse by its tag, and the "
+                "deployment names it by digest"
+            )
+        return RequiredSet.of(CheckMode.RELAX, [image])
+    raise RequiredImagesError(
+        "the check Relax needs the Deployment d8-system/deckhouse with the image of its container "
+        "deckhouse"
+    )
+
+
+def read_digest_list(path: Path) -> str:
+    """The text of a digest list.
+
+    Raises:
+        RequiredImagesError: it cannot be read.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as err:
+        raise RequiredImagesError(f"cannot read {path}: {err.strerror}") from err
+    except UnicodeDecodeError:
+        raise RequiredImagesError(f"{path} is no text") from None
+
+
+def critical_modules(modules: Iterable[Mapping[str, Any]]) -> tuple[str, ...]:
+    """The names of those `Module` objects that are critical and embedded, sorted."""
+    names = set()
+    for module in modules:
+        metadata, properties = module.get("metadata"), module.get("properties")
+        if not isinstance(metadata, Mapping) or not isinstance(properties, Mapping):
+            continue
+        if properties.get("critical") is True and properties.get("source") == "Embedded":
+            names.add(str(metadata.get("name")))
+    return tuple(sorted(names))
+
+
+def deployment_of(image: str) -> dict[str, Any]:
+    """A Deployment with nothing but the platform's own image, for who knows only that."""
+    containers = [{"name": MAIN_CONTAINER, "image": image}]
+    return {"spec": {"template": {"spec": {"containers": containers}}}}
+
+
+def kebab(name: str) -> str:
+    """`controlPlaneManager` as `control-plane-manager`."""
+    return re.sub(r"(?<!^)(?<!-)(?=[A-Z])", "-", name).lower()
+
+
+# -- reading documents -----------------------------------------------------------------------------
+
+
+def _module_images(digests: Mapping[str, Any], where: str) -> Iterable[RequiredImage]:
+    for module, images in digests.items():
+        if not isinstance(images, Mapping):
+            raise RequiredImagesError(f"{where}: {module} is no mapping of images to digests")
+        for image, text in images.items():
+            source = f"module/{kebab(str(module))}/{kebab(str(image))}"
+            yield RequiredImage("", _digest(text, f"{where}: {module}.{image}"), source)
+
+
+def _listed(text: str, where: str) -> Iterable[RequiredImage]:
+    if text.lstrip()[:1] in ("{", "["):
+        try:
+            document = json.loads(text)
+        except (ValueError, RecursionError) as err:
+            raise RequiredImagesError(f"{where} is no JSON: {err}") from err
+        if isinstance(document, Mapping):
+            yield from _module_images(document, where)
+            return
+        lines = list(enumerate(document, 1))
+    else:
+        bare = (line.partition("#")[0].strip() for line in text.splitlines())
+        lines = [(number, line) for number, line in enumerate(bare, 1) if line]
+    for number, line in lines:
+        last = line.rpartition("@")[2] if isinstance(line, str) else line
+        yield RequiredImage("", _digest(last, f"{where}, entry {number}"), "list")
+
+
+def _digest(value: object, where: str) -> Digest:
+    if not isinstance(value, str):
+        raise RequiredImagesError(f"{where}: expected a digest, found no text")
+    try:
+        return Digest.parse(value)
+    except InvalidDigestError as err:
+        raise RequiredImagesError(f"{where}: {err}") from err
+
+
+def _deployment_images(deployment: Mapping[str, Any] | None) -> Iterable[RequiredImage]:
+    """The images of a Deployment's containers, at the registry's base, with their tag or digest."""
+    if deployment is None:
+        return
+    pod: Any = deployment
+    for key in ("spec", "template", "spec"):
+        pod = pod.get(key) if isinstance(pod, Mapping) else None
+    if not isinstance(pod, Mapping):
+        raise RequiredImagesError("the Deployment deckhouse has no spec.template.spec")
+    for kind, label in (("containers", "containers"), ("initContainers", "init-containers")):
+        for container in pod.get(kind) or ():
+            if not isinstance(container, Mapping):
+                raise RequiredImagesError(f"the Deployment deckhouse: {kind} is no list of them")
+            name, image = str(container.get("name")), str(container.get("image"))
+            yield RequiredImage("", _tag_or_digest(image, name), f"deckhouse/{label}/{name}")
+
+
+def _tag_or_digest(image: str, name: str) -> str | Digest:
+    where = f"the Deployment deckhouse: container {name}"
+    try:
+        parsed = Reference.parse(image)
+        if parsed.digest is not None:
+            return parsed.digest
+        return str(parsed.tag)
+    except (InvalidReferenceError, InvalidDigestError) as err:
+        raise RequiredImagesError(f"{where}: {err}") from err

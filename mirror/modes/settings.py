@@ -1,0 +1,276 @@
+"""The `registry` section of ModuleConfig `deckhouse`: how a cluster reaches its images.
+
+Whatever way the settings are made, by `RegistrySettings.load` or by their constructors, all rules
+hold afterwards, and all that is wrong is said at once. Secrets show in no `repr`, dump or message.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, SecretStr, model_validator
+from pydantic.alias_generators import to_camel
+
+from mirror.errors import InvalidSettingsError
+from mirror.modes import rules
+from mirror.modes.constants import LICENSE_USER
+from mirror.modes.module_config import find_registry
+from mirror.modes.rules import Finding
+from mirror.modes.sites import Account
+
+
+class Mode(StrEnum):
+    """Where a cluster takes its images from."""
+
+    DIRECT = "Direct"
+    PROXY = "Proxy"
+    LOCAL = "Local"
+    UNMANAGED = "Unmanaged"
+
+
+class CheckMode(StrEnum):
+    """Which images a registry must hold before a cluster is switched to it."""
+
+    DEFAULT = "Default"
+    RELAX = "Relax"
+
+
+@dataclass(frozen=True, slots=True)
+class Upstream:
+    """The registry outside of the cluster.
+
+    `path` has no slash in front and is empty where images lie at the host's root; `ca` is PEM, and
+    None means the system's roots. A license has become the login it stands for.
+    """
+
+    host: str
+    path: str
+    scheme: Literal["http", "https"] = "https"
+    ca: str | None = None
+    username: str | None = None
+    password: SecretStr | None = None
+
+    @property
+    def base(self) -> str:
+        """`host[:port]/path`: what references to its images begin with."""
+        return f"{self.host}/{self.path}" if self.path else self.host
+
+    @property
+    def account(self) -> Account | None:
+        """Its login; None for anonymous use."""
+        if self.username is None:
+            return None
+        return Account(self.username, self.password or SecretStr(""))
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        alias_generator=to_camel,
+        populate_by_name=True,
+        hide_input_in_errors=True,
+    )
+
+    @classmethod
+    def _by_key(cls, data: Mapping[Any, Any]) -> dict[str, Any]:
+        """What was given, by the names that documents use."""
+        aliases = {name: field.alias or name for name, field in cls.model_fields.items()}
+        return {aliases.get(str(key), str(key)): value for key, value in data.items()}
+
+
+class UpstreamSection(_Frozen):
+    """The section of a mode that has an upstream.
+
+    Raises:
+        InvalidSettingsError: a rule is broken; `findings` has all of them.
+    """
+
+    KEYS: ClassVar[tuple[str, ...]] = rules.SECTION_KEYS
+
+    images_repo: str
+    scheme: Literal["HTTP", "HTTPS"] = "HTTPS"
+    ca: str | None = None
+    username: str | None = None
+    password: SecretStr | None = None
+    license: SecretStr | None = None
+    check_mode: CheckMode = CheckMode.DEFAULT
+
+    @model_validator(mode="before")
+    @classmethod
+    def _check(cls, data: Any) -> Any:
+        if isinstance(data, UpstreamSection):
+            return data
+        given, findings = cls._inspect("", data)
+        if findings:
+            raise InvalidSettingsError(findings)
+        return given
+
+    @classmethod
+    def _inspect(cls, path: str, data: Any) -> tuple[dict[str, Any], list[Finding]]:
+        """What was given, and what is wrong with it. An empty text means the same as none."""
+        if not isinstance(data, Mapping):
+            return {}, [Finding(path.rstrip("."), rules.no_mapping(data))]
+        given = {
+            key: value.get_secret_value() if isinstance(value, SecretStr) else value
+            for key, value in cls._by_key(data).items()
+        }
+        findings = list(rules.section(path, given, cls.KEYS))
+        kept = {key: value for key, value in given.items() if value is not None and value != ""}
+        return kept, findings
+
+    @property
+    def upstream(self) -> Upstream:
+        """The registry that the section speaks of."""
+        host, _, path = self.images_repo.partition("/")
+        name, password = self.username, self.password
+        if self.license is not None:
+            name, password = LICENSE_USER, self.license
+        scheme: Literal["http", "https"] = "http" if self.scheme == "HTTP" else "https"
+        return Upstream(host, path, scheme, self.ca, name, password)
+
+
+class ProxySection(UpstreamSection):
+    """The section of Proxy mode, which also says how long the cache keeps what it has."""
+
+    KEYS: ClassVar[tuple[str, ...]] = rules.PROXY_KEYS
+
+    ttl: str | None = None
+
+    @property
+    def ttl_s(self) -> int | None:
+        """How long the cache keeps an image, in seconds; None leaves it to the cache (168 h)."""
+        return None if self.ttl is None else rules.ttl_seconds(self.ttl)
+
+
+_SECTION_TYPES: dict[str, type[UpstreamSection]] = {
+    "direct": UpstreamSection,
+    "unmanaged": UpstreamSection,
+    "proxy": ProxySection,
+}
+
+
+class RegistrySettings(_Frozen):
+    """How a cluster reaches its images: the mode, and the section that belongs to it.
+
+    `legacy` is no field of documents: it holds what a cluster in the deprecated kind of Unmanaged
+    was installed with (`InitConfiguration`), where that is known.
+
+    Raises:
+        InvalidSettingsError: a rule is broken; `findings` has all of them.
+    """
+
+    mode: Mode = Mode.UNMANAGED
+    direct: UpstreamSection | None = None
+    unmanaged: UpstreamSection | None = None
+    proxy: ProxySection | None = None
+    legacy: UpstreamSection | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _check(cls, data: Any) -> Any:
+        if isinstance(data, RegistrySettings):
+            return data
+        findings: list[Finding] = []
+        if not isinstance(data, Mapping):
+            raise InvalidSettingsError([Finding("registry", rules.no_mapping(data))])
+        given = cls._by_key(data)
+        legacy = given.pop("legacy", None)
+        if legacy is not None and not isinstance(legacy, UpstreamSection):
+            given["legacy"] = legacy  # known to programs, and no field of a document
+        findings += rules.registry("registry.", given)
+        for name, kind in _SECTION_TYPES.items():
+            section = given.get(name)
+            if section is None:
+                given.pop(name, None)
+            elif not isinstance(section, kind):
+                findings += kind._inspect(f"registry.{name}.", section)[1]
+        if legacy is not None and (given.get("unmanaged") or given.get("mode") in _NOT_LEGACY):
+            findings.append(_TWICE)
+        if findings:
+            raise InvalidSettingsError(findings)
+        if given.get("mode") is None:
+            given.pop("mode", None)
+        return given if legacy is None else {**given, "legacy": legacy}
+
+    @classmethod
+    def load(cls, source: Path | str | Mapping[str, Any]) -> RegistrySettings:
+        """Settings from a file (`Path`), from YAML text (`str`), or from a mapping.
+
+        Each may be a whole ModuleConfig `deckhouse`, its `settings`, the `registry` section
+        itself, or an InitConfiguration. A file or text may hold several documents, of which
+        others are passed over.
+
+        Raises:
+            InvalidSettingsError: a rule is broken; `findings` has all of them.
+            InputError: the file cannot be read, is no YAML, or speaks of no registry.
+        """
+        from mirror.modes.legacy import init_section  # which is built upon these classes
+
+        found = find_registry(source)
+        where = str(source) if isinstance(source, Path) else ""
+        findings = list(found.findings)
+        legacy = None
+        settings = None
+        try:
+            if found.init is not None:
+                legacy = init_section(found.init)
+        except InvalidSettingsError as err:
+            findings += map(Finding._make, err.findings)
+        try:
+            if found.registry is not None and legacy is not None:
+                findings.append(_TWICE)
+            settings = cls.model_validate(
+                found.registry
+                if found.registry is not None
+                else ({} if legacy is None else {"legacy": legacy})
+            )
+        except InvalidSettingsError as err:
+            findings += map(Finding._make, err.findings)
+        if findings or settings is None:
+            raise InvalidSettingsError(findings, where)
+        return settings
+
+    @property
+    def configurable(self) -> bool:
+        """False for the deprecated kind of Unmanaged, whose registry was set at installation."""
+        return self.mode is not Mode.UNMANAGED or self.unmanaged is not None
+
+    @property
+    def managed(self) -> bool:
+        """Whether images go by the logical address: all modes but Unmanaged."""
+        return self.mode is not Mode.UNMANAGED
+
+    @property
+    def section(self) -> UpstreamSection | None:
+        """The section of the mode: None for Local, which has none, and for what is unknown."""
+        match self.mode:
+            case Mode.DIRECT:
+                return self.direct
+            case Mode.PROXY:
+                return self.proxy
+            case Mode.UNMANAGED:
+                return self.unmanaged or self.legacy
+            case Mode.LOCAL:
+                return None
+
+    @property
+    def upstream(self) -> Upstream | None:
+        """The registry outside of the cluster; None for Local, and for what is unknown."""
+        return None if self.section is None else self.section.upstream
+
+    @property
+    def check_mode(self) -> CheckMode:
+        """Which images are required; Local has no setting for it and wants all."""
+        return CheckMode.DEFAULT if self.section is None else self.section.check_mode
+
+
+_NOT_LEGACY = frozenset({Mode.DIRECT, Mode.PROXY, Mode.LOCAL})
+_TWICE = Finding(
+    "registry",
+    "the registry is set here and in InitConfiguration.deckhouse too; keep one, best this one",
+)

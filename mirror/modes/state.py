@@ -1,0 +1,234 @@
+"""The Secret `registry-state`: what a cluster's registry module has reached, and where it goes.
+
+Four keys are public: `hash`, `mode` (last completed), `target_mode` and `conditions`. The fifth,
+`state`, is private to the module and full of secrets; it is carried along unread and never shown.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, SecretStr
+
+from mirror.errors import InvalidStateError
+from mirror.modes.conditions import (
+    Condition,
+    Conditions,
+    Observe,
+    evaluate,
+    is_complete,
+    refuse,
+)
+from mirror.modes.constants import NAMESPACE, SECRET_STATE, SECRET_STATE_TYPE
+from mirror.modes.matrix import Kind
+from mirror.modes.settings import Mode
+
+_EXPECTED = "expected the Secret registry-state, or its keys hash, mode, target_mode, conditions"
+
+
+@dataclass(frozen=True, slots=True)
+class RegistryState:
+    """Where a cluster's registry module is. A cluster without the Secret is in Unmanaged."""
+
+    hash: str = ""
+    mode: Mode = Mode.UNMANAGED
+    target_mode: Mode = Mode.UNMANAGED
+    conditions: Conditions = ()
+    private: SecretStr | None = field(default=None, repr=False)
+
+    @property
+    def in_flight(self) -> bool:
+        """Whether a switch is under way."""
+        return self.mode is not self.target_mode or (
+            bool(self.conditions) and not is_complete(self.conditions)
+        )
+
+    def aiming_at(self, target: Mode, inputs: str) -> RegistryState:
+        """The state with this target. Another mode clears the conditions; parameters do not."""
+        conditions = self.conditions if target is self.target_mode else ()
+        return replace(self, target_mode=target, hash=inputs, conditions=conditions)
+
+    def advanced(
+        self,
+        target: Kind,
+        observe: Observe,
+        now: datetime,
+        *,
+        saved_parameters: bool = True,
+        generation: int | None = None,
+    ) -> RegistryState:
+        """The state after one run of the machine; `mode` follows when everything is reached.
+
+        Raises:
+            ValueError: `target` is not what the state aims at.
+        """
+        if target.mode is not self.target_mode:
+            raise ValueError(f"the state aims at {self.target_mode}, not at {target.mode}")
+        conditions = evaluate(
+            target,
+            self.conditions,
+            observe,
+            now,
+            saved_parameters=saved_parameters,
+            generation=generation,
+        )
+        mode = target.mode if conditions[-1].status else self.mode
+        return replace(self, mode=mode, conditions=conditions)
+
+    def refused(self, before: Kind, after: Kind, now: datetime) -> RegistryState:
+        """The state with the error of a switch that is not supported."""
+        return replace(self, conditions=refuse(before, after, self.conditions, now))
+
+    def to_document(self) -> dict[str, Any]:
+        """The public keys, as JSON values."""
+        return {
+            "hash": self.hash,
+            "mode": self.mode.value,
+            "target_mode": self.target_mode.value,
+            "conditions": [condition.to_document() for condition in self.conditions],
+        }
+
+    def to_secret(self) -> dict[str, Any]:
+        """The whole Secret, the private key included: to be stored, and not to be shown."""
+        document = self.to_document()
+        texts = {**document, "conditions": _dumped(document["conditions"])}
+        if self.private is not None:
+            texts["state"] = self.private.get_secret_value()
+        return {
+            "apiVersion": "v1",
+            "kind": "Secret",
+            "metadata": {"name": SECRET_STATE, "namespace": NAMESPACE},
+            "type": SECRET_STATE_TYPE,
+            "data": {key: base64.b64encode(text.encode()).decode() for key, text in texts.items()},
+        }
+
+    @classmethod
+    def load(cls, source: Path | str | Mapping[str, Any] | None) -> RegistryState:
+        """Read the Secret, or its keys alone: a file (`Path`), YAML or JSON text, or a mapping.
+
+        None, and text without content, stand for a Secret that is not there.
+
+        Raises:
+            InvalidStateError: it is something else, or a key is not what it must be.
+        """
+        match source:
+            case None:
+                return cls()
+            case Path():
+                try:
+                    return cls._of(_yaml(source.read_text(encoding="utf-8"), str(source)))
+                except OSError as err:
+                    raise InvalidStateError(f"cannot read {source}: {err.strerror}") from err
+                except UnicodeDecodeError:
+                    raise InvalidStateError(f"{source} is no text") from None
+            case str():
+                return cls._of(_yaml(source, "the state"))
+            case _:
+                return cls._of(source)
+
+    @classmethod
+    def _of(cls, document: object) -> RegistryState:
+        if document is None:
+            return cls()
+        if not isinstance(document, Mapping):
+            raise InvalidStateError(f"{_EXPECTED}, found something that is no mapping")
+        keys = _keys(document)
+        conditions = keys.get("conditions") or []
+        if isinstance(conditions, str):
+            conditions = _yaml(conditions, "conditions") or []
+        if not isinstance(conditions, list) or not all(isinstance(c, Mapping) for c in conditions):
+            raise InvalidStateError("conditions: expected a list of conditions")
+        mode = _mode(keys, "mode", Mode.UNMANAGED)
+        private = keys.get("state")
+        try:
+            known = [Condition.from_document(one) for one in conditions]
+        except ValueError as err:
+            raise InvalidStateError(f"conditions: {err}") from None
+        return cls(
+            str(keys.get("hash") or ""),
+            mode,
+            _mode(keys, "target_mode", mode),
+            tuple(one for one in known if one is not None),
+            SecretStr(private) if isinstance(private, str) and private else None,
+        )
+
+
+def inputs_hash(*inputs: BaseModel | Mapping[str, Any] | str | None) -> str:
+    """SHA-256 of all that a state follows from, in hex. Secrets count with their values."""
+    plain = [_plain(one) for one in inputs]
+    text = json.dumps(plain, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _plain(value: object) -> Any:
+    match value:
+        case SecretStr():
+            return value.get_secret_value()
+        case BaseModel():
+            return _plain({name: getattr(value, name) for name in type(value).model_fields})
+        case Mapping():
+            return {str(key): _plain(one) for key, one in value.items()}
+        case list() | tuple():
+            return [_plain(one) for one in value]
+        case _:
+            return value
+
+
+def _keys(document: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The keys of the Secret as text, whether they were encoded or not."""
+    if "kind" not in document and "data" not in document and "stringData" not in document:
+        if document and not document.keys() & {"hash", "mode", "target_mode", "conditions"}:
+            raise InvalidStateError(f"{_EXPECTED}, found other keys")
+        return document
+    if document.get("kind", "Secret") != "Secret":
+        raise InvalidStateError(f"{_EXPECTED}, found another kind of object")
+    metadata = document.get("metadata")
+    name = metadata.get("name") if isinstance(metadata, Mapping) else None
+    if name not in (None, SECRET_STATE):
+        raise InvalidStateError(f"{_EXPECTED}, found another Secret")
+    keys: dict[str, Any] = {}
+    for part, encoded in (("data", True), ("stringData", False)):
+        values = document.get(part) or {}
+        if not isinstance(values, Mapping):
+            raise InvalidStateError(f"{part}: expected a mapping")
+        for key, value in values.items():
+            keys[str(key)] = _decoded(value, f"{part}.{key}") if encoded else value
+    return keys
+
+
+def _decoded(value: object, where: str) -> str:
+    try:
+        return base64.b64decode(str(value), validate=True).decode()
+    except (binascii.Error, ValueError):
+        # Not `from err`: the value may be secret.
+        raise InvalidStateError(f"{where}: expected text in base64") from None
+
+
+def _mode(keys: Mapping[str, Any], key: str, default: Mode) -> Mode:
+    value = keys.get(key)
+    if value in (None, ""):
+        return default
+    if value not in list(Mode):
+        raise InvalidStateError(f"{key}: expected {', '.join(Mode)}, found {str(value)[:20]!r}")
+    return Mode(str(value))
+
+
+def _yaml(text: str, where: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, RecursionError) as err:
+        # Not `from err`: its text may quote what is secret.
+        raise InvalidStateError(f"{where} is no YAML ({type(err).__name__})") from None
+
+
+def _dumped(conditions: list[dict[str, Any]]) -> str:
+    return yaml.safe_dump(conditions, sort_keys=False, allow_unicode=True)

@@ -1,0 +1,94 @@
+"""A cluster's replicas on this machine: each on an address of its own, with TLS and a login."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from pydantic import SecretStr
+
+from mirror.modes.constants import REGISTRY_PORT
+from mirror.modes.sites import Account, Sites, User
+from mirror.oci import Descriptor, Digest, Manifest, media_types
+from mirror.oci.manifest import descriptor_json
+from mirror.registry import ConnectionOptions, RetryPolicy
+from mirror.serve import EmbeddedRegistry, MemoryStorage, TlsFiles, put_blob
+from tests.support.real_registry import ACCOUNT
+from tests.support.tls import Authority
+
+ACCOUNTS = {user: Account(user, SecretStr(f"{user}-password")) for user in User}
+READER = {User.RO: Account(ACCOUNT[0], SecretStr(ACCOUNT[1]))}
+"""The login that `RealRegistry` knows, as the user that reads."""
+
+
+def hasty(attempts: int = 1, **options: object) -> ConnectionOptions:
+    """Connections that do not wait."""
+    retries = RetryPolicy(attempts=attempts, base_delay_s=0.0)
+    return ConnectionOptions(retries=retries, connect_timeout_s=5.0, **options)  # type: ignore[arg-type]
+
+
+def certificate(authority: Authority, host: str) -> TlsFiles:
+    """What the replica at `host` shows."""
+    return authority.issue(f"replica-{host}", (host,))
+
+
+def sites(
+    authority: Authority, masters: tuple[str, ...], accounts: Mapping[User, Account] = ACCOUNTS
+) -> Sites:
+    """Replicas on these addresses."""
+    return Sites(masters=masters, ca=authority.certificate.read_text(), accounts=dict(accounts))
+
+
+def at(host: str) -> str:
+    """`host` with the port of replicas."""
+    return f"{host}:{REGISTRY_PORT}"
+
+
+@dataclass(frozen=True)
+class Image:
+    """An image of one layer. `manifest` is what its tag names."""
+
+    manifest: Manifest
+    config: bytes
+    layer: bytes
+
+    @property
+    def layer_digest(self) -> Digest:
+        """The digest of its layer."""
+        return Digest.of(self.layer)
+
+    @property
+    def blobs(self) -> tuple[bytes, bytes]:
+        """All that it needs."""
+        return self.config, self.layer
+
+
+def image(seed: int = 1, layer_bytes: int = 1000) -> Image:
+    """An image made of nothing but a seed."""
+    layer = random.Random(seed).randbytes(layer_bytes)
+    config = json.dumps({"seed": seed}).encode()
+    document = {
+        "schemaVersion": 2,
+        "mediaType": media_types.OCI_MANIFEST,
+        "config": _descriptor(media_types.OCI_CONFIG, config),
+        "layers": [_descriptor(media_types.OCI_LAYER_GZIP, layer)],
+    }
+    manifest = Manifest.parse(json.dumps(document).encode(), media_types.OCI_MANIFEST)
+    return Image(manifest, config, layer)
+
+
+def _descriptor(media_type: str, data: bytes) -> dict[str, object]:
+    return descriptor_json(Descriptor(media_type, Digest.of(data), len(data)))
+
+
+def put(registry: EmbeddedRegistry, repository: str, one: Image, *tags: str) -> None:
+    """Put an image into a registry behind its server's back."""
+    storage = registry.storage
+    assert isinstance(storage, MemoryStorage)
+    for data in one.blobs:
+        put_blob(storage, repository, data)
+    storage.put_manifest(repository, one.manifest)
+    for tag in tags:
+        storage.put_manifest(repository, one.manifest, tag)

@@ -1,0 +1,231 @@
+"""A token server for the configuration rendered for `docker_auth`, which Debian does not ship.
+
+It does what the registry's clients see of docker_auth: Basic logins checked against bcrypt hashes,
+the access list (first match decides, else denied), and tokens as JWT, signed with the rendered key
+and named by the key id that distribution derives from the certificate it trusts.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import functools
+import hashlib
+import json
+import secrets
+import ssl
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+import bcrypt
+import yaml
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa, utils
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One request for a token, and whether it was answered."""
+
+    account: str
+    scopes: tuple[str, ...]
+    status: int
+
+
+class Signer:
+    """Signs tokens with a rendered key pair."""
+
+    def __init__(self, certificate: Path, key: Path) -> None:
+        loaded = serialization.load_pem_private_key(key.read_bytes(), password=None)
+        assert isinstance(loaded, rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey)
+        self._key = loaded
+        public = x509.load_pem_x509_certificate(certificate.read_bytes()).public_key()
+        self.key_id = libtrust_key_id(
+            public.public_bytes(
+                serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
+            )
+        )
+        self.algorithm = "RS256" if isinstance(loaded, rsa.RSAPrivateKey) else "ES256"
+
+    def token(self, claims: Mapping[str, Any]) -> str:
+        """A signed JWT."""
+        header = {"typ": "JWT", "alg": self.algorithm, "kid": self.key_id}
+        text = f"{_encode(json.dumps(header).encode())}.{_encode(json.dumps(claims).encode())}"
+        return f"{text}.{_encode(self._sign(text.encode()))}"
+
+    def _sign(self, text: bytes) -> bytes:
+        if isinstance(self._key, rsa.RSAPrivateKey):
+            return self._key.sign(text, padding.PKCS1v15(), hashes.SHA256())
+        r, s = utils.decode_dss_signature(self._key.sign(text, ec.ECDSA(hashes.SHA256())))
+        return r.to_bytes(32, "big") + s.to_bytes(32, "big")
+
+
+def libtrust_key_id(public_key: bytes) -> str:
+    """The name by which distribution knows a key (DER): twelve groups of four base32 letters."""
+    text = base64.b32encode(hashlib.sha256(public_key).digest()[:30]).decode()
+    return ":".join(text[at : at + 4] for at in range(0, 48, 4))
+
+
+class Rules:
+    """Users and access list of a rendered configuration."""
+
+    def __init__(self, users: Mapping[str, Mapping[str, str]], acl: Sequence[Mapping[str, Any]]):
+        self._users, self._acl = users, acl
+        # bcrypt of cost 10 takes a while; a client asks for many tokens with one password.
+        self._known = functools.lru_cache(64)(self._check)
+
+    def knows(self, account: str, password: str) -> bool:
+        """Whether this is a user with that password; the empty account is the anonymous one."""
+        return self._known(account, password)
+
+    def _check(self, account: str, password: str) -> bool:
+        if account not in self._users:
+            return False
+        wanted = self._users[account].get("password")
+        if wanted is None:
+            return True
+        return bcrypt.checkpw(password.encode(), wanted.encode())
+
+    def allowed(self, account: str, kind: str, name: str, actions: Sequence[str]) -> list[str]:
+        """Those of `actions` that the first matching line allows."""
+        asked = {"account": account, "type": kind, "name": name}
+        for line in self._acl:
+            match = line.get("match", {})
+            if all(fnmatchcase(asked[key], str(value)) for key, value in match.items()):
+                granted = line.get("actions", [])
+                return [one for one in actions if one in granted or "*" in granted]
+        return []
+
+
+class TokenServer:
+    """Runs a rendered token-auth configuration in a thread, until it is closed.
+
+    `config` is the rendered file; paths in it are used as they stand.
+    """
+
+    def __init__(self, config: Path) -> None:
+        document = yaml.safe_load(config.read_text())
+        token, server = document["token"], document["server"]
+        self._issuer, self._lifetime_s = token["issuer"], int(token["expiration"])
+        self._signer = Signer(Path(token["certificate"]), Path(token["key"]))
+        self._rules = Rules(document["users"], document["acl"])
+        self.asked: list[Asked] = []
+        host, _, port = server["addr"].rpartition(":")
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+            timeout = 30
+
+            def do_GET(self) -> None:
+                outer._answer(self)
+
+            def do_POST(self) -> None:  # as docker_auth: clients then ask with GET
+                self.close_connection = True
+                outer._send(self, 405, {"errors": [{"code": "UNSUPPORTED"}]})
+
+            def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
+                """Say nothing."""
+
+        self._server = ThreadingHTTPServer((host or "127.0.0.1", int(port)), Handler)
+        self._server.daemon_threads = True
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(server["certificate"], server["key"])
+        self._server.socket = context.wrap_socket(
+            self._server.socket, server_side=True, do_handshake_on_connect=False
+        )
+        self.address = f"{host or '127.0.0.1'}:{self._server.server_port}"
+        self._thread = threading.Thread(
+            target=self._server.serve_forever, args=(0.05,), name="token server", daemon=True
+        )
+        self._thread.start()
+
+    def __enter__(self) -> TokenServer:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Stop answering and give the port back."""
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+    def _answer(self, request: BaseHTTPRequestHandler) -> None:
+        url = urlsplit(request.path)
+        if url.path == "/":
+            self._send(request, 200, {})
+            return
+        if url.path != "/auth":
+            self._send(request, 404, {"errors": [{"code": "NOT_FOUND"}]})
+            return
+        query = parse_qs(url.query)
+        scopes = tuple(one for text in query.get("scope", []) for one in text.split())
+        account, password = _login(request.headers.get("Authorization"))
+        known = self._rules.knows(account, password)
+        self.asked.append(Asked(account, scopes, 200 if known else 401))
+        if not known:
+            self._send(request, 401, {"errors": [{"code": "UNAUTHORIZED"}]})
+            return
+        now = int(time.time())
+        claims = {
+            "iss": self._issuer,
+            "sub": account,
+            "aud": query.get("service", [""])[0],
+            "exp": now + self._lifetime_s,
+            "nbf": now - 10,
+            "iat": now,
+            "jti": secrets.token_hex(8),
+            "access": [self._access(account, one) for one in scopes],
+        }
+        token = self._signer.token(claims)
+        body = {"token": token, "access_token": token, "expires_in": self._lifetime_s}
+        self._send(request, 200, body)
+
+    def _access(self, account: str, scope: str) -> dict[str, Any]:
+        kind, _, rest = scope.partition(":")
+        name, _, actions = rest.rpartition(":")
+        allowed = self._rules.allowed(account, kind, name, actions.split(","))
+        return {"type": kind, "name": name, "actions": allowed}
+
+    @staticmethod
+    def _send(request: BaseHTTPRequestHandler, status: int, body: Mapping[str, Any]) -> None:
+        content = json.dumps(body).encode()
+        request.send_response(status)
+        request.send_header("Content-Type", "application/json")
+        request.send_header("Content-Length", str(len(content)))
+        if status == 401:
+            request.send_header("WWW-Authenticate", 'Basic realm="tests"')
+        request.end_headers()
+        request.wfile.write(content)
+
+
+def _login(header: str | None) -> tuple[str, str]:
+    """User and password of a Basic login; empty ones are the anonymous user's."""
+    if not header or not header.lower().startswith("basic "):
+        return "", ""
+    try:
+        text = base64.b64decode(header[6:].strip()).decode()
+    except (binascii.Error, UnicodeDecodeError):
+        return "", ""
+    name, _, password = text.partition(":")
+    return name, password
+
+
+def _encode(content: bytes) -> str:
+    return base64.urlsafe_b64encode(content).rstrip(b"=").decode()
