@@ -128,6 +128,7 @@ class _Watched:
     def __init__(self, scope: Scope, receive: Receive, send: Send, log: RequestLog) -> None:
         self._scope, self._receive, self._send, self._log = scope, receive, send, log
         self._received = self._sent = 0
+        self._length: int | None = None  # bytes of the answer's body, as soon as that is known
         self._recorded = False
         self.status: int | None = None
 
@@ -140,14 +141,21 @@ class _Watched:
         if message["type"] == "http.response.start":
             status = message["status"]
             self.status = None if status == CLIENT_GONE else status
+            if self._scope["method"] != "HEAD":
+                self._length = _content_length(message)
+            else:
+                self._length = 0
         elif message["type"] == "http.response.body":
             if self._scope["method"] != "HEAD":
                 self._sent += len(message.get("body", b""))
             if not message.get("more_body", False):
-                self.record()  # before the client can know that it is over
+                self._length = self._sent
+        if self._length is not None and self._sent >= self._length:
+            self.record()  # before the client can know that it is over
         await self._send(message)
 
     def record(self) -> None:
+        """Tell the log, once."""
         if self._recorded:
             return
         self._recorded = True
@@ -166,3 +174,11 @@ class _Watched:
                 },
             )
         )
+
+
+def _content_length(start: Message) -> int | None:
+    """What an answer's headers say of its body; None if they do not."""
+    for name, value in start["headers"]:
+        if name.lower() == b"content-length":
+            return int(value)
+    return None
