@@ -1,5 +1,6 @@
 """What a person asks for, as one call each: pull, push, verify. The rooms below do the work."""
 
+from mirror.operations.adopt import Adoption, adopt
 from mirror.operations.pull import PullPlan, PullReport, plan_pull, pull
 from mirror.operations.push import PushReport, push
 from mirror.operations.replicate import Outcome, ReplicaResult
@@ -8,6 +9,7 @@ from mirror.operations.sync import SyncReport, sync_replicas
 from mirror.operations.verify import RegistryReport, verify, verify_registry
 
 __all__ = [
+    "Adoption",
     "Outcome",
     "PullPlan",
     "PullReport",
@@ -16,6 +18,7 @@ __all__ = [
     "ReplicaResult",
     "Site",
     "SyncReport",
+    "adopt",
     "plan_pull",
     "pull",
     "push",

@@ -86,6 +86,7 @@ def sync_replicas(
     deep: bool = False,
     prune: bool = False,
     dry_run: bool = False,
+    audit_leader: bool = True,
     deadline_s: float | None = None,
     jobs: int = DEFAULT_JOBS,
     on_event: OnEvent = ignore_events,
@@ -98,7 +99,8 @@ def sync_replicas(
     work after one request per registry. Else what a replica states is compared, and only the
     difference asked about and carried. `audit` compares every tag and manifest by digest instead,
     and the leader with its own statement; `deep` reads every byte back as well and replaces what is
-    damaged, at the leader too. A leader that states nothing is walked, and nothing is stated then.
+    damaged, at the leader too unless `audit_leader` is False (a prune needs that audit). A leader
+    that states nothing is walked, and nothing is stated then.
 
     `prune` removes what the leader does not have; without it that is only reported.
 
@@ -144,7 +146,8 @@ def sync_replicas(
         )
         for site, flag in zip(replicas, flags, strict=True)
     ]
-    if how.full:
+    audited = how.full and (audit_leader or prune)
+    if audited:
         flags.append(threading.Event())
         runners.append(LeaderAudit(head, replicas, how, on_event=listener, cancel=flags[-1]))
 
@@ -157,7 +160,7 @@ def sync_replicas(
     results = _run_all(runners, flags, leader, until, deadline_s, cancel, told)
     if cancel.is_set():
         raise CancelledError("stopped on request; what is done is done, run the command again")
-    checked = results.pop() if how.full else None
+    checked = results.pop() if audited else None
     return SyncReport(
         leader.name,
         head.digest,

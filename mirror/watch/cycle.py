@@ -1,0 +1,181 @@
+"""One cycle over real registries: who leads, what a replica lacks of it, and what was done."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Mapping
+
+from mirror.errors import MirrorError, NotFoundError
+from mirror.events import ignore as ignore_events
+from mirror.oci import Digest
+from mirror.operations import Outcome, ReplicaResult, Site, adopt, sync_replicas
+from mirror.operations.audit_leader import LeaderAudit
+from mirror.operations.leader import Leader, choose_leader
+from mirror.operations.replicate import How
+from mirror.sync import Inventory
+from mirror.sync.publish import Published, read_statement, statement_digest
+from mirror.sync.survey import Failure, survey
+from mirror.watch.pace import Depth
+from mirror.watch.settings import AUTO
+from mirror.watch.state import Look
+
+
+class Replicator:
+    """Looks after replicas; one thread per replica calls it (`daemon.Cycle`).
+
+    `leader` is a name in `sites`, or `auto`: the complete registry of the highest generation.
+    """
+
+    def __init__(
+        self, sites: Mapping[str, Site], leader: str, *, prune: bool = False, jobs: int = 4
+    ) -> None:
+        self._sites, self._leader, self._prune, self._jobs = sites, leader, prune, jobs
+        self._lock = threading.Lock()
+        self._stated: Published | None = None  # under the lock: the statement that was read last
+
+    def __call__(self, replica: str, depth: Depth, cancel: threading.Event) -> Look:
+        """Bring `replica` up to date.
+
+        Raises:
+            MirrorError: of the leader, or of all registries that could lead.
+        """
+        site = self._sites[replica]
+        unasked: tuple[Failure, ...] = ()
+        if self._leader != AUTO:
+            leader = self._sites[self._leader]
+        else:
+            if depth is Depth.STATEMENT and (equal := self._all_equal(site)):
+                return equal
+            try:
+                leader, unasked = choose_leader(list(self._sites.values()), cancel=cancel)
+            except NotFoundError:
+                return self._adopted(site, depth, cancel)
+        if leader is site:
+            result = self._audited(site, depth, cancel)
+        else:
+            report = sync_replicas(
+                leader,
+                [site],
+                audit=depth is Depth.AUDIT,
+                deep=depth is Depth.DEEP,
+                prune=self._prune and depth is not Depth.STATEMENT,
+                audit_leader=self._prune,
+                jobs=self._jobs,
+                cancel=cancel,
+            )
+            (result,) = report.replicas
+        return self._look(depth, leader, site, result, unasked, cancel)
+
+    # -- ways to look --------------------------------------------------------------------------
+
+    def _all_equal(self, site: Site) -> Look | None:
+        """The cheap answer where nobody leads by name: one request per registry, all alike."""
+        with self._lock:
+            known = self._stated
+        if known is None or any(
+            statement_digest(one.client, one.tree.locate) != known.digest
+            for one in self._sites.values()
+        ):
+            return None
+        number, declared = known.statement.generation, count(known.statement.inventory)
+        return Look(
+            Depth.STATEMENT,
+            complete=True,
+            leader=site.name,
+            generation=number,
+            leader_generation=number,
+            declared=declared,
+            verified=declared,
+        )
+
+    def _audited(self, site: Site, depth: Depth, cancel: threading.Event) -> ReplicaResult:
+        """The replica that leads, held against its own statement."""
+        how = How(audit=depth is Depth.AUDIT, deep=depth is Depth.DEEP, jobs=self._jobs)
+        head = Leader(site, jobs=self._jobs, cancel=cancel)
+        if not how.full:
+            return ReplicaResult(site.name, Outcome.EQUAL, head.digest, head.generation)
+        others = [one for one in self._sites.values() if one is not site]
+        return LeaderAudit(head, others, how, on_event=ignore_events, cancel=cancel).run()
+
+    def _adopted(self, site: Site, depth: Depth, cancel: threading.Event) -> Look:
+        """Nobody states anything: what other tools pushed is taken over where it is undisputed."""
+        peers = [one for one in self._sites.values() if one is not site]
+        done = adopt(site, peers, jobs=self._jobs, cancel=cancel)
+        declared = count(done.inventory)
+        return Look(
+            depth,
+            complete=not done.failures,
+            errors=told(done.failures),
+            declared=declared,
+            verified=None if done.failures else declared,
+            sent=done.sent,
+        )
+
+    # -- what it came to -----------------------------------------------------------------------
+
+    def _look(
+        self,
+        depth: Depth,
+        leader: Site,
+        site: Site,
+        result: ReplicaResult,
+        unasked: tuple[Failure, ...],
+        cancel: threading.Event,
+    ) -> Look:
+        published = self._published(leader)
+        declared = count(published.statement.inventory) if published else None
+        complete = not result.failures
+        return Look(
+            depth,
+            complete=complete,
+            errors=told((*unasked, *result.failures)),
+            leader=leader.name,
+            generation=result.generation,
+            leader_generation=published.statement.generation if published else None,
+            declared=declared,
+            verified=declared if complete else self._verified(published, site, cancel),
+            sent=result.sent,
+        )
+
+    def _published(self, leader: Site) -> Published | None:
+        """What the leader states; its layer, which may be large, is read once per statement."""
+        client, locate = leader.client, leader.tree.locate
+        digest = statement_digest(client, locate)
+        with self._lock:
+            if self._stated is not None and self._stated.digest == digest:
+                return self._stated
+        published = read_statement(client, locate, digest) if digest is not None else None
+        if published is not None:
+            with self._lock:
+                self._stated = published
+        return published
+
+    def _verified(
+        self, published: Published | None, site: Site, cancel: threading.Event
+    ) -> int | None:
+        """How much of it an incomplete replica has, by asking; None if it does not answer."""
+        if published is None:
+            return None
+        place = site.place(jobs=self._jobs, cancel=cancel)
+        try:
+            return count(
+                survey(published.statement.inventory, place, jobs=self._jobs, cancel=cancel).held
+            )
+        except MirrorError:
+            if cancel.is_set():
+                raise
+            return None  # why it does not answer is among the result's failures
+
+
+def count(inventory: Inventory) -> int:
+    """How many distinct manifests and blobs there are."""
+    digests: set[Digest] = set()
+    for content in inventory.repositories.values():
+        digests.update(content.manifests)
+        digests.update(content.blobs)
+    return len(digests)
+
+
+def told(failures: Iterable[Failure]) -> tuple[str, ...]:
+    """Failures as text."""
+    return tuple(str(failure) for failure in failures)
