@@ -5,10 +5,13 @@ from __future__ import annotations
 import click
 
 from mirror.commands.config import config_group
+from mirror.commands.diff import diff_command
 from mirror.commands.errors import Group
 from mirror.commands.inspect import inspect_command
+from mirror.commands.prune import prune_command
 from mirror.commands.pull import pull_command
 from mirror.commands.push import push_command
+from mirror.commands.status import status_command
 from mirror.commands.sync import sync_command
 from mirror.commands.verify import verify_command
 
@@ -27,6 +30,9 @@ for command in (
     pull_command,
     push_command,
     sync_command,
+    status_command,
+    diff_command,
+    prune_command,
     verify_command,
     inspect_command,
     config_group,

@@ -6,7 +6,16 @@ from collections.abc import Sequence
 
 from mirror.bundle.report_text import size_text
 from mirror.console import duration_text
-from mirror.operations import Outcome, ReplicaResult, SyncReport
+from mirror.operations import (
+    DiffReport,
+    Outcome,
+    PruneReport,
+    ReplicaResult,
+    ReplicaStatus,
+    StatusReport,
+    SyncReport,
+)
+from mirror.sync.difference import TagDifference
 from mirror.sync.survey import Failure
 
 _MOST = 50
@@ -74,3 +83,96 @@ def _listed(title: str, items: Sequence[str]) -> list[str]:
         return []
     more = [f"      and {len(items) - _MOST} more"] if len(items) > _MOST else []
     return [f"    {title}: {len(items)}", *(f"      {item}" for item in items[:_MOST]), *more]
+
+
+def diff_summary(report: DiffReport, elapsed_s: float) -> str:
+    """What two places hold differently: `-` only in A, `+` only in B, `~` in both, otherwise."""
+    found = report.difference
+    if not found and not report.failures:
+        return (
+            f"{report.a} and {report.b} hold the same\n"
+            f"  inventory {report.a_digest}\n  compared in {duration_text(elapsed_s)}"
+        )
+    lines = [f"--- {report.a}", f"+++ {report.b}"]
+    repository: str | None = None
+    for one in found.tags:
+        if one.repository != repository:
+            repository = one.repository
+            lines.append(f"  {repository or '/'}")
+        lines.append(f"    {_tag_line(one)}")
+    for sign, manifests in (("-", found.our_manifests), ("+", found.their_manifests)):
+        lines += (f"  {sign} {path or '/'}@{digest} (no tag)" for path, digest in manifests)
+    lines += [
+        "",
+        (
+            f"  {len(found.tags)} tags differ; blobs: {size_text(found.only_ours)} only in A, "
+            f"{size_text(found.only_theirs)} only in B"
+        ),
+        *_failure_lines(report.failures),
+        f"  compared in {duration_text(elapsed_s)}",
+    ]
+    return "\n".join(lines)
+
+
+def _tag_line(one: TagDifference) -> str:
+    if one.theirs is None:
+        return f"- {one.tag}  {size_text(one.our_size)}  {one.ours}"
+    if one.ours is None:
+        return f"+ {one.tag}  {size_text(one.their_size)}  {one.theirs}"
+    sizes = f"{size_text(one.our_size)} → {size_text(one.their_size)}"
+    return f"~ {one.tag}  {sizes}  {one.ours} → {one.theirs}"
+
+
+def status_summary(report: StatusReport, elapsed_s: float) -> str:
+    """How complete each registry is."""
+    complete = sum(one.complete for one in report.replicas)
+    lines = [f"{complete} of {len(report.replicas)} replicas are complete"]
+    for one in report.replicas:
+        lines += _status_lines(one)
+    if len({one.statement for one in report.replicas}) > 1:
+        lines.append("  they do not state the same: `mirror sync` makes them equal")
+    lines.append(f"  asked in {duration_text(elapsed_s)}")
+    return "\n".join(lines)
+
+
+def _status_lines(one: ReplicaStatus) -> list[str]:
+    state = f"generation {one.generation}" if one.generation else "states no inventory"
+    if one.lag:
+        state += f", {one.lag} behind"
+    if one.publishing:
+        state += f", publication of generation {one.publishing} not finished"
+    said, due = one.verified, one.declared
+    lines = [
+        f"  {one.name}: {'complete' if one.complete else 'NOT complete'} ({state})",
+        (
+            f"    {said.tags} of {due.tags} tags, {said.manifests} of {due.manifests} manifests, "
+            f"{said.blobs} of {due.blobs} blobs"
+        ),
+    ]
+    lines += _listed("missing", one.missing)
+    return lines + _listed("could not be asked", [str(failure) for failure in one.failures])
+
+
+def prune_summary(report: PruneReport, elapsed_s: float) -> str:
+    """What was removed, or would be."""
+    removal = report.removal
+    if not removal:
+        return f"Registry {report.target} has nothing that may go"
+    done = "This would be removed from" if report.dry_run else "Removed from"
+    lines = [
+        f"{done} registry {report.target}",
+        (
+            f"  {removal.tag_count} tags, {len(removal.manifests)} manifests; "
+            f"{size_text(report.freed)} of blobs that nothing needs any more"
+        ),
+        *_listed("tags", [str(one) for one in removal.tags]),
+        *_listed("manifests", [str(one) for one in removal.manifests]),
+    ]
+    if report.generations:
+        numbers = ", ".join(map(str, report.generations))
+        lines.append(f"  no way back to generations {numbers}")
+    lines += _failure_lines(report.failures)
+    if not report.dry_run:
+        lines.append("  run the registry's garbage collector to free the space (docs/sync.md)")
+    lines.append(f"  done in {duration_text(elapsed_s)}")
+    return "\n".join(lines)

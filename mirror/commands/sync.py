@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from mirror import console_replicas
 from mirror.commands import options
 from mirror.commands.replicas import parse_storage, sites
 from mirror.commands.shared import show
+from mirror.commands.watch import watch
 from mirror.errors import InputError
 from mirror.operations import sync_replicas
 from mirror.progress import progress
@@ -23,7 +26,6 @@ _AUTO = "auto"
 @click.option(
     "--from",
     "leader",
-    required=True,
     metavar="LEADER",
     help="The registry that decides; 'auto': the one of --to that states the highest generation.",
 )
@@ -31,7 +33,6 @@ _AUTO = "auto"
     "--to",
     "replicas",
     multiple=True,
-    required=True,
     metavar="REPLICA",
     help="A registry to bring to what the leader has; repeatable.",
 )
@@ -64,11 +65,22 @@ _AUTO = "auto"
     metavar="SECONDS",
     help="Stop replicas that are not finished by then.",
 )
+@click.option(
+    "--watch",
+    "watching",
+    is_flag=True,
+    help="Go on until stopped, as --config says: a daemon with health, readiness and metrics.",
+)
+@click.option(
+    "--config",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="With --watch: its settings (YAML), also those of Deckhouse's mirrorer.",
+)
 @options.registry
 @options.running
 def sync_command(
     *,
-    leader: str,
+    leader: str | None,
     replicas: Sequence[str],
     audit: bool,
     deep: bool,
@@ -76,6 +88,8 @@ def sync_command(
     dry_run: bool,
     storage: Sequence[str],
     deadline: float | None,
+    watching: bool,
+    config: Path | None,
     jobs: int,
     as_json: bool,
     **access: Any,
@@ -86,6 +100,11 @@ def sync_command(
     tags, release channels last. What could not be done is listed by replica, and the exit code says
     so; replicas do not wait for each other.
     """
+    if watching or config is not None:
+        _watch(watching, config)
+        return
+    if leader is None or not replicas:
+        raise InputError("name the registries: mirror sync --from LEADER --to REPLICA")
     if storage and not deep:
         raise InputError("--storage goes with --deep, which finds what is damaged there")
     names = list(replicas) if leader == _AUTO else [leader, *replicas]
@@ -116,3 +135,21 @@ def sync_command(
     show(as_json, report.to_document(), console_replicas.sync_summary, report, started)
     if report.exit_code:
         click.get_current_context().exit(report.exit_code)
+
+
+def _watch(watching: bool, config: Path | None) -> None:
+    """Run the daemon, if the flags make sense together."""
+    if not watching or config is None:
+        raise InputError("--watch and --config FILE go together")
+    context = click.get_current_context()
+    others = [
+        param.opts[0]
+        for param in context.command.params
+        if param.name not in ("watching", "config")
+        and context.get_parameter_source(param.name or "") is ParameterSource.COMMANDLINE
+    ]
+    if others:
+        raise InputError(
+            f"{others[0]} has no effect beside --watch: the file that --config names says it all"
+        )
+    watch(config)

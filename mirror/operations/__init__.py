@@ -1,27 +1,37 @@
 """What a person asks for, as one call each: pull, push, verify. The rooms below do the work."""
 
 from mirror.operations.adopt import Adoption, adopt
+from mirror.operations.diff import DiffReport, diff
+from mirror.operations.prune import PruneReport, prune
 from mirror.operations.pull import PullPlan, PullReport, plan_pull, pull
 from mirror.operations.push import PushReport, push
 from mirror.operations.replicate import Outcome, ReplicaResult
 from mirror.operations.sites import Site
+from mirror.operations.status import ReplicaStatus, StatusReport, status
 from mirror.operations.sync import SyncReport, sync_replicas
 from mirror.operations.verify import RegistryReport, verify, verify_registry
 
 __all__ = [
     "Adoption",
+    "DiffReport",
     "Outcome",
+    "PruneReport",
     "PullPlan",
     "PullReport",
     "PushReport",
     "RegistryReport",
     "ReplicaResult",
+    "ReplicaStatus",
     "Site",
+    "StatusReport",
     "SyncReport",
     "adopt",
+    "diff",
     "plan_pull",
+    "prune",
     "pull",
     "push",
+    "status",
     "sync_replicas",
     "verify",
     "verify_registry",

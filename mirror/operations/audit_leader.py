@@ -13,9 +13,9 @@ from mirror.oci import Digest
 from mirror.operations.leader import Facts, Leader
 from mirror.operations.replicate import How, Outcome, ReplicaResult, damage
 from mirror.operations.sites import Site
-from mirror.sync import Finding, make_plan, transfer
+from mirror.sync import Finding, Plan, make_plan, transfer
 from mirror.sync.difference import lacking
-from mirror.sync.healing import Healer
+from mirror.sync.healing import Healer, Mending, mended, without_manifests
 from mirror.sync.sources import Persistent, Ring
 from mirror.sync.survey import Failure, Item, Survey, survey
 
@@ -91,7 +91,11 @@ class LeaderAudit:
             return _judged(facts, found, self._place.name)
         place, how = self._place, self._how
         damaged = damage(place, found, how, self._on_event, self._cancel)
-        plan = replace(make_plan(facts.inventory, found.held), tags=())
+        wanted = facts.inventory
+        blobs = wanted.blob_sizes()
+        broken = {d: error for d, error in damaged.items() if d not in blobs}
+        plan = make_plan(wanted, without_manifests(found.held, broken))
+        plan = replace(plan, tags=())
         if not damaged and not plan:
             return _judged(facts, found, place.name)
         lost = [step.digest for step in plan.blobs]
@@ -102,24 +106,30 @@ class LeaderAudit:
                 *(Finding(place.name, f"{d} is missing", digest=d) for d in lost),
             )
             return () if how.dry_run else self._as_failures()
-        failures = self._heal(facts, damaged)
+        failures = self._heal(facts, plan, damaged, broken)
         found = self._survey(facts)
         return (*failures, *_judged(facts, found, place.name))
 
-    def _heal(self, facts: Facts, damaged: Mapping[Digest, MirrorError]) -> tuple[Failure, ...]:
-        """Replace what is damaged, then bring what is missing."""
+    def _heal(
+        self,
+        facts: Facts,
+        plan: Plan,
+        damaged: Mapping[Digest, MirrorError],
+        broken: Mapping[Digest, MirrorError],
+    ) -> tuple[Failure, ...]:
+        """Replace what is damaged, and bring what is missing; `broken` are manifests."""
         place, wanted, jobs = self._place, facts.inventory, self._how.jobs
         ring = Ring([one.source() for one in self._others], wanted)
         healer = Healer(place, ring, self.site.files, on_event=self._on_event, cancel=self._cancel)
-        healed, failures = healer.heal(damaged, wanted, jobs=jobs)
-        plan = replace(make_plan(wanted, self._survey(facts).held), tags=())
+        healed, failures = healer.heal_blobs(damaged, wanted, jobs=jobs)
+        target = Mending(place, healer, broken)
         missing = [(step.into[0], step.digest) for step in plan.blobs]
         missing += [(step.repository, step.digest) for wave in plan.manifests for step in wave]
         try:
             transfer(
                 plan,
                 ring,
-                Persistent(place, ring),
+                Persistent(target, ring),
                 jobs=jobs,
                 on_event=self._on_event,
                 cancel=self._cancel,
@@ -128,10 +138,9 @@ class LeaderAudit:
             failures += tuple(Failure(place.name, item, reason) for item, reason in err.failures)
         else:
             healed += tuple(
-                Finding(place.name, f"{digest} was missing, and is back", path, (), digest)
-                for path, digest in missing
+                mended(place.name, path, digest) for path, digest in missing if digest not in broken
             )
-        self._healed = healed
+        self._healed = (*healed, *target.healed)
         return failures
 
     def _survey(self, facts: Facts) -> Survey:

@@ -21,9 +21,9 @@ from mirror.oci import Digest
 from mirror.operations.leader import Facts, Leader
 from mirror.operations.sites import Site
 from mirror.release.tree import publication_stage
-from mirror.sync import Finding, Inventory, Plan, make_plan, transfer, union
+from mirror.sync import Finding, Inventory, InventoryBuilder, Plan, make_plan, transfer, union
 from mirror.sync.difference import lacking
-from mirror.sync.healing import Healer
+from mirror.sync.healing import Healer, Mending, without_manifests
 from mirror.sync.publish import (
     Standing,
     begin,
@@ -153,6 +153,7 @@ class Replication:
         self._place = site.place(jobs=how.jobs, cancel=cancel)
         self._notes = _Notes()
         self._unhealed = False
+        self._damaged: dict[Digest, MirrorError] = {}
         self._started = time.monotonic()
 
     def run(self) -> ReplicaResult:
@@ -258,20 +259,31 @@ class Replication:
                 for digest, error in sorted(damaged.items())
             )
             return found.held, replace(found, unclear={})
-        healer = Healer(
+        blobs = facts.inventory.blob_sizes()
+        # Manifests follow when all blobs are there: taken for absent, they are put once more.
+        self._damaged = {d: error for d, error in damaged.items() if d not in blobs}
+        healer = self._healer(facts)
+        healed, failures = healer.heal_blobs(damaged, facts.inventory, jobs=self._how.jobs)
+        self._notes.outcome = Outcome.SYNCED
+        self._notes.healed += healed
+        self._notes.failures += failures
+        self._unhealed = bool(failures)
+        unclear = {i: error for i, error in found.unclear.items() if not speaks_of_damage(error)}
+        held = InventoryBuilder()
+        held.add_inventory(without_manifests(found.held, self._damaged))
+        for item, error in found.unclear.items():
+            if item.is_blob and speaks_of_damage(error):
+                held.add_blob(item.repository, item.digest, blobs[item.digest])
+        return held.build(), replace(found, unclear=unclear)
+
+    def _healer(self, facts: Facts) -> Healer:
+        return Healer(
             self._place,
             self._ring(facts),
             self.site.files,
             on_event=self._on_event,
             cancel=self._cancel,
         )
-        healed, failures = healer.heal(damaged, facts.inventory, jobs=self._how.jobs)
-        self._notes.outcome = Outcome.SYNCED
-        self._notes.healed += healed
-        self._notes.failures += failures
-        self._unhealed = bool(failures)
-        again = self._survey(facts, Inventory())
-        return again.held, replace(again, listed={**found.listed, **again.listed})
 
     def _ring(self, facts: Facts) -> Ring:
         sites = [self._leader.site, *self._others]
@@ -306,12 +318,13 @@ class Replication:
             if announced and facts.artifact is not None and (stale or plan.tags):
                 begin(self.site.client, self.site.tree.locate, facts.artifact)
 
+        ring = self._ring(facts)
+        target = Mending(self._place, self._healer(facts), self._damaged)
         try:
-            ring = self._ring(facts)
             done = transfer(
                 plan,
                 ring,
-                Persistent(self._place, ring),
+                Persistent(target, ring),
                 jobs=self._how.jobs,
                 on_event=self._on_event,
                 cancel=self._cancel,
@@ -323,6 +336,8 @@ class Replication:
             for item, reason in err.failures:
                 self._fail(item, reason)
             return True
+        finally:
+            self._notes.healed += target.healed
         self._count(plan, done.sent)
         self._notes.outcome = Outcome.SYNCED
         if announced and facts.published is not None and (stale or plan.tags):
@@ -380,24 +395,26 @@ class Replication:
             jobs=self._how.jobs,
             cancel=self._cancel,
         )
-        lost: dict[Digest, MirrorError] = {}
-        for step, answer in zip(steps, answers, strict=True):
-            if isinstance(answer, MirrorError):
-                lost[step.digest] = answer
-            elif answer is None:
-                lost[step.digest] = RegistryNotFoundError(
-                    f"{self.site.name}: manifest {step.digest} was accepted and is not there",
-                    where=f"HEAD {step.repository}",
-                )
-        if not lost:
-            return
-        healer = Healer(self._place, self._ring(facts), self.site.files, cancel=self._cancel)
-        healed, failures = healer.heal(lost, facts.inventory, jobs=self._how.jobs)
-        self._notes.healed += healed
+        lost = {
+            step: answer
+            if isinstance(answer, MirrorError)
+            else RegistryNotFoundError(
+                f"{self.site.name}: manifest {step.digest} was accepted and is not there",
+                where=f"HEAD {step.repository}",
+            )
+            for step, answer in zip(steps, answers, strict=True)
+            if answer is None or isinstance(answer, MirrorError)
+        }
+        healer, ring, failures = self._healer(facts), self._ring(facts), []
+        for step, error in lost.items():
+            try:
+                manifest = ring.manifest(step.repository, step.digest)
+                healer.mend_manifest(step.repository, manifest, error)
+            except MirrorError as err:
+                failures.append((f"manifest {step.repository}@{step.digest}", err))
         if failures:
             raise IncompleteError(
-                f"{len(failures)} manifests do not stay in {self.site.name}",
-                [(failure.item, failure.error) for failure in failures],
+                f"{len(failures)} manifests do not stay in {self.site.name}", failures
             )
 
     def _extras(self, facts: Facts, known: Inventory, found: Survey) -> None:

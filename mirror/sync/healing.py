@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 
 from mirror.errors import DamagedReplicaError, MirrorError
 from mirror.events import BytesMoved, OnEvent
 from mirror.events import ignore as ignore_events
-from mirror.oci import Digest
+from mirror.oci import Digest, Manifest
 from mirror.sync.content import BlobContent
 from mirror.sync.findings import Finding
 from mirror.sync.inventory import Inventory
@@ -25,7 +26,7 @@ from mirror.sync.readback import read_blob, read_manifest
 from mirror.sync.registry import RegistryTarget
 from mirror.sync.sources import Persistent, Ring
 from mirror.sync.storage import Storage, relative_path
-from mirror.sync.survey import Failure
+from mirror.sync.survey import Failure, Item
 from mirror.sync.tolerance import Tolerant, speaks_of_damage
 from mirror.sync.workers import DEFAULT_JOBS
 
@@ -47,70 +48,48 @@ class Healer:
         self._place, self._ring, self._storage = place, ring, storage
         self._on_event, self._cancel = on_event, cancel or threading.Event()
 
-    def heal(
+    def heal_blobs(
         self,
         damaged: Mapping[Digest, MirrorError],
         wanted: Inventory,
         *,
         jobs: int = DEFAULT_JOBS,
     ) -> tuple[tuple[Finding, ...], tuple[Failure, ...]]:
-        """Replace what is `damaged` (digest → how that was noticed) and read it back.
+        """Replace the blobs among what is `damaged` (digest → how that was noticed).
 
-        Returns what is right again, and what is not. Blobs come before manifests, and manifests
-        before indexes, since registries look at what a manifest needs when it arrives.
+        Returns what is right again, and what is not.
         """
-        homes: dict[Digest, list[str]] = {}
-        sizes: dict[Digest, int] = {}
-        for path, content in sorted(wanted.repositories.items()):
-            for digest in damaged:
-                if digest in content.blobs:
-                    sizes[digest] = content.blobs[digest]
-                    homes.setdefault(digest, []).append(path)
-                elif digest in content.manifests:
-                    homes.setdefault(digest, []).append(path)
-        nodes = wanted.manifest_nodes()
-        waves = (
-            [digest for digest in homes if digest in sizes],
-            [d for d in homes if d not in sizes and not nodes[d].children],
-            [d for d in homes if d not in sizes and nodes[d].children],
-        )
-        tolerant = Tolerant(self._place.client)
+        found = [(digest, *home) for digest in damaged if (home := _home(digest, wanted))]
+
+        def mend(one: tuple[Digest, str, int]) -> None:
+            digest, path, size = one
+            error = damaged[digest]
+            self._discard(digest)
+            self._send(digest, size, path)
+            self._confirm(partial(read_blob, self._place, path, digest, size), digest, error)
+
+        outcomes = Tolerant(self._place.client).ask_all(found, mend, jobs=jobs, cancel=self._cancel)
         healed, failures = [], []
-        for wave in waves:
-
-            def mend(digest: Digest) -> None:
-                error, paths = damaged[digest], homes[digest]
-                if not speaks_of_damage(error):
-                    raise error
-                if digest in sizes:
-                    self._blob(digest, sizes[digest], paths[0], error)
-                else:
-                    for path in paths:
-                        self._manifest(digest, path, error)
-
-            outcomes = tolerant.ask_all(wave, mend, jobs=jobs, cancel=self._cancel)
-            for digest, outcome in zip(wave, outcomes, strict=True):
-                kind = "blob" if digest in sizes else "manifest"
-                if outcome is None:
-                    problem = f"{kind} {digest} was damaged or lost, and is right again"
-                    healed.append(Finding(self._place.name, problem, homes[digest][0], (), digest))
-                else:
-                    item = f"{kind} {homes[digest][0] or '/'}@{digest}"
-                    failures.append(Failure(self._place.name, item, outcome))
+        for (digest, path, _), outcome in zip(found, outcomes, strict=True):
+            if outcome is None:
+                healed.append(mended(self._place.name, path, digest))
+            else:
+                failures.append(
+                    Failure(self._place.name, str(Item(path, digest, is_blob=True)), outcome)
+                )
         return tuple(healed), tuple(failures)
 
-    def _blob(self, digest: Digest, size: int, path: str, error: MirrorError) -> None:
-        self._discard(digest)
-        self._send(digest, size, path)
-        self._confirm(partial(read_blob, self._place, path, digest, size), digest, error)
+    def mend_manifest(self, path: str, manifest: Manifest, error: MirrorError) -> None:
+        """Replace a manifest of repository `path`, all that it needs being there.
 
-    def _manifest(self, digest: Digest, path: str, error: MirrorError) -> None:
-        manifest = self._ring.manifest(path, digest)
+        Raises:
+            DamagedReplicaError: what is read back is still wrong; `error` told of it first.
+        """
+        digest, raw = manifest.digest, manifest.raw
         self._discard(digest)
         repository = self._place.locate(path)
         # Manifests lie among the blobs, and an upload as a blob is written even where a cache
         # still answers for the lost file; what PUT is given would not be.
-        raw = manifest.raw
         self._place.client.upload(
             repository, digest, len(raw), lambda offset: (part for part in [raw[offset:]])
         )
@@ -142,14 +121,82 @@ class Healer:
             if not speaks_of_damage(err):
                 raise
             where = relative_path(digest)
-            how = (
-                f"delete the file {where} below the registry's data root and sync again, or name "
-                "that root with --storage, so that this is done for you"
-                if self._storage is None
-                else f"the file {where} in {self._storage.root} is sound: look for a proxy or "
-                "cache before the registry, or another data root"
-            )
+            if self._storage is None:
+                how = (
+                    f"delete the file {where} below the registry's data root and sync again, or "
+                    "name that root with --storage, so that this is done for you"
+                )
+            elif self._storage.path_of(digest).exists():
+                how = (
+                    f"the file {where} in {self._storage.root} is sound: look for a proxy or cache "
+                    "before the registry"
+                )
+            else:
+                how = f"there is no {where} in {self._storage.root}: name its data root"
             raise DamagedReplicaError(
                 f"what {self._place.name} has as {digest} is damaged ({before}) and a new upload "
                 f"does not replace it; {how}"
             ) from err
+
+
+class Mending:
+    """A target whose manifests in `damaged` are replaced, where others are only put."""
+
+    def __init__(
+        self, place: RegistryTarget, healer: Healer, damaged: Mapping[Digest, MirrorError]
+    ) -> None:
+        self._place, self._healer, self._damaged = place, healer, damaged
+        self._lock = threading.Lock()
+        self._healed: dict[Digest, Finding] = {}  # under the lock
+
+    @property
+    def name(self) -> str:
+        return self._place.name
+
+    @property
+    def healed(self) -> tuple[Finding, ...]:
+        """What is right again."""
+        return tuple(self._healed.values())
+
+    def held(self, wanted: Inventory) -> Inventory:
+        return self._place.held(wanted)
+
+    def put_blob(self, step: CopyBlob, content: BlobContent) -> int:
+        return self._place.put_blob(step, content)
+
+    def put_manifest(self, repository: str, manifest: Manifest) -> None:
+        error = self._damaged.get(manifest.digest)
+        if error is None:
+            self._place.put_manifest(repository, manifest)
+            return
+        self._healer.mend_manifest(repository, manifest, error)
+        with self._lock:
+            self._healed[manifest.digest] = mended(self.name, repository, manifest.digest)
+
+    def put_tag(self, repository: str, tag: str, manifest: Manifest) -> None:
+        self._place.put_tag(repository, tag, manifest)
+
+
+def mended(place: str, path: str, digest: Digest) -> Finding:
+    """What to say of content that is right again."""
+    return Finding(place, "was damaged or lost, and is right again", path, (), digest)
+
+
+def without_manifests(held: Inventory, digests: Collection[Digest]) -> Inventory:
+    """`held` as if these manifests were absent, so that a plan puts them."""
+    return Inventory(
+        {
+            path: replace(
+                content, manifests={d: n for d, n in content.manifests.items() if d not in digests}
+            )
+            for path, content in held.repositories.items()
+        }
+    )
+
+
+def _home(digest: Digest, wanted: Inventory) -> tuple[str, int] | None:
+    """A repository that should have this blob, and its size; None if it is no blob."""
+    for path, content in sorted(wanted.repositories.items()):
+        if digest in content.blobs:
+            return path, content.blobs[digest]
+    return None

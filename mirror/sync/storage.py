@@ -26,11 +26,13 @@ class Storage:
     root: Path
 
     def check(self) -> None:
-        """See that this is such a root.
+        """See that this is such a root; a new registry makes it with the first blob.
 
         Raises:
             InputError: it is none.
         """
+        if not self.root.exists() and self.root.parent.is_dir():
+            return
         if not self.root.is_dir():
             raise InputError(f"--storage {self.root}: there is no such folder")
         if any(self.root.iterdir()) and not (self.root / _LAYOUT).is_dir():

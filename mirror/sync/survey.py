@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 
-from mirror.errors import MirrorError, RegistryNotFoundError
+from mirror.errors import MirrorError, RegistryNotFoundError, SizeMismatchError
 from mirror.oci import Digest
 from mirror.sync.inventory import Inventory, InventoryBuilder, RepositoryContent
 from mirror.sync.registry import RegistryTarget
@@ -150,9 +150,11 @@ def survey(
             else:
                 doubtful.append(Item(path, digest, is_blob=True))
     for item, answer in answers(doubtful):
-        # Another size means other bytes: to be replaced, hence not held.
-        if answer == asked[item.repository].blobs[item.digest]:
-            builder.add_blob(item.repository, item.digest, int(answer))
+        size = asked[item.repository].blobs[item.digest]
+        if answer == size:
+            builder.add_blob(item.repository, item.digest, size)
+        elif isinstance(answer, int):  # other bytes, which an upload alone may not replace
+            unclear[item] = SizeMismatchError(where=place.name, expected=size, actual=answer)
     return Survey(builder.build(), listed, unclear)
 
 

@@ -72,11 +72,14 @@ class Replicator:
         """The cheap answer where nobody leads by name: one request per registry, all alike."""
         with self._lock:
             known = self._stated
-        if known is None or any(
-            statement_digest(one.client, one.tree.locate) != known.digest
-            for one in self._sites.values()
-        ):
+        if known is None:
             return None
+        try:
+            for one in self._sites.values():
+                if statement_digest(one.client, one.tree.locate) != known.digest:
+                    return None
+        except MirrorError:
+            return None  # `choose_leader` asks all and tells who did not answer
         number, declared = known.statement.generation, count(known.statement.inventory)
         return Look(
             Depth.STATEMENT,

@@ -25,6 +25,9 @@ Cycle = Callable[[str, Depth, threading.Event], Look]
 _GATHER_S = 0.5
 """A push tells of each of its tags: what comes within this time is one reason to look."""
 
+_CALM_S = 5.0
+"""The same after a cycle that failed."""
+
 
 class Daemon:
     """Runs `cycle` for every follower until `stop`; `wake` makes all look at once."""
@@ -94,7 +97,8 @@ class Daemon:
             self.metrics.record(replica, look, now_s=time.time())
             for error in look.errors:
                 _log.warning("%s: %s", replica, error)
-            if look.complete and not look.errors:
+            # A peer's trouble is told, and is no reason to look after this replica less.
+            if look.complete:
                 failures = 0
                 audited = started if depth is Depth.AUDIT else audited
                 read = started if depth is Depth.DEEP else read
@@ -108,5 +112,5 @@ class Daemon:
                 look.sent,
             )
             if woken.wait(self._pace.delay(failures, self._chance())):
-                # A replica in trouble is not looked at more often because it talks of it.
-                self._cancel.wait(self._pace.interval_s if failures else _GATHER_S)
+                # What half a sync pushes is told of, too: trouble must not feed itself.
+                self._cancel.wait(_CALM_S if failures else _GATHER_S)

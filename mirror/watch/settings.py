@@ -32,6 +32,8 @@ AUTO = "auto"
 
 _DURATION = re.compile(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d+)?)s)?", re.ASCII)
 _MIRRORER_KEYS = ("local", "remote", "users", "sleep", "parallelizm")
+_COMMON_KEYS = ("ca", "insecure", "tls-skip-verify")
+"""What holds for all registries there; in our form each has its own."""
 _MIRRORER_SLEEP_S, _MIRRORER_JOBS = 10, 3
 _LOCAL_ROOT = "system/deckhouse"
 _LOCAL = "local"
@@ -226,7 +228,8 @@ def from_mirrorer(document: Mapping[str, Any]) -> dict[str, Any]:
     used = [key for key in _MIRRORER_KEYS if key in document]
     if not used:
         return dict(document)
-    ours = {key: value for key, value in document.items() if key not in (*_MIRRORER_KEYS, "ca")}
+    theirs = (*_MIRRORER_KEYS, *_COMMON_KEYS)
+    ours = {key: value for key, value in document.items() if key not in theirs}
     clash = sorted({"registries", "this", "replicas"} & ours.keys())
     if clash:
         raise ValueError(f"{clash[0]} and {used[0]} exclude each other: two forms of one thing")
@@ -238,8 +241,7 @@ def from_mirrorer(document: Mapping[str, Any]) -> dict[str, Any]:
         raise ValueError("remote: a list of the peers' addresses is missing")
     if not remotes:
         raise ValueError("remote: there is no peer to replicate from")
-    ca = document.get("ca")
-    common = {"ca": ca} if ca else {}
+    common = {key: document[key] for key in _COMMON_KEYS if document.get(key)}
     storage = {"storage": ours.pop("storage")} if "storage" in ours else {}
     registries = {_LOCAL: {"address": local, **common, **_account(users, "pusher"), **storage}}
     for address in remotes:

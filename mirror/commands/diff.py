@@ -1,0 +1,57 @@
+"""`mirror diff`."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+
+from mirror import console_replicas
+from mirror.commands import options
+from mirror.commands.replicas import sites
+from mirror.commands.shared import show
+from mirror.errors import InputError, InvalidReferenceError
+from mirror.oci import Repository
+from mirror.operations import diff
+from mirror.progress import progress
+
+_DIFFER = 3
+
+
+@click.command("diff")
+@click.argument("a")
+@click.argument("b")
+@options.registry
+@options.running
+def diff_command(*, a: str, b: str, jobs: int, as_json: bool, **access: Any) -> None:
+    """Show what A and B hold differently, by repository and tag, with sizes.
+
+    Each is a bundle's folder, a file with an inventory, or a registry (host[:port]/path); what
+    exists on this machine is taken for a file. The exit code is 3 if they differ.
+    """
+    places = [_place(one) for one in (a, b)]
+    registries = [one for one in places if isinstance(one, str)]
+    started = time.monotonic()
+    with progress(quiet=as_json) as on_event, sites(registries, on_event, **access) as opened:
+        waiting = iter(opened)
+        one, other = (next(waiting) if isinstance(place, str) else place for place in places)
+        report = diff(one, other, jobs=jobs, on_event=on_event)
+    show(as_json, report.to_document(), console_replicas.diff_summary, report, started)
+    if report.failures:
+        click.get_current_context().exit(report.failures[0].error.exit_code)
+    if report.difference:
+        click.get_current_context().exit(_DIFFER)
+
+
+def _place(text: str) -> Path | str:
+    """A path of this machine, or the registry that the text names."""
+    path = Path(text)
+    if path.exists():
+        return path
+    try:
+        Repository.parse(text)
+    except InvalidReferenceError as err:
+        raise InputError(f"{text} is no file or folder here, and no registry: {err}") from err
+    return text

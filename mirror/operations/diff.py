@@ -1,0 +1,71 @@
+"""Diff: what two places hold differently, whatever kinds of place they are."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mirror.events import OnEvent, PhaseStarted
+from mirror.events import ignore as ignore_events
+from mirror.oci import Digest
+from mirror.operations.places import read_inventory, see_registry
+from mirror.operations.sites import Site
+from mirror.sync import Inventory
+from mirror.sync.difference import Difference, differ
+from mirror.sync.survey import Failure
+from mirror.sync.workers import DEFAULT_JOBS
+
+
+@dataclass(frozen=True, slots=True)
+class DiffReport:
+    """Two places compared. `failures` are what could not be read, and is not in the comparison."""
+
+    a: str
+    b: str
+    a_digest: Digest
+    b_digest: Digest
+    difference: Difference
+    failures: tuple[Failure, ...]
+
+    def to_document(self) -> dict[str, Any]:
+        """As JSON values, for `--json`."""
+        return {
+            "equal": not self.difference and not self.failures,
+            "a": {"place": self.a, "inventory": str(self.a_digest)},
+            "b": {"place": self.b, "inventory": str(self.b_digest)},
+            **self.difference.to_document(),
+            "failures": [failure.to_document() for failure in self.failures],
+        }
+
+
+def diff(
+    a: Path | Site,
+    b: Path | Site,
+    *,
+    jobs: int = DEFAULT_JOBS,
+    on_event: OnEvent = ignore_events,
+    cancel: threading.Event | None = None,
+) -> DiffReport:
+    """Compare two places: a bundle's folder, a file with an inventory, or a registry.
+
+    Raises:
+        InputError, DamagedBundleError: a file or folder holds no inventory.
+        RegistryError: a registry does not say what it has.
+        CancelledError: `cancel` was set.
+    """
+    failures: list[Failure] = []
+
+    def seen(place: Path | Site) -> tuple[str, Inventory]:
+        if isinstance(place, Path):
+            return str(place), read_inventory(place)
+        on_event(PhaseStarted(f"looking at {place.name}"))
+        inventory, unread = see_registry(place, jobs=jobs, cancel=cancel)
+        failures.extend(unread)
+        return place.name, inventory
+
+    (a_name, ours), (b_name, theirs) = seen(a), seen(b)
+    return DiffReport(
+        a_name, b_name, ours.digest(), theirs.digest(), differ(ours, theirs), tuple(failures)
+    )

@@ -1,0 +1,204 @@
+"""Status: how complete each replica is, and how far behind."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mirror.errors import MirrorError
+from mirror.events import OnEvent, PhaseStarted
+from mirror.events import ignore as ignore_events
+from mirror.oci import Digest
+from mirror.operations.sites import Site
+from mirror.sync import Inventory
+from mirror.sync.difference import lacking
+from mirror.sync.publish import Standing, read_standing
+from mirror.sync.survey import Failure, survey
+from mirror.sync.workers import DEFAULT_JOBS, gather
+
+_DIFFER, _INCOMPLETE = 3, 4
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """How many of each; manifests and blobs are counted in every repository that needs them."""
+
+    tags: int = 0
+    manifests: int = 0
+    blobs: int = 0
+
+    @classmethod
+    def of(cls, inventory: Inventory) -> Counts:
+        """What an inventory has."""
+        contents = inventory.repositories.values()
+        return cls(
+            sum(len(one.tags) for one in contents),
+            sum(len(one.manifests) for one in contents),
+            sum(len(one.blobs) for one in contents),
+        )
+
+    def __sub__(self, other: Counts) -> Counts:
+        return Counts(
+            self.tags - other.tags, self.manifests - other.manifests, self.blobs - other.blobs
+        )
+
+    def to_document(self) -> dict[str, int]:
+        """As JSON values, for `--json`."""
+        return {"tags": self.tags, "manifests": self.manifests, "blobs": self.blobs}
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaStatus:
+    """How one registry stands.
+
+    `declared` is what it states, `verified` what of that it answered for; `lag` is how many
+    generations it is behind the highest among those asked. `publishing` is the generation of a
+    publication that was begun and not finished.
+    """
+
+    name: str
+    statement: Digest | None
+    generation: int | None
+    publishing: int | None
+    declared: Counts
+    verified: Counts
+    missing: tuple[str, ...]
+    failures: tuple[Failure, ...]
+    lag: int = 0
+
+    @property
+    def complete(self) -> bool:
+        """Whether it holds all that it states, and is not on its way to something else."""
+        return self.statement is not None and not (self.missing or self.failures or self.publishing)
+
+    def to_document(self) -> dict[str, Any]:
+        """As JSON values, for `--json`."""
+        return {
+            "replica": self.name,
+            "complete": self.complete,
+            "statement": str(self.statement) if self.statement else None,
+            "generation": self.generation,
+            "publishing": self.publishing,
+            "lag": self.lag,
+            "declared": self.declared.to_document(),
+            "verified": self.verified.to_document(),
+            "missing": list(self.missing),
+            "failures": [failure.to_document() for failure in self.failures],
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class StatusReport:
+    """How all registries that were asked stand."""
+
+    replicas: tuple[ReplicaStatus, ...]
+
+    @property
+    def exit_code(self) -> int:
+        """0: all complete and equal; 4: one is incomplete; 3: they state different things.
+
+        A registry that could not be asked at all gives its own code (5, 6), before the others.
+        """
+        for one in self.replicas:
+            for failure in one.failures:
+                if failure.item == _WHOLE:
+                    return failure.error.exit_code
+        if not all(one.complete for one in self.replicas):
+            return _INCOMPLETE
+        return _DIFFER if len({one.statement for one in self.replicas}) > 1 else 0
+
+    def to_document(self) -> dict[str, Any]:
+        """As JSON values, for `--json`."""
+        return {
+            "ok": self.exit_code == 0,
+            "replicas": [one.to_document() for one in self.replicas],
+        }
+
+
+_WHOLE = "the registry as a whole"
+
+
+def status(
+    sites: Sequence[Site],
+    *,
+    thorough: bool = False,
+    jobs: int = DEFAULT_JOBS,
+    on_event: OnEvent = ignore_events,
+    cancel: threading.Event | None = None,
+) -> StatusReport:
+    """Hold each registry against its own statement, all at once.
+
+    One HEAD per tag and per manifest that no tag names; `thorough` asks about every blob too. What
+    fails at one registry is in its status and is not raised.
+
+    Raises:
+        CancelledError: `cancel` was set.
+    """
+    on_event(PhaseStarted(f"asking {len(sites)} registries what they hold"))
+    found = gather(
+        sites,
+        lambda site: _status(site, thorough=thorough, jobs=jobs, cancel=cancel),
+        jobs=max(1, len(sites)),
+        cancel=cancel,
+    )
+    highest = max((one.generation or 0 for one in found), default=0)
+    return StatusReport(
+        tuple(
+            ReplicaStatus(
+                one.name,
+                one.statement,
+                one.generation,
+                one.publishing,
+                one.declared,
+                one.verified,
+                one.missing,
+                one.failures,
+                highest - (one.generation or 0),
+            )
+            for one in found
+        )
+    )
+
+
+def _status(
+    site: Site, *, thorough: bool, jobs: int, cancel: threading.Event | None
+) -> ReplicaStatus:
+    try:
+        standing = read_standing(site.client, site.tree.locate)
+        return _held_against(site, standing, thorough=thorough, jobs=jobs, cancel=cancel)
+    except MirrorError as err:
+        failure = Failure(site.name, _WHOLE, err)
+        return ReplicaStatus(site.name, None, None, None, Counts(), Counts(), (), (failure,))
+
+
+def _held_against(
+    site: Site,
+    standing: Standing,
+    *,
+    thorough: bool,
+    jobs: int,
+    cancel: threading.Event | None,
+) -> ReplicaStatus:
+    current, pending = standing.current, standing.pending
+    stated = current.statement.inventory if current else Inventory()
+    place = site.place(jobs=jobs, cancel=cancel)
+    found = survey(stated, place, thorough=thorough, jobs=jobs, cancel=cancel)
+    rest = lacking(stated, found.held)
+    missing = [
+        *(f"tag {p or '/'}:{t}" for p, c in rest.repositories.items() for t in c.tags),
+        *(f"manifest {p or '/'}@{d}" for p, c in rest.repositories.items() for d in c.manifests),
+        *(f"blob {p or '/'}@{d}" for p, c in rest.repositories.items() for d in c.blobs),
+    ]
+    declared = Counts.of(stated)
+    return ReplicaStatus(
+        site.name,
+        current.digest if current else None,
+        current.statement.generation if current else None,
+        pending.statement.generation if pending else None,
+        declared,
+        declared - Counts.of(rest),
+        tuple(missing),
+        tuple(Failure(site.name, str(item), error) for item, error in found.unclear.items()),
+    )

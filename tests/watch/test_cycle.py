@@ -1,0 +1,199 @@
+"""Cycles over registries: who is followed, and what becomes of a replica."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from mirror.errors import MirrorError
+from mirror.oci import Digest
+from mirror.sync import MemoryStore, union
+from mirror.watch.cycle import Replicator, count
+from mirror.watch.pace import Depth
+from mirror.watch.settings import AUTO
+from mirror.watch.state import Look
+from tests.support.inventories import put_image, sample_store
+from tests.support.replicas import Replica, replicas
+
+STORE = sample_store()
+WANTED = STORE.inventory()
+
+
+def lose(replica: Replica, digest: Digest) -> None:
+    """Take a blob away behind the registry's back."""
+    for repository in replica.storage.repositories():
+        replica.storage.delete_blob(repository, digest)
+    assert replica.held() != WANTED
+
+
+@pytest.fixture
+def three() -> Iterator[list[Replica]]:
+    with replicas(3) as made:
+        yield made
+
+
+class Cluster:
+    """Registries `a`, `b` and `c`, and cycles over them."""
+
+    def __init__(self, members: list[Replica], leader: str) -> None:
+        self.members = dict(zip("abc", members, strict=True))
+        sites = {name: one.site for name, one in self.members.items()}
+        self.replicator = Replicator(sites, leader)
+
+    def look(self, name: str, depth: Depth = Depth.STATEMENT) -> Look:
+        """One cycle for the replica `name`."""
+        return self.replicator(name, depth, threading.Event())
+
+
+def newer() -> MemoryStore:
+    """The sample, and one more release of its platform."""
+    store = sample_store()
+    put_image(store, "", "v1.2.0", layers=(b"the next release",))
+    return store
+
+
+def test_a_replica_follows_the_leader_that_was_named(three: list[Replica]) -> None:
+    cluster = Cluster(three, "a")
+    cluster.members["a"].fill(STORE, 3)
+    look = cluster.look("b")
+    assert look.complete
+    assert look.errors == ()
+    assert (look.generation, look.leader_generation, look.lag) == (3, 3, 0)
+    assert look.declared == look.verified == count(WANTED)
+    assert look.sent > 0
+    assert cluster.members["b"].held() == WANTED
+    assert not cluster.members["c"].held().repositories, "it was not asked for"
+
+
+def test_a_look_at_equal_statements_takes_a_request_per_registry(three: list[Replica]) -> None:
+    cluster = Cluster(three, "a")
+    cluster.members["a"].fill(STORE)
+    cluster.look("b")
+    for one in three:
+        one.registry.requests.clear()
+    again = cluster.look("b")
+    assert again.complete
+    assert again.sent == 0
+    assert again.declared == again.verified == count(WANTED)
+    assert sum(len(one.registry.requests) for one in three) <= 4
+
+
+def test_the_highest_generation_leads_where_nobody_was_named(three: list[Replica]) -> None:
+    cluster = Cluster(three, AUTO)
+    cluster.members["a"].fill(STORE, 1)
+    cluster.members["c"].fill(newer(), 2)
+    look = cluster.look("a")
+    assert look.complete
+    assert look.leader == cluster.members["c"].name
+    assert cluster.members["a"].held() == newer().inventory()
+    assert cluster.look("c").complete, "who leads is complete, too"
+    assert cluster.members["c"].held() == newer().inventory()
+
+
+def test_all_alike_is_seen_by_one_request_each_without_a_named_leader(
+    three: list[Replica],
+) -> None:
+    cluster = Cluster(three, AUTO)
+    cluster.members["a"].fill(STORE, 1)
+    for name in "bca":
+        assert cluster.look(name).complete
+    for one in three:
+        one.registry.requests.clear()
+    look = cluster.look("b")
+    assert look.complete
+    assert [len(one.registry.requests) for one in three] == [1, 1, 1]
+
+
+def test_a_restored_older_release_stays_restored(three: list[Replica]) -> None:
+    """A rollback is a new generation with old content; no replica brings the newer back."""
+    cluster = Cluster(three, AUTO)
+    cluster.members["a"].fill(newer(), 1)
+    for name in "bc":
+        assert cluster.look(name).complete
+    cluster.members["b"].fill(STORE, 2)
+    for name in ("a", "c", "b", "a"):
+        assert cluster.look(name).complete
+    for one in three:
+        assert one.held().repository("").tags.items() >= WANTED.repository("").tags.items()
+        assert one.site.client.resolve(one.site.tree.locate("mirror/inventory"), "generation-2")
+
+
+def test_a_replica_that_lost_content_is_healed_by_a_deep_look(three: list[Replica]) -> None:
+    cluster = Cluster(three, "a")
+    cluster.members["a"].fill(STORE)
+    cluster.look("b")
+    victim = cluster.members["b"]
+    lose(victim, next(iter(WANTED.blob_sizes())))
+    look = cluster.look("b", Depth.DEEP)
+    assert look.complete, look.errors
+    assert victim.held() == WANTED
+
+
+def test_the_leader_beside_the_daemon_is_audited_and_mended_by_its_peers(
+    three: list[Replica],
+) -> None:
+    cluster = Cluster(three, AUTO)
+    cluster.members["a"].fill(STORE)
+    cluster.look("b")
+    lose(cluster.members["a"], next(iter(WANTED.blob_sizes())))
+    look = cluster.look("a", Depth.DEEP)
+    assert look.complete, look.errors
+    assert cluster.members["a"].held() == WANTED
+
+
+def test_a_dead_peer_is_told_of_and_the_others_are_followed(three: list[Replica]) -> None:
+    cluster = Cluster(three, AUTO)
+    cluster.members["a"].fill(STORE)
+    three[2].registry.__exit__(None, None, None)
+    look = cluster.look("b")
+    assert look.complete
+    assert cluster.members["b"].held() == WANTED
+    assert any(three[2].name in error for error in look.errors)
+
+
+def test_a_dead_leader_that_was_named_is_an_error(three: list[Replica]) -> None:
+    cluster = Cluster(three, "a")
+    three[0].registry.__exit__(None, None, None)
+    with pytest.raises(MirrorError):
+        cluster.look("b")
+
+
+def test_what_others_pushed_is_taken_over_from_every_peer_that_has_it(
+    three: list[Replica],
+) -> None:
+    """Nobody states anything: another tool loaded one replica each."""
+    cluster = Cluster(three, AUTO)
+    one, other = MemoryStore(), MemoryStore()
+    put_image(one, "", "v1.0.0", layers=(b"one",))
+    put_image(other, "install", "v1.0.0", layers=(b"other",))
+    cluster.members["b"].fill(one, None)
+    cluster.members["c"].fill(other, None)
+    look = cluster.look("a")
+    assert look.complete, look.errors
+    everything = union([one.inventory(), other.inventory()])
+    assert look.declared == look.verified == count(everything)
+    assert look.generation is None
+    held = cluster.members["a"].held()
+    assert held.repositories.keys() == {"", "install"}
+    assert cluster.look("a").sent == 0
+
+
+def test_a_tag_that_two_have_differently_is_left_alone_and_told_of(three: list[Replica]) -> None:
+    cluster = Cluster(three, AUTO)
+    one, other = MemoryStore(), MemoryStore()
+    put_image(one, "", "v1.0.0", layers=(b"one",))
+    put_image(one, "", "v1.1.0", layers=(b"only here",))
+    put_image(other, "", "v1.0.0", layers=(b"other",))
+    cluster.members["b"].fill(one, None)
+    cluster.members["a"].fill(other, None)
+    for _ in range(2):  # and no flapping
+        look = cluster.look("a")
+        assert not look.complete
+        (error,) = look.errors
+        assert "tag /:v1.0.0" in error
+        assert "name a leader, or push with mirror to the one that is right" in error
+        tags = cluster.members["a"].held().repository("").tags
+        assert tags["v1.0.0"] == other.inventory().repository("").tags["v1.0.0"]
+        assert "v1.1.0" in tags
