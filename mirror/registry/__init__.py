@@ -5,11 +5,15 @@ from mirror.registry.client import RegistryClient
 from mirror.registry.credentials import find_credentials
 from mirror.registry.options import ConnectionOptions
 from mirror.registry.retry import RetryPolicy
+from mirror.registry.sessions import OpenUpload
+from mirror.registry.upload_journal import UploadJournal
 
 __all__ = [
     "ConnectionOptions",
     "Credentials",
+    "OpenUpload",
     "RegistryClient",
     "RetryPolicy",
+    "UploadJournal",
     "find_credentials",
 ]
