@@ -41,7 +41,10 @@ _CHUNK = 16 << 20
 """Bytes that a break costs, at most, and above which a blob is sent in chunks."""
 _WORTH_KEEPING = 1 << 20
 """Bytes of a blob whose session is written down: smaller ones are as soon sent again."""
+_SHORT_CHUNK = 1 << 20
+"""What chunks shrink to on a line that keeps breaking; they grow again when some get through."""
 _SMALLEST_CHUNK = 64 << 10
+"""What they shrink to where a registry or a proxy finds them too large."""
 _PROGRESS_BYTES = 64 << 10
 _BREAKS_BEFORE_CHUNKS = 2
 _WANTS_CHUNKS = frozenset({405, 411, 413, 416, 501})
@@ -252,6 +255,8 @@ class Upload:
             )
         self._confirmed(session.offset)
         self._note(session)
+        if self._by_choice and self._chunk is not None:
+            self._chunk = min(_CHUNK, 2 * self._chunk)
 
     def _ask(self, session: _Session, reason: RegistryError) -> None:
         """Learn from the registry how far the session got ("Pushing a blob in chunks")."""
@@ -285,6 +290,9 @@ class Upload:
         if session is not None and self._chunk is None and self._breaks >= _BREAKS_BEFORE_CHUNKS:
             # A proxy that finds a body too large may cut the line before its 413 can be read.
             self._smaller()
+        elif self._chunk is not None and self._by_choice:
+            # Shorter than what lies between two breaks, or nothing ever gets through.
+            self._chunk = max(_SHORT_CHUNK, self._chunk // 2)
         while True:
             try:
                 self._backoff.wait(failure)
