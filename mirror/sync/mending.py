@@ -21,10 +21,13 @@ def mend(
     manifest: Manifest,
     source: Source,
     target: Target,
+    put_child: Callable[[Manifest], int],
     *,
-    cancelled: Callable[[], bool] = lambda: False,
+    cancelled: Callable[[], bool],
 ) -> int | None:
     """Bring what `manifest` reaches and `target` lacks; return the bytes that moved.
+
+    `put_child` stores a manifest below it, mending in its turn, and says what that moved.
 
     None if nothing that it reaches is lacking: a refusal had another reason then.
 
@@ -41,7 +44,7 @@ def mend(
         content = BlobContent(source, step.source, step.digest, step.size, cancelled=cancelled)
         sent += target.put_blob(step, content)
     for put in below:
-        target.put_manifest(repository, source.manifest(repository, put.digest))
+        sent += put_child(source.manifest(repository, put.digest))
     return sent
 
 

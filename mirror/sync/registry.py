@@ -119,10 +119,10 @@ class _Question:
 
 
 def _all_questions(
-    wanted: Inventory, listings: Mapping[str, frozenset[str] | None]
+    wanted: Inventory, listings: Mapping[str, frozenset[str]]
 ) -> Iterator[_Question]:
     for path, content in wanted.repositories.items():
-        yield from _questions(path, content, listings.get(path) or frozenset())
+        yield from _questions(path, content, listings[path])
 
 
 def _questions(
@@ -228,18 +228,19 @@ class RegistryTarget:
         """
         builder = InventoryBuilder()
         listings = self._listings(wanted)
-        untagged = {path for path, listed in listings.items() if listed is None}
+        untagged = {path for path, listed in listings.items() if not listed}
         tagged = wanted.filtered(lambda path: path not in untagged)
         self._look(builder, wanted, _all_questions(tagged, listings))
         tried = glance.sample(glance.suspects(wanted, untagged), self._jobs)
         questions = [_Question(one.path, blob=one.digest) for one in tried]
         if self._look(InventoryBuilder(), wanted, questions):
-            self._look(builder, wanted, _all_questions(wanted.filtered(untagged.__contains__), {}))
+            rest = wanted.filtered(untagged.__contains__)
+            self._look(builder, wanted, _all_questions(rest, listings))
         return builder.build()
 
-    def _listings(self, wanted: Inventory) -> dict[str, frozenset[str] | None]:
-        """The tags of each repository; None for one that the registry does not know, as far as tags
-        are concerned: CNCF distribution says so of repositories that have content and no tag."""
+    def _listings(self, wanted: Inventory) -> dict[str, frozenset[str]]:
+        """The tags of each repository; none also where the registry says that it knows no such
+        repository, as CNCF distribution does of one that has content and no tag."""
         paths = list(wanted.repositories)
         found = gather(paths, self._listed_tags, jobs=self._jobs, cancel=self._cancel)
         return dict(zip(paths, found, strict=True))
@@ -263,11 +264,11 @@ class RegistryTarget:
         found = self.client.resolve(repository, question.manifest)
         return found.digest if found else None
 
-    def _listed_tags(self, path: str) -> frozenset[str] | None:
+    def _listed_tags(self, path: str) -> frozenset[str]:
         try:
             return frozenset(self.client.tags(self.locate(path)))
         except RegistryNotFoundError:
-            return None
+            return frozenset()
 
     # -- access --------------------------------------------------------------------------------
 

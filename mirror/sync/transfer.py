@@ -78,11 +78,11 @@ def transfer(
         on_event(BlobDone(step.digest, step.size, sent))
         return sent
 
+    def put_manifest(repository: str, manifest: Manifest) -> int:
+        return settle(repository, manifest, lambda: target.put_manifest(repository, manifest))
+
     def put(step: PutManifest) -> int:
-        manifest = source.manifest(step.repository, step.digest)
-        sent = settle(
-            step.repository, manifest, lambda: target.put_manifest(step.repository, manifest)
-        )
+        sent = put_manifest(step.repository, source.manifest(step.repository, step.digest))
         on_event(ManifestDone(step.repository, step.digest))
         return sent
 
@@ -103,7 +103,14 @@ def transfer(
             except RegistryError as err:
                 if err.status not in (400, 404):
                     raise
-                mended = mend(repository, manifest, source, target, cancelled=cancel.is_set)
+                mended = mend(
+                    repository,
+                    manifest,
+                    source,
+                    target,
+                    lambda child: put_manifest(repository, child),
+                    cancelled=cancel.is_set,
+                )
                 if mended is None:
                     raise
                 _log.debug("%s lost what %s needs: %s", target.name, manifest.digest, err)
