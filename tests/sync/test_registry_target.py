@@ -196,14 +196,14 @@ class Collector:
         self._collected: Counter[tuple[str, Digest]] = Counter()
         self.name, self.held, self.put_blob = target.name, target.held, target.put_blob
 
-    def _collect(self, repository: str, manifest: Manifest) -> None:
+    def _collect(self, repository: str, manifest: Manifest, *, tagged: bool = False) -> None:
         with self._lock:
             self._collected[repository, manifest.digest] += 1
             if self._collected[repository, manifest.digest] > self._times:
                 return
         for blob in manifest.blobs:
             self._storage.delete_blob(self._target.locate(repository), blob.digest)
-        for child in manifest.children:
+        for child in manifest.children if not tagged else ():
             self._storage.delete_manifest(self._target.locate(repository), child.descriptor.digest)
 
     def put_manifest(self, repository: str, manifest: Manifest) -> None:
@@ -211,7 +211,7 @@ class Collector:
         self._target.put_manifest(repository, manifest)
 
     def put_tag(self, repository: str, tag: str, manifest: Manifest) -> None:
-        self._collect(repository, manifest)
+        self._collect(repository, manifest, tagged=True)
         self._target.put_tag(repository, tag, manifest)
 
 
