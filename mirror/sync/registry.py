@@ -254,6 +254,8 @@ class RegistryTarget:
         for question, answer in zip(asked, answers, strict=True):
             if answer is not None:
                 _note(builder, question, answer, wanted.repository(question.path))
+                if question.blob is not None:
+                    self._over(question.path, question.blob)
         return any(answer is not None for answer in answers)
 
     def _ask(self, question: _Question) -> Digest | int | None:
@@ -318,6 +320,7 @@ class RegistryTarget:
             repository = self.locate(path)
             answer = self._mount(repository, step.digest, holder)
             if answer is True:
+                self._over(path, step.digest)
                 continue
             opened = answer
             if opened is None:
@@ -334,6 +337,11 @@ class RegistryTarget:
             )
             holder = path
         return sent
+
+    def _over(self, path: str, digest: Digest) -> None:
+        """A blob that is there has no upload to be continued, whoever did not live to note it."""
+        if self._journal is not None:
+            self._journal.forget(self.locate(path), digest)
 
     def _mount(
         self, repository: str, digest: Digest, holder: str | None

@@ -3,18 +3,35 @@ a registry lost brought again."""
 
 from __future__ import annotations
 
+import random
 import shutil
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from pathlib import Path
 
 import pytest
 
 from mirror.errors import DeniedError, IncompleteError, RegistryError
 from mirror.events import Event, ManifestDone, Warned, serialised
 from mirror.oci import Digest, Manifest
-from mirror.registry import ConnectionOptions, Credentials, RegistryClient, RetryPolicy
-from mirror.serve import Answer, BasicAuth, EmbeddedRegistry, Fault, MemoryStorage, User
+from mirror.registry import (
+    ConnectionOptions,
+    Credentials,
+    RegistryClient,
+    RetryPolicy,
+    UploadJournal,
+    uploads,
+)
+from mirror.serve import (
+    Answer,
+    BasicAuth,
+    EmbeddedRegistry,
+    Fault,
+    MemoryStorage,
+    TokenAuth,
+    User,
+)
 from mirror.sync import CopyBlob, Inventory, MemoryStore, Plan, PutManifest, make_plan, transfer
 from mirror.sync.plan import places_written
 from mirror.sync.registry import RegistryTarget, below
@@ -100,7 +117,8 @@ def test_tags_alone_are_proved_to_be_allowed_too(
     assert (plan.size, plan.tag_count) == (0, 1)
     embedded_registry.requests.clear()
     target.check_access(plan)
-    assert [one.method for one in embedded_registry.requests] == ["POST", "DELETE"]
+    methods = [one.method for one in embedded_registry.requests]
+    assert [method for method in methods if method not in ("GET", "HEAD")] == ["POST", "DELETE"]
 
 
 def test_who_may_not_write_is_told_where_before_anything_was_sent(
@@ -307,3 +325,64 @@ def test_a_refusal_that_is_none_of_a_loss_is_not_asked_about(
         transfer(make_plan(WANTED, Inventory()), STORE, RegistryTarget(client, below(ROOT)), jobs=1)
     assert all(isinstance(error, RegistryError) for _, error in caught.value.failures)
     assert embedded_registry.requests.count("GET", "/tags/list") == 0
+
+
+# -- logins that expire ----------------------------------------------------------------------------
+
+
+def test_a_token_that_expires_in_the_midst_of_a_blob_is_renewed(
+    make_embedded_registry: MakeEmbeddedRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(uploads, "_CHUNK", 1 << 20)
+    auth = TokenAuth({"ci": User("right")})
+    registry = make_embedded_registry(auth=auth)
+
+    class Slow(MemoryStore):
+        """Tokens end while its bytes are on their way for the first time."""
+
+        seen = 0
+
+        def blob(
+            self, repository: str, digest: Digest, size: int, offset: int = 0
+        ) -> Generator[bytes, None, None]:
+            for piece in super().blob(repository, digest, size, offset):
+                offset += len(piece)
+                if size > 1 << 20 and offset > self.seen:
+                    self.seen = offset
+                    auth.revoke_all()
+                yield piece
+
+    store = Slow()
+    put_image(store, "app", "v1", layers=(random.Random(1).randbytes(6 << 20),))
+    with RegistryClient(
+        registry.address, options=PLAIN, credentials=Credentials("ci", "right")
+    ) as client:
+        target = RegistryTarget(client, below(ROOT))
+        plan = make_plan(store.inventory(), target.glance(store.inventory()))
+        target.check_access(plan)
+        transfer(plan, store, target)
+        assert target.held(store.inventory()) == store.inventory()
+    refused = registry.requests.matching("PATCH", "/blobs/uploads/", 401)
+    assert len(refused) >= 3
+    assert registry.requests.count("GET", "/token") > 3
+
+
+# -- the journal -----------------------------------------------------------------------------------
+
+
+def test_what_turns_out_to_be_there_is_no_longer_in_the_journal(
+    client: RegistryClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process that was killed between the registry's last answer and its own note of it."""
+    monkeypatch.setattr(uploads, "_WORTH_KEEPING", 0)
+    digest, size = max(WANTED.blob_sizes().items(), key=lambda blob: blob[1])
+    paths = [path for path, one in WANTED.repositories.items() if digest in one.blobs]
+    with UploadJournal(tmp_path, client.host) as journal:
+        for path in paths:
+            journal.note(below(ROOT)(path), digest, "http://x/", size)
+        target = RegistryTarget(client, below(ROOT), journal=journal)
+        transfer(make_plan(WANTED, target.glance(WANTED)), STORE, target)
+        assert journal.find(below(ROOT)(paths[0]), digest) is None
+        journal.note(below(ROOT)(paths[1]), digest, "http://x/", 0)
+        assert target.glance(WANTED) == WANTED
+    assert list(tmp_path.iterdir()) == []
