@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from mirror.bundle.report_text import size_text
 from mirror.bundle.verify import BundleReport
 from mirror.oci import Digest
-from mirror.operations import PullPlan, PullReport, PushReport, RegistryReport
+from mirror.operations import PullPlan, PullReport, PushPlan, PushReport, RegistryReport
 from mirror.operations.pull import PlannedReference, saved_by
+from mirror.operations.push_plan import Share, shares
 from mirror.release.selection import Selection
 from mirror.release.tree import (
     CHANNELS,
@@ -198,6 +199,48 @@ def push_summary(report: PushReport, elapsed_s: float) -> str:
 def _published_text(report: PushReport) -> str:
     number = report.published.statement.generation
     return f"generation {number}" if report.new else f"generation {number}, as before"
+
+
+def push_plan_summary(report: PushPlan, elapsed_s: float) -> str:
+    """What a push would send, in words and by repository."""
+    plan = report.plan
+    rows = _contents_rows(report.inventory)
+    if not plan:
+        rows.append(("To send", "nothing: all of it is there"))
+    else:
+        rows += [
+            ("To send", f"{_counted(report.uploads, 'blob')}, {size_text(plan.size)}"),
+            ("To mount", f"{_counted(report.mounts, 'blob')} that another repository has"),
+            ("To write", f"{_counted(plan.manifest_count, 'manifest')}, {plan.tag_count} tags"),
+        ]
+    by_repository = {report.tree.locate(path): share for path, share in shares(plan).items()}
+    return "\n".join(
+        [
+            f"This would be pushed to {report.tree.root}",
+            *table(rows),
+            "",
+            *(_share_line(repository, share) for repository, share in by_repository.items()),
+            *([""] if by_repository else []),
+            f"  inventory {report.inventory.digest()}",
+            f"  planned in {duration_text(elapsed_s)}; nothing was written",
+        ]
+    )
+
+
+def _share_line(repository: str, share: Share) -> str:
+    """One repository's part in a push."""
+    parts = [
+        f"{_counted(share.blobs, 'blob')} ({size_text(share.size)})" if share.blobs else "",
+        f"{share.mounts} mounted" if share.mounts else "",
+        _counted(share.manifests, "manifest") if share.manifests else "",
+        f"tags {_few(share.tags)}" if share.tags else "",
+    ]
+    return f"  {repository}: {', '.join(filter(None, parts))}"
+
+
+def _few(names: Sequence[str], most: int = 5) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return " ".join(names[:most]) + more
 
 
 def bundle_summary(report: BundleReport, elapsed_s: float) -> str:

@@ -12,10 +12,10 @@ import click
 from mirror import console
 from mirror.bundle.reader import BundleReader
 from mirror.commands import options
-from mirror.commands.shared import Target, show
+from mirror.commands.shared import Target, show, upload_journal
 from mirror.errors import InputError, InvalidReferenceError
 from mirror.oci import Repository
-from mirror.operations import push
+from mirror.operations import plan_push, push
 from mirror.progress import progress
 
 
@@ -33,6 +33,26 @@ from mirror.progress import progress
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="Public key (PEM) of who must have signed the bundle; nothing is pushed otherwise.",
 )
+@click.option(
+    "--dry-run",
+    is_flag=True,
+    help="Say what would be sent, repository by repository, and write nothing.",
+)
+@click.option(
+    "--state-dir",
+    type=click.Path(file_okay=False, path_type=Path),
+    envvar="MIRROR_STATE_DIR",
+    show_envvar=True,
+    help="Where unfinished uploads are written down, so that a push which died goes on in the "
+    "midst of a blob.  [default: mirror in XDG_STATE_HOME or ~/.local/state]",
+)
+@click.option(
+    "--no-access-check",
+    is_flag=True,
+    envvar="MIRROR_BYPASS_ACCESS_CHECKS",
+    show_envvar=True,
+    help="Do not try whether the registry may be written to before the first byte is sent.",
+)
 @options.tmp_dir
 @options.registry
 @options.running
@@ -41,6 +61,9 @@ def push_command(
     paths: Sequence[str],
     files: Sequence[Path],
     verify_key: Path | None,
+    dry_run: bool,
+    state_dir: Path | None,
+    no_access_check: bool,
     tmp_dir: str | None,
     jobs: int,
     as_json: bool,
@@ -62,14 +85,30 @@ def push_command(
         raise InputError("name the bundle to push: mirror push BUNDLE_DIR REGISTRY, or use --file")
     target = Target.of(root, **access)
     started = time.monotonic()
+    key = verify_key.read_bytes() if verify_key is not None else None
     with (
         progress(quiet=as_json) as on_event,
         BundleReader([*map(Path, folders), *files]) as reader,
         target.client(on_event) as client,
     ):
-        key = verify_key.read_bytes() if verify_key is not None else None
-        report = push(reader, client, target.tree, key=key, jobs=jobs, on_event=on_event)
-    show(as_json, report.to_document(), console.push_summary, report, started)
+        if dry_run:
+            plan = plan_push(reader, client, target.tree, key=key, jobs=jobs, on_event=on_event)
+        else:
+            with upload_journal(state_dir, root.host, on_event) as journal:
+                report = push(
+                    reader,
+                    client,
+                    target.tree,
+                    key=key,
+                    journal=journal,
+                    check_access=not no_access_check,
+                    jobs=jobs,
+                    on_event=on_event,
+                )
+    if dry_run:
+        show(as_json, plan.to_document(), console.push_plan_summary, plan, started)
+    else:
+        show(as_json, report.to_document(), console.push_summary, report, started)
 
 
 def _last_argument(registry: str, sources: Sequence[str | Path]) -> Repository:

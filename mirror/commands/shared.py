@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self, TypeVar
@@ -12,9 +14,10 @@ import click
 
 from mirror.commands.errors import print_json
 from mirror.commands.login import credentials_for
-from mirror.events import OnEvent
+from mirror.errors import FileSystemError
+from mirror.events import OnEvent, Warned
 from mirror.oci import Repository
-from mirror.registry import ConnectionOptions, Credentials, RegistryClient
+from mirror.registry import ConnectionOptions, Credentials, RegistryClient, UploadJournal
 from mirror.release.tree import TargetTree, normalised_suffix
 
 Report = TypeVar("Report")
@@ -55,6 +58,35 @@ class Target:
             credentials=self.credentials,
             on_event=on_event,
         )
+
+
+@contextmanager
+def upload_journal(
+    state_dir: Path | None, host: str, on_event: OnEvent
+) -> Iterator[UploadJournal | None]:
+    """The journal of uploads to `host`; None where the default folder cannot be written to.
+
+    Raises:
+        FileSystemError: `state_dir`, which somebody asked for, cannot be used.
+    """
+    folder = state_dir or _default_state_dir()
+    try:
+        journal = UploadJournal(folder / "uploads", host)
+    except FileSystemError as err:
+        if state_dir is not None:
+            raise
+        on_event(Warned(str(err)))
+        yield None
+        return
+    with journal:
+        yield journal
+
+
+def _default_state_dir() -> Path:
+    """Where the XDG base directory specification puts what is to survive a restart."""
+    base = os.environ.get("XDG_STATE_HOME", "")
+    # The specification has relative paths ignored.
+    return (Path(base) if base.startswith("/") else Path.home() / ".local/state") / "mirror"
 
 
 def show(

@@ -21,7 +21,13 @@ from mirror.modes.places import Place, Places
 from mirror.modes.settings import Mode, RegistrySettings
 from mirror.modes.sites import NO_SITES, Sites
 from mirror.oci import Child, Descriptor, Digest, Manifest, Repository
-from mirror.registry import ConnectionOptions, Credentials, RegistryClient
+from mirror.registry import (
+    ConnectionOptions,
+    Credentials,
+    OpenUpload,
+    RegistryClient,
+    UploadJournal,
+)
 
 Found = TypeVar("Found")
 
@@ -294,10 +300,32 @@ class ModeClient:
         content: Callable[[int], Generator[bytes, None, None]],
         *,
         cancelled: Callable[[], bool] = _never,
+        opened: OpenUpload | None = None,
+        journal: UploadJournal | None = None,
     ) -> int:
         """Send a blob; see `RegistryClient.upload`."""
         client, path = self._writer(repository, "push")
-        return client.upload(path, digest, size, content, cancelled=cancelled)
+        return client.upload(
+            path, digest, size, content, cancelled=cancelled, opened=opened, journal=journal
+        )
+
+    def open_upload(self, repository: str) -> OpenUpload:
+        """Open an upload session, which proves that pushing is allowed."""
+        client, path = self._writer(repository, "push")
+        return client.open_upload(path)
+
+    def cancel_upload(self, repository: str, upload: OpenUpload) -> None:
+        """Let the registry forget a session, best effort."""
+        client, path = self._writer(repository, "push")
+        client.cancel_upload(path, upload)
+
+    def mount_or_open(
+        self, repository: str, digest: Digest, from_repository: str
+    ) -> bool | OpenUpload:
+        """As `mount`, but hands out the upload session that most registries open instead."""
+        client, path = self._writer(repository, "push")
+        _, from_path = self._writer(from_repository, "push")
+        return client.mount_or_open(path, digest, from_path)
 
     def mount(self, repository: str, digest: Digest, from_repository: str) -> bool:
         """Make a blob of `from_repository` one of `repository` too, without sending it."""

@@ -5,6 +5,7 @@ from mirror.operations.diff import DiffReport, diff
 from mirror.operations.prune import PruneReport, prune
 from mirror.operations.pull import PullPlan, PullReport, plan_pull, pull
 from mirror.operations.push import PushReport, push
+from mirror.operations.push_plan import PushPlan, plan_push
 from mirror.operations.replicate import Outcome, ReplicaResult
 from mirror.operations.sites import Site
 from mirror.operations.status import ReplicaStatus, StatusReport, status
@@ -18,6 +19,7 @@ __all__ = [
     "PruneReport",
     "PullPlan",
     "PullReport",
+    "PushPlan",
     "PushReport",
     "RegistryReport",
     "ReplicaResult",
@@ -28,6 +30,7 @@ __all__ = [
     "adopt",
     "diff",
     "plan_pull",
+    "plan_push",
     "prune",
     "pull",
     "push",

@@ -7,15 +7,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from mirror.bundle.reader import BundleReader
-from mirror.bundle.verify import check_signature
 from mirror.events import OnEvent, PhaseStarted, Warned
 from mirror.events import ignore as ignore_events
 from mirror.oci import Digest
 from mirror.operations.pull import count, tool_name
-from mirror.registry import RegistryWriter
-from mirror.release.discovery import discovery_images
+from mirror.operations.push_plan import wanted_from
+from mirror.registry import RegistryWriter, UploadJournal
 from mirror.release.tree import TargetTree, publication_stage
-from mirror.sync import Inventory, Overlay, Plan, TransferReport, make_plan, transfer, union
+from mirror.sync import Inventory, Overlay, Plan, TransferReport, make_plan, transfer
 from mirror.sync.phase import check_unmoved, finish
 from mirror.sync.publish import Published, begin, complete, read_standing
 from mirror.sync.registry import RegistryTarget
@@ -65,6 +64,8 @@ def push(
     tree: TargetTree,
     *,
     key: bytes | None = None,
+    journal: UploadJournal | None = None,
+    check_access: bool = True,
     jobs: int = DEFAULT_JOBS,
     on_event: OnEvent = ignore_events,
     cancel: threading.Event | None = None,
@@ -77,29 +78,34 @@ def push(
     registry holds is announced, after it stated (`mirror.sync.publish`). A push that was stopped
     anywhere is completed by running it again, and carries only what is lacking.
     With `key`, a public key in PEM, the bundle must have been signed by its holder.
+    With `journal` a blob that was half sent when a process died is continued. Unless
+    `check_access` is False, the right to write is proved before the first byte moves.
 
     Raises:
         SignatureError: the bundle was not signed by the holder of `key`; nothing was written.
         DamagedBundleError: the bundle is not whole; nothing was written.
+        DeniedError: the registry may not be written to; nothing was written.
         IncompleteError: some content could not be brought over; no tag names what lacks.
         ConflictError: somebody else changed the same tags meanwhile.
         CancelledError: `cancel` was set.
     """
     cancel = cancel or threading.Event()
-    if key is not None:
-        check_signature(reader, key)
-    bundle = reader.inventory()
-    for notice in reader.contents.notices:
-        on_event(Warned(notice))
-    index = discovery_images(bundle)
-    wanted = union([bundle, index.inventory()])
-    target = RegistryTarget(client, tree.locate, f"registry {tree.root}", jobs=jobs, cancel=cancel)
+    bundle, index, wanted = wanted_from(reader, key, on_event)
+    target = RegistryTarget(
+        client,
+        tree.locate,
+        f"registry {tree.root}",
+        jobs=jobs,
+        cancel=cancel,
+        journal=journal,
+        on_event=on_event,
+    )
     client.ping()  # one clear answer about name, TLS and login, before many ask in parallel
     on_event(PhaseStarted("comparing with the registry"))
     standing = read_standing(client, tree.locate)
     for notice in standing.notices:
         on_event(Warned(notice))
-    held = target.held(wanted)
+    held = target.glance(wanted)
     plan = make_plan(wanted, held, stage=publication_stage)
     statement = next_statement(standing, wanted, held, tool=tool_name())
     published = standing.newest
@@ -115,15 +121,20 @@ def push(
             begin(client, tree.locate, artifact)
             published = Published(artifact.manifest.digest, statement)
 
-    done = transfer(
-        plan,
-        Overlay(reader, index),
-        target,
-        jobs=jobs,
-        on_event=on_event,
-        cancel=cancel,
-        before_tags=before_tags,
-    )
+    try:
+        if check_access:
+            target.check_access(plan)
+        done = transfer(
+            plan,
+            Overlay(reader, index),
+            target,
+            jobs=jobs,
+            on_event=on_event,
+            cancel=cancel,
+            before_tags=before_tags,
+        )
+    finally:
+        target.release()
     assert published is not None, "without a statement before there is a new one"
     if statement is not None:
         complete(client, tree.locate, statement, published.digest)

@@ -6,13 +6,17 @@ from mirror.registry.credentials import find_credentials
 from mirror.registry.interfaces import RegistryReader, RegistryWriter
 from mirror.registry.options import ConnectionOptions
 from mirror.registry.retry import RetryPolicy
+from mirror.registry.sessions import OpenUpload
+from mirror.registry.upload_journal import UploadJournal
 
 __all__ = [
     "ConnectionOptions",
     "Credentials",
+    "OpenUpload",
     "RegistryClient",
     "RegistryReader",
     "RegistryWriter",
     "RetryPolicy",
+    "UploadJournal",
     "find_credentials",
 ]

@@ -9,10 +9,12 @@ from mirror.errors import RegistryNotFoundError, UnreachableError
 from mirror.events import OnEvent, ignore
 from mirror.oci import Child, Descriptor, Digest, Manifest
 from mirror.oci.reference import check_repository
-from mirror.registry import downloads, listings, manifests, sessions, uploads
+from mirror.registry import downloads, listings, manifests, scopes, sessions, uploads
 from mirror.registry.auth import Credentials
 from mirror.registry.options import ConnectionOptions
+from mirror.registry.sessions import OpenUpload
 from mirror.registry.transport import Transport
+from mirror.registry.upload_journal import UploadJournal
 
 
 def _never() -> bool:
@@ -193,13 +195,17 @@ class RegistryClient:
         content: Callable[[int], Generator[bytes, None, None]],
         *,
         cancelled: Callable[[], bool] = _never,
+        opened: OpenUpload | None = None,
+        journal: UploadJournal | None = None,
     ) -> int:
-        """Send a blob (POST and PUT, end-4 and end-6; PATCH, end-5, where chunks are wanted).
+        """Send a blob (POST and PUT, end-4 and end-6; large ones by PATCH, end-5, in chunks).
 
         `content(offset)` opens its bytes from there on; it is called anew for each attempt, and
         what it raises ends the upload. `cancelled` is looked at between chunks. A cut upload is
-        continued where the registry says it got to, else it starts anew. A session that fails is
-        cancelled at the registry, best effort. Returns the bytes sent, repeated ones included.
+        continued where the registry says it got to, else it starts anew. `opened` is a session to
+        begin with. A session that fails is cancelled at the registry, best effort; with a
+        `journal` one that only was interrupted stays, and a later call goes on with it. Returns the
+        bytes sent, repeated ones included.
 
         Raises:
             SizeMismatchError: `content` is longer or shorter than `size`.
@@ -207,16 +213,48 @@ class RegistryClient:
             StalledError: too little moved for too long, in every attempt.
         """
         check_repository(repository)
-        return uploads.Upload(self._transport, repository, digest, size, content, cancelled).run()
+        return uploads.Upload(
+            self._transport,
+            repository,
+            digest,
+            size,
+            content,
+            cancelled,
+            opened=opened,
+            journal=journal,
+        ).run()
+
+    def open_upload(self, repository: str) -> OpenUpload:
+        """Open an upload session (POST, end-4a), which proves that pushing is allowed.
+
+        Hand it to `upload`, or to `cancel_upload` so that nothing stays behind.
+        """
+        check_repository(repository)
+        return sessions.open_upload(self._transport, repository)
+
+    def cancel_upload(self, repository: str, upload: OpenUpload) -> None:
+        """Let the registry forget a session (DELETE), best effort: it also forgets by itself."""
+        check_repository(repository)
+        sessions.cancel(self._transport, upload.location, scopes.push(repository))
 
     def mount(self, repository: str, digest: Digest, from_repository: str) -> bool:
         """Make a blob of `from_repository` one of `repository` too, without sending it (end-11).
 
         False where the registry does not: upload it then.
         """
+        answer = self.mount_or_open(repository, digest, from_repository)
+        if isinstance(answer, OpenUpload):
+            self.cancel_upload(repository, answer)
+            return False
+        return answer
+
+    def mount_or_open(
+        self, repository: str, digest: Digest, from_repository: str
+    ) -> bool | OpenUpload:
+        """As `mount`, but hands out the upload session that most registries open instead."""
         check_repository(repository)
         check_repository(from_repository)
-        return sessions.mount(self._transport, repository, digest, from_repository)
+        return sessions.mount_or_open(self._transport, repository, digest, from_repository)
 
     def delete_blob(self, repository: str, digest: Digest) -> None:
         """Delete a blob from a repository (end-10).

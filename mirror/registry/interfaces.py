@@ -10,6 +10,8 @@ from collections.abc import Callable, Generator, Iterator
 from typing import Protocol
 
 from mirror.oci import Child, Descriptor, Digest, Manifest
+from mirror.registry.sessions import OpenUpload
+from mirror.registry.upload_journal import UploadJournal
 
 
 class RegistryReader(Protocol):
@@ -60,7 +62,17 @@ class RegistryWriter(RegistryReader, Protocol):
         content: Callable[[int], Generator[bytes, None, None]],
         *,
         cancelled: Callable[[], bool] = ...,
+        opened: OpenUpload | None = ...,
+        journal: UploadJournal | None = ...,
     ) -> int: ...
+
+    def open_upload(self, repository: str) -> OpenUpload: ...
+
+    def cancel_upload(self, repository: str, upload: OpenUpload) -> None: ...
+
+    def mount_or_open(
+        self, repository: str, digest: Digest, from_repository: str
+    ) -> bool | OpenUpload: ...
 
     def mount(self, repository: str, digest: Digest, from_repository: str) -> bool: ...
 

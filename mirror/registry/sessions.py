@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+from dataclasses import dataclass, field
 from urllib.parse import quote
 
 from mirror.errors import MirrorError, RegistryError
@@ -33,8 +34,26 @@ def attempt(
         return transport.whole(response, accept=accept, limit=MAX_ANSWER_BYTES, where=where)
 
 
-def mount(transport: Transport, repository: str, digest: Digest, from_repository: str) -> bool:
-    """See `RegistryClient.mount`."""
+@dataclass(frozen=True, slots=True)
+class OpenUpload:
+    """An upload session that a registry has opened and that nothing was sent into yet."""
+
+    location: str = field(repr=False)  # it may be signed
+
+
+def open_upload(transport: Transport, repository: str) -> OpenUpload:
+    """See `RegistryClient.open_upload`."""
+    url = transport.url(f"/v2/{repository}/blobs/uploads/")
+    answer = transport.call(
+        "POST", url, accept=(202,), limit=MAX_ANSWER_BYTES, scopes=scopes.push(repository)
+    )
+    return OpenUpload(location_of(transport, answer))
+
+
+def mount_or_open(
+    transport: Transport, repository: str, digest: Digest, from_repository: str
+) -> bool | OpenUpload:
+    """See `RegistryClient.mount_or_open`."""
     url = transport.url(
         f"/v2/{repository}/blobs/uploads/?mount={quote(str(digest), safe='')}"
         f"&from={quote(from_repository, safe='')}"
@@ -53,7 +72,7 @@ def mount(transport: Transport, repository: str, digest: Digest, from_repository
     if answer.status == 201:
         return True
     if answer.headers.get("location"):
-        cancel(transport, location_of(transport, answer), wanted)
+        return OpenUpload(location_of(transport, answer))
     return False
 
 

@@ -1,44 +1,56 @@
-"""Sending a blob: in one piece, in chunks where the registry wants that, continued when cut.
+"""Sending a blob: small ones in one piece, large ones in chunks, continued when cut.
 
 Distribution-spec, "Pushing blobs": POST opens a session, PUT with everything (or PATCH chunk by
-chunk and an empty PUT) completes it, GET tells how far it got. What the registry names a blob is
+chunk and a last PUT) completes it, GET tells how far it got. What the registry names a blob is
 checked by the registry itself: it refuses a PUT whose bytes do not hash to the digest.
 
 CNCF distribution ties a session's address to the bytes it had when it gave that address out, and
-refuses a session that a broken connection got further: there a break always starts anew.
+refuses a session that a broken connection got further: there a break in the midst of a chunk starts
+the blob anew. Chunks help there nonetheless: where a proxy in front takes a request whole before
+it passes it on (nginx does unless told otherwise), where the break falls between two of them, and
+where the registry is restarted.
+
+With a journal a session outlives this process: the next one finds it there and asks the registry
+how far it got.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
-from typing import TypeAlias
 
 from mirror.errors import (
     CancelledError,
     DeniedError,
     MirrorError,
     RegistryError,
-    SizeMismatchError,
     UnreachableError,
 )
 from mirror.oci import Digest
 from mirror.registry import downloads, scopes, sessions
+from mirror.registry.outgoing import Content, Outgoing
 from mirror.registry.retry import TransientFailure
+from mirror.registry.sessions import OpenUpload
 from mirror.registry.transport import Answer, Body, Transport
+from mirror.registry.upload_journal import UploadJournal
 
 _log = logging.getLogger(__name__)
 
-Content: TypeAlias = Callable[[int], Generator[bytes, None, None]]
-"""Opens the blob's bytes from an offset (bytes) on."""
-
 _CHUNK = 16 << 20
+"""Bytes that a break costs, at most, and above which a blob is sent in chunks."""
+_WORTH_KEEPING = 1 << 20
+"""Bytes of a blob whose session is written down: smaller ones are as soon sent again."""
+_SHORT_CHUNK = 1 << 20
+"""What chunks shrink to on a line that keeps breaking; they grow again when some get through."""
 _SMALLEST_CHUNK = 64 << 10
+"""What they shrink to where a registry or a proxy finds them too large."""
 _PROGRESS_BYTES = 64 << 10
 _BREAKS_BEFORE_CHUNKS = 2
 _WANTS_CHUNKS = frozenset({405, 411, 413, 416, 501})
 """Answers to a whole blob in one PUT that a registry or a proxy before it gives for its form."""
+_WANTS_WHOLE = frozenset({400, 404, 405, 411, 415, 416, 501})
+"""The same to the first chunk."""
 
 
 @dataclass(slots=True)
@@ -46,12 +58,14 @@ class _Session:
     """An upload under way: where it continues and how many bytes the registry has of it.
 
     `resumed`: bytes of a broken connection may be in it, so that its content is not certain.
+    `unsure`: so is how far it got; the registry has to be asked.
     """
 
     location: str
     offset: int = 0
     min_chunk: int = 0
     resumed: bool = False
+    unsure: bool = False
 
 
 class _RestartError(Exception):
@@ -76,16 +90,22 @@ class Upload:
         size: int,
         content: Content,
         cancelled: Callable[[], bool],
+        *,
+        opened: OpenUpload | None = None,
+        journal: UploadJournal | None = None,
     ) -> None:
         if size < 0:
             raise ValueError("a blob's size is not negative")
         self._transport, self._repository, self._digest = transport, repository, digest
-        self._size, self._content, self._cancelled = size, content, cancelled
+        self._size, self._opened = size, opened
+        self._journal = journal if size >= _WORTH_KEEPING else None
         self._scopes = scopes.push(repository)
         self._what = f"{transport.host}/{repository}@{digest}"
         self._where = f"PUT {self._what}"
+        self._outgoing = Outgoing(content, size, cancelled, self._what, self._where)
         self._backoff = transport.backoff(self._where)
-        self._chunk: int | None = None  # bytes; None sends all in one piece
+        self._chunk = _CHUNK if size > _CHUNK else None  # bytes; None sends all in one piece
+        self._by_choice = True  # chunks, if any, are ours and not what the registry asked for
         self._best = 0  # the furthest offset that a registry has confirmed
         self._breaks = 0
         self._sent = 0
@@ -94,27 +114,62 @@ class Upload:
         """Send the blob; see `RegistryClient.upload`."""
         session: _Session | None = None
         try:
-            while True:
+            session = self._kept()
+            while session is not _DONE:
                 try:
                     if session is None:
                         session = self._start()
+                    elif session.unsure:
+                        self._ask(session, _unasked(self._where))
                     self._carry(session)
-                    return self._sent
+                    break
                 except TransientFailure as failure:
                     session = self._recovered(session, failure)
-                    if session is _DONE:
-                        return self._sent
                 except _RestartError as restart:
                     self._cancel(session)
                     session = None
                     if not restart.at_once:
                         lost = f"{self._transport.host} lost the beginning of an upload"
                         self._backoff.wait(TransientFailure(restart.error, lost))
-        except BaseException:
-            self._cancel(session)
+        except BaseException as err:
+            if self._journal is None or not isinstance(err, _TO_BE_CONTINUED):
+                self._cancel(session)
             raise
+        finally:
+            self._outgoing.close()
+            if self._opened is not None:  # another session was continued
+                sessions.cancel(self._transport, self._opened.location, self._scopes)
+        self._forget()
+        return self._sent
 
     # -- a session's life ----------------------------------------------------------------------
+
+    def _kept(self) -> _Session | None:
+        """The session that an earlier run left, or one that was opened for us.
+
+        What the journal says is only where to ask. A session that the registry does not know may
+        be one that was completed, and whose answer nobody lived to hear.
+        """
+        kept = self._journal.find(self._repository, self._digest) if self._journal else None
+        if kept is not None and self._transport.at_home(kept.location):
+            session = _Session(kept.location, resumed=True, unsure=True)
+            try:
+                self._ask(session, _unasked(self._where))
+            except TransientFailure:
+                return session
+            except (_RestartError, DeniedError) as err:
+                _log.debug("%s: an earlier upload is gone: %s", self._where, err)
+                self._forget()
+                if self._arrived():
+                    return _DONE
+            else:
+                self._confirmed(session.offset)
+                return session
+        if self._opened is None:
+            return None
+        session, self._opened = _Session(self._opened.location), None
+        self._note(session)
+        return session
 
     def _start(self) -> _Session:
         transport = self._transport
@@ -123,16 +178,26 @@ class Upload:
         answer = sessions.attempt(transport, "POST", url, accept=(202,), wanted=self._scopes)
         session = _Session(sessions.location_of(transport, answer))
         self._learn(session, answer)
+        self._note(session)
         return session
 
     def _carry(self, session: _Session) -> None:
         """Bring the session from its offset to its end."""
-        while self._chunk is not None and session.offset < self._size:
-            self._patch(session, max(self._chunk, session.min_chunk))
-        self._put(session)
+        done = False
+        while not done:
+            left = self._size - session.offset
+            chunk = max(self._chunk, session.min_chunk) if self._chunk is not None else left
+            # Who asked for chunks is not sent bytes with the PUT.
+            if not left or (left <= chunk and (self._chunk is None or self._by_choice)):
+                done = self._put(session)
+            else:
+                self._patch(session, chunk)
 
-    def _put(self, session: _Session) -> None:
-        """Complete the session with all that is missing of it, nothing included."""
+    def _put(self, session: _Session) -> bool:
+        """Complete the session with all that is missing of it, nothing included.
+
+        False if it is not complete, and is to go on in other chunks.
+        """
         start, count = session.offset, self._size - session.offset
         headers = {"Content-Type": "application/octet-stream"}
         if 0 < start < self._size:
@@ -142,10 +207,14 @@ class Upload:
             self._send("PUT", url, headers, start, count, (200, 201, 202, 204))
         except RegistryError as err:
             if count and err.status in _WANTS_CHUNKS and self._smaller():
+                if start:
+                    self._ask(session, err)
+                    return False
                 raise _RestartError(err, at_once=True) from err
             if _session_lost(err, session):
                 raise _RestartError(err) from err
             raise
+        return True
 
     def _patch(self, session: _Session, length: int) -> None:
         start = session.offset
@@ -160,6 +229,9 @@ class Upload:
             if err.status == 413 and length > session.min_chunk and self._smaller():
                 self._ask(session, err)
                 return
+            if not start and self._by_choice and err.status in _WANTS_WHOLE:
+                self._chunk, self._by_choice = None, False
+                raise _RestartError(err, at_once=True) from err
             if err.status == 416:
                 self._ask(session, err)
                 if session.offset == start:
@@ -182,6 +254,9 @@ class Upload:
                 )
             )
         self._confirmed(session.offset)
+        self._note(session)
+        if self._by_choice and self._chunk is not None:
+            self._chunk = min(_CHUNK, 2 * self._chunk)
 
     def _ask(self, session: _Session, reason: RegistryError) -> None:
         """Learn from the registry how far the session got ("Pushing a blob in chunks")."""
@@ -200,9 +275,10 @@ class Upload:
         told = sessions.offset_told(answer)
         if told is None or told > self._size:
             raise _RestartError(reason)
-        session.offset, session.resumed = told, True
+        session.offset, session.resumed, session.unsure = told, True, False
         session.location = sessions.location_of(self._transport, answer, session.location)
         self._learn(session, answer)
+        self._note(session)
 
     def _recovered(self, session: _Session | None, failure: TransientFailure) -> _Session | None:
         """After a break: the session to go on with, None for a new one, or `_DONE`.
@@ -214,6 +290,9 @@ class Upload:
         if session is not None and self._chunk is None and self._breaks >= _BREAKS_BEFORE_CHUNKS:
             # A proxy that finds a body too large may cut the line before its 413 can be read.
             self._smaller()
+        elif self._chunk is not None and self._by_choice:
+            # Shorter than what lies between two breaks, or nothing ever gets through.
+            self._chunk = max(_SHORT_CHUNK, self._chunk // 2)
         while True:
             try:
                 self._backoff.wait(failure)
@@ -262,6 +341,7 @@ class Upload:
 
     def _smaller(self) -> bool:
         """Go over to chunks, or to smaller ones; False when they cannot become smaller."""
+        self._by_choice = False
         if self._chunk is None:
             self._chunk = _CHUNK
             return True
@@ -279,7 +359,16 @@ class Upload:
         """Tell the registry to forget the session; best effort, it also forgets by itself."""
         if session is None or session is _DONE:
             return
+        self._forget()
         sessions.cancel(self._transport, session.location, self._scopes)
+
+    def _note(self, session: _Session) -> None:
+        if self._journal is not None:
+            self._journal.note(self._repository, self._digest, session.location, session.offset)
+
+    def _forget(self) -> None:
+        if self._journal is not None:
+            self._journal.forget(self._repository, self._digest)
 
     # -- bytes ---------------------------------------------------------------------------------
 
@@ -311,50 +400,21 @@ class Upload:
         """`count` bytes of the content from `start` on, as pieces for the socket."""
         if not count:
             return
-        source = self._content(start)
-        try:
-            watch = self._transport.watch(self._where)
-            for piece in watch.sent(self._exactly(source, start, count)):
-                yield piece  # type: ignore[misc] # httpx and h11 take any bytes-like piece
-                self._sent += len(piece)
-        finally:
-            source.close()
-
-    def _exactly(
-        self, source: Generator[bytes, None, None], start: int, count: int
-    ) -> Iterator[bytes]:
-        """Exactly `count` bytes of `source`, which runs to its end where that is the blob's.
-
-        A source that verifies tells its verdict with its last bytes, so the last are never sent
-        before it has been heard.
-        """
-        left = count
-        for chunk in source:
-            if self._cancelled():
-                raise CancelledError(f"{self._where}: stopped on request")
-            if len(chunk) > left:
-                if start + count == self._size:
-                    raise SizeMismatchError(
-                        where=f"the content for {self._what}",
-                        expected=self._size,
-                        actual=start + count - left + len(chunk),
-                    )
-                chunk = chunk[:left]
-            left -= len(chunk)
-            if chunk:
-                yield chunk
-            if not left and start + count < self._size:
-                return
-        if left:
-            raise SizeMismatchError(
-                where=f"the content for {self._what}",
-                expected=self._size,
-                actual=start + count - left,
-            )
+        watch = self._transport.watch(self._where)
+        for piece in watch.sent(self._outgoing.pieces(start, count)):
+            yield piece  # type: ignore[misc] # httpx and h11 take any bytes-like piece
+            self._sent += len(piece)
 
 
 _DONE = _Session("")
 """Stands for an upload that turned out to be complete."""
+
+_TO_BE_CONTINUED = (CancelledError, UnreachableError, KeyboardInterrupt, SystemExit)
+"""What ends a run and not the upload: the next run may go on with the session."""
+
+
+def _unasked(where: str) -> RegistryError:
+    return RegistryError(f"{where}: the registry knows nothing of an earlier upload", where=where)
 
 
 def _session_lost(err: RegistryError, session: _Session) -> bool:

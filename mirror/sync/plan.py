@@ -171,6 +171,21 @@ def _tags(wanted: Inventory, held: Inventory, stage: TagStage) -> tuple[tuple[Pu
     return tuple(tuple(stages[number]) for number in sorted(stages))
 
 
+def places_written(plan: Plan) -> dict[str, bool]:
+    """One repository for each part of the tree (first segment of the path) that `plan` writes to.
+
+    True for one that a blob is uploaded into, which is preferred.
+    """
+    uploads = {step.into[0] for step in plan.blobs if step.mount_from is None}
+    written = uploads.union(*(step.into for step in plan.blobs))
+    written.update(put.repository for wave in plan.manifests for put in wave)
+    written.update(name.repository for stage in plan.tags for name in stage)
+    chosen: dict[str, str] = {}
+    for path in sorted(written, key=lambda path: (path not in uploads, path)):
+        chosen.setdefault(path.partition("/")[0], path)
+    return {path: path in uploads for path in sorted(chosen.values())}
+
+
 def applied(plan: Plan, held: Inventory, wanted: Inventory) -> Inventory:
     """What a place holds after `plan`, made for `wanted`, was carried out there."""
     builder = InventoryBuilder()

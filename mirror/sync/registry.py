@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
+from typing import Literal
 
-from mirror.errors import RegistryNotFoundError
+from mirror.errors import DeniedError, RegistryNotFoundError
+from mirror.events import OnEvent, Warned
+from mirror.events import ignore as ignore_events
 from mirror.oci import Digest, Manifest
-from mirror.registry import RegistryReader, RegistryWriter
+from mirror.registry import OpenUpload, RegistryReader, RegistryWriter, UploadJournal
+from mirror.sync import glance
 from mirror.sync.content import BlobContent
 from mirror.sync.inventory import Inventory, InventoryBuilder, RepositoryContent
-from mirror.sync.plan import CopyBlob
+from mirror.sync.plan import CopyBlob, Plan, places_written
 from mirror.sync.workers import DEFAULT_JOBS, gather
 
 Locate = Callable[[str], str]
@@ -114,6 +118,13 @@ class _Question:
     blob: Digest | None = None
 
 
+def _all_questions(
+    wanted: Inventory, listings: Mapping[str, frozenset[str]]
+) -> Iterator[_Question]:
+    for path, content in wanted.repositories.items():
+        yield from _questions(path, content, listings[path])
+
+
 def _questions(
     path: str, content: RepositoryContent, listed: frozenset[str]
 ) -> Iterator[_Question]:
@@ -143,8 +154,34 @@ def _note(
         builder.add_manifest(question.path, node, closed=False)
 
 
+class _Mounting:
+    """Whether mounting is worth asking for: what one registry's answers have told. Thread-safe."""
+
+    PATIENCE = 3
+    """Refusals in a row, with never a success, after which a registry is taken not to mount."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._succeeded, self._refusals = False, 0
+
+    @property
+    def hopeless(self) -> bool:
+        with self._lock:
+            return not self._succeeded and self._refusals >= self.PATIENCE
+
+    def learn(self, *, mounted: bool) -> bool:
+        """Take note of an answer; True when it is the one that ends all hope."""
+        with self._lock:
+            self._succeeded |= mounted
+            self._refusals += not mounted
+            return not self._succeeded and self._refusals == self.PATIENCE
+
+
 class RegistryTarget:
-    """Content written to a registry. Thread-safe."""
+    """Content written to a registry. Thread-safe.
+
+    With a `journal` uploads that end with this process are continued by the next one.
+    """
 
     def __init__(
         self,
@@ -154,15 +191,23 @@ class RegistryTarget:
         *,
         jobs: int = DEFAULT_JOBS,
         cancel: threading.Event | None = None,
+        journal: UploadJournal | None = None,
+        on_event: OnEvent = ignore_events,
     ) -> None:
         self.client = client
         self.locate = locate
         self._name = name or f"registry {client.host}"
         self._jobs, self._cancel = jobs, cancel or threading.Event()
+        self._journal, self._on_event = journal, on_event
+        self._mounting = _Mounting()
+        self._lock = threading.Lock()
+        self._opened: dict[str, OpenUpload] = {}  # by repository; under the lock
 
     @property
     def name(self) -> str:
         return self._name
+
+    # -- what is there -------------------------------------------------------------------------
 
     def held(self, wanted: Inventory) -> Inventory:
         """What of `wanted` the registry has: blobs and manifests by HEAD, tags by their digest.
@@ -170,20 +215,48 @@ class RegistryTarget:
         One tag listing per repository spares the questions for tags that are not there, and a tag
         that names the wanted digest answers for its manifest.
         """
-        listings = gather(
-            wanted.repositories, self._listed_tags, jobs=self._jobs, cancel=self._cancel
-        )
-        questions = [
-            question
-            for (path, content), listed in zip(wanted.repositories.items(), listings, strict=True)
-            for question in _questions(path, content, listed)
-        ]
-        answers = gather(questions, self._ask, jobs=self._jobs, cancel=self._cancel)
         builder = InventoryBuilder()
-        for question, answer in zip(questions, answers, strict=True):
+        listings = self._listings(wanted)
+        self._look(builder, wanted, _all_questions(wanted, listings))
+        return builder.build()
+
+    def glance(self, wanted: Inventory) -> Inventory:
+        """The same by fewer questions, which is enough to plan with.
+
+        It may miss what lies in repositories that have no tag, where few blobs are asked for: all
+        others only if one of those is there. What is missed is carried again, and nothing worse.
+        """
+        builder = InventoryBuilder()
+        listings = self._listings(wanted)
+        untagged = {path for path, listed in listings.items() if not listed}
+        tagged = wanted.filtered(lambda path: path not in untagged)
+        self._look(builder, wanted, _all_questions(tagged, listings))
+        tried = glance.sample(glance.suspects(wanted, untagged), self._jobs)
+        questions = [_Question(one.path, blob=one.digest) for one in tried]
+        if self._look(InventoryBuilder(), wanted, questions):
+            rest = wanted.filtered(untagged.__contains__)
+            self._look(builder, wanted, _all_questions(rest, listings))
+        return builder.build()
+
+    def _listings(self, wanted: Inventory) -> dict[str, frozenset[str]]:
+        """The tags of each repository; none also where the registry says that it knows no such
+        repository, as CNCF distribution does of one that has content and no tag."""
+        paths = list(wanted.repositories)
+        found = gather(paths, self._listed_tags, jobs=self._jobs, cancel=self._cancel)
+        return dict(zip(paths, found, strict=True))
+
+    def _look(
+        self, builder: InventoryBuilder, wanted: Inventory, questions: Iterable[_Question]
+    ) -> bool:
+        """Ask, add to `builder` what is there; whether anything is."""
+        asked = list(questions)
+        answers = gather(asked, self._ask, jobs=self._jobs, cancel=self._cancel)
+        for question, answer in zip(asked, answers, strict=True):
             if answer is not None:
                 _note(builder, question, answer, wanted.repository(question.path))
-        return builder.build()
+                if question.blob is not None:
+                    self._over(question.path, question.blob)
+        return any(answer is not None for answer in answers)
 
     def _ask(self, question: _Question) -> Digest | int | None:
         """The digest that a tag or manifest has there, or a blob's size; None if it is absent."""
@@ -199,24 +272,92 @@ class RegistryTarget:
         except RegistryNotFoundError:
             return frozenset()
 
+    # -- access --------------------------------------------------------------------------------
+
+    def check_access(self, plan: Plan) -> None:
+        """Prove that `plan` may be written, before its first byte moves.
+
+        An upload is opened in one repository of each part of the tree that is written to. Where
+        blobs go, the first of them uses it; elsewhere it is cancelled, and nothing is left behind.
+
+        Raises:
+            DeniedError: a repository may not be written to.
+            RegistryError: or cannot be, in a registry that is read-only for one.
+        """
+        gather(places_written(plan).items(), self._probe, jobs=self._jobs, cancel=self._cancel)
+
+    def _probe(self, place: tuple[str, bool]) -> None:
+        path, uploads = place
+        repository = self.locate(path)
+        try:
+            opened = self.client.open_upload(repository)
+        except DeniedError as err:
+            raise DeniedError(
+                f"{repository} may not be written to, so nothing was sent: {err}",
+                where=err.where,
+                status=err.status,
+                codes=err.codes,
+            ) from err
+        if uploads:
+            with self._lock:
+                self._opened[repository] = opened
+        else:
+            self.client.cancel_upload(repository, opened)
+
+    def release(self) -> None:
+        """Cancel the uploads that `check_access` opened and nobody came to use."""
+        with self._lock:
+            left, self._opened = self._opened, {}
+        for repository, opened in left.items():
+            self.client.cancel_upload(repository, opened)
+
+    # -- writing -------------------------------------------------------------------------------
+
     def put_blob(self, step: CopyBlob, content: BlobContent) -> int:
         sent = 0
         holder = step.mount_from
         for path in step.into:
             repository = self.locate(path)
-            if holder is not None and self.client.mount(
-                repository, step.digest, self.locate(holder)
-            ):
+            answer = self._mount(repository, step.digest, holder)
+            if answer is True:
+                self._over(path, step.digest)
                 continue
+            opened = answer
+            if opened is None:
+                with self._lock:
+                    opened = self._opened.pop(repository, None)
             sent += self.client.upload(
                 repository,
                 step.digest,
                 step.size,
                 content.chunks,
                 cancelled=self._cancel.is_set,
+                opened=opened,
+                journal=self._journal,
             )
             holder = path
         return sent
+
+    def _over(self, path: str, digest: Digest) -> None:
+        """A blob that is there has no upload to be continued, whoever did not live to note it."""
+        if self._journal is not None:
+            self._journal.forget(self.locate(path), digest)
+
+    def _mount(
+        self, repository: str, digest: Digest, holder: str | None
+    ) -> Literal[True] | OpenUpload | None:
+        """True if the blob is there now; else the upload that was opened instead, if one was."""
+        if holder is None or self._mounting.hopeless:
+            return None
+        answer = self.client.mount_or_open(repository, digest, self.locate(holder))
+        if self._mounting.learn(mounted=answer is True):
+            self._on_event(
+                Warned(
+                    f"{self._name} lets no repository have a blob of another; what several of them "
+                    "share is sent to each"
+                )
+            )
+        return answer or None
 
     def put_manifest(self, repository: str, manifest: Manifest) -> None:
         self.client.put_manifest(self.locate(repository), manifest.digest, manifest)

@@ -2,18 +2,34 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from typing import TypeVar
 
-from mirror.errors import IncompleteError, MirrorError
-from mirror.events import BlobDone, BytesMoved, ManifestDone, OnEvent, TagDone, TransferStarted
+from mirror.errors import IncompleteError, MirrorError, RegistryError
+from mirror.events import (
+    BlobDone,
+    BytesMoved,
+    ManifestDone,
+    OnEvent,
+    TagDone,
+    TransferStarted,
+    Warned,
+)
 from mirror.events import ignore as ignore_events
+from mirror.oci import Manifest
 from mirror.sync.content import BlobContent, Source, Target
+from mirror.sync.mending import mend
 from mirror.sync.plan import CopyBlob, Plan, PutManifest, PutTag
 from mirror.sync.workers import DEFAULT_JOBS, for_each
+
+_log = logging.getLogger(__name__)
+
+_MENDS = 3
+"""How often what a manifest needs is brought again, before its refusal is believed."""
 
 Step = TypeVar("Step", CopyBlob, PutManifest, PutTag)
 
@@ -44,6 +60,7 @@ def transfer(
 
     Within a step of that order items run in `jobs` threads. An item that fails does not stop its
     siblings, but nothing that comes after them begins, so a tag never names what is not there.
+    What a registry lost between a check and the manifest that needs it is brought again.
 
     Raises:
         IncompleteError: some items failed; it lists each with its reason.
@@ -64,15 +81,54 @@ def transfer(
         on_event(BlobDone(step.digest, step.size, sent))
         return sent
 
+    def put_manifest(repository: str, manifest: Manifest) -> int:
+        return settle(repository, manifest, lambda: target.put_manifest(repository, manifest))
+
     def put(step: PutManifest) -> int:
-        target.put_manifest(step.repository, source.manifest(step.repository, step.digest))
+        sent = put_manifest(step.repository, source.manifest(step.repository, step.digest))
         on_event(ManifestDone(step.repository, step.digest))
-        return 0
+        return sent
 
     def name(step: PutTag) -> int:
-        target.put_tag(step.repository, step.tag, source.manifest(step.repository, step.digest))
+        manifest = source.manifest(step.repository, step.digest)
+        sent = settle(
+            step.repository, manifest, lambda: target.put_tag(step.repository, step.tag, manifest)
+        )
         on_event(TagDone(step.repository, step.tag, step.digest))
-        return 0
+        return sent
+
+    def settle(repository: str, manifest: Manifest, act: Callable[[], None]) -> int:
+        """Do `act`, which writes `manifest`, and mend what the target lost of it meanwhile."""
+        sent = 0
+        for _ in range(_MENDS):
+            try:
+                act()
+            except RegistryError as err:
+                if err.status not in (400, 404):
+                    raise
+                mended = mend(
+                    repository,
+                    manifest,
+                    source,
+                    target,
+                    lambda child: put_manifest(repository, child),
+                    cancelled=cancel.is_set,
+                )
+                if mended is None:
+                    raise
+                _log.debug("%s lost what %s needs: %s", target.name, manifest.digest, err)
+                on_event(
+                    Warned(
+                        f"{target.name} no longer had all that {repository or '/'}@"
+                        f"{manifest.digest} needs, so that was brought there again; "
+                        "let no garbage collector run during a push"
+                    )
+                )
+                sent += mended
+            else:
+                return sent
+        act()
+        return sent
 
     def carry(steps: Sequence[Step], work: Callable[[Step], int]) -> int:
         sent, tried, failures = 0, 0, []
@@ -103,10 +159,10 @@ def transfer(
     )
     sent = carry(plan.blobs, copy)
     for wave in plan.manifests:
-        carry(wave, put)
+        sent += carry(wave, put)
     before_tags()
     for stage in plan.tags:
-        carry(stage, name)
+        sent += carry(stage, name)
     return TransferReport(len(plan.blobs), sent, plan.manifest_count, plan.tag_count)
 
 

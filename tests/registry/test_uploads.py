@@ -16,7 +16,7 @@ from mirror.errors import (
     UnreachableError,
 )
 from mirror.oci import Digest, verified
-from mirror.registry import Credentials, RegistryClient
+from mirror.registry import Credentials, OpenUpload, RegistryClient, uploads
 from tests.registry.conftest import MakeClient, Serve
 from tests.registry.fake import FakeRegistry, error, once, times
 from tests.registry.scripted import Hangup, Reply, Request, ScriptedServer
@@ -448,3 +448,166 @@ def test_a_mount_at_a_failing_registry_is_an_error(
     fake.fault = lambda r: Reply(503)
     with pytest.raises(UnreachableError):
         client.mount("a/b", DIGEST, "c/d")
+
+
+# -- large blobs: chunks by choice -----------------------------------------------------------------
+
+
+@pytest.fixture
+def small_chunks(monkeypatch: pytest.MonkeyPatch) -> int:
+    """Chunks of which a small blob has several; their size."""
+    monkeypatch.setattr(uploads, "_CHUNK", 300_000)
+    monkeypatch.setattr(uploads, "_SHORT_CHUNK", 20_000)
+    return 300_000
+
+
+def test_a_large_blob_goes_in_chunks_and_the_last_of_them_completes_it(
+    small_chunks: int,
+    client: RegistryClient,
+    fake: FakeRegistry,
+    fake_server: ScriptedServer,
+    source: Source,
+) -> None:
+    assert client.upload("a", DIGEST, len(DATA), source) == len(DATA)
+    assert fake.blobs == {str(DIGEST): DATA}
+    assert [(r.method, r.length) for r in fake_server.log] == [
+        ("POST", 0),
+        *[("PATCH", small_chunks)] * 3,
+        ("PUT", 100_000),
+    ]
+    assert source.opened == [0]  # one reading for all requests
+
+
+@pytest.mark.parametrize("status", [404, 405, 416, 501])
+@pytest.mark.usefixtures("small_chunks")
+def test_a_registry_that_knows_no_chunks_gets_the_whole(
+    status: int,
+    client: RegistryClient,
+    fake: FakeRegistry,
+    fake_server: ScriptedServer,
+    source: Source,
+    waits: list[float],
+) -> None:
+    def refuse(request: Request) -> Reply | None:
+        if request.method == "PATCH":
+            request.body  # noqa: B018
+            return Reply(status)
+        return None
+
+    fake.fault = refuse
+    client.upload("a", DIGEST, len(DATA), source)
+    assert fake.blobs == {str(DIGEST): DATA}
+    methods = [r.method for r in fake_server.log]
+    assert methods == ["POST", "PATCH", "DELETE", "POST", "PUT"]
+    assert waits == []
+
+
+@pytest.mark.usefixtures("small_chunks")
+def test_a_limit_that_the_last_chunk_meets_makes_chunks_shorter_and_begins_nothing_anew(
+    client: RegistryClient, fake: FakeRegistry, fake_server: ScriptedServer, source: Source
+) -> None:
+    def limited(request: Request) -> Reply | None:
+        if request.method == "PUT" and request.length:
+            request.body  # noqa: B018
+            return Reply(413)
+        return None
+
+    fake.fault = limited
+    client.upload("a", DIGEST, len(DATA), source)
+    assert fake.blobs == {str(DIGEST): DATA}
+    assert fake.opened == 1
+    assert fake_server.log[-1].length == 0
+
+
+@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.usefixtures("small_chunks")
+def test_chunks_cut_anywhere_arrive_whole_and_cost_no_more_than_a_chunk_each(
+    seed: int, client: RegistryClient, fake: FakeRegistry, source: Source, small_chunks: int
+) -> None:
+    dice = random.Random(seed)
+
+    struck = 0
+
+    def sometimes(request: Request) -> Reply | None:
+        nonlocal struck
+        if struck == 6 or not request.length or dice.random() > 0.4:
+            return None
+        struck += 1
+        kept = request.read(dice.randrange(request.length))
+        if dice.random() < 0.5:  # a proxy in front takes requests whole, or passes on what it has
+            fake.sessions["s1"] += kept
+        raise Hangup
+
+    fake.fault = sometimes
+    sent = client.upload("a", DIGEST, len(DATA), source)
+    assert fake.blobs == {str(DIGEST): DATA}
+    assert fake.opened == 1
+    assert sent <= len(DATA) + struck * small_chunks
+
+
+def test_a_login_that_expires_between_and_within_chunks_is_renewed(
+    small_chunks: int, serve: Serve, make_client: MakeClient, fake: FakeRegistry
+) -> None:
+    issued: list[str] = []
+
+    def issue(request: Request) -> Reply:
+        issued.append(f"t{len(issued)}")
+        return Reply(body=b'{"token": "%s"}' % issued[-1].encode())
+
+    realm = serve(issue)
+    requests = 0
+
+    def guarded(request: Request) -> Reply:
+        nonlocal requests
+        if request.headers.get("authorization") != f"Bearer {issued[-1] if issued else ''}":
+            request.read(100_000)  # and the rest of the body is cut off by the answer
+            challenge = f'Bearer realm="{realm.url}/token",service="s",error="invalid_token"'
+            return Reply(401, {"WWW-Authenticate": challenge})
+        requests += 1
+        if requests % 2 == 0:
+            issued.append(f"t{len(issued)}")  # what the client has is worth nothing from here on
+        return fake(request)
+
+    server = serve(guarded)
+    source = Source()
+    make_client(server.host, Credentials("u", "p")).upload("a", DIGEST, len(DATA), source)
+    assert fake.blobs == {str(DIGEST): DATA}
+    assert fake.opened == 1
+    assert len([r for r in server.log if r.method == "PATCH"]) > 3
+
+
+# -- sessions that are there already ---------------------------------------------------------------
+
+
+def test_an_upload_uses_the_session_that_was_opened_for_it(
+    client: RegistryClient, fake: FakeRegistry, fake_server: ScriptedServer, source: Source
+) -> None:
+    opened = client.open_upload("a")
+    client.upload("a", DIGEST, len(DATA), source, opened=opened)
+    assert [r.method for r in fake_server.log] == ["POST", "PUT"]
+    assert "state" not in repr(opened)
+
+
+def test_a_session_that_ended_before_its_use_is_replaced(
+    client: RegistryClient, fake: FakeRegistry, source: Source
+) -> None:
+    opened = client.open_upload("a")
+    fake.sessions.clear()
+    client.upload("a", DIGEST, len(DATA), source, opened=opened)
+    assert fake.blobs == {str(DIGEST): DATA}
+
+
+def test_an_upload_that_was_opened_in_vain_leaves_nothing(
+    client: RegistryClient, fake: FakeRegistry
+) -> None:
+    client.cancel_upload("a", client.open_upload("a"))
+    assert (fake.sessions, fake.cancelled) == ({}, ["s1"])
+
+
+def test_a_mount_that_becomes_a_session_hands_it_out(
+    client: RegistryClient, fake: FakeRegistry, fake_server: ScriptedServer, source: Source
+) -> None:
+    opened = client.mount_or_open("a/b", DIGEST, "c/d")
+    assert isinstance(opened, OpenUpload)
+    client.upload("a/b", DIGEST, len(DATA), source, opened=opened)
+    assert [r.method for r in fake_server.log] == ["POST", "PUT"]

@@ -1,0 +1,139 @@
+"""What a push says before it does anything, and what its flags change."""
+
+from __future__ import annotations
+
+import stat
+from pathlib import Path
+
+import pytest
+
+from mirror.serve import Answer, BasicAuth, EmbeddedRegistry, Fault, User
+from tests.conftest import MakeEmbeddedRegistry
+from tests.support.program import call_mirror
+
+WRITES = {"POST", "PUT", "PATCH", "DELETE"}
+
+
+def writes(registry: EmbeddedRegistry) -> list[str]:
+    """Requests that change something."""
+    return [f"{one.method} {one.path}" for one in registry.requests if one.method in WRITES]
+
+
+# -- --dry-run -------------------------------------------------------------------------------------
+
+
+def test_a_dry_run_says_what_a_push_would_do_and_writes_nothing(
+    bundle: Path, embedded_registry: EmbeddedRegistry, tmp_path: Path
+) -> None:
+    target = f"{embedded_registry.address}/dkp/ee"
+    push = ("push", bundle, target, "--insecure", "--state-dir", tmp_path / "state", "--json")
+    planned = call_mirror(*push, "--dry-run").succeeded().document
+    assert len(embedded_registry.requests) > 0
+    assert writes(embedded_registry) == []
+    assert not (tmp_path / "state").exists()
+    assert planned["target"] == target
+    upload = planned["upload"]
+    assert upload.keys() == {"blobs", "bytes", "mounts", "manifests", "tags"}
+
+    shares = planned["uploadByRepository"]
+    assert list(shares) == sorted(shares, key=lambda name: name.replace("/", "\x00"))
+    assert all(name.startswith("dkp/ee") for name in shares)
+    for key in ("blobs", "bytes", "mounts", "manifests"):
+        assert upload[key] == sum(share[key] for share in shares.values())
+    assert upload["tags"] == sum(len(share["tags"]) for share in shares.values())
+    assert "alpha" in shares["dkp/ee/release-channel"]["tags"]
+
+    embedded_registry.requests.clear()
+    done = call_mirror(*push).succeeded().document["uploaded"]
+    assert {key: upload[key] for key in ("blobs", "bytes", "manifests", "tags")} == done
+    mounted = embedded_registry.requests.matching("POST", "mount=", 201)
+    assert len(mounted) == upload["mounts"]
+
+    again = call_mirror(*push, "--dry-run").succeeded().document
+    assert again["upload"] == {"blobs": 0, "bytes": 0, "mounts": 0, "manifests": 0, "tags": 0}
+    assert again["uploadByRepository"] == {}
+
+
+def test_a_dry_run_tells_a_person_repository_by_repository(
+    bundle: Path, embedded_registry: EmbeddedRegistry
+) -> None:
+    target = f"{embedded_registry.address}/dkp/ee"
+    push = ("push", bundle, target, "--insecure")
+    text = call_mirror(*push, "--dry-run").succeeded().stdout
+    assert text.startswith(f"This would be pushed to {target}\n")
+    assert "  dkp/ee/release-channel: " in text
+    assert "nothing was written" in text
+    assert "To mount" in text
+    call_mirror(*push).succeeded()
+    assert "nothing: all of it is there" in call_mirror(*push, "--dry-run").succeeded().stdout
+
+
+def test_a_dry_run_needs_no_right_to_write(
+    bundle: Path, make_embedded_registry: MakeEmbeddedRegistry
+) -> None:
+    reader = User("right", frozenset({"pull"}))
+    registry = make_embedded_registry(auth=BasicAuth({"ci": reader}))
+    push = ("push", bundle, f"{registry.address}/dkp", "--insecure", "-u", "ci", "-p", "right")
+    call_mirror(*push, "--dry-run").succeeded()
+    registry.requests.clear()
+    run = call_mirror(*push).failed(6, "dkp", "may not be written to, so nothing was sent")
+    assert run.stdout == ""
+    assert set(writes(registry)) == {
+        one for one in writes(registry) if one.startswith("POST") and one.endswith("/uploads/")
+    }
+
+
+# -- --no-access-check -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("by", ["flag", "variable"])
+def test_the_check_of_access_can_be_left_out(
+    bundle: Path, embedded_registry: EmbeddedRegistry, by: str
+) -> None:
+    target = f"{embedded_registry.address}/dkp"
+    flags = ("--no-access-check",) if by == "flag" else ()
+    env = {} if by == "flag" else {"MIRROR_BYPASS_ACCESS_CHECKS": "1"}
+    embedded_registry.faults.add(Fault(Answer(403), "POST", "/blobs/uploads/", times=None))
+    run = call_mirror("push", bundle, target, "--insecure", *flags, env=env)
+    run.failed(6, "blobs could not be brought from")
+
+
+# -- --state-dir -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("env", "place"),
+    [
+        ({}, ".local/state/mirror"),
+        ({"XDG_STATE_HOME": "{home}/states"}, "states/mirror"),
+        ({"XDG_STATE_HOME": "relative"}, ".local/state/mirror"),
+        ({"MIRROR_STATE_DIR": "{home}/mine"}, "mine"),
+    ],
+)
+def test_unfinished_uploads_are_written_down_in_the_state_folder(
+    bundle: Path,
+    embedded_registry: EmbeddedRegistry,
+    tmp_path: Path,
+    env: dict[str, str],
+    place: str,
+) -> None:
+    settings = {name: text.format(home=tmp_path) for name, text in env.items()}
+    target = f"{embedded_registry.address}/dkp"
+    call_mirror(
+        "push", bundle, target, "--insecure", env={"HOME": str(tmp_path), **settings}
+    ).succeeded()
+    folder = tmp_path / place / "uploads"
+    assert list(folder.iterdir()) == []  # all is done
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+
+
+def test_a_state_folder_that_cannot_be_is_an_error_only_for_who_asked_for_it(
+    bundle: Path, embedded_registry: EmbeddedRegistry, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("")
+    target = f"{embedded_registry.address}/dkp"
+    push = ("push", bundle, target, "--insecure")
+    asked = call_mirror(*push, "--state-dir", tmp_path / "file/state")
+    asked.failed(1, "uploads under way cannot be written down", "--state-dir")
+    run = call_mirror(*push, env={"XDG_STATE_HOME": str(tmp_path / "file")}).succeeded()
+    assert "uploads under way cannot be written down" in run.stderr
