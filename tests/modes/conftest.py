@@ -31,8 +31,9 @@ def local(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         yield cluster
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def containerd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ContainerdProcess]:
+    """One containerd for all; each test makes it forget what it pulled."""
     with ContainerdProcess(tmp_path_factory.mktemp("containerd")) as process:
         yield process
 
