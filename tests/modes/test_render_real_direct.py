@@ -13,6 +13,7 @@ from mirror.modes import constants
 from mirror.modes.sites import User
 from tests.modes.images import client, image, push
 from tests.modes.stack import (
+    LOCAL,
     LOGICAL,
     Cluster,
     by_name,
@@ -100,3 +101,17 @@ def test_the_api_plane_passes_through_to_a_token_server_that_knows_the_real_path
         wrong = dataclasses.replace(reader, name="rw")
         with client(address, both, wrong) as stranger, pytest.raises(DeniedError):
             stranger.manifest("system/deckhouse/install", "v1")
+
+
+def test_containerd_trusts_a_module_source_by_its_own_authority(
+    tmp_path: Path, upstream: RealRegistry, containerd: ContainerdProcess
+) -> None:
+    fill(upstream, "modules/x", "v1", image("module"))
+    cluster = Cluster.create(tmp_path / "sources", 1)
+    sources = {upstream.address: upstream_ca(upstream).read_text()}
+    cluster.options = dataclasses.replace(cluster.options, sources=sources)
+    cluster.render(LOCAL)
+    reference = f"{upstream.address}/modules/x:v1"
+    done = containerd.pull(reference, cluster.hosts, login=":".join(ACCOUNT))
+    assert done.returncode == 0, done.stderr
+    containerd.forget(reference)
