@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+from functools import cache
 from pathlib import Path, PurePosixPath
 
 import pytest
 
 from mirror.errors import FileSystemError, RenderingError
 from mirror.modes.render import (
+    Rendered,
     RenderedFile,
     RenderOptions,
     ServiceSecrets,
@@ -38,13 +40,17 @@ HOSTS = PurePosixPath("/etc/containerd/registry.d")
 STATE = HOSTS / "deckhouse_hosts_state.json"
 
 
+@cache
+def rendered_once(settings: RegistrySettings, previous: RegistrySettings | None) -> Rendered:
+    options = RenderOptions(images=IMAGES)
+    return render(settings, NODES, kept(), previous=previous, options=options)
+
+
 def apply(
     out: Path, settings: RegistrySettings, previous: RegistrySettings | None = None
 ) -> set[str]:
     """Write a mode; the worker's files afterwards, and the masters' under their names."""
-    options = RenderOptions(images=IMAGES)
-    rendered = render(settings, NODES, kept(), previous=previous, options=options)
-    write_cluster(rendered, out)
+    write_cluster(rendered_once(settings, previous), out)
     return {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()}
 
 
@@ -188,7 +194,7 @@ def test_a_damaged_list_of_hosts_removes_nothing(tmp_path: Path, text: str) -> N
     assert [one.name for one in path.parent.iterdir()] == [STATE.name]
 
 
-@pytest.mark.parametrize("cut", range(12))
+@pytest.mark.parametrize("cut", [0, 1, 2, 3, 5, 8])
 def test_cut_anywhere_the_next_run_ends_the_same(
     tmp_path: Path, cut: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
