@@ -7,6 +7,15 @@ if TYPE_CHECKING:
     from mirror.bundle.reader import BundleReader
     from mirror.bundle.verify import BundleReport
     from mirror.errors import MirrorError
+    from mirror.modes.addressing import Plane, Route, routes_for
+    from mirror.modes.check import check_images, targets_for
+    from mirror.modes.check_report import CheckReport
+    from mirror.modes.facts import ClusterFacts
+    from mirror.modes.required import RequiredSet
+    from mirror.modes.settings import Mode, RegistrySettings
+    from mirror.modes.sites import Account, Sites, User
+    from mirror.modes.state import RegistryState
+    from mirror.modes.transitions import SwitchPlan, plan_switch
     from mirror.oci import Descriptor, Digest, Manifest, Reference, Repository
     from mirror.operations import (
         DiffReport,
@@ -33,8 +42,11 @@ if TYPE_CHECKING:
     from mirror.sync import Finding, Inventory, MemoryStore, Plan, make_plan, transfer
 
 __all__ = [
+    "Account",
     "BundleReader",
     "BundleReport",
+    "CheckReport",
+    "ClusterFacts",
     "ConnectionOptions",
     "Credentials",
     "Descriptor",
@@ -45,29 +57,42 @@ __all__ = [
     "Manifest",
     "MemoryStore",
     "MirrorError",
+    "Mode",
     "Plan",
+    "Plane",
     "PruneReport",
     "PullReport",
     "PushReport",
     "Reference",
     "RegistryClient",
     "RegistryReport",
+    "RegistrySettings",
+    "RegistryState",
     "ReplicaResult",
     "Repository",
+    "RequiredSet",
+    "Route",
     "Site",
+    "Sites",
     "SourceTree",
     "StatusReport",
+    "SwitchPlan",
     "SyncReport",
     "TargetTree",
+    "User",
     "Wishes",
+    "check_images",
     "diff",
     "find_credentials",
     "make_plan",
+    "plan_switch",
     "prune",
     "pull",
     "push",
+    "routes_for",
     "status",
     "sync_replicas",
+    "targets_for",
     "transfer",
     "verify",
     "verify_registry",
@@ -77,6 +102,15 @@ _HOMES = {
     "bundle.reader": ("BundleReader",),
     "bundle.verify": ("BundleReport",),
     "errors": ("MirrorError",),
+    "modes.addressing": ("Plane", "Route", "routes_for"),
+    "modes.check": ("check_images", "targets_for"),
+    "modes.check_report": ("CheckReport",),
+    "modes.facts": ("ClusterFacts",),
+    "modes.required": ("RequiredSet",),
+    "modes.settings": ("Mode", "RegistrySettings"),
+    "modes.sites": ("Account", "Sites", "User"),
+    "modes.state": ("RegistryState",),
+    "modes.transitions": ("SwitchPlan", "plan_switch"),
     "oci": ("Descriptor", "Digest", "Manifest", "Reference", "Repository"),
     "operations": (
         *("DiffReport", "PruneReport", "PullReport", "PushReport", "RegistryReport"),

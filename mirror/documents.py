@@ -1,4 +1,4 @@
-"""YAML as people write it by hand: a key that is set twice is a mistake, and each has its line."""
+"""Settings that people write: YAML files, read strictly."""
 
 from __future__ import annotations
 

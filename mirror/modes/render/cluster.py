@@ -44,7 +44,7 @@ from mirror.modes.render.replication import replication_config
 from mirror.modes.render.service_secrets import ServiceSecrets, hashed
 from mirror.modes.render.static_pod import Images, PodParts, static_pod
 from mirror.modes.render.token_auth import in_cluster_auth, replica_auth
-from mirror.modes.render.tree import PUBLIC, SECRET, RenderedFile, Tree, Written, write_tree
+from mirror.modes.render.tree import PUBLIC, SECRET, RenderedFile, Tree, Written, place_tree
 from mirror.modes.settings import Mode, ProxySection, RegistrySettings, Upstream
 from mirror.modes.sites import Sites, User
 
@@ -65,6 +65,8 @@ class RenderOptions:
     """HTTP_PROXY, HTTPS_PROXY, NO_PROXY of caches."""
     ingress_client_ca: str | None = None
     """Who vouches for the push ingress's client certificate (PEM); Local mode."""
+    sources: Mapping[str, str] = field(default_factory=dict)
+    """Registries of module sources with a CA of their own: host → PEM, on every node."""
     in_place_root: PurePosixPath | None = None
     """Where the trees will lie, if services are to use the files there, outside of containers."""
 
@@ -141,13 +143,12 @@ def write_cluster(rendered: Rendered, out: Path) -> dict[str, Written]:
     Raises:
         FileSystemError: a file could not be written or removed.
     """
-    done = {
-        f"nodes/{name}": write_tree(tree, out / "nodes" / name)
-        for name, tree in rendered.nodes.items()
-    }
+    trees = {f"nodes/{name}": tree for name, tree in rendered.nodes.items()}
     if rendered.in_cluster or (out / "in-cluster").exists():
-        done["in-cluster"] = write_tree(rendered.in_cluster, out / "in-cluster")
-    return done
+        trees = {"in-cluster": rendered.in_cluster, **trees}
+    # On all nodes first: none loses what another one's route still leads to.
+    placed = {name: place_tree(tree, out / name) for name, tree in trees.items()}
+    return {name: one.clean() for name, one in placed.items()}
 
 
 # -- a node ----------------------------------------------------------------------------------------
@@ -167,7 +168,7 @@ def _node_tree(
     ways: dict[str, Any] = {}
     for side in sides:
         ways = join_ways(ways, ways_for(side, node, kept.authority.certificate, reader))
-    files = dict(render_hosts(ways, places, options.containerd, node))
+    files = dict(render_hosts(ways, places, options.containerd, node, options.sources))
     nginx = options.nginx_in(constants.BALANCER_CONFIG, places)
     behind = []
     for way in relayed(ways, options.containerd):
