@@ -10,8 +10,10 @@ from typing import Any, Self, TypeVar
 
 import click
 
+from mirror.commands.cluster import cluster_of
 from mirror.commands.errors import print_json
 from mirror.commands.login import credentials_for
+from mirror.errors import InputError
 from mirror.events import OnEvent
 from mirror.oci import Repository
 from mirror.registry import ConnectionOptions, Credentials, RegistryClient
@@ -46,6 +48,59 @@ class Target:
             ConnectionOptions(plain_http=insecure, verify=not tls_skip_verify, ca_file=ca),
             credentials_for(root.host, login, password),
         )
+
+    @classmethod
+    def named(
+        cls,
+        registry: str | None,
+        *,
+        module_config: Path | None,
+        sites_file: Path | None,
+        writes: bool,
+        login: str | None,
+        password: str | None,
+        modules_path_suffix: str,
+        insecure: bool,
+        tls_skip_verify: bool,
+        ca: Path | None,
+    ) -> Self:
+        """What `options.registry` and `options.cluster` say about `registry`.
+
+        With `--module-config` that may be a logical address, or None for the cluster's own root;
+        `writes` says that the target will be changed.
+
+        Raises:
+            InputError: no registry is named in either way, or the options contradict each other.
+            ForbiddenByModeError: the cluster's mode takes no writes; the message says where.
+        """
+        cluster = cluster_of(module_config, sites_file)
+        if cluster is None:
+            if registry is None:
+                raise InputError(
+                    "name the REGISTRY (host[:port]/path), or the cluster's settings with "
+                    "--module-config FILE"
+                )
+            return cls.of(
+                Repository.parse(registry),
+                login=login,
+                password=password,
+                modules_path_suffix=modules_path_suffix,
+                insecure=insecure,
+                tls_skip_verify=tls_skip_verify,
+                ca=ca,
+            )
+        if insecure:
+            raise InputError("--insecure does not go with --module-config, which has the scheme")
+        reached = cluster.reach(
+            registry,
+            writes=writes,
+            login=login,
+            password=password,
+            tls_skip_verify=tls_skip_verify,
+            ca=ca,
+        )
+        tree = TargetTree(reached.root, normalised_suffix(modules_path_suffix))
+        return cls(tree, reached.options, reached.credentials)
 
     def client(self, on_event: OnEvent) -> RegistryClient:
         """Its client."""
