@@ -177,13 +177,10 @@ def _nodes_file(path: Path) -> list[Node]:
     text = _text(path)
     try:
         rows = yaml.load(text, StrictLoader)  # noqa: S506 -- a SafeLoader
+    except yaml.MarkedYAMLError as err:
+        raise RenderingError(f"{path}: expected YAML; {err.problem}{line(err)}") from err
     except (yaml.YAMLError, ValueError, RecursionError) as err:
-        marked = isinstance(err, yaml.MarkedYAMLError)
-        raise RenderingError(
-            f"{path}: expected YAML, found {err.problem}{line(err)}; correct it"
-            if marked
-            else f"{path}: expected YAML, found something else; correct it"
-        ) from err
+        raise RenderingError(f"{path}: expected YAML, found something else; correct it") from err
     if not isinstance(rows, list):
         raise RenderingError(
             f"{path}: expected a list of nodes (name, address, master, ports), found something "

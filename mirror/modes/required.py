@@ -259,12 +259,12 @@ def _deployment_images(deployment: Mapping[str, Any] | None) -> Iterable[Require
         pod = pod.get(key) if isinstance(pod, Mapping) else None
     if not isinstance(pod, Mapping):
         raise RequiredImagesError("the Deployment deckhouse has no spec.template.spec")
-    for kind, label in (("containers", "containers"), ("initContainers", "init-containers")):
+    for kind in ("containers", "initContainers"):
         for container in pod.get(kind) or ():
             if not isinstance(container, Mapping):
                 raise RequiredImagesError(f"the Deployment deckhouse: {kind} is no list of them")
             name, image = str(container.get("name")), str(container.get("image"))
-            yield RequiredImage("", _tag_or_digest(image, name), f"deckhouse/{label}/{name}")
+            yield RequiredImage("", _tag_or_digest(image, name), f"deckhouse/containers/{name}")
 
 
 def _tag_or_digest(image: str, name: str) -> str | Digest:

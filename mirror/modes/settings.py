@@ -12,7 +12,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, SecretStr, model_validator
+from pydantic import BaseModel, ConfigDict, SecretStr, ValidationInfo, model_validator
 from pydantic.alias_generators import to_camel
 
 from mirror.errors import InvalidSettingsError
@@ -67,6 +67,10 @@ class Upstream:
         return Account(self.username, self.password or SecretStr(""))
 
 
+_DOCUMENT = object()
+"""The context in which what is validated was written by people."""
+
+
 class _Frozen(BaseModel):
     model_config = ConfigDict(
         frozen=True,
@@ -77,8 +81,10 @@ class _Frozen(BaseModel):
     )
 
     @classmethod
-    def _by_key(cls, data: Mapping[Any, Any]) -> dict[str, Any]:
-        """What was given, by the names that documents use."""
+    def _by_key(cls, data: Mapping[Any, Any], info: ValidationInfo) -> dict[str, Any]:
+        """What was given, by the names that documents use. Only programs may use ours as well."""
+        if info.context is _DOCUMENT:
+            return {str(key): value for key, value in data.items()}
         aliases = {name: field.alias or name for name, field in cls.model_fields.items()}
         return {aliases.get(str(key), str(key)): value for key, value in data.items()}
 
@@ -102,22 +108,24 @@ class UpstreamSection(_Frozen):
 
     @model_validator(mode="before")
     @classmethod
-    def _check(cls, data: Any) -> Any:
+    def _check(cls, data: Any, info: ValidationInfo) -> Any:
         if isinstance(data, UpstreamSection):
             return data
-        given, findings = cls._inspect("", data)
+        given, findings = cls._inspect("", data, info)
         if findings:
             raise InvalidSettingsError(findings)
         return given
 
     @classmethod
-    def _inspect(cls, path: str, data: Any) -> tuple[dict[str, Any], list[Finding]]:
+    def _inspect(
+        cls, path: str, data: Any, info: ValidationInfo
+    ) -> tuple[dict[str, Any], list[Finding]]:
         """What was given, and what is wrong with it. An empty text means the same as none."""
         if not isinstance(data, Mapping):
             return {}, [Finding(path.rstrip("."), rules.no_mapping(data))]
         given = {
             key: value.get_secret_value() if isinstance(value, SecretStr) else value
-            for key, value in cls._by_key(data).items()
+            for key, value in cls._by_key(data, info).items()
         }
         findings = list(rules.section(path, given, cls.KEYS))
         kept = {key: value for key, value in given.items() if value is not None and value != ""}
@@ -172,13 +180,13 @@ class RegistrySettings(_Frozen):
 
     @model_validator(mode="before")
     @classmethod
-    def _check(cls, data: Any) -> Any:
+    def _check(cls, data: Any, info: ValidationInfo) -> Any:
         if isinstance(data, RegistrySettings):
             return data
         findings: list[Finding] = []
         if not isinstance(data, Mapping):
             raise InvalidSettingsError([Finding("registry", rules.no_mapping(data))])
-        given = cls._by_key(data)
+        given = cls._by_key(data, info)
         legacy = given.pop("legacy", None)
         if legacy is not None and not isinstance(legacy, UpstreamSection):
             given["legacy"] = legacy  # known to programs, and no field of a document
@@ -188,7 +196,7 @@ class RegistrySettings(_Frozen):
             if section is None:
                 given.pop(name, None)
             elif not isinstance(section, kind):
-                findings += kind._inspect(f"registry.{name}.", section)[1]
+                findings += kind._inspect(f"registry.{name}.", section, info)[1]
         if legacy is not None and (given.get("unmanaged") or given.get("mode") in _NOT_LEGACY):
             findings.append(_TWICE)
         if findings:
@@ -227,7 +235,8 @@ class RegistrySettings(_Frozen):
             settings = cls.model_validate(
                 found.registry
                 if found.registry is not None
-                else ({} if legacy is None else {"legacy": legacy})
+                else ({} if legacy is None else {"legacy": legacy}),
+                context=_DOCUMENT,
             )
         except InvalidSettingsError as err:
             findings += map(Finding._make, err.findings)

@@ -113,7 +113,7 @@ class RegistryState:
 
     @classmethod
     def load(cls, source: Path | str | Mapping[str, Any] | None) -> RegistryState:
-        """Read the Secret, or its keys alone, from a file (`Path`), YAML or JSON text, or a mapping.
+        """Read the Secret, or its keys alone: from a file (`Path`), from text, or from a mapping.
 
         None, and text without content, stand for a Secret that is not there.
 

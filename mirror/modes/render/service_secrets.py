@@ -13,6 +13,7 @@ import secrets
 import string
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -91,14 +92,18 @@ def hashed(account: Account, *, salt: bytes | None = None) -> HashedAccount:
             f"user {account.name}: expected a password of at most 72 bytes, which is all that "
             f"bcrypt looks at, found {len(password)}; choose a shorter one"
         )
-    prefix = bcrypt.gensalt(BCRYPT_COST) if salt is None else _bcrypt_salt(salt)
-    return HashedAccount(account, bcrypt.hashpw(password, prefix).decode("ascii"))
+    if salt is not None:
+        return HashedAccount(account, _salted(password, salt))
+    return HashedAccount(
+        account, bcrypt.hashpw(password, bcrypt.gensalt(BCRYPT_COST)).decode("ascii")
+    )
 
 
-def _bcrypt_salt(salt: bytes) -> bytes:
-    """bcrypt has base64 with an alphabet of its own."""
+@lru_cache(maxsize=8)  # slow by design, and a controller renders the same settings again and again
+def _salted(password: bytes, salt: bytes) -> str:
+    """A hash that is always the same. bcrypt has base64 with an alphabet of its own."""
     text = base64.b64encode(salt).rstrip(b"=").translate(_TO_BCRYPT)
-    return b"$2b$%02d$%s" % (BCRYPT_COST, text)
+    return bcrypt.hashpw(password, b"$2b$%02d$%s" % (BCRYPT_COST, text)).decode("ascii")
 
 
 def prepare(

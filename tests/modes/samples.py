@@ -1,0 +1,57 @@
+"""Settings and facts that tests about the registry module share."""
+
+from __future__ import annotations
+
+from pydantic import SecretStr
+
+from mirror.modes.facts import ClusterFacts, ContainerdConfig, Node, Store
+from mirror.modes.matrix import Kind
+from mirror.modes.settings import RegistrySettings
+from mirror.modes.sites import Account, Sites, User
+
+UPSTREAM = {"imagesRepo": "nexus.corp.example:8443/dkp/ee", "username": "u", "password": "p"}
+
+SETTINGS = {
+    Kind.DIRECT: RegistrySettings.load({"mode": "Direct", "direct": UPSTREAM}),
+    Kind.PROXY: RegistrySettings.load({"mode": "Proxy", "proxy": UPSTREAM}),
+    Kind.LOCAL: RegistrySettings.load({"mode": "Local"}),
+    Kind.UNMANAGED: RegistrySettings.load({"mode": "Unmanaged", "unmanaged": UPSTREAM}),
+    Kind.LEGACY: RegistrySettings.load({"mode": "Unmanaged"}),
+}
+"""One of each kind, with one and the same upstream."""
+
+ACCOUNTS = {user: Account(user.value, SecretStr(f"{user}-password")) for user in User}
+
+SITES = Sites(
+    masters=("10.0.0.1", "10.0.0.2", "10.0.0.3"),
+    ca="MODULE CA",
+    public_host="registry.corp.example",
+    public_ca="PUBLIC CA",
+    accounts=ACCOUNTS,
+)
+
+
+def node(name: str, *, master: bool = False, **changes: object) -> Node:
+    """A node that is as it should be before a first switch."""
+    good = {
+        "ready": True,
+        "schedulable": True,
+        "cri": "ContainerdV2",
+        "containerd_config": ContainerdConfig.DEFAULT,
+        "version": "unknown",
+    }
+    return Node(name, master, **{**good, **changes})  # type: ignore[arg-type]
+
+
+GOOD = ClusterFacts(
+    bootstrapped=True,
+    managed_by_dkp=True,
+    static=True,
+    queue_empty=True,
+    node_config_managed=False,
+    saved_parameters=True,
+    images_present=True,
+    nodes=(*(node(f"master-{n}", master=True) for n in range(3)), node("worker-0")),
+    stores=frozenset({Store.EMPTY}),
+)
+"""A cluster in which nothing stands against any switch."""

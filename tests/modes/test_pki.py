@@ -1,0 +1,144 @@
+"""The registry's authority and what it signs."""
+
+from __future__ import annotations
+
+import datetime
+import ssl
+from functools import cache
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.x509.verification import PolicyBuilder, Store
+
+from mirror.errors import InvalidCertificateError
+from mirror.modes import pki
+from mirror.modes.pki import KeyPair
+
+NOW = datetime.datetime(2026, 3, 1, 12, tzinfo=datetime.UTC)
+HOUR = datetime.timedelta(hours=1)
+NAMES = pki.node_names("10.0.0.1")
+
+
+@cache
+def authority() -> KeyPair:
+    return pki.create_authority(NOW)
+
+
+@cache
+def leaf() -> KeyPair:
+    return pki.create_leaf(authority(), pki.DISTRIBUTION_NAME, NAMES, NOW)
+
+
+def test_the_authority_is_ecdsa_p256_and_lives_ten_years() -> None:
+    certificate = authority().parsed()
+    key = certificate.public_key()
+    assert isinstance(key, ec.EllipticCurvePublicKey)
+    assert isinstance(key.curve, ec.SECP256R1)
+    assert certificate.not_valid_after_utc - NOW == datetime.timedelta(days=3650)
+    basic = certificate.extensions.get_extension_for_class(x509.BasicConstraints)
+    assert basic.critical
+    assert basic.value.ca
+    certificate.verify_directly_issued_by(certificate)
+
+
+@pytest.mark.parametrize("name", ["registry-auth", "registry-distribution"])
+def test_a_leaf_is_rsa_2048_and_ends_an_hour_before_the_authority(name: str) -> None:
+    certificate = pki.create_leaf(authority(), name, NAMES, NOW).parsed()
+    key = certificate.public_key()
+    assert isinstance(key, rsa.RSAPublicKey)
+    assert key.key_size == 2048
+    assert authority().parsed().not_valid_after_utc - certificate.not_valid_after_utc == HOUR
+    assert certificate.subject.rfc4514_string() == f"CN={name}"
+
+
+def test_a_master_is_named_by_its_address_and_the_in_cluster_proxy_is_not() -> None:
+    always = {"127.0.0.1", "localhost", "registry.d8-system.svc"}
+    assert pki.covered_hosts(leaf().parsed()) == {"10.0.0.1", *always}
+    assert set(pki.node_names(None)) == always
+    assert pki.node_names("127.0.0.1") == pki.node_names(None)
+    six = pki.create_leaf(authority(), "registry-auth", pki.node_names("fd00::1"), NOW)
+    assert pki.covered_hosts(six.parsed()) == {"fd00::1", *always}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_strict_verifier_accepts_the_chain_for_every_name(name: str) -> None:
+    subject = x509.DNSName(name) if name[0].isalpha() else _address(name)
+    store = Store([authority().parsed()])
+    verifier = PolicyBuilder().store(store).time(NOW).build_server_verifier(subject)
+    assert len(verifier.verify(leaf().parsed(), [])) == 2
+    ssl.create_default_context(cadata=authority().certificate)
+
+
+def _address(text: str) -> x509.IPAddress:
+    import ipaddress
+
+    return x509.IPAddress(ipaddress.ip_address(text))
+
+
+def test_the_token_pair_signs_and_serves_nothing() -> None:
+    certificate = pki.create_token_pair(authority(), NOW).parsed()
+    certificate.verify_directly_issued_by(authority().parsed())
+    usage = certificate.extensions.get_extension_for_class(x509.KeyUsage).value
+    assert usage.digital_signature
+    assert not usage.key_cert_sign
+    assert pki.covered_hosts(certificate) == frozenset()
+
+
+def test_a_sound_leaf_is_kept() -> None:
+    kept = pki.leaf_to_use(leaf(), authority(), pki.DISTRIBUTION_NAME, NAMES, NOW)
+    assert kept is leaf()
+    fewer = pki.leaf_to_use(leaf(), authority(), pki.DISTRIBUTION_NAME, NAMES[:2], NOW)
+    assert fewer is leaf()
+
+
+def test_a_leaf_is_replaced_when_a_name_is_missing() -> None:
+    more = [*NAMES, "10.0.0.2"]
+    fresh = pki.leaf_to_use(leaf(), authority(), pki.DISTRIBUTION_NAME, more, NOW)
+    assert fresh != leaf()
+    assert set(more) <= pki.covered_hosts(fresh.parsed())
+
+
+def test_a_leaf_is_replaced_when_the_authority_is_another() -> None:
+    other = pki.create_authority(NOW)
+    fresh = pki.leaf_to_use(leaf(), other, pki.DISTRIBUTION_NAME, NAMES, NOW)
+    fresh.parsed().verify_directly_issued_by(other.parsed())
+
+
+def test_a_leaf_is_replaced_when_it_has_ended_or_its_key_is_another() -> None:
+    late = leaf().parsed().not_valid_after_utc + HOUR
+    assert not pki._sound(leaf(), authority(), NAMES, late)
+    stranger = pki.create_leaf(authority(), "registry-auth", NAMES, NOW)
+    mixed = KeyPair(leaf().certificate, stranger.key)
+    assert pki.leaf_to_use(mixed, authority(), "registry-auth", NAMES, NOW) != mixed
+    damaged = KeyPair("-----BEGIN", leaf().key)
+    assert pki.leaf_to_use(damaged, authority(), "registry-auth", NAMES, NOW) != damaged
+
+
+def test_an_authority_is_kept_until_it_can_sign_no_more() -> None:
+    assert pki.authority_to_use(authority(), NOW) is authority()
+    end = authority().parsed().not_valid_after_utc
+    assert pki.authority_to_use(authority(), end - 2 * HOUR) is authority()
+    assert pki.authority_to_use(authority(), end - HOUR) != authority()
+
+
+def test_an_authority_that_is_none_is_refused_and_never_replaced_silently() -> None:
+    with pytest.raises(InvalidCertificateError, match="may not sign others"):
+        pki.authority_to_use(leaf(), NOW)
+    with pytest.raises(InvalidCertificateError, match="does not belong to the certificate"):
+        pki.authority_to_use(KeyPair(authority().certificate, pki.create_authority(NOW).key), NOW)
+    with pytest.raises(InvalidCertificateError, match="expected PEM certificates"):
+        pki.authority_to_use(KeyPair("nothing", "nothing"), NOW)
+    with pytest.raises(InvalidCertificateError, match="unencrypted PEM key"):
+        pki.authority_to_use(KeyPair(authority().certificate, "nothing"), NOW)
+
+
+def test_a_key_shows_in_no_repr() -> None:
+    assert "PRIVATE" not in repr(leaf())
+
+
+def test_only_certificates_remain_of_a_pem_text() -> None:
+    text = f"# our own\n{authority().certificate}$(reboot)\n{leaf().certificate}"
+    assert pki.clean_pem(text, "ca") == authority().certificate + leaf().certificate
+    with pytest.raises(InvalidCertificateError, match="^the CA: expected PEM"):
+        pki.clean_pem("$(reboot)", "the CA")
