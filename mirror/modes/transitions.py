@@ -5,6 +5,7 @@ Pure: the same settings and facts give the same plan, and nothing is carried out
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -164,8 +165,8 @@ def plan_switch(
         found.refusals.insert(0, closed)
     elif path != (after,):
         raise AssertionError("an open way is the shortest")
-    if conflict := _legacy_conflict(current, target, after):
-        found.refusals.append(conflict)
+    if after is Kind.LEGACY:
+        found.refusals += _legacy_conflicts(current, target, facts)
     warnings = _warnings(current, target, path, facts)
     steps: tuple[Step, ...] = ()
     if not found.refusals:
@@ -204,19 +205,28 @@ def _same(one: RegistrySettings, other: RegistrySettings) -> bool:
     return (one.proxy and one.proxy.ttl_s) == (other.proxy and other.proxy.ttl_s)
 
 
-def _legacy_conflict(
-    current: RegistrySettings, target: RegistrySettings, after: Kind
-) -> Refusal | None:
-    """The deprecated kind of Unmanaged goes on with what was there and takes no other address."""
+def _legacy_conflicts(
+    current: RegistrySettings, target: RegistrySettings, facts: ClusterFacts
+) -> Iterator[Refusal]:
+    """The deprecated kind of Unmanaged goes on with what is there, so there must be something."""
     wanted = target.upstream
-    if after is not Kind.LEGACY or wanted is None or wanted == current.upstream:
-        return None
-    return Refusal(
-        Cause.SETTINGS,
-        f"the deprecated kind of Unmanaged keeps the registry that the cluster has, so it cannot "
-        f"be moved to {wanted.base} this way; use the section unmanaged",
-        (Kind.UNMANAGED,),
-    )
+    if wanted is not None and wanted != current.upstream:
+        yield Refusal(
+            Cause.SETTINGS,
+            "the deprecated kind of Unmanaged keeps the registry that the cluster has, so it "
+            f"cannot be moved to {wanted.base} this way; use the section unmanaged",
+            (Kind.UNMANAGED,),
+        )
+    there, _ = _layouts(current, target, facts)
+    if facts.saved_parameters is False and any(
+        layout.kind.managed or layout.upstream != current.upstream for layout in there
+    ):
+        yield Refusal(
+            Cause.SETTINGS,
+            "no parameters of an earlier mode are saved, so the nodes would lose their way to the "
+            "images and get no other; complete a switch to configurable Unmanaged first",
+            (Kind.UNMANAGED, Kind.LEGACY),
+        )
 
 
 # -- steps -----------------------------------------------------------------------------------------
@@ -228,10 +238,14 @@ def _layouts(
     """What is there, aborted switches included, and what is to be there."""
     there = [Layout(kind_of(current), current.upstream)]
     if facts.aborted is not None:
-        there.append(Layout(kind_of(facts.aborted), facts.aborted.upstream))
+        there.append(_towards(current, facts.aborted))
+    return there, _towards(current, target)
+
+
+def _towards(current: RegistrySettings, target: RegistrySettings) -> Layout:
+    """What `target` looks like when one comes from `current`."""
     kind = kind_of(target)
-    upstream = current.upstream if kind is Kind.LEGACY else target.upstream
-    return there, Layout(kind, upstream)
+    return Layout(kind, current.upstream if kind is Kind.LEGACY else target.upstream)
 
 
 def _steps(

@@ -22,7 +22,7 @@ NEXUS = "nexus.corp.example:8443"
 
 def login(route: Route) -> tuple[str, str] | None:
     account = route.credential
-    return account and (account.name, account.password.get_secret_value())
+    return None if account is None else (account.name, account.password.get_secret_value())
 
 
 def settings(mode: str, repo: str, **fields: str) -> RegistrySettings:
@@ -222,7 +222,7 @@ def test_an_upstream_without_a_path_has_no_place_for_the_base(mode: str, plane: 
 
 
 def test_an_upstream_that_no_registry_could_have_is_told() -> None:
-    with pytest.raises(RouteError, match="leads nowhere.*lower-case"):
+    with pytest.raises(RouteError, match=r"leads nowhere.*lower-case"):
         routes_for(f"{BASE}:x", settings("Direct", "reg.example/Upper"), Plane.CRI)
 
 

@@ -140,5 +140,5 @@ def test_a_key_shows_in_no_repr() -> None:
 def test_only_certificates_remain_of_a_pem_text() -> None:
     text = f"# our own\n{authority().certificate}$(reboot)\n{leaf().certificate}"
     assert pki.clean_pem(text, "ca") == authority().certificate + leaf().certificate
-    with pytest.raises(InvalidCertificateError, match="^the CA: expected PEM"):
+    with pytest.raises(InvalidCertificateError, match=r"^the CA: expected PEM"):
         pki.clean_pem("$(reboot)", "the CA")

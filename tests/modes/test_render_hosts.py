@@ -256,7 +256,7 @@ def test_an_authority_is_written_without_the_text_around_it() -> None:
 
 
 def test_a_login_with_a_line_break_is_refused_and_not_repeated() -> None:
-    with pytest.raises(RenderingError, match="upstream password: .* control character") as found:
+    with pytest.raises(RenderingError, match=r"upstream password: .* control character") as found:
         tree(direct(password="hidden\nX"))
     assert "hidden" not in str(found.value)
 

@@ -241,7 +241,7 @@ def test_the_in_cluster_proxy_asks_for_the_upstreams_own_login() -> None:
 
 
 def test_a_password_longer_than_bcrypt_reads_is_refused() -> None:
-    with pytest.raises(RenderingError, match="at most 72 bytes, .* found 80"):
+    with pytest.raises(RenderingError, match=r"at most 72 bytes, .* found 80"):
         done(direct(password="x" * 80))
 
 
@@ -397,10 +397,10 @@ def test_impossible_clusters_are_refused() -> None:
         render(local(), [WORKER], kept())
     with pytest.raises(RenderingError, match="master-0 is given twice"):
         render(local(), [MASTERS[0], MASTERS[0]], kept())
-    with pytest.raises(RenderingError, match="are both at 10.0.0.1:5001"):
+    with pytest.raises(RenderingError, match=r"are both at 10\.0\.0\.1:5001"):
         render(local(), [MASTERS[0], Node("master-9", "10.0.0.1")], kept())
     loop = Node("master-0", "127.0.0.1")
-    with pytest.raises(RenderingError, match="would both listen on 127.0.0.1:5001"):
+    with pytest.raises(RenderingError, match=r"would both listen on 127\.0\.0\.1:5001"):
         render(local(), [loop], kept())
     apart = Node("master-0", "127.0.0.1", ports=Ports(balancer=5009))
     assert render(local(), [apart], kept()).nodes

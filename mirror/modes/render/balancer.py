@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from string import Template
 
+from mirror.errors import RenderingError
 from mirror.modes.constants import LOGICAL_PATH
 from mirror.modes.render import values
 from mirror.modes.render.hosts import Way
@@ -187,6 +188,13 @@ def _upstream_tls(one: Relayed, nginx: Nginx) -> str:
         return ""
     trusted = one.authority or nginx.system_authorities
     name = one.way.host.partition(":")[0]
+    if values.is_address(name):
+        # nginx compares a certificate with DNS names alone, and unverified is no choice.
+        raise RenderingError(
+            f"upstream {one.way.host}: expected a DNS name, found an address; the nginx that "
+            "rewrites paths for stock programs cannot verify a certificate for an address. Give "
+            "the upstream by a name that its certificate has, or render for the deckhouse flavour"
+        )
     return (
         "      proxy_ssl_verify on;\n"
         "      proxy_ssl_verify_depth 5;\n"

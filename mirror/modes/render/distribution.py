@@ -31,7 +31,9 @@ class Distribution(StrEnum):
 
     Clients reach the token server under its own port, which therefore listens on the node's
     address. As a cache it keeps repository names, so the upstream's path must be
-    `system/deckhouse`; its upstream's CA comes by the environment (`SSL_CERT_FILE`).
+    `system/deckhouse`; it logs in only where the upstream has a token server, never with Basic, and
+    starts only while the upstream answers. Its upstream's CA comes by the environment
+    (`SSL_CERT_FILE`).
     """
 
 
@@ -65,7 +67,8 @@ def local_config(
                     "timeout": "5s",
                     "threshold": 3,
                     "backoff": "5s",
-                    # Only writes matter to replication; a pull says nothing new.
+                    # Only writes matter to replication. (2.8 tells of pulls all the same: it leaves
+                    # out what is to be ignored by action and media type both.)
                     "ignore": {"actions": ["pull"]},
                 }
             ]

@@ -38,6 +38,15 @@ def address(text: str, where: str) -> str:
     return str(found)
 
 
+def is_address(text: str) -> bool:
+    """Whether this is an IP address and no name."""
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    return True
+
+
 def port(number: int, where: str) -> int:
     """A TCP port."""
     if isinstance(number, bool) or not 1 <= number <= 65535:

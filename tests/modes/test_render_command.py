@@ -1,0 +1,151 @@
+"""`mirror mode render`, from settings to files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from click.testing import CliRunner, Result
+
+from mirror.commands.mode_render import render_command
+from mirror.errors import InvalidSettingsError, MirrorError, RenderingError
+
+MASTERS = "master-0=10.0.0.1,master-1=10.0.0.2"
+DIRECT = """\
+apiVersion: deckhouse.io/v1alpha1
+kind: ModuleConfig
+metadata: {name: deckhouse}
+spec:
+  version: 1
+  settings:
+    registry:
+      mode: Direct
+      direct: {imagesRepo: nexus.example/dkp/ee, username: u, password: pass-in-the-settings}
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "direct.yaml").write_text(DIRECT)
+    (tmp_path / "local.yaml").write_text("mode: Local\n")
+    return tmp_path
+
+
+def run(folder: Path, *arguments: str) -> Result:
+    """Run it on `folder`/out."""
+    done = CliRunner().invoke(
+        render_command, [*arguments, "--out", str(folder / "out")], catch_exceptions=True
+    )
+    if done.exception is not None and not isinstance(done.exception, SystemExit):
+        raise done.exception
+    return done
+
+
+def test_a_mode_is_written_for_every_node(folder: Path) -> None:
+    config = str(folder / "local.yaml")
+    done = run(folder, "--module-config", config, "--nodes", MASTERS, "--workers", "w=10.0.0.9")
+    assert done.exit_code == 0, done.output
+    assert "Configuration of Local mode in" in done.output
+    assert "nodes/master-0: 14 written, 0 unchanged, 0 removed" in done.output
+    assert "nodes/w: 4 written" in done.output
+    assert "Note: no static pod was written" in done.output
+    secrets = folder / "out/registry-secrets.json"
+    assert secrets.stat().st_mode & 0o777 == 0o600
+
+
+def test_the_same_settings_write_nothing_anew(folder: Path) -> None:
+    arguments = ["--module-config", str(folder / "local.yaml"), "--nodes", MASTERS, "--json"]
+    first = json.loads(run(folder, *arguments).output)
+    second = json.loads(run(folder, *arguments).output)
+    assert first["version"] == second["version"]
+    for tree in second["trees"].values():
+        assert tree["written"] == tree["removed"] == []
+        assert tree["unchanged"]
+
+
+def test_a_transition_is_rendered_from_two_settings(folder: Path) -> None:
+    new, old = str(folder / "local.yaml"), str(folder / "direct.yaml")
+    done = run(folder, "--module-config", new, "--from", old, "--nodes", MASTERS, "--json")
+    document = json.loads(done.output)
+    assert (document["from"], document["mode"]) == ("Direct", "Local")
+    assert "in-cluster" in document["trees"]
+    assert "pass-in-the-settings" not in done.output
+    final = json.loads(run(folder, "--module-config", new, "--nodes", MASTERS, "--json").output)
+    assert any("in-cluster" in path for path in final["trees"]["in-cluster"]["removed"])
+
+
+def test_images_bring_the_static_pod(folder: Path) -> None:
+    images = [
+        argument
+        for name in ("distribution", "auth", "mirror")
+        for argument in ("--image", f"{name}=r.example/{name}:1")
+    ]
+    config = str(folder / "local.yaml")
+    done = run(folder, "--module-config", config, "--nodes", MASTERS, *images)
+    assert "Note" not in done.output
+    path = folder / "out/nodes/master-1/etc/kubernetes/manifests/registry-nodeservices.yaml"
+    containers = yaml.safe_load(path.read_text())["spec"]["containers"]
+    assert [one["image"] for one in containers] == [
+        "r.example/distribution:1",
+        "r.example/auth:1",
+        "r.example/mirror:1",
+    ]
+    with pytest.raises(RenderingError, match="expected one of each of distribution, auth, mirror"):
+        run(folder, "--module-config", config, "--nodes", MASTERS, "--image", "auth=r.example/a:1")
+
+
+def test_nodes_come_from_a_file_with_their_ports(folder: Path) -> None:
+    nodes = [
+        {"name": "master-0", "address": "127.0.0.1", "ports": {"registry": 6001, "token": 6051}},
+        {"name": "worker-0", "address": "10.0.0.9", "master": False},
+    ]
+    path = folder / "nodes.yaml"
+    path.write_text(yaml.safe_dump(nodes))
+    arguments = ["--module-config", str(folder / "local.yaml"), "--nodes", str(path)]
+    done = run(folder, *arguments, "--flavour", "stock", "--in-place")
+    assert done.exit_code == 0, done.output
+    config = folder / "out/nodes/master-0/etc/kubernetes/registry/distribution/config.yaml"
+    document = yaml.safe_load(config.read_text())
+    assert document["http"]["addr"] == "127.0.0.1:6001"
+    assert document["auth"]["token"]["realm"] == "https://127.0.0.1:6051/auth"
+    for name in ("certificate", "key"):
+        assert Path(document["http"]["tls"][name]).is_file()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{}", "expected a list of nodes"),
+        ("- 1", "node 1: expected a mapping"),
+        ("- {name: a}", "expected name and address as texts"),
+        ("- {name: a, address: 10.0.0.1, ports: {ssh: 22}}", "expected name and address"),
+        ("- {name: a, name: b}", "name is set twice"),
+        ("- [", "expected YAML"),
+        ("\0", "expected YAML"),
+    ],
+)
+def test_a_file_of_nodes_that_is_none_is_told(folder: Path, text: str, message: str) -> None:
+    path = folder / "nodes.yaml"
+    path.write_text(text)
+    with pytest.raises(RenderingError, match=message):
+        run(folder, "--module-config", str(folder / "local.yaml"), "--nodes", str(path))
+    assert not (folder / "out").exists()
+
+
+def test_nothing_is_written_when_anything_is_wrong(folder: Path) -> None:
+    (folder / "bad.yaml").write_text("mode: Direct\n")
+    bad = str(folder / "bad.yaml")
+    wrong: list[tuple[type[MirrorError], list[str]]] = [
+        (InvalidSettingsError, ["--module-config", bad, "--nodes", MASTERS]),
+        (RenderingError, ["--module-config", str(folder / "local.yaml"), "--nodes", "a=b"]),
+        (
+            RenderingError,
+            ["--module-config", str(folder / "local.yaml"), "--nodes", f"{MASTERS},master-0"],
+        ),
+    ]
+    for kind, arguments in wrong:
+        with pytest.raises(kind):
+            run(folder, *arguments)
+    assert not (folder / "out").exists()

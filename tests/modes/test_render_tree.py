@@ -1,0 +1,239 @@
+"""Files on the disk: complete or absent, secret from the first byte, nobody else's touched."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path, PurePosixPath
+
+import pytest
+
+from mirror.errors import FileSystemError, RenderingError
+from mirror.modes.render import (
+    RenderedFile,
+    RenderOptions,
+    ServiceSecrets,
+    read_secrets,
+    render,
+    write_cluster,
+    write_secrets,
+    write_tree,
+)
+from mirror.modes.render.tree import OWN_FILES, hosts_state, write_file
+from mirror.modes.settings import RegistrySettings
+from tests.modes.cluster import (
+    IMAGES,
+    LOGICAL,
+    NODES,
+    direct,
+    kept,
+    legacy,
+    local,
+    proxy,
+    unmanaged,
+    upstream_ca,
+)
+
+HOSTS = PurePosixPath("/etc/containerd/registry.d")
+STATE = HOSTS / "deckhouse_hosts_state.json"
+
+
+def apply(
+    out: Path, settings: RegistrySettings, previous: RegistrySettings | None = None
+) -> set[str]:
+    """Write a mode; the worker's files afterwards, and the masters' under their names."""
+    options = RenderOptions(images=IMAGES)
+    rendered = render(settings, NODES, kept(), previous=previous, options=options)
+    write_cluster(rendered, out)
+    return {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()}
+
+
+def hosts_tree(*hosts: str) -> dict[PurePosixPath, RenderedFile]:
+    files = {HOSTS / host / "hosts.toml": RenderedFile(b"[host]\n") for host in hosts}
+    return files | {STATE: RenderedFile(hosts_state(sorted(hosts)))}
+
+
+def test_the_final_tree_is_the_same_by_whatever_way_it_was_reached(tmp_path: Path) -> None:
+    straight = apply(tmp_path / "straight", local())
+    out = tmp_path / "by-ways"
+    for settings, previous in [
+        (unmanaged(), None),
+        (direct(ca=upstream_ca()), unmanaged()),
+        (direct(ca=upstream_ca()), None),
+        (proxy(), direct(ca=upstream_ca())),
+        (proxy(), None),
+        (direct(), proxy()),
+        (direct(), None),
+        (local(), direct()),
+    ]:
+        apply(out, settings, previous)
+    assert apply(out, local()) == straight
+    for name in straight:
+        assert (out / name).read_bytes() == (tmp_path / "straight" / name).read_bytes()
+
+
+def test_leaving_the_managed_modes_leaves_nothing_but_an_empty_list(tmp_path: Path) -> None:
+    apply(tmp_path, local())
+    left = apply(tmp_path, legacy())
+    assert left == {
+        f"nodes/{node.name}/etc/containerd/registry.d/deckhouse_hosts_state.json" for node in NODES
+    }
+
+
+def test_own_files_are_all_that_are_ever_rendered_outside_of_containerds_folder() -> None:
+    options = RenderOptions(images=IMAGES, ingress_client_ca=upstream_ca())
+    for settings in (local(), direct(ca=upstream_ca()), proxy(ca=upstream_ca())):
+        rendered = render(settings, NODES, kept(), options=options)
+        for files in [*rendered.nodes.values(), rendered.in_cluster]:
+            outside = {path for path in files if not path.is_relative_to(HOSTS)}
+            assert outside <= set(OWN_FILES)
+
+
+def test_peoples_own_hosts_and_the_store_stay(tmp_path: Path) -> None:
+    mine = tmp_path / "etc/containerd/registry.d/mine.example/hosts.toml"
+    store = tmp_path / "opt/deckhouse/registry/local_data/docker/blob"
+    for path in (mine, store):
+        path.parent.mkdir(parents=True)
+        path.write_text("mine")
+    write_tree(hosts_tree(LOGICAL, "old.example"), tmp_path)
+    done = write_tree(hosts_tree(LOGICAL), tmp_path)
+    assert done.removed == (HOSTS / "old.example",)
+    assert mine.read_text() == store.read_text() == "mine"
+    assert json.loads((tmp_path / "etc/containerd/registry.d" / STATE.name).read_text()) == [
+        LOGICAL
+    ]
+
+
+def test_an_authority_of_a_former_way_goes(tmp_path: Path) -> None:
+    before = hosts_tree(LOGICAL) | {HOSTS / LOGICAL / "https-a-ca.crt": RenderedFile(b"a")}
+    write_tree(before, tmp_path)
+    done = write_tree(hosts_tree(LOGICAL), tmp_path)
+    assert done.removed == (HOSTS / LOGICAL / "https-a-ca.crt",)
+
+
+def test_what_is_there_already_is_not_written_again(tmp_path: Path) -> None:
+    first = write_tree(hosts_tree(LOGICAL), tmp_path)
+    second = write_tree(hosts_tree(LOGICAL), tmp_path)
+    assert first.written == second.unchanged
+    assert second.written == second.removed == ()
+
+
+@pytest.mark.parametrize("umask", [0o000, 0o022, 0o077, 0o777])
+def test_a_secret_is_for_its_owner_from_its_first_byte_on(
+    tmp_path: Path, umask: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
+    opened = os.open
+
+    def watched(path: Path, flags: int, mode: int = 0o777) -> int:
+        handle = opened(path, flags, mode)
+        seen.append(os.fstat(handle).st_mode & 0o077)
+        return handle
+
+    monkeypatch.setattr(os, "open", watched)
+    (tmp_path / "there").mkdir()
+    before = os.umask(umask)
+    try:
+        write_file(tmp_path / "there/secret", RenderedFile(b"x", 0o600))
+        write_file(tmp_path / "there/public", RenderedFile(b"x", 0o644))
+    finally:
+        os.umask(before)
+    assert seen[0] == 0
+    assert (tmp_path / "there/secret").stat().st_mode & 0o777 == 0o600
+    assert (tmp_path / "there/public").stat().st_mode & 0o777 == 0o644
+
+
+def test_a_file_that_others_could_read_becomes_secret(tmp_path: Path) -> None:
+    path = tmp_path / "hosts.toml"
+    path.write_bytes(b"x")
+    path.chmod(0o644)
+    assert write_file(path, RenderedFile(b"x", 0o600))
+    assert path.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_link_is_replaced_and_never_written_through(tmp_path: Path) -> None:
+    victim = tmp_path / "passwd"
+    victim.write_text("root")
+    link = tmp_path / "hosts.toml"
+    link.symlink_to(victim)
+    write_file(link, RenderedFile(b"x"))
+    assert victim.read_text() == "root"
+    assert link.read_bytes() == b"x"
+    assert not link.is_symlink()
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "hosts.toml"
+    path.write_bytes(b"old")
+
+    def full(handle: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(FileSystemError, match=r"cannot write .*hosts\.toml: No space left"):
+        write_file(path, RenderedFile(b"new"))
+    assert [one.name for one in tmp_path.iterdir()] == ["hosts.toml"]
+    assert path.read_bytes() == b"old"
+
+
+@pytest.mark.parametrize("text", ["nothing", "{}", "[1]", '["../../../home"]', '["a/b"]', '[".."]'])
+def test_a_damaged_list_of_hosts_removes_nothing(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "etc/containerd/registry.d" / STATE.name
+    path.parent.mkdir(parents=True)
+    path.write_text(text)
+    with pytest.raises(RenderingError, match="expected a JSON list of host names"):
+        write_tree(hosts_tree(LOGICAL), tmp_path)
+    assert [one.name for one in path.parent.iterdir()] == [STATE.name]
+
+
+@pytest.mark.parametrize("cut", range(12))
+def test_cut_anywhere_the_next_run_ends_the_same(
+    tmp_path: Path, cut: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    apply(tmp_path / "whole", local())
+    whole = apply(tmp_path / "whole", direct())
+    out = tmp_path / "cut"
+    apply(out, local())
+    steps = 0
+
+    def limited(handle: int) -> None:
+        nonlocal steps
+        steps += 1
+        if steps > cut:
+            raise OSError(5, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", limited)
+        try:
+            apply(out, direct())
+        except FileSystemError:
+            pass
+        else:
+            assert steps <= cut
+    assert apply(out, direct()) == whole
+
+
+def test_secrets_survive_their_file_and_show_nowhere(tmp_path: Path) -> None:
+    path = tmp_path / "secrets.json"
+    assert read_secrets(path) is None
+    assert write_secrets(kept(), path)
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert read_secrets(path) == kept()
+    assert not write_secrets(kept(), path)
+    shown = repr(kept())
+    for one in kept().users.values():
+        assert one.account.password.get_secret_value() not in shown
+        assert one.password_hash not in shown
+    assert kept().http_secret not in shown
+    assert "PRIVATE" not in shown
+
+
+def test_damaged_secrets_are_never_replaced_silently(tmp_path: Path) -> None:
+    path = tmp_path / "secrets.json"
+    path.write_text('{"authority": {"certificate": "hidden"}}')
+    with pytest.raises(RenderingError, match="restore the file from a backup") as found:
+        read_secrets(path)
+    assert "hidden" not in str(found.value)
+    assert isinstance(kept(), ServiceSecrets)
