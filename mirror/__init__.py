@@ -7,6 +7,7 @@ if TYPE_CHECKING:
     from mirror.bundle.reader import BundleReader
     from mirror.bundle.verify import BundleReport
     from mirror.errors import MirrorError
+    from mirror.modes.client import ModeClient, connect
     from mirror.oci import Descriptor, Digest, Manifest, Reference, Repository
     from mirror.operations import (
         PullReport,
@@ -34,6 +35,7 @@ __all__ = [
     "Manifest",
     "MemoryStore",
     "MirrorError",
+    "ModeClient",
     "Plan",
     "PullReport",
     "PushReport",
@@ -44,6 +46,7 @@ __all__ = [
     "SourceTree",
     "TargetTree",
     "Wishes",
+    "connect",
     "find_credentials",
     "make_plan",
     "pull",
@@ -57,6 +60,7 @@ _HOMES = {
     "bundle.reader": ("BundleReader",),
     "bundle.verify": ("BundleReport",),
     "errors": ("MirrorError",),
+    "modes.client": ("ModeClient", "connect"),
     "oci": ("Descriptor", "Digest", "Manifest", "Reference", "Repository"),
     "operations": (
         *("PullReport", "PushReport", "RegistryReport"),

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import base64
+import socket
+import threading
+import time
 from collections.abc import Callable, Iterator
-from typing import TypeAlias
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeAlias
 
 import pytest
 
 from mirror.errors import (
+    CancelledError,
     DeniedError,
     DigestMismatchError,
     InvalidReferenceError,
+    MirrorError,
     RegistryNotFoundError,
     RouteError,
     UnreachableError,
@@ -19,7 +25,7 @@ from mirror.errors import (
 from mirror.events import EndpointDown, EndpointUp, Event, Retrying, Warned
 from mirror.modes.addressing import Plane
 from mirror.modes.client import ModeClient, connect
-from mirror.modes.constants import LOGICAL_BASE, LOGICAL_PATH, REGISTRY_PORT
+from mirror.modes.constants import LOGICAL_BASE, LOGICAL_PATH, REGISTRY_PORT, SERVICE_NAME
 from mirror.modes.endpoints import Endpoint
 from mirror.modes.health import HealthMemory
 from mirror.modes.settings import RegistrySettings
@@ -33,6 +39,7 @@ from mirror.serve import (
     EmbeddedRegistry,
     Fault,
     Refuse,
+    Stall,
     TokenAuth,
 )
 from mirror.serve import User as Person
@@ -520,3 +527,107 @@ def test_the_referrers_of_such_replicas_too(
     client = connect_local(make_replica(), make_replica())
     assert client.referrers("install", IMAGE.manifest.digest) == []
     assert client.referrers_api("install", IMAGE.manifest.digest) == []
+
+
+# -- the Service in the cluster --------------------------------------------------------------------
+
+
+@pytest.fixture
+def service(
+    make_embedded_registry: MakeEmbeddedRegistry,
+    authority: Authority,
+    monkeypatch: pytest.MonkeyPatch,
+) -> EmbeddedRegistry:
+    """Somebody behind the Service's name, which resolves as it does inside of a cluster."""
+    host = free_loopback(REGISTRY_PORT)
+    resolve = socket.getaddrinfo
+
+    def inside(name: Any, *args: Any, **kwargs: Any) -> Any:
+        return resolve(
+            host if name in (SERVICE_NAME, SERVICE_NAME.encode()) else name, *args, **kwargs
+        )
+
+    monkeypatch.setattr(socket, "getaddrinfo", inside)
+    users = {"robot": "upstream-password", "ro": "ro-password"}
+    registry = make_embedded_registry(
+        host=host,
+        port=REGISTRY_PORT,
+        tls=authority.issue("service", (SERVICE_NAME,)),
+        auth=TokenAuth({name: Person(word) for name, word in users.items()}),
+    )
+    put(registry, INSTALL, IMAGE, "v1.70.0")
+    return registry
+
+
+@pytest.mark.parametrize(
+    ("settings", "user"),
+    [
+        (
+            {
+                "mode": "Direct",
+                "direct": {
+                    "imagesRepo": "nexus.corp.example/dkp/ee",
+                    "username": "robot",
+                    "password": "upstream-password",
+                },
+            },
+            "robot",
+        ),
+        ({"mode": "Proxy", "proxy": {"imagesRepo": "nexus.corp.example/dkp/ee"}}, "ro"),
+        ({"mode": "Local"}, "ro"),
+    ],
+)
+def test_a_pod_asks_the_service_by_the_logical_address(
+    settings: dict[str, Any], user: str, service: EmbeddedRegistry, authority: Authority
+) -> None:
+    """In Direct mode the pass-through knows the upstream's own user; else it is `ro`."""
+    where = sites(authority, ())
+    with connect(RegistrySettings.load(settings), sites=where, options=hasty()) as client:
+        assert client.manifest(f"{LOGICAL_BASE}/install:v1.70.0").raw == IMAGE.manifest.raw
+        assert b"".join(client.blob("install", LAYER)) == IMAGE.layer
+    tokens = service.requests.matching(path="^/token")
+    said = {base64.b64decode(one.headers["authorization"][6:]).decode() for one in tokens}
+    assert {text.partition(":")[0] for text in said} == {user}
+
+
+# -- many threads, and the end ---------------------------------------------------------------------
+
+
+def test_closing_ends_what_is_under_way_in_other_threads(
+    make_replica: MakeReplica, connect_local: Connect
+) -> None:
+    slow = make_replica()
+    slow.faults.add(Fault(Stall(after=1000, seconds=5), method="GET", path="/blobs/", times=None))
+    client = connect_local(slow, make_replica())
+    chunks = client.blob("install", LAYER)
+    failures: list[BaseException] = []
+
+    def read() -> None:
+        try:
+            list(chunks)
+        except MirrorError as err:
+            failures.append(err)
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    while not slow.faults.struck:
+        time.sleep(0.005)
+    client.close()
+    reader.join(10)
+    assert not reader.is_alive()
+    assert [type(one) for one in failures] == [CancelledError]
+    with pytest.raises(CancelledError):
+        client.exists("install:v1.70.0")
+
+
+def test_many_threads_share_one_client(make_replica: MakeReplica, connect_local: Connect) -> None:
+    ill, well = make_replica(), make_replica()
+    ill.faults.add(Fault(Answer(503), nth=3, times=20))
+    client = connect_local(ill, well)
+
+    def read(_: int) -> bytes:
+        assert client.exists("install:v1.70.0")
+        return b"".join(client.blob("install", LAYER, size=len(IMAGE.layer)))
+
+    with ThreadPoolExecutor(8) as pool:
+        assert set(pool.map(read, range(24))) == {IMAGE.layer}
