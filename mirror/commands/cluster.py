@@ -8,12 +8,12 @@ from pathlib import Path
 from pydantic import SecretStr
 
 from mirror.commands.login import credentials_for
-from mirror.errors import InputError, UnreachableError
+from mirror.errors import ForbiddenByModeError, InputError, UnreachableError
 from mirror.modes.addressing import Plane, Role, Route, routes_for
 from mirror.modes.cluster_files import load_sites
-from mirror.modes.constants import LOGICAL_PATH
+from mirror.modes.constants import LOGICAL_HOST, LOGICAL_PATH
 from mirror.modes.endpoints import Endpoint
-from mirror.modes.permissions import check_write
+from mirror.modes.permissions import check_write, push_address
 from mirror.modes.places import Place, Places
 from mirror.modes.settings import Mode, RegistrySettings
 from mirror.modes.sites import NO_SITES, Account, Sites, User
@@ -85,6 +85,49 @@ class Cluster:
         return Reached(
             Repository(route.host, route.repository), endpoint.connection(options), credentials
         )
+
+    def replicas(
+        self,
+        *,
+        login: str | None = None,
+        password: str | None = None,
+        tls_skip_verify: bool = False,
+        ca: Path | None = None,
+    ) -> tuple[Reached, ...]:
+        """The replicas of a cluster in Local mode, one for each master, to be read and written.
+
+        The login is the one that is given, or that of `mirror-pusher`, or of `rw`.
+
+        Raises:
+            ForbiddenByModeError: in other modes there is no store to bring into line.
+            RouteError: the files do not name the masters, or none of those users.
+        """
+        mode = self.settings.mode
+        if mode is not Mode.LOCAL:
+            raise ForbiddenByModeError(
+                f"in mode {mode} the cluster has no replicas that hold images of their own; "
+                f"what it serves is in {push_address(self.settings, self.sites)}",
+                mode=mode,
+                plane=Plane.REPLICA,
+            )
+        given = None
+        if login or password:
+            given = credentials_for(f"the replicas of {LOGICAL_HOST}", login, password)
+        sites = self.sites
+        writer = sites.account(User.MIRROR_PUSHER) or sites.account(User.RW)
+        if writer is None and given is not None:
+            writer = Account(User.MIRROR_PUSHER.value, SecretStr(""))  # `given` goes before it
+        if writer is not None:
+            both = {User.MIRROR_PULLER: writer, User.MIRROR_PUSHER: writer}
+            sites = replace(sites, accounts={**sites.accounts, **both})
+        base = Repository(LOGICAL_HOST, LOGICAL_PATH)
+        options = ConnectionOptions(verify=not tls_skip_verify, ca_file=ca)
+        reached = []
+        for route in routes_for(base, self.settings, Plane.REPLICA, sites):
+            endpoint = Endpoint.of(route, given)
+            root = Repository(route.host, route.repository)
+            reached.append(Reached(root, endpoint.connection(options), endpoint.credentials))
+        return tuple(reached)
 
     def _routes(
         self, places: Places, place: Place, writes: bool, login: str | None, password: str | None

@@ -10,7 +10,7 @@ from typing import Any, Self, TypeVar
 
 import click
 
-from mirror.commands.cluster import cluster_of
+from mirror.commands.cluster import Cluster, cluster_of
 from mirror.commands.errors import print_json
 from mirror.commands.login import credentials_for
 from mirror.errors import InputError
@@ -20,6 +20,8 @@ from mirror.registry import ConnectionOptions, Credentials, RegistryClient
 from mirror.release.tree import TargetTree, normalised_suffix
 
 Report = TypeVar("Report")
+
+_SCHEME_IS_SET = "--insecure does not go with --module-config, which has the scheme"
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +92,7 @@ class Target:
                 ca=ca,
             )
         if insecure:
-            raise InputError("--insecure does not go with --module-config, which has the scheme")
+            raise InputError(_SCHEME_IS_SET)
         reached = cluster.reach(
             registry,
             writes=writes,
@@ -101,6 +103,36 @@ class Target:
         )
         tree = TargetTree(reached.root, normalised_suffix(modules_path_suffix))
         return cls(tree, reached.options, reached.credentials)
+
+    @classmethod
+    def replicas(
+        cls,
+        *,
+        module_config: Path,
+        sites_file: Path | None,
+        login: str | None,
+        password: str | None,
+        modules_path_suffix: str,
+        insecure: bool,
+        tls_skip_verify: bool,
+        ca: Path | None,
+    ) -> list[Self]:
+        """The replicas of the cluster in Local mode that the options describe, a target each.
+
+        Raises:
+            ForbiddenByModeError: another mode, in which there are none.
+            RouteError: the files do not say where they are, or who may write there.
+        """
+        if insecure:
+            raise InputError(_SCHEME_IS_SET)
+        cluster = Cluster.load(module_config, sites_file)
+        suffix = normalised_suffix(modules_path_suffix)
+        return [
+            cls(TargetTree(reached.root, suffix), reached.options, reached.credentials)
+            for reached in cluster.replicas(
+                login=login, password=password, tls_skip_verify=tls_skip_verify, ca=ca
+            )
+        ]
 
     def client(self, on_event: OnEvent) -> RegistryClient:
         """Its client."""

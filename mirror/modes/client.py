@@ -133,12 +133,12 @@ class ModeClient:
 
     @property
     def host(self) -> str:
-        """The host that references to these images begin with."""
+        """The host of the logical address, which this client understands in every mode."""
         return self.root.host
 
     @property
     def root(self) -> Repository:
-        """What references to these images begin with, for trees (`TargetTree(client.root)`)."""
+        """The logical address of everything, for trees: `TargetTree(client.root)`."""
         return Repository(LOGICAL_HOST, LOGICAL_PATH)
 
     # -- reading -------------------------------------------------------------------------------

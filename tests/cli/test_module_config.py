@@ -10,7 +10,18 @@ from typing import Any, TypeAlias
 import pytest
 import yaml
 
+from mirror.bundle.reader import BundleReader
+from mirror.commands.shared import Target
+from mirror.errors import ForbiddenByModeError, IncompleteError, RouteError
+from mirror.events import ignore
+from mirror.modes.addressing import Plane
+from mirror.modes.client import connect
+from mirror.modes.cluster_files import load_sites
 from mirror.modes.constants import LOGICAL_BASE, LOGICAL_PATH, REGISTRY_PORT
+from mirror.modes.settings import RegistrySettings
+from mirror.operations import plan_pull, push, verify_registry
+from mirror.release.selection import Wishes
+from mirror.release.tree import SourceTree, TargetTree
 from mirror.serve import BasicAuth, EmbeddedRegistry, MemoryStorage, User
 from tests.conftest import MakeEmbeddedRegistry
 from tests.journey.conftest import TINY, Source, serve
@@ -248,3 +259,51 @@ def test_options_that_contradict_each_other_are_refused(
         "CONFIG": write("mc.yaml", upstream("Direct", "reg.example/dkp")),
     }
     call_mirror(*(places.get(one, one) for one in arguments)).failed(2, *words)
+
+
+def test_the_library_takes_the_client_of_a_cluster_where_it_takes_one_of_a_registry(
+    bundle: Path, stand: Stand
+) -> None:
+    local = RegistrySettings.load(stand.config)
+    words = {"rw": "rw-word", "ro": "ro-word"}
+    where = load_sites(stand.public(users=words))
+    with (
+        connect(local, sites=where, plane=Plane.OPERATOR) as client,
+        BundleReader([bundle]) as reader,
+    ):
+        pushed = push(reader, client, TargetTree(client.root))
+        assert pushed.target == LOGICAL_BASE
+        assert plan_pull(client, SourceTree(client.root), Wishes()).inventory
+    with (
+        connect(local, sites=where, plane=Plane.API) as client,
+        BundleReader([bundle]) as reader,
+    ):
+        assert not verify_registry(reader, client, TargetTree(client.root), deep=True).findings
+        storage = stand.registry.storage
+        assert isinstance(storage, MemoryStorage)
+        storage.delete_tag(f"{LOGICAL_PATH}/install", "v1.70.0")
+        with pytest.raises(IncompleteError, match="takes nothing in; push to") as caught:
+            push(reader, client, TargetTree(client.root))
+    assert caught.value.exit_code == ForbiddenByModeError.exit_code
+
+
+def test_the_replicas_of_a_local_cluster_are_targets_each(stand: Stand) -> None:
+    access: dict[str, Any] = {
+        "login": None,
+        "password": None,
+        "modules_path_suffix": "",
+        "insecure": False,
+        "tls_skip_verify": False,
+        "ca": None,
+    }
+    sites = stand.sites(users={"rw": "rw-word"})
+    (target,) = Target.replicas(module_config=stand.config, sites_file=sites, **access)
+    assert str(target.tree.root) == f"{stand.registry.address}/{LOGICAL_PATH}"
+    with target.client(ignore) as client:
+        client.ping()
+        assert list(client.catalogue()) == []
+    direct = stand.write("direct.yaml", upstream("Direct", "reg.example/dkp"))
+    with pytest.raises(ForbiddenByModeError, match=r"no replicas .* reg.example/dkp"):
+        Target.replicas(module_config=direct, sites_file=None, **access)
+    with pytest.raises(RouteError, match="mirror-pu"):
+        Target.replicas(module_config=stand.config, sites_file=stand.sites(), **access)
