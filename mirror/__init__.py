@@ -7,7 +7,15 @@ if TYPE_CHECKING:
     from mirror.bundle.reader import BundleReader
     from mirror.bundle.verify import BundleReport
     from mirror.errors import MirrorError
+    from mirror.modes.addressing import Plane, Route, routes_for
+    from mirror.modes.check import CheckReport, check_images, targets_for
     from mirror.modes.client import ModeClient, connect
+    from mirror.modes.facts import ClusterFacts
+    from mirror.modes.required import RequiredSet
+    from mirror.modes.settings import Mode, RegistrySettings
+    from mirror.modes.sites import Account, Sites, User
+    from mirror.modes.state import RegistryState
+    from mirror.modes.transitions import SwitchPlan, plan_switch
     from mirror.oci import Descriptor, Digest, Manifest, Reference, Repository
     from mirror.operations import (
         PullReport,
@@ -24,8 +32,11 @@ if TYPE_CHECKING:
     from mirror.sync import Finding, Inventory, MemoryStore, Plan, make_plan, transfer
 
 __all__ = [
+    "Account",
     "BundleReader",
     "BundleReport",
+    "CheckReport",
+    "ClusterFacts",
     "ConnectionOptions",
     "Credentials",
     "Descriptor",
@@ -35,22 +46,35 @@ __all__ = [
     "Manifest",
     "MemoryStore",
     "MirrorError",
+    "Mode",
     "ModeClient",
     "Plan",
+    "Plane",
     "PullReport",
     "PushReport",
     "Reference",
     "RegistryClient",
     "RegistryReport",
+    "RegistrySettings",
+    "RegistryState",
     "Repository",
+    "RequiredSet",
+    "Route",
+    "Sites",
     "SourceTree",
+    "SwitchPlan",
     "TargetTree",
+    "User",
     "Wishes",
+    "check_images",
     "connect",
     "find_credentials",
     "make_plan",
+    "plan_switch",
     "pull",
     "push",
+    "routes_for",
+    "targets_for",
     "transfer",
     "verify",
     "verify_registry",
@@ -60,6 +84,14 @@ _HOMES = {
     "bundle.reader": ("BundleReader",),
     "bundle.verify": ("BundleReport",),
     "errors": ("MirrorError",),
+    "modes.addressing": ("Plane", "Route", "routes_for"),
+    "modes.check": ("CheckReport", "check_images", "targets_for"),
+    "modes.facts": ("ClusterFacts",),
+    "modes.required": ("RequiredSet",),
+    "modes.settings": ("Mode", "RegistrySettings"),
+    "modes.sites": ("Account", "Sites", "User"),
+    "modes.state": ("RegistryState",),
+    "modes.transitions": ("SwitchPlan", "plan_switch"),
     "modes.client": ("ModeClient", "connect"),
     "oci": ("Descriptor", "Digest", "Manifest", "Reference", "Repository"),
     "operations": (

@@ -12,13 +12,11 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Self
 
-import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails
-from yaml.constructor import ConstructorError
 
 from mirror.bundle.parts import parse_part_size
-from mirror.documents import StrictLoader, line
+from mirror.documents import read_mapping
 from mirror.errors import InputError
 from mirror.oci import Platform, Repository
 from mirror.release.filters import Filter
@@ -27,6 +25,7 @@ from mirror.release.selection import Wishes
 from mirror.release.tree import SourceTree, normalised_suffix
 from mirror.sync.workers import DEFAULT_JOBS
 
+_HELP = "see `mirror config schema`"
 DEFAULT_SOURCE = "registry.deckhouse.ru/deckhouse/ee"
 
 
@@ -118,7 +117,7 @@ class PullConfig(BaseModel):
         Raises:
             InputError: the file cannot be read, or a value is not what it must be.
         """
-        document = _read(path) if path is not None else {}
+        document = read_mapping(path, _HELP) if path is not None else {}
         given = {_kebab(name): value for name, value in flags.items()}
         for group in _EXCLUSIVE:
             if any(given.get(key, False) is not False for key in group):
@@ -128,7 +127,7 @@ class PullConfig(BaseModel):
         except ValidationError as err:
             where = f"{path}: " if path is not None else ""
             problems = "; ".join(_problem(one) for one in err.errors(include_url=False))
-            raise InputError(f"{where}{problems}; see `mirror config schema`") from err
+            raise InputError(f"{where}{problems}; {_HELP}") from err
 
     def part_size(self) -> int:
         """Bytes of an archive's parts; 0 leaves archives whole.
@@ -313,19 +312,3 @@ def _platform(text: str) -> Platform:
     if len(parts) not in (2, 3) or not all(parts):
         raise InputError(f"--platform {text!r}: write os/architecture[/variant], as linux/amd64")
     return Platform(*parts)
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        document = yaml.load(path.read_bytes(), StrictLoader)  # noqa: S506 -- a SafeLoader
-    except OSError as err:
-        raise InputError(f"cannot read {path}: {err.strerror}") from err
-    except ConstructorError as err:
-        raise InputError(f"{path}: {err.problem}{line(err)}; see `mirror config schema`") from err
-    except (yaml.YAMLError, ValueError, RecursionError) as err:
-        raise InputError(f"{path} is no YAML: {err}") from err
-    if document is None:
-        return {}
-    if not isinstance(document, dict):
-        raise InputError(f"{path} is no mapping of settings; see `mirror config schema`")
-    return document

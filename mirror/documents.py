@@ -1,12 +1,15 @@
-"""YAML as people write it by hand: a key that is set twice is a mistake, and each has its line."""
+"""Settings that people write: YAML files, read strictly."""
 
 from __future__ import annotations
 
 from collections.abc import Hashable
+from pathlib import Path
 from typing import Any
 
 import yaml
 from yaml.constructor import ConstructorError
+
+from mirror.errors import InputError
 
 
 class RepeatedKeyError(ConstructorError):
@@ -38,6 +41,28 @@ class StrictLoader(yaml.SafeLoader):
                 f"{node.value!r} is not what it looks like ({err}); write it in quotes",
                 node.start_mark,
             ) from err
+
+
+def read_mapping(path: Path, help_text: str = "") -> dict[str, Any]:
+    """The settings in a YAML file; an empty file has none. `help_text` ends messages.
+
+    Raises:
+        InputError: the file cannot be read, or is no YAML, or no mapping.
+    """
+    hint = f"; {help_text}" if help_text else ""
+    try:
+        document = yaml.load(path.read_bytes(), StrictLoader)  # noqa: S506 -- a SafeLoader
+    except OSError as err:
+        raise InputError(f"cannot read {path}: {err.strerror}") from err
+    except ConstructorError as err:
+        raise InputError(f"{path}: {err.problem}{line(err)}{hint}") from err
+    except (yaml.YAMLError, ValueError, RecursionError) as err:
+        raise InputError(f"{path} is no YAML: {err}") from err
+    if document is None:
+        return {}
+    if not isinstance(document, dict):
+        raise InputError(f"{path} is no mapping of settings{hint}")
+    return document
 
 
 def line(err: yaml.MarkedYAMLError) -> str:

@@ -24,7 +24,7 @@ ROOMS = {
     "bundle": {"sync", "registry", "oci", "errors", "events"},
     "release": {"bundle", "sync", "registry", "oci", "errors", "events"},
     "serve": {"oci", "errors"},
-    "documents": set(),
+    "documents": {"errors"},
     "modes": {"documents", "bundle", "sync", "registry", "oci", "errors", "events"},
     "config": {"documents", "release", "bundle", "sync", "registry", "oci", "errors", "events"},
     "operations": {"modes", "release", "bundle", "sync", "registry", "oci", "errors", "events"},

@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any
 
@@ -32,7 +32,7 @@ from mirror.modes.required import RequiredImage, RequiredSet
 from mirror.modes.settings import CheckMode, Mode, RegistrySettings
 from mirror.modes.sites import NO_SITES, Sites
 from mirror.oci import Digest, Repository
-from mirror.registry import RegistryClient
+from mirror.registry import ConnectionOptions, RegistryClient
 
 WORKERS = 3
 """Questions under way at a registry at a time."""
@@ -42,6 +42,9 @@ MOST_ERRORS = 5
 
 INITIALIZING = Outcome(False, "Initializing")
 """Before the first call."""
+
+QUESTION_S = 10.0
+"""How long one answer may take."""
 
 _POLL_S = 0.1
 
@@ -221,7 +224,10 @@ class CheckReport:
 
 
 Connect = Callable[[Route], RegistryClient]
-"""Makes a client for where a route leads, with its trust and login; the check closes it."""
+"""Makes a client for where a route leads, with its trust and login; the check closes it.
+
+Its options should be `impatient`, since what is under way when a check ends is waited for.
+"""
 
 
 def check_images(
@@ -359,22 +365,19 @@ class _Check:
 
     def _greet(self, run: _Run, client: RegistryClient) -> MirrorError | None:
         """Why there is no use in asking for anything; None if there is."""
+        route = run.target.route
         try:
             client.ping()
-        except CancelledError:
-            return _timeout(f"GET {run.target.route.scheme}://{run.target.route.host}/v2/")
         except MirrorError as err:
-            return err
+            return self._told(err, f"GET {route.scheme}://{route.host}/v2/")
         return None
 
     def _ask(self, run: _Run, client: RegistryClient, image: RequiredImage) -> ItemResult:
         where = run.target.request(image)
         try:
             found = client.resolve(run.target.repository(image), image.reference)
-        except CancelledError:
-            return ItemResult(image, ItemState.FAILED, _timeout(where))
         except MirrorError as err:
-            return ItemResult(image, ItemState.FAILED, err)
+            return ItemResult(image, ItemState.FAILED, self._told(err, where))
         if found is not None:
             return ItemResult(image, ItemState.FOUND)
         error = RegistryNotFoundError(
@@ -382,6 +385,21 @@ class _Check:
         )
         return ItemResult(image, ItemState.MISSING, error)
 
+    def _told(self, error: MirrorError, where: str) -> MirrorError:
+        """What ended because we ended it is no fault of the connection."""
+        if self._over.is_set() and isinstance(error, CancelledError | UnreachableError):
+            return UnreachableError(f"{where}: Request timeout", where=where)
+        return error
 
-def _timeout(where: str) -> UnreachableError:
-    return UnreachableError(f"{where}: Request timeout", where=where)
+
+def impatient(options: ConnectionOptions, limit_s: float = QUESTION_S) -> ConnectionOptions:
+    """`options` for a check: one attempt, and no answer takes longer than `limit_s` seconds.
+
+    A question is cheap, and it is asked again by the next check.
+    """
+    return replace(
+        options,
+        connect_timeout_s=min(options.connect_timeout_s, limit_s),
+        stall_timeout_s=min(options.stall_timeout_s, limit_s),
+        retries=replace(options.retries, attempts=1),
+    )

@@ -98,7 +98,7 @@ def certificates(pem: str) -> str | None:
         return "CA holds a private key, which would be written to every node; give certificates"
     try:
         found = x509.load_pem_x509_certificates(pem.encode())
-    except ValueError:
+    except (ValueError, x509.InvalidVersion):
         found = []
     if len(found) != pem.count("-----BEGIN CERTIFICATE-----") or not found:
         return (

@@ -237,3 +237,24 @@ def test_damaged_secrets_are_never_replaced_silently(tmp_path: Path) -> None:
         read_secrets(path)
     assert "hidden" not in str(found.value)
     assert isinstance(kept(), ServiceSecrets)
+
+
+def test_no_node_loses_anything_before_every_node_has_its_new_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    apply(tmp_path, local())
+    rendered = render(direct(), NODES, kept())
+    seen = []
+    unlinked = Path.unlink
+
+    def watched(self: Path, missing_ok: bool = False) -> None:
+        if not self.name.startswith("."):  # our own temporary files
+            seen.append(self)
+            for node in NODES:
+                hosts = tmp_path / f"nodes/{node.name}{HOSTS}/{LOGICAL}/hosts.toml"
+                assert "nexus.example" in hosts.read_text()
+        unlinked(self, missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", watched)
+    write_cluster(rendered, tmp_path)
+    assert len(seen) > 10

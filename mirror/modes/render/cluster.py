@@ -44,7 +44,7 @@ from mirror.modes.render.replication import replication_config
 from mirror.modes.render.service_secrets import ServiceSecrets, hashed
 from mirror.modes.render.static_pod import Images, PodParts, static_pod
 from mirror.modes.render.token_auth import in_cluster_auth, replica_auth
-from mirror.modes.render.tree import PUBLIC, SECRET, RenderedFile, Tree, Written, write_tree
+from mirror.modes.render.tree import PUBLIC, SECRET, RenderedFile, Tree, Written, place_tree
 from mirror.modes.settings import Mode, ProxySection, RegistrySettings, Upstream
 from mirror.modes.sites import Sites, User
 
@@ -141,13 +141,12 @@ def write_cluster(rendered: Rendered, out: Path) -> dict[str, Written]:
     Raises:
         FileSystemError: a file could not be written or removed.
     """
-    done = {
-        f"nodes/{name}": write_tree(tree, out / "nodes" / name)
-        for name, tree in rendered.nodes.items()
-    }
+    trees = {f"nodes/{name}": tree for name, tree in rendered.nodes.items()}
     if rendered.in_cluster or (out / "in-cluster").exists():
-        done["in-cluster"] = write_tree(rendered.in_cluster, out / "in-cluster")
-    return done
+        trees = {"in-cluster": rendered.in_cluster, **trees}
+    # On all nodes first: none loses what another one's route still leads to.
+    placed = {name: place_tree(tree, out / name) for name, tree in trees.items()}
+    return {name: one.clean() for name, one in placed.items()}
 
 
 # -- a node ----------------------------------------------------------------------------------------

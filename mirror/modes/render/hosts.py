@@ -39,11 +39,11 @@ class Containerd(StrEnum):
     STOCK = "stock"
     """As containerd.io and distributions build it.
 
-    A login becomes an `Authorization` header, which containerd sends to the registry, and from 2.1
-    on to its token server too; an older one needs the login from the kubelet or `ctr --user` where
-    a token server is asked. A path is kept, or given as a prefix in the address where that
-    suffices (the upstream's path ends in `system/deckhouse`); else requests go through a relay on
-    the node that rewrites them (`mirror.modes.render.balancer`).
+    A login becomes an `Authorization` header, which containerd sends to the registry, and a recent
+    one (containerd/containerd#11092) to its token server too; an older one needs the login from the
+    kubelet or `ctr --user` where a token server is asked. A path is kept, or given as a prefix in
+    the address where that suffices (the upstream's path ends in `system/deckhouse`); else requests
+    go through a relay on the node that rewrites them (`mirror.modes.render.balancer`).
     """
 
 

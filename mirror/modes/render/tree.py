@@ -87,11 +87,44 @@ class Written:
     removed: tuple[PurePosixPath, ...]
 
 
-def write_tree(tree: Tree, root: Path) -> Written:
-    """Make the module's files below `root` equal to `tree`, and remove those it no longer has.
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """A tree whose files are in place, while what it no longer has is still there."""
 
-    New files are written first, then the state file and removals: who reads meanwhile finds the old
-    route or the new one. Unchanged files keep their times.
+    tree: Tree
+    root: Path
+    hosts: tuple[str, ...]
+    former_hosts: frozenset[str]
+    written: tuple[PurePosixPath, ...]
+    unchanged: tuple[PurePosixPath, ...]
+
+    def clean(self) -> Written:
+        """Remove what the tree no longer has; then, last, forget it.
+
+        Raises:
+            FileSystemError: something could not be removed or written.
+        """
+        removed = [*_remove_hosts(self.root, self.former_hosts), *_remove_own(self.root, self.tree)]
+        removed += _remove_stale_authorities(self.root, self.tree, self.hosts)
+        state_path = constants.CONTAINERD_HOSTS_STATE
+        on_disk = _below(self.root, state_path)
+        written, unchanged = [*self.written], [*self.unchanged]
+        if state := self.tree.get(state_path):
+            # It was made with the former hosts still in it, if there were any.
+            fresh = write_file(on_disk, state) or state_path in written
+            if fresh and state_path not in written:
+                written.append(state_path)
+            elif not fresh:
+                unchanged.append(state_path)
+        elif _unlink(on_disk):
+            removed.append(state_path)
+        return Written(tuple(sorted(written)), tuple(sorted(unchanged)), tuple(removed))
+
+
+def place_tree(tree: Tree, root: Path) -> Placed:
+    """Write the module's files below `root` and remove nothing yet.
+
+    Who reads meanwhile finds the old route or the new one. Unchanged files keep their times.
 
     Raises:
         FileSystemError: a file could not be written.
@@ -99,25 +132,31 @@ def write_tree(tree: Tree, root: Path) -> Written:
     """
     state_path = constants.CONTAINERD_HOSTS_STATE
     before = _managed_hosts(_below(root, state_path))
+    after: tuple[str, ...] = ()
     written: list[PurePosixPath] = []
     unchanged: list[PurePosixPath] = []
     # The list of directories goes first, with the old ones still in it: a run that is cut short
     # leaves no directory that nobody knows to be managed.
     if state := tree.get(state_path):
         after = _host_names(state.content, str(state_path))
-        union = hosts_state(sorted({*before, *after}))
-        if union != state.content:
-            write_file(_below(root, state_path), RenderedFile(union, state.mode))
-    else:
-        after = ()
+        union = RenderedFile(hosts_state(sorted({*before, *after})), state.mode)
+        if write_file(_below(root, state_path), union):
+            written.append(state_path)
     for path, file in sorted(tree.items(), key=lambda item: _order(item[0])):
-        (written if write_file(_below(root, path), file) else unchanged).append(path)
-    removed = [*_remove_hosts(root, set(before) - set(after)), *_remove_own(root, tree)]
-    removed += _remove_stale_authorities(root, tree, after)
-    if state is None and before:
-        _unlink(_below(root, state_path))
-        removed.append(state_path)
-    return Written(tuple(written), tuple(unchanged), tuple(removed))
+        if path != state_path:
+            (written if write_file(_below(root, path), file) else unchanged).append(path)
+    former = frozenset(before) - frozenset(after)
+    return Placed(tree, root, after, former, tuple(written), tuple(unchanged))
+
+
+def write_tree(tree: Tree, root: Path) -> Written:
+    """Make the module's files below `root` equal to `tree`: `place_tree`, then `clean`.
+
+    Raises:
+        FileSystemError: a file could not be written.
+        RenderingError: the list of managed host directories on the disk is damaged.
+    """
+    return place_tree(tree, root).clean()
 
 
 def hosts_state(hosts: list[str]) -> bytes:
@@ -126,9 +165,7 @@ def hosts_state(hosts: list[str]) -> bytes:
 
 
 def _order(path: PurePosixPath) -> tuple[int, PurePosixPath]:
-    """Certificates before what names them, the static pod after its files, the state last."""
-    if path == constants.CONTAINERD_HOSTS_STATE:
-        return 4, path
+    """Certificates before what names them, and the static pod after its files."""
     if path == constants.STATIC_POD:
         return 3, path
     return (2 if path.name == "hosts.toml" else 1), path
@@ -204,7 +241,7 @@ def _host_names(content: bytes, where: str) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _remove_hosts(root: Path, hosts: set[str]) -> Iterator[PurePosixPath]:
+def _remove_hosts(root: Path, hosts: frozenset[str]) -> Iterator[PurePosixPath]:
     for host in sorted(hosts):
         path = constants.CONTAINERD_HOSTS / host
         folder = _below(root, path)
