@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import base64
+import json
+import re
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import pytest
@@ -46,6 +49,7 @@ from mirror.serve import User as Person
 from tests.conftest import MakeEmbeddedRegistry
 from tests.modes.replicas import ACCOUNTS, at, certificate, hasty, image, put, sites
 from tests.support.processes import free_loopback
+from tests.support.program import ROOT
 from tests.support.tls import Authority
 
 LOCAL = RegistrySettings.load({"mode": "Local"})
@@ -631,3 +635,24 @@ def test_many_threads_share_one_client(make_replica: MakeReplica, connect_local:
 
     with ThreadPoolExecutor(8) as pool:
         assert set(pool.map(read, range(24))) == {IMAGE.layer}
+
+
+def test_the_example_of_the_page_runs(
+    make_replica: MakeReplica,
+    authority: Authority,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    replica = make_replica()
+    page = (ROOT / "docs/modes.md").read_text(encoding="utf-8").partition("## The client")[2]
+    (block,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    (tmp_path / "module-config.yaml").write_text("mode: Local")
+    known = {
+        "masters": [replica.address.rpartition(":")[0]],
+        "caFile": str(authority.certificate),
+        "users": {"ro": "ro-password"},
+    }
+    (tmp_path / "sites.yaml").write_text(json.dumps(known))  # JSON is YAML
+    monkeypatch.chdir(tmp_path)
+    exec(compile(block, "docs/modes.md", "exec"), {})
+    assert replica.requests.sent("/blobs/") >= len(IMAGE.layer)
