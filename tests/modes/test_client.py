@@ -216,6 +216,20 @@ def test_unmanaged_images_go_by_their_real_names_too(
             client.exists(f"{upstream.address}/dkp/ee-evil/install:v1.70.0")
 
 
+def test_an_upstream_without_a_path_has_all_but_the_root(
+    make_embedded_registry: MakeEmbeddedRegistry,
+) -> None:
+    upstream = make_embedded_registry()
+    put(upstream, "install", IMAGE, "v1.70.0")
+    section = {"imagesRepo": upstream.address, "scheme": "HTTP"}
+    settings = RegistrySettings.load({"mode": "Unmanaged", "unmanaged": section})
+    with connect(settings, options=hasty()) as client:
+        client.ping()
+        assert client.exists(f"{LOGICAL_BASE}/install:v1.70.0")
+        with pytest.raises(RouteError, match="has no path behind the host"):
+            client.exists(f"{LOGICAL_BASE}:v1.70.0")
+
+
 def test_a_login_goes_to_the_host_that_it_was_given_for(
     make_embedded_registry: MakeEmbeddedRegistry, make_replica: MakeReplica, authority: Authority
 ) -> None:
