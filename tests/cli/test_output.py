@@ -288,8 +288,6 @@ def test_endpoints_that_fail_and_return_are_told_even_when_quiet() -> None:
     with progress(stream, quiet=True) as on_event:
         on_event(EndpointDown("10.0.0.1:5001", "GET 10.0.0.1:5001: refuses connections", 2.0))
         on_event(EndpointUp("10.0.0.1:5001"))
-    assert stream.getvalue().splitlines() == [
-        "warning: reading from the others, 10.0.0.1:5001 failed: "
-        "GET 10.0.0.1:5001: refuses connections",
-        "10.0.0.1:5001 answers again",
-    ]
+    down, up = stream.getvalue().splitlines()
+    assert down.startswith("warning: reading from the others, 10.0.0.1:5001 failed: GET ")
+    assert up == "10.0.0.1:5001 answers again"
