@@ -8,7 +8,8 @@ if TYPE_CHECKING:
     from mirror.bundle.verify import BundleReport
     from mirror.errors import MirrorError
     from mirror.modes.addressing import Plane, Route, routes_for
-    from mirror.modes.check import CheckReport, check_images, targets_for
+    from mirror.modes.check import check_images, targets_for
+    from mirror.modes.check_report import CheckReport
     from mirror.modes.client import ModeClient, connect
     from mirror.modes.facts import ClusterFacts
     from mirror.modes.required import RequiredSet
@@ -85,14 +86,15 @@ _HOMES = {
     "bundle.verify": ("BundleReport",),
     "errors": ("MirrorError",),
     "modes.addressing": ("Plane", "Route", "routes_for"),
-    "modes.check": ("CheckReport", "check_images", "targets_for"),
+    "modes.check": ("check_images", "targets_for"),
+    "modes.check_report": ("CheckReport",),
+    "modes.client": ("ModeClient", "connect"),
     "modes.facts": ("ClusterFacts",),
     "modes.required": ("RequiredSet",),
     "modes.settings": ("Mode", "RegistrySettings"),
     "modes.sites": ("Account", "Sites", "User"),
     "modes.state": ("RegistryState",),
     "modes.transitions": ("SwitchPlan", "plan_switch"),
-    "modes.client": ("ModeClient", "connect"),
     "oci": ("Descriptor", "Digest", "Manifest", "Reference", "Repository"),
     "operations": (
         *("PullReport", "PushReport", "RegistryReport"),

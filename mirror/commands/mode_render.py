@@ -107,6 +107,13 @@ IMAGE_NAMES = ("distribution", "auth", "mirror")
     help="Who vouches for the push ingress's client certificate (Local mode).",
 )
 @click.option(
+    "--source-ca",
+    "source_cas",
+    multiple=True,
+    metavar="HOST=FILE",
+    help="A module source's registry and its CA, for containerd on every node.",
+)
+@click.option(
     "--in-place",
     is_flag=True,
     help="Let files speak of their places below OUT, for services that run without containers.",
@@ -124,6 +131,7 @@ def render_command(
     images: tuple[str, ...],
     nginx_modules: tuple[str, ...],
     ingress_client_ca: Path | None,
+    source_cas: tuple[str, ...],
     in_place: bool,
     as_json: bool,
 ) -> None:
@@ -140,6 +148,7 @@ def render_command(
         nginx=Nginx(modules=nginx_modules),
         images=_images(images),
         ingress_client_ca=None if ingress_client_ca is None else _text(ingress_client_ca),
+        sources=_sources(source_cas),
         in_place_root=PurePosixPath(out.resolve()) if in_place else None,
     )
     settings = RegistrySettings.load(config)
@@ -221,6 +230,18 @@ def _images(texts: tuple[str, ...]) -> Images | None:
             f"{', '.join(sorted(found))}; give --image NAME=IMAGE three times"
         )
     return Images(**found)
+
+
+def _sources(texts: tuple[str, ...]) -> dict[str, str]:
+    found = {}
+    for text in texts:
+        host, equals, path = text.partition("=")
+        if not equals:
+            raise RenderingError(
+                f"module sources: expected HOST=FILE, found {text!r}; write registry.example=ca.crt"
+            )
+        found[host] = _text(Path(path))
+    return found
 
 
 def _text(path: Path) -> str:

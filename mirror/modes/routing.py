@@ -11,8 +11,9 @@ from dataclasses import dataclass, replace
 from mirror.modes.addressing import Plane, Role
 from mirror.modes.conditions import ConditionType
 from mirror.modes.constants import BALANCER, LOGICAL_BASE, LOGICAL_HOST
-from mirror.modes.matrix import Kind
-from mirror.modes.settings import Upstream
+from mirror.modes.facts import ClusterFacts
+from mirror.modes.matrix import Kind, kind_of
+from mirror.modes.settings import RegistrySettings, Upstream
 
 INSTALLED_WITH = "the registry of the installation"
 """Stands for the address of an upstream that nobody told us."""
@@ -107,6 +108,22 @@ class Layout:
         if self.kind is not Kind.LOCAL:
             serving.add(self._registry)
         return Routing(routes, frozenset(serving), frozenset({self.names}))
+
+
+def layouts(
+    current: RegistrySettings, target: RegistrySettings, facts: ClusterFacts
+) -> tuple[list[Layout], Layout]:
+    """What is there, aborted switches included, and what is to be there."""
+    there = [Layout(kind_of(current), current.upstream)]
+    if facts.aborted is not None:
+        there.append(_towards(current, facts.aborted))
+    return there, _towards(current, target)
+
+
+def _towards(current: RegistrySettings, target: RegistrySettings) -> Layout:
+    """What `target` looks like when one comes from `current`."""
+    kind = kind_of(target)
+    return Layout(kind, current.upstream if kind is Kind.LEGACY else target.upstream)
 
 
 _REPLICAS = ("Local replicas", "Proxy replicas: ")

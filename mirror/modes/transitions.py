@@ -7,12 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import Any
 
 from mirror.modes.conditions import ConditionType, ordered
-from mirror.modes.constants import DATA_ROOT
-from mirror.modes.facts import ClusterFacts, Store
+from mirror.modes.facts import ClusterFacts
 from mirror.modes.matrix import MATRIX, Kind, Verdict, kind_of, legal_path
 from mirror.modes.preconditions import (
     Cause,
@@ -21,26 +19,16 @@ from mirror.modes.preconditions import (
     check_preconditions,
     transition_refusal,
 )
-from mirror.modes.routing import INSTALLED_WITH, Layout, PlannedRoute, Routing, apply
+from mirror.modes.risks import PlanWarning, warnings_of
+from mirror.modes.routing import (
+    INSTALLED_WITH,
+    Layout,
+    PlannedRoute,
+    Routing,
+    apply,
+    layouts,
+)
 from mirror.modes.settings import RegistrySettings
-
-
-class Risk(StrEnum):
-    """The kinds of warning."""
-
-    DATA_LOSS = "DataLoss"
-    RESTART = "Restart"
-    CREDENTIALS = "Credentials"
-    GAP = "Gap"
-    ADVICE = "Advice"
-
-
-@dataclass(frozen=True, slots=True)
-class PlanWarning:
-    """What a person should know before the switch begins."""
-
-    risk: Risk
-    message: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +155,7 @@ def plan_switch(
         raise AssertionError("an open way is the shortest")
     if after is Kind.LEGACY:
         found.refusals += _legacy_conflicts(current, target, facts)
-    warnings = _warnings(current, target, path, facts)
+    warnings = warnings_of(current, target, path, facts)
     steps: tuple[Step, ...] = ()
     if not found.refusals:
         steps = _steps(current, target, facts)
@@ -217,7 +205,7 @@ def _legacy_conflicts(
             f"cannot be moved to {wanted.base} this way; use the section unmanaged",
             (Kind.UNMANAGED,),
         )
-    there, _ = _layouts(current, target, facts)
+    there, _ = layouts(current, target, facts)
     if facts.saved_parameters is False and any(
         layout.kind.managed or layout.upstream != current.upstream for layout in there
     ):
@@ -232,26 +220,10 @@ def _legacy_conflicts(
 # -- steps -----------------------------------------------------------------------------------------
 
 
-def _layouts(
-    current: RegistrySettings, target: RegistrySettings, facts: ClusterFacts
-) -> tuple[list[Layout], Layout]:
-    """What is there, aborted switches included, and what is to be there."""
-    there = [Layout(kind_of(current), current.upstream)]
-    if facts.aborted is not None:
-        there.append(_towards(current, facts.aborted))
-    return there, _towards(current, target)
-
-
-def _towards(current: RegistrySettings, target: RegistrySettings) -> Layout:
-    """What `target` looks like when one comes from `current`."""
-    kind = kind_of(target)
-    return Layout(kind, current.upstream if kind is Kind.LEGACY else target.upstream)
-
-
 def _steps(
     current: RegistrySettings, target: RegistrySettings, facts: ClusterFacts
 ) -> tuple[Step, ...]:
-    there, wanted = _layouts(current, target, facts)
+    there, wanted = layouts(current, target, facts)
     routing = there[0].routing()
     for layout in there[1:]:
         routing |= layout.routing()
@@ -305,124 +277,3 @@ def _action(condition: ConditionType, wanted: Layout, target: RegistrySettings) 
             return "remove the in-cluster proxy"
         case _:
             return f"the cluster is in mode {wanted.kind.mode}"
-
-
-# -- warnings --------------------------------------------------------------------------------------
-
-
-def _warnings(
-    current: RegistrySettings,
-    target: RegistrySettings,
-    path: tuple[Kind, ...],
-    facts: ClusterFacts,
-) -> tuple[PlanWarning, ...]:
-    warnings = _store_warnings(current, path, facts)
-    before, after = kind_of(current), path[-1]
-    there, wanted = _layouts(current, target, facts)
-    names = {layout.names for layout in there}
-    if names != {wanted.names} or (len(path) > 1 and any(not kind.managed for kind in path)):
-        warnings.append(
-            PlanWarning(
-                Risk.RESTART,
-                "image references change, so all components of the platform restart and are "
-                "pulled anew",
-            )
-        )
-    if before.managed and any(not kind.managed for kind in path):
-        warnings.append(
-            PlanWarning(
-                Risk.CREDENTIALS,
-                "leaving the managed modes drops the registry's certificates and the passwords of "
-                "its users; a return makes new ones",
-            )
-        )
-    elif before.node_services and Kind.DIRECT in path:
-        warnings.append(
-            PlanWarning(
-                Risk.CREDENTIALS,
-                "mode Direct drops the passwords of the registry's users; a return to Proxy or "
-                "Local makes new ones",
-            )
-        )
-    if _one_instance(before, after, path, facts):
-        warnings.append(
-            PlanWarning(
-                Risk.GAP,
-                "with one master the registry's service is restarted with its new parameters "
-                "while nothing stands in for it; pulls in that moment are tried again",
-            )
-        )
-    if before is Kind.LEGACY and after.managed:
-        warnings.append(
-            PlanWarning(
-                Risk.ADVICE,
-                "the cluster's documents advise to switch to configurable Unmanaged first; the "
-                "nodes' old parameters are recovered from the Secret deckhouse-registry",
-            )
-        )
-    return tuple(warnings)
-
-
-def _one_instance(before: Kind, after: Kind, path: tuple[Kind, ...], facts: ClusterFacts) -> bool:
-    masters = facts.masters
-    in_place = before is after and after.managed and len(path) == 1
-    return in_place and masters is not None and len(masters) == 1
-
-
-def _store_warnings(
-    current: RegistrySettings, path: tuple[Kind, ...], facts: ClusterFacts
-) -> list[PlanWarning]:
-    """What the replicas of each step of the way do with the store that they find."""
-    stores, certain = _stores(current, facts)
-    warnings = []
-    for kind in path:
-        if not kind.node_services:
-            continue
-        keeps = Store.PLAIN if kind is Kind.LOCAL else Store.CACHE
-        if stores - {keeps, Store.EMPTY}:
-            warnings.append(PlanWarning(Risk.DATA_LOSS, _loss(kind, certain)))
-        elif Store.PLAIN in stores and kind_of(current) is not Kind.LOCAL:
-            message = (
-                f"mode Local goes on with the images that an earlier one left in {DATA_ROOT}; "
-                "what was pushed since is not among them, so push the bundle again"
-            )
-            warnings.append(PlanWarning(Risk.ADVICE, message))
-        stores, certain = frozenset({keeps}), True
-    if kind_of(current) is Kind.LOCAL and not any(kind.node_services for kind in path):
-        message = (
-            f"the pushed images stay in {DATA_ROOT} of the masters; a later switch to mode Proxy "
-            "deletes them"
-        )
-        warnings.append(PlanWarning(Risk.ADVICE, message))
-    return warnings
-
-
-def _stores(current: RegistrySettings, facts: ClusterFacts) -> tuple[frozenset[Store], bool]:
-    """What can lie on the masters' disks, and whether that is known.
-
-    Replicas leave their store behind when they stop. So where none runs, anything can be there: by
-    a mode before the current one, or by a switch that was begun and not completed.
-    """
-    if facts.stores is not None:
-        return facts.stores, True
-    match kind_of(current):
-        case Kind.LOCAL:
-            return frozenset({Store.PLAIN}), True
-        case Kind.PROXY:
-            return frozenset({Store.CACHE}), True
-        case _:
-            return frozenset(Store), False
-
-
-def _loss(kind: Kind, certain: bool) -> str:
-    if kind is Kind.LOCAL:
-        found = "what a Proxy cache left" if certain else "what a Proxy cache may have left"
-        return (
-            f"starting the Local replicas deletes {found} in {DATA_ROOT} of the masters, and they "
-            "start empty: push the bundle only after NodeServicesReady"
-        )
-    found = "all images" if certain else "all images, if any,"
-    return (
-        f"starting the Proxy replicas deletes {found} that mode Local keeps in {DATA_ROOT} of the "
-        "masters, the pushed bundle included; keep the bundle, for a return to Local starts empty"
-    )

@@ -263,3 +263,32 @@ def test_a_login_with_a_line_break_is_refused_and_not_repeated() -> None:
 
 def test_rendering_twice_gives_the_same_bytes() -> None:
     assert tree(local(), direct()) == tree(local(), direct())
+
+
+# -- other registries ------------------------------------------------------------------------------
+
+
+def test_a_module_source_is_asked_directly_and_trusted_by_its_own_authority() -> None:
+    options = RenderOptions(sources={"modules.example:5000": upstream_ca()})
+    files = tree(local(), options=options)
+    path = ROOT / "modules.example:5000" / "https-modules.example:5000-ca.crt"
+    assert tomllib.loads(files[path.with_name("hosts.toml")].content.decode()) == {
+        "server": "https://modules.example:5000",
+        "capabilities": ["pull", "resolve"],
+        "ca": [str(path)],
+        "host": {},
+    }
+    state = json.loads(files[ROOT / "deckhouse_hosts_state.json"].content)
+    assert state == ["modules.example:5000", LOGICAL]
+
+
+def test_what_the_mode_says_of_a_host_goes_before_a_module_source() -> None:
+    options = RenderOptions(sources={"nexus.example:8443": upstream_ca()})
+    assert tree(unmanaged(), options=options) == tree(unmanaged())
+
+
+def test_a_module_source_is_checked_as_everything_is() -> None:
+    with pytest.raises(RenderingError, match="module source: expected host"):
+        tree(local(), options=RenderOptions(sources={"../x": upstream_ca()}))
+    with pytest.raises(RenderingError, match=r"CA of m\.example: expected PEM"):
+        tree(local(), options=RenderOptions(sources={"m.example": "nothing"}))

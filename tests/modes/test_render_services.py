@@ -263,6 +263,7 @@ def test_replication_is_configured_in_the_mirrorers_keys() -> None:
         "remote": ["10.0.0.1:5001", "10.0.0.3:5001"],
         "sleep": 10,
         "parallelizm": 3,
+        "listen": "127.0.0.1:5003",
     }
 
 
@@ -302,7 +303,7 @@ def test_the_static_pod_of_a_master() -> None:
     }
     assert auth["livenessProbe"]["httpGet"]["host"] == "127.0.0.1"
     assert mirrorer["image"] == IMAGES.mirror
-    assert mirrorer["args"][:4] == ["sync", "--watch", "--config", "/config/config.yaml"]
+    assert mirrorer["args"] == ["sync", "--watch", "--config", "/config/config.yaml"]
     volumes = {one["name"]: one["hostPath"]["path"] for one in spec["volumes"]}
     assert volumes["data"] == "/opt/deckhouse/registry/local_data"
     for container in spec["containers"]:

@@ -15,8 +15,9 @@ from mirror.modes.conditions import ConditionType
 from mirror.modes.facts import ClusterFacts, ContainerdConfig, Store
 from mirror.modes.matrix import MATRIX, Kind, Verdict, allowed, kind_of, legal_path
 from mirror.modes.preconditions import Cause
+from mirror.modes.risks import Risk
 from mirror.modes.settings import RegistrySettings
-from mirror.modes.transitions import Risk, SwitchPlan, plan_switch
+from mirror.modes.transitions import SwitchPlan, plan_switch
 from tests.modes.samples import GOOD, SETTINGS, UPSTREAM, node
 
 C = ConditionType

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import subprocess
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
@@ -58,6 +59,11 @@ class NginxProcess(ServerProcess):
             port=port,
             log=config.with_suffix(".log"),
         )
+
+    def reload(self) -> None:
+        """Apply a changed configuration, as the reloader does."""
+        self.check()
+        os.kill(self.pid, signal.SIGHUP)
 
     def check(self) -> None:
         """`nginx -t`: what the reloader asks before it applies a configuration."""

@@ -65,6 +65,8 @@ class RenderOptions:
     """HTTP_PROXY, HTTPS_PROXY, NO_PROXY of caches."""
     ingress_client_ca: str | None = None
     """Who vouches for the push ingress's client certificate (PEM); Local mode."""
+    sources: Mapping[str, str] = field(default_factory=dict)
+    """Registries of module sources with a CA of their own: host → PEM, on every node."""
     in_place_root: PurePosixPath | None = None
     """Where the trees will lie, if services are to use the files there, outside of containers."""
 
@@ -166,7 +168,7 @@ def _node_tree(
     ways: dict[str, Any] = {}
     for side in sides:
         ways = join_ways(ways, ways_for(side, node, kept.authority.certificate, reader))
-    files = dict(render_hosts(ways, places, options.containerd, node))
+    files = dict(render_hosts(ways, places, options.containerd, node, options.sources))
     nginx = options.nginx_in(constants.BALANCER_CONFIG, places)
     behind = []
     for way in relayed(ways, options.containerd):

@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import PurePosixPath
+from types import MappingProxyType
 from typing import Any
 
 import tomli_w
@@ -139,9 +140,24 @@ class _Entry:
     override_path: bool = False
 
 
-def render_hosts(ways: Ways, places: Places, containerd: Containerd, node: Node) -> Tree:
-    """The directory tree of `/etc/containerd/registry.d`, with the list of managed directories."""
-    files: dict[PurePosixPath, RenderedFile] = {}
+def render_hosts(
+    ways: Ways,
+    places: Places,
+    containerd: Containerd,
+    node: Node,
+    sources: Mapping[str, str] = MappingProxyType({}),
+) -> Tree:
+    """The directory tree of `/etc/containerd/registry.d`, with the list of managed directories.
+
+    `sources` are other registries (of module sources) that are asked directly: host → CA in PEM.
+    What the mode says of the same host goes before.
+    """
+    others = {
+        values.registry_host(host, "module source"): values.authority(ca, f"CA of {host}")
+        for host, ca in sources.items()
+        if host not in ways
+    }
+    files = _source_files(others, places)
     for host, row in ways.items():
         folder = constants.CONTAINERD_HOSTS / values.registry_host(host, "host of references")
         tables: dict[str, dict[str, Any]] = {}
@@ -158,7 +174,24 @@ def render_hosts(ways: Ways, places: Places, containerd: Containerd, node: Node)
         secret = any(way.account is not None for way in row)
         content = tomli_w.dumps({"host": tables}).encode()
         files[folder / "hosts.toml"] = RenderedFile(content, SECRET if secret else PUBLIC)
-    files[constants.CONTAINERD_HOSTS_STATE] = RenderedFile(hosts_state(sorted(ways)), PUBLIC)
+    state = hosts_state(sorted([*ways, *others]))
+    files[constants.CONTAINERD_HOSTS_STATE] = RenderedFile(state, PUBLIC)
+    return files
+
+
+def _source_files(sources: Mapping[str, str], places: Places) -> dict[PurePosixPath, RenderedFile]:
+    files = {}
+    for host, ca in sources.items():
+        folder = constants.CONTAINERD_HOSTS / host
+        path = folder / f"{_file_stem(f'https://{host}')}-ca.crt"
+        document = {
+            "server": f"https://{host}",
+            "capabilities": ["pull", "resolve"],
+            "ca": [places.on_node(path)],
+            "host": {},  # without the table containerd 1.6 refuses the file
+        }
+        files[path] = RenderedFile(ca.encode(), PUBLIC)
+        files[folder / "hosts.toml"] = RenderedFile(tomli_w.dumps(document).encode(), PUBLIC)
     return files
 
 

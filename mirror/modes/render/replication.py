@@ -1,7 +1,8 @@
 """The configuration of the replication container: `mirror sync --watch`, in the mirrorer's keys.
 
 The keys are those of the container whose place it takes: `ca`, `users`, `local`, `remote`, `sleep`
-(seconds), and `parallelizm`, which is spelled so.
+(seconds), and `parallelizm`, which is spelled so. Beside them stands one of the daemon's own,
+`listen`: where it answers probes and hears of pushes.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from mirror.modes.render import values
 from mirror.modes.render.layout import Node, Places
 from mirror.modes.sites import Account, User
 
@@ -38,6 +40,7 @@ def replication_config(
         "remote": [peer.registry for peer in peers],
         "sleep": SLEEP_S,
         "parallelizm": PARALLEL,
+        "listen": values.host_port("127.0.0.1", node.ports.replication),
     }
 
 

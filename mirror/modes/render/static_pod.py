@@ -68,12 +68,11 @@ def static_pod(node: Node, parts: PodParts) -> dict[str, Any]:
         ),
     ]
     if parts.replication:
-        listen = values.host_port("127.0.0.1", node.ports.replication)
         containers.append(
             _container(
                 "mirrorer",
                 parts.images.mirror,
-                ["sync", "--watch", "--config", "/config/config.yaml", "--listen", listen],
+                ["sync", "--watch", "--config", "/config/config.yaml"],
                 # It lives while it answers; that replicas differ is no reason to restart it.
                 probe=_probe("HTTP", "127.0.0.1", node.ports.replication, "/healthz"),
                 mounts={"mirrorer-config": "/config", "pki": "/pki"},

@@ -1,0 +1,134 @@
+"""Clusters whose rendered files are run on loopback, and what their tests share."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from mirror.modes import constants
+from mirror.modes.render import (
+    Containerd,
+    Distribution,
+    Node,
+    RenderOptions,
+    ServiceSecrets,
+    prepare,
+    render,
+    write_cluster,
+)
+from mirror.modes.settings import RegistrySettings
+from mirror.modes.sites import Account, User
+from tests.modes.images import Image, client, push
+from tests.support.mode_stack import (
+    DEBIAN_NGINX,
+    Registry,
+    in_tree,
+    loopback_node,
+)
+from tests.support.real_registry import ACCOUNT, RealRegistry
+
+LOGICAL = "registry.d8-system.svc:5001/system/deckhouse"
+NAMES = ("master-0", "master-1", "master-2")
+
+
+@dataclass
+class Cluster:
+    """Nodes, secrets, and the trees that were rendered for them below `out`."""
+
+    out: Path
+    nodes: tuple[Node, ...]
+    kept: ServiceSecrets
+    options: RenderOptions
+    registries: dict[str, Registry] = field(default_factory=dict)
+
+    @classmethod
+    def create(cls, out: Path, masters: int) -> Cluster:
+        nodes = tuple(loopback_node(NAMES[number]) for number in range(masters))
+        nodes = (*nodes, loopback_node("worker-0", master=False))
+        options = RenderOptions(
+            Containerd.STOCK,
+            Distribution.STOCK,
+            DEBIAN_NGINX,
+            in_place_root=PurePosixPath(out),
+        )
+        now = datetime.datetime.now(datetime.UTC)
+        return cls(out, nodes, prepare(None, nodes, now), options)
+
+    def render(self, settings: RegistrySettings, previous: RegistrySettings | None = None) -> None:
+        rendered = render(settings, self.nodes, self.kept, previous=previous, options=self.options)
+        write_cluster(rendered, self.out)
+
+    @property
+    def worker(self) -> Node:
+        return self.nodes[-1]
+
+    @property
+    def masters(self) -> tuple[Node, ...]:
+        return self.nodes[:-1]
+
+    @property
+    def hosts(self) -> Path:
+        """The worker's tree for containerd."""
+        return in_tree(self.out, "nodes/worker-0", constants.CONTAINERD_HOSTS)
+
+    @property
+    def ca(self) -> Path:
+        path = self.out / "ca.crt"
+        path.write_text(self.kept.authority.certificate)
+        return path
+
+    def account(self, user: User) -> Account:
+        return self.kept.users[user].account
+
+    def login(self, user: User) -> str:
+        one = self.account(user)
+        return f"{one.name}:{one.password.get_secret_value()}"
+
+
+def direct(repo: str, account: tuple[str, str], ca: Path) -> RegistrySettings:
+    return with_upstream("Direct", repo, account, ca)
+
+
+def with_upstream(mode: str, repo: str, account: tuple[str, str], ca: Path) -> RegistrySettings:
+    section = {
+        "imagesRepo": repo,
+        "username": account[0],
+        "password": account[1],
+        "ca": ca.read_text(),
+    }
+    return RegistrySettings.load({"mode": mode, mode.lower(): section})
+
+
+LOCAL = RegistrySettings.load({"mode": "Local"})
+
+
+def upstream_ca(registry: RealRegistry) -> Path:
+    assert registry.tls is not None
+    return registry.tls.certificate.with_name("ca.crt")
+
+
+def by_name(registry: RealRegistry) -> str:
+    """nginx verifies certificates for names alone."""
+    return f"localhost:{registry.port}"
+
+
+def fill(registry: RealRegistry, repository: str, tag: str, one: Image) -> None:
+    from pydantic import SecretStr
+
+    account = Account(ACCOUNT[0], SecretStr(ACCOUNT[1]))
+    with client(registry.address, upstream_ca(registry), account) as to:
+        push(to, repository, tag, one)
+
+
+@contextmanager
+def running(*servers: Any) -> Iterator[None]:
+    with ExitStack() as stack:
+        for server in servers:
+            server.check()
+            server.start()
+            stack.callback(server.stop)
+        yield
