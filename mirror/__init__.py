@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from mirror.modes.addressing import Plane, Route, routes_for
     from mirror.modes.check import check_images, targets_for
     from mirror.modes.check_report import CheckReport
+    from mirror.modes.client import ModeClient, connect
     from mirror.modes.facts import ClusterFacts
     from mirror.modes.required import RequiredSet
     from mirror.modes.settings import Mode, RegistrySettings
@@ -58,6 +59,7 @@ __all__ = [
     "MemoryStore",
     "MirrorError",
     "Mode",
+    "ModeClient",
     "Plan",
     "Plane",
     "PruneReport",
@@ -82,6 +84,7 @@ __all__ = [
     "User",
     "Wishes",
     "check_images",
+    "connect",
     "diff",
     "find_credentials",
     "make_plan",
@@ -105,6 +108,7 @@ _HOMES = {
     "modes.addressing": ("Plane", "Route", "routes_for"),
     "modes.check": ("check_images", "targets_for"),
     "modes.check_report": ("CheckReport",),
+    "modes.client": ("ModeClient", "connect"),
     "modes.facts": ("ClusterFacts",),
     "modes.required": ("RequiredSet",),
     "modes.settings": ("Mode", "RegistrySettings"),

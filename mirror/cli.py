@@ -8,6 +8,7 @@ from mirror.commands.config import config_group
 from mirror.commands.diff import diff_command
 from mirror.commands.errors import Group
 from mirror.commands.inspect import inspect_command
+from mirror.commands.mode import mode_group
 from mirror.commands.prune import prune_command
 from mirror.commands.pull import pull_command
 from mirror.commands.push import push_command
@@ -35,6 +36,7 @@ for command in (
     prune_command,
     verify_command,
     inspect_command,
+    mode_group,
     config_group,
 ):
     main.add_command(command)

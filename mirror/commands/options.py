@@ -101,6 +101,31 @@ registry = _options(
 """How to reach the registry that a command works on."""
 
 
+def _cluster(*, required: bool) -> Callable[[Command], Command]:
+    return _options(
+        click.option(
+            "--module-config",
+            type=click.Path(exists=True, dir_okay=False, path_type=Path),
+            required=required,
+            help="YAML file with ModuleConfig deckhouse: the mode, address, login and authority "
+            "of the cluster's registry.",
+        ),
+        click.option(
+            "--sites",
+            "sites_file",
+            type=click.Path(exists=True, dir_okay=False, path_type=Path),
+            help="With --module-config: YAML file with the cluster's masters, users, authority "
+            "and public domain.",
+        ),
+    )
+
+
+cluster = _cluster(required=False)
+"""How to find the registry of a cluster by its own settings."""
+
+cluster_required = _cluster(required=True)
+
+
 def config_options(*, short: Mapping[str, str]) -> Callable[[Command], Command]:
     """One option for every setting of `PullConfig`, absent unless it is given.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from mirror.bundle import gost
 from mirror.bundle.folder import check_folder
 from mirror.bundle.reader import read_base
 from mirror.commands import options
+from mirror.commands.cluster import Cluster, Reached, cluster_of
 from mirror.commands.login import credentials_for, license_credentials, signer
 from mirror.commands.shared import show
 from mirror.config import PullConfig
@@ -21,6 +23,7 @@ from mirror.events import Warned
 from mirror.operations import plan_pull
 from mirror.progress import progress
 from mirror.registry import ConnectionOptions, Credentials, RegistryClient
+from mirror.release.tree import SourceTree
 
 
 @click.command("pull")
@@ -51,6 +54,7 @@ from mirror.registry import ConnectionOptions, Credentials, RegistryClient
     "or taken from MIRROR_SIGN_PASSWORD.",
 )
 @options.source_login
+@options.cluster
 @options.tmp_dir
 @options.config_options(
     short={"include_module": "-i", "exclude_module": "-e", "images_bundle_chunk_size": "-c"}
@@ -69,6 +73,8 @@ def pull_command(
     login: str | None,
     password: str | None,
     license_key: str | None,
+    module_config: Path | None,
+    sites_file: Path | None,
     tmp_dir: str | None,
     as_json: bool,
     **settings: Any,
@@ -90,25 +96,22 @@ def pull_command(
         raise InputError("--base goes with --dry-run; delta bundles cannot be written yet")
     flags = {name: value for name, value in settings.items() if value not in (None, ())}
     config = PullConfig.load(config_file, flags)
-    tree = config.tree()
+    source = _source(config, login, password, license_key, cluster_of(module_config, sites_file))
+    tree = SourceTree(source.root, config.tree().modules_suffix)
     wishes, warnings = config.wishes()
     part_size = config.part_size()
     if config.gost_digest:
         gost.require()
     sign = signer(sign_key) if sign_key is not None and not dry_run else None
-    connection = ConnectionOptions(
-        plain_http=config.insecure, verify=not config.tls_skip_verify, ca_file=config.ca
-    )
-    if license_key and not login:
-        credentials: Credentials | None = license_credentials(license_key)
-    else:
-        credentials = credentials_for(tree.root.host, login, password)
     held = read_base(base) if base is not None else None
     started = time.monotonic()
     with (
         progress(quiet=as_json) as on_event,
         RegistryClient(
-            tree.root.host, options=connection, credentials=credentials, on_event=on_event
+            source.root.host,
+            options=source.options,
+            credentials=source.credentials,
+            on_event=on_event,
         ) as client,
     ):
         for warning in warnings:
@@ -138,3 +141,33 @@ def pull_command(
     else:
         summary = console.verbose_pull_summary if verbose_summary else console.pull_summary
         show(as_json, report.to_document(), summary, report, started)
+
+
+def _source(
+    config: PullConfig,
+    login: str | None,
+    password: str | None,
+    license_key: str | None,
+    cluster: Cluster | None,
+) -> Reached:
+    """Where to pull from: the registry of the settings, or by default that of the cluster."""
+    credentials: Credentials | None = None
+    if license_key and not login:
+        credentials = license_credentials(license_key)
+    if cluster is not None:
+        if config.insecure:
+            raise InputError("--insecure does not go with --module-config, which has the scheme")
+        reached = cluster.reach(
+            config.source if "source" in config.model_fields_set else None,
+            writes=False,
+            login=login,
+            password=password,
+            tls_skip_verify=config.tls_skip_verify,
+            ca=config.ca,
+        )
+        return reached if credentials is None else replace(reached, credentials=credentials)
+    root = config.tree().root
+    options = ConnectionOptions(
+        plain_http=config.insecure, verify=not config.tls_skip_verify, ca_file=config.ca
+    )
+    return Reached(root, options, credentials or credentials_for(root.host, login, password))

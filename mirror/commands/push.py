@@ -20,7 +20,7 @@ from mirror.progress import progress
 
 
 @click.command("push")
-@click.argument("paths", nargs=-1, required=True, metavar="[BUNDLE_DIR] REGISTRY")
+@click.argument("paths", nargs=-1, metavar="[BUNDLE_DIR] REGISTRY")
 @click.option(
     "--file",
     "files",
@@ -55,6 +55,7 @@ from mirror.progress import progress
 )
 @options.tmp_dir
 @options.registry
+@options.cluster
 @options.running
 def push_command(
     *,
@@ -65,25 +66,30 @@ def push_command(
     state_dir: Path | None,
     no_access_check: bool,
     tmp_dir: str | None,
+    module_config: Path | None,
     jobs: int,
     as_json: bool,
     **access: Any,
 ) -> None:
     """Load the bundle in BUNDLE_DIR into REGISTRY (host[:port]/path).
 
+    With --module-config, REGISTRY may be left out, or be a logical address
+    (registry.d8-system.svc:5001/system/deckhouse).
+
     Only what the registry lacks is sent; an interrupted push is completed by running it again.
     Release channels turn last, when all images they lead to are there.
     """
     del tmp_dir
-    *folders, registry = paths
+    folders, registry = _arguments(paths, files, optional=module_config is not None)
     if len(folders) > 1:
         raise InputError(
             "push takes one BUNDLE_DIR and one REGISTRY; name further archives with --file"
         )
-    root = _last_argument(registry, [*folders, *files])
+    if registry is not None:
+        _check_last(registry, [*folders, *files])
     if not folders and not files:
         raise InputError("name the bundle to push: mirror push BUNDLE_DIR REGISTRY, or use --file")
-    target = Target.of(root, **access)
+    target = Target.named(registry, module_config=module_config, writes=True, **access)
     started = time.monotonic()
     key = verify_key.read_bytes() if verify_key is not None else None
     with (
@@ -94,7 +100,7 @@ def push_command(
         if dry_run:
             plan = plan_push(reader, client, target.tree, key=key, jobs=jobs, on_event=on_event)
         else:
-            with upload_journal(state_dir, root.host, on_event) as journal:
+            with upload_journal(state_dir, target.tree.root.host, on_event) as journal:
                 report = push(
                     reader,
                     client,
@@ -111,15 +117,28 @@ def push_command(
         show(as_json, report.to_document(), console.push_summary, report, started)
 
 
-def _last_argument(registry: str, sources: Sequence[str | Path]) -> Repository:
-    """The registry that `registry` names; another error if it rather is what should precede it."""
+def _arguments(
+    paths: Sequence[str], files: Sequence[Path], *, optional: bool
+) -> tuple[Sequence[str], str | None]:
+    """Folders and registry. With `optional` the registry may be missing: then one argument that
+    is here, or without which there would be nothing to push, is the folder."""
+    if not paths and not (optional and files):
+        raise click.UsageError("Missing argument '[BUNDLE_DIR] REGISTRY'.")
+    if optional and len(paths) <= 1 and (not files or not paths or Path(paths[0]).exists()):
+        return paths, None
+    *folders, registry = paths
+    return folders, registry
+
+
+def _check_last(registry: str, sources: Sequence[str | Path]) -> None:
+    """See that `registry` names one; another error if it rather is what should precede it."""
     here = Path(registry)
     misplaced = InputError(
         f"{registry} is {'a folder' if here.is_dir() else 'a file'} here, and the registry comes "
         "last: mirror push BUNDLE_DIR REGISTRY"
     )
     try:
-        root = Repository.parse(registry)
+        Repository.parse(registry)
     except InvalidReferenceError:
         if here.exists():
             raise misplaced from None
@@ -127,4 +146,3 @@ def _last_argument(registry: str, sources: Sequence[str | Path]) -> Repository:
     # What looks like a registry may have a folder of that name: then it is for the rest to tell.
     if here.exists() and not any(Path(source).exists() for source in sources):
         raise misplaced
-    return root

@@ -12,15 +12,18 @@ from typing import Any, Self, TypeVar
 
 import click
 
+from mirror.commands.cluster import Cluster, cluster_of
 from mirror.commands.errors import print_json
 from mirror.commands.login import credentials_for
-from mirror.errors import FileSystemError
+from mirror.errors import FileSystemError, InputError
 from mirror.events import OnEvent, Warned
 from mirror.oci import Repository
 from mirror.registry import ConnectionOptions, Credentials, RegistryClient, UploadJournal
 from mirror.release.tree import TargetTree, normalised_suffix
 
 Report = TypeVar("Report")
+
+_SCHEME_IS_SET = "--insecure does not go with --module-config, which has the scheme"
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +52,89 @@ class Target:
             ConnectionOptions(plain_http=insecure, verify=not tls_skip_verify, ca_file=ca),
             credentials_for(root.host, login, password),
         )
+
+    @classmethod
+    def named(
+        cls,
+        registry: str | None,
+        *,
+        module_config: Path | None,
+        sites_file: Path | None,
+        writes: bool,
+        login: str | None,
+        password: str | None,
+        modules_path_suffix: str,
+        insecure: bool,
+        tls_skip_verify: bool,
+        ca: Path | None,
+    ) -> Self:
+        """What `options.registry` and `options.cluster` say about `registry`.
+
+        With `--module-config` that may be a logical address, or None for the cluster's own root;
+        `writes` says that the target will be changed.
+
+        Raises:
+            InputError: no registry is named in either way, or the options contradict each other.
+            ForbiddenByModeError: the cluster's mode takes no writes; the message says where.
+        """
+        cluster = cluster_of(module_config, sites_file)
+        if cluster is None:
+            if registry is None:
+                raise InputError(
+                    "name the REGISTRY (host[:port]/path), or the cluster's settings with "
+                    "--module-config FILE"
+                )
+            return cls.of(
+                Repository.parse(registry),
+                login=login,
+                password=password,
+                modules_path_suffix=modules_path_suffix,
+                insecure=insecure,
+                tls_skip_verify=tls_skip_verify,
+                ca=ca,
+            )
+        if insecure:
+            raise InputError(_SCHEME_IS_SET)
+        reached = cluster.reach(
+            registry,
+            writes=writes,
+            login=login,
+            password=password,
+            tls_skip_verify=tls_skip_verify,
+            ca=ca,
+        )
+        tree = TargetTree(reached.root, normalised_suffix(modules_path_suffix))
+        return cls(tree, reached.options, reached.credentials)
+
+    @classmethod
+    def replicas(
+        cls,
+        *,
+        module_config: Path,
+        sites_file: Path | None,
+        login: str | None,
+        password: str | None,
+        modules_path_suffix: str,
+        insecure: bool,
+        tls_skip_verify: bool,
+        ca: Path | None,
+    ) -> list[Self]:
+        """The replicas of the cluster in Local mode that the options describe, a target each.
+
+        Raises:
+            ForbiddenByModeError: another mode, in which there are none.
+            RouteError: the files do not say where they are, or who may write there.
+        """
+        if insecure:
+            raise InputError(_SCHEME_IS_SET)
+        cluster = Cluster.load(module_config, sites_file)
+        suffix = normalised_suffix(modules_path_suffix)
+        return [
+            cls(TargetTree(reached.root, suffix), reached.options, reached.credentials)
+            for reached in cluster.replicas(
+                login=login, password=password, tls_skip_verify=tls_skip_verify, ca=ca
+            )
+        ]
 
     def client(self, on_event: OnEvent) -> RegistryClient:
         """Its client."""

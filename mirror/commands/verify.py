@@ -14,7 +14,6 @@ from mirror.bundle.verify import BundleReport
 from mirror.commands import options
 from mirror.commands.shared import Target, show
 from mirror.errors import InputError, IntegrityError
-from mirror.oci import Repository
 from mirror.operations import RegistryReport, verify, verify_registry
 from mirror.progress import progress
 
@@ -24,7 +23,8 @@ from mirror.progress import progress
 @click.option(
     "--against",
     metavar="REGISTRY",
-    help="Check that this registry holds all that the bundle holds.",
+    help="Check that this registry holds all that the bundle holds; with --module-config it may "
+    "be left out, or be a logical address.",
 )
 @click.option("--deep", is_flag=True, help="With --against: read every byte back and hash it.")
 @click.option(
@@ -34,6 +34,7 @@ from mirror.progress import progress
     help="Public key (PEM) of who must have signed the bundle.",
 )
 @options.registry
+@options.cluster
 @options.running
 def verify_command(
     *,
@@ -41,6 +42,8 @@ def verify_command(
     against: str | None,
     deep: bool,
     key_file: Path | None,
+    module_config: Path | None,
+    sites_file: Path | None,
     jobs: int,
     as_json: bool,
     **access: Any,
@@ -50,14 +53,24 @@ def verify_command(
     Every byte of the bundle is read and checked, and every tag followed to all that it needs.
     What is wrong is listed by archive, repository, tag and digest; the exit code is then 4.
     """
-    if deep and against is None:
+    cluster = module_config is not None or sites_file is not None
+    registry = against is not None or cluster
+    if deep and not registry:
         raise InputError("--deep goes with --against REGISTRY; a bundle is always read whole")
-    if key_file is not None and against is not None:
+    if key_file is not None and registry:
         raise InputError(
             "--key is about a bundle and --against about a registry; use one at a time"
         )
     key = key_file.read_bytes() if key_file is not None else None
-    target = None if against is None else Target.of(Repository.parse(against), **access)
+    target = None
+    if registry:
+        target = Target.named(
+            against,
+            module_config=module_config,
+            sites_file=sites_file,
+            writes=False,
+            **access,
+        )
     started = time.monotonic()
     report: BundleReport | RegistryReport
     with progress(quiet=as_json) as on_event, BundleReader([bundle_dir]) as reader:

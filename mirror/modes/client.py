@@ -4,22 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import replace
-from threading import Lock
 from types import TracebackType
 from typing import TypeVar
 
 from mirror.errors import MirrorError, RegistryNotFoundError
 from mirror.events import OnEvent, ignore
-from mirror.modes.addressing import Plane, routes_for
+from mirror.modes.addressing import Plane
 from mirror.modes.blobs import BlobReading
 from mirror.modes.constants import LOGICAL_HOST, LOGICAL_PATH
 from mirror.modes.endpoints import Connections, Endpoint
-from mirror.modes.failover import Patience, Reading
+from mirror.modes.failover import Patience
 from mirror.modes.health import HealthMemory
 from mirror.modes.permissions import check_catalogue, check_write
-from mirror.modes.places import Place, Places
+from mirror.modes.places import Place
 from mirror.modes.settings import Mode, RegistrySettings
 from mirror.modes.sites import NO_SITES, Sites
+from mirror.modes.ways import ANYWHERE, Ways, reading_of
 from mirror.oci import Child, Descriptor, Digest, Manifest, Repository
 from mirror.registry import (
     ConnectionOptions,
@@ -103,9 +103,8 @@ class ModeClient:
         on_event: OnEvent = ignore,
     ) -> None:
         self.settings, self.sites, self.plane = settings, sites, plane
-        self._places = Places(settings, sites)
-        self._credentials = credentials
-        self.endpoints = tuple(endpoint for endpoint, _ in self._targets(self._places.of("")))
+        self._to = Ways(settings, sites, plane, credentials)
+        self._places = self._to.places
         several = len(self.endpoints) > 1
         if options is None:
             options = ConnectionOptions()
@@ -115,8 +114,11 @@ class ModeClient:
         self._patience = Patience(
             health or HealthMemory(), options.retries, self._connections.pause, on_event
         )
-        self._choosing = Lock()  # guards _choice
-        self._choice: Endpoint | None = None
+
+    @property
+    def endpoints(self) -> tuple[Endpoint, ...]:
+        """Where it reads, in the order in which they are asked while all are well."""
+        return self._to.endpoints
 
     def __enter__(self) -> ModeClient:
         return self
@@ -139,12 +141,12 @@ class ModeClient:
 
     @property
     def host(self) -> str:
-        """The host that references to these images begin with."""
+        """The host of the logical address, which this client understands in every mode."""
         return self.root.host
 
     @property
     def root(self) -> Repository:
-        """What references to these images begin with, for trees (`TargetTree(client.root)`)."""
+        """The logical address of everything, for trees: `TargetTree(client.root)`."""
         return Repository(LOGICAL_HOST, LOGICAL_PATH)
 
     # -- reading -------------------------------------------------------------------------------
@@ -156,7 +158,7 @@ class ModeClient:
             client.ping()
             return True
 
-        self._read("a registry", self._places.of(""), ask)
+        self._read("a registry", ANYWHERE, ask)
 
     def manifest(self, repository: str, reference: str | Digest | None = None) -> Manifest:
         """Fetch a manifest; see `RegistryClient.manifest`."""
@@ -211,7 +213,7 @@ class ModeClient:
         """
         place = self._places.of(repository)
         ways = self._ways(place)
-        reading = self._reading(self._blob_name(place, digest), tuple(ways))
+        reading = reading_of(self._blob_name(place, digest), tuple(ways), self._patience)
         return BlobReading(
             reading,
             lambda endpoint, position: self._client(endpoint, reading.endpoints).blob(
@@ -358,41 +360,13 @@ class ModeClient:
 
     # -- which endpoint ------------------------------------------------------------------------
 
-    def _targets(self, place: Place) -> list[tuple[Endpoint, str]]:
-        """Where to ask for `place`, and as which repository."""
-        routes = routes_for(
-            self._places.address(place, self.plane), self.settings, self.plane, self.sites
-        )
-        return [(Endpoint.of(route, self._credentials), route.repository) for route in routes]
-
     def _ways(self, place: Place) -> dict[Endpoint, str]:
-        """The same, where who writes reads from the one endpoint that is written to."""
-        ways = dict(self._targets(place))
-        if self.plane is not Plane.OPERATOR or len(ways) == 1:
-            return ways
-        chosen = self._chosen()
-        return {chosen: ways[chosen]}
-
-    def _chosen(self) -> Endpoint:
-        """The replica that takes what is pushed: the first that answers, and then always it.
-
-        What a push found or left at one replica need not be at another.
-        """
-        with self._choosing:
-            if self._choice is None:
-                reading = Reading("a replica to push to", self.endpoints, self._patience)
-                for endpoint in reading:
-                    try:
-                        self._connections.client(endpoint, patient=False).ping()
-                    except MirrorError as err:
-                        reading.failed(endpoint, err)
-                    else:
-                        reading.served(endpoint)
-                        self._choice = endpoint
-                        break
-                else:
-                    raise reading.verdict()
-            return self._choice
+        """Where to ask for `place`, and as which repository."""
+        return self._to.to(
+            place,
+            self._patience,
+            lambda endpoint: self._connections.client(endpoint, patient=False).ping(),
+        )
 
     def _writer(self, repository: str, action: str) -> tuple[RegistryClient, str]:
         place = self._places.of(repository)
@@ -403,12 +377,6 @@ class ModeClient:
     def _client(self, endpoint: Endpoint, among: Sequence[Endpoint]) -> RegistryClient:
         # One endpoint alone is asked again by its own client; several are gone round by us.
         return self._connections.client(endpoint, patient=len(among) == 1)
-
-    def _reading(self, what: str, ways: Sequence[Endpoint]) -> Reading:
-        patience = self._patience
-        if len(ways) == 1:
-            patience = replace(patience, policy=replace(patience.policy, attempts=1))
-        return Reading(what, ways, patience)
 
     # -- one question --------------------------------------------------------------------------
 
@@ -421,7 +389,7 @@ class ModeClient:
             RegistryNotFoundError: every endpoint said that it has none.
         """
         ways = self._ways(place)
-        reading = self._reading(what, tuple(ways))
+        reading = reading_of(what, tuple(ways), self._patience)
         for endpoint in reading:
             try:
                 found = ask(self._client(endpoint, reading.endpoints), ways[endpoint])
@@ -441,7 +409,7 @@ class ModeClient:
         if self.settings.mode is not Mode.LOCAL:
             return self._read(what, place, ask)
         ways = self._ways(place)
-        reading = self._reading(what, tuple(ways))
+        reading = reading_of(what, tuple(ways), self._patience)
         found: dict[Found, None] = {}
         for endpoint in reading:
             try:

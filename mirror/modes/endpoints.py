@@ -6,7 +6,7 @@ import threading
 from dataclasses import dataclass, field, replace
 
 from mirror.errors import CancelledError
-from mirror.events import OnEvent
+from mirror.events import OnEvent, ignore
 from mirror.modes.addressing import Role, Route
 from mirror.registry import ConnectionOptions, Credentials, RegistryClient
 
@@ -42,6 +42,15 @@ class Endpoint:
             ca="\n".join(authorities) if authorities else None,
         )
 
+    def client(self, options: ConnectionOptions, on_event: OnEvent = ignore) -> RegistryClient:
+        """A client of its own, which whoever asked for it closes."""
+        return RegistryClient(
+            self.host,
+            options=self.connection(options),
+            credentials=self.credentials,
+            on_event=on_event,
+        )
+
 
 class Connections:
     """A client for each endpoint, made when it is first needed. Thread-safe.
@@ -72,15 +81,10 @@ class Connections:
             return known
 
     def _made(self, endpoint: Endpoint, *, patient: bool) -> RegistryClient:
-        options = endpoint.connection(self._options)
+        options = self._options
         if not patient:
             options = replace(options, retries=replace(options.retries, attempts=1))
-        return RegistryClient(
-            endpoint.host,
-            options=options,
-            credentials=endpoint.credentials,
-            on_event=self._on_event,
-        )
+        return endpoint.client(options, self._on_event)
 
     def pause(self, delay_s: float) -> None:
         """Wait, unless these connections are closed meanwhile.

@@ -50,10 +50,15 @@ def find_registry(source: Path | str | Mapping[str, Any]) -> Found:
             raise InputError(f"cannot read {where}: {err.strerror}") from err
     else:
         where, raw = "the settings", source
-    return _of(_documents(raw, where), where)
+    return _of(read_documents(raw, where), where)
 
 
-def _documents(raw: str | bytes, where: str) -> list[Mapping[str, Any]]:
+def read_documents(raw: str | bytes, where: str) -> list[Mapping[str, Any]]:
+    """The YAML documents of a text, empty ones left out; messages never quote them.
+
+    Raises:
+        InputError: it is no YAML, or something in it is no mapping.
+    """
     try:
         documents = list(yaml.load_all(raw, StrictLoader))
     # Not `from err`, whose text may quote the document.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import io
 import json
 import os
 import pty
@@ -16,6 +17,8 @@ from pathlib import Path
 import pytest
 
 from examples.release_tree import SMALL
+from mirror.events import EndpointDown, EndpointUp
+from mirror.progress import progress
 from mirror.serve import EmbeddedRegistry
 from tests.journey.conftest import Source, serve
 from tests.support.program import PROGRAM, ROOT, call_mirror, environment, run_mirror
@@ -283,3 +286,13 @@ def test_parts_of_the_tree_are_left_out_on_request(source: Source, tmp_path: Pat
         "security.tar",
     }
     call_mirror("verify", tmp_path / "rest").succeeded()
+
+
+def test_endpoints_that_fail_and_return_are_told_even_when_quiet() -> None:
+    stream = io.StringIO()
+    with progress(stream, quiet=True) as on_event:
+        on_event(EndpointDown("10.0.0.1:5001", "GET 10.0.0.1:5001: refuses connections", 2.0))
+        on_event(EndpointUp("10.0.0.1:5001"))
+    down, up = stream.getvalue().splitlines()
+    assert down.startswith("warning: reading from the others, 10.0.0.1:5001 failed: GET ")
+    assert up == "10.0.0.1:5001 answers again"

@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import base64
+import json
+import re
+import socket
+import threading
+import time
 from collections.abc import Callable, Iterator
-from typing import TypeAlias
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, TypeAlias
 
 import pytest
 
 from mirror.errors import (
+    CancelledError,
     DeniedError,
     DigestMismatchError,
     InvalidReferenceError,
+    MirrorError,
     RegistryNotFoundError,
     RouteError,
     UnreachableError,
@@ -19,7 +28,7 @@ from mirror.errors import (
 from mirror.events import EndpointDown, EndpointUp, Event, Retrying, Warned
 from mirror.modes.addressing import Plane
 from mirror.modes.client import ModeClient, connect
-from mirror.modes.constants import LOGICAL_BASE, LOGICAL_PATH, REGISTRY_PORT
+from mirror.modes.constants import LOGICAL_BASE, LOGICAL_PATH, REGISTRY_PORT, SERVICE_NAME
 from mirror.modes.endpoints import Endpoint
 from mirror.modes.health import HealthMemory
 from mirror.modes.settings import RegistrySettings
@@ -33,12 +42,14 @@ from mirror.serve import (
     EmbeddedRegistry,
     Fault,
     Refuse,
+    Stall,
     TokenAuth,
 )
 from mirror.serve import User as Person
 from tests.conftest import MakeEmbeddedRegistry
 from tests.modes.replicas import ACCOUNTS, at, certificate, hasty, image, put, sites
 from tests.support.processes import free_loopback
+from tests.support.program import ROOT
 from tests.support.tls import Authority
 
 LOCAL = RegistrySettings.load({"mode": "Local"})
@@ -203,6 +214,20 @@ def test_unmanaged_images_go_by_their_real_names_too(
         assert client.exists(f"{upstream.address}/dkp/ee/install:v1.70.0")
         with pytest.raises(RouteError, match=f"below .*{upstream.address}/dkp/ee"):
             client.exists(f"{upstream.address}/dkp/ee-evil/install:v1.70.0")
+
+
+def test_an_upstream_without_a_path_has_all_but_the_root(
+    make_embedded_registry: MakeEmbeddedRegistry,
+) -> None:
+    upstream = make_embedded_registry()
+    put(upstream, "install", IMAGE, "v1.70.0")
+    section = {"imagesRepo": upstream.address, "scheme": "HTTP"}
+    settings = RegistrySettings.load({"mode": "Unmanaged", "unmanaged": section})
+    with connect(settings, options=hasty()) as client:
+        client.ping()
+        assert client.exists(f"{LOGICAL_BASE}/install:v1.70.0")
+        with pytest.raises(RouteError, match="has no path behind the host"):
+            client.exists(f"{LOGICAL_BASE}:v1.70.0")
 
 
 def test_a_login_goes_to_the_host_that_it_was_given_for(
@@ -520,3 +545,128 @@ def test_the_referrers_of_such_replicas_too(
     client = connect_local(make_replica(), make_replica())
     assert client.referrers("install", IMAGE.manifest.digest) == []
     assert client.referrers_api("install", IMAGE.manifest.digest) == []
+
+
+# -- the Service in the cluster --------------------------------------------------------------------
+
+
+@pytest.fixture
+def service(
+    make_embedded_registry: MakeEmbeddedRegistry,
+    authority: Authority,
+    monkeypatch: pytest.MonkeyPatch,
+) -> EmbeddedRegistry:
+    """Somebody behind the Service's name, which resolves as it does inside of a cluster."""
+    host = free_loopback(REGISTRY_PORT)
+    resolve = socket.getaddrinfo
+
+    def inside(name: Any, *args: Any, **kwargs: Any) -> Any:
+        return resolve(
+            host if name in (SERVICE_NAME, SERVICE_NAME.encode()) else name, *args, **kwargs
+        )
+
+    monkeypatch.setattr(socket, "getaddrinfo", inside)
+    users = {"robot": "upstream-password", "ro": "ro-password"}
+    registry = make_embedded_registry(
+        host=host,
+        port=REGISTRY_PORT,
+        tls=authority.issue("service", (SERVICE_NAME,)),
+        auth=TokenAuth({name: Person(word) for name, word in users.items()}),
+    )
+    put(registry, INSTALL, IMAGE, "v1.70.0")
+    return registry
+
+
+@pytest.mark.parametrize(
+    ("settings", "user"),
+    [
+        (
+            {
+                "mode": "Direct",
+                "direct": {
+                    "imagesRepo": "nexus.corp.example/dkp/ee",
+                    "username": "robot",
+                    "password": "upstream-password",
+                },
+            },
+            "robot",
+        ),
+        ({"mode": "Proxy", "proxy": {"imagesRepo": "nexus.corp.example/dkp/ee"}}, "ro"),
+        ({"mode": "Local"}, "ro"),
+    ],
+)
+def test_a_pod_asks_the_service_by_the_logical_address(
+    settings: dict[str, Any], user: str, service: EmbeddedRegistry, authority: Authority
+) -> None:
+    """In Direct mode the pass-through knows the upstream's own user; else it is `ro`."""
+    where = sites(authority, ())
+    with connect(RegistrySettings.load(settings), sites=where, options=hasty()) as client:
+        assert client.manifest(f"{LOGICAL_BASE}/install:v1.70.0").raw == IMAGE.manifest.raw
+        assert b"".join(client.blob("install", LAYER)) == IMAGE.layer
+    tokens = service.requests.matching(path="^/token")
+    said = {base64.b64decode(one.headers["authorization"][6:]).decode() for one in tokens}
+    assert {text.partition(":")[0] for text in said} == {user}
+
+
+# -- many threads, and the end ---------------------------------------------------------------------
+
+
+def test_closing_ends_what_is_under_way_in_other_threads(
+    make_replica: MakeReplica, connect_local: Connect
+) -> None:
+    slow = make_replica()
+    slow.faults.add(Fault(Stall(after=1000, seconds=5), method="GET", path="/blobs/", times=None))
+    client = connect_local(slow, make_replica())
+    chunks = client.blob("install", LAYER)
+    failures: list[BaseException] = []
+
+    def read() -> None:
+        try:
+            list(chunks)
+        except MirrorError as err:
+            failures.append(err)
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    while not slow.faults.struck:
+        time.sleep(0.005)
+    client.close()
+    reader.join(10)
+    assert not reader.is_alive()
+    assert [type(one) for one in failures] == [CancelledError]
+    with pytest.raises(CancelledError):
+        client.exists("install:v1.70.0")
+
+
+def test_many_threads_share_one_client(make_replica: MakeReplica, connect_local: Connect) -> None:
+    ill, well = make_replica(), make_replica()
+    ill.faults.add(Fault(Answer(503), nth=3, times=20))
+    client = connect_local(ill, well)
+
+    def read(_: int) -> bytes:
+        assert client.exists("install:v1.70.0")
+        return b"".join(client.blob("install", LAYER, size=len(IMAGE.layer)))
+
+    with ThreadPoolExecutor(8) as pool:
+        assert set(pool.map(read, range(24))) == {IMAGE.layer}
+
+
+def test_the_example_of_the_page_runs(
+    make_replica: MakeReplica,
+    authority: Authority,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    replica = make_replica()
+    page = (ROOT / "docs/modes.md").read_text(encoding="utf-8").partition("## The client")[2]
+    (block,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    (tmp_path / "module-config.yaml").write_text("mode: Local")
+    known = {
+        "masters": [replica.address.rpartition(":")[0]],
+        "caFile": str(authority.certificate),
+        "users": {"ro": "ro-password"},
+    }
+    (tmp_path / "sites.yaml").write_text(json.dumps(known))  # JSON is YAML
+    monkeypatch.chdir(tmp_path)
+    exec(compile(block, "docs/modes.md", "exec"), {})
+    assert replica.requests.sent("/blobs/") >= len(IMAGE.layer)

@@ -93,7 +93,7 @@ def test_the_example_of_settings_is_read_but_for_its_certificate(authority: Auth
 
 
 def test_the_program_of_the_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (block,) = re.findall(r"```python\n(.*?)```", DOCUMENT, re.DOTALL)
+    block, *_ = re.findall(r"```python\n(.*?)```", DOCUMENT, re.DOTALL)
     (tmp_path / "now.yaml").write_text(
         "{mode: Direct, direct: {imagesRepo: nexus.corp.example/dkp/ee}}"
     )

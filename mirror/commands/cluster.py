@@ -1,0 +1,185 @@
+"""The registry of a cluster, as `--module-config` and `--sites` describe it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from pydantic import SecretStr
+
+from mirror.commands.login import credentials_for
+from mirror.errors import ForbiddenByModeError, InputError, UnreachableError
+from mirror.modes.addressing import Plane, Role, Route, routes_for
+from mirror.modes.cluster_files import load_sites
+from mirror.modes.constants import LOGICAL_HOST, LOGICAL_PATH
+from mirror.modes.endpoints import Endpoint
+from mirror.modes.permissions import check_write, push_address
+from mirror.modes.places import Place, Places
+from mirror.modes.settings import Mode, RegistrySettings
+from mirror.modes.sites import NO_SITES, Account, Sites, User
+from mirror.oci import Repository
+from mirror.registry import ConnectionOptions, Credentials
+
+
+@dataclass(frozen=True, slots=True)
+class Reached:
+    """A registry's repository and all that is needed to speak with it."""
+
+    root: Repository
+    options: ConnectionOptions
+    credentials: Credentials | None
+
+
+@dataclass(frozen=True, slots=True)
+class Cluster:
+    """A cluster's settings, and its places as far as they are known."""
+
+    settings: RegistrySettings
+    sites: Sites
+
+    @classmethod
+    def load(cls, module_config: Path, sites_file: Path | None) -> Cluster:
+        """Read the files that a command line names.
+
+        Raises:
+            InputError: one of them cannot be read or breaks a rule.
+        """
+        settings = RegistrySettings.load(module_config)
+        return cls(settings, NO_SITES if sites_file is None else load_sites(sites_file))
+
+    def reach(
+        self,
+        registry: str | None,
+        *,
+        writes: bool,
+        login: str | None = None,
+        password: str | None = None,
+        tls_skip_verify: bool = False,
+        ca: Path | None = None,
+    ) -> Reached:
+        """The one registry that who brings images in works with.
+
+        `registry` is its logical address, its real one, or None for the root. A login that is
+        given takes the place of the one in the files; where they have none, the credentials count
+        that docker or oras stored. Of several replicas without a common push address the first
+        that answers is taken.
+
+        Raises:
+            ForbiddenByModeError: `writes`, and the mode takes nothing there.
+            RouteError: the files do not say where it is, or it is not in this cluster's registry.
+            UnreachableError: there are several replicas and none answers.
+        """
+        places = Places(self.settings, self.sites)
+        place = places.of(registry or "")
+        if writes:
+            check_write(
+                self.settings, Plane.OPERATOR, self.sites, external=place.external, action="push"
+            )
+        routes, given = self._routes(places, place, writes, login, password)
+        options = ConnectionOptions(verify=not tls_skip_verify, ca_file=ca)
+        route = _first_that_answers(routes, given, options) if len(routes) > 1 else routes[0]
+        endpoint = Endpoint.of(route, given)
+        credentials = endpoint.credentials
+        if credentials is None:
+            credentials = credentials_for(route.host, None, None)
+        return Reached(
+            Repository(route.host, route.repository), endpoint.connection(options), credentials
+        )
+
+    def replicas(
+        self,
+        *,
+        login: str | None = None,
+        password: str | None = None,
+        tls_skip_verify: bool = False,
+        ca: Path | None = None,
+    ) -> tuple[Reached, ...]:
+        """The replicas of a cluster in Local mode, one for each master, to be read and written.
+
+        The login is the one that is given, or that of `mirror-pusher`, or of `rw`.
+
+        Raises:
+            ForbiddenByModeError: in other modes there is no store to bring into line.
+            RouteError: the files do not name the masters, or none of those users.
+        """
+        mode = self.settings.mode
+        if mode is not Mode.LOCAL:
+            raise ForbiddenByModeError(
+                f"in mode {mode} the cluster has no replicas that hold images of their own; "
+                f"what it serves is in {push_address(self.settings, self.sites)}",
+                mode=mode,
+                plane=Plane.REPLICA,
+            )
+        given = None
+        if login or password:
+            given = credentials_for(f"the replicas of {LOGICAL_HOST}", login, password)
+        sites = self.sites
+        writer = sites.account(User.MIRROR_PUSHER) or sites.account(User.RW)
+        if writer is None and given is not None:
+            writer = Account(User.MIRROR_PUSHER.value, SecretStr(""))  # `given` goes before it
+        if writer is not None:
+            both = {User.MIRROR_PULLER: writer, User.MIRROR_PUSHER: writer}
+            sites = replace(sites, accounts={**sites.accounts, **both})
+        base = Repository(LOGICAL_HOST, LOGICAL_PATH)
+        options = ConnectionOptions(verify=not tls_skip_verify, ca_file=ca)
+        reached = []
+        for route in routes_for(base, self.settings, Plane.REPLICA, sites):
+            endpoint = Endpoint.of(route, given)
+            root = Repository(route.host, route.repository)
+            reached.append(Reached(root, endpoint.connection(options), endpoint.credentials))
+        return tuple(reached)
+
+    def _routes(
+        self, places: Places, place: Place, writes: bool, login: str | None, password: str | None
+    ) -> tuple[tuple[Route, ...], Credentials | None]:
+        """The ways there, and the login that takes the place of theirs."""
+        sites, plane = self.sites, Plane.OPERATOR
+        host = self.sites.public_host or LOGICAL_PATH
+        upstream = self.settings.upstream
+        if upstream is not None:
+            host = upstream.host
+        given = credentials_for(host, login, password) if login or password else None
+        if self.settings.mode is Mode.LOCAL and sites.account(User.RW) is None:
+            # What was given or stored for the push address stands in for the unknown password.
+            given = given or (credentials_for(host, None, None) if sites.public_host else None)
+            if given is not None:
+                account = Account(User.RW.value, SecretStr(""))  # `given` goes before it
+                sites = replace(sites, accounts={**sites.accounts, User.RW: account})
+            elif not writes and sites.account(User.RO) is not None and sites.masters:
+                plane = Plane.API  # to read, `ro` will do
+        routes = routes_for(places.address(place, plane), self.settings, plane, sites)
+        if plane is Plane.API:  # single replicas: the Service is for those inside
+            routes = tuple(route for route in routes if route.role is Role.MASTER)
+        return routes, given
+
+
+def _first_that_answers(
+    routes: tuple[Route, ...], given: Credentials | None, options: ConnectionOptions
+) -> Route:
+    hasty = replace(options, retries=replace(options.retries, attempts=1))
+    failures: list[str] = []
+    for route in routes:
+        try:
+            with Endpoint.of(route, given).client(hasty) as client:
+                client.ping()
+        except UnreachableError as err:
+            failures.append(f"  {err}")
+        else:
+            return route
+    hosts = ", ".join(route.host for route in routes)
+    raise UnreachableError(
+        "\n".join([f"none of {len(routes)} replicas answers:", *failures]), where=hosts
+    )
+
+
+def cluster_of(module_config: Path | None, sites_file: Path | None) -> Cluster | None:
+    """The cluster that a command line describes; None if it does not.
+
+    Raises:
+        InputError: as `Cluster.load`, or `--sites` came alone.
+    """
+    if module_config is not None:
+        return Cluster.load(module_config, sites_file)
+    if sites_file is not None:
+        raise InputError("--sites goes with --module-config FILE, which says what mode it is")
+    return None

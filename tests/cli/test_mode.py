@@ -1,0 +1,360 @@
+"""`mirror mode`: what the settings mean, how to switch, and what is missing for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import pytest
+import yaml
+
+from mirror.modes.constants import LOGICAL_BASE
+from tests.conftest import MakeEmbeddedRegistry
+from tests.modes.replicas import image, put
+from tests.support.program import call_mirror
+
+Write: TypeAlias = Callable[..., Path]
+
+UPSTREAM = "nexus.corp.example:8443/dkp/ee"
+PROXY = {
+    "mode": "Proxy",
+    "proxy": {"imagesRepo": UPSTREAM, "username": "robot", "password": "hidden-word", "ttl": "72h"},
+}
+DIRECT = {"mode": "Direct", "direct": {"imagesRepo": UPSTREAM, "license": "hidden-key"}}
+LOCAL = {"mode": "Local"}
+SITES = {
+    "masters": ["10.0.0.1", "10.0.0.2"],
+    "publicDomainTemplate": "%s.apps.corp.example",
+    "users": {"ro": "hidden-ro", "rw": "hidden-rw"},
+}
+GOOD = {
+    "bootstrapped": True,
+    "managedByDkp": True,
+    "static": True,
+    "queueEmpty": True,
+    "nodeConfigManaged": True,
+    "nodes": [
+        {
+            "name": "master-0",
+            "master": True,
+            "ready": True,
+            "schedulable": True,
+            "cri": "Containerd",
+        }
+    ],
+}
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Write:
+    """Write a document: `write(name, mapping)`."""
+
+    def one(name: str, document: Any) -> Path:
+        path = tmp_path / name
+        path.write_text(yaml.safe_dump(document), encoding="utf-8")
+        return path
+
+    return one
+
+
+# -- show ------------------------------------------------------------------------------------------
+
+
+def test_show_tells_each_planes_way_and_no_secret(write: Write) -> None:
+    files = ("--module-config", write("mc.yaml", PROXY), "--sites", write("sites.yaml", SITES))
+    text = call_mirror("mode", "show", *files).succeeded().stdout
+    for words in (
+        "Proxy",
+        LOGICAL_BASE,
+        f"https://{UPSTREAM}",
+        "robot",
+        "72 h",
+        "https://127.0.0.1:5001/system/deckhouse  (balancer, as ro; trusts the module's authority)",
+        f"external registry itself, {UPSTREAM}",
+    ):
+        assert words in text
+    document = call_mirror("mode", "show", *files, "--json").succeeded()
+    assert document.document["mode"] == "Proxy"
+    assert document.document["ttlSeconds"] == 72 * 3600
+    assert document.document["upstream"] == {
+        "address": UPSTREAM,
+        "scheme": "https",
+        "user": "robot",
+        "trust": "the system's roots",
+    }
+    api = document.document["planes"]["api"]["routes"]
+    assert [route["role"] for route in api] == ["service", "master", "master"]
+    assert {route["user"] for route in api} == {"ro"}
+    assert "hidden" not in text + document.text
+
+
+def test_show_says_what_only_the_cluster_knows(write: Write) -> None:
+    text = (
+        call_mirror("mode", "show", "--module-config", write("mc.yaml", LOCAL)).succeeded().stdout
+    )
+    assert "registry.<PUBLIC_DOMAIN>" in text
+    assert "not known: " in text
+
+
+def test_a_mistake_in_the_settings_is_told_with_its_field(write: Write) -> None:
+    wrong = {"mode": "Direct", "direct": {"imagesRepo": "x/y", "username": "u", "ttl": "1h"}}
+    call_mirror("mode", "show", "--module-config", write("mc.yaml", wrong)).failed(
+        2, "registry.direct", "password", "ttl"
+    )
+
+
+# -- resolve ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("reference", "path"),
+    [
+        (f"{LOGICAL_BASE}/install:v1.70.0", "install/manifests/v1.70.0"),
+        ("install:v1.70.0", "install/manifests/v1.70.0"),
+        ("system/deckhouse/install:v1.70.0", "install/manifests/v1.70.0"),
+        (f"install@sha256:{'a' * 64}", f"install/manifests/sha256:{'a' * 64}"),
+        (f"{LOGICAL_BASE}@sha256:{'a' * 64}", f"manifests/sha256:{'a' * 64}"),
+    ],
+)
+def test_resolve_names_the_address_on_every_plane(reference: str, path: str, write: Write) -> None:
+    files = ("--module-config", write("mc.yaml", DIRECT), "--json")
+    planes = call_mirror("mode", "resolve", reference, *files).succeeded().document["planes"]
+    first = {plane: ways["routes"][0] for plane, ways in planes.items()}
+    assert first["cri"]["address"] == f"https://nexus.corp.example:8443/v2/dkp/ee/{path}"
+    assert first["cri"]["user"] == "license-token"
+    assert first["operator"]["address"] == first["cri"]["address"]
+    assert first["api"]["address"] == (
+        f"https://registry.d8-system.svc:5001/v2/system/deckhouse/{path}"
+    )
+
+
+def test_resolve_takes_one_plane_and_repositories(write: Write) -> None:
+    files = ("--module-config", write("mc.yaml", PROXY))
+    text = call_mirror(
+        "mode", "resolve", "modules/console", *files, "--plane", "replica"
+    ).succeeded()
+    assert f"https://{UPSTREAM}/modules/console  (upstream, as robot" in text.stdout
+    assert "127.0.0.1" not in text.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["registry.d8-system.svc:5001/system/deckhouse-evil/x:v1"], ["not in this cluster's"]),
+        (["elsewhere.example/x:v1"], ["not in this cluster's registry", LOGICAL_BASE]),
+        (["install:v1", "--plane", "operator"], ["PUBLIC_DOMAIN"]),
+        (["install:"], ["tag"]),
+    ],
+)
+def test_resolve_refuses_what_leads_nowhere(
+    arguments: list[str], words: list[str], write: Write
+) -> None:
+    files = ("--module-config", write("mc.yaml", LOCAL))
+    call_mirror("mode", "resolve", *arguments, *files).failed(2, *words)
+
+
+# -- plan ------------------------------------------------------------------------------------------
+
+
+def test_a_plan_lists_its_steps_and_what_it_costs(write: Write) -> None:
+    arguments = (
+        *("--from", write("from.yaml", DIRECT), "--to", write("to.yaml", LOCAL)),
+        *("--facts", write("facts.yaml", GOOD)),
+    )
+    run = call_mirror("mode", "plan", *arguments).succeeded()
+    assert "Direct → Local" in run.stdout
+    assert "1. ContainerdConfigPreflightReady: " in run.stdout
+    assert "Still to be looked at" not in run.stdout
+    document = call_mirror("mode", "plan", *arguments, "--json").succeeded().document
+    assert document["allowed"]
+    assert [step["condition"] for step in document["steps"]][-1] == "Ready"
+
+
+def test_a_forbidden_switch_is_refused_with_the_legal_way(write: Write) -> None:
+    arguments = ("--from", write("from.yaml", LOCAL), "--to", write("to.yaml", PROXY))
+    run = call_mirror("mode", "plan", *arguments)
+    assert run.code == 1
+    for words in ("Refused", "from Local to Proxy not supported", "Local → Direct → Proxy"):
+        assert words in run.stdout
+    assert "DataLoss" in run.stdout
+    document = call_mirror("mode", "plan", *arguments, "--json").document
+    assert document["path"] == ["Direct", "Proxy"]
+    assert not document["allowed"]
+    assert document["steps"] == []
+
+
+def test_what_is_known_to_be_wrong_refuses_and_what_is_unknown_is_listed(write: Write) -> None:
+    facts = write("facts.yaml", {"static": False, "nodeConfigManaged": True})
+    arguments = ("--from", write("from.yaml", DIRECT), "--to", write("to.yaml", LOCAL))
+    run = call_mirror("mode", "plan", *arguments, "--facts", facts)
+    assert run.code == 1
+    assert "NotStatic" in run.stdout.partition("Refused")[2]
+    assert "Bootstrap" in run.stdout.partition("Still to be looked at")[2].partition("Refused")[0]
+
+
+def test_nothing_to_change_is_no_failure(write: Write) -> None:
+    arguments = ("--from", write("from.yaml", LOCAL), "--to", write("to.yaml", LOCAL))
+    assert "nothing to change" in call_mirror("mode", "plan", *arguments).succeeded().stdout
+
+
+def state(mode: str, target: str) -> dict[str, str]:
+    """The public keys of `registry-state`."""
+    return {"hash": "", "mode": mode, "target_mode": target, "conditions": "[]"}
+
+
+def test_the_state_says_where_a_cluster_is(write: Write) -> None:
+    to = ("--to", write("to.yaml", PROXY))
+    run = call_mirror("mode", "plan", "--state", write("state.yaml", state("Local", "Local")), *to)
+    assert (run.code, run.stdout.splitlines()[0]) == (1, "Local → Proxy")
+    call_mirror("mode", "plan", "--state", write("s.yaml", state("Direct", "Direct")), *to).failed(
+        2, "mode is Direct", "--from"
+    )
+    both = (
+        "--from",
+        write("from.yaml", LOCAL),
+        "--state",
+        write("s.yaml", state("Direct", "Direct")),
+    )
+    call_mirror("mode", "plan", *both, *to).failed(2, "completed last is Direct")
+    call_mirror("mode", "plan", *to).failed(2, "--from FILE", "--state FILE", "--installing")
+
+
+def test_a_switch_that_was_begun_and_not_completed_counts(write: Write) -> None:
+    """Its replicas have run: from Direct by an aborted Local there is no way on to Proxy."""
+    begun = ("--state", write("state.yaml", state("Direct", "Local")))
+    arguments = (*begun, "--from", write("from.yaml", DIRECT), "--to", write("to.yaml", PROXY))
+    run = call_mirror("mode", "plan", *arguments)
+    assert run.code == 1
+    assert "Local" in run.stdout.partition("Refused")[2]
+    other = ("--state", write("other.yaml", state("Direct", "Proxy")))
+    arguments = (*other, "--from", write("from.yaml", DIRECT), "--to", write("to.yaml", LOCAL))
+    call_mirror("mode", "plan", *arguments).failed(2, "switch to Proxy was begun", "aborted")
+    facts = write("facts.yaml", {**GOOD, "aborted": PROXY})
+    assert call_mirror("mode", "plan", *arguments, "--facts", facts).code == 1
+
+
+def test_a_cluster_that_is_being_installed_has_no_mode_yet(write: Write) -> None:
+    to = ("--to", write("to.yaml", LOCAL))
+    assert call_mirror("mode", "plan", "--installing", *to).code == 1
+    call_mirror("mode", "plan", "--installing", "--from", write("f.yaml", LOCAL), *to).failed(
+        2, "--installing excludes"
+    )
+
+
+# -- files -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("document", "words"),
+    [
+        ({"master": ["10.0.0.1"]}, ["master: Extra inputs", "masters"]),
+        ({"ca": "x", "caFile": "y"}, ["ca and caFile exclude each other"]),
+        ({"ca": "hidden-pem"}, ["ca: CA cannot be read"]),
+        ({"publicDomainTemplate": "apps.corp.example"}, ["publicDomainTemplate must have %s"]),
+        ({"users": {"root": "hidden"}}, ["users"]),
+        ({"caFile": "absent.crt"}, ["cannot read", "absent.crt"]),
+        (["masters"], ["no mapping"]),
+    ],
+)
+def test_mistakes_in_the_sites_are_told_and_never_quoted(
+    document: Any, words: list[str], write: Write
+) -> None:
+    files = ("--module-config", write("mc.yaml", LOCAL), "--sites", write("sites.yaml", document))
+    run = call_mirror("mode", "show", *files).failed(2, *words)
+    assert "hidden" not in run.text
+
+
+def test_mistakes_in_the_facts_are_told_by_their_keys(write: Write) -> None:
+    facts = write("facts.yaml", {"static": "perhaps", "nodes": [{"master": True}]})
+    to = ("--from", write("from.yaml", LOCAL), "--to", write("to.yaml", LOCAL))
+    call_mirror("mode", "plan", *to, "--facts", facts).failed(2, "static", "nodes.0.name")
+
+
+# -- check -----------------------------------------------------------------------------------------
+
+
+def test_check_finds_what_is_missing_and_what_is_there(
+    make_embedded_registry: MakeEmbeddedRegistry, write: Write, tmp_path: Path
+) -> None:
+    upstream = make_embedded_registry()
+    here, gone = image(1), image(2)
+    put(upstream, "dkp/ee", here, "v1.70.0")
+    section = {"imagesRepo": f"{upstream.address}/dkp/ee", "scheme": "HTTP"}
+    config = write("mc.yaml", {"mode": "Direct", "direct": section})
+    digests = tmp_path / "digests.txt"
+    digests.write_text(f"{here.manifest.digest}\n")
+    files = ("--module-config", config, "--digests", digests)
+    run = call_mirror("mode", "check", *files).succeeded()
+    assert "all 1 items are checked" in run.stdout
+    digests.write_text(f"{here.manifest.digest}\n{gone.manifest.digest}\n")
+    run = call_mirror("mode", "check", *files)
+    assert run.code == 4
+    assert "1 of 2 items processed, 1 items with errors" in run.stdout
+    assert str(gone.manifest.digest) in run.stdout
+    document = call_mirror("mode", "check", *files, "--json").document
+    assert not document["ready"]
+    relaxed = write("relaxed.yaml", {"mode": "Direct", "direct": {**section, "checkMode": "Relax"}})
+    tag = ("--deckhouse-image", f"{LOGICAL_BASE}:v1.70.0")
+    call_mirror("mode", "check", "--module-config", relaxed, *tag).succeeded()
+
+
+def test_check_takes_a_bundle_as_what_is_required(
+    bundle: Path, make_embedded_registry: MakeEmbeddedRegistry, write: Write
+) -> None:
+    upstream = make_embedded_registry()
+    section = {"imagesRepo": f"{upstream.address}/dkp/ee", "scheme": "HTTP"}
+    config = write("mc.yaml", {"mode": "Direct", "direct": section})
+    files = ("--module-config", config, "--inventory", bundle)
+    assert call_mirror("mode", "check", *files).code == 4
+    call_mirror("push", bundle, "--module-config", config).succeeded()
+    call_mirror("mode", "check", *files).succeeded()
+
+
+def test_check_takes_the_clusters_values(
+    make_embedded_registry: MakeEmbeddedRegistry, write: Write
+) -> None:
+    upstream = make_embedded_registry()
+    needed = image(3)
+    put(upstream, "dkp/ee", needed)
+    section = {"imagesRepo": f"{upstream.address}/dkp/ee", "scheme": "HTTP"}
+    digests = {"coreDns": {"coredns": str(needed.manifest.digest)}}
+    values = {"global": {"modulesImages": {"digests": digests}}}
+    core = {
+        "metadata": {"name": "core-dns"},
+        "properties": {"critical": True, "source": "Embedded"},
+    }
+    files = (
+        *("--module-config", write("mc.yaml", {"mode": "Direct", "direct": section})),
+        *("--values", write("values.yaml", values)),
+        *("--modules", write("modules.yaml", {"kind": "List", "items": [core]})),
+    )
+    call_mirror("mode", "check", *files).succeeded()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], ["--digests FILE", "--inventory", "--values FILE"]),
+        (["--values", "FILE"], ["--values and --modules go together"]),
+        (["--digests", "FILE", "--inventory", "FILE"], ["exclude each other"]),
+    ],
+)
+def test_check_must_be_told_what_is_required(
+    arguments: list[str], words: list[str], write: Write
+) -> None:
+    config = write("mc.yaml", DIRECT)
+    files = [config if one == "FILE" else one for one in arguments]
+    call_mirror("mode", "check", "--module-config", config, *files).failed(2, *words)
+
+
+def test_a_registry_that_cannot_be_reached_has_its_own_exit_code(
+    write: Write, tmp_path: Path
+) -> None:
+    section = {"imagesRepo": "nobody.example/dkp/ee"}
+    digests = tmp_path / "digests.txt"
+    digests.write_text(f"sha256:{'a' * 64}\n")
+    config = write("mc.yaml", {"mode": "Direct", "direct": section})
+    run = call_mirror("mode", "check", "--module-config", config, "--digests", digests)
+    assert run.code == 5
+    assert "cannot be resolved" in run.stdout

@@ -1,0 +1,309 @@
+"""`--module-config`: pull, push and verify find a cluster's registry by its own settings."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import pytest
+import yaml
+
+from mirror.bundle.reader import BundleReader
+from mirror.commands.shared import Target
+from mirror.errors import ForbiddenByModeError, IncompleteError, RouteError
+from mirror.events import ignore
+from mirror.modes.addressing import Plane
+from mirror.modes.client import connect
+from mirror.modes.cluster_files import load_sites
+from mirror.modes.constants import LOGICAL_BASE, LOGICAL_PATH, REGISTRY_PORT
+from mirror.modes.settings import RegistrySettings
+from mirror.operations import plan_pull, push, verify_registry
+from mirror.release.selection import Wishes
+from mirror.release.tree import SourceTree, TargetTree
+from mirror.serve import BasicAuth, EmbeddedRegistry, MemoryStorage, User
+from tests.conftest import MakeEmbeddedRegistry
+from tests.journey.conftest import TINY, Source, serve
+from tests.modes.replicas import certificate
+from tests.support.processes import free_loopback
+from tests.support.program import call_mirror
+from tests.support.tls import Authority
+
+Write: TypeAlias = Callable[..., Path]
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Write:
+    """Write a document: `write(name, mapping)`."""
+
+    def one(name: str, document: Any) -> Path:
+        path = tmp_path / name
+        path.write_text(yaml.safe_dump(document), encoding="utf-8")
+        return path
+
+    return one
+
+
+def module_config(registry: dict[str, Any]) -> dict[str, Any]:
+    """ModuleConfig `deckhouse` with this registry section."""
+    return {
+        "apiVersion": "deckhouse.io/v1alpha1",
+        "kind": "ModuleConfig",
+        "metadata": {"name": "deckhouse"},
+        "spec": {"version": 1, "enabled": True, "settings": {"registry": registry}},
+    }
+
+
+def upstream(mode: str, repository: str, **more: str) -> dict[str, Any]:
+    section = {"imagesRepo": repository, "scheme": "HTTP", **more}
+    return module_config({"mode": mode, mode.lower(): section})
+
+
+@pytest.fixture
+def target(make_embedded_registry: MakeEmbeddedRegistry) -> EmbeddedRegistry:
+    """A registry that only `robot` may use."""
+    return make_embedded_registry(auth=BasicAuth({"robot": User("s3cret")}))
+
+
+ROBOT = {"username": "robot", "password": "s3cret"}
+
+
+@pytest.mark.parametrize("mode", ["Unmanaged", "Direct"])
+@pytest.mark.parametrize("named", [[], [LOGICAL_BASE], ["real"]])
+def test_a_push_goes_to_the_external_registry_with_its_login(
+    mode: str, named: list[str], bundle: Path, target: EmbeddedRegistry, write: Write
+) -> None:
+    repository = f"{target.address}/dkp/ee"
+    config = write("mc.yaml", upstream(mode, repository, **ROBOT))
+    where = [repository if name == "real" else name for name in named]
+    pushed = call_mirror("push", bundle, *where, "--module-config", config, "--json").succeeded()
+    assert pushed.document["target"] == repository
+    assert "dkp/ee/install" in target.storage.repositories()
+    verified = call_mirror(
+        "verify",
+        bundle,
+        *(["--against", *where] if where else []),
+        "--module-config",
+        config,
+        "--json",
+    ).succeeded()
+    assert verified.document["ok"]
+    assert "s3cret" not in pushed.text + verified.text
+
+
+def test_a_push_into_proxy_mode_is_refused_and_told_the_way(
+    bundle: Path, target: EmbeddedRegistry, write: Write
+) -> None:
+    repository = f"{target.address}/dkp/ee"
+    config = write("mc.yaml", upstream("Proxy", repository, **ROBOT))
+    for where in ([], [LOGICAL_BASE]):
+        call_mirror("push", bundle, *where, "--module-config", config).failed(
+            2, "in mode Proxy", "read-only cache", f"external registry itself, {repository}"
+        )
+    assert len(target.requests) == 0
+    call_mirror("push", bundle, repository, "--module-config", config).succeeded()
+    call_mirror("verify", bundle, "--module-config", config).succeeded()
+
+
+def test_archives_are_pushed_without_a_folder(
+    bundle: Path, target: EmbeddedRegistry, write: Write
+) -> None:
+    config = write("mc.yaml", upstream("Direct", f"{target.address}/dkp/ee", **ROBOT))
+    archive = next(iter(sorted(bundle.glob("platform*.tar"))))
+    call_mirror("push", "--file", archive, "--module-config", config).succeeded()
+    call_mirror("push", LOGICAL_BASE, "--file", archive, "--module-config", config).succeeded()
+    call_mirror("push", "--module-config", config).failed(2, "BUNDLE_DIR")
+
+
+class Stand:
+    """A cluster in Local mode: one replica with TLS that is also the address for pushing."""
+
+    def __init__(self, registry: EmbeddedRegistry, authority: Authority, write: Write) -> None:
+        self.registry = registry
+        self.host = registry.address.rpartition(":")[0]
+        self.authority = authority
+        self.write = write
+        self.config = write("local.yaml", module_config({"mode": "Local"}))
+
+    def sites(self, **more: Any) -> Path:
+        """What is known of it."""
+        return self.write(
+            "sites.yaml",
+            {"caFile": str(self.authority.certificate), "masters": [self.host], **more},
+        )
+
+    def public(self, **more: Any) -> Path:
+        """The same with an address for pushing."""
+        return self.sites(
+            publicHost=self.registry.address,
+            publicCaFile=str(self.authority.certificate),
+            **more,
+        )
+
+
+@pytest.fixture
+def stand(
+    make_embedded_registry: MakeEmbeddedRegistry, authority: Authority, write: Write
+) -> Stand:
+    host = free_loopback(REGISTRY_PORT)
+    users = {"rw": User("rw-word"), "ro": User("ro-word", frozenset({"pull"}))}
+    registry = make_embedded_registry(
+        host=host, port=REGISTRY_PORT, tls=certificate(authority, host), auth=BasicAuth(users)
+    )
+    return Stand(registry, authority, write)
+
+
+def test_local_mode_is_pushed_to_as_rw_and_read_as_ro(bundle: Path, stand: Stand) -> None:
+    files = ("--module-config", stand.config, "--sites")
+    call_mirror("push", bundle, *files, stand.public(users={"rw": "rw-word"})).succeeded()
+    assert f"{LOGICAL_PATH}/install" in stand.registry.storage.repositories()
+    # Who knows `ro` alone asks a replica.
+    call_mirror("verify", bundle, *files, stand.sites(users={"ro": "ro-word"})).succeeded()
+    call_mirror("push", bundle, *files, stand.sites(users={"ro": "ro-word"})).failed(
+        2, "registry-user-rw"
+    )
+
+
+def test_without_a_public_domain_a_replica_that_answers_takes_the_push(
+    bundle: Path, stand: Stand
+) -> None:
+    dead = free_loopback(REGISTRY_PORT)
+    sites = stand.sites(masters=[dead, stand.host], users={"rw": "rw-word"})
+    files = ("--module-config", stand.config, "--sites", sites)
+    pushed = call_mirror("push", bundle, *files, "--json").succeeded()
+    assert pushed.document["target"] == f"{stand.registry.address}/{LOGICAL_PATH}"
+    alone = stand.sites(masters=[dead, free_loopback(REGISTRY_PORT)], users={"rw": "rw-word"})
+    call_mirror("verify", bundle, "--module-config", stand.config, "--sites", alone).failed(
+        5, "none of 2 replicas answers", dead
+    )
+
+
+def test_a_login_that_is_given_stands_in_for_the_unknown_one(bundle: Path, stand: Stand) -> None:
+    login = ("--registry-login", "rw", "--registry-password", "rw-word")
+    files = ("--module-config", stand.config, "--sites", stand.public())
+    call_mirror("push", bundle, *files, *login).succeeded()
+    call_mirror("push", bundle, *files).failed(2, "password of the registry's user rw")
+
+
+def test_local_mode_without_its_places_says_what_is_missing(bundle: Path, stand: Stand) -> None:
+    files = ("--module-config", stand.config)
+    call_mirror("push", bundle, *files).failed(2, "password", "rw is not known here")
+    nowhere = stand.write("nowhere.yaml", {"users": {"rw": "rw-word"}})
+    call_mirror("push", bundle, *files, "--sites", nowhere).failed(2, "registry.<PUBLIC_DOMAIN>")
+
+
+@pytest.fixture
+def login_source() -> Iterator[Source]:
+    """A tiny tree that only the holder of the licence key may read."""
+    auth = BasicAuth({"license-token": User("the-key")})
+    with EmbeddedRegistry(MemoryStorage(), auth=auth) as registry:
+        yield serve(TINY, registry)
+
+
+def test_a_pull_takes_the_upstream_of_the_settings(
+    login_source: Source, write: Write, tmp_path: Path
+) -> None:
+    config = write("mc.yaml", upstream("Proxy", login_source.root, license="the-key"))
+    pulled = call_mirror("pull", tmp_path / "one", "--module-config", config, "--json").succeeded()
+    assert pulled.document["source"] == login_source.root
+    assert "the-key" not in pulled.text
+    logical = call_mirror(
+        "pull",
+        tmp_path / "two",
+        "--module-config",
+        config,
+        "--source",
+        LOGICAL_BASE,
+        "--dry-run",
+        "--json",
+    ).succeeded()
+    assert logical.document["inventory"] == pulled.document["inventory"]
+    call_mirror(
+        "pull", tmp_path / "three", "--module-config", config, "--source", "elsewhere.example/x"
+    ).failed(2, "not in this cluster's registry")
+
+
+def test_a_pull_takes_what_a_local_cluster_holds(
+    bundle: Path, stand: Stand, tmp_path: Path
+) -> None:
+    files = ("--module-config", stand.config, "--sites", stand.public(users={"rw": "rw-word"}))
+    call_mirror("push", bundle, *files).succeeded()
+    pulled = call_mirror("pull", tmp_path / "back", *files, "--json").succeeded()
+    assert pulled.document["source"] == f"{stand.registry.address}/{LOGICAL_PATH}"
+    sealed = json.loads((bundle / "inventory.json").read_text())
+    assert pulled.document["platform"]["versions"]
+    assert sealed
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["push", "BUNDLE", "host/x", "--sites", "SITES"], ["--module-config"]),
+        (["push", "BUNDLE", "--module-config", "CONFIG", "--insecure"], ["--insecure", "scheme"]),
+        (["pull", "OUT", "--module-config", "CONFIG", "--insecure"], ["--insecure", "scheme"]),
+        (
+            ["push", "BUNDLE", "other.example/x", "--module-config", "CONFIG"],
+            ["other.example/x is not"],
+        ),
+        (["verify", "BUNDLE", "--deep"], ["--against"]),
+    ],
+)
+def test_options_that_contradict_each_other_are_refused(
+    arguments: list[str], words: list[str], bundle: Path, write: Write, tmp_path: Path
+) -> None:
+    places = {
+        "BUNDLE": bundle,
+        "OUT": tmp_path / "out",
+        "SITES": write("s.yaml", {}),
+        "CONFIG": write("mc.yaml", upstream("Direct", "reg.example/dkp")),
+    }
+    call_mirror(*(places.get(one, one) for one in arguments)).failed(2, *words)
+
+
+def test_the_library_takes_the_client_of_a_cluster_where_it_takes_one_of_a_registry(
+    bundle: Path, stand: Stand
+) -> None:
+    local = RegistrySettings.load(stand.config)
+    words = {"rw": "rw-word", "ro": "ro-word"}
+    where = load_sites(stand.public(users=words))
+    with (
+        connect(local, sites=where, plane=Plane.OPERATOR) as client,
+        BundleReader([bundle]) as reader,
+    ):
+        pushed = push(reader, client, TargetTree(client.root))
+        assert pushed.target == LOGICAL_BASE
+        assert plan_pull(client, SourceTree(client.root), Wishes()).inventory
+    with (
+        connect(local, sites=where, plane=Plane.API) as client,
+        BundleReader([bundle]) as reader,
+    ):
+        assert not verify_registry(reader, client, TargetTree(client.root), deep=True).findings
+        storage = stand.registry.storage
+        assert isinstance(storage, MemoryStorage)
+        storage.delete_tag(f"{LOGICAL_PATH}/install", "v1.70.0")
+        with pytest.raises(IncompleteError, match="takes nothing in; push to") as caught:
+            push(reader, client, TargetTree(client.root))
+    assert caught.value.exit_code == ForbiddenByModeError.exit_code
+
+
+def test_the_replicas_of_a_local_cluster_are_targets_each(stand: Stand) -> None:
+    access: dict[str, Any] = {
+        "login": None,
+        "password": None,
+        "modules_path_suffix": "",
+        "insecure": False,
+        "tls_skip_verify": False,
+        "ca": None,
+    }
+    sites = stand.sites(users={"rw": "rw-word"})
+    (target,) = Target.replicas(module_config=stand.config, sites_file=sites, **access)
+    assert str(target.tree.root) == f"{stand.registry.address}/{LOGICAL_PATH}"
+    with target.client(ignore) as client:
+        client.ping()
+        assert list(client.catalogue()) == []
+    direct = stand.write("direct.yaml", upstream("Direct", "reg.example/dkp"))
+    with pytest.raises(ForbiddenByModeError, match=r"no replicas .* reg.example/dkp"):
+        Target.replicas(module_config=direct, sites_file=None, **access)
+    with pytest.raises(RouteError, match="mirror-pu"):
+        Target.replicas(module_config=stand.config, sites_file=stand.sites(), **access)
