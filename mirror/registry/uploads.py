@@ -160,7 +160,7 @@ class Upload:
             except (_RestartError, DeniedError) as err:
                 _log.debug("%s: an earlier upload is gone: %s", self._where, err)
                 self._forget()
-                if self._arrived():
+                if self._arrived_after_all():
                     return _DONE
             else:
                 self._confirmed(session.offset)

@@ -200,6 +200,27 @@ def test_a_finished_upload_whose_answer_nobody_heard_is_not_sent_again(
     assert list(folder.iterdir()) == []
 
 
+@pytest.mark.parametrize("step", range(4))
+def test_a_line_that_breaks_while_an_upload_is_taken_up_costs_an_attempt(
+    client: RegistryClient, fake: FakeRegistry, fake_server: ScriptedServer, folder: Path, step: int
+) -> None:
+    interrupted(client, fake_server.host, folder)
+    if step % 2:
+        fake.sessions.clear()
+    steps = iter(range(99))
+
+    def hang_up(request: Request) -> Reply | None:
+        if next(steps) == step // 2:
+            raise Hangup
+        return None
+
+    fake.fault = hang_up
+    with UploadJournal(folder, fake_server.host) as journal:
+        client.upload("a", DIGEST, len(DATA), Source(DATA), journal=journal)
+    assert fake.blobs == {str(DIGEST): DATA}
+    assert list(folder.iterdir()) == []
+
+
 def test_a_journal_that_lies_is_found_out_by_the_registry(
     client: RegistryClient, fake: FakeRegistry, fake_server: ScriptedServer, folder: Path
 ) -> None:
