@@ -47,6 +47,7 @@ _SMALLEST_CHUNK = 64 << 10
 """What they shrink to where a registry or a proxy finds them too large."""
 _PROGRESS_BYTES = 64 << 10
 _BREAKS_BEFORE_CHUNKS = 2
+_FAULTS_OF_A_SESSION = 2
 _WANTS_CHUNKS = frozenset({405, 411, 413, 416, 501})
 """Answers to a whole blob in one PUT that a registry or a proxy before it gives for its form."""
 _WANTS_WHOLE = frozenset({400, 404, 405, 411, 415, 416, 501})
@@ -58,7 +59,8 @@ class _Session:
     """An upload under way: where it continues and how many bytes the registry has of it.
 
     `resumed`: bytes of a broken connection may be in it, so that its content is not certain.
-    `unsure`: so is how far it got; the registry has to be asked.
+    `unsure`: so is how far it got; the registry has to be asked. `faults`: how often in a row the
+    registry broke down over it.
     """
 
     location: str
@@ -66,6 +68,7 @@ class _Session:
     min_chunk: int = 0
     resumed: bool = False
     unsure: bool = False
+    faults: int = 0
 
 
 class _RestartError(Exception):
@@ -132,7 +135,7 @@ class Upload:
                         lost = f"{self._transport.host} lost the beginning of an upload"
                         self._backoff.wait(TransientFailure(restart.error, lost))
         except BaseException as err:
-            if self._journal is None or not isinstance(err, _TO_BE_CONTINUED):
+            if self._journal is None or not _to_be_continued(err):
                 self._cancel(session)
             raise
         finally:
@@ -160,7 +163,7 @@ class Upload:
             except (_RestartError, DeniedError) as err:
                 _log.debug("%s: an earlier upload is gone: %s", self._where, err)
                 self._forget()
-                if self._arrived():
+                if self._arrived_after_all():
                     return _DONE
             else:
                 self._confirmed(session.offset)
@@ -253,6 +256,7 @@ class Upload:
                     where=self._where,
                 )
             )
+        session.faults = 0
         self._confirmed(session.offset)
         self._note(session)
         if self._by_choice and self._chunk is not None:
@@ -302,6 +306,12 @@ class Upload:
                 raise
             if session is None:
                 return None
+            if session.resumed and failure.error.status == 500:
+                # Distribution that was killed may leave a session which it can never read again.
+                session.faults += 1
+                if session.faults >= _FAULTS_OF_A_SESSION:
+                    self._cancel(session)
+                    return None
             try:
                 # The answer to a completed upload may be what got lost.
                 if self._arrived():
@@ -409,8 +419,12 @@ class Upload:
 _DONE = _Session("")
 """Stands for an upload that turned out to be complete."""
 
-_TO_BE_CONTINUED = (CancelledError, UnreachableError, KeyboardInterrupt, SystemExit)
-"""What ends a run and not the upload: the next run may go on with the session."""
+
+def _to_be_continued(err: BaseException) -> bool:
+    """Whether it ends this run and not the upload: the next run may go on with the session."""
+    if isinstance(err, UnreachableError):
+        return err.status != 500  # that may be the session's own fault
+    return isinstance(err, CancelledError | KeyboardInterrupt | SystemExit)
 
 
 def _unasked(where: str) -> RegistryError:

@@ -8,8 +8,11 @@ from pathlib import Path
 import pytest
 
 from mirror.serve import Answer, BasicAuth, EmbeddedRegistry, Fault, User
+from mirror.sync import MemoryStore
 from tests.conftest import MakeEmbeddedRegistry
+from tests.support.inventories import put_image
 from tests.support.program import call_mirror
+from tests.support.tars import layout_files, tar_of
 
 WRITES = {"POST", "PUT", "PATCH", "DELETE"}
 
@@ -137,3 +140,24 @@ def test_a_state_folder_that_cannot_be_is_an_error_only_for_who_asked_for_it(
     asked.failed(1, "uploads under way cannot be written down", "--state-dir")
     run = call_mirror(*push, env={"XDG_STATE_HOME": str(tmp_path / "file")}).succeeded()
     assert "uploads under way cannot be written down" in run.stderr
+
+
+# -- archives in the older form --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("suffix", ["modules", "/my/mods"])
+def test_a_module_s_archive_of_the_older_form_goes_where_modules_go(
+    embedded_registry: EmbeddedRegistry, tmp_path: Path, suffix: str
+) -> None:
+    store = MemoryStore()
+    put_image(store, "modules/console", "v1.0.0", layers=(b"module",))
+    archive = tmp_path / "module-console.tar"
+    archive.write_bytes(tar_of(layout_files(store, "modules/console", prefix="")))
+    target = f"{embedded_registry.address}/dkp"
+    call_mirror(
+        "push", "--file", archive, target, "--insecure", "--modules-path-suffix", suffix
+    ).succeeded()
+    storage = embedded_registry.storage
+    modules = f"dkp/{suffix.strip('/')}"
+    assert list(storage.tags(f"{modules}/console")) == ["v1.0.0"]
+    assert list(storage.tags(modules)) == ["console"]  # by which a cluster finds it
