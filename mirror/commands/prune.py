@@ -42,8 +42,9 @@ def prune_command(
 ) -> None:
     """Remove from REGISTRY (host[:port]/path) what none of the kept inventories names.
 
-    Tags and manifests go, in the repositories that the registry's statements or the kept inventories
-    name, and nothing beside them. Space is freed by the registry's own garbage collector afterwards.
+    Tags and manifests go, in the repositories that the registry's statements or the kept
+    inventories name, and nothing beside them. Space is freed by the registry's own garbage
+    collector afterwards.
     """
     kept = [_kept(one) for one in keep]
     started = time.monotonic()

@@ -200,7 +200,7 @@ class Replication:
         trusted = not (self._how.full or standing.pending or standing.notices)
         if trusted and standing.current is not None and facts.published is not None:
             held = self._by_statements(facts.inventory, known)
-            if self._carry(facts, standing, held, clear=True, quick=True):
+            if self._carry(facts, standing, held, unclear=frozenset(), quick=True):
                 self._notes.extras += (
                     f"tag {path or '/'}:{tag}"
                     for path, content in sorted(known.repositories.items())
@@ -215,7 +215,8 @@ class Replication:
             held, found = self._read_and_heal(facts, found)
         for item, error in found.unclear.items():
             self._fail(str(item), error)
-        self._carry(facts, standing, held, clear=not found.unclear, quick=False)
+        unclear = frozenset(item.repository for item in found.unclear)
+        self._carry(facts, standing, held, unclear=unclear, quick=False)
         self._retract(standing, facts, held)
         self._extras(facts, known, found)
 
@@ -290,10 +291,21 @@ class Replication:
         return Ring([one.source() for one in sites if one is not self.site], facts.inventory)
 
     def _carry(
-        self, facts: Facts, standing: Standing, held: Inventory, *, clear: bool, quick: bool
+        self,
+        facts: Facts,
+        standing: Standing,
+        held: Inventory,
+        *,
+        unclear: frozenset[str],
+        quick: bool,
     ) -> bool:
-        """Carry what lacks and state it; False where statements misled a `quick` one."""
-        plan = make_plan(facts.inventory, held, stage=publication_stage)
+        """Carry what lacks and state it; False where statements misled a `quick` one.
+
+        Nothing is carried into `unclear` repositories: a refusal is no absence.
+        """
+        clear = not unclear
+        wanted = facts.inventory.filtered(lambda path: path not in unclear)
+        plan = make_plan(wanted, held, stage=publication_stage)
         if facts.failures:
             # What leads to versions waits until all of them could be read.
             plan = replace(plan, tags=plan.tags[:1] if _begins_with_images(plan) else ())

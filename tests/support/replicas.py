@@ -1,0 +1,69 @@
+"""Embedded registries as the replicas of a cluster."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+from mirror.oci import Repository
+from mirror.operations import Site
+from mirror.release.tree import TargetTree, publication_stage
+from mirror.serve import EmbeddedRegistry, MemoryStorage
+from mirror.sync import Inventory, MemoryStore, make_plan, transfer
+from mirror.sync.publish import begin, complete
+from mirror.sync.statement import REPOSITORY, Statement
+from tests.support.places import client_of, stored
+
+ROOT = "system/deckhouse"
+
+
+class Replica:
+    """An embedded registry, and the site that it is."""
+
+    def __init__(self, registry: EmbeddedRegistry, site: Site) -> None:
+        self.registry, self.site = registry, site
+
+    @property
+    def name(self) -> str:
+        """`host:port/path`, as the command line takes it."""
+        return self.site.name
+
+    @property
+    def storage(self) -> MemoryStorage:
+        """What it keeps things in."""
+        assert isinstance(self.registry.storage, MemoryStorage)
+        return self.registry.storage
+
+    def held(self) -> Inventory:
+        """What it really holds, without its statements."""
+        found = stored(self.storage, ROOT)
+        return found.filtered(lambda path: path != REPOSITORY)
+
+    def fill(self, store: MemoryStore, generation: int | None = 1) -> None:
+        """Bring all of `store` here and, with a `generation`, state it."""
+        wanted = store.inventory()
+        place = self.site.place(jobs=4)
+        transfer(make_plan(wanted, place.held(wanted), stage=publication_stage), store, place)
+        if generation is not None:
+            self.state(wanted, generation)
+        self.registry.requests.clear()
+
+    def state(self, inventory: Inventory, generation: int) -> None:
+        """Publish a statement."""
+        statement = Statement(inventory, generation, tool="tests")
+        artifact = statement.artifact()
+        begin(self.site.client, self.site.tree.locate, artifact)
+        complete(self.site.client, self.site.tree.locate, statement, artifact.manifest.digest)
+
+
+@contextmanager
+def replicas(count: int) -> Iterator[list[Replica]]:
+    """That many empty ones."""
+    with ExitStack() as opened:
+        made = []
+        for _ in range(count):
+            registry = opened.enter_context(EmbeddedRegistry(MemoryStorage()))
+            client = opened.enter_context(client_of(registry))
+            tree = TargetTree(Repository.parse(f"{registry.address}/{ROOT}"))
+            made.append(Replica(registry, Site(client, tree)))
+        yield made
