@@ -6,9 +6,11 @@ import click
 
 from mirror.commands.config import config_group
 from mirror.commands.errors import Group
+from mirror.commands.history import history_command
 from mirror.commands.inspect import inspect_command
 from mirror.commands.pull import pull_command
 from mirror.commands.push import push_command
+from mirror.commands.rollback import rollback_command
 from mirror.commands.verify import verify_command
 
 
@@ -22,5 +24,13 @@ def main() -> None:
     """
 
 
-for command in (pull_command, push_command, verify_command, inspect_command, config_group):
+for command in (
+    pull_command,
+    push_command,
+    history_command,
+    rollback_command,
+    verify_command,
+    inspect_command,
+    config_group,
+):
     main.add_command(command)

@@ -17,6 +17,8 @@ _LOGIN_FLAGS = {
     "pull": "--source-login and --source-password, or --license",
     "push": _REGISTRY_LOGIN,
     "verify": _REGISTRY_LOGIN,
+    "history": _REGISTRY_LOGIN,
+    "rollback": _REGISTRY_LOGIN,
 }
 """Command → its flags for credentials."""
 
