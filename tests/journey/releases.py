@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -77,6 +79,38 @@ def digest_of(wire: Wire, repository: str, reference: str) -> str | None:
     return None if raw is None else sha256(raw)
 
 
+class PatientWire(Wire):
+    """Asks again where a registry stumbles over itself.
+
+    `docker-registry` on a file system empties a tag's file before it writes it anew, and answers
+    500 to who reads it in between; all its clients try again. And it lists a new tag a moment
+    before that names anything.
+    """
+
+    def named(self, repository: str, tag: str) -> bytes | None:
+        """The manifest of a tag that was listed."""
+        for _ in range(50):
+            raw = self.manifest(repository, tag)
+            if raw is not None:
+                return raw
+            time.sleep(0.01)
+        return None
+
+    def _get(self, path: str) -> bytes | None:
+        for _ in range(50):
+            with suppress(AssertionError):
+                return super()._get(path)
+            time.sleep(0.01)
+        return super()._get(path)
+
+    def _head(self, path: str) -> bool:
+        for _ in range(50):
+            with suppress(AssertionError):
+                return super()._head(path)
+            time.sleep(0.01)
+        return super()._head(path)
+
+
 @dataclass
 class Reader:
     """Polls every tag of the releases below `root` in a thread, as a cluster would.
@@ -120,19 +154,20 @@ class Reader:
     def _run(self) -> None:
         try:
             with httpx.Client(base_url=self.url) as http:
-                wire = Wire(http)
+                wire = PatientWire(http)
                 while not self._stop.is_set():
                     self.poll(wire)
+                    time.sleep(0.02)  # lets the others have the processor
         except BaseException as error:
             self.wrong.append(f"the reader broke: {error!r}")
             raise
 
-    def poll(self, wire: Wire) -> None:
+    def poll(self, wire: PatientWire) -> None:
         """One look at everything."""
         for path in self._tags:
             repository = joined(self.root, path)
             for tag in wire.tags(repository):
-                raw = wire.manifest(repository, tag)
+                raw = wire.named(repository, tag)
                 if raw is None:
                     self.wrong.append(f"{path}:{tag} is listed and names nothing")
                     continue

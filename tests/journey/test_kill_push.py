@@ -13,13 +13,13 @@ import pytest
 from tests.conftest import MakeRealRegistry
 from tests.journey.releases import (
     STATEMENTS,
+    PatientWire,
     Reader,
     Release,
     digest_of,
     pull_releases,
     snapshot,
 )
-from tests.journey.wire import Wire
 from tests.support.program import RunningMirror, call_mirror
 
 
@@ -49,7 +49,7 @@ def test_a_reader_never_sees_an_incomplete_release_however_often_pushes_are_kill
         httpx.Client(base_url=registry.url) as http,
         Reader(registry.url, root, releases) as reader,
     ):
-        wire, statements = Wire(http), f"{root}/{STATEMENTS}"
+        wire, statements = PatientWire(http), f"{root}/{STATEMENTS}"
 
         def under_way() -> bool:
             pending, latest = (digest_of(wire, statements, t) for t in ("pending", "latest"))
@@ -60,7 +60,7 @@ def test_a_reader_never_sees_an_incomplete_release_however_often_pushes_are_kill
                 break
             arguments = ("push", release.bundle, f"{registry.address}/{root}", "--insecure")
             # A few attempts at each release, then one that is left alone.
-            for _ in range(dice.randint(2, 4)):
+            for _ in range(dice.randint(3, 5)):
                 begun = time.monotonic()
                 interrupted_before = under_way()
                 with RunningMirror(*arguments, "--jobs", "2") as push:
@@ -68,7 +68,7 @@ def test_a_reader_never_sees_an_incomplete_release_however_often_pushes_are_kill
                         time.sleep(dice.uniform(0.3, lasts))
                     else:
                         while push.running() and not under_way():
-                            pass
+                            time.sleep(0.005)
                         time.sleep(dice.uniform(0, 0.1))
                     died = push.stop(signal.SIGKILL).code == -signal.SIGKILL
                 killed += died
