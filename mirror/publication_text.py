@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from mirror.bundle.report_text import size_text
 from mirror.console import duration_text, table
-from mirror.operations import HistoryReport, RollbackReport
+from mirror.operations import HistoryReport, QuorumReport, RollbackReport
 from mirror.operations.history import Generation
 
 _MOST = 12
@@ -97,3 +98,27 @@ def _fate(report: RollbackReport) -> str:
     if not report.remaining:
         return ", removed"
     return " stay, as the registry cannot delete tags" if not report.removed else ", some removed"
+
+
+def quorum_summary(report: QuorumReport, elapsed_s: float) -> str:
+    """Which registries hold the release, and why the others do not."""
+    complete = sum(one.problem is None for one in report.members)
+    how_many = f"{complete} of {len(report.members)} registries"
+    number = report.published.statement.generation
+    rows = []
+    for one in report.members:
+        if one.problem is not None or one.done is None:
+            rows.append((one.target, f"FAILED: {one.problem}"))
+            continue
+        sent = f"{size_text(one.done.sent)} uploaded, {one.done.tags} tags set"
+        rows.append((one.target, f"complete, checked ({sent})"))
+    return "\n".join(
+        [
+            f"{how_many} hold the whole release ({report.quorum} had to)",
+            *table(rows),
+            "",
+            f"  generation {number}{'' if report.new else ', as before'}",
+            f"  inventory {report.published.statement.inventory.digest()}",
+            f"  done in {duration_text(elapsed_s)}",
+        ]
+    )
