@@ -12,34 +12,25 @@ The state that comes of it is a new generation: numbers only rise, so that repli
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
-from contextlib import closing
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from mirror.errors import IncompleteError, InputError, MirrorError, NotFoundError, StatementError
+from mirror.errors import NotFoundError
 from mirror.events import OnEvent, PhaseStarted, Warned
 from mirror.events import ignore as ignore_events
 from mirror.oci import Digest
-from mirror.operations.pull import tool_name
+from mirror.operations.way_back import incomplete, read_all, way_back
 from mirror.registry import RegistryClient
 from mirror.release.tree import TargetTree, publication_stage
-from mirror.sync import Inventory, InventoryBuilder, ManifestNode, Plan, PutTag, make_plan, transfer
+from mirror.sync import Inventory, Plan, PutTag, RepositoryContent, make_plan, transfer
 from mirror.sync.phase import check_unmoved
-from mirror.sync.publish import (
-    Standing,
-    begin,
-    complete,
-    generations,
-    read_generation,
-    read_standing,
-)
+from mirror.sync.publish import Standing, begin, complete, read_standing
 from mirror.sync.registry import RegistrySource, RegistryTarget
-from mirror.sync.statement import Statement, succeed
-from mirror.sync.succession import state_before
+from mirror.sync.statement import reachable
 from mirror.sync.tag_removal import deletes_tags, remove_tags
-from mirror.sync.tags import Tags, differing, laid_over, tags_of, tags_only, unaccounted
-from mirror.sync.workers import DEFAULT_JOBS, for_each
+from mirror.sync.tags import Tags, tags_of, tags_only
+from mirror.sync.workers import DEFAULT_JOBS
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,8 +111,8 @@ def rollback(
     an interrupted phase is turned back (that of a rollback: finished); without one it is the
     generation before the current one.
 
-    Everything that the tags are to lead to is asked for first. Tags that came since are deleted
-    where the registry can delete a tag and keep its manifest; elsewhere they stay.
+    Everything that the turning tags are to lead to is asked for first. Tags that came since are
+    deleted where the registry can delete a tag and keep its manifest; elsewhere they stay.
 
     Raises:
         InputError: there is no such generation to go back to.
@@ -137,12 +128,14 @@ def rollback(
     standing = read_standing(client, tree.locate)
     for notice in standing.notices:
         on_event(Warned(notice))
-    back = _way_back(client, tree, standing, to, on_event)
-    on_event(PhaseStarted(f"checking that all of generation {back.to} is there"))
+    back = way_back(client, tree, standing, to, on_event)
+    on_event(PhaseStarted("comparing tags"))
     wanted = back.wanted(source, jobs, cancel)
-    held = target.held(wanted)
-    plan = make_plan(wanted, held, stage=publication_stage)
-    _refuse_if_lost(plan, target.name, back.to)
+    tags = tags_only(tags_of(wanted))
+    held = target.held(tags)
+    plan = make_plan(tags, held, stage=publication_stage)
+    on_event(PhaseStarted(f"checking what {plan.tag_count} tags are to lead to"))
+    _refuse_if_lost(wanted, plan, source, target, back.to, jobs, cancel)
     extras = _extras(target, standing, tags_of(wanted))
     statement = back.statement(standing, wanted, tags_of(held))
     report = RollbackReport(
@@ -165,7 +158,7 @@ def rollback(
     artifact = stated.artifact()
     begin(client, tree.locate, artifact)
     on_event(PhaseStarted(f"turning {plan.tag_count} tags back"))
-    transfer(Plan(tags=plan.tags), source, target, jobs=jobs, cancel=cancel)
+    transfer(plan, source, target, jobs=jobs, cancel=cancel)
     removed: tuple[tuple[str, str], ...] = ()
     if extras and deletes_tags(client, tree.locate, stated.inventory.digest().encoded):
         on_event(PhaseStarted(f"removing {len(extras)} tags"))
@@ -176,144 +169,51 @@ def rollback(
     return replace(report, removed=removed)
 
 
-@dataclass(frozen=True, slots=True)
-class _WayBack:
-    """From `replaced` to generation `to`: `base`, and what it does not tell of its tags."""
+def _refuse_if_lost(
+    wanted: Inventory,
+    plan: Plan,
+    source: RegistrySource,
+    target: RegistryTarget,
+    to: int,
+    jobs: int,
+    cancel: threading.Event,
+) -> None:
+    """Check that all is there that the tags of `plan` are to lead to, and what no tag leads to.
 
-    to: int
-    base: Inventory
-    former: Tags
-    replaced: Statement
+    Tags that name already what they are to have shown that it is there, and stay as they are.
+    Manifests are read, so that the phase in which tags turn has nothing to do but that.
 
-    def wanted(self, source: RegistrySource, jobs: int, cancel: threading.Event) -> Inventory:
-        """All that the registry held then; what other tools set is read from it."""
-        others = differing(self.former, tags_of(self.base))
-        if not others:
-            return self.base
-        builder = InventoryBuilder()
-        builder.add_inventory(tags_only(others))
-        roots = sorted(
-            {(path, digest) for path, tags in others.items() for digest in tags.values()}
-        )
-        lost: list[tuple[str, MirrorError]] = []
-
-        def graph(root: tuple[str, Digest]) -> list[ManifestNode]:
-            nodes, pending = [], [root[1]]
-            while pending:
-                node = ManifestNode.of(source.manifest(root[0], pending.pop()))
-                nodes.append(node)
-                pending += [child.digest for child in node.children]
-            return nodes
-
-        with closing(for_each(roots, graph, jobs=jobs, cancel=cancel)) as outcomes:
-            for (path, digest), outcome in outcomes:
-                if isinstance(outcome, MirrorError):
-                    lost.append((f"manifest {path or '/'}@{digest}", outcome))
-                else:
-                    for node in outcome:
-                        builder.add_manifest(path, node)
-        if lost:
-            raise _incomplete(source.name, self.to, lost)
-        return succeed(self.base, builder.build())
-
-    def statement(self, standing: Standing, wanted: Inventory, held: Tags) -> Statement | None:
-        """What the registry is to state; None if the statement that is replaced says it already."""
-        former = unaccounted(held, *standing.known_tags())
-        same = wanted == self.replaced.inventory
-        if standing.pending is None:
-            if same and not former:
-                return None
-        else:
-            if same and self.replaced.restores == self.to:
-                return None  # the same rollback, interrupted: it goes on
-            former = laid_over(former, self.replaced.former)
-        number = standing.generation + 1
-        return Statement(wanted, number, former, restores=self.to, tool=tool_name())
-
-
-def _way_back(
-    client: RegistryClient, tree: TargetTree, standing: Standing, to: int | None, on_event: OnEvent
-) -> _WayBack:
-    """Decide where to go back to, and read what is known about it."""
-    newest = standing.newest
-    if newest is None:
-        raise NotFoundError(
-            f"registry {tree.root} states no inventory, so there is nothing to go back to; a push "
-            "writes one"
-        )
-    kept = generations(client, tree.locate)
-    current = standing.current.statement.generation if standing.current else 0
-    to = _destination(standing, current, kept) if to is None else to
-    top = newest.statement.generation
-    if to >= top:
-        raise InputError(
-            f"generation {to} is not before the current one, {top}; `mirror history` lists them"
-        )
-    base = Inventory()
-    if to > 0:
-        found = standing.current if to == current else None
-        found = found or read_generation(client, tree.locate, to)
-        if found is None:
-            raise InputError(
-                f"registry {tree.root} keeps no generation {to}, but "
-                + (", ".join(map(str, kept[-20:])) or "none at all")
+    Raises:
+        IncompleteError: something is lost or damaged.
+    """
+    needed: dict[str, set[Digest]] = {}
+    for path, content in wanted.repositories.items():
+        untagged = content.manifests.keys() - reachable(content, content.tags.values())
+        needed[path] = set(untagged)
+    for stage in plan.tags:
+        for step in stage:
+            needed[step.repository].add(step.digest)
+    needed = {path: reachable(wanted.repositories[path], roots) for path, roots in needed.items()}
+    manifests = [(path, digest) for path, digests in needed.items() for digest in sorted(digests)]
+    lost = read_all(manifests, lambda one: source.manifest(*one), jobs, cancel)[1]
+    blobs = Inventory(
+        {
+            path: RepositoryContent(
+                blobs={
+                    blob.digest: blob.size
+                    for digest in digests
+                    for blob in wanted.repositories[path].manifests[digest].blobs
+                }
             )
-        base = found.statement.inventory
-    numbers = [number for number in kept if to < number < top]
-    later = _later(client, tree, numbers, newest.statement, on_event)
-    return _WayBack(to, base, state_before(base, later), newest.statement)
-
-
-def _destination(standing: Standing, current: int, kept: Sequence[int]) -> int:
-    """Where a rollback goes that was told nothing."""
-    if standing.pending is not None:
-        restores = standing.pending.statement.restores
-        return current if restores is None else restores
-    before = [number for number in kept if number < current]
-    if not before:
-        raise InputError(
-            f"there is no generation before {current}; with --to 0 tags go back to what they named "
-            "before the first one"
-        )
-    return before[-1]
-
-
-def _later(
-    client: RegistryClient,
-    tree: TargetTree,
-    numbers: Sequence[int],
-    newest: Statement,
-    on_event: OnEvent,
-) -> Iterator[Statement]:
-    """The statements of `numbers`, one in memory at a time, and `newest`."""
-    for number in numbers:
-        try:
-            found = read_generation(client, tree.locate, number)
-        except StatementError as err:
-            on_event(Warned(f"{err}; what other tools had set before it cannot be put back"))
-            continue
-        if found is not None:
-            yield found.statement
-    yield newest
-
-
-def _refuse_if_lost(plan: Plan, name: str, to: int) -> None:
-    """Raise IncompleteError if more than tags lack."""
-    lost = [f"blob {blob.digest} in {path or '/'}" for blob in plan.blobs for path in blob.into]
-    lost += [
-        f"manifest {put.repository or '/'}@{put.digest}" for wave in plan.manifests for put in wave
-    ]
-    if lost:
-        gone = NotFoundError("is not there any more")
-        raise _incomplete(name, to, [(item, gone) for item in sorted(lost)])
-
-
-def _incomplete(name: str, to: int, lost: Sequence[tuple[str, MirrorError]]) -> IncompleteError:
-    return IncompleteError(
-        f"{name} does not hold all of generation {to} any more, so no tag was changed; push the "
-        f"bundle of that release to bring it back. {len(lost)} things lack",
-        lost,
+            for path, digests in needed.items()
+            if digests
+        }
     )
+    gone = NotFoundError("is not there any more")
+    for lacking in make_plan(blobs, target.held(blobs)).blobs:
+        lost += [(f"blob {lacking.digest} in {path or '/'}", gone) for path in lacking.into]
+    if lost:
+        raise incomplete(target.name, to, sorted(lost, key=lambda one: one[0]))
 
 
 def _extras(target: RegistryTarget, standing: Standing, wanted: Tags) -> tuple[PutTag, ...]:
