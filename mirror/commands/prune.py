@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from mirror import console_replicas
+from mirror import replicas_text
 from mirror.commands import options
 from mirror.commands.replicas import sites
 from mirror.commands.shared import show
@@ -50,7 +50,7 @@ def prune_command(
     started = time.monotonic()
     with progress(quiet=as_json) as on_event, sites([registry], on_event, **access) as opened:
         report = prune(opened[0], kept, dry_run=dry_run, jobs=jobs, on_event=on_event)
-    show(as_json, report.to_document(), console_replicas.prune_summary, report, started)
+    show(as_json, report.to_document(), replicas_text.prune_summary, report, started)
     if report.exit_code:
         click.get_current_context().exit(report.exit_code)
 

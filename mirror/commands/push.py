@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,9 @@ from mirror.commands import options
 from mirror.commands.shared import Target, show
 from mirror.errors import InputError, InvalidReferenceError
 from mirror.oci import Repository
-from mirror.operations import push
+from mirror.operations import Member, push, push_to_all
 from mirror.progress import progress
+from mirror.publication_text import quorum_summary
 
 
 @click.command("push")
@@ -33,6 +35,20 @@ from mirror.progress import progress
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="Public key (PEM) of who must have signed the bundle; nothing is pushed otherwise.",
 )
+@click.option(
+    "--replica",
+    "replicas",
+    multiple=True,
+    metavar="REGISTRY",
+    help="Another registry to bring to the same state at the same time; repeatable.",
+)
+@click.option(
+    "--quorum",
+    type=click.IntRange(min=1),
+    help="How many of REGISTRY and the replicas must hold the whole release in the end, checked; "
+    "all by default.",
+)
+@options.replica_login
 @options.tmp_dir
 @options.registry
 @options.running
@@ -41,6 +57,10 @@ def push_command(
     paths: Sequence[str],
     files: Sequence[Path],
     verify_key: Path | None,
+    replicas: Sequence[str],
+    quorum: int | None,
+    replica_login: str | None,
+    replica_password: str | None,
     tmp_dir: str | None,
     jobs: int,
     as_json: bool,
@@ -49,7 +69,8 @@ def push_command(
     """Load the bundle in BUNDLE_DIR into REGISTRY (host[:port]/path).
 
     Only what the registry lacks is sent; an interrupted push is completed by running it again.
-    Release channels turn last, when all images they lead to are there.
+    Release channels turn last, when all images they lead to are there. What the registry holds
+    then is published in it as a new generation, which `mirror rollback` can take back.
     """
     del tmp_dir
     *folders, registry = paths
@@ -61,7 +82,24 @@ def push_command(
     if not folders and not files:
         raise InputError("name the bundle to push: mirror push BUNDLE_DIR REGISTRY, or use --file")
     target = Target.of(root, **access)
+    others = _replicas(root, replicas, quorum, access, replica_login, replica_password)
     started = time.monotonic()
+    if others:
+        with (
+            progress(quiet=as_json) as on_event,
+            BundleReader([*map(Path, folders), *files]) as reader,
+            ExitStack() as clients,
+        ):
+            members = [
+                Member(clients.enter_context(one.client(on_event)), one.tree)
+                for one in (target, *others)
+            ]
+            key = verify_key.read_bytes() if verify_key is not None else None
+            result = push_to_all(
+                reader, members, quorum=quorum, key=key, jobs=jobs, on_event=on_event
+            )
+        show(as_json, result.to_document(), quorum_summary, result, started)
+        return
     with (
         progress(quiet=as_json) as on_event,
         BundleReader([*map(Path, folders), *files]) as reader,
@@ -70,6 +108,35 @@ def push_command(
         key = verify_key.read_bytes() if verify_key is not None else None
         report = push(reader, client, target.tree, key=key, jobs=jobs, on_event=on_event)
     show(as_json, report.to_document(), console.push_summary, report, started)
+
+
+def _replicas(
+    root: Repository,
+    replicas: Sequence[str],
+    quorum: int | None,
+    access: Mapping[str, Any],
+    login: str | None,
+    password: str | None,
+) -> list[Target]:
+    """The replicas, and how to reach them: as REGISTRY, but for the login, which is for one host.
+
+    Raises:
+        InputError: one is named twice, or the quorum is larger than the number of registries.
+    """
+    roots = [root, *map(Repository.parse, replicas)]
+    twice = next((one for number, one in enumerate(roots) if one in roots[:number]), None)
+    if twice is not None:
+        raise InputError(f"{twice} is named twice; every replica is another registry")
+    if quorum is not None and quorum > len(roots):
+        raise InputError(
+            f"--quorum {quorum} cannot be reached with {len(roots)} registries; name more "
+            "with --replica"
+        )
+    own = {"login": login, "password": password}
+    return [
+        Target.of(one, **{**access, **({} if one.host == root.host and login is None else own)})
+        for one in roots[1:]
+    ]
 
 
 def _last_argument(registry: str, sources: Sequence[str | Path]) -> Repository:
