@@ -350,6 +350,35 @@ def test_an_audit_tells_of_tags_that_somebody_moved_at_the_leader(two: list[Repl
     assert replica.storage.resolve(f"{ROOT}/release-channel", "alpha") == other
 
 
+def test_a_statement_that_was_damaged_is_mended_like_anything_else(two: list[Replica]) -> None:
+    leader, replica = two
+    sync_replicas(leader.site, [replica.site])
+    repository = f"{ROOT}/{REPOSITORY}"
+    published = read_standing(replica.site.client, replica.site.tree.locate).current
+    assert published is not None
+    (layer,) = published.statement.artifact().manifest.layers
+    replica.storage.delete_blob(repository, layer.digest)
+    report = sync_replicas(leader.site, [replica.site], deep=True)
+    assert report.exit_code == 0, report.failures
+    standing = read_standing(replica.site.client, replica.site.tree.locate)
+    assert (standing.current, standing.notices) == (published, ())
+
+
+def test_what_cannot_be_read_of_a_leader_that_states_nothing_is_told() -> None:
+    with replicas(2) as (leader, replica):
+        leader.fill(STORE, generation=None)
+        path = "/modules/console/manifests/"
+        leader.registry.faults.add(Fault(Answer(403), None, path, times=None))
+        report = sync_replicas(leader.site, [replica.site])
+        assert report.exit_code == DeniedError.exit_code
+        assert [one.place for one in report.failures] == [leader.name]
+        held = replica.held()
+    assert "modules/console" not in held.repositories
+    assert held.repository("security/trivy-db").tags
+    # Versions and channels wait until all images could be read.
+    assert not held.repository("release-channel").tags
+
+
 # -- pruning -------------------------------------------------------------------------------------
 
 
