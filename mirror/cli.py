@@ -7,11 +7,13 @@ import click
 from mirror.commands.config import config_group
 from mirror.commands.diff import diff_command
 from mirror.commands.errors import Group
+from mirror.commands.history import history_command
 from mirror.commands.inspect import inspect_command
 from mirror.commands.mode import mode_group
 from mirror.commands.prune import prune_command
 from mirror.commands.pull import pull_command
 from mirror.commands.push import push_command
+from mirror.commands.rollback import rollback_command
 from mirror.commands.status import status_command
 from mirror.commands.sync import sync_command
 from mirror.commands.verify import verify_command
@@ -34,6 +36,8 @@ for command in (
     status_command,
     diff_command,
     prune_command,
+    history_command,
+    rollback_command,
     verify_command,
     inspect_command,
     mode_group,

@@ -39,7 +39,7 @@ COMMAND_LINE = frozenset({"cli", "commands"})
 """The modules of the program, which nothing else imports."""
 
 DOORS = COMMAND_LINE | {
-    *("config", "console", "console_replicas", "progress"),
+    *("config", "console", "publication_text", "progress", "replicas_text"),
     *("__main__", "__init__"),
 }
 """What stands above all rooms and may use any."""
@@ -164,7 +164,7 @@ def test_nothing_imports_the_command_line() -> None:
 
 
 def test_nothing_but_the_command_line_imports_the_console() -> None:
-    consoles = {"console", "console_replicas"}
+    consoles = {"console", "publication_text", "replicas_text"}
     users = {one.room for one in imports() if one.target in consoles}
     assert users <= {"commands", *consoles}
 

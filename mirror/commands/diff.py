@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from mirror import console_replicas
+from mirror import replicas_text
 from mirror.commands import options
 from mirror.commands.replicas import sites
 from mirror.commands.shared import show
@@ -38,7 +38,7 @@ def diff_command(*, a: str, b: str, jobs: int, as_json: bool, **access: Any) -> 
         waiting = iter(opened)
         one, other = (next(waiting) if isinstance(place, str) else place for place in places)
         report = diff(one, other, jobs=jobs, on_event=on_event)
-    show(as_json, report.to_document(), console_replicas.diff_summary, report, started)
+    show(as_json, report.to_document(), replicas_text.diff_summary, report, started)
     if report.failures:
         click.get_current_context().exit(report.failures[0].error.exit_code)
     if report.difference:

@@ -21,6 +21,8 @@ _LOGIN_FLAGS = {
     "status": _REGISTRY_LOGIN,
     "prune": _REGISTRY_LOGIN,
     "verify": _REGISTRY_LOGIN,
+    "history": _REGISTRY_LOGIN,
+    "rollback": _REGISTRY_LOGIN,
 }
 """Command → its flags for credentials."""
 

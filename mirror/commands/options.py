@@ -66,6 +66,21 @@ source_login = _options(
         help="Deckhouse licence key, in place of user and password; '-' as there.",
     ),
 )
+replica_login = _options(
+    click.option(
+        "--replica-login",
+        envvar="D8_MIRROR_REPLICA_LOGIN",
+        show_envvar=True,
+        help="User of all replicas; without one, the credentials that docker or oras stored. The "
+        "registry's own login goes to no other host.",
+    ),
+    click.option(
+        "--replica-password",
+        envvar="D8_MIRROR_REPLICA_PASSWORD",
+        show_envvar=True,
+        help=_UNSEEN_HELP,
+    ),
+)
 tmp_dir = click.option("--tmp-dir", hidden=True, help="Accepted for compatibility; none is needed.")
 registry = _options(
     click.option(

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from mirror import console_replicas
+from mirror import replicas_text
 from mirror.commands import options
 from mirror.commands.replicas import sites
 from mirror.commands.shared import show
@@ -42,14 +42,15 @@ def prune_command(
 ) -> None:
     """Remove from REGISTRY (host[:port]/path) what none of the kept inventories names.
 
-    Tags and manifests go, in the repositories that the registry's statements or the kept inventories
-    name, and nothing beside them. Space is freed by the registry's own garbage collector afterwards.
+    Tags and manifests go, in the repositories that the registry's statements or the kept
+    inventories name, and nothing beside them. Space is freed by the registry's own garbage
+    collector afterwards.
     """
     kept = [_kept(one) for one in keep]
     started = time.monotonic()
     with progress(quiet=as_json) as on_event, sites([registry], on_event, **access) as opened:
         report = prune(opened[0], kept, dry_run=dry_run, jobs=jobs, on_event=on_event)
-    show(as_json, report.to_document(), console_replicas.prune_summary, report, started)
+    show(as_json, report.to_document(), replicas_text.prune_summary, report, started)
     if report.exit_code:
         click.get_current_context().exit(report.exit_code)
 

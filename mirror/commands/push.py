@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,9 @@ from mirror.commands import options
 from mirror.commands.shared import Target, show, upload_journal
 from mirror.errors import InputError, InvalidReferenceError
 from mirror.oci import Repository
-from mirror.operations import plan_push, push
+from mirror.operations import Member, plan_push, push, push_to_all
 from mirror.progress import progress
+from mirror.publication_text import quorum_summary
 
 
 @click.command("push")
@@ -53,6 +55,20 @@ from mirror.progress import progress
     show_envvar=True,
     help="Do not try whether the registry may be written to before the first byte is sent.",
 )
+@click.option(
+    "--replica",
+    "replicas",
+    multiple=True,
+    metavar="REGISTRY",
+    help="Another registry to bring to the same state at the same time; repeatable.",
+)
+@click.option(
+    "--quorum",
+    type=click.IntRange(min=1),
+    help="How many of REGISTRY and the replicas must hold the whole release in the end, checked; "
+    "all by default.",
+)
+@options.replica_login
 @options.tmp_dir
 @options.registry
 @options.cluster
@@ -65,6 +81,10 @@ def push_command(
     dry_run: bool,
     state_dir: Path | None,
     no_access_check: bool,
+    replicas: Sequence[str],
+    quorum: int | None,
+    replica_login: str | None,
+    replica_password: str | None,
     tmp_dir: str | None,
     module_config: Path | None,
     jobs: int,
@@ -77,7 +97,8 @@ def push_command(
     (registry.d8-system.svc:5001/system/deckhouse).
 
     Only what the registry lacks is sent; an interrupted push is completed by running it again.
-    Release channels turn last, when all images they lead to are there.
+    Release channels turn last, when all images they lead to are there. What the registry holds
+    then is published in it as a new generation, which `mirror rollback` can take back.
     """
     del tmp_dir
     folders, registry = _arguments(paths, files, optional=module_config is not None)
@@ -90,8 +111,26 @@ def push_command(
     if not folders and not files:
         raise InputError("name the bundle to push: mirror push BUNDLE_DIR REGISTRY, or use --file")
     target = Target.named(registry, module_config=module_config, writes=True, **access)
+    others = _replicas(target, replicas, quorum, access, replica_login, replica_password)
+    if others and dry_run:
+        raise InputError("--dry-run is for one registry at a time; leave --replica out")
     started = time.monotonic()
     key = verify_key.read_bytes() if verify_key is not None else None
+    if others:
+        with (
+            progress(quiet=as_json) as on_event,
+            BundleReader([*map(Path, folders), *files]) as reader,
+            ExitStack() as clients,
+        ):
+            members = [
+                Member(clients.enter_context(one.client(on_event)), one.tree)
+                for one in (target, *others)
+            ]
+            result = push_to_all(
+                reader, members, quorum=quorum, key=key, jobs=jobs, on_event=on_event
+            )
+        show(as_json, result.to_document(), quorum_summary, result, started)
+        return
     with (
         progress(quiet=as_json) as on_event,
         BundleReader([*map(Path, folders), *files]) as reader,
@@ -115,6 +154,37 @@ def push_command(
         show(as_json, plan.to_document(), console.push_plan_summary, plan, started)
     else:
         show(as_json, report.to_document(), console.push_summary, report, started)
+
+
+def _replicas(
+    target: Target,
+    replicas: Sequence[str],
+    quorum: int | None,
+    access: Mapping[str, Any],
+    login: str | None,
+    password: str | None,
+) -> list[Target]:
+    """The replicas, and how to reach them: as REGISTRY, but for the login, which is for one host.
+
+    Raises:
+        InputError: one is named twice, or the quorum is larger than the number of registries.
+    """
+    root = target.tree.root
+    roots = [root, *map(Repository.parse, replicas)]
+    twice = next((one for number, one in enumerate(roots) if one in roots[:number]), None)
+    if twice is not None:
+        raise InputError(f"{twice} is named twice; every replica is another registry")
+    if quorum is not None and quorum > len(roots):
+        raise InputError(
+            f"--quorum {quorum} cannot be reached with {len(roots)} registries; name more "
+            "with --replica"
+        )
+    own = {"login": login, "password": password}
+    named = {name: value for name, value in access.items() if name != "sites_file"}
+    return [
+        Target.of(one, **{**named, **({} if one.host == root.host and login is None else own)})
+        for one in roots[1:]
+    ]
 
 
 def _arguments(

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from mirror import console_replicas
+from mirror import replicas_text
 from mirror.commands import options
 from mirror.commands.replicas import sites
 from mirror.commands.shared import show
@@ -32,6 +32,6 @@ def status_command(
     started = time.monotonic()
     with progress(quiet=as_json) as on_event, sites(registries, on_event, **access) as opened:
         report = status(opened, thorough=blobs, jobs=jobs, on_event=on_event)
-    show(as_json, report.to_document(), console_replicas.status_summary, report, started)
+    show(as_json, report.to_document(), replicas_text.status_summary, report, started)
     if report.exit_code:
         click.get_current_context().exit(report.exit_code)

@@ -10,7 +10,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from mirror import console_replicas
+from mirror import replicas_text
 from mirror.commands import options
 from mirror.commands.replicas import parse_storage, sites
 from mirror.commands.shared import show
@@ -132,7 +132,7 @@ def sync_command(
             jobs=jobs,
             on_event=on_event,
         )
-    show(as_json, report.to_document(), console_replicas.sync_summary, report, started)
+    show(as_json, report.to_document(), replicas_text.sync_summary, report, started)
     if report.exit_code:
         click.get_current_context().exit(report.exit_code)
 

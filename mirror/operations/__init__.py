@@ -1,12 +1,15 @@
-"""What a person asks for, as one call each: pull, push, verify. The rooms below do the work."""
+"""What a person asks for, as one call each. The rooms below do the work."""
 
 from mirror.operations.adopt import Adoption, adopt
 from mirror.operations.diff import DiffReport, diff
+from mirror.operations.history import HistoryReport, history
 from mirror.operations.prune import PruneReport, prune
 from mirror.operations.pull import PullPlan, PullReport, plan_pull, pull
 from mirror.operations.push import PushReport, push
 from mirror.operations.push_plan import PushPlan, plan_push
+from mirror.operations.quorum import Member, QuorumReport, push_to_all
 from mirror.operations.replicate import Outcome, ReplicaResult
+from mirror.operations.rollback import RollbackReport, rollback
 from mirror.operations.sites import Site
 from mirror.operations.status import ReplicaStatus, StatusReport, status
 from mirror.operations.sync import SyncReport, sync_replicas
@@ -15,25 +18,32 @@ from mirror.operations.verify import RegistryReport, verify, verify_registry
 __all__ = [
     "Adoption",
     "DiffReport",
+    "HistoryReport",
+    "Member",
     "Outcome",
     "PruneReport",
     "PullPlan",
     "PullReport",
     "PushPlan",
     "PushReport",
+    "QuorumReport",
     "RegistryReport",
     "ReplicaResult",
     "ReplicaStatus",
+    "RollbackReport",
     "Site",
     "StatusReport",
     "SyncReport",
     "adopt",
     "diff",
+    "history",
     "plan_pull",
     "plan_push",
     "prune",
     "pull",
     "push",
+    "push_to_all",
+    "rollback",
     "status",
     "sync_replicas",
     "verify",

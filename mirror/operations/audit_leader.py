@@ -91,7 +91,7 @@ class LeaderAudit:
             return _judged(facts, found, self._place.name)
         place, how = self._place, self._how
         damaged = damage(place, found, how, self._on_event, self._cancel)
-        wanted = facts.inventory
+        wanted = facts.with_statement()
         blobs = wanted.blob_sizes()
         broken = {d: error for d, error in damaged.items() if d not in blobs}
         plan = make_plan(wanted, without_manifests(found.held, broken))
@@ -118,7 +118,7 @@ class LeaderAudit:
         broken: Mapping[Digest, MirrorError],
     ) -> tuple[Failure, ...]:
         """Replace what is damaged, and bring what is missing; `broken` are manifests."""
-        place, wanted, jobs = self._place, facts.inventory, self._how.jobs
+        place, wanted, jobs = self._place, facts.with_statement(), self._how.jobs
         ring = Ring([one.source() for one in self._others], wanted)
         healer = Healer(place, ring, self.site.files, on_event=self._on_event, cancel=self._cancel)
         healed, failures = healer.heal_blobs(damaged, wanted, jobs=jobs)
@@ -145,7 +145,7 @@ class LeaderAudit:
 
     def _survey(self, facts: Facts) -> Survey:
         return survey(
-            facts.inventory,
+            facts.with_statement() if self._how.deep else facts.inventory,
             self._place,
             thorough=self._how.deep,
             jobs=self._how.jobs,

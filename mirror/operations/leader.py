@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from mirror.errors import ConflictError, MirrorError, NotFoundError, RegistryNotFoundError
 from mirror.oci import Digest, Manifest
 from mirror.operations.sites import Site, walk_site
-from mirror.sync import Inventory
+from mirror.sync import Inventory, InventoryBuilder, ManifestNode
 from mirror.sync.publish import (
     LATEST,
     Published,
@@ -36,6 +36,15 @@ class Facts:
     artifact: Artifact | None = None
     failures: tuple[Failure, ...] = ()
 
+    def with_statement(self) -> Inventory:
+        """The inventory and the statement of it, which can be damaged like anything else."""
+        if self.artifact is None:
+            return self.inventory
+        builder = InventoryBuilder()
+        builder.add_inventory(self.inventory)
+        builder.add_manifest(REPOSITORY, ManifestNode.of(self.artifact.manifest))
+        return builder.build()
+
 
 class Leader:
     """The registry that decides. Thread-safe; asked for its digest first, the rest if needed."""
@@ -56,6 +65,11 @@ class Leader:
             number = manifest.annotations.get(GENERATION, "")
             self.digest = manifest.digest
             self.generation = int(number) if number.isascii() and number.isdigit() else None
+
+    @property
+    def unread(self) -> tuple[Failure, ...]:
+        """What of a leader that states nothing could not be read, as far as somebody asked."""
+        return self._facts.failures if self._facts else ()
 
     def facts(self) -> Facts:
         """Its inventory: what it states, else what its tags lead to.

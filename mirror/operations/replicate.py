@@ -200,7 +200,7 @@ class Replication:
         trusted = not (self._how.full or standing.pending or standing.notices)
         if trusted and standing.current is not None and facts.published is not None:
             held = self._by_statements(facts.inventory, known)
-            if self._carry(facts, standing, held, clear=True, quick=True):
+            if self._carry(facts, standing, held, unclear=frozenset(), quick=True):
                 self._notes.extras += (
                     f"tag {path or '/'}:{tag}"
                     for path, content in sorted(known.repositories.items())
@@ -215,7 +215,8 @@ class Replication:
             held, found = self._read_and_heal(facts, found)
         for item, error in found.unclear.items():
             self._fail(str(item), error)
-        self._carry(facts, standing, held, clear=not found.unclear, quick=False)
+        unclear = frozenset(item.repository for item in found.unclear)
+        self._carry(facts, standing, held, unclear=unclear, quick=False)
         self._retract(standing, facts, held)
         self._extras(facts, known, found)
 
@@ -236,10 +237,13 @@ class Replication:
         found = survey(rest, self._place, jobs=self._how.jobs, cancel=self._cancel)
         return union([known, found.held])
 
+    def _wanted(self, facts: Facts) -> Inventory:
+        return facts.with_statement() if self._how.deep else facts.inventory
+
     def _survey(self, facts: Facts, known: Inventory) -> Survey:
         self._on_event(PhaseStarted(f"{self.site.name}: comparing by digest"))
         return survey(
-            facts.inventory,
+            self._wanted(facts),
             self._place,
             also=known.repositories,
             thorough=self._how.deep,
@@ -259,11 +263,12 @@ class Replication:
                 for digest, error in sorted(damaged.items())
             )
             return found.held, replace(found, unclear={})
-        blobs = facts.inventory.blob_sizes()
+        wanted = self._wanted(facts)
+        blobs = wanted.blob_sizes()
         # Manifests follow when all blobs are there: taken for absent, they are put once more.
         self._damaged = {d: error for d, error in damaged.items() if d not in blobs}
         healer = self._healer(facts)
-        healed, failures = healer.heal_blobs(damaged, facts.inventory, jobs=self._how.jobs)
+        healed, failures = healer.heal_blobs(damaged, wanted, jobs=self._how.jobs)
         self._notes.outcome = Outcome.SYNCED
         self._notes.healed += healed
         self._notes.failures += failures
@@ -287,13 +292,24 @@ class Replication:
 
     def _ring(self, facts: Facts) -> Ring:
         sites = [self._leader.site, *self._others]
-        return Ring([one.source() for one in sites if one is not self.site], facts.inventory)
+        return Ring([one.source() for one in sites if one is not self.site], self._wanted(facts))
 
     def _carry(
-        self, facts: Facts, standing: Standing, held: Inventory, *, clear: bool, quick: bool
+        self,
+        facts: Facts,
+        standing: Standing,
+        held: Inventory,
+        *,
+        unclear: frozenset[str],
+        quick: bool,
     ) -> bool:
-        """Carry what lacks and state it; False where statements misled a `quick` one."""
-        plan = make_plan(facts.inventory, held, stage=publication_stage)
+        """Carry what lacks and state it; False where statements misled a `quick` one.
+
+        Nothing is carried into `unclear` repositories: a refusal is no absence.
+        """
+        clear = not unclear
+        wanted = self._wanted(facts).filtered(lambda path: path not in unclear)
+        plan = make_plan(wanted, held, stage=publication_stage)
         if facts.failures:
             # What leads to versions waits until all of them could be read.
             plan = replace(plan, tags=plan.tags[:1] if _begins_with_images(plan) else ())
@@ -421,7 +437,9 @@ class Replication:
         """Find what the leader does not have, and remove it if that was asked for."""
         wanted = facts.inventory
         extra = {
-            path: tags - wanted.repository(path).tags.keys() for path, tags in found.listed.items()
+            path: tags - wanted.repository(path).tags.keys()
+            for path, tags in found.listed.items()
+            if path != REPOSITORY
         }
         scope = frozenset({*wanted.repositories, *known.repositories})
         beyond = walk(

@@ -109,9 +109,12 @@ def sync_replicas(
     After `deadline_s` seconds what is not finished is stopped, and the clients of those sites are
     closed.
 
+    A statement of the leader that cannot be read is a failure of every replica.
+
     Raises:
         InputError: the leader is among the replicas, or there is none.
-        UnreachableError, DeniedError, StatementError, NotFoundError, ConflictError: of the leader.
+        UnreachableError, DeniedError: the leader does not answer.
+        NotFoundError, ConflictError: `leader` is None, and none can be chosen.
         CancelledError: `cancel` was set.
     """
     cancel = cancel or threading.Event()
@@ -168,7 +171,7 @@ def sync_replicas(
         dry_run,
         tuple(results),
         checked,
-        unasked,
+        unasked if how.full else (*unasked, *head.unread),
     )
 
 

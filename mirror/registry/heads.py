@@ -7,9 +7,12 @@ the connection's stream by the trace extension, httpcore's way to tell which ste
 
 from __future__ import annotations
 
+import socket
 import threading
 import time
+import weakref
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any, TypeAlias
 
 import httpx
@@ -30,12 +33,44 @@ class _Waiting(threading.local):
 _waiting = _Waiting()
 
 
-def deadline_for_head(limit_s: float) -> Trace:
-    """For one request: httpx.ReadTimeout unless the head is whole `limit_s` after its sending."""
+class Sockets:
+    """The sockets of one client's connections. Thread-safe.
+
+    Closing a socket does not wake a thread that waits to read from it; shutting it down does.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._open: weakref.WeakSet[socket.socket] = weakref.WeakSet()  # under the lock
+
+    def add(self, stream: Any) -> None:
+        """Remember the socket of a connection that was just opened."""
+        found = stream.get_extra_info("socket")
+        if isinstance(found, socket.socket):
+            with self._lock:
+                self._open.add(found)
+
+    def shut(self) -> None:
+        """End every connection, whatever waits for it."""
+        with self._lock:
+            sockets = list(self._open)
+        for one in sockets:
+            with suppress(OSError):  # closed already
+                # Not TLS's own, which would touch what another thread reads with.
+                socket.socket.shutdown(one, socket.SHUT_RDWR)
+
+
+def deadline_for_head(limit_s: float, sockets: Sockets | None = None) -> Trace:
+    """For one request: httpx.ReadTimeout unless the head is whole `limit_s` after its sending.
+
+    Connections that are opened for it are added to `sockets`.
+    """
 
     def trace(step: str, about: Mapping[str, Any]) -> None:
         if step.endswith(_OPENED):
             _bound(about["return_value"])
+            if sockets is not None:
+                sockets.add(about["return_value"])
         elif step == f"{_AWAITED}.started":
             _waiting.until = time.monotonic() + limit_s
         elif step.startswith(_AWAITED):

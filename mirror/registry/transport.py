@@ -24,7 +24,7 @@ from mirror.registry.addresses import Home, path_of
 from mirror.registry.auth import Authenticator, Credentials
 from mirror.registry.challenges import parse_challenges
 from mirror.registry.connections import http_client
-from mirror.registry.heads import deadline_for_head
+from mirror.registry.heads import Sockets, deadline_for_head
 from mirror.registry.options import ConnectionOptions
 from mirror.registry.retry import Backoff, TransientFailure
 from mirror.registry.scopes import Scopes
@@ -77,6 +77,7 @@ class Transport:
         self.base = f"{options.scheme}://{_ALIASES.get(host, host)}"
         self._home = Home(host, self.base)
         self._closed = threading.Event()
+        self._sockets = Sockets()
         self._client = http_client(options)
         self._auth = Authenticator(
             host,
@@ -88,6 +89,7 @@ class Transport:
     def close(self) -> None:
         """End all connections; requests under way fail with CancelledError."""
         self._closed.set()
+        self._sockets.shut()
         self._client.close()
 
     def __enter__(self) -> Transport:
@@ -330,7 +332,9 @@ class Transport:
                 content=content,
                 timeout=timeout,
                 extensions={
-                    "trace": deadline_for_head(answer_timeout_s or options.stall_timeout_s)
+                    "trace": deadline_for_head(
+                        answer_timeout_s or options.stall_timeout_s, self._sockets
+                    )
                 },
             )
             response = self._client.send(request, stream=True, follow_redirects=False)

@@ -79,7 +79,7 @@ def differ(ours: Inventory, theirs: Inventory) -> Difference:
     named = {(one.repository, one.ours) for one in tags} | {
         (one.repository, one.theirs) for one in tags
     }
-    our_blobs, their_blobs = ours.blob_sizes(), theirs.blob_sizes()
+    our_blobs, their_blobs = _blobs(ours), _blobs(theirs)
     return Difference(
         tuple(tags),
         tuple(_untold(ours, theirs, named)),
@@ -134,6 +134,14 @@ def _untold(
                     told.add(child.digest)
                     pending.append(child.digest)
         yield from ((path, digest) for digest in sorted(beyond - told))
+
+
+def _blobs(inventory: Inventory) -> Mapping[Digest, int]:
+    """Every distinct blob, in no order: sorting them would take most of the time."""
+    sizes: dict[Digest, int] = {}
+    for content in inventory.repositories.values():
+        sizes.update(content.blobs)
+    return sizes
 
 
 def _bytes_beyond(ours: Mapping[Digest, int], theirs: Mapping[Digest, int]) -> int:

@@ -125,6 +125,22 @@ def generations(client: RegistryWriter, locate: Locate) -> list[int]:
     return sorted(int(found[1]) for tag in tags if (found := _GENERATION_TAG.fullmatch(tag)))
 
 
+def read_generation(client: RegistryWriter, locate: Locate, generation: int) -> Published | None:
+    """The statement of a generation; None if the registry keeps none.
+
+    Raises:
+        StatementError: it is none, or that of another generation.
+        InputError: it is of a newer schema.
+    """
+    tag = generation_tag(generation)
+    found = read_statement(client, locate, tag)
+    if found is not None and found.statement.generation != generation:
+        raise StatementError(
+            f"{client.host}/{locate(REPOSITORY)}:{tag} is generation {found.statement.generation}"
+        )
+    return found
+
+
 def read_standing(client: RegistryWriter, locate: Locate) -> Standing:
     """Both statements of a registry, and whether a phase was interrupted.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Literal
@@ -135,6 +135,23 @@ def _questions(
     yield from (_Question(path, blob=digest) for digest in content.blobs)
 
 
+_Answer = Digest | int | None
+"""The digest that a tag or manifest has there, or a blob's size; None if it is absent."""
+
+
+def _left_open(answered: Sequence[tuple[_Question, _Answer]], wanted: Inventory) -> list[_Question]:
+    """Wanted manifests for which a tag was to answer, where none of their tags names them."""
+    proved = {(question.path, answer) for question, answer in answered}
+    found = {}
+    for question, _ in answered:
+        if isinstance(question.manifest, str) and question.blob is None:
+            content = wanted.repository(question.path)
+            digest = content.tags[question.manifest]
+            if digest in content.manifests and (question.path, digest) not in proved:
+                found[question.path, digest] = _Question(question.path, digest)
+    return list(found.values())
+
+
 def _note(
     builder: InventoryBuilder,
     question: _Question,
@@ -249,17 +266,21 @@ class RegistryTarget:
         self, builder: InventoryBuilder, wanted: Inventory, questions: Iterable[_Question]
     ) -> bool:
         """Ask, add to `builder` what is there; whether anything is."""
-        asked = list(questions)
-        answers = gather(asked, self._ask, jobs=self._jobs, cancel=self._cancel)
-        for question, answer in zip(asked, answers, strict=True):
+        answered = self._answers(list(questions))
+        # Of manifests whose tags turned out to name others nothing is known yet.
+        answered += self._answers(_left_open(answered, wanted))
+        for question, answer in answered:
             if answer is not None:
                 _note(builder, question, answer, wanted.repository(question.path))
                 if question.blob is not None:
                     self._over(question.path, question.blob)
-        return any(answer is not None for answer in answers)
+        return any(answer is not None for _, answer in answered)
 
-    def _ask(self, question: _Question) -> Digest | int | None:
-        """The digest that a tag or manifest has there, or a blob's size; None if it is absent."""
+    def _answers(self, questions: Sequence[_Question]) -> list[tuple[_Question, _Answer]]:
+        answers = gather(questions, self._ask, jobs=self._jobs, cancel=self._cancel)
+        return list(zip(questions, answers, strict=True))
+
+    def _ask(self, question: _Question) -> _Answer:
         repository = self.locate(question.path)
         if question.blob is not None:
             return self.client.blob_size(repository, question.blob)

@@ -20,12 +20,12 @@ def next_statement(
     """What the registry states once all of `pushed` has come; None if it states that already.
 
     `held` is what was there before, tags above all. The generation rises by one, and lies above
-    `above`.
+    `above`: the highest of a replica that states something else.
     """
     before = standing.newest.statement.inventory if standing.newest else Inventory()
     inventory = succeed(before, pushed)
     former = unaccounted(tags_of(held), *standing.known_tags())
-    if standing.newest and inventory == before and not former and above <= standing.generation:
+    if standing.newest and inventory == before and not former and above < standing.generation:
         return None
     return Statement(inventory, max(standing.generation, above) + 1, former, tool=tool)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 from mirror.oci import Digest
 from mirror.sync.inventory import Inventory, RepositoryContent
@@ -44,3 +45,28 @@ def unaccounted(held: Tags, *known: Tags) -> Tags:
     for one in known:
         held = differing(held, one)
     return held
+
+
+@dataclass(frozen=True, slots=True)
+class TagChanges:
+    """What became of tags from one state to the next: (repository, tag), sorted."""
+
+    added: tuple[tuple[str, str], ...] = ()
+    changed: tuple[tuple[str, str], ...] = ()
+    removed: tuple[tuple[str, str], ...] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.added or self.changed or self.removed)
+
+
+def changes(before: Tags, after: Tags) -> TagChanges:
+    """What `after` has new, otherwise, and no longer."""
+    old, new = (
+        {(path, tag): digest for path, tags in state.items() for tag, digest in tags.items()}
+        for state in (before, after)
+    )
+    return TagChanges(
+        tuple(sorted(new.keys() - old.keys())),
+        tuple(sorted(one for one in new.keys() & old.keys() if new[one] != old[one])),
+        tuple(sorted(old.keys() - new.keys())),
+    )

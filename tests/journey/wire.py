@@ -45,6 +45,10 @@ class Wire:
         found = self._get("/v2/_catalog?n=1000")
         return sorted(json.loads(found or b"")["repositories"])
 
+    def has(self, repository: str, kind: str, digest: str) -> bool:
+        """Whether one of the `blobs` or `manifests` of a repository is there."""
+        return self._head(f"/v2/{repository}/{kind}/{digest}")
+
     def dangling(self, repository: str) -> list[str]:
         """What a tag of the repository reaches and the repository does not have."""
         missing = []

@@ -130,6 +130,10 @@ class RunningMirror:
         """Its process id."""
         return self._process.pid
 
+    def running(self) -> bool:
+        """Whether it is under way still."""
+        return self._process.poll() is None
+
     def wait_until(self, condition: Callable[[], bool]) -> None:
         """Wait until `condition` holds; the process must be running all the while."""
         deadline = time.monotonic() + _TIMEOUT_S

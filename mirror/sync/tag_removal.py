@@ -1,0 +1,92 @@
+"""Removing tags, and nothing but tags, from registries that can."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Sequence
+from contextlib import closing, suppress
+from itertools import groupby
+
+from mirror.errors import MirrorError, RegistryError, RegistryNotFoundError, UnreachableError
+from mirror.events import OnEvent, Warned
+from mirror.events import ignore as ignore_events
+from mirror.oci import Descriptor, Digest, Manifest
+from mirror.oci.manifest import descriptor_json
+from mirror.oci.media_types import OCI_EMPTY, OCI_MANIFEST
+from mirror.registry import RegistryClient
+from mirror.sync.plan import PutTag, TagStage
+from mirror.sync.registry import Locate, RegistryTarget
+from mirror.sync.statement import EMPTY_CONFIG, REPOSITORY
+from mirror.sync.workers import DEFAULT_JOBS, for_each
+
+_PROBE_TYPE = "application/vnd.deckhouse.mirror.probe.v1"
+
+
+def deletes_tags(client: RegistryClient, locate: Locate, tag: str) -> bool:
+    """Whether the registry deletes a tag when asked to, and keeps the manifest that it named.
+
+    Most of those that cannot refuse, but some would delete the manifest, with all its other tags.
+    So it is tried on a manifest of our own, beside the statements, under `tag`, which is left to
+    name that manifest where it cannot be deleted: name one that is about to be set anyway.
+    """
+    repository = locate(REPOSITORY)
+    size = len(EMPTY_CONFIG)
+    empty = descriptor_json(Descriptor(OCI_EMPTY, Digest.of(EMPTY_CONFIG), size))
+    document = {
+        "schemaVersion": 2,
+        "mediaType": OCI_MANIFEST,
+        "artifactType": _PROBE_TYPE,
+        "config": empty,
+        "layers": [empty],
+    }
+    probe = Manifest.parse(json.dumps(document, separators=(",", ":")).encode())
+    client.put_manifest(repository, tag, probe)
+    try:
+        client.delete_tag(repository, tag)
+        kept = client.resolve(repository, probe.digest) is not None
+        gone = client.resolve(repository, tag) is None
+    except UnreachableError:
+        raise
+    except RegistryError:
+        return False
+    finally:
+        with suppress(RegistryError):  # a few bytes, where even that is not allowed
+            client.delete_manifest(repository, probe.digest)
+    return kept and gone
+
+
+def remove_tags(
+    target: RegistryTarget,
+    tags: Sequence[PutTag],
+    *,
+    stage: TagStage,
+    jobs: int = DEFAULT_JOBS,
+    on_event: OnEvent = ignore_events,
+    cancel: threading.Event | None = None,
+) -> tuple[tuple[str, str], ...]:
+    """Delete tags of a registry that `deletes_tags`, the last stage of `stage` first.
+
+    Returns those that are gone, as (repository, tag); of others it is warned.
+
+    Raises:
+        CancelledError: `cancel` was set.
+    """
+
+    def remove(step: PutTag) -> None:
+        with suppress(RegistryNotFoundError):
+            target.client.delete_tag(target.locate(step.repository), step.tag)
+
+    def stage_of(step: PutTag) -> int:
+        return stage(step.repository, step.tag)
+
+    gone: list[tuple[str, str]] = []
+    for _, steps in groupby(sorted(tags, key=stage_of, reverse=True), stage_of):
+        with closing(for_each(list(steps), remove, jobs=jobs, cancel=cancel)) as outcomes:
+            for step, outcome in outcomes:
+                if isinstance(outcome, MirrorError):
+                    name = f"{step.repository or '/'}:{step.tag}"
+                    on_event(Warned(f"{target.name}: tag {name} could not be removed: {outcome}"))
+                else:
+                    gone.append((step.repository, step.tag))
+    return tuple(sorted(gone))

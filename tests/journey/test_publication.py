@@ -1,0 +1,484 @@
+"""What a push publishes, and how an earlier release comes back: on real and embedded registries."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from mirror.bundle.reader import BundleReader
+from mirror.errors import ConflictError
+from mirror.oci import Repository
+from mirror.operations import push
+from mirror.registry import ConnectionOptions, RegistryClient
+from mirror.release.discovery import discovery_images
+from mirror.release.tree import TargetTree
+from mirror.serve import Answer, EmbeddedRegistry, Fault
+from mirror.sync import MemoryStore, make_plan, transfer, union
+from mirror.sync.publish import generations, read_statement, statement_digest
+from mirror.sync.registry import RegistryTarget, below
+from tests.conftest import MakeRealRegistry
+from tests.journey.releases import STATEMENTS, Release, pull_releases, snapshot
+from tests.journey.wire import Wire
+from tests.support.inventories import put_image
+from tests.support.program import Finished, call_mirror
+from tests.support.real_registry import RealRegistry
+
+ROOT = "dkp/ee"
+LOCATE = below(ROOT)
+CHANNEL = "/release-channel/manifests/(alpha|beta|early-access|stable|rock-solid)\\b"
+
+
+@pytest.fixture(scope="module")
+def releases(
+    _this_machine_only: None, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Release, ...]:
+    return pull_releases(tmp_path_factory.mktemp("releases"))
+
+
+class Place:
+    """A registry to push to, by the program and on the wire."""
+
+    def __init__(self, address: str, http: httpx.Client) -> None:
+        self.address, self.wire = address, Wire(http)
+        self.client = RegistryClient(address, options=ConnectionOptions(plain_http=True))
+
+    def run(self, command: str, *args: str | Path, bundle: Path | None = None) -> Finished:
+        before = (bundle,) if bundle else ()
+        return call_mirror(
+            command, *before, f"{self.address}/{ROOT}", "--insecure", "--json", *args
+        )
+
+    def push(self, release: Release) -> Finished:
+        return self.run("push", bundle=release.bundle)
+
+    def tags(self) -> dict[str, dict[str, str]]:
+        return snapshot(self.wire, ROOT)
+
+    def generation(self) -> int:
+        published = read_statement(self.client, LOCATE)
+        assert published is not None
+        return published.statement.generation
+
+    def put(self, store: MemoryStore) -> None:
+        """What some other tool would push."""
+        wanted = store.inventory()
+        target = RegistryTarget(self.client, LOCATE)
+        transfer(make_plan(wanted, target.held(wanted)), store, target)
+
+
+def place_at(registry: RealRegistry | EmbeddedRegistry) -> Iterator[Place]:
+    with httpx.Client(base_url=f"http://{registry.address}") as http:
+        place = Place(registry.address, http)
+        with place.client:
+            yield place
+
+
+@pytest.fixture
+def real(real_registry: RealRegistry) -> Iterator[Place]:
+    yield from place_at(real_registry)
+
+
+@pytest.fixture
+def embedded(embedded_registry: EmbeddedRegistry) -> Iterator[Place]:
+    yield from place_at(embedded_registry)
+
+
+@pytest.fixture(params=["real", "embedded"])
+def place(request: pytest.FixtureRequest) -> Iterator[Place]:
+    kind = "real_registry" if request.param == "real" else "embedded_registry"
+    yield from place_at(request.getfixturevalue(kind))
+
+
+# -- stating ---------------------------------------------------------------------------------------
+
+
+def test_a_push_states_all_that_it_brought_and_the_index(
+    real: Place, releases: tuple[Release, ...]
+) -> None:
+    document = real.push(releases[0]).succeeded().document
+    published = read_statement(real.client, LOCATE)
+    assert published is not None
+    with BundleReader([releases[0].bundle]) as reader:
+        bundle = reader.inventory()
+    assert published.statement.inventory == union([bundle, discovery_images(bundle).inventory()])
+    assert document["published"] == {
+        "generation": 1,
+        "inventory": str(published.statement.inventory.digest()),
+        "digest": str(published.digest),
+        "new": True,
+    }
+    hex_tag = published.statement.inventory.digest().encoded
+    tags = {"latest", "pending", "generation-1", hex_tag}
+    assert set(real.wire.tags(f"{ROOT}/{STATEMENTS}")) == tags
+    for tag in tags:
+        assert statement_digest(real.client, LOCATE, tag) == published.digest
+
+
+def test_the_same_push_again_states_nothing_new(real: Place, releases: tuple[Release, ...]) -> None:
+    first = real.push(releases[0]).succeeded().document["published"]
+    before = real.wire.tags(f"{ROOT}/{STATEMENTS}")
+    again = real.push(releases[0]).succeeded().document
+    assert again["published"] == {**first, "new": False}
+    assert real.wire.tags(f"{ROOT}/{STATEMENTS}") == before
+
+
+def test_two_registries_with_the_same_pushes_state_the_same_bytes(
+    make_real_registry: MakeRealRegistry, releases: tuple[Release, ...]
+) -> None:
+    digests = set()
+    for _ in range(2):
+        for place in place_at(make_real_registry()):
+            for release in releases[:2]:
+                place.push(release).succeeded()
+            digests.add(statement_digest(place.client, LOCATE))
+    assert len(digests) == 1
+
+
+def test_parts_of_a_bundle_add_up_to_the_whole(
+    make_real_registry: MakeRealRegistry, releases: tuple[Release, ...]
+) -> None:
+    archives = sorted(releases[0].bundle.glob("*.tar"))
+    assert len(archives) > 2
+    for parts in place_at(make_real_registry()):
+        stated = [
+            parts.run("push", "--file", archive).succeeded().document["published"]["new"]
+            for archive in archives
+        ]
+        assert parts.generation() == stated.count(True) >= 4  # one has what another had
+        by_parts = read_statement(parts.client, LOCATE)
+    for whole in place_at(make_real_registry()):
+        whole.push(releases[0]).succeeded()
+        at_once = read_statement(whole.client, LOCATE)
+    assert by_parts is not None
+    assert at_once is not None
+    assert by_parts.statement.inventory == at_once.statement.inventory
+
+
+def test_a_verification_does_not_mind_the_statements(
+    real: Place, releases: tuple[Release, ...]
+) -> None:
+    for release in releases[:2]:
+        real.push(release).succeeded()
+    against = ("--against", f"{real.address}/{ROOT}", "--insecure", "--deep")
+    call_mirror("verify", releases[1].bundle, *against).succeeded()
+
+
+def test_a_statement_that_was_damaged_is_written_anew_with_a_higher_generation(
+    real_registry: RealRegistry, real: Place, releases: tuple[Release, ...]
+) -> None:
+    real.push(releases[0]).succeeded()
+    real.push(releases[1]).succeeded()
+    artifact = json.loads(real.wire.manifest(f"{ROOT}/{STATEMENTS}", "latest") or b"")
+    real_registry.blob_path(artifact["layers"][0]["digest"]).write_bytes(b"{}")
+    run = real.push(releases[2]).succeeded()
+    assert "latest cannot be read" in run.stderr
+    assert run.document["published"]["generation"] == 3
+    assert generations(real.client, LOCATE) == [1, 2, 3]
+
+
+def test_a_push_that_cannot_bring_everything_states_nothing(
+    embedded_registry: EmbeddedRegistry, embedded: Place, releases: tuple[Release, ...]
+) -> None:
+    embedded.push(releases[0]).succeeded()
+    before = embedded.tags()
+    embedded_registry.faults.add(Fault(Answer(400), "POST", "/blobs/uploads/", nth=3, times=None))
+    embedded.push(releases[1]).failed(1, "could not be brought")
+    assert embedded.generation() == 1
+    assert embedded.tags() == before
+
+
+# -- the phase -------------------------------------------------------------------------------------
+
+
+def interrupt(registry: EmbeddedRegistry, place: Place, release: Release) -> None:
+    """Push, and have the registry refuse the channels."""
+    registry.faults.add(Fault(Answer(400), "PUT", CHANNEL, nth=3, times=None))
+    place.push(release).failed(1, "could not be brought")
+    registry.faults.clear()
+
+
+def test_a_phase_that_was_interrupted_is_finished_by_the_next_push(
+    embedded_registry: EmbeddedRegistry, embedded: Place, releases: tuple[Release, ...]
+) -> None:
+    embedded.push(releases[0]).succeeded()
+    interrupt(embedded_registry, embedded, releases[1])
+    pending = statement_digest(embedded.client, LOCATE, "pending")
+    assert pending not in (None, statement_digest(embedded.client, LOCATE))
+
+    again = embedded.push(releases[1]).succeeded().document["published"]
+    assert (again["generation"], again["digest"]) == (2, str(pending))
+    assert statement_digest(embedded.client, LOCATE) == pending
+    for path, tags in releases[1].tags().items():
+        assert embedded.tags()[path].items() >= tags.items()
+
+
+def test_another_push_finishes_it_too_before_its_own(
+    embedded_registry: EmbeddedRegistry, embedded: Place, releases: tuple[Release, ...]
+) -> None:
+    embedded.push(releases[0]).succeeded()
+    interrupt(embedded_registry, embedded, releases[1])
+    assert embedded.push(releases[2]).succeeded().document["published"]["generation"] == 3
+    assert generations(embedded.client, LOCATE) == [1, 2, 3]
+    statement = read_statement(embedded.client, LOCATE)
+    assert statement is not None
+    held = {path: dict(tags) for path, tags in embedded.tags().items()}
+    stated = {
+        path: {tag: str(digest) for tag, digest in content.tags.items()}
+        for path, content in statement.statement.inventory.repositories.items()
+        if content.tags
+    }
+    assert held == stated
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_a_phase_that_was_interrupted_is_turned_back_by_a_rollback(
+    embedded_registry: EmbeddedRegistry,
+    embedded: Place,
+    releases: tuple[Release, ...],
+    first: bool,
+) -> None:
+    if not first:
+        embedded.push(releases[0]).succeeded()
+    before = embedded.tags()
+    interrupt(embedded_registry, embedded, releases[1])
+    assert embedded.tags() != before
+    shown = embedded.run("history").succeeded().document
+    assert shown["interrupted"] == (1 if first else 2)
+
+    document = embedded.run("rollback").succeeded().document
+    assert (document["interrupted"], document["restored"]) == (True, 0 if first else 1)
+    assert embedded.tags() == before
+    assert embedded.generation() == (2 if first else 3)
+    assert embedded.run("history").succeeded().document["interrupted"] is None
+
+
+def test_an_interrupted_rollback_goes_on_when_it_is_run_again(
+    embedded_registry: EmbeddedRegistry, embedded: Place, releases: tuple[Release, ...]
+) -> None:
+    embedded.push(releases[0]).succeeded()
+    before = embedded.tags()
+    embedded.push(releases[1]).succeeded()
+    embedded_registry.faults.add(Fault(Answer(400), "PUT", CHANNEL, nth=3, times=None))
+    embedded.run("rollback").failed(1)
+    embedded_registry.faults.clear()
+    document = embedded.run("rollback").succeeded().document
+    assert (document["restored"], document["generation"]) == (1, 3)
+    assert embedded.tags() == before
+
+
+def test_tags_that_somebody_else_moves_during_a_push_are_not_overwritten(
+    embedded_registry: EmbeddedRegistry, embedded: Place, releases: tuple[Release, ...]
+) -> None:
+    """The push has seen the channel; then, while its blobs travel, another tool turns it."""
+    embedded.push(releases[0]).succeeded()
+    other = MemoryStore()
+    put_image(other, "release-channel", "stable", layers=(b"by hand",))
+    moved = False
+
+    def move(event: object) -> None:
+        nonlocal moved
+        if not moved and type(event).__name__ == "TransferStarted":
+            moved = True
+            embedded.put(other)
+
+    tree = TargetTree(Repository(embedded.address, ROOT))
+    with (
+        BundleReader([releases[1].bundle]) as reader,
+        pytest.raises(ConflictError, match="release-channel:stable was changed by somebody else"),
+    ):
+        push(reader, embedded.client, tree, on_event=move)
+    assert embedded.generation() == 1
+    embedded.push(releases[1]).succeeded()  # which now knows of it, and so does a rollback
+    embedded.run("rollback").succeeded()
+    stable = str(other.inventory().repository("release-channel").tags["stable"])
+    assert embedded.tags()["release-channel"]["stable"] == stable
+
+
+# -- history and rollback --------------------------------------------------------------------------
+
+
+def test_a_rollback_restores_every_former_digest(
+    place: Place, releases: tuple[Release, ...]
+) -> None:
+    states = []
+    for release in releases:
+        place.push(release).succeeded()
+        states.append(place.tags())
+    for to, state in ((1, states[0]), (3, states[2]), (2, states[1])):
+        document = place.run("rollback", "--to", str(to)).succeeded().document
+        now = place.tags()
+        for path, tags in state.items():
+            assert now[path].items() >= tags.items()
+        extras = {
+            f"{path}:{tag}"
+            for path, tags in now.items()
+            for tag in tags
+            if tag not in state.get(path, {})
+        }
+        assert extras == set(document["extras"]) - set(document["removed"])
+        published = read_statement(place.client, LOCATE)
+        before = read_statement(place.client, LOCATE, f"generation-{to}")
+        assert published is not None
+        assert before is not None
+        assert published.statement.inventory == before.statement.inventory
+        assert published.statement.restores == to
+    assert place.generation() == 6
+
+
+def test_where_tags_can_be_deleted_a_rollback_leaves_none_of_the_newer_ones(
+    embedded: Place, releases: tuple[Release, ...]
+) -> None:
+    embedded.push(releases[0]).succeeded()
+    before = embedded.tags()
+    embedded.push(releases[1]).succeeded()
+    after = embedded.tags()
+    document = embedded.run("rollback").succeeded().document
+    assert sorted(document["extras"]) == sorted(document["removed"]) != []
+    assert embedded.tags() == before
+    # And their manifests are there still: it takes another rollback to have them again.
+    embedded.run("rollback", "--to", "2").succeeded()
+    assert embedded.tags() == after
+    assert set(embedded.wire.tags(f"{ROOT}/{STATEMENTS}")) >= {"latest", "generation-4"}
+
+
+def test_what_other_tools_had_pushed_before_comes_back(
+    place: Place, releases: tuple[Release, ...]
+) -> None:
+    other = MemoryStore()
+    put_image(other, "release-channel", "stable", "beta", layers=(b"by hand",))
+    put_image(other, "", "v1.70.0", layers=(b"another build",))
+    put_image(other, "unrelated", "v1", layers=(b"not ours",))
+    place.put(other)
+    before = place.tags()
+    place.push(releases[0]).succeeded()
+    place.push(releases[1]).succeeded()
+    assert place.tags()["release-channel"]["stable"] != before["release-channel"]["stable"]
+
+    place.run("rollback", "--to", "0").succeeded()
+    now = place.tags()
+    for path, tags in before.items():
+        assert now[path].items() >= tags.items()
+    statement = read_statement(place.client, LOCATE)
+    assert statement is not None
+    stated = statement.statement.inventory
+    assert set(stated.repositories) == {"release-channel", ""}  # what we never touched is not ours
+    assert list(stated.gaps()) == []
+
+
+def test_a_tag_that_another_tool_moved_between_two_pushes_comes_back_as_it_was(
+    place: Place, releases: tuple[Release, ...]
+) -> None:
+    place.push(releases[0]).succeeded()
+    other = MemoryStore()
+    put_image(other, "release-channel", "stable", layers=(b"by hand",))
+    place.put(other)
+    before = place.tags()
+    place.push(releases[1]).succeeded()
+    place.run("rollback").succeeded()
+    now = place.tags()
+    for path, tags in before.items():
+        assert now[path].items() >= tags.items()
+
+
+def test_a_rollback_stays_until_the_next_release(
+    real: Place, releases: tuple[Release, ...]
+) -> None:
+    real.push(releases[0]).succeeded()
+    real.push(releases[1]).succeeded()
+    real.run("rollback").succeeded()
+    back = real.tags()["release-channel"]["stable"]
+    assert back == releases[0].tags()["release-channel"]["stable"]
+    again = real.push(releases[0]).succeeded().document["published"]
+    assert (again["generation"], again["new"]) == (3, False)
+    assert real.push(releases[1]).succeeded().document["published"]["generation"] == 4
+    assert real.tags()["release-channel"]["stable"] != back
+
+
+def test_a_rollback_to_what_is_not_whole_any_more_changes_nothing_and_says_what_lacks(
+    embedded_registry: EmbeddedRegistry, embedded: Place, releases: tuple[Release, ...]
+) -> None:
+    embedded.push(releases[0]).succeeded()
+    embedded.push(releases[1]).succeeded()
+    before = embedded.tags()
+    first, second = (release.tags()["release-channel"]["stable"] for release in releases[:2])
+    assert first != second
+    embedded.wire.http.delete(f"/v2/{ROOT}/release-channel/manifests/{first}")
+    before = embedded.tags()
+    run = embedded.run("rollback").failed(1, "does not hold all of generation 1 any more")
+    assert [failure["item"] for failure in run.document["error"]["failures"]] == [
+        f"manifest release-channel@{first}"
+    ]
+    assert embedded.tags() == before
+    assert embedded.generation() == 2
+    assert embedded_registry.requests.count("PUT", CHANNEL) == 10
+
+
+def test_a_dry_run_of_a_rollback_lists_the_tags_and_writes_nothing(
+    embedded_registry: EmbeddedRegistry, embedded: Place, releases: tuple[Release, ...]
+) -> None:
+    embedded.push(releases[0]).succeeded()
+    embedded.push(releases[1]).succeeded()
+    embedded_registry.requests.clear()
+    document = embedded.run("rollback", "--dry-run").succeeded().document
+    for method in ("PUT", "POST", "PATCH", "DELETE"):
+        assert embedded_registry.requests.count(method) == 0
+    assert document["dryRun"] is True
+    stable = next(
+        turn
+        for turn in document["turned"]
+        if (turn["repository"], turn["tag"]) == ("release-channel", "stable")
+    )
+    assert stable == {
+        "repository": "release-channel",
+        "tag": "stable",
+        "before": releases[1].tags()["release-channel"]["stable"],
+        "after": releases[0].tags()["release-channel"]["stable"],
+    }
+    assert "install:v1.71.0" in document["extras"]
+    text = call_mirror("rollback", f"{embedded.address}/{ROOT}", "--insecure", "--dry-run")
+    assert "This would turn registry" in text.succeeded().stdout
+    assert "release-channel:stable  sha256:" in text.stdout
+
+
+def test_a_rollback_of_nothing_or_to_nowhere_says_what_there_is(
+    embedded: Place, releases: tuple[Release, ...]
+) -> None:
+    embedded.run("rollback").failed(1, "states no inventory", "a push writes one")
+    embedded.push(releases[0]).succeeded()
+    embedded.run("rollback").failed(2, "no generation before 1", "--to 0")
+    embedded.run("rollback", "--to", "1").failed(2, "not before the current one, 1")
+    embedded.push(releases[1]).succeeded()
+    embedded.push(releases[2]).succeeded()
+    embedded.wire.http.delete(f"/v2/{ROOT}/{STATEMENTS}/manifests/generation-1")
+    embedded.run("rollback", "--to", "1").failed(2, "keeps no generation 1, but 2, 3")
+
+
+def test_history_lists_what_each_generation_changed(
+    real: Place, releases: tuple[Release, ...]
+) -> None:
+    assert real.run("history").succeeded().document["generations"] == []
+    for release in releases[:2]:
+        real.push(release).succeeded()
+    real.run("rollback").succeeded()
+    document = real.run("history").succeeded().document
+    assert (document["current"], document["interrupted"], document["older"]) == (3, None, 0)
+    third, second, first = document["generations"]
+    assert [one["generation"] for one in (first, second, third)] == [1, 2, 3]
+    assert [one["current"] for one in (first, second, third)] == [False, False, True]
+    assert first["inventory"] == third["inventory"] != second["inventory"]
+    assert (first["restores"], third["restores"]) == (None, 1)
+    assert first["tags"]["added"] == first["tags"]["total"] > 0
+    assert second["versions"] == ["modules/console/release:v1.2.0", "release-channel:v1.71.0"]
+    assert "release-channel:stable" in second["channels"]
+    assert second["tags"]["changed"] == third["tags"]["changed"] >= 5
+    assert second["tags"]["added"] == third["tags"]["removed"] > 0
+
+    last = real.run("history", "--last", "1").succeeded().document
+    assert (last["generations"], last["older"]) == ([third], 2)
+    text = call_mirror("history", f"{real.address}/{ROOT}", "--insecure").succeeded().stdout
+    assert "3  (current; restores generation 1)" in text
+    assert "release-channel:v1.71.0" in text

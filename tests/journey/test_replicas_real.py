@@ -1,0 +1,224 @@
+"""Clean-up, comparison and interruption, on real registries."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from mirror.errors import DamagedReplicaError
+from mirror.operations import Outcome, diff, status, sync_replicas
+from mirror.operations.places import read_inventory
+from mirror.sync import Inventory
+from mirror.sync.publish import read_standing
+from tests.journey.test_sync import MakeReplica, Replica, held_alike, make_replica, push
+from tests.support.program import PROGRAM, ROOT, call_mirror, environment
+from tests.support.tools import require_tool
+
+__all__ = ["make_replica"]
+
+
+def disk(replica: Replica) -> int:
+    """Bytes of all files of a registry."""
+    return sum(path.stat().st_size for path in replica.registry.root.rglob("*") if path.is_file())
+
+
+def dangling(replica: Replica, wanted: Inventory) -> list[str]:
+    """Tags that are there and do not lead to all that they need."""
+    client, locate = replica.site.client, replica.site.tree.locate
+    found = []
+    for path, content in wanted.repositories.items():
+        for tag in content.tags:
+            named = client.resolve(locate(path), tag)
+            if named is None:
+                continue
+            node = content.manifests[named.digest]
+            found += [
+                f"{path}:{tag} lacks {blob.digest}"
+                for blob in node.blobs
+                if client.blob_size(locate(path), blob.digest) != blob.size
+            ]
+            found += [
+                f"{path}:{tag} lacks {child.digest}"
+                for child in node.children
+                if client.resolve(locate(path), child.digest) is None
+            ]
+    return found
+
+
+@pytest.mark.parametrize("kills", [6, pytest.param(100, marks=pytest.mark.soak)])
+def test_a_sync_killed_at_any_moment_leaves_no_dangling_tag_and_the_next_completes(
+    tiny_bundle: Path, make_replica: MakeReplica, kills: int
+) -> None:
+    leader, replica = make_replica(), make_replica()
+    push(tiny_bundle, leader)
+    wanted = leader.stated()
+    command = [*PROGRAM, "sync", "--insecure", "--from", leader.name, "--to", replica.name]
+    chance = random.Random(5)
+    killed = 0
+    for _ in range(kills):
+        process = subprocess.Popen(
+            [*map(str, command), "--jobs", "2"],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            cwd=ROOT,
+            env=environment(),
+        )
+        try:
+            process.wait(chance.uniform(0.4, 2.5))
+        except subprocess.TimeoutExpired:
+            os.kill(process.pid, signal.SIGKILL)
+            killed += 1
+        process.wait()
+        assert dangling(replica, wanted) == []
+        if process.returncode == 0:
+            # It was through: from the beginning, then.
+            replica.registry.kill()
+            subprocess.run(["rm", "-rf", str(replica.registry.root)], check=True)
+            replica.registry.start()
+    assert killed
+    report = sync_replicas(leader.site, [replica.site])
+    assert report.exit_code == 0, report.failures
+    held_alike(leader, replica)
+
+
+def test_what_is_pruned_is_reclaimed_and_all_that_is_kept_verifies_to_the_byte(
+    small_bundle: Path, tiny_bundle: Path, make_replica: MakeReplica
+) -> None:
+    replica = make_replica()
+    push(small_bundle, replica)
+    push(tiny_bundle, replica)
+    standing = read_standing(replica.site.client, replica.site.tree.locate)
+    assert standing.generation == 2
+    words = ("prune", replica.name, "--insecure", "--keep", tiny_bundle)
+    planned = call_mirror(*words, "--dry-run", "--json").succeeded().document
+    assert planned["removed"]["manifests"]
+    assert planned["freedBytes"] > 0
+    assert standing.current is not None
+    assert replica.stated() == standing.current.statement.inventory
+    before = disk(replica)
+    done = call_mirror(*words, "--json").succeeded().document
+    assert done["removed"] == planned["removed"]
+    assert done["generation"] == 3
+    program = require_tool("docker-registry")
+    replica.registry.stop()
+    subprocess.run(
+        [program, "garbage-collect", str(replica.registry.config_path)],
+        check=True,
+        capture_output=True,
+        env={**os.environ, "OTEL_TRACES_EXPORTER": "none"},
+    )
+    replica.registry.start()
+    assert before - disk(replica) > planned["freedBytes"] * 0.9
+    call_mirror(
+        "verify", tiny_bundle, "--against", replica.name, "--deep", "--insecure"
+    ).succeeded()
+    held_alike(replica)
+    again = call_mirror(*words, "--json").succeeded().document
+    assert again["removed"] == {"tags": [], "manifests": []}
+
+
+def test_a_damaged_blob_is_named_where_its_file_cannot_be_reached(
+    tiny_bundle: Path, make_replica: MakeReplica
+) -> None:
+    leader, replica = make_replica(), make_replica()
+    push(tiny_bundle, leader)
+    sync_replicas(leader.site, [replica.site])
+    victim = max(leader.stated().blob_sizes().items(), key=lambda one: one[1])[0]
+    file = replica.registry.blob_path(str(victim))
+    file.write_bytes(b"x" * file.stat().st_size)
+    words = ("sync", "--insecure", "--from", leader.name, "--to", replica.name, "--deep")
+    failed = call_mirror(*words, "--json")
+    assert failed.code == 4
+    (failure,) = failed.document["failures"]
+    assert failure["type"] == DamagedReplicaError.__name__
+    assert str(file.relative_to(replica.registry.root)) in failure["message"]
+    storage = f"{replica.name}={replica.registry.root}"
+    healed = call_mirror(*words, "--storage", storage).succeeded()
+    assert "mended: 1" in healed.stdout
+    held_alike(leader, replica)
+
+
+def test_diff_and_status_tell_places_of_all_kinds_apart(
+    small_bundle: Path, tiny_bundle: Path, make_replica: MakeReplica
+) -> None:
+    one, other = make_replica(), make_replica()
+    push(tiny_bundle, one)
+    push(tiny_bundle, other)
+    assert not diff(one.site, other.site).difference
+    call_mirror("diff", one.name, other.name, "--insecure").succeeded()
+    call_mirror("diff", tiny_bundle, tiny_bundle / "inventory.json").succeeded()
+    told = call_mirror("diff", tiny_bundle, small_bundle)
+    assert told.code == 3
+    assert "tags differ" in told.stdout
+    assert [one.complete for one in status([one.site, other.site]).replicas] == [True, True]
+    push(small_bundle, one)
+    report = status([one.site, other.site])
+    assert report.exit_code == 3
+    assert [found.lag for found in report.replicas] == [0, 1]
+    found = call_mirror("diff", one.name, other.name, "--insecure", "--json")
+    assert found.code == 3
+    assert {entry["b"] is None for entry in found.document["tags"]} == {True, False}
+    lost = other.stated().repository("install")
+    digest = next(iter(lost.manifests))
+    other.site.client.delete_manifest(other.site.tree.locate("install"), digest)
+    shown = call_mirror("status", one.name, other.name, "--insecure", "--json")
+    assert shown.code == 4
+    replicas = {entry["replica"]: entry for entry in shown.document["replicas"]}
+    assert any(f"manifest install@{digest}" == item for item in replicas[other.name]["missing"])
+    assert (
+        replicas[other.name]["verified"]["manifests"]
+        < (replicas[other.name]["declared"]["manifests"])
+    )
+    assert call_mirror("status", other.name, "--insecure").code == 4
+
+
+def test_each_blob_that_a_replica_loses_is_found_and_named(
+    tiny_bundle: Path, make_replica: MakeReplica
+) -> None:
+    replica = make_replica()
+    push(tiny_bundle, replica)
+    wanted = read_inventory(tiny_bundle)
+    client, locate = replica.site.client, replica.site.tree.locate
+    victims = sorted(wanted.blob_sizes())
+    for victim in victims[:: max(1, len(victims) // 12)]:
+        file = replica.registry.blob_path(str(victim))
+        data = file.read_bytes()
+        file.unlink()
+        found = call_mirror(
+            "verify", tiny_bundle, "--against", replica.name, "--insecure", "--json"
+        )
+        file.write_bytes(data)
+        assert found.code == 4
+        named = {
+            entry["repository"]
+            for entry in found.document["findings"]
+            if entry["digest"] == str(victim)
+        }
+        holders = {p for p, c in wanted.repositories.items() if victim in c.blobs}
+        assert named & holders
+        assert client.blob_size(locate(min(holders)), victim) == len(data)
+
+
+def test_a_real_registry_that_cannot_delete_a_tag_alone_loses_it_all_the_same(
+    tiny_bundle: Path, make_replica: MakeReplica
+) -> None:
+    leader, replica = make_replica(), make_replica()
+    push(tiny_bundle, leader)
+    sync_replicas(leader.site, [replica.site])
+    client, locate = replica.site.client, replica.site.tree.locate
+    tag, digest = next(iter(leader.stated().repository("install").tags.items()))
+    client.put_manifest(locate("install"), "extra", client.manifest(locate("install"), digest))
+    told = sync_replicas(leader.site, [replica.site], audit=True)
+    assert told.replicas[0].extras == ("tag install:extra",)
+    report = sync_replicas(leader.site, [replica.site], prune=True)
+    assert report.exit_code == 0, report.failures
+    assert report.replicas[0].outcome is Outcome.SYNCED
+    assert client.resolve(locate("install"), "extra") is None
+    found = client.resolve(locate("install"), tag)
+    assert found is not None
+    assert found.digest == digest

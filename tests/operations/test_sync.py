@@ -1,0 +1,596 @@
+"""Replicas brought to what the leader has: what is asked, what is carried, what is told."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from mirror.errors import (
+    CancelledError,
+    ConflictError,
+    DeniedError,
+    InputError,
+    NotFoundError,
+    PruneRefusedError,
+    StalledError,
+    UnreachableError,
+)
+from mirror.oci import Manifest
+from mirror.operations import Outcome, ReplicaResult, sync_replicas
+from mirror.serve import Answer, CorruptBody, Delay, Fault, Refuse
+from mirror.sync import MemoryStore
+from mirror.sync.publish import PENDING, read_standing, statement_digest
+from mirror.sync.statement import REPOSITORY
+from tests.support.inventories import put_image, sample_store
+from tests.support.program import call_mirror
+from tests.support.replicas import ROOT, Replica, replicas
+
+STORE = sample_store()
+
+
+@pytest.fixture
+def three() -> Iterator[list[Replica]]:
+    with replicas(3) as made:
+        made[0].fill(STORE)
+        yield made
+
+
+@pytest.fixture
+def two() -> Iterator[list[Replica]]:
+    with replicas(2) as made:
+        made[0].fill(STORE)
+        yield made
+
+
+def digest_of(replica: Replica) -> object:
+    return statement_digest(replica.site.client, replica.site.tree.locate)
+
+
+def only(results: tuple[ReplicaResult, ...]) -> ReplicaResult:
+    (one,) = results
+    return one
+
+
+def newer(*, tag: str = "v1.2.0") -> MemoryStore:
+    """The sample tree, one release further: a channel moved, and an image went."""
+    store = sample_store()
+    put_image(store, "", tag, layers=(b"new layer " * 50,))
+    put_image(store, "release-channel", tag, "alpha", layers=(b"version: v1.2.0",))
+    return store
+
+
+def own_threads() -> list[str]:
+    """Threads of syncs that still run."""
+    names = [one.name for one in threading.enumerate()]
+    return [name for name in names if name.startswith(("mirror-127", "mirror_"))]
+
+
+# -- carrying ------------------------------------------------------------------------------------
+
+
+def test_empty_replicas_hold_everything_afterwards_and_state_the_same(
+    three: list[Replica],
+) -> None:
+    leader, *others = three
+    report = sync_replicas(leader.site, [one.site for one in others])
+    assert report.exit_code == 0
+    assert [one.outcome for one in report.replicas] == [Outcome.SYNCED] * 2
+    for one in others:
+        assert one.held() == STORE.inventory()
+        assert digest_of(one) == digest_of(leader)
+    # One reading of each blob a replica, and none of it a second time.
+    gets = leader.registry.requests.count("GET", "/blobs/")
+    assert gets <= 2 * (len(STORE.inventory().blob_sizes()) + 1) + 1
+
+
+def test_a_second_sync_asks_each_registry_once(three: list[Replica]) -> None:
+    leader, *others = three
+    sync_replicas(leader.site, [one.site for one in others])
+    for one in three:
+        one.registry.requests.clear()
+    report = sync_replicas(leader.site, [one.site for one in others])
+    assert [one.outcome for one in report.replicas] == [Outcome.EQUAL] * 2
+    assert [len(one.registry.requests) for one in three] == [1, 1, 1]
+    assert {one.generation for one in report.replicas} == {1}
+
+
+def test_a_newer_statement_is_compared_and_only_the_difference_asked_about(
+    two: list[Replica],
+) -> None:
+    leader, replica = two
+    sync_replicas(leader.site, [replica.site])
+    leader.fill(newer(), generation=2)
+    replica.registry.requests.clear()
+    report = sync_replicas(leader.site, [replica.site])
+    result = only(report.replicas)
+    assert (result.blobs, result.manifests, result.tags) == (2, 2, 3)
+    assert result.generation == 2
+    heads = {request.path for request in replica.registry.requests.matching("HEAD")}
+    assert not any("modules" in path or "trivy" in path for path in heads)
+    assert replica.held() == newer().inventory()
+
+
+def test_a_release_that_was_turned_back_stays_turned_back(three: list[Replica]) -> None:
+    leader, *others = three
+    leader.fill(newer(), generation=2)
+    sync_replicas(leader.site, [one.site for one in others])
+    # Generation 3 has the content of generation 1: older images, and a higher number.
+    leader.fill(STORE, generation=3)
+    for _ in range(2):
+        report = sync_replicas(leader.site, [one.site for one in others])
+        assert report.exit_code == 0
+        alpha = STORE.inventory().repository("release-channel").tags["alpha"]
+        for one in three:
+            assert one.storage.resolve(f"{ROOT}/release-channel", "alpha") == alpha
+    # With the replicas' own eyes: nobody brings the newer release back from a peer.
+    report = sync_replicas(None, [one.site for one in three], audit=True)
+    assert report.generation == 3
+    for one in three:
+        assert one.storage.resolve(f"{ROOT}/release-channel", "alpha") == alpha
+
+
+def test_untagged_manifests_that_the_statement_names_are_carried_too(two: list[Replica]) -> None:
+    leader, replica = two
+    store = sample_store()
+    lonely = put_image(store, "install", layers=(b"nobody tags me",))
+    leader.fill(store, generation=2)
+    sync_replicas(leader.site, [replica.site])
+    assert replica.storage.manifest(f"{ROOT}/install", lonely) is not None
+    # And brought back when they are lost.
+    replica.storage.delete_manifest(f"{ROOT}/install", lonely)
+    assert only(sync_replicas(leader.site, [replica.site]).replicas).outcome is Outcome.EQUAL
+    result = only(sync_replicas(leader.site, [replica.site], audit=True).replicas)
+    assert (result.outcome, result.manifests) == (Outcome.SYNCED, 1)
+    assert replica.storage.manifest(f"{ROOT}/install", lonely) is not None
+
+
+def test_a_leader_that_states_nothing_is_walked(two: list[Replica]) -> None:
+    _, replica = two
+    with replicas(1) as (leader,):
+        store = sample_store()
+        leader.fill(store, generation=None)
+        report = sync_replicas(leader.site, [replica.site])
+    assert report.exit_code == 0
+    assert report.statement is None
+    assert replica.held() == store.inventory()
+    assert digest_of(replica) is None
+
+
+def test_an_empty_leader_is_an_error_and_changes_nothing(two: list[Replica]) -> None:
+    full, empty = two
+    report = sync_replicas(empty.site, [full.site], prune=True)
+    assert "states no inventory and holds no image" in str(report.failures[0].error)
+    assert full.held() == STORE.inventory()
+
+
+@pytest.mark.parametrize("strike", range(1, 40, 3))
+def test_a_sync_cut_anywhere_leaves_no_dangling_tag_and_is_completed_by_the_next(
+    two: list[Replica], strike: int
+) -> None:
+    leader, replica = two
+    replica.registry.faults.add(Fault(Refuse(), nth=strike, times=None))
+    report = sync_replicas(leader.site, [replica.site])
+    assert report.exit_code != 0
+    assert report.failures
+    assert not list(replica.held().gaps())
+    replica.registry.faults.clear()
+    assert sync_replicas(leader.site, [replica.site]).exit_code == 0
+    assert replica.held() == STORE.inventory()
+
+
+def test_a_phase_that_was_interrupted_is_noticed_and_finished(two: list[Replica]) -> None:
+    leader, replica = two
+    sync_replicas(leader.site, [replica.site])
+    leader.fill(newer(), generation=2)
+    # The last tag cannot be set, and so the statement is not completed.
+    replica.registry.faults.add(
+        Fault(Answer(400), "PUT", "/release-channel/manifests/alpha", times=None)
+    )
+    assert sync_replicas(leader.site, [replica.site]).exit_code == 1
+    standing = read_standing(replica.site.client, replica.site.tree.locate)
+    assert standing.pending is not None
+    replica.registry.faults.clear()
+    assert sync_replicas(leader.site, [replica.site]).exit_code == 0
+    assert replica.held() == newer().inventory()
+    standing = read_standing(replica.site.client, replica.site.tree.locate)
+    assert standing.pending is None
+    locate = replica.site.tree.locate
+    assert statement_digest(replica.site.client, locate, PENDING) == digest_of(leader)
+
+
+# -- failures ------------------------------------------------------------------------------------
+
+
+def test_a_refusal_is_an_error_and_no_absence(two: list[Replica]) -> None:
+    leader, replica = two
+    sync_replicas(leader.site, [replica.site])
+    replica.registry.faults.add(
+        Fault(Answer(403), None, "/modules/console/.*manifests", times=None)
+    )
+    replica.registry.requests.clear()
+    report = sync_replicas(leader.site, [replica.site], audit=True)
+    assert report.exit_code == DeniedError.exit_code
+    assert all(isinstance(one.error, DeniedError) for one in report.failures)
+    assert {one.item for one in report.failures} >= {
+        "tag modules/console:v0.1.0",
+        "tag modules/console/release:stable",
+    }
+    assert all(one.place == replica.name for one in report.failures)
+    assert replica.registry.requests.count("PUT") == 0
+    assert replica.registry.requests.count("POST") == 0
+
+
+def test_a_dead_replica_does_not_keep_the_others_from_being_synced(three: list[Replica]) -> None:
+    leader, dead, alive = three
+    dead.registry.faults.add(Fault(Refuse(), times=None))
+    report = sync_replicas(leader.site, [dead.site, alive.site])
+    assert [one.outcome for one in report.replicas] == [Outcome.FAILED, Outcome.SYNCED]
+    assert report.exit_code == UnreachableError.exit_code
+    assert alive.held() == STORE.inventory()
+
+
+def test_a_hung_replica_is_stopped_at_the_deadline_and_delays_nobody(
+    three: list[Replica],
+) -> None:
+    leader, hung, alive = three
+    hung.registry.faults.add(Fault(Delay(20.0), times=None))
+    heard: list[tuple[str, float]] = []
+    started = time.monotonic()
+    report = sync_replicas(
+        leader.site,
+        [hung.site, alive.site],
+        deadline_s=3.0,
+        on_replica=lambda one: heard.append((one.name, time.monotonic() - started)),
+    )
+    assert time.monotonic() - started < 12.0
+    stuck, done = report.replicas
+    assert done.outcome is Outcome.SYNCED
+    assert stuck.outcome is Outcome.FAILED
+    assert isinstance(stuck.failures[-1].error, StalledError)
+    assert "was not finished within 3 s" in str(stuck.failures[-1].error)
+    assert heard[0][0] == alive.name  # as soon as it was there, not when all were
+    assert heard[0][1] < 3.0
+    assert not own_threads()
+
+
+def test_a_cancelled_sync_raises_and_leaves_no_thread(two: list[Replica]) -> None:
+    leader, replica = two
+    cancel = threading.Event()
+    replica.registry.faults.add(Fault(Delay(20.0), "PUT", times=None))
+    threading.Timer(0.5, cancel.set).start()
+    with pytest.raises(CancelledError):
+        sync_replicas(leader.site, [replica.site], cancel=cancel)
+    assert not own_threads()
+    assert not list(replica.held().gaps())
+
+
+def test_a_sync_goes_from_one_registry_to_others(two: list[Replica]) -> None:
+    leader, replica = two
+    for targets in ([leader.site], [replica.site, replica.site], []):
+        with pytest.raises(InputError, match="each of them named once"):
+            sync_replicas(leader.site, targets)
+
+
+# -- damage --------------------------------------------------------------------------------------
+
+
+def test_a_blob_that_the_leader_has_damaged_comes_from_another_replica(
+    three: list[Replica],
+) -> None:
+    leader, healthy, empty = three
+    sync_replicas(leader.site, [healthy.site])
+    victim = max(STORE.inventory().blob_sizes().items(), key=lambda one: one[1])[0]
+    leader.registry.faults.add(Fault(CorruptBody(7), "GET", f"/blobs/{victim}", times=None))
+    report = sync_replicas(leader.site, [empty.site, healthy.site])
+    assert report.exit_code == 0
+    assert empty.held() == STORE.inventory()
+
+
+def test_what_cannot_be_mended_is_named_and_the_replica_states_nothing_any_more(
+    two: list[Replica],
+) -> None:
+    leader, replica = two
+    sync_replicas(leader.site, [replica.site])
+    victim = max(STORE.inventory().blob_sizes().items(), key=lambda one: one[1])[0]
+    replica.registry.faults.add(Fault(CorruptBody(7), "GET", f"/blobs/{victim}", times=None))
+    report = sync_replicas(leader.site, [replica.site], deep=True)
+    assert report.exit_code == 4
+    (failure,) = report.failures
+    encoded = victim.encoded
+    assert f"docker/registry/v2/blobs/sha256/{encoded[:2]}/{encoded}/data" in str(failure)
+    assert "--storage" in str(failure)
+    assert digest_of(replica) is None
+    replica.registry.faults.clear()
+    assert sync_replicas(leader.site, [replica.site], deep=True).exit_code == 0
+    assert digest_of(replica) == digest_of(leader)
+
+
+def test_a_deep_dry_run_tells_of_damage_and_touches_nothing(two: list[Replica]) -> None:
+    leader, replica = two
+    sync_replicas(leader.site, [replica.site])
+    victim = max(STORE.inventory().blob_sizes().items(), key=lambda one: one[1])[0]
+    replica.registry.faults.add(Fault(CorruptBody(7), "GET", f"/blobs/{victim}", times=None))
+    replica.registry.requests.clear()
+    result = only(sync_replicas(leader.site, [replica.site], deep=True, dry_run=True).replicas)
+    assert result.outcome is Outcome.DIFFERS
+    assert [finding.digest for finding in result.damaged] == [victim]
+    assert {one.method for one in replica.registry.requests} == {"GET", "HEAD"}
+
+
+def test_what_the_leader_lost_is_taken_back_from_a_replica(two: list[Replica]) -> None:
+    leader, replica = two
+    sync_replicas(leader.site, [replica.site])
+    inventory = STORE.inventory()
+    path = "modules/console"
+    (manifest,) = inventory.repository(path).manifests
+    leader.storage.delete_manifest(f"{ROOT}/{path}", manifest)
+    blob = next(iter(inventory.repository("security/trivy-db").blobs))
+    leader.storage.delete_blob(f"{ROOT}/security/trivy-db", blob)
+    report = sync_replicas(leader.site, [replica.site], deep=True)
+    assert report.audit is not None
+    assert {one.digest for one in report.audit.healed} == {manifest, blob}
+    # The tag went with its manifest. Tags are the leader's own decision, so that is only told.
+    assert [one.item for one in report.audit.failures] == [f"tag {path}:v0.1.0"]
+    assert leader.storage.manifest(f"{ROOT}/{path}", manifest) is not None
+
+
+def test_an_audit_tells_of_tags_that_somebody_moved_at_the_leader(two: list[Replica]) -> None:
+    leader, replica = two
+    sync_replicas(leader.site, [replica.site])
+    other = STORE.inventory().repository("release-channel").tags["v1.0.0"]
+    store = MemoryStore()
+    put_image(store, "release-channel", "alpha", layers=(b"by hand",))
+    leader.fill(store, generation=None)
+    report = sync_replicas(leader.site, [replica.site], audit=True)
+    assert report.exit_code == 1
+    assert "somebody changed it without stating it" in str(report.failures[0])
+    assert replica.storage.resolve(f"{ROOT}/release-channel", "alpha") == other
+
+
+def test_a_statement_that_was_damaged_is_mended_like_anything_else(two: list[Replica]) -> None:
+    leader, replica = two
+    sync_replicas(leader.site, [replica.site])
+    repository = f"{ROOT}/{REPOSITORY}"
+    published = read_standing(replica.site.client, replica.site.tree.locate).current
+    assert published is not None
+    (layer,) = published.statement.artifact().manifest.layers
+    replica.storage.delete_blob(repository, layer.digest)
+    report = sync_replicas(leader.site, [replica.site], deep=True)
+    assert report.exit_code == 0, report.failures
+    standing = read_standing(replica.site.client, replica.site.tree.locate)
+    assert (standing.current, standing.notices) == (published, ())
+
+
+def test_what_cannot_be_read_of_a_leader_that_states_nothing_is_told() -> None:
+    with replicas(2) as (leader, replica):
+        leader.fill(STORE, generation=None)
+        path = "/modules/console/manifests/"
+        leader.registry.faults.add(Fault(Answer(403), None, path, times=None))
+        report = sync_replicas(leader.site, [replica.site])
+        assert report.exit_code == DeniedError.exit_code
+        assert [one.place for one in report.failures] == [leader.name]
+        held = replica.held()
+    assert "modules/console" not in held.repositories
+    assert held.repository("security/trivy-db").tags
+    # Versions and channels wait until all images could be read.
+    assert not held.repository("release-channel").tags
+
+
+# -- pruning -------------------------------------------------------------------------------------
+
+
+def pruned_store() -> MemoryStore:
+    """The sample tree without its module, and with the index `v1.0.0` taken away."""
+    store = sample_store()
+    smaller = MemoryStore()
+    wanted = store.inventory()
+    for path, content in wanted.repositories.items():
+        if path.startswith("modules/console"):
+            continue
+        for tag, digest in content.tags.items():
+            if (path, tag) not in {("", "v1.0.0"), ("", "latest")}:
+                for blob in content.manifests[digest].blobs:
+                    smaller.add_blob(path, b"".join(store.blob(path, blob.digest, blob.size)))
+                smaller.put_manifest(path, store.manifest(path, digest))
+                smaller.put_tag(path, tag, store.manifest(path, digest))
+    return smaller
+
+
+def test_without_prune_extras_are_told_and_with_it_they_go(two: list[Replica]) -> None:
+    leader, replica = two
+    sync_replicas(leader.site, [replica.site])
+    smaller = pruned_store()
+    with replicas(1) as (other,):
+        other.fill(smaller, generation=2)
+        result = only(sync_replicas(other.site, [replica.site], audit=True).replicas)
+        expected = {
+            "tag /:latest",  # its manifest is v1.1.0, too, and stays
+            "tag modules/console:v0.1.0",
+            "tag modules/console/release:stable",
+        }
+        told = " ".join(result.extras)
+        assert "tag /:latest" in told
+        assert "(stable, v0.1.0)" in told
+        assert "(v1.0.0)" in told
+        assert expected
+        assert replica.storage.resolve(f"{ROOT}/modules/console", "v0.1.0") is not None
+        dry = only(sync_replicas(other.site, [replica.site], prune=True, dry_run=True).replicas)
+        assert dry.outcome is Outcome.DIFFERS
+        assert set(dry.extras) == set(result.extras)
+        assert replica.storage.resolve(f"{ROOT}/modules/console", "v0.1.0") is not None
+        report = sync_replicas(other.site, [replica.site], prune=True)
+        assert report.exit_code == 0, report.failures
+        assert set(only(report.replicas).removed) == set(result.extras)
+        assert replica.held() == smaller.inventory()
+        # Nothing comes back, and nothing is left to do.
+        again = only(sync_replicas(other.site, [replica.site], prune=True).replicas)
+        assert (again.outcome, again.removed) == (Outcome.EQUAL, ())
+        # The way back to generation 1 is gone, and is not promised any more.
+        assert set(replica.storage.tags(f"{ROOT}/{REPOSITORY}")) == {
+            *("latest", "pending", "generation-2"),
+            smaller.inventory().digest().encoded,
+        }
+
+
+def test_nothing_beside_the_stated_repositories_is_ever_pruned(two: list[Replica]) -> None:
+    leader, replica = two
+    sync_replicas(leader.site, [replica.site])
+    foreign = MemoryStore()
+    put_image(foreign, "somebody/elses", "v1", layers=(b"mine",))
+    replica.fill(foreign, generation=None)
+    with replicas(1) as (other,):
+        other.fill(pruned_store(), generation=2)
+        assert sync_replicas(other.site, [replica.site], prune=True).exit_code == 0
+    assert replica.storage.resolve(f"{ROOT}/somebody/elses", "v1") is not None
+
+
+def test_nothing_is_pruned_while_the_leader_is_not_whole(two: list[Replica]) -> None:
+    leader, replica = two
+    sync_replicas(leader.site, [replica.site])
+    leader.fill(pruned_store(), generation=2)
+    leader.storage.delete_manifest(
+        f"{ROOT}/install", put_image(MemoryStore(), "install", layers=(b"never there",))
+    )
+    trivy = STORE.inventory().repository("security/trivy-db").tags["2"]
+    leader.storage.delete_manifest(f"{ROOT}/security/trivy-db", trivy)
+    report = sync_replicas(leader.site, [replica.site], prune=True)
+    refused = [one for one in report.failures if isinstance(one.error, PruneRefusedError)]
+    assert len(refused) == 1
+    assert "does not hold all that it states" in str(refused[0])
+    assert replica.storage.resolve(f"{ROOT}/modules/console", "v0.1.0") is not None
+
+
+def test_nothing_is_pruned_after_a_leader_that_states_nothing(two: list[Replica]) -> None:
+    leader, replica = two
+    sync_replicas(leader.site, [replica.site])
+    with replicas(1) as (other,):
+        other.fill(pruned_store(), generation=None)
+        report = sync_replicas(other.site, [replica.site], prune=True)
+    assert any(isinstance(one.error, PruneRefusedError) for one in report.failures)
+    assert replica.storage.resolve(f"{ROOT}/modules/console", "v0.1.0") is not None
+
+
+def test_a_tag_is_dropped_alone_where_the_registry_cannot_delete_tags(
+    two: list[Replica],
+) -> None:
+    leader, replica = two
+    sync_replicas(leader.site, [replica.site])
+    replica.registry.faults.add(Fault(Answer(400), "DELETE", r"/manifests/latest$", times=None))
+    kept = STORE.inventory().repository("").tags["v1.1.0"]
+    with replicas(1) as (other,):
+        other.fill(pruned_store(), generation=2)
+        report = sync_replicas(other.site, [replica.site], prune=True)
+        assert report.exit_code == 0, report.failures
+    assert replica.storage.resolve(ROOT, "latest") is None
+    assert replica.storage.resolve(ROOT, "v1.1.0") == kept
+
+
+# -- choosing the leader -------------------------------------------------------------------------
+
+
+def test_the_highest_generation_leads_where_none_is_named(three: list[Replica]) -> None:
+    first, second, third = three
+    second.fill(newer(), generation=5)
+    report = sync_replicas(None, [one.site for one in three])
+    assert (report.leader, report.generation) == (second.name, 5)
+    for one in (first, third):
+        assert digest_of(one) == digest_of(second)
+
+
+def test_two_that_state_different_things_as_one_generation_are_a_conflict(
+    three: list[Replica],
+) -> None:
+    three[1].fill(newer(), generation=1)
+    with pytest.raises(ConflictError, match="as generation 1"):
+        sync_replicas(None, [one.site for one in three])
+
+
+def test_nobody_leads_where_nobody_states_anything() -> None:
+    with replicas(2) as made, pytest.raises(NotFoundError, match="complete inventory"):
+        sync_replicas(None, [one.site for one in made])
+
+
+# -- the cost of nothing to do -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("tags", [1_000, pytest.param(10_000, marks=pytest.mark.soak)])
+def test_many_tags_are_compared_by_one_head_each(three: list[Replica], tags: int) -> None:
+    store = MemoryStore()
+    made = [put_image(store, f"modules/m{n}", layers=(b"layer %d" % n,)) for n in range(20)]
+    for number in range(tags):
+        path = f"modules/m{number % 20}"
+        store.put_tag(path, f"v{number}", store.manifest(path, made[number % 20]))
+    wanted = store.inventory()
+    for one in three:
+        for path, content in wanted.repositories.items():
+            for digest, size in content.blobs.items():
+                staging = one.storage.stage()
+                staging.write(b"".join(store.blob(path, digest, size)))
+                staging.commit(f"{ROOT}/{path}", digest)
+            for tag, digest in content.tags.items():
+                manifest: Manifest = store.manifest(path, digest)
+                one.storage.put_manifest(f"{ROOT}/{path}", manifest, tag)
+        one.state(wanted, 2)
+        one.registry.requests.clear()
+    leader, *others = three
+    report = sync_replicas(leader.site, [one.site for one in others])
+    assert [one.outcome for one in report.replicas] == [Outcome.EQUAL] * 2
+    assert sum(len(one.registry.requests) for one in three) == 3
+    for one in three:
+        one.registry.requests.clear()
+    report = sync_replicas(leader.site, [one.site for one in others], audit=True)
+    assert [one.outcome for one in report.replicas] == [Outcome.EQUAL] * 2
+    assert report.exit_code == 0
+    for one in three:
+        requests = one.registry.requests
+        heads = [request.path for request in requests.matching("HEAD", "/modules/")]
+        assert len(heads) == tags
+        assert len(set(heads)) == tags
+        assert requests.count("GET", "/tags/list") == 20
+        assert len(requests) <= tags + 20 + 10
+
+
+# -- the command ---------------------------------------------------------------------------------
+
+
+def test_the_command_syncs_and_says_how_each_replica_stands(three: list[Replica]) -> None:
+    leader, *others = three
+    to = [word for one in others for word in ("--to", one.name)]
+    done = call_mirror("sync", "--insecure", "--from", leader.name, *to).succeeded()
+    assert "2 of 2 replicas hold what" in done.stdout
+    again = call_mirror("sync", "--insecure", "--from", "auto", *to, "--json").succeeded()
+    assert again.document["generation"] == 1
+    assert [one["outcome"] for one in again.document["replicas"]] == ["equal"]
+
+
+def test_the_command_fails_with_every_item_that_failed(three: list[Replica]) -> None:
+    leader, dead, alive = three
+    dead.registry.faults.add(Fault(Answer(403), times=None))
+    done = call_mirror(
+        *("sync", "--insecure", "--from", leader.name),
+        *("--to", dead.name, "--to", alive.name, "--json"),
+    )
+    assert done.code == DeniedError.exit_code
+    assert [one["outcome"] for one in done.document["replicas"]] == ["failed", "synced"]
+    assert [one["place"] for one in done.document["failures"]] == [dead.name]
+
+
+def test_storage_goes_with_deep_and_with_a_replica(two: list[Replica]) -> None:
+    leader, replica = two
+    words = ("sync", "--insecure", "--from", leader.name, "--to", replica.name)
+    call_mirror(*words, "--storage", f"{replica.name}=/").failed(2, "--deep")
+    call_mirror(*words, "--deep", "--storage", "elsewhere=/").failed(2, "none of those")
+    call_mirror(*words, "--deep", "--storage", "/").failed(2, "REGISTRY=DIR")
+    call_mirror(*words, "--deep", "--storage", f"{replica.name}=/etc").failed(2, "data root")
+
+
+def test_bugs_are_raised_and_not_reported(
+    two: list[Replica], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    leader, replica = two
+    monkeypatch.setattr("mirror.operations.replicate.make_plan", lambda *_a, **_k: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        sync_replicas(leader.site, [replica.site])

@@ -1,0 +1,64 @@
+"""A registry's files, of which only the damaged are ever removed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from mirror.errors import FileSystemError, InputError
+from mirror.oci import Digest
+from mirror.sync.storage import Storage
+
+DATA = b"what was stored"
+DIGEST = Digest.of(DATA)
+
+
+@pytest.fixture
+def storage(tmp_path: Path) -> Storage:
+    made = Storage(tmp_path)
+    made.path_of(DIGEST).parent.mkdir(parents=True)
+    return made
+
+
+@pytest.mark.parametrize("wrong", [b"", DATA[:-1], DATA + b"x", b"y" + DATA[1:]])
+def test_a_file_with_other_bytes_is_removed(storage: Storage, wrong: bytes) -> None:
+    path = storage.path_of(DIGEST)
+    path.write_bytes(wrong)
+    assert storage.discard_damaged(DIGEST)
+    assert not path.exists()
+
+
+def test_a_sound_file_and_an_absent_one_are_left_alone(storage: Storage) -> None:
+    assert not storage.discard_damaged(DIGEST)
+    path = storage.path_of(DIGEST)
+    path.write_bytes(DATA)
+    assert not storage.discard_damaged(DIGEST)
+    assert path.read_bytes() == DATA
+
+
+def test_no_link_is_followed_and_nothing_but_a_file_removed(
+    storage: Storage, tmp_path: Path
+) -> None:
+    path = storage.path_of(DIGEST)
+    other = tmp_path / "precious"
+    other.write_bytes(b"not the registry's")
+    path.symlink_to(other)
+    with pytest.raises(FileSystemError, match="cannot be read"):
+        storage.discard_damaged(DIGEST)
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(FileSystemError, match="Is a directory"):
+        storage.discard_damaged(DIGEST)
+    assert other.exists()
+
+
+def test_a_folder_that_is_no_data_root_is_refused(storage: Storage, tmp_path: Path) -> None:
+    storage.check()
+    Storage(tmp_path / "not-yet").check()
+    with pytest.raises(InputError, match="there is no such folder"):
+        Storage(tmp_path / "a" / "b").check()
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "file").write_text("x")
+    with pytest.raises(InputError, match="rootdirectory"):
+        Storage(tmp_path / "other").check()
