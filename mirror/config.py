@@ -6,18 +6,17 @@ to learn. Secrets have no keys: a selection is to be reviewed and kept under ver
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Mapping
 from datetime import date
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Self
 
-import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails
-from yaml.constructor import ConstructorError
 
 from mirror.bundle.parts import parse_part_size
+from mirror.documents import read_mapping
 from mirror.errors import InputError
 from mirror.oci import Platform, Repository
 from mirror.release.filters import Filter
@@ -26,6 +25,7 @@ from mirror.release.selection import Wishes
 from mirror.release.tree import SourceTree, normalised_suffix
 from mirror.sync.workers import DEFAULT_JOBS
 
+_HELP = "see `mirror config schema`"
 DEFAULT_SOURCE = "registry.deckhouse.ru/deckhouse/ee"
 
 
@@ -117,7 +117,7 @@ class PullConfig(BaseModel):
         Raises:
             InputError: the file cannot be read, or a value is not what it must be.
         """
-        document = _read(path) if path is not None else {}
+        document = read_mapping(path, _HELP) if path is not None else {}
         given = {_kebab(name): value for name, value in flags.items()}
         for group in _EXCLUSIVE:
             if any(given.get(key, False) is not False for key in group):
@@ -127,7 +127,7 @@ class PullConfig(BaseModel):
         except ValidationError as err:
             where = f"{path}: " if path is not None else ""
             problems = "; ".join(_problem(one) for one in err.errors(include_url=False))
-            raise InputError(f"{where}{problems}; see `mirror config schema`") from err
+            raise InputError(f"{where}{problems}; {_HELP}") from err
 
     def part_size(self) -> int:
         """Bytes of an archive's parts; 0 leaves archives whole.
@@ -312,50 +312,3 @@ def _platform(text: str) -> Platform:
     if len(parts) not in (2, 3) or not all(parts):
         raise InputError(f"--platform {text!r}: write os/architecture[/variant], as linux/amd64")
     return Platform(*parts)
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML in which no key is there twice, and each value that cannot be read has its line."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        seen = set()
-        for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode):
-                if key.value in seen:
-                    raise ConstructorError(
-                        None, None, f"{key.value} is set twice; keep one", key.start_mark
-                    )
-                seen.add(key.value)
-        return super().construct_mapping(node, deep)
-
-    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
-        try:
-            return super().construct_object(node, deep)
-        except (ValueError, LookupError, AttributeError, TypeError, ArithmeticError) as err:
-            # PyYAML trusts that what looks like a date or a number is one: 2024-99-99.
-            raise ConstructorError(
-                None,
-                None,
-                f"{node.value!r} is not what it looks like ({err}); write it in quotes",
-                node.start_mark,
-            ) from err
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        document = yaml.load(path.read_bytes(), _Loader)  # noqa: S506 -- a SafeLoader
-    except OSError as err:
-        raise InputError(f"cannot read {path}: {err.strerror}") from err
-    except ConstructorError as err:
-        raise InputError(f"{path}: {err.problem}{_line(err)}; see `mirror config schema`") from err
-    except (yaml.YAMLError, ValueError, RecursionError) as err:
-        raise InputError(f"{path} is no YAML: {err}") from err
-    if document is None:
-        return {}
-    if not isinstance(document, dict):
-        raise InputError(f"{path} is no mapping of settings; see `mirror config schema`")
-    return document
-
-
-def _line(err: ConstructorError) -> str:
-    return f" (line {err.problem_mark.line + 1})" if err.problem_mark else ""

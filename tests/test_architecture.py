@@ -24,7 +24,8 @@ ROOMS = {
     "bundle": {"sync", "registry", "oci", "errors", "events"},
     "release": {"bundle", "sync", "registry", "oci", "errors", "events"},
     "serve": {"oci", "errors"},
-    "config": {"release", "bundle", "sync", "registry", "oci", "errors", "events"},
+    "documents": {"errors"},
+    "config": {"documents", "release", "bundle", "sync", "registry", "oci", "errors", "events"},
     "operations": {"release", "bundle", "sync", "registry", "oci", "errors", "events"},
 }
 """Room → the rooms that it may import. A room is a package, or a module of the top level."""
