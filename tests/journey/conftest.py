@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -16,6 +17,9 @@ from mirror.sync import MemoryStore, make_plan, transfer
 from mirror.sync.registry import RegistryTarget
 from tests.conftest import MakeEmbeddedRegistry
 from tests.support.program import call_mirror
+
+if TYPE_CHECKING:
+    from tests.journey.releases import Release
 
 TINY = TreeSpec(
     versions=("v1.69.1", "v1.70.0"),
@@ -113,6 +117,16 @@ def tiny_bundle(_this_machine_only: None, tmp_path_factory: pytest.TempPathFacto
         root = serve(TINY, registry).root
         call_mirror("pull", folder, "--source", root, "--insecure").succeeded()
     return folder
+
+
+@pytest.fixture(scope="session")
+def releases(
+    _this_machine_only: None, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Release, ...]:
+    """Bundles of three successive releases; tests only read them."""
+    from tests.journey.releases import pull_releases  # which is made of what is above
+
+    return pull_releases(tmp_path_factory.mktemp("releases"))
 
 
 @pytest.fixture

@@ -17,17 +17,9 @@ from tests.journey.releases import (
     Reader,
     Release,
     digest_of,
-    pull_releases,
     snapshot,
 )
 from tests.support.program import RunningMirror, call_mirror
-
-
-@pytest.fixture(scope="module")
-def releases(
-    _this_machine_only: None, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Release, ...]:
-    return pull_releases(tmp_path_factory.mktemp("releases"))
 
 
 @pytest.mark.parametrize(

@@ -20,8 +20,8 @@ from mirror.serve import Answer, EmbeddedRegistry, Fault
 from mirror.sync import MemoryStore, make_plan, transfer, union
 from mirror.sync.publish import generations, read_statement, statement_digest
 from mirror.sync.registry import RegistryTarget, below
-from tests.conftest import MakeRealRegistry
-from tests.journey.releases import STATEMENTS, Release, pull_releases, snapshot
+from tests.conftest import MakeEmbeddedRegistry
+from tests.journey.releases import STATEMENTS, Release, snapshot
 from tests.journey.wire import Wire
 from tests.support.inventories import put_image
 from tests.support.program import Finished, call_mirror
@@ -30,13 +30,6 @@ from tests.support.real_registry import RealRegistry
 ROOT = "dkp/ee"
 LOCATE = below(ROOT)
 CHANNEL = "/release-channel/manifests/(alpha|beta|early-access|stable|rock-solid)\\b"
-
-
-@pytest.fixture(scope="module")
-def releases(
-    _this_machine_only: None, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Release, ...]:
-    return pull_releases(tmp_path_factory.mktemp("releases"))
 
 
 class Place:
@@ -118,20 +111,22 @@ def test_a_push_states_all_that_it_brought_and_the_index(
         assert statement_digest(real.client, LOCATE, tag) == published.digest
 
 
-def test_the_same_push_again_states_nothing_new(real: Place, releases: tuple[Release, ...]) -> None:
-    first = real.push(releases[0]).succeeded().document["published"]
-    before = real.wire.tags(f"{ROOT}/{STATEMENTS}")
-    again = real.push(releases[0]).succeeded().document
+def test_the_same_push_again_states_nothing_new(
+    embedded: Place, releases: tuple[Release, ...]
+) -> None:
+    first = embedded.push(releases[0]).succeeded().document["published"]
+    before = embedded.wire.tags(f"{ROOT}/{STATEMENTS}")
+    again = embedded.push(releases[0]).succeeded().document
     assert again["published"] == {**first, "new": False}
-    assert real.wire.tags(f"{ROOT}/{STATEMENTS}") == before
+    assert embedded.wire.tags(f"{ROOT}/{STATEMENTS}") == before
 
 
 def test_two_registries_with_the_same_pushes_state_the_same_bytes(
-    make_real_registry: MakeRealRegistry, releases: tuple[Release, ...]
+    make_embedded_registry: MakeEmbeddedRegistry, releases: tuple[Release, ...]
 ) -> None:
     digests = set()
     for _ in range(2):
-        for place in place_at(make_real_registry()):
+        for place in place_at(make_embedded_registry()):
             for release in releases[:2]:
                 place.push(release).succeeded()
             digests.add(statement_digest(place.client, LOCATE))
@@ -139,18 +134,18 @@ def test_two_registries_with_the_same_pushes_state_the_same_bytes(
 
 
 def test_parts_of_a_bundle_add_up_to_the_whole(
-    make_real_registry: MakeRealRegistry, releases: tuple[Release, ...]
+    make_embedded_registry: MakeEmbeddedRegistry, releases: tuple[Release, ...]
 ) -> None:
     archives = sorted(releases[0].bundle.glob("*.tar"))
     assert len(archives) > 2
-    for parts in place_at(make_real_registry()):
+    for parts in place_at(make_embedded_registry()):
         stated = [
             parts.run("push", "--file", archive).succeeded().document["published"]["new"]
             for archive in archives
         ]
         assert parts.generation() == stated.count(True) >= 4  # one has what another had
         by_parts = read_statement(parts.client, LOCATE)
-    for whole in place_at(make_real_registry()):
+    for whole in place_at(make_embedded_registry()):
         whole.push(releases[0]).succeeded()
         at_once = read_statement(whole.client, LOCATE)
     assert by_parts is not None
@@ -159,11 +154,11 @@ def test_parts_of_a_bundle_add_up_to_the_whole(
 
 
 def test_a_verification_does_not_mind_the_statements(
-    real: Place, releases: tuple[Release, ...]
+    embedded: Place, releases: tuple[Release, ...]
 ) -> None:
     for release in releases[:2]:
-        real.push(release).succeeded()
-    against = ("--against", f"{real.address}/{ROOT}", "--insecure", "--deep")
+        embedded.push(release).succeeded()
+    against = ("--against", f"{embedded.address}/{ROOT}", "--insecure", "--deep")
     call_mirror("verify", releases[1].bundle, *against).succeeded()
 
 
@@ -346,23 +341,23 @@ def test_where_tags_can_be_deleted_a_rollback_leaves_none_of_the_newer_ones(
 
 
 def test_what_other_tools_had_pushed_before_comes_back(
-    place: Place, releases: tuple[Release, ...]
+    real: Place, releases: tuple[Release, ...]
 ) -> None:
     other = MemoryStore()
     put_image(other, "release-channel", "stable", "beta", layers=(b"by hand",))
     put_image(other, "", "v1.70.0", layers=(b"another build",))
     put_image(other, "unrelated", "v1", layers=(b"not ours",))
-    place.put(other)
-    before = place.tags()
-    place.push(releases[0]).succeeded()
-    place.push(releases[1]).succeeded()
-    assert place.tags()["release-channel"]["stable"] != before["release-channel"]["stable"]
+    real.put(other)
+    before = real.tags()
+    real.push(releases[0]).succeeded()
+    real.push(releases[1]).succeeded()
+    assert real.tags()["release-channel"]["stable"] != before["release-channel"]["stable"]
 
-    place.run("rollback", "--to", "0").succeeded()
-    now = place.tags()
+    real.run("rollback", "--to", "0").succeeded()
+    now = real.tags()
     for path, tags in before.items():
         assert now[path].items() >= tags.items()
-    statement = read_statement(place.client, LOCATE)
+    statement = read_statement(real.client, LOCATE)
     assert statement is not None
     stated = statement.statement.inventory
     assert set(stated.repositories) == {"release-channel", ""}  # what we never touched is not ours
@@ -370,32 +365,32 @@ def test_what_other_tools_had_pushed_before_comes_back(
 
 
 def test_a_tag_that_another_tool_moved_between_two_pushes_comes_back_as_it_was(
-    place: Place, releases: tuple[Release, ...]
+    embedded: Place, releases: tuple[Release, ...]
 ) -> None:
-    place.push(releases[0]).succeeded()
+    embedded.push(releases[0]).succeeded()
     other = MemoryStore()
     put_image(other, "release-channel", "stable", layers=(b"by hand",))
-    place.put(other)
-    before = place.tags()
-    place.push(releases[1]).succeeded()
-    place.run("rollback").succeeded()
-    now = place.tags()
+    embedded.put(other)
+    before = embedded.tags()
+    embedded.push(releases[1]).succeeded()
+    embedded.run("rollback").succeeded()
+    now = embedded.tags()
     for path, tags in before.items():
         assert now[path].items() >= tags.items()
 
 
 def test_a_rollback_stays_until_the_next_release(
-    real: Place, releases: tuple[Release, ...]
+    embedded: Place, releases: tuple[Release, ...]
 ) -> None:
-    real.push(releases[0]).succeeded()
-    real.push(releases[1]).succeeded()
-    real.run("rollback").succeeded()
-    back = real.tags()["release-channel"]["stable"]
+    embedded.push(releases[0]).succeeded()
+    embedded.push(releases[1]).succeeded()
+    embedded.run("rollback").succeeded()
+    back = embedded.tags()["release-channel"]["stable"]
     assert back == releases[0].tags()["release-channel"]["stable"]
-    again = real.push(releases[0]).succeeded().document["published"]
+    again = embedded.push(releases[0]).succeeded().document["published"]
     assert (again["generation"], again["new"]) == (3, False)
-    assert real.push(releases[1]).succeeded().document["published"]["generation"] == 4
-    assert real.tags()["release-channel"]["stable"] != back
+    assert embedded.push(releases[1]).succeeded().document["published"]["generation"] == 4
+    assert embedded.tags()["release-channel"]["stable"] != back
 
 
 def test_a_rollback_to_what_is_not_whole_any_more_changes_nothing_and_says_what_lacks(
@@ -458,13 +453,13 @@ def test_a_rollback_of_nothing_or_to_nowhere_says_what_there_is(
 
 
 def test_history_lists_what_each_generation_changed(
-    real: Place, releases: tuple[Release, ...]
+    embedded: Place, releases: tuple[Release, ...]
 ) -> None:
-    assert real.run("history").succeeded().document["generations"] == []
+    assert embedded.run("history").succeeded().document["generations"] == []
     for release in releases[:2]:
-        real.push(release).succeeded()
-    real.run("rollback").succeeded()
-    document = real.run("history").succeeded().document
+        embedded.push(release).succeeded()
+    embedded.run("rollback").succeeded()
+    document = embedded.run("history").succeeded().document
     assert (document["current"], document["interrupted"], document["older"]) == (3, None, 0)
     third, second, first = document["generations"]
     assert [one["generation"] for one in (first, second, third)] == [1, 2, 3]
@@ -477,8 +472,8 @@ def test_history_lists_what_each_generation_changed(
     assert second["tags"]["changed"] == third["tags"]["changed"] >= 5
     assert second["tags"]["added"] == third["tags"]["removed"] > 0
 
-    last = real.run("history", "--last", "1").succeeded().document
+    last = embedded.run("history", "--last", "1").succeeded().document
     assert (last["generations"], last["older"]) == ([third], 2)
-    text = call_mirror("history", f"{real.address}/{ROOT}", "--insecure").succeeded().stdout
+    text = call_mirror("history", f"{embedded.address}/{ROOT}", "--insecure").succeeded().stdout
     assert "3  (current; restores generation 1)" in text
     assert "release-channel:v1.71.0" in text

@@ -14,20 +14,13 @@ from mirror.serve import Answer, EmbeddedRegistry, Fault, Refuse
 from mirror.sync.publish import read_statement, statement_digest
 from mirror.sync.registry import below
 from tests.conftest import MakeEmbeddedRegistry, MakeRealRegistry
-from tests.journey.releases import Release, pull_releases, snapshot
+from tests.journey.releases import Release, snapshot
 from tests.journey.wire import Wire
 from tests.support.program import Finished, call_mirror
 from tests.support.real_registry import RealRegistry
 
 ROOT = "dkp/ee"
 LOCATE = below(ROOT)
-
-
-@pytest.fixture(scope="module")
-def releases(
-    _this_machine_only: None, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Release, ...]:
-    return pull_releases(tmp_path_factory.mktemp("releases"))
 
 
 @pytest.fixture
