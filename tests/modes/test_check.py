@@ -13,13 +13,21 @@ from pathlib import Path
 import pytest
 from pydantic import SecretStr
 
-from mirror.errors import CancelledError, DeniedError, IncompleteError, RouteError
+from mirror.errors import (
+    CancelledError,
+    DeniedError,
+    IncompleteError,
+    RegistryNotFoundError,
+    RouteError,
+)
 from mirror.events import Event, PhaseAdvanced, PhaseStarted
 from mirror.modes.addressing import Role, Route
 from mirror.modes.check import (
     CheckReport,
     CheckTarget,
+    ItemResult,
     ItemState,
+    RegistryResult,
     check_images,
     impatient,
     targets_for,
@@ -28,7 +36,7 @@ from mirror.modes.matrix import Kind
 from mirror.modes.required import RequiredImage, RequiredSet
 from mirror.modes.settings import CheckMode, RegistrySettings
 from mirror.modes.sites import Sites, User
-from mirror.oci import Digest, Manifest, media_types
+from mirror.oci import Descriptor, Digest, Manifest, media_types
 from mirror.registry import ConnectionOptions, Credentials, RegistryClient
 from tests.conftest import MakeRealRegistry
 from tests.modes.samples import ACCOUNTS, SETTINGS, SITES
@@ -334,12 +342,12 @@ def test_registries_are_asked_at_the_same_time_and_each_by_a_few(
             together.append(self.host)
             super().ping()
 
-        def resolve(self, *asked: object) -> object:  # type: ignore[override]
+        def resolve(self, repository: str, reference: str | Digest) -> Descriptor | None:
             with lock:
                 running[self.host] = running.get(self.host, 0) + 1
                 most[self.host] = max(most.get(self.host, 0), running[self.host])
             try:
-                return super().resolve(*asked)  # type: ignore[arg-type]
+                return super().resolve(repository, reference)
             finally:
                 with lock:
                     running[self.host] -= 1
@@ -350,3 +358,31 @@ def test_registries_are_asked_at_the_same_time_and_each_by_a_few(
     check_images(REQUIRED, targets, make)
     assert len(together) == 2
     assert all(1 <= count <= 3 for count in most.values())
+
+
+def test_who_goes_on_asks_first_for_what_nobody_has_asked_for(real_registry: RealRegistry) -> None:
+    one = target(real_registry)
+    fill(one, IMAGES)
+    done = check_images(REQUIRED, [one], connect).registries[0].items
+    failed = RegistryNotFoundError("gone", where="HEAD x", status=404)
+    items = (
+        replace(done[0], state=ItemState.MISSING, error=failed),
+        *done[1:19],
+        *(ItemResult(item.image) for item in done[19:]),
+    )
+    asked: list[str] = []
+
+    class Watched(RegistryClient):
+        def resolve(self, repository: str, reference: str | Digest) -> Descriptor | None:
+            asked.append(str(reference))
+            return super().resolve(repository, reference)
+
+    report = check_images(
+        REQUIRED,
+        [one],
+        lambda route: Watched(route.host, options=ConnectionOptions(plain_http=True)),
+        again=CheckReport(REQUIRED.mode, (RegistryResult(one, items),)),
+        workers=1,
+    )
+    assert report.ready
+    assert asked == [str(done[n].image.reference) for n in (19, 20, 0)]
