@@ -7,6 +7,8 @@ import click
 from mirror.commands.config import config_group
 from mirror.commands.errors import Group
 from mirror.commands.inspect import inspect_command
+from mirror.commands.inventory import inventory_command
+from mirror.commands.merge import merge_command
 from mirror.commands.pull import pull_command
 from mirror.commands.push import push_command
 from mirror.commands.verify import verify_command
@@ -22,5 +24,13 @@ def main() -> None:
     """
 
 
-for command in (pull_command, push_command, verify_command, inspect_command, config_group):
+for command in (
+    pull_command,
+    push_command,
+    verify_command,
+    inspect_command,
+    inventory_command,
+    merge_command,
+    config_group,
+):
     main.add_command(command)

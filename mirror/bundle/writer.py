@@ -205,7 +205,7 @@ class BundleWriter:
     def _take_names_back(self) -> None:
         """Undo the renaming that an interrupted `finish` had begun; it is done again."""
         progress = progress_of(self._folder / JOURNAL)
-        wanted = self._seal.inventory.blob_sizes()
+        wanted = self._seal.carried.blob_sizes()
         if (self._folder / SEAL).exists() or any(progress.get(d) != n for d, n in wanted.items()):
             return  # it had not begun: files with these names are of an earlier bundle
         for archive in self._archives:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,14 @@ from mirror.commands import options
 from mirror.commands.login import credentials_for, license_credentials, signer
 from mirror.commands.shared import show
 from mirror.config import PullConfig
-from mirror.errors import InputError
-from mirror.events import Warned
-from mirror.operations import plan_pull
+from mirror.errors import InputError, InvalidReferenceError
+from mirror.events import OnEvent, Warned
+from mirror.oci import Repository
+from mirror.operations import plan_pull, registry_inventory
 from mirror.progress import progress
 from mirror.registry import ConnectionOptions, Credentials, RegistryClient
+from mirror.release.tree import TargetTree, normalised_suffix
+from mirror.sync import Inventory
 
 
 @click.command("pull")
@@ -34,8 +38,8 @@ from mirror.registry import ConnectionOptions, Credentials, RegistryClient
 @click.option("--dry-run", is_flag=True, help="Print what would be pulled, and pull nothing.")
 @click.option(
     "--base",
-    type=click.Path(exists=True, path_type=Path),
-    help="With --dry-run: a bundle, or its inventory.json; tell what a delta against it saves.",
+    help="Make a delta: leave out what this holds; a bundle, an inventory, or a registry (the "
+    "source's connection settings count, and the login that docker or oras stored).",
 )
 @click.option("--force", is_flag=True, help="Replace the bundle that is in BUNDLE_DIR.")
 @click.option(
@@ -44,12 +48,7 @@ from mirror.registry import ConnectionOptions, Credentials, RegistryClient
 @click.option(
     "--verbose-summary", is_flag=True, help="List the versions of every module and package."
 )
-@click.option(
-    "--sign-key",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="Private key (PEM, also cosign's) to sign the bundle with; its passphrase is asked for, "
-    "or taken from MIRROR_SIGN_PASSWORD.",
-)
+@options.sign_key
 @options.source_login
 @options.tmp_dir
 @options.config_options(
@@ -61,7 +60,7 @@ def pull_command(
     bundle_dir: Path,
     config_file: Path | None,
     dry_run: bool,
-    base: Path | None,
+    base: str | None,
     force: bool,
     no_pull_resume: bool,
     verbose_summary: bool,
@@ -86,8 +85,6 @@ def pull_command(
       1.2.0            this and all later versions of its major version
     """
     del tmp_dir
-    if base is not None and not dry_run:
-        raise InputError("--base goes with --dry-run; delta bundles cannot be written yet")
     flags = {name: value for name, value in settings.items() if value not in (None, ())}
     config = PullConfig.load(config_file, flags)
     tree = config.tree()
@@ -103,7 +100,8 @@ def pull_command(
         credentials: Credentials | None = license_credentials(license_key)
     else:
         credentials = credentials_for(tree.root.host, login, password)
-    held = read_base(base) if base is not None else None
+    previous = None if base is None else _Base.parse(base)
+    held = read_base(previous.path) if previous is not None and previous.path else None
     started = time.monotonic()
     with (
         progress(quiet=as_json) as on_event,
@@ -114,11 +112,22 @@ def pull_command(
         for warning in warnings:
             on_event(Warned(warning))
         check_folder(bundle_dir, force=force)
+        if previous is not None and previous.root is not None:
+            modules_suffix = normalised_suffix(config.modules_path_suffix)
+            held = previous.observed(
+                connection,
+                credentials if previous.root.host == tree.root.host else None,
+                modules_suffix,
+                config.jobs,
+                on_event,
+            )
         planned = plan_pull(
             client,
             tree,
             wishes,
             selection=config.selection_document(),
+            base=held,
+            dedupe=config.dedupe,
             jobs=config.jobs,
             on_event=on_event,
         )
@@ -133,8 +142,45 @@ def pull_command(
                 on_event=on_event,
             )
     if dry_run:
-        document = planned.to_document(held)
-        show(as_json, document, console.plan_summary, (planned, held), started)
+        show(as_json, planned.to_document(), console.plan_summary, planned, started)
     else:
         summary = console.verbose_pull_summary if verbose_summary else console.pull_summary
         show(as_json, report.to_document(), summary, report, started)
+
+
+@dataclass(frozen=True, slots=True)
+class _Base:
+    """What `--base` names: something on the disk, or a registry's root."""
+
+    path: Path | None = None
+    root: Repository | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> _Base:
+        if Path(text).exists():
+            return cls(path=Path(text))
+        try:
+            return cls(root=Repository.parse(text))
+        except InvalidReferenceError as err:
+            raise InputError(
+                f"--base {text}: no file or folder of that name is here, and it is no registry "
+                f"(host[:port]/path) either: {err}"
+            ) from err
+
+    def observed(
+        self,
+        connection: ConnectionOptions,
+        credentials: Credentials | None,
+        modules_suffix: str,
+        jobs: int,
+        on_event: OnEvent,
+    ) -> Inventory:
+        """What the registry holds."""
+        assert self.root is not None
+        host = self.root.host
+        login = credentials or credentials_for(host, None, None)
+        tree = TargetTree(self.root, modules_suffix)
+        with RegistryClient(
+            host, options=connection, credentials=login, on_event=on_event
+        ) as client:
+            return registry_inventory(client, tree, jobs=jobs, on_event=on_event).inventory
