@@ -63,7 +63,7 @@ def inventory_command(
         found = registry_inventory(client, target.tree, known=paths, jobs=jobs, on_event=on_event)
     data = found.inventory.to_json()
     if output == _STANDARD_OUTPUT:
-        click.echo(data, nl=False)
+        click.echo(data.decode(), nl=False)
         return
     write_durably(Path(output), data)
     document = {**found.to_document(), "output": output, "bytes": len(data)}
