@@ -21,8 +21,8 @@ from mirror.bundle.archive import Archive, lay_out
 from mirror.bundle.carriage import EVERYTHING, Carriage, Omissions, left_out, needed_from
 from mirror.errors import DamagedBundleError, InputError, InvalidDigestError
 from mirror.oci import Digest
-from mirror.sync import Inventory, union
-from mirror.sync.inventory import canonical_json
+from mirror.sync import Inventory, ManifestNode, union
+from mirror.sync.inventory import canonical_json, read_nodes
 
 SCHEMA_VERSION = 1
 CARRIAGE_SCHEMA_VERSION = 2
@@ -161,12 +161,12 @@ class Seal:
                     f"reads versions {SCHEMA_VERSION} and {CARRIAGE_SCHEMA_VERSION}: use a newer "
                     "one"
                 )
-            carriage = _carriage(document)
+            nodes = read_nodes(document["manifests"])
+            carriage = _carriage(document, nodes)
             if carriage.is_ordinary != (version == SCHEMA_VERSION):
                 raise DamagedBundleError(f"its schema version {version} does not go with its keys")
-            manifests = document["manifests"]
             parts = {
-                name: Inventory.from_tables(manifests, value["repositories"])
+                name: Inventory.from_nodes(nodes, value["repositories"])
                 for name, value in document["archives"].items()
             }
             origins = {name: value["origins"] for name, value in document["archives"].items()}
@@ -213,12 +213,12 @@ def lay_out_all(
     )
 
 
-def _carriage(document: Mapping[str, Any]) -> Carriage:
+def _carriage(document: Mapping[str, Any], nodes: Mapping[Digest, ManifestNode]) -> Carriage:
     once = document.get("dedupe", False)
     if once is not False and once is not True:
         raise ValueError("dedupe is neither true nor false")
     base = document.get("base")
     if base is None:
         return Carriage(once=once)
-    needed = Inventory.from_tables(document["manifests"], base["repositories"])
+    needed = Inventory.from_nodes(nodes, base["repositories"])
     return Carriage(Digest.parse(base["digest"]), needed, once)
