@@ -56,6 +56,10 @@ def inventory_command(
     """
     if output == _STANDARD_OUTPUT and as_json:
         raise InputError("--json and -o - both want standard output; write the inventory to a file")
+    file = Path(output)
+    if output != _STANDARD_OUTPUT and (file.is_dir() or not file.absolute().parent.is_dir()):
+        # Before the registry is asked: that takes its time.
+        raise InputError(f"{output} is no file in a folder that exists; name another one")
     target = Target.of(Repository.parse(registry), **access)
     paths = {path for one in known for path in read_base(one).repositories}
     started = time.monotonic()
@@ -65,6 +69,6 @@ def inventory_command(
     if output == _STANDARD_OUTPUT:
         click.echo(data.decode(), nl=False)
         return
-    write_durably(Path(output), data)
+    write_durably(file, data)
     document = {**found.to_document(), "output": output, "bytes": len(data)}
     show(as_json, document, console.inventory_summary, (found, output, len(data)), started)

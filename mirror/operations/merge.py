@@ -16,7 +16,7 @@ from mirror.errors import InputError, MissingBaseError
 from mirror.events import OnEvent, PhaseStarted
 from mirror.events import ignore as ignore_events
 from mirror.oci import Digest
-from mirror.operations.pack import Packing, pack
+from mirror.operations.pack import AS_USUAL, Packing, pack
 from mirror.operations.pull import count
 from mirror.sync import HeldContent, Inventory, Overlay, RepositoryContent, union
 from mirror.sync.workers import DEFAULT_JOBS
@@ -56,7 +56,7 @@ def merge(
     dedupe: bool = False,
     force: bool = False,
     key: bytes | None = None,
-    packing: Packing | None = None,
+    packing: Packing = AS_USUAL,
     jobs: int = DEFAULT_JOBS,
     on_event: OnEvent = ignore_events,
     cancel: threading.Event | None = None,
@@ -105,15 +105,14 @@ def merge(
     seal = last.seal.carried_as(Carriage(once=dedupe))
     # The newest first: what a delta carries was just made.
     source = Overlay(*(HeldContent(reader, reader.carried()) for reader in reversed(readers)))
-    packing = packing or Packing()
-    copied = pack(seal, files, source, folder, packing, jobs=jobs, on_event=on_event, cancel=cancel)
+    packed = pack(seal, files, source, folder, packing, jobs=jobs, on_event=on_event, cancel=cancel)
     return MergeReport(
         folder,
         tuple(reader.name for reader in readers),
         wanted,
         wanted.digest(),
-        {archive.name: archive.size for archive in seal.archives.values()},
-        copied,
+        packed.archives,
+        packed.taken,
         seal.omissions,
     )
 

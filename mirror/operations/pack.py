@@ -30,6 +30,18 @@ class Packing:
     resume: bool = True
 
 
+AS_USUAL = Packing()
+
+
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """A bundle that was written. `archives` maps archives to their sizes, `taken` is bytes of blobs
+    that came from the source, each once however many layouts hold it."""
+
+    archives: Mapping[str, int]
+    taken: int
+
+
 def pack(
     seal: Seal,
     files: Mapping[str, bytes],
@@ -40,9 +52,8 @@ def pack(
     jobs: int = DEFAULT_JOBS,
     on_event: OnEvent = ignore_events,
     cancel: threading.Event | None = None,
-) -> int:
-    """Write the bundle that `seal` describes, with `files` beside it; return the bytes of blobs
-    that were taken from `source`.
+) -> Packed:
+    """Write the bundle that `seal` describes, with `files` beside it.
 
     Raises:
         NoSpaceError: the disk is too small; nothing was taken.
@@ -63,4 +74,4 @@ def pack(
         plan = replace(plan, blobs=writer.in_archive_order(plan.blobs))
         report = transfer(plan, source, writer, jobs=jobs, on_event=on_event, cancel=cancel)
         writer.finish()
-    return report.sent
+    return Packed({archive.name: archive.size for archive in seal.archives.values()}, report.sent)

@@ -139,7 +139,7 @@ class PullPlan:
         """Fetch everything into a new bundle in `folder`; see `pull`."""
         check_folder(folder, force=force)
         inventory = self.inventory
-        sent = pack(
+        packed = pack(
             self.seal,
             self.selection.files,
             self.source.content,
@@ -155,8 +155,8 @@ class PullPlan:
             self.selection,
             inventory,
             inventory.digest(),
-            {archive.name: archive.size for archive in self.archives},
-            sent,
+            packed.archives,
+            packed.taken,
             self.seal,
         )
 

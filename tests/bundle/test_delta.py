@@ -10,9 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mirror.bundle.carriage import EVERYTHING, Carriage, against
+from mirror.bundle.journal import Journal
 from mirror.bundle.reader import BundleReader, read_base
 from mirror.bundle.seal import Seal
 from mirror.bundle.verify import verify_bundle
+from mirror.bundle.workplace import JOURNAL
 from mirror.bundle.writer import BundleWriter
 from mirror.errors import InputError, MissingBaseError, NotFoundError
 from mirror.oci import Digest, Repository
@@ -137,6 +139,47 @@ def test_a_pull_that_gets_another_base_keeps_what_it_has(tmp_path: Path) -> None
                 writer.put_manifest(put.repository, after.manifest(put.repository, put.digest))
         writer.finish()
     assert _files(tmp_path / "new") == _files(tmp_path / "clean")
+
+
+def test_a_delta_without_any_content_is_completed_after_its_very_end_was_cut_off(
+    tmp_path: Path,
+) -> None:
+    before, _ = before_and_after()
+    wanted, folder = before.inventory(), tmp_path / "delta"
+    carriage = against(wanted, wanted)
+    seal = pack(before, wanted, tmp_path / "whole", carriage=carriage)
+    assert seal.carried.blob_sizes() == {}
+    with pytest.MonkeyPatch.context() as patch, BundleWriter(folder, seal) as writer:
+        # Archives have their names by then, and the seal has not.
+        patch.setattr("mirror.bundle.folder.write_durably", _interrupted)
+        for wave in make_plan(seal.carried, Inventory()).manifests:
+            for put in wave:
+                writer.put_manifest(put.repository, before.manifest(put.repository, put.digest))
+        with pytest.raises(KeyboardInterrupt):
+            writer.finish()
+    assert (folder / "platform.tar").exists()
+    assert not (folder / "inventory.json").exists()
+    pack(before, wanted, folder, carriage=carriage)
+    assert _files(folder) == _files(tmp_path / "whole")
+
+
+def test_a_delta_without_any_content_takes_no_archive_for_its_own_that_was_there_before(
+    tmp_path: Path,
+) -> None:
+    before, _ = before_and_after()
+    wanted = before.inventory()
+    seal = seal_of(archives_of(wanted)).carried_as(against(wanted, wanted))
+    # It was killed before it had made its first archive; these are of a bundle without a seal.
+    (tmp_path / "platform.tar").write_bytes(b"earlier")
+    (tmp_path / "inventory.json.partial").write_bytes(seal.to_json())
+    Journal(tmp_path / JOURNAL).close()
+    with BundleWriter(tmp_path, seal):
+        assert (tmp_path / "platform.tar").read_bytes() == b"earlier"
+    assert (tmp_path / "platform.tar").read_bytes() == b"earlier"
+
+
+def _interrupted(*_: object) -> None:
+    raise KeyboardInterrupt
 
 
 def _content(store: MemoryStore, path: str, digest: Digest, size: int) -> BlobContent:
