@@ -194,6 +194,7 @@ def push_summary(report: PushReport, elapsed_s: float) -> str:
             if plan
             else "nothing: all of it was there",
         ),
+        *(("Onto base", f"inventory {base}") for base in report.bases),
     ]
     return "\n".join(
         [

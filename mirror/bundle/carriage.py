@@ -155,7 +155,8 @@ def lacking(
 ) -> tuple[Finding, ...]:
     """What of `needed` is not at `place`, which holds `held`; told by what of `wanted` needs it.
 
-    A manifest must be in its repository, a blob in any. The order is canonical.
+    A manifest must be in its repository, a blob in any. In canonical order, but first what has a
+    name: of the thousands of images that go by their digests a person knows none.
     """
     missing = set(needed.blob_sizes()) - set(held.blob_sizes())
     findings: list[Finding] = []
@@ -171,4 +172,4 @@ def lacking(
                 Finding(place, f"{kind} {digest} is missing", path, dependents.tags(digest), digest)
                 for kind, digest in lost
             )
-    return tuple(findings)
+    return tuple(sorted(findings, key=lambda finding: not finding.is_named))

@@ -176,6 +176,13 @@ def test_a_seal_is_read_back_as_it_was_written(
     assert again.carried_as(EVERYTHING).to_json() == sealed(wanted, EVERYTHING).to_json()
 
 
+@given(bases())
+def test_what_has_a_name_is_told_first(case: tuple[Inventory, Inventory]) -> None:
+    wanted, base = case
+    named = [one.is_named for one in lacking(wanted, base, Inventory(), "there")]
+    assert named == sorted(named, reverse=True)
+
+
 # -- cases -----------------------------------------------------------------------------------------
 
 
