@@ -53,11 +53,21 @@ def pull_summary(report: PullReport, elapsed_s: float) -> str:
             ),
             "",
             *_archive_lines(report.archives),
+            *_compression_lines(report),
             "",
             f"  inventory {report.digest}",
             f"  {size_text(report.fetched)} fetched in {duration_text(elapsed_s)}",
         ]
     )
+
+
+def _compression_lines(report: PullReport) -> list[str]:
+    if report.stored is None:
+        return []
+    size, stored = sum(report.archives.values()), sum(report.stored.values())
+    saved = max(0, size - stored)
+    share = f"{100 * saved / size:.1f}" if size else "0"
+    return [f"  compressed to {size_text(stored)}, which saves {size_text(saved)} ({share} %)"]
 
 
 def plan_summary(planned: tuple[PullPlan, Inventory | None], elapsed_s: float) -> str:
@@ -198,15 +208,23 @@ def bundle_summary(report: BundleReport, elapsed_s: float) -> str:
     """Whether a bundle is whole."""
     if report.findings:
         return _findings_text("The bundle is damaged or incomplete", report.findings)
-    seal = (
-        "sealed: every byte is accounted for"
-        if report.sealed
-        else "not sealed: what is here is right, but nothing tells whether other archives belong "
-        "to it"
-    )
+    alone = "nothing tells whether other archives belong to it"
+    if report.quick:
+        seal = "sealed" if report.sealed else f"not sealed: {alone}"
+        title = (
+            f"The structure of the bundle is whole ({seal}). The bytes of layers were not checked: "
+            "`mirror verify` without --quick does that"
+        )
+        how = "looked through in"
+    else:
+        seal = "sealed: every byte is accounted for"
+        if not report.sealed:
+            seal = f"not sealed: what is here is right, but {alone}"
+        title = f"The bundle is whole ({seal})"
+        how = "read in"
     return "\n".join(
         [
-            f"The bundle is whole ({seal})",
+            title,
             *_table(
                 [
                     ("Archives", f"{report.archives}, {size_text(report.size)}"),
@@ -215,7 +233,7 @@ def bundle_summary(report: BundleReport, elapsed_s: float) -> str:
                 ]
             ),
             "",
-            f"  read in {duration_text(elapsed_s)}",
+            f"  {how} {duration_text(elapsed_s)}",
         ]
     )
 

@@ -26,6 +26,11 @@ from mirror.progress import progress
     metavar="REGISTRY",
     help="Check that this registry holds all that the bundle holds.",
 )
+@click.option(
+    "--quick",
+    is_flag=True,
+    help="Check structure and sizes only; the bytes of layers stay unread and unproved.",
+)
 @click.option("--deep", is_flag=True, help="With --against: read every byte back and hash it.")
 @click.option(
     "--key",
@@ -39,6 +44,7 @@ def verify_command(
     *,
     bundle_dir: Path,
     against: str | None,
+    quick: bool,
     deep: bool,
     key_file: Path | None,
     jobs: int,
@@ -48,10 +54,16 @@ def verify_command(
     """Prove that the bundle in BUNDLE_DIR is whole, or that a registry holds all of it.
 
     Every byte of the bundle is read and checked, and every tag followed to all that it needs.
+    With --quick it is headers, indexes and manifests that are, and the size and place of the rest.
     What is wrong is listed by archive, repository, tag and digest; the exit code is then 4.
     """
     if deep and against is None:
         raise InputError("--deep goes with --against REGISTRY; a bundle is always read whole")
+    if quick and against is not None:
+        raise InputError(
+            "--quick is about a bundle and --against about a registry, where nothing is read back "
+            "without --deep; drop one of them"
+        )
     if key_file is not None and against is not None:
         raise InputError(
             "--key is about a bundle and --against about a registry; use one at a time"
@@ -62,7 +74,7 @@ def verify_command(
     report: BundleReport | RegistryReport
     with progress(quiet=as_json) as on_event, BundleReader([bundle_dir]) as reader:
         if target is None:
-            report = verify(reader, key=key, jobs=jobs, on_event=on_event)
+            report = verify(reader, key=key, quick=quick, jobs=jobs, on_event=on_event)
         else:
             with target.client(on_event) as client:
                 report = verify_registry(

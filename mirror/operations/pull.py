@@ -31,7 +31,8 @@ from mirror.sync.workers import DEFAULT_JOBS
 @dataclass(frozen=True, slots=True)
 class PullReport:
     """A finished pull. `archives` maps file names to sizes in bytes; `fetched` is bytes of blobs
-    that came over the wire, each once however many archives hold it."""
+    that came over the wire, each once however many archives hold it. `stored` is what archives
+    take on the disk, if they are compressed."""
 
     folder: Path
     tree: SourceTree
@@ -40,6 +41,7 @@ class PullReport:
     digest: Digest
     archives: Mapping[str, int]
     fetched: int
+    stored: Mapping[str, int] | None = None
 
     def to_document(self) -> dict[str, Any]:
         """As JSON values, for `--json`."""
@@ -53,6 +55,15 @@ class PullReport:
             "fetched": self.fetched,
             "inventory": str(self.digest),
             **count(self.inventory),
+            **({} if self.stored is None else {"compressed": self._compressed(self.stored)}),
+        }
+
+    def _compressed(self, stored: Mapping[str, int]) -> dict[str, Any]:
+        size = sum(stored.values())
+        return {
+            "archives": dict(stored),
+            "bytes": size,
+            "saved": sum(self.archives.values()) - size,
         }
 
 
@@ -129,6 +140,7 @@ class PullPlan:
         part_size: int = 0,
         gost_digest: bool = False,
         sign: Callable[[bytes], bytes] | None = None,
+        compress: bool = False,
         on_event: OnEvent = ignore_events,
     ) -> PullReport:
         """Fetch everything into a new bundle in `folder`; see `pull`."""
@@ -142,6 +154,7 @@ class PullPlan:
             resume=resume,
             gost_digest=gost_digest,
             sign=sign,
+            compress=compress,
         ) as writer:
             plan = make_plan(inventory, writer.held(inventory))
             plan = replace(plan, blobs=writer.in_archive_order(plan.blobs))
@@ -162,6 +175,7 @@ class PullPlan:
             inventory.digest(),
             {archive.name: archive.size for archive in self.archives},
             report.sent,
+            writer.stored if compress else None,
         )
 
 
@@ -229,6 +243,7 @@ def pull(
     part_size: int = 0,
     gost_digest: bool = False,
     sign: Callable[[bytes], bytes] | None = None,
+    compress: bool = False,
     jobs: int = DEFAULT_JOBS,
     on_event: OnEvent = ignore_events,
     cancel: threading.Event | None = None,
@@ -240,7 +255,8 @@ def pull(
 
     `part_size` in bytes cuts archives into parts; 0 leaves them whole. `gost_digest` writes a
     GOST R 34.11-2012 digest beside each file. `sign` makes a signature over the bundle's seal
-    (`mirror.bundle.signing.sign`).
+    (`mirror.bundle.signing.sign`). `compress` writes archives in zstd frames, which needs room for
+    both forms of them while it lasts.
 
     Whatever fails, no archive carries its final name until all are complete and durable, and an
     earlier bundle in `folder` (see `force`) is left as it was until then.
@@ -261,5 +277,6 @@ def pull(
         part_size=part_size,
         gost_digest=gost_digest,
         sign=sign,
+        compress=compress,
         on_event=on_event,
     )
