@@ -6,7 +6,6 @@ import json
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import islice
 from typing import NamedTuple
 
 from mirror.bundle.files import Readable
@@ -270,6 +269,7 @@ class _LayoutReading:
         self._archive, self._repository, self._layout = archive, repository, layout
         self._manifests, self._budget = manifests, budget
         self._problems: dict[Digest | None, str] = {}
+        self._beyond = 0
         self.notices: list[str] = []
         self.inventory = Inventory()
 
@@ -282,7 +282,7 @@ class _LayoutReading:
             tags.update(self._tagged(self._archive.members[path]))
         except (IntegrityError, FileSystemError) as err:
             problem = str(err).removeprefix(f"{self._archive.name}: ")
-            self._problems[None] = f"{path}: {problem}"
+            self._note(None, f"{path}: {problem}")
         for tag, (digest, _) in tags.items():
             builder.add_tag(self._repository, tag, digest)
         pending = list(tags.values())
@@ -298,33 +298,41 @@ class _LayoutReading:
             try:
                 self._budget.take_names(1 + len(node.blobs) + len(node.children))
             except DamagedBundleError as err:
-                self._problems[None] = str(err)
+                self._note(None, str(err))
                 break
             builder.add_manifest(self._repository, node, closed=False)
             for blob in node.blobs:
                 there = self._archive.blob(self._repository, blob.digest)
                 if there is None:
-                    self._problems[blob.digest] = f"blob {blob.digest} is missing"
+                    self._note(blob.digest, f"blob {blob.digest} is missing")
                 elif there.size != blob.size:
-                    self._problems[blob.digest] = (
-                        f"blob {blob.digest} has {there.size} bytes instead of {blob.size}"
+                    self._note(
+                        blob.digest,
+                        f"blob {blob.digest} has {there.size} bytes instead of {blob.size}",
                     )
                 else:
                     builder.add_blob(self._repository, blob.digest, blob.size)
             pending.extend((child.digest, child.media_type) for child in node.children)
         self.inventory = builder.build()
 
+    def _note(self, digest: Digest | None, problem: str) -> None:
+        """Something is wrong with `digest`, or with the layout as a whole."""
+        if digest is None or digest in self._problems or len(self._problems) < MAX_FINDINGS:
+            self._problems[digest] = problem
+        else:
+            self._beyond += 1
+
     def findings(self) -> Iterator[Finding]:
         """All that was wrong, each with the tags that suffer from it."""
         if self._problems:
             dependents = Dependents(self.inventory.repository(self._repository))
             alike: dict[tuple[str, ...], tuple[str, ...]] = {}
-            for digest, problem in islice(self._problems.items(), MAX_FINDINGS):
+            for digest, problem in self._problems.items():
                 tags = dependents.tags(digest) if digest else ()
                 tags = alike.setdefault(tags, tags)
                 yield Finding(self._archive.name, problem, self._repository, tags, digest)
-            if len(self._problems) > MAX_FINDINGS:
-                more = f"and {len(self._problems) - MAX_FINDINGS} more that lack or are damaged"
+            if self._beyond:
+                more = f"{self._beyond} more are missing or damaged"
                 yield Finding(self._archive.name, more, self._repository)
 
     def _tagged(self, member: Member) -> Iterator[tuple[str, tuple[Digest, str]]]:
@@ -369,11 +377,11 @@ class _LayoutReading:
         """
         member = self._archive.blob(self._repository, digest)
         if member is None:
-            self._problems[digest] = f"manifest {digest} is missing"
+            self._note(digest, f"manifest {digest} is missing")
             return None
         where = f"manifest {digest}"
         if member.size > MAX_MANIFEST_BYTES:
-            self._problems[digest] = f"{where} has {member.size} bytes, more than any has"
+            self._note(digest, f"{where} has {member.size} bytes, more than any has")
             return None
         try:
             node = ManifestNode.of(read_manifest(self._archive.file, member, digest, media_type))
@@ -381,10 +389,10 @@ class _LayoutReading:
             if any(len(one) > MAX_MEDIA_TYPE for one in (*types, node.artifact_type or "")):
                 raise InvalidManifestError(f"{where} has a media type longer than any")
         except DigestMismatchError as err:
-            self._problems[digest] = f"{where} is damaged: its bytes hash to {err.actual}"
+            self._note(digest, f"{where} is damaged: its bytes hash to {err.actual}")
             return None
         except (IntegrityError, InvalidManifestError, FileSystemError) as err:
-            self._problems[digest] = str(err).removeprefix(f"{self._archive.name}: ")
+            self._note(digest, str(err).removeprefix(f"{self._archive.name}: "))
             return None
         known = self._manifests.node(digest)
         if known == node:
