@@ -113,11 +113,9 @@ class Forward:
         return self._pool.submit(self._file.unpacked, number, frame)
 
     def finish(self) -> Mapping[str, Digest | MirrorError]:
-        """Read what is left, and tell the digest of the compressed file, or of each of its parts;
-        or why there is none."""
-        while self._now[0] < self._file.frames - 1:
-            self._advance()
-        packed, at = self._file.packed, self._file.table_offset
+        """Read what is left, which nobody asked for, and tell the digest of the compressed file, or
+        of each of its parts; or why there is none."""
+        packed, at = self._file.packed, self._file.places(self._next)
         try:
             for chunk in packed.chunks(at, packed.size - at):
                 self._hashes.update(chunk)

@@ -142,10 +142,9 @@ class SeekableFile:
         """The frame that holds the byte at `offset`."""
         return bisect_right(self._starts, offset) - 1
 
-    @property
-    def table_offset(self) -> int:
-        """Where in the compressed file the table begins, behind all frames."""
-        return self._places[-1]
+    def places(self, number: int) -> int:
+        """Where in the compressed file frame `number` begins; behind the last, the table."""
+        return self._places[number]
 
     def packed_frame(self, number: int) -> bytes:
         """A frame as it lies in the compressed file."""

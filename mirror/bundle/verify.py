@@ -175,12 +175,24 @@ def _works(
     *,
     quick: bool = False,
 ) -> Iterator[_Work]:
-    """The checks of an archive, as they are to be done."""
+    """The checks of an archive, as they are to be done: small ones several at a time."""
     if isinstance(archive.file, SeekableFile) and not quick:
         yield _Work(checks, archive.file, sums)
-    else:
-        for check in checks:
-            yield _Work((check,))
+        return
+    together: list[Check] = []
+    size = 0
+    for check in checks:
+        together.append(check)
+        size += check.size
+        if size >= _TOGETHER_BYTES or len(together) >= _TOGETHER:
+            yield _Work(together)
+            together, size = [], 0
+    if together:
+        yield _Work(together)
+
+
+_TOGETHER, _TOGETHER_BYTES = 64, 4 << 20
+"""To hand work to a thread costs as much as to check some ten kilobytes."""
 
 
 def _file_findings(seal: Seal, folder: Path | None) -> Iterator[Finding]:

@@ -58,7 +58,7 @@ _GOST_SUM_BYTES = 64
 _SIGNATURE_BYTES = 1024
 """At most: an RSA signature of 4096 bits has 684 in base64."""
 
-_NOTE_BYTES = 4 << 20
+_NOTE_BYTES = 256 << 10
 """A blob under way is noted in the journal this often; so much is fetched twice at most."""
 
 

@@ -130,6 +130,11 @@ class RunningMirror:
         """Its process id."""
         return self._process.pid
 
+    @property
+    def running(self) -> bool:
+        """Whether it is not over."""
+        return self._process.poll() is None
+
     def wait_until(self, condition: Callable[[], bool]) -> None:
         """Wait until `condition` holds; the process must be running all the while."""
         deadline = time.monotonic() + _TIMEOUT_S
