@@ -96,8 +96,9 @@ class OpenArchive:
         """Where its end marker begins, if nothing ended the list before."""
         return self._listing.end
 
-    def forget(self) -> None:
-        """Let go of the list of files, which is made anew if it is asked for."""
+    def refuse(self, why: MirrorError) -> None:
+        """From now on it cannot be read; what was known of its files is let go."""
+        self._broken = why
         self.__dict__.pop("_listing", None)
 
     @cached_property
@@ -230,7 +231,7 @@ def read_contents(archives: Iterable[OpenArchive]) -> Contents:
             budget.take_files(archive.members)
         except DamagedBundleError as err:
             findings.append(Finding(archive.name, str(err)))
-            archive.forget()
+            archive.refuse(err)
             continue
         if archive.problem is not None:
             problem = str(archive.problem).removeprefix(f"{archive.name}: ")
@@ -327,7 +328,10 @@ class _LayoutReading:
         if self._problems:
             dependents = Dependents(self.inventory.repository(self._repository))
             alike: dict[tuple[str, ...], tuple[str, ...]] = {}
-            for digest, problem in self._problems.items():
+            # What is wrong with the layout as a whole comes first: lists are cut at their ends.
+            for digest, problem in sorted(
+                self._problems.items(), key=lambda item: item[0] is not None
+            ):
                 tags = dependents.tags(digest) if digest else ()
                 tags = alike.setdefault(tags, tags)
                 yield Finding(self._archive.name, problem, self._repository, tags, digest)

@@ -13,10 +13,10 @@ from mirror.errors import DamagedBundleError
 
 MAX_MEMBERS = 100_000
 """Files that one archive may hold. The largest of the platform's so far have some 20,000."""
-MAX_FILES = 200_000
+MAX_FILES = 150_000
 """Files that all archives read together may hold."""
-MAX_NAMES = 200_000
-"""Tags of a bundle, and descriptors in its manifests: room for 20,000 images of 9 layers."""
+MAX_NAMES = 120_000
+"""Tags of a bundle, and descriptors in its manifests: room for 12,000 images of 9 layers."""
 MAX_INDEX_BYTES = 8 << 20
 """A layout's index has some 400 bytes per tag: room for 20,000 tags in one repository."""
 MAX_INDEX_MARKS = 1_000_000

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import zstandard
 
-from mirror.bundle.limits import MAX_INDEX_BYTES, MAX_MEMBERS
+from mirror.bundle.limits import MAX_FILES, MAX_INDEX_BYTES, MAX_MEMBERS, MAX_NAMES
 from mirror.bundle.names import REF_NAME, SHORT_TAG
 from mirror.oci.manifest import MAX_MANIFEST_BYTES
 from mirror.serve import EmbeddedRegistry, MemoryStorage
@@ -120,11 +120,11 @@ def compressed_entries(folder: Path) -> None:
 
 
 def zstd_bomb(folder: Path) -> None:
-    """A frame of 4 GiB, which the table knows, and one that it does not know of."""
-    writer = zstandard.ZstdCompressor(level=1).compressobj(size=4 << 30)
+    """A frame of 1 GiB, which the table knows, and one that it does not know of."""
+    writer = zstandard.ZstdCompressor(level=1).compressobj(size=1 << 30)
     zeros = bytes(16 << 20)
-    frame = b"".join([*(writer.compress(zeros) for _ in range(256)), writer.flush()])
-    for name, claimed in (("platform", 0xFFFFFFFF), ("security", 1 << 20)):
+    frame = b"".join([*(writer.compress(zeros) for _ in range(64)), writer.flush()])
+    for name, claimed in (("platform", 1 << 30), ("security", 1 << 20)):
         entry = struct.pack("<II", len(frame), claimed)
         table = struct.pack("<II", 0x184D2A5E, len(entry) + 9) + entry
         table += struct.pack("<IBI", 1, 0, 0x8F92EAB1)
@@ -197,10 +197,10 @@ def manifests_of_text(folder: Path) -> None:
 
 
 def manifests_of_layers(folder: Path) -> None:
-    """40 manifests of 15,000 layers each, none of which is there."""
+    """20 manifests of 15,000 layers each, none of which is there."""
     tar = Tar(folder / "platform.tar")
     config = tar.blob(b"{}")
-    for number in range(40):
+    for number in range(20):
         layers = [
             descriptor(numbered(number * 15_000 + layer), media_type=f"a/{number}.{layer}")
             for layer in range(15_000)
@@ -271,7 +271,7 @@ def huge_seal(folder: Path) -> None:
 
 BOMBS: dict[Callable[[Path], None], str] = {
     tiny_entries: f"it holds more than {MAX_MEMBERS} files",
-    many_archives_of_many_entries: "the bundle has more than 200000 files in all",
+    many_archives_of_many_entries: f"the bundle has more than {MAX_FILES} files in all",
     compressed_entries: "is there twice",
     zstd_bomb: "unpack it with `zstd -d",
     huge_table: "frame 0, which cannot be decompressed",
@@ -281,10 +281,10 @@ BOMBS: dict[Callable[[Path], None], str] = {
     deep_indexes: "",
     manifests_of_objects: "has more values than any manifest",
     manifests_of_text: "",
-    manifests_of_layers: "more than 200000 tags and references in all",
+    manifests_of_layers: f"more than {MAX_NAMES} tags and references in all",
     long_media_types: "has a media type longer than any",
     everybody_needs_everything: "",
-    untagged: "more than 200000 tags and references in all",
+    untagged: f"more than {MAX_NAMES} tags and references in all",
     gigantic_sizes: "which end behind the archive's end",
     huge_seal: "more values than any bundle's table of contents",
 }

@@ -85,6 +85,7 @@ def test_a_large_layer_takes_little_memory_when_it_is_compressed(
 
 
 @pytest.mark.soak
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("options", [(), ("--compress", "zstd")], ids=["plain", "compressed"])
 def test_a_layer_of_5_gib_takes_no_more(
     stack: ExitStack, tmp_path: Path, options: tuple[str, ...]
