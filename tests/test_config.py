@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 import click
 import jsonschema  # type: ignore[import-untyped]
@@ -131,6 +131,8 @@ def test_all_that_can_be_said_by_flags_can_be_said_in_a_file(tmp_path: Path) -> 
             flags[name] = True
         elif isinstance(default, tuple):
             flags[name] = ("a", "b@=v1")
+        elif get_origin(setting.annotation) is Literal:
+            flags[name] = next(one for one in get_args(setting.annotation) if one != default)
         else:
             flags[name] = 3 if isinstance(default, int) else f"value-of-{name}"
     document = {
