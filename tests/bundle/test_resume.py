@@ -123,8 +123,8 @@ def test_stopped_anywhere_any_number_of_times_it_ends_with_the_same_bytes(
         given_bytes += source.given
     assert files_in(folder) == plain
     # Of every blob under way when it stopped up to 256 KiB were not noted yet, and two pieces each
-    # were in hand.
-    lost = len(stops) * jobs * ((256 << 10) + 2 * PIECE)
+    # were in hand; each worker may have begun one more before it heard of the end.
+    lost = len(stops) * jobs * ((256 << 10) + 3 * PIECE)
     assert given_bytes <= sum(STORE.inventory().blob_sizes().values()) + lost
 
 
