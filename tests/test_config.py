@@ -35,6 +35,8 @@ OUTSIDE = {
     "login": "a secret",
     "password": "a secret",
     "license_key": "a secret",
+    "module_config": "where the source is",
+    "sites_file": "where the source is",
     "tmp_dir": "nothing any more",
     "as_json": "how to tell",
 }
