@@ -1,6 +1,6 @@
 """The whole journey on one machine: registry → bundle → registry, proved at every step.
 
-Two embedded registries stand in for the connected and the closed zone. The first is filled with a
+Embedded registries stand in for the connected and the closed zone. The first is filled with a
 made-up release tree; the rest are the commands that an administrator runs.
 """
 
@@ -11,9 +11,10 @@ import shutil
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
-from examples.release_tree import DEMO, ReleaseTree, build
+from examples.release_tree import DEMO, ReleaseTree, TreeSpec, build
 from mirror.bundle.report_text import size_text
 from mirror.console import duration_text
 from mirror.oci import Repository
@@ -23,19 +24,27 @@ from mirror.sync import MemoryStore, make_plan, transfer
 from mirror.sync.registry import RegistryTarget
 
 FOLDER = Path(".demo")
+LATER = replace(
+    DEMO,
+    versions=(*DEMO.versions, "v1.72.0"),
+    channels={**DEMO.channels, "alpha": "v1.72.0", "beta": "v1.71.0"},
+)
+"""The same tree after the vendor's next release."""
+
 BOLD, DIM, RESET = ("\033[1m", "\033[2m", "\033[0m") if sys.stdout.isatty() else ("", "", "")
 
 
 def main() -> None:
     started = time.monotonic()
     shutil.rmtree(FOLDER, ignore_errors=True)
-    bundle = FOLDER / "bundle"
+    bundle, delta = FOLDER / "bundle", FOLDER / "delta"
     with (
         EmbeddedRegistry(MemoryStorage()) as connected,
         EmbeddedRegistry(FolderStorage(FOLDER / "closed-zone")) as closed,
+        EmbeddedRegistry(MemoryStorage()) as second,
     ):
         title("A registry in the connected zone is filled with a made-up release tree")
-        tree = fill(connected.address)
+        tree = fill(connected.address, DEMO)
         source = f"{connected.address}/{tree.root}"
         target = f"{closed.address}/system/deckhouse"
 
@@ -51,18 +60,28 @@ def main() -> None:
         title("Prove that the registry holds all of it, reading every byte back")
         mirror("verify", str(bundle), "--against", target, "--deep", "--insecure")
 
-        title("A second push finds nothing to do")
-        mirror("push", str(bundle), target, "--insecure")
-
         title("And if one byte goes bad on the way?")
         with one_bad_byte(bundle / "platform.tar"):
             mirror("verify", str(bundle), expect=4)
 
-        images = images_by_digest(closed, tree)
+        title("The vendor publishes a release. A delta carries what the closed zone lacks")
+        tree = fill(connected.address, LATER)
+        mirror("pull", str(delta), "--source", source, "--base", str(bundle), "--insecure")
+        mirror("push", str(delta), target, "--insecure")
+
+        title("The registry remembers its states; each can be gone back to in seconds")
+        mirror("history", target, "--insecure")
+
+        title("A second registry of the cluster is brought to the same state, and asked for it")
+        replica = f"{second.address}/system/deckhouse"
+        mirror("sync", "--from", target, "--to", replica, "--insecure")
+        mirror("status", target, replica, "--insecure")
+
+        images = images_by_digest(second, tree)
     took = duration_text(time.monotonic() - started)
     print(f"\n{BOLD}The journey took {took}.{RESET} All {images} components of the newest release")
-    print("can be pulled from the closed zone by the digests that its installer lists.")
-    print(f"The bundle is in {bundle}/ to look at.")
+    print("can be pulled from the replica by the digests that its installer lists.")
+    print(f"The bundles are in {FOLDER}/ to look at.")
 
 
 def title(text: str) -> None:
@@ -79,10 +98,10 @@ def mirror(*arguments: str, expect: int = 0) -> None:
         print(f"{DIM}(exit code {done.returncode}){RESET}", flush=True)
 
 
-def fill(address: str) -> ReleaseTree:
+def fill(address: str, spec: TreeSpec) -> ReleaseTree:
     """Make a release tree up and put it into the registry."""
     store = MemoryStore("release tree")
-    tree = build(DEMO, store)
+    tree = build(spec, store)
     inventory = store.inventory()
     with RegistryClient(address, options=ConnectionOptions(plain_http=True)) as client:
         target = RegistryTarget(client, lambda path: path)
