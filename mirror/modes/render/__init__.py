@@ -14,6 +14,7 @@ from mirror.modes.render.cluster import (
 from mirror.modes.render.distribution import Distribution
 from mirror.modes.render.hosts import Containerd
 from mirror.modes.render.layout import Node, Places, Ports
+from mirror.modes.render.nodes_file import load_nodes
 from mirror.modes.render.service_secrets import (
     ServiceSecrets,
     prepare,
@@ -37,6 +38,7 @@ __all__ = [
     "ServiceSecrets",
     "Tree",
     "Written",
+    "load_nodes",
     "prepare",
     "read_secrets",
     "render",
