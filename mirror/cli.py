@@ -9,6 +9,8 @@ from mirror.commands.diff import diff_command
 from mirror.commands.errors import Group
 from mirror.commands.history import history_command
 from mirror.commands.inspect import inspect_command
+from mirror.commands.inventory import inventory_command
+from mirror.commands.merge import merge_command
 from mirror.commands.mode import mode_group
 from mirror.commands.prune import prune_command
 from mirror.commands.pull import pull_command
@@ -40,6 +42,8 @@ for command in (
     rollback_command,
     verify_command,
     inspect_command,
+    inventory_command,
+    merge_command,
     mode_group,
     config_group,
 ):

@@ -67,6 +67,9 @@ class PullConfig(BaseModel):
     gost_digest: bool = _about(
         "Write a GOST R 34.11-2012 digest beside each archive (*.gostsum).", False
     )
+    dedupe: bool = _about(
+        "Keep one copy of each blob in the whole bundle; no other tool reads it then.", False
+    )
 
     since_version: str | None = _about(
         "Platform: begin with this version, unless a channel begins earlier."
@@ -260,7 +263,10 @@ class PullConfig(BaseModel):
 
 
 _OUTWARD = frozenset(
-    {"insecure", "tls-skip-verify", "ca", "jobs", "images-bundle-chunk-size", "gost-digest"}
+    {
+        *("insecure", "tls-skip-verify", "ca", "jobs"),
+        *("images-bundle-chunk-size", "gost-digest", "dedupe"),
+    }
 )
 """Settings that change nothing of what is in a bundle."""
 

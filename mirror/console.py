@@ -4,11 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from mirror.bundle.report_text import size_text
+from mirror.bundle.carriage import Omissions
+from mirror.bundle.report_text import omission_rows, size_text
 from mirror.bundle.verify import BundleReport
 from mirror.oci import Digest
-from mirror.operations import PullPlan, PullReport, PushPlan, PushReport, RegistryReport
-from mirror.operations.pull import PlannedReference, saved_by
+from mirror.operations import (
+    MergeReport,
+    PullPlan,
+    PullReport,
+    PushPlan,
+    PushReport,
+    RegistryInventory,
+    RegistryReport,
+)
+from mirror.operations.pull import PlannedReference
 from mirror.operations.push_plan import Share, shares
 from mirror.release.selection import Selection
 from mirror.release.tree import (
@@ -45,11 +54,12 @@ def pull_summary(report: PullReport, elapsed_s: float) -> str:
     """What was packed, in words."""
     return "\n".join(
         [
-            f"Bundle {report.folder} is complete",
+            f"{_title(report.seal.omissions)} {report.folder} is complete",
             *table(
                 [
                     *_selection_rows(report.tree, report.selection),
                     *_contents_rows(report.inventory),
+                    *omission_rows(report.seal.omissions),
                 ]
             ),
             "",
@@ -61,14 +71,12 @@ def pull_summary(report: PullReport, elapsed_s: float) -> str:
     )
 
 
-def plan_summary(planned: tuple[PullPlan, Inventory | None], elapsed_s: float) -> str:
+def plan_summary(plan: PullPlan, elapsed_s: float) -> str:
     """What would be packed: in words, then the sizes, then every image by archive."""
-    plan, base = planned
-    inventory = plan.inventory
-    fetch = sum(inventory.blob_sizes().values())
+    inventory, omissions = plan.inventory, plan.seal.omissions
     saved = []
-    if base is not None:
-        saved = [f"  a delta against the base saves {size_text(saved_by(inventory, base))} of that"]
+    if omissions.base is not None:
+        saved = [f"  the base saves {size_text(omissions.size)}: the bundle is a delta"]
     return "\n".join(
         [
             "This would be pulled",
@@ -79,13 +87,14 @@ def plan_summary(planned: tuple[PullPlan, Inventory | None], elapsed_s: float) -
                     *_version_rows(plan.selection),
                     *_plugin_rows(plan.selection),
                     _total_row(inventory),
+                    *omission_rows(omissions),
                 ]
             ),
             "",
             "Archive sizes",
             *_archive_lines({archive.name: archive.size for archive in plan.archives}),
             "",
-            f"To fetch: {size_text(fetch)}; what images share is fetched once",
+            f"To fetch: {size_text(plan.fetch)}; what images share is fetched once",
             *saved,
             "",
             *_reference_lines(list(plan.references())),
@@ -94,6 +103,10 @@ def plan_summary(planned: tuple[PullPlan, Inventory | None], elapsed_s: float) -
             f"  planned in {duration_text(elapsed_s)}; nothing was pulled",
         ]
     )
+
+
+def _title(omissions: Omissions) -> str:
+    return "Bundle" if omissions.base is None else "Delta"
 
 
 _NAME_WIDTH = 56
@@ -184,6 +197,7 @@ def push_summary(report: PushReport, elapsed_s: float) -> str:
             else "nothing: all of it was there",
         ),
         ("Published", _published_text(report)),
+        *(("Onto base", f"inventory {base}") for base in report.bases),
     ]
     return "\n".join(
         [
@@ -255,16 +269,56 @@ def bundle_summary(report: BundleReport, elapsed_s: float) -> str:
     )
     return "\n".join(
         [
-            f"The bundle is whole ({seal})",
+            f"The {_title(report.omissions).lower()} is whole ({seal})",
             *table(
                 [
                     ("Archives", f"{report.archives}, {size_text(report.size)}"),
                     ("Contents", f"{report.repositories} repositories, {report.tags} tags"),
                     ("", f"{report.manifests} manifests, {report.blobs} blobs"),
+                    *omission_rows(report.omissions),
                 ]
             ),
             "",
             f"  read in {duration_text(elapsed_s)}",
+        ]
+    )
+
+
+def merge_summary(report: MergeReport, elapsed_s: float) -> str:
+    """What was merged into one bundle."""
+    return "\n".join(
+        [
+            f"Bundle {report.folder} is complete",
+            *table([*_contents_rows(report.inventory), *omission_rows(report.omissions)]),
+            "",
+            *_archive_lines(report.archives),
+            "",
+            f"  inventory {report.digest}",
+            f"  {size_text(report.copied)} copied in {duration_text(elapsed_s)}, from "
+            + ", ".join(report.merged),
+        ]
+    )
+
+
+def inventory_summary(written: tuple[RegistryInventory, str, int], elapsed_s: float) -> str:
+    """What a registry was seen to hold, and the file that says so."""
+    found, output, size = written
+    inventory = found.inventory
+    blobs = inventory.blob_sizes()
+    rows = [
+        *_contents_rows(inventory),
+        ("", f"{len(inventory.manifest_nodes())} manifests, {len(blobs)} blobs"),
+    ]
+    if found.gaps:
+        rows.append(("Missing", f"{found.gaps} of what its manifests need"))
+    return "\n".join(
+        [
+            f"Registry {found.target} holds {size_text(sum(blobs.values()))}",
+            *table(rows),
+            "",
+            f"  inventory {found.digest}",
+            f"  {output} has {size_text(size)}",
+            f"  {found.seen.requests} requests in {duration_text(elapsed_s)}",
         ]
     )
 

@@ -148,6 +148,22 @@ def _reason(error: MirrorError) -> str:
     return _DIGEST.sub("", str(error).removeprefix(f"{getattr(error, 'where', '')}: "))
 
 
+class MissingBaseError(MirrorError):
+    """A delta relies on content that is not there; nothing was written.
+
+    `lacking` says each missing piece in one line; the text has the first `MOST_LINES`.
+    """
+
+    MOST_LINES = 20
+
+    def __init__(self, message: str, lacking: Sequence[str]) -> None:
+        lines = [f"  {one}" for one in lacking[: self.MOST_LINES]]
+        if len(lacking) > self.MOST_LINES:
+            lines.append(f"  and {len(lacking) - self.MOST_LINES} more")
+        super().__init__("\n".join([message, *lines]))
+        self.lacking = tuple(lacking)
+
+
 # -- integrity ---------------------------------------------------------------------------------
 
 

@@ -542,13 +542,15 @@ def test_a_dry_run_against_a_base_tells_the_bytes_that_are_saved(
     wanted = blobs(json.loads((tmp_path / "all" / "inventory.json").read_bytes()))
     common = held.keys() & wanted.keys()
     assert everything["delta"]["saved"] == sum(wanted[digest] for digest in common) > 0
-    assert everything["fetch"] == sum(wanted.values())
+    assert everything["fetch"] + everything["delta"]["saved"] == sum(wanted.values())
     same = planned("--base", base, *small)
-    assert same["delta"]["saved"] == same["fetch"]
+    assert (same["delta"]["saved"], same["fetch"]) == (planned(*small)["fetch"], 0)
     assert same["delta"]["base"] == same["inventory"]
     assert "delta" not in planned()
+    assert everything["bytes"] < planned()["bytes"]
     text = call_mirror("pull", tmp_path / "new", *run, "--dry-run", "--base", base).succeeded()
-    assert "a delta against the base saves" in text.stdout
+    assert "the base saves" in text.stdout
+    assert f"leaves {everything['delta']['manifests']} manifests" in text.stdout
     assert not (tmp_path / "new").exists()
 
 
@@ -567,4 +569,6 @@ def test_a_base_is_a_bundle_or_its_inventory(tmp_path: Path) -> None:
     call_mirror("pull", tmp_path / "b", "--dry-run", "--base", wrong).failed(
         2, str(wrong), "neither a bundle's folder nor an inventory"
     )
-    call_mirror("pull", tmp_path / "b", "--base", wrong).failed(2, "--base goes with --dry-run")
+    call_mirror("pull", tmp_path / "b", "--base", tmp_path / "nowhere").failed(
+        2, str(tmp_path / "nowhere"), "no file or folder of that name", "no registry"
+    )

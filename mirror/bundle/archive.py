@@ -13,6 +13,7 @@ import tarfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
+from mirror.bundle.carriage import NOTHING, minus
 from mirror.bundle.names import REF_NAME, SHORT_TAG, blob_path, inside, source_reference
 from mirror.oci import Digest
 from mirror.oci.media_types import OCI_INDEX
@@ -58,13 +59,22 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Archive:
-    """One archive of a bundle, laid out: entries in order and without gaps. Sizes in bytes."""
+    """One archive of a bundle, laid out: entries in order and without gaps. Sizes in bytes.
+
+    `left_out` is what of its `inventory` lies elsewhere (`mirror.bundle.carriage`).
+    """
 
     name: str
     inventory: Inventory
     origins: Mapping[str, str]
     entries: tuple[Entry, ...] = field(repr=False)
     size: int
+    left_out: Inventory = field(default=NOTHING, repr=False)
+
+    @property
+    def carried(self) -> Inventory:
+        """What of its inventory has a place in it; its tags all have."""
+        return minus(self.inventory, self.left_out)
 
     @property
     def trailer_offset(self) -> int:
@@ -72,23 +82,28 @@ class Archive:
         return self.size - TRAILER_SIZE
 
 
-def lay_out(name: str, inventory: Inventory, origins: Mapping[str, str]) -> Archive:
+def lay_out(
+    name: str, inventory: Inventory, origins: Mapping[str, str], left_out: Inventory = NOTHING
+) -> Archive:
     """Give every file of archive `name` its place.
 
-    `origins` maps each repository path to what it was called at the source, `host/path`.
+    `origins` maps each repository path to what it was called at the source, `host/path`. Indexes
+    name all tags; of what these reach, `left_out` gets no place.
     """
     files: list[tuple[tuple[str, ...], str, int, Digest, str, bytes | None]] = []
 
     def add(path: str, size: int, digest: Digest, layout: str, content: bytes | None) -> None:
         files.append((tuple(path.split("/")), path, size, digest, layout, content))
 
-    for layout, held in inventory.repositories.items():
+    carried = minus(inventory, left_out)
+    for layout, spoken_of in inventory.repositories.items():
         for file_name, content in (
-            ("index.json", index_json(held, origins[layout])),
+            ("index.json", index_json(spoken_of, origins[layout])),
             ("oci-layout", OCI_LAYOUT),
         ):
             path = inside(layout, file_name)
             add(path, len(content), Digest.of(content), layout, content)
+        held = carried.repository(layout)
         for digest, node in held.manifests.items():
             add(blob_path(layout, digest), node.descriptor.size, digest, layout, None)
         for digest, size in held.blobs.items():
@@ -103,7 +118,8 @@ def lay_out(name: str, inventory: Inventory, origins: Mapping[str, str]) -> Arch
         entry = Entry(path, offset, size, digest, layout, own)
         entries.append(entry)
         offset = entry.data_offset + size + entry.padding
-    return Archive(name, inventory, dict(origins), tuple(entries), offset + TRAILER_SIZE)
+    size = offset + TRAILER_SIZE
+    return Archive(name, inventory, dict(origins), tuple(entries), size, left_out)
 
 
 def tar_header(path: str, size: int) -> bytes:

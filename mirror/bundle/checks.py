@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from mirror.bundle.archive import BLOCK, TRAILER_SIZE, Archive, Entry
 from mirror.bundle.contents import OpenArchive
 from mirror.bundle.files import Readable
-from mirror.errors import CancelledError, DigestMismatchError, InvalidDigestError
+from mirror.bundle.names import blob_at
+from mirror.errors import CancelledError, DigestMismatchError
 from mirror.oci import Digest, Verifier
 from mirror.sync import Dependents, Finding
 
@@ -116,7 +117,7 @@ def found_checks(archive: OpenArchive) -> Iterator[Check]:
     """Every byte of an archive as far as it explains itself."""
     layouts = {layout: repository for repository, layout in archive.layouts().items()}
     for path, member in archive.members.items():
-        layout, digest = _blob_of(path)
+        layout, digest = blob_at(path)
         yield Check(
             archive.file,
             f"blob {digest}" if digest else path,
@@ -130,15 +131,3 @@ def found_checks(archive: OpenArchive) -> Iterator[Check]:
         # GNU tar fills the last record of 10 KiB with zeros; anything else is not an archive's.
         size = archive.file.size - archive.end
         yield Check(archive.file, "the end marker", archive.end, 0, None, after=size)
-
-
-def _blob_of(path: str) -> tuple[str, Digest | None]:
-    """(layout, digest) that a path of a layout's blob stands for."""
-    *layout, kind, algorithm, encoded = ("", "", "", *path.split("/"))
-    if kind != "blobs":
-        return "", None
-    try:
-        digest = Digest.parse(f"{algorithm}:{encoded}")
-    except InvalidDigestError:
-        return "", None
-    return "/".join(part for part in layout if part), digest

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
+from mirror.bundle.carriage import NOTHING
 from mirror.bundle.files import Readable
 from mirror.bundle.names import REF_NAME, SHORT_TAG, blob_path, inside
 from mirror.bundle.tar import Member, members
@@ -36,7 +37,8 @@ class OpenArchive:
     """One archive as found: its files by path, up to the `problem` that ended the list.
 
     `end` is where its end marker begins, if nothing ended the list before. `prefix` is where its
-    content belongs: archives of the first format lack their own path.
+    content belongs: archives of the first format lack their own path. `left_out` is what its seal
+    says of it that lies elsewhere.
     """
 
     file: Readable
@@ -44,6 +46,7 @@ class OpenArchive:
     problem: MirrorError | None
     end: int = 0
     prefix: str = ""
+    left_out: Inventory = NOTHING
 
     @property
     def name(self) -> str:
@@ -84,7 +87,7 @@ class Contents:
     manifests: Mapping[Digest, Manifest] = field(repr=False)
 
 
-def scan(file: Readable) -> OpenArchive:
+def scan(file: Readable, left_out: Inventory = NOTHING) -> OpenArchive:
     """List an archive's files; a damaged header ends the list and is kept as the problem."""
     found: dict[str, Member] = {}
     problem: MirrorError | None = None
@@ -93,7 +96,8 @@ def scan(file: Readable) -> OpenArchive:
         end = _collect(file, found)
     except (DamagedBundleError, FileSystemError) as err:
         problem = err
-    return OpenArchive(file, found, problem, end, _legacy_prefix(file.path.name, found))
+    prefix = _legacy_prefix(file.path.name, found)
+    return OpenArchive(file, found, problem, end, prefix, left_out)
 
 
 def _collect(file: Readable, found: dict[str, Member]) -> int:
@@ -166,6 +170,7 @@ class _LayoutReading:
     ) -> None:
         self._archive, self._repository, self._layout = archive, repository, layout
         self._manifests = manifests
+        self._left_out = archive.left_out.repository(repository)
         self._problems: dict[Digest | None, str] = {}
         self.notices: list[str] = []
         self.inventory = Inventory()
@@ -189,23 +194,34 @@ class _LayoutReading:
             if digest in seen:
                 continue
             seen.add(digest)
-            manifest = self._manifest(digest, media_type)
-            if manifest is None:
+            node = self._left_out.manifests.get(digest) or self._node(digest, media_type)
+            if node is None:
                 continue
-            builder.add_manifest(self._repository, ManifestNode.of(manifest), closed=False)
-            for blob in manifest.blobs:
-                there = self._archive.blob(self._repository, blob.digest)
-                if there is None:
+            builder.add_manifest(self._repository, node, closed=False)
+            for blob in node.blobs:
+                size = self._size_of(blob.digest)
+                if size is None:
                     self._problems[blob.digest] = f"blob {blob.digest} is missing"
-                elif there.size != blob.size:
+                elif size != blob.size:
                     self._problems[blob.digest] = (
-                        f"blob {blob.digest} has {there.size} bytes instead of {blob.size}"
+                        f"blob {blob.digest} has {size} bytes instead of {blob.size}"
                     )
                 else:
                     builder.add_blob(self._repository, blob.digest, blob.size)
-            below = (child.descriptor for child in manifest.children)
-            pending.extend((child.digest, child.media_type) for child in below)
+            pending.extend((child.digest, child.media_type) for child in node.children)
         self.inventory = builder.build()
+
+    def _node(self, digest: Digest, media_type: str) -> ManifestNode | None:
+        manifest = self._manifest(digest, media_type)
+        return None if manifest is None else ManifestNode.of(manifest)
+
+    def _size_of(self, digest: Digest) -> int | None:
+        """Bytes of a blob that lies in this layout, or of which the seal says that it need not."""
+        elsewhere = self._left_out.blobs.get(digest)
+        if elsewhere is not None:
+            return elsewhere
+        there = self._archive.blob(self._repository, digest)
+        return None if there is None else there.size
 
     def findings(self) -> Iterator[Finding]:
         """All that was wrong, each with the tags that suffer from it."""

@@ -16,6 +16,7 @@ from mirror.bundle.parts import parse_part_name
 from mirror.bundle.seal import Seal
 from mirror.bundle.sums import SUMS
 from mirror.errors import DamagedBundleError, InputError, MirrorError, NoSpaceError
+from mirror.oci import Digest
 
 PARTIAL_SEAL = SEAL + PARTIAL_SUFFIX
 """The seal of the bundle that is being made; with it the folder is no bundle yet."""
@@ -134,6 +135,25 @@ def try_seal(path: Path) -> Seal | None:
         return read_seal(path)
     except MirrorError:
         return None
+
+
+def read_files(folder: Path, seal: Seal) -> dict[str, bytes]:
+    """The files beside a bundle's archives, as its seal has them.
+
+    Raises:
+        DamagedBundleError: one is missing or other than sealed.
+    """
+    files: dict[str, bytes] = {}
+    for name, sealed in seal.files.items():
+        path = folder / name
+        with os_errors(path, "read"):
+            found = path.is_file() and path.stat().st_size == sealed.size <= _MAX_SEAL_BYTES
+            files[name] = path.read_bytes() if found else b""
+        if not found or Digest.of(files[name]) != sealed.digest:
+            raise DamagedBundleError(
+                f"{path} is missing, or not what {SEAL} says; copy it again from its origin"
+            )
+    return files
 
 
 def listed(folder: Path) -> list[Path]:

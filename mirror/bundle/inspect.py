@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from mirror.bundle.carriage import NO_OMISSIONS, Omissions
 from mirror.bundle.components import BY_DIGEST, ComponentInsight, components
 from mirror.bundle.reader import BundleReader
 from mirror.oci import Digest
@@ -121,7 +122,8 @@ class LayerInsight:
 
 @dataclass(frozen=True, slots=True)
 class BundleInsight:
-    """What a bundle holds.
+    """What a bundle holds, content that a delta leaves to its base included: `omissions` says how
+    much of it the archives do not carry.
 
     `unique` counts all content once; `shared` is what the images would take besides if none had a
     layer in common with another. The archives hold more than that: a copy in each layout.
@@ -139,6 +141,7 @@ class BundleInsight:
     blobs: int
     unique: int
     shared: int
+    omissions: Omissions = NO_OMISSIONS
 
     @property
     def size(self) -> int:
@@ -170,6 +173,7 @@ class BundleInsight:
         return {
             "inventory": str(self.inventory),
             "sealed": self.sealed,
+            **self.omissions.to_document(),
             "bytes": self.size,
             "contentBytes": self.content,
             "uniqueBytes": self.unique,
@@ -191,9 +195,10 @@ def inspect_bundle(reader: BundleReader, *, layers: int = 20) -> BundleInsight:
     Of a damaged bundle it is what could be read of it; its verification tells the rest.
     """
     sizes = {archive.name: archive.file.size for archive in reader.archives}
-    return insight(
+    found = insight(
         reader.name, reader.contents.archives, sizes, sealed=reader.seal is not None, layers=layers
     )
+    return found if reader.seal is None else replace(found, omissions=reader.seal.omissions)
 
 
 def insight(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 
-from mirror.errors import InputError
+from mirror.errors import InputError, InvalidDigestError
 from mirror.oci import Digest
 
 SHORT_TAG = "io.deckhouse.image.short_tag"
@@ -68,6 +68,18 @@ def source_reference(origin: str, tag: str, digest: Digest) -> str:
 def blob_path(layout: str, digest: Digest) -> str:
     """Where a layout keeps a blob or manifest (image-spec, image-layout.md)."""
     return inside(layout, f"blobs/{digest.algorithm}/{digest.encoded}")
+
+
+def blob_at(path: str) -> tuple[str, Digest | None]:
+    """(layout, digest) of the path of a layout's blob in an archive; no digest for other paths."""
+    *layout, kind, algorithm, encoded = ("", "", "", *path.split("/"))
+    if kind != "blobs":
+        return "", None
+    try:
+        digest = Digest.parse(f"{algorithm}:{encoded}")
+    except InvalidDigestError:
+        return "", None
+    return "/".join(part for part in layout if part), digest
 
 
 def inside(layout: str, name: str) -> str:

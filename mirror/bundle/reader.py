@@ -9,15 +9,17 @@ from pathlib import Path
 from types import TracebackType
 
 from mirror.bundle.archive import Archive
+from mirror.bundle.carriage import NOTHING, minus
 from mirror.bundle.contents import Contents, OpenArchive, read_contents, scan
 from mirror.bundle.files import Readable, ReadAt, os_errors
 from mirror.bundle.folder import PARTIAL_SEAL, read_seal
-from mirror.bundle.names import PARTIAL_SUFFIX, SEAL
+from mirror.bundle.names import PARTIAL_SUFFIX, SEAL, blob_at
 from mirror.bundle.parts import PartedReader, parse_part_name, part_sizes
 from mirror.bundle.seal import Seal
+from mirror.bundle.tar import Member
 from mirror.errors import DamagedBundleError, InputError, NotFoundError
 from mirror.oci import Digest, Manifest
-from mirror.sync import Finding, Inventory
+from mirror.sync import Finding, Inventory, union
 from mirror.sync.findings import listed
 
 
@@ -95,8 +97,20 @@ class BundleReader:
         """Every index and manifest, read once; what cannot be read is a finding in it."""
         return read_contents(self._archives)
 
+    @property
+    def bases(self) -> tuple[Digest, ...]:
+        """What deltas among this were made against, by the digests of the inventories."""
+        bases = (seal.carriage.base for seal in self.seals.values())
+        return tuple(dict.fromkeys(base for base in bases if base is not None))
+
+    @property
+    def needed(self) -> Inventory:
+        """What a target must hold before this is pushed: of a delta, the part of its base."""
+        return union(seal.carriage.needed for seal in self.seals.values())
+
     def inventory(self) -> Inventory:
-        """All that the bundle holds, provided that its structure is whole.
+        """All that the bundle speaks of, provided that its structure is whole: what it carries,
+        and what a delta leaves to its base.
 
         Raises:
             DamagedBundleError: something is missing or unreadable; it lists what.
@@ -119,6 +133,11 @@ class BundleReader:
             )
         return self.contents.inventory
 
+    def carried(self) -> Inventory:
+        """What of that lies in the archives, each piece where it lies."""
+        spoken_of = self.contents.archives
+        return union(minus(spoken_of[one.name], one.left_out) for one in self._archives)
+
     # -- Source --------------------------------------------------------------------------------
 
     def manifest(self, repository: str, digest: Digest) -> Manifest:
@@ -135,7 +154,26 @@ class BundleReader:
             if member is not None and member.size == size:
                 yield from archive.file.chunks(member.offset + offset, size - offset)
                 return
-        raise NotFoundError(f"{self.name}: no blob {digest} in {repository or '/'}")
+        # A deduplicated bundle has it in one of the layouts that need it.
+        elsewhere = any(
+            digest in archive.left_out.repository(repository).blobs for archive in self._archives
+        )
+        found = self._anywhere.get(digest) if elsewhere else None
+        if found is None or found[1].size != size:
+            raise NotFoundError(f"{self.name}: no blob {digest} in {repository or '/'}")
+        archive, member = found
+        yield from archive.file.chunks(member.offset + offset, size - offset)
+
+    @cached_property
+    def _anywhere(self) -> dict[Digest, tuple[OpenArchive, Member]]:
+        """The first copy of everything that the archives carry, by digest."""
+        found: dict[Digest, tuple[OpenArchive, Member]] = {}
+        for archive in self._archives:
+            for path, member in archive.members.items():
+                digest = blob_at(path)[1]
+                if digest is not None:
+                    found.setdefault(digest, (archive, member))
+        return found
 
 
 def _opened(path: Path, files: Sequence[Path], sealed: Archive | None) -> OpenArchive:
@@ -146,7 +184,7 @@ def _opened(path: Path, files: Sequence[Path], sealed: Archive | None) -> OpenAr
     else:
         file = PartedReader(files, _stated_sizes(files, sealed))
     try:
-        return scan(file)
+        return scan(file, sealed.left_out if sealed is not None else NOTHING)
     except BaseException:
         file.close()
         raise

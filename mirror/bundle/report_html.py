@@ -18,7 +18,7 @@ from typing import Any
 
 from mirror.bundle.components import KINDS, component_of
 from mirror.bundle.inspect import ArchiveInsight, BundleInsight, RepositoryInsight
-from mirror.bundle.report_text import channels_text, size_text
+from mirror.bundle.report_text import channels_text, omission_rows, size_text
 
 
 def html(found: BundleInsight) -> str:
@@ -74,7 +74,6 @@ def html(found: BundleInsight) -> str:
 
 
 def _summary(found: BundleInsight) -> str:
-    headers = max(0, found.size - found.content)
     tiles = (
         ("Size", size_text(found.size), f"{len(found.archives)} archives"),
         ("Images", f"{found.images}", f"{found.tags} tags, {found.blobs} blobs"),
@@ -82,26 +81,40 @@ def _summary(found: BundleInsight) -> str:
         ("Shared layers", size_text(found.shared), "less than without layers in common"),
         ("Repeated", size_text(found.repeated), "content that several repositories have"),
     )
-    bar = (
-        ("unique", found.unique),
-        ("repeated", found.repeated),
-        ("headers and indexes", headers),
-    )
-    whole = max(1, sum(size for _, size in bar))
+    omissions = tuple(omission_rows(found.omissions))
     return (
         '<div class="tiles">'
         + "".join(
             f"<div><b>{escape(title)}</b><strong>{escape(value)}</strong>{escape(note)}</div>"
             for title, value, note in tiles
         )
-        + '</div><div class="bar" role="img" aria-label="what the archives hold">'
-        + "".join(
-            f'<i style="width:{100 * size / whole:.3f}%" title="{name}: {size_text(size)}"></i>'
-            for name, size in bar
-        )
-        + "</div><p><small>The archives: unique content, content repeated, headers and indexes. "
+        + "</div>"
+        + ("" if omissions else _bar(found))
+        + "".join(f"<p><b>{escape(title)}</b>: {escape(text)}.</p>" for title, text in omissions)
+        + f"<p><small>{'' if omissions else _BAR_LEGEND}"
         + f"Inventory <code>{found.inventory}</code>, "
         + f"{'sealed' if found.sealed else 'not sealed'}.</small></p>"
+    )
+
+
+_BAR_LEGEND = "The archives: unique content, content repeated, headers and indexes. "
+
+
+def _bar(found: BundleInsight) -> str:
+    """What the archives consist of, where they carry all that the bundle speaks of."""
+    parts = (
+        ("unique", found.unique),
+        ("repeated", found.repeated),
+        ("headers and indexes", max(0, found.size - found.content)),
+    )
+    whole = max(1, sum(size for _, size in parts))
+    return (
+        '<div class="bar" role="img" aria-label="what the archives hold">'
+        + "".join(
+            f'<i style="width:{100 * size / whole:.3f}%" title="{name}: {size_text(size)}"></i>'
+            for name, size in parts
+        )
+        + "</div>"
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
+from mirror.bundle.carriage import Omissions
 from mirror.bundle.inspect import BundleInsight
 
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
@@ -93,9 +94,22 @@ def _overview(found: BundleInsight) -> Iterator[str]:
         ("Unique", f"{size_text(found.unique)}, each manifest and blob counted once"),
         ("Shared", f"{size_text(found.shared)} less than without layers in common"),
         ("Repeated", f"{size_text(found.repeated)} for content that several repositories have"),
+        *omission_rows(found.omissions),
         ("Inventory", f"{found.inventory}" + (", sealed" if found.sealed else ", not sealed")),
     )
-    yield from (f"  {title:<9}  {text}" for title, text in rows)
+    width = max(len(title) for title, _ in rows)
+    yield from (f"  {title:<{width}}  {text}" for title, text in rows)
+
+
+def omission_rows(omissions: Omissions) -> Iterator[tuple[str, str]]:
+    """What a delta or a deduplicated bundle leaves out: titles with a text."""
+    if omissions.base is not None:
+        left = f"{omissions.manifests} manifests and {omissions.blobs} blobs"
+        yield "Delta", f"leaves {left} ({size_text(omissions.size)}) to its base"
+        yield "Base", f"inventory {omissions.base}"
+    if omissions.repeats is not None:
+        saved = size_text(omissions.repeats)
+        yield "Deduplicated", f"each blob once, {saved} less; only mirror reads it"
 
 
 def _some(names: Sequence[str], most: int = 4) -> str:

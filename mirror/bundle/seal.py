@@ -3,23 +3,30 @@
 It names every archive with its size, every repository, tag, digest and size, and the names that
 repositories had at the source. Since archives are a pure function of that (`archive.lay_out`), the
 seal settles every byte of the bundle. Its own digest, over everything else in it, settles itself.
+
+A seal speaks of everything that a target holds after a push. What of that the bundle does not carry
+itself (`carriage`) follows from a few more keys, which make it one of the second schema: earlier
+releases refuse it, and go on reading those of complete bundles.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from mirror.bundle.archive import Archive, lay_out
+from mirror.bundle.carriage import EVERYTHING, Carriage, Omissions, left_out, needed_from
 from mirror.errors import DamagedBundleError, InputError, InvalidDigestError
 from mirror.oci import Digest
-from mirror.sync import Inventory, union
-from mirror.sync.inventory import canonical_json
+from mirror.sync import Inventory, ManifestNode, union
+from mirror.sync.inventory import canonical_json, read_nodes
 
 SCHEMA_VERSION = 1
+CARRIAGE_SCHEMA_VERSION = 2
+"""Of seals over bundles that do not carry all they speak of in every layout."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +45,7 @@ class Seal:
     selection: Mapping[str, Any] = field(default_factory=dict)
     tool: str = ""
     files: Mapping[str, SealedFile] = field(default_factory=dict)
+    carriage: Carriage = EVERYTHING
 
     @classmethod
     def over(
@@ -46,8 +54,9 @@ class Seal:
         selection: Mapping[str, Any],
         tool: str,
         files: Mapping[str, bytes] | None = None,
+        carriage: Carriage = EVERYTHING,
     ) -> Seal:
-        """Seal `archives` and the `files` beside them."""
+        """Seal `archives`, laid out as `carriage` says, and the `files` beside them."""
         return cls(
             {archive.name: archive for archive in archives},
             selection,
@@ -56,17 +65,51 @@ class Seal:
                 name: SealedFile(len(data), Digest.of(data))
                 for name, data in sorted((files or {}).items())
             },
+            carriage,
         )
 
     @property
     def inventory(self) -> Inventory:
-        """All that the bundle holds."""
+        """All that the bundle speaks of: what a target holds once it is pushed."""
         return union(archive.inventory for _, archive in sorted(self.archives.items()))
+
+    @property
+    def carried(self) -> Inventory:
+        """What of that lies in the archives; each piece where it lies."""
+        return union(archive.carried for _, archive in sorted(self.archives.items()))
+
+    @property
+    def omissions(self) -> Omissions:
+        """How much the bundle leaves out."""
+        needed = self.carriage.needed
+        at_base = needed.blob_sizes()
+        repeats = sum(
+            size
+            for archive in self.archives.values()
+            for content in archive.left_out.repositories.values()
+            for digest, size in content.blobs.items()
+            if digest not in at_base
+        )
+        return Omissions(
+            self.carriage.base,
+            len(needed.manifest_nodes()),
+            len(at_base),
+            sum(at_base.values()),
+            repeats if self.carriage.once else None,
+        )
+
+    def carried_as(self, carriage: Carriage) -> Seal:
+        """The same content, carried in another way."""
+        parts = {name: archive.inventory for name, archive in self.archives.items()}
+        origins = {name: archive.origins for name, archive in self.archives.items()}
+        archives = {one.name: one for one in lay_out_all(parts, origins, carriage)}
+        return replace(self, archives=archives, carriage=carriage)
 
     def to_json(self) -> bytes:
         """The canonical file: equal bundles have equal seals."""
-        document = {
-            "schemaVersion": SCHEMA_VERSION,
+        carriage = self.carriage
+        document: dict[str, Any] = {
+            "schemaVersion": (SCHEMA_VERSION if carriage.is_ordinary else CARRIAGE_SCHEMA_VERSION),
             "tool": self.tool,
             "selection": self.selection,
             "inventory": str(self.inventory.digest()),
@@ -84,6 +127,13 @@ class Seal:
                 for name, archive in self.archives.items()
             },
         }
+        if carriage.base is not None:
+            document["base"] = {
+                "digest": str(carriage.base),
+                "repositories": carriage.needed.repositories_document(),
+            }
+        if carriage.once:
+            document["dedupe"] = True
         return canonical_json({**document, "digest": str(Digest.of(canonical_json(document)))})
 
     @classmethod
@@ -105,20 +155,22 @@ class Seal:
                 )
             # Only now: a version that is there by damage asks for no newer release.
             version = document["schemaVersion"]
-            if version != SCHEMA_VERSION:
+            if version not in (SCHEMA_VERSION, CARRIAGE_SCHEMA_VERSION):
                 raise InputError(
                     f"the bundle's inventory has schema version {version}; this release of mirror "
-                    f"reads version {SCHEMA_VERSION}: use a newer one"
+                    f"reads versions {SCHEMA_VERSION} and {CARRIAGE_SCHEMA_VERSION}: use a newer "
+                    "one"
                 )
-            manifests = document["manifests"]
-            archives = {
-                name: lay_out(
-                    name,
-                    Inventory.from_tables(manifests, value["repositories"]),
-                    value["origins"],
-                )
+            nodes = read_nodes(document["manifests"])
+            carriage = _carriage(document, nodes)
+            if carriage.is_ordinary != (version == SCHEMA_VERSION):
+                raise DamagedBundleError(f"its schema version {version} does not go with its keys")
+            parts = {
+                name: Inventory.from_nodes(nodes, value["repositories"])
                 for name, value in document["archives"].items()
             }
+            origins = {name: value["origins"] for name, value in document["archives"].items()}
+            archives = {one.name: one for one in lay_out_all(parts, origins, carriage)}
             for name, value in document["archives"].items():
                 if archives[name].size != value["size"]:
                     raise DamagedBundleError(f"it lays {name} out in another way than this release")
@@ -129,9 +181,12 @@ class Seal:
                 name: SealedFile(int(value["size"]), Digest.parse(value["digest"]))
                 for name, value in document["files"].items()
             }
-            seal = cls(archives, document["selection"], document["tool"], files)
-            if document["inventory"] != str(seal.inventory.digest()):
+            seal = cls(archives, document["selection"], document["tool"], files, carriage)
+            inventory = seal.inventory
+            if document["inventory"] != str(inventory.digest()):
                 raise DamagedBundleError("its inventory has another digest than it states")
+            if needed_from(carriage.needed, inventory) != carriage.needed:
+                raise DamagedBundleError("it needs of its base what it does not speak of")
             return seal
         except (
             KeyError,
@@ -143,3 +198,27 @@ class Seal:
             InvalidDigestError,
         ) as err:
             raise DamagedBundleError(f"it is not a bundle's inventory: {err!r}") from err
+
+
+def lay_out_all(
+    parts: Mapping[str, Inventory],
+    origins: Mapping[str, Mapping[str, str]],
+    carriage: Carriage = EVERYTHING,
+) -> tuple[Archive, ...]:
+    """Lay out every archive of a bundle: what each speaks of, and what its repositories were
+    called at the source, both by the archive's name."""
+    lefts = left_out(parts, carriage)
+    return tuple(
+        lay_out(name, inventory, origins[name], lefts[name]) for name, inventory in parts.items()
+    )
+
+
+def _carriage(document: Mapping[str, Any], nodes: Mapping[Digest, ManifestNode]) -> Carriage:
+    once = document.get("dedupe", False)
+    if once is not False and once is not True:
+        raise ValueError("dedupe is neither true nor false")
+    base = document.get("base")
+    if base is None:
+        return Carriage(once=once)
+    needed = Inventory.from_nodes(nodes, base["repositories"])
+    return Carriage(Digest.parse(base["digest"]), needed, once)

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mirror.bundle.carriage import NO_OMISSIONS, Omissions
 from mirror.bundle.checks import Check, found_checks, sealed_checks, shift_findings
 from mirror.bundle.files import ReadAt, os_errors
 from mirror.bundle.names import SEAL, SIGNATURE
@@ -40,7 +41,11 @@ from mirror.sync.workers import DEFAULT_JOBS, for_each
 
 @dataclass(frozen=True, slots=True)
 class BundleReport:
-    """What a verification saw. `size` is the bytes read; no findings means: all is right."""
+    """What a verification saw. `size` is the bytes read; no findings means: all is right.
+
+    Counts are of what the bundle speaks of; `omissions` says how much of that a delta or a
+    deduplicated bundle leaves out.
+    """
 
     sealed: bool
     archives: int
@@ -51,6 +56,7 @@ class BundleReport:
     blobs: int
     findings: tuple[Finding, ...]
     notices: tuple[str, ...]
+    omissions: Omissions = NO_OMISSIONS
 
     def to_document(self) -> dict[str, Any]:
         """As JSON values, for `--json`."""
@@ -63,6 +69,7 @@ class BundleReport:
             "tags": self.tags,
             "manifests": self.manifests,
             "blobs": self.blobs,
+            **self.omissions.to_document(),
             "findings": [finding.to_document() for finding in self.findings],
             "notices": list(self.notices),
         }
@@ -127,6 +134,7 @@ def verify_bundle(
         blobs=len(inventory.blob_sizes()),
         findings=_once_each(findings),
         notices=tuple(notices),
+        omissions=seal.omissions if seal is not None else NO_OMISSIONS,
     )
 
 

@@ -205,8 +205,10 @@ class BundleWriter:
     def _take_names_back(self) -> None:
         """Undo the renaming that an interrupted `finish` had begun; it is done again."""
         progress = progress_of(self._folder / JOURNAL)
-        wanted = self._seal.inventory.blob_sizes()
-        if (self._folder / SEAL).exists() or any(progress.get(d) != n for d, n in wanted.items()):
+        wanted = self._seal.carried.blob_sizes()
+        # Of a bundle without any blob, as a delta may be, nothing tells, and nothing is lost.
+        complete = wanted and all(progress.get(d) == n for d, n in wanted.items())
+        if (self._folder / SEAL).exists() or not complete:
             return  # it had not begun: files with these names are of an earlier bundle
         for archive in self._archives:
             path = self._folder / (archive.name + PARTIAL_SUFFIX)

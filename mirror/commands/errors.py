@@ -9,11 +9,18 @@ from typing import Any
 import click
 
 from mirror.commands.signals import INTERRUPTED, MESSAGE, stopping
-from mirror.errors import DeniedError, IncompleteError, IntegrityError, MirrorError
+from mirror.errors import (
+    DeniedError,
+    IncompleteError,
+    IntegrityError,
+    MirrorError,
+    MissingBaseError,
+)
 
 _JSON, _TOLD = "mirror.json", "mirror.told"
 _REGISTRY_LOGIN = "--registry-login and --registry-password"
 _LOGIN_FLAGS = {
+    "inventory": _REGISTRY_LOGIN,
     "pull": "--source-login and --source-password, or --license",
     "push": _REGISTRY_LOGIN,
     "sync": _REGISTRY_LOGIN,
@@ -99,6 +106,8 @@ def _tell_interrupted(ctx: click.Context) -> None:
 
 def _failures(error: MirrorError) -> dict[str, Any]:
     """All that failed, however much of it the message names."""
+    if isinstance(error, MissingBaseError):
+        return {"lacking": list(error.lacking)}
     if not isinstance(error, IncompleteError):
         return {}
     return {

@@ -81,6 +81,12 @@ replica_login = _options(
         help=_UNSEEN_HELP,
     ),
 )
+sign_key = click.option(
+    "--sign-key",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Private key (PEM, also cosign's) to sign the bundle with; its passphrase is asked for, "
+    "or taken from MIRROR_SIGN_PASSWORD.",
+)
 tmp_dir = click.option("--tmp-dir", hidden=True, help="Accepted for compatibility; none is needed.")
 registry = _options(
     click.option(

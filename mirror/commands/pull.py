@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +18,14 @@ from mirror.commands.cluster import Cluster, Reached, cluster_of
 from mirror.commands.login import credentials_for, license_credentials, signer
 from mirror.commands.shared import show
 from mirror.config import PullConfig
-from mirror.errors import InputError
-from mirror.events import Warned
-from mirror.operations import plan_pull
+from mirror.errors import InputError, InvalidReferenceError
+from mirror.events import OnEvent, Warned
+from mirror.oci import Repository
+from mirror.operations import plan_pull, registry_inventory
 from mirror.progress import progress
 from mirror.registry import ConnectionOptions, Credentials, RegistryClient
-from mirror.release.tree import SourceTree
+from mirror.release.tree import SourceTree, TargetTree, normalised_suffix
+from mirror.sync import Inventory
 
 
 @click.command("pull")
@@ -37,8 +39,8 @@ from mirror.release.tree import SourceTree
 @click.option("--dry-run", is_flag=True, help="Print what would be pulled, and pull nothing.")
 @click.option(
     "--base",
-    type=click.Path(exists=True, path_type=Path),
-    help="With --dry-run: a bundle, or its inventory.json; tell what a delta against it saves.",
+    help="Make a delta: leave out what this holds; a bundle, an inventory, or a registry (the "
+    "source's connection settings count, and the login that docker or oras stored).",
 )
 @click.option("--force", is_flag=True, help="Replace the bundle that is in BUNDLE_DIR.")
 @click.option(
@@ -47,12 +49,7 @@ from mirror.release.tree import SourceTree
 @click.option(
     "--verbose-summary", is_flag=True, help="List the versions of every module and package."
 )
-@click.option(
-    "--sign-key",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="Private key (PEM, also cosign's) to sign the bundle with; its passphrase is asked for, "
-    "or taken from MIRROR_SIGN_PASSWORD.",
-)
+@options.sign_key
 @options.source_login
 @options.cluster
 @options.tmp_dir
@@ -65,7 +62,7 @@ def pull_command(
     bundle_dir: Path,
     config_file: Path | None,
     dry_run: bool,
-    base: Path | None,
+    base: str | None,
     force: bool,
     no_pull_resume: bool,
     verbose_summary: bool,
@@ -92,8 +89,6 @@ def pull_command(
       1.2.0            this and all later versions of its major version
     """
     del tmp_dir
-    if base is not None and not dry_run:
-        raise InputError("--base goes with --dry-run; delta bundles cannot be written yet")
     flags = {name: value for name, value in settings.items() if value not in (None, ())}
     config = PullConfig.load(config_file, flags)
     source = _source(config, login, password, license_key, cluster_of(module_config, sites_file))
@@ -103,7 +98,8 @@ def pull_command(
     if config.gost_digest:
         gost.require()
     sign = signer(sign_key) if sign_key is not None and not dry_run else None
-    held = read_base(base) if base is not None else None
+    previous = None if base is None else _Base.parse(base)
+    held = read_base(previous.path) if previous is not None and previous.path else None
     started = time.monotonic()
     with (
         progress(quiet=as_json) as on_event,
@@ -117,11 +113,22 @@ def pull_command(
         for warning in warnings:
             on_event(Warned(warning))
         check_folder(bundle_dir, force=force)
+        if previous is not None and previous.root is not None:
+            modules_suffix = normalised_suffix(config.modules_path_suffix)
+            held = previous.observed(
+                source.options,
+                source.credentials if previous.root.host == source.root.host else None,
+                modules_suffix,
+                config.jobs,
+                on_event,
+            )
         planned = plan_pull(
             client,
             tree,
             wishes,
             selection=config.selection_document(),
+            base=held,
+            dedupe=config.dedupe,
             jobs=config.jobs,
             on_event=on_event,
         )
@@ -136,8 +143,7 @@ def pull_command(
                 on_event=on_event,
             )
     if dry_run:
-        document = planned.to_document(held)
-        show(as_json, document, console.plan_summary, (planned, held), started)
+        show(as_json, planned.to_document(), console.plan_summary, planned, started)
     else:
         summary = console.verbose_pull_summary if verbose_summary else console.pull_summary
         show(as_json, report.to_document(), summary, report, started)
@@ -171,3 +177,41 @@ def _source(
         plain_http=config.insecure, verify=not config.tls_skip_verify, ca_file=config.ca
     )
     return Reached(root, options, credentials or credentials_for(root.host, login, password))
+
+
+@dataclass(frozen=True, slots=True)
+class _Base:
+    """What `--base` names: something on the disk, or a registry's root."""
+
+    path: Path | None = None
+    root: Repository | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> _Base:
+        if Path(text).exists():
+            return cls(path=Path(text))
+        try:
+            return cls(root=Repository.parse(text))
+        except InvalidReferenceError as err:
+            raise InputError(
+                f"--base {text}: no file or folder of that name is here, and it is no registry "
+                f"(host[:port]/path) either: {err}"
+            ) from err
+
+    def observed(
+        self,
+        connection: ConnectionOptions,
+        credentials: Credentials | None,
+        modules_suffix: str,
+        jobs: int,
+        on_event: OnEvent,
+    ) -> Inventory:
+        """What the registry holds."""
+        assert self.root is not None
+        host = self.root.host
+        login = credentials or credentials_for(host, None, None)
+        tree = TargetTree(self.root, modules_suffix)
+        with RegistryClient(
+            host, options=connection, credentials=login, on_event=on_event
+        ) as client:
+            return registry_inventory(client, tree, jobs=jobs, on_event=on_event).inventory

@@ -3,6 +3,9 @@
 from mirror.operations.adopt import Adoption, adopt
 from mirror.operations.diff import DiffReport, diff
 from mirror.operations.history import HistoryReport, history
+from mirror.operations.inventory import RegistryInventory, registry_inventory
+from mirror.operations.merge import MergeReport, merge
+from mirror.operations.pack import Packing
 from mirror.operations.prune import PruneReport, prune
 from mirror.operations.pull import PullPlan, PullReport, plan_pull, pull
 from mirror.operations.push import PushReport, push
@@ -20,13 +23,16 @@ __all__ = [
     "DiffReport",
     "HistoryReport",
     "Member",
+    "MergeReport",
     "Outcome",
+    "Packing",
     "PruneReport",
     "PullPlan",
     "PullReport",
     "PushPlan",
     "PushReport",
     "QuorumReport",
+    "RegistryInventory",
     "RegistryReport",
     "ReplicaResult",
     "ReplicaStatus",
@@ -37,12 +43,14 @@ __all__ = [
     "adopt",
     "diff",
     "history",
+    "merge",
     "plan_pull",
     "plan_push",
     "prune",
     "pull",
     "push",
     "push_to_all",
+    "registry_inventory",
     "replica_sites",
     "rollback",
     "status",

@@ -4,27 +4,28 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from mirror.bundle.archive import Archive, lay_out
+from mirror.bundle.archive import Archive
+from mirror.bundle.carriage import Carriage, against
 from mirror.bundle.folder import check_folder
 from mirror.bundle.names import source_reference
-from mirror.bundle.seal import Seal
-from mirror.bundle.writer import BundleWriter
+from mirror.bundle.seal import Seal, lay_out_all
 from mirror.errors import SourceContentError
-from mirror.events import OnEvent
+from mirror.events import OnEvent, Warned
 from mirror.events import ignore as ignore_events
 from mirror.oci import Digest
+from mirror.operations.pack import Packing, pack
 from mirror.registry import RegistryReader
 from mirror.release.resolve import Company, resolve
 from mirror.release.select import select
 from mirror.release.selection import Selection, Wishes
 from mirror.release.source import ReleaseSource
 from mirror.release.tree import SourceTree
-from mirror.sync import Inventory, make_plan, transfer
+from mirror.sync import Inventory, union
 from mirror.sync.workers import DEFAULT_JOBS
 
 
@@ -40,6 +41,7 @@ class PullReport:
     digest: Digest
     archives: Mapping[str, int]
     fetched: int
+    seal: Seal = field(repr=False)
 
     def to_document(self) -> dict[str, Any]:
         """As JSON values, for `--json`."""
@@ -52,6 +54,7 @@ class PullReport:
             "bytes": sum(self.archives.values()),
             "fetched": self.fetched,
             "inventory": str(self.digest),
+            **self.seal.omissions.to_document(),
             **count(self.inventory),
         }
 
@@ -84,8 +87,13 @@ class PullPlan:
 
     @property
     def inventory(self) -> Inventory:
-        """All that the bundle will hold."""
+        """All that the bundle will speak of: what a target holds once it is pushed."""
         return self.seal.inventory
+
+    @property
+    def fetch(self) -> int:
+        """Bytes of blobs that are to be fetched."""
+        return sum(self.seal.carried.blob_sizes().values())
 
     def references(self) -> Iterator[PlannedReference]:
         """Every image that gets a name in the bundle, in canonical order."""
@@ -96,11 +104,10 @@ class PullPlan:
                     size = content.closure_size(digest)
                     yield PlannedReference(archive.name, path, tag, digest, size, source)
 
-    def to_document(self, base: Inventory | None = None) -> dict[str, Any]:
-        """As JSON values, for `--json`; `base` is what a delta would leave out."""
+    def to_document(self) -> dict[str, Any]:
+        """As JSON values, for `--json`."""
         inventory = self.inventory
-        fetched = sum(inventory.blob_sizes().values())
-        document: dict[str, Any] = {
+        return {
             "source": str(self.tree.root),
             "edition": self.tree.edition,
             **self.selection.to_document(),
@@ -117,13 +124,11 @@ class PullPlan:
             ],
             "archives": {archive.name: archive.size for archive in self.archives},
             "bytes": sum(archive.size for archive in self.archives),
-            "fetch": fetched,
+            "fetch": self.fetch,
             "inventory": str(inventory.digest()),
+            **self.seal.omissions.to_document(),
             **count(inventory),
         }
-        if base is not None:
-            document["delta"] = {"saved": saved_by(inventory, base), "base": str(base.digest())}
-        return document
 
     def carry_out(
         self,
@@ -139,34 +144,25 @@ class PullPlan:
         """Fetch everything into a new bundle in `folder`; see `pull`."""
         check_folder(folder, force=force)
         inventory = self.inventory
-        with BundleWriter(
-            folder,
+        packed = pack(
             self.seal,
             self.selection.files,
-            part_size=part_size,
-            resume=resume,
-            gost_digest=gost_digest,
-            sign=sign,
-        ) as writer:
-            plan = make_plan(inventory, writer.held(inventory))
-            plan = replace(plan, blobs=writer.in_archive_order(plan.blobs))
-            report = transfer(
-                plan,
-                self.source.content,
-                writer,
-                jobs=self.jobs,
-                on_event=on_event,
-                cancel=self.source.cancel,
-            )
-            writer.finish()
+            self.source.content,
+            folder,
+            Packing(part_size, gost_digest, sign, resume),
+            jobs=self.jobs,
+            on_event=on_event,
+            cancel=self.source.cancel,
+        )
         return PullReport(
             folder,
             self.tree,
             self.selection,
             inventory,
             inventory.digest(),
-            {archive.name: archive.size for archive in self.archives},
-            report.sent,
+            packed.archives,
+            packed.taken,
+            self.seal,
         )
 
 
@@ -182,25 +178,23 @@ class PlannedReference:
     source: str
 
 
-def saved_by(inventory: Inventory, base: Inventory) -> int:
-    """Bytes of blobs that need not be fetched by who holds `base`."""
-    held = base.blob_sizes()
-    return sum(size for digest, size in inventory.blob_sizes().items() if digest in held)
-
-
 def plan_pull(
     client: RegistryReader,
     tree: SourceTree,
     wishes: Wishes,
     *,
     selection: Mapping[str, Any] | None = None,
+    base: Inventory | None = None,
+    dedupe: bool = False,
     jobs: int = DEFAULT_JOBS,
     on_event: OnEvent = ignore_events,
     cancel: threading.Event | None = None,
 ) -> PullPlan:
     """Decide what `wishes` put into a bundle, down to each byte's place; fetch no image.
 
-    `selection` is kept in the bundle's seal: what was asked for, as JSON values.
+    `selection` is kept in the bundle's seal: what was asked for, as JSON values. What `base` holds
+    is left out: the bundle is a delta then, unless there is nothing of that kind. With `dedupe`
+    each blob lies in one layout only; other tools cannot read such a bundle.
 
     Raises:
         InputError: what was asked for contradicts itself.
@@ -214,11 +208,17 @@ def plan_pull(
     inventories = resolve(source, selected, company, wishes.platforms)
     if not inventories:
         raise SourceContentError(f"nothing at {tree.root} was selected; there is no bundle to make")
-    archives = tuple(
-        lay_out(name, inventory, {path: tree.origin(path) for path in inventory.repositories})
+    carriage = Carriage(once=dedupe)
+    if base is not None:
+        carriage = against(base, union(inventories.values()), once=dedupe)
+        if carriage.base is None:
+            on_event(Warned("the base holds nothing of what is selected: the bundle is complete"))
+    origins = {
+        name: {path: tree.origin(path) for path in inventory.repositories}
         for name, inventory in inventories.items()
-    )
-    seal = Seal.over(archives, selection or {}, tool_name(), selected.files)
+    }
+    archives = lay_out_all(inventories, origins, carriage)
+    seal = Seal.over(archives, selection or {}, tool_name(), selected.files, carriage)
     return PullPlan(tree, selected, archives, seal, source, jobs)
 
 
@@ -228,6 +228,8 @@ def pull(
     wishes: Wishes,
     folder: Path,
     *,
+    base: Inventory | None = None,
+    dedupe: bool = False,
     force: bool = False,
     resume: bool = True,
     part_size: int = 0,
@@ -244,7 +246,7 @@ def pull(
 
     `part_size` in bytes cuts archives into parts; 0 leaves them whole. `gost_digest` writes a
     GOST R 34.11-2012 digest beside each file. `sign` makes a signature over the bundle's seal
-    (`mirror.bundle.signing.sign`).
+    (`mirror.bundle.signing.sign`). `base` and `dedupe` are as for `plan_pull`.
 
     Whatever fails, no archive carries its final name until all are complete and durable, and an
     earlier bundle in `folder` (see `force`) is left as it was until then.
@@ -257,7 +259,16 @@ def pull(
         CancelledError: `cancel` was set.
     """
     check_folder(folder, force=force)
-    planned = plan_pull(client, tree, wishes, jobs=jobs, on_event=on_event, cancel=cancel)
+    planned = plan_pull(
+        client,
+        tree,
+        wishes,
+        base=base,
+        dedupe=dedupe,
+        jobs=jobs,
+        on_event=on_event,
+        cancel=cancel,
+    )
     return planned.carry_out(
         folder,
         force=force,

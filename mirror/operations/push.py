@@ -11,10 +11,10 @@ from mirror.events import OnEvent, PhaseStarted, Warned
 from mirror.events import ignore as ignore_events
 from mirror.oci import Digest
 from mirror.operations.pull import count, tool_name
-from mirror.operations.push_plan import wanted_from
+from mirror.operations.push_plan import content_for, held_for, wanted_from
 from mirror.registry import RegistryWriter, UploadJournal
 from mirror.release.tree import TargetTree, publication_stage
-from mirror.sync import Inventory, Overlay, Plan, TransferReport, make_plan, transfer
+from mirror.sync import Inventory, Plan, TransferReport, make_plan, transfer
 from mirror.sync.phase import check_unmoved, finish
 from mirror.sync.publish import Published, begin, complete, read_standing
 from mirror.sync.registry import RegistryTarget
@@ -27,6 +27,7 @@ class PushReport:
     """A finished push: the target now holds all of `inventory`.
 
     `published` is what the target states now; `new`, whether this push stated it.
+    `bases` are the inventories that deltas among what was pushed were made against.
     """
 
     target: str
@@ -36,12 +37,14 @@ class PushReport:
     done: TransferReport
     published: Published
     new: bool
+    bases: tuple[Digest, ...] = ()
 
     def to_document(self) -> dict[str, Any]:
         """As JSON values, for `--json`."""
         return {
             "target": self.target,
             "inventory": str(self.digest),
+            **({"delta": {"bases": [str(base) for base in self.bases]}} if self.bases else {}),
             "uploaded": {
                 "blobs": sum(step.mount_from is None for step in self.plan.blobs),
                 "bytes": self.done.sent,
@@ -81,7 +84,11 @@ def push(
     With `journal` a blob that was half sent when a process died is continued. Unless
     `check_access` is False, the right to write is proved before the first byte moves.
 
+    What a delta leaves out must be in the registry already; blobs may be there in another
+    repository, from which they are mounted.
+
     Raises:
+        MissingBaseError: the registry lacks what a delta leaves out; nothing was written.
         SignatureError: the bundle was not signed by the holder of `key`; nothing was written.
         DamagedBundleError: the bundle is not whole; nothing was written.
         DeniedError: the registry may not be written to; nothing was written.
@@ -105,7 +112,7 @@ def push(
     standing = read_standing(client, tree.locate)
     for notice in standing.notices:
         on_event(Warned(notice))
-    held = target.glance(wanted)
+    held = held_for(reader, target, bundle, wanted)
     plan = make_plan(wanted, held, stage=publication_stage)
     statement = next_statement(standing, wanted, held, tool=tool_name())
     published = standing.newest
@@ -126,7 +133,7 @@ def push(
             target.check_access(plan)
         done = transfer(
             plan,
-            Overlay(reader, index),
+            content_for(reader, index, target, held),
             target,
             jobs=jobs,
             on_event=on_event,
@@ -139,5 +146,12 @@ def push(
     if statement is not None:
         complete(client, tree.locate, statement, published.digest)
     return PushReport(
-        str(tree.root), bundle, bundle.digest(), plan, done, published, statement is not None
+        str(tree.root),
+        bundle,
+        bundle.digest(),
+        plan,
+        done,
+        published,
+        statement is not None,
+        reader.bases,
     )

@@ -3,19 +3,31 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from mirror.bundle.carriage import lacking
 from mirror.bundle.reader import BundleReader
 from mirror.bundle.verify import check_signature
+from mirror.errors import MissingBaseError
 from mirror.events import OnEvent, PhaseStarted, Warned
 from mirror.events import ignore as ignore_events
 from mirror.operations.pull import count
 from mirror.registry import RegistryWriter
 from mirror.release.discovery import discovery_images
 from mirror.release.tree import TargetTree, publication_stage
-from mirror.sync import Inventory, MemoryStore, Plan, make_plan, union
-from mirror.sync.registry import RegistryTarget
+from mirror.sync import (
+    Finding,
+    HeldContent,
+    Inventory,
+    MemoryStore,
+    Overlay,
+    Plan,
+    make_plan,
+    union,
+)
+from mirror.sync.registry import RegistrySource, RegistryTarget
 from mirror.sync.workers import DEFAULT_JOBS
 
 
@@ -117,6 +129,45 @@ def wanted_from(
     return bundle, index, union([bundle, index.inventory()])
 
 
+def held_for(
+    reader: BundleReader, target: RegistryTarget, bundle: Inventory, wanted: Inventory
+) -> Inventory:
+    """What `target` has of `wanted` and, before a delta, of what that leaves to its base.
+
+    Raises:
+        MissingBaseError: it lacks some of the latter.
+    """
+    if not reader.bases:
+        return target.glance(wanted)
+    needed = reader.needed
+    held = target.held(union([wanted, needed]))
+    check_base(reader, lacking(bundle, needed, held, target.name))
+    return held
+
+
+def check_base(reader: BundleReader, missing: Sequence[Finding]) -> None:
+    """Raise MissingBaseError if anything is."""
+    if missing:
+        place = missing[0].place
+        raise MissingBaseError(
+            f"{place} lacks {len(missing)} of the manifests and blobs that {reader.name}, a delta, "
+            f"leaves to its base (inventory {', '.join(map(str, reader.bases))}); push that base "
+            "first, or a complete bundle; nothing was written",
+            [str(finding).removeprefix(f"{place}: ") for finding in missing],
+        )
+
+
+def content_for(
+    reader: BundleReader, index: MemoryStore, target: RegistryTarget, held: Inventory
+) -> Overlay:
+    """Where a push reads: in the bundle, and in the target itself what a delta leaves out, where
+    a tag or a second repository needs it."""
+    if not reader.bases:
+        return Overlay(reader, index)
+    there = RegistrySource(target.client, target.locate, target.name)
+    return Overlay(reader, index, HeldContent(there, held))
+
+
 def plan_push(
     reader: BundleReader,
     client: RegistryWriter,
@@ -130,11 +181,12 @@ def plan_push(
     """Say what `push` with the same arguments would do. The registry is only read.
 
     Raises:
-        SignatureError, DamagedBundleError, CancelledError: as `push`.
+        SignatureError, DamagedBundleError, MissingBaseError, CancelledError: as `push`.
     """
     bundle, _, wanted = wanted_from(reader, key, on_event)
     target = RegistryTarget(client, tree.locate, f"registry {tree.root}", jobs=jobs, cancel=cancel)
     client.ping()
     on_event(PhaseStarted("comparing with the registry"))
-    plan = make_plan(wanted, target.glance(wanted), stage=publication_stage)
+    held = held_for(reader, target, bundle, wanted)
+    plan = make_plan(wanted, held, stage=publication_stage)
     return PushPlan(tree, bundle, plan)

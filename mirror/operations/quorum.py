@@ -8,6 +8,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from mirror.bundle.carriage import lacking
 from mirror.bundle.reader import BundleReader
 from mirror.bundle.verify import check_signature
 from mirror.errors import CancelledError, ConflictError, IncompleteError, MirrorError
@@ -15,10 +16,20 @@ from mirror.events import Event, OnEvent, PhaseStarted, Retrying, Warned
 from mirror.events import ignore as ignore_events
 from mirror.oci import Digest
 from mirror.operations.pull import count, tool_name
+from mirror.operations.push_plan import check_base
 from mirror.registry import RegistryClient
 from mirror.release.discovery import discovery_images
 from mirror.release.tree import TargetTree, publication_stage
-from mirror.sync import Inventory, MemoryStore, Overlay, TransferReport, make_plan, transfer, union
+from mirror.sync import (
+    HeldContent,
+    Inventory,
+    MemoryStore,
+    Overlay,
+    TransferReport,
+    make_plan,
+    transfer,
+    union,
+)
 from mirror.sync.audit import audit
 from mirror.sync.findings import listed
 from mirror.sync.phase import check_unmoved, finish
@@ -252,7 +263,8 @@ class _Work:
             standing = standings[lead.name]
             before = standing.newest.statement.inventory if standing.newest else Inventory()
             try:
-                held = self.target(lead).held(union([before, wanted]))
+                held = self.target(lead).held(union([before, wanted, self.reader.needed]))
+                check_base(self.reader, lacking(self.bundle, self.reader.needed, held, lead.name))
             except CancelledError:
                 raise
             except MirrorError as err:
@@ -325,7 +337,12 @@ class _Work:
         ]
         done = transfer(
             plan,
-            Overlay(self.reader, self.index, *others),
+            Overlay(
+                self.reader,
+                self.index,
+                *others,
+                HeldContent(RegistrySource(target.client, target.locate, target.name), held),
+            ),
             target,
             jobs=self.jobs,
             on_event=on_event,

@@ -1,6 +1,6 @@
 """Inventory, diff, plan, transfer: what is wanted, what is there, and carrying the difference."""
 
-from mirror.sync.content import BlobContent, Overlay, Source, Target
+from mirror.sync.content import BlobContent, HeldContent, Overlay, Source, Target
 from mirror.sync.findings import Dependents, Finding
 from mirror.sync.inventory import (
     Gap,
@@ -20,6 +20,7 @@ __all__ = [
     "Dependents",
     "Finding",
     "Gap",
+    "HeldContent",
     "Inventory",
     "InventoryBuilder",
     "ManifestNode",

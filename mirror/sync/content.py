@@ -194,3 +194,32 @@ class Overlay:
                 if begun:
                     raise
         yield from self._sources[-1].blob(repository, digest, size, offset)
+
+
+class HeldContent:
+    """A source that holds `held`, which answers for each blob whatever repository is asked.
+
+    It reads from the first that has it. Thread-safe.
+    """
+
+    def __init__(self, source: Source, held: Inventory) -> None:
+        self._source = source
+        self._holders: dict[Digest, str] = {}
+        for path, content in sorted(held.repositories.items()):
+            for digest in content.blobs:
+                self._holders.setdefault(digest, path)
+
+    @property
+    def name(self) -> str:
+        return self._source.name
+
+    def manifest(self, repository: str, digest: Digest) -> Manifest:
+        return self._source.manifest(repository, digest)
+
+    def blob(
+        self, repository: str, digest: Digest, size: int, offset: int = 0
+    ) -> Generator[bytes, None, None]:
+        holder = self._holders.get(digest)
+        if holder is None:
+            raise NotFoundError(f"{self.name}: no blob {digest} in {repository or '/'}")
+        return self._source.blob(holder, digest, size, offset)

@@ -37,6 +37,11 @@ class Finding:
             where += f", tag{'s' if len(self.tags) > 1 else ''} {shown}{more}"
         return f"{where}: {self.problem}"
 
+    @property
+    def is_named(self) -> bool:
+        """Whether a tag that says something to a person suffers from it."""
+        return not all(map(_is_hex, self.tags))
+
     def to_document(self) -> dict[str, Any]:
         """As JSON values, for `--json`."""
         return {

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from graphlib import CycleError, TopologicalSorter
 from typing import Any
@@ -208,15 +209,18 @@ class Inventory:
         Raises:
             DamagedBundleError: these are other things.
         """
-        try:
-            nodes = {
-                (digest := Digest.parse(text)): _node(digest, value)
-                for text, value in manifests.items()
-            }
-            # No bytes have such digests; walks of the graph rely on coming to an end.
-            TopologicalSorter(
-                {digest: [c.digest for c in node.children] for digest, node in nodes.items()}
-            ).prepare()
+        return cls.from_nodes(read_nodes(manifests), repositories)
+
+    @classmethod
+    def from_nodes(
+        cls, nodes: Mapping[Digest, ManifestNode], repositories: Mapping[str, Any]
+    ) -> Inventory:
+        """The same where several inventories share one table of manifests, read by `read_nodes`.
+
+        Raises:
+            DamagedBundleError: `repositories` is something else.
+        """
+        with _reading():
             contents = {
                 _path(path): RepositoryContent(
                     tags={_tag(t): Digest.parse(d) for t, d in value["tags"].items()},
@@ -226,19 +230,44 @@ class Inventory:
                 for path, value in repositories.items()
             }
             return cls({path: content for path, content in contents.items() if content})
-        except CycleError as err:
-            raise DamagedBundleError(
-                f"this is not an inventory: manifest {err.args[1][0]} lies below itself"
-            ) from err
-        except (
-            KeyError,
-            TypeError,
-            ValueError,
-            AttributeError,
-            InvalidDigestError,
-            InvalidReferenceError,
-        ) as err:
-            raise DamagedBundleError(f"this is not an inventory: {_reason(err)}") from err
+
+
+def read_nodes(manifests: Mapping[str, Any]) -> dict[Digest, ManifestNode]:
+    """Read what `Inventory.manifests_document` wrote.
+
+    Raises:
+        DamagedBundleError: it is something else.
+    """
+    with _reading():
+        nodes = {
+            (digest := Digest.parse(text)): _node(digest, value)
+            for text, value in manifests.items()
+        }
+        # No bytes have such digests; walks of the graph rely on coming to an end.
+        TopologicalSorter(
+            {digest: [c.digest for c in node.children] for digest, node in nodes.items()}
+        ).prepare()
+        return nodes
+
+
+@contextmanager
+def _reading() -> Iterator[None]:
+    """Turn what goes wrong with a document that is no inventory into that statement."""
+    try:
+        yield
+    except CycleError as err:
+        raise DamagedBundleError(
+            f"this is not an inventory: manifest {err.args[1][0]} lies below itself"
+        ) from err
+    except (
+        KeyError,
+        TypeError,
+        ValueError,
+        AttributeError,
+        InvalidDigestError,
+        InvalidReferenceError,
+    ) as err:
+        raise DamagedBundleError(f"this is not an inventory: {_reason(err)}") from err
 
 
 def canonical_json(document: Any) -> bytes:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mirror.bundle.seal import SCHEMA_VERSION, Seal
+from mirror.bundle.seal import CARRIAGE_SCHEMA_VERSION, Seal
 from mirror.errors import DamagedBundleError, InputError
 from mirror.oci import Digest
 from mirror.sync import Inventory
@@ -47,7 +47,7 @@ def test_equal_bundles_have_equal_seals_in_whatever_order_they_were_made() -> No
 
 def test_the_file_says_what_the_bundle_holds() -> None:
     document = json.loads(SEALED)
-    assert document["schemaVersion"] == SCHEMA_VERSION
+    assert document["schemaVersion"] == 1
     assert document["inventory"] == str(WANTED.digest())
     assert document["manifests"] == WANTED.manifests_document()
     assert set(document["archives"]) == {
@@ -180,8 +180,8 @@ def test_nesting_without_end_is_no_seal() -> None:
 
 
 def test_a_seal_of_a_newer_release_says_so() -> None:
-    newer = {**json.loads(SEALED), "schemaVersion": SCHEMA_VERSION + 1}
-    with pytest.raises(InputError, match=r"schema version 2; .* reads version 1: use a newer one"):
+    newer = {**json.loads(SEALED), "schemaVersion": CARRIAGE_SCHEMA_VERSION + 1}
+    with pytest.raises(InputError, match=r"schema version 3; .* versions 1 and 2: use a newer one"):
         Seal.from_json(resealed(newer))
 
 

@@ -120,3 +120,42 @@ def test_what_is_inside_is_shown_as_text_as_json_and_as_a_page(
 
 def test_inspecting_what_is_no_bundle_is_told(tmp_path: Path) -> None:
     call_mirror("inspect", tmp_path).failed(2, "holds no bundle")
+
+
+def test_a_delta_has_parts_sums_and_a_signature_as_any_bundle(
+    parted: Path, source: Source, keys: tuple[Path, Path], tmp_path: Path
+) -> None:
+    private, public = keys
+    root = ("--source", source.root, "--insecure")
+    base, delta, out = tmp_path / "base", tmp_path / "delta", tmp_path / "out"
+    call_mirror(
+        *("pull", base, *root, "--no-modules", "--gost-digest", "--sign-key", private)
+    ).succeeded()
+    call_mirror(
+        *("pull", delta, *root, "--base", base, "-c", "1MB"),
+        *("--gost-digest", "--sign-key", private),
+    ).succeeded()
+    assert (delta / "platform.tar.0000.chunk.gostsum").exists()
+    call_mirror("verify", delta, "--key", public).succeeded()
+    check = subprocess.run(["sha256sum", "--check", "--strict", "--quiet", "SHA256SUMS"], cwd=delta)
+    assert check.returncode == 0
+    target = f"{source.address}/targets/delta"
+    call_mirror("push", base, target, "--insecure").succeeded()
+    call_mirror("push", delta, target, "--insecure", "--verify-key", public).succeeded()
+    # Merged and cut it is the complete bundle, but for the signatures, of which no two are equal.
+    settings = ("-c", "1MB", "--gost-digest", "--sign-key", private)
+    call_mirror("merge", base, delta, out, "--verify-key", public, *settings).succeeded()
+    made, whole = (
+        {
+            path.name: path.read_bytes()
+            for path in folder.iterdir()
+            if path.name not in ("inventory.json.sig", "SHA256SUMS")
+        }
+        for folder in (out, parted)
+    )
+    assert made == whole
+    call_mirror("verify", out, "--key", public).succeeded()
+    (base / "inventory.json.sig").unlink()
+    call_mirror("merge", base, delta, tmp_path / "new", "--verify-key", public).failed(
+        4, f"bundle {base} is not signed"
+    )

@@ -6,6 +6,7 @@ import itertools
 from pathlib import Path
 
 from mirror.bundle.archive import Archive, lay_out
+from mirror.bundle.carriage import EVERYTHING, Carriage
 from mirror.bundle.names import archive_of
 from mirror.bundle.seal import Seal
 from mirror.bundle.writer import BundleWriter
@@ -35,12 +36,19 @@ def seal_of(archives: tuple[Archive, ...]) -> Seal:
     return Seal.over(archives, {"platform": True}, "mirror 0.test")
 
 
-def pack(source: Source, inventory: Inventory, folder: Path, *, jobs: int = 2) -> Seal:
+def pack(
+    source: Source,
+    inventory: Inventory,
+    folder: Path,
+    *,
+    jobs: int = 2,
+    carriage: Carriage = EVERYTHING,
+    part_size: int = 0,
+) -> Seal:
     """Make a bundle of `inventory` in `folder`; whatever bundle is there is replaced."""
-    archives = archives_of(inventory)
-    seal = seal_of(archives)
-    with BundleWriter(folder, seal) as writer:
-        plan = make_plan(seal.inventory, writer.held(seal.inventory))
+    seal = seal_of(archives_of(inventory)).carried_as(carriage)
+    with BundleWriter(folder, seal, part_size=part_size) as writer:
+        plan = make_plan(seal.carried, writer.held(seal.carried))
         transfer(plan, source, writer, jobs=jobs)
         writer.finish()
     return seal

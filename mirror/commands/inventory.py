@@ -1,0 +1,74 @@
+"""`mirror inventory`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from mirror import console
+from mirror.bundle.folder import write_durably
+from mirror.bundle.reader import read_base
+from mirror.commands import options
+from mirror.commands.shared import Target, show
+from mirror.errors import InputError
+from mirror.oci import Repository
+from mirror.operations import registry_inventory
+from mirror.progress import progress
+
+_STANDARD_OUTPUT = "-"
+
+
+@click.command("inventory")
+@click.argument("registry")
+@click.option(
+    "-o",
+    "--output",
+    required=True,
+    metavar="FILE",
+    help="Where to write the inventory; - for standard output.",
+)
+@click.option(
+    "--known",
+    multiple=True,
+    type=click.Path(exists=True, path_type=Path),
+    help="A bundle or an inventory whose repositories to look at too, where the registry does not "
+    "list all that it has. Repeatable.",
+)
+@options.registry
+@options.running
+def inventory_command(
+    *,
+    registry: str,
+    output: str,
+    known: Sequence[Path],
+    jobs: int,
+    as_json: bool,
+    **access: Any,
+) -> None:
+    """Write down what REGISTRY (host[:port]/path) holds, to be the base of the next delta.
+
+    Every tag is followed to its manifests, and every blob that they need is asked for; only what
+    is there is listed. Carry the file to where bundles are made: mirror pull --base FILE.
+    """
+    if output == _STANDARD_OUTPUT and as_json:
+        raise InputError("--json and -o - both want standard output; write the inventory to a file")
+    file = Path(output)
+    if output != _STANDARD_OUTPUT and (file.is_dir() or not file.absolute().parent.is_dir()):
+        # Before the registry is asked: that takes its time.
+        raise InputError(f"{output} is no file in a folder that exists; name another one")
+    target = Target.of(Repository.parse(registry), **access)
+    paths = {path for one in known for path in read_base(one).repositories}
+    started = time.monotonic()
+    with progress(quiet=as_json) as on_event, target.client(on_event) as client:
+        found = registry_inventory(client, target.tree, known=paths, jobs=jobs, on_event=on_event)
+    data = found.inventory.to_json()
+    if output == _STANDARD_OUTPUT:
+        click.echo(data.decode(), nl=False)
+        return
+    write_durably(file, data)
+    document = {**found.to_document(), "output": output, "bytes": len(data)}
+    show(as_json, document, console.inventory_summary, (found, output, len(data)), started)

@@ -1,0 +1,148 @@
+"""Merge: a complete bundle out of a base and the deltas behind it, without any registry."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mirror.bundle.carriage import Carriage, Omissions, lacking
+from mirror.bundle.folder import check_folder, read_files
+from mirror.bundle.reader import BundleReader
+from mirror.bundle.verify import check_signature
+from mirror.errors import InputError, MissingBaseError
+from mirror.events import OnEvent, PhaseStarted
+from mirror.events import ignore as ignore_events
+from mirror.oci import Digest
+from mirror.operations.pack import AS_USUAL, Packing, pack
+from mirror.operations.pull import count
+from mirror.sync import HeldContent, Inventory, Overlay, RepositoryContent, union
+from mirror.sync.workers import DEFAULT_JOBS
+
+
+@dataclass(frozen=True, slots=True)
+class MergeReport:
+    """A finished merge. `archives` maps file names to sizes, `copied` is bytes of blobs that were
+    read from the bundles, each once however many layouts hold it."""
+
+    folder: Path
+    merged: tuple[str, ...]
+    inventory: Inventory
+    digest: Digest
+    archives: Mapping[str, int]
+    copied: int
+    omissions: Omissions
+
+    def to_document(self) -> dict[str, Any]:
+        """As JSON values, for `--json`."""
+        return {
+            "bundle": str(self.folder),
+            "merged": list(self.merged),
+            "archives": dict(self.archives),
+            "bytes": sum(self.archives.values()),
+            "copied": self.copied,
+            "inventory": str(self.digest),
+            **self.omissions.to_document(),
+            **count(self.inventory),
+        }
+
+
+def merge(
+    readers: Sequence[BundleReader],
+    folder: Path,
+    *,
+    dedupe: bool = False,
+    force: bool = False,
+    key: bytes | None = None,
+    packing: Packing = AS_USUAL,
+    jobs: int = DEFAULT_JOBS,
+    on_event: OnEvent = ignore_events,
+    cancel: threading.Event | None = None,
+) -> MergeReport:
+    """Make a complete bundle in `folder`: what the last of `readers` speaks of, with content from
+    all of them.
+
+    The first is the base and the others are deltas, oldest first; one alone is written anew, in
+    parts or without. The outcome is what a pull of the last one's selection would have made, byte
+    for byte. Each blob is read once and hashed on its way, and written once. A merge that was
+    stopped is completed by running it again. With `key`, a public key in PEM, its holder must have
+    signed each of the bundles.
+
+    Raises:
+        InputError: `folder` is not empty and `force` is not given, or is one of the bundles, or
+            the last bundle has no seal.
+        SignatureError: a bundle was not signed by the holder of `key`.
+        DamagedBundleError: a bundle is not whole.
+        MissingBaseError: not all that the last one speaks of is there; nothing was written.
+        NoSpaceError: the disk is too small; nothing was written.
+        IncompleteError: some content is damaged.
+        CancelledError: `cancel` was set.
+    """
+    check_folder(folder, force=force)
+    for reader in readers:
+        if reader.folder is not None and reader.folder.resolve() == folder.resolve():
+            raise InputError(f"{folder} is one of the bundles to merge; name another folder")
+        if key is not None:
+            check_signature(reader, key)
+    last = readers[-1]
+    if last.seal is None or last.folder is None:
+        raise InputError(
+            f"{last.name} has no inventory.json, which says what the merged bundle must hold"
+        )
+    on_event(PhaseStarted("reading the bundles"))
+    inventories = [reader.inventory() for reader in readers]
+    wanted = inventories[-1]
+    missing = lacking(wanted, wanted, _at_hand(wanted, readers), "the merged bundle")
+    if missing:
+        raise MissingBaseError(
+            f"{len(missing)} of the manifests and blobs that {last.name} speaks of are in none of "
+            f"the bundles{_named(last, readers, inventories)}; nothing was written",
+            [str(finding).removeprefix("the merged bundle: ") for finding in missing],
+        )
+    files = read_files(last.folder, last.seal)
+    seal = last.seal.carried_as(Carriage(once=dedupe))
+    # The newest first: what a delta carries was just made.
+    source = Overlay(*(HeldContent(reader, reader.carried()) for reader in reversed(readers)))
+    packed = pack(seal, files, source, folder, packing, jobs=jobs, on_event=on_event, cancel=cancel)
+    return MergeReport(
+        folder,
+        tuple(reader.name for reader in readers),
+        wanted,
+        wanted.digest(),
+        packed.archives,
+        packed.taken,
+        seal.omissions,
+    )
+
+
+def _at_hand(wanted: Inventory, readers: Iterable[BundleReader]) -> Inventory:
+    """What of `wanted` lies in any layout of any of the bundles: here all can be taken from
+    everywhere."""
+    carried = union(reader.carried() for reader in readers)
+    nodes, sizes = carried.manifest_nodes(), carried.blob_sizes()
+    return Inventory(
+        {
+            path: RepositoryContent(
+                content.tags,
+                {digest: node for digest, node in content.manifests.items() if digest in nodes},
+                {d: size for d, size in content.blobs.items() if sizes.get(d) == size},
+            )
+            for path, content in wanted.repositories.items()
+        }
+    )
+
+
+def _named(
+    last: BundleReader, readers: Sequence[BundleReader], inventories: Sequence[Inventory]
+) -> str:
+    """Which base a delta was made against, and what it was given instead."""
+    if not last.bases:
+        return ""
+    before = "; ".join(
+        f"{reader.name} has inventory {inventory.digest()}"
+        for reader, inventory in zip(readers[:-1], inventories[:-1], strict=True)
+    )
+    made = f": it was made against inventory {', '.join(map(str, last.bases))}"
+    return f"{made}; {before}" if before else f"{made}, and no base was named"

@@ -1,0 +1,137 @@
+"""`mirror inventory`: what a registry holds, for the next delta to leave out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from mirror.bundle.reader import read_base
+from mirror.oci import Digest
+from mirror.release.discovery import discovery_images
+from mirror.serve import Answer, EmbeddedRegistry, Fault, MemoryStorage
+from mirror.sync import Inventory, union
+from tests.support.program import call_mirror
+
+
+@pytest.fixture(scope="module")
+def _filled(_this_machine_only: None, small_bundle: Path) -> Iterator[EmbeddedRegistry]:
+    with EmbeddedRegistry(MemoryStorage()) as registry:
+        root = f"{registry.address}/dkp/ee"
+        call_mirror("push", small_bundle, root, "--insecure").succeeded()
+        for other in ("dkp/ee-of-others", "others", "others/dkp/ee"):
+            archive, place = small_bundle / "security.tar", f"{registry.address}/{other}"
+            call_mirror("push", place, "--file", archive, "--insecure").succeeded()
+        yield registry
+
+
+@pytest.fixture
+def target(_filled: EmbeddedRegistry) -> Iterator[EmbeddedRegistry]:
+    """A registry with the small bundle in it, and what other people put there; it is only read."""
+    _filled.requests.clear()
+    yield _filled
+    _filled.faults.clear()
+
+
+def held_in(target: EmbeddedRegistry, folder: Path, *flags: str | Path) -> Inventory:
+    """What the program says that the registry holds."""
+    file = folder / "held.json"
+    root = f"{target.address}/dkp/ee"
+    call_mirror("inventory", root, "-o", file, "--insecure", *flags).succeeded()
+    return read_base(file)
+
+
+def expected(bundle: Path) -> Inventory:
+    """What a push of the bundle leaves behind in a registry."""
+    pushed = read_base(bundle)
+    return union([pushed, discovery_images(pushed).inventory()])
+
+
+def test_a_registry_holds_what_was_pushed_to_it(
+    target: EmbeddedRegistry, small_bundle: Path, tmp_path: Path
+) -> None:
+    assert held_in(target, tmp_path) == expected(small_bundle)
+
+
+def test_the_file_is_canonical_and_told_about(
+    target: EmbeddedRegistry, small_bundle: Path, tmp_path: Path
+) -> None:
+    file, root = tmp_path / "held.json", f"{target.address}/dkp/ee"
+    run = call_mirror("inventory", root, "-o", file, "--insecure", "--json").succeeded()
+    data = file.read_bytes()
+    assert run.stderr == ""
+    assert run.document["inventory"] == str(Digest.of(data))
+    assert run.document["bytes"] == len(data)
+    assert run.document["output"] == str(file)
+    assert run.document["gaps"] == 0
+    assert run.document["notices"] == []
+    asked = target.requests.count() - target.requests.count(path="/v2/_catalog|/v2/[?]")
+    assert 0 < run.document["requests"] <= asked
+    content = expected(small_bundle)
+    assert run.document["blobs"] == len(content.blob_sizes())
+    assert data == content.to_json()
+    told = call_mirror("inventory", root, "-o", file, "--insecure").succeeded().stdout
+    assert f"Registry {root} holds" in told
+    assert str(Digest.of(data)) in told
+
+
+def test_standard_output_gets_the_inventory_and_nothing_else(
+    target: EmbeddedRegistry, small_bundle: Path
+) -> None:
+    root = f"{target.address}/dkp/ee"
+    run = call_mirror("inventory", root, "-o", "-", "--insecure").succeeded()
+    assert Inventory.from_document(json.loads(run.stdout)) == expected(small_bundle)
+    call_mirror("inventory", root, "-o", "-", "--json").failed(2, "write the inventory to a file")
+
+
+@pytest.mark.parametrize("status", [401, 404])
+def test_where_repositories_are_not_listed_those_of_the_release_tree_are_looked_at(
+    target: EmbeddedRegistry, small_bundle: Path, tmp_path: Path, status: int
+) -> None:
+    target.faults.add(Fault(Answer(status), "GET", "/v2/_catalog", times=None))
+    complete = expected(small_bundle)
+    extras = {path for path in complete.repositories if "/extra/" in path}
+    described = {"packages/redis/version", "packages/grafana/version"}
+    assert extras
+    assert described <= set(complete.repositories)
+    file, root = tmp_path / "held.json", f"{target.address}/dkp/ee"
+    run = call_mirror("inventory", root, "-o", file, "--insecure").succeeded()
+    assert "does not list its repositories" in run.stderr
+    assert "--known" in run.stderr
+    assert read_base(file) == complete.filtered(lambda path: path not in extras)
+    assert held_in(target, tmp_path, "--known", small_bundle) == complete
+    assert held_in(target, tmp_path, "--known", small_bundle / "inventory.json") == complete
+
+
+def test_modules_may_lie_elsewhere(
+    embedded_registry: EmbeddedRegistry, tiny_bundle: Path, tmp_path: Path
+) -> None:
+    root, suffix = f"{embedded_registry.address}/dkp/ee", ("--modules-path-suffix", "/add/ons")
+    call_mirror("push", tiny_bundle, root, "--insecure", *suffix).succeeded()
+    assert held_in(embedded_registry, tmp_path, *suffix) == expected(tiny_bundle)
+
+
+def test_an_empty_registry_holds_nothing(
+    embedded_registry: EmbeddedRegistry, tmp_path: Path
+) -> None:
+    assert held_in(embedded_registry, tmp_path) == Inventory()
+
+
+def test_what_cannot_be_reached_or_understood_is_told(
+    embedded_registry: EmbeddedRegistry, tmp_path: Path
+) -> None:
+    file = tmp_path / "held.json"
+    call_mirror("inventory", "no registry", "-o", file).failed(2, "no registry")
+    for place in (tmp_path, tmp_path / "nowhere" / "held.json"):
+        call_mirror("inventory", f"{embedded_registry.address}/dkp", "-o", place).failed(
+            2, f"{place} is no file in a folder that exists"
+        )
+    assert len(embedded_registry.requests) == 0
+    call_mirror("inventory", f"{embedded_registry.address}/dkp").failed(2, "--output")
+    embedded_registry.faults.add(Fault(Answer(403), "GET", "/tags/", times=None))
+    call_mirror("inventory", f"{embedded_registry.address}/dkp", "-o", file, "--insecure").failed(
+        6, "--registry-login"
+    )
+    assert not file.exists()
