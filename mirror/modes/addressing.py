@@ -7,7 +7,7 @@ which the asker works, and from the places of this cluster. Only here is a mode 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Literal
 
@@ -119,7 +119,8 @@ def routes_for(
             return (_upstream(asked, settings, plane),)
         case Mode.DIRECT, Plane.API:
             upstream = _upstream(asked, settings, plane)  # the proxy rewrites, and must be able to
-            return (_inside(asked, sites, Role.SERVICE, upstream.credential),)
+            route = _inside(asked, sites, Role.SERVICE, upstream.credential)
+            return (replace(route, ca=_joined(sites.ca, upstream.ca)),)
         case Mode.LOCAL, Plane.OPERATOR:
             return _push(asked, sites)
         case Mode.LOCAL, Plane.REPLICA:
@@ -219,6 +220,17 @@ def _real(asked: _Asked, settings: RegistrySettings) -> Route:
         ours = _below(repository.path, upstream.path) is not None
         return _outside(Role.UPSTREAM, upstream, repository.path, asked.what, writes=ours)
     return Route(Role.FOREIGN, "https", repository.host, repository.path, asked.what)
+
+
+def _joined(module: str | None, upstream: str | None) -> str | None:
+    """Whom to trust on the way through the cluster to the upstream.
+
+    A proxy that only passes requests on passes the upstream's challenge on too, so that clients
+    ask the upstream's own token server.
+    """
+    if module is None or upstream is None:
+        return module
+    return f"{module.rstrip()}\n{upstream}"
 
 
 def _inside(
