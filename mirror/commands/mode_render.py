@@ -21,7 +21,7 @@ from mirror.modes.render import (
     RenderOptions,
     Written,
     load_nodes,
-    prepare,
+    prepare_secrets,
     read_secrets,
     render,
     write_cluster,
@@ -154,7 +154,7 @@ def render_command(
     before = None if previous is None else RegistrySettings.load(previous)
     kept_at = secrets_path or out / SECRETS_FILE
     now = datetime.datetime.now(datetime.UTC)
-    kept = prepare(read_secrets(kept_at), all_nodes, now)
+    kept = prepare_secrets(read_secrets(kept_at), all_nodes, now)
     rendered = render(settings, all_nodes, kept, previous=before, options=options)
     # Before the files that depend on them: a run cut short here leaves nothing to be forgotten.
     write_secrets(kept, kept_at)

@@ -19,7 +19,7 @@ from mirror.modes.render import (
     Rendered,
     RenderOptions,
     ServiceSecrets,
-    prepare,
+    prepare_secrets,
     render,
     sites_of,
     write_cluster,
@@ -66,7 +66,7 @@ class Cluster:
             in_place_root=PurePosixPath(out),
         )
         now = datetime.datetime.now(datetime.UTC)
-        return cls(out, nodes, prepare(None, nodes, now), options)
+        return cls(out, nodes, prepare_secrets(None, nodes, now), options)
 
     def render(self, settings: RegistrySettings, previous: RegistrySettings | None = None) -> None:
         write_cluster(self.rendered(settings, previous), self.out)

@@ -17,7 +17,7 @@ from mirror.modes.render.layout import Node, Places, Ports
 from mirror.modes.render.nodes_file import load_nodes
 from mirror.modes.render.service_secrets import (
     ServiceSecrets,
-    prepare,
+    prepare_secrets,
     read_secrets,
     write_secrets,
 )
@@ -39,7 +39,7 @@ __all__ = [
     "Tree",
     "Written",
     "load_nodes",
-    "prepare",
+    "prepare_secrets",
     "read_secrets",
     "render",
     "sites_of",

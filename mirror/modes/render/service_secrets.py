@@ -1,7 +1,7 @@
 """What the module's services share and keep: authority, token pair, leaves, users, the HTTP secret.
 
-It is made once and kept, since every node and client relies on it; `prepare` makes what is missing
-and replaces what is no longer sound. Kept as JSON in a file that only its owner can read.
+It is made once and kept, since every node and client relies on it; `prepare_secrets` makes what is
+missing and replaces what is no longer sound. Kept as JSON in a file that only its owner can read.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ def _salted(password: bytes, salt: bytes) -> str:
     return bcrypt.hashpw(password, b"$2b$%02d$%s" % (BCRYPT_COST, text)).decode("ascii")
 
 
-def prepare(
+def prepare_secrets(
     held: ServiceSecrets | None, nodes: Iterable[Node], now: datetime.datetime
 ) -> ServiceSecrets:
     """What `nodes` need: from `held` what is sound, and new what is not.
