@@ -169,6 +169,11 @@ def _nodes(texts: tuple[str, ...], *, master: bool) -> list[Node]:
     found: list[Node] = []
     for text in texts:
         if "=" not in text and master:
+            if not Path(text).exists():
+                raise RenderingError(
+                    f"nodes: expected NAME=ADDRESS or a YAML file of nodes, found {text!r}, which "
+                    "is no file; write master-0=10.0.0.1"
+                )
             found += load_nodes(Path(text))
             continue
         for one in text.split(","):

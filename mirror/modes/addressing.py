@@ -265,7 +265,8 @@ def _push(asked: _Asked, sites: Sites) -> tuple[Route, ...]:
     if not sites.masters:
         raise RouteError(
             f"{asked}: in mode Local images are pushed to registry.<PUBLIC_DOMAIN>, which is not "
-            "known here; give the cluster's public domain, or the addresses of its masters"
+            "known here; give the cluster's public domain, or the addresses of its masters, with "
+            "the sites (--sites FILE, publicHost or masters)"
         )
     return tuple(
         _inside(asked, sites, Role.MASTER, login, address, writer=login)
@@ -278,7 +279,7 @@ def _peers(asked: _Asked, sites: Sites) -> tuple[Route, ...]:
     if not sites.masters:
         raise RouteError(
             f"{asked}: in mode Local replicas ask each other, and the addresses of the masters "
-            "are not known here; give them"
+            "are not known here; give them with the sites (--sites FILE, masters)"
         )
     reader, writer = _login(sites, User.MIRROR_PULLER), _login(sites, User.MIRROR_PUSHER)
     return tuple(
@@ -292,7 +293,8 @@ def _login(sites: Sites, user: User) -> Account:
     if account is None:
         raise RouteError(
             f"the password of the registry's user {user} is not known here; take it from the "
-            f"Secret {constants.SECRET_USER_PREFIX}{user} in {constants.NAMESPACE}"
+            f"Secret {constants.SECRET_USER_PREFIX}{user} in {constants.NAMESPACE} and give it "
+            "with the sites (--sites FILE, users)"
         )
     return account
 

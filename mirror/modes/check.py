@@ -260,11 +260,12 @@ def connect_with(options: ConnectionOptions, on_event: OnEvent = ignore) -> Conn
     return lambda route: Endpoint.of(route).client(hasty, on_event)
 
 
-def impatient(options: ConnectionOptions, limit_s: float = QUESTION_S) -> ConnectionOptions:
-    """`options` for a check: one attempt, and no answer takes longer than `limit_s` seconds.
+def impatient(options: ConnectionOptions, limit_s: float | None = None) -> ConnectionOptions:
+    """`options` for a check: one attempt, and no answer takes longer than `limit_s` seconds (10).
 
     A question is cheap, and it is asked again by the next check.
     """
+    limit_s = QUESTION_S if limit_s is None else limit_s
     return replace(
         options,
         connect_timeout_s=min(options.connect_timeout_s, limit_s),
