@@ -48,11 +48,15 @@ class HashedAccount:
 
     def matches(self) -> bool:
         """Whether hash and password belong together."""
-        password = self.account.password.get_secret_value().encode()
-        try:
-            return bcrypt.checkpw(password, self.password_hash.encode())
-        except ValueError:
-            return False
+        return _matches(self.account.password.get_secret_value(), self.password_hash)
+
+
+@lru_cache(maxsize=64)  # bcrypt is slow on purpose, and who reconciles asks every time
+def _matches(password: str, password_hash: str) -> bool:
+    try:
+        return bcrypt.checkpw(password.encode(), password_hash.encode())
+    except ValueError:
+        return False
 
 
 @dataclass(frozen=True, slots=True)
