@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from datetime import date
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails
@@ -63,6 +63,9 @@ class PullConfig(BaseModel):
 
     images_bundle_chunk_size: str | int | float | None = _about(
         "Cut archives into parts of this size: GB (4, 0.7), 700MB, 4GiB, or dvd, bd, fat32."
+    )
+    compress: Literal["none", "zstd"] = _about(
+        "Compress archives (*.tar.zst). Layers mostly are already, so this saves little.", "none"
     )
     gost_digest: bool = _about(
         "Write a GOST R 34.11-2012 digest beside each archive (*.gostsum).", False
@@ -265,7 +268,7 @@ class PullConfig(BaseModel):
 _OUTWARD = frozenset(
     {
         *("insecure", "tls-skip-verify", "ca", "jobs"),
-        *("images-bundle-chunk-size", "gost-digest", "dedupe"),
+        *("images-bundle-chunk-size", "gost-digest", "compress", "dedupe"),
     }
 )
 """Settings that change nothing of what is in a bundle."""

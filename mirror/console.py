@@ -64,11 +64,21 @@ def pull_summary(report: PullReport, elapsed_s: float) -> str:
             ),
             "",
             *_archive_lines(report.archives),
+            *_compression_lines(report),
             "",
             f"  inventory {report.digest}",
             f"  {size_text(report.fetched)} fetched in {duration_text(elapsed_s)}",
         ]
     )
+
+
+def _compression_lines(report: PullReport) -> list[str]:
+    if report.stored is None:
+        return []
+    size, stored = sum(report.archives.values()), sum(report.stored.values())
+    saved = max(0, size - stored)
+    share = f"{100 * saved / size:.1f}" if size else "0"
+    return [f"  compressed to {size_text(stored)}, which saves {size_text(saved)} ({share} %)"]
 
 
 def plan_summary(plan: PullPlan, elapsed_s: float) -> str:
@@ -261,15 +271,24 @@ def bundle_summary(report: BundleReport, elapsed_s: float) -> str:
     """Whether a bundle is whole."""
     if report.findings:
         return _findings_text("The bundle is damaged or incomplete", report.findings)
-    seal = (
-        "sealed: every byte is accounted for"
-        if report.sealed
-        else "not sealed: what is here is right, but nothing tells whether other archives belong "
-        "to it"
-    )
+    what = _title(report.omissions).lower()
+    alone = "nothing tells whether other archives belong to it"
+    if report.quick:
+        seal = "sealed" if report.sealed else f"not sealed: {alone}"
+        title = (
+            f"The structure of the {what} is whole ({seal}). The bytes of layers were not checked: "
+            "`mirror verify` without --quick does that"
+        )
+        how = "looked through in"
+    else:
+        seal = "sealed: every byte is accounted for"
+        if not report.sealed:
+            seal = f"not sealed: what is here is right, but {alone}"
+        title = f"The {what} is whole ({seal})"
+        how = "read in"
     return "\n".join(
         [
-            f"The {_title(report.omissions).lower()} is whole ({seal})",
+            title,
             *table(
                 [
                     ("Archives", f"{report.archives}, {size_text(report.size)}"),
@@ -279,7 +298,7 @@ def bundle_summary(report: BundleReport, elapsed_s: float) -> str:
                 ]
             ),
             "",
-            f"  read in {duration_text(elapsed_s)}",
+            f"  {how} {duration_text(elapsed_s)}",
         ]
     )
 

@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 import click
 import jsonschema  # type: ignore[import-untyped]
@@ -35,6 +35,8 @@ OUTSIDE = {
     "login": "a secret",
     "password": "a secret",
     "license_key": "a secret",
+    "module_config": "where the source is",
+    "sites_file": "where the source is",
     "tmp_dir": "nothing any more",
     "as_json": "how to tell",
 }
@@ -131,6 +133,8 @@ def test_all_that_can_be_said_by_flags_can_be_said_in_a_file(tmp_path: Path) -> 
             flags[name] = True
         elif isinstance(default, tuple):
             flags[name] = ("a", "b@=v1")
+        elif get_origin(setting.annotation) is Literal:
+            flags[name] = next(one for one in get_args(setting.annotation) if one != default)
         else:
             flags[name] = 3 if isinstance(default, int) else f"value-of-{name}"
     document = {

@@ -3,11 +3,23 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
+from typing import NamedTuple
 
 from mirror.bundle.carriage import NOTHING
 from mirror.bundle.files import Readable
+from mirror.bundle.limits import (
+    MAX_FINDINGS,
+    MAX_INDEX_BYTES,
+    MAX_INDEX_MARKS,
+    MAX_MANIFEST_MARKS,
+    MAX_MEDIA_TYPE,
+    MAX_MEMBERS,
+    Budget,
+    marks,
+)
 from mirror.bundle.names import REF_NAME, SHORT_TAG, blob_path, inside
 from mirror.bundle.tar import Member, members
 from mirror.errors import (
@@ -26,32 +38,75 @@ from mirror.oci.media_types import MANIFESTS
 from mirror.oci.reference import check_repository, valid_tag
 from mirror.sync import Dependents, Finding, Inventory, InventoryBuilder, ManifestNode, union
 
-_MAX_INDEX_BYTES = 8 << 20
-"""A layout's index has some 400 bytes per tag: room for 20,000 tags in one repository."""
-
 _INDEX = "index.json"
 
 
-@dataclass(frozen=True, slots=True)
-class OpenArchive:
-    """One archive as found: its files by path, up to the `problem` that ended the list.
+class _Listing(NamedTuple):
+    """An archive's files by path, the problem that ended the list, where its end marker begins."""
 
-    `end` is where its end marker begins, if nothing ended the list before. `prefix` is where its
-    content belongs: archives of the first format lack their own path. `left_out` is what its seal
-    says of it that lies elsewhere.
-    """
-
-    file: Readable
     members: Mapping[str, Member]
     problem: MirrorError | None
-    end: int = 0
-    prefix: str = ""
-    left_out: Inventory = NOTHING
+    end: int
+
+
+class OpenArchive:
+    """One archive as found. Its headers are read when they are asked for, once.
+
+    `listing` finds its files, as `tar.members` does. `broken` says why it could not be opened at
+    all, if that is so. `left_out` is what its seal says of it that lies elsewhere.
+    """
+
+    def __init__(
+        self,
+        file: Readable,
+        listing: Callable[[Readable], Generator[Member, None, int]] = members,
+        *,
+        broken: MirrorError | None = None,
+        left_out: Inventory = NOTHING,
+    ) -> None:
+        self.file, self.left_out = file, left_out
+        self._files = listing
+        self._broken = broken
 
     @property
     def name(self) -> str:
         """The archive's file name."""
         return self.file.path.name
+
+    @cached_property
+    def _listing(self) -> _Listing:
+        found: dict[str, Member] = {}
+        if self._broken is not None:
+            return _Listing(found, self._broken, 0)
+        try:
+            return _Listing(found, None, _collect(self.file, self._files(self.file), found))
+        except (DamagedBundleError, FileSystemError) as err:
+            return _Listing(found, err, 0)
+
+    @property
+    def members(self) -> Mapping[str, Member]:
+        """Its files by path, up to the `problem` that ended the list."""
+        return self._listing.members
+
+    @property
+    def problem(self) -> MirrorError | None:
+        """A damaged header, or whatever else ended the list of files."""
+        return self._listing.problem
+
+    @property
+    def end(self) -> int:
+        """Where its end marker begins, if nothing ended the list before."""
+        return self._listing.end
+
+    def refuse(self, why: MirrorError) -> None:
+        """From now on it cannot be read; what was known of its files is let go."""
+        self._broken = why
+        self.__dict__.pop("_listing", None)
+
+    @cached_property
+    def prefix(self) -> str:
+        """Where its content belongs: archives of the first format lack their own path."""
+        return _legacy_prefix(self.name, self.members)
 
     def layouts(self) -> dict[str, str]:
         """Repository path → path of its layout inside the archive; sorted."""
@@ -87,27 +142,65 @@ class Contents:
     manifests: Mapping[Digest, Manifest] = field(repr=False)
 
 
-def scan(file: Readable, left_out: Inventory = NOTHING) -> OpenArchive:
-    """List an archive's files; a damaged header ends the list and is kept as the problem."""
-    found: dict[str, Member] = {}
-    problem: MirrorError | None = None
-    end = 0
-    try:
-        end = _collect(file, found)
-    except (DamagedBundleError, FileSystemError) as err:
-        problem = err
-    prefix = _legacy_prefix(file.path.name, found)
-    return OpenArchive(file, found, problem, end, prefix, left_out)
+class _Manifests(Mapping[Digest, Manifest]):
+    """The manifests of a bundle, read again whenever one is asked for: all of them at once would
+    be as much memory as somebody cared to put into the archives. Thread-safe once it is filled."""
+
+    def __init__(self) -> None:
+        self._places: dict[Digest, tuple[Readable, Member, str]] = {}
+        self._nodes: dict[Digest, ManifestNode] = {}
+
+    def node(self, digest: Digest) -> ManifestNode | None:
+        """What is known of a manifest that was added."""
+        return self._nodes.get(digest)
+
+    def add(self, file: Readable, member: Member, node: ManifestNode) -> None:
+        """A manifest is found there."""
+        digest = node.descriptor.digest
+        self._places[digest] = (file, member, node.descriptor.media_type)
+        self._nodes[digest] = node
+
+    def __getitem__(self, digest: Digest) -> Manifest:
+        return read_manifest(*self._places[digest][:2], digest, self._places[digest][2])
+
+    def __iter__(self) -> Iterator[Digest]:
+        return iter(self._places)
+
+    def __len__(self) -> int:
+        return len(self._places)
 
 
-def _collect(file: Readable, found: dict[str, Member]) -> int:
+def read_manifest(file: Readable, member: Member, digest: Digest, media_type: str) -> Manifest:
+    """A manifest where it lies. `media_type` is what its descriptor says: old documents do not say
+    it themselves.
+
+    Raises:
+        DigestMismatchError: its bytes are others.
+        InvalidManifestError, IntegrityError, FileSystemError: it cannot be read.
+    """
+    where = f"manifest {digest}"
+    chunks = file.chunks(member.offset, member.size)
+    raw = b"".join(verified(chunks, digest, member.size, where=where))
+    if marks(raw) > MAX_MANIFEST_MARKS:
+        raise InvalidManifestError(f"{where} has more values than any manifest")
+    said = media_type if media_type in MANIFESTS else None
+    return Manifest.parse(raw, said, algorithm=digest.algorithm)
+
+
+def _collect(
+    file: Readable, listing: Generator[Member, None, int], found: dict[str, Member]
+) -> int:
     """Put the archive's files into `found`; return where its end marker begins."""
-    listing = members(file)
     while True:
         try:
             member = next(listing)
         except StopIteration as over:
             return int(over.value)
+        if len(found) == MAX_MEMBERS:
+            raise DamagedBundleError(
+                f"{file.path.name}: it holds more than {MAX_MEMBERS} files, which no bundle's "
+                "archive does"
+            )
         if member.path in found:
             raise DamagedBundleError(
                 f"{file.path.name}: {member.path} is there twice; this is not an archive of a "
@@ -133,8 +226,15 @@ def read_contents(archives: Iterable[OpenArchive]) -> Contents:
     per_archive: dict[str, Inventory] = {}
     findings: list[Finding] = []
     notices: list[str] = []
-    manifests: dict[Digest, Manifest] = {}
+    manifests = _Manifests()
+    budget = Budget()
     for archive in archives:
+        try:
+            budget.take_files(archive.members)
+        except DamagedBundleError as err:
+            findings.append(Finding(archive.name, str(err)))
+            archive.refuse(err)
+            continue
         if archive.problem is not None:
             problem = str(archive.problem).removeprefix(f"{archive.name}: ")
             findings.append(Finding(archive.name, problem))
@@ -146,7 +246,7 @@ def read_contents(archives: Iterable[OpenArchive]) -> Contents:
             except InvalidReferenceError as err:
                 findings.append(Finding(archive.name, f"{inside(layout, _INDEX)}: {err}"))
                 continue
-            reading = _LayoutReading(archive, repository, layout, manifests)
+            reading = _LayoutReading(archive, repository, layout, manifests, budget)
             reading.run()
             parts.add_inventory(reading.inventory)
             findings.extend(reading.findings())
@@ -166,12 +266,14 @@ class _LayoutReading:
         archive: OpenArchive,
         repository: str,
         layout: str,
-        manifests: dict[Digest, Manifest],
+        manifests: _Manifests,
+        budget: Budget,
     ) -> None:
         self._archive, self._repository, self._layout = archive, repository, layout
-        self._manifests = manifests
+        self._manifests, self._budget = manifests, budget
         self._left_out = archive.left_out.repository(repository)
         self._problems: dict[Digest | None, str] = {}
+        self._beyond = 0
         self.notices: list[str] = []
         self.inventory = Inventory()
 
@@ -184,7 +286,7 @@ class _LayoutReading:
             tags.update(self._tagged(self._archive.members[path]))
         except (IntegrityError, FileSystemError) as err:
             problem = str(err).removeprefix(f"{self._archive.name}: ")
-            self._problems[None] = f"{path}: {problem}"
+            self._note(None, f"{path}: {problem}")
         for tag, (digest, _) in tags.items():
             builder.add_tag(self._repository, tag, digest)
         pending = list(tags.values())
@@ -194,26 +296,28 @@ class _LayoutReading:
             if digest in seen:
                 continue
             seen.add(digest)
-            node = self._left_out.manifests.get(digest) or self._node(digest, media_type)
+            node = self._left_out.manifests.get(digest) or self._manifest(digest, media_type)
             if node is None:
                 continue
+            try:
+                self._budget.take_names(1 + len(node.blobs) + len(node.children))
+            except DamagedBundleError as err:
+                self._note(None, str(err))
+                break
             builder.add_manifest(self._repository, node, closed=False)
             for blob in node.blobs:
                 size = self._size_of(blob.digest)
                 if size is None:
-                    self._problems[blob.digest] = f"blob {blob.digest} is missing"
+                    self._note(blob.digest, f"blob {blob.digest} is missing")
                 elif size != blob.size:
-                    self._problems[blob.digest] = (
-                        f"blob {blob.digest} has {size} bytes instead of {blob.size}"
+                    self._note(
+                        blob.digest,
+                        f"blob {blob.digest} has {size} bytes instead of {blob.size}",
                     )
                 else:
                     builder.add_blob(self._repository, blob.digest, blob.size)
             pending.extend((child.digest, child.media_type) for child in node.children)
         self.inventory = builder.build()
-
-    def _node(self, digest: Digest, media_type: str) -> ManifestNode | None:
-        manifest = self._manifest(digest, media_type)
-        return None if manifest is None else ManifestNode.of(manifest)
 
     def _size_of(self, digest: Digest) -> int | None:
         """Bytes of a blob that lies in this layout, or of which the seal says that it need not."""
@@ -223,24 +327,44 @@ class _LayoutReading:
         there = self._archive.blob(self._repository, digest)
         return None if there is None else there.size
 
+    def _note(self, digest: Digest | None, problem: str) -> None:
+        """Something is wrong with `digest`, or with the layout as a whole."""
+        if digest is None or digest in self._problems or len(self._problems) < MAX_FINDINGS:
+            self._problems[digest] = problem
+        else:
+            self._beyond += 1
+
     def findings(self) -> Iterator[Finding]:
         """All that was wrong, each with the tags that suffer from it."""
         if self._problems:
             dependents = Dependents(self.inventory.repository(self._repository))
-            for digest, problem in self._problems.items():
+            alike: dict[tuple[str, ...], tuple[str, ...]] = {}
+            # What is wrong with the layout as a whole comes first: lists are cut at their ends.
+            for digest, problem in sorted(
+                self._problems.items(), key=lambda item: item[0] is not None
+            ):
                 tags = dependents.tags(digest) if digest else ()
+                tags = alike.setdefault(tags, tags)
                 yield Finding(self._archive.name, problem, self._repository, tags, digest)
+            if self._beyond:
+                more = f"{self._beyond} more are missing or damaged"
+                yield Finding(self._archive.name, more, self._repository)
 
     def _tagged(self, member: Member) -> Iterator[tuple[str, tuple[Digest, str]]]:
         """(short tag, (digest, media type)) of each descriptor in the layout's index, in its order.
 
         The index's own media type is not looked at: archives of other writers have a wrong one.
         """
-        if member.size > _MAX_INDEX_BYTES:
+        if member.size > MAX_INDEX_BYTES:
             raise DamagedBundleError(f"an index of {member.size} bytes is no layout's")
         try:
-            document = json.loads(self._archive.file.read(member.offset, member.size))
+            data = self._archive.file.read(member.offset, member.size)
+            if marks(data) > MAX_INDEX_MARKS:
+                raise DamagedBundleError("it has more values than the index of any layout")
+            document = json.loads(data)
+            del data
             for descriptor in document["manifests"] or ():
+                self._budget.take_names(1)
                 digest = Digest.parse(descriptor["digest"])
                 annotations = descriptor.get("annotations") or {}
                 tag, reference = annotations.get(SHORT_TAG), annotations.get(REF_NAME)
@@ -261,28 +385,32 @@ class _LayoutReading:
         except InvalidDigestError as err:
             raise DamagedBundleError(f"not the index of a layout ({err})") from err
 
-    def _manifest(self, digest: Digest, media_type: str) -> Manifest | None:
-        """The manifest, from this layout's own copy; None, and a problem, if it is not right.
+    def _manifest(self, digest: Digest, media_type: str) -> ManifestNode | None:
+        """What this layout's own copy of a manifest says; None, and a problem, if it is not right.
 
         `media_type` is what its descriptor says: old documents do not say it themselves.
         """
         member = self._archive.blob(self._repository, digest)
         if member is None:
-            self._problems[digest] = f"manifest {digest} is missing"
+            self._note(digest, f"manifest {digest} is missing")
             return None
         where = f"manifest {digest}"
         if member.size > MAX_MANIFEST_BYTES:
-            self._problems[digest] = f"{where} has {member.size} bytes, more than any has"
+            self._note(digest, f"{where} has {member.size} bytes, more than any has")
             return None
-        chunks = self._archive.file.chunks(member.offset, member.size)
         try:
-            raw = b"".join(verified(chunks, digest, member.size, where=where))
-            said = media_type if media_type in MANIFESTS else None
-            manifest = Manifest.parse(raw, said, algorithm=digest.algorithm)
+            node = ManifestNode.of(read_manifest(self._archive.file, member, digest, media_type))
+            types = [one.media_type for one in (*node.blobs, *node.children)]
+            if any(len(one) > MAX_MEDIA_TYPE for one in (*types, node.artifact_type or "")):
+                raise InvalidManifestError(f"{where} has a media type longer than any")
         except DigestMismatchError as err:
-            self._problems[digest] = f"{where} is damaged: its bytes hash to {err.actual}"
+            self._note(digest, f"{where} is damaged: its bytes hash to {err.actual}")
             return None
         except (IntegrityError, InvalidManifestError, FileSystemError) as err:
-            self._problems[digest] = str(err).removeprefix(f"{self._archive.name}: ")
+            self._note(digest, str(err).removeprefix(f"{self._archive.name}: "))
             return None
-        return self._manifests.setdefault(digest, manifest)
+        known = self._manifests.node(digest)
+        if known == node:
+            return known  # of equal ones a single copy is kept
+        self._manifests.add(self._archive.file, member, node)
+        return node

@@ -11,7 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from mirror.bundle.files import WriteAt, os_errors, sync_folder
-from mirror.bundle.names import PARTIAL_SUFFIX, SEAL, SIGNATURE, is_archive_name
+from mirror.bundle.limits import marks
+from mirror.bundle.names import PARTIAL_SUFFIX, SEAL, SIGNATURE, ZSTD_SUFFIX, is_archive_name
 from mirror.bundle.parts import parse_part_name
 from mirror.bundle.seal import Seal
 from mirror.bundle.sums import SUMS
@@ -20,8 +21,9 @@ from mirror.oci import Digest
 
 PARTIAL_SEAL = SEAL + PARTIAL_SUFFIX
 """The seal of the bundle that is being made; with it the folder is no bundle yet."""
-_MAX_SEAL_BYTES = 64 << 20
-"""A table of contents has some 500 bytes per image: room for 100,000 of them."""
+_MAX_SEAL_BYTES = 32 << 20
+"""A table of contents has some 500 bytes per image: room for 60,000 of them."""
+_MAX_SEAL_MARKS = 2_500_000
 JOURNAL_STEM, EARLIER_STEM = "pull.journal", "earlier"
 
 
@@ -60,7 +62,9 @@ def check_folder(folder: Path, *, force: bool) -> None:
             "to replace the bundle that is there"
         )
     for name in others:
-        if not _of_a_bundle(name) and (name.endswith(".tar") or parse_part_name(name)):
+        if not _of_a_bundle(name) and (
+            name.removesuffix(ZSTD_SUFFIX).endswith(".tar") or parse_part_name(name)
+        ):
             raise InputError(
                 f"{folder} has {name}, which is no archive of a bundle, and a push would take it "
                 "for one; move it elsewhere"
@@ -71,7 +75,8 @@ def _belongs(name: str, seal: Seal) -> bool:
     """Whether a file of this name is of the sealed bundle: a pull that was stopped at its very end
     has given some their names."""
     part = parse_part_name(name)
-    return name in (*seal.files, SUMS, SIGNATURE) or (part[0] if part else name) in seal.archives
+    archive = (part[0] if part else name).removesuffix(ZSTD_SUFFIX)
+    return name in (*seal.files, SUMS, SIGNATURE) or archive in seal.archives
 
 
 def check_space(folder: Path, needed: int) -> None:
@@ -123,6 +128,9 @@ def read_seal(path: Path) -> Seal | None:
         if path.stat().st_size > _MAX_SEAL_BYTES:
             raise DamagedBundleError(f"{path} is larger than any bundle's table of contents")
         data = path.read_bytes()
+    if marks(data) > _MAX_SEAL_MARKS:
+        # A parser makes up to 30 times the text of it.
+        raise DamagedBundleError(f"{path} has more values than any bundle's table of contents")
     try:
         return Seal.from_json(data)
     except DamagedBundleError as err:
@@ -239,4 +247,4 @@ def _of_a_bundle(name: str) -> bool:
     """Whether the format has files of this name: archives, their parts, and sums beside them."""
     bare = name.removesuffix(".gostsum")
     part = parse_part_name(bare)
-    return is_archive_name(part[0] if part else bare)
+    return is_archive_name((part[0] if part else bare).removesuffix(ZSTD_SUFFIX))

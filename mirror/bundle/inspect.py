@@ -264,18 +264,20 @@ def _repository(path: str, content: RepositoryContent) -> RepositoryInsight:
     tags: dict[Digest, list[str]] = {}
     for tag, digest in sorted(content.tags.items()):
         tags.setdefault(digest, []).append(tag)
-    reached = {digest: _reached(digest, content) for digest in tags}
-    users = Counter(each for needed in reached.values() for each in needed)
-    images = [
-        ImageInsight(
-            digest,
-            tuple(names),
-            size=sum(held.get(each, 0) for each in reached[digest]),
-            own=sum(held.get(each, 0) for each in reached[digest] if users[each] == 1),
-            layers=_layers(reached[digest], content),
+    # Walked twice: to keep what each image reaches would be their number times that.
+    users = Counter(each for digest in tags for each in _reached(digest, content))
+    images = []
+    for digest, names in tags.items():
+        reached = _reached(digest, content)
+        images.append(
+            ImageInsight(
+                digest,
+                tuple(names),
+                size=sum(held.get(each, 0) for each in reached),
+                own=sum(held.get(each, 0) for each in reached if users[each] == 1),
+                layers=_layers(reached, content),
+            )
         )
-        for digest, names in tags.items()
-    ]
     return RepositoryInsight(
         path,
         tuple(sorted(images, key=lambda image: (-image.size, image.title, image.digest))),

@@ -21,6 +21,9 @@ SIGNATURE = "inventory.json.sig"
 PARTIAL_SUFFIX = ".partial"
 """An archive under way; it takes its final name when all of it is there."""
 
+ZSTD_SUFFIX = ".zst"
+"""Behind the name of an archive that is compressed."""
+
 _PLATFORM = frozenset({"", "install", "install-standalone", "release-channel"})
 
 

@@ -60,7 +60,9 @@ Discs: the nominal capacity, less 16 MiB, in whole sectors. Parts for `dvd` and 
 than 4 GiB, which a disc holds with UDF, or with ISO 9660 from level 3 on.
 """
 
-_PART = re.compile(r"(?P<archive>.+\.tar)\.(?P<number>[0-9]{4,9})\.chunk", re.ASCII | re.DOTALL)
+_PART = re.compile(
+    r"(?P<archive>.+\.tar(?:\.zst)?)\.(?P<number>[0-9]{4,9})\.chunk", re.ASCII | re.DOTALL
+)
 _OPEN_FILES = 64
 
 
@@ -150,6 +152,11 @@ class _Parts:
         self._open: OrderedDict[int, int] = OrderedDict()  # part → descriptor, least used first
         self._users: dict[int, int] = {}  # both under the lock
         self._closed = False
+
+    @property
+    def ends(self) -> Sequence[int]:
+        """Where each part ends in the whole."""
+        return self._starts[1:]
 
     def windows(self, offset: int, size: int) -> Iterator[tuple[int, int, int]]:
         """(part, offset in it, size) of a stretch, which lies inside the whole."""
@@ -249,6 +256,11 @@ class PartedReader:
     def parts(self) -> tuple[Path, ...]:
         """The parts' files, in order."""
         return self._files.paths
+
+    @property
+    def ends(self) -> Sequence[int]:
+        """Where in the archive each of them ends."""
+        return self._files.ends
 
     def close(self) -> None:
         """Release the files."""

@@ -10,14 +10,16 @@ from types import TracebackType
 
 from mirror.bundle.archive import Archive
 from mirror.bundle.carriage import NOTHING, minus
-from mirror.bundle.contents import Contents, OpenArchive, read_contents, scan
+from mirror.bundle.contents import Contents, OpenArchive, read_contents
 from mirror.bundle.files import Readable, ReadAt, os_errors
 from mirror.bundle.folder import PARTIAL_SEAL, read_seal
-from mirror.bundle.names import PARTIAL_SUFFIX, SEAL, blob_at
+from mirror.bundle.names import PARTIAL_SUFFIX, SEAL, ZSTD_SUFFIX, blob_at
 from mirror.bundle.parts import PartedReader, parse_part_name, part_sizes
 from mirror.bundle.seal import Seal
+from mirror.bundle.seekable import SeekableFile, Unreadable
 from mirror.bundle.tar import Member
-from mirror.errors import DamagedBundleError, InputError, NotFoundError
+from mirror.bundle.tree import TreeFile, is_tree
+from mirror.errors import DamagedBundleError, FileSystemError, InputError, NotFoundError
 from mirror.oci import Digest, Manifest
 from mirror.sync import Finding, Inventory, union
 from mirror.sync.findings import listed
@@ -178,15 +180,25 @@ class BundleReader:
 
 def _opened(path: Path, files: Sequence[Path], sealed: Archive | None) -> OpenArchive:
     """Open an archive, of one file or of parts, and list what is in it."""
-    file: Readable
+    left_out = sealed.left_out if sealed is not None else NOTHING
+    if path.is_dir():
+        tree = TreeFile(path)
+        return OpenArchive(tree, tree.members)
     if files == (path,):
-        file = ReadAt(path)
-    else:
+        return OpenArchive(ReadAt(path), left_out=left_out)
+    compressed = _stored(files[0]) != path
+    if not compressed:
         file = PartedReader(files, _stated_sizes(files, sealed))
+        return OpenArchive(file, left_out=left_out)
+    part = parse_part_name(files[0].name) is not None
+    packed: Readable = PartedReader(files) if part else ReadAt(files[0])
     try:
-        return scan(file, sealed.left_out if sealed is not None else NOTHING)
+        return OpenArchive(SeekableFile(packed), left_out=left_out)
+    except (DamagedBundleError, FileSystemError) as err:
+        packed.close()
+        return OpenArchive(Unreadable(path), broken=err)
     except BaseException:
-        file.close()
+        packed.close()
         raise
 
 
@@ -212,11 +224,14 @@ def find_archives(paths: Iterable[Path]) -> dict[Path, tuple[Path, ...]]:
     for path in paths:
         if path.is_dir():
             files = [entry for entry in _listed(path) if _archive_at(entry) is not None]
-            _check_folder(path, files)
+            if not files and not _is_bundle(path) and is_tree(path):
+                files = [path]
+            else:
+                _check_folder(path, files)
         elif path.is_file():
-            archive = path if parse_part_name(path.name) is None else _archive_at(path)
             files = [path]
-            if archive != path:
+            if parse_part_name(path.name) is not None:
+                archive = _archive_at(path)
                 files = [one for one in _listed(path.parent) if _archive_at(one) == archive]
         else:
             raise InputError(f"{path} does not exist; name a bundle's folder or its archives")
@@ -224,7 +239,12 @@ def find_archives(paths: Iterable[Path]) -> dict[Path, tuple[Path, ...]]:
             file = file.absolute()
             found.setdefault(_archive_at(file) or file, set()).add(file)
     for archive, consists in found.items():
-        if archive in consists and len(consists) > 1:
+        if len({_stored(file) for file in consists}) > 1:
+            raise InputError(
+                f"{archive} is there compressed and not compressed, of which one is older; "
+                "remove that"
+            )
+        if len(consists) > 1 and any(_stored(file) == file for file in consists):
             raise InputError(
                 f"{archive} is there whole and in parts, of which one is older; remove that"
             )
@@ -238,11 +258,21 @@ def _listed(folder: Path) -> list[Path]:
 
 
 def _archive_at(path: Path) -> Path | None:
-    """The archive that a file is, or is a part of; None for other files."""
+    """The archive that a file is, or is a part of, compressed or not; None for other files."""
+    stored = _stored(path)
+    archive = stored.with_name(stored.name.removesuffix(ZSTD_SUFFIX))
+    return archive if archive.suffix == ".tar" else None
+
+
+def _stored(path: Path) -> Path:
+    """The file that holds an archive, if it is in one piece."""
     part = parse_part_name(path.name)
-    if part is not None:
-        return path.with_name(part[0])
-    return path if path.suffix == ".tar" else None
+    return path if part is None else path.with_name(part[0])
+
+
+def _is_bundle(folder: Path) -> bool:
+    """Whether a folder is one, or becomes one, whatever archives are there."""
+    return (folder / SEAL).is_file() or (folder / PARTIAL_SEAL).is_file()
 
 
 def _check_folder(folder: Path, archives: Sequence[Path]) -> None:

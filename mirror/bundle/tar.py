@@ -18,6 +18,9 @@ from mirror.errors import DamagedBundleError
 _MAX_EXTENDED_HEADER = 64 << 10
 """Bytes of a long name or pax header; real ones have a few hundred."""
 
+_MAX_NAME = 512
+"""Bytes of a name as Python keeps it. A repository's path has 255 at most, and a digest 128."""
+
 _LONG_NAME, _LONG_LINK = tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK
 _PAX, _PAX_GLOBAL = tarfile.XHDTYPE, tarfile.XGLTYPE
 _REGULAR = frozenset({tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE})
@@ -98,6 +101,8 @@ def members(file: Readable) -> Generator[Member, None, int]:
 
 def _inside(file: Readable, offset: int, name: str) -> str:
     """`name` without `./` parts, if it stays inside the archive."""
+    if len(name) * (1 if name.isascii() else 4) > _MAX_NAME:
+        raise _damaged(file, offset, f"a name of {len(name)} characters, {_shown(name)}")
     parts = [part for part in name.split("/") if part not in ("", ".")]
     printable = name.isprintable() and "\\" not in name
     if name.startswith("/") or ".." in parts or not parts or not printable:

@@ -11,17 +11,27 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from mirror.bundle.carriage import NO_OMISSIONS, Omissions
-from mirror.bundle.checks import Check, found_checks, sealed_checks, shift_findings
+from mirror.bundle.checks import (
+    Check,
+    found_checks,
+    sealed_checks,
+    shift_findings,
+    structure_checks,
+)
+from mirror.bundle.contents import OpenArchive
 from mirror.bundle.files import ReadAt, os_errors
-from mirror.bundle.names import SEAL, SIGNATURE
+from mirror.bundle.forward import Forward
+from mirror.bundle.names import SEAL, SIGNATURE, ZSTD_SUFFIX
 from mirror.bundle.parts import parse_part_name
 from mirror.bundle.reader import BundleReader, missing_archives
 from mirror.bundle.seal import Seal
+from mirror.bundle.seekable import SeekableFile, Unreadable
 from mirror.bundle.signing import verify as verify_signature
 from mirror.bundle.sums import SUMS, is_whole
 from mirror.bundle.sums import parse as parse_sums
@@ -41,7 +51,8 @@ from mirror.sync.workers import DEFAULT_JOBS, for_each
 
 @dataclass(frozen=True, slots=True)
 class BundleReport:
-    """What a verification saw. `size` is the bytes read; no findings means: all is right.
+    """What a verification saw. `size` is the bytes of the archives; no findings means that all is
+    right, apart from the bytes of blobs if it was `quick`, which were not read.
 
     Counts are of what the bundle speaks of; `omissions` says how much of that a delta or a
     deduplicated bundle leaves out.
@@ -57,11 +68,13 @@ class BundleReport:
     findings: tuple[Finding, ...]
     notices: tuple[str, ...]
     omissions: Omissions = NO_OMISSIONS
+    quick: bool = False
 
     def to_document(self) -> dict[str, Any]:
         """As JSON values, for `--json`."""
         return {
             "ok": not self.findings,
+            "quick": self.quick,
             "sealed": self.sealed,
             "archives": self.archives,
             "bytes": self.size,
@@ -75,6 +88,16 @@ class BundleReport:
         }
 
 
+@dataclass(frozen=True, slots=True)
+class _Work:
+    """Checks that are done together: one, or all of a compressed archive, which is read once from
+    its beginning to its end. `sums` are the digests that its files must have, by name."""
+
+    checks: Iterable[Check]
+    packed: SeekableFile | None = None
+    sums: Mapping[str, Digest] = field(default_factory=dict)
+
+
 def verify_bundle(
     reader: BundleReader,
     *,
@@ -82,47 +105,61 @@ def verify_bundle(
     on_event: OnEvent = ignore_events,
     cancel: threading.Event | None = None,
     key: bytes | None = None,
+    quick: bool = False,
 ) -> BundleReport:
     """Check every byte of the bundle; nothing is changed. `key` is who must have signed it (PEM).
+
+    With `quick` the bytes of blobs are left unread: headers, indexes and manifests are checked, and
+    the place and size of everything that they speak of.
 
     Raises:
         CancelledError: `cancel` was set.
     """
     cancel = cancel or threading.Event()
     findings: list[Finding] = []
-    checks: list[Check] = []
+    works: list[Iterable[_Work]] = []
+    count = total = 0
     names = [archive.name for archive in reader.archives]
     seal = reader.seal
+    sums: Mapping[str, Digest] = {}
     if seal is None:
         findings += reader.contents.findings
         notices = reader.contents.notices
         inventories: Mapping[str, Inventory] = reader.contents.archives
-        for archive in reader.archives:
-            checks += found_checks(archive)
     else:
         findings += missing_archives(seal, names)
         findings += _file_findings(seal, reader.folder)
-        findings += _sums_findings(seal, reader)
+        try:
+            sums = _read_sums(reader)
+            findings += _sums_findings(seal, reader, sums)
+        except DamagedBundleError as err:
+            findings.append(Finding(SUMS, str(err).removeprefix(f"{SUMS}: ")))
         notices = ()
         inventories = {name: archive.inventory for name, archive in seal.archives.items()}
-        for archive in reader.archives:
-            expected = seal.archives.get(archive.name)
-            if expected is None:
-                problem = f"is not listed in {SEAL}; it does not belong to this bundle"
-                findings.append(Finding(archive.name, problem))
-            elif archive.file.size == expected.size:
-                checks += sealed_checks(expected, archive)
-            else:
+    for archive in reader.archives:
+        expected = seal.archives.get(archive.name) if seal is not None else None
+        if seal is not None and expected is None:
+            problem = f"is not listed in {SEAL}; it does not belong to this bundle"
+            findings.append(Finding(archive.name, problem))
+        elif expected is not None and archive.file.size == expected.size:
+            make = structure_checks if quick else sealed_checks
+            works.append(_works(make(expected, archive), archive, sums, quick=quick))
+            count += len(expected.entries) + 1
+            total += sum(entry.size for entry in expected.entries)
+        else:
+            if expected is not None:
                 findings += shift_findings(expected, archive)
-                checks += found_checks(archive)
+            if not quick:
+                works.append(_works(found_checks(archive), archive, sums))
+                count += len(archive.members) + (archive.problem is None)
+                total += sum(member.size for member in archive.members.values())
     if key is not None:
         try:
             check_signature(reader, key)
         except SignatureError as err:
             findings.append(Finding(SIGNATURE, str(err)))
-    total = sum(check.size for check in checks)
-    on_event(TransferStarted(blobs=len(checks), size=total, manifests=0, tags=0))
-    findings += _carry_out(checks, inventories, jobs, on_event, cancel)
+    on_event(TransferStarted(blobs=count, size=total, manifests=0, tags=0))
+    findings += _carry_out(chain.from_iterable(works), inventories, jobs, on_event, cancel)
     inventory = seal.inventory if seal is not None else reader.contents.inventory
     return BundleReport(
         sealed=seal is not None,
@@ -135,7 +172,35 @@ def verify_bundle(
         findings=_once_each(findings),
         notices=tuple(notices),
         omissions=seal.omissions if seal is not None else NO_OMISSIONS,
+        quick=quick,
     )
+
+
+def _works(
+    checks: Iterator[Check],
+    archive: OpenArchive,
+    sums: Mapping[str, Digest],
+    *,
+    quick: bool = False,
+) -> Iterator[_Work]:
+    """The checks of an archive, as they are to be done: small ones several at a time."""
+    if isinstance(archive.file, SeekableFile) and not quick:
+        yield _Work(checks, archive.file, sums)
+        return
+    together: list[Check] = []
+    size = 0
+    for check in checks:
+        together.append(check)
+        size += check.size
+        if size >= _TOGETHER_BYTES or len(together) >= _TOGETHER:
+            yield _Work(together)
+            together, size = [], 0
+    if together:
+        yield _Work(together)
+
+
+_TOGETHER, _TOGETHER_BYTES = 64, 4 << 20
+"""To hand work to a thread costs as much as to check some ten kilobytes."""
 
 
 def _file_findings(seal: Seal, folder: Path | None) -> Iterator[Finding]:
@@ -156,30 +221,45 @@ def _file_findings(seal: Seal, folder: Path | None) -> Iterator[Finding]:
             file.close()
 
 
-def _sums_findings(seal: Seal, reader: BundleReader) -> Iterator[Finding]:
-    """What is wrong with `SHA256SUMS`, and with the small files that it alone speaks for.
+def _read_sums(reader: BundleReader) -> Mapping[str, Digest]:
+    """What `SHA256SUMS` says.
 
-    What it says of archives was written while they were, and they are judged by the seal.
+    Raises:
+        DamagedBundleError: it is missing, or not as it was written.
     """
     path = reader.folder / SUMS if reader.folder is not None else None
     if path is None or not path.is_file():
-        yield Finding(SUMS, "the file is missing")
-        return
+        raise DamagedBundleError("the file is missing")
     with os_errors(path, "read"):
         data = path.read_bytes() if path.stat().st_size <= _MAX_SUMS_BYTES else b""
-    try:
-        sums = parse_sums(data)
-        if not is_whole(data):
-            raise DamagedBundleError("its lines hash to another digest than it states")
-    except DamagedBundleError as err:
-        yield Finding(SUMS, str(err).removeprefix(f"{SUMS}: "))
-        return
+    sums = parse_sums(data)
+    if not is_whole(data):
+        raise DamagedBundleError("its lines hash to another digest than it states")
+    return sums
+
+
+def _sums_findings(
+    seal: Seal, reader: BundleReader, sums: Mapping[str, Digest]
+) -> Iterator[Finding]:
+    """What is wrong with the small files that `SHA256SUMS` alone speaks for, and which parts of
+    compressed archives are missing.
+
+    What it says of other archives was written while they were, and they are judged by the seal.
+    """
+    assert reader.folder is not None
+    packed = {
+        one.name for one in reader.archives if isinstance(one.file, SeekableFile | Unreadable)
+    }
     for name in sorted(sums.keys() - seal.files.keys()):
         part = parse_part_name(name)
-        if (part[0] if part else name) in seal.archives:
+        stored = part[0] if part else name
+        beside = reader.folder / name
+        if stored in seal.archives:
             continue
-        beside = path.with_name(name)
-        if name != beside.name or not beside.is_file():
+        if stored.removesuffix(ZSTD_SUFFIX) in seal.archives:
+            if stored.removesuffix(ZSTD_SUFFIX) in packed and not beside.is_file():
+                yield Finding(name, f"the file is missing, which {SUMS} lists", digest=sums[name])
+        elif name != beside.name or not beside.is_file():
             yield Finding(name, f"the file is missing, which {SUMS} lists", digest=sums[name])
         elif Digest.of(beside.read_bytes()) != sums[name]:
             yield Finding(name, f"is damaged: {SUMS} has another digest", digest=sums[name])
@@ -204,7 +284,7 @@ def check_signature(reader: BundleReader, public_pem: bytes) -> None:
         )
 
 
-_MAX_SUMS_BYTES = 16 << 20
+_MAX_SUMS_BYTES = 4 << 20
 
 
 def _once_each(findings: Iterable[Finding]) -> tuple[Finding, ...]:
@@ -220,7 +300,7 @@ def _once_each(findings: Iterable[Finding]) -> tuple[Finding, ...]:
 
 
 def _carry_out(
-    checks: Iterable[Check],
+    works: Iterable[_Work],
     inventories: Mapping[str, Inventory],
     jobs: int,
     on_event: OnEvent,
@@ -228,7 +308,7 @@ def _carry_out(
 ) -> Iterator[Finding]:
     dependents: dict[tuple[str, str], Dependents] = {}
 
-    def run(check: Check) -> str | None:
+    def problem(check: Check) -> str | None:
         what = check.digest or _ANONYMOUS
         try:
             return check.problem(cancel, lambda count: on_event(BytesMoved(what, count)))
@@ -238,13 +318,35 @@ def _carry_out(
         finally:
             on_event(BlobDone(what, check.size, check.size))
 
+    def run(work: _Work) -> list[tuple[Check | str, str]]:
+        """(what it is about, what is wrong) of each problem."""
+        if work.packed is None:
+            return [(check, told) for check in work.checks if (told := problem(check)) is not None]
+        with Forward(work.packed) as file:
+            checks = (replace(check, file=file) for check in work.checks)
+            problems: list[tuple[Check | str, str]] = [
+                (check, told) for check in checks if (told := problem(check)) is not None
+            ]
+            for name, digest in file.finish().items():
+                if isinstance(digest, MirrorError):
+                    problems.append((name, str(digest)))
+                elif work.sums and name not in work.sums:
+                    problems.append((name, f"is not listed in {SUMS}"))
+                elif work.sums and digest != work.sums[name]:
+                    problems.append((name, f"is damaged: {SUMS} has another digest"))
+        return problems
+
     failure: MirrorError | None = None
-    with closing(for_each(checks, run, jobs=jobs, cancel=cancel)) as outcomes:
-        for check, outcome in outcomes:
+    with closing(for_each(works, run, jobs=jobs, cancel=cancel)) as outcomes:
+        for _, outcome in outcomes:
             if isinstance(outcome, MirrorError):
                 failure = failure or outcome
-            elif outcome is not None:
-                yield _finding(check, outcome, inventories, dependents)
+                continue
+            for what, told in outcome:
+                if isinstance(what, Check):
+                    yield _finding(what, told, inventories, dependents)
+                else:
+                    yield Finding(what, told.removeprefix(f"{what}: "))
     if failure is not None:
         raise failure  # not inside the loop: leaving that early sets the caller's flag
 

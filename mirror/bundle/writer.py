@@ -16,6 +16,7 @@ from types import TracebackType
 
 from mirror.bundle import gost
 from mirror.bundle.archive import TRAILER_SIZE, Archive
+from mirror.bundle.compress import Compression, Compressor
 from mirror.bundle.files import os_errors
 from mirror.bundle.folder import (
     EARLIER_STEM,
@@ -32,9 +33,10 @@ from mirror.bundle.folder import (
 )
 from mirror.bundle.follow import Follower, MakeHash, windows_of
 from mirror.bundle.journal import part_size_of, progress_of
-from mirror.bundle.names import PARTIAL_SUFFIX, SEAL, SIGNATURE
-from mirror.bundle.parts import part_sizes
+from mirror.bundle.names import PARTIAL_SUFFIX, SEAL, SIGNATURE, ZSTD_SUFFIX
+from mirror.bundle.parts import part_name, part_sizes
 from mirror.bundle.seal import Seal
+from mirror.bundle.seekable import bound
 from mirror.bundle.sums import SUMS, render_sealed
 from mirror.bundle.workplace import (
     JOURNAL,
@@ -56,7 +58,7 @@ _GOST_SUM_BYTES = 64
 _SIGNATURE_BYTES = 1024
 """At most: an RSA signature of 4096 bits has 684 in base64."""
 
-_NOTE_BYTES = 4 << 20
+_NOTE_BYTES = 256 << 10
 """A blob under way is noted in the journal this often; so much is fetched twice at most."""
 
 
@@ -71,6 +73,9 @@ class BundleWriter:
     Content that several layouts hold is taken once and written to each. Digests of archives and
     parts (SHA-256; with `gost_digest` also GOST R 34.11-2012) are computed while they are written,
     by a thread for each archive that follows the writers. `sign` makes a signature over the seal.
+
+    With `compress` the followers write compressed archives (`mirror.bundle.compress`), which
+    `part_size` then cuts. Until they have their names, the disk holds both.
     """
 
     def __init__(
@@ -83,9 +88,13 @@ class BundleWriter:
         resume: bool = True,
         gost_digest: bool = False,
         sign: Callable[[bytes], bytes] | None = None,
+        compress: bool = False,
     ) -> None:
         self._folder, self._seal, self._extra = folder, seal, dict(files or {})
-        self._part_size, self._resume = part_size, resume
+        # What is compressed is in one piece before.
+        self._part_size, self._packed_part_size = (0, part_size) if compress else (part_size, 0)
+        self._resume, self._compress = resume, compress
+        self._compressors: dict[str, Compressor] = {}
         self._hashes: dict[str, MakeHash] = {"sha256": hashlib.sha256}
         if gost_digest:
             gost.require()
@@ -107,8 +116,16 @@ class BundleWriter:
 
     @property
     def size(self) -> int:
-        """Bytes that the finished archives take."""
+        """Bytes of the archives, as they are before any compression."""
         return sum(archive.size for archive in self._archives)
+
+    @property
+    def stored(self) -> dict[str, int]:
+        """Archive → bytes that it takes on the disk, once `finish` is over."""
+        return {
+            archive.name: self._compressors[archive.name].size if self._compress else archive.size
+            for archive in self._archives
+        }
 
     # -- beginning and end ---------------------------------------------------------------------
 
@@ -134,6 +151,9 @@ class BundleWriter:
         sealed = self._seal.to_json()
         # What lies beside is written last, which would be a late moment to find the disk full.
         needed = self.size + len(sealed) + self._size_beside()
+        if self._compress:
+            # Nobody knows before how much smaller they become.
+            needed += sum(bound(archive.size) for archive in self._archives)
         check_space(self._folder, needed - (allocated(self._folder) if keep else 0))
         undo.callback(self._close)
         # What somebody took away in between is made anew, and is not what the journal speaks of.
@@ -147,9 +167,19 @@ class BundleWriter:
         if not keep:
             write_file(self._folder / PARTIAL_SEAL, sealed)
 
+        compression = undo.enter_context(Compression()) if self._compress else None
+
         def follow(archive: Archive, file: ArchiveFile) -> Follower:
-            windows = windows_of(self._file_sizes(archive))
-            follower = Follower(file.chunks, windows, hashes=self._hashes, name=archive.name)
+            windows, hashes = windows_of(self._file_sizes(archive)), self._hashes
+            if compression is not None:
+                compressor = self._compressors[archive.name] = Compressor(
+                    compression,
+                    self._folder / archive.name,
+                    part_size=self._packed_part_size,
+                    hashes=hashes,
+                )
+                hashes = {"zstd": lambda: compressor}
+            follower = Follower(file.chunks, windows, hashes=hashes, name=archive.name)
             self._followers[archive.name] = undo.enter_context(follower)
             return follower
 
@@ -385,13 +415,14 @@ class BundleWriter:
             self._followers[archive.name].done(archive.trailer_offset, TRAILER_SIZE)
         for missing in self._missing():
             raise IntegrityError(f"{self.name}: {missing} was never written; nothing is sealed")
-        for archive in self._archives:
+        for archive in () if self._compress else self._archives:
             size = files[archive.name].sync()
             if size != archive.size:
                 raise SizeMismatchError(where=archive.name, expected=archive.size, actual=size)
-        partial = [path for file in files.values() for path in file.parts]
+        digests = self._digests()
+        beside = self._beside(digests)
+        partial = list(digests)
         names = {path.name.removesuffix(PARTIAL_SUFFIX) for path in partial}
-        beside = self._beside()
         self._close()
         self._naming = True
         take_the_place(self._folder, partial, beside, names)
@@ -402,11 +433,10 @@ class BundleWriter:
         size = sum(map(len, self._extra.values()))
         names = [*self._extra, SEAL]
         for archive in self._archives:
-            path = self._folder / archive.name
-            for file in file_names(path, archive, self._part_size):
-                names.append(file.name)
+            for name in self._final_names(archive):
+                names.append(name)
                 if "gost" in self._hashes:
-                    names.append(file.name + gost.SUFFIX)
+                    names.append(name + gost.SUFFIX)
                     size += _GOST_SUM_BYTES
         if self._sign is not None:
             names.append(SIGNATURE)
@@ -414,7 +444,30 @@ class BundleWriter:
         any_digest = Digest.of(b"")
         return size + len(render_sealed(dict.fromkeys(names, any_digest)))
 
-    def _beside(self) -> dict[str, bytes]:
+    def _final_names(self, archive: Archive) -> Iterator[str]:
+        """The files of an archive; of a compressed one, as many as there may be at most."""
+        name, part_size, size = archive.name, self._part_size, archive.size
+        if self._compress:
+            name, part_size, size = name + ZSTD_SUFFIX, self._packed_part_size, bound(size)
+        if not part_size:
+            yield name
+        else:
+            yield from (part_name(name, number) for number in range(-(-size // part_size)))
+
+    def _digests(self) -> dict[Path, Mapping[str, str]]:
+        """The files of all archives, each with its digests by algorithm."""
+        found: dict[Path, Mapping[str, str]] = {}
+        for archive in self._archives:
+            digests = self._followers[archive.name].finish()
+            if self._compress:
+                files = self._compressors[archive.name].files
+                found.update((file.path, file.digests()) for file in files)
+            else:
+                paths = self._state.files[archive.name].parts
+                found.update(zip(paths, digests, strict=True))
+        return found
+
+    def _beside(self, digests: Mapping[Path, Mapping[str, str]]) -> dict[str, bytes]:
         """The files beside the archives, sums and signature among them."""
         beside = dict(self._extra)
         sealed = self._seal.to_json()
@@ -422,15 +475,13 @@ class BundleWriter:
         if self._sign is not None:
             beside[SIGNATURE] = self._sign(sealed)
             sums[SIGNATURE] = Digest.of(beside[SIGNATURE])
-        for archive in self._archives:
-            digests = self._followers[archive.name].finish()
-            for path, digest in zip(self._state.files[archive.name].parts, digests, strict=True):
-                name = path.name.removesuffix(PARTIAL_SUFFIX)
-                sums[name] = Digest("sha256", digest["sha256"])
-                if "gost" in digest:
-                    gostsum = name + gost.SUFFIX
-                    beside[gostsum] = digest["gost"].encode()
-                    sums[gostsum] = Digest.of(beside[gostsum])
+        for path, digest in digests.items():
+            name = path.name.removesuffix(PARTIAL_SUFFIX)
+            sums[name] = Digest("sha256", digest["sha256"])
+            if "gost" in digest:
+                gostsum = name + gost.SUFFIX
+                beside[gostsum] = digest["gost"].encode()
+                sums[gostsum] = Digest.of(beside[gostsum])
         beside[SUMS] = render_sealed(sums)
         return beside
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar, get_args, get_origin
 
 import click
 
@@ -165,7 +165,9 @@ def config_options(*, short: Mapping[str, str]) -> Callable[[Command], Command]:
             options.append(click.option(*names, multiple=True, default=None, help=repeatable))
         else:
             shown = f"{help_text}  [default: {default}]" if default is not None else help_text
-            kind = int if isinstance(default, int) else str
+            kind: Any = int if isinstance(default, int) else str
+            if get_origin(setting.annotation) is Literal:
+                kind = click.Choice(get_args(setting.annotation))
             options.append(click.option(*names, type=kind, default=None, help=shown))
     return _options(*options)
 

@@ -140,6 +140,7 @@ def pull_command(
                 part_size=part_size,
                 gost_digest=config.gost_digest,
                 sign=sign,
+                compress=config.compress == "zstd",
                 on_event=on_event,
             )
     if dry_run:

@@ -26,6 +26,11 @@ from mirror.progress import progress
     help="Check that this registry holds all that the bundle holds; with --module-config it may "
     "be left out, or be a logical address.",
 )
+@click.option(
+    "--quick",
+    is_flag=True,
+    help="Check structure and sizes only; the bytes of layers stay unread and unproved.",
+)
 @click.option("--deep", is_flag=True, help="With --against: read every byte back and hash it.")
 @click.option(
     "--key",
@@ -40,6 +45,7 @@ def verify_command(
     *,
     bundle_dir: Path,
     against: str | None,
+    quick: bool,
     deep: bool,
     key_file: Path | None,
     module_config: Path | None,
@@ -51,12 +57,18 @@ def verify_command(
     """Prove that the bundle in BUNDLE_DIR is whole, or that a registry holds all of it.
 
     Every byte of the bundle is read and checked, and every tag followed to all that it needs.
+    With --quick it is headers, indexes and manifests that are, and the size and place of the rest.
     What is wrong is listed by archive, repository, tag and digest; the exit code is then 4.
     """
     cluster = module_config is not None or sites_file is not None
     registry = against is not None or cluster
     if deep and not registry:
         raise InputError("--deep goes with --against REGISTRY; a bundle is always read whole")
+    if quick and registry:
+        raise InputError(
+            "--quick is about a bundle and --against about a registry, where nothing is read back "
+            "without --deep; drop one of them"
+        )
     if key_file is not None and registry:
         raise InputError(
             "--key is about a bundle and --against about a registry; use one at a time"
@@ -75,7 +87,7 @@ def verify_command(
     report: BundleReport | RegistryReport
     with progress(quiet=as_json) as on_event, BundleReader([bundle_dir]) as reader:
         if target is None:
-            report = verify(reader, key=key, jobs=jobs, on_event=on_event)
+            report = verify(reader, key=key, quick=quick, jobs=jobs, on_event=on_event)
         else:
             with target.client(on_event) as client:
                 report = verify_registry(

@@ -11,7 +11,7 @@ from mirror.operations.pull import PullPlan, PullReport, plan_pull, pull
 from mirror.operations.push import PushReport, push
 from mirror.operations.push_plan import PushPlan, plan_push
 from mirror.operations.quorum import Member, QuorumReport, push_to_all
-from mirror.operations.replicate import Outcome, ReplicaResult
+from mirror.operations.results import Outcome, ReplicaResult
 from mirror.operations.rollback import RollbackReport, rollback
 from mirror.operations.sites import Site, replica_sites
 from mirror.operations.status import ReplicaStatus, StatusReport, status

@@ -11,7 +11,8 @@ from mirror.errors import IncompleteError, MirrorError, NotFoundError
 from mirror.events import OnEvent
 from mirror.oci import Digest
 from mirror.operations.leader import Facts, Leader
-from mirror.operations.replicate import How, Outcome, ReplicaResult, damage
+from mirror.operations.replicate import damage
+from mirror.operations.results import How, Outcome, ReplicaResult
 from mirror.operations.sites import Site
 from mirror.sync import Finding, Plan, make_plan, transfer
 from mirror.sync.difference import lacking

@@ -3,46 +3,22 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from mirror.errors import (
-    InvalidReferenceError,
-    RegistryError,
-    RegistryNotFoundError,
-    UnreachableError,
-)
+from mirror.errors import RegistryError, UnreachableError
 from mirror.events import OnEvent, Warned
 from mirror.events import ignore as ignore_events
 from mirror.oci import Digest
-from mirror.oci.reference import check_repository
 from mirror.operations.pull import count
+from mirror.operations.sites import listed_repositories, usual_repositories
 from mirror.registry import RegistryClient
-from mirror.release.tree import (
-    INSTALL,
-    INSTALL_STANDALONE,
-    INSTALLER,
-    MODULES,
-    PACKAGES,
-    PLUGINS,
-    RELEASE_CHANNEL,
-    SECURITY_DATABASES,
-    TargetTree,
-)
+from mirror.release.tree import TargetTree
 from mirror.sync import Inventory
 from mirror.sync.observe import Observation, observe
 from mirror.sync.workers import DEFAULT_JOBS
-
-_FIXED = (
-    *("", INSTALL, INSTALL_STANDALONE, RELEASE_CHANNEL, INSTALLER),
-    *(*SECURITY_DATABASES, MODULES, PACKAGES, PLUGINS),
-)
-"""Repositories that every tree may have."""
-
-_OF_EACH = {MODULES: ("", "/release"), PACKAGES: ("", "/version"), PLUGINS: ("",)}
-"""Index of what exists → the repositories of each thing in it, behind its name."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +68,8 @@ def registry_inventory(
 
     Its repositories are those that it lists (`GET /v2/_catalog`), those that the release tree has
     by its nature, those of what its index of modules, packages and plugins names, and `known`:
-    paths that were learnt elsewhere, of a previous bundle, say. What is overlooked only makes the
+    paths that were learnt elsewhere, of a previous bundle, say. Published inventories, of which it
+    keeps several, are no part of it. What is overlooked only makes the
     next delta larger than it need be.
 
     Raises:
@@ -100,9 +77,9 @@ def registry_inventory(
         CancelledError: `cancel` was set.
     """
     client.ping()  # one clear answer about name, TLS and login, before many ask in parallel
-    paths = {*_FIXED, *known, *_indexed(client, tree)}
+    paths = {*known, *usual_repositories(client, tree)}
     try:
-        paths.update(_catalogued(client, tree))
+        paths.update(listed_repositories(client, tree))
     except UnreachableError:
         raise
     except RegistryError as err:
@@ -117,37 +94,3 @@ def registry_inventory(
     for notice in seen.notices:
         on_event(Warned(notice))
     return RegistryInventory(str(tree.root), seen)
-
-
-def _indexed(client: RegistryClient, tree: TargetTree) -> Iterator[str]:
-    """The repositories of every module, package and plugin that the registry's index names."""
-    for index, leaves in _OF_EACH.items():
-        try:
-            names = client.tags(tree.locate(index))
-        except RegistryNotFoundError:
-            continue
-        for name in names:
-            if _is_path(name):
-                yield from (f"{index}/{name}{leaf}" for leaf in leaves)
-
-
-def _catalogued(client: RegistryClient, tree: TargetTree) -> Iterator[str]:
-    """The paths of all repositories below the root that the registry lists."""
-    root, modules = tree.root.path, tree.locate(MODULES)
-    for repository in client.catalogue():
-        for below, path in ((modules, MODULES), (root, "")):
-            if repository == below or repository.startswith(f"{below}/"):
-                found = f"{path}{repository[len(below) :]}".lstrip("/")
-                # What lies where modules would go, were it not for the suffix, has no path.
-                if tree.locate(found) == repository:
-                    yield found
-                break
-
-
-def _is_path(name: str) -> bool:
-    """Whether a tag of an index can be part of a repository's path; capitals cannot."""
-    try:
-        check_repository(name)
-    except InvalidReferenceError:
-        return False
-    return True

@@ -22,12 +22,14 @@ class Packing:
     `part_size` in bytes cuts archives into parts; 0 leaves them whole. `gost_digest` writes a
     GOST R 34.11-2012 digest beside each file. `sign` makes a signature over the seal
     (`mirror.bundle.signing.sign`). Without `resume` nothing of an interrupted run is used.
+    `compress` writes archives in zstd frames, which needs room for both forms while it lasts.
     """
 
     part_size: int = 0
     gost_digest: bool = False
     sign: Callable[[bytes], bytes] | None = None
     resume: bool = True
+    compress: bool = False
 
 
 AS_USUAL = Packing()
@@ -36,10 +38,12 @@ AS_USUAL = Packing()
 @dataclass(frozen=True, slots=True)
 class Packed:
     """A bundle that was written. `archives` maps archives to their sizes, `taken` is bytes of blobs
-    that came from the source, each once however many layouts hold it."""
+    that came from the source, each once however many layouts hold it. `stored` maps them to the
+    sizes of their files, which are others if they are compressed."""
 
     archives: Mapping[str, int]
     taken: int
+    stored: Mapping[str, int]
 
 
 def pack(
@@ -69,9 +73,11 @@ def pack(
         resume=packing.resume,
         gost_digest=packing.gost_digest,
         sign=packing.sign,
+        compress=packing.compress,
     ) as writer:
         plan = make_plan(carried, writer.held(carried))
         plan = replace(plan, blobs=writer.in_archive_order(plan.blobs))
         report = transfer(plan, source, writer, jobs=jobs, on_event=on_event, cancel=cancel)
         writer.finish()
-    return Packed({archive.name: archive.size for archive in seal.archives.values()}, report.sent)
+    sizes = {archive.name: archive.size for archive in seal.archives.values()}
+    return Packed(sizes, report.sent, writer.stored)

@@ -32,7 +32,8 @@ from mirror.sync.workers import DEFAULT_JOBS
 @dataclass(frozen=True, slots=True)
 class PullReport:
     """A finished pull. `archives` maps file names to sizes in bytes; `fetched` is bytes of blobs
-    that came over the wire, each once however many archives hold it."""
+    that came over the wire, each once however many archives hold it. `stored` is what archives
+    take on the disk, if they are compressed."""
 
     folder: Path
     tree: SourceTree
@@ -42,6 +43,7 @@ class PullReport:
     archives: Mapping[str, int]
     fetched: int
     seal: Seal = field(repr=False)
+    stored: Mapping[str, int] | None = None
 
     def to_document(self) -> dict[str, Any]:
         """As JSON values, for `--json`."""
@@ -56,6 +58,15 @@ class PullReport:
             "inventory": str(self.digest),
             **self.seal.omissions.to_document(),
             **count(self.inventory),
+            **({} if self.stored is None else {"compressed": self._compressed(self.stored)}),
+        }
+
+    def _compressed(self, stored: Mapping[str, int]) -> dict[str, Any]:
+        size = sum(stored.values())
+        return {
+            "archives": dict(stored),
+            "bytes": size,
+            "saved": sum(self.archives.values()) - size,
         }
 
 
@@ -139,6 +150,7 @@ class PullPlan:
         part_size: int = 0,
         gost_digest: bool = False,
         sign: Callable[[bytes], bytes] | None = None,
+        compress: bool = False,
         on_event: OnEvent = ignore_events,
     ) -> PullReport:
         """Fetch everything into a new bundle in `folder`; see `pull`."""
@@ -149,7 +161,7 @@ class PullPlan:
             self.selection.files,
             self.source.content,
             folder,
-            Packing(part_size, gost_digest, sign, resume),
+            Packing(part_size, gost_digest, sign, resume, compress),
             jobs=self.jobs,
             on_event=on_event,
             cancel=self.source.cancel,
@@ -163,6 +175,7 @@ class PullPlan:
             packed.archives,
             packed.taken,
             self.seal,
+            packed.stored if compress else None,
         )
 
 
@@ -235,6 +248,7 @@ def pull(
     part_size: int = 0,
     gost_digest: bool = False,
     sign: Callable[[bytes], bytes] | None = None,
+    compress: bool = False,
     jobs: int = DEFAULT_JOBS,
     on_event: OnEvent = ignore_events,
     cancel: threading.Event | None = None,
@@ -246,7 +260,8 @@ def pull(
 
     `part_size` in bytes cuts archives into parts; 0 leaves them whole. `gost_digest` writes a
     GOST R 34.11-2012 digest beside each file. `sign` makes a signature over the bundle's seal
-    (`mirror.bundle.signing.sign`). `base` and `dedupe` are as for `plan_pull`.
+    (`mirror.bundle.signing.sign`). `compress` writes archives in zstd frames, which needs room for
+    both forms of them while it lasts. `base` and `dedupe` are as for `plan_pull`.
 
     Whatever fails, no archive carries its final name until all are complete and durable, and an
     earlier bundle in `folder` (see `force`) is left as it was until then.
@@ -276,5 +291,6 @@ def pull(
         part_size=part_size,
         gost_digest=gost_digest,
         sign=sign,
+        compress=compress,
         on_event=on_event,
     )

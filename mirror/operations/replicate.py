@@ -5,9 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from enum import StrEnum
-from typing import Any
+from dataclasses import replace
 
 from mirror.errors import (
     IncompleteError,
@@ -19,6 +17,7 @@ from mirror.errors import (
 from mirror.events import OnEvent, PhaseStarted, Warned
 from mirror.oci import Digest
 from mirror.operations.leader import Facts, Leader
+from mirror.operations.results import How, Notes, Outcome, ReplicaResult
 from mirror.operations.sites import Site
 from mirror.release.tree import publication_stage
 from mirror.sync import Finding, Inventory, InventoryBuilder, Plan, make_plan, transfer, union
@@ -43,96 +42,6 @@ from mirror.sync.survey import Failure, Survey, survey
 from mirror.sync.tags import tags_of, tags_only
 from mirror.sync.tolerance import Tolerant, speaks_of_damage
 from mirror.sync.walk import walk
-from mirror.sync.workers import DEFAULT_JOBS
-
-
-class Outcome(StrEnum):
-    """How a replica stands at the end."""
-
-    EQUAL = "equal"  # it was as it should be
-    SYNCED = "synced"  # it is now
-    DIFFERS = "differs"  # a dry run found something to do
-    FAILED = "failed"  # it is not; the failures say why
-
-
-@dataclass(frozen=True, slots=True)
-class How:
-    """What a sync is to do besides carrying what is new."""
-
-    audit: bool = False
-    deep: bool = False
-    prune: bool = False
-    dry_run: bool = False
-    jobs: int = DEFAULT_JOBS
-
-    @property
-    def full(self) -> bool:
-        """Whether what replicas state is not enough."""
-        return self.audit or self.deep or self.prune
-
-
-@dataclass(frozen=True, slots=True)
-class ReplicaResult:
-    """What was found at one replica and done there; counts are of what moved, `sent` in bytes.
-
-    `statement` and `generation` are what it states at the end; None where it states nothing.
-    `extras` are tags and manifests that the leader does not have, and that are still there.
-    `damaged` is what a dry run found and would replace.
-    """
-
-    name: str
-    outcome: Outcome
-    statement: Digest | None = None
-    generation: int | None = None
-    blobs: int = 0
-    sent: int = 0
-    manifests: int = 0
-    tags: int = 0
-    damaged: tuple[Finding, ...] = ()
-    healed: tuple[Finding, ...] = ()
-    extras: tuple[str, ...] = ()
-    removed: tuple[str, ...] = ()
-    failures: tuple[Failure, ...] = ()
-    elapsed_s: float = 0.0
-
-    def to_document(self) -> dict[str, Any]:
-        """As JSON values, for `--json`."""
-        return {
-            "replica": self.name,
-            "outcome": self.outcome.value,
-            "statement": str(self.statement) if self.statement else None,
-            "generation": self.generation,
-            "sent": {
-                "blobs": self.blobs,
-                "bytes": self.sent,
-                "manifests": self.manifests,
-                "tags": self.tags,
-            },
-            "damaged": [finding.to_document() for finding in self.damaged],
-            "healed": [finding.to_document() for finding in self.healed],
-            "extras": list(self.extras),
-            "removed": list(self.removed),
-            "failures": [failure.to_document() for failure in self.failures],
-            "elapsedSeconds": round(self.elapsed_s, 3),
-        }
-
-
-@dataclass(slots=True)
-class _Notes:
-    """What a replication gathers while it runs; used by its one thread."""
-
-    outcome: Outcome = Outcome.EQUAL
-    statement: Digest | None = None
-    generation: int | None = None
-    blobs: int = 0
-    sent: int = 0
-    manifests: int = 0
-    tags: int = 0
-    damaged: list[Finding] = field(default_factory=list)
-    healed: list[Finding] = field(default_factory=list)
-    extras: list[str] = field(default_factory=list)
-    removed: list[str] = field(default_factory=list)
-    failures: list[Failure] = field(default_factory=list)
 
 
 class Replication:
@@ -151,7 +60,7 @@ class Replication:
         self.site, self._leader, self._others, self._how = site, leader, others, how
         self._on_event, self._cancel = on_event, cancel
         self._place = site.place(jobs=how.jobs, cancel=cancel)
-        self._notes = _Notes()
+        self._notes = Notes()
         self._unhealed = False
         self._damaged: dict[Digest, MirrorError] = {}
         self._started = time.monotonic()

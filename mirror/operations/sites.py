@@ -5,22 +5,48 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from mirror.errors import RegistryError, UnreachableError
+from mirror.errors import (
+    InvalidReferenceError,
+    RegistryError,
+    RegistryNotFoundError,
+    UnreachableError,
+)
 from mirror.events import OnEvent, ignore
 from mirror.modes.endpoints import replica_endpoints
 from mirror.modes.settings import RegistrySettings
 from mirror.modes.sites import Sites
-from mirror.registry import ConnectionOptions, Credentials, RegistryClient
-from mirror.release.tree import TargetTree
+from mirror.oci.reference import check_repository
+from mirror.registry import ConnectionOptions, Credentials, RegistryClient, RegistryReader
+from mirror.release.tree import (
+    INSTALL,
+    INSTALL_STANDALONE,
+    INSTALLER,
+    MODULES,
+    PACKAGES,
+    PLUGINS,
+    RELEASE_CHANNEL,
+    SECURITY_DATABASES,
+    TargetTree,
+)
 from mirror.sync import Inventory
 from mirror.sync.registry import RegistrySource, RegistryTarget
 from mirror.sync.statement import REPOSITORY
 from mirror.sync.storage import Storage
+from mirror.sync.survey import Failure
 from mirror.sync.walk import Walk, walk
 from mirror.sync.workers import DEFAULT_JOBS
+
+_FIXED = (
+    *("", INSTALL, INSTALL_STANDALONE, RELEASE_CHANNEL, INSTALLER),
+    *(*SECURITY_DATABASES, MODULES, PACKAGES, PLUGINS),
+)
+"""Repositories that every tree may have."""
+
+_OF_EACH = {MODULES: ("", "/release"), PACKAGES: ("", "/version"), PLUGINS: ("",)}
+"""Index of what exists → the repositories of each thing in it, behind its name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,25 +118,51 @@ def walk_site(
     cancel: threading.Event | None = None,
 ) -> Walk:
     """What lies below the site's root. Its repositories are those of `known`, which spares reading
-    manifests too, and those that the registry lists, where it does.
+    manifests too, and those that the registry lists.
 
-    Raises:
-        RegistryError: nothing is known, and the registry does not list its repositories.
+    Of a registry that does not list them, and with nothing known, those are looked at that a
+    release tree has by its nature; that there may be others is among the failures then.
     """
     paths = set(known.repositories) if known is not None else set()
+    unlisted: tuple[Failure, ...] = ()
     try:
-        paths.update(repositories_of(site))
+        paths.update(listed_repositories(site.client, site.tree))
     except UnreachableError:
         raise
-    except RegistryError:
+    except RegistryError as err:
         if not paths:
-            raise
-    return walk(site.source(), paths, known=known, jobs=jobs, cancel=cancel)
+            paths.update(usual_repositories(site.client, site.tree))
+            unlisted = (Failure(site.name, "its list of repositories", err),)
+    found = walk(site.source(), paths, known=known, jobs=jobs, cancel=cancel)
+    return replace(found, failures=(*unlisted, *found.failures))
 
 
-def repositories_of(site: Site) -> Iterator[str]:
+def listed_repositories(client: RegistryReader, tree: TargetTree) -> Iterator[str]:
     """The paths of all repositories below the root that the registry lists, without statements."""
-    for repository in site.client.catalogue():
-        path = site.tree.path_of(repository)
+    for repository in client.catalogue():
+        path = tree.path_of(repository)
         if path is not None and path != REPOSITORY:
             yield path
+
+
+def usual_repositories(client: RegistryReader, tree: TargetTree) -> Iterator[str]:
+    """The repositories that a release tree has by its nature, and those of every module, package
+    and plugin that its index names; not all of them need exist."""
+    yield from _FIXED
+    for index, leaves in _OF_EACH.items():
+        try:
+            names = client.tags(tree.locate(index))
+        except RegistryNotFoundError:
+            continue
+        for name in names:
+            if _is_path(name):
+                yield from (f"{index}/{name}{leaf}" for leaf in leaves)
+
+
+def _is_path(name: str) -> bool:
+    """Whether a tag of an index can be part of a repository's path; capitals cannot."""
+    try:
+        check_repository(name)
+    except InvalidReferenceError:
+        return False
+    return True

@@ -14,7 +14,8 @@ from mirror.events import ignore as ignore_events
 from mirror.oci import Digest
 from mirror.operations.audit_leader import LeaderAudit
 from mirror.operations.leader import Leader, choose_leader
-from mirror.operations.replicate import How, Outcome, ReplicaResult, Replication
+from mirror.operations.replicate import Replication
+from mirror.operations.results import How, Outcome, ReplicaResult
 from mirror.operations.sites import Site
 from mirror.sync.survey import Failure
 from mirror.sync.workers import DEFAULT_JOBS

@@ -46,13 +46,14 @@ def verify(
     reader: BundleReader,
     *,
     key: bytes | None = None,
+    quick: bool = False,
     jobs: int = DEFAULT_JOBS,
     on_event: OnEvent = ignore_events,
     cancel: threading.Event | None = None,
 ) -> BundleReport:
     """Check every byte of a bundle (`mirror.bundle.verify.verify_bundle`), and with `key`, a public
-    key in PEM, that its holder signed it."""
-    return verify_bundle(reader, jobs=jobs, on_event=on_event, cancel=cancel, key=key)
+    key in PEM, that its holder signed it; with `quick`, its structure and sizes only."""
+    return verify_bundle(reader, jobs=jobs, on_event=on_event, cancel=cancel, key=key, quick=quick)
 
 
 def verify_registry(

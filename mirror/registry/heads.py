@@ -42,6 +42,7 @@ class Sockets:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._open: weakref.WeakSet[socket.socket] = weakref.WeakSet()  # under the lock
+        self._shut = False  # likewise
 
     def add(self, stream: Any) -> None:
         """Remember the socket of a connection that was just opened."""
@@ -49,15 +50,23 @@ class Sockets:
         if isinstance(found, socket.socket):
             with self._lock:
                 self._open.add(found)
+                late = self._shut
+            if late:  # it was being opened while the others were shut
+                _shut(found)
 
     def shut(self) -> None:
         """End every connection, whatever waits for it."""
         with self._lock:
+            self._shut = True
             sockets = list(self._open)
         for one in sockets:
-            with suppress(OSError):  # closed already
-                # Not TLS's own, which would touch what another thread reads with.
-                socket.socket.shutdown(one, socket.SHUT_RDWR)
+            _shut(one)
+
+
+def _shut(one: socket.socket) -> None:
+    with suppress(OSError):  # closed already
+        # Not TLS's own, which would touch what another thread reads with.
+        socket.socket.shutdown(one, socket.SHUT_RDWR)
 
 
 def deadline_for_head(limit_s: float, sockets: Sockets | None = None) -> Trace:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -78,7 +78,9 @@ class Dependents:
         for digest, node in content.manifests.items():
             for below in (*node.blobs, *node.children):
                 self._parents.setdefault(below.digest, []).append(digest)
-        self._tags: Mapping[str, Digest] = content.tags
+        self._tags: dict[Digest, list[str]] = {}
+        for tag, digest in content.tags.items():
+            self._tags.setdefault(digest, []).append(tag)
 
     def tags(self, digest: Digest) -> tuple[str, ...]:
         """The tags that reach `digest`, sorted."""
@@ -88,4 +90,4 @@ class Dependents:
                 if parent not in reached:
                     reached.add(parent)
                     pending.append(parent)
-        return tuple(sorted(tag for tag, named in self._tags.items() if named in reached))
+        return tuple(sorted(tag for one in reached for tag in self._tags.get(one, ())))

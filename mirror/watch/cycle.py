@@ -11,7 +11,7 @@ from mirror.oci import Digest
 from mirror.operations import Outcome, ReplicaResult, Site, adopt, sync_replicas
 from mirror.operations.audit_leader import LeaderAudit
 from mirror.operations.leader import Leader, choose_leader
-from mirror.operations.replicate import How
+from mirror.operations.results import How
 from mirror.sync import Inventory
 from mirror.sync.publish import Published, read_statement, statement_digest
 from mirror.sync.survey import Failure, survey

@@ -122,9 +122,9 @@ def test_stopped_anywhere_any_number_of_times_it_ends_with_the_same_bytes(
         pull(source, folder, jobs=jobs)
         given_bytes += source.given
     assert files_in(folder) == plain
-    # Of every blob under way when it stopped up to 4 MiB were not noted yet, and two pieces each
-    # were in hand.
-    lost = len(stops) * jobs * ((4 << 20) + 2 * PIECE)
+    # Of every blob under way when it stopped up to 256 KiB were not noted yet, and two pieces each
+    # were in hand; each worker may have begun one more before it heard of the end.
+    lost = len(stops) * jobs * ((256 << 10) + 3 * PIECE)
     assert given_bytes <= sum(STORE.inventory().blob_sizes().values()) + lost
 
 
@@ -133,11 +133,12 @@ def test_finished_blobs_are_not_fetched_again_and_a_half_one_continues(tmp_path:
     big = max(sizes, key=lambda digest: sizes[digest])
     with pytest.raises(StopError):
         pull(Counting(STORE, stop_after=11 << 20), tmp_path)
-    assert Journal(tmp_path / JOURNAL).progress == {big: 8 << 20}
-    first = Counting(STORE, stop_after=(4 << 20) + 1)
+    noted = Journal(tmp_path / JOURNAL).progress[big]
+    assert (10 << 20) <= noted <= (11 << 20)
+    first = Counting(STORE, stop_after=(2 << 20) + 1)
     with pytest.raises(StopError):
         pull(first, tmp_path)
-    assert first.asked[0] == (big, 8 << 20), "the noted half is not read again"
+    assert first.asked[0] == (big, noted), "the noted half is not read again"
     finished = {d for d, n in Journal(tmp_path / JOURNAL).progress.items() if n == sizes[d]}
     assert finished
     second = Counting(STORE)

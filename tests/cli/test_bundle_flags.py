@@ -159,3 +159,31 @@ def test_a_delta_has_parts_sums_and_a_signature_as_any_bundle(
     call_mirror("merge", base, delta, tmp_path / "new", "--verify-key", public).failed(
         4, f"bundle {base} is not signed"
     )
+
+
+def test_a_compressed_bundle_goes_the_same_way_and_says_what_it_saved(
+    source: Source, tmp_path: Path
+) -> None:
+    bundle = tmp_path / "bundle"
+    arguments = ("pull", bundle, "--source", source.root, "--insecure", "--compress", "zstd")
+    run = call_mirror(*arguments, "--json").succeeded()
+    told = run.document["compressed"]
+    on_disk = {path.name: path.stat().st_size for path in bundle.glob("*.tar.zst")}
+    assert {f"{name}.zst": size for name, size in told["archives"].items()} == on_disk
+    assert told["bytes"] == sum(on_disk.values())
+    assert told["saved"] == run.document["bytes"] - told["bytes"] > 0
+    again = call_mirror(*arguments, "--force").succeeded()
+    assert "compressed to" in again.stdout
+    assert "which saves" in again.stdout
+    call_mirror("verify", bundle).succeeded()
+    call_mirror("inspect", bundle).succeeded()
+    target = f"{source.address}/targets/compressed"
+    call_mirror("push", bundle, target, "--insecure").succeeded()
+    call_mirror("verify", bundle, "--against", target, "--insecure").succeeded()
+
+
+def test_a_quick_verification_says_what_it_left_out(parted: Path) -> None:
+    run = call_mirror("verify", "--quick", parted).succeeded()
+    assert "The bytes of layers were not checked" in run.stdout
+    assert call_mirror("verify", "--quick", parted, "--json").document["quick"] is True
+    call_mirror("verify", "--quick", parted, "--against", "localhost:1/x").failed(2, "--quick is")

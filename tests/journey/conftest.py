@@ -12,7 +12,7 @@ import pytest
 from examples.release_tree import SMALL, ModuleSpec, ReleaseTree, TreeSpec, build, spread
 from mirror.oci import Digest, Manifest
 from mirror.registry import ConnectionOptions, RegistryClient
-from mirror.serve import EmbeddedRegistry, MemoryStorage, put_blob
+from mirror.serve import EmbeddedRegistry, MemoryStorage, Store, put_blob
 from mirror.sync import MemoryStore, make_plan, transfer
 from mirror.sync.registry import RegistryTarget
 from tests.conftest import MakeEmbeddedRegistry
@@ -68,7 +68,7 @@ class Shelf:
     """A registry of this process, as a place to build into without its server."""
 
     def __init__(self, registry: EmbeddedRegistry) -> None:
-        assert isinstance(registry.storage, MemoryStorage)
+        assert isinstance(registry.storage, Store)
         self._storage = registry.storage
 
     def add_blob(self, repository: str, data: bytes) -> Digest:

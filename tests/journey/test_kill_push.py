@@ -59,7 +59,7 @@ def test_a_reader_never_sees_an_incomplete_release_however_often_pushes_are_kill
                     if killed % 2 or interrupted_before:
                         time.sleep(dice.uniform(0.3, lasts))
                     else:
-                        while push.running() and not under_way():
+                        while push.running and not under_way():
                             time.sleep(0.005)
                         time.sleep(dice.uniform(0, 0.1))
                     died = push.stop(signal.SIGKILL).code == -signal.SIGKILL

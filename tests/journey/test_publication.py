@@ -180,7 +180,7 @@ def test_a_push_that_cannot_bring_everything_states_nothing(
 ) -> None:
     embedded.push(releases[0]).succeeded()
     before = embedded.tags()
-    embedded_registry.faults.add(Fault(Answer(400), "POST", "/blobs/uploads/", nth=3, times=None))
+    embedded_registry.faults.add(Fault(Answer(400), "PUT", "/blobs/uploads/", nth=3, times=None))
     embedded.push(releases[1]).failed(1, "could not be brought")
     assert embedded.generation() == 1
     assert embedded.tags() == before

@@ -9,10 +9,11 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from hypothesis import strategies as st
 
-from mirror.oci import Descriptor, Digest
+from mirror.oci import Descriptor, Digest, Manifest
 from mirror.oci import media_types as types
 from mirror.oci.manifest import descriptor_json
 from mirror.sync import Inventory, InventoryBuilder, ManifestNode, MemoryStore
@@ -155,8 +156,17 @@ def lost_with_manifest(inventory: Inventory, item: Item) -> list[Item]:
 # -- content ---------------------------------------------------------------------------------------
 
 
+class Shelf(Protocol):
+    """Where images can be put: a `MemoryStore`, and what else has its way of taking them."""
+
+    def add_blob(self, repository: str, data: bytes) -> Digest: ...
+    def add_manifest(
+        self, repository: str, raw: bytes, media_type: str, *, tags: Iterable[str] = ()
+    ) -> Manifest: ...
+
+
 def put_image(
-    store: MemoryStore,
+    store: Shelf,
     repository: str,
     *tags: str,
     layers: Sequence[bytes] = (b"layer",),
@@ -182,7 +192,7 @@ def put_image(
     return store.add_manifest(repository, raw, manifest_type, tags=tags).digest
 
 
-def _put(store: MemoryStore, repository: str, data: bytes, media_type: str) -> dict[str, object]:
+def _put(store: Shelf, repository: str, data: bytes, media_type: str) -> dict[str, object]:
     return descriptor_json(Descriptor(media_type, store.add_blob(repository, data), len(data)))
 
 

@@ -130,8 +130,9 @@ class RunningMirror:
         """Its process id."""
         return self._process.pid
 
+    @property
     def running(self) -> bool:
-        """Whether it is under way still."""
+        """Whether it is not over."""
         return self._process.poll() is None
 
     def wait_until(self, condition: Callable[[], bool]) -> None:

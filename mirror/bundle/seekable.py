@@ -1,0 +1,255 @@
+"""Archives as independent zstd frames with a table of them at the end, `X.tar.zst`.
+
+The format is zstd's own "seekable format" (zstd, contrib/seekable_format): `zstd -d` reads it as it
+reads any other file, and who knows the table decompresses only what is asked for. Ours have frames
+of `FRAME` bytes; those of other writers may have up to `MAX_FRAME`, so that memory is bounded
+whatever a table or a frame claims.
+"""
+
+from __future__ import annotations
+
+import struct
+import sys
+import threading
+from array import array
+from bisect import bisect_right
+from collections import OrderedDict
+from collections.abc import Generator
+from pathlib import Path
+
+import zstandard
+
+from mirror.bundle.files import CHUNK, Readable
+from mirror.bundle.names import ZSTD_SUFFIX
+from mirror.errors import DamagedBundleError
+
+FRAME = CHUNK
+"""Bytes of an archive in each of our frames, the last one excepted."""
+MAX_FRAME = 4 << 20
+"""Bytes that a frame of another writer may decompress to."""
+_MAX_FRAMES = 2_000_000
+_MAX_WINDOW = 8 << 20
+_ENTRIES = 1 << 16  # of a table, read at a time
+_CACHED = 8
+"""Frames that are kept: neighbours in an archive lie in the same one."""
+
+_TABLE_MAGIC = 0x184D2A5E  # a skippable frame (RFC 8878, 3.1.2), which others pass over
+_SEEKABLE_MAGIC = 0x8F92EAB1
+_HEADER = struct.Struct("<II")
+_FOOTER = struct.Struct("<IBI")
+_HAS_CHECKSUMS, _RESERVED = 0x80, 0x7C
+
+
+def bound(size: int) -> int:
+    """The most that `size` bytes take when they are compressed, their table included."""
+    frames = -(-size // FRAME)
+    return size + frames * (FRAME // 256 + 64 + 12) + _HEADER.size + _FOOTER.size
+
+
+def table(frames: array[int]) -> bytes:
+    """The table of `frames`: for each its compressed size, its size, and its checksum.
+
+    The checksum is that of the frame's content, XXH64, its lower four bytes, which the frame ends
+    with too.
+
+    Raises:
+        ValueError: there are more frames than such a table has room for.
+    """
+    count = len(frames) // 3
+    if count > _MAX_FRAMES:
+        raise ValueError(f"{count} frames are more than {_MAX_FRAMES}")
+    words = array("I", frames)
+    if sys.byteorder == "big":
+        words.byteswap()
+    entries = words.tobytes()
+    footer = _FOOTER.pack(count, _HAS_CHECKSUMS, _SEEKABLE_MAGIC)
+    return _HEADER.pack(_TABLE_MAGIC, len(entries) + len(footer)) + entries + footer
+
+
+class SeekableFile:
+    """A compressed archive read as the archive it is, at offsets and by any number of threads.
+
+    Offers what `files.ReadAt` does: `path` is the archive's, which is no file, `size` in bytes.
+    `packed` is the compressed file, or its parts, and is closed with this.
+
+    Raises:
+        DamagedBundleError: it is not of this format, or is cut short.
+    """
+
+    def __init__(self, packed: Readable) -> None:
+        self.packed = packed
+        self.path = packed.path.with_name(packed.path.name.removesuffix(ZSTD_SUFFIX))
+        self._starts = array("Q", [0])  # of frame n in the archive; behind the last, its size
+        self._places = array("Q", [0])  # of frame n in the compressed file
+        self._checksums = array("I")
+        self._read_table()
+        self.size = self._starts[-1]
+        self._local = threading.local()
+        self._lock = threading.Lock()
+        self._cache: OrderedDict[int, bytes] = OrderedDict()  # under the lock
+
+    def _read_table(self) -> None:
+        packed = self.packed
+        if packed.size < _HEADER.size + _FOOTER.size:
+            raise self._foreign()
+        footer = packed.read(packed.size - _FOOTER.size, _FOOTER.size)
+        count, descriptor, magic = _FOOTER.unpack(footer)
+        if magic != _SEEKABLE_MAGIC:
+            raise self._foreign()
+        width = 3 if descriptor & _HAS_CHECKSUMS else 2
+        length = 4 * width * count + _FOOTER.size
+        start = packed.size - length - _HEADER.size
+        if descriptor & _RESERVED or count > _MAX_FRAMES or start < 0:
+            raise self._damaged(f"a table of {count} frames")
+        if packed.read(start, _HEADER.size) != _HEADER.pack(_TABLE_MAGIC, length):
+            raise self._damaged("a table of frames without its header")
+        at = start + _HEADER.size
+        for number in range(0, count, _ENTRIES):
+            step = min(_ENTRIES, count - number)
+            raw = packed.read(at, 4 * width * step)
+            at += len(raw)
+            for entry in struct.iter_unpack(f"<{width}I", raw):
+                if not entry[0] or not entry[1]:
+                    raise self._damaged("an empty frame in its table")
+                if entry[1] > MAX_FRAME or entry[0] > 2 * MAX_FRAME:
+                    raise DamagedBundleError(
+                        f"{packed.path.name}: it has frames of {entry[1]} bytes, and at most "
+                        f"{MAX_FRAME} are read; unpack it with `zstd -d --rm {packed.path.name}`"
+                    )
+                self._places.append(self._places[-1] + entry[0])
+                self._starts.append(self._starts[-1] + entry[1])
+                if width == 3:
+                    self._checksums.append(entry[2])
+        if self._places[-1] != start:
+            raise self._damaged(
+                f"frames of {self._places[-1]} bytes in all, and a table of them at byte {start}"
+            )
+
+    @property
+    def frames(self) -> int:
+        """How many frames there are."""
+        return len(self._starts) - 1
+
+    def starts(self, number: int) -> int:
+        """Where in the archive frame `number` begins."""
+        return self._starts[number]
+
+    def length(self, number: int) -> int:
+        """How many bytes frame `number` holds."""
+        return self._starts[number + 1] - self._starts[number]
+
+    def number_at(self, offset: int) -> int:
+        """The frame that holds the byte at `offset`."""
+        return bisect_right(self._starts, offset) - 1
+
+    def places(self, number: int) -> int:
+        """Where in the compressed file frame `number` begins; behind the last, the table."""
+        return self._places[number]
+
+    def packed_frame(self, number: int) -> bytes:
+        """A frame as it lies in the compressed file."""
+        start = self._places[number]
+        return self.packed.read(start, self._places[number + 1] - start)
+
+    def unpacked(self, number: int, frame: bytes) -> bytes:
+        """What a frame holds.
+
+        Raises:
+            DamagedBundleError: it is damaged, or not what the table says of it.
+        """
+        size = self.length(number)
+        try:
+            stated = zstandard.get_frame_parameters(frame)
+            # Nothing is allocated for what a frame claims before that is what the table says.
+            if stated.content_size not in (size, zstandard.CONTENTSIZE_UNKNOWN):
+                raise self._damaged(f"frame {number} of {stated.content_size} bytes, not {size}")
+            if self._checksums and stated.has_checksum:
+                (checksum,) = struct.unpack("<I", frame[-4:])
+                if checksum != self._checksums[number]:
+                    raise self._damaged(f"another checksum of frame {number} in the table")
+            if not hasattr(self._local, "decompressor"):
+                self._local.decompressor = zstandard.ZstdDecompressor(max_window_size=_MAX_WINDOW)
+            data: bytes = self._local.decompressor.decompress(
+                frame, max_output_size=size, allow_extra_data=False
+            )
+        except zstandard.ZstdError as err:
+            raise self._damaged(f"frame {number}, which cannot be decompressed ({err})") from err
+        if len(data) != size:
+            raise self._damaged(f"frame {number} of {len(data)} bytes, not {size}")
+        return data
+
+    def chunks(self, offset: int, size: int) -> Generator[bytes, None, None]:
+        """The bytes from `offset`, in pieces of at most `MAX_FRAME` bytes.
+
+        Raises:
+            DamagedBundleError: the archive ends before `offset` plus `size`, or is damaged.
+        """
+        end = offset + size
+        if end > self.size:
+            raise DamagedBundleError(
+                f"{self.path.name}: ends at byte {self.size}, {end - self.size} bytes too early; "
+                "the archive is truncated, copy it again from its origin"
+            )
+        while offset < end:
+            number = self.number_at(offset)
+            data = self._frame(number)
+            start = offset - self._starts[number]
+            piece = data[start : start + end - offset]
+            yield piece
+            offset += len(piece)
+
+    def read(self, offset: int, size: int) -> bytes:
+        """`size` bytes from `offset`; raises what `chunks` does."""
+        return b"".join(self.chunks(offset, size))
+
+    def _frame(self, number: int) -> bytes:
+        with self._lock:
+            data = self._cache.get(number)
+            if data is not None:
+                self._cache.move_to_end(number)
+                return data
+        data = self.unpacked(number, self.packed_frame(number))
+        with self._lock:
+            self._cache[number] = data
+            while len(self._cache) > _CACHED:
+                self._cache.popitem(last=False)
+        return data
+
+    def close(self) -> None:
+        """Release the compressed file."""
+        self.packed.close()
+
+    def _foreign(self) -> DamagedBundleError:
+        name = self.packed.path.name
+        return DamagedBundleError(
+            f"{name}: there is no table of frames at its end: it was compressed in another way "
+            "than a bundle's archives are, or it is cut short; unpack it with "
+            f"`zstd -d --rm {name}`, or if that fails copy it again from its origin"
+        )
+
+    def _damaged(self, found: str) -> DamagedBundleError:
+        return DamagedBundleError(
+            f"{self.packed.path.name}: it has {found}; it is damaged, copy it again from its origin"
+        )
+
+
+class Unreadable:
+    """An archive that cannot be opened, in place of one that can: it has no bytes."""
+
+    size = 0
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def read(self, offset: int, size: int) -> bytes:
+        """None: it raises DamagedBundleError."""
+        return b"".join(self.chunks(offset, size))
+
+    def chunks(self, offset: int, size: int) -> Generator[bytes, None, None]:
+        """None: it raises DamagedBundleError."""
+        if offset + size:
+            raise DamagedBundleError(f"{self.path.name}: cannot be read; see what is said of it")
+        yield from ()
+
+    def close(self) -> None:
+        """Nothing is open."""
