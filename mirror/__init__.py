@@ -7,15 +7,29 @@ if TYPE_CHECKING:
     from mirror.bundle.reader import BundleReader
     from mirror.bundle.verify import BundleReport
     from mirror.errors import MirrorError
+    from mirror.modes import outcomes
     from mirror.modes.addressing import Plane, Route, routes_for
-    from mirror.modes.check import check_images, targets_for
+    from mirror.modes.check import check_images, impatient, targets_for
     from mirror.modes.check_report import CheckReport
     from mirror.modes.client import ModeClient, connect
+    from mirror.modes.cluster_files import load_facts, load_sites
+    from mirror.modes.conditions import ConditionType, Outcome
     from mirror.modes.facts import ClusterFacts
-    from mirror.modes.required import RequiredSet
+    from mirror.modes.render import (
+        Rendered,
+        RenderOptions,
+        load_nodes,
+        prepare_secrets,
+        read_secrets,
+        render,
+        sites_of,
+        write_cluster,
+        write_secrets,
+    )
+    from mirror.modes.required import RequiredSet, required_images
     from mirror.modes.settings import Mode, RegistrySettings
     from mirror.modes.sites import Account, Sites, User
-    from mirror.modes.state import RegistryState
+    from mirror.modes.state import RegistryState, inputs_hash
     from mirror.modes.transitions import SwitchPlan, plan_switch
     from mirror.oci import Descriptor, Digest, Manifest, Reference, Repository
     from mirror.operations import (
@@ -42,6 +56,7 @@ if TYPE_CHECKING:
         push,
         push_to_all,
         registry_inventory,
+        replica_sites,
         rollback,
         status,
         sync_replicas,
@@ -59,6 +74,7 @@ __all__ = [
     "BundleReport",
     "CheckReport",
     "ClusterFacts",
+    "ConditionType",
     "ConnectionOptions",
     "Credentials",
     "Descriptor",
@@ -74,6 +90,7 @@ __all__ = [
     "MirrorError",
     "Mode",
     "ModeClient",
+    "Outcome",
     "Plan",
     "Plane",
     "PruneReport",
@@ -86,6 +103,8 @@ __all__ = [
     "RegistryReport",
     "RegistrySettings",
     "RegistryState",
+    "RenderOptions",
+    "Rendered",
     "ReplicaResult",
     "Repository",
     "RequiredSet",
@@ -105,46 +124,66 @@ __all__ = [
     "diff",
     "find_credentials",
     "history",
+    "impatient",
+    "inputs_hash",
+    "load_facts",
+    "load_nodes",
+    "load_sites",
     "make_plan",
     "merge",
+    "outcomes",
     "plan_switch",
+    "prepare_secrets",
     "prune",
     "pull",
     "push",
     "push_to_all",
+    "read_secrets",
     "registry_inventory",
+    "render",
+    "replica_sites",
+    "required_images",
     "rollback",
     "routes_for",
+    "sites_of",
     "status",
     "sync_replicas",
     "targets_for",
     "transfer",
     "verify",
     "verify_registry",
+    "write_cluster",
+    "write_secrets",
 ]
 
 _HOMES = {
     "bundle.reader": ("BundleReader",),
     "bundle.verify": ("BundleReport",),
     "errors": ("MirrorError",),
+    "modes": ("outcomes",),
     "modes.addressing": ("Plane", "Route", "routes_for"),
-    "modes.check": ("check_images", "targets_for"),
+    "modes.check": ("check_images", "impatient", "targets_for"),
     "modes.check_report": ("CheckReport",),
     "modes.client": ("ModeClient", "connect"),
+    "modes.cluster_files": ("load_facts", "load_sites"),
+    "modes.conditions": ("ConditionType", "Outcome"),
     "modes.facts": ("ClusterFacts",),
-    "modes.required": ("RequiredSet",),
+    "modes.render": (
+        *("RenderOptions", "Rendered", "load_nodes", "prepare_secrets", "read_secrets", "render"),
+        *("sites_of", "write_cluster", "write_secrets"),
+    ),
+    "modes.required": ("RequiredSet", "required_images"),
     "modes.settings": ("Mode", "RegistrySettings"),
     "modes.sites": ("Account", "Sites", "User"),
-    "modes.state": ("RegistryState",),
+    "modes.state": ("RegistryState", "inputs_hash"),
     "modes.transitions": ("SwitchPlan", "plan_switch"),
     "oci": ("Descriptor", "Digest", "Manifest", "Reference", "Repository"),
     "operations": (
-        *("DiffReport", "HistoryReport", "Member", "PruneReport", "PullReport", "PushReport"),
-        *("QuorumReport", "RegistryReport", "ReplicaResult", "RollbackReport", "Site"),
-        *("StatusReport", "SyncReport", "diff", "history", "prune", "pull", "push"),
-        *("push_to_all", "rollback", "status", "sync_replicas", "verify", "verify_registry"),
-        *("MergeReport", "PullReport", "PushReport", "RegistryInventory", "RegistryReport"),
-        *("merge", "pull", "push", "registry_inventory", "verify", "verify_registry"),
+        *("DiffReport", "HistoryReport", "Member", "MergeReport", "PruneReport", "PullReport"),
+        *("PushReport", "QuorumReport", "RegistryInventory", "RegistryReport", "ReplicaResult"),
+        *("RollbackReport", "Site", "StatusReport", "SyncReport", "diff", "history", "merge"),
+        *("prune", "pull", "push", "push_to_all", "registry_inventory", "replica_sites"),
+        *("rollback", "status", "sync_replicas", "verify", "verify_registry"),
     ),
     "registry": ("ConnectionOptions", "Credentials", "RegistryClient", "find_credentials"),
     "release.selection": ("Wishes",),

@@ -8,12 +8,12 @@ from pathlib import Path
 from pydantic import SecretStr
 
 from mirror.commands.login import credentials_for
-from mirror.errors import ForbiddenByModeError, InputError, UnreachableError
+from mirror.errors import InputError, UnreachableError
 from mirror.modes.addressing import Plane, Role, Route, routes_for
 from mirror.modes.cluster_files import load_sites
 from mirror.modes.constants import LOGICAL_HOST, LOGICAL_PATH
-from mirror.modes.endpoints import Endpoint
-from mirror.modes.permissions import check_write, push_address
+from mirror.modes.endpoints import Endpoint, replica_endpoints
+from mirror.modes.permissions import check_write
 from mirror.modes.places import Place, Places
 from mirror.modes.settings import Mode, RegistrySettings
 from mirror.modes.sites import NO_SITES, Account, Sites, User
@@ -102,32 +102,14 @@ class Cluster:
             ForbiddenByModeError: in other modes there is no store to bring into line.
             RouteError: the files do not name the masters, or none of those users.
         """
-        mode = self.settings.mode
-        if mode is not Mode.LOCAL:
-            raise ForbiddenByModeError(
-                f"in mode {mode} the cluster has no replicas that hold images of their own; "
-                f"what it serves is in {push_address(self.settings, self.sites)}",
-                mode=mode,
-                plane=Plane.REPLICA,
-            )
         given = None
         if login or password:
             given = credentials_for(f"the replicas of {LOGICAL_HOST}", login, password)
-        sites = self.sites
-        writer = sites.account(User.MIRROR_PUSHER) or sites.account(User.RW)
-        if writer is None and given is not None:
-            writer = Account(User.MIRROR_PUSHER.value, SecretStr(""))  # `given` goes before it
-        if writer is not None:
-            both = {User.MIRROR_PULLER: writer, User.MIRROR_PUSHER: writer}
-            sites = replace(sites, accounts={**sites.accounts, **both})
-        base = Repository(LOGICAL_HOST, LOGICAL_PATH)
         options = ConnectionOptions(verify=not tls_skip_verify, ca_file=ca)
-        reached = []
-        for route in routes_for(base, self.settings, Plane.REPLICA, sites):
-            endpoint = Endpoint.of(route, given)
-            root = Repository(route.host, route.repository)
-            reached.append(Reached(root, endpoint.connection(options), endpoint.credentials))
-        return tuple(reached)
+        return tuple(
+            Reached(root, endpoint.connection(options), endpoint.credentials)
+            for root, endpoint in replica_endpoints(self.settings, self.sites, given)
+        )
 
     def _routes(
         self, places: Places, place: Place, writes: bool, login: str | None, password: str | None

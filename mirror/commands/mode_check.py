@@ -13,9 +13,14 @@ from mirror.commands import options
 from mirror.commands.cluster import Cluster
 from mirror.commands.shared import show
 from mirror.errors import InputError, IntegrityError, MirrorError
-from mirror.modes.check import CheckReport, ItemState, check_images, targets_for
+from mirror.modes.check import (
+    CheckReport,
+    ItemState,
+    check_images,
+    connect_with,
+    targets_for,
+)
 from mirror.modes.cluster_files import read_document
-from mirror.modes.endpoints import Endpoint
 from mirror.modes.required import (
     RequiredSet,
     critical_modules,
@@ -102,7 +107,7 @@ def check_command(
         report = check_images(
             required,
             targets,
-            lambda route: Endpoint.of(route).client(connection, on_event),
+            connect_with(connection, on_event),
             workers=jobs,
             on_event=on_event,
         )

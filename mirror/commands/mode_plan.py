@@ -14,6 +14,7 @@ from mirror.errors import InputError, MirrorError
 from mirror.modes.cluster_files import load_facts
 from mirror.modes.facts import ClusterFacts
 from mirror.modes.matrix import Verdict
+from mirror.modes.preconditions import Cause
 from mirror.modes.settings import Mode, RegistrySettings
 from mirror.modes.state import RegistryState
 from mirror.modes.transitions import SwitchPlan, plan_switch
@@ -154,5 +155,5 @@ def _lines(plan: SwitchPlan) -> Iterator[str]:
         for refusal in plan.refusals:
             yield f"  {refusal.cause}: {refusal.message}"
             way = " → ".join([before, *refusal.path])
-            if refusal.path and way not in refusal.message:
+            if refusal.path and refusal.cause is not Cause.NOT_SUPPORTED:  # which has it
                 yield f"    switch by this way instead: {way}"

@@ -9,26 +9,25 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import click
-import yaml
 
-from mirror.documents import StrictLoader, line
-from mirror.errors import FileSystemError, RenderingError
+from mirror.errors import RenderingError
 from mirror.modes.render import (
     Containerd,
     Distribution,
     Images,
     Nginx,
     Node,
-    Ports,
     Rendered,
     RenderOptions,
     Written,
-    prepare,
+    load_nodes,
+    prepare_secrets,
     read_secrets,
     render,
     write_cluster,
     write_secrets,
 )
+from mirror.modes.render.nodes_file import read_text
 from mirror.modes.settings import RegistrySettings
 
 SECRETS_FILE = "registry-secrets.json"
@@ -147,7 +146,7 @@ def render_command(
         distribution=Distribution(flavour),
         nginx=Nginx(modules=nginx_modules),
         images=_images(images),
-        ingress_client_ca=None if ingress_client_ca is None else _text(ingress_client_ca),
+        ingress_client_ca=None if ingress_client_ca is None else read_text(ingress_client_ca),
         sources=_sources(source_cas),
         in_place_root=PurePosixPath(out.resolve()) if in_place else None,
     )
@@ -155,7 +154,7 @@ def render_command(
     before = None if previous is None else RegistrySettings.load(previous)
     kept_at = secrets_path or out / SECRETS_FILE
     now = datetime.datetime.now(datetime.UTC)
-    kept = prepare(read_secrets(kept_at), all_nodes, now)
+    kept = prepare_secrets(read_secrets(kept_at), all_nodes, now)
     rendered = render(settings, all_nodes, kept, previous=before, options=options)
     # Before the files that depend on them: a run cut short here leaves nothing to be forgotten.
     write_secrets(kept, kept_at)
@@ -170,7 +169,12 @@ def _nodes(texts: tuple[str, ...], *, master: bool) -> list[Node]:
     found: list[Node] = []
     for text in texts:
         if "=" not in text and master:
-            found += _nodes_file(Path(text))
+            if not Path(text).exists():
+                raise RenderingError(
+                    f"nodes: expected NAME=ADDRESS or a YAML file of nodes, found {text!r}, which "
+                    "is no file; write master-0=10.0.0.1"
+                )
+            found += load_nodes(Path(text))
             continue
         for one in text.split(","):
             name, equals, address = one.partition("=")
@@ -180,44 +184,6 @@ def _nodes(texts: tuple[str, ...], *, master: bool) -> list[Node]:
                 )
             found.append(Node(name.strip(), address.strip(), master))
     return found
-
-
-def _nodes_file(path: Path) -> list[Node]:
-    text = _text(path)
-    try:
-        rows = yaml.load(text, StrictLoader)  # noqa: S506 -- a SafeLoader
-    except yaml.MarkedYAMLError as err:
-        raise RenderingError(f"{path}: expected YAML; {err.problem}{line(err)}") from err
-    except (yaml.YAMLError, ValueError, RecursionError) as err:
-        raise RenderingError(f"{path}: expected YAML, found something else; correct it") from err
-    if not isinstance(rows, list):
-        raise RenderingError(
-            f"{path}: expected a list of nodes (name, address, master, ports), found something "
-            "else; write one item per node"
-        )
-    return [_node(row, f"{path}: node {number}") for number, row in enumerate(rows, 1)]
-
-
-def _node(row: Any, where: str) -> Node:
-    if not isinstance(row, Mapping):
-        raise RenderingError(f"{where}: expected a mapping with name and address, found {row!r}")
-    keys = {"name", "address", "master", "ports"}
-    ports = row.get("ports", {})
-    known = set(Ports.__slots__)
-    if (
-        not set(row) <= keys
-        or not isinstance(row.get("name"), str)
-        or not isinstance(row.get("address"), str)
-        or not isinstance(row.get("master", True), bool)
-        or not isinstance(ports, Mapping)
-        or not set(ports) <= known
-        or not all(isinstance(port, int) for port in ports.values())
-    ):
-        raise RenderingError(
-            f"{where}: expected name and address as texts, master as true or false, and ports as "
-            f"numbers ({', '.join(sorted(known))}), found {dict(row)!r}; correct it"
-        )
-    return Node(row["name"], row["address"], row.get("master", True), Ports(**ports))
 
 
 def _images(texts: tuple[str, ...]) -> Images | None:
@@ -240,17 +206,8 @@ def _sources(texts: tuple[str, ...]) -> dict[str, str]:
             raise RenderingError(
                 f"module sources: expected HOST=FILE, found {text!r}; write registry.example=ca.crt"
             )
-        found[host] = _text(Path(path))
+        found[host] = read_text(Path(path))
     return found
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except OSError as err:
-        raise FileSystemError(f"cannot read {path}: {err.strerror}") from err
-    except UnicodeDecodeError as err:
-        raise RenderingError(f"{path}: expected text in UTF-8, found other bytes") from err
 
 
 def _document(

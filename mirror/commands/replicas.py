@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from mirror.commands.cluster import cluster_of
 from mirror.commands.shared import Target
 from mirror.errors import InputError
 from mirror.events import OnEvent
+from mirror.modes.constants import REGISTRY_PORT
 from mirror.oci import Repository
 from mirror.operations import Site
 from mirror.registry import RetryPolicy
@@ -27,9 +29,13 @@ def sites(
     *,
     storage: Sequence[tuple[str, Path]] = (),
     connections: int = 100,
+    masters: Mapping[str, Target] | None = None,
     **access: Any,
 ) -> Iterator[list[Site]]:
     """Clients for all `registries`, closed at the end; `access` is what `options.registry` says.
+
+    Those that are among a cluster's `masters` are reached as the cluster has it. The login is
+    theirs then and goes to no other registry.
 
     Raises:
         InputError: `storage` is of a registry that is none of them, or a password would be read
@@ -39,10 +45,12 @@ def sites(
     if unknown := sorted(folders.keys() - set(registries)):
         raise InputError(f"--storage {unknown[0]}=…: that registry is none of those to work on")
     password: str | None = None
+    if masters:
+        access = {**access, "login": None, "password": None}
     with ExitStack() as opened:
         made = []
         for name in registries:
-            target = Target.of(Repository.parse(name), **access)
+            target = (masters or {}).get(name) or Target.of(Repository.parse(name), **access)
             if target.credentials is not None and access.get("password") == "-":
                 # Asked for once, and meant for all.
                 password = target.credentials.password
@@ -51,6 +59,32 @@ def sites(
             client = opened.enter_context(replace(target, options=options).client(on_event))
             made.append(Site(client, target.tree, folders.get(name)))
         yield made
+
+
+def masters_of(
+    module_config: Path | None, sites_file: Path | None, **access: Any
+) -> dict[str, Target]:
+    """The replicas of the cluster that `options.cluster` describes, by name; empty without it.
+
+    Raises:
+        InputError: `--sites` came alone.
+        ForbiddenByModeError: a mode in which there are none.
+        RouteError: the files do not say where they are, or who may write there.
+    """
+    if module_config is None:
+        cluster_of(module_config, sites_file)  # which refuses --sites alone
+        return {}
+    targets = Target.replicas(module_config=module_config, sites_file=sites_file, **access)
+    return {str(target.tree.root): target for target in targets}
+
+
+def full_name(name: str, masters: Mapping[str, Target]) -> str:
+    """`name`, or the name of the master that it is a shorter form of: an address, `host:port`."""
+    for known, target in masters.items():
+        host = target.tree.root.host
+        if name in (host, host.removesuffix(f":{REGISTRY_PORT}").strip("[]")):
+            return known
+    return name
 
 
 def parse_storage(values: Sequence[str]) -> list[tuple[str, Path]]:

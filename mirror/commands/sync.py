@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,8 @@ from click.core import ParameterSource
 
 from mirror import replicas_text
 from mirror.commands import options
-from mirror.commands.replicas import parse_storage, sites
-from mirror.commands.shared import show
+from mirror.commands.replicas import full_name, masters_of, parse_storage, sites
+from mirror.commands.shared import Target, show
 from mirror.commands.watch import watch
 from mirror.errors import InputError
 from mirror.operations import sync_replicas
@@ -27,14 +27,16 @@ _AUTO = "auto"
     "--from",
     "leader",
     metavar="LEADER",
-    help="The registry that decides; 'auto': the one of --to that states the highest generation.",
+    help="The registry that decides; 'auto': the one of --to that states the highest generation, "
+    "which is the default with --module-config.",
 )
 @click.option(
     "--to",
     "replicas",
     multiple=True,
     metavar="REPLICA",
-    help="A registry to bring to what the leader has; repeatable.",
+    help="A registry to bring to what the leader has; repeatable. With --module-config, all of the "
+    "cluster's masters if none is named.",
 )
 @click.option(
     "--audit",
@@ -77,6 +79,7 @@ _AUTO = "auto"
     help="With --watch: its settings (YAML), also those of Deckhouse's mirrorer.",
 )
 @options.registry
+@options.cluster
 @options.running
 def sync_command(
     *,
@@ -90,11 +93,15 @@ def sync_command(
     deadline: float | None,
     watching: bool,
     config: Path | None,
+    module_config: Path | None,
+    sites_file: Path | None,
     jobs: int,
     as_json: bool,
     **access: Any,
 ) -> None:
     """Bring replicas (host[:port]/path) to what the leader holds, straight from there.
+
+    With --module-config the masters of a cluster in Local mode are brought to one state.
 
     Equal inventories end the work at once. Else what differs is carried: blobs, manifests, then
     tags, release channels last. What could not be done is listed by replica, and the exit code says
@@ -103,8 +110,8 @@ def sync_command(
     if watching or config is not None:
         _watch(watching, config)
         return
-    if leader is None or not replicas:
-        raise InputError("name the registries: mirror sync --from LEADER --to REPLICA")
+    masters = masters_of(module_config, sites_file, **access)
+    leader, replicas = _who(leader, replicas, masters)
     if storage and not deep:
         raise InputError("--storage goes with --deep, which finds what is damaged there")
     names = list(replicas) if leader == _AUTO else [leader, *replicas]
@@ -115,8 +122,9 @@ def sync_command(
         sites(
             names,
             on_event,
-            storage=parse_storage(storage),
+            storage=[(full_name(name, masters), at) for name, at in parse_storage(storage)],
             connections=connections,
+            masters=masters,
             **access,
         ) as opened,
     ):
@@ -135,6 +143,32 @@ def sync_command(
     show(as_json, report.to_document(), replicas_text.sync_summary, report, started)
     if report.exit_code:
         click.get_current_context().exit(report.exit_code)
+
+
+def _who(
+    leader: str | None, replicas: Sequence[str], masters: Mapping[str, Target]
+) -> tuple[str, list[str]]:
+    """Leader and replicas, the `masters` of a cluster by their full names.
+
+    Raises:
+        InputError: too little is named.
+    """
+    if not masters:
+        if leader is None or not replicas:
+            raise InputError(
+                "name the registries: mirror sync --from LEADER --to REPLICA; or a cluster in "
+                "Local mode: mirror sync --module-config FILE --sites FILE"
+            )
+        return leader, list(replicas)
+    leader = full_name(leader or _AUTO, masters)
+    named = [full_name(name, masters) for name in replicas]
+    named = named or [name for name in masters if name != leader]
+    if not named or (leader == _AUTO and len(named) < 2):
+        raise InputError(
+            f"there is one replica alone, {', '.join(masters)}, and nothing to bring it into line "
+            "with; name another registry with --from"
+        )
+    return leader, named
 
 
 def _watch(watching: bool, config: Path | None) -> None:

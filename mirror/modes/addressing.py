@@ -7,7 +7,7 @@ which the asker works, and from the places of this cluster. Only here is a mode 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Literal
 
@@ -119,7 +119,8 @@ def routes_for(
             return (_upstream(asked, settings, plane),)
         case Mode.DIRECT, Plane.API:
             upstream = _upstream(asked, settings, plane)  # the proxy rewrites, and must be able to
-            return (_inside(asked, sites, Role.SERVICE, upstream.credential),)
+            route = _inside(asked, sites, Role.SERVICE, upstream.credential)
+            return (replace(route, ca=_joined(sites.ca, upstream.ca)),)
         case Mode.LOCAL, Plane.OPERATOR:
             return _push(asked, sites)
         case Mode.LOCAL, Plane.REPLICA:
@@ -221,6 +222,17 @@ def _real(asked: _Asked, settings: RegistrySettings) -> Route:
     return Route(Role.FOREIGN, "https", repository.host, repository.path, asked.what)
 
 
+def _joined(module: str | None, upstream: str | None) -> str | None:
+    """Whom to trust on the way through the cluster to the upstream.
+
+    A proxy that only passes requests on passes the upstream's challenge on too, so that clients
+    ask the upstream's own token server.
+    """
+    if module is None or upstream is None:
+        return module
+    return f"{module.rstrip()}\n{upstream}"
+
+
 def _inside(
     asked: _Asked,
     sites: Sites,
@@ -253,7 +265,8 @@ def _push(asked: _Asked, sites: Sites) -> tuple[Route, ...]:
     if not sites.masters:
         raise RouteError(
             f"{asked}: in mode Local images are pushed to registry.<PUBLIC_DOMAIN>, which is not "
-            "known here; give the cluster's public domain, or the addresses of its masters"
+            "known here; give the cluster's public domain, or the addresses of its masters, with "
+            "the sites (--sites FILE, publicHost or masters)"
         )
     return tuple(
         _inside(asked, sites, Role.MASTER, login, address, writer=login)
@@ -266,7 +279,7 @@ def _peers(asked: _Asked, sites: Sites) -> tuple[Route, ...]:
     if not sites.masters:
         raise RouteError(
             f"{asked}: in mode Local replicas ask each other, and the addresses of the masters "
-            "are not known here; give them"
+            "are not known here; give them with the sites (--sites FILE, masters)"
         )
     reader, writer = _login(sites, User.MIRROR_PULLER), _login(sites, User.MIRROR_PUSHER)
     return tuple(
@@ -280,7 +293,8 @@ def _login(sites: Sites, user: User) -> Account:
     if account is None:
         raise RouteError(
             f"the password of the registry's user {user} is not known here; take it from the "
-            f"Secret {constants.SECRET_USER_PREFIX}{user} in {constants.NAMESPACE}"
+            f"Secret {constants.SECRET_USER_PREFIX}{user} in {constants.NAMESPACE} and give it "
+            "with the sites (--sites FILE, users)"
         )
     return account
 

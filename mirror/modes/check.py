@@ -31,6 +31,7 @@ from mirror.modes.check_report import (
     RegistryResult,
 )
 from mirror.modes.constants import LOGICAL_HOST, LOGICAL_PATH
+from mirror.modes.endpoints import Endpoint
 from mirror.modes.required import RequiredImage, RequiredSet
 from mirror.modes.settings import Mode, RegistrySettings
 from mirror.modes.sites import NO_SITES, Sites
@@ -45,6 +46,7 @@ __all__ = [
     "ItemState",
     "RegistryResult",
     "check_images",
+    "connect_with",
     "impatient",
     "targets_for",
 ]
@@ -91,7 +93,7 @@ Its options should be `impatient`, since what is under way when a check ends is 
 def check_images(
     required: RequiredSet,
     targets: Sequence[CheckTarget],
-    connect: Connect,
+    connect: Connect | None = None,
     *,
     again: CheckReport | None = None,
     workers: int = WORKERS,
@@ -101,6 +103,7 @@ def check_images(
 ) -> CheckReport:
     """Ask every target for every required image; all targets at once, each by `workers` threads.
 
+    Without `connect` clients are made as the routes say, with `impatient` options.
     A registry that does not answer at all, or refuses the login, is asked once. After `limit_s`
     seconds nothing new is asked, what is under way fails with `Request timeout`, and the rest is
     pending. With `again`, a report about the same images and targets, only what that one lacks is
@@ -123,7 +126,8 @@ def check_images(
         for number, target in enumerate(targets)
     ]
     on_event(PhaseStarted("checking the required images", sum(len(run.queue) for run in runs)))
-    _Check(runs, workers, limit_s, on_event, cancel or threading.Event()).carry_out(connect)
+    check = _Check(runs, workers, limit_s, on_event, cancel or threading.Event())
+    check.carry_out(connect or connect_with(ConnectionOptions(), on_event))
     return CheckReport(required.mode, tuple(run.result() for run in runs))
 
 
@@ -250,11 +254,18 @@ class _Check:
         return error
 
 
-def impatient(options: ConnectionOptions, limit_s: float = QUESTION_S) -> ConnectionOptions:
-    """`options` for a check: one attempt, and no answer takes longer than `limit_s` seconds.
+def connect_with(options: ConnectionOptions, on_event: OnEvent = ignore) -> Connect:
+    """Clients with these options, made `impatient`, and each route's own trust and login."""
+    hasty = impatient(options)
+    return lambda route: Endpoint.of(route).client(hasty, on_event)
+
+
+def impatient(options: ConnectionOptions, limit_s: float | None = None) -> ConnectionOptions:
+    """`options` for a check: one attempt, and no answer takes longer than `limit_s` seconds (10).
 
     A question is cheap, and it is asked again by the next check.
     """
+    limit_s = QUESTION_S if limit_s is None else limit_s
     return replace(
         options,
         connect_timeout_s=min(options.connect_timeout_s, limit_s),

@@ -5,9 +5,16 @@ from __future__ import annotations
 import threading
 from dataclasses import dataclass, field, replace
 
-from mirror.errors import CancelledError
+from pydantic import SecretStr
+
+from mirror.errors import CancelledError, ForbiddenByModeError
 from mirror.events import OnEvent, ignore
-from mirror.modes.addressing import Role, Route
+from mirror.modes.addressing import Plane, Role, Route, routes_for
+from mirror.modes.constants import LOGICAL_HOST, LOGICAL_PATH
+from mirror.modes.permissions import push_address
+from mirror.modes.settings import Mode, RegistrySettings
+from mirror.modes.sites import Account, Sites, User
+from mirror.oci import Repository
 from mirror.registry import ConnectionOptions, Credentials, RegistryClient
 
 
@@ -50,6 +57,39 @@ class Endpoint:
             credentials=self.credentials,
             on_event=on_event,
         )
+
+
+def replica_endpoints(
+    settings: RegistrySettings, sites: Sites, credentials: Credentials | None = None
+) -> tuple[tuple[Repository, Endpoint], ...]:
+    """Root and endpoint of every replica of a cluster in Local mode, to be read and written.
+
+    One for each master, in order. The login is `credentials`, or that of `mirror-pusher`, or of
+    `rw`.
+
+    Raises:
+        ForbiddenByModeError: in other modes there is no store to bring into line.
+        RouteError: `sites` does not have the masters, or none of those users.
+    """
+    mode = settings.mode
+    if mode is not Mode.LOCAL:
+        raise ForbiddenByModeError(
+            f"in mode {mode} the cluster has no replicas that hold images of their own; "
+            f"what it serves is in {push_address(settings, sites)}",
+            mode=mode,
+            plane=Plane.REPLICA,
+        )
+    writer = sites.account(User.MIRROR_PUSHER) or sites.account(User.RW)
+    if writer is None and credentials is not None:
+        writer = Account(User.MIRROR_PUSHER.value, SecretStr(""))  # `credentials` go before it
+    if writer is not None:
+        both = {User.MIRROR_PULLER: writer, User.MIRROR_PUSHER: writer}
+        sites = replace(sites, accounts={**sites.accounts, **both})
+    base = Repository(LOGICAL_HOST, LOGICAL_PATH)
+    return tuple(
+        (Repository(route.host, route.repository), Endpoint.of(route, credentials))
+        for route in routes_for(base, settings, Plane.REPLICA, sites)
+    )
 
 
 class Connections:

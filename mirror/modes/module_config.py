@@ -85,13 +85,18 @@ def read_documents(raw: str | bytes, where: str) -> list[Mapping[str, Any]]:
 
 def _of(documents: Sequence[Mapping[str, Any]], where: str) -> Found:
     if len(documents) == 1 and "kind" not in documents[0] and "apiVersion" not in documents[0]:
+        if "spec" in documents[0]:
+            raise InputError(
+                f"{where}: {_EXPECTED}, found a document with spec and without kind; add "
+                "kind: ModuleConfig and metadata: {name: deckhouse}"
+            )
         return _part(documents[0])
     configs = [one for one in documents if _is_module_config(one)]
     inits = [one for one in documents if one.get("kind") == "InitConfiguration"]
     if not documents:
         return Found(registry={})  # an empty section: the deprecated kind of Unmanaged
     if not configs and not inits:
-        kinds = ", ".join(sorted({str(one.get("kind", "?"))[:40] for one in documents}))
+        kinds = ", ".join(sorted({_called(one) for one in documents}))
         raise InputError(f"{where}: {_EXPECTED}, found {kinds}")
     for same in (configs, inits):
         if len(same) > 1:
@@ -103,6 +108,14 @@ def _of(documents: Sequence[Mapping[str, Any]], where: str) -> Found:
     if registry is None and init is None:
         registry = {}
     return Found(registry, init, tuple(findings))
+
+
+def _called(document: Mapping[str, Any]) -> str:
+    """How a document calls itself, for a message."""
+    metadata = document.get("metadata")
+    name = metadata.get("name") if isinstance(metadata, Mapping) else None
+    kind = str(document.get("kind", "a document without kind"))[:40]
+    return f"{kind} {str(name)[:40]}" if isinstance(name, str) else kind
 
 
 def _is_module_config(document: Mapping[str, Any]) -> bool:

@@ -12,13 +12,17 @@ import datetime
 import ipaddress
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import TypeVar
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
-from cryptography.hazmat.primitives.asymmetric.types import CertificateIssuerPrivateKeyTypes
+from cryptography.hazmat.primitives.asymmetric.types import (
+    CertificateIssuerPrivateKeyTypes,
+    PrivateKeyTypes,
+)
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from mirror.errors import InvalidCertificateError
@@ -54,7 +58,7 @@ class KeyPair:
     def private_key(self) -> CertificateIssuerPrivateKeyTypes:
         """The key, which must belong to the certificate, or raise `InvalidCertificateError`."""
         try:
-            key = serialization.load_pem_private_key(self.key.encode(), password=None)
+            key = _loaded(self.key)
         except (ValueError, TypeError) as err:
             raise InvalidCertificateError(
                 "private key: expected an unencrypted PEM key, found something else; "
@@ -171,6 +175,15 @@ def clean_pem(pem: str, where: str) -> str:
         InvalidCertificateError: there is none.
     """
     return "".join(_encode(certificate) for certificate in parse_certificates(pem, where))
+
+
+@lru_cache(maxsize=64)
+def _loaded(pem: str) -> PrivateKeyTypes:
+    """The key in a PEM text; raises as cryptography does.
+
+    Its numbers are verified, which takes tens of milliseconds, and who reconciles asks every time.
+    """
+    return serialization.load_pem_private_key(pem.encode(), password=None)
 
 
 def _sound(held: KeyPair, authority: KeyPair, hosts: Sequence[str], now: datetime.datetime) -> bool:

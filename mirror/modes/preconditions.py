@@ -79,7 +79,10 @@ def transition_refusal(
             message += " (the cluster's documents advise against it)"
         if origin is aborted:
             message += f"; the switch to {aborted} was begun and not completed"
-        message += f"; go {' → '.join((current, *path))}"
+        if path[0] is current:  # nothing but a return opens the way on
+            message += f"; go back to {path[0]} first, then to {' → '.join(path[1:])}"
+        else:
+            message += f"; go {' → '.join((current, *path))}"
         return Refusal(Cause.NOT_SUPPORTED, message, path)
     return None
 

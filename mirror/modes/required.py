@@ -152,6 +152,24 @@ def from_inventory(
     return RequiredSet.of(mode, [*found, *_deployment_images(deployment)])
 
 
+def required_images(
+    mode: CheckMode, *, inventory: Inventory | None, deckhouse_image: str | None = None
+) -> RequiredSet:
+    """What the check `mode` requires, for who has a bundle and knows the platform's own image.
+
+    `Default`: all that the inventory holds, and the image; `Relax`: the image alone, by its tag.
+
+    Raises:
+        RequiredImagesError: nothing that the check needs is given.
+    """
+    deployment = None if deckhouse_image is None else deployment_of(deckhouse_image)
+    if mode is CheckMode.RELAX:
+        return relaxed(deployment)
+    if inventory is None:
+        raise RequiredImagesError("the check Default needs an inventory, such as that of a bundle")
+    return from_inventory(inventory, deployment)
+
+
 def relaxed(deployment: Mapping[str, Any] | None) -> RequiredSet:
     """The platform's own image alone, by its tag.
 

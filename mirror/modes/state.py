@@ -30,6 +30,7 @@ from mirror.modes.conditions import (
 )
 from mirror.modes.constants import NAMESPACE, SECRET_STATE, SECRET_STATE_TYPE
 from mirror.modes.matrix import Kind
+from mirror.modes.render.tree import SECRET, RenderedFile, write_file
 from mirror.modes.settings import Mode
 
 _EXPECTED = "expected the Secret registry-state, or its keys hash, mode, target_mode, conditions"
@@ -110,6 +111,15 @@ class RegistryState:
             "type": SECRET_STATE_TYPE,
             "data": {key: base64.b64encode(text.encode()).decode() for key, text in texts.items()},
         }
+
+    def save(self, path: Path) -> bool:
+        """Write the whole Secret as YAML, with mode 0600; False if the file holds it already.
+
+        Raises:
+            FileSystemError: it cannot be written.
+        """
+        text = yaml.safe_dump(self.to_secret(), sort_keys=False)
+        return write_file(path, RenderedFile(text.encode(), SECRET))
 
     @classmethod
     def load(cls, source: Path | str | Mapping[str, Any] | None) -> RegistryState:

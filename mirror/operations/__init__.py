@@ -13,7 +13,7 @@ from mirror.operations.push_plan import PushPlan, plan_push
 from mirror.operations.quorum import Member, QuorumReport, push_to_all
 from mirror.operations.results import Outcome, ReplicaResult
 from mirror.operations.rollback import RollbackReport, rollback
-from mirror.operations.sites import Site
+from mirror.operations.sites import Site, replica_sites
 from mirror.operations.status import ReplicaStatus, StatusReport, status
 from mirror.operations.sync import SyncReport, sync_replicas
 from mirror.operations.verify import RegistryReport, verify, verify_registry
@@ -51,6 +51,7 @@ __all__ = [
     "push",
     "push_to_all",
     "registry_inventory",
+    "replica_sites",
     "rollback",
     "status",
     "sync_replicas",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,8 +14,12 @@ from mirror.errors import (
     RegistryNotFoundError,
     UnreachableError,
 )
+from mirror.events import OnEvent, ignore
+from mirror.modes.endpoints import replica_endpoints
+from mirror.modes.settings import RegistrySettings
+from mirror.modes.sites import Sites
 from mirror.oci.reference import check_repository
-from mirror.registry import RegistryClient, RegistryReader
+from mirror.registry import ConnectionOptions, Credentials, RegistryClient, RegistryReader
 from mirror.release.tree import (
     INSTALL,
     INSTALL_STANDALONE,
@@ -75,6 +80,34 @@ class Site:
     ) -> RegistryTarget:
         """It as a target."""
         return RegistryTarget(self.client, self.tree.locate, self.name, jobs=jobs, cancel=cancel)
+
+
+@contextmanager
+def replica_sites(
+    settings: RegistrySettings,
+    sites: Sites,
+    *,
+    options: ConnectionOptions | None = None,
+    credentials: Credentials | None = None,
+    on_event: OnEvent = ignore,
+) -> Iterator[list[Site]]:
+    """The replicas of a cluster in Local mode, one for each master, for `sync_replicas`.
+
+    The login is `credentials`, or that of `mirror-pusher`, or of `rw`. At the end the clients are
+    closed. No network is touched here.
+
+    Raises:
+        ForbiddenByModeError: in other modes there is no store to bring into line.
+        RouteError: `sites` does not have the masters, or none of those users.
+    """
+    with ExitStack() as opened:
+        yield [
+            Site(
+                opened.enter_context(endpoint.client(options or ConnectionOptions(), on_event)),
+                TargetTree(root),
+            )
+            for root, endpoint in replica_endpoints(settings, sites, credentials)
+        ]
 
 
 def walk_site(

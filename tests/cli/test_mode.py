@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -9,7 +11,9 @@ from typing import Any, TypeAlias
 import pytest
 import yaml
 
+from mirror.modes import check
 from mirror.modes.constants import LOGICAL_BASE
+from mirror.registry import ConnectionOptions
 from tests.conftest import MakeEmbeddedRegistry
 from tests.modes.replicas import image, put
 from tests.support.program import call_mirror
@@ -227,6 +231,7 @@ def test_a_switch_that_was_begun_and_not_completed_counts(write: Write) -> None:
     run = call_mirror("mode", "plan", *arguments)
     assert run.code == 1
     assert "Local" in run.stdout.partition("Refused")[2]
+    assert "go back to Direct first, then to Proxy" in run.stdout
     other = ("--state", write("other.yaml", state("Direct", "Proxy")))
     arguments = (*other, "--from", write("from.yaml", DIRECT), "--to", write("to.yaml", LOCAL))
     call_mirror("mode", "plan", *arguments).failed(2, "switch to Proxy was begun", "aborted")
@@ -311,6 +316,24 @@ def test_check_takes_a_bundle_as_what_is_required(
     call_mirror("mode", "check", *files).succeeded()
 
 
+def test_a_registry_that_hangs_does_not_hold_a_check(
+    write: Write, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    assert check.impatient(ConnectionOptions()).stall_timeout_s == 10
+    monkeypatch.setattr(check, "QUESTION_S", 0.3)
+    digests = tmp_path / "digests.txt"
+    digests.write_text("\n".join(f"sha256:{number:064}" for number in range(50)))
+    with socket.create_server(("127.0.0.1", 0)) as hung:  # it takes calls, and never answers
+        host = f"127.0.0.1:{hung.getsockname()[1]}"
+        section = {"imagesRepo": f"{host}/dkp/ee", "scheme": "HTTP"}
+        config = write("mc.yaml", {"mode": "Direct", "direct": section})
+        started = time.monotonic()
+        done = call_mirror("mode", "check", "--module-config", config, "--digests", digests)
+    assert done.code == 5
+    assert f"{host}: 0 of 50 items processed, 50 items with errors" in done.stdout
+    assert time.monotonic() - started < 20  # with the patience of a push it is minutes
+
+
 def test_check_takes_the_clusters_values(
     make_embedded_registry: MakeEmbeddedRegistry, write: Write
 ) -> None:
@@ -358,3 +381,38 @@ def test_a_registry_that_cannot_be_reached_has_its_own_exit_code(
     run = call_mirror("mode", "check", "--module-config", config, "--digests", digests)
     assert run.code == 5
     assert "cannot be resolved" in run.stdout
+
+
+def test_what_only_the_cluster_knows_is_asked_for_by_its_option(tmp_path: Path) -> None:
+    config = tmp_path / "local.yaml"
+    config.write_text("mode: Local\n")
+    digests = tmp_path / "digests.txt"
+    digests.write_text(f"sha256:{'0' * 64}\n")
+    call_mirror("mode", "check", "--module-config", config, "--digests", digests).failed(
+        2, "registry-user-ro", "--sites FILE, users"
+    )
+    call_mirror("sync", "--module-config", config).failed(2, "--sites FILE, masters")
+    text = call_mirror("mode", "show", "--module-config", config).succeeded().stdout
+    assert "--sites FILE, publicHost or masters" in text
+
+
+@pytest.mark.parametrize(
+    ("document", "words"),
+    [
+        ("spec: {settings: {registry: {mode: Local}}}", ["without kind", "kind: ModuleConfig"]),
+        ("{kind: ModuleConfig, metadata: {name: global}}", ["found ModuleConfig global"]),
+    ],
+)
+def test_a_document_that_is_no_module_config_is_called_by_its_name(
+    document: str, words: list[str], tmp_path: Path
+) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text(document)
+    call_mirror("mode", "show", "--module-config", config).failed(2, *words)
+
+
+def test_a_node_without_its_name_is_told_how_to_write_it(tmp_path: Path) -> None:
+    config = tmp_path / "local.yaml"
+    config.write_text("mode: Local\n")
+    render = ("mode", "render", "--module-config", config, "--out", tmp_path / "out")
+    call_mirror(*render, "--nodes", "10.0.0.1").failed(2, "'10.0.0.1'", "master-0=10.0.0.1")

@@ -306,3 +306,83 @@ def test_the_replicas_of_a_local_cluster_are_targets_each(stand: Stand) -> None:
         Target.replicas(module_config=direct, sites_file=None, **access)
     with pytest.raises(RouteError, match="mirror-pu"):
         Target.replicas(module_config=stand.config, sites_file=stand.sites(), **access)
+
+
+@pytest.fixture
+def cluster(
+    make_embedded_registry: MakeEmbeddedRegistry, authority: Authority, write: Write
+) -> tuple[list[EmbeddedRegistry], tuple[Any, ...]]:
+    """Two replicas of a cluster in Local mode, and the options that describe it."""
+    hosts = [free_loopback(REGISTRY_PORT) for _ in range(2)]
+    auth = BasicAuth({"rw": User("rw-word"), "mirror-pusher": User("pusher-word")})
+    replicas = [
+        make_embedded_registry(
+            host=host, port=REGISTRY_PORT, tls=certificate(authority, host), auth=auth
+        )
+        for host in hosts
+    ]
+    sites = {
+        "masters": hosts,
+        "caFile": str(authority.certificate),
+        "users": {"rw": "rw-word", "mirror-pusher": "pusher-word"},
+    }
+    config = write("local.yaml", module_config({"mode": "Local"}))
+    return replicas, ("--module-config", config, "--sites", write("sites.yaml", sites))
+
+
+def test_a_sync_brings_the_masters_of_a_local_cluster_to_one_state(
+    bundle: Path, cluster: tuple[list[EmbeddedRegistry], tuple[Any, ...]]
+) -> None:
+    (first, second), files = cluster
+    call_mirror("push", bundle, *files).succeeded()
+    assert second.storage.repositories() == []
+    synced = call_mirror("sync", *files, "--json").succeeded()
+    assert synced.document["leader"] == f"{first.address}/{LOGICAL_PATH}"
+    assert [one["outcome"] for one in synced.document["replicas"]] == ["synced"]
+    assert second.storage.repositories() == first.storage.repositories()
+    assert "word" not in synced.text
+    # A master goes by its address, its address with port, or its full name.
+    host = second.address.rpartition(":")[0]
+    for name in (host, second.address, f"{second.address}/{LOGICAL_PATH}"):
+        again = call_mirror("sync", "--from", name, *files, "--json").succeeded()
+        assert again.document["leader"] == f"{second.address}/{LOGICAL_PATH}"
+        (one,) = again.document["replicas"]
+        assert one["replica"] == f"{first.address}/{LOGICAL_PATH}"
+        assert one["outcome"] == "equal"
+
+
+def test_the_login_of_the_masters_goes_to_no_registry_beside_them(
+    bundle: Path,
+    cluster: tuple[list[EmbeddedRegistry], tuple[Any, ...]],
+    make_embedded_registry: MakeEmbeddedRegistry,
+    authority: Authority,
+) -> None:
+    (first, second), files = cluster
+    outside = make_embedded_registry(tls=certificate(authority, "127.0.0.1"))
+    call_mirror(
+        "push", bundle, f"{outside.address}/dkp/ee", "--ca", authority.certificate
+    ).succeeded()
+    login = ("--registry-login", "rw", "--registry-password", "rw-word")
+    synced = call_mirror(
+        *("sync", "--from", f"{outside.address}/dkp/ee", *files, *login),
+        *("--ca", authority.certificate, "--json"),
+    ).succeeded()
+    assert [one["outcome"] for one in synced.document["replicas"]] == ["synced", "synced"]
+    assert first.storage.repositories() == second.storage.repositories()
+    assert all("authorization" not in one.headers for one in outside.requests)
+
+
+def test_a_sync_of_a_cluster_says_what_it_lacks(
+    cluster: tuple[list[EmbeddedRegistry], tuple[Any, ...]], write: Write, authority: Authority
+) -> None:
+    (first, _), (_, config, *_) = cluster
+    call_mirror("sync").failed(2, "--from LEADER --to REPLICA", "--module-config")
+    call_mirror("sync", "--sites", write("alone.yaml", {})).failed(2, "--module-config")
+    direct = write("direct.yaml", upstream("Direct", "reg.example/dkp"))
+    call_mirror("sync", "--module-config", direct).failed(2, "no replicas", "reg.example/dkp")
+    host = first.address.rpartition(":")[0]
+    one = {"masters": [host], "caFile": str(authority.certificate), "users": {"rw": "rw-word"}}
+    sites = ("--sites", write("one.yaml", one))
+    call_mirror("sync", "--module-config", config, *sites).failed(
+        2, "one replica alone", first.address
+    )

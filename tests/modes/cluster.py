@@ -7,7 +7,7 @@ from functools import cache
 from typing import Any
 
 from mirror.modes import pki
-from mirror.modes.render import Images, Node, ServiceSecrets, prepare
+from mirror.modes.render import Images, Node, ServiceSecrets, prepare_secrets
 from mirror.modes.settings import RegistrySettings
 
 NOW = datetime.datetime(2026, 3, 1, 12, tzinfo=datetime.UTC)
@@ -22,7 +22,7 @@ LOGICAL = "registry.d8-system.svc:5001"
 @cache
 def kept() -> ServiceSecrets:
     """Secrets of `NODES`."""
-    return prepare(None, NODES, NOW)
+    return prepare_secrets(None, NODES, NOW)
 
 
 @cache

@@ -8,8 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.modes.images import pack_images
 from tests.modes.stack import (
+    INSTALLER,
     LOCAL,
+    PLATFORM,
     Cluster,
 )
 from tests.support.mode_stack import (
@@ -36,6 +39,12 @@ def containerd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ContainerdP
     """One containerd for all; each test makes it forget what it pulled."""
     with ContainerdProcess(tmp_path_factory.mktemp("containerd")) as process:
         yield process
+
+
+@pytest.fixture(scope="session")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle of two images that a containerd can unpack: the platform's own and the installer."""
+    return pack_images(tmp_path_factory.mktemp("bundle"), {"": PLATFORM, "install": INSTALLER})
 
 
 @pytest.fixture

@@ -7,13 +7,16 @@ import hashlib
 import io
 import json
 import tarfile
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from mirror.modes.client import ModeClient
 from mirror.modes.sites import Account
-from mirror.oci import Digest, Manifest
+from mirror.oci import Digest, Manifest, media_types
 from mirror.registry import ConnectionOptions, Credentials, RegistryClient, RetryPolicy
+from mirror.sync import MemoryStore
+from tests.support.bundles import pack_store
 
 
 @dataclass(frozen=True)
@@ -72,7 +75,7 @@ def client(address: str, ca: Path, account: Account | None) -> RegistryClient:
     return RegistryClient(address, options=options, credentials=login)
 
 
-def push(to: RegistryClient, repository: str, tag: str, one: Image) -> None:
+def push(to: RegistryClient | ModeClient, repository: str, tag: str, one: Image) -> None:
     """Upload an image and give it a tag."""
     for blob in one.blobs:
         digest = Digest.parse(f"sha256:{hashlib.sha256(blob).hexdigest()}")
@@ -83,3 +86,14 @@ def push(to: RegistryClient, repository: str, tag: str, one: Image) -> None:
         to.upload(repository, digest, len(blob), content)
     manifest = Manifest.parse(one.manifest)
     to.put_manifest(repository, tag, manifest)
+
+
+def pack_images(folder: Path, images: Mapping[str, Image], tag: str = "v1.70.0") -> Path:
+    """A bundle in `folder` with one image in each of these repositories."""
+    store = MemoryStore()
+    for repository, one in images.items():
+        for blob in one.blobs:
+            store.add_blob(repository, blob)
+        store.add_manifest(repository, one.manifest, media_types.OCI_MANIFEST, tags=[tag])
+    pack_store(store, folder)
+    return folder

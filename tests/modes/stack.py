@@ -5,33 +5,41 @@ from __future__ import annotations
 import datetime
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
+
+import yaml
 
 from mirror.modes import constants
 from mirror.modes.render import (
     Containerd,
     Distribution,
     Node,
+    Rendered,
     RenderOptions,
     ServiceSecrets,
-    prepare,
+    prepare_secrets,
     render,
+    sites_of,
     write_cluster,
 )
 from mirror.modes.settings import RegistrySettings
-from mirror.modes.sites import Account, User
-from tests.modes.images import Image, client, push
+from mirror.modes.sites import Account, Sites, User
+from tests.modes.images import Image, client, image, push
 from tests.support.mode_stack import (
     DEBIAN_NGINX,
     Registry,
     in_tree,
     loopback_node,
+    master_node,
 )
+from tests.support.program import call_mirror
 from tests.support.real_registry import ACCOUNT, RealRegistry
 
 LOGICAL = "registry.d8-system.svc:5001/system/deckhouse"
+PLATFORM, INSTALLER = image("platform"), image("installer")
+"""What the bundle of these tests holds, at v1.70.0."""
 NAMES = ("master-0", "master-1", "master-2")
 
 
@@ -46,8 +54,10 @@ class Cluster:
     registries: dict[str, Registry] = field(default_factory=dict)
 
     @classmethod
-    def create(cls, out: Path, masters: int) -> Cluster:
-        nodes = tuple(loopback_node(NAMES[number]) for number in range(masters))
+    def create(cls, out: Path, masters: int, *, addresses: bool = False) -> Cluster:
+        """With `addresses` each master has one of its own, and the registry's usual port."""
+        make = master_node if addresses else loopback_node
+        nodes = tuple(make(NAMES[number]) for number in range(masters))
         nodes = (*nodes, loopback_node("worker-0", master=False))
         options = RenderOptions(
             Containerd.STOCK,
@@ -56,11 +66,23 @@ class Cluster:
             in_place_root=PurePosixPath(out),
         )
         now = datetime.datetime.now(datetime.UTC)
-        return cls(out, nodes, prepare(None, nodes, now), options)
+        return cls(out, nodes, prepare_secrets(None, nodes, now), options)
 
     def render(self, settings: RegistrySettings, previous: RegistrySettings | None = None) -> None:
-        rendered = render(settings, self.nodes, self.kept, previous=previous, options=self.options)
-        write_cluster(rendered, self.out)
+        write_cluster(self.rendered(settings, previous), self.out)
+
+    def rendered(
+        self, settings: RegistrySettings, previous: RegistrySettings | None = None
+    ) -> Rendered:
+        # The in-cluster proxy takes the first one's ports: not those where a master listens.
+        nodes = (self.worker, *self.masters)
+        return render(settings, nodes, self.kept, previous=previous, options=self.options)
+
+    def render_masters(self, settings: RegistrySettings, previous: RegistrySettings | None) -> None:
+        """The masters' part alone; the worker, which pulls, goes on with what it has."""
+        rendered = self.rendered(settings, previous)
+        masters = {node.name: rendered.nodes[node.name] for node in self.masters}
+        write_cluster(replace(rendered, nodes=masters, in_cluster={}), self.out)
 
     @property
     def worker(self) -> Node:
@@ -79,6 +101,25 @@ class Cluster:
     def ca(self) -> Path:
         path = self.out / "ca.crt"
         path.write_text(self.kept.authority.certificate)
+        return path
+
+    @property
+    def sites(self) -> Sites:
+        return sites_of(self.nodes, self.kept)
+
+    def sites_file(self) -> Path:
+        """What `--sites` reads."""
+        sites = self.sites
+        document = {
+            "masters": list(sites.masters),
+            "ca": sites.ca,
+            "users": {
+                user.value: account.password.get_secret_value()
+                for user, account in sites.accounts.items()
+            },
+        }
+        path = self.out / "sites.yaml"
+        path.write_text(yaml.safe_dump(document))
         return path
 
     def account(self, user: User) -> Account:
@@ -122,6 +163,12 @@ def fill(registry: RealRegistry, repository: str, tag: str, one: Image) -> None:
     account = Account(ACCOUNT[0], SecretStr(ACCOUNT[1]))
     with client(registry.address, upstream_ca(registry), account) as to:
         push(to, repository, tag, one)
+
+
+def push_outside(bundle: Path, repo: str, ca: Path, account: tuple[str, str]) -> None:
+    """Bring a bundle to a registry outside of the cluster."""
+    login = ("--registry-login", account[0], "--registry-password", account[1])
+    call_mirror("push", bundle, repo, "--ca", ca, *login).succeeded()
 
 
 @contextmanager

@@ -8,9 +8,13 @@ from pathlib import Path
 import httpx
 import pytest
 
-from mirror.errors import DeniedError
+from mirror.errors import DeniedError, ForbiddenByModeError
 from mirror.modes import constants
+from mirror.modes.addressing import Plane
+from mirror.modes.client import ModeClient, connect
+from mirror.modes.settings import RegistrySettings
 from mirror.modes.sites import User
+from mirror.registry import ConnectionOptions, RetryPolicy
 from tests.modes.images import client, image, push
 from tests.modes.stack import (
     LOCAL,
@@ -28,6 +32,7 @@ from tests.support.mode_stack import (
     relay,
 )
 from tests.support.real_registry import ACCOUNT, RealRegistry
+from tests.support.service import resolving
 
 
 def test_containerd_reaches_another_path_through_the_relay_with_its_own_login(
@@ -85,22 +90,40 @@ def test_the_api_plane_passes_through_to_a_token_server_that_knows_the_real_path
     reader = local.account(User.RO)
     login = (reader.name, reader.password.get_secret_value())
     cluster = Cluster.create(tmp_path / "direct", 1)
-    repo = f"localhost:{node.ports.registry}/dkp/ee"
-    cluster.render(direct(repo, login, local.ca))
-    # One file of authorities for both: the proxy's own, and the token server's beyond it.
-    both = tmp_path / "both.crt"
-    both.write_text(cluster.kept.authority.certificate + local.kept.authority.certificate)
-    with running(in_cluster_relay(cluster.out, cluster.nodes[0])):
-        address = f"127.0.0.1:{cluster.nodes[0].ports.registry}"
-        with client(address, both, reader) as through:
-            found = through.manifest("system/deckhouse/install", "v1")
+    settings = direct(f"localhost:{node.ports.registry}/dkp/ee", login, local.ca)
+    cluster.render(settings)
+    asked = local.registries[node.name].tokens.asked
+    del asked[:]
+    with (
+        running(in_cluster_relay(cluster.out, cluster.worker)),
+        resolving("registry.d8-system.svc") as service,
+    ):
+        service.append(("127.0.0.1", cluster.worker.ports.registry))
+        with component(settings, cluster) as through:
+            assert [one.host for one in through.endpoints] == [constants.LOGICAL_HOST]
+            found = through.manifest(f"{LOGICAL}/install:v1")
             assert found.raw == one.manifest
+            assert through.manifest(f"{LOGICAL}/install@{one.digest}").raw == one.manifest
             for blob in found.blobs:
-                body = through.blob("system/deckhouse/install", blob.digest, size=blob.size)
+                body = through.blob(f"{LOGICAL}/install", blob.digest, size=blob.size)
                 assert sum(map(len, body)) == blob.size
-        wrong = dataclasses.replace(reader, name="rw")
-        with client(address, both, wrong) as stranger, pytest.raises(DeniedError):
-            stranger.manifest("system/deckhouse/install", "v1")
+            assert through.tags(f"{LOGICAL}/install") == ["v1"]
+            assert not through.exists(f"{LOGICAL}/install:v2")
+            with pytest.raises(ForbiddenByModeError, match="push to the external registry itself"):
+                push(through, "install", "v2", one)
+        # The tokens that count are for the upstream's own paths, by the upstream's own login.
+        scopes = [scope for request in asked for scope in request.scopes]
+        assert "repository:dkp/ee/install:pull" in scopes
+        assert {(request.account, request.status) for request in asked} == {(reader.name, 200)}
+        stranger = direct(f"localhost:{node.ports.registry}/dkp/ee", ("rw", login[1]), local.ca)
+        with component(stranger, cluster) as refused, pytest.raises(DeniedError):
+            refused.manifest(f"{LOGICAL}/install:v1")
+
+
+def component(settings: RegistrySettings, cluster: Cluster) -> ModeClient:
+    """The registry as a component of the platform reaches it."""
+    options = ConnectionOptions(retries=RetryPolicy(attempts=1))
+    return connect(settings, sites=cluster.sites, plane=Plane.API, options=options)
 
 
 def test_containerd_trusts_a_module_source_by_its_own_authority(

@@ -6,49 +6,83 @@ import dataclasses
 import http.server
 import json
 import queue
+import signal
 import ssl
 import threading
+from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
 from mirror.errors import DeniedError
+from mirror.modes import constants
+from mirror.modes.render import Node
 from mirror.modes.sites import User
 from mirror.oci import Digest
-from tests.modes.images import client, image, push
+from tests.modes.images import client, image, pack_images, push
 from tests.modes.stack import (
+    INSTALLER,
+    LOCAL,
     LOGICAL,
+    PLATFORM,
     Cluster,
-    running,
 )
-from tests.support.mode_stack import (
-    ContainerdProcess,
-    balancer,
-)
+from tests.modes.stage import Stage
+from tests.support.mode_stack import ContainerdProcess, in_tree
+from tests.support.program import RunningMirror
 
 
-def test_containerd_pulls_by_tag_and_digest_and_goes_on_when_a_replica_dies(
-    local: Cluster, containerd: ContainerdProcess
+def test_a_push_to_one_replica_reaches_all_and_containerd_goes_on_when_one_dies(
+    tmp_path: Path, bundle: Path, containerd: ContainerdProcess
 ) -> None:
-    one = image("local")
-    for node in local.masters:
-        with client(node.registry, local.ca, local.account(User.RW)) as to:
-            push(to, "system/deckhouse/install", "v1.70.0", one)
-    by_tag, by_digest = f"{LOGICAL}/install:v1.70.0", f"{LOGICAL}/install@{one.digest}"
-    login = local.login(User.RO)
-    with running(balancer(local.out, local.worker)):
-        for reference in (by_tag, by_digest):
-            done = containerd.pull(reference, local.hosts, login=login)
-            assert done.returncode == 0, done.stderr
-            containerd.forget(reference)
-        dead = local.registries["master-1"]
-        dead.kill()
-        for _ in range(3):
-            done = containerd.pull(by_tag, local.hosts, login=login)
-            assert done.returncode == 0, done.stderr
-            containerd.forget(by_tag)
-        dead.start()
+    cluster = Cluster.create(tmp_path / "local", 3, addresses=True)
+    names = (LOGICAL, f"{LOGICAL}/install")
+    newer = {"": image("platform, newer"), "install": image("installer, newer")}
+    later = pack_images(tmp_path / "later", newer, "v1.71.0")
+    with Stage(cluster, LOCAL, bundle) as stage, ExitStack() as replication:
+
+        def everywhere(release: Path) -> bool:
+            return stage.mirror("mode check", "--inventory", release).code == 0
+
+        pushed = stage.mirror("push", bundle, "--json").succeeded()
+        first, second, _ = cluster.masters
+        assert pushed.document["target"] == f"{first.registry}/system/deckhouse"
+        assert not everywhere(bundle)
+        daemons = [
+            replication.enter_context(
+                RunningMirror("sync", "--watch", "--config", replication_config(cluster, node))
+            )
+            for node in cluster.masters
+        ]
+        daemons[1].wait_until(lambda: everywhere(bundle))
+
+        def pull(*references: str) -> None:
+            for reference in references:
+                done = containerd.pull(reference, cluster.hosts, login=cluster.login(User.RO))
+                assert done.returncode == 0, done.stderr
+                containerd.forget(reference)
+
+        tags = tuple(f"{name}:v1.70.0" for name in names)
+        digests = (f"{names[0]}@{PLATFORM.digest}", f"{names[1]}@{INSTALLER.digest}")
+        pull(*tags, *digests)
+        cluster.registries[second.name].kill()
+        pull(*tags, *digests, *tags)
+        cluster.registries[second.name].start()
+        pull(*tags, *digests)
+        stage.mirror("push", later).succeeded()
+        daemons[1].wait_until(lambda: everywhere(later))
+        cluster.registries[first.name].kill()  # which took the push
+        pull(*(f"{name}:v1.71.0" for name in names), f"{names[0]}@{newer[''].digest}")
+        for daemon in daemons:
+            assert daemon.stop(signal.SIGTERM).code == 0
+
+
+def replication_config(cluster: Cluster, node: Node) -> Path:
+    """What was rendered for a master's replication container."""
+    path = constants.SERVICE_CONFIG / "mirrorer/config.yaml"
+    return in_tree(cluster.out, f"nodes/{node.name}", path)
 
 
 def test_each_user_may_do_what_the_access_list_says(local: Cluster) -> None:

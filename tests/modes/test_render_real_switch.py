@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
-import threading
+import dataclasses
 from contextlib import ExitStack
 from pathlib import Path
 
 from mirror.modes import constants
+from mirror.modes.conditions import ConditionType
+from mirror.modes.facts import Store
+from mirror.modes.matrix import Kind
 from mirror.modes.sites import User
 from tests.modes.images import client, image, push
 from tests.modes.stack import (
+    INSTALLER,
     LOCAL,
     LOGICAL,
     Cluster,
     by_name,
     direct,
     fill,
+    push_outside,
     running,
     upstream_ca,
+    with_upstream,
 )
+from tests.modes.stage import Pulling, Stage
 from tests.support.mode_stack import (
     ContainerdProcess,
     balancer,
@@ -27,6 +34,8 @@ from tests.support.mode_stack import (
     relay,
 )
 from tests.support.real_registry import ACCOUNT, RealRegistry
+
+INSTALL = f"{LOGICAL}/install:v1.70.0"
 
 
 def test_during_a_transition_each_side_serves_what_the_other_lacks(
@@ -54,73 +63,73 @@ def test_during_a_transition_each_side_serves_what_the_other_lacks(
             assert not in_tree(cluster.out, "nodes/worker-0", relay_conf).exists()
 
 
-class Pulling:
-    """Pulls one image again and again in a thread; `failures` is what containerd said."""
-
-    def __init__(
-        self, containerd: ContainerdProcess, reference: str, cluster: Cluster, login: str
-    ) -> None:
-        self.failures: list[str] = []
-        self._containerd, self._reference = containerd, reference
-        self._cluster, self._login = cluster, login
-        self._done = 0
-        self._more = threading.Condition()
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, daemon=True)
-
-    def __enter__(self) -> Pulling:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join(60)
-
-    def wait_for(self, pulls: int) -> None:
-        """Until so many more were tried."""
-        with self._more:
-            wanted = self._done + pulls
-            assert self._more.wait_for(lambda: self._done >= wanted, timeout=60)
-
-    def _run(self) -> None:
-        while not self._stop.is_set():
-            done = self._containerd.pull(self._reference, self._cluster.hosts, login=self._login)
-            if done.returncode:
-                self.failures.append(done.stderr)
-            self._containerd.forget(self._reference)
-            with self._more:
-                self._done += 1
-                self._more.notify_all()
-
-
 def test_no_pull_fails_during_a_switch_from_direct_to_local(
-    tmp_path: Path, upstream: RealRegistry, containerd: ContainerdProcess
+    tmp_path: Path, upstream: RealRegistry, containerd: ContainerdProcess, bundle: Path
 ) -> None:
-    one = image("switch")
-    fill(upstream, "dkp/ee/install", "v1", one)
-    cluster = Cluster.create(tmp_path / "switch", 1)
-    (node,) = cluster.masters
-    before = direct(f"{by_name(upstream)}/dkp/ee", ACCOUNT, upstream_ca(upstream))
-    cluster.render(before)
-    way = relay(cluster.out, cluster.worker)
-    with ExitStack() as stack:
-        stack.enter_context(running(way))
-        login = cluster.login(User.RO)
-        pulling = stack.enter_context(Pulling(containerd, f"{LOGICAL}/install:v1", cluster, login))
-        pulling.wait_for(2)
-        cluster.render(LOCAL, before)
-        way.reload()
-        pulling.wait_for(2)
-        stack.enter_context(master(cluster.out, node))
-        stack.enter_context(running(balancer(cluster.out, cluster.worker)))
-        with client(node.registry, cluster.ca, cluster.account(User.RW)) as to:
-            push(to, "system/deckhouse/install", "v1", one)
-        cluster.render(LOCAL)
-        pulling.wait_for(2)  # one may have begun with the former file
-        way.stop()
+    repo = f"{by_name(upstream)}/dkp/ee"
+    push_outside(bundle, repo, upstream_ca(upstream), ACCOUNT)
+    cluster = Cluster.create(tmp_path / "switch", 3, addresses=True)
+    before = direct(repo, ACCOUNT, upstream_ca(upstream))
+    pulling = Pulling(containerd, INSTALL, cluster, cluster.login(User.RO))
+    with Stage(cluster, before, bundle) as stage, pulling:
+        pulling.wait_for(1)
+        plan = stage.switch(LOCAL, pulling, INSTALLER)
+        assert [step.condition for step in plan.steps][1:3] == [
+            ConditionType.NODE_SERVICES,
+            ConditionType.IMAGES,  # pushed to what has started, and checked at every master
+        ]
         upstream.stop()
-        pulling.wait_for(3)
-        assert pulling.failures == []
+        pulling.wait_for(2)
+        relay_conf = constants.BALANCER_CONFIG / "relay.conf"
+        assert not in_tree(cluster.out, "nodes/worker-0", relay_conf).exists()
+    assert pulling.failures == []
+
+
+def test_no_pull_fails_from_local_by_direct_to_proxy(
+    tmp_path: Path, containerd: ContainerdProcess, bundle: Path
+) -> None:
+    outside = Cluster.create(tmp_path / "upstream", 1)
+    outside.render(LOCAL)
+    (source,) = outside.masters
+    repo = f"localhost:{source.ports.registry}/system/deckhouse"
+    writer, reader = outside.account(User.RW), outside.account(User.RO)
+    cluster = Cluster.create(tmp_path / "switch", 2, addresses=True)
+    # `ctr` hands over one login, whichever registry is asked; a kubelet has one for each.
+    cluster.kept = dataclasses.replace(cluster.kept, users=outside.kept.users)
+    section = (repo, (reader.name, reader.password.get_secret_value()), outside.ca)
+    pulling = Pulling(containerd, INSTALL, cluster, cluster.login(User.RO))
+    with master(outside.out, source), Stage(cluster, LOCAL, bundle) as stage:
+        push_outside(bundle, repo, outside.ca, (writer.name, writer.password.get_secret_value()))
+        stage.mirror("push", bundle).succeeded()
+        stage.mirror("sync").succeeded()
+        stage.store = Store.PLAIN
+        proxy = with_upstream("Proxy", *section)
+        refused = stage.plan(proxy)
+        assert refused.path == (Kind.DIRECT, Kind.PROXY)
+        assert not refused.allowed
+        with pulling:
+            pulling.wait_for(1)
+            for kind in refused.path:
+                stage.switch(with_upstream(kind.mode, *section), pulling, INSTALLER)
+    assert pulling.failures == []
+
+
+def test_no_pull_fails_when_a_cluster_becomes_managed(
+    tmp_path: Path, upstream: RealRegistry, containerd: ContainerdProcess, bundle: Path
+) -> None:
+    """Unmanaged → Direct: images get another name, and each name works as long as it is in use."""
+    repo = f"{by_name(upstream)}/dkp/ee"
+    push_outside(bundle, repo, upstream_ca(upstream), ACCOUNT)
+    cluster = Cluster.create(tmp_path / "switch", 1, addresses=True)
+    section = (repo, ACCOUNT, upstream_ca(upstream))
+    unmanaged, wanted = (with_upstream(mode, *section) for mode in ("Unmanaged", "Direct"))
+    pulling = Pulling(containerd, f"{repo}/install:v1.70.0", cluster, cluster.login(User.RO))
+    with Stage(cluster, unmanaged, bundle) as stage, pulling:
+        pulling.wait_for(1)
+        stage.switch(wanted, pulling, INSTALLER)
+        assert pulling.reference == INSTALL
+        assert not (cluster.hosts / by_name(upstream)).exists()
+    assert pulling.failures == []
 
 
 def test_no_pull_fails_when_the_path_on_the_same_host_changes(

@@ -17,7 +17,7 @@ from mirror.modes.render import (
     Ports,
     Rendered,
     RenderOptions,
-    prepare,
+    prepare_secrets,
     render,
 )
 from mirror.modes.settings import RegistrySettings
@@ -384,8 +384,8 @@ def test_every_file_with_a_secret_is_for_its_owner_alone() -> None:
 
 
 def test_what_was_prepared_is_kept_and_a_moved_node_gets_new_leaves() -> None:
-    assert prepare(kept(), NODES, NOW) == kept()
-    moved = prepare(kept(), [Node("master-0", "10.0.0.77"), *MASTERS[1:]], NOW)
+    assert prepare_secrets(kept(), NODES, NOW) == kept()
+    moved = prepare_secrets(kept(), [Node("master-0", "10.0.0.77"), *MASTERS[1:]], NOW)
     assert moved.nodes["master-0"] != kept().nodes["master-0"]
     assert moved.nodes["master-1"] == kept().nodes["master-1"]
     assert moved.authority == kept().authority

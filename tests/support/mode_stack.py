@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 
 from mirror.modes import constants
 from mirror.modes.render import Nginx, Node, Ports
-from tests.support.processes import ServerProcess, free_port
+from tests.support.processes import ServerProcess, free_loopback, free_port
 from tests.support.token_server import TokenServer
 from tests.support.tools import require_tool
 
@@ -25,6 +25,14 @@ def loopback_node(name: str, *, master: bool = True) -> Node:
     return Node(name, "127.0.0.1", master, Ports(*(free_port() for _ in range(6))))
 
 
+def master_node(name: str) -> Node:
+    """A master at an address of its own, with the registry at the port that it has in clusters."""
+    ports = Ports(
+        debug=free_port(), replication=free_port(), balancer=free_port(), relay=free_port()
+    )
+    return Node(name, free_loopback(constants.REGISTRY_PORT), True, ports)
+
+
 def in_tree(out: Path, tree: str, path: PurePosixPath) -> Path:
     """Where a rendered file of a tree lies below `out`."""
     return out / tree / path.relative_to("/")
@@ -32,6 +40,9 @@ def in_tree(out: Path, tree: str, path: PurePosixPath) -> Path:
 
 class Registry(ServerProcess):
     """A master's `docker-registry`, from its rendered configuration."""
+
+    tokens: TokenServer
+    """The token server beside it."""
 
     def __init__(self, out: Path, node: Node, environment: Mapping[str, str] | None = None) -> None:
         self.tree = f"nodes/{node.name}"
@@ -41,6 +52,7 @@ class Registry(ServerProcess):
         super().__init__(
             [require_tool("docker-registry"), "serve", config],
             port=node.ports.registry,
+            host=node.address,
             log=out / f"{node.name}-registry.log",
             env={**os.environ, "OTEL_TRACES_EXPORTER": "none", **(environment or {})},
         )
@@ -101,7 +113,11 @@ def master(
 ) -> Iterator[Registry]:
     """Registry and token server of a master while the block lasts."""
     path = in_tree(out, f"nodes/{node.name}", constants.SERVICE_CONFIG / "auth/config.yaml")
-    with TokenServer(path), contextlib.closing(_Stopping(Registry(out, node, environment))) as run:
+    with (
+        TokenServer(path) as tokens,
+        contextlib.closing(_Stopping(Registry(out, node, environment))) as run,
+    ):
+        run.server.tokens = tokens
         run.server.start()
         yield run.server
 

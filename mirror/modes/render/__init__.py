@@ -14,9 +14,10 @@ from mirror.modes.render.cluster import (
 from mirror.modes.render.distribution import Distribution
 from mirror.modes.render.hosts import Containerd
 from mirror.modes.render.layout import Node, Places, Ports
+from mirror.modes.render.nodes_file import load_nodes
 from mirror.modes.render.service_secrets import (
     ServiceSecrets,
-    prepare,
+    prepare_secrets,
     read_secrets,
     write_secrets,
 )
@@ -37,7 +38,8 @@ __all__ = [
     "ServiceSecrets",
     "Tree",
     "Written",
-    "prepare",
+    "load_nodes",
+    "prepare_secrets",
     "read_secrets",
     "render",
     "sites_of",

@@ -1,7 +1,7 @@
 """What the module's services share and keep: authority, token pair, leaves, users, the HTTP secret.
 
-It is made once and kept, since every node and client relies on it; `prepare` makes what is missing
-and replaces what is no longer sound. Kept as JSON in a file that only its owner can read.
+It is made once and kept, since every node and client relies on it; `prepare_secrets` makes what is
+missing and replaces what is no longer sound. Kept as JSON in a file that only its owner can read.
 """
 
 from __future__ import annotations
@@ -48,11 +48,15 @@ class HashedAccount:
 
     def matches(self) -> bool:
         """Whether hash and password belong together."""
-        password = self.account.password.get_secret_value().encode()
-        try:
-            return bcrypt.checkpw(password, self.password_hash.encode())
-        except ValueError:
-            return False
+        return _matches(self.account.password.get_secret_value(), self.password_hash)
+
+
+@lru_cache(maxsize=64)  # bcrypt is slow on purpose, and who reconciles asks every time
+def _matches(password: str, password_hash: str) -> bool:
+    try:
+        return bcrypt.checkpw(password.encode(), password_hash.encode())
+    except ValueError:
+        return False
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +110,7 @@ def _salted(password: bytes, salt: bytes) -> str:
     return bcrypt.hashpw(password, b"$2b$%02d$%s" % (BCRYPT_COST, text)).decode("ascii")
 
 
-def prepare(
+def prepare_secrets(
     held: ServiceSecrets | None, nodes: Iterable[Node], now: datetime.datetime
 ) -> ServiceSecrets:
     """What `nodes` need: from `held` what is sound, and new what is not.
