@@ -111,14 +111,14 @@ def test_a_flipped_byte_anywhere_is_found(made: Made, tmp_path: Path) -> None:
     for name, data in files(made.delta).items():
         (copy / name).write_bytes(data)
     for path in sorted(copy.iterdir()):
-        data = bytearray(path.read_bytes())
-        at = dice.randrange(len(data))
-        data[at] ^= 1 << dice.randrange(8)
-        path.write_bytes(data)
+        damaged = bytearray(path.read_bytes())
+        at = dice.randrange(len(damaged))
+        damaged[at] ^= 1 << dice.randrange(8)
+        path.write_bytes(damaged)
         run = call_mirror("verify", copy)
         assert run.code == 4, (path.name, at, run)
-        data[at] = (made.delta / path.name).read_bytes()[at]
-        path.write_bytes(data)
+        damaged[at] = (made.delta / path.name).read_bytes()[at]
+        path.write_bytes(damaged)
     call_mirror("verify", copy).succeeded()
 
 
