@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from mirror.bundle.carriage import Omissions
-from mirror.bundle.report_text import omission_rows, size_text
+from mirror.bundle.compress import Compressed
+from mirror.bundle.report_text import compression_rows, omission_rows, size_text
 from mirror.bundle.verify import BundleReport
 from mirror.oci import Digest
 from mirror.operations import (
@@ -64,7 +65,7 @@ def pull_summary(report: PullReport, elapsed_s: float) -> str:
             ),
             "",
             *_archive_lines(report.archives),
-            *_compression_lines(report),
+            *_compression_lines(report.compressed),
             "",
             f"  inventory {report.digest}",
             f"  {size_text(report.fetched)} fetched in {duration_text(elapsed_s)}",
@@ -72,13 +73,8 @@ def pull_summary(report: PullReport, elapsed_s: float) -> str:
     )
 
 
-def _compression_lines(report: PullReport) -> list[str]:
-    if report.stored is None:
-        return []
-    size, stored = sum(report.archives.values()), sum(report.stored.values())
-    saved = max(0, size - stored)
-    share = f"{100 * saved / size:.1f}" if size else "0"
-    return [f"  compressed to {size_text(stored)}, which saves {size_text(saved)} ({share} %)"]
+def _compression_lines(compressed: Compressed | None) -> list[str]:
+    return [f"  {title.lower()} {text}" for title, text in compression_rows(compressed)]
 
 
 def plan_summary(plan: PullPlan, elapsed_s: float) -> str:
@@ -311,6 +307,7 @@ def merge_summary(report: MergeReport, elapsed_s: float) -> str:
             *table([*_contents_rows(report.inventory), *omission_rows(report.omissions)]),
             "",
             *_archive_lines(report.archives),
+            *_compression_lines(report.compressed),
             "",
             f"  inventory {report.digest}",
             f"  {size_text(report.copied)} copied in {duration_text(elapsed_s)}, from "

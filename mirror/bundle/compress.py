@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import zstandard
 
@@ -29,6 +30,32 @@ _FASTEST = -50
 """For what does not become smaller: it is stored, at the speed of a copy."""
 _SAMPLE = 32 << 10
 _WORTH = 0.97
+
+
+@dataclass(frozen=True, slots=True)
+class Compressed:
+    """What compressing saved: by archive the bytes before (`sizes`) and on the disk (`stored`)."""
+
+    sizes: Mapping[str, int]
+    stored: Mapping[str, int]
+
+    @property
+    def size(self) -> int:
+        """Bytes on the disk."""
+        return sum(self.stored.values())
+
+    @property
+    def before(self) -> int:
+        """Bytes without compression."""
+        return sum(self.sizes.values())
+
+    def to_document(self) -> dict[str, Any]:
+        """As JSON values, for `--json`. `saved` is below zero where the frames cost more."""
+        return {
+            "archives": dict(self.stored),
+            "bytes": self.size,
+            "saved": self.before - self.size,
+        }
 
 
 class Compression:

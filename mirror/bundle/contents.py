@@ -141,6 +141,12 @@ class Contents:
     notices: tuple[str, ...]
     manifests: Mapping[Digest, Manifest] = field(repr=False)
 
+    def warnings(self, most: int = 20) -> Iterator[str]:
+        """The first `most` notices for a person, and how many there are beyond."""
+        yield from self.notices[:most]
+        if len(self.notices) > most:
+            yield f"and {len(self.notices) - most} more oddities of that kind"
+
 
 class _Manifests(Mapping[Digest, Manifest]):
     """The manifests of a bundle, read again whenever one is asked for: all of them at once would

@@ -12,7 +12,9 @@ from typing import Any
 
 from mirror.bundle.carriage import NO_OMISSIONS, Omissions
 from mirror.bundle.components import BY_DIGEST, ComponentInsight, components
+from mirror.bundle.compress import Compressed
 from mirror.bundle.reader import BundleReader
+from mirror.bundle.seekable import SeekableFile
 from mirror.oci import Digest
 from mirror.sync import Inventory, ManifestNode, RepositoryContent, union
 
@@ -80,7 +82,8 @@ class RepositoryInsight:
 
 @dataclass(frozen=True, slots=True)
 class ArchiveInsight:
-    """One archive; `size` is that of its file or parts, headers and indexes included."""
+    """One archive; `size` is that of its file or parts, headers and indexes included, and if they
+    are compressed, what they hold."""
 
     name: str
     size: int
@@ -142,10 +145,11 @@ class BundleInsight:
     unique: int
     shared: int
     omissions: Omissions = NO_OMISSIONS
+    compressed: Compressed | None = None
 
     @property
     def size(self) -> int:
-        """What the archives take."""
+        """What the archives take, as they are before any compression."""
         return sum(archive.size for archive in self.archives)
 
     @property
@@ -175,6 +179,7 @@ class BundleInsight:
             "sealed": self.sealed,
             **self.omissions.to_document(),
             "bytes": self.size,
+            **({} if self.compressed is None else {"compressed": self.compressed.to_document()}),
             "contentBytes": self.content,
             "uniqueBytes": self.unique,
             "sharedLayersSaveBytes": self.shared,
@@ -198,7 +203,16 @@ def inspect_bundle(reader: BundleReader, *, layers: int = 20) -> BundleInsight:
     found = insight(
         reader.name, reader.contents.archives, sizes, sealed=reader.seal is not None, layers=layers
     )
-    return found if reader.seal is None else replace(found, omissions=reader.seal.omissions)
+    packed = {
+        archive.name: archive.file.packed.size
+        for archive in reader.archives
+        if isinstance(archive.file, SeekableFile)
+    }
+    return replace(
+        found,
+        omissions=NO_OMISSIONS if reader.seal is None else reader.seal.omissions,
+        compressed=Compressed({name: sizes[name] for name in packed}, packed) if packed else None,
+    )
 
 
 def insight(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
@@ -12,13 +12,14 @@ from mirror.bundle.archive import Archive
 from mirror.bundle.carriage import NOTHING, minus
 from mirror.bundle.contents import Contents, OpenArchive, read_contents
 from mirror.bundle.files import Readable, ReadAt, os_errors
-from mirror.bundle.folder import PARTIAL_SEAL, read_seal
-from mirror.bundle.names import PARTIAL_SUFFIX, SEAL, ZSTD_SUFFIX, blob_at
+from mirror.bundle.find import check_loose, find_archives, stored_file
+from mirror.bundle.folder import read_seal
+from mirror.bundle.names import SEAL, blob_at
 from mirror.bundle.parts import PartedReader, parse_part_name, part_sizes
 from mirror.bundle.seal import Seal
 from mirror.bundle.seekable import SeekableFile, Unreadable
 from mirror.bundle.tar import Member
-from mirror.bundle.tree import TreeFile, is_tree
+from mirror.bundle.tree import TreeFile
 from mirror.errors import DamagedBundleError, FileSystemError, InputError, NotFoundError
 from mirror.oci import Digest, Manifest
 from mirror.sync import Finding, Inventory, union
@@ -31,7 +32,7 @@ class BundleReader:
     `paths` are folders of archives, or archives. The seal counts when one folder is given.
 
     Raises:
-        InputError: there is no bundle at a path.
+        InputError: there is no bundle at a path, or an archive that is nothing without its folder.
         DamagedBundleError: the seal cannot be read.
     """
 
@@ -43,6 +44,7 @@ class BundleReader:
             for folder in dict.fromkeys(path for path in paths if path.is_dir())
             if (seal := read_seal(folder / SEAL)) is not None
         }
+        check_loose(path for path in found if path.parent not in self._folders)
         self._archives: list[OpenArchive] = []
         try:
             for path, files in found.items():
@@ -61,12 +63,15 @@ class BundleReader:
         """What the bundle in `folder` must hold, if it is sealed."""
         return self.seals.get(self.folder) if self.folder is not None else None
 
+    @property
+    def _folders(self) -> Mapping[Path, Seal]:
+        """The seals by the folders' absolute paths."""
+        return {folder.absolute(): seal for folder, seal in self.seals.items()}
+
     def _sealed(self, path: Path) -> Archive | None:
         """What an archive must be, as the seal beside it says."""
-        for folder, seal in self.seals.items():
-            if folder.absolute() == path.parent:
-                return seal.archives.get(path.name)
-        return None
+        seal = self._folders.get(path.parent)
+        return seal.archives.get(path.name) if seal is not None else None
 
     @property
     def name(self) -> str:
@@ -131,9 +136,18 @@ class BundleReader:
         if findings:
             raise DamagedBundleError(
                 f"{self.name} is damaged or incomplete; copy it again from its origin "
-                f"(`mirror verify` tells all that is wrong):{listed(findings)}"
+                f"(`mirror verify` tells all that is wrong)"
+                + "".join(f"; {hint}" for hint in self.hints())
+                + f":{listed(findings)}"
             )
         return self.contents.inventory
+
+    def hints(self) -> Iterator[str]:
+        """What may be behind the findings in `contents`, other than damage."""
+        if not self.seals and any(
+            one.problem.endswith(" is missing") for one in self.contents.findings
+        ):
+            yield f"archives of a delta or a deduplicated bundle are whole only beside their {SEAL}"
 
     def carried(self) -> Inventory:
         """What of that lies in the archives, each piece where it lies."""
@@ -186,7 +200,7 @@ def _opened(path: Path, files: Sequence[Path], sealed: Archive | None) -> OpenAr
         return OpenArchive(tree, tree.members)
     if files == (path,):
         return OpenArchive(ReadAt(path), left_out=left_out)
-    compressed = _stored(files[0]) != path
+    compressed = stored_file(files[0]) != path
     if not compressed:
         file = PartedReader(files, _stated_sizes(files, sealed))
         return OpenArchive(file, left_out=left_out)
@@ -209,84 +223,6 @@ def _stated_sizes(files: Sequence[Path], sealed: Archive | None) -> Sequence[int
     with os_errors(files[0].parent, "examine"):
         largest = max(path.stat().st_size for path in files)
     return part_sizes(sealed.size, largest) if largest else None
-
-
-def find_archives(paths: Iterable[Path]) -> dict[Path, tuple[Path, ...]]:
-    """The archives that `paths` name, sorted by name, each with the files that it consists of.
-
-    A path is a folder, an archive, or a part of one (`X.tar.0000.chunk`), which stands for all
-    parts beside it. A folder with a seal may lack archives, which is for a verification to say.
-
-    Raises:
-        InputError: a path does not exist, no archive is there, or one is there whole and in parts.
-    """
-    found: dict[Path, set[Path]] = {}
-    for path in paths:
-        if path.is_dir():
-            files = [entry for entry in _listed(path) if _archive_at(entry) is not None]
-            if not files and not _is_bundle(path) and is_tree(path):
-                files = [path]
-            else:
-                _check_folder(path, files)
-        elif path.is_file():
-            files = [path]
-            if parse_part_name(path.name) is not None:
-                archive = _archive_at(path)
-                files = [one for one in _listed(path.parent) if _archive_at(one) == archive]
-        else:
-            raise InputError(f"{path} does not exist; name a bundle's folder or its archives")
-        for file in files:
-            file = file.absolute()
-            found.setdefault(_archive_at(file) or file, set()).add(file)
-    for archive, consists in found.items():
-        if len({_stored(file) for file in consists}) > 1:
-            raise InputError(
-                f"{archive} is there compressed and not compressed, of which one is older; "
-                "remove that"
-            )
-        if len(consists) > 1 and any(_stored(file) == file for file in consists):
-            raise InputError(
-                f"{archive} is there whole and in parts, of which one is older; remove that"
-            )
-    ordered = sorted(found, key=lambda path: (path.name, path))
-    return {archive: tuple(sorted(found[archive])) for archive in ordered}
-
-
-def _listed(folder: Path) -> list[Path]:
-    with os_errors(folder, "read"):
-        return [entry for entry in folder.iterdir() if entry.is_file()]
-
-
-def _archive_at(path: Path) -> Path | None:
-    """The archive that a file is, or is a part of, compressed or not; None for other files."""
-    stored = _stored(path)
-    archive = stored.with_name(stored.name.removesuffix(ZSTD_SUFFIX))
-    return archive if archive.suffix == ".tar" else None
-
-
-def _stored(path: Path) -> Path:
-    """The file that holds an archive, if it is in one piece."""
-    part = parse_part_name(path.name)
-    return path if part is None else path.with_name(part[0])
-
-
-def _is_bundle(folder: Path) -> bool:
-    """Whether a folder is one, or becomes one, whatever archives are there."""
-    return (folder / SEAL).is_file() or (folder / PARTIAL_SEAL).is_file()
-
-
-def _check_folder(folder: Path, archives: Sequence[Path]) -> None:
-    """Raise InputError unless there is a bundle in `folder`."""
-    sealed = (folder / SEAL).is_file()
-    if not sealed and (folder / PARTIAL_SEAL).is_file():
-        raise InputError(
-            f"{folder} holds no bundle yet: a pull into it was not finished; run it again, "
-            "or remove its *.partial files if other archives are there"
-        )
-    if not archives and not sealed:
-        partial = any(entry.name.endswith(PARTIAL_SUFFIX) for entry in _listed(folder))
-        hint = "; a pull into it was not finished, run it again" if partial else ""
-        raise InputError(f"{folder} holds no bundle: no *.tar file is there{hint}")
 
 
 def read_base(path: Path) -> Inventory:

@@ -18,7 +18,7 @@ from typing import Any
 
 from mirror.bundle.components import KINDS, component_of
 from mirror.bundle.inspect import ArchiveInsight, BundleInsight, RepositoryInsight
-from mirror.bundle.report_text import channels_text, omission_rows, size_text
+from mirror.bundle.report_text import channels_text, compression_rows, omission_rows, size_text
 
 
 def html(found: BundleInsight) -> str:
@@ -90,7 +90,10 @@ def _summary(found: BundleInsight) -> str:
         )
         + "</div>"
         + ("" if omissions else _bar(found))
-        + "".join(f"<p><b>{escape(title)}</b>: {escape(text)}.</p>" for title, text in omissions)
+        + "".join(
+            f"<p><b>{escape(title)}</b>: {escape(text)}.</p>"
+            for title, text in (*compression_rows(found.compressed), *omissions)
+        )
         + f"<p><small>{'' if omissions else _BAR_LEGEND}"
         + f"Inventory <code>{found.inventory}</code>, "
         + f"{'sealed' if found.sealed else 'not sealed'}.</small></p>"

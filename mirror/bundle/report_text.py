@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 
 from mirror.bundle.carriage import Omissions
+from mirror.bundle.compress import Compressed
 from mirror.bundle.inspect import BundleInsight
 
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
@@ -94,6 +95,7 @@ def _overview(found: BundleInsight) -> Iterator[str]:
         ("Unique", f"{size_text(found.unique)}, each manifest and blob counted once"),
         ("Shared", f"{size_text(found.shared)} less than without layers in common"),
         ("Repeated", f"{size_text(found.repeated)} for content that several repositories have"),
+        *compression_rows(found.compressed),
         *omission_rows(found.omissions),
         ("Inventory", f"{found.inventory}" + (", sealed" if found.sealed else ", not sealed")),
     )
@@ -110,6 +112,15 @@ def omission_rows(omissions: Omissions) -> Iterator[tuple[str, str]]:
     if omissions.repeats is not None:
         saved = size_text(omissions.repeats)
         yield "Deduplicated", f"each blob once, {saved} less; only mirror reads it"
+
+
+def compression_rows(compressed: Compressed | None) -> Iterator[tuple[str, str]]:
+    """What compressing saved, if a bundle is compressed: a title with a text."""
+    if compressed is not None:
+        saved = max(0, compressed.before - compressed.size)
+        share = f"{100 * saved / compressed.before:.1f}" if compressed.before else "0"
+        saves = f"which saves {size_text(saved)} ({share} %)"
+        yield "Compressed", f"to {size_text(compressed.size)}, {saves}"
 
 
 def _some(names: Sequence[str], most: int = 4) -> str:

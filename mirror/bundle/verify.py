@@ -42,7 +42,7 @@ from mirror.errors import (
     MirrorError,
     SignatureError,
 )
-from mirror.events import BlobDone, BytesMoved, OnEvent, TransferStarted
+from mirror.events import BlobDone, BytesMoved, OnEvent, TransferStarted, Warned
 from mirror.events import ignore as ignore_events
 from mirror.oci import Digest, Verifier
 from mirror.sync import Dependents, Finding, Inventory
@@ -124,7 +124,9 @@ def verify_bundle(
     sums: Mapping[str, Digest] = {}
     if seal is None:
         findings += reader.contents.findings
-        notices = reader.contents.notices
+        notices = (*reader.hints(), *reader.contents.notices)
+        for notice in (*reader.hints(), *reader.contents.warnings()):
+            on_event(Warned(notice))
         inventories: Mapping[str, Inventory] = reader.contents.archives
     else:
         findings += missing_archives(seal, names)

@@ -1,8 +1,7 @@
 """Writing a bundle: every byte once, at its final place, in whatever order it arrives.
 
-A pull that was stopped anywhere is completed by the next one into the same folder. What lies in the
-partial archives stays there if the plan is the same; if the source or the selection has changed
-meanwhile, what both plans have in common is taken over from the old archives.
+A pull that was stopped anywhere is completed by the next one into the same folder
+(`mirror.bundle.resume`).
 """
 
 from __future__ import annotations
@@ -16,47 +15,33 @@ from types import TracebackType
 
 from mirror.bundle import gost
 from mirror.bundle.archive import TRAILER_SIZE, Archive
+from mirror.bundle.beside import Beside
 from mirror.bundle.compress import Compression, Compressor
 from mirror.bundle.files import os_errors
 from mirror.bundle.folder import (
-    EARLIER_STEM,
     PARTIAL_SEAL,
     check_space,
     clear_leavings,
-    is_leaving,
-    listed,
     only_writer,
-    remove,
     take_the_place,
-    try_seal,
     write_file,
 )
 from mirror.bundle.follow import Follower, MakeHash, windows_of
-from mirror.bundle.journal import part_size_of, progress_of
-from mirror.bundle.names import PARTIAL_SUFFIX, SEAL, SIGNATURE, ZSTD_SUFFIX
+from mirror.bundle.names import PARTIAL_SUFFIX, ZSTD_SUFFIX
 from mirror.bundle.parts import part_name, part_sizes
+from mirror.bundle.resume import earlier_workplace, partial_files, prove, sort_leavings
 from mirror.bundle.seal import Seal
 from mirror.bundle.seekable import bound
-from mirror.bundle.sums import SUMS, render_sealed
 from mirror.bundle.workplace import (
-    JOURNAL,
     ArchiveFile,
     Place,
     Workplace,
     allocated,
-    file_names,
     is_there,
 )
 from mirror.errors import IntegrityError, SizeMismatchError
 from mirror.oci import Digest, Manifest
 from mirror.sync import BlobContent, CopyBlob, Inventory, InventoryBuilder
-
-EARLIER = EARLIER_STEM + PARTIAL_SUFFIX
-"""Folder of an interrupted pull of another plan, while its content is still of use."""
-
-_GOST_SUM_BYTES = 64
-_SIGNATURE_BYTES = 1024
-"""At most: an RSA signature of 4096 bits has 684 in base64."""
 
 _NOTE_BYTES = 256 << 10
 """A blob under way is noted in the journal this often; so much is fetched twice at most."""
@@ -90,7 +75,8 @@ class BundleWriter:
         sign: Callable[[bytes], bytes] | None = None,
         compress: bool = False,
     ) -> None:
-        self._folder, self._seal, self._extra = folder, seal, dict(files or {})
+        self._folder, self._seal = folder, seal
+        self._beside = Beside(files or {}, sign, gost_digest)
         # What is compressed is in one piece before.
         self._part_size, self._packed_part_size = (0, part_size) if compress else (part_size, 0)
         self._resume, self._compress = resume, compress
@@ -99,7 +85,6 @@ class BundleWriter:
         if gost_digest:
             gost.require()
             self._hashes["gost"] = gost.GostHash
-        self._sign = sign
         self._followers: dict[str, Follower] = {}
         self._archives = tuple(archive for _, archive in sorted(seal.archives.items()))
         self._written: set[tuple[str, str]] = set()  # (archive, path), under the lock
@@ -145,12 +130,13 @@ class BundleWriter:
         return self
 
     def _begin_archives(self, undo: ExitStack) -> None:
-        keep = self._resume and self._sort_leavings()
+        keep = self._resume and sort_leavings(self._folder, self._seal, self._part_size)
         if not self._resume:
             clear_leavings(self._folder)
         sealed = self._seal.to_json()
         # What lies beside is written last, which would be a late moment to find the disk full.
-        needed = self.size + len(sealed) + self._size_beside()
+        names = (name for archive in self._archives for name in self._final_names(archive))
+        needed = self.size + len(sealed) + self._beside.size(names)
         if self._compress:
             # Nobody knows before how much smaller they become.
             needed += sum(bound(archive.size) for archive in self._archives)
@@ -160,9 +146,7 @@ class BundleWriter:
         touched = keep and not all(
             path.exists()
             for archive in self._archives
-            for path in file_names(
-                self._folder / (archive.name + PARTIAL_SUFFIX), archive, self._part_size
-            )
+            for path in partial_files(self._folder, archive, self._part_size)
         )
         if not keep:
             write_file(self._folder / PARTIAL_SEAL, sealed)
@@ -185,11 +169,9 @@ class BundleWriter:
 
         self._now = Workplace(self._folder, self._seal, self._part_size, keep=keep, follow=follow)
         if touched or not self._now.journal.trusted:
-            self._prove(self._now)
-        old = try_seal(self._folder / EARLIER / PARTIAL_SEAL)
-        if old is not None:
-            size = part_size_of(self._folder / EARLIER / JOURNAL)
-            self._earlier = Workplace(self._folder / EARLIER, old, size, keep=True)
+            prove(self._now)
+        self._earlier = earlier_workplace(self._folder)
+        if self._earlier is not None:
             self._reusable = self._earlier.finished()
 
     def __exit__(
@@ -213,49 +195,6 @@ class BundleWriter:
         for leavings in (self._now, self._earlier):
             if leavings is not None:
                 leavings.close()
-
-    def _sort_leavings(self) -> bool:
-        """Whether this very bundle was under way here; what was of another is put aside."""
-        old = try_seal(self._folder / PARTIAL_SEAL)
-        if old is None or not (self._folder / JOURNAL).exists():
-            clear_leavings(self._folder)
-            return False
-        if old == self._seal and part_size_of(self._folder / JOURNAL) == self._part_size:
-            self._take_names_back()
-            return True
-        aside = self._folder / EARLIER
-        remove(aside)
-        with os_errors(aside, "create"):
-            leavings = [path for path in listed(self._folder) if is_leaving(path.name)]
-            aside.mkdir()
-            for path in leavings:
-                path.replace(aside / path.name)
-        return False
-
-    def _take_names_back(self) -> None:
-        """Undo the renaming that an interrupted `finish` had begun; it is done again."""
-        progress = progress_of(self._folder / JOURNAL)
-        wanted = self._seal.carried.blob_sizes()
-        # Of a bundle without any blob, as a delta may be, nothing tells, and nothing is lost.
-        complete = wanted and all(progress.get(d) == n for d, n in wanted.items())
-        if (self._folder / SEAL).exists() or not complete:
-            return  # it had not begun: files with these names are of an earlier bundle
-        for archive in self._archives:
-            path = self._folder / (archive.name + PARTIAL_SUFFIX)
-            probe = file_names(path, archive, self._part_size)
-            for partial in probe:
-                final = partial.with_name(partial.name.removesuffix(PARTIAL_SUFFIX))
-                if not partial.exists() and final.exists():
-                    with os_errors(final, "rename"):
-                        final.replace(partial)
-
-    def _prove(self, leavings: Workplace) -> None:
-        """Keep of the journal's claims those that the bytes bear out."""
-        proved: dict[Digest, int] = {}
-        for digest, place in leavings.finished().items():
-            if is_there(place):
-                proved[digest] = place.entry.size
-        leavings.journal.restart(proved)
 
     # -- Target --------------------------------------------------------------------------------
 
@@ -420,29 +359,12 @@ class BundleWriter:
             if size != archive.size:
                 raise SizeMismatchError(where=archive.name, expected=archive.size, actual=size)
         digests = self._digests()
-        beside = self._beside(digests)
-        partial = list(digests)
-        names = {path.name.removesuffix(PARTIAL_SUFFIX) for path in partial}
+        named = {path.name.removesuffix(PARTIAL_SUFFIX): each for path, each in digests.items()}
+        beside = self._beside.render(self._seal.to_json(), named)
         self._close()
         self._naming = True
-        take_the_place(self._folder, partial, beside, names)
+        take_the_place(self._folder, digests, beside, named)
         self._done = True
-
-    def _size_beside(self) -> int:
-        """Bytes that the files beside the archives will take, the seal aside."""
-        size = sum(map(len, self._extra.values()))
-        names = [*self._extra, SEAL]
-        for archive in self._archives:
-            for name in self._final_names(archive):
-                names.append(name)
-                if "gost" in self._hashes:
-                    names.append(name + gost.SUFFIX)
-                    size += _GOST_SUM_BYTES
-        if self._sign is not None:
-            names.append(SIGNATURE)
-            size += _SIGNATURE_BYTES
-        any_digest = Digest.of(b"")
-        return size + len(render_sealed(dict.fromkeys(names, any_digest)))
 
     def _final_names(self, archive: Archive) -> Iterator[str]:
         """The files of an archive; of a compressed one, as many as there may be at most."""
@@ -466,24 +388,6 @@ class BundleWriter:
                 paths = self._state.files[archive.name].parts
                 found.update(zip(paths, digests, strict=True))
         return found
-
-    def _beside(self, digests: Mapping[Path, Mapping[str, str]]) -> dict[str, bytes]:
-        """The files beside the archives, sums and signature among them."""
-        beside = dict(self._extra)
-        sealed = self._seal.to_json()
-        sums = {name: Digest.of(data) for name, data in (*beside.items(), (SEAL, sealed))}
-        if self._sign is not None:
-            beside[SIGNATURE] = self._sign(sealed)
-            sums[SIGNATURE] = Digest.of(beside[SIGNATURE])
-        for path, digest in digests.items():
-            name = path.name.removesuffix(PARTIAL_SUFFIX)
-            sums[name] = Digest("sha256", digest["sha256"])
-            if "gost" in digest:
-                gostsum = name + gost.SUFFIX
-                beside[gostsum] = digest["gost"].encode()
-                sums[gostsum] = Digest.of(beside[gostsum])
-        beside[SUMS] = render_sealed(sums)
-        return beside
 
     def _missing(self) -> Iterator[str]:
         for archive in self._archives:

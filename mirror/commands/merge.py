@@ -37,6 +37,13 @@ def _about(setting: str) -> str | None:
 )
 @click.option("--force", is_flag=True, help="Replace the bundle that is in OUT.")
 @click.option("-c", "--images-bundle-chunk-size", help=_about("images_bundle_chunk_size"))
+@click.option(
+    "--compress",
+    type=click.Choice(["none", "zstd"]),
+    default="none",
+    show_default=True,
+    help=_about("compress"),
+)
 @click.option("--gost-digest", is_flag=True, help=_about("gost_digest"))
 @click.option("--dedupe", is_flag=True, help=_about("dedupe"))
 @click.option(
@@ -51,6 +58,7 @@ def merge_command(
     paths: Sequence[Path],
     force: bool,
     images_bundle_chunk_size: str | None,
+    compress: str,
     gost_digest: bool,
     dedupe: bool,
     verify_key: Path | None,
@@ -61,7 +69,8 @@ def merge_command(
     """Make a complete bundle in OUT out of BASE and the DELTAs made behind it, oldest first.
 
     No registry is needed. OUT is, byte for byte, what a complete pull of the last one's selection
-    would have made. BASE alone is written anew: in parts, say, or without --dedupe for d8 to read.
+    would have made. BASE alone is written anew: in parts, say, or for d8 to read without --dedupe
+    and --compress.
     """
     *bundles, out = paths
     if not bundles:
@@ -72,6 +81,7 @@ def merge_command(
         part_size=parse_part_size(images_bundle_chunk_size or "0"),
         gost_digest=gost_digest,
         sign=signer(sign_key) if sign_key is not None else None,
+        compress=compress == "zstd",
     )
     key = verify_key.read_bytes() if verify_key is not None else None
     started = time.monotonic()

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mirror.bundle.carriage import Carriage, Omissions, lacking
+from mirror.bundle.compress import Compressed
 from mirror.bundle.folder import check_folder, read_files
 from mirror.bundle.reader import BundleReader
 from mirror.bundle.verify import check_signature
@@ -25,7 +26,8 @@ from mirror.sync.workers import DEFAULT_JOBS
 @dataclass(frozen=True, slots=True)
 class MergeReport:
     """A finished merge. `archives` maps file names to sizes, `copied` is bytes of blobs that were
-    read from the bundles, each once however many layouts hold it."""
+    read from the bundles, each once however many layouts hold it. `compressed` is what archives
+    take on the disk, if they are."""
 
     folder: Path
     merged: tuple[str, ...]
@@ -34,6 +36,7 @@ class MergeReport:
     archives: Mapping[str, int]
     copied: int
     omissions: Omissions
+    compressed: Compressed | None = None
 
     def to_document(self) -> dict[str, Any]:
         """As JSON values, for `--json`."""
@@ -46,6 +49,7 @@ class MergeReport:
             "inventory": str(self.digest),
             **self.omissions.to_document(),
             **count(self.inventory),
+            **({} if self.compressed is None else {"compressed": self.compressed.to_document()}),
         }
 
 
@@ -114,6 +118,7 @@ def merge(
         packed.archives,
         packed.taken,
         seal.omissions,
+        packed.compressed,
     )
 
 

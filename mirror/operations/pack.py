@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from mirror.bundle.compress import Compressed
 from mirror.bundle.seal import Seal
 from mirror.bundle.writer import BundleWriter
 from mirror.events import OnEvent
@@ -38,12 +39,11 @@ AS_USUAL = Packing()
 @dataclass(frozen=True, slots=True)
 class Packed:
     """A bundle that was written. `archives` maps archives to their sizes, `taken` is bytes of blobs
-    that came from the source, each once however many layouts hold it. `stored` maps them to the
-    sizes of their files, which are others if they are compressed."""
+    that came from the source, each once however many layouts hold it."""
 
     archives: Mapping[str, int]
     taken: int
-    stored: Mapping[str, int]
+    compressed: Compressed | None
 
 
 def pack(
@@ -80,4 +80,5 @@ def pack(
         report = transfer(plan, source, writer, jobs=jobs, on_event=on_event, cancel=cancel)
         writer.finish()
     sizes = {archive.name: archive.size for archive in seal.archives.values()}
-    return Packed(sizes, report.sent, writer.stored)
+    compressed = Compressed(sizes, writer.stored) if packing.compress else None
+    return Packed(sizes, report.sent, compressed)

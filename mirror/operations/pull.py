@@ -11,6 +11,7 @@ from typing import Any
 
 from mirror.bundle.archive import Archive
 from mirror.bundle.carriage import Carriage, against
+from mirror.bundle.compress import Compressed
 from mirror.bundle.folder import check_folder
 from mirror.bundle.names import source_reference
 from mirror.bundle.seal import Seal, lay_out_all
@@ -32,8 +33,8 @@ from mirror.sync.workers import DEFAULT_JOBS
 @dataclass(frozen=True, slots=True)
 class PullReport:
     """A finished pull. `archives` maps file names to sizes in bytes; `fetched` is bytes of blobs
-    that came over the wire, each once however many archives hold it. `stored` is what archives
-    take on the disk, if they are compressed."""
+    that came over the wire, each once however many archives hold it. `compressed` is what archives
+    take on the disk, if they are."""
 
     folder: Path
     tree: SourceTree
@@ -43,7 +44,7 @@ class PullReport:
     archives: Mapping[str, int]
     fetched: int
     seal: Seal = field(repr=False)
-    stored: Mapping[str, int] | None = None
+    compressed: Compressed | None = None
 
     def to_document(self) -> dict[str, Any]:
         """As JSON values, for `--json`."""
@@ -58,15 +59,7 @@ class PullReport:
             "inventory": str(self.digest),
             **self.seal.omissions.to_document(),
             **count(self.inventory),
-            **({} if self.stored is None else {"compressed": self._compressed(self.stored)}),
-        }
-
-    def _compressed(self, stored: Mapping[str, int]) -> dict[str, Any]:
-        size = sum(stored.values())
-        return {
-            "archives": dict(stored),
-            "bytes": size,
-            "saved": sum(self.archives.values()) - size,
+            **({} if self.compressed is None else {"compressed": self.compressed.to_document()}),
         }
 
 
@@ -175,7 +168,7 @@ class PullPlan:
             packed.archives,
             packed.taken,
             self.seal,
-            packed.stored if compress else None,
+            packed.compressed,
         )
 
 

@@ -123,7 +123,7 @@ def wanted_from(
     if key is not None:
         check_signature(reader, key)
     bundle = reader.inventory()
-    for notice in reader.contents.notices:
+    for notice in reader.contents.warnings():
         on_event(Warned(notice))
     index = discovery_images(bundle)
     return bundle, index, union([bundle, index.inventory()])

@@ -147,7 +147,7 @@ def push_to_all(
     if key is not None:
         check_signature(reader, key)
     bundle = reader.inventory()
-    for notice in reader.contents.notices:
+    for notice in reader.contents.warnings():
         on_event(Warned(notice))
     work = _Work(reader, discovery_images(bundle), bundle, jobs, cancel or threading.Event())
     on_event(PhaseStarted(f"asking {len(members)} registries"))

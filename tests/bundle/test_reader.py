@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
+from mirror.bundle.find import find_archives
 from mirror.bundle.parts import part_name
-from mirror.bundle.reader import BundleReader, find_archives
+from mirror.bundle.reader import BundleReader
 from mirror.bundle.verify import verify_bundle
 from mirror.errors import DamagedBundleError, FileSystemError, InputError, NotFoundError
 from mirror.oci import Digest

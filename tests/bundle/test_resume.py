@@ -14,10 +14,11 @@ from hypothesis import strategies as st
 from mirror.bundle import journal as journal_module
 from mirror.bundle.journal import Journal
 from mirror.bundle.reader import BundleReader
+from mirror.bundle.resume import EARLIER
 from mirror.bundle.seal import Seal
 from mirror.bundle.verify import verify_bundle
 from mirror.bundle.workplace import JOURNAL
-from mirror.bundle.writer import EARLIER, BundleWriter
+from mirror.bundle.writer import BundleWriter
 from mirror.errors import CancelledError, IncompleteError
 from mirror.oci import Digest, Manifest
 from mirror.sync import MemoryStore, make_plan, transfer

@@ -145,17 +145,22 @@ def test_a_pull_makes_no_large_temporary_file(pulled: Pulled) -> None:
         assert str(pulled.bundle) in call.arguments, call
 
 
-def test_a_push_writes_nothing_at_all(
+def test_a_push_writes_down_its_unfinished_uploads_and_nothing_else(
     pulled: Pulled, make_embedded_registry: MakeEmbeddedRegistry, tmp_path: Path
 ) -> None:
     registry = make_embedded_registry()
     before = {path.name: path.stat().st_mtime_ns for path in pulled.bundle.iterdir()}
+    state = tmp_path / "state"
     run, calls = traced(
-        tmp_path / "trace", "push", pulled.bundle, f"{registry.address}/dkp/ee", "--insecure"
+        *(tmp_path / "trace", "push", pulled.bundle, f"{registry.address}/dkp/ee", "--insecure"),
+        *("--state-dir", state),
     )
     run.succeeded()
     assert registry.requests.received("/blobs/uploads/") > 5_000_000
-    assert_untouched(calls)
+    journal = [call for call in calls if str(state) in call.arguments]
+    assert sum(written(journal).values()) <= 64 << 10, written(journal)
+    assert not [path for path in state.rglob("*") if path.is_file()]
+    assert_untouched([call for call in calls if call not in journal])
     assert {path.name: path.stat().st_mtime_ns for path in pulled.bundle.iterdir()} == before
 
 

@@ -6,6 +6,7 @@ forked, which for a test runner is a lot. So the process itself reads it at its 
 
 from __future__ import annotations
 
+import gc
 import json
 import re
 import subprocess
@@ -21,7 +22,8 @@ def measured(
     *commands: Sequence[str | Path], timeout_s: float = 900.0
 ) -> tuple[list[Finished], int]:
     """Run command lines one after the other in one new process; what each printed, and the largest
-    resident set of the process in bytes."""
+    resident set of the process in bytes. Between two of them garbage is collected: people run each
+    in a process of its own."""
     told = json.dumps([[str(part) for part in command] for command in commands])
     done = subprocess.run(
         [sys.executable, "-m", "tests.support.measured", told],
@@ -43,5 +45,8 @@ def _peak() -> int:
 
 
 if __name__ == "__main__":
-    ended = [asdict(call_mirror(*command)) for command in json.loads(sys.argv[1])]
+    ended = []
+    for line in json.loads(sys.argv[1]):
+        ended.append(asdict(call_mirror(*line)))
+        gc.collect()
     sys.stdout.write(json.dumps({"runs": ended, "peak": _peak()}))
