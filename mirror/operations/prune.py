@@ -25,7 +25,7 @@ from mirror.sync.publish import (
     read_standing,
     read_statement,
 )
-from mirror.sync.removal import DropManifest, Removal, plan_removal, remove
+from mirror.sync.removal import DropManifest, Removal, check_deletes, plan_removal, remove
 from mirror.sync.statement import REPOSITORY, Statement
 from mirror.sync.survey import Failure
 from mirror.sync.walk import walk
@@ -136,6 +136,7 @@ def prune(
     published = standing.current
     failures: tuple[Failure, ...] = ()
     if removal and not dry_run:
+        check_deletes(site.place(jobs=jobs, cancel=cancel))  # before a smaller state is published
         if standing.current is not None:
             published = _state(site, standing.current, rest, standing.generation)
             if not _within(standing.current.statement.inventory, rest):

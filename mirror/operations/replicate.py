@@ -10,12 +10,12 @@ from dataclasses import replace
 from mirror.errors import (
     IncompleteError,
     MirrorError,
-    PruneRefusedError,
     RegistryError,
     RegistryNotFoundError,
 )
 from mirror.events import OnEvent, PhaseStarted, Warned
 from mirror.oci import Digest
+from mirror.operations.extras import find_extras, refuse_to_prune, remove_extras
 from mirror.operations.leader import Facts, Leader
 from mirror.operations.results import How, Notes, Outcome, ReplicaResult
 from mirror.operations.sites import Site
@@ -35,13 +35,10 @@ from mirror.sync.publish import (
 )
 from mirror.sync.readback import read_back
 from mirror.sync.registry import RegistryTarget
-from mirror.sync.removal import DropManifest, Removal, plan_removal, remove
 from mirror.sync.sources import Persistent, Ring
 from mirror.sync.statement import REPOSITORY
 from mirror.sync.survey import Failure, Survey, survey
-from mirror.sync.tags import tags_of, tags_only
 from mirror.sync.tolerance import Tolerant, speaks_of_damage
-from mirror.sync.walk import walk
 
 
 class Replication:
@@ -344,83 +341,25 @@ class Replication:
 
     def _extras(self, facts: Facts, known: Inventory, found: Survey) -> None:
         """Find what the leader does not have, and remove it if that was asked for."""
-        wanted = facts.inventory
-        extra = {
-            path: tags - wanted.repository(path).tags.keys()
-            for path, tags in found.listed.items()
-            if path != REPOSITORY
-        }
-        scope = frozenset({*wanted.repositories, *known.repositories})
-        beyond = walk(
-            self.site.source(),
-            scope,
-            known=lacking(known, wanted),
-            only=extra,
-            jobs=self._how.jobs,
-            cancel=self._cancel,
-        )
-        # By now the tags that the leader has too name what they name there.
-        there = union([found.held, beyond.inventory, tags_only(tags_of(wanted))])
-        removal = plan_removal(there, wanted, scope)
-        listed = [*map(str, removal.tags), *map(str, removal.manifests)]
-        if not self._how.prune:
-            self._notes.extras += listed
+        how, notes = self._how, self._notes
+        extras = find_extras(self.site, facts.inventory, known, found, how, self._cancel)
+        items = extras.items
+        if not how.prune:
+            notes.extras += items
             return
-        self._prune(facts, removal, listed, beyond.failures)
-
-    def _prune(
-        self,
-        facts: Facts,
-        removal: Removal,
-        listed: list[str],
-        unread: Sequence[Failure],
-    ) -> None:
-        if facts.published is None:
-            raise PruneRefusedError(
-                f"{self.site.name}: nothing was pruned: the leader {self._leader.site.name} states "
-                "no inventory, so what it lacks may be its loss; push to it first"
-            )
-        wrong = self._leader.audited()
-        if wrong or self._notes.failures:
-            raise PruneRefusedError(
-                f"{self.site.name}: nothing was pruned: "
-                + (
-                    f"the leader {self._leader.site.name} does not hold all that it states"
-                    if wrong
-                    else "this replica is not complete"
-                )
-                + "; mend that first"
-            )
-        self._notes.failures += unread
-        if self._how.dry_run:
-            self._notes.extras += listed
-            if removal:
-                self._notes.outcome = Outcome.DIFFERS
-            return
-        former = self._former_statements(facts.published.digest)
-        jobs, cancel = self._how.jobs, self._cancel
-        failures = remove(removal, self._place, jobs=jobs, cancel=cancel)
-        if removal and not failures:
-            # They promise a way back to what has just gone.
-            failures = remove(former, self._place, jobs=jobs, cancel=cancel)
-        failed = {failure.item for failure in failures}
-        self._notes.failures += failures
-        self._notes.removed += [one for one in listed if one not in failed]
+        refuse_to_prune(self.site, self._leader, incomplete=bool(notes.failures))
+        notes.failures += extras.unread
+        removal = extras.removal
         if removal:
-            self._notes.outcome = Outcome.SYNCED
-
-    def _former_statements(self, current: Digest) -> Removal:
-        """The statements of earlier generations that this replica keeps."""
-        found = walk(self.site.source(), [REPOSITORY], jobs=self._how.jobs, cancel=self._cancel)
-        tags: dict[Digest, list[str]] = {}
-        for tag, digest in found.inventory.repository(REPOSITORY).tags.items():
-            if digest != current:
-                tags.setdefault(digest, []).append(tag)
-        return Removal(
-            manifests=tuple(
-                DropManifest(REPOSITORY, digest, tuple(names)) for digest, names in tags.items()
-            )
-        )
+            notes.outcome = Outcome.DIFFERS if how.dry_run else Outcome.SYNCED
+        if how.dry_run or facts.published is None:
+            notes.extras += items
+            return
+        current = facts.published.digest
+        failures = remove_extras(self.site, self._place, removal, current, how, self._cancel)
+        failed = {failure.item for failure in failures}
+        notes.failures += failures
+        notes.removed += [one for one in items if one not in failed]
 
     # -- notes ---------------------------------------------------------------------------------
 

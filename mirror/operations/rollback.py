@@ -24,12 +24,12 @@ from mirror.operations.way_back import incomplete, read_all, way_back
 from mirror.registry import RegistryClient
 from mirror.release.tree import TargetTree, publication_stage
 from mirror.sync import Inventory, Plan, PutTag, RepositoryContent, make_plan, transfer
-from mirror.sync.phase import check_unmoved
+from mirror.sync.phase import check_unmoved, tags_of_steps
 from mirror.sync.publish import Standing, begin, complete, read_standing
 from mirror.sync.registry import RegistrySource, RegistryTarget
 from mirror.sync.statement import reachable
 from mirror.sync.tag_removal import deletes_tags, remove_tags
-from mirror.sync.tags import Tags, tags_of, tags_only
+from mirror.sync.tags import Tags, differing, laid_over, tags_of, tags_only
 from mirror.sync.workers import DEFAULT_JOBS
 
 
@@ -129,13 +129,18 @@ def rollback(
     for notice in standing.notices:
         on_event(Warned(notice))
     back = way_back(client, tree, standing, to, on_event)
-    on_event(PhaseStarted("comparing tags"))
     wanted = back.wanted(source, jobs, cancel)
+    lookout = _Lookout(wanted, standing, source, target, back.to, jobs, cancel)
+    turning = _expected_turns(wanted, standing)
+    on_event(PhaseStarted(f"checking what {_count(turning)} tags are to lead to"))
+    lookout.refuse_if_lost(turning, untagged=True)
+    # The tags themselves are looked at last, so that they turn right after.
+    on_event(PhaseStarted("comparing tags"))
     tags = tags_only(tags_of(wanted))
     held = target.held(tags)
     plan = make_plan(tags, held, stage=publication_stage)
-    on_event(PhaseStarted(f"checking what {plan.tag_count} tags are to lead to"))
-    _refuse_if_lost(wanted, plan, source, target, back.to, jobs, cancel)
+    if surprising := differing(_tags_of_plan(plan), turning):
+        lookout.refuse_if_lost(surprising)
     extras = _extras(target, standing, tags_of(wanted))
     statement = back.statement(standing, wanted, tags_of(held))
     report = RollbackReport(
@@ -152,7 +157,8 @@ def rollback(
     )
     if dry_run or (statement is None and not plan and not extras):
         return report
-    check_unmoved(target, plan, held)
+    if surprising:
+        check_unmoved(target, plan, held)  # to check what those lead to took its time
     # Also a repair that changes no statement goes through the phase of the one that holds.
     stated = statement or back.replaced
     artifact = stated.artifact()
@@ -169,51 +175,62 @@ def rollback(
     return replace(report, removed=removed)
 
 
-def _refuse_if_lost(
-    wanted: Inventory,
-    plan: Plan,
-    source: RegistrySource,
-    target: RegistryTarget,
-    to: int,
-    jobs: int,
-    cancel: threading.Event,
-) -> None:
-    """Check that all is there that the tags of `plan` are to lead to, and what no tag leads to.
+def _expected_turns(wanted: Inventory, standing: Standing) -> Tags:
+    """Tags that will have to turn, by what the registry says of itself."""
+    turns: Tags = {}
+    for known in standing.known_tags():
+        turns = laid_over(turns, differing(tags_of(wanted), known))
+    return turns
 
-    Tags that name already what they are to have shown that it is there, and stay as they are.
-    Manifests are read, so that the phase in which tags turn has nothing to do but that.
 
-    Raises:
-        IncompleteError: something is lost or damaged.
-    """
-    needed: dict[str, set[Digest]] = {}
-    for path, content in wanted.repositories.items():
-        untagged = content.manifests.keys() - reachable(content, content.tags.values())
-        needed[path] = set(untagged)
-    for stage in plan.tags:
-        for step in stage:
-            needed[step.repository].add(step.digest)
-    needed = {path: reachable(wanted.repositories[path], roots) for path, roots in needed.items()}
-    manifests = [(path, digest) for path, digests in needed.items() for digest in sorted(digests)]
-    lost = read_all(manifests, lambda one: source.manifest(*one), jobs, cancel)[1]
-    blobs = Inventory(
-        {
-            path: RepositoryContent(
-                blobs={
-                    blob.digest: blob.size
-                    for digest in digests
-                    for blob in wanted.repositories[path].manifests[digest].blobs
-                }
-            )
-            for path, digests in needed.items()
-            if digests
-        }
-    )
-    gone = NotFoundError("is not there any more")
-    for lacking in make_plan(blobs, target.held(blobs)).blobs:
-        lost += [(f"blob {lacking.digest} in {path or '/'}", gone) for path in lacking.into]
-    if lost:
-        raise incomplete(target.name, to, sorted(lost, key=lambda one: one[0]))
+@dataclass(frozen=True, slots=True)
+class _Lookout:
+    """Sees to it that a rollback of `target` to `wanted` leads nowhere where something is lost."""
+
+    wanted: Inventory
+    standing: Standing
+    source: RegistrySource
+    target: RegistryTarget
+    to: int
+    jobs: int
+    cancel: threading.Event
+
+    def refuse_if_lost(self, turning: Tags, *, untagged: bool = False) -> None:
+        """Check that all is there that `turning` tags will lead to and, if asked, what no tag does.
+
+        What the current statement names in the same repository is taken for there. The manifests
+        that tags will name are read, so that the phase in which tags turn has nothing to do but
+        that.
+
+        Raises:
+            IncompleteError: something is lost or damaged.
+        """
+        current = self.standing.current
+        stated = current.statement.inventory if current else Inventory()
+        manifests: list[tuple[str, Digest]] = []
+        blobs: dict[str, RepositoryContent] = {}
+        for path, content in self.wanted.repositories.items():
+            trusted = stated.repository(path)
+            named = set(turning.get(path, {}).values())
+            loose = content.manifests.keys() - reachable(content, content.tags.values())
+            needed = reachable(content, named | loose if untagged else named)
+            manifests += ((path, one) for one in sorted(named | needed - trusted.manifests.keys()))
+            lacking = {
+                blob.digest: blob.size
+                for digest in needed
+                for blob in content.manifests[digest].blobs
+                if blob.digest not in trusted.blobs
+            }
+            if lacking:
+                blobs[path] = RepositoryContent(blobs=lacking)
+        read, cancel = self.source.manifest, self.cancel
+        lost = read_all(manifests, lambda one: read(*one), self.jobs, cancel)[1]
+        gone = NotFoundError("is not there any more")
+        needed_blobs = Inventory(blobs)
+        for step in make_plan(needed_blobs, self.target.held(needed_blobs)).blobs:
+            lost += [(f"blob {step.digest} in {path or '/'}", gone) for path in step.into]
+        if lost:
+            raise incomplete(self.target.name, self.to, sorted(lost, key=lambda one: one[0]))
 
 
 def _extras(target: RegistryTarget, standing: Standing, wanted: Tags) -> tuple[PutTag, ...]:
@@ -242,6 +259,14 @@ def _extras(target: RegistryTarget, standing: Standing, wanted: Tags) -> tuple[P
 
 def _last_first(step: PutTag) -> tuple[int, str, str]:
     return (-publication_stage(step.repository, step.tag), step.repository, step.tag)
+
+
+def _tags_of_plan(plan: Plan) -> Tags:
+    return tags_of_steps([step for steps in plan.tags for step in steps])
+
+
+def _count(tags: Tags) -> int:
+    return sum(map(len, tags.values()))
 
 
 def _turns(plan: Plan, held: Inventory) -> Iterator[TagTurn]:

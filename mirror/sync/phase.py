@@ -75,7 +75,7 @@ def check_unmoved(target: RegistryTarget, plan: Plan, held: Inventory) -> None:
         ConflictError: somebody did.
     """
     steps = [step for steps in plan.tags for step in steps]
-    now = target.held(tags_only(_tags_of_steps(steps)))
+    now = target.held(tags_only(tags_of_steps(steps)))
     for step in steps:
         before, after = (one.repository(step.repository).tags.get(step.tag) for one in (held, now))
         # A tag that names what it should by now is one whose lost manifest has come back.
@@ -87,7 +87,7 @@ def check_unmoved(target: RegistryTarget, plan: Plan, held: Inventory) -> None:
             )
 
 
-def _tags_of_steps(steps: list[PutTag]) -> Tags:
+def tags_of_steps(steps: list[PutTag]) -> Tags:
     """What `steps` let tags name."""
     tags: dict[str, dict[str, Digest]] = {}
     for step in steps:

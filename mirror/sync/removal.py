@@ -1,8 +1,8 @@
 """Deletions: decided purely, then done one by one. Nothing else in mirror removes from a registry.
 
-A registry deletes a manifest together with every tag that names it, and most cannot delete a tag
-alone. A tag whose manifest has to stay is therefore let name a small manifest of its own first,
-which is then deleted.
+A registry deletes a manifest together with every tag that names it, and many cannot delete a tag
+alone (`deletes_tags`). There a tag whose manifest has to stay is let name a small manifest of its
+own first, which is then deleted.
 """
 
 from __future__ import annotations
@@ -16,11 +16,13 @@ from functools import partial
 from graphlib import TopologicalSorter
 from typing import TypeVar
 
-from mirror.errors import MirrorError, RegistryError, RegistryNotFoundError
+from mirror.errors import MirrorError, PruneRefusedError, RegistryError, RegistryNotFoundError
 from mirror.oci import Digest, Manifest, media_types
 from mirror.sync.inventory import Inventory, RepositoryContent
 from mirror.sync.registry import RegistryTarget
+from mirror.sync.statement import EMPTY_CONFIG, REPOSITORY
 from mirror.sync.survey import Failure
+from mirror.sync.tag_removal import bring_empty_config, deletes_tags
 from mirror.sync.workers import DEFAULT_JOBS, for_each
 
 Item = TypeVar("Item")
@@ -134,6 +136,24 @@ def _needed(content: RepositoryContent, kept: RepositoryContent) -> frozenset[Di
     return frozenset(needed)
 
 
+def check_deletes(place: RegistryTarget) -> None:
+    """See that the registry deletes at all, by a manifest that it does not have.
+
+    Raises:
+        PruneRefusedError: it does not.
+    """
+    try:
+        with suppress(RegistryNotFoundError):
+            place.client.delete_manifest(place.locate(REPOSITORY), Digest.of(b"nothing"))
+    except RegistryError as err:
+        if err.status not in (405, 501) and "UNSUPPORTED" not in err.codes:
+            raise
+        raise PruneRefusedError(
+            f"{place.name}: nothing was pruned: the registry deletes nothing; in the configuration "
+            f"of CNCF distribution set storage.delete.enabled: true ({err})"
+        ) from err
+
+
 def remove(
     removal: Removal,
     place: RegistryTarget,
@@ -148,7 +168,8 @@ def remove(
     Raises:
         CancelledError: `cancel` was set.
     """
-    failures = _each(removal.tags, partial(_drop_tag, place), place, jobs, cancel)
+    alone = bool(removal.tags) and deletes_tags(place.client, place.locate, _TRIAL)
+    failures = _each(removal.tags, partial(_drop_tag, place, alone), place, jobs, cancel)
     if failures:
         return failures
     # One after another within a repository: an index has to go before what is in it.
@@ -188,42 +209,35 @@ def _each(
     return tuple(sorted(failures, key=lambda failure: failure.item))
 
 
-_NOTHING = b"{}"
-_UNSUPPORTED = (400, 404, 405, 501)
+_TRIAL = "trial"
+"""The tag, beside the statements, on which it is tried how tags can be deleted."""
 
 
-def _drop_tag(place: RegistryTarget, one: DropTag) -> None:
+def _drop_tag(place: RegistryTarget, alone: bool, one: DropTag) -> None:
     repository = place.locate(one.repository)
-    try:
-        place.client.delete_tag(repository, one.tag)
-    except RegistryError as err:
-        if err.status not in _UNSUPPORTED and "UNSUPPORTED" not in err.codes:
-            raise
-    else:
+    if alone:
+        with suppress(RegistryNotFoundError):
+            place.client.delete_tag(repository, one.tag)
         return
     now = place.client.resolve(repository, one.tag)
     if now is None:
         return
-    empty = Digest.of(_NOTHING)
-    if place.client.blob_size(repository, empty) is None:
-        place.client.upload(
-            repository, empty, len(_NOTHING), lambda offset: (part for part in [_NOTHING[offset:]])
-        )
-    farewell = _farewell(one, empty)
+    bring_empty_config(place.client, repository)
+    farewell = _farewell(one)
     place.client.put_manifest(repository, one.tag, farewell)
     place.client.delete_manifest(repository, farewell.digest)
 
 
-def _farewell(one: DropTag, empty: Digest) -> Manifest:
+def _farewell(one: DropTag) -> Manifest:
     """A manifest that nothing else names, so that deleting it deletes this tag alone."""
     raw = json.dumps(
         {
             "schemaVersion": 2,
             "mediaType": media_types.OCI_MANIFEST,
             "config": {
-                "mediaType": "application/vnd.oci.empty.v1+json",
-                "digest": str(empty),
-                "size": len(_NOTHING),
+                "mediaType": media_types.OCI_EMPTY,
+                "digest": str(Digest.of(EMPTY_CONFIG)),
+                "size": len(EMPTY_CONFIG),
             },
             "layers": [],
             "annotations": {"io.deckhouse.mirror.removed-tag": f"{one.repository}:{one.tag}"},

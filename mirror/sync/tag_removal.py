@@ -1,4 +1,7 @@
-"""Removing tags, and nothing but tags, from registries that can."""
+"""Removing tags, and nothing but tags, from registries that can.
+
+For a rollback, which removes nothing else: `mirror.sync.removal` is for content that is to go.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ from mirror.events import ignore as ignore_events
 from mirror.oci import Descriptor, Digest, Manifest
 from mirror.oci.manifest import descriptor_json
 from mirror.oci.media_types import OCI_EMPTY, OCI_MANIFEST
-from mirror.registry import RegistryClient
+from mirror.registry import RegistryWriter
 from mirror.sync.plan import PutTag, TagStage
 from mirror.sync.registry import Locate, RegistryTarget
 from mirror.sync.statement import EMPTY_CONFIG, REPOSITORY
@@ -23,24 +26,15 @@ from mirror.sync.workers import DEFAULT_JOBS, for_each
 _PROBE_TYPE = "application/vnd.deckhouse.mirror.probe.v1"
 
 
-def deletes_tags(client: RegistryClient, locate: Locate, tag: str) -> bool:
+def deletes_tags(client: RegistryWriter, locate: Locate, tag: str) -> bool:
     """Whether the registry deletes a tag when asked to, and keeps the manifest that it named.
 
     Most of those that cannot refuse, but some would delete the manifest, with all its other tags.
     So it is tried on a manifest of our own, beside the statements, under `tag`, which is left to
     name that manifest where it cannot be deleted: name one that is about to be set anyway.
     """
-    repository = locate(REPOSITORY)
-    size = len(EMPTY_CONFIG)
-    empty = descriptor_json(Descriptor(OCI_EMPTY, Digest.of(EMPTY_CONFIG), size))
-    document = {
-        "schemaVersion": 2,
-        "mediaType": OCI_MANIFEST,
-        "artifactType": _PROBE_TYPE,
-        "config": empty,
-        "layers": [empty],
-    }
-    probe = Manifest.parse(json.dumps(document, separators=(",", ":")).encode())
+    repository, probe = locate(REPOSITORY), trial_manifest()
+    bring_empty_config(client, repository)
     client.put_manifest(repository, tag, probe)
     try:
         client.delete_tag(repository, tag)
@@ -54,6 +48,26 @@ def deletes_tags(client: RegistryClient, locate: Locate, tag: str) -> bool:
         with suppress(RegistryError):  # a few bytes, where even that is not allowed
             client.delete_manifest(repository, probe.digest)
     return kept and gone
+
+
+def bring_empty_config(client: RegistryWriter, repository: str) -> None:
+    """See that the blob is there which manifests of no content need."""
+    digest, size = Digest.of(EMPTY_CONFIG), len(EMPTY_CONFIG)
+    if client.blob_size(repository, digest) is None:
+        client.upload(repository, digest, size, lambda at: (part for part in [EMPTY_CONFIG[at:]]))
+
+
+def trial_manifest() -> Manifest:
+    """What `deletes_tags` tries it on."""
+    empty = descriptor_json(Descriptor(OCI_EMPTY, Digest.of(EMPTY_CONFIG), len(EMPTY_CONFIG)))
+    document = {
+        "schemaVersion": 2,
+        "mediaType": OCI_MANIFEST,
+        "artifactType": _PROBE_TYPE,
+        "config": empty,
+        "layers": [empty],
+    }
+    return Manifest.parse(json.dumps(document, separators=(",", ":")).encode())
 
 
 def remove_tags(

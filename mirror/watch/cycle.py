@@ -44,7 +44,7 @@ class Replicator:
         if self._leader != AUTO:
             leader = self._sites[self._leader]
         else:
-            if depth is Depth.STATEMENT and (equal := self._all_equal(site)):
+            if depth is Depth.STATEMENT and (equal := self._all_equal(site, cancel)):
                 return equal
             try:
                 leader, unasked = choose_leader(list(self._sites.values()), cancel=cancel)
@@ -68,22 +68,29 @@ class Replicator:
 
     # -- ways to look --------------------------------------------------------------------------
 
-    def _all_equal(self, site: Site) -> Look | None:
-        """The cheap answer where nobody leads by name: one request per registry, all alike."""
+    def _all_equal(self, site: Site, cancel: threading.Event) -> Look | None:
+        """The cheap answer where nobody leads by name: one request per registry, all alike.
+
+        A peer that does not answer is told of. Nothing is known of it that could change this.
+        """
         with self._lock:
             known = self._stated
         if known is None:
             return None
-        try:
-            for one in self._sites.values():
+        unasked: list[Failure] = []
+        for one in self._sites.values():
+            try:
                 if statement_digest(one.client, one.tree.locate) != known.digest:
                     return None
-        except MirrorError:
-            return None  # `choose_leader` asks all and tells who did not answer
+            except MirrorError as err:
+                if one is site or cancel.is_set():
+                    return None
+                unasked.append(Failure(one.name, "its statement", err))
         number, declared = known.statement.generation, count(known.statement.inventory)
         return Look(
             Depth.STATEMENT,
             complete=True,
+            errors=told(unasked),
             leader=site.name,
             generation=number,
             leader_generation=number,

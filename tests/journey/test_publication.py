@@ -412,6 +412,53 @@ def test_a_rollback_to_what_is_not_whole_any_more_changes_nothing_and_says_what_
     assert embedded_registry.requests.count("PUT", CHANNEL) == 10
 
 
+def test_a_rollback_asks_once_about_each_tag_and_not_about_what_the_present_state_names(
+    embedded_registry: EmbeddedRegistry, embedded: Place, releases: tuple[Release, ...]
+) -> None:
+    embedded.push(releases[0]).succeeded()
+    embedded.push(releases[1]).succeeded()
+    stated = [read_statement(embedded.client, LOCATE, f"generation-{n}") for n in (1, 2)]
+    former, present = (one.statement.inventory for one in stated if one)
+    embedded_registry.requests.clear()
+    document = embedded.run("rollback").succeeded().document
+    count = embedded_registry.requests.count
+    tags = sum(len(content.tags) for content in former.repositories.values())
+    lists = len(former.repositories)
+    others = 20  # statements, and what was there before the first generation
+    assert count("HEAD", "/manifests/(?!sha256:)") <= tags + len(document["extras"]) + others
+    assert count("GET", "/manifests/") <= len(document["turned"]) + others
+    assert count("PUT", "/manifests/(?!sha256:)") <= len(document["turned"]) + others
+    assert count("GET", "/tags/list") <= 2 * lists + others
+    gone = sum(
+        len(content.blobs.keys() - present.repository(path).blobs.keys())
+        for path, content in former.repositories.items()
+    )
+    assert count("HEAD", "/blobs/") <= gone + others
+
+
+def test_a_blob_that_only_an_earlier_generation_names_is_missed_before_a_tag_turns(
+    embedded_registry: EmbeddedRegistry, embedded: Place, releases: tuple[Release, ...]
+) -> None:
+    embedded.push(releases[0]).succeeded()
+    first = read_statement(embedded.client, LOCATE)
+    embedded.push(releases[1]).succeeded()
+    second = read_statement(embedded.client, LOCATE)
+    assert first is not None
+    assert second is not None
+    then, now = (one.statement.inventory for one in (first, second))
+    path, lost = next(
+        (path, blob)
+        for path, content in sorted(then.repositories.items())
+        for blob in sorted(content.blobs.keys() - now.repository(path).blobs.keys())
+    )
+    embedded.wire.http.delete(f"/v2/{ROOT}/{path}/blobs/{lost}".replace("//", "/"))
+    before = embedded.tags()
+    run = embedded.run("rollback").failed(1, "does not hold all of generation 1 any more")
+    items = [failure["item"] for failure in run.document["error"]["failures"]]
+    assert items == [f"blob {lost} in {path or '/'}"]
+    assert embedded.tags() == before
+
+
 def test_a_dry_run_of_a_rollback_lists_the_tags_and_writes_nothing(
     embedded_registry: EmbeddedRegistry, embedded: Place, releases: tuple[Release, ...]
 ) -> None:

@@ -10,12 +10,16 @@ from pathlib import Path
 
 import pytest
 
+from mirror.bundle.reader import BundleReader
 from mirror.errors import DamagedReplicaError
-from mirror.operations import Outcome, diff, status, sync_replicas
+from mirror.oci import Digest
+from mirror.operations import Outcome, diff, status, sync_replicas, verify_registry
 from mirror.operations.places import read_inventory
-from mirror.sync import Inventory
+from mirror.release.discovery import discovery_images
+from mirror.sync import Inventory, MemoryStore, make_plan, transfer, union
 from mirror.sync.publish import read_standing
 from tests.journey.test_sync import MakeReplica, Replica, held_alike, make_replica, push
+from tests.support.inventories import put_image
 from tests.support.program import PROGRAM, ROOT, call_mirror, environment
 from tests.support.tools import require_tool
 
@@ -177,31 +181,74 @@ def test_diff_and_status_tell_places_of_all_kinds_apart(
     assert call_mirror("status", other.name, "--insecure").code == 4
 
 
-def test_each_blob_that_a_replica_loses_is_found_and_named(
+def broken_images(wanted: Inventory, victim: Digest) -> set[tuple[str, tuple[str, ...]]]:
+    """Repository and tags of all that need a blob, walked from the tags down."""
+    found = set()
+    for path, content in wanted.repositories.items():
+        if victim in content.blobs:
+            tags = []
+            for tag, digest in content.tags.items():
+                pending, needed = [digest], set[Digest]()
+                while pending:
+                    node = content.manifests[pending.pop()]
+                    needed.update(blob.digest for blob in node.blobs)
+                    pending += [child.digest for child in node.children]
+                if victim in needed:
+                    tags.append(tag)
+            found.add((path, tuple(sorted(tags))))
+    return found
+
+
+def test_each_blob_that_a_replica_loses_is_found_with_all_that_it_breaks(
     tiny_bundle: Path, make_replica: MakeReplica
 ) -> None:
     replica = make_replica()
     push(tiny_bundle, replica)
-    wanted = read_inventory(tiny_bundle)
+    bundle = read_inventory(tiny_bundle)
+    index = discovery_images(bundle).inventory()
+    assert index.repositories
+    wanted = union([bundle, index])
+    assert wanted == replica.stated()
+    site, told = replica.site, 0
+    with BundleReader([tiny_bundle]) as reader:
+        for victim in sorted(wanted.blob_sizes()):
+            file = replica.registry.blob_path(str(victim))
+            aside = file.rename(file.with_name("aside"))
+            report = verify_registry(reader, site.client, site.tree, jobs=4)
+            aside.rename(file)
+            named = {(f.repository, f.tags) for f in report.findings}
+            assert named == broken_images(wanted, victim)
+            assert {f.digest for f in report.findings} == {victim}
+            assert all(str(victim) in f.problem for f in report.findings)
+            told += len(named)
+        assert verify_registry(reader, site.client, site.tree).findings == ()
+    assert told > len(wanted.blob_sizes()), "some of them are needed in several repositories"
+    # And as a person sees it, of the largest: a layer of the platform.
+    victim = max(bundle.repository("").blobs, key=bundle.repository("").blobs.__getitem__)
+    replica.registry.blob_path(str(victim)).unlink()
+    shown = call_mirror("verify", tiny_bundle, "--against", replica.name, "--insecure")
+    assert shown.code == 4
+    for path, tags in broken_images(wanted, victim):
+        assert f"repository {path or '/'}, tag" in shown.text
+        assert any(tag in shown.text for tag in tags)
+
+
+def test_an_index_that_is_lost_is_found_and_one_of_another_tool_will_do(
+    tiny_bundle: Path, make_replica: MakeReplica
+) -> None:
+    replica = make_replica()
+    push(tiny_bundle, replica)
     client, locate = replica.site.client, replica.site.tree.locate
-    victims = sorted(wanted.blob_sizes())
-    for victim in victims[:: max(1, len(victims) // 12)]:
-        file = replica.registry.blob_path(str(victim))
-        data = file.read_bytes()
-        file.unlink()
-        found = call_mirror(
-            "verify", tiny_bundle, "--against", replica.name, "--insecure", "--json"
-        )
-        file.write_bytes(data)
-        assert found.code == 4
-        named = {
-            entry["repository"]
-            for entry in found.document["findings"]
-            if entry["digest"] == str(victim)
-        }
-        holders = {p for p, c in wanted.repositories.items() if victim in c.blobs}
-        assert named & holders
-        assert client.blob_size(locate(min(holders)), victim) == len(data)
+    store = MemoryStore()
+    put_image(store, "modules", "console", layers=(b"of another tool",))
+    place = replica.site.place()
+    against = ("verify", tiny_bundle, "--against", replica.name, "--insecure", "--json")
+    transfer(make_plan(store.inventory(), Inventory()), store, place)
+    call_mirror(*against).succeeded()
+    client.delete_manifest(locate("packages"), client.manifest(locate("packages"), "redis").digest)
+    findings = call_mirror(*against).failed(4).document["findings"]
+    assert {(one["repository"], *one["tags"]) for one in findings} >= {("packages", "redis")}
+    assert {one["repository"] for one in findings} == {"packages"}
 
 
 def test_a_real_registry_that_cannot_delete_a_tag_alone_loses_it_all_the_same(

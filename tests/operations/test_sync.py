@@ -24,6 +24,7 @@ from mirror.serve import Answer, CorruptBody, Delay, Fault, Refuse
 from mirror.sync import MemoryStore
 from mirror.sync.publish import PENDING, read_standing, statement_digest
 from mirror.sync.statement import REPOSITORY
+from mirror.sync.tag_removal import trial_manifest
 from tests.support.inventories import put_image, sample_store
 from tests.support.program import call_mirror
 from tests.support.replicas import ROOT, Replica, replicas
@@ -494,7 +495,9 @@ def test_a_tag_is_dropped_alone_where_the_registry_cannot_delete_tags(
 ) -> None:
     leader, replica = two
     sync_replicas(leader.site, [replica.site])
-    replica.registry.faults.add(Fault(Answer(400), "DELETE", r"/manifests/latest$", times=None))
+    replica.registry.faults.add(
+        Fault(Answer(400), "DELETE", r"/manifests/(latest|trial)$", times=None)
+    )
     kept = STORE.inventory().repository("").tags["v1.1.0"]
     with replicas(1) as (other,):
         other.fill(pruned_store(), generation=2)
@@ -502,6 +505,37 @@ def test_a_tag_is_dropped_alone_where_the_registry_cannot_delete_tags(
         assert report.exit_code == 0, report.failures
     assert replica.storage.resolve(ROOT, "latest") is None
     assert replica.storage.resolve(ROOT, "v1.1.0") == kept
+
+
+def test_a_tag_is_never_deleted_where_its_manifest_would_go_with_it(two: list[Replica]) -> None:
+    """A trial beside the statements finds that out: its manifest is gone with its tag."""
+    leader, replica = two
+    sync_replicas(leader.site, [replica.site])
+    gone, trial = Answer(404), f"/mirror/inventory/manifests/{trial_manifest().digest}"
+    replica.registry.faults.add(Fault(gone, "HEAD", trial, times=None))
+    replica.registry.faults.add(Fault(gone, "GET", trial, times=None))
+    with replicas(1) as (other,):
+        other.fill(pruned_store(), generation=2)
+        sync_replicas(other.site, [replica.site], prune=True)
+    assert replica.registry.requests.count("DELETE", "/manifests/latest$") == 0
+    assert replica.storage.resolve(ROOT, "latest") is None
+    assert replica.storage.resolve(ROOT, "v1.1.0") is not None
+
+
+def test_a_registry_that_deletes_nothing_is_not_pruned_and_loses_no_tag(
+    two: list[Replica],
+) -> None:
+    leader, replica = two
+    sync_replicas(leader.site, [replica.site])
+    replica.registry.faults.add(Fault(Answer(405), "DELETE", times=None))
+    with replicas(1) as (other,):
+        other.fill(pruned_store(), generation=2)
+        report = sync_replicas(other.site, [replica.site], prune=True)
+    (failure,) = report.failures
+    assert isinstance(failure.error, PruneRefusedError)
+    assert "storage.delete.enabled" in str(failure.error)
+    kept = STORE.inventory().repository("").tags["v1.1.0"]
+    assert replica.storage.resolve(ROOT, "latest") == kept
 
 
 # -- choosing the leader -------------------------------------------------------------------------

@@ -151,6 +151,12 @@ def test_a_dead_peer_is_told_of_and_the_others_are_followed(three: list[Replica]
     assert look.complete
     assert cluster.members["b"].held() == WANTED
     assert any(three[2].name in error for error in look.errors)
+    for one in three[:2]:
+        one.registry.requests.clear()
+    again = cluster.look("b")
+    assert again.complete
+    assert any(three[2].name in error for error in again.errors)
+    assert [len(one.registry.requests) for one in three[:2]] == [1, 1], "nothing is read again"
 
 
 def test_a_dead_leader_that_was_named_is_an_error(three: list[Replica]) -> None:

@@ -1,0 +1,125 @@
+"""Extras: what a replica has and its leader has not, found and, if that was asked for, removed."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+
+from mirror.errors import PruneRefusedError
+from mirror.oci import Digest
+from mirror.operations.leader import Leader
+from mirror.operations.results import How
+from mirror.operations.sites import Site
+from mirror.sync import Inventory, union
+from mirror.sync.difference import lacking
+from mirror.sync.registry import RegistryTarget
+from mirror.sync.removal import DropManifest, Removal, check_deletes, plan_removal, remove
+from mirror.sync.statement import REPOSITORY
+from mirror.sync.survey import Failure, Survey
+from mirror.sync.tags import tags_of, tags_only
+from mirror.sync.walk import walk
+
+
+@dataclass(frozen=True, slots=True)
+class Extras:
+    """What would have to go. `unread` are things that may be extras too and could not be read."""
+
+    removal: Removal
+    unread: tuple[Failure, ...] = ()
+
+    @property
+    def items(self) -> list[str]:
+        """Each of them as text."""
+        return [*map(str, self.removal.tags), *map(str, self.removal.manifests)]
+
+
+def find_extras(
+    site: Site,
+    wanted: Inventory,
+    known: Inventory,
+    found: Survey,
+    how: How,
+    cancel: threading.Event,
+) -> Extras:
+    """What the replica has beyond `wanted`, which it has by now.
+
+    `known` is what it stated, which tells of manifests that no tag leads to.
+    """
+    listed = {
+        path: tags - wanted.repository(path).tags.keys()
+        for path, tags in found.listed.items()
+        if path != REPOSITORY
+    }
+    scope = frozenset({*wanted.repositories, *known.repositories})
+    beyond = walk(
+        site.source(),
+        scope,
+        known=lacking(known, wanted),
+        only=listed,
+        jobs=how.jobs,
+        cancel=cancel,
+    )
+    # By now the tags that the leader has too name what they name there.
+    there = union([found.held, beyond.inventory, tags_only(tags_of(wanted))])
+    return Extras(plan_removal(there, wanted, scope), beyond.failures)
+
+
+def refuse_to_prune(site: Site, leader: Leader, *, incomplete: bool) -> None:
+    """Check that nothing stands against a prune: no doubt about either registry.
+
+    Raises:
+        PruneRefusedError: the leader states nothing, or less is there than it states, or the
+            replica is `incomplete`.
+    """
+    name, head = site.name, leader.site.name
+    if leader.digest is None:
+        raise PruneRefusedError(
+            f"{name}: nothing was pruned: the leader {head} states no inventory, so what it lacks "
+            "may be its loss; push to it first"
+        )
+    if leader.audited():
+        raise PruneRefusedError(
+            f"{name}: nothing was pruned: the leader {head} does not hold all that it states; "
+            "mend that first"
+        )
+    if incomplete:
+        raise PruneRefusedError(
+            f"{name}: nothing was pruned: this replica is not complete; mend that first"
+        )
+
+
+def remove_extras(
+    site: Site,
+    place: RegistryTarget,
+    removal: Removal,
+    current: Digest,
+    how: How,
+    cancel: threading.Event,
+) -> tuple[Failure, ...]:
+    """Remove them, and then all statements but `current`; returns what could not be removed.
+
+    Raises:
+        PruneRefusedError: the registry deletes nothing.
+    """
+    if not removal:
+        return ()
+    check_deletes(place)
+    former = _statements_but(site, current, how, cancel)
+    failures = remove(removal, place, jobs=how.jobs, cancel=cancel)
+    if failures:
+        return failures
+    # They promise a way back to what has just gone.
+    return remove(former, place, jobs=how.jobs, cancel=cancel)
+
+
+def _statements_but(site: Site, current: Digest, how: How, cancel: threading.Event) -> Removal:
+    found = walk(site.source(), [REPOSITORY], jobs=how.jobs, cancel=cancel)
+    tags: dict[Digest, list[str]] = {}
+    for tag, digest in found.inventory.repository(REPOSITORY).tags.items():
+        if digest != current:
+            tags.setdefault(digest, []).append(tag)
+    return Removal(
+        manifests=tuple(
+            DropManifest(REPOSITORY, digest, tuple(names)) for digest, names in tags.items()
+        )
+    )
