@@ -61,6 +61,7 @@ class ScriptedServer:
     def __init__(self, script: Script) -> None:
         self.script = script
         self.log: list[Request] = []
+        self._answering = 0  # under the lock
         self._lock = threading.Lock()
         outer = self
 
@@ -68,7 +69,12 @@ class ScriptedServer:
             def answer(self, request: Request) -> Reply:
                 with outer._lock:
                     outer.log.append(request)
-                return outer.script(request)
+                    outer._answering += 1
+                try:
+                    return outer.script(request)
+                finally:
+                    with outer._lock:
+                        outer._answering -= 1
 
         self._server = _Server(("127.0.0.1", 0), Handler)
         self._thread = threading.Thread(
@@ -82,6 +88,11 @@ class ScriptedServer:
     @property
     def url(self) -> str:
         return f"http://{self.host}"
+
+    def has_answered(self, method: str) -> bool:
+        """Whether a request of that method came and no request is being worked on."""
+        with self._lock:
+            return not self._answering and any(one.method == method for one in self.log)
 
     def lines(self) -> list[str]:
         """The requests as `METHOD path`."""

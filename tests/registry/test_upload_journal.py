@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import stat
+import time
 from collections.abc import Callable, Generator
 from pathlib import Path
 
@@ -156,6 +157,8 @@ def test_an_upload_goes_on_in_the_next_process_where_the_registry_got_to(
 ) -> None:
     with UploadJournal(folder, fake_server.host) as journal, pytest.raises(KeyboardInterrupt):
         client.upload("a", DIGEST, len(DATA), Dying(2_000_000), journal=journal)
+    while not fake_server.has_answered("PUT"):
+        time.sleep(0.005)  # the server learns of the break a little later
     # Nobody cancelled it; what it has of the broken request is the registry's own affair.
     fake.sessions["s1"] = bytearray(DATA[:1_900_000])
     assert fake.cancelled == []

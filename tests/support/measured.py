@@ -38,7 +38,8 @@ def measured(
     return [Finished(**run) for run in answer["runs"]], answer["peak"]
 
 
-def _peak() -> int:
+def peak() -> int:
+    """The largest resident set of this process so far, in bytes."""
     match = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
     assert match is not None
     return int(match[1]) * 1024
@@ -49,4 +50,4 @@ if __name__ == "__main__":
     for line in json.loads(sys.argv[1]):
         ended.append(asdict(call_mirror(*line)))
         gc.collect()
-    sys.stdout.write(json.dumps({"runs": ended, "peak": _peak()}))
+    sys.stdout.write(json.dumps({"runs": ended, "peak": peak()}))
