@@ -69,6 +69,11 @@ class OpenArchive:
         self._broken = broken
 
     @property
+    def broken(self) -> MirrorError | None:
+        """Why nothing of it can be read, if that is so."""
+        return self._broken
+
+    @property
     def name(self) -> str:
         """The archive's file name."""
         return self.file.path.name

@@ -47,8 +47,10 @@ class BundleReader:
         check_loose(path for path in found if path.parent not in self._folders)
         self._archives: list[OpenArchive] = []
         try:
+            largest = _largest_parts(found)
             for path, files in found.items():
-                self._archives.append(_opened(path, files, self._sealed(path)))
+                part_size = largest.get(path.parent, 0)
+                self._archives.append(_opened(path, files, self._sealed(path), part_size))
         except BaseException:
             self.close()
             raise
@@ -192,8 +194,10 @@ class BundleReader:
         return found
 
 
-def _opened(path: Path, files: Sequence[Path], sealed: Archive | None) -> OpenArchive:
-    """Open an archive, of one file or of parts, and list what is in it."""
+def _opened(
+    path: Path, files: Sequence[Path], sealed: Archive | None, part_size: int
+) -> OpenArchive:
+    """Open an archive, of one file or of parts of `part_size` bytes, and list what is in it."""
     left_out = sealed.left_out if sealed is not None else NOTHING
     if path.is_dir():
         tree = TreeFile(path)
@@ -201,28 +205,36 @@ def _opened(path: Path, files: Sequence[Path], sealed: Archive | None) -> OpenAr
     if files == (path,):
         return OpenArchive(ReadAt(path), left_out=left_out)
     compressed = stored_file(files[0]) != path
-    if not compressed:
-        file = PartedReader(files, _stated_sizes(files, sealed))
-        return OpenArchive(file, left_out=left_out)
     part = parse_part_name(files[0].name) is not None
-    packed: Readable = PartedReader(files) if part else ReadAt(files[0])
     try:
-        return OpenArchive(SeekableFile(packed), left_out=left_out)
+        if not compressed:
+            stated = (
+                part_sizes(sealed.size, part_size) if sealed is not None and part_size else None
+            )
+            file = PartedReader(files, stated)
+            return OpenArchive(file, left_out=left_out)
+        packed: Readable = PartedReader(files) if part else ReadAt(files[0])
+        try:
+            return OpenArchive(SeekableFile(packed), left_out=left_out)
+        except BaseException:
+            packed.close()
+            raise
     except (DamagedBundleError, FileSystemError) as err:
-        packed.close()
+        # One of several findings, perhaps: who copies parts again wants to know all.
         return OpenArchive(Unreadable(path), broken=err)
-    except BaseException:
-        packed.close()
-        raise
 
 
-def _stated_sizes(files: Sequence[Path], sealed: Archive | None) -> Sequence[int] | None:
-    """How large the parts of a sealed archive must be: all as the largest, but for the last."""
-    if sealed is None:
-        return None
-    with os_errors(files[0].parent, "examine"):
-        largest = max(path.stat().st_size for path in files)
-    return part_sizes(sealed.size, largest) if largest else None
+def _largest_parts(found: Mapping[Path, Sequence[Path]]) -> dict[Path, int]:
+    """How large the parts of archives are, by folder: all as the largest, but for the last of each
+    archive. One archive alone would not do: of two parts the first may be cut short."""
+    largest: dict[Path, int] = {}
+    for archive, files in found.items():
+        for path in files:
+            if path != archive and stored_file(path) == archive:
+                with os_errors(path, "examine"):
+                    size = path.stat().st_size
+                largest[archive.parent] = max(size, largest.get(archive.parent, 0))
+    return largest
 
 
 def read_base(path: Path) -> Inventory:
@@ -247,11 +259,17 @@ def read_base(path: Path) -> Inventory:
 
 
 def missing_archives(seal: Seal, present: Iterable[str]) -> list[Finding]:
-    """A finding for every archive that the seal lists and that is not there."""
-    findings = []
-    for name in sorted(set(seal.archives) - set(present)):
-        for repository, content in sorted(seal.archives[name].inventory.repositories.items()):
-            tags = tuple(sorted(content.tags))
-            digest = content.tags[tags[0]] if tags else None
-            findings.append(Finding(name, "the archive is missing", repository, tags, digest))
-    return findings
+    """A finding for every repository of the archives that the seal lists and that are not there."""
+    return [
+        finding
+        for name in sorted(set(seal.archives) - set(present))
+        for finding in whole_archive(seal.archives[name], "the archive is missing")
+    ]
+
+
+def whole_archive(archive: Archive, problem: str) -> Iterator[Finding]:
+    """What is wrong with all of an archive, for each repository with its tags."""
+    for repository, content in sorted(archive.inventory.repositories.items()):
+        tags = tuple(sorted(content.tags))
+        digest = content.tags[tags[0]] if tags else None
+        yield Finding(archive.name, problem, repository, tags, digest)

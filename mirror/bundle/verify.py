@@ -8,7 +8,9 @@ that its tags reach; only bytes that mean nothing to any reader could differ the
 
 from __future__ import annotations
 
+import hashlib
 import threading
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field, replace
@@ -28,8 +30,8 @@ from mirror.bundle.contents import OpenArchive
 from mirror.bundle.files import ReadAt, os_errors
 from mirror.bundle.forward import Forward
 from mirror.bundle.names import SEAL, SIGNATURE, ZSTD_SUFFIX
-from mirror.bundle.parts import parse_part_name
-from mirror.bundle.reader import BundleReader, missing_archives
+from mirror.bundle.parts import PartedReader, parse_part_name
+from mirror.bundle.reader import BundleReader, missing_archives, whole_archive
 from mirror.bundle.seal import Seal
 from mirror.bundle.seekable import SeekableFile, Unreadable
 from mirror.bundle.signing import verify as verify_signature
@@ -143,6 +145,11 @@ def verify_bundle(
         if seal is not None and expected is None:
             problem = f"is not listed in {SEAL}; it does not belong to this bundle"
             findings.append(Finding(archive.name, problem))
+        elif archive.broken is not None:
+            if expected is not None:
+                problem = str(archive.broken).removeprefix(f"{archive.name}: ")
+                findings.append(Finding(archive.name, problem))
+                findings += whole_archive(expected, "the archive cannot be read")
         elif expected is not None and archive.file.size == expected.size:
             make = structure_checks if quick else sealed_checks
             works.append(_works(make(expected, archive), archive, sums, quick=quick))
@@ -161,7 +168,12 @@ def verify_bundle(
         except SignatureError as err:
             findings.append(Finding(SIGNATURE, str(err)))
     on_event(TransferStarted(blobs=count, size=total, manifests=0, tags=0))
-    findings += _carry_out(chain.from_iterable(works), inventories, jobs, on_event, cancel)
+    suspects: set[Path] = set()
+    findings += _carry_out(
+        chain.from_iterable(works), inventories, jobs, on_event, cancel, suspects
+    )
+    if not quick:
+        findings += _part_findings(suspects, sums)
     inventory = seal.inventory if seal is not None else reader.contents.inventory
     return BundleReport(
         sealed=seal is not None,
@@ -301,13 +313,39 @@ def _once_each(findings: Iterable[Finding]) -> tuple[Finding, ...]:
     )
 
 
+def _parts_of(check: Check) -> tuple[Path, ...]:
+    """The parts in which a stretch of an archive lies; none if that is in one piece."""
+    file = check.file
+    if not isinstance(file, PartedReader) or len(file.parts) == 1:
+        return ()
+    first = bisect_right(file.ends, check.offset - len(check.before))
+    last = bisect_left(file.ends, check.offset + check.size + check.after)
+    return file.parts[first : last + 1]
+
+
+def _part_findings(suspects: Iterable[Path], sums: Mapping[str, Digest]) -> Iterator[Finding]:
+    """Which of the parts that damage was found in are not what `SHA256SUMS` says: those are to be
+    copied again. They are read once more for that."""
+    for path in sorted(suspects):
+        expected = sums.get(path.name)
+        if expected is None:
+            continue
+        with os_errors(path, "read"), path.open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+        if found != expected.encoded:
+            told = f"is damaged: {SUMS} has another digest; copy this part again"
+            yield Finding(path.name, told)
+
+
 def _carry_out(
     works: Iterable[_Work],
     inventories: Mapping[str, Inventory],
     jobs: int,
     on_event: OnEvent,
     cancel: threading.Event,
+    suspects: set[Path],
 ) -> Iterator[Finding]:
+    """Do all checks. `suspects` gets the parts in which damage lies."""
     dependents: dict[tuple[str, str], Dependents] = {}
 
     def problem(check: Check) -> str | None:
@@ -346,6 +384,7 @@ def _carry_out(
                 continue
             for what, told in outcome:
                 if isinstance(what, Check):
+                    suspects.update(_parts_of(what))
                     yield _finding(what, told, inventories, dependents)
                 else:
                     yield Finding(what, told.removeprefix(f"{what}: "))
@@ -372,4 +411,7 @@ def _finding(
             dependents[key] = Dependents(content)
         tags = dependents[key].tags(check.digest)
     told = f"{check.title} {problem.removeprefix(f'{name}: ')}"
+    parts = [path.name for path in _parts_of(check)]
+    if parts:
+        told += f" (in {parts[0]}{f' to {parts[-1]}' if parts[1:] else ''})"
     return Finding(name, told, check.repository, tags, check.digest)

@@ -33,6 +33,13 @@ def inspect_command(*, bundle_dir: Path, html_file: Path | None, as_json: bool) 
     started = time.monotonic()
     with BundleReader([bundle_dir]) as reader:
         found = inspect_bundle(reader)
+        problems = len(reader.contents.findings)
+    if problems:
+        click.echo(
+            f"warning: {problems} indexes, manifests, blobs or archives are missing or damaged; "
+            "this is what could be read, and `mirror verify` tells the rest",
+            err=True,
+        )
     if html_file is not None:
         write_durably(html_file, report_html.html(found).encode())
     show(as_json, found.to_document(), lambda shown, _: insight_text(shown), found, started)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from contextlib import suppress
 from pathlib import Path
@@ -15,7 +16,7 @@ from mirror.bundle.verify import verify_bundle
 from mirror.errors import DamagedBundleError, FileSystemError, InputError, NotFoundError
 from mirror.oci import Digest
 from mirror.sync import Inventory, MemoryStore, make_plan, transfer, union
-from tests.support.bundles import pack_store
+from tests.support.bundles import pack, pack_store
 from tests.support.inventories import put_image, sample_store
 from tests.support.tars import layout_files, tar_of
 
@@ -225,8 +226,40 @@ def test_a_missing_part_is_named(tmp_path: Path, number: int) -> None:
     _cut(tmp_path, 1000)
     lost = sorted(tmp_path.glob("platform.tar.*.chunk"))[number]
     lost.unlink()
-    with pytest.raises(DamagedBundleError, match=f"{lost.name} of [0-9]+ parts is missing"):
-        BundleReader([tmp_path])
+    with BundleReader([tmp_path]) as reader:
+        told = f"{lost.name} of [0-9]+ parts is missing"
+        with pytest.raises(DamagedBundleError, match=told):
+            reader.inventory()
+        assert re.search(told, str(verify_bundle(reader).findings))
+
+
+def test_whatever_is_wrong_with_parts_is_told_of_all_archives_at_once(tmp_path: Path) -> None:
+    pack_store(STORE, tmp_path)
+    _cut(tmp_path, 1000)
+    numbered = sorted(tmp_path.glob("platform.tar.*.chunk"))
+    short, lost = tmp_path / "security.tar.0000.chunk", numbered[2]
+    short.write_bytes(short.read_bytes()[:100])
+    lost.unlink()
+    with BundleReader([tmp_path]) as reader:
+        for quick in (False, True):
+            told = [str(one) for one in verify_bundle(reader, quick=quick).findings]
+            told = [one for one in told if "SHA256SUMS" not in one and "cannot be read" not in one]
+            assert len(told) == 2
+            assert f"platform.tar: {lost.name} of {len(numbered)} parts is missing" in told[0]
+            assert f"security.tar: {short.name} has 100 bytes instead of 1000" in told[1]
+
+
+def test_a_foreign_part_is_named(tmp_path: Path) -> None:
+    pack(STORE, WANTED, tmp_path, part_size=1000)
+    first, other = (tmp_path / f"platform.tar.{number:04}.chunk" for number in (1, 2))
+    first.write_bytes(other.read_bytes())
+    with BundleReader([tmp_path]) as reader:
+        told = [str(one) for one in verify_bundle(reader).findings]
+        quick = [str(one) for one in verify_bundle(reader, quick=True).findings]
+    assert f"{first.name}: is damaged: SHA256SUMS has another digest; copy this part again" in told
+    assert not any(one.startswith(other.name) for one in told)
+    assert quick
+    assert all(first.name in one for one in quick)
 
 
 def test_an_archive_that_is_there_whole_and_in_parts_is_refused(tmp_path: Path) -> None:
