@@ -64,11 +64,14 @@ def _replica_lines(one: ReplicaResult, *, leader: bool = False) -> list[str]:
             f"    {one.blobs} blobs ({size_text(one.sent)}), {one.manifests} manifests, "
             f"{one.tags} tags"
         )
+    extras = "not at the leader, left alone (--prune removes)"
+    if leader:
+        extras = "not stated, so no replica gets them (`mirror push` of their bundle states them)"
     for title, items in (
         ("damaged", one.damaged),
         ("mended", one.healed),
         ("removed", one.removed),
-        ("not at the leader, left alone (--prune removes)", one.extras),
+        (extras, one.extras),
     ):
         lines += _listed(title, [str(item) for item in items])
     return lines
