@@ -11,7 +11,7 @@ from mirror.errors import IncompleteError, MirrorError, NotFoundError
 from mirror.events import OnEvent
 from mirror.oci import Digest
 from mirror.operations.leader import Facts, Leader
-from mirror.operations.replicate import damage
+from mirror.operations.replicate import damage, told
 from mirror.operations.results import How, Outcome, ReplicaResult
 from mirror.operations.sites import Site
 from mirror.sync import Finding, Plan, make_plan, transfer
@@ -107,7 +107,7 @@ class LeaderAudit:
         lost += [step.digest for wave in plan.manifests for step in wave]
         if how.dry_run or not self._others:
             self._damaged = (
-                *(Finding(place.name, str(error), digest=d) for d, error in damaged.items()),
+                *told(place.name, damaged),
                 *(Finding(place.name, f"{d} is missing", digest=d) for d in lost),
             )
             return () if how.dry_run else self._as_failures()
