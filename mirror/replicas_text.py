@@ -39,7 +39,7 @@ def sync_summary(report: SyncReport, elapsed_s: float) -> str:
         title = f"{good} of {len(report.replicas)} replicas hold what {report.leader} has ({state})"
     lines = [title]
     for one in report.replicas:
-        lines += _replica_lines(one)
+        lines += _replica_lines(one, dry_run=report.dry_run)
     if report.audit is not None:
         lines += _replica_lines(report.audit, leader=True)
     lines += _failure_lines(report.failures)
@@ -49,7 +49,7 @@ def sync_summary(report: SyncReport, elapsed_s: float) -> str:
     return "\n".join(lines)
 
 
-def _replica_lines(one: ReplicaResult, *, leader: bool = False) -> list[str]:
+def _replica_lines(one: ReplicaResult, *, leader: bool = False, dry_run: bool = False) -> list[str]:
     said = _OUTCOMES[one.outcome]
     if leader:
         said = {
@@ -64,11 +64,14 @@ def _replica_lines(one: ReplicaResult, *, leader: bool = False) -> list[str]:
             f"    {one.blobs} blobs ({size_text(one.sent)}), {one.manifests} manifests, "
             f"{one.tags} tags"
         )
+    extras = f"not at the leader, {'' if dry_run else 'left alone; '}--prune removes it"
+    if leader:
+        extras = "not stated, so no replica gets them (`mirror push` of their bundle states them)"
     for title, items in (
         ("damaged", one.damaged),
         ("mended", one.healed),
         ("removed", one.removed),
-        ("not at the leader, left alone (--prune removes)", one.extras),
+        (extras, one.extras),
     ):
         lines += _listed(title, [str(item) for item in items])
     return lines

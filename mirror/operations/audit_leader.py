@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from mirror.errors import IncompleteError, MirrorError, NotFoundError
 from mirror.events import OnEvent
 from mirror.oci import Digest
 from mirror.operations.leader import Facts, Leader
-from mirror.operations.replicate import damage
+from mirror.operations.replicate import damage, told
 from mirror.operations.results import How, Outcome, ReplicaResult
 from mirror.operations.sites import Site
 from mirror.sync import Finding, Plan, make_plan, transfer
 from mirror.sync.difference import lacking
 from mirror.sync.healing import Healer, Mending, mended, without_manifests
 from mirror.sync.sources import Persistent, Ring
+from mirror.sync.statement import REPOSITORY
 from mirror.sync.survey import Failure, Item, Survey, survey
 
 
@@ -44,6 +45,7 @@ class LeaderAudit:
         self._damaged: tuple[Finding, ...] = ()
         self._healed: tuple[Finding, ...] = ()
         self._failures: tuple[Failure, ...] = ()
+        self._extras: tuple[str, ...] = ()
         self._facts: Facts | None = None
 
     @property
@@ -80,6 +82,7 @@ class LeaderAudit:
             published.statement.generation if published else None,
             damaged=self._damaged,
             healed=self._healed,
+            extras=self._extras,
             failures=self._failures,
             elapsed_s=time.monotonic() - self._started,
         )
@@ -88,6 +91,7 @@ class LeaderAudit:
         if facts.published is None:
             return facts.failures  # it was walked: there is no statement to hold it against
         found = self._survey(facts)
+        self._extras = tuple(_unstated(facts, found))
         if not self._how.deep:
             return _judged(facts, found, self._place.name)
         place, how = self._place, self._how
@@ -103,7 +107,7 @@ class LeaderAudit:
         lost += [step.digest for wave in plan.manifests for step in wave]
         if how.dry_run or not self._others:
             self._damaged = (
-                *(Finding(place.name, str(error), digest=d) for d, error in damaged.items()),
+                *told(place.name, damaged),
                 *(Finding(place.name, f"{d} is missing", digest=d) for d in lost),
             )
             return () if how.dry_run else self._as_failures()
@@ -154,6 +158,14 @@ class LeaderAudit:
         )
 
 
+def _unstated(facts: Facts, found: Survey) -> Iterator[str]:
+    """Tags of the leader's repositories that its statement does not have."""
+    for path, tags in sorted(found.listed.items()):
+        if path != REPOSITORY:
+            for tag in sorted(tags - facts.inventory.repository(path).tags.keys()):
+                yield f"tag {path or '/'}:{tag}"
+
+
 def _judged(facts: Facts, found: Survey, name: str) -> tuple[Failure, ...]:
     """What the leader states and does not hold."""
     failures = [Failure(name, str(item), error) for item, error in found.unclear.items()]
@@ -171,7 +183,8 @@ def _judged(facts: Facts, found: Survey, name: str) -> tuple[Failure, ...]:
             now = there.get(item.tag) if item.tag else None
             told = (
                 f"the leader states {item.digest} and the tag names {now}: somebody changed it "
-                "without stating it; push the release to the leader again"
+                "without stating it, so no replica follows; `mirror push` to the leader the bundle "
+                "that it is to have, which states it and sends only what lacks"
                 if now
                 else "the leader states it and does not have it; sync with --deep takes content "
                 "back from the replicas, and a new push restores everything"

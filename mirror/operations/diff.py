@@ -12,9 +12,11 @@ from mirror.events import ignore as ignore_events
 from mirror.oci import Digest
 from mirror.operations.places import read_inventory, see_registry
 from mirror.operations.sites import Site
-from mirror.sync import Inventory
+from mirror.release.discovery import has_index, index_of
+from mirror.sync import Inventory, union
 from mirror.sync.difference import Difference, differ
 from mirror.sync.survey import Failure
+from mirror.sync.tags import tags_of
 from mirror.sync.workers import DEFAULT_JOBS
 
 
@@ -50,6 +52,8 @@ def diff(
 ) -> DiffReport:
     """Compare two places: a bundle's folder, a file with an inventory, or a registry.
 
+    A bundle counts as having the index of modules that a push makes, if the other place has one.
+
     Raises:
         InputError, DamagedBundleError: a file or folder holds no inventory.
         RegistryError: a registry does not say what it has.
@@ -66,6 +70,10 @@ def diff(
         return place.name, inventory
 
     (a_name, ours), (b_name, theirs) = seen(a), seen(b)
+    if has_index(theirs) and not has_index(ours) and isinstance(a, Path):
+        ours = union([ours, index_of(ours, tags_of(theirs))])
+    elif has_index(ours) and not has_index(theirs) and isinstance(b, Path):
+        theirs = union([theirs, index_of(theirs, tags_of(ours))])
     return DiffReport(
         a_name, b_name, ours.digest(), theirs.digest(), differ(ours, theirs), tuple(failures)
     )

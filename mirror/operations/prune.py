@@ -14,6 +14,7 @@ from mirror.events import ignore as ignore_events
 from mirror.operations.places import read_inventory
 from mirror.operations.pull import tool_name
 from mirror.operations.sites import Site
+from mirror.release.discovery import discovery_images
 from mirror.sync import Inventory, union
 from mirror.sync.inventory import RepositoryContent
 from mirror.sync.publish import (
@@ -170,7 +171,9 @@ def after(there: Inventory, removal: Removal) -> Inventory:
 
 def _kept(one: Path | int, history: dict[int, Published], name: str) -> Inventory:
     if isinstance(one, Path):
-        return read_inventory(one)
+        found = read_inventory(one)
+        # What a push of it would make, whatever is there by those names.
+        return union([found, discovery_images(found).inventory()])
     if one not in history:
         held = ", ".join(map(str, sorted(history))) or "none"
         raise PruneRefusedError(

@@ -18,6 +18,7 @@ from mirror.sync import Inventory, Plan, TransferReport, make_plan, transfer
 from mirror.sync.phase import check_unmoved, finish
 from mirror.sync.publish import Published, begin, complete, read_standing
 from mirror.sync.registry import RegistryTarget
+from mirror.sync.statement import REPOSITORY
 from mirror.sync.succession import next_statement
 from mirror.sync.workers import DEFAULT_JOBS
 
@@ -130,7 +131,7 @@ def push(
 
     try:
         if check_access:
-            target.check_access(plan)
+            target.check_access(plan, *([REPOSITORY] if statement is not None else []))
         done = transfer(
             plan,
             content_for(reader, index, target, held),

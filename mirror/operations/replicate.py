@@ -164,10 +164,7 @@ class Replication:
             return found.held, found
         if self._how.dry_run:
             self._notes.outcome = Outcome.DIFFERS
-            self._notes.damaged += (
-                Finding(self.site.name, str(error), digest=digest)
-                for digest, error in sorted(damaged.items())
-            )
+            self._notes.damaged += told(self.site.name, damaged)
             return found.held, replace(found, unclear={})
         wanted = self._wanted(facts)
         blobs = wanted.blob_sizes()
@@ -384,6 +381,14 @@ def damage(
         if speaks_of_damage(error):
             damaged.setdefault(item.digest, error)
     return damaged
+
+
+def told(name: str, damaged: Mapping[Digest, MirrorError]) -> list[Finding]:
+    """What to say of `damage`."""
+    return [
+        Finding(name, f"{digest} is damaged: {error}", digest=digest)
+        for digest, error in sorted(damaged.items())
+    ]
 
 
 def _begins_with_images(plan: Plan) -> bool:

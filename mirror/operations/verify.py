@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from mirror.bundle.reader import BundleReader
@@ -13,7 +13,7 @@ from mirror.events import ignore as ignore_events
 from mirror.oci import Digest
 from mirror.operations.pull import count
 from mirror.registry import RegistryWriter
-from mirror.release.discovery import discovery_images
+from mirror.release.discovery import discovery_images, index_of
 from mirror.release.tree import TargetTree
 from mirror.sync import Finding, Inventory, union
 from mirror.sync.audit import audit
@@ -81,22 +81,7 @@ def verify_registry(
     inventory = reader.inventory()
     client.ping()  # one clear answer about name, TLS and login, before many ask in parallel
     target = RegistryTarget(client, tree.locate, f"registry {tree.root}", jobs=jobs, cancel=cancel)
-    wanted = union([inventory, _index(inventory, target)])
+    index = tags_only(tags_of(discovery_images(inventory).inventory()))
+    wanted = union([inventory, index_of(inventory, tags_of(target.held(index)))])
     findings = audit(wanted, target, deep=deep, jobs=jobs, on_event=on_event, cancel=cancel)
     return RegistryReport(str(tree.root), inventory, inventory.digest(), deep, findings)
-
-
-def _index(bundle: Inventory, target: RegistryTarget) -> Inventory:
-    """The index of what `bundle` has, but for tags that name what another tool put there.
-
-    Clusters list its tags and do not mind what they name.
-    """
-    index = discovery_images(bundle).inventory()
-    held = target.held(tags_only(tags_of(index)))
-    wanted = {}
-    for path, content in index.repositories.items():
-        named = held.repository(path).tags
-        tags = {tag: ours for tag, ours in content.tags.items() if named.get(tag, ours) == ours}
-        if tags:
-            wanted[path] = replace(content, tags=tags)
-    return Inventory(wanted)

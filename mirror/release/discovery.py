@@ -12,11 +12,13 @@ import io
 import json
 import tarfile
 from collections.abc import Iterable
+from dataclasses import replace
 
 from mirror.oci import Digest
 from mirror.oci.media_types import OCI_CONFIG, OCI_LAYER_GZIP, OCI_MANIFEST
 from mirror.release.tree import MODULES, PACKAGES, PLUGINS
 from mirror.sync import Inventory, MemoryStore
+from mirror.sync.tags import Tags
 
 _INDEXES = (MODULES, PACKAGES, PLUGINS)
 
@@ -35,6 +37,25 @@ def discovery_images(bundle: Inventory) -> MemoryStore:
         if names:
             _placeholder(store, index, sorted(names))
     return store
+
+
+def index_of(bundle: Inventory, named: Tags) -> Inventory:
+    """What a registry with the tags `named` is to have as the index of all that `bundle` has.
+
+    A bundle has no index; a push makes it. Tags that name what another tool put there will do.
+    """
+    wanted = {}
+    for path, content in discovery_images(bundle).inventory().repositories.items():
+        there = named.get(path, {})
+        tags = {tag: ours for tag, ours in content.tags.items() if there.get(tag, ours) == ours}
+        if tags:
+            wanted[path] = replace(content, tags=tags)
+    return Inventory(wanted)
+
+
+def has_index(inventory: Inventory) -> bool:
+    """Whether it has an index of what exists: a registry's has, a bundle's has not."""
+    return any(inventory.repository(path).tags for path in _INDEXES)
 
 
 def _is_description(path: str) -> bool:

@@ -179,7 +179,7 @@ class Mending:
 
 def mended(place: str, path: str, digest: Digest) -> Finding:
     """What to say of content that is right again."""
-    return Finding(place, "was damaged or lost, and is right again", path, (), digest)
+    return Finding(place, f"{digest} was damaged or lost, and is right again", path, (), digest)
 
 
 def without_manifests(held: Inventory, digests: Collection[Digest]) -> Inventory:

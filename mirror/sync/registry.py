@@ -295,8 +295,8 @@ class RegistryTarget:
 
     # -- access --------------------------------------------------------------------------------
 
-    def check_access(self, plan: Plan) -> None:
-        """Prove that `plan` may be written, before its first byte moves.
+    def check_access(self, plan: Plan, *also: str) -> None:
+        """Prove that `plan` may be written, and into `also`, before its first byte moves.
 
         An upload is opened in one repository of each part of the tree that is written to. Where
         blobs go, the first of them uses it; elsewhere it is cancelled, and nothing is left behind.
@@ -305,7 +305,8 @@ class RegistryTarget:
             DeniedError: a repository may not be written to.
             RegistryError: or cannot be, in a registry that is read-only for one.
         """
-        gather(places_written(plan).items(), self._probe, jobs=self._jobs, cancel=self._cancel)
+        places = dict.fromkeys(also, False) | places_written(plan)
+        gather(places.items(), self._probe, jobs=self._jobs, cancel=self._cancel)
 
     def _probe(self, place: tuple[str, bool]) -> None:
         path, uploads = place

@@ -78,6 +78,7 @@ class Daemon:
 
     def _follow(self, replica: str) -> None:
         failures = 0
+        complete: bool | None = None
         audited: float | None = None
         read: float | None = None
         woken = self._woken[replica]
@@ -104,7 +105,11 @@ class Daemon:
                 read = started if depth is Depth.DEEP else read
             else:
                 failures += 1
-            _log.info(
+            # Nothing new every ten seconds would bury what is.
+            news = look.complete != complete or look.sent or depth is not Depth.STATEMENT
+            complete = look.complete
+            _log.log(
+                logging.INFO if news else logging.DEBUG,
                 "%s: %s after %s, %d bytes sent",
                 replica,
                 "complete" if look.complete else "not complete",

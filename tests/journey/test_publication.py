@@ -175,6 +175,15 @@ def test_a_statement_that_was_damaged_is_written_anew_with_a_higher_generation(
     assert generations(real.client, LOCATE) == [1, 2, 3]
 
 
+def test_a_push_that_may_not_state_anything_sends_nothing(
+    embedded_registry: EmbeddedRegistry, embedded: Place, releases: tuple[Release, ...]
+) -> None:
+    embedded_registry.faults.add(Fault(Answer(403), "POST", STATEMENTS, times=None))
+    run = embedded.push(releases[0]).failed(6)
+    assert f"{STATEMENTS} may not be written to, so nothing was sent" in run.text
+    assert embedded_registry.requests.received() == 0
+
+
 def test_a_push_that_cannot_bring_everything_states_nothing(
     embedded_registry: EmbeddedRegistry, embedded: Place, releases: tuple[Release, ...]
 ) -> None:

@@ -101,6 +101,11 @@ def test_what_is_pruned_is_reclaimed_and_all_that_is_kept_verifies_to_the_byte(
     words = ("prune", replica.name, "--insecure", "--keep", tiny_bundle)
     planned = call_mirror(*words, "--dry-run", "--json").succeeded().document
     assert planned["removed"]["manifests"]
+    removed = {(entry["repository"], entry["tag"]) for entry in planned["removed"]["tags"]}
+    kept = discovery_images(read_inventory(tiny_bundle)).inventory().repositories
+    assert kept
+    for path, content in kept.items():
+        assert not {(path, tag) for tag in content.tags} & removed, "clusters need the index"
     assert planned["freedBytes"] > 0
     assert standing.current is not None
     assert replica.stated() == standing.current.statement.inventory
@@ -156,6 +161,9 @@ def test_diff_and_status_tell_places_of_all_kinds_apart(
     assert not diff(one.site, other.site).difference
     call_mirror("diff", one.name, other.name, "--insecure").succeeded()
     call_mirror("diff", tiny_bundle, tiny_bundle / "inventory.json").succeeded()
+    # A bundle has no index of modules; what a push made of it is no difference.
+    call_mirror("diff", tiny_bundle, one.name, "--insecure").succeeded()
+    call_mirror("diff", one.name, tiny_bundle, "--insecure").succeeded()
     told = call_mirror("diff", tiny_bundle, small_bundle)
     assert told.code == 3
     assert "tags differ" in told.stdout

@@ -20,6 +20,7 @@ from mirror.errors import (
 )
 from mirror.oci import Manifest
 from mirror.operations import Outcome, ReplicaResult, sync_replicas
+from mirror.replicas_text import sync_summary
 from mirror.serve import Answer, CorruptBody, Delay, Fault, Refuse
 from mirror.sync import MemoryStore
 from mirror.sync.publish import PENDING, read_standing, statement_digest
@@ -364,7 +365,20 @@ def test_an_audit_tells_of_tags_that_somebody_moved_at_the_leader(two: list[Repl
     report = sync_replicas(leader.site, [replica.site], audit=True)
     assert report.exit_code == 1
     assert "somebody changed it without stating it" in str(report.failures[0])
+    assert "`mirror push` to the leader" in str(report.failures[0])
     assert replica.storage.resolve(f"{ROOT}/release-channel", "alpha") == other
+
+
+def test_an_audit_tells_of_tags_at_the_leader_that_it_does_not_state(two: list[Replica]) -> None:
+    leader, replica = two
+    locate, client = leader.site.tree.locate, leader.site.client
+    client.put_manifest(locate(""), "by-hand", client.manifest(locate(""), "latest"))
+    report = sync_replicas(leader.site, [replica.site], audit=True)
+    assert report.exit_code == 0
+    assert report.audit is not None
+    assert report.audit.extras == ("tag /:by-hand",)
+    assert replica.storage.resolve(ROOT, "by-hand") is None
+    assert "not stated, so no replica gets them" in sync_summary(report, 1.0)
 
 
 def test_a_statement_that_was_damaged_is_mended_like_anything_else(two: list[Replica]) -> None:
