@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import bcrypt
@@ -20,8 +20,13 @@ from mirror.modes.render import (
     prepare_secrets,
     render,
 )
+from mirror.modes.render.replication import NOTIFICATION_PATH
 from mirror.modes.settings import RegistrySettings
 from mirror.modes.sites import User
+from mirror.watch.daemon import Daemon
+from mirror.watch.pages import create_app
+from mirror.watch.settings import WatchSettings
+from mirror.watch.state import Look
 from tests.modes.cluster import (
     IMAGES,
     MASTERS,
@@ -265,6 +270,24 @@ def test_replication_is_configured_in_the_mirrorers_keys() -> None:
         "parallelizm": 3,
         "listen": "127.0.0.1:5003",
     }
+
+
+def test_the_daemon_runs_by_what_was_rendered_and_hears_of_pushes_where_it_listens(
+    tmp_path: Path,
+) -> None:
+    rendered = done(local())
+    path = tmp_path / "config.yaml"
+    path.write_bytes(rendered.nodes["master-1"][SERVICES / "mirrorer/config.yaml"].content)
+    settings = WatchSettings.load(path)
+    assert (settings.leader, settings.followers) == ("auto", ("local",))
+    assert str(settings.repository("local")) == "10.0.0.2:5001/system/deckhouse"
+    host, port = settings.listener()
+    notified = document(rendered, SERVICES / "distribution/config.yaml", "master-1")
+    (endpoint,) = notified["notifications"]["endpoints"]
+    assert endpoint["url"] == f"http://{host}:{port}{NOTIFICATION_PATH}"
+    looks: dict[str, Look] = {}
+    pages = create_app(Daemon(["local"], lambda name, *_: looks[name], pace=settings.pace))
+    assert NOTIFICATION_PATH in {route.path for route in pages.routes}  # type: ignore[attr-defined]
 
 
 def test_a_single_master_and_a_cache_have_no_replication() -> None:
