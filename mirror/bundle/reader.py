@@ -10,11 +10,12 @@ from types import TracebackType
 
 from mirror.bundle.archive import Archive
 from mirror.bundle.carriage import NOTHING, minus
-from mirror.bundle.contents import Contents, OpenArchive, read_contents
+from mirror.bundle.contents import Contents, read_contents
 from mirror.bundle.files import Readable, ReadAt, os_errors
 from mirror.bundle.find import archive_at, check_loose, find_archives, stored_file
 from mirror.bundle.folder import read_seal
 from mirror.bundle.names import SEAL, blob_at
+from mirror.bundle.opened import OpenArchive
 from mirror.bundle.parts import PartedReader, parse_part_name, part_sizes
 from mirror.bundle.seal import Seal
 from mirror.bundle.seekable import SeekableFile, Unreadable
