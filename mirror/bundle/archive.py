@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from mirror.bundle.carriage import NOTHING, minus
-from mirror.bundle.names import REF_NAME, SHORT_TAG, blob_path, inside, source_reference
+from mirror.bundle.names import INDEX, REF_NAME, SHORT_TAG, blob_path, inside, source_reference
 from mirror.oci import Digest
 from mirror.oci.media_types import OCI_INDEX
 from mirror.sync import Inventory, RepositoryContent
@@ -98,7 +98,7 @@ def lay_out(
     carried = minus(inventory, left_out)
     for layout, spoken_of in inventory.repositories.items():
         for file_name, content in (
-            ("index.json", index_json(spoken_of, origins[layout])),
+            (INDEX, index_json(spoken_of, origins[layout])),
             ("oci-layout", OCI_LAYOUT),
         ):
             path = inside(layout, file_name)

@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 from mirror.bundle.archive import BLOCK, TRAILER_SIZE, Archive, Entry
-from mirror.bundle.contents import OpenArchive
 from mirror.bundle.files import Readable
 from mirror.bundle.names import blob_at
+from mirror.bundle.opened import OpenArchive
 from mirror.errors import CancelledError, DigestMismatchError
 from mirror.oci import Digest, Verifier
 from mirror.sync import Dependents, Finding

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
-from typing import NamedTuple
 
-from mirror.bundle.carriage import NOTHING
 from mirror.bundle.files import Readable
 from mirror.bundle.limits import (
     MAX_FINDINGS,
@@ -16,12 +13,12 @@ from mirror.bundle.limits import (
     MAX_INDEX_MARKS,
     MAX_MANIFEST_MARKS,
     MAX_MEDIA_TYPE,
-    MAX_MEMBERS,
     Budget,
     marks,
 )
-from mirror.bundle.names import REF_NAME, SHORT_TAG, blob_path, inside
-from mirror.bundle.tar import Member, members
+from mirror.bundle.names import INDEX, REF_NAME, SHORT_TAG, inside
+from mirror.bundle.opened import OpenArchive
+from mirror.bundle.tar import Member
 from mirror.errors import (
     DamagedBundleError,
     DigestMismatchError,
@@ -30,106 +27,12 @@ from mirror.errors import (
     InvalidDigestError,
     InvalidManifestError,
     InvalidReferenceError,
-    MirrorError,
 )
 from mirror.oci import Digest, Manifest, verified
 from mirror.oci.manifest import MAX_MANIFEST_BYTES
 from mirror.oci.media_types import MANIFESTS
 from mirror.oci.reference import check_repository, valid_tag
 from mirror.sync import Dependents, Finding, Inventory, InventoryBuilder, ManifestNode, union
-
-_INDEX = "index.json"
-
-
-class _Listing(NamedTuple):
-    """An archive's files by path, the problem that ended the list, where its end marker begins."""
-
-    members: Mapping[str, Member]
-    problem: MirrorError | None
-    end: int
-
-
-class OpenArchive:
-    """One archive as found. Its headers are read when they are asked for, once.
-
-    `listing` finds its files, as `tar.members` does. `broken` says why it could not be opened at
-    all, if that is so. `left_out` is what its seal says of it that lies elsewhere.
-    """
-
-    def __init__(
-        self,
-        file: Readable,
-        listing: Callable[[Readable], Generator[Member, None, int]] = members,
-        *,
-        broken: MirrorError | None = None,
-        left_out: Inventory = NOTHING,
-    ) -> None:
-        self.file, self.left_out = file, left_out
-        self._files = listing
-        self._broken = broken
-
-    @property
-    def broken(self) -> MirrorError | None:
-        """Why nothing of it can be read, if that is so."""
-        return self._broken
-
-    @property
-    def name(self) -> str:
-        """The archive's file name."""
-        return self.file.path.name
-
-    @cached_property
-    def _listing(self) -> _Listing:
-        found: dict[str, Member] = {}
-        if self._broken is not None:
-            return _Listing(found, self._broken, 0)
-        try:
-            return _Listing(found, None, _collect(self.file, self._files(self.file), found))
-        except (DamagedBundleError, FileSystemError) as err:
-            return _Listing(found, err, 0)
-
-    @property
-    def members(self) -> Mapping[str, Member]:
-        """Its files by path, up to the `problem` that ended the list."""
-        return self._listing.members
-
-    @property
-    def problem(self) -> MirrorError | None:
-        """A damaged header, or whatever else ended the list of files."""
-        return self._listing.problem
-
-    @property
-    def end(self) -> int:
-        """Where its end marker begins, if nothing ended the list before."""
-        return self._listing.end
-
-    def refuse(self, why: MirrorError) -> None:
-        """From now on it cannot be read; what was known of its files is let go."""
-        self._broken = why
-        self.__dict__.pop("_listing", None)
-
-    @cached_property
-    def prefix(self) -> str:
-        """Where its content belongs: archives of the first format lack their own path."""
-        return _legacy_prefix(self.name, self.members)
-
-    def layouts(self) -> dict[str, str]:
-        """Repository path → path of its layout inside the archive; sorted."""
-        inner = sorted(
-            path.removesuffix(_INDEX).rstrip("/")
-            for path in self.members
-            if path == _INDEX or path.endswith("/" + _INDEX)
-        )
-        return {"/".join(part for part in (self.prefix, path) if part): path for path in inner}
-
-    def blob(self, repository: str, digest: Digest) -> Member | None:
-        """Where the layout of `repository` keeps a blob or manifest; None if it does not."""
-        layout = repository
-        if self.prefix:
-            if repository != self.prefix and not repository.startswith(f"{self.prefix}/"):
-                return None
-            layout = repository[len(self.prefix) + 1 :]
-        return self.members.get(blob_path(layout, digest))
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,39 +101,6 @@ def read_manifest(file: Readable, member: Member, digest: Digest, media_type: st
     return Manifest.parse(raw, said, algorithm=digest.algorithm)
 
 
-def _collect(
-    file: Readable, listing: Generator[Member, None, int], found: dict[str, Member]
-) -> int:
-    """Put the archive's files into `found`; return where its end marker begins."""
-    while True:
-        try:
-            member = next(listing)
-        except StopIteration as over:
-            return int(over.value)
-        if len(found) == MAX_MEMBERS:
-            raise DamagedBundleError(
-                f"{file.path.name}: it holds more than {MAX_MEMBERS} files, which no bundle's "
-                "archive does"
-            )
-        if member.path in found:
-            raise DamagedBundleError(
-                f"{file.path.name}: {member.path} is there twice; this is not an archive of a "
-                "bundle, or it was tampered with"
-            )
-        found[member.path] = member
-
-
-def _legacy_prefix(name: str, found: Mapping[str, Member]) -> str:
-    """Where a first-format `module-<name>.tar` belongs: it was archived without its path."""
-    stem = name.removesuffix(".tar")
-    if not stem.startswith("module-") or not found:
-        return ""
-    # Any path below modules/ means the newer format, whatever the file was renamed to since.
-    if any(path.startswith("modules/") for path in found):
-        return ""
-    return f"modules/{stem.removeprefix('module-')}"
-
-
 def read_contents(archives: Iterable[OpenArchive]) -> Contents:
     """Read every index and manifest. What cannot be read becomes a finding, never an exception."""
     total = InventoryBuilder()
@@ -255,7 +125,7 @@ def read_contents(archives: Iterable[OpenArchive]) -> Contents:
                 if repository:
                     check_repository(repository)
             except InvalidReferenceError as err:
-                findings.append(Finding(archive.name, f"{inside(layout, _INDEX)}: {err}"))
+                findings.append(Finding(archive.name, f"{inside(layout, INDEX)}: {err}"))
                 continue
             reading = _LayoutReading(archive, repository, layout, manifests, budget)
             reading.run()
@@ -291,7 +161,7 @@ class _LayoutReading:
     def run(self) -> None:
         builder = InventoryBuilder()
         tags: dict[str, tuple[Digest, str]] = {}
-        path = inside(self._layout, _INDEX)
+        path = inside(self._layout, INDEX)
         try:
             # Of two descriptors with one tag the later one counts.
             tags.update(self._tagged(self._archive.members[path]))

@@ -25,7 +25,7 @@ def find_archives(paths: Iterable[Path]) -> dict[Path, tuple[Path, ...]]:
     found: dict[Path, set[Path]] = {}
     for path in paths:
         if path.is_dir():
-            files = [entry for entry in _listed(path) if _archive_at(entry) is not None]
+            files = [entry for entry in _listed(path) if archive_at(entry) is not None]
             if not files and is_tree(path):
                 _check_tree(path)
                 files = [path]
@@ -34,13 +34,13 @@ def find_archives(paths: Iterable[Path]) -> dict[Path, tuple[Path, ...]]:
         elif path.is_file():
             files = [path]
             if parse_part_name(path.name) is not None:
-                archive = _archive_at(path)
-                files = [one for one in _listed(path.parent) if _archive_at(one) == archive]
+                archive = archive_at(path)
+                files = [one for one in _listed(path.parent) if archive_at(one) == archive]
         else:
             raise InputError(f"{path} does not exist; name a bundle's folder or its archives")
         for file in files:
             file = file.absolute()
-            found.setdefault(_archive_at(file) or file, set()).add(file)
+            found.setdefault(archive_at(file) or file, set()).add(file)
     for archive, consists in found.items():
         if len({stored_file(file) for file in consists}) > 1:
             raise InputError(
@@ -60,7 +60,7 @@ def _listed(folder: Path) -> list[Path]:
         return [entry for entry in folder.iterdir() if entry.is_file()]
 
 
-def _archive_at(path: Path) -> Path | None:
+def archive_at(path: Path) -> Path | None:
     """The archive that a file is, or is a part of, compressed or not; None for other files."""
     stored = stored_file(path)
     archive = stored.with_name(stored.name.removesuffix(ZSTD_SUFFIX))

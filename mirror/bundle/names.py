@@ -16,6 +16,9 @@ SHORT_TAG = "io.deckhouse.image.short_tag"
 REF_NAME = "org.opencontainers.image.ref.name"
 """Annotation of a layout's descriptor: the full reference at the source (image-spec)."""
 
+INDEX = "index.json"
+"""Of a layout: which tags name which manifests (image-spec)."""
+
 SEAL = "inventory.json"
 SIGNATURE = "inventory.json.sig"
 PARTIAL_SUFFIX = ".partial"

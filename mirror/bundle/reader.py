@@ -10,11 +10,12 @@ from types import TracebackType
 
 from mirror.bundle.archive import Archive
 from mirror.bundle.carriage import NOTHING, minus
-from mirror.bundle.contents import Contents, OpenArchive, read_contents
+from mirror.bundle.contents import Contents, read_contents
 from mirror.bundle.files import Readable, ReadAt, os_errors
-from mirror.bundle.find import check_loose, find_archives, stored_file
+from mirror.bundle.find import archive_at, check_loose, find_archives, stored_file
 from mirror.bundle.folder import read_seal
 from mirror.bundle.names import SEAL, blob_at
+from mirror.bundle.opened import OpenArchive
 from mirror.bundle.parts import PartedReader, parse_part_name, part_sizes
 from mirror.bundle.seal import Seal
 from mirror.bundle.seekable import SeekableFile, Unreadable
@@ -237,6 +238,9 @@ def _largest_parts(found: Mapping[Path, Sequence[Path]]) -> dict[Path, int]:
     return largest
 
 
+_MAX_INVENTORY_BYTES = 512 << 20
+
+
 def read_base(path: Path) -> Inventory:
     """The inventory of a bundle's folder, of its seal, or of an inventory's own file.
 
@@ -247,12 +251,17 @@ def read_base(path: Path) -> Inventory:
     if path.is_dir():
         with BundleReader([path]) as reader:
             return reader.seal.inventory if reader.seal is not None else reader.inventory()
+    if archive_at(path) is not None:
+        raise InputError(f"{path} is an archive; name the bundle's folder, or its {SEAL}")
     with os_errors(path, "read"):
-        data = path.read_bytes()
+        # Whatever was named instead may be larger than the memory.
+        data = path.read_bytes() if path.stat().st_size <= _MAX_INVENTORY_BYTES else b""
     try:
         document = json.loads(data)
     except (ValueError, RecursionError) as err:
-        raise InputError(f"{path} is neither a bundle's folder nor an inventory: {err}") from err
+        raise InputError(
+            f"{path} is neither a bundle's folder nor an inventory, which is JSON"
+        ) from err
     if isinstance(document, dict) and "archives" in document:
         return Seal.from_json(data).inventory
     return Inventory.from_document(document)

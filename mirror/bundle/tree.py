@@ -15,10 +15,11 @@ from pathlib import Path
 from mirror.bundle.archive import BLOCK
 from mirror.bundle.files import CHUNK, os_errors
 from mirror.bundle.limits import MAX_MEMBERS
+from mirror.bundle.names import INDEX
 from mirror.bundle.tar import Member
 from mirror.errors import DamagedBundleError, MirrorError
 
-_LAYOUT_FILES = frozenset({"index.json", "oci-layout"})
+_LAYOUT_FILES = frozenset({INDEX, "oci-layout"})
 _MOST_FOLDERS = 5000
 """So many are searched for a layout: whoever names the root of a disk gets an answer soon."""
 
@@ -30,7 +31,7 @@ def is_tree(folder: Path) -> bool:
     with os_errors(folder, "read"):
         for number, (_, folders, files) in enumerate(os.walk(folder)):
             folders.sort()
-            if "index.json" in files and ("blobs" in folders or "oci-layout" in files):
+            if INDEX in files and ("blobs" in folders or "oci-layout" in files):
                 return True
             if number >= _MOST_FOLDERS:
                 return False

@@ -8,7 +8,6 @@ that its tags reach; only bytes that mean nothing to any reader could differ the
 
 from __future__ import annotations
 
-import hashlib
 import threading
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Mapping
@@ -18,6 +17,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from mirror.bundle.beside_checks import file_findings, part_findings, read_sums, sums_findings
 from mirror.bundle.carriage import NO_OMISSIONS, Omissions
 from mirror.bundle.checks import (
     Check,
@@ -26,17 +26,15 @@ from mirror.bundle.checks import (
     shift_findings,
     structure_checks,
 )
-from mirror.bundle.contents import OpenArchive
-from mirror.bundle.files import ReadAt, os_errors
+from mirror.bundle.files import os_errors
 from mirror.bundle.forward import Forward
-from mirror.bundle.names import SEAL, SIGNATURE, ZSTD_SUFFIX
-from mirror.bundle.parts import PartedReader, parse_part_name
+from mirror.bundle.names import SEAL, SIGNATURE
+from mirror.bundle.opened import OpenArchive
+from mirror.bundle.parts import PartedReader
 from mirror.bundle.reader import BundleReader, missing_archives, whole_archive
-from mirror.bundle.seal import Seal
-from mirror.bundle.seekable import SeekableFile, Unreadable
+from mirror.bundle.seekable import SeekableFile
 from mirror.bundle.signing import verify as verify_signature
-from mirror.bundle.sums import SUMS, is_whole
-from mirror.bundle.sums import parse as parse_sums
+from mirror.bundle.sums import SUMS
 from mirror.errors import (
     DamagedBundleError,
     FileSystemError,
@@ -46,7 +44,7 @@ from mirror.errors import (
 )
 from mirror.events import BlobDone, BytesMoved, OnEvent, TransferStarted, Warned
 from mirror.events import ignore as ignore_events
-from mirror.oci import Digest, Verifier
+from mirror.oci import Digest
 from mirror.sync import Dependents, Finding, Inventory
 from mirror.sync.workers import DEFAULT_JOBS, for_each
 
@@ -132,10 +130,10 @@ def verify_bundle(
         inventories: Mapping[str, Inventory] = reader.contents.archives
     else:
         findings += missing_archives(seal, names)
-        findings += _file_findings(seal, reader.folder)
+        findings += file_findings(seal, reader.folder)
         try:
-            sums = _read_sums(reader)
-            findings += _sums_findings(seal, reader, sums)
+            sums = read_sums(reader)
+            findings += sums_findings(seal, reader, sums)
         except DamagedBundleError as err:
             findings.append(Finding(SUMS, str(err).removeprefix(f"{SUMS}: ")))
         notices = ()
@@ -173,7 +171,7 @@ def verify_bundle(
         chain.from_iterable(works), inventories, jobs, on_event, cancel, suspects
     )
     if not quick:
-        findings += _part_findings(suspects, sums)
+        findings += part_findings(suspects, sums)
     inventory = seal.inventory if seal is not None else reader.contents.inventory
     return BundleReport(
         sealed=seal is not None,
@@ -217,68 +215,6 @@ _TOGETHER, _TOGETHER_BYTES = 64, 4 << 20
 """To hand work to a thread costs as much as to check some ten kilobytes."""
 
 
-def _file_findings(seal: Seal, folder: Path | None) -> Iterator[Finding]:
-    """What is wrong with the files beside the archives; they are small."""
-    for name, sealed in seal.files.items():
-        if folder is None or not (folder / name).is_file():
-            yield Finding(name, "the file is missing", digest=sealed.digest)
-            continue
-        file = ReadAt(folder / name)
-        try:
-            verifier = Verifier(sealed.digest, sealed.size, name)
-            for chunk in file.chunks(0, file.size):
-                verifier.update(chunk)
-            verifier.finish()
-        except IntegrityError as err:
-            yield Finding(name, str(err).removeprefix(f"{name}: "), digest=sealed.digest)
-        finally:
-            file.close()
-
-
-def _read_sums(reader: BundleReader) -> Mapping[str, Digest]:
-    """What `SHA256SUMS` says.
-
-    Raises:
-        DamagedBundleError: it is missing, or not as it was written.
-    """
-    path = reader.folder / SUMS if reader.folder is not None else None
-    if path is None or not path.is_file():
-        raise DamagedBundleError("the file is missing")
-    with os_errors(path, "read"):
-        data = path.read_bytes() if path.stat().st_size <= _MAX_SUMS_BYTES else b""
-    sums = parse_sums(data)
-    if not is_whole(data):
-        raise DamagedBundleError("its lines hash to another digest than it states")
-    return sums
-
-
-def _sums_findings(
-    seal: Seal, reader: BundleReader, sums: Mapping[str, Digest]
-) -> Iterator[Finding]:
-    """What is wrong with the small files that `SHA256SUMS` alone speaks for, and which parts of
-    compressed archives are missing.
-
-    What it says of other archives was written while they were, and they are judged by the seal.
-    """
-    assert reader.folder is not None
-    packed = {
-        one.name for one in reader.archives if isinstance(one.file, SeekableFile | Unreadable)
-    }
-    for name in sorted(sums.keys() - seal.files.keys()):
-        part = parse_part_name(name)
-        stored = part[0] if part else name
-        beside = reader.folder / name
-        if stored in seal.archives:
-            continue
-        if stored.removesuffix(ZSTD_SUFFIX) in seal.archives:
-            if stored.removesuffix(ZSTD_SUFFIX) in packed and not beside.is_file():
-                yield Finding(name, f"the file is missing, which {SUMS} lists", digest=sums[name])
-        elif name != beside.name or not beside.is_file():
-            yield Finding(name, f"the file is missing, which {SUMS} lists", digest=sums[name])
-        elif Digest.of(beside.read_bytes()) != sums[name]:
-            yield Finding(name, f"is damaged: {SUMS} has another digest", digest=sums[name])
-
-
 def check_signature(reader: BundleReader, public_pem: bytes) -> None:
     """See that the holder of a key signed the bundle's seal, and so every byte of the bundle.
 
@@ -296,9 +232,6 @@ def check_signature(reader: BundleReader, public_pem: bytes) -> None:
         verify_signature(
             (folder / SEAL).read_bytes(), (folder / SIGNATURE).read_bytes(), public_pem
         )
-
-
-_MAX_SUMS_BYTES = 4 << 20
 
 
 def _once_each(findings: Iterable[Finding]) -> tuple[Finding, ...]:
@@ -321,20 +254,6 @@ def _parts_of(check: Check) -> tuple[Path, ...]:
     first = bisect_right(file.ends, check.offset - len(check.before))
     last = bisect_left(file.ends, check.offset + check.size + check.after)
     return file.parts[first : last + 1]
-
-
-def _part_findings(suspects: Iterable[Path], sums: Mapping[str, Digest]) -> Iterator[Finding]:
-    """Which of the parts that damage was found in are not what `SHA256SUMS` says: those are to be
-    copied again. They are read once more for that."""
-    for path in sorted(suspects):
-        expected = sums.get(path.name)
-        if expected is None:
-            continue
-        with os_errors(path, "read"), path.open("rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
-        if found != expected.encoded:
-            told = f"is damaged: {SUMS} has another digest; copy this part again"
-            yield Finding(path.name, told)
 
 
 def _carry_out(

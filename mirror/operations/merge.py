@@ -76,7 +76,7 @@ def merge(
 
     Raises:
         InputError: `folder` is not empty and `force` is not given, or is one of the bundles, or
-            the last bundle has no seal.
+            the last bundle has no seal, or a delta comes before what it was made against.
         SignatureError: a bundle was not signed by the holder of `key`.
         DamagedBundleError: a bundle is not whole.
         MissingBaseError: not all that the last one speaks of is there; nothing was written.
@@ -98,6 +98,7 @@ def merge(
     on_event(PhaseStarted("reading the bundles"))
     inventories = [reader.inventory() for reader in readers]
     wanted = inventories[-1]
+    _check_order(readers, inventories)
     missing = lacking(wanted, wanted, _at_hand(wanted, readers), "the merged bundle")
     if missing:
         raise MissingBaseError(
@@ -120,6 +121,19 @@ def merge(
         seal.omissions,
         packed.compressed,
     )
+
+
+def _check_order(readers: Sequence[BundleReader], inventories: Sequence[Inventory]) -> None:
+    """Raise InputError if a bundle comes behind a delta that was made against it: the outcome would
+    be the older of the two."""
+    digests = [inventory.digest() for inventory in inventories]
+    for number, reader in enumerate(readers):
+        for later, digest in enumerate(digests[number + 1 :], number + 1):
+            if digest in reader.bases and digest != digests[number]:
+                raise InputError(
+                    f"{reader.name} is a delta to {readers[later].name}, which is named behind it; "
+                    "name the base first and then the deltas, oldest first"
+                )
 
 
 def _at_hand(wanted: Inventory, readers: Iterable[BundleReader]) -> Inventory:

@@ -297,6 +297,7 @@ BOMBS: dict[Callable[[Path], None], str] = {
 
 HARMLESS = (deep_indexes, manifests_of_text, everybody_needs_everything)
 SLOW = (
+    deep_indexes,
     many_archives_of_many_entries,
     huge_table,
     manifests_of_text,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -71,6 +72,17 @@ def test_it_is_inspected_with_what_each_power_saves(made: Made, tmp_path: Path) 
     for title in ("Delta", "Base", "Deduplicated", "Compressed"):
         assert f"\n  {title} " in shown
         assert f"<b>{title}</b>" in page.read_text()
+    data = re.search(r'id="data">(.*?)</script>', page.read_text())
+    assert data is not None
+    assert_fits(json.loads(data[1]))
+
+
+def assert_fits(node: dict[str, Any]) -> None:
+    """A tile of the map of sizes has room for those in it, also where they lie in the base."""
+    children = node.get("children", [])
+    assert sum(child["size"] for child in children) <= node["size"], node["name"]
+    for child in children:
+        assert_fits(child)
 
 
 def test_an_ordinary_bundle_says_nothing_of_compression(made: Made) -> None:

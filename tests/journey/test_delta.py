@@ -424,6 +424,14 @@ def test_a_merge_with_the_wrong_base_says_which_one_it_takes(
     merge(history.delta[0], tmp_path / "out").failed(1, "no base was named")
 
 
+def test_a_merge_in_the_wrong_order_is_refused(history: History, tmp_path: Path) -> None:
+    base, (one, two), out = history.full[0], history.delta, tmp_path / "out"
+    told = "is a delta to bundle {}, which is named behind it; name the base first"
+    merge(one, base, out).failed(2, told.format(base))
+    merge(base, two, one, out).failed(2, told.format(one))
+    assert not out.exists()
+
+
 def test_a_merge_takes_the_settings_of_a_bundle(history: History, tmp_path: Path) -> None:
     out, base, delta = tmp_path / "out", history.full[0], history.delta[0]
     out.mkdir()
