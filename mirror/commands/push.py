@@ -123,11 +123,21 @@ def push_command(
             ExitStack() as clients,
         ):
             members = [
-                Member(clients.enter_context(one.client(on_event)), one.tree)
+                Member(
+                    clients.enter_context(one.client(on_event)),
+                    one.tree,
+                    clients.enter_context(upload_journal(state_dir, one.tree.root.host, on_event)),
+                )
                 for one in (target, *others)
             ]
             result = push_to_all(
-                reader, members, quorum=quorum, key=key, jobs=jobs, on_event=on_event
+                reader,
+                members,
+                quorum=quorum,
+                key=key,
+                check_access=not no_access_check,
+                jobs=jobs,
+                on_event=on_event,
             )
         show(as_json, result.to_document(), quorum_summary, result, started)
         return

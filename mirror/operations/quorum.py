@@ -17,7 +17,7 @@ from mirror.events import ignore as ignore_events
 from mirror.oci import Digest
 from mirror.operations.pull import count, tool_name
 from mirror.operations.push_plan import check_base
-from mirror.registry import RegistryClient
+from mirror.registry import RegistryClient, UploadJournal
 from mirror.release.discovery import discovery_images
 from mirror.release.tree import TargetTree, publication_stage
 from mirror.sync import (
@@ -42,7 +42,7 @@ from mirror.sync.publish import (
     statement_digest,
 )
 from mirror.sync.registry import RegistrySource, RegistryTarget
-from mirror.sync.statement import Artifact, Statement
+from mirror.sync.statement import REPOSITORY, Artifact, Statement
 from mirror.sync.succession import next_statement
 from mirror.sync.workers import DEFAULT_JOBS, for_each
 
@@ -54,10 +54,14 @@ _Problems = dict[str, MirrorError]
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """A registry that is to hold the release, and where in it."""
+    """A registry that is to hold the release, and where in it.
+
+    With a `journal` uploads to it that end with this process are continued by the next one.
+    """
 
     client: RegistryClient
     tree: TargetTree
+    journal: UploadJournal | None = None
 
     @property
     def name(self) -> str:
@@ -123,6 +127,7 @@ def push_to_all(
     *,
     quorum: int | None = None,
     key: bytes | None = None,
+    check_access: bool = True,
     jobs: int = DEFAULT_JOBS,
     on_event: OnEvent = ignore_events,
     cancel: threading.Event | None = None,
@@ -133,7 +138,8 @@ def push_to_all(
     the bundle lacks of that state comes from whichever other member has it. What happens to one
     does not concern the others. If the first does not answer, the one that is ahead takes its
     part. When all tags of a member have turned, it is asked for everything that it states; it
-    counts if nothing lacks. `quorum` of them must (all, if None).
+    counts if nothing lacks. `quorum` of them must (all, if None). Unless `check_access` is False,
+    the right to write is proved at each before the first byte goes there.
 
     Raises:
         SignatureError, DamagedBundleError: as `push` says; nothing was written.
@@ -149,7 +155,9 @@ def push_to_all(
     bundle = reader.inventory()
     for notice in reader.contents.warnings():
         on_event(Warned(notice))
-    work = _Work(reader, discovery_images(bundle), bundle, jobs, cancel or threading.Event())
+    work = _Work(
+        reader, discovery_images(bundle), bundle, jobs, check_access, cancel or threading.Event()
+    )
     on_event(PhaseStarted(f"asking {len(members)} registries"))
     problems: _Problems = {}
     standings = work.at_once(members, work.survey, problems)
@@ -214,6 +222,7 @@ class _Work:
     index: MemoryStore
     bundle: Inventory
     jobs: int
+    check_access: bool
     cancel: threading.Event
 
     def at_once(
@@ -250,7 +259,12 @@ class _Work:
         """A member to write to."""
         name = f"registry {member.name}"
         return RegistryTarget(
-            member.client, member.tree.locate, name, jobs=self.jobs, cancel=self.cancel
+            member.client,
+            member.tree.locate,
+            name,
+            jobs=self.jobs,
+            cancel=self.cancel,
+            journal=member.journal,
         )
 
     def goal(
@@ -308,6 +322,7 @@ class _Work:
         """Bring a member to the goal, and check that it is there.
 
         Raises:
+            DeniedError: it may not be written to; nothing was.
             IncompleteError: something could not be brought, or is not there afterwards.
         """
         target, leads = self.target(member), member is goal.lead
@@ -335,20 +350,25 @@ class _Work:
             for other in sorted(alive, key=lambda one: one is not goal.lead)
             if other is not member
         ]
-        done = transfer(
-            plan,
-            Overlay(
-                self.reader,
-                self.index,
-                *others,
-                HeldContent(RegistrySource(target.client, target.locate, target.name), held),
-            ),
-            target,
-            jobs=self.jobs,
-            on_event=on_event,
-            cancel=self.cancel,
-            before_tags=before_tags,
-        )
+        try:
+            if self.check_access:
+                target.check_access(plan, *([] if stated else [REPOSITORY]))
+            done = transfer(
+                plan,
+                Overlay(
+                    self.reader,
+                    self.index,
+                    *others,
+                    HeldContent(RegistrySource(target.client, target.locate, target.name), held),
+                ),
+                target,
+                jobs=self.jobs,
+                on_event=on_event,
+                cancel=self.cancel,
+                before_tags=before_tags,
+            )
+        finally:
+            target.release()
         if not stated:
             complete(member.client, member.tree.locate, goal.statement, digest)
         self.check(target, inventory, digest)

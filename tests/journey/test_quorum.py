@@ -142,3 +142,17 @@ def test_what_was_asked_for_must_make_sense(
     )
     push(releases[0], [first, first]).failed(2, "is named twice")
     assert stated(first) is None
+
+
+def test_a_member_that_may_not_be_written_to_is_told_of_before_anything_is_sent_to_it(
+    embedded: list[EmbeddedRegistry], releases: tuple[Release, ...]
+) -> None:
+    addresses = [registry.address for registry in embedded]
+    embedded[1].faults.add(Fault(Answer(403), "POST", times=None))
+    run = push(releases[0], addresses, "--quorum", "2", "--json").succeeded()
+    told = {one["target"]: one for one in run.document["replicas"]}
+    refused = told[f"{addresses[1]}/{ROOT}"]
+    assert not refused["complete"]
+    assert "may not be written to, so nothing was sent" in refused["problem"]
+    assert embedded[1].requests.count("PUT") == embedded[1].requests.count("PATCH") == 0
+    assert [one["complete"] for one in run.document["replicas"]] == [True, False, True]
