@@ -59,7 +59,7 @@ class Group(click.Group):
         return ctx
 
     def invoke(self, ctx: click.Context) -> Any:
-        with stopping(lambda: _tell_interrupted(ctx)):
+        with stopping(lambda: _tell_interrupted(ctx)) as asked:
             try:
                 return super().invoke(ctx)
             except click.UsageError as error:
@@ -70,6 +70,13 @@ class Group(click.Group):
                 _tell(ctx, message, error.exit_code, type(error).__name__, _failures(error))
                 ctx.exit(error.exit_code)
             except KeyboardInterrupt:
+                _tell_interrupted(ctx)
+                ctx.exit(INTERRUPTED)
+            except (click.exceptions.Exit, click.ClickException):
+                raise
+            except Exception:
+                if not asked():
+                    raise
                 _tell_interrupted(ctx)
                 ctx.exit(INTERRUPTED)
 

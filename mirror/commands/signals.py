@@ -15,12 +15,16 @@ _PATIENCE_S = 3.0
 
 
 @contextmanager
-def stopping(tell: Callable[[], None]) -> Iterator[None]:
+def stopping(tell: Callable[[], None]) -> Iterator[Callable[[], bool]]:
     """Ctrl-C and SIGTERM end the work; `_PATIENCE_S` later, or the second time, the process too.
 
     They raise KeyboardInterrupt; `tell` says so where nobody is left to catch it. The work waits
     for its threads, and one of those may wait for a registry that has fallen silent. Nothing is
     lost without them: every command can be stopped anywhere and run again.
+
+    What is yielded says whether the end was asked for. KeyboardInterrupt may strike anywhere, also
+    inside a lock of the standard library, which then complains in its place ("release unlocked
+    lock"): what is raised afterwards came of the request.
     """
 
     def give_up() -> None:
@@ -41,7 +45,7 @@ def stopping(tell: Callable[[], None]) -> Iterator[None]:
         if handler is not signal.SIG_IGN:  # as `nohup` and shells have it for background jobs
             signal.signal(number, interrupt)
     try:
-        yield
+        yield lambda: timer.ident is not None
     finally:
         # The timer goes on: threads that were left behind would hold up the end of the process.
         for number, handler in before.items():
