@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import shutil
 from pathlib import Path
 
 import httpx
 import pytest
 
+import mirror.commands.shared
 from mirror.oci import Digest
-from mirror.registry import ConnectionOptions, RegistryClient
+from mirror.registry import ConnectionOptions, RegistryClient, RetryPolicy
 from mirror.serve import Answer, EmbeddedRegistry, Fault, Refuse
 from mirror.sync.publish import read_statement, statement_digest
 from mirror.sync.registry import below
@@ -82,8 +84,12 @@ def test_a_replica_that_missed_releases_gets_all_that_the_first_registry_states(
 
 
 def test_a_quorum_goes_on_without_a_registry_that_is_dead_even_if_it_is_the_first(
-    embedded: list[EmbeddedRegistry], releases: tuple[Release, ...]
+    embedded: list[EmbeddedRegistry],
+    releases: tuple[Release, ...],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    options = functools.partial(ConnectionOptions, retries=RetryPolicy(2, 0.01, 0.01))
+    monkeypatch.setattr(mirror.commands.shared, "ConnectionOptions", options)
     first, second, third = addresses = [registry.address for registry in embedded]
     push(releases[0], [first, second]).succeeded()
     embedded[0].faults.add(Fault(Refuse(), times=None))

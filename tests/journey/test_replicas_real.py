@@ -54,7 +54,7 @@ def dangling(replica: Replica, wanted: Inventory) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("kills", [6, pytest.param(100, marks=pytest.mark.soak)])
+@pytest.mark.parametrize("kills", [4, pytest.param(100, marks=pytest.mark.soak)])
 def test_a_sync_killed_at_any_moment_leaves_no_dangling_tag_and_the_next_completes(
     tiny_bundle: Path, make_replica: MakeReplica, kills: int
 ) -> None:

@@ -170,7 +170,9 @@ class Puller:
             return
 
 
-@pytest.mark.parametrize("cached", [False, True], ids=["plain", "cached"])
+@pytest.mark.parametrize(
+    "cached", [False, pytest.param(True, marks=pytest.mark.soak)], ids=["plain", "cached"]
+)
 def test_three_replicas_are_equal_again_after_one_cycle(
     tiny_bundle: Path, make_replica: MakeReplica, *, cached: bool
 ) -> None:
