@@ -75,6 +75,8 @@ class Group(click.Group):
             except (click.exceptions.Exit, click.ClickException):
                 raise
             except Exception:
+                # Once the end was asked for, KeyboardInterrupt may have struck inside of a lock or
+                # callback that raises something else in its place. Before that it is a bug.
                 if not asked():
                     raise
                 _tell_interrupted(ctx)

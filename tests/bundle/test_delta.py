@@ -20,7 +20,7 @@ from mirror.errors import InputError, MissingBaseError, NotFoundError
 from mirror.oci import Digest, Repository
 from mirror.operations import merge, push
 from mirror.release.tree import TargetTree
-from mirror.serve import Answer, EmbeddedRegistry, Fault
+from mirror.serve import Answer, EmbeddedRegistry, Fault, MemoryStorage
 from mirror.sync import BlobContent, Inventory, MemoryStore, make_plan, transfer, union
 from mirror.sync.registry import RegistryTarget, below
 from tests.support.bundles import archives_of, pack, seal_of
@@ -247,8 +247,8 @@ def _quoted(data: bytes) -> str:
 
 
 def _holds(registry: EmbeddedRegistry, wanted: Inventory) -> bool:
-    held = stored(registry.storage, "dkp/ee")  # type: ignore[arg-type]  # a MemoryStorage
-    return not make_plan(wanted, held)
+    assert isinstance(registry.storage, MemoryStorage)
+    return not make_plan(wanted, stored(registry.storage, "dkp/ee"))
 
 
 # -- merging ---------------------------------------------------------------------------------------

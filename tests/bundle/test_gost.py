@@ -44,10 +44,14 @@ EMPTY_DIGEST = "3f539a213e97c802cc229d474c6aa32a825a360b2a933a949fd925208d9ce1bb
 @pytest.fixture
 def _gost() -> None:
     if available() is None:
-        message = f"no GOST digests here; install the Debian package {gost.PACKAGE}"
-        if os.environ.get("CI") == "true":
-            pytest.fail(message)
-        pytest.skip(message)
+        _lacking(f"no GOST digests here; install the Debian package {gost.PACKAGE}")
+
+
+def _lacking(message: str) -> None:
+    """Leave a test out for what this machine lacks; in CI, which lacks nothing, let it fail."""
+    if os.environ.get("CI") == "true":
+        pytest.fail(message)
+    pytest.skip(message)
 
 
 @pytest.fixture
@@ -82,7 +86,7 @@ def test_the_first_of_them_is_the_vector_of_the_bundle_format() -> None:
 def test_provider_and_engine_agree(load: object, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gost, "_WAYS", (load,))
     if available() is None:
-        pytest.skip("this OpenSSL has no such module")
+        _lacking("this OpenSSL has no such module")
     assert gost_digest([M2]) == M2_DIGEST
 
 
@@ -102,7 +106,7 @@ def test_openssl_itself_says_the_same(tmp_path: Path) -> None:
         text=True,
     )
     if done.returncode:
-        pytest.skip(f"this openssl has no engines: {done.stderr}")
+        _lacking(f"this openssl has no engines: {done.stderr}")
     assert done.stdout.split()[-1] == gost_digest([path.read_bytes()])
 
 

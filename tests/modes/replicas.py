@@ -6,6 +6,7 @@ import json
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from pydantic import SecretStr
 
@@ -23,10 +24,10 @@ READER = {User.RO: Account(ACCOUNT[0], SecretStr(ACCOUNT[1]))}
 """The login that `RealRegistry` knows, as the user that reads."""
 
 
-def hasty(attempts: int = 1, **options: object) -> ConnectionOptions:
+def hasty(attempts: int = 1, **options: Any) -> ConnectionOptions:
     """Connections that do not wait."""
     retries = RetryPolicy(attempts=attempts, base_delay_s=0.0)
-    return ConnectionOptions(retries=retries, connect_timeout_s=5.0, **options)  # type: ignore[arg-type]
+    return ConnectionOptions(retries=retries, connect_timeout_s=5.0, **options)
 
 
 def certificate(authority: Authority, host: str) -> TlsFiles:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from pydantic import SecretStr
 
 from mirror.modes.facts import ClusterFacts, ContainerdConfig, Node, Store
@@ -31,16 +33,16 @@ SITES = Sites(
 )
 
 
-def node(name: str, *, master: bool = False, **changes: object) -> Node:
+def node(name: str, *, master: bool = False, **changes: Any) -> Node:
     """A node that is as it should be before a first switch."""
-    good = {
+    good: dict[str, Any] = {
         "ready": True,
         "schedulable": True,
         "cri": "ContainerdV2",
         "containerd_config": ContainerdConfig.DEFAULT,
         "version": "unknown",
     }
-    return Node(name, master, **{**good, **changes})  # type: ignore[arg-type]
+    return Node(name, master, **{**good, **changes})
 
 
 GOOD = ClusterFacts(

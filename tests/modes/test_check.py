@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, Literal
 
 import pytest
 from pydantic import SecretStr
@@ -89,10 +90,10 @@ def connect(route: Route, limit_s: float = 60.0) -> RegistryClient:
     return RegistryClient(route.host, options=impatient(options, limit_s), credentials=credentials)
 
 
-def target(registry: RealRegistry, name: str = "", **changes: object) -> CheckTarget:
-    scheme = "https" if registry.tls else "http"
-    route = Route(Role.MASTER, scheme, registry.address, BASE)  # type: ignore[arg-type]
-    return CheckTarget(name or registry.address, replace(route, **changes))  # type: ignore[arg-type]
+def target(registry: RealRegistry, name: str = "", **changes: Any) -> CheckTarget:
+    scheme: Literal["http", "https"] = "https" if registry.tls else "http"
+    route = Route(Role.MASTER, scheme, registry.address, BASE)
+    return CheckTarget(name or registry.address, replace(route, **changes))
 
 
 def fill(one: CheckTarget, images: list[Manifest], *, tag: bool = True) -> None:
