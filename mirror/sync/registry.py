@@ -255,11 +255,18 @@ class RegistryTarget:
             self._look(builder, wanted, _all_questions(rest, listings))
         return builder.build()
 
+    def listed_tags(self, path: str) -> frozenset[str]:
+        """All tags of a repository of the tree, those that name nothing any more included."""
+        try:
+            return frozenset(self.client.tags(self.locate(path)))
+        except RegistryNotFoundError:
+            return frozenset()
+
     def _listings(self, wanted: Inventory) -> dict[str, frozenset[str]]:
         """The tags of each repository; none also where the registry says that it knows no such
         repository, as CNCF distribution does of one that has content and no tag."""
         paths = list(wanted.repositories)
-        found = gather(paths, self._listed_tags, jobs=self._jobs, cancel=self._cancel)
+        found = gather(paths, self.listed_tags, jobs=self._jobs, cancel=self._cancel)
         return dict(zip(paths, found, strict=True))
 
     def _look(
@@ -286,12 +293,6 @@ class RegistryTarget:
             return self.client.blob_size(repository, question.blob)
         found = self.client.resolve(repository, question.manifest)
         return found.digest if found else None
-
-    def _listed_tags(self, path: str) -> frozenset[str]:
-        try:
-            return frozenset(self.client.tags(self.locate(path)))
-        except RegistryNotFoundError:
-            return frozenset()
 
     # -- access --------------------------------------------------------------------------------
 

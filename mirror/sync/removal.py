@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -168,30 +168,53 @@ def remove(
     Raises:
         CancelledError: `cancel` was set.
     """
-    alone = bool(removal.tags) and deletes_tags(place.client, place.locate, _TRIAL)
-    failures = _each(removal.tags, partial(_drop_tag, place, alone), place, jobs, cancel)
+    tags_of = _by_repository(removal.tags)
+    if removal.tags and deletes_tags(place.client, place.locate, _TRIAL):
+        failures = _each(removal.tags, partial(_drop_tag_alone, place), place, jobs, cancel)
+    else:
+        # One after another within a repository: to delete a manifest, distribution reads all of
+        # the repository's tags, and fails on one that is being written at that moment.
+        failures = _each_in_order(tags_of, partial(_drop_tag, place), place, jobs, cancel)
     if failures:
         return failures
-    # One after another within a repository: an index has to go before what is in it.
-    by_repository: dict[str, list[DropManifest]] = {}
-    for one in removal.manifests:
-        by_repository.setdefault(one.repository, []).append(one)
+    # Likewise, and an index has to go before what is in it.
+    manifests_of = _by_repository(removal.manifests)
+    return _each_in_order(manifests_of, partial(_drop_manifest, place), place, jobs, cancel)
+
+
+Drop = TypeVar("Drop", bound="DropTag | DropManifest")
+
+
+def _by_repository(drops: Iterable[Drop]) -> dict[str, list[Drop]]:
+    found: dict[str, list[Drop]] = {}
+    for one in drops:
+        found.setdefault(one.repository, []).append(one)
+    return found
+
+
+def _each_in_order(
+    drops: Mapping[str, Sequence[Drop]],
+    drop: Callable[[Drop], None],
+    place: RegistryTarget,
+    jobs: int,
+    cancel: threading.Event | None,
+) -> tuple[Failure, ...]:
+    """`drop` everything: repositories side by side, what is in one of them in its order."""
     found: list[Failure] = []
 
     def drop_all(path: str) -> None:
-        for one in by_repository[path]:
+        for one in drops[path]:
             if cancel is not None and cancel.is_set():
                 return
             try:
-                with suppress(RegistryNotFoundError):
-                    place.client.delete_manifest(place.locate(path), one.digest)
+                drop(one)
             except RegistryError as err:
                 found.append(Failure(place.name, str(one), err))
                 if err.status is None or err.status in (401, 403, 405):
                     return  # the next would only repeat it
 
-    failures = _each(tuple(by_repository), drop_all, place, jobs, cancel)
-    return (*failures, *sorted(found, key=lambda failure: failure.item))
+    beyond = _each(tuple(drops), drop_all, place, jobs, cancel)
+    return (*beyond, *sorted(found, key=lambda failure: failure.item))
 
 
 def _each(
@@ -213,22 +236,50 @@ _TRIAL = "trial"
 """The tag, beside the statements, on which it is tried how tags can be deleted."""
 
 
-def _drop_tag(place: RegistryTarget, alone: bool, one: DropTag) -> None:
+def _drop_tag_alone(place: RegistryTarget, one: DropTag) -> None:
+    with suppress(RegistryNotFoundError):
+        place.client.delete_tag(place.locate(one.repository), one.tag)
+
+
+def _drop_tag(place: RegistryTarget, one: DropTag) -> None:
+    if place.client.resolve(place.locate(one.repository), one.tag) is not None:
+        _bid_farewell(place, one.repository, one.tag)
+
+
+def _drop_manifest(place: RegistryTarget, one: DropManifest) -> None:
     repository = place.locate(one.repository)
-    if alone:
-        with suppress(RegistryNotFoundError):
-            place.client.delete_tag(repository, one.tag)
-        return
-    now = place.client.resolve(repository, one.tag)
-    if now is None:
-        return
+    try:
+        place.client.delete_manifest(repository, one.digest)
+    except RegistryNotFoundError:
+        # It was gone, or went just now in a request that failed before it came to the tags: then
+        # these are left, and name nothing.
+        for tag in one.tags:
+            left = tag in place.listed_tags(one.repository)
+            if left and place.client.resolve(repository, tag) is None:
+                _bid_farewell(place, one.repository, tag)
+
+
+_FAREWELLS = 3
+"""How often a tag is sent off anew if the registry deleted its manifest and kept the tag."""
+
+
+def _bid_farewell(place: RegistryTarget, path: str, tag: str) -> None:
+    """Delete a tag, and no manifest but the one made for that."""
+    repository, farewell = place.locate(path), _farewell(path, tag)
     bring_empty_config(place.client, repository)
-    farewell = _farewell(one)
-    place.client.put_manifest(repository, one.tag, farewell)
-    place.client.delete_manifest(repository, farewell.digest)
+    for attempt in range(1, _FAREWELLS + 1):
+        place.client.put_manifest(repository, tag, farewell)
+        try:
+            place.client.delete_manifest(repository, farewell.digest)
+        except RegistryNotFoundError:
+            # As above: deleted by a request that then failed, or whose answer was lost.
+            if attempt == _FAREWELLS and tag in place.listed_tags(path):
+                raise
+        else:
+            return
 
 
-def _farewell(one: DropTag) -> Manifest:
+def _farewell(path: str, tag: str) -> Manifest:
     """A manifest that nothing else names, so that deleting it deletes this tag alone."""
     raw = json.dumps(
         {
@@ -240,7 +291,7 @@ def _farewell(one: DropTag) -> Manifest:
                 "size": len(EMPTY_CONFIG),
             },
             "layers": [],
-            "annotations": {"io.deckhouse.mirror.removed-tag": f"{one.repository}:{one.tag}"},
+            "annotations": {"io.deckhouse.mirror.removed-tag": f"{path}:{tag}"},
         }
     ).encode()
     return Manifest.parse(raw, media_types.OCI_MANIFEST)

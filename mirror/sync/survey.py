@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 
-from mirror.errors import MirrorError, RegistryNotFoundError, SizeMismatchError
+from mirror.errors import MirrorError, SizeMismatchError
 from mirror.oci import Digest
 from mirror.sync.inventory import Inventory, InventoryBuilder, RepositoryContent
 from mirror.sync.registry import RegistryTarget
@@ -90,14 +90,8 @@ def survey(
     """
     tolerant = Tolerant(place.client)
 
-    def listing(path: str) -> frozenset[str]:
-        try:
-            return frozenset(place.client.tags(place.locate(path)))
-        except RegistryNotFoundError:
-            return frozenset()
-
     paths = sorted({*wanted.repositories, *also})
-    listings = tolerant.ask_all(paths, listing, jobs=jobs, cancel=cancel)
+    listings = tolerant.ask_all(paths, place.listed_tags, jobs=jobs, cancel=cancel)
     unclear: dict[Item, MirrorError] = {}
     listed: dict[str, frozenset[str]] = {}
     for path, tags in zip(paths, listings, strict=True):

@@ -4,10 +4,18 @@ from __future__ import annotations
 
 from hypothesis import given
 
-from mirror.sync import Inventory
+from mirror.errors import RegistryNotFoundError
+from mirror.registry import ConnectionOptions, RegistryClient, RegistryWriter, RetryPolicy
+from mirror.serve import Answer, EmbeddedRegistry, Fault, LoseAnswer
+from mirror.sync import Inventory, MemoryStore, make_plan, transfer
 from mirror.sync.inventory import RepositoryContent
-from mirror.sync.removal import DropManifest, DropTag, plan_removal
-from tests.support.inventories import fake_blob, fake_manifest, inventories
+from mirror.sync.registry import RegistryTarget, below
+from mirror.sync.removal import DropManifest, DropTag, Removal, plan_removal, remove
+from tests.conftest import MakeRealRegistry
+from tests.support.inventories import fake_blob, fake_manifest, inventories, put_image
+from tests.support.places import client_of
+
+LOCATE = below("dkp/ee")
 
 
 def _everywhere(*places: Inventory) -> frozenset[str]:
@@ -85,3 +93,77 @@ def test_a_manifest_goes_with_all_tags_that_name_it() -> None:
     there = Inventory({"x": RepositoryContent({"b": digest, "a": digest}, {digest: image})})
     removal = plan_removal(there, Inventory(), {"x"})
     assert removal.manifests == (DropManifest("x", digest, ("a", "b")),)
+
+
+def _place(client: RegistryWriter, *tags: str) -> tuple[RegistryTarget, DropManifest]:
+    """A registry with one image of those tags; and what removes all of it."""
+    store, place = MemoryStore(), RegistryTarget(client, LOCATE)
+    digest = put_image(store, "modules", *tags)
+    transfer(make_plan(store.inventory(), Inventory()), store, place)
+    return place, DropManifest("modules", digest, tags)
+
+
+def test_many_tags_of_one_image_go_at_once_and_the_image_stays(
+    make_real_registry: MakeRealRegistry,
+) -> None:
+    """Distribution fails on a tag that is being written while it deletes a manifest beside it."""
+    registry = make_real_registry()
+    tags = [f"v1.0.{number}" for number in range(40)]
+    options = ConnectionOptions(plain_http=True, retries=RetryPolicy(attempts=1))
+    with RegistryClient(registry.address, options=options) as client:
+        place, image = _place(client, *tags)
+        drops = tuple(DropTag("modules", tag, image.digest) for tag in tags[1:])
+        assert remove(Removal(tags=drops), place, jobs=8) == ()
+        assert place.listed_tags("modules") == {tags[0]}
+        left = client.resolve(LOCATE("modules"), tags[0])
+        assert left is not None
+        assert left.digest == image.digest
+
+
+def test_tags_that_a_registry_forgot_to_delete_with_their_manifest_go_as_well(
+    make_real_registry: MakeRealRegistry,
+) -> None:
+    registry = make_real_registry()
+    with RegistryClient(registry.address, options=ConnectionOptions(plain_http=True)) as client:
+        place, image = _place(client, "v1.0.0", "latest")
+        # As a request leaves it that fails between the two: the manifest first, then its tags.
+        revisions = registry.root / "docker/registry/v2/repositories/dkp/ee/modules/_manifests"
+        (revisions / f"revisions/sha256/{image.digest.encoded}/link").unlink()
+        assert place.listed_tags("modules") == {"v1.0.0", "latest"}
+        assert remove(Removal(manifests=(image,)), place) == ()
+        assert place.listed_tags("modules") == set()
+
+
+def _without_tag_deletion(registry: EmbeddedRegistry) -> None:
+    """Let it be like distribution 2.8, which deletes by digest alone."""
+    refusal = Answer(405, body=b'{"errors":[{"code":"UNSUPPORTED"}]}')
+    registry.faults.add(Fault(refusal, "DELETE", r"/manifests/(?!sha256:)", times=None))
+
+
+def test_a_tag_is_gone_though_the_answer_that_said_so_was_lost(
+    embedded_registry: EmbeddedRegistry,
+) -> None:
+    with client_of(embedded_registry, attempts=2) as client:
+        place, image = _place(client, "v1.0.0", "latest")
+        _without_tag_deletion(embedded_registry)
+        lost = Fault(LoseAnswer(), "DELETE", "/modules/manifests/sha256:")
+        embedded_registry.faults.add(lost)
+        assert remove(Removal(tags=(DropTag("modules", "latest", image.digest),)), place) == ()
+        assert place.listed_tags("modules") == {"v1.0.0"}
+
+
+def test_a_tag_that_stays_whatever_is_tried_is_a_failure_that_names_it(
+    embedded_registry: EmbeddedRegistry,
+) -> None:
+    with client_of(embedded_registry) as client:
+        place, image = _place(client, "v1.0.0", "latest")
+        _without_tag_deletion(embedded_registry)
+        gone = Fault(Answer(404), "DELETE", "/modules/manifests/sha256:", times=None)
+        embedded_registry.faults.add(gone)
+        removal = Removal(tags=(DropTag("modules", "latest", image.digest),), manifests=(image,))
+        (failure,) = remove(removal, place)
+        assert failure.item == "tag modules:latest"
+        assert isinstance(failure.error, RegistryNotFoundError)
+        found = client.resolve(LOCATE("modules"), "v1.0.0")
+        assert found is not None, "no manifest is begun where a tag is left"
+        assert found.digest == image.digest
