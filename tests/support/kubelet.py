@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import secrets
 import subprocess
 from pathlib import Path
 from types import TracebackType
@@ -99,12 +100,12 @@ class PodContainer(ServerProcess):
     ) -> None:
         folder.mkdir(parents=True)
         (folder / "config.json").write_text(json.dumps(_spec(pod, container, volumes, folder)))
-        self._id = f"mirror-{abs(hash(folder)):x}"
-        self._runc = [require_tool("runc"), "--root", folder / "state"]
+        self._id = f"mirror-{secrets.token_hex(6)}"  # one of the whole machine, for its cgroup
+        self._runc = [str(require_tool("runc")), "--root", str(folder / "state")]
         live = container["livenessProbe"]
         where = live.get("tcpSocket") or live["httpGet"]
         super().__init__(
-            [*self._runc, "run", "--bundle", folder, self._id],
+            [*self._runc, "run", "--bundle", str(folder), self._id],
             host=where["host"],
             port=where["port"],
             log=folder / "log",
@@ -112,14 +113,14 @@ class PodContainer(ServerProcess):
 
     def inner_pid(self) -> int:
         """The container's first process, as the machine numbers it."""
-        command = [*map(str, self._runc), "state", self._id]
+        command = [*self._runc, "state", self._id]
         done = subprocess.run(command, capture_output=True, check=True, timeout=30)
         return int(json.loads(done.stdout)["pid"])
 
     def stop(self) -> None:
         """End it, and forget it even if it had to be killed."""
         super().stop()
-        command = [*map(str, self._runc), "delete", "--force", self._id]
+        command = [*self._runc, "delete", "--force", self._id]
         subprocess.run(command, capture_output=True, check=False, timeout=30)
 
 
@@ -129,7 +130,7 @@ def _spec(
     """The OCI runtime's configuration of a container (runtime-spec, "Configuration")."""
     rootfs = folder / "rootfs"
     rootfs.mkdir()
-    mounts = [
+    mounts: list[dict[str, Any]] = [
         {"destination": "/proc", "type": "proc", "source": "proc"},
         {"destination": "/dev", "type": "tmpfs", "source": "tmpfs", "options": ["mode=755"]},
     ]
@@ -141,7 +142,7 @@ def _spec(
                 "destination": destination,
                 "type": "bind",
                 "source": str(source),
-                "options": options,  # type: ignore[dict-item]
+                "options": options,
             }
         )
 
