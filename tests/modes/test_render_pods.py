@@ -165,7 +165,7 @@ def test_a_relay_that_gets_another_way_restarts_and_that_is_said() -> None:
     between = done("stock", "Direct, other path", "Direct")
     assert between.notes[-1] == (
         "the relay of each node restarts with this configuration, and with the next: what is "
-        "pulled in those seconds fails, and the kubelet pulls it again"
+        "pulled while it does fails, and the kubelet pulls it again"
     )
     assert not any("restarts" in note for note in done("stock", "Direct", "Direct").notes)
 

@@ -1,12 +1,13 @@
 """nginx on a node, with its files and static pods: the balancer, and the relay.
 
 Two pods and not one, for the kubelet ends a static pod whose manifest has changed, with all of its
-containers, before it starts the next. A switch between Direct mode behind a relay and a mode behind
-the balancer would otherwise take both away at the same time, the old way and the new. So each pod's
-manifest depends on what its own nginx reads and on nothing else, and carries no version of the
-whole configuration: the balancer's file is the same in every mode, so that no switch restarts it,
-and a relay stays untouched until nodes no longer need it. A relay restarts where its upstream
-changes; the ways of both sides are in its file from the first restart to the last.
+containers, before it starts the next some ten seconds later. A switch between Direct mode behind a
+relay and a mode behind the balancer would otherwise take both away at the same time, the old way
+and the new. So each pod's manifest depends on what its own nginx reads and on nothing else, and
+carries no version of the whole configuration: the balancer's file is the same in every mode, so
+that no switch restarts it, and a relay stays untouched until nodes no longer need it. A relay
+restarts where its upstream changes; the ways of both sides are in its file from the first restart
+to the last.
 
 Each runs the file that was rendered, `nginx_new.conf` for the balancer. An `nginx.conf` beside it
 would be a copy that a reloader has tested; there is none in these pods, and of two files a restart

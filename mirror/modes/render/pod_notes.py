@@ -34,6 +34,6 @@ def notes_of_pods(
     if before is not None and all(tree.get(constants.RELAY_POD) != before for tree in trees):
         notes.append(
             "the relay of each node restarts with this configuration, and with the next: what is "
-            "pulled in those seconds fails, and the kubelet pulls it again"
+            "pulled while it does fails, and the kubelet pulls it again"
         )
     return notes
