@@ -37,7 +37,7 @@ Tree = Mapping[PurePosixPath, RenderedFile]
 """Absolute paths of one node (or of the in-cluster proxy) → files."""
 
 OWN_FILES: tuple[PurePosixPath, ...] = (
-    constants.STATIC_POD,
+    *constants.STATIC_PODS,  # before the files that their containers read
     *(
         constants.SERVICE_CONFIG / name
         for name in ("auth/config.yaml", "distribution/config.yaml", "mirrorer/config.yaml")
@@ -56,8 +56,8 @@ OWN_FILES: tuple[PurePosixPath, ...] = (
             "upstream-ca.crt",
         )
     ),
-    constants.BALANCER_CONFIG / "nginx_new.conf",
-    constants.BALANCER_CONFIG / "relay.conf",
+    constants.BALANCER_FILE,
+    constants.RELAY_FILE,
     *(
         constants.SERVICE_CONFIG / "in-cluster" / name
         for name in (
@@ -165,8 +165,8 @@ def hosts_state(hosts: list[str]) -> bytes:
 
 
 def _order(path: PurePosixPath) -> tuple[int, PurePosixPath]:
-    """Certificates before what names them, and the static pod after its files."""
-    if path == constants.STATIC_POD:
+    """Certificates before what names them, and static pods after their files."""
+    if path in constants.STATIC_PODS:
         return 3, path
     return (2 if path.name == "hosts.toml" else 1), path
 
