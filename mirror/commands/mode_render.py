@@ -230,6 +230,7 @@ def _document(
                 "written": [str(path) for path in one.written],
                 "unchanged": [str(path) for path in one.unchanged],
                 "removed": [str(path) for path in one.removed],
+                "kept": [str(path) for path in one.kept],
             }
             for name, one in done.items()
         },
@@ -249,6 +250,7 @@ def _summary(
     rows += [
         f"  {name}: {len(one.written)} written, {len(one.unchanged)} unchanged, "
         f"{len(one.removed)} removed"
+        + (f", {len(one.kept)} kept for containerd until the next run" if one.kept else "")
         for name, one in done.items()
     ]
     rows += [f"Note: {note}" for note in rendered.notes]

@@ -150,11 +150,34 @@ def test_peoples_own_hosts_and_the_store_stay(tmp_path: Path) -> None:
     ]
 
 
-def test_an_authority_of_a_former_way_goes(tmp_path: Path) -> None:
+def test_an_authority_that_nothing_named_goes_at_once(tmp_path: Path) -> None:
     before = hosts_tree(LOGICAL) | {HOSTS / LOGICAL / "https-a-ca.crt": RenderedFile(b"a")}
     write_tree(before, tmp_path)
     done = write_tree(hosts_tree(LOGICAL), tmp_path)
     assert done.removed == (HOSTS / LOGICAL / "https-a-ca.crt",)
+    assert done.kept == ()
+
+
+def test_an_authority_of_a_former_way_goes_when_nobody_can_be_about_to_read_it(
+    tmp_path: Path,
+) -> None:
+    """containerd reads hosts.toml first, and then what it names."""
+    authority = HOSTS / LOGICAL / "https-a-ca.crt"
+    before = {
+        HOSTS / LOGICAL / "hosts.toml": RenderedFile(
+            b'[host."https://a"]\nca = "https-a-ca.crt"\n'
+        ),
+        authority: RenderedFile(b"a"),
+    }
+    write_tree(hosts_tree(LOGICAL) | before, tmp_path)
+    final = hosts_tree(LOGICAL)
+    done = write_tree(final, tmp_path)
+    assert done.kept == (authority,)
+    assert done.removed == ()
+    assert (tmp_path / authority.relative_to("/")).read_bytes() == b"a"
+    again = write_tree(final, tmp_path)
+    assert again.removed == (authority,)
+    assert again.kept == ()
 
 
 def test_what_is_there_already_is_not_written_again(tmp_path: Path) -> None:
