@@ -8,12 +8,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from mirror.errors import (
-    InvalidReferenceError,
-    RegistryError,
-    RegistryNotFoundError,
-    UnreachableError,
-)
+from mirror.errors import InvalidReferenceError, RegistryError, UnreachableError
 from mirror.events import OnEvent, ignore
 from mirror.modes.endpoints import replica_endpoints
 from mirror.modes.settings import RegistrySettings
@@ -32,7 +27,7 @@ from mirror.release.tree import (
     TargetTree,
 )
 from mirror.sync import Inventory
-from mirror.sync.registry import RegistrySource, RegistryTarget
+from mirror.sync.registry import RegistrySource, RegistryTarget, listed_tags
 from mirror.sync.statement import REPOSITORY
 from mirror.sync.storage import Storage
 from mirror.sync.survey import Failure
@@ -150,11 +145,7 @@ def usual_repositories(client: RegistryReader, tree: TargetTree) -> Iterator[str
     and plugin that its index names; not all of them need exist."""
     yield from _FIXED
     for index, leaves in _OF_EACH.items():
-        try:
-            names = client.tags(tree.locate(index))
-        except RegistryNotFoundError:
-            continue
-        for name in names:
+        for name in listed_tags(client, tree.locate(index)):
             if _is_path(name):
                 yield from (f"{index}/{name}{leaf}" for leaf in leaves)
 

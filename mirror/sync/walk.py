@@ -12,10 +12,10 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
-from mirror.errors import InvalidManifestError, MirrorError, RegistryNotFoundError
+from mirror.errors import InvalidManifestError, MirrorError
 from mirror.oci import Digest
 from mirror.sync.inventory import Inventory, InventoryBuilder, ManifestNode
-from mirror.sync.registry import RegistrySource
+from mirror.sync.registry import RegistrySource, listed_tags
 from mirror.sync.survey import Failure, Item
 from mirror.sync.tolerance import Tolerant
 from mirror.sync.workers import DEFAULT_JOBS
@@ -97,16 +97,13 @@ class _Walker:
         def listing(path: str) -> Collection[str]:
             if self._only is not None:
                 return self._only.get(path, ())
-            try:
-                return self._client.tags(self._source.locate(path))
-            except RegistryNotFoundError:
-                return []
+            return listed_tags(self._client, self._source.locate(path))
 
         names: list[tuple[str, str]] = []
         for path, tags in zip(paths, self._ask(paths, listing), strict=True):
             if isinstance(tags, MirrorError):
                 raise tags  # without the list nobody knows what is missing
-            names += [(path, tag) for tag in tags]
+            names += [(path, tag) for tag in sorted(tags)]
 
         def resolved(name: tuple[str, str]) -> Digest | None:
             found = self._client.resolve(self._source.locate(name[0]), name[1])
