@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeAlias
 
 if TYPE_CHECKING:
@@ -32,12 +32,16 @@ class PhaseAdvanced:
 
 @dataclass(frozen=True, slots=True)
 class TransferStarted:
-    """A plan is about to be carried out: how much there is to do. `size` in bytes."""
+    """A plan is about to be carried out: how much there is to do. `size` in bytes.
+
+    `beside` names the place where several transfers run at once; what they have to do adds up.
+    """
 
     blobs: int
     size: int
     manifests: int
     tags: int
+    beside: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,3 +146,36 @@ def serialised(listener: OnEvent) -> OnEvent:
             listener(event)
 
     return one_at_a_time
+
+
+def side_by_side(listener: OnEvent, place: str) -> OnEvent:
+    """Wrap `listener` for one of several transfers that run at once, the one to `place`.
+
+    It hears how much that transfer adds, the bytes as they get into place, and what is out of the
+    ordinary, by the place's name. Of phases it hears nothing: each of them has its own.
+    """
+    lock = threading.Lock()  # guards moved
+    moved: dict[Digest, int] = {}
+
+    def one_of_them(event: Event) -> None:
+        match event:
+            case TransferStarted():
+                listener(replace(event, beside=place))
+            case BytesMoved(digest, count):
+                with lock:
+                    moved[digest] = moved.get(digest, 0) + count
+                listener(event)
+            case BlobDone(digest, size, _):
+                # The same blob goes to other places too, so what is left of it is told as bytes.
+                with lock:
+                    left = size - moved.pop(digest, 0)
+                if left:
+                    listener(BytesMoved(digest, left))
+            case Warned(message) if place not in message:
+                listener(Warned(f"{place}: {message}"))
+            case Warned() | Retrying() | EndpointDown() | EndpointUp():
+                listener(event)
+            case PhaseStarted() | PhaseAdvanced() | ManifestDone() | TagDone():
+                pass
+
+    return one_of_them

@@ -70,10 +70,15 @@ class _Bars:
         match event:
             case PhaseStarted(name, total):
                 self._begin(name, total, in_bytes=False)
-            case PhaseAdvanced(count) if self._bar is not None:
+            case PhaseAdvanced(count) if self._bar is not None and not self._in_bytes:
                 self._bar.update(count)
-            case TransferStarted(blobs, size, _, _):
-                self._begin(f"{blobs} blobs", size, in_bytes=True)
+            case TransferStarted(size=size, beside=beside) if (
+                beside and self._bar is not None and self._in_bytes
+            ):
+                self._bar.total = (self._bar.total or 0) + size
+                self._bar.refresh()
+            case TransferStarted(blobs, size, _, _, beside):
+                self._begin("all transfers" if beside else f"{blobs} blobs", size, in_bytes=True)
             case BytesMoved() | BlobDone() if self._bar is not None and self._in_bytes:
                 self._bar.update(self._moved.advance(event))
             case Retrying() | Warned() | EndpointDown() | EndpointUp():
@@ -118,10 +123,12 @@ class _Lines:
                 pass
             case PhaseStarted(name, total):
                 self._say(name if total is None else f"{name}: {total}")
-            case TransferStarted(blobs, size, manifests, tags):
-                self._total, self._done, self._told_at = size, 0, time.monotonic()
+            case TransferStarted(blobs, size, manifests, tags, beside):
+                if not beside:
+                    self._total = self._done = 0
+                self._total, self._told_at = self._total + size, time.monotonic()
                 self._say(
-                    f"{blobs} blobs ({size_text(size)})"
+                    f"{beside}{': ' if beside else ''}{blobs} blobs ({size_text(size)})"
                     + (f", {manifests} manifests, {tags} tags" if manifests or tags else "")
                 )
             case BytesMoved() | BlobDone():

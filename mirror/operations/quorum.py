@@ -12,7 +12,7 @@ from mirror.bundle.carriage import lacking
 from mirror.bundle.reader import BundleReader
 from mirror.bundle.verify import check_signature
 from mirror.errors import CancelledError, ConflictError, IncompleteError, MirrorError
-from mirror.events import Event, OnEvent, PhaseStarted, Retrying, Warned
+from mirror.events import OnEvent, PhaseStarted, Warned, side_by_side
 from mirror.events import ignore as ignore_events
 from mirror.oci import Digest
 from mirror.operations.pull import count, tool_name
@@ -191,18 +191,6 @@ def push_to_all(
     )
 
 
-def _warnings_of(member: Member, on_event: OnEvent) -> OnEvent:
-    """Of a replica only what is out of the ordinary: progress is that of the first registry."""
-
-    def listener(event: Event) -> None:
-        if isinstance(event, Warned):
-            on_event(Warned(f"{member.name}: {event.message}"))
-        elif isinstance(event, Retrying):
-            on_event(event)
-
-    return listener
-
-
 @dataclass(frozen=True, slots=True)
 class _Goal:
     """What all members are to state. `held` is what the `lead` had of it before."""
@@ -306,7 +294,7 @@ class _Work:
         """Bring all of `alive` to the goal; what was done in those that are there."""
 
         def bring(member: Member) -> TransferReport:
-            listener = on_event if member is goal.lead else _warnings_of(member, on_event)
+            listener = side_by_side(on_event, member.name) if len(alive) > 1 else on_event
             return self.bring(member, alive, standings[member.name], goal, listener)
 
         return self.at_once(alive, bring, problems)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from mirror.errors import CancelledError, InputError, MirrorError, StalledError
-from mirror.events import Event, OnEvent, PhaseAdvanced, PhaseStarted, Retrying, Warned
+from mirror.events import OnEvent, PhaseAdvanced, PhaseStarted, side_by_side
 from mirror.events import ignore as ignore_events
 from mirror.oci import Digest
 from mirror.operations.audit_leader import LeaderAudit
@@ -137,7 +137,11 @@ def sync_replicas(
         on_event(
             PhaseStarted(f"syncing {len(replicas)} replicas from {leader.name}", len(replicas))
         )
-    listener = on_event if len(replicas) == 1 and not how.full else _sparing(on_event)
+    alone = len(replicas) == 1 and not how.full
+
+    def listener(site: Site) -> OnEvent:
+        return on_event if alone else side_by_side(on_event, site.name)
+
     flags = [threading.Event() for _ in replicas]
     runners: list[_Runner] = [
         Replication(
@@ -145,7 +149,7 @@ def sync_replicas(
             head,
             [other for other in replicas if other is not site],
             how,
-            on_event=listener,
+            on_event=listener(site),
             cancel=flag,
         )
         for site, flag in zip(replicas, flags, strict=True)
@@ -153,7 +157,9 @@ def sync_replicas(
     audited = how.full and (audit_leader or prune)
     if audited:
         flags.append(threading.Event())
-        runners.append(LeaderAudit(head, replicas, how, on_event=listener, cancel=flags[-1]))
+        runners.append(
+            LeaderAudit(head, replicas, how, on_event=listener(leader), cancel=flags[-1])
+        )
 
     def told(result: ReplicaResult) -> None:
         if result.name != leader.name:
@@ -258,13 +264,3 @@ def _overdue(result: ReplicaResult, deadline_s: float) -> ReplicaResult:
     )
     kept = tuple(one for one in result.failures if not isinstance(one.error, CancelledError))
     return replace(result, failures=(*kept, Failure(result.name, "the replica as a whole", error)))
-
-
-def _sparing(on_event: OnEvent) -> OnEvent:
-    """Of several replicas at once, only what a person has to know of each."""
-
-    def listener(event: Event) -> None:
-        if isinstance(event, Warned | Retrying):
-            on_event(event)
-
-    return listener

@@ -1,0 +1,117 @@
+"""What a person sees while work goes on: one transfer, and several side by side."""
+
+from __future__ import annotations
+
+import io
+from collections import Counter
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mirror.events import (
+    BlobDone,
+    BytesMoved,
+    Event,
+    PhaseAdvanced,
+    PhaseStarted,
+    TransferStarted,
+    Warned,
+    serialised,
+    side_by_side,
+)
+from mirror.oci import Digest
+from mirror.operations import sync_replicas
+from mirror.progress import progress
+from mirror.sync import MemoryStore
+from tests.support.inventories import put_image
+from tests.support.replicas import replicas
+
+LAYER, CONFIG = Digest.of(b"layer"), Digest.of(b"config")
+
+
+class _Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def _transfer(*blobs: tuple[Digest, int]) -> list[Event]:
+    total = sum(size for _, size in blobs)
+    events: list[Event] = [TransferStarted(len(blobs), total, 1, 1)]
+    for digest, size in blobs:
+        events += [BytesMoved(digest, size // 2), BlobDone(digest, size, size // 2)]
+    return events
+
+
+def test_lines_tell_what_each_of_several_transfers_adds() -> None:
+    stream = io.StringIO()
+    with progress(stream) as on_event:
+        on_event(PhaseStarted("syncing 2 replicas", 2))
+        for place in ("one", "two"):
+            listener = side_by_side(on_event, place)
+            for event in _transfer((LAYER, 2000), (CONFIG, 48)):
+                listener(event)
+    assert stream.getvalue().splitlines() == [
+        "syncing 2 replicas: 2",
+        "one: 2 blobs (2.0 KiB), 1 manifests, 1 tags",
+        "two: 2 blobs (2.0 KiB), 1 manifests, 1 tags",
+    ]
+
+
+def test_one_bar_grows_with_every_transfer_that_joins_and_ends_full() -> None:
+    stream = _Terminal()
+    with progress(stream) as on_event:
+        on_event(PhaseStarted("syncing 2 replicas", 2))
+        one, two = side_by_side(on_event, "one"), side_by_side(on_event, "two")
+        for event in _transfer((LAYER, 2000)):
+            one(event)
+        for event in _transfer((LAYER, 2000), (CONFIG, 96)):
+            two(event)
+        on_event(PhaseAdvanced())  # a replica is through: no byte of the bar
+    last = stream.getvalue().split("\r")[-1]
+    assert "all transfers: 100%" in last
+    assert "4.00k/4.00k" in last
+
+
+@given(st.lists(st.lists(st.tuples(st.sampled_from([LAYER, CONFIG]), st.integers(0, 99)))))
+def test_bytes_told_side_by_side_are_those_to_be_moved(
+    transfers: list[list[tuple[Digest, int]]],
+) -> None:
+    heard: list[Event] = []
+    parts = [
+        (side_by_side(heard.append, str(number)), _transfer(*blobs))
+        for number, blobs in enumerate(transfers)
+    ]
+    while any(events for _, events in parts):  # by turns, as threads may have it
+        for listener, events in parts:
+            if events:
+                listener(events.pop(0))
+    told = sum(event.size for event in heard if isinstance(event, TransferStarted))
+    assert sum(event.count for event in heard if isinstance(event, BytesMoved)) == told
+
+
+def test_a_warning_says_which_place_it_is_about() -> None:
+    heard: list[Event] = []
+    listener = side_by_side(heard.append, "registry.example")
+    listener(Warned("a tag could not be removed"))
+    listener(Warned("registry.example: a tag could not be removed"))
+    listener(PhaseStarted("one of its own"))
+    assert heard == [Warned("registry.example: a tag could not be removed")] * 2
+
+
+def test_a_sync_of_several_replicas_tells_the_bytes_of_each() -> None:
+    heard: list[Event] = []
+    store = MemoryStore()
+    put_image(store, "install", "v1.0.0", layers=(b"of the installer" * 1000,))
+    with replicas(3) as (leader, *others):
+        leader.fill(store)
+        report = sync_replicas(
+            leader.site, [one.site for one in others], on_event=serialised(heard.append)
+        )
+        assert report.exit_code == 0
+        started = [event for event in heard if isinstance(event, TransferStarted)]
+        assert {event.beside for event in started} == {one.site.name for one in others}
+    moved = Counter(event.digest for event in heard if isinstance(event, BytesMoved) if event.count)
+    assert sum(event.size for event in started) == sum(
+        event.count for event in heard if isinstance(event, BytesMoved)
+    )
+    assert max(moved.values()) >= 2, "each replica gets its own"
