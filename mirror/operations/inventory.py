@@ -125,7 +125,7 @@ def registry_inventory(
     source = RegistrySource(client, tree.locate, str(tree.root))
     found = walk(source, paths, known=stated, jobs=jobs, on_event=on_event, cancel=cancel)
     found = with_blobs(found, source, jobs=jobs, on_event=on_event, cancel=cancel)
-    odd = {one for one in found.failures if isinstance(one.error, InvalidManifestError)}
+    odd = [one for one in found.failures if isinstance(one.error, InvalidManifestError)]
     seen = RegistryInventory(
         str(tree.root),
         found.inventory,
