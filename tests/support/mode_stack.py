@@ -138,6 +138,8 @@ class ContainerdProcess:
         self._socket = folder / "containerd.sock"
         self._process: subprocess.Popen[bytes] | None = None
         self._ctr = require_tool("ctr")
+        # A copy: `ctr` is started by threads, while tests change this process's own environment.
+        self._environment = dict(os.environ)
 
     def __enter__(self) -> ContainerdProcess:
         self._folder.mkdir(parents=True, exist_ok=True)
@@ -176,6 +178,7 @@ class ContainerdProcess:
             text=True,
             timeout=60,
             check=False,
+            env=self._environment,
         )
 
     def pull(
