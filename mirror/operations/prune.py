@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mirror.errors import MirrorError, PruneRefusedError
+from mirror.errors import ConflictError, MirrorError, PruneRefusedError
 from mirror.events import OnEvent, PhaseStarted
 from mirror.events import ignore as ignore_events
 from mirror.operations.places import read_inventory
@@ -20,9 +20,11 @@ from mirror.sync.inventory import RepositoryContent
 from mirror.sync.publish import (
     Published,
     begin,
+    check_unchanged,
     complete,
     generation_tag,
     generations,
+    read_marks,
     read_standing,
     read_statement,
 )
@@ -90,6 +92,7 @@ def prune(
         InputError: `keep` is empty, or names a generation that is not there.
         PruneRefusedError: a publication was interrupted, nothing would be left, or what is there
             cannot be read.
+        ConflictError: somebody published something meanwhile; nothing was changed.
         CancelledError: `cancel` was set.
     """
     client, locate = site.client, site.tree.locate
@@ -138,11 +141,15 @@ def prune(
     failures: tuple[Failure, ...] = ()
     if removal and not dry_run:
         check_deletes(site.place(jobs=jobs, cancel=cancel))  # before a smaller state is published
+        check_unchanged(client, locate, standing)
         if standing.current is not None:
             published = _state(site, standing.current, rest, standing.generation)
             if not _within(standing.current.statement.inventory, rest):
                 doomed[standing.current.statement.generation] = standing.current
+        marks = read_marks(client, locate)
         failures = _carry_out(site, removal, doomed, published, jobs, on_event, cancel)
+        if read_marks(client, locate) != marks:
+            failures += (Failure(site.name, "the registry as a whole", _overtaken(site)),)
     return PruneReport(
         site.name, dry_run, removal, freed, tuple(sorted(doomed)), published, failures
     )
@@ -187,6 +194,14 @@ def _within(stated: Inventory, rest: Inventory) -> bool:
     return all(
         content.manifests.keys() <= rest.repository(path).manifests.keys()
         for path, content in stated.repositories.items()
+    )
+
+
+def _overtaken(site: Site) -> ConflictError:
+    return ConflictError(
+        f"{site.name}: another push, rollback or sync published something while this prune removed "
+        "things that it may have counted on; run that one again, which brings what lacks, and "
+        "`mirror status --blobs` to see that all is there"
     )
 
 

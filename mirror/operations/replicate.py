@@ -26,6 +26,7 @@ from mirror.sync.healing import Healer, Mending, without_manifests
 from mirror.sync.publish import (
     Standing,
     begin,
+    check_unchanged,
     complete,
     generation_tag,
     generations,
@@ -235,7 +236,9 @@ class Replication:
         def before_tags() -> None:
             self._confirm(plan, facts)
             if announced and facts.artifact is not None and (stale or plan.tags):
-                begin(self.site.client, self.site.tree.locate, facts.artifact)
+                client, locate = self.site.client, self.site.tree.locate
+                check_unchanged(client, locate, standing, facts.artifact.manifest.digest)
+                begin(client, locate, facts.artifact)
 
         ring = self._ring(facts)
         target = Mending(self._place, self._healer(facts), self._damaged)
