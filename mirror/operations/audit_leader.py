@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
-from mirror.errors import IncompleteError, MirrorError, NotFoundError
+from mirror.errors import IncompleteError, MirrorError, NotFoundError, RegistryError
 from mirror.events import OnEvent
 from mirror.oci import Digest
 from mirror.operations.leader import Facts, Leader
 from mirror.operations.replicate import damage, told
 from mirror.operations.results import How, Outcome, ReplicaResult
-from mirror.operations.sites import Site
+from mirror.operations.sites import Site, listed_repositories, usual_repositories
 from mirror.sync import Finding, Plan, make_plan, transfer
 from mirror.sync.difference import lacking
 from mirror.sync.healing import Healer, Mending, mended, without_manifests
@@ -90,7 +90,7 @@ class LeaderAudit:
     def _audit(self, facts: Facts) -> tuple[Failure, ...]:
         if facts.published is None:
             return facts.failures  # it was walked: there is no statement to hold it against
-        found = self._survey(facts)
+        found = self._survey(facts, also=self._repositories())
         self._extras = tuple(_unstated(facts, found))
         if not self._how.deep:
             return _judged(facts, found, self._place.name)
@@ -148,10 +148,26 @@ class LeaderAudit:
         self._healed = (*healed, *target.healed)
         return failures
 
-    def _survey(self, facts: Facts) -> Survey:
+    def _repositories(self) -> frozenset[str]:
+        """All below its root, as it lists them: another tool may have brought new ones.
+
+        Where it does not list them, those that a release tree has by its nature.
+        """
+        client, tree = self.site.client, self.site.tree
+        try:
+            return frozenset(listed_repositories(client, tree))
+        except RegistryError:
+            pass  # many registries list nothing, or only for administrators
+        try:
+            return frozenset(usual_repositories(client, tree))
+        except RegistryError:
+            return frozenset()  # the survey asks for these indexes too, and tells what is wrong
+
+    def _survey(self, facts: Facts, also: Iterable[str] = ()) -> Survey:
         return survey(
             facts.with_statement() if self._how.deep else facts.inventory,
             self._place,
+            also=also,
             thorough=self._how.deep,
             jobs=self._how.jobs,
             cancel=self._cancel,
@@ -159,7 +175,7 @@ class LeaderAudit:
 
 
 def _unstated(facts: Facts, found: Survey) -> Iterator[str]:
-    """Tags of the leader's repositories that its statement does not have."""
+    """Tags of the leader's tree that its statement does not have."""
     for path, tags in sorted(found.listed.items()):
         if path != REPOSITORY:
             for tag in sorted(tags - facts.inventory.repository(path).tags.keys()):

@@ -381,6 +381,29 @@ def test_an_audit_tells_of_tags_at_the_leader_that_it_does_not_state(two: list[R
     assert "not stated, so no replica gets them" in sync_summary(report, 1.0)
 
 
+@pytest.mark.parametrize("lists_repositories", [True, False])
+def test_an_audit_tells_of_repositories_at_the_leader_that_it_does_not_state(
+    two: list[Replica], lists_repositories: bool
+) -> None:
+    leader, replica = two
+    store = MemoryStore()
+    put_image(store, "modules", "new")
+    put_image(store, "modules/new", "v1.0.0", layers=(b"by another tool",))
+    put_image(store, "modules/new/release", "stable")
+    leader.fill(store, generation=None)
+    if not lists_repositories:
+        leader.registry.faults.add(Fault(Answer(404), "GET", "/v2/_catalog", times=None))
+    report = sync_replicas(leader.site, [replica.site], audit=True)
+    assert report.exit_code == 0, report.failures
+    assert report.audit is not None
+    assert report.audit.extras == (
+        "tag modules:new",
+        "tag modules/new:v1.0.0",
+        "tag modules/new/release:stable",
+    )
+    assert replica.held() == STORE.inventory()
+
+
 def test_a_statement_that_was_damaged_is_mended_like_anything_else(two: list[Replica]) -> None:
     leader, replica = two
     sync_replicas(leader.site, [replica.site])
