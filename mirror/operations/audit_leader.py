@@ -46,6 +46,7 @@ class LeaderAudit:
         self._healed: tuple[Finding, ...] = ()
         self._failures: tuple[Failure, ...] = ()
         self._extras: tuple[str, ...] = ()
+        self._untold: tuple[Failure, ...] = ()  # says nothing about what it states
         self._facts: Facts | None = None
 
     @property
@@ -72,18 +73,19 @@ class LeaderAudit:
     def result(self) -> ReplicaResult:
         """What was found."""
         published = self._facts.published if self._facts else None
+        failures = (*self._failures, *self._untold)
         outcome = Outcome.SYNCED if self._healed else Outcome.EQUAL
         if self._damaged:
             outcome = Outcome.DIFFERS
         return ReplicaResult(
             self.site.name,
-            Outcome.FAILED if self._failures else outcome,
+            Outcome.FAILED if failures else outcome,
             self._leader.digest,
             published.statement.generation if published else None,
             damaged=self._damaged,
             healed=self._healed,
             extras=self._extras,
-            failures=self._failures,
+            failures=failures,
             elapsed_s=time.monotonic() - self._started,
         )
 
@@ -92,6 +94,7 @@ class LeaderAudit:
             return facts.failures  # it was walked: there is no statement to hold it against
         found = self._survey(facts, also=self._repositories())
         self._extras = tuple(_unstated(facts, found))
+        self._untold = found.untold(self._place.name)
         if not self._how.deep:
             return _judged(facts, found, self._place.name)
         place, how = self._place, self._how

@@ -125,6 +125,7 @@ class Replication:
         unclear = frozenset(item.repository for item in found.unclear)
         self._carry(facts, standing, held, unclear=unclear, quick=False)
         self._retract(standing, facts, held)
+        self._notes.failures += found.untold(self.site.name)
         self._extras(facts, known, found)
 
     def _known(self, standing: Standing) -> Inventory:

@@ -404,6 +404,25 @@ def test_an_audit_tells_of_repositories_at_the_leader_that_it_does_not_state(
     assert replica.held() == STORE.inventory()
 
 
+def test_a_repository_whose_tags_cannot_be_listed_is_told_of_wherever_it_is(
+    two: list[Replica],
+) -> None:
+    leader, replica = two
+    store = MemoryStore()
+    put_image(store, "modules/new", "v1.0.0", layers=(b"by another tool",))
+    leader.fill(store, generation=None)
+    replica.fill(store)  # and states it
+    for one in two:
+        one.registry.faults.add(Fault(Answer(403), "GET", "/modules/new/tags/list", times=None))
+    report = sync_replicas(leader.site, [replica.site], audit=True)
+    assert {(one.place, one.item) for one in report.failures} == {
+        (leader.name, "the tags of modules/new"),
+        (replica.name, "the tags of modules/new"),
+    }
+    assert report.exit_code == 6
+    assert digest_of(replica) == digest_of(leader), "all that is stated was brought nonetheless"
+
+
 def test_a_statement_that_was_damaged_is_mended_like_anything_else(two: list[Replica]) -> None:
     leader, replica = two
     sync_replicas(leader.site, [replica.site])
