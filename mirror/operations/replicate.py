@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 
 from mirror.errors import (
@@ -298,7 +299,8 @@ class Replication:
             return
         repository = self.site.tree.locate(REPOSITORY)
         try:
-            self.site.client.delete_manifest(repository, current.digest)
+            with suppress(RegistryNotFoundError):  # gone, by a request whose answer was lost
+                self.site.client.delete_manifest(repository, current.digest)
         except RegistryError as err:
             self._on_event(Warned(f"{self.site.name} goes on stating what it lacks: {err}"))
         else:

@@ -16,7 +16,13 @@ from functools import partial
 from graphlib import TopologicalSorter
 from typing import TypeVar
 
-from mirror.errors import MirrorError, PruneRefusedError, RegistryError, RegistryNotFoundError
+from mirror.errors import (
+    ConflictError,
+    MirrorError,
+    PruneRefusedError,
+    RegistryError,
+    RegistryNotFoundError,
+)
 from mirror.oci import Digest, Manifest, media_types
 from mirror.sync.inventory import Inventory, RepositoryContent
 from mirror.sync.registry import RegistryTarget
@@ -208,6 +214,8 @@ def _each_in_order(
                 return
             try:
                 drop(one)
+            except ConflictError as err:
+                found.append(Failure(place.name, str(one), err))
             except RegistryError as err:
                 found.append(Failure(place.name, str(one), err))
                 if err.status is None or err.status in (401, 403, 405):
@@ -242,8 +250,15 @@ def _drop_tag_alone(place: RegistryTarget, one: DropTag) -> None:
 
 
 def _drop_tag(place: RegistryTarget, one: DropTag) -> None:
-    if place.client.resolve(place.locate(one.repository), one.tag) is not None:
-        _bid_farewell(place, one.repository, one.tag)
+    found = place.client.resolve(place.locate(one.repository), one.tag)
+    if found is None:
+        return
+    if found.digest != one.digest:
+        raise ConflictError(
+            f"it was to go when it named {one.digest}, and names {found.digest} now: somebody "
+            "changed it meanwhile, so it stays; run this again if it is to go all the same"
+        )
+    _bid_farewell(place, one.repository, one.tag)
 
 
 def _drop_manifest(place: RegistryTarget, one: DropManifest) -> None:

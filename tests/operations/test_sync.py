@@ -18,15 +18,17 @@ from mirror.errors import (
     StalledError,
     UnreachableError,
 )
+from mirror.events import Event, Warned
 from mirror.oci import Manifest
-from mirror.operations import Outcome, ReplicaResult, sync_replicas
+from mirror.operations import Outcome, ReplicaResult, Site, sync_replicas
 from mirror.replicas_text import sync_summary
-from mirror.serve import Answer, CorruptBody, Delay, Fault, Refuse
+from mirror.serve import Answer, CorruptBody, Delay, Fault, LoseAnswer, Refuse
 from mirror.sync import MemoryStore
 from mirror.sync.publish import PENDING, read_standing, statement_digest
 from mirror.sync.statement import REPOSITORY
 from mirror.sync.tag_removal import trial_manifest
 from tests.support.inventories import put_image, sample_store
+from tests.support.places import client_of
 from tests.support.program import call_mirror
 from tests.support.replicas import ROOT, Replica, replicas
 
@@ -324,6 +326,23 @@ def test_what_cannot_be_mended_is_named_and_the_replica_states_nothing_any_more(
     replica.registry.faults.clear()
     assert sync_replicas(leader.site, [replica.site], deep=True).exit_code == 0
     assert digest_of(replica) == digest_of(leader)
+
+
+def test_a_statement_that_was_taken_back_is_gone_though_the_answer_that_said_so_was_lost(
+    two: list[Replica],
+) -> None:
+    leader, replica = two
+    sync_replicas(leader.site, [replica.site])
+    victim = max(STORE.inventory().blob_sizes().items(), key=lambda one: one[1])[0]
+    replica.registry.faults.add(Fault(CorruptBody(7), "GET", f"/blobs/{victim}", times=None))
+    replica.registry.faults.add(Fault(LoseAnswer(), "DELETE", "/mirror/inventory/manifests/"))
+    heard: list[Event] = []
+    with client_of(replica.registry, attempts=2) as client:
+        site = Site(client, replica.site.tree)
+        report = sync_replicas(leader.site, [site], deep=True, on_event=heard.append)
+    assert digest_of(replica) is None
+    assert only(report.replicas).statement is None
+    assert not any(isinstance(event, Warned) for event in heard)
 
 
 def test_a_deep_dry_run_tells_of_damage_and_touches_nothing(two: list[Replica]) -> None:
