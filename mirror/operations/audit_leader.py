@@ -14,11 +14,12 @@ from mirror.operations.leader import Facts, Leader
 from mirror.operations.replicate import damage, told
 from mirror.operations.results import How, Outcome, ReplicaResult
 from mirror.operations.sites import Site, listed_repositories, usual_repositories
-from mirror.sync import Finding, Plan, make_plan, transfer
+from mirror.sync import Finding, Inventory, Plan, make_plan, transfer
 from mirror.sync.difference import lacking
 from mirror.sync.healing import Healer, Mending, mended, without_manifests
+from mirror.sync.publish import read_standing
 from mirror.sync.sources import Persistent, Ring
-from mirror.sync.statement import REPOSITORY
+from mirror.sync.statement import REPOSITORY, Statement
 from mirror.sync.survey import Failure, Item, Survey, survey
 
 
@@ -96,7 +97,7 @@ class LeaderAudit:
         self._extras = tuple(_unstated(facts, found))
         self._untold = found.untold(self._place.name)
         if not self._how.deep:
-            return _judged(facts, found, self._place.name)
+            return self._judged(facts, found)
         place, how = self._place, self._how
         damaged = damage(place, found, how, self._on_event, self._cancel)
         wanted = facts.with_statement()
@@ -105,7 +106,7 @@ class LeaderAudit:
         plan = make_plan(wanted, without_manifests(found.held, broken))
         plan = replace(plan, tags=())
         if not damaged and not plan:
-            return _judged(facts, found, place.name)
+            return self._judged(facts, found)
         lost = [step.digest for step in plan.blobs]
         lost += [step.digest for wave in plan.manifests for step in wave]
         if how.dry_run or not self._others:
@@ -116,7 +117,7 @@ class LeaderAudit:
             return () if how.dry_run else self._as_failures()
         failures = self._heal(facts, plan, damaged, broken)
         found = self._survey(facts)
-        return (*failures, *_judged(facts, found, place.name))
+        return (*failures, *self._judged(facts, found))
 
     def _heal(
         self,
@@ -150,6 +151,16 @@ class LeaderAudit:
             )
         self._healed = (*healed, *target.healed)
         return failures
+
+    def _judged(self, facts: Facts, found: Survey) -> tuple[Failure, ...]:
+        """What the leader states and does not hold."""
+        rest = lacking(facts.inventory, found.held)
+        coming = None
+        if any(content.tags for content in rest.repositories.values()):
+            newest = read_standing(self.site.client, self.site.tree.locate).newest
+            if newest is not None and newest != facts.published:
+                coming = newest.statement
+        return _lost(rest, found, coming, self._place.name)
 
     def _repositories(self) -> frozenset[str]:
         """All below its root, as it lists them: another tool may have brought new ones.
@@ -185,11 +196,13 @@ def _unstated(facts: Facts, found: Survey) -> Iterator[str]:
                 yield f"tag {path or '/'}:{tag}"
 
 
-def _judged(facts: Facts, found: Survey, name: str) -> tuple[Failure, ...]:
-    """What the leader states and does not hold."""
+def _lost(
+    rest: Inventory, found: Survey, coming: Statement | None, name: str
+) -> tuple[Failure, ...]:
+    """What the leader states and does not hold, which is `rest`; `coming` is what it publishes."""
     failures = [Failure(name, str(item), error) for item, error in found.unclear.items()]
     unclear = {(item.repository, item.tag, item.digest) for item in found.unclear}
-    for path, content in lacking(facts.inventory, found.held).repositories.items():
+    for path, content in rest.repositories.items():
         there = found.held.repository(path).tags
         items = [
             *(Item(path, digest, tag) for tag, digest in content.tags.items()),
@@ -200,13 +213,23 @@ def _judged(facts: Facts, found: Survey, name: str) -> tuple[Failure, ...]:
             if (path, item.tag, item.digest) in unclear:
                 continue
             now = there.get(item.tag) if item.tag else None
-            told = (
-                f"the leader states {item.digest} and the tag names {now}: somebody changed it "
-                "without stating it, so no replica follows; `mirror push` to the leader the bundle "
-                "that it is to have, which states it and sends only what lacks"
-                if now
-                else "the leader states it and does not have it; sync with --deep takes content "
-                "back from the replicas, and a new push restores everything"
-            )
+            if now is None:
+                told = (
+                    "the leader states it and does not have it; sync with --deep takes content "
+                    "back from the replicas, and a new push restores everything"
+                )
+            elif coming and coming.inventory.repository(path).tags.get(item.tag or "") == now:
+                told = (
+                    f"the leader states {item.digest} and the tag names {now} for the sake of "
+                    f"generation {coming.generation}, whose publication is under way, was finished "
+                    "just now or was interrupted: run this again when that push is over, and if "
+                    "none runs, the push"
+                )
+            else:
+                told = (
+                    f"the leader states {item.digest} and the tag names {now}: somebody changed it "
+                    "without stating it, so no replica follows; `mirror push` to the leader the "
+                    "bundle that it is to have, which states it and sends only what lacks"
+                )
             failures.append(Failure(name, str(item), NotFoundError(told)))
     return tuple(failures)

@@ -18,14 +18,17 @@ from mirror.errors import (
     StalledError,
     UnreachableError,
 )
-from mirror.events import Event, Warned
+from mirror.events import Event, Warned, ignore
 from mirror.oci import Manifest
 from mirror.operations import Outcome, ReplicaResult, Site, sync_replicas
+from mirror.operations.audit_leader import LeaderAudit
+from mirror.operations.leader import Leader
+from mirror.operations.results import How
 from mirror.replicas_text import sync_summary
 from mirror.serve import Answer, CorruptBody, Delay, Fault, LoseAnswer, Refuse
 from mirror.sync import MemoryStore
-from mirror.sync.publish import PENDING, read_standing, statement_digest
-from mirror.sync.statement import REPOSITORY
+from mirror.sync.publish import PENDING, begin, complete, read_standing, statement_digest
+from mirror.sync.statement import REPOSITORY, Statement
 from mirror.sync.tag_removal import trial_manifest
 from tests.support.inventories import put_image, sample_store
 from tests.support.places import client_of
@@ -398,6 +401,27 @@ def test_an_audit_tells_of_tags_at_the_leader_that_it_does_not_state(two: list[R
     assert report.audit.extras == ("tag /:by-hand",)
     assert replica.storage.resolve(ROOT, "by-hand") is None
     assert "not stated, so no replica gets them" in sync_summary(report, 1.0)
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_an_audit_tells_a_push_that_is_under_way_from_a_tag_moved_by_hand(
+    two: list[Replica], finished: bool
+) -> None:
+    leader, replica = two
+    sync_replicas(leader.site, [replica.site])
+    coming = Statement(newer().inventory(), 2, tool="tests")
+    artifact, (client, locate) = coming.artifact(), (leader.site.client, leader.site.tree.locate)
+
+    head = Leader(leader.site)
+    head.facts()
+    begin(client, locate, artifact)
+    leader.fill(newer(), generation=None)
+    if finished:
+        complete(client, locate, coming, artifact.manifest.digest)
+    audit = LeaderAudit(head, [], How(audit=True), on_event=ignore, cancel=threading.Event())
+    failure = next(one for one in audit.run().failures if one.item == "tag release-channel:alpha")
+    assert "for the sake of generation 2" in str(failure)
+    assert "run this again when that push is over" in str(failure)
 
 
 @pytest.mark.parametrize("lists_repositories", [True, False])
