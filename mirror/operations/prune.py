@@ -28,7 +28,7 @@ from mirror.sync.publish import (
     read_standing,
     read_statement,
 )
-from mirror.sync.removal import DropManifest, Removal, check_deletes, plan_removal, remove
+from mirror.sync.removal import DropManifest, DropTag, Removal, check_deletes, plan_removal, remove
 from mirror.sync.statement import REPOSITORY, Statement
 from mirror.sync.survey import Failure
 from mirror.sync.walk import walk
@@ -135,8 +135,6 @@ def prune(
         for number, published in history.items()
         if published != standing.current and not _within(published.statement.inventory, rest)
     }
-    left, before = rest.blob_sizes(), there.blob_sizes()
-    freed = sum(size for digest, size in before.items() if digest not in left)
     published = standing.current
     failures: tuple[Failure, ...] = ()
     if removal and not dry_run:
@@ -147,9 +145,13 @@ def prune(
             if not _within(standing.current.statement.inventory, rest):
                 doomed[standing.current.statement.generation] = standing.current
         marks = read_marks(client, locate)
-        failures = _carry_out(site, removal, doomed, published, jobs, on_event, cancel)
+        gone: list[DropTag | DropManifest] = []
+        failures = _carry_out(site, removal, doomed, published, gone, jobs, on_event, cancel)
+        removal = removal.only(gone)
         if read_marks(client, locate) != marks:
             failures += (Failure(site.name, "the registry as a whole", _overtaken(site)),)
+    left, before = after(there, removal).blob_sizes(), there.blob_sizes()
+    freed = sum(size for digest, size in before.items() if digest not in left)
     return PruneReport(
         site.name, dry_run, removal, freed, tuple(sorted(doomed)), published, failures
     )
@@ -221,6 +223,7 @@ def _carry_out(
     removal: Removal,
     doomed: dict[int, Published],
     published: Published | None,
+    gone: list[DropTag | DropManifest],
     jobs: int,
     on_event: OnEvent,
     cancel: threading.Event | None,
@@ -235,4 +238,4 @@ def _carry_out(
         )
     )
     failures = remove(statements, place, jobs=jobs, cancel=cancel)
-    return failures or remove(removal, place, jobs=jobs, cancel=cancel)
+    return failures or remove(removal, place, jobs=jobs, cancel=cancel, gone=gone)

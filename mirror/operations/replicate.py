@@ -359,10 +359,12 @@ class Replication:
             notes.extras += items
             return
         current = facts.published.digest
-        failures = remove_extras(self.site, self._place, removal, current, how, self._cancel)
-        failed = {failure.item for failure in failures}
+        gone, failures = remove_extras(self.site, self._place, removal, current, how, self._cancel)
+        removed = gone.items
         notes.failures += failures
-        notes.removed += [one for one in items if one not in failed]
+        notes.removed += removed
+        left = set(items).difference(removed)
+        notes.extras += [one for one in items if one in left]
 
     # -- notes ---------------------------------------------------------------------------------
 

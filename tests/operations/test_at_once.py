@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -17,13 +18,15 @@ from mirror.operations import (
     push,
     push_to_all,
     rollback,
+    status,
     sync_replicas,
 )
 from mirror.operations.prune import prune
 from mirror.operations.sites import Site
 from mirror.sync import Inventory, MemoryStore
 from mirror.sync.publish import read_standing
-from mirror.sync.registry import RegistrySource
+from mirror.sync.registry import RegistrySource, RegistryTarget
+from mirror.sync.statement import REPOSITORY
 from tests.support.bundles import pack
 from tests.support.inventories import put_image, sample_store
 from tests.support.replicas import Replica, replicas
@@ -193,3 +196,39 @@ def test_a_sync_does_not_turn_back_what_a_newer_one_brought_meanwhile(two: list[
     assert "another push, rollback, sync or prune published" in str(result.failures[0])
     assert stated(replica) == stated(leader)
     assert sync_replicas(leader.site, [replica.site]).exit_code == 0
+
+
+def test_status_looks_again_where_something_was_published_meanwhile(two: list[Replica]) -> None:
+    replica, _ = two
+    replica.fill(sample_store())
+    newer = sample_store()
+    put_image(newer, "release-channel", "v1.1.0", "alpha", layers=(b"version: v1.1.0",))
+
+    class Moving(Site):
+        """A registry in which a release is published while it is asked."""
+
+        def place(self, *, jobs: int = 1, cancel: threading.Event | None = None) -> RegistryTarget:
+            if replica.held() != newer.inventory():
+                replica.fill(newer, generation=2)
+            return Site.place(self, jobs=jobs, cancel=cancel)
+
+    (found,) = status([Moving(replica.site.client, replica.site.tree)]).replicas
+    assert found.complete, found.missing
+    assert found.generation == 2
+
+
+def test_status_calls_nothing_complete_whose_statement_cannot_be_read(two: list[Replica]) -> None:
+    """An earlier generation can be read, and all that it names is there."""
+    replica, _ = two
+    replica.fill(sample_store())
+    replica.fill(module(), generation=None)
+    replica.state(replica.held(), 2)
+    current = read_standing(replica.site.client, replica.site.tree.locate).current
+    assert current is not None
+    (layer,) = current.statement.artifact().manifest.layers
+    replica.storage.delete_blob(replica.site.tree.locate(REPOSITORY), layer.digest)
+    report = status([replica.site])
+    assert report.exit_code == 4
+    failure = report.replicas[0].failures[0]
+    assert failure.item == "its statement"
+    assert "push the bundle again to state anew what is there" in str(failure)

@@ -606,6 +606,24 @@ def test_a_tag_is_dropped_alone_where_the_registry_cannot_delete_tags(
     assert replica.storage.resolve(ROOT, "v1.1.0") == kept
 
 
+def test_what_could_not_be_removed_is_not_among_what_was(two: list[Replica]) -> None:
+    leader, replica = two
+    replica.fill(newer())
+    place = replica.site.tree.locate("")
+    client = replica.site.client
+    client.put_manifest(place, "extra", client.manifest(place, "v1.0.0"))
+    refusal = Fault(Answer(403), "DELETE", "/deckhouse/manifests/extra", times=None)
+    replica.registry.faults.add(refusal)
+    (result,) = sync_replicas(leader.site, [replica.site], prune=True).replicas
+    assert [one.item for one in result.failures] == ["tag /:extra"]
+    assert result.removed == ()
+    assert len(result.extras) == 3, "manifests are not begun where a tag is left"
+    assert replica.held().repository("").tags.keys() >= {"v1.2.0", "extra"}
+    replica.registry.faults.clear()
+    (result,) = sync_replicas(leader.site, [replica.site], prune=True).replicas
+    assert (len(result.removed), result.extras) == (3, ())
+
+
 def test_a_tag_is_never_deleted_where_its_manifest_would_go_with_it(two: list[Replica]) -> None:
     """A trial beside the statements finds that out: its manifest is gone with its tag."""
     leader, replica = two
