@@ -327,6 +327,8 @@ def inventory_summary(written: tuple[RegistryInventory, str, int], elapsed_s: fl
     ]
     if found.gaps:
         rows.append(("Missing", f"{found.gaps} of what its manifests need"))
+    if found.failures:
+        rows.append(("Not read", f"{len(found.failures)} (see the warning)"))
     return "\n".join(
         [
             f"Registry {found.target} holds {size_text(sum(blobs.values()))}",
@@ -334,7 +336,7 @@ def inventory_summary(written: tuple[RegistryInventory, str, int], elapsed_s: fl
             "",
             f"  inventory {found.digest}",
             f"  {output} has {size_text(size)}",
-            f"  {found.seen.requests} requests in {duration_text(elapsed_s)}",
+            f"  {found.requests} requests in {duration_text(elapsed_s)}",
         ]
     )
 

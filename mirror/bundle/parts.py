@@ -14,7 +14,6 @@ from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from decimal import ROUND_FLOOR, Decimal, localcontext
 from itertools import accumulate
 from pathlib import Path
 
@@ -22,81 +21,13 @@ from mirror.bundle.files import CHUNK, os_errors
 from mirror.bundle.names import PARTIAL_SUFFIX
 from mirror.errors import DamagedBundleError, InputError
 
-MIN_PART_SIZE = 10**6
-"""Bytes. Smaller parts are a slip of the unit, and would be files by the million."""
-
-_UNITS = {
-    "": 10**9,  # as `--images-bundle-chunk-size` of d8 counts
-    "KB": 10**3,
-    "KIB": 1 << 10,
-    "MB": 10**6,
-    "MIB": 1 << 20,
-    "GB": 10**9,
-    "GIB": 1 << 30,
-    "TB": 10**12,
-    "TIB": 1 << 40,
-}
-_SIZE = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,15})?) ?([KMGT]i?B)?", re.IGNORECASE | re.ASCII)
-
-_SECTOR = 2048
-_DISC_RESERVE = 16 << 20
-"""Bytes of a disc that are left to its file system and to the small files beside the part."""
-
-
-def _disc(capacity: int) -> int:
-    return (capacity - _DISC_RESERVE) // _SECTOR * _SECTOR
-
-
-PRESETS = {
-    "cd": _disc(700 << 20),
-    "dvd": _disc(4_700_000_000),
-    "dvd-dl": _disc(8_500_000_000),
-    "bd": _disc(24_220_008_448),  # 25 GB less the spare area that most writers format
-    "fat32": (4 << 30) - 1,
-}
-"""Part sizes in bytes, by the medium that is to take one part each.
-
-Discs: the nominal capacity, less 16 MiB, in whole sectors. Parts for `dvd` and above are longer
-than 4 GiB, which a disc holds with UDF, or with ISO 9660 from level 3 on.
-"""
-
 _PART = re.compile(
     r"(?P<archive>.+\.tar(?:\.zst)?)\.(?P<number>[0-9]{4,9})\.chunk", re.ASCII | re.DOTALL
 )
 _OPEN_FILES = 64
 
 
-# -- sizes and names -----------------------------------------------------------------------------
-
-
-def parse_part_size(text: str) -> int:
-    """The bytes of one part; 0 means that archives stay whole.
-
-    A plain number counts GB of 10⁹ bytes and may have a fraction; units are kB, MB, GB, TB and KiB,
-    MiB, GiB, TiB in any case; `PRESETS` go by their names. What is no whole byte is rounded down.
-
-    Raises:
-        InputError: it is none of these, or less than 1 MB.
-    """
-    wish = text.strip()
-    if wish.lower() in PRESETS:
-        return PRESETS[wish.lower()]
-    match = _SIZE.fullmatch(wish)
-    if match is None:
-        raise InputError(
-            f"{text[:100]!r} is no size of a part; write GB as a plain number (4, 0.7), a number "
-            f"with a unit (700MB, 4GiB, 1.5TB), a medium ({', '.join(PRESETS)}), "
-            "or 0 for archives in one piece"
-        )
-    with localcontext(prec=60):  # enough digits for every product to be exact
-        exact = Decimal(match[1]) * _UNITS[(match[2] or "").upper()]
-        size = int(exact.to_integral_value(ROUND_FLOOR))
-    if exact and size < MIN_PART_SIZE:
-        raise InputError(
-            f"parts of {text.strip()} are {size} bytes each; the least is 1MB, "
-            "and a plain number counts GB"
-        )
-    return size
+# -- names and sizes -----------------------------------------------------------------------------
 
 
 def part_name(archive: str, number: int) -> str:

@@ -52,7 +52,8 @@ def inventory_command(
     """Write down what REGISTRY (host[:port]/path) holds, to be the base of the next delta.
 
     Every tag is followed to its manifests, and every blob that they need is asked for; only what
-    is there is listed. Carry the file to where bundles are made: mirror pull --base FILE.
+    is there is listed. What cannot be read is told of, left out, and makes the exit code another
+    than 0. Carry the file to where bundles are made: mirror pull --base FILE.
     """
     if output == _STANDARD_OUTPUT and as_json:
         raise InputError("--json and -o - both want standard output; write the inventory to a file")
@@ -68,7 +69,9 @@ def inventory_command(
     data = found.inventory.to_json()
     if output == _STANDARD_OUTPUT:
         click.echo(data.decode(), nl=False)
-        return
-    write_durably(file, data)
-    document = {**found.to_document(), "output": output, "bytes": len(data)}
-    show(as_json, document, console.inventory_summary, (found, output, len(data)), started)
+    else:
+        write_durably(file, data)
+        document = {**found.to_document(), "output": output, "bytes": len(data)}
+        show(as_json, document, console.inventory_summary, (found, output, len(data)), started)
+    if found.exit_code:
+        click.get_current_context().exit(found.exit_code)

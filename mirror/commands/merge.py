@@ -11,7 +11,7 @@ import click
 
 from mirror import console
 from mirror.bundle import gost
-from mirror.bundle.parts import parse_part_size
+from mirror.bundle.part_size import parse_part_size
 from mirror.bundle.reader import BundleReader
 from mirror.commands import options
 from mirror.commands.login import signer

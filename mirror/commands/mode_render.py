@@ -32,7 +32,7 @@ from mirror.modes.settings import RegistrySettings
 
 SECRETS_FILE = "registry-secrets.json"
 FLAVOURS = ("deckhouse", "stock")
-IMAGE_NAMES = ("distribution", "auth", "mirror")
+IMAGE_NAMES = ("distribution", "auth", "mirror", "nginx")
 
 
 @click.command("render")
@@ -91,7 +91,8 @@ IMAGE_NAMES = ("distribution", "auth", "mirror")
     "images",
     multiple=True,
     metavar="NAME=IMAGE",
-    help="Images of the static pod: distribution, auth and mirror. Without them none is written.",
+    help="Images of static pods: distribution, auth and, in Local, mirror of the masters' one; "
+    "nginx of each node's balancer and relay. A pod whose images are not given is not written.",
 )
 @click.option(
     "--nginx-module",
@@ -186,15 +187,17 @@ def _nodes(texts: tuple[str, ...], *, master: bool) -> list[Node]:
     return found
 
 
-def _images(texts: tuple[str, ...]) -> Images | None:
-    if not texts:
-        return None
-    found = dict(text.partition("=")[::2] for text in texts)
-    if set(found) != set(IMAGE_NAMES):
-        raise RenderingError(
-            f"images: expected one of each of {', '.join(IMAGE_NAMES)}, found "
-            f"{', '.join(sorted(found))}; give --image NAME=IMAGE three times"
-        )
+def _images(texts: tuple[str, ...]) -> Images:
+    found: dict[str, str] = {}
+    for text in texts:
+        name, equals, image = text.partition("=")
+        if not equals or name not in IMAGE_NAMES or name in found:
+            what = f"{name} twice" if name in found else repr(text)
+            raise RenderingError(
+                f"images: expected NAME=IMAGE with each of {', '.join(IMAGE_NAMES)} at most once, "
+                f"found {what}; correct it"
+            )
+        found[name] = image
     return Images(**found)
 
 
@@ -227,6 +230,7 @@ def _document(
                 "written": [str(path) for path in one.written],
                 "unchanged": [str(path) for path in one.unchanged],
                 "removed": [str(path) for path in one.removed],
+                "kept": [str(path) for path in one.kept],
             }
             for name, one in done.items()
         },
@@ -246,6 +250,7 @@ def _summary(
     rows += [
         f"  {name}: {len(one.written)} written, {len(one.unchanged)} unchanged, "
         f"{len(one.removed)} removed"
+        + (f", {len(one.kept)} kept for containerd until the next run" if one.kept else "")
         for name, one in done.items()
     ]
     rows += [f"Note: {note}" for note in rendered.notes]

@@ -61,10 +61,19 @@ CACHE_MARK = "scheduler-state.json"
 CONTAINERD_HOSTS = PurePosixPath("/etc/containerd/registry.d")
 CONTAINERD_HOSTS_STATE = CONTAINERD_HOSTS / "deckhouse_hosts_state.json"
 CONTAINERD_LEGACY = PurePosixPath("/etc/containerd/conf.d")
-STATIC_POD = PurePosixPath("/etc/kubernetes/manifests/registry-nodeservices.yaml")
+MANIFESTS = PurePosixPath("/etc/kubernetes/manifests")
+STATIC_POD = MANIFESTS / "registry-nodeservices.yaml"
+BALANCER_POD = MANIFESTS / "registry-proxy.yaml"
+RELAY_POD = MANIFESTS / "registry-relay.yaml"
+STATIC_PODS = (STATIC_POD, BALANCER_POD, RELAY_POD)
 SERVICE_CONFIG = PurePosixPath("/etc/kubernetes/registry")
 PKI_CONFIG = SERVICE_CONFIG / "pki"
 BALANCER_CONFIG = PurePosixPath("/etc/kubernetes/registry-proxy")
+BALANCER_FILE = BALANCER_CONFIG / "nginx_new.conf"
+"""The balancer's configuration as it is rendered. Deckhouse's own balancer has a reloader, which
+tests this one and copies it to `nginx.conf`; the static pod made here runs this one itself."""
+
+RELAY_FILE = BALANCER_CONFIG / "relay.conf"
 
 # -- what nodes report -----------------------------------------------------------------------------
 

@@ -65,7 +65,7 @@ def find_extras(
         only=listed,
         jobs=how.jobs,
         cancel=cancel,
-    )
+    ).closed()
     # By now the tags that the leader has too name what they name there.
     there = union([found.held, beyond.inventory, tags_only(tags_of(wanted))])
     return Extras(plan_removal(there, wanted, scope), beyond.failures)
@@ -122,7 +122,7 @@ def remove_extras(
 
 
 def _statements_but(site: Site, current: Digest, how: How, cancel: threading.Event) -> Removal:
-    found = walk(site.source(), [REPOSITORY], jobs=how.jobs, cancel=cancel)
+    found = walk(site.source(), [REPOSITORY], jobs=how.jobs, cancel=cancel).closed()
     tags: dict[Digest, list[str]] = {}
     for tag, digest in found.inventory.repository(REPOSITORY).tags.items():
         if digest != current:

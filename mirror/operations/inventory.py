@@ -8,7 +8,13 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from mirror.errors import RegistryError, UnreachableError
+from mirror.errors import (
+    IncompleteError,
+    InputError,
+    InvalidManifestError,
+    RegistryError,
+    UnreachableError,
+)
 from mirror.events import OnEvent, Warned
 from mirror.events import ignore as ignore_events
 from mirror.oci import Digest
@@ -17,21 +23,27 @@ from mirror.operations.sites import listed_repositories, usual_repositories
 from mirror.registry import RegistryClient
 from mirror.release.tree import TargetTree
 from mirror.sync import Inventory
-from mirror.sync.observe import Observation, observe
+from mirror.sync.publish import read_standing
+from mirror.sync.registry import RegistrySource
+from mirror.sync.survey import Failure
+from mirror.sync.walk import walk, with_blobs
 from mirror.sync.workers import DEFAULT_JOBS
 
 
 @dataclass(frozen=True)
 class RegistryInventory:
-    """What a registry was seen to hold below a root."""
+    """What a registry was seen to hold below a root.
+
+    `inventory` is open where manifests need what is not there, or could not be read. `failures` are
+    what could not be read, `notices` tell of what is nothing that can be carried; neither is in the
+    inventory. `requests` counts what was asked of its repositories.
+    """
 
     target: str
-    seen: Observation
-
-    @property
-    def inventory(self) -> Inventory:
-        """What is there; open, where manifests need what is not."""
-        return self.seen.inventory
+    inventory: Inventory
+    requests: int
+    notices: tuple[str, ...] = ()
+    failures: tuple[Failure, ...] = ()
 
     @cached_property
     def digest(self) -> Digest:
@@ -40,17 +52,33 @@ class RegistryInventory:
 
     @cached_property
     def gaps(self) -> int:
-        """How many manifests and blobs are promised and not there."""
+        """How many manifests and blobs are promised and not in the inventory."""
         return sum(1 for _ in self.inventory.gaps())
+
+    @property
+    def unread(self) -> IncompleteError | None:
+        """The failures as one error; None if there are none."""
+        if not self.failures:
+            return None
+        return IncompleteError(
+            f"{self.target}: this could not be read and is left out:",
+            [(failure.item, failure.error) for failure in self.failures],
+        )
+
+    @property
+    def exit_code(self) -> int:
+        """0 if nothing failed; the one code of all failures, or 1 for several."""
+        return 0 if self.unread is None else self.unread.exit_code
 
     def to_document(self) -> dict[str, Any]:
         """As JSON values, for `--json`."""
         return {
             "target": self.target,
             "inventory": str(self.digest),
-            "requests": self.seen.requests,
+            "requests": self.requests,
             "gaps": self.gaps,
-            "notices": list(self.seen.notices),
+            "notices": list(self.notices),
+            "failures": [failure.to_document() for failure in self.failures],
             **count(self.inventory),
         }
 
@@ -67,30 +95,62 @@ def registry_inventory(
     """See what the registry holds below the tree's root.
 
     Its repositories are those that it lists (`GET /v2/_catalog`), those that the release tree has
-    by its nature, those of what its index of modules, packages and plugins names, and `known`:
-    paths that were learnt elsewhere, of a previous bundle, say. Published inventories, of which it
-    keeps several, are no part of it. What is overlooked only makes the
-    next delta larger than it need be.
+    by its nature, those of what its index of modules, packages and plugins names, those of its
+    published statement, and `known`: paths that were learnt elsewhere, of a previous bundle, say.
+    The statement also tells of manifests that no tag leads to; nothing is taken for there because
+    it says so. Statements themselves, of which a registry keeps several, are no part of it. What is
+    overlooked or cannot be read, of which warnings tell, only makes the next delta larger than it
+    need be.
 
     Raises:
-        DeniedError, UnreachableError: the registry does not answer.
+        DeniedError, UnreachableError: the registry as a whole refuses, or does not answer.
+        RegistryError: it does not list the tags of a repository.
+        IncompleteError: nothing at all could be read.
         CancelledError: `cancel` was set.
     """
     client.ping()  # one clear answer about name, TLS and login, before many ask in parallel
-    paths = {*known, *usual_repositories(client, tree)}
-    try:
-        paths.update(listed_repositories(client, tree))
-    except UnreachableError:
-        raise
-    except RegistryError as err:
+    stated = _stated(client, tree, on_event)
+    paths = {*known, *stated.repositories, *usual_repositories(client, tree)}
+    listed = listed_repositories(client, tree)
+    if not isinstance(listed, RegistryError):
+        paths.update(listed)
+    elif not stated.repositories:
         on_event(
             Warned(
-                f"{client.host} does not list its repositories ({err}); those of the release tree "
-                "are looked at, which leaves out extra images of modules unless --known names a "
-                "bundle that has them"
+                f"{client.host} does not list its repositories ({listed}); those of the release "
+                "tree are looked at, which leaves out extra images of modules unless --known names "
+                "a bundle that has them"
             )
         )
-    seen = observe(client, tree.locate, paths, jobs=jobs, on_event=on_event, cancel=cancel)
+    source = RegistrySource(client, tree.locate, str(tree.root))
+    found = walk(source, paths, known=stated, jobs=jobs, on_event=on_event, cancel=cancel)
+    found = with_blobs(found, source, jobs=jobs, on_event=on_event, cancel=cancel)
+    odd = [one for one in found.failures if isinstance(one.error, InvalidManifestError)]
+    seen = RegistryInventory(
+        str(tree.root),
+        found.inventory,
+        found.requests,
+        tuple(f"{one.item} is left out: {one.error}" for one in odd),
+        tuple(one for one in found.failures if one not in odd),
+    )
     for notice in seen.notices:
         on_event(Warned(notice))
-    return RegistryInventory(str(tree.root), seen)
+    if seen.unread is not None:
+        if not seen.inventory.repositories:
+            raise seen.unread
+        on_event(Warned(str(seen.unread)))
+    return seen
+
+
+def _stated(client: RegistryClient, tree: TargetTree, on_event: OnEvent) -> Inventory:
+    """What the registry states that it holds; nothing, where it states nothing of use."""
+    try:
+        standing = read_standing(client, tree.locate)
+    except UnreachableError:
+        raise
+    except (RegistryError, InputError) as err:
+        on_event(Warned(f"what {tree.root} states that it holds is not looked at: {err}"))
+        return Inventory()
+    for notice in standing.notices:
+        on_event(Warned(notice))
+    return standing.newest.statement.inventory if standing.newest else Inventory()

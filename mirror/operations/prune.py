@@ -116,7 +116,7 @@ def prune(
     if not kept.repositories:
         raise PruneRefusedError(f"{site.name}: nothing was pruned: what is to be kept is empty")
     known = union([kept, stated])
-    found = walk(site.source(), scope, known=known, jobs=jobs, cancel=cancel)
+    found = walk(site.source(), scope, known=known, jobs=jobs, cancel=cancel).closed()
     if found.failures:
         raise PruneRefusedError(
             f"{site.name}: nothing was pruned: {len(found.failures)} of its items cannot be read, "

@@ -8,12 +8,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from mirror.errors import (
-    InvalidReferenceError,
-    RegistryError,
-    RegistryNotFoundError,
-    UnreachableError,
-)
+from mirror.errors import InvalidReferenceError, RegistryError, UnreachableError
 from mirror.events import OnEvent, ignore
 from mirror.modes.endpoints import replica_endpoints
 from mirror.modes.settings import RegistrySettings
@@ -32,7 +27,7 @@ from mirror.release.tree import (
     TargetTree,
 )
 from mirror.sync import Inventory
-from mirror.sync.registry import RegistrySource, RegistryTarget
+from mirror.sync.registry import RegistrySource, RegistryTarget, listed_tags
 from mirror.sync.statement import REPOSITORY
 from mirror.sync.storage import Storage
 from mirror.sync.survey import Failure
@@ -125,24 +120,30 @@ def walk_site(
     """
     paths = set(known.repositories) if known is not None else set()
     unlisted: tuple[Failure, ...] = ()
-    try:
-        paths.update(listed_repositories(site.client, site.tree))
-    except UnreachableError:
-        raise
-    except RegistryError as err:
-        if not paths:
-            paths.update(usual_repositories(site.client, site.tree))
-            unlisted = (Failure(site.name, "its list of repositories", err),)
-    found = walk(site.source(), paths, known=known, jobs=jobs, cancel=cancel)
+    listed = listed_repositories(site.client, site.tree)
+    if not isinstance(listed, RegistryError):
+        paths.update(listed)
+    elif not paths:
+        paths.update(usual_repositories(site.client, site.tree))
+        unlisted = (Failure(site.name, "its list of repositories", listed),)
+    found = walk(site.source(), paths, known=known, jobs=jobs, cancel=cancel).closed()
     return replace(found, failures=(*unlisted, *found.failures))
 
 
-def listed_repositories(client: RegistryReader, tree: TargetTree) -> Iterator[str]:
-    """The paths of all repositories below the root that the registry lists, without statements."""
-    for repository in client.catalogue():
-        path = tree.path_of(repository)
-        if path is not None and path != REPOSITORY:
-            yield path
+def listed_repositories(client: RegistryReader, tree: TargetTree) -> set[str] | RegistryError:
+    """The paths of all repositories below the root that the registry lists, without statements;
+    or why it lists none: many do so for nobody, or for administrators alone.
+
+    Raises:
+        UnreachableError: it does not answer.
+    """
+    try:
+        paths = {tree.path_of(repository) for repository in client.catalogue()}
+    except UnreachableError:
+        raise
+    except RegistryError as err:
+        return err
+    return {path for path in paths if path is not None and path != REPOSITORY}
 
 
 def usual_repositories(client: RegistryReader, tree: TargetTree) -> Iterator[str]:
@@ -150,11 +151,7 @@ def usual_repositories(client: RegistryReader, tree: TargetTree) -> Iterator[str
     and plugin that its index names; not all of them need exist."""
     yield from _FIXED
     for index, leaves in _OF_EACH.items():
-        try:
-            names = client.tags(tree.locate(index))
-        except RegistryNotFoundError:
-            continue
-        for name in names:
+        for name in listed_tags(client, tree.locate(index)):
             if _is_path(name):
                 yield from (f"{index}/{name}{leaf}" for leaf in leaves)
 

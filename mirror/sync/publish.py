@@ -28,7 +28,7 @@ from mirror.errors import (
 )
 from mirror.oci import Digest
 from mirror.registry import RegistryWriter
-from mirror.sync.registry import Locate
+from mirror.sync.registry import Locate, listed_tags
 from mirror.sync.statement import EMPTY_CONFIG, REPOSITORY, Artifact, Statement, layer_of
 from mirror.sync.tags import Tags, tags_of
 
@@ -124,10 +124,7 @@ def read_statement(
 
 def generations(client: RegistryWriter, locate: Locate) -> list[int]:
     """The generations that the registry keeps statements of, rising."""
-    try:
-        tags = client.tags(locate(REPOSITORY))
-    except RegistryNotFoundError:
-        return []
+    tags = listed_tags(client, locate(REPOSITORY))
     return sorted(int(found[1]) for tag in tags if (found := _GENERATION_TAG.fullmatch(tag)))
 
 

@@ -28,6 +28,18 @@ def below(root: str) -> Locate:
     return lambda path: f"{root}/{path}" if path else root
 
 
+def listed_tags(client: RegistryReader, repository: str) -> frozenset[str]:
+    """All tags of a repository, those that name nothing any more included.
+
+    None also where the registry says that it knows no such repository, as CNCF distribution does
+    of one that has content and no tag.
+    """
+    try:
+        return frozenset(client.tags(repository))
+    except RegistryNotFoundError:
+        return frozenset()
+
+
 _SMALL_BLOB = 256 << 10
 _SMALL_BLOBS = 32 << 20
 """Bytes of a blob that is kept once it was read, and of all that are."""
@@ -256,15 +268,10 @@ class RegistryTarget:
         return builder.build()
 
     def listed_tags(self, path: str) -> frozenset[str]:
-        """All tags of a repository of the tree, those that name nothing any more included."""
-        try:
-            return frozenset(self.client.tags(self.locate(path)))
-        except RegistryNotFoundError:
-            return frozenset()
+        """All tags of a repository of the tree; see the function of this name."""
+        return listed_tags(self.client, self.locate(path))
 
     def _listings(self, wanted: Inventory) -> dict[str, frozenset[str]]:
-        """The tags of each repository; none also where the registry says that it knows no such
-        repository, as CNCF distribution does of one that has content and no tag."""
         paths = list(wanted.repositories)
         found = gather(paths, self.listed_tags, jobs=self._jobs, cancel=self._cancel)
         return dict(zip(paths, found, strict=True))

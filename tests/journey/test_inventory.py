@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from mirror.bundle.reader import read_base
+from mirror.errors import DeniedError
 from mirror.oci import Digest
 from mirror.release.discovery import discovery_images
 from mirror.serve import Answer, EmbeddedRegistry, Fault, MemoryStorage
 from mirror.sync import Inventory, union
+from tests.support.inventories import Item, put_image, sample_store, without
 from tests.support.program import call_mirror
+from tests.support.replicas import replicas
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +70,7 @@ def test_the_file_is_canonical_and_told_about(
     assert run.document["bytes"] == len(data)
     assert run.document["output"] == str(file)
     assert run.document["gaps"] == 0
-    assert run.document["notices"] == []
+    assert run.document["notices"] == run.document["failures"] == []
     asked = target.requests.count() - target.requests.count(path="/v2/_catalog|/v2/[?]")
     assert 0 < run.document["requests"] <= asked
     content = expected(small_bundle)
@@ -91,6 +95,7 @@ def test_where_repositories_are_not_listed_those_of_the_release_tree_are_looked_
     target: EmbeddedRegistry, small_bundle: Path, tmp_path: Path, status: int
 ) -> None:
     target.faults.add(Fault(Answer(status), "GET", "/v2/_catalog", times=None))
+    target.faults.add(Fault(Answer(404), None, "/dkp/ee/mirror/inventory/", times=None))
     complete = expected(small_bundle)
     extras = {path for path in complete.repositories if "/extra/" in path}
     described = {"packages/redis/version", "packages/grafana/version"}
@@ -103,6 +108,107 @@ def test_where_repositories_are_not_listed_those_of_the_release_tree_are_looked_
     assert read_base(file) == complete.filtered(lambda path: path not in extras)
     assert held_in(target, tmp_path, "--known", small_bundle) == complete
     assert held_in(target, tmp_path, "--known", small_bundle / "inventory.json") == complete
+
+
+def test_a_registry_that_states_what_it_has_need_not_list_its_repositories(
+    target: EmbeddedRegistry, small_bundle: Path, tmp_path: Path
+) -> None:
+    target.faults.add(Fault(Answer(401), "GET", "/v2/_catalog", times=None))
+    file, root = tmp_path / "held.json", f"{target.address}/dkp/ee"
+    run = call_mirror("inventory", root, "-o", file, "--insecure").succeeded()
+    assert "warning" not in run.stderr
+    assert read_base(file) == expected(small_bundle)
+    # Nor is any of its manifests read.
+    assert target.requests.count("GET", "/dkp/ee/(?!mirror/inventory/).*manifests/") == 0
+
+
+@pytest.mark.parametrize(
+    ("answer", "methods", "told"),
+    [
+        (Answer(403), ("GET", "HEAD"), "what .*/dkp/ee states that it holds is not looked at: "),
+        (Answer(200, {}, b"{}"), ("GET",), "latest cannot be read: "),
+    ],
+)
+def test_a_statement_that_cannot_be_used_is_told_of(
+    target: EmbeddedRegistry,
+    small_bundle: Path,
+    tmp_path: Path,
+    answer: Answer,
+    methods: tuple[str, ...],
+    told: str,
+) -> None:
+    place = "/dkp/ee/mirror/inventory/manifests/"
+    target.faults.add(*(Fault(answer, method, place, times=None) for method in methods))
+    file, root = tmp_path / "held.json", f"{target.address}/dkp/ee"
+    run = call_mirror("inventory", root, "-o", file, "--insecure").succeeded()
+    assert re.search(f"warning: .*{told}", run.stderr)
+    assert read_base(file) == expected(small_bundle)
+
+
+def test_manifests_that_no_tag_names_are_listed_where_the_registry_states_them(
+    tmp_path: Path,
+) -> None:
+    store = sample_store()
+    put_image(store, "install", layers=(b"nobody tags me",))
+    file = tmp_path / "held.json"
+    with replicas(1) as (replica,):
+        replica.fill(store, generation=None)
+        call_mirror("inventory", replica.name, "-o", file, "--insecure").succeeded()
+        assert read_base(file) == sample_store().inventory()
+        replica.state(store.inventory(), 1)
+        call_mirror("inventory", replica.name, "-o", file, "--insecure").succeeded()
+    assert read_base(file) == store.inventory()
+
+
+def test_what_cannot_be_read_is_told_of_and_left_out(
+    target: EmbeddedRegistry, small_bundle: Path, tmp_path: Path
+) -> None:
+    complete = expected(small_bundle)
+    blob = min(complete.repository("security/trivy-db").blobs)
+    path = f"/dkp/ee/security/trivy-db/blobs/{blob}"
+    target.faults.add(Fault(Answer(403), None, path, times=None))
+    file, root = tmp_path / "held.json", f"{target.address}/dkp/ee"
+    run = call_mirror("inventory", root, "-o", file, "--insecure", "--json")
+    assert run.code == DeniedError.exit_code
+    assert read_base(file) == without(complete, Item("security/trivy-db", "blob", blob))
+    (failure,) = run.document["failures"]
+    assert failure["place"] == root
+    assert failure["item"] == f"blob security/trivy-db@{blob}"
+    assert failure["type"] == "DeniedError"
+    assert run.document["gaps"] >= 1
+    named = f"  blob security/trivy-db@{blob}: "
+    assert f"{root}: this could not be read and is left out:\n{named}" in run.stderr
+    told = call_mirror("inventory", root, "-o", file, "--insecure")
+    assert told.code == DeniedError.exit_code
+    assert re.search(r"Not read +1 \(see the warning\)", told.stdout)
+    run = call_mirror("inventory", root, "-o", "-", "--insecure")
+    assert run.code == DeniedError.exit_code
+    assert Inventory.from_document(json.loads(run.stdout)) == read_base(file)
+
+
+def test_where_nothing_can_be_read_nothing_is_written(
+    target: EmbeddedRegistry, tmp_path: Path
+) -> None:
+    target.faults.add(Fault(Answer(403), None, "/dkp/ee/.*manifests/", times=None))
+    file, root = tmp_path / "held.json", f"{target.address}/dkp/ee"
+    call_mirror("inventory", root, "-o", file, "--insecure").failed(6, "could not be read")
+    assert not file.exists()
+
+
+def test_what_is_no_manifest_is_a_notice_and_no_failure(
+    target: EmbeddedRegistry, small_bundle: Path, tmp_path: Path
+) -> None:
+    headers = {"Content-Type": "application/vnd.docker.distribution.manifest.v1+prettyjws"}
+    old = Answer(200, headers, b'{"schemaVersion": 1}')
+    target.faults.add(Fault(old, None, "/dkp/ee/security/trivy-db/manifests/[^s]", times=None))
+    file, root = tmp_path / "held.json", f"{target.address}/dkp/ee"
+    run = call_mirror("inventory", root, "-o", file, "--insecure", "--json").succeeded()
+    assert run.document["failures"] == []
+    (notice,) = run.document["notices"]
+    assert notice.startswith("tag security/trivy-db:2 is left out: ")
+    assert f"warning: {notice}" in run.stderr
+    tags = read_base(file).repository("security/trivy-db").tags
+    assert tags == {}
 
 
 def test_modules_may_lie_elsewhere(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -15,6 +16,7 @@ MASTERS = (Node("master-0", "10.0.0.1"), Node("master-1", "10.0.0.2"), Node("mas
 WORKER = Node("worker-0", "10.0.0.9", master=False)
 NODES = (*MASTERS, WORKER)
 IMAGES = Images("r.example/distribution:1", "r.example/auth:1", "r.example/mirror:1")
+ALL_IMAGES = replace(IMAGES, nginx="r.example/nginx:1")
 
 LOGICAL = "registry.d8-system.svc:5001"
 

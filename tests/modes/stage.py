@@ -202,7 +202,7 @@ class Stage:
         for step in plan.steps:
             acts[step.condition]()
             pulling.wait_for(2)  # of two, one has begun after the step
-            assert pulling.failures == [], step.condition
+            assert pulling.failures == [], (step.condition, pulling.failures)
         if target.mode is not Mode.DIRECT:
             self._stop("relay")
         self.current = target

@@ -77,11 +77,7 @@ def test_a_transition_is_rendered_from_two_settings(folder: Path) -> None:
 
 
 def test_images_bring_the_static_pod(folder: Path) -> None:
-    images = [
-        argument
-        for name in ("distribution", "auth", "mirror")
-        for argument in ("--image", f"{name}=r.example/{name}:1")
-    ]
+    images = given("distribution", "auth", "mirror")
     config = str(folder / "local.yaml")
     done = run(folder, "--module-config", config, "--nodes", MASTERS, *images)
     assert "Note" not in done.output
@@ -92,8 +88,84 @@ def test_images_bring_the_static_pod(folder: Path) -> None:
         "r.example/auth:1",
         "r.example/mirror:1",
     ]
-    with pytest.raises(RenderingError, match="expected one of each of distribution, auth, mirror"):
-        run(folder, "--module-config", config, "--nodes", MASTERS, "--image", "auth=r.example/a:1")
+    assert not path.with_name("registry-proxy.yaml").exists()
+
+
+def given(*names: str) -> list[str]:
+    """`--image` for each."""
+    return [part for name in names for part in ("--image", f"{name}=r.example/{name}:1")]
+
+
+def test_the_image_of_nginx_alone_brings_the_balancers_pod_to_every_node(folder: Path) -> None:
+    arguments = ["--module-config", str(folder / "local.yaml"), "--nodes", MASTERS]
+    arguments += ["--workers", "w=10.0.0.9", "--json"]
+    run(folder, *arguments)
+    document = json.loads(run(folder, *arguments, *given("nginx")).output)
+    pod = "/etc/kubernetes/manifests/registry-proxy.yaml"
+    for tree in ("nodes/master-0", "nodes/master-1", "nodes/w"):
+        assert document["trees"][tree]["written"] == [pod]
+    (note,) = document["notes"]
+    assert note == (
+        "no static pod of the masters' services was written: give the images of registry, token "
+        "server and mirror"
+    )
+    text = (folder / f"out/nodes/w{pod}").read_text()
+    assert yaml.safe_load(text)["spec"]["containers"][0]["image"] == "r.example/nginx:1"
+    without = json.loads(run(folder, *arguments).output)
+    assert without["trees"]["nodes/w"]["removed"] == [pod]
+
+
+def test_an_image_that_nothing_runs_from_is_told(folder: Path) -> None:
+    config = str(folder / "direct.yaml")
+    arguments = ["--module-config", config, "--nodes", MASTERS]
+    done = run(folder, *arguments, *given("nginx", "mirror"))
+    assert "Note: no static pod here has a container of the image mirror, nginx\n" in done.output
+    stock = run(folder, *arguments, "--containerd", "stock", *given("nginx"))
+    assert "Note" not in stock.output
+    pods = folder / "out/nodes/master-0/etc/kubernetes/manifests"
+    assert [path.name for path in pods.iterdir()] == ["registry-relay.yaml"]
+
+
+NEEDED = "images: expected distribution, auth, mirror for the static pod of the masters, found "
+KNOWN = "images: expected NAME=IMAGE with each of distribution, auth, mirror, nginx at most once, "
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (["auth=a"], f"{NEEDED}auth; give distribution and mirror too, or none of them"),
+        (
+            ["distribution=a", "auth=b", "nginx=c"],
+            f"{NEEDED}distribution, auth; give mirror too, or none of them",
+        ),
+        (["proxy=a"], f"{KNOWN}found 'proxy=a'; correct it"),
+        (["nginx"], f"{KNOWN}found 'nginx'; correct it"),
+        (["nginx=a", "nginx=b"], f"{KNOWN}found nginx twice; correct it"),
+        (
+            ["nginx="],
+            "nginx image: expected an image reference, found ''; correct it and try again",
+        ),
+    ],
+    ids=str,
+)
+def test_images_that_cannot_be_used_are_refused(
+    folder: Path, images: list[str], message: str
+) -> None:
+    arguments = ["--module-config", str(folder / "local.yaml"), "--nodes", MASTERS]
+    with pytest.raises(RenderingError) as found:
+        run(folder, *arguments, *(part for one in images for part in ("--image", one)))
+    assert str(found.value) == message
+    assert not (folder / "out").exists()
+
+
+def test_images_are_of_no_use_to_services_without_containers(folder: Path) -> None:
+    arguments = ["--module-config", str(folder / "local.yaml"), "--nodes", MASTERS]
+    with pytest.raises(RenderingError) as found:
+        run(folder, *arguments, "--in-place", *given("nginx"))
+    assert str(found.value) == (
+        "images: expected none where services run without containers, from files in place, found "
+        "nginx; leave the images out, or --in-place"
+    )
 
 
 def test_nodes_come_from_a_file_with_their_ports(folder: Path) -> None:

@@ -10,7 +10,9 @@ from pathlib import Path, PurePosixPath
 import pytest
 
 from mirror.errors import FileSystemError, RenderingError
+from mirror.modes import constants
 from mirror.modes.render import (
+    Containerd,
     Rendered,
     RenderedFile,
     RenderOptions,
@@ -21,10 +23,10 @@ from mirror.modes.render import (
     write_secrets,
     write_tree,
 )
-from mirror.modes.render.tree import OWN_FILES, hosts_state, write_file
+from mirror.modes.render.tree import OWN_FILES, hosts_state, place_tree, write_file
 from mirror.modes.settings import RegistrySettings
 from tests.modes.cluster import (
-    IMAGES,
+    ALL_IMAGES,
     LOGICAL,
     NODES,
     direct,
@@ -38,11 +40,12 @@ from tests.modes.cluster import (
 
 HOSTS = PurePosixPath("/etc/containerd/registry.d")
 STATE = HOSTS / "deckhouse_hosts_state.json"
+IN_CLUSTER = constants.SERVICE_CONFIG / "in-cluster"
 
 
 @cache
 def rendered_once(settings: RegistrySettings, previous: RegistrySettings | None) -> Rendered:
-    options = RenderOptions(images=IMAGES)
+    options = RenderOptions(images=ALL_IMAGES)
     return render(settings, NODES, kept(), previous=previous, options=options)
 
 
@@ -87,12 +90,49 @@ def test_leaving_the_managed_modes_leaves_nothing_but_an_empty_list(tmp_path: Pa
 
 
 def test_own_files_are_all_that_are_ever_rendered_outside_of_containerds_folder() -> None:
-    options = RenderOptions(images=IMAGES, ingress_client_ca=upstream_ca())
+    options = RenderOptions(images=ALL_IMAGES, ingress_client_ca=upstream_ca())
+    stock = RenderOptions(Containerd.STOCK, images=ALL_IMAGES)
+    seen = set()
     for settings in (local(), direct(ca=upstream_ca()), proxy(ca=upstream_ca())):
-        rendered = render(settings, NODES, kept(), options=options)
-        for files in [*rendered.nodes.values(), rendered.in_cluster]:
-            outside = {path for path in files if not path.is_relative_to(HOSTS)}
-            assert outside <= set(OWN_FILES)
+        for each in (options, stock):
+            rendered = render(settings, NODES, kept(), options=each)
+            for files in [*rendered.nodes.values(), rendered.in_cluster]:
+                outside = {path for path in files if not path.is_relative_to(HOSTS)}
+                # Authorities of the relay are named by their ways, and found by their ending.
+                seen |= {path for path in outside if not path.name.startswith("relay-to-")}
+    stock_alone = {IN_CLUSTER / "relay.conf"}
+    assert seen | stock_alone == set(OWN_FILES)
+    assert set(constants.STATIC_PODS) <= seen
+
+
+def test_static_pods_come_after_their_files_and_go_before_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = RenderOptions(Containerd.STOCK, images=ALL_IMAGES)
+    tree = render(local(), NODES, kept(), previous=direct(), options=options).nodes["master-0"]
+    assert set(constants.STATIC_PODS) <= set(tree)
+    seen: list[Path] = []
+    renamed, unlinked = Path.replace, Path.unlink
+
+    def replaced(self: Path, target: Path) -> Path:
+        seen.append(target)
+        return renamed(self, target)
+
+    def removed(self: Path, missing_ok: bool = False) -> None:
+        if not self.name.startswith("."):  # our own temporary files
+            seen.append(self)
+        unlinked(self, missing_ok)
+
+    monkeypatch.setattr(Path, "replace", replaced)
+    monkeypatch.setattr(Path, "unlink", removed)
+    pods = [tmp_path / path.relative_to("/") for path in constants.STATIC_PODS]
+    place_tree(tree, tmp_path)
+    assert sorted(seen[-3:]) == sorted(pods)
+    seen.clear()
+    write_tree(hosts_tree(), tmp_path)
+    services = [path for path in seen if not path.is_relative_to(tmp_path / "etc/containerd")]
+    assert services[:3] == pods
+    assert len(services) > 10
 
 
 def test_peoples_own_hosts_and_the_store_stay(tmp_path: Path) -> None:
@@ -110,11 +150,34 @@ def test_peoples_own_hosts_and_the_store_stay(tmp_path: Path) -> None:
     ]
 
 
-def test_an_authority_of_a_former_way_goes(tmp_path: Path) -> None:
+def test_an_authority_that_nothing_named_goes_at_once(tmp_path: Path) -> None:
     before = hosts_tree(LOGICAL) | {HOSTS / LOGICAL / "https-a-ca.crt": RenderedFile(b"a")}
     write_tree(before, tmp_path)
     done = write_tree(hosts_tree(LOGICAL), tmp_path)
     assert done.removed == (HOSTS / LOGICAL / "https-a-ca.crt",)
+    assert done.kept == ()
+
+
+def test_an_authority_of_a_former_way_goes_when_nobody_can_be_about_to_read_it(
+    tmp_path: Path,
+) -> None:
+    """containerd reads hosts.toml first, and then what it names."""
+    authority = HOSTS / LOGICAL / "https-a-ca.crt"
+    before = {
+        HOSTS / LOGICAL / "hosts.toml": RenderedFile(
+            b'[host."https://a"]\nca = "https-a-ca.crt"\n'
+        ),
+        authority: RenderedFile(b"a"),
+    }
+    write_tree(hosts_tree(LOGICAL) | before, tmp_path)
+    final = hosts_tree(LOGICAL)
+    done = write_tree(final, tmp_path)
+    assert done.kept == (authority,)
+    assert done.removed == ()
+    assert (tmp_path / authority.relative_to("/")).read_bytes() == b"a"
+    again = write_tree(final, tmp_path)
+    assert again.removed == (authority,)
+    assert again.kept == ()
 
 
 def test_what_is_there_already_is_not_written_again(tmp_path: Path) -> None:

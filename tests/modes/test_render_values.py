@@ -97,6 +97,8 @@ def test_a_path_stays_where_it_is(path: str) -> None:
 def test_images_and_modules_are_checked_too() -> None:
     with pytest.raises(RenderingError, match="auth image"):
         Images("r.example/a:1", "$(reboot)", "r.example/c:1")
+    with pytest.raises(RenderingError, match="nginx image"):
+        Images(nginx="nginx; reboot")
     with pytest.raises(RenderingError, match="nginx module"):
         Nginx(modules=("/x;\nuser root",))
     with pytest.raises(RenderingError, match="runtime"):

@@ -13,6 +13,7 @@ PACKAGES = {
     "skopeo": "skopeo",
     "ctr": "containerd",
     "containerd": "containerd",
+    "runc": "runc",
     "nginx": "nginx-light",
     "zstd": "zstd",
     "strace": "strace",

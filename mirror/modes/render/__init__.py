@@ -13,6 +13,7 @@ from mirror.modes.render.cluster import (
 )
 from mirror.modes.render.distribution import Distribution
 from mirror.modes.render.hosts import Containerd
+from mirror.modes.render.images import Images
 from mirror.modes.render.layout import Node, Places, Ports
 from mirror.modes.render.nodes_file import load_nodes
 from mirror.modes.render.service_secrets import (
@@ -21,7 +22,6 @@ from mirror.modes.render.service_secrets import (
     read_secrets,
     write_secrets,
 )
-from mirror.modes.render.static_pod import Images
 from mirror.modes.render.tree import RenderedFile, Tree, Written, write_tree
 
 __all__ = [

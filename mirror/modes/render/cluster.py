@@ -15,13 +15,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import yaml
 from pydantic import SecretStr
 
 from mirror.errors import RenderingError
 from mirror.modes import constants
 from mirror.modes.render import values
-from mirror.modes.render.balancer import Nginx, Relayed, RelayTls, balancer_conf, relay_conf
+from mirror.modes.render.balancer import Nginx, Relayed, RelayTls, relay_conf
 from mirror.modes.render.distribution import (
     Distribution,
     ServiceConfig,
@@ -32,17 +31,21 @@ from mirror.modes.render.distribution import (
 )
 from mirror.modes.render.hosts import (
     Containerd,
+    Way,
     join_ways,
-    relay_slot,
     relayed,
     render_hosts,
     upstream_way,
     ways_for,
 )
+from mirror.modes.render.images import Images
 from mirror.modes.render.layout import Node, Places, check_nodes
+from mirror.modes.render.node_proxies import balancer_files, relay_files
+from mirror.modes.render.pod import config_hash, yaml_file
+from mirror.modes.render.pod_notes import notes_of_pods
 from mirror.modes.render.replication import replication_config
 from mirror.modes.render.service_secrets import ServiceSecrets, hashed
-from mirror.modes.render.static_pod import Images, PodParts, static_pod
+from mirror.modes.render.static_pod import PodParts, static_pod
 from mirror.modes.render.token_auth import in_cluster_auth, replica_auth
 from mirror.modes.render.tree import PUBLIC, SECRET, RenderedFile, Tree, Written, place_tree
 from mirror.modes.settings import Mode, ProxySection, RegistrySettings, Upstream
@@ -59,8 +62,8 @@ class RenderOptions:
     containerd: Containerd = Containerd.DECKHOUSE
     distribution: Distribution = Distribution.DECKHOUSE
     nginx: Nginx = field(default_factory=Nginx)
-    images: Images | None = None
-    """Without them no static pod is written."""
+    images: Images = field(default_factory=Images)
+    """A static pod whose images are not given is not written."""
     environment: Mapping[str, str] = field(default_factory=dict)
     """HTTP_PROXY, HTTPS_PROXY, NO_PROXY of caches."""
     ingress_client_ca: str | None = None
@@ -110,6 +113,11 @@ def render(
         RenderingError: a value may not be written, or a flavour cannot serve the mode.
     """
     check_nodes(nodes)
+    if options.images.given and options.in_place_root is not None:
+        raise RenderingError(
+            "images: expected none where services run without containers, from files in place, "
+            f"found {', '.join(options.images.given)}; leave the images out, or --in-place"
+        )
     sides = (settings,) if previous is None else (previous, settings)
     if not any(node.master for node in nodes) and _services_of(sides):
         raise RenderingError(
@@ -121,10 +129,14 @@ def render(
     trees = {
         node.name: _node_tree(node, nodes, sides, kept, options, version, notes) for node in nodes
     }
-    if _services_of(sides) and options.images is None:
-        notes.append(
-            "no static pod was written: give the images of registry, token server and mirror"
-        )
+    service = _services_of(sides)
+    notes += notes_of_pods(
+        options.images,
+        tuple(trees.values()),
+        services=service is not None,
+        replication=service is not None and _replicated(nodes, service),
+        relays=_relay_tree(nodes[0], sides[:-1], kept, options),
+    )
     return Rendered(trees, _in_cluster_tree(nodes[0], sides, kept, options), version, tuple(notes))
 
 
@@ -164,30 +176,14 @@ def _node_tree(
     notes: list[str],
 ) -> Tree:
     places = options.places(f"nodes/{node.name}")
-    reader = kept.users[User.RO].account
-    ways: dict[str, Any] = {}
-    for side in sides:
-        ways = join_ways(ways, ways_for(side, node, kept.authority.certificate, reader))
+    ways = _ways(node, sides, kept)
     files = dict(render_hosts(ways, places, options.containerd, node, options.sources))
-    nginx = options.nginx_in(constants.BALANCER_CONFIG, places)
-    behind = []
-    for way in relayed(ways, options.containerd):
-        slot = relay_slot(way)
-        authority = None
-        if way.ca is not None and way.scheme == "https":
-            path = constants.BALANCER_CONFIG / f"relay-{slot}-ca.crt"
-            files[path] = RenderedFile(way.ca.encode())
-            authority = places.on_node(path)
-        behind.append(Relayed(way, slot, authority))
-    if behind:
-        content = relay_conf(node.relay, behind, nginx)
-        files[constants.BALANCER_CONFIG / "relay.conf"] = RenderedFile(content)
+    files |= _relay_tree(node, sides, kept, options)
     service = _services_of(sides)
     if service is None:
         return files
-    files[constants.BALANCER_CONFIG / "nginx_new.conf"] = RenderedFile(
-        balancer_conf(node, nodes, nginx)
-    )
+    nginx = options.nginx_in(constants.BALANCER_CONFIG, places)
+    files |= balancer_files(node, nodes, nginx, options.images.nginx)
     if node.master:
         if node.registry == node.balancer:
             raise RenderingError(
@@ -198,10 +194,34 @@ def _node_tree(
     return files
 
 
+def _ways(
+    node: Node, sides: Sequence[RegistrySettings], kept: ServiceSecrets
+) -> dict[str, tuple[Way, ...]]:
+    reader = kept.users[User.RO].account
+    ways: dict[str, tuple[Way, ...]] = {}
+    for side in sides:
+        ways = join_ways(ways, ways_for(side, node, kept.authority.certificate, reader))
+    return ways
+
+
+def _relay_tree(
+    node: Node, sides: Sequence[RegistrySettings], kept: ServiceSecrets, options: RenderOptions
+) -> Tree:
+    places = options.places(f"nodes/{node.name}")
+    nginx = options.nginx_in(constants.BALANCER_CONFIG, places)
+    behind = relayed(_ways(node, sides, kept), options.containerd)
+    return relay_files(node, behind, places, nginx, options.images.nginx)
+
+
 def _services_of(sides: Sequence[RegistrySettings]) -> RegistrySettings | None:
     """The newest side that has services on masters; in a transition an old one's stay."""
     found = [side for side in sides if side.mode in NODE_SERVICE_MODES]
     return found[-1] if found else None
+
+
+def _replicated(nodes: Sequence[Node], settings: RegistrySettings) -> bool:
+    """Whether masters bring each other what one of them got."""
+    return settings.mode is Mode.LOCAL and sum(node.master for node in nodes) > 1
 
 
 def _services(
@@ -215,14 +235,14 @@ def _services(
     notes: list[str],
 ) -> dict[PurePosixPath, RenderedFile]:
     own_port = options.distribution is Distribution.STOCK
-    peers = peers_of(node, nodes) if settings.mode is Mode.LOCAL else ()
+    peers = peers_of(node, nodes) if _replicated(nodes, settings) else ()
     config = _registry_config(node, settings, kept, options, places, bool(peers))
     notes += config.notes
     leaves = kept.nodes[node.name]
     base = constants.SERVICE_CONFIG
     files = {
-        base / "distribution/config.yaml": _yaml(config.document),
-        base / "auth/config.yaml": _yaml(
+        base / "distribution/config.yaml": yaml_file(config.document),
+        base / "auth/config.yaml": yaml_file(
             replica_auth(node, places, settings.mode, kept.users, own_port=own_port)
         ),
         constants.PKI_CONFIG / "ca.crt": RenderedFile(kept.authority.certificate.encode()),
@@ -237,17 +257,17 @@ def _services(
         files[constants.PKI_CONFIG / "ingress-client-ca.crt"] = RenderedFile(text.encode())
     if peers:
         replication = replication_config(node, peers, places, kept.accounts())
-        files[base / "mirrorer/config.yaml"] = _yaml(replication)
-    if options.images is not None:
+        files[base / "mirrorer/config.yaml"] = yaml_file(replication)
+    if options.images.serve(replication=bool(peers)):
         parts = PodParts(
             options.images,
-            _hash(files),
+            config_hash(files),
             version,
             node.address if own_port else "127.0.0.1",
             replication=bool(peers),
             environment=config.environment,
         )
-        files[constants.STATIC_POD] = _yaml(static_pod(node, parts), PUBLIC)
+        files[constants.STATIC_POD] = yaml_file(static_pod(node, parts), PUBLIC)
     return files
 
 
@@ -312,8 +332,8 @@ def _in_cluster_tree(
     user = None if account is None else hashed(account, salt=_salt(kept, account.name))
     config = in_cluster_config(places, kept.http_secret, upstream, ports)
     return files | {
-        IN_CLUSTER / "distribution.yaml": _yaml(config.document),
-        IN_CLUSTER / "auth.yaml": _yaml(in_cluster_auth(places, user, ports.ports.token)),
+        IN_CLUSTER / "distribution.yaml": yaml_file(config.document),
+        IN_CLUSTER / "auth.yaml": yaml_file(in_cluster_auth(places, user, ports.ports.token)),
         IN_CLUSTER / "ca.crt": RenderedFile(kept.authority.certificate.encode()),
         **_pair(IN_CLUSTER / "auth", kept.in_cluster.auth),
         **_pair(IN_CLUSTER / "token", kept.token),
@@ -321,18 +341,6 @@ def _in_cluster_tree(
 
 
 # -- files -----------------------------------------------------------------------------------------
-
-
-class _Dumper(yaml.SafeDumper):
-    """Block style, and never an alias for what is there twice."""
-
-    def ignore_aliases(self, data: Any) -> bool:  # noqa: ARG002 -- PyYAML's signature
-        return True
-
-
-def _yaml(document: Mapping[str, Any], mode: int = SECRET) -> RenderedFile:
-    text = yaml.dump(dict(document), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
-    return RenderedFile(text.encode(), mode)
 
 
 def _pair(stem: PurePosixPath, pair: Any) -> dict[PurePosixPath, RenderedFile]:
@@ -344,14 +352,6 @@ def _pair(stem: PurePosixPath, pair: Any) -> dict[PurePosixPath, RenderedFile]:
 
 def _authority(upstream: Upstream) -> RenderedFile:
     return RenderedFile(values.authority(upstream.ca or "", "upstream CA").encode())
-
-
-def _hash(files: Mapping[PurePosixPath, RenderedFile]) -> str:
-    digest = hashlib.sha256()
-    for path, file in sorted(files.items()):
-        digest.update(f"{path}\0{len(file.content)}\0".encode())
-        digest.update(file.content)
-    return digest.hexdigest()
 
 
 def _version(

@@ -37,7 +37,7 @@ Tree = Mapping[PurePosixPath, RenderedFile]
 """Absolute paths of one node (or of the in-cluster proxy) → files."""
 
 OWN_FILES: tuple[PurePosixPath, ...] = (
-    constants.STATIC_POD,
+    *constants.STATIC_PODS,  # before the files that their containers read
     *(
         constants.SERVICE_CONFIG / name
         for name in ("auth/config.yaml", "distribution/config.yaml", "mirrorer/config.yaml")
@@ -56,8 +56,8 @@ OWN_FILES: tuple[PurePosixPath, ...] = (
             "upstream-ca.crt",
         )
     ),
-    constants.BALANCER_CONFIG / "nginx_new.conf",
-    constants.BALANCER_CONFIG / "relay.conf",
+    constants.BALANCER_FILE,
+    constants.RELAY_FILE,
     *(
         constants.SERVICE_CONFIG / "in-cluster" / name
         for name in (
@@ -80,11 +80,16 @@ OWN_FILES: tuple[PurePosixPath, ...] = (
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """What a writer did, as paths on the node."""
+    """What a writer did, as paths on the node.
+
+    `kept` are authorities that nothing names any more. containerd may have read the hosts.toml that
+    named them a moment ago, and be about to read them: the next run removes them.
+    """
 
     written: tuple[PurePosixPath, ...]
     unchanged: tuple[PurePosixPath, ...]
     removed: tuple[PurePosixPath, ...]
+    kept: tuple[PurePosixPath, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +100,8 @@ class Placed:
     root: Path
     hosts: tuple[str, ...]
     former_hosts: frozenset[str]
+    replaced: Mapping[PurePosixPath, bytes]
+    """Each hosts.toml that has new content now, with the former one."""
     written: tuple[PurePosixPath, ...]
     unchanged: tuple[PurePosixPath, ...]
 
@@ -105,7 +112,9 @@ class Placed:
             FileSystemError: something could not be removed or written.
         """
         removed = [*_remove_hosts(self.root, self.former_hosts), *_remove_own(self.root, self.tree)]
-        removed += _remove_stale_authorities(self.root, self.tree, self.hosts)
+        stale = list(_stale_authorities(self.root, self.tree, self.hosts))
+        kept = tuple(one for one in stale if self._was_named(one))
+        removed += (one for one in stale if one not in kept and _unlink(_below(self.root, one)))
         state_path = constants.CONTAINERD_HOSTS_STATE
         on_disk = _below(self.root, state_path)
         written, unchanged = [*self.written], [*self.unchanged]
@@ -118,7 +127,11 @@ class Placed:
                 unchanged.append(state_path)
         elif _unlink(on_disk):
             removed.append(state_path)
-        return Written(tuple(sorted(written)), tuple(sorted(unchanged)), tuple(removed))
+        return Written(tuple(sorted(written)), tuple(sorted(unchanged)), tuple(removed), kept)
+
+    def _was_named(self, authority: PurePosixPath) -> bool:
+        """Whether a hosts.toml that this run replaced names this file beside it."""
+        return authority.name.encode() in self.replaced.get(authority.parent / "hosts.toml", b"")
 
 
 def place_tree(tree: Tree, root: Path) -> Placed:
@@ -142,11 +155,17 @@ def place_tree(tree: Tree, root: Path) -> Placed:
         union = RenderedFile(hosts_state(sorted({*before, *after})), state.mode)
         if write_file(_below(root, state_path), union):
             written.append(state_path)
+    replaced: dict[PurePosixPath, bytes] = {}
     for path, file in sorted(tree.items(), key=lambda item: _order(item[0])):
-        if path != state_path:
-            (written if write_file(_below(root, path), file) else unchanged).append(path)
+        if path == state_path:
+            continue
+        there = _content(_below(root, path)) if path.name == "hosts.toml" else None
+        fresh = write_file(_below(root, path), file)
+        (written if fresh else unchanged).append(path)
+        if fresh and there is not None:
+            replaced[path] = there
     former = frozenset(before) - frozenset(after)
-    return Placed(tree, root, after, former, tuple(written), tuple(unchanged))
+    return Placed(tree, root, after, former, replaced, tuple(written), tuple(unchanged))
 
 
 def write_tree(tree: Tree, root: Path) -> Written:
@@ -165,8 +184,8 @@ def hosts_state(hosts: list[str]) -> bytes:
 
 
 def _order(path: PurePosixPath) -> tuple[int, PurePosixPath]:
-    """Certificates before what names them, and the static pod after its files."""
-    if path == constants.STATIC_POD:
+    """Certificates before what names them, and static pods after their files."""
+    if path in constants.STATIC_PODS:
         return 3, path
     return (2 if path.name == "hosts.toml" else 1), path
 
@@ -215,14 +234,18 @@ def _holds(path: Path, file: RenderedFile) -> bool:
     )
 
 
-def _managed_hosts(path: Path) -> tuple[str, ...]:
+def _content(path: Path) -> bytes | None:
     try:
-        content = path.read_bytes()
+        return path.read_bytes()
     except FileNotFoundError:
-        return ()
+        return None
     except OSError as err:
         raise FileSystemError(f"cannot read {path}: {err.strerror}") from err
-    return _host_names(content, str(path))
+
+
+def _managed_hosts(path: Path) -> tuple[str, ...]:
+    content = _content(path)
+    return () if content is None else _host_names(content, str(path))
 
 
 def _host_names(content: bytes, where: str) -> tuple[str, ...]:
@@ -263,16 +286,13 @@ def _remove_own(root: Path, tree: Tree) -> Iterator[PurePosixPath]:
             yield path
 
 
-def _remove_stale_authorities(
-    root: Path, tree: Tree, hosts: tuple[str, ...]
-) -> Iterator[PurePosixPath]:
+def _stale_authorities(root: Path, tree: Tree, hosts: tuple[str, ...]) -> Iterator[PurePosixPath]:
     """CA files of former ways in directories that stay."""
     folders = [*(constants.CONTAINERD_HOSTS / host for host in hosts), constants.BALANCER_CONFIG]
     for folder in folders:
         for found in sorted(_below(root, folder).glob("*-ca.crt")):
-            path = folder / found.name
-            if path not in tree and _unlink(found):
-                yield path
+            if folder / found.name not in tree:
+                yield folder / found.name
 
 
 def _unlink(path: Path) -> bool:
