@@ -7,7 +7,13 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
-from mirror.errors import IncompleteError, MirrorError, NotFoundError, RegistryError
+from mirror.errors import (
+    IncompleteError,
+    MirrorError,
+    NotFoundError,
+    RegistryError,
+    UnreachableError,
+)
 from mirror.events import OnEvent
 from mirror.oci import Digest
 from mirror.operations.leader import Facts, Leader
@@ -95,7 +101,7 @@ class LeaderAudit:
             return facts.failures  # it was walked: there is no statement to hold it against
         found = self._survey(facts, also=self._repositories())
         self._extras = tuple(_unstated(facts, found))
-        self._untold = found.untold(self._place.name)
+        self._untold += found.untold(self._place.name)
         if not self._how.deep:
             return self._judged(facts, found)
         place, how = self._place, self._how
@@ -168,14 +174,18 @@ class LeaderAudit:
         Where it does not list them, those that a release tree has by its nature.
         """
         client, tree = self.site.client, self.site.tree
+        listed: set[str] | RegistryError
         try:
-            return frozenset(listed_repositories(client, tree))
-        except RegistryError:
-            pass  # many registries list nothing, or only for administrators
+            listed = listed_repositories(client, tree)
+        except UnreachableError as err:  # by this request, which costs large registries much
+            listed = err
+        if not isinstance(listed, RegistryError):
+            return frozenset(listed)
         try:
             return frozenset(usual_repositories(client, tree))
-        except RegistryError:
-            return frozenset()  # the survey asks for these indexes too, and tells what is wrong
+        except RegistryError as err:
+            self._untold = (Failure(self._place.name, "its list of repositories", err),)
+            return frozenset()
 
     def _survey(self, facts: Facts, also: Iterable[str] = ()) -> Survey:
         return survey(
