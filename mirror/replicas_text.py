@@ -159,7 +159,7 @@ def _status_lines(one: ReplicaStatus) -> list[str]:
 def prune_summary(report: PruneReport, elapsed_s: float) -> str:
     """What was removed, or would be."""
     removal = report.removal
-    if not removal:
+    if not removal and not report.failures:
         return f"Registry {report.target} has nothing that may go"
     done = "This would be removed from" if report.dry_run else "Removed from"
     lines = [

@@ -4,21 +4,28 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
-from mirror.errors import IncompleteError, MirrorError, NotFoundError
+from mirror.errors import (
+    IncompleteError,
+    MirrorError,
+    NotFoundError,
+    RegistryError,
+    UnreachableError,
+)
 from mirror.events import OnEvent
 from mirror.oci import Digest
 from mirror.operations.leader import Facts, Leader
 from mirror.operations.replicate import damage, told
 from mirror.operations.results import How, Outcome, ReplicaResult
-from mirror.operations.sites import Site
-from mirror.sync import Finding, Plan, make_plan, transfer
+from mirror.operations.sites import Site, listed_repositories, usual_repositories
+from mirror.sync import Finding, Inventory, Plan, make_plan, transfer
 from mirror.sync.difference import lacking
 from mirror.sync.healing import Healer, Mending, mended, without_manifests
+from mirror.sync.publish import read_standing
 from mirror.sync.sources import Persistent, Ring
-from mirror.sync.statement import REPOSITORY
+from mirror.sync.statement import REPOSITORY, Statement
 from mirror.sync.survey import Failure, Item, Survey, survey
 
 
@@ -46,6 +53,7 @@ class LeaderAudit:
         self._healed: tuple[Finding, ...] = ()
         self._failures: tuple[Failure, ...] = ()
         self._extras: tuple[str, ...] = ()
+        self._untold: tuple[Failure, ...] = ()  # says nothing about what it states
         self._facts: Facts | None = None
 
     @property
@@ -72,28 +80,30 @@ class LeaderAudit:
     def result(self) -> ReplicaResult:
         """What was found."""
         published = self._facts.published if self._facts else None
+        failures = (*self._failures, *self._untold)
         outcome = Outcome.SYNCED if self._healed else Outcome.EQUAL
         if self._damaged:
             outcome = Outcome.DIFFERS
         return ReplicaResult(
             self.site.name,
-            Outcome.FAILED if self._failures else outcome,
+            Outcome.FAILED if failures else outcome,
             self._leader.digest,
             published.statement.generation if published else None,
             damaged=self._damaged,
             healed=self._healed,
             extras=self._extras,
-            failures=self._failures,
+            failures=failures,
             elapsed_s=time.monotonic() - self._started,
         )
 
     def _audit(self, facts: Facts) -> tuple[Failure, ...]:
         if facts.published is None:
             return facts.failures  # it was walked: there is no statement to hold it against
-        found = self._survey(facts)
+        found = self._survey(facts, also=self._repositories())
         self._extras = tuple(_unstated(facts, found))
+        self._untold += found.untold(self._place.name)
         if not self._how.deep:
-            return _judged(facts, found, self._place.name)
+            return self._judged(facts, found)
         place, how = self._place, self._how
         damaged = damage(place, found, how, self._on_event, self._cancel)
         wanted = facts.with_statement()
@@ -102,7 +112,7 @@ class LeaderAudit:
         plan = make_plan(wanted, without_manifests(found.held, broken))
         plan = replace(plan, tags=())
         if not damaged and not plan:
-            return _judged(facts, found, place.name)
+            return self._judged(facts, found)
         lost = [step.digest for step in plan.blobs]
         lost += [step.digest for wave in plan.manifests for step in wave]
         if how.dry_run or not self._others:
@@ -113,7 +123,7 @@ class LeaderAudit:
             return () if how.dry_run else self._as_failures()
         failures = self._heal(facts, plan, damaged, broken)
         found = self._survey(facts)
-        return (*failures, *_judged(facts, found, place.name))
+        return (*failures, *self._judged(facts, found))
 
     def _heal(
         self,
@@ -148,10 +158,40 @@ class LeaderAudit:
         self._healed = (*healed, *target.healed)
         return failures
 
-    def _survey(self, facts: Facts) -> Survey:
+    def _judged(self, facts: Facts, found: Survey) -> tuple[Failure, ...]:
+        """What the leader states and does not hold."""
+        rest = lacking(facts.inventory, found.held)
+        coming = None
+        if any(content.tags for content in rest.repositories.values()):
+            newest = read_standing(self.site.client, self.site.tree.locate).newest
+            if newest is not None and newest != facts.published:
+                coming = newest.statement
+        return _lost(rest, found, coming, self._place.name)
+
+    def _repositories(self) -> frozenset[str]:
+        """All below its root, as it lists them: another tool may have brought new ones.
+
+        Where it does not list them, those that a release tree has by its nature.
+        """
+        client, tree = self.site.client, self.site.tree
+        listed: set[str] | RegistryError
+        try:
+            listed = listed_repositories(client, tree)
+        except UnreachableError as err:  # by this request, which costs large registries much
+            listed = err
+        if not isinstance(listed, RegistryError):
+            return frozenset(listed)
+        try:
+            return frozenset(usual_repositories(client, tree))
+        except RegistryError as err:
+            self._untold = (Failure(self._place.name, "its list of repositories", err),)
+            return frozenset()
+
+    def _survey(self, facts: Facts, also: Iterable[str] = ()) -> Survey:
         return survey(
             facts.with_statement() if self._how.deep else facts.inventory,
             self._place,
+            also=also,
             thorough=self._how.deep,
             jobs=self._how.jobs,
             cancel=self._cancel,
@@ -159,18 +199,20 @@ class LeaderAudit:
 
 
 def _unstated(facts: Facts, found: Survey) -> Iterator[str]:
-    """Tags of the leader's repositories that its statement does not have."""
+    """Tags of the leader's tree that its statement does not have."""
     for path, tags in sorted(found.listed.items()):
         if path != REPOSITORY:
             for tag in sorted(tags - facts.inventory.repository(path).tags.keys()):
                 yield f"tag {path or '/'}:{tag}"
 
 
-def _judged(facts: Facts, found: Survey, name: str) -> tuple[Failure, ...]:
-    """What the leader states and does not hold."""
+def _lost(
+    rest: Inventory, found: Survey, coming: Statement | None, name: str
+) -> tuple[Failure, ...]:
+    """What the leader states and does not hold, which is `rest`; `coming` is what it publishes."""
     failures = [Failure(name, str(item), error) for item, error in found.unclear.items()]
     unclear = {(item.repository, item.tag, item.digest) for item in found.unclear}
-    for path, content in lacking(facts.inventory, found.held).repositories.items():
+    for path, content in rest.repositories.items():
         there = found.held.repository(path).tags
         items = [
             *(Item(path, digest, tag) for tag, digest in content.tags.items()),
@@ -181,13 +223,23 @@ def _judged(facts: Facts, found: Survey, name: str) -> tuple[Failure, ...]:
             if (path, item.tag, item.digest) in unclear:
                 continue
             now = there.get(item.tag) if item.tag else None
-            told = (
-                f"the leader states {item.digest} and the tag names {now}: somebody changed it "
-                "without stating it, so no replica follows; `mirror push` to the leader the bundle "
-                "that it is to have, which states it and sends only what lacks"
-                if now
-                else "the leader states it and does not have it; sync with --deep takes content "
-                "back from the replicas, and a new push restores everything"
-            )
+            if now is None:
+                told = (
+                    "the leader states it and does not have it; sync with --deep takes content "
+                    "back from the replicas, and a new push restores everything"
+                )
+            elif coming and coming.inventory.repository(path).tags.get(item.tag or "") == now:
+                told = (
+                    f"the leader states {item.digest} and the tag names {now} for the sake of "
+                    f"generation {coming.generation}, whose publication is under way, was finished "
+                    "just now or was interrupted: run this again when that push is over, and if "
+                    "none runs, the push"
+                )
+            else:
+                told = (
+                    f"the leader states {item.digest} and the tag names {now}: somebody changed it "
+                    "without stating it, so no replica follows; `mirror push` to the leader the "
+                    "bundle that it is to have, which states it and sends only what lacks"
+                )
             failures.append(Failure(name, str(item), NotFoundError(told)))
     return tuple(failures)

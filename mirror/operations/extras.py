@@ -13,7 +13,14 @@ from mirror.operations.sites import Site
 from mirror.sync import Inventory, union
 from mirror.sync.difference import lacking
 from mirror.sync.registry import RegistryTarget
-from mirror.sync.removal import DropManifest, Removal, check_deletes, plan_removal, remove
+from mirror.sync.removal import (
+    DropManifest,
+    DropTag,
+    Removal,
+    check_deletes,
+    plan_removal,
+    remove,
+)
 from mirror.sync.statement import REPOSITORY
 from mirror.sync.survey import Failure, Survey
 from mirror.sync.tags import tags_of, tags_only
@@ -30,7 +37,7 @@ class Extras:
     @property
     def items(self) -> list[str]:
         """Each of them as text."""
-        return [*map(str, self.removal.tags), *map(str, self.removal.manifests)]
+        return self.removal.items
 
 
 def find_extras(
@@ -95,21 +102,23 @@ def remove_extras(
     current: Digest,
     how: How,
     cancel: threading.Event,
-) -> tuple[Failure, ...]:
-    """Remove them, and then all statements but `current`; returns what could not be removed.
+) -> tuple[Removal, tuple[Failure, ...]]:
+    """Remove them, and then all statements but `current`; returns what is gone, and what could
+    not be removed.
 
     Raises:
         PruneRefusedError: the registry deletes nothing.
     """
     if not removal:
-        return ()
+        return removal, ()
     check_deletes(place)
     former = _statements_but(site, current, how, cancel)
-    failures = remove(removal, place, jobs=how.jobs, cancel=cancel)
-    if failures:
-        return failures
-    # They promise a way back to what has just gone.
-    return remove(former, place, jobs=how.jobs, cancel=cancel)
+    gone: list[DropTag | DropManifest] = []
+    failures = remove(removal, place, jobs=how.jobs, cancel=cancel, gone=gone)
+    if not failures:
+        # They promise a way back to what has just gone.
+        failures = remove(former, place, jobs=how.jobs, cancel=cancel)
+    return removal.only(gone), failures
 
 
 def _statements_but(site: Site, current: Digest, how: How, cancel: threading.Event) -> Removal:

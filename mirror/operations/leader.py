@@ -128,13 +128,14 @@ def _artifact(site: Site, published: Published) -> Artifact:
 def choose_leader(
     sites: Sequence[Site], *, cancel: threading.Event | None = None
 ) -> tuple[Site, tuple[Failure, ...]]:
-    """The site that states the highest generation, among those that are complete.
+    """The site that states the highest generation; of several, one that is publishing nothing.
 
-    One whose publication was interrupted is not complete. Clocks and dates of images do not count.
-    Sites that could not be asked are in the failures.
+    Clocks and dates of images do not count. What is on its way to a generation beyond that one, by
+    a publication that is under way or was interrupted, is not to be turned back by who finds it so:
+    such sites are in the failures, like those that could not be asked.
 
     Raises:
-        NotFoundError: none states a complete inventory.
+        NotFoundError: none states an inventory that can be read.
         ConflictError: two state different inventories as the same generation.
     """
 
@@ -145,24 +146,41 @@ def choose_leader(
             return (err,)
 
     failures: list[Failure] = []
-    complete: list[tuple[Published, Site]] = []
+    standings: list[tuple[Standing, Site]] = []
+    stating: list[tuple[Published, bool, Site]] = []
     answers = gather(sites, standing, jobs=max(1, len(sites)), cancel=cancel)
     for site, (answer,) in zip(sites, answers, strict=True):
         if isinstance(answer, MirrorError):
             failures.append(Failure(site.name, "its statement", answer))
-        elif answer.current is not None and answer.pending is None and not answer.notices:
-            complete.append((answer.current, site))
-    if not complete:
+            continue
+        standings.append((answer, site))
+        if answer.current is not None and not answer.notices:
+            stating.append((answer.current, answer.pending is not None, site))
+    if not stating:
         raise NotFoundError(
             f"none of {', '.join(site.name for site in sites)} states a complete inventory; "
             "push to one of them, or name the leader with --from"
         )
-    highest = max(published.statement.generation for published, _ in complete)
-    ahead = [one for one in complete if one[0].statement.generation == highest]
-    if len({published.digest for published, _ in ahead}) > 1:
-        names = ", ".join(site.name for _, site in ahead)
+    highest = max(published.statement.generation for published, _, _ in stating)
+    ahead = [one for one in stating if one[0].statement.generation == highest]
+    if len({published.digest for published, _, _ in ahead}) > 1:
+        names = ", ".join(site.name for _, _, site in ahead)
         raise ConflictError(
             f"{names} state different inventories as generation {highest}: they were pushed to "
             "apart from each other; name the one to follow with --from"
         )
-    return ahead[0][1], tuple(failures)
+    leader = min(ahead, key=lambda one: one[1])[2]
+    failures += (
+        Failure(site.name, "its statement", _on_its_way(one.generation, leader, highest))
+        for one, site in standings
+        if one.generation > highest
+    )
+    return leader, tuple(failures)
+
+
+def _on_its_way(generation: int, leader: Site, highest: int) -> ConflictError:
+    return ConflictError(
+        f"the publication of generation {generation} is under way or was interrupted there, so it "
+        f"is not turned back to generation {highest}, the highest that is complete ({leader.name} "
+        "has it); wait for the push, or run it again; `mirror rollback` turns it back"
+    )

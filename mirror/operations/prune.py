@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mirror.errors import MirrorError, PruneRefusedError
+from mirror.errors import ConflictError, MirrorError, PruneRefusedError
 from mirror.events import OnEvent, PhaseStarted
 from mirror.events import ignore as ignore_events
 from mirror.operations.places import read_inventory
@@ -20,13 +20,15 @@ from mirror.sync.inventory import RepositoryContent
 from mirror.sync.publish import (
     Published,
     begin,
+    check_unchanged,
     complete,
     generation_tag,
     generations,
+    read_marks,
     read_standing,
     read_statement,
 )
-from mirror.sync.removal import DropManifest, Removal, check_deletes, plan_removal, remove
+from mirror.sync.removal import DropManifest, DropTag, Removal, check_deletes, plan_removal, remove
 from mirror.sync.statement import REPOSITORY, Statement
 from mirror.sync.survey import Failure
 from mirror.sync.walk import walk
@@ -90,6 +92,7 @@ def prune(
         InputError: `keep` is empty, or names a generation that is not there.
         PruneRefusedError: a publication was interrupted, nothing would be left, or what is there
             cannot be read.
+        ConflictError: somebody published something meanwhile; nothing was changed.
         CancelledError: `cancel` was set.
     """
     client, locate = site.client, site.tree.locate
@@ -132,17 +135,23 @@ def prune(
         for number, published in history.items()
         if published != standing.current and not _within(published.statement.inventory, rest)
     }
-    left, before = rest.blob_sizes(), there.blob_sizes()
-    freed = sum(size for digest, size in before.items() if digest not in left)
     published = standing.current
     failures: tuple[Failure, ...] = ()
     if removal and not dry_run:
         check_deletes(site.place(jobs=jobs, cancel=cancel))  # before a smaller state is published
+        check_unchanged(client, locate, standing)
         if standing.current is not None:
             published = _state(site, standing.current, rest, standing.generation)
             if not _within(standing.current.statement.inventory, rest):
                 doomed[standing.current.statement.generation] = standing.current
-        failures = _carry_out(site, removal, doomed, published, jobs, on_event, cancel)
+        marks = read_marks(client, locate)
+        gone: list[DropTag | DropManifest] = []
+        failures = _carry_out(site, removal, doomed, published, gone, jobs, on_event, cancel)
+        removal = removal.only(gone)
+        if read_marks(client, locate) != marks:
+            failures += (Failure(site.name, "the registry as a whole", _overtaken(site)),)
+    left, before = after(there, removal).blob_sizes(), there.blob_sizes()
+    freed = sum(size for digest, size in before.items() if digest not in left)
     return PruneReport(
         site.name, dry_run, removal, freed, tuple(sorted(doomed)), published, failures
     )
@@ -190,6 +199,14 @@ def _within(stated: Inventory, rest: Inventory) -> bool:
     )
 
 
+def _overtaken(site: Site) -> ConflictError:
+    return ConflictError(
+        f"{site.name}: another push, rollback or sync published something while this prune removed "
+        "things that it may have counted on; run that one again, which brings what lacks, and "
+        "`mirror status --blobs` to see that all is there"
+    )
+
+
 def _state(site: Site, current: Published, rest: Inventory, generation: int) -> Published:
     """Publish what will be left, before anything goes."""
     statement = Statement(rest, generation + 1, tool=tool_name())
@@ -206,6 +223,7 @@ def _carry_out(
     removal: Removal,
     doomed: dict[int, Published],
     published: Published | None,
+    gone: list[DropTag | DropManifest],
     jobs: int,
     on_event: OnEvent,
     cancel: threading.Event | None,
@@ -220,4 +238,4 @@ def _carry_out(
         )
     )
     failures = remove(statements, place, jobs=jobs, cancel=cancel)
-    return failures or remove(removal, place, jobs=jobs, cancel=cancel)
+    return failures or remove(removal, place, jobs=jobs, cancel=cancel, gone=gone)

@@ -16,7 +16,7 @@ from mirror.registry import RegistryWriter, UploadJournal
 from mirror.release.tree import TargetTree, publication_stage
 from mirror.sync import Inventory, Plan, TransferReport, make_plan, transfer
 from mirror.sync.phase import check_unmoved, finish
-from mirror.sync.publish import Published, begin, complete, read_standing
+from mirror.sync.publish import Published, begin, check_unchanged, complete, read_standing
 from mirror.sync.registry import RegistryTarget
 from mirror.sync.statement import REPOSITORY
 from mirror.sync.succession import next_statement
@@ -121,11 +121,14 @@ def push(
     def before_tags() -> None:
         nonlocal published
         check_unmoved(target, plan, held)
+        artifact = statement.artifact() if statement is not None else None
+        if artifact is not None or standing.pending is not None:
+            goal = artifact.manifest.digest if artifact is not None else None
+            check_unchanged(client, tree.locate, standing, goal)
         finish(
             standing, target, stage=publication_stage, jobs=jobs, on_event=on_event, cancel=cancel
         )
-        if statement is not None:
-            artifact = statement.artifact()
+        if statement is not None and artifact is not None:
             begin(client, tree.locate, artifact)
             published = Published(artifact.manifest.digest, statement)
 

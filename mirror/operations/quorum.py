@@ -37,6 +37,7 @@ from mirror.sync.publish import (
     Published,
     Standing,
     begin,
+    check_unchanged,
     complete,
     read_standing,
     statement_digest,
@@ -321,6 +322,8 @@ class _Work:
 
         def before_tags() -> None:
             check_unmoved(target, plan, held)
+            if not stated:
+                check_unchanged(member.client, member.tree.locate, standing, digest)
             if leads and goal.new:
                 finish(
                     standing,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 
 from mirror.errors import (
@@ -26,6 +27,7 @@ from mirror.sync.healing import Healer, Mending, without_manifests
 from mirror.sync.publish import (
     Standing,
     begin,
+    check_unchanged,
     complete,
     generation_tag,
     generations,
@@ -124,6 +126,7 @@ class Replication:
         unclear = frozenset(item.repository for item in found.unclear)
         self._carry(facts, standing, held, unclear=unclear, quick=False)
         self._retract(standing, facts, held)
+        self._notes.failures += found.untold(self.site.name)
         self._extras(facts, known, found)
 
     def _known(self, standing: Standing) -> Inventory:
@@ -235,7 +238,9 @@ class Replication:
         def before_tags() -> None:
             self._confirm(plan, facts)
             if announced and facts.artifact is not None and (stale or plan.tags):
-                begin(self.site.client, self.site.tree.locate, facts.artifact)
+                client, locate = self.site.client, self.site.tree.locate
+                check_unchanged(client, locate, standing, facts.artifact.manifest.digest)
+                begin(client, locate, facts.artifact)
 
         ring = self._ring(facts)
         target = Mending(self._place, self._healer(facts), self._damaged)
@@ -294,7 +299,8 @@ class Replication:
             return
         repository = self.site.tree.locate(REPOSITORY)
         try:
-            self.site.client.delete_manifest(repository, current.digest)
+            with suppress(RegistryNotFoundError):  # gone, by a request whose answer was lost
+                self.site.client.delete_manifest(repository, current.digest)
         except RegistryError as err:
             self._on_event(Warned(f"{self.site.name} goes on stating what it lacks: {err}"))
         else:
@@ -353,10 +359,12 @@ class Replication:
             notes.extras += items
             return
         current = facts.published.digest
-        failures = remove_extras(self.site, self._place, removal, current, how, self._cancel)
-        failed = {failure.item for failure in failures}
+        gone, failures = remove_extras(self.site, self._place, removal, current, how, self._cancel)
+        removed = gone.items
         notes.failures += failures
-        notes.removed += [one for one in items if one not in failed]
+        notes.removed += removed
+        left = set(items).difference(removed)
+        notes.extras += [one for one in items if one in left]
 
     # -- notes ---------------------------------------------------------------------------------
 

@@ -25,7 +25,7 @@ from mirror.registry import RegistryClient
 from mirror.release.tree import TargetTree, publication_stage
 from mirror.sync import Inventory, Plan, PutTag, RepositoryContent, make_plan, transfer
 from mirror.sync.phase import check_unmoved, tags_of_steps
-from mirror.sync.publish import Standing, begin, complete, read_standing
+from mirror.sync.publish import Standing, begin, check_unchanged, complete, read_standing
 from mirror.sync.registry import RegistrySource, RegistryTarget
 from mirror.sync.statement import reachable
 from mirror.sync.tag_removal import deletes_tags, remove_tags
@@ -162,6 +162,7 @@ def rollback(
     # Also a repair that changes no statement goes through the phase of the one that holds.
     stated = statement or back.replaced
     artifact = stated.artifact()
+    check_unchanged(client, tree.locate, standing, artifact.manifest.digest)
     begin(client, tree.locate, artifact)
     on_event(PhaseStarted(f"turning {plan.tag_count} tags back"))
     transfer(plan, source, target, jobs=jobs, cancel=cancel)

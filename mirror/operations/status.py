@@ -7,14 +7,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mirror.errors import MirrorError
+from mirror.errors import MirrorError, StatementError
 from mirror.events import OnEvent, PhaseStarted
 from mirror.events import ignore as ignore_events
 from mirror.oci import Digest
 from mirror.operations.sites import Site
 from mirror.sync import Inventory
 from mirror.sync.difference import lacking
-from mirror.sync.publish import Standing, read_standing
+from mirror.sync.publish import Standing, read_marks, read_standing
 from mirror.sync.survey import Failure, survey
 from mirror.sync.workers import DEFAULT_JOBS, gather
 
@@ -117,6 +117,9 @@ class StatusReport:
         }
 
 
+_LOOKS = 3
+"""So often a registry is asked that never holds still, before what was found last is told."""
+
 _WHOLE = "the registry as a whole"
 
 
@@ -165,9 +168,15 @@ def status(
 def _status(
     site: Site, *, thorough: bool, jobs: int, cancel: threading.Event | None
 ) -> ReplicaStatus:
+    client, locate = site.client, site.tree.locate
     try:
-        standing = read_standing(site.client, site.tree.locate)
-        return _held_against(site, standing, thorough=thorough, jobs=jobs, cancel=cancel)
+        for _ in range(_LOOKS):
+            standing = read_standing(client, locate)
+            found = _held_against(site, standing, thorough=thorough, jobs=jobs, cancel=cancel)
+            if found.complete or read_marks(client, locate) == standing.marks:
+                break
+            # Something was published while it was asked: what lacks may lack of what was before.
+        return found
     except MirrorError as err:
         failure = Failure(site.name, _WHOLE, err)
         return ReplicaStatus(site.name, None, None, None, Counts(), Counts(), (), (failure,))
@@ -200,5 +209,8 @@ def _held_against(
         declared,
         declared - Counts.of(rest),
         tuple(missing),
-        tuple(Failure(site.name, str(item), error) for item, error in found.unclear.items()),
+        (
+            *(Failure(site.name, "its statement", StatementError(one)) for one in standing.notices),
+            *(Failure(site.name, str(item), error) for item, error in found.unclear.items()),
+        ),
     )

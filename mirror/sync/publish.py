@@ -17,6 +17,7 @@ import re
 from collections.abc import Generator
 from dataclasses import dataclass
 from functools import partial
+from typing import TypeAlias
 
 from mirror.errors import (
     ConflictError,
@@ -38,6 +39,10 @@ _CHUNK = 1 << 20
 _GENERATION_TAG = re.compile(r"generation-([1-9][0-9]{0,18})")
 
 
+Marks: TypeAlias = tuple[Digest | None, Digest | None]
+"""What `pending` and `latest` name: whether anybody began or completed a publication shows here."""
+
+
 @dataclass(frozen=True, slots=True)
 class Published:
     """A statement that a registry has. `digest` is that of its artifact: equal on all replicas."""
@@ -52,13 +57,14 @@ class Standing:
 
     `current` is what it reached last; `pending` what a phase that was interrupted was to come to,
     else None. `generation` is the highest that is known of; 0 if none is. `notices` tell of what
-    is there and cannot be read.
+    is there and cannot be read. `marks` are what the tags `pending` and `latest` named then.
     """
 
     current: Published | None = None
     pending: Published | None = None
     generation: int = 0
     notices: tuple[str, ...] = ()
+    marks: Marks = (None, None)
 
     @property
     def newest(self) -> Published | None:
@@ -157,10 +163,12 @@ def read_standing(client: RegistryWriter, locate: Locate) -> Standing:
             return None
 
     pending = None
-    tip, reached = (statement_digest(client, locate, tag) for tag in (PENDING, LATEST))
+    tip, reached = marks = read_marks(client, locate)
     current = read(LATEST) if reached else None
     if tip is not None and tip != reached:
         pending = read(PENDING)
+        if pending == current:
+            pending = None  # it was completed between these questions
     generation = max((one.statement.generation for one in (current, pending) if one), default=0)
     if notices:
         kept = generations(client, locate)
@@ -168,7 +176,32 @@ def read_standing(client: RegistryWriter, locate: Locate) -> Standing:
         if current is None and reached is not None:
             stand_ins = (read(generation_tag(number)) for number in reversed(kept))
             current = next(filter(None, stand_ins), None)
-    return Standing(current, pending, generation, tuple(notices))
+    return Standing(current, pending, generation, tuple(notices), marks)
+
+
+def read_marks(client: RegistryWriter, locate: Locate) -> Marks:
+    """What `pending` and `latest` name now, by two requests."""
+    return statement_digest(client, locate, PENDING), statement_digest(client, locate, LATEST)
+
+
+def check_unchanged(
+    client: RegistryWriter, locate: Locate, standing: Standing, goal: Digest | None = None
+) -> None:
+    """Check that nobody has published anything since `standing` was read, `goal` excepted.
+
+    Else what is published next would not speak of what the other one brought.
+
+    Raises:
+        ConflictError: somebody has.
+    """
+    now = read_marks(client, locate)
+    if now == standing.marks or (goal is not None and now[0] == goal):
+        return
+    raise ConflictError(
+        f"{client.host}/{locate(REPOSITORY)}: another push, rollback, sync or prune published "
+        "something since this one began; no tag was changed: run it again, one at a time; what "
+        "has arrived is not sent twice"
+    )
 
 
 def put_artifact(client: RegistryWriter, locate: Locate, artifact: Artifact, *tags: str) -> None:

@@ -12,11 +12,16 @@ import threading
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass
-from functools import partial
 from graphlib import TopologicalSorter
 from typing import TypeVar
 
-from mirror.errors import MirrorError, PruneRefusedError, RegistryError, RegistryNotFoundError
+from mirror.errors import (
+    ConflictError,
+    MirrorError,
+    PruneRefusedError,
+    RegistryError,
+    RegistryNotFoundError,
+)
 from mirror.oci import Digest, Manifest, media_types
 from mirror.sync.inventory import Inventory, RepositoryContent
 from mirror.sync.registry import RegistryTarget
@@ -26,6 +31,7 @@ from mirror.sync.tag_removal import bring_empty_config, deletes_tags
 from mirror.sync.workers import DEFAULT_JOBS, for_each
 
 Item = TypeVar("Item")
+Drop = TypeVar("Drop", bound="DropTag | DropManifest")
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +73,19 @@ class Removal:
     def tag_count(self) -> int:
         """How many tags will be gone."""
         return len(self.tags) + sum(len(one.tags) for one in self.manifests)
+
+    @property
+    def items(self) -> list[str]:
+        """Each tag and manifest as text."""
+        return [*map(str, self.tags), *map(str, self.manifests)]
+
+    def only(self, items: Collection[DropTag | DropManifest]) -> Removal:
+        """Those of it that are among `items`."""
+        among = set(items)
+        return Removal(
+            tuple(one for one in self.tags if one in among),
+            tuple(one for one in self.manifests if one in among),
+        )
 
     def to_document(self) -> dict[str, object]:
         """As JSON values, for `--json`."""
@@ -160,29 +179,37 @@ def remove(
     *,
     jobs: int = DEFAULT_JOBS,
     cancel: threading.Event | None = None,
+    gone: list[DropTag | DropManifest] | None = None,
 ) -> tuple[Failure, ...]:
     """Carry out `removal`; return what could not be removed, with the reasons.
 
     Manifests are not begun where a tag could not be removed. What is gone already counts as done.
+    All that is gone is added to the list `gone`, in no order.
 
     Raises:
         CancelledError: `cancel` was set.
     """
+    done: list[DropTag | DropManifest] = [] if gone is None else gone
+
+    def dropping(drop: Callable[[RegistryTarget, Drop], None]) -> Callable[[Drop], None]:
+        def work(one: Drop) -> None:
+            drop(place, one)
+            done.append(one)  # by several threads, which a list allows
+
+        return work
+
     tags_of = _by_repository(removal.tags)
     if removal.tags and deletes_tags(place.client, place.locate, _TRIAL):
-        failures = _each(removal.tags, partial(_drop_tag_alone, place), place, jobs, cancel)
+        failures = _each(removal.tags, dropping(_drop_tag_alone), place, jobs, cancel)
     else:
         # One after another within a repository: to delete a manifest, distribution reads all of
         # the repository's tags, and fails on one that is being written at that moment.
-        failures = _each_in_order(tags_of, partial(_drop_tag, place), place, jobs, cancel)
+        failures = _each_in_order(tags_of, dropping(_drop_tag), place, jobs, cancel)
     if failures:
         return failures
     # Likewise, and an index has to go before what is in it.
     manifests_of = _by_repository(removal.manifests)
-    return _each_in_order(manifests_of, partial(_drop_manifest, place), place, jobs, cancel)
-
-
-Drop = TypeVar("Drop", bound="DropTag | DropManifest")
+    return _each_in_order(manifests_of, dropping(_drop_manifest), place, jobs, cancel)
 
 
 def _by_repository(drops: Iterable[Drop]) -> dict[str, list[Drop]]:
@@ -208,6 +235,8 @@ def _each_in_order(
                 return
             try:
                 drop(one)
+            except ConflictError as err:
+                found.append(Failure(place.name, str(one), err))
             except RegistryError as err:
                 found.append(Failure(place.name, str(one), err))
                 if err.status is None or err.status in (401, 403, 405):
@@ -242,8 +271,15 @@ def _drop_tag_alone(place: RegistryTarget, one: DropTag) -> None:
 
 
 def _drop_tag(place: RegistryTarget, one: DropTag) -> None:
-    if place.client.resolve(place.locate(one.repository), one.tag) is not None:
-        _bid_farewell(place, one.repository, one.tag)
+    found = place.client.resolve(place.locate(one.repository), one.tag)
+    if found is None:
+        return
+    if found.digest != one.digest:
+        raise ConflictError(
+            f"it was to go when it named {one.digest}, and names {found.digest} now: somebody "
+            "changed it meanwhile, so it stays; run this again if it is to go all the same"
+        )
+    _bid_farewell(place, one.repository, one.tag)
 
 
 def _drop_manifest(place: RegistryTarget, one: DropManifest) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 from mirror.errors import MirrorError, SizeMismatchError
@@ -63,12 +63,21 @@ class Survey:
     """What was found. `held` is of the inventory asked about; a tag in it may name another digest.
 
     `listed` has all tags of every repository that was looked at. `unclear` are items that the
-    registry gave no proper answer about: they are neither there nor absent.
+    registry gave no proper answer about: they are neither there nor absent. `unlisted` are
+    repositories of which nothing was wanted, and whose tags the registry does not list.
     """
 
     held: Inventory
     listed: Mapping[str, frozenset[str]]
     unclear: Mapping[Item, MirrorError]
+    unlisted: Mapping[str, MirrorError] = field(default_factory=dict)
+
+    def untold(self, place: str) -> tuple[Failure, ...]:
+        """`unlisted`, as what could not be asked about at `place`."""
+        return tuple(
+            Failure(place, f"the tags of {path or '/'}", error)
+            for path, error in self.unlisted.items()
+        )
 
 
 def survey(
@@ -93,9 +102,12 @@ def survey(
     paths = sorted({*wanted.repositories, *also})
     listings = tolerant.ask_all(paths, place.listed_tags, jobs=jobs, cancel=cancel)
     unclear: dict[Item, MirrorError] = {}
+    unlisted: dict[str, MirrorError] = {}
     listed: dict[str, frozenset[str]] = {}
     for path, tags in zip(paths, listings, strict=True):
-        if isinstance(tags, MirrorError):
+        if isinstance(tags, MirrorError) and path not in wanted.repositories:
+            unlisted[path] = tags
+        elif isinstance(tags, MirrorError):
             unclear.update((item, tags) for item in _all_of(path, wanted.repository(path)))
         else:
             listed[path] = tags
@@ -149,7 +161,7 @@ def survey(
             builder.add_blob(item.repository, item.digest, size)
         elif isinstance(answer, int):  # other bytes, which an upload alone may not replace
             unclear[item] = SizeMismatchError(where=place.name, expected=size, actual=answer)
-    return Survey(builder.build(), listed, unclear)
+    return Survey(builder.build(), listed, unclear, unlisted)
 
 
 def _ask(place: RegistryTarget, item: Item) -> Digest | int | None:

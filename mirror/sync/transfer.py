@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from typing import TypeVar
@@ -30,6 +30,8 @@ _log = logging.getLogger(__name__)
 
 _MENDS = 3
 """How often what a manifest needs is brought again, before its refusal is believed."""
+_PAUSE_S = 0.2
+"""Between such attempts, where nothing proves to be lacking."""
 
 Step = TypeVar("Step", CopyBlob, PutManifest, PutTag)
 
@@ -89,8 +91,13 @@ def transfer(
         on_event(ManifestDone(step.repository, step.digest))
         return sent
 
+    indexes: dict[PutTag, Manifest] = {}  # tags of the stage under way that wait for others
+
     def name(step: PutTag) -> int:
         manifest = source.manifest(step.repository, step.digest)
+        if manifest.is_index and step not in indexes:
+            indexes[step] = manifest
+            return 0
         sent = settle(
             step.repository, manifest, lambda: target.put_tag(step.repository, step.tag, manifest)
         )
@@ -115,7 +122,12 @@ def transfer(
                     cancelled=cancel.is_set,
                 )
                 if mended is None:
-                    raise
+                    if "MANIFEST_BLOB_UNKNOWN" not in err.codes:
+                        raise
+                    # All is there, and some of it was being written anew that very moment, by
+                    # another process: distribution empties such a file first.
+                    cancel.wait(_PAUSE_S)
+                    continue
                 _log.debug("%s lost what %s needs: %s", target.name, manifest.digest, err)
                 on_event(
                     Warned(
@@ -163,7 +175,27 @@ def transfer(
     before_tags()
     for stage in plan.tags:
         sent += carry(stage, name)
+        # Distribution writes a manifest's file anew for each of its tags, and takes no index that
+        # names it at that moment. So what is in an index gets its tags before the index does.
+        for tags in _parents_last(indexes):
+            sent += carry(tags, name)
+        indexes.clear()
     return TransferReport(len(plan.blobs), sent, plan.manifest_count, plan.tag_count)
+
+
+def _parents_last(indexes: Mapping[PutTag, Manifest]) -> Iterator[Sequence[PutTag]]:
+    """`indexes` in waves: no index comes before or along with one that it names."""
+    left = dict(indexes)
+    while left:
+        there = {(step.repository, step.digest) for step in left}
+        wave = [
+            step
+            for step, index in left.items()
+            if all((step.repository, one.descriptor.digest) not in there for one in index.children)
+        ]
+        yield wave
+        for step in wave:
+            del left[step]
 
 
 _MOST_PATHS = 3

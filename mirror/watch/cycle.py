@@ -23,7 +23,7 @@ from mirror.watch.state import Look
 class Replicator:
     """Looks after replicas; one thread per replica calls it (`daemon.Cycle`).
 
-    `leader` is a name in `sites`, or `auto`: the complete registry of the highest generation.
+    `leader` is a name in `sites`, or `auto`: the registry that states the highest generation.
     """
 
     def __init__(
@@ -50,7 +50,11 @@ class Replicator:
                 leader, unasked = choose_leader(list(self._sites.values()), cancel=cancel)
             except NotFoundError:
                 return self._adopted(site, depth, cancel)
-        if leader is site:
+        own = tuple(failure for failure in unasked if failure.place == site.name)
+        if own:  # it cannot be asked, or is on its way to something newer
+            unasked = tuple(failure for failure in unasked if failure not in own)
+            result = ReplicaResult(site.name, Outcome.FAILED, failures=own)
+        elif leader is site:
             result = self._audited(site, depth, cancel)
         else:
             report = sync_replicas(

@@ -18,15 +18,20 @@ from mirror.errors import (
     StalledError,
     UnreachableError,
 )
+from mirror.events import Event, Warned, ignore
 from mirror.oci import Manifest
-from mirror.operations import Outcome, ReplicaResult, sync_replicas
+from mirror.operations import Outcome, ReplicaResult, Site, sync_replicas
+from mirror.operations.audit_leader import LeaderAudit
+from mirror.operations.leader import Leader
+from mirror.operations.results import How
 from mirror.replicas_text import sync_summary
-from mirror.serve import Answer, CorruptBody, Delay, Fault, Refuse
+from mirror.serve import Answer, CorruptBody, Delay, Fault, LoseAnswer, Refuse
 from mirror.sync import MemoryStore
-from mirror.sync.publish import PENDING, read_standing, statement_digest
-from mirror.sync.statement import REPOSITORY
+from mirror.sync.publish import PENDING, begin, complete, read_standing, statement_digest
+from mirror.sync.statement import REPOSITORY, Statement
 from mirror.sync.tag_removal import trial_manifest
 from tests.support.inventories import put_image, sample_store
+from tests.support.places import client_of
 from tests.support.program import call_mirror
 from tests.support.replicas import ROOT, Replica, replicas
 
@@ -326,6 +331,23 @@ def test_what_cannot_be_mended_is_named_and_the_replica_states_nothing_any_more(
     assert digest_of(replica) == digest_of(leader)
 
 
+def test_a_statement_that_was_taken_back_is_gone_though_the_answer_that_said_so_was_lost(
+    two: list[Replica],
+) -> None:
+    leader, replica = two
+    sync_replicas(leader.site, [replica.site])
+    victim = max(STORE.inventory().blob_sizes().items(), key=lambda one: one[1])[0]
+    replica.registry.faults.add(Fault(CorruptBody(7), "GET", f"/blobs/{victim}", times=None))
+    replica.registry.faults.add(Fault(LoseAnswer(), "DELETE", "/mirror/inventory/manifests/"))
+    heard: list[Event] = []
+    with client_of(replica.registry, attempts=2) as client:
+        site = Site(client, replica.site.tree)
+        report = sync_replicas(leader.site, [site], deep=True, on_event=heard.append)
+    assert digest_of(replica) is None
+    assert only(report.replicas).statement is None
+    assert not any(isinstance(event, Warned) for event in heard)
+
+
 def test_a_deep_dry_run_tells_of_damage_and_touches_nothing(two: list[Replica]) -> None:
     leader, replica = two
     sync_replicas(leader.site, [replica.site])
@@ -379,6 +401,69 @@ def test_an_audit_tells_of_tags_at_the_leader_that_it_does_not_state(two: list[R
     assert report.audit.extras == ("tag /:by-hand",)
     assert replica.storage.resolve(ROOT, "by-hand") is None
     assert "not stated, so no replica gets them" in sync_summary(report, 1.0)
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_an_audit_tells_a_push_that_is_under_way_from_a_tag_moved_by_hand(
+    two: list[Replica], finished: bool
+) -> None:
+    leader, replica = two
+    sync_replicas(leader.site, [replica.site])
+    coming = Statement(newer().inventory(), 2, tool="tests")
+    artifact, (client, locate) = coming.artifact(), (leader.site.client, leader.site.tree.locate)
+
+    head = Leader(leader.site)
+    head.facts()
+    begin(client, locate, artifact)
+    leader.fill(newer(), generation=None)
+    if finished:
+        complete(client, locate, coming, artifact.manifest.digest)
+    audit = LeaderAudit(head, [], How(audit=True), on_event=ignore, cancel=threading.Event())
+    failure = next(one for one in audit.run().failures if one.item == "tag release-channel:alpha")
+    assert "for the sake of generation 2" in str(failure)
+    assert "run this again when that push is over" in str(failure)
+
+
+@pytest.mark.parametrize("lists_repositories", [True, False])
+def test_an_audit_tells_of_repositories_at_the_leader_that_it_does_not_state(
+    two: list[Replica], lists_repositories: bool
+) -> None:
+    leader, replica = two
+    store = MemoryStore()
+    put_image(store, "modules", "new")
+    put_image(store, "modules/new", "v1.0.0", layers=(b"by another tool",))
+    put_image(store, "modules/new/release", "stable")
+    leader.fill(store, generation=None)
+    if not lists_repositories:
+        leader.registry.faults.add(Fault(Answer(404), "GET", "/v2/_catalog", times=None))
+    report = sync_replicas(leader.site, [replica.site], audit=True)
+    assert report.exit_code == 0, report.failures
+    assert report.audit is not None
+    assert report.audit.extras == (
+        "tag modules:new",
+        "tag modules/new:v1.0.0",
+        "tag modules/new/release:stable",
+    )
+    assert replica.held() == STORE.inventory()
+
+
+def test_a_repository_whose_tags_cannot_be_listed_is_told_of_wherever_it_is(
+    two: list[Replica],
+) -> None:
+    leader, replica = two
+    store = MemoryStore()
+    put_image(store, "modules/new", "v1.0.0", layers=(b"by another tool",))
+    leader.fill(store, generation=None)
+    replica.fill(store)  # and states it
+    for one in two:
+        one.registry.faults.add(Fault(Answer(403), "GET", "/modules/new/tags/list", times=None))
+    report = sync_replicas(leader.site, [replica.site], audit=True)
+    assert {(one.place, one.item) for one in report.failures} == {
+        (leader.name, "the tags of modules/new"),
+        (replica.name, "the tags of modules/new"),
+    }
+    assert report.exit_code == 6
+    assert digest_of(replica) == digest_of(leader), "all that is stated was brought nonetheless"
 
 
 def test_a_statement_that_was_damaged_is_mended_like_anything_else(two: list[Replica]) -> None:
@@ -519,6 +604,24 @@ def test_a_tag_is_dropped_alone_where_the_registry_cannot_delete_tags(
         assert report.exit_code == 0, report.failures
     assert replica.storage.resolve(ROOT, "latest") is None
     assert replica.storage.resolve(ROOT, "v1.1.0") == kept
+
+
+def test_what_could_not_be_removed_is_not_among_what_was(two: list[Replica]) -> None:
+    leader, replica = two
+    replica.fill(newer())
+    place = replica.site.tree.locate("")
+    client = replica.site.client
+    client.put_manifest(place, "extra", client.manifest(place, "v1.0.0"))
+    refusal = Fault(Answer(403), "DELETE", "/deckhouse/manifests/extra", times=None)
+    replica.registry.faults.add(refusal)
+    (result,) = sync_replicas(leader.site, [replica.site], prune=True).replicas
+    assert [one.item for one in result.failures] == ["tag /:extra"]
+    assert result.removed == ()
+    assert len(result.extras) == 3, "manifests are not begun where a tag is left"
+    assert replica.held().repository("").tags.keys() >= {"v1.2.0", "extra"}
+    replica.registry.faults.clear()
+    (result,) = sync_replicas(leader.site, [replica.site], prune=True).replicas
+    assert (len(result.removed), result.extras) == (3, ())
 
 
 def test_a_tag_is_never_deleted_where_its_manifest_would_go_with_it(two: list[Replica]) -> None:

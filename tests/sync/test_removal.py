@@ -167,3 +167,18 @@ def test_a_tag_that_stays_whatever_is_tried_is_a_failure_that_names_it(
         found = client.resolve(LOCATE("modules"), "v1.0.0")
         assert found is not None, "no manifest is begun where a tag is left"
         assert found.digest == image.digest
+
+
+def test_a_tag_that_somebody_set_to_something_else_meanwhile_stays_and_is_told_of(
+    embedded_registry: EmbeddedRegistry,
+) -> None:
+    with client_of(embedded_registry) as client:
+        place, image = _place(client, "v1.0.0", "latest")
+        _without_tag_deletion(embedded_registry)
+        drop = DropTag("modules", "latest", fake_manifest().descriptor.digest)
+        (failure,) = remove(Removal(tags=(drop,)), place)
+        assert failure.item == "tag modules:latest"
+        assert "somebody changed it meanwhile, so it stays" in str(failure.error)
+        found = client.resolve(LOCATE("modules"), "latest")
+        assert found is not None
+        assert found.digest == image.digest

@@ -4,7 +4,7 @@ import pytest
 
 from mirror.events import Event, Warned
 from mirror.registry import ConnectionOptions, RegistryClient
-from mirror.serve import Answer, EmbeddedRegistry, Fault
+from mirror.serve import Answer, EmbeddedRegistry, Fault, LoseAnswer
 from mirror.sync import Inventory, MemoryStore, PutTag, make_plan, transfer
 from mirror.sync.publish import begin, read_standing
 from mirror.sync.registry import RegistryTarget, below
@@ -37,6 +37,15 @@ def test_a_registry_that_deletes_tags_alone_is_known_by_a_trial_that_leaves_noth
         begin(client, LOCATE, Statement(Inventory(), 1).artifact())
         assert deletes_tags(client, LOCATE, "generation-1")
         assert client.tags(LOCATE(REPOSITORY)) == ["pending"]
+
+
+def test_a_trial_whose_answer_was_lost_says_what_it_did_all_the_same(
+    embedded_registry: EmbeddedRegistry,
+) -> None:
+    with client_of(embedded_registry, attempts=2) as client:
+        begin(client, LOCATE, Statement(Inventory(), 1).artifact())
+        embedded_registry.faults.add(Fault(LoseAnswer(), "DELETE", "/manifests/generation-1"))
+        assert deletes_tags(client, LOCATE, "generation-1")
 
 
 def test_a_registry_that_deletes_the_manifest_with_its_tag_is_found_out(

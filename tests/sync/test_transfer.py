@@ -30,7 +30,7 @@ from mirror.events import (
     serialised,
 )
 from mirror.oci import Digest, Manifest
-from mirror.registry import RegistryClient
+from mirror.registry import ConnectionOptions, RegistryClient, RetryPolicy
 from mirror.serve import (
     Action,
     Answer,
@@ -58,6 +58,7 @@ from mirror.sync.registry import RegistrySource, RegistryTarget, below
 from tests.conftest import MakeEmbeddedRegistry
 from tests.support.inventories import put_image, put_index, sample_store, stores
 from tests.support.places import KINDS, Destination, client_of, destination_of, source_of, stored
+from tests.support.real_registry import RealRegistry
 
 STORE = sample_store()
 WANTED = STORE.inventory()
@@ -505,3 +506,32 @@ def test_memory_keeps_no_blob_whose_bytes_are_wrong() -> None:
 def _storage(registry: EmbeddedRegistry) -> Store:
     assert isinstance(registry.storage, Store)
     return registry.storage
+
+
+def test_tags_of_images_and_of_indexes_that_hold_them_turn_beside_each_other(
+    real_registry: RealRegistry,
+) -> None:
+    """Distribution takes no index while the file of an image in it is written anew for a tag."""
+    store = MemoryStore()
+    images = [
+        put_image(store, "", f"image-{n}", f"same-{n}", layers=[b"layer %d" % n]) for n in range(6)
+    ]
+    indexes = [put_index(store, "", f"index-{n}", children=images, note=f"{n}") for n in range(6)]
+    put_index(store, "", "nested", children=[*indexes, images[0]])
+    options = ConnectionOptions(plain_http=True, retries=RetryPolicy(attempts=1))
+    with RegistryClient(real_registry.address, options=options) as client:
+        for number in range(3):
+            target = RegistryTarget(client, below(f"target-{number}"))
+            transfer(make_plan(store.inventory(), Inventory()), store, target, jobs=8)
+            assert target.held(store.inventory()) == store.inventory()
+
+
+def test_an_index_is_put_again_where_what_it_holds_was_being_written(
+    embedded_registry: EmbeddedRegistry,
+) -> None:
+    """By another process, say; the registry says then that it does not know what it has."""
+    refusal = Answer(400, {}, b'{"errors":[{"code":"MANIFEST_BLOB_UNKNOWN"}]}')
+    embedded_registry.faults.add(Fault(refusal, "PUT", "/manifests/v1.0.0", times=2))
+    with client_of(embedded_registry) as client:
+        transfer(make_plan(WANTED, Inventory()), STORE, RegistryTarget(client, below("target")))
+    assert stored(_storage(embedded_registry), "target") == WANTED

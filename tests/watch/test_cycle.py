@@ -10,6 +10,8 @@ import pytest
 from mirror.errors import MirrorError
 from mirror.oci import Digest
 from mirror.sync import MemoryStore, union
+from mirror.sync.publish import begin, complete
+from mirror.sync.statement import Statement
 from mirror.watch.cycle import Replicator, count
 from mirror.watch.pace import Depth
 from mirror.watch.settings import AUTO
@@ -118,6 +120,38 @@ def test_a_restored_older_release_stays_restored(three: list[Replica]) -> None:
     for one in three:
         assert one.held().repository("").tags.items() >= WANTED.repository("").tags.items()
         assert one.site.client.resolve(one.site.tree.locate("mirror/inventory"), "generation-2")
+
+
+@pytest.mark.parametrize("others_follow", [True, False])
+def test_a_registry_that_is_being_pushed_to_is_not_turned_back(
+    three: list[Replica], others_follow: bool
+) -> None:
+    """Neither where the others have what it states, nor where they are still behind."""
+    cluster = Cluster(three, AUTO)
+    a, b, c = cluster.members.values()
+    a.fill(STORE, 1)
+    for name in "bc":
+        assert cluster.look(name).complete
+    a.fill(newer(), 2)
+    if others_follow:
+        for name in "bc":
+            assert cluster.look(name).complete
+    coming = newer()
+    put_image(coming, "", "v1.3.0", "latest", layers=(b"what is being pushed",))
+    statement = Statement(coming.inventory(), 3, tool="tests")
+    begin(a.site.client, a.site.tree.locate, statement.artifact())
+    a.fill(coming, None)
+    look = cluster.look("a", Depth.AUDIT)
+    assert not look.complete
+    assert look.leader_generation == 2
+    assert "the publication of generation 3 is under way" in look.errors[0]
+    assert a.held() == union([newer().inventory(), coming.inventory()])
+    for name in "bc":
+        assert cluster.look(name, Depth.AUDIT).generation == 2
+    assert b.held() == c.held() == newer().inventory()
+    complete(a.site.client, a.site.tree.locate, statement, statement.artifact().manifest.digest)
+    assert cluster.look("a", Depth.AUDIT).complete
+    assert cluster.look("b").generation == 3
 
 
 def test_a_replica_that_lost_content_is_healed_by_a_deep_look(three: list[Replica]) -> None:

@@ -1,0 +1,234 @@
+"""Two commands that publish in one registry at once: what the later one does and tells."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from mirror.bundle.reader import BundleReader
+from mirror.errors import ConflictError, IncompleteError
+from mirror.events import Event, OnEvent, PhaseStarted, TransferStarted
+from mirror.operations import (
+    Member,
+    Outcome,
+    PushReport,
+    push,
+    push_to_all,
+    rollback,
+    status,
+    sync_replicas,
+)
+from mirror.operations.prune import prune
+from mirror.operations.sites import Site
+from mirror.sync import Inventory, MemoryStore
+from mirror.sync.publish import read_standing
+from mirror.sync.registry import RegistrySource, RegistryTarget
+from mirror.sync.statement import REPOSITORY
+from tests.support.bundles import pack
+from tests.support.inventories import put_image, sample_store
+from tests.support.replicas import Replica, replicas
+
+
+@pytest.fixture
+def two() -> Iterator[list[Replica]]:
+    with replicas(2) as made:
+        yield made
+
+
+def module() -> MemoryStore:
+    """What the other command brings: a module that nobody else speaks of."""
+    store = MemoryStore()
+    put_image(store, "modules/other", "v1.0.0", layers=(b"another module",))
+    return store
+
+
+@pytest.fixture
+def sample(tmp_path: Path) -> Path:
+    """The sample tree as a bundle."""
+    pack(sample_store(), sample_store().inventory(), tmp_path / "sample")
+    return tmp_path / "sample"
+
+
+@pytest.fixture
+def other(tmp_path: Path) -> Path:
+    """That module as a bundle."""
+    pack(module(), module().inventory(), tmp_path / "other")
+    return tmp_path / "other"
+
+
+def load(bundle: Path, replica: Replica, on_event: OnEvent = lambda _: None) -> PushReport:
+    with BundleReader([bundle]) as reader:
+        return push(reader, replica.site.client, replica.site.tree, on_event=on_event)
+
+
+def once(act: Callable[[], object], kind: type[Event], words: str = "") -> OnEvent:
+    """A listener that does `act` when the first event of that kind, and text, is heard."""
+    done: list[Event] = []
+
+    def listener(event: Event) -> None:
+        if not done and isinstance(event, kind) and words in getattr(event, "name", words):
+            done.append(event)
+            act()
+
+    return listener
+
+
+def stated(replica: Replica) -> tuple[int, Inventory]:
+    standing = read_standing(replica.site.client, replica.site.tree.locate)
+    assert standing.current is not None
+    assert standing.pending is None
+    return standing.generation, standing.current.statement.inventory
+
+
+def test_a_push_that_another_one_overtook_says_so_and_never_forgets_what_that_stated(
+    two: list[Replica], sample: Path, other: Path
+) -> None:
+    replica, _ = two
+    overtaken = once(lambda: load(other, replica), TransferStarted)
+    with pytest.raises(ConflictError, match=r"another push.*no tag was changed: run it again"):
+        load(sample, replica, overtaken)
+    assert stated(replica)[0] == 1
+    assert load(sample, replica).done.sent == 0
+    generation, inventory = stated(replica)
+    assert generation == 2
+    assert "modules/other" in inventory.repositories
+    assert inventory.repository("release-channel").tags
+
+
+def test_the_same_push_twice_at_once_is_no_conflict(two: list[Replica], sample: Path) -> None:
+    replica, _ = two
+    load(sample, replica, once(lambda: load(sample, replica), TransferStarted))
+    assert stated(replica)[0] == 1
+
+
+def test_a_quorum_does_not_count_a_registry_in_which_another_push_was_faster(
+    two: list[Replica], sample: Path, other: Path
+) -> None:
+    overtaken = once(lambda: load(other, two[0]), TransferStarted)
+    members = [Member(one.site.client, one.site.tree) for one in two]
+    with BundleReader([sample]) as reader, pytest.raises(IncompleteError, match="1 of 2") as caught:
+        push_to_all(reader, members, on_event=overtaken)
+    ((name, problem),) = caught.value.failures
+    assert (name, type(problem)) == (two[0].name, ConflictError)
+    assert stated(two[0])[1].repositories.keys() >= {"modules/other"}
+
+
+def test_a_rollback_that_a_push_overtook_changes_nothing(
+    two: list[Replica], sample: Path, other: Path
+) -> None:
+    replica, _ = two
+    load(sample, replica)
+    overtaken = once(lambda: load(other, replica), PhaseStarted, "comparing tags")
+    with pytest.raises(ConflictError, match="no tag was changed"):
+        rollback(replica.site.client, replica.site.tree, to=0, on_event=overtaken)
+    assert stated(replica)[0] == 2
+    assert replica.held().repository("modules/other").tags.keys() == {"v1.0.0"}
+
+
+class Busy(Site):
+    """A registry in which something is published between a prune's two looks at it."""
+
+    def source(self) -> RegistrySource:
+        replica, bundle = _BUSY[self.name]
+        load(bundle, replica)
+        return super().source()
+
+
+_BUSY: dict[str, tuple[Replica, Path]] = {}
+
+
+def test_a_prune_that_a_push_overtook_removes_nothing(
+    two: list[Replica], sample: Path, other: Path
+) -> None:
+    replica, _ = two
+    replica.fill(sample_store())
+    extra = MemoryStore()
+    put_image(extra, "install", "old", layers=(b"what is to go",))
+    replica.fill(extra, generation=2)
+    replica.state(replica.held(), 2)
+    _BUSY[replica.name] = (replica, other)
+    site = Busy(replica.site.client, replica.site.tree)
+    with pytest.raises(ConflictError, match="no tag was changed"):
+        prune(site, [sample])
+    generation, inventory = stated(replica)
+    assert generation == 3
+    assert inventory.repositories.keys() >= {"install", "modules/other"}
+    assert replica.held().repository("install").tags
+
+
+def test_a_prune_tells_of_a_push_that_published_while_it_removed(
+    two: list[Replica], sample: Path, other: Path
+) -> None:
+    replica, _ = two
+    extra = sample_store()
+    put_image(extra, "install", "old", layers=(b"what is to go",))
+    replica.fill(extra)
+    during = once(lambda: load(other, replica), PhaseStarted, "removing")
+    report = prune(replica.site, [sample], on_event=during)
+    assert report.exit_code == 1
+    assert "published something while this prune removed" in str(report.failures[0])
+    assert replica.held().repository("modules/other").tags
+
+
+def test_two_syncs_to_one_replica_bring_it_there_together(two: list[Replica]) -> None:
+    leader, replica = two
+    leader.fill(sample_store())
+    again = once(lambda: sync_replicas(leader.site, [replica.site]), TransferStarted)
+    report = sync_replicas(leader.site, [replica.site], on_event=again)
+    assert [one.outcome for one in report.replicas] == [Outcome.SYNCED]
+    assert stated(replica) == stated(leader)
+
+
+def test_a_sync_does_not_turn_back_what_a_newer_one_brought_meanwhile(two: list[Replica]) -> None:
+    leader, replica = two
+    leader.fill(sample_store())
+
+    def newer() -> None:
+        leader.fill(module())
+        leader.state(leader.held(), 2)
+        assert sync_replicas(leader.site, [replica.site]).exit_code == 0
+
+    report = sync_replicas(leader.site, [replica.site], on_event=once(newer, TransferStarted))
+    (result,) = report.replicas
+    assert "another push, rollback, sync or prune published" in str(result.failures[0])
+    assert stated(replica) == stated(leader)
+    assert sync_replicas(leader.site, [replica.site]).exit_code == 0
+
+
+def test_status_looks_again_where_something_was_published_meanwhile(two: list[Replica]) -> None:
+    replica, _ = two
+    replica.fill(sample_store())
+    newer = sample_store()
+    put_image(newer, "release-channel", "v1.1.0", "alpha", layers=(b"version: v1.1.0",))
+
+    class Moving(Site):
+        """A registry in which a release is published while it is asked."""
+
+        def place(self, *, jobs: int = 1, cancel: threading.Event | None = None) -> RegistryTarget:
+            if replica.held() != newer.inventory():
+                replica.fill(newer, generation=2)
+            return Site.place(self, jobs=jobs, cancel=cancel)
+
+    (found,) = status([Moving(replica.site.client, replica.site.tree)]).replicas
+    assert found.complete, found.missing
+    assert found.generation == 2
+
+
+def test_status_calls_nothing_complete_whose_statement_cannot_be_read(two: list[Replica]) -> None:
+    """An earlier generation can be read, and all that it names is there."""
+    replica, _ = two
+    replica.fill(sample_store())
+    replica.fill(module(), generation=None)
+    replica.state(replica.held(), 2)
+    current = read_standing(replica.site.client, replica.site.tree.locate).current
+    assert current is not None
+    (layer,) = current.statement.artifact().manifest.layers
+    replica.storage.delete_blob(replica.site.tree.locate(REPOSITORY), layer.digest)
+    report = status([replica.site])
+    assert report.exit_code == 4
+    failure = report.replicas[0].failures[0]
+    assert failure.item == "its statement"
+    assert "push the bundle again to state anew what is there" in str(failure)
