@@ -17,6 +17,7 @@ from mirror.registry import ConnectionOptions
 from tests.conftest import MakeEmbeddedRegistry
 from tests.modes.replicas import image, put
 from tests.support.program import call_mirror
+from tests.support.tls import Authority
 
 Write: TypeAlias = Callable[..., Path]
 
@@ -74,7 +75,8 @@ def test_show_tells_each_planes_way_and_no_secret(write: Write) -> None:
         f"https://{UPSTREAM}",
         "robot",
         "72 h",
-        "https://127.0.0.1:5001/system/deckhouse  (balancer, as ro; trusts the module's authority)",
+        "https://127.0.0.1:5001/system/deckhouse  (balancer, as ro; ",
+        "trusts the module's authority and the system's roots)",
         f"external registry itself, {UPSTREAM}",
     ):
         assert words in text
@@ -91,6 +93,42 @@ def test_show_tells_each_planes_way_and_no_secret(write: Write) -> None:
     assert [route["role"] for route in api] == ["service", "master", "master"]
     assert {route["user"] for route in api} == {"ro"}
     assert "hidden" not in text + document.text
+
+
+def test_show_says_whom_components_trust_where_the_proxy_passes_on(
+    write: Write, authority: Authority
+) -> None:
+    """They may be sent to the upstream's own token server, by the way through the cluster."""
+    pem = authority.certificate.read_text()
+    direct = {"imagesRepo": UPSTREAM, "license": "hidden-key", "ca": pem}
+    given = {"mode": "Direct", "direct": direct}
+    for sites in ({}, {"ca": pem + pem}):
+        files = (write("mc.yaml", given), "--sites", write("sites.yaml", sites))
+        shown = call_mirror("mode", "show", "--module-config", *files, "--json").succeeded()
+        planes = shown.document["planes"]
+        assert {plane: ways["routes"][0]["trust"] for plane, ways in planes.items()} == {
+            "cri": "the given authority and the system's roots",
+            "api": "the module's authority, the given one and the system's roots",
+            "operator": "the given authority and the system's roots",
+            "replica": "the given authority and the system's roots",
+        }
+    plain = call_mirror("mode", "show", "--module-config", write("mc.yaml", DIRECT)).succeeded()
+    assert "(service, as license-token; trusts the module's authority and the system's roots)" in (
+        plain.stdout
+    )
+
+
+def test_show_names_no_registry_that_the_deprecated_kind_does_not_name(write: Write) -> None:
+    files = ("--module-config", write("mc.yaml", {"mode": "Unmanaged"}))
+    assert LOGICAL_BASE not in call_mirror("mode", "show", *files).succeeded().stdout
+    assert call_mirror("mode", "show", *files, "--json").succeeded().document["images"] is None
+
+
+@pytest.mark.parametrize(("ttl", "text"), [("72h", "72 h"), ("5m30s", "5 min 30 s")])
+def test_show_says_for_how_long_a_proxy_keeps_images(ttl: str, text: str, write: Write) -> None:
+    proxy = {"mode": "Proxy", "proxy": {"imagesRepo": UPSTREAM, "ttl": ttl}}
+    shown = call_mirror("mode", "show", "--module-config", write("mc.yaml", proxy)).succeeded()
+    assert f"cached for       {text}\n" in shown.stdout
 
 
 def test_show_says_what_only_the_cluster_knows(write: Write) -> None:
