@@ -58,6 +58,11 @@ def is_whole(data: bytes) -> bool:
     return stated is None or stated[1].decode() == Digest.of(body).encoded
 
 
+def is_ours(data: bytes) -> bool:
+    """Whether `render_sealed` wrote such a file, so that a seal was beside it."""
+    return _SELF.fullmatch(data.partition(b"\n")[0]) is not None
+
+
 def _line(name: bytes, digest: Digest) -> bytes:
     if digest.algorithm != "sha256":
         raise ValueError(f"{digest} is no SHA-256")

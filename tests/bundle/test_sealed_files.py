@@ -181,6 +181,29 @@ def test_a_file_that_is_missing_beside_the_archives_is_named(tmp_path: Path, nam
     assert (finding.place, finding.problem) == (name, "the file is missing")
 
 
+def test_sums_tell_that_the_seal_is_lost_and_what_else(tmp_path: Path) -> None:
+    """Without its seal a bundle could lack anything, and be whole for all that its archives say."""
+    pack(tmp_path)
+    archive = min(SEAL.archives)
+    for name in ("inventory.json", archive):
+        (tmp_path / name).unlink()
+    with BundleReader([tmp_path]) as reader:
+        report = verify_bundle(reader)
+    assert not report.sealed
+    assert {(one.place, one.problem.partition(",")[0]) for one in report.findings} == {
+        ("inventory.json", "the file is missing"),
+        (archive, "the file is missing"),
+    }
+
+
+def test_sums_of_somebody_else_say_nothing_of_a_seal(tmp_path: Path) -> None:
+    pack(tmp_path)
+    (tmp_path / "inventory.json").unlink()
+    (tmp_path / "SHA256SUMS").write_text(f"{'0' * 64}  notes.txt\n")
+    with BundleReader([tmp_path]) as reader:
+        assert not verify_bundle(reader).findings
+
+
 def test_a_new_bundle_leaves_no_sums_and_no_signature_of_the_earlier_one(tmp_path: Path) -> None:
     pack(tmp_path, part_size=2000, gost=True, signed=True)
     pack(tmp_path)
