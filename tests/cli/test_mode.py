@@ -146,6 +146,31 @@ def test_a_mistake_in_the_settings_is_told_with_its_field(write: Write) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("masters", "told"),
+    [
+        (["10.0.0.1", "https://10.0.0.2:5001"], "masters.1: expected an address"),
+        (["10.0.0.1:5001"], "masters.0: expected an address"),
+        (["10.0.0.1/x"], "masters.0: expected an address"),
+        ([""], "masters.0: expected an address"),
+        (["10.0.0.1", "10.0.0.1"], "masters.1: it is there twice"),
+    ],
+)
+def test_a_master_that_is_no_address_is_refused(
+    masters: list[str], told: str, write: Write
+) -> None:
+    files = (write("mc.yaml", LOCAL), "--sites", write("sites.yaml", {"masters": masters}))
+    call_mirror("mode", "show", "--module-config", *files).failed(2, told, "sites.yaml")
+
+
+def test_masters_may_have_names_and_addresses_of_either_kind(write: Write) -> None:
+    sites = {"masters": ["master-0.corp", "fd00::1", "[fd00::2]"], "users": {"mirror-puller": "x"}}
+    files = (write("mc.yaml", LOCAL), "--sites", write("sites.yaml", sites), "--json")
+    shown = call_mirror("mode", "show", "--module-config", *files).succeeded().document
+    hosts = [route["host"] for route in shown["planes"]["replica"]["routes"]]
+    assert hosts == ["master-0.corp:5001", "[fd00::1]:5001", "[fd00::2]:5001"]
+
+
 # -- resolve ---------------------------------------------------------------------------------------
 
 
