@@ -118,6 +118,14 @@ def test_show_says_whom_components_trust_where_the_proxy_passes_on(
     )
 
 
+@pytest.mark.parametrize("text", ["", "---\n", "# nothing\n"])
+def test_an_empty_file_is_not_taken_for_the_deprecated_kind(text: str, tmp_path: Path) -> None:
+    """A command that failed leaves one where its output was to go."""
+    path = tmp_path / "empty.yaml"
+    path.write_text(text)
+    call_mirror("mode", "show", "--module-config", path).failed(2, "empty.yaml is empty; expected")
+
+
 def test_show_names_no_registry_that_the_deprecated_kind_does_not_name(write: Write) -> None:
     files = ("--module-config", write("mc.yaml", {"mode": "Unmanaged"}))
     assert LOGICAL_BASE not in call_mirror("mode", "show", *files).succeeded().stdout
