@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from mirror.bundle.files import ReadAt, os_errors
-from mirror.bundle.names import ZSTD_SUFFIX
+from mirror.bundle.names import SEAL, ZSTD_SUFFIX
 from mirror.bundle.parts import parse_part_name
 from mirror.bundle.reader import BundleReader
 from mirror.bundle.seal import Seal
@@ -63,6 +63,10 @@ def sums_findings(
     What it says of other archives was written while they were, and they are judged by the seal.
     """
     assert reader.folder is not None
+    parts = ((name, parse_part_name(name)) for name in sums)
+    listed = {(part[0] if part else name).removesuffix(ZSTD_SUFFIX) for name, part in parts}
+    for name in sorted({*seal.archives, *seal.files, SEAL} - listed):
+        yield Finding(SUMS, f"it does not list {name}; copy the file again from its origin")
     packed = {
         one.name for one in reader.archives if isinstance(one.file, SeekableFile | Unreadable)
     }
