@@ -7,12 +7,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from mirror.bundle.files import ReadAt, os_errors
-from mirror.bundle.names import ZSTD_SUFFIX
+from mirror.bundle.names import SEAL, ZSTD_SUFFIX
 from mirror.bundle.parts import parse_part_name
 from mirror.bundle.reader import BundleReader
 from mirror.bundle.seal import Seal
 from mirror.bundle.seekable import SeekableFile, Unreadable
-from mirror.bundle.sums import SUMS, is_whole
+from mirror.bundle.sums import SUMS, is_ours, is_whole
 from mirror.bundle.sums import parse as parse_sums
 from mirror.errors import DamagedBundleError, IntegrityError
 from mirror.oci import Digest, Verifier
@@ -63,6 +63,10 @@ def sums_findings(
     What it says of other archives was written while they were, and they are judged by the seal.
     """
     assert reader.folder is not None
+    parts = ((name, parse_part_name(name)) for name in sums)
+    listed = {(part[0] if part else name).removesuffix(ZSTD_SUFFIX) for name, part in parts}
+    for name in sorted({*seal.archives, *seal.files, SEAL} - listed):
+        yield Finding(SUMS, f"it does not list {name}; copy the file again from its origin")
     packed = {
         one.name for one in reader.archives if isinstance(one.file, SeekableFile | Unreadable)
     }
@@ -79,6 +83,27 @@ def sums_findings(
             yield Finding(name, f"the file is missing, which {SUMS} lists", digest=sums[name])
         elif Digest.of(beside.read_bytes()) != sums[name]:
             yield Finding(name, f"is damaged: {SUMS} has another digest", digest=sums[name])
+
+
+def lost_findings(reader: BundleReader) -> Iterator[Finding]:
+    """What is missing in a folder without a seal, as far as `SHA256SUMS` tells: where that was
+    written beside a seal, the seal itself is lost at least."""
+    path = reader.folder / SUMS if reader.folder is not None else None
+    if path is None or not path.is_file():
+        return
+    with os_errors(path, "read"):
+        data = path.read_bytes() if path.stat().st_size <= _MAX_SUMS_BYTES else b""
+    if not is_ours(data):
+        return
+    try:
+        names = sorted(parse_sums(data))
+    except DamagedBundleError as err:
+        yield Finding(SUMS, str(err).removeprefix(f"{SUMS}: "))
+        return
+    for name in names:
+        if name == Path(name).name and not (path.parent / name).exists():
+            told = f"the file is missing, which {SUMS} lists; copy it again from its origin"
+            yield Finding(name, told)
 
 
 def part_findings(suspects: Iterable[Path], sums: Mapping[str, Digest]) -> Iterator[Finding]:

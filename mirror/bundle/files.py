@@ -35,6 +35,8 @@ def _translated(err: OSError, path: Path, doing: str) -> MirrorError:
             )
         case errno.EACCES | errno.EPERM | errno.EROFS:
             return FileSystemError(f"{what}; check the permissions, or use another folder")
+        case errno.ELOOP:
+            return FileSystemError(f"{what}; remove the symbolic link there")
         case errno.EIO:
             return FileSystemError(f"{what}; the medium is failing, copy it from its origin")
     return FileSystemError(what)
@@ -107,7 +109,9 @@ class WriteAt:
 
     def __init__(self, path: Path, *, keep: bool = False) -> None:
         self.path = path
-        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | (0 if keep else os.O_TRUNC)
+        # Nobody has links there; one would lead the archive out of the bundle's folder.
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+        flags |= 0 if keep else os.O_TRUNC
         with os_errors(path, "create"):
             self._fd: int | None = os.open(path, flags, 0o644)
 

@@ -40,6 +40,8 @@ def check_folder(folder: Path, *, force: bool) -> None:
             is not given.
     """
     if not folder.exists():
+        if folder.is_symlink():
+            raise InputError(f"{folder} is a symbolic link to no folder; make that, or remove it")
         parent = next(parent for parent in folder.absolute().parents if parent.exists())
         if not os.access(parent, os.W_OK | os.X_OK):
             raise InputError(f"{folder} cannot be made: {parent} is not writable for you")
@@ -69,6 +71,14 @@ def check_folder(folder: Path, *, force: bool) -> None:
                 f"{folder} has {name}, which is no archive of a bundle, and a push would take it "
                 "for one; move it elsewhere"
             )
+    for path in listed(folder):
+        # It would be in the way when all is fetched.
+        if path.is_dir() and not path.is_symlink() and path.name != EARLIER_STEM + PARTIAL_SUFFIX:
+            final = path.name.removesuffix(PARTIAL_SUFFIX)
+            if final in (SEAL, SUMS, SIGNATURE, JOURNAL_STEM) or _of_a_bundle(final):
+                raise InputError(
+                    f"{path} is a folder, and a file of the bundle has this name; move it elsewhere"
+                )
 
 
 def _belongs(name: str, seal: Seal) -> bool:

@@ -88,7 +88,8 @@ class Follower:
 
     `chunks` reads the file back, as `files.ReadAt.chunks` and `parts.PartedWriter.chunks` do.
     `windows` are what gets digests of its own: the whole, or each part, or both. `hashes` makes
-    the algorithms, by name; all see each byte in one pass. `cancel` stops the thread.
+    the algorithms, by name; all see each byte in one pass, and so does `watch`, in the order of the
+    file. `cancel` stops the thread.
 
     Use it as a context manager: the thread begins with the block and never outlives it. Memory is
     one chunk, and a pair of numbers per gap in what is written.
@@ -103,6 +104,7 @@ class Follower:
         windows: Sequence[Window],
         *,
         hashes: Mapping[str, MakeHash] = SHA256,
+        watch: Callable[[bytes], None] | None = None,
         cancel: threading.Event | None = None,
         name: str = "archive",
     ) -> None:
@@ -110,6 +112,7 @@ class Follower:
             raise ValueError("a follower needs windows of a file, which begin at byte 0 or later")
         self._chunks, self._windows = chunks, tuple(windows)
         self._hashes = [{key: make() for key, make in hashes.items()} for _ in windows]
+        self._watch = watch
         self._cancel = cancel or threading.Event()
         self._name = name
         self._end = max(window.end for window in windows)
@@ -199,16 +202,18 @@ class Follower:
     def _hash(self, start: int, stop: int) -> None:
         """Hash a stretch into every window around it, as it gets written."""
         receivers = [
-            one
+            one.update
             for window, hashes in zip(self._windows, self._hashes, strict=True)
             if window.start <= start and stop <= window.end
             for one in hashes.values()
         ]
+        if self._watch is not None:
+            receivers.append(self._watch)
         while start < stop:
             end = self._available(start, min(start + CHUNK, stop))
             for chunk in self._chunks(start, end - start):
-                for one in receivers:
-                    one.update(chunk)
+                for receive in receivers:
+                    receive(chunk)
             with self._changed:
                 self._position = start = end
 

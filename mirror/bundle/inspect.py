@@ -224,6 +224,9 @@ def insight(
     layers: int = 20,
 ) -> BundleInsight:
     """The same from what each archive holds, and the size of its file."""
+    total = union(archives.values())
+    # First, before there is anything else: it takes as much memory as all of the inventory.
+    inventory_digest = total.digest()
     found = tuple(
         ArchiveInsight(
             archive,
@@ -232,29 +235,30 @@ def insight(
         )
         for archive, inventory in sorted(archives.items())
     )
-    total = union(archives.values())
     nodes, blobs = total.manifest_nodes(), total.blob_sizes()
-    needed = [{blob.digest: blob for blob in node.blobs} for node in nodes.values()]
-    users = Counter(digest for each in needed for digest in each)
-    types = {digest: blob.media_type for each in needed for digest, blob in each.items()}
+    largest = sorted(blobs.items(), key=lambda item: (-item[1], item[0]))[:layers]
+    types = dict.fromkeys((digest for digest, _ in largest), "")
+    users: Counter[Digest] = Counter()
+    for node in nodes.values():
+        users.update({blob.digest for blob in node.blobs})
+        types.update((b.digest, b.media_type) for b in node.blobs if b.digest in types)
     copies = Counter(
         digest
         for inventory in archives.values()
         for content in inventory.repositories.values()
         for digest in content.blobs
     )
-    largest = sorted(blobs.items(), key=lambda item: (-item[1], item[0]))[:layers]
     contents = total.repositories.values()
     return BundleInsight(
         name=name,
-        inventory=total.digest(),
+        inventory=inventory_digest,
         sealed=sealed,
         components=components(
             total, ((one.path, one.size) for archive in found for one in archive.repositories)
         ),
         archives=found,
         layers=tuple(
-            LayerInsight(digest, types.get(digest, ""), size, users[digest], copies[digest])
+            LayerInsight(digest, types[digest], size, users[digest], copies[digest])
             for digest, size in largest
         ),
         images=len({digest for content in contents for digest in content.tags.values()}),

@@ -2,8 +2,9 @@
 
 One line per statement, `<digest> <bytes>`, appended after the bytes were written. What a process
 wrote outlives it, but not a power cut before the system has put it on the disk; so the first line
-names the boot of the system, and what an earlier boot claims is proved before it is believed. It
-also names the size of the archives' parts (0: they are whole), without which their bytes would
+names the boot of the system, and what an earlier boot claims is proved before it is believed. What
+this boot claims is looked at when sums are computed (`mirror.bundle.recheck`). It also
+names the size of the archives' parts (0: they are whole), without which their bytes would
 not be found.
 """
 

@@ -292,9 +292,10 @@ class PartedWriter:
         self.path, self.size = path, size
         self.sizes = part_sizes(size, part_size)
         self.parts = part_paths(path, len(self.sizes))
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW  # as `WriteAt` has it
         for part, most in zip(self.parts, self.sizes, strict=True):
             with os_errors(part, "create"):
-                fd = os.open(part, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+                fd = os.open(part, flags, 0o644)
                 try:
                     os.ftruncate(fd, min(most, os.fstat(fd).st_size) if keep else 0)
                 finally:

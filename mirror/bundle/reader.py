@@ -262,9 +262,12 @@ def read_base(path: Path) -> Inventory:
         raise InputError(
             f"{path} is neither a bundle's folder nor an inventory, which is JSON"
         ) from err
-    if isinstance(document, dict) and "archives" in document:
-        return Seal.from_json(data).inventory
-    return Inventory.from_document(document)
+    try:
+        if isinstance(document, dict) and "archives" in document:
+            return Seal.from_json(data).inventory
+        return Inventory.from_document(document)
+    except DamagedBundleError as err:
+        raise DamagedBundleError(f"{path}: {err}; copy it again from its origin") from err
 
 
 def missing_archives(seal: Seal, present: Iterable[str]) -> list[Finding]:

@@ -23,8 +23,7 @@ from mirror.bundle.folder import (
 from mirror.bundle.journal import part_size_of, progress_of
 from mirror.bundle.names import PARTIAL_SUFFIX, SEAL
 from mirror.bundle.seal import Seal
-from mirror.bundle.workplace import JOURNAL, Workplace, file_names, is_there
-from mirror.oci import Digest
+from mirror.bundle.workplace import JOURNAL, Workplace, file_names
 
 EARLIER = EARLIER_STEM + PARTIAL_SUFFIX
 """Folder of an interrupted pull of another plan, while its content is still of use."""
@@ -68,15 +67,6 @@ def _take_names_back(folder: Path, seal: Seal, part_size: int) -> None:
 def partial_files(folder: Path, archive: Archive, part_size: int) -> tuple[Path, ...]:
     """The files in which an archive lies while it is made, whether they exist or not."""
     return tuple(file_names(folder / (archive.name + PARTIAL_SUFFIX), archive, part_size))
-
-
-def prove(leavings: Workplace) -> None:
-    """Keep of the journal's claims those that the bytes bear out."""
-    proved: dict[Digest, int] = {}
-    for digest, place in leavings.finished().items():
-        if is_there(place):
-            proved[digest] = place.entry.size
-    leavings.journal.restart(proved)
 
 
 def earlier_workplace(folder: Path) -> Workplace | None:

@@ -144,6 +144,8 @@ class Seal:
             DamagedBundleError: a byte of it was changed, or it is something else.
             InputError: it is of a newer schema.
         """
+        if not data.strip():
+            raise DamagedBundleError("it is not a bundle's inventory: it is empty")
         try:
             document = json.loads(data)
             stated = document.pop("digest")
@@ -197,7 +199,8 @@ class Seal:
             RecursionError,
             InvalidDigestError,
         ) as err:
-            raise DamagedBundleError(f"it is not a bundle's inventory: {err!r}") from err
+            what = str(err) if isinstance(err, json.JSONDecodeError) else repr(err)
+            raise DamagedBundleError(f"it is not a bundle's inventory: {what}") from err
 
 
 def lay_out_all(

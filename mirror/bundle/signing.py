@@ -137,8 +137,8 @@ def verify(data: bytes, signature_text: bytes, public_pem: bytes) -> None:
                 key.verify(signature, data)
     except InvalidSignature as err:
         raise SignatureError(
-            f"the signature does not fit: the signed bytes were changed, or they were signed with "
-            f"another key than this {_kind(key)} one; get both again from whoever signed them"
+            "the signature does not fit: the signed bytes were changed, or they were signed with "
+            f"another key than the one given, {_kind(key)} key; get both again from whoever signed"
         ) from err
 
 

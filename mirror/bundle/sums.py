@@ -51,11 +51,19 @@ def render_sealed(sums: Mapping[str, Digest]) -> bytes:
 def is_whole(data: bytes) -> bool:
     """Whether such a file still is as it was written, if it says how that was.
 
-    coreutils passes over the comment in which `render_sealed` says so.
+    coreutils passes over the comment in which `render_sealed` says so. One that says something else
+    was changed; without any, the file was made anew by other tools.
     """
     first, _, body = data.partition(b"\n")
+    if not first.startswith(b"#"):
+        return True
     stated = _SELF.fullmatch(first)
-    return stated is None or stated[1].decode() == Digest.of(body).encoded
+    return stated is not None and stated[1].decode() == Digest.of(body).encoded
+
+
+def is_ours(data: bytes) -> bool:
+    """Whether `render_sealed` wrote such a file, so that a seal was beside it."""
+    return _SELF.fullmatch(data.partition(b"\n")[0]) is not None
 
 
 def _line(name: bytes, digest: Digest) -> bytes:

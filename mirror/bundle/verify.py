@@ -17,7 +17,13 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from mirror.bundle.beside_checks import file_findings, part_findings, read_sums, sums_findings
+from mirror.bundle.beside_checks import (
+    file_findings,
+    lost_findings,
+    part_findings,
+    read_sums,
+    sums_findings,
+)
 from mirror.bundle.carriage import NO_OMISSIONS, Omissions
 from mirror.bundle.checks import (
     Check,
@@ -124,6 +130,7 @@ def verify_bundle(
     sums: Mapping[str, Digest] = {}
     if seal is None:
         findings += reader.contents.findings
+        findings += lost_findings(reader)
         notices = (*reader.hints(), *reader.contents.notices)
         for notice in (*reader.hints(), *reader.contents.warnings()):
             on_event(Warned(notice))

@@ -27,12 +27,15 @@ from mirror.bundle.folder import (
     write_file,
 )
 from mirror.bundle.follow import Follower, MakeHash, windows_of
+from mirror.bundle.journal import progress_of
 from mirror.bundle.names import PARTIAL_SUFFIX, ZSTD_SUFFIX
 from mirror.bundle.parts import part_name, part_sizes
-from mirror.bundle.resume import earlier_workplace, partial_files, prove, sort_leavings
+from mirror.bundle.recheck import Recheck, is_amiss, prove
+from mirror.bundle.resume import earlier_workplace, partial_files, sort_leavings
 from mirror.bundle.seal import Seal
 from mirror.bundle.seekable import bound
 from mirror.bundle.workplace import (
+    JOURNAL,
     ArchiveFile,
     Place,
     Workplace,
@@ -86,6 +89,7 @@ class BundleWriter:
             gost.require()
             self._hashes["gost"] = gost.GostHash
         self._followers: dict[str, Follower] = {}
+        self._rechecks: dict[str, Recheck] = {}  # of archives that an interrupted pull had begun
         self._archives = tuple(archive for _, archive in sorted(seal.archives.items()))
         self._written: set[tuple[str, str]] = set()  # (archive, path), under the lock
         self._lock = threading.Lock()
@@ -152,6 +156,7 @@ class BundleWriter:
             write_file(self._folder / PARTIAL_SEAL, sealed)
 
         compression = undo.enter_context(Compression()) if self._compress else None
+        claims = progress_of(self._folder / JOURNAL) if keep else {}
 
         def follow(archive: Archive, file: ArchiveFile) -> Follower:
             windows, hashes = windows_of(self._file_sizes(archive)), self._hashes
@@ -163,12 +168,17 @@ class BundleWriter:
                     hashes=hashes,
                 )
                 hashes = {"zstd": lambda: compressor}
-            follower = Follower(file.chunks, windows, hashes=hashes, name=archive.name)
+            watch = None
+            if claims:
+                left = (entry for entry in archive.entries if entry.digest in claims)
+                self._rechecks[archive.name] = recheck = Recheck(left)
+                watch = recheck.update
+            follower = Follower(file.chunks, windows, hashes=hashes, watch=watch, name=archive.name)
             self._followers[archive.name] = undo.enter_context(follower)
             return follower
 
         self._now = Workplace(self._folder, self._seal, self._part_size, keep=keep, follow=follow)
-        if touched or not self._now.journal.trusted:
+        if touched or not self._now.journal.trusted or is_amiss(self._now):
             prove(self._now)
         self._earlier = earlier_workplace(self._folder)
         if self._earlier is not None:
@@ -359,6 +369,7 @@ class BundleWriter:
             if size != archive.size:
                 raise SizeMismatchError(where=archive.name, expected=archive.size, actual=size)
         digests = self._digests()
+        self._check_leavings()
         named = {path.name.removesuffix(PARTIAL_SUFFIX): each for path, each in digests.items()}
         beside = self._beside.render(self._seal.to_json(), named)
         self._close()
@@ -388,6 +399,21 @@ class BundleWriter:
                 paths = self._state.files[archive.name].parts
                 found.update(zip(paths, digests, strict=True))
         return found
+
+    def _check_leavings(self) -> None:
+        """Raise IntegrityError if something that an interrupted pull had left is not what it wrote;
+        the next pull does without it."""
+        wrong = {name: recheck.wrong for name, recheck in self._rechecks.items() if recheck.wrong}
+        if not wrong:
+            return
+        lost = {digest for digests in wrong.values() for digest in digests}
+        kept = self._state.journal.progress
+        self._state.journal.restart({d: count for d, count in kept.items() if d not in lost})
+        raise IntegrityError(
+            f"{self.name}: {len(lost)} of the blobs that an interrupted run had written are no "
+            f"longer what they were (in {', '.join(sorted(wrong))}), as when a disk is taken away "
+            "while it is written; run the same command again, which fetches these anew"
+        )
 
     def _missing(self) -> Iterator[str]:
         for archive in self._archives:

@@ -19,6 +19,7 @@ from mirror.modes.constants import LOGICAL_BASE
 from mirror.modes.matrix import kind_of
 from mirror.modes.permissions import push_address
 from mirror.modes.places import Places
+from mirror.modes.settings import Upstream
 from mirror.modes.sites import Account, Sites, User
 from mirror.oci import Digest, Reference, Repository
 
@@ -123,7 +124,7 @@ def _settings_document(cluster: Cluster) -> dict[str, Any]:
             "user": upstream.username,
             "trust": _trust(upstream.scheme, upstream.ca),
         }
-    document["images"] = LOGICAL_BASE if settings.managed or upstream is None else upstream.base
+    document["images"] = LOGICAL_BASE if settings.managed else upstream and upstream.base
     if settings.proxy is not None:
         document["ttlSeconds"] = settings.proxy.ttl_s
     return document
@@ -135,7 +136,7 @@ def _ways(cluster: Cluster, asked: Reference | Repository, plane: Plane) -> dict
         routes = routes_for(asked, cluster.settings, plane, _with_names(cluster.sites))
     except RouteError as err:
         return {"error": str(err)}
-    return {"routes": [_route_document(route) for route in routes]}
+    return {"routes": [_route_document(route, cluster.settings.upstream) for route in routes]}
 
 
 def _with_names(sites: Sites) -> Sites:
@@ -144,15 +145,20 @@ def _with_names(sites: Sites) -> Sites:
     return replace(sites, accounts={**accounts, **sites.accounts})
 
 
-def _route_document(route: Route) -> dict[str, Any]:
+def _route_document(route: Route, upstream: Upstream | None) -> dict[str, Any]:
     inside = route.role in (Role.BALANCER, Role.SERVICE, Role.MASTER)
+    given = route.ca
+    if inside:
+        # Whoever is only passed on is trusted as at the upstream itself.
+        theirs = upstream.ca if upstream is not None else None
+        given = theirs if theirs and theirs in (route.ca or "") else None
     return {
         "role": route.role.value,
         "address": _address(route),
         "host": route.host,
         "repository": route.repository,
         "user": None if route.credential is None else route.credential.name,
-        "trust": _trust(route.scheme, route.ca, inside=inside),
+        "trust": _trust(route.scheme, given, inside=inside),
     }
 
 
@@ -164,19 +170,25 @@ def _address(route: Route) -> str:
 
 
 def _trust(scheme: str, ca: str | None, *, inside: bool = False) -> str:
-    """Whom one trusts, in a few words."""
+    """Whom one trusts, in a few words. `ca` is the authority that the settings or sites give."""
     if scheme == "http":
         return "none (plain HTTP)"
-    if inside:
-        return "the module's authority"
-    return "the system's roots" if ca is None else "the given authority and the system's roots"
+    match inside, ca is not None:
+        case True, True:
+            return "the module's authority, the given one and the system's roots"
+        case True, False:
+            return "the module's authority and the system's roots"
+        case False, True:
+            return "the given authority and the system's roots"
+    return "the system's roots"
 
 
 # -- text ------------------------------------------------------------------------------------------
 
 
 def _settings_lines(document: Mapping[str, Any]) -> list[str]:
-    rows = [("mode", document["kind"]), ("images go by", document["images"])]
+    images = document["images"] or "the registry of the installation, which is not named here"
+    rows = [("mode", document["kind"]), ("images go by", images)]
     upstream = document["upstream"]
     if upstream is not None:
         rows += [
@@ -185,10 +197,17 @@ def _settings_lines(document: Mapping[str, Any]) -> list[str]:
             ("trust", upstream["trust"]),
         ]
     if document.get("ttlSeconds"):
-        rows.append(("cached for", f"{document['ttlSeconds'] / 3600:g} h"))
+        rows.append(("cached for", _duration(document["ttlSeconds"])))
     rows += [("required images", document["checkMode"]), ("push to", document["push"])]
     width = max(len(name) for name, _ in rows)
     return [f"{name:<{width}}  {text}" for name, text in rows]
+
+
+def _duration(seconds: int) -> str:
+    """`72 h`, or `5 min 30 s`: what is not zero of hours, minutes and seconds."""
+    (hours, rest), units = divmod(seconds, 3600), ("h", "min", "s")
+    parts = zip((hours, *divmod(rest, 60)), units, strict=True)
+    return " ".join(f"{count} {unit}" for count, unit in parts if count)
 
 
 def _plane_lines(planes: Mapping[str, Mapping[str, Any]]) -> list[str]:

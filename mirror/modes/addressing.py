@@ -226,10 +226,11 @@ def _joined(module: str | None, upstream: str | None) -> str | None:
     """Whom to trust on the way through the cluster to the upstream.
 
     A proxy that only passes requests on passes the upstream's challenge on too, so that clients
-    ask the upstream's own token server.
+    ask the upstream's own token server. That holds too where the module's authority is not known
+    here, as whoever connects may have been given it by other means.
     """
     if module is None or upstream is None:
-        return module
+        return module or upstream
     return f"{module.rstrip()}\n{upstream}"
 
 

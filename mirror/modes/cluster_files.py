@@ -5,6 +5,8 @@ Messages never quote a file, as it may hold passwords. A path inside a file is r
 
 from __future__ import annotations
 
+import ipaddress
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self, TypeVar
@@ -62,6 +64,14 @@ class SitesFile(_Written):
         ):
             if one is not None and other is not None:
                 raise ValueError(f"{names} exclude each other; keep one")
+        for number, master in enumerate(self.masters):
+            if not _is_address(master):
+                raise ValueError(
+                    f"masters.{number}: expected an address or a name without scheme, port and "
+                    "path, as in 10.0.0.1"
+                )
+            if master in self.masters[:number]:
+                raise ValueError(f"masters.{number}: it is there twice; give each master once")
         template = self.public_domain_template
         if template is not None and template.count(_NAME) != 1:
             raise ValueError(f"publicDomainTemplate must have {_NAME} in it, once")
@@ -87,6 +97,15 @@ class SitesFile(_Written):
             ),
             accounts={user: Account(user.value, word) for user, word in self.users.items()},
         )
+
+
+def _is_address(text: str) -> bool:
+    """Whether it is an IP address, with or without brackets, or a host's name."""
+    try:
+        ipaddress.ip_address(text.removeprefix("[").removesuffix("]"))
+    except ValueError:
+        return re.fullmatch(r"[0-9A-Za-z]([0-9A-Za-z.-]*[0-9A-Za-z])?", text) is not None
+    return True
 
 
 class NodeFile(_Written):

@@ -50,7 +50,12 @@ def find_registry(source: Path | str | Mapping[str, Any]) -> Found:
             raise InputError(f"cannot read {where}: {err.strerror}") from err
     else:
         where, raw = "the settings", source
-    return _of(read_documents(raw, where), where)
+    documents = read_documents(raw, where)
+    if not documents and isinstance(source, Path):
+        # As a redirection leaves it whose command failed. To read it as the deprecated kind of
+        # Unmanaged, which has no settings, would plan a switch to that.
+        raise InputError(f"{where} is empty; {_EXPECTED}")
+    return _of(documents, where)
 
 
 def read_documents(raw: str | bytes, where: str) -> list[Mapping[str, Any]]:

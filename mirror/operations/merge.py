@@ -103,7 +103,8 @@ def merge(
     if missing:
         raise MissingBaseError(
             f"{len(missing)} of the manifests and blobs that {last.name} speaks of are in none of "
-            f"the bundles{_named(last, readers, inventories)}; nothing was written",
+            f"the bundles{_named(last, readers, inventories)}; name the base in front, and all "
+            "deltas between it and the last one; nothing was written",
             [str(finding).removeprefix("the merged bundle: ") for finding in missing],
         )
     files = read_files(last.folder, last.seal)
@@ -124,12 +125,12 @@ def merge(
 
 
 def _check_order(readers: Sequence[BundleReader], inventories: Sequence[Inventory]) -> None:
-    """Raise InputError if a bundle comes behind a delta that was made against it: the outcome would
-    be the older of the two."""
+    """Raise InputError if a bundle comes behind a delta that was made against it, and no equal one
+    before it: the outcome would be the older of the two."""
     digests = [inventory.digest() for inventory in inventories]
     for number, reader in enumerate(readers):
         for later, digest in enumerate(digests[number + 1 :], number + 1):
-            if digest in reader.bases and digest != digests[number]:
+            if digest in reader.bases and digest not in digests[: number + 1]:
                 raise InputError(
                     f"{reader.name} is a delta to {readers[later].name}, which is named behind it; "
                     "name the base first and then the deltas, oldest first"

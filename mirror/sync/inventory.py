@@ -10,6 +10,7 @@ which is how a half-filled or damaged registry looks. `gaps` lists them; a *clos
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -112,7 +113,10 @@ class Inventory:
 
     def digest(self) -> Digest:
         """Identity of all content: equal for two places if and only if they hold the same."""
-        return Digest.of(self.to_json())
+        found = hashlib.sha256()
+        for piece in self._pieces():
+            found.update(piece)
+        return Digest("sha256", found.hexdigest())
 
     def blob_sizes(self) -> dict[Digest, int]:
         """Every distinct blob with its size in bytes, in canonical order."""
@@ -168,18 +172,29 @@ class Inventory:
     def repositories_document(self) -> dict[str, Any]:
         """What each repository holds; its manifests by digest only."""
         return {
-            path: {
-                "blobs": {str(d): size for d, size in sorted(content.blobs.items())},
-                "manifests": [str(d) for d in sorted(content.manifests)],
-                "tags": {tag: str(d) for tag, d in sorted(content.tags.items())},
-            }
+            path: _content_document(content)
             for path, content in sorted(self.repositories.items())
             if content
         }
 
     def to_json(self) -> bytes:
         """The one canonical serialisation: UTF-8, keys sorted, no white space."""
-        return canonical_json(self.to_document())
+        return b"".join(self._pieces())
+
+    def _pieces(self) -> Iterator[bytes]:
+        """That, a manifest or a repository at a time: as a whole it takes several times its size
+        while it is made."""
+        yield b'{"manifests":{'
+        yield from _members(
+            (str(digest), _node_document(node)) for digest, node in self.manifest_nodes().items()
+        )
+        yield b'},"repositories":{'
+        yield from _members(
+            (path, _content_document(content))
+            for path, content in sorted(self.repositories.items())
+            if content
+        )
+        yield b'},"schemaVersion":%d}' % SCHEMA_VERSION
 
     @classmethod
     def from_document(cls, document: Any) -> Inventory:
@@ -273,6 +288,20 @@ def _reading() -> Iterator[None]:
 def canonical_json(document: Any) -> bytes:
     """The one serialisation of our own documents: UTF-8, keys sorted, no white space."""
     return json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+
+
+def _members(documents: Iterable[tuple[str, Any]]) -> Iterator[bytes]:
+    """The inside of a JSON object, member by member."""
+    for number, (key, document) in enumerate(documents):
+        yield (b"," if number else b"") + canonical_json(key) + b":" + canonical_json(document)
+
+
+def _content_document(content: RepositoryContent) -> dict[str, Any]:
+    return {
+        "blobs": {str(d): size for d, size in sorted(content.blobs.items())},
+        "manifests": [str(d) for d in sorted(content.manifests)],
+        "tags": {tag: str(d) for tag, d in sorted(content.tags.items())},
+    }
 
 
 def _reason(err: Exception) -> str:

@@ -282,6 +282,7 @@ def test_what_zstd_itself_compressed_is_refused_with_what_to_do(
 ) -> None:
     shutil.copytree(plain, tmp_path, dirs_exist_ok=True)
     (tmp_path / "inventory.json").unlink()
+    (tmp_path / "SHA256SUMS").unlink()
     zstd("-q", "--rm", tmp_path / "platform.tar")
     told = r"`zstd -d --rm platform\.tar\.zst`"
     with BundleReader([tmp_path]) as reader, pytest.raises(DamagedBundleError, match=told):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -276,13 +277,27 @@ def test_bases_and_deltas_merge_into_what_a_complete_pull_makes(
         assert _files(folder / "out") == _files(folder / "all")
 
 
+def test_a_delta_may_lead_back_to_what_was_before(tmp_path: Path) -> None:
+    """A release was withdrawn: the last bundle speaks of what the base does."""
+    before, after = before_and_after()
+    old, new = before.inventory(), after.inventory()
+    pack(before, old, tmp_path / "base")
+    pack(after, new, tmp_path / "forth", carriage=against(old, new))
+    pack(before, old, tmp_path / "back", carriage=against(new, old))
+    with ExitStack() as opened:
+        names = ("base", "forth", "back")
+        readers = [opened.enter_context(BundleReader([tmp_path / one])) for one in names]
+        merge(readers, tmp_path / "out", jobs=2)
+    assert _files(tmp_path / "out") == _files(tmp_path / "base")
+
+
 def test_what_is_in_no_bundle_is_named(tmp_path: Path) -> None:
     before, after = before_and_after()
     wanted = after.inventory()
     pack(after, wanted, tmp_path / "delta", carriage=against(before.inventory(), wanted))
     with (
         BundleReader([tmp_path / "delta"]) as reader,
-        pytest.raises(MissingBaseError, match="and no base was named; nothing was written") as told,
+        pytest.raises(MissingBaseError, match="no base was named; name the base in front") as told,
     ):
         merge([reader], tmp_path / "out")
     assert any(str(Digest.of(LAYER)) in line for line in told.value.lacking)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import threading
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import suppress
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mirror.bundle import journal as journal_module
+from mirror.bundle.archive import Entry
 from mirror.bundle.journal import Journal
 from mirror.bundle.reader import BundleReader
 from mirror.bundle.resume import EARLIER
@@ -19,7 +21,7 @@ from mirror.bundle.seal import Seal
 from mirror.bundle.verify import verify_bundle
 from mirror.bundle.workplace import JOURNAL
 from mirror.bundle.writer import BundleWriter
-from mirror.errors import CancelledError, IncompleteError
+from mirror.errors import CancelledError, IncompleteError, IntegrityError
 from mirror.oci import Digest, Manifest
 from mirror.sync import MemoryStore, make_plan, transfer
 from mirror.sync.plan import Plan
@@ -235,6 +237,78 @@ def test_after_a_power_cut_claims_are_proved(
     pull(source, tmp_path)
     assert files_in(tmp_path) == plain
     assert source.given >= BIG
+
+
+def zero(folder: Path, archive: str, offset: int, size: int) -> None:
+    """What the disk of a partial archive has lost."""
+    with (folder / f"{archive}.partial").open("r+b") as file:
+        file.seek(offset)
+        file.write(bytes(size))
+
+
+def places_of_the_large_layer() -> list[tuple[str, Entry]]:
+    """Where it belongs: (archive, entry), in the order in which they lie."""
+    return [
+        (archive.name, entry)
+        for _, archive in sorted(SEAL.archives.items())
+        for entry in archive.entries
+        if entry.size == BIG
+    ]
+
+
+LOSSES: dict[str, Callable[[Entry], tuple[int, int]]] = {
+    "a copy of it": lambda entry: (entry.data_offset + entry.size // 2, 4096),
+    "its header": lambda entry: (entry.offset, 512),
+    "its last bytes": lambda entry: (entry.data_offset + entry.size - 8, 8),
+}
+
+
+@pytest.mark.parametrize("copy", [0, -1], ids=["first", "last"])
+@pytest.mark.parametrize("loss", LOSSES)
+def test_no_copy_of_a_blob_is_believed_after_a_power_cut(
+    loss: str,
+    copy: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    plain: dict[str, Digest],
+) -> None:
+    with pytest.raises(StopError):
+        pull(Counting(STORE, stop_after=BIG + 1), tmp_path)
+    monkeypatch.setattr(journal_module, "_this_boot", lambda: "another boot")
+    archive, entry = places_of_the_large_layer()[copy]
+    zero(tmp_path, archive, *LOSSES[loss](entry))
+    pull(Counting(STORE), tmp_path)
+    assert files_in(tmp_path) == plain
+
+
+@pytest.mark.parametrize("copy", [0, -1], ids=["first", "last"])
+@pytest.mark.parametrize("loss", LOSSES)
+def test_what_a_disk_lost_without_a_restart_is_noticed_and_fetched_by_the_next_run(
+    loss: str, copy: int, tmp_path: Path, plain: dict[str, Digest]
+) -> None:
+    """It was pulled out and put in again: nothing but the bytes tells."""
+    with pytest.raises(StopError):
+        pull(Counting(STORE, stop_after=BIG + 1), tmp_path)
+    archive, entry = places_of_the_large_layer()[copy]
+    zero(tmp_path, archive, *LOSSES[loss](entry))
+    with pytest.raises(IntegrityError, match=f"in {archive}.*run the same command again"):
+        pull(Counting(STORE), tmp_path)
+    assert not list(tmp_path.glob("*.tar"))
+    source = Counting(STORE)
+    pull(source, tmp_path)
+    assert files_in(tmp_path) == plain
+    assert source.given == BIG
+
+
+def test_archives_that_were_copied_in_part_are_proved_first(
+    tmp_path: Path, plain: dict[str, Digest]
+) -> None:
+    with pytest.raises(StopError):
+        pull(Counting(STORE, stop_after=BIG + 1), tmp_path)
+    archive, entry = places_of_the_large_layer()[-1]
+    os.truncate(tmp_path / f"{archive}.partial", entry.data_offset + BIG // 2)
+    pull(Counting(STORE), tmp_path)
+    assert files_in(tmp_path) == plain
 
 
 def test_an_archive_that_was_taken_away_in_between_is_fetched_again(

@@ -142,6 +142,39 @@ def test_every_flipped_byte_of_any_file_is_found(tmp_path: Path) -> None:
     assert not is_damaged(tmp_path)
 
 
+def test_every_flipped_bit_of_the_first_line_of_sums_is_found(tmp_path: Path) -> None:
+    """It is a comment for `sha256sum`, and no file's sum."""
+    pack(tmp_path, signed=True)
+    assert not is_damaged(tmp_path)
+    path = tmp_path / "SHA256SUMS"
+    data = path.read_bytes()
+    for at in range(data.index(b"\n") + 1):
+        changed = bytearray(data)
+        changed[at] ^= 1 << at % 8
+        path.write_bytes(changed)
+        assert is_damaged(tmp_path), at
+
+
+@pytest.mark.parametrize("lines", [0, 1, 3])
+def test_sums_that_lack_a_file_are_found(lines: int, tmp_path: Path) -> None:
+    pack(tmp_path)
+    path = tmp_path / "SHA256SUMS"
+    kept = path.read_bytes().splitlines(keepends=True)[1:][:lines]
+    path.write_bytes(b"".join(kept))
+    with BundleReader([tmp_path]) as reader:
+        problems = [(one.place, one.problem) for one in verify_bundle(reader).findings]
+    assert all(place == "SHA256SUMS" and "does not list" in told for place, told in problems)
+    assert len(problems) == len(SEAL.archives) + len(FILES) + 1 - lines
+
+
+def test_sums_that_were_made_anew_are_taken(tmp_path: Path) -> None:
+    pack(tmp_path, part_size=9000)
+    path = tmp_path / "SHA256SUMS"
+    path.write_bytes(path.read_bytes().partition(b"\n")[2])
+    with BundleReader([tmp_path]) as reader:
+        assert not verify_bundle(reader).findings
+
+
 def test_a_signature_is_openssls(tmp_path: Path) -> None:
     pack(tmp_path, signed=True)
     (tmp_path / "key.pub").write_bytes(PUBLIC)
@@ -179,6 +212,29 @@ def test_a_file_that_is_missing_beside_the_archives_is_named(tmp_path: Path, nam
     with BundleReader([tmp_path]) as reader:
         (finding,) = verify_bundle(reader).findings
     assert (finding.place, finding.problem) == (name, "the file is missing")
+
+
+def test_sums_tell_that_the_seal_is_lost_and_what_else(tmp_path: Path) -> None:
+    """Without its seal a bundle could lack anything, and be whole for all that its archives say."""
+    pack(tmp_path)
+    archive = min(SEAL.archives)
+    for name in ("inventory.json", archive):
+        (tmp_path / name).unlink()
+    with BundleReader([tmp_path]) as reader:
+        report = verify_bundle(reader)
+    assert not report.sealed
+    assert {(one.place, one.problem.partition(",")[0]) for one in report.findings} == {
+        ("inventory.json", "the file is missing"),
+        (archive, "the file is missing"),
+    }
+
+
+def test_sums_of_somebody_else_say_nothing_of_a_seal(tmp_path: Path) -> None:
+    pack(tmp_path)
+    (tmp_path / "inventory.json").unlink()
+    (tmp_path / "SHA256SUMS").write_text(f"{'0' * 64}  notes.txt\n")
+    with BundleReader([tmp_path]) as reader:
+        assert not verify_bundle(reader).findings
 
 
 def test_a_new_bundle_leaves_no_sums_and_no_signature_of_the_earlier_one(tmp_path: Path) -> None:

@@ -268,6 +268,40 @@ def test_a_folder_with_other_things_needs_force(tmp_path: Path) -> None:
         check_folder(tmp_path / "something", force=True)
 
 
+@pytest.mark.parametrize("name", ["platform.tar", "platform.tar.partial", "inventory.json"])
+def test_a_folder_in_the_place_of_a_file_is_told_before_anything_is_fetched(
+    name: str, tmp_path: Path
+) -> None:
+    (tmp_path / name).mkdir()
+    with pytest.raises(InputError, match=f"{name} is a folder, .*; move it elsewhere"):
+        check_folder(tmp_path, force=True)
+
+
+def test_a_link_to_nowhere_is_no_folder_for_a_bundle(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(InputError, match="link is a symbolic link to no folder"):
+        check_folder(tmp_path / "link", force=False)
+
+
+@pytest.mark.parametrize("part_size", [0, 1_000_000])
+def test_no_archive_is_written_through_a_link(part_size: int, tmp_path: Path) -> None:
+    """What an interrupted pull left is gone on with: a link there would lead out of the folder."""
+    folder, victim = tmp_path / "bundle", tmp_path / "victim"
+    victim.write_bytes(b"mine")
+
+    def stopped() -> None:
+        with BundleWriter(folder, SEAL, part_size=part_size) as writer:
+            transfer(make_plan(WANTED, writer.held(WANTED)), STORE, writer)
+
+    stopped()
+    archive = next(folder.glob("*.tar*.partial"))
+    archive.unlink()
+    archive.symlink_to(victim)
+    with pytest.raises(FileSystemError, match="remove the symbolic link there"):
+        stopped()
+    assert victim.read_bytes() == b"mine"
+
+
 def test_what_is_not_a_bundles_stays_and_what_could_be_taken_for_one_is_refused(
     tmp_path: Path,
 ) -> None:

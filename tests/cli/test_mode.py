@@ -17,6 +17,7 @@ from mirror.registry import ConnectionOptions
 from tests.conftest import MakeEmbeddedRegistry
 from tests.modes.replicas import image, put
 from tests.support.program import call_mirror
+from tests.support.tls import Authority
 
 Write: TypeAlias = Callable[..., Path]
 
@@ -74,7 +75,8 @@ def test_show_tells_each_planes_way_and_no_secret(write: Write) -> None:
         f"https://{UPSTREAM}",
         "robot",
         "72 h",
-        "https://127.0.0.1:5001/system/deckhouse  (balancer, as ro; trusts the module's authority)",
+        "https://127.0.0.1:5001/system/deckhouse  (balancer, as ro; ",
+        "trusts the module's authority and the system's roots)",
         f"external registry itself, {UPSTREAM}",
     ):
         assert words in text
@@ -93,6 +95,50 @@ def test_show_tells_each_planes_way_and_no_secret(write: Write) -> None:
     assert "hidden" not in text + document.text
 
 
+def test_show_says_whom_components_trust_where_the_proxy_passes_on(
+    write: Write, authority: Authority
+) -> None:
+    """They may be sent to the upstream's own token server, by the way through the cluster."""
+    pem = authority.certificate.read_text()
+    direct = {"imagesRepo": UPSTREAM, "license": "hidden-key", "ca": pem}
+    given = {"mode": "Direct", "direct": direct}
+    for sites in ({}, {"ca": pem + pem}):
+        files = (write("mc.yaml", given), "--sites", write("sites.yaml", sites))
+        shown = call_mirror("mode", "show", "--module-config", *files, "--json").succeeded()
+        planes = shown.document["planes"]
+        assert {plane: ways["routes"][0]["trust"] for plane, ways in planes.items()} == {
+            "cri": "the given authority and the system's roots",
+            "api": "the module's authority, the given one and the system's roots",
+            "operator": "the given authority and the system's roots",
+            "replica": "the given authority and the system's roots",
+        }
+    plain = call_mirror("mode", "show", "--module-config", write("mc.yaml", DIRECT)).succeeded()
+    assert "(service, as license-token; trusts the module's authority and the system's roots)" in (
+        plain.stdout
+    )
+
+
+@pytest.mark.parametrize("text", ["", "---\n", "# nothing\n"])
+def test_an_empty_file_is_not_taken_for_the_deprecated_kind(text: str, tmp_path: Path) -> None:
+    """A command that failed leaves one where its output was to go."""
+    path = tmp_path / "empty.yaml"
+    path.write_text(text)
+    call_mirror("mode", "show", "--module-config", path).failed(2, "empty.yaml is empty; expected")
+
+
+def test_show_names_no_registry_that_the_deprecated_kind_does_not_name(write: Write) -> None:
+    files = ("--module-config", write("mc.yaml", {"mode": "Unmanaged"}))
+    assert LOGICAL_BASE not in call_mirror("mode", "show", *files).succeeded().stdout
+    assert call_mirror("mode", "show", *files, "--json").succeeded().document["images"] is None
+
+
+@pytest.mark.parametrize(("ttl", "text"), [("72h", "72 h"), ("5m30s", "5 min 30 s")])
+def test_show_says_for_how_long_a_proxy_keeps_images(ttl: str, text: str, write: Write) -> None:
+    proxy = {"mode": "Proxy", "proxy": {"imagesRepo": UPSTREAM, "ttl": ttl}}
+    shown = call_mirror("mode", "show", "--module-config", write("mc.yaml", proxy)).succeeded()
+    assert f"cached for       {text}\n" in shown.stdout
+
+
 def test_show_says_what_only_the_cluster_knows(write: Write) -> None:
     text = (
         call_mirror("mode", "show", "--module-config", write("mc.yaml", LOCAL)).succeeded().stdout
@@ -106,6 +152,31 @@ def test_a_mistake_in_the_settings_is_told_with_its_field(write: Write) -> None:
     call_mirror("mode", "show", "--module-config", write("mc.yaml", wrong)).failed(
         2, "registry.direct", "password", "ttl"
     )
+
+
+@pytest.mark.parametrize(
+    ("masters", "told"),
+    [
+        (["10.0.0.1", "https://10.0.0.2:5001"], "masters.1: expected an address"),
+        (["10.0.0.1:5001"], "masters.0: expected an address"),
+        (["10.0.0.1/x"], "masters.0: expected an address"),
+        ([""], "masters.0: expected an address"),
+        (["10.0.0.1", "10.0.0.1"], "masters.1: it is there twice"),
+    ],
+)
+def test_a_master_that_is_no_address_is_refused(
+    masters: list[str], told: str, write: Write
+) -> None:
+    files = (write("mc.yaml", LOCAL), "--sites", write("sites.yaml", {"masters": masters}))
+    call_mirror("mode", "show", "--module-config", *files).failed(2, told, "sites.yaml")
+
+
+def test_masters_may_have_names_and_addresses_of_either_kind(write: Write) -> None:
+    sites = {"masters": ["master-0.corp", "fd00::1", "[fd00::2]"], "users": {"mirror-puller": "x"}}
+    files = (write("mc.yaml", LOCAL), "--sites", write("sites.yaml", sites), "--json")
+    shown = call_mirror("mode", "show", "--module-config", *files).succeeded().document
+    hosts = [route["host"] for route in shown["planes"]["replica"]["routes"]]
+    assert hosts == ["master-0.corp:5001", "[fd00::1]:5001", "[fd00::2]:5001"]
 
 
 # -- resolve ---------------------------------------------------------------------------------------

@@ -55,6 +55,19 @@ def test_a_mode_is_written_for_every_node(folder: Path) -> None:
     assert secrets.stat().st_mode & 0o777 == 0o600
 
 
+def test_a_kept_authority_that_cannot_be_read_is_named_with_its_file(folder: Path) -> None:
+    arguments = ["--module-config", str(folder / "local.yaml"), "--nodes", MASTERS]
+    assert run(folder, *arguments).exit_code == 0
+    secrets = folder / "out/registry-secrets.json"
+    for part in ("CERTIFICATE", "PRIVATE KEY"):
+        whole = secrets.read_text()
+        secrets.write_text(whole.replace(f"BEGIN {part}", f"BEGIN {part[::-1]}", 1))
+        with pytest.raises(RenderingError, match=r"authority: .*; restore the file from") as found:
+            run(folder, *arguments)
+        assert str(found.value).startswith(str(secrets))
+        secrets.write_text(whole)
+
+
 def test_the_same_settings_write_nothing_anew(folder: Path) -> None:
     arguments = ["--module-config", str(folder / "local.yaml"), "--nodes", MASTERS, "--json"]
     first = json.loads(run(folder, *arguments).output)

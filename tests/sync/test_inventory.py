@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from mirror.errors import DamagedBundleError, InputError
 from mirror.oci import Digest
 from mirror.sync import Gap, Inventory, InventoryBuilder, union
-from mirror.sync.inventory import SCHEMA_VERSION
+from mirror.sync.inventory import SCHEMA_VERSION, canonical_json
 from tests.support.inventories import (
     fake_blob,
     fake_manifest,
@@ -53,6 +53,12 @@ def test_one_thing_less_is_another_digest(inventory: Inventory, data: st.DataObj
     if everything:
         lost = data.draw(st.sampled_from(everything))
         assert without(inventory, lost).digest() != inventory.digest()
+
+
+@given(inventories())
+def test_what_is_made_in_pieces_is_the_canonical_form_of_the_whole(inventory: Inventory) -> None:
+    assert inventory.to_json() == canonical_json(inventory.to_document())
+    assert inventory.digest() == Digest.of(inventory.to_json())
 
 
 def test_the_canonical_form_is_sorted_and_has_no_white_space() -> None:

@@ -21,7 +21,7 @@ import bcrypt
 from pydantic import BaseModel, ConfigDict, SecretStr, ValidationError
 from pydantic.alias_generators import to_camel
 
-from mirror.errors import FileSystemError, RenderingError
+from mirror.errors import FileSystemError, InvalidCertificateError, RenderingError
 from mirror.modes import pki
 from mirror.modes.pki import KeyPair
 from mirror.modes.render.layout import Node
@@ -213,12 +213,14 @@ def read_secrets(path: Path) -> ServiceSecrets | None:
     except ValidationError as err:
         first = err.errors(include_input=False, include_url=False)[0]
         where = ".".join(map(str, first["loc"])) or "document"
-        raise RenderingError(
-            f"{path}: {where}: {first['msg']}; restore the file from a backup, or delete it to "
-            "make a new authority and new passwords, which all nodes and clients must then learn"
-        ) from err
+        raise RenderingError(f"{path}: {where}: {first['msg']}; {_REPAIR}") from err
+    authority = _pair(found.authority)
+    try:
+        authority.private_key()
+    except InvalidCertificateError as err:
+        raise RenderingError(f"{path}: authority: {str(err).partition(';')[0]}; {_REPAIR}") from err
     return ServiceSecrets(
-        _pair(found.authority),
+        authority,
         _pair(found.token),
         found.http_secret,
         {
@@ -228,6 +230,12 @@ def read_secrets(path: Path) -> ServiceSecrets | None:
         {name: _leaves_of(one) for name, one in found.nodes.items()},
         _leaves_of(found.in_cluster),
     )
+
+
+_REPAIR = (
+    "restore the file from a backup, or delete it to make a new authority and new passwords, which "
+    "all nodes and clients must then learn"
+)
 
 
 def write_secrets(kept: ServiceSecrets, path: Path) -> bool:
