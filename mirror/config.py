@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails
 
-from mirror.bundle.part_size import parse_part_size
+from mirror.bundle.sizes import parse_part_size
 from mirror.documents import read_mapping
 from mirror.errors import InputError
 from mirror.oci import Platform, Repository

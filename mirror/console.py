@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 
 from mirror.bundle.carriage import Omissions
 from mirror.bundle.compress import Compressed
-from mirror.bundle.report_text import compression_rows, omission_rows, size_text
+from mirror.bundle.report_text import compression_rows, omission_rows
+from mirror.bundle.sizes import size_text
 from mirror.bundle.verify import BundleReport
 from mirror.oci import Digest
 from mirror.operations import (

@@ -15,6 +15,7 @@ from mirror.bundle.limits import marks
 from mirror.bundle.names import PARTIAL_SUFFIX, SEAL, SIGNATURE, ZSTD_SUFFIX, is_archive_name
 from mirror.bundle.parts import parse_part_name
 from mirror.bundle.seal import Seal
+from mirror.bundle.sizes import size_text
 from mirror.bundle.sums import SUMS
 from mirror.errors import DamagedBundleError, InputError, MirrorError, NoSpaceError
 from mirror.oci import Digest
@@ -96,8 +97,9 @@ def check_space(folder: Path, needed: int) -> None:
     free = stat.f_bavail * stat.f_frsize
     if needed > free:
         raise NoSpaceError(
-            f"the bundle needs {needed} bytes and the disk of {folder} has {free} free: "
-            f"{needed - free} too few; nothing was fetched"
+            f"the bundle needs {size_text(needed)} and the disk of {folder} has {size_text(free)} "
+            f"free: {needed - free} bytes too few; nothing was fetched; free some space there, or "
+            "use another disk"
         )
 
 

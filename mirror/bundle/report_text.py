@@ -7,18 +7,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from mirror.bundle.carriage import Omissions
 from mirror.bundle.compress import Compressed
 from mirror.bundle.inspect import BundleInsight
+from mirror.bundle.sizes import size_text
 
-_UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 _SHOWN = 8  # rows of lists of the largest
 _NUMBERS = frozenset({"Size", "Repositories", "Images", "Layers", "Copies"})
-
-
-def size_text(count: int) -> str:
-    """Bytes as a person reads them: `1.5 GiB`."""
-    value, unit = float(count), 0
-    while value >= 1024 and unit < len(_UNITS) - 1:
-        value, unit = value / 1024, unit + 1
-    return f"{count} B" if unit == 0 else f"{value:.1f} {_UNITS[unit]}"
 
 
 def channels_text(channels: Mapping[str, Sequence[str]]) -> str:

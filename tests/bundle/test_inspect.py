@@ -11,7 +11,7 @@ from mirror.bundle.components import component_of
 from mirror.bundle.inspect import BundleInsight, insight, inspect_bundle
 from mirror.bundle.names import archive_of
 from mirror.bundle.reader import BundleReader
-from mirror.bundle.report_text import channels_text, insight_text, size_text
+from mirror.bundle.report_text import channels_text, insight_text
 from mirror.bundle.seal import Seal
 from mirror.bundle.writer import BundleWriter
 from mirror.oci import Digest
@@ -274,17 +274,3 @@ def test_numbers_stand_in_columns(bundle: Path) -> None:
     rows = [line for line in lines[start:] if line]
     assert len({len(row) for row in rows}) == 1
     assert not any(line != line.rstrip() for line in lines)
-
-
-@pytest.mark.parametrize(
-    ("count", "text"),
-    [
-        (0, "0 B"),
-        (1023, "1023 B"),
-        (1024, "1.0 KiB"),
-        (5 << 30, "5.0 GiB"),
-        (3 << 51, "6144.0 TiB"),
-    ],
-)
-def test_sizes_read_as_people_write_them(count: int, text: str) -> None:
-    assert size_text(count) == text

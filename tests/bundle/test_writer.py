@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from mirror.bundle.archive import lay_out
 from mirror.bundle.folder import check_folder, check_space, write_durably
 from mirror.bundle.reader import BundleReader
+from mirror.bundle.sizes import size_text
 from mirror.bundle.writer import BundleWriter
 from mirror.errors import (
     CancelledError,
@@ -489,8 +490,8 @@ def test_room_is_asked_for_before_anything_is_written(
 
     monkeypatch.setattr(os, "statvfs", lambda _path: Stat)
     told = (
-        f"^the bundle needs {needed} bytes and the disk of {tmp_path}/new has {needed - 1} free: "
-        "1 too few; nothing was fetched$"
+        rf"^the bundle needs {size_text(needed)} and the disk of {tmp_path}/new has "
+        rf"{size_text(needed - 1)} free: 1 bytes too few; nothing was fetched; "
     )
     with pytest.raises(NoSpaceError, match=told), BundleWriter(tmp_path / "new", SEAL):
         pytest.fail("it began nonetheless")

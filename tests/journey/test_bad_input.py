@@ -19,6 +19,7 @@ import mirror.commands.pull
 import mirror.commands.shared
 from examples.release_tree import TreeSpec
 from examples.release_tree.images import image, layer
+from mirror.bundle.sizes import size_text
 from mirror.oci import Digest
 from mirror.registry import ConnectionOptions, RegistryClient
 from mirror.registry.retry import RetryPolicy
@@ -304,7 +305,10 @@ def test_a_disk_that_is_too_small_is_told_before_any_content_moves(
     with small_disk(tmp_path / "small", free, monkeypatch):
         folder = tmp_path / "small/bundle"
         run = pull(folder, source.root, "--json").failed(
-            1, f"needs {needed} bytes", f"{free} free", f"{needed - free} too few"
+            1,
+            f"needs {size_text(needed)} and",
+            f"has {size_text(free)} free",
+            f"{needed - free} bytes too few",
         )
         assert run.document["error"]["type"] == "NoSpaceError"
         assert not list(folder.glob("*"))

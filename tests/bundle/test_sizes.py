@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from mirror.bundle.part_size import PRESETS, parse_part_size
+from mirror.bundle.sizes import PRESETS, parse_part_size, size_text
 from mirror.errors import InputError
 
 
@@ -61,3 +61,17 @@ def test_what_is_no_size_is_refused_with_what_is(text: str) -> None:
 def test_parts_below_a_megabyte_are_refused(text: str) -> None:
     with pytest.raises(InputError, match="the least is 1MB"):
         parse_part_size(text)
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [
+        (0, "0 B"),
+        (1023, "1023 B"),
+        (1024, "1.0 KiB"),
+        (5 << 30, "5.0 GiB"),
+        (3 << 51, "6144.0 TiB"),
+    ],
+)
+def test_sizes_read_as_people_write_them(count: int, text: str) -> None:
+    assert size_text(count) == text

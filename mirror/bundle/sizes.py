@@ -1,4 +1,4 @@
-"""How large the parts of an archive are to be, as people say it: in units, or by their medium."""
+"""Sizes as people read them, and as they say how large the parts of an archive are to be."""
 
 from __future__ import annotations
 
@@ -74,3 +74,14 @@ def parse_part_size(text: str) -> int:
             "and a plain number counts GB"
         )
     return size
+
+
+_SHOWN_UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
+
+
+def size_text(count: int) -> str:
+    """Bytes as a person reads them: `1.5 GiB`."""
+    value, unit = float(count), 0
+    while value >= 1024 and unit < len(_SHOWN_UNITS) - 1:
+        value, unit = value / 1024, unit + 1
+    return f"{count} B" if unit == 0 else f"{value:.1f} {_SHOWN_UNITS[unit]}"
