@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from mirror.bundle.files import ReadAt, os_errors
-from mirror.bundle.names import SEAL, ZSTD_SUFFIX
+from mirror.bundle.names import RELEASES, SEAL, ZSTD_SUFFIX
 from mirror.bundle.parts import parse_part_name
 from mirror.bundle.reader import BundleReader
 from mirror.bundle.seal import Seal
@@ -20,7 +20,12 @@ from mirror.sync import Finding
 
 
 def file_findings(seal: Seal, folder: Path | None) -> Iterator[Finding]:
-    """What is wrong with the files beside the archives; they are small."""
+    """What is wrong with the files beside the archives; they are small.
+
+    A list of releases that is not the bundle's own is: a cluster would be given it.
+    """
+    if folder is not None and RELEASES not in seal.files and (folder / RELEASES).exists():
+        yield Finding(RELEASES, f"is not listed in {SEAL}; it does not belong to this bundle")
     for name, sealed in seal.files.items():
         if folder is None or not (folder / name).is_file():
             yield Finding(name, "the file is missing", digest=sealed.digest)

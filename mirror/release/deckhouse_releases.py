@@ -14,7 +14,6 @@ import yaml
 from mirror.release.metadata import ReleaseInfo
 from mirror.release.versions import version_tag
 
-FILE_NAME = "deckhousereleases.yaml"
 _CHANGELOG = "https://github.com/deckhouse/deckhouse/releases/tag/"
 _NEVER = "0001-01-01T00:00:00Z"
 

@@ -251,6 +251,14 @@ def test_a_foreign_archive_is_found(sealed: Bundle) -> None:
     )
 
 
+def test_a_foreign_list_of_releases_is_found(sealed: Bundle) -> None:
+    (sealed.folder / "deckhousereleases.yaml").write_text("kind: DeckhouseRelease")
+    (finding,) = sealed.verify().findings
+    assert str(finding) == (
+        "deckhousereleases.yaml: is not listed in inventory.json; it does not belong to this bundle"
+    )
+
+
 def test_two_archives_that_were_swapped_are_found(sealed: Bundle) -> None:
     one, other = sealed.folder / "platform.tar", sealed.folder / "security.tar"
     one.rename(sealed.folder / "x")

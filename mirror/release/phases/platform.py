@@ -7,9 +7,9 @@ from dataclasses import dataclass, field, replace
 
 import yaml
 
-from mirror.bundle.names import archive_of
+from mirror.bundle.names import RELEASES, archive_of
 from mirror.errors import SourceContentError
-from mirror.release.deckhouse_releases import FILE_NAME, DescribedRelease, deckhouse_releases
+from mirror.release.deckhouse_releases import DescribedRelease, deckhouse_releases
 from mirror.release.metadata import (
     CHANGELOG_YAML,
     IMAGES_DIGESTS,
@@ -190,4 +190,4 @@ def _described(source: ReleaseSource, tags: Collection[str]) -> dict[str, bytes]
         return release
 
     releases = source.each("release descriptions", tags, describe)
-    return {FILE_NAME: deckhouse_releases(releases)} if releases else {}
+    return {RELEASES: deckhouse_releases(releases)} if releases else {}
