@@ -16,7 +16,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from pydantic_core import ErrorDetails
 
 from mirror.bundle.sizes import parse_part_size
-from mirror.documents import read_mapping
+from mirror.documents import mistake, read_mapping
 from mirror.errors import InputError
 from mirror.oci import Platform, Repository
 from mirror.release.filters import Filter
@@ -291,7 +291,7 @@ def _problem(error: ErrorDetails) -> str:
         close = get_close_matches(_kebab(key), known, n=1)
         return f"unknown setting {key!r}" + (f"; did you mean {close[0]}?" if close else "")
     hint = _quoting_hint(error["type"], error["input"])
-    return f"{key or 'the document'}: {error['msg']}{hint}"
+    return f"{key or 'the document'}: {mistake(error)}{hint}"
 
 
 def _quoting_hint(kind: str, value: Any) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic_core import ErrorDetails
 from yaml.constructor import ConstructorError
 
 from mirror.errors import InputError
@@ -68,3 +69,15 @@ def read_mapping(path: Path, help_text: str = "") -> dict[str, Any]:
 def line(err: yaml.MarkedYAMLError) -> str:
     """` (line N)` of a mistake, or nothing where that is not known."""
     return f" (line {err.problem_mark.line + 1})" if err.problem_mark else ""
+
+
+_MISTAKES = {
+    **dict.fromkeys(("tuple_type", "list_type", "frozen_set_type", "set_type"), "expected a list"),
+    **dict.fromkeys(("dict_type", "mapping_type", "model_type"), "expected keys and values"),
+}
+"""pydantic's kinds of errors that speak of Python → the same in words of YAML."""
+
+
+def mistake(error: ErrorDetails) -> str:
+    """What pydantic finds wrong with a value of a document, without the value itself."""
+    return _MISTAKES.get(error["type"]) or error["msg"].removeprefix("Value error, ")

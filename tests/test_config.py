@@ -259,7 +259,7 @@ def test_an_empty_file_says_nothing(tmp_path: Path) -> None:
         ),
         ("no_modules: true", ["unknown setting 'no_modules'; did you mean no-modules?"]),
         ("source-password: x", ["unknown setting 'source-password'; see"]),
-        ("include-module: 1", ["include-module: Input should be a valid tuple"]),
+        ("include-module: 1", ["include-module: expected a list"]),
         ("include-module: [1]", ["include-module.0: Input should be a valid string"]),
         ("no-modules: maybe", ["no-modules: Input should be a valid boolean"]),
         ("jobs: many", ["jobs: Input should be a valid integer"]),

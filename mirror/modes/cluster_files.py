@@ -20,6 +20,7 @@ from pydantic import (
 )
 from pydantic.alias_generators import to_camel
 
+from mirror.documents import mistake
 from mirror.errors import InputError
 from mirror.modes import rules
 from mirror.modes.constants import PUSH_NAME, UNKNOWN_VERSION
@@ -192,7 +193,7 @@ def _parsed(kind: type[_File], path: Path) -> _File:
     except ValidationError as err:
         known = ", ".join(field.alias or name for name, field in kind.model_fields.items())
         lines = [
-            f"  {'.'.join(map(str, one['loc'])) or 'the document'}: {one['msg']}"
+            f"  {'.'.join(map(str, one['loc'])) or 'the document'}: {mistake(one)}"
             for one in err.errors(include_url=False, include_input=False)
         ]
         # Not `from err`, whose text may quote the document.

@@ -79,8 +79,8 @@ def read_documents(raw: str | bytes, where: str) -> list[Mapping[str, Any]]:
         ) from None
     except yaml.MarkedYAMLError as err:
         raise InputError(f"{where} is no YAML: {err.problem}{line(err)}") from None
-    except (yaml.YAMLError, ValueError, RecursionError) as err:
-        raise InputError(f"{where} is no YAML ({type(err).__name__})") from None
+    except (yaml.YAMLError, ValueError, RecursionError):
+        raise InputError(f"{where} is no YAML") from None
     documents = [document for document in documents if document is not None]
     if not all(isinstance(document, Mapping) for document in documents):
         hint = "; to read a file, give its path as a Path" if where == "the settings" else ""

@@ -19,6 +19,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, SecretStr
 
+from mirror.documents import line
 from mirror.errors import InvalidStateError
 from mirror.modes.conditions import (
     Condition,
@@ -235,9 +236,11 @@ def _mode(keys: Mapping[str, Any], key: str, default: Mode) -> Mode:
 def _yaml(text: str, where: str) -> Any:
     try:
         return yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, RecursionError) as err:
+    except yaml.MarkedYAMLError as err:
         # Not `from err`: its text may quote what is secret.
-        raise InvalidStateError(f"{where} is no YAML ({type(err).__name__})") from None
+        raise InvalidStateError(f"{where} is no YAML{line(err)}") from None
+    except (yaml.YAMLError, ValueError, RecursionError):
+        raise InvalidStateError(f"{where} is no YAML") from None
 
 
 def _dumped(conditions: list[dict[str, Any]]) -> str:

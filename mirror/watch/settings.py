@@ -22,7 +22,7 @@ from pydantic import (
     model_validator,
 )
 
-from mirror.documents import read_mapping
+from mirror.documents import mistake, read_mapping
 from mirror.errors import InputError
 from mirror.oci import Repository
 from mirror.watch.pace import Pace
@@ -149,8 +149,7 @@ class WatchSettings(_Settings):
             return cls.model_validate(from_mirrorer(document))
         except ValidationError as err:
             problems = "; ".join(
-                f"{'.'.join(map(str, one['loc'])) or 'the document'}: "
-                f"{one['msg'].removeprefix('Value error, ')}"
+                f"{'.'.join(map(str, one['loc'])) or 'the document'}: {mistake(one)}"
                 for one in err.errors(include_url=False, include_input=False)
             )
             raise InputError(f"{path}: {problems}") from err
