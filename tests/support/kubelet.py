@@ -1,11 +1,9 @@
-"""A node's static pods, run from their manifests by runc, with this machine's programs as image."""
+"""A node's static pods, run from their manifests, with this machine's programs as their image."""
 
 from __future__ import annotations
 
 import contextlib
-import json
-import secrets
-import subprocess
+import shlex
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -59,7 +57,7 @@ class Kubelet:
 
     def pids(self) -> dict[str, list[int]]:
         """The manifest's name → the processes of its containers."""
-        return {name: [one.inner_pid() for one in run] for name, (_, run) in self._pods.items()}
+        return {name: [one.pid for one in run] for name, (_, run) in self._pods.items()}
 
     def probe(self, name: str, kind: str) -> bool:
         """Whether all containers of a manifest pass their `livenessProbe` or `readinessProbe`."""
@@ -89,7 +87,7 @@ class Kubelet:
 
 
 class PodContainer(ServerProcess):
-    """One container of a pod on the node's network."""
+    """One container of a pod: on the node's network, with a file system and rights of its own."""
 
     def __init__(
         self,
@@ -99,78 +97,63 @@ class PodContainer(ServerProcess):
         folder: Path,
     ) -> None:
         folder.mkdir(parents=True)
-        (folder / "config.json").write_text(json.dumps(_spec(pod, container, volumes, folder)))
-        self._id = f"mirror-{secrets.token_hex(6)}"  # one of the whole machine, for its cgroup
-        self._runc = [str(require_tool("runc")), "--root", str(folder / "state")]
         live = container["livenessProbe"]
         where = live.get("tcpSocket") or live["httpGet"]
         super().__init__(
-            [*self._runc, "run", "--bundle", str(folder), self._id],
+            _command(pod, container, volumes, folder / "rootfs"),
             host=where["host"],
             port=where["port"],
             log=folder / "log",
+            env={"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"},
         )
 
-    def inner_pid(self) -> int:
-        """The container's first process, as the machine numbers it."""
-        command = [*self._runc, "state", self._id]
-        done = subprocess.run(command, capture_output=True, check=True, timeout=30)
-        return int(json.loads(done.stdout)["pid"])
 
-    def stop(self) -> None:
-        """End it, and forget it even if it had to be killed."""
-        super().stop()
-        command = [*self._runc, "delete", "--force", self._id]
-        subprocess.run(command, capture_output=True, check=False, timeout=30)
+def _command(
+    pod: dict[str, Any], container: dict[str, Any], volumes: dict[str, Path], rootfs: Path
+) -> list[str]:
+    """A container as a command line: what it mounts is gone with its mount namespace.
 
-
-def _spec(
-    pod: dict[str, Any], container: dict[str, Any], volumes: dict[str, Path], folder: Path
-) -> dict[str, Any]:
-    """The OCI runtime's configuration of a container (runtime-spec, "Configuration")."""
-    rootfs = folder / "rootfs"
+    Each program starts the next in its own place, so the first process is the container's.
+    """
     rootfs.mkdir()
-    mounts: list[dict[str, Any]] = [
-        {"destination": "/proc", "type": "proc", "source": "proc"},
-        {"destination": "/dev", "type": "tmpfs", "source": "tmpfs", "options": ["mode=755"]},
-    ]
+    steps: list[list[str | Path]] = [["mount", "--bind", rootfs, rootfs]]
 
-    def bind(source: Path, destination: str, *, readable_only: bool = True) -> None:
-        options = ["rbind", "ro" if readable_only else "rw"]
-        mounts.append(
-            {
-                "destination": destination,
-                "type": "bind",
-                "source": str(source),
-                "options": options,
-            }
-        )
+    def bind(source: Path, destination: str, *, read_only: bool = True) -> None:
+        inside = rootfs / destination.lstrip("/")
+        if source.is_dir():
+            inside.mkdir(parents=True)
+        else:
+            inside.parent.mkdir(parents=True, exist_ok=True)
+            inside.touch()
+        steps.append(["mount", "--bind", source, inside])
+        if read_only:
+            steps.append(["mount", "-o", "remount,bind,ro", inside])
 
-    for name in (*_IMAGE, *_FROM_HOST):
+    for name in _IMAGE:
         host = Path("/") / name
-        if host.is_symlink() and name in _IMAGE:
+        if host.is_symlink():
             (rootfs / name).symlink_to(host.readlink())
         elif host.exists():
-            bind(host.resolve(), f"/{name}")
+            bind(host, name)
+    for name in (*_FROM_HOST, "dev/null"):
+        if (host := Path("/") / name).exists():
+            bind(host.resolve(), name, read_only=name in _FROM_HOST)
     for mount in container["volumeMounts"]:
-        bind(volumes[mount["name"]], mount["mountPath"], readable_only=mount["readOnly"])
+        bind(volumes[mount["name"]], mount["mountPath"], read_only=mount["readOnly"])
     user, own = pod["spec"]["securityContext"], container["securityContext"]
     assert own["capabilities"] == {"drop": ["ALL"]}
+    assert own["readOnlyRootFilesystem"] is True
+    assert own["allowPrivilegeEscalation"] is False
     assert pod["spec"]["hostNetwork"] is True
-    return {
-        "ociVersion": "1.0.2",
-        "root": {"path": str(rootfs), "readonly": own["readOnlyRootFilesystem"]},
-        "process": {
-            "user": {"uid": user["runAsUser"], "gid": user["runAsGroup"]},
-            "args": [*container["command"], *container.get("args", [])],
-            "env": ["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"],
-            "cwd": "/",
-            "capabilities": {},
-            "noNewPrivileges": not own["allowPrivilegeEscalation"],
-        },
-        "mounts": mounts,
-        "linux": {"namespaces": [{"type": kind} for kind in ("mount", "pid", "ipc")]},
-    }
+    steps.append(["mount", "-o", "remount,bind,ro", rootfs])
+    rights: list[str | Path] = [
+        *("setpriv", f"--reuid={user['runAsUser']}", f"--regid={user['runAsGroup']}"),
+        *("--clear-groups", "--no-new-privs", "--inh-caps=-all", "--bounding-set=-all"),
+    ]
+    program = [*container["command"], *container.get("args", [])]
+    steps.append(["exec", "chroot", rootfs, *rights, *program])
+    script = "; ".join(["set -e", *(shlex.join(map(str, words)) for words in steps)])
+    return [str(require_tool("unshare")), "--mount", "sh", "-c", script]
 
 
 def _passes(probe: dict[str, Any]) -> bool:

@@ -13,12 +13,12 @@ PACKAGES = {
     "skopeo": "skopeo",
     "ctr": "containerd",
     "containerd": "containerd",
-    "runc": "runc",
     "nginx": "nginx-light",
     "zstd": "zstd",
     "strace": "strace",
     "tar": "tar",
     "openssl": "openssl",
+    "unshare": "util-linux",
     "chromium": "chromium",
 }
 
