@@ -22,7 +22,7 @@ from mirror.bundle.carriage import EVERYTHING, Carriage, Omissions, left_out, ne
 from mirror.errors import DamagedBundleError, InputError, InvalidDigestError
 from mirror.oci import Digest
 from mirror.sync import Inventory, ManifestNode, union
-from mirror.sync.inventory import canonical_json, read_nodes
+from mirror.sync.canonical import canonical_json, read_nodes
 
 SCHEMA_VERSION = 1
 CARRIAGE_SCHEMA_VERSION = 2

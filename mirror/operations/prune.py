@@ -16,7 +16,7 @@ from mirror.operations.pull import tool_name
 from mirror.operations.sites import Site
 from mirror.release.discovery import discovery_images
 from mirror.sync import Inventory, union
-from mirror.sync.inventory import RepositoryContent
+from mirror.sync.nodes import RepositoryContent
 from mirror.sync.publish import (
     Published,
     begin,

@@ -15,7 +15,7 @@ from mirror.oci.media_types import OCI_INDEX
 from mirror.release.selection import Selection, Wanted
 from mirror.release.source import ReleaseSource
 from mirror.sync import Inventory, InventoryBuilder, ManifestNode
-from mirror.sync.inventory import canonical_json
+from mirror.sync.canonical import canonical_json
 
 _VEX_SUFFIX = ".att"
 _SIGNATURE_SUFFIXES = (".sig", ".sbom", "")

@@ -2,15 +2,9 @@
 
 from mirror.sync.content import BlobContent, HeldContent, Overlay, Source, Target
 from mirror.sync.findings import Dependents, Finding
-from mirror.sync.inventory import (
-    Gap,
-    Inventory,
-    InventoryBuilder,
-    ManifestNode,
-    RepositoryContent,
-    union,
-)
+from mirror.sync.inventory import Gap, Inventory, InventoryBuilder, union
 from mirror.sync.memory import MemoryStore
+from mirror.sync.nodes import ManifestNode, RepositoryContent
 from mirror.sync.plan import CopyBlob, Plan, PutManifest, PutTag, applied, make_plan
 from mirror.sync.transfer import TransferReport, transfer
 

@@ -6,7 +6,8 @@ from collections.abc import Iterable, Iterator
 
 from mirror.errors import InvalidManifestError, MirrorError, NotFoundError
 from mirror.oci import Digest
-from mirror.sync.inventory import Inventory, InventoryBuilder, RepositoryContent
+from mirror.sync.inventory import Inventory, InventoryBuilder
+from mirror.sync.nodes import RepositoryContent
 from mirror.sync.survey import Item
 
 

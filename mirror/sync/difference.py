@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from mirror.oci import Digest
-from mirror.sync.inventory import Inventory, RepositoryContent
+from mirror.sync.inventory import Inventory
+from mirror.sync.nodes import RepositoryContent
 
 
 @dataclass(frozen=True, slots=True)

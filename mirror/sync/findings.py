@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mirror.oci import Digest
-from mirror.sync.inventory import RepositoryContent
+from mirror.sync.nodes import RepositoryContent
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,77 +11,23 @@ which is how a half-filled or damaged registry looks. `gaps` lists them; a *clos
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, field
-from graphlib import CycleError, TopologicalSorter
 from typing import Any
 
-from mirror.errors import (
-    DamagedBundleError,
-    InputError,
-    InvalidDigestError,
-    InvalidManifestError,
-    InvalidReferenceError,
+from mirror.errors import DamagedBundleError, InputError, InvalidManifestError
+from mirror.oci import Digest
+from mirror.sync.canonical import (
+    content_document,
+    members,
+    node_document,
+    read_contents,
+    read_nodes,
+    reason,
 )
-from mirror.oci import Descriptor, Digest, Manifest
-from mirror.oci.reference import check_repository, check_tag
+from mirror.sync.nodes import NOTHING, ManifestNode, RepositoryContent
 
 SCHEMA_VERSION = 1
-
-
-@dataclass(frozen=True, slots=True)
-class ManifestNode:
-    """A manifest as the graph sees it: what it is, and what it needs beside it.
-
-    `blobs` are its config and the layers that must be carried; `children` the manifests of an
-    index. A `subject` is no child: a signature may arrive before, after or without what it signs.
-    `artifact_type` is what an index says of an artifact; None for an image.
-    """
-
-    descriptor: Descriptor
-    blobs: tuple[Descriptor, ...] = ()
-    children: tuple[Descriptor, ...] = ()
-    artifact_type: str | None = None
-
-    @classmethod
-    def of(cls, manifest: Manifest) -> ManifestNode:
-        """The node of a manifest."""
-        return cls(
-            manifest.descriptor,
-            manifest.blobs,
-            tuple(child.descriptor for child in manifest.children),
-            manifest.artifact_type,
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class RepositoryContent:
-    """What one repository holds. `blobs` maps digests to sizes in bytes."""
-
-    tags: Mapping[str, Digest] = field(default_factory=dict)
-    manifests: Mapping[Digest, ManifestNode] = field(default_factory=dict)
-    blobs: Mapping[Digest, int] = field(default_factory=dict)
-
-    def __bool__(self) -> bool:
-        return bool(self.tags or self.manifests or self.blobs)
-
-    def closure_size(self, digest: Digest) -> int:
-        """Bytes of a manifest and all that it reaches here, each piece counted once."""
-        sizes: dict[Digest, int] = {}
-        pending = [digest]
-        while pending:
-            node = self.manifests.get(pending.pop())
-            if node is None or node.descriptor.digest in sizes:
-                continue
-            sizes[node.descriptor.digest] = node.descriptor.size
-            sizes.update((blob.digest, blob.size) for blob in node.blobs)
-            pending.extend(child.digest for child in node.children)
-        return sum(sizes.values())
-
-
-NOTHING = RepositoryContent()
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,12 +113,12 @@ class Inventory:
 
     def manifests_document(self) -> dict[str, Any]:
         """The table of manifests that all repositories share."""
-        return {str(digest): _node_document(node) for digest, node in self.manifest_nodes().items()}
+        return {str(digest): node_document(node) for digest, node in self.manifest_nodes().items()}
 
     def repositories_document(self) -> dict[str, Any]:
         """What each repository holds; its manifests by digest only."""
         return {
-            path: _content_document(content)
+            path: content_document(content)
             for path, content in sorted(self.repositories.items())
             if content
         }
@@ -185,12 +131,12 @@ class Inventory:
         """That, a manifest or a repository at a time: as a whole it takes several times its size
         while it is made."""
         yield b'{"manifests":{'
-        yield from _members(
-            (str(digest), _node_document(node)) for digest, node in self.manifest_nodes().items()
+        yield from members(
+            (str(digest), node_document(node)) for digest, node in self.manifest_nodes().items()
         )
         yield b'},"repositories":{'
-        yield from _members(
-            (path, _content_document(content))
+        yield from members(
+            (path, content_document(content))
             for path, content in sorted(self.repositories.items())
             if content
         )
@@ -213,7 +159,7 @@ class Inventory:
                 )
             return cls.from_tables(document["manifests"], document["repositories"])
         except (KeyError, TypeError) as err:
-            raise DamagedBundleError(f"this is not an inventory: {_reason(err)}") from err
+            raise DamagedBundleError(f"this is not an inventory: {reason(err)}") from err
 
     @classmethod
     def from_tables(
@@ -235,130 +181,8 @@ class Inventory:
         Raises:
             DamagedBundleError: `repositories` is something else.
         """
-        with _reading():
-            contents = {
-                _path(path): RepositoryContent(
-                    tags={_tag(t): Digest.parse(d) for t, d in value["tags"].items()},
-                    manifests={(d := Digest.parse(text)): nodes[d] for text in value["manifests"]},
-                    blobs={Digest.parse(d): _size(size) for d, size in value["blobs"].items()},
-                )
-                for path, value in repositories.items()
-            }
-            return cls({path: content for path, content in contents.items() if content})
-
-
-def read_nodes(manifests: Mapping[str, Any]) -> dict[Digest, ManifestNode]:
-    """Read what `Inventory.manifests_document` wrote.
-
-    Raises:
-        DamagedBundleError: it is something else.
-    """
-    with _reading():
-        nodes = {
-            (digest := Digest.parse(text)): _node(digest, value)
-            for text, value in manifests.items()
-        }
-        # No bytes have such digests; walks of the graph rely on coming to an end.
-        TopologicalSorter(
-            {digest: [c.digest for c in node.children] for digest, node in nodes.items()}
-        ).prepare()
-        return nodes
-
-
-@contextmanager
-def _reading() -> Iterator[None]:
-    """Turn what goes wrong with a document that is no inventory into that statement."""
-    try:
-        yield
-    except CycleError as err:
-        raise DamagedBundleError(
-            f"this is not an inventory: manifest {err.args[1][0]} lies below itself"
-        ) from err
-    except (
-        KeyError,
-        TypeError,
-        ValueError,
-        AttributeError,
-        InvalidDigestError,
-        InvalidReferenceError,
-    ) as err:
-        raise DamagedBundleError(f"this is not an inventory: {_reason(err)}") from err
-
-
-def canonical_json(document: Any) -> bytes:
-    """The one serialisation of our own documents: UTF-8, keys sorted, no white space."""
-    return json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
-
-
-def _members(documents: Iterable[tuple[str, Any]]) -> Iterator[bytes]:
-    """The inside of a JSON object, member by member."""
-    for number, (key, document) in enumerate(documents):
-        yield (b"," if number else b"") + canonical_json(key) + b":" + canonical_json(document)
-
-
-def _content_document(content: RepositoryContent) -> dict[str, Any]:
-    return {
-        "blobs": {str(d): size for d, size in sorted(content.blobs.items())},
-        "manifests": [str(d) for d in sorted(content.manifests)],
-        "tags": {tag: str(d) for tag, d in sorted(content.tags.items())},
-    }
-
-
-def _reason(err: Exception) -> str:
-    return f"no {err.args[0]}" if isinstance(err, KeyError) else str(err)
-
-
-def _path(path: str) -> str:
-    if path:
-        check_repository(path)
-    return path
-
-
-def _tag(tag: str) -> str:
-    check_tag(tag)
-    return tag
-
-
-def _size(value: Any) -> int:
-    if type(value) is not int or value < 0:
-        raise ValueError(f"{value!r:.50} is not a size in bytes")
-    return value
-
-
-def _text(value: Any) -> str:
-    if not isinstance(value, str):
-        raise ValueError(f"{value!r:.50} is not a media type")
-    value.encode()  # JSON can spell what UTF-8 cannot
-    return value
-
-
-def _node_document(node: ManifestNode) -> dict[str, Any]:
-    document: dict[str, Any] = {
-        "mediaType": node.descriptor.media_type,
-        "size": node.descriptor.size,
-    }
-    if node.artifact_type is not None:
-        document["artifactType"] = node.artifact_type
-    for key, descriptors in (("blobs", node.blobs), ("children", node.children)):
-        if descriptors:
-            document[key] = [[d.media_type, str(d.digest), d.size] for d in descriptors]
-    return document
-
-
-def _node(digest: Digest, document: Mapping[str, Any]) -> ManifestNode:
-    def descriptors(key: str) -> tuple[Descriptor, ...]:
-        return tuple(
-            Descriptor(_text(media_type), Digest.parse(text), _size(size))
-            for media_type, text, size in document.get(key, ())
-        )
-
-    artifact_type = document.get("artifactType")
-    return ManifestNode(
-        Descriptor(_text(document["mediaType"]), digest, _size(document["size"])),
-        descriptors("blobs"),
-        descriptors("children"),
-        None if artifact_type is None else _text(artifact_type),
-    )
+        contents = read_contents(nodes, repositories)
+        return cls({path: content for path, content in contents.items() if content})
 
 
 def union(inventories: Iterable[Inventory]) -> Inventory:

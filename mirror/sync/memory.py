@@ -8,7 +8,8 @@ from collections.abc import Generator, Iterable
 from mirror.errors import NotFoundError
 from mirror.oci import Digest, Manifest
 from mirror.sync.content import BlobContent
-from mirror.sync.inventory import Inventory, InventoryBuilder, ManifestNode
+from mirror.sync.inventory import Inventory, InventoryBuilder
+from mirror.sync.nodes import ManifestNode
 from mirror.sync.plan import CopyBlob
 
 _CHUNK = 1 << 20

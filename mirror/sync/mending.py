@@ -12,7 +12,8 @@ from contextlib import suppress
 from mirror.errors import NotFoundError
 from mirror.oci import Digest, Manifest
 from mirror.sync.content import BlobContent, Source, Target
-from mirror.sync.inventory import Inventory, InventoryBuilder, ManifestNode
+from mirror.sync.inventory import Inventory, InventoryBuilder
+from mirror.sync.nodes import ManifestNode
 from mirror.sync.plan import make_plan
 
 

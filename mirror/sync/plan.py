@@ -10,7 +10,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from mirror.oci import Digest
-from mirror.sync.inventory import Inventory, InventoryBuilder, RepositoryContent
+from mirror.sync.inventory import Inventory, InventoryBuilder
+from mirror.sync.nodes import RepositoryContent
 
 TagStage = Callable[[str, str], int]
 """(repository, tag) → when the tag appears: all of a stage before any of the next."""

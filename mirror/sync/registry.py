@@ -15,7 +15,8 @@ from mirror.oci import Digest, Manifest
 from mirror.registry import OpenUpload, RegistryReader, RegistryWriter, UploadJournal
 from mirror.sync import glance
 from mirror.sync.content import BlobContent
-from mirror.sync.inventory import Inventory, InventoryBuilder, RepositoryContent
+from mirror.sync.inventory import Inventory, InventoryBuilder
+from mirror.sync.nodes import RepositoryContent
 from mirror.sync.plan import CopyBlob, Plan, places_written
 from mirror.sync.workers import DEFAULT_JOBS, gather
 

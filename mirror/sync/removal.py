@@ -23,7 +23,8 @@ from mirror.errors import (
     RegistryNotFoundError,
 )
 from mirror.oci import Digest, Manifest, media_types
-from mirror.sync.inventory import Inventory, RepositoryContent
+from mirror.sync.inventory import Inventory
+from mirror.sync.nodes import RepositoryContent
 from mirror.sync.registry import RegistryTarget
 from mirror.sync.statement import EMPTY_CONFIG, REPOSITORY
 from mirror.sync.survey import Failure

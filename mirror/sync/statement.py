@@ -23,7 +23,9 @@ from mirror.oci import Descriptor, Digest, Manifest
 from mirror.oci.manifest import descriptor_json
 from mirror.oci.media_types import OCI_EMPTY, OCI_MANIFEST
 from mirror.oci.reference import check_repository, check_tag
-from mirror.sync.inventory import Inventory, RepositoryContent, canonical_json
+from mirror.sync.canonical import canonical_json
+from mirror.sync.inventory import Inventory
+from mirror.sync.nodes import RepositoryContent
 from mirror.sync.tags import Tags
 
 SCHEMA_VERSION = 1

@@ -15,7 +15,8 @@ from functools import partial
 
 from mirror.errors import MirrorError, SizeMismatchError
 from mirror.oci import Digest
-from mirror.sync.inventory import Inventory, InventoryBuilder, RepositoryContent
+from mirror.sync.inventory import Inventory, InventoryBuilder
+from mirror.sync.nodes import RepositoryContent
 from mirror.sync.registry import RegistryTarget
 from mirror.sync.tolerance import Tolerant
 from mirror.sync.workers import DEFAULT_JOBS

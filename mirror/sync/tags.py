@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from mirror.oci import Digest
-from mirror.sync.inventory import Inventory, RepositoryContent
+from mirror.sync.inventory import Inventory
+from mirror.sync.nodes import RepositoryContent
 
 Tags = Mapping[str, Mapping[str, Digest]]
 """Repository → tag → digest."""

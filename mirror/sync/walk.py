@@ -19,7 +19,8 @@ from mirror.events import ignore as ignore_events
 from mirror.oci import Digest
 from mirror.registry import RegistryReader
 from mirror.sync.closing import closed
-from mirror.sync.inventory import Inventory, InventoryBuilder, ManifestNode
+from mirror.sync.inventory import Inventory, InventoryBuilder
+from mirror.sync.nodes import ManifestNode
 from mirror.sync.registry import RegistrySource, listed_tags
 from mirror.sync.survey import Failure, Item
 from mirror.sync.tolerance import Tolerant

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from mirror.errors import DamagedBundleError, InputError
 from mirror.oci import Digest
 from mirror.sync import Gap, Inventory, InventoryBuilder, union
-from mirror.sync.inventory import SCHEMA_VERSION, canonical_json
+from mirror.sync.canonical import canonical_json
+from mirror.sync.inventory import SCHEMA_VERSION
 from tests.support.inventories import (
     fake_blob,
     fake_manifest,

@@ -8,7 +8,7 @@ from mirror.errors import RegistryNotFoundError
 from mirror.registry import ConnectionOptions, RegistryClient, RegistryWriter, RetryPolicy
 from mirror.serve import Answer, EmbeddedRegistry, Fault, LoseAnswer
 from mirror.sync import Inventory, MemoryStore, make_plan, transfer
-from mirror.sync.inventory import RepositoryContent
+from mirror.sync.nodes import RepositoryContent
 from mirror.sync.registry import RegistryTarget, below
 from mirror.sync.removal import DropManifest, DropTag, Removal, plan_removal, remove
 from tests.conftest import MakeRealRegistry
