@@ -45,8 +45,8 @@ def read_contents(
     """
     with _reading():
         return {
-            _path(path): RepositoryContent(
-                tags={_tag(t): Digest.parse(d) for t, d in value["tags"].items()},
+            path_of(path): RepositoryContent(
+                tags={tag_of(t): Digest.parse(d) for t, d in value["tags"].items()},
                 manifests={(d := Digest.parse(text)): nodes[d] for text in value["manifests"]},
                 blobs={Digest.parse(d): _size(size) for d, size in value["blobs"].items()},
             )
@@ -99,13 +99,15 @@ def reason(err: Exception) -> str:
     return f"no {err.args[0]}" if isinstance(err, KeyError) else str(err)
 
 
-def _path(path: str) -> str:
+def path_of(path: str) -> str:
+    """A repository's path, if it is one; errors are those of `check_repository`."""
     if path:
         check_repository(path)
     return path
 
 
-def _tag(tag: str) -> str:
+def tag_of(tag: str) -> str:
+    """A tag, if it is one; errors are those of `check_tag`."""
     check_tag(tag)
     return tag
 
@@ -116,9 +118,10 @@ def _size(value: Any) -> int:
     return value
 
 
-def _text(value: Any) -> str:
+def text_of(value: Any) -> str:
+    """A text that UTF-8 can spell; else ValueError."""
     if not isinstance(value, str):
-        raise ValueError(f"{value!r:.50} is not a media type")
+        raise ValueError(f"{value!r:.50} is not a text")
     value.encode()  # JSON can spell what UTF-8 cannot
     return value
 
@@ -140,14 +143,14 @@ def node_document(node: ManifestNode) -> dict[str, Any]:
 def _node(digest: Digest, document: Mapping[str, Any]) -> ManifestNode:
     def descriptors(key: str) -> tuple[Descriptor, ...]:
         return tuple(
-            Descriptor(_text(media_type), Digest.parse(text), _size(size))
+            Descriptor(text_of(media_type), Digest.parse(text), _size(size))
             for media_type, text, size in document.get(key, ())
         )
 
     artifact_type = document.get("artifactType")
     return ManifestNode(
-        Descriptor(_text(document["mediaType"]), digest, _size(document["size"])),
+        Descriptor(text_of(document["mediaType"]), digest, _size(document["size"])),
         descriptors("blobs"),
         descriptors("children"),
-        None if artifact_type is None else _text(artifact_type),
+        None if artifact_type is None else text_of(artifact_type),
     )

@@ -22,8 +22,7 @@ from mirror.errors import (
 from mirror.oci import Descriptor, Digest, Manifest
 from mirror.oci.manifest import descriptor_json
 from mirror.oci.media_types import OCI_EMPTY, OCI_MANIFEST
-from mirror.oci.reference import check_repository, check_tag
-from mirror.sync.canonical import canonical_json
+from mirror.sync.canonical import canonical_json, path_of, tag_of, text_of
 from mirror.sync.inventory import Inventory
 from mirror.sync.nodes import RepositoryContent
 from mirror.sync.tags import Tags
@@ -114,11 +113,11 @@ class Statement:
                 Inventory.from_document(document["inventory"]),
                 _generation(document["generation"]),
                 {
-                    _repository(path): {_tag(tag): Digest.parse(d) for tag, d in tags.items()}
+                    path_of(path): {tag_of(tag): Digest.parse(d) for tag, d in tags.items()}
                     for path, tags in document["former"].items()
                 },
                 None if "restores" not in document else _generation(document["restores"]),
-                _text(document["tool"]),
+                text_of(document["tool"]),
             )
         except (
             KeyError,
@@ -251,21 +250,3 @@ def _generation(value: Any) -> int:
     if type(value) is not int:
         raise ValueError(f"{value!r:.50} is not a generation")
     return value
-
-
-def _text(value: Any) -> str:
-    if not isinstance(value, str):
-        raise ValueError(f"{value!r:.50} is not a text")
-    value.encode()  # JSON can spell what UTF-8 cannot
-    return value
-
-
-def _repository(path: str) -> str:
-    if path:
-        check_repository(path)
-    return path
-
-
-def _tag(tag: str) -> str:
-    check_tag(tag)
-    return tag
