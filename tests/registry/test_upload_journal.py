@@ -152,13 +152,19 @@ class Dying(Source):
             offset += len(piece)
 
 
+def interrupted(client: RegistryClient, server: ScriptedServer, folder: Path) -> None:
+    """Leave an upload in the journal, and a registry that has noticed."""
+    with UploadJournal(folder, server.host) as journal, pytest.raises(KeyboardInterrupt):
+        client.upload("a", DIGEST, len(DATA), Dying(2_000_000), journal=journal)
+    while not server.has_answered("PUT"):
+        time.sleep(0.005)  # it learns of the break a little later
+    assert list(folder.iterdir())
+
+
 def test_an_upload_goes_on_in_the_next_process_where_the_registry_got_to(
     client: RegistryClient, fake: FakeRegistry, fake_server: ScriptedServer, folder: Path
 ) -> None:
-    with UploadJournal(folder, fake_server.host) as journal, pytest.raises(KeyboardInterrupt):
-        client.upload("a", DIGEST, len(DATA), Dying(2_000_000), journal=journal)
-    while not fake_server.has_answered("PUT"):
-        time.sleep(0.005)  # the server learns of the break a little later
+    interrupted(client, fake_server, folder)
     # Nobody cancelled it; what it has of the broken request is the registry's own affair.
     fake.sessions["s1"] = bytearray(DATA[:1_900_000])
     assert fake.cancelled == []
@@ -173,17 +179,10 @@ def test_an_upload_goes_on_in_the_next_process_where_the_registry_got_to(
     assert list(folder.iterdir()) == []
 
 
-def interrupted(client: RegistryClient, host: str, folder: Path) -> None:
-    """Leave an upload in the journal."""
-    with UploadJournal(folder, host) as journal, pytest.raises(KeyboardInterrupt):
-        client.upload("a", DIGEST, len(DATA), Dying(2_000_000), journal=journal)
-    assert list(folder.iterdir())
-
-
 def test_a_session_that_the_registry_forgot_costs_that_blob(
     client: RegistryClient, fake: FakeRegistry, fake_server: ScriptedServer, folder: Path
 ) -> None:
-    interrupted(client, fake_server.host, folder)
+    interrupted(client, fake_server, folder)
     fake.sessions.clear()
     fake_server.log.clear()
     with UploadJournal(folder, fake_server.host) as journal:
@@ -195,7 +194,7 @@ def test_a_session_that_the_registry_forgot_costs_that_blob(
 def test_a_finished_upload_whose_answer_nobody_heard_is_not_sent_again(
     client: RegistryClient, fake: FakeRegistry, fake_server: ScriptedServer, folder: Path
 ) -> None:
-    interrupted(client, fake_server.host, folder)
+    interrupted(client, fake_server, folder)
     fake.sessions.clear()
     fake.blobs[str(DIGEST)] = DATA
     with UploadJournal(folder, fake_server.host) as journal:
@@ -207,7 +206,7 @@ def test_a_finished_upload_whose_answer_nobody_heard_is_not_sent_again(
 def test_a_line_that_breaks_while_an_upload_is_taken_up_costs_an_attempt(
     client: RegistryClient, fake: FakeRegistry, fake_server: ScriptedServer, folder: Path, step: int
 ) -> None:
-    interrupted(client, fake_server.host, folder)
+    interrupted(client, fake_server, folder)
     if step % 2:
         fake.sessions.clear()
     steps = iter(range(99))
@@ -228,7 +227,7 @@ def test_a_session_over_which_the_registry_breaks_down_costs_that_blob(
     client: RegistryClient, fake: FakeRegistry, fake_server: ScriptedServer, folder: Path
 ) -> None:
     """Distribution that was killed while it noted the state of its hash answers so for ever."""
-    interrupted(client, fake_server.host, folder)
+    interrupted(client, fake_server, folder)
     fake.sessions["s1"] = bytearray(DATA[:1_000_000])
 
     def broken(request: Request) -> Reply | None:
@@ -249,7 +248,7 @@ def test_a_journal_that_lies_is_found_out_by_the_registry(
     client: RegistryClient, fake: FakeRegistry, fake_server: ScriptedServer, folder: Path
 ) -> None:
     """The session is another upload's: its bytes are not ours, and the digest tells."""
-    interrupted(client, fake_server.host, folder)
+    interrupted(client, fake_server, folder)
     fake.sessions["s1"] = bytearray(b"x" * 1_000_000)
     with UploadJournal(folder, fake_server.host) as journal:
         client.upload("a", DIGEST, len(DATA), Source(DATA), journal=journal)
