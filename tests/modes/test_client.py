@@ -99,12 +99,12 @@ def connect_local(authority: Authority, events: list[Event]) -> Iterator[Connect
     """Clients of a cluster in Local mode with these replicas, in that order."""
     made: list[ModeClient] = []
 
-    def open_client(*replicas: EmbeddedRegistry | str, **options: object) -> ModeClient:
+    def open_client(*replicas: EmbeddedRegistry | str, **options: Any) -> ModeClient:
         hosts = tuple(
             one if isinstance(one, str) else one.address.rpartition(":")[0] for one in replicas
         )
-        settings = {"plane": Plane.API, "options": hasty(), **options}
-        client = connect(LOCAL, sites=sites(authority, hosts), on_event=events.append, **settings)  # type: ignore[arg-type]
+        settings: dict[str, Any] = {"plane": Plane.API, "options": hasty(), **options}
+        client = connect(LOCAL, sites=sites(authority, hosts), on_event=events.append, **settings)
         made.append(client)
         return client
 

@@ -6,7 +6,7 @@ import random
 import socket
 import ssl
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -24,6 +24,7 @@ from mirror.modes.settings import RegistrySettings
 from mirror.oci import Digest
 from mirror.registry import ConnectionOptions, Credentials, RegistryClient
 from mirror.release.tree import TargetTree
+from mirror.serve import TlsFiles
 from mirror.sync import MemoryStore, make_plan, transfer
 from mirror.sync.registry import RegistrySource, RegistryTarget, below
 from tests.modes.replicas import READER, at, certificate, hasty, sites
@@ -198,8 +199,8 @@ class CuttingProxy:
         for thread in self._threads:
             thread.join(10)
 
-    def _spawn(self, target: object, *args: object) -> None:
-        thread = threading.Thread(target=target, args=args, daemon=True)  # type: ignore[arg-type]
+    def _spawn(self, target: Callable[..., object], *args: object) -> None:
+        thread = threading.Thread(target=target, args=args, daemon=True)
         self._threads.append(thread)
         thread.start()
 
@@ -250,9 +251,9 @@ def test_a_wrong_certificate_is_no_replica(
 class Eavesdropper:
     """A TLS server that keeps what it is told."""
 
-    def __init__(self, host: str, tls: object) -> None:
+    def __init__(self, host: str, tls: TlsFiles) -> None:
         self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        self._context.load_cert_chain(tls.certificate, tls.key)  # type: ignore[attr-defined]
+        self._context.load_cert_chain(tls.certificate, tls.key)
         self._server = socket.create_server((host, REGISTRY_PORT))
         self.heard = b""
         self._thread = threading.Thread(target=self._listen, daemon=True)

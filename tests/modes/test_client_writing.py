@@ -15,7 +15,7 @@ from mirror.modes.settings import RegistrySettings
 from mirror.modes.sites import Sites
 from mirror.oci import Digest
 from mirror.release.tree import TargetTree
-from mirror.serve import BasicAuth, EmbeddedRegistry, User
+from mirror.serve import BasicAuth, EmbeddedRegistry, MemoryStorage, User
 from mirror.sync import MemoryStore, make_plan, transfer
 from mirror.sync.registry import RegistrySource, RegistryTarget
 from tests.conftest import MakeEmbeddedRegistry
@@ -31,7 +31,9 @@ PUSH = f"cluster's push address registry.corp.example/{LOGICAL_PATH}, as user rw
 IMAGE = image()
 
 WRITES: dict[str, Callable[[ModeClient], object]] = {
-    "upload": lambda client: client.upload("install", Digest.of(b""), 0, lambda _: iter([])),  # type: ignore[arg-type, return-value]
+    "upload": lambda client: client.upload(
+        "install", Digest.of(b""), 0, lambda _: (part for part in [b""])
+    ),
     "mount": lambda client: client.mount("install", Digest.of(b""), "modules"),
     "put_manifest": lambda client: client.put_manifest("install", "v1", IMAGE.manifest),
     "delete_manifest": lambda client: client.delete_manifest("install", Digest.of(b"")),
@@ -145,7 +147,8 @@ def test_pushing_goes_to_the_external_registry_itself(
     with connect(settings, plane=Plane.OPERATOR, options=hasty()) as client:
         store = sample_store()
         carry(store, client)
-        assert stored(upstream.storage, "dkp/ee") == store.inventory()  # type: ignore[arg-type]
+        assert isinstance(upstream.storage, MemoryStorage)
+        assert stored(upstream.storage, "dkp/ee") == store.inventory()
         assert {name.replace(LOGICAL_PATH, "dkp/ee") for name in client.catalogue()} == set(
             upstream.storage.repositories()
         )

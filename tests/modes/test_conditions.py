@@ -6,6 +6,7 @@ import base64
 import json
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -378,9 +379,9 @@ def test_conditions_of_another_version_are_dropped() -> None:
         ),
     ],
 )
-def test_another_document_is_refused_with_its_reason(source: object, said: str) -> None:
+def test_another_document_is_refused_with_its_reason(source: Any, said: str) -> None:
     with pytest.raises(InvalidStateError, match=said):
-        RegistryState.load(source)  # type: ignore[arg-type]
+        RegistryState.load(source)
 
 
 def test_no_message_repeats_what_is_private(tmp_path: Path) -> None:

@@ -158,10 +158,10 @@ def test_empty_texts_and_nulls_mean_that_nothing_is_given() -> None:
 def test_settings_are_frozen() -> None:
     settings = RegistrySettings.load(direct())
     with pytest.raises(ValidationError):
-        settings.mode = Mode.LOCAL  # type: ignore[misc]
+        settings.mode = Mode.LOCAL  # type: ignore[misc]  # mypy refuses it, too
     assert settings.direct is not None
     with pytest.raises(ValidationError):
-        settings.direct.username = "other"  # type: ignore[misc]
+        settings.direct.username = "other"  # type: ignore[misc]  # likewise
 
 
 def test_constructors_keep_the_rules_too() -> None:
