@@ -108,6 +108,12 @@ class CancelledError(MirrorError):
     exit_code = 130
 
 
+class DeadlineError(CancelledError):
+    """The work was stopped because its time was over; run it again, with more time."""
+
+    exit_code = 5
+
+
 class IncompleteError(MirrorError):
     """Some items could not be done; `failures` names each with its reason.
 

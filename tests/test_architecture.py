@@ -18,20 +18,41 @@ GROUND = frozenset({"errors", "events"})
 """Every room may stand on these; what they say about rooms is for type checkers alone."""
 
 ROOMS = {
+    "run": {"errors", "events"},
     "oci": {"errors"},
-    "registry": {"oci", "errors", "events"},
-    "sync": {"registry", "oci", "errors", "events"},
-    "bundle": {"sync", "registry", "oci", "errors", "events"},
-    "release": {"bundle", "sync", "registry", "oci", "errors", "events"},
+    "registry": {"oci", "run", "errors", "events"},
+    "sync": {"registry", "oci", "run", "errors", "events"},
+    "bundle": {"sync", "registry", "oci", "run", "errors", "events"},
+    "release": {"bundle", "sync", "registry", "oci", "run", "errors", "events"},
     "serve": {"oci", "errors"},
     "documents": {"errors"},
-    "config": {"documents", "release", "bundle", "sync", "registry", "oci", "errors", "events"},
+    "config": {
+        "documents",
+        "release",
+        "bundle",
+        "sync",
+        "registry",
+        "oci",
+        "run",
+        "errors",
+        "events",
+    },
     "watch": {
         *{"operations", "release", "bundle", "sync", "registry", "oci"},
-        *{"serve", "documents", "errors", "events"},
+        *{"serve", "documents", "run", "errors", "events"},
     },
-    "modes": {"documents", "bundle", "sync", "registry", "oci", "errors", "events"},
-    "operations": {"modes", "release", "bundle", "sync", "registry", "oci", "errors", "events"},
+    "modes": {"documents", "bundle", "sync", "registry", "oci", "run", "errors", "events"},
+    "operations": {
+        "modes",
+        "release",
+        "bundle",
+        "sync",
+        "registry",
+        "oci",
+        "run",
+        "errors",
+        "events",
+    },
 }
 """Room → the rooms that it may import. A room is a package, or a module of the top level."""
 

@@ -1,0 +1,78 @@
+"""`Run`: how work is done, and how it stops."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import pytest
+
+from mirror.errors import CancelledError, DeadlineError
+from mirror.run import Cancellation, Run
+
+
+def test_a_sleep_ends_as_soon_as_somebody_cancels() -> None:
+    run = Run()
+    threading.Timer(0.05, run.cancellation.cancel).start()
+    with pytest.raises(CancelledError, match="stopped on request"):
+        run.sleep(120)
+
+
+def test_a_sleep_ends_at_the_deadline() -> None:
+    run = Run().with_deadline(0.05)
+    with pytest.raises(DeadlineError, match="the time that was given is over"):
+        run.sleep(120)
+    assert run.stopped
+    assert run.remaining_s() == 0
+
+
+def test_a_deadline_is_never_moved_back() -> None:
+    run = Run().with_deadline(10)
+    assert run.with_deadline(1000).deadline == run.deadline
+    assert run.with_deadline(None) == run
+    nearer = run.with_deadline(1).deadline
+    assert nearer is not None
+    assert nearer < time.monotonic() + 2
+
+
+def test_a_child_is_cancelled_with_its_parent() -> None:
+    run = Run()
+    with run.child() as child:
+        run.cancellation.cancel()
+        assert child.stopped
+
+
+def test_a_child_never_cancels_its_parent() -> None:
+    run = Run()
+    with pytest.raises(ZeroDivisionError), run.child() as child:
+        raise ZeroDivisionError
+    assert child.stopped
+    assert not run.stopped
+    run.check()
+
+
+def test_a_finished_child_no_longer_hears_its_parent() -> None:
+    run = Run()
+    with run.child(jobs=2) as child:
+        pass
+    run.cancellation.cancel()
+    assert not child.cancellation.requested
+    assert child.jobs == 2
+
+
+def test_a_callback_is_called_once_and_only_within_its_block() -> None:
+    calls: list[str] = []
+    cancellation = Cancellation()
+    with cancellation.calling(lambda: calls.append("left")):
+        pass
+    with cancellation.calling(lambda: calls.append("within")):
+        cancellation.cancel()
+        cancellation.cancel()
+    with cancellation.calling(lambda: calls.append("late")):
+        pass
+    assert calls == ["within", "late"]
+
+
+def test_a_run_needs_a_thread() -> None:
+    with pytest.raises(ValueError, match="jobs must be at least 1"):
+        Run(jobs=0)
