@@ -19,12 +19,13 @@ GROUND = frozenset({"errors", "events"})
 
 ROOMS = {
     "run": {"errors", "events"},
+    "durable": {"errors"},
     "oci": {"errors"},
     "registry": {"oci", "run", "errors", "events"},
     "sync": {"registry", "oci", "run", "errors", "events"},
-    "bundle": {"sync", "registry", "oci", "run", "errors", "events"},
+    "bundle": {"sync", "registry", "oci", "durable", "run", "errors", "events"},
     "release": {"bundle", "sync", "registry", "oci", "run", "errors", "events"},
-    "serve": {"oci", "errors"},
+    "serve": {"oci", "durable", "errors"},
     "documents": {"errors"},
     "config": {
         "documents",
@@ -41,7 +42,17 @@ ROOMS = {
         *{"operations", "release", "bundle", "sync", "registry", "oci"},
         *{"serve", "documents", "run", "errors", "events"},
     },
-    "modes": {"documents", "bundle", "sync", "registry", "oci", "run", "errors", "events"},
+    "modes": {
+        "documents",
+        "bundle",
+        "sync",
+        "registry",
+        "oci",
+        "durable",
+        "run",
+        "errors",
+        "events",
+    },
     "operations": {
         "modes",
         "release",

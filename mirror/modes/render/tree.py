@@ -7,14 +7,13 @@ only files that the module itself has placed; stores and directories made by peo
 from __future__ import annotations
 
 import json
-import os
 import re
-import secrets
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
+from mirror.durable import make_folder, write_durably
 from mirror.errors import FileSystemError, RenderingError
 from mirror.modes import constants
 
@@ -205,23 +204,13 @@ def write_file(path: Path, file: RenderedFile) -> bool:
     try:
         if _holds(path, file):
             return False
-        path.parent.mkdir(parents=True, exist_ok=True)
-        fresh = path.with_name(f".{path.name}.{secrets.token_hex(6)}")
-        try:
-            # The mode is given at creation: there is no moment at which others may read a secret.
-            handle = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, file.mode)
-            with os.fdopen(handle, "wb") as out:
-                os.fchmod(handle, file.mode)  # a umask may have taken bits away
-                out.write(file.content)
-                out.flush()
-                os.fsync(handle)
-            fresh.replace(path)
-        finally:
-            fresh.unlink(missing_ok=True)
+        make_folder(path.parent)
     except OSError as err:
         raise FileSystemError(
-            f"cannot write {path}: {err.strerror}; make the folder writable or choose another"
+            f"cannot write {path}: {err.strerror}",
+            advice="make the folder writable or choose another",
         ) from err
+    write_durably(path, file.content, mode=file.mode)
     return True
 
 
