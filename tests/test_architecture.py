@@ -42,6 +42,7 @@ ROOMS = {
         *{"serve", "documents", "run", "errors", "events"},
     },
     "modes": {"documents", "bundle", "sync", "registry", "oci", "run", "errors", "events"},
+    "nodeconfig": {"modes", "documents", "oci", "errors"},
     "operations": {
         "modes",
         "release",
