@@ -7,6 +7,7 @@ if TYPE_CHECKING:
     from mirror.bundle.reader import BundleReader
     from mirror.bundle.verify import BundleReport
     from mirror.errors import MirrorError
+    from mirror.layout import TargetTree
     from mirror.modes import outcomes
     from mirror.modes.addressing import Plane, Route, routes_for
     from mirror.modes.check import check_images, impatient, targets_for
@@ -56,7 +57,7 @@ if TYPE_CHECKING:
     )
     from mirror.registry import ConnectionOptions, Credentials, RegistryClient, find_credentials
     from mirror.release.selection import Wishes
-    from mirror.release.tree import SourceTree, TargetTree
+    from mirror.release.source import SourceTree
     from mirror.sync import Finding, Inventory, MemoryStore, Plan, make_plan, transfer
 
 __all__ = [
@@ -151,6 +152,7 @@ _HOMES = {
     "bundle.reader": ("BundleReader",),
     "bundle.verify": ("BundleReport",),
     "errors": ("MirrorError",),
+    "layout": ("TargetTree",),
     "modes": ("outcomes",),
     "modes.addressing": ("Plane", "Route", "routes_for"),
     "modes.check": ("check_images", "impatient", "targets_for"),
@@ -176,7 +178,7 @@ _HOMES = {
     ),
     "registry": ("ConnectionOptions", "Credentials", "RegistryClient", "find_credentials"),
     "release.selection": ("Wishes",),
-    "release.tree": ("SourceTree", "TargetTree"),
+    "release.source": ("SourceTree",),
     "sync": ("Finding", "Inventory", "MemoryStore", "Plan", "make_plan", "transfer"),
 }
 """Module → what of it is public. Imported when first used, so that the program starts at once."""
