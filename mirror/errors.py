@@ -221,6 +221,23 @@ class DamagedReplicaError(IntegrityError):
     """A registry keeps serving damaged content (what, and which file to remove)."""
 
 
+class NoSoundCopyError(IntegrityError):
+    """Some content is missing or damaged wherever it was looked for.
+
+    `failures` has each place with its reason. Where one of them did not answer, or refused, that
+    decides the exit code: the content may be sound there.
+    """
+
+    def __init__(self, message: str, failures: Sequence[tuple[str, MirrorError]]) -> None:
+        super().__init__(message)
+        self.failures = tuple(failures)
+        codes = {error.exit_code for _, error in failures}
+        for kind in (UnreachableError, DeniedError):
+            if kind.exit_code in codes:
+                self.exit_code = kind.exit_code
+                break
+
+
 # -- registries --------------------------------------------------------------------------------
 
 

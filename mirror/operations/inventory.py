@@ -18,11 +18,11 @@ from mirror.errors import (
 )
 from mirror.events import OnEvent, Warned
 from mirror.events import ignore as ignore_events
+from mirror.layout import TargetTree
 from mirror.oci import Digest
 from mirror.operations.pull import count
 from mirror.operations.sites import listed_repositories, usual_repositories
 from mirror.registry import RegistryClient
-from mirror.release.tree import TargetTree
 from mirror.sync import Inventory
 from mirror.sync.publish import read_standing
 from mirror.sync.registry import RegistrySource

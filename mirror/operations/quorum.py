@@ -14,12 +14,12 @@ from mirror.bundle.verify import check_signature
 from mirror.errors import CancelledError, ConflictError, IncompleteError, MirrorError
 from mirror.events import OnEvent, PhaseStarted, Warned, side_by_side
 from mirror.events import ignore as ignore_events
+from mirror.layout import TargetTree, publication_stage
 from mirror.oci import Digest
 from mirror.operations.pull import count, tool_name
 from mirror.operations.push_plan import check_base
 from mirror.registry import RegistryClient, UploadJournal
 from mirror.release.discovery import discovery_images
-from mirror.release.tree import TargetTree, publication_stage
 from mirror.sync import (
     HeldContent,
     Inventory,
