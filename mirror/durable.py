@@ -53,6 +53,27 @@ def write_durably(
         sync_folder(path.parent)
 
 
+def write_if_changed(path: Path, data: bytes, *, mode: int) -> bool:
+    """Do what `write_durably` does, unless a file with these bytes and this mode is there already.
+
+    Missing folders are made. Return whether anything was written.
+
+    Raises:
+        FileSystemError, NoSpaceError: as `write_durably`.
+    """
+    with os_errors(path, "write"):
+        if (
+            path.is_file()
+            and not path.is_symlink()
+            and path.stat().st_mode & 0o777 == mode
+            and path.read_bytes() == data
+        ):
+            return False
+        make_folder(path.parent)
+    write_durably(path, data, mode=mode)
+    return True
+
+
 def create(path: Path, mode: int | None = None) -> int:
     """Create a file at `path`, where none may be, for writing; `mode` as for `write_durably`."""
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC

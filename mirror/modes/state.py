@@ -20,6 +20,7 @@ import yaml
 from pydantic import BaseModel, SecretStr
 
 from mirror.documents import line
+from mirror.durable import write_if_changed
 from mirror.errors import InvalidStateError
 from mirror.modes.conditions import (
     Condition,
@@ -31,7 +32,6 @@ from mirror.modes.conditions import (
 )
 from mirror.modes.constants import NAMESPACE, SECRET_STATE, SECRET_STATE_TYPE
 from mirror.modes.matrix import Kind
-from mirror.modes.render.tree import SECRET, RenderedFile, write_file
 from mirror.modes.settings import Mode
 
 _EXPECTED = "expected the Secret registry-state, or its keys hash, mode, target_mode, conditions"
@@ -120,7 +120,7 @@ class RegistryState:
             FileSystemError: it cannot be written.
         """
         text = yaml.safe_dump(self.to_secret(), sort_keys=False)
-        return write_file(path, RenderedFile(text.encode(), SECRET))
+        return write_if_changed(path, text.encode(), mode=0o600)
 
     @classmethod
     def load(cls, source: Path | str | Mapping[str, Any] | None) -> RegistryState:

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from mirror.errors import ConflictError, IncompleteError, MirrorError
 from mirror.events import OnEvent
 from mirror.events import ignore as ignore_events
+from mirror.layout import publication_stage
 from mirror.operations.sites import Site, walk_site
-from mirror.release.tree import publication_stage
 from mirror.sync import Inventory, RepositoryContent, make_plan, transfer, union
 from mirror.sync.sources import Persistent, Ring
 from mirror.sync.statement import reachable

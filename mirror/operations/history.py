@@ -10,9 +10,9 @@ from typing import Any
 from mirror.errors import StatementError
 from mirror.events import OnEvent, PhaseAdvanced, PhaseStarted, Warned
 from mirror.events import ignore as ignore_events
+from mirror.layout import TargetTree, publication_stage
 from mirror.oci import Digest
 from mirror.registry import RegistryClient
-from mirror.release.tree import TargetTree, publication_stage
 from mirror.sync.publish import Published, Standing, generations, read_generation, read_standing
 from mirror.sync.tags import TagChanges, Tags, changes, tags_of
 

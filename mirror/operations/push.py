@@ -9,11 +9,11 @@ from typing import Any
 from mirror.bundle.reader import BundleReader
 from mirror.events import OnEvent, PhaseStarted, Warned
 from mirror.events import ignore as ignore_events
+from mirror.layout import TargetTree, publication_stage
 from mirror.oci import Digest
 from mirror.operations.pull import count, tool_name
 from mirror.operations.push_plan import content_for, held_for, wanted_from
 from mirror.registry import RegistryWriter, UploadJournal
-from mirror.release.tree import TargetTree, publication_stage
 from mirror.sync import Inventory, Plan, TransferReport, make_plan, transfer
 from mirror.sync.phase import check_unmoved, finish
 from mirror.sync.publish import Published, begin, check_unchanged, complete, read_standing

@@ -13,10 +13,10 @@ from mirror.bundle.verify import check_signature
 from mirror.errors import MissingBaseError
 from mirror.events import OnEvent, PhaseStarted, Warned
 from mirror.events import ignore as ignore_events
+from mirror.layout import TargetTree, publication_stage
 from mirror.operations.pull import count
 from mirror.registry import RegistryWriter
 from mirror.release.discovery import discovery_images
-from mirror.release.tree import TargetTree, publication_stage
 from mirror.sync import (
     Finding,
     HeldContent,

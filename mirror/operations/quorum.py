@@ -14,12 +14,12 @@ from mirror.bundle.verify import check_signature
 from mirror.errors import CancelledError, ConflictError, IncompleteError, MirrorError
 from mirror.events import OnEvent, PhaseStarted, Warned, side_by_side
 from mirror.events import ignore as ignore_events
+from mirror.layout import TargetTree, publication_stage
 from mirror.oci import Digest
 from mirror.operations.pull import count, tool_name
 from mirror.operations.push_plan import check_base
 from mirror.registry import RegistryClient, UploadJournal
 from mirror.release.discovery import discovery_images
-from mirror.release.tree import TargetTree, publication_stage
 from mirror.sync import (
     HeldContent,
     Inventory,
@@ -30,6 +30,7 @@ from mirror.sync import (
     transfer,
     union,
 )
+from mirror.sync.artifact import Artifact
 from mirror.sync.audit import audit
 from mirror.sync.findings import listed
 from mirror.sync.phase import check_unmoved, finish
@@ -43,7 +44,7 @@ from mirror.sync.publish import (
     statement_digest,
 )
 from mirror.sync.registry import RegistrySource, RegistryTarget
-from mirror.sync.statement import REPOSITORY, Artifact, Statement
+from mirror.sync.statement import REPOSITORY, Statement
 from mirror.sync.succession import next_statement
 from mirror.sync.workers import DEFAULT_JOBS, for_each
 

@@ -19,10 +19,10 @@ from typing import Any
 from mirror.errors import NotFoundError
 from mirror.events import OnEvent, PhaseStarted, Warned
 from mirror.events import ignore as ignore_events
+from mirror.layout import TargetTree, publication_stage
 from mirror.oci import Digest
 from mirror.operations.way_back import incomplete, read_all, way_back
 from mirror.registry import RegistryClient
-from mirror.release.tree import TargetTree, publication_stage
 from mirror.sync import Inventory, Plan, PutTag, RepositoryContent, make_plan, transfer
 from mirror.sync.phase import check_unmoved, tags_of_steps
 from mirror.sync.publish import Standing, begin, check_unchanged, complete, read_standing

@@ -10,11 +10,11 @@ from mirror.bundle.reader import BundleReader
 from mirror.bundle.verify import BundleReport, verify_bundle
 from mirror.events import OnEvent
 from mirror.events import ignore as ignore_events
+from mirror.layout import TargetTree
 from mirror.oci import Digest
 from mirror.operations.pull import count
 from mirror.registry import RegistryWriter
 from mirror.release.discovery import discovery_images, index_of
-from mirror.release.tree import TargetTree
 from mirror.sync import Finding, Inventory, union
 from mirror.sync.audit import audit
 from mirror.sync.registry import RegistryTarget
