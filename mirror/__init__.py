@@ -7,30 +7,22 @@ if TYPE_CHECKING:
     from mirror.bundle.reader import BundleReader
     from mirror.bundle.verify import BundleReport
     from mirror.errors import MirrorError
+    from mirror.layout import TargetTree
     from mirror.modes import outcomes
     from mirror.modes.addressing import Plane, Route, routes_for
     from mirror.modes.check import check_images, impatient, targets_for
     from mirror.modes.check_report import CheckReport
     from mirror.modes.client import ModeClient, connect
-    from mirror.modes.cluster_files import load_facts, load_sites
     from mirror.modes.conditions import ConditionType, Outcome
     from mirror.modes.facts import ClusterFacts
-    from mirror.modes.render import (
-        Rendered,
-        RenderOptions,
-        load_nodes,
-        prepare_secrets,
-        read_secrets,
-        render,
-        sites_of,
-        write_cluster,
-        write_secrets,
-    )
     from mirror.modes.required import RequiredSet, required_images
     from mirror.modes.settings import Mode, RegistrySettings
     from mirror.modes.sites import Account, Sites, User
     from mirror.modes.state import RegistryState, inputs_hash
     from mirror.modes.transitions import SwitchPlan, plan_switch
+    from mirror.nodeconfig.cluster import load_facts, load_nodes, load_sites
+    from mirror.nodeconfig.render import Rendered, RenderOptions, render, sites_of, write_cluster
+    from mirror.nodeconfig.service_secrets import prepare_secrets, read_secrets, write_secrets
     from mirror.oci import Descriptor, Digest, Manifest, Reference, Repository
     from mirror.operations import (
         DiffReport,
@@ -65,7 +57,7 @@ if TYPE_CHECKING:
     )
     from mirror.registry import ConnectionOptions, Credentials, RegistryClient, find_credentials
     from mirror.release.selection import Wishes
-    from mirror.release.tree import SourceTree, TargetTree
+    from mirror.release.source import SourceTree
     from mirror.sync import Finding, Inventory, MemoryStore, Plan, make_plan, transfer
 
 __all__ = [
@@ -160,23 +152,22 @@ _HOMES = {
     "bundle.reader": ("BundleReader",),
     "bundle.verify": ("BundleReport",),
     "errors": ("MirrorError",),
+    "layout": ("TargetTree",),
     "modes": ("outcomes",),
     "modes.addressing": ("Plane", "Route", "routes_for"),
     "modes.check": ("check_images", "impatient", "targets_for"),
     "modes.check_report": ("CheckReport",),
     "modes.client": ("ModeClient", "connect"),
-    "modes.cluster_files": ("load_facts", "load_sites"),
     "modes.conditions": ("ConditionType", "Outcome"),
     "modes.facts": ("ClusterFacts",),
-    "modes.render": (
-        *("RenderOptions", "Rendered", "load_nodes", "prepare_secrets", "read_secrets", "render"),
-        *("sites_of", "write_cluster", "write_secrets"),
-    ),
     "modes.required": ("RequiredSet", "required_images"),
     "modes.settings": ("Mode", "RegistrySettings"),
     "modes.sites": ("Account", "Sites", "User"),
     "modes.state": ("RegistryState", "inputs_hash"),
     "modes.transitions": ("SwitchPlan", "plan_switch"),
+    "nodeconfig.cluster": ("load_facts", "load_nodes", "load_sites"),
+    "nodeconfig.render": ("RenderOptions", "Rendered", "render", "sites_of", "write_cluster"),
+    "nodeconfig.service_secrets": ("prepare_secrets", "read_secrets", "write_secrets"),
     "oci": ("Descriptor", "Digest", "Manifest", "Reference", "Repository"),
     "operations": (
         *("DiffReport", "HistoryReport", "Member", "MergeReport", "PruneReport", "PullReport"),
@@ -187,7 +178,7 @@ _HOMES = {
     ),
     "registry": ("ConnectionOptions", "Credentials", "RegistryClient", "find_credentials"),
     "release.selection": ("Wishes",),
-    "release.tree": ("SourceTree", "TargetTree"),
+    "release.source": ("SourceTree",),
     "sync": ("Finding", "Inventory", "MemoryStore", "Plan", "make_plan", "transfer"),
 }
 """Module → what of it is public. Imported when first used, so that the program starts at once."""

@@ -18,11 +18,12 @@ from pydantic_core import ErrorDetails
 from mirror.bundle.sizes import parse_part_size
 from mirror.documents import mistake, read_mapping
 from mirror.errors import InputError
+from mirror.layout import normalised_suffix
 from mirror.oci import Platform, Repository
 from mirror.release.filters import Filter
 from mirror.release.platform import PlatformWishes
 from mirror.release.selection import Wishes
-from mirror.release.tree import SourceTree, normalised_suffix
+from mirror.release.source import SourceTree
 from mirror.run import DEFAULT_JOBS
 
 _HELP = "see `mirror config schema`"

@@ -9,6 +9,17 @@ from mirror.bundle.compress import Compressed
 from mirror.bundle.report_text import compression_rows, omission_rows
 from mirror.bundle.sizes import size_text
 from mirror.bundle.verify import BundleReport
+from mirror.layout import (
+    CHANNELS,
+    INSTALL,
+    INSTALLER,
+    PACKAGES,
+    PLUGINS,
+    RELEASE_CHANNEL,
+    SECURITY_DATABASES,
+    is_attachment_tag,
+    tags_of_versions,
+)
 from mirror.oci import Digest
 from mirror.operations import (
     MergeReport,
@@ -22,17 +33,7 @@ from mirror.operations import (
 from mirror.operations.pull import PlannedReference
 from mirror.operations.push_plan import Share, shares
 from mirror.release.selection import Selection
-from mirror.release.tree import (
-    CHANNELS,
-    INSTALL,
-    INSTALLER,
-    PACKAGES,
-    PLUGINS,
-    RELEASE_CHANNEL,
-    SECURITY_DATABASES,
-    SourceTree,
-)
-from mirror.release.versions import tags_of_versions
+from mirror.release.source import SourceTree
 from mirror.sync import Finding, Inventory
 from mirror.sync.findings import listed
 
@@ -403,7 +404,7 @@ def _total_row(inventory: Inventory) -> tuple[str, str]:
 
 def _platform_text(inventory: Inventory) -> str:
     """The platform's releases, newest first, and the channels that lead to them."""
-    tags = [tag for tag in inventory.repository(INSTALL).tags if not tag.startswith("sha256-")]
+    tags = [tag for tag in inventory.repository(INSTALL).tags if not is_attachment_tag(tag)]
     versions = tags_of_versions(tags)
     others = sorted(set(tags) - set(versions.values()))
     channels = [name for name in CHANNELS if name in inventory.repository(RELEASE_CHANNEL).tags]

@@ -6,23 +6,21 @@ version a channel leads to from the image that both name: no layer is read.
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import semver
-
+from mirror.layout import (
+    KINDS,
+    component_of,
+    holds_releases,
+    is_digest_tag,
+    parse_version,
+    tags_newest_first,
+)
 from mirror.oci import Digest
 from mirror.sync import Inventory, RepositoryContent
-
-KINDS = ("platform", "installer", "security", "module", "package", "plugin", "other")
-"""What a component can be, in the order in which they are listed."""
-
-_PLATFORM = frozenset({"", "install", "install-standalone", "release-channel"})
-BY_DIGEST = re.compile(r"[0-9a-f]{64}|sha256-[0-9a-f]{64}(\..*)?")
-"""Tags of images that are referenced by digest, and of what is attached to such images."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,24 +49,6 @@ class ComponentInsight:
         }
 
 
-def component_of(path: str) -> tuple[str, str]:
-    """(kind, name) of what a repository belongs to."""
-    match path.split("/"):
-        case _ if path in _PLATFORM:
-            return "platform", "platform"
-        case ["installer"]:
-            return "installer", "installer"
-        case ["security", name]:
-            return "security", name
-        case ["modules", name, *_]:
-            return "module", name
-        case ["packages", name, *_]:
-            return "package", name
-        case ["deckhouse-cli", "plugins", name]:
-            return "plugin", name
-    return "other", path
-
-
 def components(total: Inventory, sizes: Iterable[tuple[str, int]]) -> tuple[ComponentInsight, ...]:
     """Every component of which `total` has repositories, by kind and name.
 
@@ -84,7 +64,7 @@ def components(total: Inventory, sizes: Iterable[tuple[str, int]]) -> tuple[Comp
         ComponentInsight(
             kind,
             name,
-            versions=_newest_first(_versions(kind, contents)),
+            versions=tags_newest_first(_versions(kind, contents)),
             channels=_channels(contents),
             images=len({digest for one in contents.values() for digest in one.tags.values()}),
             size=taken[kind, name],
@@ -100,11 +80,11 @@ def _versions(kind: str, contents: Mapping[str, RepositoryContent]) -> set[str]:
     tags = {
         tag
         for path, content in contents.items()
-        if not _of_channels(path) and "/extra/" not in path
+        if not holds_releases(path) and "/extra/" not in path
         for tag in content.tags
-        if not BY_DIGEST.fullmatch(tag)
+        if not is_digest_tag(tag)
     }
-    numbered = {tag for tag in tags if _precedence(tag) is not None}
+    numbered = {tag for tag in tags if parse_version(tag) is not None}
     return numbered if kind in ("platform", "module", "package") else tags
 
 
@@ -112,42 +92,17 @@ def _channels(contents: Mapping[str, RepositoryContent]) -> dict[str, tuple[str,
     """Channel → versions, the channels of the newest versions first."""
     channels: dict[str, tuple[str, ...]] = {}
     for path, content in contents.items():
-        if not _of_channels(path):
+        if not holds_releases(path):
             continue
         versions: dict[Digest, list[str]] = {}
         for tag, digest in content.tags.items():
-            if _precedence(tag) is not None:
+            if parse_version(tag) is not None:
                 versions.setdefault(digest, []).append(tag)
         for tag, digest in sorted(content.tags.items()):
-            if _precedence(tag) is None and not BY_DIGEST.fullmatch(tag):
-                channels[tag] = _newest_first(versions.get(digest, ()))
-    order = _newest_first({version for led in channels.values() for version in led})
+            if parse_version(tag) is None and not is_digest_tag(tag):
+                channels[tag] = tags_newest_first(versions.get(digest, ()))
+    order = tags_newest_first({version for led in channels.values() for version in led})
     rank = {version: number for number, version in enumerate(order)}
     return dict(
         sorted(channels.items(), key=lambda item: rank[item[1][0]] if item[1] else len(rank))
     )
-
-
-def _of_channels(path: str) -> bool:
-    """Whether a repository holds releases, which channels and versions name, and not images."""
-    match path.split("/"):
-        case ["release-channel"] | ["modules", _, "release"] | ["packages", _, "version"]:
-            return True
-    return False
-
-
-def _precedence(tag: str) -> semver.Version | None:
-    """The version that a tag spells (semver.org, with or without `v`), or None."""
-    try:
-        return semver.Version.parse(tag.removeprefix("v"))
-    except ValueError:
-        return None
-
-
-def _newest_first(tags: Iterable[str]) -> tuple[str, ...]:
-    """Versions in falling precedence, then all other tags by name."""
-    parsed = {tag: _precedence(tag) for tag in sorted(tags)}
-    numbered = [(version, tag) for tag, version in parsed.items() if version is not None]
-    others = [tag for tag, version in parsed.items() if version is None]
-    numbered.sort(key=lambda one: one[0], reverse=True)
-    return (*(tag for _, tag in numbered), *others)

@@ -12,12 +12,13 @@ from pathlib import Path
 
 from mirror.bundle.files import WriteAt, os_errors, sync_folder
 from mirror.bundle.limits import marks
-from mirror.bundle.names import PARTIAL_SUFFIX, SEAL, SIGNATURE, ZSTD_SUFFIX, is_archive_name
+from mirror.bundle.names import PARTIAL_SUFFIX, SEAL, SIGNATURE, ZSTD_SUFFIX
 from mirror.bundle.parts import parse_part_name
 from mirror.bundle.seal import Seal
 from mirror.bundle.sizes import size_text
 from mirror.bundle.sums import SUMS
 from mirror.errors import DamagedBundleError, InputError, MirrorError, NoSpaceError
+from mirror.layout import is_archive_name
 from mirror.oci import Digest
 
 PARTIAL_SEAL = SEAL + PARTIAL_SUFFIX

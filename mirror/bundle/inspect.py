@@ -11,10 +11,11 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from mirror.bundle.carriage import NO_OMISSIONS, Omissions
-from mirror.bundle.components import BY_DIGEST, ComponentInsight, components
+from mirror.bundle.components import ComponentInsight, components
 from mirror.bundle.compress import Compressed
 from mirror.bundle.reader import BundleReader
 from mirror.bundle.seekable import SeekableFile
+from mirror.layout import is_digest_tag
 from mirror.oci import Digest
 from mirror.sync import Inventory, ManifestNode, RepositoryContent, union
 
@@ -36,7 +37,7 @@ class ImageInsight:
     @property
     def names(self) -> tuple[str, ...]:
         """Its tags, without those that only spell a digest."""
-        return tuple(tag for tag in self.tags if not BY_DIGEST.fullmatch(tag))
+        return tuple(tag for tag in self.tags if not is_digest_tag(tag))
 
     @property
     def title(self) -> str:

@@ -5,9 +5,7 @@ The path of a layout inside its archive is the path of the repository relative t
 
 from __future__ import annotations
 
-import re
-
-from mirror.errors import InputError, InvalidDigestError
+from mirror.errors import InvalidDigestError
 from mirror.oci import Digest
 
 SHORT_TAG = "io.deckhouse.image.short_tag"
@@ -29,41 +27,6 @@ PARTIAL_SUFFIX = ".partial"
 
 ZSTD_SUFFIX = ".zst"
 """Behind the name of an archive that is compressed."""
-
-_PLATFORM = frozenset({"", "install", "install-standalone", "release-channel"})
-
-
-_ARCHIVE = re.compile(
-    r"(?:platform|installer|security|package-versions|(?:module|package|plugin)-[a-z0-9][a-z0-9._-]*)"
-    r"\.tar"
-)
-
-
-def is_archive_name(name: str) -> bool:
-    """Whether a file of this name is an archive of the format (`platform.tar`, `module-x.tar`)."""
-    return _ARCHIVE.fullmatch(name) is not None
-
-
-def archive_of(repository: str) -> str:
-    """The archive in which `repository` travels, such as `module-ingress-nginx.tar`.
-
-    Raises:
-        InputError: no archive of the format takes such a path.
-    """
-    match repository.split("/"):
-        case _ if repository in _PLATFORM:
-            return "platform.tar"
-        case ["installer"]:
-            return "installer.tar"
-        case ["security", _]:
-            return "security.tar"
-        case ["modules", name, *_]:
-            return f"module-{name}.tar"
-        case ["packages", name, *_]:
-            return f"package-{name}.tar"
-        case ["deckhouse-cli", "plugins", name]:
-            return f"plugin-{name}.tar"
-    raise InputError(f"{repository!r} has no place in a bundle")
 
 
 def source_reference(origin: str, tag: str, digest: Digest) -> str:

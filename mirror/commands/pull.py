@@ -20,11 +20,12 @@ from mirror.commands.shared import show
 from mirror.config import PullConfig
 from mirror.errors import InputError, InvalidReferenceError
 from mirror.events import Warned
+from mirror.layout import TargetTree, normalised_suffix
 from mirror.oci import Repository
 from mirror.operations import plan_pull, registry_inventory
 from mirror.progress import progress
 from mirror.registry import ConnectionOptions, Credentials, RegistryClient
-from mirror.release.tree import SourceTree, TargetTree, normalised_suffix
+from mirror.release.source import SourceTree
 from mirror.run import Run
 from mirror.sync import Inventory
 

@@ -17,9 +17,9 @@ from mirror.commands.errors import print_json
 from mirror.commands.login import credentials_for
 from mirror.errors import FileSystemError, InputError
 from mirror.events import OnEvent, Warned
+from mirror.layout import TargetTree, normalised_suffix
 from mirror.oci import Repository
 from mirror.registry import ConnectionOptions, Credentials, RegistryClient, UploadJournal
-from mirror.release.tree import TargetTree, normalised_suffix
 
 Report = TypeVar("Report")
 

@@ -134,3 +134,11 @@ def check_tag(tag: str) -> None:
 def valid_tag(tag: str) -> bool:
     """Whether `tag` is one (distribution-spec, "Pulling manifests")."""
     return _TAG.fullmatch(tag) is not None
+
+
+def referrers_tag(digest: Digest) -> str:
+    """The tag for what refers to a manifest (distribution-spec, "Referrers Tag Schema").
+
+    Cosign appends `.sig`, `.att` or `.sbom` to it.
+    """
+    return f"{digest.algorithm[:32]}-{digest.encoded[:64]}"

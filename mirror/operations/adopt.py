@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mirror.errors import ConflictError, IncompleteError, MirrorError
+from mirror.layout import publication_stage
 from mirror.operations.sites import Site, walk_site
-from mirror.release.tree import publication_stage
 from mirror.run import Run
 from mirror.sync import Inventory, RepositoryContent, make_plan, transfer, union
 from mirror.sync.sources import Persistent, Ring

@@ -9,9 +9,9 @@ from typing import Any
 
 from mirror.errors import StatementError
 from mirror.events import PhaseAdvanced, PhaseStarted, Warned
+from mirror.layout import TargetTree, publication_stage
 from mirror.oci import Digest
 from mirror.registry import RegistryClient
-from mirror.release.tree import TargetTree, publication_stage
 from mirror.run import Run
 from mirror.sync.publish import Published, Standing, generations, read_generation, read_standing
 from mirror.sync.tags import TagChanges, Tags, changes, tags_of

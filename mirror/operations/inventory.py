@@ -13,13 +13,14 @@ from mirror.errors import (
     InvalidManifestError,
     RegistryError,
     UnreachableError,
+    common_exit_code,
 )
 from mirror.events import Warned
+from mirror.layout import TargetTree
 from mirror.oci import Digest
 from mirror.operations.pull import count
 from mirror.operations.sites import listed_repositories, usual_repositories
 from mirror.registry import RegistryClient
-from mirror.release.tree import TargetTree
 from mirror.run import Run
 from mirror.sync import Inventory
 from mirror.sync.publish import read_standing
@@ -65,8 +66,8 @@ class RegistryInventory:
 
     @property
     def exit_code(self) -> int:
-        """0 if nothing failed; the one code of all failures, or 1 for several."""
-        return 0 if self.unread is None else self.unread.exit_code
+        """0 if nothing failed, else the code that all failures share, or 1."""
+        return common_exit_code(failure.error for failure in self.failures)
 
     def to_document(self) -> dict[str, Any]:
         """As JSON values, for `--json`."""

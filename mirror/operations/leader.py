@@ -13,6 +13,7 @@ from mirror.oci import Digest, Manifest
 from mirror.operations.sites import Site, walk_site
 from mirror.run import Run
 from mirror.sync import Inventory, InventoryBuilder, ManifestNode
+from mirror.sync.artifact import Artifact
 from mirror.sync.publish import (
     LATEST,
     Published,
@@ -20,7 +21,7 @@ from mirror.sync.publish import (
     read_standing,
     read_statement,
 )
-from mirror.sync.statement import GENERATION, REPOSITORY, Artifact, layer_of
+from mirror.sync.statement import REPOSITORY, generation_of, layer_of
 from mirror.sync.survey import Failure
 from mirror.sync.workers import gather
 
@@ -61,9 +62,8 @@ class Leader:
         # One small request for both; the layer, which may be large, is left for `facts`.
         with suppress(RegistryNotFoundError):
             manifest = site.client.manifest(site.tree.locate(REPOSITORY), LATEST)
-            number = manifest.annotations.get(GENERATION, "")
             self.digest = manifest.digest
-            self.generation = int(number) if number.isascii() and number.isdigit() else None
+            self.generation = generation_of(manifest)
 
     @property
     def unread(self) -> tuple[Failure, ...]:

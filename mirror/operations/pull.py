@@ -22,8 +22,7 @@ from mirror.registry import RegistryReader
 from mirror.release.resolve import Company, resolve
 from mirror.release.select import select
 from mirror.release.selection import Selection, Wishes
-from mirror.release.source import ReleaseSource
-from mirror.release.tree import SourceTree
+from mirror.release.source import ReleaseSource, SourceTree
 from mirror.run import Run
 from mirror.sync import Inventory, union
 

@@ -7,11 +7,11 @@ from typing import Any
 
 from mirror.bundle.reader import BundleReader
 from mirror.events import PhaseStarted, Warned
+from mirror.layout import TargetTree, publication_stage
 from mirror.oci import Digest
 from mirror.operations.pull import count, tool_name
 from mirror.operations.push_plan import content_for, held_for, wanted_from
 from mirror.registry import RegistryWriter, UploadJournal
-from mirror.release.tree import TargetTree, publication_stage
 from mirror.run import Run
 from mirror.sync import Inventory, Plan, TransferReport, make_plan, transfer
 from mirror.sync.phase import check_unmoved, finish

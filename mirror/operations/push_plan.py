@@ -11,10 +11,10 @@ from mirror.bundle.reader import BundleReader
 from mirror.bundle.verify import check_signature
 from mirror.errors import MissingBaseError
 from mirror.events import PhaseStarted, Warned
+from mirror.layout import TargetTree, publication_stage
 from mirror.operations.pull import count
 from mirror.registry import RegistryWriter
 from mirror.release.discovery import discovery_images
-from mirror.release.tree import TargetTree, publication_stage
 from mirror.run import Run
 from mirror.sync import (
     Finding,

@@ -12,12 +12,12 @@ from mirror.bundle.reader import BundleReader
 from mirror.bundle.verify import check_signature
 from mirror.errors import CancelledError, ConflictError, IncompleteError, MirrorError
 from mirror.events import PhaseStarted, Warned, side_by_side
+from mirror.layout import TargetTree, publication_stage
 from mirror.oci import Digest
 from mirror.operations.pull import count, tool_name
 from mirror.operations.push_plan import check_base
 from mirror.registry import RegistryClient, UploadJournal
 from mirror.release.discovery import discovery_images
-from mirror.release.tree import TargetTree, publication_stage
 from mirror.run import Run
 from mirror.sync import (
     HeldContent,
@@ -29,6 +29,7 @@ from mirror.sync import (
     transfer,
     union,
 )
+from mirror.sync.artifact import Artifact
 from mirror.sync.audit import audit
 from mirror.sync.findings import listed
 from mirror.sync.phase import check_unmoved, finish
@@ -42,7 +43,7 @@ from mirror.sync.publish import (
     statement_digest,
 )
 from mirror.sync.registry import RegistrySource, RegistryTarget
-from mirror.sync.statement import REPOSITORY, Artifact, Statement
+from mirror.sync.statement import REPOSITORY, Statement
 from mirror.sync.succession import next_statement
 from mirror.sync.workers import for_each
 

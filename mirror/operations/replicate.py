@@ -7,19 +7,14 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 
-from mirror.errors import (
-    IncompleteError,
-    MirrorError,
-    RegistryError,
-    RegistryNotFoundError,
-)
+from mirror.errors import IncompleteError, MirrorError, RegistryError, RegistryNotFoundError
 from mirror.events import PhaseStarted, Warned
+from mirror.layout import publication_stage
 from mirror.oci import Digest
 from mirror.operations.extras import find_extras, refuse_to_prune, remove_extras
 from mirror.operations.leader import Facts, Leader
 from mirror.operations.results import How, Notes, Outcome, ReplicaResult
 from mirror.operations.sites import Site
-from mirror.release.tree import publication_stage
 from mirror.run import Run
 from mirror.sync import Finding, Inventory, InventoryBuilder, Plan, make_plan, transfer, union
 from mirror.sync.difference import lacking

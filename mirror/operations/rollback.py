@@ -17,10 +17,10 @@ from typing import Any
 
 from mirror.errors import NotFoundError
 from mirror.events import PhaseStarted, Warned
+from mirror.layout import TargetTree, publication_stage
 from mirror.oci import Digest
 from mirror.operations.way_back import incomplete, read_all, way_back
 from mirror.registry import RegistryClient
-from mirror.release.tree import TargetTree, publication_stage
 from mirror.run import Run
 from mirror.sync import Inventory, Plan, PutTag, RepositoryContent, make_plan, transfer
 from mirror.sync.phase import check_unmoved, tags_of_steps

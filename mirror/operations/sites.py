@@ -7,24 +7,19 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from mirror.errors import InvalidReferenceError, RegistryError, UnreachableError
+from mirror.errors import RegistryError, UnreachableError
 from mirror.events import OnEvent, ignore
+from mirror.layout import (
+    FIXED_REPOSITORIES,
+    INDEX_REPOSITORIES,
+    TargetTree,
+    names_component,
+    repositories_of,
+)
 from mirror.modes.endpoints import replica_endpoints
 from mirror.modes.settings import RegistrySettings
 from mirror.modes.sites import Sites
-from mirror.oci.reference import check_repository
 from mirror.registry import ConnectionOptions, Credentials, RegistryClient, RegistryReader
-from mirror.release.tree import (
-    INSTALL,
-    INSTALL_STANDALONE,
-    INSTALLER,
-    MODULES,
-    PACKAGES,
-    PLUGINS,
-    RELEASE_CHANNEL,
-    SECURITY_DATABASES,
-    TargetTree,
-)
 from mirror.run import Run
 from mirror.sync import Inventory
 from mirror.sync.registry import RegistrySource, RegistryTarget, listed_tags
@@ -32,15 +27,6 @@ from mirror.sync.statement import REPOSITORY
 from mirror.sync.storage import Storage
 from mirror.sync.survey import Failure
 from mirror.sync.walk import Walk, walk
-
-_FIXED = (
-    *("", INSTALL, INSTALL_STANDALONE, RELEASE_CHANNEL, INSTALLER),
-    *(*SECURITY_DATABASES, MODULES, PACKAGES, PLUGINS),
-)
-"""Repositories that every tree may have."""
-
-_OF_EACH = {MODULES: ("", "/release"), PACKAGES: ("", "/version"), PLUGINS: ("",)}
-"""Index of what exists → the repositories of each thing in it, behind its name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,17 +131,8 @@ def listed_repositories(client: RegistryReader, tree: TargetTree) -> set[str] | 
 def usual_repositories(client: RegistryReader, tree: TargetTree) -> Iterator[str]:
     """The repositories that a release tree has by its nature, and those of every module, package
     and plugin that its index names; not all of them need exist."""
-    yield from _FIXED
-    for index, leaves in _OF_EACH.items():
+    yield from FIXED_REPOSITORIES
+    for index in INDEX_REPOSITORIES:
         for name in listed_tags(client, tree.locate(index)):
-            if _is_path(name):
-                yield from (f"{index}/{name}{leaf}" for leaf in leaves)
-
-
-def _is_path(name: str) -> bool:
-    """Whether a tag of an index can be part of a repository's path; capitals cannot."""
-    try:
-        check_repository(name)
-    except InvalidReferenceError:
-        return False
-    return True
+            if names_component(name):
+                yield from repositories_of(index, name)

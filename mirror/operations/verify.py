@@ -7,11 +7,11 @@ from typing import Any
 
 from mirror.bundle.reader import BundleReader
 from mirror.bundle.verify import BundleReport, verify_bundle
+from mirror.layout import TargetTree
 from mirror.oci import Digest
 from mirror.operations.pull import count
 from mirror.registry import RegistryWriter
 from mirror.release.discovery import discovery_images, index_of
-from mirror.release.tree import TargetTree
 from mirror.run import Run
 from mirror.sync import Finding, Inventory, union
 from mirror.sync.audit import audit

@@ -17,10 +17,10 @@ from mirror.errors import (
     StatementError,
 )
 from mirror.events import Warned
+from mirror.layout import TargetTree
 from mirror.oci import Digest
 from mirror.operations.pull import tool_name
 from mirror.registry import RegistryClient
-from mirror.release.tree import TargetTree
 from mirror.run import Run
 from mirror.sync import Inventory, InventoryBuilder, ManifestNode
 from mirror.sync.publish import Standing, generations, read_generation

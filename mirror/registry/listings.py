@@ -14,6 +14,7 @@ from urllib.parse import quote
 from mirror.errors import InvalidManifestError, MirrorError, RegistryError, RegistryNotFoundError
 from mirror.oci import Child, Digest, Manifest, media_types
 from mirror.oci.manifest import MAX_MANIFEST_BYTES
+from mirror.oci.reference import referrers_tag
 from mirror.registry import manifests, scopes
 from mirror.registry.transport import Answer, Transport
 
@@ -92,9 +93,8 @@ def _by_tag(
     transport: Transport, repository: str, digest: Digest, artifact_type: str | None
 ) -> list[Child]:
     """Referrers as clients keep them where the registry has no API: an index under a tag."""
-    tag = f"{digest.algorithm[:32]}-{digest.encoded[:64]}"
     try:
-        manifest = manifests.get(transport, repository, tag)
+        manifest = manifests.get(transport, repository, referrers_tag(digest))
     except RegistryNotFoundError:
         return []
     return _filtered(list(manifest.children), artifact_type)

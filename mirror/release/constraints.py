@@ -20,7 +20,7 @@ from typing import Final
 from semver import Version
 
 from mirror.errors import InputError
-from mirror.release.versions import LITERAL, literal_version
+from mirror.layout import MAX_VERSION_LENGTH
 
 MAX_LENGTH: Final = 1000
 """Longer text is refused unread; no real constraint comes near."""
@@ -30,6 +30,44 @@ _OPERATOR = re.compile(r"=>|=<|>=|<=|!=|~>|[=<>~^]|")
 _RANGE_DASH = re.compile(r"[ \t\n\r\f]+-[ \t\n\r\f]+")
 _INCLUSIVE = frozenset({">=", "=>", "<=", "=<"})
 _WILDCARDS = frozenset({"x", "X", "*"})
+
+
+_LARGEST_NUMBER = 2**64 - 1
+_IDENTIFIERS = r"[0-9A-Za-z-]+(?:\.[0-9A-Za-z-]+)*"
+_NUMBER_WITH_ZEROS_AHEAD = re.compile(r"0[0-9]+")
+_LITERAL = re.compile(
+    r"v?([0-9]+|[xX*])(?:\.([0-9]+|[xX*]))?(?:\.([0-9]+|[xX*]))?"
+    rf"(?:-({_IDENTIFIERS}))?(?:\+({_IDENTIFIERS}))?"
+)
+"""A version as people type it: parts may be missing or be wildcards. Groups: its five parts."""
+
+
+def read_version(text: str) -> Version | None:
+    """Read a version that a person typed: as `parse_version`, and missing parts count as 0.
+
+    `1.69` and `v1` are versions here, wildcards (`1.x`) are not; None for all other text.
+    """
+    match = _LITERAL.fullmatch(text)
+    if match is None or not _WILDCARDS.isdisjoint(match.groups()[:3]):
+        return None
+    return _literal_version(match, 3)
+
+
+def _literal_version(literal: re.Match[str], parts: int) -> Version | None:
+    """The version of a match of `_LITERAL`, of whose numbers the first `parts` count; else 0.
+
+    None where a number is beyond 64 bits, or a pre-release's number starts with 0.
+    """
+    if len(literal.group()) > MAX_VERSION_LENGTH:
+        return None
+    numbers = [int(number or 0) for number in literal.groups()[:parts]] + [0] * (3 - parts)
+    pre_release = literal.group(4)
+    if max(numbers) > _LARGEST_NUMBER:
+        return None
+    if pre_release and any(map(_NUMBER_WITH_ZEROS_AHEAD.fullmatch, pre_release.split("."))):
+        return None
+    major, minor, patch = numbers
+    return Version(major, minor, patch, pre_release, literal.group(5))
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,12 +179,12 @@ class _Reader:
         return [Term(operator or "=", version, parts)]
 
     def _version(self) -> tuple[Version, int]:
-        literal = LITERAL.match(self.text, self.position, self.end)
+        literal = _LITERAL.match(self.text, self.position, self.end)
         if literal is None:
             raise self._stopped("a version such as 1.64.2 is expected")
         numbers = literal.groups()[:3]
         parts = next((n for n, part in enumerate(numbers) if not part or part in _WILDCARDS), 3)
-        version = literal_version(literal, parts)
+        version = _literal_version(literal, parts)
         if version is None:
             raise self._stopped("that version has a number that is none")
         self.position = literal.end()

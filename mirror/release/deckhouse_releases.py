@@ -11,8 +11,8 @@ from typing import Any
 
 import yaml
 
+from mirror.layout import version_tag
 from mirror.release.metadata import ReleaseInfo
-from mirror.release.versions import version_tag
 
 _CHANGELOG = "https://github.com/deckhouse/deckhouse/releases/tag/"
 _NEVER = "0001-01-01T00:00:00Z"

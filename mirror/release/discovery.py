@@ -14,21 +14,19 @@ import tarfile
 from collections.abc import Iterable
 from dataclasses import replace
 
+from mirror.layout import INDEX_REPOSITORIES, describes_package
 from mirror.oci import Digest
 from mirror.oci.media_types import OCI_CONFIG, OCI_LAYER_GZIP, OCI_MANIFEST
-from mirror.release.tree import MODULES, PACKAGES, PLUGINS
 from mirror.sync import Inventory, MemoryStore
 from mirror.sync.tags import Tags
-
-_INDEXES = (MODULES, PACKAGES, PLUGINS)
 
 
 def discovery_images(bundle: Inventory) -> MemoryStore:
     """A store with one tag for every module, package and plugin that `bundle` has images of."""
     store = MemoryStore("index of modules, packages and plugins")
     # Of every package there are descriptions, also of those that the bundle does not have.
-    described = {path for path in bundle.repositories if _is_description(path)}
-    for index in _INDEXES:
+    described = {path for path in bundle.repositories if describes_package(path)}
+    for index in INDEX_REPOSITORIES:
         names = {
             path[len(index) + 1 :].partition("/")[0]
             for path, content in bundle.repositories.items()
@@ -55,11 +53,7 @@ def index_of(bundle: Inventory, named: Tags) -> Inventory:
 
 def has_index(inventory: Inventory) -> bool:
     """Whether it has an index of what exists: a registry's has, a bundle's has not."""
-    return any(inventory.repository(path).tags for path in _INDEXES)
-
-
-def _is_description(path: str) -> bool:
-    return path.startswith(f"{PACKAGES}/") and path.endswith("/version") and path.count("/") == 2
+    return any(inventory.repository(path).tags for path in INDEX_REPOSITORIES)
 
 
 def _placeholder(store: MemoryStore, repository: str, tags: Iterable[str]) -> None:

@@ -18,10 +18,9 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from mirror.errors import InputError
+from mirror.layout import CHANNELS, latest_patches, parse_version, tags_of_versions
 from mirror.oci.reference import valid_tag
-from mirror.release.constraints import Constraint
-from mirror.release.tree import CHANNELS
-from mirror.release.versions import latest_patches, parse_version, read_version, tags_of_versions
+from mirror.release.constraints import Constraint, read_version
 
 _NAME = re.compile(r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*")
 _MAX_NAME = 128  # a name is a tag too, in the index of what exists

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 
 from semver import Version
 
+from mirror.layout import CHANNELS, tags_in_order, tags_of_versions, version_tag
 from mirror.release.filters import ItemFilter, select_versions
-from mirror.release.tree import CHANNELS
-from mirror.release.versions import in_order, parse_version, tags_of_versions, version_tag
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +42,7 @@ def select_item(
     if wanted.is_exact:
         kept = [tag for tag in select_versions(wanted, tags) if not left_out(tag)]
         aliases = {name: tag for name, tag in _aliases(wanted).items() if tag in kept}
-        return ItemSelection(_ordered(kept), (), aliases)
+        return ItemSelection(tags_in_order(kept), (), aliases)
     spelled = tags_of_versions(tags)
     leads = {
         name: spelled.get(channels[name], version_tag(channels[name]))
@@ -58,7 +57,7 @@ def select_item(
         if one.channel
     )
     kept_channels = tuple(name for name, tag in leads.items() if tag in chosen)
-    return ItemSelection(_ordered(chosen), kept_channels, {}, warnings)
+    return ItemSelection(tags_in_order(chosen), kept_channels, {}, warnings)
 
 
 def _aliases(wanted: ItemFilter) -> dict[str, str]:
@@ -67,17 +66,3 @@ def _aliases(wanted: ItemFilter) -> dict[str, str]:
     if len(exact) == 1 and exact[0].channel is None:
         return dict.fromkeys(CHANNELS, exact[0].tag)
     return {one.channel: one.tag for one in exact if one.channel is not None}
-
-
-def _ordered(tags: Iterable[str]) -> tuple[str, ...]:
-    """Each tag once: versions from the oldest to the newest, then the others by name."""
-    spelled: dict[Version, set[str]] = {}
-    others: set[str] = set()
-    for tag in tags:
-        version = parse_version(tag)
-        if version is None:
-            others.add(tag)
-        else:
-            spelled.setdefault(version, set()).add(tag)
-    versions = (tag for version in in_order(spelled) for tag in sorted(spelled[version]))
-    return (*versions, *sorted(others))

@@ -14,9 +14,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from semver import Version
 
 from mirror.errors import InvalidDigestError, InvalidReferenceError, SourceContentError
+from mirror.layout import parse_version
 from mirror.oci import Digest
 from mirror.oci.reference import check_repository, valid_tag
-from mirror.release.versions import parse_version
 
 VERSION_JSON = "version.json"
 CHANGELOG_YAML = "changelog.yaml"

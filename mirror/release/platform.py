@@ -8,19 +8,20 @@ from dataclasses import dataclass, field
 from semver import Version
 
 from mirror.errors import InputError, NotFoundError, SourceContentError
-from mirror.oci import Digest
-from mirror.oci.reference import valid_tag
-from mirror.release.constraints import Constraint
-from mirror.release.filters import ExactTag, parse_platform, select_versions
-from mirror.release.tree import CHANNELS, DEFAULT_CHANNELS, LTS
-from mirror.release.versions import (
+from mirror.layout import (
+    CHANNELS,
+    DEFAULT_CHANNELS,
+    LTS,
     in_order,
     latest_patches,
     parse_version,
-    read_version,
     tags_of_versions,
     version_tag,
 )
+from mirror.oci import Digest
+from mirror.oci.reference import valid_tag
+from mirror.release.constraints import Constraint, read_version
+from mirror.release.filters import ExactTag, parse_platform, select_versions
 
 _NEWEST, _OLDEST = DEFAULT_CHANNELS[0], DEFAULT_CHANNELS[-1]
 

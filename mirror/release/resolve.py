@@ -12,6 +12,7 @@ from typing import Any
 
 from mirror.oci import Digest, Manifest, Platform
 from mirror.oci.media_types import OCI_INDEX
+from mirror.oci.reference import referrers_tag
 from mirror.release.selection import Selection, Wanted
 from mirror.release.source import ReleaseSource
 from mirror.sync import Inventory, InventoryBuilder, ManifestNode
@@ -208,11 +209,11 @@ def _company(source: ReleaseSource, images: Sequence[_Added], company: Company) 
             for path in paths
             for one in by_repository[path]
             for suffix in company.suffixes
-            if (tag := _tag(one.manifest.digest) + suffix) in (listed[path] or ())
+            if (tag := referrers_tag(one.manifest.digest) + suffix) in (listed[path] or ())
         ]
     else:
         found = [
-            _vouching(one, _tag(one.manifest.digest) + suffix)
+            _vouching(one, referrers_tag(one.manifest.digest) + suffix)
             for one in images
             for suffix in company.suffixes
             if suffix or not has_api  # the API knows what would be under the referrers' own tag
@@ -241,8 +242,8 @@ def _referrers(
     def ask(question: tuple[str, Digest]) -> list[dict[str, Any]]:
         path, digest = question
         found = source.referrers(path, digest)
-        has_index = _tag(digest) in (listed.get(path) or ())
-        earlier = source.manifest(path, _tag(digest)) if has_index else None
+        has_index = referrers_tag(digest) in (listed.get(path) or ())
+        earlier = source.manifest(path, referrers_tag(digest)) if has_index else None
         if found and earlier is not None and earlier.is_index:
             known = {one["digest"] for one in found}
             every = json.loads(earlier.raw).get("manifests") or ()
@@ -262,7 +263,7 @@ def _referrers(
         Wanted(
             one.archive,
             one.repository,
-            _tag(one.manifest.digest),
+            referrers_tag(one.manifest.digest),
             vouching.digest,
             f"the referrers of {one.manifest.digest}",
         )
@@ -275,8 +276,3 @@ def _vouching(image: _Added, tag: str) -> Wanted:
     # Optional: it may have gone since the tags were listed, and the image stands without it.
     why = f"the signatures of {image.manifest.digest}"
     return Wanted(image.archive, image.repository, tag, tag, why, optional=True)
-
-
-def _tag(digest: Digest) -> str:
-    """Where cosign and the referrers tag schema keep what belongs to a digest."""
-    return f"{digest.algorithm[:32]}-{digest.encoded[:64]}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from mirror.errors import DeniedError
+from mirror.layout import CHANNELS
 from mirror.release.phases.extras import installer_image, security_images
 from mirror.release.phases.items import (
     MODULE,
@@ -18,7 +19,6 @@ from mirror.release.phases.plugins import select_plugin_images
 from mirror.release.platform import PlatformSelection
 from mirror.release.selection import Selection, Wanted, Wishes
 from mirror.release.source import ReleaseSource
-from mirror.release.tree import CHANNELS
 
 
 def select(source: ReleaseSource, wishes: Wishes) -> Selection:

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import closing
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -16,11 +17,11 @@ from mirror.errors import (
     SourceContentError,
 )
 from mirror.events import PhaseAdvanced, PhaseStarted, Warned
-from mirror.oci import Child, Descriptor, Digest, Manifest, Platform, verified
+from mirror.layout import EDITIONS, INSTALLER, MODULES, PLUGINS, join_path, with_modules_suffix
+from mirror.oci import Child, Descriptor, Digest, Manifest, Platform, Repository, verified
 from mirror.oci.layers import read_files
 from mirror.oci.manifest import descriptor_json
 from mirror.registry import RegistryReader
-from mirror.release.tree import SourceTree
 from mirror.run import Run
 from mirror.sync.registry import RegistrySource
 from mirror.sync.workers import Item, Result, gather
@@ -33,6 +34,41 @@ _CANNOT_LIST = frozenset({400, 405, 501})
 
 _SMALL_LAYER = 256 << 10
 """Bytes of a layer that is read by one thread at a time: the others then find it kept."""
+
+
+@dataclass(frozen=True, slots=True)
+class SourceTree:
+    """Where a source registry keeps its release tree. `root` is what `--source` names.
+
+    Most repositories lie below the edition (`deckhouse/ee`), a few beside it
+    (`deckhouse/installer`).
+    """
+
+    root: Repository
+    modules_suffix: str = MODULES
+
+    @property
+    def edition(self) -> str | None:
+        """The edition that the root's last part names, or None where it names none."""
+        last = self.root.path.rpartition("/")[2]
+        return last if last in EDITIONS else None
+
+    @property
+    def bare(self) -> str:
+        """The path that editions share: the root's without its edition."""
+        if self.edition is None:
+            return self.root.path
+        return self.root.path.removesuffix(self.edition).removesuffix("/")
+
+    def locate(self, path: str) -> str:
+        """Return the registry's repository for a path of the tree."""
+        shared = path in (INSTALLER, PLUGINS) or path.startswith(f"{PLUGINS}/")
+        root = self.bare if shared else self.root.path
+        return join_path(root, with_modules_suffix(path, self.modules_suffix))
+
+    def origin(self, path: str) -> str:
+        """Return the same with the registry's host: what images of that path are called there."""
+        return f"{self.root.host}/{self.locate(path)}"
 
 
 class ReleaseSource:

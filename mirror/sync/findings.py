@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from mirror.layout import is_digest_tag
 from mirror.oci import Digest
 from mirror.sync.nodes import RepositoryContent
 
@@ -32,7 +32,7 @@ class Finding:
         if self.tags:
             more = f" and {len(self.tags) - 5} more" if len(self.tags) > 5 else ""
             # Names that say something first.
-            readable = sorted(self.tags, key=lambda tag: (_is_hex(tag), tag))
+            readable = sorted(self.tags, key=lambda tag: (is_digest_tag(tag), tag))
             shown = ", ".join(map(_shown, readable[:5])) if self.tags[1:] else self.tags[0]
             where += f", tag{'s' if len(self.tags) > 1 else ''} {shown}{more}"
         return f"{where}: {self.problem}"
@@ -40,7 +40,7 @@ class Finding:
     @property
     def is_named(self) -> bool:
         """Whether a tag that says something to a person suffers from it."""
-        return not all(map(_is_hex, self.tags))
+        return not all(map(is_digest_tag, self.tags))
 
     def to_document(self) -> dict[str, Any]:
         """As JSON values, for `--json`."""
@@ -55,12 +55,7 @@ class Finding:
 
 def _shown(tag: str) -> str:
     """A tag for a person: of one that is made of a digest, its beginning and its end."""
-    return f"{tag[:19]}…{tag[71:]}" if _is_hex(tag) else tag
-
-
-def _is_hex(tag: str) -> bool:
-    """Whether a tag is a digest's bare hex, or what cosign makes of it (`sha256-<hex>.sig`)."""
-    return re.fullmatch(r"[0-9a-f]{64}|sha256-[0-9a-f]{64}(\.[a-z]+)?", tag) is not None
+    return f"{tag[:19]}…{tag[71:]}" if is_digest_tag(tag) else tag
 
 
 def listed(findings: Iterable[Finding], *, most: int = 20) -> str:

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from mirror.errors import FileSystemError
+from mirror.layout import TargetTree, normalised_suffix
 from mirror.operations import Site
 from mirror.registry import (
     ConnectionOptions,
@@ -17,7 +18,6 @@ from mirror.registry import (
     RetryPolicy,
     find_credentials,
 )
-from mirror.release.tree import TargetTree, normalised_suffix
 from mirror.serve.server import ServerThread, listen
 from mirror.watch.cycle import Replicator
 from mirror.watch.daemon import Daemon

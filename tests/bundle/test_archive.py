@@ -13,15 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mirror.bundle.archive import BLOCK, OCI_LAYOUT, TRAILER_SIZE, Archive, lay_out, tar_header
-from mirror.bundle.names import (
-    REF_NAME,
-    SHORT_TAG,
-    archive_of,
-    blob_path,
-    inside,
-    source_reference,
-)
+from mirror.bundle.names import REF_NAME, SHORT_TAG, blob_path, inside, source_reference
 from mirror.errors import InputError
+from mirror.layout import archive_of
 from mirror.oci import Digest
 from mirror.sync import Inventory, MemoryStore
 from tests.support.bundles import ORIGIN, archives_of, origins, pack_store

@@ -18,9 +18,9 @@ from mirror.bundle.verify import verify_bundle
 from mirror.bundle.workplace import JOURNAL
 from mirror.bundle.writer import BundleWriter
 from mirror.errors import InputError, MissingBaseError, NotFoundError
+from mirror.layout import TargetTree
 from mirror.oci import Digest, Repository
 from mirror.operations import merge, push
-from mirror.release.tree import TargetTree
 from mirror.run import Run
 from mirror.serve import Answer, EmbeddedRegistry, Fault, MemoryStorage
 from mirror.sync import BlobContent, Inventory, MemoryStore, make_plan, transfer, union

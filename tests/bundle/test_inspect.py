@@ -7,13 +7,12 @@ import pytest
 from hypothesis import given
 
 from mirror.bundle.archive import lay_out
-from mirror.bundle.components import component_of
 from mirror.bundle.inspect import BundleInsight, insight, inspect_bundle
-from mirror.bundle.names import archive_of
 from mirror.bundle.reader import BundleReader
 from mirror.bundle.report_text import channels_text, insight_text
 from mirror.bundle.seal import Seal
 from mirror.bundle.writer import BundleWriter
+from mirror.layout import archive_of, component_of
 from mirror.oci import Digest
 from mirror.sync import Inventory, InventoryBuilder, ManifestNode, make_plan, transfer, union
 from tests.support.inventories import fake_blob, fake_manifest, inventories, sample_store

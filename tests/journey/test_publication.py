@@ -11,11 +11,11 @@ import pytest
 
 from mirror.bundle.reader import BundleReader
 from mirror.errors import ConflictError
+from mirror.layout import TargetTree
 from mirror.oci import Repository
 from mirror.operations import push
 from mirror.registry import ConnectionOptions, RegistryClient
 from mirror.release.discovery import discovery_images
-from mirror.release.tree import TargetTree
 from mirror.run import Run
 from mirror.serve import Answer, EmbeddedRegistry, Fault
 from mirror.sync import MemoryStore, make_plan, transfer, union

@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 
 from mirror.errors import MirrorError, NotFoundError
+from mirror.layout import TargetTree
 from mirror.oci import Digest, Repository
 from mirror.operations import Outcome, Site, sync_replicas
 from mirror.registry import ConnectionOptions, RegistryClient, RetryPolicy
-from mirror.release.tree import TargetTree
 from mirror.sync import Inventory
 from mirror.sync.publish import read_statement, statement_digest
 from tests.support.program import call_mirror

@@ -15,6 +15,7 @@ import pytest
 
 from mirror.errors import RegistryNotFoundError
 from mirror.events import EndpointDown, EndpointUp, Event
+from mirror.layout import TargetTree
 from mirror.modes.addressing import Plane
 from mirror.modes.client import ModeClient, connect
 from mirror.modes.constants import LOGICAL_BASE, LOGICAL_PATH, REGISTRY_PORT
@@ -23,7 +24,6 @@ from mirror.modes.health import HealthMemory
 from mirror.modes.settings import RegistrySettings
 from mirror.oci import Digest
 from mirror.registry import ConnectionOptions, Credentials, RegistryClient
-from mirror.release.tree import TargetTree
 from mirror.serve import TlsFiles
 from mirror.sync import MemoryStore, make_plan, transfer
 from mirror.sync.registry import RegistrySource, RegistryTarget, below

@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 
 from mirror.errors import ForbiddenByModeError, RouteError, UnreachableError
+from mirror.layout import TargetTree
 from mirror.modes.addressing import Plane
 from mirror.modes.client import ModeClient, connect
 from mirror.modes.constants import LOGICAL_PATH, REGISTRY_PORT
 from mirror.modes.settings import RegistrySettings
 from mirror.modes.sites import Sites
 from mirror.oci import Digest
-from mirror.release.tree import TargetTree
 from mirror.serve import BasicAuth, EmbeddedRegistry, MemoryStorage, User
 from mirror.sync import MemoryStore, make_plan, transfer
 from mirror.sync.registry import RegistrySource, RegistryTarget

@@ -10,11 +10,11 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 import pytest
 
+from mirror.layout import TargetTree
 from mirror.oci import Repository
 from mirror.oci.media_types import OCI_MANIFEST
 from mirror.operations import Outcome, Site, sync_replicas
 from mirror.registry import ConnectionOptions, RegistryClient
-from mirror.release.tree import TargetTree
 from mirror.run import Run
 from mirror.sync import MemoryStore, make_plan, transfer
 from mirror.sync.publish import begin, complete

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from semver import Version
 
 from mirror.errors import InputError
-from mirror.release.constraints import MAX_LENGTH, Constraint
+from mirror.release.constraints import MAX_LENGTH, Constraint, read_version
 from tests.release.strategies import versions
 
 VERDICTS = json.loads(Path(__file__).with_name("masterminds.json").read_text(encoding="utf-8"))
@@ -126,3 +126,27 @@ def test_an_interval_is_what_comparison_says(low: Version, version: Version) -> 
     assert Constraint.parse(f"!={low}").accepts(version) == (version != low)
     assert Constraint.parse(f">={low} || <{low}").accepts(version)
     assert not Constraint.parse(f">={low} <{low}").accepts(version)
+
+
+@pytest.mark.parametrize(
+    ("text", "version"),
+    [
+        ("1", "1.0.0"),
+        ("v1.69", "1.69.0"),
+        ("1.69-rc.1", "1.69.0-rc.1"),
+        ("01.2.3", "1.2.3"),
+        ("1.x", None),
+        ("*", None),
+        ("1.2.3.4", None),
+        ("18446744073709551616", None),
+        ("1.2.3-01", None),
+    ],
+)
+def test_people_may_leave_out_parts(text: str, version: str | None) -> None:
+    assert read_version(text) == (Version.parse(version) if version else None)
+
+
+@given(st.text())
+@example("1.0.0-" + "0" * 300)
+def test_any_text_that_people_type_is_a_version_or_none(text: str) -> None:
+    read_version(text)

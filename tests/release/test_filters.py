@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mirror.errors import InputError
+from mirror.layout import parse_version
 from mirror.release.constraints import Constraint
 from mirror.release.filters import (
     ExactTag,
@@ -16,7 +17,6 @@ from mirror.release.filters import (
     parse_platform,
     select_versions,
 )
-from mirror.release.versions import parse_version
 from tests.release.strategies import tags
 
 MODULE_TAGS = ["v1.0.0", "v1.1.0", "v1.2.0", "v1.3.0", "v1.3.3", "v1.4.0", "v1.4.1"]

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from semver import Version
 
 from mirror.errors import InputError, MirrorError, NotFoundError, SourceContentError
+from mirror.layout import CHANNELS, DEFAULT_CHANNELS, parse_version, tags_of_versions
 from mirror.oci import Digest
 from mirror.release.constraints import Constraint
 from mirror.release.platform import (
@@ -19,8 +20,6 @@ from mirror.release.platform import (
     check_channels,
     select_platform,
 )
-from mirror.release.tree import CHANNELS, DEFAULT_CHANNELS
-from mirror.release.versions import parse_version, tags_of_versions
 from tests.release.strategies import tags, versions
 
 LEADS = {

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from mirror.bundle.archive import Archive, lay_out
 from mirror.bundle.carriage import EVERYTHING, Carriage
-from mirror.bundle.names import archive_of
 from mirror.bundle.seal import Seal
 from mirror.bundle.writer import BundleWriter
+from mirror.layout import archive_of
 from mirror.run import Run
 from mirror.sync import Inventory, MemoryStore, Source, make_plan, transfer
 

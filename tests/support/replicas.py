@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
+from mirror.layout import TargetTree, publication_stage
 from mirror.oci import Repository
 from mirror.operations import Site
-from mirror.release.tree import TargetTree, publication_stage
 from mirror.run import Run
 from mirror.serve import EmbeddedRegistry, MemoryStorage
 from mirror.sync import Inventory, MemoryStore, make_plan, transfer

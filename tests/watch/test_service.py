@@ -12,10 +12,10 @@ import httpx
 import pytest
 import yaml
 
+from mirror.layout import TargetTree, publication_stage
 from mirror.oci import Repository
 from mirror.operations import Site
 from mirror.registry import ConnectionOptions, Credentials, RegistryClient
-from mirror.release.tree import TargetTree, publication_stage
 from mirror.run import Run
 from mirror.sync import MemoryStore, make_plan, transfer
 from mirror.sync.publish import begin, complete

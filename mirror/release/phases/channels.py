@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 
 from mirror.errors import SourceContentError
+from mirror.layout import CHANNELS, RELEASE_CHANNEL, parse_version, version_tag
 from mirror.oci import Manifest
 from mirror.release.metadata import VERSION_JSON, ReleaseInfo, parse_release
 from mirror.release.platform import ChannelFact
 from mirror.release.source import ReleaseSource
-from mirror.release.tree import CHANNELS, RELEASE_CHANNEL
-from mirror.release.versions import parse_version, version_tag
 
 
 def read_channel(source: ReleaseSource, repository: str, name: str) -> ChannelFact | None:

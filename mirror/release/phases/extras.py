@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from mirror.bundle.names import archive_of
+from mirror.layout import INSTALLER, SECURITY_DATABASES, archive_of
 from mirror.release.selection import Wanted
 from mirror.release.source import ReleaseSource
-from mirror.release.tree import INSTALLER, SECURITY_DATABASES
 
 
 def installer_image(tag: str) -> Wanted:

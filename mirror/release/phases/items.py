@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from semver import Version
 
-from mirror.bundle.names import archive_of
 from mirror.errors import (
     DeniedError,
     InvalidManifestError,
-    InvalidReferenceError,
     SourceContentError,
 )
+from mirror.layout import (
+    MODULES,
+    PACKAGE_VERSIONS_ARCHIVE,
+    PACKAGES,
+    RELEASES_LEAF,
+    archive_of,
+    is_attachment_tag,
+    names_component,
+    tags_of_versions,
+    version_tag,
+)
 from mirror.oci import Digest, Manifest
-from mirror.oci.reference import check_repository
 from mirror.release.filters import Filter, ItemFilter, select_versions
 from mirror.release.items import ItemSelection, select_item
 from mirror.release.metadata import (
@@ -29,12 +36,7 @@ from mirror.release.phases.channels import can_lead, read_channels
 from mirror.release.platform import ChannelFact
 from mirror.release.selection import Wanted, Wishes
 from mirror.release.source import ReleaseSource
-from mirror.release.tree import MODULES, PACKAGES
-from mirror.release.versions import tags_of_versions, version_tag
 from mirror.release.walk import walk
-
-PACKAGE_VERSIONS = "package-versions.tar"
-_COSIGN_TAG = re.compile(r"sha256-[0-9a-f]{64}(?:\.[a-z]+)?$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +48,8 @@ class Kind:
     releases: str
 
 
-MODULE = Kind("module", MODULES, "release")
-PACKAGE = Kind("package", PACKAGES, "version")
+MODULE = Kind("module", MODULES, RELEASES_LEAF[MODULES])
+PACKAGE = Kind("package", PACKAGES, RELEASES_LEAF[PACKAGES])
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,21 +113,7 @@ def _published(source: ReleaseSource, kind: Kind) -> frozenset[str] | None:
     """The names of all items: the tags of their index, but for signatures of its images and what
     no repository can be called."""
     tags = source.tags(kind.index)
-    return tags and frozenset(tag for tag in tags if _names_item(tag))
-
-
-def _is_signature(tag: str) -> bool:
-    return _COSIGN_TAG.match(tag) is not None
-
-
-def _names_item(tag: str) -> bool:
-    if _is_signature(tag):
-        return False
-    try:
-        check_repository(tag)
-    except InvalidReferenceError:
-        return False
-    return True
+    return tags and frozenset(tag for tag in tags if names_component(tag))
 
 
 class _Item:
@@ -290,9 +278,9 @@ def package_version_images(source: ReleaseSource, wanted: Filter | None) -> list
         try:
             tags = sorted(source.tags(repository) or ())
             return [
-                Wanted(PACKAGE_VERSIONS, repository, tag, tag, why, optional=True)
+                Wanted(PACKAGE_VERSIONS_ARCHIVE, repository, tag, tag, why, optional=True)
                 for tag in tags
-                if not _COSIGN_TAG.match(tag)
+                if not is_attachment_tag(tag)
                 and (asked_for or _is_complete(source, repository, tag))
             ], None
         except (DeniedError, SourceContentError, InvalidManifestError) as err:

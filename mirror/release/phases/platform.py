@@ -7,8 +7,16 @@ from dataclasses import dataclass, field, replace
 
 import yaml
 
-from mirror.bundle.names import RELEASES, archive_of
+from mirror.bundle.names import RELEASES
 from mirror.errors import SourceContentError
+from mirror.layout import (
+    CHANNELS,
+    INSTALL,
+    INSTALL_STANDALONE,
+    RELEASE_CHANNEL,
+    archive_of,
+    version_tag,
+)
 from mirror.release.deckhouse_releases import DescribedRelease, deckhouse_releases
 from mirror.release.metadata import (
     CHANGELOG_YAML,
@@ -30,8 +38,6 @@ from mirror.release.platform import (
 )
 from mirror.release.selection import Wanted
 from mirror.release.source import ReleaseSource
-from mirror.release.tree import CHANNELS, INSTALL, INSTALL_STANDALONE, RELEASE_CHANNEL
-from mirror.release.versions import version_tag
 from mirror.release.walk import walk
 
 _ARCHIVE = archive_of("")

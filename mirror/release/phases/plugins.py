@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 
 from semver import Version
 
-from mirror.bundle.names import archive_of
 from mirror.errors import DeniedError
+from mirror.layout import PLUGINS, archive_of, parse_version
 from mirror.release.plugins import (
     Contract,
     PluginChoice,
@@ -20,8 +20,6 @@ from mirror.release.plugins import (
 from mirror.release.plugins.contract import ANNOTATION
 from mirror.release.selection import Wanted, Wishes
 from mirror.release.source import ReleaseSource
-from mirror.release.tree import PLUGINS
-from mirror.release.versions import parse_version
 
 
 @dataclass(frozen=True, slots=True)

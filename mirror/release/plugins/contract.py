@@ -18,8 +18,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from semver import Version
 
 from mirror.errors import InputError, SourceContentError
+from mirror.layout import comparable
 from mirror.release.constraints import Constraint
-from mirror.release.versions import comparable
 
 ANNOTATION: Final = "contract"
 """The key of the annotation on a plugin's manifest."""

@@ -6,9 +6,9 @@ from collections.abc import Collection, Mapping
 
 from semver import Version
 
+from mirror.layout import comparable, in_order
 from mirror.release.constraints import Constraint
 from mirror.release.plugins.contract import Contract, Requirement
-from mirror.release.versions import comparable, in_order
 
 
 class Surroundings:

@@ -7,7 +7,7 @@ from typing import Literal
 
 from semver import Version
 
-from mirror.release.versions import in_order
+from mirror.layout import in_order
 
 
 @dataclass(frozen=True, slots=True)

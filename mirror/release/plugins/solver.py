@@ -11,6 +11,7 @@ from typing import NoReturn, Protocol
 from semver import Version
 
 from mirror.errors import InputError, NotFoundError, SourceContentError
+from mirror.layout import is_early, parse_version, tags_of_versions
 from mirror.release.constraints import Constraint
 from mirror.release.filters import ExactTag, ItemFilter
 from mirror.release.plugins.contract import Contract, Requirement, valid_plugin_name
@@ -23,7 +24,6 @@ from mirror.release.plugins.selection import (
     PluginSelection,
     Skipped,
 )
-from mirror.release.versions import is_early, parse_version, tags_of_versions
 
 BUILT_IN = frozenset({"delivery-kit", "package"})
 """Plugins that are part of the `d8` program: there for every dependency, never carried."""
