@@ -13,25 +13,16 @@ if TYPE_CHECKING:
     from mirror.modes.check import check_images, impatient, targets_for
     from mirror.modes.check_report import CheckReport
     from mirror.modes.client import ModeClient, connect
-    from mirror.modes.cluster_files import load_facts, load_sites
     from mirror.modes.conditions import ConditionType, Outcome
     from mirror.modes.facts import ClusterFacts
-    from mirror.modes.render import (
-        Rendered,
-        RenderOptions,
-        load_nodes,
-        prepare_secrets,
-        read_secrets,
-        render,
-        sites_of,
-        write_cluster,
-        write_secrets,
-    )
     from mirror.modes.required import RequiredSet, required_images
     from mirror.modes.settings import Mode, RegistrySettings
     from mirror.modes.sites import Account, Sites, User
     from mirror.modes.state import RegistryState, inputs_hash
     from mirror.modes.transitions import SwitchPlan, plan_switch
+    from mirror.nodeconfig.cluster import load_facts, load_nodes, load_sites
+    from mirror.nodeconfig.render import Rendered, RenderOptions, render, sites_of, write_cluster
+    from mirror.nodeconfig.service_secrets import prepare_secrets, read_secrets, write_secrets
     from mirror.oci import Descriptor, Digest, Manifest, Reference, Repository
     from mirror.operations import (
         DiffReport,
@@ -167,18 +158,16 @@ _HOMES = {
     "modes.check": ("check_images", "impatient", "targets_for"),
     "modes.check_report": ("CheckReport",),
     "modes.client": ("ModeClient", "connect"),
-    "modes.cluster_files": ("load_facts", "load_sites"),
     "modes.conditions": ("ConditionType", "Outcome"),
     "modes.facts": ("ClusterFacts",),
-    "modes.render": (
-        *("RenderOptions", "Rendered", "load_nodes", "prepare_secrets", "read_secrets", "render"),
-        *("sites_of", "write_cluster", "write_secrets"),
-    ),
     "modes.required": ("RequiredSet", "required_images"),
     "modes.settings": ("Mode", "RegistrySettings"),
     "modes.sites": ("Account", "Sites", "User"),
     "modes.state": ("RegistryState", "inputs_hash"),
     "modes.transitions": ("SwitchPlan", "plan_switch"),
+    "nodeconfig.cluster": ("load_facts", "load_nodes", "load_sites"),
+    "nodeconfig.render": ("RenderOptions", "Rendered", "render", "sites_of", "write_cluster"),
+    "nodeconfig.service_secrets": ("prepare_secrets", "read_secrets", "write_secrets"),
     "oci": ("Descriptor", "Digest", "Manifest", "Reference", "Repository"),
     "operations": (
         *("DiffReport", "HistoryReport", "Member", "MergeReport", "PruneReport", "PullReport"),

@@ -1,27 +1,69 @@
-"""The command line: its commands, gathered."""
+"""The command line: the tree of commands, each imported when it is used.
+
+A command brings its libraries along: `mirror push` needs an HTTP client, `mirror inspect` does not,
+and `mirror --help` needs neither.
+"""
 
 from __future__ import annotations
 
+from collections import UserDict
+from collections.abc import Iterator
+from importlib import import_module
+
 import click
 
-from mirror.commands.config import config_group
-from mirror.commands.diff import diff_command
 from mirror.commands.errors import Group
-from mirror.commands.history import history_command
-from mirror.commands.inspect import inspect_command
-from mirror.commands.inventory import inventory_command
-from mirror.commands.merge import merge_command
-from mirror.commands.mode import mode_group
-from mirror.commands.prune import prune_command
-from mirror.commands.pull import pull_command
-from mirror.commands.push import push_command
-from mirror.commands.rollback import rollback_command
-from mirror.commands.status import status_command
-from mirror.commands.sync import sync_command
-from mirror.commands.verify import verify_command
+
+_COMMANDS = {
+    "pull": ("pull.pull_command", "Pack a release tree into a bundle."),
+    "push": ("push.push_command", "Load a bundle into one or several registries."),
+    "sync": ("sync.sync_command", "Bring replicas to what a leader holds."),
+    "status": ("status.status_command", "Show how complete registries are."),
+    "diff": ("diff.diff_command", "Show what two inventories hold differently."),
+    "prune": ("prune.prune_command", "Remove what no kept inventory names."),
+    "history": ("history.history_command", "List the generations of a registry."),
+    "rollback": ("rollback.rollback_command", "Put tags back to an earlier generation."),
+    "verify": ("verify.verify_command", "Prove that a bundle or a registry is whole."),
+    "inspect": ("inspect.inspect_command", "Show what is in a bundle."),
+    "inventory": ("inventory.inventory_command", "Write down what a registry holds."),
+    "merge": ("merge.merge_command", "Make a complete bundle of a base and its deltas."),
+    "mode": ("mode.mode_group", "The modes of a cluster's registry."),
+    "config": ("config.config_group", "Settings files for `mirror pull --config`."),
+}
+"""Command → its place below `mirror.commands`, and its line in the list of commands."""
 
 
-@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
+class _OnDemand(UserDict[str, click.Command]):
+    """Commands by name, each imported when it is first asked for."""
+
+    def __getitem__(self, name: str) -> click.Command:
+        if name not in self.data:
+            module, _, attribute = _COMMANDS[name][0].partition(".")
+            self.data[name] = getattr(import_module(f"mirror.commands.{module}"), attribute)
+        return self.data[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in _COMMANDS
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(_COMMANDS)
+
+    def __len__(self) -> int:
+        return len(_COMMANDS)
+
+
+class _Main(Group):
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
+        """List the commands without importing them."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, _COMMANDS[name][1]) for name in sorted(_COMMANDS)])
+
+
+@click.group(
+    cls=_Main,
+    commands=_OnDemand(),
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
 @click.version_option(package_name="mirror", message="mirror %(version)s")
 def main() -> None:
     """Carry Deckhouse Kubernetes Platform images across an air gap and prove that they arrived.
@@ -29,22 +71,3 @@ def main() -> None:
     Exit codes: 0 done, 1 failed, 2 usage, 3 replicas differ, 4 corrupt or incomplete,
     5 unreachable, 6 denied, 130 interrupted.
     """
-
-
-for command in (
-    pull_command,
-    push_command,
-    sync_command,
-    status_command,
-    diff_command,
-    prune_command,
-    history_command,
-    rollback_command,
-    verify_command,
-    inspect_command,
-    inventory_command,
-    merge_command,
-    mode_group,
-    config_group,
-):
-    main.add_command(command)

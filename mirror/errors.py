@@ -8,7 +8,7 @@ This module is the ground floor: every room may import it and it imports none of
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -114,6 +114,12 @@ class DeadlineError(CancelledError):
     exit_code = 5
 
 
+def common_exit_code(errors: Iterable[MirrorError]) -> int:
+    """The exit code that all errors share; 1 where they differ, 0 where there are none."""
+    codes = {error.exit_code for error in errors} or {0}
+    return codes.pop() if len(codes) == 1 else MirrorError.exit_code
+
+
 class IncompleteError(MirrorError):
     """Some items could not be done; `failures` names each with its reason.
 
@@ -125,9 +131,7 @@ class IncompleteError(MirrorError):
     def __init__(self, message: str, failures: Sequence[tuple[str, MirrorError]]) -> None:
         super().__init__("\n".join([message, *self._lines(failures)]))
         self.failures = tuple(failures)
-        # One cause for all (say, a refused login) keeps its own exit code.
-        codes = {error.exit_code for _, error in failures}
-        self.exit_code = codes.pop() if len(codes) == 1 else MirrorError.exit_code
+        self.exit_code = common_exit_code(error for _, error in failures) or MirrorError.exit_code
 
     @classmethod
     def _lines(cls, failures: Sequence[tuple[str, MirrorError]]) -> list[str]:
@@ -215,6 +219,23 @@ class StatementError(IntegrityError):
 
 class DamagedReplicaError(IntegrityError):
     """A registry keeps serving damaged content (what, and which file to remove)."""
+
+
+class NoSoundCopyError(IntegrityError):
+    """Some content is missing or damaged wherever it was looked for.
+
+    `failures` has each place with its reason. Where one of them did not answer, or refused, that
+    decides the exit code: the content may be sound there.
+    """
+
+    def __init__(self, message: str, failures: Sequence[tuple[str, MirrorError]]) -> None:
+        super().__init__(message)
+        self.failures = tuple(failures)
+        codes = {error.exit_code for _, error in failures}
+        for kind in (UnreachableError, DeniedError):
+            if kind.exit_code in codes:
+                self.exit_code = kind.exit_code
+                break
 
 
 # -- registries --------------------------------------------------------------------------------

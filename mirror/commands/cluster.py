@@ -10,13 +10,13 @@ from pydantic import SecretStr
 from mirror.commands.login import credentials_for
 from mirror.errors import InputError, UnreachableError
 from mirror.modes.addressing import Plane, Role, Route, routes_for
-from mirror.modes.cluster_files import load_sites
 from mirror.modes.constants import LOGICAL_HOST, LOGICAL_PATH
 from mirror.modes.endpoints import Endpoint, replica_endpoints
 from mirror.modes.permissions import check_write
 from mirror.modes.places import Place, Places
 from mirror.modes.settings import Mode, RegistrySettings
 from mirror.modes.sites import NO_SITES, Account, Sites, User
+from mirror.nodeconfig.cluster import load_sites
 from mirror.oci import Repository
 from mirror.registry import ConnectionOptions, Credentials
 

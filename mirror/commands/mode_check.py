@@ -20,7 +20,6 @@ from mirror.modes.check import (
     connect_with,
     targets_for,
 )
-from mirror.modes.cluster_files import read_document
 from mirror.modes.required import (
     RequiredSet,
     critical_modules,
@@ -32,6 +31,7 @@ from mirror.modes.required import (
     relaxed,
 )
 from mirror.modes.settings import CheckMode
+from mirror.nodeconfig.cluster import read_document
 from mirror.progress import progress
 from mirror.registry import ConnectionOptions
 

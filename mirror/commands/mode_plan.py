@@ -11,13 +11,13 @@ import click
 from mirror.commands import options
 from mirror.commands.errors import print_json
 from mirror.errors import InputError, MirrorError
-from mirror.modes.cluster_files import load_facts
 from mirror.modes.facts import ClusterFacts
 from mirror.modes.matrix import Verdict
 from mirror.modes.preconditions import Cause
 from mirror.modes.settings import Mode, RegistrySettings
 from mirror.modes.state import RegistryState
 from mirror.modes.transitions import SwitchPlan, plan_switch
+from mirror.nodeconfig.cluster import load_facts
 
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 

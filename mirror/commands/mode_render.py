@@ -11,24 +11,15 @@ from typing import Any
 import click
 
 from mirror.errors import RenderingError
-from mirror.modes.render import (
-    Containerd,
-    Distribution,
-    Images,
-    Nginx,
-    Node,
-    Rendered,
-    RenderOptions,
-    Written,
-    load_nodes,
-    prepare_secrets,
-    read_secrets,
-    render,
-    write_cluster,
-    write_secrets,
-)
-from mirror.modes.render.nodes_file import read_text
 from mirror.modes.settings import RegistrySettings
+from mirror.nodeconfig.cluster import Node, load_nodes, read_text
+from mirror.nodeconfig.hosts import Containerd
+from mirror.nodeconfig.pods import Images
+from mirror.nodeconfig.proxies import Nginx
+from mirror.nodeconfig.render import Rendered, RenderOptions, render, write_cluster
+from mirror.nodeconfig.service_secrets import prepare_secrets, read_secrets, write_secrets
+from mirror.nodeconfig.services import Distribution
+from mirror.nodeconfig.tree import TreeChanges
 
 SECRETS_FILE = "registry-secrets.json"
 FLAVOURS = ("deckhouse", "stock")
@@ -217,7 +208,7 @@ def _document(
     settings: RegistrySettings,
     before: RegistrySettings | None,
     rendered: Rendered,
-    done: Mapping[str, Written],
+    done: Mapping[str, TreeChanges],
     kept_at: Path,
 ) -> dict[str, Any]:
     return {
@@ -242,7 +233,7 @@ def _summary(
     settings: RegistrySettings,
     before: RegistrySettings | None,
     rendered: Rendered,
-    done: Mapping[str, Written],
+    done: Mapping[str, TreeChanges],
     out: Path,
 ) -> str:
     what = f"{settings.mode} mode" if before is None else f"{before.mode} → {settings.mode}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from mirror.commands.shared import show
 from mirror.errors import InputError
 from mirror.operations import prune
 from mirror.progress import progress
+from mirror.sync.statement import MAX_GENERATION
 
 
 @click.command("prune")
@@ -58,8 +60,9 @@ def prune_command(
 def _kept(text: str) -> Path | int:
     """A generation's number, or a path."""
     path = Path(text)
-    if path.exists():
-        return path
-    if text.isascii() and text.isdigit():
+    with suppress(OSError):  # a text that is too long for a path is not one
+        if path.exists():
+            return path
+    if text.isascii() and text.isdigit() and len(text) <= len(str(MAX_GENERATION)):
         return int(text)
     raise InputError(f"--keep {text}: no such file or folder, and no number of a generation")

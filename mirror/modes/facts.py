@@ -12,7 +12,7 @@ from mirror.modes.constants import UNKNOWN_VERSION
 from mirror.modes.settings import RegistrySettings
 
 
-class Store(StrEnum):
+class StoreContent(StrEnum):
     """What lies in a master's data folder, whatever runs there now."""
 
     EMPTY = "empty"
@@ -30,7 +30,7 @@ class ContainerdConfig(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Node:
+class NodeFacts:
     """One node. `version` is that of the registry configuration which it has applied."""
 
     name: str
@@ -62,11 +62,11 @@ class ClusterFacts:
     node_config_managed: bool | None = None
     saved_parameters: bool | None = None
     images_present: bool | None = None
-    nodes: tuple[Node, ...] | None = None
-    stores: frozenset[Store] | None = None
+    nodes: tuple[NodeFacts, ...] | None = None
+    stores: frozenset[StoreContent] | None = None
     aborted: RegistrySettings | None = None
 
     @property
-    def masters(self) -> tuple[Node, ...] | None:
+    def masters(self) -> tuple[NodeFacts, ...] | None:
         """The masters among the nodes."""
         return None if self.nodes is None else tuple(node for node in self.nodes if node.master)

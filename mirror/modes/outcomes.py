@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from mirror.modes.conditions import Outcome
 from mirror.modes.constants import UNKNOWN_VERSION
-from mirror.modes.facts import ContainerdConfig, Node
+from mirror.modes.facts import ContainerdConfig, NodeFacts
 
 MOST_NODES = 10
 """As many nodes a message names; of the others it gives the number."""
@@ -25,7 +25,7 @@ class ReplicaPod:
     version: str = UNKNOWN_VERSION
 
 
-def preflight(nodes: Sequence[Node], *, node_config_managed: bool) -> Outcome:
+def preflight(nodes: Sequence[NodeFacts], *, node_config_managed: bool) -> Outcome:
     """Every node's containerd is without registry settings of its own."""
     if node_config_managed:
         return Outcome(True)
@@ -61,7 +61,7 @@ def node_services(pods: Sequence[ReplicaPod], wanted: str) -> Outcome:
 
 
 def containerd_config(
-    nodes: Sequence[Node], wanted: str | None, *, managed: bool = True, written: bool = True
+    nodes: Sequence[NodeFacts], wanted: str | None, *, managed: bool = True, written: bool = True
 ) -> Outcome:
     """Every node has applied the configuration of version `wanted`, None while it is being made.
 
@@ -136,7 +136,7 @@ def _listed(lines: Sequence[str]) -> list[str]:
     return shown
 
 
-def _sorted(nodes: Iterable[Node]) -> list[Node]:
+def _sorted(nodes: Iterable[NodeFacts]) -> list[NodeFacts]:
     return sorted(nodes, key=lambda node: node.name)
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from mirror.modes.constants import DATA_ROOT
-from mirror.modes.facts import ClusterFacts, Store
+from mirror.modes.facts import ClusterFacts, StoreContent
 from mirror.modes.matrix import Kind, kind_of
 from mirror.modes.routing import layouts
 from mirror.modes.settings import RegistrySettings
@@ -99,10 +99,10 @@ def _store_warnings(
     for kind in path:
         if not kind.node_services:
             continue
-        keeps = Store.PLAIN if kind is Kind.LOCAL else Store.CACHE
-        if stores - {keeps, Store.EMPTY}:
+        keeps = StoreContent.PLAIN if kind is Kind.LOCAL else StoreContent.CACHE
+        if stores - {keeps, StoreContent.EMPTY}:
             warnings.append(PlanWarning(Risk.DATA_LOSS, _loss(kind, certain)))
-        elif Store.PLAIN in stores and kind_of(current) is not Kind.LOCAL:
+        elif StoreContent.PLAIN in stores and kind_of(current) is not Kind.LOCAL:
             message = (
                 f"mode Local goes on with the images that an earlier one left in {DATA_ROOT}; "
                 "what was pushed since is not among them, so push the bundle again"
@@ -118,7 +118,7 @@ def _store_warnings(
     return warnings
 
 
-def _stores(current: RegistrySettings, facts: ClusterFacts) -> tuple[frozenset[Store], bool]:
+def _stores(current: RegistrySettings, facts: ClusterFacts) -> tuple[frozenset[StoreContent], bool]:
     """What can lie on the masters' disks, and whether that is known.
 
     Replicas leave their store behind when they stop. So where none runs, anything can be there: by
@@ -128,11 +128,11 @@ def _stores(current: RegistrySettings, facts: ClusterFacts) -> tuple[frozenset[S
         return facts.stores, True
     match kind_of(current):
         case Kind.LOCAL:
-            return frozenset({Store.PLAIN}), True
+            return frozenset({StoreContent.PLAIN}), True
         case Kind.PROXY:
-            return frozenset({Store.CACHE}), True
+            return frozenset({StoreContent.CACHE}), True
         case _:
-            return frozenset(Store), False
+            return frozenset(StoreContent), False
 
 
 def _loss(kind: Kind, certain: bool) -> str:

@@ -10,6 +10,8 @@ import base64
 import binascii
 import hashlib
 import json
+import os
+import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -20,7 +22,7 @@ import yaml
 from pydantic import BaseModel, SecretStr
 
 from mirror.documents import line
-from mirror.errors import InvalidStateError
+from mirror.errors import FileSystemError, InvalidStateError
 from mirror.modes.conditions import (
     Condition,
     Conditions,
@@ -31,7 +33,6 @@ from mirror.modes.conditions import (
 )
 from mirror.modes.constants import NAMESPACE, SECRET_STATE, SECRET_STATE_TYPE
 from mirror.modes.matrix import Kind
-from mirror.modes.render.tree import SECRET, RenderedFile, write_file
 from mirror.modes.settings import Mode
 
 _EXPECTED = "expected the Secret registry-state, or its keys hash, mode, target_mode, conditions"
@@ -120,7 +121,7 @@ class RegistryState:
             FileSystemError: it cannot be written.
         """
         text = yaml.safe_dump(self.to_secret(), sort_keys=False)
-        return write_file(path, RenderedFile(text.encode(), SECRET))
+        return write_file(path, text.encode(), 0o600)
 
     @classmethod
     def load(cls, source: Path | str | Mapping[str, Any] | None) -> RegistryState:
@@ -245,3 +246,41 @@ def _yaml(text: str, where: str) -> Any:
 
 def _dumped(conditions: list[dict[str, Any]]) -> str:
     return yaml.safe_dump(conditions, sort_keys=False, allow_unicode=True)
+
+
+def write_file(path: Path, content: bytes, mode: int) -> bool:
+    """Put a file in its place, complete or not at all; False if it was there already.
+
+    Raises:
+        FileSystemError: it could not be written.
+    """
+    try:
+        if _holds(path, content, mode):
+            return False
+        path.parent.mkdir(parents=True, exist_ok=True)
+        fresh = path.with_name(f".{path.name}.{secrets.token_hex(6)}")
+        try:
+            # The mode is given at creation: there is no moment at which others may read a secret.
+            handle = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, mode)
+            with os.fdopen(handle, "wb") as out:
+                os.fchmod(handle, mode)  # a umask may have taken bits away
+                out.write(content)
+                out.flush()
+                os.fsync(handle)
+            fresh.replace(path)
+        finally:
+            fresh.unlink(missing_ok=True)
+    except OSError as err:
+        raise FileSystemError(
+            f"cannot write {path}: {err.strerror}; make the folder writable or choose another"
+        ) from err
+    return True
+
+
+def _holds(path: Path, content: bytes, mode: int) -> bool:
+    return (
+        path.is_file()
+        and not path.is_symlink()
+        and path.stat().st_mode & 0o777 == mode
+        and path.read_bytes() == content
+    )

@@ -14,6 +14,7 @@ from mirror.errors import (
     InvalidManifestError,
     RegistryError,
     UnreachableError,
+    common_exit_code,
 )
 from mirror.events import OnEvent, Warned
 from mirror.events import ignore as ignore_events
@@ -67,8 +68,8 @@ class RegistryInventory:
 
     @property
     def exit_code(self) -> int:
-        """0 if nothing failed; the one code of all failures, or 1 for several."""
-        return 0 if self.unread is None else self.unread.exit_code
+        """0 if nothing failed, else the code that all failures share, or 1."""
+        return common_exit_code(failure.error for failure in self.failures)
 
     def to_document(self) -> dict[str, Any]:
         """As JSON values, for `--json`."""

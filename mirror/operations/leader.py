@@ -12,6 +12,7 @@ from mirror.errors import ConflictError, MirrorError, NotFoundError, RegistryNot
 from mirror.oci import Digest, Manifest
 from mirror.operations.sites import Site, walk_site
 from mirror.sync import Inventory, InventoryBuilder, ManifestNode
+from mirror.sync.artifact import Artifact
 from mirror.sync.publish import (
     LATEST,
     Published,
@@ -19,7 +20,7 @@ from mirror.sync.publish import (
     read_standing,
     read_statement,
 )
-from mirror.sync.statement import GENERATION, REPOSITORY, Artifact, layer_of
+from mirror.sync.statement import REPOSITORY, generation_of, layer_of
 from mirror.sync.survey import Failure
 from mirror.sync.workers import DEFAULT_JOBS, gather
 
@@ -62,9 +63,8 @@ class Leader:
         # One small request for both; the layer, which may be large, is left for `facts`.
         with suppress(RegistryNotFoundError):
             manifest = site.client.manifest(site.tree.locate(REPOSITORY), LATEST)
-            number = manifest.annotations.get(GENERATION, "")
             self.digest = manifest.digest
-            self.generation = int(number) if number.isascii() and number.isdigit() else None
+            self.generation = generation_of(manifest)
 
     @property
     def unread(self) -> tuple[Failure, ...]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mirror.errors import ConflictError, MirrorError, PruneRefusedError
+from mirror.errors import ConflictError, PruneRefusedError, common_exit_code
 from mirror.events import OnEvent, PhaseStarted
 from mirror.events import ignore as ignore_events
 from mirror.operations.places import read_inventory
@@ -52,11 +52,8 @@ class PruneReport:
 
     @property
     def exit_code(self) -> int:
-        """0 if nothing failed; the one code of all failures, or 1 for several."""
-        codes = {failure.error.exit_code for failure in self.failures}
-        if not codes:
-            return 0
-        return codes.pop() if len(codes) == 1 else MirrorError.exit_code
+        """0 if nothing failed, else the code that all failures share, or 1."""
+        return common_exit_code(failure.error for failure in self.failures)
 
     def to_document(self) -> dict[str, Any]:
         """As JSON values, for `--json`."""

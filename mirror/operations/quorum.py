@@ -30,6 +30,7 @@ from mirror.sync import (
     transfer,
     union,
 )
+from mirror.sync.artifact import Artifact
 from mirror.sync.audit import audit
 from mirror.sync.findings import listed
 from mirror.sync.phase import check_unmoved, finish
@@ -43,7 +44,7 @@ from mirror.sync.publish import (
     statement_digest,
 )
 from mirror.sync.registry import RegistrySource, RegistryTarget
-from mirror.sync.statement import REPOSITORY, Artifact, Statement
+from mirror.sync.statement import REPOSITORY, Statement
 from mirror.sync.succession import next_statement
 from mirror.sync.workers import DEFAULT_JOBS, for_each
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
-from mirror.errors import CancelledError, InputError, MirrorError, StalledError
+from mirror.errors import CancelledError, InputError, StalledError, common_exit_code
 from mirror.events import OnEvent, PhaseAdvanced, PhaseStarted, side_by_side
 from mirror.events import ignore as ignore_events
 from mirror.oci import Digest
@@ -48,11 +48,8 @@ class SyncReport:
 
     @property
     def exit_code(self) -> int:
-        """0 if nothing failed; the one code of all failures, or 1 for several."""
-        codes = {failure.error.exit_code for failure in self.failures}
-        if not codes:
-            return 0
-        return codes.pop() if len(codes) == 1 else MirrorError.exit_code
+        """0 if nothing failed, else the code that all failures share, or 1."""
+        return common_exit_code(failure.error for failure in self.failures)
 
     def to_document(self) -> dict[str, Any]:
         """As JSON values, for `--json`."""

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mirror.errors import DamagedBundleError, InputError, InvalidManifestError
-from mirror.oci import Digest
+from mirror.oci import Descriptor, Digest
 from mirror.sync.canonical import (
     content_document,
     members,
@@ -193,6 +193,16 @@ def union(inventories: Iterable[Inventory]) -> Inventory:
     return builder.build()
 
 
+def size_conflict(
+    repository: str, node: ManifestNode, blob: Descriptor, known: int
+) -> InvalidManifestError:
+    """The error about a manifest that gives `blob` another size than the `known` one, in bytes."""
+    return InvalidManifestError(
+        f"manifest {node.descriptor.digest} of {repository or 'the root repository'} says that "
+        f"blob {blob.digest} has {blob.size} bytes, and another manifest that it has {known}"
+    )
+
+
 class InventoryBuilder:
     """Collects an inventory piece by piece. Not thread-safe."""
 
@@ -214,16 +224,16 @@ class InventoryBuilder:
         """`repository` holds this manifest and, if `closed`, the blobs it needs.
 
         Raises:
-            InvalidManifestError: another manifest there says another size of one of these.
+            InvalidManifestError: another manifest there gives another size for one of these blobs;
+                nothing of this one was added.
         """
         _, manifests, blobs = self._content(repository)
+        fresh: dict[Digest, int] = {}
         for blob in node.blobs if closed else ():
-            if blobs.setdefault(blob.digest, blob.size) != blob.size:
-                raise InvalidManifestError(
-                    f"manifest {node.descriptor.digest} of {repository or 'the root repository'} "
-                    f"says that blob {blob.digest} has {blob.size} bytes, and another manifest "
-                    f"that it has {blobs[blob.digest]}"
-                )
+            known = blobs.get(blob.digest, fresh.setdefault(blob.digest, blob.size))
+            if known != blob.size:
+                raise size_conflict(repository, node, blob, known)
+        blobs.update(fresh)
         manifests[node.descriptor.digest] = node
 
     def add_blob(self, repository: str, digest: Digest, size: int) -> None:

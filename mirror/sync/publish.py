@@ -14,9 +14,7 @@ Below the root, in `mirror/inventory`, these tags name statements (`mirror.sync.
 from __future__ import annotations
 
 import re
-from collections.abc import Generator
 from dataclasses import dataclass
-from functools import partial
 from typing import TypeAlias
 
 from mirror.errors import (
@@ -28,15 +26,15 @@ from mirror.errors import (
 )
 from mirror.oci import Digest
 from mirror.registry import RegistryWriter
+from mirror.sync.artifact import Artifact, put_artifact
 from mirror.sync.registry import Locate, listed_tags
-from mirror.sync.statement import EMPTY_CONFIG, REPOSITORY, Artifact, Statement, layer_of
+from mirror.sync.statement import REPOSITORY, Statement, layer_of
 from mirror.sync.tags import Tags, tags_of
 
 LATEST = "latest"
 PENDING = "pending"
 
-_CHUNK = 1 << 20
-_GENERATION_TAG = re.compile(r"generation-([1-9][0-9]{0,18})")
+_GENERATION_TAG = re.compile(r"generation-([1-9][0-9]{0,17})")
 
 
 Marks: TypeAlias = tuple[Digest | None, Digest | None]
@@ -204,24 +202,9 @@ def check_unchanged(
     )
 
 
-def put_artifact(client: RegistryWriter, locate: Locate, artifact: Artifact, *tags: str) -> None:
-    """Store a statement by its digest, then under `tags`, one after the other.
-
-    What is there already is not sent again.
-    """
-    repository = locate(REPOSITORY)
-    for data in (EMPTY_CONFIG, artifact.layer):
-        digest = Digest.of(data)
-        if client.blob_size(repository, digest) != len(data):
-            client.upload(repository, digest, len(data), partial(_chunks, data))
-    references: list[str | Digest] = [artifact.manifest.digest, *tags]
-    for reference in references:
-        client.put_manifest(repository, reference, artifact.manifest)
-
-
 def begin(client: RegistryWriter, locate: Locate, artifact: Artifact) -> None:
     """Announce the statement that the tags are about to be turned to."""
-    put_artifact(client, locate, artifact, PENDING)
+    put_artifact(client, locate(REPOSITORY), artifact, artifact.manifest.digest, PENDING)
 
 
 def complete(client: RegistryWriter, locate: Locate, statement: Statement, digest: Digest) -> None:
@@ -241,8 +224,3 @@ def complete(client: RegistryWriter, locate: Locate, statement: Statement, diges
     tags = (generation_tag(statement.generation), statement.inventory.digest().encoded, LATEST)
     for tag in tags:
         client.put_manifest(repository, tag, manifest)
-
-
-def _chunks(data: bytes, offset: int) -> Generator[bytes, None, None]:
-    for start in range(offset, len(data), _CHUNK):
-        yield data[start : start + _CHUNK]

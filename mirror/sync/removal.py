@@ -7,7 +7,6 @@ own first, which is then deleted.
 
 from __future__ import annotations
 
-import json
 import threading
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import closing, suppress
@@ -22,13 +21,14 @@ from mirror.errors import (
     RegistryError,
     RegistryNotFoundError,
 )
-from mirror.oci import Digest, Manifest, media_types
+from mirror.oci import Digest
+from mirror.sync.artifact import make_artifact, put_artifact
 from mirror.sync.inventory import Inventory
 from mirror.sync.nodes import RepositoryContent
 from mirror.sync.registry import RegistryTarget
-from mirror.sync.statement import EMPTY_CONFIG, REPOSITORY
+from mirror.sync.statement import REPOSITORY
 from mirror.sync.survey import Failure
-from mirror.sync.tag_removal import bring_empty_config, deletes_tags
+from mirror.sync.tag_removal import deletes_tags
 from mirror.sync.workers import DEFAULT_JOBS, for_each
 
 Item = TypeVar("Item")
@@ -302,33 +302,19 @@ _FAREWELLS = 3
 
 def _bid_farewell(place: RegistryTarget, path: str, tag: str) -> None:
     """Delete a tag, and no manifest but the one made for that."""
-    repository, farewell = place.locate(path), _farewell(path, tag)
-    bring_empty_config(place.client, repository)
+    repository = place.locate(path)
+    # Nothing else names it, so that deleting it deletes this tag alone.
+    farewell = make_artifact(
+        "application/vnd.deckhouse.mirror.removed-tag.v1",
+        annotations={"io.deckhouse.mirror.removed-tag": f"{path}:{tag}"},
+    )
     for attempt in range(1, _FAREWELLS + 1):
-        place.client.put_manifest(repository, tag, farewell)
+        put_artifact(place.client, repository, farewell, tag)
         try:
-            place.client.delete_manifest(repository, farewell.digest)
+            place.client.delete_manifest(repository, farewell.manifest.digest)
         except RegistryNotFoundError:
             # As above: deleted by a request that then failed, or whose answer was lost.
             if attempt == _FAREWELLS and tag in place.listed_tags(path):
                 raise
         else:
             return
-
-
-def _farewell(path: str, tag: str) -> Manifest:
-    """A manifest that nothing else names, so that deleting it deletes this tag alone."""
-    raw = json.dumps(
-        {
-            "schemaVersion": 2,
-            "mediaType": media_types.OCI_MANIFEST,
-            "config": {
-                "mediaType": media_types.OCI_EMPTY,
-                "digest": str(Digest.of(EMPTY_CONFIG)),
-                "size": len(EMPTY_CONFIG),
-            },
-            "layers": [],
-            "annotations": {"io.deckhouse.mirror.removed-tag": f"{path}:{tag}"},
-        }
-    ).encode()
-    return Manifest.parse(raw, media_types.OCI_MANIFEST)

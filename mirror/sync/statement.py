@@ -8,6 +8,7 @@ say. There is no clock and no host name in it: equal content makes equal bytes, 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,8 +21,7 @@ from mirror.errors import (
     StatementError,
 )
 from mirror.oci import Descriptor, Digest, Manifest
-from mirror.oci.manifest import descriptor_json
-from mirror.oci.media_types import OCI_EMPTY, OCI_MANIFEST
+from mirror.sync.artifact import Artifact, make_artifact
 from mirror.sync.canonical import canonical_json, path_of, tag_of, text_of
 from mirror.sync.inventory import Inventory
 from mirror.sync.nodes import RepositoryContent
@@ -41,7 +41,10 @@ INVENTORY = "io.deckhouse.mirror.inventory"
 MAX_STATEMENT_BYTES = 512 << 20
 """More than a statement over a million images has; whoever sends more means harm."""
 
-EMPTY_CONFIG = b"{}"
+MAX_GENERATION = 10**18 - 1
+"""No registry gets there by publishing; a statement with a higher number is refused."""
+
+_GENERATION = re.compile(r"[1-9][0-9]{0,17}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,8 +57,9 @@ class Statement:
     `tool` is what wrote it.
 
     Raises:
-        ValueError: the generation is not positive or restores a later one, the inventory is open
-            (it promises what it does not have), or it speaks of the statements' own repository.
+        ValueError: the generation is not positive, above `MAX_GENERATION`, or restores a later one;
+            the inventory is open (it promises what it does not have), or it speaks of the
+            statements' own repository.
     """
 
     inventory: Inventory
@@ -67,6 +71,8 @@ class Statement:
     def __post_init__(self) -> None:
         if self.generation < 1:
             raise ValueError(f"generation {self.generation} is not positive")
+        if self.generation > MAX_GENERATION:
+            raise ValueError(f"the generation is above {MAX_GENERATION}")
         if self.restores is not None and not 0 <= self.restores < self.generation:
             raise ValueError(f"generation {self.generation} cannot restore {self.restores}")
         if REPOSITORY in self.inventory.repositories or REPOSITORY in self.former:
@@ -133,35 +139,25 @@ class Statement:
 
     def artifact(self) -> Artifact:
         """The statement as registries keep it. The layer is serialised once; keep the result."""
-        layer = self.to_json()
-        config = Descriptor(OCI_EMPTY, Digest.of(EMPTY_CONFIG), len(EMPTY_CONFIG))
-        document = {
-            "schemaVersion": 2,
-            "mediaType": OCI_MANIFEST,
-            "artifactType": ARTIFACT_TYPE,
-            "config": descriptor_json(config),
-            "layers": [
-                {
-                    **descriptor_json(Descriptor(LAYER_TYPE, Digest.of(layer), len(layer))),
-                    # The name under which `oras pull` saves it.
-                    "annotations": {"org.opencontainers.image.title": "inventory.json"},
-                }
-            ],
-            "annotations": {
+        return make_artifact(
+            ARTIFACT_TYPE,
+            layer=self.to_json(),
+            layer_type=LAYER_TYPE,
+            file_name="inventory.json",
+            annotations={
                 GENERATION: str(self.generation),
                 INVENTORY: str(self.inventory.digest()),
             },
-        }
-        raw = json.dumps(document, separators=(",", ":")).encode()
-        return Artifact(Manifest.parse(raw), layer)
+        )
 
 
-@dataclass(frozen=True, slots=True)
-class Artifact:
-    """A statement's manifest, and the bytes of its one layer."""
+def generation_of(manifest: Manifest) -> int | None:
+    """The generation that the annotation of a statement's manifest names.
 
-    manifest: Manifest
-    layer: bytes = field(repr=False)
+    None where there is no such annotation, or it does not name a generation.
+    """
+    text = manifest.annotations.get(GENERATION, "")
+    return int(text) if _GENERATION.fullmatch(text) else None
 
 
 def layer_of(manifest: Manifest) -> Descriptor:

@@ -48,7 +48,7 @@ class Storage:
     def discard_damaged(self, digest: Digest) -> bool:
         """Remove the file of `digest` if what is in it has another digest; say whether it did.
 
-        False where there is no file, or a sound one.
+        False where there is no file, a sound one, or one that is being written.
 
         Raises:
             FileSystemError: it cannot be read or removed.
@@ -67,21 +67,25 @@ class Storage:
                 if not stat.S_ISREG(before.st_mode):
                     raise FileSystemError(f"{path} is no regular file; it is left alone")
                 verifier = Verifier(digest, before.st_size, str(path))
-                while chunk := file.read(_CHUNK):
-                    verifier.update(chunk)
                 try:
+                    while chunk := file.read(_CHUNK):
+                        verifier.update(chunk)
                     verifier.finish()
                 except IntegrityError:
                     pass
                 else:
                     return False
             now = path.lstat()
-            if (now.st_ino, now.st_mtime_ns) != (before.st_ino, before.st_mtime_ns):
-                return False  # someone else replaced it meanwhile: that is to be judged anew
+            if _state(now) != _state(before):
+                return False  # the registry wrote it meanwhile, so this reading proves nothing
             path.unlink()
         except OSError as err:
             raise FileSystemError(f"{path} cannot be replaced: {err.strerror}") from err
         return True
+
+
+def _state(of: os.stat_result) -> tuple[int, int, int]:
+    return of.st_ino, of.st_mtime_ns, of.st_size
 
 
 def relative_path(digest: Digest) -> Path:

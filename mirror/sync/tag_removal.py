@@ -5,7 +5,6 @@ For a rollback, which removes nothing else: `mirror.sync.removal` is for content
 
 from __future__ import annotations
 
-import json
 import threading
 from collections.abc import Sequence
 from contextlib import closing, suppress
@@ -14,16 +13,15 @@ from itertools import groupby
 from mirror.errors import MirrorError, RegistryError, RegistryNotFoundError, UnreachableError
 from mirror.events import OnEvent, Warned
 from mirror.events import ignore as ignore_events
-from mirror.oci import Descriptor, Digest, Manifest
-from mirror.oci.manifest import descriptor_json
-from mirror.oci.media_types import OCI_EMPTY, OCI_MANIFEST
 from mirror.registry import RegistryWriter
+from mirror.sync.artifact import make_artifact, put_artifact
 from mirror.sync.plan import PutTag, TagStage
 from mirror.sync.registry import Locate, RegistryTarget
-from mirror.sync.statement import EMPTY_CONFIG, REPOSITORY
+from mirror.sync.statement import REPOSITORY
 from mirror.sync.workers import DEFAULT_JOBS, for_each
 
-_PROBE_TYPE = "application/vnd.deckhouse.mirror.probe.v1"
+TRIAL = make_artifact("application/vnd.deckhouse.mirror.probe.v1")
+"""The artifact of our own on which `deletes_tags` tries what a registry does."""
 
 
 def deletes_tags(client: RegistryWriter, locate: Locate, tag: str) -> bool:
@@ -33,9 +31,8 @@ def deletes_tags(client: RegistryWriter, locate: Locate, tag: str) -> bool:
     So it is tried on a manifest of our own, beside the statements, under `tag`, which is left to
     name that manifest where it cannot be deleted: name one that is about to be set anyway.
     """
-    repository, probe = locate(REPOSITORY), trial_manifest()
-    bring_empty_config(client, repository)
-    client.put_manifest(repository, tag, probe)
+    repository, probe = locate(REPOSITORY), TRIAL.manifest
+    put_artifact(client, repository, TRIAL, tag)
     try:
         with suppress(RegistryNotFoundError):  # gone, by a request whose answer was lost
             client.delete_tag(repository, tag)
@@ -49,26 +46,6 @@ def deletes_tags(client: RegistryWriter, locate: Locate, tag: str) -> bool:
         with suppress(RegistryError):  # a few bytes, where even that is not allowed
             client.delete_manifest(repository, probe.digest)
     return kept and gone
-
-
-def bring_empty_config(client: RegistryWriter, repository: str) -> None:
-    """See that the blob is there which manifests of no content need."""
-    digest, size = Digest.of(EMPTY_CONFIG), len(EMPTY_CONFIG)
-    if client.blob_size(repository, digest) is None:
-        client.upload(repository, digest, size, lambda at: (part for part in [EMPTY_CONFIG[at:]]))
-
-
-def trial_manifest() -> Manifest:
-    """What `deletes_tags` tries it on."""
-    empty = descriptor_json(Descriptor(OCI_EMPTY, Digest.of(EMPTY_CONFIG), len(EMPTY_CONFIG)))
-    document = {
-        "schemaVersion": 2,
-        "mediaType": OCI_MANIFEST,
-        "artifactType": _PROBE_TYPE,
-        "config": empty,
-        "layers": [empty],
-    }
-    return Manifest.parse(json.dumps(document, separators=(",", ":")).encode())
 
 
 def remove_tags(

@@ -17,9 +17,9 @@ from mirror.events import ignore
 from mirror.layout import TargetTree
 from mirror.modes.addressing import Plane
 from mirror.modes.client import connect
-from mirror.modes.cluster_files import load_sites
 from mirror.modes.constants import LOGICAL_BASE, LOGICAL_PATH, REGISTRY_PORT
 from mirror.modes.settings import RegistrySettings
+from mirror.nodeconfig.cluster import load_sites
 from mirror.operations import plan_pull, push, verify_registry
 from mirror.release.selection import Wishes
 from mirror.release.source import SourceTree

@@ -296,3 +296,10 @@ def test_endpoints_that_fail_and_return_are_told_even_when_quiet() -> None:
     down, up = stream.getvalue().splitlines()
     assert down.startswith("warning: reading from the others, 10.0.0.1:5001 failed: GET ")
     assert up == "10.0.0.1:5001 answers again"
+
+
+@pytest.mark.parametrize("what", ["nowhere", "9" * 300, "9" * 5000, "9" * 19])
+def test_what_a_prune_cannot_keep_is_named(what: str) -> None:
+    run = call_mirror("prune", "registry.example/dkp/ee", "--keep", what)
+    assert run.code == 2
+    assert "no such file or folder, and no number of a generation" in run.stderr

@@ -19,8 +19,10 @@ from mirror import ConditionType, Mode, Outcome, RegistryState, User
 from mirror.modes import constants
 from mirror.modes.conditions import ordered
 from mirror.modes.matrix import Kind
-from mirror.modes.render import Containerd, Distribution, RenderOptions
 from mirror.modes.sites import Account
+from mirror.nodeconfig.hosts import Containerd
+from mirror.nodeconfig.render import RenderOptions
+from mirror.nodeconfig.services import Distribution
 from tests.modes.images import client, image, pack_images
 from tests.support.mode_stack import DEBIAN_NGINX, Registry, in_tree, master, master_node
 from tests.support.program import ROOT

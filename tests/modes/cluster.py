@@ -7,9 +7,11 @@ from dataclasses import replace
 from functools import cache
 from typing import Any
 
-from mirror.modes import pki
-from mirror.modes.render import Images, Node, ServiceSecrets, prepare_secrets
 from mirror.modes.settings import RegistrySettings
+from mirror.nodeconfig import pki
+from mirror.nodeconfig.cluster import Node
+from mirror.nodeconfig.pods import Images
+from mirror.nodeconfig.service_secrets import ServiceSecrets, prepare_secrets
 
 NOW = datetime.datetime(2026, 3, 1, 12, tzinfo=datetime.UTC)
 MASTERS = (Node("master-0", "10.0.0.1"), Node("master-1", "10.0.0.2"), Node("master-2", "10.0.0.3"))

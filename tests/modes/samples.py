@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import SecretStr
 
-from mirror.modes.facts import ClusterFacts, ContainerdConfig, Node, Store
+from mirror.modes.facts import ClusterFacts, ContainerdConfig, NodeFacts, StoreContent
 from mirror.modes.matrix import Kind
 from mirror.modes.settings import RegistrySettings
 from mirror.modes.sites import Account, Sites, User
@@ -33,7 +33,7 @@ SITES = Sites(
 )
 
 
-def node(name: str, *, master: bool = False, **changes: Any) -> Node:
+def node(name: str, *, master: bool = False, **changes: Any) -> NodeFacts:
     """A node that is as it should be before a first switch."""
     good: dict[str, Any] = {
         "ready": True,
@@ -42,7 +42,7 @@ def node(name: str, *, master: bool = False, **changes: Any) -> Node:
         "containerd_config": ContainerdConfig.DEFAULT,
         "version": "unknown",
     }
-    return Node(name, master, **{**good, **changes})
+    return NodeFacts(name, master, **{**good, **changes})
 
 
 GOOD = ClusterFacts(
@@ -54,6 +54,6 @@ GOOD = ClusterFacts(
     saved_parameters=True,
     images_present=True,
     nodes=(*(node(f"master-{n}", master=True) for n in range(3)), node("worker-0")),
-    stores=frozenset({Store.EMPTY}),
+    stores=frozenset({StoreContent.EMPTY}),
 )
 """A cluster in which nothing stands against any switch."""

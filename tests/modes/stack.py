@@ -12,20 +12,13 @@ from typing import Any
 import yaml
 
 from mirror.modes import constants
-from mirror.modes.render import (
-    Containerd,
-    Distribution,
-    Node,
-    Rendered,
-    RenderOptions,
-    ServiceSecrets,
-    prepare_secrets,
-    render,
-    sites_of,
-    write_cluster,
-)
 from mirror.modes.settings import RegistrySettings
 from mirror.modes.sites import Account, Sites, User
+from mirror.nodeconfig.cluster import Node
+from mirror.nodeconfig.hosts import Containerd
+from mirror.nodeconfig.render import Rendered, RenderOptions, render, sites_of, write_cluster
+from mirror.nodeconfig.service_secrets import ServiceSecrets, prepare_secrets
+from mirror.nodeconfig.services import Distribution
 from tests.modes.images import Image, client, image, push
 from tests.support.mode_stack import (
     DEBIAN_NGINX,

@@ -15,7 +15,7 @@ from mirror.modes import constants
 from mirror.modes.addressing import Plane
 from mirror.modes.client import connect
 from mirror.modes.conditions import ConditionType
-from mirror.modes.facts import ClusterFacts, ContainerdConfig, Node, Store
+from mirror.modes.facts import ClusterFacts, ContainerdConfig, NodeFacts, StoreContent
 from mirror.modes.risks import Risk
 from mirror.modes.settings import Mode, RegistrySettings
 from mirror.modes.transitions import SwitchPlan, plan_switch
@@ -89,7 +89,7 @@ class Stage:
 
     def __init__(self, cluster: Cluster, current: RegistrySettings, bundle: Path) -> None:
         self.cluster, self.current, self.bundle = cluster, current, bundle
-        self.store = Store.EMPTY
+        self.store = StoreContent.EMPTY
         self._opened = ExitStack()
         self._masters = ExitStack()
         self._nginx: dict[str, NginxProcess] = {}
@@ -168,7 +168,7 @@ class Stage:
     def plan(self, target: RegistrySettings) -> SwitchPlan:
         """How to come to `target` from where the cluster is."""
         nodes = tuple(
-            Node(one.name, one.master, True, True, "Containerd", ContainerdConfig.DEFAULT)
+            NodeFacts(one.name, one.master, True, True, "Containerd", ContainerdConfig.DEFAULT)
             for one in self.cluster.nodes
         )
         facts = ClusterFacts(
@@ -213,15 +213,15 @@ class Stage:
         if target.mode is Mode.LOCAL:
             masters = len(self.cluster.masters)
             done = self.check(target)
-            if self.store is not Store.PLAIN:
+            if self.store is not StoreContent.PLAIN:
                 assert done.code == 4, done
                 assert done.stdout.count("404 Not Found") >= masters
             self.mirror("push", self.bundle, settings=target).succeeded()
             if masters > 1:
                 # One replica holds it now, and every one must.
-                assert self.check(target).code == (0 if self.store is Store.PLAIN else 4)
+                assert self.check(target).code == (0 if self.store is StoreContent.PLAIN else 4)
                 self.mirror("sync", settings=target).succeeded()
-            self.store = Store.PLAIN
+            self.store = StoreContent.PLAIN
         self.check(target).succeeded()
 
     def _start_services(self, target: RegistrySettings, *, wipe: bool) -> None:
@@ -231,7 +231,7 @@ class Stage:
         self.cluster.render_masters(target, self.current)
         self.start_masters(target)
         if target.mode is Mode.PROXY:
-            self.store = Store.CACHE
+            self.store = StoreContent.CACHE
 
     def _render(self, target: RegistrySettings, previous: RegistrySettings | None) -> None:
         self.cluster.render(target, previous)

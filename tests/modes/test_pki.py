@@ -12,8 +12,8 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.verification import PolicyBuilder, Store
 
 from mirror.errors import InvalidCertificateError
-from mirror.modes import pki
-from mirror.modes.pki import KeyPair
+from mirror.nodeconfig import pki
+from mirror.nodeconfig.pki import KeyPair
 
 NOW = datetime.datetime(2026, 3, 1, 12, tzinfo=datetime.UTC)
 HOUR = datetime.timedelta(hours=1)

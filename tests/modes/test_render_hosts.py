@@ -12,8 +12,10 @@ from typing import Any
 import pytest
 
 from mirror.errors import RenderingError
-from mirror.modes.render import Containerd, RenderOptions, Tree, render
 from mirror.modes.settings import RegistrySettings
+from mirror.nodeconfig.hosts import Containerd
+from mirror.nodeconfig.render import RenderOptions, render
+from mirror.nodeconfig.tree import Tree
 from tests.modes.cluster import (
     LOGICAL,
     NODES,

@@ -17,19 +17,13 @@ from hypothesis import strategies as st
 
 from mirror.errors import RenderingError
 from mirror.modes import constants
-from mirror.modes.render import (
-    Containerd,
-    Images,
-    Nginx,
-    Node,
-    Ports,
-    Rendered,
-    RenderOptions,
-    Tree,
-    render,
-)
-from mirror.modes.render.node_proxies import balancer_files
 from mirror.modes.settings import Mode
+from mirror.nodeconfig.cluster import Node, Ports
+from mirror.nodeconfig.hosts import Containerd
+from mirror.nodeconfig.pods import Images
+from mirror.nodeconfig.proxies import Nginx, balancer_files
+from mirror.nodeconfig.render import Rendered, RenderOptions, render
+from mirror.nodeconfig.tree import Tree
 from tests.modes.cluster import (
     ALL_IMAGES,
     IMAGES,

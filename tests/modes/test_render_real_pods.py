@@ -7,9 +7,10 @@ from pathlib import Path
 
 import httpx
 
-from mirror.modes.render import Images, write_cluster
 from mirror.modes.settings import RegistrySettings
 from mirror.modes.sites import User
+from mirror.nodeconfig.pods import Images
+from mirror.nodeconfig.render import write_cluster
 from tests.modes.images import client, image, push
 from tests.modes.stack import LOCAL, LOGICAL, Cluster, by_name, direct, fill, upstream_ca
 from tests.support.kubelet import Kubelet

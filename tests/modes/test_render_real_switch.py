@@ -8,7 +8,7 @@ from pathlib import Path
 
 from mirror.modes import constants
 from mirror.modes.conditions import ConditionType
-from mirror.modes.facts import Store
+from mirror.modes.facts import StoreContent
 from mirror.modes.matrix import Kind
 from mirror.modes.sites import User
 from tests.modes.images import client, image, push
@@ -102,7 +102,7 @@ def test_no_pull_fails_from_local_by_direct_to_proxy(
         push_outside(bundle, repo, outside.ca, (writer.name, writer.password.get_secret_value()))
         stage.mirror("push", bundle).succeeded()
         stage.mirror("sync").succeeded()
-        stage.store = Store.PLAIN
+        stage.store = StoreContent.PLAIN
         proxy = with_upstream("Proxy", *section)
         refused = stage.plan(proxy)
         assert refused.path == (Kind.DIRECT, Kind.PROXY)

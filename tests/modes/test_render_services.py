@@ -11,19 +11,13 @@ import yaml
 from starlette.routing import Route
 
 from mirror.errors import RenderingError
-from mirror.modes.render import (
-    Distribution,
-    Nginx,
-    Node,
-    Ports,
-    Rendered,
-    RenderOptions,
-    prepare_secrets,
-    render,
-)
-from mirror.modes.render.replication import NOTIFICATION_PATH
 from mirror.modes.settings import RegistrySettings
 from mirror.modes.sites import User
+from mirror.nodeconfig.cluster import Node, Ports
+from mirror.nodeconfig.proxies import Nginx
+from mirror.nodeconfig.render import Rendered, RenderOptions, render
+from mirror.nodeconfig.service_secrets import prepare_secrets
+from mirror.nodeconfig.services import NOTIFICATION_PATH, Distribution
 from mirror.watch.daemon import Daemon
 from mirror.watch.pages import create_app
 from mirror.watch.settings import WatchSettings

@@ -11,20 +11,18 @@ import pytest
 
 from mirror.errors import FileSystemError, RenderingError
 from mirror.modes import constants
-from mirror.modes.render import (
-    Containerd,
-    Rendered,
+from mirror.modes.settings import RegistrySettings
+from mirror.nodeconfig.hosts import Containerd
+from mirror.nodeconfig.render import Rendered, RenderOptions, render, write_cluster
+from mirror.nodeconfig.service_secrets import ServiceSecrets, read_secrets, write_secrets
+from mirror.nodeconfig.tree import (
+    OWN_FILES,
     RenderedFile,
-    RenderOptions,
-    ServiceSecrets,
-    read_secrets,
-    render,
-    write_cluster,
-    write_secrets,
+    hosts_state,
+    place_tree,
+    write_file,
     write_tree,
 )
-from mirror.modes.render.tree import OWN_FILES, hosts_state, place_tree, write_file
-from mirror.modes.settings import RegistrySettings
 from tests.modes.cluster import (
     ALL_IMAGES,
     LOGICAL,

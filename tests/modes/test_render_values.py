@@ -9,7 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mirror.errors import RenderingError
-from mirror.modes.render import Images, Nginx, Node, Ports, values
+from mirror.nodeconfig import values
+from mirror.nodeconfig.cluster import Node, Ports
+from mirror.nodeconfig.pods import Images
+from mirror.nodeconfig.proxies import Nginx
 
 METACHARACTERS = "\n\r\t\0 '\"`$(){}[];|&<>\\*?!#~%^,"
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from mirror.modes.addressing import Plane
 from mirror.modes.conditions import ConditionType
-from mirror.modes.facts import ClusterFacts, ContainerdConfig, Store
+from mirror.modes.facts import ClusterFacts, ContainerdConfig, StoreContent
 from mirror.modes.matrix import MATRIX, Kind, Verdict, allowed, kind_of, legal_path
 from mirror.modes.preconditions import Cause
 from mirror.modes.risks import Risk
@@ -341,20 +341,20 @@ def test_a_cluster_whose_nodes_were_not_found_is_in_doubt() -> None:
 @pytest.mark.parametrize(
     ("after", "stores", "loses"),
     [
-        (L, {Store.EMPTY}, False),
-        (L, {Store.PLAIN}, False),
-        (L, {Store.CACHE}, True),
-        (L, {Store.EMPTY, Store.CACHE}, True),
-        (P, {Store.EMPTY}, False),
-        (P, {Store.CACHE}, False),
-        (P, {Store.PLAIN}, True),
-        (P, {Store.PLAIN, Store.CACHE}, True),
+        (L, {StoreContent.EMPTY}, False),
+        (L, {StoreContent.PLAIN}, False),
+        (L, {StoreContent.CACHE}, True),
+        (L, {StoreContent.EMPTY, StoreContent.CACHE}, True),
+        (P, {StoreContent.EMPTY}, False),
+        (P, {StoreContent.CACHE}, False),
+        (P, {StoreContent.PLAIN}, True),
+        (P, {StoreContent.PLAIN, StoreContent.CACHE}, True),
         (L, None, True),
         (P, None, True),
     ],
 )
 def test_a_store_that_an_earlier_mode_left_is_lost_when_cache_and_registry_change_places(
-    before: Kind, after: Kind, stores: set[Store] | None, loses: bool
+    before: Kind, after: Kind, stores: set[StoreContent] | None, loses: bool
 ) -> None:
     known = None if stores is None else frozenset(stores)
     plan = planned(before, after, changed(stores=known))
@@ -382,7 +382,7 @@ def test_leaving_local_keeps_the_store_for_now() -> None:
 
 
 def test_images_that_an_earlier_local_left_may_be_old() -> None:
-    plan = planned(D, L, changed(stores=frozenset({Store.PLAIN})))
+    plan = planned(D, L, changed(stores=frozenset({StoreContent.PLAIN})))
     assert "push the bundle again" in risks(plan)[Risk.ADVICE]
 
 
@@ -476,7 +476,7 @@ FACTS = st.builds(
     ClusterFacts,
     *([YES_NO] * 7),
     nodes=NODES,
-    stores=st.none() | st.frozensets(st.sampled_from(Store), min_size=1),
+    stores=st.none() | st.frozensets(st.sampled_from(StoreContent), min_size=1),
     aborted=st.none() | SOME,
 )
 EASY = st.builds(
@@ -484,7 +484,7 @@ EASY = st.builds(
     st.just(GOOD),
     aborted=st.none() | SOME,
     saved_parameters=YES_NO,
-    stores=st.none() | st.frozensets(st.sampled_from(Store), min_size=1),
+    stores=st.none() | st.frozensets(st.sampled_from(StoreContent), min_size=1),
 )
 """Facts under which a plan has steps, unless the way itself is closed."""
 

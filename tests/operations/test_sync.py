@@ -16,6 +16,7 @@ from mirror.errors import (
     NotFoundError,
     PruneRefusedError,
     StalledError,
+    StatementError,
     UnreachableError,
 )
 from mirror.events import Event, Warned, ignore
@@ -27,9 +28,10 @@ from mirror.operations.results import How
 from mirror.replicas_text import sync_summary
 from mirror.serve import Answer, CorruptBody, Delay, Fault, LoseAnswer, Refuse
 from mirror.sync import MemoryStore
+from mirror.sync.artifact import make_artifact, put_artifact
 from mirror.sync.publish import PENDING, begin, complete, read_standing, statement_digest
-from mirror.sync.statement import REPOSITORY, Statement
-from mirror.sync.tag_removal import trial_manifest
+from mirror.sync.statement import ARTIFACT_TYPE, GENERATION, REPOSITORY, Statement
+from mirror.sync.tag_removal import TRIAL
 from tests.support.inventories import put_image, sample_store
 from tests.support.places import client_of
 from tests.support.program import call_mirror
@@ -98,6 +100,17 @@ def own_threads() -> list[str]:
 
 
 # -- carrying ------------------------------------------------------------------------------------
+
+
+def test_a_generation_that_is_too_long_to_be_a_number_is_a_statement_that_cannot_be_read(
+    three: list[Replica],
+) -> None:
+    leader, replica, _ = three
+    client, repository = leader.site.client, leader.site.tree.locate(REPOSITORY)
+    artifact = make_artifact(ARTIFACT_TYPE, annotations={GENERATION: "9" * 5000})
+    put_artifact(client, repository, artifact, "latest")
+    result = only(sync_replicas(leader.site, [replica.site]).replicas)
+    assert [type(one.error) for one in result.failures] == [StatementError]
 
 
 def test_empty_replicas_hold_everything_afterwards_and_state_the_same(
@@ -634,7 +647,7 @@ def test_a_tag_is_never_deleted_where_its_manifest_would_go_with_it(two: list[Re
     """A trial beside the statements finds that out: its manifest is gone with its tag."""
     leader, replica = two
     sync_replicas(leader.site, [replica.site])
-    gone, trial = Answer(404), f"/mirror/inventory/manifests/{trial_manifest().digest}"
+    gone, trial = Answer(404), f"/mirror/inventory/manifests/{TRIAL.manifest.digest}"
     replica.registry.faults.add(Fault(gone, "HEAD", trial, times=None))
     replica.registry.faults.add(Fault(gone, "GET", trial, times=None))
     with replicas(1) as (other,):

@@ -10,7 +10,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 
 from mirror.modes import constants
-from mirror.modes.render import Nginx, Node, Ports
+from mirror.nodeconfig.cluster import Node, Ports
+from mirror.nodeconfig.proxies import Nginx
 from tests.support.processes import ServerProcess, free_loopback, free_port
 from tests.support.token_server import TokenServer
 from tests.support.tools import require_tool

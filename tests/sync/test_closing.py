@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from mirror.errors import InvalidManifestError, NotFoundError
 from mirror.oci import Descriptor, Digest, media_types
-from mirror.sync import Inventory, InventoryBuilder
+from mirror.sync import Inventory, InventoryBuilder, ManifestNode
 from mirror.sync.closing import closed
 from mirror.sync.survey import Item
 from tests.support.inventories import (
@@ -78,6 +81,42 @@ def test_manifests_that_disagree_about_the_size_of_a_blob_are_not_both_whole() -
     assert item == Item("install", nodes[1].descriptor.digest)
     assert isinstance(error, InvalidManifestError)
     assert f"says that blob {blob.digest} has" in str(error)
+
+
+def disagreeing(sizes: list[int]) -> tuple[InventoryBuilder, list[ManifestNode]]:
+    """Manifests of one repository, by digest, that give these sizes for one blob."""
+    blob = fake_blob(1)
+    nodes = sorted(
+        (fake_manifest([blob], salt=number) for number in range(len(sizes))),
+        key=lambda node: node.descriptor.digest,
+    )
+    builder = InventoryBuilder()
+    made = []
+    for node, size in zip(nodes, sizes, strict=True):
+        said = replace(node, blobs=(replace(blob, size=size),))
+        builder.add_manifest("install", said, closed=False)
+        made.append(said)
+    return builder, made
+
+
+@pytest.mark.parametrize("liar", range(4))
+def test_one_manifest_that_lies_about_a_size_takes_no_honest_one_with_it(liar: int) -> None:
+    size = fake_blob(1).size
+    builder, nodes = disagreeing([size + (at == liar) for at in range(4)])
+    found, lost = closed(builder.build())
+    honest = {node.descriptor.digest for at, node in enumerate(nodes) if at != liar}
+    assert set(found.repository("install").manifests) == honest
+    assert found.repository("install").blobs == {fake_blob(1).digest: size}
+    assert set(lost) == {Item("install", nodes[liar].descriptor.digest)}
+
+
+def test_a_size_that_was_seen_decides_between_manifests_that_disagree() -> None:
+    size = fake_blob(1).size
+    builder, nodes = disagreeing([size + 1, size + 1, size])
+    builder.add_blob("install", fake_blob(1).digest, size)
+    found, lost = closed(builder.build())
+    assert set(found.repository("install").manifests) == {nodes[2].descriptor.digest}
+    assert len(lost) == 2
 
 
 def test_the_reason_names_what_leads_to_what_is_not_there() -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from random import Random
 from typing import Any
 
@@ -8,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mirror.errors import DamagedBundleError, InputError
+from mirror.errors import DamagedBundleError, InputError, InvalidManifestError
 from mirror.oci import Digest
 from mirror.sync import Gap, Inventory, InventoryBuilder, union
 from mirror.sync.canonical import canonical_json
@@ -288,3 +289,14 @@ def test_what_is_missing_in_a_document_is_named() -> None:
     held = {"tags": {}, "manifests": [str(manifest)], "blobs": {}}
     with pytest.raises(DamagedBundleError, match=f"no {manifest}"):
         Inventory.from_document({"schemaVersion": 1, "manifests": {}, "repositories": {"a": held}})
+
+
+def test_a_manifest_that_is_refused_leaves_nothing_behind() -> None:
+    blob, other = fake_blob(1), fake_blob(2)
+    builder = InventoryBuilder()
+    builder.add_manifest("", fake_manifest([blob]))
+    before = builder.build()
+    liar = fake_manifest([other, replace(blob, size=blob.size + 1)], salt=1)
+    with pytest.raises(InvalidManifestError, match="and another manifest that it has"):
+        builder.add_manifest("", liar)
+    assert builder.build() == before

@@ -13,11 +13,11 @@ from mirror.oci.media_types import OCI_MANIFEST
 from mirror.registry import ConnectionOptions, RegistryClient
 from mirror.serve import EmbeddedRegistry, MemoryStorage, put_blob
 from mirror.sync import Inventory
+from mirror.sync.artifact import Artifact, put_artifact
 from mirror.sync.publish import (
     Published,
     generation_tag,
     generations,
-    put_artifact,
     read_statement,
     statement_digest,
 )
@@ -28,6 +28,11 @@ from tests.support.places import client_of
 from tests.support.real_registry import RealRegistry
 
 LOCATE = below("dkp/ee")
+
+
+def put(client: RegistryClient, artifact: Artifact, *tags: str) -> None:
+    """Store a statement by its digest and under `tags`."""
+    put_artifact(client, LOCATE(REPOSITORY), artifact, artifact.manifest.digest, *tags)
 
 
 @pytest.fixture
@@ -44,7 +49,7 @@ def test_a_real_registry_keeps_a_statement_as_it_is(real_registry: RealRegistry)
         assert read_statement(client, LOCATE) is None
         assert statement_digest(client, LOCATE) is None
         assert generations(client, LOCATE) == []
-        put_artifact(client, LOCATE, artifact, generation_tag(3), "latest")
+        put(client, artifact, generation_tag(3), "latest")
         assert read_statement(client, LOCATE) == Published(artifact.manifest.digest, statement)
         assert statement_digest(client, LOCATE) == artifact.manifest.digest
         assert generations(client, LOCATE) == [3]
@@ -56,16 +61,16 @@ def test_a_statement_that_is_there_is_not_sent_again(
     embedded_registry: EmbeddedRegistry, client: RegistryClient
 ) -> None:
     artifact = Statement(sample_store().inventory(), 1).artifact()
-    put_artifact(client, LOCATE, artifact)
+    put(client, artifact)
     embedded_registry.requests.clear()
-    put_artifact(client, LOCATE, artifact, "latest")
+    put(client, artifact, "latest")
     assert embedded_registry.requests.count("POST") == 0
 
 
 def test_generations_are_numbers_and_nothing_else(client: RegistryClient) -> None:
     artifact = Statement(Inventory(), 1).artifact()
     tags = ("generation-10", "generation-9", "generation-01", "generation-x", "xgeneration-3")
-    put_artifact(client, LOCATE, artifact, *tags)
+    put(client, artifact, *tags)
     assert generations(client, LOCATE) == [9, 10]
 
 
@@ -115,7 +120,7 @@ def test_a_statement_whose_layer_is_lost_or_damaged_is_refused(
     path = real_registry.blob_path(str(Digest.of(artifact.layer)))
     options = ConnectionOptions(plain_http=True)
     with RegistryClient(real_registry.address, options=options) as client:
-        put_artifact(client, LOCATE, artifact, "latest")
+        put(client, artifact, "latest")
         path.write_bytes(artifact.layer.replace(b"v1.0.0", b"v1.0.9"))
         with pytest.raises(StatementError, match=r"cannot be read: .* expected sha256:.*, got"):
             read_statement(client, LOCATE)

@@ -11,14 +11,17 @@ from mirror.errors import InputError, StatementError
 from mirror.oci import Digest, Manifest
 from mirror.oci.media_types import OCI_EMPTY, OCI_MANIFEST
 from mirror.sync import Inventory, InventoryBuilder, union
+from mirror.sync.artifact import make_artifact
 from mirror.sync.statement import (
     ARTIFACT_TYPE,
     GENERATION,
     INVENTORY,
     LAYER_TYPE,
+    MAX_GENERATION,
     MAX_STATEMENT_BYTES,
     REPOSITORY,
     Statement,
+    generation_of,
     layer_of,
     reachable,
     succeed,
@@ -106,6 +109,25 @@ def test_another_generation_is_another_artifact_with_the_same_inventory() -> Non
 def test_generations_begin_with_one(generation: int) -> None:
     with pytest.raises(ValueError, match="not positive"):
         Statement(EMPTY, generation)
+
+
+@pytest.mark.parametrize("generation", [MAX_GENERATION + 1, 10**4000])
+def test_generations_that_nobody_reaches_are_refused(generation: int) -> None:
+    with pytest.raises(ValueError, match=f"above {MAX_GENERATION}"):
+        Statement(EMPTY, generation)
+
+
+@pytest.mark.parametrize(
+    ("annotation", "generation"),
+    [
+        ("7", 7),
+        (str(MAX_GENERATION), MAX_GENERATION),
+        *((text, None) for text in ("", "0", "-1", "07", "1e3", "\u0663", "1" * 19, "9" * 5000)),
+    ],
+)
+def test_an_annotation_names_a_generation_or_none(annotation: str, generation: int | None) -> None:
+    artifact = make_artifact(ARTIFACT_TYPE, annotations={GENERATION: annotation})
+    assert generation_of(artifact.manifest) == generation
 
 
 def test_only_an_earlier_generation_can_be_restored() -> None:

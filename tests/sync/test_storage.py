@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,23 @@ def test_a_sound_file_and_an_absent_one_are_left_alone(storage: Storage) -> None
     assert not storage.discard_damaged(DIGEST)
     path = storage.path_of(DIGEST)
     path.write_bytes(DATA)
+    assert not storage.discard_damaged(DIGEST)
+    assert path.read_bytes() == DATA
+
+
+def test_a_file_that_the_registry_is_writing_is_left_alone(
+    storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = storage.path_of(DIGEST)
+    path.write_bytes(b"")  # distribution empties a manifest's file before it writes it anew
+    fstat = os.fstat
+
+    def then_written(handle: int) -> os.stat_result:
+        found = fstat(handle)
+        path.write_bytes(DATA)
+        return found
+
+    monkeypatch.setattr(os, "fstat", then_written)
     assert not storage.discard_damaged(DIGEST)
     assert path.read_bytes() == DATA
 

@@ -1,23 +1,28 @@
-"""Configuration of CNCF `distribution`: replica (Local), cache (Proxy), in-cluster proxy (Direct).
+"""Configuration of the registry's own services: the registry, its token server, replication.
 
-Deckhouse runs a fork of 2.8 that knows more keys than the one that Debian ships. What the stock one
-cannot do is an error if images would not be found, and a note if less is done than was asked for.
+The registry is CNCF `distribution`: a replica (Local), a cache (Proxy) or the in-cluster proxy
+(Direct). Deckhouse runs a fork of 2.8 that knows more keys than the one that Debian ships. Where
+the stock one could not serve images, rendering fails; where it does less than was asked for, a note
+says so. The token server's form is that of `docker_auth`, which knows users by bcrypt hashes.
+Replication is `mirror sync --watch`, in the keys of the mirrorer whose place it takes: `ca`,
+`users`, `local`, `remote`, `sleep` (seconds) and `parallelizm` (spelled so), and `listen`, which is
+the daemon's own: the address of its probes and notifications.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
 from mirror.errors import RenderingError
 from mirror.modes.constants import LOGICAL_PATH
-from mirror.modes.render import values
-from mirror.modes.render.layout import Node, Places
-from mirror.modes.render.replication import NOTIFICATION_PATH
-from mirror.modes.render.token_auth import ISSUER, REALM_PATH, SERVICE
-from mirror.modes.settings import Upstream
+from mirror.modes.settings import Mode, Upstream
+from mirror.modes.sites import Account, User
+from mirror.nodeconfig import values
+from mirror.nodeconfig.cluster import Node, NodePaths
+from mirror.nodeconfig.service_secrets import HashedAccount
 
 
 class Distribution(StrEnum):
@@ -48,7 +53,7 @@ class ServiceConfig:
 
 def local_config(
     node: Node,
-    places: Places,
+    places: NodePaths,
     flavour: Distribution,
     http_secret: str,
     *,
@@ -93,7 +98,7 @@ def local_config(
 
 def cache_config(
     node: Node,
-    places: Places,
+    places: NodePaths,
     flavour: Distribution,
     http_secret: str,
     upstream: Upstream,
@@ -130,7 +135,7 @@ def cache_config(
 
 
 def in_cluster_config(
-    places: Places, http_secret: str, upstream: Upstream, ports: Node
+    places: NodePaths, http_secret: str, upstream: Upstream, ports: Node
 ) -> ServiceConfig:
     """The proxy of Direct mode, which keeps nothing: the fork only (`relay` serves the stock one).
 
@@ -159,7 +164,9 @@ def in_cluster_config(
     return ServiceConfig(document)
 
 
-def _common(node: Node, places: Places, flavour: Distribution, http_secret: str) -> dict[str, Any]:
+def _common(
+    node: Node, places: NodePaths, flavour: Distribution, http_secret: str
+) -> dict[str, Any]:
     token: dict[str, Any] = {
         "realm": f"https://{node.token}{REALM_PATH}",
         "service": SERVICE,
@@ -212,7 +219,7 @@ def _proxy(upstream: Upstream) -> dict[str, Any]:
     return proxy
 
 
-def _fork_proxy(upstream: Upstream, places: Places) -> dict[str, Any]:
+def _fork_proxy(upstream: Upstream, places: NodePaths) -> dict[str, Any]:
     path = values.repository_path(upstream.path, "upstream path")
     keys: dict[str, Any] = {
         "remotepathonly": f"/{path}" if path else "",
@@ -227,3 +234,138 @@ def peers_of(node: Node, masters: Sequence[Node]) -> tuple[Node, ...]:
     """The other masters, by address."""
     others = (one for one in masters if one.master and one.name != node.name)
     return tuple(sorted(others, key=lambda one: (one.address, one.ports.registry)))
+
+
+# -- the token server ------------------------------------------------------------------------------
+# The access list: the first line that matches decides, and what no line allows is denied.
+
+ISSUER = "Registry server"
+SERVICE = "Deckhouse registry"
+REALM_PATH = "/auth"
+LIFETIME_S = 900
+"""How long a token is good for; clients renew it."""
+
+
+def users_of(mode: Mode) -> tuple[User, ...]:
+    """Which of the module's users a replica knows in a mode."""
+    return tuple(User) if mode is Mode.LOCAL else (User.RO,)
+
+
+def replica_auth(
+    node: Node,
+    places: NodePaths,
+    mode: Mode,
+    users: Mapping[User, HashedAccount],
+    *,
+    own_port: bool,
+) -> dict[str, Any]:
+    """The token server beside a replica.
+
+    With `own_port` clients come to it directly, so it listens on the node's address; else only the
+    registry on this node speaks with it.
+    """
+    if mode is Mode.LOCAL:
+        access = [
+            _allow(User.RO, ["pull"]),
+            _allow(User.RW, ["*"]),
+            _allow(User.MIRROR_PUSHER, ["*"]),
+            _allow(User.MIRROR_PULLER, ["*"], type="registry", name="catalog"),
+            _allow(User.MIRROR_PULLER, ["pull"]),
+        ]
+    else:
+        access = [_allow(User.RO, ["pull"])]
+    listen = node.token if own_port else values.host_port("127.0.0.1", node.ports.token)
+    known = {user: users[user] for user in users_of(mode)}
+    return _document(
+        listen,
+        {
+            "certificate": places.pki("auth.crt"),
+            "key": places.pki("auth.key"),
+        },
+        {
+            "certificate": places.pki("token.crt"),
+            "key": places.pki("token.key"),
+        },
+        {one.account.name: one.password_hash for one in known.values()},
+        access,
+    )
+
+
+def in_cluster_auth(places: NodePaths, user: HashedAccount | None, port: int) -> dict[str, Any]:
+    """The token server of Direct mode's proxy: clients log in with the upstream's own account.
+
+    An upstream without a login is open to everybody inside the cluster too.
+    """
+    name = "" if user is None else user.account.name
+    hashes = {} if user is None else {name: user.password_hash}
+    document = _document(
+        f":{port}",
+        {
+            "certificate": places.config("in-cluster", "auth.crt"),
+            "key": places.config("in-cluster", "auth.key"),
+        },
+        {
+            "certificate": places.config("in-cluster", "token.crt"),
+            "key": places.config("in-cluster", "token.key"),
+        },
+        hashes,
+        [{"match": {"account": name}, "actions": ["pull"]}],
+    )
+    if user is None:
+        document["users"] = {"": {}}  # docker_auth: the anonymous user needs no password
+    return document
+
+
+def _allow(user: User, actions: list[str], **match: str) -> dict[str, Any]:
+    return {"match": {"account": user.value, **match}, "actions": actions}
+
+
+def _document(
+    listen: str,
+    tls: dict[str, str],
+    signing: dict[str, str],
+    hashes: Mapping[str, str],
+    access: list[dict[str, Any]],
+) -> dict[str, Any]:
+    return {
+        "server": {"addr": listen, "real_ip_header": "X-Forwarded-For", **tls},
+        "token": {"issuer": ISSUER, "expiration": LIFETIME_S, **signing},
+        "users": {name: {"password": value} for name, value in hashes.items()},
+        "acl": access,
+    }
+
+
+# -- replication -----------------------------------------------------------------------------------
+
+NOTIFICATION_PATH = "/notify"
+"""Where the daemon hears of pushes (distribution's `notifications`)."""
+
+SLEEP_S = 10
+PARALLEL = 3
+
+
+def replication_config(
+    node: Node, peers: Sequence[Node], places: NodePaths, accounts: Mapping[User, Account]
+) -> dict[str, Any]:
+    """What the daemon on `node` is told. `peers` is not empty: without any there is no daemon.
+
+    Pace and parallelism are written, though they are the defaults: what runs can then be read.
+    """
+    if not peers:
+        raise ValueError("replication needs at least one peer")
+    return {
+        "ca": places.pki("ca.crt"),
+        "users": {
+            "puller": _user(accounts[User.MIRROR_PULLER]),
+            "pusher": _user(accounts[User.MIRROR_PUSHER]),
+        },
+        "local": node.registry,
+        "remote": [peer.registry for peer in peers],
+        "sleep": SLEEP_S,
+        "parallelizm": PARALLEL,
+        "listen": values.host_port("127.0.0.1", node.ports.replication),
+    }
+
+
+def _user(account: Account) -> dict[str, str]:
+    return {"name": account.name, "password": account.password.get_secret_value()}

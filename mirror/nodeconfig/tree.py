@@ -7,16 +7,14 @@ only files that the module itself has placed; stores and directories made by peo
 from __future__ import annotations
 
 import json
-import os
 import re
-import secrets
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from mirror.errors import FileSystemError, RenderingError
-from mirror.modes import constants
+from mirror.modes import constants, state
 
 PUBLIC = 0o644
 SECRET = 0o600
@@ -79,7 +77,7 @@ OWN_FILES: tuple[PurePosixPath, ...] = (
 
 
 @dataclass(frozen=True, slots=True)
-class Written:
+class TreeChanges:
     """What a writer did, as paths on the node.
 
     `kept` are authorities that nothing names any more. containerd may have read the hosts.toml that
@@ -105,7 +103,7 @@ class Placed:
     written: tuple[PurePosixPath, ...]
     unchanged: tuple[PurePosixPath, ...]
 
-    def clean(self) -> Written:
+    def clean(self) -> TreeChanges:
         """Remove what the tree no longer has; then, last, forget it.
 
         Raises:
@@ -118,16 +116,16 @@ class Placed:
         state_path = constants.CONTAINERD_HOSTS_STATE
         on_disk = _below(self.root, state_path)
         written, unchanged = [*self.written], [*self.unchanged]
-        if state := self.tree.get(state_path):
+        if listed := self.tree.get(state_path):
             # It was made with the former hosts still in it, if there were any.
-            fresh = write_file(on_disk, state) or state_path in written
+            fresh = write_file(on_disk, listed) or state_path in written
             if fresh and state_path not in written:
                 written.append(state_path)
             elif not fresh:
                 unchanged.append(state_path)
         elif _unlink(on_disk):
             removed.append(state_path)
-        return Written(tuple(sorted(written)), tuple(sorted(unchanged)), tuple(removed), kept)
+        return TreeChanges(tuple(sorted(written)), tuple(sorted(unchanged)), tuple(removed), kept)
 
     def _was_named(self, authority: PurePosixPath) -> bool:
         """Whether a hosts.toml that this run replaced names this file beside it."""
@@ -150,9 +148,9 @@ def place_tree(tree: Tree, root: Path) -> Placed:
     unchanged: list[PurePosixPath] = []
     # The list of directories goes first, with the old ones still in it: a run that is cut short
     # leaves no directory that nobody knows to be managed.
-    if state := tree.get(state_path):
-        after = _host_names(state.content, str(state_path))
-        union = RenderedFile(hosts_state(sorted({*before, *after})), state.mode)
+    if listed := tree.get(state_path):
+        after = _host_names(listed.content, str(state_path))
+        union = RenderedFile(hosts_state(sorted({*before, *after})), listed.mode)
         if write_file(_below(root, state_path), union):
             written.append(state_path)
     replaced: dict[PurePosixPath, bytes] = {}
@@ -168,7 +166,7 @@ def place_tree(tree: Tree, root: Path) -> Placed:
     return Placed(tree, root, after, former, replaced, tuple(written), tuple(unchanged))
 
 
-def write_tree(tree: Tree, root: Path) -> Written:
+def write_tree(tree: Tree, root: Path) -> TreeChanges:
     """Make the module's files below `root` equal to `tree`: `place_tree`, then `clean`.
 
     Raises:
@@ -202,36 +200,7 @@ def write_file(path: Path, file: RenderedFile) -> bool:
     Raises:
         FileSystemError: it could not be written.
     """
-    try:
-        if _holds(path, file):
-            return False
-        path.parent.mkdir(parents=True, exist_ok=True)
-        fresh = path.with_name(f".{path.name}.{secrets.token_hex(6)}")
-        try:
-            # The mode is given at creation: there is no moment at which others may read a secret.
-            handle = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, file.mode)
-            with os.fdopen(handle, "wb") as out:
-                os.fchmod(handle, file.mode)  # a umask may have taken bits away
-                out.write(file.content)
-                out.flush()
-                os.fsync(handle)
-            fresh.replace(path)
-        finally:
-            fresh.unlink(missing_ok=True)
-    except OSError as err:
-        raise FileSystemError(
-            f"cannot write {path}: {err.strerror}; make the folder writable or choose another"
-        ) from err
-    return True
-
-
-def _holds(path: Path, file: RenderedFile) -> bool:
-    return (
-        path.is_file()
-        and not path.is_symlink()
-        and path.stat().st_mode & 0o777 == file.mode
-        and path.read_bytes() == file.content
-    )
+    return state.write_file(path, file.content, file.mode)
 
 
 def _content(path: Path) -> bytes | None:

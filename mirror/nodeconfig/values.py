@@ -11,7 +11,7 @@ import ipaddress
 import re
 
 from mirror.errors import InvalidCertificateError, RenderingError
-from mirror.modes.pki import clean_pem
+from mirror.nodeconfig.pki import clean_pem
 
 _NAME = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*", re.ASCII)
 _HOST = re.compile(r"[0-9A-Za-z]([0-9A-Za-z.-]*[0-9A-Za-z])?(:[0-9]{1,5})?", re.ASCII)

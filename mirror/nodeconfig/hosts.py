@@ -21,11 +21,11 @@ import tomli_w
 
 from mirror.modes import constants
 from mirror.modes.constants import LOGICAL_HOST, LOGICAL_PATH
-from mirror.modes.render import values
-from mirror.modes.render.layout import Node, Places
-from mirror.modes.render.tree import PUBLIC, SECRET, RenderedFile, Tree, hosts_state
 from mirror.modes.settings import Mode, RegistrySettings, Upstream
 from mirror.modes.sites import Account
+from mirror.nodeconfig import values
+from mirror.nodeconfig.cluster import Node, NodePaths
+from mirror.nodeconfig.tree import PUBLIC, SECRET, RenderedFile, Tree, hosts_state
 
 PREFIX_REGEX = f"^{LOGICAL_PATH}(/|$)"
 """The prefix with a boundary: `system/deckhouse-x` is another repository (Go RE2 syntax)."""
@@ -44,7 +44,7 @@ class Containerd(StrEnum):
     one (containerd/containerd#11092) to its token server too; an older one needs the login from the
     kubelet or `ctr --user` where a token server is asked. A path is kept, or given as a prefix in
     the address where that suffices (the upstream's path ends in `system/deckhouse`); else requests
-    go through a relay on the node that rewrites them (`mirror.modes.render.balancer`).
+    go through a relay on the node that rewrites them (`mirror.nodeconfig.proxies`).
     """
 
 
@@ -142,7 +142,7 @@ class _Entry:
 
 def render_hosts(
     ways: Ways,
-    places: Places,
+    places: NodePaths,
     containerd: Containerd,
     node: Node,
     sources: Mapping[str, str] = MappingProxyType({}),
@@ -179,7 +179,9 @@ def render_hosts(
     return files
 
 
-def _source_files(sources: Mapping[str, str], places: Places) -> dict[PurePosixPath, RenderedFile]:
+def _source_files(
+    sources: Mapping[str, str], places: NodePaths
+) -> dict[PurePosixPath, RenderedFile]:
     files = {}
     for host, ca in sources.items():
         folder = constants.CONTAINERD_HOSTS / host

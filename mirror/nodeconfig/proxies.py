@@ -1,24 +1,51 @@
 """nginx on a node: the balancer in front of the replicas, and the relay of Direct mode.
 
 The **balancer** passes TCP through and reads no TLS: certificates and logins stay between client
-and replica. A replica that refuses a connection is left out for ten seconds. The **relay** rewrites
-paths for who cannot do it: stock containerd on a node, and the API plane where no fork of the
-registry runs. Logins, challenges and redirects pass through it unchanged; it only reads.
+and replica. It leaves out a replica that refuses a connection for ten seconds. The **relay**
+rewrites paths for clients that cannot do so: stock containerd on a node, and the API plane where
+the registry is not Deckhouse's fork. Logins, challenges and redirects pass through it unchanged; it
+only reads. nginx's format has no library that writes it, so `values` has checked every value.
 
-nginx has no format that a library could write, so every value is one that `values` has checked.
+Each has a static pod of its own. When the manifest of a static pod changes, the kubelet ends all of
+its containers and starts the new ones some ten seconds later. One pod for both would take away the
+old way and the new one at once in a switch between Direct mode behind a relay and a mode behind the
+balancer. So each manifest depends only on what its own nginx reads, and carries no version of the
+whole configuration. The balancer's file is the same in every mode, so no switch restarts it. A
+relay restarts where its upstream changes; from the first restart to the last its file has the ways
+of both sides.
+
+Each pod runs the file that was rendered, `nginx_new.conf` for the balancer. An `nginx.conf` beside
+it would be a copy that a reloader has tested; these pods have no reloader, and a restart in the
+middle of a switch could pick the older of two files.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 from string import Template
+from typing import Any
 
 from mirror.errors import RenderingError
+from mirror.modes import constants
 from mirror.modes.constants import LOGICAL_PATH
-from mirror.modes.render import values
-from mirror.modes.render.hosts import Way
-from mirror.modes.render.layout import Node
+from mirror.nodeconfig import values
+from mirror.nodeconfig.cluster import Node, NodePaths
+from mirror.nodeconfig.hosts import Way, relay_slot
+from mirror.nodeconfig.pods import (
+    HASH_ANNOTATION,
+    config_hash,
+    container,
+    host_path,
+    http_get,
+    manifest,
+    probes,
+    security,
+    tcp,
+    yaml_file,
+)
+from mirror.nodeconfig.tree import PUBLIC, RenderedFile, Tree
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,4 +228,123 @@ def _upstream_tls(one: Relayed, nginx: Nginx) -> str:
         f"      proxy_ssl_trusted_certificate {values.file_path(trusted, 'authorities')};\n"
         "      proxy_ssl_server_name on;\n"
         f"      proxy_ssl_name {name};\n"
+    )
+
+
+# -- files and pods --------------------------------------------------------------------------------
+
+BALANCER_NAME = "registry-proxy"
+RELAY_NAME = "registry-relay"
+USER = 64535
+"""Deckhouse's user without rights. As root, nginx would need capabilities to become another."""
+
+GRACE_S = 5
+"""While it drains, nginx accepts nobody: longer would spare few downloads and refuse many."""
+
+
+def balancer_files(node: Node, nodes: Sequence[Node], nginx: Nginx, image: str | None) -> Tree:
+    """The balancer of a node in front of the masters among `nodes`; its pod if there is an image.
+
+    Raises:
+        RenderingError: a value may not be written.
+    """
+    files = {constants.BALANCER_FILE: RenderedFile(balancer_conf(node, nodes, nginx))}
+    if image is None:
+        return files
+    # It lives while it accepts, and is ready while it leads to a replica: restarting it brings back
+    # no master. A question at "/" needs no login.
+    ready = http_get("HTTPS", "127.0.0.1", node.ports.balancer, "/")
+    pod = _pod(
+        BALANCER_NAME,
+        f"node {node.name}: balancer port",
+        node.ports.balancer,
+        constants.BALANCER_FILE,
+        files,
+        nginx,
+        image,
+        ready,
+    )
+    return files | {constants.BALANCER_POD: yaml_file(pod, PUBLIC)}
+
+
+def relay_files(
+    node: Node, ways: Sequence[Way], places: NodePaths, nginx: Nginx, image: str | None
+) -> Tree:
+    """The relay of a node to `ways`, nothing if there are none; its pod if there is an image.
+
+    Raises:
+        RenderingError: a value may not be written.
+    """
+    files: dict[PurePosixPath, RenderedFile] = {}
+    behind = []
+    for way in ways:
+        slot = relay_slot(way)
+        authority = None
+        if way.ca is not None and way.scheme == "https":
+            path = constants.BALANCER_CONFIG / f"relay-{slot}-ca.crt"
+            files[path] = RenderedFile(way.ca.encode())
+            authority = places.on_node(path)
+        behind.append(Relayed(way, slot, authority))
+    if not behind:
+        return files
+    files[constants.RELAY_FILE] = RenderedFile(relay_conf(node.relay, behind, nginx))
+    if image is None:
+        return files
+    pod = _pod(
+        RELAY_NAME,
+        f"node {node.name}: relay port",
+        node.ports.relay,
+        constants.RELAY_FILE,
+        files,
+        nginx,
+        image,
+    )
+    return files | {constants.RELAY_POD: yaml_file(pod, PUBLIC)}
+
+
+def _pod(
+    name: str,
+    port_of: str,
+    port: int,
+    config: PurePosixPath,
+    files: Mapping[PurePosixPath, RenderedFile],
+    nginx: Nginx,
+    image: str,
+    ready: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    if port < 1024:
+        raise RenderingError(
+            f"{port_of}: expected 1024 or above, found {port}; in its static pod nginx has no "
+            "rights to listen below. Give another port, or leave the image nginx out"
+        )
+    runtime, folder = PurePosixPath(nginx.runtime), constants.BALANCER_CONFIG
+    if runtime.is_relative_to(folder) or folder.is_relative_to(runtime):
+        raise RenderingError(
+            f"nginx runtime folder: expected one apart from {folder}, which the static pod may "
+            f"only read, found {runtime}; give another, such as /tmp"
+        )
+    arguments = ["nginx", "-e", "stderr", "-c", str(config), "-g", "daemon off;"]
+    one = container(
+        "nginx",
+        image,
+        # As the command, since an image's own entry point may want to write configuration.
+        {"command": arguments},
+        probes=probes(tcp("127.0.0.1", port), ready),
+        # At its place on the node, so that the paths in the file lead to the same.
+        mounts={"config": str(folder), "runtime": str(runtime)},
+        writable={"runtime"},
+    )
+    return manifest(
+        name,
+        # Never the labels of the Service: it leads to replicas alone.
+        {"component": name},
+        {HASH_ANNOTATION: config_hash(files)},
+        # The node's own: images are pulled through this pod, those of the cluster's DNS too.
+        dns_policy="Default",
+        spec={
+            "securityContext": security(USER),
+            "terminationGracePeriodSeconds": GRACE_S,
+            "containers": [one],
+            "volumes": [host_path("config", folder), {"name": "runtime", "emptyDir": {}}],
+        },
     )

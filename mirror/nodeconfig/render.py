@@ -19,17 +19,11 @@ from pydantic import SecretStr
 
 from mirror.errors import RenderingError
 from mirror.modes import constants
-from mirror.modes.render import values
-from mirror.modes.render.balancer import Nginx, Relayed, RelayTls, relay_conf
-from mirror.modes.render.distribution import (
-    Distribution,
-    ServiceConfig,
-    cache_config,
-    in_cluster_config,
-    local_config,
-    peers_of,
-)
-from mirror.modes.render.hosts import (
+from mirror.modes.settings import Mode, ProxySection, RegistrySettings, Upstream
+from mirror.modes.sites import Sites, User
+from mirror.nodeconfig import values
+from mirror.nodeconfig.cluster import Node, NodePaths, check_nodes
+from mirror.nodeconfig.hosts import (
     Containerd,
     Way,
     join_ways,
@@ -38,18 +32,35 @@ from mirror.modes.render.hosts import (
     upstream_way,
     ways_for,
 )
-from mirror.modes.render.images import Images
-from mirror.modes.render.layout import Node, Places, check_nodes
-from mirror.modes.render.node_proxies import balancer_files, relay_files
-from mirror.modes.render.pod import config_hash, yaml_file
-from mirror.modes.render.pod_notes import notes_of_pods
-from mirror.modes.render.replication import replication_config
-from mirror.modes.render.service_secrets import ServiceSecrets, hashed
-from mirror.modes.render.static_pod import PodParts, static_pod
-from mirror.modes.render.token_auth import in_cluster_auth, replica_auth
-from mirror.modes.render.tree import PUBLIC, SECRET, RenderedFile, Tree, Written, place_tree
-from mirror.modes.settings import Mode, ProxySection, RegistrySettings, Upstream
-from mirror.modes.sites import Sites, User
+from mirror.nodeconfig.pods import (
+    Images,
+    PodParts,
+    config_hash,
+    notes_of_pods,
+    static_pod,
+    yaml_file,
+)
+from mirror.nodeconfig.proxies import (
+    Nginx,
+    Relayed,
+    RelayTls,
+    balancer_files,
+    relay_conf,
+    relay_files,
+)
+from mirror.nodeconfig.service_secrets import ServiceSecrets, hashed
+from mirror.nodeconfig.services import (
+    Distribution,
+    ServiceConfig,
+    cache_config,
+    in_cluster_auth,
+    in_cluster_config,
+    local_config,
+    peers_of,
+    replica_auth,
+    replication_config,
+)
+from mirror.nodeconfig.tree import PUBLIC, SECRET, RenderedFile, Tree, TreeChanges, place_tree
 
 NODE_SERVICE_MODES = frozenset({Mode.PROXY, Mode.LOCAL})
 IN_CLUSTER = constants.SERVICE_CONFIG / "in-cluster"
@@ -73,13 +84,13 @@ class RenderOptions:
     in_place_root: PurePosixPath | None = None
     """Where the trees will lie, if services are to use the files there, outside of containers."""
 
-    def places(self, tree: str) -> Places:
+    def places(self, tree: str) -> NodePaths:
         """The paths that files of one tree (`nodes/<name>`, or `in-cluster`) speak of."""
         if self.in_place_root is None:
-            return Places()
-        return Places(self.in_place_root / tree, in_place=True)
+            return NodePaths()
+        return NodePaths(self.in_place_root / tree, in_place=True)
 
-    def nginx_in(self, folder: PurePosixPath, places: Places) -> Nginx:
+    def nginx_in(self, folder: PurePosixPath, places: NodePaths) -> Nginx:
         """nginx as it runs from `folder`: in place, several of them share one machine."""
         if not places.in_place:
             return self.nginx
@@ -149,7 +160,7 @@ def sites_of(nodes: Sequence[Node], kept: ServiceSecrets) -> Sites:
     )
 
 
-def write_cluster(rendered: Rendered, out: Path) -> dict[str, Written]:
+def write_cluster(rendered: Rendered, out: Path) -> dict[str, TreeChanges]:
     """Put every tree below `out`: `nodes/<name>` and `in-cluster`. Names of trees → what was done.
 
     Raises:
@@ -230,7 +241,7 @@ def _services(
     settings: RegistrySettings,
     kept: ServiceSecrets,
     options: RenderOptions,
-    places: Places,
+    places: NodePaths,
     version: str,
     notes: list[str],
 ) -> dict[PurePosixPath, RenderedFile]:
@@ -276,7 +287,7 @@ def _registry_config(
     settings: RegistrySettings,
     kept: ServiceSecrets,
     options: RenderOptions,
-    places: Places,
+    places: NodePaths,
     has_peers: bool,
 ) -> ServiceConfig:
     flavour = options.distribution

@@ -22,11 +22,11 @@ from pydantic import BaseModel, ConfigDict, SecretStr, ValidationError
 from pydantic.alias_generators import to_camel
 
 from mirror.errors import FileSystemError, InvalidCertificateError, RenderingError
-from mirror.modes import pki
-from mirror.modes.pki import KeyPair
-from mirror.modes.render.layout import Node
-from mirror.modes.render.tree import SECRET, RenderedFile, write_file
 from mirror.modes.sites import Account, User
+from mirror.nodeconfig import pki
+from mirror.nodeconfig.cluster import Node
+from mirror.nodeconfig.pki import KeyPair
+from mirror.nodeconfig.tree import SECRET, RenderedFile, write_file
 
 PASSWORD_LENGTH = 16
 HTTP_SECRET_LENGTH = 25

@@ -1,0 +1,1 @@
+"""The configuration of nodes and of the registry's own services, in every mode and between two."""

@@ -1,0 +1,388 @@
+"""A cluster's nodes, ports and paths, and the files in which people describe a cluster.
+
+Messages never quote the files of accesses and facts, as those may hold passwords. A path inside a
+file is relative to the file.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any, Self, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, SecretStr, ValidationError, model_validator
+from pydantic.alias_generators import to_camel
+
+from mirror.documents import StrictLoader, line, mistake
+from mirror.errors import FileSystemError, InputError, RenderingError
+from mirror.modes import constants, rules
+from mirror.modes.constants import PUSH_NAME, UNKNOWN_VERSION
+from mirror.modes.facts import ClusterFacts, ContainerdConfig, NodeFacts, StoreContent
+from mirror.modes.module_config import read_documents
+from mirror.modes.settings import RegistrySettings
+from mirror.modes.sites import Account, Sites, User
+from mirror.nodeconfig import values
+
+
+@dataclass(frozen=True, slots=True)
+class Ports:
+    """The TCP ports of a node's services; the defaults are the module's own."""
+
+    registry: int = constants.REGISTRY_PORT
+    debug: int = constants.DEBUG_PORT
+    token: int = constants.TOKEN_PORT
+    replication: int = 5003
+    """Health, metrics and push notifications of the replication daemon; on 127.0.0.1."""
+    balancer: int = constants.REGISTRY_PORT
+    relay: int = 5004
+    """Only for stock containerd in Direct mode: a path-rewriting relay; on 127.0.0.1."""
+
+    def __post_init__(self) -> None:
+        for name in self.__slots__:
+            values.port(getattr(self, name), f"ports.{name}")
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """A node of the cluster. Masters hold a replica in Proxy and Local mode."""
+
+    name: str
+    address: str
+    """InternalIP, without a port."""
+    master: bool = True
+    ports: Ports = Ports()
+
+    def __post_init__(self) -> None:
+        values.node_name(self.name)
+        object.__setattr__(self, "address", values.address(self.address, f"node {self.name}"))
+
+    @property
+    def registry(self) -> str:
+        """`host:port` of this master's replica."""
+        return values.host_port(self.address, self.ports.registry)
+
+    @property
+    def token(self) -> str:
+        """`host:port` of this master's token server, as clients reach it."""
+        return values.host_port(self.address, self.ports.token)
+
+    @property
+    def balancer(self) -> str:
+        """`host:port` of the balancer on this node."""
+        return values.host_port("127.0.0.1", self.ports.balancer)
+
+    @property
+    def relay(self) -> str:
+        """`host:port` of the relay on this node."""
+        return values.host_port("127.0.0.1", self.ports.relay)
+
+
+@dataclass(frozen=True, slots=True)
+class NodePaths:
+    """The paths that rendered files speak of.
+
+    `root` is put in front of every path; services see their files where the static pod mounts them
+    (`/config`, `/pki`, `/data`) unless `in_place`, when they run as plain processes on the node.
+    """
+
+    root: PurePosixPath = field(default_factory=lambda: PurePosixPath("/"))
+    in_place: bool = False
+
+    def __post_init__(self) -> None:
+        values.file_path(str(self.root), "root of the node's files")
+
+    def on_node(self, path: PurePosixPath) -> str:
+        """An absolute path of the module, under `root`."""
+        return str(self.root / path.relative_to("/"))
+
+    def config(self, service: str, name: str) -> str:
+        """A service's configuration file as that service sees it."""
+        if self.in_place:
+            return self.on_node(constants.SERVICE_CONFIG / service / name)
+        return f"/config/{name}"
+
+    def pki(self, name: str) -> str:
+        """A certificate or key as a service sees it."""
+        return self.on_node(constants.PKI_CONFIG / name) if self.in_place else f"/pki/{name}"
+
+    @property
+    def data(self) -> str:
+        """The store as the registry sees it."""
+        return self.on_node(constants.DATA_ROOT) if self.in_place else "/data"
+
+
+def check_nodes(nodes: Sequence[Node]) -> None:
+    """Refuse two nodes of one name, or two masters at one address and port.
+
+    Raises:
+        RenderingError: says which.
+    """
+    if not nodes:
+        raise RenderingError("nodes: expected at least one, found none; give every node's address")
+    names: set[str] = set()
+    replicas: dict[str, str] = {}
+    for node in nodes:
+        if node.name in names:
+            raise RenderingError(
+                f"nodes: {node.name} is given twice; give each node once, with one address"
+            )
+        names.add(node.name)
+        if node.master and (other := replicas.setdefault(node.registry, node.name)) != node.name:
+            raise RenderingError(
+                f"nodes: masters {other} and {node.name} are both at {node.registry}; "
+                "give each its own address"
+            )
+
+
+# -- files that people write -----------------------------------------------------------------------
+
+
+def load_nodes(path: Path) -> list[Node]:
+    """The nodes of a YAML list, each with `name`, `address`, `master` (true) and `ports`.
+
+    Raises:
+        FileSystemError: it cannot be read.
+        RenderingError: it is something else; the message says where.
+    """
+    text = read_text(path)
+    try:
+        rows = yaml.load(text, StrictLoader)  # noqa: S506 -- a SafeLoader
+    except yaml.MarkedYAMLError as err:
+        raise RenderingError(f"{path}: expected YAML; {err.problem}{line(err)}") from err
+    except (yaml.YAMLError, ValueError, RecursionError) as err:
+        raise RenderingError(f"{path}: expected YAML, found something else; correct it") from err
+    if not isinstance(rows, list):
+        raise RenderingError(
+            f"{path}: expected a list of nodes (name, address, master, ports), found something "
+            "else; write one item per node"
+        )
+    return [_node(row, f"{path}: node {number}") for number, row in enumerate(rows, 1)]
+
+
+def _node(row: Any, where: str) -> Node:
+    if not isinstance(row, Mapping):
+        raise RenderingError(f"{where}: expected a mapping with name and address, found {row!r}")
+    keys = {"name", "address", "master", "ports"}
+    ports = row.get("ports", {})
+    known = set(Ports.__slots__)
+    if (
+        not set(row) <= keys
+        or not isinstance(row.get("name"), str)
+        or not isinstance(row.get("address"), str)
+        or not isinstance(row.get("master", True), bool)
+        or not isinstance(ports, Mapping)
+        or not set(ports) <= known
+        or not all(isinstance(port, int) for port in ports.values())
+    ):
+        raise RenderingError(
+            f"{where}: expected name and address as texts, master as true or false, and ports as "
+            f"numbers ({', '.join(sorted(known))}), found {dict(row)!r}; correct it"
+        )
+    return Node(row["name"], row["address"], row.get("master", True), Ports(**ports))
+
+
+def read_text(path: Path) -> str:
+    """The text of a file that a person named.
+
+    Raises:
+        FileSystemError: it cannot be read.
+        RenderingError: it is no text.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as err:
+        raise FileSystemError(f"cannot read {path}: {err.strerror}") from err
+    except UnicodeDecodeError as err:
+        raise RenderingError(f"{path}: expected text in UTF-8, found other bytes") from err
+
+
+_NAME = "%s"
+
+
+class _Document(BaseModel):
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", alias_generator=to_camel, hide_input_in_errors=True
+    )
+
+
+class SitesFile(_Document):
+    """Where a cluster's registry replicas are, as `--sites` reads it."""
+
+    masters: tuple[str, ...] = ()
+    """Addresses (InternalIP), without a port."""
+    ca: str | None = None
+    """The module's own authority, in PEM."""
+    ca_file: Path | None = None
+    public_host: str | None = None
+    """The push address, `registry.<PUBLIC_DOMAIN>`."""
+    public_domain_template: str | None = None
+    """The cluster's template for names, such as `%s.apps.example.com`, in place of that."""
+    public_ca: str | None = None
+    """Who vouches for the push address besides the system's roots."""
+    public_ca_file: Path | None = None
+    users: Mapping[User, SecretStr] = {}
+    """The passwords of the registry's users: ro, rw, mirror-puller, mirror-pusher."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        for one, other, names in (
+            (self.ca, self.ca_file, "ca and caFile"),
+            (self.public_ca, self.public_ca_file, "publicCa and publicCaFile"),
+            (self.public_host, self.public_domain_template, "publicHost and publicDomainTemplate"),
+        ):
+            if one is not None and other is not None:
+                raise ValueError(f"{names} exclude each other; keep one")
+        for number, master in enumerate(self.masters):
+            if not _is_address(master):
+                raise ValueError(
+                    f"masters.{number}: expected an address or a name without scheme, port and "
+                    "path, as in 10.0.0.1"
+                )
+            if master in self.masters[:number]:
+                raise ValueError(f"masters.{number}: it is there twice; give each master once")
+        template = self.public_domain_template
+        if template is not None and template.count(_NAME) != 1:
+            raise ValueError(f"publicDomainTemplate must have {_NAME} in it, once")
+        for key, pem in (("ca", self.ca), ("publicCa", self.public_ca)):
+            problem = rules.certificates(pem) if pem is not None else None
+            if problem is not None:
+                raise ValueError(f"{key}: {problem}")
+        return self
+
+    def sites(self, folder: Path) -> Sites:
+        """The same, with the files read that it names."""
+        host = self.public_host
+        if self.public_domain_template is not None:
+            host = self.public_domain_template.replace(_NAME, PUSH_NAME)
+        return Sites(
+            masters=self.masters,
+            ca=self.ca if self.ca_file is None else _authority(folder / self.ca_file),
+            public_host=host,
+            public_ca=(
+                self.public_ca
+                if self.public_ca_file is None
+                else _authority(folder / self.public_ca_file)
+            ),
+            accounts={user: Account(user.value, word) for user, word in self.users.items()},
+        )
+
+
+def _is_address(text: str) -> bool:
+    """Whether it is an IP address, with or without brackets, or a host's name."""
+    try:
+        ipaddress.ip_address(text.removeprefix("[").removesuffix("]"))
+    except ValueError:
+        return re.fullmatch(r"[0-9A-Za-z]([0-9A-Za-z.-]*[0-9A-Za-z])?", text) is not None
+    return True
+
+
+class NodeFile(_Document):
+    """One node, as `--facts` reads it."""
+
+    name: str
+    master: bool = False
+    ready: bool | None = None
+    schedulable: bool | None = None
+    cri: str | None = None
+    containerd_config: ContainerdConfig | None = None
+    version: str = UNKNOWN_VERSION
+
+
+class FactsFile(_Document):
+    """In which state a cluster is before a switch, as `--facts` reads it. What is left out is
+    not known, and a plan then says what is to be looked at."""
+
+    bootstrapped: bool | None = None
+    managed_by_dkp: bool | None = None
+    static: bool | None = None
+    queue_empty: bool | None = None
+    node_config_managed: bool | None = None
+    saved_parameters: bool | None = None
+    images_present: bool | None = None
+    nodes: tuple[NodeFile, ...] | None = None
+    stores: frozenset[StoreContent] | None = None
+    aborted: Mapping[str, Any] | None = None
+    """The registry section to which a switch was under way that was not completed."""
+
+    def facts(self) -> ClusterFacts:
+        """The same as values."""
+        return ClusterFacts(
+            bootstrapped=self.bootstrapped,
+            managed_by_dkp=self.managed_by_dkp,
+            static=self.static,
+            queue_empty=self.queue_empty,
+            node_config_managed=self.node_config_managed,
+            saved_parameters=self.saved_parameters,
+            images_present=self.images_present,
+            nodes=None
+            if self.nodes is None
+            else tuple(NodeFacts(**dict(node)) for node in self.nodes),
+            stores=self.stores,
+            aborted=None if self.aborted is None else RegistrySettings.load(self.aborted),
+        )
+
+
+def load_sites(path: Path) -> Sites:
+    """Read a file with the keys of `SitesFile`.
+
+    Raises:
+        InputError: it, or a file that it names, cannot be read or is not what it must be.
+    """
+    return _parsed(SitesFile, path).sites(path.parent)
+
+
+def load_facts(path: Path) -> ClusterFacts:
+    """Read a file with the keys of `FactsFile`.
+
+    Raises:
+        InputError: it cannot be read or is not what it must be.
+    """
+    return _parsed(FactsFile, path).facts()
+
+
+def read_document(path: Path) -> Mapping[str, Any]:
+    """The one mapping that a YAML or JSON file holds; an empty one if the file is empty.
+
+    Raises:
+        InputError: it cannot be read, or holds something else.
+    """
+    documents = read_documents(_read(path), str(path))
+    if len(documents) > 1:
+        raise InputError(f"{path}: it holds {len(documents)} documents; keep one")
+    return documents[0] if documents else {}
+
+
+_File = TypeVar("_File", bound=_Document)
+
+
+def _parsed(kind: type[_File], path: Path) -> _File:
+    document = read_document(path)
+    try:
+        return kind.model_validate(document)
+    except ValidationError as err:
+        known = ", ".join(field.alias or name for name, field in kind.model_fields.items())
+        lines = [
+            f"  {'.'.join(map(str, one['loc'])) or 'the document'}: {mistake(one)}"
+            for one in err.errors(include_url=False, include_input=False)
+        ]
+        # Not `from err`, whose text may quote the document.
+        raise InputError("\n".join([f"{path} has mistakes:", *lines, f"  keys: {known}"])) from None
+
+
+def _authority(path: Path) -> str:
+    text = _read(path).decode("utf-8", errors="replace")
+    problem = rules.certificates(text)
+    if problem is not None:
+        raise InputError(f"{path}: {problem}")
+    return text
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as err:
+        raise InputError(f"cannot read {path}: {err.strerror}") from err

@@ -1,0 +1,304 @@
+"""Static pods: the shape of a manifest, the images that it needs, and the masters' services.
+
+The kubelet adds the node's name, so the pod of the services is `registry-nodeservices-<master>` in
+the cluster.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
+from typing import Any
+
+import yaml
+
+from mirror.errors import RenderingError
+from mirror.modes import constants
+from mirror.nodeconfig import values
+from mirror.nodeconfig.cluster import Node
+from mirror.nodeconfig.tree import SECRET, RenderedFile, Tree
+
+HASH_ANNOTATION = "registry.deckhouse.io/config-hash"
+VERSION_ANNOTATION = "registry.deckhouse.io/config-version"
+
+
+def manifest(
+    name: str,
+    labels: Mapping[str, str],
+    annotations: Mapping[str, str],
+    *,
+    dns_policy: str,
+    spec: Mapping[str, Any],
+) -> dict[str, Any]:
+    """A pod on the node's network. The kubelet adds the node's name to `name`."""
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {
+            "name": name,
+            "namespace": constants.NAMESPACE,
+            "labels": {"heritage": "deckhouse", "module": "registry", **labels},
+            "annotations": dict(annotations),
+        },
+        "spec": {
+            "hostNetwork": True,
+            "dnsPolicy": dns_policy,
+            "priorityClassName": "system-node-critical",
+            **spec,
+        },
+    }
+
+
+def security(user: int) -> dict[str, Any]:
+    """The pod's security context: everything runs as `user`, and as its group."""
+    return {
+        "runAsUser": user,
+        "runAsGroup": user,
+        "runAsNonRoot": user != 0,
+        "seccompProfile": {"type": "RuntimeDefault"},
+    }
+
+
+def container(
+    name: str,
+    image: str,
+    run: Mapping[str, Sequence[str]],
+    *,
+    probes: Mapping[str, Any],
+    mounts: Mapping[str, str],
+    writable: Collection[str] = (),
+    environment: Mapping[str, str] | None = None,
+) -> dict[str, Any]:
+    """A container that may do nothing but what `run` (`command`, `args`) needs.
+
+    `mounts` are names of volumes → paths; what is not `writable` is read-only, as is all else.
+    """
+    made: dict[str, Any] = {
+        "name": name,
+        "image": image,
+        "imagePullPolicy": "IfNotPresent",
+        **{part: list(words) for part, words in run.items()},
+        "securityContext": {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+        },
+        **probes,
+        "resources": {"requests": {"cpu": "50m", "memory": "50Mi"}},
+        "volumeMounts": [
+            {"name": volume, "mountPath": path, "readOnly": volume not in writable}
+            for volume, path in mounts.items()
+        ],
+    }
+    if environment:
+        made["env"] = [{"name": key, "value": value} for key, value in environment.items()]
+    return made
+
+
+def probes(live: Mapping[str, Any], ready: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Both probes of a container; one question serves for both unless there are two."""
+    return {
+        "livenessProbe": {**live, "initialDelaySeconds": 5, "periodSeconds": 10},
+        "readinessProbe": {**(ready or live), "periodSeconds": 5},
+    }
+
+
+def http_get(scheme: str, host: str, port: int, path: str) -> dict[str, Any]:
+    """The kubelet asks from the node, and verifies no certificate."""
+    return {"httpGet": {"scheme": scheme, "host": host, "port": port, "path": path}}
+
+
+def tcp(host: str, port: int) -> dict[str, Any]:
+    """The kubelet connects, from the node."""
+    return {"tcpSocket": {"host": host, "port": port}}
+
+
+def host_path(name: str, path: PurePosixPath, kind: str = "Directory") -> dict[str, Any]:
+    """A folder of the node. A single file would stay the old one when it is replaced."""
+    return {"name": name, "hostPath": {"path": str(path), "type": kind}}
+
+
+def config_hash(files: Mapping[PurePosixPath, RenderedFile]) -> str:
+    """SHA-256 of files with their names. A changed manifest makes the kubelet restart the pod."""
+    digest = hashlib.sha256()
+    for path, file in sorted(files.items()):
+        digest.update(f"{path}\0{len(file.content)}\0".encode())
+        digest.update(file.content)
+    return digest.hexdigest()
+
+
+class _Dumper(yaml.SafeDumper):
+    """Block style, and never an alias for what is there twice."""
+
+    def ignore_aliases(self, data: Any) -> bool:  # noqa: ARG002 -- PyYAML's signature
+        return True
+
+
+def yaml_file(document: Mapping[str, Any], mode: int = SECRET) -> RenderedFile:
+    """A document as a file, in block style."""
+    text = yaml.dump(dict(document), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+    return RenderedFile(text.encode(), mode)
+
+
+# -- images ----------------------------------------------------------------------------------------
+
+_SERVICES = ("distribution", "auth", "mirror")
+
+
+@dataclass(frozen=True, slots=True)
+class Images:
+    """The images of the containers, each of which may be left out; a pod without images is none.
+
+    `distribution`, `auth` and `mirror` (this program's, for replication) are of the masters' pod;
+    `nginx` is of every node's balancer and relay.
+    """
+
+    distribution: str | None = None
+    auth: str | None = None
+    mirror: str | None = None
+    nginx: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in self.given:
+            values.image(self.one(name), f"{name} image")
+
+    @property
+    def given(self) -> tuple[str, ...]:
+        """The names of those that are there."""
+        return tuple(name for name in self.__slots__ if getattr(self, name) is not None)
+
+    def one(self, name: str) -> str:
+        """The image of that name, which must be given."""
+        found = getattr(self, name)
+        if not isinstance(found, str):
+            raise ValueError(f"no image {name} was given")
+        return found
+
+    def serve(self, *, replication: bool) -> bool:
+        """Whether the masters' pod is wanted: False if none of its images is given.
+
+        Raises:
+            RenderingError: it is wanted, and an image that it needs is missing.
+        """
+        given = [name for name in self.given if name in _SERVICES]
+        if not given:
+            return False
+        needed = services_needed(replication=replication)
+        missing = [name for name in needed if name not in given]
+        if missing:
+            raise RenderingError(
+                f"images: expected {', '.join(needed)} for the static pod of the masters, found "
+                f"{', '.join(given)}; give {' and '.join(missing)} too, or none of them"
+            )
+        return True
+
+    def unused(self, used: Collection[str]) -> tuple[str, ...]:
+        """The names of those that are given and not `used`."""
+        return tuple(name for name in self.given if name not in used)
+
+
+def services_needed(*, replication: bool) -> tuple[str, ...]:
+    """The names of the images of the masters' pod."""
+    return _SERVICES if replication else _SERVICES[:2]
+
+
+# -- the masters' services -------------------------------------------------------------------------
+
+POD_NAME = "registry-nodeservices"
+LABELS = {"component": "registry-service", "type": "node-services"}
+
+
+@dataclass(frozen=True, slots=True)
+class PodParts:
+    """What a master's pod depends on beside the node."""
+
+    images: Images
+    config_hash: str
+    config_version: str
+    token_host: str
+    """Where the token server listens: 127.0.0.1, or the node's address."""
+    replication: bool = False
+    environment: Mapping[str, str] = field(default_factory=dict)
+    """Of the registry's container."""
+
+
+def static_pod(node: Node, parts: PodParts) -> dict[str, Any]:
+    """The manifest for `/etc/kubernetes/manifests`."""
+    containers = [
+        container(
+            "distribution",
+            parts.images.one("distribution"),
+            {"args": ["serve", "/config/config.yaml"]},
+            probes=probes(http_get("HTTPS", node.address, node.ports.registry, "/")),
+            mounts={"distribution-config": "/config", "pki": "/pki", "data": "/data"},
+            writable={"data"},
+            environment=parts.environment,
+        ),
+        container(
+            "auth",
+            parts.images.one("auth"),
+            {"args": ["/config/config.yaml"]},
+            probes=probes(http_get("HTTPS", parts.token_host, node.ports.token, "/")),
+            mounts={"auth-config": "/config", "pki": "/pki"},
+        ),
+    ]
+    volumes = [
+        host_path("distribution-config", constants.SERVICE_CONFIG / "distribution"),
+        host_path("auth-config", constants.SERVICE_CONFIG / "auth"),
+        host_path("pki", constants.PKI_CONFIG),
+        host_path("data", constants.DATA_ROOT, "DirectoryOrCreate"),
+    ]
+    if parts.replication:
+        containers.append(
+            container(
+                "mirrorer",
+                parts.images.one("mirror"),
+                {"args": ["sync", "--watch", "--config", "/config/config.yaml"]},
+                # It lives while it answers; that replicas differ is no reason to restart it.
+                probes=probes(http_get("HTTP", "127.0.0.1", node.ports.replication, "/healthz")),
+                mounts={"mirrorer-config": "/config", "pki": "/pki"},
+            )
+        )
+        volumes.append(host_path("mirrorer-config", constants.SERVICE_CONFIG / "mirrorer"))
+    return manifest(
+        POD_NAME,
+        LABELS,
+        {HASH_ANNOTATION: parts.config_hash, VERSION_ANNOTATION: parts.config_version},
+        dns_policy="ClusterFirstWithHostNet",
+        spec={"securityContext": security(0), "containers": containers, "volumes": volumes},
+    )
+
+
+# -- notes -----------------------------------------------------------------------------------------
+
+
+def notes_of_pods(
+    images: Images, trees: Sequence[Tree], *, services: bool, replication: bool, relays: Tree
+) -> list[str]:
+    """Sentences about the static pods in `trees`.
+
+    `services` and `replication` say what masters run, in a pod or not; `relays` are the files of
+    one of the nodes' relay before the transition that `trees` are rendered for.
+    """
+    notes: list[str] = []
+    used: set[str] = set()
+    if services and images.serve(replication=replication):
+        used |= {*services_needed(replication=replication)}
+    elif services:
+        of = "" if images.nginx is None else "of the masters' services "
+        notes.append(
+            f"no static pod {of}was written: give the images of registry, token server and mirror"
+        )
+    if any(constants.BALANCER_POD in tree or constants.RELAY_POD in tree for tree in trees):
+        used.add("nginx")
+    if unused := images.unused(used):
+        notes.append(f"no static pod here has a container of the image {', '.join(unused)}")
+    before = relays.get(constants.RELAY_POD)
+    if before is not None and all(tree.get(constants.RELAY_POD) != before for tree in trees):
+        notes.append(
+            "the relay of each node restarts with this configuration, and with the next: what is "
+            "pulled while it does fails, and the kubelet pulls it again"
+        )
+    return notes
