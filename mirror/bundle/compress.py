@@ -21,7 +21,7 @@ import zstandard
 
 from mirror.bundle.files import WriteAt
 from mirror.bundle.follow import Hash, MakeHash
-from mirror.bundle.names import PARTIAL_SUFFIX, ZSTD_SUFFIX
+from mirror.bundle.format import PARTIAL_SUFFIX, ZSTD_SUFFIX
 from mirror.bundle.parts import part_name
 from mirror.bundle.seekable import FRAME, table
 

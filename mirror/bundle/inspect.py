@@ -10,9 +10,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from mirror.bundle.carriage import NO_OMISSIONS, Omissions
 from mirror.bundle.components import ComponentInsight, components
 from mirror.bundle.compress import Compressed
+from mirror.bundle.delta import NO_OMISSIONS, Omissions
 from mirror.bundle.reader import BundleReader
 from mirror.bundle.seekable import SeekableFile
 from mirror.layout import is_digest_tag

@@ -17,9 +17,9 @@ from html import escape
 from typing import Any
 
 from mirror.bundle.inspect import ArchiveInsight, BundleInsight, RepositoryInsight
+from mirror.bundle.parts import size_text
 from mirror.bundle.report_page import PAGE, SCRIPT, STYLE
 from mirror.bundle.report_text import channels_text, compression_rows, omission_rows
-from mirror.bundle.sizes import size_text
 from mirror.layout import KINDS, component_of
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from mirror.bundle.carriage import Omissions
 from mirror.bundle.compress import Compressed
+from mirror.bundle.delta import Omissions
 from mirror.bundle.inspect import BundleInsight
-from mirror.bundle.sizes import size_text
+from mirror.bundle.parts import size_text
 
 _SHOWN = 8  # rows of lists of the largest
 _NUMBERS = frozenset({"Size", "Repositories", "Images", "Layers", "Copies"})

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from mirror.bundle.find import find_archives
+from mirror.bundle.opening import find_archives
 from mirror.bundle.parts import part_name
 from mirror.bundle.reader import BundleReader
 from mirror.bundle.verify import verify_bundle

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mirror.bundle.sums import SUMS, parse, render
+from mirror.bundle.format import SUMS
+from mirror.bundle.sums import parse, render
 from mirror.errors import DamagedBundleError
 from mirror.oci import Digest
 from tests.support.tools import require_tool

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 import yaml
 
-from mirror.bundle.names import RELEASES
+from mirror.bundle.format import RELEASES
 from mirror.errors import SourceContentError
 from mirror.layout import (
     CHANNELS,
