@@ -24,7 +24,7 @@ from mirror.release.filters import Filter
 from mirror.release.platform import PlatformWishes
 from mirror.release.selection import Wishes
 from mirror.release.source import SourceTree
-from mirror.sync.workers import DEFAULT_JOBS
+from mirror.run import DEFAULT_JOBS
 
 _HELP = "see `mirror config schema`"
 DEFAULT_SOURCE = "registry.deckhouse.ru/deckhouse/ee"

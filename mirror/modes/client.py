@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import replace
 from types import TracebackType
@@ -28,6 +29,7 @@ from mirror.registry import (
     RegistryClient,
     UploadJournal,
 )
+from mirror.run import Run
 
 Found = TypeVar("Found")
 
@@ -110,6 +112,7 @@ class ModeClient:
             options = ConnectionOptions()
             if several:
                 options = replace(options, connect_timeout_s=REPLICA_CONNECT_TIMEOUT_S)
+        self._is_view = False
         self._connections = Connections(options, on_event)
         self._patience = Patience(
             health or HealthMemory(), options.retries, self._connections.pause, on_event
@@ -135,9 +138,20 @@ class ModeClient:
         hosts = ", ".join(endpoint.host for endpoint in self.endpoints)
         return f"ModeClient({self.settings.mode}, {self.plane}: {hosts})"
 
+    def within(self, run: Run) -> ModeClient:
+        """A view of this client for one run; see `RegistryClient.within`."""
+        view = copy.copy(self)
+        view._connections = self._connections.within(run)
+        view._patience = replace(
+            self._patience, sleep=view._connections.pause, on_event=run.on_event
+        )
+        view._is_view = True
+        return view
+
     def close(self) -> None:
         """End all connections; what is under way in other threads fails with CancelledError."""
-        self._connections.close()
+        if not self._is_view:
+            self._connections.close()
 
     @property
     def host(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import threading
 from dataclasses import dataclass, field, replace
 
@@ -16,6 +17,7 @@ from mirror.modes.settings import Mode, RegistrySettings
 from mirror.modes.sites import Account, Sites, User
 from mirror.oci import Repository
 from mirror.registry import ConnectionOptions, Credentials, RegistryClient
+from mirror.run import Run
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +102,7 @@ class Connections:
 
     def __init__(self, options: ConnectionOptions, on_event: OnEvent) -> None:
         self._options, self._on_event = options, on_event
+        self._run: Run | None = None
         self._closed = threading.Event()
         self._lock = threading.Lock()  # guards _clients
         self._clients: dict[tuple[Endpoint, bool], RegistryClient] = {}
@@ -118,7 +121,13 @@ class Connections:
             if known is None:
                 known = self._made(endpoint, patient=patient)
                 self._clients[endpoint, patient] = known
-            return known
+            return known if self._run is None else known.within(self._run)
+
+    def within(self, run: Run) -> Connections:
+        """The same connections for one run, which every wait listens to."""
+        view = copy.copy(self)
+        view._run = run
+        return view
 
     def _made(self, endpoint: Endpoint, *, patient: bool) -> RegistryClient:
         options = self._options
@@ -127,14 +136,16 @@ class Connections:
         return endpoint.client(options, self._on_event)
 
     def pause(self, delay_s: float) -> None:
-        """Wait, unless these connections are closed meanwhile.
+        """Wait, unless these connections are closed meanwhile or the run is stopped.
 
         Raises:
-            CancelledError: they were.
+            CancelledError: that happened.
         """
         sleep = self._options.retries.sleep
         if sleep is not None:
             sleep(delay_s)
+        elif self._run is not None:
+            self._run.sleep(delay_s)
         elif self._closed.wait(delay_s):
             raise _stopped()
 

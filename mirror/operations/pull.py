@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -16,8 +15,7 @@ from mirror.bundle.folder import check_folder
 from mirror.bundle.names import source_reference
 from mirror.bundle.seal import Seal, lay_out_all
 from mirror.errors import SourceContentError
-from mirror.events import OnEvent, Warned
-from mirror.events import ignore as ignore_events
+from mirror.events import Warned
 from mirror.oci import Digest
 from mirror.operations.pack import Packing, pack
 from mirror.registry import RegistryReader
@@ -25,8 +23,8 @@ from mirror.release.resolve import Company, resolve
 from mirror.release.select import select
 from mirror.release.selection import Selection, Wishes
 from mirror.release.source import ReleaseSource, SourceTree
+from mirror.run import Run
 from mirror.sync import Inventory, union
-from mirror.sync.workers import DEFAULT_JOBS
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +84,6 @@ class PullPlan:
     archives: tuple[Archive, ...]
     seal: Seal
     source: ReleaseSource = field(repr=False)
-    jobs: int = DEFAULT_JOBS
 
     @property
     def inventory(self) -> Inventory:
@@ -143,7 +140,7 @@ class PullPlan:
         gost_digest: bool = False,
         sign: Callable[[bytes], bytes] | None = None,
         compress: bool = False,
-        on_event: OnEvent = ignore_events,
+        run: Run | None = None,
     ) -> PullReport:
         """Fetch everything into a new bundle in `folder`; see `pull`."""
         check_folder(folder, force=force)
@@ -154,9 +151,7 @@ class PullPlan:
             self.source.content,
             folder,
             Packing(part_size, gost_digest, sign, resume, compress),
-            jobs=self.jobs,
-            on_event=on_event,
-            cancel=self.source.cancel,
+            run=run,
         )
         return PullReport(
             folder,
@@ -191,9 +186,7 @@ def plan_pull(
     selection: Mapping[str, Any] | None = None,
     base: Inventory | None = None,
     dedupe: bool = False,
-    jobs: int = DEFAULT_JOBS,
-    on_event: OnEvent = ignore_events,
-    cancel: threading.Event | None = None,
+    run: Run | None = None,
 ) -> PullPlan:
     """Decide what `wishes` put into a bundle, down to each byte's place; fetch no image.
 
@@ -204,10 +197,11 @@ def plan_pull(
     Raises:
         InputError: what was asked for contradicts itself.
         SourceContentError: the source's release tree is incomplete or contradicts itself.
-        CancelledError: `cancel` was set.
+        CancelledError: `run` was stopped.
     """
+    run = Run.of(run)
     client.ping()  # one clear answer about name, TLS and login, before many ask in parallel
-    source = ReleaseSource(client, tree, jobs=jobs, on_event=on_event, cancel=cancel)
+    source = ReleaseSource(client, tree, run=run)
     selected = select(source, wishes)
     company = Company(wishes.vex, wishes.signatures, listing=not wishes.probing)
     inventories = resolve(source, selected, company, wishes.platforms)
@@ -217,14 +211,16 @@ def plan_pull(
     if base is not None:
         carriage = against(base, union(inventories.values()), once=dedupe)
         if carriage.base is None:
-            on_event(Warned("the base holds nothing of what is selected: the bundle is complete"))
+            run.on_event(
+                Warned("the base holds nothing of what is selected: the bundle is complete")
+            )
     origins = {
         name: {path: tree.origin(path) for path in inventory.repositories}
         for name, inventory in inventories.items()
     }
     archives = lay_out_all(inventories, origins, carriage)
     seal = Seal.over(archives, selection or {}, tool_name(), selected.files, carriage)
-    return PullPlan(tree, selected, archives, seal, source, jobs)
+    return PullPlan(tree, selected, archives, seal, source)
 
 
 def pull(
@@ -241,9 +237,7 @@ def pull(
     gost_digest: bool = False,
     sign: Callable[[bytes], bytes] | None = None,
     compress: bool = False,
-    jobs: int = DEFAULT_JOBS,
-    on_event: OnEvent = ignore_events,
-    cancel: threading.Event | None = None,
+    run: Run | None = None,
 ) -> PullReport:
     """Pack what `wishes` select at the source into a new bundle in `folder`.
 
@@ -263,8 +257,9 @@ def pull(
         NoSpaceError: the disk is too small for the plan; nothing was fetched.
         SourceContentError: the source's release tree is incomplete or contradicts itself.
         IncompleteError: some content could not be fetched.
-        CancelledError: `cancel` was set.
+        CancelledError: `run` was stopped.
     """
+    run = Run.of(run)
     check_folder(folder, force=force)
     planned = plan_pull(
         client,
@@ -272,9 +267,7 @@ def pull(
         wishes,
         base=base,
         dedupe=dedupe,
-        jobs=jobs,
-        on_event=on_event,
-        cancel=cancel,
+        run=run,
     )
     return planned.carry_out(
         folder,
@@ -284,5 +277,5 @@ def pull(
         gost_digest=gost_digest,
         sign=sign,
         compress=compress,
-        on_event=on_event,
+        run=run,
     )

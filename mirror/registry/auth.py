@@ -15,16 +15,14 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import CancelledError as FlightLostError
-from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Protocol
 from urllib.parse import urlencode, urlsplit
 
-from mirror.errors import DeniedError, InputError, MirrorError, RegistryError
+from mirror.errors import CancelledError, DeniedError, InputError, MirrorError, RegistryError
 from mirror.registry import scopes as scoping
 from mirror.registry.challenges import Challenge
-from mirror.registry.failures import Login
+from mirror.registry.failures import Login, same
 from mirror.registry.scopes import Scopes
 
 _log = logging.getLogger(__name__)
@@ -32,6 +30,7 @@ _log = logging.getLogger(__name__)
 _CLIENT_ID = "mirror"
 _MIN_LIFETIME_S = 60.0  # the token specification's default, and its lower bound
 _MARGIN_S = 10.0
+_LOOK_UP_S = 0.2  # how often a thread that waits for another's token looks whether it may go on
 _MARGIN_SHARE = 0.1
 
 
@@ -62,12 +61,18 @@ class Credentials:
         return f"Basic {base64.b64encode(pair).decode()}"
 
 
-class FetchToken(Protocol):
-    """Sends one request to a token server and returns the body of its 200 answer."""
+class Carrier(Protocol):
+    """What carries requests to a token server, for one run."""
 
-    def __call__(
+    def fetch_token(
         self, method: str, url: str, *, headers: Mapping[str, str], content: bytes
-    ) -> bytes: ...
+    ) -> bytes:
+        """Send one request and return the body of its 200 answer; raises MirrorError."""
+        ...
+
+    def check(self) -> None:
+        """Raise CancelledError if the run was stopped."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,12 +81,21 @@ class _Token:
     renew_at: float  # on the authenticator's clock
 
 
+class _Flight:
+    """A token on its way, for which other threads wait. The fetching thread sets the fields."""
+
+    def __init__(self) -> None:
+        self.over = threading.Event()
+        self.token: _Token | None = None
+        self.error: MirrorError | None = None  # neither: that thread was stopped
+
+
 class Authenticator:
     """Knows what to put into `Authorization` for one registry; safe to use from many threads.
 
-    `secure` says that the registry itself is reached by TLS. `fetch` carries requests to the token
-    server; it raises MirrorError. `clock` counts seconds and never jumps: expiry is reckoned from
-    when the token was asked for, so that the clocks of two machines need not agree.
+    `secure` says that the registry itself is reached by TLS. `clock` counts seconds and never
+    jumps: expiry counts from the moment when the token was requested, so the clocks of two
+    machines need not agree.
     """
 
     def __init__(
@@ -90,20 +104,21 @@ class Authenticator:
         *,
         secure: bool,
         credentials: Credentials | None,
-        fetch: FetchToken,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._host, self._secure, self._credentials = host, secure, credentials
-        self._fetch, self._clock = fetch, clock
+        self._clock = clock
         self._lock = threading.Lock()  # guards all fields below
         self._way: Challenge | None = None
         self._tokens: dict[Scopes, _Token] = {}
-        self._flights: dict[Scopes, Future[_Token]] = {}
+        self._flights: dict[Scopes, _Flight] = {}
         self._widened: dict[Scopes, Scopes] = {}
         self._identity_token = credentials.identity_token if credentials else None
 
-    def header(self, scopes: Scopes) -> str | None:
+    def header(self, scopes: Scopes, carrier: Carrier) -> str | None:
         """What to send along; None while the registry has not asked for anything.
+
+        `carrier` takes requests to the token server.
 
         Raises:
             DeniedError: the token server refuses, or may not be shown the credentials.
@@ -116,7 +131,7 @@ class Authenticator:
             return None
         if way.scheme == "basic":
             return self._credentials.basic if self._credentials else None
-        return f"Bearer {self._token(way, wanted, stale=None)}"
+        return f"Bearer {self._token(way, wanted, carrier, stale=None)}"
 
     def login(self, authorization: str | None) -> Login:
         """Who sent `authorization`, for messages."""
@@ -125,7 +140,11 @@ class Authenticator:
         return Login(user, proof)
 
     def renewed(
-        self, challenges: Sequence[Challenge], scopes: Scopes, rejected: str | None
+        self,
+        challenges: Sequence[Challenge],
+        scopes: Scopes,
+        rejected: str | None,
+        carrier: Carrier,
     ) -> str | None:
         """What to send after a 401 with `challenges`, where `rejected` had been sent.
 
@@ -150,7 +169,7 @@ class Authenticator:
             basic = self._credentials.basic if self._credentials else None
             return basic if basic != rejected else None
         stale = rejected.removeprefix("Bearer ") if rejected else None
-        return f"Bearer {self._token(way, wanted, stale=stale)}"
+        return f"Bearer {self._token(way, wanted, carrier, stale=stale)}"
 
     def _choose(self, challenges: Sequence[Challenge]) -> Challenge | None:
         for challenge in challenges:
@@ -162,7 +181,7 @@ class Authenticator:
                 return challenge
         return None
 
-    def _token(self, way: Challenge, wanted: Scopes, stale: str | None) -> str:
+    def _token(self, way: Challenge, wanted: Scopes, carrier: Carrier, stale: str | None) -> str:
         """A token for `wanted` that is not `stale`: cached, or fetched by one thread for all."""
         while True:
             with self._lock:
@@ -171,37 +190,33 @@ class Authenticator:
                     return token.value
                 flight = self._flights.get(wanted)
                 if flight is None:
-                    mine = self._flights[wanted] = Future()
+                    mine = self._flights[wanted] = _Flight()
             if flight is None:
-                return self._fly(mine, way, wanted).value
-            try:
-                fetched = flight.result().value
-            except FlightLostError:
-                continue  # that thread was interrupted; what stopped it is not our failure
-            if fetched != stale:
-                return fetched
+                return self._fly(mine, way, wanted, carrier).value
+            while not flight.over.wait(_LOOK_UP_S):
+                carrier.check()
+            if flight.error is not None:
+                raise same(flight.error)
+            if flight.token is not None and flight.token.value != stale:
+                return flight.token.value
 
-    def _fly(self, flight: Future[_Token], way: Challenge, wanted: Scopes) -> _Token:
+    def _fly(self, flight: _Flight, way: Challenge, wanted: Scopes, carrier: Carrier) -> _Token:
         try:
-            token = self._fetch_token(way, wanted)
+            flight.token = self._fetch_token(way, wanted, carrier)
+        except CancelledError:
+            raise  # it stopped this thread's run alone; another thread takes over
         except MirrorError as err:
-            # Waiting threads share the failure: a wrong password asked N times locks accounts.
-            with self._lock:
-                del self._flights[wanted]
-            flight.set_exception(err)
+            flight.error = err  # shared: a wrong password that is sent N times locks accounts
             raise
-        except BaseException:
+        finally:
             with self._lock:
+                if flight.token is not None:
+                    self._tokens[wanted] = flight.token
                 del self._flights[wanted]
-            flight.cancel()
-            raise
-        with self._lock:
-            self._tokens[wanted] = token
-            del self._flights[wanted]
-        flight.set_result(token)
-        return token
+            flight.over.set()
+        return flight.token
 
-    def _fetch_token(self, way: Challenge, wanted: Scopes) -> _Token:
+    def _fetch_token(self, way: Challenge, wanted: Scopes, carrier: Carrier) -> _Token:
         realm = way.get("realm")
         where = f"token server of {self._host}"
         parts = urlsplit(realm)
@@ -222,12 +237,12 @@ class Authenticator:
         with self._lock:
             identity_token = self._identity_token
         if identity_token:
-            body = self._ask_oauth(realm, way, wanted, identity_token)
+            body = self._ask_oauth(realm, way, wanted, identity_token, carrier)
         else:
-            body = self._ask(realm, way, wanted)
+            body = self._ask(realm, way, wanted, carrier)
         return self._read(body, began, where)
 
-    def _ask(self, realm: str, way: Challenge, wanted: Scopes) -> bytes:
+    def _ask(self, realm: str, way: Challenge, wanted: Scopes, carrier: Carrier) -> bytes:
         query = [("service", way.get("service"))] if way.get("service") else []
         query += [("scope", scope) for scope in wanted]
         headers = {}
@@ -236,9 +251,16 @@ class Authenticator:
             headers["Authorization"] = self._credentials.basic
         joint = "&" if urlsplit(realm).query else "?"
         url = realm.partition("#")[0] + (joint + urlencode(query) if query else "")
-        return self._fetch("GET", url, headers=headers, content=b"")
+        return carrier.fetch_token("GET", url, headers=headers, content=b"")
 
-    def _ask_oauth(self, realm: str, way: Challenge, wanted: Scopes, identity_token: str) -> bytes:
+    def _ask_oauth(
+        self,
+        realm: str,
+        way: Challenge,
+        wanted: Scopes,
+        identity_token: str,
+        carrier: Carrier,
+    ) -> bytes:
         form = {
             "grant_type": "refresh_token",
             "refresh_token": identity_token,
@@ -247,7 +269,7 @@ class Authenticator:
             "scope": " ".join(wanted),
         }
         headers = {"Content-Type": "application/x-www-form-urlencoded"}
-        return self._fetch("POST", realm, headers=headers, content=urlencode(form).encode())
+        return carrier.fetch_token("POST", realm, headers=headers, content=urlencode(form).encode())
 
     def _read(self, body: bytes, began: float, where: str) -> _Token:
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Generator, Iterator
 from types import TracebackType
 
@@ -13,12 +14,17 @@ from mirror.registry import downloads, listings, manifests, scopes, sessions, up
 from mirror.registry.auth import Credentials
 from mirror.registry.options import ConnectionOptions
 from mirror.registry.sessions import OpenUpload
-from mirror.registry.transport import Transport
+from mirror.registry.transport import Transport, Wire
 from mirror.registry.upload_journal import UploadJournal
+from mirror.run import Run
 
 
 def _never() -> bool:
     return False
+
+
+def _nothing() -> None:
+    pass
 
 
 class RegistryClient:
@@ -33,7 +39,7 @@ class RegistryClient:
     * DeniedError: 401 or 403.
     * UnreachableError: no usable answer, after the retries of `options.retries`.
     * RegistryError: another answer than the specification has, with `status` and `codes`.
-    * CancelledError: the client was closed meanwhile.
+    * CancelledError: the client was closed, or the run of this view was stopped (`within`).
     * InvalidReferenceError, InvalidDigestError: an argument is no repository, tag or digest.
 
     Repositories are paths without the host. Sizes and offsets are bytes.
@@ -52,12 +58,21 @@ class RegistryClient:
         on_event: OnEvent = ignore,
     ) -> None:
         self.host = host
-        self._transport = Transport(
-            host,
-            options=options or ConnectionOptions(),
-            credentials=credentials,
-            on_event=on_event,
-        )
+        wire = Wire(host, options=options or ConnectionOptions(), credentials=credentials)
+        self._close: Callable[[], None] = wire.close
+        self._transport = Transport(wire, Run(on_event=on_event))
+
+    def within(self, run: Run) -> RegistryClient:
+        """A view of this client for one run: every wait listens to it, events go to its listener.
+
+        Connections, login and what is known of the host are shared. Stopping the run leaves the
+        client usable, for other runs too. Closing the view does nothing: whoever made the client
+        closes it.
+        """
+        view = copy.copy(self)
+        view._transport = self._transport.within(run)
+        view._close = _nothing
+        return view
 
     def __enter__(self) -> RegistryClient:
         return self
@@ -75,7 +90,7 @@ class RegistryClient:
 
     def close(self) -> None:
         """End all connections; what is under way in other threads fails with CancelledError."""
-        self._transport.close()
+        self._close()
 
     def ping(self) -> None:
         """Check that a registry answers and accepts the login (`GET /v2/`, end-1).

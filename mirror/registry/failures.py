@@ -264,6 +264,14 @@ def _registry_errors(body: bytes) -> tuple[Sequence[str], str]:
     return tuple(code for code, _ in pairs if code), printable[:_MAX_REASON]
 
 
+def same(err: MirrorError) -> MirrorError:
+    """An error of its own with the same content, for another thread to raise."""
+    twin = type(err).__new__(type(err), *err.args)
+    twin.__dict__.update(err.__dict__)
+    twin.__cause__ = err.__cause__
+    return twin
+
+
 def _causes(err: BaseException) -> Iterator[BaseException]:
     seen: set[int] = set()
     current: BaseException | None = err

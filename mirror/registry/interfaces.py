@@ -7,11 +7,12 @@ content takes these types, so that it works over either.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator
-from typing import Protocol
+from typing import Protocol, Self
 
 from mirror.oci import Child, Descriptor, Digest, Manifest
 from mirror.registry.sessions import OpenUpload
 from mirror.registry.upload_journal import UploadJournal
+from mirror.run import Run
 
 
 class RegistryReader(Protocol):
@@ -19,6 +20,8 @@ class RegistryReader(Protocol):
 
     @property
     def host(self) -> str: ...
+
+    def within(self, run: Run) -> Self: ...
 
     def ping(self) -> None: ...
 

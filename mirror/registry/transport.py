@@ -7,17 +7,14 @@ go wrong leaves it as one of our errors.
 from __future__ import annotations
 
 import logging
-import threading
 from collections.abc import Callable, Collection, Generator, Iterable, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from types import TracebackType
 from urllib.parse import urlsplit
 
 import httpx
 
 from mirror.errors import CancelledError, InvalidReferenceError, MirrorError, RegistryError
-from mirror.events import OnEvent
 from mirror.oci import Repository
 from mirror.registry import failures
 from mirror.registry.addresses import Home, path_of
@@ -29,6 +26,7 @@ from mirror.registry.options import ConnectionOptions
 from mirror.registry.retry import Backoff, TransientFailure
 from mirror.registry.scopes import Scopes
 from mirror.registry.stall import StallWatch
+from mirror.run import Cancellation, Run
 
 _log = logging.getLogger(__name__)
 
@@ -58,56 +56,58 @@ class Answer:
     url: str = field(repr=False)
 
 
-class Transport:
-    """Sends requests to one registry; thread-safe. See `RegistryClient` for the arguments."""
+class Wire:
+    """What all views of one client share: connections, addresses and the login. Thread-safe."""
 
     def __init__(
-        self,
-        host: str,
-        *,
-        options: ConnectionOptions,
-        credentials: Credentials | None,
-        on_event: OnEvent,
+        self, host: str, *, options: ConnectionOptions, credentials: Credentials | None
     ) -> None:
         if Repository.parse(f"{host}/x").host != host:
             raise InvalidReferenceError(
                 f"{host!r} is not a registry host; write host[:port], without scheme and path"
             )
-        self.host, self.options, self.on_event = host, options, on_event
+        self.host, self.options = host, options
         self.base = f"{options.scheme}://{_ALIASES.get(host, host)}"
-        self._home = Home(host, self.base)
-        self._closed = threading.Event()
-        self._sockets = Sockets()
-        self._client = http_client(options)
-        self._auth = Authenticator(
-            host,
-            secure=not options.plain_http,
-            credentials=credentials,
-            fetch=self._fetch_token,
-        )
+        self.home = Home(host, self.base)
+        self.closing = Cancellation()
+        self.sockets = Sockets()
+        self.client = http_client(options)
+        self.auth = Authenticator(host, secure=not options.plain_http, credentials=credentials)
 
     def close(self) -> None:
         """End all connections; requests under way fail with CancelledError."""
-        self._closed.set()
-        self._sockets.shut()
-        self._client.close()
+        self.closing.cancel()
+        self.sockets.shut()
+        self.client.close()
 
-    def __enter__(self) -> Transport:
-        return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
+class Transport:
+    """Sends requests over a `Wire`, for one run: every wait ends when that is stopped."""
+
+    def __init__(self, wire: Wire, run: Run) -> None:
+        self._wire, self.run = wire, run
+        self.host, self.options = wire.host, wire.options
+        self._home, self._auth = wire.home, wire.auth
+
+    def within(self, run: Run) -> Transport:
+        """The same wire for another run."""
+        return Transport(self._wire, run)
+
+    def check(self) -> None:
+        """Return if requests may be sent.
+
+        Raises:
+            CancelledError, DeadlineError: the run was stopped, or the client was closed.
+        """
+        self.run.check()
+        if self._wire.closing.requested:
+            raise CancelledError(f"stopped, the connection to {self.host} was closed")
 
     # -- addresses -----------------------------------------------------------------------------
 
     def url(self, path: str) -> str:
         """The address of `path`, which starts with `/v2/`."""
-        return self.base + path
+        return self._wire.base + path
 
     def resolved(self, location: str, base: str) -> str:
         """The absolute address that `location` means in an answer from `base`.
@@ -126,11 +126,18 @@ class Transport:
     def backoff(self, where: str) -> Backoff:
         """Patience for one piece of work, as the options have it."""
         policy = self.options.retries
-        return Backoff(policy, policy.sleep or self._pause, where, self.on_event)
+        return Backoff(policy, policy.sleep or self._pause, where, self.run.on_event)
 
     def _pause(self, delay_s: float) -> None:
-        if self._closed.wait(delay_s):
-            raise CancelledError(f"stopped, the connection to {self.host} was closed")
+        """Wait; the run, its deadline and closing the client end it at once, as in `check`."""
+        either = Cancellation(self.run.cancellation)
+        remaining_s = self.run.remaining_s()
+        try:
+            with self._wire.closing.calling(either.cancel):
+                either.wait(delay_s if remaining_s is None else min(delay_s, remaining_s))
+        finally:
+            either.detach()
+        self.check()
 
     def where(self, method: str, url: str) -> str:
         """How messages name a request: `METHOD host/path`, never the query."""
@@ -209,13 +216,14 @@ class Transport:
             TransientFailure: the network failed, here or while the block read the body.
             MirrorError: it failed in a way that does not pass, or the token server refused.
         """
+        self.check()
         where = self.where(method, url)
         response: httpx.Response | None = None
         try:
             response = self._exchange(method, url, scopes, headers, body, answer_timeout_s)
             yield response
         except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError, RuntimeError) as err:
-            if self._closed.is_set():
+            if self._wire.closing.requested:
                 raise CancelledError(
                     f"{where}: stopped, the connection to {self.host} was closed"
                 ) from err
@@ -260,13 +268,13 @@ class Transport:
         body: Body | None,
         answer_timeout_s: float | None,
     ) -> httpx.Response:
-        authorization = self._auth.header(scopes)
+        authorization = self._auth.header(scopes, self)
         response = self._follow(method, url, headers, body, authorization, answer_timeout_s)
         if response.status_code != 401 or not self.at_home(str(response.url)):
             return response
         challenges = parse_challenges(response.headers.get_list("www-authenticate"))
         try:
-            renewed = self._auth.renewed(challenges, scopes, authorization)
+            renewed = self._auth.renewed(challenges, scopes, authorization, self)
         except BaseException:
             response.close()
             raise
@@ -325,7 +333,7 @@ class Transport:
         )
         content = iter(body.opened()) if body is not None else None
         try:
-            request = self._client.build_request(
+            request = self._wire.client.build_request(
                 method,
                 url,
                 headers=sent,
@@ -333,11 +341,11 @@ class Transport:
                 timeout=timeout,
                 extensions={
                     "trace": deadline_for_head(
-                        answer_timeout_s or options.stall_timeout_s, self._sockets
+                        answer_timeout_s or options.stall_timeout_s, self._wire.sockets
                     )
                 },
             )
-            response = self._client.send(request, stream=True, follow_redirects=False)
+            response = self._wire.client.send(request, stream=True, follow_redirects=False)
         finally:
             # A refused request leaves its body half read; whatever feeds it is to be let go.
             if isinstance(content, Generator):
@@ -372,7 +380,7 @@ class Transport:
         finally:
             response.close()
 
-    def _fetch_token(
+    def fetch_token(
         self, method: str, url: str, *, headers: Mapping[str, str], content: bytes
     ) -> bytes:
         """Carry a request of the authenticator, which alone decides what it may contain."""
@@ -394,7 +402,7 @@ class Transport:
             response = self._send(method, url, headers, body, None, None)
             answer = self._read(response, _MAX_TOKEN_BYTES, where, strict=True)
         except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError) as err:
-            if self._closed.is_set():
+            if self._wire.closing.requested:
                 raise CancelledError(f"{where}: stopped, the connection was closed") from err
             raise failures.from_network(
                 err,

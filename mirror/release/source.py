@@ -16,15 +16,15 @@ from mirror.errors import (
     RegistryNotFoundError,
     SourceContentError,
 )
-from mirror.events import OnEvent, PhaseAdvanced, PhaseStarted, Warned
-from mirror.events import ignore as ignore_events
+from mirror.events import PhaseAdvanced, PhaseStarted, Warned
 from mirror.layout import EDITIONS, INSTALLER, MODULES, PLUGINS, join_path, with_modules_suffix
 from mirror.oci import Child, Descriptor, Digest, Manifest, Platform, Repository, verified
 from mirror.oci.layers import read_files
 from mirror.oci.manifest import descriptor_json
 from mirror.registry import RegistryReader
+from mirror.run import Run
 from mirror.sync.registry import RegistrySource
-from mirror.sync.workers import DEFAULT_JOBS, Item, Result, gather
+from mirror.sync.workers import Item, Result, gather
 
 _METADATA_PLATFORM = Platform("linux", "amd64")
 """Which image of an index is read for metadata; all of them carry the same."""
@@ -83,14 +83,11 @@ class ReleaseSource:
         client: RegistryReader,
         tree: SourceTree,
         *,
-        jobs: int = DEFAULT_JOBS,
-        on_event: OnEvent = ignore_events,
-        cancel: threading.Event | None = None,
+        run: Run | None = None,
     ) -> None:
         self.tree = tree
         self.content = RegistrySource(client, tree.locate, f"source {tree.root}", keep_small=True)
-        self.cancel = cancel or threading.Event()
-        self._jobs, self._on_event = jobs, on_event
+        self._run = Run.of(run)
         self._lock = threading.Lock()
         self._answers: dict[Hashable, Future[Any]] = {}  # under the lock, like the next
         self._turns: dict[Digest, threading.Lock] = {}
@@ -99,7 +96,7 @@ class ReleaseSource:
 
     def warn(self, message: str) -> None:
         """Tell the user something that does not stop the work."""
-        self._on_event(Warned(message))
+        self._run.on_event(Warned(message))
 
     def each(
         self, phase: str, items: Collection[Item], work: Callable[[Item], Result]
@@ -108,13 +105,13 @@ class ReleaseSource:
 
         def one(item: Item) -> Result:
             result = work(item)
-            self._on_event(PhaseAdvanced())
+            self._run.on_event(PhaseAdvanced())
             return result
 
         if not items:
             return []
-        self._on_event(PhaseStarted(phase, len(items)))
-        return gather(items, one, jobs=self._jobs, cancel=self.cancel)
+        self._run.on_event(PhaseStarted(phase, len(items)))
+        return gather(items, one, run=self._run)
 
     # -- questions -----------------------------------------------------------------------------
 

@@ -6,8 +6,7 @@ import base64
 import json
 import logging
 import threading
-import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from urllib.parse import parse_qs
 
@@ -26,6 +25,21 @@ from tests.registry.scripted import Reply, Request, ScriptedServer
 SECRET = "hunter2-s3cr3t"
 BASIC = "Basic " + base64.b64encode(f"alice:{SECRET}".encode()).decode()
 ALICE = Credentials("alice", SECRET)
+
+
+class Carrier:
+    """Answers an authenticator's requests by a function; its run is never stopped."""
+
+    def __init__(self, answer: Callable[[str], bytes]) -> None:
+        self.answer = answer
+
+    def fetch_token(
+        self, method: str, url: str, *, headers: Mapping[str, str], content: bytes
+    ) -> bytes:
+        return self.answer(url)
+
+    def check(self) -> None:
+        pass
 
 
 class TokenRegistry:
@@ -334,43 +348,44 @@ def test_the_example_scope_of_a_ping_is_not_asked_for(
 def test_credentials_go_to_no_plain_token_server_of_a_tls_registry() -> None:
     sent: list[str] = []
 
-    def fetch(method: str, url: str, *, headers: Mapping[str, str], content: bytes) -> bytes:
+    def fetch(url: str) -> bytes:
         sent.append(url)
         return b'{"token": "t"}'
 
     way = Challenge("bearer", {"realm": "http://auth.example.com/token"})
-    guarded = Authenticator("reg.example.com", secure=True, credentials=ALICE, fetch=fetch)
+    guarded = Authenticator("reg.example.com", secure=True, credentials=ALICE)
     with pytest.raises(DeniedError, match=r"credentials are not sent there") as caught:
-        guarded.renewed([way], pull("a"), None)
+        guarded.renewed([way], pull("a"), None, Carrier(fetch))
     assert SECRET not in str(caught.value)
     assert sent == []
-    anonymous = Authenticator("reg.example.com", secure=True, credentials=None, fetch=fetch)
-    assert anonymous.renewed([way], pull("a"), None) == "Bearer t"
+    anonymous = Authenticator("reg.example.com", secure=True, credentials=None)
+    assert anonymous.renewed([way], pull("a"), None, Carrier(fetch)) == "Bearer t"
 
 
 def test_a_realm_that_is_no_address_is_reported() -> None:
-    def fetch(method: str, url: str, *, headers: Mapping[str, str], content: bytes) -> bytes:
+    def fetch(url: str) -> bytes:
         raise AssertionError("nothing to fetch")
 
-    auth = Authenticator("reg.example.com", secure=True, credentials=ALICE, fetch=fetch)
+    auth = Authenticator("reg.example.com", secure=True, credentials=ALICE)
     with pytest.raises(RegistryError, match="no web address"):
-        auth.renewed([Challenge("bearer", {"realm": "file:///etc/passwd"})], (), None)
+        auth.renewed(
+            [Challenge("bearer", {"realm": "file:///etc/passwd"})], (), None, Carrier(fetch)
+        )
 
 
-def counting(answers: list[str]) -> tuple[Authenticator, list[float], list[str]]:
-    """An authenticator with a clock to turn; the URLs that it fetches."""
+def counting(answers: list[str]) -> tuple[Authenticator, Carrier, list[float], list[str]]:
+    """An authenticator with a clock to turn; what carries its requests; the URLs it fetches."""
     now, urls = [0.0], list[str]()
 
-    def fetch(method: str, url: str, *, headers: Mapping[str, str], content: bytes) -> bytes:
+    def fetch(url: str) -> bytes:
         urls.append(url)
         return answers[len(urls) - 1].encode()
 
-    auth = Authenticator(
-        "reg.example.com", secure=True, credentials=ALICE, fetch=fetch, clock=lambda: now[0]
-    )
+    auth = Authenticator("reg.example.com", secure=True, credentials=ALICE, clock=lambda: now[0])
     auth_way = Challenge("bearer", {"realm": "https://auth.example.com/t?x=1", "service": "s"})
-    auth.renewed([auth_way], pull("a"), None)
-    return auth, now, urls
+    carrier = Carrier(fetch)
+    auth.renewed([auth_way], pull("a"), None, carrier)
+    return auth, carrier, now, urls
 
 
 @pytest.mark.parametrize(
@@ -383,12 +398,12 @@ def counting(answers: list[str]) -> tuple[Authenticator, list[float], list[str]]
     ],
 )
 def test_a_token_is_replaced_before_it_expires(answer: str, lifetime_s: int) -> None:
-    auth, now, urls = counting([answer, '{"token": "t2"}'])
+    auth, carrier, now, urls = counting([answer, '{"token": "t2"}'])
     margin_s = max(10, lifetime_s / 10)
     now[0] = lifetime_s - margin_s - 1
-    assert auth.header(pull("a")) == "Bearer t1"
+    assert auth.header(pull("a"), carrier) == "Bearer t1"
     now[0] = lifetime_s - margin_s + 1
-    assert auth.header(pull("a")) == "Bearer t2"
+    assert auth.header(pull("a"), carrier) == "Bearer t2"
     assert urls[0].startswith(
         "https://auth.example.com/t?x=1&service=s&scope=repository%3Aa%3Apull"
     )
@@ -397,31 +412,39 @@ def test_a_token_is_replaced_before_it_expires(answer: str, lifetime_s: int) -> 
 def test_a_failure_is_shared_by_those_who_waited_for_it() -> None:
     entered, release, calls = threading.Event(), threading.Event(), list[int]()
 
-    def fetch(method: str, url: str, *, headers: Mapping[str, str], content: bytes) -> bytes:
+    def fetch(url: str) -> bytes:
         calls.append(1)
         entered.set()
         assert release.wait(5)
         raise UnreachableError("down", where="token server")
 
-    auth = Authenticator("reg.example.com", secure=True, credentials=ALICE, fetch=fetch)
+    auth = Authenticator("reg.example.com", secure=True, credentials=ALICE)
     way = [Challenge("bearer", {"realm": "https://auth.example.com/t"})]
 
-    def work() -> str:
-        try:
-            return str(auth.renewed(way, pull("a"), None))
-        except MirrorError as err:
-            return str(err)
+    class Waiting(Carrier):
+        def __init__(self) -> None:
+            super().__init__(fetch)
+            self.waits = threading.Event()
+
+        def check(self) -> None:
+            self.waits.set()
+
+    def work(carrier: Waiting) -> MirrorError:
+        with pytest.raises(UnreachableError, match="down") as caught:
+            auth.renewed(way, pull("a"), None, carrier)
+        return caught.value
 
     with ThreadPoolExecutor(4) as pool:
-        first = pool.submit(work)
+        first = pool.submit(work, Waiting())
         assert entered.wait(5)
         # The first is inside of `fetch`, so whoever comes now finds it under way.
-        flight = auth._flights[pull("a")]
-        others = [pool.submit(work) for _ in range(3)]
-        while len(flight._condition._waiters) < 3:  # type: ignore[attr-defined]
-            time.sleep(0.001)
+        carriers = [Waiting() for _ in range(3)]
+        others = [pool.submit(work, carrier) for carrier in carriers]
+        assert all(carrier.waits.wait(5) for carrier in carriers)
         release.set()
-        assert [f.result() for f in (first, *others)] == ["down"] * 4
+        errors = [f.result() for f in (first, *others)]
+    assert len({id(error) for error in errors}) == 4  # a traceback of its own for each thread
+    assert {error.where for error in errors if isinstance(error, RegistryError)} == {"token server"}
     assert len(calls) == 1
 
 

@@ -108,7 +108,7 @@ def test_distribution_goes_on_where_the_break_falls_between_two_chunks(
 
     line = BreakingLine(real_registry.port)
     with line, make_client(line.address) as client:
-        client._transport._client.event_hooks = {"response": [restart]}
+        client._transport._wire.client.event_hooks = {"response": [restart]}
         client.upload("a", digest, SIZE, content)
     assert len(chunks) >= 6
     # What was on its way into the dead connection, at most.

@@ -13,6 +13,7 @@ from mirror.bundle.writer import BundleWriter
 from mirror.errors import MirrorError
 from mirror.oci import Digest, Manifest
 from mirror.registry import ConnectionOptions, RegistryClient, RetryPolicy
+from mirror.run import Run
 from mirror.serve import EmbeddedRegistry, Store
 from mirror.sync import (
     Inventory,
@@ -146,5 +147,5 @@ def destination_of(
         case _:
             assert isinstance(registry.storage, Store)
             with client_of(registry) as client:
-                target = RegistryTarget(client, below("target"), jobs=2)
+                target = RegistryTarget(client, below("target"), run=Run(jobs=2))
                 yield _InRegistry(target, registry.storage, "target")

@@ -36,7 +36,7 @@ class Counting:
     def __init__(self, client: RegistryClient) -> None:
         self.methods: Counter[str] = Counter()
         self.uploaded = 0
-        client._transport._client.event_hooks = {"request": [self._count]}
+        client._transport._wire.client.event_hooks = {"request": [self._count]}
 
     def _count(self, request: httpx.Request) -> None:
         self.methods[request.method] += 1

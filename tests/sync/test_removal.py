@@ -6,6 +6,7 @@ from hypothesis import given
 
 from mirror.errors import RegistryNotFoundError
 from mirror.registry import ConnectionOptions, RegistryClient, RegistryWriter, RetryPolicy
+from mirror.run import Run
 from mirror.serve import Answer, EmbeddedRegistry, Fault, LoseAnswer
 from mirror.sync import Inventory, MemoryStore, make_plan, transfer
 from mirror.sync.nodes import RepositoryContent
@@ -113,7 +114,7 @@ def test_many_tags_of_one_image_go_at_once_and_the_image_stays(
     with RegistryClient(registry.address, options=options) as client:
         place, image = _place(client, *tags)
         drops = tuple(DropTag("modules", tag, image.digest) for tag in tags[1:])
-        assert remove(Removal(tags=drops), place, jobs=8) == ()
+        assert remove(Removal(tags=drops), place, run=Run(jobs=8)) == ()
         assert place.listed_tags("modules") == {tags[0]}
         left = client.resolve(LOCATE("modules"), tags[0])
         assert left is not None
