@@ -20,13 +20,14 @@ GROUND = frozenset({"errors", "events"})
 
 ROOMS = {
     "run": {"errors", "events"},
+    "durable": {"errors"},
     "oci": {"errors"},
     "layout": {"oci", "errors"},
     "registry": {"oci", "run", "errors", "events"},
     "sync": {"layout", "registry", "oci", "run", "errors", "events"},
-    "bundle": {"sync", "layout", "registry", "oci", "run", "errors", "events"},
+    "bundle": {"sync", "layout", "registry", "oci", "run", "durable", "errors", "events"},
     "release": {"bundle", "sync", "layout", "registry", "oci", "run", "errors", "events"},
-    "serve": {"oci", "errors"},
+    "serve": {"oci", "durable", "errors"},
     "documents": {"errors"},
     "config": {
         "documents",
@@ -44,8 +45,11 @@ ROOMS = {
         *{"operations", "release", "bundle", "sync", "layout", "registry", "oci"},
         *{"serve", "documents", "run", "errors", "events"},
     },
-    "modes": {"documents", "bundle", "sync", "registry", "oci", "run", "errors", "events"},
-    "nodeconfig": {"modes", "documents", "oci", "errors"},
+    "modes": {
+        *{"documents", "bundle", "sync", "registry", "oci", "run", "durable"},
+        *{"errors", "events"},
+    },
+    "nodeconfig": {"modes", "documents", "oci", "durable", "errors"},
     "operations": {
         "modes",
         "layout",

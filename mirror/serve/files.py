@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
+from mirror.durable import make_folder, sync_file, sync_folder
+
 
 class StagingFolder:
     """A folder of unfinished files on the same file system as the finished ones.
@@ -41,7 +43,7 @@ class StagingFolder:
         with self.create() as file:
             try:
                 write_all(file, data)
-                finish(file)
+                sync_file(file.fileno())
                 make_folder(target.parent)
                 Path(file.name).rename(target)
             except BaseException:
@@ -55,29 +57,6 @@ def write_all(file: IO[bytes], data: bytes) -> None:
     view = memoryview(data)
     while view:
         view = view[file.write(view) :]
-
-
-def finish(file: IO[bytes]) -> None:
-    """Bring what was written onto the disk, before the file gets its final name."""
-    os.fsync(file.fileno())
-
-
-def make_folder(path: Path) -> None:
-    """Create `path` and its missing parents, each on the disk on return."""
-    if path.is_dir():
-        return
-    make_folder(path.parent)
-    path.mkdir(exist_ok=True)
-    sync_folder(path.parent)
-
-
-def sync_folder(path: Path) -> None:
-    """Bring the names in `path` onto the disk."""
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 def names(path: Path) -> Iterator[str]:

@@ -19,17 +19,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO
 
+from mirror.durable import make_folder, sync_file, sync_folder
 from mirror.oci import Digest, Manifest
 from mirror.oci.reference import check_repository, check_tag
-from mirror.serve.files import (
-    StagingFolder,
-    finish,
-    make_folder,
-    names,
-    remove,
-    sync_folder,
-    write_all,
-)
+from mirror.serve.files import StagingFolder, names, remove, write_all
 from mirror.serve.store import RunningDigest, StoredManifest
 
 _REREAD_BYTES = 1 << 20
@@ -230,7 +223,7 @@ class _FileStaging:
     def commit(self, repository: str, digest: Digest) -> None:
         try:
             self._digest.check(digest, self._again)
-            finish(self._file)
+            sync_file(self._file.fileno())
             self._storage._adopt(Path(self._file.name), repository, digest)
         finally:
             self.discard()

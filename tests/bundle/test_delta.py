@@ -180,7 +180,7 @@ def test_a_delta_without_any_content_takes_no_archive_for_its_own_that_was_there
     assert (tmp_path / "platform.tar").read_bytes() == b"earlier"
 
 
-def _interrupted(*_: object) -> None:
+def _interrupted(*_: object, **_options: object) -> None:
     raise KeyboardInterrupt
 
 
