@@ -15,7 +15,7 @@ from types import TracebackType
 
 from mirror.bundle import gost
 from mirror.bundle.archive import TRAILER_SIZE, Archive, Entry
-from mirror.bundle.compress import Compression, Compressor
+from mirror.bundle.compress import ArchiveOutput, Compression
 from mirror.bundle.folder import (
     allocated,
     check_space,
@@ -26,13 +26,13 @@ from mirror.bundle.folder import (
     take_the_place,
     write_partial_seal,
 )
-from mirror.bundle.follow import Follower, MakeHash, windows_of
+from mirror.bundle.follow import Follower, MakeHash
 from mirror.bundle.format import PARTIAL_SEAL, PARTIAL_SUFFIX, ZSTD_SUFFIX
-from mirror.bundle.parts import part_name, part_sizes
+from mirror.bundle.parts import part_name
 from mirror.bundle.reader import BundleReader
 from mirror.bundle.seal import Seal
 from mirror.bundle.seekable import bound
-from mirror.bundle.staging import ArchiveFile, Place, Recheck, Staging
+from mirror.bundle.staging import ArchiveFile, Place, Staging
 from mirror.bundle.sums import CompanionFiles
 from mirror.durable import os_errors
 from mirror.errors import IntegrityError, SizeMismatchError
@@ -108,7 +108,7 @@ class BundleWriter:
         self._folder, self._seal, self._packing = folder, seal, packing
         self._companions = CompanionFiles(files or {}, packing.sign, packing.gost_digest)
         self._archives = tuple(archive for _, archive in sorted(seal.archives.items()))
-        self._outputs: dict[str, _Output] = {}
+        self._outputs: dict[str, ArchiveOutput] = {}
         self._written: set[tuple[str, str]] = set()  # (archive, path), under the lock
         self._lock = threading.Lock()
         self._now: Staging | None = None
@@ -165,9 +165,20 @@ class BundleWriter:
         if not keep:
             write_partial_seal(self._folder, sealed)
         compression = undo.enter_context(Compression()) if packing.compress else None
+        hashes: dict[str, MakeHash] = {"sha256": hashlib.sha256}
+        if packing.gost_digest:
+            hashes["gost"] = gost.GostHash
 
         def follow(archive: Archive, file: ArchiveFile, claimed: list[Entry]) -> Follower:
-            output = _Output(self._folder, archive, file, packing, compression, claimed)
+            output = ArchiveOutput(
+                self._folder / archive.name,
+                archive.size,
+                file,
+                part_size=packing.part_size,
+                hashes=hashes,
+                compression=compression,
+                claimed=claimed,
+            )
             self._outputs[archive.name] = output
             return undo.enter_context(output.follower)
 
@@ -373,7 +384,7 @@ class BundleWriter:
                 raise SizeMismatchError(where=archive.name, expected=archive.size, actual=size)
         digests: dict[Path, Mapping[str, str]] = {}
         for archive in self._archives:
-            digests |= self._outputs[archive.name].finish(files[archive.name])
+            digests |= self._outputs[archive.name].finish()
         self._check_leftovers()
         named = {path.name.removesuffix(PARTIAL_SUFFIX): each for path, each in digests.items()}
         companions = self._companions.render(self._seal.to_json(), named)
@@ -406,57 +417,3 @@ class BundleWriter:
             for entry in archive.entries:
                 if (archive.name, entry.path) not in self._written:
                     yield f"{archive.name}: {entry.path}"
-
-
-class _Output:
-    """The files that an archive ends up in, with the digests that its follower computes.
-
-    `claimed` are the entries that an interrupted pull says it has written; they are rechecked.
-    """
-
-    def __init__(
-        self,
-        folder: Path,
-        archive: Archive,
-        file: ArchiveFile,
-        packing: Packing,
-        compression: Compression | None,
-        claimed: Sequence[Entry],
-    ) -> None:
-        hashes: dict[str, MakeHash] = {"sha256": hashlib.sha256}
-        if packing.gost_digest:
-            hashes["gost"] = gost.GostHash
-        self._archive = archive
-        self._recheck = Recheck(claimed)
-        self._compressor: Compressor | None = None
-        sizes: Sequence[int] = (archive.size,)
-        if compression is not None:
-            path, part_size = folder / archive.name, packing.part_size
-            compressor = Compressor(compression, path, part_size=part_size, hashes=hashes)
-            self._compressor, hashes = compressor, {"zstd": lambda: compressor}
-        elif packing.part_size:
-            sizes = part_sizes(archive.size, packing.part_size)
-        self.follower = Follower(
-            file.chunks,
-            windows_of(sizes),
-            hashes=hashes,
-            watch=self._recheck.update if claimed else None,
-            name=archive.name,
-        )
-
-    @property
-    def wrong(self) -> tuple[Digest, ...]:
-        """What an interrupted pull said was there and is not."""
-        return self._recheck.wrong
-
-    @property
-    def size(self) -> int:
-        """Bytes of the files."""
-        return self._archive.size if self._compressor is None else self._compressor.size
-
-    def finish(self, file: ArchiveFile) -> dict[Path, Mapping[str, str]]:
-        """Wait for the follower; return the files, each with its digests by algorithm."""
-        digests = self.follower.finish()
-        if self._compressor is not None:
-            return {one.path: one.digests() for one in self._compressor.files}
-        return dict(zip(file.parts, digests, strict=True))

@@ -202,7 +202,7 @@ def test_foreign_files_are_named(tmp_path: Path) -> None:
     ours, others = cut(tmp_path, b"1"), cut(tmp_path, b"2", archive="y.tar")
     with pytest.raises(InputError, match=r"several archives \(x\.tar, y\.tar\)"):
         PartedReader([*ours, *others])
-    with pytest.raises(InputError, match="notes is no part"):
+    with pytest.raises(InputError, match="notes is not a part"):
         PartedReader([*ours, tmp_path / "notes"])
     with pytest.raises(InputError, match="at least one part"):
         PartedReader([])

@@ -105,7 +105,7 @@ def test_other_spellings_of_coreutils_are_read() -> None:
 )
 def test_a_line_that_is_no_checksum_is_named(line: bytes) -> None:
     good = render({"x": A})
-    with pytest.raises(DamagedBundleError, match="SHA256SUMS: line 2 is no checksum"):
+    with pytest.raises(DamagedBundleError, match="SHA256SUMS: line 2 is not a checksum"):
         parse(good + line + b"\n" + good)
 
 
