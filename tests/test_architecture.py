@@ -25,7 +25,7 @@ ROOMS = {
     "registry": {"oci", "run", "errors", "events"},
     "sync": {"layout", "registry", "oci", "run", "errors", "events"},
     "bundle": {"sync", "layout", "registry", "oci", "run", "errors", "events"},
-    "release": {"bundle", "sync", "layout", "registry", "oci", "run", "errors", "events"},
+    "release": {"sync", "layout", "registry", "oci", "run", "errors", "events"},
     "serve": {"oci", "errors"},
     "documents": {"errors"},
     "config": {
