@@ -23,7 +23,8 @@ from mirror.nodeconfig.cluster import load_sites
 from mirror.operations import plan_pull, push, verify_registry
 from mirror.release.selection import Selection
 from mirror.release.source import SourceTree
-from mirror.serve import BasicAuth, EmbeddedRegistry, MemoryStorage, User
+from mirror.serve import BasicAuth, MemoryStorage, User
+from mirror.testing import EmbeddedRegistry
 from tests.conftest import MakeEmbeddedRegistry
 from tests.journey.conftest import TINY, Source, serve
 from tests.modes.replicas import certificate
