@@ -10,13 +10,14 @@ from pathlib import Path
 from mirror.bundle import sums
 from mirror.bundle.archive import BLOCK, TRAILER_SIZE, Archive, Entry
 from mirror.bundle.files import Readable, ReadAt
-from mirror.bundle.format import RELEASES, SEAL, SUMS, ZSTD_SUFFIX, blob_at
+from mirror.bundle.format import SEAL, SUMS, ZSTD_SUFFIX, blob_at
 from mirror.bundle.gost import check_gostsum
 from mirror.bundle.opening import OpenArchive
 from mirror.bundle.parts import parse_part_name
 from mirror.bundle.seal import Seal
 from mirror.durable import os_errors
 from mirror.errors import DamagedBundleError, DigestMismatchError, FileSystemError, IntegrityError
+from mirror.layout import RELEASES_FILE
 from mirror.oci import Digest, Verifier
 from mirror.run import Run
 from mirror.sync import Dependents, Finding
@@ -161,8 +162,8 @@ def file_findings(seal: Seal, folder: Path | None) -> Iterator[Finding]:
 
     A list of releases that the seal does not know is a finding too, since a cluster would get it.
     """
-    if folder is not None and RELEASES not in seal.files and (folder / RELEASES).exists():
-        yield Finding(RELEASES, f"is not listed in {SEAL}; it does not belong to this bundle")
+    if folder is not None and RELEASES_FILE not in seal.files and (folder / RELEASES_FILE).exists():
+        yield Finding(RELEASES_FILE, f"is not listed in {SEAL}; it does not belong to this bundle")
     for name, sealed in seal.files.items():
         if folder is None or not (folder / name).is_file():
             yield Finding(name, "the file is missing", digest=sealed.digest)

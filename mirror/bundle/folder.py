@@ -19,7 +19,6 @@ from mirror.bundle.format import (
     GOST_SUFFIX,
     PARTIAL_SEAL,
     PARTIAL_SUFFIX,
-    RELEASES,
     SEAL,
     SIGNATURE,
     SUMS,
@@ -30,13 +29,13 @@ from mirror.bundle.seal import Seal, try_seal
 from mirror.bundle.staging import FRESH, JOURNAL, Staging, read_journal
 from mirror.durable import os_errors, sync_folder, write_durably
 from mirror.errors import InputError, NoSpaceError
-from mirror.layout import is_archive_name
+from mirror.layout import RELEASES_FILE, is_archive_name
 from mirror.oci import Digest
 
 EARLIER = "earlier" + PARTIAL_SUFFIX
 """The folder of an interrupted pull of another plan, while its content is still of use."""
 
-_OWN_FILES = (RELEASES, SUMS, SIGNATURE)
+_OWN_FILES = (RELEASES_FILE, SUMS, SIGNATURE)
 """What the format has beside archives and seal. Only these names are removed with a bundle: a seal
 may list any name, and it may come from anywhere."""
 

@@ -26,9 +26,6 @@ REF_NAME = "org.opencontainers.image.ref.name"
 INDEX = "index.json"
 """The file of a layout that says which tags name which manifests (image-spec)."""
 
-RELEASES = "deckhousereleases.yaml"
-"""The file beside the archives with the bundle's releases, as a cluster takes them."""
-
 SEAL = "inventory.json"
 SIGNATURE = "inventory.json.sig"
 SUMS = "SHA256SUMS"

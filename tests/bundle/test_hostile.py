@@ -21,7 +21,8 @@ from mirror.bundle.format import (
     SHORT_TAG,
 )
 from mirror.oci.manifest import MAX_MANIFEST_BYTES
-from mirror.serve import EmbeddedRegistry, MemoryStorage
+from mirror.serve import MemoryStorage
+from mirror.testing import EmbeddedRegistry
 from tests.support.measured import measured
 
 MOST_MEMORY = 200_000_000
