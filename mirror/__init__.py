@@ -55,7 +55,7 @@ if TYPE_CHECKING:
         verify_registry,
     )
     from mirror.registry import ConnectionOptions, Credentials, RegistryClient, find_credentials
-    from mirror.release.selection import Wishes
+    from mirror.release.selection import Selection
     from mirror.release.source import SourceTree
     from mirror.sync import Finding, Inventory, MemoryStore, Plan, make_plan, transfer
 
@@ -101,6 +101,7 @@ __all__ = [
     "RequiredSet",
     "RollbackReport",
     "Route",
+    "Selection",
     "Site",
     "SourceTree",
     "StatusReport",
@@ -109,7 +110,6 @@ __all__ = [
     "SyncReport",
     "TargetTree",
     "User",
-    "Wishes",
     "access_of",
     "check_images",
     "connect",
@@ -175,7 +175,7 @@ _HOMES = {
         *("rollback", "status", "sync_replicas", "verify", "verify_registry"),
     ),
     "registry": ("ConnectionOptions", "Credentials", "RegistryClient", "find_credentials"),
-    "release.selection": ("Wishes",),
+    "release.selection": ("Selection",),
     "release.source": ("SourceTree",),
     "sync": ("Finding", "Inventory", "MemoryStore", "Plan", "make_plan", "transfer"),
 }

@@ -105,6 +105,7 @@ def history(
         InputError: a statement is of a newer schema.
     """
     run = Run.of(run)
+    client = client.within(run)
     client.ping()
     standing = read_standing(client, tree.locate)
     for notice in standing.notices:

@@ -106,6 +106,7 @@ def registry_inventory(
         CancelledError: `run` was stopped.
     """
     run = Run.of(run)
+    client = client.within(run)
     client.ping()  # one clear answer about name, TLS and login, before many ask in parallel
     stated = _stated(client, tree, run)
     paths = {*known, *stated.repositories, *usual_repositories(client, tree)}

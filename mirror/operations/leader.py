@@ -137,12 +137,11 @@ def choose_leader(
         NotFoundError: none states an inventory that can be read.
         ConflictError: two state different inventories as the same generation.
     """
-
     run = Run.of(run)
 
     def standing(site: Site) -> tuple[Standing | MirrorError]:
         try:
-            return (read_standing(site.client, site.tree.locate),)
+            return (read_standing(site.client.within(run), site.tree.locate),)
         except MirrorError as err:
             return (err,)
 

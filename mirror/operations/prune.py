@@ -89,6 +89,7 @@ def prune(
         CancelledError: `run` was stopped.
     """
     run = Run.of(run)
+    site = site.within(run)
     client, locate = site.client, site.tree.locate
     run.on_event(PhaseStarted(f"looking at {site.name}"))
     standing = read_standing(client, locate)

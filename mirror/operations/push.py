@@ -94,6 +94,7 @@ def push(
         CancelledError: `run` was stopped.
     """
     run = Run.of(run)
+    client = client.within(run)
     bundle, index, wanted = wanted_from(reader, key, run)
     target = RegistryTarget(
         client,

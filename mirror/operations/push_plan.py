@@ -180,6 +180,7 @@ def plan_push(
         SignatureError, DamagedBundleError, MissingBaseError, CancelledError: as `push`.
     """
     run = Run.of(run)
+    client = client.within(run)
     bundle, _, wanted = wanted_from(reader, key, run)
     target = RegistryTarget(client, tree.locate, f"registry {tree.root}", run=run)
     client.ping()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from mirror.bundle.carriage import lacking
@@ -63,6 +63,10 @@ class Member:
     client: RegistryClient
     tree: TargetTree
     journal: UploadJournal | None = None
+
+    def within(self, run: Run) -> Member:
+        """The same, every wait of which listens to `run`."""
+        return replace(self, client=self.client.within(run))
 
     @property
     def name(self) -> str:
@@ -155,6 +159,7 @@ def push_to_all(
     bundle = reader.inventory()
     for notice in reader.contents.warnings():
         run.on_event(Warned(notice))
+    members = [member.within(run) for member in members]
     work = _Work(reader, discovery_images(bundle), bundle, check_access, run)
     run.on_event(PhaseStarted(f"asking {len(members)} registries"))
     problems: _Problems = {}

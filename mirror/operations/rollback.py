@@ -118,6 +118,7 @@ def rollback(
         CancelledError: `run` was stopped; running it again completes it.
     """
     run = Run.of(run)
+    client = client.within(run)
     client.ping()
     target = RegistryTarget(client, tree.locate, f"registry {tree.root}", run=run)
     source = RegistrySource(client, tree.locate, target.name)

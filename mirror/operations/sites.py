@@ -50,6 +50,10 @@ class Site:
         """Its data root, if it was named."""
         return None if self.storage is None else Storage(self.storage)
 
+    def within(self, run: Run) -> Site:
+        """The same, every wait of which listens to `run`."""
+        return replace(self, client=self.client.within(run))
+
     def source(self) -> RegistrySource:
         """It as a source."""
         return RegistrySource(self.client, self.tree.locate, self.name)

@@ -140,7 +140,7 @@ def status(
     run.on_event(PhaseStarted(f"asking {len(sites)} registries what they hold"))
     found = gather(
         sites,
-        lambda site: _status(site, thorough=thorough, run=run),
+        lambda site: _status(site.within(run), thorough=thorough, run=run),
         run=run.with_jobs(max(1, len(sites))),
     )
     highest = max((one.generation or 0 for one in found), default=0)

@@ -71,6 +71,8 @@ def verify_registry(
         DamagedBundleError: the bundle does not tell what it holds.
         CancelledError: `run` was stopped.
     """
+    run = Run.of(run)
+    client = client.within(run)
     inventory = reader.inventory()
     client.ping()  # one clear answer about name, TLS and login, before many ask in parallel
     target = RegistryTarget(client, tree.locate, f"registry {tree.root}", run=run)

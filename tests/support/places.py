@@ -14,7 +14,7 @@ from mirror.errors import MirrorError
 from mirror.oci import Digest, Manifest
 from mirror.registry import ConnectionOptions, RegistryClient, RetryPolicy
 from mirror.run import Run
-from mirror.serve import EmbeddedRegistry, Store
+from mirror.serve import Store
 from mirror.sync import (
     Inventory,
     InventoryBuilder,
@@ -26,6 +26,7 @@ from mirror.sync import (
     transfer,
 )
 from mirror.sync.registry import RegistrySource, RegistryTarget, below
+from mirror.testing import EmbeddedRegistry
 from tests.support.bundles import archives_of, pack, seal_of
 
 KINDS = ("memory", "registry", "bundle")

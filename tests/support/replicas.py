@@ -9,10 +9,11 @@ from mirror.layout import TargetTree, publication_stage
 from mirror.oci import Repository
 from mirror.operations import Site
 from mirror.run import Run
-from mirror.serve import EmbeddedRegistry, MemoryStorage
+from mirror.serve import MemoryStorage
 from mirror.sync import Inventory, MemoryStore, make_plan, transfer
 from mirror.sync.publish import begin, complete
 from mirror.sync.statement import REPOSITORY, Statement
+from mirror.testing import EmbeddedRegistry
 from tests.support.places import client_of, stored
 
 ROOT = "system/deckhouse"

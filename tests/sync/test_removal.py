@@ -7,11 +7,11 @@ from hypothesis import given
 from mirror.errors import RegistryNotFoundError
 from mirror.registry import ConnectionOptions, RegistryClient, RegistryWriter, RetryPolicy
 from mirror.run import Run
-from mirror.serve import Answer, EmbeddedRegistry, Fault, LoseAnswer
 from mirror.sync import Inventory, MemoryStore, make_plan, transfer
 from mirror.sync.nodes import RepositoryContent
 from mirror.sync.registry import RegistryTarget, below
 from mirror.sync.removal import DropManifest, DropTag, Removal, plan_removal, remove
+from mirror.testing import Answer, EmbeddedRegistry, Fault, LoseAnswer
 from tests.conftest import MakeRealRegistry
 from tests.support.inventories import fake_blob, fake_manifest, inventories, put_image
 from tests.support.places import client_of

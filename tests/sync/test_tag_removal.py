@@ -5,12 +5,12 @@ import pytest
 from mirror.events import Event, Warned
 from mirror.registry import ConnectionOptions, RegistryClient
 from mirror.run import Run
-from mirror.serve import Answer, EmbeddedRegistry, Fault, LoseAnswer
 from mirror.sync import Inventory, MemoryStore, PutTag, make_plan, transfer
 from mirror.sync.publish import begin, read_standing
 from mirror.sync.registry import RegistryTarget, below
 from mirror.sync.statement import REPOSITORY, Statement
 from mirror.sync.tag_removal import deletes_tags, remove_tags
+from mirror.testing import Answer, EmbeddedRegistry, Fault, LoseAnswer
 from tests.conftest import MakeRealRegistry
 from tests.support.inventories import put_image
 from tests.support.places import client_of
