@@ -23,7 +23,8 @@ from pydantic.alias_generators import to_camel
 
 from mirror.documents import problems
 from mirror.errors import FileSystemError, InvalidCertificateError, RenderingError
-from mirror.modes.sites import Account, User
+from mirror.modes.constants import User
+from mirror.modes.settings import Account
 from mirror.nodeconfig import pki
 from mirror.nodeconfig.cluster import Node
 from mirror.nodeconfig.pki import Authorities, KeyPair
