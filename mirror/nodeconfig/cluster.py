@@ -17,7 +17,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, SecretStr, ValidationError, model_validator
 from pydantic.alias_generators import to_camel
 
-from mirror.documents import StrictLoader, line, mistake
+from mirror.documents import StrictLoader, line, problems
 from mirror.errors import FileSystemError, InputError, RenderingError
 from mirror.modes import constants, rules
 from mirror.modes.constants import PUSH_NAME, UNKNOWN_VERSION, User
@@ -365,10 +365,7 @@ def _parsed(kind: type[_File], path: Path) -> _File:
         return kind.model_validate(document)
     except ValidationError as err:
         known = ", ".join(field.alias or name for name, field in kind.model_fields.items())
-        lines = [
-            f"  {'.'.join(map(str, one['loc'])) or 'the document'}: {mistake(one)}"
-            for one in err.errors(include_url=False, include_input=False)
-        ]
+        lines = [f"  {problem}" for problem in problems(err, "the document")]
         # Not `from err`, whose text may quote the document.
         raise InputError("\n".join([f"{path} has mistakes:", *lines, f"  keys: {known}"])) from None
 
