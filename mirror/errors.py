@@ -226,6 +226,10 @@ class SizeMismatchError(IntegrityError):
         self.expected, self.actual = expected, actual
 
 
+class ChangedLeftoversError(IntegrityError):
+    """What an interrupted run had written is not what it was; the next run does without it."""
+
+
 class SignatureError(IntegrityError):
     """A bundle was not signed by who should have signed it."""
 

@@ -35,7 +35,7 @@ from mirror.bundle.seekable import bound
 from mirror.bundle.staging import ArchiveFile, Place, Staging
 from mirror.bundle.sums import CompanionFiles
 from mirror.durable import os_errors
-from mirror.errors import IntegrityError, SizeMismatchError
+from mirror.errors import ChangedLeftoversError, IntegrityError, SizeMismatchError
 from mirror.oci import Digest, Manifest
 from mirror.sync import BlobContent, CopyBlob, Inventory, InventoryBuilder
 
@@ -78,10 +78,6 @@ class Packing:
 
 
 AS_USUAL = Packing()
-
-
-class ChangedLeftoversError(IntegrityError):
-    """What an interrupted run had written is not there any more; another run does without it."""
 
 
 class BundleWriter:

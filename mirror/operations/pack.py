@@ -8,7 +8,8 @@ from pathlib import Path
 
 from mirror.bundle.compress import Compressed
 from mirror.bundle.seal import Seal
-from mirror.bundle.writer import BundleWriter, ChangedLeftoversError, Packing
+from mirror.bundle.writer import BundleWriter, Packing
+from mirror.errors import ChangedLeftoversError
 from mirror.events import Warned
 from mirror.run import Run
 from mirror.sync import Source, make_plan, transfer

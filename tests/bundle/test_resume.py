@@ -18,8 +18,8 @@ from mirror.bundle.reader import BundleReader
 from mirror.bundle.seal import Seal
 from mirror.bundle.staging import JOURNAL, Journal
 from mirror.bundle.verify import verify_bundle
-from mirror.bundle.writer import BundleWriter, ChangedLeftoversError, Packing
-from mirror.errors import CancelledError, IncompleteError, IntegrityError
+from mirror.bundle.writer import BundleWriter, Packing
+from mirror.errors import CancelledError, ChangedLeftoversError, IncompleteError, IntegrityError
 from mirror.oci import Digest, Manifest
 from mirror.run import Cancellation, Run
 from mirror.sync import MemoryStore, make_plan, transfer
