@@ -20,11 +20,11 @@ from mirror.registry import failures
 from mirror.registry.addresses import Home, path_of
 from mirror.registry.auth import Authenticator, Credentials
 from mirror.registry.challenges import parse_challenges
-from mirror.registry.connections import http_client
-from mirror.registry.heads import Sockets, deadline_for_head
+from mirror.registry.connections import Connections
 from mirror.registry.options import ConnectionOptions
 from mirror.registry.retry import Backoff, TransientFailure
 from mirror.registry.scopes import Scopes
+from mirror.registry.sockets import Patience, bound_head
 from mirror.registry.stall import StallWatch
 from mirror.run import Cancellation, Run
 
@@ -34,7 +34,6 @@ _BODIED = ("POST", "PUT", "PATCH")
 _MAX_REDIRECTS = 5
 _MAX_ERROR_BYTES = 64 << 10
 _MAX_TOKEN_BYTES = 1 << 20
-_POOL_WAIT_S = 600.0
 _ALIASES = {"docker.io": "registry-1.docker.io", "index.docker.io": "registry-1.docker.io"}
 
 
@@ -70,15 +69,13 @@ class Wire:
         self.base = f"{options.scheme}://{_ALIASES.get(host, host)}"
         self.home = Home(host, self.base)
         self.closing = Cancellation()
-        self.sockets = Sockets()
-        self.client = http_client(options)
+        self.connections: httpx.BaseTransport = Connections(options)
         self.auth = Authenticator(host, secure=not options.plain_http, credentials=credentials)
 
     def close(self) -> None:
         """End all connections; requests under way fail with CancelledError."""
         self.closing.cancel()
-        self.sockets.shut()
-        self.client.close()
+        self.connections.close()
 
 
 class Transport:
@@ -320,32 +317,29 @@ class Transport:
         answer_timeout_s: float | None,
     ) -> httpx.Response:
         options = self.options
-        sent = dict(headers or {})
+        # Identity: blobs are carried as they are stored, and their digests are of those bytes.
+        sent = {"User-Agent": options.user_agent, "Accept": "*/*", "Accept-Encoding": "identity"}
+        sent |= headers or {}
         if authorization is not None and self.at_home(url):
             sent["Authorization"] = authorization
         if body is not None:
             sent["Content-Length"] = str(body.size)
-        timeout = httpx.Timeout(
-            connect=options.connect_timeout_s,
-            read=answer_timeout_s or options.stall_timeout_s,
-            write=options.stall_timeout_s,
-            pool=_POOL_WAIT_S,
-        )
+        answer = Patience.of(answer_timeout_s or options.stall_timeout_s, self.check)
+        patience = {
+            "connect": Patience.of(options.connect_timeout_s, self.check),
+            "write": Patience.of(options.stall_timeout_s, self.check),
+            "read": answer,
+        }
         content = iter(body.opened()) if body is not None else None
         try:
-            request = self._wire.client.build_request(
+            request = httpx.Request(
                 method,
                 url,
                 headers=sent,
                 content=content,
-                timeout=timeout,
-                extensions={
-                    "trace": deadline_for_head(
-                        answer_timeout_s or options.stall_timeout_s, self._wire.sockets
-                    )
-                },
+                extensions={"timeout": patience, "trace": bound_head(answer)},
             )
-            response = self._wire.client.send(request, stream=True, follow_redirects=False)
+            response = self._wire.connections.handle_request(request)
         finally:
             # A refused request leaves its body half read; whatever feeds it is to be let go.
             if isinstance(content, Generator):
