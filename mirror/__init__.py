@@ -56,7 +56,7 @@ if TYPE_CHECKING:
         verify_registry,
     )
     from mirror.registry import ConnectionOptions, Credentials, RegistryClient, find_credentials
-    from mirror.release.selection import Wishes
+    from mirror.release.selection import Selection
     from mirror.release.source import SourceTree
     from mirror.sync import Finding, Inventory, MemoryStore, Plan, make_plan, transfer
 
@@ -102,6 +102,7 @@ __all__ = [
     "RequiredSet",
     "RollbackReport",
     "Route",
+    "Selection",
     "Site",
     "Sites",
     "SourceTree",
@@ -110,7 +111,6 @@ __all__ = [
     "SyncReport",
     "TargetTree",
     "User",
-    "Wishes",
     "check_images",
     "connect",
     "diff",
@@ -177,7 +177,7 @@ _HOMES = {
         *("rollback", "status", "sync_replicas", "verify", "verify_registry"),
     ),
     "registry": ("ConnectionOptions", "Credentials", "RegistryClient", "find_credentials"),
-    "release.selection": ("Wishes",),
+    "release.selection": ("Selection",),
     "release.source": ("SourceTree",),
     "sync": ("Finding", "Inventory", "MemoryStore", "Plan", "make_plan", "transfer"),
 }

@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -28,11 +29,15 @@ class Cancellation:
     """
 
     def __init__(self, parent: Cancellation | None = None) -> None:
-        self._condition = threading.Condition()  # guards the next three
+        self._condition = threading.Condition()  # guards the next four
         self._requested = False
         self._callbacks: dict[int, Callable[[], None]] = {}
         self._keys = itertools.count()
-        self._forget = parent._call_when_requested(self.cancel) if parent is not None else None
+        # Weak: a parent that lives as long as a daemon keeps no child that nobody waits on.
+        self._children: weakref.WeakSet[Cancellation] = weakref.WeakSet()
+        self._parent = parent
+        if parent is not None and not parent._adopt(self):
+            self._requested = True
 
     @property
     def requested(self) -> bool:
@@ -47,7 +52,10 @@ class Cancellation:
             self._requested = True
             callbacks = list(self._callbacks.values())
             self._callbacks.clear()
+            children = list(self._children)
             self._condition.notify_all()
+        for child in children:
+            child.cancel()
         for callback in callbacks:
             callback()
 
@@ -58,9 +66,10 @@ class Cancellation:
 
     def detach(self) -> None:
         """Forget the parent: its cancellation no longer reaches this child."""
-        if self._forget is not None:
-            self._forget()
-            self._forget = None
+        if self._parent is not None:
+            with self._parent._condition:
+                self._parent._children.discard(self)
+            self._parent = None
 
     @contextmanager
     def calling(self, callback: Callable[[], None]) -> Iterator[None]:
@@ -73,6 +82,12 @@ class Cancellation:
             yield
         finally:
             forget()
+
+    def _adopt(self, child: Cancellation) -> bool:
+        """Take `child` among those that are cancelled with this; False if it comes too late."""
+        with self._condition:
+            self._children.add(child)
+            return not self._requested
 
     def _call_when_requested(self, callback: Callable[[], None]) -> Callable[[], None]:
         with self._condition:
@@ -111,6 +126,27 @@ class Run:
         if self.jobs < 1:
             raise ValueError("jobs must be at least 1")
 
+    @classmethod
+    def of(cls, run: Run | None) -> Run:
+        """An operation's own run, cancelled with its caller's `run`.
+
+        An operation that a bug or Ctrl-C ends cancels its own run, so that its threads end at once;
+        the caller's stays as it is.
+        """
+        return cls() if run is None else replace(run, cancellation=Cancellation(run.cancellation))
+
+    def with_jobs(self, jobs: int) -> Run:
+        """The same run in at most `jobs` threads."""
+        return replace(self, jobs=jobs)
+
+    def heard_by(self, on_event: OnEvent) -> Run:
+        """The same run, of which `on_event` hears."""
+        return replace(self, on_event=on_event)
+
+    def quietly(self) -> Run:
+        """The same run, of which nobody hears."""
+        return self.heard_by(ignore)
+
     @property
     def stopped(self) -> bool:
         """Whether nothing new should begin."""
@@ -120,17 +156,18 @@ class Run:
         """Seconds until the deadline, never negative; None where there is none."""
         return None if self.deadline is None else max(0.0, self.deadline - time.monotonic())
 
-    def check(self) -> None:
-        """Return if the work may go on.
+    def check(self, where: str = "") -> None:
+        """Return if the work may go on. `where` is what the error says was stopped.
 
         Raises:
             CancelledError: somebody asked to stop.
             DeadlineError: the deadline has passed.
         """
+        prefix = f"{where}: " if where else ""
         if self.cancellation.requested:
-            raise CancelledError("stopped on request")
+            raise CancelledError(f"{prefix}stopped on request")
         if self.remaining_s() == 0:
-            raise DeadlineError("stopped, the time that was given is over")
+            raise DeadlineError(f"{prefix}stopped, the time that was given is over")
 
     def sleep(self, seconds: float) -> None:
         """Wait `seconds`; a cancellation or the deadline ends the wait at once.
@@ -158,16 +195,11 @@ class Run:
         It is cancelled with this one, and when an exception leaves the block, so no thread of that
         part outlives its caller. This run's own cancellation is never touched.
         """
-        cancellation = Cancellation(self.cancellation)
+        part = replace(Run.of(self), jobs=jobs or self.jobs, on_event=on_event or self.on_event)
         try:
-            yield replace(
-                self,
-                jobs=jobs or self.jobs,
-                on_event=on_event or self.on_event,
-                cancellation=cancellation,
-            )
+            yield part
         except BaseException:
-            cancellation.cancel()
+            part.cancellation.cancel()
             raise
         finally:
-            cancellation.detach()
+            part.cancellation.detach()

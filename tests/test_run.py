@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 import time
+import weakref
 
 import pytest
 
@@ -76,3 +78,34 @@ def test_a_callback_is_called_once_and_only_within_its_block() -> None:
 def test_a_run_needs_a_thread() -> None:
     with pytest.raises(ValueError, match="jobs must be at least 1"):
         Run(jobs=0)
+
+
+def test_an_operations_own_run_is_cancelled_with_its_callers() -> None:
+    callers = Run()
+    own = Run.of(callers)
+    grandchild = Run.of(own)
+    callers.cancellation.cancel()
+    assert own.stopped
+    assert grandchild.stopped
+    assert Run.of(callers).stopped  # one that begins later, too
+
+
+def test_an_operation_that_ends_early_leaves_its_callers_run_alone() -> None:
+    callers = Run()
+    Run.of(callers).cancellation.cancel()
+    callers.check()
+    assert not Run.of(None).stopped
+
+
+def test_a_run_that_is_over_leaves_nothing_behind_at_its_callers() -> None:
+    callers = Run()
+    ended = weakref.ref(Run.of(callers).cancellation)
+    gc.collect()
+    assert ended() is None
+
+
+def test_a_run_says_where_it_was_stopped() -> None:
+    run = Run()
+    run.cancellation.cancel()
+    with pytest.raises(CancelledError, match=r"^the leader: stopped on request$"):
+        run.check("the leader")

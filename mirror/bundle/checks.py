@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
@@ -10,8 +9,9 @@ from mirror.bundle.archive import BLOCK, TRAILER_SIZE, Archive, Entry
 from mirror.bundle.files import Readable
 from mirror.bundle.names import blob_at
 from mirror.bundle.opened import OpenArchive
-from mirror.errors import CancelledError, DigestMismatchError
+from mirror.errors import DigestMismatchError
 from mirror.oci import Digest, Verifier
+from mirror.run import Run
 from mirror.sync import Dependents, Finding
 
 
@@ -32,12 +32,12 @@ class Check:
     before: bytes = b""
     after: int = 0
 
-    def problem(self, cancel: threading.Event, on_bytes: Callable[[int], None]) -> str | None:
+    def problem(self, run: Run, on_bytes: Callable[[int], None]) -> str | None:
         """What is wrong with it, to be read behind its title; None if nothing is.
 
         Raises:
             IntegrityError, FileSystemError: it cannot be read to its end.
-            CancelledError: `cancel` was set.
+            CancelledError: `run` was stopped.
         """
         start = self.offset - len(self.before)
         end = self.offset + self.size + self.after
@@ -48,8 +48,7 @@ class Check:
         if self.digest is not None:
             verifier = Verifier(self.digest, self.size, self.title)
             for chunk in self.file.chunks(self.offset, self.size):
-                if cancel.is_set():
-                    raise CancelledError("verification stopped on request")
+                run.check()
                 verifier.update(chunk)
                 on_bytes(len(chunk))
             try:

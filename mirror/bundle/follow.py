@@ -19,6 +19,7 @@ from typing import Protocol
 
 from mirror.bundle.files import CHUNK
 from mirror.errors import CancelledError, IntegrityError
+from mirror.run import Run
 
 _WAIT_S = 0.2
 """How long the thread sleeps before it looks whether it was cancelled."""
@@ -89,7 +90,7 @@ class Follower:
     `chunks` reads the file back, as `files.ReadAt.chunks` and `parts.PartedWriter.chunks` do.
     `windows` are what gets digests of its own: the whole, or each part, or both. `hashes` makes
     the algorithms, by name; all see each byte in one pass, and so does `watch`, in the order of the
-    file. `cancel` stops the thread.
+    file. A stopped `run` ends the thread.
 
     Use it as a context manager: the thread begins with the block and never outlives it. Memory is
     one chunk, and a pair of numbers per gap in what is written.
@@ -105,7 +106,7 @@ class Follower:
         *,
         hashes: Mapping[str, MakeHash] = SHA256,
         watch: Callable[[bytes], None] | None = None,
-        cancel: threading.Event | None = None,
+        run: Run | None = None,
         name: str = "archive",
     ) -> None:
         if not windows or any(window.start < 0 or window.size < 0 for window in windows):
@@ -113,7 +114,7 @@ class Follower:
         self._chunks, self._windows = chunks, tuple(windows)
         self._hashes = [{key: make() for key, make in hashes.items()} for _ in windows]
         self._watch = watch
-        self._cancel = cancel or threading.Event()
+        self._run = Run.of(run)
         self._name = name
         self._end = max(window.end for window in windows)
         # At these offsets a window begins or ends; no step of the thread crosses one.
@@ -124,7 +125,7 @@ class Follower:
         self._finishing = False
         self._stopped = False
         self._error: BaseException | None = None
-        self._thread = threading.Thread(target=self._run, name=f"follow-{name}", daemon=True)
+        self._thread = threading.Thread(target=self._follow, name=f"follow-{name}", daemon=True)
 
     def __enter__(self) -> Follower:
         self._thread.start()
@@ -191,7 +192,7 @@ class Follower:
 
     # -- the thread ----------------------------------------------------------------------------
 
-    def _run(self) -> None:
+    def _follow(self) -> None:
         try:
             for start, stop in pairwise(self._stops):
                 if any(w.start <= start and stop <= w.end for w in self._windows):
@@ -221,7 +222,7 @@ class Follower:
         """Wait until all bytes from `start` to `enough` are written; return `enough`."""
         with self._changed:
             while True:
-                if self._stopped or self._cancel.is_set():
+                if self._stopped or self._run.stopped:
                     raise CancelledError(f"{self._name}: hashing stopped on request")
                 end = self._ranges.contiguous(start)
                 if end >= enough:

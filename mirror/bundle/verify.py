@@ -8,7 +8,6 @@ that its tags reach; only bytes that mean nothing to any reader could differ the
 
 from __future__ import annotations
 
-import threading
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing
@@ -32,7 +31,6 @@ from mirror.bundle.checks import (
     shift_findings,
     structure_checks,
 )
-from mirror.bundle.files import os_errors
 from mirror.bundle.forward import Forward
 from mirror.bundle.names import SEAL, SIGNATURE
 from mirror.bundle.opened import OpenArchive
@@ -41,6 +39,7 @@ from mirror.bundle.reader import BundleReader, missing_archives, whole_archive
 from mirror.bundle.seekable import SeekableFile
 from mirror.bundle.signing import verify as verify_signature
 from mirror.bundle.sums import SUMS
+from mirror.durable import os_errors
 from mirror.errors import (
     DamagedBundleError,
     FileSystemError,
@@ -48,11 +47,11 @@ from mirror.errors import (
     MirrorError,
     SignatureError,
 )
-from mirror.events import BlobDone, BytesMoved, OnEvent, TransferStarted, Warned
-from mirror.events import ignore as ignore_events
+from mirror.events import BlobDone, BytesMoved, TransferStarted, Warned
 from mirror.oci import Digest
+from mirror.run import Run
 from mirror.sync import Dependents, Finding, Inventory
-from mirror.sync.workers import DEFAULT_JOBS, for_each
+from mirror.sync.workers import for_each
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,11 +106,9 @@ class _Work:
 def verify_bundle(
     reader: BundleReader,
     *,
-    jobs: int = DEFAULT_JOBS,
-    on_event: OnEvent = ignore_events,
-    cancel: threading.Event | None = None,
     key: bytes | None = None,
     quick: bool = False,
+    run: Run | None = None,
 ) -> BundleReport:
     """Check every byte of the bundle; nothing is changed. `key` is who must have signed it (PEM).
 
@@ -119,9 +116,9 @@ def verify_bundle(
     the place and size of everything that they speak of.
 
     Raises:
-        CancelledError: `cancel` was set.
+        CancelledError: `run` was stopped.
     """
-    cancel = cancel or threading.Event()
+    run = Run.of(run)
     findings: list[Finding] = []
     works: list[Iterable[_Work]] = []
     count = total = 0
@@ -133,7 +130,7 @@ def verify_bundle(
         findings += lost_findings(reader)
         notices = (*reader.hints(), *reader.contents.notices)
         for notice in (*reader.hints(), *reader.contents.warnings()):
-            on_event(Warned(notice))
+            run.on_event(Warned(notice))
         inventories: Mapping[str, Inventory] = reader.contents.archives
     else:
         findings += missing_archives(seal, names)
@@ -172,11 +169,9 @@ def verify_bundle(
             check_signature(reader, key)
         except SignatureError as err:
             findings.append(Finding(SIGNATURE, str(err)))
-    on_event(TransferStarted(blobs=count, size=total, manifests=0, tags=0))
+    run.on_event(TransferStarted(blobs=count, size=total, manifests=0, tags=0))
     suspects: set[Path] = set()
-    findings += _carry_out(
-        chain.from_iterable(works), inventories, jobs, on_event, cancel, suspects
-    )
+    findings += _carry_out(chain.from_iterable(works), inventories, suspects, run)
     if not quick:
         findings += part_findings(suspects, sums)
     inventory = seal.inventory if seal is not None else reader.contents.inventory
@@ -266,10 +261,8 @@ def _parts_of(check: Check) -> tuple[Path, ...]:
 def _carry_out(
     works: Iterable[_Work],
     inventories: Mapping[str, Inventory],
-    jobs: int,
-    on_event: OnEvent,
-    cancel: threading.Event,
     suspects: set[Path],
+    run: Run,
 ) -> Iterator[Finding]:
     """Do all checks. `suspects` gets the parts in which damage lies."""
     dependents: dict[tuple[str, str], Dependents] = {}
@@ -277,14 +270,14 @@ def _carry_out(
     def problem(check: Check) -> str | None:
         what = check.digest or _ANONYMOUS
         try:
-            return check.problem(cancel, lambda count: on_event(BytesMoved(what, count)))
+            return check.problem(run, lambda count: run.on_event(BytesMoved(what, count)))
         except (IntegrityError, FileSystemError) as err:
             # A bad sector is a finding like any other: the rest of the medium is read on.
             return str(err)
         finally:
-            on_event(BlobDone(what, check.size, check.size))
+            run.on_event(BlobDone(what, check.size, check.size))
 
-    def run(work: _Work) -> list[tuple[Check | str, str]]:
+    def problems_of(work: _Work) -> list[tuple[Check | str, str]]:
         """(what it is about, what is wrong) of each problem."""
         if work.packed is None:
             return [(check, told) for check in work.checks if (told := problem(check)) is not None]
@@ -303,7 +296,7 @@ def _carry_out(
         return problems
 
     failure: MirrorError | None = None
-    with closing(for_each(works, run, jobs=jobs, cancel=cancel)) as outcomes:
+    with closing(for_each(works, problems_of, run=run)) as outcomes:
         for _, outcome in outcomes:
             if isinstance(outcome, MirrorError):
                 failure = failure or outcome
@@ -315,7 +308,7 @@ def _carry_out(
                 else:
                     yield Finding(what, told.removeprefix(f"{what}: "))
     if failure is not None:
-        raise failure  # not inside the loop: leaving that early sets the caller's flag
+        raise failure  # not inside the loop: leaving that early cancels the run
 
 
 _ANONYMOUS = Digest.of(b"")

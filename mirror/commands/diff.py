@@ -16,6 +16,7 @@ from mirror.errors import InputError, InvalidReferenceError
 from mirror.oci import Repository
 from mirror.operations import diff
 from mirror.progress import progress
+from mirror.run import Run
 
 _DIFFER = 3
 
@@ -37,7 +38,7 @@ def diff_command(*, a: str, b: str, jobs: int, as_json: bool, **access: Any) -> 
     with progress(quiet=as_json) as on_event, sites(registries, on_event, **access) as opened:
         waiting = iter(opened)
         one, other = (next(waiting) if isinstance(place, str) else place for place in places)
-        report = diff(one, other, jobs=jobs, on_event=on_event)
+        report = diff(one, other, run=Run(jobs, on_event))
     show(as_json, report.to_document(), replicas_text.diff_summary, report, started)
     if report.failures:
         click.get_current_context().exit(report.failures[0].error.exit_code)

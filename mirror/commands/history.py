@@ -13,6 +13,7 @@ from mirror.oci import Repository
 from mirror.operations import history
 from mirror.progress import progress
 from mirror.publication_text import history_summary
+from mirror.run import Run
 
 
 @click.command("history")
@@ -34,5 +35,5 @@ def history_command(*, registry: str, last: int, as_json: bool, **access: Any) -
     target = Target.of(Repository.parse(registry), **access)
     started = time.monotonic()
     with progress(quiet=as_json) as on_event, target.client(on_event) as client:
-        report = history(client, target.tree, last=last, on_event=on_event)
+        report = history(client, target.tree, last=last, run=Run(on_event=on_event))
     show(as_json, report.to_document(), history_summary, report, started)

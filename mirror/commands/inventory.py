@@ -10,14 +10,15 @@ from typing import Any
 import click
 
 from mirror import console
-from mirror.bundle.folder import write_durably
 from mirror.bundle.reader import read_base
 from mirror.commands import options
 from mirror.commands.shared import Target, show
+from mirror.durable import write_durably
 from mirror.errors import InputError
 from mirror.oci import Repository
 from mirror.operations import registry_inventory
 from mirror.progress import progress
+from mirror.run import Run
 
 _STANDARD_OUTPUT = "-"
 
@@ -65,7 +66,7 @@ def inventory_command(
     paths = {path for one in known for path in read_base(one).repositories}
     started = time.monotonic()
     with progress(quiet=as_json) as on_event, target.client(on_event) as client:
-        found = registry_inventory(client, target.tree, known=paths, jobs=jobs, on_event=on_event)
+        found = registry_inventory(client, target.tree, known=paths, run=Run(jobs, on_event))
     data = found.inventory.to_json()
     if output == _STANDARD_OUTPUT:
         click.echo(data.decode(), nl=False)

@@ -20,6 +20,7 @@ from mirror.config import PullConfig
 from mirror.errors import InputError
 from mirror.operations import Packing, merge
 from mirror.progress import progress
+from mirror.run import Run
 
 
 def _about(setting: str) -> str | None:
@@ -94,7 +95,6 @@ def merge_command(
             force=force,
             key=key,
             packing=packing,
-            jobs=jobs,
-            on_event=on_event,
+            run=Run(jobs, on_event),
         )
     show(as_json, report.to_document(), console.merge_summary, report, started)

@@ -34,6 +34,7 @@ from mirror.modes.settings import CheckMode
 from mirror.nodeconfig.cluster import read_document
 from mirror.progress import progress
 from mirror.registry import ConnectionOptions
+from mirror.run import Run
 
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
@@ -109,7 +110,7 @@ def check_command(
             targets,
             connect_with(connection, on_event),
             workers=jobs,
-            on_event=on_event,
+            run=Run(on_event=on_event),
         )
     show(as_json, report.to_document(), _summary, report, started)
     if not report.ready:

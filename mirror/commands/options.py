@@ -9,7 +9,7 @@ from typing import Any, Literal, TypeVar, get_args, get_origin
 import click
 
 from mirror.config import PullConfig
-from mirror.sync.workers import DEFAULT_JOBS
+from mirror.run import DEFAULT_JOBS
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 

@@ -17,6 +17,7 @@ from mirror.commands.shared import show
 from mirror.errors import InputError
 from mirror.operations import prune
 from mirror.progress import progress
+from mirror.run import Run
 from mirror.sync.statement import MAX_GENERATION
 
 
@@ -51,7 +52,7 @@ def prune_command(
     kept = [_kept(one) for one in keep]
     started = time.monotonic()
     with progress(quiet=as_json) as on_event, sites([registry], on_event, **access) as opened:
-        report = prune(opened[0], kept, dry_run=dry_run, jobs=jobs, on_event=on_event)
+        report = prune(opened[0], kept, dry_run=dry_run, run=Run(jobs, on_event))
     show(as_json, report.to_document(), replicas_text.prune_summary, report, started)
     if report.exit_code:
         click.get_current_context().exit(report.exit_code)

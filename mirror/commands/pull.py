@@ -19,13 +19,14 @@ from mirror.commands.login import credentials_for, license_credentials, signer
 from mirror.commands.shared import show
 from mirror.config import PullConfig
 from mirror.errors import InputError, InvalidReferenceError
-from mirror.events import OnEvent, Warned
+from mirror.events import Warned
 from mirror.layout import TargetTree, normalised_suffix
 from mirror.oci import Repository
 from mirror.operations import plan_pull, registry_inventory
 from mirror.progress import progress
 from mirror.registry import ConnectionOptions, Credentials, RegistryClient
 from mirror.release.source import SourceTree
+from mirror.run import Run
 from mirror.sync import Inventory
 
 
@@ -94,7 +95,7 @@ def pull_command(
     config = PullConfig.load(config_file, flags)
     source = _source(config, login, password, license_key, cluster_of(module_config, sites_file))
     tree = SourceTree(source.root, config.tree().modules_suffix)
-    wishes, warnings = config.wishes()
+    selection, warnings = config.selection()
     part_size = config.part_size()
     if config.gost_digest:
         gost.require()
@@ -111,6 +112,7 @@ def pull_command(
             on_event=on_event,
         ) as client,
     ):
+        run = Run(config.jobs, on_event)
         for warning in warnings:
             on_event(Warned(warning))
         check_folder(bundle_dir, force=force)
@@ -120,18 +122,16 @@ def pull_command(
                 source.options,
                 source.credentials if previous.root.host == source.root.host else None,
                 modules_suffix,
-                config.jobs,
-                on_event,
+                run,
             )
         planned = plan_pull(
             client,
             tree,
-            wishes,
+            selection,
             selection=config.selection_document(),
             base=held,
             dedupe=config.dedupe,
-            jobs=config.jobs,
-            on_event=on_event,
+            run=run,
         )
         if not dry_run:
             report = planned.carry_out(
@@ -142,7 +142,7 @@ def pull_command(
                 gost_digest=config.gost_digest,
                 sign=sign,
                 compress=config.compress == "zstd",
-                on_event=on_event,
+                run=run,
             )
     if dry_run:
         show(as_json, planned.to_document(), console.plan_summary, planned, started)
@@ -205,8 +205,7 @@ class _Base:
         connection: ConnectionOptions,
         credentials: Credentials | None,
         modules_suffix: str,
-        jobs: int,
-        on_event: OnEvent,
+        run: Run,
     ) -> Inventory:
         """What the registry holds."""
         assert self.root is not None
@@ -214,6 +213,6 @@ class _Base:
         login = credentials or credentials_for(host, None, None)
         tree = TargetTree(self.root, modules_suffix)
         with RegistryClient(
-            host, options=connection, credentials=login, on_event=on_event
+            host, options=connection, credentials=login, on_event=run.on_event
         ) as client:
-            return registry_inventory(client, tree, jobs=jobs, on_event=on_event).inventory
+            return registry_inventory(client, tree, run=run).inventory

@@ -19,6 +19,7 @@ from mirror.oci import Repository
 from mirror.operations import Member, plan_push, push, push_to_all
 from mirror.progress import progress
 from mirror.publication_text import quorum_summary
+from mirror.run import Run
 
 
 @click.command("push")
@@ -136,8 +137,7 @@ def push_command(
                 quorum=quorum,
                 key=key,
                 check_access=not no_access_check,
-                jobs=jobs,
-                on_event=on_event,
+                run=Run(jobs, on_event),
             )
         show(as_json, result.to_document(), quorum_summary, result, started)
         return
@@ -147,7 +147,7 @@ def push_command(
         target.client(on_event) as client,
     ):
         if dry_run:
-            plan = plan_push(reader, client, target.tree, key=key, jobs=jobs, on_event=on_event)
+            plan = plan_push(reader, client, target.tree, key=key, run=Run(jobs, on_event))
         else:
             with upload_journal(state_dir, target.tree.root.host, on_event) as journal:
                 report = push(
@@ -157,8 +157,7 @@ def push_command(
                     key=key,
                     journal=journal,
                     check_access=not no_access_check,
-                    jobs=jobs,
-                    on_event=on_event,
+                    run=Run(jobs, on_event),
                 )
     if dry_run:
         show(as_json, plan.to_document(), console.push_plan_summary, plan, started)

@@ -13,6 +13,7 @@ from mirror.oci import Repository
 from mirror.operations import rollback
 from mirror.progress import progress
 from mirror.publication_text import rollback_summary
+from mirror.run import Run
 
 
 @click.command("rollback")
@@ -39,5 +40,5 @@ def rollback_command(
     target = Target.of(Repository.parse(registry), **access)
     started = time.monotonic()
     with progress(quiet=as_json) as on_event, target.client(on_event) as client:
-        report = rollback(client, target.tree, to=to, dry_run=dry_run, jobs=jobs, on_event=on_event)
+        report = rollback(client, target.tree, to=to, dry_run=dry_run, run=Run(jobs, on_event))
     show(as_json, report.to_document(), rollback_summary, report, started)

@@ -14,6 +14,7 @@ from mirror.commands.replicas import sites
 from mirror.commands.shared import show
 from mirror.operations import status
 from mirror.progress import progress
+from mirror.run import Run
 
 
 @click.command("status")
@@ -31,7 +32,7 @@ def status_command(
     """
     started = time.monotonic()
     with progress(quiet=as_json) as on_event, sites(registries, on_event, **access) as opened:
-        report = status(opened, thorough=blobs, jobs=jobs, on_event=on_event)
+        report = status(opened, thorough=blobs, run=Run(jobs, on_event))
     show(as_json, report.to_document(), replicas_text.status_summary, report, started)
     if report.exit_code:
         click.get_current_context().exit(report.exit_code)

@@ -18,6 +18,7 @@ from mirror.commands.watch import watch
 from mirror.errors import InputError
 from mirror.operations import sync_replicas
 from mirror.progress import progress
+from mirror.run import Run
 
 _AUTO = "auto"
 
@@ -137,8 +138,7 @@ def sync_command(
             prune=prune,
             dry_run=dry_run,
             deadline_s=deadline,
-            jobs=jobs,
-            on_event=on_event,
+            run=Run(jobs, on_event),
         )
     show(as_json, report.to_document(), replicas_text.sync_summary, report, started)
     if report.exit_code:

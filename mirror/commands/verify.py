@@ -16,6 +16,7 @@ from mirror.commands.shared import Target, show
 from mirror.errors import InputError, IntegrityError
 from mirror.operations import RegistryReport, verify, verify_registry
 from mirror.progress import progress
+from mirror.run import Run
 
 
 @click.command("verify")
@@ -87,11 +88,11 @@ def verify_command(
     report: BundleReport | RegistryReport
     with progress(quiet=as_json) as on_event, BundleReader([bundle_dir]) as reader:
         if target is None:
-            report = verify(reader, key=key, quick=quick, jobs=jobs, on_event=on_event)
+            report = verify(reader, key=key, quick=quick, run=Run(jobs, on_event))
         else:
             with target.client(on_event) as client:
                 report = verify_registry(
-                    reader, client, target.tree, deep=deep, jobs=jobs, on_event=on_event
+                    reader, client, target.tree, deep=deep, run=Run(jobs, on_event)
                 )
     if isinstance(report, BundleReport):
         show(as_json, report.to_document(), console.bundle_summary, report, started)

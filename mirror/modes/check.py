@@ -37,6 +37,7 @@ from mirror.modes.settings import Mode, RegistrySettings
 from mirror.modes.sites import NO_SITES, Sites
 from mirror.oci import Repository
 from mirror.registry import ConnectionOptions, RegistryClient
+from mirror.run import Run
 
 __all__ = [
     "CheckReport",
@@ -98,8 +99,7 @@ def check_images(
     again: CheckReport | None = None,
     workers: int = WORKERS,
     limit_s: float | None = None,
-    on_event: OnEvent = ignore,
-    cancel: threading.Event | None = None,
+    run: Run | None = None,
 ) -> CheckReport:
     """Ask every target for every required image; all targets at once, each by `workers` threads.
 
@@ -110,9 +110,10 @@ def check_images(
     asked: first what was pending, then what failed.
 
     Raises:
-        CancelledError: `cancel` was set.
+        CancelledError: `run` was stopped.
         ValueError: there are no targets, or `again` is about something else.
     """
+    run = Run.of(run)
     if not targets or workers < 1:
         raise ValueError("a check needs targets, and workers to ask them")
     if again is not None and (
@@ -121,17 +122,19 @@ def check_images(
         or any(tuple(i.image for i in one.items) != required.images for one in again.registries)
     ):
         raise ValueError("the earlier report is about other images or registries")
-    runs = [
-        _Run(target, required, None if again is None else again.registries[number])
+    queues = [
+        _Queue(target, required, None if again is None else again.registries[number])
         for number, target in enumerate(targets)
     ]
-    on_event(PhaseStarted("checking the required images", sum(len(run.queue) for run in runs)))
-    check = _Check(runs, workers, limit_s, on_event, cancel or threading.Event())
-    check.carry_out(connect or connect_with(ConnectionOptions(), on_event))
-    return CheckReport(required.mode, tuple(run.result() for run in runs))
+    run.on_event(
+        PhaseStarted("checking the required images", sum(len(queue.waiting) for queue in queues))
+    )
+    check = _Check(queues, workers, limit_s, run)
+    check.carry_out(connect or connect_with(ConnectionOptions(), run.on_event))
+    return CheckReport(required.mode, tuple(queue.result() for queue in queues))
 
 
-class _Run:
+class _Queue:
     """The questions to one registry and their answers."""
 
     def __init__(
@@ -142,7 +145,7 @@ class _Run:
         self.items = list(known)  # each place is written by the one thread that asks for it
         todo = [n for n, item in enumerate(known) if item.state is not ItemState.FOUND]
         todo.sort(key=lambda n: known[n].state is not ItemState.PENDING)
-        self.queue = deque(todo)
+        self.waiting = deque(todo)
         self.greeting = threading.Lock()  # guards the two below
         self.greeted = False
         self.hopeless: MirrorError | None = None
@@ -156,27 +159,26 @@ class _Check:
 
     def __init__(
         self,
-        runs: Sequence[_Run],
+        queues: Sequence[_Queue],
         workers: int,
         limit_s: float | None,
-        on_event: OnEvent,
-        cancel: threading.Event,
+        run: Run,
     ) -> None:
-        self._runs, self._workers = runs, workers
+        self._queues, self._workers = queues, workers
         self._deadline = None if limit_s is None else time.monotonic() + limit_s
-        self._on_event, self._cancel = on_event, cancel
+        self._run = run
         self._over = threading.Event()
 
     def carry_out(self, connect: Connect) -> None:
         with ExitStack() as stack:
-            clients = [stack.enter_context(connect(run.target.route)) for run in self._runs]
+            clients = [stack.enter_context(connect(queue.target.route)) for queue in self._queues]
             pool = ThreadPoolExecutor(
-                max_workers=self._workers * len(self._runs), thread_name_prefix="mirror"
+                max_workers=self._workers * len(self._queues), thread_name_prefix="mirror"
             )
             try:
                 futures = [
-                    pool.submit(self._work, run, client)
-                    for run, client in zip(self._runs, clients, strict=True)
+                    pool.submit(self._work, queue, client)
+                    for queue, client in zip(self._queues, clients, strict=True)
                     for _ in range(self._workers)
                 ]
                 self._await(futures)
@@ -187,57 +189,56 @@ class _Check:
                 pool.shutdown(wait=True, cancel_futures=True)
         for future in futures:
             future.result()
-        if self._cancel.is_set():
-            raise CancelledError("stopped on request")
+        self._run.check()
 
     def _await(self, futures: list[Future[None]]) -> None:
         """Until all is done, time is up, or something went wrong that is no answer."""
         left: set[Future[None]] = set(futures)
-        while left and not self._cancel.is_set():
+        while left and not self._run.stopped:
             done, left = wait(left, timeout=_POLL_S, return_when=FIRST_EXCEPTION)
             if any(future.exception() is not None for future in done):
                 return
             if self._deadline is not None and time.monotonic() >= self._deadline:
                 return
 
-    def _work(self, run: _Run, client: RegistryClient) -> None:
-        with run.greeting:
-            if not run.greeted and run.queue and not self._over.is_set():
-                run.greeted = True
-                run.hopeless = self._greet(run, client)
+    def _work(self, queue: _Queue, client: RegistryClient) -> None:
+        with queue.greeting:
+            if not queue.greeted and queue.waiting and not self._over.is_set():
+                queue.greeted = True
+                queue.hopeless = self._greet(queue, client)
                 if self._over.is_set():  # so that the report says what time was lost with
-                    self._next(run, client)
-        while not self._over.is_set() and self._next(run, client):
+                    self._next(queue, client)
+        while not self._over.is_set() and self._next(queue, client):
             pass
 
-    def _next(self, run: _Run, client: RegistryClient) -> bool:
+    def _next(self, queue: _Queue, client: RegistryClient) -> bool:
         """Get the next answer; False if there is no more question."""
         try:
-            number = run.queue.popleft()
+            number = queue.waiting.popleft()
         except IndexError:
             return False
-        image = run.items[number].image
-        run.items[number] = (
-            self._ask(run, client, image)
-            if run.hopeless is None
-            else ItemResult(image, ItemState.FAILED, run.hopeless)
+        image = queue.items[number].image
+        queue.items[number] = (
+            self._ask(queue, client, image)
+            if queue.hopeless is None
+            else ItemResult(image, ItemState.FAILED, queue.hopeless)
         )
-        self._on_event(PhaseAdvanced())
+        self._run.on_event(PhaseAdvanced())
         return True
 
-    def _greet(self, run: _Run, client: RegistryClient) -> MirrorError | None:
+    def _greet(self, queue: _Queue, client: RegistryClient) -> MirrorError | None:
         """Why there is no use in asking for anything; None if there is."""
-        route = run.target.route
+        route = queue.target.route
         try:
             client.ping()
         except MirrorError as err:
             return self._told(err, f"GET {route.scheme}://{route.host}/v2/")
         return None
 
-    def _ask(self, run: _Run, client: RegistryClient, image: RequiredImage) -> ItemResult:
-        where = run.target.request(image)
+    def _ask(self, queue: _Queue, client: RegistryClient, image: RequiredImage) -> ItemResult:
+        where = queue.target.request(image)
         try:
-            found = client.resolve(run.target.repository(image), image.reference)
+            found = client.resolve(queue.target.repository(image), image.reference)
         except MirrorError as err:
             return ItemResult(image, ItemState.FAILED, self._told(err, where))
         if found is not None:

@@ -6,21 +6,18 @@ two registries is right about a tag. What one has and the other lacks is no ques
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mirror.errors import ConflictError, IncompleteError, MirrorError
-from mirror.events import OnEvent
-from mirror.events import ignore as ignore_events
 from mirror.layout import publication_stage
 from mirror.operations.sites import Site, walk_site
+from mirror.run import Run
 from mirror.sync import Inventory, RepositoryContent, make_plan, transfer, union
 from mirror.sync.sources import Persistent, Ring
 from mirror.sync.statement import reachable
 from mirror.sync.survey import Failure, Item, survey
 from mirror.sync.tags import Tags, tags_of
-from mirror.sync.workers import DEFAULT_JOBS
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,9 +36,7 @@ def adopt(
     replica: Site,
     peers: Sequence[Site],
     *,
-    jobs: int = DEFAULT_JOBS,
-    on_event: OnEvent = ignore_events,
-    cancel: threading.Event | None = None,
+    run: Run | None = None,
 ) -> Adoption:
     """Copy to `replica` every tag that it lacks and a peer has, with all it leads to.
 
@@ -50,18 +45,19 @@ def adopt(
     A peer that does not answer is among them too, and the others are looked at all the same.
 
     Raises:
-        CancelledError: `cancel` was set.
+        CancelledError: `run` was stopped.
     """
-    cancel = cancel or threading.Event()
-    place = replica.place(jobs=jobs, cancel=cancel)
+    run = Run.of(run)
+    replica = replica.within(run)
+    place = replica.place(run=run)
     failures: list[Failure] = []
     adopted: list[Inventory] = []
     sent = 0
-    for peer in peers:
+    for peer in (one.within(run) for one in peers):
         try:
-            found = walk_site(peer, jobs=jobs, cancel=cancel)
+            found = walk_site(peer, run=run)
             failures += found.failures
-            seen = survey(found.inventory, place, jobs=jobs, cancel=cancel)
+            seen = survey(found.inventory, place, run=run)
             failures += (
                 Failure(replica.name, str(item), error) for item, error in seen.unclear.items()
             )
@@ -74,16 +70,14 @@ def adopt(
                 make_plan(wanted, seen.held, stage=publication_stage),
                 ring,
                 Persistent(place, ring),
-                jobs=jobs,
-                on_event=on_event,
-                cancel=cancel,
+                run=run,
             )
             sent += done.sent
             adopted.append(wanted)
         except IncompleteError as err:
             failures += (Failure(replica.name, item, reason) for item, reason in err.failures)
         except MirrorError as err:
-            if cancel.is_set():
+            if run.stopped:
                 raise
             failures.append(Failure(peer.name, "the peer as a whole", err))
     return Adoption(union(adopted), sent, tuple(failures))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -14,12 +13,12 @@ from mirror.errors import (
     RegistryError,
     UnreachableError,
 )
-from mirror.events import OnEvent
 from mirror.oci import Digest
 from mirror.operations.leader import Facts, Leader
 from mirror.operations.replicate import damage, told
 from mirror.operations.results import How, Outcome, ReplicaResult
 from mirror.operations.sites import Site, listed_repositories, usual_repositories
+from mirror.run import Run
 from mirror.sync import Finding, Inventory, Plan, make_plan, transfer
 from mirror.sync.difference import lacking
 from mirror.sync.healing import Healer, Mending, mended, without_manifests
@@ -42,12 +41,11 @@ class LeaderAudit:
         others: Sequence[Site],
         how: How,
         *,
-        on_event: OnEvent,
-        cancel: threading.Event,
+        run: Run,
     ) -> None:
         self._leader, self._others, self._how = leader, others, how
-        self._on_event, self._cancel = on_event, cancel
-        self._place = leader.site.place(jobs=how.jobs, cancel=cancel)
+        self._run = run
+        self._place = leader.site.place(run=run)
         self._started = time.monotonic()
         self._damaged: tuple[Finding, ...] = ()
         self._healed: tuple[Finding, ...] = ()
@@ -61,7 +59,7 @@ class LeaderAudit:
         """The leader's."""
         return self._leader.site
 
-    def run(self) -> ReplicaResult:
+    def carry_out(self) -> ReplicaResult:
         """Do it; what fails is in the result and is never raised."""
         try:
             self._facts = self._leader.facts()
@@ -105,7 +103,7 @@ class LeaderAudit:
         if not self._how.deep:
             return self._judged(facts, found)
         place, how = self._place, self._how
-        damaged = damage(place, found, how, self._on_event, self._cancel)
+        damaged = damage(place, found, self._run)
         wanted = facts.with_statement()
         blobs = wanted.blob_sizes()
         broken = {d: error for d, error in damaged.items() if d not in blobs}
@@ -133,10 +131,10 @@ class LeaderAudit:
         broken: Mapping[Digest, MirrorError],
     ) -> tuple[Failure, ...]:
         """Replace what is damaged, and bring what is missing; `broken` are manifests."""
-        place, wanted, jobs = self._place, facts.with_statement(), self._how.jobs
+        place, wanted = self._place, facts.with_statement()
         ring = Ring([one.source() for one in self._others], wanted)
-        healer = Healer(place, ring, self.site.files, on_event=self._on_event, cancel=self._cancel)
-        healed, failures = healer.heal_blobs(damaged, wanted, jobs=jobs)
+        healer = Healer(place, ring, self.site.files, run=self._run)
+        healed, failures = healer.heal_blobs(damaged, wanted)
         target = Mending(place, healer, broken)
         missing = [(step.into[0], step.digest) for step in plan.blobs]
         missing += [(step.repository, step.digest) for wave in plan.manifests for step in wave]
@@ -145,9 +143,7 @@ class LeaderAudit:
                 plan,
                 ring,
                 Persistent(target, ring),
-                jobs=jobs,
-                on_event=self._on_event,
-                cancel=self._cancel,
+                run=self._run,
             )
         except IncompleteError as err:
             failures += tuple(Failure(place.name, item, reason) for item, reason in err.failures)
@@ -193,8 +189,7 @@ class LeaderAudit:
             self._place,
             also=also,
             thorough=self._how.deep,
-            jobs=self._how.jobs,
-            cancel=self._cancel,
+            run=self._run,
         )
 
 

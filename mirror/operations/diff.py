@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mirror.events import OnEvent, PhaseStarted
-from mirror.events import ignore as ignore_events
+from mirror.events import PhaseStarted
 from mirror.oci import Digest
 from mirror.operations.places import read_inventory, see_registry
 from mirror.operations.sites import Site
 from mirror.release.discovery import has_index, index_of
+from mirror.run import Run
 from mirror.sync import Inventory, union
 from mirror.sync.difference import Difference, differ
 from mirror.sync.survey import Failure
 from mirror.sync.tags import tags_of
-from mirror.sync.workers import DEFAULT_JOBS
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,9 +44,7 @@ def diff(
     a: Path | Site,
     b: Path | Site,
     *,
-    jobs: int = DEFAULT_JOBS,
-    on_event: OnEvent = ignore_events,
-    cancel: threading.Event | None = None,
+    run: Run | None = None,
 ) -> DiffReport:
     """Compare two places: a bundle's folder, a file with an inventory, or a registry.
 
@@ -57,15 +53,16 @@ def diff(
     Raises:
         InputError, DamagedBundleError: a file or folder holds no inventory.
         RegistryError: a registry does not say what it has.
-        CancelledError: `cancel` was set.
+        CancelledError: `run` was stopped.
     """
+    run = Run.of(run)
     failures: list[Failure] = []
 
     def seen(place: Path | Site) -> tuple[str, Inventory]:
         if isinstance(place, Path):
             return str(place), read_inventory(place)
-        on_event(PhaseStarted(f"looking at {place.name}"))
-        inventory, unread = see_registry(place, jobs=jobs, cancel=cancel)
+        run.on_event(PhaseStarted(f"looking at {place.name}"))
+        inventory, unread = see_registry(place.within(run), run=run)
         failures.extend(unread)
         return place.name, inventory
 

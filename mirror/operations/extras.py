@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import threading
 from dataclasses import dataclass
 
 from mirror.errors import PruneRefusedError
 from mirror.oci import Digest
 from mirror.operations.leader import Leader
-from mirror.operations.results import How
 from mirror.operations.sites import Site
+from mirror.run import Run
 from mirror.sync import Inventory, union
 from mirror.sync.difference import lacking
 from mirror.sync.registry import RegistryTarget
@@ -45,8 +44,7 @@ def find_extras(
     wanted: Inventory,
     known: Inventory,
     found: Survey,
-    how: How,
-    cancel: threading.Event,
+    run: Run,
 ) -> Extras:
     """What the replica has beyond `wanted`, which it has by now.
 
@@ -63,8 +61,7 @@ def find_extras(
         scope,
         known=lacking(known, wanted),
         only=listed,
-        jobs=how.jobs,
-        cancel=cancel,
+        run=run.quietly(),
     ).closed()
     # By now the tags that the leader has too name what they name there.
     there = union([found.held, beyond.inventory, tags_only(tags_of(wanted))])
@@ -100,8 +97,7 @@ def remove_extras(
     place: RegistryTarget,
     removal: Removal,
     current: Digest,
-    how: How,
-    cancel: threading.Event,
+    run: Run,
 ) -> tuple[Removal, tuple[Failure, ...]]:
     """Remove them, and then all statements but `current`; returns what is gone, and what could
     not be removed.
@@ -112,17 +108,17 @@ def remove_extras(
     if not removal:
         return removal, ()
     check_deletes(place)
-    former = _statements_but(site, current, how, cancel)
+    former = _statements_but(site, current, run)
     gone: list[DropTag | DropManifest] = []
-    failures = remove(removal, place, jobs=how.jobs, cancel=cancel, gone=gone)
+    failures = remove(removal, place, run=run, gone=gone)
     if not failures:
         # They promise a way back to what has just gone.
-        failures = remove(former, place, jobs=how.jobs, cancel=cancel)
+        failures = remove(former, place, run=run)
     return removal.only(gone), failures
 
 
-def _statements_but(site: Site, current: Digest, how: How, cancel: threading.Event) -> Removal:
-    found = walk(site.source(), [REPOSITORY], jobs=how.jobs, cancel=cancel).closed()
+def _statements_but(site: Site, current: Digest, run: Run) -> Removal:
+    found = walk(site.source(), [REPOSITORY], run=run.quietly()).closed()
     tags: dict[Digest, list[str]] = {}
     for tag, digest in found.inventory.repository(REPOSITORY).tags.items():
         if digest != current:

@@ -8,11 +8,11 @@ from itertools import pairwise
 from typing import Any
 
 from mirror.errors import StatementError
-from mirror.events import OnEvent, PhaseAdvanced, PhaseStarted, Warned
-from mirror.events import ignore as ignore_events
+from mirror.events import PhaseAdvanced, PhaseStarted, Warned
 from mirror.layout import TargetTree, publication_stage
 from mirror.oci import Digest
 from mirror.registry import RegistryClient
+from mirror.run import Run
 from mirror.sync.publish import Published, Standing, generations, read_generation, read_standing
 from mirror.sync.tags import TagChanges, Tags, changes, tags_of
 
@@ -94,7 +94,7 @@ def history(
     tree: TargetTree,
     *,
     last: int | None = None,
-    on_event: OnEvent = ignore_events,
+    run: Run | None = None,
 ) -> HistoryReport:
     """Read the `last` generations (all, if None) that the registry keeps statements of.
 
@@ -104,22 +104,24 @@ def history(
         UnreachableError, DeniedError: the registry does not answer.
         InputError: a statement is of a newer schema.
     """
+    run = Run.of(run)
+    client = client.within(run)
     client.ping()
     standing = read_standing(client, tree.locate)
     for notice in standing.notices:
-        on_event(Warned(notice))
+        run.on_event(Warned(notice))
     kept = generations(client, tree.locate)
     # One more than is shown, to say what the first of them changed.
     read = kept if last is None else kept[-(last + 1) :]
-    on_event(PhaseStarted("reading generations", len(read)))
+    run.on_event(PhaseStarted("reading generations", len(read)))
     found: list[_Seen] = []
     for number in read:
         try:
             published = read_generation(client, tree.locate, number)
         except StatementError as err:
-            on_event(Warned(str(err)))
+            run.on_event(Warned(str(err)))
             published = None
-        on_event(PhaseAdvanced())
+        run.on_event(PhaseAdvanced())
         if published is not None:
             found.append(_Seen.of(published))
     pending = standing.pending

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,19 +15,18 @@ from mirror.errors import (
     UnreachableError,
     common_exit_code,
 )
-from mirror.events import OnEvent, Warned
-from mirror.events import ignore as ignore_events
+from mirror.events import Warned
 from mirror.layout import TargetTree
 from mirror.oci import Digest
 from mirror.operations.pull import count
 from mirror.operations.sites import listed_repositories, usual_repositories
 from mirror.registry import RegistryClient
+from mirror.run import Run
 from mirror.sync import Inventory
 from mirror.sync.publish import read_standing
 from mirror.sync.registry import RegistrySource
 from mirror.sync.survey import Failure
 from mirror.sync.walk import walk, with_blobs
-from mirror.sync.workers import DEFAULT_JOBS
 
 
 @dataclass(frozen=True)
@@ -89,9 +87,7 @@ def registry_inventory(
     tree: TargetTree,
     *,
     known: Iterable[str] = (),
-    jobs: int = DEFAULT_JOBS,
-    on_event: OnEvent = ignore_events,
-    cancel: threading.Event | None = None,
+    run: Run | None = None,
 ) -> RegistryInventory:
     """See what the registry holds below the tree's root.
 
@@ -107,16 +103,18 @@ def registry_inventory(
         DeniedError, UnreachableError: the registry as a whole refuses, or does not answer.
         RegistryError: it does not list the tags of a repository.
         IncompleteError: nothing at all could be read.
-        CancelledError: `cancel` was set.
+        CancelledError: `run` was stopped.
     """
+    run = Run.of(run)
+    client = client.within(run)
     client.ping()  # one clear answer about name, TLS and login, before many ask in parallel
-    stated = _stated(client, tree, on_event)
+    stated = _stated(client, tree, run)
     paths = {*known, *stated.repositories, *usual_repositories(client, tree)}
     listed = listed_repositories(client, tree)
     if not isinstance(listed, RegistryError):
         paths.update(listed)
     elif not stated.repositories:
-        on_event(
+        run.on_event(
             Warned(
                 f"{client.host} does not list its repositories ({listed}); those of the release "
                 "tree are looked at, which leaves out extra images of modules unless --known names "
@@ -124,8 +122,8 @@ def registry_inventory(
             )
         )
     source = RegistrySource(client, tree.locate, str(tree.root))
-    found = walk(source, paths, known=stated, jobs=jobs, on_event=on_event, cancel=cancel)
-    found = with_blobs(found, source, jobs=jobs, on_event=on_event, cancel=cancel)
+    found = walk(source, paths, known=stated, run=run)
+    found = with_blobs(found, source, run=run)
     odd = [one for one in found.failures if isinstance(one.error, InvalidManifestError)]
     seen = RegistryInventory(
         str(tree.root),
@@ -135,23 +133,23 @@ def registry_inventory(
         tuple(one for one in found.failures if one not in odd),
     )
     for notice in seen.notices:
-        on_event(Warned(notice))
+        run.on_event(Warned(notice))
     if seen.unread is not None:
         if not seen.inventory.repositories:
             raise seen.unread
-        on_event(Warned(str(seen.unread)))
+        run.on_event(Warned(str(seen.unread)))
     return seen
 
 
-def _stated(client: RegistryClient, tree: TargetTree, on_event: OnEvent) -> Inventory:
+def _stated(client: RegistryClient, tree: TargetTree, run: Run) -> Inventory:
     """What the registry states that it holds; nothing, where it states nothing of use."""
     try:
         standing = read_standing(client, tree.locate)
     except UnreachableError:
         raise
     except (RegistryError, InputError) as err:
-        on_event(Warned(f"what {tree.root} states that it holds is not looked at: {err}"))
+        run.on_event(Warned(f"what {tree.root} states that it holds is not looked at: {err}"))
         return Inventory()
     for notice in standing.notices:
-        on_event(Warned(notice))
+        run.on_event(Warned(notice))
     return standing.newest.statement.inventory if standing.newest else Inventory()

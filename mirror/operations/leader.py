@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from mirror.errors import ConflictError, MirrorError, NotFoundError, RegistryNotFoundError
 from mirror.oci import Digest, Manifest
 from mirror.operations.sites import Site, walk_site
+from mirror.run import Run
 from mirror.sync import Inventory, InventoryBuilder, ManifestNode
 from mirror.sync.artifact import Artifact
 from mirror.sync.publish import (
@@ -22,7 +23,7 @@ from mirror.sync.publish import (
 )
 from mirror.sync.statement import REPOSITORY, generation_of, layer_of
 from mirror.sync.survey import Failure
-from mirror.sync.workers import DEFAULT_JOBS, gather
+from mirror.sync.workers import gather
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,11 +51,9 @@ class Facts:
 class Leader:
     """The registry that decides. Thread-safe; asked for its digest first, the rest if needed."""
 
-    def __init__(
-        self, site: Site, *, jobs: int = DEFAULT_JOBS, cancel: threading.Event | None = None
-    ) -> None:
+    def __init__(self, site: Site, *, run: Run | None = None) -> None:
         self.site = site
-        self._jobs, self._cancel = jobs, cancel
+        self._run = Run.of(run)
         self._lock = threading.Lock()
         self._facts: Facts | None = None
         self._audit: Future[tuple[Failure, ...]] = Future()
@@ -97,7 +96,7 @@ class Leader:
             published = _read_at(site, self.digest)
             self.generation = published.statement.generation
             return Facts(published.statement.inventory, published, _artifact(site, published))
-        found = walk_site(site, jobs=self._jobs, cancel=self._cancel)
+        found = walk_site(site, run=self._run)
         if not found.inventory.repositories:
             raise NotFoundError(
                 f"the leader {site.name} states no inventory and holds no image; push to it first, "
@@ -126,7 +125,7 @@ def _artifact(site: Site, published: Published) -> Artifact:
 
 
 def choose_leader(
-    sites: Sequence[Site], *, cancel: threading.Event | None = None
+    sites: Sequence[Site], *, run: Run | None = None
 ) -> tuple[Site, tuple[Failure, ...]]:
     """The site that states the highest generation; of several, one that is publishing nothing.
 
@@ -138,17 +137,18 @@ def choose_leader(
         NotFoundError: none states an inventory that can be read.
         ConflictError: two state different inventories as the same generation.
     """
+    run = Run.of(run)
 
     def standing(site: Site) -> tuple[Standing | MirrorError]:
         try:
-            return (read_standing(site.client, site.tree.locate),)
+            return (read_standing(site.client.within(run), site.tree.locate),)
         except MirrorError as err:
             return (err,)
 
     failures: list[Failure] = []
     standings: list[tuple[Standing, Site]] = []
     stating: list[tuple[Published, bool, Site]] = []
-    answers = gather(sites, standing, jobs=max(1, len(sites)), cancel=cancel)
+    answers = gather(sites, standing, run=run.with_jobs(max(1, len(sites))))
     for site, (answer,) in zip(sites, answers, strict=True):
         if isinstance(answer, MirrorError):
             failures.append(Failure(site.name, "its statement", answer))

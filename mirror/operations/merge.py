@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,13 +13,12 @@ from mirror.bundle.folder import check_folder, read_files
 from mirror.bundle.reader import BundleReader
 from mirror.bundle.verify import check_signature
 from mirror.errors import InputError, MissingBaseError
-from mirror.events import OnEvent, PhaseStarted
-from mirror.events import ignore as ignore_events
+from mirror.events import PhaseStarted
 from mirror.oci import Digest
 from mirror.operations.pack import AS_USUAL, Packing, pack
 from mirror.operations.pull import count
+from mirror.run import Run
 from mirror.sync import HeldContent, Inventory, Overlay, RepositoryContent, union
-from mirror.sync.workers import DEFAULT_JOBS
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,9 +59,7 @@ def merge(
     force: bool = False,
     key: bytes | None = None,
     packing: Packing = AS_USUAL,
-    jobs: int = DEFAULT_JOBS,
-    on_event: OnEvent = ignore_events,
-    cancel: threading.Event | None = None,
+    run: Run | None = None,
 ) -> MergeReport:
     """Make a complete bundle in `folder`: what the last of `readers` speaks of, with content from
     all of them.
@@ -82,8 +78,9 @@ def merge(
         MissingBaseError: not all that the last one speaks of is there; nothing was written.
         NoSpaceError: the disk is too small; nothing was written.
         IncompleteError: some content is damaged.
-        CancelledError: `cancel` was set.
+        CancelledError: `run` was stopped.
     """
+    run = Run.of(run)
     check_folder(folder, force=force)
     for reader in readers:
         if reader.folder is not None and reader.folder.resolve() == folder.resolve():
@@ -95,7 +92,7 @@ def merge(
         raise InputError(
             f"{last.name} has no inventory.json, which says what the merged bundle must hold"
         )
-    on_event(PhaseStarted("reading the bundles"))
+    run.on_event(PhaseStarted("reading the bundles"))
     inventories = [reader.inventory() for reader in readers]
     wanted = inventories[-1]
     _check_order(readers, inventories)
@@ -111,7 +108,7 @@ def merge(
     seal = last.seal.carried_as(Carriage(once=dedupe))
     # The newest first: what a delta carries was just made.
     source = Overlay(*(HeldContent(reader, reader.carried()) for reader in reversed(readers)))
-    packed = pack(seal, files, source, folder, packing, jobs=jobs, on_event=on_event, cancel=cancel)
+    packed = pack(seal, files, source, folder, packing, run=run)
     return MergeReport(
         folder,
         tuple(reader.name for reader in readers),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,10 +9,8 @@ from pathlib import Path
 from mirror.bundle.compress import Compressed
 from mirror.bundle.seal import Seal
 from mirror.bundle.writer import BundleWriter
-from mirror.events import OnEvent
-from mirror.events import ignore as ignore_events
+from mirror.run import Run
 from mirror.sync import Source, make_plan, transfer
-from mirror.sync.workers import DEFAULT_JOBS
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,16 +50,14 @@ def pack(
     folder: Path,
     packing: Packing,
     *,
-    jobs: int = DEFAULT_JOBS,
-    on_event: OnEvent = ignore_events,
-    cancel: threading.Event | None = None,
+    run: Run | None = None,
 ) -> Packed:
     """Write the bundle that `seal` describes, with `files` beside it.
 
     Raises:
         NoSpaceError: the disk is too small; nothing was taken.
         IncompleteError: some content could not be had.
-        CancelledError: `cancel` was set.
+        CancelledError: `run` was stopped.
     """
     carried = seal.carried
     with BundleWriter(
@@ -77,7 +72,7 @@ def pack(
     ) as writer:
         plan = make_plan(carried, writer.held(carried))
         plan = replace(plan, blobs=writer.in_archive_order(plan.blobs))
-        report = transfer(plan, source, writer, jobs=jobs, on_event=on_event, cancel=cancel)
+        report = transfer(plan, source, writer, run=run)
         writer.finish()
     sizes = {archive.name: archive.size for archive in seal.archives.values()}
     compressed = Compressed(sizes, writer.stored) if packing.compress else None

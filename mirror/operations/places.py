@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import json
-import threading
 from pathlib import Path
 
 from mirror.bundle.reader import BundleReader
 from mirror.bundle.seal import Seal
 from mirror.errors import DamagedBundleError, InputError
 from mirror.operations.sites import Site, walk_site
+from mirror.run import Run
 from mirror.sync import Inventory
 from mirror.sync.publish import read_standing
 from mirror.sync.statement import Statement
 from mirror.sync.survey import Failure
-from mirror.sync.workers import DEFAULT_JOBS
 
 
 def read_inventory(path: Path) -> Inventory:
@@ -46,9 +45,7 @@ def read_inventory(path: Path) -> Inventory:
         raise DamagedBundleError(f"{path}: {err}") from err
 
 
-def see_registry(
-    site: Site, *, jobs: int = DEFAULT_JOBS, cancel: threading.Event | None = None
-) -> tuple[Inventory, tuple[Failure, ...]]:
+def see_registry(site: Site, *, run: Run | None = None) -> tuple[Inventory, tuple[Failure, ...]]:
     """What a registry has below its root, by its tags, and what of it could not be read.
 
     What it states spares reading the manifests and tells of those that no tag leads to, but counts
@@ -59,5 +56,5 @@ def see_registry(
     """
     standing = read_standing(site.client, site.tree.locate)
     known = standing.newest.statement.inventory if standing.newest else None
-    found = walk_site(site, known, jobs=jobs, cancel=cancel)
+    found = walk_site(site, known, run=run)
     return found.inventory, found.failures

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mirror.errors import ConflictError, PruneRefusedError, common_exit_code
-from mirror.events import OnEvent, PhaseStarted
-from mirror.events import ignore as ignore_events
+from mirror.events import PhaseStarted
 from mirror.operations.places import read_inventory
 from mirror.operations.pull import tool_name
 from mirror.operations.sites import Site
 from mirror.release.discovery import discovery_images
+from mirror.run import Run
 from mirror.sync import Inventory, union
 from mirror.sync.nodes import RepositoryContent
 from mirror.sync.publish import (
@@ -32,7 +31,6 @@ from mirror.sync.removal import DropManifest, DropTag, Removal, check_deletes, p
 from mirror.sync.statement import REPOSITORY, Statement
 from mirror.sync.survey import Failure
 from mirror.sync.walk import walk
-from mirror.sync.workers import DEFAULT_JOBS
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,9 +72,7 @@ def prune(
     keep: Sequence[Path | int],
     *,
     dry_run: bool = False,
-    jobs: int = DEFAULT_JOBS,
-    on_event: OnEvent = ignore_events,
-    cancel: threading.Event | None = None,
+    run: Run | None = None,
 ) -> PruneReport:
     """Remove tags and manifests that nothing in `keep` names: bundles, inventories, generations.
 
@@ -90,10 +86,12 @@ def prune(
         PruneRefusedError: a publication was interrupted, nothing would be left, or what is there
             cannot be read.
         ConflictError: somebody published something meanwhile; nothing was changed.
-        CancelledError: `cancel` was set.
+        CancelledError: `run` was stopped.
     """
+    run = Run.of(run)
+    site = site.within(run)
     client, locate = site.client, site.tree.locate
-    on_event(PhaseStarted(f"looking at {site.name}"))
+    run.on_event(PhaseStarted(f"looking at {site.name}"))
     standing = read_standing(client, locate)
     if standing.pending is not None:
         raise PruneRefusedError(
@@ -113,7 +111,7 @@ def prune(
     if not kept.repositories:
         raise PruneRefusedError(f"{site.name}: nothing was pruned: what is to be kept is empty")
     known = union([kept, stated])
-    found = walk(site.source(), scope, known=known, jobs=jobs, cancel=cancel).closed()
+    found = walk(site.source(), scope, known=known, run=run.quietly()).closed()
     if found.failures:
         raise PruneRefusedError(
             f"{site.name}: nothing was pruned: {len(found.failures)} of its items cannot be read, "
@@ -135,7 +133,7 @@ def prune(
     published = standing.current
     failures: tuple[Failure, ...] = ()
     if removal and not dry_run:
-        check_deletes(site.place(jobs=jobs, cancel=cancel))  # before a smaller state is published
+        check_deletes(site.place(run=run))  # before a smaller state is published
         check_unchanged(client, locate, standing)
         if standing.current is not None:
             published = _state(site, standing.current, rest, standing.generation)
@@ -143,7 +141,7 @@ def prune(
                 doomed[standing.current.statement.generation] = standing.current
         marks = read_marks(client, locate)
         gone: list[DropTag | DropManifest] = []
-        failures = _carry_out(site, removal, doomed, published, gone, jobs, on_event, cancel)
+        failures = _carry_out(site, removal, doomed, published, gone, run)
         removal = removal.only(gone)
         if read_marks(client, locate) != marks:
             failures += (Failure(site.name, "the registry as a whole", _overtaken(site)),)
@@ -221,12 +219,10 @@ def _carry_out(
     doomed: dict[int, Published],
     published: Published | None,
     gone: list[DropTag | DropManifest],
-    jobs: int,
-    on_event: OnEvent,
-    cancel: threading.Event | None,
+    run: Run,
 ) -> tuple[Failure, ...]:
-    on_event(PhaseStarted("removing", len(removal.tags) + len(removal.manifests)))
-    place = site.place(jobs=jobs, cancel=cancel)
+    run.on_event(PhaseStarted("removing", len(removal.tags) + len(removal.manifests)))
+    place = site.place(run=run)
     statements = Removal(
         manifests=tuple(
             DropManifest(REPOSITORY, one.digest, (generation_tag(number),))
@@ -234,5 +230,5 @@ def _carry_out(
             if published is None or one.digest != published.digest
         )
     )
-    failures = remove(statements, place, jobs=jobs, cancel=cancel)
-    return failures or remove(removal, place, jobs=jobs, cancel=cancel, gone=gone)
+    failures = remove(statements, place, run=run)
+    return failures or remove(removal, place, run=run, gone=gone)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -16,17 +15,16 @@ from mirror.bundle.folder import check_folder
 from mirror.bundle.names import source_reference
 from mirror.bundle.seal import Seal, lay_out_all
 from mirror.errors import SourceContentError
-from mirror.events import OnEvent, Warned
-from mirror.events import ignore as ignore_events
+from mirror.events import Warned
 from mirror.oci import Digest
 from mirror.operations.pack import Packing, pack
 from mirror.registry import RegistryReader
-from mirror.release.resolve import Company, resolve
-from mirror.release.select import select
-from mirror.release.selection import Selection, Wishes
+from mirror.release.images import Attachments, resolve
+from mirror.release.select import SelectedContent, select
+from mirror.release.selection import Selection
 from mirror.release.source import ReleaseSource, SourceTree
+from mirror.run import Run
 from mirror.sync import Inventory, union
-from mirror.sync.workers import DEFAULT_JOBS
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +35,7 @@ class PullReport:
 
     folder: Path
     tree: SourceTree
-    selection: Selection
+    selection: SelectedContent
     inventory: Inventory
     digest: Digest
     archives: Mapping[str, int]
@@ -82,11 +80,10 @@ class PullPlan:
     """A pull that is decided and not begun: every image, by digest, and every archive, laid out."""
 
     tree: SourceTree
-    selection: Selection
+    selection: SelectedContent
     archives: tuple[Archive, ...]
     seal: Seal
     source: ReleaseSource = field(repr=False)
-    jobs: int = DEFAULT_JOBS
 
     @property
     def inventory(self) -> Inventory:
@@ -143,20 +140,19 @@ class PullPlan:
         gost_digest: bool = False,
         sign: Callable[[bytes], bytes] | None = None,
         compress: bool = False,
-        on_event: OnEvent = ignore_events,
+        run: Run | None = None,
     ) -> PullReport:
         """Fetch everything into a new bundle in `folder`; see `pull`."""
+        run = Run.of(run)
         check_folder(folder, force=force)
         inventory = self.inventory
         packed = pack(
             self.seal,
             self.selection.files,
-            self.source.content,
+            self.source.content.within(run),
             folder,
             Packing(part_size, gost_digest, sign, resume, compress),
-            jobs=self.jobs,
-            on_event=on_event,
-            cancel=self.source.cancel,
+            run=run,
         )
         return PullReport(
             folder,
@@ -186,16 +182,14 @@ class PlannedReference:
 def plan_pull(
     client: RegistryReader,
     tree: SourceTree,
-    wishes: Wishes,
+    wanted: Selection,
     *,
     selection: Mapping[str, Any] | None = None,
     base: Inventory | None = None,
     dedupe: bool = False,
-    jobs: int = DEFAULT_JOBS,
-    on_event: OnEvent = ignore_events,
-    cancel: threading.Event | None = None,
+    run: Run | None = None,
 ) -> PullPlan:
-    """Decide what `wishes` put into a bundle, down to each byte's place; fetch no image.
+    """Decide what `wanted` puts into a bundle, down to each byte's place; fetch no image.
 
     `selection` is kept in the bundle's seal: what was asked for, as JSON values. What `base` holds
     is left out: the bundle is a delta then, unless there is nothing of that kind. With `dedupe`
@@ -204,33 +198,37 @@ def plan_pull(
     Raises:
         InputError: what was asked for contradicts itself.
         SourceContentError: the source's release tree is incomplete or contradicts itself.
-        CancelledError: `cancel` was set.
+        CancelledError: `run` was stopped.
     """
+    run = Run.of(run)
+    client = client.within(run)
     client.ping()  # one clear answer about name, TLS and login, before many ask in parallel
-    source = ReleaseSource(client, tree, jobs=jobs, on_event=on_event, cancel=cancel)
-    selected = select(source, wishes)
-    company = Company(wishes.vex, wishes.signatures, listing=not wishes.probing)
-    inventories = resolve(source, selected, company, wishes.platforms)
+    source = ReleaseSource(client, tree, run=run)
+    selected = select(source, wanted)
+    attachments = Attachments(wanted.vex, wanted.signatures, listing=not wanted.probing)
+    inventories = resolve(source, selected.images, attachments, wanted.platforms)
     if not inventories:
         raise SourceContentError(f"nothing at {tree.root} was selected; there is no bundle to make")
     carriage = Carriage(once=dedupe)
     if base is not None:
         carriage = against(base, union(inventories.values()), once=dedupe)
         if carriage.base is None:
-            on_event(Warned("the base holds nothing of what is selected: the bundle is complete"))
+            run.on_event(
+                Warned("the base holds nothing of what is selected: the bundle is complete")
+            )
     origins = {
         name: {path: tree.origin(path) for path in inventory.repositories}
         for name, inventory in inventories.items()
     }
     archives = lay_out_all(inventories, origins, carriage)
     seal = Seal.over(archives, selection or {}, tool_name(), selected.files, carriage)
-    return PullPlan(tree, selected, archives, seal, source, jobs)
+    return PullPlan(tree, selected, archives, seal, source)
 
 
 def pull(
     client: RegistryReader,
     tree: SourceTree,
-    wishes: Wishes,
+    wanted: Selection,
     folder: Path,
     *,
     base: Inventory | None = None,
@@ -241,11 +239,9 @@ def pull(
     gost_digest: bool = False,
     sign: Callable[[bytes], bytes] | None = None,
     compress: bool = False,
-    jobs: int = DEFAULT_JOBS,
-    on_event: OnEvent = ignore_events,
-    cancel: threading.Event | None = None,
+    run: Run | None = None,
 ) -> PullReport:
-    """Pack what `wishes` select at the source into a new bundle in `folder`.
+    """Pack what `wanted` selects at the source into a new bundle in `folder`.
 
     A pull that was stopped, in whatever way, is completed by the next one into the same folder:
     what it fetched is not fetched again, unless `resume` is False.
@@ -263,18 +259,17 @@ def pull(
         NoSpaceError: the disk is too small for the plan; nothing was fetched.
         SourceContentError: the source's release tree is incomplete or contradicts itself.
         IncompleteError: some content could not be fetched.
-        CancelledError: `cancel` was set.
+        CancelledError: `run` was stopped.
     """
+    run = Run.of(run)
     check_folder(folder, force=force)
     planned = plan_pull(
         client,
         tree,
-        wishes,
+        wanted,
         base=base,
         dedupe=dedupe,
-        jobs=jobs,
-        on_event=on_event,
-        cancel=cancel,
+        run=run,
     )
     return planned.carry_out(
         folder,
@@ -284,5 +279,5 @@ def pull(
         gost_digest=gost_digest,
         sign=sign,
         compress=compress,
-        on_event=on_event,
+        run=run,
     )

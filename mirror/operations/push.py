@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import threading
 from dataclasses import dataclass
 from typing import Any
 
 from mirror.bundle.reader import BundleReader
-from mirror.events import OnEvent, PhaseStarted, Warned
-from mirror.events import ignore as ignore_events
+from mirror.events import PhaseStarted, Warned
 from mirror.layout import TargetTree, publication_stage
 from mirror.oci import Digest
 from mirror.operations.pull import count, tool_name
 from mirror.operations.push_plan import content_for, held_for, wanted_from
 from mirror.registry import RegistryWriter, UploadJournal
+from mirror.run import Run
 from mirror.sync import Inventory, Plan, TransferReport, make_plan, transfer
 from mirror.sync.phase import check_unmoved, finish
 from mirror.sync.publish import Published, begin, check_unchanged, complete, read_standing
 from mirror.sync.registry import RegistryTarget
 from mirror.sync.statement import REPOSITORY
 from mirror.sync.succession import next_statement
-from mirror.sync.workers import DEFAULT_JOBS
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,9 +68,7 @@ def push(
     key: bytes | None = None,
     journal: UploadJournal | None = None,
     check_access: bool = True,
-    jobs: int = DEFAULT_JOBS,
-    on_event: OnEvent = ignore_events,
-    cancel: threading.Event | None = None,
+    run: Run | None = None,
 ) -> PushReport:
     """Make the registry hold all that the bundle holds, below the tree's root.
 
@@ -95,24 +91,23 @@ def push(
         DeniedError: the registry may not be written to; nothing was written.
         IncompleteError: some content could not be brought over; no tag names what lacks.
         ConflictError: somebody else changed the same tags meanwhile.
-        CancelledError: `cancel` was set.
+        CancelledError: `run` was stopped.
     """
-    cancel = cancel or threading.Event()
-    bundle, index, wanted = wanted_from(reader, key, on_event)
+    run = Run.of(run)
+    client = client.within(run)
+    bundle, index, wanted = wanted_from(reader, key, run)
     target = RegistryTarget(
         client,
         tree.locate,
         f"registry {tree.root}",
-        jobs=jobs,
-        cancel=cancel,
+        run=run,
         journal=journal,
-        on_event=on_event,
     )
     client.ping()  # one clear answer about name, TLS and login, before many ask in parallel
-    on_event(PhaseStarted("comparing with the registry"))
+    run.on_event(PhaseStarted("comparing with the registry"))
     standing = read_standing(client, tree.locate)
     for notice in standing.notices:
-        on_event(Warned(notice))
+        run.on_event(Warned(notice))
     held = held_for(reader, target, bundle, wanted)
     plan = make_plan(wanted, held, stage=publication_stage)
     statement = next_statement(standing, wanted, held, tool=tool_name())
@@ -125,9 +120,7 @@ def push(
         if artifact is not None or standing.pending is not None:
             goal = artifact.manifest.digest if artifact is not None else None
             check_unchanged(client, tree.locate, standing, goal)
-        finish(
-            standing, target, stage=publication_stage, jobs=jobs, on_event=on_event, cancel=cancel
-        )
+        finish(standing, target, stage=publication_stage, run=run)
         if statement is not None and artifact is not None:
             begin(client, tree.locate, artifact)
             published = Published(artifact.manifest.digest, statement)
@@ -139,9 +132,7 @@ def push(
             plan,
             content_for(reader, index, target, held),
             target,
-            jobs=jobs,
-            on_event=on_event,
-            cancel=cancel,
+            run=run,
             before_tags=before_tags,
         )
     finally:

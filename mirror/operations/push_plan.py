@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,12 +10,12 @@ from mirror.bundle.carriage import lacking
 from mirror.bundle.reader import BundleReader
 from mirror.bundle.verify import check_signature
 from mirror.errors import MissingBaseError
-from mirror.events import OnEvent, PhaseStarted, Warned
-from mirror.events import ignore as ignore_events
+from mirror.events import PhaseStarted, Warned
 from mirror.layout import TargetTree, publication_stage
 from mirror.operations.pull import count
 from mirror.registry import RegistryWriter
 from mirror.release.discovery import discovery_images
+from mirror.run import Run
 from mirror.sync import (
     Finding,
     HeldContent,
@@ -28,7 +27,6 @@ from mirror.sync import (
     union,
 )
 from mirror.sync.registry import RegistrySource, RegistryTarget
-from mirror.sync.workers import DEFAULT_JOBS
 
 
 @dataclass(slots=True)
@@ -112,7 +110,7 @@ class PushPlan:
 
 
 def wanted_from(
-    reader: BundleReader, key: bytes | None, on_event: OnEvent
+    reader: BundleReader, key: bytes | None, run: Run
 ) -> tuple[Inventory, MemoryStore, Inventory]:
     """The bundle's inventory, the images that index it, and both as what a registry is to hold.
 
@@ -124,7 +122,7 @@ def wanted_from(
         check_signature(reader, key)
     bundle = reader.inventory()
     for notice in reader.contents.warnings():
-        on_event(Warned(notice))
+        run.on_event(Warned(notice))
     index = discovery_images(bundle)
     return bundle, index, union([bundle, index.inventory()])
 
@@ -174,19 +172,19 @@ def plan_push(
     tree: TargetTree,
     *,
     key: bytes | None = None,
-    jobs: int = DEFAULT_JOBS,
-    on_event: OnEvent = ignore_events,
-    cancel: threading.Event | None = None,
+    run: Run | None = None,
 ) -> PushPlan:
     """Say what `push` with the same arguments would do. The registry is only read.
 
     Raises:
         SignatureError, DamagedBundleError, MissingBaseError, CancelledError: as `push`.
     """
-    bundle, _, wanted = wanted_from(reader, key, on_event)
-    target = RegistryTarget(client, tree.locate, f"registry {tree.root}", jobs=jobs, cancel=cancel)
+    run = Run.of(run)
+    client = client.within(run)
+    bundle, _, wanted = wanted_from(reader, key, run)
+    target = RegistryTarget(client, tree.locate, f"registry {tree.root}", run=run)
     client.ping()
-    on_event(PhaseStarted("comparing with the registry"))
+    run.on_event(PhaseStarted("comparing with the registry"))
     held = held_for(reader, target, bundle, wanted)
     plan = make_plan(wanted, held, stage=publication_stage)
     return PushPlan(tree, bundle, plan)

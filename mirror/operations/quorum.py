@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from mirror.bundle.carriage import lacking
 from mirror.bundle.reader import BundleReader
 from mirror.bundle.verify import check_signature
 from mirror.errors import CancelledError, ConflictError, IncompleteError, MirrorError
-from mirror.events import OnEvent, PhaseStarted, Warned, side_by_side
-from mirror.events import ignore as ignore_events
+from mirror.events import PhaseStarted, Warned, side_by_side
 from mirror.layout import TargetTree, publication_stage
 from mirror.oci import Digest
 from mirror.operations.pull import count, tool_name
 from mirror.operations.push_plan import check_base
 from mirror.registry import RegistryClient, UploadJournal
 from mirror.release.discovery import discovery_images
+from mirror.run import Run
 from mirror.sync import (
     HeldContent,
     Inventory,
@@ -46,7 +45,7 @@ from mirror.sync.publish import (
 from mirror.sync.registry import RegistrySource, RegistryTarget
 from mirror.sync.statement import REPOSITORY, Statement
 from mirror.sync.succession import next_statement
-from mirror.sync.workers import DEFAULT_JOBS, for_each
+from mirror.sync.workers import for_each
 
 Result = TypeVar("Result")
 
@@ -64,6 +63,10 @@ class Member:
     client: RegistryClient
     tree: TargetTree
     journal: UploadJournal | None = None
+
+    def within(self, run: Run) -> Member:
+        """The same, every wait of which listens to `run`."""
+        return replace(self, client=self.client.within(run))
 
     @property
     def name(self) -> str:
@@ -130,15 +133,13 @@ def push_to_all(
     quorum: int | None = None,
     key: bytes | None = None,
     check_access: bool = True,
-    jobs: int = DEFAULT_JOBS,
-    on_event: OnEvent = ignore_events,
-    cancel: threading.Event | None = None,
+    run: Run | None = None,
 ) -> QuorumReport:
     """Bring all `members` to the state that the first one has when it holds the bundle too.
 
-    They are worked on at the same time, each with `jobs` threads, straight from the bundle; what
-    the bundle lacks of that state comes from whichever other member has it. What happens to one
-    does not concern the others. If the first does not answer, the one that is ahead takes its
+    They are worked on at the same time, each with `run.jobs` threads, straight from the bundle;
+    what the bundle lacks of that state comes from whichever other member has it. What happens to
+    one does not concern the others. If the first does not answer, the one that is ahead takes its
     part. When all tags of a member have turned, it is asked for everything that it states; it
     counts if nothing lacks. `quorum` of them must (all, if None). Unless `check_access` is False,
     the right to write is proved at each before the first byte goes there.
@@ -146,9 +147,10 @@ def push_to_all(
     Raises:
         SignatureError, DamagedBundleError: as `push` says; nothing was written.
         IncompleteError: fewer do; `failures` has every other one with its reason.
-        CancelledError: `cancel` was set.
+        CancelledError: `run` was stopped.
         ValueError: `quorum` is not between 1 and the number of members.
     """
+    run = Run.of(run)
     quorum = len(members) if quorum is None else quorum
     if not 1 <= quorum <= len(members):
         raise ValueError(f"a quorum of {quorum} out of {len(members)}")
@@ -156,21 +158,20 @@ def push_to_all(
         check_signature(reader, key)
     bundle = reader.inventory()
     for notice in reader.contents.warnings():
-        on_event(Warned(notice))
-    work = _Work(
-        reader, discovery_images(bundle), bundle, jobs, check_access, cancel or threading.Event()
-    )
-    on_event(PhaseStarted(f"asking {len(members)} registries"))
+        run.on_event(Warned(notice))
+    members = [member.within(run) for member in members]
+    work = _Work(reader, discovery_images(bundle), bundle, check_access, run)
+    run.on_event(PhaseStarted(f"asking {len(members)} registries"))
     problems: _Problems = {}
     standings = work.at_once(members, work.survey, problems)
     for standing in standings.values():
         for notice in standing.notices:
-            on_event(Warned(notice))
+            run.on_event(Warned(notice))
     alive = [member for member in members if member.name in standings]
     reports: Mapping[str, TransferReport] = {}
     goal = work.goal(alive, standings, problems)
     if goal is not None:
-        reports = work.bring_all(alive, standings, goal, problems, on_event)
+        reports = work.bring_all(alive, standings, goal, problems)
     if goal is None or len(reports) < quorum:
         holding = ", ".join(sorted(reports)) or "none"
         raise IncompleteError(
@@ -179,7 +180,7 @@ def push_to_all(
             [(member.name, problems[member.name]) for member in members if member.name in problems],
         )
     for name, problem in problems.items():
-        on_event(Warned(f"{name} does not hold the release: {problem}"))
+        run.on_event(Warned(f"{name} does not hold the release: {problem}"))
     return QuorumReport(
         quorum,
         bundle,
@@ -211,9 +212,8 @@ class _Work:
     reader: BundleReader
     index: MemoryStore
     bundle: Inventory
-    jobs: int
     check_access: bool
-    cancel: threading.Event
+    run: Run
 
     def at_once(
         self,
@@ -232,7 +232,7 @@ class _Work:
                 return err
 
         results: dict[str, Result] = {}
-        with closing(for_each(members, caught, jobs=len(members), cancel=self.cancel)) as outcomes:
+        with closing(for_each(members, caught, run=self.run.with_jobs(len(members)))) as outcomes:
             for member, outcome in outcomes:
                 if isinstance(outcome, MirrorError):
                     problems[member.name] = outcome
@@ -252,8 +252,7 @@ class _Work:
             member.client,
             member.tree.locate,
             name,
-            jobs=self.jobs,
-            cancel=self.cancel,
+            run=self.run,
             journal=member.journal,
         )
 
@@ -291,13 +290,14 @@ class _Work:
         standings: Mapping[str, Standing],
         goal: _Goal,
         problems: _Problems,
-        on_event: OnEvent,
     ) -> dict[str, TransferReport]:
         """Bring all of `alive` to the goal; what was done in those that are there."""
 
         def bring(member: Member) -> TransferReport:
-            listener = side_by_side(on_event, member.name) if len(alive) > 1 else on_event
-            return self.bring(member, alive, standings[member.name], goal, listener)
+            run = self.run
+            if len(alive) > 1:
+                run = run.heard_by(side_by_side(run.on_event, member.name))
+            return self.bring(member, alive, standings[member.name], goal, run)
 
         return self.at_once(alive, bring, problems)
 
@@ -307,7 +307,7 @@ class _Work:
         alive: Sequence[Member],
         standing: Standing,
         goal: _Goal,
-        on_event: OnEvent,
+        run: Run,
     ) -> TransferReport:
         """Bring a member to the goal, and check that it is there.
 
@@ -330,9 +330,7 @@ class _Work:
                     standing,
                     target,
                     stage=publication_stage,
-                    jobs=self.jobs,
-                    on_event=on_event,
-                    cancel=self.cancel,
+                    run=run,
                 )
             if not stated:
                 begin(member.client, member.tree.locate, goal.artifact)
@@ -354,9 +352,7 @@ class _Work:
                     HeldContent(RegistrySource(target.client, target.locate, target.name), held),
                 ),
                 target,
-                jobs=self.jobs,
-                on_event=on_event,
-                cancel=self.cancel,
+                run=run,
                 before_tags=before_tags,
             )
         finally:
@@ -372,7 +368,7 @@ class _Work:
         Raises:
             IncompleteError: something is missing, or it states something else by now.
         """
-        findings = audit(inventory, target, jobs=self.jobs, cancel=self.cancel)
+        findings = audit(inventory, target, run=self.run.quietly())
         if findings:
             raise IncompleteError(
                 f"{target.name}: {len(findings)} things are missing after the push; run it again"

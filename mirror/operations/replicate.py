@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 
-from mirror.errors import (
-    IncompleteError,
-    MirrorError,
-    RegistryError,
-    RegistryNotFoundError,
-)
-from mirror.events import OnEvent, PhaseStarted, Warned
+from mirror.errors import IncompleteError, MirrorError, RegistryError, RegistryNotFoundError
+from mirror.events import PhaseStarted, Warned
 from mirror.layout import publication_stage
 from mirror.oci import Digest
 from mirror.operations.extras import find_extras, refuse_to_prune, remove_extras
 from mirror.operations.leader import Facts, Leader
 from mirror.operations.results import How, Notes, Outcome, ReplicaResult
 from mirror.operations.sites import Site
+from mirror.run import Run
 from mirror.sync import Finding, Inventory, InventoryBuilder, Plan, make_plan, transfer, union
 from mirror.sync.difference import lacking
 from mirror.sync.healing import Healer, Mending, without_manifests
@@ -44,7 +39,7 @@ from mirror.sync.tolerance import Tolerant, speaks_of_damage
 
 
 class Replication:
-    """Brings one replica to what the leader has. `run` once, in a thread of its own."""
+    """Brings one replica to what the leader has. `carry_out` once, in a thread of its own."""
 
     def __init__(
         self,
@@ -53,21 +48,20 @@ class Replication:
         others: Sequence[Site],
         how: How,
         *,
-        on_event: OnEvent,
-        cancel: threading.Event,
+        run: Run,
     ) -> None:
         self.site, self._leader, self._others, self._how = site, leader, others, how
-        self._on_event, self._cancel = on_event, cancel
-        self._place = site.place(jobs=how.jobs, cancel=cancel)
+        self._run = run
+        self._place = site.place(run=run)
         self._notes = Notes()
         self._unhealed = False
         self._damaged: dict[Digest, MirrorError] = {}
         self._started = time.monotonic()
 
-    def run(self) -> ReplicaResult:
+    def carry_out(self) -> ReplicaResult:
         """Do it; what fails is in the result and is never raised."""
         try:
-            self._run()
+            self._carry_out()
         except MirrorError as err:
             self._fail("the replica as a whole", err)
         return self.result()
@@ -94,7 +88,7 @@ class Replication:
 
     # -- the steps -----------------------------------------------------------------------------
 
-    def _run(self) -> None:
+    def _carry_out(self) -> None:
         client, locate = self.site.client, self.site.tree.locate
         stated = self._notes.statement = statement_digest(client, locate)
         if stated is not None and stated == self._leader.digest and not self._how.full:
@@ -141,28 +135,27 @@ class Replication:
 
     def _by_statements(self, wanted: Inventory, known: Inventory) -> Inventory:
         """What is held, taken from what the replica states; only the difference is asked about."""
-        self._on_event(PhaseStarted(f"{self.site.name}: comparing what is stated"))
+        self._run.on_event(PhaseStarted(f"{self.site.name}: comparing what is stated"))
         rest = lacking(wanted, known)
-        found = survey(rest, self._place, jobs=self._how.jobs, cancel=self._cancel)
+        found = survey(rest, self._place, run=self._run)
         return union([known, found.held])
 
     def _wanted(self, facts: Facts) -> Inventory:
         return facts.with_statement() if self._how.deep else facts.inventory
 
     def _survey(self, facts: Facts, known: Inventory) -> Survey:
-        self._on_event(PhaseStarted(f"{self.site.name}: comparing by digest"))
+        self._run.on_event(PhaseStarted(f"{self.site.name}: comparing by digest"))
         return survey(
             self._wanted(facts),
             self._place,
             also=known.repositories,
             thorough=self._how.deep,
-            jobs=self._how.jobs,
-            cancel=self._cancel,
+            run=self._run,
         )
 
     def _read_and_heal(self, facts: Facts, found: Survey) -> tuple[Inventory, Survey]:
         """Read back all that is there, replace what is wrong, and ask again what was unclear."""
-        damaged = damage(self._place, found, self._how, self._on_event, self._cancel)
+        damaged = damage(self._place, found, self._run)
         if not damaged:
             return found.held, found
         if self._how.dry_run:
@@ -174,7 +167,7 @@ class Replication:
         # Manifests follow when all blobs are there: taken for absent, they are put once more.
         self._damaged = {d: error for d, error in damaged.items() if d not in blobs}
         healer = self._healer(facts)
-        healed, failures = healer.heal_blobs(damaged, wanted, jobs=self._how.jobs)
+        healed, failures = healer.heal_blobs(damaged, wanted)
         self._notes.outcome = Outcome.SYNCED
         self._notes.healed += healed
         self._notes.failures += failures
@@ -192,8 +185,7 @@ class Replication:
             self._place,
             self._ring(facts),
             self.site.files,
-            on_event=self._on_event,
-            cancel=self._cancel,
+            run=self._run,
         )
 
     def _ring(self, facts: Facts) -> Ring:
@@ -249,9 +241,7 @@ class Replication:
                 plan,
                 ring,
                 Persistent(target, ring),
-                jobs=self._how.jobs,
-                on_event=self._on_event,
-                cancel=self._cancel,
+                run=self._run,
                 before_tags=before_tags,
             )
         except IncompleteError as err:
@@ -302,7 +292,7 @@ class Replication:
             with suppress(RegistryNotFoundError):  # gone, by a request whose answer was lost
                 self.site.client.delete_manifest(repository, current.digest)
         except RegistryError as err:
-            self._on_event(Warned(f"{self.site.name} goes on stating what it lacks: {err}"))
+            self._run.on_event(Warned(f"{self.site.name} goes on stating what it lacks: {err}"))
         else:
             self._notes.statement = self._notes.generation = None
 
@@ -317,8 +307,7 @@ class Replication:
         answers = Tolerant(client).ask_all(
             steps,
             lambda step: client.resolve(locate(step.repository), step.digest),
-            jobs=self._how.jobs,
-            cancel=self._cancel,
+            run=self._run,
         )
         lost = {
             step: answer
@@ -345,7 +334,7 @@ class Replication:
     def _extras(self, facts: Facts, known: Inventory, found: Survey) -> None:
         """Find what the leader does not have, and remove it if that was asked for."""
         how, notes = self._how, self._notes
-        extras = find_extras(self.site, facts.inventory, known, found, how, self._cancel)
+        extras = find_extras(self.site, facts.inventory, known, found, self._run)
         items = extras.items
         if not how.prune:
             notes.extras += items
@@ -359,7 +348,7 @@ class Replication:
             notes.extras += items
             return
         current = facts.published.digest
-        gone, failures = remove_extras(self.site, self._place, removal, current, how, self._cancel)
+        gone, failures = remove_extras(self.site, self._place, removal, current, self._run)
         removed = gone.items
         notes.failures += failures
         notes.removed += removed
@@ -380,11 +369,9 @@ class Replication:
         self._notes.manifests, self._notes.tags = plan.manifest_count, plan.tag_count
 
 
-def damage(
-    place: RegistryTarget, found: Survey, how: How, on_event: OnEvent, cancel: threading.Event
-) -> Mapping[Digest, MirrorError]:
+def damage(place: RegistryTarget, found: Survey, run: Run) -> Mapping[Digest, MirrorError]:
     """Everything there that is not what it goes by, or that the registry cannot serve."""
-    damaged = read_back(found.held, place, jobs=how.jobs, on_event=on_event, cancel=cancel)
+    damaged = read_back(found.held, place, run=run)
     for item, error in found.unclear.items():
         if speaks_of_damage(error):
             damaged.setdefault(item.digest, error)

@@ -9,7 +9,6 @@ from typing import Any
 from mirror.oci import Digest
 from mirror.sync import Finding
 from mirror.sync.survey import Failure
-from mirror.sync.workers import DEFAULT_JOBS
 
 
 class Outcome(StrEnum):
@@ -29,7 +28,6 @@ class How:
     deep: bool = False
     prune: bool = False
     dry_run: bool = False
-    jobs: int = DEFAULT_JOBS
 
     @property
     def full(self) -> bool:

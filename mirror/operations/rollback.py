@@ -11,18 +11,17 @@ The state that comes of it is a new generation: numbers only rise, so that repli
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
 from mirror.errors import NotFoundError
-from mirror.events import OnEvent, PhaseStarted, Warned
-from mirror.events import ignore as ignore_events
+from mirror.events import PhaseStarted, Warned
 from mirror.layout import TargetTree, publication_stage
 from mirror.oci import Digest
 from mirror.operations.way_back import incomplete, read_all, way_back
 from mirror.registry import RegistryClient
+from mirror.run import Run
 from mirror.sync import Inventory, Plan, PutTag, RepositoryContent, make_plan, transfer
 from mirror.sync.phase import check_unmoved, tags_of_steps
 from mirror.sync.publish import Standing, begin, check_unchanged, complete, read_standing
@@ -30,7 +29,6 @@ from mirror.sync.registry import RegistrySource, RegistryTarget
 from mirror.sync.statement import reachable
 from mirror.sync.tag_removal import deletes_tags, remove_tags
 from mirror.sync.tags import Tags, differing, laid_over, tags_of, tags_only
-from mirror.sync.workers import DEFAULT_JOBS
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,9 +98,7 @@ def rollback(
     *,
     to: int | None = None,
     dry_run: bool = False,
-    jobs: int = DEFAULT_JOBS,
-    on_event: OnEvent = ignore_events,
-    cancel: threading.Event | None = None,
+    run: Run | None = None,
 ) -> RollbackReport:
     """Put the tags back to what they named when the generation after `to` began.
 
@@ -119,23 +115,24 @@ def rollback(
         NotFoundError: the registry states no inventory.
         IncompleteError: something of that generation is not there any more; nothing was changed.
         ConflictError: somebody else changed the same registry meanwhile.
-        CancelledError: `cancel` was set; running it again completes it.
+        CancelledError: `run` was stopped; running it again completes it.
     """
-    cancel = cancel or threading.Event()
+    run = Run.of(run)
+    client = client.within(run)
     client.ping()
-    target = RegistryTarget(client, tree.locate, f"registry {tree.root}", jobs=jobs, cancel=cancel)
+    target = RegistryTarget(client, tree.locate, f"registry {tree.root}", run=run)
     source = RegistrySource(client, tree.locate, target.name)
     standing = read_standing(client, tree.locate)
     for notice in standing.notices:
-        on_event(Warned(notice))
-    back = way_back(client, tree, standing, to, on_event)
-    wanted = back.wanted(source, jobs, cancel)
-    lookout = _Lookout(wanted, standing, source, target, back.to, jobs, cancel)
+        run.on_event(Warned(notice))
+    back = way_back(client, tree, standing, to, run)
+    wanted = back.wanted(source, run)
+    lookout = _Lookout(wanted, standing, source, target, back.to, run)
     turning = _expected_turns(wanted, standing)
-    on_event(PhaseStarted(f"checking what {_count(turning)} tags are to lead to"))
+    run.on_event(PhaseStarted(f"checking what {_count(turning)} tags are to lead to"))
     lookout.refuse_if_lost(turning, untagged=True)
     # The tags themselves are looked at last, so that they turn right after.
-    on_event(PhaseStarted("comparing tags"))
+    run.on_event(PhaseStarted("comparing tags"))
     tags = tags_only(tags_of(wanted))
     held = target.held(tags)
     plan = make_plan(tags, held, stage=publication_stage)
@@ -164,14 +161,12 @@ def rollback(
     artifact = stated.artifact()
     check_unchanged(client, tree.locate, standing, artifact.manifest.digest)
     begin(client, tree.locate, artifact)
-    on_event(PhaseStarted(f"turning {plan.tag_count} tags back"))
-    transfer(plan, source, target, jobs=jobs, cancel=cancel)
+    run.on_event(PhaseStarted(f"turning {plan.tag_count} tags back"))
+    transfer(plan, source, target, run=run.quietly())
     removed: tuple[tuple[str, str], ...] = ()
     if extras and deletes_tags(client, tree.locate, stated.inventory.digest().encoded):
-        on_event(PhaseStarted(f"removing {len(extras)} tags"))
-        removed = remove_tags(
-            target, extras, stage=publication_stage, jobs=jobs, on_event=on_event, cancel=cancel
-        )
+        run.on_event(PhaseStarted(f"removing {len(extras)} tags"))
+        removed = remove_tags(target, extras, stage=publication_stage, run=run)
     complete(client, tree.locate, stated, artifact.manifest.digest)
     return replace(report, removed=removed)
 
@@ -193,8 +188,7 @@ class _Lookout:
     source: RegistrySource
     target: RegistryTarget
     to: int
-    jobs: int
-    cancel: threading.Event
+    run: Run
 
     def refuse_if_lost(self, turning: Tags, *, untagged: bool = False) -> None:
         """Check that all is there that `turning` tags will lead to and, if asked, what no tag does.
@@ -224,8 +218,8 @@ class _Lookout:
             }
             if lacking:
                 blobs[path] = RepositoryContent(blobs=lacking)
-        read, cancel = self.source.manifest, self.cancel
-        lost = read_all(manifests, lambda one: read(*one), self.jobs, cancel)[1]
+        read = self.source.manifest
+        lost = read_all(manifests, lambda one: read(*one), self.run)[1]
         gone = NotFoundError("is not there any more")
         needed_blobs = Inventory(blobs)
         for step in make_plan(needed_blobs, self.target.held(needed_blobs)).blobs:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -21,13 +20,13 @@ from mirror.modes.endpoints import replica_endpoints
 from mirror.modes.settings import RegistrySettings
 from mirror.modes.sites import Sites
 from mirror.registry import ConnectionOptions, Credentials, RegistryClient, RegistryReader
+from mirror.run import Run
 from mirror.sync import Inventory
 from mirror.sync.registry import RegistrySource, RegistryTarget, listed_tags
 from mirror.sync.statement import REPOSITORY
 from mirror.sync.storage import Storage
 from mirror.sync.survey import Failure
 from mirror.sync.walk import Walk, walk
-from mirror.sync.workers import DEFAULT_JOBS
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,15 +51,17 @@ class Site:
         """Its data root, if it was named."""
         return None if self.storage is None else Storage(self.storage)
 
+    def within(self, run: Run) -> Site:
+        """The same, every wait of which listens to `run`."""
+        return replace(self, client=self.client.within(run))
+
     def source(self) -> RegistrySource:
         """It as a source."""
         return RegistrySource(self.client, self.tree.locate, self.name)
 
-    def place(
-        self, *, jobs: int = DEFAULT_JOBS, cancel: threading.Event | None = None
-    ) -> RegistryTarget:
+    def place(self, *, run: Run | None = None) -> RegistryTarget:
         """It as a target."""
-        return RegistryTarget(self.client, self.tree.locate, self.name, jobs=jobs, cancel=cancel)
+        return RegistryTarget(self.client, self.tree.locate, self.name, run=run)
 
 
 @contextmanager
@@ -95,8 +96,7 @@ def walk_site(
     site: Site,
     known: Inventory | None = None,
     *,
-    jobs: int = DEFAULT_JOBS,
-    cancel: threading.Event | None = None,
+    run: Run | None = None,
 ) -> Walk:
     """What lies below the site's root. Its repositories are those of `known`, which spares reading
     manifests too, and those that the registry lists.
@@ -112,7 +112,7 @@ def walk_site(
     elif not paths:
         paths.update(usual_repositories(site.client, site.tree))
         unlisted = (Failure(site.name, "its list of repositories", listed),)
-    found = walk(site.source(), paths, known=known, jobs=jobs, cancel=cancel).closed()
+    found = walk(site.source(), paths, known=known, run=Run.of(run).quietly()).closed()
     return replace(found, failures=(*unlisted, *found.failures))
 
 

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from mirror.errors import MirrorError, StatementError
-from mirror.events import OnEvent, PhaseStarted
-from mirror.events import ignore as ignore_events
+from mirror.events import PhaseStarted
 from mirror.oci import Digest
 from mirror.operations.sites import Site
+from mirror.run import Run
 from mirror.sync import Inventory
 from mirror.sync.difference import lacking
 from mirror.sync.publish import Standing, read_marks, read_standing
 from mirror.sync.survey import Failure, survey
-from mirror.sync.workers import DEFAULT_JOBS, gather
+from mirror.sync.workers import gather
 
 _DIFFER, _INCOMPLETE = 3, 4
 
@@ -127,9 +126,7 @@ def status(
     sites: Sequence[Site],
     *,
     thorough: bool = False,
-    jobs: int = DEFAULT_JOBS,
-    on_event: OnEvent = ignore_events,
-    cancel: threading.Event | None = None,
+    run: Run | None = None,
 ) -> StatusReport:
     """Hold each registry against its own statement, all at once.
 
@@ -137,14 +134,14 @@ def status(
     fails at one registry is in its status and is not raised.
 
     Raises:
-        CancelledError: `cancel` was set.
+        CancelledError: `run` was stopped.
     """
-    on_event(PhaseStarted(f"asking {len(sites)} registries what they hold"))
+    run = Run.of(run)
+    run.on_event(PhaseStarted(f"asking {len(sites)} registries what they hold"))
     found = gather(
         sites,
-        lambda site: _status(site, thorough=thorough, jobs=jobs, cancel=cancel),
-        jobs=max(1, len(sites)),
-        cancel=cancel,
+        lambda site: _status(site.within(run), thorough=thorough, run=run),
+        run=run.with_jobs(max(1, len(sites))),
     )
     highest = max((one.generation or 0 for one in found), default=0)
     return StatusReport(
@@ -165,14 +162,12 @@ def status(
     )
 
 
-def _status(
-    site: Site, *, thorough: bool, jobs: int, cancel: threading.Event | None
-) -> ReplicaStatus:
+def _status(site: Site, *, thorough: bool, run: Run) -> ReplicaStatus:
     client, locate = site.client, site.tree.locate
     try:
         for _ in range(_LOOKS):
             standing = read_standing(client, locate)
-            found = _held_against(site, standing, thorough=thorough, jobs=jobs, cancel=cancel)
+            found = _held_against(site, standing, thorough=thorough, run=run)
             if found.complete or read_marks(client, locate) == standing.marks:
                 break
             # Something was published while it was asked: what lacks may lack of what was before.
@@ -187,13 +182,12 @@ def _held_against(
     standing: Standing,
     *,
     thorough: bool,
-    jobs: int,
-    cancel: threading.Event | None,
+    run: Run,
 ) -> ReplicaStatus:
     current, pending = standing.current, standing.pending
     stated = current.statement.inventory if current else Inventory()
-    place = site.place(jobs=jobs, cancel=cancel)
-    found = survey(stated, place, thorough=thorough, jobs=jobs, cancel=cancel)
+    place = site.place(run=run)
+    found = survey(stated, place, thorough=thorough, run=run)
     rest = lacking(stated, found.held)
     missing = [
         *(f"tag {p or '/'}:{t}" for p, c in rest.repositories.items() for t in c.tags),

@@ -9,16 +9,15 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from mirror.errors import CancelledError, InputError, StalledError, common_exit_code
-from mirror.events import OnEvent, PhaseAdvanced, PhaseStarted, side_by_side
-from mirror.events import ignore as ignore_events
+from mirror.events import PhaseAdvanced, PhaseStarted, side_by_side
 from mirror.oci import Digest
 from mirror.operations.audit_leader import LeaderAudit
 from mirror.operations.leader import Leader, choose_leader
 from mirror.operations.replicate import Replication
 from mirror.operations.results import How, Outcome, ReplicaResult
 from mirror.operations.sites import Site
+from mirror.run import Run
 from mirror.sync.survey import Failure
-from mirror.sync.workers import DEFAULT_JOBS
 
 _GRACE_S = 10.0
 _TICK_S = 0.2
@@ -71,7 +70,7 @@ class _Runner(Protocol):
     @property
     def site(self) -> Site: ...
 
-    def run(self) -> ReplicaResult: ...
+    def carry_out(self) -> ReplicaResult: ...
 
     def result(self) -> ReplicaResult: ...
 
@@ -86,10 +85,8 @@ def sync_replicas(
     dry_run: bool = False,
     audit_leader: bool = True,
     deadline_s: float | None = None,
-    jobs: int = DEFAULT_JOBS,
-    on_event: OnEvent = ignore_events,
     on_replica: Callable[[ReplicaResult], None] = lambda _result: None,
-    cancel: threading.Event | None = None,
+    run: Run | None = None,
 ) -> SyncReport:
     """Make every replica hold what the leader states, and state it itself.
 
@@ -102,10 +99,10 @@ def sync_replicas(
 
     `prune` removes what the leader does not have; without it that is only reported.
 
-    Every replica has threads of its own (`jobs`) and a result of its own, which `on_replica` hears
-    as soon as it is there; none waits for another. What fails is in the report and is not raised.
-    After `deadline_s` seconds what is not finished is stopped, and the clients of those sites are
-    closed.
+    Every replica has `run.jobs` threads of its own and a result of its own, which `on_replica`
+    hears as soon as it is there; none waits for another. What fails is in the report and is not
+    raised. After `deadline_s` seconds what is not finished is stopped, and the clients of those
+    sites are closed.
 
     A statement of the leader that cannot be read is a failure of every replica.
 
@@ -113,59 +110,57 @@ def sync_replicas(
         InputError: the leader is among the replicas, or there is none.
         UnreachableError, DeniedError: the leader does not answer.
         NotFoundError, ConflictError: `leader` is None, and none can be chosen.
-        CancelledError: `cancel` was set.
+        CancelledError: `run` was stopped.
     """
-    cancel = cancel or threading.Event()
+    run = Run.of(run)
     started = time.monotonic()
     unasked: tuple[Failure, ...] = ()
     for site in replicas:
         if site.files is not None:
             site.files.check()
     if leader is None:
-        leader, unasked = choose_leader(replicas, cancel=cancel)
+        leader, unasked = choose_leader(replicas, run=run)
         absent = {failure.place for failure in unasked}
         replicas = [one for one in replicas if one is not leader and one.name not in absent]
     names = [site.name for site in replicas]
     if leader.name in names or len(set(names)) < len(names) or not (names or unasked):
         raise InputError("a sync goes from one registry to others, each of them named once")
-    how = How(audit, deep, prune, dry_run, jobs)
-    head = Leader(leader, jobs=jobs, cancel=cancel)
+    how = How(audit, deep, prune, dry_run)
+    head = Leader(leader, run=run)
     if len(replicas) > 1:
-        on_event(
+        run.on_event(
             PhaseStarted(f"syncing {len(replicas)} replicas from {leader.name}", len(replicas))
         )
     alone = len(replicas) == 1 and not how.full
 
-    def listener(site: Site) -> OnEvent:
-        return on_event if alone else side_by_side(on_event, site.name)
+    def part(site: Site) -> Run:
+        own = Run.of(run)
+        return own if alone else own.heard_by(side_by_side(run.on_event, site.name))
 
-    flags = [threading.Event() for _ in replicas]
+    parts = [part(site) for site in replicas]
     runners: list[_Runner] = [
         Replication(
             site,
             head,
             [other for other in replicas if other is not site],
             how,
-            on_event=listener(site),
-            cancel=flag,
+            run=own,
         )
-        for site, flag in zip(replicas, flags, strict=True)
+        for site, own in zip(replicas, parts, strict=True)
     ]
     audited = how.full and (audit_leader or prune)
     if audited:
-        flags.append(threading.Event())
-        runners.append(
-            LeaderAudit(head, replicas, how, on_event=listener(leader), cancel=flags[-1])
-        )
+        parts.append(part(leader))
+        runners.append(LeaderAudit(head, replicas, how, run=parts[-1]))
 
     def told(result: ReplicaResult) -> None:
         if result.name != leader.name:
-            on_event(PhaseAdvanced())
+            run.on_event(PhaseAdvanced())
             on_replica(result)
 
     until = None if deadline_s is None else started + deadline_s
-    results = _run_all(runners, flags, leader, until, deadline_s, cancel, told)
-    if cancel.is_set():
+    results = _run_all(runners, parts, leader, until, deadline_s, run, told)
+    if run.stopped:
         raise CancelledError("stopped on request; what is done is done, run the command again")
     checked = results.pop() if audited else None
     return SyncReport(
@@ -181,26 +176,26 @@ def sync_replicas(
 
 def _run_all(
     runners: Sequence[_Runner],
-    flags: Sequence[threading.Event],
+    parts: Sequence[Run],
     leader: Site,
     until: float | None,
     deadline_s: float | None,
-    cancel: threading.Event,
+    run: Run,
     told: Callable[[ReplicaResult], None],
 ) -> list[ReplicaResult]:
     """Run each in a thread of its own. On return no thread of ours is running."""
     results: dict[int, ReplicaResult] = {}
     bugs: list[BaseException] = []
 
-    def run(number: int) -> None:
+    def work(number: int) -> None:
         try:
-            results[number] = runners[number].run()
+            results[number] = runners[number].carry_out()
             told(results[number])
         except BaseException as err:  # noqa: BLE001 - raised by the caller's thread, below
             bugs.append(err)
 
     threads = [
-        threading.Thread(target=run, args=(number,), name=f"mirror-{runners[number].site.name}")
+        threading.Thread(target=work, args=(number,), name=f"mirror-{runners[number].site.name}")
         for number in range(len(runners))
     ]
     for thread in threads:
@@ -211,19 +206,19 @@ def _run_all(
             for thread in threads:
                 thread.join(_TICK_S / len(threads))
             overdue = until is not None and time.monotonic() > until
-            if (overdue or cancel.is_set() or bugs) and not late:
+            if (overdue or run.stopped or bugs) and not late:
                 late = {number for number, thread in enumerate(threads) if thread.is_alive()}
-                _stop(late, runners, flags, threads, leader)
+                _stop(late, runners, parts, threads, leader)
     except BaseException:
         alive = {number for number, thread in enumerate(threads) if thread.is_alive()}
-        _stop(alive, runners, flags, threads, leader)
+        _stop(alive, runners, parts, threads, leader)
         raise
     finally:
         for thread in threads:
             thread.join()
     if bugs:
         raise bugs[0]
-    for number in late if not cancel.is_set() else ():
+    for number in late if not run.stopped else ():
         result = results[number]
         if result.outcome is Outcome.FAILED:
             results[number] = _overdue(result, deadline_s or 0.0)
@@ -233,13 +228,13 @@ def _run_all(
 def _stop(
     numbers: set[int],
     runners: Sequence[_Runner],
-    flags: Sequence[threading.Event],
+    parts: Sequence[Run],
     threads: Sequence[threading.Thread],
     leader: Site,
 ) -> None:
     """End what these do; closed connections end even what waits for an answer."""
     for number in numbers:
-        flags[number].set()
+        parts[number].cancellation.cancel()
     until = time.monotonic() + _TICK_S
     for number in numbers:
         threads[number].join(max(0.0, until - time.monotonic()))

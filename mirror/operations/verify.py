@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import threading
 from dataclasses import dataclass
 from typing import Any
 
 from mirror.bundle.reader import BundleReader
 from mirror.bundle.verify import BundleReport, verify_bundle
-from mirror.events import OnEvent
-from mirror.events import ignore as ignore_events
 from mirror.layout import TargetTree
 from mirror.oci import Digest
 from mirror.operations.pull import count
 from mirror.registry import RegistryWriter
 from mirror.release.discovery import discovery_images, index_of
+from mirror.run import Run
 from mirror.sync import Finding, Inventory, union
 from mirror.sync.audit import audit
 from mirror.sync.registry import RegistryTarget
 from mirror.sync.tags import tags_of, tags_only
-from mirror.sync.workers import DEFAULT_JOBS
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,13 +46,11 @@ def verify(
     *,
     key: bytes | None = None,
     quick: bool = False,
-    jobs: int = DEFAULT_JOBS,
-    on_event: OnEvent = ignore_events,
-    cancel: threading.Event | None = None,
+    run: Run | None = None,
 ) -> BundleReport:
     """Check every byte of a bundle (`mirror.bundle.verify.verify_bundle`), and with `key`, a public
     key in PEM, that its holder signed it; with `quick`, its structure and sizes only."""
-    return verify_bundle(reader, jobs=jobs, on_event=on_event, cancel=cancel, key=key, quick=quick)
+    return verify_bundle(reader, run=run, key=key, quick=quick)
 
 
 def verify_registry(
@@ -64,9 +59,7 @@ def verify_registry(
     tree: TargetTree,
     *,
     deep: bool = False,
-    jobs: int = DEFAULT_JOBS,
-    on_event: OnEvent = ignore_events,
-    cancel: threading.Event | None = None,
+    run: Run | None = None,
 ) -> RegistryReport:
     """Check that a registry holds every tag, manifest and blob of a bundle, and the index by which
     clusters find its modules, packages and plugins.
@@ -76,12 +69,14 @@ def verify_registry(
 
     Raises:
         DamagedBundleError: the bundle does not tell what it holds.
-        CancelledError: `cancel` was set.
+        CancelledError: `run` was stopped.
     """
+    run = Run.of(run)
+    client = client.within(run)
     inventory = reader.inventory()
     client.ping()  # one clear answer about name, TLS and login, before many ask in parallel
-    target = RegistryTarget(client, tree.locate, f"registry {tree.root}", jobs=jobs, cancel=cancel)
+    target = RegistryTarget(client, tree.locate, f"registry {tree.root}", run=run)
     index = tags_only(tags_of(discovery_images(inventory).inventory()))
     wanted = union([inventory, index_of(inventory, tags_of(target.held(index)))])
-    findings = audit(wanted, target, deep=deep, jobs=jobs, on_event=on_event, cancel=cancel)
+    findings = audit(wanted, target, deep=deep, run=run)
     return RegistryReport(str(tree.root), inventory, inventory.digest(), deep, findings)

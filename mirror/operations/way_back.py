@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -17,11 +16,12 @@ from mirror.errors import (
     NotFoundError,
     StatementError,
 )
-from mirror.events import OnEvent, Warned
+from mirror.events import Warned
 from mirror.layout import TargetTree
 from mirror.oci import Digest
 from mirror.operations.pull import tool_name
 from mirror.registry import RegistryClient
+from mirror.run import Run
 from mirror.sync import Inventory, InventoryBuilder, ManifestNode
 from mirror.sync.publish import Standing, generations, read_generation
 from mirror.sync.registry import RegistrySource
@@ -42,7 +42,7 @@ class WayBack:
     former: Tags
     replaced: Statement
 
-    def wanted(self, source: RegistrySource, jobs: int, cancel: threading.Event) -> Inventory:
+    def wanted(self, source: RegistrySource, run: Run) -> Inventory:
         """All that the registry held then; what other tools set is read from it."""
         others = differing(self.former, tags_of(self.base))
         if not others:
@@ -61,7 +61,7 @@ class WayBack:
                 pending += [child.digest for child in node.children]
             return nodes
 
-        graphs, lost = read_all(roots, graph, jobs, cancel)
+        graphs, lost = read_all(roots, graph, run)
         if lost:
             raise incomplete(source.name, self.to, lost)
         for (path, _), nodes in graphs.items():
@@ -85,7 +85,7 @@ class WayBack:
 
 
 def way_back(
-    client: RegistryClient, tree: TargetTree, standing: Standing, to: int | None, on_event: OnEvent
+    client: RegistryClient, tree: TargetTree, standing: Standing, to: int | None, run: Run
 ) -> WayBack:
     """Decide where to go back to, and read what is known about it."""
     newest = standing.newest
@@ -113,7 +113,7 @@ def way_back(
             )
         base = found.statement.inventory
     numbers = [number for number in kept if to < number < top]
-    later = _later(client, tree, numbers, newest.statement, on_event)
+    later = _later(client, tree, numbers, newest.statement, run)
     return WayBack(to, base, state_before(base, later), newest.statement)
 
 
@@ -136,14 +136,14 @@ def _later(
     tree: TargetTree,
     numbers: Sequence[int],
     newest: Statement,
-    on_event: OnEvent,
+    run: Run,
 ) -> Iterator[Statement]:
     """The statements of `numbers`, one in memory at a time, and `newest`."""
     for number in numbers:
         try:
             found = read_generation(client, tree.locate, number)
         except StatementError as err:
-            on_event(Warned(f"{err}; what other tools had set before it cannot be put back"))
+            run.on_event(Warned(f"{err}; what other tools had set before it cannot be put back"))
             continue
         if found is not None:
             yield found.statement
@@ -153,14 +153,13 @@ def _later(
 def read_all(
     items: Sequence[tuple[str, Digest]],
     read: Callable[[tuple[str, Digest]], Result],
-    jobs: int,
-    cancel: threading.Event,
+    run: Run,
 ) -> tuple[dict[tuple[str, Digest], Result], list[tuple[str, MirrorError]]]:
     """What `read` makes of manifests (repository, digest), and those that are lost or damaged."""
     found: dict[tuple[str, Digest], Result] = {}
     lost: list[tuple[str, MirrorError]] = []
     failure: MirrorError | None = None
-    with closing(for_each(items, read, jobs=jobs, cancel=cancel)) as outcomes:
+    with closing(for_each(items, read, run=run)) as outcomes:
         for (path, digest), outcome in outcomes:
             if isinstance(outcome, NotFoundError | IntegrityError | InvalidManifestError):
                 lost.append((f"manifest {path or '/'}@{digest}", outcome))

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
 
 from mirror.errors import DigestMismatchError, MirrorError, UnreachableError
-from mirror.events import OnEvent, PhaseStarted
-from mirror.events import ignore as ignore_events
+from mirror.events import PhaseStarted
 from mirror.oci import Digest
+from mirror.run import Run
 from mirror.sync.findings import Dependents, Finding
 from mirror.sync.inventory import Inventory
 from mirror.sync.readback import read_back
 from mirror.sync.registry import RegistryTarget
 from mirror.sync.tolerance import speaks_of_damage
-from mirror.sync.workers import DEFAULT_JOBS
 
 
 def audit(
@@ -22,9 +20,7 @@ def audit(
     place: RegistryTarget,
     *,
     deep: bool = False,
-    jobs: int = DEFAULT_JOBS,
-    on_event: OnEvent = ignore_events,
-    cancel: threading.Event | None = None,
+    run: Run | None = None,
 ) -> tuple[Finding, ...]:
     """Every tag, manifest and blob of `wanted` that `place` lacks or, if `deep`, has damaged.
 
@@ -32,13 +28,14 @@ def audit(
 
     Raises:
         DeniedError, UnreachableError: the registry does not answer.
-        CancelledError: `cancel` was set.
+        CancelledError: `run` was stopped.
     """
-    on_event(PhaseStarted("comparing with the registry"))
+    run = Run.of(run)
+    run.on_event(PhaseStarted("comparing with the registry"))
     held = place.held(wanted)
     findings = list(_lacking(wanted, held, place.name))
     if deep:
-        findings += _damaged(wanted, held, place, jobs, on_event, cancel or threading.Event())
+        findings += _damaged(wanted, held, place, run)
     return tuple(findings)
 
 
@@ -75,12 +72,10 @@ def _damaged(
     wanted: Inventory,
     held: Inventory,
     place: RegistryTarget,
-    jobs: int,
-    on_event: OnEvent,
-    cancel: threading.Event,
+    run: Run,
 ) -> Iterator[Finding]:
     """Read back what is there."""
-    wrong = read_back(held, place, jobs=jobs, on_event=on_event, cancel=cancel)
+    wrong = read_back(held, place, run=run)
     broken = [error for error in wrong.values() if isinstance(error, UnreachableError)]
     if 2 * len(broken) > len(held.blob_sizes()):
         raise broken[0]  # hardly anything can be read: that is no matter of single blobs

@@ -10,8 +10,9 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing, suppress
 from typing import TYPE_CHECKING, Protocol
 
-from mirror.errors import CancelledError, NotFoundError
+from mirror.errors import NotFoundError
 from mirror.oci import Digest, Manifest, Verifier
+from mirror.run import Run
 
 if TYPE_CHECKING:
     from mirror.sync.inventory import Inventory
@@ -86,12 +87,12 @@ class BlobContent:
         digest: Digest,
         size: int,
         *,
-        cancelled: Callable[[], bool] = lambda: False,
         on_bytes: Callable[[int], None] = lambda _count: None,
+        run: Run | None = None,
     ) -> None:
         self.digest, self.size = digest, size
         self._source, self._repository = source, repository
-        self._cancelled, self._on_bytes = cancelled, on_bytes
+        self._on_bytes, self._run = on_bytes, run or Run()
         self._where = f"{source.name}: blob {digest} of {repository or 'the root repository'}"
         self._verifier = Verifier(digest, size, self._where)
         self._judged = False
@@ -102,7 +103,7 @@ class BlobContent:
 
         Raises:
             SizeMismatchError, DigestMismatchError: the source has other bytes under this name.
-            CancelledError: the transfer was cancelled; nothing is complete.
+            CancelledError: `run` was stopped; nothing is complete.
         """
         if self._verifier.count > self.size:
             self._verifier.finish()  # found too long before: its first bytes look whole, and raise
@@ -139,8 +140,8 @@ class BlobContent:
             self._repository,
             self.digest,
             self.size,
-            cancelled=self._cancelled,
             on_bytes=lambda _count: None,  # what is read again was reported
+            run=self._run,
         )
 
     def _passed(self, position: int) -> int:
@@ -154,8 +155,7 @@ class BlobContent:
         """Hash what has not been hashed, and pass on what lies behind `offset`."""
         position = start
         for chunk in stream:
-            if self._cancelled():
-                raise CancelledError(f"{self._where}: stopped on request")
+            self._run.check(self._where)
             end = position + len(chunk)
             if end > self._verifier.count:
                 self._verifier.update(chunk[self._verifier.count - position :])

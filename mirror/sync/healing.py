@@ -15,9 +15,9 @@ from dataclasses import replace
 from functools import partial
 
 from mirror.errors import DamagedReplicaError, MirrorError
-from mirror.events import BytesMoved, OnEvent
-from mirror.events import ignore as ignore_events
+from mirror.events import BytesMoved
 from mirror.oci import Digest, Manifest
+from mirror.run import Run
 from mirror.sync.content import BlobContent
 from mirror.sync.findings import Finding
 from mirror.sync.inventory import Inventory
@@ -28,7 +28,6 @@ from mirror.sync.sources import Persistent, Ring
 from mirror.sync.storage import Storage, relative_path
 from mirror.sync.survey import Failure, Item
 from mirror.sync.tolerance import Tolerant, speaks_of_damage
-from mirror.sync.workers import DEFAULT_JOBS
 
 _log = logging.getLogger(__name__)
 
@@ -42,18 +41,13 @@ class Healer:
         ring: Ring,
         storage: Storage | None,
         *,
-        on_event: OnEvent = ignore_events,
-        cancel: threading.Event | None = None,
+        run: Run | None = None,
     ) -> None:
         self._place, self._ring, self._storage = place, ring, storage
-        self._on_event, self._cancel = on_event, cancel or threading.Event()
+        self._run = Run.of(run)
 
     def heal_blobs(
-        self,
-        damaged: Mapping[Digest, MirrorError],
-        wanted: Inventory,
-        *,
-        jobs: int = DEFAULT_JOBS,
+        self, damaged: Mapping[Digest, MirrorError], wanted: Inventory
     ) -> tuple[tuple[Finding, ...], tuple[Failure, ...]]:
         """Replace the blobs among what is `damaged` (digest → how that was noticed).
 
@@ -66,9 +60,13 @@ class Healer:
             error = damaged[digest]
             self._discard(digest)
             self._send(digest, size, path)
-            self._confirm(partial(read_blob, self._place, path, digest, size), digest, error)
+            self._confirm(
+                partial(read_blob, self._place, path, digest, size, run=self._run.quietly()),
+                digest,
+                error,
+            )
 
-        outcomes = Tolerant(self._place.client).ask_all(found, mend, jobs=jobs, cancel=self._cancel)
+        outcomes = Tolerant(self._place.client).ask_all(found, mend, run=self._run)
         healed, failures = [], []
         for (digest, path, _), outcome in zip(found, outcomes, strict=True):
             if outcome is None:
@@ -104,8 +102,8 @@ class Healer:
             path,
             digest,
             size,
-            cancelled=self._cancel.is_set,
-            on_bytes=lambda count: self._on_event(BytesMoved(digest, count)),
+            on_bytes=lambda count: self._run.on_event(BytesMoved(digest, count)),
+            run=self._run,
         )
         step = CopyBlob(digest, size, (path,), path)
         Persistent(self._place, self._ring).put_blob(step, content)

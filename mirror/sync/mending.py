@@ -11,6 +11,7 @@ from contextlib import suppress
 
 from mirror.errors import NotFoundError
 from mirror.oci import Digest, Manifest
+from mirror.run import Run
 from mirror.sync.content import BlobContent, Source, Target
 from mirror.sync.inventory import Inventory, InventoryBuilder
 from mirror.sync.nodes import ManifestNode
@@ -24,7 +25,7 @@ def mend(
     target: Target,
     put_child: Callable[[Manifest], int],
     *,
-    cancelled: Callable[[], bool],
+    run: Run,
 ) -> int | None:
     """Bring what `manifest` reaches and `target` lacks; return the bytes that moved.
 
@@ -42,7 +43,7 @@ def mend(
         return None
     sent = 0
     for step in plan.blobs:
-        content = BlobContent(source, step.source, step.digest, step.size, cancelled=cancelled)
+        content = BlobContent(source, step.source, step.digest, step.size, run=run)
         sent += target.put_blob(step, content)
     for put in below:
         sent += put_child(source.manifest(repository, put.digest))

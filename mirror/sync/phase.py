@@ -6,19 +6,16 @@ the order of its stages sees to it that what leads somewhere turns after what it
 
 from __future__ import annotations
 
-import threading
-
 from mirror.errors import ConflictError, IncompleteError
-from mirror.events import OnEvent, PhaseStarted
-from mirror.events import ignore as ignore_events
+from mirror.events import PhaseStarted
 from mirror.oci import Digest
+from mirror.run import Run
 from mirror.sync.inventory import Inventory
 from mirror.sync.plan import Plan, PutTag, TagStage, make_plan
 from mirror.sync.publish import Standing, complete
 from mirror.sync.registry import RegistrySource, RegistryTarget
 from mirror.sync.tags import Tags, differing, laid_over, tags_of, tags_only
 from mirror.sync.transfer import transfer
-from mirror.sync.workers import DEFAULT_JOBS
 
 
 def tags_to_finish(standing: Standing) -> Tags:
@@ -37,26 +34,25 @@ def finish(
     target: RegistryTarget,
     *,
     stage: TagStage,
-    jobs: int = DEFAULT_JOBS,
-    on_event: OnEvent = ignore_events,
-    cancel: threading.Event | None = None,
+    run: Run | None = None,
 ) -> None:
     """Bring the interrupted phase of `standing`, if there is one, to its end.
 
     Raises:
         IncompleteError: something that it promised has gone meanwhile.
-        CancelledError: `cancel` was set.
+        CancelledError: `run` was stopped.
     """
+    run = Run.of(run)
     pending = standing.pending
     if pending is None:
         return
     number = pending.statement.generation
-    on_event(PhaseStarted(f"finishing generation {number}, whose publication was interrupted"))
+    run.on_event(PhaseStarted(f"finishing generation {number}, whose publication was interrupted"))
     wanted = tags_only(tags_to_finish(standing))
     plan = make_plan(wanted, target.held(wanted), stage=stage)
     source = RegistrySource(target.client, target.locate, target.name)
     try:
-        transfer(plan, source, target, jobs=jobs, cancel=cancel)
+        transfer(plan, source, target, run=run.quietly())
     except IncompleteError as err:
         raise IncompleteError(
             f"{target.name}: generation {number}, whose publication was interrupted, cannot be "

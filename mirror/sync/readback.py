@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from contextlib import closing
 from functools import partial
 
 from mirror.errors import MirrorError
-from mirror.events import BlobDone, BytesMoved, OnEvent, TransferStarted
-from mirror.events import ignore as ignore_events
+from mirror.events import BlobDone, BytesMoved, TransferStarted
 from mirror.oci import Digest, Verifier
+from mirror.run import Run
 from mirror.sync.inventory import Inventory
 from mirror.sync.registry import RegistrySource, RegistryTarget
 from mirror.sync.tolerance import Tolerant
-from mirror.sync.workers import DEFAULT_JOBS
 
 
 def read_back(
     held: Inventory,
     place: RegistryTarget,
     *,
-    jobs: int = DEFAULT_JOBS,
-    on_event: OnEvent = ignore_events,
-    cancel: threading.Event | None = None,
+    run: Run | None = None,
 ) -> dict[Digest, MirrorError]:
     """Read each distinct blob and manifest of `held` once; what is not right, with the reason.
 
@@ -31,25 +27,26 @@ def read_back(
 
     Raises:
         UnreachableError, DeniedError: the registry as a whole does not answer, or refuses.
-        CancelledError: `cancel` was set.
+        CancelledError: `run` was stopped.
     """
+    run = Run.of(run)
     tolerant = Tolerant(place.client)
     blobs: dict[Digest, tuple[str, int]] = {}
     manifests: dict[Digest, str] = {}
     for path, content in sorted(held.repositories.items()):
         blobs.update((digest, (path, size)) for digest, size in content.blobs.items())
         manifests.update((digest, path) for digest in content.manifests)
-    on_event(
+    run.on_event(
         TransferStarted(len(blobs), sum(size for _, size in blobs.values()), len(manifests), 0)
     )
     readings: list[tuple[Digest, Callable[[], None]]] = [
-        (digest, partial(read_blob, place, path, digest, size, on_event))
+        (digest, partial(read_blob, place, path, digest, size, run))
         for digest, (path, size) in blobs.items()
     ]
     readings += [
         (digest, partial(read_manifest, place, path, digest)) for digest, path in manifests.items()
     ]
-    outcomes = tolerant.ask_all(readings, lambda one: one[1](), jobs=jobs, cancel=cancel)
+    outcomes = tolerant.ask_all(readings, lambda one: one[1](), run=run)
     return {
         digest: outcome
         for (digest, _), outcome in zip(readings, outcomes, strict=True)
@@ -57,9 +54,7 @@ def read_back(
     }
 
 
-def read_blob(
-    place: RegistryTarget, path: str, digest: Digest, size: int, on_event: OnEvent = ignore_events
-) -> None:
+def read_blob(place: RegistryTarget, path: str, digest: Digest, size: int, run: Run) -> None:
     """Read a blob and hash it.
 
     Raises:
@@ -71,9 +66,9 @@ def read_blob(
     with closing(chunks):
         for chunk in chunks:
             verifier.update(chunk)
-            on_event(BytesMoved(digest, len(chunk)))
+            run.on_event(BytesMoved(digest, len(chunk)))
     verifier.finish()
-    on_event(BlobDone(digest, size, size))
+    run.on_event(BlobDone(digest, size, size))
 
 
 def read_manifest(place: RegistryTarget, path: str, digest: Digest) -> None:

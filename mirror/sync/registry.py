@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
@@ -9,16 +10,16 @@ from dataclasses import dataclass
 from typing import Literal
 
 from mirror.errors import DeniedError, RegistryNotFoundError
-from mirror.events import OnEvent, Warned
-from mirror.events import ignore as ignore_events
+from mirror.events import Warned
 from mirror.oci import Digest, Manifest
 from mirror.registry import OpenUpload, RegistryReader, RegistryWriter, UploadJournal
+from mirror.run import Run
 from mirror.sync import glance
 from mirror.sync.content import BlobContent
 from mirror.sync.inventory import Inventory, InventoryBuilder
 from mirror.sync.nodes import RepositoryContent
 from mirror.sync.plan import CopyBlob, Plan, places_written
-from mirror.sync.workers import DEFAULT_JOBS, gather
+from mirror.sync.workers import gather
 
 Locate = Callable[[str], str]
 """Repository path of an inventory → repository of the registry."""
@@ -70,6 +71,12 @@ class RegistrySource:
         self._lock = threading.Lock()
         self._manifests: dict[Digest, Manifest] = {}  # under the lock, like the next
         self._small: dict[Digest, bytes] = {}
+
+    def within(self, run: Run) -> RegistrySource:
+        """The same source, every wait of which listens to `run`; what was read is shared."""
+        view = copy.copy(self)
+        view.client = self.client.within(run)
+        return view
 
     @property
     def name(self) -> str:
@@ -219,16 +226,14 @@ class RegistryTarget:
         locate: Locate,
         name: str | None = None,
         *,
-        jobs: int = DEFAULT_JOBS,
-        cancel: threading.Event | None = None,
+        run: Run | None = None,
         journal: UploadJournal | None = None,
-        on_event: OnEvent = ignore_events,
     ) -> None:
         self.client = client
         self.locate = locate
         self._name = name or f"registry {client.host}"
-        self._jobs, self._cancel = jobs, cancel or threading.Event()
-        self._journal, self._on_event = journal, on_event
+        self._run = Run.of(run)
+        self._journal = journal
         self._mounting = _Mounting()
         self._lock = threading.Lock()
         self._opened: dict[str, OpenUpload] = {}  # by repository; under the lock
@@ -261,7 +266,7 @@ class RegistryTarget:
         untagged = {path for path, listed in listings.items() if not listed}
         tagged = wanted.filtered(lambda path: path not in untagged)
         self._look(builder, wanted, _all_questions(tagged, listings))
-        tried = glance.sample(glance.suspects(wanted, untagged), self._jobs)
+        tried = glance.sample(glance.suspects(wanted, untagged), self._run.jobs)
         questions = [_Question(one.path, blob=one.digest) for one in tried]
         if self._look(InventoryBuilder(), wanted, questions):
             rest = wanted.filtered(untagged.__contains__)
@@ -274,7 +279,7 @@ class RegistryTarget:
 
     def _listings(self, wanted: Inventory) -> dict[str, frozenset[str]]:
         paths = list(wanted.repositories)
-        found = gather(paths, self.listed_tags, jobs=self._jobs, cancel=self._cancel)
+        found = gather(paths, self.listed_tags, run=self._run)
         return dict(zip(paths, found, strict=True))
 
     def _look(
@@ -292,7 +297,7 @@ class RegistryTarget:
         return any(answer is not None for _, answer in answered)
 
     def _answers(self, questions: Sequence[_Question]) -> list[tuple[_Question, _Answer]]:
-        answers = gather(questions, self._ask, jobs=self._jobs, cancel=self._cancel)
+        answers = gather(questions, self._ask, run=self._run)
         return list(zip(questions, answers, strict=True))
 
     def _ask(self, question: _Question) -> _Answer:
@@ -315,7 +320,7 @@ class RegistryTarget:
             RegistryError: or cannot be, in a registry that is read-only for one.
         """
         places = dict.fromkeys(also, False) | places_written(plan)
-        gather(places.items(), self._probe, jobs=self._jobs, cancel=self._cancel)
+        gather(places.items(), self._probe, run=self._run)
 
     def _probe(self, place: tuple[str, bool]) -> None:
         path, uploads = place
@@ -362,7 +367,7 @@ class RegistryTarget:
                 step.digest,
                 step.size,
                 content.chunks,
-                cancelled=self._cancel.is_set,
+                cancelled=lambda: self._run.stopped,
                 opened=opened,
                 journal=self._journal,
             )
@@ -382,7 +387,7 @@ class RegistryTarget:
             return None
         answer = self.client.mount_or_open(repository, digest, self.locate(holder))
         if self._mounting.learn(mounted=answer is True):
-            self._on_event(
+            self._run.on_event(
                 Warned(
                     f"{self._name} lets no repository have a blob of another; what several of them "
                     "share is sent to each"

@@ -7,7 +7,6 @@ own first, which is then deleted.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from mirror.errors import (
     RegistryNotFoundError,
 )
 from mirror.oci import Digest
+from mirror.run import Run
 from mirror.sync.artifact import make_artifact, put_artifact
 from mirror.sync.inventory import Inventory
 from mirror.sync.nodes import RepositoryContent
@@ -29,7 +29,7 @@ from mirror.sync.registry import RegistryTarget
 from mirror.sync.statement import REPOSITORY
 from mirror.sync.survey import Failure
 from mirror.sync.tag_removal import deletes_tags
-from mirror.sync.workers import DEFAULT_JOBS, for_each
+from mirror.sync.workers import for_each
 
 Item = TypeVar("Item")
 Drop = TypeVar("Drop", bound="DropTag | DropManifest")
@@ -178,8 +178,7 @@ def remove(
     removal: Removal,
     place: RegistryTarget,
     *,
-    jobs: int = DEFAULT_JOBS,
-    cancel: threading.Event | None = None,
+    run: Run | None = None,
     gone: list[DropTag | DropManifest] | None = None,
 ) -> tuple[Failure, ...]:
     """Carry out `removal`; return what could not be removed, with the reasons.
@@ -188,8 +187,9 @@ def remove(
     All that is gone is added to the list `gone`, in no order.
 
     Raises:
-        CancelledError: `cancel` was set.
+        CancelledError: `run` was stopped.
     """
+    run = Run.of(run)
     done: list[DropTag | DropManifest] = [] if gone is None else gone
 
     def dropping(drop: Callable[[RegistryTarget, Drop], None]) -> Callable[[Drop], None]:
@@ -201,16 +201,16 @@ def remove(
 
     tags_of = _by_repository(removal.tags)
     if removal.tags and deletes_tags(place.client, place.locate, _TRIAL):
-        failures = _each(removal.tags, dropping(_drop_tag_alone), place, jobs, cancel)
+        failures = _each(removal.tags, dropping(_drop_tag_alone), place, run)
     else:
         # One after another within a repository: to delete a manifest, distribution reads all of
         # the repository's tags, and fails on one that is being written at that moment.
-        failures = _each_in_order(tags_of, dropping(_drop_tag), place, jobs, cancel)
+        failures = _each_in_order(tags_of, dropping(_drop_tag), place, run)
     if failures:
         return failures
     # Likewise, and an index has to go before what is in it.
     manifests_of = _by_repository(removal.manifests)
-    return _each_in_order(manifests_of, dropping(_drop_manifest), place, jobs, cancel)
+    return _each_in_order(manifests_of, dropping(_drop_manifest), place, run)
 
 
 def _by_repository(drops: Iterable[Drop]) -> dict[str, list[Drop]]:
@@ -224,15 +224,14 @@ def _each_in_order(
     drops: Mapping[str, Sequence[Drop]],
     drop: Callable[[Drop], None],
     place: RegistryTarget,
-    jobs: int,
-    cancel: threading.Event | None,
+    run: Run,
 ) -> tuple[Failure, ...]:
     """`drop` everything: repositories side by side, what is in one of them in its order."""
     found: list[Failure] = []
 
     def drop_all(path: str) -> None:
         for one in drops[path]:
-            if cancel is not None and cancel.is_set():
+            if run.stopped:
                 return
             try:
                 drop(one)
@@ -243,7 +242,7 @@ def _each_in_order(
                 if err.status is None or err.status in (401, 403, 405):
                     return  # the next would only repeat it
 
-    beyond = _each(tuple(drops), drop_all, place, jobs, cancel)
+    beyond = _each(tuple(drops), drop_all, place, run)
     return (*beyond, *sorted(found, key=lambda failure: failure.item))
 
 
@@ -251,11 +250,10 @@ def _each(
     items: Collection[Item],
     work: Callable[[Item], None],
     place: RegistryTarget,
-    jobs: int,
-    cancel: threading.Event | None,
+    run: Run,
 ) -> tuple[Failure, ...]:
     failures = []
-    with closing(for_each(items, work, jobs=jobs, cancel=cancel)) as outcomes:
+    with closing(for_each(items, work, run=run)) as outcomes:
         for item, outcome in outcomes:
             if isinstance(outcome, MirrorError):
                 failures.append(Failure(place.name, str(item), outcome))

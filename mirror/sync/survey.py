@@ -8,18 +8,17 @@ blobs of manifests that are absent.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 
 from mirror.errors import MirrorError, SizeMismatchError
 from mirror.oci import Digest
+from mirror.run import Run
 from mirror.sync.inventory import Inventory, InventoryBuilder
 from mirror.sync.nodes import RepositoryContent
 from mirror.sync.registry import RegistryTarget
 from mirror.sync.tolerance import Tolerant
-from mirror.sync.workers import DEFAULT_JOBS
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,8 +86,7 @@ def survey(
     *,
     also: Iterable[str] = (),
     thorough: bool = False,
-    jobs: int = DEFAULT_JOBS,
-    cancel: threading.Event | None = None,
+    run: Run | None = None,
 ) -> Survey:
     """Ask `place` what it has of `wanted`; `also` are further repositories to list the tags of.
 
@@ -96,12 +94,12 @@ def survey(
 
     Raises:
         UnreachableError, DeniedError: the registry as a whole does not answer, or refuses.
-        CancelledError: `cancel` was set.
+        CancelledError: `run` was stopped.
     """
     tolerant = Tolerant(place.client)
 
     paths = sorted({*wanted.repositories, *also})
-    listings = tolerant.ask_all(paths, place.listed_tags, jobs=jobs, cancel=cancel)
+    listings = tolerant.ask_all(paths, place.listed_tags, run=run)
     unclear: dict[Item, MirrorError] = {}
     unlisted: dict[str, MirrorError] = {}
     listed: dict[str, frozenset[str]] = {}
@@ -114,7 +112,7 @@ def survey(
             listed[path] = tags
 
     def answers(items: list[Item]) -> list[tuple[Item, Digest | int | None]]:
-        found = tolerant.ask_all(items, partial(_ask, place), jobs=jobs, cancel=cancel)
+        found = tolerant.ask_all(items, partial(_ask, place), run=run)
         clear: list[tuple[Item, Digest | int | None]] = []
         for item, answer in zip(items, found, strict=True):
             if isinstance(answer, MirrorError):

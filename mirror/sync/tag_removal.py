@@ -5,20 +5,19 @@ For a rollback, which removes nothing else: `mirror.sync.removal` is for content
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Sequence
 from contextlib import closing, suppress
 from itertools import groupby
 
 from mirror.errors import MirrorError, RegistryError, RegistryNotFoundError, UnreachableError
-from mirror.events import OnEvent, Warned
-from mirror.events import ignore as ignore_events
+from mirror.events import Warned
 from mirror.registry import RegistryWriter
+from mirror.run import Run
 from mirror.sync.artifact import make_artifact, put_artifact
 from mirror.sync.plan import PutTag, TagStage
 from mirror.sync.registry import Locate, RegistryTarget
 from mirror.sync.statement import REPOSITORY
-from mirror.sync.workers import DEFAULT_JOBS, for_each
+from mirror.sync.workers import for_each
 
 TRIAL = make_artifact("application/vnd.deckhouse.mirror.probe.v1")
 """The artifact of our own on which `deletes_tags` tries what a registry does."""
@@ -53,17 +52,17 @@ def remove_tags(
     tags: Sequence[PutTag],
     *,
     stage: TagStage,
-    jobs: int = DEFAULT_JOBS,
-    on_event: OnEvent = ignore_events,
-    cancel: threading.Event | None = None,
+    run: Run | None = None,
 ) -> tuple[tuple[str, str], ...]:
     """Delete tags of a registry that `deletes_tags`, the last stage of `stage` first.
 
     Returns those that are gone, as (repository, tag); of others it is warned.
 
     Raises:
-        CancelledError: `cancel` was set.
+        CancelledError: `run` was stopped.
     """
+
+    run = Run.of(run)
 
     def remove(step: PutTag) -> None:
         with suppress(RegistryNotFoundError):
@@ -74,11 +73,13 @@ def remove_tags(
 
     gone: list[tuple[str, str]] = []
     for _, steps in groupby(sorted(tags, key=stage_of, reverse=True), stage_of):
-        with closing(for_each(list(steps), remove, jobs=jobs, cancel=cancel)) as outcomes:
+        with closing(for_each(list(steps), remove, run=run)) as outcomes:
             for step, outcome in outcomes:
                 if isinstance(outcome, MirrorError):
                     name = f"{step.repository or '/'}:{step.tag}"
-                    on_event(Warned(f"{target.name}: tag {name} could not be removed: {outcome}"))
+                    run.on_event(
+                        Warned(f"{target.name}: tag {name} could not be removed: {outcome}")
+                    )
                 else:
                     gone.append((step.repository, step.tag))
     return tuple(sorted(gone))

@@ -20,7 +20,8 @@ from mirror.errors import (
     UnreachableError,
 )
 from mirror.registry import RegistryReader
-from mirror.sync.workers import DEFAULT_JOBS, gather
+from mirror.run import Run
+from mirror.sync.workers import gather
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -68,16 +69,17 @@ class Tolerant:
         items: Iterable[Item],
         question: Callable[[Item], Result],
         *,
-        jobs: int = DEFAULT_JOBS,
-        cancel: threading.Event | None = None,
+        run: Run | None = None,
     ) -> list[Result | MirrorError]:
-        """`ask` about every item, in `jobs` threads; the answers are in the items' order."""
+        """`ask` about every item, in `run.jobs` threads; the answers are in the items' order."""
+
+        run = Run.of(run)
 
         def ask(item: Item) -> tuple[Result | MirrorError]:
             # In a tuple: an error that is returned is no error to the workers.
             return (self.ask(lambda: question(item)),)
 
-        return [answer for (answer,) in gather(items, ask, jobs=jobs, cancel=cancel)]
+        return [answer for (answer,) in gather(items, ask, run=run)]
 
     def _counted(self, err: MirrorError) -> MirrorError:
         with self._lock:

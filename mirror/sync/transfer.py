@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -14,17 +13,16 @@ from mirror.events import (
     BlobDone,
     BytesMoved,
     ManifestDone,
-    OnEvent,
     TagDone,
     TransferStarted,
     Warned,
 )
-from mirror.events import ignore as ignore_events
 from mirror.oci import Manifest
+from mirror.run import Run
 from mirror.sync.content import BlobContent, Source, Target
 from mirror.sync.mending import mend
 from mirror.sync.plan import CopyBlob, Plan, PutManifest, PutTag
-from mirror.sync.workers import DEFAULT_JOBS, for_each
+from mirror.sync.workers import for_each
 
 _log = logging.getLogger(__name__)
 
@@ -51,24 +49,22 @@ def transfer(
     source: Source,
     target: Target,
     *,
-    jobs: int = DEFAULT_JOBS,
-    on_event: OnEvent = ignore_events,
-    cancel: threading.Event | None = None,
     before_tags: Callable[[], None] = lambda: None,
+    run: Run | None = None,
 ) -> TransferReport:
     """Carry out `plan`: blobs, then manifests children first, then tags stage by stage.
 
     `before_tags` is called once, when all blobs and manifests are in place and no tag has turned.
 
-    Within a step of that order items run in `jobs` threads. An item that fails does not stop its
-    siblings, but nothing that comes after them begins, so a tag never names what is not there.
+    Within a step of that order items run in `run.jobs` threads. An item that fails does not stop
+    its siblings, but nothing that comes after them begins, so a tag never names what is not there.
     What a registry lost between a check and the manifest that needs it is brought again.
 
     Raises:
         IncompleteError: some items failed; it lists each with its reason.
-        CancelledError: `cancel` was set; what is done is done, and a new plan leaves it out.
+        CancelledError: `run` was stopped; what is done is done, and a new plan leaves it out.
     """
-    cancel = cancel or threading.Event()
+    own = Run.of(run)
 
     def copy(step: CopyBlob) -> int:
         content = BlobContent(
@@ -76,11 +72,11 @@ def transfer(
             step.source,
             step.digest,
             step.size,
-            cancelled=cancel.is_set,
-            on_bytes=lambda count: on_event(BytesMoved(step.digest, count)),
+            on_bytes=lambda count: own.on_event(BytesMoved(step.digest, count)),
+            run=own,
         )
         sent = target.put_blob(step, content)
-        on_event(BlobDone(step.digest, step.size, sent))
+        own.on_event(BlobDone(step.digest, step.size, sent))
         return sent
 
     def put_manifest(repository: str, manifest: Manifest) -> int:
@@ -88,7 +84,7 @@ def transfer(
 
     def put(step: PutManifest) -> int:
         sent = put_manifest(step.repository, source.manifest(step.repository, step.digest))
-        on_event(ManifestDone(step.repository, step.digest))
+        own.on_event(ManifestDone(step.repository, step.digest))
         return sent
 
     indexes: dict[PutTag, Manifest] = {}  # tags of the stage under way that wait for others
@@ -101,7 +97,7 @@ def transfer(
         sent = settle(
             step.repository, manifest, lambda: target.put_tag(step.repository, step.tag, manifest)
         )
-        on_event(TagDone(step.repository, step.tag, step.digest))
+        own.on_event(TagDone(step.repository, step.tag, step.digest))
         return sent
 
     def settle(repository: str, manifest: Manifest, act: Callable[[], None]) -> int:
@@ -119,17 +115,17 @@ def transfer(
                     source,
                     target,
                     lambda child: put_manifest(repository, child),
-                    cancelled=cancel.is_set,
+                    run=own,
                 )
                 if mended is None:
                     if "MANIFEST_BLOB_UNKNOWN" not in err.codes:
                         raise
                     # All is there, and some of it was being written anew that very moment, by
                     # another process: distribution empties such a file first.
-                    cancel.wait(_PAUSE_S)
+                    own.sleep(_PAUSE_S)
                     continue
                 _log.debug("%s lost what %s needs: %s", target.name, manifest.digest, err)
-                on_event(
+                own.on_event(
                     Warned(
                         f"{target.name} no longer had all that {repository or '/'}@"
                         f"{manifest.digest} needs, so that was brought there again; "
@@ -144,7 +140,7 @@ def transfer(
 
     def carry(steps: Sequence[Step], work: Callable[[Step], int]) -> int:
         sent, tried, failures = 0, 0, []
-        with closing(for_each(steps, work, jobs=jobs, cancel=cancel)) as outcomes:
+        with closing(for_each(steps, work, run=own)) as outcomes:
             for step, outcome in outcomes:
                 tried += 1
                 if isinstance(outcome, MirrorError):
@@ -161,7 +157,7 @@ def transfer(
             )
         return sent
 
-    on_event(
+    own.on_event(
         TransferStarted(
             blobs=len(plan.blobs),
             size=sum(step.size for step in plan.blobs),

@@ -70,9 +70,8 @@ class RegistryTree:
             self.client,
             self.locate,
             self.name,
-            jobs=run.jobs,
             journal=self.journal,
-            on_event=run.on_event,
+            run=run,
         )
 
 

@@ -8,23 +8,21 @@ registry has it, and through that earlier inventory.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from mirror.errors import MirrorError, RegistryNotFoundError
-from mirror.events import OnEvent, PhaseAdvanced, PhaseStarted
-from mirror.events import ignore as ignore_events
+from mirror.events import PhaseAdvanced, PhaseStarted
 from mirror.oci import Digest
 from mirror.registry import RegistryReader
+from mirror.run import Run
 from mirror.sync.closing import closed
 from mirror.sync.inventory import Inventory, InventoryBuilder
 from mirror.sync.nodes import ManifestNode
 from mirror.sync.registry import RegistrySource, listed_tags
 from mirror.sync.survey import Failure, Item
 from mirror.sync.tolerance import Tolerant
-from mirror.sync.workers import DEFAULT_JOBS
 
 Question = TypeVar("Question")
 Answer = TypeVar("Answer")
@@ -69,9 +67,7 @@ def walk(
     *,
     known: Inventory | None = None,
     only: Mapping[str, Collection[str]] | None = None,
-    jobs: int = DEFAULT_JOBS,
-    on_event: OnEvent = ignore_events,
-    cancel: threading.Event | None = None,
+    run: Run | None = None,
 ) -> Walk:
     """Follow all tags of the repositories `paths`; one that does not exist holds nothing.
 
@@ -81,9 +77,9 @@ def walk(
     Raises:
         UnreachableError, DeniedError: the registry as a whole does not answer, or refuses.
         RegistryError: it does not list the tags of a repository.
-        CancelledError: `cancel` was set.
+        CancelledError: `run` was stopped.
     """
-    asking = _Asking(source.client, jobs, on_event, cancel)
+    asking = _Asking(source.client, Run.of(run))
     return _Walker(source, known or Inventory(), only, asking).walk(sorted(set(paths)))
 
 
@@ -91,9 +87,7 @@ def with_blobs(
     found: Walk,
     source: RegistrySource,
     *,
-    jobs: int = DEFAULT_JOBS,
-    on_event: OnEvent = ignore_events,
-    cancel: threading.Event | None = None,
+    run: Run | None = None,
 ) -> Walk:
     """Ask, in each repository, for each blob that its manifests need (HEAD); add what is there.
 
@@ -101,9 +95,9 @@ def with_blobs(
 
     Raises:
         UnreachableError, DeniedError: as `walk`.
-        CancelledError: `cancel` was set.
+        CancelledError: `run` was stopped.
     """
-    asking = _Asking(source.client, jobs, on_event, cancel)
+    asking = _Asking(source.client, Run.of(run))
     builder = InventoryBuilder()
     builder.add_inventory(found.inventory)
     needed = sorted(
@@ -131,11 +125,9 @@ def with_blobs(
 class _Asking:
     """Questions to a registry: put by several threads, told of as progress, and counted."""
 
-    def __init__(
-        self, client: RegistryReader, jobs: int, on_event: OnEvent, cancel: threading.Event | None
-    ) -> None:
+    def __init__(self, client: RegistryReader, run: Run) -> None:
         self._tolerant = Tolerant(client)
-        self._jobs, self._on_event, self._cancel = jobs, on_event, cancel
+        self._run = run
         self.asked = 0
 
     def ask(
@@ -149,11 +141,11 @@ class _Asking:
             try:
                 return question(item)
             finally:
-                self._on_event(PhaseAdvanced())
+                self._run.on_event(PhaseAdvanced())
 
-        self._on_event(PhaseStarted(f"looking at the registry's {what}", len(items)))
+        self._run.on_event(PhaseStarted(f"looking at the registry's {what}", len(items)))
         self.asked += len(items)
-        return self._tolerant.ask_all(items, told, jobs=self._jobs, cancel=self._cancel)
+        return self._tolerant.ask_all(items, told, run=self._run)
 
     def once(self, question: Callable[[], Answer]) -> Answer | MirrorError:
         """The answer to one question, which is worth no telling."""

@@ -17,38 +17,36 @@ from mirror.errors import (
     NoSpaceError,
     UnreachableError,
 )
+from mirror.run import Run
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-
-DEFAULT_JOBS = 8
-"""Threads for work that waits for networks and disks; hashing and sockets release the GIL."""
 
 _HOPELESS = (DeniedError, UnreachableError, NoSpaceError, FileSystemError)
 """Failures that the items behind would only repeat, each after its own retries."""
 
 
+class _NotBegunError(Exception):
+    """An item that came to its turn when nothing new was to begin."""
+
+
 @contextmanager
-def _cancelling_pool(jobs: int, cancel: threading.Event) -> Iterator[ThreadPoolExecutor]:
-    """A pool that a bug or Ctrl-C in the caller stops: `cancel` is set and all threads joined."""
-    pool = ThreadPoolExecutor(max_workers=jobs, thread_name_prefix="mirror")
+def _pool(run: Run) -> Iterator[ThreadPoolExecutor]:
+    """A pool that a bug or Ctrl-C in the caller stops: `run` is cancelled, all threads joined."""
+    pool = ThreadPoolExecutor(max_workers=run.jobs, thread_name_prefix="mirror")
     try:
         yield pool
     except BaseException:
-        cancel.set()
+        run.cancellation.cancel()
         raise
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
 def for_each(
-    items: Iterable[Item],
-    work: Callable[[Item], Result],
-    *,
-    jobs: int = DEFAULT_JOBS,
-    cancel: threading.Event | None = None,
+    items: Iterable[Item], work: Callable[[Item], Result], *, run: Run
 ) -> Generator[tuple[Item, Result | MirrorError], None, None]:
-    """Do `work` on every item in `jobs` threads; yield each with its result or its failure.
+    """Do `work` on every item in `run.jobs` threads; yield each with its result or its failure.
 
     The order is that of completion. A `MirrorError` belongs to its item and the others carry on,
     unless it is of a kind that would only repeat itself (denied, unreachable, disk): then items
@@ -58,59 +56,63 @@ def for_each(
     Close it (`contextlib.closing`), so that an exception in the loop over it, Ctrl-C for one, ends
     the threads at once and not when the generator is collected.
 
-    `work` looks at `cancel` in whatever long loops it has; once it is set nothing new begins.
+    `work` asks `run` in whatever waits and long loops it has. What ends all of the work early
+    cancels `run`, which is therefore the operation's own (`Run.of`) and not its caller's. Once
+    `run` is stopped nothing new begins.
 
     Raises:
-        CancelledError: `cancel` was set from outside.
-        ValueError: `jobs` is not positive.
+        CancelledError: `run` was stopped from outside, or an item says that it was.
     """
-    if jobs < 1:
-        raise ValueError("jobs must be at least 1")
-    cancel = cancel or threading.Event()
+    over = threading.Event()
+
+    def begin(item: Item) -> Result:
+        if over.is_set() or run.stopped:
+            raise _NotBegunError
+        try:
+            return work(item)
+        except MirrorError as err:
+            if isinstance(err, (*_HOPELESS, CancelledError)):
+                over.set()
+            raise
+        except BaseException:
+            over.set()
+            run.cancellation.cancel()  # wakes those that wait; the caller hears of it, below
+            raise
+
     queue = iter(items)
-    hopeless = False
-    with _cancelling_pool(jobs, cancel) as pool:
+    stop: CancelledError | None = None
+    with _pool(run) as pool:
         running: dict[Future[Result], Item] = {}
         while True:
-            if not hopeless and not cancel.is_set():
+            if not over.is_set() and not run.stopped:
                 # A short queue, so that 10^5 items do not become 10^5 futures at once.
-                for item in islice(queue, 2 * jobs - len(running)):
-                    running[pool.submit(work, item)] = item
+                for item in islice(queue, 2 * run.jobs - len(running)):
+                    running[pool.submit(begin, item)] = item
             if not running:
                 break
             for future in wait(running, return_when=FIRST_COMPLETED).done:
                 item = running.pop(future)
-                if hopeless and future.cancelled():
-                    continue
                 error = future.exception()
                 if error is None:
                     yield item, future.result()
-                elif isinstance(error, CancelledError) or not isinstance(error, MirrorError):
-                    raise error
-                else:
-                    if isinstance(error, _HOPELESS) and not hopeless:
-                        hopeless = True
-                        for waiting in running:
-                            waiting.cancel()
+                elif isinstance(error, CancelledError):
+                    stop = stop or error
+                    run.cancellation.cancel()
+                elif isinstance(error, MirrorError):
                     yield item, error
-    if cancel.is_set():
-        raise CancelledError("stopped on request")
+                elif not isinstance(error, _NotBegunError):
+                    raise error
+    if stop is not None:
+        raise stop
+    run.check()
 
 
-def gather(
-    items: Iterable[Item],
-    work: Callable[[Item], Result],
-    *,
-    jobs: int = DEFAULT_JOBS,
-    cancel: threading.Event | None = None,
-) -> list[Result]:
+def gather(items: Iterable[Item], work: Callable[[Item], Result], *, run: Run) -> list[Result]:
     """The results of `work` on every item, in the items' order; the first failure is raised."""
     numbered = list(enumerate(items))
     results: dict[int, Result] = {}
     failures: dict[int, MirrorError] = {}
-    with closing(
-        for_each(numbered, lambda pair: work(pair[1]), jobs=jobs, cancel=cancel)
-    ) as outcomes:
+    with closing(for_each(numbered, lambda pair: work(pair[1]), run=run)) as outcomes:
         for (number, _), outcome in outcomes:
             if isinstance(outcome, MirrorError):
                 failures[number] = outcome

@@ -6,12 +6,12 @@ import threading
 from collections.abc import Iterable, Mapping
 
 from mirror.errors import MirrorError, NotFoundError
-from mirror.events import ignore as ignore_events
 from mirror.oci import Digest
 from mirror.operations import Outcome, ReplicaResult, Site, adopt, sync_replicas
 from mirror.operations.audit_leader import LeaderAudit
 from mirror.operations.leader import Leader, choose_leader
 from mirror.operations.results import How
+from mirror.run import Run
 from mirror.sync import Inventory
 from mirror.sync.publish import Published, read_statement, statement_digest
 from mirror.sync.survey import Failure, survey
@@ -33,29 +33,29 @@ class Replicator:
         self._lock = threading.Lock()
         self._stated: Published | None = None  # under the lock: the statement that was read last
 
-    def __call__(self, replica: str, depth: Depth, cancel: threading.Event) -> Look:
+    def __call__(self, replica: str, depth: Depth, run: Run) -> Look:
         """Bring `replica` up to date.
 
         Raises:
             MirrorError: of the leader, or of all registries that could lead.
         """
-        site = self._sites[replica]
+        site, run = self._sites[replica], run.quietly().with_jobs(self._jobs)
         unasked: tuple[Failure, ...] = ()
         if self._leader != AUTO:
             leader = self._sites[self._leader]
         else:
-            if depth is Depth.STATEMENT and (equal := self._all_equal(site, cancel)):
+            if depth is Depth.STATEMENT and (equal := self._all_equal(site, run)):
                 return equal
             try:
-                leader, unasked = choose_leader(list(self._sites.values()), cancel=cancel)
+                leader, unasked = choose_leader(list(self._sites.values()), run=run)
             except NotFoundError:
-                return self._adopted(site, depth, cancel)
+                return self._adopted(site, depth, run)
         own = tuple(failure for failure in unasked if failure.place == site.name)
         if own:  # it cannot be asked, or is on its way to something newer
             unasked = tuple(failure for failure in unasked if failure not in own)
             result = ReplicaResult(site.name, Outcome.FAILED, failures=own)
         elif leader is site:
-            result = self._audited(site, depth, cancel)
+            result = self._audited(site, depth, run)
         else:
             report = sync_replicas(
                 leader,
@@ -64,15 +64,14 @@ class Replicator:
                 deep=depth is Depth.DEEP,
                 prune=self._prune and depth is not Depth.STATEMENT,
                 audit_leader=self._prune,
-                jobs=self._jobs,
-                cancel=cancel,
+                run=run,
             )
             (result,) = report.replicas
-        return self._look(depth, leader, site, result, unasked, cancel)
+        return self._look(depth, leader, site, result, unasked, run)
 
     # -- ways to look --------------------------------------------------------------------------
 
-    def _all_equal(self, site: Site, cancel: threading.Event) -> Look | None:
+    def _all_equal(self, site: Site, run: Run) -> Look | None:
         """The cheap answer where nobody leads by name: one request per registry, all alike.
 
         A peer that does not answer is told of. Nothing is known of it that could change this.
@@ -87,7 +86,7 @@ class Replicator:
                 if statement_digest(one.client, one.tree.locate) != known.digest:
                     return None
             except MirrorError as err:
-                if one is site or cancel.is_set():
+                if one is site or run.stopped:
                     return None
                 unasked.append(Failure(one.name, "its statement", err))
         number, declared = known.statement.generation, count(known.statement.inventory)
@@ -102,19 +101,19 @@ class Replicator:
             verified=declared,
         )
 
-    def _audited(self, site: Site, depth: Depth, cancel: threading.Event) -> ReplicaResult:
+    def _audited(self, site: Site, depth: Depth, run: Run) -> ReplicaResult:
         """The replica that leads, held against its own statement."""
-        how = How(audit=depth is Depth.AUDIT, deep=depth is Depth.DEEP, jobs=self._jobs)
-        head = Leader(site, jobs=self._jobs, cancel=cancel)
+        how = How(audit=depth is Depth.AUDIT, deep=depth is Depth.DEEP)
+        head = Leader(site, run=run)
         if not how.full:
             return ReplicaResult(site.name, Outcome.EQUAL, head.digest, head.generation)
         others = [one for one in self._sites.values() if one is not site]
-        return LeaderAudit(head, others, how, on_event=ignore_events, cancel=cancel).run()
+        return LeaderAudit(head, others, how, run=run).carry_out()
 
-    def _adopted(self, site: Site, depth: Depth, cancel: threading.Event) -> Look:
+    def _adopted(self, site: Site, depth: Depth, run: Run) -> Look:
         """Nobody states anything: what other tools pushed is taken over where it is undisputed."""
         peers = [one for one in self._sites.values() if one is not site]
-        done = adopt(site, peers, jobs=self._jobs, cancel=cancel)
+        done = adopt(site, peers, run=run)
         declared = count(done.inventory)
         return Look(
             depth,
@@ -134,7 +133,7 @@ class Replicator:
         site: Site,
         result: ReplicaResult,
         unasked: tuple[Failure, ...],
-        cancel: threading.Event,
+        run: Run,
     ) -> Look:
         published = self._published(leader)
         declared = count(published.statement.inventory) if published else None
@@ -147,7 +146,7 @@ class Replicator:
             generation=result.generation,
             leader_generation=published.statement.generation if published else None,
             declared=declared,
-            verified=declared if complete else self._verified(published, site, cancel),
+            verified=declared if complete else self._verified(published, site, run),
             sent=result.sent,
         )
 
@@ -164,19 +163,15 @@ class Replicator:
                 self._stated = published
         return published
 
-    def _verified(
-        self, published: Published | None, site: Site, cancel: threading.Event
-    ) -> int | None:
+    def _verified(self, published: Published | None, site: Site, run: Run) -> int | None:
         """How much of it an incomplete replica has, by asking; None if it does not answer."""
         if published is None:
             return None
-        place = site.place(jobs=self._jobs, cancel=cancel)
+        place = site.place(run=run)
         try:
-            return count(
-                survey(published.statement.inventory, place, jobs=self._jobs, cancel=cancel).held
-            )
+            return count(survey(published.statement.inventory, place, run=run).held)
         except MirrorError:
-            if cancel.is_set():
+            if run.stopped:
                 raise
             return None  # why it does not answer is among the result's failures
 

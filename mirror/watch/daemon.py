@@ -13,14 +13,15 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 from mirror.errors import CancelledError, MirrorError
+from mirror.run import Run
 from mirror.watch.metrics import Metrics
 from mirror.watch.pace import Depth, Pace
 from mirror.watch.state import Look, State
 
 _log = logging.getLogger(__name__)
 
-Cycle = Callable[[str, Depth, threading.Event], Look]
-"""(replica, depth, cancel) → what was found and done. It may raise `MirrorError`."""
+Cycle = Callable[[str, Depth, Run], Look]
+"""(replica, depth, run) → what was found and done. It may raise `MirrorError`."""
 
 _GATHER_S = 0.5
 """A push tells of each of its tags: what comes within this time is one reason to look."""
@@ -47,7 +48,7 @@ class Daemon:
         self.metrics = Metrics(self.followers)
         self._cycle, self._pace = cycle, pace
         self._clock, self._chance = clock, chance
-        self._cancel = threading.Event()
+        self._run = Run()
         self._woken = {name: threading.Event() for name in self.followers}
         self._threads = [
             threading.Thread(target=self._follow, args=(name,), name=f"watch-{name}")
@@ -66,7 +67,7 @@ class Daemon:
 
     def stop(self) -> None:
         """End: what is under way stops at the next chunk. On return no thread of ours runs."""
-        self._cancel.set()
+        self._run.cancellation.cancel()
         self.wake()
         for thread in self._threads:
             if thread.ident is not None:
@@ -82,13 +83,13 @@ class Daemon:
         audited: float | None = None
         read: float | None = None
         woken = self._woken[replica]
-        while not self._cancel.is_set():
+        while not self._run.stopped:
             # Cleared before the look: what is pushed during it gets a look of its own.
             woken.clear()
             started = self._clock()
             depth = self._pace.depth(started, audited, read)
             try:
-                look = self._cycle(replica, depth, self._cancel)
+                look = self._cycle(replica, depth, Run.of(self._run))
             except CancelledError:
                 continue
             except MirrorError as err:
@@ -118,4 +119,4 @@ class Daemon:
             )
             if woken.wait(self._pace.delay(failures, self._chance())):
                 # What half a sync pushes is told of, too: trouble must not feed itself.
-                self._cancel.wait(_CALM_S if failures else _GATHER_S)
+                self._run.cancellation.wait(_CALM_S if failures else _GATHER_S)

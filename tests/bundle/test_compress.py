@@ -32,6 +32,7 @@ from mirror.bundle.verify import BundleReport, verify_bundle
 from mirror.bundle.writer import BundleWriter
 from mirror.errors import DamagedBundleError, InputError, NoSpaceError
 from mirror.oci import Digest
+from mirror.run import Run
 from mirror.sync import Inventory, MemoryStore, Plan, make_plan, transfer
 from tests.support.bundles import archives_of, pack_store, seal_of
 from tests.support.inventories import put_image, sample_store
@@ -59,7 +60,7 @@ def pack(folder: Path, *, part_size: int = 0, jobs: int = 4) -> BundleWriter:
     with BundleWriter(
         folder, seal_of(archives_of(WANTED)), compress=True, part_size=part_size
     ) as writer:
-        transfer(make_plan(WANTED, writer.held(WANTED)), STORE, writer, jobs=jobs)
+        transfer(make_plan(WANTED, writer.held(WANTED)), STORE, writer, run=Run(jobs=jobs))
         writer.finish()
     return writer
 
@@ -80,7 +81,7 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def verify(folder: Path, *, quick: bool = False) -> BundleReport:
     with BundleReader([folder]) as reader:
-        return verify_bundle(reader, jobs=2, quick=quick)
+        return verify_bundle(reader, run=Run(jobs=2), quick=quick)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -241,7 +242,7 @@ def test_a_compressed_bundle_is_a_source_like_any_other(packed: Path) -> None:
     with BundleReader([packed]) as reader:
         assert reader.inventory() == WANTED
         target = MemoryStore()
-        transfer(make_plan(WANTED, Inventory()), reader, target, jobs=4)
+        transfer(make_plan(WANTED, Inventory()), reader, target, run=Run(jobs=4))
     assert target.inventory() == WANTED
 
 
@@ -459,7 +460,7 @@ def test_an_interrupted_compression_is_completed_by_the_next_one(
     for blobs in (3, 9, 100):
         with BundleWriter(tmp_path, seal, compress=True) as writer:
             plan = make_plan(WANTED, writer.held(WANTED))
-            transfer(_first(plan, blobs), STORE, writer, jobs=2)
+            transfer(_first(plan, blobs), STORE, writer, run=Run(jobs=2))
         assert not list(tmp_path.glob("*.zst"))
         assert list(tmp_path.glob("*.tar.partial"))
     pack(tmp_path)

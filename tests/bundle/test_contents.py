@@ -19,6 +19,7 @@ from mirror.errors import DamagedBundleError
 from mirror.oci import Digest
 from mirror.oci import media_types as types
 from mirror.oci.manifest import MAX_MANIFEST_BYTES
+from mirror.run import Run
 from mirror.sync import Finding, Inventory, MemoryStore, make_plan, transfer, union
 from tests.support.inventories import put_image, put_index, sample_store, stores
 from tests.support.tars import descriptor, gnu_tar, index, layout_files, member, tar_of
@@ -409,7 +410,7 @@ def test_reading_a_bundle_gives_back_what_was_put_in(
     with BundleReader([folder]) as reader:
         assert reader.inventory() == store.inventory()
         target = MemoryStore()
-        transfer(make_plan(reader.inventory(), Inventory()), reader, target, jobs=2)
+        transfer(make_plan(reader.inventory(), Inventory()), reader, target, run=Run(jobs=2))
     assert target.inventory() == store.inventory()
 
 

@@ -21,9 +21,11 @@ from mirror.errors import InputError, MissingBaseError, NotFoundError
 from mirror.layout import TargetTree
 from mirror.oci import Digest, Repository
 from mirror.operations import merge, push
-from mirror.serve import Answer, EmbeddedRegistry, Fault, MemoryStorage
+from mirror.run import Run
+from mirror.serve import MemoryStorage
 from mirror.sync import BlobContent, Inventory, MemoryStore, make_plan, transfer, union
 from mirror.sync.registry import RegistryTarget, below
+from mirror.testing import Answer, EmbeddedRegistry, Fault
 from tests.support.bundles import archives_of, pack, seal_of
 from tests.support.inventories import put_image, put_index, sample_store, stores
 from tests.support.places import client_of, stored
@@ -54,7 +56,7 @@ def load(folder: Path, registry: EmbeddedRegistry) -> int:
     """Push a bundle; return the bytes that were sent."""
     tree = TargetTree(Repository.parse(f"{registry.address}/dkp/ee"))
     with BundleReader([folder]) as reader, client_of(registry) as client:
-        return push(reader, client, tree, jobs=2).done.sent
+        return push(reader, client, tree, run=Run(jobs=2)).done.sent
 
 
 @pytest.fixture
@@ -179,7 +181,7 @@ def test_a_delta_without_any_content_takes_no_archive_for_its_own_that_was_there
     assert (tmp_path / "platform.tar").read_bytes() == b"earlier"
 
 
-def _interrupted(*_: object) -> None:
+def _interrupted(*_: object, **_options: object) -> None:
     raise KeyboardInterrupt
 
 
@@ -270,7 +272,7 @@ def test_bases_and_deltas_merge_into_what_a_complete_pull_makes(
         names = ("base", "one", "two")
         readers = [BundleReader([folder / one]) for one in names]
         try:
-            merge(readers, folder / "out", jobs=2)
+            merge(readers, folder / "out", run=Run(jobs=2))
         finally:
             for reader in readers:
                 reader.close()
@@ -287,7 +289,7 @@ def test_a_delta_may_lead_back_to_what_was_before(tmp_path: Path) -> None:
     with ExitStack() as opened:
         names = ("base", "forth", "back")
         readers = [opened.enter_context(BundleReader([tmp_path / one])) for one in names]
-        merge(readers, tmp_path / "out", jobs=2)
+        merge(readers, tmp_path / "out", run=Run(jobs=2))
     assert _files(tmp_path / "out") == _files(tmp_path / "base")
 
 

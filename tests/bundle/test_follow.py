@@ -16,6 +16,7 @@ from mirror.bundle.files import CHUNK, ReadAt
 from mirror.bundle.follow import Follower, Window, windows_of
 from mirror.bundle.parts import PartedWriter
 from mirror.errors import CancelledError, DamagedBundleError, IntegrityError
+from mirror.run import Cancellation, Run
 
 
 class Written:
@@ -195,10 +196,10 @@ def test_leaving_early_stops_the_thread() -> None:
 
 
 def test_it_can_be_cancelled_while_it_waits() -> None:
-    cancel = threading.Event()
+    cancel = Cancellation()
     file = Written(100)
-    with Follower(file.chunks, [Window(0, 100)], cancel=cancel) as follower:
-        cancel.set()
+    with Follower(file.chunks, [Window(0, 100)], run=Run(cancellation=cancel)) as follower:
+        cancel.cancel()
         with pytest.raises(CancelledError):
             follower.finish()
 

@@ -15,6 +15,7 @@ from mirror.bundle.reader import BundleReader
 from mirror.bundle.verify import verify_bundle
 from mirror.errors import DamagedBundleError, FileSystemError, InputError, NotFoundError
 from mirror.oci import Digest
+from mirror.run import Run
 from mirror.sync import Inventory, MemoryStore, make_plan, transfer, union
 from tests.support.bundles import pack, pack_store
 from tests.support.inventories import put_image, sample_store
@@ -75,7 +76,7 @@ def test_a_bundle_is_a_source_that_needs_no_unpacking(tmp_path: Path) -> None:
         assert reader.name == f"bundle {tmp_path}"
         assert reader.inventory() == WANTED
         target = MemoryStore()
-        transfer(make_plan(WANTED, Inventory()), reader, target, jobs=4)
+        transfer(make_plan(WANTED, Inventory()), reader, target, run=Run(jobs=4))
         for path, content in WANTED.repositories.items():
             for digest in content.manifests:
                 assert reader.manifest(path, digest) == STORE.manifest(path, digest)

@@ -23,6 +23,7 @@ from mirror.bundle.workplace import JOURNAL
 from mirror.bundle.writer import BundleWriter
 from mirror.errors import CancelledError, IncompleteError, IntegrityError
 from mirror.oci import Digest, Manifest
+from mirror.run import Cancellation, Run
 from mirror.sync import MemoryStore, make_plan, transfer
 from mirror.sync.plan import Plan
 from tests.support.bundles import archives_of, pack_store, seal_of
@@ -97,7 +98,7 @@ def pull(source: Counting, folder: Path, seal: Seal = SEAL, *, jobs: int = 1) ->
     """What a pull does with a plan; return what it had to carry."""
     with BundleWriter(folder, seal) as writer:
         plan = make_plan(seal.inventory, writer.held(seal.inventory))
-        transfer(plan, source, writer, jobs=jobs)
+        transfer(plan, source, writer, run=Run(jobs=jobs))
         writer.finish()
     return plan
 
@@ -416,7 +417,7 @@ def test_a_failed_item_keeps_what_the_others_brought(tmp_path: Path) -> None:
 
 
 def test_cancelling_is_a_stop_like_any_other(tmp_path: Path, plain: dict[str, Digest]) -> None:
-    cancel = threading.Event()
+    cancel = Cancellation()
 
     class Cancelling(Counting):
         def blob(
@@ -425,12 +426,12 @@ def test_cancelling_is_a_stop_like_any_other(tmp_path: Path, plain: dict[str, Di
             for chunk in super().blob(repository, digest, size, offset):
                 yield chunk
                 if self.given > 6 << 20:
-                    cancel.set()
+                    cancel.cancel()
 
     def cancelled() -> None:
         with BundleWriter(tmp_path, SEAL) as writer:
             plan = make_plan(SEAL.inventory, writer.held(SEAL.inventory))
-            transfer(plan, Cancelling(STORE), writer, jobs=1, cancel=cancel)
+            transfer(plan, Cancelling(STORE), writer, run=Run(1, cancellation=cancel))
 
     with pytest.raises(CancelledError):
         cancelled()

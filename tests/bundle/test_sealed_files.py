@@ -21,6 +21,7 @@ from mirror.bundle.reader import BundleReader
 from mirror.bundle.verify import check_signature, verify_bundle
 from mirror.bundle.writer import BundleWriter
 from mirror.errors import IntegrityError, MirrorError, SignatureError
+from mirror.run import Run
 from mirror.sync import make_plan, transfer
 from tests.support.bundles import archives_of, seal_of
 from tests.support.inventories import sample_store
@@ -51,7 +52,7 @@ def pack(folder: Path, *, part_size: int = 0, gost: bool = False, signed: bool =
         gost_digest=gost,
         sign=(lambda data: signing.sign(data, PRIVATE)) if signed else None,
     ) as writer:
-        transfer(make_plan(WANTED, writer.held(WANTED)), STORE, writer, jobs=3)
+        transfer(make_plan(WANTED, writer.held(WANTED)), STORE, writer, run=Run(jobs=3))
         writer.finish()
 
 

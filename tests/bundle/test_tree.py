@@ -13,6 +13,7 @@ from mirror.bundle.reader import BundleReader
 from mirror.bundle.verify import BundleReport, verify_bundle
 from mirror.errors import DamagedBundleError, InputError
 from mirror.oci import Digest
+from mirror.run import Run
 from mirror.sync import Inventory, MemoryStore, make_plan, transfer
 from tests.support.bundles import pack_store
 from tests.support.inventories import sample_store
@@ -36,7 +37,7 @@ def tree(tmp_path: Path) -> Path:
 
 def verify(folder: Path, *, quick: bool = False) -> BundleReport:
     with BundleReader([folder]) as reader:
-        return verify_bundle(reader, jobs=2, quick=quick)
+        return verify_bundle(reader, run=Run(jobs=2), quick=quick)
 
 
 def test_a_tree_is_a_source_like_the_archives_it_came_from(tree: Path) -> None:
@@ -44,7 +45,7 @@ def test_a_tree_is_a_source_like_the_archives_it_came_from(tree: Path) -> None:
     with BundleReader([tree]) as reader:
         assert reader.inventory() == WANTED
         target = MemoryStore()
-        transfer(make_plan(WANTED, Inventory()), reader, target, jobs=4)
+        transfer(make_plan(WANTED, Inventory()), reader, target, run=Run(jobs=4))
         assert inspect_bundle(reader).images > 0
     assert target.inventory() == WANTED
     report = verify(tree)

@@ -4,7 +4,6 @@ import os
 import random
 import re
 import shutil
-import threading
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from mirror.bundle.verify import BundleReport, verify_bundle
 from mirror.errors import CancelledError, DamagedBundleError
 from mirror.events import BlobDone, BytesMoved, Event, TransferStarted, serialised
 from mirror.oci import Digest
+from mirror.run import Cancellation, Run
 from mirror.sync import Finding
 from tests.support.bundles import archives_of, pack_store
 from tests.support.inventories import sample_store
@@ -38,9 +38,9 @@ class Bundle:
 
     folder: Path
 
-    def verify(self, **more: Any) -> BundleReport:
+    def verify(self, run: Run | None = None, **more: Any) -> BundleReport:
         with BundleReader([self.folder]) as reader:
-            return verify_bundle(reader, jobs=2, **more)
+            return verify_bundle(reader, run=run or Run(jobs=2), **more)
 
     def flip(self, name: str, at: int, bit: int = 1) -> None:
         with (self.folder / name).open("r+b") as file:
@@ -118,7 +118,7 @@ def test_without_its_seal_it_is_as_whole(sealed: Bundle) -> None:
 
 def test_every_byte_of_content_is_read_once(sealed: Bundle) -> None:
     heard: list[Event] = []
-    sealed.verify(on_event=serialised(heard.append))
+    sealed.verify(Run(2, serialised(heard.append)))
     entries = [entry for archive in ARCHIVES.values() for entry in archive.entries]
     total = sum(entry.size for entry in entries)
     (started,) = [event for event in heard if isinstance(event, TransferStarted)]
@@ -455,14 +455,14 @@ def test_what_was_taken_out_of_an_archive_is_named_and_nothing_else(sealed: Bund
 
 
 def test_a_cancelled_verification_says_so(sealed: Bundle) -> None:
-    cancel = threading.Event()
+    cancel = Cancellation()
 
     def on_event(event: Event) -> None:
         if isinstance(event, BlobDone):
-            cancel.set()
+            cancel.cancel()
 
     with pytest.raises(CancelledError, match="stopped on request"):
-        sealed.verify(cancel=cancel, on_event=on_event)
+        sealed.verify(Run(2, on_event, cancel))
 
 
 def test_a_verification_changes_nothing(sealed: Bundle) -> None:

@@ -12,6 +12,7 @@ import pytest
 from mirror.bundle.archive import Entry
 from mirror.bundle.reader import BundleReader
 from mirror.bundle.verify import BundleReport, verify_bundle
+from mirror.run import Run
 from tests.support.bundles import archives_of, pack_store
 from tests.support.inventories import sample_store
 
@@ -28,7 +29,7 @@ def folder(tmp_path: Path) -> Path:
 
 def quick(folder: Path) -> BundleReport:
     with BundleReader([folder]) as reader:
-        return verify_bundle(reader, jobs=2, quick=True)
+        return verify_bundle(reader, run=Run(jobs=2), quick=True)
 
 
 def layers() -> list[tuple[str, Entry]]:

@@ -3,7 +3,6 @@ from __future__ import annotations
 import errno
 import os
 import random
-import threading
 from collections.abc import Generator
 from contextlib import closing, suppress
 from pathlib import Path
@@ -14,10 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mirror.bundle.archive import lay_out
-from mirror.bundle.folder import check_folder, check_space, write_durably
+from mirror.bundle.folder import check_folder, check_space
 from mirror.bundle.reader import BundleReader
 from mirror.bundle.sizes import size_text
 from mirror.bundle.writer import BundleWriter
+from mirror.durable import write_durably
 from mirror.errors import (
     CancelledError,
     FileSystemError,
@@ -30,6 +30,7 @@ from mirror.errors import (
 )
 from mirror.events import BlobDone, Event
 from mirror.oci import Descriptor, Digest, Manifest
+from mirror.run import Cancellation, Run
 from mirror.sync import (
     BlobContent,
     CopyBlob,
@@ -103,7 +104,7 @@ def test_no_order_and_no_parallelism_shows_in_the_bytes(
         writer.finish()
     with BundleWriter(folder / "parallel", seal_of(archives)) as writer:
         plan = make_plan(inventory, writer.held(inventory))
-        transfer(plan, Slow(store, piece), writer, jobs=6)
+        transfer(plan, Slow(store, piece), writer, run=Run(jobs=6))
         writer.finish()
     plain = files_in(folder / "plain")
     assert files_in(folder / "shuffled") == plain
@@ -157,7 +158,7 @@ def test_nothing_has_its_name_before_all_of_it_is_there(tmp_path: Path) -> None:
         seen.append({path.name for path in tmp_path.iterdir()})
 
     with BundleWriter(tmp_path, SEAL) as writer:
-        transfer(make_plan(WANTED, Inventory()), STORE, writer, on_event=on_event)
+        transfer(make_plan(WANTED, Inventory()), STORE, writer, run=Run(on_event=on_event))
         partial = {f"{archive.name}.partial" for archive in ARCHIVES}
         partial |= {"inventory.json.partial", "pull.journal.partial"}
         assert all(names == partial for names in seen)
@@ -193,16 +194,16 @@ def test_the_leavings_of_an_interrupted_pull_are_cleared(tmp_path: Path) -> None
 
 
 def test_a_cancelled_pull_leaves_no_archive_and_another_completes(tmp_path: Path) -> None:
-    cancel = threading.Event()
+    cancel = Cancellation()
 
     def on_event(event: Event) -> None:
         if isinstance(event, BlobDone):
-            cancel.set()
+            cancel.cancel()
 
     def interrupted() -> None:
         with BundleWriter(tmp_path, SEAL) as writer:
             plan = make_plan(WANTED, Inventory())
-            transfer(plan, STORE, writer, jobs=2, on_event=on_event, cancel=cancel)
+            transfer(plan, STORE, writer, run=Run(2, on_event, cancel))
 
     with pytest.raises(CancelledError, match="stopped on request"):
         interrupted()
@@ -385,7 +386,7 @@ def test_wrong_bytes_never_land_in_a_finished_archive(
     folder = tmp_path_factory.mktemp("wrong")
     with BundleWriter(folder, SEAL, resume=False) as writer:
         with pytest.raises(IncompleteError, match=f"blob {bad} into .*: slow: blob {bad} of"):
-            transfer(make_plan(WANTED, Inventory()), Wrong(STORE), writer, jobs=2)
+            transfer(make_plan(WANTED, Inventory()), Wrong(STORE), writer, run=Run(jobs=2))
         with pytest.raises(IntegrityError, match="was never written; nothing is sealed"):
             writer.finish()
     assert list(folder.iterdir()) == []
@@ -465,7 +466,7 @@ def test_a_disk_that_refuses_is_told_with_advice_and_nothing_stays(
 
     def writing() -> None:
         with BundleWriter(tmp_path, SEAL) as writer:
-            transfer(make_plan(WANTED, Inventory()), STORE, writer, jobs=1)
+            transfer(make_plan(WANTED, Inventory()), STORE, writer, run=Run(jobs=1))
             writer.finish()
 
     with pytest.raises((error, IncompleteError), match=told) as caught:

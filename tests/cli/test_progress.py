@@ -22,6 +22,7 @@ from mirror.events import (
 from mirror.oci import Digest
 from mirror.operations import sync_replicas
 from mirror.progress import progress
+from mirror.run import Run
 from mirror.sync import MemoryStore
 from tests.support.inventories import put_image
 from tests.support.replicas import replicas
@@ -105,7 +106,7 @@ def test_a_sync_of_several_replicas_tells_the_bytes_of_each() -> None:
     with replicas(3) as (leader, *others):
         leader.fill(store)
         report = sync_replicas(
-            leader.site, [one.site for one in others], on_event=serialised(heard.append)
+            leader.site, [one.site for one in others], run=Run(on_event=serialised(heard.append))
         )
         assert report.exit_code == 0
         started = [event for event in heard if isinstance(event, TransferStarted)]

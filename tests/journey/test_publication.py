@@ -16,10 +16,11 @@ from mirror.oci import Repository
 from mirror.operations import push
 from mirror.registry import ConnectionOptions, RegistryClient
 from mirror.release.discovery import discovery_images
-from mirror.serve import Answer, EmbeddedRegistry, Fault
+from mirror.run import Run
 from mirror.sync import MemoryStore, make_plan, transfer, union
 from mirror.sync.publish import generations, read_statement, statement_digest
 from mirror.sync.registry import RegistryTarget, below
+from mirror.testing import Answer, EmbeddedRegistry, Fault
 from tests.conftest import MakeEmbeddedRegistry
 from tests.journey.releases import STATEMENTS, Release, snapshot
 from tests.journey.wire import Wire
@@ -294,7 +295,7 @@ def test_tags_that_somebody_else_moves_during_a_push_are_not_overwritten(
         BundleReader([releases[1].bundle]) as reader,
         pytest.raises(ConflictError, match="release-channel:stable was changed by somebody else"),
     ):
-        push(reader, embedded.client, tree, on_event=move)
+        push(reader, embedded.client, tree, run=Run(on_event=move))
     assert embedded.generation() == 1
     embedded.push(releases[1]).succeeded()  # which now knows of it, and so does a rollback
     embedded.run("rollback").succeeded()

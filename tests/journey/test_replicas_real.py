@@ -16,6 +16,7 @@ from mirror.oci import Digest
 from mirror.operations import Outcome, diff, status, sync_replicas, verify_registry
 from mirror.operations.places import read_inventory
 from mirror.release.discovery import discovery_images
+from mirror.run import Run
 from mirror.sync import Inventory, MemoryStore, make_plan, transfer, union
 from mirror.sync.publish import read_standing
 from tests.journey.test_sync import MakeReplica, Replica, held_alike, make_replica, push
@@ -222,7 +223,7 @@ def test_each_blob_that_a_replica_loses_is_found_with_all_that_it_breaks(
         for victim in sorted(wanted.blob_sizes()):
             file = replica.registry.blob_path(str(victim))
             aside = file.rename(file.with_name("aside"))
-            report = verify_registry(reader, site.client, site.tree, jobs=4)
+            report = verify_registry(reader, site.client, site.tree, run=Run(jobs=4))
             aside.rename(file)
             named = {(f.repository, f.tags) for f in report.findings}
             assert named == broken_images(wanted, victim)

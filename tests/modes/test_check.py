@@ -39,6 +39,7 @@ from mirror.modes.settings import CheckMode, RegistrySettings
 from mirror.modes.sites import Sites, User
 from mirror.oci import Descriptor, Digest, Manifest, media_types
 from mirror.registry import ConnectionOptions, Credentials, RegistryClient
+from mirror.run import Cancellation, Run
 from tests.conftest import MakeRealRegistry
 from tests.modes.samples import ACCOUNTS, SETTINGS, SITES
 from tests.support.real_registry import ACCOUNT, HTPASSWD, RealRegistry
@@ -212,7 +213,7 @@ def test_only_what_lacked_is_asked_again_when_one_goes_on(real_registry: RealReg
     assert report.registries[0].found == 6
     fill(targets[0], IMAGES[5:])
     events: list[Event] = []
-    again = check_images(REQUIRED, targets, connect, again=report, on_event=events.append)
+    again = check_images(REQUIRED, targets, connect, again=report, run=Run(on_event=events.append))
     assert again.ready
     assert events[0] == PhaseStarted("checking the required images", 15)
     assert events.count(PhaseAdvanced()) == 15
@@ -308,11 +309,13 @@ def test_without_errors_a_report_says_how_far_it_got(real_registry: RealRegistry
 
 def test_a_check_is_stopped_on_request(silent: str) -> None:
     hung = CheckTarget("hung", Route(Role.MASTER, "http", silent, BASE))
-    cancel = threading.Event()
-    threading.Timer(0.2, cancel.set).start()
+    cancel = Cancellation()
+    threading.Timer(0.2, cancel.cancel).start()
     began = time.monotonic()
     with pytest.raises(CancelledError):
-        check_images(REQUIRED, [hung], lambda route: connect(route, 2.0), cancel=cancel)
+        check_images(
+            REQUIRED, [hung], lambda route: connect(route, 2.0), run=Run(cancellation=cancel)
+        )
     assert time.monotonic() - began < 30
 
 
@@ -323,7 +326,7 @@ def test_no_thread_outlives_a_check(real_registry: RealRegistry) -> None:
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        check_images(REQUIRED, [target(real_registry)], connect, on_event=broken)
+        check_images(REQUIRED, [target(real_registry)], connect, run=Run(on_event=broken))
     assert set(threading.enumerate()) <= before
 
 

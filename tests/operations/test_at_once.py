@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -23,6 +22,7 @@ from mirror.operations import (
 )
 from mirror.operations.prune import prune
 from mirror.operations.sites import Site
+from mirror.run import Run
 from mirror.sync import Inventory, MemoryStore
 from mirror.sync.publish import read_standing
 from mirror.sync.registry import RegistrySource, RegistryTarget
@@ -61,7 +61,7 @@ def other(tmp_path: Path) -> Path:
 
 def load(bundle: Path, replica: Replica, on_event: OnEvent = lambda _: None) -> PushReport:
     with BundleReader([bundle]) as reader:
-        return push(reader, replica.site.client, replica.site.tree, on_event=on_event)
+        return push(reader, replica.site.client, replica.site.tree, run=Run(on_event=on_event))
 
 
 def once(act: Callable[[], object], kind: type[Event], words: str = "") -> OnEvent:
@@ -110,7 +110,7 @@ def test_a_quorum_does_not_count_a_registry_in_which_another_push_was_faster(
     overtaken = once(lambda: load(other, two[0]), TransferStarted)
     members = [Member(one.site.client, one.site.tree) for one in two]
     with BundleReader([sample]) as reader, pytest.raises(IncompleteError, match="1 of 2") as caught:
-        push_to_all(reader, members, on_event=overtaken)
+        push_to_all(reader, members, run=Run(on_event=overtaken))
     ((name, problem),) = caught.value.failures
     assert (name, type(problem)) == (two[0].name, ConflictError)
     assert stated(two[0])[1].repositories.keys() >= {"modules/other"}
@@ -123,7 +123,7 @@ def test_a_rollback_that_a_push_overtook_changes_nothing(
     load(sample, replica)
     overtaken = once(lambda: load(other, replica), PhaseStarted, "comparing tags")
     with pytest.raises(ConflictError, match="no tag was changed"):
-        rollback(replica.site.client, replica.site.tree, to=0, on_event=overtaken)
+        rollback(replica.site.client, replica.site.tree, to=0, run=Run(on_event=overtaken))
     assert stated(replica)[0] == 2
     assert replica.held().repository("modules/other").tags.keys() == {"v1.0.0"}
 
@@ -167,7 +167,7 @@ def test_a_prune_tells_of_a_push_that_published_while_it_removed(
     put_image(extra, "install", "old", layers=(b"what is to go",))
     replica.fill(extra)
     during = once(lambda: load(other, replica), PhaseStarted, "removing")
-    report = prune(replica.site, [sample], on_event=during)
+    report = prune(replica.site, [sample], run=Run(on_event=during))
     assert report.exit_code == 1
     assert "published something while this prune removed" in str(report.failures[0])
     assert replica.held().repository("modules/other").tags
@@ -177,7 +177,7 @@ def test_two_syncs_to_one_replica_bring_it_there_together(two: list[Replica]) ->
     leader, replica = two
     leader.fill(sample_store())
     again = once(lambda: sync_replicas(leader.site, [replica.site]), TransferStarted)
-    report = sync_replicas(leader.site, [replica.site], on_event=again)
+    report = sync_replicas(leader.site, [replica.site], run=Run(on_event=again))
     assert [one.outcome for one in report.replicas] == [Outcome.SYNCED]
     assert stated(replica) == stated(leader)
 
@@ -191,7 +191,9 @@ def test_a_sync_does_not_turn_back_what_a_newer_one_brought_meanwhile(two: list[
         leader.state(leader.held(), 2)
         assert sync_replicas(leader.site, [replica.site]).exit_code == 0
 
-    report = sync_replicas(leader.site, [replica.site], on_event=once(newer, TransferStarted))
+    report = sync_replicas(
+        leader.site, [replica.site], run=Run(on_event=once(newer, TransferStarted))
+    )
     (result,) = report.replicas
     assert "another push, rollback, sync or prune published" in str(result.failures[0])
     assert stated(replica) == stated(leader)
@@ -207,10 +209,10 @@ def test_status_looks_again_where_something_was_published_meanwhile(two: list[Re
     class Moving(Site):
         """A registry in which a release is published while it is asked."""
 
-        def place(self, *, jobs: int = 1, cancel: threading.Event | None = None) -> RegistryTarget:
+        def place(self, *, run: Run | None = None) -> RegistryTarget:
             if replica.held() != newer.inventory():
                 replica.fill(newer, generation=2)
-            return Site.place(self, jobs=jobs, cancel=cancel)
+            return Site.place(self, run=run)
 
     (found,) = status([Moving(replica.site.client, replica.site.tree)]).replicas
     assert found.complete, found.missing

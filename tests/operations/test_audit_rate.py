@@ -15,6 +15,7 @@ from mirror.oci import Repository
 from mirror.oci.media_types import OCI_MANIFEST
 from mirror.operations import Outcome, Site, sync_replicas
 from mirror.registry import ConnectionOptions, RegistryClient
+from mirror.run import Run
 from mirror.sync import MemoryStore, make_plan, transfer
 from mirror.sync.publish import begin, complete
 from mirror.sync.statement import Statement
@@ -42,8 +43,8 @@ def site_of(registry: RealRegistry, client: RegistryClient) -> Site:
 
 
 def fill(site: Site, store: MemoryStore) -> None:
-    wanted, place = store.inventory(), site.place(jobs=JOBS)
-    transfer(make_plan(wanted, place.held(wanted)), store, place, jobs=JOBS)
+    wanted, place = store.inventory(), site.place(run=Run(JOBS))
+    transfer(make_plan(wanted, place.held(wanted)), store, place, run=Run(jobs=JOBS))
     statement = Statement(wanted, 1)
     artifact = statement.artifact()
     begin(site.client, site.tree.locate, artifact)
@@ -93,7 +94,7 @@ def test_an_audit_asks_at_seven_tenths_of_what_bare_requests_can(
                 assert answer.status_code == 200
 
         def audit() -> None:
-            report = sync_replicas(head, [site], audit=True, audit_leader=False, jobs=JOBS)
+            report = sync_replicas(head, [site], audit=True, audit_leader=False, run=Run(jobs=JOBS))
             assert [one.outcome for one in report.replicas] == [Outcome.EQUAL]
 
         bare()

@@ -19,19 +19,20 @@ from mirror.errors import (
     StatementError,
     UnreachableError,
 )
-from mirror.events import Event, Warned, ignore
+from mirror.events import Event, Warned
 from mirror.oci import Manifest
 from mirror.operations import Outcome, ReplicaResult, Site, sync_replicas
 from mirror.operations.audit_leader import LeaderAudit
 from mirror.operations.leader import Leader
 from mirror.operations.results import How
 from mirror.replicas_text import sync_summary
-from mirror.serve import Answer, CorruptBody, Delay, Fault, LoseAnswer, Refuse
+from mirror.run import Cancellation, Run
 from mirror.sync import MemoryStore
 from mirror.sync.artifact import make_artifact, put_artifact
 from mirror.sync.publish import PENDING, begin, complete, read_standing, statement_digest
 from mirror.sync.statement import ARTIFACT_TYPE, GENERATION, REPOSITORY, Statement
 from mirror.sync.tag_removal import TRIAL
+from mirror.testing import Answer, CorruptBody, Delay, Fault, LoseAnswer, Refuse
 from tests.support.inventories import put_image, sample_store
 from tests.support.places import client_of
 from tests.support.program import call_mirror
@@ -300,11 +301,11 @@ def test_a_hung_replica_is_stopped_at_the_deadline_and_delays_nobody(
 
 def test_a_cancelled_sync_raises_and_leaves_no_thread(two: list[Replica]) -> None:
     leader, replica = two
-    cancel = threading.Event()
+    cancel = Cancellation()
     replica.registry.faults.add(Fault(Delay(8.0), "PUT", times=None))
-    threading.Timer(0.5, cancel.set).start()
+    threading.Timer(0.5, cancel.cancel).start()
     with pytest.raises(CancelledError):
-        sync_replicas(leader.site, [replica.site], cancel=cancel)
+        sync_replicas(leader.site, [replica.site], run=Run(cancellation=cancel))
     assert not own_threads()
     assert not list(replica.held().gaps())
 
@@ -361,7 +362,7 @@ def test_a_statement_that_was_taken_back_is_gone_though_the_answer_that_said_so_
     heard: list[Event] = []
     with client_of(replica.registry, attempts=2) as client:
         site = Site(client, replica.site.tree)
-        report = sync_replicas(leader.site, [site], deep=True, on_event=heard.append)
+        report = sync_replicas(leader.site, [site], deep=True, run=Run(on_event=heard.append))
     assert digest_of(replica) is None
     assert only(report.replicas).statement is None
     assert not any(isinstance(event, Warned) for event in heard)
@@ -437,8 +438,10 @@ def test_an_audit_tells_a_push_that_is_under_way_from_a_tag_moved_by_hand(
     leader.fill(newer(), generation=None)
     if finished:
         complete(client, locate, coming, artifact.manifest.digest)
-    audit = LeaderAudit(head, [], How(audit=True), on_event=ignore, cancel=threading.Event())
-    failure = next(one for one in audit.run().failures if one.item == "tag release-channel:alpha")
+    audit = LeaderAudit(head, [], How(audit=True), run=Run())
+    failure = next(
+        one for one in audit.carry_out().failures if one.item == "tag release-channel:alpha"
+    )
     assert "for the sake of generation 2" in str(failure)
     assert "run this again when that push is over" in str(failure)
 

@@ -10,6 +10,7 @@ from mirror.bundle.carriage import EVERYTHING, Carriage
 from mirror.bundle.seal import Seal
 from mirror.bundle.writer import BundleWriter
 from mirror.layout import archive_of
+from mirror.run import Run
 from mirror.sync import Inventory, MemoryStore, Source, make_plan, transfer
 
 ORIGIN = "registry.example.com/deckhouse/ee"
@@ -49,7 +50,7 @@ def pack(
     seal = seal_of(archives_of(inventory)).carried_as(carriage)
     with BundleWriter(folder, seal, part_size=part_size) as writer:
         plan = make_plan(seal.carried, writer.held(seal.carried))
-        transfer(plan, source, writer, jobs=jobs)
+        transfer(plan, source, writer, run=Run(jobs=jobs))
         writer.finish()
     return seal
 

@@ -13,7 +13,8 @@ from mirror.bundle.writer import BundleWriter
 from mirror.errors import MirrorError
 from mirror.oci import Digest, Manifest
 from mirror.registry import ConnectionOptions, RegistryClient, RetryPolicy
-from mirror.serve import EmbeddedRegistry, Store
+from mirror.run import Run
+from mirror.serve import Store
 from mirror.sync import (
     Inventory,
     InventoryBuilder,
@@ -25,6 +26,7 @@ from mirror.sync import (
     transfer,
 )
 from mirror.sync.registry import RegistrySource, RegistryTarget, below
+from mirror.testing import EmbeddedRegistry
 from tests.support.bundles import archives_of, pack, seal_of
 
 KINDS = ("memory", "registry", "bundle")
@@ -146,5 +148,5 @@ def destination_of(
         case _:
             assert isinstance(registry.storage, Store)
             with client_of(registry) as client:
-                target = RegistryTarget(client, below("target"), jobs=2)
+                target = RegistryTarget(client, below("target"), run=Run(jobs=2))
                 yield _InRegistry(target, registry.storage, "target")

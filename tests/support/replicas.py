@@ -8,10 +8,12 @@ from contextlib import ExitStack, contextmanager
 from mirror.layout import TargetTree, publication_stage
 from mirror.oci import Repository
 from mirror.operations import Site
-from mirror.serve import EmbeddedRegistry, MemoryStorage
+from mirror.run import Run
+from mirror.serve import MemoryStorage
 from mirror.sync import Inventory, MemoryStore, make_plan, transfer
 from mirror.sync.publish import begin, complete
 from mirror.sync.statement import REPOSITORY, Statement
+from mirror.testing import EmbeddedRegistry
 from tests.support.places import client_of, stored
 
 ROOT = "system/deckhouse"
@@ -42,7 +44,7 @@ class Replica:
     def fill(self, store: MemoryStore, generation: int | None = 1) -> None:
         """Bring all of `store` here and, with a `generation`, state it."""
         wanted = store.inventory()
-        place = self.site.place(jobs=4)
+        place = self.site.place(run=Run(4))
         transfer(make_plan(wanted, place.held(wanted), stage=publication_stage), store, place)
         if generation is not None:
             self.state(wanted, generation)

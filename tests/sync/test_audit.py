@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
 
 import pytest
@@ -9,18 +8,13 @@ from mirror.errors import CancelledError, DeniedError, MirrorError
 from mirror.events import BlobDone, BytesMoved, Event, serialised
 from mirror.oci import Digest
 from mirror.registry import RegistryClient
-from mirror.serve import (
-    Answer,
-    CorruptBody,
-    CutResponse,
-    EmbeddedRegistry,
-    Fault,
-    MemoryStorage,
-)
+from mirror.run import Cancellation, Run
+from mirror.serve import MemoryStorage
 from mirror.sync import Dependents, Finding, Inventory, MemoryStore, make_plan, transfer
 from mirror.sync.audit import audit
 from mirror.sync.findings import listed
 from mirror.sync.registry import RegistryTarget, below
+from mirror.testing import Answer, CorruptBody, CutResponse, EmbeddedRegistry, Fault
 from tests.support.inventories import (
     Item,
     items,
@@ -59,7 +53,7 @@ def client(registry: EmbeddedRegistry) -> Iterator[RegistryClient]:
 def place(client: RegistryClient, request: pytest.FixtureRequest) -> RegistryTarget:
     """A registry that holds all of the sample tree, below a root of the test's own."""
     root = f"root-{abs(hash(request.node.name))}"
-    made = RegistryTarget(client, below(root), "the cluster's registry", jobs=4)
+    made = RegistryTarget(client, below(root), "the cluster's registry", run=Run(jobs=4))
     transfer(make_plan(WANTED, Inventory()), STORE, made)
     return made
 
@@ -97,7 +91,7 @@ def _lose(registry: EmbeddedRegistry, repository: str, item: Item) -> None:
 
 @pytest.mark.parametrize("deep", [False, True])
 def test_a_complete_registry_gives_no_findings(place: RegistryTarget, deep: bool) -> None:
-    assert audit(WANTED, place, deep=deep, jobs=4) == ()
+    assert audit(WANTED, place, deep=deep, run=Run(jobs=4)) == ()
 
 
 def test_every_single_loss_is_found_and_named_with_those_who_need_it(
@@ -105,7 +99,7 @@ def test_every_single_loss_is_found_and_named_with_those_who_need_it(
 ) -> None:
     for item in items(WANTED):
         _lose(registry, place.locate(item.repository), item)
-        findings = audit(WANTED, place, jobs=4)
+        findings = audit(WANTED, place, run=Run(jobs=4))
         content = WANTED.repository(item.repository)
         if isinstance(item.key, str):
             digest = content.tags[item.key]
@@ -128,7 +122,7 @@ def test_every_single_loss_is_found_and_named_with_those_who_need_it(
             STORE,
             place,
         )
-    assert audit(WANTED, place, jobs=4) == ()
+    assert audit(WANTED, place, run=Run(jobs=4)) == ()
 
 
 def test_an_empty_registry_lacks_everything(client: RegistryClient) -> None:
@@ -209,7 +203,7 @@ def test_deep_reads_each_blob_and_manifest_once(
 ) -> None:
     registry.requests.clear()
     heard: list[Event] = []
-    assert audit(WANTED, place, deep=True, on_event=serialised(heard.append)) == ()
+    assert audit(WANTED, place, deep=True, run=Run(on_event=serialised(heard.append))) == ()
     assert registry.requests.count("GET", "/blobs/") == len(WANTED.blob_sizes())
     assert registry.requests.count("GET", "/manifests/") == len(WANTED.manifest_nodes())
     moved = sum(event.count for event in heard if isinstance(event, BytesMoved))
@@ -226,23 +220,23 @@ def test_a_registry_that_does_not_answer_is_an_error_and_no_finding(
     registry: EmbeddedRegistry, place: RegistryTarget, action: Answer | CutResponse
 ) -> None:
     registry.faults.add(Fault(action, "GET", "/blobs/", times=None))
-    cancel = threading.Event()
+    cancel = Cancellation()
     with pytest.raises(MirrorError) as caught:
-        audit(WANTED, place, deep=True, cancel=cancel)
-    assert not cancel.is_set()  # the caller may try again
+        audit(WANTED, place, deep=True, run=Run(cancellation=cancel))
+    assert not cancel.requested  # the caller may try again
     assert caught.value.exit_code == (6 if isinstance(action, Answer) else 5)
     assert isinstance(caught.value, DeniedError) == isinstance(action, Answer)
 
 
 def test_a_cancelled_audit_says_so(place: RegistryTarget) -> None:
-    cancel = threading.Event()
+    cancel = Cancellation()
 
     def on_event(event: Event) -> None:
         if isinstance(event, BlobDone):
-            cancel.set()
+            cancel.cancel()
 
     with pytest.raises(CancelledError, match="stopped on request"):
-        audit(WANTED, place, deep=True, jobs=2, on_event=on_event, cancel=cancel)
+        audit(WANTED, place, deep=True, run=Run(2, on_event, cancel))
 
 
 # -- findings as values ----------------------------------------------------------------------------

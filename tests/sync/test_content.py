@@ -16,6 +16,7 @@ from mirror.errors import (
     SizeMismatchError,
 )
 from mirror.oci import Digest, Manifest
+from mirror.run import Run
 from mirror.sync import BlobContent, MemoryStore, Overlay
 from tests.support.inventories import put_image
 
@@ -159,12 +160,12 @@ def test_a_continued_blob_is_not_read_again_from_its_beginning() -> None:
 
 
 def test_cancellation_ends_it_between_two_chunks() -> None:
-    cancelled: list[bool] = []
+    run = Run()
     source = ChunkSource(b"abcdefgh", 2)
-    blob = content(source, source.data, cancelled=lambda: bool(cancelled))
+    blob = content(source, source.data, run=run)
     stream = blob.chunks()
     assert next(stream) == b"ab"
-    cancelled.append(True)
+    run.cancellation.cancel()
     with pytest.raises(CancelledError, match=r"the source: blob sha256:.*: stopped on request"):
         next(stream)
     assert source.open == 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
 from contextlib import suppress
 
@@ -14,10 +13,11 @@ from mirror.errors import MirrorError
 from mirror.events import BlobDone, Event, serialised
 from mirror.oci import Digest
 from mirror.registry import ConnectionOptions, RegistryClient
-from mirror.serve import EmbeddedRegistry, Fault, Refuse
+from mirror.run import Cancellation, Run
 from mirror.sync import Inventory, InventoryBuilder, MemoryStore, Plan, make_plan, transfer
 from mirror.sync.glance import Suspect, sample, suspects
 from mirror.sync.registry import RegistryTarget, below
+from mirror.testing import EmbeddedRegistry, Fault, Refuse
 from tests.support.inventories import fake_blob, put_image, sample_store
 from tests.support.places import client_of
 from tests.support.real_registry import RealRegistry
@@ -80,7 +80,7 @@ def client(embedded_registry: EmbeddedRegistry) -> Iterator[RegistryClient]:
 def test_nothing_is_asked_twice_where_nothing_is(
     client: RegistryClient, embedded_registry: EmbeddedRegistry
 ) -> None:
-    target = RegistryTarget(client, below(ROOT), jobs=2)
+    target = RegistryTarget(client, below(ROOT), run=Run(jobs=2))
     assert target.glance(WANTED) == Inventory()
     requests = embedded_registry.requests
     assert requests.count("GET", "/tags/list") == len(WANTED.repositories)
@@ -99,11 +99,11 @@ def test_where_all_is_there_it_sees_all(client: RegistryClient) -> None:
 def test_a_push_cut_at_any_request_is_planned_on_as_if_all_had_been_asked(
     after: int, client: RegistryClient, embedded_registry: EmbeddedRegistry
 ) -> None:
-    target = RegistryTarget(client, below(ROOT), jobs=2)
+    target = RegistryTarget(client, below(ROOT), run=Run(jobs=2))
     fault = Fault(Refuse(), path="/v2/dkp", nth=after + 1, times=None)
     embedded_registry.faults.add(fault)
     with suppress(MirrorError):
-        transfer(make_plan(WANTED, Inventory()), STORE, target, jobs=2)
+        transfer(make_plan(WANTED, Inventory()), STORE, target, run=Run(jobs=2))
     embedded_registry.faults.clear()
     glanced, held = target.glance(WANTED), target.held(WANTED)
     assert make_plan(WANTED, glanced).size == make_plan(WANTED, held).size
@@ -111,7 +111,7 @@ def test_a_push_cut_at_any_request_is_planned_on_as_if_all_had_been_asked(
         assert content.tags == held.repository(path).tags
         assert content.blobs.items() <= held.repository(path).blobs.items()
         assert content.manifests.items() <= held.repository(path).manifests.items()
-    transfer(make_plan(WANTED, glanced), STORE, target, jobs=2)
+    transfer(make_plan(WANTED, glanced), STORE, target, run=Run(jobs=2))
     assert target.held(WANTED) == WANTED
 
 
@@ -123,21 +123,21 @@ def test_blobs_of_a_cut_push_that_distribution_does_not_tell_of_are_found(
     for number in range(16):
         put_image(store, f"image-{number}", "v1", layers=(b"shared", b"own %d" % number * 100))
     wanted = store.inventory()
-    cancel = threading.Event()
+    cancel = Cancellation()
     done: list[Digest] = []
 
     def stop(event: Event) -> None:
         if isinstance(event, BlobDone):
             done.append(event.digest)
             if len(done) == 12:
-                cancel.set()
+                cancel.cancel()
 
     options = ConnectionOptions(plain_http=True)
     with RegistryClient(real_registry.address, options=options) as client:
-        target = RegistryTarget(client, below(ROOT), jobs=4)
+        target = RegistryTarget(client, below(ROOT), run=Run(jobs=4))
         with suppress(MirrorError):
             plan = make_plan(wanted, target.glance(wanted))
-            transfer(plan, store, target, jobs=4, on_event=serialised(stop), cancel=cancel)
+            transfer(plan, store, target, run=Run(4, serialised(stop), cancel))
         rest = make_plan(wanted, target.glance(wanted))
         sent = {step.digest for step in rest.blobs if step.mount_from is None}
         assert not sent & set(done)

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
 
 import pytest
@@ -8,9 +7,11 @@ import pytest
 from mirror.errors import CancelledError, DeniedError, NotFoundError, UnreachableError
 from mirror.oci import Digest
 from mirror.registry import RegistryClient
-from mirror.serve import Answer, EmbeddedRegistry, Fault, MemoryStorage
+from mirror.run import Cancellation, Run
+from mirror.serve import MemoryStorage
 from mirror.sync import Inventory, MemoryStore, make_plan, transfer
 from mirror.sync.registry import RegistrySource, RegistryTarget, below
+from mirror.testing import Answer, EmbeddedRegistry, Fault
 from tests.support.inventories import items, lost_with_manifest, put_image, sample_store, without
 from tests.support.places import client_of
 
@@ -28,7 +29,7 @@ def client(embedded_registry: EmbeddedRegistry) -> Iterator[RegistryClient]:
 @pytest.fixture
 def target(client: RegistryClient, embedded_registry: EmbeddedRegistry) -> RegistryTarget:
     """A registry that holds all of the sample tree."""
-    made = RegistryTarget(client, below(ROOT), jobs=4)
+    made = RegistryTarget(client, below(ROOT), run=Run(jobs=4))
     transfer(make_plan(WANTED, Inventory()), STORE, made)
     embedded_registry.requests.clear()
     return made
@@ -131,25 +132,25 @@ def test_a_refusal_is_raised_and_never_taken_for_absence(
     error: type[Exception],
     told: str,
 ) -> None:
-    cancel = threading.Event()
-    target = RegistryTarget(client, below(ROOT), jobs=4, cancel=cancel)
+    cancel = Cancellation()
+    target = RegistryTarget(client, below(ROOT), run=Run(4, cancellation=cancel))
     transfer(make_plan(WANTED, Inventory()), STORE, target)
     for path in ("/tags/list", "/manifests/", "/blobs/"):
         embedded_registry.faults.add(Fault(answer, path=path, nth=2, times=None))
         with pytest.raises(error, match=told):
             target.held(WANTED)
         embedded_registry.faults.clear()
-        assert not cancel.is_set()  # the caller did not ask to stop, and may try again
+        assert not cancel.requested  # the caller did not ask to stop, and may try again
     assert target.held(WANTED) == WANTED
 
 
 def test_a_cancelled_comparison_asks_no_more(
     embedded_registry: EmbeddedRegistry, client: RegistryClient
 ) -> None:
-    cancel = threading.Event()
-    cancel.set()
+    cancel = Cancellation()
+    cancel.cancel()
     with pytest.raises(CancelledError, match="stopped on request"):
-        RegistryTarget(client, below(ROOT), cancel=cancel).held(WANTED)
+        RegistryTarget(client, below(ROOT), run=Run(cancellation=cancel)).held(WANTED)
     assert len(embedded_registry.requests) == 0
 
 

@@ -24,18 +24,12 @@ from mirror.registry import (
     UploadJournal,
     uploads,
 )
-from mirror.serve import (
-    Answer,
-    BasicAuth,
-    EmbeddedRegistry,
-    Fault,
-    MemoryStorage,
-    TokenAuth,
-    User,
-)
+from mirror.run import Run
+from mirror.serve import BasicAuth, MemoryStorage, TokenAuth, User
 from mirror.sync import CopyBlob, Inventory, MemoryStore, Plan, PutManifest, make_plan, transfer
 from mirror.sync.plan import places_written
 from mirror.sync.registry import RegistryTarget, below
+from mirror.testing import Answer, EmbeddedRegistry, Fault
 from tests.conftest import MakeEmbeddedRegistry
 from tests.support.inventories import put_image, put_index, sample_store
 from tests.support.places import client_of, stored
@@ -188,8 +182,8 @@ def test_a_registry_that_mounts_nothing_is_asked_a_few_times_and_told_of_once(
         monkeypatch.setattr(embedded_registry.storage, "mount_blob", lambda *_: False)
     heard: list[Event] = []
     on_event = serialised(heard.append)
-    target = RegistryTarget(client, below(ROOT), jobs=1, on_event=on_event)
-    report = transfer(make_plan(wanted, Inventory()), store, target, jobs=1)
+    target = RegistryTarget(client, below(ROOT), run=Run(1, on_event))
+    report = transfer(make_plan(wanted, Inventory()), store, target, run=Run(jobs=1))
     assert embedded_registry.requests.count("POST", "mount=") == 3
     assert embedded_registry.requests.count("DELETE") == 0
     assert report.sent == sum(
@@ -207,7 +201,7 @@ def test_one_refused_mount_does_not_end_all_mounting(
     wanted = store.inventory()
     embedded_registry.faults.add(Fault(Answer(404), "POST", "mount=", nth=4, times=5))
     target = RegistryTarget(client, below(ROOT))
-    report = transfer(make_plan(wanted, Inventory()), store, target, jobs=1)
+    report = transfer(make_plan(wanted, Inventory()), store, target, run=Run(jobs=1))
     distinct = sum(wanted.blob_sizes().values())
     assert distinct < report.sent <= distinct + 5 * 700
     assert embedded_registry.requests.count("POST", "mount=") > 30
@@ -254,10 +248,10 @@ def test_what_a_collector_takes_before_a_manifest_is_brought_again(
     if times == 1000:
         # It takes them each time: there is an end to patience, and no tag was set.
         with pytest.raises(IncompleteError, match="BLOB_UNKNOWN"):
-            transfer(plan, STORE, target, jobs=1)
+            transfer(plan, STORE, target, run=Run(jobs=1))
         assert not any(storage.tags(name) for name in storage.repositories())
         return
-    report = transfer(plan, STORE, target, jobs=1, on_event=serialised(heard.append))
+    report = transfer(plan, STORE, target, run=Run(1, serialised(heard.append)))
     assert report.sent > plan.size
     assert stored(storage, ROOT) == WANTED
     warned = [event.message for event in heard if isinstance(event, Warned)]
@@ -272,7 +266,7 @@ def test_what_a_collector_takes_before_a_tag_is_brought_again(
     plan = make_plan(WANTED, Inventory())
     target = Collector(inner, storage)
     transfer(Plan(plan.blobs, plan.manifests), STORE, inner)
-    transfer(Plan(tags=plan.tags), STORE, target, jobs=1)
+    transfer(Plan(tags=plan.tags), STORE, target, run=Run(jobs=1))
     assert inner.held(WANTED) == WANTED
 
 
@@ -281,7 +275,12 @@ def test_a_manifest_that_is_refused_for_itself_stays_refused(
 ) -> None:
     embedded_registry.faults.add(Fault(Answer(400), "PUT", "/manifests/", times=None))
     with pytest.raises(IncompleteError, match="HTTP 400"):
-        transfer(make_plan(WANTED, Inventory()), STORE, RegistryTarget(client, below(ROOT)), jobs=1)
+        transfer(
+            make_plan(WANTED, Inventory()),
+            STORE,
+            RegistryTarget(client, below(ROOT)),
+            run=Run(jobs=1),
+        )
     sent = embedded_registry.requests.count("PUT", "/manifests/")
     assert sent == len(make_plan(WANTED, Inventory()).manifests[0])
 
@@ -319,7 +318,7 @@ def test_distributions_own_loss_is_mended(real_registry: RealRegistry, what: str
 
         target = Losing(client, below(ROOT))
         plan = make_plan(wanted, target.glance(wanted))
-        report = transfer(plan, store, target, jobs=1, on_event=serialised(heard.append))
+        report = transfer(plan, store, target, run=Run(1, serialised(heard.append)))
         assert target.lost
         assert report.sent == plan.size + 15_000
         assert target.held(wanted) == wanted
@@ -333,7 +332,12 @@ def test_a_refusal_that_is_none_of_a_loss_is_not_asked_about(
 ) -> None:
     embedded_registry.faults.add(Fault(Answer(409), "PUT", "/manifests/", times=None))
     with pytest.raises(IncompleteError) as caught:
-        transfer(make_plan(WANTED, Inventory()), STORE, RegistryTarget(client, below(ROOT)), jobs=1)
+        transfer(
+            make_plan(WANTED, Inventory()),
+            STORE,
+            RegistryTarget(client, below(ROOT)),
+            run=Run(jobs=1),
+        )
     assert all(isinstance(error, RegistryError) for _, error in caught.value.failures)
     assert embedded_registry.requests.count("GET", "/tags/list") == 0
 
@@ -371,7 +375,7 @@ def test_a_token_that_expires_in_the_midst_of_a_blob_is_renewed(
         target = RegistryTarget(client, below(ROOT))
         plan = make_plan(store.inventory(), target.glance(store.inventory()))
         target.check_access(plan)
-        transfer(plan, store, target, jobs=1)
+        transfer(plan, store, target, run=Run(jobs=1))
         assert target.held(store.inventory()) == store.inventory()
     refused = registry.requests.matching("PATCH", "/blobs/uploads/", 401)
     assert refused

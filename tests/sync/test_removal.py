@@ -6,11 +6,12 @@ from hypothesis import given
 
 from mirror.errors import RegistryNotFoundError
 from mirror.registry import ConnectionOptions, RegistryClient, RegistryWriter, RetryPolicy
-from mirror.serve import Answer, EmbeddedRegistry, Fault, LoseAnswer
+from mirror.run import Run
 from mirror.sync import Inventory, MemoryStore, make_plan, transfer
 from mirror.sync.nodes import RepositoryContent
 from mirror.sync.registry import RegistryTarget, below
 from mirror.sync.removal import DropManifest, DropTag, Removal, plan_removal, remove
+from mirror.testing import Answer, EmbeddedRegistry, Fault, LoseAnswer
 from tests.conftest import MakeRealRegistry
 from tests.support.inventories import fake_blob, fake_manifest, inventories, put_image
 from tests.support.places import client_of
@@ -113,7 +114,7 @@ def test_many_tags_of_one_image_go_at_once_and_the_image_stays(
     with RegistryClient(registry.address, options=options) as client:
         place, image = _place(client, *tags)
         drops = tuple(DropTag("modules", tag, image.digest) for tag in tags[1:])
-        assert remove(Removal(tags=drops), place, jobs=8) == ()
+        assert remove(Removal(tags=drops), place, run=Run(jobs=8)) == ()
         assert place.listed_tags("modules") == {tags[0]}
         left = client.resolve(LOCATE("modules"), tags[0])
         assert left is not None

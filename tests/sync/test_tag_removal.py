@@ -4,12 +4,13 @@ import pytest
 
 from mirror.events import Event, Warned
 from mirror.registry import ConnectionOptions, RegistryClient
-from mirror.serve import Answer, EmbeddedRegistry, Fault, LoseAnswer
+from mirror.run import Run
 from mirror.sync import Inventory, MemoryStore, PutTag, make_plan, transfer
 from mirror.sync.publish import begin, read_standing
 from mirror.sync.registry import RegistryTarget, below
 from mirror.sync.statement import REPOSITORY, Statement
 from mirror.sync.tag_removal import deletes_tags, remove_tags
+from mirror.testing import Answer, EmbeddedRegistry, Fault, LoseAnswer
 from tests.conftest import MakeRealRegistry
 from tests.support.inventories import put_image
 from tests.support.places import client_of
@@ -72,7 +73,10 @@ def test_what_leads_somewhere_goes_before_what_it_leads_to_and_failures_are_told
         embedded_registry.faults.add(Fault(Answer(400), "DELETE", "/manifests/v1.0.0"))
         embedded_registry.requests.clear()
         removed = remove_tags(
-            target, tags, stage=lambda _, tag: 1 if tag == "stable" else 0, on_event=events.append
+            target,
+            tags,
+            stage=lambda _, tag: 1 if tag == "stable" else 0,
+            run=Run(on_event=events.append),
         )
         assert removed == (("release-channel", "gone"), ("release-channel", "stable"))
         assert sorted(client.tags("dkp/ee/release-channel")) == ["kept", "v1.0.0"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import threading
 from collections.abc import Callable, Generator, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -31,18 +30,8 @@ from mirror.events import (
 )
 from mirror.oci import Digest, Manifest
 from mirror.registry import ConnectionOptions, RegistryClient, RetryPolicy
-from mirror.serve import (
-    Action,
-    Answer,
-    CutResponse,
-    CutUpload,
-    EmbeddedRegistry,
-    Fault,
-    LoseAnswer,
-    MemoryStorage,
-    Refuse,
-    Store,
-)
+from mirror.run import Cancellation, Run
+from mirror.serve import MemoryStorage, Store
 from mirror.sync import (
     BlobContent,
     CopyBlob,
@@ -55,6 +44,16 @@ from mirror.sync import (
     transfer,
 )
 from mirror.sync.registry import RegistrySource, RegistryTarget, below
+from mirror.testing import (
+    Action,
+    Answer,
+    CutResponse,
+    CutUpload,
+    EmbeddedRegistry,
+    Fault,
+    LoseAnswer,
+    Refuse,
+)
 from tests.conftest import MakeEmbeddedRegistry
 from tests.support.inventories import put_image, put_index, sample_store, stores
 from tests.support.places import KINDS, Destination, client_of, destination_of, source_of, stored
@@ -114,7 +113,7 @@ def test_all_that_is_wanted_arrives_and_nothing_else(
     source: Source, destination: Destination
 ) -> None:
     plan = make_plan(WANTED, destination.target.held(WANTED))
-    report = transfer(plan, source, destination.target, jobs=4)
+    report = transfer(plan, source, destination.target, run=Run(jobs=4))
     distinct = WANTED.blob_sizes()
     assert report == TransferReport(
         blobs=len(distinct),
@@ -130,7 +129,7 @@ def test_events_account_for_every_step_and_every_byte(
 ) -> None:
     heard: list[Event] = []
     plan = make_plan(WANTED, Inventory())
-    transfer(plan, source, destination.target, jobs=4, on_event=serialised(heard.append))
+    transfer(plan, source, destination.target, run=Run(4, serialised(heard.append)))
     sizes = WANTED.blob_sizes()
     assert heard[0] == TransferStarted(
         len(sizes), sum(sizes.values()), plan.manifest_count, plan.tag_count
@@ -155,7 +154,9 @@ def test_a_second_run_sends_nothing(
     kind: str, source: Source, embedded_registry: EmbeddedRegistry, tmp_path: Path
 ) -> None:
     with destination_of(kind, WANTED, embedded_registry, tmp_path / "target") as place:
-        transfer(make_plan(WANTED, place.target.held(WANTED)), source, place.target, jobs=2)
+        transfer(
+            make_plan(WANTED, place.target.held(WANTED)), source, place.target, run=Run(jobs=2)
+        )
         embedded_registry.requests.clear()
         plan = make_plan(WANTED, place.target.held(WANTED))
         assert plan == Plan()
@@ -201,7 +202,7 @@ def test_any_content_arrives_beside_whatever_is_there(
     store: MemoryStore, other: MemoryStore
 ) -> None:
     wanted, before = store.inventory(), other.inventory()
-    transfer(make_plan(wanted, before), store, other, jobs=2)
+    transfer(make_plan(wanted, before), store, other, run=Run(jobs=2))
     assert make_plan(wanted, other.inventory()) == Plan()
     assert make_plan(before, other.inventory()).blobs == ()
     for path, content in wanted.repositories.items():
@@ -238,7 +239,7 @@ class Watchful(MemoryStore):
 @given(store=stores())
 def test_whoever_looks_at_any_moment_never_sees_a_half(store: MemoryStore) -> None:
     target = Watchful()
-    transfer(make_plan(store.inventory(), Inventory()), store, target, jobs=8)
+    transfer(make_plan(store.inventory(), Inventory()), store, target, run=Run(jobs=8))
     assert target.halves == []
     assert target.inventory() == store.inventory()
 
@@ -247,7 +248,7 @@ def test_tags_of_a_later_stage_turn_after_all_of_the_earlier() -> None:
     target = Watchful()
     stages = {"alpha": 1, "stable": 1, "v3.2.1": 2}
     plan = make_plan(WANTED, Inventory(), stage=lambda _repository, tag: stages.get(tag, 0))
-    transfer(plan, STORE, target, jobs=8)
+    transfer(plan, STORE, target, run=Run(jobs=8))
     order = [stages.get(tag, 0) for _, tag in target.tagged]
     assert order == sorted(order)
     assert order[-3:] == [1, 1, 2]
@@ -267,7 +268,7 @@ def test_a_blob_with_wrong_bytes_stops_manifests_and_tags_but_not_its_siblings(
     heard: list[Event] = []
     plan = make_plan(WANTED, Inventory())
     with pytest.raises(IncompleteError) as caught:
-        transfer(plan, Faulty(bad), destination.target, on_event=serialised(heard.append))
+        transfer(plan, Faulty(bad), destination.target, run=Run(on_event=serialised(heard.append)))
     message = str(caught.value)
     assert message.startswith(
         f"1 of {len(plan.blobs)} blobs could not be brought from the faulty source "
@@ -337,7 +338,9 @@ def test_a_target_that_refuses_is_told_once_however_many_items_it_refuses() -> N
 def test_what_was_not_tried_is_told_too() -> None:
     plan = make_plan(WANTED, Inventory())
     with pytest.raises(IncompleteError) as caught:
-        transfer(plan, STORE, Refusing(lambda step: UnreachableError("no", where="x")), jobs=1)
+        transfer(
+            plan, STORE, Refusing(lambda step: UnreachableError("no", where="x")), run=Run(jobs=1)
+        )
     tried = len(caught.value.failures)
     assert tried < len(plan.blobs)
     assert f"{tried} of {len(plan.blobs)} blobs could not be brought" in str(caught.value)
@@ -350,7 +353,7 @@ def test_a_blob_of_many_repositories_names_the_first_few() -> None:
         put_image(store, f"modules/m{number}", "v1", layers=(b"shared",))
     refuse = Refusing(lambda step: UnreachableError("no", where="x"))
     with pytest.raises(IncompleteError) as caught:
-        transfer(make_plan(store.inventory(), Inventory()), store, refuse, jobs=1)
+        transfer(make_plan(store.inventory(), Inventory()), store, refuse, run=Run(jobs=1))
     assert " into modules/m0, modules/m1, modules/m2 and 6 more" in str(caught.value)
 
 
@@ -366,16 +369,16 @@ def test_a_bug_in_a_source_is_no_failure_of_an_item() -> None:
 
 
 def test_a_cancelled_transfer_leaves_no_tag_and_the_next_completes_it(source: Source) -> None:
-    cancel = threading.Event()
+    cancel = Cancellation()
     target = Watchful()
 
     def on_event(event: Event) -> None:
         if isinstance(event, BlobDone):
-            cancel.set()
+            cancel.cancel()
 
     plan = make_plan(WANTED, Inventory())
     with pytest.raises(CancelledError, match="stopped on request"):
-        transfer(plan, source, target, jobs=2, on_event=on_event, cancel=cancel)
+        transfer(plan, source, target, run=Run(2, on_event, cancel))
     assert target.tagged == []
     there = target.inventory()
     assert there.blob_sizes()
@@ -431,9 +434,9 @@ def test_a_push_cut_at_any_request_never_lies_and_is_completed_by_the_next(
     registry, storage = module_registry, _storage(module_registry)
 
     def push(root: str) -> None:
-        target = RegistryTarget(module_client, below(root), jobs=2)
+        target = RegistryTarget(module_client, below(root), run=Run(jobs=2))
         plan = make_plan(wanted, target.held(wanted), stage=lambda _, tag: int(tag == "alpha"))
-        transfer(plan, store, target, jobs=2)
+        transfer(plan, store, target, run=Run(jobs=2))
 
     for number in range(1, 100):
         root = f"{name}/{number}"
@@ -463,8 +466,8 @@ def test_one_fault_at_any_request_is_survived_by_one_retry(
     module_registry.faults.clear()
     module_registry.faults.add(Fault(LoseAnswer(), nth=nth))
     with client_of(module_registry, attempts=3) as client:
-        target = RegistryTarget(client, below(f"retry/{nth}"), jobs=2)
-        transfer(make_plan(wanted, target.held(wanted)), store, target, jobs=2)
+        target = RegistryTarget(client, below(f"retry/{nth}"), run=Run(jobs=2))
+        transfer(make_plan(wanted, target.held(wanted)), store, target, run=Run(jobs=2))
     module_registry.faults.clear()
     assert stored(_storage(module_registry), f"retry/{nth}") == wanted
 
@@ -522,7 +525,7 @@ def test_tags_of_images_and_of_indexes_that_hold_them_turn_beside_each_other(
     with RegistryClient(real_registry.address, options=options) as client:
         for number in range(3):
             target = RegistryTarget(client, below(f"target-{number}"))
-            transfer(make_plan(store.inventory(), Inventory()), store, target, jobs=8)
+            transfer(make_plan(store.inventory(), Inventory()), store, target, run=Run(jobs=8))
             assert target.held(store.inventory()) == store.inventory()
 
 

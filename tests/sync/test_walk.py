@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Iterable
 
 import pytest
@@ -11,10 +10,11 @@ from mirror.events import Event, PhaseAdvanced, PhaseStarted
 from mirror.oci import Digest
 from mirror.oci.manifest import descriptor_json
 from mirror.oci.media_types import OCI_MANIFEST
-from mirror.serve import Answer, EmbeddedRegistry, Fault
+from mirror.run import Cancellation, Run
 from mirror.sync import Gap, Inventory, MemoryStore, make_plan, transfer
 from mirror.sync.registry import RegistrySource, RegistryTarget, below
 from mirror.sync.walk import Walk, walk, with_blobs
+from mirror.testing import Answer, EmbeddedRegistry, Fault
 from tests.support.inventories import (
     Item,
     items,
@@ -45,7 +45,7 @@ def stroll(
         paths = STORE.inventory().repositories
     with client_of(registry) as client:
         source = RegistrySource(client, below("root"), "the registry")
-        return walk(source, paths, known=known, jobs=3)
+        return walk(source, paths, known=known, run=Run(jobs=3))
 
 
 def look(
@@ -56,7 +56,7 @@ def look(
     """The same and then all blobs."""
     found = stroll(registry, paths, known)
     with client_of(registry) as client:
-        return with_blobs(found, RegistrySource(client, below("root")), jobs=3)
+        return with_blobs(found, RegistrySource(client, below("root")), run=Run(jobs=3))
 
 
 def blobless(inventory: Inventory) -> Inventory:
@@ -298,8 +298,8 @@ def test_each_question_is_told_of_as_progress(embedded_registry: EmbeddedRegistr
     heard: list[Event] = []
     with client_of(embedded_registry) as client:
         source = RegistrySource(client, below("root"))
-        found = walk(source, STORE.inventory().repositories, on_event=heard.append)
-        with_blobs(found, source, on_event=heard.append)
+        found = walk(source, STORE.inventory().repositories, run=Run(on_event=heard.append))
+        with_blobs(found, source, run=Run(on_event=heard.append))
     phases = [one for one in heard if isinstance(one, PhaseStarted)]
     assert [one.name.removeprefix("looking at the registry's ") for one in phases] == [
         *("tags", "tagged images", "referrers", "images", "referrers", "blobs")
@@ -311,10 +311,10 @@ def test_each_question_is_told_of_as_progress(embedded_registry: EmbeddedRegistr
 
 def test_it_can_be_stopped(embedded_registry: EmbeddedRegistry) -> None:
     fill(embedded_registry)
-    stop = threading.Event()
-    stop.set()
+    stop = Cancellation()
+    stop.cancel()
     with client_of(embedded_registry) as client, pytest.raises(CancelledError):
-        walk(RegistrySource(client, below("root")), ["install"], cancel=stop)
+        walk(RegistrySource(client, below("root")), ["install"], run=Run(cancellation=stop))
 
 
 def test_equal_registries_give_equal_inventories(embedded_registry: EmbeddedRegistry) -> None:

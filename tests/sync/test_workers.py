@@ -7,12 +7,14 @@ import pytest
 
 from mirror.errors import (
     CancelledError,
+    DeadlineError,
     DeniedError,
     MirrorError,
     NoSpaceError,
     NotFoundError,
     UnreachableError,
 )
+from mirror.run import Run
 from mirror.sync.workers import for_each, gather
 
 _PATIENCE_S = 20.0
@@ -42,8 +44,8 @@ def test_results_come_in_the_order_of_the_items() -> None:
             turn[number - 1].set()
         return number * number
 
-    assert gather(range(5), work, jobs=5) == [0, 1, 4, 9, 16]
-    assert gather([], work) == []
+    assert gather(range(5), work, run=Run(5)) == [0, 1, 4, 9, 16]
+    assert gather([], work, run=Run()) == []
 
 
 def test_each_item_is_worked_on_once_by_at_most_so_many_threads() -> None:
@@ -59,7 +61,7 @@ def test_each_item_is_worked_on_once_by_at_most_so_many_threads() -> None:
         with lock:
             busy -= 1
 
-    outcomes = list(for_each(range(500), work, jobs=3))
+    outcomes = list(for_each(range(500), work, run=Run(3)))
     assert sorted(number for number, _ in outcomes) == sorted(seen) == list(range(500))
     assert most <= 3
 
@@ -73,7 +75,7 @@ def test_a_long_list_is_not_read_ahead_of_the_work() -> None:
             taken += 1
             yield taken
 
-    done = for_each(items(), lambda number: number, jobs=2)
+    done = for_each(items(), lambda number: number, run=Run(2))
     for _ in range(3):
         next(done)
     assert taken <= 10
@@ -86,11 +88,11 @@ def test_a_failure_belongs_to_its_item_and_siblings_carry_on() -> None:
             raise NotFoundError(f"{number} is not there")
         return number
 
-    outcomes = dict(for_each(range(10), work, jobs=2))
+    outcomes = dict(for_each(range(10), work, run=Run(2)))
     assert len(outcomes) == 10
     assert {n for n, one in outcomes.items() if isinstance(one, NotFoundError)} == {1, 3, 5, 7, 9}
     with pytest.raises(NotFoundError, match=r"^1 is not there$"):
-        gather(range(10), work, jobs=2)
+        gather(range(10), work, run=Run(2))
 
 
 @pytest.mark.parametrize(
@@ -113,11 +115,11 @@ def test_a_failure_that_would_only_repeat_itself_lets_nothing_new_begin(
             raise error
         return number
 
-    cancel = threading.Event()
-    outcomes = dict(for_each(range(1000), work, jobs=1, cancel=cancel))
-    assert outcomes[0] is error
-    assert len(begun) <= 2  # one may have begun before the failure was known
-    assert not cancel.is_set()  # the caller's flag is the caller's
+    run = Run(1)
+    outcomes = dict(for_each(range(1000), work, run=run))
+    assert outcomes == {0: error}
+    assert begun == [0]  # what was queued behind it, too, does not begin
+    assert not run.stopped
 
 
 def test_a_bug_stops_the_rest_and_is_raised() -> None:
@@ -129,38 +131,78 @@ def test_a_bug_stops_the_rest_and_is_raised() -> None:
             raise KeyError("a bug")
 
     with pytest.raises(KeyError, match="a bug"):
-        gather(range(1000), work, jobs=2)
+        gather(range(1000), work, run=Run(2))
     assert len(begun) < 1000
 
 
-def test_a_bug_reaches_those_who_are_waiting_through_the_flag() -> None:
-    cancel = threading.Event()
+def test_a_bug_wakes_those_who_are_waiting() -> None:
+    run = Run(4)
 
     def work(number: int) -> bool:
         if number == 0:
             raise ValueError("a bug")
-        return cancel.wait(_PATIENCE_S)  # as a long transfer does between chunks
+        return run.cancellation.wait(_PATIENCE_S)  # as whatever waits does
 
     with pytest.raises(ValueError, match="a bug"):
-        gather(range(4), work, jobs=4, cancel=cancel)
+        gather(range(4), work, run=run)
+
+
+def test_a_bug_is_raised_and_not_what_it_did_to_the_others() -> None:
+    run, others = Run(4), threading.Barrier(4)
+
+    def work(number: int) -> None:
+        others.wait(_PATIENCE_S)
+        if number == 3:
+            raise ValueError("a bug")
+        run.sleep(_PATIENCE_S)
+
+    with pytest.raises(ValueError, match="a bug"):
+        gather(range(4), work, run=run)
+
+
+def test_a_bug_leaves_the_run_of_the_caller_alone() -> None:
+    callers = Run(4)
+    own = Run.of(callers)
+
+    def work(number: int) -> None:
+        if number == 0:
+            raise ValueError("a bug")
+        own.sleep(_PATIENCE_S)
+
+    with pytest.raises(ValueError, match="a bug"):
+        gather(range(4), work, run=own)
+    callers.check()
+
+
+def test_a_deadline_lets_nothing_new_begin() -> None:
+    run = Run(2).with_deadline(0.05)
+    begun: list[int] = []
+
+    def work(number: int) -> None:
+        begun.append(number)
+        run.sleep(_PATIENCE_S)
+
+    with pytest.raises(DeadlineError, match="the time that was given is over"):
+        gather(range(100), work, run=run)
+    assert begun == [0, 1]
 
 
 @pytest.mark.parametrize("interrupt", [KeyboardInterrupt, SystemExit])
 def test_an_interrupt_in_the_caller_leaves_no_thread_running(
     interrupt: type[BaseException],
 ) -> None:
-    cancel = threading.Event()
+    run = Run(4)
 
     def caller() -> None:
         def work(number: int) -> bool:
-            return number == 0 or cancel.wait(_PATIENCE_S)
+            return number == 0 or run.cancellation.wait(_PATIENCE_S)
 
-        for _ in for_each(range(8), work, jobs=4, cancel=cancel):
+        for _ in for_each(range(8), work, run=run):
             raise interrupt  # while the others are at work
 
     with pytest.raises(interrupt):
         caller()
-    assert cancel.is_set()
+    assert run.cancellation.requested
 
 
 def test_an_interrupt_in_a_worker_is_raised_in_the_caller() -> None:
@@ -169,29 +211,29 @@ def test_an_interrupt_in_a_worker_is_raised_in_the_caller() -> None:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        gather(range(100), work, jobs=2)
+        gather(range(100), work, run=Run(2))
 
 
 def test_cancellation_lets_nothing_new_begin_and_is_told() -> None:
-    cancel = threading.Event()
+    run = Run(2)
     begun: list[int] = []
 
     def work(number: int) -> None:
         begun.append(number)
         if number == 5:
-            cancel.set()
+            run.cancellation.cancel()
 
     with pytest.raises(CancelledError, match="stopped on request"):
-        gather(range(1000), work, jobs=2, cancel=cancel)
-    assert len(begun) < 20
+        gather(range(1000), work, run=run)
+    assert len(begun) <= 7  # beside the one that asked for it one more was at work
 
 
 def test_what_was_cancelled_before_does_not_begin() -> None:
-    cancel = threading.Event()
-    cancel.set()
+    run = Run()
+    run.cancellation.cancel()
     begun: list[int] = []
     with pytest.raises(CancelledError, match="stopped on request"):
-        gather(range(5), begun.append, cancel=cancel)
+        gather(range(5), begun.append, run=run)
     assert begun == []
 
 
@@ -200,9 +242,9 @@ def test_work_that_says_it_was_cancelled_ends_all_of_it() -> None:
         raise CancelledError("the client was closed")
 
     with pytest.raises(CancelledError, match="the client was closed"):
-        gather(range(5), work, jobs=2)
+        gather(range(5), work, run=Run(2))
 
 
 def test_no_threads_cannot_do_any_work() -> None:
     with pytest.raises(ValueError, match="jobs must be at least 1"):
-        gather([1], lambda number: number, jobs=0)
+        gather([1], lambda number: number, run=Run(0))

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
 
 import pytest
 
 from mirror.errors import MirrorError
 from mirror.oci import Digest
+from mirror.run import Run
 from mirror.sync import MemoryStore, union
 from mirror.sync.publish import begin, complete
 from mirror.sync.statement import Statement
@@ -46,7 +46,7 @@ class Cluster:
 
     def look(self, name: str, depth: Depth = Depth.STATEMENT) -> Look:
         """One cycle for the replica `name`."""
-        return self.replicator(name, depth, threading.Event())
+        return self.replicator(name, depth, Run())
 
 
 def newer() -> MemoryStore:

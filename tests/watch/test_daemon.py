@@ -10,6 +10,7 @@ from collections.abc import Callable
 import pytest
 
 from mirror.errors import CancelledError, MirrorError
+from mirror.run import Run
 from mirror.watch.daemon import Cycle, Daemon
 from mirror.watch.pace import Depth, Pace
 from mirror.watch.state import Look
@@ -23,12 +24,12 @@ class Cycles:
 
     def __init__(self) -> None:
         self.depths: dict[str, list[Depth]] = defaultdict(list)
-        self.behaviour: dict[str, Callable[[threading.Event], Look]] = {}
+        self.behaviour: dict[str, Callable[[Run], Look]] = {}
 
-    def __call__(self, replica: str, depth: Depth, cancel: threading.Event) -> Look:
+    def __call__(self, replica: str, depth: Depth, run: Run) -> Look:
         self.depths[replica].append(depth)
         act = self.behaviour.get(replica)
-        return act(cancel) if act else Look(depth, complete=True, declared=5, verified=5)
+        return act(run) if act else Look(depth, complete=True, declared=5, verified=5)
 
     def count(self, replica: str) -> int:
         """How many cycles there were for `replica`."""
@@ -66,8 +67,8 @@ def test_every_replica_is_looked_at_at_once_and_then_at_its_pace() -> None:
 def test_a_replica_that_hangs_holds_up_no_other() -> None:
     cycles = Cycles()
 
-    def hang(cancel: threading.Event) -> Look:
-        assert cancel.wait(_PATIENCE_S)
+    def hang(run: Run) -> Look:
+        assert run.cancellation.wait(_PATIENCE_S)
         raise CancelledError("stopped on request")
 
     cycles.behaviour["slow"] = hang
@@ -91,7 +92,7 @@ def test_a_notification_starts_a_cycle_at_once() -> None:
 def test_a_push_during_a_cycle_gets_a_cycle_of_its_own() -> None:
     cycles, begun, go = Cycles(), threading.Event(), threading.Event()
 
-    def wait_first(_: threading.Event) -> Look:
+    def wait_first(_: Run) -> Look:
         begun.set()
         assert go.wait(_PATIENCE_S)
         return Look(Depth.STATEMENT, complete=True)
@@ -107,7 +108,7 @@ def test_a_push_during_a_cycle_gets_a_cycle_of_its_own() -> None:
 def test_one_failed_replica_is_told_and_the_others_stay_ready() -> None:
     cycles = Cycles()
 
-    def fail(_: threading.Event) -> Look:
+    def fail(_: Run) -> Look:
         raise MirrorError("its disk is full; make room")
 
     cycles.behaviour["b"] = fail
@@ -148,9 +149,9 @@ def test_the_deepest_look_due_is_taken_first_and_again_until_it_succeeded() -> N
 def test_stopping_cancels_what_is_under_way_and_leaves_no_thread() -> None:
     cycles, begun = Cycles(), threading.Event()
 
-    def work(cancel: threading.Event) -> Look:
+    def work(run: Run) -> Look:
         begun.set()
-        assert cancel.wait(_PATIENCE_S)
+        assert run.cancellation.wait(_PATIENCE_S)
         raise CancelledError("stopped on request")
 
     cycles.behaviour["a"] = work
@@ -166,7 +167,7 @@ def test_stopping_cancels_what_is_under_way_and_leaves_no_thread() -> None:
 def test_a_bug_in_a_cycle_shows_in_the_daemons_health() -> None:
     cycles = Cycles()
 
-    def bug(_: threading.Event) -> Look:
+    def bug(_: Run) -> Look:
         raise RuntimeError("a bug")
 
     cycles.behaviour["a"] = bug

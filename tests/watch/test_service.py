@@ -16,6 +16,7 @@ from mirror.layout import TargetTree, publication_stage
 from mirror.oci import Repository
 from mirror.operations import Site
 from mirror.registry import ConnectionOptions, Credentials, RegistryClient
+from mirror.run import Run
 from mirror.sync import MemoryStore, make_plan, transfer
 from mirror.sync.publish import begin, complete
 from mirror.sync.statement import Statement
@@ -90,7 +91,7 @@ class Cluster:
 
     def release(self, store: MemoryStore, generation: int) -> None:
         """Push all of `store` to the leader, and state it."""
-        wanted, place = store.inventory(), self.leader.place(jobs=4)
+        wanted, place = store.inventory(), self.leader.place(run=Run(4))
         transfer(make_plan(wanted, place.held(wanted), stage=publication_stage), store, place)
         statement = Statement(wanted, generation, tool="tests")
         artifact = statement.artifact()
