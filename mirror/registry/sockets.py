@@ -124,9 +124,10 @@ class Stream(httpcore.NetworkStream):
         first = self._sock.recv(most)
         if not first or not isinstance(self._sock, ssl.SSLSocket):
             return first
-        # TLS hands out a record of 16 KiB at most. Take those that are here already.
+        # TLS hands out a record of 16 KiB at most. Take those that are here already; if there is
+        # something else, such as a break, the next read meets it, and what came before counts.
         pieces, size = [first], len(first)
-        with suppress(ssl.SSLWantReadError):
+        with suppress(OSError):
             while size < most and (piece := self._sock.recv(most - size)):
                 pieces.append(piece)
                 size += len(piece)
