@@ -47,16 +47,17 @@ class Download:
 
     def chunks(self) -> Generator[bytes, None, None]:
         """The blob's bytes; see `RegistryClient.blob`."""
-        held: bytes | None = None
+        if self._verifier is None:
+            yield from self._resumed()
+            return
+        held = b""
         for chunk in self._resumed():
-            if self._verifier is not None:
-                self._verifier.update(chunk)
-            if held is not None:
+            self._verifier.update(chunk)
+            if held:
                 yield held
             held = chunk
-        if self._verifier is not None:
-            self._verifier.finish()
-        if held is not None:
+        self._verifier.finish()
+        if held:
             yield held
 
     def _resumed(self) -> Generator[bytes, None, None]:
