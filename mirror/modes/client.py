@@ -44,10 +44,6 @@ REPLICA_CONNECT_TIMEOUT_S = 5.0
 """How long to try for a connection where others can be asked instead."""
 
 
-def _never() -> bool:
-    return False
-
-
 def connect(
     settings: RegistrySettings,
     *,
@@ -312,15 +308,12 @@ class ModeClient:
         size: int,
         content: Callable[[int], Generator[bytes, None, None]],
         *,
-        cancelled: Callable[[], bool] = _never,
         opened: OpenUpload | None = None,
         journal: UploadJournal | None = None,
     ) -> int:
         """Send a blob; see `RegistryClient.upload`."""
         client, path = self._writer(repository, "push")
-        return client.upload(
-            path, digest, size, content, cancelled=cancelled, opened=opened, journal=journal
-        )
+        return client.upload(path, digest, size, content, opened=opened, journal=journal)
 
     def open_upload(self, repository: str) -> OpenUpload:
         """Open an upload session, which proves that pushing is allowed."""

@@ -6,8 +6,8 @@ from mirror.registry.credentials import find_credentials
 from mirror.registry.interfaces import RegistryReader, RegistryWriter
 from mirror.registry.options import ConnectionOptions
 from mirror.registry.retry import RetryPolicy
-from mirror.registry.sessions import OpenUpload
 from mirror.registry.upload_journal import UploadJournal
+from mirror.registry.upload_sessions import OpenUpload
 
 __all__ = [
     "ConnectionOptions",

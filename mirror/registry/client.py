@@ -10,17 +10,13 @@ from mirror.errors import RegistryNotFoundError, UnreachableError
 from mirror.events import OnEvent, ignore
 from mirror.oci import Child, Descriptor, Digest, Manifest
 from mirror.oci.reference import check_repository
-from mirror.registry import downloads, listings, manifests, scopes, sessions, uploads
+from mirror.registry import downloads, listings, manifests, scopes, upload_sessions, uploads
 from mirror.registry.auth import Credentials
 from mirror.registry.options import ConnectionOptions
-from mirror.registry.sessions import OpenUpload
 from mirror.registry.transport import Transport, Wire
 from mirror.registry.upload_journal import UploadJournal
+from mirror.registry.upload_sessions import OpenUpload
 from mirror.run import Run
-
-
-def _never() -> bool:
-    return False
 
 
 def _nothing() -> None:
@@ -209,14 +205,13 @@ class RegistryClient:
         size: int,
         content: Callable[[int], Generator[bytes, None, None]],
         *,
-        cancelled: Callable[[], bool] = _never,
         opened: OpenUpload | None = None,
         journal: UploadJournal | None = None,
     ) -> int:
         """Send a blob (POST and PUT, end-4 and end-6; large ones by PATCH, end-5, in chunks).
 
         `content(offset)` opens its bytes from there on; it is called anew for each attempt, and
-        what it raises ends the upload. `cancelled` is looked at between chunks. A cut upload is
+        what it raises ends the upload. A cut upload is
         continued where the registry says it got to, else it starts anew. `opened` is a session to
         begin with. A session that fails is cancelled at the registry, best effort; with a
         `journal` one that only was interrupted stays, and a later call goes on with it. Returns the
@@ -224,7 +219,6 @@ class RegistryClient:
 
         Raises:
             SizeMismatchError: `content` is longer or shorter than `size`.
-            CancelledError: `cancelled` said so.
             StalledError: too little moved for too long, in every attempt.
         """
         check_repository(repository)
@@ -234,7 +228,6 @@ class RegistryClient:
             digest,
             size,
             content,
-            cancelled,
             opened=opened,
             journal=journal,
         ).run()
@@ -245,12 +238,12 @@ class RegistryClient:
         Hand it to `upload`, or to `cancel_upload` so that nothing stays behind.
         """
         check_repository(repository)
-        return sessions.open_upload(self._transport, repository)
+        return upload_sessions.open_upload(self._transport, repository)
 
     def cancel_upload(self, repository: str, upload: OpenUpload) -> None:
         """Let the registry forget a session (DELETE), best effort: it also forgets by itself."""
         check_repository(repository)
-        sessions.cancel(self._transport, upload.location, scopes.push(repository))
+        upload_sessions.cancel(self._transport, upload.location, scopes.push(repository))
 
     def mount(self, repository: str, digest: Digest, from_repository: str) -> bool:
         """Make a blob of `from_repository` one of `repository` too, without sending it (end-11).
@@ -269,7 +262,7 @@ class RegistryClient:
         """As `mount`, but hands out the upload session that most registries open instead."""
         check_repository(repository)
         check_repository(from_repository)
-        return sessions.mount_or_open(self._transport, repository, digest, from_repository)
+        return upload_sessions.mount_or_open(self._transport, repository, digest, from_repository)
 
     def delete_blob(self, repository: str, digest: Digest) -> None:
         """Delete a blob from a repository (end-10).

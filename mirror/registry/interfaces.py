@@ -10,8 +10,8 @@ from collections.abc import Callable, Generator, Iterator
 from typing import Protocol, Self
 
 from mirror.oci import Child, Descriptor, Digest, Manifest
-from mirror.registry.sessions import OpenUpload
 from mirror.registry.upload_journal import UploadJournal
+from mirror.registry.upload_sessions import OpenUpload
 from mirror.run import Run
 
 
@@ -64,7 +64,6 @@ class RegistryWriter(RegistryReader, Protocol):
         size: int,
         content: Callable[[int], Generator[bytes, None, None]],
         *,
-        cancelled: Callable[[], bool] = ...,
         opened: OpenUpload | None = ...,
         journal: UploadJournal | None = ...,
     ) -> int: ...

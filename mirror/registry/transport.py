@@ -17,10 +17,8 @@ import httpx
 from mirror.errors import CancelledError, InvalidReferenceError, MirrorError, RegistryError
 from mirror.oci import Repository
 from mirror.registry import failures
-from mirror.registry.addresses import Home, path_of
-from mirror.registry.auth import Authenticator, Credentials
-from mirror.registry.challenges import parse_challenges
-from mirror.registry.connections import Connections
+from mirror.registry.auth import Authenticator, Credentials, parse_challenges
+from mirror.registry.connections import Connections, Home, path_of
 from mirror.registry.options import ConnectionOptions
 from mirror.registry.retry import Backoff, TransientFailure
 from mirror.registry.scopes import Scopes

@@ -1,13 +1,18 @@
-"""Upload sessions: the small requests around the bytes (distribution-spec, "Pushing blobs")."""
+"""What an upload is made of: its session at the registry, and its bytes on their way out.
+
+Distribution-spec, "Pushing blobs": POST opens a session, GET asks how far it got, DELETE ends it.
+"""
 
 from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
+from typing import TypeAlias
 from urllib.parse import quote
 
-from mirror.errors import MirrorError, RegistryError
+from mirror.errors import MirrorError, RegistryError, SizeMismatchError
 from mirror.oci import Digest
 from mirror.registry import scopes
 from mirror.registry.retry import TransientFailure
@@ -117,3 +122,73 @@ def offset_told(answer: Answer) -> int | None:
         return None
     last = int(match[1])
     return last + 1 if last else 0
+
+
+Content: TypeAlias = Callable[[int], Generator[bytes, None, None]]
+"""Opens the blob's bytes, from a given offset (bytes) to the end."""
+
+
+class Outgoing:
+    """The content of one upload, `size` bytes in all. Used by one thread.
+
+    A request that begins where the one before ended goes on reading: a source far away is not
+    asked anew for each chunk. Whatever breaks in between, the content is opened where it is needed.
+    `check` is called between chunks and raises once the work is to stop; `what` is the blob, for
+    messages.
+    """
+
+    def __init__(self, content: Content, size: int, check: Callable[[], None], what: str) -> None:
+        self._content, self._size, self._check, self._what = content, size, check, what
+        self._stream: Generator[bytes, None, None] | None = None
+        self._at = 0  # where the stream goes on, the rest included
+        self._rest = b""
+
+    def close(self) -> None:
+        """Let go of the source."""
+        if self._stream is not None:
+            self._stream.close()
+            self._stream = None
+
+    def pieces(self, start: int, count: int) -> Iterator[bytes]:
+        """Exactly `count` bytes from `start` on; the source runs to its end where that is theirs.
+
+        A source that verifies tells its verdict with its last bytes, so the last are never handed
+        out before it has been heard.
+
+        Raises:
+            SizeMismatchError: the content is longer or shorter than its size.
+            CancelledError: as `check` has it.
+        """
+        if self._stream is None or self._at != start:
+            self.close()
+            self._stream, self._at, self._rest = self._content(start), start, b""
+        end = start + count
+        for chunk in self._chunks(self._stream, until_the_end=end == self._size, end=end):
+            left = end - self._at
+            if len(chunk) > left:
+                if end == self._size:
+                    raise self._wrong_size(self._at + len(chunk))
+                chunk, self._rest = chunk[:left], chunk[left:]
+            self._at += len(chunk)
+            if chunk:
+                yield chunk
+        if self._at < end:
+            raise self._wrong_size(self._at)
+
+    def _chunks(
+        self, stream: Generator[bytes, None, None], *, until_the_end: bool, end: int
+    ) -> Iterator[bytes]:
+        while until_the_end or self._at < end:
+            self._check()
+            chunk: bytes | None = self._rest
+            self._rest = b""
+            if not chunk:
+                chunk = next(stream, None)
+            if chunk is None:
+                return
+            yield chunk
+
+    def _wrong_size(self, actual: int) -> SizeMismatchError:
+        return SizeMismatchError(
+            where=f"the content for {self._what}", expected=self._size, actual=actual
+        )
