@@ -22,6 +22,7 @@ from urllib.parse import urlencode, urlsplit
 
 from mirror.errors import CancelledError, DeniedError, InputError, MirrorError, RegistryError
 from mirror.registry import scopes as scoping
+from mirror.registry.connections import check_address
 from mirror.registry.failures import Login, same
 from mirror.registry.scopes import Scopes
 
@@ -219,17 +220,18 @@ class Authenticator:
     def _fetch_token(self, way: Challenge, wanted: Scopes, carrier: Carrier) -> _Token:
         realm = way.get("realm")
         where = f"token server of {self._host}"
-        parts = urlsplit(realm)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
+        try:
+            scheme, server, _ = check_address(realm)
+        except ValueError as err:
             raise RegistryError(
                 f"{self._host} names a token server that is no web address: {realm[:200]!r}; "
                 "check the registry's configuration",
                 where=where,
-            )
-        if parts.scheme == "http" and self._secure and self._credentials is not None:
+            ) from err
+        if scheme == "http" and self._secure and self._credentials is not None:
             raise DeniedError(
                 f"{self._host} is reached by TLS but names a token server without it "
-                f"(http://{parts.hostname}); the credentials are not sent there. Correct the "
+                f"(http://{server}); the credentials are not sent there. Correct the "
                 "registry's configuration, or pull without a login",
                 where=where,
             )

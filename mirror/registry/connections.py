@@ -69,7 +69,7 @@ class Connections(httpx.BaseTransport):
             content=request.stream,
             extensions=request.extensions,
         )
-        proxy = proxy_for(url.scheme, url.host, url.port, self._proxies)
+        proxy = proxy_for(url.scheme, url.raw_host.decode(), url.port, self._proxies)
         pool = self._direct if proxy is None else self._by_proxy[proxy]
         with _as_httpx(request), _unlogged():
             got = pool.handle_request(sent)
@@ -258,6 +258,7 @@ def _system_has_roots() -> bool:
 
 
 _PORTS = {"http": 80, "https": 443}
+_MAX_HOST = 253  # letters that a name may have (RFC 1035, 2.3.4)
 
 
 def origin(url: str) -> tuple[str, str, int | None]:
@@ -271,24 +272,60 @@ def origin(url: str) -> tuple[str, str, int | None]:
     return scheme, (parts.hostname or "").lower(), parts.port or _PORTS.get(scheme)
 
 
+def check_address(url: str) -> tuple[str, str, int | None]:
+    """The origin of an address that an answer named, if a request can be sent there.
+
+    Raises:
+        ValueError: it cannot.
+    """
+    scheme, host, port = origin(url)
+    if scheme not in _PORTS or not host:
+        raise ValueError("neither http nor https")
+    try:
+        known = httpx.URL(url).host  # decodes a name in punycode, where it is one
+        known.encode("idna")
+    except (httpx.InvalidURL, UnicodeError) as err:
+        raise ValueError("not an address") from err
+    if len(known) > _MAX_HOST:
+        raise ValueError("the name of the host is too long")
+    return scheme, host, port
+
+
+def host_of(url: str) -> str:
+    """The host of `url`, for messages."""
+    return urlsplit(url).hostname or ""
+
+
 def path_of(url: str) -> str:
     """`url` without its query, for messages."""
     parts = urlsplit(url)
-    return f"{parts.hostname or ''}{f':{parts.port}' if parts.port else ''}{parts.path}"
+    return f"{parts.netloc.rpartition('@')[2]}{parts.path}"
 
 
 class Home:
-    """The registry `host` at `base` (scheme, host and port), the only place for its credentials."""
+    """The server at `base` (scheme, host and port), the only place for its credentials.
+
+    `host` is the registry that named it, for messages.
+
+    Raises:
+        ValueError: as `origin`.
+    """
 
     def __init__(self, host: str, base: str) -> None:
         self._host, self._base, self._origin = host, base, origin(base)
 
     def holds(self, url: str) -> bool:
-        """Whether `url` has the registry's own scheme, host and port."""
+        """Whether `url` has that server's own scheme, host and port."""
         try:
             return origin(url) == self._origin
         except ValueError:
             return False
+
+    def trusts(self, url: str) -> bool:
+        """Whether credentials may go to `url`: it is here, or the same host reached by TLS."""
+        scheme, host, port = self._origin
+        usual = (scheme, port) == ("http", _PORTS["http"])
+        return self.holds(url) or (usual and Home(host, f"https://{host}").holds(url))
 
     def resolved(self, location: str, base: str) -> str:
         """The absolute address that `location`, relative or not, means in an answer from `base`.
@@ -302,9 +339,7 @@ class Home:
         try:
             joined = urljoin(base, location)
             parts = urlsplit(joined)
-            scheme, host, port = origin(joined)
-            if scheme not in _PORTS or not host:
-                raise ValueError("neither http nor https")
+            scheme, host, port = check_address(joined)
         except ValueError as err:
             raise RegistryError(
                 f"{self._host} sends an address that cannot be used ({err}); "

@@ -144,12 +144,7 @@ def blob_size(transport: Transport, repository: str, digest: Digest) -> int | No
     """A blob's length in bytes; see `RegistryClient.blob_size`."""
     wanted = scopes.pull(repository)
     where = transport.where("HEAD", _url(transport, repository, digest))
-    backoff = transport.backoff(where)
-    while True:
-        try:
-            return probe_size(transport, repository, digest, wanted)
-        except TransientFailure as failure:
-            backoff.wait(failure)
+    return transport.patiently(where, lambda: probe_size(transport, repository, digest, wanted))
 
 
 def probe_size(
@@ -197,7 +192,7 @@ def _size_by_first_byte(transport: Transport, url: str, wanted: scopes.Scopes) -
 
 
 def _url(transport: Transport, repository: str, digest: Digest) -> str:
-    return transport.url(f"/v2/{repository}/blobs/{digest}")
+    return transport.at(repository, f"blobs/{digest}")
 
 
 def _length(text: str | None) -> int | None:

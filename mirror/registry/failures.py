@@ -272,6 +272,13 @@ def same(err: MirrorError) -> MirrorError:
     return twin
 
 
+def reworded(
+    err: RegistryError, text: str, kind: type[RegistryError] | None = None
+) -> RegistryError:
+    """The same answer said in other words, as `kind` where that is given."""
+    return (kind or type(err))(text, where=err.where, status=err.status, codes=err.codes)
+
+
 def _causes(err: BaseException) -> Iterator[BaseException]:
     seen: set[int] = set()
     current: BaseException | None = err

@@ -14,13 +14,16 @@ from urllib.parse import quote
 
 from mirror.errors import MirrorError, RegistryError, SizeMismatchError
 from mirror.oci import Digest
+from mirror.oci.reference import check_repository
 from mirror.registry import scopes
 from mirror.registry.retry import TransientFailure
 from mirror.registry.transport import Answer, Body, Transport
+from mirror.run import Run
 
 _log = logging.getLogger(__name__)
 
 MAX_ANSWER_BYTES = 64 << 10
+_CANCEL_S, _STOPPED_CANCEL_S = 10.0, 1.0
 _RANGE = re.compile(r"(?:bytes[= ])?0-([0-9]{1,18})")
 
 
@@ -48,7 +51,7 @@ class OpenUpload:
 
 def open_upload(transport: Transport, repository: str) -> OpenUpload:
     """See `RegistryClient.open_upload`."""
-    url = transport.url(f"/v2/{repository}/blobs/uploads/")
+    url = transport.at(repository, "blobs/uploads/")
     answer = transport.call(
         "POST", url, accept=(202,), limit=MAX_ANSWER_BYTES, scopes=scopes.push(repository)
     )
@@ -59,10 +62,9 @@ def mount_or_open(
     transport: Transport, repository: str, digest: Digest, from_repository: str
 ) -> bool | OpenUpload:
     """See `RegistryClient.mount_or_open`."""
-    url = transport.url(
-        f"/v2/{repository}/blobs/uploads/?mount={quote(str(digest), safe='')}"
-        f"&from={quote(from_repository, safe='')}"
-    )
+    check_repository(from_repository)
+    query = f"mount={quote(str(digest), safe='')}&from={quote(from_repository, safe='')}"
+    url = transport.at(repository, f"blobs/uploads/?{query}")
     wanted = scopes.merge(scopes.push(repository), scopes.pull(from_repository))
     try:
         answer = transport.call(
@@ -82,9 +84,14 @@ def mount_or_open(
 
 
 def cancel(transport: Transport, location: str, wanted: scopes.Scopes) -> None:
-    """DELETE a session; whatever goes wrong, registries forget old sessions by themselves."""
+    """DELETE a session, best effort and in a few seconds: registries forget old ones anyway.
+
+    This is done for a run that was stopped, too, so it does not listen to that.
+    """
+    patience_s = _STOPPED_CANCEL_S if transport.run.stopped else _CANCEL_S
     try:
-        attempt(transport, "DELETE", location, accept=(200, 202, 204), wanted=wanted)
+        aside = transport.within(Run().with_deadline(patience_s))
+        attempt(aside, "DELETE", location, accept=(200, 202, 204), wanted=wanted)
     except (MirrorError, TransientFailure) as err:
         _log.debug("an upload session could not be cancelled: %s", err)
 
@@ -128,6 +135,14 @@ Content: TypeAlias = Callable[[int], Generator[bytes, None, None]]
 """Opens the blob's bytes, from a given offset (bytes) to the end."""
 
 
+class SourceFailedError(Exception):
+    """What feeds an upload failed with `error`, which says nothing about the upload's session."""
+
+    def __init__(self, error: MirrorError) -> None:
+        super().__init__(str(error))
+        self.error = error
+
+
 class Outgoing:
     """The content of one upload, `size` bytes in all. Used by one thread.
 
@@ -156,12 +171,14 @@ class Outgoing:
         out before it has been heard.
 
         Raises:
+            SourceFailedError: the content could not be read on.
             SizeMismatchError: the content is longer or shorter than its size.
             CancelledError: as `check` has it.
         """
         if self._stream is None or self._at != start:
             self.close()
-            self._stream, self._at, self._rest = self._content(start), start, b""
+            self._at, self._rest = start, b""
+            self._stream = self._content(start)
         end = start + count
         for chunk in self._chunks(self._stream, until_the_end=end == self._size, end=end):
             left = end - self._at
@@ -183,7 +200,10 @@ class Outgoing:
             chunk: bytes | None = self._rest
             self._rest = b""
             if not chunk:
-                chunk = next(stream, None)
+                try:
+                    chunk = next(stream, None)
+                except MirrorError as err:
+                    raise SourceFailedError(err) from err
             if chunk is None:
                 return
             yield chunk

@@ -32,7 +32,12 @@ from mirror.registry import downloads, scopes, upload_sessions
 from mirror.registry.retry import TransientFailure
 from mirror.registry.transport import Answer, Body, Transport
 from mirror.registry.upload_journal import UploadJournal
-from mirror.registry.upload_sessions import Content, OpenUpload, Outgoing
+from mirror.registry.upload_sessions import (
+    Content,
+    OpenUpload,
+    Outgoing,
+    SourceFailedError,
+)
 
 _log = logging.getLogger(__name__)
 
@@ -133,8 +138,11 @@ class Upload:
                         lost = f"{self._transport.host} lost the beginning of an upload"
                         self._backoff.wait(TransientFailure(restart.error, lost))
         except BaseException as err:
-            if self._journal is None or not _to_be_continued(err):
+            actual = err.error if isinstance(err, SourceFailedError) else err
+            if self._journal is None or not _to_be_continued(actual):
                 self._cancel(session)
+            if actual is not err:
+                raise actual from actual.__cause__
             raise
         finally:
             self._outgoing.close()
@@ -174,7 +182,7 @@ class Upload:
 
     def _start(self) -> _Session:
         transport = self._transport
-        url = transport.url(f"/v2/{self._repository}/blobs/uploads/")
+        url = transport.at(self._repository, "blobs/uploads/")
         # One attempt here, as `run` has the patience: two loops would multiply.
         answer = upload_sessions.attempt(transport, "POST", url, accept=(202,), wanted=self._scopes)
         session = _Session(upload_sessions.location_of(transport, answer))
