@@ -6,7 +6,6 @@ import base64
 import itertools
 import json
 import re
-import time
 from typing import Any
 
 import pytest
@@ -15,6 +14,7 @@ from pydantic import SecretStr
 from mirror.errors import InvalidSettingsError
 from mirror.modes.legacy import _HOST, secret_login
 from mirror.modes.settings import Mode, RegistrySettings
+from tests.support.patience import PATIENCE_S, without_waiting
 
 SECRET = "hunter2-s3cret"
 
@@ -162,6 +162,5 @@ def test_the_host_pattern_accepts_what_the_clusters_own_accepts() -> None:
 
 
 def test_the_host_pattern_takes_no_long_time() -> None:
-    began = time.monotonic()
-    assert not _HOST.fullmatch("a" * 50_000 + "!")
-    assert time.monotonic() - began < 2
+    with without_waiting(PATIENCE_S):
+        assert not _HOST.fullmatch("a" * 50_000 + "!")
