@@ -13,13 +13,7 @@ from mirror.commands import options
 from mirror.commands.cluster import Cluster
 from mirror.commands.shared import show
 from mirror.errors import InputError, IntegrityError, MirrorError
-from mirror.modes.check import (
-    CheckReport,
-    ItemState,
-    check_images,
-    connect_with,
-    targets_for,
-)
+from mirror.modes.check import CheckReport, ItemState, check_images, connect_with, targets_for
 from mirror.modes.required import (
     RequiredSet,
     critical_modules,
@@ -101,7 +95,7 @@ def check_command(
         modules_file,
         deckhouse_image,
     )
-    targets = targets_for(cluster.settings, cluster.sites)
+    targets = targets_for(cluster.settings, cluster.access)
     connection = ConnectionOptions(verify=not tls_skip_verify)
     started = time.monotonic()
     with progress(quiet=as_json) as on_event:

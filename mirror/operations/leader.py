@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import TypeVar
 
-from mirror.errors import ConflictError, MirrorError, NotFoundError, RegistryNotFoundError
+from mirror.errors import (
+    CancelledError,
+    ConflictError,
+    DeadlineError,
+    MirrorError,
+    NotFoundError,
+    RegistryNotFoundError,
+    StalledError,
+)
 from mirror.oci import Digest, Manifest
 from mirror.operations.sites import Site, walk_site
 from mirror.run import Run
@@ -24,6 +33,8 @@ from mirror.sync.publish import (
 from mirror.sync.statement import REPOSITORY, generation_of, layer_of
 from mirror.sync.survey import Failure
 from mirror.sync.workers import gather
+
+Answer = TypeVar("Answer")
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,32 +135,59 @@ def _artifact(site: Site, published: Published) -> Artifact:
     return Artifact(manifest, data)
 
 
+def ask_at_once(
+    sites: Sequence[Site],
+    question: Callable[[Site], Answer],
+    *,
+    patience_s: float | None = None,
+    run: Run,
+) -> list[Answer | MirrorError]:
+    """The answers to `question`, or why there is none, in the order of `sites`.
+
+    All are asked at once, and none for longer than `patience_s` seconds.
+    """
+
+    def ask(site: Site) -> tuple[Answer | MirrorError]:
+        # In a tuple: to the workers an error that is returned is not an error.
+        try:
+            return (question(site.within(run.with_deadline(patience_s))),)
+        except DeadlineError as err:
+            run.check()
+            silent = StalledError(f"no answer within {patience_s:g} s", where=site.name)
+            silent.__cause__ = err
+            return (silent,)
+        except CancelledError:
+            raise
+        except MirrorError as err:
+            return (err,)
+
+    return [answer for (answer,) in gather(sites, ask, run=run.with_jobs(max(1, len(sites))))]
+
+
 def choose_leader(
-    sites: Sequence[Site], *, run: Run | None = None
+    sites: Sequence[Site], *, patience_s: float | None = None, run: Run | None = None
 ) -> tuple[Site, tuple[Failure, ...]]:
     """The site that states the highest generation; of several, one that is publishing nothing.
 
     Clocks and dates of images do not count. What is on its way to a generation beyond that one, by
     a publication that is under way or was interrupted, is not to be turned back by who finds it so:
-    such sites are in the failures, like those that could not be asked.
+    such sites are in the failures, like those that could not be asked. All are asked at once, and
+    whoever has not answered after `patience_s` seconds counts as unreachable.
 
     Raises:
         NotFoundError: none states an inventory that can be read.
         ConflictError: two state different inventories as the same generation.
     """
-    run = Run.of(run)
-
-    def standing(site: Site) -> tuple[Standing | MirrorError]:
-        try:
-            return (read_standing(site.client.within(run), site.tree.locate),)
-        except MirrorError as err:
-            return (err,)
-
     failures: list[Failure] = []
     standings: list[tuple[Standing, Site]] = []
     stating: list[tuple[Published, bool, Site]] = []
-    answers = gather(sites, standing, run=run.with_jobs(max(1, len(sites))))
-    for site, (answer,) in zip(sites, answers, strict=True):
+    answers = ask_at_once(
+        sites,
+        lambda site: read_standing(site.client, site.tree.locate),
+        patience_s=patience_s,
+        run=Run.of(run),
+    )
+    for site, answer in zip(sites, answers, strict=True):
         if isinstance(answer, MirrorError):
             failures.append(Failure(site.name, "its statement", answer))
             continue

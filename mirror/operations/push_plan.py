@@ -17,11 +17,11 @@ from mirror.registry import RegistryWriter
 from mirror.release.discovery import discovery_images
 from mirror.run import Run
 from mirror.sync import (
+    FailoverSource,
     Finding,
-    HeldContent,
+    Holder,
     Inventory,
     MemoryStore,
-    Overlay,
     Plan,
     make_plan,
     union,
@@ -157,13 +157,13 @@ def check_base(reader: BundleReader, missing: Sequence[Finding]) -> None:
 
 def content_for(
     reader: BundleReader, index: MemoryStore, target: RegistryTarget, held: Inventory
-) -> Overlay:
+) -> FailoverSource:
     """Where a push reads: in the bundle, and in the target itself what a delta leaves out, where
     a tag or a second repository needs it."""
     if not reader.bases:
-        return Overlay(reader, index)
+        return FailoverSource([reader, index])
     there = RegistrySource(target.client, target.locate, target.name)
-    return Overlay(reader, index, HeldContent(there, held))
+    return FailoverSource([reader, index, Holder(there, held)])
 
 
 def plan_push(

@@ -20,10 +20,10 @@ from mirror.registry import RegistryClient, UploadJournal
 from mirror.release.discovery import discovery_images
 from mirror.run import Run
 from mirror.sync import (
-    HeldContent,
+    FailoverSource,
+    Holder,
     Inventory,
     MemoryStore,
-    Overlay,
     TransferReport,
     make_plan,
     transfer,
@@ -340,16 +340,14 @@ class _Work:
             for other in sorted(alive, key=lambda one: one is not goal.lead)
             if other is not member
         ]
+        there = RegistrySource(target.client, target.locate, target.name)
         try:
             if self.check_access:
                 target.check_access(plan, *([] if stated else [REPOSITORY]))
             done = transfer(
                 plan,
-                Overlay(
-                    self.reader,
-                    self.index,
-                    *others,
-                    HeldContent(RegistrySource(target.client, target.locate, target.name), held),
+                FailoverSource(
+                    [self.reader, self.index, *others, Holder(there, held)], on_event=run.on_event
                 ),
                 target,
                 run=run,

@@ -9,7 +9,13 @@ from dataclasses import replace
 
 from mirror.errors import IncompleteError, MirrorError, RegistryError, RegistryNotFoundError
 from mirror.events import PhaseStarted, Warned
-from mirror.layout import publication_stage
+from mirror.layout import (
+    INDEX_REPOSITORIES,
+    INSTALL,
+    INSTALL_STANDALONE,
+    component_of,
+    publication_stage,
+)
 from mirror.oci import Digest
 from mirror.operations.extras import find_extras, refuse_to_prune, remove_extras
 from mirror.operations.leader import Facts, Leader
@@ -18,7 +24,10 @@ from mirror.operations.sites import Site
 from mirror.run import Run
 from mirror.sync import Finding, Inventory, InventoryBuilder, Plan, make_plan, transfer, union
 from mirror.sync.difference import lacking
+from mirror.sync.failover import FailoverSource
 from mirror.sync.healing import Healer, Mending, without_manifests
+from mirror.sync.per_item_errors import PerItemErrors
+from mirror.sync.plan import PutManifest
 from mirror.sync.publish import (
     Standing,
     begin,
@@ -32,10 +41,10 @@ from mirror.sync.publish import (
 )
 from mirror.sync.readback import read_back
 from mirror.sync.registry import RegistryTarget
-from mirror.sync.sources import Persistent, Ring
 from mirror.sync.statement import REPOSITORY
 from mirror.sync.survey import Failure, Survey, survey
 from mirror.sync.tolerance import Tolerant, speaks_of_damage
+from mirror.sync.transfer import Independence, Interim
 
 
 class Replication:
@@ -55,6 +64,7 @@ class Replication:
         self._place = site.place(run=run)
         self._notes = Notes()
         self._unhealed = False
+        self._source: FailoverSource | None = None
         self._damaged: dict[Digest, MirrorError] = {}
         self._started = time.monotonic()
 
@@ -183,14 +193,21 @@ class Replication:
     def _healer(self, facts: Facts) -> Healer:
         return Healer(
             self._place,
-            self._ring(facts),
+            self._copies(facts),
             self.site.files,
             run=self._run,
         )
 
-    def _ring(self, facts: Facts) -> Ring:
-        sites = [self._leader.site, *self._others]
-        return Ring([one.source() for one in sites if one is not self.site], self._wanted(facts))
+    def _copies(self, facts: Facts) -> FailoverSource:
+        """The leader and then the other replicas, as one source that remembers who failed."""
+        if self._source is None:
+            sites = [self._leader.site, *self._others]
+            self._source = FailoverSource(
+                [one.source() for one in sites if one is not self.site],
+                self._wanted(facts),
+                on_event=self._run.on_event,
+            )
+        return self._source
 
     def _carry(
         self,
@@ -205,13 +222,12 @@ class Replication:
 
         Nothing is carried into `unclear` repositories: a refusal is no absence.
         """
-        clear = not unclear
         wanted = self._wanted(facts).filtered(lambda path: path not in unclear)
         plan = make_plan(wanted, held, stage=publication_stage)
         if facts.failures:
             # What leads to versions waits until all of them could be read.
             plan = replace(plan, tags=plan.tags[:1] if _begins_with_images(plan) else ())
-        if not clear or self._notes.failures:
+        if self._unhealed:
             plan = replace(plan, tags=())
         stale = facts.published is not None and (
             standing.pending is not None
@@ -225,24 +241,37 @@ class Replication:
             return True
         if not plan and not stale:
             return True
-        announced = facts.published is not None and clear and not self._notes.failures
+        announced = facts.published is not None and not unclear and not self._notes.failures
 
-        def before_tags() -> None:
-            self._confirm(plan, facts)
+        def before_tags(interim: Interim) -> None:
+            nonlocal announced
+            if quick and any(_misled(reason) for _, reason in interim.failures):
+                raise IncompleteError("what is stated is not all there", interim.failures)
+            announced = announced and not interim.failures
+            self._confirm(interim.manifests, facts)
             if announced and facts.artifact is not None and (stale or plan.tags):
                 client, locate = self.site.client, self.site.tree.locate
                 check_unchanged(client, locate, standing, facts.artifact.manifest.digest)
                 begin(client, locate, facts.artifact)
+            elif interim.turns:
+                # Nobody is to find a statement here that these tags contradict.
+                self._take_back(standing)
 
-        ring = self._ring(facts)
         target = Mending(self._place, self._healer(facts), self._damaged)
         try:
             done = transfer(
                 plan,
-                ring,
-                Persistent(target, ring),
+                self._copies(facts),
+                target,
                 run=self._run,
-                before_tags=before_tags,
+                independence=Independence(
+                    wanted,
+                    component_of,
+                    _awaited,
+                    PerItemErrors(self.site.client, self._run),
+                    unclear,
+                    before_tags,
+                ),
             )
         except IncompleteError as err:
             if quick and any(_misled(reason) for _, reason in err.failures):
@@ -252,7 +281,11 @@ class Replication:
             return True
         finally:
             self._notes.healed += target.healed
-        self._count(plan, done.sent)
+        for item, reason in done.failures:
+            announced = False
+            self._fail(item, reason)
+        self._notes.blobs, self._notes.sent = done.blobs, done.sent
+        self._notes.manifests, self._notes.tags = done.manifests, done.tags
         self._notes.outcome = Outcome.SYNCED
         if announced and facts.published is not None and (stale or plan.tags):
             complete(
@@ -284,8 +317,13 @@ class Replication:
             for path, content in stated.repositories.items()
             for wanted, there in [(facts.inventory.repository(path), held.repository(path))]
         )
-        overtaken = facts.published is None and self._notes.tags > 0
-        if not broken and not overtaken:
+        if broken:
+            self._take_back(standing)
+
+    def _take_back(self, standing: Standing) -> None:
+        """Remove the replica's present statement, if there is one."""
+        current = standing.current
+        if current is None or self._notes.statement != current.digest:
             return
         repository = self.site.tree.locate(REPOSITORY)
         try:
@@ -296,13 +334,12 @@ class Replication:
         else:
             self._notes.statement = self._notes.generation = None
 
-    def _confirm(self, plan: Plan, facts: Facts) -> None:
+    def _confirm(self, steps: Sequence[PutManifest], facts: Facts) -> None:
         """See that every manifest that was put is there; a cache may have swallowed it.
 
         Raises:
             IncompleteError: one is not, and cannot be brought there.
         """
-        steps = [step for wave in plan.manifests for step in wave]
         client, locate = self.site.client, self.site.tree.locate
         answers = Tolerant(client).ask_all(
             steps,
@@ -319,10 +356,10 @@ class Replication:
             for step, answer in zip(steps, answers, strict=True)
             if answer is None or isinstance(answer, MirrorError)
         }
-        healer, ring, failures = self._healer(facts), self._ring(facts), []
+        healer, source, failures = self._healer(facts), self._copies(facts), []
         for step, error in lost.items():
             try:
-                manifest = ring.manifest(step.repository, step.digest)
+                manifest = source.manifest(step.repository, step.digest)
                 healer.mend_manifest(step.repository, manifest, error)
             except MirrorError as err:
                 failures.append((f"manifest {step.repository}@{step.digest}", err))
@@ -391,6 +428,15 @@ def _begins_with_images(plan: Plan) -> bool:
         return False
     first = plan.tags[0][0]
     return publication_stage(first.repository, first.tag) == 0
+
+
+def _awaited(path: str, tag: str) -> tuple[str, str] | None:
+    """The component that has to be there as a whole before a tag may turn; None for images."""
+    if path in INDEX_REPOSITORIES:
+        return component_of(f"{path}/{tag}")
+    if publication_stage(path, tag) > 0 or path in (INSTALL, INSTALL_STANDALONE):
+        return component_of(path)
+    return None
 
 
 def _misled(error: MirrorError) -> bool:

@@ -17,8 +17,7 @@ from mirror.layout import (
     repositories_of,
 )
 from mirror.modes.endpoints import replica_endpoints
-from mirror.modes.settings import RegistrySettings
-from mirror.modes.sites import Sites
+from mirror.modes.settings import ClusterAccess, RegistrySettings
 from mirror.registry import ConnectionOptions, Credentials, RegistryClient, RegistryReader
 from mirror.run import Run
 from mirror.sync import Inventory
@@ -67,7 +66,7 @@ class Site:
 @contextmanager
 def replica_sites(
     settings: RegistrySettings,
-    sites: Sites,
+    sites: ClusterAccess,
     *,
     options: ConnectionOptions | None = None,
     credentials: Credentials | None = None,

@@ -28,7 +28,7 @@ MACHINES = (
     Surroundings(1, "Asia/Kathmandu", "C.UTF-8", "000", 8),
     Surroundings(4242, "America/St_Johns", "tr_TR.UTF-8", "077", 16),
 )
-WAYS = {
+WAYS: dict[str, tuple[str, ...]] = {
     "plain": (),
     "deduplicated": ("--dedupe",),
     "compressed-in-parts": ("--compress", "zstd", "--images-bundle-chunk-size", "1MB"),
