@@ -43,9 +43,11 @@ def test_hash_seed_time_zone_language_umask_and_jobs_do_not_show_in_a_bundle(
     bundles = []
     for number, machine in enumerate(MACHINES):
         folder = tmp_path / str(number)
+        command = ("pull", str(folder), "--source", source.root, "--insecure", *flags)
         run_mirror(
-            *("pull", folder, "--source", source.root, "--insecure", *flags),
-            *("--jobs", str(machine.jobs)),
+            *command,
+            "--jobs",
+            str(machine.jobs),
             env={
                 "PYTHONHASHSEED": str(machine.hash_seed),
                 "TZ": machine.time_zone,
