@@ -6,15 +6,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mirror.bundle.reader import read_inventory
 from mirror.events import PhaseStarted
 from mirror.oci import Digest
-from mirror.operations.places import read_inventory, see_registry
+from mirror.operations.places import see_registry
 from mirror.operations.sites import Site
 from mirror.release.discovery import has_index, index_of
 from mirror.run import Run
 from mirror.sync import Inventory, union
 from mirror.sync.difference import Difference, differ
-from mirror.sync.survey import Failure
+from mirror.sync.observation import Failure
 from mirror.sync.tags import tags_of
 
 
