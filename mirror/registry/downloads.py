@@ -13,7 +13,7 @@ import httpx
 from mirror.errors import RegistryError, SizeMismatchError, UnreachableError
 from mirror.oci import Digest, Verifier
 from mirror.registry import failures, scopes
-from mirror.registry.retry import TransientFailure
+from mirror.registry.failures import TransientFailure
 from mirror.registry.transport import Transport
 
 _CONTENT_RANGE = re.compile(r"bytes (?:([0-9]{1,18})-([0-9]{1,18})|\*)/([0-9]{1,18}|\*)")

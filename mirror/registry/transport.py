@@ -21,11 +21,10 @@ from mirror.oci.reference import check_repository
 from mirror.registry import failures
 from mirror.registry.auth import Authenticator, Credentials, parse_challenges
 from mirror.registry.connections import Connections, Home, host_of, path_of
+from mirror.registry.failures import Backoff, TransientFailure
 from mirror.registry.options import ConnectionOptions
-from mirror.registry.retry import Backoff, TransientFailure
 from mirror.registry.scopes import Scopes
-from mirror.registry.sockets import Patience, bound_head
-from mirror.registry.stall import StallWatch
+from mirror.registry.sockets import Patience, StallWatch, bound_head
 from mirror.run import Cancellation, Run
 
 _log = logging.getLogger(__name__)

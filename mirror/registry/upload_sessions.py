@@ -16,7 +16,7 @@ from mirror.errors import MirrorError, RegistryError, SizeMismatchError
 from mirror.oci import Digest
 from mirror.oci.reference import check_repository
 from mirror.registry import scopes
-from mirror.registry.retry import TransientFailure
+from mirror.registry.failures import TransientFailure
 from mirror.registry.transport import Answer, Body, Transport
 from mirror.run import Run
 

@@ -29,7 +29,7 @@ from mirror.errors import (
 )
 from mirror.oci import Digest
 from mirror.registry import downloads, scopes, upload_sessions
-from mirror.registry.retry import TransientFailure
+from mirror.registry.failures import TransientFailure
 from mirror.registry.transport import Answer, Body, Transport
 from mirror.registry.upload_journal import UploadJournal
 from mirror.registry.upload_sessions import (
