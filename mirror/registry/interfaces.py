@@ -10,8 +10,7 @@ from collections.abc import Callable, Generator, Iterator
 from typing import Protocol, Self
 
 from mirror.oci import Child, Descriptor, Digest, Manifest
-from mirror.registry.upload_journal import UploadJournal
-from mirror.registry.upload_sessions import OpenUpload
+from mirror.registry.upload_sessions import OpenUpload, UploadJournal
 from mirror.run import Run
 
 

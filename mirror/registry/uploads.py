@@ -31,12 +31,12 @@ from mirror.oci import Digest
 from mirror.registry import downloads, scopes, upload_sessions
 from mirror.registry.failures import TransientFailure
 from mirror.registry.transport import Answer, Body, Transport
-from mirror.registry.upload_journal import UploadJournal
 from mirror.registry.upload_sessions import (
     Content,
     OpenUpload,
     Outgoing,
     SourceFailedError,
+    UploadJournal,
 )
 
 _log = logging.getLogger(__name__)
