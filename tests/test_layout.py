@@ -28,7 +28,7 @@ from mirror.layout import (
     version_tag,
 )
 from mirror.oci import Repository
-from tests.release.strategies import tags, versions
+from tests.support.strategies import tags, versions
 
 
 @pytest.mark.parametrize(

@@ -22,11 +22,11 @@ from mirror.sync.publish import generations, read_statement, statement_digest
 from mirror.sync.registry import RegistryTarget, below
 from mirror.testing import Answer, EmbeddedRegistry, Fault
 from tests.conftest import MakeEmbeddedRegistry
-from tests.journey.releases import STATEMENTS, Release, snapshot
-from tests.journey.wire import Wire
 from tests.support.inventories import put_image
 from tests.support.program import Finished, call_mirror
 from tests.support.real_registry import RealRegistry
+from tests.support.releases import STATEMENTS, Release, snapshot
+from tests.support.wire import Wire
 
 ROOT = "dkp/ee"
 LOCATE = below(ROOT)

@@ -16,10 +16,10 @@ from mirror.sync.publish import read_statement, statement_digest
 from mirror.sync.registry import below
 from mirror.testing import Answer, EmbeddedRegistry, Fault, Refuse
 from tests.conftest import MakeEmbeddedRegistry, MakeRealRegistry
-from tests.journey.releases import Release, snapshot
-from tests.journey.wire import Wire
 from tests.support.program import Finished, call_mirror
 from tests.support.real_registry import RealRegistry
+from tests.support.releases import Release, snapshot
+from tests.support.wire import Wire
 
 ROOT = "dkp/ee"
 LOCATE = below(ROOT)
