@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 
@@ -14,28 +14,24 @@ from mirror.oci import Digest
 from mirror.operations.extras import find_extras, refuse_to_prune, remove_extras
 from mirror.operations.leader import Facts, Leader
 from mirror.operations.results import How, Notes, Outcome, ReplicaResult
-from mirror.operations.sites import Site
 from mirror.run import Run
-from mirror.sync import Finding, Inventory, InventoryBuilder, Plan, make_plan, transfer, union
+from mirror.sync import Finding, Inventory, InventoryBuilder, Plan, make_plan, union
 from mirror.sync.difference import lacking
 from mirror.sync.healing import Healer, Mending, without_manifests
-from mirror.sync.publish import (
-    Standing,
-    begin,
-    check_unchanged,
-    complete,
-    generation_tag,
-    generations,
-    read_standing,
-    read_statement,
+from mirror.sync.publication import (
+    Goal,
+    Publication,
+    kept_statements,
+    read_state,
     statement_digest,
 )
 from mirror.sync.readback import read_back
 from mirror.sync.registry import RegistryTarget
 from mirror.sync.sources import Persistent, Ring
-from mirror.sync.statement import REPOSITORY
+from mirror.sync.statement import REPOSITORY, PublicationState
 from mirror.sync.survey import Failure, Survey, survey
 from mirror.sync.tolerance import Tolerant, speaks_of_damage
+from mirror.sync.tree import RegistryTree
 
 
 class Replication:
@@ -43,16 +39,16 @@ class Replication:
 
     def __init__(
         self,
-        site: Site,
+        tree: RegistryTree,
         leader: Leader,
-        others: Sequence[Site],
+        others: Sequence[RegistryTree],
         how: How,
         *,
         run: Run,
     ) -> None:
-        self.site, self._leader, self._others, self._how = site, leader, others, how
+        self.tree, self._leader, self._others, self._how = tree, leader, others, how
         self._run = run
-        self._place = site.place(run=run)
+        self._place = tree.target(run)
         self._notes = Notes()
         self._unhealed = False
         self._damaged: dict[Digest, MirrorError] = {}
@@ -70,7 +66,7 @@ class Replication:
         """What was found and done up to now."""
         notes = self._notes
         return ReplicaResult(
-            self.site.name,
+            self.tree.name,
             Outcome.FAILED if notes.failures else notes.outcome,
             notes.statement,
             notes.generation,
@@ -89,13 +85,12 @@ class Replication:
     # -- the steps -----------------------------------------------------------------------------
 
     def _carry_out(self) -> None:
-        client, locate = self.site.client, self.site.tree.locate
-        stated = self._notes.statement = statement_digest(client, locate)
+        stated = self._notes.statement = statement_digest(self.tree)
         if stated is not None and stated == self._leader.digest and not self._how.full:
             self._notes.generation = self._leader.generation
             return  # it holds all that the leader does, and said so when that was true
         facts = self._leader.facts()
-        standing = read_standing(client, locate)
+        standing = read_state(self.tree)
         if standing.current is not None:
             self._notes.generation = standing.current.statement.generation
         known = self._known(standing)
@@ -120,22 +115,25 @@ class Replication:
         unclear = frozenset(item.repository for item in found.unclear)
         self._carry(facts, standing, held, unclear=unclear, quick=False)
         self._retract(standing, facts, held)
-        self._notes.failures += found.untold(self.site.name)
+        self._notes.failures += found.untold(self.tree.name)
         self._extras(facts, known, found)
 
-    def _known(self, standing: Standing) -> Inventory:
+    def _known(self, standing: PublicationState) -> Inventory:
         """What the replica states; if pruning, what it ever stated: the rest cannot be listed."""
-        stated = [one.statement.inventory for one in (standing.pending, standing.current) if one]
-        if self._how.prune:
-            client, locate = self.site.client, self.site.tree.locate
-            for generation in generations(client, locate):
-                if published := read_statement(client, locate, generation_tag(generation)):
-                    stated.insert(0, published.statement.inventory)
-        return union(stated)
+
+        def stated() -> Iterator[Inventory]:
+            if self._how.prune:
+                for _, published in kept_statements(self.tree):  # one in memory at a time
+                    yield published.statement.inventory
+            for newest in (standing.pending, standing.current):
+                if newest is not None:
+                    yield newest.statement.inventory
+
+        return union(stated())
 
     def _by_statements(self, wanted: Inventory, known: Inventory) -> Inventory:
         """What is held, taken from what the replica states; only the difference is asked about."""
-        self._run.on_event(PhaseStarted(f"{self.site.name}: comparing what is stated"))
+        self._run.on_event(PhaseStarted(f"{self.tree.name}: comparing what is stated"))
         rest = lacking(wanted, known)
         found = survey(rest, self._place, run=self._run)
         return union([known, found.held])
@@ -144,7 +142,7 @@ class Replication:
         return facts.with_statement() if self._how.deep else facts.inventory
 
     def _survey(self, facts: Facts, known: Inventory) -> Survey:
-        self._run.on_event(PhaseStarted(f"{self.site.name}: comparing by digest"))
+        self._run.on_event(PhaseStarted(f"{self.tree.name}: comparing by digest"))
         return survey(
             self._wanted(facts),
             self._place,
@@ -160,7 +158,7 @@ class Replication:
             return found.held, found
         if self._how.dry_run:
             self._notes.outcome = Outcome.DIFFERS
-            self._notes.damaged += told(self.site.name, damaged)
+            self._notes.damaged += told(self.tree.name, damaged)
             return found.held, replace(found, unclear={})
         wanted = self._wanted(facts)
         blobs = wanted.blob_sizes()
@@ -184,18 +182,18 @@ class Replication:
         return Healer(
             self._place,
             self._ring(facts),
-            self.site.files,
+            self.tree.files,
             run=self._run,
         )
 
     def _ring(self, facts: Facts) -> Ring:
-        sites = [self._leader.site, *self._others]
-        return Ring([one.source() for one in sites if one is not self.site], self._wanted(facts))
+        trees = [self._leader.tree, *self._others]
+        return Ring([one.source() for one in trees if one is not self.tree], self._wanted(facts))
 
     def _carry(
         self,
         facts: Facts,
-        standing: Standing,
+        standing: PublicationState,
         held: Inventory,
         *,
         unclear: frozenset[str],
@@ -225,24 +223,20 @@ class Replication:
             return True
         if not plan and not stale:
             return True
-        announced = facts.published is not None and clear and not self._notes.failures
-
-        def before_tags() -> None:
-            self._confirm(plan, facts)
-            if announced and facts.artifact is not None and (stale or plan.tags):
-                client, locate = self.site.client, self.site.tree.locate
-                check_unchanged(client, locate, standing, facts.artifact.manifest.digest)
-                begin(client, locate, facts.artifact)
-
+        goal = None
+        all_clear = clear and not self._notes.failures
+        if facts.published and facts.artifact and all_clear and (stale or plan.tags):
+            goal = Goal(facts.published.statement, facts.artifact)
+        publication = Publication(self.tree, standing, goal)
         ring = self._ring(facts)
         target = Mending(self._place, self._healer(facts), self._damaged)
         try:
-            done = transfer(
+            report = publication.carry_out(
                 plan,
                 ring,
                 Persistent(target, ring),
+                confirm=lambda: self._confirm(plan, facts),
                 run=self._run,
-                before_tags=before_tags,
             )
         except IncompleteError as err:
             if quick and any(_misled(reason) for _, reason in err.failures):
@@ -252,20 +246,14 @@ class Replication:
             return True
         finally:
             self._notes.healed += target.healed
-        self._count(plan, done.sent)
+        self._count(plan, report.done.sent)
         self._notes.outcome = Outcome.SYNCED
-        if announced and facts.published is not None and (stale or plan.tags):
-            complete(
-                self.site.client,
-                self.site.tree.locate,
-                facts.published.statement,
-                facts.published.digest,
-            )
-            self._notes.statement = facts.published.digest
-            self._notes.generation = facts.published.statement.generation
+        if goal is not None:
+            self._notes.statement = goal.published.digest
+            self._notes.generation = goal.statement.generation
         return True
 
-    def _retract(self, standing: Standing, facts: Facts, held: Inventory) -> None:
+    def _retract(self, standing: PublicationState, facts: Facts, held: Inventory) -> None:
         """Take back a statement that has proved false and could not be made true.
 
         Else this replica would pass for complete, and the next sync would believe it.
@@ -287,12 +275,12 @@ class Replication:
         overtaken = facts.published is None and self._notes.tags > 0
         if not broken and not overtaken:
             return
-        repository = self.site.tree.locate(REPOSITORY)
+        repository = self.tree.locate(REPOSITORY)
         try:
             with suppress(RegistryNotFoundError):  # gone, by a request whose answer was lost
-                self.site.client.delete_manifest(repository, current.digest)
+                self.tree.client.delete_manifest(repository, current.digest)
         except RegistryError as err:
-            self._run.on_event(Warned(f"{self.site.name} goes on stating what it lacks: {err}"))
+            self._run.on_event(Warned(f"{self.tree.name} goes on stating what it lacks: {err}"))
         else:
             self._notes.statement = self._notes.generation = None
 
@@ -303,7 +291,7 @@ class Replication:
             IncompleteError: one is not, and cannot be brought there.
         """
         steps = [step for wave in plan.manifests for step in wave]
-        client, locate = self.site.client, self.site.tree.locate
+        client, locate = self.tree.client, self.tree.locate
         answers = Tolerant(client).ask_all(
             steps,
             lambda step: client.resolve(locate(step.repository), step.digest),
@@ -313,7 +301,7 @@ class Replication:
             step: answer
             if isinstance(answer, MirrorError)
             else RegistryNotFoundError(
-                f"{self.site.name}: manifest {step.digest} was accepted and is not there",
+                f"{self.tree.name}: manifest {step.digest} was accepted and is not there",
                 where=f"HEAD {step.repository}",
             )
             for step, answer in zip(steps, answers, strict=True)
@@ -328,18 +316,18 @@ class Replication:
                 failures.append((f"manifest {step.repository}@{step.digest}", err))
         if failures:
             raise IncompleteError(
-                f"{len(failures)} manifests do not stay in {self.site.name}", failures
+                f"{len(failures)} manifests do not stay in {self.tree.name}", failures
             )
 
     def _extras(self, facts: Facts, known: Inventory, found: Survey) -> None:
         """Find what the leader does not have, and remove it if that was asked for."""
         how, notes = self._how, self._notes
-        extras = find_extras(self.site, facts.inventory, known, found, self._run)
+        extras = find_extras(self.tree, facts.inventory, known, found, self._run)
         items = extras.items
         if not how.prune:
             notes.extras += items
             return
-        refuse_to_prune(self.site, self._leader, incomplete=bool(notes.failures))
+        refuse_to_prune(self.tree, self._leader, incomplete=bool(notes.failures))
         notes.failures += extras.unread
         removal = extras.removal
         if removal:
@@ -348,7 +336,7 @@ class Replication:
             notes.extras += items
             return
         current = facts.published.digest
-        gone, failures = remove_extras(self.site, self._place, removal, current, self._run)
+        gone, failures = remove_extras(self.tree, removal, current, self._run)
         removed = gone.items
         notes.failures += failures
         notes.removed += removed
@@ -362,7 +350,7 @@ class Replication:
             for part, reason in error.failures:
                 self._fail(part, reason)
             return
-        self._notes.failures.append(Failure(self.site.name, item, error))
+        self._notes.failures.append(Failure(self.tree.name, item, error))
 
     def _count(self, plan: Plan, sent: int) -> None:
         self._notes.blobs, self._notes.sent = len(plan.blobs), sent

@@ -7,14 +7,16 @@ from collections.abc import Iterable, Mapping
 
 from mirror.errors import MirrorError, NotFoundError
 from mirror.oci import Digest
-from mirror.operations import Outcome, ReplicaResult, Site, adopt, sync_replicas
+from mirror.operations import Outcome, ReplicaResult, adopt, sync_replicas
 from mirror.operations.audit_leader import LeaderAudit
 from mirror.operations.leader import Leader, choose_leader
 from mirror.operations.results import How
 from mirror.run import Run
 from mirror.sync import Inventory
-from mirror.sync.publish import Published, read_statement, statement_digest
+from mirror.sync.publication import read_statement, statement_digest
+from mirror.sync.statement import Published
 from mirror.sync.survey import Failure, survey
+from mirror.sync.tree import RegistryTree
 from mirror.watch.pace import Depth
 from mirror.watch.settings import AUTO
 from mirror.watch.state import Look
@@ -23,13 +25,13 @@ from mirror.watch.state import Look
 class Replicator:
     """Looks after replicas; one thread per replica calls it (`daemon.Cycle`).
 
-    `leader` is a name in `sites`, or `auto`: the registry that states the highest generation.
+    `leader` is a name in `trees`, or `auto`: the registry that states the highest generation.
     """
 
     def __init__(
-        self, sites: Mapping[str, Site], leader: str, *, prune: bool = False, jobs: int = 4
+        self, trees: Mapping[str, RegistryTree], leader: str, *, prune: bool = False, jobs: int = 4
     ) -> None:
-        self._sites, self._leader, self._prune, self._jobs = sites, leader, prune, jobs
+        self._trees, self._leader, self._prune, self._jobs = trees, leader, prune, jobs
         self._lock = threading.Lock()
         self._stated: Published | None = None  # under the lock: the statement that was read last
 
@@ -39,27 +41,27 @@ class Replicator:
         Raises:
             MirrorError: of the leader, or of all registries that could lead.
         """
-        site, run = self._sites[replica], run.quietly().with_jobs(self._jobs)
+        tree, run = self._trees[replica], run.quietly().with_jobs(self._jobs)
         unasked: tuple[Failure, ...] = ()
         if self._leader != AUTO:
-            leader = self._sites[self._leader]
+            leader = self._trees[self._leader]
         else:
-            if depth is Depth.STATEMENT and (equal := self._all_equal(site, run)):
+            if depth is Depth.STATEMENT and (equal := self._all_equal(tree, run)):
                 return equal
             try:
-                leader, unasked = choose_leader(list(self._sites.values()), run=run)
+                leader, unasked = choose_leader(list(self._trees.values()), run=run)
             except NotFoundError:
-                return self._adopted(site, depth, run)
-        own = tuple(failure for failure in unasked if failure.place == site.name)
+                return self._adopted(tree, depth, run)
+        own = tuple(failure for failure in unasked if failure.place == tree.name)
         if own:  # it cannot be asked, or is on its way to something newer
             unasked = tuple(failure for failure in unasked if failure not in own)
-            result = ReplicaResult(site.name, Outcome.FAILED, failures=own)
-        elif leader is site:
-            result = self._audited(site, depth, run)
+            result = ReplicaResult(tree.name, Outcome.FAILED, failures=own)
+        elif leader is tree:
+            result = self._audited(tree, depth, run)
         else:
             report = sync_replicas(
                 leader,
-                [site],
+                [tree],
                 audit=depth is Depth.AUDIT,
                 deep=depth is Depth.DEEP,
                 prune=self._prune and depth is not Depth.STATEMENT,
@@ -67,11 +69,11 @@ class Replicator:
                 run=run,
             )
             (result,) = report.replicas
-        return self._look(depth, leader, site, result, unasked, run)
+        return self._look(depth, leader, tree, result, unasked, run)
 
     # -- ways to look --------------------------------------------------------------------------
 
-    def _all_equal(self, site: Site, run: Run) -> Look | None:
+    def _all_equal(self, tree: RegistryTree, run: Run) -> Look | None:
         """The cheap answer where nobody leads by name: one request per registry, all alike.
 
         A peer that does not answer is told of. Nothing is known of it that could change this.
@@ -81,12 +83,12 @@ class Replicator:
         if known is None:
             return None
         unasked: list[Failure] = []
-        for one in self._sites.values():
+        for one in self._trees.values():
             try:
-                if statement_digest(one.client, one.tree.locate) != known.digest:
+                if statement_digest(one) != known.digest:
                     return None
             except MirrorError as err:
-                if one is site or run.stopped:
+                if one is tree or run.stopped:
                     return None
                 unasked.append(Failure(one.name, "its statement", err))
         number, declared = known.statement.generation, count(known.statement.inventory)
@@ -94,26 +96,26 @@ class Replicator:
             Depth.STATEMENT,
             complete=True,
             errors=told(unasked),
-            leader=site.name,
+            leader=tree.name,
             generation=number,
             leader_generation=number,
             declared=declared,
             verified=declared,
         )
 
-    def _audited(self, site: Site, depth: Depth, run: Run) -> ReplicaResult:
+    def _audited(self, tree: RegistryTree, depth: Depth, run: Run) -> ReplicaResult:
         """The replica that leads, held against its own statement."""
         how = How(audit=depth is Depth.AUDIT, deep=depth is Depth.DEEP)
-        head = Leader(site, run=run)
+        head = Leader(tree, run=run)
         if not how.full:
-            return ReplicaResult(site.name, Outcome.EQUAL, head.digest, head.generation)
-        others = [one for one in self._sites.values() if one is not site]
+            return ReplicaResult(tree.name, Outcome.EQUAL, head.digest, head.generation)
+        others = [one for one in self._trees.values() if one is not tree]
         return LeaderAudit(head, others, how, run=run).carry_out()
 
-    def _adopted(self, site: Site, depth: Depth, run: Run) -> Look:
+    def _adopted(self, tree: RegistryTree, depth: Depth, run: Run) -> Look:
         """Nobody states anything: what other tools pushed is taken over where it is undisputed."""
-        peers = [one for one in self._sites.values() if one is not site]
-        done = adopt(site, peers, run=run)
+        peers = [one for one in self._trees.values() if one is not tree]
+        done = adopt(tree, peers, run=run)
         declared = count(done.inventory)
         return Look(
             depth,
@@ -129,8 +131,8 @@ class Replicator:
     def _look(
         self,
         depth: Depth,
-        leader: Site,
-        site: Site,
+        leader: RegistryTree,
+        tree: RegistryTree,
         result: ReplicaResult,
         unasked: tuple[Failure, ...],
         run: Run,
@@ -146,28 +148,27 @@ class Replicator:
             generation=result.generation,
             leader_generation=published.statement.generation if published else None,
             declared=declared,
-            verified=declared if complete else self._verified(published, site, run),
+            verified=declared if complete else self._verified(published, tree, run),
             sent=result.sent,
         )
 
-    def _published(self, leader: Site) -> Published | None:
+    def _published(self, leader: RegistryTree) -> Published | None:
         """What the leader states; its layer, which may be large, is read once per statement."""
-        client, locate = leader.client, leader.tree.locate
-        digest = statement_digest(client, locate)
+        digest = statement_digest(leader)
         with self._lock:
             if self._stated is not None and self._stated.digest == digest:
                 return self._stated
-        published = read_statement(client, locate, digest) if digest is not None else None
+        published = read_statement(leader, digest) if digest is not None else None
         if published is not None:
             with self._lock:
                 self._stated = published
         return published
 
-    def _verified(self, published: Published | None, site: Site, run: Run) -> int | None:
+    def _verified(self, published: Published | None, tree: RegistryTree, run: Run) -> int | None:
         """How much of it an incomplete replica has, by asking; None if it does not answer."""
         if published is None:
             return None
-        place = site.place(run=run)
+        place = tree.target(run)
         try:
             return count(survey(published.statement.inventory, place, run=run).held)
         except MirrorError:

@@ -9,8 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from mirror.errors import FileSystemError
-from mirror.layout import TargetTree, normalised_suffix
-from mirror.operations import Site
+from mirror.layout import normalised_suffix
 from mirror.registry import (
     ConnectionOptions,
     Credentials,
@@ -19,6 +18,7 @@ from mirror.registry import (
     find_credentials,
 )
 from mirror.serve.server import ServerThread, listen
+from mirror.sync.tree import RegistryTree
 from mirror.watch.cycle import Replicator
 from mirror.watch.daemon import Daemon
 from mirror.watch.pages import create_app
@@ -39,11 +39,11 @@ def running(settings: WatchSettings) -> Iterator[tuple[Daemon, str | None]]:
         InputError: a password file cannot be read.
     """
     with ExitStack() as opened:
-        sites = {
-            name: _site(settings, name, place, opened)
+        trees = {
+            name: _tree(settings, name, place, opened)
             for name, place in settings.registries.items()
         }
-        replicator = Replicator(sites, settings.leader, prune=settings.prune, jobs=settings.jobs)
+        replicator = Replicator(trees, settings.leader, prune=settings.prune, jobs=settings.jobs)
         daemon = Daemon(settings.followers, replicator, pace=settings.pace, this=settings.this)
         url = _serve(settings, daemon, opened) if settings.listen else None
         opened.callback(daemon.stop)
@@ -74,7 +74,9 @@ def _serve(settings: WatchSettings, daemon: Daemon, opened: ExitStack) -> str:
     return f"http://{host}:{listener.getsockname()[1]}"
 
 
-def _site(settings: WatchSettings, name: str, place: RegistryPlace, opened: ExitStack) -> Site:
+def _tree(
+    settings: WatchSettings, name: str, place: RegistryPlace, opened: ExitStack
+) -> RegistryTree:
     root = settings.repository(name)
     options = ConnectionOptions(
         plain_http=place.insecure,
@@ -97,5 +99,5 @@ def _site(settings: WatchSettings, name: str, place: RegistryPlace, opened: Exit
     client = opened.enter_context(
         RegistryClient(root.host, options=options, credentials=credentials)
     )
-    tree = TargetTree(root, normalised_suffix(settings.modules_path_suffix))
-    return Site(client, tree, place.storage)
+    suffix = normalised_suffix(settings.modules_path_suffix)
+    return RegistryTree(client, root, suffix, storage=place.storage)
