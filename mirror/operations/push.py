@@ -99,7 +99,7 @@ def push(
         plan,
         done,
         goal.published,
-        goal.new is not None,
+        goal.new,
         bundle.bases,
     )
 
@@ -159,7 +159,7 @@ def push_to_all(
         work.bundle,
         work.bundle.digest(),
         goal.published,
-        goal.new is not None,
+        goal.new,
         tuple(
             MemberReport(
                 tree.name,
