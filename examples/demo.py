@@ -19,9 +19,10 @@ from mirror.bundle.sizes import size_text
 from mirror.console import duration_text
 from mirror.oci import Repository
 from mirror.registry import ConnectionOptions, RegistryClient
-from mirror.serve import EmbeddedRegistry, FolderStorage, MemoryStorage
+from mirror.serve import FolderStorage, MemoryStorage
 from mirror.sync import MemoryStore, make_plan, transfer
 from mirror.sync.registry import RegistryTarget
+from mirror.testing import EmbeddedRegistry
 
 FOLDER = Path(".demo")
 LATER = replace(

@@ -28,9 +28,23 @@ EXIT_CODES = {
 
 
 class MirrorError(Exception):
-    """Every failure raised on purpose; anything else is a bug."""
+    """Every failure raised on purpose; anything else is a bug.
+
+    The text is `where: problem; advice`, each part that is known: the place (a file, a request, a
+    repository), what happened there, and what to do next. All three are attributes, so that nobody
+    has to cut a text apart.
+    """
 
     exit_code: int = 1
+
+    def __init__(self, problem: str = "", *, where: str = "", advice: str = "") -> None:
+        self.where, self.problem, self.advice = where, problem, advice
+        super().__init__(f"{where}: {self.explanation}" if where else self.explanation)
+
+    @property
+    def explanation(self) -> str:
+        """The text without the place: for whoever has named that already."""
+        return f"{self.problem}; {self.advice}" if self.advice else self.problem
 
 
 class InputError(MirrorError):
@@ -82,10 +96,6 @@ class NotFoundError(MirrorError):
     """A registry or bundle does not hold what was asked of it."""
 
 
-class NoSpaceError(MirrorError):
-    """The disk cannot take what the plan would write; told before the first blob moves."""
-
-
 class ConflictError(MirrorError):
     """Somebody else changed the same registry meanwhile; what is there was left as it is."""
 
@@ -100,6 +110,10 @@ class GostUnavailableError(MirrorError):
 
 class FileSystemError(MirrorError):
     """The operating system refused to read or write a file of ours."""
+
+
+class NoSpaceError(FileSystemError):
+    """The disk has no room: for what the plan would write, before a blob moves, or for a file."""
 
 
 class CancelledError(MirrorError):
@@ -183,15 +197,15 @@ class IntegrityError(MirrorError):
     exit_code = 4
 
 
+_TAKE_AGAIN = "this copy is damaged, take it again from its origin"
+
+
 class DigestMismatchError(IntegrityError):
     """Content hashes to another digest than the one it goes by."""
 
     def __init__(self, *, where: str, expected: Digest, actual: Digest) -> None:
-        super().__init__(
-            f"{where}: expected {expected}, got {actual}; "
-            "this copy is damaged, take it again from its origin"
-        )
-        self.where, self.expected, self.actual = where, expected, actual
+        super().__init__(f"expected {expected}, got {actual}", where=where, advice=_TAKE_AGAIN)
+        self.expected, self.actual = expected, actual
 
 
 class SizeMismatchError(IntegrityError):
@@ -199,10 +213,9 @@ class SizeMismatchError(IntegrityError):
 
     def __init__(self, *, where: str, expected: int, actual: int) -> None:
         super().__init__(
-            f"{where}: expected {expected} bytes, got {actual}; "
-            "this copy is damaged, take it again from its origin"
+            f"expected {expected} bytes, got {actual}", where=where, advice=_TAKE_AGAIN
         )
-        self.where, self.expected, self.actual = where, expected, actual
+        self.expected, self.actual = expected, actual
 
 
 class SignatureError(IntegrityError):

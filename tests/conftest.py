@@ -11,7 +11,8 @@ from typing import Any, TypeAlias
 import pytest
 from hypothesis import HealthCheck, settings
 
-from mirror.serve import EmbeddedRegistry, MemoryStorage, ReadableStore
+from mirror.serve import MemoryStorage, ReadableStore
+from mirror.testing import EmbeddedRegistry
 from tests.support.loopback import leave_home, stay_on_loopback
 from tests.support.real_registry import RealRegistry
 from tests.support.tls import Authority

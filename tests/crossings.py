@@ -20,7 +20,8 @@ from typing import Any
 import mirror
 from examples.release_tree import TreeSpec
 from mirror.events import BlobDone
-from mirror.serve import EmbeddedRegistry, MemoryStorage
+from mirror.serve import MemoryStorage
+from mirror.testing import EmbeddedRegistry
 from tests.journey.conftest import serve
 from tests.support.program import call_mirror
 from tests.test_architecture import DOORS

@@ -18,47 +18,25 @@ PACKAGE = Path(mirror.__file__).parent
 GROUND = frozenset({"errors", "events"})
 """Every room may stand on these; what they say about rooms is for type checkers alone."""
 
-ROOMS = {
-    "run": {"errors", "events"},
-    "oci": {"errors"},
-    "layout": {"oci", "errors"},
-    "registry": {"oci", "run", "errors", "events"},
-    "sync": {"layout", "registry", "oci", "run", "errors", "events"},
-    "bundle": {"sync", "layout", "registry", "oci", "run", "errors", "events"},
-    "release": {"bundle", "sync", "layout", "registry", "oci", "run", "errors", "events"},
-    "serve": {"oci", "errors"},
-    "documents": {"errors"},
-    "config": {
-        "documents",
-        "layout",
-        "release",
-        "bundle",
-        "sync",
-        "registry",
-        "oci",
-        "run",
-        "errors",
-        "events",
-    },
-    "watch": {
-        *{"operations", "release", "bundle", "sync", "layout", "registry", "oci"},
-        *{"serve", "documents", "run", "errors", "events"},
-    },
-    "modes": {"documents", "bundle", "sync", "registry", "oci", "run", "errors", "events"},
-    "nodeconfig": {"modes", "documents", "oci", "errors"},
-    "operations": {
-        "modes",
-        "layout",
-        "release",
-        "bundle",
-        "sync",
-        "registry",
-        "oci",
-        "run",
-        "errors",
-        "events",
-    },
+_BELOW = {
+    "run": "",
+    "durable": "",
+    "documents": "",
+    "oci": "",
+    "layout": "oci",
+    "registry": "oci run",
+    "sync": "registry layout oci run",
+    "bundle": "sync registry layout oci run durable",
+    "release": "bundle sync registry layout oci run",
+    "config": "release bundle sync registry layout oci documents run",
+    "modes": "bundle sync registry oci documents run durable",
+    "nodeconfig": "modes oci documents durable",
+    "operations": "modes release bundle sync registry layout oci run",
+    "watch": "operations release bundle sync registry layout oci serve documents run",
+    "serve": "oci durable",
+    "testing": "serve",
 }
+ROOMS = {room: {*below.split(), *GROUND} for room, below in _BELOW.items()}
 """Room → the rooms that it may import. A room is a package, or a module of the top level."""
 
 COMMAND_LINE = frozenset({"cli", "commands"})
@@ -69,7 +47,6 @@ DOORS = COMMAND_LINE | {
     *("__main__", "__init__"),
 }
 """What stands above all rooms and may use any."""
-
 
 MOST_MODULES = 268
 MOST_LINES = 42_800

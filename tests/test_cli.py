@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 
 import mirror
-from mirror.serve import Answer, BasicAuth, EmbeddedRegistry, Fault, User
+from mirror.serve import BasicAuth, User
 from mirror.sync import MemoryStore
+from mirror.testing import Answer, EmbeddedRegistry, Fault
 from tests.conftest import MakeEmbeddedRegistry
 from tests.support.bundles import pack_store
 from tests.support.inventories import put_image

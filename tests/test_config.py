@@ -18,7 +18,7 @@ from mirror.cli import main
 from mirror.config import PullConfig
 from mirror.errors import InputError
 from mirror.oci import Platform
-from mirror.serve import EmbeddedRegistry
+from mirror.testing import EmbeddedRegistry
 from tests.journey.conftest import TINY, serve
 from tests.support.program import ROOT, call_mirror
 

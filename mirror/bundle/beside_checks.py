@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
-from mirror.bundle.files import ReadAt, os_errors
+from mirror.bundle.files import ReadAt
 from mirror.bundle.names import RELEASES, SEAL, ZSTD_SUFFIX
 from mirror.bundle.parts import parse_part_name
 from mirror.bundle.reader import BundleReader
@@ -14,6 +14,7 @@ from mirror.bundle.seal import Seal
 from mirror.bundle.seekable import SeekableFile, Unreadable
 from mirror.bundle.sums import SUMS, is_ours, is_whole
 from mirror.bundle.sums import parse as parse_sums
+from mirror.durable import os_errors
 from mirror.errors import DamagedBundleError, IntegrityError
 from mirror.oci import Digest, Verifier
 from mirror.sync import Finding

@@ -1,45 +1,17 @@
-"""Files of a bundle: read and written at offsets, with the system's refusals put into words."""
+"""Files of a bundle, read and written at offsets."""
 
 from __future__ import annotations
 
-import errno
 import os
-from collections.abc import Generator, Iterator
-from contextlib import contextmanager
+from collections.abc import Generator
 from pathlib import Path
 from typing import Protocol
 
-from mirror.errors import DamagedBundleError, FileSystemError, MirrorError, NoSpaceError
+from mirror.durable import os_errors, sync_file, write_at
+from mirror.errors import DamagedBundleError
 
 CHUNK = 1 << 20
 """Bytes read or written at a time."""
-
-
-@contextmanager
-def os_errors(path: Path, doing: str) -> Iterator[None]:
-    """Translate `OSError` from work on `path`; `doing` completes "cannot …"."""
-    try:
-        yield
-    except OSError as err:
-        raise _translated(err, path, doing) from err
-
-
-def _translated(err: OSError, path: Path, doing: str) -> MirrorError:
-    what = f"cannot {doing} {path}: {err.strerror or err}"
-    match err.errno:
-        case errno.ENOSPC | errno.EDQUOT:
-            return NoSpaceError(f"{what}; free some space there and run the command again")
-        case errno.EFBIG:
-            return FileSystemError(
-                f"{what}; that file system takes no file so large (FAT: 4 GiB), use ext4 or exFAT"
-            )
-        case errno.EACCES | errno.EPERM | errno.EROFS:
-            return FileSystemError(f"{what}; check the permissions, or use another folder")
-        case errno.ELOOP:
-            return FileSystemError(f"{what}; remove the symbolic link there")
-        case errno.EIO:
-            return FileSystemError(f"{what}; the medium is failing, copy it from its origin")
-    return FileSystemError(what)
 
 
 class Readable(Protocol):
@@ -132,22 +104,14 @@ class WriteAt:
     def write(self, offset: int, *pieces: bytes) -> None:
         """Put `pieces`, one behind the other, at `offset`."""
         assert self._fd is not None
-        remaining = [piece for piece in pieces if piece]
         with os_errors(self.path, "write"):
-            while remaining:
-                written = os.pwritev(self._fd, remaining, offset)
-                offset += written
-                # The kernel may take less than it was given; what it took is dropped here.
-                while remaining and written >= len(remaining[0]):
-                    written -= len(remaining.pop(0))
-                if written:
-                    remaining[0] = remaining[0][written:]
+            write_at(self._fd, offset, *pieces)
 
     def sync(self) -> int:
         """Make what was written outlive a power cut; return the file's size in bytes."""
         assert self._fd is not None
         with os_errors(self.path, "write"):
-            os.fsync(self._fd)
+            sync_file(self._fd)
             return os.fstat(self._fd).st_size
 
     def close(self) -> None:
@@ -155,17 +119,3 @@ class WriteAt:
         if self._fd is not None:
             os.close(self._fd)
             self._fd = None
-
-
-def sync_folder(folder: Path) -> None:
-    """Make the names in `folder` outlive a power cut."""
-    with os_errors(folder, "write"):
-        fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(fd)
-        except OSError as err:
-            # Some file systems (FAT, network shares) cannot sync a folder; the files are safe.
-            if err.errno not in (errno.EINVAL, errno.ENOTSUP):
-                raise
-        finally:
-            os.close(fd)

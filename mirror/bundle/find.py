@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from mirror.bundle.files import os_errors
 from mirror.bundle.folder import PARTIAL_SEAL, try_seal
 from mirror.bundle.names import PARTIAL_SUFFIX, SEAL, ZSTD_SUFFIX
 from mirror.bundle.parts import parse_part_name
 from mirror.bundle.tree import is_tree
+from mirror.durable import os_errors
 from mirror.errors import InputError
 
 

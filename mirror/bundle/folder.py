@@ -10,13 +10,13 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from mirror.bundle.files import WriteAt, os_errors, sync_folder
 from mirror.bundle.limits import marks
 from mirror.bundle.names import PARTIAL_SUFFIX, SEAL, SIGNATURE, ZSTD_SUFFIX
 from mirror.bundle.parts import parse_part_name
 from mirror.bundle.seal import Seal
 from mirror.bundle.sizes import size_text
 from mirror.bundle.sums import SUMS
+from mirror.durable import os_errors, sync_folder, write_durably
 from mirror.errors import DamagedBundleError, InputError, MirrorError, NoSpaceError
 from mirror.layout import is_archive_name
 from mirror.oci import Digest
@@ -27,6 +27,7 @@ _MAX_SEAL_BYTES = 32 << 20
 """A table of contents has some 500 bytes per image: room for 60,000 of them."""
 _MAX_SEAL_MARKS = 2_500_000
 JOURNAL_STEM, EARLIER_STEM = "pull.journal", "earlier"
+_FRESH = "fresh."  # before the name of what takes the place of a partial file
 
 
 def check_folder(folder: Path, *, force: bool) -> None:
@@ -188,8 +189,8 @@ def is_leaving(name: str) -> bool:
     if not name.endswith(PARTIAL_SUFFIX):
         return False
     final = name.removesuffix(PARTIAL_SUFFIX)
-    known = {SEAL, JOURNAL_STEM, f"fresh.{JOURNAL_STEM}", EARLIER_STEM, SUMS, SIGNATURE}
-    return final in known or final.endswith(".yaml") or _of_a_bundle(final)
+    known = {SEAL, JOURNAL_STEM, EARLIER_STEM, SUMS, SIGNATURE}
+    return final.removeprefix(_FRESH) in known or final.endswith(".yaml") or _of_a_bundle(final)
 
 
 def clear_leavings(folder: Path) -> None:
@@ -209,23 +210,9 @@ def remove(path: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def write_durably(path: Path, data: bytes) -> None:
-    """Put `data` at `path` so that a reader sees all of it or nothing, power cuts included."""
-    partial = path.with_name(path.name + PARTIAL_SUFFIX)
-    write_file(partial, data)
-    with os_errors(path, "rename"):
-        partial.replace(path)
-    sync_folder(path.parent)
-
-
-def write_file(path: Path, data: bytes) -> None:
-    """Put `data` at `path` and on the disk; when it is cut short, half of it may be there."""
-    file = WriteAt(path)
-    try:
-        file.write(0, data)
-        file.sync()
-    finally:
-        file.close()
+def write_seal(folder: Path, sealed: bytes) -> None:
+    """Say which bundle is being made in `folder`, durably."""
+    write_durably(folder / PARTIAL_SEAL, sealed, staged=_FRESH + PARTIAL_SEAL)
 
 
 def take_the_place(
@@ -250,7 +237,7 @@ def take_the_place(
             if _of_a_bundle(path.name) and path.name not in names and path.is_file():
                 path.unlink()
         for name, data in files.items():
-            write_durably(folder / name, data)
+            write_durably(folder / name, data, staged=name + PARTIAL_SUFFIX)
         sync_folder(folder)
         (folder / PARTIAL_SEAL).replace(folder / SEAL)
         sync_folder(folder)

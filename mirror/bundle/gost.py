@@ -22,8 +22,8 @@ from functools import cache
 from pathlib import Path
 from types import TracebackType
 
-from mirror.bundle.files import WriteAt, os_errors, sync_folder
 from mirror.bundle.names import PARTIAL_SUFFIX
+from mirror.durable import os_errors, write_durably
 from mirror.errors import DamagedBundleError, GostUnavailableError, IntegrityError
 
 SUFFIX = ".gostsum"
@@ -240,16 +240,7 @@ def write_gostsum(path: Path, digest: str) -> Path:
     if not _DIGEST.fullmatch(digest):
         raise ValueError(f"{digest!r} is no digest of 64 hex digits")
     target = gostsum_path(path)
-    partial = target.with_name(target.name + PARTIAL_SUFFIX)
-    file = WriteAt(partial)
-    try:
-        file.write(0, digest.encode())
-        file.sync()
-    finally:
-        file.close()
-    with os_errors(target, "rename"):
-        partial.replace(target)
-    sync_folder(target.parent)
+    write_durably(target, digest.encode(), staged=target.name + PARTIAL_SUFFIX)
     return target
 
 

@@ -16,7 +16,7 @@ import threading
 from collections.abc import Mapping
 from pathlib import Path
 
-from mirror.bundle.files import os_errors
+from mirror.durable import os_errors, write_durably
 from mirror.errors import InvalidDigestError
 from mirror.oci import Digest
 
@@ -78,10 +78,7 @@ class Journal:
     def _rewrite(self) -> None:
         """One line per blob, in place of all that was said; readers see the one or the other."""
         lines = [self._header(), *(f"{d} {n}\n" for d, n in self._progress.items())]
-        fresh = self._path.with_name(f"fresh.{self._path.name}")
-        with os_errors(fresh, "write"):
-            fresh.write_text("".join(lines), encoding="ascii")
-            fresh.replace(self._path)
+        write_durably(self._path, "".join(lines).encode("ascii"), staged=f"fresh.{self._path.name}")
         self._close()
         with os_errors(self._path, "write"):
             self._fd = os.open(self._path, os.O_WRONLY | os.O_APPEND)

@@ -17,8 +17,9 @@ from contextlib import contextmanager
 from itertools import accumulate
 from pathlib import Path
 
-from mirror.bundle.files import CHUNK, os_errors
+from mirror.bundle.files import CHUNK
 from mirror.bundle.names import PARTIAL_SUFFIX
+from mirror.durable import os_errors, sync_file, write_at
 from mirror.errors import DamagedBundleError, InputError
 
 _PART = re.compile(
@@ -315,7 +316,7 @@ class PartedWriter:
             raise ValueError(f"bytes {offset} to {offset + total} are not all in {self.path.name}")
         for number, start, length in self._files.windows(offset, total):
             with self._files.use(number, "write") as fd:
-                _write_all(fd, start, _taken(views, length))
+                write_at(fd, start, *_taken(views, length))
 
     def chunks(self, offset: int, size: int) -> Generator[bytes, None, None]:
         """Read back what was written, in pieces of at most `files.CHUNK` bytes.
@@ -332,7 +333,7 @@ class PartedWriter:
         for number in range(len(self.parts)):
             # A part that was closed meanwhile is opened again: pages belong to the file.
             with self._files.use(number, "write") as fd:
-                os.fsync(fd)
+                sync_file(fd)
                 total += os.fstat(fd).st_size
         return total
 
@@ -351,11 +352,3 @@ def _taken(views: list[memoryview], size: int) -> list[memoryview]:
         taken.append(view)
         size -= len(view)
     return taken
-
-
-def _write_all(fd: int, offset: int, views: list[memoryview]) -> None:
-    while views:
-        # The kernel may take less than it was given.
-        written = os.pwritev(fd, views, offset)
-        offset += written
-        _taken(views, written)

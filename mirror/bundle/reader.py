@@ -11,7 +11,7 @@ from types import TracebackType
 from mirror.bundle.archive import Archive
 from mirror.bundle.carriage import NOTHING, minus
 from mirror.bundle.contents import Contents, read_contents
-from mirror.bundle.files import Readable, ReadAt, os_errors
+from mirror.bundle.files import Readable, ReadAt
 from mirror.bundle.find import archive_at, check_loose, find_archives, stored_file
 from mirror.bundle.folder import read_seal
 from mirror.bundle.names import SEAL, blob_at
@@ -21,6 +21,7 @@ from mirror.bundle.seal import Seal
 from mirror.bundle.seekable import SeekableFile, Unreadable
 from mirror.bundle.tar import Member
 from mirror.bundle.tree import TreeFile
+from mirror.durable import os_errors
 from mirror.errors import DamagedBundleError, FileSystemError, InputError, NotFoundError
 from mirror.oci import Digest, Manifest
 from mirror.sync import Finding, Inventory, union

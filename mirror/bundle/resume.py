@@ -10,7 +10,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from mirror.bundle.archive import Archive
-from mirror.bundle.files import os_errors
 from mirror.bundle.folder import (
     EARLIER_STEM,
     PARTIAL_SEAL,
@@ -24,6 +23,7 @@ from mirror.bundle.journal import part_size_of, progress_of
 from mirror.bundle.names import PARTIAL_SUFFIX, SEAL
 from mirror.bundle.seal import Seal
 from mirror.bundle.workplace import JOURNAL, Workplace, file_names
+from mirror.durable import os_errors
 
 EARLIER = EARLIER_STEM + PARTIAL_SUFFIX
 """Folder of an interrupted pull of another plan, while its content is still of use."""

@@ -13,10 +13,11 @@ from collections.abc import Generator, Iterator
 from pathlib import Path
 
 from mirror.bundle.archive import BLOCK
-from mirror.bundle.files import CHUNK, os_errors
+from mirror.bundle.files import CHUNK
 from mirror.bundle.limits import MAX_MEMBERS
 from mirror.bundle.names import INDEX
 from mirror.bundle.tar import Member
+from mirror.durable import os_errors
 from mirror.errors import DamagedBundleError, MirrorError
 
 _LAYOUT_FILES = frozenset({INDEX, "oci-layout"})

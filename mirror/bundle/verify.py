@@ -31,7 +31,6 @@ from mirror.bundle.checks import (
     shift_findings,
     structure_checks,
 )
-from mirror.bundle.files import os_errors
 from mirror.bundle.forward import Forward
 from mirror.bundle.names import SEAL, SIGNATURE
 from mirror.bundle.opened import OpenArchive
@@ -40,6 +39,7 @@ from mirror.bundle.reader import BundleReader, missing_archives, whole_archive
 from mirror.bundle.seekable import SeekableFile
 from mirror.bundle.signing import verify as verify_signature
 from mirror.bundle.sums import SUMS
+from mirror.durable import os_errors
 from mirror.errors import (
     DamagedBundleError,
     FileSystemError,

@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Protocol
 
 from mirror.bundle.archive import Archive, Entry
-from mirror.bundle.files import WriteAt, os_errors
+from mirror.bundle.files import WriteAt
 from mirror.bundle.folder import JOURNAL_STEM, is_leaving, listed
 from mirror.bundle.follow import Follower
 from mirror.bundle.journal import Journal
 from mirror.bundle.names import PARTIAL_SUFFIX
 from mirror.bundle.parts import PartedWriter, part_paths, part_sizes
 from mirror.bundle.seal import Seal
+from mirror.durable import os_errors
 from mirror.errors import IntegrityError
 from mirror.oci import Digest, Verifier
 

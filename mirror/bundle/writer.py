@@ -17,14 +17,12 @@ from mirror.bundle import gost
 from mirror.bundle.archive import TRAILER_SIZE, Archive
 from mirror.bundle.beside import Beside
 from mirror.bundle.compress import Compression, Compressor
-from mirror.bundle.files import os_errors
 from mirror.bundle.folder import (
-    PARTIAL_SEAL,
     check_space,
     clear_leavings,
     only_writer,
     take_the_place,
-    write_file,
+    write_seal,
 )
 from mirror.bundle.follow import Follower, MakeHash, windows_of
 from mirror.bundle.journal import progress_of
@@ -42,6 +40,7 @@ from mirror.bundle.workplace import (
     allocated,
     is_there,
 )
+from mirror.durable import os_errors
 from mirror.errors import IntegrityError, SizeMismatchError
 from mirror.oci import Digest, Manifest
 from mirror.sync import BlobContent, CopyBlob, Inventory, InventoryBuilder
@@ -153,7 +152,7 @@ class BundleWriter:
             for path in partial_files(self._folder, archive, self._part_size)
         )
         if not keep:
-            write_file(self._folder / PARTIAL_SEAL, sealed)
+            write_seal(self._folder, sealed)
 
         compression = undo.enter_context(Compression()) if self._compress else None
         claims = progress_of(self._folder / JOURNAL) if keep else {}

@@ -8,12 +8,12 @@ from pathlib import Path
 import click
 
 from mirror.bundle import report_html
-from mirror.bundle.folder import write_durably
 from mirror.bundle.inspect import inspect_bundle
 from mirror.bundle.reader import BundleReader
 from mirror.bundle.report_text import insight_text
 from mirror.commands import options
 from mirror.commands.shared import show
+from mirror.durable import write_durably
 
 
 @click.command("inspect")

@@ -10,10 +10,10 @@ from typing import Any
 import click
 
 from mirror import console
-from mirror.bundle.folder import write_durably
 from mirror.bundle.reader import read_base
 from mirror.commands import options
 from mirror.commands.shared import TreeAccess, show
+from mirror.durable import write_durably
 from mirror.errors import InputError
 from mirror.oci import Repository
 from mirror.operations import registry_inventory

@@ -10,8 +10,6 @@ import base64
 import binascii
 import hashlib
 import json
-import os
-import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -22,7 +20,8 @@ import yaml
 from pydantic import BaseModel, SecretStr
 
 from mirror.documents import line
-from mirror.errors import FileSystemError, InvalidStateError
+from mirror.durable import write_if_changed
+from mirror.errors import InvalidStateError
 from mirror.modes.conditions import (
     Condition,
     Conditions,
@@ -121,7 +120,7 @@ class RegistryState:
             FileSystemError: it cannot be written.
         """
         text = yaml.safe_dump(self.to_secret(), sort_keys=False)
-        return write_file(path, text.encode(), 0o600)
+        return write_if_changed(path, text.encode(), mode=0o600)
 
     @classmethod
     def load(cls, source: Path | str | Mapping[str, Any] | None) -> RegistryState:
@@ -246,41 +245,3 @@ def _yaml(text: str, where: str) -> Any:
 
 def _dumped(conditions: list[dict[str, Any]]) -> str:
     return yaml.safe_dump(conditions, sort_keys=False, allow_unicode=True)
-
-
-def write_file(path: Path, content: bytes, mode: int) -> bool:
-    """Put a file in its place, complete or not at all; False if it was there already.
-
-    Raises:
-        FileSystemError: it could not be written.
-    """
-    try:
-        if _holds(path, content, mode):
-            return False
-        path.parent.mkdir(parents=True, exist_ok=True)
-        fresh = path.with_name(f".{path.name}.{secrets.token_hex(6)}")
-        try:
-            # The mode is given at creation: there is no moment at which others may read a secret.
-            handle = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, mode)
-            with os.fdopen(handle, "wb") as out:
-                os.fchmod(handle, mode)  # a umask may have taken bits away
-                out.write(content)
-                out.flush()
-                os.fsync(handle)
-            fresh.replace(path)
-        finally:
-            fresh.unlink(missing_ok=True)
-    except OSError as err:
-        raise FileSystemError(
-            f"cannot write {path}: {err.strerror}; make the folder writable or choose another"
-        ) from err
-    return True
-
-
-def _holds(path: Path, content: bytes, mode: int) -> bool:
-    return (
-        path.is_file()
-        and not path.is_symlink()
-        and path.stat().st_mode & 0o777 == mode
-        and path.read_bytes() == content
-    )

@@ -2,7 +2,13 @@
 
 The authority is ECDSA P-256 and lives ten years. It signs the pair with which tokens are signed,
 and one leaf per service and node (RSA-2048). Everything that it signs ends an hour before it does.
-A leaf is kept while it chains to the authority and names every host it must; else it is replaced.
+
+An authority is renewed early, in two steps, so that no client meets a certificate whose authority
+it has not learnt yet. When a third of its life is left, a successor is made and trusted beside it.
+`OVERLAP` later the successor takes over: it signs from then on, and the old authority stays trusted
+until it ends. A leaf is kept while a trusted authority signed it and it names every host that it
+must; it is replaced when a third of its life is left and the new one would last longer.
+
 Functions here take the time as an argument and touch no file.
 """
 
@@ -38,6 +44,8 @@ DISTRIBUTION_NAME = "registry-distribution"
 AUTHORITY_LIFE = datetime.timedelta(days=3650)
 BEFORE_AUTHORITY = datetime.timedelta(hours=1)
 """How long before the authority everything that it signed ends."""
+OVERLAP = datetime.timedelta(days=30)
+"""How long an authority is trusted before it signs, for all nodes and clients to learn it."""
 CLOCK_SKEW = datetime.timedelta(hours=1)
 """Certificates begin this long in the past, for nodes whose clocks run late."""
 
@@ -111,15 +119,46 @@ def create_leaf(
     return _issue(authority, name, hosts, now)
 
 
-def authority_to_use(held: KeyPair | None, now: datetime.datetime) -> KeyPair:
-    """`held` while it can still sign, else a new authority.
+@dataclass(frozen=True, slots=True)
+class Authorities:
+    """The authority that signs; the one that will take over; certificates of those before it."""
+
+    signing: KeyPair
+    successor: KeyPair | None = None
+    former: tuple[str, ...] = ()
+
+    @property
+    def trusted(self) -> str:
+        """All of them in PEM, the signing one first."""
+        coming = () if self.successor is None else (self.successor.certificate,)
+        return "".join([self.signing.certificate, *coming, *self.former])
+
+
+def authorities_to_use(held: Authorities | None, now: datetime.datetime) -> Authorities:
+    """`held` as it is to be at `now`: with a successor, or taken over by it, when that is due.
 
     Raises:
-        InvalidCertificateError: `held` is no certificate authority with its key. It is never
-            replaced silently, since every client of the registry trusts it.
+        InvalidCertificateError: an authority in `held` has a wrong key or is none at all. It is
+            never replaced silently, since every client of the registry trusts it.
     """
     if held is None:
-        return create_authority(now)
+        return Authorities(create_authority(now))
+    signing, successor = held.signing, held.successor
+    for pair in filter(None, (signing, successor)):
+        _check_authority(pair)
+    certificate = signing.parsed()
+    if is_due(certificate, now) and successor is None:
+        successor = create_authority(now)
+    at_its_end = certificate.not_valid_after_utc - BEFORE_AUTHORITY <= now
+    former = held.former
+    if successor is not None and (at_its_end or now >= _begin(successor.parsed()) + OVERLAP):
+        signing, successor, former = successor, None, (signing.certificate, *former)
+    ends = [parse_certificates(one, "authority")[0].not_valid_after_utc for one in former]
+    trusted = (one for one, end in zip(former, ends, strict=True) if now < end)
+    return Authorities(signing, successor, tuple(trusted))
+
+
+def _check_authority(held: KeyPair) -> None:
     certificate = held.parsed()
     held.private_key()
     basic = _extension(certificate, x509.BasicConstraints)
@@ -128,29 +167,39 @@ def authority_to_use(held: KeyPair | None, now: datetime.datetime) -> KeyPair:
             "authority: this certificate may not sign others (no CA basic constraint); "
             "give the registry's own authority"
         )
-    if certificate.not_valid_after_utc - BEFORE_AUTHORITY <= now:
-        return create_authority(now)
-    return held
 
 
-def token_pair_to_use(held: KeyPair | None, authority: KeyPair, now: datetime.datetime) -> KeyPair:
+def is_due(certificate: x509.Certificate, now: datetime.datetime) -> bool:
+    """Whether a certificate should be renewed: a third of its life is left, or less."""
+    end = certificate.not_valid_after_utc
+    return now >= end - (end - _begin(certificate)) / 3
+
+
+def _begin(certificate: x509.Certificate) -> datetime.datetime:
+    """When a certificate of ours was made."""
+    return certificate.not_valid_before_utc + CLOCK_SKEW
+
+
+def token_pair_to_use(
+    held: KeyPair | None, authorities: Authorities, now: datetime.datetime
+) -> KeyPair:
     """`held` while it is sound, else a new pair."""
-    if held is not None and _sound(held, authority, (), now):
+    if held is not None and _sound(held, authorities, (), now):
         return held
-    return create_token_pair(authority, now)
+    return create_token_pair(authorities.signing, now)
 
 
 def leaf_to_use(
     held: KeyPair | None,
-    authority: KeyPair,
+    authorities: Authorities,
     name: str,
     hosts: Sequence[str],
     now: datetime.datetime,
 ) -> KeyPair:
-    """`held` while it chains to `authority`, names all `hosts` and is in force; else a new leaf."""
-    if held is not None and _sound(held, authority, hosts, now):
+    """`held` while it is sound and names all `hosts`, else a new leaf."""
+    if held is not None and _sound(held, authorities, hosts, now):
         return held
-    return create_leaf(authority, name, hosts, now)
+    return create_leaf(authorities.signing, name, hosts, now)
 
 
 def parse_certificates(pem: str, where: str) -> list[x509.Certificate]:
@@ -186,16 +235,35 @@ def _loaded(pem: str) -> PrivateKeyTypes:
     return serialization.load_pem_private_key(pem.encode(), password=None)
 
 
-def _sound(held: KeyPair, authority: KeyPair, hosts: Sequence[str], now: datetime.datetime) -> bool:
+def _sound(
+    held: KeyPair, authorities: Authorities, hosts: Sequence[str], now: datetime.datetime
+) -> bool:
+    """Whether `held` is in force, trusted and good for `hosts`, and need not be renewed yet."""
     try:
         certificate = held.parsed()
         held.private_key()
-        certificate.verify_directly_issued_by(authority.parsed())
-    except (InvalidCertificateError, InvalidSignature, ValueError, TypeError):
+        if not _is_issued_by_one_of(certificate, authorities):
+            return False
+    except (InvalidCertificateError, ValueError):
         return False
-    if not certificate.not_valid_before_utc <= now < certificate.not_valid_after_utc:
+    end = certificate.not_valid_after_utc
+    if not certificate.not_valid_before_utc <= now < end:
+        return False
+    # One by the same authority would end with this one: to renew it wins nothing.
+    longest = authorities.signing.parsed().not_valid_after_utc - BEFORE_AUTHORITY
+    if is_due(certificate, now) and longest > end:
         return False
     return set(hosts) <= covered_hosts(certificate)
+
+
+def _is_issued_by_one_of(certificate: x509.Certificate, authorities: Authorities) -> bool:
+    for authority in parse_certificates(authorities.trusted, "authority"):
+        try:
+            certificate.verify_directly_issued_by(authority)
+        except (InvalidSignature, ValueError, TypeError):
+            continue
+        return True
+    return False
 
 
 def covered_hosts(certificate: x509.Certificate) -> frozenset[str]:

@@ -275,12 +275,12 @@ def static_pod(node: Node, parts: PodParts) -> dict[str, Any]:
 
 
 def notes_of_pods(
-    images: Images, trees: Sequence[Tree], *, services: bool, replication: bool, relays: Tree
+    images: Images, trees: Sequence[Tree], *, services: bool, replication: bool, restarts: bool
 ) -> list[str]:
     """Sentences about the static pods in `trees`.
 
-    `services` and `replication` say what masters run, in a pod or not; `relays` are the files of
-    one of the nodes' relay before the transition that `trees` are rendered for.
+    `services` and `replication` say what masters run, in a pod or not; `restarts`, whether the pod
+    of some node's relay restarts now.
     """
     notes: list[str] = []
     used: set[str] = set()
@@ -295,8 +295,7 @@ def notes_of_pods(
         used.add("nginx")
     if unused := images.unused(used):
         notes.append(f"no static pod here has a container of the image {', '.join(unused)}")
-    before = relays.get(constants.RELAY_POD)
-    if before is not None and all(tree.get(constants.RELAY_POD) != before for tree in trees):
+    if restarts:
         notes.append(
             "the relay of each node restarts with this configuration, and with the next: what is "
             "pulled while it does fails, and the kubelet pulls it again"

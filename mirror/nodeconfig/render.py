@@ -9,13 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
-from typing import Any
-
-from pydantic import SecretStr
 
 from mirror.errors import RenderingError
 from mirror.modes import constants
@@ -32,6 +28,7 @@ from mirror.nodeconfig.hosts import (
     upstream_way,
     ways_for,
 )
+from mirror.nodeconfig.pki import KeyPair
 from mirror.nodeconfig.pods import (
     Images,
     PodParts,
@@ -99,7 +96,11 @@ class RenderOptions:
 
 @dataclass(frozen=True, slots=True)
 class Rendered:
-    """What is to be on each node. `version` changes whenever anything that they depend on does."""
+    """What is to be on each node, and in the in-cluster proxy.
+
+    `version` is that of all these files: it changes exactly when one of them does, secret ones
+    included, and tells nothing about their content.
+    """
 
     nodes: Mapping[str, Tree]
     in_cluster: Tree
@@ -118,7 +119,7 @@ def render(
 ) -> Rendered:
     """The configuration of `settings`; with `previous` that of the transition from there.
 
-    `kept` must have been prepared for these nodes.
+    `kept` must have been prepared for these nodes. The order of `nodes` does not matter.
 
     Raises:
         RenderingError: a value may not be written, or a flavour cannot serve the mode.
@@ -130,32 +131,14 @@ def render(
             f"found {', '.join(options.images.given)}; leave the images out, or --in-place"
         )
     sides = (settings,) if previous is None else (previous, settings)
-    if not any(node.master for node in nodes) and _services_of(sides):
-        raise RenderingError(
-            "nodes: expected at least one master, which holds a replica of the registry, found "
-            "none; give the masters too"
-        )
-    version = _version(settings, previous, nodes, kept, options)
-    notes: list[str] = []
-    trees = {
-        node.name: _node_tree(node, nodes, sides, kept, options, version, notes) for node in nodes
-    }
-    service = _services_of(sides)
-    notes += notes_of_pods(
-        options.images,
-        tuple(trees.values()),
-        services=service is not None,
-        replication=service is not None and _replicated(nodes, service),
-        relays=_relay_tree(nodes[0], sides[:-1], kept, options),
-    )
-    return Rendered(trees, _in_cluster_tree(nodes[0], sides, kept, options), version, tuple(notes))
+    return _Rendering(sides, tuple(nodes), kept, options).all()
 
 
 def sites_of(nodes: Sequence[Node], kept: ServiceSecrets) -> Sites:
     """What addressing needs to know of the cluster that was rendered."""
     return Sites(
         masters=tuple(node.address for node in nodes if node.master),
-        ca=kept.authority.certificate,
+        ca=kept.trusted,
         accounts=kept.accounts(),
     )
 
@@ -174,187 +157,232 @@ def write_cluster(rendered: Rendered, out: Path) -> dict[str, TreeChanges]:
     return {name: one.clean() for name, one in placed.items()}
 
 
-# -- a node ----------------------------------------------------------------------------------------
+@dataclass(frozen=True, slots=True)
+class _Rendering:
+    """One call of `render`. `sides` are the settings before and after, or the settings alone."""
 
+    sides: Sequence[RegistrySettings]
+    nodes: Sequence[Node]
+    kept: ServiceSecrets
+    options: RenderOptions
 
-def _node_tree(
-    node: Node,
-    nodes: Sequence[Node],
-    sides: Sequence[RegistrySettings],
-    kept: ServiceSecrets,
-    options: RenderOptions,
-    version: str,
-    notes: list[str],
-) -> Tree:
-    places = options.places(f"nodes/{node.name}")
-    ways = _ways(node, sides, kept)
-    files = dict(render_hosts(ways, places, options.containerd, node, options.sources))
-    files |= _relay_tree(node, sides, kept, options)
-    service = _services_of(sides)
-    if service is None:
-        return files
-    nginx = options.nginx_in(constants.BALANCER_CONFIG, places)
-    files |= balancer_files(node, nodes, nginx, options.images.nginx)
-    if node.master:
-        if node.registry == node.balancer:
+    def all(self) -> Rendered:
+        service = self._service
+        if service is not None and not any(node.master for node in self.nodes):
             raise RenderingError(
-                f"node {node.name}: registry and balancer would both listen on {node.balancer}; "
-                "give one of them another port"
+                "nodes: expected at least one master, which holds a replica of the registry, found "
+                "none; give the masters too"
             )
-        files |= _services(node, nodes, service, kept, options, places, version, notes)
-    return files
-
-
-def _ways(
-    node: Node, sides: Sequence[RegistrySettings], kept: ServiceSecrets
-) -> dict[str, tuple[Way, ...]]:
-    reader = kept.users[User.RO].account
-    ways: dict[str, tuple[Way, ...]] = {}
-    for side in sides:
-        ways = join_ways(ways, ways_for(side, node, kept.authority.certificate, reader))
-    return ways
-
-
-def _relay_tree(
-    node: Node, sides: Sequence[RegistrySettings], kept: ServiceSecrets, options: RenderOptions
-) -> Tree:
-    places = options.places(f"nodes/{node.name}")
-    nginx = options.nginx_in(constants.BALANCER_CONFIG, places)
-    behind = relayed(_ways(node, sides, kept), options.containerd)
-    return relay_files(node, behind, places, nginx, options.images.nginx)
-
-
-def _services_of(sides: Sequence[RegistrySettings]) -> RegistrySettings | None:
-    """The newest side that has services on masters; in a transition an old one's stay."""
-    found = [side for side in sides if side.mode in NODE_SERVICE_MODES]
-    return found[-1] if found else None
-
-
-def _replicated(nodes: Sequence[Node], settings: RegistrySettings) -> bool:
-    """Whether masters bring each other what one of them got."""
-    return settings.mode is Mode.LOCAL and sum(node.master for node in nodes) > 1
-
-
-def _services(
-    node: Node,
-    nodes: Sequence[Node],
-    settings: RegistrySettings,
-    kept: ServiceSecrets,
-    options: RenderOptions,
-    places: NodePaths,
-    version: str,
-    notes: list[str],
-) -> dict[PurePosixPath, RenderedFile]:
-    own_port = options.distribution is Distribution.STOCK
-    peers = peers_of(node, nodes) if _replicated(nodes, settings) else ()
-    config = _registry_config(node, settings, kept, options, places, bool(peers))
-    notes += config.notes
-    leaves = kept.nodes[node.name]
-    base = constants.SERVICE_CONFIG
-    files = {
-        base / "distribution/config.yaml": yaml_file(config.document),
-        base / "auth/config.yaml": yaml_file(
-            replica_auth(node, places, settings.mode, kept.users, own_port=own_port)
-        ),
-        constants.PKI_CONFIG / "ca.crt": RenderedFile(kept.authority.certificate.encode()),
-        **_pair(constants.PKI_CONFIG / "auth", leaves.auth),
-        **_pair(constants.PKI_CONFIG / "distribution", leaves.distribution),
-        **_pair(constants.PKI_CONFIG / "token", kept.token),
-    }
-    if settings.upstream is not None and settings.upstream.ca is not None:
-        files[constants.PKI_CONFIG / "upstream-ca.crt"] = _authority(settings.upstream)
-    if options.ingress_client_ca is not None and settings.mode is Mode.LOCAL:
-        text = values.authority(options.ingress_client_ca, "ingress client CA")
-        files[constants.PKI_CONFIG / "ingress-client-ca.crt"] = RenderedFile(text.encode())
-    if peers:
-        replication = replication_config(node, peers, places, kept.accounts())
-        files[base / "mirrorer/config.yaml"] = yaml_file(replication)
-    if options.images.serve(replication=bool(peers)):
-        parts = PodParts(
-            options.images,
-            config_hash(files),
-            version,
-            node.address if own_port else "127.0.0.1",
-            replication=bool(peers),
-            environment=config.environment,
+        notes: list[str] = []
+        trees = {node.name: self._node_tree(node, notes) for node in self.nodes}
+        pods = self._pods(trees)
+        in_cluster = self._in_cluster_tree()
+        # The pods' manifests name the version, so it is that of manifests without any.
+        drafts = {name: trees[name] | _pod_file(*pod) for name, pod in pods.items()}
+        version = self._version({**trees, **drafts}, in_cluster)
+        for name, (node, parts) in pods.items():
+            trees[name] |= _pod_file(node, replace(parts, config_version=version))
+        notes += notes_of_pods(
+            self.options.images,
+            tuple(trees.values()),
+            services=service is not None,
+            replication=self._replicated,
+            restarts=any(self._relay_restarts(node, trees[node.name]) for node in self.nodes),
         )
-        files[constants.STATIC_POD] = yaml_file(static_pod(node, parts), PUBLIC)
-    return files
+        return Rendered(trees, in_cluster, version, tuple(notes))
 
+    def _version(self, trees: Mapping[str, Tree], in_cluster: Tree) -> str:
+        """SHA-256 of all files, keyed: it is public, and passwords must not be guessed by it."""
+        digest = hmac.new(self.kept.http_secret.encode(), digestmod=hashlib.sha256)
+        for name, tree in sorted([*trees.items(), ("", in_cluster)]):
+            digest.update(f"{name}\0{config_hash(tree)}\0".encode())
+        return digest.hexdigest()
 
-def _registry_config(
-    node: Node,
-    settings: RegistrySettings,
-    kept: ServiceSecrets,
-    options: RenderOptions,
-    places: NodePaths,
-    has_peers: bool,
-) -> ServiceConfig:
-    flavour = options.distribution
-    if settings.mode is Mode.LOCAL:
-        return local_config(
-            node,
-            places,
-            flavour,
-            kept.http_secret,
-            notify=has_peers,
-            ingress_client_ca=options.ingress_client_ca is not None,
-        )
-    upstream = settings.upstream
-    if upstream is None:
-        raise ValueError("Proxy mode has an upstream")
-    ttl = settings.proxy.ttl if isinstance(settings.proxy, ProxySection) else None
-    config = cache_config(node, places, flavour, kept.http_secret, upstream, ttl=ttl)
-    environment = {
-        name: values.secret(value, name) for name, value in sorted(options.environment.items())
-    }
-    return ServiceConfig(config.document, environment | config.environment, config.notes)
+    @property
+    def _service(self) -> RegistrySettings | None:
+        """The newest side that has services on masters; in a transition an old one's stay."""
+        found = [side for side in self.sides if side.mode in NODE_SERVICE_MODES]
+        return found[-1] if found else None
 
+    @property
+    def _replicated(self) -> bool:
+        """Whether masters bring each other what one of them got."""
+        service = self._service
+        masters = sum(node.master for node in self.nodes)
+        return service is not None and service.mode is Mode.LOCAL and masters > 1
 
-# -- the in-cluster proxy --------------------------------------------------------------------------
+    # -- a node --------------------------------------------------------------------------------
 
-
-def _in_cluster_tree(
-    ports: Node,
-    sides: Sequence[RegistrySettings],
-    kept: ServiceSecrets,
-    options: RenderOptions,
-) -> Tree:
-    direct = [side for side in sides if side.mode is Mode.DIRECT]
-    upstream = direct[-1].upstream if direct else None
-    if upstream is None:
-        return {}
-    places = options.places("in-cluster")
-    way = upstream_way(upstream, upstream.path)  # checks every value
-    files = _pair(IN_CLUSTER / "distribution", kept.in_cluster.distribution)
-    if upstream.ca is not None:
-        files[IN_CLUSTER / "upstream-ca.crt"] = _authority(upstream)
-    if options.distribution is Distribution.STOCK:
-        authority = None if upstream.ca is None else places.config("in-cluster", "upstream-ca.crt")
-        tls = RelayTls(
-            places.config("in-cluster", "distribution.crt"),
-            places.config("in-cluster", "distribution.key"),
-        )
-        nginx = options.nginx_in(IN_CLUSTER, places)
-        content = relay_conf(str(ports.ports.registry), [Relayed(way, "", authority)], nginx, tls)
-        files[IN_CLUSTER / "relay.conf"] = RenderedFile(content)
+    def _node_tree(self, node: Node, notes: list[str]) -> dict[PurePosixPath, RenderedFile]:
+        """All files of a node but the manifest of its services."""
+        places, options = self.options.places(f"nodes/{node.name}"), self.options
+        ways = self._ways(node, self.sides)
+        files = dict(render_hosts(ways, places, options.containerd, node, options.sources))
+        files |= self._relay_tree(node, self.sides)
+        service = self._service
+        if service is None:
+            return files
+        nginx = options.nginx_in(constants.BALANCER_CONFIG, places)
+        files |= balancer_files(node, self.nodes, nginx, options.images.nginx)
+        if node.master:
+            if node.registry == node.balancer:
+                raise RenderingError(
+                    f"node {node.name}: registry and balancer would both listen on "
+                    f"{node.balancer}; give one of them another port"
+                )
+            config = self._registry_config(node, service, places)
+            notes += config.notes
+            files |= self._service_files(node, service, places, config)
         return files
-    account = upstream.account
-    user = None if account is None else hashed(account, salt=_salt(kept, account.name))
-    config = in_cluster_config(places, kept.http_secret, upstream, ports)
-    return files | {
-        IN_CLUSTER / "distribution.yaml": yaml_file(config.document),
-        IN_CLUSTER / "auth.yaml": yaml_file(in_cluster_auth(places, user, ports.ports.token)),
-        IN_CLUSTER / "ca.crt": RenderedFile(kept.authority.certificate.encode()),
-        **_pair(IN_CLUSTER / "auth", kept.in_cluster.auth),
-        **_pair(IN_CLUSTER / "token", kept.token),
-    }
+
+    def _ways(self, node: Node, sides: Sequence[RegistrySettings]) -> dict[str, tuple[Way, ...]]:
+        reader = self.kept.users[User.RO].account
+        ways: dict[str, tuple[Way, ...]] = {}
+        for side in sides:
+            ways = join_ways(ways, ways_for(side, node, self.kept.trusted, reader))
+        return ways
+
+    def _relay_tree(self, node: Node, sides: Sequence[RegistrySettings]) -> Tree:
+        places = self.options.places(f"nodes/{node.name}")
+        nginx = self.options.nginx_in(constants.BALANCER_CONFIG, places)
+        behind = relayed(self._ways(node, sides), self.options.containerd)
+        return relay_files(node, behind, places, nginx, self.options.images.nginx)
+
+    def _relay_restarts(self, node: Node, tree: Tree) -> bool:
+        """Whether the pod of the node's relay, as it was before the transition, changes."""
+        before = self._relay_tree(node, self.sides[:-1]).get(constants.RELAY_POD)
+        return before is not None and tree.get(constants.RELAY_POD) != before
+
+    # -- the services of a master --------------------------------------------------------------
+
+    def _service_files(
+        self, node: Node, service: RegistrySettings, places: NodePaths, config: ServiceConfig
+    ) -> dict[PurePosixPath, RenderedFile]:
+        kept, options, base = self.kept, self.options, constants.SERVICE_CONFIG
+        leaves = kept.nodes[node.name]
+        auth = replica_auth(node, places, service.mode, kept.users, own_port=self._own_port)
+        files = {
+            base / "distribution/config.yaml": yaml_file(config.document),
+            base / "auth/config.yaml": yaml_file(auth),
+            constants.PKI_CONFIG / "ca.crt": RenderedFile(kept.trusted.encode()),
+            **_pair(constants.PKI_CONFIG / "auth", leaves.auth),
+            **_pair(constants.PKI_CONFIG / "distribution", leaves.distribution),
+            **_pair(constants.PKI_CONFIG / "token", kept.token),
+        }
+        if service.upstream is not None and service.upstream.ca is not None:
+            files[constants.PKI_CONFIG / "upstream-ca.crt"] = _authority(service.upstream)
+        if options.ingress_client_ca is not None and service.mode is Mode.LOCAL:
+            text = values.authority(options.ingress_client_ca, "ingress client CA")
+            files[constants.PKI_CONFIG / "ingress-client-ca.crt"] = RenderedFile(text.encode())
+        if self._replicated:
+            peers = peers_of(node, self.nodes)
+            replication = replication_config(node, peers, places, kept.accounts())
+            files[base / "mirrorer/config.yaml"] = yaml_file(replication)
+        return files
+
+    @property
+    def _own_port(self) -> bool:
+        """Whether clients reach the token server under a port of its own."""
+        return self.options.distribution is Distribution.STOCK
+
+    def _pods(self, trees: Mapping[str, Tree]) -> dict[str, tuple[Node, PodParts]]:
+        """The manifests of the masters' services, whose version is still empty."""
+        service, images = self._service, self.options.images
+        if service is None or not images.serve(replication=self._replicated):
+            return {}
+        pods = {}
+        for node in self.nodes:
+            if node.master:
+                places = self.options.places(f"nodes/{node.name}")
+                read = {
+                    path: file
+                    for path, file in trees[node.name].items()
+                    if path.is_relative_to(constants.SERVICE_CONFIG)
+                }
+                pods[node.name] = (
+                    node,
+                    PodParts(
+                        images,
+                        config_hash(read),
+                        "",
+                        node.address if self._own_port else "127.0.0.1",
+                        replication=self._replicated,
+                        environment=self._registry_config(node, service, places).environment,
+                    ),
+                )
+        return pods
+
+    def _registry_config(
+        self, node: Node, service: RegistrySettings, places: NodePaths
+    ) -> ServiceConfig:
+        flavour, http_secret = self.options.distribution, self.kept.http_secret
+        if service.mode is Mode.LOCAL:
+            return local_config(
+                node,
+                places,
+                flavour,
+                http_secret,
+                notify=self._replicated,
+                ingress_client_ca=self.options.ingress_client_ca is not None,
+            )
+        upstream = service.upstream
+        if upstream is None:
+            raise ValueError("a cache has an upstream")
+        ttl = service.proxy.ttl if isinstance(service.proxy, ProxySection) else None
+        config = cache_config(node, places, flavour, http_secret, upstream, ttl=ttl)
+        environment = {
+            name: values.secret(value, name)
+            for name, value in sorted(self.options.environment.items())
+        }
+        return ServiceConfig(config.document, environment | config.environment, config.notes)
+
+    # -- the in-cluster proxy ------------------------------------------------------------------
+
+    def _in_cluster_tree(self) -> Tree:
+        direct = [side for side in self.sides if side.mode is Mode.DIRECT]
+        upstream = direct[-1].upstream if direct else None
+        if upstream is None:
+            return {}
+        kept, options, places = self.kept, self.options, self.options.places("in-cluster")
+        first = min(self.nodes, key=lambda node: (not node.master, node.name))  # it lends its ports
+        way = upstream_way(upstream, upstream.path)  # checks every value
+        files = _pair(IN_CLUSTER / "distribution", kept.in_cluster.distribution)
+        if upstream.ca is not None:
+            files[IN_CLUSTER / "upstream-ca.crt"] = _authority(upstream)
+        if options.distribution is Distribution.STOCK:
+            authority = (
+                None if upstream.ca is None else places.config("in-cluster", "upstream-ca.crt")
+            )
+            tls = RelayTls(
+                places.config("in-cluster", "distribution.crt"),
+                places.config("in-cluster", "distribution.key"),
+            )
+            nginx = options.nginx_in(IN_CLUSTER, places)
+            content = relay_conf(
+                str(first.ports.registry), [Relayed(way, "", authority)], nginx, tls
+            )
+            files[IN_CLUSTER / "relay.conf"] = RenderedFile(content)
+            return files
+        account = upstream.account
+        user = None if account is None else hashed(account, salt=_salt(kept, account.name))
+        config = in_cluster_config(places, kept.http_secret, upstream, first)
+        return files | {
+            IN_CLUSTER / "distribution.yaml": yaml_file(config.document),
+            IN_CLUSTER / "auth.yaml": yaml_file(in_cluster_auth(places, user, first.ports.token)),
+            IN_CLUSTER / "ca.crt": RenderedFile(kept.trusted.encode()),
+            **_pair(IN_CLUSTER / "auth", kept.in_cluster.auth),
+            **_pair(IN_CLUSTER / "token", kept.token),
+        }
 
 
 # -- files -----------------------------------------------------------------------------------------
 
 
-def _pair(stem: PurePosixPath, pair: Any) -> dict[PurePosixPath, RenderedFile]:
+def _pod_file(node: Node, parts: PodParts) -> dict[PurePosixPath, RenderedFile]:
+    return {constants.STATIC_POD: yaml_file(static_pod(node, parts), PUBLIC)}
+
+
+def _pair(stem: PurePosixPath, pair: KeyPair) -> dict[PurePosixPath, RenderedFile]:
     return {
         stem.with_suffix(".crt"): RenderedFile(pair.certificate.encode()),
         stem.with_suffix(".key"): RenderedFile(pair.key.encode(), SECRET),
@@ -363,38 +391,6 @@ def _pair(stem: PurePosixPath, pair: Any) -> dict[PurePosixPath, RenderedFile]:
 
 def _authority(upstream: Upstream) -> RenderedFile:
     return RenderedFile(values.authority(upstream.ca or "", "upstream CA").encode())
-
-
-def _version(
-    settings: RegistrySettings,
-    previous: RegistrySettings | None,
-    nodes: Sequence[Node],
-    kept: ServiceSecrets,
-    options: RenderOptions,
-) -> str:
-    """SHA-256 of all inputs, keyed: it is public, and passwords must not be guessed by it."""
-    document = {
-        "settings": [_plain(side) for side in (previous, settings) if side is not None],
-        "nodes": [[one.name, one.address, one.master, repr(one.ports)] for one in nodes],
-        "authority": kept.authority.certificate,
-        "users": {user: one.password_hash for user, one in sorted(kept.users.items())},
-        "options": repr(options),
-    }
-    text = json.dumps(document, sort_keys=True, separators=(",", ":"))
-    return hmac.new(kept.http_secret.encode(), text.encode(), hashlib.sha256).hexdigest()
-
-
-def _plain(settings: RegistrySettings) -> dict[str, Any]:
-    document = settings.model_dump(mode="python", exclude_none=True)
-
-    def reveal(value: Any) -> Any:
-        if isinstance(value, SecretStr):
-            return value.get_secret_value()
-        if isinstance(value, dict):
-            return {key: reveal(one) for key, one in value.items()}
-        return value
-
-    return {key: reveal(value) for key, value in document.items()}
 
 
 def _salt(kept: ServiceSecrets, name: str) -> bytes:

@@ -25,7 +25,7 @@ from mirror.errors import FileSystemError, InvalidCertificateError, RenderingErr
 from mirror.modes.sites import Account, User
 from mirror.nodeconfig import pki
 from mirror.nodeconfig.cluster import Node
-from mirror.nodeconfig.pki import KeyPair
+from mirror.nodeconfig.pki import Authorities, KeyPair
 from mirror.nodeconfig.tree import SECRET, RenderedFile, write_file
 
 PASSWORD_LENGTH = 16
@@ -77,6 +77,20 @@ class ServiceSecrets:
     users: Mapping[User, HashedAccount]
     nodes: Mapping[str, Leaves]
     in_cluster: Leaves
+    successor: KeyPair | None = None
+    """The authority that will sign next; trusted already."""
+    former: tuple[str, ...] = ()
+    """Certificates of earlier authorities, trusted until they end."""
+
+    @property
+    def authorities(self) -> Authorities:
+        """The authority that signs, the next one and those before."""
+        return Authorities(self.authority, self.successor, self.former)
+
+    @property
+    def trusted(self) -> str:
+        """Whom clients of the registry trust, in PEM."""
+        return self.authorities.trusted
 
     def accounts(self) -> dict[User, Account]:
         """The logins alone, for clients."""
@@ -117,22 +131,24 @@ def prepare_secrets(
 
     Leaves of nodes that are not given stay, so that rendering for a part forgets nothing.
     """
-    authority = pki.authority_to_use(held.authority if held else None, now)
+    authorities = pki.authorities_to_use(held.authorities if held else None, now)
     leaves = dict(held.nodes) if held else {}
     for node in nodes:
         if node.master:
-            leaves[node.name] = _leaves(leaves.get(node.name), authority, node.address, now)
+            leaves[node.name] = _leaves(leaves.get(node.name), authorities, node.address, now)
     users = {}
     for user in User:
         known = held.users.get(user) if held else None
         users[user] = known if known and known.matches() else hashed(_account(user, known))
     return ServiceSecrets(
-        authority,
-        pki.token_pair_to_use(held.token if held else None, authority, now),
+        authorities.signing,
+        pki.token_pair_to_use(held.token if held else None, authorities, now),
         held.http_secret if held else _random(HTTP_SECRET_LENGTH),
         users,
         leaves,
-        _leaves(held.in_cluster if held else None, authority, None, now),
+        _leaves(held.in_cluster if held else None, authorities, None, now),
+        authorities.successor,
+        authorities.former,
     )
 
 
@@ -142,13 +158,13 @@ def _account(user: User, known: HashedAccount | None) -> Account:
 
 
 def _leaves(
-    held: Leaves | None, authority: KeyPair, address: str | None, now: datetime.datetime
+    held: Leaves | None, authorities: Authorities, address: str | None, now: datetime.datetime
 ) -> Leaves:
     names = pki.node_names(address)
     return Leaves(
-        pki.leaf_to_use(held.auth if held else None, authority, pki.AUTH_NAME, names, now),
+        pki.leaf_to_use(held.auth if held else None, authorities, pki.AUTH_NAME, names, now),
         pki.leaf_to_use(
-            held.distribution if held else None, authority, pki.DISTRIBUTION_NAME, names, now
+            held.distribution if held else None, authorities, pki.DISTRIBUTION_NAME, names, now
         ),
     )
 
@@ -193,6 +209,8 @@ class _Secrets(_Document):
     users: dict[User, _User]
     nodes: dict[str, _Leaves]
     in_cluster: _Leaves
+    successor: _Pair | None = None
+    former: tuple[str, ...] = ()
 
 
 def read_secrets(path: Path) -> ServiceSecrets | None:
@@ -215,10 +233,13 @@ def read_secrets(path: Path) -> ServiceSecrets | None:
         where = ".".join(map(str, first["loc"])) or "document"
         raise RenderingError(f"{path}: {where}: {first['msg']}; {_REPAIR}") from err
     authority = _pair(found.authority)
-    try:
-        authority.private_key()
-    except InvalidCertificateError as err:
-        raise RenderingError(f"{path}: authority: {str(err).partition(';')[0]}; {_REPAIR}") from err
+    successor = None if found.successor is None else _pair(found.successor)
+    for pair in filter(None, (authority, successor)):
+        try:
+            pair.private_key()
+        except InvalidCertificateError as err:
+            problem = str(err).partition(";")[0]
+            raise RenderingError(f"{path}: authority: {problem}; {_REPAIR}") from err
     return ServiceSecrets(
         authority,
         _pair(found.token),
@@ -229,6 +250,8 @@ def read_secrets(path: Path) -> ServiceSecrets | None:
         },
         {name: _leaves_of(one) for name, one in found.nodes.items()},
         _leaves_of(found.in_cluster),
+        successor,
+        found.former,
     )
 
 
@@ -259,6 +282,10 @@ def write_secrets(kept: ServiceSecrets, path: Path) -> bool:
         "nodes": {name: _leaves_document(one) for name, one in sorted(kept.nodes.items())},
         "inCluster": _leaves_document(kept.in_cluster),
     }
+    if kept.successor is not None:
+        document["successor"] = _pair_document(kept.successor)
+    if kept.former:
+        document["former"] = list(kept.former)
     content = json.dumps(document, indent=2).encode() + b"\n"
     return write_file(path, RenderedFile(content, SECRET))
 

@@ -13,8 +13,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
+from mirror.durable import write_if_changed
 from mirror.errors import FileSystemError, RenderingError
-from mirror.modes import constants, state
+from mirror.modes import constants
 
 PUBLIC = 0o644
 SECRET = 0o600
@@ -200,7 +201,7 @@ def write_file(path: Path, file: RenderedFile) -> bool:
     Raises:
         FileSystemError: it could not be written.
     """
-    return state.write_file(path, file.content, file.mode)
+    return write_if_changed(path, file.content, mode=file.mode)
 
 
 def _content(path: Path) -> bytes | None:

@@ -11,12 +11,12 @@ from __future__ import annotations
 import contextlib
 import itertools
 from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from mirror.errors import UnreadableImageError
 from mirror.oci.decompress import decompressed
-from mirror.oci.layer_view import DIRECTORY, LayerView, Node, clean, join
-from mirror.oci.tar_stream import Kind, TarStream
+from mirror.oci.tar_stream import Entry, Kind, TarStream
 
 LayerOpener: TypeAlias = Callable[[], Iterator[bytes]]
 """Opens the compressed bytes of one layer; reopenable. It checks them against their digest."""
@@ -51,7 +51,7 @@ def read_files(
             the image; the base is layer 1.
         ValueError: a path is the root itself or leads out of it.
     """
-    wanted = {path: _clean_path(path) for path in paths}
+    wanted = {path: _path_inside(path) for path in paths}
     image = _Image(layers, where, max_file_bytes, max_unpacked_bytes)
     found: dict[str, bytes] = {}
     while wanted:
@@ -72,11 +72,151 @@ def read_files(
     return {path: found[path] for path in paths if path in found}
 
 
-def _clean_path(path: str) -> str:
-    inside = clean(path)
+def _path_inside(path: str) -> str:
+    inside = _clean(path)
     if not inside:
         raise ValueError(f"{path!r} does not name a file inside an image")
     return inside
+
+
+# -- what one layer says --------------------------------------------------------------------------
+
+_WHITEOUT = ".wh."
+_WHITEOUT_META = ".wh..wh."
+_OPAQUE = ".wh..wh..opq"
+
+
+def _clean(name: str) -> str | None:
+    """`name` without leading or double slashes, `.` and `..`; "" is the root, None is outside."""
+    parts: list[str] = []
+    for part in name.split("/"):
+        if part == "..":
+            if not parts:
+                return None
+            parts.pop()
+        elif part not in ("", "."):
+            parts.append(part)
+    return "/".join(parts)
+
+
+def _join(directory: str, name: str) -> str:
+    """`name` in `directory`, where "" is the root."""
+    return f"{directory}/{name}" if directory else name
+
+
+def _above(path: str) -> Iterator[str]:
+    """The directories above `path`, without the root, outermost first."""
+    at = path.find("/")
+    while at >= 0:
+        yield path[:at]
+        at = path.find("/", at + 1)
+
+
+@dataclass(frozen=True, slots=True)
+class _Node:
+    """What a layer has at a path.
+
+    A wanted file has `data`, or a `problem`: why it cannot be given. `target` is of links, cleaned
+    for hard ones.
+    """
+
+    kind: Kind
+    target: str = ""
+    data: bytes | None = field(default=None, repr=False)
+    problem: str = ""
+
+
+_DIRECTORY = _Node(Kind.DIRECTORY)
+"""All directories are this one node."""
+
+
+@dataclass(slots=True)
+class _LayerView:
+    """What a layer says about `wanted` paths and the directories above them, and nothing more.
+
+    A layer's later entries win over its earlier ones, together with what stood in their way: a file
+    `a` after a file `a/b` leaves no `a/b`, and a file `a/b` after a file `a` makes `a` a directory.
+    Whiteouts speak of lower layers only, wherever in the layer they stand. Only a directory lets
+    what lower layers hold below its path show (`hides`).
+    """
+
+    wanted: frozenset[str] = frozenset()
+    nodes: dict[str, _Node] = field(default_factory=dict)
+    _tracked: frozenset[str] = frozenset()
+    _whiteouts: set[str] = field(default_factory=set)
+    _opaque: set[str] = field(default_factory=set)
+
+    @classmethod
+    def of(cls, wanted: frozenset[str]) -> _LayerView:
+        """A view that will note what concerns `wanted` (clean paths)."""
+        tracked = wanted | {above for path in wanted for above in _above(path)}
+        return cls(wanted=wanted, _tracked=tracked)
+
+    def hides(self, path: str) -> bool:
+        """Whether lower layers do not show at `path`, given that this layer has nothing there."""
+        return (
+            path in self._whiteouts
+            or "" in self._opaque
+            or any(
+                above in self._whiteouts
+                or above in self._opaque
+                or self.nodes.get(above, _DIRECTORY) is not _DIRECTORY
+                for above in _above(path)
+            )
+        )
+
+    def add(self, entry: Entry, archive: TarStream, max_file_bytes: int) -> None:
+        """Note the layer's next entry; a wanted file's data is read from `archive`."""
+        path = _clean(entry.name)
+        if not path:
+            return  # the root itself, or a name that would escape it
+        if f"/{_WHITEOUT}" in f"/{path}":
+            self._add_whiteout(path)
+            return
+        for above in _above(path):
+            if above in self._tracked:
+                self.nodes[above] = _DIRECTORY
+        if path not in self._tracked:
+            return
+        if entry.kind is Kind.DIRECTORY:
+            self.nodes[path] = _DIRECTORY
+            return
+        node = self._node_of(path, entry, archive, max_file_bytes)
+        below = f"{path}/"
+        for gone in [other for other in self.nodes if other.startswith(below)]:
+            del self.nodes[gone]
+        self.nodes[path] = node
+
+    def _add_whiteout(self, path: str) -> None:
+        directory, _, name = path.rpartition("/")
+        if f"/{_WHITEOUT}" in f"/{directory}":
+            return  # inside of what old storage drivers kept, `.wh..wh.plnk/` and the like
+        if name == _OPAQUE:
+            if not directory or directory in self._tracked:
+                self._opaque.add(directory)
+        elif not name.startswith(_WHITEOUT_META):
+            hidden = _join(directory, name.removeprefix(_WHITEOUT))
+            if hidden in self._tracked:
+                self._whiteouts.add(hidden)
+
+    def _node_of(self, path: str, entry: Entry, archive: TarStream, max_file_bytes: int) -> _Node:
+        if entry.kind is Kind.HARDLINK:
+            target = _clean(entry.target) or ""
+            # What it names now: a later entry of that name is another file.
+            now = self.nodes.get(target) if target in self.wanted else None
+            return now if now not in (None, _DIRECTORY) else _Node(Kind.HARDLINK, target)
+        if entry.kind is Kind.FILE and path in self.wanted:
+            # A problem only if this very file turns out to be the one that shows.
+            if entry.sparse:
+                return _Node(Kind.FILE, problem="is stored as a sparse file, which is not read")
+            if entry.size > max_file_bytes:
+                problem = f"has {entry.size} bytes; at most {max_file_bytes} are read"
+                return _Node(Kind.FILE, problem=problem)
+            return _Node(Kind.FILE, data=archive.read())
+        return _Node(entry.kind, entry.target)
+
+
+# -- what all layers say together ------------------------------------------------------------------
 
 
 class _UnreadError(Exception):
@@ -100,7 +240,7 @@ class _Image:
         self._layers, self._where = layers, where
         self._max_file_bytes, self._max_unpacked_bytes = max_file_bytes, max_unpacked_bytes
         self._unpacked = 0
-        self._views = [LayerView() for _ in layers]
+        self._views = [_LayerView() for _ in layers]
 
     def file(self, path: str) -> bytes | None:
         """The content of the regular file at `path`; None where there is none.
@@ -115,25 +255,25 @@ class _Image:
             raise UnreadableImageError(f"{self._where}: the file {path} {node.problem}")
         return node.data
 
-    def _resolve(self, path: str, top: int, links: Iterator[int], *, follow: bool) -> Node | None:
+    def _resolve(self, path: str, top: int, links: Iterator[int], *, follow: bool) -> _Node | None:
         """What is at `path` in the file system that layers 0 to `top` make; never a hard link.
 
         `follow` says whether a symbolic link in the last place is followed. `links` counts links.
         """
         here = ""
-        node = DIRECTORY
+        node = _DIRECTORY
         rest = path.split("/")
         while rest:
             name = rest.pop(0)
             if name in ("", "."):
                 continue
             if name == "..":
-                here, node = here.rpartition("/")[0], DIRECTORY
+                here, node = here.rpartition("/")[0], _DIRECTORY
                 continue
-            at = join(here, name)
+            at = _join(here, name)
             # Layers are asked for as much of the way as is certain: up to the first step back.
             ahead = [at, *itertools.takewhile(lambda part: part != "..", rest)]
-            below = self._lookup(at, clean("/".join(ahead)) or at, top, links)
+            below = self._lookup(at, _clean("/".join(ahead)) or at, top, links)
             if below is None:
                 return None
             if below.kind is Kind.SYMLINK and (follow or rest):
@@ -142,18 +282,18 @@ class _Image:
                     return None
                 if below.target.startswith("/"):
                     here = ""
-                node, rest = DIRECTORY, [*below.target.split("/"), *rest]
+                node, rest = _DIRECTORY, [*below.target.split("/"), *rest]
                 if len(here) + sum(map(len, rest)) + len(rest) > _MAX_PATH:
                     raise UnreadableImageError(
                         f"{self._where}: links make {path} longer than {_MAX_PATH} characters"
                     )
-            elif rest and below is not DIRECTORY:
+            elif rest and below is not _DIRECTORY:
                 return None
             else:
                 here, node = at, below
         return node
 
-    def _lookup(self, path: str, ahead: str, top: int, links: Iterator[int]) -> Node | None:
+    def _lookup(self, path: str, ahead: str, top: int, links: Iterator[int]) -> _Node | None:
         """What is at `path`, on the way to `ahead`; the parents of `path` are no links."""
         for layer in range(top, -1, -1):
             view = self._views[layer]
@@ -164,7 +304,7 @@ class _Image:
                 self._count_link(path, links)
                 # The file of that name as this layer left it, whatever upper layers made of it.
                 linked = self._resolve(node.target, layer, links, follow=False)
-                if linked is None or linked is DIRECTORY:
+                if linked is None or linked is _DIRECTORY:
                     raise UnreadableImageError(
                         f"{self._name(layer)}: {path} is a hard link to {node.target!r}, "
                         "where there is no file"
@@ -183,7 +323,7 @@ class _Image:
     def scan(self, layer: int, wanted: Collection[str]) -> None:
         """Read a layer through and note what it says about `wanted` paths."""
         # Those of earlier passes again: a hard link is bound where both its names are noted.
-        view = LayerView.of(self._views[layer].wanted.union(wanted))
+        view = _LayerView.of(self._views[layer].wanted.union(wanted))
         name = self._name(layer)
         raw = self._layers[layer]()
         with contextlib.ExitStack() as stack:

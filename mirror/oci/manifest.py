@@ -1,4 +1,4 @@
-"""Manifests: images, artifacts and indexes (image-spec, manifest.md and image-index.md).
+"""Manifests and the descriptors that they are made of (image-spec, manifest.md and image-index.md).
 
 A manifest travels with the exact bytes it came from: serialising it anew changes its digest.
 """
@@ -13,11 +13,31 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mirror.errors import InvalidDigestError, InvalidManifestError
 from mirror.oci import media_types
-from mirror.oci.descriptor import Descriptor, Platform
 from mirror.oci.digest import Digest
 
 MAX_MANIFEST_BYTES = 4 << 20
 """Larger documents are refused; distribution-spec asks registries for this much at least."""
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Platform:
+    """What an image of an index runs on (image-spec, image-index.md, `platform`)."""
+
+    os: str
+    architecture: str
+    variant: str = ""
+
+    def __str__(self) -> str:
+        return "/".join(part for part in (self.os, self.architecture, self.variant) if part)
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Descriptor:
+    """Names some content by digest; `size` is its length in bytes."""
+
+    media_type: str
+    digest: Digest
+    size: int
 
 
 class _Wire(BaseModel):

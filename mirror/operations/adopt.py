@@ -49,11 +49,12 @@ def adopt(
         CancelledError: `run` was stopped.
     """
     run = Run.of(run)
+    replica = replica.within(run)
     place = replica.target(run)
     failures: list[Failure] = []
     adopted: list[Inventory] = []
     sent = 0
-    for peer in peers:
+    for peer in (one.within(run) for one in peers):
         try:
             found = walk_tree(peer, run=run)
             failures += found.failures

@@ -62,7 +62,7 @@ def diff(
         if isinstance(place, Path):
             return str(place), read_inventory(place)
         run.on_event(PhaseStarted(f"looking at {place.name}"))
-        inventory, unread = see_registry(place, run=run)
+        inventory, unread = see_registry(place.within(run), run=run)
         failures.extend(unread)
         return place.name, inventory
 

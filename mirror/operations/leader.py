@@ -125,12 +125,11 @@ def choose_leader(
         NotFoundError: none states an inventory that can be read.
         ConflictError: two state different inventories as the same generation.
     """
-
     run = Run.of(run)
 
     def standing(tree: RegistryTree) -> tuple[PublicationState | MirrorError]:
         try:
-            return (read_state(tree),)
+            return (read_state(tree.within(run)),)
         except MirrorError as err:
             return (err,)
 

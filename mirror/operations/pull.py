@@ -128,12 +128,13 @@ class PullPlan:
         run: Run | None = None,
     ) -> PullReport:
         """Fetch everything into a new bundle in `folder`; see `pull`."""
+        run = Run.of(run)
         check_folder(folder, force=force)
         inventory = self.inventory
         packed = pack(
             self.seal,
             self.selection.files,
-            self.source.content,
+            self.source.content.within(run),
             folder,
             Packing(part_size, gost_digest, sign, resume, compress),
             run=run,
@@ -185,6 +186,7 @@ def plan_pull(
         CancelledError: `run` was stopped.
     """
     run = Run.of(run)
+    client = client.within(run)
     client.ping()  # one clear answer about name, TLS and login, before many ask in parallel
     source = ReleaseSource(client, tree, run=run)
     selected = select(source, wishes)

@@ -141,7 +141,7 @@ def status(
     run.on_event(PhaseStarted(f"asking {len(trees)} registries what they hold"))
     found = gather(
         trees,
-        lambda tree: _status(tree, thorough=thorough, run=run),
+        lambda tree: _status(tree.within(run), thorough=thorough, run=run),
         run=run.with_jobs(max(1, len(trees))),
     )
     highest = max((one.generation or 0 for one in found), default=0)

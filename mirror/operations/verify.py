@@ -67,6 +67,8 @@ def verify_registry(
         DamagedBundleError: the bundle does not tell what it holds.
         CancelledError: `run` was stopped.
     """
+    run = Run.of(run)
+    tree = tree.within(run)
     inventory = reader.inventory()
     tree.client.ping()  # one clear answer about name, TLS and login, before many ask in parallel
     target = tree.target(run)

@@ -25,21 +25,21 @@ from mirror.layout import MAX_VERSION_LENGTH
 MAX_LENGTH: Final = 1000
 """Longer text is refused unread; no real constraint comes near."""
 
-_SPACE = re.compile(r"[ \t\n\r\f]*")
-_OPERATOR = re.compile(r"=>|=<|>=|<=|!=|~>|[=<>~^]|")
-_RANGE_DASH = re.compile(r"[ \t\n\r\f]+-[ \t\n\r\f]+")
-_INCLUSIVE = frozenset({">=", "=>", "<=", "=<"})
-_WILDCARDS = frozenset({"x", "X", "*"})
-
-
 _LARGEST_NUMBER = 2**64 - 1
-_IDENTIFIERS = r"[0-9A-Za-z-]+(?:\.[0-9A-Za-z-]+)*"
 _NUMBER_WITH_ZEROS_AHEAD = re.compile(r"0[0-9]+")
-_LITERAL = re.compile(
-    r"v?([0-9]+|[xX*])(?:\.([0-9]+|[xX*]))?(?:\.([0-9]+|[xX*]))?"
-    rf"(?:-({_IDENTIFIERS}))?(?:\+({_IDENTIFIERS}))?"
-)
+_WILDCARDS = frozenset({"x", "X", "*"})
+_INCLUSIVE = frozenset({">=", "=>", "<=", "=<"})
+
+_BLANK = r"[ \t\n\r\f]"
+_PART = r"([0-9|xX*]+)"  # the library's own class: what follows a wildcard is not looked at
+_IDENTIFIERS = r"([0-9A-Za-z-]+(?:\.[0-9A-Za-z-]+)*)"
+_VERSION = rf"v?{_PART}(?:\.{_PART})?(?:\.{_PART})?(?:-{_IDENTIFIERS})?(?:\+{_IDENTIFIERS})?"
 """A version as people type it: parts may be missing or be wildcards. Groups: its five parts."""
+
+_LITERAL = re.compile(_VERSION)
+_BLANKS = re.compile(rf"{_BLANK}*")
+_OPERATOR = re.compile(r"=>|=<|>=|<=|!=|~>|[=<>~^]|")
+_RANGE = re.compile(rf"{_BLANK}*({_VERSION}){_BLANK}+-{_BLANK}+({_VERSION}){_BLANK}*")
 
 
 def read_version(text: str) -> Version | None:
@@ -48,19 +48,18 @@ def read_version(text: str) -> Version | None:
     `1.69` and `v1` are versions here, wildcards (`1.x`) are not; None for all other text.
     """
     match = _LITERAL.fullmatch(text)
-    if match is None or not _WILDCARDS.isdisjoint(match.groups()[:3]):
-        return None
-    return _literal_version(match, 3)
+    return None if match is None else _literal_version(match, 3)
 
 
 def _literal_version(literal: re.Match[str], parts: int) -> Version | None:
     """The version of a match of `_LITERAL`, of whose numbers the first `parts` count; else 0.
 
-    None where a number is beyond 64 bits, or a pre-release's number starts with 0.
+    None where one of these is no number or beyond 64 bits, or a pre-release's number starts with 0.
     """
-    if len(literal.group()) > MAX_VERSION_LENGTH:
+    written = [number or "0" for number in literal.groups()[:parts]] + ["0"] * (3 - parts)
+    if len(literal.group()) > MAX_VERSION_LENGTH or not all(map(str.isdecimal, written)):
         return None
-    numbers = [int(number or 0) for number in literal.groups()[:parts]] + [0] * (3 - parts)
+    numbers = [int(number) for number in written]
     pre_release = literal.group(4)
     if max(numbers) > _LARGEST_NUMBER:
         return None
@@ -106,8 +105,9 @@ class Constraint:
             )
         alternatives: list[tuple[Term, ...]] = []
         start = 0
-        for part in text.split("||"):
-            alternatives.append(_Reader(text, start, start + len(part)).terms())
+        rewritten = _without_ranges(text)
+        for part in rewritten.split("||"):
+            alternatives.append(_Reader(text, rewritten, start, start + len(part)).terms())
             start += len(part) + 2
         anchors = dict.fromkeys(
             term.version for terms in alternatives for term in terms if term.operator in _INCLUSIVE
@@ -147,36 +147,47 @@ class Constraint:
         return self.text
 
 
-class _Reader:
-    """Reads one alternative, `text[position:end]`, from left to right and never back."""
+def _without_ranges(text: str) -> str:
+    """Replace each range `a - b` by two terms, in the text, as the library does it.
 
-    def __init__(self, text: str, position: int, end: int) -> None:
-        self.text, self.position, self.end = text, position, end
+    It looks for ranges before it looks for anything else, so a range may swallow the blank that
+    separates it from the term before it, or a `||`: both have their effect on what is read then.
+    """
+    rewritten = text
+    for found in _RANGE.finditer(text):
+        rewritten = rewritten.replace(found[0], f">= {found[1]}, <= {found[7]} ", 1)
+    return rewritten
+
+
+class _Reader:
+    """Reads one alternative, `text[position:end]`, from left to right and never back.
+
+    `written` is what the user wrote, for messages.
+    """
+
+    def __init__(self, written: str, text: str, position: int, end: int) -> None:
+        self.written, self.text, self.position, self.end = written, text, position, end
 
     def terms(self) -> tuple[Term, ...]:
-        self._skip(_SPACE)
-        found = self._term()
+        self._skip(_BLANKS)
+        found = [self._term()]
         while True:
-            separated = self._skip(_SPACE)
+            separated = self._skip(_BLANKS)
             if self.position == self.end:
                 return tuple(found)
             if self.text[self.position] == ",":
                 self.position += 1
-                self._skip(_SPACE)
+                self._skip(_BLANKS)
             elif not separated:
                 raise self._stopped("terms are joined by spaces or commas")
-            found += self._term()
+            found.append(self._term())
 
-    def _term(self) -> list[Term]:
-        """One term; a range `a - b` is two."""
+    def _term(self) -> Term:
         operator = self._skip(_OPERATOR)
         if operator:
-            self._skip(_SPACE)
+            self._skip(_BLANKS)
         version, parts = self._version()
-        if not operator and self._skip(_RANGE_DASH):
-            last, last_parts = self._version()
-            return [Term(">=", version, parts), Term("<=", last, last_parts)]
-        return [Term(operator or "=", version, parts)]
+        return Term(operator or "=", version, parts)
 
     def _version(self) -> tuple[Version, int]:
         literal = _LITERAL.match(self.text, self.position, self.end)
@@ -186,7 +197,7 @@ class _Reader:
         parts = next((n for n, part in enumerate(numbers) if not part or part in _WILDCARDS), 3)
         version = _literal_version(literal, parts)
         if version is None:
-            raise self._stopped("that version has a number that is none")
+            raise self._stopped("a part of that version is not a number, or too large")
         self.position = literal.end()
         # Builds do not count in comparisons.
         return version.replace(build=None), parts
@@ -203,7 +214,7 @@ class _Reader:
         rest = self.text[self.position : self.end].strip()
         at = f"at {rest[:40]!r}" if rest else f"after {before[-40:]!r}" if before else "it is empty"
         return InputError(
-            f"{self.text[:120]!r} is no version constraint: {at}, {why}; "
+            f"{self.written[:120]!r} is not a version constraint: {at}, {why}; "
             "write for example '>=1.64 <1.70', '~1.69.2' or '^1.2 || >=3.0'"
         )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Set
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence, Set
 from typing import TypeAlias
 
 from starlette.applications import Starlette
@@ -13,14 +13,11 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 
 from mirror.oci.reference import check_repository
-from mirror.serve import blobs, listing, manifests, uploads
-from mirror.serve.auth import ALL, PULL, PUSH, Anonymous, Auth, TokenAuth
-from mirror.serve.call import Call, Service, in_thread
-from mirror.serve.errors import HANDLERS
-from mirror.serve.faults import FaultMiddleware, Faults
-from mirror.serve.request_log import RequestLog, RequestLogMiddleware
-from mirror.serve.sessions import UploadSessions
+from mirror.serve import content
+from mirror.serve.auth import ALL, PULL, PUSH, Anonymous, TokenAuth
+from mirror.serve.call import HANDLERS, Auth, Call, Service
 from mirror.serve.store import ReadableStore, Store
+from mirror.serve.uploads import Uploads
 
 Handler: TypeAlias = Callable[[Call], Awaitable[Response]]
 DELETE = ALL - PUSH
@@ -31,14 +28,13 @@ def create_app(
     *,
     auth: Auth | None = None,
     read_only: bool = False,
-    faults: Faults | None = None,
-    requests: RequestLog | None = None,
     page_limit: int | None = None,
+    middleware: Sequence[Middleware] = (),
 ) -> Starlette:
     """A registry that serves `storage` and, unless `read_only`, takes pushes into it.
 
-    `faults` strike as they say; without them that layer is left out. `requests` hears of every
-    request. Lists come in pages of at most `page_limit` names, even if the client asks for more.
+    Lists come in pages of at most `page_limit` names, even if the client asks for more. Requests
+    pass through `middleware` first, in its order.
 
     Raises:
         ValueError: `storage` cannot be written to, and `read_only` is not set.
@@ -46,21 +42,16 @@ def create_app(
     if not read_only and not isinstance(storage, Store):
         raise ValueError("this storage can only be read; say read_only=True")
     writable = storage if not read_only and isinstance(storage, Store) else None
-    sessions = UploadSessions()
-    service = Service(storage, writable, auth or Anonymous(), sessions, page_limit)
+    service = Service(storage, writable, auth or Anonymous(), page_limit)
+    uploads = Uploads()
 
     @contextlib.asynccontextmanager
     async def lifespan(_app: Starlette) -> AsyncIterator[None]:
         yield
-        await in_thread(sessions.discard_all)
+        await uploads.end()
 
-    middleware = []
-    if requests is not None:
-        middleware.append(Middleware(RequestLogMiddleware, log=requests))
-    if faults is not None:  # inside the log, so that struck requests are in it
-        middleware.append(Middleware(FaultMiddleware, faults=faults))
     app = Starlette(
-        routes=_routes(service),
+        routes=_routes(service, uploads),
         middleware=middleware,
         exception_handlers=dict(HANDLERS),
         lifespan=lifespan,
@@ -69,7 +60,7 @@ def create_app(
     return app
 
 
-def _routes(service: Service) -> list[BaseRoute]:
+def _routes(service: Service, uploads: Uploads) -> list[BaseRoute]:
     def route(path: str, method: str, handler: Handler, actions: Set[str] = PULL) -> Route:
         async def endpoint(request: Request) -> Response:
             repository = str(request.path_params.get("name", ""))
@@ -90,22 +81,22 @@ def _routes(service: Service) -> list[BaseRoute]:
         route("/v2/", "GET", _root),
         route("/v2/", "HEAD", _root),
         route("/v2", "GET", _root),
-        route("/v2/_catalog", "GET", listing.list_repositories),
-        route(f"{name}/blobs/uploads/", "POST", uploads.start_upload, PUSH),
-        route(f"{name}/blobs/uploads", "POST", uploads.start_upload, PUSH),
-        route(session, "PATCH", uploads.continue_upload, PUSH),
-        route(session, "PUT", uploads.finish_upload, PUSH),
-        route(session, "GET", uploads.show_upload, PUSH),
-        route(session, "DELETE", uploads.cancel_upload, PUSH),
-        route(f"{name}/blobs/{{digest}}", "GET", blobs.get_blob),
-        route(f"{name}/blobs/{{digest}}", "HEAD", blobs.head_blob),
-        route(f"{name}/blobs/{{digest}}", "DELETE", blobs.delete_blob, DELETE),
-        route(f"{name}/manifests/{{reference}}", "GET", manifests.get_manifest),
-        route(f"{name}/manifests/{{reference}}", "HEAD", manifests.get_manifest),
-        route(f"{name}/manifests/{{reference}}", "PUT", manifests.put_manifest, PUSH),
-        route(f"{name}/manifests/{{reference}}", "DELETE", manifests.delete_manifest, DELETE),
-        route(f"{name}/referrers/{{digest}}", "GET", listing.list_referrers),
-        route(f"{name}/tags/list", "GET", listing.list_tags),
+        route("/v2/_catalog", "GET", content.list_repositories),
+        route(f"{name}/blobs/uploads/", "POST", uploads.start, PUSH),
+        route(f"{name}/blobs/uploads", "POST", uploads.start, PUSH),
+        route(session, "PATCH", uploads.append, PUSH),
+        route(session, "PUT", uploads.finish, PUSH),
+        route(session, "GET", uploads.show, PUSH),
+        route(session, "DELETE", uploads.cancel, PUSH),
+        route(f"{name}/blobs/{{digest}}", "GET", content.get_blob),
+        route(f"{name}/blobs/{{digest}}", "HEAD", content.head_blob),
+        route(f"{name}/blobs/{{digest}}", "DELETE", content.delete_blob, DELETE),
+        route(f"{name}/manifests/{{reference}}", "GET", content.get_manifest),
+        route(f"{name}/manifests/{{reference}}", "HEAD", content.get_manifest),
+        route(f"{name}/manifests/{{reference}}", "PUT", content.put_manifest, PUSH),
+        route(f"{name}/manifests/{{reference}}", "DELETE", content.delete_manifest, DELETE),
+        route(f"{name}/referrers/{{digest}}", "GET", content.list_referrers),
+        route(f"{name}/tags/list", "GET", content.list_tags),
     ]
     if isinstance(service.auth, TokenAuth):
         routes.append(Route("/token", _token_endpoint(service.auth), methods=["GET"]))

@@ -7,54 +7,23 @@ Actions are the words of the token specification: `pull`, `push`, `delete`
 from __future__ import annotations
 
 import base64
-import binascii
 import hmac
 import secrets
 import threading
 import time
-from abc import ABC, abstractmethod
 from collections.abc import Mapping, Set
 from dataclasses import dataclass, field
-from typing import Protocol
 
 from starlette.requests import Request
 
-from mirror.serve.errors import RefusedError
+from mirror.serve.call import Auth, RefusedError
 
 PULL = frozenset({"pull"})
 PUSH = frozenset({"pull", "push"})
 ALL = frozenset({"pull", "push", "delete"})
 
 
-class Auth(Protocol):
-    """Judges requests. The repository `""` stands for the registry: its root and its catalogue."""
-
-    def check(self, request: Request, repository: str, actions: Set[str]) -> None:
-        """Let the request pass.
-
-        Raises:
-            RefusedError: 401 with a challenge, or 403.
-        """
-        ...
-
-    def allows(self, request: Request, repository: str, actions: Set[str]) -> bool:
-        """Whether `check` would let it pass."""
-        ...
-
-
-class _Judge(ABC):
-    @abstractmethod
-    def check(self, request: Request, repository: str, actions: Set[str]) -> None: ...
-
-    def allows(self, request: Request, repository: str, actions: Set[str]) -> bool:
-        try:
-            self.check(request, repository, actions)
-        except RefusedError:
-            return False
-        return True
-
-
-class Anonymous(_Judge):
+class Anonymous(Auth):
     """Everybody may do everything."""
 
     def check(self, request: Request, repository: str, actions: Set[str]) -> None:  # noqa: ARG002
@@ -88,7 +57,7 @@ class _Users:
         return user.actions
 
 
-class BasicAuth(_Judge):
+class BasicAuth(Auth):
     """Name and password with every request; `anonymous` are the actions that need neither."""
 
     def __init__(
@@ -117,12 +86,15 @@ class BasicAuth(_Judge):
 class _Grant:
     expires_at: float
     scopes: frozenset[tuple[str, str]]  # (repository, action)
+    welcome: bool
+    """Whether its holder may do anything at all, and so see the registry's root and catalogue."""
 
 
-class TokenAuth(_Judge):
+class TokenAuth(Auth):
     """Bearer tokens, issued by this app at `/token` (distribution, "Token Authentication").
 
-    A token is good for `expires_s` seconds and for the scopes that were asked for and allowed.
+    A token is good for `expires_s` seconds and for the scopes that were asked for and allowed. As
+    elsewhere, everybody gets one; that of somebody who may do nothing opens nothing.
     `realm` is where clients are sent; by default `/token` of the address they called. It may point
     elsewhere, which is how tests find clients that hand their credentials to anybody.
     """
@@ -143,10 +115,14 @@ class TokenAuth(_Judge):
 
     def check(self, request: Request, repository: str, actions: Set[str]) -> None:
         grant = self._grant(request.headers.get("authorization"))
-        if grant is not None and all((repository, action) in grant.scopes for action in actions):
+        if (
+            repository
+            and grant is not None
+            and all((repository, action) in grant.scopes for action in actions)
+        ):
             return
-        if grant is not None and not repository:
-            return  # any good token opens the door
+        if grant is not None and grant.welcome and not repository:
+            return
         raise RefusedError(
             401,
             "UNAUTHORIZED",
@@ -175,7 +151,9 @@ class TokenAuth(_Judge):
             self._grants = {
                 text: grant for text, grant in self._grants.items() if grant.expires_at > now
             }
-            self._grants[token] = _Grant(now + self._expires_s, frozenset(granted))
+            self._grants[token] = _Grant(
+                now + self._expires_s, frozenset(granted), welcome=bool(allowed)
+            )
         issued_at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         return {
             "token": token,
@@ -216,6 +194,6 @@ def _basic(header: str) -> tuple[str, str]:
         return "", ""
     try:
         name, _, password = base64.b64decode(encoded.strip(), validate=True).decode().partition(":")
-    except (binascii.Error, UnicodeDecodeError):
+    except ValueError:  # not base64, or not text in it
         return "", ""
     return name, password

@@ -13,23 +13,19 @@ writing is what keeps the folder true: bytes before links, links before tags.
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
+import secrets
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO
 
+from mirror.durable import make_folder, sync_file, sync_folder, write_at
+from mirror.errors import InvalidDigestError
 from mirror.oci import Digest, Manifest
-from mirror.oci.reference import check_repository, check_tag
-from mirror.serve.files import (
-    StagingFolder,
-    finish,
-    make_folder,
-    names,
-    remove,
-    sync_folder,
-    write_all,
-)
+from mirror.oci.reference import check_repository, check_tag, valid_tag
 from mirror.serve.store import RunningDigest, StoredManifest
 
 _REREAD_BYTES = 1 << 20
@@ -67,13 +63,16 @@ class FolderStorage:
         return any(True for _ in self._digests(self._folder(repository) / "_manifests"))
 
     def tags(self, repository: str) -> Sequence[str]:
-        return sorted(names(self._folder(repository) / "_tags"))
+        return sorted(filter(valid_tag, _names(self._folder(repository) / "_tags")))
 
     def resolve(self, repository: str, tag: str) -> Digest | None:
+        path = self._tag(repository, tag)
         try:
-            return Digest.parse(self._tag(repository, tag).read_text())
+            return Digest.parse(path.read_text())
         except FileNotFoundError:
             return None
+        except (InvalidDigestError, UnicodeDecodeError) as err:
+            raise OSError(f"{path} is damaged") from err
 
     def manifest(self, repository: str, digest: Digest) -> StoredManifest | None:
         try:
@@ -133,21 +132,21 @@ class FolderStorage:
                 return False
             for tag in self.tags(repository):  # first: a tag never outlives its manifest
                 if self.resolve(repository, tag) == digest:
-                    remove(self._tag(repository, tag))
+                    _remove(self._tag(repository, tag))
             subject = Manifest.parse(held.raw, held.media_type).subject
             if subject:
-                remove(_digest_path(self._referrers(repository, subject.digest), digest))
-            remove(self._link(repository, "_manifests", digest))
+                _remove(_digest_path(self._referrers(repository, subject.digest), digest))
+            _remove(self._link(repository, "_manifests", digest))
             self._forget(digest)
             return True
 
     def delete_tag(self, repository: str, tag: str) -> bool:
         with self._lock:
-            return remove(self._tag(repository, tag))
+            return _remove(self._tag(repository, tag))
 
     def delete_blob(self, repository: str, digest: Digest) -> bool:
         with self._lock:
-            if not remove(self._link(repository, "_blobs", digest)):
+            if not _remove(self._link(repository, "_blobs", digest)):
                 return False
             self._forget(digest)
             return True
@@ -169,7 +168,7 @@ class FolderStorage:
                 if kind in children and _digest_path(Path(folder) / kind, digest).exists():
                     return
             children[:] = [child for child in children if not child.startswith("_")]
-        remove(self._content(digest))
+        _remove(self._content(digest))
 
     # -- paths -----------------------------------------------------------------------------------
 
@@ -192,9 +191,10 @@ class FolderStorage:
 
     @staticmethod
     def _digests(folder: Path) -> Iterator[Digest]:
-        for algorithm in names(folder):
-            for encoded in names(folder / algorithm):
-                yield Digest.parse(f"{algorithm}:{encoded}")
+        for algorithm in _names(folder):
+            for encoded in _names(folder / algorithm):
+                with contextlib.suppress(InvalidDigestError):  # a file that is not ours
+                    yield Digest.parse(f"{algorithm}:{encoded}")
 
 
 def _digest_path(folder: Path, digest: Digest) -> Path:
@@ -224,13 +224,13 @@ class _FileStaging:
 
     def write(self, data: bytes) -> None:
         # First the disk: if it is full, the count must not run ahead of what is there.
-        write_all(self._file, data)
+        write_at(self._file.fileno(), self._digest.size, data)
         self._digest.update(data)
 
     def commit(self, repository: str, digest: Digest) -> None:
         try:
             self._digest.check(digest, self._again)
-            finish(self._file)
+            sync_file(self._file.fileno())
             self._storage._adopt(Path(self._file.name), repository, digest)
         finally:
             self.discard()
@@ -243,3 +243,68 @@ class _FileStaging:
         with Path(self._file.name).open("rb") as file:
             while chunk := file.read(_REREAD_BYTES):
                 yield chunk
+
+
+class StagingFolder:
+    """A folder of unfinished files on the same file system as the finished ones.
+
+    Each file is locked (`flock`) while its writer lives, so that `sweep` removes what a killed
+    process left behind and spares what a living one is writing.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def create(self) -> IO[bytes]:
+        """A new file, open for writing and locked; its path is `.name`."""
+        while True:
+            # Unbuffered: after a failed write nothing lingers for closing to write again.
+            file = (self._path / secrets.token_hex(16)).open("xb", buffering=0)
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX)
+                # Another process may have swept it before it was locked.
+                if os.fstat(file.fileno()).st_nlink:
+                    return file
+            except BaseException:
+                file.close()
+                raise
+            file.close()
+
+    def sweep(self) -> None:
+        """Remove files whose writer is gone."""
+        for path in self._path.iterdir():
+            # Refused for what is being written, and for what others put there.
+            with contextlib.suppress(OSError), path.open("rb") as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                path.unlink()
+
+    def write(self, target: Path, data: bytes) -> None:
+        """Give `target` the content `data` in one step; on return it is on the disk."""
+        with self.create() as file:
+            try:
+                write_at(file.fileno(), 0, data)
+                sync_file(file.fileno())
+                make_folder(target.parent)
+                Path(file.name).rename(target)
+            except BaseException:
+                Path(file.name).unlink(missing_ok=True)
+                raise
+        sync_folder(target.parent)
+
+
+def _names(path: Path) -> Iterator[str]:
+    """The names in a folder, in no order; none if there is no such folder."""
+    try:
+        with os.scandir(path) as entries:
+            yield from (entry.name for entry in entries)
+    except (FileNotFoundError, NotADirectoryError):
+        return
+
+
+def _remove(path: Path) -> bool:
+    """Remove a file; whether there was one."""
+    try:
+        path.unlink()
+    except FileNotFoundError:
+        return False
+    return True

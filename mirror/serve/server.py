@@ -13,9 +13,10 @@ import uvicorn
 from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from mirror.serve.connection import EXTENSION
-
 logger = logging.getLogger(__name__)
+
+_EXTENSION = "mirror.connection"
+"""Where the app finds its connection, so that it can hang up, which ASGI cannot say."""
 
 _KEEP_ALIVE_S = 75
 _START_TIMEOUT_S = 30.0
@@ -27,7 +28,7 @@ class _Protocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        self.scope["extensions"] = {EXTENSION: {"transport": self.transport}}
+        self.scope["extensions"] = {_EXTENSION: {"transport": self.transport}}
 
 
 class _Server(uvicorn.Server):
@@ -166,3 +167,32 @@ def listen(host: str, port: int) -> socket.socket:
         listener.close()
         raise
     return listener
+
+
+async def abort(scope: Scope) -> None:
+    """Break the connection at once; what is not on the wire yet is lost.
+
+    Raises:
+        RuntimeError: the app runs under another server than ours.
+    """
+    _transport(scope).abort()
+    for _ in range(3):  # the server learns of it in the loop's next turns
+        await asyncio.sleep(0)
+
+
+async def close(scope: Scope, receive: Receive) -> None:
+    """Send what is written, then close the connection, though the answer is not complete.
+
+    Raises:
+        RuntimeError: as `abort`.
+    """
+    _transport(scope).close()
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+def _transport(scope: Scope) -> asyncio.Transport:
+    transport = scope.get("extensions", {}).get(_EXTENSION, {}).get("transport")
+    if not isinstance(transport, asyncio.Transport):
+        raise RuntimeError("cutting connections takes mirror.serve's own server")
+    return transport

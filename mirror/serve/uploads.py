@@ -4,86 +4,188 @@ from __future__ import annotations
 
 import asyncio
 import re
+import secrets
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
 
+from starlette.requests import Request
 from starlette.responses import Response
 
 from mirror.errors import InvalidReferenceError
 from mirror.oci import Digest
 from mirror.oci.reference import check_repository
-from mirror.serve.bodies import receive_into
-from mirror.serve.call import Call, in_thread
-from mirror.serve.errors import RefusedError
-from mirror.serve.sessions import Session
+from mirror.serve.call import Call, RefusedError, in_thread
+from mirror.serve.content import CHUNK_BYTES
+from mirror.serve.store import Staging
 
 _CONTENT_RANGE = re.compile(r"(?:bytes[ =])?(\d{1,18})-(\d{1,18})(?:/(?:\d+|\*))?")
 _LOCK_WAIT_S = 10.0
 
 
-async def start_upload(call: Call) -> Response:
-    """POST: mount a blob, take one whole (`?digest=`), or open a session for one."""
-    call.service.sessions.make_room()
-    query = call.request.query_params
-    if "mount" in query:
-        digest = Digest.parse(query["mount"])
-        if await _mount(call, digest, query.get("from", "")):
+@dataclass(slots=True)
+class Session:
+    """An open upload: what its client has sent so far. Hold `lock` while using `staging`."""
+
+    id: str
+    repository: str
+    staging: Staging
+    used_at: float
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+
+class UploadSessions:
+    """The open uploads of one server; they end with it, as clients are ready to begin anew.
+
+    Used from the event loop only. A session that nobody touches for `idle_s` seconds is dropped.
+    There are at most `limit`, since each holds an open file.
+    """
+
+    def __init__(self, idle_s: float = 3600.0, limit: int = 500) -> None:
+        self._idle_s, self._limit = idle_s, limit
+        self._sessions: dict[str, Session] = {}
+
+    def make_room(self) -> None:
+        """Drop what is idle, before one more is opened.
+
+        Raises:
+            RefusedError: TOOMANYREQUESTS, all that are open are in use.
+        """
+        oldest = time.monotonic() - self._idle_s
+        for session in [held for held in self._sessions.values() if held.used_at < oldest]:
+            if not session.lock.locked():
+                self.close(session)
+                session.staging.discard()
+        if len(self._sessions) >= self._limit:
+            raise RefusedError(
+                429, "TOOMANYREQUESTS", "too many uploads are open", headers={"Retry-After": "1"}
+            )
+
+    def open(self, repository: str, staging: Staging) -> Session:
+        """Begin one for bytes that go into `staging`."""
+        session = Session(secrets.token_hex(16), repository, staging, time.monotonic())
+        self._sessions[session.id] = session
+        return session
+
+    def find(self, repository: str, session_id: str) -> Session:
+        """The open session of that repository and id.
+
+        Raises:
+            RefusedError: BLOB_UPLOAD_UNKNOWN.
+        """
+        session = self._sessions.get(session_id)
+        if session is None or session.repository != repository:
+            raise RefusedError(404, "BLOB_UPLOAD_UNKNOWN", "no such upload; begin a new one")
+        session.used_at = time.monotonic()
+        return session
+
+    def close(self, session: Session) -> None:
+        """Forget a session; its staging is the caller's to commit or discard."""
+        self._sessions.pop(session.id, None)
+
+    def discard_all(self) -> None:
+        """Drop every session and its bytes."""
+        while self._sessions:
+            self._sessions.popitem()[1].staging.discard()
+
+
+class Uploads:
+    """The handlers of uploads, and the sessions that they share."""
+
+    def __init__(self) -> None:
+        self._sessions = UploadSessions()
+
+    async def start(self, call: Call) -> Response:
+        """POST: mount a blob, take one whole (`?digest=`), or open a session for one."""
+        self._sessions.make_room()
+        query = call.request.query_params
+        if "mount" in query:
+            digest = Digest.parse(query["mount"])
+            if await _mount(call, digest, query.get("from", "")):
+                return _created(call, digest)
+        algorithm = query.get("digest-algorithm", "sha256")
+        if algorithm not in ("sha256", "sha512"):
+            raise RefusedError(400, "DIGEST_INVALID", "known algorithms are sha256 and sha512")
+        if "digest" in query:
+            digest = Digest.parse(query["digest"])
+            staging = await in_thread(call.target.stage, digest.algorithm)
+            try:
+                await receive_into(call.request, staging)
+                _check_length(call, staging.size)
+                await in_thread(staging.commit, call.repository, digest)
+            finally:
+                await in_thread(staging.discard)
             return _created(call, digest)
-    algorithm = query.get("digest-algorithm", "sha256")
-    if algorithm not in ("sha256", "sha512"):
-        raise RefusedError(400, "DIGEST_INVALID", "known algorithms are sha256 and sha512")
-    if "digest" in query:
-        digest = Digest.parse(query["digest"])
-        staging = await in_thread(call.target.stage, digest.algorithm)
-        try:
-            await receive_into(call.request, staging)
-            _check_length(call, staging.size)
-            await in_thread(staging.commit, call.repository, digest)
-        finally:
-            await in_thread(staging.discard)
+        staging = await in_thread(call.target.stage, algorithm)
+        return _progress(call, self._sessions.open(call.repository, staging), 202)
+
+    async def append(self, call: Call) -> Response:
+        """PATCH: append the body; with `Content-Range`, only if it begins where the upload ends."""
+        async with self._session(call) as session:
+            await self._take(call, session)
+            return _progress(call, session, 202)
+
+    async def finish(self, call: Call) -> Response:
+        """PUT: append the body, if any, and make the whole a blob."""
+        text = call.request.query_params.get("digest")
+        if text is None:
+            raise RefusedError(400, "DIGEST_INVALID", "add ?digest= to say what was uploaded")
+        digest = Digest.parse(text)
+        async with self._session(call) as session:
+            await self._take(call, session)
+            self._sessions.close(session)
+            await in_thread(session.staging.commit, call.repository, digest)
         return _created(call, digest)
-    staging = await in_thread(call.target.stage, algorithm)
-    session = call.service.sessions.open(call.repository, staging)
-    return _progress(call, session, 202)
 
+    async def show(self, call: Call) -> Response:
+        """GET: how far it has come."""
+        async with self._session(call) as session:
+            return _progress(call, session, 204)
 
-async def continue_upload(call: Call) -> Response:
-    """PATCH: append the body; with `Content-Range`, only if it begins where the upload ends."""
-    _ = call.target
-    async with _session(call) as session:
+    async def cancel(self, call: Call) -> Response:
+        """DELETE: drop what was sent."""
+        async with self._session(call) as session:
+            self._sessions.close(session)
+            await in_thread(session.staging.discard)
+        return Response(status_code=204)
+
+    async def end(self) -> None:
+        """Drop what is unfinished: the server ends."""
+        await in_thread(self._sessions.discard_all)
+
+    @asynccontextmanager
+    async def _session(self, call: Call) -> AsyncIterator[Session]:
+        """The session of the request's path, locked."""
+        _ = call.target  # refuses if nothing can be written
+        session = self._sessions.find(call.repository, call.part("session"))
+        try:
+            # A client whose connection broke may be back before its old request has ended here.
+            async with asyncio.timeout(_LOCK_WAIT_S):
+                await session.lock.acquire()
+        except TimeoutError:
+            raise RefusedError(
+                409, "BLOB_UPLOAD_INVALID", "another request is writing to this upload"
+            ) from None
+        try:
+            # Again: who held the lock may have ended the session.
+            self._sessions.find(call.repository, session.id)
+            yield session
+        finally:
+            session.lock.release()
+
+    async def _take(self, call: Call, session: Session) -> None:
+        """Append the request's body, if it begins where the upload ends."""
         _check_position(call, session)
-        await _append(call, session)
-        return _progress(call, session, 202)
-
-
-async def finish_upload(call: Call) -> Response:
-    """PUT: append the body, if any, and make the whole a blob."""
-    _ = call.target
-    text = call.request.query_params.get("digest")
-    if text is None:
-        raise RefusedError(400, "DIGEST_INVALID", "add ?digest= to say what was uploaded")
-    digest = Digest.parse(text)
-    async with _session(call) as session:
-        _check_position(call, session)
-        await _append(call, session)
-        call.service.sessions.close(session)
-        await in_thread(session.staging.commit, call.repository, digest)
-    return _created(call, digest)
-
-
-async def show_upload(call: Call) -> Response:
-    """GET: how far it has come."""
-    async with _session(call) as session:
-        return _progress(call, session, 204)
-
-
-async def cancel_upload(call: Call) -> Response:
-    """DELETE: drop what was sent."""
-    _ = call.target
-    async with _session(call) as session:
-        call.service.sessions.close(session)
-        await in_thread(session.staging.discard)
-    return Response(status_code=204)
+        before = session.staging.size
+        try:
+            await receive_into(call.request, session.staging)
+        except OSError:
+            # What is on the disk is not what was counted; there is no going on from here.
+            self._sessions.close(session)
+            await in_thread(session.staging.discard)
+            raise
+        _check_length(call, session.staging.size - before)
 
 
 async def _mount(call: Call, digest: Digest, source: str) -> bool:
@@ -98,36 +200,37 @@ async def _mount(call: Call, digest: Digest, source: str) -> bool:
     return await in_thread(call.target.mount_blob, source, call.repository, digest)
 
 
-@asynccontextmanager
-async def _session(call: Call) -> AsyncIterator[Session]:
-    """The session of the request's path, locked."""
-    session = call.service.sessions.find(call.repository, call.part("session"))
+async def receive_into(request: Request, staging: Staging) -> None:
+    """Move the request's body into `staging`; on return or error no thread is writing there.
+
+    What a broken connection delivered is kept, so that the client can go on from there.
+
+    Raises:
+        ClientDisconnect: the body broke off.
+    """
+    loop = asyncio.get_running_loop()
+    writing: asyncio.Future[None] | None = None
+    chunks: list[bytes] = []
+    held = 0
     try:
-        # A client whose connection broke may be back before its old request has ended here.
-        async with asyncio.timeout(_LOCK_WAIT_S):
-            await session.lock.acquire()
-    except TimeoutError:
-        raise RefusedError(
-            409, "BLOB_UPLOAD_INVALID", "another request is writing to this upload"
-        ) from None
-    try:
-        # Again: who held the lock may have ended the session.
-        call.service.sessions.find(call.repository, session.id)
-        yield session
+        async for chunk in request.stream():
+            chunks.append(chunk)
+            held += len(chunk)
+            if held >= CHUNK_BYTES:
+                if writing is not None:
+                    await asyncio.shield(writing)
+                # Hashing and writing go on beside the reception of the next chunks.
+                writing = loop.run_in_executor(None, _write, staging, chunks)
+                chunks, held = [], 0
     finally:
-        session.lock.release()
+        if writing is not None:
+            await writing
+        if chunks:
+            await loop.run_in_executor(None, _write, staging, chunks)
 
 
-async def _append(call: Call, session: Session) -> None:
-    before = session.staging.size
-    try:
-        await receive_into(call.request, session.staging)
-    except OSError:
-        # What is on the disk is not what was counted; there is no going on from here.
-        call.service.sessions.close(session)
-        await in_thread(session.staging.discard)
-        raise
-    _check_length(call, session.staging.size - before)
+def _write(staging: Staging, chunks: list[bytes]) -> None:
+    staging.write(chunks[0] if len(chunks) == 1 else b"".join(chunks))
 
 
 def _check_position(call: Call, session: Session) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
@@ -70,6 +71,12 @@ class RegistrySource:
         self._lock = threading.Lock()
         self._manifests: dict[Digest, Manifest] = {}  # under the lock, like the next
         self._small: dict[Digest, bytes] = {}
+
+    def within(self, run: Run) -> RegistrySource:
+        """The same source, every wait of which listens to `run`; what was read is shared."""
+        view = copy.copy(self)
+        view.client = self.client.within(run)
+        return view
 
     @property
     def name(self) -> str:

@@ -21,9 +21,10 @@ from mirror.errors import InputError, MissingBaseError, NotFoundError
 from mirror.oci import Digest
 from mirror.operations import merge, push
 from mirror.run import Run
-from mirror.serve import Answer, EmbeddedRegistry, Fault, MemoryStorage
+from mirror.serve import MemoryStorage
 from mirror.sync import BlobContent, Inventory, MemoryStore, make_plan, transfer, union
 from mirror.sync.registry import RegistryTarget, below
+from mirror.testing import Answer, EmbeddedRegistry, Fault
 from tests.support.bundles import archives_of, pack, seal_of
 from tests.support.inventories import put_image, put_index, sample_store, stores
 from tests.support.places import client_of, stored, tree_of
@@ -178,7 +179,7 @@ def test_a_delta_without_any_content_takes_no_archive_for_its_own_that_was_there
     assert (tmp_path / "platform.tar").read_bytes() == b"earlier"
 
 
-def _interrupted(*_: object) -> None:
+def _interrupted(*_: object, **_options: object) -> None:
     raise KeyboardInterrupt
 
 

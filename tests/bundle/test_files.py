@@ -13,7 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mirror.bundle.files import CHUNK, ReadAt, WriteAt, os_errors, sync_folder
+from mirror.bundle.files import CHUNK, ReadAt, WriteAt
+from mirror.durable import os_errors, sync_folder
 from mirror.errors import DamagedBundleError, FileSystemError, NoSpaceError
 
 
@@ -110,7 +111,7 @@ def test_what_is_not_there_cannot_be_opened(tmp_path: Path) -> None:
         ReadAt(tmp_path / "x")
     with pytest.raises(FileSystemError, match=f"^cannot create {tmp_path}/x/y: No such file"):
         WriteAt(tmp_path / "x" / "y")
-    with pytest.raises(FileSystemError, match="cannot write"):
+    with pytest.raises(FileSystemError, match="cannot write"), os_errors(tmp_path, "write"):
         sync_folder(tmp_path / "x")
 
 
@@ -131,5 +132,6 @@ def test_a_folder_that_cannot_be_synced_is_no_failure(
     monkeypatch.setattr(os, "fsync", refuse(errno.EINVAL))
     sync_folder(tmp_path)  # as on FAT
     monkeypatch.setattr(os, "fsync", refuse(errno.EIO))
-    with pytest.raises(FileSystemError, match="the medium is failing"):
+    failing = pytest.raises(FileSystemError, match="the medium is failing")
+    with failing, os_errors(tmp_path, "write"):
         sync_folder(tmp_path)

@@ -15,7 +15,8 @@ import zstandard
 from mirror.bundle.limits import MAX_FILES, MAX_INDEX_BYTES, MAX_MEMBERS, MAX_NAMES
 from mirror.bundle.names import REF_NAME, SHORT_TAG
 from mirror.oci.manifest import MAX_MANIFEST_BYTES
-from mirror.serve import EmbeddedRegistry, MemoryStorage
+from mirror.serve import MemoryStorage
+from mirror.testing import EmbeddedRegistry
 from tests.support.measured import measured
 
 MOST_MEMORY = 200_000_000

@@ -13,10 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mirror.bundle.archive import lay_out
-from mirror.bundle.folder import check_folder, check_space, write_durably
+from mirror.bundle.folder import check_folder, check_space
 from mirror.bundle.reader import BundleReader
 from mirror.bundle.sizes import size_text
 from mirror.bundle.writer import BundleWriter
+from mirror.durable import write_durably
 from mirror.errors import (
     CancelledError,
     FileSystemError,

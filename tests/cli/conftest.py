@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from mirror.serve import EmbeddedRegistry, MemoryStorage
+from mirror.serve import MemoryStorage
+from mirror.testing import EmbeddedRegistry
 from tests.journey.conftest import TINY, Source, serve
 from tests.support.program import call_mirror
 

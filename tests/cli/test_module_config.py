@@ -22,8 +22,9 @@ from mirror.nodeconfig.cluster import load_sites
 from mirror.operations import plan_pull, push, verify_registry
 from mirror.release.selection import Wishes
 from mirror.release.source import SourceTree
-from mirror.serve import BasicAuth, EmbeddedRegistry, MemoryStorage, User
+from mirror.serve import BasicAuth, MemoryStorage, User
 from mirror.sync.tree import RegistryTree
+from mirror.testing import EmbeddedRegistry
 from tests.conftest import MakeEmbeddedRegistry
 from tests.journey.conftest import TINY, Source, serve
 from tests.modes.replicas import certificate

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from mirror.serve import Answer, BasicAuth, EmbeddedRegistry, Fault, User
+from mirror.serve import BasicAuth, User
 from mirror.sync import MemoryStore
+from mirror.testing import Answer, EmbeddedRegistry, Fault
 from tests.conftest import MakeEmbeddedRegistry
 from tests.support.inventories import put_image
 from tests.support.program import call_mirror

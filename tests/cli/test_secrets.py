@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from mirror.serve import BasicAuth, EmbeddedRegistry, MemoryStorage, TokenAuth, User
+from mirror.serve import BasicAuth, MemoryStorage, TokenAuth, User
+from mirror.testing import EmbeddedRegistry
 from tests.conftest import MakeEmbeddedRegistry
 from tests.journey.conftest import TINY, serve
 from tests.support.program import RunningMirror, call_mirror, run_mirror

@@ -12,9 +12,10 @@ import pytest
 from examples.release_tree import SMALL, ModuleSpec, ReleaseTree, TreeSpec, build, spread
 from mirror.oci import Digest, Manifest
 from mirror.registry import ConnectionOptions, RegistryClient
-from mirror.serve import EmbeddedRegistry, MemoryStorage, Store, put_blob
+from mirror.serve import MemoryStorage, Store, put_blob
 from mirror.sync import MemoryStore, make_plan, transfer
 from mirror.sync.registry import RegistryTarget
+from mirror.testing import EmbeddedRegistry
 from tests.conftest import MakeEmbeddedRegistry
 from tests.support.program import call_mirror
 

@@ -12,7 +12,8 @@ from pathlib import Path
 import httpx
 
 from examples.release_tree import ModuleSpec, ReleaseTree, TreeSpec, spread
-from mirror.serve import EmbeddedRegistry, MemoryStorage
+from mirror.serve import MemoryStorage
+from mirror.testing import EmbeddedRegistry
 from tests.journey.conftest import TINY, serve
 from tests.journey.wire import Wire, joined, reached, sealed_repositories, sha256
 from tests.support.program import call_mirror

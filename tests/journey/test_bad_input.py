@@ -23,16 +23,9 @@ from mirror.bundle.sizes import size_text
 from mirror.oci import Digest
 from mirror.registry import ConnectionOptions, RegistryClient
 from mirror.registry.retry import RetryPolicy
-from mirror.serve import Answer as FaultAnswer
-from mirror.serve import (
-    BasicAuth,
-    CorruptBody,
-    EmbeddedRegistry,
-    Fault,
-    MemoryStorage,
-    TokenAuth,
-    User,
-)
+from mirror.serve import BasicAuth, MemoryStorage, TokenAuth, User
+from mirror.testing import Answer as FaultAnswer
+from mirror.testing import CorruptBody, EmbeddedRegistry, Fault
 from tests.conftest import MakeEmbeddedRegistry
 from tests.journey.conftest import TINY, Shelf, Source, serve
 from tests.journey.wire import reached

@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from mirror.serve import EmbeddedRegistry, MemoryStorage
+from mirror.serve import MemoryStorage
+from mirror.testing import EmbeddedRegistry
 from tests.journey.conftest import serve
 from tests.journey.releases import SPECS
 from tests.journey.test_delta import deeply, files, pull, push, root_of

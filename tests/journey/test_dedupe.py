@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from mirror.serve import EmbeddedRegistry, MemoryStorage
+from mirror.serve import MemoryStorage
+from mirror.testing import EmbeddedRegistry
 from tests.journey.conftest import TINY, Source, serve
 from tests.journey.test_delta import archives, files, pull
 from tests.journey.wire import sealed_repositories

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from examples.release_tree import TreeSpec, spread
-from mirror.serve import Answer, Delay, EmbeddedRegistry, Fault, MemoryStorage
+from mirror.serve import MemoryStorage
+from mirror.testing import Answer, Delay, EmbeddedRegistry, Fault
 from tests.conftest import MakeEmbeddedRegistry, MakeRealRegistry
 from tests.journey.conftest import TINY, Source, serve
 from tests.journey.wire import sealed_repositories

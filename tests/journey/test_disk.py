@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from examples.release_tree import SMALL
-from mirror.serve import EmbeddedRegistry, MemoryStorage
+from mirror.serve import MemoryStorage
+from mirror.testing import EmbeddedRegistry
 from tests.conftest import MakeEmbeddedRegistry
 from tests.journey.conftest import Source, serve
 from tests.support.program import Finished, run_mirror

@@ -10,7 +10,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from mirror.serve import Delay, EmbeddedRegistry, Fault, MemoryStorage, Stall
+from mirror.serve import MemoryStorage
+from mirror.testing import Delay, EmbeddedRegistry, Fault, Stall
 from tests.journey.conftest import TINY, Source, serve
 from tests.journey.wire import Wire, sealed_repositories
 from tests.support.program import Finished, RunningMirror, call_mirror

@@ -13,8 +13,9 @@ from mirror.bundle.reader import read_base
 from mirror.errors import DeniedError
 from mirror.oci import Digest
 from mirror.release.discovery import discovery_images
-from mirror.serve import Answer, EmbeddedRegistry, Fault, MemoryStorage
+from mirror.serve import MemoryStorage
 from mirror.sync import Inventory, union
+from mirror.testing import Answer, EmbeddedRegistry, Fault
 from tests.support.inventories import Item, put_image, sample_store, without
 from tests.support.program import call_mirror
 from tests.support.replicas import replicas

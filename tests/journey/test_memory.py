@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from mirror.oci import media_types as types
-from mirror.serve import EmbeddedRegistry, FolderStorage
+from mirror.serve import FolderStorage
+from mirror.testing import EmbeddedRegistry
 from tests.journey.conftest import TINY, Shelf, Source, serve
 from tests.support.measured import measured
 

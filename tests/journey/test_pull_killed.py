@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from examples.release_tree import DEMO, TreeSpec
-from mirror.serve import EmbeddedRegistry, MemoryStorage, RequestLog
+from mirror.serve import MemoryStorage
+from mirror.testing import EmbeddedRegistry, RequestLog
 from tests.journey.conftest import TINY, Shelf, Source, serve
 from tests.support.inventories import put_image
 from tests.support.program import RunningMirror, call_mirror

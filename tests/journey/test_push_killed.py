@@ -11,8 +11,9 @@ from pathlib import Path
 import httpx
 import pytest
 
-from mirror.serve import EmbeddedRegistry, MemoryStorage
+from mirror.serve import MemoryStorage
 from mirror.sync import MemoryStore
+from mirror.testing import EmbeddedRegistry
 from tests.journey.wire import Wire
 from tests.support.bundles import pack_store
 from tests.support.inventories import put_image

@@ -12,8 +12,8 @@ import pytest
 import mirror.commands.shared
 from mirror.oci import Digest
 from mirror.registry import ConnectionOptions, RegistryClient, RetryPolicy
-from mirror.serve import Answer, EmbeddedRegistry, Fault, Refuse
 from mirror.sync.publication import read_statement, statement_digest
+from mirror.testing import Answer, EmbeddedRegistry, Fault, Refuse
 from tests.conftest import MakeEmbeddedRegistry, MakeRealRegistry
 from tests.journey.releases import Release, snapshot
 from tests.journey.wire import Wire

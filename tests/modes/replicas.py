@@ -15,7 +15,8 @@ from mirror.modes.sites import Account, Sites, User
 from mirror.oci import Descriptor, Digest, Manifest, media_types
 from mirror.oci.manifest import descriptor_json
 from mirror.registry import ConnectionOptions, RetryPolicy
-from mirror.serve import EmbeddedRegistry, MemoryStorage, TlsFiles, put_blob
+from mirror.serve import MemoryStorage, put_blob
+from mirror.testing import EmbeddedRegistry, TlsFiles
 from tests.support.real_registry import ACCOUNT
 from tests.support.tls import Authority
 

@@ -34,18 +34,9 @@ from mirror.modes.health import HealthMemory
 from mirror.modes.settings import RegistrySettings
 from mirror.oci import Digest
 from mirror.registry import Credentials
-from mirror.serve import (
-    Answer,
-    BasicAuth,
-    CorruptBody,
-    CutResponse,
-    EmbeddedRegistry,
-    Fault,
-    Refuse,
-    Stall,
-    TokenAuth,
-)
+from mirror.serve import BasicAuth, TokenAuth
 from mirror.serve import User as Person
+from mirror.testing import Answer, CorruptBody, CutResponse, EmbeddedRegistry, Fault, Refuse, Stall
 from tests.conftest import MakeEmbeddedRegistry
 from tests.modes.replicas import ACCOUNTS, at, certificate, hasty, image, put, sites
 from tests.support.processes import free_loopback

@@ -23,10 +23,10 @@ from mirror.modes.health import HealthMemory
 from mirror.modes.settings import RegistrySettings
 from mirror.oci import Digest
 from mirror.registry import ConnectionOptions, Credentials, RegistryClient
-from mirror.serve import TlsFiles
 from mirror.sync import MemoryStore, make_plan, transfer
 from mirror.sync.registry import RegistryTarget, below
 from mirror.sync.tree import RegistryTree
+from mirror.testing import TlsFiles
 from tests.modes.replicas import READER, at, certificate, hasty, sites
 from tests.support.inventories import put_image
 from tests.support.processes import free_loopback

@@ -14,9 +14,10 @@ from mirror.modes.constants import LOGICAL_PATH, REGISTRY_PORT
 from mirror.modes.settings import RegistrySettings
 from mirror.modes.sites import Sites
 from mirror.oci import Digest
-from mirror.serve import BasicAuth, EmbeddedRegistry, MemoryStorage, User
+from mirror.serve import BasicAuth, MemoryStorage, User
 from mirror.sync import MemoryStore, make_plan, transfer
 from mirror.sync.tree import RegistryTree
+from mirror.testing import EmbeddedRegistry
 from tests.conftest import MakeEmbeddedRegistry
 from tests.modes.replicas import ACCOUNTS, at, certificate, hasty, image, put, sites
 from tests.support.inventories import sample_store

@@ -13,16 +13,24 @@ from cryptography.x509.verification import PolicyBuilder, Store
 
 from mirror.errors import InvalidCertificateError
 from mirror.nodeconfig import pki
-from mirror.nodeconfig.pki import KeyPair
+from mirror.nodeconfig.cluster import Node
+from mirror.nodeconfig.pki import Authorities, KeyPair
+from mirror.nodeconfig.service_secrets import prepare_secrets
 
 NOW = datetime.datetime(2026, 3, 1, 12, tzinfo=datetime.UTC)
 HOUR = datetime.timedelta(hours=1)
+DAY = datetime.timedelta(days=1)
+MASTER = Node("master-0", "10.0.0.1")
 NAMES = pki.node_names("10.0.0.1")
 
 
 @cache
 def authority() -> KeyPair:
     return pki.create_authority(NOW)
+
+
+def authorities() -> Authorities:
+    return Authorities(authority())
 
 
 @cache
@@ -86,51 +94,98 @@ def test_the_token_pair_signs_and_serves_nothing() -> None:
 
 
 def test_a_sound_leaf_is_kept() -> None:
-    kept = pki.leaf_to_use(leaf(), authority(), pki.DISTRIBUTION_NAME, NAMES, NOW)
+    kept = pki.leaf_to_use(leaf(), authorities(), pki.DISTRIBUTION_NAME, NAMES, NOW)
     assert kept is leaf()
-    fewer = pki.leaf_to_use(leaf(), authority(), pki.DISTRIBUTION_NAME, NAMES[:2], NOW)
+    fewer = pki.leaf_to_use(leaf(), authorities(), pki.DISTRIBUTION_NAME, NAMES[:2], NOW)
     assert fewer is leaf()
 
 
 def test_a_leaf_is_replaced_when_a_name_is_missing() -> None:
     more = [*NAMES, "10.0.0.2"]
-    fresh = pki.leaf_to_use(leaf(), authority(), pki.DISTRIBUTION_NAME, more, NOW)
+    fresh = pki.leaf_to_use(leaf(), authorities(), pki.DISTRIBUTION_NAME, more, NOW)
     assert fresh != leaf()
     assert set(more) <= pki.covered_hosts(fresh.parsed())
 
 
 def test_a_leaf_is_replaced_when_the_authority_is_another() -> None:
     other = pki.create_authority(NOW)
-    fresh = pki.leaf_to_use(leaf(), other, pki.DISTRIBUTION_NAME, NAMES, NOW)
+    fresh = pki.leaf_to_use(leaf(), Authorities(other), pki.DISTRIBUTION_NAME, NAMES, NOW)
     fresh.parsed().verify_directly_issued_by(other.parsed())
 
 
 def test_a_leaf_is_replaced_when_it_has_ended_or_its_key_is_another() -> None:
     late = leaf().parsed().not_valid_after_utc + HOUR
-    assert not pki._sound(leaf(), authority(), NAMES, late)
+    assert not pki._sound(leaf(), authorities(), NAMES, late)
     stranger = pki.create_leaf(authority(), "registry-auth", NAMES, NOW)
     mixed = KeyPair(leaf().certificate, stranger.key)
-    assert pki.leaf_to_use(mixed, authority(), "registry-auth", NAMES, NOW) != mixed
+    assert pki.leaf_to_use(mixed, authorities(), "registry-auth", NAMES, NOW) != mixed
     damaged = KeyPair("-----BEGIN", leaf().key)
-    assert pki.leaf_to_use(damaged, authority(), "registry-auth", NAMES, NOW) != damaged
+    assert pki.leaf_to_use(damaged, authorities(), "registry-auth", NAMES, NOW) != damaged
 
 
 def test_an_authority_is_kept_until_it_can_sign_no_more() -> None:
-    assert pki.authority_to_use(authority(), NOW) is authority()
+    assert pki.authorities_to_use(authorities(), NOW) == authorities()
     end = authority().parsed().not_valid_after_utc
-    assert pki.authority_to_use(authority(), end - 2 * HOUR) is authority()
-    assert pki.authority_to_use(authority(), end - HOUR) != authority()
+    assert pki.authorities_to_use(authorities(), end - 2 * HOUR).signing is authority()
+    assert pki.authorities_to_use(authorities(), end - HOUR).signing != authority()
 
 
 def test_an_authority_that_is_none_is_refused_and_never_replaced_silently() -> None:
     with pytest.raises(InvalidCertificateError, match="may not sign others"):
-        pki.authority_to_use(leaf(), NOW)
+        pki.authorities_to_use(Authorities(leaf()), NOW)
+    stranger = KeyPair(authority().certificate, pki.create_authority(NOW).key)
     with pytest.raises(InvalidCertificateError, match="does not belong to the certificate"):
-        pki.authority_to_use(KeyPair(authority().certificate, pki.create_authority(NOW).key), NOW)
+        pki.authorities_to_use(Authorities(stranger), NOW)
     with pytest.raises(InvalidCertificateError, match="expected PEM certificates"):
-        pki.authority_to_use(KeyPair("nothing", "nothing"), NOW)
+        pki.authorities_to_use(Authorities(KeyPair("nothing", "nothing")), NOW)
     with pytest.raises(InvalidCertificateError, match="unencrypted PEM key"):
-        pki.authority_to_use(KeyPair(authority().certificate, "nothing"), NOW)
+        pki.authorities_to_use(Authorities(KeyPair(authority().certificate, "nothing")), NOW)
+
+
+def test_a_successor_is_trusted_before_it_signs_and_the_old_authority_until_it_ends() -> None:
+    end = authority().parsed().not_valid_after_utc
+    third = pki.AUTHORITY_LIFE / 3
+    early = end - third - DAY
+    assert pki.authorities_to_use(authorities(), early) == authorities()
+    begun = pki.authorities_to_use(authorities(), end - third)
+    assert begun.signing is authority()
+    assert begun.successor is not None
+    assert begun.trusted == authority().certificate + begun.successor.certificate
+    waiting = pki.authorities_to_use(begun, end - third + pki.OVERLAP - DAY)
+    assert waiting == begun
+    taken = pki.authorities_to_use(waiting, end - third + pki.OVERLAP)
+    assert taken == Authorities(begun.successor, None, (authority().certificate,))
+    assert pki.authorities_to_use(taken, end - HOUR) == taken
+    assert pki.authorities_to_use(taken, end).trusted == begun.successor.certificate
+
+
+def test_a_leaf_is_renewed_a_third_of_its_life_before_it_ends() -> None:
+    end = leaf().parsed().not_valid_after_utc
+    later = Authorities(pki.create_authority(NOW + 5 * DAY), None, (authority().certificate,))
+    third = (end - NOW) / 3
+    arguments = (pki.DISTRIBUTION_NAME, NAMES)
+    assert pki.leaf_to_use(leaf(), later, *arguments, end - third - DAY) is leaf()
+    fresh = pki.leaf_to_use(leaf(), later, *arguments, end - third)
+    fresh.parsed().verify_directly_issued_by(later.signing.parsed())
+    # By the same authority it would end at the same moment, and be due again and again.
+    assert pki.leaf_to_use(leaf(), authorities(), *arguments, end - third) is leaf()
+
+
+def test_no_client_ever_meets_a_certificate_that_it_does_not_trust_yet() -> None:
+    """Clients that learn all authorities anew once a month, over two lives of an authority."""
+    kept, known, now = None, "", NOW
+    signers: set[str] = set()
+    while now < NOW + 2 * pki.AUTHORITY_LIFE:
+        kept = prepare_secrets(kept, [MASTER], now)
+        for pair in (kept.nodes[MASTER.name].auth, kept.nodes[MASTER.name].distribution):
+            store = Store(pki.parse_certificates(known or kept.trusted, "what clients know"))
+            verifier = PolicyBuilder().store(store).time(now)
+            verifier.build_server_verifier(_address(MASTER.address)).verify(pair.parsed(), [])
+            assert pair.parsed().not_valid_after_utc - now > datetime.timedelta(days=1000)
+        known = kept.trusted
+        now += pki.OVERLAP - DAY
+        signers.add(kept.authority.certificate)
+    assert len(signers) == 3
 
 
 def test_a_key_shows_in_no_repr() -> None:

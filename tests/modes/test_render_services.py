@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -13,10 +15,18 @@ from starlette.routing import Route
 from mirror.errors import RenderingError
 from mirror.modes.settings import RegistrySettings
 from mirror.modes.sites import User
+from mirror.nodeconfig import pki
 from mirror.nodeconfig.cluster import Node, Ports
 from mirror.nodeconfig.proxies import Nginx
 from mirror.nodeconfig.render import Rendered, RenderOptions, render
-from mirror.nodeconfig.service_secrets import prepare_secrets
+from mirror.nodeconfig.service_secrets import (
+    ServiceSecrets,
+    hashed,
+    new_account,
+    prepare_secrets,
+    read_secrets,
+    write_secrets,
+)
 from mirror.nodeconfig.services import NOTIFICATION_PATH, Distribution
 from mirror.watch.daemon import Daemon
 from mirror.watch.pages import create_app
@@ -339,6 +349,56 @@ def test_the_config_hash_changes_with_the_files_and_with_nothing_else() -> None:
     assert note(done(proxy()), "version") != note(done(proxy(password="q")), "version")
 
 
+@pytest.mark.parametrize(
+    "changed",
+    [
+        lambda held: replace(held, token=pki.create_token_pair(held.authority, NOW)),
+        lambda held: replace(held, nodes={**held.nodes, "master-1": held.nodes["master-2"]}),
+        lambda held: replace(held, former=(upstream_ca(),)),
+        lambda held: replace(held, users={**held.users, User.RO: hashed(new_account("ro"))}),
+    ],
+    ids=["token pair", "leaf", "former authority", "user"],
+)
+def test_the_version_changes_with_every_secret_that_a_file_holds(
+    changed: Callable[[ServiceSecrets], ServiceSecrets],
+) -> None:
+    other = render(local(), NODES, changed(kept()), options=FORK)
+    assert other.nodes != done(local()).nodes
+    assert other.version != done(local()).version
+
+
+def test_the_version_is_that_of_the_files_and_of_nothing_else() -> None:
+    forth = {"HTTPS_PROXY": "http://p.example:1", "NO_PROXY": "10.0.0.0/8"}
+    for flavour in (FORK, STOCK):
+        for settings in (direct(), proxy("nexus.example/system/deckhouse"), local()):
+            one = render(settings, NODES, kept(), options=replace(flavour, environment=forth))
+            back = dict(reversed(forth.items()))
+            other = render(
+                settings, NODES[::-1], kept(), options=replace(flavour, environment=back)
+            )
+            assert (one.nodes, one.in_cluster) == (other.nodes, other.in_cluster)
+            assert one.version == other.version
+    # How images are checked is written nowhere, so nobody has to apply it.
+    assert done(proxy(checkMode="Relax")).version == done(proxy()).version
+
+
+def test_the_version_tells_nothing_about_passwords() -> None:
+    others = replace(kept(), http_secret="x" * 25)
+    options = RenderOptions()  # without pods, so that worker and in-cluster files have no secret
+    one, other = (render(unmanaged(), NODES, held, options=options) for held in (kept(), others))
+    assert one.nodes == other.nodes
+    assert one.version != other.version
+
+
+def test_in_direct_mode_the_proxy_has_the_ports_of_the_first_master_by_name() -> None:
+    apart = [Node("b", "10.0.0.2", ports=Ports(registry=6001)), Node("a", "10.0.0.1")]
+    held = prepare_secrets(kept(), apart, NOW)
+    for nodes in (apart, apart[::-1]):
+        rendered = render(direct(), nodes, held, options=FORK)
+        conf = yaml.safe_load(rendered.in_cluster[IN_CLUSTER / "distribution.yaml"].content)
+        assert conf["http"]["addr"] == ":5001"
+
+
 def test_without_images_no_pod_is_written_and_that_is_said() -> None:
     rendered = done(local(), RenderOptions())
     assert POD not in rendered.nodes["master-0"]
@@ -407,6 +467,19 @@ def test_what_was_prepared_is_kept_and_a_moved_node_gets_new_leaves() -> None:
     assert moved.nodes["master-0"] != kept().nodes["master-0"]
     assert moved.nodes["master-1"] == kept().nodes["master-1"]
     assert moved.authority == kept().authority
+
+
+def test_authorities_before_and_after_the_signing_one_are_kept_in_the_file(tmp_path: Path) -> None:
+    due = kept().authority.parsed().not_valid_after_utc - pki.AUTHORITY_LIFE / 3
+    held = kept()
+    for now in (due, due + pki.OVERLAP):
+        held = prepare_secrets(held, NODES, now)
+        write_secrets(held, tmp_path / "secrets.json")
+        assert read_secrets(tmp_path / "secrets.json") == held
+        files = render(local(), NODES, held, options=FORK).nodes["master-0"]
+        assert files[PKI / "ca.crt"].content.decode() == held.trusted
+        assert held.trusted.count("BEGIN CERTIFICATE") == 2
+    assert held.former == (kept().authority.certificate,)
 
 
 def test_impossible_clusters_are_refused() -> None:

@@ -27,12 +27,12 @@ from mirror.operations.leader import Leader
 from mirror.operations.results import How
 from mirror.replicas_text import sync_summary
 from mirror.run import Cancellation, Run
-from mirror.serve import Answer, CorruptBody, Delay, Fault, LoseAnswer, Refuse
 from mirror.sync import MemoryStore
 from mirror.sync.artifact import make_artifact, put_artifact
 from mirror.sync.publication import PENDING, announce, read_state, statement_digest
 from mirror.sync.removal import TRIAL
 from mirror.sync.statement import ARTIFACT_TYPE, GENERATION, REPOSITORY, Statement
+from mirror.testing import Answer, CorruptBody, Delay, Fault, LoseAnswer, Refuse
 from tests.support.inventories import put_image, sample_store
 from tests.support.places import client_of, state, tree_of
 from tests.support.program import call_mirror

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 import pytest
 
 from mirror.operations.trees import walk_tree
-from mirror.serve import Answer, Fault
 from mirror.sync import MemoryStore
+from mirror.testing import Answer, Fault
 from tests.support.inventories import put_image, put_index
 from tests.support.replicas import ROOT, Replica, replicas
 

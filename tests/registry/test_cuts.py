@@ -12,7 +12,8 @@ import pytest
 
 from mirror.oci import Digest
 from mirror.registry import uploads
-from mirror.serve import EmbeddedRegistry, FolderStorage
+from mirror.serve import FolderStorage
+from mirror.testing import EmbeddedRegistry
 from tests.conftest import MakeEmbeddedRegistry
 from tests.registry.conftest import MakeClient
 from tests.support.lines import BreakingLine

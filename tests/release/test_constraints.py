@@ -93,7 +93,7 @@ def test_a_bare_pre_release_does_not_reach_those_of_the_next_major_version() -> 
         (">=1.64 <abc", "at 'abc', a version such as 1.64.2 is expected"),
         (">=1.64 ||", "after '>=1.64 ||', a version"),
         (">=1.64<2", "at '<2', terms are joined by spaces or commas"),
-        ("1.2.3-01", "at '1.2.3-01', that version has a number that is none"),
+        ("1.2.3-01", "at '1.2.3-01', a part of that version is not a number, or too large"),
         ("=" * (MAX_LENGTH + 1), "is too long"),
     ],
 )

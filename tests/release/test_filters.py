@@ -100,7 +100,7 @@ def test_a_suffix_that_is_no_channel_has_no_effect_and_is_told() -> None:
         ("m@=a b", "'a b' is no tag"),
         ("m@=a+b+stable", "'a+b' is no tag"),
         ("m@1.3.0+stable", "a channel follows an exact tag only, as in '=1.3.0+stable'"),
-        ("m@>=1.0 <", "--include-module 'm@>=1.0 <': '>=1.0 <' is no version constraint"),
+        ("m@>=1.0 <", "--include-module 'm@>=1.0 <': '>=1.0 <' is not a version constraint"),
     ],
 )
 def test_what_is_no_filter_is_refused_with_advice(text: str, message: str) -> None:

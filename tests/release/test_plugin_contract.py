@@ -128,7 +128,7 @@ def test_where_a_build_comes_from_does_not_matter_to_a_need() -> None:
         (modules(mandatory=[{"constraint": "1"}]), "requirements.modules.mandatory[0] has no name"),
         (
             modules(mandatory=[{"name": "a", "constraint": ">"}]),
-            "requirements.modules.mandatory[0] (a): '>' is no version constraint",
+            "requirements.modules.mandatory[0] (a): '>' is not a version constraint",
         ),
         (
             modules(mandatory=[{"name": "a"}], conditional=[{"name": "a"}]),

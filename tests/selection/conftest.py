@@ -14,7 +14,7 @@ import mirror.commands.shared
 from examples.release_tree import SMALL, TreeSpec
 from mirror.registry import ConnectionOptions
 from mirror.registry.retry import RetryPolicy
-from mirror.serve import EmbeddedRegistry
+from mirror.testing import EmbeddedRegistry
 from tests.conftest import MakeEmbeddedRegistry
 from tests.selection.content import Offer, stocked
 

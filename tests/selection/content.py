@@ -12,8 +12,9 @@ from examples.release_tree import ReleaseTree, TreeSpec, build
 from examples.release_tree.images import Image, image, layer
 from mirror.oci import Digest, Manifest
 from mirror.oci.media_types import OCI_CONFIG, OCI_INDEX, OCI_MANIFEST
-from mirror.serve import EmbeddedRegistry, MemoryStorage, put_blob
+from mirror.serve import MemoryStorage, put_blob
 from mirror.sync import MemoryStore
+from mirror.testing import EmbeddedRegistry
 from tests.support.program import Finished, call_mirror
 
 References = dict[tuple[str, str, str], str]

@@ -10,7 +10,7 @@ import pytest
 from examples.release_tree import SMALL
 from examples.release_tree.images import image, layer
 from mirror.oci import Digest
-from mirror.serve import Answer, CorruptBody, Fault
+from mirror.testing import Answer, CorruptBody, Fault
 from tests.selection.conftest import TINY, MakeOffer
 from tests.selection.content import Offer, cosign, files_image, references, release_image
 from tests.support.program import call_mirror

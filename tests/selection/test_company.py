@@ -14,7 +14,7 @@ import pytest
 from examples.release_tree import SMALL
 from examples.release_tree.images import AMD64, ARM64, DARWIN, image, index, layer
 from mirror.oci import Digest
-from mirror.serve import Answer, Fault
+from mirror.testing import Answer, Fault
 from tests.conftest import MakeEmbeddedRegistry, MakeRealRegistry
 from tests.journey.wire import Wire
 from tests.selection.conftest import TINY, MakeOffer

@@ -6,7 +6,7 @@ from collections import Counter
 from pathlib import Path
 
 from examples.release_tree import SMALL
-from mirror.serve import Delay, Fault
+from mirror.testing import Delay, Fault
 from tests.selection.conftest import MakeOffer
 from tests.selection.content import Offer, references
 from tests.support.program import call_mirror

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from examples.release_tree import SMALL
-from mirror.serve import Answer, Fault
+from mirror.testing import Answer, Fault
 from tests.selection.conftest import MakeOffer
 from tests.selection.content import Offer, cosign, difference, references
 from tests.selection.truth import FIVE, Truth

@@ -8,7 +8,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from mirror.serve import EmbeddedRegistry, FolderStorage, MemoryStorage, Store
+from mirror.serve import FolderStorage, MemoryStorage, Store
+from mirror.testing import EmbeddedRegistry
 from tests.conftest import MakeEmbeddedRegistry
 
 

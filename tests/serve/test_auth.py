@@ -76,14 +76,48 @@ def test_anonymous_clients_may_pull_where_that_is_allowed(
         assert client.post("/v2/a/b/blobs/uploads/").status_code == 401
 
 
-@pytest.mark.parametrize("header", ["Basic", "Basic !!!", "Basic dXNlcg==", "Bearer x", "x y z"])
+@pytest.mark.parametrize(
+    "header",
+    [
+        *(b"Basic", b"Basic !!!", b"Basic dXNlcg==", b"Bearer x", b"x y z"),
+        *(b"Basic \xe9", b"Basic //79", b"Bearer \xe9"),
+    ],
+)
 def test_a_header_that_cannot_be_read_allows_nothing(
-    make_embedded_registry: MakeEmbeddedRegistry, storage: MemoryStorage, header: str
+    make_embedded_registry: MakeEmbeddedRegistry, storage: MemoryStorage, header: bytes
 ) -> None:
     for auth in (BasicAuth(USERS), TokenAuth(USERS)):
         registry = make_embedded_registry(storage, auth=auth)
-        answer = httpx.get(f"{registry.url}/v2/", headers={"Authorization": header})
-        assert answer.status_code == 401
+        headers = [(b"Authorization", header)]
+        assert httpx.get(f"{registry.url}/v2/", headers=headers).status_code == 401
+        if isinstance(auth, TokenAuth):
+            assert httpx.get(f"{registry.url}/token", headers=headers).status_code == 401
+
+
+@pytest.mark.parametrize("who", [None, ("guest", "g-secret")])
+def test_the_token_of_somebody_who_may_do_nothing_opens_nothing(
+    make_embedded_registry: MakeEmbeddedRegistry,
+    storage: MemoryStorage,
+    who: tuple[str, str] | None,
+) -> None:
+    users = {**USERS, "guest": User("g-secret", frozenset())}
+    registry = make_embedded_registry(storage, auth=TokenAuth(users))
+    with httpx.Client(base_url=registry.url) as client:
+        token = token_for(client.get("/v2/"), who)
+        for path in ("/v2/", "/v2", "/v2/_catalog", "/v2/a/b/tags/list"):
+            answer = client.get(path, headers=token)
+            assert challenge(answer)["error"] == "insufficient_scope"
+
+
+def test_a_scope_without_a_repository_opens_nothing(
+    make_embedded_registry: MakeEmbeddedRegistry, storage: MemoryStorage
+) -> None:
+    registry = make_embedded_registry(storage, auth=TokenAuth(USERS, anonymous={"push"}))
+    with httpx.Client(base_url=registry.url) as client:
+        answer = client.get("/token", params={"scope": "repository::pull repository:pull :::"})
+        headers = {"Authorization": f"Bearer {answer.json()['token']}"}
+        assert client.get("/v2/", headers=headers).status_code == 200
+        assert client.get("/v2/a/b/tags/list", headers=headers).status_code == 401
 
 
 def challenge(answer: httpx.Response) -> dict[str, str]:

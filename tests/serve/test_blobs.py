@@ -8,9 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mirror.oci import Digest
-from mirror.serve import EmbeddedRegistry, Store, put_blob
-from mirror.serve.bodies import requested_range
-from mirror.serve.errors import RefusedError
+from mirror.serve import Store, put_blob
+from mirror.serve.call import RefusedError
+from mirror.serve.content import requested_range
+from mirror.testing import EmbeddedRegistry
 from tests.serve.sample import codes
 
 DATA = bytes(range(256)) * 10_000  # several chunks

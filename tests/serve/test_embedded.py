@@ -17,16 +17,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from mirror.serve import (
-    Delay,
-    EmbeddedRegistry,
-    Fault,
-    MemoryStorage,
-    ReadableStore,
-    TlsFiles,
-    create_app,
-    put_blob,
-)
+from mirror.serve import MemoryStorage, ReadableStore, create_app, put_blob
+from mirror.testing import Delay, EmbeddedRegistry, Fault, TlsFiles
 from tests.serve.sample import LAYER, fill
 from tests.support.tls import Authority
 
@@ -148,7 +140,8 @@ def test_a_client_that_hangs_up_stops_the_reading_of_its_blob() -> None:
 def test_a_large_blob_passes_in_little_memory(tmp_path: Path) -> None:
     # In a process of its own, whose peak of memory nobody else has a part in.
     server = (
-        "import sys, resource; from mirror.serve import *\n"
+        "import sys, resource\n"
+        "from mirror.serve import FolderStorage; from mirror.testing import EmbeddedRegistry\n"
         "with EmbeddedRegistry(FolderStorage(sys.argv[1])) as registry:\n"
         "    peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         "    print(registry.url, peak(), flush=True)\n"

@@ -11,7 +11,8 @@ import httpx
 import pytest
 
 from mirror.oci import Digest
-from mirror.serve import (
+from mirror.serve import create_app, put_blob
+from mirror.testing import (
     Action,
     Answer,
     CorruptBody,
@@ -25,9 +26,8 @@ from mirror.serve import (
     LoseAnswer,
     Refuse,
     Stall,
-    create_app,
-    put_blob,
 )
+from mirror.testing.faults import FaultMiddleware
 from tests.conftest import MakeEmbeddedRegistry
 from tests.serve.sample import codes
 from tests.support.tls import Authority
@@ -184,7 +184,7 @@ def test_faults_strike_under_tls_too(
 
 
 def test_connections_are_cut_only_by_our_own_server(embedded_registry: EmbeddedRegistry) -> None:
-    app = create_app(embedded_registry.storage, faults=Faults(Fault(Refuse())))
+    app = FaultMiddleware(create_app(embedded_registry.storage), Faults(Fault(Refuse())))
 
     async def call() -> None:
         transport = httpx.ASGITransport(app)

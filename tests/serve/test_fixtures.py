@@ -9,7 +9,7 @@ import ssl
 import httpx
 import pytest
 
-from mirror.serve import EmbeddedRegistry
+from mirror.testing import EmbeddedRegistry
 from tests.conftest import MakeRealRegistry
 from tests.support.loopback import OutsideTrafficError
 from tests.support.real_registry import ACCOUNT, HTPASSWD, RealRegistry

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import IO
 
 import httpx
 import pytest
@@ -16,9 +18,9 @@ from mirror.errors import InvalidReferenceError
 from mirror.oci import Digest, Manifest
 from mirror.oci.media_types import OCI_MANIFEST
 from mirror.serve import FolderStorage, put_blob
-from mirror.serve.files import StagingFolder
+from mirror.serve.folder import StagingFolder
 from tests.conftest import MakeEmbeddedRegistry
-from tests.serve.sample import CONFIG, LAYER, descriptor, fill, image
+from tests.serve.sample import CONFIG, LAYER, codes, descriptor, fill, image
 
 
 def files(folder: Path) -> list[str]:
@@ -143,7 +145,7 @@ def test_a_full_disk_leaves_nothing_half_written(
     def full(*_args: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("mirror.serve.files.write_all", full)
+    monkeypatch.setattr("mirror.serve.folder.write_at", full)
     with pytest.raises(OSError, match="No space"):
         storage.put_manifest("a/b", Manifest.parse(image()), "v1")
     assert files(tmp_path) == []
@@ -157,7 +159,7 @@ def test_a_client_of_a_full_registry_is_told_so(
     def full(*_args: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("mirror.serve.folder.write_all", full)
+    monkeypatch.setattr("mirror.serve.folder.write_at", full)
     location = httpx.post(f"{registry.url}/v2/a/b/blobs/uploads/").headers["Location"]
     answer = httpx.patch(registry.url + location, content=LAYER)
     assert answer.status_code == 507
@@ -186,6 +188,103 @@ def test_readers_of_a_moving_tag_always_find_a_manifest(tmp_path: Path) -> None:
     reader.join()
     assert found
     assert all(found)
+
+
+def test_a_file_that_was_swept_before_it_was_locked_is_made_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process starts between the creation of a staging file and its lock."""
+    storage = FolderStorage(tmp_path)
+    lock = fcntl.flock
+
+    def late(file: IO[bytes], operation: int) -> None:
+        monkeypatch.setattr(fcntl, "flock", lock)
+        FolderStorage(tmp_path)
+        assert files(tmp_path / "staging") == []
+        lock(file, operation)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    digest = put_blob(storage, "a/b", LAYER)
+    monkeypatch.setattr(fcntl, "flock", late)
+    storage.put_manifest("a/b", Manifest.parse(image()), "v1")
+    assert storage.blob_size("a/b", digest) == len(LAYER)
+    assert storage.resolve("a/b", "v1") == Digest.of(image())
+    assert files(tmp_path / "staging") == []
+
+
+def test_processes_that_start_do_not_disturb_one_that_writes(tmp_path: Path) -> None:
+    storage = FolderStorage(tmp_path)
+    over = threading.Event()
+
+    def start() -> None:
+        while not over.is_set():
+            FolderStorage(tmp_path)
+
+    starter = threading.Thread(target=start)
+    starter.start()
+    try:
+        digests = [put_blob(storage, "a/b", b"%d" % number) for number in range(200)]
+    finally:
+        over.set()
+        starter.join()
+    assert all(storage.blob_size("a/b", digest) for digest in digests)
+
+
+def test_what_others_put_into_the_folder_is_passed_over(tmp_path: Path) -> None:
+    storage = FolderStorage(tmp_path)
+    subject = fill(storage)
+    fill(storage, tag=None, subject=descriptor(OCI_MANIFEST, subject.raw))
+    referrers = storage.referrers("a/b", subject.digest)
+    for folder in [tmp_path, *(path for path in tmp_path.rglob("*") if path.is_dir())]:
+        (folder / ".nfs0001").write_bytes(b"\xff")
+        (folder / "lost+found").mkdir()
+    again = FolderStorage(tmp_path)
+    assert again.repositories() == ["a/b"]
+    assert again.tags("a/b") == ["v1"]
+    assert again.resolve("a/b", "v1") == subject.digest
+    assert again.referrers("a/b", subject.digest) == referrers != []
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff\xfe", b"sha256:1234", b"latest"])
+def test_a_damaged_tag_is_the_registrys_fault_and_not_the_clients(
+    make_embedded_registry: MakeEmbeddedRegistry, tmp_path: Path, content: bytes
+) -> None:
+    storage = FolderStorage(tmp_path)
+    fill(storage)
+    (tmp_path / "repositories/a/b/_tags/v1").write_bytes(content)
+    registry = make_embedded_registry(storage)
+    answer = httpx.get(f"{registry.url}/v2/a/b/manifests/v1")
+    assert (answer.status_code, codes(answer)) == (500, ["UNKNOWN"])
+
+
+def test_what_is_acknowledged_is_on_the_disk_name_and_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every file that gets its name has been synced before, and its folder is synced after."""
+    steps: list[tuple[str, str]] = []
+    sync, rename = os.fsync, Path.rename
+
+    def synced(fd: int) -> None:
+        steps.append(("sync", str(Path(f"/proc/self/fd/{fd}").readlink().relative_to(tmp_path))))
+        sync(fd)
+
+    def renamed(path: Path, target: Path) -> Path:
+        staged, name = path.relative_to(tmp_path), target.relative_to(tmp_path)
+        assert ("sync", str(staged)) in steps, "it may be empty after a power cut"
+        steps.append(("name", str(name)))
+        return rename(path, target)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(Path, "rename", renamed)
+    storage = FolderStorage(tmp_path)
+    manifest = fill(storage)
+    for path in files(tmp_path):
+        at = steps.index(("name", path))
+        assert ("sync", str(Path(path).parent)) in steps[at:]
+        for folder in Path(path).parents[1:]:
+            assert ("sync", str(folder)) in steps[:at], "a folder on its way may be lost"
+    assert storage.resolve("a/b", "v1") == manifest.digest
+    assert steps[-2][1].endswith("_tags/v1"), "the tag comes last"
 
 
 def test_staging_is_on_the_disk_before_it_has_a_name(tmp_path: Path) -> None:

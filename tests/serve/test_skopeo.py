@@ -14,7 +14,8 @@ import pytest
 
 from mirror.oci import Digest
 from mirror.oci.media_types import OCI_CONFIG, OCI_LAYER_GZIP, OCI_MANIFEST
-from mirror.serve import BasicAuth, EmbeddedRegistry, Store, TokenAuth, User
+from mirror.serve import BasicAuth, Store, TokenAuth, User
+from mirror.testing import EmbeddedRegistry
 from tests.conftest import MakeEmbeddedRegistry, MakeRealRegistry
 from tests.serve.sample import descriptor
 from tests.support.skopeo import SkopeoError, run_skopeo, skopeo_copy, skopeo_inspect

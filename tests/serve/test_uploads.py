@@ -12,9 +12,10 @@ import httpx
 import pytest
 
 from mirror.oci import Digest
-from mirror.serve import EmbeddedRegistry, Store, put_blob
-from mirror.serve.errors import RefusedError
-from mirror.serve.sessions import UploadSessions
+from mirror.serve import Store, put_blob
+from mirror.serve.call import RefusedError
+from mirror.serve.uploads import UploadSessions
+from mirror.testing import EmbeddedRegistry
 from tests.conftest import MakeEmbeddedRegistry
 from tests.serve.sample import codes
 

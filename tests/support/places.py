@@ -14,7 +14,7 @@ from mirror.errors import MirrorError
 from mirror.oci import Digest, Manifest, Repository
 from mirror.registry import ConnectionOptions, RegistryClient, RegistryWriter, RetryPolicy
 from mirror.run import Run
-from mirror.serve import EmbeddedRegistry, Store
+from mirror.serve import Store
 from mirror.sync import (
     Inventory,
     InventoryBuilder,
@@ -30,6 +30,7 @@ from mirror.sync.publication import Goal, Publication, read_state
 from mirror.sync.registry import RegistrySource, RegistryTarget, below
 from mirror.sync.statement import Statement
 from mirror.sync.tree import RegistryTree
+from mirror.testing import EmbeddedRegistry
 from tests.support.bundles import archives_of, pack, seal_of
 
 KINDS = ("memory", "registry", "bundle")

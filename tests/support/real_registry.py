@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mirror.serve import TlsFiles
+from mirror.testing import TlsFiles
 from tests.support.processes import ServerProcess, free_port
 from tests.support.tools import require_tool
 

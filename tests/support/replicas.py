@@ -7,10 +7,11 @@ from contextlib import ExitStack, contextmanager
 
 from mirror.layout import publication_stage
 from mirror.run import Run
-from mirror.serve import EmbeddedRegistry, MemoryStorage
+from mirror.serve import MemoryStorage
 from mirror.sync import Inventory, MemoryStore, make_plan, transfer
 from mirror.sync.statement import REPOSITORY, Statement
 from mirror.sync.tree import RegistryTree
+from mirror.testing import EmbeddedRegistry
 from tests.support.places import client_of, state, stored, tree_of
 
 ROOT = "system/deckhouse"

@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from mirror.serve import TlsFiles
+from mirror.testing import TlsFiles
 
 _DAY = datetime.timedelta(days=1)
 

@@ -9,18 +9,12 @@ from mirror.events import BlobDone, BytesMoved, Event, serialised
 from mirror.oci import Digest
 from mirror.registry import RegistryClient
 from mirror.run import Cancellation, Run
-from mirror.serve import (
-    Answer,
-    CorruptBody,
-    CutResponse,
-    EmbeddedRegistry,
-    Fault,
-    MemoryStorage,
-)
+from mirror.serve import MemoryStorage
 from mirror.sync import Dependents, Finding, Inventory, MemoryStore, make_plan, transfer
 from mirror.sync.audit import audit
 from mirror.sync.findings import listed
 from mirror.sync.registry import RegistryTarget, below
+from mirror.testing import Answer, CorruptBody, CutResponse, EmbeddedRegistry, Fault
 from tests.support.inventories import (
     Item,
     items,

@@ -14,10 +14,10 @@ from mirror.events import BlobDone, Event, serialised
 from mirror.oci import Digest
 from mirror.registry import ConnectionOptions, RegistryClient
 from mirror.run import Cancellation, Run
-from mirror.serve import EmbeddedRegistry, Fault, Refuse
 from mirror.sync import Inventory, InventoryBuilder, MemoryStore, Plan, make_plan, transfer
 from mirror.sync.glance import Suspect, sample, suspects
 from mirror.sync.registry import RegistryTarget, below
+from mirror.testing import EmbeddedRegistry, Fault, Refuse
 from tests.support.inventories import fake_blob, put_image, sample_store
 from tests.support.places import client_of
 from tests.support.real_registry import RealRegistry

@@ -11,7 +11,7 @@ from mirror.errors import StatementError
 from mirror.oci import Digest, Manifest
 from mirror.oci.media_types import OCI_MANIFEST
 from mirror.registry import ConnectionOptions, RegistryClient
-from mirror.serve import EmbeddedRegistry, MemoryStorage, put_blob
+from mirror.serve import MemoryStorage, put_blob
 from mirror.sync import Inventory
 from mirror.sync.artifact import Artifact, put_artifact
 from mirror.sync.publication import (
@@ -21,6 +21,7 @@ from mirror.sync.publication import (
     statement_digest,
 )
 from mirror.sync.statement import REPOSITORY, Published, Statement
+from mirror.testing import EmbeddedRegistry
 from tests.support.inventories import put_image, sample_store
 from tests.support.places import client_of, tree_of
 from tests.support.real_registry import RealRegistry

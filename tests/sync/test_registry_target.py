@@ -25,18 +25,11 @@ from mirror.registry import (
     uploads,
 )
 from mirror.run import Run
-from mirror.serve import (
-    Answer,
-    BasicAuth,
-    EmbeddedRegistry,
-    Fault,
-    MemoryStorage,
-    TokenAuth,
-    User,
-)
+from mirror.serve import BasicAuth, MemoryStorage, TokenAuth, User
 from mirror.sync import CopyBlob, Inventory, MemoryStore, Plan, PutManifest, make_plan, transfer
 from mirror.sync.plan import places_written
 from mirror.sync.registry import RegistryTarget, below
+from mirror.testing import Answer, EmbeddedRegistry, Fault
 from tests.conftest import MakeEmbeddedRegistry
 from tests.support.inventories import put_image, put_index, sample_store
 from tests.support.places import client_of, stored

@@ -9,7 +9,6 @@ from mirror.errors import RegistryNotFoundError
 from mirror.events import Event, Warned
 from mirror.registry import ConnectionOptions, RegistryClient, RegistryWriter, RetryPolicy
 from mirror.run import Run
-from mirror.serve import Answer, EmbeddedRegistry, Fault, LoseAnswer
 from mirror.sync import Inventory, MemoryStore, PutTag, make_plan, transfer
 from mirror.sync.nodes import RepositoryContent
 from mirror.sync.publication import announce, read_state
@@ -24,6 +23,7 @@ from mirror.sync.removal import (
 )
 from mirror.sync.statement import REPOSITORY, Statement
 from mirror.sync.tree import RegistryTree
+from mirror.testing import Answer, EmbeddedRegistry, Fault, LoseAnswer
 from tests.conftest import MakeRealRegistry
 from tests.support.inventories import fake_blob, fake_manifest, inventories, put_image
 from tests.support.places import client_of, tree_of

@@ -31,18 +31,7 @@ from mirror.events import (
 from mirror.oci import Digest, Manifest
 from mirror.registry import ConnectionOptions, RegistryClient, RetryPolicy
 from mirror.run import Cancellation, Run
-from mirror.serve import (
-    Action,
-    Answer,
-    CutResponse,
-    CutUpload,
-    EmbeddedRegistry,
-    Fault,
-    LoseAnswer,
-    MemoryStorage,
-    Refuse,
-    Store,
-)
+from mirror.serve import MemoryStorage, Store
 from mirror.sync import (
     BlobContent,
     CopyBlob,
@@ -55,6 +44,16 @@ from mirror.sync import (
     transfer,
 )
 from mirror.sync.registry import RegistrySource, RegistryTarget, below
+from mirror.testing import (
+    Action,
+    Answer,
+    CutResponse,
+    CutUpload,
+    EmbeddedRegistry,
+    Fault,
+    LoseAnswer,
+    Refuse,
+)
 from tests.conftest import MakeEmbeddedRegistry
 from tests.support.inventories import put_image, put_index, sample_store, stores
 from tests.support.places import KINDS, Destination, client_of, destination_of, source_of, stored

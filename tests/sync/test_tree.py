@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from mirror.oci import Repository
 from mirror.registry import ConnectionOptions, RegistryClient
 from mirror.run import Run
-from mirror.serve import EmbeddedRegistry
 from mirror.sync.plan import make_plan
 from mirror.sync.transfer import transfer
 from mirror.sync.tree import RegistryTree
+from mirror.testing import EmbeddedRegistry
 from tests.support.inventories import LONG_PATH, PATHS, sample_store
 from tests.support.places import client_of
 

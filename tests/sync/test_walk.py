@@ -11,10 +11,10 @@ from mirror.oci import Digest
 from mirror.oci.manifest import descriptor_json
 from mirror.oci.media_types import OCI_MANIFEST
 from mirror.run import Cancellation, Run
-from mirror.serve import Answer, EmbeddedRegistry, Fault
 from mirror.sync import Gap, Inventory, MemoryStore, make_plan, transfer
 from mirror.sync.registry import RegistrySource, RegistryTarget, below
 from mirror.sync.walk import Walk, walk, with_blobs
+from mirror.testing import Answer, EmbeddedRegistry, Fault
 from tests.support.inventories import (
     Item,
     items,

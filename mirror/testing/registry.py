@@ -1,4 +1,4 @@
-"""A record of the requests that a server answered: what tests count and demonstrations show."""
+"""A registry inside this process, on a real socket, and the record of what it was asked."""
 
 from __future__ import annotations
 
@@ -7,11 +7,110 @@ import threading
 from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
 from typing import Any
 
+from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from mirror.serve.errors import CLIENT_GONE
+from mirror.serve.app import create_app
+from mirror.serve.call import CLIENT_GONE, Auth
+from mirror.serve.server import ServerThread, listen
+from mirror.serve.store import ReadableStore
+from mirror.testing.faults import FaultMiddleware, Faults
+
+
+@dataclass(frozen=True, slots=True)
+class TlsFiles:
+    """A server's certificate, with the chain to its authority, and its key: PEM files."""
+
+    certificate: Path
+    key: Path
+
+
+class EmbeddedRegistry:
+    """Serves `storage` while the `with` block lasts.
+
+        with EmbeddedRegistry(FolderStorage("/srv/images"), port=5000) as registry:
+            print(registry.address)
+
+    Port 0 takes a free one. `requests` records every request, `faults` may be changed at any time;
+    what the other arguments mean is said by `create_app`.
+    """
+
+    def __init__(
+        self,
+        storage: ReadableStore,
+        *,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        tls: TlsFiles | None = None,
+        auth: Auth | None = None,
+        faults: Faults | None = None,
+        read_only: bool = False,
+        page_limit: int | None = None,
+    ) -> None:
+        self.storage = storage
+        self.faults = faults if faults is not None else Faults()
+        self.requests = RequestLog()
+        self._host, self._port, self._tls = host, port, tls
+        self._app = create_app(
+            storage,
+            auth=auth,
+            read_only=read_only,
+            page_limit=page_limit,
+            middleware=[
+                Middleware(RequestLogMiddleware, log=self.requests),
+                Middleware(FaultMiddleware, faults=self.faults),  # struck requests are in the log
+            ],
+        )
+        self._thread: ServerThread | None = None
+
+    def __enter__(self) -> EmbeddedRegistry:
+        if self._thread is not None:
+            raise ValueError("this registry is running already")
+        listener = listen(self._host, self._port)
+        try:
+            self._port = listener.getsockname()[1]  # kept, so that a second `with` is a restart
+            thread = ServerThread(
+                self._app,
+                listener,
+                certificate=self._tls.certificate if self._tls else None,
+                key=self._tls.key if self._tls else None,
+            )
+            thread.start()
+        except BaseException:
+            listener.close()
+            raise
+        self._thread = thread
+        return self
+
+    def __exit__(
+        self,
+        _kind: type[BaseException] | None,
+        _error: BaseException | None,
+        _trace: TracebackType | None,
+    ) -> None:
+        if self._thread is not None:
+            self._thread.stop()
+            self._thread = None
+
+    @property
+    def port(self) -> int:
+        """The port; 0 before the first start if it was left to the system."""
+        return self._port
+
+    @property
+    def address(self) -> str:
+        """`host:port`, as references begin with it."""
+        host = f"[{self._host}]" if ":" in self._host else self._host
+        return f"{host}:{self._port}"
+
+    @property
+    def url(self) -> str:
+        """`address` with its scheme."""
+        return f"{'https' if self._tls else 'http'}://{self.address}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ from typing import TypeAlias
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from mirror.serve.connection import abort, close
+from mirror.serve.server import abort, close
 
 
 @dataclass(frozen=True, slots=True)

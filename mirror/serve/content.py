@@ -1,0 +1,348 @@
+"""What is served: manifests, blobs, lists (distribution-spec, "Pull" and "Content Discovery")."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+from urllib.parse import urlencode
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
+
+from mirror.errors import InvalidManifestError
+from mirror.oci import Digest, Manifest
+from mirror.oci.manifest import MAX_MANIFEST_BYTES, descriptor_json
+from mirror.oci.media_types import MANIFESTS, OCI_INDEX
+from mirror.oci.reference import valid_tag
+from mirror.serve.call import Call, RefusedError, in_thread
+from mirror.serve.store import BlobReader, ReadableStore, Store, StoredManifest
+
+CHUNK_BYTES = 1 << 20
+"""Bytes that change threads at a time: few enough to hold, many enough to be worth the change."""
+
+_RANGE = re.compile(r"bytes=(?:(?P<first>\d{1,18})-(?P<last>\d{0,18})|-(?P<suffix>\d{1,18}))")
+_COUNT = re.compile(r"[0-9]{1,9}")
+
+
+async def get_manifest(call: Call) -> Response:
+    """GET and HEAD: the exact bytes that were pushed, whatever `Accept` says."""
+    digest, held = await in_thread(
+        _find_manifest, call.store, call.repository, call.part("reference")
+    )
+    headers = {
+        "Content-Type": held.media_type,
+        "Content-Length": str(len(held.raw)),
+        "Docker-Content-Digest": str(digest),
+        "ETag": f'"{digest}"',
+    }
+    return Response(held.raw if call.request.method == "GET" else b"", headers=headers)
+
+
+async def put_manifest(call: Call) -> Response:
+    """PUT: kept if it is what its digest says and everything it needs is in the repository."""
+    store, reference = call.target, call.part("reference")
+    tag: str | None = None
+    algorithm = "sha256"
+    if ":" in reference:
+        algorithm = Digest.parse(reference).algorithm
+    elif valid_tag(reference):
+        tag = reference
+    else:
+        raise RefusedError(400, "MANIFEST_INVALID", f"{reference[:200]!r} is not a tag")
+    raw = await read_bounded(call.request, MAX_MANIFEST_BYTES, "SIZE_INVALID")
+    manifest = _parsed(raw, call.request.headers.get("content-type"), algorithm)
+    if tag is None and str(manifest.digest) != reference:
+        raise RefusedError(400, "DIGEST_INVALID", f"the manifest's digest is {manifest.digest}")
+    await in_thread(_keep_manifest, store, call.repository, manifest, tag)
+    headers = {
+        "Location": call.url(f"manifests/{manifest.digest}"),
+        "Docker-Content-Digest": str(manifest.digest),
+        "Content-Length": "0",
+    }
+    if manifest.subject:
+        # Tells the client that it need not maintain the referrers tag.
+        headers["OCI-Subject"] = str(manifest.subject.digest)
+    return Response(status_code=201, headers=headers)
+
+
+async def delete_manifest(call: Call) -> Response:
+    """DELETE: by digest the manifest and its tags, by tag the tag alone."""
+    store, reference = call.target, call.part("reference")
+    if ":" in reference:
+        found = await in_thread(store.delete_manifest, call.repository, Digest.parse(reference))
+    else:
+        found = valid_tag(reference) and await in_thread(
+            store.delete_tag, call.repository, reference
+        )
+    if not found:
+        raise _no_manifest(reference)
+    return Response(status_code=202, headers={"Content-Length": "0"})
+
+
+def missing(store: ReadableStore, repository: str, manifest: Manifest) -> tuple[str, Digest] | None:
+    """The first thing that `manifest` needs and `repository` lacks, with its error code.
+
+    The subject is not needed: it may be pushed later (distribution-spec, "Pushing Manifests with
+    Subject").
+    """
+    for blob in manifest.blobs:
+        if store.blob_size(repository, blob.digest) is None:
+            return "MANIFEST_BLOB_UNKNOWN", blob.digest
+    for child in manifest.children:
+        if store.manifest(repository, child.descriptor.digest) is None:
+            return "MANIFEST_UNKNOWN", child.descriptor.digest
+    return None
+
+
+def _find_manifest(
+    store: ReadableStore, repository: str, reference: str
+) -> tuple[Digest, StoredManifest]:
+    digest: Digest | None = None
+    if ":" in reference:
+        digest = Digest.parse(reference)
+    elif valid_tag(reference):
+        digest = store.resolve(repository, reference)
+    held = store.manifest(repository, digest) if digest else None
+    if digest is None or held is None:
+        raise _no_manifest(reference)
+    return digest, held
+
+
+def _keep_manifest(store: Store, repository: str, manifest: Manifest, tag: str | None) -> None:
+    lacking = missing(store, repository, manifest)
+    if lacking:
+        code, digest = lacking
+        raise RefusedError(400, code, f"{digest} is not in this repository; push it first")
+    store.put_manifest(repository, manifest, tag)
+
+
+def _parsed(raw: bytes, content_type: str | None, algorithm: str) -> Manifest:
+    said = (content_type or "").partition(";")[0].strip()
+    manifest = Manifest.parse(raw, said if said in MANIFESTS else None, algorithm=algorithm)
+    if said in MANIFESTS and said != manifest.media_type:
+        raise InvalidManifestError(
+            f"manifest {manifest.digest} says it is {manifest.media_type}, but Content-Type {said}"
+        )
+    return manifest
+
+
+def _no_manifest(reference: str) -> RefusedError:
+    message = f"{reference[:200]} is not in this repository"
+    return RefusedError(404, "MANIFEST_UNKNOWN", message)
+
+
+async def get_blob(call: Call) -> Response:
+    """GET: all of it, or the bytes that `Range` names."""
+    digest = Digest.parse(call.part("digest"))
+    reader = await in_thread(call.store.open_blob, call.repository, digest)
+    if reader is None:
+        raise _no_blob(digest)
+    headers = call.request.headers
+    try:
+        # A range of another state of the resource is answered with all of this one (RFC 9110,
+        # 13.1.5); under a digest there is only one state, so any other validator is foreign.
+        wanted = headers.get("range")
+        if headers.get("if-range", f'"{digest}"') != f'"{digest}"':
+            wanted = None
+        span = requested_range(wanted, reader.size)
+    except RefusedError:
+        reader.close()
+        raise
+    if span is None:
+        return BlobResponse(reader, 0, reader.size, 200, _blob_headers(digest, reader.size))
+    first, last = span
+    length = last - first + 1
+    answered = {"Content-Range": f"bytes {first}-{last}/{reader.size}"}
+    return BlobResponse(reader, first, length, 206, _blob_headers(digest, length) | answered)
+
+
+async def head_blob(call: Call) -> Response:
+    """HEAD: whether it is there, and its size."""
+    digest = Digest.parse(call.part("digest"))
+    size = await in_thread(call.store.blob_size, call.repository, digest)
+    if size is None:
+        raise _no_blob(digest)
+    return Response(headers=_blob_headers(digest, size))
+
+
+async def delete_blob(call: Call) -> Response:
+    """DELETE: from this repository only."""
+    digest = Digest.parse(call.part("digest"))
+    if not await in_thread(call.target.delete_blob, call.repository, digest):
+        raise _no_blob(digest)
+    return Response(status_code=202, headers={"Content-Length": "0"})
+
+
+def _no_blob(digest: Digest) -> RefusedError:
+    return RefusedError(404, "BLOB_UNKNOWN", f"{digest} is not in this repository")
+
+
+def _blob_headers(digest: Digest, length: int) -> dict[str, str]:
+    return {
+        "Content-Type": "application/octet-stream",
+        "Content-Length": str(length),
+        "Docker-Content-Digest": str(digest),
+        "Accept-Ranges": "bytes",
+        "ETag": f'"{digest}"',
+        "Cache-Control": "max-age=31536000",
+    }
+
+
+async def read_bounded(request: Request, limit: int, code: str) -> bytes:
+    """The request's body, if it has at most `limit` bytes.
+
+    Raises:
+        RefusedError: 413 with `code`; there are more.
+        ClientDisconnect: the body broke off.
+    """
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > limit:
+            raise RefusedError(413, code, f"larger than {limit} bytes")
+    return bytes(body)
+
+
+def requested_range(header: str | None, size: int) -> tuple[int, int] | None:
+    """First and last offset that a `Range` header asks for; None for all of it (RFC 9110, 14.2).
+
+    Headers with several ranges or of unknown form are ignored, as the RFC allows.
+
+    Raises:
+        RefusedError: 416, the range lies outside the `size` bytes.
+    """
+    match = _RANGE.fullmatch(header.replace(" ", "")) if header else None
+    if match is None:
+        return None
+    if match["suffix"]:
+        first, last = max(0, size - int(match["suffix"])), size - 1
+    else:
+        first = int(match["first"])
+        last = min(int(match["last"]), size - 1) if match["last"] else size - 1
+        if match["last"] and int(match["last"]) < first:
+            return None
+    if first > last:
+        raise RefusedError(
+            416,
+            "BLOB_UNKNOWN",
+            f"the blob has {size} bytes",
+            headers={"Content-Range": f"bytes */{size}"},
+        )
+    return first, last
+
+
+class BlobResponse(StreamingResponse):
+    """`length` bytes of an open blob from `offset`. Closes the reader in every case."""
+
+    def __init__(
+        self, reader: BlobReader, offset: int, length: int, status: int, headers: Mapping[str, str]
+    ) -> None:
+        super().__init__((), status_code=status, headers=headers)
+        self._reader, self._offset, self._length = reader, offset, length
+        self._reading: asyncio.Future[bytes] | None = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            if self._reading is None:
+                self._reader.close()
+            else:  # broken off: a thread may still be using the file
+                self._reading.add_done_callback(self._abandon)
+
+    def _abandon(self, reading: asyncio.Future[bytes]) -> None:
+        if not reading.cancelled():
+            reading.exception()  # asked for, so that nobody reports it as forgotten
+        self._reader.close()
+
+    async def stream_response(self, send: Send) -> None:
+        start = {"type": "http.response.start", "status": self.status_code}
+        await send({**start, "headers": self.raw_headers})
+        at, end = self._offset, self._offset + self._length
+        self._read_ahead(at, end)
+        while self._reading is not None:
+            chunk = await asyncio.shield(self._reading)
+            at += len(chunk)
+            if not chunk:
+                raise OSError(f"a blob ended {end - at} bytes early")
+            self._read_ahead(at, end)
+            await send({"type": "http.response.body", "body": chunk, "more_body": at < end})
+        if not self._length:
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    def _read_ahead(self, at: int, end: int) -> None:
+        """Start reading the next chunk; it is read while the one before it is sent."""
+        self._reading = None
+        if at < end:
+            length = min(CHUNK_BYTES, end - at)
+            loop = asyncio.get_running_loop()
+            self._reading = loop.run_in_executor(None, self._reader.read_at, at, length)
+
+
+async def list_tags(call: Call) -> Response:
+    """GET tags/list: in code-point order, in pages if `n` asks for them."""
+    if not await in_thread(call.store.has_repository, call.repository):
+        raise RefusedError(404, "NAME_UNKNOWN", f"there is no repository {call.repository}")
+    tags = await in_thread(call.store.tags, call.repository)
+    page, headers = _page(call, tags, call.url("tags/list"))
+    return JSONResponse({"name": call.repository, "tags": page}, headers=headers)
+
+
+async def list_repositories(call: Call) -> Response:
+    """GET _catalog: as Docker's registry has it; the specification knows none."""
+    repositories = await in_thread(call.store.repositories)
+    page, headers = _page(call, repositories, "/v2/_catalog")
+    return JSONResponse({"repositories": page}, headers=headers)
+
+
+async def list_referrers(call: Call) -> Response:
+    """GET referrers: an index of what refers to a digest, empty where nothing does."""
+    subject = Digest.parse(call.part("digest"))
+    wanted = call.request.query_params.get("artifactType")
+    found = await in_thread(_referrers, call.store, call.repository, subject)
+    headers = {}
+    if wanted is not None:
+        found = [entry for entry in found if entry.get("artifactType") == wanted]
+        headers["OCI-Filters-Applied"] = "artifactType"
+    index = {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": found}
+    return JSONResponse(index, headers=headers, media_type=OCI_INDEX)
+
+
+def _referrers(store: ReadableStore, repository: str, subject: Digest) -> list[dict[str, Any]]:
+    entries = []
+    for digest in store.referrers(repository, subject):
+        held = store.manifest(repository, digest)
+        if held is None:
+            continue  # deleted meanwhile
+        manifest = Manifest.parse(held.raw, held.media_type, algorithm=digest.algorithm)
+        entry = descriptor_json(manifest.descriptor)
+        kind = manifest.artifact_type or (manifest.config and manifest.config.media_type)
+        if kind:
+            entry["artifactType"] = kind
+        if manifest.annotations:
+            entry["annotations"] = dict(manifest.annotations)
+        entries.append(entry)
+    return entries
+
+
+def _page(call: Call, names: Sequence[str], path: str) -> tuple[list[str], dict[str, str]]:
+    """The part of `names` that `n` and `last` ask for, and the `Link` to the next part."""
+    query = call.request.query_params
+    limit = call.service.page_limit
+    if "n" in query:
+        if not _COUNT.fullmatch(query["n"]):
+            raise RefusedError(400, "UNSUPPORTED", "n is a number")
+        asked = int(query["n"])
+        limit = asked if limit is None else min(asked, limit)
+    last = query.get("last")
+    rest = [name for name in names if last is None or name > last]
+    if limit is None or len(rest) <= limit:
+        return rest, {}
+    page = rest[:limit]
+    if not page:
+        return page, {}  # n=0: nothing to go on from
+    link = f"{path}?{urlencode({'n': limit, 'last': page[-1]})}"
+    return page, {"Link": f'<{link}>; rel="next"'}
