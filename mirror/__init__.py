@@ -54,7 +54,7 @@ if TYPE_CHECKING:
         verify_registry,
     )
     from mirror.registry import ConnectionOptions, Credentials, RegistryClient, find_credentials
-    from mirror.release.selection import Wishes
+    from mirror.release.selection import Selection
     from mirror.release.source import SourceTree
     from mirror.sync import Finding, Inventory, MemoryStore, Plan, make_plan, transfer
     from mirror.sync.tree import RegistryTree
@@ -102,13 +102,13 @@ __all__ = [
     "RequiredSet",
     "RollbackReport",
     "Route",
+    "Selection",
     "Sites",
     "SourceTree",
     "StatusReport",
     "SwitchPlan",
     "SyncReport",
     "User",
-    "Wishes",
     "check_images",
     "connect",
     "diff",
@@ -181,7 +181,7 @@ _HOMES = {
         *("rollback", "status", "sync_replicas", "verify", "verify_registry"),
     ),
     "registry": ("ConnectionOptions", "Credentials", "RegistryClient", "find_credentials"),
-    "release.selection": ("Wishes",),
+    "release.selection": ("Selection",),
     "release.source": ("SourceTree",),
     "sync": ("Finding", "Inventory", "MemoryStore", "Plan", "make_plan", "transfer"),
     "sync.tree": ("RegistryTree",),

@@ -20,9 +20,7 @@ from mirror.documents import mistake, read_mapping
 from mirror.errors import InputError
 from mirror.layout import normalised_suffix
 from mirror.oci import Platform, Repository
-from mirror.release.filters import Filter
-from mirror.release.platform import PlatformWishes
-from mirror.release.selection import Wishes
+from mirror.release.selection import Filter, PlatformSelection, Selection
 from mirror.release.source import SourceTree
 from mirror.run import DEFAULT_JOBS
 
@@ -154,19 +152,19 @@ class PullConfig(BaseModel):
             Repository.parse(self.source), normalised_suffix(self.modules_path_suffix)
         )
 
-    def wishes(self) -> tuple[Wishes, tuple[str, ...]]:
+    def selection(self) -> tuple[Selection, tuple[str, ...]]:
         """What to select, and what the user should know of how that was understood.
 
         Raises:
             InputError: settings contradict each other; the message says which to drop.
         """
-        platform = PlatformWishes.from_flags(
+        platform = PlatformSelection.from_flags(
             deckhouse_tag=self.deckhouse_tag,
             include_platform=self.include_platform,
             since_version=self.since_version,
             ignore_suspend=self.ignore_suspend,
         )
-        if self.no_platform and platform != PlatformWishes(ignore_suspend=self.ignore_suspend):
+        if self.no_platform and platform != PlatformSelection(ignore_suspend=self.ignore_suspend):
             raise InputError(
                 "--no-platform leaves out all releases, and --deckhouse-tag, --include-platform "
                 "and --since-version ask for some; drop one or the other"
@@ -193,7 +191,7 @@ class PullConfig(BaseModel):
         if self.proxy_registry and not self.include_package:
             # Which packages there are cannot be asked of such a source.
             no_packages = True
-        wishes = Wishes(
+        selection = Selection(
             platform=None if self.no_platform else platform,
             installer_tag=None if self.no_installer else self.installer_tag,
             security=not self.no_security_db,
@@ -207,10 +205,10 @@ class PullConfig(BaseModel):
             probing=self.proxy_registry,
         )
         if self.proxy_registry:
-            self._check_probing(wishes)
-        return wishes, tuple(warnings)
+            self._check_probing(selection)
+        return selection, tuple(warnings)
 
-    def _check_probing(self, wishes: Wishes) -> None:
+    def _check_probing(self, selection: Selection) -> None:
         """A source that cannot list must be told where to begin."""
         for flag, value in (
             ("--deckhouse-tag", self.deckhouse_tag),
@@ -222,13 +220,13 @@ class PullConfig(BaseModel):
                     "--include-platform, such as '>=1.68 <=1.70'"
                 )
         # A tag that --include-platform pins (=TAG) needs no list.
-        if wishes.platform is not None and self.include_platform is None:
+        if selection.platform is not None and self.include_platform is None:
             raise InputError(
                 "--proxy-registry cannot list the platform's versions; say which to try with "
                 "--include-platform, such as '>=1.68 <=1.70', or add --no-platform"
             )
-        kinds = (("module", wishes.modules), ("package", wishes.packages))
-        if wishes.only_extra_images:
+        kinds = (("module", selection.modules), ("package", selection.packages))
+        if selection.only_extra_images:
             # Their versions come from the channels, which can be asked for one by one.
             if not any(items is not None and items.names for _, items in kinds):
                 raise InputError(
@@ -245,13 +243,17 @@ class PullConfig(BaseModel):
                         f"--proxy-registry cannot list {noun}s and their versions; name each with "
                         f"--include-{noun} 'name@>=1.0 <2.0', or add --no-{noun}s"
                     )
-        plugins = wishes.plugins
+        plugins = selection.plugins
         if plugins is not None and any(not plugins.items[name].is_exact for name in plugins.names):
             raise InputError(
                 "--proxy-registry cannot list plugin versions; pin each with "
                 "--include-plugin name@=v1.2.3"
             )
-        if wishes.platform is None and wishes.modules is None and not (plugins and plugins.names):
+        if (
+            selection.platform is None
+            and selection.modules is None
+            and not (plugins and plugins.names)
+        ):
             raise InputError(
                 "--proxy-registry has nothing to look for: the platform and modules are left out "
                 "and no plugin is named"

@@ -32,7 +32,7 @@ from mirror.operations import (
 )
 from mirror.operations.pull import PlannedReference
 from mirror.operations.push_reports import Share, shares
-from mirror.release.selection import Selection
+from mirror.release.select import SelectedContent
 from mirror.release.source import SourceTree
 from mirror.sync import Finding, Inventory
 from mirror.sync.findings import listed
@@ -155,7 +155,7 @@ def _counted(count: int, noun: str) -> str:
     return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
-def _selection_rows(tree: SourceTree, selection: Selection) -> list[tuple[str, str]]:
+def _selection_rows(tree: SourceTree, selection: SelectedContent) -> list[tuple[str, str]]:
     return [*_origin_rows(tree), *_plugin_rows(selection)]
 
 
@@ -166,7 +166,7 @@ def _origin_rows(tree: SourceTree) -> list[tuple[str, str]]:
     return rows
 
 
-def _version_rows(selection: Selection) -> list[tuple[str, str]]:
+def _version_rows(selection: SelectedContent) -> list[tuple[str, str]]:
     """Every module and package with its versions, oldest first."""
     return [
         (noun, f"{name} {', '.join(versions)}")
@@ -175,7 +175,7 @@ def _version_rows(selection: Selection) -> list[tuple[str, str]]:
     ]
 
 
-def _plugin_rows(selection: Selection) -> list[tuple[str, str]]:
+def _plugin_rows(selection: SelectedContent) -> list[tuple[str, str]]:
     """Every plugin with what it is taken for."""
     return [
         ("Plugin", f"{name} {choice.tag} {'; '.join(map(str, choice.edges))}")

@@ -154,6 +154,9 @@ _ARCHIVE = re.compile(
     r"\.tar"
 )
 
+RELEASES_FILE = "deckhousereleases.yaml"
+"""Beside the archives: the bundle's platform releases, as documents for the cluster."""
+
 PACKAGE_VERSIONS_ARCHIVE = "package-versions.tar"
 """The descriptions of all packages, whichever of them the bundle holds."""
 

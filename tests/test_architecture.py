@@ -27,7 +27,7 @@ _BELOW = {
     "registry": "oci run",
     "sync": "registry layout oci run",
     "bundle": "sync registry layout oci run durable",
-    "release": "bundle sync registry layout oci run",
+    "release": "sync registry layout oci run",
     "config": "release bundle sync registry layout oci documents run",
     "modes": "bundle sync registry oci documents run durable",
     "nodeconfig": "modes oci documents durable",

@@ -198,7 +198,7 @@ def test_of_settings_that_exclude_each_other_the_command_lines_counts(
     tmp_path: Path, text: str, flags: Mapping[str, Any], left: str
 ) -> None:
     config = PullConfig.load(settings_file(tmp_path, text), flags)
-    _, warnings = config.wishes()
+    _, warnings = config.selection()
     assert warnings == ()
     assert not getattr(config, left)
     assert all(getattr(config, name) == value for name, value in flags.items())
@@ -206,12 +206,12 @@ def test_of_settings_that_exclude_each_other_the_command_lines_counts(
 
 def test_modules_of_the_file_stay_out_when_a_flag_says_so(tmp_path: Path) -> None:
     path = settings_file(tmp_path, "include-module: [a]\ninclude-package: [b]\n")
-    wishes, _ = PullConfig.load(path, parsed_flags("--no-modules", "--no-packages")).wishes()
-    assert (wishes.modules, wishes.packages) == (None, None)
+    selection, _ = PullConfig.load(path, parsed_flags("--no-modules", "--no-packages")).selection()
+    assert (selection.modules, selection.packages) == (None, None)
     path = settings_file(tmp_path, "no-modules: true\n")
-    wishes, _ = PullConfig.load(path, parsed_flags("-i", "x")).wishes()
-    assert wishes.modules is not None
-    assert wishes.modules.names == ("x",)
+    selection, _ = PullConfig.load(path, parsed_flags("-i", "x")).selection()
+    assert selection.modules is not None
+    assert selection.modules.names == ("x",)
 
 
 @pytest.mark.parametrize(
@@ -230,7 +230,7 @@ def test_a_wrong_value_that_a_flag_overrides_does_no_harm(
     tmp_path: Path, text: str, flags: tuple[str, ...]
 ) -> None:
     refused(text, tmp_path)
-    PullConfig.load(settings_file(tmp_path, text), parsed_flags(*flags)).wishes()
+    PullConfig.load(settings_file(tmp_path, text), parsed_flags(*flags)).selection()
 
 
 def test_one_text_stands_for_a_list_of_it(tmp_path: Path) -> None:
@@ -243,7 +243,7 @@ def test_one_text_stands_for_a_list_of_it(tmp_path: Path) -> None:
 def test_a_file_alone_cannot_contradict_itself(tmp_path: Path) -> None:
     path = settings_file(tmp_path, "include-module: [a]\nexclude-module: [b]\n")
     with pytest.raises(InputError, match="--include-module and --exclude-module exclude"):
-        PullConfig.load(path, {}).wishes()
+        PullConfig.load(path, {}).selection()
 
 
 def test_an_empty_file_says_nothing(tmp_path: Path) -> None:
@@ -324,14 +324,14 @@ def test_the_example_is_valid_and_loads() -> None:
         with pytest.raises(jsonschema.ValidationError):
             jsonschema.validate({**document, **wrong}, schema)
     config = PullConfig.load(EXAMPLE, {})
-    wishes, warnings = config.wishes()
+    selection, warnings = config.selection()
     assert warnings == ()
-    assert wishes.modules is not None
-    assert wishes.modules.names == tuple(
+    assert selection.modules is not None
+    assert selection.modules.names == tuple(
         sorted(one.partition("@")[0] for one in document["include-module"])
     )
-    assert wishes.platforms == (Platform("linux", "amd64"),)
-    assert wishes.packages is None
+    assert selection.platforms == (Platform("linux", "amd64"),)
+    assert selection.packages is None
     assert config.tree().edition == "ee"
 
 
@@ -428,7 +428,7 @@ def test_contradictions_are_told_with_what_to_do(
     flags: dict[str, Any], words: tuple[str, ...]
 ) -> None:
     with pytest.raises(InputError) as caught:
-        PullConfig.load(None, flags).wishes()
+        PullConfig.load(None, flags).selection()
     for word in words:
         assert word in str(caught.value)
 
@@ -443,8 +443,8 @@ def test_a_contradiction_is_told_before_any_request() -> None:
 @pytest.mark.parametrize("noun", ["module", "package"])
 def test_leaving_a_kind_out_has_no_effect_where_one_is_named(noun: str) -> None:
     flags = {f"no_{noun}s": True, f"include_{noun}": ("a",)}
-    wishes, warnings = PullConfig.load(None, flags).wishes()
-    assert getattr(wishes, f"{noun}s") is not None
+    selection, warnings = PullConfig.load(None, flags).selection()
+    assert getattr(selection, f"{noun}s") is not None
     assert warnings == (f"--no-{noun}s has no effect beside --include-{noun}",)
 
 
@@ -459,23 +459,23 @@ def test_leaving_a_kind_out_has_no_effect_where_one_is_named(noun: str) -> None:
     ],
 )
 def test_what_a_source_without_lists_needs_is_enough(flags: dict[str, Any]) -> None:
-    wishes, _ = PullConfig.load(None, {**PROXY, **flags}).wishes()
-    assert wishes.probing
+    selection, _ = PullConfig.load(None, {**PROXY, **flags}).selection()
+    assert selection.probing
 
 
 def test_an_exact_release_is_a_pinned_one() -> None:
-    wishes, _ = PullConfig.load(None, {"include_platform": "=pr1+stable"}).wishes()
-    assert wishes.platform is not None
-    assert wishes.platform.tag == "pr1"
-    assert wishes.platform.constraint is None
+    selection, _ = PullConfig.load(None, {"include_platform": "=pr1+stable"}).selection()
+    assert selection.platform is not None
+    assert selection.platform.tag == "pr1"
+    assert selection.platform.constraint is None
 
 
 def test_extra_images_only_brings_modules_and_packages_back() -> None:
     flags = {"only_extra_images": True, "no_modules": True, "no_packages": True}
-    wishes, _ = PullConfig.load(None, flags).wishes()
-    assert wishes.modules is not None
-    assert wishes.packages is not None
-    assert wishes.plugins is None
+    selection, _ = PullConfig.load(None, flags).selection()
+    assert selection.modules is not None
+    assert selection.packages is not None
+    assert selection.plugins is None
 
 
 # -- what the seal says ----------------------------------------------------------------------------

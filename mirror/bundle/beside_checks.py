@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from mirror.bundle.files import ReadAt
-from mirror.bundle.names import RELEASES, SEAL, ZSTD_SUFFIX
+from mirror.bundle.names import SEAL, ZSTD_SUFFIX
 from mirror.bundle.parts import parse_part_name
 from mirror.bundle.reader import BundleReader
 from mirror.bundle.seal import Seal
@@ -16,6 +16,7 @@ from mirror.bundle.sums import SUMS, is_ours, is_whole
 from mirror.bundle.sums import parse as parse_sums
 from mirror.durable import os_errors
 from mirror.errors import DamagedBundleError, IntegrityError
+from mirror.layout import RELEASES_FILE
 from mirror.oci import Digest, Verifier
 from mirror.sync import Finding
 
@@ -25,8 +26,8 @@ def file_findings(seal: Seal, folder: Path | None) -> Iterator[Finding]:
 
     A list of releases that is not the bundle's own is: a cluster would be given it.
     """
-    if folder is not None and RELEASES not in seal.files and (folder / RELEASES).exists():
-        yield Finding(RELEASES, f"is not listed in {SEAL}; it does not belong to this bundle")
+    if folder is not None and RELEASES_FILE not in seal.files and (folder / RELEASES_FILE).exists():
+        yield Finding(RELEASES_FILE, f"is not listed in {SEAL}; it does not belong to this bundle")
     for name, sealed in seal.files.items():
         if folder is None or not (folder / name).is_file():
             yield Finding(name, "the file is missing", digest=sealed.digest)

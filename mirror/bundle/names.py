@@ -17,9 +17,6 @@ REF_NAME = "org.opencontainers.image.ref.name"
 INDEX = "index.json"
 """Of a layout: which tags name which manifests (image-spec)."""
 
-RELEASES = "deckhousereleases.yaml"
-"""Beside the archives: the bundle's releases, as a cluster takes them."""
-
 SEAL = "inventory.json"
 SIGNATURE = "inventory.json.sig"
 PARTIAL_SUFFIX = ".partial"

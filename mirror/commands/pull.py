@@ -96,7 +96,7 @@ def pull_command(
     config = PullConfig.load(config_file, flags)
     source = _source(config, login, password, license_key, cluster_of(module_config, sites_file))
     tree = SourceTree(source.root, config.tree().modules_suffix)
-    wishes, warnings = config.wishes()
+    selection, warnings = config.selection()
     part_size = config.part_size()
     if config.gost_digest:
         gost.require()
@@ -128,7 +128,7 @@ def pull_command(
         planned = plan_pull(
             client,
             tree,
-            wishes,
+            selection,
             selection=config.selection_document(),
             base=held,
             dedupe=config.dedupe,

@@ -18,9 +18,9 @@ from mirror.events import Warned
 from mirror.oci import Digest
 from mirror.operations.pack import Packing, pack
 from mirror.registry import RegistryReader
-from mirror.release.resolve import Company, resolve
-from mirror.release.select import select
-from mirror.release.selection import Selection, Wishes
+from mirror.release.images import Attachments, resolve
+from mirror.release.select import SelectedContent, select
+from mirror.release.selection import Selection
 from mirror.release.source import ReleaseSource, SourceTree
 from mirror.run import Run
 from mirror.sync import Inventory, union
@@ -35,7 +35,7 @@ class PullReport:
 
     folder: Path
     tree: SourceTree
-    selection: Selection
+    selection: SelectedContent
     inventory: Inventory
     digest: Digest
     archives: Mapping[str, int]
@@ -65,7 +65,7 @@ class PullPlan:
     """A pull that is decided and not begun: every image, by digest, and every archive, laid out."""
 
     tree: SourceTree
-    selection: Selection
+    selection: SelectedContent
     archives: tuple[Archive, ...]
     seal: Seal
     source: ReleaseSource = field(repr=False)
@@ -167,14 +167,14 @@ class PlannedReference:
 def plan_pull(
     client: RegistryReader,
     tree: SourceTree,
-    wishes: Wishes,
+    wanted: Selection,
     *,
     selection: Mapping[str, Any] | None = None,
     base: Inventory | None = None,
     dedupe: bool = False,
     run: Run | None = None,
 ) -> PullPlan:
-    """Decide what `wishes` put into a bundle, down to each byte's place; fetch no image.
+    """Decide what `wanted` puts into a bundle, down to each byte's place; fetch no image.
 
     `selection` is kept in the bundle's seal: what was asked for, as JSON values. What `base` holds
     is left out: the bundle is a delta then, unless there is nothing of that kind. With `dedupe`
@@ -189,9 +189,9 @@ def plan_pull(
     client = client.within(run)
     client.ping()  # one clear answer about name, TLS and login, before many ask in parallel
     source = ReleaseSource(client, tree, run=run)
-    selected = select(source, wishes)
-    company = Company(wishes.vex, wishes.signatures, listing=not wishes.probing)
-    inventories = resolve(source, selected, company, wishes.platforms)
+    selected = select(source, wanted)
+    attachments = Attachments(wanted.vex, wanted.signatures, listing=not wanted.probing)
+    inventories = resolve(source, selected.images, attachments, wanted.platforms)
     if not inventories:
         raise SourceContentError(f"nothing at {tree.root} was selected; there is no bundle to make")
     carriage = Carriage(once=dedupe)
@@ -213,7 +213,7 @@ def plan_pull(
 def pull(
     client: RegistryReader,
     tree: SourceTree,
-    wishes: Wishes,
+    wanted: Selection,
     folder: Path,
     *,
     base: Inventory | None = None,
@@ -226,7 +226,7 @@ def pull(
     compress: bool = False,
     run: Run | None = None,
 ) -> PullReport:
-    """Pack what `wishes` select at the source into a new bundle in `folder`.
+    """Pack what `wanted` selects at the source into a new bundle in `folder`.
 
     A pull that was stopped, in whatever way, is completed by the next one into the same folder:
     what it fetched is not fetched again, unless `resume` is False.
@@ -251,7 +251,7 @@ def pull(
     planned = plan_pull(
         client,
         tree,
-        wishes,
+        wanted,
         base=base,
         dedupe=dedupe,
         run=run,

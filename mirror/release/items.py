@@ -1,18 +1,45 @@
-"""Which versions and channels of one module or package belong in a bundle. Pure."""
+"""Modules and packages: which versions and channels belong in a bundle, and their images.
+
+The two are published alike and selected alike. The first half decides, from facts alone; the second
+asks the source for the facts.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from semver import Version
 
-from mirror.layout import CHANNELS, tags_in_order, tags_of_versions, version_tag
-from mirror.release.filters import ItemFilter, select_versions
+from mirror.errors import DeniedError, InvalidManifestError, SourceContentError
+from mirror.layout import (
+    CHANNELS,
+    MODULES,
+    PACKAGE_VERSIONS_ARCHIVE,
+    PACKAGES,
+    RELEASES_LEAF,
+    archive_of,
+    is_attachment_tag,
+    names_component,
+    tags_in_order,
+    tags_of_versions,
+    version_tag,
+)
+from mirror.oci import Digest, Manifest
+from mirror.release.constraints import find_by_probing
+from mirror.release.images import WantedImage
+from mirror.release.metadata import (
+    EXTRA_IMAGES,
+    MODULE_IMAGES_DIGESTS,
+    find_digests,
+    parse_extra_images,
+)
+from mirror.release.selection import Filter, ItemFilter, Selection, select_versions
+from mirror.release.source import ChannelFact, ReleaseSource, can_lead, read_channels
 
 
 @dataclass(frozen=True, slots=True)
-class ItemSelection:
+class SelectedVersions:
     """The tags to take of a module or package, oldest version first, and its channels.
 
     `channels` lead to tags of the selection only. `aliases` are channels that the bundle publishes
@@ -32,7 +59,7 @@ def select_item(
     tags: Collection[str],
     *,
     left_out: Callable[[str], bool] = lambda _: False,
-) -> ItemSelection:
+) -> SelectedVersions:
     """What to take of an item: what its channels lead to, and what the filter names.
 
     `channels` says where each existing channel leads, `tags` are the item's; neither counts where
@@ -42,7 +69,7 @@ def select_item(
     if wanted.is_exact:
         kept = [tag for tag in select_versions(wanted, tags) if not left_out(tag)]
         aliases = {name: tag for name, tag in _aliases(wanted).items() if tag in kept}
-        return ItemSelection(tags_in_order(kept), (), aliases)
+        return SelectedVersions(tags_in_order(kept), (), aliases)
     spelled = tags_of_versions(tags)
     leads = {
         name: spelled.get(channels[name], version_tag(channels[name]))
@@ -57,7 +84,7 @@ def select_item(
         if one.channel
     )
     kept_channels = tuple(name for name, tag in leads.items() if tag in chosen)
-    return ItemSelection(tags_in_order(chosen), kept_channels, {}, warnings)
+    return SelectedVersions(tags_in_order(chosen), kept_channels, {}, warnings)
 
 
 def _aliases(wanted: ItemFilter) -> dict[str, str]:
@@ -66,3 +93,275 @@ def _aliases(wanted: ItemFilter) -> dict[str, str]:
     if len(exact) == 1 and exact[0].channel is None:
         return dict.fromkeys(CHANNELS, exact[0].tag)
     return {one.channel: one.tag for one in exact if one.channel is not None}
+
+
+# -- what the source says -------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class ItemKind:
+    """What sets modules and packages apart: their index, and where an item's releases lie."""
+
+    noun: str
+    index: str
+    releases: str
+
+
+MODULE = ItemKind("module", MODULES, RELEASES_LEAF[MODULES])
+PACKAGE = ItemKind("package", PACKAGES, RELEASES_LEAF[PACKAGES])
+
+
+@dataclass(frozen=True, slots=True)
+class SelectedItem:
+    """The versions of one item that travel, oldest first, and their images."""
+
+    name: str
+    versions: tuple[str, ...]
+    images: tuple[WantedImage, ...]
+    warnings: tuple[str, ...] = ()
+
+
+def select_items(
+    source: ReleaseSource, kind: ItemKind, wanted: Filter, selection: Selection
+) -> list[SelectedItem]:
+    """Every item of a kind that `wanted` takes, with its versions; sorted by name.
+
+    Raises:
+        SourceContentError: an item that was named does not exist, or contradicts itself.
+    """
+    for warning in wanted.warnings:
+        source.warn(warning)
+    names = _names(source, kind, wanted, selection)
+    items = source.each(
+        f"{kind.noun}s", names, lambda name: _Item(source, kind, name, wanted, selection).select()
+    )
+    for item in items:
+        # Here, so that they come in the items' order and not in that of the answers.
+        for warning in item.warnings:
+            source.warn(warning)
+        if not item.versions and item.name in wanted.names:
+            source.warn(f"{kind.noun} {item.name} has no version at the source; it is left out")
+    return [item for item in items if item.images]
+
+
+def _names(
+    source: ReleaseSource, kind: ItemKind, wanted: Filter, selection: Selection
+) -> Sequence[str]:
+    if selection.probing:
+        return wanted.names
+    published = _published(source, kind)
+    if published is None:
+        where = source.tree.origin(kind.index)
+        if wanted.names:
+            raise SourceContentError(
+                f"{where} does not exist, so there is no {kind.noun} {', '.join(wanted.names)}; "
+                "check --source, and that your licence covers it"
+            )
+        source.warn(f"{where} does not exist; no {kind.noun}s are taken")
+        return ()
+    unknown = sorted(set(wanted.names) - published)
+    if unknown:
+        raise SourceContentError(
+            f"{source.tree.origin(kind.index)} has no {kind.noun} {', '.join(unknown)}; "
+            f"it has: {', '.join(sorted(published)) or 'none'}"
+        )
+    for name in sorted(wanted.items.keys() - published if wanted.excludes else ()):
+        source.warn(f"there is no {kind.noun} {name} to leave out; is the name right?")
+    return sorted(name for name in published if wanted.matches(name))
+
+
+def _published(source: ReleaseSource, kind: ItemKind) -> frozenset[str] | None:
+    """The names of all items: the tags of their index, but for signatures of its images and what
+    no repository can be called."""
+    tags = source.tags(kind.index)
+    return tags and frozenset(tag for tag in tags if names_component(tag))
+
+
+class _Item:
+    """One module or package while its images are found."""
+
+    def __init__(
+        self, source: ReleaseSource, kind: ItemKind, name: str, wanted: Filter, selection: Selection
+    ) -> None:
+        self._source, self._kind, self._name, self._selection = source, kind, name, selection
+        self._filter = wanted
+        self._entry: ItemFilter = wanted.constraint_for(name)
+        self._repository = f"{kind.index}/{name}"
+        self._releases = f"{self._repository}/{kind.releases}"
+        self._archive = archive_of(self._repository)
+        # What leads to a version: a channel, or what the user named.
+        named = f" ({self._entry})" if self._entry.wanted else ""
+        self._title = f"{kind.noun} {name}{named}"
+        self._warnings: list[str] = []
+
+    def select(self) -> SelectedItem:
+        facts = {} if self._entry.is_exact else self._channels()
+        tags = self._tags()
+        for constraint in self._entry.constraints:
+            if not select_versions(constraint, tags):
+                self._warnings.append(
+                    f"no version of {self._kind.noun} {self._name} fits {constraint}; "
+                    "what its release channels lead to is taken"
+                )
+        chosen = select_item(
+            self._entry,
+            {name: fact.version for name, fact in facts.items()},
+            tags,
+            left_out=lambda tag: self._filter.leaves_out(self._name, tag),
+        )
+        self._warnings += chosen.warnings
+        images: list[WantedImage] = []
+        if not self._selection.only_extra_images:
+            images += self._release_images(chosen, facts)
+            for tag in chosen.tags:
+                images += self._version_images(tag)
+        for tag in chosen.tags:
+            images += self._extra_images(tag)
+        return SelectedItem(self._name, chosen.tags, tuple(images), tuple(self._warnings))
+
+    def _channels(self) -> dict[str, ChannelFact]:
+        tags = None if self._selection.probing else self._source.tags(self._releases) or frozenset()
+        return read_channels(self._source, self._releases, tags)
+
+    def _tags(self) -> Collection[str]:
+        """The item's tags, as far as constraints need them."""
+        if not self._entry.constraints:
+            return ()
+        if self._selection.probing:
+            return [
+                version_tag(version)
+                for constraint in self._entry.constraints
+                for version in find_by_probing(constraint, self._exists)
+            ]
+        tags = self._source.tags(self._repository)
+        if tags is None:
+            where = self._source.tree.origin(self._repository)
+            self._warnings.append(f"{where} does not exist; nothing of it fits a constraint")
+        return tags or ()
+
+    def _exists(self, version: Version) -> bool:
+        return self._source.manifest(self._repository, version_tag(version)) is not None
+
+    def _release_images(
+        self, chosen: SelectedVersions, facts: Mapping[str, ChannelFact]
+    ) -> list[WantedImage]:
+        """The images that say what each version and channel is."""
+
+        def release(tag: str, reference: str | Digest, *, optional: bool) -> WantedImage:
+            return WantedImage(
+                self._archive, self._releases, tag, reference, self._title, optional=optional
+            )
+
+        leading = {
+            tag
+            for tag in sorted(set(chosen.aliases.values()))
+            if can_lead(self._source, self._releases, tag, chosen.tags, self._warnings.append)
+        }
+        return [
+            *(release(tag, tag, optional=True) for tag in chosen.tags),
+            *(release(name, facts[name].digest, optional=False) for name in chosen.channels),
+            *(
+                release(name, tag, optional=True)
+                for name, tag in chosen.aliases.items()
+                if tag in leading
+            ),
+        ]
+
+    def _version_images(self, tag: str) -> list[WantedImage]:
+        """A version's main image, and those that it lists by digest."""
+        manifest = self._main(tag)
+        where = self._source.where(self._repository, tag)
+        internal = find_digests(self._files(tag).get(MODULE_IMAGES_DIGESTS, b""))
+        why_internal = f"{MODULE_IMAGES_DIGESTS} of {where}"
+        return [
+            WantedImage(self._archive, self._repository, tag, manifest.digest, self._title),
+            *(self._by_digest(digest, why_internal) for digest in internal),
+        ]
+
+    def _main(self, tag: str) -> Manifest:
+        """A version's main image."""
+        named = any(exact.tag == tag for exact in self._entry.exact_tags)
+        if named and self._source.manifest(self._repository, tag) is None:
+            known = () if self._selection.probing else self._source.tags(self._repository) or ()
+            newest = list(reversed(tags_of_versions(known).values()))[:5]
+            has = f"; its newest are {', '.join(newest)}" if newest else ""
+            raise SourceContentError(
+                f"{self._kind.noun} {self._name} has no tag {tag} at the source{has}"
+            )
+        return self._source.required(self._repository, tag, self._title)
+
+    def _by_digest(self, digest: Digest, why: str) -> WantedImage:
+        return WantedImage.by_digest(self._archive, self._repository, digest, why)
+
+    def _extra_images(self, tag: str) -> list[WantedImage]:
+        """Images beside the item, such as databases, in repositories of their own."""
+        where = self._source.where(self._repository, tag)
+        data = self._files(tag).get(EXTRA_IMAGES)
+        if data is None:
+            return []
+        return [
+            WantedImage(
+                self._archive,
+                f"{self._repository}/extra/{name}",
+                extra_tag,
+                extra_tag,
+                f"{EXTRA_IMAGES} of {where}",
+                optional=True,
+                notable=True,
+            )
+            for name, extra_tag in parse_extra_images(data, where).items()
+        ]
+
+    def _files(self, tag: str) -> dict[str, bytes]:
+        """The lists in a version's main image, both of them in one reading."""
+        manifest = self._main(tag)
+        return self._source.files(self._repository, manifest, (MODULE_IMAGES_DIGESTS, EXTRA_IMAGES))
+
+
+def package_version_images(source: ReleaseSource, wanted: Filter | None) -> list[WantedImage]:
+    """Everything that describes packages: what `packages/<name>/version` has, of all published.
+
+    A cluster learns from these what packages there are, whichever of them the bundle holds. Of
+    packages that are not `wanted`, what cannot be had is left out with a warning. Signatures
+    follow the images that they are for.
+
+    Raises:
+        DeniedError: access to a package is refused that was asked for by name.
+    """
+    published = _published(source, PACKAGE)
+    if not published:
+        return []
+
+    def of_package(name: str) -> tuple[list[WantedImage], str | None]:
+        asked_for = wanted is not None and name in wanted.names
+        repository = f"{PACKAGES}/{name}/{PACKAGE.releases}"
+        why = f"the tags of package {name}"
+        try:
+            tags = sorted(source.tags(repository) or ())
+            return [
+                WantedImage(PACKAGE_VERSIONS_ARCHIVE, repository, tag, tag, why, optional=True)
+                for tag in tags
+                if not is_attachment_tag(tag)
+                and (asked_for or _is_complete(source, repository, tag))
+            ], None
+        except (DeniedError, SourceContentError, InvalidManifestError) as err:
+            if asked_for:
+                raise
+            return [], f"package {name} is not described in the bundle: {err}"
+
+    found = source.each("package versions", sorted(published), of_package)
+    for _, warning in found:
+        if warning is not None:
+            source.warn(warning)
+    return [image for images, _ in found for image in images]
+
+
+def _is_complete(source: ReleaseSource, repository: str, tag: str) -> bool:
+    """Whether an image is there with all that its index names; asked for once in any case."""
+    pending = [source.manifest(repository, tag)]
+    while pending:
+        manifest = pending.pop()
+        if manifest is None:
+            return False
+        pending += (source.manifest(repository, one.descriptor.digest) for one in manifest.children)
+    return True

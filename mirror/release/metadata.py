@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from semver import Version
 
 from mirror.errors import InvalidDigestError, InvalidReferenceError, SourceContentError
-from mirror.layout import parse_version
+from mirror.layout import parse_version, version_tag
 from mirror.oci import Digest
 from mirror.oci.reference import check_repository, valid_tag
 
@@ -230,3 +230,51 @@ def _first_problem(err: ValidationError) -> str:
     first = err.errors(include_url=False, include_context=False, include_input=False)[0]
     at = ".".join(str(part) for part in first["loc"])
     return f"{at}: {first['msg']}" if at else first["msg"]
+
+
+# -- what a bundle tells a cluster -----------------------------------------------------------------
+
+_CHANGELOG = "https://github.com/deckhouse/deckhouse/releases/tag/"
+_NEVER = "0001-01-01T00:00:00Z"
+
+
+@dataclass(frozen=True, slots=True)
+class DescribedRelease:
+    """A release and what its image says of it: `version.json` and `changelog.yaml`."""
+
+    info: ReleaseInfo
+    changelog: Mapping[str, Any] = field(default_factory=dict)
+
+
+def deckhouse_releases(releases: Iterable[DescribedRelease]) -> bytes:
+    """One YAML document per release, oldest first, keys sorted; each begins with `---`."""
+    documents = [
+        _document(release) for release in sorted(releases, key=lambda one: one.info.version)
+    ]
+    text: str = yaml.safe_dump_all(
+        documents, explicit_start=True, sort_keys=True, allow_unicode=True, default_flow_style=False
+    )
+    return text.encode()
+
+
+def _document(release: DescribedRelease) -> dict[str, Any]:
+    info = release.info
+    tag = version_tag(info.version)
+    spec: dict[str, Any] = {
+        "changelog": dict(release.changelog),
+        "changelogLink": f"{_CHANGELOG}{tag}",
+        "version": tag,
+    }
+    disruptions = info.disruptions.get(f"{info.version.major}.{info.version.minor}")
+    if disruptions:
+        spec["disruptions"] = list(disruptions)
+    if info.requirements:
+        spec["requirements"] = dict(info.requirements)
+    return {
+        "apiVersion": "deckhouse.io/v1alpha1",
+        "approved": False,
+        "kind": "DeckhouseRelease",
+        "metadata": {"name": tag},
+        "spec": spec,
+        "status": {"approved": False, "message": "", "transitionTime": _NEVER},
+    }

@@ -1,107 +1,54 @@
-"""Which platform releases belong in a bundle. Pure: facts about the source in, selection out."""
+"""The platform: which of its releases belong in a bundle, and every image that they consist of.
+
+The first half decides, from facts about the source alone; the second asks for the facts.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+import yaml
 from semver import Version
 
-from mirror.errors import InputError, NotFoundError, SourceContentError
+from mirror.errors import NotFoundError, SourceContentError
 from mirror.layout import (
     CHANNELS,
     DEFAULT_CHANNELS,
+    INSTALL,
+    INSTALL_STANDALONE,
     LTS,
+    RELEASE_CHANNEL,
+    RELEASES_FILE,
+    archive_of,
     in_order,
     latest_patches,
     parse_version,
     tags_of_versions,
     version_tag,
 )
-from mirror.oci import Digest
-from mirror.oci.reference import valid_tag
-from mirror.release.constraints import Constraint, read_version
-from mirror.release.filters import ExactTag, parse_platform, select_versions
+from mirror.release.constraints import Constraint, find_by_probing
+from mirror.release.images import WantedImage
+from mirror.release.metadata import (
+    CHANGELOG_YAML,
+    IMAGES_DIGESTS,
+    IMAGES_TAGS,
+    VERSION_JSON,
+    DescribedRelease,
+    deckhouse_releases,
+    parse_changelog,
+    parse_component_digests,
+    parse_component_tags,
+    parse_release,
+)
+from mirror.release.selection import PlatformSelection, select_versions
+from mirror.release.source import ChannelFact, ReleaseSource, can_lead, read_channel
 
 _NEWEST, _OLDEST = DEFAULT_CHANNELS[0], DEFAULT_CHANNELS[-1]
 
 
 @dataclass(frozen=True, slots=True)
-class ChannelFact:
-    """What one release channel says: the version it leads to, and the image that says so."""
-
-    name: str
-    version: Version
-    suspended: bool
-    digest: Digest
-
-
-@dataclass(frozen=True, slots=True)
-class PlatformWishes:
-    """Which releases the user asks for: at most one of the first three; none: what is current.
-
-    `tag` is a channel, a version or any other tag. `ignore_suspend` takes releases although their
-    vendor asks not to install them.
-    """
-
-    tag: str | None = None
-    constraint: Constraint | None = None
-    since_version: Version | None = None
-    ignore_suspend: bool = False
-
-    def __post_init__(self) -> None:
-        given = (self.tag, self.constraint, self.since_version)
-        if sum(wish is not None for wish in given) > 1:
-            raise ValueError("tag, constraint and since_version exclude each other")
-
-    @classmethod
-    def from_flags(
-        cls,
-        *,
-        deckhouse_tag: str | None = None,
-        include_platform: str | None = None,
-        since_version: str | None = None,
-        ignore_suspend: bool = False,
-    ) -> PlatformWishes:
-        """Read the flags of those names; an exact `--include-platform` is a `--deckhouse-tag`.
-
-        Raises:
-            InputError: one of them cannot be understood, or they contradict each other.
-        """
-        flags = {
-            "--deckhouse-tag": deckhouse_tag,
-            "--include-platform": include_platform,
-            "--since-version": since_version,
-        }
-        given = [flag for flag, text in flags.items() if text is not None]
-        if len(given) > 1:
-            raise InputError(
-                f"{' and '.join(given)} contradict each other: each says alone which platform "
-                "releases to take; keep one of them"
-            )
-        tag, constraint, since = deckhouse_tag, None, None
-        if tag is not None and not valid_tag(tag):
-            raise InputError(
-                f"--deckhouse-tag {tag[:120]!r} is no tag; write a release channel, a version "
-                "such as v1.69.0, or any other tag of the source"
-            )
-        if include_platform is not None:
-            wanted = parse_platform(include_platform)
-            if isinstance(wanted, ExactTag):
-                tag = wanted.tag
-            else:
-                constraint = wanted
-        if since_version is not None:
-            since = read_version(since_version.strip())
-            if since is None:
-                raise InputError(
-                    f"--since-version {since_version[:120]!r} is no version; write one such as 1.64"
-                )
-        return cls(tag, constraint, since, ignore_suspend)
-
-
-@dataclass(frozen=True, slots=True)
-class PlatformSelection:
+class SelectedReleases:
     """The releases to take, oldest first, and the channels that may travel with them.
 
     `channels` lead to versions of the selection only. `custom_tags` are wanted like versions, but
@@ -121,8 +68,8 @@ class PlatformSelection:
 def select_platform(
     channels: Mapping[str, ChannelFact],
     tags: Collection[str],
-    wishes: PlatformWishes | None = None,
-) -> PlatformSelection:
+    wanted: PlatformSelection | None = None,
+) -> SelectedReleases:
     """Which releases to take, of all that `channels` and `tags` say there is.
 
     `channels` are those that exist, `tags` the tags of the release-channel repository. The order
@@ -139,10 +86,10 @@ def select_platform(
         NotFoundError: nothing at the source is what was asked for.
         SourceContentError: channels are missing, or suspended ones are not to be ignored.
     """
-    wishes = wishes or PlatformWishes()
-    check_channels(channels, wishes.tag)
-    if wishes.tag is not None:
-        return _pinned(channels, tags, wishes.tag, ignore_suspend=wishes.ignore_suspend)
+    wanted = wanted or PlatformSelection()
+    check_channels(channels, wanted.tag)
+    if wanted.tag is not None:
+        return _pinned(channels, tags, wanted.tag, ignore_suspend=wanted.ignore_suspend)
     missing = [name for name in DEFAULT_CHANNELS if name not in channels]
     if missing and LTS not in channels:
         raise SourceContentError(
@@ -151,11 +98,11 @@ def select_platform(
             "as registry.example.com/deckhouse/ee, or name one release with --deckhouse-tag"
         )
     every = [channels[name] for name in _named(channels)]
-    if not wishes.ignore_suspend:
+    if not wanted.ignore_suspend:
         _refuse_suspended(every)
-    if wishes.constraint is not None:
-        return _constrained(every, tags, wishes.constraint)
-    return _current(every, tags, wishes.since_version)
+    if wanted.constraint is not None:
+        return _constrained(every, tags, wanted.constraint)
+    return _current(every, tags, wanted.since_version)
 
 
 def check_channels(available: Collection[str], tag: str | None = None) -> None:
@@ -205,7 +152,7 @@ def _pinned(
     tag: str,
     *,
     ignore_suspend: bool,
-) -> PlatformSelection:
+) -> SelectedReleases:
     version = parse_version(tag)
     matched = [
         fact
@@ -234,7 +181,7 @@ def _pinned(
 
 def _constrained(
     channels: Collection[ChannelFact], tags: Collection[str], constraint: Constraint
-) -> PlatformSelection:
+) -> SelectedReleases:
     versions = [fact.version for fact in channels if constraint.accepts(fact.version)]
     spelled = {tag: version for version, tag in tags_of_versions(tags).items()}
     versions += [spelled[tag] for tag in select_versions(constraint, tags)]
@@ -249,7 +196,7 @@ def _constrained(
 
 def _current(
     channels: Collection[ChannelFact], tags: Collection[str], since: Version | None
-) -> PlatformSelection:
+) -> SelectedReleases:
     of = {fact.name: fact.version for fact in channels}
     # Where only some of the channels are published, the oldest stands in for rock-solid.
     oldest = of.get(_OLDEST) or min(
@@ -281,7 +228,7 @@ def _selection(
     custom_tags: tuple[str, ...] = (),
     aliases: Mapping[str, str] | None = None,
     warnings: Iterable[str] = (),
-) -> PlatformSelection:
+) -> SelectedReleases:
     """In order, with those of `channels` that lead to a selected version and not behind rock-solid.
 
     Only rock-solid among these `channels` counts.
@@ -294,7 +241,7 @@ def _selection(
         if fact.version in chosen and (last is None or fact.version >= last)
     ]
     spelled = tags_of_versions(tags)
-    return PlatformSelection(
+    return SelectedReleases(
         tuple(chosen),
         tuple(kept),
         custom_tags,
@@ -302,3 +249,166 @@ def _selection(
         tuple(warnings),
         tuple(spelled.get(version, version_tag(version)) for version in chosen),
     )
+
+
+# -- what the source says -------------------------------------------------------------------------
+
+_ARCHIVE = archive_of("")
+
+
+@dataclass(frozen=True, slots=True)
+class SelectedPlatform:
+    """What of the platform travels, and the file that describes its releases to a cluster."""
+
+    selection: SelectedReleases
+    images: tuple[WantedImage, ...]
+    files: dict[str, bytes] = field(default_factory=dict)
+
+    @property
+    def channels(self) -> tuple[str, ...]:
+        """The release channels in the bundle, in their usual order."""
+        named = {fact.name for fact in self.selection.channels} | set(self.selection.aliases)
+        return tuple(name for name in CHANNELS if name in named)
+
+
+def select_platform_images(
+    source: ReleaseSource, wanted: PlatformSelection, *, probing: bool
+) -> SelectedPlatform:
+    """The releases that `wanted` select, and every image that they consist of.
+
+    Raises:
+        NotFoundError, SourceContentError: as `select_platform` says, or an image says less of its
+            release than it must.
+    """
+    channels, tags = _facts(source, wanted, probing=probing)
+    selection = select_platform(channels, tags, wanted)
+    for warning in selection.warnings:
+        source.warn(warning)
+    releases = (*selection.tags, *selection.custom_tags)
+    # One release image stands behind all of them.
+    for tag in set(selection.aliases.values()):
+        if not can_lead(source, RELEASE_CHANNEL, tag, releases, source.warn):
+            selection = replace(selection, aliases={})
+    pinned = wanted.tag is not None
+    images = [
+        WantedImage(_ARCHIVE, RELEASE_CHANNEL, fact.name, fact.digest, f"channel {fact.name}")
+        for fact in selection.channels
+        if fact.name not in selection.aliases
+    ]
+    images += [
+        WantedImage(
+            _ARCHIVE, RELEASE_CHANNEL, channel, tag, f"--deckhouse-tag {tag}", optional=True
+        )
+        for channel, tag in selection.aliases.items()
+    ]
+    for tag in releases:
+        images += _release_images(tag, described=not pinned)
+    listed = source.each("component lists", releases, lambda tag: _components(source, tag))
+    # A component of several releases is wanted once, and named for the first that has it.
+    components = {wanted.tag: wanted for of_release in reversed(listed) for wanted in of_release}
+    images += components.values()
+    files = {} if pinned else _described(source, selection.tags)
+    return SelectedPlatform(selection, tuple(images), files)
+
+
+def _facts(
+    source: ReleaseSource, wanted: PlatformSelection, *, probing: bool
+) -> tuple[dict[str, ChannelFact], Collection[str]]:
+    """The channels that exist, and the tags that say which versions do."""
+    listed = None if probing else _listed(source, wanted)
+    names = [name for name in CHANNELS if listed is None or name in listed]
+    if listed is not None:
+        check_channels(names, wanted.tag)
+    facts = source.each(
+        "release channels", names, lambda name: read_channel(source, RELEASE_CHANNEL, name)
+    )
+    channels = {fact.name: fact for fact in facts if fact is not None}
+    return channels, _probed(source, wanted) if listed is None else listed
+
+
+def _listed(source: ReleaseSource, wanted: PlatformSelection) -> frozenset[str]:
+    tags = source.tags(RELEASE_CHANNEL)
+    if tags is None and (wanted.tag is None or wanted.tag in CHANNELS):
+        raise SourceContentError(
+            f"{source.tree.origin(RELEASE_CHANNEL)} does not exist; check that --source names an "
+            "edition's repository, and that your licence covers it; a source that cannot list "
+            "tags, such as a proxy, takes --proxy-registry"
+        )
+    return tags or frozenset()
+
+
+def _probed(source: ReleaseSource, wanted: PlatformSelection) -> list[str]:
+    """The versions that a source without tag lists turns out to have."""
+    if wanted.constraint is None:
+        pinned = wanted.tag is not None and source.manifest(RELEASE_CHANNEL, wanted.tag)
+        return [wanted.tag] if wanted.tag is not None and pinned else []
+    return [
+        version_tag(version)
+        for version in find_by_probing(
+            wanted.constraint,
+            lambda version: source.manifest(RELEASE_CHANNEL, version_tag(version)) is not None,
+        )
+    ]
+
+
+def _release_images(tag: str, *, described: bool) -> list[WantedImage]:
+    """A release's own images; one that is `described` must have a release image too."""
+    why = f"platform release {tag}"
+    return [
+        WantedImage(_ARCHIVE, "", tag, tag, why),
+        WantedImage(_ARCHIVE, INSTALL, tag, tag, why),
+        WantedImage(_ARCHIVE, INSTALL_STANDALONE, tag, tag, why, optional=True),
+        WantedImage(
+            _ARCHIVE,
+            RELEASE_CHANNEL,
+            tag,
+            tag,
+            why,
+            optional=not described,
+            notable=True,
+        ),
+    ]
+
+
+def _components(source: ReleaseSource, tag: str) -> list[WantedImage]:
+    """The images that a release's installer lists."""
+    where = source.where(INSTALL, tag)
+    installer = source.required(INSTALL, tag, f"platform release {tag}")
+    found = source.files(INSTALL, installer, (IMAGES_DIGESTS, IMAGES_TAGS))
+    if IMAGES_TAGS in found:
+        # Old releases list tags; their list counts even where a list of digests lies beside it.
+        by_tag = parse_component_tags(found[IMAGES_TAGS], where)
+        if by_tag:
+            return [
+                WantedImage(_ARCHIVE, "", name, name, f"component {component} of installer {where}")
+                for name, component in by_tag.items()
+            ]
+    if IMAGES_DIGESTS not in found:
+        raise SourceContentError(
+            f"{where}: the installer has neither {IMAGES_DIGESTS} nor {IMAGES_TAGS}, so the "
+            "release's components are not known"
+        )
+    return [
+        WantedImage.by_digest(_ARCHIVE, "", digest, f"component {component} of installer {where}")
+        for digest, component in parse_component_digests(found[IMAGES_DIGESTS], where).items()
+    ]
+
+
+def _described(source: ReleaseSource, tags: Collection[str]) -> dict[str, bytes]:
+    """The file of releases for the cluster, from their release images."""
+
+    def describe(tag: str) -> DescribedRelease:
+        where = source.where(RELEASE_CHANNEL, tag)
+        manifest = source.required(RELEASE_CHANNEL, tag, f"platform release {tag}")
+        found = source.files(RELEASE_CHANNEL, manifest, (VERSION_JSON, CHANGELOG_YAML))
+        info = parse_release(found.get(VERSION_JSON), where)
+        release = DescribedRelease(info, parse_changelog(found.get(CHANGELOG_YAML, b""), where))
+        try:
+            deckhouse_releases([release])
+        except (yaml.YAMLError, ValueError, RecursionError) as err:
+            told = f"{where}: {CHANGELOG_YAML} cannot be written down again: {err}"
+            raise SourceContentError(told) from err
+        return release
+
+    releases = source.each("release descriptions", tags, describe)
+    return {RELEASES_FILE: deckhouse_releases(releases)} if releases else {}

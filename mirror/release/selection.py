@@ -1,19 +1,335 @@
-"""What was asked for, and what of it goes into a bundle."""
+"""What a pull is asked for: which platform releases, modules, packages and plugins.
+
+Modules, packages, plugins and the platform are named as `name[@version]`.
+
+The version part is one of
+
+* `=TAG` or `=TAG+channel`: exactly that tag, any tag; a module is then published to the channel
+  named, or to all of them;
+* a constraint that starts with one of `> < ~ ^` (`mirror.release.constraints`);
+* a bare version `X[.Y[.Z]]`: from it on, within its major version;
+* nothing: what the release channels lead to.
+
+Naming an item again adds what its version part selects.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
-from mirror.oci import Digest, Platform
-from mirror.release.filters import Filter
-from mirror.release.platform import PlatformWishes
-from mirror.release.plugins import PluginChoice
+from semver import Version
+
+from mirror.errors import InputError
+from mirror.layout import (
+    CHANNELS,
+    latest_patches,
+    parse_version,
+    tags_of_versions,
+)
+from mirror.oci.manifest import Platform
+from mirror.oci.reference import valid_tag
+from mirror.release.constraints import Constraint, read_version
+
+_NAME = re.compile(r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*")
+_MAX_NAME = 128  # a name is a tag too, in the index of what exists
+_FORMS = (
+    "write =TAG for exactly one tag, a constraint such as '>=1.2 <1.5', '~1.2.3' or '^1.2', or a "
+    "version such as 1.2.0 for it and all later ones of its major version"
+)
 
 
 @dataclass(frozen=True, slots=True)
-class Wishes:
+class ExactTag:
+    """`=TAG[+channel]`: one tag, whatever the source lists. `channel` None means every channel."""
+
+    tag: str
+    channel: str | None = None
+    ignored: str = field(default="", compare=False)
+    """What stood behind `+` and is no release channel; it has no effect, so a user is told."""
+
+    def __str__(self) -> str:
+        return f"={self.tag}" + (f"+{self.channel}" if self.channel else "")
+
+
+@dataclass(frozen=True, slots=True)
+class ItemFilter:
+    """One module, package or plugin and the versions of it that were named.
+
+    Empty `wanted` means: what the release channels lead to.
+    """
+
+    name: str
+    wanted: tuple[ExactTag | Constraint, ...] = ()
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether all of it is exact tags: channels are not read then, and tags are not listed."""
+        return bool(self.wanted) and all(isinstance(one, ExactTag) for one in self.wanted)
+
+    @property
+    def constraints(self) -> tuple[Constraint, ...]:
+        """The constraints among `wanted`; with any, the item's tags must be known."""
+        return tuple(one for one in self.wanted if isinstance(one, Constraint))
+
+    @property
+    def exact_tags(self) -> tuple[ExactTag, ...]:
+        """The exact tags among `wanted`."""
+        return tuple(one for one in self.wanted if isinstance(one, ExactTag))
+
+    def covers(self, tag: str) -> bool:
+        """Whether the version part names `tag`; never, where there is none."""
+        version = parse_version(tag)
+        for one in self.wanted:
+            if isinstance(one, ExactTag):
+                if one.tag == tag or (version is not None and parse_version(one.tag) == version):
+                    return True
+            elif version is not None and one.accepts(version):
+                return True
+        return False
+
+    def __str__(self) -> str:
+        return " ".join(f"{self.name}@{one}" for one in self.wanted) or self.name
+
+
+@dataclass(frozen=True, slots=True)
+class Filter:
+    """Which items of a kind are taken: those that are named, or all but those.
+
+    An exclusion with a version part leaves the item in and takes out the versions that match only.
+    """
+
+    items: Mapping[str, ItemFilter] = field(default_factory=dict)
+    excludes: bool = True
+
+    @classmethod
+    def including(cls, texts: Iterable[str], flag: str = "--include-module") -> Filter:
+        """Only what `texts` name; everything if they name nothing.
+
+        Raises:
+            InputError: one of them is no filter; the message names `flag`.
+        """
+        items = _merged(texts, flag)
+        return cls(items, excludes=not items)
+
+    @classmethod
+    def excluding(cls, texts: Iterable[str], flag: str = "--exclude-module") -> Filter:
+        """All but what `texts` name.
+
+        Raises:
+            InputError: one of them is no filter; the message names `flag`.
+        """
+        return cls(_merged(texts, flag), excludes=True)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The items that an including filter names, sorted; none for an excluding one."""
+        return () if self.excludes else tuple(sorted(self.items))
+
+    def matches(self, name: str) -> bool:
+        """Whether the item is taken, be it in part."""
+        if self.excludes:
+            return name not in self.items or bool(self.items[name].wanted)
+        return name in self.items
+
+    def constraint_for(self, name: str) -> ItemFilter:
+        """Which versions were asked for of an item that matches."""
+        return ItemFilter(name) if self.excludes else self.items[name]
+
+    def leaves_out(self, name: str, tag: str) -> bool:
+        """Whether this version of an item is excluded, or the item is not taken at all."""
+        if not self.matches(name):
+            return True
+        return self.excludes and name in self.items and self.items[name].covers(tag)
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What a user should know about how the flags were understood."""
+        return tuple(
+            f"{item.name}@{one}: {one.ignored!r} is no release channel and has no effect; "
+            f"channels are {', '.join(CHANNELS)}"
+            for item in self.items.values()
+            for one in item.exact_tags
+            if one.ignored
+        )
+
+
+def parse_filter(text: str, flag: str = "--include-module") -> ItemFilter:
+    """Read `name[@version]`, as a user gave it to `flag`.
+
+    Raises:
+        InputError: it is no filter; the message says what to write instead.
+    """
+    name, at, version = (part.strip() for part in text.strip().partition("@"))
+    if not name:
+        raise InputError(f"{flag} {text[:120]!r} names nothing; write name or name@version")
+    if not _NAME.fullmatch(name) or len(name) > _MAX_NAME:
+        raise InputError(
+            f"{flag} {text[:120]!r}: what stands before '@' is no name; names are lower-case "
+            "letters and digits, joined by . _ or -"
+        )
+    if not at:
+        return ItemFilter(name)
+    if not version:
+        raise InputError(
+            f"{flag} {text[:120]!r}: the version constraint is missing after '@'; the shell takes "
+            f"> and < for redirections unless they are quoted, so write {flag} '{name}@>=1.0.0', "
+            "or check the variable that should have filled it"
+        )
+    return ItemFilter(name, (_parse_wanted(version, f"{flag} {text[:120]!r}"),))
+
+
+def parse_platform(text: str, flag: str = "--include-platform") -> ExactTag | Constraint:
+    """Read what may stand behind `@`, for the platform; an exact tag is `--deckhouse-tag`'s too.
+
+    Raises:
+        InputError: it is none of the forms; the message says what to write instead.
+    """
+    version = text.strip()
+    if not version:
+        raise InputError(
+            f"{flag} has no version constraint; the shell takes > and < for redirections unless "
+            f"they are quoted, so write {flag} '>=1.64', or check the variable that should have "
+            "filled it"
+        )
+    if "/" in version or "\\" in version or version in (".", "..", "~"):
+        raise InputError(
+            f"{flag} {version[:120]!r} is a path, not a version; the constraint seems to be "
+            f"missing, write {flag} '>=1.64' and then the bundle's folder"
+        )
+    return _parse_wanted(version, f"{flag} {version[:120]!r}")
+
+
+def select_versions(
+    wanted: ItemFilter | ExactTag | Constraint | None, tags: Collection[str]
+) -> list[str]:
+    """The tags that `wanted` selects, `tags` being those of the item.
+
+    Of a constraint: the latest patch of each minor version that it accepts, and its inclusive
+    bounds themselves where they exist, oldest first. Exact tags are taken whether listed or not.
+    What several constraints select stands in their order, each tag once.
+    """
+    if isinstance(wanted, ExactTag):
+        return [wanted.tag]
+    if isinstance(wanted, Constraint):
+        spelled = tags_of_versions(tags)
+        accepted = [version for version in spelled if wanted.accepts(version)]
+        chosen = {*latest_patches(accepted), *(v for v in wanted.anchors if v in accepted)}
+        return [spelled[version] for version in accepted if version in chosen]
+    every = wanted.wanted if wanted is not None else ()
+    return list(dict.fromkeys(tag for one in every for tag in select_versions(one, tags)))
+
+
+def _merged(texts: Iterable[str], flag: str) -> dict[str, ItemFilter]:
+    items: dict[str, ItemFilter] = {}
+    for text in texts:
+        item = parse_filter(text, flag)
+        before = items.get(item.name, ItemFilter(item.name))
+        items[item.name] = ItemFilter(
+            item.name, tuple(dict.fromkeys((*before.wanted, *item.wanted)))
+        )
+    return items
+
+
+def _parse_wanted(text: str, where: str) -> ExactTag | Constraint:
+    if text.startswith("="):
+        return _parse_exact(text[1:], where)
+    if text.startswith((">", "<", "~", "^")):
+        try:
+            return Constraint.parse(text)
+        except InputError as err:
+            raise InputError(f"{where}: {err}") from err
+    version = read_version(text)
+    if version is None:
+        raise InputError(f"{where}: {text[:120]!r} selects no versions; {_FORMS}")
+    if version.build in CHANNELS:
+        raise InputError(f"{where}: a channel follows an exact tag only, as in '={text[:120]}'")
+    return Constraint.same_major(version.replace(build=None))
+
+
+def _parse_exact(text: str, where: str) -> ExactTag:
+    tag, plus, suffix = (part.strip() for part in text.rpartition("+"))
+    if not plus:
+        tag, suffix = text.strip(), ""
+    if tag.startswith((">", "<", "=")):
+        raise InputError(
+            f"{where}: '=' asks for exactly the tag {tag[:120]!r}, which no registry can hold; "
+            f"for a range write it first, such as '>={tag.lstrip('<>= ')[:40]}'"
+        )
+    if not valid_tag(tag):
+        raise InputError(f"{where}: {tag[:120]!r} is no tag; {_FORMS}")
+    if suffix in CHANNELS:
+        return ExactTag(tag, suffix)
+    return ExactTag(tag, ignored=suffix)
+
+
+@dataclass(frozen=True, slots=True)
+class PlatformSelection:
+    """Which releases the user asks for: at most one of the first three; none: what is current.
+
+    `tag` is a channel, a version or any other tag. `ignore_suspend` takes releases although their
+    vendor asks not to install them.
+    """
+
+    tag: str | None = None
+    constraint: Constraint | None = None
+    since_version: Version | None = None
+    ignore_suspend: bool = False
+
+    def __post_init__(self) -> None:
+        given = (self.tag, self.constraint, self.since_version)
+        if sum(wish is not None for wish in given) > 1:
+            raise ValueError("tag, constraint and since_version exclude each other")
+
+    @classmethod
+    def from_flags(
+        cls,
+        *,
+        deckhouse_tag: str | None = None,
+        include_platform: str | None = None,
+        since_version: str | None = None,
+        ignore_suspend: bool = False,
+    ) -> PlatformSelection:
+        """Read the flags of those names; an exact `--include-platform` is a `--deckhouse-tag`.
+
+        Raises:
+            InputError: one of them cannot be understood, or they contradict each other.
+        """
+        flags = {
+            "--deckhouse-tag": deckhouse_tag,
+            "--include-platform": include_platform,
+            "--since-version": since_version,
+        }
+        given = [flag for flag, text in flags.items() if text is not None]
+        if len(given) > 1:
+            raise InputError(
+                f"{' and '.join(given)} contradict each other: each says alone which platform "
+                "releases to take; keep one of them"
+            )
+        tag, constraint, since = deckhouse_tag, None, None
+        if tag is not None and not valid_tag(tag):
+            raise InputError(
+                f"--deckhouse-tag {tag[:120]!r} is no tag; write a release channel, a version "
+                "such as v1.69.0, or any other tag of the source"
+            )
+        if include_platform is not None:
+            wanted = parse_platform(include_platform)
+            if isinstance(wanted, ExactTag):
+                tag = wanted.tag
+            else:
+                constraint = wanted
+        if since_version is not None:
+            since = read_version(since_version.strip())
+            if since is None:
+                raise InputError(
+                    f"--since-version {since_version[:120]!r} is no version; write one such as 1.64"
+                )
+        return cls(tag, constraint, since, ignore_suspend)
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
     """What the user wants of a release tree; the defaults take all that can be selected.
 
     None leaves a part out. `plugins` takes those that it names besides those that the selected
@@ -22,7 +338,7 @@ class Wishes:
     `probing` is for sources that cannot list tags: versions are found by trying them.
     """
 
-    platform: PlatformWishes | None = field(default_factory=PlatformWishes)
+    platform: PlatformSelection | None = field(default_factory=PlatformSelection)
     installer_tag: str | None = "latest"
     security: bool = True
     modules: Filter | None = field(default_factory=Filter)
@@ -33,54 +349,3 @@ class Wishes:
     signatures: bool = True
     platforms: tuple[Platform, ...] = ()
     probing: bool = False
-
-
-@dataclass(frozen=True, slots=True, order=True)
-class Wanted:
-    """One image for the bundle: `reference` (tag or digest) at the source, `tag` in the bundle.
-
-    `needed_by` says what leads to it, for the error if it is not there. An `optional` image that is
-    not there is left out; the user is told so of a `notable` one.
-    """
-
-    archive: str
-    repository: str
-    tag: str
-    reference: str | Digest = field(compare=False)
-    needed_by: str = field(compare=False)
-    optional: bool = field(default=False, compare=False)
-    notable: bool = field(default=False, compare=False)
-
-    @classmethod
-    def by_digest(cls, archive: str, repository: str, digest: Digest, needed_by: str) -> Wanted:
-        """An image that is referenced by digest only: its bare hex is its tag in the bundle."""
-        return cls(archive, repository, digest.encoded, digest, needed_by)
-
-
-@dataclass(frozen=True, slots=True)
-class Selection:
-    """All images for a bundle, in canonical order, and what a person would call them.
-
-    `channels` are the platform's channels that travel. Versions are tags, oldest first. `files`
-    lie beside the archives.
-    """
-
-    images: tuple[Wanted, ...]
-    platform_versions: tuple[str, ...] = ()
-    channels: tuple[str, ...] = ()
-    modules: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    packages: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    plugins: Mapping[str, tuple[PluginChoice, ...]] = field(default_factory=dict)
-    files: Mapping[str, bytes] = field(default_factory=dict)
-
-    def to_document(self) -> dict[str, Any]:
-        """What was selected by name, as JSON values."""
-        return {
-            "platform": {"versions": list(self.platform_versions), "channels": list(self.channels)},
-            "modules": {name: list(versions) for name, versions in self.modules.items()},
-            "packages": {name: list(versions) for name, versions in self.packages.items()},
-            "plugins": {
-                name: {choice.tag: [str(edge) for edge in choice.edges] for choice in choices}
-                for name, choices in self.plugins.items()
-            },
-        }

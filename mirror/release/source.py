@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from semver import Version
+
 from mirror.errors import (
     InvalidManifestError,
     RegistryError,
@@ -17,11 +19,23 @@ from mirror.errors import (
     SourceContentError,
 )
 from mirror.events import PhaseAdvanced, PhaseStarted, Warned
-from mirror.layout import EDITIONS, INSTALLER, MODULES, PLUGINS, join_path, with_modules_suffix
+from mirror.layout import (
+    CHANNELS,
+    EDITIONS,
+    INSTALLER,
+    MODULES,
+    PLUGINS,
+    RELEASE_CHANNEL,
+    join_path,
+    parse_version,
+    version_tag,
+    with_modules_suffix,
+)
 from mirror.oci import Child, Descriptor, Digest, Manifest, Platform, Repository, verified
 from mirror.oci.layers import read_files
 from mirror.oci.manifest import descriptor_json
 from mirror.registry import RegistryReader
+from mirror.release.metadata import VERSION_JSON, ReleaseInfo, parse_release
 from mirror.run import Run
 from mirror.sync.registry import RegistrySource
 from mirror.sync.workers import Item, Result, gather
@@ -255,3 +269,83 @@ def _child_json(child: Child) -> dict[str, Any]:
     if child.annotations:
         document["annotations"] = dict(child.annotations)
     return document
+
+
+# -- release channels ------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class ChannelFact:
+    """What one release channel says: the version it leads to, and the image that says so."""
+
+    name: str
+    version: Version
+    suspended: bool
+    digest: Digest
+
+
+def read_channel(source: ReleaseSource, repository: str, name: str) -> ChannelFact | None:
+    """What a channel leads to, or None if there is no such channel.
+
+    Raises:
+        SourceContentError: its image does not say.
+    """
+    manifest = source.manifest(repository, name)
+    if manifest is None:
+        return None
+    info = release_info(source, repository, manifest, source.where(repository, name))
+    return ChannelFact(name, info.version, info.suspended, manifest.digest)
+
+
+def release_info(
+    source: ReleaseSource, repository: str, manifest: Manifest, where: str
+) -> ReleaseInfo:
+    """What a release image says of itself."""
+    found = source.files(repository, manifest, (VERSION_JSON,))
+    of_platform = repository == RELEASE_CHANNEL
+    return parse_release(found.get(VERSION_JSON), where, version_only=not of_platform)
+
+
+def read_channels(
+    source: ReleaseSource, repository: str, tags: Collection[str] | None
+) -> dict[str, ChannelFact]:
+    """All channels of a repository; `tags` None asks for each instead of looking in the list."""
+    names = [name for name in CHANNELS if tags is None or name in tags]
+    facts = (read_channel(source, repository, name) for name in names)
+    return {fact.name: fact for fact in facts if fact is not None}
+
+
+def can_lead(
+    source: ReleaseSource,
+    repository: str,
+    tag: str,
+    taken: Collection[str],
+    warn: Callable[[str], None],
+) -> bool:
+    """Whether a bundle with the tags `taken` may publish the release image `tag` to channels.
+
+    Not, if there is no such image, or if a cluster that reads it would go for a version that the
+    bundle does not have, as builds that are no releases make it; `warn` is told so.
+
+    Raises:
+        SourceContentError: `tag` is a version, and its image does not say which.
+    """
+    where = source.where(repository, tag)
+    manifest = source.manifest(repository, tag)
+    if manifest is None:
+        warn(f"{where} is not there, so no release channel of the bundle leads to {tag}")
+        return False
+    try:
+        version = release_info(source, repository, manifest, where).version
+    except SourceContentError as err:
+        if parse_version(tag) is not None:
+            raise
+        warn(f"no release channel of the bundle leads to {tag}: {err}")
+        return False
+    if version in map(parse_version, taken):
+        return True
+    warn(
+        f"{where} leads to {version_tag(version)}, which is not in the bundle, so no release "
+        f"channel of the bundle leads to {tag}"
+    )
+    return False

@@ -20,7 +20,7 @@ from mirror.modes.constants import LOGICAL_BASE, LOGICAL_PATH, REGISTRY_PORT
 from mirror.modes.settings import RegistrySettings
 from mirror.nodeconfig.cluster import load_sites
 from mirror.operations import plan_pull, push, verify_registry
-from mirror.release.selection import Wishes
+from mirror.release.selection import Selection
 from mirror.release.source import SourceTree
 from mirror.serve import BasicAuth, MemoryStorage, User
 from mirror.sync.tree import RegistryTree
@@ -275,7 +275,7 @@ def test_the_library_takes_the_client_of_a_cluster_where_it_takes_one_of_a_regis
     ):
         pushed = push(reader, RegistryTree(client, client.root))
         assert pushed.target == LOGICAL_BASE
-        assert plan_pull(client, SourceTree(client.root), Wishes()).inventory
+        assert plan_pull(client, SourceTree(client.root), Selection()).inventory
     with (
         connect(local, sites=where, plane=Plane.API) as client,
         BundleReader([bundle]) as reader,

@@ -6,8 +6,8 @@ from hypothesis import strategies as st
 from semver import Version
 
 from mirror.layout import CHANNELS
-from mirror.release.filters import Filter, ItemFilter
 from mirror.release.items import select_item
+from mirror.release.selection import Filter, ItemFilter
 from tests.release.strategies import tags, versions
 
 TAGS = ["v1.0.0", "v1.1.0", "v1.2.0", "v1.3.0", "v1.3.3", "v1.4.0", "v1.4.1"]

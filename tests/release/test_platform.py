@@ -13,13 +13,9 @@ from mirror.errors import InputError, MirrorError, NotFoundError, SourceContentE
 from mirror.layout import CHANNELS, DEFAULT_CHANNELS, parse_version, tags_of_versions
 from mirror.oci import Digest
 from mirror.release.constraints import Constraint
-from mirror.release.platform import (
-    ChannelFact,
-    PlatformSelection,
-    PlatformWishes,
-    check_channels,
-    select_platform,
-)
+from mirror.release.platform import SelectedReleases, check_channels, select_platform
+from mirror.release.selection import PlatformSelection
+from mirror.release.source import ChannelFact
 from tests.release.strategies import tags, versions
 
 LEADS = {
@@ -54,13 +50,13 @@ def facts(leads: Mapping[str, str | Version], *suspended: str) -> dict[str, Chan
     }
 
 
-def selected(selection: PlatformSelection) -> tuple[str, str]:
+def selected(selection: SelectedReleases) -> tuple[str, str]:
     names = " ".join(fact.name for fact in selection.channels)
     return " ".join(map(str, selection.versions)), names
 
 
-def flags(**given: str) -> PlatformWishes:
-    return PlatformWishes.from_flags(
+def flags(**given: str) -> PlatformSelection:
+    return PlatformSelection.from_flags(
         deckhouse_tag=given.get("tag"),
         include_platform=given.get("include"),
         since_version=given.get("since"),
@@ -127,14 +123,14 @@ def test_the_fixture_of_the_documentation_gives_the_five_channel_versions() -> N
 def test_a_pinned_release_is_published_to_all_default_channels(
     tag: str, custom: tuple[str, ...], alias: str | None
 ) -> None:
-    selection = select_platform(facts(LEADS), [*TAGS, "pr1"], PlatformWishes(tag=tag))
+    selection = select_platform(facts(LEADS), [*TAGS, "pr1"], PlatformSelection(tag=tag))
     assert selection.custom_tags == custom
     assert selection.aliases == (dict.fromkeys(DEFAULT_CHANNELS, alias) if alias else {})
     assert [tag in warning for warning in selection.warnings] == ([] if alias else [True])
 
 
 def test_pinning_lts_publishes_it_to_the_default_channels() -> None:
-    selection = select_platform(facts({"lts": "1.66.3"}), ["lts"], PlatformWishes(tag="lts"))
+    selection = select_platform(facts({"lts": "1.66.3"}), ["lts"], PlatformSelection(tag="lts"))
     assert selected(selection) == ("1.66.3", "lts")
     assert selection.aliases == dict.fromkeys(DEFAULT_CHANNELS, "lts")
 
@@ -159,11 +155,11 @@ def test_a_suspended_channel_is_refused_if_it_is_what_was_asked_for(
 ) -> None:
     channels = facts(LEADS, *suspended)
     if refusal is None:
-        select_platform(channels, TAGS, PlatformWishes(tag=tag))
+        select_platform(channels, TAGS, PlatformSelection(tag=tag))
     else:
         with pytest.raises(SourceContentError, match=rf"{refusal}.*--ignore-suspend"):
-            select_platform(channels, TAGS, PlatformWishes(tag=tag))
-    select_platform(channels, TAGS, PlatformWishes(tag=tag, ignore_suspend=True))
+            select_platform(channels, TAGS, PlatformSelection(tag=tag))
+    select_platform(channels, TAGS, PlatformSelection(tag=tag, ignore_suspend=True))
 
 
 def test_a_suspended_channel_refuses_a_constraint_too() -> None:
@@ -233,7 +229,7 @@ def test_a_source_without_channels_is_no_edition(tag: str | None) -> None:
 @pytest.mark.parametrize("tag", ["v1.69.0", "pr12345"])
 def test_a_pinned_tag_needs_no_channels(tag: str) -> None:
     check_channels([], tag)
-    assert select_platform({}, [], PlatformWishes(tag=tag)).channels == ()
+    assert select_platform({}, [], PlatformSelection(tag=tag)).channels == ()
 
 
 def test_a_constraint_that_nothing_fits_says_what_there_is() -> None:
@@ -309,7 +305,7 @@ def test_flags_that_cannot_be_read_are_refused(given: dict[str, str], message: s
 
 def test_wishes_that_contradict_each_other_in_code_are_the_callers_bug() -> None:
     with pytest.raises(ValueError, match="exclude each other"):
-        PlatformWishes(tag="stable", since_version=Version(1))
+        PlatformSelection(tag="stable", since_version=Version(1))
 
 
 # -- laws -----------------------------------------------------------------------------------------
@@ -318,16 +314,16 @@ channel_facts = st.dictionaries(st.sampled_from(CHANNELS), versions(early=True),
     facts
 )
 wishes_of = (
-    st.builds(PlatformWishes)
-    | st.builds(PlatformWishes, since_version=versions())
+    st.builds(PlatformSelection)
+    | st.builds(PlatformSelection, since_version=versions())
     | st.builds(
-        PlatformWishes,
+        PlatformSelection,
         constraint=st.sampled_from([">=1.0", "~1.2.1", ">=0.1.0-0 <=2.1.0", "<2 || =2.3.1"]).map(
             Constraint.parse
         ),
     )
     | st.builds(
-        PlatformWishes,
+        PlatformSelection,
         tag=st.sampled_from([*CHANNELS, "pr1", "v1", "nothing"]) | versions().map(str),
     )
 )
@@ -335,7 +331,7 @@ wishes_of = (
 
 @given(channel_facts, tags(), wishes_of)
 def test_whatever_the_source_says_the_selection_is_sound(
-    channels: dict[str, ChannelFact], found: list[str], wishes: PlatformWishes
+    channels: dict[str, ChannelFact], found: list[str], wishes: PlatformSelection
 ) -> None:
     try:
         selection = select_platform(channels, found, wishes)
@@ -360,10 +356,10 @@ def test_whatever_the_source_says_the_selection_is_sound(
 def test_the_order_of_facts_does_not_matter(
     channels: dict[str, ChannelFact],
     found: list[str],
-    wishes: PlatformWishes,
+    wishes: PlatformSelection,
     chance: random.Random,
 ) -> None:
-    def outcome(names: list[str], spelled: list[str]) -> PlatformSelection | str:
+    def outcome(names: list[str], spelled: list[str]) -> SelectedReleases | str:
         try:
             return select_platform({name: channels[name] for name in names}, spelled, wishes)
         except MirrorError as err:
@@ -383,8 +379,8 @@ def test_an_earlier_since_version_never_takes_less(
 ) -> None:
     earlier, later = sorted((one, other))
     try:
-        more = select_platform(channels, found, PlatformWishes(since_version=earlier))
-        less = select_platform(channels, found, PlatformWishes(since_version=later))
+        more = select_platform(channels, found, PlatformSelection(since_version=earlier))
+        less = select_platform(channels, found, PlatformSelection(since_version=later))
     except MirrorError:
         return
     # The latest patch of a minor version may be another one only if the range began inside it.
@@ -406,7 +402,7 @@ def test_a_since_version_at_rock_solid_changes_nothing(
     except MirrorError:
         return
     since = channels["rock-solid"].version
-    assert select_platform(channels, found, PlatformWishes(since_version=since)) == default
+    assert select_platform(channels, found, PlatformSelection(since_version=since)) == default
 
 
 @given(
@@ -415,4 +411,4 @@ def test_a_since_version_at_rock_solid_changes_nothing(
 )
 def test_any_flag_is_read_or_refused(flag: str, text: str) -> None:
     with contextlib.suppress(InputError):
-        PlatformWishes.from_flags(**{flag: text})  # type: ignore[arg-type]
+        PlatformSelection.from_flags(**{flag: text})  # type: ignore[arg-type]

@@ -17,15 +17,10 @@ from mirror.errors import (
     UnreachableError,
 )
 from mirror.release.constraints import Constraint
-from mirror.release.filters import Filter
-from mirror.release.plugins import (
-    Contract,
-    Edge,
-    Group,
-    PluginSelection,
-    Requirement,
-    select_plugins,
-)
+from mirror.release.contracts import Contract, Group, Requirement
+from mirror.release.plugin_dependencies import Edge
+from mirror.release.plugins import SelectedPlugins, select_plugins
+from mirror.release.selection import Filter
 
 Needs = Mapping[str, str]
 
@@ -89,7 +84,7 @@ def solve(
     modules: Mapping[str, str] | None = None,
     platform: str = "",
     proxy: bool = False,
-) -> PluginSelection:
+) -> SelectedPlugins:
     return select_plugins(
         Facts(plugins),
         modules={
@@ -102,7 +97,7 @@ def solve(
     )
 
 
-def chosen(selection: PluginSelection) -> str:
+def chosen(selection: SelectedPlugins) -> str:
     return " ".join(f"{choice.name}@{choice.tag}" for choice in selection.choices)
 
 
@@ -168,11 +163,11 @@ def test_modules_call_for_plugins(
 
 
 def test_without_a_list_of_plugins_none_is_taken() -> None:
-    assert solve(None, modules={"m": "1.0.0"}) == PluginSelection()
+    assert solve(None, modules={"m": "1.0.0"}) == SelectedPlugins()
 
 
 def test_what_is_built_into_the_program_is_never_carried() -> None:
-    assert solve({"package": {"v1.0.0": ANY}}, modules={"m": "1.0.0"}) == PluginSelection()
+    assert solve({"package": {"v1.0.0": ANY}}, modules={"m": "1.0.0"}) == SelectedPlugins()
 
 
 @pytest.mark.parametrize(
@@ -200,7 +195,7 @@ def test_what_is_built_into_the_program_is_never_carried() -> None:
             {"a": {"v1.0.0": needs({"m": ""}, {"b": ">=1"})}},
             "a@v1.0.0: it needs plugin b >=1, but no such version is published",
         ),
-        ({"A_": {"v1.0.0": needs({"m": ""})}}, "that is no name of a plugin"),
+        ({"A_": {"v1.0.0": needs({"m": ""})}}, "that is not the name of a plugin"),
     ],
 )  # fmt: skip
 def test_a_plugin_that_is_called_for_and_left_out_has_a_reason(plugins: Any, reason: str) -> None:
@@ -338,15 +333,68 @@ def test_a_chain_of_dependencies_has_an_end(length: int, taken: bool) -> None:
             solve(plugins, "p00")
 
 
-def test_dependencies_that_explode_are_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mirror.release.plugins.solver.MAX_TRIES", 500)
-    versions = [f"v1.{minor}.0" for minor in range(10)]
-    plugins = {
-        f"p{number}": dict.fromkeys(versions, needs({}, {f"p{number + 1}": ""}))
-        for number in range(10)
+def chain(length: int, versions: int) -> dict[str, dict[str, Contract]]:
+    """`p0` needs `p1` needs ... needs what is not published; each has many versions."""
+    return {
+        f"p{number}": {
+            f"v1.{minor}.0": needs(
+                {"m": ""} if number == 0 else {}, {f"p{number + 1}": f"<1.{minor + 1}"}
+            )
+            for minor in range(versions)
+        }
+        for number in range(length)
     }
-    with pytest.raises(SourceContentError, match="too tangled: 500 combinations"):
-        solve(plugins, "p0")
+
+
+def test_a_broken_chain_is_left_out_with_its_true_reason_and_the_rest_is_taken() -> None:
+    plugins = {**chain(3, 50), "other": {"v1.0.0": needs({"m": ""})}}
+    selection = solve(plugins, modules={"m": "1.0.0"})
+    assert chosen(selection) == "other@v1.0.0"
+    [skipped] = selection.skipped
+    assert skipped.name == "p0"
+    assert skipped.reason == (
+        "module m 1.0.0: p0@v1.49.0: it needs plugin p1 <1.50, but p1@v1.49.0: it needs plugin p2 "
+        "<1.50, but p2@v1.49.0: it needs plugin p3 <1.50, but no such version is published"
+    )
+
+
+def test_what_failed_once_is_not_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mirror.release.plugin_dependencies.MAX_TRIES", 500)
+    with pytest.raises(SourceContentError, match=r"needs plugin p10 <1\.10, but no such version"):
+        solve(chain(10, 10), "p0")
+
+
+def test_a_failure_is_forgotten_when_what_it_lacked_is_chosen() -> None:
+    plugins = {
+        "a": {"v1.0.0": needs({"m": ""}, {"b": ""})},
+        "b": {"v1.0.0": needs({}, {"c": ">=1.0.0-0"})},
+        "c": {"v1.0.0-rc.1": needs()},
+    }
+    assert solve(plugins, modules={"m": "1.0.0"}).choices == ()
+    assert chosen(solve(plugins, "a", "c@=v1.0.0-rc.1", modules={"m": "1.0.0"})) == (
+        "a@v1.0.0 b@v1.0.0 c@v1.0.0-rc.1"
+    )
+
+
+TANGLED = {
+    f"t{number}": {
+        f"v1.{step}.0": needs({"m": ""}, {f"t{(number + step) % 9}": ""}) for step in range(1, 9)
+    }
+    for number in range(9)
+}
+"""Every plugin has a version for every other plugin that it needs: circles wherever one looks."""
+
+
+def test_plugins_that_need_each_other_in_all_ways_are_given_up_and_the_rest_is_taken(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("mirror.release.plugin_dependencies.MAX_TRIES", 500)
+    selection = solve({**TANGLED, "other": {"v1.0.0": needs({"m": ""})}}, modules={"m": "1.0.0"})
+    assert chosen(selection) == "other@v1.0.0"
+    assert {skipped.name for skipped in selection.skipped} == TANGLED.keys()
+    assert any("too tangled: 500 combinations" in skipped.reason for skipped in selection.skipped)
+    with pytest.raises(SourceContentError, match="--include-plugin t0 cannot be taken: its depend"):
+        solve(TANGLED, "t0")
 
 
 # -- by flag --------------------------------------------------------------------------------------
@@ -380,9 +428,9 @@ def test_plugins_are_taken_by_flag(wanted: list[str], picked: str) -> None:
         ("a@=v3.0.0", NotFoundError, "a@=v3.0.0: no such version is published; the newest are v1"),
         ("a@>=3", NotFoundError, "a@>=3: no such version is published"),
         ("empty", NotFoundError, "there is no version at all"),
-        ("a@=latest", InputError, "'latest' is no version; a plugin's tags are versions"),
+        ("a@=latest", InputError, "'latest' is not a version; a plugin's tags are versions"),
         ("package", InputError, "is part of the d8 program itself"),
-        ("a--b", InputError, "is no name of a plugin"),
+        ("a--b", InputError, "is not the name of a plugin"),
         ("broken@=v1.0.0", SourceContentError, "cannot be taken: broken: invalid contract"),
         ("broken", SourceContentError, "broken@v1.0.0: broken: invalid contract"),
         ("lost@=v1.0.0", SourceContentError, "cannot be taken: it needs plugin gone"),

@@ -32,10 +32,10 @@ ITEMS = ("--no-platform", "--no-security-db", "--no-installer", "--no-plugins")
 def planned(source: Offer, **flags: object) -> PullPlan:
     """What flags select, by the names of the settings."""
     config = PullConfig.load(None, {"source": source.root, **flags})
-    wishes, _ = config.wishes()
+    selection, _ = config.selection()
     options = ConnectionOptions(plain_http=True)
     with RegistryClient(source.registry.address, options=options) as client:
-        return plan_pull(client, config.tree(), wishes)
+        return plan_pull(client, config.tree(), selection)
 
 
 def strays(source: Offer, plan: PullPlan) -> list[str]:

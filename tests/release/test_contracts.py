@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 from semver import Version
 
 from mirror.errors import SourceContentError
-from mirror.release.plugins import Contract, parse_contract, valid_plugin_name
-from mirror.release.plugins.contract import MAX_CONTRACT
+from mirror.release.contracts import MAX_CONTRACT, Contract, parse_contract, valid_plugin_name
 
 WHERE = "registry/deckhouse-cli/plugins/pg:v1.2.0"
 
@@ -160,7 +159,7 @@ def test_where_a_build_comes_from_does_not_matter_to_a_need() -> None:
         ),
         (
             {"requirements": {"plugins": {"mandatory": [{"name": "../x"}]}}},
-            "requirements.plugins.mandatory[0]: '../x' is no name of a plugin",
+            "requirements.plugins.mandatory[0]: '../x' is not the name of a plugin",
         ),
         ("#" * (MAX_CONTRACT + 10), "it is longer than 131072 bytes"),
     ],

@@ -9,7 +9,7 @@ import base64
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Final
 
@@ -18,7 +18,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from semver import Version
 
 from mirror.errors import InputError, SourceContentError
-from mirror.layout import comparable
+from mirror.layout import comparable, in_order
 from mirror.release.constraints import Constraint
 
 ANNOTATION: Final = "contract"
@@ -86,6 +86,53 @@ class Contract:
         return mandatory or tuple(
             member for group in self.any_of for member in group.members if member.name == module
         )
+
+
+class BundleVersions:
+    """The modules (each with at least one version) and platform releases of a bundle."""
+
+    def __init__(
+        self, modules: Mapping[str, Collection[Version]], platform: Collection[Version]
+    ) -> None:
+        self.modules = {name: in_order(found) for name, found in sorted(modules.items()) if found}
+        self.platform = in_order(platform)
+
+    def missing(self, contract: Contract, module: str = "") -> list[str]:
+        """What a plugin needs and does not find. `module` is known to be there as needed.
+
+        Without any platform release that need is not judged. What a plugin says of Kubernetes and
+        of modules that must not be there concerns the cluster, not the bundle.
+        """
+        missing = [
+            f"it needs module {need}, and the bundle {self.describe(need.name)}"
+            for need in contract.mandatory_modules
+            if need.name != module and not self.has(need)
+        ]
+        missing += [
+            f"it needs one of the modules {', '.join(map(str, group.members))} ({group.name}), and "
+            "the bundle has none of them in such a version"
+            for group in contract.any_of
+            if not any(self.has(member) for member in group.members)
+        ]
+        platform = contract.deckhouse
+        if platform is not None and self.platform and not self._has_platform(platform):
+            missing.append(
+                f"it needs a platform release {platform}, and the bundle has "
+                f"{', '.join(map(str, self.platform))}"
+            )
+        return missing
+
+    def has(self, need: Requirement) -> bool:
+        """Whether some version of the module is there that will do."""
+        return any(need.accepts(version) for version in self.modules.get(need.name, ()))
+
+    def describe(self, module: str) -> str:
+        """Which versions of a module are there, to follow the words `the bundle`."""
+        versions = self.modules.get(module)
+        return f"has {', '.join(map(str, versions))}" if versions else "does not have it"
+
+    def _has_platform(self, constraint: Constraint) -> bool:
+        return any(constraint.accepts(comparable(version)) for version in self.platform)
 
 
 # -- as it is written -----------------------------------------------------------------------------
@@ -238,7 +285,7 @@ def _needs(items: Iterable[_Item], at: str, *, plugin: bool = False) -> Iterator
         if not item.name:
             raise ValueError(f"{here} has no name")
         if plugin and not valid_plugin_name(item.name):
-            raise ValueError(f"{here}: {item.name[:80]!r} is no name of a plugin")
+            raise ValueError(f"{here}: {item.name[:80]!r} is not the name of a plugin")
         yield Requirement(item.name, _constraint(item.constraint, f"{here} ({item.name[:80]})"))
 
 

@@ -6,8 +6,7 @@ from hypothesis import strategies as st
 from semver import Version
 
 from mirror.errors import DeniedError, InputError
-from mirror.release.constraints import Constraint
-from mirror.release.walk import walk
+from mirror.release.constraints import Constraint, find_by_probing
 from tests.release.strategies import versions
 
 
@@ -43,14 +42,14 @@ class Registry:
             "1.1.0 1.1.1 1.2.0 1.2.1 1.3.0 2.0.0 2.0.1 2.0.2 2.1.0 3.0.0",
             "1.1.0 1.2.0 2.0.0 2.0.1",
         ),
-        (  # the start alone is refused: the walk starts behind it
+        (  # the start alone is refused: the find_by_probing starts behind it
             ">1.64.0 <1.65",
             "1.64.0 1.64.1",
             "1.64.1 1.64.2",
             "1.64.1",
         ),
         (
-            "~2.1 || ~1.1",  # one walk, from the smallest
+            "~2.1 || ~1.1",  # one find_by_probing, from the smallest
             "1.1.0 2.1.0",
             "1.1.0 1.1.1",
             "1.1.0",
@@ -62,17 +61,17 @@ class Registry:
 )
 def test_a_walk_asks_exactly_for_these(constraint: str, held: str, asked: str, found: str) -> None:
     registry = Registry(*held.split())
-    assert [*map(str, walk(Constraint.parse(constraint), registry))] == found.split()
+    assert [*map(str, find_by_probing(Constraint.parse(constraint), registry))] == found.split()
     assert registry.asked == asked.split()
 
 
 def test_a_walk_through_a_registry_that_has_everything_ends() -> None:
     with pytest.raises(InputError, match=r"not exhausted after 50 requests .* bound it above"):
-        walk(Constraint.parse(">=1.0"), lambda _: True, max_probes=50)
+        find_by_probing(Constraint.parse(">=1.0"), lambda _: True, max_probes=50)
 
 
 def test_a_walk_may_use_up_its_requests() -> None:
-    found = walk(Constraint.parse(">=1.0.0 <=1.0.9"), lambda _: True, max_probes=10)
+    found = find_by_probing(Constraint.parse(">=1.0.0 <=1.0.9"), lambda _: True, max_probes=10)
     assert len(found) == 10
 
 
@@ -81,7 +80,7 @@ def test_a_failure_is_not_an_absence() -> None:
         raise DeniedError("no", where="HEAD registry/release-channel")
 
     with pytest.raises(DeniedError):
-        walk(Constraint.parse("~1.0"), denied)
+        find_by_probing(Constraint.parse("~1.0"), denied)
 
 
 @given(
@@ -98,7 +97,7 @@ def test_a_walk_asks_once_for_what_fits_and_finds_only_what_is_there(
         return version in held
 
     constraint = Constraint.parse(text)
-    found = walk(constraint, exists)
+    found = find_by_probing(constraint, exists)
     assert found == sorted(found)
     assert set(found) <= held
     assert len(asked) == len(set(asked))

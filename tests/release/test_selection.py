@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from mirror.errors import InputError
 from mirror.layout import parse_version
 from mirror.release.constraints import Constraint
-from mirror.release.filters import (
+from mirror.release.selection import (
     ExactTag,
     Filter,
     ItemFilter,

@@ -1,22 +1,46 @@
-"""Resolving: every wanted image becomes manifests, with all that they reach, by digest.
+"""Images that a bundle is to hold, and how they become manifests with all that they reach.
 
-With the images travel what vouches for them: cosign's tags, and OCI 1.1 referrers.
+Attachments travel with the images: cosign's tags and OCI 1.1 referrers.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from mirror.oci import Digest, Manifest, Platform
 from mirror.oci.media_types import OCI_INDEX
 from mirror.oci.reference import referrers_tag
-from mirror.release.selection import Selection, Wanted
 from mirror.release.source import ReleaseSource
 from mirror.sync import Inventory, InventoryBuilder, ManifestNode
 from mirror.sync.canonical import canonical_json
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class WantedImage:
+    """One image for the bundle: `reference` (tag or digest) at the source, `tag` in the bundle.
+
+    `needed_by` says what leads to it, for the error if it is not there. An `optional` image that is
+    not there is left out; the user is told so of a `notable` one.
+    """
+
+    archive: str
+    repository: str
+    tag: str
+    reference: str | Digest = field(compare=False)
+    needed_by: str = field(compare=False)
+    optional: bool = field(default=False, compare=False)
+    notable: bool = field(default=False, compare=False)
+
+    @classmethod
+    def by_digest(
+        cls, archive: str, repository: str, digest: Digest, needed_by: str
+    ) -> WantedImage:
+        """An image that is referenced by digest only: its bare hex is its tag in the bundle."""
+        return cls(archive, repository, digest.encoded, digest, needed_by)
+
 
 _VEX_SUFFIX = ".att"
 _SIGNATURE_SUFFIXES = (".sig", ".sbom", "")
@@ -27,7 +51,7 @@ _MAX_GENERATIONS = 8
 
 
 @dataclass(frozen=True, slots=True)
-class Company:
+class Attachments:
     """What travels with the images: their VEX attestations; their signatures, SBOMs and whatever
     else refers to them. `listing` is whether the source's tags can be listed."""
 
@@ -45,8 +69,8 @@ class Company:
 
 def resolve(
     source: ReleaseSource,
-    selection: Selection,
-    company: Company,
+    images: Sequence[WantedImage],
+    attachments: Attachments,
     platforms: Collection[Platform] = (),
 ) -> Mapping[str, Inventory]:
     """Archive → the closed inventory of what it will hold.
@@ -58,11 +82,11 @@ def resolve(
         SourceContentError: an image that is not optional is missing at the source.
     """
     resolving = _Resolving(source, platforms)
-    fresh = resolving.add(selection.images)
+    fresh = resolving.add(images)
     for _ in range(_MAX_GENERATIONS):
-        if not fresh or not company.suffixes:
+        if not fresh or not attachments.suffixes:
             break
-        fresh = resolving.add(_company(source, fresh, company), thin=False)
+        fresh = resolving.add(_attached(source, fresh, attachments), thin=False)
     else:
         if fresh:
             source.warn(
@@ -92,7 +116,7 @@ class _Resolving:
     def inventories(self) -> Mapping[str, Inventory]:
         return {archive: builder.build() for archive, builder in sorted(self._builders.items())}
 
-    def add(self, images: Sequence[Wanted], *, thin: bool = True) -> list[_Added]:
+    def add(self, images: Sequence[WantedImage], *, thin: bool = True) -> list[_Added]:
         """Add images and all that they reach; return what was not there before.
 
         Indexes of signatures are not to be thinned: what is in them is for no platform.
@@ -127,7 +151,7 @@ class _Resolving:
         self._builders[archive].add_manifest(repository, ManifestNode.of(manifest))
         return [_Added(archive, repository, manifest)]
 
-    def _absent(self, wanted: Wanted) -> None:
+    def _absent(self, wanted: WantedImage) -> None:
         if not wanted.optional:
             raise self._source.missing(wanted.repository, wanted.reference, wanted.needed_by)
         if wanted.notable:
@@ -174,7 +198,7 @@ class _Resolving:
             for one in self._platforms
         )
 
-    def _thinned(self, wanted: Wanted, index: Manifest) -> Manifest:
+    def _thinned(self, wanted: WantedImage, index: Manifest) -> Manifest:
         """The index with only the images for the platforms that were asked for."""
         document = json.loads(index.raw)
         document["manifests"] = [
@@ -193,29 +217,33 @@ class _Resolving:
         return thinned
 
 
-def _company(source: ReleaseSource, images: Sequence[_Added], company: Company) -> list[Wanted]:
+def _attached(
+    source: ReleaseSource, images: Sequence[_Added], attachments: Attachments
+) -> list[WantedImage]:
     """What vouches for `images`, by tag."""
     by_repository: dict[str, list[_Added]] = {}
     for one in images:
         by_repository.setdefault(one.repository, []).append(one)
     first = images[0]
-    has_api = company.signatures and source.has_referrers(first.repository, first.manifest.digest)
+    has_api = attachments.signatures and source.has_referrers(
+        first.repository, first.manifest.digest
+    )
     listed: dict[str, frozenset[str] | None] = {}
-    if company.listing:
+    if attachments.listing:
         paths = sorted(by_repository)
         listed = dict(zip(paths, source.each("signatures", paths, source.tags), strict=True))
         found = [
-            _vouching(one, tag)
+            _attachment(one, tag)
             for path in paths
             for one in by_repository[path]
-            for suffix in company.suffixes
+            for suffix in attachments.suffixes
             if (tag := referrers_tag(one.manifest.digest) + suffix) in (listed[path] or ())
         ]
     else:
         found = [
-            _vouching(one, referrers_tag(one.manifest.digest) + suffix)
+            _attachment(one, referrers_tag(one.manifest.digest) + suffix)
             for one in images
-            for suffix in company.suffixes
+            for suffix in attachments.suffixes
             if suffix or not has_api  # the API knows what would be under the referrers' own tag
         ]
     if has_api:
@@ -229,7 +257,7 @@ def _referrers(
     source: ReleaseSource,
     by_repository: Mapping[str, Sequence[_Added]],
     listed: Mapping[str, frozenset[str] | None],
-) -> list[Wanted]:
+) -> list[WantedImage]:
     """What the source's referrers API knows of the images, as indexes under the tag schema's tags.
 
     So the bundle holds them under tags like everything else, and they are found in a target with
@@ -260,19 +288,19 @@ def _referrers(
             source.content.remember(index)
             indexes[question] = index
     return [
-        Wanted(
+        WantedImage(
             one.archive,
             one.repository,
             referrers_tag(one.manifest.digest),
-            vouching.digest,
+            referring.digest,
             f"the referrers of {one.manifest.digest}",
         )
         for one in subjects
-        if (vouching := indexes.get((one.repository, one.manifest.digest))) is not None
+        if (referring := indexes.get((one.repository, one.manifest.digest))) is not None
     ]
 
 
-def _vouching(image: _Added, tag: str) -> Wanted:
+def _attachment(image: _Added, tag: str) -> WantedImage:
     # Optional: it may have gone since the tags were listed, and the image stands without it.
     why = f"the signatures of {image.manifest.digest}"
-    return Wanted(image.archive, image.repository, tag, tag, why, optional=True)
+    return WantedImage(image.archive, image.repository, tag, tag, why, optional=True)

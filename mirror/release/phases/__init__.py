@@ -1,1 +1,0 @@
-"""The parts of a selection, one module each: facts asked of the source, images wanted of it."""

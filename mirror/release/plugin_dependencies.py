@@ -1,0 +1,275 @@
+"""Which versions of plugins a plugin depends on, and whether they can be had.
+
+Several versions of one plugin may travel in a bundle, so choices never exclude each other: a
+dependency fails only if no version that fits it can be had with all that this one needs in turn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+from semver import Version
+
+from mirror.errors import SourceContentError
+from mirror.layout import in_order, is_early, tags_of_versions
+from mirror.release.contracts import BundleVersions, Contract, Requirement
+
+BUILT_IN = frozenset({"delivery-kit", "package"})
+"""Plugins that are part of the `d8` program: there for every dependency, never carried."""
+
+MAX_DEPTH = 16
+"""The longest chain of plugins that need each other."""
+
+MAX_TRIES = 20_000
+"""How many versions are tried for the dependencies of one plugin before it is given up.
+
+A version that fails is not tried again in the same circumstances, so only plugins that need each
+other in many circles come near.
+"""
+
+
+class PluginFacts(Protocol):
+    """What a source says about its plugins. Failures other than those named are passed on."""
+
+    def names(self) -> Collection[str] | None:
+        """All plugins; None if there is no such list, or access to it is denied."""
+        ...
+
+    def tags(self, name: str) -> Collection[str] | None:
+        """A plugin's tags; None if there is no such plugin, or access to it is denied."""
+        ...
+
+    def contract(self, name: str, tag: str) -> Contract:
+        """The contract of one version.
+
+        Raises:
+            SourceContentError: it is invalid; the version is passed over then.
+            NotFoundError: there is no such version.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A version of a plugin that may be chosen."""
+
+    name: str
+    version: Version
+    tag: str
+
+    def __str__(self) -> str:
+        return f"{self.name}@{self.tag}"
+
+
+@dataclass(frozen=True, slots=True)
+class Edge:
+    """Why a plugin is in the bundle: for a module, a plugin that needs it (`name@tag`), a flag."""
+
+    kind: Literal["module", "dependency", "explicit"]
+    subject: str
+    constraint: str = ""
+
+    def __str__(self) -> str:
+        if self.kind == "explicit":
+            return f"asked for by {self.subject}"
+        need = f"{self.kind} {self.subject}" if self.kind == "module" else self.subject
+        return f"for {need}" + (f" ({self.constraint})" if self.constraint else "")
+
+
+@dataclass(slots=True)
+class Journal:
+    """What was chosen and warned of so far; the end of it can be taken back."""
+
+    choices: list[tuple[Candidate, Edge]] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+    def mark(self) -> tuple[int, int]:
+        """Where it ends now, for `back_to`."""
+        return len(self.choices), len(self.warnings)
+
+    def back_to(self, mark: tuple[int, int]) -> None:
+        """Forget what came after `mark`."""
+        del self.choices[mark[0] :]
+        del self.warnings[mark[1] :]
+
+    def chosen(self, name: str) -> list[Candidate]:
+        """The chosen versions of a plugin, newest first."""
+        found = {one.version: one for one, _ in self.choices if one.name == name}
+        return [found[version] for version in reversed(in_order(found))]
+
+
+class TooTangledError(Exception):
+    """`MAX_TRIES` versions were tried. Control flow that never leaves the selection of plugins."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Circumstances:
+    """Everything that decided a failure: the plugins that were looked at, which of them led here
+    or were chosen already, and how much of `MAX_DEPTH` was used."""
+
+    looked_at: frozenset[str]
+    chain: frozenset[str]
+    chosen: frozenset[Candidate]
+    depth: int
+
+
+class Dependencies:
+    """Chooses what plugins depend on and writes it into `journal`.
+
+    Reasons are texts: None means that something could be done, a text why it could not.
+    """
+
+    def __init__(self, facts: PluginFacts, bundle: BundleVersions, *, proxy: bool) -> None:
+        self._facts, self._bundle, self._proxy = facts, bundle, proxy
+        self.journal = Journal()
+        self._stable_versions: dict[str, list[Candidate]] = {}
+        self._contracts: dict[Candidate, Contract | SourceContentError] = {}
+        # Candidate and strictness → what was looked at → circumstances → why it failed in them.
+        self._failures: dict[
+            tuple[Candidate, bool], dict[frozenset[str], dict[_Circumstances, str]]
+        ] = {}
+        self._looked_at: set[str] = set()  # since the candidate at hand was taken up
+        self._tries = 0
+        self._first_reason: str | None = None
+
+    def stable(self, name: str) -> list[Candidate]:
+        """All versions of a plugin that are meant for use, newest first."""
+        if name not in self._stable_versions:
+            tags = tags_of_versions(self._facts.tags(name) or ())
+            self._stable_versions[name] = [
+                Candidate(name, version, tags[version])
+                for version in reversed(tags)
+                if not is_early(version)
+            ]
+        return self._stable_versions[name]
+
+    def contract(self, candidate: Candidate) -> Contract | SourceContentError:
+        """What a version needs, or why its contract cannot be read. Asked for once."""
+        if candidate not in self._contracts:
+            try:
+                self._contracts[candidate] = self._facts.contract(candidate.name, candidate.tag)
+            except SourceContentError as err:
+                self._contracts[candidate] = err
+        return self._contracts[candidate]
+
+    @contextmanager
+    def budget(self) -> Iterator[None]:
+        """Allow `MAX_TRIES` tries within the block.
+
+        Raises:
+            TooTangledError: they did not suffice; it says the first reason for which a version was
+                passed over.
+        """
+        self._tries, self._first_reason = 0, None
+        mark = self.journal.mark()
+        try:
+            yield
+        except TooTangledError:
+            self.journal.back_to(mark)
+            raise
+
+    def take(
+        self,
+        candidate: Candidate,
+        chain: tuple[str, ...] = (),
+        *,
+        module: str = "",
+        strict: bool,
+    ) -> str | None:
+        """See that the bundle has what a plugin needs, and choose the plugins it depends on.
+
+        Unless `strict`, a need that the bundle does not meet only leads to a warning. `module` is
+        known to be there as needed. `chain` are the plugins that led here.
+        """
+        contract = self.contract(candidate)
+        if isinstance(contract, SourceContentError):
+            return str(contract)
+        if strict:
+            missing = self._bundle.missing(contract, module)
+            if missing:
+                return missing[0]
+        else:
+            self.warn_of_unmet_needs(candidate, contract)
+        return self.complete(candidate, chain, strict=strict)
+
+    def warn_of_unmet_needs(self, candidate: Candidate, contract: Contract) -> None:
+        """Warn of what the plugin needs of the bundle and does not find."""
+        self.journal.warnings += [
+            f"plugin {candidate} is in the bundle, but {missing}"
+            for missing in self._bundle.missing(contract)
+        ]
+
+    def complete(
+        self, candidate: Candidate, chain: tuple[str, ...] = (), *, strict: bool
+    ) -> str | None:
+        """Choose what `candidate` depends on."""
+        contract = self.contract(candidate)
+        if isinstance(contract, SourceContentError):
+            return str(contract)
+        for need in contract.mandatory_plugins:
+            if need.name not in BUILT_IN:
+                edge = Edge("dependency", str(candidate), str(need.constraint or ""))
+                reason = self._depend(need, edge, (*chain, candidate.name), strict=strict)
+                if reason:
+                    return reason
+        return None
+
+    def _depend(
+        self, need: Requirement, edge: Edge, chain: tuple[str, ...], *, strict: bool
+    ) -> str | None:
+        self._looked_at.add(need.name)
+        for chosen in self.journal.chosen(need.name):
+            if need.accepts(chosen.version):
+                self.journal.choices.append((chosen, edge))
+                return None
+        wish = f"it needs plugin {need}"
+        if self._proxy:
+            return f"{wish}; name that too, as in --include-plugin {need.name}@=v1.0.0"
+        if need.name in chain:
+            return f"{wish}, which in turn needs it: {' -> '.join((*chain, need.name))}"
+        if len(chain) > MAX_DEPTH:
+            return f"{wish}, at the end of a chain of more than {MAX_DEPTH} plugins"
+        first: str | None = None
+        for candidate in self.stable(need.name):
+            if not need.accepts(candidate.version):
+                continue
+            reason = self._try(candidate, chain, strict=strict)
+            if reason is None:
+                self.journal.choices.append((candidate, edge))
+                return None
+            first = first or f"{candidate}: {reason}"
+        reason = f"{wish}, but {first or 'no such version is published'}"
+        self._first_reason = self._first_reason or reason
+        return reason
+
+    def _try(self, candidate: Candidate, chain: tuple[str, ...], *, strict: bool) -> str | None:
+        """`take` it; a failure leaves no trace, and is remembered for the same circumstances."""
+        failures = self._failures.setdefault((candidate, strict), {})
+        for looked_at, known in failures.items():
+            reason = known.get(self._circumstances(looked_at, chain))
+            if reason is not None:
+                self._looked_at |= looked_at
+                return reason
+        self._tries += 1
+        if self._tries > MAX_TRIES:
+            raise TooTangledError(
+                f"its dependencies are too tangled: {MAX_TRIES} combinations were tried, the first "
+                f"of which failed because {self._first_reason or 'of a circle'}; name exact "
+                "versions with --include-plugin"
+            )
+        before, self._looked_at = self._looked_at, set()
+        mark = self.journal.mark()
+        reason = self.take(candidate, chain, strict=strict)
+        if reason is not None:
+            self.journal.back_to(mark)
+            looked_at = frozenset(self._looked_at)
+            failures.setdefault(looked_at, {})[self._circumstances(looked_at, chain)] = reason
+        self._looked_at |= before
+        return reason
+
+    def _circumstances(self, looked_at: frozenset[str], chain: tuple[str, ...]) -> _Circumstances:
+        chosen = frozenset(one for one, _ in self.journal.choices if one.name in looked_at)
+        return _Circumstances(looked_at, looked_at.intersection(chain), chosen, len(chain))
