@@ -14,7 +14,7 @@ from mirror.layout import publication_stage
 from mirror.operations.trees import walk_tree
 from mirror.run import Run
 from mirror.sync import Inventory, RepositoryContent, make_plan, transfer, union
-from mirror.sync.sources import Persistent, Ring
+from mirror.sync.failover import FailoverSource
 from mirror.sync.statement import reachable
 from mirror.sync.survey import Failure, Item, survey
 from mirror.sync.tags import Tags, tags_of
@@ -66,11 +66,10 @@ def adopt(
             failures += (_conflict(replica, peer, item) for item in conflicts)
             if not wanted.repositories:
                 continue
-            ring = Ring([peer.source()], wanted)
             done = transfer(
                 make_plan(wanted, seen.held, stage=publication_stage),
-                ring,
-                Persistent(place, ring),
+                FailoverSource([peer.source()], wanted),
+                place,
                 run=run,
             )
             sent += done.sent

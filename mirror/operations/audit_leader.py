@@ -21,9 +21,9 @@ from mirror.operations.trees import listed_repositories, usual_repositories
 from mirror.run import Run
 from mirror.sync import Finding, Inventory, Plan, make_plan, transfer
 from mirror.sync.difference import lacking
+from mirror.sync.failover import FailoverSource
 from mirror.sync.healing import Healer, Mending, mended, without_manifests
 from mirror.sync.publication import read_state
-from mirror.sync.sources import Persistent, Ring
 from mirror.sync.statement import REPOSITORY, Statement
 from mirror.sync.survey import Failure, Item, Survey, survey
 from mirror.sync.tree import RegistryTree
@@ -133,8 +133,10 @@ class LeaderAudit:
     ) -> tuple[Failure, ...]:
         """Replace what is damaged, and bring what is missing; `broken` are manifests."""
         place, wanted = self._place, facts.with_statement()
-        ring = Ring([one.source() for one in self._others], wanted)
-        healer = Healer(place, ring, self.tree.files, run=self._run)
+        source = FailoverSource(
+            [one.source() for one in self._others], wanted, on_event=self._run.on_event
+        )
+        healer = Healer(place, source, self.tree.files, run=self._run)
         healed, failures = healer.heal_blobs(damaged, wanted)
         target = Mending(place, healer, broken)
         missing = [(step.into[0], step.digest) for step in plan.blobs]
@@ -142,8 +144,8 @@ class LeaderAudit:
         try:
             transfer(
                 plan,
-                ring,
-                Persistent(target, ring),
+                source,
+                target,
                 run=self._run,
             )
         except IncompleteError as err:

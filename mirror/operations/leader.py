@@ -3,27 +3,33 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import TypeVar
 
-from mirror.errors import ConflictError, MirrorError, NotFoundError, RegistryNotFoundError
+from mirror.errors import (
+    CancelledError,
+    ConflictError,
+    DeadlineError,
+    MirrorError,
+    NotFoundError,
+    RegistryNotFoundError,
+    StalledError,
+)
 from mirror.oci import Digest
 from mirror.operations.trees import walk_tree
 from mirror.run import Run
 from mirror.sync import Inventory, InventoryBuilder, ManifestNode
 from mirror.sync.artifact import Artifact
-from mirror.sync.publication import (
-    LATEST,
-    read_artifact,
-    read_state,
-    read_statement,
-)
+from mirror.sync.publication import LATEST, read_artifact, read_state, read_statement
 from mirror.sync.statement import REPOSITORY, PublicationState, Published, generation_of
 from mirror.sync.survey import Failure
 from mirror.sync.tree import RegistryTree
 from mirror.sync.workers import gather
+
+Answer = TypeVar("Answer")
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,32 +118,59 @@ def _read_at(tree: RegistryTree, digest: Digest) -> Published:
     return published
 
 
+def ask_at_once(
+    trees: Sequence[RegistryTree],
+    question: Callable[[RegistryTree], Answer],
+    *,
+    patience_s: float | None = None,
+    run: Run,
+) -> list[Answer | MirrorError]:
+    """The answers to `question`, or why there is none, in the order of `trees`.
+
+    All are asked at once, and none for longer than `patience_s` seconds.
+    """
+
+    def ask(tree: RegistryTree) -> tuple[Answer | MirrorError]:
+        # In a tuple: to the workers an error that is returned is not an error.
+        try:
+            return (question(tree.within(run.with_deadline(patience_s))),)
+        except DeadlineError as err:
+            run.check()
+            silent = StalledError(f"no answer within {patience_s:g} s", where=tree.name)
+            silent.__cause__ = err
+            return (silent,)
+        except CancelledError:
+            raise
+        except MirrorError as err:
+            return (err,)
+
+    return [answer for (answer,) in gather(trees, ask, run=run.with_jobs(max(1, len(trees))))]
+
+
 def choose_leader(
-    trees: Sequence[RegistryTree], *, run: Run | None = None
+    trees: Sequence[RegistryTree], *, patience_s: float | None = None, run: Run | None = None
 ) -> tuple[RegistryTree, tuple[Failure, ...]]:
     """The tree that states the highest generation; of several, one that is publishing nothing.
 
     Clocks and dates of images do not count. What is on its way to a generation beyond that one, by
     a publication that is under way or was interrupted, is not to be turned back by who finds it so:
-    such trees are in the failures, like those that could not be asked.
+    such trees are in the failures, like those that could not be asked. All are asked at once, and
+    whoever has not answered after `patience_s` seconds counts as unreachable.
 
     Raises:
         NotFoundError: none states an inventory that can be read.
         ConflictError: two state different inventories as the same generation.
     """
-    run = Run.of(run)
-
-    def standing(tree: RegistryTree) -> tuple[PublicationState | MirrorError]:
-        try:
-            return (read_state(tree.within(run)),)
-        except MirrorError as err:
-            return (err,)
-
     failures: list[Failure] = []
     standings: list[tuple[PublicationState, RegistryTree]] = []
     stating: list[tuple[Published, bool, RegistryTree]] = []
-    answers = gather(trees, standing, run=run.with_jobs(max(1, len(trees))))
-    for tree, (answer,) in zip(trees, answers, strict=True):
+    answers = ask_at_once(
+        trees,
+        lambda tree: read_state(tree),
+        patience_s=patience_s,
+        run=Run.of(run),
+    )
+    for tree, answer in zip(trees, answers, strict=True):
         if isinstance(answer, MirrorError):
             failures.append(Failure(tree.name, "its statement", answer))
             continue

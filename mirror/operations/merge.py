@@ -17,7 +17,7 @@ from mirror.events import PhaseStarted
 from mirror.oci import Digest
 from mirror.operations.pack import AS_USUAL, Packing, pack
 from mirror.run import Run
-from mirror.sync import HeldContent, Inventory, Overlay, RepositoryContent, union
+from mirror.sync import FailoverSource, Holder, Inventory, RepositoryContent, union
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +106,7 @@ def merge(
     files = read_files(last.folder, last.seal)
     seal = last.seal.carried_as(Carriage(once=dedupe))
     # The newest first: what a delta carries was just made.
-    source = Overlay(*(HeldContent(reader, reader.carried()) for reader in reversed(readers)))
+    source = FailoverSource([Holder(reader, reader.carried()) for reader in reversed(readers)])
     packed = pack(seal, files, source, folder, packing, run=run)
     return MergeReport(
         folder,

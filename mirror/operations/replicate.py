@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import replace
 
 from mirror.errors import IncompleteError, MirrorError, RegistryError, RegistryNotFoundError
-from mirror.events import PhaseStarted, Warned
-from mirror.layout import publication_stage
+from mirror.events import PhaseStarted
+from mirror.layout import (
+    INDEX_REPOSITORIES,
+    INSTALL,
+    INSTALL_STANDALONE,
+    component_of,
+    publication_stage,
+)
 from mirror.oci import Digest
 from mirror.operations.extras import find_extras, refuse_to_prune, remove_extras
 from mirror.operations.leader import Facts, Leader
@@ -17,20 +22,24 @@ from mirror.operations.results import How, Notes, Outcome, ReplicaResult
 from mirror.run import Run
 from mirror.sync import Finding, Inventory, InventoryBuilder, Plan, make_plan, union
 from mirror.sync.difference import lacking
+from mirror.sync.failover import FailoverSource
 from mirror.sync.healing import Healer, Mending, without_manifests
+from mirror.sync.per_item_errors import PerItemErrors
+from mirror.sync.plan import PutManifest
 from mirror.sync.publication import (
     Goal,
     Publication,
     kept_statements,
     read_state,
+    retract,
     statement_digest,
 )
 from mirror.sync.readback import read_back
 from mirror.sync.registry import RegistryTarget
-from mirror.sync.sources import Persistent, Ring
-from mirror.sync.statement import REPOSITORY, PublicationState
+from mirror.sync.statement import PublicationState
 from mirror.sync.survey import Failure, Survey, survey
 from mirror.sync.tolerance import Tolerant, speaks_of_damage
+from mirror.sync.transfer import Independence, Interim
 from mirror.sync.tree import RegistryTree
 
 
@@ -51,6 +60,7 @@ class Replication:
         self._place = tree.target(run)
         self._notes = Notes()
         self._unhealed = False
+        self._source: FailoverSource | None = None
         self._damaged: dict[Digest, MirrorError] = {}
         self._started = time.monotonic()
 
@@ -181,14 +191,21 @@ class Replication:
     def _healer(self, facts: Facts) -> Healer:
         return Healer(
             self._place,
-            self._ring(facts),
+            self._copies(facts),
             self.tree.files,
             run=self._run,
         )
 
-    def _ring(self, facts: Facts) -> Ring:
-        trees = [self._leader.tree, *self._others]
-        return Ring([one.source() for one in trees if one is not self.tree], self._wanted(facts))
+    def _copies(self, facts: Facts) -> FailoverSource:
+        """The leader and then the other replicas, as one source that remembers who failed."""
+        if self._source is None:
+            trees = [self._leader.tree, *self._others]
+            self._source = FailoverSource(
+                [one.source() for one in trees if one is not self.tree],
+                self._wanted(facts),
+                on_event=self._run.on_event,
+            )
+        return self._source
 
     def _carry(
         self,
@@ -203,13 +220,12 @@ class Replication:
 
         Nothing is carried into `unclear` repositories: a refusal is no absence.
         """
-        clear = not unclear
         wanted = self._wanted(facts).filtered(lambda path: path not in unclear)
         plan = make_plan(wanted, held, stage=publication_stage)
         if facts.failures:
             # What leads to versions waits until all of them could be read.
             plan = replace(plan, tags=plan.tags[:1] if _begins_with_images(plan) else ())
-        if not clear or self._notes.failures:
+        if self._unhealed:
             plan = replace(plan, tags=())
         stale = facts.published is not None and (
             standing.pending is not None
@@ -224,18 +240,25 @@ class Replication:
         if not plan and not stale:
             return True
         goal = None
-        all_clear = clear and not self._notes.failures
-        if facts.published and facts.artifact and all_clear and (stale or plan.tags):
+        doubtful = unclear or self._notes.failures
+        if facts.published and facts.artifact and (stale or plan.tags) and not doubtful:
             goal = Goal(facts.published.statement, facts.artifact)
-        publication = Publication(self.tree, standing, goal)
-        ring = self._ring(facts)
+
+        def before_tags(interim: Interim) -> None:
+            if quick and any(_misled(reason) for _, reason in interim.failures):
+                raise IncompleteError("what is stated is not all there", interim.failures)
+            self._confirm(interim.manifests, facts)
+
+        errors = PerItemErrors(self.tree.client, self._run)
         target = Mending(self._place, self._healer(facts), self._damaged)
         try:
-            report = publication.carry_out(
+            report = Publication(self.tree, standing, goal, retracts=True).carry_out(
                 plan,
-                ring,
-                Persistent(target, ring),
-                confirm=lambda: self._confirm(plan, facts),
+                self._copies(facts),
+                target,
+                independence=Independence(
+                    wanted, component_of, _awaited, errors, unclear, before_tags
+                ),
                 run=self._run,
             )
         except IncompleteError as err:
@@ -246,11 +269,17 @@ class Replication:
             return True
         finally:
             self._notes.healed += target.healed
-        self._count(plan, report.done.sent)
+        done = report.done
+        for item, reason in done.failures:
+            self._fail(item, reason)
+        self._notes.blobs, self._notes.sent = done.blobs, done.sent
+        self._notes.manifests, self._notes.tags = done.manifests, done.tags
         self._notes.outcome = Outcome.SYNCED
-        if goal is not None:
-            self._notes.statement = goal.published.digest
-            self._notes.generation = goal.statement.generation
+        if report.retracted:
+            self._notes.statement = self._notes.generation = None
+        elif report.stated is not None:
+            self._notes.statement = report.stated.digest
+            self._notes.generation = report.stated.statement.generation
         return True
 
     def _retract(self, standing: PublicationState, facts: Facts, held: Inventory) -> None:
@@ -272,25 +301,15 @@ class Replication:
             for path, content in stated.repositories.items()
             for wanted, there in [(facts.inventory.repository(path), held.repository(path))]
         )
-        overtaken = facts.published is None and self._notes.tags > 0
-        if not broken and not overtaken:
-            return
-        repository = self.tree.locate(REPOSITORY)
-        try:
-            with suppress(RegistryNotFoundError):  # gone, by a request whose answer was lost
-                self.tree.client.delete_manifest(repository, current.digest)
-        except RegistryError as err:
-            self._run.on_event(Warned(f"{self.tree.name} goes on stating what it lacks: {err}"))
-        else:
+        if broken and retract(self.tree, standing, self._run):
             self._notes.statement = self._notes.generation = None
 
-    def _confirm(self, plan: Plan, facts: Facts) -> None:
+    def _confirm(self, steps: Sequence[PutManifest], facts: Facts) -> None:
         """See that every manifest that was put is there; a cache may have swallowed it.
 
         Raises:
             IncompleteError: one is not, and cannot be brought there.
         """
-        steps = [step for wave in plan.manifests for step in wave]
         client, locate = self.tree.client, self.tree.locate
         answers = Tolerant(client).ask_all(
             steps,
@@ -307,10 +326,10 @@ class Replication:
             for step, answer in zip(steps, answers, strict=True)
             if answer is None or isinstance(answer, MirrorError)
         }
-        healer, ring, failures = self._healer(facts), self._ring(facts), []
+        healer, source, failures = self._healer(facts), self._copies(facts), []
         for step, error in lost.items():
             try:
-                manifest = ring.manifest(step.repository, step.digest)
+                manifest = source.manifest(step.repository, step.digest)
                 healer.mend_manifest(step.repository, manifest, error)
             except MirrorError as err:
                 failures.append((f"manifest {step.repository}@{step.digest}", err))
@@ -379,6 +398,15 @@ def _begins_with_images(plan: Plan) -> bool:
         return False
     first = plan.tags[0][0]
     return publication_stage(first.repository, first.tag) == 0
+
+
+def _awaited(path: str, tag: str) -> tuple[str, str] | None:
+    """The component that has to be there as a whole before a tag may turn; None for images."""
+    if path in INDEX_REPOSITORIES:
+        return component_of(f"{path}/{tag}")
+    if publication_stage(path, tag) > 0 or path in (INSTALL, INSTALL_STANDALONE):
+        return component_of(path)
+    return None
 
 
 def _misled(error: MirrorError) -> bool:

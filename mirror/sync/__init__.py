@@ -1,6 +1,7 @@
 """Inventory, diff, plan, transfer: what is wanted, what is there, and carrying the difference."""
 
-from mirror.sync.content import BlobContent, HeldContent, Overlay, Source, Target
+from mirror.sync.content import BlobContent, Source, Target
+from mirror.sync.failover import FailoverSource, Holder
 from mirror.sync.findings import Dependents, Finding
 from mirror.sync.inventory import Gap, Inventory, InventoryBuilder, union
 from mirror.sync.memory import MemoryStore
@@ -12,14 +13,14 @@ __all__ = [
     "BlobContent",
     "CopyBlob",
     "Dependents",
+    "FailoverSource",
     "Finding",
     "Gap",
-    "HeldContent",
+    "Holder",
     "Inventory",
     "InventoryBuilder",
     "ManifestNode",
     "MemoryStore",
-    "Overlay",
     "Plan",
     "PutManifest",
     "PutTag",

@@ -6,11 +6,11 @@ targets. Repository paths are relative to the root that the inventory shares.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import closing, suppress
+from collections.abc import Callable, Generator, Iterable
+from contextlib import closing
 from typing import TYPE_CHECKING, Protocol
 
-from mirror.errors import NotFoundError
+from mirror.errors import DigestMismatchError, MirrorError, SizeMismatchError
 from mirror.oci import Digest, Manifest, Verifier
 from mirror.run import Run
 
@@ -99,29 +99,45 @@ class BlobContent:
         self._reported = 0
 
     def chunks(self, offset: int = 0) -> Generator[bytes, None, None]:
-        """The bytes from `offset` on; the last chunk comes only after the whole has proved right.
+        """The bytes from `offset` on, in the pieces in which the source gives them.
+
+        The last piece comes only after the whole has proved right.
 
         Raises:
             SizeMismatchError, DigestMismatchError: the source has other bytes under this name.
-            CancelledError: `run` was stopped; nothing is complete.
+            CancelledError: the run was stopped; nothing is complete.
         """
         if self._verifier.count > self.size:
-            self._verifier.finish()  # found too long before: its first bytes look whole, and raise
-        start = min(offset, self._verifier.count)
-        position = offset
+            self._verifier.finish()  # too long before, so its first bytes look whole; raises
+        position = min(offset, self._verifier.count)
         held: bytes | None = None
-        with closing(self._source.blob(self._repository, self.digest, self.size, start)) as stream:
-            for chunk in self._from(offset, start, stream):
-                if held is not None:
-                    yield held
-                    position = self._passed(position + len(held))
-                held = chunk
+        with closing(
+            self._source.blob(self._repository, self.digest, self.size, position)
+        ) as stream:
+            for piece in stream:
+                self._run.check(self._where)
+                end = position + len(piece)
+                if end > self._verifier.count:  # a part that was read before is not hashed again
+                    self._verifier.update(piece[self._verifier.count - position :])
+                if end > offset:
+                    if held is not None:
+                        yield held
+                        self._passed(position)
+                    held = piece[max(0, offset - position) :]
+                position = end
         if not self._judged:
             self._verifier.finish()
             self._judged = True
         if held is not None:
             yield held
-            self._passed(position + len(held))
+            self._passed(position)
+
+    def is_blamed_by(self, error: MirrorError) -> bool:
+        """Whether `error` says that the source has other bytes under this digest."""
+        return (
+            isinstance(error, DigestMismatchError | SizeMismatchError)
+            and error.where == self._where
+        )
 
     def begin_with(self, chunks: Iterable[bytes]) -> None:
         """Take bytes that the target has from an earlier, broken transfer as the beginning.
@@ -144,82 +160,8 @@ class BlobContent:
             run=self._run,
         )
 
-    def _passed(self, position: int) -> int:
+    def _passed(self, position: int) -> None:
         """Report progress once per byte, however often a broken attempt is begun again."""
         if position > self._reported:
             self._on_bytes(position - self._reported)
             self._reported = position
-        return position
-
-    def _from(self, offset: int, start: int, stream: Iterator[bytes]) -> Iterator[bytes]:
-        """Hash what has not been hashed, and pass on what lies behind `offset`."""
-        position = start
-        for chunk in stream:
-            self._run.check(self._where)
-            end = position + len(chunk)
-            if end > self._verifier.count:
-                self._verifier.update(chunk[self._verifier.count - position :])
-            if end > offset:
-                yield chunk[max(0, offset - position) :]
-            position = end
-
-
-class Overlay:
-    """Several sources as one: each question goes to the first that has an answer. Thread-safe."""
-
-    def __init__(self, *sources: Source) -> None:
-        self._sources = sources
-
-    @property
-    def name(self) -> str:
-        return self._sources[0].name
-
-    def manifest(self, repository: str, digest: Digest) -> Manifest:
-        for source in self._sources[:-1]:
-            with suppress(NotFoundError):
-                return source.manifest(repository, digest)
-        return self._sources[-1].manifest(repository, digest)
-
-    def blob(
-        self, repository: str, digest: Digest, size: int, offset: int = 0
-    ) -> Generator[bytes, None, None]:
-        for source in self._sources[:-1]:
-            begun = False
-            try:
-                for chunk in source.blob(repository, digest, size, offset):
-                    begun = True
-                    yield chunk
-                return
-            except NotFoundError:
-                if begun:
-                    raise
-        yield from self._sources[-1].blob(repository, digest, size, offset)
-
-
-class HeldContent:
-    """A source that holds `held`, which answers for each blob whatever repository is asked.
-
-    It reads from the first that has it. Thread-safe.
-    """
-
-    def __init__(self, source: Source, held: Inventory) -> None:
-        self._source = source
-        self._holders: dict[Digest, str] = {}
-        for path, content in sorted(held.repositories.items()):
-            for digest in content.blobs:
-                self._holders.setdefault(digest, path)
-
-    @property
-    def name(self) -> str:
-        return self._source.name
-
-    def manifest(self, repository: str, digest: Digest) -> Manifest:
-        return self._source.manifest(repository, digest)
-
-    def blob(
-        self, repository: str, digest: Digest, size: int, offset: int = 0
-    ) -> Generator[bytes, None, None]:
-        holder = self._holders.get(digest)
-        if holder is None:
-            raise NotFoundError(f"{self.name}: no blob {digest} in {repository or '/'}")
-        return self._source.blob(holder, digest, size, offset)

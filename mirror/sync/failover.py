@@ -16,6 +16,7 @@ from typing import TypeVar
 from mirror.errors import (
     CancelledError,
     DeniedError,
+    DigestMismatchError,
     MirrorError,
     NoSoundCopyError,
     NotFoundError,
@@ -189,8 +190,8 @@ class FailoverSource:
             record.mixed = not blamed
             record.givers.clear()
         for place in blamed:
-            source = self._sources[place]
-            self._failed(_Copy(place, source, ""), digest, error)
+            copy = _Copy(place, self._sources[place], "")
+            self._failed(copy, digest, _said_of(copy.source.name, digest, error))
         if next(iter(self._copies("", digest, is_blob=True)), None) is None:
             raise self._verdict(f"blob {digest}", digest)
 
@@ -253,11 +254,25 @@ class FailoverSource:
         return no_sound_copy(what, reasons)
 
 
+def _said_of(place: str, digest: Digest, error: MirrorError) -> MirrorError:
+    """`error`, which was found when the bytes of several places had been put together."""
+    where = f"{place}: blob {digest}"
+    match error:
+        case DigestMismatchError():
+            return DigestMismatchError(where=where, expected=error.expected, actual=error.actual)
+        case SizeMismatchError():
+            return SizeMismatchError(where=where, expected=error.expected, actual=error.actual)
+        case _:
+            return error
+
+
 def no_sound_copy(what: str, reasons: Sequence[tuple[str, MirrorError]]) -> MirrorError:
     """The one error about content that no place gives; `reasons` are (place, its error)."""
-    message = f"{what} cannot be had anywhere:" + "".join(
-        f"\n  {place}: {error}" for place, error in reasons
-    )
+    lines = [f"{what} cannot be had anywhere:"]
+    for place, error in reasons:
+        text = str(error)
+        lines.append(f"  {text}" if text.startswith(f"{place}: ") else f"  {place}: {text}")
+    message = "\n".join(lines)
     for kind in (UnreachableError, DeniedError):
         if all(isinstance(error, kind) for _, error in reasons):
             return kind(message, where=what)

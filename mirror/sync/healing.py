@@ -19,15 +19,16 @@ from mirror.events import BytesMoved
 from mirror.oci import Digest, Manifest
 from mirror.run import Run
 from mirror.sync.content import BlobContent
+from mirror.sync.failover import FailoverSource
 from mirror.sync.findings import Finding
 from mirror.sync.inventory import Inventory
 from mirror.sync.plan import CopyBlob
 from mirror.sync.readback import read_blob, read_manifest
 from mirror.sync.registry import RegistryTarget
-from mirror.sync.sources import Persistent, Ring
 from mirror.sync.storage import Storage, relative_path
 from mirror.sync.survey import Failure, Item
 from mirror.sync.tolerance import Tolerant, speaks_of_damage
+from mirror.sync.transfer import copy_blob
 
 _log = logging.getLogger(__name__)
 
@@ -38,12 +39,12 @@ class Healer:
     def __init__(
         self,
         place: RegistryTarget,
-        ring: Ring,
+        source: FailoverSource,
         storage: Storage | None,
         *,
         run: Run | None = None,
     ) -> None:
-        self._place, self._ring, self._storage = place, ring, storage
+        self._place, self._source, self._storage = place, source, storage
         self._run = Run.of(run)
 
     def heal_blobs(
@@ -97,16 +98,13 @@ class Healer:
         self._confirm(partial(read_manifest, self._place, path, digest), digest, error)
 
     def _send(self, digest: Digest, size: int, path: str) -> None:
-        content = BlobContent(
-            self._ring,
-            path,
-            digest,
-            size,
+        copy_blob(
+            CopyBlob(digest, size, (path,), path),
+            self._source,
+            self._place,
             on_bytes=lambda count: self._run.on_event(BytesMoved(digest, count)),
             run=self._run,
         )
-        step = CopyBlob(digest, size, (path,), path)
-        Persistent(self._place, self._ring).put_blob(step, content)
 
     def _discard(self, digest: Digest) -> None:
         if self._storage is not None and self._storage.discard_damaged(digest):

@@ -16,9 +16,11 @@ stages makes a tag turn after everything that it leads to.
 
 from __future__ import annotations
 
+import itertools
 import re
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from enum import Enum, auto
 
 from mirror.errors import (
@@ -26,10 +28,11 @@ from mirror.errors import (
     IncompleteError,
     IntegrityError,
     InvalidManifestError,
+    RegistryError,
     RegistryNotFoundError,
     StatementError,
 )
-from mirror.events import PhaseStarted
+from mirror.events import PhaseStarted, Warned
 from mirror.layout import publication_stage
 from mirror.oci import Digest
 from mirror.run import Run
@@ -47,7 +50,7 @@ from mirror.sync.statement import (
     layer_of,
 )
 from mirror.sync.tags import Tags, differing, laid_over, tags_of, tags_only
-from mirror.sync.transfer import TransferReport, transfer
+from mirror.sync.transfer import Independence, Interim, TransferReport, transfer
 from mirror.sync.tree import RegistryTree
 
 LATEST = "latest"
@@ -201,6 +204,8 @@ class Step(Enum):
     """Bring an interrupted publication to its end."""
     ANNOUNCE = auto()
     """Let `pending` name the statement that the tags are about to turn to."""
+    RETRACT = auto()
+    """Remove the present statement, which the tags are about to contradict."""
     TURN = auto()
     """Turn the tags, stage by stage: images, versions, channels, indexes."""
     REMOVE = auto()
@@ -229,10 +234,16 @@ class Goal:
 
 @dataclass(frozen=True, slots=True)
 class PublicationReport:
-    """What a publication did: what was carried, and the tags that were removed, sorted."""
+    """What a publication did.
+
+    `removed` are (repository, tag), sorted. `stated` is what the registry states by this
+    publication, None where it stated nothing; `retracted`, whether its statement was removed.
+    """
 
     done: TransferReport
     removed: tuple[tuple[str, str], ...] = ()
+    stated: Published | None = None
+    retracted: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,6 +258,7 @@ class Publication:
         finish_first: an interrupted publication is brought to its end before this one; else this
             one takes its place.
         removals: tags that are to go when all others have turned, which takes a goal.
+        retracts: where tags turn and no statement will cover them, the present one is removed.
         heard: whether the run's listener hears of the single items that are carried.
 
     Raises:
@@ -259,24 +271,29 @@ class Publication:
     seen: Inventory | None = None
     finish_first: bool = False
     removals: tuple[PutTag, ...] = ()
+    retracts: bool = False
     heard: bool = True
 
     def __post_init__(self) -> None:
         if self.removals and self.goal is None:
             raise ValueError("tags are removed on the way to a statement, and there is none")
 
-    @property
-    def steps(self) -> tuple[Step, ...]:
-        """What is to be done, in order. Pure."""
+    def steps(self, *, complete: bool = True, turns: bool = True) -> tuple[Step, ...]:
+        """What is to be done, in order. Pure.
+
+        `complete` says whether all content is there, `turns` whether any tag is going to turn.
+        """
         finishes = self.finish_first and self.state.pending is not None
+        states = self.goal is not None and complete
         wanted = {
             Step.CHECK_TAGS: self.seen is not None,
-            Step.CHECK_STATE: self.goal is not None or finishes,
+            Step.CHECK_STATE: states or finishes,
             Step.FINISH: finishes,
-            Step.ANNOUNCE: self.goal is not None,
-            Step.TURN: True,
-            Step.REMOVE: bool(self.removals),
-            Step.STATE: self.goal is not None,
+            Step.ANNOUNCE: states,
+            Step.RETRACT: self.retracts and turns and not states,
+            Step.TURN: turns,
+            Step.REMOVE: states and bool(self.removals),
+            Step.STATE: states,
         }
         return tuple(step for step in Step if wanted[step])
 
@@ -286,13 +303,13 @@ class Publication:
         source: Source,
         target: Target,
         *,
-        confirm: Callable[[], None] = lambda: None,
+        independence: Independence | None = None,
         run: Run,
     ) -> PublicationReport:
         """Carry the content of `plan` from `source` to `target`, then turn its tags.
 
-        `confirm` is called when all content is there and no tag has turned; what it raises ends
-        the publication there.
+        With `independence` everything is carried and turned that does not depend on what failed,
+        and the goal is stated only if nothing failed.
 
         Raises:
             IncompleteError: some content could not be brought, or something that an interrupted
@@ -300,24 +317,36 @@ class Publication:
             ConflictError: somebody else set these tags or published something meanwhile.
             CancelledError: the run was stopped; the same operation again completes it.
         """
-        steps = self.steps
-        turn = steps.index(Step.TURN)
-        removed: tuple[tuple[str, str], ...] = ()
+        retracted = False
 
-        def before_tags() -> None:
-            confirm()
-            for step in steps[:turn]:
+        def prepare(interim: Interim | None = None) -> None:
+            nonlocal retracted
+            steps = self.steps()
+            if interim is not None:
+                steps = self.steps(complete=not interim.failures, turns=interim.turns)
+            for step in itertools.takewhile(lambda step: step.value < Step.TURN.value, steps):
                 self._prepare(step, plan, run)
+            retracted = Step.RETRACT in steps and retract(self.tree, self.state, run)
 
+        if independence is not None:
+            first = independence.before_tags
+
+            def before_tags(interim: Interim) -> None:
+                first(interim)
+                prepare(interim)
+
+            independence = replace(independence, before_tags=before_tags)
         items_run = run if self.heard else run.quietly()
-        done = transfer(plan, source, target, run=items_run, before_tags=before_tags)
-        for step in steps[turn + 1 :]:
-            assert self.goal is not None, "only these need no goal: checks, and turning tags"
-            if step is Step.REMOVE:
-                removed = self._remove(self.goal, run)
-            else:
-                _state(self.tree, self.goal.published)
-        return PublicationReport(done, removed)
+        done = transfer(
+            plan, source, target, before_tags=prepare, independence=independence, run=items_run
+        )
+        removed: tuple[tuple[str, str], ...] = ()
+        if self.goal is None or done.failures:
+            return PublicationReport(done, retracted=retracted)
+        if self.removals:
+            removed = self._remove(self.goal, run)
+        _state(self.tree, self.goal.published)
+        return PublicationReport(done, removed, self.goal.published)
 
     def _prepare(self, step: Step, plan: Plan, run: Run) -> None:
         match step:
@@ -338,6 +367,23 @@ class Publication:
             return ()
         run.on_event(PhaseStarted(f"removing {len(self.removals)} tags"))
         return remove_tags(self.tree, self.removals, run=run)
+
+
+def retract(tree: RegistryTree, state: PublicationState, run: Run) -> bool:
+    """Remove what `latest` named when `state` was read, and say whether it is gone.
+
+    What cannot be removed is warned of.
+    """
+    current = state.current
+    if current is None or state.tips[1] != current.digest:
+        return False
+    try:
+        with suppress(RegistryNotFoundError):  # gone, by a request whose answer was lost
+            tree.client.delete_manifest(tree.locate(REPOSITORY), current.digest)
+    except RegistryError as err:
+        run.on_event(Warned(f"{tree.name} goes on stating what it does not have: {err}"))
+        return False
+    return True
 
 
 def tags_to_finish(state: PublicationState) -> Tags:

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from typing import TypeVar
 
-from mirror.errors import IncompleteError, MirrorError, RegistryError
+from mirror.errors import (
+    IncompleteError,
+    IntegrityError,
+    MirrorError,
+    NoSoundCopyError,
+    NotFoundError,
+    RegistryError,
+)
 from mirror.events import (
     BlobDone,
     BytesMoved,
@@ -17,31 +24,76 @@ from mirror.events import (
     TransferStarted,
     Warned,
 )
-from mirror.oci import Manifest
+from mirror.oci import Digest, Manifest
 from mirror.run import Run
 from mirror.sync.content import BlobContent, Source, Target
-from mirror.sync.mending import mend
-from mirror.sync.plan import CopyBlob, Plan, PutManifest, PutTag
+from mirror.sync.failover import FailoverSource
+from mirror.sync.inventory import Inventory, InventoryBuilder
+from mirror.sync.nodes import ManifestNode
+from mirror.sync.per_item_errors import PerItemErrors
+from mirror.sync.plan import CopyBlob, Plan, PutManifest, PutTag, make_plan
 from mirror.sync.workers import for_each
 
 _log = logging.getLogger(__name__)
 
-_MENDS = 3
-"""How often what a manifest needs is brought again, before its refusal is believed."""
+_REPAIRS = 3
+"""How often what a manifest needs is brought again before its refusal is believed."""
 _PAUSE_S = 0.2
-"""Between such attempts, where nothing proves to be lacking."""
+"""Between such attempts, where nothing proves to be missing."""
 
 Step = TypeVar("Step", CopyBlob, PutManifest, PutTag)
+AnyStep = CopyBlob | PutManifest | PutTag
 
 
 @dataclass(frozen=True, slots=True)
 class TransferReport:
-    """What a finished transfer did. `sent` is the bytes of blobs that moved."""
+    """What a finished transfer did. `sent` is the bytes of blobs that moved.
+
+    `failures` is empty unless the transfer was to carry what it can (`Independence`).
+    """
 
     blobs: int
     sent: int
     manifests: int
     tags: int
+    failures: tuple[tuple[str, MirrorError], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Interim:
+    """How a transfer stands before the first tag turns.
+
+    `manifests` are in place, `failures` are not; `turns` says whether any tag is going to turn.
+    """
+
+    manifests: tuple[PutManifest, ...]
+    failures: tuple[tuple[str, MirrorError], ...]
+    turns: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Independence:
+    """Lets a transfer carry everything that does not depend on what failed.
+
+    A manifest depends on its blobs and children, a tag on its manifest. Beyond that a tag may wait
+    for a whole unit: a release channel waits for every image of its module.
+
+    Attributes:
+        wanted: what the plan was made for.
+        unit: repository → the unit that it belongs to.
+        awaited: (repository, tag) → the unit of which nothing may have failed before the tag turns;
+            None if the tag depends on its manifest alone.
+        errors: tells an item that the target refuses from a target that does not work.
+        doubtful: repositories that were left out of the plan; their units count as failed.
+        before_tags: called once, before the first tag turns; it may raise.
+    """
+
+    wanted: Inventory
+    unit: Callable[[str], Hashable]
+    awaited: Callable[[str, str], Hashable | None]
+    errors: PerItemErrors
+    doubtful: frozenset[str]
+    before_tags: Callable[[Interim], None]
 
 
 def transfer(
@@ -50,6 +102,7 @@ def transfer(
     target: Target,
     *,
     before_tags: Callable[[], None] = lambda: None,
+    independence: Independence | None = None,
     run: Run | None = None,
 ) -> TransferReport:
     """Carry out `plan`: blobs, then manifests children first, then tags stage by stage.
@@ -57,126 +110,284 @@ def transfer(
     `before_tags` is called once, when all blobs and manifests are in place and no tag has turned.
 
     Within a step of that order items run in `run.jobs` threads. An item that fails does not stop
-    its siblings, but nothing that comes after them begins, so a tag never names what is not there.
-    What a registry lost between a check and the manifest that needs it is brought again.
+    its siblings. What comes after them does not begin, so a tag never names what is not there;
+    with `independence` only what depends on a failed item is left out, and the report lists the
+    failures. What a registry lost between a check and the manifest that needs it is brought again.
+    A blob that proves wrong is taken from the next place that `source`, a `FailoverSource`, has.
 
     Raises:
         IncompleteError: some items failed; it lists each with its reason.
         CancelledError: `run` was stopped; what is done is done, and a new plan leaves it out.
     """
-    own = Run.of(run)
+    work = _Transfer(plan, source, target, independence, Run.of(run))
+    return work.carry_out(before_tags)
 
-    def copy(step: CopyBlob) -> int:
-        content = BlobContent(
-            source,
-            step.source,
-            step.digest,
-            step.size,
-            on_bytes=lambda count: own.on_event(BytesMoved(step.digest, count)),
-            run=own,
+
+def copy_blob(
+    step: CopyBlob,
+    source: Source,
+    target: Target,
+    *,
+    on_bytes: Callable[[int], None] = lambda _count: None,
+    run: Run,
+) -> int:
+    """Bring one blob; return the bytes that moved.
+
+    If what `source`, a `FailoverSource`, gave first proves wrong, its next place gives the blob.
+    """
+    content = BlobContent(source, step.source, step.digest, step.size, on_bytes=on_bytes, run=run)
+    while True:
+        try:
+            return target.put_blob(step, content)
+        except IntegrityError as err:
+            if not (content.is_blamed_by(err) and isinstance(source, FailoverSource)):
+                raise
+            source.reject(step.digest, err)
+        content = content.restarted()
+
+
+class _Transfer:
+    """One transfer under way."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        source: Source,
+        target: Target,
+        independence: Independence | None,
+        run: Run,
+    ) -> None:
+        self._plan, self._source, self._target, self._run = plan, source, target, run
+        self._losses = _Losses(independence) if independence is not None else None
+        self._failures: list[tuple[str, MirrorError]] = []
+        self._indexes: dict[PutTag, Manifest] = {}  # tags of one stage that wait for its others
+        self._sent = 0
+
+    def carry_out(self, before_tags: Callable[[], None]) -> TransferReport:
+        """Do it all, in order."""
+        plan = self._plan
+        self._run.on_event(
+            TransferStarted(
+                blobs=len(plan.blobs),
+                size=sum(step.size for step in plan.blobs),
+                manifests=plan.manifest_count,
+                tags=plan.tag_count,
+            )
         )
-        sent = target.put_blob(step, content)
-        own.on_event(BlobDone(step.digest, step.size, sent))
+        blobs = self._carry(plan.blobs, self._copy)
+        manifests = sum(self._carry(wave, self._put) for wave in plan.manifests)
+        before_tags()
+        if self._losses is not None:
+            self._losses.rule.before_tags(self._interim(self._losses))
+        tags = sum(map(self._turn, plan.tags))
+        return TransferReport(blobs, self._sent, manifests, tags, tuple(self._failures))
+
+    def _interim(self, losses: _Losses) -> Interim:
+        manifests = (step for wave in self._plan.manifests for step in wave)
+        tags = (step for stage in self._plan.tags for step in stage)
+        return Interim(
+            tuple(step for step in manifests if not losses.has(step)),
+            tuple(self._failures),
+            any(map(losses.is_free, tags)),
+        )
+
+    def _turn(self, stage: Sequence[PutTag]) -> int:
+        """Set the tags of one stage; return how many were set.
+
+        Distribution writes a manifest's file anew for each of its tags, and takes no index that
+        names it at that moment. So what is in an index gets its tags before the index does.
+        """
+        done = self._carry(stage, self._name) - len(self._indexes)
+        done += sum(self._carry(tags, self._name) for tags in _parents_last(self._indexes))
+        self._indexes.clear()
+        return done
+
+    def _carry(self, steps: Sequence[Step], work: Callable[[Step], int]) -> int:
+        """Do `work`, which returns bytes, on each of `steps`; return how many succeeded.
+
+        Raises:
+            IncompleteError: some failed, and what comes next may depend on them.
+        """
+        losses = self._losses
+        begun = steps if losses is None else [step for step in steps if losses.allow(step)]
+        attempt = work if losses is None else losses.attempt(work)
+        done, failures = 0, []
+        with closing(for_each(begun, attempt, run=self._run)) as outcomes:
+            for step, outcome in outcomes:
+                if isinstance(outcome, MirrorError):
+                    failures.append((_title(step), outcome))
+                    if losses is not None:
+                        losses.add(step)
+                else:
+                    done, self._sent = done + 1, self._sent + outcome
+        failures.sort(key=lambda failure: failure[0])
+        self._failures += failures
+        left = len(begun) - done - len(failures)
+        if failures and (losses is None or left):
+            raise IncompleteError(
+                f"{len(failures)} of {len(steps)} {_KINDS[type(steps[0])]} could not be brought "
+                f"from {self._source.name} to {self._target.name}"
+                + (f", {left} more were not tried" if left else ""),
+                self._failures,
+            )
+        return done
+
+    # -- one step ------------------------------------------------------------------------------
+
+    def _copy(self, step: CopyBlob) -> int:
+        on_event = self._run.on_event
+        sent = copy_blob(
+            step,
+            self._source,
+            self._target,
+            on_bytes=lambda count: on_event(BytesMoved(step.digest, count)),
+            run=self._run,
+        )
+        on_event(BlobDone(step.digest, step.size, sent))
         return sent
 
-    def put_manifest(repository: str, manifest: Manifest) -> int:
-        return settle(repository, manifest, lambda: target.put_manifest(repository, manifest))
-
-    def put(step: PutManifest) -> int:
-        sent = put_manifest(step.repository, source.manifest(step.repository, step.digest))
-        own.on_event(ManifestDone(step.repository, step.digest))
+    def _put(self, step: PutManifest) -> int:
+        sent = self._put_manifest(
+            step.repository, self._source.manifest(step.repository, step.digest)
+        )
+        self._run.on_event(ManifestDone(step.repository, step.digest))
         return sent
 
-    indexes: dict[PutTag, Manifest] = {}  # tags of the stage under way that wait for others
-
-    def name(step: PutTag) -> int:
-        manifest = source.manifest(step.repository, step.digest)
-        if manifest.is_index and step not in indexes:
-            indexes[step] = manifest
+    def _name(self, step: PutTag) -> int:
+        manifest = self._source.manifest(step.repository, step.digest)
+        if manifest.is_index and step not in self._indexes:
+            self._indexes[step] = manifest
             return 0
-        sent = settle(
-            step.repository, manifest, lambda: target.put_tag(step.repository, step.tag, manifest)
+        sent = self._settle(
+            step.repository,
+            manifest,
+            lambda: self._target.put_tag(step.repository, step.tag, manifest),
         )
-        own.on_event(TagDone(step.repository, step.tag, step.digest))
+        self._run.on_event(TagDone(step.repository, step.tag, step.digest))
         return sent
 
-    def settle(repository: str, manifest: Manifest, act: Callable[[], None]) -> int:
-        """Do `act`, which writes `manifest`, and mend what the target lost of it meanwhile."""
+    def _put_manifest(self, repository: str, manifest: Manifest) -> int:
+        return self._settle(
+            repository, manifest, lambda: self._target.put_manifest(repository, manifest)
+        )
+
+    # -- what a target lost --------------------------------------------------------------------
+
+    def _settle(self, repository: str, manifest: Manifest, act: Callable[[], None]) -> int:
+        """Do `act`, which writes `manifest`, and bring again what the target lost of it meanwhile.
+
+        A registry's garbage collector takes blobs that no manifest needs yet, and those are just
+        the ones that a push has brought or seen. Returns the bytes that moved.
+        """
         sent = 0
-        for _ in range(_MENDS):
+        for _ in range(_REPAIRS):
             try:
                 act()
             except RegistryError as err:
                 if err.status not in (400, 404):
                     raise
-                mended = mend(
-                    repository,
-                    manifest,
-                    source,
-                    target,
-                    lambda child: put_manifest(repository, child),
-                    run=own,
-                )
-                if mended is None:
+                brought = self._repair_missing(repository, manifest)
+                if brought is None:
                     if "MANIFEST_BLOB_UNKNOWN" not in err.codes:
                         raise
                     # All is there, and some of it was being written anew that very moment, by
                     # another process: distribution empties such a file first.
-                    own.sleep(_PAUSE_S)
+                    self._run.sleep(_PAUSE_S)
                     continue
-                _log.debug("%s lost what %s needs: %s", target.name, manifest.digest, err)
-                own.on_event(
+                _log.debug("%s lost what %s needs: %s", self._target.name, manifest.digest, err)
+                self._run.on_event(
                     Warned(
-                        f"{target.name} no longer had all that {repository or '/'}@"
+                        f"{self._target.name} no longer had all that {repository or '/'}@"
                         f"{manifest.digest} needs, so that was brought there again; "
                         "let no garbage collector run during a push"
                     )
                 )
-                sent += mended
+                sent += brought
             else:
                 return sent
         act()
         return sent
 
-    def carry(steps: Sequence[Step], work: Callable[[Step], int]) -> int:
-        sent, tried, failures = 0, 0, []
-        with closing(for_each(steps, work, run=own)) as outcomes:
-            for step, outcome in outcomes:
-                tried += 1
-                if isinstance(outcome, MirrorError):
-                    failures.append((_title(step), outcome))
-                else:
-                    sent += outcome
-        if failures:
-            left = len(steps) - tried
-            raise IncompleteError(
-                f"{len(failures)} of {len(steps)} {_KINDS[type(steps[0])]} could not be brought "
-                f"from {source.name} to {target.name}"
-                + (f", {left} more were not tried" if left else ""),
-                sorted(failures, key=lambda failure: failure[0]),
-            )
+    def _repair_missing(self, repository: str, manifest: Manifest) -> int | None:
+        """Bring what `manifest` reaches and the target does not have; return the bytes that moved.
+
+        None if all that it reaches is there: a refusal had another reason then.
+        """
+        wanted = self._reached(repository, manifest)
+        plan = make_plan(wanted, self._target.held(wanted))
+        below = [put for wave in plan.manifests for put in wave if put.digest != manifest.digest]
+        if not plan.blobs and not below:
+            return None
+        sent = sum(
+            copy_blob(step, self._source, self._target, run=self._run) for step in plan.blobs
+        )
+        for put in below:
+            sent += self._put_manifest(repository, self._source.manifest(repository, put.digest))
         return sent
 
-    own.on_event(
-        TransferStarted(
-            blobs=len(plan.blobs),
-            size=sum(step.size for step in plan.blobs),
-            manifests=plan.manifest_count,
-            tags=plan.tag_count,
-        )
-    )
-    sent = carry(plan.blobs, copy)
-    for wave in plan.manifests:
-        sent += carry(wave, put)
-    before_tags()
-    for stage in plan.tags:
-        sent += carry(stage, name)
-        # Distribution writes a manifest's file anew for each of its tags, and takes no index that
-        # names it at that moment. So what is in an index gets its tags before the index does.
-        for tags in _parents_last(indexes):
-            sent += carry(tags, name)
-        indexes.clear()
-    return TransferReport(len(plan.blobs), sent, plan.manifest_count, plan.tag_count)
+    def _reached(self, repository: str, manifest: Manifest) -> Inventory:
+        """`manifest` and all below it that the source has, which may lack children of an index."""
+        builder = InventoryBuilder()
+        pending, seen = [manifest], set[Digest]()
+        while pending:
+            one = pending.pop()
+            if one.digest in seen:
+                continue
+            seen.add(one.digest)
+            node = ManifestNode.of(one)
+            builder.add_manifest(repository, node, closed=False)
+            for blob in node.blobs:
+                builder.add_blob(repository, blob.digest, blob.size)
+            for child in node.children:
+                with suppress(NotFoundError, NoSoundCopyError):
+                    pending.append(self._source.manifest(repository, child.digest))
+        return builder.build()
+
+
+class _Losses:
+    """What failed or was left out so far, and what depends on it. Used by one thread."""
+
+    def __init__(self, rule: Independence) -> None:
+        self.rule = rule
+        self._lost: set[tuple[str, Digest]] = set()
+        self._units: set[Hashable] = {rule.unit(path) for path in rule.doubtful}
+
+    def allow(self, step: AnyStep) -> bool:
+        """Whether `step` depends on nothing that was lost; else it is lost, too."""
+        free = self.is_free(step)
+        if not free:
+            self.add(step)
+        return free
+
+    def is_free(self, step: AnyStep) -> bool:
+        """Whether `step` depends on nothing that was lost."""
+        match step:
+            case CopyBlob():
+                return True
+            case PutManifest(path, digest):
+                node = self.rule.wanted.repository(path).manifests[digest]
+                needed = (one.digest for one in (*node.blobs, *node.children))
+                return not any((path, one) in self._lost for one in needed)
+            case PutTag(path, tag, digest):
+                unit = self.rule.awaited(path, tag)
+                return (path, digest) not in self._lost and (
+                    unit is None or unit not in self._units
+                )
+
+    def has(self, step: PutManifest) -> bool:
+        """Whether a manifest was lost."""
+        return (step.repository, step.digest) in self._lost
+
+    def add(self, step: AnyStep) -> None:
+        """`step` failed."""
+        paths = step.into if isinstance(step, CopyBlob) else (step.repository,)
+        self._units.update(map(self.rule.unit, paths))
+        if not isinstance(step, PutTag):
+            self._lost.update((path, step.digest) for path in paths)
+
+    def attempt(self, work: Callable[[Step], int]) -> Callable[[Step], int | MirrorError]:
+        """`work`, returning the errors that belong to one step alone and raising all others."""
+        return lambda step: self.rule.errors.ask(lambda: work(step))
 
 
 def _parents_last(indexes: Mapping[PutTag, Manifest]) -> Iterator[Sequence[PutTag]]:
@@ -198,7 +409,7 @@ _MOST_PATHS = 3
 _KINDS = {CopyBlob: "blobs", PutManifest: "manifests", PutTag: "tags"}
 
 
-def _title(step: CopyBlob | PutManifest | PutTag) -> str:
+def _title(step: AnyStep) -> str:
     match step:
         case CopyBlob():
             paths = [path or "/" for path in step.into]

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Mapping
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
 
-from mirror.errors import MirrorError, NotFoundError
+from mirror.errors import MirrorError, NotFoundError, UnreachableError
 from mirror.oci import Digest
 from mirror.operations import Outcome, ReplicaResult, adopt, sync_replicas
 from mirror.operations.audit_leader import LeaderAudit
-from mirror.operations.leader import Leader, choose_leader
+from mirror.operations.leader import Leader, ask_at_once, choose_leader
 from mirror.operations.results import How
 from mirror.run import Run
 from mirror.sync import Inventory
@@ -17,9 +20,57 @@ from mirror.sync.publication import read_statement, statement_digest
 from mirror.sync.statement import Published
 from mirror.sync.survey import Failure, survey
 from mirror.sync.tree import RegistryTree
-from mirror.watch.pace import Depth
-from mirror.watch.settings import AUTO
-from mirror.watch.state import Look
+from mirror.watch.settings import AUTO, CheckLevel
+
+_PATIENCE_S = 5.0
+"""How long a registry may take to say what it states, where others can lead in its place."""
+
+_FIRST_REST_S, _LONGEST_REST_S = 10.0, 300.0
+"""A registry that did not answer is not asked again for so long; then one cycle asks it."""
+
+
+@dataclass(frozen=True, slots=True)
+class CycleResult:
+    """What one cycle found and did about one replica.
+
+    `declared` is how many manifests and blobs the leader declares, `verified` how many of them the
+    replica is known to hold; both None where the leader could not be asked. `sent` in bytes.
+    `leader` names the registry that the cycle followed; None where there was none. `bug` is the
+    exception that ended the cycle, if it was none of `mirror.errors`.
+    """
+
+    level: CheckLevel
+    complete: bool
+    errors: tuple[str, ...] = ()
+    leader: str | None = None
+    generation: int | None = None
+    leader_generation: int | None = None
+    declared: int | None = None
+    verified: int | None = None
+    sent: int = 0
+    duration_s: float = 0.0
+    bug: str | None = None
+
+    @property
+    def lag(self) -> int | None:
+        """Generations behind the leader; None where either is unknown."""
+        if self.leader_generation is None:
+            return None
+        return max(0, self.leader_generation - (self.generation or 0))
+
+    def to_document(self) -> dict[str, Any]:
+        """As JSON values."""
+        return {
+            "complete": self.complete,
+            "depth": str(self.level),
+            "leader": self.leader,
+            "generation": self.generation,
+            "leaderGeneration": self.leader_generation,
+            "declaredDigests": self.declared,
+            "verifiedDigests": self.verified,
+            "bytes": self.sent,
+            "errors": list(self.errors),
+        }
 
 
 class Replicator:
@@ -32,10 +83,11 @@ class Replicator:
         self, trees: Mapping[str, RegistryTree], leader: str, *, prune: bool = False, jobs: int = 4
     ) -> None:
         self._trees, self._leader, self._prune, self._jobs = trees, leader, prune, jobs
+        self._silent = _Silent()
         self._lock = threading.Lock()
         self._stated: Published | None = None  # under the lock: the statement that was read last
 
-    def __call__(self, replica: str, depth: Depth, run: Run) -> Look:
+    def __call__(self, replica: str, level: CheckLevel, run: Run) -> CycleResult:
         """Bring `replica` up to date.
 
         Raises:
@@ -46,56 +98,84 @@ class Replicator:
         if self._leader != AUTO:
             leader = self._trees[self._leader]
         else:
-            if depth is Depth.STATEMENT and (equal := self._all_equal(tree, run)):
+            if level is CheckLevel.STATEMENT and (equal := self._all_equal(tree, run)):
                 return equal
             try:
-                leader, unasked = choose_leader(list(self._trees.values()), run=run)
+                leader, unasked = self._highest(run)
             except NotFoundError:
-                return self._adopted(tree, depth, run)
+                return self._adopted(tree, level, run)
         own = tuple(failure for failure in unasked if failure.place == tree.name)
         if own:  # it cannot be asked, or is on its way to something newer
             unasked = tuple(failure for failure in unasked if failure not in own)
             result = ReplicaResult(tree.name, Outcome.FAILED, failures=own)
         elif leader is tree:
-            result = self._audited(tree, depth, run)
+            result = self._audited(tree, level, run)
         else:
             report = sync_replicas(
                 leader,
                 [tree],
-                audit=depth is Depth.AUDIT,
-                deep=depth is Depth.DEEP,
-                prune=self._prune and depth is not Depth.STATEMENT,
+                audit=level is CheckLevel.AUDIT,
+                deep=level is CheckLevel.DEEP,
+                prune=self._prune and level is not CheckLevel.STATEMENT,
                 audit_leader=self._prune,
                 run=run,
             )
             (result,) = report.replicas
-        return self._look(depth, leader, tree, result, unasked, run)
+        return self._result(level, leader, tree, result, unasked, run)
 
     # -- ways to look --------------------------------------------------------------------------
 
-    def _all_equal(self, tree: RegistryTree, run: Run) -> Look | None:
+    def _asked(self) -> tuple[list[RegistryTree], tuple[Failure, ...]]:
+        """The registries to ask, and why each of the others is not asked."""
+        asked: list[RegistryTree] = []
+        resting: list[Failure] = []
+        for tree in self._trees.values():
+            error = self._silent.error(tree.name)
+            if error is None:
+                asked.append(tree)
+            else:
+                resting.append(Failure(tree.name, "its statement", error))
+        return asked, tuple(resting)
+
+    def _highest(self, run: Run) -> tuple[RegistryTree, tuple[Failure, ...]]:
+        """Whichever registry states the highest generation; raises as `choose_leader`."""
+        asked, resting = self._asked()
+        leader, unasked = choose_leader(asked, patience_s=_PATIENCE_S, run=run)
+        errors = {failure.place: failure.error for failure in unasked}
+        for tree in asked:
+            self._silent.note(tree.name, errors.get(tree.name))
+        return leader, (*resting, *unasked)
+
+    def _all_equal(self, tree: RegistryTree, run: Run) -> CycleResult | None:
         """The cheap answer where nobody leads by name: one request per registry, all alike.
 
-        A peer that does not answer is told of. Nothing is known of it that could change this.
+        A peer that does not answer is reported. It is not known to state anything else.
         """
         with self._lock:
             known = self._stated
         if known is None:
             return None
-        unasked: list[Failure] = []
-        for one in self._trees.values():
-            try:
-                if statement_digest(one) != known.digest:
-                    return None
-            except MirrorError as err:
-                if one is tree or run.stopped:
-                    return None
-                unasked.append(Failure(one.name, "its statement", err))
+        asked, unasked = self._asked()
+        if tree not in asked:
+            return None
+        answers = ask_at_once(
+            asked,
+            lambda one: statement_digest(one),
+            patience_s=_PATIENCE_S,
+            run=run,
+        )
+        for one, answer in zip(asked, answers, strict=True):
+            error = answer if isinstance(answer, MirrorError) else None
+            self._silent.note(one.name, error)
+            if error is not None:
+                unasked += (Failure(one.name, "its statement", error),)
+            if answer != known.digest and (error is None or one is tree):
+                return None
         number, declared = known.statement.generation, count(known.statement.inventory)
-        return Look(
-            Depth.STATEMENT,
+        return CycleResult(
+            CheckLevel.STATEMENT,
             complete=True,
-            errors=told(unasked),
+            errors=texts(unasked),
             leader=tree.name,
             generation=number,
             leader_generation=number,
@@ -103,24 +183,25 @@ class Replicator:
             verified=declared,
         )
 
-    def _audited(self, tree: RegistryTree, depth: Depth, run: Run) -> ReplicaResult:
+    def _audited(self, tree: RegistryTree, level: CheckLevel, run: Run) -> ReplicaResult:
         """The replica that leads, held against its own statement."""
-        how = How(audit=depth is Depth.AUDIT, deep=depth is Depth.DEEP)
+        how = How(audit=level is CheckLevel.AUDIT, deep=level is CheckLevel.DEEP)
+        tree = tree.within(run)
         head = Leader(tree, run=run)
         if not how.full:
             return ReplicaResult(tree.name, Outcome.EQUAL, head.digest, head.generation)
-        others = [one for one in self._trees.values() if one is not tree]
+        others = [one.within(run) for one in self._trees.values() if one.name != tree.name]
         return LeaderAudit(head, others, how, run=run).carry_out()
 
-    def _adopted(self, tree: RegistryTree, depth: Depth, run: Run) -> Look:
+    def _adopted(self, tree: RegistryTree, level: CheckLevel, run: Run) -> CycleResult:
         """Nobody states anything: what other tools pushed is taken over where it is undisputed."""
         peers = [one for one in self._trees.values() if one is not tree]
         done = adopt(tree, peers, run=run)
         declared = count(done.inventory)
-        return Look(
-            depth,
+        return CycleResult(
+            level,
             complete=not done.failures,
-            errors=told(done.failures),
+            errors=texts(done.failures),
             declared=declared,
             verified=None if done.failures else declared,
             sent=done.sent,
@@ -128,27 +209,27 @@ class Replicator:
 
     # -- what it came to -----------------------------------------------------------------------
 
-    def _look(
+    def _result(
         self,
-        depth: Depth,
+        level: CheckLevel,
         leader: RegistryTree,
         tree: RegistryTree,
         result: ReplicaResult,
         unasked: tuple[Failure, ...],
         run: Run,
-    ) -> Look:
-        published = self._published(leader)
+    ) -> CycleResult:
+        published = self._published(leader.within(run))
         declared = count(published.statement.inventory) if published else None
         complete = not result.failures
-        return Look(
-            depth,
+        return CycleResult(
+            level,
             complete=complete,
-            errors=told((*unasked, *result.failures)),
+            errors=texts((*unasked, *result.failures)),
             leader=leader.name,
             generation=result.generation,
             leader_generation=published.statement.generation if published else None,
             declared=declared,
-            verified=declared if complete else self._verified(published, tree, run),
+            verified=declared if complete else self._verified(published, tree.within(run), run),
             sent=result.sent,
         )
 
@@ -168,13 +249,42 @@ class Replicator:
         """How much of it an incomplete replica has, by asking; None if it does not answer."""
         if published is None:
             return None
-        place = tree.target(run)
         try:
-            return count(survey(published.statement.inventory, place, run=run).held)
+            return count(survey(published.statement.inventory, tree.target(run), run=run).held)
         except MirrorError:
-            if run.stopped:
-                raise
-            return None  # why it does not answer is among the result's failures
+            run.check()
+            return None  # the failures of the result say why it does not answer
+
+
+class _Silent:
+    """The registries that did not answer lately: no cycle waits for them again. Thread-safe."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._lock = threading.Lock()
+        # Under the lock: name → (why, seconds of rest, when the rest is over).
+        self._resting: dict[str, tuple[MirrorError, float, float]] = {}
+
+    def error(self, name: str) -> MirrorError | None:
+        """Why `name` is not to be asked now, or None. At the end of a rest one caller asks it."""
+        now = self._clock()
+        with self._lock:
+            why, rest_s, over = self._resting.get(name, (None, 0.0, 0.0))
+            if why is not None and now >= over:
+                self._resting[name] = (why, rest_s, now + rest_s)
+                return None
+            return why
+
+    def note(self, name: str, error: MirrorError | None) -> None:
+        """Take in what asking `name` came to."""
+        now = self._clock()
+        with self._lock:
+            if not isinstance(error, UnreachableError):
+                self._resting.pop(name, None)
+                return
+            before = self._resting.get(name)
+            rest_s = _FIRST_REST_S if before is None else min(2 * before[1], _LONGEST_REST_S)
+            self._resting[name] = (error, rest_s, now + rest_s)
 
 
 def count(inventory: Inventory) -> int:
@@ -186,6 +296,6 @@ def count(inventory: Inventory) -> int:
     return len(digests)
 
 
-def told(failures: Iterable[Failure]) -> tuple[str, ...]:
+def texts(failures: Iterable[Failure]) -> tuple[str, ...]:
     """Failures as text."""
     return tuple(str(failure) for failure in failures)

@@ -1,12 +1,24 @@
-"""The whole daemon: clients, threads and pages from one settings file, until it is told to stop."""
+"""The whole daemon: clients, threads and pages from one settings file, until somebody stops it.
+
+The pages are `/healthz`, `/readyz`, `/metrics` and the webhook `/notify`, which takes CNCF
+distribution's notifications (its documentation, "Work with notifications").
+"""
 
 from __future__ import annotations
 
+import hmac
+import json
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.routing import Route
 
 from mirror.errors import FileSystemError
 from mirror.layout import normalised_suffix
@@ -21,18 +33,21 @@ from mirror.serve.server import ServerThread, listen
 from mirror.sync.tree import RegistryTree
 from mirror.watch.cycle import Replicator
 from mirror.watch.daemon import Daemon
-from mirror.watch.pages import create_app
-from mirror.watch.settings import RegistryPlace, WatchSettings
+from mirror.watch.settings import WatchedRegistry, WatchSettings
 
 _RETRIES = RetryPolicy(attempts=4, base_delay_s=0.5, max_delay_s=5.0)
-"""Less patience than a push has: whoever looks at a replica looks again soon."""
+"""Less patience than a push has: the daemon looks at a replica again soon."""
+
+_METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+_MAX_ENVELOPE_BYTES = 4 << 20
+_CHANGES = frozenset({"push", "mount", "delete"})
 
 
 @contextmanager
 def running(settings: WatchSettings) -> Iterator[tuple[Daemon, str | None]]:
     """The daemon, at work while the `with` block lasts, and the URL of its pages if it has any.
 
-    On leaving, what is under way is stopped; no thread of ours is left.
+    Leaving the block stops what is under way; no thread of ours is left.
 
     Raises:
         FileSystemError: `listen` is an address that cannot be had.
@@ -44,7 +59,9 @@ def running(settings: WatchSettings) -> Iterator[tuple[Daemon, str | None]]:
             for name, place in settings.registries.items()
         }
         replicator = Replicator(trees, settings.leader, prune=settings.prune, jobs=settings.jobs)
-        daemon = Daemon(settings.followers, replicator, pace=settings.pace, this=settings.this)
+        daemon = Daemon(
+            settings.followers, replicator, schedule=settings.schedule, this=settings.this
+        )
         url = _serve(settings, daemon, opened) if settings.listen else None
         opened.callback(daemon.stop)
         daemon.start()
@@ -75,7 +92,7 @@ def _serve(settings: WatchSettings, daemon: Daemon, opened: ExitStack) -> str:
 
 
 def _tree(
-    settings: WatchSettings, name: str, place: RegistryPlace, opened: ExitStack
+    settings: WatchSettings, name: str, place: WatchedRegistry, opened: ExitStack
 ) -> RegistryTree:
     root = settings.repository(name)
     options = ConnectionOptions(
@@ -85,7 +102,7 @@ def _tree(
         max_connections=settings.jobs * (len(settings.registries) + 1) + 8,
     )
     if place.ca is not None:
-        # As text in the mirrorer's way, or the file that has it.
+        # The mirrorer's settings hold the certificate itself, ours the path of its file.
         is_text = "-----BEGIN" in place.ca
         options = (
             replace(options, ca=place.ca) if is_text else replace(options, ca_file=Path(place.ca))
@@ -101,3 +118,79 @@ def _tree(
     )
     suffix = normalised_suffix(settings.modules_path_suffix)
     return RegistryTree(client, root, suffix, storage=place.storage)
+
+
+# -- pages -----------------------------------------------------------------------------------------
+
+
+def create_app(daemon: Daemon, *, notify_token: str | None = None) -> Starlette:
+    """The pages of `daemon`. With a token, notifications must carry it as their bearer."""
+
+    async def healthz(_: Request) -> Response:
+        if not daemon.alive():
+            return PlainTextResponse("a thread ended", 500)
+        # Not 500: restarting for a bug that one peer provokes would end replication from all.
+        bugs = [
+            f"\nthe last cycle of {n} ended with {bug}" for n, bug in daemon.state.bugs().items()
+        ]
+        return PlainTextResponse("".join(["ok", *bugs]))
+
+    async def readyz(_: Request) -> Response:
+        document = daemon.state.to_document()
+        return JSONResponse(document, 200 if document["ready"] else 503)
+
+    async def metrics(_: Request) -> Response:
+        return Response(daemon.metrics.page(), media_type=_METRICS_TYPE)
+
+    async def notify(request: Request) -> Response:
+        if notify_token is not None and not _authorised(request, notify_token):
+            return PlainTextResponse("a bearer token is needed", 401)
+        try:
+            body = await _read(request)
+        except ClientDisconnect:
+            return Response(status_code=400)
+        if body is None:
+            return PlainTextResponse("too large", 413)
+        try:
+            changed = tells_of_change(json.loads(body))
+        except (ValueError, RecursionError) as err:
+            return PlainTextResponse(f"not a notification: {err}", 400)
+        if changed:
+            daemon.wake()
+        return Response(status_code=202)
+
+    return Starlette(
+        routes=[
+            Route("/healthz", healthz),
+            Route("/readyz", readyz),
+            Route("/metrics", metrics),
+            Route("/notify", notify, methods=["POST"]),
+        ]
+    )
+
+
+def tells_of_change(envelope: Any) -> bool:
+    """Whether a notification's events change what a registry holds; pulls do not.
+
+    Raises:
+        ValueError: `envelope` is not a notification.
+    """
+    if not isinstance(envelope, dict) or not isinstance(events := envelope.get("events"), list):
+        raise ValueError("there is no list of events")
+    if not all(isinstance(event, dict) for event in events):
+        raise ValueError("an event is no object")
+    return any(event.get("action") in _CHANGES for event in events)
+
+
+def _authorised(request: Request, token: str) -> bool:
+    given = request.headers.get("authorization", "")
+    return hmac.compare_digest(given.encode(), f"Bearer {token}".encode())
+
+
+async def _read(request: Request) -> bytes | None:
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > _MAX_ENVELOPE_BYTES:
+            return None
+    return bytes(body)

@@ -1,5 +1,7 @@
 """The settings of `mirror sync --watch`: one YAML file, in our form or in the mirrorer's.
 
+They say whom to look after, and how often and how deep to look (`Schedule`).
+
 The mirrorer is the container that replicates in Deckhouse's Local mode today. Its keys (`local`,
 `remote`, `users`, `ca`, `sleep`, `parallelizm`) are understood too, so that its configuration
 serves unchanged; our own keys may stand beside them.
@@ -9,6 +11,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Self
 
@@ -25,7 +29,6 @@ from pydantic import (
 from mirror.documents import mistake, read_mapping
 from mirror.errors import InputError
 from mirror.oci import Repository
-from mirror.watch.pace import Pace
 
 AUTO = "auto"
 """In place of a leader's name: whichever complete registry has the highest generation."""
@@ -37,6 +40,62 @@ _COMMON_KEYS = ("ca", "insecure", "tls-skip-verify")
 _MIRRORER_SLEEP_S, _MIRRORER_JOBS = 10, 3
 _LOCAL_ROOT = "system/deckhouse"
 _LOCAL = "local"
+
+
+_FIRST_BACKOFF_S = 1.0
+
+
+class CheckLevel(StrEnum):
+    """How much of a replica a cycle looks at."""
+
+    STATEMENT = "statement"
+    """Its published inventory; what that names is asked for only where it changed."""
+    AUDIT = "audit"
+    """Every tag and manifest, by HEAD."""
+    DEEP = "deep"
+    """Every byte, read back and hashed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """How often to look. `jitter` is the share of a delay by which it varies either way.
+
+    `audit_every_s` and `deep_every_s` are None where that is never due by itself.
+    """
+
+    interval_s: float = 10.0
+    jitter: float = 0.1
+    backoff_limit_s: float = 300.0
+    audit_every_s: float | None = 3600.0
+    deep_every_s: float | None = None
+
+    def delay(self, failures: int, chance: float) -> float:
+        """How long to wait after `failures` cycles in a row that failed; 0 after a good one.
+
+        `chance` is a random number in [0, 1): replicas that were stopped together by a power cut
+        do not come back in step. The interval is the least that a failure waits for, so that
+        trouble never makes the daemon more eager.
+        """
+        base = self.interval_s
+        if failures:
+            doubled = max(base, _FIRST_BACKOFF_S) * 2.0 ** min(failures - 1, 32)
+            base = max(base, min(doubled, self.backoff_limit_s))
+        return base * (1 + self.jitter * (2 * chance - 1))
+
+    def level(self, now_s: float, audited_s: float | None, read_s: float | None) -> CheckLevel:
+        """What is due at `now_s`, after a last audit and a last deep reading at those times.
+
+        None means that there was none since the start: then it is due, as nothing is known of
+        what happened before. A deep reading is an audit, too.
+        """
+        if _due(self.deep_every_s, now_s, read_s):
+            return CheckLevel.DEEP
+        latest = max((t for t in (audited_s, read_s) if t is not None), default=None)
+        return CheckLevel.AUDIT if _due(self.audit_every_s, now_s, latest) else CheckLevel.STATEMENT
+
+
+def _due(every_s: float | None, now_s: float, last_s: float | None) -> bool:
+    return every_s is not None and (last_s is None or now_s - last_s >= every_s)
 
 
 def seconds(value: Any) -> Any:
@@ -69,7 +128,7 @@ class _Settings(BaseModel):
     )
 
 
-class RegistryPlace(_Settings):
+class WatchedRegistry(_Settings):
     """A registry that takes part, and how to reach it.
 
     `address` is host[:port], with a path where that differs from the common `root`. The password
@@ -118,7 +177,7 @@ class WatchSettings(_Settings):
     those that this daemon brings up to date: by default `this`, or all but the leader.
     """
 
-    registries: Annotated[dict[str, RegistryPlace], Field(min_length=2)]
+    registries: Annotated[dict[str, WatchedRegistry], Field(min_length=2)]
     leader: str = AUTO
     this: str | None = None
     replicas: tuple[str, ...] = ()
@@ -185,9 +244,9 @@ class WatchSettings(_Settings):
         return tuple(sorted(name for name in self.registries if name != self.leader))
 
     @property
-    def pace(self) -> Pace:
+    def schedule(self) -> Schedule:
         """How often to look."""
-        return Pace(
+        return Schedule(
             self.interval, self.jitter, self.backoff_limit, self.audit_every, self.deep_every
         )
 
@@ -207,7 +266,7 @@ class WatchSettings(_Settings):
         return host.strip("[]") or "0.0.0.0", int(port)  # noqa: S104 - as others write `:5003`
 
 
-def _repository(name: str, place: RegistryPlace, root: str) -> Repository:
+def _repository(name: str, place: WatchedRegistry, root: str) -> Repository:
     text = place.address if "/" in place.address else f"{place.address}/{root.strip('/')}"
     try:
         return Repository.parse(text)

@@ -28,10 +28,10 @@ from mirror.nodeconfig.service_secrets import (
     write_secrets,
 )
 from mirror.nodeconfig.services import NOTIFICATION_PATH, Distribution
+from mirror.watch.cycle import CycleResult
 from mirror.watch.daemon import Daemon
-from mirror.watch.pages import create_app
+from mirror.watch.service import create_app
 from mirror.watch.settings import WatchSettings
-from mirror.watch.state import Look
 from tests.modes.cluster import (
     IMAGES,
     MASTERS,
@@ -290,8 +290,8 @@ def test_the_daemon_runs_by_what_was_rendered_and_hears_of_pushes_where_it_liste
     notified = document(rendered, SERVICES / "distribution/config.yaml", "master-1")
     (endpoint,) = notified["notifications"]["endpoints"]
     assert endpoint["url"] == f"http://{host}:{port}{NOTIFICATION_PATH}"
-    looks: dict[str, Look] = {}
-    pages = create_app(Daemon(["local"], lambda name, *_: looks[name], pace=settings.pace))
+    looks: dict[str, CycleResult] = {}
+    pages = create_app(Daemon(["local"], lambda name, *_: looks[name], schedule=settings.schedule))
     assert NOTIFICATION_PATH in {route.path for route in pages.routes if isinstance(route, Route)}
 
 

@@ -20,18 +20,20 @@ from mirror.errors import (
     UnreachableError,
 )
 from mirror.events import Event, Warned
-from mirror.oci import Manifest
+from mirror.layout import component_of, publication_stage
+from mirror.oci import Digest, Manifest
 from mirror.operations import Outcome, ReplicaResult, sync_replicas
 from mirror.operations.audit_leader import LeaderAudit
 from mirror.operations.leader import Leader
 from mirror.operations.results import How
 from mirror.replicas_text import sync_summary
 from mirror.run import Cancellation, Run
-from mirror.sync import MemoryStore
+from mirror.sync import Inventory, InventoryBuilder, MemoryStore
 from mirror.sync.artifact import make_artifact, put_artifact
 from mirror.sync.publication import PENDING, announce, read_state, statement_digest
 from mirror.sync.removal import TRIAL
 from mirror.sync.statement import ARTIFACT_TYPE, GENERATION, REPOSITORY, Statement
+from mirror.sync.tags import tags_of
 from mirror.testing import Answer, CorruptBody, Delay, Fault, LoseAnswer, Refuse
 from tests.support.inventories import put_image, sample_store
 from tests.support.places import client_of, state, tree_of
@@ -329,6 +331,105 @@ def test_a_blob_that_the_leader_has_damaged_comes_from_another_replica(
     report = sync_replicas(leader.tree, [empty.tree, healthy.tree])
     assert report.exit_code == 0
     assert empty.held() == STORE.inventory()
+
+
+def without_what_needs(inventory: Inventory, blob: Digest) -> Inventory:
+    """What can be carried of the sample tree without one blob; channels wait for it too."""
+    builder = InventoryBuilder()
+    lost = {
+        component_of(path)
+        for path, content in inventory.repositories.items()
+        if blob in content.blobs
+    }
+    for path, content in inventory.repositories.items():
+        broken = {
+            d for d, node in content.manifests.items() if blob in {b.digest for b in node.blobs}
+        }
+        broken |= {
+            d for d, node in content.manifests.items() if broken & {c.digest for c in node.children}
+        }
+        for digest, node in content.manifests.items():
+            if digest not in broken:
+                builder.add_manifest(path, node, closed=False)
+        for one, size in content.blobs.items():
+            if one != blob:
+                builder.add_blob(path, one, size)
+        for tag, digest in content.tags.items():
+            waits = publication_stage(path, tag) > 0 and component_of(path) in lost
+            if digest not in broken and not waits:
+                builder.add_tag(path, tag, digest)
+    return builder.build()
+
+
+@pytest.mark.parametrize("damaged", [True, False])
+def test_a_blob_that_nobody_has_whole_is_named_and_all_that_does_not_need_it_is_carried(
+    two: list[Replica], damaged: bool
+) -> None:
+    leader, replica = two
+    victim = max(STORE.inventory().blob_sizes().items(), key=lambda one: one[1])[0]
+    fault = CorruptBody(7) if damaged else Answer(404)
+    leader.registry.faults.add(Fault(fault, "GET", f"/blobs/{victim}", times=None))
+    report = sync_replicas(leader.tree, [replica.tree])
+    assert report.exit_code == 4
+    (failure,) = report.failures
+    assert failure.place == replica.name
+    assert failure.item.startswith(f"blob {victim} into ")
+    assert f"blob {victim} cannot be had anywhere:\n  {leader.name}: " in str(failure)
+    assert failure.to_document()["type"] == "NoSoundCopyError"
+    assert str(victim) in sync_summary(report, 1.0)
+    assert tags_of(replica.held()) == tags_of(without_what_needs(STORE.inventory(), victim))
+    assert not list(replica.held().gaps())
+    assert replica.held().repository("security/trivy-db").tags
+    assert digest_of(replica) is None
+    leader.registry.faults.clear()
+    assert sync_replicas(leader.tree, [replica.tree]).exit_code == 0
+    assert replica.held() == STORE.inventory()
+    assert digest_of(replica) == digest_of(leader)
+
+
+def test_a_manifest_that_a_replica_refuses_costs_its_own_tag_and_no_other(
+    two: list[Replica],
+) -> None:
+    leader, replica = two
+    store = MemoryStore()
+    for number in range(40):
+        put_image(store, f"modules/m{number}", "v1", layers=(b"image %d" % number,))
+    for number in range(4):
+        put_image(store, f"modules/m{number}", "v2", layers=(b"newer %d" % number,))
+    leader.fill(store, generation=2)
+    refused = store.inventory().repository("modules/m7").tags["v1"]
+    replica.registry.faults.add(
+        Fault(Answer(400), "PUT", f"/modules/m7/manifests/{refused}", times=None)
+    )
+    report = sync_replicas(leader.tree, [replica.tree])
+    (failure,) = report.failures
+    assert failure.item == f"manifest modules/m7@{refused}"
+    tags = {(path, tag) for path, tags in tags_of(replica.held()).items() for tag in tags}
+    wanted = {(path, tag) for path, tags in tags_of(store.inventory()).items() for tag in tags}
+    assert len(wanted) == 44
+    assert wanted - tags == {("modules/m7", "v1")}
+    assert digest_of(replica) is None
+
+
+def test_a_statement_is_taken_back_before_tags_contradict_it(two: list[Replica]) -> None:
+    leader, replica = two
+    sync_replicas(leader.tree, [replica.tree])
+    leader.fill(newer(), generation=2)
+    fresh = newer().inventory().repository("release-channel").tags["alpha"]
+    replica.registry.faults.add(
+        Fault(Answer(400), "PUT", f"/release-channel/manifests/{fresh}", times=None)
+    )
+    replica.registry.requests.clear()
+    sync_replicas(leader.tree, [replica.tree])
+    changes = [one for one in replica.registry.requests if one.method in ("PUT", "DELETE")]
+    paths = [f"{one.method} {one.path}" for one in changes]
+    (taken_back,) = [at for at, text in enumerate(paths) if text.startswith("DELETE")]
+    (turned,) = [at for at, text in enumerate(paths) if text.endswith("/manifests/v1.2.0")]
+    assert taken_back < turned
+    # The images of the release are there, and no version or channel leads to them yet.
+    assert replica.storage.resolve(ROOT, "v1.2.0") is not None
+    assert replica.storage.resolve(f"{ROOT}/release-channel", "alpha") != fresh
+    assert replica.storage.resolve(f"{ROOT}/release-channel", "v1.2.0") is None
 
 
 def test_what_cannot_be_mended_is_named_and_the_replica_states_nothing_any_more(

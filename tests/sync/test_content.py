@@ -17,8 +17,7 @@ from mirror.errors import (
 )
 from mirror.oci import Digest, Manifest
 from mirror.run import Run
-from mirror.sync import BlobContent, MemoryStore, Overlay
-from tests.support.inventories import put_image
+from mirror.sync import BlobContent
 
 
 class ChunkSource:
@@ -184,35 +183,3 @@ def test_a_blob_of_no_bytes_is_verified_too() -> None:
     assert b"".join(content(ChunkSource(b""), b"").chunks()) == b""
     with pytest.raises(SizeMismatchError, match="expected 0 bytes, got 1"):
         b"".join(content(ChunkSource(b"x"), b"").chunks())
-
-
-# -- several sources as one ------------------------------------------------------------------------
-
-
-def test_an_overlay_answers_from_the_first_that_knows() -> None:
-    one, other = MemoryStore("one"), MemoryStore("other")
-    only_there = put_image(other, "a", layers=(b"there",))
-    both = put_image(one, "a", layers=(b"here",))
-    put_image(other, "a", layers=(b"here",))
-    overlay = Overlay(one, other)
-    assert overlay.name == "one"
-    assert overlay.manifest("a", both) is one.manifest("a", both)
-    assert overlay.manifest("a", only_there) is other.manifest("a", only_there)
-    assert b"".join(overlay.blob("a", Digest.of(b"there"), 5, 2)) == b"ere"
-    with pytest.raises(NotFoundError, match="other: no manifest sha256:"):
-        overlay.manifest("a", Digest.of(b"nowhere"))
-    with pytest.raises(NotFoundError, match="other: no blob sha256:"):
-        b"".join(overlay.blob("a", Digest.of(b"nowhere"), 1))
-
-
-def test_an_overlay_never_continues_one_source_with_another() -> None:
-    class Lost(ChunkSource):
-        def blob(
-            self, repository: str, digest: Digest, size: int, offset: int = 0
-        ) -> Generator[bytes, None, None]:
-            yield self.data[offset:4]
-            raise NotFoundError("gone meanwhile")
-
-    overlay = Overlay(Lost(b"abcdefgh"), ChunkSource(b"abcdefgh"))
-    with pytest.raises(NotFoundError, match="gone meanwhile"):
-        b"".join(overlay.blob("a", Digest.of(b"abcdefgh"), 8))

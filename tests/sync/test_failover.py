@@ -114,6 +114,22 @@ def test_a_manifest_is_taken_from_the_next_place_too(error: MirrorError) -> None
     assert len(broken.asked) == 1
 
 
+def test_the_first_that_knows_answers() -> None:
+    one, other = MemoryStore("one"), MemoryStore("other")
+    only_there = put_image(other, "a", layers=(b"there",))
+    both = put_image(one, "a", layers=(b"here",))
+    put_image(other, "a", layers=(b"here",))
+    source = FailoverSource([one, other])
+    assert source.name == "one"
+    assert source.manifest("a", both) is one.manifest("a", both)
+    assert source.manifest("a", only_there) is other.manifest("a", only_there)
+    assert b"".join(source.blob("a", Digest.of(b"there"), 5, 2)) == b"ere"
+    with pytest.raises(NoSoundCopyError, match="other: no manifest sha256:"):
+        source.manifest("a", Digest.of(b"nowhere"))
+    with pytest.raises(NoSoundCopyError, match="other: no blob sha256:"):
+        b"".join(source.blob("a", Digest.of(b"no blob"), 1))
+
+
 @pytest.mark.parametrize("wrong", [b"X" + DATA[1:], DATA[:-1], DATA + b"more", b""])
 def test_wrong_bytes_are_replaced_by_those_of_the_next_place(wrong: bytes) -> None:
     liar, sound = Place("liar", wrong), Place("sound")

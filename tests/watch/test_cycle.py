@@ -6,16 +6,14 @@ from collections.abc import Iterator
 
 import pytest
 
-from mirror.errors import MirrorError
+from mirror.errors import DeniedError, MirrorError, UnreachableError
 from mirror.oci import Digest
 from mirror.run import Run
 from mirror.sync import MemoryStore, union
 from mirror.sync.publication import announce
 from mirror.sync.statement import Statement
-from mirror.watch.cycle import Replicator, count
-from mirror.watch.pace import Depth
-from mirror.watch.settings import AUTO
-from mirror.watch.state import Look
+from mirror.watch.cycle import CycleResult, Replicator, _Silent, count
+from mirror.watch.settings import AUTO, CheckLevel
 from tests.support.inventories import put_image, sample_store
 from tests.support.places import state
 from tests.support.replicas import Replica, replicas
@@ -45,9 +43,9 @@ class Cluster:
         sites = {name: one.tree for name, one in self.members.items()}
         self.replicator = Replicator(sites, leader)
 
-    def look(self, name: str, depth: Depth = Depth.STATEMENT) -> Look:
+    def look(self, name: str, level: CheckLevel = CheckLevel.STATEMENT) -> CycleResult:
         """One cycle for the replica `name`."""
-        return self.replicator(name, depth, Run())
+        return self.replicator(name, level, Run())
 
 
 def newer() -> MemoryStore:
@@ -142,16 +140,16 @@ def test_a_registry_that_is_being_pushed_to_is_not_turned_back(
     statement = Statement(coming.inventory(), 3, tool="tests")
     announce(a.tree, statement.artifact())
     a.fill(coming, None)
-    look = cluster.look("a", Depth.AUDIT)
+    look = cluster.look("a", CheckLevel.AUDIT)
     assert not look.complete
     assert look.leader_generation == 2
     assert "the publication of generation 3 is under way" in look.errors[0]
     assert a.held() == union([newer().inventory(), coming.inventory()])
     for name in "bc":
-        assert cluster.look(name, Depth.AUDIT).generation == 2
+        assert cluster.look(name, CheckLevel.AUDIT).generation == 2
     assert b.held() == c.held() == newer().inventory()
     state(a.tree, statement)
-    assert cluster.look("a", Depth.AUDIT).complete
+    assert cluster.look("a", CheckLevel.AUDIT).complete
     assert cluster.look("b").generation == 3
 
 
@@ -161,7 +159,7 @@ def test_a_replica_that_lost_content_is_healed_by_a_deep_look(three: list[Replic
     cluster.look("b")
     victim = cluster.members["b"]
     lose(victim, next(iter(WANTED.blob_sizes())))
-    look = cluster.look("b", Depth.DEEP)
+    look = cluster.look("b", CheckLevel.DEEP)
     assert look.complete, look.errors
     assert victim.held() == WANTED
 
@@ -173,7 +171,7 @@ def test_the_leader_beside_the_daemon_is_audited_and_mended_by_its_peers(
     cluster.members["a"].fill(STORE)
     cluster.look("b")
     lose(cluster.members["a"], next(iter(WANTED.blob_sizes())))
-    look = cluster.look("a", Depth.DEEP)
+    look = cluster.look("a", CheckLevel.DEEP)
     assert look.complete, look.errors
     assert cluster.members["a"].held() == WANTED
 
@@ -192,6 +190,27 @@ def test_a_dead_peer_is_told_of_and_the_others_are_followed(three: list[Replica]
     assert again.complete
     assert any(three[2].name in error for error in again.errors)
     assert [len(one.registry.requests) for one in three[:2]] == [1, 1], "nothing is read again"
+
+
+def test_a_peer_that_rests_is_asked_again_by_one_cycle_when_its_rest_is_over() -> None:
+    now = [0.0]
+    silent = _Silent(lambda: now[0])
+    gone = UnreachableError("no answer", where="c")
+    assert silent.error("c") is None
+    silent.note("c", gone)
+    assert silent.error("c") is gone
+    now[0] = 10.0
+    assert silent.error("c") is None, "this cycle asks"
+    assert silent.error("c") is gone, "the others do not"
+    silent.note("c", gone)
+    now[0] = 29.0
+    assert silent.error("c") is gone, "the second rest is twice as long"
+    now[0] = 30.0
+    assert silent.error("c") is None
+    silent.note("c", None)
+    assert silent.error("c") is None
+    silent.note("c", DeniedError("no", where="c"))
+    assert silent.error("c") is None, "it answered"
 
 
 def test_a_dead_leader_that_was_named_is_an_error(three: list[Replica]) -> None:

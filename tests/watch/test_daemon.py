@@ -11,11 +11,11 @@ import pytest
 
 from mirror.errors import CancelledError, MirrorError
 from mirror.run import Run
+from mirror.watch.cycle import CycleResult
 from mirror.watch.daemon import Cycle, Daemon
-from mirror.watch.pace import Depth, Pace
-from mirror.watch.state import Look
+from mirror.watch.settings import CheckLevel, Schedule
 
-HOURLY = Pace(interval_s=3600, jitter=0, audit_every_s=None)
+HOURLY = Schedule(interval_s=3600, jitter=0, audit_every_s=None)
 _PATIENCE_S = 20.0
 
 
@@ -23,17 +23,17 @@ class Cycles:
     """A cycle that counts, and does what a test tells it to for each replica."""
 
     def __init__(self) -> None:
-        self.depths: dict[str, list[Depth]] = defaultdict(list)
-        self.behaviour: dict[str, Callable[[Run], Look]] = {}
+        self.levels: dict[str, list[CheckLevel]] = defaultdict(list)
+        self.behaviour: dict[str, Callable[[Run], CycleResult]] = {}
 
-    def __call__(self, replica: str, depth: Depth, run: Run) -> Look:
-        self.depths[replica].append(depth)
+    def __call__(self, replica: str, level: CheckLevel, run: Run) -> CycleResult:
+        self.levels[replica].append(level)
         act = self.behaviour.get(replica)
-        return act(run) if act else Look(depth, complete=True, declared=5, verified=5)
+        return act(run) if act else CycleResult(level, complete=True, declared=5, verified=5)
 
     def count(self, replica: str) -> int:
         """How many cycles there were for `replica`."""
-        return len(self.depths[replica])
+        return len(self.levels[replica])
 
 
 def wait_for(condition: Callable[[], bool]) -> None:
@@ -47,8 +47,8 @@ def wait_for(condition: Callable[[], bool]) -> None:
 class Running:
     """A daemon while the `with` block lasts."""
 
-    def __init__(self, cycle: Cycle, *followers: str, pace: Pace = HOURLY) -> None:
-        self.daemon = Daemon(followers, cycle, pace=pace, chance=lambda: 0.5)
+    def __init__(self, cycle: Cycle, *followers: str, schedule: Schedule = HOURLY) -> None:
+        self.daemon = Daemon(followers, cycle, schedule=schedule, chance=lambda: 0.5)
 
     def __enter__(self) -> Daemon:
         self.daemon.start()
@@ -60,20 +60,22 @@ class Running:
 
 def test_every_replica_is_looked_at_at_once_and_then_at_its_pace() -> None:
     cycles = Cycles()
-    with Running(cycles, "a", "b", pace=Pace(interval_s=0.01, jitter=0, audit_every_s=None)):
+    with Running(
+        cycles, "a", "b", schedule=Schedule(interval_s=0.01, jitter=0, audit_every_s=None)
+    ):
         wait_for(lambda: cycles.count("a") > 3 and cycles.count("b") > 3)
 
 
 def test_a_replica_that_hangs_holds_up_no_other() -> None:
     cycles = Cycles()
 
-    def hang(run: Run) -> Look:
+    def hang(run: Run) -> CycleResult:
         assert run.cancellation.wait(_PATIENCE_S)
         raise CancelledError("stopped on request")
 
     cycles.behaviour["slow"] = hang
     with Running(
-        cycles, "slow", "quick", pace=Pace(interval_s=0.01, jitter=0, audit_every_s=None)
+        cycles, "slow", "quick", schedule=Schedule(interval_s=0.01, jitter=0, audit_every_s=None)
     ) as daemon:
         wait_for(lambda: cycles.count("quick") > 5)
         assert cycles.count("slow") == 1
@@ -92,10 +94,10 @@ def test_a_notification_starts_a_cycle_at_once() -> None:
 def test_a_push_during_a_cycle_gets_a_cycle_of_its_own() -> None:
     cycles, begun, go = Cycles(), threading.Event(), threading.Event()
 
-    def wait_first(_: Run) -> Look:
+    def wait_first(_: Run) -> CycleResult:
         begun.set()
         assert go.wait(_PATIENCE_S)
-        return Look(Depth.STATEMENT, complete=True)
+        return CycleResult(CheckLevel.STATEMENT, complete=True)
 
     cycles.behaviour["a"] = wait_first
     with Running(cycles, "a") as daemon:
@@ -108,7 +110,7 @@ def test_a_push_during_a_cycle_gets_a_cycle_of_its_own() -> None:
 def test_one_failed_replica_is_told_and_the_others_stay_ready() -> None:
     cycles = Cycles()
 
-    def fail(_: Run) -> Look:
+    def fail(_: Run) -> CycleResult:
         raise MirrorError("its disk is full; make room")
 
     cycles.behaviour["b"] = fail
@@ -126,8 +128,10 @@ def test_one_failed_replica_is_told_and_the_others_stay_ready() -> None:
 
 def test_ready_means_that_the_daemons_own_replica_is_complete() -> None:
     cycles = Cycles()
-    cycles.behaviour["b"] = lambda _: Look(Depth.AUDIT, complete=False, declared=9, verified=2)
-    daemon = Daemon(("a", "b"), cycles, pace=HOURLY, this="a")
+    cycles.behaviour["b"] = lambda _: CycleResult(
+        CheckLevel.AUDIT, complete=False, declared=9, verified=2
+    )
+    daemon = Daemon(("a", "b"), cycles, schedule=HOURLY, this="a")
     assert not daemon.state.ready(), "nothing is known yet"
     daemon.start()
     try:
@@ -138,18 +142,25 @@ def test_ready_means_that_the_daemons_own_replica_is_complete() -> None:
 
 def test_the_deepest_look_due_is_taken_first_and_again_until_it_succeeded() -> None:
     cycles = Cycles()
-    looks = iter([Look(Depth.DEEP, complete=False, errors=("one blob is missing",))])
-    cycles.behaviour["a"] = lambda _: next(looks, Look(Depth.DEEP, complete=True))
-    pace = Pace(interval_s=0.01, jitter=0, audit_every_s=None, deep_every_s=3600, backoff_limit_s=1)
-    with Running(cycles, "a", pace=pace):
+    looks = iter([CycleResult(CheckLevel.DEEP, complete=False, errors=("one blob is missing",))])
+    cycles.behaviour["a"] = lambda _: next(looks, CycleResult(CheckLevel.DEEP, complete=True))
+    schedule = Schedule(
+        interval_s=0.01, jitter=0, audit_every_s=None, deep_every_s=3600, backoff_limit_s=1
+    )
+    with Running(cycles, "a", schedule=schedule):
         wait_for(lambda: cycles.count("a") > 3)
-    assert cycles.depths["a"][:4] == [Depth.DEEP, Depth.DEEP, Depth.STATEMENT, Depth.STATEMENT]
+    assert cycles.levels["a"][:4] == [
+        CheckLevel.DEEP,
+        CheckLevel.DEEP,
+        CheckLevel.STATEMENT,
+        CheckLevel.STATEMENT,
+    ]
 
 
 def test_stopping_cancels_what_is_under_way_and_leaves_no_thread() -> None:
     cycles, begun = Cycles(), threading.Event()
 
-    def work(run: Run) -> Look:
+    def work(run: Run) -> CycleResult:
         begun.set()
         assert run.cancellation.wait(_PATIENCE_S)
         raise CancelledError("stopped on request")
@@ -163,19 +174,47 @@ def test_stopping_cancels_what_is_under_way_and_leaves_no_thread() -> None:
     assert threading.active_count() == before
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_a_bug_in_a_cycle_shows_in_the_daemons_health() -> None:
+def test_a_bug_in_a_cycle_shows_in_the_daemons_health(caplog: pytest.LogCaptureFixture) -> None:
     cycles = Cycles()
 
-    def bug(_: Run) -> Look:
+    def bug(_: Run) -> CycleResult:
         raise RuntimeError("a bug")
 
     cycles.behaviour["a"] = bug
     with Running(cycles, "a") as daemon:
-        wait_for(lambda: not daemon.alive())
+        wait_for(lambda: daemon.state.bugs() == {"a": "RuntimeError: a bug"})
+        wait_for(
+            lambda: 'mirror_sync_bugs_total{replica="a"} 1.0' in daemon.metrics.page().decode()
+        )
+        assert not daemon.state.ready()
+        (error,) = daemon.state.to_document()["replicas"]["a"]["errors"]
+        assert "a bug in mirror ended this cycle (RuntimeError: a bug)" in error
+        assert daemon.alive()
+    (logged,) = [one for one in caplog.records if one.exc_info]
+    assert "a: the cycle ended with a bug in mirror" in logged.getMessage()
+
+
+def test_a_bug_in_one_replicas_cycle_ends_no_replication() -> None:
+    """Neither that of the others, nor, once whatever provoked it is over, its own."""
+    cycles = Cycles()
+    answers = iter([RuntimeError("a bug"), ValueError("another"), None])
+
+    def bug(_: Run) -> CycleResult:
+        if (error := next(answers, None)) is not None:
+            raise error
+        return CycleResult(CheckLevel.STATEMENT, complete=True)
+
+    cycles.behaviour["a"] = bug
+    often = Schedule(interval_s=0.01, jitter=0, audit_every_s=None, backoff_limit_s=0.01)
+    with Running(cycles, "a", "b", schedule=often) as daemon:
+        wait_for(lambda: cycles.count("a") > 3 and cycles.count("b") > 5)
+        wait_for(daemon.state.ready)
+        assert daemon.state.bugs() == {}
 
 
 def test_lag_is_counted_in_generations() -> None:
-    assert Look(Depth.AUDIT, complete=False, generation=3, leader_generation=5).lag == 2
-    assert Look(Depth.AUDIT, complete=False, generation=None, leader_generation=5).lag == 5
-    assert Look(Depth.AUDIT, complete=False, generation=3).lag is None
+    assert CycleResult(CheckLevel.AUDIT, complete=False, generation=3, leader_generation=5).lag == 2
+    assert (
+        CycleResult(CheckLevel.AUDIT, complete=False, generation=None, leader_generation=5).lag == 5
+    )
+    assert CycleResult(CheckLevel.AUDIT, complete=False, generation=3).lag is None

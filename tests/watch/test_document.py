@@ -9,12 +9,10 @@ from typing import Any
 import pytest
 import yaml
 
-from mirror.watch.daemon import Daemon
-from mirror.watch.metrics import Metrics
-from mirror.watch.pace import Depth, Pace
-from mirror.watch.pages import create_app
-from mirror.watch.settings import RegistryPlace, WatchSettings
-from mirror.watch.state import Look
+from mirror.watch.cycle import CycleResult
+from mirror.watch.daemon import Daemon, Metrics
+from mirror.watch.service import create_app
+from mirror.watch.settings import CheckLevel, Schedule, WatchedRegistry, WatchSettings
 from tests.support.program import ROOT
 
 PAGE = (ROOT / "docs/replication.md").read_text(encoding="utf-8")
@@ -55,7 +53,7 @@ def test_the_examples_are_settings(tmp_path: Path, name: str) -> None:
 
 def test_every_setting_is_described_with_its_default() -> None:
     ours, places = tables("Settings")
-    for described, model in ((ours, WatchSettings), (places, RegistryPlace)):
+    for described, model in ((ours, WatchSettings), (places, WatchedRegistry)):
         fields = {field.alias or name: field for name, field in model.model_fields.items()}
         assert described.keys() == fields.keys()
         for name, cell in described.items():
@@ -82,12 +80,14 @@ def test_the_registrys_example_names_the_daemons_page_and_token(tmp_path: Path) 
 
 def test_all_pages_and_metrics_are_listed() -> None:
     pages, metrics = tables("Pages")
-    look = Look(Depth.AUDIT, complete=True, generation=1, leader_generation=1, declared=1)
+    look = CycleResult(
+        CheckLevel.AUDIT, complete=True, generation=1, leader_generation=1, declared=1
+    )
 
-    def cycle(*_: Any) -> Look:
+    def cycle(*_: Any) -> CycleResult:
         return look
 
-    app = create_app(Daemon(["a"], cycle, pace=Pace()))
+    app = create_app(Daemon(["a"], cycle, schedule=Schedule()))
     routes = {(next(iter(r.methods - {"HEAD"})), r.path) for r in app.routes}  # type: ignore[attr-defined]
     assert {tuple(name.split(" ")) for name in pages} == routes
     measured = Metrics(("a",))

@@ -10,9 +10,9 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from mirror.serve.server import ServerThread, listen
+from mirror.watch.cycle import CycleResult
 from mirror.watch.daemon import Daemon
-from mirror.watch.pages import create_app, tells_of_change
-from mirror.watch.state import Look
+from mirror.watch.service import create_app, tells_of_change
 from tests.watch.test_daemon import HOURLY, Cycles, wait_for
 
 TOKEN = "between-us"
@@ -23,7 +23,7 @@ class RegistryTree:
 
     def __init__(self, cycles: Cycles, token: str | None) -> None:
         self.cycles = cycles
-        self.daemon = Daemon(("a",), cycles, pace=HOURLY)
+        self.daemon = Daemon(("a",), cycles, schedule=HOURLY)
         listener = listen("127.0.0.1", 0)
         self.url = f"http://127.0.0.1:{listener.getsockname()[1]}"
         self._server = ServerThread(create_app(self.daemon, notify_token=token), listener)
@@ -58,8 +58,8 @@ def test_health_ends_with_the_threads(site: RegistryTree) -> None:
 
 def test_ready_tells_why_it_is_not() -> None:
     cycles = Cycles()
-    cycles.behaviour["a"] = lambda _: Look(
-        HOURLY.depth(0, None, None), complete=False, declared=10, verified=4, errors=("no space",)
+    cycles.behaviour["a"] = lambda _: CycleResult(
+        HOURLY.level(0, None, None), complete=False, declared=10, verified=4, errors=("no space",)
     )
     with RegistryTree(cycles, None) as site:
         wait_for(lambda: site.daemon.state.to_document()["replicas"]["a"] is not None)
