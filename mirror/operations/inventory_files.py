@@ -11,7 +11,7 @@ from mirror.errors import DamagedBundleError, InputError
 from mirror.operations.trees import walk_tree
 from mirror.run import Run
 from mirror.sync import Inventory
-from mirror.sync.publication import read_state
+from mirror.sync.publication_state import read_state
 from mirror.sync.statement import Statement
 from mirror.sync.survey import Failure
 from mirror.sync.tree import RegistryTree

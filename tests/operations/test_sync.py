@@ -30,7 +30,8 @@ from mirror.replicas_text import sync_summary
 from mirror.run import Cancellation, Run
 from mirror.sync import Inventory, InventoryBuilder, MemoryStore
 from mirror.sync.artifact import make_artifact, put_artifact
-from mirror.sync.publication import PENDING, announce, read_state, statement_digest
+from mirror.sync.publication import announce
+from mirror.sync.publication_state import PENDING, read_state, statement_digest
 from mirror.sync.removal import TRIAL
 from mirror.sync.statement import ARTIFACT_TYPE, GENERATION, REPOSITORY, Statement
 from mirror.sync.tags import tags_of
