@@ -8,18 +8,12 @@ from typing import Any
 
 import click
 
-from mirror.bundle.reader import read_base
+from mirror.bundle.reader import read_inventory
 from mirror.commands import options
 from mirror.commands.cluster import Cluster
 from mirror.commands.shared import show
 from mirror.errors import InputError, IntegrityError, MirrorError
-from mirror.modes.check import (
-    CheckReport,
-    ItemState,
-    check_images,
-    connect_with,
-    targets_for,
-)
+from mirror.modes.check import CheckReport, ItemState, check_images, connect_with, targets_for
 from mirror.modes.required import (
     RequiredSet,
     critical_modules,
@@ -101,7 +95,7 @@ def check_command(
         modules_file,
         deckhouse_image,
     )
-    targets = targets_for(cluster.settings, cluster.sites)
+    targets = targets_for(cluster.settings, cluster.access)
     connection = ConnectionOptions(verify=not tls_skip_verify)
     started = time.monotonic()
     with progress(quiet=as_json) as on_event:
@@ -136,7 +130,7 @@ def _required(
     if digests_file is not None:
         return from_digest_list(read_digest_list(digests_file), str(digests_file), deployment)
     if inventory_path is not None:
-        return from_inventory(read_base(inventory_path), deployment)
+        return from_inventory(read_inventory(inventory_path), deployment)
     if values_file is not None and modules_file is not None:
         modules = read_document(modules_file).get("items")
         if not isinstance(modules, list):

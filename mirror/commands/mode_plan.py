@@ -10,13 +10,13 @@ import click
 
 from mirror.commands import options
 from mirror.commands.errors import print_json
-from mirror.errors import InputError, MirrorError
-from mirror.modes.facts import ClusterFacts
-from mirror.modes.matrix import Verdict
+from mirror.errors import InputError, InvalidSettingsError, MirrorError
+from mirror.modes.outcomes import ClusterFacts
+from mirror.modes.plan import SwitchPlan, plan_switch
 from mirror.modes.preconditions import Cause
-from mirror.modes.settings import Mode, RegistrySettings
+from mirror.modes.routes import Mode, Verdict
+from mirror.modes.settings import RegistrySettings
 from mirror.modes.state import RegistryState
-from mirror.modes.transitions import SwitchPlan, plan_switch
 from mirror.nodeconfig.cluster import load_facts
 
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
@@ -133,7 +133,10 @@ def _with_aborted(
 
 def _without_parameters(mode: Mode) -> RegistrySettings | None:
     """The settings of a mode that has none beside its name; None for the others."""
-    return RegistrySettings(mode=mode) if mode in (Mode.LOCAL, Mode.UNMANAGED) else None
+    try:
+        return RegistrySettings(mode=mode)
+    except InvalidSettingsError:  # it needs a section
+        return None
 
 
 def _lines(plan: SwitchPlan) -> Iterator[str]:

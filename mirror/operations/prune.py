@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mirror.bundle.reader import read_inventory
 from mirror.errors import ConflictError, PruneRefusedError, common_exit_code
 from mirror.events import PhaseStarted
 from mirror.oci import Digest
-from mirror.operations.inventory_files import read_inventory
 from mirror.release.discovery import discovery_images
 from mirror.run import Run
 from mirror.sync import Inventory, InventoryBuilder, Plan, union
