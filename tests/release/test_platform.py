@@ -290,9 +290,9 @@ def test_wishes_that_contradict_each_other_are_refused(given: dict[str, str]) ->
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"since": "soon"}, "--since-version 'soon' is no version"),
-        ({"tag": "a/b"}, "--deckhouse-tag 'a/b' is no tag"),
-        ({"tag": ""}, "--deckhouse-tag '' is no tag"),
+        ({"since": "soon"}, "--since-version 'soon' is not a version"),
+        ({"tag": "a/b"}, "--deckhouse-tag 'a/b' is not a tag"),
+        ({"tag": ""}, "--deckhouse-tag '' is not a tag"),
         ({"include": "./bundle"}, "is a path, not a version"),
         ({"include": "latest"}, "--include-platform 'latest': 'latest' selects no versions"),
     ],
