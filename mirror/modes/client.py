@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import replace
-from types import TracebackType
 from typing import TypeVar
 
 from mirror.errors import MirrorError, RegistryNotFoundError
@@ -120,12 +119,7 @@ class ModeClient:
     def __enter__(self) -> ModeClient:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_raised: object) -> None:
         self.close()
 
     def __repr__(self) -> str:

@@ -12,8 +12,8 @@ from mirror.oci import Digest
 from mirror.registry import RegistryClient
 from mirror.registry.listings import next_link
 from tests.registry.conftest import MakeClient, Serve
-from tests.registry.fake import FakeRegistry
-from tests.registry.scripted import Reply, Request, ScriptedServer
+from tests.support.fake_api import FakeRegistry
+from tests.support.scripted_server import Reply, Request, ScriptedServer
 
 ADDRESSES = [
     "http://127.0.0.1:99999/t",

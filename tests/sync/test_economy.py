@@ -13,7 +13,7 @@ from mirror.sync.observation import Depth
 from mirror.sync.registry import RegistryTarget, below
 from tests.support.inventories import put_image
 from tests.support.real_registry import RealRegistry
-from tests.support.wire import watch
+from tests.support.watched_client import watch
 
 IMAGES = 30
 SHARED = 3
