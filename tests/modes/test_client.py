@@ -38,7 +38,7 @@ from mirror.serve import BasicAuth, TokenAuth
 from mirror.serve import User as Person
 from mirror.testing import Answer, CorruptBody, CutResponse, EmbeddedRegistry, Fault, Refuse, Stall
 from tests.conftest import MakeEmbeddedRegistry
-from tests.modes.replicas import ACCOUNTS, at, certificate, hasty, image, put, sites
+from tests.support.cluster_replicas import ACCOUNTS, at, certificate, hasty, image, put, sites
 from tests.support.processes import free_loopback
 from tests.support.program import ROOT
 from tests.support.tls import Authority
