@@ -15,17 +15,19 @@ from mirror.errors import (
 )
 from mirror.oci import Digest
 from mirror.operations.leader import Facts, Leader
-from mirror.operations.replicate import damage, told
+from mirror.operations.replicate import describe_damage
 from mirror.operations.results import How, Outcome, ReplicaResult
-from mirror.operations.sites import Site, listed_repositories, usual_repositories
+from mirror.operations.trees import listed_repositories, usual_repositories
 from mirror.run import Run
 from mirror.sync import Finding, Inventory, Plan, make_plan, transfer
 from mirror.sync.difference import lacking
 from mirror.sync.failover import FailoverSource
 from mirror.sync.healing import Healer, Mending, mended, without_manifests
-from mirror.sync.publish import read_standing
+from mirror.sync.observation import Depth, Failure, Item, Observation
+from mirror.sync.observe import observe
+from mirror.sync.publication_state import read_state
 from mirror.sync.statement import REPOSITORY, Statement
-from mirror.sync.survey import Failure, Item, Survey, survey
+from mirror.sync.tree import RegistryTree
 
 
 class LeaderAudit:
@@ -38,14 +40,14 @@ class LeaderAudit:
     def __init__(
         self,
         leader: Leader,
-        others: Sequence[Site],
+        others: Sequence[RegistryTree],
         how: How,
         *,
         run: Run,
     ) -> None:
         self._leader, self._others, self._how = leader, others, how
         self._run = run
-        self._place = leader.site.place(run=run)
+        self._place = leader.tree.target(run)
         self._started = time.monotonic()
         self._damaged: tuple[Finding, ...] = ()
         self._healed: tuple[Finding, ...] = ()
@@ -55,9 +57,9 @@ class LeaderAudit:
         self._facts: Facts | None = None
 
     @property
-    def site(self) -> Site:
+    def tree(self) -> RegistryTree:
         """The leader's."""
-        return self._leader.site
+        return self._leader.tree
 
     def carry_out(self) -> ReplicaResult:
         """Do it; what fails is in the result and is never raised."""
@@ -65,7 +67,7 @@ class LeaderAudit:
             self._facts = self._leader.facts()
             self._failures = self._audit(self._facts)
         except MirrorError as err:
-            self._failures = (Failure(self.site.name, "the leader as a whole", err),)
+            self._failures = (Failure(self.tree.name, "the leader as a whole", err),)
         finally:
             self._leader.judge((*self._failures, *self._as_failures()))
         return self.result()
@@ -83,7 +85,7 @@ class LeaderAudit:
         if self._damaged:
             outcome = Outcome.DIFFERS
         return ReplicaResult(
-            self.site.name,
+            self.tree.name,
             Outcome.FAILED if failures else outcome,
             self._leader.digest,
             published.statement.generation if published else None,
@@ -97,13 +99,14 @@ class LeaderAudit:
     def _audit(self, facts: Facts) -> tuple[Failure, ...]:
         if facts.published is None:
             return facts.failures  # it was walked: there is no statement to hold it against
-        found = self._survey(facts, also=self._repositories())
+        depth = Depth.DEEP if self._how.deep else Depth.LISTED
+        found = self._observe(facts, depth, also=self._repositories())
         self._extras = tuple(_unstated(facts, found))
-        self._untold += found.untold(self._place.name)
+        self._untold += found.unlisted_failures
         if not self._how.deep:
             return self._judged(facts, found)
         place, how = self._place, self._how
-        damaged = damage(place, found, self._run)
+        damaged = found.all_damage()
         wanted = facts.with_statement()
         blobs = wanted.blob_sizes()
         broken = {d: error for d, error in damaged.items() if d not in blobs}
@@ -115,12 +118,12 @@ class LeaderAudit:
         lost += [step.digest for wave in plan.manifests for step in wave]
         if how.dry_run or not self._others:
             self._damaged = (
-                *told(place.name, damaged),
+                *describe_damage(place.name, damaged),
                 *(Finding(place.name, f"{d} is missing", digest=d) for d in lost),
             )
             return () if how.dry_run else self._as_failures()
         failures = self._heal(facts, plan, damaged, broken)
-        found = self._survey(facts)
+        found = self._observe(facts, Depth.AUDIT)
         return (*failures, *self._judged(facts, found))
 
     def _heal(
@@ -135,7 +138,7 @@ class LeaderAudit:
         source = FailoverSource(
             [one.source() for one in self._others], wanted, on_event=self._run.on_event
         )
-        healer = Healer(place, source, self.site.files, run=self._run)
+        healer = Healer(place, source, self.tree.files, run=self._run)
         healed, failures = healer.heal_blobs(damaged, wanted)
         target = Mending(place, healer, broken)
         missing = [(step.into[0], step.digest) for step in plan.blobs]
@@ -156,12 +159,12 @@ class LeaderAudit:
         self._healed = (*healed, *target.healed)
         return failures
 
-    def _judged(self, facts: Facts, found: Survey) -> tuple[Failure, ...]:
+    def _judged(self, facts: Facts, found: Observation) -> tuple[Failure, ...]:
         """What the leader states and does not hold."""
         rest = lacking(facts.inventory, found.held)
         coming = None
         if any(content.tags for content in rest.repositories.values()):
-            newest = read_standing(self.site.client, self.site.tree.locate).newest
+            newest = read_state(self.tree).newest
             if newest is not None and newest != facts.published:
                 coming = newest.statement
         return _lost(rest, found, coming, self._place.name)
@@ -171,31 +174,25 @@ class LeaderAudit:
 
         Where it does not list them, those that a release tree has by its nature.
         """
-        client, tree = self.site.client, self.site.tree
         listed: set[str] | RegistryError
         try:
-            listed = listed_repositories(client, tree)
+            listed = listed_repositories(self.tree)
         except UnreachableError as err:  # by this request, which costs large registries much
             listed = err
         if not isinstance(listed, RegistryError):
             return frozenset(listed)
         try:
-            return frozenset(usual_repositories(client, tree))
+            return frozenset(usual_repositories(self.tree))
         except RegistryError as err:
             self._untold = (Failure(self._place.name, "its list of repositories", err),)
             return frozenset()
 
-    def _survey(self, facts: Facts, also: Iterable[str] = ()) -> Survey:
-        return survey(
-            facts.with_statement() if self._how.deep else facts.inventory,
-            self._place,
-            also=also,
-            thorough=self._how.deep,
-            run=self._run,
-        )
+    def _observe(self, facts: Facts, depth: Depth, also: Iterable[str] = ()) -> Observation:
+        wanted = facts.with_statement() if self._how.deep else facts.inventory
+        return observe(self._place, wanted, depth, also=also, run=self._run)
 
 
-def _unstated(facts: Facts, found: Survey) -> Iterator[str]:
+def _unstated(facts: Facts, found: Observation) -> Iterator[str]:
     """Tags of the leader's tree that its statement does not have."""
     for path, tags in sorted(found.listed.items()):
         if path != REPOSITORY:
@@ -204,7 +201,7 @@ def _unstated(facts: Facts, found: Survey) -> Iterator[str]:
 
 
 def _lost(
-    rest: Inventory, found: Survey, coming: Statement | None, name: str
+    rest: Inventory, found: Observation, coming: Statement | None, name: str
 ) -> tuple[Failure, ...]:
     """What the leader states and does not hold, which is `rest`; `coming` is what it publishes."""
     failures = [Failure(name, str(item), error) for item, error in found.unclear.items()]

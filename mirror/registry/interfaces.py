@@ -10,8 +10,7 @@ from collections.abc import Callable, Generator, Iterator
 from typing import Protocol, Self
 
 from mirror.oci import Child, Descriptor, Digest, Manifest
-from mirror.registry.sessions import OpenUpload
-from mirror.registry.upload_journal import UploadJournal
+from mirror.registry.upload_sessions import OpenUpload, UploadJournal
 from mirror.run import Run
 
 
@@ -22,6 +21,8 @@ class RegistryReader(Protocol):
     def host(self) -> str: ...
 
     def within(self, run: Run) -> Self: ...
+
+    def close(self) -> None: ...
 
     def ping(self) -> None: ...
 
@@ -64,7 +65,6 @@ class RegistryWriter(RegistryReader, Protocol):
         size: int,
         content: Callable[[int], Generator[bytes, None, None]],
         *,
-        cancelled: Callable[[], bool] = ...,
         opened: OpenUpload | None = ...,
         journal: UploadJournal | None = ...,
     ) -> int: ...
