@@ -17,8 +17,8 @@ import pytest
 from examples.release_tree import SMALL
 from mirror.serve import MemoryStorage
 from mirror.testing import EmbeddedRegistry
-from tests.journey.conftest import Source, serve
 from tests.support.program import run_mirror
+from tests.support.release_source import Source, serve
 from tests.support.tools import require_tool
 
 _CALLS = "write,pwrite64,writev,pwritev,pwritev2,fsync,fdatasync,rename,renameat,renameat2,unlink"
