@@ -10,7 +10,7 @@ import pytest
 from mirror.durable import make_folder, write_at, write_durably, write_if_changed
 from mirror.errors import FileSystemError, NoSpaceError
 from mirror.serve import FolderStorage
-from tests.bundle.test_delta import fill
+from tests.support.sample_images import fill
 
 
 class Recorder:
