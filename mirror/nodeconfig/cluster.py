@@ -20,9 +20,9 @@ from pydantic.alias_generators import to_camel
 from mirror.documents import StrictLoader, line, mistake
 from mirror.errors import FileSystemError, InputError, RenderingError
 from mirror.modes import constants, rules
-from mirror.modes.constants import PUSH_NAME, UNKNOWN_VERSION, User
+from mirror.modes.constants import PUSH_NAME, User
 from mirror.modes.module_config import read_documents
-from mirror.modes.outcomes import ClusterFacts, ContainerdConfig, NodeFacts
+from mirror.modes.outcomes import ClusterFacts, NodeFacts
 from mirror.modes.routes import StoreContent
 from mirror.modes.settings import Account, ClusterAccess, RegistrySettings
 from mirror.nodeconfig import values
@@ -280,18 +280,6 @@ def _is_address(text: str) -> bool:
     return True
 
 
-class NodeFile(_Document):
-    """One node, as `--facts` reads it."""
-
-    name: str
-    master: bool = False
-    ready: bool | None = None
-    schedulable: bool | None = None
-    cri: str | None = None
-    containerd_config: ContainerdConfig | None = None
-    version: str = UNKNOWN_VERSION
-
-
 class FactsFile(_Document):
     """In which state a cluster is before a switch, as `--facts` reads it. What is left out is
     not known, and a plan then says what is to be looked at."""
@@ -303,27 +291,15 @@ class FactsFile(_Document):
     node_config_managed: bool | None = None
     saved_parameters: bool | None = None
     images_present: bool | None = None
-    nodes: tuple[NodeFile, ...] | None = None
+    nodes: tuple[NodeFacts, ...] | None = None
     stores: frozenset[StoreContent] | None = None
     aborted: Mapping[str, Any] | None = None
     """The registry section to which a switch was under way that was not completed."""
 
     def facts(self) -> ClusterFacts:
         """The same as values."""
-        return ClusterFacts(
-            bootstrapped=self.bootstrapped,
-            managed_by_dkp=self.managed_by_dkp,
-            static=self.static,
-            queue_empty=self.queue_empty,
-            node_config_managed=self.node_config_managed,
-            saved_parameters=self.saved_parameters,
-            images_present=self.images_present,
-            nodes=None
-            if self.nodes is None
-            else tuple(NodeFacts(**dict(node)) for node in self.nodes),
-            stores=self.stores,
-            aborted=None if self.aborted is None else RegistrySettings.load(self.aborted),
-        )
+        aborted = None if self.aborted is None else RegistrySettings.load(self.aborted)
+        return ClusterFacts(**{**dict(self), "aborted": aborted})
 
 
 def load_access(path: Path) -> ClusterAccess:

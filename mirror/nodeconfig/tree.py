@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-from mirror.durable import write_if_changed
+from mirror.durable import make_folder, os_errors, write_if_changed
 from mirror.errors import FileSystemError, RenderingError
 from mirror.modes import constants
 
@@ -154,6 +154,13 @@ def place_tree(tree: Tree, root: Path) -> Placed:
         union = RenderedFile(hosts_state(sorted({*before, *after})), listed.mode)
         if write_file(_below(root, state_path), union):
             written.append(state_path)
+    modes: dict[PurePosixPath, set[int]] = {}
+    for path, file in tree.items():
+        modes.setdefault(path.parent, set()).add(file.mode)
+    for folder, found in sorted(modes.items()):
+        # nginx reads its files as a user without rights, and secrets are for their owner alone.
+        with os_errors(_below(root, folder), "write"):
+            make_folder(_below(root, folder), 0o700 if SECRET in found else 0o755)
     replaced: dict[PurePosixPath, bytes] = {}
     for path, file in sorted(tree.items(), key=lambda item: _order(item[0])):
         if path == state_path:
