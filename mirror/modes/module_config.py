@@ -15,11 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-from yaml.composer import ComposerError
-from yaml.constructor import ConstructorError
-
-from mirror.documents import RepeatedKeyError, StrictLoader, line
+from mirror.documents import read_documents
 from mirror.errors import InputError, InvalidSettingsError
 from mirror.modes.constants import DEFAULT_IMAGES_REPO
 from mirror.modes.rules import SECTIONS, Finding, no_mapping
@@ -56,42 +52,13 @@ def find_registry(source: Path | str | Mapping[str, Any]) -> FoundSettings:
             raise InputError(f"cannot read {where}: {err.strerror}") from err
     else:
         where, raw = "the settings", source
-    documents = read_documents(raw, where)
+    hint = "" if isinstance(source, Path) else " (to read a file, give its path as a Path)"
+    documents = read_documents(raw, where, _EXPECTED + hint)
     if not documents and isinstance(source, Path):
         # As a redirection leaves it whose command failed. To read it as the deprecated kind of
         # Unmanaged, which has no settings, would plan a switch to that.
         raise InputError(f"{where} is empty; {_EXPECTED}")
     return _of(documents, where)
-
-
-def read_documents(raw: str | bytes, where: str) -> list[Mapping[str, Any]]:
-    """The YAML documents of a text, empty ones left out; messages never quote them.
-
-    Raises:
-        InputError: it is no YAML, or something in it is no mapping.
-    """
-    try:
-        documents = list(yaml.load_all(raw, StrictLoader))
-    # Not `from err`, whose text may quote the document.
-    except RepeatedKeyError as err:
-        raise InputError(f"{where}: {err.problem}{line(err)}") from None
-    except ConstructorError as err:
-        raise InputError(
-            f"{where}: a value is not what it looks like{line(err)}; write it in quotes"
-        ) from None
-    except ComposerError as err:
-        raise InputError(
-            f"{where}: a value that begins with * must be in quotes{line(err)}"
-        ) from None
-    except yaml.MarkedYAMLError as err:
-        raise InputError(f"{where} is no YAML: {err.problem}{line(err)}") from None
-    except (yaml.YAMLError, ValueError, RecursionError):
-        raise InputError(f"{where} is no YAML") from None
-    documents = [document for document in documents if document is not None]
-    if not all(isinstance(document, Mapping) for document in documents):
-        hint = "; to read a file, give its path as a Path" if where == "the settings" else ""
-        raise InputError(f"{where}: {_EXPECTED}, found something that is no mapping{hint}")
-    return documents
 
 
 def _of(documents: Sequence[Mapping[str, Any]], where: str) -> FoundSettings:

@@ -17,11 +17,10 @@ import yaml
 from pydantic import BaseModel, ConfigDict, SecretStr, ValidationError, model_validator
 from pydantic.alias_generators import to_camel
 
-from mirror.documents import StrictLoader, line, mistake
+from mirror.documents import StrictLoader, line, problems, read_documents
 from mirror.errors import FileSystemError, InputError, RenderingError
 from mirror.modes import constants, rules
 from mirror.modes.constants import PUSH_NAME, User
-from mirror.modes.module_config import read_documents
 from mirror.modes.outcomes import ClusterFacts, NodeFacts
 from mirror.modes.routes import StoreContent
 from mirror.modes.settings import Account, ClusterAccess, RegistrySettings
@@ -326,7 +325,7 @@ def read_document(path: Path) -> Mapping[str, Any]:
     Raises:
         InputError: it cannot be read, or holds something else.
     """
-    documents = read_documents(_read(path), str(path))
+    documents = read_documents(_read(path), str(path), "expected keys and values")
     if len(documents) > 1:
         raise InputError(f"{path}: it holds {len(documents)} documents; keep one")
     return documents[0] if documents else {}
@@ -341,10 +340,7 @@ def _parsed(kind: type[_File], path: Path) -> _File:
         return kind.model_validate(document)
     except ValidationError as err:
         known = ", ".join(field.alias or name for name, field in kind.model_fields.items())
-        lines = [
-            f"  {'.'.join(map(str, one['loc'])) or 'the document'}: {mistake(one)}"
-            for one in err.errors(include_url=False, include_input=False)
-        ]
+        lines = [f"  {problem}" for problem in problems(err, "the document")]
         # Not `from err`, whose text may quote the document.
         raise InputError("\n".join([f"{path} has mistakes:", *lines, f"  keys: {known}"])) from None
 

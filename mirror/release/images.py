@@ -5,11 +5,12 @@ Attachments travel with the images: cosign's tags and OCI 1.1 referrers.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from mirror.documents import parse_json
+from mirror.errors import SourceContentError
 from mirror.oci import Digest, Manifest, Platform
 from mirror.oci.media_types import OCI_INDEX
 from mirror.oci.reference import referrers_tag
@@ -200,10 +201,10 @@ class _Resolving:
 
     def _thinned(self, wanted: WantedImage, index: Manifest) -> Manifest:
         """The index with only the images for the platforms that were asked for."""
-        document = json.loads(index.raw)
+        document = _document(index, self._source.where(wanted.repository, wanted.reference))
         document["manifests"] = [
             raw
-            for raw, child in zip(document["manifests"], index.children, strict=True)
+            for raw, child in zip(document.get("manifests") or (), index.children, strict=True)
             if child.platform is not None and self._asked_for(child.platform)
         ]
         where = self._source.where(wanted.repository, wanted.reference)
@@ -274,8 +275,9 @@ def _referrers(
         earlier = source.manifest(path, referrers_tag(digest)) if has_index else None
         if found and earlier is not None and earlier.is_index:
             known = {one["digest"] for one in found}
-            every = json.loads(earlier.raw).get("manifests") or ()
-            found += [one for one in every if one["digest"] not in known]
+            every = _document(earlier, source.where(path, referrers_tag(digest)))
+            others = every.get("manifests") or ()
+            found += [one for one in others if one["digest"] not in known]
             found.sort(key=lambda one: str(one["digest"]))
         return found
 
@@ -304,3 +306,12 @@ def _attachment(image: _Added, tag: str) -> WantedImage:
     # Optional: it may have gone since the tags were listed, and the image stands without it.
     why = f"the signatures of {image.manifest.digest}"
     return WantedImage(image.archive, image.repository, tag, tag, why, optional=True)
+
+
+def _document(index: Manifest, where: str) -> dict[str, Any]:
+    """An index as JSON values, to be written down again with other manifests in it."""
+    try:
+        document: dict[str, Any] = parse_json(index.raw)
+    except ValueError as err:
+        raise SourceContentError(f"{where}: the index cannot be read: {err}") from err
+    return document

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
-import yaml
 from semver import Version
 
 from mirror.errors import NotFoundError, SourceContentError
@@ -402,13 +401,7 @@ def _described(source: ReleaseSource, tags: Collection[str]) -> dict[str, bytes]
         manifest = source.required(RELEASE_CHANNEL, tag, f"platform release {tag}")
         found = source.files(RELEASE_CHANNEL, manifest, (VERSION_JSON, CHANGELOG_YAML))
         info = parse_release(found.get(VERSION_JSON), where)
-        release = DescribedRelease(info, parse_changelog(found.get(CHANGELOG_YAML, b""), where))
-        try:
-            deckhouse_releases([release])
-        except (yaml.YAMLError, ValueError, RecursionError) as err:
-            told = f"{where}: {CHANGELOG_YAML} cannot be written down again: {err}"
-            raise SourceContentError(told) from err
-        return release
+        return DescribedRelease(info, parse_changelog(found.get(CHANGELOG_YAML, b""), where))
 
     releases = source.each("release descriptions", tags, describe)
     return {RELEASES_FILE: deckhouse_releases(releases)} if releases else {}
