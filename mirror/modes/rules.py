@@ -11,7 +11,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 IMAGES_REPO_PATTERN = r"^[0-9a-zA-Z\.\-]+(\:[0-9]{1,5})?(\/[0-9a-zA-Z\.\-\_]+)*$"
-TTL_PATTERN = r"^(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?$"
 
 _IMAGES_REPO = re.compile(r"([0-9a-zA-Z.\-]+)(?::([0-9]{1,5}))?((?:/[0-9a-zA-Z.\-_]+)*)", re.ASCII)
 _TTL = re.compile(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?", re.ASCII)

@@ -9,8 +9,8 @@ from pathlib import Path
 from mirror.modes import constants
 from mirror.modes.constants import ConditionType, User
 from mirror.modes.routes import ModeKind, StoreContent
-from tests.modes.images import client, image, push
-from tests.modes.stack import (
+from tests.nodeconfig.images import client, image, push
+from tests.nodeconfig.stack import (
     INSTALLER,
     LOCAL,
     LOGICAL,
@@ -23,7 +23,7 @@ from tests.modes.stack import (
     upstream_ca,
     with_upstream,
 )
-from tests.modes.stage import Pulling, Stage
+from tests.nodeconfig.stage import Pulling, Stage
 from tests.support.mode_stack import (
     ContainerdProcess,
     balancer,

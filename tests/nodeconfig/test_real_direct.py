@@ -15,8 +15,8 @@ from mirror.modes.constants import User
 from mirror.modes.routes import Plane
 from mirror.modes.settings import RegistrySettings
 from mirror.registry import ConnectionOptions, RetryPolicy
-from tests.modes.images import client, image, push
-from tests.modes.stack import (
+from tests.nodeconfig.images import client, image, push
+from tests.nodeconfig.stack import (
     LOCAL,
     LOGICAL,
     Cluster,

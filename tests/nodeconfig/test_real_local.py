@@ -21,15 +21,15 @@ from mirror.modes import constants
 from mirror.modes.constants import User
 from mirror.nodeconfig.cluster import Node
 from mirror.oci import Digest
-from tests.modes.images import client, image, pack_images, push
-from tests.modes.stack import (
+from tests.nodeconfig.images import client, image, pack_images, push
+from tests.nodeconfig.stack import (
     INSTALLER,
     LOCAL,
     LOGICAL,
     PLATFORM,
     Cluster,
 )
-from tests.modes.stage import Stage
+from tests.nodeconfig.stage import Stage
 from tests.support.mode_stack import ContainerdProcess, in_tree
 from tests.support.program import RunningMirror
 

@@ -19,7 +19,7 @@ from mirror.nodeconfig.hosts import Containerd
 from mirror.nodeconfig.render import Rendered, RenderOptions, access_of, render, write_cluster
 from mirror.nodeconfig.service_secrets import ServiceSecrets, prepare_secrets
 from mirror.nodeconfig.services import Distribution
-from tests.modes.images import Image, client, image, push
+from tests.nodeconfig.images import Image, client, image, push
 from tests.support.mode_stack import (
     DEBIAN_NGINX,
     Registry,

@@ -13,8 +13,8 @@ import pytest
 from mirror.errors import DeniedError
 from mirror.modes import constants
 from mirror.modes.constants import User
-from tests.modes.images import Image, client, image, push
-from tests.modes.stack import (
+from tests.nodeconfig.images import Image, client, image, push
+from tests.nodeconfig.stack import (
     LOCAL,
     LOGICAL,
     Cluster,

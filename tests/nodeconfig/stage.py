@@ -20,8 +20,8 @@ from mirror.modes.preconditions import Risk
 from mirror.modes.routes import Mode, Plane, StoreContent
 from mirror.modes.settings import RegistrySettings
 from mirror.registry import ConnectionOptions, RetryPolicy
-from tests.modes.images import Image
-from tests.modes.stack import LOGICAL, Cluster
+from tests.nodeconfig.images import Image
+from tests.nodeconfig.stack import LOGICAL, Cluster
 from tests.support.mode_stack import (
     ContainerdProcess,
     NginxProcess,

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.modes.images import pack_images
-from tests.modes.stack import (
+from tests.nodeconfig.images import pack_images
+from tests.nodeconfig.stack import (
     INSTALLER,
     LOCAL,
     PLATFORM,
