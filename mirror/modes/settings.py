@@ -17,11 +17,10 @@ from pydantic import BaseModel, ConfigDict, SecretStr, ValidationInfo, model_val
 from pydantic.alias_generators import to_camel
 
 from mirror.errors import InvalidSettingsError
-from mirror.modes import rules
+from mirror.modes import module_config
 from mirror.modes.constants import LICENSE_USER, User
-from mirror.modes.module_config import INIT_PATHS, find_registry, init_fields
+from mirror.modes.module_config import INIT_PATHS, Finding, find_registry, init_fields
 from mirror.modes.routes import Mode, ModeKind
-from mirror.modes.rules import Finding
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +123,7 @@ class UpstreamSection(_Frozen):
         InvalidSettingsError: a rule is broken; `findings` has all of them.
     """
 
-    KEYS: ClassVar[tuple[str, ...]] = rules.SECTION_KEYS
+    KEYS: ClassVar[tuple[str, ...]] = module_config.SECTION_KEYS
 
     images_repo: str
     scheme: Literal["HTTP", "HTTPS"] = "HTTPS"
@@ -150,12 +149,12 @@ class UpstreamSection(_Frozen):
     ) -> tuple[dict[str, Any], list[Finding]]:
         """What was given, and what is wrong with it. An empty text means the same as none."""
         if not isinstance(data, Mapping):
-            return {}, [Finding(path.rstrip("."), rules.no_mapping(data))]
+            return {}, [Finding(path.rstrip("."), module_config.no_mapping(data))]
         given = {
             key: value.get_secret_value() if isinstance(value, SecretStr) else value
             for key, value in cls._by_key(data, info).items()
         }
-        findings = list(rules.section(path, given, cls.KEYS))
+        findings = list(module_config.section(path, given, cls.KEYS))
         kept = {key: value for key, value in given.items() if value is not None and value != ""}
         return kept, findings
 
@@ -173,14 +172,14 @@ class UpstreamSection(_Frozen):
 class ProxySection(UpstreamSection):
     """The section of Proxy mode, which also says how long the cache keeps what it has."""
 
-    KEYS: ClassVar[tuple[str, ...]] = rules.PROXY_KEYS
+    KEYS: ClassVar[tuple[str, ...]] = module_config.PROXY_KEYS
 
     ttl: str | None = None
 
     @property
     def ttl_s(self) -> int | None:
         """How long the cache keeps an image, in seconds; None leaves it to the cache (168 h)."""
-        return None if self.ttl is None else rules.ttl_seconds(self.ttl)
+        return None if self.ttl is None else module_config.ttl_seconds(self.ttl)
 
 
 _SECTION_TYPES: dict[str, type[UpstreamSection]] = {
@@ -213,19 +212,19 @@ class RegistrySettings(_Frozen):
             return data
         findings: list[Finding] = []
         if not isinstance(data, Mapping):
-            raise InvalidSettingsError([Finding("registry", rules.no_mapping(data))])
+            raise InvalidSettingsError([Finding("registry", module_config.no_mapping(data))])
         given = cls._by_key(data, info)
         legacy = given.pop("legacy", None)
         if legacy is not None and not isinstance(legacy, UpstreamSection):
             given["legacy"] = legacy  # known to programs, and no field of a document
-        findings += rules.registry("registry.", given)
+        findings += module_config.registry("registry.", given)
         for name, kind in _SECTION_TYPES.items():
             section = given.get(name)
             if section is None:
                 given.pop(name, None)
             elif not isinstance(section, kind):
                 findings += kind._inspect(f"registry.{name}.", section, info)[1]
-        if legacy is not None and not rules.may_be_legacy(given):
+        if legacy is not None and not module_config.may_be_legacy(given):
             findings.append(_TWICE)
         if findings:
             raise InvalidSettingsError(findings)

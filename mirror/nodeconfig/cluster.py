@@ -19,12 +19,18 @@ from pydantic.alias_generators import to_camel
 
 from mirror.documents import StrictLoader, line, problems, read_documents
 from mirror.errors import FileSystemError, InputError, RenderingError
-from mirror.modes import constants, rules
+from mirror.modes import constants, module_config
 from mirror.modes.constants import PUSH_NAME, User
 from mirror.modes.outcomes import ClusterFacts, NodeFacts
 from mirror.modes.routes import StoreContent
 from mirror.modes.settings import Account, ClusterAccess, RegistrySettings
-from mirror.nodeconfig import values
+from mirror.nodeconfig.tree import (
+    checked_address,
+    checked_file_path,
+    checked_node_name,
+    checked_port,
+    host_port,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +48,7 @@ class Ports:
 
     def __post_init__(self) -> None:
         for name in self.__slots__:
-            values.port(getattr(self, name), f"ports.{name}")
+            checked_port(getattr(self, name), f"ports.{name}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,28 +62,28 @@ class Node:
     ports: Ports = Ports()
 
     def __post_init__(self) -> None:
-        values.node_name(self.name)
-        object.__setattr__(self, "address", values.address(self.address, f"node {self.name}"))
+        checked_node_name(self.name)
+        object.__setattr__(self, "address", checked_address(self.address, f"node {self.name}"))
 
     @property
     def registry(self) -> str:
         """`host:port` of this master's replica."""
-        return values.host_port(self.address, self.ports.registry)
+        return host_port(self.address, self.ports.registry)
 
     @property
     def token(self) -> str:
         """`host:port` of this master's token server, as clients reach it."""
-        return values.host_port(self.address, self.ports.token)
+        return host_port(self.address, self.ports.token)
 
     @property
     def balancer(self) -> str:
         """`host:port` of the balancer on this node."""
-        return values.host_port("127.0.0.1", self.ports.balancer)
+        return host_port("127.0.0.1", self.ports.balancer)
 
     @property
     def relay(self) -> str:
         """`host:port` of the relay on this node."""
-        return values.host_port("127.0.0.1", self.ports.relay)
+        return host_port("127.0.0.1", self.ports.relay)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +98,7 @@ class NodePaths:
     in_place: bool = False
 
     def __post_init__(self) -> None:
-        values.file_path(str(self.root), "root of the node's files")
+        checked_file_path(str(self.root), "root of the node's files")
 
     def on_node(self, path: PurePosixPath) -> str:
         """An absolute path of the module, under `root`."""
@@ -247,7 +253,7 @@ class AccessFile(_Document):
         if template is not None and template.count(_NAME) != 1:
             raise ValueError(f"publicDomainTemplate must have {_NAME} in it, once")
         for key, pem in (("ca", self.ca), ("publicCa", self.public_ca)):
-            problem = rules.certificates(pem) if pem is not None else None
+            problem = module_config.certificates(pem) if pem is not None else None
             if problem is not None:
                 raise ValueError(f"{key}: {problem}")
         return self
@@ -347,7 +353,7 @@ def _parsed(kind: type[_File], path: Path) -> _File:
 
 def _authority(path: Path) -> str:
     text = _read(path).decode("utf-8", errors="replace")
-    problem = rules.certificates(text)
+    problem = module_config.certificates(text)
     if problem is not None:
         raise InputError(f"{path}: {problem}")
     return text

@@ -23,9 +23,20 @@ from mirror.modes import constants
 from mirror.modes.constants import LOGICAL_HOST, LOGICAL_PATH
 from mirror.modes.routes import Plane, Role
 from mirror.modes.settings import Account, RegistrySettings, Upstream
-from mirror.nodeconfig import values
 from mirror.nodeconfig.cluster import Node, NodePaths
-from mirror.nodeconfig.tree import PUBLIC, SECRET, RenderedFile, Tree, hosts_state
+from mirror.nodeconfig.tree import (
+    PUBLIC,
+    SECRET,
+    RenderedFile,
+    Tree,
+    checked_authority,
+    checked_registry_host,
+    checked_repository_path,
+    checked_scheme,
+    checked_secret,
+    checked_user_name,
+    hosts_state,
+)
 
 PREFIX_REGEX = f"^{LOGICAL_PATH}(/|$)"
 """The prefix with a boundary: `system/deckhouse-x` is another repository (Go RE2 syntax)."""
@@ -81,13 +92,13 @@ def upstream_mirror(upstream: Upstream, path: str | None) -> HostMirror:
     """
     account = upstream.account
     if account is not None:
-        values.user_name(account.name, "upstream user name")
-        values.secret(account.password.get_secret_value(), "upstream password")
+        checked_user_name(account.name, "upstream user name")
+        checked_secret(account.password.get_secret_value(), "upstream password")
     return HostMirror(
-        values.scheme(upstream.scheme, "upstream scheme"),
-        values.registry_host(upstream.host, "upstream host"),
-        None if path is None else values.repository_path(path, "upstream path"),
-        None if upstream.ca is None else values.authority(upstream.ca, "upstream CA"),
+        checked_scheme(upstream.scheme, "upstream scheme"),
+        checked_registry_host(upstream.host, "upstream host"),
+        None if path is None else checked_repository_path(path, "upstream path"),
+        None if upstream.ca is None else checked_authority(upstream.ca, "upstream CA"),
         account,
     )
 
@@ -102,7 +113,7 @@ def mirrors_of(
     """
     row, upstream = settings.kind.row, settings.upstream
     if row.planes[Plane.CRI].roles[0] is Role.BALANCER:
-        ca = values.authority(authority, "the module's CA")
+        ca = checked_authority(authority, "the module's CA")
         return {LOGICAL_HOST: (HostMirror("https", node.balancer, None, ca, reader),)}
     if upstream is None:
         return {}
@@ -147,13 +158,13 @@ def render_hosts(
     What the mode says of the same host goes before.
     """
     others = {
-        values.registry_host(host, "module source"): values.authority(ca, f"CA of {host}")
+        checked_registry_host(host, "module source"): checked_authority(ca, f"CA of {host}")
         for host, ca in sources.items()
         if host not in mirrors
     }
     files = _source_files(others, places)
     for host, row in mirrors.items():
-        folder = constants.CONTAINERD_HOSTS / values.registry_host(host, "host of references")
+        folder = constants.CONTAINERD_HOSTS / checked_registry_host(host, "host of references")
         tables: dict[str, dict[str, Any]] = {}
         for entry in _entries(row, containerd, node):
             table = _table(entry, containerd)

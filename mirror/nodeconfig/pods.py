@@ -16,9 +16,8 @@ import yaml
 
 from mirror.errors import RenderingError
 from mirror.modes import constants
-from mirror.nodeconfig import values
 from mirror.nodeconfig.cluster import Node
-from mirror.nodeconfig.tree import SECRET, RenderedFile, Tree
+from mirror.nodeconfig.tree import SECRET, RenderedFile, Tree, checked_image
 
 HASH_ANNOTATION = "registry.deckhouse.io/config-hash"
 VERSION_ANNOTATION = "registry.deckhouse.io/config-version"
@@ -162,7 +161,7 @@ class Images:
 
     def __post_init__(self) -> None:
         for name in self.given:
-            values.image(self.one(name), f"{name} image")
+            checked_image(self.one(name), f"{name} image")
 
     @property
     def given(self) -> tuple[str, ...]:

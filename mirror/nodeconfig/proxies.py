@@ -30,7 +30,6 @@ from typing import Any
 from mirror.errors import RenderingError
 from mirror.modes import constants
 from mirror.modes.constants import LOGICAL_PATH
-from mirror.nodeconfig import values
 from mirror.nodeconfig.cluster import Node, NodePaths
 from mirror.nodeconfig.hosts import HostMirror, relay_slot
 from mirror.nodeconfig.pods import (
@@ -45,7 +44,16 @@ from mirror.nodeconfig.pods import (
     tcp,
     yaml_file,
 )
-from mirror.nodeconfig.tree import PUBLIC, RenderedFile, Tree
+from mirror.nodeconfig.tree import (
+    PUBLIC,
+    RenderedFile,
+    Tree,
+    checked_file_path,
+    checked_registry_host,
+    checked_repository_path,
+    checked_scheme,
+    is_address,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,9 +71,9 @@ class Nginx:
 
     def __post_init__(self) -> None:
         for module in self.modules:
-            values.file_path(module, "nginx module")
-        values.file_path(self.runtime, "nginx runtime folder")
-        values.file_path(self.system_authorities, "file of system authorities")
+            checked_file_path(module, "nginx module")
+        checked_file_path(self.runtime, "nginx runtime folder")
+        checked_file_path(self.system_authorities, "file of system authorities")
 
 
 _BALANCER = Template("""\
@@ -177,8 +185,8 @@ def relay_conf(
     own = ""
     if tls is not None:
         own = (
-            f"    ssl_certificate {values.file_path(tls.certificate, 'certificate')};\n"
-            f"    ssl_certificate_key {values.file_path(tls.key, 'key')};\n"
+            f"    ssl_certificate {checked_file_path(tls.certificate, 'certificate')};\n"
+            f"    ssl_certificate_key {checked_file_path(tls.key, 'key')};\n"
         )
     return _RELAY.substitute(
         runtime=nginx.runtime,
@@ -190,11 +198,11 @@ def relay_conf(
 
 
 def _locations(one: Relayed, nginx: Nginx) -> str:
-    path = values.repository_path(one.way.path or "", "upstream path")
+    path = checked_repository_path(one.way.path or "", "upstream path")
     slot = f"/{one.slot}" if one.slot else ""
     common: Mapping[str, str] = {
-        "scheme": values.scheme(one.way.scheme, "upstream scheme"),
-        "host": values.registry_host(one.way.host, "upstream host"),
+        "scheme": checked_scheme(one.way.scheme, "upstream scheme"),
+        "host": checked_registry_host(one.way.host, "upstream host"),
         "tls": _upstream_tls(one, nginx),
     }
     ping = f"      rewrite ^{slot}(/v2/)$ $1 break;\n"
@@ -215,7 +223,7 @@ def _upstream_tls(one: Relayed, nginx: Nginx) -> str:
         return ""
     trusted = one.authority or nginx.system_authorities
     name = one.way.host.partition(":")[0]
-    if values.is_address(name):
+    if is_address(name):
         # nginx compares a certificate with DNS names alone, and unverified is no choice.
         raise RenderingError(
             f"upstream {one.way.host}: expected a DNS name, found an address; the nginx that "
@@ -225,7 +233,7 @@ def _upstream_tls(one: Relayed, nginx: Nginx) -> str:
     return (
         "      proxy_ssl_verify on;\n"
         "      proxy_ssl_verify_depth 5;\n"
-        f"      proxy_ssl_trusted_certificate {values.file_path(trusted, 'authorities')};\n"
+        f"      proxy_ssl_trusted_certificate {checked_file_path(trusted, 'authorities')};\n"
         "      proxy_ssl_server_name on;\n"
         f"      proxy_ssl_name {name};\n"
     )

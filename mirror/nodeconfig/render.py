@@ -17,8 +17,7 @@ from mirror.errors import RenderingError
 from mirror.modes import constants
 from mirror.modes.constants import User
 from mirror.modes.settings import ClusterAccess, ProxySection, RegistrySettings, Upstream
-from mirror.nodeconfig import values
-from mirror.nodeconfig.cluster import Node, NodePaths, check_nodes
+from mirror.nodeconfig.cluster import Node, NodePaths, Ports, check_nodes
 from mirror.nodeconfig.hosts import (
     Containerd,
     HostMirror,
@@ -57,7 +56,16 @@ from mirror.nodeconfig.services import (
     replica_auth,
     replication_config,
 )
-from mirror.nodeconfig.tree import PUBLIC, SECRET, RenderedFile, Tree, TreeChanges, place_tree
+from mirror.nodeconfig.tree import (
+    PUBLIC,
+    SECRET,
+    RenderedFile,
+    Tree,
+    TreeChanges,
+    checked_authority,
+    checked_secret,
+    place_tree,
+)
 
 IN_CLUSTER = constants.SERVICE_CONFIG / "in-cluster"
 
@@ -73,6 +81,8 @@ class RenderOptions:
     """A static pod whose images are not given is not written."""
     environment: Mapping[str, str] = field(default_factory=dict)
     """HTTP_PROXY, HTTPS_PROXY, NO_PROXY of caches."""
+    in_cluster_ports: Ports = field(default_factory=Ports)
+    """Those of the in-cluster proxy."""
     ingress_client_ca: str | None = None
     """Who vouches for the push ingress's client certificate (PEM); Local mode."""
     sources: Mapping[str, str] = field(default_factory=dict)
@@ -275,7 +285,7 @@ class _Rendering:
         if service.upstream is not None and service.upstream.ca is not None:
             files[constants.PKI_CONFIG / "upstream-ca.crt"] = _authority(service.upstream)
         if options.ingress_client_ca is not None and service.kind.row.holds_own_images:
-            text = values.authority(options.ingress_client_ca, "ingress client CA")
+            text = checked_authority(options.ingress_client_ca, "ingress client CA")
             files[constants.PKI_CONFIG / "ingress-client-ca.crt"] = RenderedFile(text.encode())
         if self._replicated:
             peers = peers_of(node, self.nodes)
@@ -334,7 +344,7 @@ class _Rendering:
         ttl = service.proxy.ttl if isinstance(service.proxy, ProxySection) else None
         config = cache_config(node, places, flavour, http_secret, upstream, ttl=ttl)
         environment = {
-            name: values.secret(value, name)
+            name: checked_secret(value, name)
             for name, value in sorted(self.options.environment.items())
         }
         return ServiceConfig(config.document, environment | config.environment, config.notes)
@@ -347,7 +357,7 @@ class _Rendering:
         if upstream is None:
             return {}
         kept, options, places = self.kept, self.options, self.options.places("in-cluster")
-        first = min(self.nodes, key=lambda node: (not node.master, node.name))  # it lends its ports
+        ports = options.in_cluster_ports
         mirror = upstream_mirror(upstream, upstream.path)  # checks every value
         files = _pair(IN_CLUSTER / "distribution", kept.in_cluster.distribution)
         if upstream.ca is not None:
@@ -361,17 +371,15 @@ class _Rendering:
                 places.config("in-cluster", "distribution.key"),
             )
             nginx = options.nginx_in(IN_CLUSTER, places)
-            content = relay_conf(
-                str(first.ports.registry), [Relayed(mirror, "", authority)], nginx, tls
-            )
+            content = relay_conf(str(ports.registry), [Relayed(mirror, "", authority)], nginx, tls)
             files[IN_CLUSTER / "relay.conf"] = RenderedFile(content)
             return files
         account = upstream.account
         user = None if account is None else hashed(account, salt=_salt(kept, account.name))
-        config = in_cluster_config(places, kept.http_secret, upstream, first)
+        config = in_cluster_config(places, kept.http_secret, upstream, ports)
         return files | {
             IN_CLUSTER / "distribution.yaml": yaml_file(config.document),
-            IN_CLUSTER / "auth.yaml": yaml_file(in_cluster_auth(places, user, first.ports.token)),
+            IN_CLUSTER / "auth.yaml": yaml_file(in_cluster_auth(places, user, ports.token)),
             IN_CLUSTER / "ca.crt": RenderedFile(kept.trusted.encode()),
             **_pair(IN_CLUSTER / "auth", kept.in_cluster.auth),
             **_pair(IN_CLUSTER / "token", kept.token),
@@ -393,7 +401,7 @@ def _pair(stem: PurePosixPath, pair: KeyPair) -> dict[PurePosixPath, RenderedFil
 
 
 def _authority(upstream: Upstream) -> RenderedFile:
-    return RenderedFile(values.authority(upstream.ca or "", "upstream CA").encode())
+    return RenderedFile(checked_authority(upstream.ca or "", "upstream CA").encode())
 
 
 def _salt(kept: ServiceSecrets, name: str) -> bytes:
