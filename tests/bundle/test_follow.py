@@ -12,9 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mirror.bundle import follow
-from mirror.bundle.files import CHUNK, ReadAt
+from mirror.bundle.files import CHUNK, PartedWriter, ReadAt
 from mirror.bundle.follow import Follower, Window, windows_of
-from mirror.bundle.parts import PartedWriter
 from mirror.errors import CancelledError, DamagedBundleError, IntegrityError
 from mirror.run import Cancellation, Run
 
