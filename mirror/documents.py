@@ -96,12 +96,12 @@ def read_documents(raw: str | bytes, where: str, expected: str) -> list[Mapping[
             f"{where}: a value that begins with * must be in quotes{line(err)}"
         ) from None
     except yaml.MarkedYAMLError as err:
-        raise InputError(f"{where} is no YAML: {err.problem}{line(err)}") from None
+        raise InputError(f"{where} is not YAML: {err.problem}{line(err)}") from None
     except (yaml.YAMLError, ValueError, RecursionError):
-        raise InputError(f"{where} is no YAML") from None
+        raise InputError(f"{where} is not YAML") from None
     documents = [document for document in documents if document is not None]
     if not all(isinstance(document, Mapping) for document in documents):
-        raise InputError(f"{where}: {expected}, found something that is no mapping")
+        raise InputError(f"{where}: {expected}, found something that is not a mapping")
     return documents
 
 

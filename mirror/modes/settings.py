@@ -37,8 +37,8 @@ class ClusterAccess:
 
     `masters` are addresses (InternalIP) without a port, in the order in which to try them. `ca` is
     the module's own authority in PEM. `public_host` is `registry.<PUBLIC_DOMAIN>`, None where the
-    cluster has no public domain; `public_ca` is who vouches for it beside the system's roots.
-    Every part may be left out that the mode and plane at hand do not need.
+    cluster has no public domain; clients trust `public_ca` there beside the system's roots. Leave
+    out what the mode and plane at hand do not need.
     """
 
     masters: tuple[str, ...] = ()
@@ -56,7 +56,7 @@ class ClusterAccess:
 
 
 NO_ACCESS = ClusterAccess()
-"""Nothing is known of the cluster: enough where only the upstream is spoken with."""
+"""Nothing is known of the cluster: enough to reach only the upstream."""
 
 
 class CheckMode(StrEnum):
@@ -160,7 +160,7 @@ class UpstreamSection(_Frozen):
 
     @property
     def upstream(self) -> Upstream:
-        """The registry that the section speaks of."""
+        """The registry that the section names."""
         host, _, path = self.images_repo.partition("/")
         name, password = self.username, self.password
         if self.license is not None:
@@ -170,7 +170,7 @@ class UpstreamSection(_Frozen):
 
 
 class ProxySection(UpstreamSection):
-    """The section of Proxy mode, which also says how long the cache keeps what it has."""
+    """The section of Proxy mode, with the time that the cache keeps images."""
 
     KEYS: ClassVar[tuple[str, ...]] = module_config.PROXY_KEYS
 
@@ -242,7 +242,7 @@ class RegistrySettings(_Frozen):
 
         Raises:
             InvalidSettingsError: a rule is broken; `findings` has all of them.
-            InputError: the file cannot be read, is no YAML, or speaks of no registry.
+            InputError: the file cannot be read, is not YAML, or has no registry settings.
         """
         found = find_registry(source)
         where = str(source) if isinstance(source, Path) else ""

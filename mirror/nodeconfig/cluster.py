@@ -88,7 +88,7 @@ class Node:
 
 @dataclass(frozen=True, slots=True)
 class NodePaths:
-    """The paths that rendered files speak of.
+    """The paths that rendered files contain.
 
     `root` is put in front of every path; services see their files where the static pod mounts them
     (`/config`, `/pki`, `/data`) unless `in_place`, when they run as plain processes on the node.
@@ -195,7 +195,7 @@ def read_text(path: Path) -> str:
 
     Raises:
         FileSystemError: it cannot be read.
-        RenderingError: it is no text.
+        RenderingError: it is not text.
     """
     try:
         return path.read_text(encoding="utf-8")
@@ -227,7 +227,7 @@ class AccessFile(_Document):
     public_domain_template: str | None = None
     """The cluster's template for names, such as `%s.apps.example.com`, in place of that."""
     public_ca: str | None = None
-    """Who vouches for the push address besides the system's roots."""
+    """Whom clients trust at the push address beside the system's roots."""
     public_ca_file: Path | None = None
     users: Mapping[User, SecretStr] = {}
     """The passwords of the registry's users: ro, rw, mirror-puller, mirror-pusher."""
@@ -286,8 +286,8 @@ def _is_address(text: str) -> bool:
 
 
 class FactsFile(_Document):
-    """In which state a cluster is before a switch, as `--facts` reads it. What is left out is
-    not known, and a plan then says what is to be looked at."""
+    """The state of a cluster before a switch, as `--facts` reads it. What is left out is unknown,
+    and a plan then asks to check it."""
 
     bootstrapped: bool | None = None
     managed_by_dkp: bool | None = None
@@ -299,7 +299,7 @@ class FactsFile(_Document):
     nodes: tuple[NodeFacts, ...] | None = None
     stores: frozenset[StoreContent] | None = None
     aborted: Mapping[str, Any] | None = None
-    """The registry section to which a switch was under way that was not completed."""
+    """The registry section of a switch that was begun and not completed."""
 
     def facts(self) -> ClusterFacts:
         """The same as values."""

@@ -1,8 +1,8 @@
 """All configuration of a mode, or of the transition between two: a function of values.
 
-`render` says which files each node and the in-cluster proxy have; `write_cluster` puts them below a
-folder, one tree per node. A transition keeps the old ways in front of the new ones and the services
-of both sides, so that nothing is taken away before its successor serves.
+`render` gives the files of each node and of the in-cluster proxy; `write_cluster` puts them below a
+folder, one tree per node. A transition keeps the old mirrors before the new ones, and the services
+of both sides: nothing goes away before its successor serves.
 """
 
 from __future__ import annotations
@@ -84,14 +84,14 @@ class RenderOptions:
     in_cluster_ports: Ports = field(default_factory=Ports)
     """Those of the in-cluster proxy."""
     ingress_client_ca: str | None = None
-    """Who vouches for the push ingress's client certificate (PEM); Local mode."""
+    """The authority of the push ingress's client certificate (PEM); Local mode."""
     sources: Mapping[str, str] = field(default_factory=dict)
     """Registries of module sources with a CA of their own: host → PEM, on every node."""
     in_place_root: PurePosixPath | None = None
     """Where the trees will lie, if services are to use the files there, outside of containers."""
 
     def places(self, tree: str) -> NodePaths:
-        """The paths that files of one tree (`nodes/<name>`, or `in-cluster`) speak of."""
+        """The paths that files of one tree (`nodes/<name>`, or `in-cluster`) contain."""
         if self.in_place_root is None:
             return NodePaths()
         return NodePaths(self.in_place_root / tree, in_place=True)
@@ -105,7 +105,7 @@ class RenderOptions:
 
 @dataclass(frozen=True, slots=True)
 class Rendered:
-    """What is to be on each node, and in the in-cluster proxy.
+    """The files of each node and of the in-cluster proxy.
 
     `version` is that of all these files: it changes exactly when one of them does, secret ones
     included, and tells nothing about their content.
@@ -115,7 +115,7 @@ class Rendered:
     in_cluster: Tree
     version: str
     notes: tuple[str, ...]
-    """What a flavour does less of than was asked for, in sentences."""
+    """What a flavour cannot do of what was asked for, in sentences."""
 
 
 def render(
@@ -161,7 +161,7 @@ def write_cluster(rendered: Rendered, out: Path) -> dict[str, TreeChanges]:
     trees = {f"nodes/{name}": tree for name, tree in rendered.nodes.items()}
     if rendered.in_cluster or (out / "in-cluster").exists():
         trees = {"in-cluster": rendered.in_cluster, **trees}
-    # On all nodes first: none loses what another one's route still leads to.
+    # Write on all nodes before removing: no route may lead to what another node has lost.
     placed = {name: place_tree(tree, out / name) for name, tree in trees.items()}
     return {name: one.clean() for name, one in placed.items()}
 
@@ -209,13 +209,13 @@ class _Rendering:
 
     @property
     def _service(self) -> RegistrySettings | None:
-        """The newest side that has services on masters; in a transition an old one's stay."""
+        """The newest side that runs services on masters; in a transition the old ones stay."""
         found = [side for side in self.sides if side.kind.row.runs_replicas]
         return found[-1] if found else None
 
     @property
     def _replicated(self) -> bool:
-        """Whether masters bring each other what one of them got."""
+        """Whether masters copy to each other what one of them received."""
         service = self._service
         masters = sum(node.master for node in self.nodes)
         return service is not None and service.kind.row.holds_own_images and masters > 1

@@ -1,7 +1,7 @@
 """What the module's services share and keep: authority, token pair, leaves, users, the HTTP secret.
 
 It is made once and kept, since every node and client relies on it; `prepare_secrets` makes what is
-missing and replaces what is no longer sound. Kept as JSON in a file that only its owner can read.
+missing and replaces what is no longer sound. A JSON file that only its owner can read keeps it.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class HashedAccount:
         return _matches(self.account.password.get_secret_value(), self.password_hash)
 
 
-@lru_cache(maxsize=64)  # bcrypt is slow on purpose, and who reconciles asks every time
+@lru_cache(maxsize=64)  # bcrypt is slow by design, and a controller asks in every pass
 def _matches(password: str, password_hash: str) -> bool:
     try:
         return bcrypt.checkpw(password.encode(), password_hash.encode())
@@ -204,11 +204,11 @@ class _Secrets(_Document):
 
 
 def read_secrets(path: Path) -> ServiceSecrets | None:
-    """What was kept in a file; None if there is none yet.
+    """Read the secrets that a file keeps; None if there is no file yet.
 
     Raises:
         FileSystemError: it cannot be read.
-        RenderingError: it is damaged. It is never replaced silently: nodes trust what it holds.
+        RenderingError: it is damaged. It is never replaced silently, since nodes trust its content.
     """
     try:
         text = path.read_bytes()

@@ -78,8 +78,8 @@ def local_config(
                     "timeout": "5s",
                     "threshold": 3,
                     "backoff": "5s",
-                    # Only writes matter to replication. (2.8 tells of pulls all the same: it leaves
-                    # out what is to be ignored by action and media type both.)
+                    # Only writes matter to replication. (2.8 still reports pulls: it ignores only
+                    # what matches both an action and a media type.)
                     "ignore": {"actions": ["pull"]},
                 }
             ]
@@ -179,7 +179,7 @@ def _common(
     }
     if flavour is Distribution.DECKHOUSE:
         # The fork answers /auth/token itself and passes it to the token server beside it, so
-        # clients need one port only. The stock one would send them to a path that nobody serves.
+        # clients need only one port. The stock one would send them to a path that nobody serves.
         token["autoredirect"] = True
         token["proxy"] = {
             "url": f"https://{host_port('127.0.0.1', node.ports.token)}{REALM_PATH}",
@@ -266,7 +266,7 @@ def replica_auth(
     """The token server beside a replica that knows `users`.
 
     With `own_port` clients come to it directly, so it listens on the node's address; else only the
-    registry on this node speaks with it.
+    registry on this node talks to it.
     """
     access = [
         {"match": {"account": user.value, **match}, "actions": [action]}
@@ -341,7 +341,7 @@ PARALLEL = 3
 def replication_config(
     node: Node, peers: Sequence[Node], places: NodePaths, accounts: Mapping[User, Account]
 ) -> dict[str, Any]:
-    """What the daemon on `node` is told. `peers` is not empty: without any there is no daemon.
+    """The settings of the daemon on `node`. Without `peers` there is no daemon.
 
     Pace and parallelism are written, though they are the defaults: what runs can then be read.
     """

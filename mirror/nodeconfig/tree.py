@@ -86,8 +86,8 @@ OWN_FILES: tuple[PurePosixPath, ...] = (
 class TreeChanges:
     """What a writer did, as paths on the node.
 
-    `kept` are authorities that nothing names any more. containerd may have read the hosts.toml that
-    named them a moment ago, and be about to read them: the next run removes them.
+    `kept` are authorities that no file names any more. containerd may just have read the hosts.toml
+    that named them, and be about to read them: the next run removes them.
     """
 
     written: tuple[PurePosixPath, ...]
@@ -141,7 +141,7 @@ class Placed:
 def place_tree(tree: Tree, root: Path) -> Placed:
     """Write the module's files below `root` and remove nothing yet.
 
-    Who reads meanwhile finds the old route or the new one. Unchanged files keep their times.
+    Readers see the old route or the new one. Unchanged files keep their times.
 
     Raises:
         FileSystemError: a file could not be written.
@@ -152,8 +152,8 @@ def place_tree(tree: Tree, root: Path) -> Placed:
     after: tuple[str, ...] = ()
     written: list[PurePosixPath] = []
     unchanged: list[PurePosixPath] = []
-    # The list of directories goes first, with the old ones still in it: a run that is cut short
-    # leaves no directory that nobody knows to be managed.
+    # The list of directories comes first and still has the old ones: a run that is cut short leaves
+    # no managed directory that the list does not have.
     if listed := tree.get(state_path):
         after = _host_names(listed.content, str(state_path))
         union = RenderedFile(hosts_state(sorted({*before, *after})), listed.mode)
@@ -203,7 +203,7 @@ def _order(path: PurePosixPath) -> tuple[int, PurePosixPath]:
 
 def _below(root: Path, path: PurePosixPath) -> Path:
     if not path.is_absolute() or ".." in path.parts:
-        raise ValueError(f"{path} is no absolute path of a node")
+        raise ValueError(f"{path} is not an absolute path of a node")
     return root / path.relative_to("/")
 
 
@@ -269,7 +269,7 @@ def _remove_own(root: Path, tree: Tree) -> Iterator[PurePosixPath]:
 
 
 def _stale_authorities(root: Path, tree: Tree, hosts: tuple[str, ...]) -> Iterator[PurePosixPath]:
-    """CA files of former ways in directories that stay."""
+    """CA files of former mirrors in directories that stay."""
     folders = [*(constants.CONTAINERD_HOSTS / host for host in hosts), constants.BALANCER_CONFIG]
     for folder in folders:
         for found in sorted(_below(root, folder).glob("*-ca.crt")):
