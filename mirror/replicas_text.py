@@ -16,7 +16,7 @@ from mirror.operations import (
     SyncReport,
 )
 from mirror.sync.difference import TagDifference
-from mirror.sync.survey import Failure
+from mirror.sync.observation import Failure
 
 _MOST = 50
 

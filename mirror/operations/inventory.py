@@ -23,10 +23,10 @@ from mirror.operations.sites import listed_repositories, usual_repositories
 from mirror.registry import RegistryClient
 from mirror.run import Run
 from mirror.sync import Inventory
+from mirror.sync.observation import Failure
 from mirror.sync.publish import read_standing
 from mirror.sync.registry import RegistrySource
-from mirror.sync.survey import Failure
-from mirror.sync.walk import walk, with_blobs
+from mirror.sync.walk import walk
 
 
 @dataclass(frozen=True)
@@ -122,12 +122,11 @@ def registry_inventory(
             )
         )
     source = RegistrySource(client, tree.locate, str(tree.root))
-    found = walk(source, paths, known=stated, run=run)
-    found = with_blobs(found, source, run=run)
+    found = walk(source, paths, known=stated, blobs=True, run=run)
     odd = [one for one in found.failures if isinstance(one.error, InvalidManifestError)]
     seen = RegistryInventory(
         str(tree.root),
-        found.inventory,
+        found.held,
         found.requests,
         tuple(f"{one.item} is left out: {one.error}" for one in odd),
         tuple(one for one in found.failures if one not in odd),

@@ -23,6 +23,7 @@ from mirror.operations.sites import Site, walk_site
 from mirror.run import Run
 from mirror.sync import Inventory, InventoryBuilder, ManifestNode
 from mirror.sync.artifact import Artifact
+from mirror.sync.observation import Failure
 from mirror.sync.publish import (
     LATEST,
     Published,
@@ -31,7 +32,6 @@ from mirror.sync.publish import (
     read_statement,
 )
 from mirror.sync.statement import REPOSITORY, generation_of, layer_of
-from mirror.sync.survey import Failure
 from mirror.sync.workers import gather
 
 Answer = TypeVar("Answer")
@@ -108,12 +108,12 @@ class Leader:
             self.generation = published.statement.generation
             return Facts(published.statement.inventory, published, _artifact(site, published))
         found = walk_site(site, run=self._run)
-        if not found.inventory.repositories:
+        if not found.held.repositories:
             raise NotFoundError(
                 f"the leader {site.name} states no inventory and holds no image; push to it first, "
                 "or name another leader with --from"
             )
-        return Facts(found.inventory, failures=found.failures)
+        return Facts(found.held, failures=found.failures)
 
 
 def _read_at(site: Site, digest: Digest) -> Published:

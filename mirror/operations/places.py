@@ -5,8 +5,8 @@ from __future__ import annotations
 from mirror.operations.sites import Site, walk_site
 from mirror.run import Run
 from mirror.sync import Inventory
+from mirror.sync.observation import Failure
 from mirror.sync.publish import read_standing
-from mirror.sync.survey import Failure
 
 
 def see_registry(site: Site, *, run: Run | None = None) -> tuple[Inventory, tuple[Failure, ...]]:
@@ -21,4 +21,4 @@ def see_registry(site: Site, *, run: Run | None = None) -> tuple[Inventory, tupl
     standing = read_standing(site.client, site.tree.locate)
     known = standing.newest.statement.inventory if standing.newest else None
     found = walk_site(site, known, run=run)
-    return found.inventory, found.failures
+    return found.held, found.failures

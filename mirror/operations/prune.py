@@ -16,6 +16,7 @@ from mirror.release.discovery import discovery_images
 from mirror.run import Run
 from mirror.sync import Inventory, union
 from mirror.sync.nodes import RepositoryContent
+from mirror.sync.observation import Failure
 from mirror.sync.publish import (
     Published,
     begin,
@@ -29,7 +30,6 @@ from mirror.sync.publish import (
 )
 from mirror.sync.removal import DropManifest, DropTag, Removal, check_deletes, plan_removal, remove
 from mirror.sync.statement import REPOSITORY, Statement
-from mirror.sync.survey import Failure
 from mirror.sync.walk import walk
 
 
@@ -111,13 +111,13 @@ def prune(
     if not kept.repositories:
         raise PruneRefusedError(f"{site.name}: nothing was pruned: what is to be kept is empty")
     known = union([kept, stated])
-    found = walk(site.source(), scope, known=known, run=run.quietly()).closed()
+    found = walk(site.source(), scope, known=known, run=run.quietly()).complete()
     if found.failures:
         raise PruneRefusedError(
             f"{site.name}: nothing was pruned: {len(found.failures)} of its items cannot be read, "
             f"the first being {found.failures[0].item}: {found.failures[0].error}"
         )
-    there = found.inventory
+    there = found.held
     removal = plan_removal(there, kept, scope)
     rest = after(there, removal)
     if not rest.repositories and removal:

@@ -26,6 +26,7 @@ from mirror.sync import (
     make_plan,
     union,
 )
+from mirror.sync.observation import Depth
 from mirror.sync.registry import RegistrySource, RegistryTarget
 
 
@@ -136,7 +137,7 @@ def held_for(
         MissingBaseError: it lacks some of the latter.
     """
     if not reader.bases:
-        return target.glance(wanted)
+        return target.held(wanted, Depth.PROBE)
     needed = reader.needed
     held = target.held(union([wanted, needed]))
     check_base(reader, lacking(bundle, needed, held, target.name))

@@ -30,8 +30,9 @@ from mirror.sync import (
     union,
 )
 from mirror.sync.artifact import Artifact
-from mirror.sync.audit import audit
-from mirror.sync.findings import listed
+from mirror.sync.findings import findings_of, listed
+from mirror.sync.observation import Depth
+from mirror.sync.observe import observe
 from mirror.sync.phase import check_unmoved, finish
 from mirror.sync.publish import (
     Published,
@@ -366,7 +367,8 @@ class _Work:
         Raises:
             IncompleteError: something is missing, or it states something else by now.
         """
-        findings = audit(inventory, target, run=self.run.quietly())
+        found = observe(target, inventory, Depth.AUDIT, run=self.run.quietly())
+        findings = findings_of(inventory, found)
         if findings:
             raise IncompleteError(
                 f"{target.name}: {len(findings)} things are missing after the push; run it again"

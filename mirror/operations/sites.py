@@ -21,11 +21,12 @@ from mirror.modes.settings import ClusterAccess, RegistrySettings
 from mirror.registry import ConnectionOptions, Credentials, RegistryClient, RegistryReader
 from mirror.run import Run
 from mirror.sync import Inventory
-from mirror.sync.registry import RegistrySource, RegistryTarget, listed_tags
+from mirror.sync.observation import Failure, Observation
+from mirror.sync.observe import listed_tags
+from mirror.sync.registry import RegistrySource, RegistryTarget
 from mirror.sync.statement import REPOSITORY
 from mirror.sync.storage import Storage
-from mirror.sync.survey import Failure
-from mirror.sync.walk import Walk, walk
+from mirror.sync.walk import walk
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +97,7 @@ def walk_site(
     known: Inventory | None = None,
     *,
     run: Run | None = None,
-) -> Walk:
+) -> Observation:
     """What lies below the site's root. Its repositories are those of `known`, which spares reading
     manifests too, and those that the registry lists.
 
@@ -111,8 +112,8 @@ def walk_site(
     elif not paths:
         paths.update(usual_repositories(site.client, site.tree))
         unlisted = (Failure(site.name, "its list of repositories", listed),)
-    found = walk(site.source(), paths, known=known, run=Run.of(run).quietly()).closed()
-    return replace(found, failures=(*unlisted, *found.failures))
+    found = walk(site.source(), paths, known=known, run=Run.of(run).quietly()).complete()
+    return replace(found, general=unlisted)
 
 
 def listed_repositories(client: RegistryReader, tree: TargetTree) -> set[str] | RegistryError:

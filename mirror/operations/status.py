@@ -13,8 +13,9 @@ from mirror.operations.sites import Site
 from mirror.run import Run
 from mirror.sync import Inventory
 from mirror.sync.difference import lacking
+from mirror.sync.observation import Depth, Failure
+from mirror.sync.observe import observe
 from mirror.sync.publish import Standing, read_marks, read_standing
-from mirror.sync.survey import Failure, survey
 from mirror.sync.workers import gather
 
 _DIFFER, _INCOMPLETE = 3, 4
@@ -187,7 +188,7 @@ def _held_against(
     current, pending = standing.current, standing.pending
     stated = current.statement.inventory if current else Inventory()
     place = site.place(run=run)
-    found = survey(stated, place, thorough=thorough, run=run)
+    found = observe(place, stated, Depth.AUDIT if thorough else Depth.LISTED, run=run)
     rest = lacking(stated, found.held)
     missing = [
         *(f"tag {p or '/'}:{t}" for p, c in rest.repositories.items() for t in c.tags),

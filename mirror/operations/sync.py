@@ -17,7 +17,7 @@ from mirror.operations.replicate import Replication
 from mirror.operations.results import How, Outcome, ReplicaResult
 from mirror.operations.sites import Site
 from mirror.run import Run
-from mirror.sync.survey import Failure
+from mirror.sync.observation import Failure
 
 _GRACE_S = 10.0
 _TICK_S = 0.2

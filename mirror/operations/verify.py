@@ -7,6 +7,7 @@ from typing import Any
 
 from mirror.bundle.reader import BundleReader
 from mirror.bundle.verify import BundleReport, verify_bundle
+from mirror.events import PhaseStarted
 from mirror.layout import TargetTree
 from mirror.oci import Digest
 from mirror.operations.pull import count
@@ -14,7 +15,9 @@ from mirror.registry import RegistryWriter
 from mirror.release.discovery import discovery_images, index_of
 from mirror.run import Run
 from mirror.sync import Finding, Inventory, union
-from mirror.sync.audit import audit
+from mirror.sync.findings import findings_of
+from mirror.sync.observation import Depth
+from mirror.sync.observe import observe
 from mirror.sync.registry import RegistryTarget
 from mirror.sync.tags import tags_of, tags_only
 
@@ -78,5 +81,7 @@ def verify_registry(
     target = RegistryTarget(client, tree.locate, f"registry {tree.root}", run=run)
     index = tags_only(tags_of(discovery_images(inventory).inventory()))
     wanted = union([inventory, index_of(inventory, tags_of(target.held(index)))])
-    findings = audit(wanted, target, deep=deep, run=run)
+    run.on_event(PhaseStarted("comparing with the registry"))
+    found = observe(target, wanted, Depth.DEEP if deep else Depth.AUDIT, run=run)
+    findings = findings_of(wanted, found)
     return RegistryReport(str(tree.root), inventory, inventory.digest(), deep, findings)

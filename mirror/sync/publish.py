@@ -27,7 +27,8 @@ from mirror.errors import (
 from mirror.oci import Digest
 from mirror.registry import RegistryWriter
 from mirror.sync.artifact import Artifact, put_artifact
-from mirror.sync.registry import Locate, listed_tags
+from mirror.sync.observe import listed_tags
+from mirror.sync.registry import Locate
 from mirror.sync.statement import REPOSITORY, Statement, layer_of
 from mirror.sync.tags import Tags, tags_of
 
