@@ -182,7 +182,7 @@ def test_a_list_comes_in_three_forms(tmp_path: Path) -> None:
         ("# nothing", "has no digest in it"),
         ("{}", "has no digest in it"),
         ("[]", "has no digest in it"),
-        ("{", "is no JSON"),
+        ("{", "is not JSON"),
         ("v1.70.0", "entry 1: 'v1.70.0' is not a digest"),
         ("[5]", "entry 1: expected a digest"),
         ('{"a": "b"}', "a is not a mapping"),
