@@ -8,14 +8,14 @@ from typing import Any
 
 import click
 
-from mirror import replicas_text
 from mirror.commands import options
 from mirror.commands.replicas import sites
 from mirror.commands.shared import show
 from mirror.errors import InputError, InvalidReferenceError
 from mirror.oci import Repository
 from mirror.operations import diff
-from mirror.progress import progress
+from mirror.reports.progress import progress
+from mirror.reports.registries import diff_summary
 from mirror.run import Run
 
 _DIFFER = 3
@@ -39,7 +39,7 @@ def diff_command(*, a: str, b: str, jobs: int, as_json: bool, **access: Any) -> 
         waiting = iter(opened)
         one, other = (next(waiting) if isinstance(place, str) else place for place in places)
         report = diff(one, other, run=Run(jobs, on_event))
-    show(as_json, report.to_document(), replicas_text.diff_summary, report, started)
+    show(as_json, report.to_document(), diff_summary, report, started)
     if report.failures:
         click.get_current_context().exit(report.failures[0].error.exit_code)
     if report.difference:

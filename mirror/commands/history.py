@@ -11,8 +11,8 @@ from mirror.commands import options
 from mirror.commands.shared import Target, show
 from mirror.oci import Repository
 from mirror.operations import history
-from mirror.progress import progress
-from mirror.publication_text import history_summary
+from mirror.reports.progress import progress
+from mirror.reports.registries import history_summary
 from mirror.run import Run
 
 

@@ -9,7 +9,6 @@ from typing import Any
 
 import click
 
-from mirror import console
 from mirror.bundle.reader import read_base
 from mirror.commands import options
 from mirror.commands.shared import Target, show
@@ -17,7 +16,8 @@ from mirror.durable import write_durably
 from mirror.errors import InputError
 from mirror.oci import Repository
 from mirror.operations import registry_inventory
-from mirror.progress import progress
+from mirror.reports.bundles import inventory_summary
+from mirror.reports.progress import progress
 from mirror.run import Run
 
 _STANDARD_OUTPUT = "-"
@@ -73,6 +73,6 @@ def inventory_command(
     else:
         write_durably(file, data)
         document = {**found.to_document(), "output": output, "bytes": len(data)}
-        show(as_json, document, console.inventory_summary, (found, output, len(data)), started)
+        show(as_json, document, inventory_summary, (found, output, len(data)), started)
     if found.exit_code:
         click.get_current_context().exit(found.exit_code)

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import click
 
-from mirror import console
 from mirror.bundle import gost
 from mirror.bundle.reader import BundleReader
 from mirror.bundle.sizes import parse_part_size
@@ -19,7 +18,8 @@ from mirror.commands.shared import show
 from mirror.config import PullConfig
 from mirror.errors import InputError
 from mirror.operations import Packing, merge
-from mirror.progress import progress
+from mirror.reports.bundles import merge_summary
+from mirror.reports.progress import progress
 from mirror.run import Run
 
 
@@ -97,4 +97,4 @@ def merge_command(
             packing=packing,
             run=Run(jobs, on_event),
         )
-    show(as_json, report.to_document(), console.merge_summary, report, started)
+    show(as_json, report.to_document(), merge_summary, report, started)

@@ -10,13 +10,13 @@ from typing import Any
 
 import click
 
-from mirror import replicas_text
 from mirror.commands import options
 from mirror.commands.replicas import sites
 from mirror.commands.shared import show
 from mirror.errors import InputError
 from mirror.operations import prune
-from mirror.progress import progress
+from mirror.reports.progress import progress
+from mirror.reports.registries import prune_summary
 from mirror.run import Run
 from mirror.sync.statement import MAX_GENERATION
 
@@ -53,7 +53,7 @@ def prune_command(
     started = time.monotonic()
     with progress(quiet=as_json) as on_event, sites([registry], on_event, **access) as opened:
         report = prune(opened[0], kept, dry_run=dry_run, run=Run(jobs, on_event))
-    show(as_json, report.to_document(), replicas_text.prune_summary, report, started)
+    show(as_json, report.to_document(), prune_summary, report, started)
     if report.exit_code:
         click.get_current_context().exit(report.exit_code)
 

@@ -9,7 +9,6 @@ from typing import Any
 
 import click
 
-from mirror import console
 from mirror.bundle import gost
 from mirror.bundle.folder import check_folder
 from mirror.bundle.reader import read_base
@@ -23,9 +22,10 @@ from mirror.events import Warned
 from mirror.layout import TargetTree, normalised_suffix
 from mirror.oci import Repository
 from mirror.operations import plan_pull, registry_inventory
-from mirror.progress import progress
 from mirror.registry import ConnectionOptions, Credentials, RegistryClient
 from mirror.release.source import SourceTree
+from mirror.reports.bundles import plan_summary, pull_summary, verbose_pull_summary
+from mirror.reports.progress import progress
 from mirror.run import Run
 from mirror.sync import Inventory
 
@@ -145,9 +145,9 @@ def pull_command(
                 run=run,
             )
     if dry_run:
-        show(as_json, planned.to_document(), console.plan_summary, planned, started)
+        show(as_json, planned.to_document(), plan_summary, planned, started)
     else:
-        summary = console.verbose_pull_summary if verbose_summary else console.pull_summary
+        summary = verbose_pull_summary if verbose_summary else pull_summary
         show(as_json, report.to_document(), summary, report, started)
 
 

@@ -10,15 +10,15 @@ from typing import Any
 
 import click
 
-from mirror import console
 from mirror.bundle.reader import BundleReader
 from mirror.commands import options
 from mirror.commands.shared import Target, show, upload_journal
 from mirror.errors import InputError, InvalidReferenceError
 from mirror.oci import Repository
 from mirror.operations import Member, plan_push, push, push_to_all
-from mirror.progress import progress
-from mirror.publication_text import quorum_summary
+from mirror.reports.bundles import push_plan_summary, push_summary
+from mirror.reports.progress import progress
+from mirror.reports.registries import quorum_summary
 from mirror.run import Run
 
 
@@ -160,9 +160,9 @@ def push_command(
                     run=Run(jobs, on_event),
                 )
     if dry_run:
-        show(as_json, plan.to_document(), console.push_plan_summary, plan, started)
+        show(as_json, plan.to_document(), push_plan_summary, plan, started)
     else:
-        show(as_json, report.to_document(), console.push_summary, report, started)
+        show(as_json, report.to_document(), push_summary, report, started)
 
 
 def _replicas(

@@ -8,12 +8,12 @@ from typing import Any
 
 import click
 
-from mirror import replicas_text
 from mirror.commands import options
 from mirror.commands.replicas import sites
 from mirror.commands.shared import show
 from mirror.operations import status
-from mirror.progress import progress
+from mirror.reports.progress import progress
+from mirror.reports.registries import status_summary
 from mirror.run import Run
 
 
@@ -33,6 +33,6 @@ def status_command(
     started = time.monotonic()
     with progress(quiet=as_json) as on_event, sites(registries, on_event, **access) as opened:
         report = status(opened, thorough=blobs, run=Run(jobs, on_event))
-    show(as_json, report.to_document(), replicas_text.status_summary, report, started)
+    show(as_json, report.to_document(), status_summary, report, started)
     if report.exit_code:
         click.get_current_context().exit(report.exit_code)

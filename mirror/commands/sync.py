@@ -10,14 +10,14 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from mirror import replicas_text
 from mirror.commands import options
 from mirror.commands.replicas import full_name, masters_of, parse_storage, sites
 from mirror.commands.shared import Target, show
 from mirror.commands.watch import watch
 from mirror.errors import InputError
 from mirror.operations import sync_replicas
-from mirror.progress import progress
+from mirror.reports.progress import progress
+from mirror.reports.registries import sync_summary
 from mirror.run import Run
 
 _AUTO = "auto"
@@ -140,7 +140,7 @@ def sync_command(
             deadline_s=deadline,
             run=Run(jobs, on_event),
         )
-    show(as_json, report.to_document(), replicas_text.sync_summary, report, started)
+    show(as_json, report.to_document(), sync_summary, report, started)
     if report.exit_code:
         click.get_current_context().exit(report.exit_code)
 

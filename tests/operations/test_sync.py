@@ -26,7 +26,7 @@ from mirror.operations import Outcome, ReplicaResult, Site, sync_replicas
 from mirror.operations.audit_leader import LeaderAudit
 from mirror.operations.leader import Leader
 from mirror.operations.results import How
-from mirror.replicas_text import sync_summary
+from mirror.reports.registries import sync_summary
 from mirror.run import Cancellation, Run
 from mirror.sync import Inventory, InventoryBuilder, MemoryStore
 from mirror.sync.artifact import make_artifact, put_artifact
