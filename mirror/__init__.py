@@ -7,7 +7,6 @@ if TYPE_CHECKING:
     from mirror.bundle.reader import BundleReader
     from mirror.bundle.verify import BundleReport
     from mirror.errors import MirrorError
-    from mirror.layout import TargetTree
     from mirror.modes import outcomes
     from mirror.modes.addressing import Plane, Route, routes_for
     from mirror.modes.check import check_images, impatient, targets_for
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
     from mirror.operations import (
         DiffReport,
         HistoryReport,
-        Member,
+        MemberReport,
         MergeReport,
         PruneReport,
         PullReport,
@@ -37,7 +36,6 @@ if TYPE_CHECKING:
         RegistryReport,
         ReplicaResult,
         RollbackReport,
-        Site,
         StatusReport,
         SyncReport,
         diff,
@@ -48,7 +46,7 @@ if TYPE_CHECKING:
         push,
         push_to_all,
         registry_inventory,
-        replica_sites,
+        replica_trees,
         rollback,
         status,
         sync_replicas,
@@ -59,6 +57,7 @@ if TYPE_CHECKING:
     from mirror.release.selection import Selection
     from mirror.release.source import SourceTree
     from mirror.sync import Finding, Inventory, MemoryStore, Plan, make_plan, transfer
+    from mirror.sync.tree import RegistryTree
 
 __all__ = [
     "Account",
@@ -76,7 +75,7 @@ __all__ = [
     "HistoryReport",
     "Inventory",
     "Manifest",
-    "Member",
+    "MemberReport",
     "MemoryStore",
     "MergeReport",
     "MirrorError",
@@ -95,6 +94,7 @@ __all__ = [
     "RegistryReport",
     "RegistrySettings",
     "RegistryState",
+    "RegistryTree",
     "RenderOptions",
     "Rendered",
     "ReplicaResult",
@@ -103,13 +103,11 @@ __all__ = [
     "RollbackReport",
     "Route",
     "Selection",
-    "Site",
     "Sites",
     "SourceTree",
     "StatusReport",
     "SwitchPlan",
     "SyncReport",
-    "TargetTree",
     "User",
     "check_images",
     "connect",
@@ -133,7 +131,7 @@ __all__ = [
     "read_secrets",
     "registry_inventory",
     "render",
-    "replica_sites",
+    "replica_trees",
     "required_images",
     "rollback",
     "routes_for",
@@ -152,7 +150,6 @@ _HOMES = {
     "bundle.reader": ("BundleReader",),
     "bundle.verify": ("BundleReport",),
     "errors": ("MirrorError",),
-    "layout": ("TargetTree",),
     "modes": ("outcomes",),
     "modes.addressing": ("Plane", "Route", "routes_for"),
     "modes.check": ("check_images", "impatient", "targets_for"),
@@ -170,16 +167,24 @@ _HOMES = {
     "nodeconfig.service_secrets": ("prepare_secrets", "read_secrets", "write_secrets"),
     "oci": ("Descriptor", "Digest", "Manifest", "Reference", "Repository"),
     "operations": (
-        *("DiffReport", "HistoryReport", "Member", "MergeReport", "PruneReport", "PullReport"),
+        *(
+            "DiffReport",
+            "HistoryReport",
+            "MemberReport",
+            "MergeReport",
+            "PruneReport",
+            "PullReport",
+        ),
         *("PushReport", "QuorumReport", "RegistryInventory", "RegistryReport", "ReplicaResult"),
-        *("RollbackReport", "Site", "StatusReport", "SyncReport", "diff", "history", "merge"),
-        *("prune", "pull", "push", "push_to_all", "registry_inventory", "replica_sites"),
+        *("RollbackReport", "StatusReport", "SyncReport", "diff", "history", "merge"),
+        *("prune", "pull", "push", "push_to_all", "registry_inventory", "replica_trees"),
         *("rollback", "status", "sync_replicas", "verify", "verify_registry"),
     ),
     "registry": ("ConnectionOptions", "Credentials", "RegistryClient", "find_credentials"),
     "release.selection": ("Selection",),
     "release.source": ("SourceTree",),
     "sync": ("Finding", "Inventory", "MemoryStore", "Plan", "make_plan", "transfer"),
+    "sync.tree": ("RegistryTree",),
 }
 """Module → what of it is public. Imported when first used, so that the program starts at once."""
 

@@ -11,13 +11,14 @@ from dataclasses import dataclass
 
 from mirror.errors import ConflictError, IncompleteError, MirrorError
 from mirror.layout import publication_stage
-from mirror.operations.sites import Site, walk_site
+from mirror.operations.trees import walk_tree
 from mirror.run import Run
 from mirror.sync import Inventory, RepositoryContent, make_plan, transfer, union
 from mirror.sync.failover import FailoverSource
 from mirror.sync.statement import reachable
 from mirror.sync.survey import Failure, Item, survey
 from mirror.sync.tags import Tags, tags_of
+from mirror.sync.tree import RegistryTree
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,8 +34,8 @@ class Adoption:
 
 
 def adopt(
-    replica: Site,
-    peers: Sequence[Site],
+    replica: RegistryTree,
+    peers: Sequence[RegistryTree],
     *,
     run: Run | None = None,
 ) -> Adoption:
@@ -49,13 +50,13 @@ def adopt(
     """
     run = Run.of(run)
     replica = replica.within(run)
-    place = replica.place(run=run)
+    place = replica.target(run)
     failures: list[Failure] = []
     adopted: list[Inventory] = []
     sent = 0
     for peer in (one.within(run) for one in peers):
         try:
-            found = walk_site(peer, run=run)
+            found = walk_tree(peer, run=run)
             failures += found.failures
             seen = survey(found.inventory, place, run=run)
             failures += (
@@ -100,7 +101,7 @@ def undisputed(offered: Inventory, there: Tags) -> tuple[Inventory, tuple[Item, 
     return Inventory(kept), tuple(conflicts)
 
 
-def _conflict(replica: Site, peer: Site, item: Item) -> Failure:
+def _conflict(replica: RegistryTree, peer: RegistryTree, item: Item) -> Failure:
     error = ConflictError(
         f"it names {item.digest} here and something else at {peer.name}, and neither states an "
         "inventory that would decide; name a leader, or push with mirror to the one that is right"

@@ -8,14 +8,14 @@ from typing import Any
 
 from mirror.events import PhaseStarted
 from mirror.oci import Digest
-from mirror.operations.places import read_inventory, see_registry
-from mirror.operations.sites import Site
+from mirror.operations.inventory_files import read_inventory, see_registry
 from mirror.release.discovery import has_index, index_of
 from mirror.run import Run
 from mirror.sync import Inventory, union
 from mirror.sync.difference import Difference, differ
 from mirror.sync.survey import Failure
 from mirror.sync.tags import tags_of
+from mirror.sync.tree import RegistryTree
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +41,8 @@ class DiffReport:
 
 
 def diff(
-    a: Path | Site,
-    b: Path | Site,
+    a: Path | RegistryTree,
+    b: Path | RegistryTree,
     *,
     run: Run | None = None,
 ) -> DiffReport:
@@ -58,7 +58,7 @@ def diff(
     run = Run.of(run)
     failures: list[Failure] = []
 
-    def seen(place: Path | Site) -> tuple[str, Inventory]:
+    def seen(place: Path | RegistryTree) -> tuple[str, Inventory]:
         if isinstance(place, Path):
             return str(place), read_inventory(place)
         run.on_event(PhaseStarted(f"looking at {place.name}"))

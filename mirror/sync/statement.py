@@ -1,5 +1,7 @@
 """Statements: what a registry says that it holds, as pure data and as an OCI artifact.
 
+`mirror.sync.publication` reads and writes them.
+
 A statement is written when everything that it names is in place. It is numbered: generations only
 ever rise, so of two replicas the one with the higher generation is ahead, whatever their clocks
 say. There is no clock and no host name in it: equal content makes equal bytes, on every replica.
@@ -11,7 +13,8 @@ import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from importlib import metadata
+from typing import Any, TypeAlias
 
 from mirror.errors import (
     DamagedBundleError,
@@ -25,7 +28,7 @@ from mirror.sync.artifact import Artifact, make_artifact
 from mirror.sync.canonical import canonical_json, path_of, tag_of, text_of
 from mirror.sync.inventory import Inventory
 from mirror.sync.nodes import RepositoryContent
-from mirror.sync.tags import Tags
+from mirror.sync.tags import Tags, tags_of, unaccounted
 
 SCHEMA_VERSION = 1
 
@@ -151,6 +154,11 @@ class Statement:
         )
 
 
+def tool_name() -> str:
+    """What this program calls itself in what it writes: `mirror <version>`."""
+    return f"mirror {metadata.version('mirror')}"
+
+
 def generation_of(manifest: Manifest) -> int | None:
     """The generation that the annotation of a statement's manifest names.
 
@@ -158,6 +166,53 @@ def generation_of(manifest: Manifest) -> int | None:
     """
     text = manifest.annotations.get(GENERATION, "")
     return int(text) if _GENERATION.fullmatch(text) else None
+
+
+Tips: TypeAlias = tuple[Digest | None, Digest | None]
+"""The statements that `pending` and `latest` name: every publication changes them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """A statement that a registry has. `digest` is that of its artifact: equal on all replicas."""
+
+    digest: Digest
+    statement: Statement
+
+
+@dataclass(frozen=True, slots=True)
+class PublicationState:
+    """What a registry states.
+
+    Attributes:
+        current: what it reached last.
+        pending: what an interrupted publication was to reach, else None.
+        generation: the highest that is known; 0 if none is.
+        notices: what is there and cannot be read, one line each.
+        tips: what the tags `pending` and `latest` named when this was read.
+    """
+
+    current: Published | None = None
+    pending: Published | None = None
+    generation: int = 0
+    notices: tuple[str, ...] = ()
+    tips: Tips = (None, None)
+
+    @property
+    def newest(self) -> Published | None:
+        """What the next statement follows: an interrupted publication is finished before it."""
+        return self.pending or self.current
+
+    @property
+    def newest_digest(self) -> Digest | None:
+        """The digest of `newest`."""
+        return self.newest.digest if self.newest else None
+
+    def known_tags(self) -> tuple[Tags, ...]:
+        """The tags that the registry's own publications account for."""
+        both = [one for one in (self.current, self.pending) if one]
+        known = [tags_of(one.statement.inventory) for one in both]
+        return (*known, self.pending.statement.former) if self.pending else tuple(known)
 
 
 def layer_of(manifest: Manifest) -> Descriptor:
@@ -236,6 +291,55 @@ def reachable(content: RepositoryContent, roots: Iterable[Digest]) -> set[Digest
         if digest not in found and digest in content.manifests:
             found.add(digest)
             pending.extend(child.digest for child in content.manifests[digest].children)
+    return found
+
+
+def next_statement(
+    state: PublicationState, pushed: Inventory, held: Inventory, *, tool: str, above: int = 0
+) -> Statement | None:
+    """What the registry states once all of `pushed` has come; None if it states that already.
+
+    `held` is what was there before, tags above all. The generation rises by one, and lies above
+    `above`: the highest of a replica that states something else.
+    """
+    before = state.newest.statement.inventory if state.newest else Inventory()
+    inventory = succeed(before, pushed)
+    former = unaccounted(tags_of(held), *state.known_tags())
+    if state.newest and inventory == before and not former and above < state.generation:
+        return None
+    return Statement(inventory, following(max(state.generation, above)), former, tool=tool)
+
+
+def following(generation: int) -> int:
+    """The number of the generation after `generation`.
+
+    Raises:
+        StatementError: no number is left; somebody wrote that one by hand.
+    """
+    if generation >= MAX_GENERATION:
+        raise StatementError(
+            f"a statement there says that it is generation {generation}, after which none is left; "
+            "remove that statement from the registry, then push the bundle again"
+        )
+    return generation + 1
+
+
+def state_before(reached: Inventory, later: Iterable[Statement]) -> Tags:
+    """What tags named otherwise than `reached` says when the first of the `later` ones began.
+
+    `later` are all statements that came after `reached`, rising. Of a tag that neither `reached`
+    nor any statement up to some generation speaks of, that generation's `former` tells; a tag that
+    came in between was not there before.
+    """
+    found: dict[str, dict[str, Digest]] = {}
+    spoken_of = {path: set(content.tags) for path, content in reached.repositories.items()}
+    for number, statement in enumerate(later):
+        for path, tags in statement.former.items():
+            for tag, digest in tags.items():
+                if number == 0 or tag not in spoken_of.get(path, ()):
+                    found.setdefault(path, {}).setdefault(tag, digest)
+        for path, tags in (*tags_of(statement.inventory).items(), *statement.former.items()):
+            spoken_of.setdefault(path, set()).update(tags)
     return found
 
 

@@ -18,7 +18,7 @@ from tests.watch.test_daemon import HOURLY, Cycles, wait_for
 TOKEN = "between-us"
 
 
-class Site:
+class RegistryTree:
     """A running daemon and its pages."""
 
     def __init__(self, cycles: Cycles, token: str | None) -> None:
@@ -28,7 +28,7 @@ class Site:
         self.url = f"http://127.0.0.1:{listener.getsockname()[1]}"
         self._server = ServerThread(create_app(self.daemon, notify_token=token), listener)
 
-    def __enter__(self) -> Site:
+    def __enter__(self) -> RegistryTree:
         self._server.start()
         self.daemon.start()
         return self
@@ -45,12 +45,12 @@ class Site:
 
 
 @pytest.fixture
-def site() -> Iterator[Site]:
-    with Site(Cycles(), None) as running:
+def site() -> Iterator[RegistryTree]:
+    with RegistryTree(Cycles(), None) as running:
         yield running
 
 
-def test_health_ends_with_the_threads(site: Site) -> None:
+def test_health_ends_with_the_threads(site: RegistryTree) -> None:
     assert site.get("/healthz").status_code == 200
     site.daemon.stop()
     assert site.get("/healthz").status_code == 500
@@ -61,7 +61,7 @@ def test_ready_tells_why_it_is_not() -> None:
     cycles.behaviour["a"] = lambda _: CycleResult(
         HOURLY.level(0, None, None), complete=False, declared=10, verified=4, errors=("no space",)
     )
-    with Site(cycles, None) as site:
+    with RegistryTree(cycles, None) as site:
         wait_for(lambda: site.daemon.state.to_document()["replicas"]["a"] is not None)
         answer = site.get("/readyz")
     assert answer.status_code == 503
@@ -70,12 +70,12 @@ def test_ready_tells_why_it_is_not() -> None:
     assert replica["errors"] == ["no space"]
 
 
-def test_ready_when_the_replica_is_complete(site: Site) -> None:
+def test_ready_when_the_replica_is_complete(site: RegistryTree) -> None:
     wait_for(lambda: site.get("/readyz").status_code == 200)
     assert site.get("/readyz").json()["ready"] is True
 
 
-def test_metrics_are_read_by_prometheus_own_parser(site: Site) -> None:
+def test_metrics_are_read_by_prometheus_own_parser(site: RegistryTree) -> None:
     wait_for(site.daemon.state.ready)
     families = {
         family.name: family for family in text_string_to_metric_families(site.get("/metrics").text)
@@ -92,7 +92,7 @@ def test_metrics_are_read_by_prometheus_own_parser(site: Site) -> None:
 
 
 def test_a_registrys_notification_of_a_push_wakes_it_and_one_of_a_pull_does_not(
-    site: Site,
+    site: RegistryTree,
 ) -> None:
     wait_for(site.daemon.state.ready)
     assert site.notify({"events": [{"action": "pull"}]}).status_code == 202
@@ -101,19 +101,19 @@ def test_a_registrys_notification_of_a_push_wakes_it_and_one_of_a_pull_does_not(
 
 
 @pytest.mark.parametrize("body", [[], {}, {"events": 1}, {"events": ["push"]}, "push"])
-def test_what_is_no_notification_is_refused(site: Site, body: Any) -> None:
+def test_what_is_no_notification_is_refused(site: RegistryTree, body: Any) -> None:
     answer = site.notify(body)
     assert answer.status_code == 400
     assert "not a notification" in answer.text
 
 
-def test_a_body_without_end_is_refused(site: Site) -> None:
+def test_a_body_without_end_is_refused(site: RegistryTree) -> None:
     answer = httpx.post(f"{site.url}/notify", content=b" " * (5 << 20))
     assert answer.status_code == 413
 
 
 def test_with_a_token_only_who_has_it_wakes_the_daemon() -> None:
-    with Site(Cycles(), TOKEN) as site:
+    with RegistryTree(Cycles(), TOKEN) as site:
         push = {"events": [{"action": "push"}]}
         assert site.notify(push).status_code == 401
         assert site.notify(push, authorization="Bearer wrong").status_code == 401

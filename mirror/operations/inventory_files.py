@@ -8,12 +8,13 @@ from pathlib import Path
 from mirror.bundle.reader import BundleReader
 from mirror.bundle.seal import Seal
 from mirror.errors import DamagedBundleError, InputError
-from mirror.operations.sites import Site, walk_site
+from mirror.operations.trees import walk_tree
 from mirror.run import Run
 from mirror.sync import Inventory
-from mirror.sync.publish import read_standing
+from mirror.sync.publication import read_state
 from mirror.sync.statement import Statement
 from mirror.sync.survey import Failure
+from mirror.sync.tree import RegistryTree
 
 
 def read_inventory(path: Path) -> Inventory:
@@ -45,7 +46,9 @@ def read_inventory(path: Path) -> Inventory:
         raise DamagedBundleError(f"{path}: {err}") from err
 
 
-def see_registry(site: Site, *, run: Run | None = None) -> tuple[Inventory, tuple[Failure, ...]]:
+def see_registry(
+    tree: RegistryTree, *, run: Run | None = None
+) -> tuple[Inventory, tuple[Failure, ...]]:
     """What a registry has below its root, by its tags, and what of it could not be read.
 
     What it states spares reading the manifests and tells of those that no tag leads to, but counts
@@ -54,7 +57,7 @@ def see_registry(site: Site, *, run: Run | None = None) -> tuple[Inventory, tupl
     Raises:
         RegistryError: it states nothing and does not list its repositories.
     """
-    standing = read_standing(site.client, site.tree.locate)
+    standing = read_state(tree)
     known = standing.newest.statement.inventory if standing.newest else None
-    found = walk_site(site, known, run=run)
+    found = walk_tree(tree, known, run=run)
     return found.inventory, found.failures

@@ -1,0 +1,102 @@
+"""Which registry trees there are, and which repositories are in one that does not state it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+
+from mirror.errors import RegistryError, UnreachableError
+from mirror.events import OnEvent, ignore
+from mirror.layout import (
+    FIXED_REPOSITORIES,
+    INDEX_REPOSITORIES,
+    names_component,
+    repositories_of,
+)
+from mirror.modes.endpoints import replica_endpoints
+from mirror.modes.settings import RegistrySettings
+from mirror.modes.sites import Sites
+from mirror.registry import ConnectionOptions, Credentials
+from mirror.run import Run
+from mirror.sync import Inventory
+from mirror.sync.statement import REPOSITORY
+from mirror.sync.survey import Failure
+from mirror.sync.tree import RegistryTree
+from mirror.sync.walk import Walk, walk
+
+
+@contextmanager
+def replica_trees(
+    settings: RegistrySettings,
+    sites: Sites,
+    *,
+    options: ConnectionOptions | None = None,
+    credentials: Credentials | None = None,
+    on_event: OnEvent = ignore,
+) -> Iterator[list[RegistryTree]]:
+    """The replicas of a cluster in Local mode, one for each master, for `sync_replicas`.
+
+    The login is `credentials`, or that of `mirror-pusher`, or of `rw`. At the end the clients are
+    closed. No network is touched here.
+
+    Raises:
+        ForbiddenByModeError: in other modes there is no store to bring into line.
+        RouteError: `sites` does not have the masters, or none of those users.
+    """
+    with ExitStack() as opened:
+        yield [
+            RegistryTree(
+                opened.enter_context(endpoint.client(options or ConnectionOptions(), on_event)),
+                root,
+            )
+            for root, endpoint in replica_endpoints(settings, sites, credentials)
+        ]
+
+
+def walk_tree(
+    tree: RegistryTree, known: Inventory | None = None, *, run: Run | None = None
+) -> Walk:
+    """What lies in the tree. Its repositories are those that the registry lists, and those of
+    `known`, whose manifests need not be read again.
+
+    If the registry does not list them and nothing is known, the repositories are looked at that
+    every release tree has; a failure says that there may be others.
+    """
+    paths = set(known.repositories) if known is not None else set()
+    unlisted: tuple[Failure, ...] = ()
+    listed = listed_repositories(tree)
+    if not isinstance(listed, RegistryError):
+        paths.update(listed)
+    elif not paths:
+        paths.update(usual_repositories(tree))
+        unlisted = (Failure(tree.name, "its list of repositories", listed),)
+    found = walk(tree.source(), paths, known=known, run=Run.of(run).quietly()).closed()
+    return replace(found, failures=(*unlisted, *found.failures))
+
+
+def listed_repositories(tree: RegistryTree) -> set[str] | RegistryError:
+    """The paths of the tree's repositories that the registry lists, that of statements left out.
+
+    Or the reason why it lists none: many registries refuse that to everybody but administrators.
+
+    Raises:
+        UnreachableError: it does not answer.
+    """
+    try:
+        paths = {tree.path_of(repository) for repository in tree.client.catalogue()}
+    except UnreachableError:
+        raise
+    except RegistryError as err:
+        return err
+    return {path for path in paths if path is not None and path != REPOSITORY}
+
+
+def usual_repositories(tree: RegistryTree) -> Iterator[str]:
+    """The repositories that every release tree has, and those of each module, package and plugin
+    that its indexes name. Not all of them need exist."""
+    yield from FIXED_REPOSITORIES
+    for index in INDEX_REPOSITORIES:
+        for name in tree.listed_tags(index):
+            if names_component(name):
+                yield from repositories_of(index, name)
