@@ -7,6 +7,7 @@ if TYPE_CHECKING:
     from mirror.bundle.reader import BundleReader
     from mirror.bundle.verify import BundleReport
     from mirror.errors import MirrorError
+    from mirror.job import Job, start
     from mirror.modes import outcomes
     from mirror.modes.addressing import Plane, Route, routes_for
     from mirror.modes.check import check_images, impatient, targets_for
@@ -56,6 +57,7 @@ if TYPE_CHECKING:
     from mirror.registry import ConnectionOptions, Credentials, RegistryClient, find_credentials
     from mirror.release.selection import Selection
     from mirror.release.source import SourceTree
+    from mirror.run import Cancellation, Run
     from mirror.sync import Finding, Inventory, MemoryStore, Plan, make_plan, transfer
     from mirror.sync.tree import RegistryTree
 
@@ -63,6 +65,7 @@ __all__ = [
     "Account",
     "BundleReader",
     "BundleReport",
+    "Cancellation",
     "CheckReport",
     "ClusterFacts",
     "ConditionType",
@@ -74,6 +77,7 @@ __all__ = [
     "Finding",
     "HistoryReport",
     "Inventory",
+    "Job",
     "Manifest",
     "MemberReport",
     "MemoryStore",
@@ -102,6 +106,7 @@ __all__ = [
     "RequiredSet",
     "RollbackReport",
     "Route",
+    "Run",
     "Selection",
     "Sites",
     "SourceTree",
@@ -136,6 +141,7 @@ __all__ = [
     "rollback",
     "routes_for",
     "sites_of",
+    "start",
     "status",
     "sync_replicas",
     "targets_for",
@@ -150,6 +156,7 @@ _HOMES = {
     "bundle.reader": ("BundleReader",),
     "bundle.verify": ("BundleReport",),
     "errors": ("MirrorError",),
+    "job": ("Job", "start"),
     "modes": ("outcomes",),
     "modes.addressing": ("Plane", "Route", "routes_for"),
     "modes.check": ("check_images", "impatient", "targets_for"),
@@ -183,6 +190,7 @@ _HOMES = {
     "registry": ("ConnectionOptions", "Credentials", "RegistryClient", "find_credentials"),
     "release.selection": ("Selection",),
     "release.source": ("SourceTree",),
+    "run": ("Cancellation", "Run"),
     "sync": ("Finding", "Inventory", "MemoryStore", "Plan", "make_plan", "transfer"),
     "sync.tree": ("RegistryTree",),
 }

@@ -531,7 +531,7 @@ def test_an_audit_tells_a_push_that_is_under_way_from_a_tag_moved_by_hand(
     sync_replicas(leader.tree, [replica.tree])
     coming = Statement(newer().inventory(), 2, tool="tests")
 
-    head = Leader(leader.tree)
+    head = Leader.ask(leader.tree)
     head.facts()
     announce(leader.tree, coming.artifact())
     leader.fill(newer(), generation=None)
