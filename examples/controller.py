@@ -30,7 +30,7 @@ from pathlib import Path
 from pydantic import SecretStr
 
 import mirror
-from mirror import ConditionType, Mode, Outcome, Plane, RegistryState, RenderOptions, outcomes
+from mirror import ConditionType, Mode, Plane, RegistryState, RenderOptions, StepOutcome, outcomes
 from mirror import RegistrySettings as Settings
 
 HASTY = mirror.impatient(mirror.ConnectionOptions())
@@ -117,20 +117,20 @@ class Switch:
         path, now = owner.folder / "registry-secrets.json", datetime.now(UTC)
         kept = mirror.prepare_secrets(mirror.read_secrets(path), self.nodes, now)
         mirror.write_secrets(kept, path)
-        self.sites = mirror.sites_of(self.nodes, kept)
+        self.access = mirror.access_of(self.nodes, kept)
         # In the transition the old ways stay, until every node has the new ones.
         before, options = None if previous == target else previous, owner.options
         self.final = mirror.render(target, self.nodes, kept, options=options)
         self.transition = mirror.render(target, self.nodes, kept, previous=before, options=options)
 
-    def observe(self, step: ConditionType) -> Outcome:
+    def observe(self, step: ConditionType) -> StepOutcome:
         """Do what is due for one step, and say whether it is reached. Called in order."""
         try:
             return self._observe(step)
         except mirror.MirrorError as err:
-            return Outcome(False, str(err))
+            return StepOutcome(False, str(err))
 
-    def _observe(self, step: ConditionType) -> Outcome:
+    def _observe(self, step: ConditionType) -> StepOutcome:
         nodes = self.facts.nodes or ()
         match step:
             case ConditionType.IMAGES:
@@ -143,12 +143,12 @@ class Switch:
                 # Who has the final configuration already is behind this step.
                 passed = {self.transition.version, self.final.version}
                 if nodes and all(node.version in passed for node in nodes):
-                    return Outcome(True)
+                    return StepOutcome(True)
                 return self._roll_out(self.transition)
             case ConditionType.IN_CLUSTER_PROXY:
                 return outcomes.in_cluster_proxy(1, int(self._components_are_served()))
             case ConditionType.REGISTRY_SWITCH:
-                return Outcome(self._components_are_served())
+                return StepOutcome(self._components_are_served())
             case ConditionType.FINAL:
                 return self._roll_out(self.final)
             case ConditionType.CLEANUP_NODE_SERVICES:
@@ -159,7 +159,7 @@ class Switch:
                 return outcomes.cleanup_in_cluster_proxy(exists=any(files))
         raise ValueError(f"{step} is no step of a switch")
 
-    def _images(self) -> Outcome:
+    def _images(self) -> StepOutcome:
         """The wanted mode's registry holds what the cluster needs; what lacks is brought there."""
         with mirror.BundleReader([self.bundle]) as reader:
             required = mirror.required_images(self.target.check_mode, inventory=reader.inventory())
@@ -168,24 +168,24 @@ class Switch:
                 try:
                     self._push(reader)
                 except mirror.MirrorError as err:  # in Proxy it says where to push instead
-                    return Outcome(False, f"{report.message}\n{err}")
+                    return StepOutcome(False, f"{report.message}\n{err}")
                 report = self._check(required)
         return report.outcome
 
     def _check(self, required: mirror.RequiredSet) -> mirror.CheckReport:
         names = {node.address: node.name for node in self.nodes}
-        targets = mirror.targets_for(self.target, self.sites, names)
+        targets = mirror.targets_for(self.target, self.access, names)
         return mirror.check_images(required, targets, limit_s=60.0)
 
     def _push(self, reader: mirror.BundleReader) -> None:
         """Where the mode takes images in: in Local one replica, which the others then follow."""
-        with mirror.connect(self.target, sites=self.sites, plane=Plane.OPERATOR) as client:
+        with mirror.connect(self.target, access=self.access, plane=Plane.OPERATOR) as client:
             mirror.push(reader, mirror.RegistryTree(client, client.root))
         if self.target.mode is Mode.LOCAL and len(self.masters) > 1:
-            with mirror.replica_trees(self.target, self.sites) as replicas:
+            with mirror.replica_trees(self.target, self.access) as replicas:
                 mirror.sync_replicas(None, replicas, audit=True)
 
-    def _node_services(self) -> Outcome:
+    def _node_services(self) -> StepOutcome:
         """Every master's replica serves. The other nodes hear nothing of it before."""
         version = self.transition.version
         unready = {node.name for node in self.facts.nodes or () if node.ready is False}
@@ -198,7 +198,7 @@ class Switch:
             mirror.write_cluster(replace(self.transition, nodes=trees, in_cluster={}), self.out)
         return outcomes.node_services(pods, version)
 
-    def _roll_out(self, rendered: mirror.Rendered) -> Outcome:
+    def _roll_out(self, rendered: mirror.Rendered) -> StepOutcome:
         """Write what nodes are to apply, and look who has."""
         mirror.write_cluster(rendered, self.out)
         told = self.out / "version"
@@ -208,13 +208,13 @@ class Switch:
 
     def _serves(self, host: str) -> bool:
         """Whether a master's replica answers, and lets its reader in."""
-        reader = self.sites.accounts[mirror.User.RO]
+        reader = self.access.accounts[mirror.User.RO]
         login = mirror.Credentials(reader.name, reader.password.get_secret_value())
-        options = replace(HASTY, ca=self.sites.ca)
+        options = replace(HASTY, ca=self.access.ca)
         return _answers(mirror.RegistryClient(host, options=options, credentials=login))
 
     def _components_are_served(self) -> bool:
-        return _answers(mirror.connect(self.target, sites=self.sites, options=HASTY))
+        return _answers(mirror.connect(self.target, access=self.access, options=HASTY))
 
 
 def _answers(client: mirror.RegistryClient | mirror.ModeClient) -> bool:

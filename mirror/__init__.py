@@ -9,19 +9,18 @@ if TYPE_CHECKING:
     from mirror.errors import MirrorError
     from mirror.job import Job, start
     from mirror.modes import outcomes
-    from mirror.modes.addressing import Plane, Route, routes_for
-    from mirror.modes.check import check_images, impatient, targets_for
-    from mirror.modes.check_report import CheckReport
+    from mirror.modes.addressing import Route, routes_for
+    from mirror.modes.check import CheckReport, check_images, impatient, targets_for
     from mirror.modes.client import ModeClient, connect
-    from mirror.modes.conditions import ConditionType, Outcome
-    from mirror.modes.facts import ClusterFacts
+    from mirror.modes.constants import ConditionType, User
+    from mirror.modes.outcomes import ClusterFacts, StepOutcome
+    from mirror.modes.plan import SwitchPlan, plan_switch
     from mirror.modes.required import RequiredSet, required_images
-    from mirror.modes.settings import Mode, RegistrySettings
-    from mirror.modes.sites import Account, Sites, User
+    from mirror.modes.routes import Mode, Plane
+    from mirror.modes.settings import Account, ClusterAccess, RegistrySettings
     from mirror.modes.state import RegistryState, inputs_hash
-    from mirror.modes.transitions import SwitchPlan, plan_switch
-    from mirror.nodeconfig.cluster import load_facts, load_nodes, load_sites
-    from mirror.nodeconfig.render import Rendered, RenderOptions, render, sites_of, write_cluster
+    from mirror.nodeconfig.cluster import load_access, load_facts, load_nodes
+    from mirror.nodeconfig.render import Rendered, RenderOptions, access_of, render, write_cluster
     from mirror.nodeconfig.service_secrets import prepare_secrets, read_secrets, write_secrets
     from mirror.oci import Descriptor, Digest, Manifest, Reference, Repository
     from mirror.operations import (
@@ -67,6 +66,7 @@ __all__ = [
     "BundleReport",
     "Cancellation",
     "CheckReport",
+    "ClusterAccess",
     "ClusterFacts",
     "ConditionType",
     "ConnectionOptions",
@@ -85,7 +85,6 @@ __all__ = [
     "MirrorError",
     "Mode",
     "ModeClient",
-    "Outcome",
     "Plan",
     "Plane",
     "PruneReport",
@@ -108,12 +107,13 @@ __all__ = [
     "Route",
     "Run",
     "Selection",
-    "Sites",
     "SourceTree",
     "StatusReport",
+    "StepOutcome",
     "SwitchPlan",
     "SyncReport",
     "User",
+    "access_of",
     "check_images",
     "connect",
     "diff",
@@ -121,9 +121,9 @@ __all__ = [
     "history",
     "impatient",
     "inputs_hash",
+    "load_access",
     "load_facts",
     "load_nodes",
-    "load_sites",
     "make_plan",
     "merge",
     "outcomes",
@@ -140,7 +140,6 @@ __all__ = [
     "required_images",
     "rollback",
     "routes_for",
-    "sites_of",
     "start",
     "status",
     "sync_replicas",
@@ -158,19 +157,18 @@ _HOMES = {
     "errors": ("MirrorError",),
     "job": ("Job", "start"),
     "modes": ("outcomes",),
-    "modes.addressing": ("Plane", "Route", "routes_for"),
-    "modes.check": ("check_images", "impatient", "targets_for"),
-    "modes.check_report": ("CheckReport",),
+    "modes.addressing": ("Route", "routes_for"),
+    "modes.check": ("CheckReport", "check_images", "impatient", "targets_for"),
     "modes.client": ("ModeClient", "connect"),
-    "modes.conditions": ("ConditionType", "Outcome"),
-    "modes.facts": ("ClusterFacts",),
+    "modes.constants": ("ConditionType", "User"),
+    "modes.outcomes": ("ClusterFacts", "StepOutcome"),
+    "modes.plan": ("SwitchPlan", "plan_switch"),
     "modes.required": ("RequiredSet", "required_images"),
-    "modes.settings": ("Mode", "RegistrySettings"),
-    "modes.sites": ("Account", "Sites", "User"),
+    "modes.routes": ("Mode", "Plane"),
+    "modes.settings": ("Account", "ClusterAccess", "RegistrySettings"),
     "modes.state": ("RegistryState", "inputs_hash"),
-    "modes.transitions": ("SwitchPlan", "plan_switch"),
-    "nodeconfig.cluster": ("load_facts", "load_nodes", "load_sites"),
-    "nodeconfig.render": ("RenderOptions", "Rendered", "render", "sites_of", "write_cluster"),
+    "nodeconfig.cluster": ("load_access", "load_facts", "load_nodes"),
+    "nodeconfig.render": ("RenderOptions", "Rendered", "render", "access_of", "write_cluster"),
     "nodeconfig.service_secrets": ("prepare_secrets", "read_secrets", "write_secrets"),
     "oci": ("Descriptor", "Digest", "Manifest", "Reference", "Repository"),
     "operations": (

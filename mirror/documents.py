@@ -1,12 +1,19 @@
-"""Settings that people write: YAML files, read strictly."""
+"""Documents from outside: settings that people write, JSON and YAML that other programs wrote.
+
+They are read strictly and with limits; what pydantic finds wrong with them becomes words here.
+"""
 
 from __future__ import annotations
 
+import json
+import math
+import re
 from collections.abc import Hashable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import yaml
+from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 from yaml.constructor import ConstructorError
 
@@ -81,3 +88,103 @@ _MISTAKES = {
 def mistake(error: ErrorDetails) -> str:
     """What pydantic finds wrong with a value of a document, without the value itself."""
     return _MISTAKES.get(error["type"]) or error["msg"].removeprefix("Value error, ")
+
+
+def problems(err: ValidationError, whole: str = "") -> list[str]:
+    """What pydantic finds wrong with a document, one text per mistake: `where: what`.
+
+    No text quotes a value, which may be secret. `whole` stands for the document itself.
+    """
+    return [
+        f"{where}: {mistake(one)}" if where else mistake(one)
+        for one in err.errors(include_url=False, include_context=False, include_input=False)
+        for where in (".".join(map(str, one["loc"])) or whole,)
+    ]
+
+
+# -- JSON and YAML of other programs ---------------------------------------------------------------
+
+MAX_DIGITS = 100
+"""Longer numbers are refused: no size or count is that large, and reading some takes minutes."""
+
+_MAX_YAML_BYTES = 4 << 20
+_MAX_DEPTH = 50
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_TEXTS_LOADER = getattr(yaml, "CBaseLoader", yaml.BaseLoader)
+_NUMBER = re.compile(r"[-+]?(?:0x[0-9A-Fa-f_]+|[0-9_:.]+(?:[eE][-+]?[0-9]+)?)")
+_SURROGATE_ESCAPE = re.compile(r"\\u[dD][89a-fA-F]")
+
+
+def parse_json(data: bytes | str) -> Any:
+    """Read JSON that others wrote: what comes back can be written down again.
+
+    Raises:
+        ValueError: it is not JSON or not Unicode, nests too deeply, or has a number that is not
+            finite (`NaN`, `1e999`) or has more than `MAX_DIGITS` digits.
+    """
+    text = data if isinstance(data, str) else data.decode(json.detect_encoding(data))
+    try:
+        document = json.loads(
+            text, parse_int=_integer, parse_float=_finite, parse_constant=_refuse_constant
+        )
+        if _SURROGATE_ESCAPE.search(text):
+            json.dumps(document, ensure_ascii=False).encode()
+    except RecursionError as err:
+        raise ValueError("it nests too deeply") from err
+    return document
+
+
+def _integer(text: str) -> int:
+    if len(text) > MAX_DIGITS:
+        raise ValueError(f"a number has {len(text)} digits; at most {MAX_DIGITS} are read")
+    return int(text)
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"the number {text[:40]} is too large")
+    return value
+
+
+def _refuse_constant(text: str) -> NoReturn:
+    raise ValueError(f"{text} is not a number of JSON")
+
+
+def parse_yaml(data: bytes | str, *, texts_only: bool = False) -> Any:
+    """Read YAML that others wrote. With `texts_only` every scalar stays the text that it is.
+
+    References are refused, because they make little text huge.
+
+    Raises:
+        ValueError: it is not YAML, has references, is longer than 4 MiB, nests more than 50
+            levels, or has a number of more than `MAX_DIGITS` digits.
+    """
+    if len(data) > _MAX_YAML_BYTES:
+        raise ValueError(f"it has {len(data)} bytes; at most {_MAX_YAML_BYTES} are read")
+    loader = _TEXTS_LOADER if texts_only else _LOADER
+    try:
+        _check_events(data)
+        return yaml.load(data, loader)  # noqa: S506 -- makes plain values only
+    except (yaml.YAMLError, LookupError, AttributeError, TypeError, ArithmeticError) as err:
+        # PyYAML trusts that what looks like a date or a number is one: 2024-99-99, !!bool x.
+        raise ValueError(" ".join(str(err).split())[:200]) from err
+    except RecursionError as err:
+        raise ValueError("it nests too deeply") from err
+
+
+def _check_events(data: bytes | str) -> None:
+    depth = 0
+    for event in yaml.parse(data, Loader=_LOADER):
+        if isinstance(event, yaml.AliasEvent):
+            raise ValueError("references (*name) are not read")
+        if isinstance(event, yaml.ScalarEvent) and len(event.value) > MAX_DIGITS:
+            is_number = event.tag is None and event.implicit[0] and _NUMBER.fullmatch(event.value)
+            if is_number or (event.tag or "").endswith((":int", ":float")):
+                raise ValueError(f"a number has more than {MAX_DIGITS} digits")
+        if isinstance(event, yaml.CollectionStartEvent):
+            depth += 1
+        elif isinstance(event, yaml.CollectionEndEvent):
+            depth -= 1
+        if depth > _MAX_DEPTH:
+            raise ValueError(f"it nests more than {_MAX_DEPTH} levels")

@@ -9,14 +9,18 @@ from pydantic import SecretStr
 
 from mirror.commands.login import credentials_for
 from mirror.errors import InputError, UnreachableError
-from mirror.modes.addressing import Plane, Role, Route, routes_for
-from mirror.modes.constants import LOGICAL_HOST, LOGICAL_PATH
+from mirror.modes.addressing import (
+    ClusterRepository,
+    RepositoryNames,
+    Route,
+    check_write,
+    routes_for,
+)
+from mirror.modes.constants import LOGICAL_HOST, LOGICAL_PATH, User
 from mirror.modes.endpoints import Endpoint, replica_endpoints
-from mirror.modes.permissions import check_write
-from mirror.modes.places import Place, Places
-from mirror.modes.settings import Mode, RegistrySettings
-from mirror.modes.sites import NO_SITES, Account, Sites, User
-from mirror.nodeconfig.cluster import load_sites
+from mirror.modes.routes import Plane, Role
+from mirror.modes.settings import NO_ACCESS, Account, ClusterAccess, RegistrySettings
+from mirror.nodeconfig.cluster import load_access
 from mirror.oci import Repository
 from mirror.registry import ConnectionOptions, Credentials
 
@@ -35,7 +39,7 @@ class Cluster:
     """A cluster's settings, and its places as far as they are known."""
 
     settings: RegistrySettings
-    sites: Sites
+    access: ClusterAccess
 
     @classmethod
     def load(cls, module_config: Path, sites_file: Path | None) -> Cluster:
@@ -45,7 +49,7 @@ class Cluster:
             InputError: one of them cannot be read or breaks a rule.
         """
         settings = RegistrySettings.load(module_config)
-        return cls(settings, NO_SITES if sites_file is None else load_sites(sites_file))
+        return cls(settings, NO_ACCESS if sites_file is None else load_access(sites_file))
 
     def reach(
         self,
@@ -69,13 +73,13 @@ class Cluster:
             RouteError: the files do not say where it is, or it is not in this cluster's registry.
             UnreachableError: there are several replicas and none answers.
         """
-        places = Places(self.settings, self.sites)
-        place = places.of(registry or "")
+        names = RepositoryNames(self.settings, self.access)
+        place = names.read(registry or "")
         if writes:
             check_write(
-                self.settings, Plane.OPERATOR, self.sites, external=place.external, action="push"
+                self.settings, Plane.OPERATOR, self.access, external=place.external, action="push"
             )
-        routes, given = self._routes(places, place, writes, login, password)
+        routes, given = self._routes(names, place, writes, login, password)
         options = ConnectionOptions(verify=not tls_skip_verify, ca_file=ca)
         route = _first_that_answers(routes, given, options) if len(routes) > 1 else routes[0]
         endpoint = Endpoint.of(route, given)
@@ -108,28 +112,33 @@ class Cluster:
         options = ConnectionOptions(verify=not tls_skip_verify, ca_file=ca)
         return tuple(
             Reached(root, endpoint.connection(options), endpoint.credentials)
-            for root, endpoint in replica_endpoints(self.settings, self.sites, given)
+            for root, endpoint in replica_endpoints(self.settings, self.access, given)
         )
 
     def _routes(
-        self, places: Places, place: Place, writes: bool, login: str | None, password: str | None
+        self,
+        names: RepositoryNames,
+        place: ClusterRepository,
+        writes: bool,
+        login: str | None,
+        password: str | None,
     ) -> tuple[tuple[Route, ...], Credentials | None]:
         """The ways there, and the login that takes the place of theirs."""
-        sites, plane = self.sites, Plane.OPERATOR
-        host = self.sites.public_host or LOGICAL_PATH
+        access, plane = self.access, Plane.OPERATOR
+        host = self.access.public_host or LOGICAL_PATH
         upstream = self.settings.upstream
         if upstream is not None:
             host = upstream.host
         given = credentials_for(host, login, password) if login or password else None
-        if self.settings.mode is Mode.LOCAL and sites.account(User.RW) is None:
+        if self.settings.kind.row.holds_own_images and access.account(User.RW) is None:
             # What was given or stored for the push address stands in for the unknown password.
-            given = given or (credentials_for(host, None, None) if sites.public_host else None)
+            given = given or (credentials_for(host, None, None) if access.public_host else None)
             if given is not None:
                 account = Account(User.RW.value, SecretStr(""))  # `given` goes before it
-                sites = replace(sites, accounts={**sites.accounts, User.RW: account})
-            elif not writes and sites.account(User.RO) is not None and sites.masters:
+                access = replace(access, accounts={**access.accounts, User.RW: account})
+            elif not writes and access.account(User.RO) is not None and access.masters:
                 plane = Plane.API  # to read, `ro` will do
-        routes = routes_for(places.address(place, plane), self.settings, plane, sites)
+        routes = routes_for(names.address(place, plane), self.settings, plane, access)
         if plane is Plane.API:  # single replicas: the Service is for those inside
             routes = tuple(route for route in routes if route.role is Role.MASTER)
         return routes, given

@@ -16,13 +16,10 @@ from mirror.commands.errors import print_json
 from mirror.commands.mode_render import render_command
 from mirror.commands.mode_switch import check_command, plan_command
 from mirror.errors import RouteError
-from mirror.modes.addressing import Plane, Role, Route, routes_for
-from mirror.modes.constants import LOGICAL_BASE
-from mirror.modes.matrix import kind_of
-from mirror.modes.permissions import push_address
-from mirror.modes.places import Places
-from mirror.modes.settings import Upstream
-from mirror.modes.sites import Account, Sites, User
+from mirror.modes.addressing import RepositoryNames, Route, push_address, routes_for
+from mirror.modes.constants import LOGICAL_BASE, User
+from mirror.modes.routes import INSIDE, Plane
+from mirror.modes.settings import Account, ClusterAccess, Upstream
 from mirror.oci import Digest, Reference, Repository
 
 _PLANES = {
@@ -81,7 +78,7 @@ def resolve_command(
     asked = _asked(reference, cluster)
     if plane is not None:
         # Only one was asked for: that it leads nowhere is the command's failure.
-        routes_for(asked, cluster.settings, Plane(plane), _with_names(cluster.sites))
+        routes_for(asked, cluster.settings, Plane(plane), _with_names(cluster.access))
     planes = {
         one.value: _ways(cluster, asked, one) for one in ([Plane(plane)] if plane else list(Plane))
     }
@@ -96,11 +93,11 @@ def resolve_command(
 
 def _asked(text: str, cluster: Cluster) -> Reference | Repository:
     """The image or repository that `text` means, by its logical or its real address."""
-    places = Places(cluster.settings, cluster.sites)
+    names = RepositoryNames(cluster.settings, cluster.access)
     if "@" not in text and ":" not in text.rpartition("/")[2]:
-        return places.address(places.of(text), Plane.OPERATOR)
-    place, what = places.named(text, None)
-    repository = places.address(place, Plane.OPERATOR)
+        return names.address(names.read(text), Plane.OPERATOR)
+    place, what = names.read_image(text, None)
+    repository = names.address(place, Plane.OPERATOR)
     if isinstance(what, Digest):
         return Reference(repository, digest=what)
     return Reference(repository, tag=what)
@@ -113,10 +110,10 @@ def _settings_document(cluster: Cluster) -> dict[str, Any]:
     settings = cluster.settings
     document: dict[str, Any] = {
         "mode": settings.mode.value,
-        "kind": kind_of(settings).value,
+        "kind": settings.kind.value,
         "checkMode": settings.check_mode.value,
         "upstream": None,
-        "push": push_address(settings, cluster.sites),
+        "push": push_address(settings, cluster.access),
     }
     upstream = settings.upstream
     if upstream is not None:
@@ -135,20 +132,20 @@ def _settings_document(cluster: Cluster) -> dict[str, Any]:
 def _ways(cluster: Cluster, asked: Reference | Repository, plane: Plane) -> dict[str, Any]:
     """The routes of one plane, or why there are none."""
     try:
-        routes = routes_for(asked, cluster.settings, plane, _with_names(cluster.sites))
+        routes = routes_for(asked, cluster.settings, plane, _with_names(cluster.access))
     except RouteError as err:
         return {"error": str(err)}
     return {"routes": [_route_document(route, cluster.settings.upstream) for route in routes]}
 
 
-def _with_names(sites: Sites) -> Sites:
-    """`sites` with all users: who asks is known even where the password is not."""
+def _with_names(access: ClusterAccess) -> ClusterAccess:
+    """`access` with all users: who asks is known even where the password is not."""
     accounts = {user: Account(user.value, SecretStr("")) for user in User}
-    return replace(sites, accounts={**accounts, **sites.accounts})
+    return replace(access, accounts={**accounts, **access.accounts})
 
 
 def _route_document(route: Route, upstream: Upstream | None) -> dict[str, Any]:
-    inside = route.role in (Role.BALANCER, Role.SERVICE, Role.MASTER)
+    inside = route.role in INSIDE
     given = route.ca
     if inside:
         # Whoever is only passed on is trusted as at the upstream itself.

@@ -10,15 +10,15 @@ from typing import Any
 
 import click
 
-from mirror.bundle.reader import read_base
+from mirror.bundle.reader import read_inventory
 from mirror.commands import options
 from mirror.commands.cluster import Cluster
 from mirror.commands.errors import print_json
 from mirror.commands.shared import show
-from mirror.errors import InputError, IntegrityError, MirrorError
+from mirror.errors import InputError, IntegrityError, InvalidSettingsError, MirrorError
 from mirror.modes.check import CheckReport, ItemState, check_images, connect_with, targets_for
-from mirror.modes.facts import ClusterFacts
-from mirror.modes.matrix import Verdict
+from mirror.modes.outcomes import ClusterFacts
+from mirror.modes.plan import SwitchPlan, plan_switch
 from mirror.modes.preconditions import Cause
 from mirror.modes.required import (
     RequiredSet,
@@ -30,9 +30,9 @@ from mirror.modes.required import (
     read_digest_list,
     relaxed,
 )
-from mirror.modes.settings import CheckMode, Mode, RegistrySettings
+from mirror.modes.routes import Mode, Verdict
+from mirror.modes.settings import CheckMode, RegistrySettings
 from mirror.modes.state import RegistryState
-from mirror.modes.transitions import SwitchPlan, plan_switch
 from mirror.nodeconfig.cluster import load_facts, read_document
 from mirror.registry import ConnectionOptions
 from mirror.reports.progress import progress
@@ -152,7 +152,10 @@ def _with_aborted(
 
 def _without_parameters(mode: Mode) -> RegistrySettings | None:
     """The settings of a mode that has none beside its name; None for the others."""
-    return RegistrySettings(mode=mode) if mode in (Mode.LOCAL, Mode.UNMANAGED) else None
+    try:
+        return RegistrySettings(mode=mode)
+    except InvalidSettingsError:  # it needs a section
+        return None
 
 
 def _lines(plan: SwitchPlan) -> Iterator[str]:
@@ -240,7 +243,7 @@ def check_command(
         modules_file,
         deckhouse_image,
     )
-    targets = targets_for(cluster.settings, cluster.sites)
+    targets = targets_for(cluster.settings, cluster.access)
     connection = ConnectionOptions(verify=not tls_skip_verify)
     started = time.monotonic()
     with progress(quiet=as_json) as on_event:
@@ -275,7 +278,7 @@ def _required(
     if digests_file is not None:
         return from_digest_list(read_digest_list(digests_file), str(digests_file), deployment)
     if inventory_path is not None:
-        return from_inventory(read_base(inventory_path), deployment)
+        return from_inventory(read_inventory(inventory_path), deployment)
     if values_file is not None and modules_file is not None:
         modules = read_document(modules_file).get("items")
         if not isinstance(modules, list):

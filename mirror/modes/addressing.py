@@ -1,52 +1,26 @@
-"""Where an image is to be asked for: the table of modes and planes, as a pure function.
+"""Where an image is asked for, under given settings: names, routes, and what may be done there.
 
 All images have one logical name, below `registry.d8-system.svc:5001/system/deckhouse`. What is
-behind it, whom to trust there and with which login follow from the settings, from the plane on
-which the asker works, and from the places of this cluster. Only here is a mode looked at for that.
+behind it, whom to trust there and with which login follow from the row of the table (`routes`) that
+the settings and the asker's plane choose, and from what is known of this cluster. Pure functions.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from enum import StrEnum
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Literal
 
-from mirror.errors import InvalidReferenceError, RouteError
+from mirror.errors import ForbiddenByModeError, InvalidReferenceError, RouteError
 from mirror.modes import constants
-from mirror.modes.settings import Mode, RegistrySettings, Upstream
-from mirror.modes.sites import NO_SITES, Account, Sites, User
+from mirror.modes.constants import LOGICAL_HOST, LOGICAL_PATH, User
+from mirror.modes.routes import Plane, PlaneRow, Role
+from mirror.modes.settings import NO_ACCESS, Account, ClusterAccess, RegistrySettings, Upstream
 from mirror.oci import Digest, Reference, Repository
-from mirror.oci.reference import check_repository
+from mirror.oci.reference import check_repository, check_tag
 
-
-class Plane(StrEnum):
-    """Who asks, since that decides the way."""
-
-    CRI = "cri"
-    """Containerd on a node."""
-    API = "api"
-    """A pod that speaks the registry protocol, as the controller does."""
-    OPERATOR = "operator"
-    """Whoever brings images in."""
-    REPLICA = "replica"
-    """A replica or a proxy of the module itself, which asks what is behind it."""
-
-
-class Role(StrEnum):
-    """What stands at the end of a route."""
-
-    UPSTREAM = "upstream"
-    """The registry outside of the cluster."""
-    BALANCER = "balancer"
-    """The node's own balancer, which passes on to any replica."""
-    SERVICE = "service"
-    """The Service in the cluster: the in-cluster proxy, or any replica."""
-    MASTER = "master"
-    """One replica."""
-    PUBLIC = "public"
-    """The public address for pushing, which leads to one replica."""
-    FOREIGN = "foreign"
-    """A registry that the settings say nothing of."""
+LOGICAL_ROOT = Repository(LOGICAL_HOST, LOGICAL_PATH)
+"""The logical address of everything."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,42 +70,127 @@ def routes_for(
     reference: Reference | Repository | str,
     settings: RegistrySettings,
     plane: Plane,
-    sites: Sites = NO_SITES,
+    access: ClusterAccess = NO_ACCESS,
 ) -> tuple[Route, ...]:
-    """The ways to an image or a repository, in the order in which they are to be tried.
+    """The routes to an image or a repository, in the order in which to try them.
 
-    The first is that of the table in docs/modes.md. Where `sites` knows single replicas, they
-    follow, since behind one address a client cannot choose another replica than it is given.
-    With both tag and digest, the digest decides.
+    The first is that of the table in docs/modes.md. Where `access` names single replicas, they
+    follow. With both tag and digest, the digest decides.
 
     Raises:
-        RouteError: the reference is none of the cluster's in this mode, or the settings or sites
-            lack what the way needs.
-        InvalidReferenceError, InvalidDigestError: the reference is none.
+        RouteError: the reference is not one of the cluster's in this mode, or the settings or
+            `access` do not tell what the route needs.
+        InvalidReferenceError, InvalidDigestError: the reference cannot be read.
     """
     asked = _asked(reference)
     if asked.below is None:
-        return (_real(asked, settings),)
-    match settings.mode, plane:
-        case (Mode.UNMANAGED, _) | (Mode.DIRECT, Plane.CRI | Plane.OPERATOR | Plane.REPLICA):
-            return (_upstream(asked, settings, plane),)
-        case Mode.PROXY, Plane.OPERATOR | Plane.REPLICA:
-            return (_upstream(asked, settings, plane),)
-        case Mode.DIRECT, Plane.API:
-            upstream = _upstream(asked, settings, plane)  # the proxy rewrites, and must be able to
-            route = _inside(asked, sites, Role.SERVICE, upstream.credential)
-            return (replace(route, ca=_joined(sites.ca, upstream.ca)),)
-        case Mode.LOCAL, Plane.OPERATOR:
-            return _push(asked, sites)
-        case Mode.LOCAL, Plane.REPLICA:
-            return _peers(asked, sites)
-    if settings.mode is Mode.PROXY:
-        _upstream(asked, settings, plane)  # the replica must be able to ask it
-    reader = _login(sites, User.RO)
-    first = Role.BALANCER if plane is Plane.CRI else Role.SERVICE
-    return (
-        _inside(asked, sites, first, reader),
-        *(_inside(asked, sites, Role.MASTER, reader, address) for address in sites.masters),
+        return (_real_route(asked, settings),)
+    row = settings.kind.row
+    upstream, path = None, ""
+    if not row.holds_own_images:  # what is inside asks the upstream, and must be able to
+        upstream = _known_upstream(settings)
+        path = upstream_repository(asked.below, upstream)
+    return tuple(_routes(asked, row.planes[plane], access, upstream, path))
+
+
+def _routes(
+    asked: _Asked, row: PlaneRow, access: ClusterAccess, upstream: Upstream | None, path: str
+) -> Iterator[Route]:
+    if row.roles == (Role.MASTER,) and not access.masters:
+        raise RouteError(
+            f"{asked}: in mode Local replicas ask each other, and the addresses of the masters are "
+            "not known here; give them with the sites (--sites FILE, masters)"
+        )
+    reader = _login(access, row.reader, upstream)
+    writer = _login(access, row.writer, upstream) if row.writes else None
+    for role in row.roles:
+        if role is Role.UPSTREAM and upstream is not None:
+            scheme, host = upstream.scheme, upstream.host
+            yield Route(
+                role, scheme, host, path, asked.what, upstream.ca, reader, row.writes, writer
+            )
+            continue
+        ca = access.ca
+        if row.reader is None and upstream is not None:
+            ca = _joined(access.ca, upstream.ca)
+        for end, host, trusted in _inside(asked, role, access, ca):
+            place = asked.repository.path
+            yield Route(end, "https", host, place, asked.what, trusted, reader, row.writes, writer)
+
+
+def _inside(
+    asked: _Asked, role: Role, access: ClusterAccess, ca: str | None
+) -> Iterator[tuple[Role, str, str | None]]:
+    """Where a role of the cluster's own leads: what stands there, its host, whom to trust."""
+    match role:
+        case Role.BALANCER:
+            yield role, constants.BALANCER, ca
+        case Role.SERVICE:
+            yield role, LOGICAL_HOST, ca
+        case Role.PUBLIC if access.public_host:
+            yield role, access.public_host, access.public_ca
+        case Role.PUBLIC if not access.masters:
+            raise RouteError(
+                f"{asked}: in mode Local images are pushed to registry.<PUBLIC_DOMAIN>, which is "
+                "not known here; give the cluster's public domain, or the addresses of its "
+                "masters, with the sites (--sites FILE, publicHost or masters)"
+            )
+        case _:
+            for address in access.masters:
+                yield Role.MASTER, master_host(address), ca
+
+
+def master_host(address: str) -> str:
+    """`host:port` of the replica on the master at `address`, which may be an IPv6 address."""
+    bare = f"[{address}]" if ":" in address and not address.startswith("[") else address
+    return f"{bare}:{constants.REGISTRY_PORT}"
+
+
+def _joined(module: str | None, upstream: str | None) -> str | None:
+    """Whom to trust on the way through the cluster to the upstream.
+
+    A proxy that only passes requests on passes the upstream's challenge on too, so that clients
+    ask the upstream's own token server. That holds too where the module's authority is not known
+    here, as whoever connects may have been given it by other means.
+    """
+    if module is None or upstream is None:
+        return module or upstream
+    return f"{module.rstrip()}\n{upstream}"
+
+
+def _login(access: ClusterAccess, user: User | None, upstream: Upstream | None) -> Account | None:
+    if user is None:
+        return None if upstream is None else upstream.account
+    account = access.account(user)
+    if account is None:
+        raise RouteError(
+            f"the password of the registry's user {user} is not known here; take it from the "
+            f"Secret {constants.SECRET_USER_PREFIX}{user} in {constants.NAMESPACE} and give it "
+            "with the sites (--sites FILE, users)"
+        )
+    return account
+
+
+def _real_route(asked: _Asked, settings: RegistrySettings) -> Route:
+    """The route to an image by its real name: itself, where images go by real names."""
+    repository, upstream = asked.repository, settings.upstream
+    place = None
+    if upstream is not None and repository.host == upstream.host:
+        place = below(repository.path, upstream.path)
+    if settings.managed:
+        hint = "" if place is None else f", here {LOGICAL_ROOT.join(place)}"
+        raise RouteError(
+            f"{repository}: in mode {settings.mode} the cluster's images go by their logical "
+            f"names, which begin with {constants.LOGICAL_BASE}{hint}"
+        )
+    if upstream is None or repository.host != upstream.host:
+        return Route(Role.FOREIGN, "https", repository.host, repository.path, asked.what)
+    # A login belongs to the host, as containerd sees it. Only what we push has to lie below.
+    scheme, account, writes = upstream.scheme, upstream.account, place is not None
+    writer = account if writes else None
+    return Route(
+        *(Role.UPSTREAM, scheme, upstream.host, repository.path, asked.what),
+        *(upstream.ca, account, writes, writer),
     )
 
 
@@ -147,22 +206,21 @@ def logical(reference: Reference, settings: RegistrySettings) -> Reference:
         return reference
     upstream = _known_upstream(settings)
     path = reference.repository.path
-    below = _below(path, upstream.path) if reference.repository.host == upstream.host else None
-    if below is None:
+    place = below(path, upstream.path) if reference.repository.host == upstream.host else None
+    if place is None:
         raise RouteError(
             f"{reference} does not lie below {upstream.base}, so it has no name in the cluster"
         )
-    base = Repository(constants.LOGICAL_HOST, constants.LOGICAL_PATH)
-    return Reference(base.join(below), reference.tag, reference.digest)
+    return Reference(LOGICAL_ROOT.join(place), reference.tag, reference.digest)
 
 
-def upstream_repository(below: str, upstream: Upstream) -> str:
-    """The repository at the upstream of what lies at `below` under the logical path.
+def upstream_repository(relative: str, upstream: Upstream) -> str:
+    """The repository at the upstream of what lies at `relative` under the logical path.
 
     Raises:
         RouteError: the upstream has no path, and so no repository for what lies at the very top.
     """
-    path = "/".join(part for part in (upstream.path, below) if part)
+    path = "/".join(part for part in (upstream.path, relative) if part)
     if not path:
         raise RouteError(
             f"imagesRepo {upstream.base!r} has no path behind the host, and images that lie "
@@ -176,161 +234,34 @@ def upstream_repository(below: str, upstream: Upstream) -> str:
     return path
 
 
-# -- the ways of the table -------------------------------------------------------------------------
-
-
-def _upstream(asked: _Asked, settings: RegistrySettings, plane: Plane) -> Route:
-    upstream = _known_upstream(settings)
-    path = upstream_repository(asked.below or "", upstream)
-    return _outside(Role.UPSTREAM, upstream, path, asked.what, writes=plane is Plane.OPERATOR)
-
-
-def _outside(
-    role: Role, upstream: Upstream, path: str, what: str | Digest | None, *, writes: bool
-) -> Route:
-    return Route(
-        role,
-        upstream.scheme,
-        upstream.host,
-        path,
-        what,
-        upstream.ca,
-        upstream.account,
-        writes,
-        upstream.account if writes else None,
-    )
-
-
-def _real(asked: _Asked, settings: RegistrySettings) -> Route:
-    """The way to an image by its real name: itself, where images go by real names."""
-    repository, upstream = asked.repository, settings.upstream
-    if settings.managed:
-        hint = ""
-        inside = upstream is not None and repository.host == upstream.host
-        below = _below(repository.path, upstream.path) if inside and upstream else None
-        if below is not None:
-            base = Repository(constants.LOGICAL_HOST, constants.LOGICAL_PATH)
-            hint = f", here {base.join(below)}"
-        raise RouteError(
-            f"{repository}: in mode {settings.mode} the cluster's images go by their logical "
-            f"names, which begin with {constants.LOGICAL_BASE}{hint}"
-        )
-    if upstream is not None and repository.host == upstream.host:
-        # A login belongs to the host, as containerd sees it. Only what we push has to lie below.
-        ours = _below(repository.path, upstream.path) is not None
-        return _outside(Role.UPSTREAM, upstream, repository.path, asked.what, writes=ours)
-    return Route(Role.FOREIGN, "https", repository.host, repository.path, asked.what)
-
-
-def _joined(module: str | None, upstream: str | None) -> str | None:
-    """Whom to trust on the way through the cluster to the upstream.
-
-    A proxy that only passes requests on passes the upstream's challenge on too, so that clients
-    ask the upstream's own token server. That holds too where the module's authority is not known
-    here, as whoever connects may have been given it by other means.
-    """
-    if module is None or upstream is None:
-        return module or upstream
-    return f"{module.rstrip()}\n{upstream}"
-
-
-def _inside(
-    asked: _Asked,
-    sites: Sites,
-    role: Role,
-    login: Account | None,
-    address: str = "",
-    *,
-    writer: Account | None = None,
-) -> Route:
-    hosts = {Role.BALANCER: constants.BALANCER, Role.SERVICE: constants.LOGICAL_HOST}
-    host = hosts[role] if role in hosts else master_host(address)
-    path = asked.repository.path
-    writes = writer is not None
-    return Route(role, "https", host, path, asked.what, sites.ca, login, writes, writer)
-
-
-def master_host(address: str) -> str:
-    """`host:port` of the replica on the master at `address`, which may be an IPv6 address."""
-    bare = f"[{address}]" if ":" in address and not address.startswith("[") else address
-    return f"{bare}:{constants.REGISTRY_PORT}"
-
-
-def _push(asked: _Asked, sites: Sites) -> tuple[Route, ...]:
-    """The public address; in a cluster without a public domain, a replica."""
-    login = _login(sites, User.RW)
-    if sites.public_host:
-        path = asked.repository.path
-        host, ca = sites.public_host, sites.public_ca
-        return (Route(Role.PUBLIC, "https", host, path, asked.what, ca, login, True, login),)
-    if not sites.masters:
-        raise RouteError(
-            f"{asked}: in mode Local images are pushed to registry.<PUBLIC_DOMAIN>, which is not "
-            "known here; give the cluster's public domain, or the addresses of its masters, with "
-            "the sites (--sites FILE, publicHost or masters)"
-        )
-    return tuple(
-        _inside(asked, sites, Role.MASTER, login, address, writer=login)
-        for address in sites.masters
-    )
-
-
-def _peers(asked: _Asked, sites: Sites) -> tuple[Route, ...]:
-    """The replicas: read as the puller, and a replica's own store written as the pusher."""
-    if not sites.masters:
-        raise RouteError(
-            f"{asked}: in mode Local replicas ask each other, and the addresses of the masters "
-            "are not known here; give them with the sites (--sites FILE, masters)"
-        )
-    reader, writer = _login(sites, User.MIRROR_PULLER), _login(sites, User.MIRROR_PUSHER)
-    return tuple(
-        _inside(asked, sites, Role.MASTER, reader, address, writer=writer)
-        for address in sites.masters
-    )
-
-
-def _login(sites: Sites, user: User) -> Account:
-    account = sites.account(user)
-    if account is None:
-        raise RouteError(
-            f"the password of the registry's user {user} is not known here; take it from the "
-            f"Secret {constants.SECRET_USER_PREFIX}{user} in {constants.NAMESPACE} and give it "
-            "with the sites (--sites FILE, users)"
-        )
-    return account
-
-
 def _known_upstream(settings: RegistrySettings) -> Upstream:
     upstream = settings.upstream
     if upstream is None:
+        hint = (
+            ""
+            if settings.managed
+            else "; give the section unmanaged with imagesRepo, or what the cluster was installed "
+            "with (InitConfiguration)"
+        )
         raise RouteError(
-            f"in mode {settings.mode} these settings name no registry outside of the cluster"
-            + (
-                "; give the section unmanaged with imagesRepo, or what the cluster was installed "
-                "with (InitConfiguration)"
-                if settings.mode is Mode.UNMANAGED
-                else ""
-            )
+            f"in mode {settings.mode} these settings name no registry outside of the cluster{hint}"
         )
     return upstream
-
-
-# -- names -----------------------------------------------------------------------------------------
 
 
 def _asked(reference: Reference | Repository | str) -> _Asked:
     parsed = _parsed(reference)
     repository = parsed.repository if isinstance(parsed, Reference) else parsed
     what = (parsed.digest or parsed.tag) if isinstance(parsed, Reference) else None
-    below = None
-    if repository.host == constants.LOGICAL_HOST:
-        below = _below(repository.path, constants.LOGICAL_PATH)
-        if below is None:
+    place = None
+    if repository.host == LOGICAL_HOST:
+        place = below(repository.path, LOGICAL_PATH)
+        if place is None:
             raise RouteError(
                 f"{repository}: all of the cluster's images lie at {constants.LOGICAL_BASE} or "
                 f"below it ({constants.LOGICAL_BASE}/…), and this is neither"
             )
-    return _Asked(repository, what, below)
+    return _Asked(repository, what, place)
 
 
 def _parsed(reference: Reference | Repository | str) -> Reference | Repository:
@@ -342,8 +273,171 @@ def _parsed(reference: Reference | Repository | str) -> Reference | Repository:
     return Repository.parse(reference)
 
 
-def _below(path: str, base: str) -> str | None:
-    """What of `path` follows `base`, without a slash; None if it lies elsewhere."""
+def below(path: str, base: str) -> str | None:
+    """What of `path` follows `base`, without a slash; None if it lies elsewhere.
+
+    A part of a path is never half of a name.
+    """
     if not base or path == base:
-        return path if not base else ""
+        return "" if base else path
     return path.removeprefix(f"{base}/") if path.startswith(f"{base}/") else None
+
+
+# -- names of repositories -------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterRepository:
+    """A repository of the cluster's registry: `path` is relative to its root, "" the root itself.
+
+    `external`: it was named by the address of the external registry.
+    """
+
+    path: str
+    external: bool = False
+
+
+class RepositoryNames:
+    """Reads the names of repositories: logical, real, or relative to the root. Pure."""
+
+    def __init__(self, settings: RegistrySettings, access: ClusterAccess) -> None:
+        upstream = settings.upstream
+        self._managed = settings.managed
+        self._cluster = [LOGICAL_HOST]
+        if access.public_host:
+            self._cluster.append(access.public_host)
+        self._upstream = upstream.host if upstream else None
+        self._upstream_path = upstream.path.strip("/") if upstream else ""
+
+    def read(self, repository: str) -> ClusterRepository:
+        """The repository that a text names.
+
+        That is `registry.d8-system.svc:5001/system/deckhouse/install`, or the same by the host
+        that the mode has it at, or `system/deckhouse/install`, or `install`.
+
+        Raises:
+            RouteError: it lies elsewhere.
+            InvalidReferenceError: it cannot be a repository.
+        """
+        first, _, rest = repository.partition("/")
+        if first in self._cluster:
+            return ClusterRepository(self._below(LOGICAL_PATH, rest, repository))
+        if first == self._upstream:
+            path = self._below(self._upstream_path, rest, repository)
+            return ClusterRepository(path, external=True)
+        if ":" in first or "." in first or first == "localhost":
+            raise self._elsewhere(repository)
+        if repository:
+            check_repository(repository)
+        place = below(repository, LOGICAL_PATH)
+        return ClusterRepository(repository if place is None else place)
+
+    def read_image(
+        self, name: str, reference: str | Digest | None
+    ) -> tuple[ClusterRepository, str | Digest]:
+        """A repository and a tag or digest there; without `reference`, `name` has it at its end.
+
+        Raises:
+            RouteError: it lies elsewhere.
+            InvalidReferenceError, InvalidDigestError: tag and digest are absent or invalid.
+        """
+        if reference is not None:
+            return self.read(name), reference
+        repository, at, digest = name.partition("@")
+        if at:
+            found: str | Digest = Digest.parse(digest)
+        head, colon, tag = repository.rpartition(":")
+        if colon and "/" not in tag:
+            check_tag(tag)
+            repository = head
+            found = found if at else tag
+        elif not at:
+            raise InvalidReferenceError(f"{name!r} names no image; add :tag or @sha256:digest")
+        return self.read(repository), found
+
+    def describe(self, repository: ClusterRepository) -> str:
+        """What to call it in messages: as references in this mode's manifests do."""
+        return str(self.address(repository, Plane.CRI))
+
+    def address(self, repository: ClusterRepository, plane: Plane) -> Repository:
+        """The address by which to look for it.
+
+        Whoever brings images in may say where they really are, and means the same.
+        """
+        is_real = repository.external and plane is not Plane.OPERATOR and self._managed
+        if is_real and self._upstream:
+            return Repository(self._upstream, self._upstream_path).join(repository.path)
+        return LOGICAL_ROOT.join(repository.path)
+
+    def _below(self, root: str, path: str, text: str) -> str:
+        place = below(path, root)
+        if place is None:
+            raise self._elsewhere(text)
+        if place:
+            check_repository(place, text)
+        return place
+
+    def _elsewhere(self, text: str) -> RouteError:
+        roots = [f"{host}/{LOGICAL_PATH}" for host in self._cluster]
+        if self._upstream:
+            roots.append(f"{self._upstream}/{self._upstream_path}".rstrip("/"))
+        return RouteError(
+            f"{text} is not in this cluster's registry; name a repository below "
+            f"{' or '.join(roots)}"
+        )
+
+
+# -- what a mode allows ----------------------------------------------------------------------------
+
+
+def push_address(settings: RegistrySettings, access: ClusterAccess) -> str:
+    """Where images are pushed to in this mode, in words that a person can act on."""
+    if settings.kind.row.holds_own_images:
+        host = access.public_host or "registry.<PUBLIC_DOMAIN>"
+        return f"the cluster's push address {host}/{LOGICAL_PATH}, as user {User.RW}"
+    upstream = settings.upstream
+    if upstream is None:
+        return "the external registry itself, which these settings do not name"
+    path = upstream.path.strip("/")
+    return f"the external registry itself, {upstream.host}{'/' if path else ''}{path}"
+
+
+def check_write(
+    settings: RegistrySettings, plane: Plane, access: ClusterAccess, *, external: bool, action: str
+) -> None:
+    """Refuse `action`, a writing one, where the mode or the plane does not take it.
+
+    `external` says that the external registry itself was named, and not the cluster's address.
+
+    Raises:
+        ForbiddenByModeError: with the place where it is allowed.
+    """
+    row = settings.kind.row.planes[plane]
+    if not row.refusal or (external and row.writes):
+        return
+    preposition = "to" if action == "push" else "at"
+    raise ForbiddenByModeError(
+        f"cannot {action} in mode {settings.mode}: {row.refusal}; "
+        f"{action} {preposition} {push_address(settings, access)}, instead",
+        mode=settings.mode,
+        plane=plane,
+    )
+
+
+def check_catalogue(settings: RegistrySettings, plane: Plane, access: ClusterAccess) -> None:
+    """Refuse to list all repositories where the accounts of that plane may not.
+
+    Raises:
+        ForbiddenByModeError: with what works instead.
+    """
+    row = settings.kind.row
+    reason = row.planes[plane].no_catalogue
+    if not reason:
+        return
+    use = "use" if row.holds_own_images else "ask"
+    raise ForbiddenByModeError(
+        f"cannot list the repositories in mode {settings.mode}: {reason}; list the tags of a "
+        f"repository that you know, or {use} {push_address(settings, access)}",
+        mode=settings.mode,
+        plane=plane,
+    )

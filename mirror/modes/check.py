@@ -13,44 +13,187 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from typing import Any
 
 from mirror.errors import (
     CancelledError,
+    IncompleteError,
     MirrorError,
     RegistryNotFoundError,
     UnreachableError,
 )
 from mirror.events import OnEvent, PhaseAdvanced, PhaseStarted, ignore
-from mirror.modes.addressing import Plane, Role, Route, routes_for
-from mirror.modes.check_report import (
-    CheckReport,
-    CheckTarget,
-    ItemResult,
-    ItemState,
-    RegistryResult,
-)
-from mirror.modes.constants import LOGICAL_HOST, LOGICAL_PATH
+from mirror.modes.addressing import LOGICAL_ROOT, Route, routes_for
 from mirror.modes.endpoints import Endpoint
+from mirror.modes.outcomes import StepOutcome
 from mirror.modes.required import RequiredImage, RequiredSet
-from mirror.modes.settings import Mode, RegistrySettings
-from mirror.modes.sites import NO_SITES, Sites
-from mirror.oci import Repository
+from mirror.modes.routes import Plane, Role
+from mirror.modes.settings import NO_ACCESS, CheckMode, ClusterAccess, RegistrySettings
+from mirror.oci import Digest
 from mirror.registry import ConnectionOptions, RegistryClient
 from mirror.run import Run
 
-__all__ = [
-    "CheckReport",
-    "CheckTarget",
-    "Connect",
-    "ItemResult",
-    "ItemState",
-    "RegistryResult",
-    "check_images",
-    "connect_with",
-    "impatient",
-    "targets_for",
-]
+MOST_ERRORS = 5
+"""As many errors of a registry a message has."""
+
+INITIALIZING = StepOutcome(False, "Initializing")
+"""Before the first call."""
+
+
+@dataclass(frozen=True, slots=True)
+class CheckTarget:
+    """A registry to be asked: how messages call it, and the way to its base repository."""
+
+    name: str
+    route: Route
+
+    def repository(self, image: RequiredImage) -> str:
+        """The repository in which an image must lie."""
+        return "/".join(part for part in (self.route.repository, image.below) if part)
+
+    def address(self, image: RequiredImage) -> str:
+        """The image as a reference."""
+        mark = "@" if isinstance(image.reference, Digest) else ":"
+        return f"{self.route.host}/{self.repository(image)}{mark}{image.reference}"
+
+    def request(self, image: RequiredImage) -> str:
+        """The request by which it is asked for."""
+        route = self.route
+        path = f"v2/{self.repository(image)}/manifests/{image.reference}"
+        return f"HEAD {route.scheme}://{route.host}/{path}"
+
+
+class ItemState(StrEnum):
+    """What is known of one image at one registry."""
+
+    PENDING = "pending"
+    FOUND = "found"
+    MISSING = "missing"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True)
+class ItemResult:
+    """One image at one registry. `error` says why it is missing or could not be asked for."""
+
+    image: RequiredImage
+    state: ItemState = ItemState.PENDING
+    error: MirrorError | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RegistryResult:
+    """All required images at one registry, in order."""
+
+    target: CheckTarget
+    items: tuple[ItemResult, ...]
+
+    @property
+    def found(self) -> int:
+        """How many are there."""
+        return sum(item.state is ItemState.FOUND for item in self.items)
+
+    @property
+    def errors(self) -> tuple[ItemResult, ...]:
+        """Those that are missing or could not be asked for."""
+        return tuple(item for item in self.items if item.error is not None)
+
+    @property
+    def complete(self) -> bool:
+        """Whether all are there."""
+        return self.found == len(self.items)
+
+    @property
+    def message(self) -> str:
+        """In the words of the cluster's condition."""
+        name, total = self.target.name, len(self.items)
+        if self.complete:
+            return f"{name}: all {total} items are checked"
+        head = f"{name}: {self.found} of {total} items processed"
+        if not self.errors:
+            return head
+        lines = [f"{head}, {len(self.errors)} items with errors:"]
+        for item in self.errors[:MOST_ERRORS]:
+            lines += (
+                f"- source: {item.image.source}",
+                f"  image: {self.target.address(item.image)}",
+                f"  error: {item.error}",
+            )
+        if len(self.errors) > MOST_ERRORS:
+            lines.append("  ...and more")
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True, slots=True)
+class CheckReport:
+    """What one call has found."""
+
+    mode: CheckMode
+    registries: tuple[RegistryResult, ...]
+
+    @property
+    def ready(self) -> bool:
+        """Whether every registry holds every required image."""
+        return bool(self.registries) and all(one.complete for one in self.registries)
+
+    @property
+    def message(self) -> str:
+        """In the words of the cluster's condition."""
+        return "\n".join([f"Mode: {self.mode}", *(one.message for one in self.registries)])
+
+    @property
+    def outcome(self) -> StepOutcome:
+        """As the condition RegistryContainsRequiredImages wants it."""
+        return StepOutcome(self.ready, self.message)
+
+    def require(self) -> None:
+        """Raise unless everything is there.
+
+        Raises:
+            IncompleteError: some images are missing, or could not be asked for.
+        """
+        if self.ready:
+            return
+        failures = [
+            (one.target.address(item.image), item.error)
+            for one in self.registries
+            for item in one.errors
+            if item.error is not None
+        ]
+        left = sum(len(one.items) - one.found for one in self.registries)
+        raise IncompleteError(f"{left} required images were not found", failures)
+
+    def to_document(self) -> dict[str, Any]:
+        """As JSON values, for `--json`."""
+        return {
+            "mode": self.mode.value,
+            "ready": self.ready,
+            "message": self.message,
+            "registries": [
+                {
+                    "name": one.target.name,
+                    "repository": f"{one.target.route.host}/{one.target.route.repository}",
+                    "total": len(one.items),
+                    "found": one.found,
+                    "pending": sum(item.state is ItemState.PENDING for item in one.items),
+                    "errors": [
+                        {
+                            "source": item.image.source,
+                            "image": one.target.address(item.image),
+                            "state": item.state.value,
+                            "error": str(item.error),
+                        }
+                        for item in one.errors
+                    ],
+                }
+                for one in self.registries
+            ],
+        }
+
+
+# -- asking ----------------------------------------------------------------------------------------
 
 WORKERS = 3
 """Questions under way at a registry at a time."""
@@ -62,25 +205,26 @@ _POLL_S = 0.1
 
 
 def targets_for(
-    settings: RegistrySettings, sites: Sites = NO_SITES, names: Mapping[str, str] | None = None
+    settings: RegistrySettings,
+    access: ClusterAccess = NO_ACCESS,
+    names: Mapping[str, str] | None = None,
 ) -> tuple[CheckTarget, ...]:
     """Whom to ask before a switch to `settings`: the upstream, or in Local every master.
 
     `names` has the nodes' names by address; without it a master is called by its address.
 
     Raises:
-        RouteError: the settings or sites lack what is needed.
+        RouteError: the settings or `access` do not tell where it is.
     """
-    base = Repository(LOGICAL_HOST, LOGICAL_PATH)
-    if settings.mode is not Mode.LOCAL:
-        (route,) = routes_for(base, settings, Plane.REPLICA, sites)
+    if not settings.kind.row.holds_own_images:
+        (route,) = routes_for(LOGICAL_ROOT, settings, Plane.REPLICA, access)
         return (CheckTarget(route.host, route),)
-    routes = routes_for(base, settings, Plane.API, sites)
+    routes = routes_for(LOGICAL_ROOT, settings, Plane.API, access)
     masters = [route for route in routes if route.role is Role.MASTER]
-    named = zip(sites.masters, masters, strict=True)
+    named = zip(access.masters, masters, strict=True)
     if not masters:
         # Nothing asked would be nothing missing.
-        routes_for(base, settings, Plane.REPLICA, sites)
+        routes_for(LOGICAL_ROOT, settings, Plane.REPLICA, access)
     return tuple(CheckTarget((names or {}).get(a, a), route) for a, route in named)
 
 

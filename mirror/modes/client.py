@@ -10,17 +10,24 @@ from typing import TypeVar
 
 from mirror.errors import MirrorError, RegistryNotFoundError
 from mirror.events import OnEvent, ignore
-from mirror.modes.addressing import Plane
-from mirror.modes.blobs import BlobReading
-from mirror.modes.constants import LOGICAL_HOST, LOGICAL_PATH
-from mirror.modes.endpoints import Connections, Endpoint
-from mirror.modes.failover import Patience
-from mirror.modes.health import HealthMemory
-from mirror.modes.permissions import check_catalogue, check_write
-from mirror.modes.places import Place
-from mirror.modes.settings import Mode, RegistrySettings
-from mirror.modes.sites import NO_SITES, Sites
-from mirror.modes.ways import ANYWHERE, Ways, reading_of
+from mirror.modes.addressing import (
+    LOGICAL_ROOT,
+    ClusterRepository,
+    below,
+    check_catalogue,
+    check_write,
+)
+from mirror.modes.constants import LOGICAL_PATH
+from mirror.modes.endpoints import (
+    ANYWHERE,
+    Connections,
+    Endpoint,
+    PlaneEndpoints,
+    reading_of,
+)
+from mirror.modes.failover import BlobReading, HealthMemory, Patience
+from mirror.modes.routes import Plane
+from mirror.modes.settings import NO_ACCESS, ClusterAccess, RegistrySettings
 from mirror.oci import Child, Descriptor, Digest, Manifest, Repository
 from mirror.registry import (
     ConnectionOptions,
@@ -44,7 +51,7 @@ def _never() -> bool:
 def connect(
     settings: RegistrySettings,
     *,
-    sites: Sites = NO_SITES,
+    access: ClusterAccess = NO_ACCESS,
     plane: Plane = Plane.API,
     options: ConnectionOptions | None = None,
     credentials: Credentials | None = None,
@@ -53,23 +60,15 @@ def connect(
 ) -> ModeClient:
     """The registry of a cluster with these settings, as `plane` reaches it.
 
-    `sites` says where the cluster's own replicas are and who we are there. `options` hold for every
-    endpoint; scheme and authority come from the settings. `credentials` take the place of those
-    that the settings and sites have. `health` may be shared by several clients. No network is
+    `access` says where the cluster's own replicas are and who we are there. `options` hold for
+    every endpoint; scheme and authority come from the settings. `credentials` take the place of
+    those in the settings and in `access`. Several clients may share `health`. No network is
     touched.
 
     Raises:
-        RouteError: the settings and sites do not say where the registry is on that plane.
+        RouteError: the settings and `access` do not say where the registry is on that plane.
     """
-    return ModeClient(
-        settings,
-        sites=sites,
-        plane=plane,
-        options=options,
-        credentials=credentials,
-        health=health,
-        on_event=on_event,
-    )
+    return ModeClient(settings, access, plane, options, credentials, health, on_event)
 
 
 class ModeClient:
@@ -96,17 +95,16 @@ class ModeClient:
     def __init__(
         self,
         settings: RegistrySettings,
-        *,
-        sites: Sites = NO_SITES,
-        plane: Plane = Plane.API,
-        options: ConnectionOptions | None = None,
-        credentials: Credentials | None = None,
-        health: HealthMemory[Endpoint] | None = None,
-        on_event: OnEvent = ignore,
+        access: ClusterAccess,
+        plane: Plane,
+        options: ConnectionOptions | None,
+        credentials: Credentials | None,
+        health: HealthMemory[Endpoint] | None,
+        on_event: OnEvent,
     ) -> None:
-        self.settings, self.sites, self.plane = settings, sites, plane
-        self._to = Ways(settings, sites, plane, credentials)
-        self._places = self._to.places
+        self.settings, self.access, self.plane = settings, access, plane
+        self._to = PlaneEndpoints(settings, access, plane, credentials)
+        self._names = self._to.names
         several = len(self.endpoints) > 1
         if options is None:
             options = ConnectionOptions()
@@ -161,7 +159,7 @@ class ModeClient:
     @property
     def root(self) -> Repository:
         """The logical address of everything, for trees: `TargetTree(client.root)`."""
-        return Repository(LOGICAL_HOST, LOGICAL_PATH)
+        return LOGICAL_ROOT
 
     # -- reading -------------------------------------------------------------------------------
 
@@ -176,7 +174,7 @@ class ModeClient:
 
     def manifest(self, repository: str, reference: str | Digest | None = None) -> Manifest:
         """Fetch a manifest; see `RegistryClient.manifest`."""
-        place, named = self._places.named(repository, reference)
+        place, named = self._names.read_image(repository, reference)
         return self._read(
             self._image(place, named),
             place,
@@ -185,7 +183,7 @@ class ModeClient:
 
     def resolve(self, repository: str, reference: str | Digest | None = None) -> Descriptor | None:
         """What a tag or digest names; None if no endpoint has it."""
-        place, named = self._places.named(repository, reference)
+        place, named = self._names.read_image(repository, reference)
         try:
             return self._read(
                 self._image(place, named),
@@ -201,7 +199,7 @@ class ModeClient:
 
     def blob_size(self, repository: str, digest: Digest) -> int | None:
         """The length of a blob in bytes; None if no endpoint has it."""
-        place = self._places.of(repository)
+        place = self._names.read(repository)
         try:
             return self._read(
                 self._blob_name(place, digest),
@@ -225,13 +223,13 @@ class ModeClient:
         However many endpoints they come from, from offset 0 on they are checked as a whole, and
         the last chunk is held back until that has succeeded.
         """
-        place = self._places.of(repository)
-        ways = self._ways(place)
-        reading = reading_of(self._blob_name(place, digest), tuple(ways), self._patience)
+        place = self._names.read(repository)
+        paths = self._routes_to(place)
+        reading = reading_of(self._blob_name(place, digest), tuple(paths), self._patience)
         return BlobReading(
             reading,
             lambda endpoint, position: self._client(endpoint, reading.endpoints).blob(
-                ways[endpoint], digest, size=size, offset=position, verify=False
+                paths[endpoint], digest, size=size, offset=position, verify=False
             ),
             digest,
             size,
@@ -241,18 +239,15 @@ class ModeClient:
 
     def tags(self, repository: str) -> list[str]:
         """All tags of a repository, each once."""
-        place = self._places.of(repository)
-        return self._list(
-            f"the tags of {self._name(place)}",
-            place,
-            lambda client, repository: client.tags(repository),
-        )
+        place = self._names.read(repository)
+        what = f"the tags of {self._name(place)}"
+        return self._list(what, place, lambda client, path: client.tags(path))
 
     def referrers(
         self, repository: str, digest: Digest, artifact_type: str | None = None
     ) -> list[Child]:
         """What refers to the manifest `digest`; see `RegistryClient.referrers`."""
-        place = self._places.of(repository)
+        place = self._names.read(repository)
         return self._children(
             place, digest, lambda client, path: client.referrers(path, digest, artifact_type)
         )
@@ -261,7 +256,7 @@ class ModeClient:
         self, repository: str, digest: Digest, artifact_type: str | None = None
     ) -> list[Child] | None:
         """The same as the registry's own API has it; None from one without that API."""
-        place = self._places.of(repository)
+        place = self._names.read(repository)
         without: list[RegistryClient] = []
 
         def ask(client: RegistryClient, path: str) -> list[Child]:
@@ -274,7 +269,10 @@ class ModeClient:
         return None if without and not found else found
 
     def _children(
-        self, place: Place, digest: Digest, ask: Callable[[RegistryClient, str], list[Child]]
+        self,
+        place: ClusterRepository,
+        digest: Digest,
+        ask: Callable[[RegistryClient, str], list[Child]],
     ) -> list[Child]:
         """Referrers, each once; a `Child` is no key, so they travel by their digests."""
         known: dict[Digest, Child] = {}
@@ -293,15 +291,14 @@ class ModeClient:
         Raises:
             ForbiddenByModeError: this plane's user may not ask that.
         """
-        check_catalogue(self.settings, self.plane, self.sites)
-        place = self._places.of("")
+        check_catalogue(self.settings, self.plane, self.access)
+        place = self._names.read("")
 
         def ask(client: RegistryClient, root: str) -> list[str]:
-            below = f"{root}/"
             return [
                 LOGICAL_PATH + name.removeprefix(root)
                 for name in client.catalogue()
-                if name == root or name.startswith(below)
+                if below(name, root) is not None
             ]
 
         yield from sorted(self._list(f"the repositories of {self._name(place)}", place, ask))
@@ -374,7 +371,7 @@ class ModeClient:
 
     # -- which endpoint ------------------------------------------------------------------------
 
-    def _ways(self, place: Place) -> dict[Endpoint, str]:
+    def _routes_to(self, place: ClusterRepository) -> dict[Endpoint, str]:
         """Where to ask for `place`, and as which repository."""
         return self._to.to(
             place,
@@ -383,9 +380,9 @@ class ModeClient:
         )
 
     def _writer(self, repository: str, action: str) -> tuple[RegistryClient, str]:
-        place = self._places.of(repository)
-        check_write(self.settings, self.plane, self.sites, external=place.external, action=action)
-        ((endpoint, path),) = self._ways(place).items()
+        place = self._names.read(repository)
+        check_write(self.settings, self.plane, self.access, external=place.external, action=action)
+        ((endpoint, path),) = self._routes_to(place).items()
         return self._connections.client(endpoint, patient=True), path
 
     def _client(self, endpoint: Endpoint, among: Sequence[Endpoint]) -> RegistryClient:
@@ -395,18 +392,21 @@ class ModeClient:
     # -- one question --------------------------------------------------------------------------
 
     def _read(
-        self, what: str, place: Place, ask: Callable[[RegistryClient, str], Found | None]
+        self,
+        what: str,
+        place: ClusterRepository,
+        ask: Callable[[RegistryClient, str], Found | None],
     ) -> Found:
         """The answer of the first endpoint that has one.
 
         Raises:
             RegistryNotFoundError: every endpoint said that it has none.
         """
-        ways = self._ways(place)
-        reading = reading_of(what, tuple(ways), self._patience)
+        paths = self._routes_to(place)
+        reading = reading_of(what, tuple(paths), self._patience)
         for endpoint in reading:
             try:
-                found = ask(self._client(endpoint, reading.endpoints), ways[endpoint])
+                found = ask(self._client(endpoint, reading.endpoints), paths[endpoint])
             except MirrorError as err:
                 reading.failed(endpoint, err)
                 continue
@@ -417,17 +417,17 @@ class ModeClient:
         raise reading.verdict()
 
     def _list(
-        self, what: str, place: Place, ask: Callable[[RegistryClient, str], list[Found]]
+        self, what: str, place: ClusterRepository, ask: Callable[[RegistryClient, str], list[Found]]
     ) -> list[Found]:
         """A list: from the first that answers, or from all where each fills up by itself."""
-        if self.settings.mode is not Mode.LOCAL:
+        if not self.settings.kind.row.holds_own_images:
             return self._read(what, place, ask)
-        ways = self._ways(place)
-        reading = reading_of(what, tuple(ways), self._patience)
+        paths = self._routes_to(place)
+        reading = reading_of(what, tuple(paths), self._patience)
         found: dict[Found, None] = {}
         for endpoint in reading:
             try:
-                listed = ask(self._client(endpoint, reading.endpoints), ways[endpoint])
+                listed = ask(self._client(endpoint, reading.endpoints), paths[endpoint])
             except MirrorError as err:
                 reading.failed(endpoint, err)
                 continue
@@ -439,11 +439,11 @@ class ModeClient:
 
     # -- names ---------------------------------------------------------------------------------
 
-    def _name(self, place: Place) -> str:
-        return self._places.name(place)
+    def _name(self, place: ClusterRepository) -> str:
+        return self._names.describe(place)
 
-    def _image(self, place: Place, reference: str | Digest) -> str:
+    def _image(self, place: ClusterRepository, reference: str | Digest) -> str:
         return f"{self._name(place)}{'@' if isinstance(reference, Digest) else ':'}{reference}"
 
-    def _blob_name(self, place: Place, digest: Digest) -> str:
+    def _blob_name(self, place: ClusterRepository, digest: Digest) -> str:
         return f"blob {self._name(place)}@{digest}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import PurePosixPath
 
 NAMESPACE = "d8-system"
@@ -40,6 +41,16 @@ PUSH_NAME = "registry"
 """What stands for the name in the public domain template: `registry.<PUBLIC_DOMAIN>`."""
 
 # -- accounts --------------------------------------------------------------------------------------
+
+
+class User(StrEnum):
+    """The registry module's own users."""
+
+    RO = "ro"
+    RW = "rw"
+    MIRROR_PULLER = "mirror-puller"
+    MIRROR_PUSHER = "mirror-pusher"
+
 
 LICENSE_USER = "license-token"
 """The user name of a login whose password is a license key."""
@@ -98,3 +109,21 @@ SECRET_BASHIBLE = "registry-bashible-config"  # noqa: S105
 SECRET_STATE = "registry-state"  # noqa: S105
 SECRET_STATE_TYPE = "registry/state"  # noqa: S105
 SECRET_USER_PREFIX = "registry-user-"  # noqa: S105
+
+# -- conditions ------------------------------------------------------------------------------------
+
+
+class ConditionType(StrEnum):
+    """The conditions by their public names."""
+
+    IMAGES = "RegistryContainsRequiredImages"
+    PREFLIGHT = "ContainerdConfigPreflightReady"
+    NODE_SERVICES = "NodeServicesReady"
+    IN_CLUSTER_PROXY = "InClusterProxyReady"
+    TRANSITION = "TransitionContainerdConfigReady"
+    REGISTRY_SWITCH = "DeckhouseRegistrySwitchReady"
+    FINAL = "FinalContainerdConfigReady"
+    CLEANUP_NODE_SERVICES = "CleanupNodeServices"
+    CLEANUP_IN_CLUSTER_PROXY = "CleanupInClusterProxy"
+    READY = "Ready"
+    NOT_SUPPORTED = "ErrTransitionNotSupported"

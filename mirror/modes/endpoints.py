@@ -4,17 +4,25 @@ from __future__ import annotations
 
 import copy
 import threading
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from pydantic import SecretStr
 
-from mirror.errors import CancelledError, ForbiddenByModeError
+from mirror.errors import CancelledError, ForbiddenByModeError, MirrorError
 from mirror.events import OnEvent, ignore
-from mirror.modes.addressing import Plane, Role, Route, routes_for
-from mirror.modes.constants import LOGICAL_HOST, LOGICAL_PATH
-from mirror.modes.permissions import push_address
-from mirror.modes.settings import Mode, RegistrySettings
-from mirror.modes.sites import Account, Sites, User
+from mirror.modes.addressing import (
+    LOGICAL_ROOT,
+    ClusterRepository,
+    RepositoryNames,
+    Route,
+    push_address,
+    routes_for,
+)
+from mirror.modes.constants import User
+from mirror.modes.failover import Patience, Reading
+from mirror.modes.routes import DOORS, Plane
+from mirror.modes.settings import Account, ClusterAccess, RegistrySettings
 from mirror.oci import Repository
 from mirror.registry import ConnectionOptions, Credentials, RegistryClient
 from mirror.run import Run
@@ -39,8 +47,7 @@ class Endpoint:
         if credentials is None and route.credential is not None:
             account = route.credential
             credentials = Credentials(account.name, account.password.get_secret_value())
-        is_door = route.role in (Role.BALANCER, Role.SERVICE)
-        return cls(route.scheme, route.host, route.ca, credentials, is_door)
+        return cls(route.scheme, route.host, route.ca, credentials, route.role in DOORS)
 
     def connection(self, options: ConnectionOptions) -> ConnectionOptions:
         """`options`, with this endpoint's scheme and authority."""
@@ -62,7 +69,7 @@ class Endpoint:
 
 
 def replica_endpoints(
-    settings: RegistrySettings, sites: Sites, credentials: Credentials | None = None
+    settings: RegistrySettings, access: ClusterAccess, credentials: Credentials | None = None
 ) -> tuple[tuple[Repository, Endpoint], ...]:
     """Root and endpoint of every replica of a cluster in Local mode, to be read and written.
 
@@ -71,26 +78,25 @@ def replica_endpoints(
 
     Raises:
         ForbiddenByModeError: in other modes there is no store to bring into line.
-        RouteError: `sites` does not have the masters, or none of those users.
+        RouteError: `access` does not have the masters, or none of those users.
     """
     mode = settings.mode
-    if mode is not Mode.LOCAL:
+    if not settings.kind.row.holds_own_images:
         raise ForbiddenByModeError(
             f"in mode {mode} the cluster has no replicas that hold images of their own; "
-            f"what it serves is in {push_address(settings, sites)}",
+            f"what it serves is in {push_address(settings, access)}",
             mode=mode,
             plane=Plane.REPLICA,
         )
-    writer = sites.account(User.MIRROR_PUSHER) or sites.account(User.RW)
+    writer = access.account(User.MIRROR_PUSHER) or access.account(User.RW)
     if writer is None and credentials is not None:
         writer = Account(User.MIRROR_PUSHER.value, SecretStr(""))  # `credentials` go before it
     if writer is not None:
         both = {User.MIRROR_PULLER: writer, User.MIRROR_PUSHER: writer}
-        sites = replace(sites, accounts={**sites.accounts, **both})
-    base = Repository(LOGICAL_HOST, LOGICAL_PATH)
+        access = replace(access, accounts={**access.accounts, **both})
     return tuple(
         (Repository(route.host, route.repository), Endpoint.of(route, credentials))
-        for route in routes_for(base, settings, Plane.REPLICA, sites)
+        for route in routes_for(LOGICAL_ROOT, settings, Plane.REPLICA, access)
     )
 
 
@@ -159,3 +165,90 @@ class Connections:
 
 def _stopped() -> CancelledError:
     return CancelledError("stopped, the connections to the registry were closed")
+
+
+# -- which endpoints are asked ---------------------------------------------------------------------
+
+ANYWHERE = ClusterRepository("install")
+"""Endpoints are the same for all repositories; an upstream without a path has none at the root."""
+
+
+class PlaneEndpoints:
+    """The endpoints of one plane under given settings. Thread-safe.
+
+    `credentials` take the place of those of the routes.
+
+    Raises:
+        RouteError: the settings and the access do not say where the registry is on that plane.
+    """
+
+    def __init__(
+        self,
+        settings: RegistrySettings,
+        access: ClusterAccess,
+        plane: Plane,
+        credentials: Credentials | None,
+    ) -> None:
+        self.names = RepositoryNames(settings, access)
+        self._settings, self._access, self._plane = settings, access, plane
+        self._credentials = credentials
+        self.endpoints = tuple(self.all_to(ANYWHERE))
+        self._lock = threading.Lock()  # guards _choice
+        self._choice: Endpoint | None = None
+
+    def all_to(self, repository: ClusterRepository) -> dict[Endpoint, str]:
+        """Where `repository` can be asked for, in order, and as which repository."""
+        address = self.names.address(repository, self._plane)
+        routes = routes_for(address, self._settings, self._plane, self._access)
+        return {Endpoint.of(route, self._credentials): route.repository for route in routes}
+
+    def to(
+        self,
+        repository: ClusterRepository,
+        patience: Patience[Endpoint],
+        ping: Callable[[Endpoint], None],
+    ) -> dict[Endpoint, str]:
+        """The same, but who writes also reads from the one endpoint that is written to.
+
+        Raises:
+            UnreachableError: none answers `ping`, so that none can be chosen.
+        """
+        ways = self.all_to(repository)
+        if self._plane is not Plane.OPERATOR or len(ways) == 1:
+            return ways
+        chosen = self._chosen(patience, ping)
+        return {chosen: ways[chosen]}
+
+    def _chosen(self, patience: Patience[Endpoint], ping: Callable[[Endpoint], None]) -> Endpoint:
+        """The replica that takes what is pushed: the first that answers, and then always it.
+
+        What a push found or left at one replica need not be at another.
+        """
+        with self._lock:
+            if self._choice is None:
+                self._choice = _first_that_answers(self.endpoints, patience, ping)
+            return self._choice
+
+
+def _first_that_answers(
+    endpoints: Sequence[Endpoint], patience: Patience[Endpoint], ping: Callable[[Endpoint], None]
+) -> Endpoint:
+    reading = Reading("a replica to push to", endpoints, patience)
+    for endpoint in reading:
+        try:
+            ping(endpoint)
+        except MirrorError as err:
+            reading.failed(endpoint, err)
+        else:
+            reading.served(endpoint)
+            return endpoint
+    raise reading.verdict()
+
+
+def reading_of(
+    what: str, endpoints: Sequence[Endpoint], patience: Patience[Endpoint]
+) -> Reading[Endpoint]:
+    """A reading at these endpoints. One alone is asked again by its own client, and not by us."""
+    if len(endpoints) == 1:
+        patience = replace(patience, policy=replace(patience.policy, attempts=1))
+    return Reading(what, endpoints, patience)

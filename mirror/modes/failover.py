@@ -1,12 +1,23 @@
-"""One reading, offered to one endpoint after the other until one has what is wanted."""
+"""One reading, offered to one endpoint after the other, and what is remembered of endpoints.
+
+The memory only decides who is asked first. It leaves nobody out, so a memory that has grown old
+costs time and never an answer. Where one endpoint breaks off in the middle of a blob, the next one
+continues.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Generator, Hashable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
+from typing import Generic, Protocol, TypeVar
 
 from mirror.errors import (
     DeniedError,
+    DigestMismatchError,
     IntegrityError,
     InvalidManifestError,
     MirrorError,
@@ -15,27 +26,165 @@ from mirror.errors import (
     UnreachableError,
 )
 from mirror.events import EndpointDown, EndpointUp, OnEvent, Retrying, Warned
-from mirror.modes.endpoints import Endpoint
-from mirror.modes.health import HealthMemory
+from mirror.oci import Digest, Verifier
 from mirror.registry import RetryPolicy
+
+Name = TypeVar("Name", bound=Hashable)
+
+
+class Askable(Hashable, Protocol):
+    """Somewhere to ask. `is_door`: behind it answers one or another of several replicas."""
+
+    @property
+    def host(self) -> str: ...
+
+    @property
+    def is_door(self) -> bool: ...
+
+
+Asked = TypeVar("Asked", bound=Askable)
+
+_MOST_LACKS = 10_000
+
+
+@dataclass(slots=True)
+class _Rest:
+    """An endpoint that failed `failures` times in a row and rests until a time of the clock.
+
+    `probed`: that time has come once, and somebody was sent to see.
+    """
+
+    failures: int
+    until: float
+    probed: bool = False
+
+
+class HealthMemory(Generic[Name]):
+    """Remembers failures of endpoints, and what they lack. Thread-safe. Times are in seconds.
+
+    An endpoint that fails rests for `first_rest_s`, and after each further failure in a row for
+    twice as long, up to `longest_rest_s`. While it rests it is asked last. When the rest is over,
+    one caller finds it at its place again and the others go on as before until that has told how
+    it went. That something is lacking is remembered for `lack_s`.
+
+    `clock` counts seconds and never jumps.
+    """
+
+    def __init__(
+        self,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        first_rest_s: float = 2.0,
+        longest_rest_s: float = 60.0,
+        lack_s: float = 30.0,
+    ) -> None:
+        self._clock, self._lack_s = clock, lack_s
+        self._first_rest_s, self._longest_rest_s = first_rest_s, longest_rest_s
+        self._lock = threading.Lock()  # guards everything below
+        self._resting: dict[Name, _Rest] = {}
+        self._denying: set[Name] = set()
+        self._lacks: OrderedDict[tuple[Name, str], float] = OrderedDict()
+
+    def in_order(self, endpoints: Sequence[Name], content: str) -> Iterator[Name]:
+        """`endpoints` as they are to be asked for `content`, each chosen when it is needed.
+
+        They keep their own order, but those that lacked it a moment ago come later, and last those
+        that rest. An endpoint whose rest is over counts as probed by the caller who reaches it.
+        """
+        left = list(endpoints)
+        while left:
+            with self._lock:
+                now = self._clock()
+                endpoint = min(  # the first of equals
+                    left,
+                    key=lambda one: (
+                        self._rests(one, now),
+                        self._lacks.get((one, content), now) > now,
+                    ),
+                )
+                rest = self._resting.get(endpoint)
+                if rest is not None and now >= rest.until:
+                    # This caller goes and sees; until it is back, or lost, nobody else does.
+                    rest.probed, rest.until = True, now + self._rest_s(rest.failures)
+            left.remove(endpoint)
+            yield endpoint
+
+    def _rests(self, endpoint: Name, now: float) -> bool:
+        rest = self._resting.get(endpoint)
+        return rest is not None and now < rest.until
+
+    def is_well(self, endpoint: Name) -> bool:
+        """Whether its last answer was one."""
+        with self._lock:
+            return endpoint not in self._resting
+
+    def failed(self, endpoint: Name) -> float | None:
+        """It gave no usable answer. The length of its rest if it was well until now, else None."""
+        now = self._clock()
+        with self._lock:
+            rest = self._resting.get(endpoint)
+            if rest is None:
+                self._resting[endpoint] = _Rest(1, now + self._first_rest_s)
+                return self._first_rest_s
+            # Many requests were under way when it failed, and those are one failure. Whoever asks
+            # it last of all while it rests proves nothing new either.
+            if rest.probed or now >= rest.until:
+                self._resting[endpoint] = _Rest(
+                    rest.failures + 1, now + self._rest_s(rest.failures + 1)
+                )
+            return None
+
+    def _rest_s(self, failures: int) -> float:
+        return float(min(self._longest_rest_s, self._first_rest_s * 2.0 ** min(failures - 1, 30)))
+
+    def answered(self, endpoint: Name) -> bool:
+        """It answered, if only that it lacks something. True if it had been failing until now."""
+        with self._lock:
+            return self._resting.pop(endpoint, None) is not None
+
+    def denied(self, endpoint: Name) -> bool:
+        """It refused the login, or what the login asked for. True the first time in a row."""
+        with self._lock:
+            if endpoint in self._denying:
+                return False
+            self._denying.add(endpoint)
+            return True
+
+    def served(self, endpoint: Name, content: str) -> None:
+        """It had `content`."""
+        with self._lock:
+            self._denying.discard(endpoint)
+            self._lacks.pop((endpoint, content), None)
+
+    def lacked(self, endpoint: Name, content: str) -> None:
+        """It does not have `content`, or has it damaged."""
+        now = self._clock()
+        with self._lock:
+            self._lacks.pop((endpoint, content), None)
+            self._lacks[endpoint, content] = now + self._lack_s
+            while len(self._lacks) > _MOST_LACKS:
+                self._lacks.popitem(last=False)
+
+
+# -- one reading -----------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
-class Patience:
+class Patience(Generic[Asked]):
     """What all readings of a client share: memory, retries, waiting, who listens.
 
     A reading goes round all endpoints up to `policy.attempts` times, as long as some failed in a
     way that may pass.
     """
 
-    health: HealthMemory[Endpoint]
+    health: HealthMemory[Asked]
     policy: RetryPolicy
     sleep: Callable[[float], object]
     on_event: OnEvent
 
 
 @dataclass(slots=True)
-class Reading:
+class Reading(Generic[Asked]):
     """Which endpoint to ask next for `what`, and what to say in the end. Used by one thread.
 
         reading = Reading("...", endpoints, patience)
@@ -53,14 +202,14 @@ class Reading:
     """
 
     what: str
-    endpoints: Sequence[Endpoint]
-    patience: Patience
-    _errors: dict[Endpoint, MirrorError] = field(default_factory=dict)
+    endpoints: Sequence[Asked]
+    patience: Patience[Asked]
+    _errors: dict[Asked, MirrorError] = field(default_factory=dict)
     """What each endpoint said in this round."""
     _rounds: int = 0
     was_served: bool = False
 
-    def __iter__(self) -> Iterator[Endpoint]:
+    def __iter__(self) -> Iterator[Asked]:
         patience = self.patience
         while True:
             well = {one for one in self.endpoints if patience.health.is_well(one)}
@@ -75,14 +224,14 @@ class Reading:
             patience.on_event(Retrying(self.what, self._rounds, delay_s, self._in_few_words()))
             patience.sleep(delay_s)
 
-    def _witnesses(self) -> list[Endpoint]:
+    def _witnesses(self) -> list[Asked]:
         """Those whose word is needed for something to be absent.
 
         A door adds nothing where the replicas behind it were asked themselves.
         """
         return [one for one in self.endpoints if not one.is_door] or list(self.endpoints)
 
-    def _may_help_to_wait(self, well: set[Endpoint]) -> bool:
+    def _may_help_to_wait(self, well: set[Asked]) -> bool:
         """Whether another round may end better than this one.
 
         Where somebody answered, if only that it lacks this, there is no waiting for endpoints that
@@ -113,13 +262,13 @@ class Reading:
         """Some of it has arrived: patience starts anew."""
         self._rounds = 0
 
-    def served(self, endpoint: Endpoint) -> None:
+    def served(self, endpoint: Asked) -> None:
         """`endpoint` had it."""
         self.was_served = True
         self._well(endpoint)
         self.patience.health.served(endpoint, self.what)
 
-    def absent(self, endpoint: Endpoint, error: RegistryNotFoundError | None = None) -> None:
+    def absent(self, endpoint: Asked, error: RegistryNotFoundError | None = None) -> None:
         """`endpoint` answered that it does not have it."""
         self._well(endpoint)
         self.patience.health.lacked(endpoint, self.what)
@@ -127,7 +276,7 @@ class Reading:
             f"{endpoint.host}: {self.what} is not there", where=self.what, status=404
         )
 
-    def failed(self, endpoint: Endpoint, error: MirrorError) -> None:
+    def failed(self, endpoint: Asked, error: MirrorError) -> None:
         """`endpoint` did not deliver.
 
         Raises:
@@ -155,7 +304,7 @@ class Reading:
                 raise error
         self._errors[endpoint] = error
 
-    def _well(self, endpoint: Endpoint) -> None:
+    def _well(self, endpoint: Asked) -> None:
         if self.patience.health.answered(endpoint) and len(self.endpoints) > 1:
             self.patience.on_event(EndpointUp(endpoint.host))
 
@@ -197,3 +346,91 @@ def _gravity(error: MirrorError) -> int:
     if isinstance(error, RegistryNotFoundError):
         return 9
     return 3 if isinstance(error, RegistryError) else 2
+
+
+# -- blobs -----------------------------------------------------------------------------------------
+
+_PROGRESS_BYTES = 64 << 10
+"""A round that moved less counts as failed, or a trickle could go on for ever."""
+
+
+class BlobReading(Generic[Asked]):
+    """One blob on its way to us. Used by one thread, once.
+
+    `open_at(endpoint, offset)` opens the bytes that an endpoint has from there on, unchecked.
+    """
+
+    def __init__(
+        self,
+        reading: Reading[Asked],
+        open_at: Callable[[Asked, int], Generator[bytes, None, None]],
+        digest: Digest,
+        size: int | None,
+        offset: int,
+        *,
+        verify: bool,
+    ) -> None:
+        self._reading, self._open_at = reading, open_at
+        self._digest, self._size, self._offset = digest, size, offset
+        # From the middle on there is nothing to hash: whoever holds the beginning checks the whole.
+        self._verify = verify and offset == 0
+        self._from: list[Asked] = []
+        self._restart()
+
+    def _restart(self) -> None:
+        self._position, self._held = self._offset, b""
+        self._from.clear()
+        self._verifier = (
+            Verifier(self._digest, self._size, self._reading.what) if self._verify else None
+        )
+
+    def chunks(self) -> Generator[bytes, None, None]:
+        """The blob's bytes; see `ModeClient.blob`."""
+        for endpoint in self._reading:
+            began = self._position
+            self._from.append(endpoint)
+            try:
+                yield from self._rest(endpoint)
+            except MirrorError as err:
+                if self._position - began >= _PROGRESS_BYTES:
+                    self._reading.progressed()
+                self._bear(endpoint, err, brought=self._position > began)
+                continue
+            self._reading.served(endpoint)
+            if self._held:
+                yield self._held
+            return
+        raise self._reading.verdict()
+
+    def _rest(self, endpoint: Asked) -> Generator[bytes, None, None]:
+        """Everything from the present position on; with checking, all but the last chunk."""
+        with closing(self._open_at(endpoint, self._position)) as chunks:
+            for chunk in chunks:
+                self._position += len(chunk)
+                if self._verifier is None:
+                    yield chunk
+                    continue
+                self._verifier.update(chunk)
+                if self._held:
+                    yield self._held
+                self._held = chunk
+        if self._verifier is not None:
+            self._verifier.finish()
+
+    def _bear(self, endpoint: Asked, err: MirrorError, *, brought: bool) -> None:
+        """Go on after `err`, if bytes that are out already do not forbid it.
+
+        `brought`: `endpoint` has sent some of them.
+
+        Raises:
+            IntegrityError: wrong bytes are out.
+        """
+        if isinstance(err, DigestMismatchError) or (isinstance(err, IntegrityError) and brought):
+            for one in self._from:  # any of them may have sent them; ask others first next time
+                self._reading.patience.health.lacked(one, self._reading.what)
+            if self._position > self._offset + len(self._held):
+                raise err
+            self._reading.failed(endpoint, err)
+            self._restart()
+            return
+        self._reading.failed(endpoint, err)

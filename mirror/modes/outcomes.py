@@ -1,18 +1,84 @@
-"""From what was seen of nodes, pods and Secrets to the outcome of a step, with its message."""
+"""What somebody observed of a cluster: facts before a switch, and the outcome of each of its steps.
+
+Of facts, None means that nobody looked: nothing is refused for it, and the plan says what is to be
+looked at. Outcomes come of nodes, pods and Secrets, with the cluster's own messages.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 
-from mirror.modes.conditions import Outcome
 from mirror.modes.constants import UNKNOWN_VERSION
-from mirror.modes.facts import ContainerdConfig, NodeFacts
+from mirror.modes.routes import StoreContent
+from mirror.modes.settings import RegistrySettings
+
+
+class ContainerdConfig(StrEnum):
+    """The label by which a node says whether its containerd has registry settings of its own."""
+
+    DEFAULT = "default"
+    CUSTOM = "custom"
+
+
+@dataclass(frozen=True, slots=True)
+class NodeFacts:
+    """One node. `version` is that of the registry configuration which it has applied."""
+
+    name: str
+    master: bool = False
+    ready: bool | None = None
+    schedulable: bool | None = None
+    cri: str | None = None
+    containerd_config: ContainerdConfig | None = None
+    version: str = UNKNOWN_VERSION
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterFacts:
+    """A cluster as it is before a switch.
+
+    `bootstrapped`: bootstrap is completely finished. `managed_by_dkp`: no Managed Kubernetes.
+    `static`: no machines from a cloud provider. `queue_empty`: Deckhouse's queue of tasks.
+    `node_config_managed`: the Secret `registry-bashible-config` exists, so that an earlier switch
+    has brought the nodes' configuration into order. `saved_parameters`: an earlier mode left its
+    parameters for the deprecated kind of Unmanaged. `images_present`: the target's registry holds
+    the required images. `stores`: what lies on the masters' disks, left by whatever mode.
+    `aborted`: the settings to which a switch was under way that was not completed.
+    """
+
+    bootstrapped: bool | None = None
+    managed_by_dkp: bool | None = None
+    static: bool | None = None
+    queue_empty: bool | None = None
+    node_config_managed: bool | None = None
+    saved_parameters: bool | None = None
+    images_present: bool | None = None
+    nodes: tuple[NodeFacts, ...] | None = None
+    stores: frozenset[StoreContent] | None = None
+    aborted: RegistrySettings | None = None
+
+    @property
+    def masters(self) -> tuple[NodeFacts, ...] | None:
+        """The masters among the nodes."""
+        return None if self.nodes is None else tuple(node for node in self.nodes if node.master)
+
+
+# -- outcomes --------------------------------------------------------------------------------------
 
 MOST_NODES = 10
 """As many nodes a message names; of the others it gives the number."""
 
 _SHOWN = 8
+
+
+@dataclass(frozen=True, slots=True)
+class StepOutcome:
+    """What was observed of one step: whether it is reached, and what a person should know."""
+
+    ready: bool
+    message: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,10 +91,10 @@ class ReplicaPod:
     version: str = UNKNOWN_VERSION
 
 
-def preflight(nodes: Sequence[NodeFacts], *, node_config_managed: bool) -> Outcome:
+def preflight(nodes: Sequence[NodeFacts], *, node_config_managed: bool) -> StepOutcome:
     """Every node's containerd is without registry settings of its own."""
     if node_config_managed:
-        return Outcome(True)
+        return StepOutcome(True)
     said = {
         ContainerdConfig.CUSTOM: "has custom toml merge containerd configuration",
         None: "unknown containerd configuration, waiting...",
@@ -39,14 +105,14 @@ def preflight(nodes: Sequence[NodeFacts], *, node_config_managed: bool) -> Outco
         if node.containerd_config is not ContainerdConfig.DEFAULT
     ]
     if nodes and not unready:
-        return Outcome(True)
+        return StepOutcome(True)
     lines = ["Check current nodes configuration"]
     if unready:
         lines.append(f"{len(unready)}/{len(nodes)} node(s) Unready:")
-    return Outcome(False, "\n".join([*lines, *_listed(unready)]))
+    return StepOutcome(False, "\n".join([*lines, *_listed(unready)]))
 
 
-def node_services(pods: Sequence[ReplicaPod], wanted: str) -> Outcome:
+def node_services(pods: Sequence[ReplicaPod], wanted: str) -> StepOutcome:
     """Each master runs its replica with the configuration of version `wanted`."""
     waiting = []
     for pod in sorted(pods, key=lambda pod: pod.node):
@@ -62,15 +128,17 @@ def node_services(pods: Sequence[ReplicaPod], wanted: str) -> Outcome:
 
 def containerd_config(
     nodes: Sequence[NodeFacts], wanted: str | None, *, managed: bool = True, written: bool = True
-) -> Outcome:
+) -> StepOutcome:
     """Every node has applied the configuration of version `wanted`, None while it is being made.
 
     Not `written` means that the nodes have not been told of it yet.
     """
     if wanted is None:
-        return Outcome(False, f"Creating {'Managed' if managed else 'Unmanaged'} configuration...")
+        return StepOutcome(
+            False, f"Creating {'Managed' if managed else 'Unmanaged'} configuration..."
+        )
     if not written:
-        return Outcome(False, "Applying configuration to nodes")
+        return StepOutcome(False, "Applying configuration to nodes")
     waiting = [
         f'{node.name}: "{_short(node.version)}" → "{_short(wanted)}"'
         for node in _sorted(nodes)
@@ -78,23 +146,23 @@ def containerd_config(
     ]
     outcome = _nodes(len(nodes), waiting)
     if outcome.ready:
-        return Outcome(True, f"All {len(nodes)} node(s) updated to version {_short(wanted)}")
+        return StepOutcome(True, f"All {len(nodes)} node(s) updated to version {_short(wanted)}")
     return outcome
 
 
-def in_cluster_proxy(wanted: int, ready: int, updated: int | None = None) -> Outcome:
+def in_cluster_proxy(wanted: int, ready: int, updated: int | None = None) -> StepOutcome:
     """The in-cluster proxy runs `wanted` times, all with the newest configuration."""
     updated = ready if updated is None else updated
     if wanted and min(ready, updated) >= wanted:
-        return Outcome(True)
-    return Outcome(
+        return StepOutcome(True)
+    return StepOutcome(
         False, f"Waiting for rollout: {updated}/{wanted} updated, {ready}/{wanted} ready"
     )
 
 
 def registry_switch(
     *, secret_current: bool, annotated: bool, pod_exists: bool, pod_ready: bool
-) -> Outcome:
+) -> StepOutcome:
     """The controller works with the new registry."""
     for done, message in (
         (secret_current, "Updating registry for deckhouse components"),
@@ -103,29 +171,29 @@ def registry_switch(
         (pod_ready, "Waiting for deckhouse-controller to become ready"),
     ):
         if not done:
-            return Outcome(False, message)
-    return Outcome(True)
+            return StepOutcome(False, message)
+    return StepOutcome(True)
 
 
-def cleanup_node_services(left: Iterable[str]) -> Outcome:
+def cleanup_node_services(left: Iterable[str]) -> StepOutcome:
     """No node runs a replica any more; `left` are those that do."""
     names = sorted(left)
     if not names:
-        return Outcome(True)
-    return Outcome(False, "\n".join(["Waiting for nodes cleanup:", *_listed(names)]))
+        return StepOutcome(True)
+    return StepOutcome(False, "\n".join(["Waiting for nodes cleanup:", *_listed(names)]))
 
 
-def cleanup_in_cluster_proxy(*, exists: bool) -> Outcome:
+def cleanup_in_cluster_proxy(*, exists: bool) -> StepOutcome:
     """The in-cluster proxy is gone."""
-    return Outcome(not exists)
+    return StepOutcome(not exists)
 
 
-def _nodes(total: int, waiting: Sequence[str]) -> Outcome:
+def _nodes(total: int, waiting: Sequence[str]) -> StepOutcome:
     """All of `total` nodes are ready. None at all is not: something must be there to be ready."""
     if total and not waiting:
-        return Outcome(True)
+        return StepOutcome(True)
     head = f"{total - len(waiting)}/{total} node(s) ready. Waiting:"
-    return Outcome(False, "\n".join([head, *_listed(waiting)]))
+    return StepOutcome(False, "\n".join([head, *_listed(waiting)]))
 
 
 def _listed(lines: Sequence[str]) -> list[str]:

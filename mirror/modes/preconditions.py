@@ -1,18 +1,24 @@
-"""Why a cluster cannot be switched as it is: what is known to be wrong, and what is not known."""
+"""Why a cluster cannot be switched as it is, by which way it could, and what a switch costs.
+
+Refusals are what is known to be wrong; doubts what nobody has looked at; warnings what a person
+should know before the switch begins: what is lost, restarted, or renewed.
+"""
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
 
 from mirror.errors import RouteError
 from mirror.modes import constants
 from mirror.modes.addressing import upstream_repository
-from mirror.modes.conditions import not_supported
-from mirror.modes.facts import ClusterFacts, ContainerdConfig
-from mirror.modes.matrix import MATRIX, Kind, Verdict, allowed, legal_path
-from mirror.modes.outcomes import MOST_NODES
+from mirror.modes.constants import DATA_ROOT
+from mirror.modes.outcomes import MOST_NODES, ClusterFacts, ContainerdConfig
+from mirror.modes.routes import STOPOVERS, ModeKind, StoreContent, Verdict
 from mirror.modes.settings import RegistrySettings
+from mirror.modes.state import not_supported
 
 
 class Cause(StrEnum):
@@ -36,7 +42,7 @@ class Refusal:
 
     cause: Cause
     message: str
-    path: tuple[Kind, ...] = ()
+    path: tuple[ModeKind, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,8 +68,55 @@ class Findings:
             self.refusals.append(Refusal(cause, message))
 
 
+# -- which way -------------------------------------------------------------------------------------
+
+
+def allowed(before: ModeKind, after: ModeKind, *, strict: bool = True) -> bool:
+    """Whether one can follow the other directly. Not `strict` allows what documents advise against.
+
+    To stay is allowed.
+    """
+    verdict = before.row.switches[after]
+    if verdict is Verdict.UNDOCUMENTED:
+        return not strict
+    return verdict is not Verdict.FORBIDDEN
+
+
+def legal_path(
+    current: ModeKind, target: ModeKind, aborted: ModeKind | None = None, *, strict: bool = True
+) -> tuple[ModeKind, ...]:
+    """The fewest switches that lead from `current` to `target`, each of them allowed.
+
+    `aborted` is where a switch was under way that was not completed: its replicas and routes may
+    be in place, so the first step must be allowed from there too.
+    """
+    origins = (current,) if aborted is None else (current, aborted)
+    paths: deque[tuple[ModeKind, ...]] = deque()
+    for kind in _candidates(target, current if aborted else None):
+        if all(allowed(origin, kind, strict=strict) for origin in origins):
+            paths.append((kind,))
+    while paths:
+        path = paths.popleft()
+        if path[-1] is target:
+            return path
+        paths += (
+            (*path, kind)
+            for kind in _candidates(target, None)
+            if kind not in path and allowed(path[-1], kind, strict=strict)
+        )
+    raise AssertionError("Unmanaged is reached from everywhere and leads everywhere")
+
+
+def _candidates(target: ModeKind, back: ModeKind | None) -> Iterator[ModeKind]:
+    """Where to go next, best first: the target; where one came from; the usual stopovers."""
+    yield from dict.fromkeys(kind for kind in (target, back, *STOPOVERS) if kind is not None)
+
+
+# -- preconditions ---------------------------------------------------------------------------------
+
+
 def transition_refusal(
-    current: Kind, target: Kind, aborted: Kind | None, *, strict: bool
+    current: ModeKind, target: ModeKind, aborted: ModeKind | None, *, strict: bool
 ) -> Refusal | None:
     """Whether the pair itself is closed.
 
@@ -75,7 +128,7 @@ def transition_refusal(
             continue
         path = legal_path(current, target, aborted, strict=strict)
         message = not_supported(origin, target)
-        if MATRIX[origin][target] is Verdict.UNDOCUMENTED:
+        if origin.row.switches[target] is Verdict.UNDOCUMENTED:
             message += " (the cluster's documents advise against it)"
         if origin is aborted:
             message += f"; the switch to {aborted} was begun and not completed"
@@ -90,7 +143,7 @@ def transition_refusal(
 def check_preconditions(
     current: RegistrySettings | None,
     target: RegistrySettings,
-    kind: Kind,
+    kind: ModeKind,
     facts: ClusterFacts,
     *,
     first: bool,
@@ -102,13 +155,13 @@ def check_preconditions(
     """
     found = Findings()
     if current is None:
-        if kind.node_services:
+        if kind.row.runs_replicas:
             found.refusals.append(
                 Refusal(
                     Cause.BOOTSTRAP,
                     f"a cluster cannot be installed in mode {kind}; install it in mode Direct or "
                     "Unmanaged and switch when bootstrap is finished",
-                    (Kind.DIRECT, kind),
+                    (STOPOVERS[0], kind),
                 )
             )
     else:
@@ -117,15 +170,15 @@ def check_preconditions(
             Cause.BOOTSTRAP,
             "mode and parameters change only when bootstrap is completely finished; wait for it",
         )
-    if kind is not Kind.LEGACY:
+    if kind.row.configurable:
         _check_platform(kind, facts, found)
-    if first and kind is not Kind.LEGACY and current is not None:
+    if first and kind.row.configurable and current is not None:
         _check_first_switch(facts, found)
     _check_registry(target, kind, facts, found)
     return found
 
 
-def _check_platform(kind: Kind, facts: ClusterFacts, found: Findings) -> None:
+def _check_platform(kind: ModeKind, facts: ClusterFacts, found: Findings) -> None:
     found.demand(
         facts.managed_by_dkp,
         Cause.MANAGED_KUBERNETES,
@@ -144,7 +197,7 @@ def _check_platform(kind: Kind, facts: ClusterFacts, found: Findings) -> None:
         Cause.CRI,
         f"every node's container runtime must be {supported}{_names(wrong)}",
     )
-    if kind.node_services:
+    if kind.row.runs_replicas:
         found.demand(
             facts.static,
             Cause.NOT_STATIC,
@@ -180,7 +233,7 @@ def _check_first_switch(facts: ClusterFacts, found: Findings) -> None:
 
 
 def _check_registry(
-    target: RegistrySettings, kind: Kind, facts: ClusterFacts, found: Findings
+    target: RegistrySettings, kind: ModeKind, facts: ClusterFacts, found: Findings
 ) -> None:
     upstream = target.upstream
     if upstream is not None:
@@ -188,9 +241,9 @@ def _check_registry(
             upstream_repository("", upstream)
         except RouteError as err:
             found.refusals.append(Refusal(Cause.SETTINGS, str(err)))
-    if kind is Kind.LOCAL:
+    if kind.row.holds_own_images:
         return  # its replicas are filled while the switch is under way, which waits for that
-    if kind is Kind.LEGACY and facts.saved_parameters is False:
+    if not kind.row.configurable and facts.saved_parameters is False:
         return
     if facts.images_present is False:
         where = "the registry" if upstream is None else upstream.base
@@ -210,3 +263,135 @@ def _names(names: list[str]) -> str:
     names = sorted(names)
     more = f" and {len(names) - MOST_NODES} more" if len(names) > MOST_NODES else ""
     return f": {', '.join(names[:MOST_NODES])}{more}"
+
+
+# -- warnings --------------------------------------------------------------------------------------
+
+
+class Risk(StrEnum):
+    """The kinds of warning."""
+
+    DATA_LOSS = "DataLoss"
+    RESTART = "Restart"
+    CREDENTIALS = "Credentials"
+    GAP = "Gap"
+    ADVICE = "Advice"
+
+
+@dataclass(frozen=True, slots=True)
+class PlanWarning:
+    """What a person should know before the switch begins."""
+
+    risk: Risk
+    message: str
+
+
+def warnings_of(
+    before: ModeKind, path: tuple[ModeKind, ...], facts: ClusterFacts, *, renames: bool
+) -> tuple[PlanWarning, ...]:
+    """What is to be known of a switch from `before` by the kinds of `path`, the last its target.
+
+    `renames` says whether image references are other ones afterwards.
+    """
+    warnings = _store_warnings(before, path, facts)
+    after = path[-1]
+    unmanaged_between = any(not kind.row.managed for kind in path)
+    drops_users = next((kind for kind in path if kind.row.runs_in_cluster_proxy), None)
+    if renames or (len(path) > 1 and unmanaged_between):
+        warnings.append(
+            PlanWarning(
+                Risk.RESTART,
+                "image references change, so all components of the platform restart and are "
+                "pulled anew",
+            )
+        )
+    if before.row.managed and unmanaged_between:
+        warnings.append(
+            PlanWarning(
+                Risk.CREDENTIALS,
+                "leaving the managed modes drops the registry's certificates and the passwords of "
+                "its users; a return makes new ones",
+            )
+        )
+    elif before.row.runs_replicas and drops_users is not None:
+        warnings.append(
+            PlanWarning(
+                Risk.CREDENTIALS,
+                f"mode {drops_users} drops the passwords of the registry's users; a return to "
+                "Proxy or Local makes new ones",
+            )
+        )
+    masters = facts.masters
+    in_place = before is after and after.row.managed and len(path) == 1
+    if in_place and masters is not None and len(masters) == 1:
+        warnings.append(
+            PlanWarning(
+                Risk.GAP,
+                "with one master the registry's service is restarted with its new parameters "
+                "while nothing stands in for it; pulls in that moment are tried again",
+            )
+        )
+    if not before.row.configurable and after.row.managed:
+        warnings.append(
+            PlanWarning(
+                Risk.ADVICE,
+                "the cluster's documents advise to switch to configurable Unmanaged first; the "
+                "nodes' old parameters are recovered from the Secret deckhouse-registry",
+            )
+        )
+    return tuple(warnings)
+
+
+def _store_warnings(
+    before: ModeKind, path: tuple[ModeKind, ...], facts: ClusterFacts
+) -> list[PlanWarning]:
+    """What the replicas of each step of the way do with the store that they find."""
+    stores, certain = _stores(before, facts)
+    warnings = []
+    for kind in path:
+        keeps = kind.row.store
+        if keeps is None:
+            continue
+        if stores - {keeps, StoreContent.EMPTY}:
+            warnings.append(PlanWarning(Risk.DATA_LOSS, _loss(keeps, certain)))
+        elif StoreContent.PLAIN in stores and not before.row.holds_own_images:
+            message = (
+                f"mode {kind} goes on with the images that an earlier one left in {DATA_ROOT}; "
+                "what was pushed since is not among them, so push the bundle again"
+            )
+            warnings.append(PlanWarning(Risk.ADVICE, message))
+        stores, certain = frozenset({keeps}), True
+    if before.row.holds_own_images and not any(kind.row.runs_replicas for kind in path):
+        message = (
+            f"the pushed images stay in {DATA_ROOT} of the masters; a later switch to mode Proxy "
+            "deletes them"
+        )
+        warnings.append(PlanWarning(Risk.ADVICE, message))
+    return warnings
+
+
+def _stores(before: ModeKind, facts: ClusterFacts) -> tuple[frozenset[StoreContent], bool]:
+    """What can lie on the masters' disks, and whether that is known.
+
+    Replicas leave their store behind when they stop. So where none runs, anything can be there: by
+    a mode before the current one, or by a switch that was begun and not completed.
+    """
+    if facts.stores is not None:
+        return facts.stores, True
+    store = before.row.store
+    return (frozenset(StoreContent), False) if store is None else (frozenset({store}), True)
+
+
+def _loss(keeps: StoreContent, certain: bool) -> str:
+    """What replicas that keep `keeps` delete of a store of the other sort."""
+    if keeps is StoreContent.PLAIN:
+        found = "what a Proxy cache left" if certain else "what a Proxy cache may have left"
+        return (
+            f"starting the Local replicas deletes {found} in {DATA_ROOT} of the masters, and they "
+            "start empty: push the bundle only after NodeServicesReady"
+        )
+    found = "all images" if certain else "all images, if any,"
+    return (
+        f"starting the Proxy replicas deletes {found} that mode Local keeps in {DATA_ROOT} of the "
+        "masters, the pushed bundle included; keep the bundle, for a return to Local starts empty"
+    )

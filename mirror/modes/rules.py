@@ -199,6 +199,11 @@ def registry(path: str, given: Mapping[str, Any]) -> Iterator[Finding]:
             )
 
 
+def may_be_legacy(given: Mapping[str, Any]) -> bool:
+    """Whether a `registry` section leaves the registry to what the cluster was installed with."""
+    return not given.get("unmanaged") and given.get("mode") not in ("Direct", "Proxy", "Local")
+
+
 def _unknown(path: str, key: object, known: Iterable[str]) -> Finding:
     # `{password:secret}` is one key to YAML, so only what looks like a field's name is shown.
     name = key if isinstance(key, str) and _NAME.fullmatch(key) else "?"

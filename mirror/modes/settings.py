@@ -1,15 +1,16 @@
-"""The `registry` section of ModuleConfig `deckhouse`: how a cluster reaches its images.
+"""How a cluster reaches its images: the registry's settings, and how to get at its replicas.
 
-Whatever way the settings are made, by `RegistrySettings.load` or by their constructors, all rules
-hold afterwards, and all that is wrong is said at once. Secrets show in no `repr`, dump or message.
+However settings are made, by `RegistrySettings.load` or by their constructors, all rules hold
+afterwards, and one error tells all that is wrong. Secrets show in no `repr`, dump or message.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, SecretStr, ValidationInfo, model_validator
@@ -17,19 +18,46 @@ from pydantic.alias_generators import to_camel
 
 from mirror.errors import InvalidSettingsError
 from mirror.modes import rules
-from mirror.modes.constants import LICENSE_USER
-from mirror.modes.module_config import find_registry
+from mirror.modes.constants import LICENSE_USER, User
+from mirror.modes.module_config import INIT_PATHS, find_registry, init_fields
+from mirror.modes.routes import Mode, ModeKind
 from mirror.modes.rules import Finding
-from mirror.modes.sites import Account
 
 
-class Mode(StrEnum):
-    """Where a cluster takes its images from."""
+@dataclass(frozen=True, slots=True)
+class Account:
+    """A login: a name and its password, which no `repr` shows."""
 
-    DIRECT = "Direct"
-    PROXY = "Proxy"
-    LOCAL = "Local"
-    UNMANAGED = "Unmanaged"
+    name: str
+    password: SecretStr
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterAccess:
+    """Where a cluster's registry replicas are, whom to trust there, and who we are.
+
+    `masters` are addresses (InternalIP) without a port, in the order in which to try them. `ca` is
+    the module's own authority in PEM. `public_host` is `registry.<PUBLIC_DOMAIN>`, None where the
+    cluster has no public domain; `public_ca` is who vouches for it beside the system's roots.
+    Every part may be left out that the mode and plane at hand do not need.
+    """
+
+    masters: tuple[str, ...] = ()
+    ca: str | None = None
+    public_host: str | None = None
+    public_ca: str | None = None
+    accounts: Mapping[User, Account] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "accounts", MappingProxyType(dict(self.accounts)))
+
+    def account(self, user: User) -> Account | None:
+        """The login of one of the module's users; None if it is not known here."""
+        return self.accounts.get(user)
+
+
+NO_ACCESS = ClusterAccess()
+"""Nothing is known of the cluster: enough where only the upstream is spoken with."""
 
 
 class CheckMode(StrEnum):
@@ -197,7 +225,7 @@ class RegistrySettings(_Frozen):
                 given.pop(name, None)
             elif not isinstance(section, kind):
                 findings += kind._inspect(f"registry.{name}.", section, info)[1]
-        if legacy is not None and (given.get("unmanaged") or given.get("mode") in _NOT_LEGACY):
+        if legacy is not None and not rules.may_be_legacy(given):
             findings.append(_TWICE)
         if findings:
             raise InvalidSettingsError(findings)
@@ -217,18 +245,14 @@ class RegistrySettings(_Frozen):
             InvalidSettingsError: a rule is broken; `findings` has all of them.
             InputError: the file cannot be read, is no YAML, or speaks of no registry.
         """
-        from mirror.modes.legacy import init_section  # which is built upon these classes
-
         found = find_registry(source)
         where = str(source) if isinstance(source, Path) else ""
         findings = list(found.findings)
         legacy = None
         settings = None
-        try:
-            if found.init is not None:
-                legacy = init_section(found.init)
-        except InvalidSettingsError as err:
-            findings += map(Finding._make, err.findings)
+        if found.init is not None:
+            legacy, wrong = cls._installed_with(found.init)
+            findings += wrong
         try:
             if found.registry is not None and legacy is not None:
                 findings.append(_TWICE)
@@ -244,28 +268,37 @@ class RegistrySettings(_Frozen):
             raise InvalidSettingsError(findings, where)
         return settings
 
+    @staticmethod
+    def _installed_with(
+        deckhouse: Mapping[str, Any],
+    ) -> tuple[UpstreamSection | None, list[Finding]]:
+        given, findings = init_fields(deckhouse)
+        try:
+            section = UpstreamSection.model_validate(given)
+        except InvalidSettingsError as err:
+            findings += (Finding(INIT_PATHS.get(path, path), said) for path, said in err.findings)
+            return None, findings
+        return None if findings else section, findings
+
+    @property
+    def kind(self) -> ModeKind:
+        """The mode as the table of modes has it."""
+        return ModeKind.of(self.mode, configurable=self.unmanaged is not None)
+
     @property
     def configurable(self) -> bool:
         """False for the deprecated kind of Unmanaged, whose registry was set at installation."""
-        return self.mode is not Mode.UNMANAGED or self.unmanaged is not None
+        return self.kind.row.configurable
 
     @property
     def managed(self) -> bool:
         """Whether images go by the logical address: all modes but Unmanaged."""
-        return self.mode is not Mode.UNMANAGED
+        return self.kind.row.managed
 
     @property
     def section(self) -> UpstreamSection | None:
         """The section of the mode: None for Local, which has none, and for what is unknown."""
-        match self.mode:
-            case Mode.DIRECT:
-                return self.direct
-            case Mode.PROXY:
-                return self.proxy
-            case Mode.UNMANAGED:
-                return self.unmanaged or self.legacy
-            case Mode.LOCAL:
-                return None
+        return self.direct or self.proxy or self.unmanaged or self.legacy  # never two of them
 
     @property
     def upstream(self) -> Upstream | None:
@@ -278,7 +311,6 @@ class RegistrySettings(_Frozen):
         return CheckMode.DEFAULT if self.section is None else self.section.check_mode
 
 
-_NOT_LEGACY = frozenset({Mode.DIRECT, Mode.PROXY, Mode.LOCAL})
 _TWICE = Finding(
     "registry",
     "the registry is set here and in InitConfiguration.deckhouse too; keep one, best this one",

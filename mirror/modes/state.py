@@ -1,7 +1,11 @@
-"""The Secret `registry-state`: what a cluster's registry module has reached, and where it goes.
+"""How far a switch is: conditions, and the Secret `registry-state` that keeps them.
 
-Four keys are public: `hash`, `mode` (last completed), `target_mode` and `conditions`. The fifth,
-`state`, is private to the module and full of secrets; it is carried along unread and never shown.
+The machine is level-triggered. Each run begins at the first step, asks what is true now, and stops
+at the first step that is not ready; what an earlier run saw counts for nothing.
+
+Four keys of the Secret are public: `hash`, `mode` (last completed), `target_mode` and `conditions`.
+The fifth, `state`, is private to the module and full of secrets; it is carried along unread and
+never shown.
 """
 
 from __future__ import annotations
@@ -10,9 +14,10 @@ import base64
 import binascii
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from datetime import datetime
+from datetime import UTC, datetime
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
@@ -22,17 +27,151 @@ from pydantic import BaseModel, SecretStr
 from mirror.documents import line
 from mirror.durable import write_if_changed
 from mirror.errors import InvalidStateError
-from mirror.modes.conditions import (
-    Condition,
-    Conditions,
-    Observe,
-    evaluate,
-    is_complete,
-    refuse,
-)
-from mirror.modes.constants import NAMESPACE, SECRET_STATE, SECRET_STATE_TYPE
-from mirror.modes.matrix import Kind
-from mirror.modes.settings import Mode
+from mirror.modes.constants import NAMESPACE, SECRET_STATE, SECRET_STATE_TYPE, ConditionType
+from mirror.modes.outcomes import StepOutcome
+from mirror.modes.routes import Mode, ModeKind, conditions_of
+
+
+class Reason(StrEnum):
+    """Why a condition is as it is; most true ones give none."""
+
+    NONE = ""
+    PROCESSING = "Processing"
+    READY = "Ready"
+    ERROR = "Error"
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """A condition as Kubernetes has them. Times have seconds, in UTC."""
+
+    type: ConditionType
+    status: bool
+    last_transition_time: datetime
+    reason: Reason = Reason.NONE
+    message: str = ""
+    observed_generation: int | None = None
+
+    def to_document(self) -> dict[str, Any]:
+        """As documents have it; what is empty is left out."""
+        document: dict[str, Any] = {
+            "type": self.type.value,
+            "status": "True" if self.status else "False",
+            "reason": self.reason.value,
+            "message": self.message,
+            "lastTransitionTime": f"{self.last_transition_time:%Y-%m-%dT%H:%M:%SZ}",
+            "observedGeneration": self.observed_generation,
+        }
+        return {key: value for key, value in document.items() if value not in ("", None)}
+
+    @classmethod
+    def from_document(cls, document: Mapping[str, Any]) -> Condition | None:
+        """Read one; None for a type that is not known, which is dropped.
+
+        Raises:
+            ValueError: it is no condition.
+        """
+        name = document.get("type")
+        if not isinstance(name, str):
+            raise ValueError("a condition has no type")
+        if name not in list(ConditionType):
+            return None
+        status, reason = document.get("status"), document.get("reason")
+        generation = document.get("observedGeneration")
+        if status not in ("True", "False", True, False):
+            raise ValueError(f"condition {name} is neither True nor False")
+        return cls(
+            ConditionType(name),
+            status in ("True", True),
+            _time(document.get("lastTransitionTime"), name),
+            Reason(reason) if reason in list(Reason) else Reason.NONE,
+            str(document.get("message") or ""),
+            generation if isinstance(generation, int) else None,
+        )
+
+
+def _time(value: object, name: str) -> datetime:
+    """A time as YAML or JSON gives it."""
+    try:
+        moment = value if isinstance(value, datetime) else datetime.fromisoformat(str(value))
+    except ValueError:
+        raise ValueError(f"condition {name}: lastTransitionTime is no time") from None
+    return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+
+
+Conditions = tuple[Condition, ...]
+Observe = Callable[[ConditionType], StepOutcome]
+"""Says of a step what is true now; asked in order, and not behind the first that is not ready."""
+
+
+def set_condition(conditions: Conditions, new: Condition) -> Conditions:
+    """The list with `new` at its end, where the one of its type, if any, is taken out.
+
+    The time of the last transition moves only when the status does.
+    """
+    old = next((one for one in conditions if one.type is new.type), None)
+    if old is not None and old.status == new.status:
+        new = replace(new, last_transition_time=old.last_transition_time)
+    return (*(one for one in conditions if one.type is not new.type), new)
+
+
+def evaluate(
+    target: ModeKind,
+    conditions: Conditions,
+    observe: Observe,
+    now: datetime,
+    *,
+    saved_parameters: bool = True,
+    generation: int | None = None,
+) -> Conditions:
+    """One run of the machine: the conditions after it.
+
+    The last is `Ready`: false, `Transitioning to <mode>`, where a step is not reached.
+    """
+    now = now.astimezone(UTC).replace(microsecond=0)
+
+    def made(kind: ConditionType, ready: bool, message: str) -> Condition:
+        reason = Reason.NONE if ready else Reason.PROCESSING
+        if ready and kind is ConditionType.IMAGES:
+            reason = Reason.READY
+        return Condition(kind, ready, now, reason, message, generation)
+
+    # A refusal of an earlier run is withdrawn by what is done now.
+    conditions = tuple(one for one in conditions if one.type is not ConditionType.NOT_SUPPORTED)
+    for step in conditions_of(target, saved_parameters=saved_parameters)[:-1]:
+        outcome = observe(step)
+        conditions = set_condition(conditions, made(step, outcome.ready, outcome.message))
+        if not outcome.ready:
+            waiting = f"Transitioning to {target.mode}"
+            return set_condition(conditions, made(ConditionType.READY, False, waiting))
+    return set_condition(conditions, made(ConditionType.READY, True, ""))
+
+
+def refuse(
+    before: ModeKind,
+    after: ModeKind,
+    conditions: Conditions,
+    now: datetime,
+    generation: int | None = None,
+) -> Conditions:
+    """The conditions after a refused switch."""
+    message = not_supported(before, after)
+    now = now.astimezone(UTC).replace(microsecond=0)
+    error = Condition(ConditionType.NOT_SUPPORTED, True, now, Reason.ERROR, message, generation)
+    return set_condition(conditions, error)
+
+
+def not_supported(before: ModeKind, after: ModeKind) -> str:
+    """The message of a forbidden switch."""
+    return f"mode transition from {before} to {after} not supported"
+
+
+def is_complete(conditions: Iterable[Condition]) -> bool:
+    """Whether the last run reached everything."""
+    return any(one.type is ConditionType.READY and one.status for one in conditions)
+
+
+# -- the Secret ------------------------------------------------------------------------------------
 
 _EXPECTED = "expected the Secret registry-state, or its keys hash, mode, target_mode, conditions"
 
@@ -61,7 +200,7 @@ class RegistryState:
 
     def advanced(
         self,
-        target: Kind,
+        target: ModeKind,
         observe: Observe,
         now: datetime,
         *,
@@ -86,7 +225,7 @@ class RegistryState:
         mode = target.mode if conditions[-1].status else self.mode
         return replace(self, mode=mode, conditions=conditions)
 
-    def refused(self, before: Kind, after: Kind, now: datetime) -> RegistryState:
+    def refused(self, before: ModeKind, after: ModeKind, now: datetime) -> RegistryState:
         """The state with the error of a switch that is not supported."""
         return replace(self, conditions=refuse(before, after, self.conditions, now))
 

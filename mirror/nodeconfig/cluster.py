@@ -17,14 +17,14 @@ import yaml
 from pydantic import BaseModel, ConfigDict, SecretStr, ValidationError, model_validator
 from pydantic.alias_generators import to_camel
 
-from mirror.documents import StrictLoader, line, mistake
+from mirror.documents import StrictLoader, line, problems
 from mirror.errors import FileSystemError, InputError, RenderingError
 from mirror.modes import constants, rules
-from mirror.modes.constants import PUSH_NAME, UNKNOWN_VERSION
-from mirror.modes.facts import ClusterFacts, ContainerdConfig, NodeFacts, StoreContent
+from mirror.modes.constants import PUSH_NAME, UNKNOWN_VERSION, User
 from mirror.modes.module_config import read_documents
-from mirror.modes.settings import RegistrySettings
-from mirror.modes.sites import Account, Sites, User
+from mirror.modes.outcomes import ClusterFacts, ContainerdConfig, NodeFacts
+from mirror.modes.routes import StoreContent
+from mirror.modes.settings import Account, ClusterAccess, RegistrySettings
 from mirror.nodeconfig import values
 
 
@@ -209,7 +209,7 @@ class _Document(BaseModel):
     )
 
 
-class SitesFile(_Document):
+class AccessFile(_Document):
     """Where a cluster's registry replicas are, as `--sites` reads it."""
 
     masters: tuple[str, ...] = ()
@@ -253,12 +253,12 @@ class SitesFile(_Document):
                 raise ValueError(f"{key}: {problem}")
         return self
 
-    def sites(self, folder: Path) -> Sites:
+    def access(self, folder: Path) -> ClusterAccess:
         """The same, with the files read that it names."""
         host = self.public_host
         if self.public_domain_template is not None:
             host = self.public_domain_template.replace(_NAME, PUSH_NAME)
-        return Sites(
+        return ClusterAccess(
             masters=self.masters,
             ca=self.ca if self.ca_file is None else _authority(folder / self.ca_file),
             public_host=host,
@@ -326,13 +326,13 @@ class FactsFile(_Document):
         )
 
 
-def load_sites(path: Path) -> Sites:
-    """Read a file with the keys of `SitesFile`.
+def load_access(path: Path) -> ClusterAccess:
+    """Read a file with the keys of `AccessFile`.
 
     Raises:
         InputError: it, or a file that it names, cannot be read or is not what it must be.
     """
-    return _parsed(SitesFile, path).sites(path.parent)
+    return _parsed(AccessFile, path).access(path.parent)
 
 
 def load_facts(path: Path) -> ClusterFacts:
@@ -365,10 +365,7 @@ def _parsed(kind: type[_File], path: Path) -> _File:
         return kind.model_validate(document)
     except ValidationError as err:
         known = ", ".join(field.alias or name for name, field in kind.model_fields.items())
-        lines = [
-            f"  {'.'.join(map(str, one['loc'])) or 'the document'}: {mistake(one)}"
-            for one in err.errors(include_url=False, include_input=False)
-        ]
+        lines = [f"  {problem}" for problem in problems(err, "the document")]
         # Not `from err`, whose text may quote the document.
         raise InputError("\n".join([f"{path} has mistakes:", *lines, f"  keys: {known}"])) from None
 

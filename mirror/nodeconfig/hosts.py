@@ -21,8 +21,8 @@ import tomli_w
 
 from mirror.modes import constants
 from mirror.modes.constants import LOGICAL_HOST, LOGICAL_PATH
-from mirror.modes.settings import Mode, RegistrySettings, Upstream
-from mirror.modes.sites import Account
+from mirror.modes.routes import Plane, Role
+from mirror.modes.settings import Account, RegistrySettings, Upstream
 from mirror.nodeconfig import values
 from mirror.nodeconfig.cluster import Node, NodePaths
 from mirror.nodeconfig.tree import PUBLIC, SECRET, RenderedFile, Tree, hosts_state
@@ -49,7 +49,7 @@ class Containerd(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Way:
+class HostMirror:
     """One registry that a node may ask. `path` replaces the logical prefix; None keeps it."""
 
     scheme: str
@@ -65,15 +65,15 @@ class Way:
 
     @property
     def key(self) -> tuple[str, str, str | None]:
-        """Two ways with one key differ in trust or login alone; the newer replaces the older."""
+        """Two mirrors with one key differ in trust or login alone; the newer replaces the older."""
         return (*self.server, self.path)
 
 
-Ways = Mapping[str, tuple[Way, ...]]
+HostMirrors = Mapping[str, tuple[HostMirror, ...]]
 """The host of references → the ways to what it names, first to last."""
 
 
-def upstream_way(upstream: Upstream, path: str | None) -> Way:
+def upstream_mirror(upstream: Upstream, path: str | None) -> HostMirror:
     """The registry outside, checked.
 
     Raises:
@@ -83,7 +83,7 @@ def upstream_way(upstream: Upstream, path: str | None) -> Way:
     if account is not None:
         values.user_name(account.name, "upstream user name")
         values.secret(account.password.get_secret_value(), "upstream password")
-    return Way(
+    return HostMirror(
         values.scheme(upstream.scheme, "upstream scheme"),
         values.registry_host(upstream.host, "upstream host"),
         None if path is None else values.repository_path(path, "upstream path"),
@@ -92,32 +92,26 @@ def upstream_way(upstream: Upstream, path: str | None) -> Way:
     )
 
 
-def ways_for(
-    settings: RegistrySettings, node: Node, authority: str | None, reader: Account | None
-) -> dict[str, tuple[Way, ...]]:
+def mirrors_of(
+    settings: RegistrySettings, node: Node, authority: str, reader: Account
+) -> dict[str, tuple[HostMirror, ...]]:
     """How `node` pulls in a mode. `authority` is the module's CA, `reader` its user `ro`.
 
     Raises:
         RenderingError: a value may not be written.
-        ValueError: the mode needs `authority` and `reader`, and one is missing.
     """
-    upstream = settings.upstream
-    if settings.mode is Mode.UNMANAGED:
-        if upstream is None:
-            return {}
-        way = upstream_way(upstream, None)
-        return {way.host: (way,)}
-    if settings.mode is Mode.DIRECT:
-        if upstream is None:
-            raise ValueError("Direct mode has an upstream")
-        return {LOGICAL_HOST: (upstream_way(upstream, upstream.path),)}
-    if authority is None or reader is None:
-        raise ValueError(f"{settings.mode} mode needs the module's authority and its reader")
-    ca = values.authority(authority, "the module's CA")
-    return {LOGICAL_HOST: (Way("https", node.balancer, None, ca, reader),)}
+    row, upstream = settings.kind.row, settings.upstream
+    if row.planes[Plane.CRI].roles[0] is Role.BALANCER:
+        ca = values.authority(authority, "the module's CA")
+        return {LOGICAL_HOST: (HostMirror("https", node.balancer, None, ca, reader),)}
+    if upstream is None:
+        return {}
+    if row.managed:
+        return {LOGICAL_HOST: (upstream_mirror(upstream, upstream.path),)}
+    return {upstream.host: (upstream_mirror(upstream, None),)}
 
 
-def join_ways(old: Ways, new: Ways) -> dict[str, tuple[Way, ...]]:
+def join_mirrors(old: HostMirrors, new: HostMirrors) -> dict[str, tuple[HostMirror, ...]]:
     """The ways of a transition: the old ones, then the new.
 
     A new way to the same registry and path takes the old one's place (a changed password, a changed
@@ -125,9 +119,9 @@ def join_ways(old: Ways, new: Ways) -> dict[str, tuple[Way, ...]]:
     """
     joined = dict(old)
     for host, fresh in new.items():
-        ways = {way.key: way for way in joined.get(host, ())}
-        ways.update((way.key, way) for way in fresh)  # keeps the place of what it replaces
-        joined[host] = tuple(ways.values())
+        mirrors = {way.key: way for way in joined.get(host, ())}
+        mirrors.update((way.key, way) for way in fresh)  # keeps the place of what it replaces
+        joined[host] = tuple(mirrors.values())
     return joined
 
 
@@ -135,13 +129,13 @@ def join_ways(old: Ways, new: Ways) -> dict[str, tuple[Way, ...]]:
 class _Entry:
     """A way as one table: what containerd is told."""
 
-    way: Way
+    way: HostMirror
     url: str
     override_path: bool = False
 
 
 def render_hosts(
-    ways: Ways,
+    mirrors: HostMirrors,
     places: NodePaths,
     containerd: Containerd,
     node: Node,
@@ -155,10 +149,10 @@ def render_hosts(
     others = {
         values.registry_host(host, "module source"): values.authority(ca, f"CA of {host}")
         for host, ca in sources.items()
-        if host not in ways
+        if host not in mirrors
     }
     files = _source_files(others, places)
-    for host, row in ways.items():
+    for host, row in mirrors.items():
         folder = constants.CONTAINERD_HOSTS / values.registry_host(host, "host of references")
         tables: dict[str, dict[str, Any]] = {}
         for entry in _entries(row, containerd, node):
@@ -174,7 +168,7 @@ def render_hosts(
         secret = any(way.account is not None for way in row)
         content = tomli_w.dumps({"host": tables}).encode()
         files[folder / "hosts.toml"] = RenderedFile(content, SECRET if secret else PUBLIC)
-    state = hosts_state(sorted([*ways, *others]))
+    state = hosts_state(sorted([*mirrors, *others]))
     files[constants.CONTAINERD_HOSTS_STATE] = RenderedFile(state, PUBLIC)
     return files
 
@@ -197,21 +191,21 @@ def _source_files(
     return files
 
 
-def relayed(ways: Ways, containerd: Containerd) -> tuple[Way, ...]:
+def needing_relay(mirrors: HostMirrors, containerd: Containerd) -> tuple[HostMirror, ...]:
     """The ways that this containerd cannot express, which go through the node's relay."""
     if containerd is Containerd.DECKHOUSE:
         return ()
-    found = {way.key: way for row in ways.values() for way in row if _needs_relay(way)}
+    found = {way.key: way for row in mirrors.values() for way in row if _needs_relay(way)}
     return tuple(found.values())
 
 
-def relay_slot(way: Way) -> str:
+def relay_slot(way: HostMirror) -> str:
     """The path under which the node's relay serves a way; stable, and tells nothing secret."""
     text = "\n".join([way.scheme, way.host, way.path or ""])
     return f"to-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
 
-def _entries(row: Sequence[Way], containerd: Containerd, node: Node) -> list[_Entry]:
+def _entries(row: Sequence[HostMirror], containerd: Containerd, node: Node) -> list[_Entry]:
     if containerd is Containerd.STOCK:
         return [_stock_entry(way, node) for way in row]
     entries = []
@@ -225,7 +219,7 @@ def _entries(row: Sequence[Way], containerd: Containerd, node: Node) -> list[_En
     return entries
 
 
-def _stock_entry(way: Way, node: Node) -> _Entry:
+def _stock_entry(way: HostMirror, node: Node) -> _Entry:
     if _needs_relay(way):
         url = f"http://{node.relay}/{relay_slot(way)}/v2"
         return _Entry(replace(way, scheme="http", ca=None), url)
@@ -234,7 +228,7 @@ def _stock_entry(way: Way, node: Node) -> _Entry:
     return _Entry(way, f"{url}/v2/{prefix}", override_path=True) if prefix else _Entry(way, url)
 
 
-def _prefix(way: Way) -> str | None:
+def _prefix(way: HostMirror) -> str | None:
     """What stands before the logical path in `way.path`; None if that path is another one."""
     if way.path is None or way.path == LOGICAL_PATH:
         return ""
@@ -243,7 +237,7 @@ def _prefix(way: Way) -> str | None:
     return None
 
 
-def _needs_relay(way: Way) -> bool:
+def _needs_relay(way: HostMirror) -> bool:
     return _prefix(way) is None
 
 

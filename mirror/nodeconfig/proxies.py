@@ -32,7 +32,7 @@ from mirror.modes import constants
 from mirror.modes.constants import LOGICAL_PATH
 from mirror.nodeconfig import values
 from mirror.nodeconfig.cluster import Node, NodePaths
-from mirror.nodeconfig.hosts import Way, relay_slot
+from mirror.nodeconfig.hosts import HostMirror, relay_slot
 from mirror.nodeconfig.pods import (
     HASH_ANNOTATION,
     config_hash,
@@ -156,7 +156,7 @@ def balancer_conf(node: Node, masters: Iterable[Node], nginx: Nginx) -> bytes:
 class Relayed:
     """One registry behind the relay: `slot` is the path in front of `/v2`, empty for none."""
 
-    way: Way
+    way: HostMirror
     slot: str = ""
     authority: str | None = None
     """A file of certificates to trust in the system's place."""
@@ -268,7 +268,7 @@ def balancer_files(node: Node, nodes: Sequence[Node], nginx: Nginx, image: str |
 
 
 def relay_files(
-    node: Node, ways: Sequence[Way], places: NodePaths, nginx: Nginx, image: str | None
+    node: Node, ways: Sequence[HostMirror], places: NodePaths, nginx: Nginx, image: str | None
 ) -> Tree:
     """The relay of a node to `ways`, nothing if there are none; its pod if there is an image.
 

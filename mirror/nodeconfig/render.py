@@ -15,18 +15,18 @@ from pathlib import Path, PurePosixPath
 
 from mirror.errors import RenderingError
 from mirror.modes import constants
-from mirror.modes.settings import Mode, ProxySection, RegistrySettings, Upstream
-from mirror.modes.sites import Sites, User
+from mirror.modes.constants import User
+from mirror.modes.settings import ClusterAccess, ProxySection, RegistrySettings, Upstream
 from mirror.nodeconfig import values
 from mirror.nodeconfig.cluster import Node, NodePaths, check_nodes
 from mirror.nodeconfig.hosts import (
     Containerd,
-    Way,
-    join_ways,
-    relayed,
+    HostMirror,
+    join_mirrors,
+    mirrors_of,
+    needing_relay,
     render_hosts,
-    upstream_way,
-    ways_for,
+    upstream_mirror,
 )
 from mirror.nodeconfig.pki import KeyPair
 from mirror.nodeconfig.pods import (
@@ -59,7 +59,6 @@ from mirror.nodeconfig.services import (
 )
 from mirror.nodeconfig.tree import PUBLIC, SECRET, RenderedFile, Tree, TreeChanges, place_tree
 
-NODE_SERVICE_MODES = frozenset({Mode.PROXY, Mode.LOCAL})
 IN_CLUSTER = constants.SERVICE_CONFIG / "in-cluster"
 
 
@@ -134,9 +133,9 @@ def render(
     return _Rendering(sides, tuple(nodes), kept, options).all()
 
 
-def sites_of(nodes: Sequence[Node], kept: ServiceSecrets) -> Sites:
+def access_of(nodes: Sequence[Node], kept: ServiceSecrets) -> ClusterAccess:
     """What addressing needs to know of the cluster that was rendered."""
-    return Sites(
+    return ClusterAccess(
         masters=tuple(node.address for node in nodes if node.master),
         ca=kept.trusted,
         accounts=kept.accounts(),
@@ -201,7 +200,7 @@ class _Rendering:
     @property
     def _service(self) -> RegistrySettings | None:
         """The newest side that has services on masters; in a transition an old one's stay."""
-        found = [side for side in self.sides if side.mode in NODE_SERVICE_MODES]
+        found = [side for side in self.sides if side.kind.row.runs_replicas]
         return found[-1] if found else None
 
     @property
@@ -209,15 +208,15 @@ class _Rendering:
         """Whether masters bring each other what one of them got."""
         service = self._service
         masters = sum(node.master for node in self.nodes)
-        return service is not None and service.mode is Mode.LOCAL and masters > 1
+        return service is not None and service.kind.row.holds_own_images and masters > 1
 
     # -- a node --------------------------------------------------------------------------------
 
     def _node_tree(self, node: Node, notes: list[str]) -> dict[PurePosixPath, RenderedFile]:
         """All files of a node but the manifest of its services."""
         places, options = self.options.places(f"nodes/{node.name}"), self.options
-        ways = self._ways(node, self.sides)
-        files = dict(render_hosts(ways, places, options.containerd, node, options.sources))
+        mirrors = self._mirrors(node, self.sides)
+        files = dict(render_hosts(mirrors, places, options.containerd, node, options.sources))
         files |= self._relay_tree(node, self.sides)
         service = self._service
         if service is None:
@@ -235,17 +234,20 @@ class _Rendering:
             files |= self._service_files(node, service, places, config)
         return files
 
-    def _ways(self, node: Node, sides: Sequence[RegistrySettings]) -> dict[str, tuple[Way, ...]]:
+    def _mirrors(
+        self, node: Node, sides: Sequence[RegistrySettings]
+    ) -> dict[str, tuple[HostMirror, ...]]:
         reader = self.kept.users[User.RO].account
-        ways: dict[str, tuple[Way, ...]] = {}
+        mirrors: dict[str, tuple[HostMirror, ...]] = {}
         for side in sides:
-            ways = join_ways(ways, ways_for(side, node, self.kept.trusted, reader))
-        return ways
+            new = mirrors_of(side, node, self.kept.trusted, reader)
+            mirrors = join_mirrors(mirrors, new)
+        return mirrors
 
     def _relay_tree(self, node: Node, sides: Sequence[RegistrySettings]) -> Tree:
         places = self.options.places(f"nodes/{node.name}")
         nginx = self.options.nginx_in(constants.BALANCER_CONFIG, places)
-        behind = relayed(self._ways(node, sides), self.options.containerd)
+        behind = needing_relay(self._mirrors(node, sides), self.options.containerd)
         return relay_files(node, behind, places, nginx, self.options.images.nginx)
 
     def _relay_restarts(self, node: Node, tree: Tree) -> bool:
@@ -260,7 +262,8 @@ class _Rendering:
     ) -> dict[PurePosixPath, RenderedFile]:
         kept, options, base = self.kept, self.options, constants.SERVICE_CONFIG
         leaves = kept.nodes[node.name]
-        auth = replica_auth(node, places, service.mode, kept.users, own_port=self._own_port)
+        users = {user: kept.users[user] for user in service.kind.row.users}
+        auth = replica_auth(node, places, users, own_port=self._own_port)
         files = {
             base / "distribution/config.yaml": yaml_file(config.document),
             base / "auth/config.yaml": yaml_file(auth),
@@ -271,7 +274,7 @@ class _Rendering:
         }
         if service.upstream is not None and service.upstream.ca is not None:
             files[constants.PKI_CONFIG / "upstream-ca.crt"] = _authority(service.upstream)
-        if options.ingress_client_ca is not None and service.mode is Mode.LOCAL:
+        if options.ingress_client_ca is not None and service.kind.row.holds_own_images:
             text = values.authority(options.ingress_client_ca, "ingress client CA")
             files[constants.PKI_CONFIG / "ingress-client-ca.crt"] = RenderedFile(text.encode())
         if self._replicated:
@@ -316,7 +319,7 @@ class _Rendering:
         self, node: Node, service: RegistrySettings, places: NodePaths
     ) -> ServiceConfig:
         flavour, http_secret = self.options.distribution, self.kept.http_secret
-        if service.mode is Mode.LOCAL:
+        if service.kind.row.holds_own_images:
             return local_config(
                 node,
                 places,
@@ -339,13 +342,13 @@ class _Rendering:
     # -- the in-cluster proxy ------------------------------------------------------------------
 
     def _in_cluster_tree(self) -> Tree:
-        direct = [side for side in self.sides if side.mode is Mode.DIRECT]
+        direct = [side for side in self.sides if side.kind.row.runs_in_cluster_proxy]
         upstream = direct[-1].upstream if direct else None
         if upstream is None:
             return {}
         kept, options, places = self.kept, self.options, self.options.places("in-cluster")
         first = min(self.nodes, key=lambda node: (not node.master, node.name))  # it lends its ports
-        way = upstream_way(upstream, upstream.path)  # checks every value
+        mirror = upstream_mirror(upstream, upstream.path)  # checks every value
         files = _pair(IN_CLUSTER / "distribution", kept.in_cluster.distribution)
         if upstream.ca is not None:
             files[IN_CLUSTER / "upstream-ca.crt"] = _authority(upstream)
@@ -359,7 +362,7 @@ class _Rendering:
             )
             nginx = options.nginx_in(IN_CLUSTER, places)
             content = relay_conf(
-                str(first.ports.registry), [Relayed(way, "", authority)], nginx, tls
+                str(first.ports.registry), [Relayed(mirror, "", authority)], nginx, tls
             )
             files[IN_CLUSTER / "relay.conf"] = RenderedFile(content)
             return files

@@ -21,8 +21,10 @@ import bcrypt
 from pydantic import BaseModel, ConfigDict, SecretStr, ValidationError
 from pydantic.alias_generators import to_camel
 
+from mirror.documents import problems
 from mirror.errors import FileSystemError, InvalidCertificateError, RenderingError
-from mirror.modes.sites import Account, User
+from mirror.modes.constants import User
+from mirror.modes.settings import Account
 from mirror.nodeconfig import pki
 from mirror.nodeconfig.cluster import Node
 from mirror.nodeconfig.pki import Authorities, KeyPair
@@ -229,9 +231,7 @@ def read_secrets(path: Path) -> ServiceSecrets | None:
     try:
         found = _Secrets.model_validate_json(text)
     except ValidationError as err:
-        first = err.errors(include_input=False, include_url=False)[0]
-        where = ".".join(map(str, first["loc"])) or "document"
-        raise RenderingError(f"{path}: {where}: {first['msg']}; {_REPAIR}") from err
+        raise RenderingError(f"{path}: {problems(err, 'document')[0]}; {_REPAIR}") from err
     authority = _pair(found.authority)
     successor = None if found.successor is None else _pair(found.successor)
     for pair in filter(None, (authority, successor)):

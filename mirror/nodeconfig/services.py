@@ -17,9 +17,8 @@ from enum import StrEnum
 from typing import Any
 
 from mirror.errors import RenderingError
-from mirror.modes.constants import LOGICAL_PATH
-from mirror.modes.settings import Mode, Upstream
-from mirror.modes.sites import Account, User
+from mirror.modes.constants import LOGICAL_PATH, User
+from mirror.modes.settings import Account, Upstream
 from mirror.nodeconfig import values
 from mirror.nodeconfig.cluster import Node, NodePaths
 from mirror.nodeconfig.service_secrets import HashedAccount
@@ -246,36 +245,30 @@ LIFETIME_S = 900
 """How long a token is good for; clients renew it."""
 
 
-def users_of(mode: Mode) -> tuple[User, ...]:
-    """Which of the module's users a replica knows in a mode."""
-    return tuple(User) if mode is Mode.LOCAL else (User.RO,)
+_ACCESS: tuple[tuple[User, str, dict[str, str]], ...] = (
+    (User.RO, "pull", {}),
+    (User.RW, "*", {}),
+    (User.MIRROR_PUSHER, "*", {}),
+    (User.MIRROR_PULLER, "*", {"type": "registry", "name": "catalog"}),
+    (User.MIRROR_PULLER, "pull", {}),
+)
+"""User, what it may do, and to what; the first line that matches decides."""
 
 
 def replica_auth(
-    node: Node,
-    places: NodePaths,
-    mode: Mode,
-    users: Mapping[User, HashedAccount],
-    *,
-    own_port: bool,
+    node: Node, places: NodePaths, users: Mapping[User, HashedAccount], *, own_port: bool
 ) -> dict[str, Any]:
-    """The token server beside a replica.
+    """The token server beside a replica that knows `users`.
 
     With `own_port` clients come to it directly, so it listens on the node's address; else only the
     registry on this node speaks with it.
     """
-    if mode is Mode.LOCAL:
-        access = [
-            _allow(User.RO, ["pull"]),
-            _allow(User.RW, ["*"]),
-            _allow(User.MIRROR_PUSHER, ["*"]),
-            _allow(User.MIRROR_PULLER, ["*"], type="registry", name="catalog"),
-            _allow(User.MIRROR_PULLER, ["pull"]),
-        ]
-    else:
-        access = [_allow(User.RO, ["pull"])]
+    access = [
+        {"match": {"account": user.value, **match}, "actions": [action]}
+        for user, action, match in _ACCESS
+        if user in users
+    ]
     listen = node.token if own_port else values.host_port("127.0.0.1", node.ports.token)
-    known = {user: users[user] for user in users_of(mode)}
     return _document(
         listen,
         {
@@ -286,7 +279,7 @@ def replica_auth(
             "certificate": places.pki("token.crt"),
             "key": places.pki("token.key"),
         },
-        {one.account.name: one.password_hash for one in known.values()},
+        {one.account.name: one.password_hash for one in users.values()},
         access,
     )
 
@@ -314,10 +307,6 @@ def in_cluster_auth(places: NodePaths, user: HashedAccount | None, port: int) ->
     if user is None:
         document["users"] = {"": {}}  # docker_auth: the anonymous user needs no password
     return document
-
-
-def _allow(user: User, actions: list[str], **match: str) -> dict[str, Any]:
-    return {"match": {"account": user.value, **match}, "actions": actions}
 
 
 def _document(

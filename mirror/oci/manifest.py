@@ -11,6 +11,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from mirror.documents import problems
 from mirror.errors import InvalidDigestError, InvalidManifestError
 from mirror.oci import media_types
 from mirror.oci.digest import Digest
@@ -40,6 +41,10 @@ class Descriptor:
     size: int
 
 
+_LARGEST_SIZE = 2**63 - 1
+"""What programs in Go, registries among them, can hold."""
+
+
 class _Wire(BaseModel):
     """A document as the wire has it: frozen, unknown fields kept."""
 
@@ -55,7 +60,7 @@ class _WirePlatform(_Wire):
 class _WireDescriptor(_Wire):
     media_type: str = Field("", alias="mediaType")
     digest: str
-    size: int = Field(ge=0)
+    size: int = Field(ge=0, le=_LARGEST_SIZE)
     urls: list[str] | None = None
     annotations: dict[str, str] | None = None
     artifact_type: str | None = Field(None, alias="artifactType")
@@ -63,7 +68,7 @@ class _WireDescriptor(_Wire):
 
 
 class _WireManifest(_Wire):
-    schema_version: int = Field(alias="schemaVersion")
+    schema_version: int = Field(alias="schemaVersion", le=_LARGEST_SIZE)
     media_type: str | None = Field(None, alias="mediaType")
     artifact_type: str | None = Field(None, alias="artifactType")
     config: _WireDescriptor | None = None
@@ -134,10 +139,8 @@ class Manifest:
         try:
             wire = _WireManifest.model_validate_json(raw)
         except ValidationError as err:
-            first = err.errors(include_url=False, include_context=False, include_input=False)[0]
-            at = ".".join(str(part) for part in first["loc"])
             raise InvalidManifestError(
-                f"manifest {digest} cannot be read: {at + ': ' if at else ''}{first['msg']}"
+                f"manifest {digest} cannot be read: {problems(err)[0]}"
             ) from err
         if wire.schema_version != 2:
             raise InvalidManifestError(

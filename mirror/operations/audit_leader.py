@@ -23,7 +23,7 @@ from mirror.sync import Finding, Inventory, Plan, make_plan, transfer
 from mirror.sync.difference import lacking
 from mirror.sync.failover import FailoverSource
 from mirror.sync.healing import Healer, Mending, mended, without_manifests
-from mirror.sync.publication import read_state
+from mirror.sync.publication_state import read_state
 from mirror.sync.statement import REPOSITORY, Statement
 from mirror.sync.survey import Failure, Item, Survey, survey
 from mirror.sync.tree import RegistryTree

@@ -12,8 +12,13 @@ from mirror.events import PhaseAdvanced, PhaseStarted, Warned
 from mirror.layout import publication_stage
 from mirror.oci import Digest
 from mirror.run import Run
-from mirror.sync.publication import generations, read_generation, read_state
-from mirror.sync.statement import PublicationState, Published
+from mirror.sync.publication_state import (
+    PublicationState,
+    Published,
+    generations,
+    read_generation,
+    read_state,
+)
 from mirror.sync.tags import TagChanges, Tags, changes, tags_of
 from mirror.sync.tree import RegistryTree
 

@@ -20,7 +20,7 @@ from mirror.oci import Digest
 from mirror.operations.trees import listed_repositories, usual_repositories
 from mirror.run import Run
 from mirror.sync import Inventory
-from mirror.sync.publication import read_state
+from mirror.sync.publication_state import read_state
 from mirror.sync.survey import Failure
 from mirror.sync.tree import RegistryTree
 from mirror.sync.walk import walk, with_blobs

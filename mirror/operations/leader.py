@@ -22,8 +22,15 @@ from mirror.operations.trees import walk_tree
 from mirror.run import Run
 from mirror.sync import Inventory, InventoryBuilder, ManifestNode
 from mirror.sync.artifact import Artifact
-from mirror.sync.publication import LATEST, read_artifact, read_state, read_statement
-from mirror.sync.statement import REPOSITORY, PublicationState, Published, generation_of
+from mirror.sync.publication_state import (
+    LATEST,
+    PublicationState,
+    Published,
+    read_artifact,
+    read_state,
+    read_statement,
+)
+from mirror.sync.statement import REPOSITORY, generation_of
 from mirror.sync.survey import Failure
 from mirror.sync.tree import RegistryTree
 from mirror.sync.workers import gather

@@ -7,32 +7,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mirror.bundle.reader import read_inventory
 from mirror.errors import ConflictError, PruneRefusedError, common_exit_code
 from mirror.events import PhaseStarted
 from mirror.oci import Digest
-from mirror.operations.inventory_files import read_inventory
 from mirror.release.discovery import discovery_images
 from mirror.run import Run
 from mirror.sync import Inventory, InventoryBuilder, Plan, union
 from mirror.sync.nodes import RepositoryContent
-from mirror.sync.publication import (
-    Goal,
-    Publication,
-    check_state,
+from mirror.sync.publication import Goal, Publication, check_state
+from mirror.sync.publication_state import (
+    PublicationState,
+    Published,
     generation_tag,
     kept_statements,
     read_state,
     read_tips,
 )
 from mirror.sync.removal import DropManifest, DropTag, Removal, check_deletes, plan_removal, remove
-from mirror.sync.statement import (
-    REPOSITORY,
-    PublicationState,
-    Published,
-    Statement,
-    following,
-    tool_name,
-)
+from mirror.sync.statement import REPOSITORY, Statement, following, tool_name
 from mirror.sync.survey import Failure
 from mirror.sync.tree import RegistryTree
 from mirror.sync.walk import walk

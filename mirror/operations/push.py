@@ -11,7 +11,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from typing import TypeVar
 
-from mirror.bundle.carriage import lacking
+from mirror.bundle.delta import lacking
 from mirror.bundle.reader import BundleReader
 from mirror.bundle.verify import check_signature
 from mirror.errors import (
@@ -31,21 +31,17 @@ from mirror.sync.audit import audit
 from mirror.sync.content import Source
 from mirror.sync.failover import FailoverSource, Holder
 from mirror.sync.findings import listed
-from mirror.sync.publication import (
-    Goal,
-    Publication,
+from mirror.sync.publication import Goal, Publication
+from mirror.sync.publication_state import (
+    PublicationState,
+    Published,
+    next_statement,
     read_artifact,
     read_state,
     statement_digest,
 )
 from mirror.sync.registry import RegistryTarget
-from mirror.sync.statement import (
-    REPOSITORY,
-    PublicationState,
-    Published,
-    next_statement,
-    tool_name,
-)
+from mirror.sync.statement import REPOSITORY, tool_name
 from mirror.sync.tree import RegistryTree
 from mirror.sync.workers import for_each
 

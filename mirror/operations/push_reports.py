@@ -8,7 +8,7 @@ from typing import Any
 from mirror.errors import MirrorError
 from mirror.oci import Digest
 from mirror.sync import Inventory, Plan, TransferReport
-from mirror.sync.statement import Published
+from mirror.sync.publication_state import Published
 from mirror.sync.tree import RegistryTree
 
 

@@ -26,17 +26,15 @@ from mirror.sync.failover import FailoverSource
 from mirror.sync.healing import Healer, Mending, without_manifests
 from mirror.sync.per_item_errors import PerItemErrors
 from mirror.sync.plan import PutManifest
-from mirror.sync.publication import (
-    Goal,
-    Publication,
+from mirror.sync.publication import Goal, Publication, retract
+from mirror.sync.publication_state import (
+    PublicationState,
     kept_statements,
     read_state,
-    retract,
     statement_digest,
 )
 from mirror.sync.readback import read_back
 from mirror.sync.registry import RegistryTarget
-from mirror.sync.statement import PublicationState
 from mirror.sync.survey import Failure, Survey, survey
 from mirror.sync.tolerance import Tolerant, speaks_of_damage
 from mirror.sync.transfer import Independence, Interim

@@ -12,8 +12,7 @@ from mirror.oci import Digest
 from mirror.run import Run
 from mirror.sync import Inventory
 from mirror.sync.difference import lacking
-from mirror.sync.publication import read_state, read_tips
-from mirror.sync.statement import PublicationState
+from mirror.sync.publication_state import PublicationState, read_state, read_tips
 from mirror.sync.survey import Failure, survey
 from mirror.sync.tree import RegistryTree
 from mirror.sync.workers import gather

@@ -15,11 +15,11 @@ from mirror.layout import (
     repositories_of,
 )
 from mirror.modes.endpoints import replica_endpoints
-from mirror.modes.settings import RegistrySettings
-from mirror.modes.sites import Sites
+from mirror.modes.settings import ClusterAccess, RegistrySettings
 from mirror.registry import ConnectionOptions, Credentials
 from mirror.run import Run
 from mirror.sync import Inventory
+from mirror.sync.publication_state import read_state
 from mirror.sync.statement import REPOSITORY
 from mirror.sync.survey import Failure
 from mirror.sync.tree import RegistryTree
@@ -29,7 +29,7 @@ from mirror.sync.walk import Walk, walk
 @contextmanager
 def replica_trees(
     settings: RegistrySettings,
-    sites: Sites,
+    access: ClusterAccess,
     *,
     options: ConnectionOptions | None = None,
     credentials: Credentials | None = None,
@@ -42,7 +42,7 @@ def replica_trees(
 
     Raises:
         ForbiddenByModeError: in other modes there is no store to bring into line.
-        RouteError: `sites` does not have the masters, or none of those users.
+        RouteError: `access` does not have the masters, or none of those users.
     """
     with ExitStack() as opened:
         yield [
@@ -50,7 +50,7 @@ def replica_trees(
                 opened.enter_context(endpoint.client(options or ConnectionOptions(), on_event)),
                 root,
             )
-            for root, endpoint in replica_endpoints(settings, sites, credentials)
+            for root, endpoint in replica_endpoints(settings, access, credentials)
         ]
 
 
@@ -73,6 +73,23 @@ def walk_tree(
         unlisted = (Failure(tree.name, "its list of repositories", listed),)
     found = walk(tree.source(), paths, known=known, run=Run.of(run).quietly()).closed()
     return replace(found, failures=(*unlisted, *found.failures))
+
+
+def see_registry(
+    tree: RegistryTree, *, run: Run | None = None
+) -> tuple[Inventory, tuple[Failure, ...]]:
+    """What a registry has below its root, by its tags, and what of it could not be read.
+
+    What it states spares reading the manifests, and names manifests that no tag leads to. It counts
+    for nothing else: a tag that somebody moved is seen where it is.
+
+    Raises:
+        RegistryError: it states nothing and does not list its repositories.
+    """
+    state = read_state(tree)
+    known = state.newest.statement.inventory if state.newest else None
+    found = walk_tree(tree, known, run=run)
+    return found.inventory, found.failures
 
 
 def listed_repositories(tree: RegistryTree) -> set[str] | RegistryError:

@@ -6,17 +6,16 @@ It is an annotation of the plugin's manifest: base64 of a JSON or YAML document.
 from __future__ import annotations
 
 import base64
-import json
 import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Final
 
-import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from semver import Version
 
+from mirror.documents import parse_json, parse_yaml, problems
 from mirror.errors import InputError, SourceContentError
 from mirror.layout import comparable, in_order
 from mirror.release.constraints import Constraint
@@ -199,15 +198,6 @@ class _Contract(_Document):
     )
 
 
-class _PlainLoader(yaml.BaseLoader):
-    """YAML of mappings, lists and texts; without references, which can make little text huge."""
-
-    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        if self.check_event(yaml.AliasEvent):
-            raise yaml.YAMLError("references (*name) are not read")
-        return super().compose_node(parent, index)
-
-
 # -- reading --------------------------------------------------------------------------------------
 
 
@@ -226,7 +216,7 @@ def parse_contract(annotation: str | None, *, name: str, version: str, where: st
         wire = _Contract.model_validate(_decoded(annotation))
         return _checked(wire, name, version)
     except ValidationError as err:
-        problem = _first_problem(err)
+        problem = problems(err)[0]
     except (ValueError, InputError) as err:
         problem = str(err)
     raise SourceContentError(f"{where}: invalid contract: {problem}")
@@ -241,13 +231,13 @@ def _decoded(annotation: str) -> Any:
     except ValueError as err:
         raise ValueError(f"no base64 of a text: {err}") from err
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
+        return parse_json(text)
+    except ValueError:
         pass  # YAML is tolerated, and its reader has the better messages
     try:
-        return yaml.load(text, _PlainLoader)  # noqa: S506 - makes plain values only
-    except (yaml.YAMLError, ValueError, RecursionError) as err:
-        raise ValueError(f"neither JSON nor YAML: {' '.join(str(err).split())[:200]}") from err
+        return parse_yaml(text, texts_only=True)
+    except ValueError as err:
+        raise ValueError(f"neither JSON nor YAML: {err}") from err
 
 
 def _checked(wire: _Contract, name: str, version: str) -> Contract:
@@ -324,10 +314,3 @@ def _check_apart(contract: Contract) -> None:
                     f"requirements.modules: {name[:80]!r} is both {seen[name]} and {kind}"
                 )
             seen[name] = kind
-
-
-def _first_problem(err: ValidationError) -> str:
-    first = err.errors(include_url=False, include_context=False, include_input=False)[0]
-    at = ".".join(str(part) for part in first["loc"])
-    message = first["msg"].removeprefix("Value error, ")
-    return f"{at}: {message}" if at else message

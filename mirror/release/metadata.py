@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,6 +12,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from semver import Version
 
+from mirror.documents import parse_json, parse_yaml, problems
 from mirror.errors import InvalidDigestError, InvalidReferenceError, SourceContentError
 from mirror.layout import parse_version, version_tag
 from mirror.oci import Digest
@@ -25,9 +25,6 @@ IMAGES_TAGS = "deckhouse/candi/images_tags.json"
 MODULE_IMAGES_DIGESTS = "images_digests.json"
 EXTRA_IMAGES = "extra_images.json"
 
-_YAML = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-_MAX_YAML_BYTES = 4 << 20
-_MAX_YAML_DEPTH = 50
 _MOST_DIGITS = 18
 """Of a number that stands for a tag; more are no schema version."""
 
@@ -89,12 +86,17 @@ def parse_release(data: bytes | None, where: str, *, version_only: bool = False)
         document = kind.model_validate_json(data)
     except ValidationError as err:
         raise SourceContentError(
-            f"{where}: {VERSION_JSON} cannot be read: {_first_problem(err)}"
+            f"{where}: {VERSION_JSON} cannot be read: {problems(err)[0]}"
         ) from err
     version = parse_version(document.version)
     if version is None:
         raise SourceContentError(
             f"{where}: {VERSION_JSON} names {document.version!r}, which is no semantic version"
+        )
+    if version.build:
+        raise SourceContentError(
+            f"{where}: {VERSION_JSON} names {document.version!r}, which no tag can spell, since "
+            "'+' is not allowed there; the source must name a version that it can publish"
         )
     if not isinstance(document, _ReleaseDocument):
         return ReleaseInfo(version)
@@ -108,36 +110,14 @@ def parse_changelog(data: bytes, where: str) -> Mapping[str, Any]:
         SourceContentError: it is no YAML, or no mapping.
     """
     try:
-        document = _plain_yaml(data)
-    except (yaml.YAMLError, UnicodeError, RecursionError, ValueError) as err:
-        raise SourceContentError(f"{where}: {CHANGELOG_YAML} is no YAML: {err}") from err
+        document = parse_yaml(data)
+    except ValueError as err:
+        raise SourceContentError(f"{where}: {CHANGELOG_YAML} cannot be read: {err}") from err
     if document is None:
         return {}
     if not isinstance(document, dict):
-        raise SourceContentError(f"{where}: {CHANGELOG_YAML} is no mapping")
+        raise SourceContentError(f"{where}: {CHANGELOG_YAML} is not a mapping")
     return document
-
-
-def _plain_yaml(data: bytes) -> Any:
-    """YAML without references, which can make little text huge; neither long nor deep.
-
-    Raises:
-        ValueError: it is one of these.
-        yaml.YAMLError: it is no YAML.
-    """
-    if len(data) > _MAX_YAML_BYTES:
-        raise ValueError(f"it has {len(data)} bytes, and at most {_MAX_YAML_BYTES} are read")
-    depth = 0
-    for event in yaml.parse(data, Loader=_YAML):
-        if isinstance(event, yaml.AliasEvent):
-            raise ValueError("references (*name) are not read")
-        if isinstance(event, yaml.CollectionStartEvent):
-            depth += 1
-        elif isinstance(event, yaml.CollectionEndEvent):
-            depth -= 1
-        if depth > _MAX_YAML_DEPTH:
-            raise ValueError(f"it nests more than {_MAX_YAML_DEPTH} levels")
-    return yaml.load(data, _YAML)  # noqa: S506 - a safe loader, in C where there is one
 
 
 def parse_component_digests(data: bytes, where: str) -> dict[Digest, str]:
@@ -193,7 +173,7 @@ def parse_extra_images(data: bytes, where: str) -> dict[str, str]:
     """Extra image → tag, from a module's `extra_images.json`; a number counts as its digits.
 
     Raises:
-        SourceContentError: it is no JSON object, or a name or tag is none.
+        SourceContentError: it is not a JSON object, or a name or tag is none.
     """
     extras: dict[str, str] = {}
     for name, value in _json_object(data, where, EXTRA_IMAGES).items():
@@ -218,18 +198,12 @@ def _number_tag(value: float) -> str:
 
 def _json_object(data: bytes, where: str, file: str) -> dict[str, Any]:
     try:
-        document = json.loads(data)
-    except (ValueError, RecursionError) as err:
-        raise SourceContentError(f"{where}: {file} is no JSON: {err}") from err
+        document = parse_json(data)
+    except ValueError as err:
+        raise SourceContentError(f"{where}: {file} cannot be read: {err}") from err
     if not isinstance(document, dict):
-        raise SourceContentError(f"{where}: {file} is no JSON object")
+        raise SourceContentError(f"{where}: {file} is not a JSON object")
     return document
-
-
-def _first_problem(err: ValidationError) -> str:
-    first = err.errors(include_url=False, include_context=False, include_input=False)[0]
-    at = ".".join(str(part) for part in first["loc"])
-    return f"{at}: {first['msg']}" if at else first["msg"]
 
 
 # -- what a bundle tells a cluster -----------------------------------------------------------------

@@ -1,6 +1,6 @@
 """Statements: what a registry says that it holds, as pure data and as an OCI artifact.
 
-`mirror.sync.publication` reads and writes them.
+`mirror.sync.publication_state` reads them from registries.
 
 A statement is written when everything that it names is in place. It is numbered: generations only
 ever rise, so of two replicas the one with the higher generation is ahead, whatever their clocks
@@ -14,7 +14,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from importlib import metadata
-from typing import Any, TypeAlias
+from typing import Any
 
 from mirror.errors import (
     DamagedBundleError,
@@ -28,7 +28,7 @@ from mirror.sync.artifact import Artifact, make_artifact
 from mirror.sync.canonical import canonical_json, path_of, tag_of, text_of
 from mirror.sync.inventory import Inventory
 from mirror.sync.nodes import RepositoryContent
-from mirror.sync.tags import Tags, tags_of, unaccounted
+from mirror.sync.tags import Tags, tags_of
 
 SCHEMA_VERSION = 1
 
@@ -168,53 +168,6 @@ def generation_of(manifest: Manifest) -> int | None:
     return int(text) if _GENERATION.fullmatch(text) else None
 
 
-Tips: TypeAlias = tuple[Digest | None, Digest | None]
-"""The statements that `pending` and `latest` name: every publication changes them."""
-
-
-@dataclass(frozen=True, slots=True)
-class Published:
-    """A statement that a registry has. `digest` is that of its artifact: equal on all replicas."""
-
-    digest: Digest
-    statement: Statement
-
-
-@dataclass(frozen=True, slots=True)
-class PublicationState:
-    """What a registry states.
-
-    Attributes:
-        current: what it reached last.
-        pending: what an interrupted publication was to reach, else None.
-        generation: the highest that is known; 0 if none is.
-        notices: what is there and cannot be read, one line each.
-        tips: what the tags `pending` and `latest` named when this was read.
-    """
-
-    current: Published | None = None
-    pending: Published | None = None
-    generation: int = 0
-    notices: tuple[str, ...] = ()
-    tips: Tips = (None, None)
-
-    @property
-    def newest(self) -> Published | None:
-        """What the next statement follows: an interrupted publication is finished before it."""
-        return self.pending or self.current
-
-    @property
-    def newest_digest(self) -> Digest | None:
-        """The digest of `newest`."""
-        return self.newest.digest if self.newest else None
-
-    def known_tags(self) -> tuple[Tags, ...]:
-        """The tags that the registry's own publications account for."""
-        both = [one for one in (self.current, self.pending) if one]
-        known = [tags_of(one.statement.inventory) for one in both]
-        return (*known, self.pending.statement.former) if self.pending else tuple(known)
-
-
 def layer_of(manifest: Manifest) -> Descriptor:
     """The layer of a statement's artifact.
 
@@ -292,22 +245,6 @@ def reachable(content: RepositoryContent, roots: Iterable[Digest]) -> set[Digest
             found.add(digest)
             pending.extend(child.digest for child in content.manifests[digest].children)
     return found
-
-
-def next_statement(
-    state: PublicationState, pushed: Inventory, held: Inventory, *, tool: str, above: int = 0
-) -> Statement | None:
-    """What the registry states once all of `pushed` has come; None if it states that already.
-
-    `held` is what was there before, tags above all. The generation rises by one, and lies above
-    `above`: the highest of a replica that states something else.
-    """
-    before = state.newest.statement.inventory if state.newest else Inventory()
-    inventory = succeed(before, pushed)
-    former = unaccounted(tags_of(held), *state.known_tags())
-    if state.newest and inventory == before and not former and above < state.generation:
-        return None
-    return Statement(inventory, following(max(state.generation, above)), former, tool=tool)
 
 
 def following(generation: int) -> int:

@@ -16,8 +16,7 @@ from mirror.operations.leader import Leader, ask_at_once, choose_leader
 from mirror.operations.results import How
 from mirror.run import Run
 from mirror.sync import Inventory
-from mirror.sync.publication import read_statement, statement_digest
-from mirror.sync.statement import Published
+from mirror.sync.publication_state import Published, read_statement, statement_digest
 from mirror.sync.survey import Failure, survey
 from mirror.sync.tree import RegistryTree
 from mirror.watch.settings import AUTO, CheckLevel

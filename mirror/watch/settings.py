@@ -26,7 +26,7 @@ from pydantic import (
     model_validator,
 )
 
-from mirror.documents import mistake, read_mapping
+from mirror.documents import problems, read_mapping
 from mirror.errors import InputError
 from mirror.oci import Repository
 
@@ -207,11 +207,8 @@ class WatchSettings(_Settings):
         try:
             return cls.model_validate(from_mirrorer(document))
         except ValidationError as err:
-            problems = "; ".join(
-                f"{'.'.join(map(str, one['loc'])) or 'the document'}: {mistake(one)}"
-                for one in err.errors(include_url=False, include_input=False)
-            )
-            raise InputError(f"{path}: {problems}") from err
+            found = "; ".join(problems(err, "the document"))
+            raise InputError(f"{path}: {found}") from err
         except ValueError as err:
             raise InputError(f"{path}: {err}") from err
 

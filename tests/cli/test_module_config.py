@@ -14,11 +14,11 @@ from mirror.bundle.reader import BundleReader
 from mirror.commands.shared import TreeAccess
 from mirror.errors import ForbiddenByModeError, RouteError
 from mirror.events import ignore
-from mirror.modes.addressing import Plane
 from mirror.modes.client import connect
 from mirror.modes.constants import LOGICAL_BASE, LOGICAL_PATH, REGISTRY_PORT
+from mirror.modes.routes import Plane
 from mirror.modes.settings import RegistrySettings
-from mirror.nodeconfig.cluster import load_sites
+from mirror.nodeconfig.cluster import load_access
 from mirror.operations import plan_pull, push, verify_registry
 from mirror.release.selection import Selection
 from mirror.release.source import SourceTree
@@ -268,16 +268,16 @@ def test_the_library_takes_the_client_of_a_cluster_where_it_takes_one_of_a_regis
 ) -> None:
     local = RegistrySettings.load(stand.config)
     words = {"rw": "rw-word", "ro": "ro-word"}
-    where = load_sites(stand.public(users=words))
+    where = load_access(stand.public(users=words))
     with (
-        connect(local, sites=where, plane=Plane.OPERATOR) as client,
+        connect(local, access=where, plane=Plane.OPERATOR) as client,
         BundleReader([bundle]) as reader,
     ):
         pushed = push(reader, RegistryTree(client, client.root))
         assert pushed.target == LOGICAL_BASE
         assert plan_pull(client, SourceTree(client.root), Selection()).inventory
     with (
-        connect(local, sites=where, plane=Plane.API) as client,
+        connect(local, access=where, plane=Plane.API) as client,
         BundleReader([bundle]) as reader,
     ):
         assert not verify_registry(reader, RegistryTree(client, client.root), deep=True).findings

@@ -15,11 +15,10 @@ from pydantic import SecretStr
 import mirror
 from examples import controller as example
 from examples.controller import Controller, Pass
-from mirror import ConditionType, Mode, Outcome, RegistryState, User
+from mirror import ConditionType, Mode, RegistryState, StepOutcome, User
 from mirror.modes import constants
-from mirror.modes.conditions import ordered
-from mirror.modes.matrix import Kind
-from mirror.modes.sites import Account
+from mirror.modes.routes import ModeKind, conditions_of
+from mirror.modes.settings import Account
 from mirror.nodeconfig.hosts import Containerd
 from mirror.nodeconfig.render import RenderOptions
 from mirror.nodeconfig.services import Distribution
@@ -180,7 +179,7 @@ def test_the_controller_leads_a_cluster_from_mode_to_mode(world: World) -> None:
     assert (world.state.mode, world.state.target_mode) == (Mode.UNMANAGED, Mode.LOCAL)
     done = world.settle()
     world.assert_replicas_hold_the_bundle()
-    assert [one.type for one in done.state.conditions] == list(ordered(Kind.LOCAL))
+    assert [one.type for one in done.state.conditions] == list(conditions_of(ModeKind.LOCAL))
     assert all(one.status for one in done.state.conditions)
     assert (world.state.mode, world.state.target_mode) == (Mode.LOCAL, Mode.LOCAL)
 
@@ -229,9 +228,11 @@ def test_a_controller_that_dies_anywhere_is_run_again(
 ) -> None:
     world.want("Local")
     observe = example.Switch.observe
-    for last in ordered(Kind.LOCAL)[:-1]:
+    for last in conditions_of(ModeKind.LOCAL)[:-1]:
 
-        def dying(self: example.Switch, step: ConditionType, last: ConditionType = last) -> Outcome:
+        def dying(
+            self: example.Switch, step: ConditionType, last: ConditionType = last
+        ) -> StepOutcome:
             outcome = observe(self, step)
             if step is last:  # done, and nobody has written it down
                 raise Crash

@@ -16,7 +16,7 @@ from mirror.registry import ConnectionOptions, RegistryClient
 from mirror.release.discovery import discovery_images
 from mirror.run import Run
 from mirror.sync import MemoryStore, make_plan, transfer, union
-from mirror.sync.publication import generations, read_statement, statement_digest
+from mirror.sync.publication_state import generations, read_statement, statement_digest
 from mirror.testing import Answer, EmbeddedRegistry, Fault
 from tests.conftest import MakeEmbeddedRegistry
 from tests.journey.releases import STATEMENTS, Release, snapshot

@@ -12,7 +12,7 @@ import pytest
 import mirror.commands.shared
 from mirror.oci import Digest
 from mirror.registry import ConnectionOptions, RegistryClient, RetryPolicy
-from mirror.sync.publication import read_statement, statement_digest
+from mirror.sync.publication_state import read_statement, statement_digest
 from mirror.testing import Answer, EmbeddedRegistry, Fault, Refuse
 from tests.conftest import MakeEmbeddedRegistry, MakeRealRegistry
 from tests.journey.releases import Release, snapshot

@@ -10,15 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from mirror.bundle.reader import BundleReader
+from mirror.bundle.reader import BundleReader, read_inventory
 from mirror.errors import DamagedReplicaError
 from mirror.oci import Digest
 from mirror.operations import Outcome, diff, status, sync_replicas, verify_registry
-from mirror.operations.inventory_files import read_inventory
 from mirror.release.discovery import discovery_images
 from mirror.run import Run
 from mirror.sync import Inventory, MemoryStore, make_plan, transfer, union
-from mirror.sync.publication import read_state
+from mirror.sync.publication_state import read_state
 from tests.journey.test_sync import MakeReplica, Replica, held_alike, make_replica, push
 from tests.support.inventories import put_image
 from tests.support.program import PROGRAM, ROOT, call_mirror, environment

@@ -17,7 +17,7 @@ from mirror.oci import Digest, Repository
 from mirror.operations import Outcome, sync_replicas
 from mirror.registry import ConnectionOptions, RegistryClient, RetryPolicy
 from mirror.sync import Inventory
-from mirror.sync.publication import read_statement, statement_digest
+from mirror.sync.publication_state import read_statement, statement_digest
 from mirror.sync.tree import RegistryTree
 from tests.support.program import call_mirror
 from tests.support.real_registry import RealRegistry

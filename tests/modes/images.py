@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mirror.modes.client import ModeClient
-from mirror.modes.sites import Account
+from mirror.modes.settings import Account
 from mirror.oci import Digest, Manifest, media_types
 from mirror.registry import ConnectionOptions, Credentials, RegistryClient, RetryPolicy
 from mirror.sync import MemoryStore

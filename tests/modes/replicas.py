@@ -10,8 +10,8 @@ from typing import Any
 
 from pydantic import SecretStr
 
-from mirror.modes.constants import REGISTRY_PORT
-from mirror.modes.sites import Account, Sites, User
+from mirror.modes.constants import REGISTRY_PORT, User
+from mirror.modes.settings import Account, ClusterAccess
 from mirror.oci import Descriptor, Digest, Manifest, media_types
 from mirror.oci.manifest import descriptor_json
 from mirror.registry import ConnectionOptions, RetryPolicy
@@ -38,9 +38,11 @@ def certificate(authority: Authority, host: str) -> TlsFiles:
 
 def sites(
     authority: Authority, masters: tuple[str, ...], accounts: Mapping[User, Account] = ACCOUNTS
-) -> Sites:
+) -> ClusterAccess:
     """Replicas on these addresses."""
-    return Sites(masters=masters, ca=authority.certificate.read_text(), accounts=dict(accounts))
+    return ClusterAccess(
+        masters=masters, ca=authority.certificate.read_text(), accounts=dict(accounts)
+    )
 
 
 def at(host: str) -> str:

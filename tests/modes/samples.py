@@ -6,25 +6,25 @@ from typing import Any
 
 from pydantic import SecretStr
 
-from mirror.modes.facts import ClusterFacts, ContainerdConfig, NodeFacts, StoreContent
-from mirror.modes.matrix import Kind
-from mirror.modes.settings import RegistrySettings
-from mirror.modes.sites import Account, Sites, User
+from mirror.modes.constants import User
+from mirror.modes.outcomes import ClusterFacts, ContainerdConfig, NodeFacts
+from mirror.modes.routes import ModeKind, StoreContent
+from mirror.modes.settings import Account, ClusterAccess, RegistrySettings
 
 UPSTREAM = {"imagesRepo": "nexus.corp.example:8443/dkp/ee", "username": "u", "password": "p"}
 
 SETTINGS = {
-    Kind.DIRECT: RegistrySettings.load({"mode": "Direct", "direct": UPSTREAM}),
-    Kind.PROXY: RegistrySettings.load({"mode": "Proxy", "proxy": UPSTREAM}),
-    Kind.LOCAL: RegistrySettings.load({"mode": "Local"}),
-    Kind.UNMANAGED: RegistrySettings.load({"mode": "Unmanaged", "unmanaged": UPSTREAM}),
-    Kind.LEGACY: RegistrySettings.load({"mode": "Unmanaged"}),
+    ModeKind.DIRECT: RegistrySettings.load({"mode": "Direct", "direct": UPSTREAM}),
+    ModeKind.PROXY: RegistrySettings.load({"mode": "Proxy", "proxy": UPSTREAM}),
+    ModeKind.LOCAL: RegistrySettings.load({"mode": "Local"}),
+    ModeKind.UNMANAGED: RegistrySettings.load({"mode": "Unmanaged", "unmanaged": UPSTREAM}),
+    ModeKind.LEGACY: RegistrySettings.load({"mode": "Unmanaged"}),
 }
 """One of each kind, with one and the same upstream."""
 
 ACCOUNTS = {user: Account(user.value, SecretStr(f"{user}-password")) for user in User}
 
-SITES = Sites(
+SITES = ClusterAccess(
     masters=("10.0.0.1", "10.0.0.2", "10.0.0.3"),
     ca="MODULE CA",
     public_host="registry.corp.example",

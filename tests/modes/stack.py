@@ -12,11 +12,11 @@ from typing import Any
 import yaml
 
 from mirror.modes import constants
-from mirror.modes.settings import RegistrySettings
-from mirror.modes.sites import Account, Sites, User
+from mirror.modes.constants import User
+from mirror.modes.settings import Account, ClusterAccess, RegistrySettings
 from mirror.nodeconfig.cluster import Node
 from mirror.nodeconfig.hosts import Containerd
-from mirror.nodeconfig.render import Rendered, RenderOptions, render, sites_of, write_cluster
+from mirror.nodeconfig.render import Rendered, RenderOptions, access_of, render, write_cluster
 from mirror.nodeconfig.service_secrets import ServiceSecrets, prepare_secrets
 from mirror.nodeconfig.services import Distribution
 from tests.modes.images import Image, client, image, push
@@ -97,8 +97,8 @@ class Cluster:
         return path
 
     @property
-    def sites(self) -> Sites:
-        return sites_of(self.nodes, self.kept)
+    def sites(self) -> ClusterAccess:
+        return access_of(self.nodes, self.kept)
 
     def sites_file(self) -> Path:
         """What `--sites` reads."""

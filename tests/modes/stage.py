@@ -12,13 +12,13 @@ from typing import Any
 import yaml
 
 from mirror.modes import constants
-from mirror.modes.addressing import Plane
 from mirror.modes.client import connect
-from mirror.modes.conditions import ConditionType
-from mirror.modes.facts import ClusterFacts, ContainerdConfig, NodeFacts, StoreContent
-from mirror.modes.risks import Risk
-from mirror.modes.settings import Mode, RegistrySettings
-from mirror.modes.transitions import SwitchPlan, plan_switch
+from mirror.modes.constants import ConditionType
+from mirror.modes.outcomes import ClusterFacts, ContainerdConfig, NodeFacts
+from mirror.modes.plan import SwitchPlan, plan_switch
+from mirror.modes.preconditions import Risk
+from mirror.modes.routes import Mode, Plane, StoreContent
+from mirror.modes.settings import RegistrySettings
 from mirror.registry import ConnectionOptions, RetryPolicy
 from tests.modes.images import Image
 from tests.modes.stack import LOGICAL, Cluster
@@ -242,7 +242,7 @@ class Stage:
         self._point_service(target)
         options = ConnectionOptions(retries=RetryPolicy(attempts=1))
         sites = self.cluster.sites
-        with connect(target, sites=sites, plane=Plane.API, options=options) as components:
+        with connect(target, access=sites, plane=Plane.API, options=options) as components:
             assert components.endpoints[0].host == constants.LOGICAL_HOST
             assert components.manifest(f"{LOGICAL}/install:v1.70.0").raw == one.manifest
             assert components.exists(f"{LOGICAL}/install@{one.digest}")

@@ -7,10 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mirror.errors import InvalidReferenceError, RouteError
-from mirror.modes.addressing import Plane, Role, Route, logical, master_host, routes_for
-from mirror.modes.matrix import Kind
-from mirror.modes.settings import RegistrySettings
-from mirror.modes.sites import NO_SITES, Sites, User
+from mirror.modes.addressing import Route, logical, master_host, routes_for
+from mirror.modes.constants import User
+from mirror.modes.routes import ModeKind, Plane, Role
+from mirror.modes.settings import NO_ACCESS, ClusterAccess, RegistrySettings
 from mirror.oci import Reference, Repository
 from tests.modes.samples import ACCOUNTS, SETTINGS, SITES
 from tests.support.tls import Authority
@@ -44,34 +44,34 @@ PEER = (
 )
 
 TABLE = {
-    (Kind.UNMANAGED, Plane.CRI): UPSTREAM,
-    (Kind.UNMANAGED, Plane.API): UPSTREAM,
-    (Kind.UNMANAGED, Plane.OPERATOR): UPSTREAM,
-    (Kind.UNMANAGED, Plane.REPLICA): UPSTREAM,
-    (Kind.DIRECT, Plane.CRI): UPSTREAM,
-    (Kind.DIRECT, Plane.API): PROXY,
-    (Kind.DIRECT, Plane.OPERATOR): UPSTREAM,
-    (Kind.DIRECT, Plane.REPLICA): UPSTREAM,
-    (Kind.PROXY, Plane.CRI): BALANCER,
-    (Kind.PROXY, Plane.API): SERVICE,
-    (Kind.PROXY, Plane.OPERATOR): UPSTREAM,
-    (Kind.PROXY, Plane.REPLICA): UPSTREAM,
-    (Kind.LOCAL, Plane.CRI): BALANCER,
-    (Kind.LOCAL, Plane.API): SERVICE,
-    (Kind.LOCAL, Plane.OPERATOR): PUBLIC,
-    (Kind.LOCAL, Plane.REPLICA): PEER,
+    (ModeKind.UNMANAGED, Plane.CRI): UPSTREAM,
+    (ModeKind.UNMANAGED, Plane.API): UPSTREAM,
+    (ModeKind.UNMANAGED, Plane.OPERATOR): UPSTREAM,
+    (ModeKind.UNMANAGED, Plane.REPLICA): UPSTREAM,
+    (ModeKind.DIRECT, Plane.CRI): UPSTREAM,
+    (ModeKind.DIRECT, Plane.API): PROXY,
+    (ModeKind.DIRECT, Plane.OPERATOR): UPSTREAM,
+    (ModeKind.DIRECT, Plane.REPLICA): UPSTREAM,
+    (ModeKind.PROXY, Plane.CRI): BALANCER,
+    (ModeKind.PROXY, Plane.API): SERVICE,
+    (ModeKind.PROXY, Plane.OPERATOR): UPSTREAM,
+    (ModeKind.PROXY, Plane.REPLICA): UPSTREAM,
+    (ModeKind.LOCAL, Plane.CRI): BALANCER,
+    (ModeKind.LOCAL, Plane.API): SERVICE,
+    (ModeKind.LOCAL, Plane.OPERATOR): PUBLIC,
+    (ModeKind.LOCAL, Plane.REPLICA): PEER,
 }
 """Mode and plane → role, host, repository of the base, trust, login of the first route."""
 
 
 def test_the_table_has_every_mode_and_plane() -> None:
-    kinds = set(Kind) - {Kind.LEGACY}
+    kinds = set(ModeKind) - {ModeKind.LEGACY}
     assert TABLE.keys() == {(kind, plane) for kind in kinds for plane in Plane}
 
 
 @pytest.mark.parametrize("below", ["", "/install", "/modules/console/release"])
 @pytest.mark.parametrize(("kind", "plane"), TABLE)
-def test_an_image_goes_the_way_of_the_table(kind: Kind, plane: Plane, below: str) -> None:
+def test_an_image_goes_the_way_of_the_table(kind: ModeKind, plane: Plane, below: str) -> None:
     role, host, repository, ca, account = TABLE[kind, plane]
     route = routes_for(f"{BASE}{below}:v1.74.0", SETTINGS[kind], plane, SITES)[0]
     assert (route.role, route.host, route.repository) == (role, host, f"{repository}{below}")
@@ -81,23 +81,23 @@ def test_an_image_goes_the_way_of_the_table(kind: Kind, plane: Plane, below: str
 
 @pytest.mark.parametrize(("kind", "plane"), TABLE)
 def test_only_who_brings_images_in_may_write_and_replicas_into_their_own(
-    kind: Kind, plane: Plane
+    kind: ModeKind, plane: Plane
 ) -> None:
     route = routes_for(f"{BASE}:x", SETTINGS[kind], plane, SITES)[0]
-    writes = plane is Plane.OPERATOR or (kind, plane) == (Kind.LOCAL, Plane.REPLICA)
+    writes = plane is Plane.OPERATOR or (kind, plane) == (ModeKind.LOCAL, Plane.REPLICA)
     assert route.writes is writes
     writer = route.writer and route.writer.name
     if not writes:
         assert writer is None
-    elif kind is Kind.LOCAL:
+    elif kind is ModeKind.LOCAL:
         assert writer == ("rw" if plane is Plane.OPERATOR else "mirror-pusher")
     else:
         assert writer == "u"
 
 
-@pytest.mark.parametrize("kind", [Kind.PROXY, Kind.LOCAL])
+@pytest.mark.parametrize("kind", [ModeKind.PROXY, ModeKind.LOCAL])
 @pytest.mark.parametrize("plane", [Plane.CRI, Plane.API])
-def test_single_replicas_stand_in_for_the_address_before_them(kind: Kind, plane: Plane) -> None:
+def test_single_replicas_stand_in_for_the_address_before_them(kind: ModeKind, plane: Plane) -> None:
     _, *rest = routes_for(f"{BASE}/install:x", SETTINGS[kind], plane, SITES)
     assert [route.host for route in rest] == ["10.0.0.1:5001", "10.0.0.2:5001", "10.0.0.3:5001"]
     assert {(r.role, r.repository, r.ca, login(r)) for r in rest} == {
@@ -106,7 +106,7 @@ def test_single_replicas_stand_in_for_the_address_before_them(kind: Kind, plane:
 
 
 def test_the_worked_examples_come_out_as_written() -> None:
-    direct, proxy = SETTINGS[Kind.DIRECT], SETTINGS[Kind.PROXY]
+    direct, proxy = SETTINGS[ModeKind.DIRECT], SETTINGS[ModeKind.PROXY]
     (by_digest,) = routes_for(f"{BASE}@{DIGEST}", direct, Plane.CRI)
     assert by_digest.url == f"https://{NEXUS}/v2/dkp/ee/manifests/{DIGEST}"
     (by_tag,) = routes_for(f"{BASE}/install:v1.74.0", direct, Plane.CRI)
@@ -135,7 +135,7 @@ def authority_pem(authority: Authority) -> str:
 
 
 def test_the_digest_decides_and_a_repository_is_asked_for_without_either() -> None:
-    direct = SETTINGS[Kind.DIRECT]
+    direct = SETTINGS[ModeKind.DIRECT]
     both = Reference.parse(f"{BASE}:v1@{DIGEST}")
     assert str(routes_for(both, direct, Plane.CRI)[0].reference) == DIGEST
     for repository in (Repository.parse(f"{BASE}/install"), f"{BASE}/install"):
@@ -147,24 +147,24 @@ def test_the_digest_decides_and_a_repository_is_asked_for_without_either() -> No
 # -- names that are not ours -----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", Kind)
+@pytest.mark.parametrize("kind", ModeKind)
 @pytest.mark.parametrize("plane", Plane)
 @pytest.mark.parametrize(
     "path",
     ["system/deckhouse-evil/x", "system/deckhousex", "system", "other", "x/system/deckhouse"],
 )
-def test_the_prefix_ends_where_a_path_does(kind: Kind, plane: Plane, path: str) -> None:
+def test_the_prefix_ends_where_a_path_does(kind: ModeKind, plane: Plane, path: str) -> None:
     with pytest.raises(RouteError, match="all of the cluster's images lie at"):
         routes_for(f"registry.d8-system.svc:5001/{path}:x", SETTINGS[kind], plane, SITES)
 
 
-@pytest.mark.parametrize("kind", [Kind.DIRECT, Kind.PROXY, Kind.LOCAL])
+@pytest.mark.parametrize("kind", [ModeKind.DIRECT, ModeKind.PROXY, ModeKind.LOCAL])
 @pytest.mark.parametrize("plane", Plane)
 @pytest.mark.parametrize(
     "name", ["docker.io/library/nginx:1", "registry.d8-system.svc/system/deckhouse:x"]
 )
 def test_a_real_name_has_no_way_where_images_go_by_logical_ones(
-    kind: Kind, plane: Plane, name: str
+    kind: ModeKind, plane: Plane, name: str
 ) -> None:
     with pytest.raises(RouteError, match="go by their logical names, which begin with"):
         routes_for(name, SETTINGS[kind], plane, SITES)
@@ -172,18 +172,18 @@ def test_a_real_name_has_no_way_where_images_go_by_logical_ones(
 
 def test_the_logical_name_is_told_where_there_is_one() -> None:
     with pytest.raises(RouteError, match=f"here {BASE}/install"):
-        routes_for(f"{NEXUS}/dkp/ee/install:x", SETTINGS[Kind.DIRECT], Plane.CRI)
+        routes_for(f"{NEXUS}/dkp/ee/install:x", SETTINGS[ModeKind.DIRECT], Plane.CRI)
 
 
-@pytest.mark.parametrize("kind", [Kind.UNMANAGED, Kind.LEGACY])
+@pytest.mark.parametrize("kind", [ModeKind.UNMANAGED, ModeKind.LEGACY])
 @pytest.mark.parametrize("plane", Plane)
-def test_real_names_are_left_alone_in_unmanaged(kind: Kind, plane: Plane) -> None:
+def test_real_names_are_left_alone_in_unmanaged(kind: ModeKind, plane: Plane) -> None:
     (route,) = routes_for("docker.io/library/nginx:1", SETTINGS[kind], plane)
     assert route == Route(Role.FOREIGN, "https", "docker.io", "library/nginx", "1")
 
 
 def test_a_login_goes_to_its_own_host_alone_in_unmanaged() -> None:
-    unmanaged = SETTINGS[Kind.UNMANAGED]
+    unmanaged = SETTINGS[ModeKind.UNMANAGED]
     (ours,) = routes_for(f"{NEXUS}/dkp/ee/install:x", unmanaged, Plane.OPERATOR)
     assert (login(ours), ours.repository, ours.writes) == (("u", "p"), "dkp/ee/install", True)
     (beside,) = routes_for(f"{NEXUS}/other/x:x", unmanaged, Plane.OPERATOR)
@@ -194,7 +194,7 @@ def test_a_login_goes_to_its_own_host_alone_in_unmanaged() -> None:
 
 def test_logical_names_lead_to_the_installations_registry_where_that_is_known() -> None:
     with pytest.raises(RouteError, match="name no registry outside of the cluster; give the sec"):
-        routes_for(f"{BASE}:x", SETTINGS[Kind.LEGACY], Plane.CRI)
+        routes_for(f"{BASE}:x", SETTINGS[ModeKind.LEGACY], Plane.CRI)
     known = RegistrySettings.load(
         {"kind": "InitConfiguration", "deckhouse": {"imagesRepo": "reg.example/dkp"}}
     )
@@ -230,38 +230,38 @@ def test_an_upstream_that_no_registry_could_have_is_told() -> None:
 @pytest.mark.parametrize(
     ("kind", "plane", "user"),
     [
-        (Kind.PROXY, Plane.CRI, User.RO),
-        (Kind.LOCAL, Plane.API, User.RO),
-        (Kind.LOCAL, Plane.OPERATOR, User.RW),
-        (Kind.LOCAL, Plane.REPLICA, User.MIRROR_PULLER),
-        (Kind.LOCAL, Plane.REPLICA, User.MIRROR_PUSHER),
+        (ModeKind.PROXY, Plane.CRI, User.RO),
+        (ModeKind.LOCAL, Plane.API, User.RO),
+        (ModeKind.LOCAL, Plane.OPERATOR, User.RW),
+        (ModeKind.LOCAL, Plane.REPLICA, User.MIRROR_PULLER),
+        (ModeKind.LOCAL, Plane.REPLICA, User.MIRROR_PUSHER),
     ],
 )
 def test_a_password_that_is_not_known_is_told_with_its_place(
-    kind: Kind, plane: Plane, user: User
+    kind: ModeKind, plane: Plane, user: User
 ) -> None:
     accounts = {name: account for name, account in ACCOUNTS.items() if name is not user}
-    sites = Sites(SITES.masters, SITES.ca, SITES.public_host, None, accounts)
+    sites = ClusterAccess(SITES.masters, SITES.ca, SITES.public_host, None, accounts)
     with pytest.raises(RouteError, match=f"Secret registry-user-{user} in d8-system"):
         routes_for(f"{BASE}:x", SETTINGS[kind], plane, sites)
 
 
 def test_pushing_goes_to_a_replica_where_the_cluster_has_no_public_address() -> None:
-    sites = Sites(masters=("10.0.0.1", "fd00::1"), ca="MODULE CA", accounts=ACCOUNTS)
-    routes = routes_for(f"{BASE}:x", SETTINGS[Kind.LOCAL], Plane.OPERATOR, sites)
+    sites = ClusterAccess(masters=("10.0.0.1", "fd00::1"), ca="MODULE CA", accounts=ACCOUNTS)
+    routes = routes_for(f"{BASE}:x", SETTINGS[ModeKind.LOCAL], Plane.OPERATOR, sites)
     assert [route.host for route in routes] == ["10.0.0.1:5001", "[fd00::1]:5001"]
     assert all(route.writes and route.writer == ACCOUNTS[User.RW] for route in routes)
-    nowhere = Sites(accounts=ACCOUNTS)
+    nowhere = ClusterAccess(accounts=ACCOUNTS)
     with pytest.raises(RouteError, match="give the cluster's public domain, or the addresses"):
-        routes_for(f"{BASE}:x", SETTINGS[Kind.LOCAL], Plane.OPERATOR, nowhere)
+        routes_for(f"{BASE}:x", SETTINGS[ModeKind.LOCAL], Plane.OPERATOR, nowhere)
     with pytest.raises(RouteError, match="addresses of the masters"):
-        routes_for(f"{BASE}:x", SETTINGS[Kind.LOCAL], Plane.REPLICA, nowhere)
+        routes_for(f"{BASE}:x", SETTINGS[ModeKind.LOCAL], Plane.REPLICA, nowhere)
 
 
 @pytest.mark.parametrize("text", ["", "nginx", "a b/c:d", f"u:p@{BASE}:x", "/x:y"])
 def test_no_reference_is_no_route(text: str) -> None:
     with pytest.raises(InvalidReferenceError):
-        routes_for(text, SETTINGS[Kind.DIRECT], Plane.CRI)
+        routes_for(text, SETTINGS[ModeKind.DIRECT], Plane.CRI)
 
 
 # -- back again ------------------------------------------------------------------------------------
@@ -271,11 +271,11 @@ PARTS = st.lists(st.sampled_from(["install", "modules", "a-b", "system", "deckho
 
 @given(
     parts=PARTS,
-    kind=st.sampled_from([Kind.DIRECT, Kind.PROXY, Kind.UNMANAGED]),
+    kind=st.sampled_from([ModeKind.DIRECT, ModeKind.PROXY, ModeKind.UNMANAGED]),
     what=st.sampled_from([":v1.0.0", f"@{DIGEST}"]),
 )
 def test_from_the_upstream_back_to_the_logical_name(
-    parts: list[str], kind: Kind, what: str
+    parts: list[str], kind: ModeKind, what: str
 ) -> None:
     reference = Reference.parse("/".join([BASE, *parts]) + what)
     (route,) = routes_for(reference, SETTINGS[kind], Plane.REPLICA)
@@ -287,7 +287,7 @@ def test_from_the_upstream_back_to_the_logical_name(
 def test_a_foreign_image_has_no_logical_name() -> None:
     for name in (f"{NEXUS}/dkp/eex:1", f"{NEXUS}/dkp:1", "docker.io/dkp/ee:1"):
         with pytest.raises(RouteError, match="does not lie below nexus"):
-            logical(Reference.parse(name), SETTINGS[Kind.DIRECT])
+            logical(Reference.parse(name), SETTINGS[ModeKind.DIRECT])
 
 
 def test_no_route_shows_a_password() -> None:
@@ -296,7 +296,7 @@ def test_no_route_shows_a_password() -> None:
             assert "password='" not in repr(route)
             assert "-password" not in repr(route)
     assert "-password" not in repr(SITES)
-    assert NO_SITES.account(User.RO) is None
+    assert NO_ACCESS.account(User.RO) is None
 
 
 def test_an_address_is_bracketed_where_it_must_be() -> None:

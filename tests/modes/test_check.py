@@ -22,7 +22,7 @@ from mirror.errors import (
     RouteError,
 )
 from mirror.events import Event, PhaseAdvanced, PhaseStarted
-from mirror.modes.addressing import Role, Route
+from mirror.modes.addressing import Route
 from mirror.modes.check import (
     CheckReport,
     CheckTarget,
@@ -33,10 +33,10 @@ from mirror.modes.check import (
     impatient,
     targets_for,
 )
-from mirror.modes.matrix import Kind
+from mirror.modes.constants import User
 from mirror.modes.required import RequiredImage, RequiredSet
-from mirror.modes.settings import CheckMode, RegistrySettings
-from mirror.modes.sites import Sites, User
+from mirror.modes.routes import ModeKind, Role
+from mirror.modes.settings import CheckMode, ClusterAccess, RegistrySettings
 from mirror.oci import Descriptor, Digest, Manifest, media_types
 from mirror.registry import ConnectionOptions, Credentials, RegistryClient
 from mirror.run import Cancellation, Run
@@ -120,8 +120,8 @@ def states(report: CheckReport) -> list[list[ItemState]]:
 # -- whom to ask -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", [Kind.DIRECT, Kind.PROXY, Kind.UNMANAGED])
-def test_the_upstream_is_asked_where_there_is_one(kind: Kind) -> None:
+@pytest.mark.parametrize("kind", [ModeKind.DIRECT, ModeKind.PROXY, ModeKind.UNMANAGED])
+def test_the_upstream_is_asked_where_there_is_one(kind: ModeKind) -> None:
     (one,) = targets_for(SETTINGS[kind])
     assert one.name == one.route.host == "nexus.corp.example:8443"
     assert one.route.repository == "dkp/ee"
@@ -130,7 +130,7 @@ def test_the_upstream_is_asked_where_there_is_one(kind: Kind) -> None:
 
 
 def test_every_master_is_asked_in_local() -> None:
-    targets = targets_for(SETTINGS[Kind.LOCAL], SITES, {"10.0.0.1": "master-0"})
+    targets = targets_for(SETTINGS[ModeKind.LOCAL], SITES, {"10.0.0.1": "master-0"})
     assert [one.name for one in targets] == ["master-0", "10.0.0.2", "10.0.0.3"]
     assert [one.route.host for one in targets] == [
         *("10.0.0.1:5001", "10.0.0.2:5001", "10.0.0.3:5001"),
@@ -143,9 +143,9 @@ def test_every_master_is_asked_in_local() -> None:
 
 def test_nobody_to_ask_is_an_error() -> None:
     with pytest.raises(RouteError, match="addresses of the masters"):
-        targets_for(SETTINGS[Kind.LOCAL], Sites(accounts=ACCOUNTS))
+        targets_for(SETTINGS[ModeKind.LOCAL], ClusterAccess(accounts=ACCOUNTS))
     with pytest.raises(RouteError, match="name no registry"):
-        targets_for(SETTINGS[Kind.LEGACY])
+        targets_for(SETTINGS[ModeKind.LEGACY])
     with pytest.raises(RouteError, match="has no path"):
         targets_for(RegistrySettings.load({"mode": "Direct", "direct": {"imagesRepo": "h"}}))
     with pytest.raises(ValueError, match="needs targets"):

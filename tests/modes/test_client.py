@@ -26,11 +26,11 @@ from mirror.errors import (
     UnreachableError,
 )
 from mirror.events import EndpointDown, EndpointUp, Event, Retrying, Warned
-from mirror.modes.addressing import Plane
 from mirror.modes.client import ModeClient, connect
 from mirror.modes.constants import LOGICAL_BASE, LOGICAL_PATH, REGISTRY_PORT, SERVICE_NAME
 from mirror.modes.endpoints import Endpoint
-from mirror.modes.health import HealthMemory
+from mirror.modes.failover import HealthMemory
+from mirror.modes.routes import Plane
 from mirror.modes.settings import RegistrySettings
 from mirror.oci import Digest
 from mirror.registry import Credentials
@@ -95,7 +95,7 @@ def connect_local(authority: Authority, events: list[Event]) -> Iterator[Connect
             one if isinstance(one, str) else one.address.rpartition(":")[0] for one in replicas
         )
         settings: dict[str, Any] = {"plane": Plane.API, "options": hasty(), **options}
-        client = connect(LOCAL, sites=sites(authority, hosts), on_event=events.append, **settings)
+        client = connect(LOCAL, access=sites(authority, hosts), on_event=events.append, **settings)
         made.append(client)
         return client
 
@@ -234,7 +234,7 @@ def test_a_login_goes_to_the_host_that_it_was_given_for(
     )
     where = sites(authority, (replica.address.rpartition(":")[0],))
     for plane in (Plane.API, Plane.OPERATOR):
-        with connect(settings, sites=where, plane=plane, options=hasty()) as client:
+        with connect(settings, access=where, plane=plane, options=hasty()) as client:
             assert client.manifest("install:v1.70.0").digest == IMAGE.manifest.digest
     assert logins(upstream) == {"robot:upstream-password"}
     assert logins(replica) == {"ro:ro-password"}
@@ -255,10 +255,10 @@ def test_the_authority_of_one_endpoint_vouches_for_no_other(
         {"mode": "Proxy", "proxy": {"imagesRepo": f"{stranger.address}/{LOGICAL_PATH}"}}
     )
     where = sites(authority, (stranger.address.rpartition(":")[0],))
-    with connect(settings, sites=where, plane=Plane.API, options=hasty()) as client:
+    with connect(settings, access=where, plane=Plane.API, options=hasty()) as client:
         assert client.exists("install:v1.70.0")
     with (
-        connect(settings, sites=where, plane=Plane.OPERATOR, options=hasty()) as client,
+        connect(settings, access=where, plane=Plane.OPERATOR, options=hasty()) as client,
         pytest.raises(UnreachableError, match=r"certificate .* is not trusted"),
     ):
         client.exists("install:v1.70.0")
@@ -591,7 +591,7 @@ def test_a_pod_asks_the_service_by_the_logical_address(
 ) -> None:
     """In Direct mode the pass-through knows the upstream's own user; else it is `ro`."""
     where = sites(authority, ())
-    with connect(RegistrySettings.load(settings), sites=where, options=hasty()) as client:
+    with connect(RegistrySettings.load(settings), access=where, options=hasty()) as client:
         assert client.manifest(f"{LOGICAL_BASE}/install:v1.70.0").raw == IMAGE.manifest.raw
         assert b"".join(client.blob("install", LAYER)) == IMAGE.layer
     tokens = service.requests.matching(path="^/token")

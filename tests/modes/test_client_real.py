@@ -15,11 +15,11 @@ import pytest
 
 from mirror.errors import RegistryNotFoundError
 from mirror.events import EndpointDown, EndpointUp, Event
-from mirror.modes.addressing import Plane
 from mirror.modes.client import ModeClient, connect
 from mirror.modes.constants import LOGICAL_BASE, LOGICAL_PATH, REGISTRY_PORT
 from mirror.modes.endpoints import Endpoint
-from mirror.modes.health import HealthMemory
+from mirror.modes.failover import HealthMemory
+from mirror.modes.routes import Plane
 from mirror.modes.settings import RegistrySettings
 from mirror.oci import Digest
 from mirror.registry import ConnectionOptions, Credentials, RegistryClient
@@ -76,7 +76,7 @@ class Replicas:
     def connect(self, *hosts: str, health: HealthMemory[Endpoint] | None = None) -> ModeClient:
         client = connect(
             LOCAL,
-            sites=sites(self._authority, hosts, READER),
+            access=sites(self._authority, hosts, READER),
             plane=Plane.API,
             options=hasty(attempts=2),
             health=health,

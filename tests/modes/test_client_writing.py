@@ -8,11 +8,10 @@ from typing import Any
 import pytest
 
 from mirror.errors import ForbiddenByModeError, RouteError, UnreachableError
-from mirror.modes.addressing import Plane
 from mirror.modes.client import ModeClient, connect
 from mirror.modes.constants import LOGICAL_PATH, REGISTRY_PORT
-from mirror.modes.settings import RegistrySettings
-from mirror.modes.sites import Sites
+from mirror.modes.routes import Plane
+from mirror.modes.settings import ClusterAccess, RegistrySettings
 from mirror.oci import Digest
 from mirror.serve import BasicAuth, MemoryStorage, User
 from mirror.sync import MemoryStore, make_plan, transfer
@@ -49,9 +48,11 @@ def settings_of(mode: str) -> RegistrySettings:
     return RegistrySettings.load({"mode": mode, mode.lower(): {"imagesRepo": UPSTREAM}})
 
 
-def everywhere() -> Sites:
+def everywhere() -> ClusterAccess:
     """A cluster of which all is known, and which nobody can reach."""
-    return Sites(masters=("127.0.0.1",), public_host="registry.corp.example", accounts=ACCOUNTS)
+    return ClusterAccess(
+        masters=("127.0.0.1",), public_host="registry.corp.example", accounts=ACCOUNTS
+    )
 
 
 @pytest.mark.parametrize("write", WRITES)
@@ -90,7 +91,7 @@ def test_a_write_that_the_mode_forbids_names_the_place_for_it(
     write: str, mode: str, plane: Plane, reason: str, instead: str
 ) -> None:
     with (
-        connect(settings_of(mode), sites=everywhere(), plane=plane, options=hasty()) as client,
+        connect(settings_of(mode), access=everywhere(), plane=plane, options=hasty()) as client,
         pytest.raises(ForbiddenByModeError) as caught,
     ):
         WRITES[write](client)
@@ -104,9 +105,9 @@ def test_a_write_that_the_mode_forbids_names_the_place_for_it(
 
 
 def test_a_cluster_without_a_known_domain_is_told_the_form_of_the_address() -> None:
-    where = Sites(masters=("127.0.0.1",), accounts=ACCOUNTS)
+    where = ClusterAccess(masters=("127.0.0.1",), accounts=ACCOUNTS)
     with (
-        connect(LOCAL, sites=where, plane=Plane.API) as client,
+        connect(LOCAL, access=where, plane=Plane.API) as client,
         pytest.raises(ForbiddenByModeError, match=r"delete at .* registry\.<PUBLIC_DOMAIN>/system"),
     ):
         client.delete_tag("install", "v1")
@@ -126,7 +127,7 @@ def test_who_may_only_pull_cannot_list_the_repositories(
     mode: str, plane: Plane, reason: str
 ) -> None:
     with (
-        connect(settings_of(mode), sites=everywhere(), plane=plane) as client,
+        connect(settings_of(mode), access=everywhere(), plane=plane) as client,
         pytest.raises(ForbiddenByModeError, match=reason),
     ):
         list(client.catalogue())
@@ -167,7 +168,7 @@ def test_in_proxy_mode_the_external_registry_takes_what_names_it(
         client.put_manifest(f"{upstream.address}/dkp/ee/install", "v1", IMAGE.manifest)
         assert client.tags("install") == ["v1"]
     with (
-        connect(settings, sites=everywhere(), plane=Plane.API) as client,
+        connect(settings, access=everywhere(), plane=Plane.API) as client,
         pytest.raises(RouteError, match="logical names"),
     ):
         client.tags(f"{upstream.address}/dkp/ee/install")
@@ -204,12 +205,12 @@ def test_local_mode_takes_a_push_at_the_public_address_as_rw(
     make_replica: Any, authority: Authority
 ) -> None:
     public = make_replica()
-    where = Sites(
+    where = ClusterAccess(
         public_host=public.address,
         public_ca=authority.certificate.read_text(),
         accounts=ACCOUNTS,
     )
-    with connect(LOCAL, sites=where, plane=Plane.OPERATOR, options=hasty()) as client:
+    with connect(LOCAL, access=where, plane=Plane.OPERATOR, options=hasty()) as client:
         store = sample_store()
         carry(store, client)
         assert stored(public.storage, LOGICAL_PATH) == store.inventory()
@@ -227,7 +228,7 @@ def test_without_a_public_address_all_of_a_push_goes_to_one_replica(
     dead, second, third = free_loopback(REGISTRY_PORT), make_replica(), make_replica()
     hosts = (dead, *(one.address.rpartition(":")[0] for one in (second, third)))
     where = sites(authority, hosts)
-    with connect(LOCAL, sites=where, plane=Plane.OPERATOR, options=hasty()) as client:
+    with connect(LOCAL, access=where, plane=Plane.OPERATOR, options=hasty()) as client:
         store = sample_store()
         carry(store, client)
         assert stored(second.storage, LOGICAL_PATH) == store.inventory()
@@ -238,7 +239,7 @@ def test_a_push_that_finds_no_replica_names_them_all(authority: Authority) -> No
     dead = [free_loopback(REGISTRY_PORT) for _ in range(2)]
     where = sites(authority, tuple(dead))
     with (
-        connect(LOCAL, sites=where, plane=Plane.OPERATOR, options=hasty()) as client,
+        connect(LOCAL, access=where, plane=Plane.OPERATOR, options=hasty()) as client,
         pytest.raises(UnreachableError) as caught,
     ):
         client.put_manifest("install", "v1", IMAGE.manifest)

@@ -16,22 +16,20 @@ from pydantic import SecretStr
 
 from mirror.errors import InvalidStateError
 from mirror.modes import outcomes
-from mirror.modes.conditions import (
+from mirror.modes.constants import ConditionType
+from mirror.modes.outcomes import ContainerdConfig, ReplicaPod, StepOutcome
+from mirror.modes.routes import Mode, ModeKind, conditions_of
+from mirror.modes.settings import RegistrySettings
+from mirror.modes.state import (
     Condition,
     Conditions,
-    ConditionType,
-    Outcome,
     Reason,
+    RegistryState,
     evaluate,
-    ordered,
+    inputs_hash,
     refuse,
     set_condition,
 )
-from mirror.modes.facts import ContainerdConfig
-from mirror.modes.matrix import Kind
-from mirror.modes.outcomes import ReplicaPod
-from mirror.modes.settings import Mode, RegistrySettings
-from mirror.modes.state import RegistryState, inputs_hash
 from tests.modes.samples import SETTINGS, node
 
 C = ConditionType
@@ -40,10 +38,15 @@ LATER = NOW + timedelta(minutes=5)
 SECRET = "hunter2-s3cret"
 
 
-def run(kind: Kind, ready: set[C], conditions: Conditions = (), now: datetime = NOW) -> Conditions:
+def run(
+    kind: ModeKind, ready: set[C], conditions: Conditions = (), now: datetime = NOW
+) -> Conditions:
     """One run in which exactly `ready` is reached."""
     return evaluate(
-        kind, conditions, lambda step: Outcome(step in ready, "" if step in ready else "why"), now
+        kind,
+        conditions,
+        lambda step: StepOutcome(step in ready, "" if step in ready else "why"),
+        now,
     )
 
 
@@ -54,15 +57,15 @@ def types(conditions: Conditions) -> list[C]:
 # -- mechanics -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", Kind)
-def test_a_run_stops_at_the_first_step_that_is_not_reached(kind: Kind) -> None:
-    steps = ordered(kind)[:-1]
+@pytest.mark.parametrize("kind", ModeKind)
+def test_a_run_stops_at_the_first_step_that_is_not_reached(kind: ModeKind) -> None:
+    steps = conditions_of(kind)[:-1]
     for number in range(len(steps)):
         asked: list[C] = []
 
-        def observe(step: C, asked: list[C] = asked, last: int = number) -> Outcome:
+        def observe(step: C, asked: list[C] = asked, last: int = number) -> StepOutcome:
             asked.append(step)
-            return Outcome(len(asked) <= last, "why")
+            return StepOutcome(len(asked) <= last, "why")
 
         conditions = evaluate(kind, (), observe, NOW)
         assert tuple(asked) == steps[: number + 1]
@@ -72,10 +75,10 @@ def test_a_run_stops_at_the_first_step_that_is_not_reached(kind: Kind) -> None:
         assert conditions[-2].reason is conditions[-1].reason is Reason.PROCESSING
 
 
-@pytest.mark.parametrize("kind", Kind)
-def test_a_run_that_reaches_everything_is_ready(kind: Kind) -> None:
+@pytest.mark.parametrize("kind", ModeKind)
+def test_a_run_that_reaches_everything_is_ready(kind: ModeKind) -> None:
     conditions = run(kind, set(C))
-    assert types(conditions) == list(ordered(kind))
+    assert types(conditions) == list(conditions_of(kind))
     assert all(one.status for one in conditions)
     reasons = {one.type: one.reason for one in conditions}
     assert reasons.pop(C.IMAGES) is Reason.READY
@@ -83,8 +86,8 @@ def test_a_run_that_reaches_everything_is_ready(kind: Kind) -> None:
 
 
 def test_what_was_reached_once_is_asked_for_again() -> None:
-    done = run(Kind.DIRECT, set(C))
-    again = run(Kind.DIRECT, set(C) - {C.IMAGES}, done, LATER)
+    done = run(ModeKind.DIRECT, set(C))
+    again = run(ModeKind.DIRECT, set(C) - {C.IMAGES}, done, LATER)
     status = {one.type: one.status for one in again}
     assert not status[C.IMAGES]
     assert not status[C.READY]
@@ -92,8 +95,8 @@ def test_what_was_reached_once_is_asked_for_again() -> None:
 
 
 def test_the_time_of_a_transition_moves_with_the_status_alone() -> None:
-    first = run(Kind.DIRECT, {C.IMAGES})
-    second = run(Kind.DIRECT, {C.IMAGES, C.PREFLIGHT}, first, LATER)
+    first = run(ModeKind.DIRECT, {C.IMAGES})
+    second = run(ModeKind.DIRECT, {C.IMAGES, C.PREFLIGHT}, first, LATER)
     times = {one.type: one.last_transition_time for one in second}
     assert times[C.IMAGES] == NOW
     assert times[C.PREFLIGHT] == LATER
@@ -109,7 +112,7 @@ def test_another_message_moves_no_time() -> None:
 
 
 def test_a_refused_switch_is_a_true_condition_and_goes_with_the_next_run() -> None:
-    conditions = refuse(Kind.PROXY, Kind.LOCAL, (), NOW)
+    conditions = refuse(ModeKind.PROXY, ModeKind.LOCAL, (), NOW)
     (error,) = conditions
     assert error.to_document() == {
         "type": "ErrTransitionNotSupported",
@@ -118,21 +121,23 @@ def test_a_refused_switch_is_a_true_condition_and_goes_with_the_next_run() -> No
         "message": "mode transition from Proxy to Local not supported",
         "lastTransitionTime": "2026-01-02T03:04:05Z",
     }
-    assert C.NOT_SUPPORTED not in types(run(Kind.PROXY, set(), conditions))
+    assert C.NOT_SUPPORTED not in types(run(ModeKind.PROXY, set(), conditions))
 
 
 @given(
-    st.lists(st.tuples(st.sampled_from(list(Kind)), st.sets(st.sampled_from(list(C)))), max_size=6)
+    st.lists(
+        st.tuples(st.sampled_from(list(ModeKind)), st.sets(st.sampled_from(list(C)))), max_size=6
+    )
 )
 def test_ready_means_that_every_step_of_the_target_was_just_reached(
-    runs: list[tuple[Kind, set[C]]],
+    runs: list[tuple[ModeKind, set[C]]],
 ) -> None:
     conditions: Conditions = ()
     for number, (kind, ready) in enumerate(runs):
         conditions = run(kind, ready, conditions, NOW + timedelta(minutes=number))
         assert len(set(types(conditions))) == len(conditions)
         assert conditions[-1].type is C.READY
-        assert conditions[-1].status is (set(ordered(kind)[:-1]) <= ready)
+        assert conditions[-1].status is (set(conditions_of(kind)[:-1]) <= ready)
 
 
 # -- messages --------------------------------------------------------------------------------------
@@ -145,7 +150,7 @@ def test_preflight_names_each_node_and_why() -> None:
         node("worker-1", containerd_config=None),
         node("master-0", containerd_config=ContainerdConfig.CUSTOM),
     ]
-    assert outcomes.preflight(nodes, node_config_managed=False) == Outcome(
+    assert outcomes.preflight(nodes, node_config_managed=False) == StepOutcome(
         False,
         "Check current nodes configuration\n"
         "2/2 node(s) Unready:\n"
@@ -155,7 +160,7 @@ def test_preflight_names_each_node_and_why() -> None:
     assert outcomes.preflight(nodes, node_config_managed=True).ready
     assert outcomes.preflight([node("a")], node_config_managed=False).ready
     nobody = outcomes.preflight([], node_config_managed=False)
-    assert nobody == Outcome(False, "Check current nodes configuration")
+    assert nobody == StepOutcome(False, "Check current nodes configuration")
 
 
 def test_replicas_are_waited_for_one_by_one() -> None:
@@ -164,27 +169,27 @@ def test_replicas_are_waited_for_one_by_one() -> None:
         ReplicaPod("master-2", True, True, V1),
         ReplicaPod("master-1", False, True, V2),
     ]
-    assert outcomes.node_services(pods, V2) == Outcome(
+    assert outcomes.node_services(pods, V2) == StepOutcome(
         False,
         "1/3 node(s) ready. Waiting:\n"
         "- master-1: node is not Ready\n"
         "- master-2: services pod(s) is not Ready or config version mismatch "
         '(!= "e5f6a7b8…")',
     )
-    assert outcomes.node_services(pods[:1], V2) == Outcome(True)
+    assert outcomes.node_services(pods[:1], V2) == StepOutcome(True)
     assert not outcomes.node_services([ReplicaPod("m", True, False, V2)], V2).ready
     assert not outcomes.node_services([], V2).ready
 
 
 def test_nodes_are_waited_for_until_they_have_the_version() -> None:
     nodes = [node("worker-0", version=V1), node("a", version=V2), node("b")]
-    assert outcomes.containerd_config(nodes, V2) == Outcome(
+    assert outcomes.containerd_config(nodes, V2) == StepOutcome(
         False,
         "1/3 node(s) ready. Waiting:\n"
         '- b: "unknown" → "e5f6a7b8…"\n'
         '- worker-0: "a1b2c3d4…" → "e5f6a7b8…"',
     )
-    assert outcomes.containerd_config([node("a", version=V2)] * 3, V2) == Outcome(
+    assert outcomes.containerd_config([node("a", version=V2)] * 3, V2) == StepOutcome(
         True, "All 3 node(s) updated to version e5f6a7b8…"
     )
     assert outcomes.containerd_config(nodes, None).message == "Creating Managed configuration..."
@@ -233,7 +238,7 @@ def test_the_controller_is_followed_step_by_step() -> None:
 
 def test_cleanup_waits_for_what_is_left() -> None:
     left = outcomes.cleanup_node_services(["master-1", "master-0"])
-    assert left == Outcome(False, "Waiting for nodes cleanup:\n- master-0\n- master-1")
+    assert left == StepOutcome(False, "Waiting for nodes cleanup:\n- master-0\n- master-1")
     assert outcomes.cleanup_node_services([]).ready
     assert outcomes.cleanup_in_cluster_proxy(exists=False).ready
     assert not outcomes.cleanup_in_cluster_proxy(exists=True).ready
@@ -251,14 +256,14 @@ def test_the_proxy_is_there_when_all_of_it_is_new_and_ready() -> None:
 # -- the state document ----------------------------------------------------------------------------
 
 
-def only_preflight(step: C) -> Outcome:
-    return Outcome(True) if step is C.PREFLIGHT else Outcome(False, "why")
+def only_preflight(step: C) -> StepOutcome:
+    return StepOutcome(True) if step is C.PREFLIGHT else StepOutcome(False, "why")
 
 
 def in_flight() -> RegistryState:
     state = RegistryState(mode=Mode.DIRECT, private=SecretStr(f"users: {SECRET}\n"))
     aimed = state.aiming_at(Mode.LOCAL, "abc")
-    return aimed.advanced(Kind.LOCAL, only_preflight, NOW)
+    return aimed.advanced(ModeKind.LOCAL, only_preflight, NOW)
 
 
 def test_a_state_says_what_was_completed_and_what_is_wanted() -> None:
@@ -292,10 +297,10 @@ def test_a_state_says_what_was_completed_and_what_is_wanted() -> None:
 
 
 def test_the_mode_follows_when_everything_is_reached() -> None:
-    done = in_flight().advanced(Kind.LOCAL, lambda _: Outcome(True), LATER)
+    done = in_flight().advanced(ModeKind.LOCAL, lambda _: StepOutcome(True), LATER)
     assert (done.mode, done.target_mode, done.in_flight) == (Mode.LOCAL, Mode.LOCAL, False)
     with pytest.raises(ValueError, match="aims at Local, not at Proxy"):
-        done.advanced(Kind.PROXY, lambda _: Outcome(True), LATER)
+        done.advanced(ModeKind.PROXY, lambda _: StepOutcome(True), LATER)
 
 
 def test_another_target_clears_the_conditions_and_other_parameters_do_not() -> None:
@@ -406,7 +411,7 @@ def test_the_hash_follows_from_all_inputs_passwords_included() -> None:
     others = {
         inputs_hash(proxy("b"), {"masters": ["m"]}),
         inputs_hash(proxy("a"), {"masters": ["n"]}),
-        inputs_hash(SETTINGS[Kind.LOCAL], {"masters": ["m"]}),
+        inputs_hash(SETTINGS[ModeKind.LOCAL], {"masters": ["m"]}),
         inputs_hash(proxy("a")),
     }
     assert len(others | {first}) == 5

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from mirror.modes.conditions import ConditionType, ordered
-from mirror.modes.matrix import MATRIX, Kind, Verdict, legal_path
+from mirror.modes.constants import ConditionType
+from mirror.modes.preconditions import legal_path
+from mirror.modes.routes import ModeKind, Plane, PlaneRow, Role, Verdict, conditions_of
 from mirror.modes.rules import PROXY_KEYS
 from mirror.modes.settings import RegistrySettings
 from tests.support.tls import Authority
@@ -17,11 +18,11 @@ from tests.support.tls import Authority
 DOCUMENT = (Path(__file__).parents[2] / "docs" / "modes.md").read_text(encoding="utf-8")
 
 NAMES = {
-    "Direct": Kind.DIRECT,
-    "Proxy": Kind.PROXY,
-    "Local": Kind.LOCAL,
-    "Unmanaged": Kind.UNMANAGED,
-    "deprecated": Kind.LEGACY,
+    "Direct": ModeKind.DIRECT,
+    "Proxy": ModeKind.PROXY,
+    "Local": ModeKind.LOCAL,
+    "Unmanaged": ModeKind.UNMANAGED,
+    "deprecated": ModeKind.LEGACY,
 }
 STEPS = {
     "required images": ConditionType.IMAGES,
@@ -56,7 +57,7 @@ def test_the_matrix_is_as_described() -> None:
             before, after = NAMES[row[0]], NAMES[name]
             if cell.startswith("→"):
                 path = tuple(NAMES[part.strip()] for part in cell.split("→")[1:])
-                assert MATRIX[before][after] in (Verdict.FORBIDDEN, Verdict.UNDOCUMENTED)
+                assert before.row.switches[after] in (Verdict.FORBIDDEN, Verdict.UNDOCUMENTED)
                 assert path == legal_path(before, after)
             else:
                 words = {
@@ -64,14 +65,53 @@ def test_the_matrix_is_as_described() -> None:
                     "parameters": Verdict.PARAMETERS,
                     "nothing to do": Verdict.NOTHING,
                 }
-                assert MATRIX[before][after] is words[cell]
+                assert before.row.switches[after] is words[cell]
+
+
+WORDS = {
+    Role.UPSTREAM: "upstream",
+    Role.BALANCER: "`127.0.0.1:5001`",
+    Role.SERVICE: "Service",
+    Role.PUBLIC: "`registry.<PUBLIC_DOMAIN>`",
+    Role.MASTER: "each master",
+}
+ASKERS = {
+    Plane.CRI: "nodes",
+    Plane.API: "components",
+    Plane.OPERATOR: "pushing",
+    Plane.REPLICA: "replicas",
+}
+
+
+def routes_in_words(row: PlaneRow) -> str:
+    """A row of the table as a cell of the document."""
+    first, *others = row.roles
+    words = WORDS[first]
+    if row.writer is not None and row.writer is not row.reader:
+        words += f", read as `{row.reader}`, write as `{row.writer}`"
+    elif row.reader is not None:
+        words += f" as `{row.reader}`"
+    elif first is not Role.UPSTREAM:
+        words += ", login of the upstream"
+    return "".join([words, *(f", then {WORDS[role]}" for role in others)])
+
+
+def test_the_routes_are_those_of_the_table() -> None:
+    lines = [
+        "| | " + " | ".join(f"{ASKERS[one]} (`{one}`)" for one in Plane) + " |",
+        "|---" * 5 + "|",
+    ]
+    for kind in (ModeKind.UNMANAGED, ModeKind.DIRECT, ModeKind.PROXY, ModeKind.LOCAL):
+        cells = [routes_in_words(kind.row.planes[plane]) for plane in Plane]
+        lines.append(f"| {kind} | {' | '.join(cells)} |")
+    assert "\n".join(lines) in DOCUMENT
 
 
 def test_the_steps_are_as_described() -> None:
     head, *rows = table("| | Direct | Proxy | Local |")
     for column, name in enumerate(head[1:], 1):
         steps = [STEPS[row[column]] for row in rows if row[column]]
-        assert steps == list(ordered(NAMES[name]))
+        assert steps == list(conditions_of(NAMES[name]))
 
 
 def test_every_field_is_described() -> None:

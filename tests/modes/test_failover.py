@@ -16,8 +16,7 @@ from mirror.errors import (
 )
 from mirror.events import Event, Retrying
 from mirror.modes.endpoints import Endpoint
-from mirror.modes.failover import Patience, Reading
-from mirror.modes.health import HealthMemory
+from mirror.modes.failover import HealthMemory, Patience, Reading
 from mirror.registry import RetryPolicy
 
 

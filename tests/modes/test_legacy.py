@@ -6,15 +6,14 @@ import base64
 import itertools
 import json
 import re
-import time
 from typing import Any
 
 import pytest
-from pydantic import SecretStr
 
 from mirror.errors import InvalidSettingsError
-from mirror.modes.legacy import _HOST, secret_login
-from mirror.modes.settings import Mode, RegistrySettings
+from mirror.modes.module_config import _HOST, find_login
+from mirror.modes.routes import Mode
+from mirror.modes.settings import RegistrySettings
 
 SECRET = "hunter2-s3cret"
 
@@ -134,7 +133,7 @@ def test_no_message_repeats_a_login() -> None:
 def test_the_first_login_of_the_host_counts(
     auths: dict[str, Any], expected: tuple[str, str]
 ) -> None:
-    found = secret_login(SecretStr(json.dumps({"auths": auths})), "h")
+    found = find_login(auths, "h")
     assert (found.username, found.password) == expected
     assert expected[1] == "" or expected[1] not in repr(found).replace("username='a'", "")
 
@@ -161,7 +160,6 @@ def test_the_host_pattern_accepts_what_the_clusters_own_accepts() -> None:
             assert bool(original.match(text)) == bool(_HOST.fullmatch(text)), text
 
 
+@pytest.mark.timeout(60)  # the cluster's own pattern takes longer than that for 30 characters
 def test_the_host_pattern_takes_no_long_time() -> None:
-    began = time.monotonic()
     assert not _HOST.fullmatch("a" * 50_000 + "!")
-    assert time.monotonic() - began < 2

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from mirror.errors import RenderingError
 from mirror.modes import constants
-from mirror.modes.settings import Mode
+from mirror.modes.routes import Mode
 from mirror.nodeconfig.cluster import Node, Ports
 from mirror.nodeconfig.hosts import Containerd
 from mirror.nodeconfig.pods import Images

@@ -10,10 +10,10 @@ import pytest
 
 from mirror.errors import DeniedError, ForbiddenByModeError
 from mirror.modes import constants
-from mirror.modes.addressing import Plane
 from mirror.modes.client import ModeClient, connect
+from mirror.modes.constants import User
+from mirror.modes.routes import Plane
 from mirror.modes.settings import RegistrySettings
-from mirror.modes.sites import User
 from mirror.registry import ConnectionOptions, RetryPolicy
 from tests.modes.images import client, image, push
 from tests.modes.stack import (
@@ -123,7 +123,7 @@ def test_the_api_plane_passes_through_to_a_token_server_that_knows_the_real_path
 def component(settings: RegistrySettings, cluster: Cluster) -> ModeClient:
     """The registry as a component of the platform reaches it."""
     options = ConnectionOptions(retries=RetryPolicy(attempts=1))
-    return connect(settings, sites=cluster.sites, plane=Plane.API, options=options)
+    return connect(settings, access=cluster.sites, plane=Plane.API, options=options)
 
 
 def test_containerd_trusts_a_module_source_by_its_own_authority(

@@ -18,7 +18,7 @@ import pytest
 
 from mirror.errors import DeniedError
 from mirror.modes import constants
-from mirror.modes.sites import User
+from mirror.modes.constants import User
 from mirror.nodeconfig.cluster import Node
 from mirror.oci import Digest
 from tests.modes.images import client, image, pack_images, push

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import httpx
 
+from mirror.modes.constants import User
 from mirror.modes.settings import RegistrySettings
-from mirror.modes.sites import User
 from mirror.nodeconfig.pods import Images
 from mirror.nodeconfig.render import write_cluster
 from tests.modes.images import client, image, push

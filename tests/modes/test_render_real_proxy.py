@@ -12,7 +12,7 @@ import pytest
 
 from mirror.errors import DeniedError
 from mirror.modes import constants
-from mirror.modes.sites import User
+from mirror.modes.constants import User
 from tests.modes.images import Image, client, image, push
 from tests.modes.stack import (
     LOCAL,

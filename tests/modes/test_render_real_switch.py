@@ -7,10 +7,8 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from mirror.modes import constants
-from mirror.modes.conditions import ConditionType
-from mirror.modes.facts import StoreContent
-from mirror.modes.matrix import Kind
-from mirror.modes.sites import User
+from mirror.modes.constants import ConditionType, User
+from mirror.modes.routes import ModeKind, StoreContent
 from tests.modes.images import client, image, push
 from tests.modes.stack import (
     INSTALLER,
@@ -105,7 +103,7 @@ def test_no_pull_fails_from_local_by_direct_to_proxy(
         stage.store = StoreContent.PLAIN
         proxy = with_upstream("Proxy", *section)
         refused = stage.plan(proxy)
-        assert refused.path == (Kind.DIRECT, Kind.PROXY)
+        assert refused.path == (ModeKind.DIRECT, ModeKind.PROXY)
         assert not refused.allowed
         with pulling:
             pulling.wait_for(1)

@@ -13,8 +13,8 @@ import yaml
 from starlette.routing import Route
 
 from mirror.errors import RenderingError
+from mirror.modes.constants import User
 from mirror.modes.settings import RegistrySettings
-from mirror.modes.sites import User
 from mirror.nodeconfig import pki
 from mirror.nodeconfig.cluster import Node, Ports
 from mirror.nodeconfig.proxies import Nginx

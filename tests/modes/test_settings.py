@@ -15,14 +15,9 @@ from hypothesis import strategies as st
 from pydantic import SecretStr, ValidationError
 
 from mirror.errors import InputError, InvalidSettingsError
+from mirror.modes.routes import Mode
 from mirror.modes.rules import IMAGES_REPO_PATTERN
-from mirror.modes.settings import (
-    CheckMode,
-    Mode,
-    ProxySection,
-    RegistrySettings,
-    UpstreamSection,
-)
+from mirror.modes.settings import CheckMode, ProxySection, RegistrySettings, UpstreamSection
 from tests.support.tls import Authority
 
 REPO = "nexus.corp.example:8443/dkp/ee"

@@ -10,19 +10,31 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mirror.modes.addressing import Plane
-from mirror.modes.conditions import ConditionType
-from mirror.modes.facts import ClusterFacts, ContainerdConfig, StoreContent
-from mirror.modes.matrix import MATRIX, Kind, Verdict, allowed, kind_of, legal_path
-from mirror.modes.preconditions import Cause
-from mirror.modes.risks import Risk
+from mirror.modes.constants import ConditionType
+from mirror.modes.outcomes import ClusterFacts, ContainerdConfig
+from mirror.modes.plan import SwitchPlan, plan_switch
+from mirror.modes.preconditions import Cause, Risk, allowed, legal_path
+from mirror.modes.routes import (
+    STOPOVERS,
+    Mode,
+    ModeKind,
+    Plane,
+    StoreContent,
+    Verdict,
+    conditions_of,
+)
 from mirror.modes.settings import RegistrySettings
-from mirror.modes.transitions import SwitchPlan, plan_switch
 from tests.modes.samples import GOOD, SETTINGS, UPSTREAM, node
 
 C = ConditionType
 
-D, P, L, U, OLD = Kind.DIRECT, Kind.PROXY, Kind.LOCAL, Kind.UNMANAGED, Kind.LEGACY
+D, P, L, U, OLD = (
+    ModeKind.DIRECT,
+    ModeKind.PROXY,
+    ModeKind.LOCAL,
+    ModeKind.UNMANAGED,
+    ModeKind.LEGACY,
+)
 
 OTHER = {
     kind: RegistrySettings.load(
@@ -32,34 +44,7 @@ OTHER = {
 }
 """The kinds that have parameters, with another upstream."""
 
-EXPECTED = {
-    (OLD, D): Verdict.SWITCH,
-    (OLD, P): Verdict.SWITCH,
-    (OLD, L): Verdict.SWITCH,
-    (OLD, U): Verdict.SWITCH,
-    (OLD, OLD): Verdict.NOTHING,
-    (U, D): Verdict.SWITCH,
-    (U, P): Verdict.SWITCH,
-    (U, L): Verdict.SWITCH,
-    (U, U): Verdict.PARAMETERS,
-    (U, OLD): Verdict.SWITCH,
-    (D, D): Verdict.PARAMETERS,
-    (D, P): Verdict.SWITCH,
-    (D, L): Verdict.SWITCH,
-    (D, U): Verdict.SWITCH,
-    (D, OLD): Verdict.UNDOCUMENTED,
-    (P, D): Verdict.SWITCH,
-    (P, P): Verdict.PARAMETERS,
-    (P, L): Verdict.FORBIDDEN,
-    (P, U): Verdict.SWITCH,
-    (P, OLD): Verdict.UNDOCUMENTED,
-    (L, D): Verdict.SWITCH,
-    (L, P): Verdict.FORBIDDEN,
-    (L, L): Verdict.NOTHING,
-    (L, U): Verdict.SWITCH,
-    (L, OLD): Verdict.FORBIDDEN,
-}
-"""The matrix, written down a second time."""
+PAIRS = {(before, after): before.row.switches[after] for before in ModeKind for after in ModeKind}
 
 DETOURS = {
     (P, L): (D, L),
@@ -74,7 +59,9 @@ def changed(**facts: Any) -> ClusterFacts:
     return replace(GOOD, **facts)
 
 
-def planned(before: Kind, after: Kind, facts: ClusterFacts = GOOD, **how: Any) -> SwitchPlan:
+def planned(
+    before: ModeKind, after: ModeKind, facts: ClusterFacts = GOOD, **how: Any
+) -> SwitchPlan:
     """A plan; for a change of parameters, to another upstream."""
     parameters = before is after and after in OTHER
     target = OTHER[after] if parameters else SETTINGS[after]
@@ -92,15 +79,36 @@ def risks(plan: SwitchPlan) -> dict[Risk, str]:
 # -- the matrix ------------------------------------------------------------------------------------
 
 
-def test_the_matrix_has_every_pair() -> None:
-    assert EXPECTED.keys() == {(before, after) for before in Kind for after in Kind}
-    assert {(b, a): v for b, row in MATRIX.items() for a, v in row.items()} == EXPECTED
+def test_every_cell_of_the_matrix_follows_from_what_the_modes_are() -> None:
+    for (before, after), verdict in PAIRS.items():
+        old, new = before.row, after.row
+        if before is after:
+            has_parameters = after.mode is not Mode.LOCAL and new.configurable
+            expected = Verdict.PARAMETERS if has_parameters else Verdict.NOTHING
+        elif old.runs_replicas and new.runs_replicas:
+            expected = Verdict.FORBIDDEN  # each would delete what the other one keeps
+        elif not new.configurable and old.managed:
+            # It goes on with saved parameters: of a store of its own, nobody saves any.
+            expected = Verdict.FORBIDDEN if old.holds_own_images else Verdict.UNDOCUMENTED
+        else:
+            expected = Verdict.SWITCH
+        assert verdict is expected, (before, after)
 
 
-@pytest.mark.parametrize(("before", "after"), EXPECTED)
-def test_a_pair_is_planned_or_refused_as_the_matrix_has_it(before: Kind, after: Kind) -> None:
+def test_from_everywhere_a_stopover_can_be_reached_and_leads_everywhere() -> None:
+    for stopover in STOPOVERS:
+        for kind in ModeKind:
+            assert allowed(kind, stopover)
+            assert allowed(stopover, kind, strict=False)
+    assert all(any(allowed(stopover, kind) for stopover in STOPOVERS) for kind in ModeKind)
+
+
+@pytest.mark.parametrize(("before", "after"), PAIRS)
+def test_a_pair_is_planned_or_refused_as_the_matrix_has_it(
+    before: ModeKind, after: ModeKind
+) -> None:
     plan = planned(before, after)
-    verdict = EXPECTED[before, after]
+    verdict = PAIRS[before, after]
     assert plan.verdict is verdict
     if verdict in (Verdict.FORBIDDEN, Verdict.UNDOCUMENTED):
         assert causes(plan) == [Cause.NOT_SUPPORTED]
@@ -116,7 +124,7 @@ def test_a_pair_is_planned_or_refused_as_the_matrix_has_it(before: Kind, after: 
 
 
 @pytest.mark.parametrize("before", [D, P])
-def test_what_documents_advise_against_is_done_when_asked_for(before: Kind) -> None:
+def test_what_documents_advise_against_is_done_when_asked_for(before: ModeKind) -> None:
     plan = planned(before, OLD, strict=False)
     assert plan.allowed
     assert plan.steps[-1].condition is C.READY
@@ -124,7 +132,7 @@ def test_what_documents_advise_against_is_done_when_asked_for(before: Kind) -> N
 
 
 @pytest.mark.parametrize("kind", [D, P, U])
-def test_the_same_parameters_are_nothing_to_do(kind: Kind) -> None:
+def test_the_same_parameters_are_nothing_to_do(kind: ModeKind) -> None:
     plan = plan_switch(SETTINGS[kind], SETTINGS[kind], GOOD)
     assert (plan.verdict, plan.steps, plan.warnings) == (Verdict.NOTHING, (), ())
 
@@ -144,40 +152,42 @@ def test_each_parameter_counts_but_how_images_are_checked() -> None:
     assert plan_switch(hours, minutes, GOOD).verdict is Verdict.NOTHING
 
 
-ORDER = {
-    D: [
-        *(C.IMAGES, C.PREFLIGHT, C.TRANSITION, C.IN_CLUSTER_PROXY, C.REGISTRY_SWITCH, C.FINAL),
-        *(C.CLEANUP_NODE_SERVICES, C.READY),
-    ],
-    P: [
-        *(C.IMAGES, C.PREFLIGHT, C.NODE_SERVICES, C.TRANSITION, C.REGISTRY_SWITCH, C.FINAL),
-        *(C.CLEANUP_IN_CLUSTER_PROXY, C.READY),
-    ],
-    L: [
-        *(C.PREFLIGHT, C.NODE_SERVICES, C.IMAGES, C.TRANSITION, C.REGISTRY_SWITCH, C.FINAL),
-        *(C.CLEANUP_IN_CLUSTER_PROXY, C.READY),
-    ],
-    U: [
-        *(C.IMAGES, C.PREFLIGHT, C.TRANSITION, C.REGISTRY_SWITCH, C.FINAL),
-        *(C.CLEANUP_NODE_SERVICES, C.CLEANUP_IN_CLUSTER_PROXY, C.READY),
-    ],
-    OLD: [
-        *(C.IMAGES, C.TRANSITION, C.REGISTRY_SWITCH, C.FINAL),
-        *(C.CLEANUP_NODE_SERVICES, C.CLEANUP_IN_CLUSTER_PROXY, C.READY),
-    ],
-}
+@pytest.mark.parametrize("kind", ModeKind)
+def test_the_order_of_the_conditions_follows_from_what_a_mode_is(kind: ModeKind) -> None:
+    row, order = kind.row, kind.row.conditions
+    always = {C.IMAGES, C.TRANSITION, C.REGISTRY_SWITCH, C.FINAL, C.READY}
+    expected = always | ({C.PREFLIGHT} if row.configurable else set())
+    # What a mode runs must come up; what it does not run is cleaned up.
+    expected |= {C.NODE_SERVICES if row.runs_replicas else C.CLEANUP_NODE_SERVICES}
+    expected |= {C.IN_CLUSTER_PROXY if row.runs_in_cluster_proxy else C.CLEANUP_IN_CLUSTER_PROXY}
+    assert set(order) == expected
+    assert len(order) == len(expected)
+    place = {condition: number for number, condition in enumerate(order)}
+    switch = [C.TRANSITION, C.REGISTRY_SWITCH, C.FINAL]
+    ends = [one for one in order if one.value.startswith("Cleanup")] + [C.READY]
+    assert list(order[-len(ends) :]) == ends
+    assert [one for one in order if one in switch] == switch
+    assert place[C.IMAGES] < place[C.TRANSITION]
+    # A store is filled by pushing into it, which its replicas must be there for.
+    if row.runs_replicas:
+        assert (place[C.NODE_SERVICES] < place[C.IMAGES]) is row.holds_own_images
+        assert place[C.NODE_SERVICES] < place[C.TRANSITION]
+    if row.runs_in_cluster_proxy:
+        assert place[C.TRANSITION] < place[C.IN_CLUSTER_PROXY] < place[C.REGISTRY_SWITCH]
 
 
-@pytest.mark.parametrize("pair", [p for p, v in EXPECTED.items() if v is Verdict.SWITCH])
-def test_the_steps_are_the_conditions_of_the_target_in_their_order(pair: tuple[Kind, Kind]) -> None:
+@pytest.mark.parametrize("pair", [p for p, v in PAIRS.items() if v is Verdict.SWITCH])
+def test_the_steps_are_the_conditions_of_the_target_in_their_order(
+    pair: tuple[ModeKind, ModeKind],
+) -> None:
     plan = planned(*pair)
-    assert [step.condition for step in plan.steps] == ORDER[pair[1]]
+    assert [step.condition for step in plan.steps] == list(conditions_of(pair[1]))
     assert all(step.action for step in plan.steps)
 
 
 def test_without_saved_parameters_the_deprecated_kind_has_fewer_steps() -> None:
     plan = planned(U, OLD, changed(saved_parameters=False))
-    assert [step.condition for step in plan.steps] == ORDER[OLD][3:]
+    assert [step.condition for step in plan.steps] == list(conditions_of(OLD))[3:]
 
 
 # -- preconditions ---------------------------------------------------------------------------------
@@ -186,15 +196,15 @@ MANAGED = [D, P, L]
 FROM_LEGACY = [D, P, L, U]
 
 
-@pytest.mark.parametrize("after", list(Kind))
-def test_nothing_changes_before_bootstrap_is_finished(after: Kind) -> None:
+@pytest.mark.parametrize("after", list(ModeKind))
+def test_nothing_changes_before_bootstrap_is_finished(after: ModeKind) -> None:
     plan = planned(U, after, changed(bootstrapped=False))
     assert causes(plan) == [Cause.BOOTSTRAP]
     assert "completely finished" in plan.refusals[0].message
 
 
-@pytest.mark.parametrize("after", list(Kind))
-def test_a_cluster_is_installed_in_direct_or_unmanaged(after: Kind) -> None:
+@pytest.mark.parametrize("after", list(ModeKind))
+def test_a_cluster_is_installed_in_direct_or_unmanaged(after: ModeKind) -> None:
     plan = plan_switch(None, SETTINGS[after], changed(bootstrapped=None))
     if after in (P, L):
         assert causes(plan) == [Cause.BOOTSTRAP]
@@ -206,7 +216,7 @@ def test_a_cluster_is_installed_in_direct_or_unmanaged(after: Kind) -> None:
 
 @pytest.mark.parametrize("after", FROM_LEGACY)
 @pytest.mark.parametrize("cri", ["Docker", "NotManaged", "containerd"])
-def test_every_node_must_run_a_containerd_that_is_known(after: Kind, cri: str) -> None:
+def test_every_node_must_run_a_containerd_that_is_known(after: ModeKind, cri: str) -> None:
     nodes = (*(GOOD.nodes or ()), node("worker-1", cri=cri))
     plan = planned(OLD, after, changed(nodes=nodes))
     assert causes(plan) == [Cause.CRI]
@@ -218,20 +228,20 @@ def test_every_node_must_run_a_containerd_that_is_known(after: Kind, cri: str) -
 
 
 @pytest.mark.parametrize("after", FROM_LEGACY)
-def test_a_managed_kubernetes_cannot_be_switched(after: Kind) -> None:
+def test_a_managed_kubernetes_cannot_be_switched(after: ModeKind) -> None:
     plan = planned(OLD, after, changed(managed_by_dkp=False))
     assert causes(plan) == [Cause.MANAGED_KUBERNETES]
     assert "not be a Managed Kubernetes" in plan.refusals[0].message
 
 
 @pytest.mark.parametrize("after", FROM_LEGACY)
-def test_replicas_need_a_static_cluster(after: Kind) -> None:
+def test_replicas_need_a_static_cluster(after: ModeKind) -> None:
     plan = planned(OLD, after, changed(static=False))
     assert causes(plan) == ([Cause.NOT_STATIC] if after in (P, L) else [])
 
 
 @pytest.mark.parametrize("after", FROM_LEGACY)
-def test_own_containerd_settings_are_moved_before_the_first_switch(after: Kind) -> None:
+def test_own_containerd_settings_are_moved_before_the_first_switch(after: ModeKind) -> None:
     custom = node("worker-1", containerd_config=ContainerdConfig.CUSTOM)
     nodes = (*(GOOD.nodes or ()), custom)
     plan = planned(OLD, after, changed(nodes=nodes))
@@ -243,7 +253,7 @@ def test_own_containerd_settings_are_moved_before_the_first_switch(after: Kind) 
 @pytest.mark.parametrize("after", FROM_LEGACY)
 @pytest.mark.parametrize("change", [{"ready": False}, {"schedulable": False}])
 def test_masters_are_ready_and_schedulable_at_the_first_switch(
-    after: Kind, change: dict[str, bool]
+    after: ModeKind, change: dict[str, bool]
 ) -> None:
     nodes = (node("master-0", master=True), node("master-1", master=True, **change))
     plan = planned(OLD, after, changed(nodes=nodes))
@@ -255,14 +265,14 @@ def test_masters_are_ready_and_schedulable_at_the_first_switch(
 
 
 @pytest.mark.parametrize("after", FROM_LEGACY)
-def test_the_queue_is_empty_at_the_first_switch(after: Kind) -> None:
+def test_the_queue_is_empty_at_the_first_switch(after: ModeKind) -> None:
     plan = planned(OLD, after, changed(queue_empty=False))
     assert causes(plan) == [Cause.QUEUE]
     assert planned(OLD, after, changed(queue_empty=False, node_config_managed=True)).allowed
 
 
-@pytest.mark.parametrize("after", list(Kind))
-def test_the_targets_registry_must_hold_the_required_images(after: Kind) -> None:
+@pytest.mark.parametrize("after", list(ModeKind))
+def test_the_targets_registry_must_hold_the_required_images(after: ModeKind) -> None:
     plan = planned(U, after, changed(images_present=False))
     # Local is filled under way, and its switch waits for that.
     assert causes(plan) == ([] if after is L else [Cause.IMAGES])
@@ -275,7 +285,7 @@ def test_the_deprecated_kind_without_saved_parameters_needs_no_images() -> None:
 
 
 @pytest.mark.parametrize("after", [D, P, U])
-def test_an_address_without_a_path_is_refused_with_what_to_do(after: Kind) -> None:
+def test_an_address_without_a_path_is_refused_with_what_to_do(after: ModeKind) -> None:
     target = RegistrySettings.load(
         {"mode": after.mode, after.value.lower(): {"imagesRepo": "reg.example"}}
     )
@@ -294,7 +304,7 @@ def test_the_deprecated_kind_takes_no_other_address() -> None:
 
 
 @pytest.mark.parametrize("before", [D, P])
-def test_nodes_are_not_left_without_a_way_in_the_deprecated_kind(before: Kind) -> None:
+def test_nodes_are_not_left_without_a_way_in_the_deprecated_kind(before: ModeKind) -> None:
     plan = planned(before, OLD, changed(saved_parameters=False), strict=False)
     assert causes(plan) == [Cause.SETTINGS]
     assert "complete a switch to configurable Unmanaged first" in plan.refusals[0].message
@@ -354,7 +364,7 @@ def test_a_cluster_whose_nodes_were_not_found_is_in_doubt() -> None:
     ],
 )
 def test_a_store_that_an_earlier_mode_left_is_lost_when_cache_and_registry_change_places(
-    before: Kind, after: Kind, stores: set[StoreContent] | None, loses: bool
+    before: ModeKind, after: ModeKind, stores: set[StoreContent] | None, loses: bool
 ) -> None:
     known = None if stores is None else frozenset(stores)
     plan = planned(before, after, changed(stores=known))
@@ -368,7 +378,7 @@ def test_a_store_that_an_earlier_mode_left_is_lost_when_cache_and_registry_chang
 
 
 @pytest.mark.parametrize(("before", "after"), [(L, P), (P, L)])
-def test_the_way_round_a_closed_one_loses_the_store_too(before: Kind, after: Kind) -> None:
+def test_the_way_round_a_closed_one_loses_the_store_too(before: ModeKind, after: ModeKind) -> None:
     plan = planned(before, after, changed(stores=None))
     assert not plan.allowed
     assert "may" not in risks(plan)[Risk.DATA_LOSS].split(":")[0]
@@ -391,7 +401,7 @@ def test_images_that_an_earlier_local_left_may_be_old() -> None:
 )
 @pytest.mark.parametrize("before", [U, D, OLD])
 def test_a_switch_that_was_begun_counts_like_one_that_was_completed(
-    before: Kind, aborted: Kind, after: Kind
+    before: ModeKind, aborted: ModeKind, after: ModeKind
 ) -> None:
     facts = changed(aborted=SETTINGS[aborted], stores=None)
     plan = planned(before, after, facts)
@@ -407,20 +417,22 @@ def test_a_switch_that_was_begun_counts_like_one_that_was_completed(
 
 @pytest.mark.parametrize("before", [U, D])
 @pytest.mark.parametrize("aborted", [P, L])
-def test_one_can_go_back_and_go_on_after_an_aborted_switch(before: Kind, aborted: Kind) -> None:
+def test_one_can_go_back_and_go_on_after_an_aborted_switch(
+    before: ModeKind, aborted: ModeKind
+) -> None:
     facts = changed(aborted=SETTINGS[aborted])
     back = plan_switch(SETTINGS[before], SETTINGS[before], facts)
     assert back.allowed
     assert C.CLEANUP_NODE_SERVICES in [step.condition for step in back.steps]
     on = planned(before, aborted, facts)
     assert on.allowed
-    assert [step.condition for step in on.steps] == ORDER[aborted]
+    assert [step.condition for step in on.steps] == list(conditions_of(aborted))
 
 
 def test_local_is_gone_back_to_after_an_aborted_switch_away() -> None:
     plan = plan_switch(SETTINGS[L], SETTINGS[L], changed(aborted=SETTINGS[D]))
     assert (plan.verdict, plan.allowed) == (Verdict.SWITCH, True)
-    assert [step.condition for step in plan.steps] == ORDER[L]
+    assert [step.condition for step in plan.steps] == list(conditions_of(L))
 
 
 @pytest.mark.parametrize(
@@ -431,7 +443,7 @@ def test_local_is_gone_back_to_after_an_aborted_switch_away() -> None:
     ],
 )
 def test_components_restart_when_image_references_change(
-    before: Kind, after: Kind, restarts: bool
+    before: ModeKind, after: ModeKind, restarts: bool
 ) -> None:
     assert (Risk.RESTART in risks(planned(before, after))) is restarts
 
@@ -505,8 +517,8 @@ def test_a_closed_way_always_comes_with_an_open_one(
     current: RegistrySettings, target: RegistrySettings, facts: ClusterFacts, strict: bool
 ) -> None:
     plan = plan_switch(current, target, facts, strict=strict)
-    before, after = kind_of(current), kind_of(target)
-    aborted = None if facts.aborted is None else kind_of(facts.aborted)
+    before, after = current.kind, target.kind
+    aborted = None if facts.aborted is None else facts.aborted.kind
     if plan.verdict is Verdict.NOTHING:
         return
     origins = [before] if aborted is None else [before, aborted]
@@ -572,7 +584,7 @@ def test_the_same_host_with_a_new_path_keeps_its_old_way_until_the_end() -> None
 
 def test_a_plan_that_took_the_old_way_first_would_be_noticed() -> None:
     # The law above must be able to fail: the same steps in another order break it.
-    from mirror.modes.routing import Layout, apply
+    from mirror.modes.plan import Layout, apply
 
     now = Layout(D, SETTINGS[D].upstream).routing()
     wanted = Layout(L, None)

@@ -22,7 +22,7 @@ from mirror.operations import (
 from mirror.operations.prune import prune
 from mirror.run import Run
 from mirror.sync import Inventory, MemoryStore
-from mirror.sync.publication import read_state
+from mirror.sync.publication_state import read_state
 from mirror.sync.registry import RegistrySource, RegistryTarget
 from mirror.sync.statement import REPOSITORY
 from mirror.sync.tree import RegistryTree

@@ -114,8 +114,8 @@ def test_where_a_build_comes_from_does_not_matter_to_a_need() -> None:
 @pytest.mark.parametrize(
     ("document", "problem"),
     [
-        ("[]", "Input should be"),
-        ("just text", "Input should be"),
+        ("[]", "invalid contract: expected keys and values"),
+        ("just text", "invalid contract: expected keys and values"),
         ("{", "neither JSON nor YAML"),
         ("a: &x 1\nb: *x", "references (*name) are not read"),
         ("[" * 5000, "neither JSON nor YAML"),

@@ -33,11 +33,12 @@ def source(offer: MakeOffer) -> Offer:
     [
         ({"version.json": "v1.70.0"}, "version.json cannot be read: Invalid JSON"),
         ({"version.json": "[]"}, "version.json cannot be read"),
+        ({"version.json": '{"version": "v1.70.0+b"}'}, "names 'v1.70.0+b', which no tag can spell"),
         ({"version.json": '{"suspend": true}'}, "version: Field required"),
         ({"version.json": '{"version": "newest"}'}, "'newest', which is no semantic version"),
         ({"changelog.yaml": "{}"}, "the image has no version.json"),
     ],
-    ids=["no JSON", "no object", "no version", "no semver", "missing"],
+    ids=["no JSON", "no object", "build", "no version", "no semver", "missing"],
 )
 @pytest.mark.parametrize(
     "path", ["release-channel", "modules/console/release", "packages/grafana/version"]
@@ -53,7 +54,7 @@ def test_a_release_image_that_does_not_say_which_version_it_is(
 def test_a_changelog_that_is_no_mapping(source: Offer) -> None:
     files = {"version.json": '{"version": "v1.70.0"}', "changelog.yaml": "- fix"}
     source.depot.put(source.at("release-channel"), files_image(files), "v1.70.0")
-    source.plan().failed(1, "release-channel:v1.70.0", "changelog.yaml is no mapping")
+    source.plan().failed(1, "release-channel:v1.70.0", "changelog.yaml is not a mapping")
 
 
 # -- what installers list --------------------------------------------------------------------------
@@ -65,8 +66,8 @@ def test_a_changelog_that_is_no_mapping(source: Offer) -> None:
         ({DIGESTS: '{"common": {"init": "v1"}}'}, (DIGESTS, "common/init", "'v1'")),
         ({DIGESTS: '{"common": "sha256:1"}'}, (DIGESTS, "common: not a mapping of images")),
         ({DIGESTS: '{"common": {"init": 1}}'}, (DIGESTS, "common/init: not a string")),
-        ({DIGESTS: "[]"}, (f"{DIGESTS} is no JSON object",)),
-        ({DIGESTS: "{"}, (f"{DIGESTS} is no JSON",)),
+        ({DIGESTS: "[]"}, (f"{DIGESTS} is not a JSON object",)),
+        ({DIGESTS: "{"}, (f"{DIGESTS} cannot be read",)),
         ({TAGS: '{"common": {"init": "no tag"}}'}, (TAGS, "common/init", "'no tag' is no tag")),
         ({"deckhouse/version": "v1.70.0"}, ("neither", DIGESTS, TAGS)),
     ],
@@ -184,8 +185,8 @@ def test_an_exact_version_that_is_not_there(source: Offer) -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("[]", "extra_images.json is no JSON object"),
-        ("{", "extra_images.json is no JSON"),
+        ("[]", "extra_images.json is not a JSON object"),
+        ("{", "extra_images.json cannot be read"),
         ('{"db": "no tag"}', "extra_images.json: db: 'no tag' is no tag"),
     ],
 )
@@ -457,8 +458,8 @@ BOMB = "\n".join(
         (BOMB, "references (*name) are not read"),
         ("a: " + "[" * 60 + "]" * 60, "nests more than 50 levels"),
         ("a: " + "x" * (5 << 20), "are read"),
-        ("a: 0x" + "f" * 5000, "cannot be written down again"),
-        ("a: 2024-99-99", "is no YAML"),
+        ("a: 0x" + "f" * 5000, "a number has more than 100 digits"),
+        ("a: 2024-99-99", "cannot be read: month must be in 1..12"),
     ],
     ids=["references", "depth", "length", "number", "date"],
 )

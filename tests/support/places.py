@@ -26,7 +26,8 @@ from mirror.sync import (
     make_plan,
     transfer,
 )
-from mirror.sync.publication import Goal, Publication, read_state
+from mirror.sync.publication import Goal, Publication
+from mirror.sync.publication_state import read_state
 from mirror.sync.registry import RegistrySource, RegistryTarget, below
 from mirror.sync.statement import Statement
 from mirror.sync.tree import RegistryTree

@@ -14,13 +14,14 @@ from mirror.registry import ConnectionOptions, RegistryClient
 from mirror.serve import MemoryStorage, put_blob
 from mirror.sync import Inventory
 from mirror.sync.artifact import Artifact, put_artifact
-from mirror.sync.publication import (
+from mirror.sync.publication_state import (
+    Published,
     generation_tag,
     generations,
     read_statement,
     statement_digest,
 )
-from mirror.sync.statement import REPOSITORY, Published, Statement
+from mirror.sync.statement import REPOSITORY, Statement
 from mirror.testing import EmbeddedRegistry
 from tests.support.inventories import put_image, sample_store
 from tests.support.places import client_of, tree_of

@@ -11,7 +11,8 @@ from mirror.registry import ConnectionOptions, RegistryClient, RegistryWriter, R
 from mirror.run import Run
 from mirror.sync import Inventory, MemoryStore, PutTag, make_plan, transfer
 from mirror.sync.nodes import RepositoryContent
-from mirror.sync.publication import announce, read_state
+from mirror.sync.publication import announce
+from mirror.sync.publication_state import read_state
 from mirror.sync.removal import (
     DropManifest,
     DropTag,

@@ -7,13 +7,8 @@ from hypothesis import strategies as st
 
 from mirror.oci import Digest
 from mirror.sync import Inventory, InventoryBuilder
-from mirror.sync.statement import (
-    PublicationState,
-    Published,
-    Statement,
-    next_statement,
-    state_before,
-)
+from mirror.sync.publication_state import PublicationState, Published, next_statement
+from mirror.sync.statement import Statement, state_before
 from mirror.sync.tags import (
     Tags,
     changes,

@@ -13,12 +13,13 @@ from mirror.serve.server import ServerThread, listen
 from mirror.watch.cycle import CycleResult
 from mirror.watch.daemon import Daemon
 from mirror.watch.service import create_app, tells_of_change
-from tests.watch.test_daemon import HOURLY, Cycles, wait_for
+from tests.support.patience import wait_until
+from tests.watch.test_daemon import HOURLY, Cycles
 
 TOKEN = "between-us"
 
 
-class RegistryTree:
+class Site:
     """A running daemon and its pages."""
 
     def __init__(self, cycles: Cycles, token: str | None) -> None:
@@ -28,7 +29,7 @@ class RegistryTree:
         self.url = f"http://127.0.0.1:{listener.getsockname()[1]}"
         self._server = ServerThread(create_app(self.daemon, notify_token=token), listener)
 
-    def __enter__(self) -> RegistryTree:
+    def __enter__(self) -> Site:
         self._server.start()
         self.daemon.start()
         return self
@@ -45,12 +46,12 @@ class RegistryTree:
 
 
 @pytest.fixture
-def site() -> Iterator[RegistryTree]:
-    with RegistryTree(Cycles(), None) as running:
+def site() -> Iterator[Site]:
+    with Site(Cycles(), None) as running:
         yield running
 
 
-def test_health_ends_with_the_threads(site: RegistryTree) -> None:
+def test_health_ends_with_the_threads(site: Site) -> None:
     assert site.get("/healthz").status_code == 200
     site.daemon.stop()
     assert site.get("/healthz").status_code == 500
@@ -61,8 +62,8 @@ def test_ready_tells_why_it_is_not() -> None:
     cycles.behaviour["a"] = lambda _: CycleResult(
         HOURLY.level(0, None, None), complete=False, declared=10, verified=4, errors=("no space",)
     )
-    with RegistryTree(cycles, None) as site:
-        wait_for(lambda: site.daemon.state.to_document()["replicas"]["a"] is not None)
+    with Site(cycles, None) as site:
+        wait_until(lambda: site.daemon.state.to_document()["replicas"]["a"] is not None)
         answer = site.get("/readyz")
     assert answer.status_code == 503
     replica = answer.json()["replicas"]["a"]
@@ -70,13 +71,13 @@ def test_ready_tells_why_it_is_not() -> None:
     assert replica["errors"] == ["no space"]
 
 
-def test_ready_when_the_replica_is_complete(site: RegistryTree) -> None:
-    wait_for(lambda: site.get("/readyz").status_code == 200)
+def test_ready_when_the_replica_is_complete(site: Site) -> None:
+    wait_until(lambda: site.get("/readyz").status_code == 200)
     assert site.get("/readyz").json()["ready"] is True
 
 
-def test_metrics_are_read_by_prometheus_own_parser(site: RegistryTree) -> None:
-    wait_for(site.daemon.state.ready)
+def test_metrics_are_read_by_prometheus_own_parser(site: Site) -> None:
+    wait_until(site.daemon.state.ready)
     families = {
         family.name: family for family in text_string_to_metric_families(site.get("/metrics").text)
     }
@@ -92,33 +93,33 @@ def test_metrics_are_read_by_prometheus_own_parser(site: RegistryTree) -> None:
 
 
 def test_a_registrys_notification_of_a_push_wakes_it_and_one_of_a_pull_does_not(
-    site: RegistryTree,
+    site: Site,
 ) -> None:
-    wait_for(site.daemon.state.ready)
+    wait_until(site.daemon.state.ready)
     assert site.notify({"events": [{"action": "pull"}]}).status_code == 202
     assert site.notify({"events": [{"action": "pull"}, {"action": "push"}]}).status_code == 202
-    wait_for(lambda: site.cycles.count("a") == 2)
+    wait_until(lambda: site.cycles.count("a") == 2)
 
 
 @pytest.mark.parametrize("body", [[], {}, {"events": 1}, {"events": ["push"]}, "push"])
-def test_what_is_no_notification_is_refused(site: RegistryTree, body: Any) -> None:
+def test_what_is_no_notification_is_refused(site: Site, body: Any) -> None:
     answer = site.notify(body)
     assert answer.status_code == 400
     assert "not a notification" in answer.text
 
 
-def test_a_body_without_end_is_refused(site: RegistryTree) -> None:
+def test_a_body_without_end_is_refused(site: Site) -> None:
     answer = httpx.post(f"{site.url}/notify", content=b" " * (5 << 20))
     assert answer.status_code == 413
 
 
 def test_with_a_token_only_who_has_it_wakes_the_daemon() -> None:
-    with RegistryTree(Cycles(), TOKEN) as site:
+    with Site(Cycles(), TOKEN) as site:
         push = {"events": [{"action": "push"}]}
         assert site.notify(push).status_code == 401
         assert site.notify(push, authorization="Bearer wrong").status_code == 401
         assert site.notify(push, authorization=f"Bearer {TOKEN}").status_code == 202
-        wait_for(lambda: site.cycles.count("a") == 2)
+        wait_until(lambda: site.cycles.count("a") == 2)
 
 
 def test_a_deletion_is_a_change() -> None:

@@ -1,34 +1,185 @@
 """Planning a switch between modes: what to reach in which order, what it costs, and why not.
 
-Pure: the same settings and facts give the same plan, and nothing is carried out here.
+Pure: the same settings and facts give the same plan, and nothing is carried out here. Each step
+changes a small model of a cluster (`Routing`) in a known way: the two planes on which a running
+cluster reads images, and what answers at the ends of their routes. The model answers one question:
+does anybody ever ask where nothing answers?
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from mirror.modes.conditions import ConditionType, ordered
-from mirror.modes.facts import ClusterFacts
-from mirror.modes.matrix import MATRIX, Kind, Verdict, kind_of, legal_path
+from mirror.modes.constants import BALANCER, LOGICAL_BASE, LOGICAL_HOST, ConditionType
+from mirror.modes.outcomes import ClusterFacts
 from mirror.modes.preconditions import (
     Cause,
     Doubt,
+    PlanWarning,
     Refusal,
     check_preconditions,
+    legal_path,
     transition_refusal,
+    warnings_of,
 )
-from mirror.modes.risks import PlanWarning, warnings_of
-from mirror.modes.routing import (
-    INSTALLED_WITH,
-    Layout,
-    PlannedRoute,
-    Routing,
-    apply,
-    layouts,
-)
-from mirror.modes.settings import RegistrySettings
+from mirror.modes.routes import Backend, ModeKind, Plane, Role, Verdict, conditions_of
+from mirror.modes.settings import RegistrySettings, Upstream
+
+INSTALLED_WITH = "the registry of the installation"
+"""Stands for the address of an upstream that these settings do not name."""
+
+
+# -- routes and what answers -----------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class PlannedRoute:
+    """A route that askers of a plane are given.
+
+    `names` is what image references begin with that go this way; `host` is where it leads, and
+    `backend` what must run there for it to serve.
+    """
+
+    plane: Plane
+    names: str
+    role: Role
+    host: str
+    backend: str
+
+
+@dataclass(frozen=True, slots=True)
+class Routing:
+    """The routes of a moment, what answers at their ends, and the names that images go by."""
+
+    routes: frozenset[PlannedRoute]
+    serving: frozenset[str]
+    names: frozenset[str]
+
+    def of(self, plane: Plane) -> frozenset[PlannedRoute]:
+        """The routes of one plane."""
+        return frozenset(route for route in self.routes if route.plane is plane)
+
+    def serves(self, plane: Plane) -> bool:
+        """Whether every name in use has a route on this plane at whose end something answers."""
+        return self.names <= {
+            route.names for route in self.of(plane) if route.backend in self.serving
+        }
+
+    def __or__(self, other: Routing) -> Routing:
+        return Routing(
+            self.routes | other.routes, self.serving | other.serving, self.names | other.names
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """What a kind of mode looks like when a switch to it is complete."""
+
+    kind: ModeKind
+    upstream: Upstream | None
+
+    @property
+    def address(self) -> str:
+        """The registry outside, as people write it."""
+        return INSTALLED_WITH if self.upstream is None else self.upstream.base
+
+    @property
+    def _registry(self) -> str:
+        return f"registry {self.address}"
+
+    @property
+    def backend(self) -> str:
+        """What the cluster itself runs; the upstream's name where it runs nothing."""
+        row = self.kind.row
+        if row.backend is None:
+            return self._registry
+        return row.backend if row.holds_own_images else f"{row.backend}: {self.address}"
+
+    @property
+    def names(self) -> str:
+        """What image references begin with."""
+        return LOGICAL_BASE if self.kind.row.managed else self.address
+
+    def route(self, plane: Plane) -> PlannedRoute:
+        """The first route of a plane."""
+        role = self.kind.row.planes[plane].roles[0]
+        if role is Role.UPSTREAM:
+            return PlannedRoute(plane, self.names, role, self.address, self._registry)
+        host = BALANCER if role is Role.BALANCER else LOGICAL_HOST
+        return PlannedRoute(plane, self.names, role, host, self.backend)
+
+    def routing(self) -> Routing:
+        """Its routes, all of which serve."""
+        routes = frozenset(map(self.route, (Plane.CRI, Plane.API)))
+        serving = {route.backend for route in routes}
+        if not self.kind.row.holds_own_images:
+            serving.add(self._registry)
+        return Routing(routes, frozenset(serving), frozenset({self.names}))
+
+
+def layouts(
+    current: RegistrySettings, target: RegistrySettings, facts: ClusterFacts
+) -> tuple[list[Layout], Layout]:
+    """What is there, aborted switches included, and what is to be there."""
+    there = [Layout(current.kind, current.upstream)]
+    if facts.aborted is not None:
+        there.append(_towards(current, facts.aborted))
+    return there, _towards(current, target)
+
+
+def _towards(current: RegistrySettings, target: RegistrySettings) -> Layout:
+    """What `target` looks like for a cluster that comes from `current`."""
+    kept = current if not target.configurable else target  # the deprecated kind has no settings
+    return Layout(target.kind, kept.upstream)
+
+
+_REPLICAS = (Backend.STORE, Backend.CACHE)
+_PROXY = (Backend.PROXY,)
+
+
+def apply(step: ConditionType, now: Routing, target: Layout) -> Routing:
+    """The routing once `step` of a switch to `target` is reached."""
+    final = target.routing()
+    match step:
+        case ConditionType.IMAGES if not target.kind.row.holds_own_images:
+            # The check has spoken with the upstream.
+            return replace(now, serving=now.serving | (final.serving & {target._registry}))
+        case ConditionType.NODE_SERVICES:
+            return _start(now, target.backend, _REPLICAS)
+        case ConditionType.IN_CLUSTER_PROXY:
+            return _start(now, target.backend, _PROXY)
+        case ConditionType.TRANSITION:
+            return replace(now, routes=now.routes | {target.route(Plane.CRI)})
+        case ConditionType.REGISTRY_SWITCH:
+            routes = now.of(Plane.CRI) | {target.route(Plane.API)}
+            return replace(now, routes=routes, names=final.names)
+        case ConditionType.FINAL:
+            return replace(now, routes=now.of(Plane.API) | {target.route(Plane.CRI)})
+        case ConditionType.CLEANUP_NODE_SERVICES:
+            return _stop(now, _REPLICAS)
+        case ConditionType.CLEANUP_IN_CLUSTER_PROXY:
+            return _stop(now, _PROXY)
+        case _:
+            return now
+
+
+def _start(now: Routing, backend: str, kinds: tuple[Backend, ...]) -> Routing:
+    """A backend comes up; one of its sort that runs already becomes it, behind the same address."""
+    old = frozenset(one for one in now.serving if one.startswith(kinds))
+    routes = frozenset(
+        replace(route, backend=backend) if route.backend in old else route for route in now.routes
+    )
+    return replace(now, routes=routes, serving=(now.serving - old) | {backend})
+
+
+def _stop(now: Routing, kinds: tuple[Backend, ...]) -> Routing:
+    left = frozenset(one for one in now.serving if not one.startswith(kinds))
+    return replace(now, serving=left)
+
+
+# -- the plan --------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,10 +219,10 @@ class SwitchPlan:
     straight way is closed. `doubts` are preconditions that nobody has looked at.
     """
 
-    current: Kind | None
-    target: Kind
+    current: ModeKind | None
+    target: ModeKind
     verdict: Verdict
-    path: tuple[Kind, ...]
+    path: tuple[ModeKind, ...]
     steps: tuple[Step, ...] = ()
     warnings: tuple[PlanWarning, ...] = ()
     refusals: tuple[Refusal, ...] = ()
@@ -135,27 +286,29 @@ def plan_switch(
     `facts.aborted` is what was begun since. Not `strict` allows what the cluster would do though
     its documents advise against it.
     """
-    after = kind_of(target)
+    after = target.kind
     if current is None:
         found = check_preconditions(None, target, after, facts, first=True)
         path = next((one.path for one in found.refusals if one.path), (after,))
         refusals, doubts = tuple(found.refusals), tuple(found.doubts)
         return SwitchPlan(None, after, Verdict.SWITCH, path, refusals=refusals, doubts=doubts)
-    before = kind_of(current)
-    aborted = None if facts.aborted is None else kind_of(facts.aborted)
+    before = current.kind
+    aborted = None if facts.aborted is None else facts.aborted.kind
     verdict = _verdict(current, target, before, after, facts)
     if verdict is Verdict.NOTHING:
         return SwitchPlan(before, after, verdict, (after,))
     path = legal_path(before, after, aborted, strict=strict)
-    first = not facts.node_config_managed and not before.managed
+    first = not facts.node_config_managed and not before.row.managed
     found = check_preconditions(current, target, after, facts, first=first)
     if closed := transition_refusal(before, after, aborted, strict=strict):
         found.refusals.insert(0, closed)
     elif path != (after,):
         raise AssertionError("an open way is the shortest")
-    if after is Kind.LEGACY:
+    if not after.row.configurable:
         found.refusals += _legacy_conflicts(current, target, facts)
-    warnings = warnings_of(current, target, path, facts)
+    there, wanted = layouts(current, target, facts)
+    renames = {layout.names for layout in there} != {wanted.names}
+    warnings = warnings_of(current.kind, path, facts, renames=renames)
     steps: tuple[Step, ...] = ()
     if not found.refusals:
         steps = _steps(current, target, facts)
@@ -174,11 +327,11 @@ def plan_switch(
 def _verdict(
     current: RegistrySettings,
     target: RegistrySettings,
-    before: Kind,
-    after: Kind,
+    before: ModeKind,
+    after: ModeKind,
     facts: ClusterFacts,
 ) -> Verdict:
-    verdict = MATRIX[before][after]
+    verdict = before.row.switches[after]
     if facts.aborted is not None and verdict is Verdict.NOTHING:
         return Verdict.SWITCH  # back to where it came from
     if verdict is Verdict.PARAMETERS and facts.aborted is None and _same(current, target):
@@ -203,17 +356,17 @@ def _legacy_conflicts(
             Cause.SETTINGS,
             "the deprecated kind of Unmanaged keeps the registry that the cluster has, so it "
             f"cannot be moved to {wanted.base} this way; use the section unmanaged",
-            (Kind.UNMANAGED,),
+            (ModeKind.UNMANAGED,),
         )
     there, _ = layouts(current, target, facts)
     if facts.saved_parameters is False and any(
-        layout.kind.managed or layout.upstream != current.upstream for layout in there
+        layout.kind.row.managed or layout.upstream != current.upstream for layout in there
     ):
         yield Refusal(
             Cause.SETTINGS,
             "no parameters of an earlier mode are saved, so the nodes would lose their way to the "
             "images and get no other; complete a switch to configurable Unmanaged first",
-            (Kind.UNMANAGED, Kind.LEGACY),
+            (ModeKind.UNMANAGED, ModeKind.LEGACY),
         )
 
 
@@ -230,7 +383,7 @@ def _steps(
     # Without any mode before, there is nothing saved; else each mode but Local saves it.
     saved = facts.saved_parameters is not False
     steps = []
-    for condition in ordered(wanted.kind, saved_parameters=saved):
+    for condition in conditions_of(wanted.kind, saved_parameters=saved):
         after = apply(condition, routing, wanted)
         steps.append(Step(condition, _action(condition, wanted, target), routing, after))
         routing = after
@@ -239,8 +392,8 @@ def _steps(
 
 def _action(condition: ConditionType, wanted: Layout, target: RegistrySettings) -> str:
     """What is done to reach a condition."""
-    local, serviced = wanted.kind is Kind.LOCAL, wanted.kind.node_services
-    registry = INSTALLED_WITH if wanted.upstream is None else wanted.upstream.base
+    row, registry = wanted.kind.row, wanted.address
+    local, serviced = row.holds_own_images, row.runs_replicas
     what = "the required images" if target.check_mode == "Default" else "the platform's own image"
     match condition:
         case ConditionType.IMAGES if local:
@@ -265,7 +418,7 @@ def _action(condition: ConditionType, wanted: Layout, target: RegistrySettings) 
             return (
                 "point the Service at the replicas and give the platform's components the address"
             )
-        case ConditionType.REGISTRY_SWITCH if wanted.kind.managed:
+        case ConditionType.REGISTRY_SWITCH if row.managed:
             return "point the Service at the proxy and give the platform's components the address"
         case ConditionType.REGISTRY_SWITCH:
             return f"give the platform's components the address {registry}"

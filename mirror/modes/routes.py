@@ -1,0 +1,346 @@
+"""The table of modes: what each means for routes, logins, backends, switches and conditions.
+
+This is the only module that looks at a mode. Everything else asks a row of the table: which way
+images go, who may write where, what masters run, which switch is open, what a switch must reach.
+docs/modes.md shows the same table; a test makes it from this one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from types import MappingProxyType
+from typing import Final
+
+from mirror.modes.constants import ConditionType, User
+
+
+class Mode(StrEnum):
+    """Where a cluster takes its images from."""
+
+    DIRECT = "Direct"
+    PROXY = "Proxy"
+    LOCAL = "Local"
+    UNMANAGED = "Unmanaged"
+
+
+class ModeKind(StrEnum):
+    """A mode as the table has it: Unmanaged is two kinds, of which the legacy one is deprecated."""
+
+    DIRECT = "Direct"
+    PROXY = "Proxy"
+    LOCAL = "Local"
+    UNMANAGED = "Unmanaged"
+    LEGACY = "Unmanaged (legacy)"
+
+    @classmethod
+    def of(cls, mode: Mode, *, configurable: bool) -> ModeKind:
+        """The kind of a mode; `configurable` says whether Unmanaged has a section."""
+        if mode is Mode.UNMANAGED and not configurable:
+            return cls.LEGACY
+        return cls(mode.value)
+
+    @property
+    def mode(self) -> Mode:
+        """The mode that settings and state documents name."""
+        return Mode.UNMANAGED if self is ModeKind.LEGACY else Mode(self.value)
+
+    @property
+    def row(self) -> ModeRow:
+        """What the table says of it."""
+        return TABLE[self]
+
+
+class Plane(StrEnum):
+    """Who asks, which decides the route."""
+
+    CRI = "cri"
+    """Containerd on a node."""
+    API = "api"
+    """A pod that speaks the registry protocol, as the controller does."""
+    OPERATOR = "operator"
+    """Whoever brings images in."""
+    REPLICA = "replica"
+    """A replica or a proxy of the module itself, which asks what is behind it."""
+
+
+class Role(StrEnum):
+    """What stands at the end of a route."""
+
+    UPSTREAM = "upstream"
+    """The registry outside of the cluster."""
+    BALANCER = "balancer"
+    """The node's own balancer, which passes on to any replica."""
+    SERVICE = "service"
+    """The Service in the cluster: the in-cluster proxy, or any replica."""
+    MASTER = "master"
+    """One replica."""
+    PUBLIC = "public"
+    """The public address for pushing, which leads to one replica."""
+    FOREIGN = "foreign"
+    """A registry that the settings do not name."""
+
+
+DOORS: Final = frozenset({Role.BALANCER, Role.SERVICE})
+"""Roles behind which one of several replicas answers, and not always the same."""
+
+INSIDE: Final = DOORS | {Role.MASTER}
+"""Roles for which the module's own authority vouches."""
+
+
+class Backend(StrEnum):
+    """What the cluster itself runs."""
+
+    PROXY = "in-cluster proxy"
+    """Passes requests on to the upstream and keeps nothing."""
+    CACHE = "Proxy replicas"
+    """Fetch from the upstream what they are asked for, and keep it."""
+    STORE = "Local replicas"
+    """Hold what was pushed to them."""
+
+
+class StoreContent(StrEnum):
+    """What lies in a master's data folder, whatever runs there now."""
+
+    EMPTY = "empty"
+    PLAIN = "plain"
+    """A registry's own images: what Local mode keeps, the pushed bundle above all."""
+    CACHE = "cache"
+    """Copies of an upstream's images: what Proxy mode keeps."""
+
+
+class Verdict(StrEnum):
+    """What a switch from one kind to another is."""
+
+    SWITCH = "switch"
+    PARAMETERS = "parameters"
+    """The same kind with other parameters."""
+    NOTHING = "nothing"
+    """There is nothing to change."""
+    UNDOCUMENTED = "undocumented"
+    """The cluster would do it, and its documents say not to."""
+    FORBIDDEN = "forbidden"
+    """The cluster refuses it: ErrTransitionNotSupported."""
+
+
+@dataclass(frozen=True, slots=True)
+class PlaneRow:
+    """How one plane reaches images in one mode.
+
+    Attributes:
+        roles: where to ask, in order. After a door follow the single replicas, since a client
+            behind the door cannot choose one.
+        reader: the module's user to log in as; None stands for the upstream's own login.
+        writer: the user to write as, where `writes`; None as for `reader`.
+        writes: whether the route itself may be written to.
+        refusal: why nothing may be pushed or deleted by the logical name; empty where it may.
+        no_catalogue: why the list of repositories is refused; empty where it is given.
+    """
+
+    roles: tuple[Role, ...]
+    reader: User | None = None
+    writer: User | None = None
+    writes: bool = False
+    refusal: str = ""
+    no_catalogue: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ModeRow:
+    """What one kind of mode means.
+
+    Attributes:
+        backend: what the cluster runs; None where images go by their real names.
+        planes: how each plane reaches images.
+        conditions: what a switch to it must reach, in order; `Ready` is last.
+        switches: what a switch from here to each kind is.
+        configurable: False for the deprecated kind, whose registry was set at installation.
+        users: the module's users that its replicas know.
+    """
+
+    backend: Backend | None
+    planes: Mapping[Plane, PlaneRow]
+    conditions: tuple[ConditionType, ...]
+    switches: Mapping[ModeKind, Verdict]
+    configurable: bool = True
+    users: tuple[User, ...] = ()
+
+    @property
+    def managed(self) -> bool:
+        """Whether images go by the logical address."""
+        return self.backend is not None
+
+    @property
+    def store(self) -> StoreContent | None:
+        """What the replicas on the masters keep; None where masters run no replica."""
+        return _STORES.get(self.backend) if self.backend is not None else None
+
+    @property
+    def runs_replicas(self) -> bool:
+        """Whether masters run a replica of the registry."""
+        return self.store is not None
+
+    @property
+    def holds_own_images(self) -> bool:
+        """Whether each replica holds what was pushed, by itself and with no upstream behind it."""
+        return self.store is StoreContent.PLAIN
+
+    @property
+    def runs_in_cluster_proxy(self) -> bool:
+        """Whether components reach the upstream through a proxy in the cluster."""
+        return self.backend is Backend.PROXY
+
+
+_STORES = {Backend.CACHE: StoreContent.CACHE, Backend.STORE: StoreContent.PLAIN}
+
+
+# -- the planes of each mode -----------------------------------------------------------------------
+
+_READ_ONLY_CACHE = "the cluster's registry is a read-only cache"
+_ONLY_PULLS = f"user {User.RO} may pull and nothing else"
+
+
+def _serves(asker: str) -> str:
+    return f"this address serves {asker} and takes nothing in"
+
+
+_SERVED = {
+    Plane.CRI: _serves("the nodes' pulls"),
+    Plane.API: _serves("components of the cluster"),
+    Plane.REPLICA: _serves("replication"),
+}
+_PASSES_ON = "the way through the cluster only passes reads on to the external registry"
+_UPSTREAM = (Role.UPSTREAM,)
+_PUSHED = PlaneRow(_UPSTREAM, writes=True)
+
+_UNMANAGED_PLANES = MappingProxyType(
+    {
+        **{plane: PlaneRow(_UPSTREAM, refusal=refusal) for plane, refusal in _SERVED.items()},
+        Plane.OPERATOR: _PUSHED,
+    }
+)
+_DIRECT_PLANES = MappingProxyType(
+    {
+        Plane.CRI: PlaneRow(_UPSTREAM, refusal="containerd only reads"),
+        Plane.API: PlaneRow(
+            (Role.SERVICE,),
+            refusal=_PASSES_ON,
+            no_catalogue="the in-cluster pass-through grants pulls only",
+        ),
+        Plane.OPERATOR: _PUSHED,
+        Plane.REPLICA: PlaneRow(_UPSTREAM, refusal=_PASSES_ON),
+    }
+)
+
+
+def _through_replicas(door: Role, refusal: str) -> PlaneRow:
+    return PlaneRow((door, Role.MASTER), User.RO, refusal=refusal, no_catalogue=_ONLY_PULLS)
+
+
+_PROXY_PLANES = MappingProxyType(
+    {
+        Plane.CRI: _through_replicas(Role.BALANCER, _READ_ONLY_CACHE),
+        Plane.API: _through_replicas(Role.SERVICE, _READ_ONLY_CACHE),
+        # The upstream takes pushes under its own name; the logical one would mean a cache.
+        Plane.OPERATOR: PlaneRow(_UPSTREAM, writes=True, refusal=_READ_ONLY_CACHE),
+        Plane.REPLICA: PlaneRow(_UPSTREAM, refusal=_READ_ONLY_CACHE),
+    }
+)
+_LOCAL_PLANES = MappingProxyType(
+    {
+        Plane.CRI: _through_replicas(Role.BALANCER, _SERVED[Plane.CRI]),
+        Plane.API: _through_replicas(Role.SERVICE, _SERVED[Plane.API]),
+        # Without a public domain, images are pushed to a master.
+        Plane.OPERATOR: PlaneRow((Role.PUBLIC,), User.RW, User.RW, writes=True),
+        # A replica reads its peers as the puller, and writes its own store as the pusher.
+        Plane.REPLICA: PlaneRow(
+            (Role.MASTER,),
+            User.MIRROR_PULLER,
+            User.MIRROR_PUSHER,
+            writes=True,
+            refusal=_SERVED[Plane.REPLICA],
+        ),
+    }
+)
+
+# -- switches and conditions -----------------------------------------------------------------------
+
+STOPOVERS: Final = (ModeKind.DIRECT, ModeKind.UNMANAGED)
+"""Every kind can be left for these and reached from these."""
+
+_C = ConditionType
+WITH_SAVED_PARAMETERS: Final = frozenset({_C.IMAGES, _C.TRANSITION, _C.REGISTRY_SWITCH})
+"""What the deprecated kind of Unmanaged does only while parameters of an earlier mode are saved."""
+
+
+def _to(
+    direct: str, proxy: str, local: str, unmanaged: str, legacy: str
+) -> dict[ModeKind, Verdict]:
+    words = {"yes": Verdict.SWITCH, "other": Verdict.PARAMETERS, "same": Verdict.NOTHING}
+    words |= {"no": Verdict.FORBIDDEN, "docs": Verdict.UNDOCUMENTED}
+    cells = zip(ModeKind, (direct, proxy, local, unmanaged, legacy), strict=True)
+    return {kind: words[cell] for kind, cell in cells}
+
+
+TABLE: Final[Mapping[ModeKind, ModeRow]] = MappingProxyType(
+    {
+        ModeKind.DIRECT: ModeRow(
+            Backend.PROXY,
+            _DIRECT_PLANES,
+            (
+                *(_C.IMAGES, _C.PREFLIGHT, _C.TRANSITION, _C.IN_CLUSTER_PROXY),
+                *(_C.REGISTRY_SWITCH, _C.FINAL, _C.CLEANUP_NODE_SERVICES, _C.READY),
+            ),
+            #   to: Direct Proxy  Local  Unmanaged legacy
+            _to("other", "yes", "yes", "yes", "docs"),
+        ),
+        ModeKind.PROXY: ModeRow(
+            Backend.CACHE,
+            _PROXY_PLANES,
+            (
+                *(_C.IMAGES, _C.PREFLIGHT, _C.NODE_SERVICES, _C.TRANSITION),
+                *(_C.REGISTRY_SWITCH, _C.FINAL, _C.CLEANUP_IN_CLUSTER_PROXY, _C.READY),
+            ),
+            _to("yes", "other", "no", "yes", "docs"),
+            users=(User.RO,),
+        ),
+        ModeKind.LOCAL: ModeRow(
+            Backend.STORE,
+            _LOCAL_PLANES,
+            (
+                *(_C.PREFLIGHT, _C.NODE_SERVICES, _C.IMAGES, _C.TRANSITION),
+                *(_C.REGISTRY_SWITCH, _C.FINAL, _C.CLEANUP_IN_CLUSTER_PROXY, _C.READY),
+            ),
+            _to("yes", "no", "same", "yes", "no"),
+            users=tuple(User),
+        ),
+        ModeKind.UNMANAGED: ModeRow(
+            None,
+            _UNMANAGED_PLANES,
+            (
+                *(_C.IMAGES, _C.PREFLIGHT, _C.TRANSITION, _C.REGISTRY_SWITCH, _C.FINAL),
+                *(_C.CLEANUP_NODE_SERVICES, _C.CLEANUP_IN_CLUSTER_PROXY, _C.READY),
+            ),
+            _to("yes", "yes", "yes", "other", "yes"),
+        ),
+        ModeKind.LEGACY: ModeRow(
+            None,
+            _UNMANAGED_PLANES,
+            (
+                *(_C.IMAGES, _C.TRANSITION, _C.REGISTRY_SWITCH, _C.FINAL),
+                *(_C.CLEANUP_NODE_SERVICES, _C.CLEANUP_IN_CLUSTER_PROXY, _C.READY),
+            ),
+            _to("yes", "yes", "yes", "yes", "same"),
+            configurable=False,
+        ),
+    }
+)
+
+
+def conditions_of(target: ModeKind, *, saved_parameters: bool = True) -> tuple[ConditionType, ...]:
+    """What a switch to `target` must reach, in order; `Ready` is last."""
+    order = target.row.conditions
+    if target.row.configurable or saved_parameters:
+        return order
+    return tuple(one for one in order if one not in WITH_SAVED_PARAMETERS)

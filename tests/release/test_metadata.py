@@ -1,0 +1,69 @@
+"""What release images say of themselves is read, or refused as a fault of the source."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+
+from hypothesis import given, settings
+from semver import Version
+
+from mirror.errors import SourceContentError
+from mirror.release.contracts import parse_contract
+from mirror.release.metadata import (
+    DescribedRelease,
+    ReleaseInfo,
+    deckhouse_releases,
+    find_digests,
+    parse_changelog,
+    parse_component_digests,
+    parse_component_tags,
+    parse_extra_images,
+    parse_release,
+)
+from tests.support.hostile import json_documents, yaml_documents
+
+WHERE = "registry.example.com/deckhouse/ee/release-channel:alpha"
+_VERSION_KEYS = ["version", "suspend", "requirements", "disruptions"]
+_CONTRACT_KEYS = [
+    *("name", "version", "requirements", "modules", "plugins", "deckhouse", "constraint"),
+    *("mandatory", "conditional", "anyOf", "noneOf"),
+]
+
+
+@settings(max_examples=300)
+@given(json_documents(_VERSION_KEYS))
+def test_any_version_json_is_read_or_refused(data: bytes) -> None:
+    for version_only in (True, False):
+        with contextlib.suppress(SourceContentError):
+            info = parse_release(data, WHERE, version_only=version_only)
+            deckhouse_releases([DescribedRelease(info)])
+
+
+@settings(max_examples=300)
+@given(yaml_documents(["ingress", "fixes"]))
+def test_any_changelog_is_read_and_can_be_written_down_or_is_refused(data: bytes) -> None:
+    try:
+        changelog = parse_changelog(data, WHERE)
+    except SourceContentError as err:
+        assert str(err).startswith(f"{WHERE}: changelog.yaml ")  # noqa: PT017 - or it is read
+        return
+    assert deckhouse_releases([DescribedRelease(ReleaseInfo(Version(1)), changelog)])
+
+
+@settings(max_examples=300)
+@given(json_documents(["module", "image"]))
+def test_any_list_of_images_is_read_or_refused(data: bytes) -> None:
+    for parse in (parse_component_digests, parse_component_tags, parse_extra_images):
+        with contextlib.suppress(SourceContentError):
+            parse(data, WHERE)
+    find_digests(data)
+
+
+@settings(max_examples=300)
+@given(yaml_documents(_CONTRACT_KEYS))
+def test_any_contract_is_read_or_refused(data: bytes) -> None:
+    annotation = base64.b64encode(data).decode()
+    with contextlib.suppress(SourceContentError):
+        contract = parse_contract(annotation, name="pg", version="v1.0.0", where=WHERE)
+        str(contract)

@@ -1,0 +1,107 @@
+"""Documents from outside are read, or refused with a reason; nothing else ever happens."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from pydantic import BaseModel, ValidationError
+
+from mirror.documents import MAX_DIGITS, parse_json, parse_yaml, problems
+from tests.support.hostile import json_documents, yaml_documents
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("NaN", "NaN is not a number of JSON"),
+        ("[1e999]", "the number 1e999 is too large"),
+        ("1" * 5000, "a number has 5000 digits; at most 100 are read"),
+        ("[" * 100_000, "it nests too deeply"),
+        ('"\\ud800"', "surrogates not allowed"),
+        (b'"\xed\xa0\x80"', "invalid continuation byte"),
+        ("{", "Expecting property name"),
+    ],
+)
+def test_json_that_cannot_be_written_down_again_is_refused(text: str | bytes, why: str) -> None:
+    with pytest.raises(ValueError, match=why):
+        parse_json(text)
+
+
+def test_json_is_read() -> None:
+    assert parse_json(b'{"a": [1, -2.5, null, true, "\\u00e9\\ud83d\\ude00"]}') == {
+        "a": [1, -2.5, None, True, "é😀"]
+    }
+    assert parse_json("9" * MAX_DIGITS) == int("9" * MAX_DIGITS)
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("a: &x [1]\nb: *x", "references"),
+        ("[" * 60, "nests more than 50 levels"),
+        ("a: 2024-99-99", "month must be in"),
+        ("a: !!bool maybe", "maybe"),
+        ("a: " + "1:" * 100 + "1", "a number has more than 100 digits"),
+        ("a: !!int '" + "1:" * 100 + "1'", "a number has more than 100 digits"),
+        ("a: 0x" + "f" * 200, "a number has more than 100 digits"),
+        (" " * (5 << 20), "at most 4194304 are read"),
+        ("a: [", "expected"),
+        ("a: !!python/object:os.system x", "could not determine a constructor"),
+    ],
+)
+def test_yaml_that_costs_much_or_means_nothing_is_refused(text: str, why: str) -> None:
+    with pytest.raises(ValueError, match=why):
+        parse_yaml(text)
+
+
+def test_yaml_is_read() -> None:
+    assert parse_yaml("a: [1, x, 0x10]\n") == {"a": [1, "x", 16]}
+    assert parse_yaml("a: [1, x, 0x10]\n", texts_only=True) == {"a": ["1", "x", "0x10"]}
+    assert parse_yaml("a: '" + "1" * 200 + "'") == {"a": "1" * 200}
+
+
+@settings(max_examples=300)
+@given(json_documents(["a", "b"]))
+def test_any_json_is_read_or_refused(data: bytes) -> None:
+    try:
+        document = parse_json(data)
+    except ValueError:
+        return
+    json.dumps(document, allow_nan=False, ensure_ascii=False).encode()
+
+
+@settings(max_examples=300)
+@given(yaml_documents(["a", "b"]))
+def test_any_yaml_is_read_or_refused(data: bytes) -> None:
+    for texts_only in (False, True):
+        try:
+            document = parse_yaml(data, texts_only=texts_only)
+        except ValueError:
+            continue
+        yaml.safe_dump(document, allow_unicode=True).encode()
+
+
+class Inner(BaseModel):
+    count: int
+
+
+class Outer(BaseModel):
+    inner: Inner
+    names: list[str]
+
+
+def test_mistakes_are_told_by_their_place_and_without_the_value() -> None:
+    document: dict[str, Any] = {"inner": {"count": "secret"}, "names": "secret"}
+    with pytest.raises(ValidationError) as caught:
+        Outer.model_validate(document)
+    found = problems(caught.value)
+    assert [one.partition(":")[0] for one in found] == ["inner.count", "names"]
+    assert "secret" not in "".join(found)
+    with pytest.raises(ValidationError) as caught:
+        Outer.model_validate([])
+    assert problems(caught.value, "the document")[0].startswith("the document: ")
+    assert not problems(caught.value)[0].startswith(":")
