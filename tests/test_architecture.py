@@ -20,6 +20,7 @@ GROUND = frozenset({"errors", "events"})
 
 _BELOW = {
     "run": "",
+    "job": "run",
     "durable": "",
     "documents": "",
     "oci": "documents",
