@@ -11,7 +11,8 @@ import click
 
 from mirror.bundle.reader import read_inventory
 from mirror.commands import options
-from mirror.commands.shared import TreeAccess, show
+from mirror.commands.access import TreeAccess
+from mirror.commands.errors import show
 from mirror.durable import write_durably
 from mirror.errors import InputError
 from mirror.oci import Repository

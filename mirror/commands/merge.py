@@ -13,8 +13,8 @@ from mirror.bundle import gost
 from mirror.bundle.parts import parse_part_size
 from mirror.bundle.reader import BundleReader
 from mirror.commands import options
+from mirror.commands.errors import show
 from mirror.commands.login import signer
-from mirror.commands.shared import show
 from mirror.config import PullConfig
 from mirror.errors import InputError
 from mirror.operations import Packing, merge

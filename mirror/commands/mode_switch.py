@@ -13,8 +13,7 @@ import click
 from mirror.bundle.reader import read_inventory
 from mirror.commands import options
 from mirror.commands.cluster import Cluster
-from mirror.commands.errors import print_json
-from mirror.commands.shared import show
+from mirror.commands.errors import print_json, show
 from mirror.errors import InputError, IntegrityError, InvalidSettingsError, MirrorError
 from mirror.modes.check import CheckReport, ItemState, check_images, connect_with, targets_for
 from mirror.modes.outcomes import ClusterFacts

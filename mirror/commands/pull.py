@@ -1,4 +1,4 @@
-"""`mirror pull`."""
+"""`mirror pull`, and `mirror config` for its settings."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from mirror.bundle.folder import check_folder
 from mirror.bundle.reader import read_inventory
 from mirror.commands import options
 from mirror.commands.cluster import Cluster, Reached, cluster_of
+from mirror.commands.errors import print_json, show
 from mirror.commands.login import credentials_for, license_credentials, signer
-from mirror.commands.shared import show
 from mirror.config import PullConfig
 from mirror.errors import InputError, InvalidReferenceError
 from mirror.events import Warned
@@ -218,3 +218,14 @@ class _Base:
             return registry_inventory(
                 RegistryTree(client, self.root, modules_suffix), run=run
             ).inventory
+
+
+@click.group("config")
+def config_group() -> None:
+    """Settings files for `mirror pull --config`."""
+
+
+@config_group.command("schema")
+def config_schema() -> None:
+    """Print the JSON Schema of a settings file."""
+    print_json(PullConfig.model_json_schema(by_alias=True))

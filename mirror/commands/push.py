@@ -12,7 +12,8 @@ import click
 
 from mirror.bundle.reader import BundleReader
 from mirror.commands import options
-from mirror.commands.shared import TreeAccess, show
+from mirror.commands.access import TreeAccess
+from mirror.commands.errors import show
 from mirror.errors import InputError, InvalidReferenceError
 from mirror.oci import Repository
 from mirror.operations import plan_push, push, push_to_all

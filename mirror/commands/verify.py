@@ -11,7 +11,8 @@ import click
 from mirror.bundle.reader import BundleReader
 from mirror.bundle.verify import BundleReport
 from mirror.commands import options
-from mirror.commands.shared import TreeAccess, show
+from mirror.commands.access import TreeAccess
+from mirror.commands.errors import show
 from mirror.errors import InputError, IntegrityError
 from mirror.operations import RegistryReport, verify, verify_registry
 from mirror.reports.bundles import bundle_summary, registry_summary
