@@ -67,7 +67,7 @@ def _hints(name: str, one: Any) -> Iterator[tuple[str, Any]]:
 
 def _types_of(one: Any) -> dict[str, Any]:
     module = importlib.import_module(one.__module__)
-    return typing.get_type_hints(one, globalns=vars(module), localns=_all_names())
+    return typing.get_type_hints(one, globalns={**_all_names(), **vars(module)})
 
 
 @cache
