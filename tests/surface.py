@@ -1,4 +1,8 @@
-"""The public surface of the library, walked: what its signatures and fields mention."""
+"""The public surface of the library, walked: what its signatures and fields mention.
+
+`python -m tests.surface` writes `mirror/__init__.pyi` anew: the names that it lists, from wherever
+they live now, and every type that these mention.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +12,10 @@ import importlib
 import inspect
 import pkgutil
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from functools import cache
+from pathlib import Path
 from types import FunctionType, ModuleType
 from typing import Any
 
@@ -97,5 +103,43 @@ def _classes(hint: Any) -> Iterator[type]:
         yield from _classes(hint.__supertype__)
 
 
+def stub() -> str:
+    """The text of `mirror/__init__.pyi`, closed."""
+    known: dict[str, str] = vars(mirror)["_homes"]()
+    names = {name: _found(name, home) for name, home in known.items()}
+    while leaked := _leaked(names):
+        names.update(leaked)
+    lines = [
+        '"""The public names of the library, and where each lives; type checkers read this."""',
+        "",
+    ]
+    homes: dict[str, list[str]] = {}
+    for name, one in names.items():
+        home = getattr(one, "__module__", "")  # a type such as OnEvent is not of ours
+        homes.setdefault(home if home.startswith("mirror.") else known[name], []).append(name)
+    for home in sorted(homes):
+        lines += [f"from {home} import {name} as {name}" for name in sorted(homes[home])]
+    return "\n".join([*lines, "", "__all__: list[str]", ""])
+
+
+def _found(name: str, home: str) -> Any:
+    """A public thing, wherever it lives by now."""
+    with suppress(ImportError, AttributeError):
+        return getattr(importlib.import_module(home), name)
+    return _all_names()[name]
+
+
+def _leaked(names: Mapping[str, Any]) -> dict[str, type]:
+    known = {id(one) for one in names.values()}
+    found = {}
+    for name, one in names.items():
+        for _, hint in _hints(name, one):
+            for kind in _classes(hint):
+                if kind.__module__.split(".")[0] == "mirror" and id(kind) not in known:
+                    assert kind.__name__ not in names, f"{kind} and {names[kind.__name__]}"
+                    found[kind.__name__] = kind
+    return found
+
+
 if __name__ == "__main__":
-    print("\n".join(leaks()))
+    Path(mirror.__file__).with_suffix(".pyi").write_text(stub(), encoding="utf-8")

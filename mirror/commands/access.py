@@ -22,7 +22,7 @@ from mirror.registry import (
     RegistryClient,
     UploadJournal,
 )
-from mirror.registry.retry import BRIEF
+from mirror.registry.options import BRIEF
 from mirror.sync.tree import RegistryTree
 
 _SCHEME_IS_SET = "--insecure does not go with --module-config, which has the scheme"

@@ -15,8 +15,9 @@ from mirror.operations.trees import walk_tree
 from mirror.run import Run
 from mirror.sync import Inventory, RepositoryContent, make_plan, transfer, union
 from mirror.sync.failover import FailoverSource
+from mirror.sync.observation import Depth, Failure, Item
+from mirror.sync.observe import observe
 from mirror.sync.statement import reachable
-from mirror.sync.survey import Failure, Item, survey
 from mirror.sync.tags import Tags, tags_of
 from mirror.sync.tree import RegistryTree
 
@@ -58,11 +59,11 @@ def adopt(
         try:
             found = walk_tree(peer, run=run)
             failures += found.failures
-            seen = survey(found.inventory, place, run=run)
+            seen = observe(place, found.held, Depth.LISTED, run=run)
             failures += (
                 Failure(replica.name, str(item), error) for item, error in seen.unclear.items()
             )
-            wanted, conflicts = undisputed(found.inventory, tags_of(seen.held))
+            wanted, conflicts = undisputed(found.held, tags_of(seen.held))
             failures += (_conflict(replica, peer, item) for item in conflicts)
             if not wanted.repositories:
                 continue

@@ -15,7 +15,7 @@ from mirror.errors import (
 )
 from mirror.oci import Digest
 from mirror.operations.leader import Facts, Leader
-from mirror.operations.replicate import damage, told
+from mirror.operations.replicate import describe_damage
 from mirror.operations.results import How, Outcome, ReplicaResult
 from mirror.operations.trees import listed_repositories, usual_repositories
 from mirror.run import Run
@@ -23,9 +23,10 @@ from mirror.sync import Finding, Inventory, Plan, make_plan, transfer
 from mirror.sync.difference import lacking
 from mirror.sync.failover import FailoverSource
 from mirror.sync.healing import Healer, Mending, mended, without_manifests
+from mirror.sync.observation import Depth, Failure, Item, Observation
+from mirror.sync.observe import observe
 from mirror.sync.publication_state import read_state
 from mirror.sync.statement import REPOSITORY, Statement
-from mirror.sync.survey import Failure, Item, Survey, survey
 from mirror.sync.tree import RegistryTree
 
 
@@ -98,13 +99,14 @@ class LeaderAudit:
     def _audit(self, facts: Facts) -> tuple[Failure, ...]:
         if facts.published is None:
             return facts.failures  # it was walked: there is no statement to hold it against
-        found = self._survey(facts, also=self._repositories())
+        depth = Depth.DEEP if self._how.deep else Depth.LISTED
+        found = self._observe(facts, depth, also=self._repositories())
         self._extras = tuple(_unstated(facts, found))
-        self._untold += found.untold(self._place.name)
+        self._untold += found.unlisted_failures
         if not self._how.deep:
             return self._judged(facts, found)
         place, how = self._place, self._how
-        damaged = damage(place, found, self._run)
+        damaged = found.all_damage()
         wanted = facts.with_statement()
         blobs = wanted.blob_sizes()
         broken = {d: error for d, error in damaged.items() if d not in blobs}
@@ -116,12 +118,12 @@ class LeaderAudit:
         lost += [step.digest for wave in plan.manifests for step in wave]
         if how.dry_run or not self._others:
             self._damaged = (
-                *told(place.name, damaged),
+                *describe_damage(place.name, damaged),
                 *(Finding(place.name, f"{d} is missing", digest=d) for d in lost),
             )
             return () if how.dry_run else self._as_failures()
         failures = self._heal(facts, plan, damaged, broken)
-        found = self._survey(facts)
+        found = self._observe(facts, Depth.AUDIT)
         return (*failures, *self._judged(facts, found))
 
     def _heal(
@@ -157,7 +159,7 @@ class LeaderAudit:
         self._healed = (*healed, *target.healed)
         return failures
 
-    def _judged(self, facts: Facts, found: Survey) -> tuple[Failure, ...]:
+    def _judged(self, facts: Facts, found: Observation) -> tuple[Failure, ...]:
         """What the leader states and does not hold."""
         rest = lacking(facts.inventory, found.held)
         coming = None
@@ -185,17 +187,12 @@ class LeaderAudit:
             self._untold = (Failure(self._place.name, "its list of repositories", err),)
             return frozenset()
 
-    def _survey(self, facts: Facts, also: Iterable[str] = ()) -> Survey:
-        return survey(
-            facts.with_statement() if self._how.deep else facts.inventory,
-            self._place,
-            also=also,
-            thorough=self._how.deep,
-            run=self._run,
-        )
+    def _observe(self, facts: Facts, depth: Depth, also: Iterable[str] = ()) -> Observation:
+        wanted = facts.with_statement() if self._how.deep else facts.inventory
+        return observe(self._place, wanted, depth, also=also, run=self._run)
 
 
-def _unstated(facts: Facts, found: Survey) -> Iterator[str]:
+def _unstated(facts: Facts, found: Observation) -> Iterator[str]:
     """Tags of the leader's tree that its statement does not have."""
     for path, tags in sorted(found.listed.items()):
         if path != REPOSITORY:
@@ -204,7 +201,7 @@ def _unstated(facts: Facts, found: Survey) -> Iterator[str]:
 
 
 def _lost(
-    rest: Inventory, found: Survey, coming: Statement | None, name: str
+    rest: Inventory, found: Observation, coming: Statement | None, name: str
 ) -> tuple[Failure, ...]:
     """What the leader states and does not hold, which is `rest`; `coming` is what it publishes."""
     failures = [Failure(name, str(item), error) for item, error in found.unclear.items()]

@@ -14,7 +14,7 @@ from mirror.release.discovery import has_index, index_of
 from mirror.run import Run
 from mirror.sync import Inventory, union
 from mirror.sync.difference import Difference, differ
-from mirror.sync.survey import Failure
+from mirror.sync.observation import Failure
 from mirror.sync.tags import tags_of
 from mirror.sync.tree import RegistryTree
 

@@ -10,16 +10,9 @@ from mirror.operations.leader import Leader
 from mirror.run import Run
 from mirror.sync import Inventory, union
 from mirror.sync.difference import lacking
-from mirror.sync.removal import (
-    DropManifest,
-    DropTag,
-    Removal,
-    check_deletes,
-    plan_removal,
-    remove,
-)
+from mirror.sync.observation import Failure, Observation
+from mirror.sync.removal import DropManifest, DropTag, Removal, check_deletes, plan_removal, remove
 from mirror.sync.statement import REPOSITORY
-from mirror.sync.survey import Failure, Survey
 from mirror.sync.tags import tags_of, tags_only
 from mirror.sync.tree import RegistryTree
 from mirror.sync.walk import walk
@@ -42,7 +35,7 @@ def find_extras(
     tree: RegistryTree,
     wanted: Inventory,
     known: Inventory,
-    found: Survey,
+    found: Observation,
     run: Run,
 ) -> Extras:
     """What the replica has beyond `wanted`, which it has by now.
@@ -61,9 +54,9 @@ def find_extras(
         known=lacking(known, wanted),
         only=listed,
         run=run.quietly(),
-    ).closed()
+    ).complete()
     # By now the tags that the leader has too name what they name there.
-    there = union([found.held, beyond.inventory, tags_only(tags_of(wanted))])
+    there = union([found.held, beyond.held, tags_only(tags_of(wanted))])
     return Extras(plan_removal(there, wanted, scope), beyond.failures)
 
 
@@ -116,9 +109,9 @@ def remove_extras(
 
 
 def _statements_but(tree: RegistryTree, current: Digest, run: Run) -> Removal:
-    found = walk(tree.source(), [REPOSITORY], run=run.quietly()).closed()
+    found = walk(tree.source(), [REPOSITORY], run=run.quietly()).complete()
     tags: dict[Digest, list[str]] = {}
-    for tag, digest in found.inventory.repository(REPOSITORY).tags.items():
+    for tag, digest in found.held.repository(REPOSITORY).tags.items():
         if digest != current:
             tags.setdefault(digest, []).append(tag)
     return Removal(

@@ -20,10 +20,10 @@ from mirror.oci import Digest
 from mirror.operations.trees import listed_repositories, usual_repositories
 from mirror.run import Run
 from mirror.sync import Inventory
+from mirror.sync.observation import Failure
 from mirror.sync.publication_state import read_state
-from mirror.sync.survey import Failure
 from mirror.sync.tree import RegistryTree
-from mirror.sync.walk import walk, with_blobs
+from mirror.sync.walk import walk
 
 
 @dataclass(frozen=True)
@@ -117,13 +117,11 @@ def registry_inventory(
                 "--known names a bundle that has them"
             )
         )
-    source = tree.source()
-    found = walk(source, paths, known=stated, run=run)
-    found = with_blobs(found, source, run=run)
+    found = walk(tree.source(), paths, known=stated, blobs=True, run=run)
     odd = [one for one in found.failures if isinstance(one.error, InvalidManifestError)]
     seen = RegistryInventory(
         tree.name,
-        found.inventory,
+        found.held,
         found.requests,
         tuple(f"{one.item} is left out: {one.error}" for one in odd),
         tuple(one for one in found.failures if one not in odd),

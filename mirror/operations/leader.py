@@ -22,6 +22,7 @@ from mirror.operations.trees import walk_tree
 from mirror.run import Run
 from mirror.sync import Inventory, InventoryBuilder, ManifestNode
 from mirror.sync.artifact import Artifact
+from mirror.sync.observation import Failure
 from mirror.sync.publication_state import (
     LATEST,
     PublicationState,
@@ -31,7 +32,6 @@ from mirror.sync.publication_state import (
     read_statement,
 )
 from mirror.sync.statement import REPOSITORY, generation_of
-from mirror.sync.survey import Failure
 from mirror.sync.tree import RegistryTree
 from mirror.sync.workers import gather
 
@@ -124,12 +124,12 @@ class Leader:
             self.generation = published.statement.generation
             return Facts(published.statement.inventory, published, read_artifact(tree, published))
         found = walk_tree(tree, run=self._run)
-        if not found.inventory.repositories:
+        if not found.held.repositories:
             raise NotFoundError(
                 f"the leader {tree.name} states no inventory and holds no image; push to it first, "
                 "or name another leader with --from"
             )
-        return Facts(found.inventory, failures=found.failures)
+        return Facts(found.held, failures=found.failures)
 
 
 def _read_at(tree: RegistryTree, digest: Digest) -> Published:

@@ -15,6 +15,7 @@ from mirror.release.discovery import discovery_images
 from mirror.run import Run
 from mirror.sync import Inventory, InventoryBuilder, Plan, union
 from mirror.sync.nodes import RepositoryContent
+from mirror.sync.observation import Failure
 from mirror.sync.publication import Goal, Publication, check_state
 from mirror.sync.publication_state import (
     PublicationState,
@@ -26,7 +27,6 @@ from mirror.sync.publication_state import (
 )
 from mirror.sync.removal import DropManifest, DropTag, Removal, check_deletes, plan_removal, remove
 from mirror.sync.statement import REPOSITORY, Statement, following, tool_name
-from mirror.sync.survey import Failure
 from mirror.sync.tree import RegistryTree
 from mirror.sync.walk import walk
 
@@ -108,13 +108,13 @@ def prune(
     if not kept.repositories:
         raise PruneRefusedError(f"{tree.name}: nothing was pruned: what is to be kept is empty")
     known = union([kept, stated])
-    found = walk(tree.source(), scope, known=known, run=run.quietly()).closed()
+    found = walk(tree.source(), scope, known=known, run=run.quietly()).complete()
     if found.failures:
         raise PruneRefusedError(
             f"{tree.name}: nothing was pruned: {len(found.failures)} of its items cannot be read, "
             f"the first being {found.failures[0].item}: {found.failures[0].error}"
         )
-    there = found.inventory
+    there = found.held
     removal = plan_removal(there, kept, scope)
     rest = after(there, removal)
     if not rest.repositories and removal:

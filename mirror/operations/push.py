@@ -27,10 +27,11 @@ from mirror.operations.push_reports import MemberReport, PushPlan, PushReport, Q
 from mirror.release.discovery import discovery_images
 from mirror.run import Run
 from mirror.sync import Inventory, MemoryStore, Plan, TransferReport, make_plan, union
-from mirror.sync.audit import audit
 from mirror.sync.content import Source
 from mirror.sync.failover import FailoverSource, Holder
-from mirror.sync.findings import listed
+from mirror.sync.findings import findings_of, listed
+from mirror.sync.observation import Depth
+from mirror.sync.observe import observe
 from mirror.sync.publication import Goal, Publication
 from mirror.sync.publication_state import (
     PublicationState,
@@ -218,7 +219,7 @@ def held_for(
         MissingBaseError: it lacks some of the latter.
     """
     if not bundle.bases:
-        return target.glance(wanted)
+        return target.held(wanted, Depth.PROBE)
     held = target.held(union([wanted, bundle.needed]))
     check_base(bundle, inventory, held, target.name)
     return held
@@ -352,7 +353,8 @@ class _Push:
             IncompleteError: something is missing.
             ConflictError: it states something else by now.
         """
-        findings = audit(goal.inventory, target, run=run)
+        found = observe(tree, goal.inventory, Depth.AUDIT, run=run.quietly())
+        findings = findings_of(goal.inventory, found)
         if findings:
             raise IncompleteError(
                 f"{target.name}: {len(findings)} things are missing after the push; run it again"

@@ -24,6 +24,8 @@ from mirror.sync import Finding, Inventory, InventoryBuilder, Plan, make_plan, u
 from mirror.sync.difference import lacking
 from mirror.sync.failover import FailoverSource
 from mirror.sync.healing import Healer, Mending, without_manifests
+from mirror.sync.observation import Depth, Failure, Observation, speaks_of_damage
+from mirror.sync.observe import observe
 from mirror.sync.per_item_errors import PerItemErrors
 from mirror.sync.plan import PutManifest
 from mirror.sync.publication import Goal, Publication, retract
@@ -33,10 +35,6 @@ from mirror.sync.publication_state import (
     read_state,
     statement_digest,
 )
-from mirror.sync.readback import read_back
-from mirror.sync.registry import RegistryTarget
-from mirror.sync.survey import Failure, Survey, survey
-from mirror.sync.tolerance import Tolerant, speaks_of_damage
 from mirror.sync.transfer import Independence, Interim
 from mirror.sync.tree import RegistryTree
 
@@ -123,7 +121,7 @@ class Replication:
         unclear = frozenset(item.repository for item in found.unclear)
         self._carry(facts, standing, held, unclear=unclear, quick=False)
         self._retract(standing, facts, held)
-        self._notes.failures += found.untold(self.tree.name)
+        self._notes.failures += found.unlisted_failures
         self._extras(facts, known, found)
 
     def _known(self, standing: PublicationState) -> Inventory:
@@ -143,30 +141,30 @@ class Replication:
         """What is held, taken from what the replica states; only the difference is asked about."""
         self._run.on_event(PhaseStarted(f"{self.tree.name}: comparing what is stated"))
         rest = lacking(wanted, known)
-        found = survey(rest, self._place, run=self._run)
+        found = observe(self._place, rest, Depth.LISTED, run=self._run)
         return union([known, found.held])
 
     def _wanted(self, facts: Facts) -> Inventory:
         return facts.with_statement() if self._how.deep else facts.inventory
 
-    def _survey(self, facts: Facts, known: Inventory) -> Survey:
+    def _survey(self, facts: Facts, known: Inventory) -> Observation:
         self._run.on_event(PhaseStarted(f"{self.tree.name}: comparing by digest"))
-        return survey(
-            self._wanted(facts),
+        return observe(
             self._place,
+            self._wanted(facts),
+            Depth.DEEP if self._how.deep else Depth.LISTED,
             also=known.repositories,
-            thorough=self._how.deep,
             run=self._run,
         )
 
-    def _read_and_heal(self, facts: Facts, found: Survey) -> tuple[Inventory, Survey]:
+    def _read_and_heal(self, facts: Facts, found: Observation) -> tuple[Inventory, Observation]:
         """Read back all that is there, replace what is wrong, and ask again what was unclear."""
-        damaged = damage(self._place, found, self._run)
+        damaged = found.all_damage()
         if not damaged:
             return found.held, found
         if self._how.dry_run:
             self._notes.outcome = Outcome.DIFFERS
-            self._notes.damaged += told(self.tree.name, damaged)
+            self._notes.damaged += describe_damage(self.tree.name, damaged)
             return found.held, replace(found, unclear={})
         wanted = self._wanted(facts)
         blobs = wanted.blob_sizes()
@@ -182,7 +180,7 @@ class Replication:
         held = InventoryBuilder()
         held.add_inventory(without_manifests(found.held, self._damaged))
         for item, error in found.unclear.items():
-            if item.is_blob and speaks_of_damage(error):
+            if item.is_blob and item.digest is not None and speaks_of_damage(error):
                 held.add_blob(item.repository, item.digest, blobs[item.digest])
         return held.build(), replace(found, unclear=unclear)
 
@@ -309,10 +307,8 @@ class Replication:
             IncompleteError: one is not, and cannot be brought there.
         """
         client, locate = self.tree.client, self.tree.locate
-        answers = Tolerant(client).ask_all(
-            steps,
-            lambda step: client.resolve(locate(step.repository), step.digest),
-            run=self._run,
+        answers = PerItemErrors(client, self._run).ask_all(
+            steps, lambda step: client.resolve(locate(step.repository), step.digest)
         )
         lost = {
             step: answer
@@ -336,7 +332,7 @@ class Replication:
                 f"{len(failures)} manifests do not stay in {self.tree.name}", failures
             )
 
-    def _extras(self, facts: Facts, known: Inventory, found: Survey) -> None:
+    def _extras(self, facts: Facts, known: Inventory, found: Observation) -> None:
         """Find what the leader does not have, and remove it if that was asked for."""
         how, notes = self._how, self._notes
         extras = find_extras(self.tree, facts.inventory, known, found, self._run)
@@ -374,17 +370,8 @@ class Replication:
         self._notes.manifests, self._notes.tags = plan.manifest_count, plan.tag_count
 
 
-def damage(place: RegistryTarget, found: Survey, run: Run) -> Mapping[Digest, MirrorError]:
-    """Everything there that is not what it goes by, or that the registry cannot serve."""
-    damaged = read_back(found.held, place, run=run)
-    for item, error in found.unclear.items():
-        if speaks_of_damage(error):
-            damaged.setdefault(item.digest, error)
-    return damaged
-
-
-def told(name: str, damaged: Mapping[Digest, MirrorError]) -> list[Finding]:
-    """What to say of `damage`."""
+def describe_damage(name: str, damaged: Mapping[Digest, MirrorError]) -> list[Finding]:
+    """What to say about the damage of a registry."""
     return [
         Finding(name, f"{digest} is damaged: {error}", digest=digest)
         for digest, error in sorted(damaged.items())

@@ -8,7 +8,7 @@ from typing import Any
 
 from mirror.oci import Digest
 from mirror.sync import Finding
-from mirror.sync.survey import Failure
+from mirror.sync.observation import Failure
 
 
 class Outcome(StrEnum):

@@ -12,8 +12,9 @@ from mirror.oci import Digest
 from mirror.run import Run
 from mirror.sync import Inventory
 from mirror.sync.difference import lacking
+from mirror.sync.observation import Depth, Failure
+from mirror.sync.observe import observe
 from mirror.sync.publication_state import PublicationState, read_state, read_tips
-from mirror.sync.survey import Failure, survey
 from mirror.sync.tree import RegistryTree
 from mirror.sync.workers import gather
 
@@ -186,7 +187,7 @@ def _held_against(
     current, pending = standing.current, standing.pending
     stated = current.statement.inventory if current else Inventory()
     place = tree.target(run)
-    found = survey(stated, place, thorough=thorough, run=run)
+    found = observe(place, stated, Depth.AUDIT if thorough else Depth.LISTED, run=run)
     rest = lacking(stated, found.held)
     missing = [
         *(f"tag {p or '/'}:{t}" for p, c in rest.repositories.items() for t in c.tags),

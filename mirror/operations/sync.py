@@ -21,7 +21,7 @@ from mirror.operations.leader import Leader, choose_leader
 from mirror.operations.replicate import Replication
 from mirror.operations.results import How, Outcome, ReplicaResult
 from mirror.run import Run
-from mirror.sync.survey import Failure
+from mirror.sync.observation import Failure
 from mirror.sync.tree import RegistryTree
 from mirror.sync.workers import gather
 

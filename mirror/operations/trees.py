@@ -19,11 +19,11 @@ from mirror.modes.settings import ClusterAccess, RegistrySettings
 from mirror.registry import ConnectionOptions, Credentials
 from mirror.run import Run
 from mirror.sync import Inventory
+from mirror.sync.observation import Failure, Observation
 from mirror.sync.publication_state import read_state
 from mirror.sync.statement import REPOSITORY
-from mirror.sync.survey import Failure
 from mirror.sync.tree import RegistryTree
-from mirror.sync.walk import Walk, walk
+from mirror.sync.walk import walk
 
 
 @contextmanager
@@ -56,7 +56,7 @@ def replica_trees(
 
 def walk_tree(
     tree: RegistryTree, known: Inventory | None = None, *, run: Run | None = None
-) -> Walk:
+) -> Observation:
     """What lies in the tree. Its repositories are those that the registry lists, and those of
     `known`, whose manifests need not be read again.
 
@@ -71,8 +71,8 @@ def walk_tree(
     elif not paths:
         paths.update(usual_repositories(tree))
         unlisted = (Failure(tree.name, "its list of repositories", listed),)
-    found = walk(tree.source(), paths, known=known, run=Run.of(run).quietly()).closed()
-    return replace(found, failures=(*unlisted, *found.failures))
+    found = walk(tree.source(), paths, known=known, run=Run.of(run).quietly()).complete()
+    return replace(found, general=unlisted)
 
 
 def see_registry(
@@ -89,7 +89,7 @@ def see_registry(
     state = read_state(tree)
     known = state.newest.statement.inventory if state.newest else None
     found = walk_tree(tree, known, run=run)
-    return found.inventory, found.failures
+    return found.held, found.failures
 
 
 def listed_repositories(tree: RegistryTree) -> set[str] | RegistryError:

@@ -7,11 +7,14 @@ from typing import Any
 
 from mirror.bundle.reader import BundleReader
 from mirror.bundle.verify import BundleReport, verify_bundle
+from mirror.events import PhaseStarted
 from mirror.oci import Digest
 from mirror.release.discovery import discovery_images, index_of
 from mirror.run import Run
 from mirror.sync import Finding, Inventory, union
-from mirror.sync.audit import audit
+from mirror.sync.findings import findings_of
+from mirror.sync.observation import Depth
+from mirror.sync.observe import observe
 from mirror.sync.tags import tags_of, tags_only
 from mirror.sync.tree import RegistryTree
 
@@ -74,5 +77,7 @@ def verify_registry(
     target = tree.target(run)
     index = tags_only(tags_of(discovery_images(inventory).inventory()))
     wanted = union([inventory, index_of(inventory, tags_of(target.held(index)))])
-    findings = audit(wanted, target, deep=deep, run=run)
-    return RegistryReport(tree.name, inventory, inventory.digest(), deep, findings)
+    run.on_event(PhaseStarted("comparing with the registry"))
+    found = observe(target, wanted, Depth.DEEP if deep else Depth.AUDIT, run=run)
+    findings = findings_of(wanted, found)
+    return RegistryReport(str(tree.root), inventory, inventory.digest(), deep, findings)

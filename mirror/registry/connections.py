@@ -11,12 +11,13 @@ from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
+from urllib.parse import urljoin, urlsplit, urlunsplit
 from urllib.request import getproxies
 
 import httpcore
 import httpx
 
-from mirror.errors import InputError
+from mirror.errors import InputError, RegistryError
 from mirror.registry.options import ConnectionOptions
 from mirror.registry.sockets import Backend
 
@@ -68,7 +69,7 @@ class Connections(httpx.BaseTransport):
             content=request.stream,
             extensions=request.extensions,
         )
-        proxy = proxy_for(url.scheme, url.host, url.port, self._proxies)
+        proxy = proxy_for(url.scheme, url.raw_host.decode(), url.port, self._proxies)
         pool = self._direct if proxy is None else self._by_proxy[proxy]
         with _as_httpx(request), _unlogged():
             got = pool.handle_request(sent)
@@ -254,3 +255,95 @@ def _system_has_roots() -> bool:
     if paths.cafile and Path(paths.cafile).is_file():
         return True
     return bool(paths.capath and any(Path(paths.capath).glob("*.[0-9]")))
+
+
+_PORTS = {"http": 80, "https": 443}
+
+
+def origin(url: str) -> tuple[str, str, int | None]:
+    """Scheme, host and port: what two URLs must share for credentials to follow.
+
+    Raises:
+        ValueError: the URL is malformed.
+    """
+    parts = urlsplit(url)
+    scheme = parts.scheme.lower()
+    return scheme, (parts.hostname or "").lower(), parts.port or _PORTS.get(scheme)
+
+
+def check_address(url: str) -> tuple[str, str, int | None]:
+    """The origin of an address that an answer named, if a request can be sent there.
+
+    Raises:
+        ValueError: it cannot.
+    """
+    scheme, host, port = origin(url)
+    if scheme not in _PORTS or not host:
+        raise ValueError("neither http nor https")
+    try:
+        httpx.URL(url).host.encode("idna")  # it decodes a name in punycode
+    except (httpx.InvalidURL, UnicodeError) as err:
+        raise ValueError("not an address") from err
+    return scheme, host, port
+
+
+def host_of(url: str) -> str:
+    """The host of `url`, for messages."""
+    return urlsplit(url).hostname or ""
+
+
+def path_of(url: str) -> str:
+    """`url` without its query, for messages."""
+    parts = urlsplit(url)
+    return f"{parts.netloc.rpartition('@')[2]}{parts.path}"
+
+
+class Home:
+    """The server at `base` (scheme, host and port), the only place for its credentials.
+
+    `host` is the registry that named it, for messages.
+
+    Raises:
+        ValueError: as `origin`.
+    """
+
+    def __init__(self, host: str, base: str) -> None:
+        self._host, self._base, self._origin = host, base, origin(base)
+
+    def holds(self, url: str) -> bool:
+        """Whether `url` has that server's own scheme, host and port."""
+        try:
+            return origin(url) == self._origin
+        except ValueError:
+            return False
+
+    def trusts(self, url: str) -> bool:
+        """Whether credentials may go to `url`: it is here, or the same host reached by TLS."""
+        scheme, host, port = self._origin
+        usual = (scheme, port) == ("http", _PORTS["http"])
+        return self.holds(url) or (usual and Home(host, f"https://{host}").holds(url))
+
+    def resolved(self, location: str, base: str) -> str:
+        """The absolute address that `location`, relative or not, means in an answer from `base`.
+
+        Registries behind a TLS proxy that they do not know of call themselves `http://`; an
+        address at our own host therefore keeps our own scheme and never falls back to plain HTTP.
+
+        Raises:
+            RegistryError: it is no address.
+        """
+        try:
+            joined = urljoin(base, location)
+            parts = urlsplit(joined)
+            scheme, host, port = check_address(joined)
+        except ValueError as err:
+            raise RegistryError(
+                f"{self._host} sends an address that cannot be used ({err}); "
+                "check the registry's configuration",
+                where=self._host,
+            ) from err
+        home_scheme, home_host, home_port = self._origin
+        ours = host == home_host and (port == home_port or parts.port is None)
+        if ours and scheme == "http" and home_scheme == "https":
+            return urlunsplit(("https", urlsplit(self._base).netloc, *parts[2:]))
+        return joined

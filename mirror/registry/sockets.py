@@ -15,7 +15,7 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from functools import partial
 from typing import Any, TypeAlias, TypeVar
@@ -27,6 +27,10 @@ _FIRST_READ = 64 << 10
 _MOST_READ = 1 << 20
 """Bytes asked for at once. Each system call hands the interpreter's lock over twice, so a line that
 fills its buffer is read in large pieces."""
+
+_SLOW_PIECE_S = 1.0
+_MIN_PIECE = 16 << 10
+_MAX_PIECE = 256 << 10
 
 Result = TypeVar("Result")
 Address: TypeAlias = tuple[Any, ...]
@@ -235,11 +239,9 @@ class _Tunnel(httpcore.NetworkStream):
         self._do(self._tls.do_handshake, timeout, httpcore.ConnectError)
 
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
-        """As `Stream.read`."""
         return self._do(lambda: self._tls.read(max_bytes), timeout, httpcore.ReadError)
 
     def write(self, buffer: bytes, timeout: float | None = None) -> None:
-        """As `Stream.write`."""
         view = memoryview(buffer)
         while view:
             sent = self._do(partial(self._tls.write, view), timeout, httpcore.WriteError)
@@ -250,7 +252,6 @@ class _Tunnel(httpcore.NetworkStream):
         self._outer.close()
 
     def get_extra_info(self, info: str) -> Any:
-        """As `Stream.get_extra_info`."""
         return self._outer.get_extra_info(info)
 
     def _do(
@@ -325,23 +326,12 @@ def _resolved(host: str, port: int, wait: _Wait) -> list[tuple[int, Address]]:
         finally:
             over.set()
 
-    if _is_address(host):
-        resolve()
-    else:
-        threading.Thread(target=resolve, name=f"resolve-{host[:40]}", daemon=True).start()
+    threading.Thread(target=resolve, name=f"resolve-{host[:40]}", daemon=True).start()
     while not over.wait(min(wait.left_s(), _SLICE_S)):
         wait.check()
     if failures:
         raise failures[0]
     return answers[0]
-
-
-def _is_address(host: str) -> bool:
-    for family in (socket.AF_INET, socket.AF_INET6):
-        with suppress(OSError, ValueError):
-            socket.inet_pton(family, host)
-            return True
-    return False
 
 
 def _connected(family: int, address: Address, wait: _Wait, *, share: int) -> socket.socket:
@@ -360,3 +350,58 @@ def _connected(family: int, address: Address, wait: _Wait, *, share: int) -> soc
         sock.close()
         raise
     return sock
+
+
+class StallWatch:
+    """Judges one direction of one transfer in windows of `window_s` seconds spent waiting.
+
+    Only the time that the network takes counts: a slow disk on our side is no stall. Sockets have
+    time-outs of their own for moving nothing at all; this catches the connection that trickles.
+    """
+
+    def __init__(
+        self,
+        window_s: float,
+        min_bytes: int,
+        error: Callable[[], Exception],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._window_s, self._min_bytes = window_s, min_bytes
+        self._error, self._clock = error, clock
+        self._waited_s, self._moved = 0.0, 0
+
+    def _note(self, count: int, waited_s: float) -> None:
+        self._moved += count
+        self._waited_s += waited_s
+        if self._waited_s >= self._window_s:
+            if self._moved < self._min_bytes:
+                raise self._error()
+            self._waited_s, self._moved = 0.0, 0
+
+    def received(self, chunks: Iterable[bytes]) -> Iterator[bytes]:
+        """Pass on what arrives; raise the error once it has stalled."""
+        iterator = iter(chunks)
+        while True:
+            began = self._clock()
+            chunk = next(iterator, None)
+            if chunk is None:
+                return
+            self._note(len(chunk), self._clock() - began)
+            yield chunk
+
+    def sent(self, chunks: Iterable[bytes]) -> Iterator[memoryview]:
+        """Hand out `chunks` in pieces; raise the error once their receiver has stalled.
+
+        A piece counts when the next is asked for. Pieces shrink when the line is slow, so that
+        this is soon enough to tell, and grow when it is fast, so that it costs nothing.
+        """
+        size = _MIN_PIECE
+        for chunk in chunks:
+            view = memoryview(chunk)
+            while view:
+                piece, view = view[:size], view[size:]
+                began = self._clock()
+                yield piece
+                waited_s = self._clock() - began
+                self._note(len(piece), waited_s)
+                size = _MIN_PIECE if waited_s > _SLOW_PIECE_S else min(size * 2, _MAX_PIECE)

@@ -20,7 +20,7 @@ from mirror.operations import (
 from mirror.operations.history import Generation
 from mirror.reports.bundles import duration_text, table
 from mirror.sync.difference import TagDifference
-from mirror.sync.survey import Failure
+from mirror.sync.observation import Failure
 
 _MOST = 50
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from mirror.errors import DigestMismatchError, MirrorError, UnreachableError
 from mirror.layout import is_digest_tag
 from mirror.oci import Digest
+from mirror.sync.inventory import Inventory
 from mirror.sync.nodes import RepositoryContent
+from mirror.sync.observation import Observation, speaks_of_damage
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,3 +92,68 @@ class Dependents:
                     reached.add(parent)
                     pending.append(parent)
         return tuple(sorted(tag for one in reached for tag in self._tags.get(one, ())))
+
+
+def findings_of(wanted: Inventory, found: Observation) -> tuple[Finding, ...]:
+    """Every tag, manifest and blob of `wanted` that is absent or damaged, in canonical order.
+
+    Raises:
+        MirrorError: the registry gave no clear answer about something.
+    """
+    missing = _missing(wanted, found.certain(), found.place)
+    return (*missing, *_damaged(wanted, found))
+
+
+def _missing(wanted: Inventory, held: Inventory, place: str) -> Iterator[Finding]:
+    for path, content in sorted(wanted.repositories.items()):
+        there = held.repository(path)
+        if not there:
+            lost = f"{len(content.tags)} tags, {len(content.manifests)} manifests and "
+            lost += f"{len(content.blobs)} blobs are missing"
+            tags = tuple(sorted(content.tags))
+            yield Finding(place, f"nothing of this repository is there: {lost}", path, tags)
+            continue
+        dependents = Dependents(content)
+
+        def finding(
+            problem: str, digest: Digest, dependents: Dependents = dependents, path: str = path
+        ) -> Finding:
+            return Finding(place, problem, path, dependents.tags(digest), digest)
+
+        for blob in sorted(set(content.blobs) - set(there.blobs)):
+            yield finding(f"blob {blob} is missing", blob)
+        for manifest in sorted(set(content.manifests) - set(there.manifests)):
+            yield finding(f"manifest {manifest} is missing", manifest)
+        for tag, digest in sorted(content.tags.items()):
+            named = there.tags.get(tag)
+            if named is None:
+                yield Finding(place, f"the tag is missing ({digest})", path, (tag,), digest)
+            elif named != digest:
+                problem = f"the tag names {named} instead of {digest}"
+                yield Finding(place, problem, path, (tag,), digest)
+
+
+def _damaged(wanted: Inventory, found: Observation) -> Iterator[Finding]:
+    broken = [error for error in found.damaged.values() if isinstance(error, UnreachableError)]
+    if 2 * len(broken) > len(found.held.blob_sizes()):
+        raise broken[0]  # hardly anything can be read, so this is no matter of single blobs
+    for digest, error in found.damaged.items():
+        if not speaks_of_damage(error):
+            raise error
+        yield from _everywhere(wanted, found.place, digest, error)
+
+
+def _everywhere(
+    wanted: Inventory, name: str, digest: Digest, error: MirrorError
+) -> Iterator[Finding]:
+    """One finding per repository that needs the damaged content."""
+    problem = str(error)
+    if isinstance(error, DigestMismatchError):
+        # A push alone would find it there and leave it as it is.
+        problem = (
+            f"what is there as {digest} is damaged, it hashes to {error.actual}; delete it in the "
+            "registry, then push again"
+        )
+    for path, content in sorted(wanted.repositories.items()):
+        if digest in content.blobs or digest in content.manifests:
+            yield Finding(name, problem, path, Dependents(content).tags(digest), digest)

@@ -22,12 +22,12 @@ from mirror.sync.content import BlobContent
 from mirror.sync.failover import FailoverSource
 from mirror.sync.findings import Finding
 from mirror.sync.inventory import Inventory
+from mirror.sync.observation import Failure, Item, speaks_of_damage
+from mirror.sync.observe import read_blob, read_manifest
+from mirror.sync.per_item_errors import PerItemErrors
 from mirror.sync.plan import CopyBlob
-from mirror.sync.readback import read_blob, read_manifest
 from mirror.sync.registry import RegistryTarget
 from mirror.sync.storage import Storage, relative_path
-from mirror.sync.survey import Failure, Item
-from mirror.sync.tolerance import Tolerant, speaks_of_damage
 from mirror.sync.transfer import copy_blob
 
 _log = logging.getLogger(__name__)
@@ -62,12 +62,12 @@ class Healer:
             self._discard(digest)
             self._send(digest, size, path)
             self._confirm(
-                partial(read_blob, self._place, path, digest, size, run=self._run.quietly()),
+                partial(read_blob, self._place, path, digest, size),
                 digest,
                 error,
             )
 
-        outcomes = Tolerant(self._place.client).ask_all(found, mend, run=self._run)
+        outcomes = PerItemErrors(self._place.client, self._run).ask_all(found, mend)
         healed, failures = [], []
         for (digest, path, _), outcome in zip(found, outcomes, strict=True):
             if outcome is None:

@@ -14,9 +14,7 @@ from typing import TypeVar
 from mirror.errors import (
     CancelledError,
     DeniedError,
-    InvalidManifestError,
     MirrorError,
-    RegistryError,
     UnreachableError,
 )
 from mirror.events import PhaseAdvanced, PhaseStarted
@@ -98,13 +96,3 @@ class PerItemErrors:
             if self._refused >= _REFUSALS and not self._answered:
                 raise err
         return err
-
-
-def speaks_of_damage(error: MirrorError) -> bool:
-    """Whether an error about one item may mean that its bytes are lost or wrong.
-
-    A refusal of access does not: 403 is no absence, and copying over it would not help.
-    """
-    if isinstance(error, DeniedError | CancelledError):
-        return False
-    return error.exit_code == 4 or isinstance(error, RegistryError | InvalidManifestError)

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import copy
 import threading
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator
 from contextlib import closing
-from dataclasses import dataclass
 from typing import Literal
 
-from mirror.errors import DeniedError, RegistryNotFoundError
+from mirror.errors import DeniedError
 from mirror.events import Warned
 from mirror.oci import Digest, Manifest
 from mirror.registry import OpenUpload, RegistryReader, RegistryWriter, UploadJournal
 from mirror.run import Run
-from mirror.sync import glance
 from mirror.sync.content import BlobContent
-from mirror.sync.inventory import Inventory, InventoryBuilder
-from mirror.sync.nodes import RepositoryContent
+from mirror.sync.inventory import Inventory
+from mirror.sync.observation import Depth
+from mirror.sync.observe import listed_tags, observe
 from mirror.sync.plan import CopyBlob, Plan, places_written
 from mirror.sync.workers import gather
 
@@ -28,18 +27,6 @@ Locate = Callable[[str], str]
 def below(root: str) -> Locate:
     """Everything lies below repository `root`; the empty path is `root` itself."""
     return lambda path: f"{root}/{path}" if path else root
-
-
-def listed_tags(client: RegistryReader, repository: str) -> frozenset[str]:
-    """All tags of a repository, those that name nothing any more included.
-
-    None also where the registry says that it knows no such repository, as CNCF distribution does
-    of one that has content and no tag.
-    """
-    try:
-        return frozenset(client.tags(repository))
-    except RegistryNotFoundError:
-        return frozenset()
 
 
 _SMALL_BLOB = 256 << 10
@@ -129,68 +116,6 @@ class RegistrySource:
                 self._small[digest] = data
 
 
-@dataclass(frozen=True, slots=True)
-class _Question:
-    """Is this blob, or this manifest (by tag or digest), in repository `path`?"""
-
-    path: str
-    manifest: str | Digest = ""
-    blob: Digest | None = None
-
-
-def _all_questions(
-    wanted: Inventory, listings: Mapping[str, frozenset[str]]
-) -> Iterator[_Question]:
-    for path, content in wanted.repositories.items():
-        yield from _questions(path, content, listings[path])
-
-
-def _questions(
-    path: str, content: RepositoryContent, listed: frozenset[str]
-) -> Iterator[_Question]:
-    present = [tag for tag in content.tags if tag in listed]
-    answered = {content.tags[tag] for tag in present}
-    yield from (_Question(path, tag) for tag in present)
-    yield from (_Question(path, digest) for digest in content.manifests if digest not in answered)
-    yield from (_Question(path, blob=digest) for digest in content.blobs)
-
-
-_Answer = Digest | int | None
-"""The digest that a tag or manifest has there, or a blob's size; None if it is absent."""
-
-
-def _left_open(answered: Sequence[tuple[_Question, _Answer]], wanted: Inventory) -> list[_Question]:
-    """Wanted manifests for which a tag was to answer, where none of their tags names them."""
-    proved = {(question.path, answer) for question, answer in answered}
-    found = {}
-    for question, _ in answered:
-        if isinstance(question.manifest, str) and question.blob is None:
-            content = wanted.repository(question.path)
-            digest = content.tags[question.manifest]
-            if digest in content.manifests and (question.path, digest) not in proved:
-                found[question.path, digest] = _Question(question.path, digest)
-    return list(found.values())
-
-
-def _note(
-    builder: InventoryBuilder,
-    question: _Question,
-    answer: Digest | int,
-    wanted: RepositoryContent,
-) -> None:
-    """Add what an answer proves to be there."""
-    if isinstance(answer, int):
-        # Another size means other bytes: to be replaced, hence not held.
-        if question.blob is not None and wanted.blobs[question.blob] == answer:
-            builder.add_blob(question.path, question.blob, answer)
-        return
-    if isinstance(question.manifest, str):
-        builder.add_tag(question.path, question.manifest, answer)
-    node = wanted.manifests.get(answer)
-    if node is not None:
-        builder.add_manifest(question.path, node, closed=False)
-
-
 class _Mounting:
     """Whether mounting is worth asking for: what one registry's answers have told. Thread-safe."""
 
@@ -244,68 +169,21 @@ class RegistryTarget:
 
     # -- what is there -------------------------------------------------------------------------
 
-    def held(self, wanted: Inventory) -> Inventory:
-        """What of `wanted` the registry has: blobs and manifests by HEAD, tags by their digest.
+    def held(self, wanted: Inventory, depth: Depth = Depth.AUDIT) -> Inventory:
+        """What of `wanted` the registry has. `Depth.PROBE` is enough to plan with.
 
-        One tag listing per repository spares the questions for tags that are not there, and a tag
-        that names the wanted digest answers for its manifest.
+        Raises:
+            MirrorError: the registry gives no clear answer about something.
         """
-        builder = InventoryBuilder()
-        listings = self._listings(wanted)
-        self._look(builder, wanted, _all_questions(wanted, listings))
-        return builder.build()
-
-    def glance(self, wanted: Inventory) -> Inventory:
-        """The same by fewer questions, which is enough to plan with.
-
-        It may miss what lies in repositories that have no tag, where few blobs are asked for: all
-        others only if one of those is there. What is missed is carried again, and nothing worse.
-        """
-        builder = InventoryBuilder()
-        listings = self._listings(wanted)
-        untagged = {path for path, listed in listings.items() if not listed}
-        tagged = wanted.filtered(lambda path: path not in untagged)
-        self._look(builder, wanted, _all_questions(tagged, listings))
-        tried = glance.sample(glance.suspects(wanted, untagged), self._run.jobs)
-        questions = [_Question(one.path, blob=one.digest) for one in tried]
-        if self._look(InventoryBuilder(), wanted, questions):
-            rest = wanted.filtered(untagged.__contains__)
-            self._look(builder, wanted, _all_questions(rest, listings))
-        return builder.build()
+        held = observe(self, wanted, depth, run=self._run).certain()
+        for path, content in held.repositories.items():
+            for digest in content.blobs:
+                self._over(path, digest)
+        return held
 
     def listed_tags(self, path: str) -> frozenset[str]:
         """All tags of a repository of the tree; see the function of this name."""
         return listed_tags(self.client, self.locate(path))
-
-    def _listings(self, wanted: Inventory) -> dict[str, frozenset[str]]:
-        paths = list(wanted.repositories)
-        found = gather(paths, self.listed_tags, run=self._run)
-        return dict(zip(paths, found, strict=True))
-
-    def _look(
-        self, builder: InventoryBuilder, wanted: Inventory, questions: Iterable[_Question]
-    ) -> bool:
-        """Ask, add to `builder` what is there; whether anything is."""
-        answered = self._answers(list(questions))
-        # Of manifests whose tags turned out to name others nothing is known yet.
-        answered += self._answers(_left_open(answered, wanted))
-        for question, answer in answered:
-            if answer is not None:
-                _note(builder, question, answer, wanted.repository(question.path))
-                if question.blob is not None:
-                    self._over(question.path, question.blob)
-        return any(answer is not None for _, answer in answered)
-
-    def _answers(self, questions: Sequence[_Question]) -> list[tuple[_Question, _Answer]]:
-        answers = gather(questions, self._ask, run=self._run)
-        return list(zip(questions, answers, strict=True))
-
-    def _ask(self, question: _Question) -> _Answer:
-        repository = self.locate(question.path)
-        if question.blob is not None:
-            return self.client.blob_size(repository, question.blob)
-        found = self.client.resolve(repository, question.manifest)
-        return found.digest if found else None
 
     # -- access --------------------------------------------------------------------------------
 
@@ -367,7 +245,6 @@ class RegistryTarget:
                 step.digest,
                 step.size,
                 content.chunks,
-                cancelled=lambda: self._run.stopped,
                 opened=opened,
                 journal=self._journal,
             )

@@ -9,7 +9,8 @@ from mirror.layout import MODULES, join_path, with_modules_suffix
 from mirror.oci import Repository
 from mirror.registry import RegistryWriter, UploadJournal
 from mirror.run import Run
-from mirror.sync.registry import RegistrySource, RegistryTarget, listed_tags
+from mirror.sync.observe import listed_tags
+from mirror.sync.registry import RegistrySource, RegistryTarget
 from mirror.sync.storage import Storage
 
 
@@ -64,7 +65,7 @@ class RegistryTree:
         return replace(self, client=self.client.within(run))
 
     def listed_tags(self, path: str) -> frozenset[str]:
-        """All tags of the repository at `path`; see `mirror.sync.registry.listed_tags`."""
+        """All tags of the repository at `path`; see `mirror.sync.observe.listed_tags`."""
         return listed_tags(self.client, self.locate(path))
 
     def source(self) -> RegistrySource:

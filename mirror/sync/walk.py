@@ -1,64 +1,57 @@
-"""Walking a registry: what a place holds that does not state it, or is not to be taken at its word.
+"""A look at a registry of which nothing is known: its tags, and all that they lead to.
 
-Tags are listed. Where nothing is known beforehand each is read (GET), as its manifest is needed
-anyway; where an earlier inventory is, each is asked for (HEAD) and only what is new is read.
+Tags are listed. Where nothing is known beforehand each is read (GET), since its manifest is needed
+anyway. Where an earlier inventory is known, each is asked for (HEAD) and only what is new is read.
 Manifests that no tag leads to are found through indexes, through the referrers API where the
 registry has it, and through that earlier inventory.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import TypeVar
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 
 from mirror.errors import MirrorError, RegistryNotFoundError
-from mirror.events import PhaseAdvanced, PhaseStarted
 from mirror.oci import Digest
-from mirror.registry import RegistryReader
 from mirror.run import Run
-from mirror.sync.closing import closed
 from mirror.sync.inventory import Inventory, InventoryBuilder
 from mirror.sync.nodes import ManifestNode
-from mirror.sync.registry import RegistrySource, listed_tags
-from mirror.sync.survey import Failure, Item
-from mirror.sync.tolerance import Tolerant
-
-Question = TypeVar("Question")
-Answer = TypeVar("Answer")
+from mirror.sync.observation import Item, Observation
+from mirror.sync.observe import listed_tags
+from mirror.sync.per_item_errors import PerItemErrors
+from mirror.sync.registry import RegistrySource
 
 _Held = tuple[str, Digest]
 """A manifest in a repository."""
 
 
 @dataclass(frozen=True, slots=True)
-class Walk:
-    """What a walk found at `place`.
+class _Seen:
+    """What one walk saw, for the next one."""
 
-    `inventory` has the manifests that are there and the tags that name them, but no blob yet:
-    `closed` takes them for there, `with_blobs` asks. It is open where manifests need what is not
-    there. `failures` are what could not be read; `requests` counts what was asked.
+    tags: Mapping[tuple[str, str], Digest] = field(default_factory=dict)
+    there: Mapping[_Held, ManifestNode] = field(default_factory=dict)
+    referrers: Mapping[_Held, tuple[Digest, ...]] = field(default_factory=dict)
+    has_referrers: bool | None = None
+
+
+class Memory:
+    """What one registry answered at the last walk, kept by a caller who walks it again and again.
+
+    With a memory every repository is asked for its tags, and then only tags that are new or that
+    `may_move` (repository, tag) accepts are asked about, and what is new below them. So a walk
+    does not notice that somebody moved one of the other tags, deleted a manifest and kept its tag,
+    or attached something to a known manifest through the referrers API: `forget` before a look
+    that must.
     """
 
-    place: str
-    inventory: Inventory
-    failures: tuple[Failure, ...]
-    requests: int
+    def __init__(self, may_move: Callable[[str, str], bool]) -> None:
+        self.may_move = may_move
+        self.seen = _Seen()  # replaced as a whole, so threads need no lock
 
-    def closed(self) -> Walk:
-        """Only what is whole, with its blobs: a registry takes a manifest only together with them.
-
-        What reaches something that is not there or could not be read is left out, and the reasons
-        are among the failures.
-        """
-        inventory, lost = closed(self.inventory)
-        unread = {failure.item for failure in self.failures}
-        reasons = (
-            Failure(self.place, str(item), error)
-            for item, error in lost.items()
-            if str(item) not in unread
-        )
-        return replace(self, inventory=inventory, failures=(*self.failures, *reasons))
+    def forget(self) -> None:
+        """Let the next walk ask about everything."""
+        self.seen = _Seen()
 
 
 def walk(
@@ -67,143 +60,137 @@ def walk(
     *,
     known: Inventory | None = None,
     only: Mapping[str, Collection[str]] | None = None,
+    blobs: bool = False,
+    memory: Memory | None = None,
     run: Run | None = None,
-) -> Walk:
+) -> Observation:
     """Follow all tags of the repositories `paths`; one that does not exist holds nothing.
 
-    `known` is an earlier inventory; what it says of manifests is believed, and that they are there
-    is not. `only` are the tags to look at (repository → names), where they were listed before.
+    `known` is an earlier inventory. What it says about manifests is believed; that they are still
+    there is not. `only` are the tags to look at (repository → names), if they were listed before.
+
+    What is held has the manifests that are there and the tags that name them. It has no blob, and
+    `Observation.complete` takes them for there, unless `blobs` asks each repository for each blob
+    that its manifests need (HEAD). It is open where manifests need what is not there.
 
     Raises:
         UnreachableError, DeniedError: the registry as a whole does not answer, or refuses.
         RegistryError: it does not list the tags of a repository.
         CancelledError: `run` was stopped.
     """
-    asking = _Asking(source.client, Run.of(run))
-    return _Walker(source, known or Inventory(), only, asking).walk(sorted(set(paths)))
-
-
-def with_blobs(
-    found: Walk,
-    source: RegistrySource,
-    *,
-    run: Run | None = None,
-) -> Walk:
-    """Ask, in each repository, for each blob that its manifests need (HEAD); add what is there.
-
-    A blob of another size than they say is not.
-
-    Raises:
-        UnreachableError, DeniedError: as `walk`.
-        CancelledError: `run` was stopped.
-    """
-    asking = _Asking(source.client, Run.of(run))
-    builder = InventoryBuilder()
-    builder.add_inventory(found.inventory)
-    needed = sorted(
-        {
-            (path, blob.digest, blob.size)
-            for path, content in found.inventory.repositories.items()
-            for node in content.manifests.values()
-            for blob in node.blobs
-        }
-    )
-
-    def size_there(one: tuple[str, Digest, int]) -> int | None:
-        return source.client.blob_size(source.locate(one[0]), one[1])
-
-    failures = list(found.failures)
-    answers = asking.ask("blobs", needed, size_there)
-    for (path, digest, size), answer in zip(needed, answers, strict=True):
-        if isinstance(answer, MirrorError):
-            failures.append(Failure(found.place, str(Item(path, digest, is_blob=True)), answer))
-        elif answer == size:
-            builder.add_blob(path, digest, size)
-    return Walk(found.place, builder.build(), tuple(failures), found.requests + asking.asked)
-
-
-class _Asking:
-    """Questions to a registry: put by several threads, told of as progress, and counted."""
-
-    def __init__(self, client: RegistryReader, run: Run) -> None:
-        self._tolerant = Tolerant(client)
-        self._run = run
-        self.asked = 0
-
-    def ask(
-        self, what: str, items: Sequence[Question], question: Callable[[Question], Answer]
-    ) -> list[Answer | MirrorError]:
-        """The answers to `question` in the items' order; `what` these are is told."""
-        if not items:
-            return []
-
-        def told(item: Question) -> Answer:
-            try:
-                return question(item)
-            finally:
-                self._run.on_event(PhaseAdvanced())
-
-        self._run.on_event(PhaseStarted(f"looking at the registry's {what}", len(items)))
-        self.asked += len(items)
-        return self._tolerant.ask_all(items, told, run=self._run)
-
-    def once(self, question: Callable[[], Answer]) -> Answer | MirrorError:
-        """The answer to one question, which is worth no telling."""
-        self.asked += 1
-        return self._tolerant.ask(question)
+    walker = _Walker(source, known or Inventory(), only, memory, Run.of(run))
+    found = walker.walk(sorted(set(paths)))
+    return walker.with_blobs(found) if blobs else found
 
 
 class _Walker:
-    """One walk under way."""
+    """One walk under way. Its fields change between questions only, never while threads ask."""
 
     def __init__(
         self,
         source: RegistrySource,
         known: Inventory,
         only: Mapping[str, Collection[str]] | None,
-        asking: _Asking,
+        memory: Memory | None,
+        run: Run,
     ) -> None:
-        self._source, self._known, self._only, self._asking = source, known, only, asking
-        self._client = source.client
-        # Both change between questions only, never while threads are asking.
+        self._source, self._client = source, source.client
+        self._known, self._only, self._memory = known, only, memory
+        self._seen = memory.seen if memory is not None else _Seen()
+        self._questions = PerItemErrors(source.client, run)
         self._nodes = known.manifest_nodes()
-        self._failed: dict[Item, MirrorError] = {}
-        self._has_referrers: bool | None = None
+        self._nodes.update((node.descriptor.digest, node) for node in self._seen.there.values())
+        self._has_referrers = self._seen.has_referrers
+        self._referrers_seen: dict[_Held, tuple[Digest, ...]] = {}
+        self._unclear: dict[Item, MirrorError] = {}
 
-    def walk(self, paths: list[str]) -> Walk:
-        tags = self._tags(paths)
+    def walk(self, paths: list[str]) -> Observation:
+        """See what lies in these repositories."""
+        listed = self._listed(paths)
+        tags = self._tags(listed)
         named = {(path, digest) for (path, _), digest in tags.items()}
         there: dict[_Held, ManifestNode] = {}
         pending = named | {
             (path, digest) for path in paths for digest in self._known.repository(path).manifests
         }
-        seen: set[_Held] = set()
+        reached: set[_Held] = set()
         while pending:
-            seen |= pending
+            reached |= pending
             found = self._look(sorted(pending), named)
             there.update(found)
             below = {
                 (path, child.digest) for (path, _), node in found.items() for child in node.children
             }
-            pending = (below | self._referrers(list(found))) - seen
+            pending = (below | self._referrers(list(found))) - reached
+        if self._memory is not None:
+            self._memory.seen = _Seen(tags, there, self._referrers_seen, self._has_referrers)
         builder = InventoryBuilder()
         for (path, _), node in there.items():
             builder.add_manifest(path, node, closed=False)
         for (path, tag), digest in tags.items():
             if (path, digest) in there:
                 builder.add_tag(path, tag, digest)
-        place = self._source.name
-        failures = (Failure(place, str(item), error) for item, error in self._failed.items())
-        return Walk(place, builder.build(), tuple(failures), self._asking.asked)
+        return Observation(
+            self._source.name,
+            builder.build(),
+            listed,
+            self._unclear,
+            requests=self._questions.asked,
+        )
 
-    def _tags(self, paths: list[str]) -> dict[tuple[str, str], Digest]:
+    def with_blobs(self, found: Observation) -> Observation:
+        """`found`, and of the blobs that its manifests need those that are there.
+
+        A blob of another size than they give is not.
+        """
+        builder = InventoryBuilder()
+        builder.add_inventory(found.held)
+        needed = sorted(
+            {
+                (path, blob.digest, blob.size)
+                for path, content in found.held.repositories.items()
+                for node in content.manifests.values()
+                for blob in node.blobs
+            }
+        )
+        answers = self._questions.ask_all(
+            needed,
+            lambda one: self._client.blob_size(self._source.locate(one[0]), one[1]),
+            title=_title("blobs"),
+        )
+        for (path, digest, size), answer in zip(needed, answers, strict=True):
+            if isinstance(answer, MirrorError):
+                self._unclear[Item(path, digest, is_blob=True)] = answer
+            elif answer == size:
+                builder.add_blob(path, digest, size)
+        return replace(
+            found, held=builder.build(), unclear=self._unclear, requests=self._questions.asked
+        )
+
+    def _listed(self, paths: list[str]) -> dict[str, frozenset[str]]:
+        if self._only is not None:
+            return {path: frozenset(self._only.get(path, ())) for path in paths}
+        listings = self._questions.ask_all(
+            paths,
+            lambda path: listed_tags(self._client, self._source.locate(path)),
+            title=_title("tags"),
+        )
+        listed: dict[str, frozenset[str]] = {}
+        for path, tags in zip(paths, listings, strict=True):
+            if isinstance(tags, MirrorError):
+                raise tags  # without the list nobody knows what is missing
+            listed[path] = tags
+        return listed
+
+    def _tags(self, listed: Mapping[str, Collection[str]]) -> dict[tuple[str, str], Digest]:
         """What each tag names. Manifests that were read with that are among the nodes."""
-        names = [(path, tag) for path, tags in self._listed(paths) for tag in sorted(tags)]
-        digests: dict[tuple[str, str], Digest] = {}
-        answers = self._asking.ask("tagged images", names, self._named)
+        every = [(path, tag) for path, tags in listed.items() for tag in sorted(tags)]
+        digests = {name: self._seen.tags[name] for name in every if self._is_remembered(name)}
+        names = [name for name in every if name not in digests]
+        answers = self._questions.ask_all(names, self._named, title=_title("tagged images"))
         for (path, tag), answer in zip(names, answers, strict=True):
             if isinstance(answer, MirrorError):
-                self._failed[Item(path, _NO_DIGEST, tag)] = answer
+                self._unclear[Item(path, None, tag)] = answer
             elif isinstance(answer, ManifestNode):
                 digests[path, tag] = digest = answer.descriptor.digest
                 self._nodes[digest] = answer
@@ -211,22 +198,16 @@ class _Walker:
                 digests[path, tag] = answer
         return digests
 
-    def _listed(self, paths: list[str]) -> list[tuple[str, Collection[str]]]:
-        if self._only is not None:
-            return [(path, self._only.get(path, ())) for path in paths]
-        listings = self._asking.ask(
-            "tags", paths, lambda path: listed_tags(self._client, self._source.locate(path))
+    def _is_remembered(self, name: tuple[str, str]) -> bool:
+        return (
+            self._memory is not None
+            and name in self._seen.tags
+            and not self._memory.may_move(*name)
         )
-        found: list[tuple[str, Collection[str]]] = []
-        for path, tags in zip(paths, listings, strict=True):
-            if isinstance(tags, MirrorError):
-                raise tags  # without the list nobody knows what is missing
-            found.append((path, tags))
-        return found
 
     def _named(self, name: tuple[str, str]) -> Digest | ManifestNode | None:
         path, tag = name
-        if self._known.repositories:
+        if self._known.repositories or name in self._seen.tags:
             found = self._client.resolve(self._source.locate(path), tag)
             return found.digest if found else None
         return self._read(path, tag)
@@ -234,13 +215,15 @@ class _Walker:
     def _look(self, wanted: list[_Held], named: set[_Held]) -> dict[_Held, ManifestNode]:
         """Those of `wanted` that are there. For what is `named` the tag has answered."""
         there = {
-            one: self._nodes[one[1]] for one in wanted if one in named and one[1] in self._nodes
+            one: self._nodes[one[1]]
+            for one in wanted
+            if one in self._seen.there or (one in named and one[1] in self._nodes)
         }
         rest = [one for one in wanted if one not in there]
-        answers = self._asking.ask("images", rest, self._node)
+        answers = self._questions.ask_all(rest, self._node, title=_title("images"))
         for one, answer in zip(rest, answers, strict=True):
             if isinstance(answer, MirrorError):
-                self._failed[Item(*one)] = answer
+                self._unclear[Item(*one)] = answer
             elif answer is not None:
                 self._nodes[one[1]] = there[one] = answer
         return there
@@ -260,28 +243,33 @@ class _Walker:
 
     def _referrers(self, found: list[_Held]) -> set[_Held]:
         """What refers to these manifests, from registries that can be asked for it."""
-        if not found or self._has_referrers is False:
-            return set()
+        remembered = {
+            one: self._seen.referrers[one] for one in found if one in self._seen.referrers
+        }
+        self._referrers_seen.update(remembered)
+        fresh = [one for one in found if one not in remembered]
+        if fresh and self._has_referrers is None:  # one question settles it for all
+            answer = self._questions.ask(lambda: self._asked_referrers(fresh[0]))
+            self._has_referrers = isinstance(answer, list)
+            self._note_referrers(fresh.pop(0), answer)
+        if self._has_referrers:
+            answers = self._questions.ask_all(
+                fresh, self._asked_referrers, title=_title("referrers")
+            )
+            for one, answer in zip(fresh, answers, strict=True):
+                self._note_referrers(one, answer)
+        return {(one[0], digest) for one in found for digest in self._referrers_seen.get(one, ())}
 
-        def referrers(one: _Held) -> list[Digest] | None:
-            told = self._client.referrers_api(self._source.locate(one[0]), one[1])
-            return None if told is None else [child.descriptor.digest for child in told]
+    def _asked_referrers(self, one: _Held) -> list[Digest] | None:
+        found = self._client.referrers_api(self._source.locate(one[0]), one[1])
+        return None if found is None else [child.descriptor.digest for child in found]
 
-        answers: list[list[Digest] | MirrorError | None] = []
-        if self._has_referrers is None:  # one question settles it for all
-            answers = [self._asking.once(lambda: referrers(found[0]))]
-            self._has_referrers = isinstance(answers[0], list)
-            if not self._has_referrers:
-                return set()
-        answers += self._asking.ask("referrers", found[len(answers) :], referrers)
-        below: set[_Held] = set()
-        for one, answer in zip(found, answers, strict=True):
-            if isinstance(answer, MirrorError):
-                self._failed[Item(*one)] = answer
-            else:
-                below.update((one[0], digest) for digest in answer or ())
-        return below
+    def _note_referrers(self, one: _Held, answer: list[Digest] | MirrorError | None) -> None:
+        if isinstance(answer, list):
+            self._referrers_seen[one] = tuple(answer)
+        elif isinstance(answer, MirrorError) and self._has_referrers:
+            self._unclear[Item(*one)] = answer
 
 
-_NO_DIGEST = Digest("sha256", "0" * 64)
-"""For tags that could not be resolved."""
+def _title(what: str) -> str:
+    return f"looking at the registry's {what}"

@@ -16,8 +16,9 @@ from mirror.operations.leader import Leader, ask_at_once, choose_leader
 from mirror.operations.results import How
 from mirror.run import Run
 from mirror.sync import Inventory
+from mirror.sync.observation import Depth, Failure
+from mirror.sync.observe import observe
 from mirror.sync.publication_state import Published, read_statement, statement_digest
-from mirror.sync.survey import Failure, survey
 from mirror.sync.tree import RegistryTree
 from mirror.watch.settings import AUTO, CheckLevel
 
@@ -249,7 +250,9 @@ class Replicator:
         if published is None:
             return None
         try:
-            return count(survey(published.statement.inventory, tree.target(run), run=run).held)
+            wanted = published.statement.inventory
+            found = observe(tree.target(run), wanted, Depth.LISTED, run=run)
+            return count(found.held)
         except MirrorError:
             run.check()
             return None  # the failures of the result say why it does not answer

@@ -28,7 +28,7 @@ from mirror.registry import (
     RegistryClient,
     find_credentials,
 )
-from mirror.registry.retry import BRIEF
+from mirror.registry.options import BRIEF
 from mirror.serve.server import ServerThread, listen
 from mirror.sync.tree import RegistryTree
 from mirror.watch.cycle import Replicator

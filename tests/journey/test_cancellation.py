@@ -27,10 +27,10 @@ from mirror.watch.cycle import Replicator
 from mirror.watch.daemon import Daemon
 from mirror.watch.settings import Schedule
 from tests.crossings import ONE_IMAGE
-from tests.journey.conftest import serve
 from tests.support.bundles import pack_store
 from tests.support.inventories import sample_store
 from tests.support.program import RunningMirror
+from tests.support.release_source import serve
 from tests.support.replicas import Replica, replicas
 
 STORE = sample_store()

@@ -29,7 +29,7 @@ def site() -> Iterator[Replica]:
 
 def test_a_walk_takes_one_request_per_tag_and_child_where_nothing_is_known(site: Replica) -> None:
     found = walk_tree(site.tree)
-    assert found.inventory == site.held()
+    assert found.held == site.held()
     assert found.failures == ()
     assert site.registry.requests.count("GET", "/manifests/") == 3
     assert site.registry.requests.count("HEAD") == 0
@@ -43,5 +43,5 @@ def test_a_list_of_repositories_that_breaks_off_is_not_taken_for_the_whole(site:
         Fault(Answer(400), "GET", "/v2/_catalog.last=", times=None),
     )
     found = walk_tree(site.tree)
-    assert list(found.inventory.repositories) == ["install"]
+    assert list(found.held.repositories) == ["install"]
     assert [one.item for one in found.failures] == ["its list of repositories"]

@@ -24,11 +24,10 @@ from mirror.errors import (
 )
 from mirror.oci import Digest
 from mirror.registry import ConnectionOptions, Credentials, RegistryClient, RetryPolicy
-from mirror.registry.addresses import Home
-from mirror.registry.connections import proxy_for, tls_context
+from mirror.registry.connections import Home, proxy_for, tls_context
 from tests.registry.conftest import MakeClient, Serve
-from tests.registry.scripted import Reply, Request, ScriptedServer
 from tests.support.processes import free_port
+from tests.support.scripted_server import Reply, Request, ScriptedServer
 from tests.support.tls import Authority
 
 

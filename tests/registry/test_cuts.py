@@ -19,7 +19,7 @@ from tests.registry.conftest import MakeClient
 from tests.support.lines import BreakingLine
 from tests.support.nginx import Nginx
 from tests.support.real_registry import RealRegistry
-from tests.support.wire import watch
+from tests.support.watched_client import watch
 
 SIZE = 200 << 20
 CUTS = 20

@@ -18,8 +18,8 @@ from mirror.oci import Digest
 from mirror.registry import ConnectionOptions, RegistryClient
 from mirror.run import Cancellation, Run
 from tests.registry.conftest import Serve
-from tests.registry.scripted import Reply, Request
 from tests.registry.test_trickle import raw_server
+from tests.support.scripted_server import Reply, Request
 
 SOON_S = 2.0
 

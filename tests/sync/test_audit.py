@@ -11,8 +11,9 @@ from mirror.registry import RegistryClient
 from mirror.run import Cancellation, Run
 from mirror.serve import MemoryStorage
 from mirror.sync import Dependents, Finding, Inventory, MemoryStore, make_plan, transfer
-from mirror.sync.audit import audit
-from mirror.sync.findings import listed
+from mirror.sync.findings import findings_of, listed
+from mirror.sync.observation import Depth
+from mirror.sync.observe import observe
 from mirror.sync.registry import RegistryTarget, below
 from mirror.testing import Answer, CorruptBody, CutResponse, EmbeddedRegistry, Fault
 from tests.support.inventories import (
@@ -56,6 +57,13 @@ def place(client: RegistryClient, request: pytest.FixtureRequest) -> RegistryTar
     made = RegistryTarget(client, below(root), "the cluster's registry", run=Run(jobs=4))
     transfer(make_plan(WANTED, Inventory()), STORE, made)
     return made
+
+
+def audit(
+    wanted: Inventory, place: RegistryTarget, *, deep: bool = False, run: Run | None = None
+) -> tuple[Finding, ...]:
+    depth = Depth.DEEP if deep else Depth.AUDIT
+    return findings_of(wanted, observe(place, wanted, depth, run=run))
 
 
 def _tags_that_need(item: Item) -> tuple[str, ...]:

@@ -9,8 +9,7 @@ from hypothesis import strategies as st
 from mirror.errors import InvalidManifestError, NotFoundError
 from mirror.oci import Descriptor, Digest, media_types
 from mirror.sync import Inventory, InventoryBuilder, ManifestNode
-from mirror.sync.closing import closed
-from mirror.sync.survey import Item
+from mirror.sync.observation import Item, complete_subset
 from tests.support.inventories import (
     fake_blob,
     fake_manifest,
@@ -24,7 +23,7 @@ from tests.support.inventories import (
 def test_what_is_closed_stays_as_it_is_but_for_blobs_that_nothing_needs(
     inventory: Inventory,
 ) -> None:
-    found, lost = closed(inventory)
+    found, lost = complete_subset(inventory)
     assert lost == {}
     assert list(found.gaps()) == []
     for path, content in inventory.repositories.items():
@@ -42,9 +41,9 @@ def test_of_what_is_open_exactly_that_stays_which_reaches_nothing_that_lacks(
     whole = [one for one in items(inventory) if one.kind != "blob"]
     kept = data.draw(st.lists(st.sampled_from(whole), unique=True)) if whole else []
     opened = with_only(inventory, kept)
-    found, lost = closed(opened)
+    found, lost = complete_subset(opened)
     assert list(found.gaps()) == []
-    assert closed(found) == (found, {})
+    assert complete_subset(found) == (found, {})
     for path, content in opened.repositories.items():
         below = {
             digest: {child.digest for child in node.children}
@@ -75,7 +74,7 @@ def test_manifests_that_disagree_about_the_size_of_a_blob_are_not_both_whole() -
         builder.add_manifest("install", node, closed=False)
     for tag, node in zip(("first", "second", "both"), (*nodes, above), strict=True):
         builder.add_tag("install", tag, node.descriptor.digest)
-    found, lost = closed(builder.build())
+    found, lost = complete_subset(builder.build())
     assert set(found.repository("install").tags) == {"first"}
     ((item, error),) = lost.items()
     assert item == Item("install", nodes[1].descriptor.digest)
@@ -103,7 +102,7 @@ def disagreeing(sizes: list[int]) -> tuple[InventoryBuilder, list[ManifestNode]]
 def test_one_manifest_that_lies_about_a_size_takes_no_honest_one_with_it(liar: int) -> None:
     size = fake_blob(1).size
     builder, nodes = disagreeing([size + (at == liar) for at in range(4)])
-    found, lost = closed(builder.build())
+    found, lost = complete_subset(builder.build())
     honest = {node.descriptor.digest for at, node in enumerate(nodes) if at != liar}
     assert set(found.repository("install").manifests) == honest
     assert found.repository("install").blobs == {fake_blob(1).digest: size}
@@ -114,7 +113,7 @@ def test_a_size_that_was_seen_decides_between_manifests_that_disagree() -> None:
     size = fake_blob(1).size
     builder, nodes = disagreeing([size + 1, size + 1, size])
     builder.add_blob("install", fake_blob(1).digest, size)
-    found, lost = closed(builder.build())
+    found, lost = complete_subset(builder.build())
     assert set(found.repository("install").manifests) == {nodes[2].descriptor.digest}
     assert len(lost) == 2
 
@@ -123,7 +122,7 @@ def test_the_reason_names_what_leads_to_what_is_not_there() -> None:
     builder = InventoryBuilder()
     gone = Digest.of(b"gone")
     builder.add_tag("", "v1", gone)
-    _, lost = closed(builder.build())
+    _, lost = complete_subset(builder.build())
     assert str(lost[Item("", gone)]) == (
         "it is not there, though tag v1 of the root repository names it; "
         "push again what it belongs to"

@@ -9,10 +9,11 @@ import httpx
 
 from mirror.registry import ConnectionOptions, RegistryClient
 from mirror.sync import MemoryStore, Plan, make_plan, transfer
+from mirror.sync.observation import Depth
 from mirror.sync.registry import RegistryTarget, below
 from tests.support.inventories import put_image
 from tests.support.real_registry import RealRegistry
-from tests.support.wire import watch
+from tests.support.watched_client import watch
 
 IMAGES = 30
 SHARED = 3
@@ -60,7 +61,7 @@ def test_thirty_images_with_shared_layers_cost_their_distinct_bytes_and_eleven_r
         counting = Counting(client)
         target = RegistryTarget(client, below("dkp"))
         client.ping()
-        plan = make_plan(wanted, target.glance(wanted))
+        plan = make_plan(wanted, target.held(wanted, Depth.PROBE))
         target.check_access(plan)
         report = transfer(plan, store, target)
         target.release()
@@ -71,7 +72,7 @@ def test_thirty_images_with_shared_layers_cost_their_distinct_bytes_and_eleven_r
         assert counting.methods["DELETE"] == 0
         print(f"{counting.requests / IMAGES:.2f} requests an image", dict(counting.methods))
         assert target.held(wanted) == wanted
-        assert make_plan(wanted, target.glance(wanted)) == Plan()
+        assert make_plan(wanted, target.held(wanted, Depth.PROBE)) == Plan()
 
 
 def test_a_second_release_sends_only_what_is_new(real_registry: RealRegistry) -> None:
@@ -79,7 +80,9 @@ def test_a_second_release_sends_only_what_is_new(real_registry: RealRegistry) ->
     options = ConnectionOptions(plain_http=True)
     with RegistryClient(real_registry.address, options=options) as client:
         target = RegistryTarget(client, below("dkp"))
-        transfer(make_plan(store.inventory(), target.glance(store.inventory())), store, target)
+        transfer(
+            make_plan(store.inventory(), target.held(store.inventory(), Depth.PROBE)), store, target
+        )
         held = sum(store.inventory().blob_sizes().values())
         shared = [
             b"".join(store.blob("image-0", digest, size))
@@ -89,7 +92,7 @@ def test_a_second_release_sends_only_what_is_new(real_registry: RealRegistry) ->
         put_image(store, "image-0", "v2", layers=[*shared, b"new" * 1000])
         put_image(store, "another", "v1", layers=[*shared, b"new" * 1000])
         wanted = store.inventory()
-        plan = make_plan(wanted, target.glance(wanted))
+        plan = make_plan(wanted, target.held(wanted, Depth.PROBE))
         # What any repository has is mounted, also into one that was not there before.
         assert plan.size == sum(wanted.blob_sizes().values()) - held
         assert transfer(plan, store, target).sent == plan.size

@@ -27,6 +27,7 @@ from mirror.registry import (
 from mirror.run import Run
 from mirror.serve import BasicAuth, MemoryStorage, TokenAuth, User
 from mirror.sync import CopyBlob, Inventory, MemoryStore, Plan, PutManifest, make_plan, transfer
+from mirror.sync.observation import Depth
 from mirror.sync.plan import places_written
 from mirror.sync.registry import RegistryTarget, below
 from mirror.testing import Answer, EmbeddedRegistry, Fault
@@ -117,7 +118,7 @@ def test_tags_alone_are_proved_to_be_allowed_too(
     target = RegistryTarget(client, below(ROOT))
     transfer(make_plan(WANTED, Inventory()), STORE, target)
     assert storage.delete_tag(f"{ROOT}/release-channel", "alpha")
-    plan = make_plan(WANTED, target.glance(WANTED))
+    plan = make_plan(WANTED, target.held(WANTED, Depth.PROBE))
     assert (plan.size, plan.tag_count) == (0, 1)
     embedded_registry.requests.clear()
     target.check_access(plan)
@@ -135,7 +136,7 @@ def test_who_may_not_write_is_told_where_before_anything_was_sent(
         registry.address, options=PLAIN, credentials=Credentials("ci", "right")
     ) as client:
         target = RegistryTarget(client, below(ROOT))
-        plan = make_plan(WANTED, target.glance(WANTED))
+        plan = make_plan(WANTED, target.held(WANTED, Depth.PROBE))
         with pytest.raises(DeniedError) as caught:
             target.check_access(plan)
     told = str(caught.value)
@@ -317,7 +318,7 @@ def test_distributions_own_loss_is_mended(real_registry: RealRegistry, what: str
                 super().put_tag(repository, tag, manifest)
 
         target = Losing(client, below(ROOT))
-        plan = make_plan(wanted, target.glance(wanted))
+        plan = make_plan(wanted, target.held(wanted, Depth.PROBE))
         report = transfer(plan, store, target, run=Run(1, serialised(heard.append)))
         assert target.lost
         assert report.sent == plan.size + 15_000
@@ -373,7 +374,7 @@ def test_a_token_that_expires_in_the_midst_of_a_blob_is_renewed(
         registry.address, options=PLAIN, credentials=Credentials("ci", "right")
     ) as client:
         target = RegistryTarget(client, below(ROOT))
-        plan = make_plan(store.inventory(), target.glance(store.inventory()))
+        plan = make_plan(store.inventory(), target.held(store.inventory(), Depth.PROBE))
         target.check_access(plan)
         transfer(plan, store, target, run=Run(jobs=1))
         assert target.held(store.inventory()) == store.inventory()
@@ -396,8 +397,8 @@ def test_what_turns_out_to_be_there_is_no_longer_in_the_journal(
         for path in paths:
             journal.note(below(ROOT)(path), digest, "http://x/", size)
         target = RegistryTarget(client, below(ROOT), journal=journal)
-        transfer(make_plan(WANTED, target.glance(WANTED)), STORE, target)
+        transfer(make_plan(WANTED, target.held(WANTED, Depth.PROBE)), STORE, target)
         assert journal.find(below(ROOT)(paths[0]), digest) is None
         journal.note(below(ROOT)(paths[1]), digest, "http://x/", 0)
-        assert target.glance(WANTED) == WANTED
+        assert target.held(WANTED, Depth.PROBE) == WANTED
     assert list(tmp_path.iterdir()) == []

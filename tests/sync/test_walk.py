@@ -12,8 +12,9 @@ from mirror.oci.manifest import descriptor_json
 from mirror.oci.media_types import OCI_MANIFEST
 from mirror.run import Cancellation, Run
 from mirror.sync import Gap, Inventory, MemoryStore, make_plan, transfer
+from mirror.sync.observation import Observation
 from mirror.sync.registry import RegistrySource, RegistryTarget, below
-from mirror.sync.walk import Walk, walk, with_blobs
+from mirror.sync.walk import walk
 from mirror.testing import Answer, EmbeddedRegistry, Fault
 from tests.support.inventories import (
     Item,
@@ -39,24 +40,24 @@ def stroll(
     registry: EmbeddedRegistry,
     paths: Iterable[str] | None = None,
     known: Inventory | None = None,
-) -> Walk:
-    """A walk alone, which asks for no blob."""
+    *,
+    blobs: bool = False,
+) -> Observation:
+    """A walk, which asks for no blob."""
     if paths is None:
         paths = STORE.inventory().repositories
     with client_of(registry) as client:
         source = RegistrySource(client, below("root"), "the registry")
-        return walk(source, paths, known=known, run=Run(jobs=3))
+        return walk(source, paths, known=known, blobs=blobs, run=Run(jobs=3))
 
 
 def look(
     registry: EmbeddedRegistry,
     paths: Iterable[str] | None = None,
     known: Inventory | None = None,
-) -> Walk:
+) -> Observation:
     """The same and then all blobs."""
-    found = stroll(registry, paths, known)
-    with client_of(registry) as client:
-        return with_blobs(found, RegistrySource(client, below("root")), run=Run(jobs=3))
+    return stroll(registry, paths, known, blobs=True)
 
 
 def blobless(inventory: Inventory) -> Inventory:
@@ -66,8 +67,8 @@ def blobless(inventory: Inventory) -> Inventory:
 def test_what_was_put_there_is_seen(embedded_registry: EmbeddedRegistry) -> None:
     fill(embedded_registry)
     seen = look(embedded_registry)
-    assert seen.inventory == STORE.inventory()
-    assert list(seen.inventory.gaps()) == []
+    assert seen.held == STORE.inventory()
+    assert list(seen.held.gaps()) == []
     assert seen.failures == ()
     assert seen.requests == len(embedded_registry.requests)
 
@@ -77,9 +78,9 @@ def test_a_walk_asks_for_no_blob_and_closes_what_it_found(
 ) -> None:
     fill(embedded_registry)
     found = stroll(embedded_registry)
-    assert found.inventory == blobless(STORE.inventory())
-    assert found.closed().inventory == STORE.inventory()
-    assert found.closed().failures == ()
+    assert found.held == blobless(STORE.inventory())
+    assert found.complete().held == STORE.inventory()
+    assert found.complete().failures == ()
     assert embedded_registry.requests.count(path="/blobs/") == 0
 
 
@@ -103,14 +104,14 @@ def test_children_are_followed_however_deep(embedded_registry: EmbeddedRegistry)
         child = put_index(store, "install", children=[child], note=str(level))
     store.put_tag("install", "deep", store.manifest("install", child))
     fill(embedded_registry, store)
-    assert look(embedded_registry, ["install"]).inventory == store.inventory()
+    assert look(embedded_registry, ["install"]).held == store.inventory()
 
 
 def test_repositories_that_are_not_there_hold_nothing(embedded_registry: EmbeddedRegistry) -> None:
     fill(embedded_registry)
     seen = look(embedded_registry, ["release-channel", "modules/none", "install", "install"])
-    assert list(seen.inventory.repositories) == ["release-channel"]
-    assert look(embedded_registry, []).inventory == Inventory()
+    assert list(seen.held.repositories) == ["release-channel"]
+    assert look(embedded_registry, []).held == Inventory()
 
 
 def test_a_blob_that_is_missing_or_of_another_length_is_a_gap(
@@ -122,7 +123,7 @@ def test_a_blob_that_is_missing_or_of_another_length_is_a_gap(
     embedded_registry.faults.add(Fault(Answer(404), "HEAD", f"console/blobs/{gone}", times=None))
     longer = Answer(200, {}, bytes(content.blobs[other] + 1))
     embedded_registry.faults.add(Fault(longer, "HEAD", f"console/blobs/{other}", times=None))
-    seen = look(embedded_registry).inventory
+    seen = look(embedded_registry).held
     missing = {gap.missing for gap in seen.gaps()}
     assert missing == {gone, other}
     assert {gap.repository for gap in seen.gaps()} == {"modules/console"}
@@ -131,7 +132,7 @@ def test_a_blob_that_is_missing_or_of_another_length_is_a_gap(
 def test_a_tag_that_leads_nowhere_is_left_out(embedded_registry: EmbeddedRegistry) -> None:
     fill(embedded_registry)
     embedded_registry.faults.add(Fault(Answer(404), "GET", "/manifests/v1.1.0", times=None))
-    tags = look(embedded_registry).inventory.repository("").tags
+    tags = look(embedded_registry).held.repository("").tags
     assert "v1.1.0" not in tags
     assert "latest" in tags  # the same image by another name
 
@@ -142,7 +143,7 @@ def test_what_is_no_manifest_is_left_out_and_told(embedded_registry: EmbeddedReg
     old = Answer(200, headers, b'{"schemaVersion": 1}')
     embedded_registry.faults.add(Fault(old, "GET", "console/manifests/v0.1.0", times=None))
     seen = look(embedded_registry)
-    assert "modules/console" not in seen.inventory.repositories
+    assert "modules/console" not in seen.held.repositories
     (failure,) = seen.failures
     assert isinstance(failure.error, InvalidManifestError)
     assert str(failure).startswith("the registry: tag modules/console:v0.1.0: ")
@@ -155,11 +156,11 @@ def test_a_missing_child_is_a_gap_and_asked_for_once(embedded_registry: Embedded
     fill(embedded_registry, store)
     embedded_registry.faults.add(Fault(Answer(404), "GET", f"/manifests/{child}", times=None))
     seen = look(embedded_registry, ["install"])
-    assert list(seen.inventory.gaps()) == [Gap("install", child, index)]
+    assert list(seen.held.gaps()) == [Gap("install", child, index)]
     assert embedded_registry.requests.count("GET", f"/manifests/{child}") == 1
     assert seen.failures == ()
-    closed = seen.closed()
-    assert closed.inventory == Inventory()
+    closed = seen.complete()
+    assert closed.held == Inventory()
     (failure,) = closed.failures
     assert str(failure) == (
         f"the registry: manifest install@{child}: it is not there, though index {index} of install "
@@ -183,7 +184,7 @@ def test_what_a_registry_cannot_serve_is_told_and_all_else_is_seen(
         f"blob modules/console@{blob}",
     ]
     assert all(isinstance(one.error, RegistryError) for one in seen.failures)
-    assert seen.inventory == without(
+    assert seen.held == without(
         STORE.inventory(),
         Item("modules/console/release", "tag", "stable"),
         Item("modules/console", "blob", blob),
@@ -201,10 +202,10 @@ def test_what_reaches_something_that_cannot_be_read_is_left_out_where_it_is_clos
     fill(embedded_registry, store)
     embedded_registry.faults.add(Fault(Answer(400), None, f"/manifests/{child}", times=None))
     found = stroll(embedded_registry, ["install"])
-    assert set(found.inventory.repository("install").tags) == {"v1", "v2"}
-    closed = found.closed()
-    assert set(closed.inventory.repository("install").tags) == {"v2"}
-    assert list(closed.inventory.gaps()) == []
+    assert set(found.held.repository("install").tags) == {"v1", "v2"}
+    closed = found.complete()
+    assert set(closed.held.repository("install").tags) == {"v2"}
+    assert list(closed.held.gaps()) == []
     assert [one.item for one in closed.failures] == [f"manifest install@{child}"]
     assert closed.failures == found.failures
 
@@ -219,7 +220,7 @@ def test_a_refused_list_of_tags_ends_it(embedded_registry: EmbeddedRegistry) -> 
 def test_what_is_known_is_asked_for_and_not_read(embedded_registry: EmbeddedRegistry) -> None:
     fill(embedded_registry)
     seen = stroll(embedded_registry, known=STORE.inventory())
-    assert seen.closed().inventory == STORE.inventory()
+    assert seen.complete().held == STORE.inventory()
     assert embedded_registry.requests.count("GET", "/manifests/") == 0
     asked = [f"{one.method} {one.path}" for one in embedded_registry.requests]
     assert len(asked) == len(set(asked)) == seen.requests
@@ -239,11 +240,11 @@ def test_what_is_known_counts_for_nothing_that_is_not_there(
         Fault(Answer(404), None, "console/manifests/", times=None),
     )
     seen = stroll(embedded_registry, known=known)
-    assert "modules/console" not in seen.inventory.repositories
-    assert child not in seen.inventory.repository("").manifests
-    gaps = [gap for gap in seen.inventory.gaps() if gap.missing not in content.blobs]
+    assert "modules/console" not in seen.held.repositories
+    assert child not in seen.held.repository("").manifests
+    gaps = [gap for gap in seen.held.gaps() if gap.missing not in content.blobs]
     assert Gap("", child, v1) in gaps
-    assert "v1.0.0" not in seen.closed().inventory.repository("").tags
+    assert "v1.0.0" not in seen.complete().held.repository("").tags
 
 
 def test_manifests_that_no_tag_names_are_found_by_what_is_known(
@@ -253,8 +254,8 @@ def test_manifests_that_no_tag_names_are_found_by_what_is_known(
     put_image(store, "install", layers=(b"nobody tags me",))
     fill(embedded_registry, store)
     paths = store.inventory().repositories
-    assert look(embedded_registry, paths).inventory == STORE.inventory()
-    assert look(embedded_registry, paths, store.inventory()).inventory == store.inventory()
+    assert look(embedded_registry, paths).held == STORE.inventory()
+    assert look(embedded_registry, paths, store.inventory()).held == store.inventory()
 
 
 def put_signature(store: MemoryStore, repository: str, subject: Digest, note: str = "") -> Digest:
@@ -273,12 +274,12 @@ def test_referrers_are_found_and_what_refers_to_them(embedded_registry: Embedded
     fill(embedded_registry, store)
     seen = look(embedded_registry, ["install"])
     assert seen.failures == ()
-    assert set(seen.inventory.repository("install").manifests) == {image, signature, above}
+    assert set(seen.held.repository("install").manifests) == {image, signature, above}
     assert embedded_registry.requests.count("GET", "/referrers/") == 3
     embedded_registry.requests.clear()
     embedded_registry.faults.add(Fault(Answer(404), "GET", "/referrers/", times=None))
     seen = look(embedded_registry, ["install"])
-    assert set(seen.inventory.repository("install").manifests) == {image}
+    assert set(seen.held.repository("install").manifests) == {image}
     assert embedded_registry.requests.count("GET", "/referrers/") == 1
 
 
@@ -290,7 +291,7 @@ def test_referrers_that_cannot_be_listed_are_told_of(embedded_registry: Embedded
     seen = look(embedded_registry)
     assert [one.item for one in seen.failures] == [f"manifest modules/console@{digest}"]
     assert "/referrers/" in str(seen.failures[0])
-    assert seen.inventory == STORE.inventory()
+    assert seen.held == STORE.inventory()
 
 
 def test_each_question_is_told_of_as_progress(embedded_registry: EmbeddedRegistry) -> None:
@@ -298,8 +299,8 @@ def test_each_question_is_told_of_as_progress(embedded_registry: EmbeddedRegistr
     heard: list[Event] = []
     with client_of(embedded_registry) as client:
         source = RegistrySource(client, below("root"))
-        found = walk(source, STORE.inventory().repositories, run=Run(on_event=heard.append))
-        with_blobs(found, source, run=Run(on_event=heard.append))
+        paths = STORE.inventory().repositories
+        walk(source, paths, blobs=True, run=Run(on_event=heard.append))
     phases = [one for one in heard if isinstance(one, PhaseStarted)]
     assert [one.name.removeprefix("looking at the registry's ") for one in phases] == [
         *("tags", "tagged images", "referrers", "images", "referrers", "blobs")
@@ -319,4 +320,4 @@ def test_it_can_be_stopped(embedded_registry: EmbeddedRegistry) -> None:
 
 def test_equal_registries_give_equal_inventories(embedded_registry: EmbeddedRegistry) -> None:
     fill(embedded_registry)
-    assert look(embedded_registry).inventory.digest() == STORE.inventory().digest()
+    assert look(embedded_registry).held.digest() == STORE.inventory().digest()

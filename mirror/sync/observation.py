@@ -1,0 +1,239 @@
+"""What a look at a registry found, as a value: what is there, what is unclear, what is damaged."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from enum import IntEnum
+
+from mirror.errors import (
+    CancelledError,
+    DeniedError,
+    IntegrityError,
+    InvalidManifestError,
+    MirrorError,
+    NotFoundError,
+    RegistryError,
+)
+from mirror.oci import Digest
+from mirror.sync.inventory import Inventory, InventoryBuilder, size_conflict
+from mirror.sync.nodes import RepositoryContent
+
+
+class Depth(IntEnum):
+    """How closely a registry is looked at; each depth asks more questions than the one before.
+
+    `PROBE`: tags, manifests and blobs of repositories that have tags. Of the others a few blobs
+    tell whether they hold anything; what is overlooked there is carried again, and nothing worse.
+    `LISTED`: tags, and manifests that no tag answers for. A registry takes a manifest only together
+    with its blobs, so blobs are asked for only where their manifest is absent.
+    `AUDIT`: every tag, manifest and blob of each repository.
+    `DEEP`: the same, and each distinct blob and manifest is read and hashed.
+    """
+
+    PROBE = 0
+    LISTED = 1
+    AUDIT = 2
+    DEEP = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One thing in a repository: a tag, or a manifest or blob by its digest.
+
+    `digest` is None for a tag of which nobody knows what it names.
+    """
+
+    repository: str
+    digest: Digest | None
+    tag: str | None = None
+    is_blob: bool = False
+
+    def __str__(self) -> str:
+        where = self.repository or "/"
+        if self.tag is not None:
+            return f"tag {where}:{self.tag}"
+        return f"{'blob' if self.is_blob else 'manifest'} {where}@{self.digest}"
+
+
+def items_of(path: str, content: RepositoryContent) -> list[Item]:
+    """Every tag, manifest and blob of a repository, in this order."""
+    return [
+        *(Item(path, digest, tag) for tag, digest in content.tags.items()),
+        *(Item(path, digest) for digest in content.manifests),
+        *(Item(path, digest, is_blob=True) for digest in content.blobs),
+    ]
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Something that could not be asked about, carried or removed: where, what and why."""
+
+    place: str
+    item: str
+    error: MirrorError
+
+    def __str__(self) -> str:
+        return f"{self.place}: {self.item}: {self.error}"
+
+    def to_document(self) -> dict[str, str]:
+        """As JSON values, for `--json`."""
+        return {
+            "place": self.place,
+            "item": self.item,
+            "type": type(self.error).__name__,
+            "message": str(self.error),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """What a look at the registry `place` found.
+
+    Attributes:
+        held: what is there. A tag in it may name another digest than the one that was wanted.
+        listed: all tags of every repository that was looked at.
+        unclear: items about which the registry gave no proper answer. They are neither there nor
+            absent, and nothing may be concluded from them.
+        unlisted: repositories of which nothing was wanted, and which do not list their tags.
+        damaged: what was read and is not what its digest promises (`Depth.DEEP` only).
+        general: what could not be seen and is no single item.
+        requests: how many questions were asked.
+    """
+
+    place: str
+    held: Inventory
+    listed: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    unclear: Mapping[Item, MirrorError] = field(default_factory=dict)
+    unlisted: Mapping[str, MirrorError] = field(default_factory=dict)
+    damaged: Mapping[Digest, MirrorError] = field(default_factory=dict)
+    general: tuple[Failure, ...] = ()
+    requests: int = 0
+
+    @property
+    def failures(self) -> tuple[Failure, ...]:
+        """What is `general` or `unclear`, for a report."""
+        return (
+            *self.general,
+            *(Failure(self.place, str(item), why) for item, why in self.unclear.items()),
+        )
+
+    @property
+    def unlisted_failures(self) -> tuple[Failure, ...]:
+        """What is `unlisted`, for a report."""
+        return tuple(
+            Failure(self.place, f"the tags of {path or '/'}", error)
+            for path, error in self.unlisted.items()
+        )
+
+    def all_damage(self) -> dict[Digest, MirrorError]:
+        """Everything there that is not what it goes by, or that the registry cannot serve."""
+        damage = dict(self.damaged)
+        for item, error in self.unclear.items():
+            if item.digest is not None and speaks_of_damage(error):
+                damage.setdefault(item.digest, error)
+        return damage
+
+    def certain(self) -> Inventory:
+        """`held`, if every answer was clear. A blob of another size is clearly not the wanted one.
+
+        Raises:
+            MirrorError: the first answer that was not.
+        """
+        for error in (*self.unclear.values(), *self.unlisted.values()):
+            if not isinstance(error, IntegrityError):
+                raise error
+        return self.held
+
+    def complete(self) -> Observation:
+        """Only what is whole, with all its blobs: a registry takes a manifest only with them.
+
+        What reaches something that is absent or unclear is left out and becomes unclear itself.
+        """
+        held, broken = complete_subset(self.held)
+        fresh = {item: why for item, why in broken.items() if item not in self.unclear}
+        return replace(self, held=held, unclear={**self.unclear, **fresh})
+
+
+def speaks_of_damage(error: MirrorError) -> bool:
+    """Whether an error about one item may mean that its bytes are lost or wrong.
+
+    A refusal of access does not: 403 is no absence, and copying over it would not help.
+    """
+    if isinstance(error, DeniedError | CancelledError):
+        return False
+    return error.exit_code == 4 or isinstance(error, RegistryError | InvalidManifestError)
+
+
+def complete_subset(inventory: Inventory) -> tuple[Inventory, dict[Item, MirrorError]]:
+    """The part of `inventory` that is whole, with all its blobs, and why the rest is not.
+
+    A manifest is whole if all its children are there and whole, and if it gives the sizes of blobs
+    that were seen or that most manifests of its repository give; a tag, if what it names is whole.
+    Blobs count as there where the manifests that need them are.
+    """
+    builder = InventoryBuilder()
+    broken: dict[Item, MirrorError] = {}
+    for path, content in inventory.repositories.items():
+        reasons = dict(_reasons(path, content))
+        broken.update((Item(path, digest), reason) for digest, reason in reasons.items())
+        left_out = _with_all_above(reasons, content)
+        for digest, node in content.manifests.items():
+            if digest not in left_out:
+                builder.add_manifest(path, node)
+        for tag, digest in content.tags.items():
+            if digest not in left_out:
+                builder.add_tag(path, tag, digest)
+    return builder.build(), broken
+
+
+def _reasons(path: str, content: RepositoryContent) -> Iterator[tuple[Digest, MirrorError]]:
+    where = path or "the root repository"
+    sizes = _agreed_sizes(content)
+    for digest, node in sorted(content.manifests.items()):
+        for blob in node.blobs:
+            if sizes[blob.digest] != blob.size:
+                yield digest, size_conflict(path, node, blob, sizes[blob.digest])
+                break
+        for child in node.children:
+            if child.digest not in content.manifests:
+                yield child.digest, _absent(f"index {digest} of {where} leads to it")
+    for tag, digest in sorted(content.tags.items()):
+        if digest not in content.manifests:
+            yield digest, _absent(f"tag {tag} of {where} names it")
+
+
+def _agreed_sizes(content: RepositoryContent) -> dict[Digest, int]:
+    """The size of each blob in bytes: the one that was seen, else the one that most manifests give.
+
+    If two sizes are given equally often, the manifest with the lowest digest decides.
+    """
+    given: dict[Digest, Counter[int]] = {}
+    for _, node in sorted(content.manifests.items()):
+        for blob in {blob.digest: blob for blob in reversed(node.blobs)}.values():
+            given.setdefault(blob.digest, Counter())[blob.size] += 1
+    # `most_common` keeps the order of first appearance among equals.
+    agreed = {digest: sizes.most_common(1)[0][0] for digest, sizes in given.items()}
+    agreed.update((d, size) for d, size in content.blobs.items() if d in given)
+    return agreed
+
+
+def _absent(why: str) -> NotFoundError:
+    return NotFoundError(f"it is not there, though {why}; push again what it belongs to")
+
+
+def _with_all_above(digests: Iterable[Digest], content: RepositoryContent) -> set[Digest]:
+    """`digests`, and all manifests that reach one of them."""
+    parents: dict[Digest, list[Digest]] = {}
+    for digest, node in content.manifests.items():
+        for child in node.children:
+            parents.setdefault(child.digest, []).append(digest)
+    reached = set(digests)
+    pending = list(reached)
+    while pending:
+        for parent in parents.get(pending.pop(), ()):
+            if parent not in reached:
+                reached.add(parent)
+                pending.append(parent)
+    return reached

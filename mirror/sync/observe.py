@@ -1,0 +1,281 @@
+"""The only look at a registry that compares it with an inventory: what of it is there?
+
+The depth decides what is asked (`Depth`). At every depth one tag listing per repository spares the
+questions about tags that are not there, and a tag that names the wanted digest answers for its
+manifest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import closing
+from functools import partial
+from typing import Protocol
+
+from mirror.errors import MirrorError, RegistryNotFoundError, SizeMismatchError
+from mirror.events import BlobDone, BytesMoved, OnEvent, TransferStarted
+from mirror.events import ignore as ignore_events
+from mirror.oci import Digest, Verifier
+from mirror.registry import RegistryReader
+from mirror.run import Run
+from mirror.sync.inventory import Inventory, InventoryBuilder
+from mirror.sync.nodes import RepositoryContent
+from mirror.sync.observation import Depth, Item, Observation, items_of
+from mirror.sync.per_item_errors import PerItemErrors
+
+
+class Place(Protocol):
+    """A tree of repositories in a registry, which can be looked at."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def client(self) -> RegistryReader: ...
+    @property
+    def locate(self) -> Callable[[str], str]: ...
+
+
+def listed_tags(client: RegistryReader, repository: str) -> frozenset[str]:
+    """All tags of a repository, including those that name nothing any more.
+
+    There are none where the registry says that it knows no such repository, as CNCF distribution
+    does of one that has content and no tag.
+    """
+    try:
+        return frozenset(client.tags(repository))
+    except RegistryNotFoundError:
+        return frozenset()
+
+
+def observe(
+    place: Place,
+    wanted: Inventory,
+    depth: Depth,
+    *,
+    also: Iterable[str] = (),
+    run: Run | None = None,
+) -> Observation:
+    """Ask `place` what it has of `wanted`; of the repositories `also`, only which tags they list.
+
+    Raises:
+        UnreachableError, DeniedError: the registry as a whole does not answer, or refuses.
+        CancelledError: `run` was stopped.
+    """
+    look = _Look(place, wanted, depth, Run.of(run))
+    look.list_tags(also)
+    if depth is Depth.PROBE:
+        look.ask_about(look.probed_repositories())
+    else:
+        look.ask_about(look.listed)
+    damaged = look.read_all() if depth is Depth.DEEP else {}
+    return look.result(damaged)
+
+
+class _Look:
+    """One look under way."""
+
+    def __init__(self, place: Place, wanted: Inventory, depth: Depth, run: Run) -> None:
+        self._place, self._wanted, self._depth, self._run = place, wanted, depth, run
+        self._questions = PerItemErrors(place.client, run)
+        self._held = InventoryBuilder()
+        self.listed: dict[str, frozenset[str]] = {}
+        self._unclear: dict[Item, MirrorError] = {}
+        self._unlisted: dict[str, MirrorError] = {}
+
+    def result(self, damaged: Mapping[Digest, MirrorError]) -> Observation:
+        """What was found."""
+        return Observation(
+            self._place.name,
+            self._held.build(),
+            self.listed,
+            self._unclear,
+            self._unlisted,
+            damaged,
+            requests=self._questions.asked,
+        )
+
+    def list_tags(self, also: Iterable[str]) -> None:
+        """Ask for the tags of every repository of which something is wanted, and of `also`."""
+        paths = sorted({*self._wanted.repositories, *also})
+        listings = self._questions.ask_all(
+            paths, lambda path: listed_tags(self._place.client, self._place.locate(path))
+        )
+        for path, tags in zip(paths, listings, strict=True):
+            if not isinstance(tags, MirrorError):
+                self.listed[path] = tags
+            elif path in self._wanted.repositories:
+                content = self._wanted.repository(path)
+                self._unclear.update(
+                    (item, tags) for item in items_of(path, content) if not item.is_blob
+                )
+            else:
+                self._unlisted[path] = tags
+
+    def probed_repositories(self) -> list[str]:
+        """Those that have tags, and the others too if one of a few of their blobs is there."""
+        untagged = {path for path, tags in self.listed.items() if not tags}
+        sample = probe_sample(probe_candidates(self._wanted, untagged), self._run.jobs)
+        tagged = [path for path in self.listed if path not in untagged]
+        if any(answer is not None for _, answer in self._answers(sample)):
+            return list(self.listed)
+        return tagged
+
+    def ask_about(self, paths: Iterable[str]) -> None:
+        """Ask what is there of the wanted tags, then manifests, then blobs."""
+        asked = {path: self._wanted.repository(path) for path in paths}
+        there = self._tags(asked)
+        loose = [
+            Item(path, digest)
+            for path, content in asked.items()
+            for digest in content.manifests
+            if (path, digest) not in there
+        ]
+        there |= {(item.repository, item.digest) for item, answer in self._answers(loose) if answer}
+        doubtful: list[Item] = []
+        for path, content in asked.items():
+            certain: set[Digest] = set()
+            for digest, node in content.manifests.items():
+                if (path, digest) in there:
+                    self._held.add_manifest(path, node, closed=False)
+                    if self._depth is Depth.LISTED:
+                        certain.update(blob.digest for blob in node.blobs)
+            for digest, size in content.blobs.items():
+                if digest in certain:
+                    self._held.add_blob(path, digest, size)
+                else:
+                    doubtful.append(Item(path, digest, is_blob=True))
+        self._blobs(doubtful)
+
+    def _tags(self, asked: Mapping[str, RepositoryContent]) -> set[tuple[str, Digest | None]]:
+        """Ask for the tags that are listed; return the manifests that they name."""
+        items = [
+            Item(path, digest, tag)
+            for path, content in asked.items()
+            for tag, digest in content.tags.items()
+            if tag in self.listed[path]
+        ]
+        there: set[tuple[str, Digest | None]] = set()
+        for item, answer in self._answers(items):
+            if isinstance(answer, Digest) and item.tag is not None:
+                self._held.add_tag(item.repository, item.tag, answer)
+                there.add((item.repository, answer))
+        return there
+
+    def _blobs(self, items: Sequence[Item]) -> None:
+        for item, answer in self._answers(items):
+            if item.digest is None or not isinstance(answer, int):
+                continue
+            size = self._wanted.repository(item.repository).blobs[item.digest]
+            if answer == size:
+                self._held.add_blob(item.repository, item.digest, size)
+            else:  # other bytes, which an upload alone may not replace
+                self._unclear[item] = SizeMismatchError(
+                    where=self._place.name, expected=size, actual=answer
+                )
+
+    def _answers(self, items: Sequence[Item]) -> list[tuple[Item, Digest | int | None]]:
+        """The items about which the registry gave a clear answer, with that answer."""
+        clear: list[tuple[Item, Digest | int | None]] = []
+        answers = self._questions.ask_all(items, self._ask)
+        for item, answer in zip(items, answers, strict=True):
+            if isinstance(answer, MirrorError):
+                self._unclear[item] = answer
+            else:
+                clear.append((item, answer))
+        return clear
+
+    def _ask(self, item: Item) -> Digest | int | None:
+        """The digest that a tag or manifest has there, or a blob's size; None if it is absent."""
+        repository = self._place.locate(item.repository)
+        reference = item.digest if item.tag is None else item.tag
+        assert reference is not None, "only a tag can be without a digest"
+        if isinstance(reference, Digest) and item.is_blob:
+            return self._place.client.blob_size(repository, reference)
+        found = self._place.client.resolve(repository, reference)
+        return found.digest if found else None
+
+    def read_all(self) -> dict[Digest, MirrorError]:
+        """Read each distinct blob and manifest that is there; return what is not right, and why.
+
+        A registry stores equal content once, so one reading proves it for all repositories.
+        """
+        blobs: dict[Digest, tuple[str, int]] = {}
+        manifests: dict[Digest, str] = {}
+        for path, content in sorted(self._held.build().repositories.items()):
+            blobs.update((digest, (path, size)) for digest, size in content.blobs.items())
+            manifests.update((digest, path) for digest in content.manifests)
+        on_event = self._run.on_event
+        on_event(
+            TransferStarted(len(blobs), sum(size for _, size in blobs.values()), len(manifests), 0)
+        )
+        readings: list[tuple[Digest, Callable[[], None]]] = [
+            (digest, partial(read_blob, self._place, path, digest, size, on_event))
+            for digest, (path, size) in blobs.items()
+        ]
+        readings += [
+            (digest, partial(read_manifest, self._place, path, digest))
+            for digest, path in manifests.items()
+        ]
+        outcomes = self._questions.ask_all(readings, lambda one: one[1]())
+        return {
+            digest: outcome
+            for (digest, _), outcome in zip(readings, outcomes, strict=True)
+            if outcome is not None
+        }
+
+
+def read_blob(
+    place: Place, path: str, digest: Digest, size: int, on_event: OnEvent = ignore_events
+) -> None:
+    """Read a blob and hash it.
+
+    Raises:
+        SizeMismatchError, DigestMismatchError: it is not what it goes by.
+        RegistryNotFoundError: it is not there.
+    """
+    verifier = Verifier(digest, size, f"{place.name}: blob {digest}")
+    chunks = place.client.blob(place.locate(path), digest, size=size, verify=False)
+    with closing(chunks):
+        for chunk in chunks:
+            verifier.update(chunk)
+            on_event(BytesMoved(digest, len(chunk)))
+    verifier.finish()
+    on_event(BlobDone(digest, size, size))
+
+
+def read_manifest(place: Place, path: str, digest: Digest) -> None:
+    """Read a manifest and hash it; raises as `RegistryClient.manifest` does."""
+    place.client.manifest(place.locate(path), digest)
+
+
+def probe_candidates(wanted: Inventory, untagged: Iterable[str]) -> list[Item]:
+    """The blobs that only the repositories `untagged` want, in the order in which they are sent.
+
+    Most often such repositories do not exist yet. A push that was cut off leaves blobs and no tags
+    there, each in the first repository that wants it, and those are not to be sent twice.
+    """
+    apart = frozenset(untagged)
+    first: dict[Digest, tuple[int, str]] = {}
+    elsewhere: set[Digest] = set()
+    for path, content in sorted(wanted.repositories.items()):
+        if path not in apart:
+            elsewhere.update(content.blobs)
+            continue
+        for digest, size in content.blobs.items():
+            first.setdefault(digest, (-size, path))
+    order = sorted((size, digest, path) for digest, (size, path) in first.items())
+    return [
+        Item(path, digest, is_blob=True) for _, digest, path in order if digest not in elsewhere
+    ]
+
+
+def probe_sample(candidates: Sequence[Item], jobs: int) -> list[Item]:
+    """The first `jobs` of `candidates`, and at most as many spread evenly over the others.
+
+    Blobs go out largest first and `jobs` at a time, so a push that began at all has finished one of
+    the first `jobs`, or nothing that would be missed. Others, spread over the rest, reveal pushes
+    that failed at the large ones.
+    """
+    rest = candidates[jobs:]
+    step = max(1, -(-len(rest) // jobs))
+    return [*candidates[:jobs], *rest[step - 1 :: step]]
