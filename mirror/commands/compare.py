@@ -14,7 +14,8 @@ from mirror.commands.access import open_trees
 from mirror.commands.errors import show
 from mirror.errors import InputError, InvalidReferenceError
 from mirror.oci import Repository
-from mirror.operations import diff, status
+from mirror.operations.diff import diff
+from mirror.operations.status import status
 from mirror.reports.progress import progress
 from mirror.reports.registries import diff_summary, status_summary
 from mirror.run import Run

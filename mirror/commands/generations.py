@@ -15,7 +15,9 @@ from mirror.commands.access import TreeAccess, open_trees
 from mirror.commands.errors import show
 from mirror.errors import InputError
 from mirror.oci import Repository
-from mirror.operations import history, prune, rollback
+from mirror.operations.history import history
+from mirror.operations.prune import prune
+from mirror.operations.rollback import rollback
 from mirror.reports.progress import progress
 from mirror.reports.registries import history_summary, prune_summary, rollback_summary
 from mirror.run import Run

@@ -16,7 +16,7 @@ from mirror.commands.access import TreeAccess
 from mirror.commands.errors import show
 from mirror.errors import InputError, InvalidReferenceError
 from mirror.oci import Repository
-from mirror.operations import plan_push, push, push_to_all
+from mirror.operations.push import plan_push, push, push_to_all
 from mirror.reports.bundles import push_plan_summary, push_summary
 from mirror.reports.progress import progress
 from mirror.reports.registries import quorum_summary

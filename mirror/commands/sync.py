@@ -20,7 +20,7 @@ from mirror.commands import options
 from mirror.commands.access import TreeAccess, full_name, masters_of, open_trees, parse_storage
 from mirror.commands.errors import show
 from mirror.errors import InputError
-from mirror.operations import sync_replicas
+from mirror.operations.sync import sync_replicas
 from mirror.reports.progress import progress
 from mirror.reports.registries import sync_summary
 from mirror.run import Run
