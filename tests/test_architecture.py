@@ -215,7 +215,7 @@ def test_a_foreign_library_stays_in_its_room(library: str) -> None:
     room = {
         "oras": "registry",
         "httpx": "registry",
-        "tqdm": "progress",
+        "tqdm": "reports",
         "click": "cli",
         "uvicorn": "serve",
     }[library]
