@@ -77,7 +77,7 @@ class TreeAccess:
         """The replicas of the cluster in Local mode that the options describe.
 
         Raises:
-            ForbiddenByModeError: another mode, in which there are none.
+            ForbiddenByModeError: the cluster is in another mode, which has no replicas.
             RouteError: the files do not say where they are, or who may write there.
         """
         cluster = Cluster.load(module_config, sites_file)
@@ -151,12 +151,11 @@ def open_trees(
 ) -> Iterator[list[RegistryTree]]:
     """Clients for all `registries`, closed at the end; `access` is what `options.registry` says.
 
-    Those that are among a cluster's `masters` are reached as the cluster has it. The login is
-    theirs then and goes to no other registry.
+    A registry among a cluster's `masters` is reached as the cluster's settings say. Its login is
+    the cluster's, which goes to no other registry.
 
     Raises:
-        InputError: `storage` is of a registry that is none of them, or a password would be read
-            for several at once.
+        InputError: `storage` names a registry that is not among `registries`.
     """
     folders = dict(storage)
     if unknown := sorted(folders.keys() - set(registries)):
@@ -183,7 +182,7 @@ def masters_of(
 
     Raises:
         InputError: `--sites` came alone.
-        ForbiddenByModeError: a mode in which there are none.
+        ForbiddenByModeError: the cluster is in another mode, which has no replicas.
         RouteError: the files do not say where they are, or who may write there.
     """
     if module_config is None:

@@ -58,15 +58,15 @@ class Cluster:
         *,
         writes: bool,
     ) -> Reached:
-        """The one registry that who brings images in works with.
+        """The registry into which images are brought, or from which they are read.
 
-        `registry` is its logical address, its real one, or None for the root. A login that is
-        given takes the place of the one in the files; where they have none, the credentials count
-        that docker or oras stored. Of several replicas without a common push address the first
-        that answers is taken.
+        `registry` is its logical address, its real one, or None for the root. The login is the one
+        that the command line gives, else the one in the files, else the one that docker or oras
+        stored. If there are several replicas and no common push address, the first replica that
+        answers is used.
 
         Raises:
-            ForbiddenByModeError: `writes`, and the mode takes nothing there.
+            ForbiddenByModeError: `writes`, and the mode accepts no writes there.
             RouteError: the files do not say where it is, or it is not in this cluster's registry.
             UnreachableError: there are several replicas and none answers.
         """
@@ -93,7 +93,7 @@ class Cluster:
         The login is the one that is given, or that of `mirror-pusher`, or of `rw`.
 
         Raises:
-            ForbiddenByModeError: in other modes there is no store to bring into line.
+            ForbiddenByModeError: the cluster is in another mode, which has no replicas.
             RouteError: the files do not name the masters, or none of those users.
         """
         options = _connection(asked)

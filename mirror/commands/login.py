@@ -40,7 +40,7 @@ class AccessOptions:
         return credentials_for(host, self.login, self.password)
 
     def given_credentials(self, host: str) -> Credentials | None:
-        """The login at `host` if the command line has one; none that docker or oras stored."""
+        """The login at `host` if the command line has one; stored ones do not count."""
         return self.credentials(host) if self.login or self.password else None
 
 
