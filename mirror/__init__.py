@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from mirror.modes.addressing import Route, routes_for
     from mirror.modes.check import CheckReport, check_images, impatient, targets_for
     from mirror.modes.client import ModeClient, connect
-    from mirror.modes.constants import ConditionType, User
+    from mirror.modes.constants import ConditionType, RegistryUser
     from mirror.modes.outcomes import ClusterFacts, StepOutcome
     from mirror.modes.plan import SwitchPlan, plan_switch
     from mirror.modes.required import RequiredSet, required_images
@@ -78,6 +78,7 @@ __all__ = [
     "RegistrySettings",
     "RegistryState",
     "RegistryTree",
+    "RegistryUser",
     "RenderOptions",
     "Rendered",
     "ReplicaResult",
@@ -91,7 +92,6 @@ __all__ = [
     "StepOutcome",
     "SwitchPlan",
     "SyncReport",
-    "User",
     "access_of",
     "check_images",
     "connect",
@@ -137,7 +137,7 @@ _HOMES = {
     "modes.addressing": ("Route", "routes_for"),
     "modes.check": ("CheckReport", "check_images", "impatient", "targets_for"),
     "modes.client": ("ModeClient", "connect"),
-    "modes.constants": ("ConditionType", "User"),
+    "modes.constants": ("ConditionType", "RegistryUser"),
     "modes.outcomes": ("ClusterFacts", "StepOutcome"),
     "modes.plan": ("SwitchPlan", "plan_switch"),
     "modes.required": ("RequiredSet", "required_images"),
