@@ -76,12 +76,18 @@ def mount_or_open(
     return False
 
 
-def cancel(transport: Transport, location: str, wanted: scopes.Scopes) -> None:
-    """DELETE a session; whatever goes wrong, registries forget old sessions by themselves."""
+def cancel(transport: Transport, location: str, wanted: scopes.Scopes) -> bool:
+    """DELETE a session, and say whether the registry answered.
+
+    Nothing is raised: registries forget old sessions by themselves.
+    """
     try:
         attempt(transport, "DELETE", location, accept=(200, 202, 204), wanted=wanted)
     except (MirrorError, TransientFailure) as err:
         _log.debug("an upload session could not be cancelled: %s", err)
+        error = err.error if isinstance(err, TransientFailure) else err
+        return isinstance(error, RegistryError) and error.status is not None
+    return True
 
 
 def location_of(transport: Transport, answer: Answer, default: str | None = None) -> str:
