@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import replace
-from types import TracebackType
 from typing import TypeVar
 
 from mirror.errors import MirrorError, RegistryNotFoundError
@@ -44,10 +43,6 @@ REPLICA_CONNECT_TIMEOUT_S = 5.0
 """How long to try for a connection where others can be asked instead."""
 
 
-def _never() -> bool:
-    return False
-
-
 def connect(
     settings: RegistrySettings,
     *,
@@ -80,11 +75,11 @@ class ModeClient:
     at, without host, or relative to the root (`install`; the root itself is the empty text). What
     takes a tag or digest takes it as second argument, or at the end of the first.
 
-    Each reading goes from endpoint to endpoint until one has what is wanted: past those that
-    cannot be reached, fail (5xx), refuse the login, lack it or have it damaged. Something is
-    absent when every endpoint says so. An endpoint that failed is asked last for a while. A blob
-    that breaks off is continued by the next endpoint where it was. Lists (tags, referrers) of
-    replicas that fill up independently, which is Local mode, are put together from all that answer.
+    Each reading goes from endpoint to endpoint until one delivers: past those that cannot be
+    reached, fail (5xx), refuse the login, do not have the content or have it damaged. Content is
+    absent when every endpoint says so. An endpoint that failed is asked last for a while. If a blob
+    breaks off, the next endpoint continues it. In Local mode replicas fill up independently, so
+    lists (tags, referrers) combine the answers of all that answer.
 
     Every method raises what the same method of `RegistryClient` does, and:
 
@@ -124,12 +119,7 @@ class ModeClient:
     def __enter__(self) -> ModeClient:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_raised: object) -> None:
         self.close()
 
     def __repr__(self) -> str:
@@ -147,7 +137,7 @@ class ModeClient:
         return view
 
     def close(self) -> None:
-        """End all connections; what is under way in other threads fails with CancelledError."""
+        """End all connections; requests under way in other threads fail with CancelledError."""
         if not self._is_view:
             self._connections.close()
 
@@ -274,7 +264,7 @@ class ModeClient:
         digest: Digest,
         ask: Callable[[RegistryClient, str], list[Child]],
     ) -> list[Child]:
-        """Referrers, each once; a `Child` is no key, so they travel by their digests."""
+        """Referrers, each once. A `Child` cannot be hashed, so lists are merged by digest."""
         known: dict[Digest, Child] = {}
 
         def digests(client: RegistryClient, path: str) -> list[Digest]:
@@ -312,15 +302,12 @@ class ModeClient:
         size: int,
         content: Callable[[int], Generator[bytes, None, None]],
         *,
-        cancelled: Callable[[], bool] = _never,
         opened: OpenUpload | None = None,
         journal: UploadJournal | None = None,
     ) -> int:
         """Send a blob; see `RegistryClient.upload`."""
         client, path = self._writer(repository, "push")
-        return client.upload(
-            path, digest, size, content, cancelled=cancelled, opened=opened, journal=journal
-        )
+        return client.upload(path, digest, size, content, opened=opened, journal=journal)
 
     def open_upload(self, repository: str) -> OpenUpload:
         """Open an upload session, which proves that pushing is allowed."""

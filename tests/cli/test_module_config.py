@@ -19,14 +19,16 @@ from mirror.modes.constants import LOGICAL_BASE, LOGICAL_PATH, REGISTRY_PORT
 from mirror.modes.routes import Plane
 from mirror.modes.settings import RegistrySettings
 from mirror.nodeconfig.cluster import load_access
-from mirror.operations import plan_pull, push, verify_registry
+from mirror.operations.pull import plan_pull
+from mirror.operations.push import push
+from mirror.operations.verify import verify_registry
 from mirror.release.selection import Selection
 from mirror.release.source import SourceTree
 from mirror.serve import BasicAuth, MemoryStorage, User
 from mirror.sync.tree import RegistryTree
 from mirror.testing import EmbeddedRegistry
 from tests.conftest import MakeEmbeddedRegistry
-from tests.modes.replicas import certificate
+from tests.support.cluster_replicas import certificate
 from tests.support.processes import free_loopback
 from tests.support.program import call_mirror
 from tests.support.release_source import TINY, Source, serve

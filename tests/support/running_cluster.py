@@ -19,7 +19,6 @@ from mirror.nodeconfig.hosts import Containerd
 from mirror.nodeconfig.render import Rendered, RenderOptions, access_of, render, write_cluster
 from mirror.nodeconfig.service_secrets import ServiceSecrets, prepare_secrets
 from mirror.nodeconfig.services import Distribution
-from tests.modes.images import Image, client, image, push
 from tests.support.mode_stack import (
     DEBIAN_NGINX,
     Registry,
@@ -29,6 +28,7 @@ from tests.support.mode_stack import (
 )
 from tests.support.program import call_mirror
 from tests.support.real_registry import ACCOUNT, RealRegistry
+from tests.support.runnable_images import Image, client, image, push
 
 LOGICAL = "registry.d8-system.svc:5001/system/deckhouse"
 PLATFORM, INSTALLER = image("platform"), image("installer")
@@ -56,6 +56,7 @@ class Cluster:
             Containerd.STOCK,
             Distribution.STOCK,
             DEBIAN_NGINX,
+            in_cluster_ports=nodes[-1].ports,  # not those where a master listens
             in_place_root=PurePosixPath(out),
         )
         now = datetime.datetime.now(datetime.UTC)
@@ -67,9 +68,7 @@ class Cluster:
     def rendered(
         self, settings: RegistrySettings, previous: RegistrySettings | None = None
     ) -> Rendered:
-        # The in-cluster proxy takes the first one's ports: not those where a master listens.
-        nodes = (self.worker, *self.masters)
-        return render(settings, nodes, self.kept, previous=previous, options=self.options)
+        return render(settings, self.nodes, self.kept, previous=previous, options=self.options)
 
     def render_masters(self, settings: RegistrySettings, previous: RegistrySettings | None) -> None:
         """The masters' part alone; the worker, which pulls, goes on with what it has."""
