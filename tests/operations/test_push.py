@@ -11,7 +11,7 @@ import pytest
 from mirror.bundle.reader import BundleReader
 from mirror.errors import IncompleteError, UnreachableError
 from mirror.events import Event, TransferStarted
-from mirror.operations import push_to_all
+from mirror.operations.push import push_to_all
 from mirror.run import Run
 from mirror.sync import MemoryStore
 from mirror.sync.plan import CopyBlob, Plan
