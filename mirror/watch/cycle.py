@@ -188,7 +188,7 @@ class Replicator:
         """The replica that leads, held against its own statement."""
         how = How(audit=level is CheckLevel.AUDIT, deep=level is CheckLevel.DEEP)
         tree = tree.within(run)
-        head = Leader(tree, run=run)
+        head = Leader.ask(tree, run=run)
         if not how.full:
             return ReplicaResult(tree.name, Outcome.EQUAL, head.digest, head.generation)
         others = [one.within(run) for one in self._trees.values() if one.name != tree.name]

@@ -13,7 +13,7 @@ import yaml
 from starlette.routing import Route
 
 from mirror.errors import RenderingError
-from mirror.modes.constants import User
+from mirror.modes.constants import RegistryUser
 from mirror.modes.settings import RegistrySettings
 from mirror.nodeconfig import pki
 from mirror.nodeconfig.cluster import Node, Ports
@@ -267,7 +267,10 @@ def test_replication_is_configured_in_the_mirrorers_keys() -> None:
                 "name": accounts[user].name,
                 "password": accounts[user].password.get_secret_value(),
             }
-            for name, user in (("puller", User.MIRROR_PULLER), ("pusher", User.MIRROR_PUSHER))
+            for name, user in (
+                ("puller", RegistryUser.MIRROR_PULLER),
+                ("pusher", RegistryUser.MIRROR_PUSHER),
+            )
         },
         "local": "10.0.0.2:5001",
         "remote": ["10.0.0.1:5001", "10.0.0.3:5001"],
@@ -355,7 +358,9 @@ def test_the_config_hash_changes_with_the_files_and_with_nothing_else() -> None:
         lambda held: replace(held, token=pki.create_token_pair(held.authority, NOW)),
         lambda held: replace(held, nodes={**held.nodes, "master-1": held.nodes["master-2"]}),
         lambda held: replace(held, former=(upstream_ca(),)),
-        lambda held: replace(held, users={**held.users, User.RO: hashed(new_account("ro"))}),
+        lambda held: replace(
+            held, users={**held.users, RegistryUser.RO: hashed(new_account("ro"))}
+        ),
     ],
     ids=["token pair", "leaf", "former authority", "user"],
 )
@@ -390,13 +395,13 @@ def test_the_version_tells_nothing_about_passwords() -> None:
     assert one.version != other.version
 
 
-def test_in_direct_mode_the_proxy_has_the_ports_of_the_first_master_by_name() -> None:
+def test_the_in_cluster_proxy_has_ports_of_its_own() -> None:
     apart = [Node("b", "10.0.0.2", ports=Ports(registry=6001)), Node("a", "10.0.0.1")]
     held = prepare_secrets(kept(), apart, NOW)
-    for nodes in (apart, apart[::-1]):
-        rendered = render(direct(), nodes, held, options=FORK)
-        conf = yaml.safe_load(rendered.in_cluster[IN_CLUSTER / "distribution.yaml"].content)
-        assert conf["http"]["addr"] == ":5001"
+    own = replace(FORK, in_cluster_ports=Ports(registry=7001))
+    for options, address in ((FORK, ":5001"), (own, ":7001")):
+        rendered = render(direct(), apart, held, options=options)
+        assert in_cluster(rendered, "distribution.yaml")["http"]["addr"] == address
 
 
 def test_without_images_no_pod_is_written_and_that_is_said() -> None:
