@@ -1,4 +1,4 @@
-"""What commands about registries say when they are done: sync, diff, status, generations."""
+"""Summaries of commands about registries: sync, diff, status, prune, and generations."""
 
 from __future__ import annotations
 
