@@ -222,3 +222,20 @@ def _check_events(data: bytes | str) -> None:
             depth -= 1
         if depth > _MAX_DEPTH:
             raise ValueError(f"it nests more than {_MAX_DEPTH} levels")
+
+
+_RATE = re.compile(r"(\d+(?:\.\d+)?) ?(k|m|g|ki|mi|gi)?b(?:/s)?", re.ASCII | re.IGNORECASE)
+_MULTIPLES = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "gi": 2**30}
+
+
+def parse_rate(text: str) -> float:
+    """`20MB/s`, `512KiB/s`, `1.5 GB/s` as bytes a second; the `/s` may be left out.
+
+    Raises:
+        ValueError: it is none of these, or not above zero.
+    """
+    match = _RATE.fullmatch(text.strip())
+    rate = float(match[1]) * _MULTIPLES[(match[2] or "").lower()] if match else 0.0
+    if not rate:
+        raise ValueError(f"{text[:100]!r} is no rate; write bytes a second, such as 20MB/s")
+    return rate

@@ -15,7 +15,7 @@ from mirror.bundle.reader import read_inventory
 from mirror.commands import options
 from mirror.commands.cluster import Cluster, Reached, cluster_of
 from mirror.commands.errors import print_json, show
-from mirror.commands.login import credentials_for, license_credentials, signer
+from mirror.commands.login import AccessOptions, credentials_for, license_credentials, signer
 from mirror.config import PullConfig
 from mirror.errors import InputError, InvalidReferenceError
 from mirror.events import Warned
@@ -164,23 +164,19 @@ def _source(
     credentials: Credentials | None = None
     if license_key and not login:
         credentials = license_credentials(license_key)
+    asked = AccessOptions(
+        login,
+        password,
+        insecure=config.insecure,
+        tls_skip_verify=config.tls_skip_verify,
+        ca=config.ca,
+    )
     if cluster is not None:
-        if config.insecure:
-            raise InputError("--insecure does not go with --module-config, which has the scheme")
-        reached = cluster.reach(
-            config.source if "source" in config.model_fields_set else None,
-            writes=False,
-            login=login,
-            password=password,
-            tls_skip_verify=config.tls_skip_verify,
-            ca=config.ca,
-        )
+        source = config.source if "source" in config.model_fields_set else None
+        reached = cluster.reach(source, asked, writes=False)
         return reached if credentials is None else replace(reached, credentials=credentials)
     root = config.tree().root
-    options = ConnectionOptions(
-        plain_http=config.insecure, verify=not config.tls_skip_verify, ca_file=config.ca
-    )
-    return Reached(root, options, credentials or credentials_for(root.host, login, password))
+    return Reached(root, asked.connection(), credentials or asked.credentials(root.host))
 
 
 @dataclass(frozen=True, slots=True)
