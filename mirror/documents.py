@@ -20,6 +20,8 @@ from yaml.constructor import ConstructorError
 
 from mirror.errors import InputError
 
+_NUMBERS = frozenset({"tag:yaml.org,2002:int", "tag:yaml.org,2002:float"})
+
 
 class RepeatedKeyError(ConstructorError):
     """A mapping has one key twice; `problem` names it."""
@@ -40,6 +42,15 @@ class StrictLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        if node.tag in _NUMBERS and re.search("[0-9]_[0-9]", node.value):
+            # YAML 1.1 reads 4_7 as 47, which nobody expects who slipped on the key beside the dot.
+            raise ConstructorError(
+                None,
+                None,
+                f"{node.value!r} is a number with an underscore; leave that out, or write it in "
+                "quotes",
+                node.start_mark,
+            )
         try:
             return super().construct_object(node, deep)
         except (ValueError, LookupError, AttributeError, TypeError, ArithmeticError) as err:

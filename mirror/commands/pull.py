@@ -12,6 +12,7 @@ import click
 from mirror.bundle import gost
 from mirror.bundle.folder import check_folder
 from mirror.bundle.reader import read_inventory
+from mirror.bundle.writer import Packing
 from mirror.commands import options
 from mirror.commands.cluster import Cluster, Reached, cluster_of
 from mirror.commands.errors import print_json, show
@@ -139,11 +140,13 @@ def pull_command(
             report = planned.carry_out(
                 bundle_dir,
                 force=force,
-                resume=not no_pull_resume,
-                part_size=part_size,
-                gost_digest=config.gost_digest,
-                sign=sign,
-                compress=config.compress == "zstd",
+                packing=Packing(
+                    part_size=part_size,
+                    gost_digest=config.gost_digest,
+                    sign=sign,
+                    resume=not no_pull_resume,
+                    compress=config.compress == "zstd",
+                ),
                 run=run,
             )
     if dry_run:
