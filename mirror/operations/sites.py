@@ -26,7 +26,7 @@ from mirror.sync.observe import listed_tags
 from mirror.sync.registry import RegistrySource, RegistryTarget
 from mirror.sync.statement import REPOSITORY
 from mirror.sync.storage import Storage
-from mirror.sync.walk import walk
+from mirror.sync.walk import Memory, walk
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +96,18 @@ def walk_site(
     site: Site,
     known: Inventory | None = None,
     *,
+    memory: Memory | None = None,
+    run: Run | None = None,
+) -> Observation:
+    """The complete subset of what `walk_open` finds."""
+    return walk_open(site, known, memory=memory, run=run).complete()
+
+
+def walk_open(
+    site: Site,
+    known: Inventory | None = None,
+    *,
+    memory: Memory | None = None,
     run: Run | None = None,
 ) -> Observation:
     """What lies below the site's root. Its repositories are those of `known`, which spares reading
@@ -112,7 +124,7 @@ def walk_site(
     elif not paths:
         paths.update(usual_repositories(site.client, site.tree))
         unlisted = (Failure(site.name, "its list of repositories", listed),)
-    found = walk(site.source(), paths, known=known, run=Run.of(run).quietly()).complete()
+    found = walk(site.source(), paths, known=known, memory=memory, run=Run.of(run).quietly())
     return replace(found, general=unlisted)
 
 

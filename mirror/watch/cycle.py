@@ -11,6 +11,7 @@ from typing import Any
 from mirror.errors import MirrorError, NotFoundError, UnreachableError
 from mirror.oci import Digest
 from mirror.operations import Outcome, ReplicaResult, Site, adopt, sync_replicas
+from mirror.operations.adopt import may_move
 from mirror.operations.audit_leader import LeaderAudit
 from mirror.operations.leader import Leader, ask_at_once, choose_leader
 from mirror.operations.results import How
@@ -19,6 +20,7 @@ from mirror.sync import Inventory
 from mirror.sync.observation import Depth, Failure
 from mirror.sync.observe import observe
 from mirror.sync.publish import Published, read_statement, statement_digest
+from mirror.sync.walk import Memory
 from mirror.watch.settings import AUTO, CheckLevel
 
 _PATIENCE_S = 5.0
@@ -85,6 +87,7 @@ class Replicator:
         self._silent = _Silent()
         self._lock = threading.Lock()
         self._stated: Published | None = None  # under the lock: the statement that was read last
+        self._memories = {site.name: Memory(may_move) for site in sites.values()}
 
     def __call__(self, replica: str, level: CheckLevel, run: Run) -> CycleResult:
         """Bring `replica` up to date.
@@ -195,7 +198,10 @@ class Replicator:
     def _adopted(self, site: Site, level: CheckLevel, run: Run) -> CycleResult:
         """Nobody states anything: what other tools pushed is taken over where it is undisputed."""
         peers = [one for one in self._sites.values() if one is not site]
-        done = adopt(site, peers, run=run)
+        if level is not CheckLevel.STATEMENT:
+            for memory in self._memories.values():
+                memory.forget()
+        done = adopt(site, peers, memories=self._memories, run=run)
         declared = count(done.inventory)
         return CycleResult(
             level,
