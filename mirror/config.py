@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails
 
-from mirror.bundle.sizes import parse_part_size
+from mirror.bundle.parts import parse_part_size
 from mirror.documents import mistake, read_mapping
 from mirror.errors import InputError
 from mirror.layout import normalised_suffix

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from mirror.bundle.carriage import Omissions
 from mirror.bundle.compress import Compressed
-from mirror.bundle.report_text import compression_rows, omission_rows
-from mirror.bundle.sizes import size_text
+from mirror.bundle.delta import Omissions
+from mirror.bundle.parts import size_text
+from mirror.bundle.report import compression_rows, omission_rows
 from mirror.bundle.verify import BundleReport
 from mirror.layout import (
     CHANNELS,

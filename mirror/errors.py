@@ -46,6 +46,10 @@ class MirrorError(Exception):
         """The text without the place: for whoever has named that already."""
         return f"{self.problem}; {self.advice}" if self.advice else self.problem
 
+    def seen_from(self, place: str) -> str:
+        """The text for a list about `place`, which it does not name again."""
+        return self.explanation if self.where == place else str(self)
+
 
 class InputError(MirrorError):
     """What the user asked for cannot be understood or contradicts itself."""
@@ -90,6 +94,10 @@ class UnreadableImageError(MirrorError):
 
 class SourceContentError(MirrorError):
     """The source registry's release tree does not say what it must (where, and what is wrong)."""
+
+
+class BundleLimitError(MirrorError):
+    """A bundle would have more of something than any reader takes in (of what, and how much)."""
 
 
 class NotFoundError(MirrorError):
@@ -216,6 +224,10 @@ class SizeMismatchError(IntegrityError):
             f"expected {expected} bytes, got {actual}", where=where, advice=_TAKE_AGAIN
         )
         self.expected, self.actual = expected, actual
+
+
+class ChangedLeftoversError(IntegrityError):
+    """What an interrupted run had written is not what it was; the next run does without it."""
 
 
 class SignatureError(IntegrityError):

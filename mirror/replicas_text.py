@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from mirror.bundle.sizes import size_text
+from mirror.bundle.parts import size_text
 from mirror.console import duration_text
 from mirror.operations import (
     DiffReport,

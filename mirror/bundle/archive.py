@@ -13,8 +13,8 @@ import tarfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-from mirror.bundle.carriage import NOTHING, minus
-from mirror.bundle.names import INDEX, REF_NAME, SHORT_TAG, blob_path, inside, source_reference
+from mirror.bundle.delta import NOTHING, minus
+from mirror.bundle.format import INDEX, REF_NAME, SHORT_TAG, blob_path, inside, source_reference
 from mirror.oci import Digest
 from mirror.oci.media_types import OCI_INDEX
 from mirror.sync import Inventory, RepositoryContent
@@ -28,7 +28,7 @@ OCI_LAYOUT = b'{\n    "imageLayoutVersion": "1.0.0"\n}'
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One file of an archive: a header at `offset`, its `size` bytes behind it, zeros to a block.
+    """One file of an archive: a header at `offset`, `size` bytes at `data_offset`, then zeros.
 
     `digest` is what its bytes hash to; `content` the bytes themselves where they are not carried
     from elsewhere. `repository` is the layout it belongs to.
@@ -36,6 +36,7 @@ class Entry:
 
     path: str
     offset: int
+    data_offset: int
     size: int
     digest: Digest
     repository: str
@@ -47,21 +48,21 @@ class Entry:
         return tar_header(self.path, self.size)
 
     @property
-    def data_offset(self) -> int:
-        """Where its bytes begin."""
-        return self.offset + len(self.header)
-
-    @property
     def padding(self) -> int:
         """How many zero bytes follow its own."""
         return -self.size % BLOCK
+
+    @property
+    def end(self) -> int:
+        """Where the next entry begins."""
+        return self.data_offset + self.size + self.padding
 
 
 @dataclass(frozen=True, slots=True)
 class Archive:
     """One archive of a bundle, laid out: entries in order and without gaps. Sizes in bytes.
 
-    `left_out` is what of its `inventory` lies elsewhere (`mirror.bundle.carriage`).
+    `left_out` is what of its `inventory` lies elsewhere (`mirror.bundle.delta`).
     """
 
     name: str
@@ -115,9 +116,10 @@ def lay_out(
     entries: list[Entry] = []
     offset = 0
     for _, path, size, digest, layout, own in files:
-        entry = Entry(path, offset, size, digest, layout, own)
+        data_offset = offset + len(tar_header(path, size))
+        entry = Entry(path, offset, data_offset, size, digest, layout, own)
         entries.append(entry)
-        offset = entry.data_offset + size + entry.padding
+        offset = entry.end
     size = offset + TRAILER_SIZE
     return Archive(name, inventory, dict(origins), tuple(entries), size, left_out)
 

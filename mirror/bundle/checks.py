@@ -1,18 +1,28 @@
-"""Stretches of archives, and what each must be, byte by byte."""
+"""What a verification looks at: stretches of archives, and the files beside them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 
+from mirror.bundle import sums
 from mirror.bundle.archive import BLOCK, TRAILER_SIZE, Archive, Entry
-from mirror.bundle.files import Readable
-from mirror.bundle.names import blob_at
-from mirror.bundle.opened import OpenArchive
-from mirror.errors import DigestMismatchError
+from mirror.bundle.files import Readable, ReadAt
+from mirror.bundle.format import SEAL, SUMS, ZSTD_SUFFIX, blob_at
+from mirror.bundle.gost import check_gostsum
+from mirror.bundle.opening import OpenArchive
+from mirror.bundle.parts import parse_part_name
+from mirror.bundle.seal import Seal
+from mirror.durable import os_errors
+from mirror.errors import DamagedBundleError, DigestMismatchError, FileSystemError, IntegrityError
+from mirror.layout import RELEASES_FILE
 from mirror.oci import Digest, Verifier
 from mirror.run import Run
 from mirror.sync import Dependents, Finding
+
+# -- stretches of archives -------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,8 +118,7 @@ def shift_findings(expected: Archive, archive: OpenArchive) -> Iterator[Finding]
     """What an archive of another size than sealed lacks, or has beside what it should have."""
     yield Finding(archive.name, f"has {archive.file.size} bytes instead of {expected.size}")
     if archive.problem is not None:
-        told = str(archive.problem).removeprefix(f"{archive.name}: ")
-        yield Finding(archive.name, told)
+        yield Finding(archive.name, archive.problem.seen_from(archive.name))
     dependents: dict[str, Dependents] = {}
     for entry in expected.entries:
         found = archive.members.get(entry.path)
@@ -143,3 +152,116 @@ def found_checks(archive: OpenArchive) -> Iterator[Check]:
         # GNU tar fills the last record of 10 KiB with zeros; anything else is not an archive's.
         size = archive.file.size - archive.end
         yield Check(archive.file, "the end marker", archive.end, 0, None, after=size)
+
+
+# -- files beside the archives ---------------------------------------------------------------------
+
+
+def file_findings(seal: Seal, folder: Path | None) -> Iterator[Finding]:
+    """Check the files that the seal lists beside the archives; they are small.
+
+    A list of releases that the seal does not know is a finding too, since a cluster would get it.
+    """
+    if folder is not None and RELEASES_FILE not in seal.files and (folder / RELEASES_FILE).exists():
+        yield Finding(RELEASES_FILE, f"is not listed in {SEAL}; it does not belong to this bundle")
+    for name, sealed in seal.files.items():
+        if folder is None or not (folder / name).is_file():
+            yield Finding(name, "the file is missing", digest=sealed.digest)
+            continue
+        file = ReadAt(folder / name)
+        try:
+            verifier = Verifier(sealed.digest, sealed.size, name)
+            for chunk in file.chunks(0, file.size):
+                verifier.update(chunk)
+            verifier.finish()
+        except IntegrityError as err:
+            yield Finding(name, err.seen_from(name), digest=sealed.digest)
+        finally:
+            file.close()
+
+
+def sums_findings(
+    seal: Seal, folder: Path, stated: Mapping[str, Digest], packed: frozenset[str]
+) -> Iterator[Finding]:
+    """Check the small files that only `SHA256SUMS` speaks for, and which files are missing.
+
+    `stated` is what the file says; `packed` are the archives that are there compressed. What it
+    says of other archives was written while they were; the seal judges those.
+    """
+    parts = ((name, parse_part_name(name)) for name in stated)
+    listed = {(part[0] if part else name).removesuffix(ZSTD_SUFFIX) for name, part in parts}
+    for name in sorted({*seal.archives, *seal.files, SEAL} - listed):
+        yield Finding(SUMS, f"it does not list {name}; copy the file again from its origin")
+    for name in sorted(stated.keys() - seal.files.keys()):
+        part = parse_part_name(name)
+        stored = part[0] if part else name
+        beside = folder / name
+        archive = stored.removesuffix(ZSTD_SUFFIX)
+        if stored in seal.archives or (archive in seal.archives and archive not in packed):
+            continue
+        if name != beside.name or not beside.is_file():
+            yield Finding(name, f"the file is missing, which {SUMS} lists", digest=stated[name])
+        elif archive not in seal.archives and Digest.of(beside.read_bytes()) != stated[name]:
+            yield Finding(name, f"is damaged: {SUMS} has another digest", digest=stated[name])
+
+
+def lost_findings(folder: Path | None) -> Iterator[Finding]:
+    """Say what is missing in a folder without a seal, as far as `SHA256SUMS` tells.
+
+    Where that was written beside a seal, at least the seal itself is lost.
+    """
+    path = folder / SUMS if folder is not None else None
+    if path is None or not path.is_file():
+        return
+    data = sums.read(path)
+    if not sums.is_ours(data):
+        return
+    try:
+        names = sorted(sums.parse(data))
+    except DamagedBundleError as err:
+        yield Finding(SUMS, err.seen_from(SUMS))
+        return
+    for name in names:
+        if name == Path(name).name and not (path.parent / name).exists():
+            problem = f"the file is missing, which {SUMS} lists; copy it again from its origin"
+            yield Finding(name, problem)
+
+
+def part_findings(suspects: Iterable[Path], stated: Mapping[str, Digest]) -> Iterator[Finding]:
+    """Say which of the parts that damage was found in are not what `SHA256SUMS` says.
+
+    Those are to be copied again. They are read once more for that.
+    """
+    for path in sorted(suspects):
+        expected = stated.get(path.name)
+        if expected is None:
+            continue
+        with os_errors(path, "read"), path.open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+        if found != expected.encoded:
+            problem = f"is damaged: {SUMS} has another digest; copy this part again"
+            yield Finding(path.name, problem)
+
+
+def gost_finding(path: Path, run: Run, on_bytes: Callable[[int], None]) -> Finding | None:
+    """Compare a file with the `.gostsum` beside it; None if they agree, or there is none.
+
+    Raises:
+        GostUnavailableError: this machine cannot compute the digest.
+        CancelledError: `run` was stopped.
+    """
+
+    def chunks() -> Iterator[bytes]:
+        for chunk in file.chunks(0, file.size):
+            run.check()
+            yield chunk
+            on_bytes(len(chunk))
+
+    file = ReadAt(path)
+    try:
+        check_gostsum(path, chunks())
+    except (IntegrityError, FileSystemError) as err:
+        return Finding(err.where or path.name, err.explanation)
+    finally:
+        file.close()
+    return None

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import threading
 from array import array
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,11 +19,14 @@ from typing import Any
 
 import zstandard
 
+from mirror.bundle.archive import Entry
 from mirror.bundle.files import WriteAt
-from mirror.bundle.follow import Hash, MakeHash
-from mirror.bundle.names import PARTIAL_SUFFIX, ZSTD_SUFFIX
-from mirror.bundle.parts import part_name
+from mirror.bundle.follow import Follower, Hash, MakeHash, windows_of
+from mirror.bundle.format import PARTIAL_SUFFIX, ZSTD_SUFFIX
+from mirror.bundle.parts import part_name, part_sizes
 from mirror.bundle.seekable import FRAME, table
+from mirror.bundle.staging import ArchiveFile, Recheck
+from mirror.oci import Digest
 
 LEVEL = 3
 _FASTEST = -50
@@ -251,3 +254,60 @@ class Compressor:
             name = part_name(name, len(self.files))
         path = self._path.with_name(name + PARTIAL_SUFFIX)
         return PackedFile(path, {key: make() for key, make in self._hashes.items()}, WriteAt(path))
+
+
+# -- what an archive ends up in --------------------------------------------------------------------
+
+
+class ArchiveOutput:
+    """The files that an archive ends up in, with the digests that its follower computes.
+
+    `file` is the archive under way, of `size` bytes; `path` the name that it gets. With a
+    `compression` the follower compresses it, and `part_size` cuts what comes of that. `claimed` are
+    the entries that an interrupted pull says it has written; they are rechecked.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        size: int,
+        file: ArchiveFile,
+        *,
+        part_size: int,
+        hashes: Mapping[str, MakeHash],
+        compression: Compression | None,
+        claimed: Sequence[Entry],
+    ) -> None:
+        self._whole_size, self._file = size, file
+        self._recheck = Recheck(claimed)
+        self._compressor: Compressor | None = None
+        sizes: Sequence[int] = (size,)
+        if compression is not None:
+            compressor = Compressor(compression, path, part_size=part_size, hashes=hashes)
+            self._compressor, hashes = compressor, {"zstd": lambda: compressor}
+        elif part_size:
+            sizes = part_sizes(size, part_size)
+        self.follower = Follower(
+            file.chunks,
+            windows_of(sizes),
+            hashes=hashes,
+            watch=self._recheck.update if claimed else None,
+            name=path.name,
+        )
+
+    @property
+    def wrong(self) -> tuple[Digest, ...]:
+        """What an interrupted pull said was there and is not."""
+        return self._recheck.wrong
+
+    @property
+    def size(self) -> int:
+        """Bytes of the files."""
+        return self._whole_size if self._compressor is None else self._compressor.size
+
+    def finish(self) -> dict[Path, Mapping[str, str]]:
+        """Wait for the follower; return the files, each with its digests by algorithm."""
+        digests = self.follower.finish()
+        if self._compressor is not None:
+            return {one.path: one.digests() for one in self._compressor.files}
+        return dict(zip(self._file.parts, digests, strict=True))

@@ -7,18 +7,21 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from mirror.bundle.files import Readable
-from mirror.bundle.limits import (
+from mirror.bundle.format import (
+    INDEX,
     MAX_FINDINGS,
     MAX_INDEX_BYTES,
     MAX_INDEX_MARKS,
     MAX_MANIFEST_MARKS,
-    MAX_MEDIA_TYPE,
+    REF_NAME,
+    SHORT_TAG,
     Budget,
+    inside,
     marks,
 )
-from mirror.bundle.names import INDEX, REF_NAME, SHORT_TAG, inside
-from mirror.bundle.opened import OpenArchive
-from mirror.bundle.tar import Member
+from mirror.bundle.members import Member
+from mirror.bundle.opening import OpenArchive
+from mirror.bundle.seal import has_long_media_type
 from mirror.errors import (
     DamagedBundleError,
     DigestMismatchError,
@@ -113,12 +116,11 @@ def read_contents(archives: Iterable[OpenArchive]) -> Contents:
         try:
             budget.take_files(archive.members)
         except DamagedBundleError as err:
-            findings.append(Finding(archive.name, str(err)))
+            findings.append(Finding(archive.name, err.seen_from(archive.name)))
             archive.refuse(err)
             continue
         if archive.problem is not None:
-            problem = str(archive.problem).removeprefix(f"{archive.name}: ")
-            findings.append(Finding(archive.name, problem))
+            findings.append(Finding(archive.name, archive.problem.seen_from(archive.name)))
         parts = InventoryBuilder()
         for repository, layout in archive.layouts().items():
             try:
@@ -166,8 +168,7 @@ class _LayoutReading:
             # Of two descriptors with one tag the later one counts.
             tags.update(self._tagged(self._archive.members[path]))
         except (IntegrityError, FileSystemError) as err:
-            problem = str(err).removeprefix(f"{self._archive.name}: ")
-            self._note(None, f"{path}: {problem}")
+            self._note(None, f"{path}: {err.seen_from(self._archive.name)}")
         for tag, (digest, _) in tags.items():
             builder.add_tag(self._repository, tag, digest)
         pending = list(tags.values())
@@ -281,14 +282,13 @@ class _LayoutReading:
             return None
         try:
             node = ManifestNode.of(read_manifest(self._archive.file, member, digest, media_type))
-            types = [one.media_type for one in (*node.blobs, *node.children)]
-            if any(len(one) > MAX_MEDIA_TYPE for one in (*types, node.artifact_type or "")):
+            if has_long_media_type(node):
                 raise InvalidManifestError(f"{where} has a media type longer than any")
         except DigestMismatchError as err:
             self._note(digest, f"{where} is damaged: its bytes hash to {err.actual}")
             return None
         except (IntegrityError, InvalidManifestError, FileSystemError) as err:
-            self._note(digest, str(err).removeprefix(f"{self._archive.name}: "))
+            self._note(digest, err.seen_from(self._archive.name))
             return None
         known = self._manifests.node(digest)
         if known == node:

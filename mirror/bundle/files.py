@@ -1,17 +1,29 @@
-"""Files of a bundle, read and written at offsets."""
+"""Archives on a disk, in one file or cut into parts: read and written at offsets.
+
+Parts are windows onto one virtual archive (`mirror.bundle.parts`). Those of `d8 mirror` may be up
+to 512 KiB longer than asked for, each, and its last one may be empty; both are read.
+"""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Generator
+import threading
+from bisect import bisect_right
+from collections import OrderedDict
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import accumulate
 from pathlib import Path
 from typing import Protocol
 
+from mirror.bundle.parts import parse_part_name, part_name, part_paths, part_sizes
 from mirror.durable import os_errors, sync_file, write_at
-from mirror.errors import DamagedBundleError
+from mirror.errors import DamagedBundleError, InputError
 
 CHUNK = 1 << 20
 """Bytes read or written at a time."""
+COPY_AGAIN = "copy it again from its origin"
+_OPEN_FILES = 64
 
 
 class Readable(Protocol):
@@ -65,12 +77,18 @@ def _read(fd: int, path: Path, offset: int, size: int) -> Generator[bytes, None,
         with os_errors(path, "read"):
             chunk = os.pread(fd, min(CHUNK, end - offset), offset)
         if not chunk:
-            raise DamagedBundleError(
-                f"{path.name}: ends at byte {offset}, {end - offset} bytes too early; "
-                "the archive is truncated, copy it again from its origin"
-            )
+            raise ended_early(path, offset, end - offset)
         yield chunk
         offset += len(chunk)
+
+
+def ended_early(path: Path, offset: int, missing: int) -> DamagedBundleError:
+    """What to raise where an archive ends at `offset`, `missing` bytes before it may."""
+    return DamagedBundleError(
+        f"ends at byte {offset}, {missing} bytes too early",
+        where=path.name,
+        advice=f"the archive is truncated, {COPY_AGAIN}",
+    )
 
 
 class WriteAt:
@@ -107,6 +125,11 @@ class WriteAt:
         with os_errors(self.path, "write"):
             write_at(self._fd, offset, *pieces)
 
+    def reaches(self, _offset: int, end: int) -> bool:
+        """Whether the file has bytes up to `end`."""
+        assert self._fd is not None
+        return os.fstat(self._fd).st_size >= end
+
     def sync(self) -> int:
         """Make what was written outlive a power cut; return the file's size in bytes."""
         assert self._fd is not None
@@ -119,3 +142,304 @@ class WriteAt:
         if self._fd is not None:
             os.close(self._fd)
             self._fd = None
+
+
+# -- parts -----------------------------------------------------------------------------------------
+
+
+class _Parts:
+    """The parts' files as one stretch of bytes. Thread-safe.
+
+    At most `_OPEN_FILES` of them stay open besides those in use: an archive may have thousands.
+    """
+
+    def __init__(self, paths: Sequence[Path], sizes: Sequence[int], flags: int) -> None:
+        self.paths = tuple(paths)
+        self._starts = (0, *accumulate(sizes))
+        self._flags = flags | os.O_CLOEXEC
+        self._lock = threading.Lock()
+        self._open: OrderedDict[int, int] = OrderedDict()  # part → descriptor, least used first
+        self._users: dict[int, int] = {}  # both under the lock
+        self._closed = False
+
+    @property
+    def ends(self) -> Sequence[int]:
+        """Where each part ends in the whole."""
+        return self._starts[1:]
+
+    def windows(self, offset: int, size: int) -> Iterator[tuple[int, int, int]]:
+        """(part, offset in it, size) of a stretch, which lies inside the whole."""
+        end = offset + size
+        while offset < end:
+            number = bisect_right(self._starts, offset) - 1
+            step = min(end, self._starts[number + 1]) - offset
+            yield number, offset - self._starts[number], step
+            offset += step
+
+    def chunks(self, offset: int, size: int) -> Generator[bytes, None, None]:
+        for number, start, length in self.windows(offset, size):
+            end = start + length
+            while start < end:
+                with self.use(number, "read") as fd:
+                    chunk = os.pread(fd, min(CHUNK, end - start), start)
+                if not chunk:
+                    raise DamagedBundleError(
+                        f"ends {end - start} bytes too early",
+                        where=self.paths[number].name,
+                        advice=COPY_AGAIN,
+                    )
+                yield chunk
+                start += len(chunk)
+
+    @contextmanager
+    def use(self, number: int, doing: str) -> Iterator[int]:
+        """The descriptor of a part, which stays open for the block; `doing` as in `os_errors`."""
+        path = self.paths[number]
+        with self._lock:
+            if self._closed:
+                raise ValueError(f"{path.name} is closed")
+            fd = self._open.get(number)
+            if fd is None:
+                with os_errors(path, "open"):
+                    fd = self._open[number] = os.open(path, self._flags)
+            self._open.move_to_end(number)
+            self._users[number] = self._users.get(number, 0) + 1
+            self._trim(_OPEN_FILES)
+        try:
+            with os_errors(path, doing):
+                yield fd
+        finally:
+            with self._lock:
+                self._users[number] -= 1
+                if not self._users[number]:
+                    del self._users[number]
+                self._trim(0 if self._closed else _OPEN_FILES)
+
+    def _trim(self, most: int) -> None:
+        if len(self._open) > most:
+            for number in [number for number in self._open if number not in self._users]:
+                os.close(self._open.pop(number))
+                if len(self._open) <= most:
+                    return
+
+    def close(self) -> None:
+        """Release the files, those in use as soon as they are not; again does nothing."""
+        with self._lock:
+            self._closed = True
+            self._trim(0)
+
+
+class PartedReader:
+    """Parts read as the one archive they are, at offsets and by any number of threads.
+
+    Offers what `files.ReadAt` does. `path` is the archive's, which is no file; `size` in bytes.
+
+    `paths` are its parts in any order, also from several folders. `sizes` are those that a seal
+    states; without them a last part that is missing shows only as an archive cut short.
+
+    Raises:
+        InputError: no parts, something that is no part, or parts of several archives.
+        DamagedBundleError: parts are missing, empty (the last one may be), of another size than
+            stated, or there twice; each is named.
+        FileSystemError: a part cannot be examined.
+    """
+
+    def __init__(self, paths: Iterable[Path], sizes: Sequence[int] | None = None) -> None:
+        archive, parts = _ordered(paths)
+        self.path = parts[min(parts)].with_name(archive)
+        count = max(max(parts) + 1, len(sizes or ()))
+        missing = [number for number in range(count) if number not in parts]
+        if missing:
+            raise DamagedBundleError(
+                f"{_listed(archive, missing)} of {count} parts "
+                f"{'is' if len(missing) == 1 else 'are'} missing",
+                where=archive,
+                advice="copy what is missing from where the bundle was made",
+            )
+        ordered = [parts[number] for number in range(count)]
+        found = [_size(path) for path in ordered]
+        for number, size in enumerate(found):
+            _check_size(ordered[number], number, size, found, sizes)
+        self.size = sum(found)
+        self._files = _Parts(ordered, found, os.O_RDONLY)
+
+    @property
+    def parts(self) -> tuple[Path, ...]:
+        """The parts' files, in order."""
+        return self._files.paths
+
+    @property
+    def ends(self) -> Sequence[int]:
+        """Where in the archive each of them ends."""
+        return self._files.ends
+
+    def close(self) -> None:
+        """Release the files."""
+        self._files.close()
+
+    def read(self, offset: int, size: int) -> bytes:
+        """`size` bytes from `offset`.
+
+        Raises:
+            DamagedBundleError: the archive ends before them.
+        """
+        return b"".join(self.chunks(offset, size))
+
+    def chunks(self, offset: int, size: int) -> Generator[bytes, None, None]:
+        """The same, in pieces of at most `files.CHUNK` bytes."""
+        inside = max(0, min(size, self.size - offset))
+        yield from self._files.chunks(offset, inside)
+        if inside < size:
+            raise DamagedBundleError(
+                f"its parts end at byte {self.size}, {size - inside} bytes too early",
+                where=self.path.name,
+                advice="one is cut short, or the last is missing: copy them again from their "
+                "origin",
+            )
+
+
+def _ordered(paths: Iterable[Path]) -> tuple[str, dict[int, Path]]:
+    """The archive that `paths` are parts of, and its parts by number."""
+    archives: dict[str, dict[int, Path]] = {}
+    for path in sorted(paths, key=lambda one: (one.name, one)):
+        parsed = parse_part_name(path.name)
+        if parsed is None:
+            raise InputError(
+                f"{path} is not a part of an archive", advice="parts are called X.tar.0000.chunk"
+            )
+        archive, number = parsed
+        known = archives.setdefault(archive, {}).setdefault(number, path)
+        if known != path:
+            raise DamagedBundleError(
+                f"{path} is there twice, also as {known}", advice="keep the right one"
+            )
+    if len(archives) != 1:
+        raise InputError(
+            f"these are parts of several archives ({', '.join(archives)}); name those of one"
+            if archives
+            else "an archive in parts needs at least one part"
+        )
+    return archives.popitem()
+
+
+def _size(path: Path) -> int:
+    with os_errors(path, "examine"):
+        return path.stat().st_size
+
+
+def _check_size(
+    path: Path, number: int, size: int, found: Sequence[int], sizes: Sequence[int] | None
+) -> None:
+    if sizes is not None:
+        # Behind the stated ones only the empty part that d8 may leave has a place.
+        if number >= len(sizes) and (size or number > len(sizes)):
+            raise DamagedBundleError(
+                f"{path.name} does not belong to this bundle, whose archive has {len(sizes)} parts"
+            )
+        if number < len(sizes) and size != sizes[number]:
+            raise DamagedBundleError(
+                f"{path.name} has {size} bytes instead of {sizes[number]}", advice=COPY_AGAIN
+            )
+    elif not size and (number == 0 or number < len(found) - 1):
+        raise DamagedBundleError(f"{path.name} is empty", advice=COPY_AGAIN)
+
+
+def _listed(archive: str, numbers: Sequence[int]) -> str:
+    """Parts by name, runs of them as one: `X.tar.0003.chunk to X.tar.0007.chunk`."""
+    runs: list[tuple[int, int]] = []
+    for number in numbers:
+        if runs and runs[-1][1] == number - 1:
+            runs[-1] = (runs[-1][0], number)
+        else:
+            runs.append((number, number))
+    names = [
+        part_name(archive, first)
+        if first == last
+        else f"{part_name(archive, first)} to {part_name(archive, last)}"
+        for first, last in runs
+    ]
+    return ", ".join([*names[:5], *(["…"] if len(names) > 5 else [])])
+
+
+class PartedWriter:
+    """An archive of `size` bytes written at offsets into parts, by any number of threads.
+
+    Offers what `files.WriteAt` does, with the same duty to write each byte once. `path` is the
+    archive's, such as `platform.tar.partial`, and is no file; `parts` are what is written, such as
+    `platform.tar.0000.chunk.partial`. With `keep`, what an earlier run left in them stays.
+
+    Raises:
+        ValueError: `part_size` is not positive.
+        FileSystemError, NoSpaceError: a part cannot be created.
+    """
+
+    def __init__(self, path: Path, size: int, part_size: int, *, keep: bool = False) -> None:
+        self.path, self.size = path, size
+        self.sizes = part_sizes(size, part_size)
+        self.parts = part_paths(path, len(self.sizes))
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW  # as `WriteAt` has it
+        for part, most in zip(self.parts, self.sizes, strict=True):
+            with os_errors(part, "create"):
+                fd = os.open(part, flags, 0o644)
+                try:
+                    os.ftruncate(fd, min(most, os.fstat(fd).st_size) if keep else 0)
+                finally:
+                    os.close(fd)
+        self._files = _Parts(self.parts, self.sizes, os.O_RDWR)
+
+    def write(self, offset: int, *pieces: bytes) -> None:
+        """Put `pieces`, one behind the other, at `offset`.
+
+        Raises:
+            ValueError: they reach beyond the archive's end.
+            FileSystemError, NoSpaceError: the system refuses them.
+        """
+        views = [memoryview(piece) for piece in pieces if piece]
+        total = sum(map(len, views))
+        if offset < 0 or offset + total > self.size:
+            raise ValueError(f"bytes {offset} to {offset + total} are not all in {self.path.name}")
+        for number, start, length in self._files.windows(offset, total):
+            with self._files.use(number, "write") as fd:
+                write_at(fd, start, *_taken(views, length))
+
+    def chunks(self, offset: int, size: int) -> Generator[bytes, None, None]:
+        """Read back what was written, in pieces of at most `files.CHUNK` bytes.
+
+        Raises:
+            DamagedBundleError: not all of it was.
+        """
+        return self._files.chunks(offset, size)
+
+    def reaches(self, offset: int, end: int) -> bool:
+        """Whether the parts have all bytes from `offset` to `end`."""
+        return all(
+            _size(self.parts[number]) >= start + length
+            for number, start, length in self._files.windows(offset, end - offset)
+        )
+
+    def sync(self) -> int:
+        """Make what was written outlive a power cut; return the sum of the parts' sizes, which is
+        that of the archive only if none of them is short."""
+        total = 0
+        for number in range(len(self.parts)):
+            # A part that was closed meanwhile is opened again: pages belong to the file.
+            with self._files.use(number, "write") as fd:
+                sync_file(fd)
+                total += os.fstat(fd).st_size
+        return total
+
+    def close(self) -> None:
+        """Release the files; a second call does nothing."""
+        self._files.close()
+
+
+def _taken(views: list[memoryview], size: int) -> list[memoryview]:
+    """The first `size` bytes of `views`, which lose them."""
+    taken: list[memoryview] = []
+    while size:
+        view = views[0][:size]
+        rest = views[0][size:]
+        views[:1] = [rest] if len(rest) else []
+        taken.append(view)
+        size -= len(view)
+    return taken

@@ -1,4 +1,9 @@
-"""The folder of a bundle: what may be there before a pull, and the change to the new bundle."""
+"""The folder of a bundle: what may be there before a pull, what an interrupted one left there, and
+the change to the new bundle.
+
+What lies in partial archives stays there if the plan is the same. If the source or the selection
+has changed since, it is put aside, and what both plans have in common is taken over from there.
+"""
 
 from __future__ import annotations
 
@@ -6,34 +11,39 @@ import errno
 import fcntl
 import os
 import shutil
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from mirror.bundle.limits import marks
-from mirror.bundle.names import PARTIAL_SUFFIX, SEAL, SIGNATURE, ZSTD_SUFFIX
-from mirror.bundle.parts import parse_part_name
-from mirror.bundle.seal import Seal
-from mirror.bundle.sizes import size_text
-from mirror.bundle.sums import SUMS
+from mirror.bundle.format import (
+    GOST_SUFFIX,
+    PARTIAL_SEAL,
+    PARTIAL_SUFFIX,
+    SEAL,
+    SIGNATURE,
+    SUMS,
+    ZSTD_SUFFIX,
+)
+from mirror.bundle.parts import parse_part_name, part_paths, part_sizes, size_text
+from mirror.bundle.seal import Seal, try_seal
+from mirror.bundle.staging import FRESH, JOURNAL, Staging, read_journal
 from mirror.durable import os_errors, sync_folder, write_durably
-from mirror.errors import DamagedBundleError, InputError, MirrorError, NoSpaceError
-from mirror.layout import is_archive_name
+from mirror.errors import InputError, NoSpaceError
+from mirror.layout import RELEASES_FILE, is_archive_name
 from mirror.oci import Digest
 
-PARTIAL_SEAL = SEAL + PARTIAL_SUFFIX
-"""The seal of the bundle that is being made; with it the folder is no bundle yet."""
-_MAX_SEAL_BYTES = 32 << 20
-"""A table of contents has some 500 bytes per image: room for 60,000 of them."""
-_MAX_SEAL_MARKS = 2_500_000
-JOURNAL_STEM, EARLIER_STEM = "pull.journal", "earlier"
-_FRESH = "fresh."  # before the name of what takes the place of a partial file
+EARLIER = "earlier" + PARTIAL_SUFFIX
+"""The folder of an interrupted pull of another plan, while its content is still of use."""
+
+_OWN_FILES = (RELEASES_FILE, SUMS, SIGNATURE)
+"""What the format has beside archives and seal. Only these names are removed with a bundle: a seal
+may list any name, and it may come from anywhere."""
 
 
 def check_folder(folder: Path, *, force: bool) -> None:
     """Check that a new bundle may go into `folder`; nothing is changed.
 
-    A folder may be missing, be empty, or hold only the leavings of an interrupted pull and a folder
+    A folder may be missing, be empty, or hold only what an interrupted pull left and a folder
     `.tmp`. With `force` anything else may be there, except what a push would take for a part of
     the bundle. Once the new bundle is complete it takes the place of an earlier one, of which
     nothing stays behind; files that are not a bundle's stay.
@@ -57,7 +67,7 @@ def check_folder(folder: Path, *, force: bool) -> None:
     others = [
         path.name
         for path in listed(folder)
-        if not is_leaving(path.name)
+        if not is_leftover(path.name)
         and path.name != ".tmp"
         and not (unfinished is not None and _belongs(path.name, unfinished))
     ]
@@ -76,9 +86,9 @@ def check_folder(folder: Path, *, force: bool) -> None:
             )
     for path in listed(folder):
         # It would be in the way when all is fetched.
-        if path.is_dir() and not path.is_symlink() and path.name != EARLIER_STEM + PARTIAL_SUFFIX:
+        if path.is_dir() and not path.is_symlink() and path.name != EARLIER:
             final = path.name.removesuffix(PARTIAL_SUFFIX)
-            if final in (SEAL, SUMS, SIGNATURE, JOURNAL_STEM) or _of_a_bundle(final):
+            if path.name == JOURNAL or final in (SEAL, *_OWN_FILES) or _of_a_bundle(final):
                 raise InputError(
                     f"{path} is a folder, and a file of the bundle has this name; move it elsewhere"
                 )
@@ -100,8 +110,8 @@ def check_space(folder: Path, needed: int) -> None:
     if needed > free:
         raise NoSpaceError(
             f"the bundle needs {size_text(needed)} and the disk of {folder} has {size_text(free)} "
-            f"free: {needed - free} bytes too few; nothing was fetched; free some space there, or "
-            "use another disk"
+            f"free: {needed - free} bytes too few; nothing was fetched",
+            advice="free some space there, or use another disk",
         )
 
 
@@ -124,58 +134,11 @@ def only_writer(folder: Path) -> Iterator[None]:
         except OSError as err:
             # Some network file systems have no locks.
             if err.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
-                raise
+                with os_errors(folder, "lock"):
+                    raise
         yield
     finally:
         os.close(fd)
-
-
-def read_seal(path: Path) -> Seal | None:
-    """The seal at `path`; None where there is none, as in bundles of other tools.
-
-    Raises:
-        DamagedBundleError: it is not whole.
-    """
-    if not path.exists():
-        return None
-    with os_errors(path, "read"):
-        if path.stat().st_size > _MAX_SEAL_BYTES:
-            raise DamagedBundleError(f"{path} is larger than any bundle's table of contents")
-        data = path.read_bytes()
-    if marks(data) > _MAX_SEAL_MARKS:
-        # A parser makes up to 30 times the text of it.
-        raise DamagedBundleError(f"{path} has more values than any bundle's table of contents")
-    try:
-        return Seal.from_json(data)
-    except DamagedBundleError as err:
-        raise DamagedBundleError(f"{path}: {err}; copy it again from its origin") from err
-
-
-def try_seal(path: Path) -> Seal | None:
-    """The seal at `path`, or None if there is none that can be read."""
-    try:
-        return read_seal(path)
-    except MirrorError:
-        return None
-
-
-def read_files(folder: Path, seal: Seal) -> dict[str, bytes]:
-    """The files beside a bundle's archives, as its seal has them.
-
-    Raises:
-        DamagedBundleError: one is missing or other than sealed.
-    """
-    files: dict[str, bytes] = {}
-    for name, sealed in seal.files.items():
-        path = folder / name
-        with os_errors(path, "read"):
-            found = path.is_file() and path.stat().st_size == sealed.size <= _MAX_SEAL_BYTES
-            files[name] = path.read_bytes() if found else b""
-        if not found or Digest.of(files[name]) != sealed.digest:
-            raise DamagedBundleError(
-                f"{path} is missing, or not what {SEAL} says; copy it again from its origin"
-            )
-    return files
 
 
 def listed(folder: Path) -> list[Path]:
@@ -184,21 +147,31 @@ def listed(folder: Path) -> list[Path]:
         return sorted(folder.iterdir())
 
 
-def is_leaving(name: str) -> bool:
+def is_leftover(name: str) -> bool:
     """Whether interrupted pulls leave files of this name."""
-    if not name.endswith(PARTIAL_SUFFIX):
-        return False
+    plain = name.removeprefix(FRESH)
+    if plain in (JOURNAL, EARLIER, PARTIAL_SEAL):
+        return True
     final = name.removesuffix(PARTIAL_SUFFIX)
-    known = {SEAL, JOURNAL_STEM, EARLIER_STEM, SUMS, SIGNATURE}
-    return final.removeprefix(_FRESH) in known or final.endswith(".yaml") or _of_a_bundle(final)
+    return final != name and (final in _OWN_FILES or _of_a_bundle(final))
 
 
-def clear_leavings(folder: Path) -> None:
+def clear_leftovers(folder: Path) -> None:
     """Remove what interrupted pulls left."""
     with os_errors(folder, "clear"):
         for path in listed(folder):
-            if is_leaving(path.name):
+            if is_leftover(path.name):
                 remove(path)
+
+
+def allocated(folder: Path) -> int:
+    """Return how many bytes of the disk the partial archives in `folder` have already."""
+    with os_errors(folder, "examine"):
+        return sum(
+            path.stat().st_blocks * 512
+            for path in listed(folder)
+            if is_leftover(path.name) and path.is_file()
+        )
 
 
 def remove(path: Path) -> None:
@@ -210,26 +183,84 @@ def remove(path: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def write_seal(folder: Path, sealed: bytes) -> None:
-    """Say which bundle is being made in `folder`, durably."""
-    write_durably(folder / PARTIAL_SEAL, sealed, staged=_FRESH + PARTIAL_SEAL)
+# -- an interrupted pull ---------------------------------------------------------------------------
+
+
+def sort_leftovers(folder: Path, seal: Seal, part_size: int) -> bool:
+    """Whether this very bundle was under way in `folder`; what was of another is put aside."""
+    old = try_seal(folder / PARTIAL_SEAL)
+    known_size, progress = read_journal(folder / JOURNAL)
+    if old is None or known_size is None:
+        clear_leftovers(folder)
+        return False
+    if old == seal and known_size == part_size:
+        _take_names_back(folder, seal, part_size, progress)
+        return True
+    aside = folder / EARLIER
+    remove(aside)
+    with os_errors(aside, "create"):
+        leftovers = [path for path in listed(folder) if is_leftover(path.name)]
+        aside.mkdir()
+        for path in leftovers:
+            path.replace(aside / path.name)
+    return False
+
+
+def _take_names_back(
+    folder: Path, seal: Seal, part_size: int, progress: Mapping[Digest, int]
+) -> None:
+    """Undo the renaming that an interrupted `BundleWriter.finish` had begun; it is done again."""
+    wanted = seal.carried.blob_sizes()
+    # A bundle without any blob, as a delta may be, has nothing to tell by, and nothing to lose.
+    complete = wanted and all(progress.get(d) == n for d, n in wanted.items())
+    if (folder / SEAL).exists() or not complete:
+        return  # it had not begun: files with these names are of an earlier bundle
+    for archive in seal.archives.values():
+        path = folder / (archive.name + PARTIAL_SUFFIX)
+        count = len(part_sizes(archive.size, part_size)) if part_size else 0
+        for partial in part_paths(path, count) if count else (path,):
+            final = partial.with_name(partial.name.removesuffix(PARTIAL_SUFFIX))
+            if not partial.exists() and final.exists():
+                with os_errors(final, "rename"):
+                    final.replace(partial)
+
+
+def earlier_staging(folder: Path) -> Staging | None:
+    """Return the archives of another plan that were put aside, if there are any."""
+    aside = folder / EARLIER
+    old = try_seal(aside / PARTIAL_SEAL)
+    if old is None:
+        return None
+    return Staging(aside, old, read_journal(aside / JOURNAL)[0] or 0, keep=True)
+
+
+# -- a finished pull -------------------------------------------------------------------------------
+
+
+def write_partial_seal(folder: Path, sealed: bytes) -> None:
+    """Say, durably, which bundle is being made in `folder`."""
+    write_durably(folder / PARTIAL_SEAL, sealed, staged=FRESH + PARTIAL_SEAL)
 
 
 def take_the_place(
-    folder: Path, archives: Iterable[Path], files: Mapping[str, bytes], names: Collection[str]
+    folder: Path,
+    archives: Iterable[Path],
+    files: Mapping[str, bytes],
+    names: Collection[str],
+    read_back: Callable[[], None],
 ) -> None:
     """Turn a finished pull into the folder's bundle; the partial seal is there and durable.
 
-    `archives` are files with partial names, `names` all final names of the bundle. The partial
-    seal takes its name last of all: whenever this is cut short, the folder says that it is no
-    bundle yet, and the next pull completes it.
+    `archives` are files with partial names, `names` all final names of the bundle. `read_back`
+    looks at the whole once more when everything but the seal has its name, and raises if a reader
+    would not take it. The seal takes its name last of all: whenever this is cut short, the folder
+    says that it is not a bundle yet, and the next pull completes it.
     """
     with os_errors(folder, "replace the bundle in"):
         # First, since it would speak for archives that are about to change.
-        earlier = try_seal(folder / SEAL)
         (folder / SEAL).unlink(missing_ok=True)
         sync_folder(folder)
-        for name in (*(earlier.files if earlier is not None else ()), SUMS, SIGNATURE):
+        for name in _OWN_FILES:
             (folder / name).unlink(missing_ok=True)
         for path in archives:
             path.replace(path.with_name(path.name.removesuffix(PARTIAL_SUFFIX)))
@@ -239,12 +270,14 @@ def take_the_place(
         for name, data in files.items():
             write_durably(folder / name, data, staged=name + PARTIAL_SUFFIX)
         sync_folder(folder)
+    read_back()
+    with os_errors(folder, "replace the bundle in"):
         (folder / PARTIAL_SEAL).replace(folder / SEAL)
         sync_folder(folder)
 
 
 def _of_a_bundle(name: str) -> bool:
     """Whether the format has files of this name: archives, their parts, and sums beside them."""
-    bare = name.removesuffix(".gostsum")
+    bare = name.removesuffix(GOST_SUFFIX)
     part = parse_part_name(bare)
     return is_archive_name((part[0] if part else bare).removesuffix(ZSTD_SUFFIX))

@@ -21,9 +21,6 @@ from mirror.bundle.files import CHUNK
 from mirror.errors import CancelledError, IntegrityError
 from mirror.run import Run
 
-_WAIT_S = 0.2
-"""How long the thread sleeps before it looks whether it was cancelled."""
-
 
 class Hash(Protocol):
     """A digest under computation, as `hashlib` and `gost.GostHash` have it."""
@@ -122,6 +119,7 @@ class Follower:
         self._changed = threading.Condition()
         self._ranges = _Ranges()  # under the condition, like all below
         self._position = 0
+        self._awaited: tuple[int, int] | None = None  # what the thread sleeps for: from, up to
         self._finishing = False
         self._stopped = False
         self._error: BaseException | None = None
@@ -137,15 +135,18 @@ class Follower:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        with self._changed:
-            self._stopped = True
-            self._changed.notify_all()
+        self._stop()
         self._thread.join()
         for hashes in self._hashes:
             for one in hashes.values():
                 close = getattr(one, "close", None)
                 if close is not None:
                     close()
+
+    def _stop(self) -> None:
+        with self._changed:
+            self._stopped = True
+            self._changed.notify_all()
 
     @property
     def position(self) -> int:
@@ -172,7 +173,12 @@ class Follower:
         if size:
             with self._changed:
                 self._ranges.add(offset, offset + size)
-                self._changed.notify_all()
+                if self._awaited is not None:
+                    start, enough = self._awaited
+                    # Not for less: to wake the thread costs more than to write a small piece.
+                    if self._ranges.contiguous(start) >= enough:
+                        self._awaited = None
+                        self._changed.notify_all()
 
     def finish(self) -> tuple[Mapping[str, str], ...]:
         """Wait for the end of the hashing; per window, its digests in lower-case hex by algorithm.
@@ -194,9 +200,10 @@ class Follower:
 
     def _follow(self) -> None:
         try:
-            for start, stop in pairwise(self._stops):
-                if any(w.start <= start and stop <= w.end for w in self._windows):
-                    self._hash(start, stop)
+            with self._run.cancellation.calling(self._stop):
+                for start, stop in pairwise(self._stops):
+                    if any(w.start <= start and stop <= w.end for w in self._windows):
+                        self._hash(start, stop)
         except BaseException as error:  # noqa: BLE001 - `finish` raises it where it is awaited
             self._error = error
 
@@ -229,7 +236,9 @@ class Follower:
                     return enough
                 if self._finishing:
                     raise IntegrityError(
-                        f"{self._name}: byte {end} of {self._end} was never written; "
-                        "there is no digest of an unfinished archive"
+                        f"byte {end} of {self._end} was never written",
+                        where=self._name,
+                        advice="there is no digest of an unfinished archive",
                     )
-                self._changed.wait(_WAIT_S)
+                self._awaited = start, enough
+                self._changed.wait(self._run.remaining_s())

@@ -22,11 +22,9 @@ from functools import cache
 from pathlib import Path
 from types import TracebackType
 
-from mirror.bundle.names import PARTIAL_SUFFIX
-from mirror.durable import os_errors, write_durably
+from mirror.bundle.format import GOST_SUFFIX
+from mirror.durable import os_errors
 from mirror.errors import DamagedBundleError, GostUnavailableError, IntegrityError
-
-SUFFIX = ".gostsum"
 
 PACKAGE = "libengine-gost-openssl"
 """The Debian package that brings the algorithm."""
@@ -40,8 +38,8 @@ _INIT_ENGINES = 0x00000400 | 0x00000200  # OPENSSL_INIT_ENGINE_DYNAMIC, _OPENSSL
 
 def _unavailable(reason: str) -> GostUnavailableError:
     return GostUnavailableError(
-        f"GOST R 34.11-2012 digests need OpenSSL's GOST module, and {reason}; install it "
-        f"(on Debian: apt-get install {PACKAGE}), or leave the GOST digests out"
+        f"GOST R 34.11-2012 digests need OpenSSL's GOST module, and {reason}",
+        advice=f"install it (on Debian: apt-get install {PACKAGE}), or leave the GOST digests out",
     )
 
 
@@ -220,32 +218,27 @@ def gost_digest(chunks: Iterable[bytes]) -> str:
         return gost.hexdigest()
 
 
-# -- .gostsum ------------------------------------------------------------------------------------
+# -- .gostsum --------------------------------------------------------------------------------------
 
 
 def gostsum_path(path: Path) -> Path:
-    """Where the sum of `path` lies: beside it, `.gostsum` added to its name."""
-    return path.with_name(path.name + SUFFIX)
+    """Return where the sum of `path` lies: beside it, with `.gostsum` added to its name."""
+    return path.with_name(path.name + GOST_SUFFIX)
 
 
-def write_gostsum(path: Path, digest: str) -> Path:
-    """Write `digest` as the sum of `path`, durably and all at once; return where.
-
-    The file has the 64 digits and nothing else, as `d8 mirror pull --gost-digest` writes it.
+def gostsum(digest: str) -> bytes:
+    """Return the content of such a file: 64 digits, and nothing else, as d8 writes it.
 
     Raises:
-        ValueError: that is no digest.
-        FileSystemError, NoSpaceError: the folder does not take it.
+        ValueError: `digest` is not a digest in lower-case hex.
     """
     if not _DIGEST.fullmatch(digest):
-        raise ValueError(f"{digest!r} is no digest of 64 hex digits")
-    target = gostsum_path(path)
-    write_durably(target, digest.encode(), staged=target.name + PARTIAL_SUFFIX)
-    return target
+        raise ValueError(f"{digest!r} is not a digest of 64 hex digits")
+    return digest.encode()
 
 
 def read_gostsum(path: Path) -> str | None:
-    """The digest that is written down for `path`; None if there is none.
+    """Return the digest that is written down for `path`; None where no such file is.
 
     White space around it and upper case are forgiven: people write such files with other tools.
 
@@ -259,23 +252,31 @@ def read_gostsum(path: Path) -> str | None:
         text = file.read(256).decode("ascii", "replace").strip().lower()
     if not _DIGEST.fullmatch(text):
         raise DamagedBundleError(
-            f"{source.name} is no GOST digest, which has 64 hex digits; "
-            "copy it again from its origin"
+            "it does not hold a GOST digest, which has 64 hex digits",
+            where=source.name,
+            advice="copy it again from its origin",
         )
     return text
 
 
-def check_gostsum(path: Path, actual: str) -> bool:
-    """Compare the digest `actual` of `path` with the one written down; False if there is none.
+def check_gostsum(path: Path, chunks: Iterable[bytes]) -> bool:
+    """Compare the digest of `chunks`, the bytes of `path`, with the one written down for it.
+
+    Return False, without reading any, where none is written down.
 
     Raises:
         IntegrityError: they differ.
-        DamagedBundleError: as `read_gostsum` says.
+        DamagedBundleError: as `read_gostsum`.
+        GostUnavailableError: this machine cannot compute the digest.
     """
     expected = read_gostsum(path)
-    if expected is not None and expected != actual:
+    if expected is None:
+        return False
+    actual = gost_digest(chunks)
+    if actual != expected:
         raise IntegrityError(
-            f"{path.name}: expected GOST digest {expected}, got {actual}; "
-            "this copy is damaged, take it again from its origin"
+            f"expected GOST digest {expected}, got {actual}",
+            where=path.name,
+            advice="this copy is damaged, take it again from its origin",
         )
-    return expected is not None
+    return True

@@ -9,53 +9,48 @@ from pathlib import Path
 from types import TracebackType
 
 from mirror.bundle.archive import Archive
-from mirror.bundle.carriage import NOTHING, minus
 from mirror.bundle.contents import Contents, read_contents
-from mirror.bundle.files import Readable, ReadAt
-from mirror.bundle.find import archive_at, check_loose, find_archives, stored_file
-from mirror.bundle.folder import read_seal
-from mirror.bundle.names import SEAL, blob_at
-from mirror.bundle.opened import OpenArchive
-from mirror.bundle.parts import PartedReader, parse_part_name, part_sizes
-from mirror.bundle.seal import Seal
-from mirror.bundle.seekable import SeekableFile, Unreadable
-from mirror.bundle.tar import Member
-from mirror.bundle.tree import TreeFile
+from mirror.bundle.delta import minus
+from mirror.bundle.format import SEAL, blob_at
+from mirror.bundle.members import Member
+from mirror.bundle.opening import (
+    OpenArchive,
+    archive_at,
+    check_loose,
+    find_archives,
+    open_archives,
+)
+from mirror.bundle.seal import Seal, read_seal
 from mirror.durable import os_errors
-from mirror.errors import DamagedBundleError, FileSystemError, InputError, NotFoundError
+from mirror.errors import DamagedBundleError, InputError, NotFoundError, StatementError
 from mirror.oci import Digest, Manifest
 from mirror.sync import Finding, Inventory, union
 from mirror.sync.findings import listed
+from mirror.sync.statement import Statement
 
 
 class BundleReader:
     """A bundle as the source of a transfer. Thread-safe.
 
-    `paths` are folders of archives, or archives. The seal counts when one folder is given.
+    `paths` are folders of archives, or archives. The seal counts when one folder is given; it is
+    the file `seal_name` there.
 
     Raises:
         InputError: there is no bundle at a path, or an archive that is nothing without its folder.
         DamagedBundleError: the seal cannot be read.
     """
 
-    def __init__(self, paths: Sequence[Path]) -> None:
+    def __init__(self, paths: Sequence[Path], *, seal_name: str = SEAL) -> None:
         self._paths = tuple(paths)
-        found = find_archives(paths)
+        found = find_archives(paths, seal_name)
         self.seals: Mapping[Path, Seal] = {
             folder: seal
             for folder in dict.fromkeys(path for path in paths if path.is_dir())
-            if (seal := read_seal(folder / SEAL)) is not None
+            if (seal := read_seal(folder / seal_name)) is not None
         }
-        check_loose(path for path in found if path.parent not in self._folders)
-        self._archives: list[OpenArchive] = []
-        try:
-            largest = _largest_parts(found)
-            for path, files in found.items():
-                part_size = largest.get(path.parent, 0)
-                self._archives.append(_opened(path, files, self._sealed(path), part_size))
-        except BaseException:
-            self.close()
-            raise
+        folders = {folder.absolute(): seal for folder, seal in self.seals.items()}
+        check_loose(path for path in found if path.parent not in folders)
+        self._archives = open_archives(found, folders)
 
     @property
     def folder(self) -> Path | None:
@@ -66,16 +61,6 @@ class BundleReader:
     def seal(self) -> Seal | None:
         """What the bundle in `folder` must hold, if it is sealed."""
         return self.seals.get(self.folder) if self.folder is not None else None
-
-    @property
-    def _folders(self) -> Mapping[Path, Seal]:
-        """The seals by the folders' absolute paths."""
-        return {folder.absolute(): seal for folder, seal in self.seals.items()}
-
-    def _sealed(self, path: Path) -> Archive | None:
-        """What an archive must be, as the seal beside it says."""
-        seal = self._folders.get(path.parent)
-        return seal.archives.get(path.name) if seal is not None else None
 
     @property
     def name(self) -> str:
@@ -196,79 +181,45 @@ class BundleReader:
         return found
 
 
-def _opened(
-    path: Path, files: Sequence[Path], sealed: Archive | None, part_size: int
-) -> OpenArchive:
-    """Open an archive, of one file or of parts of `part_size` bytes, and list what is in it."""
-    left_out = sealed.left_out if sealed is not None else NOTHING
-    if path.is_dir():
-        tree = TreeFile(path)
-        return OpenArchive(tree, tree.members)
-    if files == (path,):
-        return OpenArchive(ReadAt(path), left_out=left_out)
-    compressed = stored_file(files[0]) != path
-    part = parse_part_name(files[0].name) is not None
-    try:
-        if not compressed:
-            stated = (
-                part_sizes(sealed.size, part_size) if sealed is not None and part_size else None
-            )
-            file = PartedReader(files, stated)
-            return OpenArchive(file, left_out=left_out)
-        packed: Readable = PartedReader(files) if part else ReadAt(files[0])
-        try:
-            return OpenArchive(SeekableFile(packed), left_out=left_out)
-        except BaseException:
-            packed.close()
-            raise
-    except (DamagedBundleError, FileSystemError) as err:
-        # One of several findings, perhaps: who copies parts again wants to know all.
-        return OpenArchive(Unreadable(path), broken=err)
-
-
-def _largest_parts(found: Mapping[Path, Sequence[Path]]) -> dict[Path, int]:
-    """How large the parts of archives are, by folder: all as the largest, but for the last of each
-    archive. One archive alone would not do: of two parts the first may be cut short."""
-    largest: dict[Path, int] = {}
-    for archive, files in found.items():
-        for path in files:
-            if path != archive and stored_file(path) == archive:
-                with os_errors(path, "examine"):
-                    size = path.stat().st_size
-                largest[archive.parent] = max(size, largest.get(archive.parent, 0))
-    return largest
-
-
-_MAX_INVENTORY_BYTES = 512 << 20
-
-
-def read_base(path: Path) -> Inventory:
-    """The inventory of a bundle's folder, of its seal, or of an inventory's own file.
+def read_inventory(path: Path) -> Inventory:
+    """Read the inventory of a bundle's folder, or in a file: plain, a seal, or a statement.
 
     Raises:
-        InputError: the path is none of these, or of a newer schema.
+        InputError: there is no such file, or it is something else, or of a newer schema.
         DamagedBundleError: it is damaged.
     """
     if path.is_dir():
         with BundleReader([path]) as reader:
             return reader.seal.inventory if reader.seal is not None else reader.inventory()
     if archive_at(path) is not None:
-        raise InputError(f"{path} is an archive; name the bundle's folder, or its {SEAL}")
+        raise InputError(f"{path} is an archive", advice=f"name the bundle's folder, or its {SEAL}")
+    if not path.exists():
+        raise InputError(
+            f"{path} does not exist", advice="name a bundle's folder or the file of an inventory"
+        )
     with os_errors(path, "read"):
         # Whatever was named instead may be larger than the memory.
         data = path.read_bytes() if path.stat().st_size <= _MAX_INVENTORY_BYTES else b""
     try:
         document = json.loads(data)
+        keys = set(document) if isinstance(document, dict) else set()
     except (ValueError, RecursionError) as err:
         raise InputError(
             f"{path} is neither a bundle's folder nor an inventory, which is JSON"
         ) from err
     try:
-        if isinstance(document, dict) and "archives" in document:
+        if "archives" in keys:
             return Seal.from_json(data).inventory
+        if "generation" in keys:
+            return Statement.from_json(data).inventory
         return Inventory.from_document(document)
-    except DamagedBundleError as err:
-        raise DamagedBundleError(f"{path}: {err}; copy it again from its origin") from err
+    except (DamagedBundleError, StatementError) as err:
+        raise DamagedBundleError(
+            err.problem, where=str(path), advice="copy it again from its origin"
+        ) from err
+
+
+_MAX_INVENTORY_BYTES = 512 << 20
 
 
 def missing_archives(seal: Seal, present: Iterable[str]) -> list[Finding]:

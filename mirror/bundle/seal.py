@@ -18,8 +18,26 @@ from pathlib import Path
 from typing import Any
 
 from mirror.bundle.archive import Archive, lay_out
-from mirror.bundle.carriage import EVERYTHING, Carriage, Omissions, left_out, needed_from
-from mirror.errors import DamagedBundleError, InputError, InvalidDigestError
+from mirror.bundle.delta import EVERYTHING, Carriage, Omissions, left_out, needed_from
+from mirror.bundle.format import (
+    MAX_INDEX_BYTES,
+    MAX_INDEX_MARKS,
+    MAX_MEDIA_TYPE,
+    MAX_MEMBERS,
+    MAX_SEAL_BYTES,
+    MAX_SEAL_MARKS,
+    SEAL,
+    Budget,
+    marks,
+)
+from mirror.durable import os_errors
+from mirror.errors import (
+    BundleLimitError,
+    DamagedBundleError,
+    InputError,
+    InvalidDigestError,
+    MirrorError,
+)
 from mirror.oci import Digest
 from mirror.sync import Inventory, ManifestNode, union
 from mirror.sync.canonical import canonical_json, read_nodes
@@ -225,3 +243,118 @@ def _carriage(document: Mapping[str, Any], nodes: Mapping[Digest, ManifestNode])
         return Carriage(once=once)
     needed = Inventory.from_nodes(nodes, base["repositories"])
     return Carriage(Digest.parse(base["digest"]), needed, once)
+
+
+# -- files -----------------------------------------------------------------------------------------
+
+
+def read_seal(path: Path) -> Seal | None:
+    """The seal at `path`; None where there is none, as in bundles of other tools.
+
+    Raises:
+        DamagedBundleError: it is not whole.
+    """
+    if not path.exists():
+        return None
+    with os_errors(path, "read"):
+        if path.stat().st_size > MAX_SEAL_BYTES:
+            raise DamagedBundleError(f"{path} is larger than any bundle's table of contents")
+        data = path.read_bytes()
+    if marks(data) > MAX_SEAL_MARKS:
+        # A parser makes up to 30 times the text of it.
+        raise DamagedBundleError(f"{path} has more values than any bundle's table of contents")
+    try:
+        return Seal.from_json(data)
+    except DamagedBundleError as err:
+        raise DamagedBundleError(
+            err.problem, where=str(path), advice="copy it again from its origin"
+        ) from err
+
+
+def try_seal(path: Path) -> Seal | None:
+    """The seal at `path`, or None if there is none that can be read."""
+    try:
+        return read_seal(path)
+    except MirrorError:
+        return None
+
+
+def read_files(folder: Path, seal: Seal) -> dict[str, bytes]:
+    """The files beside a bundle's archives, as its seal has them.
+
+    Raises:
+        DamagedBundleError: one is missing or other than sealed.
+    """
+    files: dict[str, bytes] = {}
+    for name, sealed in seal.files.items():
+        path = folder / name
+        with os_errors(path, "read"):
+            found = path.is_file() and path.stat().st_size == sealed.size <= MAX_SEAL_BYTES
+            files[name] = path.read_bytes() if found else b""
+        if not found or Digest.of(files[name]) != sealed.digest:
+            raise DamagedBundleError(
+                f"{path} is missing, or not what {SEAL} says",
+                advice="copy it again from its origin",
+            )
+    return files
+
+
+# -- limits ----------------------------------------------------------------------------------------
+
+
+def check_limits(seal: Seal) -> None:
+    """Refuse a bundle that no reader would take in (`mirror.bundle.format`).
+
+    Raises:
+        BundleLimitError: it has too much of something; the message says of what.
+    """
+    budget = Budget()
+    sealed = seal.to_json()
+    if len(sealed) > MAX_SEAL_BYTES or marks(sealed) > MAX_SEAL_MARKS:
+        raise BundleLimitError(
+            f"its {SEAL} would have {len(sealed)} bytes, and {MAX_SEAL_BYTES} are read at most, "
+            f"with {MAX_SEAL_MARKS} values",
+            where="the bundle",
+            advice=_SPLIT,
+        )
+    for archive in seal.archives.values():
+        if len(archive.entries) > MAX_MEMBERS:
+            raise BundleLimitError(
+                f"it would hold {len(archive.entries)} files, and {MAX_MEMBERS} are read at most",
+                where=archive.name,
+                advice=_SPLIT,
+            )
+        try:
+            budget.take_files([entry.path for entry in archive.entries])
+            for content in archive.inventory.repositories.values():
+                budget.take_names(len(content.tags))
+                for node in content.manifests.values():
+                    budget.take_names(1 + len(node.blobs) + len(node.children))
+        except DamagedBundleError as err:
+            raise BundleLimitError(err.problem, where=err.where, advice=_SPLIT) from err
+        for entry in archive.entries:
+            if entry.content is not None and (
+                len(entry.content) > MAX_INDEX_BYTES or marks(entry.content) > MAX_INDEX_MARKS
+            ):
+                raise BundleLimitError(
+                    f"{entry.path} would have {len(entry.content)} bytes, and {MAX_INDEX_BYTES} "
+                    f"are read at most, with {MAX_INDEX_MARKS} values",
+                    where=archive.name,
+                    advice=_SPLIT,
+                )
+    for digest, node in seal.inventory.manifest_nodes().items():
+        if has_long_media_type(node):
+            raise BundleLimitError(
+                f"manifest {digest} has a media type of more than {MAX_MEDIA_TYPE} characters",
+                where="the bundle",
+                advice="leave its image out",
+            )
+
+
+_SPLIT = "split it: make several bundles of a part of the selection each"
+
+
+def has_long_media_type(node: ManifestNode) -> bool:
+    """Whether a manifest has a media type that is longer than any may be."""
+    types = [node.artifact_type or "", *(one.media_type for one in (*node.blobs, *node.children))]
+    return any(len(one) > MAX_MEDIA_TYPE for one in types)

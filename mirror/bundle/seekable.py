@@ -8,20 +8,24 @@ whatever a table or a frame claims.
 
 from __future__ import annotations
 
+import hashlib
 import struct
 import sys
 import threading
 from array import array
 from bisect import bisect_right
-from collections import OrderedDict
-from collections.abc import Generator
+from collections import OrderedDict, deque
+from collections.abc import Generator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from types import TracebackType
 
 import zstandard
 
-from mirror.bundle.files import CHUNK, Readable
-from mirror.bundle.names import ZSTD_SUFFIX
-from mirror.errors import DamagedBundleError
+from mirror.bundle.files import CHUNK, PartedReader, Readable, ended_early
+from mirror.bundle.format import ZSTD_SUFFIX
+from mirror.errors import DamagedBundleError, MirrorError
+from mirror.oci import Digest
 
 FRAME = CHUNK
 """Bytes of an archive in each of our frames, the last one excepted."""
@@ -113,8 +117,9 @@ class SeekableFile:
                     raise self._damaged("an empty frame in its table")
                 if entry[1] > MAX_FRAME or entry[0] > 2 * MAX_FRAME:
                     raise DamagedBundleError(
-                        f"{packed.path.name}: it has frames of {entry[1]} bytes, and at most "
-                        f"{MAX_FRAME} are read; unpack it with `zstd -d --rm {packed.path.name}`"
+                        f"it has frames of {entry[1]} bytes, and at most {MAX_FRAME} are read",
+                        where=packed.path.name,
+                        advice=f"unpack it with `zstd -d --rm {packed.path.name}`",
                     )
                 self._places.append(self._places[-1] + entry[0])
                 self._starts.append(self._starts[-1] + entry[1])
@@ -186,10 +191,7 @@ class SeekableFile:
         """
         end = offset + size
         if end > self.size:
-            raise DamagedBundleError(
-                f"{self.path.name}: ends at byte {self.size}, {end - self.size} bytes too early; "
-                "the archive is truncated, copy it again from its origin"
-            )
+            raise ended_early(self.path, self.size, end - self.size)
         while offset < end:
             number = self.number_at(offset)
             data = self._frame(number)
@@ -222,14 +224,18 @@ class SeekableFile:
     def _foreign(self) -> DamagedBundleError:
         name = self.packed.path.name
         return DamagedBundleError(
-            f"{name}: there is no table of frames at its end: it was compressed in another way "
-            "than a bundle's archives are, or it is cut short; unpack it with "
-            f"`zstd -d --rm {name}`, or if that fails copy it again from its origin"
+            "there is no table of frames at its end: it was compressed in another way than a "
+            "bundle's archives are, or it is cut short",
+            where=name,
+            advice=f"unpack it with `zstd -d --rm {name}`, or if that fails copy it again from its "
+            "origin",
         )
 
     def _damaged(self, found: str) -> DamagedBundleError:
         return DamagedBundleError(
-            f"{self.packed.path.name}: it has {found}; it is damaged, copy it again from its origin"
+            f"it has {found}",
+            where=self.packed.path.name,
+            advice="it is damaged, copy it again from its origin",
         )
 
 
@@ -248,8 +254,154 @@ class Unreadable:
     def chunks(self, offset: int, size: int) -> Generator[bytes, None, None]:
         """None: it raises DamagedBundleError."""
         if offset + size:
-            raise DamagedBundleError(f"{self.path.name}: cannot be read; see what is said of it")
+            raise DamagedBundleError("cannot be read; see what is said of it", where=self.path.name)
         yield from ()
 
     def close(self) -> None:
         """Nothing is open."""
+
+
+# -- from front to back ----------------------------------------------------------------------------
+
+_AHEAD, _AHEAD_BYTES = 16, MAX_FRAME
+
+
+class Forward:
+    """`file` read once from front to back, its frames decompressed ahead in threads.
+
+    It is for one reader, who asks for stretches in their order; what was passed is gone. The
+    compressed bytes are hashed as they pass. It offers what `files.Readable` has. A damaged frame
+    raises whenever something of it is asked for, and those behind it are still read. Use it as a
+    context manager.
+    """
+
+    def __init__(self, file: SeekableFile, threads: int = 2) -> None:
+        self._file, self._threads = file, threads
+        self.path, self.size = file.path, file.size
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="decompress")
+        self._ahead: deque[tuple[int, Future[bytes]]] = deque()
+        self._next = 0  # the first frame that was not read
+        self._now: tuple[int, bytes | MirrorError] = (-1, b"")
+        self._hashes = _FileHashes(file)
+
+    def __enter__(self) -> Forward:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def close(self) -> None:
+        """Nothing: the file is its opener's."""
+
+    def read(self, offset: int, size: int) -> bytes:
+        """`size` bytes from `offset`."""
+        return b"".join(self.chunks(offset, size))
+
+    def chunks(self, offset: int, size: int) -> Generator[bytes, None, None]:
+        """The bytes from `offset`, in pieces of at most `seekable.MAX_FRAME` bytes.
+
+        Raises:
+            DamagedBundleError: a frame of them is damaged, or they lie behind the end.
+            FileSystemError: they cannot be read.
+        """
+        if offset + size > self.size:
+            yield from self._file.chunks(offset, size)  # which says what is wrong with that
+        end = offset + size
+        while offset < end:
+            number = self._file.number_at(offset)
+            data = self._frame(number)
+            start = offset - self._file.starts(number)
+            piece = data[start : start + end - offset]
+            yield piece
+            offset += len(piece)
+
+    def _frame(self, number: int) -> bytes:
+        while self._now[0] < number:
+            self._advance()
+        at, data = self._now
+        if at != number:
+            raise ValueError(f"frame {number} of {self.path.name} was passed already")
+        if isinstance(data, MirrorError):
+            raise data
+        return data
+
+    def _advance(self) -> None:
+        """Go to the next frame."""
+        self._now = (self._now[0], b"")  # before the next one is waited for
+        ahead = sum(self._file.length(number) for number, _ in self._ahead)
+        while self._next < self._file.frames and (
+            not self._ahead or (ahead < _AHEAD_BYTES and len(self._ahead) < _AHEAD)
+        ):
+            number = self._next
+            self._next += 1
+            self._ahead.append((number, self._begun(number)))
+            ahead += self._file.length(number)
+        number, future = self._ahead.popleft()
+        try:
+            self._now = (number, future.result())
+        except MirrorError as err:
+            self._now = (number, err)
+
+    def _begun(self, number: int) -> Future[bytes]:
+        try:
+            frame = self._file.packed_frame(number)
+        except MirrorError as err:
+            self._hashes.skip(err)
+            failed: Future[bytes] = Future()
+            failed.set_exception(err)
+            return failed
+        self._hashes.update(frame)
+        return self._pool.submit(self._file.unpacked, number, frame)
+
+    def finish(self) -> Mapping[str, Digest | MirrorError]:
+        """Read what is left, which nobody asked for, and tell the digest of the compressed file, or
+        of each of its parts; or why there is none."""
+        packed, at = self._file.packed, self._file.places(self._next)
+        try:
+            for chunk in packed.chunks(at, packed.size - at):
+                self._hashes.update(chunk)
+        except MirrorError as err:
+            self._hashes.skip(err)
+        return self._hashes.digests()
+
+
+class _FileHashes:
+    """SHA-256 of each file that a compressed archive consists of, from front to back."""
+
+    def __init__(self, file: SeekableFile) -> None:
+        packed = file.packed
+        paths: list[Path] = [packed.path]
+        ends = [packed.size]
+        if isinstance(packed, PartedReader):
+            paths, ends = list(packed.parts), list(packed.ends)
+        self._names = [path.name for path in paths]
+        self._ends = ends
+        self._hashes = [hashlib.sha256() for _ in paths]
+        self._failure: MirrorError | None = None
+        self._position = 0
+
+    def update(self, data: bytes) -> None:
+        view = memoryview(data)
+        while len(view):
+            number = bisect_right(self._ends, self._position)
+            step = min(len(view), self._ends[number] - self._position)
+            self._hashes[number].update(view[:step])
+            self._position += step
+            view = view[step:]
+
+    def skip(self, failure: MirrorError) -> None:
+        """Something could not be read: there will be no digests."""
+        self._failure = self._failure or failure
+
+    def digests(self) -> dict[str, Digest | MirrorError]:
+        if self._failure is not None:
+            return dict.fromkeys(self._names, self._failure)
+        return {
+            name: Digest("sha256", one.hexdigest())
+            for name, one in zip(self._names, self._hashes, strict=True)
+        }

@@ -1,4 +1,6 @@
-"""`SHA256SUMS`: what `sha256sum -c` reads (GNU coreutils manual, "md5sum invocation").
+"""The files beside the archives, and `SHA256SUMS` over all of them, for `sha256sum -c`.
+
+Its format is that of GNU coreutils (manual, "md5sum invocation").
 
 A line per file: the digest in hex, two spaces, the name. Names with a backslash, a line feed or a
 carriage return have these written `\\\\`, `\\n`, `\\r`, and such a line begins with a backslash.
@@ -8,13 +10,15 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
 
+from mirror.bundle.format import GOST_SUFFIX, MAX_SUMS_BYTES, SEAL, SIGNATURE, SUMS
+from mirror.bundle.gost import gostsum
+from mirror.durable import os_errors
 from mirror.errors import DamagedBundleError
 from mirror.oci import Digest
-
-SUMS = "SHA256SUMS"
-"""The file's name, as other projects have it beside their downloads."""
 
 _SELF = re.compile(rb"# SHA-256 of the lines below: ([0-9a-f]{64})")
 _LINE = re.compile(
@@ -27,6 +31,7 @@ _TAGGED = re.compile(  # `sha256sum --tag`, and the BSDs
     re.DOTALL,
 )
 _ESCAPES = {b"\\": b"\\\\", b"\n": b"\\n", b"\r": b"\\r"}
+_COPY_AGAIN = "copy the file again from its origin"
 _ESCAPED = {escaped: plain for plain, escaped in _ESCAPES.items()}
 
 
@@ -97,14 +102,15 @@ def parse(data: bytes) -> dict[str, Digest]:
         name = found and _unescaped(found["name"], escaped=bool(found["escaped"]))
         if not found or not name:
             raise DamagedBundleError(
-                f"{SUMS}: line {number} is no checksum, which is 64 hex digits, two spaces and "
-                "a file name; copy the file again from its origin"
+                f"line {number} is not a checksum, which is 64 hex digits, two spaces and a file "
+                "name",
+                where=SUMS,
+                advice=_COPY_AGAIN,
             )
         text = os.fsdecode(name)
         if text in sums:
             raise DamagedBundleError(
-                f"{SUMS}: line {number} names {text!a} a second time; "
-                "copy the file again from its origin"
+                f"line {number} names {text!a} a second time", where=SUMS, advice=_COPY_AGAIN
             )
         sums[text] = Digest("sha256", found["digest"].decode().lower())
     return sums
@@ -117,3 +123,72 @@ def _unescaped(name: bytes, *, escaped: bool) -> bytes | None:
     if re.fullmatch(rb"(?:[^\\]|\\[\\nr])*", name, re.DOTALL) is None:
         return None
     return re.sub(rb"\\.", lambda found: _ESCAPED[found[0]], name)
+
+
+def read(path: Path) -> bytes:
+    """Read such a file; one that is larger than any counts as empty."""
+    with os_errors(path, "read"):
+        return path.read_bytes() if path.stat().st_size <= MAX_SUMS_BYTES else b""
+
+
+def parse_whole(data: bytes) -> dict[str, Digest]:
+    """Read such a file, which must be as it was written.
+
+    Raises:
+        DamagedBundleError: it was changed, or is something else.
+    """
+    sums = parse(data)
+    if not is_whole(data):
+        raise DamagedBundleError("its lines hash to another digest than it states", where=SUMS)
+    return sums
+
+
+# -- all files beside the archives -----------------------------------------------------------------
+
+_GOST_SUM_BYTES = 64
+_SIGNATURE_BYTES = 1024
+"""At most: an RSA signature of 4096 bits has 684 in base64."""
+
+
+@dataclass(frozen=True, slots=True)
+class CompanionFiles:
+    """The files beside the archives: `files`, which the seal lists, sums, and a signature.
+
+    `sign` makes a signature over the seal. With `with_gost` each archive or part has a GOST digest.
+    """
+
+    files: Mapping[str, bytes]
+    sign: Callable[[bytes], bytes] | None = None
+    with_gost: bool = False
+
+    def size(self, archives: Iterable[str]) -> int:
+        """Bytes at most, the seal aside; `archives` are the names of all archives and parts."""
+        size = sum(map(len, self.files.values()))
+        names = [*self.files, SEAL]
+        for name in archives:
+            names.append(name)
+            if self.with_gost:
+                names.append(name + GOST_SUFFIX)
+                size += _GOST_SUM_BYTES
+        if self.sign is not None:
+            names.append(SIGNATURE)
+            size += _SIGNATURE_BYTES
+        any_digest = Digest.of(b"")
+        return size + len(render_sealed(dict.fromkeys(names, any_digest)))
+
+    def render(self, sealed: bytes, digests: Mapping[str, Mapping[str, str]]) -> dict[str, bytes]:
+        """All of them by name. `sealed` is the seal; `digests` has those of each archive or part in
+        lower-case hex, by name and then by algorithm (`sha256`, `gost`)."""
+        beside = dict(self.files)
+        sums = {name: Digest.of(data) for name, data in (*beside.items(), (SEAL, sealed))}
+        if self.sign is not None:
+            beside[SIGNATURE] = self.sign(sealed)
+            sums[SIGNATURE] = Digest.of(beside[SIGNATURE])
+        for name, digest in digests.items():
+            sums[name] = Digest("sha256", digest["sha256"])
+            if self.with_gost:
+                gost_sum = name + GOST_SUFFIX
+                beside[gost_sum] = gostsum(digest["gost"])
+                sums[gost_sum] = Digest.of(beside[gost_sum])
+        beside[SUMS] = render_sealed(sums)
+        return beside

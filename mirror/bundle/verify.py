@@ -11,36 +11,36 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from mirror.bundle.beside_checks import (
-    file_findings,
-    lost_findings,
-    part_findings,
-    read_sums,
-    sums_findings,
-)
-from mirror.bundle.carriage import NO_OMISSIONS, Omissions
+from mirror.bundle import gost, sums
 from mirror.bundle.checks import (
     Check,
+    file_findings,
     found_checks,
+    gost_finding,
+    lost_findings,
+    part_findings,
     sealed_checks,
     shift_findings,
     structure_checks,
+    sums_findings,
 )
-from mirror.bundle.forward import Forward
-from mirror.bundle.names import SEAL, SIGNATURE
-from mirror.bundle.opened import OpenArchive
-from mirror.bundle.parts import PartedReader
+from mirror.bundle.delta import NO_OMISSIONS, Omissions
+from mirror.bundle.files import PartedReader
+from mirror.bundle.format import GOST_SUFFIX, SEAL, SIGNATURE, SUMS
+from mirror.bundle.gost import gostsum_path
+from mirror.bundle.opening import OpenArchive
 from mirror.bundle.reader import BundleReader, missing_archives, whole_archive
-from mirror.bundle.seekable import SeekableFile
+from mirror.bundle.seal import Seal, check_limits
+from mirror.bundle.seekable import Forward, SeekableFile, Unreadable
 from mirror.bundle.signing import verify as verify_signature
-from mirror.bundle.sums import SUMS
 from mirror.durable import os_errors
 from mirror.errors import (
+    BundleLimitError,
     DamagedBundleError,
     FileSystemError,
     IntegrityError,
@@ -93,16 +93,6 @@ class BundleReport:
         }
 
 
-@dataclass(frozen=True, slots=True)
-class _Work:
-    """Checks that are done together: one, or all of a compressed archive, which is read once from
-    its beginning to its end. `sums` are the digests that its files must have, by name."""
-
-    checks: Iterable[Check]
-    packed: SeekableFile | None = None
-    sums: Mapping[str, Digest] = field(default_factory=dict)
-
-
 def verify_bundle(
     reader: BundleReader,
     *,
@@ -118,103 +108,7 @@ def verify_bundle(
     Raises:
         CancelledError: `run` was stopped.
     """
-    run = Run.of(run)
-    findings: list[Finding] = []
-    works: list[Iterable[_Work]] = []
-    count = total = 0
-    names = [archive.name for archive in reader.archives]
-    seal = reader.seal
-    sums: Mapping[str, Digest] = {}
-    if seal is None:
-        findings += reader.contents.findings
-        findings += lost_findings(reader)
-        notices = (*reader.hints(), *reader.contents.notices)
-        for notice in (*reader.hints(), *reader.contents.warnings()):
-            run.on_event(Warned(notice))
-        inventories: Mapping[str, Inventory] = reader.contents.archives
-    else:
-        findings += missing_archives(seal, names)
-        findings += file_findings(seal, reader.folder)
-        try:
-            sums = read_sums(reader)
-            findings += sums_findings(seal, reader, sums)
-        except DamagedBundleError as err:
-            findings.append(Finding(SUMS, str(err).removeprefix(f"{SUMS}: ")))
-        notices = ()
-        inventories = {name: archive.inventory for name, archive in seal.archives.items()}
-    for archive in reader.archives:
-        expected = seal.archives.get(archive.name) if seal is not None else None
-        if seal is not None and expected is None:
-            problem = f"is not listed in {SEAL}; it does not belong to this bundle"
-            findings.append(Finding(archive.name, problem))
-        elif archive.broken is not None:
-            if expected is not None:
-                problem = str(archive.broken).removeprefix(f"{archive.name}: ")
-                findings.append(Finding(archive.name, problem))
-                findings += whole_archive(expected, "the archive cannot be read")
-        elif expected is not None and archive.file.size == expected.size:
-            make = structure_checks if quick else sealed_checks
-            works.append(_works(make(expected, archive), archive, sums, quick=quick))
-            count += len(expected.entries) + 1
-            total += sum(entry.size for entry in expected.entries)
-        else:
-            if expected is not None:
-                findings += shift_findings(expected, archive)
-            if not quick:
-                works.append(_works(found_checks(archive), archive, sums))
-                count += len(archive.members) + (archive.problem is None)
-                total += sum(member.size for member in archive.members.values())
-    if key is not None:
-        try:
-            check_signature(reader, key)
-        except SignatureError as err:
-            findings.append(Finding(SIGNATURE, str(err)))
-    run.on_event(TransferStarted(blobs=count, size=total, manifests=0, tags=0))
-    suspects: set[Path] = set()
-    findings += _carry_out(chain.from_iterable(works), inventories, suspects, run)
-    if not quick:
-        findings += part_findings(suspects, sums)
-    inventory = seal.inventory if seal is not None else reader.contents.inventory
-    return BundleReport(
-        sealed=seal is not None,
-        archives=len(names),
-        size=sum(archive.file.size for archive in reader.archives),
-        repositories=len(inventory.repositories),
-        tags=sum(len(content.tags) for content in inventory.repositories.values()),
-        manifests=len(inventory.manifest_nodes()),
-        blobs=len(inventory.blob_sizes()),
-        findings=_once_each(findings),
-        notices=tuple(notices),
-        omissions=seal.omissions if seal is not None else NO_OMISSIONS,
-        quick=quick,
-    )
-
-
-def _works(
-    checks: Iterator[Check],
-    archive: OpenArchive,
-    sums: Mapping[str, Digest],
-    *,
-    quick: bool = False,
-) -> Iterator[_Work]:
-    """The checks of an archive, as they are to be done: small ones several at a time."""
-    if isinstance(archive.file, SeekableFile) and not quick:
-        yield _Work(checks, archive.file, sums)
-        return
-    together: list[Check] = []
-    size = 0
-    for check in checks:
-        together.append(check)
-        size += check.size
-        if size >= _TOGETHER_BYTES or len(together) >= _TOGETHER:
-            yield _Work(together)
-            together, size = [], 0
-    if together:
-        yield _Work(together)
-
-
-_TOGETHER, _TOGETHER_BYTES = 64, 4 << 20
-"""To hand work to a thread costs as much as to check some ten kilobytes."""
+    return _Verification(reader, Run.of(run), quick=quick).report(key)
 
 
 def check_signature(reader: BundleReader, public_pem: bytes) -> None:
@@ -227,8 +121,8 @@ def check_signature(reader: BundleReader, public_pem: bytes) -> None:
     folder = reader.folder
     if folder is None or not (folder / SEAL).is_file() or not (folder / SIGNATURE).is_file():
         raise SignatureError(
-            f"{reader.name} is not signed: it has no {SIGNATURE} beside its {SEAL}; a pull with "
-            "--sign-key makes one"
+            f"{reader.name} is not signed: it has no {SIGNATURE} beside its {SEAL}",
+            advice="a pull with --sign-key makes one",
         )
     with os_errors(folder / SIGNATURE, "read"):
         verify_signature(
@@ -236,8 +130,245 @@ def check_signature(reader: BundleReader, public_pem: bytes) -> None:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class _Work:
+    """What one thread does at a time: a few checks, or all of a compressed archive, which is read
+    once from its beginning to its end, or a GOST digest of a file."""
+
+    checks: Iterable[Check] = ()
+    packed: SeekableFile | None = None
+    gost: Path | None = None
+
+
+_TOGETHER, _TOGETHER_BYTES = 64, 4 << 20
+"""To hand work to a thread costs as much as to check some ten kilobytes."""
+_ANONYMOUS = Digest.of(b"")
+"""What progress is reported under where there is no content."""
+
+
+class _Verification:
+    """One run over a bundle: first what is to be checked, then the checks, in parallel."""
+
+    def __init__(self, reader: BundleReader, run: Run, *, quick: bool) -> None:
+        self._reader, self._run, self._quick = reader, run, quick
+        self._seal = reader.seal
+        self._findings: list[Finding] = []
+        self._notices: list[str] = []
+        self._sums: Mapping[str, Digest] = {}
+        self._inventories: Mapping[str, Inventory]
+        self._works: list[Iterable[_Work]] = []
+        self._count = self._size = 0
+        self._suspects: set[Path] = set()  # parts in which damage lies
+        self._dependents: dict[tuple[str, str], Dependents] = {}
+
+    def report(self, key: bytes | None) -> BundleReport:
+        reader, seal, run = self._reader, self._seal, self._run
+        if seal is None:
+            self._judge_contents()
+        else:
+            self._judge_companions(seal)
+        for archive in reader.archives:
+            self._plan_archive(archive)
+        if key is not None:
+            try:
+                check_signature(reader, key)
+            except SignatureError as err:
+                self._findings.append(Finding(SIGNATURE, str(err)))
+        if not self._quick:
+            self._plan_gost()
+        started = TransferStarted(blobs=self._count, size=self._size, manifests=0, tags=0)
+        run.on_event(started)
+        self._carry_out()
+        if not self._quick:
+            self._findings += part_findings(self._suspects, self._sums)
+        inventory = seal.inventory if seal is not None else reader.contents.inventory
+        return BundleReport(
+            sealed=seal is not None,
+            archives=len(reader.archives),
+            size=sum(archive.file.size for archive in reader.archives),
+            repositories=len(inventory.repositories),
+            tags=sum(len(content.tags) for content in inventory.repositories.values()),
+            manifests=len(inventory.manifest_nodes()),
+            blobs=len(inventory.blob_sizes()),
+            findings=_once_each(self._findings),
+            notices=tuple(self._notices),
+            omissions=seal.omissions if seal is not None else NO_OMISSIONS,
+            quick=self._quick,
+        )
+
+    # -- what is to be checked -----------------------------------------------------------------
+
+    def _judge_contents(self) -> None:
+        """Without a seal, indexes and manifests say what must be there."""
+        contents, hints = self._reader.contents, tuple(self._reader.hints())
+        self._findings += contents.findings
+        self._findings += lost_findings(self._reader.folder)
+        self._notices += (*hints, *contents.notices)
+        for notice in (*hints, *contents.warnings()):
+            self._run.on_event(Warned(notice))
+        self._inventories = contents.archives
+
+    def _judge_companions(self, seal: Seal) -> None:
+        """With a seal, look at what is small: limits, missing archives, files beside them."""
+        folder, archives = self._reader.folder, self._reader.archives
+        assert folder is not None, "the seal counts for one folder"
+        self._inventories = {name: one.inventory for name, one in seal.archives.items()}
+        try:
+            check_limits(seal)
+        except BundleLimitError as err:
+            self._findings.append(Finding(SEAL, str(err)))
+        self._findings += missing_archives(seal, [archive.name for archive in archives])
+        self._findings += file_findings(seal, folder)
+        if not (folder / SUMS).is_file():
+            self._findings.append(Finding(SUMS, "the file is missing"))
+            return
+        try:
+            self._sums = sums.parse_whole(sums.read(folder / SUMS))
+        except DamagedBundleError as err:
+            self._findings.append(Finding(SUMS, err.seen_from(SUMS)))
+            return
+        packed = frozenset(
+            one.name for one in archives if isinstance(one.file, SeekableFile | Unreadable)
+        )
+        self._findings += sums_findings(seal, folder, self._sums, packed)
+
+    def _plan_archive(self, archive: OpenArchive) -> None:
+        """Note what is to be checked of an archive, and what is wrong with it as a whole."""
+        name = archive.name
+        expected = self._seal.archives.get(name) if self._seal is not None else None
+        if self._seal is not None and expected is None:
+            problem = f"is not listed in {SEAL}; it does not belong to this bundle"
+            self._findings.append(Finding(name, problem))
+        elif archive.broken is not None:
+            if expected is not None:
+                self._findings.append(Finding(name, archive.broken.seen_from(name)))
+                self._findings += whole_archive(expected, "the archive cannot be read")
+        elif expected is not None and archive.file.size == expected.size:
+            make = structure_checks if self._quick else sealed_checks
+            self._works.append(self._works_of(make(expected, archive), archive))
+            self._count += len(expected.entries) + 1
+            self._size += sum(entry.size for entry in expected.entries)
+        else:
+            if expected is not None:
+                self._findings += shift_findings(expected, archive)
+            if not self._quick:
+                self._works.append(self._works_of(found_checks(archive), archive))
+                self._count += len(archive.members) + (archive.problem is None)
+                self._size += sum(member.size for member in archive.members.values())
+
+    def _works_of(self, checks: Iterator[Check], archive: OpenArchive) -> Iterator[_Work]:
+        """Cut the checks of an archive into works: several small ones at a time."""
+        if isinstance(archive.file, SeekableFile) and not self._quick:
+            yield _Work(checks, packed=archive.file)
+            return
+        together: list[Check] = []
+        size = 0
+        for check in checks:
+            together.append(check)
+            size += check.size
+            if size >= _TOGETHER_BYTES or len(together) >= _TOGETHER:
+                yield _Work(together)
+                together, size = [], 0
+        if together:
+            yield _Work(together)
+
+    def _plan_gost(self) -> None:
+        """Note the files that have a `.gostsum` beside them, d8's too."""
+        paths = [
+            path
+            for archive in self._reader.archives
+            for path in archive.files
+            if gostsum_path(path).is_file()
+        ]
+        if paths and gost.available() is None:
+            notice = (
+                f"{len(paths)} files ending in {GOST_SUFFIX} were not checked: this machine's "
+                f"OpenSSL has no GOST R 34.11-2012 (on Debian: apt-get install {gost.PACKAGE})"
+            )
+            self._notices.append(notice)
+            self._run.on_event(Warned(notice))
+            return
+        self._works.append([_Work(gost=path) for path in paths])
+        self._count += len(paths)
+        self._size += sum(path.stat().st_size for path in paths)
+
+    # -- the checks ----------------------------------------------------------------------------
+
+    def _carry_out(self) -> None:
+        failure: MirrorError | None = None
+        works = chain.from_iterable(self._works)
+        with closing(for_each(works, self._do, run=self._run)) as outcomes:
+            for _, outcome in outcomes:
+                if isinstance(outcome, MirrorError):
+                    failure = failure or outcome
+                    continue
+                for problem in outcome:
+                    if isinstance(problem, Finding):
+                        self._findings.append(problem)
+                    else:
+                        self._findings.append(self._finding(*problem))
+        if failure is not None:
+            raise failure  # not inside the loop: leaving that early cancels the run
+
+    def _do(self, work: _Work) -> list[Finding | tuple[Check, str]]:
+        """Do a work, in a thread; return what is wrong, of a check with its problem."""
+        problems: list[Finding | tuple[Check, str]] = []
+        if work.gost is not None:
+            size = work.gost.stat().st_size
+            found = gost_finding(work.gost, self._run, lambda count: self._moved(None, count))
+            self._run.on_event(BlobDone(_ANONYMOUS, size, size))
+            return problems if found is None else [found]
+        if work.packed is None:
+            problems += self._problems(work.checks)
+            return problems
+        with Forward(work.packed) as file:
+            problems += self._problems(replace(check, file=file) for check in work.checks)
+            for name, digest in file.finish().items():
+                if isinstance(digest, MirrorError):
+                    problems.append(Finding(name, digest.seen_from(name)))
+                elif self._sums and name not in self._sums:
+                    problems.append(Finding(name, f"is not listed in {SUMS}"))
+                elif self._sums and digest != self._sums[name]:
+                    problems.append(Finding(name, f"is damaged: {SUMS} has another digest"))
+        return problems
+
+    def _problems(self, checks: Iterable[Check]) -> Iterator[tuple[Check, str]]:
+        for check in checks:
+            problem = self._problem(check)
+            if problem is not None:
+                yield check, problem
+
+    def _problem(self, check: Check) -> str | None:
+        try:
+            return check.problem(self._run, lambda count: self._moved(check.digest, count))
+        except (IntegrityError, FileSystemError) as err:
+            # A bad sector is a finding like any other: the rest of the medium is read on.
+            return err.seen_from(check.file.path.name)
+        finally:
+            self._run.on_event(BlobDone(check.digest or _ANONYMOUS, check.size, check.size))
+
+    def _moved(self, digest: Digest | None, count: int) -> None:
+        self._run.on_event(BytesMoved(digest or _ANONYMOUS, count))
+
+    def _finding(self, check: Check, problem: str) -> Finding:
+        name = check.file.path.name
+        tags: tuple[str, ...] = ()
+        if check.repository is not None and check.digest is not None:
+            key = (name, check.repository)
+            if key not in self._dependents:
+                content = self._inventories.get(name, Inventory()).repository(check.repository)
+                self._dependents[key] = Dependents(content)
+            tags = self._dependents[key].tags(check.digest)
+        text = f"{check.title} {problem}"
+        parts = _parts_of(check)
+        self._suspects.update(parts)
+        if parts:
+            text += f" (in {parts[0].name}{f' to {parts[-1].name}' if parts[1:] else ''})"
+        return Finding(name, text, check.repository, tags, check.digest)
+
+
 def _once_each(findings: Iterable[Finding]) -> tuple[Finding, ...]:
-    """In a stable order. Content that is damaged and unreadable for it is one finding, not two."""
+    """Sort findings. Content that is damaged, and unreadable for it, is one finding, not two."""
     kept: dict[tuple[str, str | None, object], Finding] = {}
     for finding in findings:
         kept.setdefault(
@@ -249,88 +380,10 @@ def _once_each(findings: Iterable[Finding]) -> tuple[Finding, ...]:
 
 
 def _parts_of(check: Check) -> tuple[Path, ...]:
-    """The parts in which a stretch of an archive lies; none if that is in one piece."""
+    """Return the parts in which a stretch of an archive lies; none if that is in one piece."""
     file = check.file
     if not isinstance(file, PartedReader) or len(file.parts) == 1:
         return ()
     first = bisect_right(file.ends, check.offset - len(check.before))
     last = bisect_left(file.ends, check.offset + check.size + check.after)
     return file.parts[first : last + 1]
-
-
-def _carry_out(
-    works: Iterable[_Work],
-    inventories: Mapping[str, Inventory],
-    suspects: set[Path],
-    run: Run,
-) -> Iterator[Finding]:
-    """Do all checks. `suspects` gets the parts in which damage lies."""
-    dependents: dict[tuple[str, str], Dependents] = {}
-
-    def problem(check: Check) -> str | None:
-        what = check.digest or _ANONYMOUS
-        try:
-            return check.problem(run, lambda count: run.on_event(BytesMoved(what, count)))
-        except (IntegrityError, FileSystemError) as err:
-            # A bad sector is a finding like any other: the rest of the medium is read on.
-            return str(err)
-        finally:
-            run.on_event(BlobDone(what, check.size, check.size))
-
-    def problems_of(work: _Work) -> list[tuple[Check | str, str]]:
-        """(what it is about, what is wrong) of each problem."""
-        if work.packed is None:
-            return [(check, told) for check in work.checks if (told := problem(check)) is not None]
-        with Forward(work.packed) as file:
-            checks = (replace(check, file=file) for check in work.checks)
-            problems: list[tuple[Check | str, str]] = [
-                (check, told) for check in checks if (told := problem(check)) is not None
-            ]
-            for name, digest in file.finish().items():
-                if isinstance(digest, MirrorError):
-                    problems.append((name, str(digest)))
-                elif work.sums and name not in work.sums:
-                    problems.append((name, f"is not listed in {SUMS}"))
-                elif work.sums and digest != work.sums[name]:
-                    problems.append((name, f"is damaged: {SUMS} has another digest"))
-        return problems
-
-    failure: MirrorError | None = None
-    with closing(for_each(works, problems_of, run=run)) as outcomes:
-        for _, outcome in outcomes:
-            if isinstance(outcome, MirrorError):
-                failure = failure or outcome
-                continue
-            for what, told in outcome:
-                if isinstance(what, Check):
-                    suspects.update(_parts_of(what))
-                    yield _finding(what, told, inventories, dependents)
-                else:
-                    yield Finding(what, told.removeprefix(f"{what}: "))
-    if failure is not None:
-        raise failure  # not inside the loop: leaving that early cancels the run
-
-
-_ANONYMOUS = Digest.of(b"")
-"""What progress is reported under where there is no content."""
-
-
-def _finding(
-    check: Check,
-    problem: str,
-    inventories: Mapping[str, Inventory],
-    dependents: dict[tuple[str, str], Dependents],
-) -> Finding:
-    name = check.file.path.name
-    tags: tuple[str, ...] = ()
-    if check.repository is not None and check.digest is not None:
-        key = (name, check.repository)
-        if key not in dependents:
-            content = inventories.get(name, Inventory()).repository(check.repository)
-            dependents[key] = Dependents(content)
-        tags = dependents[key].tags(check.digest)
-    told = f"{check.title} {problem.removeprefix(f'{name}: ')}"
-    parts = [path.name for path in _parts_of(check)]
-    if parts:
-        told += f" (in {parts[0]}{f' to {parts[-1]}' if parts[1:] else ''})"
-    return Finding(name, told, check.repository, tags, check.digest)

@@ -1,7 +1,6 @@
 """Writing a bundle: every byte once, at its final place, in whatever order it arrives.
 
-A pull that was stopped anywhere is completed by the next one into the same folder
-(`mirror.bundle.resume`).
+The next pull into the same folder completes one that was stopped anywhere (`mirror.bundle.folder`).
 """
 
 from __future__ import annotations
@@ -10,59 +9,87 @@ import hashlib
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
 from mirror.bundle import gost
-from mirror.bundle.archive import TRAILER_SIZE, Archive
-from mirror.bundle.beside import Beside
-from mirror.bundle.compress import Compression, Compressor
+from mirror.bundle.archive import TRAILER_SIZE, Archive, Entry
+from mirror.bundle.compress import ArchiveOutput, Compression
 from mirror.bundle.folder import (
+    allocated,
     check_space,
-    clear_leavings,
+    clear_leftovers,
+    earlier_staging,
     only_writer,
+    sort_leftovers,
     take_the_place,
-    write_seal,
+    write_partial_seal,
 )
-from mirror.bundle.follow import Follower, MakeHash, windows_of
-from mirror.bundle.journal import progress_of
-from mirror.bundle.names import PARTIAL_SUFFIX, ZSTD_SUFFIX
-from mirror.bundle.parts import part_name, part_sizes
-from mirror.bundle.recheck import Recheck, is_amiss, prove
-from mirror.bundle.resume import earlier_workplace, partial_files, sort_leavings
+from mirror.bundle.follow import Follower, MakeHash
+from mirror.bundle.format import PARTIAL_SEAL, PARTIAL_SUFFIX, ZSTD_SUFFIX
+from mirror.bundle.parts import part_name
+from mirror.bundle.reader import BundleReader
 from mirror.bundle.seal import Seal
 from mirror.bundle.seekable import bound
-from mirror.bundle.workplace import (
-    JOURNAL,
-    ArchiveFile,
-    Place,
-    Workplace,
-    allocated,
-    is_there,
-)
+from mirror.bundle.staging import ArchiveFile, Place, Staging
+from mirror.bundle.sums import CompanionFiles
 from mirror.durable import os_errors
-from mirror.errors import IntegrityError, SizeMismatchError
+from mirror.errors import ChangedLeftoversError, IntegrityError, SizeMismatchError
 from mirror.oci import Digest, Manifest
 from mirror.sync import BlobContent, CopyBlob, Inventory, InventoryBuilder
 
-_NOTE_BYTES = 256 << 10
-"""A blob under way is noted in the journal this often; so much is fetched twice at most."""
+_WRITE_BYTES = 256 << 10
+"""Smaller pieces of a blob are written together, and noted in the journal: so much is fetched
+twice at most."""
+
+
+@dataclass(frozen=True, slots=True)
+class Packing:
+    """How a bundle is written, whatever is in it.
+
+    `part_size` in bytes cuts archives into parts; 0 leaves them whole. `gost_digest` writes a
+    GOST R 34.11-2012 digest beside each file. `sign` makes a signature over the seal
+    (`mirror.bundle.signing.sign`). Without `resume` nothing of an interrupted run is used, and
+    nothing is kept for the next one. `compress` writes archives in zstd frames, which `part_size`
+    then cuts; until they have their names, the disk holds both forms.
+    """
+
+    part_size: int = 0
+    gost_digest: bool = False
+    sign: Callable[[bytes], bytes] | None = None
+    resume: bool = True
+    compress: bool = False
+
+    @property
+    def staged_part_size(self) -> int:
+        """How archives under way are cut: what is compressed is in one piece before."""
+        return 0 if self.compress else self.part_size
+
+    def names_of(self, archive: Archive) -> Iterator[str]:
+        """Name the files that an archive ends up in; of a compressed one, as many as may be."""
+        name, size = archive.name, archive.size
+        if self.compress:
+            name, size = name + ZSTD_SUFFIX, bound(size)
+        if not self.part_size:
+            yield name
+        else:
+            yield from (part_name(name, number) for number in range(-(-size // self.part_size)))
+
+
+AS_USUAL = Packing()
 
 
 class BundleWriter:
     """A bundle under construction, as the target of a transfer. Thread-safe.
 
-    `files` lie beside the archives; the seal lists them. `part_size` in bytes cuts the archives; 0
-    leaves them whole. Archives carry `.partial` names until `finish`. What was written stays when
-    the context is left without it, for the next writer to go on with; not if nothing was, and not
-    with `resume` False, which also disregards what earlier ones left.
+    `files` lie beside the archives; the seal lists them. Archives carry `.partial` names until
+    `finish`. What was written stays when the context is left without it, for the next writer to go
+    on with, unless nothing was, or the `packing` says not to resume.
 
     Content that several layouts hold is taken once and written to each. Digests of archives and
-    parts (SHA-256; with `gost_digest` also GOST R 34.11-2012) are computed while they are written,
-    by a thread for each archive that follows the writers. `sign` makes a signature over the seal.
-
-    With `compress` the followers write compressed archives (`mirror.bundle.compress`), which
-    `part_size` then cuts. Until they have their names, the disk holds both.
+    parts are computed while they are written, by a thread for each archive that follows the writers
+    and may compress what it reads.
     """
 
     def __init__(
@@ -70,30 +97,18 @@ class BundleWriter:
         folder: Path,
         seal: Seal,
         files: Mapping[str, bytes] | None = None,
-        *,
-        part_size: int = 0,
-        resume: bool = True,
-        gost_digest: bool = False,
-        sign: Callable[[bytes], bytes] | None = None,
-        compress: bool = False,
+        packing: Packing = AS_USUAL,
     ) -> None:
-        self._folder, self._seal = folder, seal
-        self._beside = Beside(files or {}, sign, gost_digest)
-        # What is compressed is in one piece before.
-        self._part_size, self._packed_part_size = (0, part_size) if compress else (part_size, 0)
-        self._resume, self._compress = resume, compress
-        self._compressors: dict[str, Compressor] = {}
-        self._hashes: dict[str, MakeHash] = {"sha256": hashlib.sha256}
-        if gost_digest:
+        if packing.gost_digest:
             gost.require()
-            self._hashes["gost"] = gost.GostHash
-        self._followers: dict[str, Follower] = {}
-        self._rechecks: dict[str, Recheck] = {}  # of archives that an interrupted pull had begun
+        self._folder, self._seal, self._packing = folder, seal, packing
+        self._companions = CompanionFiles(files or {}, packing.sign, packing.gost_digest)
         self._archives = tuple(archive for _, archive in sorted(seal.archives.items()))
+        self._outputs: dict[str, ArchiveOutput] = {}
         self._written: set[tuple[str, str]] = set()  # (archive, path), under the lock
         self._lock = threading.Lock()
-        self._now: Workplace | None = None
-        self._earlier: Workplace | None = None
+        self._now: Staging | None = None
+        self._earlier: Staging | None = None
         self._reusable: dict[Digest, Place] = {}
         self._naming = self._done = False
         self._held = ExitStack()
@@ -110,10 +125,7 @@ class BundleWriter:
     @property
     def stored(self) -> dict[str, int]:
         """Archive → bytes that it takes on the disk, once `finish` is over."""
-        return {
-            archive.name: self._compressors[archive.name].size if self._compress else archive.size
-            for archive in self._archives
-        }
+        return {name: output.size for name, output in self._outputs.items()}
 
     # -- beginning and end ---------------------------------------------------------------------
 
@@ -133,53 +145,41 @@ class BundleWriter:
         return self
 
     def _begin_archives(self, undo: ExitStack) -> None:
-        keep = self._resume and sort_leavings(self._folder, self._seal, self._part_size)
-        if not self._resume:
-            clear_leavings(self._folder)
+        packing, part_size = self._packing, self._packing.staged_part_size
+        keep = packing.resume and sort_leftovers(self._folder, self._seal, part_size)
+        if not packing.resume:
+            clear_leftovers(self._folder)
         sealed = self._seal.to_json()
         # What lies beside is written last, which would be a late moment to find the disk full.
-        names = (name for archive in self._archives for name in self._final_names(archive))
-        needed = self.size + len(sealed) + self._beside.size(names)
-        if self._compress:
+        names = (name for archive in self._archives for name in packing.names_of(archive))
+        needed = self.size + len(sealed) + self._companions.size(names)
+        if packing.compress:
             # Nobody knows before how much smaller they become.
             needed += sum(bound(archive.size) for archive in self._archives)
         check_space(self._folder, needed - (allocated(self._folder) if keep else 0))
         undo.callback(self._close)
-        # What somebody took away in between is made anew, and is not what the journal speaks of.
-        touched = keep and not all(
-            path.exists()
-            for archive in self._archives
-            for path in partial_files(self._folder, archive, self._part_size)
-        )
         if not keep:
-            write_seal(self._folder, sealed)
+            write_partial_seal(self._folder, sealed)
+        compression = undo.enter_context(Compression()) if packing.compress else None
+        hashes: dict[str, MakeHash] = {"sha256": hashlib.sha256}
+        if packing.gost_digest:
+            hashes["gost"] = gost.GostHash
 
-        compression = undo.enter_context(Compression()) if self._compress else None
-        claims = progress_of(self._folder / JOURNAL) if keep else {}
+        def follow(archive: Archive, file: ArchiveFile, claimed: list[Entry]) -> Follower:
+            output = ArchiveOutput(
+                self._folder / archive.name,
+                archive.size,
+                file,
+                part_size=packing.part_size,
+                hashes=hashes,
+                compression=compression,
+                claimed=claimed,
+            )
+            self._outputs[archive.name] = output
+            return undo.enter_context(output.follower)
 
-        def follow(archive: Archive, file: ArchiveFile) -> Follower:
-            windows, hashes = windows_of(self._file_sizes(archive)), self._hashes
-            if compression is not None:
-                compressor = self._compressors[archive.name] = Compressor(
-                    compression,
-                    self._folder / archive.name,
-                    part_size=self._packed_part_size,
-                    hashes=hashes,
-                )
-                hashes = {"zstd": lambda: compressor}
-            watch = None
-            if claims:
-                left = (entry for entry in archive.entries if entry.digest in claims)
-                self._rechecks[archive.name] = recheck = Recheck(left)
-                watch = recheck.update
-            follower = Follower(file.chunks, windows, hashes=hashes, watch=watch, name=archive.name)
-            self._followers[archive.name] = undo.enter_context(follower)
-            return follower
-
-        self._now = Workplace(self._folder, self._seal, self._part_size, keep=keep, follow=follow)
-        if touched or not self._now.journal.trusted or is_amiss(self._now):
-            prove(self._now)
-        self._earlier = earlier_workplace(self._folder)
+        self._now = Staging(self._folder, self._seal, part_size, keep=keep, follow=follow)
+        self._earlier = earlier_staging(self._folder)
         if self._earlier is not None:
             self._reusable = self._earlier.finished()
 
@@ -193,22 +193,24 @@ class BundleWriter:
         with self._held:
             self._close()
             # Once archives take their names, what is left over is what says that not all have.
-            if self._done or not (self._naming or (self._resume and begun)):
-                clear_leavings(self._folder)
-
-    def _file_sizes(self, archive: Archive) -> Sequence[int]:
-        """The sizes of the files that an archive consists of."""
-        return part_sizes(archive.size, self._part_size) if self._part_size else (archive.size,)
+            if self._done or not (self._naming or (self._packing.resume and begun)):
+                clear_leftovers(self._folder)
 
     def _close(self) -> None:
-        for leavings in (self._now, self._earlier):
-            if leavings is not None:
-                leavings.close()
+        for staging in (self._now, self._earlier):
+            if staging is not None:
+                staging.close()
+
+    @property
+    def _state(self) -> Staging:
+        if self._now is None:
+            raise ValueError("a bundle's writer is a context manager; enter it first")
+        return self._now
 
     # -- Target --------------------------------------------------------------------------------
 
     def held(self, wanted: Inventory) -> Inventory:
-        """The blobs of `wanted` that an interrupted pull has brought to their places."""
+        """Return the blobs of `wanted` that an interrupted pull has brought to their places."""
         finished = self._state.finished()
         builder = InventoryBuilder()
         for path, content in wanted.repositories.items():
@@ -221,17 +223,11 @@ class BundleWriter:
                     self._record(places)
         return builder.build()
 
-    @property
-    def _state(self) -> Workplace:
-        if self._now is None:
-            raise ValueError("a bundle's writer is a context manager; enter it first")
-        return self._now
-
     def in_archive_order(self, blobs: Sequence[CopyBlob]) -> tuple[CopyBlob, ...]:
-        """`blobs` in the order in which they lie in the archives.
+        """Return `blobs` in the order in which they lie in the archives.
 
-        Writes then move through the disk from front to back, which spinning disks thank with
-        speed, and file systems without holes (FAT) by not writing zeros that are overwritten.
+        Writes then move through the disk from front to back, which is fast on spinning disks, and
+        spares file systems without holes (FAT) from writing zeros that are overwritten.
         """
 
         def place(step: CopyBlob) -> tuple[str, int]:
@@ -263,7 +259,7 @@ class BundleWriter:
     def _take_over(self, step: CopyBlob, places: Sequence[Place]) -> bool:
         """Copy a blob from the archives of an earlier plan, if it is there and right."""
         source = self._reusable.get(step.digest)
-        if source is None or source.entry.size != step.size or not is_there(source):
+        if source is None or source.entry.size != step.size or not source.is_whole():
             return False
         position = 0
         for chunk in source.read(step.size):
@@ -272,7 +268,7 @@ class BundleWriter:
             position += len(chunk)
         if step.size == 0:
             for place in places:
-                place.write(0, b"")
+                place.write(0)
         return True
 
     def _begin(
@@ -301,17 +297,27 @@ class BundleWriter:
         Until a blob that was begun in an earlier run has proved right, nothing of it is final.
         """
         final = final and not begun
-        position = noted = begun
-        for chunk in content.chunks(begun):
+        position, pieces, size = begun, list[bytes](), 0
+        journal = self._state.journal
+
+        def write() -> None:
+            nonlocal position, pieces, size
             for place in places:
-                place.write(position, chunk, final=final)
-            position += len(chunk)
-            if position - noted >= _NOTE_BYTES and position < step.size:
-                self._state.journal.note(step.digest, position)
-                noted = position
-        if step.size == 0:
-            for place in places:
-                place.write(0, b"")
+                place.write(position, *pieces, final=final)
+            position, pieces, size = position + size, [], 0
+            if position < step.size:
+                journal.note(step.digest, position)
+
+        try:
+            for chunk in content.chunks(begun):
+                pieces.append(chunk)
+                size += len(chunk)
+                if size >= _WRITE_BYTES:
+                    write()
+        finally:
+            # Whatever ends this, the next run goes on behind what came.
+            if size or not step.size:
+                write()
         return position - begun
 
     def put_manifest(self, repository: str, manifest: Manifest) -> None:
@@ -321,13 +327,13 @@ class BundleWriter:
         self._record(places)
 
     def put_tag(self, repository: str, tag: str, manifest: Manifest) -> None:
-        """Tags lie in the layouts' indexes, which `finish` writes."""
+        """Do nothing: tags lie in the layouts' indexes, which `finish` writes."""
 
     def _of(self, repositories: Iterable[str], digest: Digest) -> list[Place]:
         return [place for path in repositories for place in self._state.places[path, digest]]
 
     def _fitting(self, places: list[Place], what: str, size: int) -> list[Place]:
-        """`places`, if each has room for exactly `size` bytes; more would spoil its neighbour.
+        """Return `places`, if each has room for exactly `size` bytes; more would spoil a neighbour.
 
         Documents at the source may disagree about a size, each in a repository of its own.
         """
@@ -348,10 +354,13 @@ class BundleWriter:
     def finish(self) -> None:
         """Write indexes and trailers, make all of it durable, and give it its final names.
 
-        The seal comes last: a bundle with a seal is a complete one.
+        Before the seal gets its name, the bundle is read back as any reader reads it. A bundle with
+        a seal is a complete one.
 
         Raises:
-            IntegrityError: some entry was never written; no archive gets its name.
+            IntegrityError: some entry was never written, or a reader refuses what was.
+            ChangedLeftoversError: what an interrupted run wrote is not what it was; a new writer
+                in this folder goes on without it.
         """
         files = self._state.files
         for place in self._state.own:
@@ -360,59 +369,44 @@ class BundleWriter:
             self._record([place])
         for archive in self._archives:
             files[archive.name].write(archive.trailer_offset, bytes(TRAILER_SIZE))
-            self._followers[archive.name].done(archive.trailer_offset, TRAILER_SIZE)
+            self._outputs[archive.name].follower.done(archive.trailer_offset, TRAILER_SIZE)
         for missing in self._missing():
-            raise IntegrityError(f"{self.name}: {missing} was never written; nothing is sealed")
-        for archive in () if self._compress else self._archives:
+            raise IntegrityError(
+                f"{missing} was never written", where=self.name, advice="nothing is sealed"
+            )
+        for archive in () if self._packing.compress else self._archives:
             size = files[archive.name].sync()
             if size != archive.size:
                 raise SizeMismatchError(where=archive.name, expected=archive.size, actual=size)
-        digests = self._digests()
-        self._check_leavings()
+        digests: dict[Path, Mapping[str, str]] = {}
+        for archive in self._archives:
+            digests |= self._outputs[archive.name].finish()
+        self._check_leftovers()
         named = {path.name.removesuffix(PARTIAL_SUFFIX): each for path, each in digests.items()}
-        beside = self._beside.render(self._seal.to_json(), named)
+        companions = self._companions.render(self._seal.to_json(), named)
         self._close()
         self._naming = True
-        take_the_place(self._folder, digests, beside, named)
+        take_the_place(self._folder, digests, companions, named, self._read_back)
         self._done = True
 
-    def _final_names(self, archive: Archive) -> Iterator[str]:
-        """The files of an archive; of a compressed one, as many as there may be at most."""
-        name, part_size, size = archive.name, self._part_size, archive.size
-        if self._compress:
-            name, part_size, size = name + ZSTD_SUFFIX, self._packed_part_size, bound(size)
-        if not part_size:
-            yield name
-        else:
-            yield from (part_name(name, number) for number in range(-(-size // part_size)))
+    def _read_back(self) -> None:
+        """Read the bundle with the reader's rules and limits: every header, index and manifest."""
+        with BundleReader([self._folder], seal_name=PARTIAL_SEAL) as reader:
+            reader.inventory()
 
-    def _digests(self) -> dict[Path, Mapping[str, str]]:
-        """The files of all archives, each with its digests by algorithm."""
-        found: dict[Path, Mapping[str, str]] = {}
-        for archive in self._archives:
-            digests = self._followers[archive.name].finish()
-            if self._compress:
-                files = self._compressors[archive.name].files
-                found.update((file.path, file.digests()) for file in files)
-            else:
-                paths = self._state.files[archive.name].parts
-                found.update(zip(paths, digests, strict=True))
-        return found
-
-    def _check_leavings(self) -> None:
-        """Raise IntegrityError if something that an interrupted pull had left is not what it wrote;
-        the next pull does without it."""
-        wrong = {name: recheck.wrong for name, recheck in self._rechecks.items() if recheck.wrong}
-        if not wrong:
-            return
-        lost = {digest for digests in wrong.values() for digest in digests}
-        kept = self._state.journal.progress
-        self._state.journal.restart({d: count for d, count in kept.items() if d not in lost})
-        raise IntegrityError(
-            f"{self.name}: {len(lost)} of the blobs that an interrupted run had written are no "
-            f"longer what they were (in {', '.join(sorted(wrong))}), as when a disk is taken away "
-            "while it is written; run the same command again, which fetches these anew"
-        )
+    def _check_leftovers(self) -> None:
+        """Raise ChangedLeftoversError if what an interrupted pull had left is not what it wrote."""
+        wrong = {name: output.wrong for name, output in self._outputs.items() if output.wrong}
+        if wrong:
+            lost = {digest for digests in wrong.values() for digest in digests}
+            self._state.journal.forget(lost)
+            raise ChangedLeftoversError(
+                f"{len(lost)} of the blobs that an interrupted run had written are no longer what "
+                f"they were (in {', '.join(sorted(wrong))}), as when a disk is taken away while it "
+                "is written",
+                where=self.name,
+                advice="run the same command again, which fetches these anew",
+            )
 
     def _missing(self) -> Iterator[str]:
         for archive in self._archives:

@@ -7,10 +7,9 @@ from pathlib import Path
 
 import click
 
-from mirror.bundle import report_html
 from mirror.bundle.inspect import inspect_bundle
 from mirror.bundle.reader import BundleReader
-from mirror.bundle.report_text import insight_text
+from mirror.bundle.report import html, insight_text
 from mirror.commands import options
 from mirror.commands.shared import show
 from mirror.durable import write_durably
@@ -41,5 +40,5 @@ def inspect_command(*, bundle_dir: Path, html_file: Path | None, as_json: bool) 
             err=True,
         )
     if html_file is not None:
-        write_durably(html_file, report_html.html(found).encode())
+        write_durably(html_file, html(found).encode())
     show(as_json, found.to_document(), lambda shown, _: insight_text(shown), found, started)

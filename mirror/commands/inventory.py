@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from mirror import console
-from mirror.bundle.reader import read_base
+from mirror.bundle.reader import read_inventory
 from mirror.commands import options
 from mirror.commands.shared import Target, show
 from mirror.durable import write_durably
@@ -63,7 +63,7 @@ def inventory_command(
         # Before the registry is asked: that takes its time.
         raise InputError(f"{output} is no file in a folder that exists; name another one")
     target = Target.of(Repository.parse(registry), **access)
-    paths = {path for one in known for path in read_base(one).repositories}
+    paths = {path for one in known for path in read_inventory(one).repositories}
     started = time.monotonic()
     with progress(quiet=as_json) as on_event, target.client(on_event) as client:
         found = registry_inventory(client, target.tree, known=paths, run=Run(jobs, on_event))

@@ -11,8 +11,8 @@ import click
 
 from mirror import console
 from mirror.bundle import gost
+from mirror.bundle.parts import parse_part_size
 from mirror.bundle.reader import BundleReader
-from mirror.bundle.sizes import parse_part_size
 from mirror.commands import options
 from mirror.commands.login import signer
 from mirror.commands.shared import show

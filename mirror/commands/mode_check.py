@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from mirror.bundle.reader import read_base
+from mirror.bundle.reader import read_inventory
 from mirror.commands import options
 from mirror.commands.cluster import Cluster
 from mirror.commands.shared import show
@@ -130,7 +130,7 @@ def _required(
     if digests_file is not None:
         return from_digest_list(read_digest_list(digests_file), str(digests_file), deployment)
     if inventory_path is not None:
-        return from_inventory(read_base(inventory_path), deployment)
+        return from_inventory(read_inventory(inventory_path), deployment)
     if values_file is not None and modules_file is not None:
         modules = read_document(modules_file).get("items")
         if not isinstance(modules, list):

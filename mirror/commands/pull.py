@@ -12,7 +12,7 @@ import click
 from mirror import console
 from mirror.bundle import gost
 from mirror.bundle.folder import check_folder
-from mirror.bundle.reader import read_base
+from mirror.bundle.reader import read_inventory
 from mirror.commands import options
 from mirror.commands.cluster import Cluster, Reached, cluster_of
 from mirror.commands.login import credentials_for, license_credentials, signer
@@ -101,7 +101,7 @@ def pull_command(
         gost.require()
     sign = signer(sign_key) if sign_key is not None and not dry_run else None
     previous = None if base is None else _Base.parse(base)
-    held = read_base(previous.path) if previous is not None and previous.path else None
+    held = read_inventory(previous.path) if previous is not None and previous.path else None
     started = time.monotonic()
     with (
         progress(quiet=as_json) as on_event,

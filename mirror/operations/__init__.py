@@ -1,11 +1,11 @@
 """What a person asks for, as one call each. The rooms below do the work."""
 
+from mirror.bundle.writer import Packing
 from mirror.operations.adopt import Adoption, adopt
 from mirror.operations.diff import DiffReport, diff
 from mirror.operations.history import HistoryReport, history
 from mirror.operations.inventory import RegistryInventory, registry_inventory
 from mirror.operations.merge import MergeReport, merge
-from mirror.operations.pack import Packing
 from mirror.operations.prune import PruneReport, prune
 from mirror.operations.pull import PullPlan, PullReport, plan_pull, pull
 from mirror.operations.push import PushReport, push

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mirror.bundle.reader import read_inventory
 from mirror.events import PhaseStarted
 from mirror.oci import Digest
-from mirror.operations.places import read_inventory, see_registry
+from mirror.operations.places import see_registry
 from mirror.operations.sites import Site
 from mirror.release.discovery import has_index, index_of
 from mirror.run import Run

@@ -7,15 +7,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mirror.bundle.carriage import Carriage, Omissions, lacking
 from mirror.bundle.compress import Compressed
-from mirror.bundle.folder import check_folder, read_files
+from mirror.bundle.delta import Carriage, Omissions, lacking
+from mirror.bundle.folder import check_folder
 from mirror.bundle.reader import BundleReader
+from mirror.bundle.seal import read_files
 from mirror.bundle.verify import check_signature
+from mirror.bundle.writer import AS_USUAL, Packing
 from mirror.errors import InputError, MissingBaseError
 from mirror.events import PhaseStarted
 from mirror.oci import Digest
-from mirror.operations.pack import AS_USUAL, Packing, pack
+from mirror.operations.pack import pack
 from mirror.operations.pull import count
 from mirror.run import Run
 from mirror.sync import FailoverSource, Holder, Inventory, RepositoryContent, union

@@ -2,35 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mirror.bundle.compress import Compressed
 from mirror.bundle.seal import Seal
-from mirror.bundle.writer import BundleWriter
+from mirror.bundle.writer import BundleWriter, Packing
+from mirror.errors import ChangedLeftoversError
+from mirror.events import Warned
 from mirror.run import Run
 from mirror.sync import Source, make_plan, transfer
-
-
-@dataclass(frozen=True, slots=True)
-class Packing:
-    """How a bundle is written, whatever is in it.
-
-    `part_size` in bytes cuts archives into parts; 0 leaves them whole. `gost_digest` writes a
-    GOST R 34.11-2012 digest beside each file. `sign` makes a signature over the seal
-    (`mirror.bundle.signing.sign`). Without `resume` nothing of an interrupted run is used.
-    `compress` writes archives in zstd frames, which needs room for both forms while it lasts.
-    """
-
-    part_size: int = 0
-    gost_digest: bool = False
-    sign: Callable[[bytes], bytes] | None = None
-    resume: bool = True
-    compress: bool = False
-
-
-AS_USUAL = Packing()
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,17 +41,24 @@ def pack(
         IncompleteError: some content could not be had.
         CancelledError: `run` was stopped.
     """
+    run = Run.of(run)
+    try:
+        return _pack(seal, files, source, folder, packing, run)
+    except ChangedLeftoversError as err:
+        run.on_event(Warned(f"{err.problem}; these are fetched anew"))
+        return _pack(seal, files, source, folder, packing, run)
+
+
+def _pack(
+    seal: Seal,
+    files: Mapping[str, bytes],
+    source: Source,
+    folder: Path,
+    packing: Packing,
+    run: Run,
+) -> Packed:
     carried = seal.carried
-    with BundleWriter(
-        folder,
-        seal,
-        files,
-        part_size=packing.part_size,
-        resume=packing.resume,
-        gost_digest=packing.gost_digest,
-        sign=packing.sign,
-        compress=packing.compress,
-    ) as writer:
+    with BundleWriter(folder, seal, files, packing) as writer:
         plan = make_plan(carried, writer.held(carried))
         plan = replace(plan, blobs=writer.in_archive_order(plan.blobs))
         report = transfer(plan, source, writer, run=run)

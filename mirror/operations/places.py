@@ -1,48 +1,12 @@
-"""Places that hold an inventory: a bundle, an inventory in a file, or a registry."""
+"""A registry as a place that holds an inventory."""
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-
-from mirror.bundle.reader import BundleReader
-from mirror.bundle.seal import Seal
-from mirror.errors import DamagedBundleError, InputError
 from mirror.operations.sites import Site, walk_site
 from mirror.run import Run
 from mirror.sync import Inventory
 from mirror.sync.observation import Failure
 from mirror.sync.publish import read_standing
-from mirror.sync.statement import Statement
-
-
-def read_inventory(path: Path) -> Inventory:
-    """The inventory of a bundle's folder, or in a file: plain, sealed, or a registry's statement.
-
-    Raises:
-        DamagedBundleError: what is there is no inventory, or is damaged.
-        InputError: there is nothing, or it is of a newer schema.
-    """
-    if path.is_dir():
-        with BundleReader([path]) as reader:
-            return reader.inventory()
-    try:
-        data = path.read_bytes()
-    except OSError as err:
-        raise InputError(f"{path}: {err.strerror or err}") from err
-    try:
-        document = json.loads(data)
-        keys = set(document)
-    except (ValueError, TypeError, RecursionError) as err:
-        raise DamagedBundleError(f"{path}: this is not an inventory: {err}") from err
-    if "archives" in keys:
-        return Seal.from_json(data).inventory
-    if "generation" in keys:
-        return Statement.from_json(data).inventory
-    try:
-        return Inventory.from_document(document)
-    except DamagedBundleError as err:
-        raise DamagedBundleError(f"{path}: {err}") from err
 
 
 def see_registry(site: Site, *, run: Run | None = None) -> tuple[Inventory, tuple[Failure, ...]]:

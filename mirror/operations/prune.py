@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mirror.bundle.reader import read_inventory
 from mirror.errors import ConflictError, PruneRefusedError, common_exit_code
 from mirror.events import PhaseStarted
-from mirror.operations.places import read_inventory
 from mirror.operations.pull import tool_name
 from mirror.operations.sites import Site
 from mirror.release.discovery import discovery_images

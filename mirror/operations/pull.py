@@ -9,15 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from mirror.bundle.archive import Archive
-from mirror.bundle.carriage import Carriage, against
 from mirror.bundle.compress import Compressed
+from mirror.bundle.delta import Carriage, against
 from mirror.bundle.folder import check_folder
-from mirror.bundle.names import source_reference
+from mirror.bundle.format import source_reference
 from mirror.bundle.seal import Seal, lay_out_all
+from mirror.bundle.writer import Packing
 from mirror.errors import SourceContentError
 from mirror.events import Warned
 from mirror.oci import Digest
-from mirror.operations.pack import Packing, pack
+from mirror.operations.pack import pack
 from mirror.registry import RegistryReader
 from mirror.release.images import Attachments, resolve
 from mirror.release.select import SelectedContent, select

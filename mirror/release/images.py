@@ -11,6 +11,7 @@ from typing import Any
 
 from mirror.documents import parse_json
 from mirror.errors import SourceContentError
+from mirror.layout import archive_of
 from mirror.oci import Digest, Manifest, Platform
 from mirror.oci.media_types import OCI_INDEX
 from mirror.oci.reference import referrers_tag
@@ -21,10 +22,16 @@ from mirror.sync.canonical import canonical_json
 
 @dataclass(frozen=True, slots=True, order=True)
 class WantedImage:
-    """One image for the bundle: `reference` (tag or digest) at the source, `tag` in the bundle.
+    """One image for the bundle.
 
-    `needed_by` says what leads to it, for the error if it is not there. An `optional` image that is
-    not there is left out; the user is told so of a `notable` one.
+    Attributes:
+        archive: where it goes.
+        repository: its path in the release tree.
+        tag: its tag in the bundle.
+        reference: the tag or digest by which the source knows it.
+        needed_by: what leads to it, for the error if the source does not have it.
+        optional: leave it out if the source does not have it.
+        notable: tell the user when it is left out.
     """
 
     archive: str
@@ -36,16 +43,32 @@ class WantedImage:
     notable: bool = field(default=False, compare=False)
 
     @classmethod
-    def by_digest(
-        cls, archive: str, repository: str, digest: Digest, needed_by: str
+    def of(
+        cls,
+        repository: str,
+        tag: str,
+        needed_by: str,
+        reference: str | Digest | None = None,
+        *,
+        optional: bool = False,
+        notable: bool = False,
     ) -> WantedImage:
-        """An image that is referenced by digest only: its bare hex is its tag in the bundle."""
-        return cls(archive, repository, digest.encoded, digest, needed_by)
+        """An image in the archive where its repository belongs.
+
+        Without a `reference` the source is asked for `tag`.
+        """
+        archive = archive_of(repository)
+        return cls(archive, repository, tag, reference or tag, needed_by, optional, notable)
+
+    @classmethod
+    def by_digest(cls, repository: str, digest: Digest, needed_by: str) -> WantedImage:
+        """An image that others reference by digest only: its bare hex is its tag in the bundle."""
+        return cls.of(repository, digest.encoded, needed_by, digest)
 
 
 _VEX_SUFFIX = ".att"
 _SIGNATURE_SUFFIXES = (".sig", ".sbom", "")
-"""What cosign adds to `sha256-<hex>`; nothing for the referrers' own tag schema."""
+"""What cosign appends to `sha256-<hex>`; the referrers tag schema appends nothing."""
 
 _MAX_GENERATIONS = 8
 """Signatures may be signed in turn; real chains have one or two links."""
@@ -53,8 +76,13 @@ _MAX_GENERATIONS = 8
 
 @dataclass(frozen=True, slots=True)
 class Attachments:
-    """What travels with the images: their VEX attestations; their signatures, SBOMs and whatever
-    else refers to them. `listing` is whether the source's tags can be listed."""
+    """What travels with the images.
+
+    Attributes:
+        vex: their attestations (cosign's `.att` tags).
+        signatures: cosign's other tags, and OCI 1.1 referrers.
+        listing: whether the source can list tags.
+    """
 
     vex: bool = True
     signatures: bool = True
@@ -74,10 +102,11 @@ def resolve(
     attachments: Attachments,
     platforms: Collection[Platform] = (),
 ) -> Mapping[str, Inventory]:
-    """Archive → the closed inventory of what it will hold.
+    """Read the manifests of `images` and of what belongs to them; return an inventory per archive.
 
-    Multi-arch indexes stay whole. With `platforms` those that a tag names are thinned to them;
-    an index that something refers to by digest never is, since its digest would be another.
+    The inventories are closed. Multi-arch indexes stay whole. With `platforms`, an index that a tag
+    names keeps only the images for these; an index that others reference by digest stays whole,
+    since it would get another digest.
 
     Raises:
         SourceContentError: an image that is not optional is missing at the source.
@@ -120,7 +149,7 @@ class _Resolving:
     def add(self, images: Sequence[WantedImage], *, thin: bool = True) -> list[_Added]:
         """Add images and all that they reach; return what was not there before.
 
-        Indexes of signatures are not to be thinned: what is in them is for no platform.
+        Do not `thin` indexes of signatures: their entries have no platform.
         """
         # Many things may want one image; the source is asked for it once.
         questions = list(dict.fromkeys((one.repository, one.reference) for one in images))
@@ -160,7 +189,7 @@ class _Resolving:
             self._source.warn(f"{where} is not there ({wanted.needed_by}); it is left out")
 
     def _children(self, parents: Sequence[_Added]) -> list[_Added]:
-        """What indexes hold, generation by generation."""
+        """Add what indexes hold, generation by generation."""
         all_added: list[_Added] = []
         while parents:
             wanted = {
@@ -192,7 +221,7 @@ class _Resolving:
         return dict(zip(questions, answers, strict=True))
 
     def _asked_for(self, platform: Platform) -> bool:
-        """`linux/arm64` asks for all variants of it, as most indexes say `linux/arm64/v8`."""
+        """Whether `--platform` names it. `linux/arm64` stands for all variants of it."""
         return any(
             (one.os, one.architecture) == (platform.os, platform.architecture)
             and one.variant in ("", platform.variant)
@@ -200,7 +229,7 @@ class _Resolving:
         )
 
     def _thinned(self, wanted: WantedImage, index: Manifest) -> Manifest:
-        """The index with only the images for the platforms that were asked for."""
+        """The index without the images for other platforms; whole if it has none for these."""
         document = _document(index, self._source.where(wanted.repository, wanted.reference))
         document["manifests"] = [
             raw

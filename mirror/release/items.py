@@ -18,14 +18,13 @@ from mirror.layout import (
     PACKAGE_VERSIONS_ARCHIVE,
     PACKAGES,
     RELEASES_LEAF,
-    archive_of,
     is_attachment_tag,
     names_component,
     tags_in_order,
     tags_of_versions,
     version_tag,
 )
-from mirror.oci import Digest, Manifest
+from mirror.oci import Manifest
 from mirror.release.constraints import find_by_probing
 from mirror.release.images import WantedImage
 from mirror.release.metadata import (
@@ -42,9 +41,9 @@ from mirror.release.source import ChannelFact, ReleaseSource, can_lead, read_cha
 class SelectedVersions:
     """The tags to take of a module or package, oldest version first, and its channels.
 
-    `channels` lead to tags of the selection only. `aliases` are channels that the bundle publishes
-    though the source's lead elsewhere: channel → the tag of the release repository whose image it
-    gets, if that is there.
+    `channels` lead to some of `tags`. `aliases` are channels that the bundle publishes although
+    they lead elsewhere at the source: channel → the tag of the release repository whose image it
+    gets, if there is one.
     """
 
     tags: tuple[str, ...]
@@ -60,11 +59,11 @@ def select_item(
     *,
     left_out: Callable[[str], bool] = lambda _: False,
 ) -> SelectedVersions:
-    """What to take of an item: what its channels lead to, and what the filter names.
+    """Choose what an item's channels lead to, and what the filter names.
 
-    `channels` says where each existing channel leads, `tags` are the item's; neither counts where
-    the filter names exact tags only, and `tags` may be empty where it has no constraint. `left_out`
-    says which tags were excluded: a channel that leads to one is not taken either.
+    `channels` says where each existing channel leads; `tags` are the item's. A filter of exact tags
+    ignores both, and one without constraints ignores `tags`. `left_out` says which tags the user
+    excluded; a channel that leads to one of them is left out too.
     """
     if wanted.is_exact:
         kept = [tag for tag in select_versions(wanted, tags) if not left_out(tag)]
@@ -100,15 +99,18 @@ def _aliases(wanted: ItemFilter) -> dict[str, str]:
 
 @dataclass(frozen=True, slots=True)
 class ItemKind:
-    """What sets modules and packages apart: their index, and where an item's releases lie."""
+    """Modules or packages: what they are called, and the repository whose tags name them."""
 
     noun: str
     index: str
-    releases: str
+
+    def releases(self, name: str) -> str:
+        """The repository of an item's versions and channels."""
+        return f"{self.index}/{name}/{RELEASES_LEAF[self.index]}"
 
 
-MODULE = ItemKind("module", MODULES, RELEASES_LEAF[MODULES])
-PACKAGE = ItemKind("package", PACKAGES, RELEASES_LEAF[PACKAGES])
+MODULE = ItemKind("module", MODULES)
+PACKAGE = ItemKind("package", PACKAGES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,19 +126,21 @@ class SelectedItem:
 def select_items(
     source: ReleaseSource, kind: ItemKind, wanted: Filter, selection: Selection
 ) -> list[SelectedItem]:
-    """Every item of a kind that `wanted` takes, with its versions; sorted by name.
+    """Select every item of a kind that `wanted` takes, with its versions; sorted by name.
 
     Raises:
-        SourceContentError: an item that was named does not exist, or contradicts itself.
+        SourceContentError: an item that the user named does not exist, or contradicts itself.
     """
     for warning in wanted.warnings:
         source.warn(warning)
     names = _names(source, kind, wanted, selection)
     items = source.each(
-        f"{kind.noun}s", names, lambda name: _Item(source, kind, name, wanted, selection).select()
+        f"{kind.noun}s",
+        names,
+        lambda name: _ItemSelecting(source, kind, name, wanted, selection).select(),
     )
     for item in items:
-        # Here, so that they come in the items' order and not in that of the answers.
+        # Only now, so that warnings come in the order of the items and not of the answers.
         for warning in item.warnings:
             source.warn(warning)
         if not item.versions and item.name in wanted.names:
@@ -171,14 +175,13 @@ def _names(
 
 
 def _published(source: ReleaseSource, kind: ItemKind) -> frozenset[str] | None:
-    """The names of all items: the tags of their index, but for signatures of its images and what
-    no repository can be called."""
+    """The names of all items: those tags of their index that name one."""
     tags = source.tags(kind.index)
     return tags and frozenset(tag for tag in tags if names_component(tag))
 
 
-class _Item:
-    """One module or package while its images are found."""
+class _ItemSelecting:
+    """One module or package, while its versions and images are selected."""
 
     def __init__(
         self, source: ReleaseSource, kind: ItemKind, name: str, wanted: Filter, selection: Selection
@@ -187,9 +190,7 @@ class _Item:
         self._filter = wanted
         self._entry: ItemFilter = wanted.constraint_for(name)
         self._repository = f"{kind.index}/{name}"
-        self._releases = f"{self._repository}/{kind.releases}"
-        self._archive = archive_of(self._repository)
-        # What leads to a version: a channel, or what the user named.
+        self._releases = kind.releases(name)
         named = f" ({self._entry})" if self._entry.wanted else ""
         self._title = f"{kind.noun} {name}{named}"
         self._warnings: list[str] = []
@@ -224,7 +225,7 @@ class _Item:
         return read_channels(self._source, self._releases, tags)
 
     def _tags(self) -> Collection[str]:
-        """The item's tags, as far as constraints need them."""
+        """The item's tags; none are asked for if there is no constraint that needs them."""
         if not self._entry.constraints:
             return ()
         if self._selection.probing:
@@ -245,12 +246,7 @@ class _Item:
     def _release_images(
         self, chosen: SelectedVersions, facts: Mapping[str, ChannelFact]
     ) -> list[WantedImage]:
-        """The images that say what each version and channel is."""
-
-        def release(tag: str, reference: str | Digest, *, optional: bool) -> WantedImage:
-            return WantedImage(
-                self._archive, self._releases, tag, reference, self._title, optional=optional
-            )
+        """The release images: one for each version and channel."""
 
         leading = {
             tag
@@ -258,24 +254,30 @@ class _Item:
             if can_lead(self._source, self._releases, tag, chosen.tags, self._warnings.append)
         }
         return [
-            *(release(tag, tag, optional=True) for tag in chosen.tags),
-            *(release(name, facts[name].digest, optional=False) for name in chosen.channels),
             *(
-                release(name, tag, optional=True)
+                WantedImage.of(self._releases, tag, self._title, optional=True)
+                for tag in chosen.tags
+            ),
+            *(
+                WantedImage.of(self._releases, name, self._title, facts[name].digest)
+                for name in chosen.channels
+            ),
+            *(
+                WantedImage.of(self._releases, name, self._title, tag, optional=True)
                 for name, tag in chosen.aliases.items()
                 if tag in leading
             ),
         ]
 
     def _version_images(self, tag: str) -> list[WantedImage]:
-        """A version's main image, and those that it lists by digest."""
+        """A version's main image, and the images that it lists by digest."""
         manifest = self._main(tag)
         where = self._source.where(self._repository, tag)
         internal = find_digests(self._files(tag).get(MODULE_IMAGES_DIGESTS, b""))
-        why_internal = f"{MODULE_IMAGES_DIGESTS} of {where}"
+        why = f"{MODULE_IMAGES_DIGESTS} of {where}"
         return [
-            WantedImage(self._archive, self._repository, tag, manifest.digest, self._title),
-            *(self._by_digest(digest, why_internal) for digest in internal),
+            WantedImage.of(self._repository, tag, self._title, manifest.digest),
+            *(WantedImage.by_digest(self._repository, digest, why) for digest in internal),
         ]
 
     def _main(self, tag: str) -> Manifest:
@@ -290,20 +292,15 @@ class _Item:
             )
         return self._source.required(self._repository, tag, self._title)
 
-    def _by_digest(self, digest: Digest, why: str) -> WantedImage:
-        return WantedImage.by_digest(self._archive, self._repository, digest, why)
-
     def _extra_images(self, tag: str) -> list[WantedImage]:
-        """Images beside the item, such as databases, in repositories of their own."""
+        """Images in repositories of their own below the item's, such as databases."""
         where = self._source.where(self._repository, tag)
         data = self._files(tag).get(EXTRA_IMAGES)
         if data is None:
             return []
         return [
-            WantedImage(
-                self._archive,
+            WantedImage.of(
                 f"{self._repository}/extra/{name}",
-                extra_tag,
                 extra_tag,
                 f"{EXTRA_IMAGES} of {where}",
                 optional=True,
@@ -313,20 +310,20 @@ class _Item:
         ]
 
     def _files(self, tag: str) -> dict[str, bytes]:
-        """The lists in a version's main image, both of them in one reading."""
+        """Both lists of images in a version's main image, found in one reading."""
         manifest = self._main(tag)
         return self._source.files(self._repository, manifest, (MODULE_IMAGES_DIGESTS, EXTRA_IMAGES))
 
 
 def package_version_images(source: ReleaseSource, wanted: Filter | None) -> list[WantedImage]:
-    """Everything that describes packages: what `packages/<name>/version` has, of all published.
+    """Take what `packages/<name>/version` has, for every published package.
 
-    A cluster learns from these what packages there are, whichever of them the bundle holds. Of
-    packages that are not `wanted`, what cannot be had is left out with a warning. Signatures
-    follow the images that they are for.
+    A cluster learns from it which packages exist, whichever of them the bundle holds. For a package
+    that `wanted` does not name, what the source does not give is left out with a warning.
+    Signatures follow the images that they belong to.
 
     Raises:
-        DeniedError: access to a package is refused that was asked for by name.
+        DeniedError: access is denied to a package that the user named.
     """
     published = _published(source, PACKAGE)
     if not published:
@@ -334,7 +331,7 @@ def package_version_images(source: ReleaseSource, wanted: Filter | None) -> list
 
     def of_package(name: str) -> tuple[list[WantedImage], str | None]:
         asked_for = wanted is not None and name in wanted.names
-        repository = f"{PACKAGES}/{name}/{PACKAGE.releases}"
+        repository = PACKAGE.releases(name)
         why = f"the tags of package {name}"
         try:
             tags = sorted(source.tags(repository) or ())
@@ -357,7 +354,7 @@ def package_version_images(source: ReleaseSource, wanted: Filter | None) -> list
 
 
 def _is_complete(source: ReleaseSource, repository: str, tag: str) -> bool:
-    """Whether an image is there with all that its index names; asked for once in any case."""
+    """Whether the source has an image with all that its index names."""
     pending = [source.manifest(repository, tag)]
     while pending:
         manifest = pending.pop()

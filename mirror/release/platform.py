@@ -19,7 +19,6 @@ from mirror.layout import (
     LTS,
     RELEASE_CHANNEL,
     RELEASES_FILE,
-    archive_of,
     in_order,
     latest_patches,
     parse_version,
@@ -69,7 +68,7 @@ def select_platform(
     tags: Collection[str],
     wanted: PlatformSelection | None = None,
 ) -> SelectedReleases:
-    """Which releases to take, of all that `channels` and `tags` say there is.
+    """Choose releases among those that `channels` and `tags` say exist.
 
     `channels` are those that exist, `tags` the tags of the release-channel repository. The order
     of either does not matter.
@@ -105,12 +104,12 @@ def select_platform(
 
 
 def check_channels(available: Collection[str], tag: str | None = None) -> None:
-    """See that the source publishes what a pull starts from. `tag` is the one that was pinned.
+    """Check that the source publishes the channels that a pull starts from. `tag` is pinned.
 
-    A pinned tag that is no channel needs none; whether it exists is for its own repository to say.
+    A pinned tag that does not name a channel needs no channel.
 
     Raises:
-        NotFoundError: not the channel that was asked for, or no channel at all.
+        NotFoundError: the source publishes no channel at all, or not the one that `tag` names.
     """
     if tag is not None and tag not in CHANNELS:
         return
@@ -129,7 +128,7 @@ def check_channels(available: Collection[str], tag: str | None = None) -> None:
 
 
 def _named(available: Collection[str]) -> list[str]:
-    """The channels among some names, in the order that is used everywhere."""
+    """The channels among `available`, in their usual order."""
     return [name for name in CHANNELS if name in available]
 
 
@@ -162,7 +161,7 @@ def _pinned(
         _refuse_suspended(matched)
     versions = [fact.version for fact in matched] + ([version] if version is not None else [])
     custom = () if version is not None or tag in CHANNELS else (tag,)
-    # People may leave out the v that the tag has.
+    # People may type a version without the v of its tag.
     release = tag
     if version is not None and tag not in tags:
         release = tags_of_versions(tags).get(version, version_tag(version))
@@ -228,9 +227,10 @@ def _selection(
     aliases: Mapping[str, str] | None = None,
     warnings: Iterable[str] = (),
 ) -> SelectedReleases:
-    """In order, with those of `channels` that lead to a selected version and not behind rock-solid.
+    """Put `versions` in order, and add the channels that may travel with them.
 
-    Only rock-solid among these `channels` counts.
+    A channel travels if it leads to one of `versions` that is not older than rock-solid's, where
+    rock-solid is among `channels`.
     """
     chosen = in_order(versions)
     last = next((fact.version for fact in channels if fact.name == _OLDEST), None)
@@ -252,12 +252,10 @@ def _selection(
 
 # -- what the source says -------------------------------------------------------------------------
 
-_ARCHIVE = archive_of("")
-
 
 @dataclass(frozen=True, slots=True)
 class SelectedPlatform:
-    """What of the platform travels, and the file that describes its releases to a cluster."""
+    """The platform's part of a bundle, with the file that describes its releases to a cluster."""
 
     selection: SelectedReleases
     images: tuple[WantedImage, ...]
@@ -273,37 +271,35 @@ class SelectedPlatform:
 def select_platform_images(
     source: ReleaseSource, wanted: PlatformSelection, *, probing: bool
 ) -> SelectedPlatform:
-    """The releases that `wanted` select, and every image that they consist of.
+    """Select releases, and every image that they consist of.
 
     Raises:
-        NotFoundError, SourceContentError: as `select_platform` says, or an image says less of its
-            release than it must.
+        NotFoundError, SourceContentError: as `select_platform`; or an image does not describe its
+            release as it must.
     """
     channels, tags = _facts(source, wanted, probing=probing)
     selection = select_platform(channels, tags, wanted)
     for warning in selection.warnings:
         source.warn(warning)
     releases = (*selection.tags, *selection.custom_tags)
-    # One release image stands behind all of them.
+    # All aliases lead to one release image.
     for tag in set(selection.aliases.values()):
         if not can_lead(source, RELEASE_CHANNEL, tag, releases, source.warn):
             selection = replace(selection, aliases={})
     pinned = wanted.tag is not None
     images = [
-        WantedImage(_ARCHIVE, RELEASE_CHANNEL, fact.name, fact.digest, f"channel {fact.name}")
+        WantedImage.of(RELEASE_CHANNEL, fact.name, f"channel {fact.name}", fact.digest)
         for fact in selection.channels
         if fact.name not in selection.aliases
     ]
     images += [
-        WantedImage(
-            _ARCHIVE, RELEASE_CHANNEL, channel, tag, f"--deckhouse-tag {tag}", optional=True
-        )
+        WantedImage.of(RELEASE_CHANNEL, channel, f"--deckhouse-tag {tag}", tag, optional=True)
         for channel, tag in selection.aliases.items()
     ]
     for tag in releases:
         images += _release_images(tag, described=not pinned)
     listed = source.each("component lists", releases, lambda tag: _components(source, tag))
-    # A component of several releases is wanted once, and named for the first that has it.
+    # A component of several releases is taken once, in the name of the first of them.
     components = {wanted.tag: wanted for of_release in reversed(listed) for wanted in of_release}
     images += components.values()
     files = {} if pinned else _described(source, selection.tags)
@@ -313,7 +309,7 @@ def select_platform_images(
 def _facts(
     source: ReleaseSource, wanted: PlatformSelection, *, probing: bool
 ) -> tuple[dict[str, ChannelFact], Collection[str]]:
-    """The channels that exist, and the tags that say which versions do."""
+    """Ask which channels exist and where they lead, and for the tags that spell versions."""
     listed = None if probing else _listed(source, wanted)
     names = [name for name in CHANNELS if listed is None or name in listed]
     if listed is not None:
@@ -337,7 +333,7 @@ def _listed(source: ReleaseSource, wanted: PlatformSelection) -> frozenset[str]:
 
 
 def _probed(source: ReleaseSource, wanted: PlatformSelection) -> list[str]:
-    """The versions that a source without tag lists turns out to have."""
+    """The versions of a source that cannot list tags, found by trying."""
     if wanted.constraint is None:
         pinned = wanted.tag is not None and source.manifest(RELEASE_CHANNEL, wanted.tag)
         return [wanted.tag] if wanted.tag is not None and pinned else []
@@ -351,21 +347,13 @@ def _probed(source: ReleaseSource, wanted: PlatformSelection) -> list[str]:
 
 
 def _release_images(tag: str, *, described: bool) -> list[WantedImage]:
-    """A release's own images; one that is `described` must have a release image too."""
+    """A release's own images. One that is `described` to clusters must have a release image."""
     why = f"platform release {tag}"
     return [
-        WantedImage(_ARCHIVE, "", tag, tag, why),
-        WantedImage(_ARCHIVE, INSTALL, tag, tag, why),
-        WantedImage(_ARCHIVE, INSTALL_STANDALONE, tag, tag, why, optional=True),
-        WantedImage(
-            _ARCHIVE,
-            RELEASE_CHANNEL,
-            tag,
-            tag,
-            why,
-            optional=not described,
-            notable=True,
-        ),
+        WantedImage.of("", tag, why),
+        WantedImage.of(INSTALL, tag, why),
+        WantedImage.of(INSTALL_STANDALONE, tag, why, optional=True),
+        WantedImage.of(RELEASE_CHANNEL, tag, why, optional=not described, notable=True),
     ]
 
 
@@ -375,11 +363,11 @@ def _components(source: ReleaseSource, tag: str) -> list[WantedImage]:
     installer = source.required(INSTALL, tag, f"platform release {tag}")
     found = source.files(INSTALL, installer, (IMAGES_DIGESTS, IMAGES_TAGS))
     if IMAGES_TAGS in found:
-        # Old releases list tags; their list counts even where a list of digests lies beside it.
+        # Old releases list tags, and that list counts even if a list of digests lies beside it.
         by_tag = parse_component_tags(found[IMAGES_TAGS], where)
         if by_tag:
             return [
-                WantedImage(_ARCHIVE, "", name, name, f"component {component} of installer {where}")
+                WantedImage.of("", name, f"component {component} of installer {where}")
                 for name, component in by_tag.items()
             ]
     if IMAGES_DIGESTS not in found:
@@ -388,13 +376,13 @@ def _components(source: ReleaseSource, tag: str) -> list[WantedImage]:
             "release's components are not known"
         )
     return [
-        WantedImage.by_digest(_ARCHIVE, "", digest, f"component {component} of installer {where}")
+        WantedImage.by_digest("", digest, f"component {component} of installer {where}")
         for digest, component in parse_component_digests(found[IMAGES_DIGESTS], where).items()
     ]
 
 
 def _described(source: ReleaseSource, tags: Collection[str]) -> dict[str, bytes]:
-    """The file of releases for the cluster, from their release images."""
+    """Write the file that describes the releases to a cluster, from their release images."""
 
     def describe(tag: str) -> DescribedRelease:
         where = source.where(RELEASE_CHANNEL, tag)

@@ -1,9 +1,10 @@
-"""Selecting: the source is asked for its facts, and what belongs in the bundle follows."""
+"""What belongs in a bundle, part by part: platform, installer, databases, items, plugins."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
+from itertools import groupby
 from typing import Any
 
 from semver import Version
@@ -14,14 +15,13 @@ from mirror.layout import (
     INSTALLER,
     PLUGINS,
     SECURITY_DATABASES,
-    archive_of,
     parse_version,
 )
 from mirror.release.contracts import ANNOTATION, Contract, parse_contract, valid_plugin_name
 from mirror.release.images import WantedImage
-from mirror.release.items import MODULE, PACKAGE, SelectedItem, package_version_images, select_items
+from mirror.release.items import MODULE, PACKAGE, package_version_images, select_items
 from mirror.release.platform import SelectedPlatform, SelectedReleases, select_platform_images
-from mirror.release.plugins import PluginChoice, SelectedPlugins, select_plugins
+from mirror.release.plugins import PluginChoice, select_plugins
 from mirror.release.selection import Selection
 from mirror.release.source import ReleaseSource
 
@@ -43,7 +43,7 @@ class SelectedContent:
     files: Mapping[str, bytes] = field(default_factory=dict)
 
     def to_document(self) -> dict[str, Any]:
-        """What was selected by name, as JSON values."""
+        """The names of what was selected, as JSON values."""
         return {
             "platform": {"versions": list(self.platform_versions), "channels": list(self.channels)},
             "modules": {name: list(versions) for name, versions in self.modules.items()},
@@ -56,48 +56,64 @@ class SelectedContent:
 
 
 def select(source: ReleaseSource, selection: Selection) -> SelectedContent:
-    """Ask `source` what there is and say what of it `selection` puts into a bundle.
+    """Ask `source` what it has, and choose what of it `selection` puts into a bundle.
 
     Raises:
         SourceContentError: the release tree contradicts itself; the message says where.
-        NotFoundError: what was asked for by name is not there.
+        NotFoundError: the source does not have what the user named.
         DeniedError, UnreachableError: the registry does not answer as it should.
     """
-    images: list[WantedImage] = []
     platform = SelectedPlatform(SelectedReleases((), ()), ())
     if selection.platform is not None:
         platform = select_platform_images(source, selection.platform, probing=selection.probing)
-        images += platform.images
+    images = [*platform.images]
     if selection.installer_tag is not None:
-        images.append(installer_image(selection.installer_tag))
+        images.append(
+            WantedImage.of(
+                INSTALLER, selection.installer_tag, "--installer-tag", optional=True, notable=True
+            )
+        )
     if selection.security:
-        images += security_images(source)
-    modules: list[SelectedItem] = []
-    if selection.modules is not None:
-        modules = select_items(source, MODULE, selection.modules, selection)
-    packages: list[SelectedItem] = []
-    if selection.packages is not None:
-        packages = select_items(source, PACKAGE, selection.packages, selection)
+        images += _security_databases(source)
+    modules, packages = (
+        select_items(source, kind, wanted, selection) if wanted is not None else []
+        for kind, wanted in ((MODULE, selection.modules), (PACKAGE, selection.packages))
+    )
     for item in (*modules, *packages):
         images += item.images
     if not selection.probing and not selection.only_extra_images:
         images += _without_stray_channels(_described_packages(source, selection), images)
     module_versions = {item.name: item.versions for item in modules}
-    plugins = select_plugin_images(source, selection, module_versions, platform.selection.versions)
-    images += plugins.images
+    plugins = _plugins(source, selection, module_versions, platform.selection.versions)
+    images += map(_plugin_image, plugins)
     return SelectedContent(
         tuple(sorted(dict.fromkeys(images))),
         (*platform.selection.tags, *platform.selection.custom_tags),
         platform.channels,
         module_versions,
         {item.name: item.versions for item in packages},
-        plugins.choices,
+        {
+            name: tuple(choices)
+            for name, choices in groupby(plugins, key=lambda choice: choice.name)
+        },
         platform.files,
     )
 
 
+def _security_databases(source: ReleaseSource) -> list[WantedImage]:
+    """All security databases; none if the edition does not have the first of them."""
+    first = next(iter(SECURITY_DATABASES))
+    if source.manifest(first, SECURITY_DATABASES[first]) is None:
+        source.warn(f"{source.tree.root} offers no security databases; they are left out")
+        return []
+    return [
+        WantedImage.of(path, tag, "the security databases", optional=True, notable=True)
+        for path, tag in SECURITY_DATABASES.items()
+    ]
+
+
 def _described_packages(source: ReleaseSource, selection: Selection) -> list[WantedImage]:
-    """What describes all packages. Who wants none of them need not have access to them."""
+    """The descriptions of all packages. A user who takes no packages needs no access to them."""
     try:
         return package_version_images(source, selection.packages)
     except DeniedError as err:
@@ -110,7 +126,7 @@ def _described_packages(source: ReleaseSource, selection: Selection) -> list[Wan
 def _without_stray_channels(
     versions: Iterable[WantedImage], selected: Iterable[WantedImage]
 ) -> list[WantedImage]:
-    """`versions` without the channels of selected packages, whose own archives have them."""
+    """`versions` without the channels of selected packages, which lie in archives of their own."""
     repositories = {image.repository for image in selected}
     return [
         image
@@ -119,95 +135,50 @@ def _without_stray_channels(
     ]
 
 
-def installer_image(tag: str) -> WantedImage:
-    """The standalone installer, if the source has it."""
-    return WantedImage(
-        archive_of(INSTALLER),
-        INSTALLER,
-        tag,
-        tag,
-        "--installer-tag",
-        optional=True,
-        notable=True,
-    )
-
-
-def security_images(source: ReleaseSource) -> list[WantedImage]:
-    """The security databases; none where the edition has none, which the first one tells."""
-    first = next(iter(SECURITY_DATABASES))
-    if source.manifest(first, SECURITY_DATABASES[first]) is None:
-        source.warn(f"{source.tree.root} offers no security databases; they are left out")
-        return []
-    return [
-        WantedImage(
-            archive_of(path), path, tag, tag, "the security databases", optional=True, notable=True
-        )
-        for path, tag in SECURITY_DATABASES.items()
-    ]
-
-
 # -- plugins ---------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class PluginPhase:
-    """The plugins that travel, by name, and their images."""
-
-    images: tuple[WantedImage, ...] = ()
-    choices: Mapping[str, tuple[PluginChoice, ...]] = field(default_factory=dict)
-
-
-def select_plugin_images(
+def _plugins(
     source: ReleaseSource,
     selection: Selection,
     modules: Mapping[str, Collection[str]],
     platform: Collection[Version],
-) -> PluginPhase:
-    """The plugins for a bundle with these module tags and platform releases.
+) -> tuple[PluginChoice, ...]:
+    """Choose the plugins for a bundle with these module tags and platform releases.
 
     Raises:
-        NotFoundError, SourceContentError: a plugin that was named cannot be had.
+        NotFoundError, SourceContentError: a plugin that the user named cannot be had.
     """
-    if selection.plugins is None:
-        return PluginPhase()
-    for warning in selection.plugins.warnings:
+    wanted = selection.plugins
+    if wanted is None or not (wanted.names or modules):
+        return ()
+    for warning in wanted.warnings:
         source.warn(warning)
-    versions = {
-        name: [version for tag in tags if (version := parse_version(tag)) is not None]
-        for name, tags in modules.items()
-    }
     selected = select_plugins(
-        _Facts(source, selection.plugins.names),
-        modules=versions,
+        _SourcePlugins(source, wanted.names),
+        modules={
+            name: [version for tag in tags if (version := parse_version(tag)) is not None]
+            for name, tags in modules.items()
+        },
         platform=platform,
-        wanted=[selection.plugins.items[name] for name in selection.plugins.names],
+        wanted=[wanted.items[name] for name in wanted.names],
         proxy=selection.probing,
     )
-    _tell(source, selected)
-    choices: dict[str, list[PluginChoice]] = {}
-    for choice in selected.choices:
-        choices.setdefault(choice.name, []).append(choice)
-    return PluginPhase(
-        tuple(_wanted(choice) for choice in selected.choices),
-        {name: tuple(found) for name, found in choices.items()},
-    )
-
-
-def _tell(source: ReleaseSource, selected: SelectedPlugins) -> None:
-    for skipped in selected.skipped:
-        source.warn(f"plugin {skipped.name} is left out: {skipped.reason}")
-    for warning in selected.warnings:
+    for warning in (
+        *(f"plugin {one.name} is left out: {one.reason}" for one in selected.skipped),
+        *selected.warnings,
+    ):
         source.warn(warning)
+    return selected.choices
 
 
-def _wanted(choice: PluginChoice) -> WantedImage:
-    path = f"{PLUGINS}/{choice.name}"
+def _plugin_image(choice: PluginChoice) -> WantedImage:
     why = " and ".join(edge.subject for edge in choice.edges) or "the selection of plugins"
-    return WantedImage(archive_of(path), path, choice.tag, choice.tag, why)
+    return WantedImage.of(f"{PLUGINS}/{choice.name}", choice.tag, why)
 
 
-class _Facts:
-    """What the source says about its plugins."""
+class _SourcePlugins:
+    """What the source says about its plugins (`PluginFacts`)."""
 
     def __init__(self, source: ReleaseSource, named: Collection[str]) -> None:
         self._source, self._named = source, named
@@ -215,14 +186,14 @@ class _Facts:
 
     def names(self) -> Collection[str] | None:
         names = self._tags(PLUGINS)
-        # The solver asks for one after the other; in parallel the answers are there already.
+        # They are needed one after the other; asked for in parallel, the answers are there by then.
         asked = sorted(name for name in names or () if valid_plugin_name(name))
         self._source.each("plugins", asked, self.tags)
         return names
 
     def tags(self, name: str) -> Collection[str] | None:
         repository = f"{PLUGINS}/{name}"
-        # What was asked for by name must not go missing with a warning.
+        # A plugin that the user named must not go missing with a mere warning.
         return self._source.tags(repository) if name in self._named else self._tags(repository)
 
     def _tags(self, repository: str) -> Collection[str] | None:

@@ -1,4 +1,4 @@
-"""Reading a release tree: manifests, tag lists and files inside images, each asked for once."""
+"""Reading a source's release tree: tags, manifests, files inside images, release channels."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ from mirror.sync.registry import RegistrySource
 from mirror.sync.workers import Item, Result, gather
 
 _METADATA_PLATFORM = Platform("linux", "amd64")
-"""Which image of an index is read for metadata; all of them carry the same."""
+"""The image of an index whose files are read; the others hold the same files."""
 
 _CANNOT_LIST = frozenset({400, 405, 501})
-"""What registries without tag lists answer to the wish for one, besides 404."""
+"""The statuses, besides 404, by which registries say that they cannot list tags."""
 
 _SMALL_LAYER = 256 << 10
-"""Bytes of a layer that is read by one thread at a time: the others then find it kept."""
+"""Bytes of a layer that one thread reads at a time, so that the others find it kept."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,10 +86,10 @@ class SourceTree:
 
 
 class ReleaseSource:
-    """A source registry's release tree, as questions and answers. Thread-safe.
+    """Asks a source registry about its release tree. Thread-safe.
 
-    Repository paths are those of the bundle. Each question is put to the registry once, however
-    many threads have it. All of it is I/O: what follows from the answers is decided elsewhere.
+    Repository paths are those of the bundle. The registry hears each question once, however many
+    threads ask it. This class only asks; other modules decide what follows from the answers.
     """
 
     def __init__(
@@ -109,13 +109,15 @@ class ReleaseSource:
     # -- for the user --------------------------------------------------------------------------
 
     def warn(self, message: str) -> None:
-        """Tell the user something that does not stop the work."""
+        """Warn the user; the work goes on."""
         self._run.on_event(Warned(message))
 
     def each(
         self, phase: str, items: Collection[Item], work: Callable[[Item], Result]
     ) -> list[Result]:
-        """`work` on all items in parallel, results in their order; the first failure is raised."""
+        """Do `work` on all items in parallel; return the results in order, or raise
+        the first failure.
+        """
 
         def one(item: Item) -> Result:
             result = work(item)
@@ -130,7 +132,7 @@ class ReleaseSource:
     # -- questions -----------------------------------------------------------------------------
 
     def tags(self, repository: str) -> frozenset[str] | None:
-        """All tags of a repository; None if there is no such repository."""
+        """Return all tags of a repository, or None if it does not exist."""
 
         def ask() -> frozenset[str] | None:
             try:
@@ -151,7 +153,7 @@ class ReleaseSource:
         return self._once(("tags", repository), ask)
 
     def manifest(self, repository: str, reference: str | Digest) -> Manifest | None:
-        """The manifest, or None if it is not there. Any other failure is raised."""
+        """Return a manifest, or None if the source does not have it. Other failures are raised."""
 
         def ask() -> Manifest | None:
             try:
@@ -166,10 +168,10 @@ class ReleaseSource:
         return self._once(("manifest", repository, reference), ask)
 
     def required(self, repository: str, reference: str | Digest, needed_by: str) -> Manifest:
-        """The manifest.
+        """Return a manifest that `needed_by` leads to.
 
         Raises:
-            SourceContentError: it is not there, though `needed_by` leads to it.
+            SourceContentError: the source does not have it.
         """
         manifest = self.manifest(repository, reference)
         if manifest is None:
@@ -177,9 +179,9 @@ class ReleaseSource:
         return manifest
 
     def files(self, repository: str, manifest: Manifest, paths: Sequence[str]) -> dict[str, bytes]:
-        """Those of `paths` that the image has, with their bytes.
+        """Return those of `paths` that the image has, with their bytes.
 
-        Of an index the image for linux/amd64 is read, or its first.
+        In an index, the image for linux/amd64 is read, or else the first.
         """
 
         def ask() -> dict[str, bytes]:
@@ -190,11 +192,11 @@ class ReleaseSource:
         return self._once(("files", repository, manifest.digest, *paths), ask)
 
     def has_referrers(self, repository: str, digest: Digest) -> bool:
-        """Whether the source has the referrers API, tried once, on an image that it has."""
+        """Whether the source has the referrers API. It is tried once, on an image that exists."""
         return self._once("referrers", lambda: self._referrers(repository, digest) is not None)
 
     def referrers(self, repository: str, digest: Digest) -> list[dict[str, Any]]:
-        """What refers to an image, as descriptors in JSON values, sorted by digest."""
+        """Return what refers to an image: descriptors as JSON values, sorted by digest."""
         children = self._referrers(repository, digest) or ()
         return [
             _child_json(child) for child in sorted(children, key=lambda one: one.descriptor.digest)
@@ -215,7 +217,7 @@ class ReleaseSource:
         return image
 
     def _layer(self, repository: str, layer: Descriptor) -> Iterator[bytes]:
-        """A layer's bytes, verified. Images share layers, and many images are read at a time."""
+        """Read a layer and verify it. Images that are read at the same time share layers."""
         if layer.size > _SMALL_LAYER:
             yield from self._read_layer(repository, layer)
             return
@@ -231,7 +233,7 @@ class ReleaseSource:
             yield from verified(chunks, layer.digest, layer.size, where=where)
 
     def _once(self, question: Hashable, ask: Callable[[], Result]) -> Result:
-        """The answer to `question`, asked by whoever has it first while others wait."""
+        """Return the answer to `question`. The first thread asks, the others wait for it."""
         with self._lock:
             future: Future[Result] | None = self._answers.get(question)
             first = future is None
@@ -240,26 +242,36 @@ class ReleaseSource:
         if first:
             try:
                 future.set_result(ask())
-            except BaseException as error:
-                future.set_exception(error)
+            except BaseException as err:
+                future.set_exception(err)
                 raise
+        error = future.exception()
+        if error is not None:
+            raise _own(error) from error
         return future.result()
 
     # -- words ---------------------------------------------------------------------------------
 
     def where(self, repository: str, reference: str | Digest) -> str:
-        """What an image is called at the source."""
+        """Return the name of an image at the source."""
         separator = "@" if isinstance(reference, Digest) else ":"
         return f"{self.tree.origin(repository)}{separator}{reference}"
 
     def missing(
         self, repository: str, reference: str | Digest, needed_by: str
     ) -> SourceContentError:
-        """The source lacks an image that something in it, or the user, leads to."""
+        """Return the error for an image that `needed_by` leads to and the source does not have."""
         return SourceContentError(
             f"{self.where(repository, reference)} is not there, though {needed_by} leads to it; "
             "the source is incomplete: ask its owner, or select other releases"
         )
+
+
+def _own(error: BaseException) -> BaseException:
+    """A copy of an error, for one more thread to raise: raising changes an error's traceback."""
+    copy = type(error).__new__(type(error), *error.args)
+    copy.__dict__.update(error.__dict__)
+    return copy
 
 
 def _child_json(child: Child) -> dict[str, Any]:
@@ -276,7 +288,7 @@ def _child_json(child: Child) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class ChannelFact:
-    """What one release channel says: the version it leads to, and the image that says so."""
+    """The version that a release channel leads to, and the digest of the image that says so."""
 
     name: str
     version: Version
@@ -285,7 +297,7 @@ class ChannelFact:
 
 
 def read_channel(source: ReleaseSource, repository: str, name: str) -> ChannelFact | None:
-    """What a channel leads to, or None if there is no such channel.
+    """Find out where a channel leads; None if it does not exist.
 
     Raises:
         SourceContentError: its image does not say.
@@ -300,7 +312,7 @@ def read_channel(source: ReleaseSource, repository: str, name: str) -> ChannelFa
 def release_info(
     source: ReleaseSource, repository: str, manifest: Manifest, where: str
 ) -> ReleaseInfo:
-    """What a release image says of itself."""
+    """Read what a release image says of itself."""
     found = source.files(repository, manifest, (VERSION_JSON,))
     of_platform = repository == RELEASE_CHANNEL
     return parse_release(found.get(VERSION_JSON), where, version_only=not of_platform)
@@ -309,7 +321,7 @@ def release_info(
 def read_channels(
     source: ReleaseSource, repository: str, tags: Collection[str] | None
 ) -> dict[str, ChannelFact]:
-    """All channels of a repository; `tags` None asks for each instead of looking in the list."""
+    """Read all channels of a repository that are among `tags`; None tries every channel."""
     names = [name for name in CHANNELS if tags is None or name in tags]
     facts = (read_channel(source, repository, name) for name in names)
     return {fact.name: fact for fact in facts if fact is not None}
@@ -324,8 +336,8 @@ def can_lead(
 ) -> bool:
     """Whether a bundle with the tags `taken` may publish the release image `tag` to channels.
 
-    Not, if there is no such image, or if a cluster that reads it would go for a version that the
-    bundle does not have, as builds that are no releases make it; `warn` is told so.
+    It may not if the image does not exist, or if it leads clusters to a version that the bundle
+    does not have, as the images of development builds do. The user is then warned by `warn`.
 
     Raises:
         SourceContentError: `tag` is a version, and its image does not say which.

@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 _EXTENSION = "mirror.connection"
 """Where the app finds its connection, so that it can hang up, which ASGI cannot say."""
 
-_KEEP_ALIVE_S = 75
+KEEP_ALIVE_S = 75
 _START_TIMEOUT_S = 30.0
 _BACKLOG = 1024
 
@@ -114,7 +114,7 @@ class ServerThread:
             access_log=False,
             server_header=False,
             proxy_headers=False,
-            timeout_keep_alive=_KEEP_ALIVE_S,
+            timeout_keep_alive=KEEP_ALIVE_S,
             ssl_certfile=certificate,
             ssl_keyfile=key,
         )

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mirror.bundle.archive import BLOCK, OCI_LAYOUT, TRAILER_SIZE, Archive, lay_out, tar_header
-from mirror.bundle.names import REF_NAME, SHORT_TAG, blob_path, inside, source_reference
+from mirror.bundle.format import REF_NAME, SHORT_TAG, blob_path, inside, source_reference
 from mirror.errors import InputError
 from mirror.layout import archive_of
 from mirror.oci import Digest

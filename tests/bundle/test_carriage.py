@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mirror.bundle.carriage import EVERYTHING, Carriage, against, lacking, left_out, needed_from
+from mirror.bundle.delta import EVERYTHING, Carriage, against, lacking, left_out, needed_from
 from mirror.bundle.seal import Seal, lay_out_all
 from mirror.errors import DamagedBundleError
 from mirror.oci import Digest

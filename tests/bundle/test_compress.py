@@ -21,15 +21,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mirror.bundle.compress import Compression, Compressor
-from mirror.bundle.files import ReadAt
+from mirror.bundle.files import PartedReader, ReadAt
 from mirror.bundle.follow import SHA256
-from mirror.bundle.forward import Forward
-from mirror.bundle.names import PARTIAL_SUFFIX
-from mirror.bundle.parts import PartedReader
+from mirror.bundle.format import PARTIAL_SUFFIX
 from mirror.bundle.reader import BundleReader
-from mirror.bundle.seekable import FRAME, MAX_FRAME, SeekableFile, bound
+from mirror.bundle.seekable import FRAME, MAX_FRAME, Forward, SeekableFile, bound
 from mirror.bundle.verify import BundleReport, verify_bundle
-from mirror.bundle.writer import BundleWriter
+from mirror.bundle.writer import BundleWriter, Packing
 from mirror.errors import DamagedBundleError, InputError, NoSpaceError
 from mirror.oci import Digest
 from mirror.run import Run
@@ -58,7 +56,7 @@ WANTED = STORE.inventory()
 
 def pack(folder: Path, *, part_size: int = 0, jobs: int = 4) -> BundleWriter:
     with BundleWriter(
-        folder, seal_of(archives_of(WANTED)), compress=True, part_size=part_size
+        folder, seal_of(archives_of(WANTED)), packing=Packing(compress=True, part_size=part_size)
     ) as writer:
         transfer(make_plan(WANTED, writer.held(WANTED)), STORE, writer, run=Run(jobs=jobs))
         writer.finish()
@@ -230,7 +228,7 @@ def test_a_disk_without_room_for_both_forms_is_told_before_anything_is_fetched(
         f_bavail = int(1.5 * size)
 
     monkeypatch.setattr(os, "statvfs", lambda _path: Stat)
-    writer = BundleWriter(tmp_path, seal, compress=True)
+    writer = BundleWriter(tmp_path, seal, packing=Packing(compress=True))
     with pytest.raises(NoSpaceError, match="nothing was fetched"):
         writer.__enter__()
 
@@ -458,7 +456,7 @@ def test_an_interrupted_compression_is_completed_by_the_next_one(
 ) -> None:
     seal = seal_of(archives_of(WANTED))
     for blobs in (3, 9, 100):
-        with BundleWriter(tmp_path, seal, compress=True) as writer:
+        with BundleWriter(tmp_path, seal, packing=Packing(compress=True)) as writer:
             plan = make_plan(WANTED, writer.held(WANTED))
             transfer(_first(plan, blobs), STORE, writer, run=Run(jobs=2))
         assert not list(tmp_path.glob("*.zst"))

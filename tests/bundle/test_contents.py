@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mirror.bundle.contents import Contents
-from mirror.bundle.names import REF_NAME, SHORT_TAG
+from mirror.bundle.format import REF_NAME, SHORT_TAG
 from mirror.bundle.reader import BundleReader
 from mirror.errors import DamagedBundleError
 from mirror.oci import Digest

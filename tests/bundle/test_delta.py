@@ -10,12 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mirror.bundle.carriage import EVERYTHING, Carriage, against
-from mirror.bundle.journal import Journal
-from mirror.bundle.reader import BundleReader, read_base
+from mirror.bundle.delta import EVERYTHING, Carriage, against
+from mirror.bundle.reader import BundleReader, read_inventory
 from mirror.bundle.seal import Seal
+from mirror.bundle.staging import JOURNAL, Journal
 from mirror.bundle.verify import verify_bundle
-from mirror.bundle.workplace import JOURNAL
 from mirror.bundle.writer import BundleWriter
 from mirror.errors import InputError, MissingBaseError, NotFoundError
 from mirror.layout import TargetTree
@@ -86,7 +85,7 @@ def test_a_delta_answers_for_what_it_carries_and_speaks_of_all(
             with pytest.raises(NotFoundError, match="no manifest"):
                 reader.manifest("install", digest)
     # As the base of the next delta it counts as what a target holds that it was pushed to.
-    assert read_base(folder) == read_base(folder / "inventory.json") == after.inventory()
+    assert read_inventory(folder) == read_inventory(folder / "inventory.json") == after.inventory()
 
 
 def test_a_deduplicated_bundle_answers_for_every_layout(tmp_path: Path) -> None:

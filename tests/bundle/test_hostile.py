@@ -12,8 +12,14 @@ from pathlib import Path
 import pytest
 import zstandard
 
-from mirror.bundle.limits import MAX_FILES, MAX_INDEX_BYTES, MAX_MEMBERS, MAX_NAMES
-from mirror.bundle.names import REF_NAME, SHORT_TAG
+from mirror.bundle.format import (
+    MAX_FILES,
+    MAX_INDEX_BYTES,
+    MAX_MEMBERS,
+    MAX_NAMES,
+    REF_NAME,
+    SHORT_TAG,
+)
 from mirror.oci.manifest import MAX_MANIFEST_BYTES
 from mirror.serve import MemoryStorage
 from mirror.testing import EmbeddedRegistry

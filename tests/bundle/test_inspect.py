@@ -9,7 +9,7 @@ from hypothesis import given
 from mirror.bundle.archive import lay_out
 from mirror.bundle.inspect import BundleInsight, insight, inspect_bundle
 from mirror.bundle.reader import BundleReader
-from mirror.bundle.report_text import channels_text, insight_text
+from mirror.bundle.report import channels_text, insight_text
 from mirror.bundle.seal import Seal
 from mirror.bundle.writer import BundleWriter
 from mirror.layout import archive_of, component_of

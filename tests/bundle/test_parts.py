@@ -11,14 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mirror.bundle.files import ReadAt, WriteAt
-from mirror.bundle.parts import (
-    PartedReader,
-    PartedWriter,
-    parse_part_name,
-    part_name,
-    part_sizes,
-)
+from mirror.bundle.files import PartedReader, PartedWriter, ReadAt, WriteAt
+from mirror.bundle.parts import parse_part_name, part_name, part_sizes
 from mirror.errors import DamagedBundleError, FileSystemError, InputError
 
 
@@ -208,7 +202,7 @@ def test_foreign_files_are_named(tmp_path: Path) -> None:
     ours, others = cut(tmp_path, b"1"), cut(tmp_path, b"2", archive="y.tar")
     with pytest.raises(InputError, match=r"several archives \(x\.tar, y\.tar\)"):
         PartedReader([*ours, *others])
-    with pytest.raises(InputError, match="notes is no part"):
+    with pytest.raises(InputError, match="notes is not a part"):
         PartedReader([*ours, tmp_path / "notes"])
     with pytest.raises(InputError, match="at least one part"):
         PartedReader([])

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from mirror.bundle.find import find_archives
+from mirror.bundle.opening import find_archives
 from mirror.bundle.parts import part_name
 from mirror.bundle.reader import BundleReader
 from mirror.bundle.verify import verify_bundle
@@ -310,7 +310,7 @@ def test_a_seal_alone_is_a_bundle_that_lacks_everything(tmp_path: Path) -> None:
 def test_archives_of_another_bundle_under_a_seal_are_refused(tmp_path: Path) -> None:
     pack_store(STORE, tmp_path / "one")
     other = sample_store()
-    put_image(other, "security/trivy-db", "2", layers=(b"newer",), artifact=True)
+    put_image(other, "security/trivy-bdu", "1", layers=(b"newer",), artifact=True)
     pack_store(other, tmp_path / "other")
     (tmp_path / "other/security.tar").replace(tmp_path / "one/security.tar")
     with (

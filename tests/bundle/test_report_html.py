@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from mirror.bundle.inspect import BundleInsight, insight
-from mirror.bundle.report_html import html
+from mirror.bundle.report import html
 from mirror.oci import Descriptor, Digest
 from mirror.oci import media_types as types
 from mirror.sync import Inventory, InventoryBuilder, ManifestNode

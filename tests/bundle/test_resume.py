@@ -12,16 +12,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mirror.bundle import journal as journal_module
 from mirror.bundle.archive import Entry
-from mirror.bundle.journal import Journal
+from mirror.bundle.folder import EARLIER
 from mirror.bundle.reader import BundleReader
-from mirror.bundle.resume import EARLIER
 from mirror.bundle.seal import Seal
+from mirror.bundle.staging import JOURNAL, Journal
 from mirror.bundle.verify import verify_bundle
-from mirror.bundle.workplace import JOURNAL
-from mirror.bundle.writer import BundleWriter
-from mirror.errors import CancelledError, IncompleteError, IntegrityError
+from mirror.bundle.writer import BundleWriter, Packing
+from mirror.errors import CancelledError, ChangedLeftoversError, IncompleteError, IntegrityError
 from mirror.oci import Digest, Manifest
 from mirror.run import Cancellation, Run
 from mirror.sync import MemoryStore, make_plan, transfer
@@ -95,7 +93,17 @@ class Counting:
 
 
 def pull(source: Counting, folder: Path, seal: Seal = SEAL, *, jobs: int = 1) -> Plan:
-    """What a pull does with a plan; return what it had to carry."""
+    """What a pull does with a plan; return what it had to carry.
+
+    As `mirror.operations.pack`, it goes on once without what an earlier run had written wrongly.
+    """
+    try:
+        return pull_once(source, folder, seal, jobs=jobs)
+    except ChangedLeftoversError:
+        return pull_once(source, folder, seal, jobs=jobs)
+
+
+def pull_once(source: Counting, folder: Path, seal: Seal = SEAL, *, jobs: int = 1) -> Plan:
     with BundleWriter(folder, seal) as writer:
         plan = make_plan(seal.inventory, writer.held(seal.inventory))
         transfer(plan, source, writer, run=Run(jobs=jobs))
@@ -165,7 +173,7 @@ def test_without_resume_it_begins_anew(tmp_path: Path) -> None:
     with pytest.raises(StopError):
         pull(Counting(STORE, stop_after=11 << 20), tmp_path)
     source = Counting(STORE)
-    with BundleWriter(tmp_path, SEAL, resume=False) as writer:
+    with BundleWriter(tmp_path, SEAL, packing=Packing(resume=False)) as writer:
         assert not writer.held(SEAL.inventory).repositories
         transfer(make_plan(SEAL.inventory, writer.held(SEAL.inventory)), source, writer)
         writer.finish()
@@ -223,13 +231,10 @@ def test_a_changed_plan_that_is_stopped_too_still_gives_what_the_first_had(tmp_p
 # -- what cannot be trusted ----------------------------------------------------------------------
 
 
-def test_after_a_power_cut_claims_are_proved(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, plain: dict[str, Digest]
-) -> None:
+def test_after_a_power_cut_claims_are_proved(tmp_path: Path, plain: dict[str, Digest]) -> None:
     with pytest.raises(StopError):
         pull(Counting(STORE, stop_after=BIG + 1), tmp_path)
     # The system comes up again, and what it had not put on the disk is zeros.
-    monkeypatch.setattr(journal_module, "_this_boot", lambda: "another boot")
     path = max(tmp_path.glob("*.tar.partial"), key=lambda one: one.stat().st_size)
     data = bytearray(path.read_bytes())
     data[len(data) // 2 :] = bytes(len(data) - len(data) // 2)
@@ -270,12 +275,10 @@ def test_no_copy_of_a_blob_is_believed_after_a_power_cut(
     loss: str,
     copy: int,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
     plain: dict[str, Digest],
 ) -> None:
     with pytest.raises(StopError):
         pull(Counting(STORE, stop_after=BIG + 1), tmp_path)
-    monkeypatch.setattr(journal_module, "_this_boot", lambda: "another boot")
     archive, entry = places_of_the_large_layer()[copy]
     zero(tmp_path, archive, *LOSSES[loss](entry))
     pull(Counting(STORE), tmp_path)
@@ -293,7 +296,7 @@ def test_what_a_disk_lost_without_a_restart_is_noticed_and_fetched_by_the_next_r
     archive, entry = places_of_the_large_layer()[copy]
     zero(tmp_path, archive, *LOSSES[loss](entry))
     with pytest.raises(IntegrityError, match=f"in {archive}.*run the same command again"):
-        pull(Counting(STORE), tmp_path)
+        pull_once(Counting(STORE), tmp_path)
     assert not list(tmp_path.glob("*.tar"))
     source = Counting(STORE)
     pull(source, tmp_path)
@@ -367,12 +370,19 @@ def test_a_wrong_beginning_costs_that_blob_and_no_more(
 
 @pytest.mark.parametrize(
     "text",
-    ["", "boot", "no journal\n", "boot x parts y\n", "\xff" * 20, "boot b parts 0\nsha256:zz 5\n"],
+    ["", "boot", "no journal\n", "parts y\n", "\xff" * 20, "parts 0\nsha256:zz 5\n"],
 )
 def test_a_journal_that_cannot_be_read_claims_nothing(tmp_path: Path, text: str) -> None:
     path = tmp_path / JOURNAL
     path.write_text(text, encoding="latin-1")
     assert Journal(path).progress == {}
+
+
+@pytest.mark.parametrize("count", ["1e999", "9" * 5000, "-1", "0x10", "\u0665"])
+def test_a_count_that_no_blob_has_claims_nothing(tmp_path: Path, count: str) -> None:
+    path = tmp_path / JOURNAL
+    path.write_text(f"parts 0\n{Digest.of(b'a')} {count}\n{Digest.of(b'b')} 6\n")
+    assert Journal(path).progress in ({Digest.of(b"b"): 6}, {})
 
 
 def test_a_torn_last_line_is_no_claim(tmp_path: Path) -> None:
@@ -384,7 +394,6 @@ def test_a_torn_last_line_is_no_claim(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-1])
     again = Journal(path)
     assert again.progress == {Digest.of(b"a"): 5}
-    assert again.trusted
 
 
 def test_a_journal_stays_small_however_much_it_is_told(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from mirror.bundle import signing
 from mirror.bundle.gost import gost_digest
 from mirror.bundle.reader import BundleReader
 from mirror.bundle.verify import check_signature, verify_bundle
-from mirror.bundle.writer import BundleWriter
+from mirror.bundle.writer import BundleWriter, Packing
 from mirror.errors import IntegrityError, MirrorError, SignatureError
 from mirror.run import Run
 from mirror.sync import make_plan, transfer
@@ -42,15 +42,17 @@ def _keys() -> tuple[bytes, bytes]:
 PRIVATE, PUBLIC = _keys()
 
 
+def _sign(data: bytes) -> bytes:
+    return signing.sign(data, PRIVATE)
+
+
 def pack(folder: Path, *, part_size: int = 0, gost: bool = False, signed: bool = False) -> None:
     seal = type(SEAL).over(SEAL.archives.values(), SEAL.selection, SEAL.tool, FILES)
     with BundleWriter(
         folder,
         seal,
         FILES,
-        part_size=part_size,
-        gost_digest=gost,
-        sign=(lambda data: signing.sign(data, PRIVATE)) if signed else None,
+        Packing(part_size=part_size, gost_digest=gost, sign=_sign if signed else None),
     ) as writer:
         transfer(make_plan(WANTED, writer.held(WANTED)), STORE, writer, run=Run(jobs=3))
         writer.finish()
@@ -95,9 +97,9 @@ def test_a_pull_in_parts_goes_on_where_it_was_and_other_parts_begin_from_its_byt
     tmp_path: Path,
 ) -> None:
     pack(tmp_path / "once", part_size=1000)
-    with BundleWriter(tmp_path / "twice", SEAL, part_size=700) as writer:
+    with BundleWriter(tmp_path / "twice", SEAL, packing=Packing(part_size=700)) as writer:
         transfer(make_plan(WANTED, writer.held(WANTED)), STORE, writer)
-    with BundleWriter(tmp_path / "twice", SEAL, part_size=700) as writer:
+    with BundleWriter(tmp_path / "twice", SEAL, packing=Packing(part_size=700)) as writer:
         assert not make_plan(WANTED, writer.held(WANTED)).blobs
     pack(tmp_path / "twice", part_size=1000)
     once, twice = (

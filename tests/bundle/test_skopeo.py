@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from examples.release_tree.images import AMD64, ARM64, image, index, layer
-from mirror.bundle.names import REF_NAME
+from mirror.bundle.format import REF_NAME
 from mirror.oci import Digest
 from mirror.oci.media_types import DOCKER_MANIFEST
 from mirror.sync import MemoryStore

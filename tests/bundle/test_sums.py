@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mirror.bundle.sums import SUMS, parse, render
+from mirror.bundle.format import SUMS
+from mirror.bundle.sums import parse, render
 from mirror.errors import DamagedBundleError
 from mirror.oci import Digest
 from tests.support.tools import require_tool
@@ -104,7 +105,7 @@ def test_other_spellings_of_coreutils_are_read() -> None:
 )
 def test_a_line_that_is_no_checksum_is_named(line: bytes) -> None:
     good = render({"x": A})
-    with pytest.raises(DamagedBundleError, match="SHA256SUMS: line 2 is no checksum"):
+    with pytest.raises(DamagedBundleError, match="SHA256SUMS: line 2 is not a checksum"):
         parse(good + line + b"\n" + good)
 
 

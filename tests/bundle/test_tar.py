@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mirror.bundle.files import ReadAt
-from mirror.bundle.tar import Member, members
+from mirror.bundle.members import Member, members
 from mirror.errors import DamagedBundleError
 from tests.support.inventories import LONG_PATH, sample_store
 from tests.support.tars import gnu_tar, layout_files, member, tar_of

@@ -14,8 +14,8 @@ import pytest
 
 from mirror.bundle.archive import Archive
 from mirror.bundle.files import ReadAt
+from mirror.bundle.members import members
 from mirror.bundle.reader import BundleReader
-from mirror.bundle.tar import members
 from mirror.bundle.verify import BundleReport, verify_bundle
 from mirror.errors import CancelledError, DamagedBundleError
 from mirror.events import BlobDone, BytesMoved, Event, TransferStarted, serialised

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 
 from mirror.bundle.archive import lay_out
 from mirror.bundle.folder import check_folder, check_space
+from mirror.bundle.parts import size_text
 from mirror.bundle.reader import BundleReader
-from mirror.bundle.sizes import size_text
-from mirror.bundle.writer import BundleWriter
+from mirror.bundle.writer import BundleWriter, Packing
 from mirror.durable import write_durably
 from mirror.errors import (
     CancelledError,
@@ -175,7 +175,7 @@ def test_leaving_without_finishing_leaves_nothing_that_has_a_name(tmp_path: Path
     with BundleWriter(tmp_path / "new", SEAL) as writer:
         transfer(make_plan(WANTED, Inventory()), STORE, writer)
     assert {path.suffix for path in (tmp_path / "new").iterdir()} == {".partial"}
-    with BundleWriter(tmp_path / "new", SEAL, resume=False) as writer:
+    with BundleWriter(tmp_path / "new", SEAL, packing=Packing(resume=False)) as writer:
         transfer(make_plan(WANTED, Inventory()), STORE, writer)
     assert list((tmp_path / "new").iterdir()) == []
     with pytest.raises(KeyError, match="a bug"), BundleWriter(tmp_path / "new", SEAL):
@@ -292,7 +292,7 @@ def test_no_archive_is_written_through_a_link(part_size: int, tmp_path: Path) ->
     victim.write_bytes(b"mine")
 
     def stopped() -> None:
-        with BundleWriter(folder, SEAL, part_size=part_size) as writer:
+        with BundleWriter(folder, SEAL, packing=Packing(part_size=part_size)) as writer:
             transfer(make_plan(WANTED, writer.held(WANTED)), STORE, writer)
 
     stopped()
@@ -346,7 +346,7 @@ def test_a_bundle_that_lacks_anything_is_not_finished(tmp_path: Path) -> None:
         *(put for wave in plan.manifests for put in wave),
     ]
     for left_out in steps:
-        with BundleWriter(tmp_path, SEAL, resume=False) as writer:
+        with BundleWriter(tmp_path, SEAL, packing=Packing(resume=False)) as writer:
             for step in steps:
                 if step is left_out:
                     continue
@@ -384,7 +384,7 @@ def test_wrong_bytes_never_land_in_a_finished_archive(
     if Digest.of(wrong) == bad:
         return
     folder = tmp_path_factory.mktemp("wrong")
-    with BundleWriter(folder, SEAL, resume=False) as writer:
+    with BundleWriter(folder, SEAL, packing=Packing(resume=False)) as writer:
         with pytest.raises(IncompleteError, match=f"blob {bad} into .*: slow: blob {bad} of"):
             transfer(make_plan(WANTED, Inventory()), Wrong(STORE), writer, run=Run(jobs=2))
         with pytest.raises(IntegrityError, match="was never written; nothing is sealed"):
@@ -419,7 +419,7 @@ def test_a_blob_whose_manifests_disagree_about_its_size_spoils_no_neighbour(
     store.add_blob("install", data)
     store.add_blob("release-channel", data)
     archives = archives_of(inventory)
-    with BundleWriter(tmp_path, seal_of(archives), resume=False) as writer:
+    with BundleWriter(tmp_path, seal_of(archives), packing=Packing(resume=False)) as writer:
         with pytest.raises(IncompleteError, match="expected 10 bytes, got 2000"):
             transfer(make_plan(inventory, Inventory()), store, writer)
         with pytest.raises(IntegrityError, match="was never written"):

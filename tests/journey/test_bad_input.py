@@ -19,7 +19,7 @@ import mirror.commands.pull
 import mirror.commands.shared
 from examples.release_tree import TreeSpec
 from examples.release_tree.images import image, layer
-from mirror.bundle.sizes import size_text
+from mirror.bundle.parts import size_text
 from mirror.oci import Digest
 from mirror.registry import ConnectionOptions, RegistryClient
 from mirror.registry.retry import RetryPolicy

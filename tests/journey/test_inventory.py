@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from mirror.bundle.reader import read_base
+from mirror.bundle.reader import read_inventory
 from mirror.errors import DeniedError
 from mirror.oci import Digest
 from mirror.release.discovery import discovery_images
@@ -45,12 +45,12 @@ def held_in(target: EmbeddedRegistry, folder: Path, *flags: str | Path) -> Inven
     file = folder / "held.json"
     root = f"{target.address}/dkp/ee"
     call_mirror("inventory", root, "-o", file, "--insecure", *flags).succeeded()
-    return read_base(file)
+    return read_inventory(file)
 
 
 def expected(bundle: Path) -> Inventory:
     """What a push of the bundle leaves behind in a registry."""
-    pushed = read_base(bundle)
+    pushed = read_inventory(bundle)
     return union([pushed, discovery_images(pushed).inventory()])
 
 
@@ -106,7 +106,7 @@ def test_where_repositories_are_not_listed_those_of_the_release_tree_are_looked_
     run = call_mirror("inventory", root, "-o", file, "--insecure").succeeded()
     assert "does not list its repositories" in run.stderr
     assert "--known" in run.stderr
-    assert read_base(file) == complete.filtered(lambda path: path not in extras)
+    assert read_inventory(file) == complete.filtered(lambda path: path not in extras)
     assert held_in(target, tmp_path, "--known", small_bundle) == complete
     assert held_in(target, tmp_path, "--known", small_bundle / "inventory.json") == complete
 
@@ -118,7 +118,7 @@ def test_a_registry_that_states_what_it_has_need_not_list_its_repositories(
     file, root = tmp_path / "held.json", f"{target.address}/dkp/ee"
     run = call_mirror("inventory", root, "-o", file, "--insecure").succeeded()
     assert "warning" not in run.stderr
-    assert read_base(file) == expected(small_bundle)
+    assert read_inventory(file) == expected(small_bundle)
     # Nor is any of its manifests read.
     assert target.requests.count("GET", "/dkp/ee/(?!mirror/inventory/).*manifests/") == 0
 
@@ -143,7 +143,7 @@ def test_a_statement_that_cannot_be_used_is_told_of(
     file, root = tmp_path / "held.json", f"{target.address}/dkp/ee"
     run = call_mirror("inventory", root, "-o", file, "--insecure").succeeded()
     assert re.search(f"warning: .*{told}", run.stderr)
-    assert read_base(file) == expected(small_bundle)
+    assert read_inventory(file) == expected(small_bundle)
 
 
 def test_manifests_that_no_tag_names_are_listed_where_the_registry_states_them(
@@ -155,10 +155,10 @@ def test_manifests_that_no_tag_names_are_listed_where_the_registry_states_them(
     with replicas(1) as (replica,):
         replica.fill(store, generation=None)
         call_mirror("inventory", replica.name, "-o", file, "--insecure").succeeded()
-        assert read_base(file) == sample_store().inventory()
+        assert read_inventory(file) == sample_store().inventory()
         replica.state(store.inventory(), 1)
         call_mirror("inventory", replica.name, "-o", file, "--insecure").succeeded()
-    assert read_base(file) == store.inventory()
+    assert read_inventory(file) == store.inventory()
 
 
 def test_what_cannot_be_read_is_told_of_and_left_out(
@@ -171,7 +171,7 @@ def test_what_cannot_be_read_is_told_of_and_left_out(
     file, root = tmp_path / "held.json", f"{target.address}/dkp/ee"
     run = call_mirror("inventory", root, "-o", file, "--insecure", "--json")
     assert run.code == DeniedError.exit_code
-    assert read_base(file) == without(complete, Item("security/trivy-db", "blob", blob))
+    assert read_inventory(file) == without(complete, Item("security/trivy-db", "blob", blob))
     (failure,) = run.document["failures"]
     assert failure["place"] == root
     assert failure["item"] == f"blob security/trivy-db@{blob}"
@@ -184,7 +184,7 @@ def test_what_cannot_be_read_is_told_of_and_left_out(
     assert re.search(r"Not read +1 \(see the warning\)", told.stdout)
     run = call_mirror("inventory", root, "-o", "-", "--insecure")
     assert run.code == DeniedError.exit_code
-    assert Inventory.from_document(json.loads(run.stdout)) == read_base(file)
+    assert Inventory.from_document(json.loads(run.stdout)) == read_inventory(file)
 
 
 def test_where_nothing_can_be_read_nothing_is_written(
@@ -208,7 +208,7 @@ def test_what_is_no_manifest_is_a_notice_and_no_failure(
     (notice,) = run.document["notices"]
     assert notice.startswith("tag security/trivy-db:2 is left out: ")
     assert f"warning: {notice}" in run.stderr
-    tags = read_base(file).repository("security/trivy-db").tags
+    tags = read_inventory(file).repository("security/trivy-db").tags
     assert tags == {}
 
 

@@ -10,11 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from mirror.bundle.reader import BundleReader
+from mirror.bundle.reader import BundleReader, read_inventory
 from mirror.errors import DamagedReplicaError
 from mirror.oci import Digest
 from mirror.operations import Outcome, diff, status, sync_replicas, verify_registry
-from mirror.operations.places import read_inventory
 from mirror.release.discovery import discovery_images
 from mirror.run import Run
 from mirror.sync import Inventory, MemoryStore, make_plan, transfer, union

@@ -6,9 +6,9 @@ import itertools
 from pathlib import Path
 
 from mirror.bundle.archive import Archive, lay_out
-from mirror.bundle.carriage import EVERYTHING, Carriage
+from mirror.bundle.delta import EVERYTHING, Carriage
 from mirror.bundle.seal import Seal
-from mirror.bundle.writer import BundleWriter
+from mirror.bundle.writer import BundleWriter, Packing
 from mirror.layout import archive_of
 from mirror.run import Run
 from mirror.sync import Inventory, MemoryStore, Source, make_plan, transfer
@@ -48,7 +48,7 @@ def pack(
 ) -> Seal:
     """Make a bundle of `inventory` in `folder`; whatever bundle is there is replaced."""
     seal = seal_of(archives_of(inventory)).carried_as(carriage)
-    with BundleWriter(folder, seal, part_size=part_size) as writer:
+    with BundleWriter(folder, seal, packing=Packing(part_size=part_size)) as writer:
         plan = make_plan(seal.carried, writer.held(seal.carried))
         transfer(plan, source, writer, run=Run(jobs=jobs))
         writer.finish()

@@ -103,8 +103,13 @@ def call_mirror(
 class RunningMirror:
     """A process that is under way while the `with` block lasts, at most."""
 
-    def __init__(self, *args: str | Path, env: Mapping[str, str] | None = None) -> None:
-        self._argv = [*PROGRAM, *map(str, args)]
+    def __init__(
+        self,
+        *args: str | Path,
+        env: Mapping[str, str] | None = None,
+        program: tuple[str, ...] = PROGRAM,
+    ) -> None:
+        self._argv = [*program, *map(str, args)]
         self._env = environment(env)
 
     def __enter__(self) -> RunningMirror:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from mirror.bundle.names import REF_NAME, SHORT_TAG
+from mirror.bundle.format import REF_NAME, SHORT_TAG
 from mirror.oci import Digest
 from mirror.sync import MemoryStore
 from tests.support.tools import require_tool

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections import defaultdict
 from collections.abc import Callable
 
@@ -14,9 +13,9 @@ from mirror.run import Run
 from mirror.watch.cycle import CycleResult
 from mirror.watch.daemon import Cycle, Daemon
 from mirror.watch.settings import CheckLevel, Schedule
+from tests.support.patience import PATIENCE_S, wait_until, without_waiting
 
 HOURLY = Schedule(interval_s=3600, jitter=0, audit_every_s=None)
-_PATIENCE_S = 20.0
 
 
 class Cycles:
@@ -34,14 +33,6 @@ class Cycles:
     def count(self, replica: str) -> int:
         """How many cycles there were for `replica`."""
         return len(self.levels[replica])
-
-
-def wait_for(condition: Callable[[], bool]) -> None:
-    """Wait until it holds."""
-    deadline = time.monotonic() + _PATIENCE_S
-    while not condition():
-        assert time.monotonic() < deadline, "that never happened"
-        time.sleep(0.005)
 
 
 class Running:
@@ -63,21 +54,21 @@ def test_every_replica_is_looked_at_at_once_and_then_at_its_pace() -> None:
     with Running(
         cycles, "a", "b", schedule=Schedule(interval_s=0.01, jitter=0, audit_every_s=None)
     ):
-        wait_for(lambda: cycles.count("a") > 3 and cycles.count("b") > 3)
+        wait_until(lambda: cycles.count("a") > 3 and cycles.count("b") > 3)
 
 
 def test_a_replica_that_hangs_holds_up_no_other() -> None:
     cycles = Cycles()
 
     def hang(run: Run) -> CycleResult:
-        assert run.cancellation.wait(_PATIENCE_S)
+        assert run.cancellation.wait(PATIENCE_S)
         raise CancelledError("stopped on request")
 
     cycles.behaviour["slow"] = hang
     with Running(
         cycles, "slow", "quick", schedule=Schedule(interval_s=0.01, jitter=0, audit_every_s=None)
     ) as daemon:
-        wait_for(lambda: cycles.count("quick") > 5)
+        wait_until(lambda: cycles.count("quick") > 5)
         assert cycles.count("slow") == 1
         assert daemon.state.to_document()["replicas"]["slow"] is None
     assert not daemon.alive()
@@ -86,9 +77,9 @@ def test_a_replica_that_hangs_holds_up_no_other() -> None:
 def test_a_notification_starts_a_cycle_at_once() -> None:
     cycles = Cycles()
     with Running(cycles, "a") as daemon:
-        wait_for(lambda: cycles.count("a") == 1 and daemon.state.ready())
+        wait_until(lambda: cycles.count("a") == 1 and daemon.state.ready())
         daemon.wake()
-        wait_for(lambda: cycles.count("a") == 2)
+        wait_until(lambda: cycles.count("a") == 2)
 
 
 def test_a_push_during_a_cycle_gets_a_cycle_of_its_own() -> None:
@@ -96,15 +87,15 @@ def test_a_push_during_a_cycle_gets_a_cycle_of_its_own() -> None:
 
     def wait_first(_: Run) -> CycleResult:
         begun.set()
-        assert go.wait(_PATIENCE_S)
+        assert go.wait(PATIENCE_S)
         return CycleResult(CheckLevel.STATEMENT, complete=True)
 
     cycles.behaviour["a"] = wait_first
     with Running(cycles, "a") as daemon:
-        assert begun.wait(_PATIENCE_S)
+        assert begun.wait(PATIENCE_S)
         daemon.wake()
         go.set()
-        wait_for(lambda: cycles.count("a") == 2)
+        wait_until(lambda: cycles.count("a") == 2)
 
 
 def test_one_failed_replica_is_told_and_the_others_stay_ready() -> None:
@@ -115,7 +106,7 @@ def test_one_failed_replica_is_told_and_the_others_stay_ready() -> None:
 
     cycles.behaviour["b"] = fail
     with Running(cycles, "a", "b") as daemon:
-        wait_for(lambda: all(daemon.state.to_document()["replicas"].values()))
+        wait_until(lambda: all(daemon.state.to_document()["replicas"].values()))
         document = daemon.state.to_document()
         page = daemon.metrics.page().decode()
     assert not document["ready"]
@@ -135,7 +126,7 @@ def test_ready_means_that_the_daemons_own_replica_is_complete() -> None:
     assert not daemon.state.ready(), "nothing is known yet"
     daemon.start()
     try:
-        wait_for(daemon.state.ready)
+        wait_until(daemon.state.ready)
     finally:
         daemon.stop()
 
@@ -148,7 +139,7 @@ def test_the_deepest_look_due_is_taken_first_and_again_until_it_succeeded() -> N
         interval_s=0.01, jitter=0, audit_every_s=None, deep_every_s=3600, backoff_limit_s=1
     )
     with Running(cycles, "a", schedule=schedule):
-        wait_for(lambda: cycles.count("a") > 3)
+        wait_until(lambda: cycles.count("a") > 3)
     assert cycles.levels["a"][:4] == [
         CheckLevel.DEEP,
         CheckLevel.DEEP,
@@ -162,15 +153,13 @@ def test_stopping_cancels_what_is_under_way_and_leaves_no_thread() -> None:
 
     def work(run: Run) -> CycleResult:
         begun.set()
-        assert run.cancellation.wait(_PATIENCE_S)
+        assert run.cancellation.wait(PATIENCE_S)
         raise CancelledError("stopped on request")
 
     cycles.behaviour["a"] = work
     before = threading.active_count()
-    with Running(cycles, "a", "b"):
-        assert begun.wait(_PATIENCE_S)
-        started = time.monotonic()
-    assert time.monotonic() - started < 2
+    with without_waiting(PATIENCE_S), Running(cycles, "a", "b"):
+        assert begun.wait(PATIENCE_S)
     assert threading.active_count() == before
 
 
@@ -182,8 +171,8 @@ def test_a_bug_in_a_cycle_shows_in_the_daemons_health(caplog: pytest.LogCaptureF
 
     cycles.behaviour["a"] = bug
     with Running(cycles, "a") as daemon:
-        wait_for(lambda: daemon.state.bugs() == {"a": "RuntimeError: a bug"})
-        wait_for(
+        wait_until(lambda: daemon.state.bugs() == {"a": "RuntimeError: a bug"})
+        wait_until(
             lambda: 'mirror_sync_bugs_total{replica="a"} 1.0' in daemon.metrics.page().decode()
         )
         assert not daemon.state.ready()
@@ -207,8 +196,8 @@ def test_a_bug_in_one_replicas_cycle_ends_no_replication() -> None:
     cycles.behaviour["a"] = bug
     often = Schedule(interval_s=0.01, jitter=0, audit_every_s=None, backoff_limit_s=0.01)
     with Running(cycles, "a", "b", schedule=often) as daemon:
-        wait_for(lambda: cycles.count("a") > 3 and cycles.count("b") > 5)
-        wait_for(daemon.state.ready)
+        wait_until(lambda: cycles.count("a") > 3 and cycles.count("b") > 5)
+        wait_until(daemon.state.ready)
         assert daemon.state.bugs() == {}
 
 

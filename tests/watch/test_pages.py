@@ -13,7 +13,8 @@ from mirror.serve.server import ServerThread, listen
 from mirror.watch.cycle import CycleResult
 from mirror.watch.daemon import Daemon
 from mirror.watch.service import create_app, tells_of_change
-from tests.watch.test_daemon import HOURLY, Cycles, wait_for
+from tests.support.patience import wait_until
+from tests.watch.test_daemon import HOURLY, Cycles
 
 TOKEN = "between-us"
 
@@ -62,7 +63,7 @@ def test_ready_tells_why_it_is_not() -> None:
         HOURLY.level(0, None, None), complete=False, declared=10, verified=4, errors=("no space",)
     )
     with Site(cycles, None) as site:
-        wait_for(lambda: site.daemon.state.to_document()["replicas"]["a"] is not None)
+        wait_until(lambda: site.daemon.state.to_document()["replicas"]["a"] is not None)
         answer = site.get("/readyz")
     assert answer.status_code == 503
     replica = answer.json()["replicas"]["a"]
@@ -71,12 +72,12 @@ def test_ready_tells_why_it_is_not() -> None:
 
 
 def test_ready_when_the_replica_is_complete(site: Site) -> None:
-    wait_for(lambda: site.get("/readyz").status_code == 200)
+    wait_until(lambda: site.get("/readyz").status_code == 200)
     assert site.get("/readyz").json()["ready"] is True
 
 
 def test_metrics_are_read_by_prometheus_own_parser(site: Site) -> None:
-    wait_for(site.daemon.state.ready)
+    wait_until(site.daemon.state.ready)
     families = {
         family.name: family for family in text_string_to_metric_families(site.get("/metrics").text)
     }
@@ -94,10 +95,10 @@ def test_metrics_are_read_by_prometheus_own_parser(site: Site) -> None:
 def test_a_registrys_notification_of_a_push_wakes_it_and_one_of_a_pull_does_not(
     site: Site,
 ) -> None:
-    wait_for(site.daemon.state.ready)
+    wait_until(site.daemon.state.ready)
     assert site.notify({"events": [{"action": "pull"}]}).status_code == 202
     assert site.notify({"events": [{"action": "pull"}, {"action": "push"}]}).status_code == 202
-    wait_for(lambda: site.cycles.count("a") == 2)
+    wait_until(lambda: site.cycles.count("a") == 2)
 
 
 @pytest.mark.parametrize("body", [[], {}, {"events": 1}, {"events": ["push"]}, "push"])
@@ -118,7 +119,7 @@ def test_with_a_token_only_who_has_it_wakes_the_daemon() -> None:
         assert site.notify(push).status_code == 401
         assert site.notify(push, authorization="Bearer wrong").status_code == 401
         assert site.notify(push, authorization=f"Bearer {TOKEN}").status_code == 202
-        wait_for(lambda: site.cycles.count("a") == 2)
+        wait_until(lambda: site.cycles.count("a") == 2)
 
 
 def test_a_deletion_is_a_change() -> None:

@@ -1,0 +1,306 @@
+"""Archives under way in a folder: where each piece of content goes, and what is there already.
+
+The journal beside them says how much of which blob lies in place: one line per statement,
+`<digest> <bytes>`, appended after the bytes were written. Its first line names the size of the
+archives' parts (0: they are whole), without which their bytes would not be found.
+
+A claim counts at first if the files are long enough for it. What a process wrote outlives it, but a
+power cut or a disk that was pulled out takes what had not reached the disk, and nothing but the
+bytes tells. They are read for the sums anyway, from the first to the last, and `Recheck` looks at
+them as they pass: a bundle whose claims were wrong gets no seal.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import threading
+from collections.abc import Callable, Generator, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from mirror.bundle.archive import Archive, Entry
+from mirror.bundle.files import PartedWriter, WriteAt
+from mirror.bundle.follow import Follower
+from mirror.bundle.format import PARTIAL_SUFFIX
+from mirror.bundle.seal import Seal
+from mirror.durable import os_errors, write_durably
+from mirror.errors import IntegrityError, InvalidDigestError
+from mirror.oci import Digest, Verifier
+
+JOURNAL = "pull.journal" + PARTIAL_SUFFIX
+FRESH = "fresh."
+"""Before the name of what takes the place of a partial file."""
+
+_MOST_LINES = 5000
+"""A longer journal is rewritten with what still counts: it stays below some 400 KB, or 80 bytes
+per blob."""
+_FIRST = re.compile(r"parts (?P<size>[0-9]{1,18})")
+_COUNT = re.compile(r"[0-9]{1,18}")
+
+ArchiveFile = WriteAt | PartedWriter
+
+
+class Journal:
+    """Says how many bytes of each blob are in place, from its beginning on. Thread-safe."""
+
+    def __init__(self, path: Path, part_size: int = 0) -> None:
+        """Go on with the journal at `path`, or begin one for archives in parts of `part_size`."""
+        self._path = path
+        self._lock = threading.Lock()
+        known_size, self._progress = read_journal(path)
+        self.part_size = part_size if known_size is None else known_size
+        self._lines = len(self._progress)
+        with os_errors(path, "write"):
+            self._fd: int | None = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        if known_size is None:
+            self._append(self._header())
+
+    @property
+    def progress(self) -> Mapping[Digest, int]:
+        """Digest → bytes in place, of every blob that was begun."""
+        with self._lock:
+            return dict(self._progress)
+
+    def note(self, digest: Digest, count: int) -> None:
+        """The first `count` bytes of a blob are written, wherever it belongs."""
+        with self._lock:
+            self._progress[digest] = count
+            self._append(f"{digest} {count}\n")
+            self._lines += 1
+            if self._lines > max(_MOST_LINES, 2 * len(self._progress)):
+                self._rewrite()
+
+    def forget(self, digests: Iterable[Digest]) -> None:
+        """Take back what was said of these blobs."""
+        with self._lock:
+            for digest in digests:
+                self._progress.pop(digest, None)
+            self._rewrite()
+
+    def close(self) -> None:
+        """Release the file, which stays."""
+        with self._lock:
+            self._close()
+
+    def _close(self) -> None:
+        if self._fd is not None:
+            os.close(self._fd)
+            self._fd = None
+
+    def _rewrite(self) -> None:
+        """Write one line per blob, in place of all lines; readers see the one or the other."""
+        lines = [self._header(), *(f"{d} {n}\n" for d, n in self._progress.items())]
+        write_durably(self._path, "".join(lines).encode("ascii"), staged=FRESH + self._path.name)
+        self._close()
+        with os_errors(self._path, "write"):
+            self._fd = os.open(self._path, os.O_WRONLY | os.O_APPEND)
+        self._lines = len(self._progress)
+
+    def _header(self) -> str:
+        return f"parts {self.part_size}\n"
+
+    def _append(self, line: str) -> None:
+        assert self._fd is not None
+        with os_errors(self._path, "write"):
+            os.write(self._fd, line.encode("ascii"))  # one call: a line is there or is not
+
+
+def read_journal(path: Path) -> tuple[int | None, dict[Digest, int]]:
+    """Return the part size and the claims of a journal; None where there is none to be read.
+
+    Lines that are torn, or not of a journal, claim nothing.
+    """
+    try:
+        text = path.read_text(encoding="ascii")
+    except (OSError, UnicodeError):
+        return None, {}
+    first, newline, rest = text.partition("\n")
+    match = _FIRST.fullmatch(first)
+    if not newline or match is None:
+        return None, {}
+    claims: dict[Digest, int] = {}
+    for line in rest.splitlines(keepends=True):
+        digest, _, count = line.removesuffix("\n").partition(" ")
+        if line.endswith("\n") and _COUNT.fullmatch(count):
+            try:
+                claims[Digest.parse(digest)] = int(count)
+            except InvalidDigestError:
+                continue
+    return int(match["size"]), claims
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where one copy of some content goes. `follower` hears what is final."""
+
+    archive: str
+    file: ArchiveFile
+    entry: Entry
+    follower: Follower | None = None
+
+    def write(self, position: int, *pieces: bytes, final: bool = True) -> None:
+        """Put `pieces` of the content at `position`, one behind the other.
+
+        The header goes before the first byte of the content, and padding behind the last. What may
+        be written once more is not `final`.
+        """
+        entry = self.entry
+        at, size = entry.data_offset + position, sum(map(len, pieces))
+        if position + size == entry.size and entry.padding:
+            pieces = (*pieces, bytes(entry.padding))
+            size += entry.padding
+        if position == 0:
+            pieces = (entry.header, *pieces)
+            at, size = entry.offset, size + entry.data_offset - entry.offset
+        self.file.write(at, *pieces)
+        if self.follower is not None and final:
+            self.follower.done(at, size)
+
+    def is_final(self) -> None:
+        """All of it is there and will not change."""
+        if self.follower is not None:
+            self.follower.done(self.entry.offset, self.entry.end - self.entry.offset)
+
+    def read(self, size: int) -> Generator[bytes, None, None]:
+        """Read the first `size` bytes of the content."""
+        return self.file.chunks(self.entry.data_offset, size)
+
+    def has_room_for(self, count: int) -> bool:
+        """Whether the file is long enough to hold the first `count` bytes of the content."""
+        entry = self.entry
+        end = entry.end if count >= entry.size else entry.data_offset + count
+        return self.file.reaches(entry.offset, end)
+
+    def is_whole(self) -> bool:
+        """Whether the content is all there and right."""
+        verifier = Verifier(self.entry.digest, self.entry.size, self.entry.path)
+        try:
+            for chunk in self.read(self.entry.size):
+                verifier.update(chunk)
+            verifier.finish()
+        except IntegrityError:
+            return False
+        return True
+
+
+class Staging:
+    """The partial archives in a folder, and what the journal beside them says is in them.
+
+    `places` are those of content that is carried; `own` those of files whose content the archive
+    itself brings. `follow` makes the follower of each archive, if it is to have one; it gets the
+    entries that the journal claims something about.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        seal: Seal,
+        part_size: int,
+        *,
+        keep: bool,
+        follow: Callable[[Archive, ArchiveFile, list[Entry]], Follower] | None = None,
+    ) -> None:
+        self.journal = Journal(folder / JOURNAL, part_size)
+        self.files: dict[str, ArchiveFile] = {}
+        self.places: dict[tuple[str, Digest], list[Place]] = {}
+        self.own: list[Place] = []
+        try:
+            for name, archive in sorted(seal.archives.items()):
+                path = folder / (name + PARTIAL_SUFFIX)
+                self.files[name] = (
+                    PartedWriter(path, archive.size, part_size, keep=keep)
+                    if part_size
+                    else WriteAt(path, keep=keep)
+                )
+            self._drop_claims_beyond_the_files(seal)
+            claims = self.journal.progress
+            for name, archive in sorted(seal.archives.items()):
+                file = self.files[name]
+                follower = None
+                if follow is not None:
+                    claimed = [entry for entry in archive.entries if entry.digest in claims]
+                    follower = follow(archive, file, claimed)
+                for entry in archive.entries:
+                    place = Place(name, file, entry, follower)
+                    if entry.content is None:
+                        key = (entry.repository, entry.digest)
+                        self.places.setdefault(key, []).append(place)
+                    else:
+                        self.own.append(place)
+        except BaseException:
+            self.close()
+            raise
+
+    def _drop_claims_beyond_the_files(self, seal: Seal) -> None:
+        """Forget what cannot be there: a file was taken away, or copied in part, since."""
+        claims = self.journal.progress
+        impossible = {
+            entry.digest
+            for name, archive in seal.archives.items()
+            for entry in archive.entries
+            if entry.digest in claims
+            and not Place(name, self.files[name], entry).has_room_for(claims[entry.digest])
+        }
+        if impossible:
+            self.journal.forget(impossible)
+
+    def finished(self) -> dict[Digest, Place]:
+        """Return the blobs that are all there, each with one of its places."""
+        progress = self.journal.progress
+        return {
+            digest: places[0]
+            for (_, digest), places in self.places.items()
+            if progress.get(digest) == places[0].entry.size
+        }
+
+    def close(self) -> None:
+        """Release the files."""
+        self.journal.close()
+        for file in self.files.values():
+            file.close()
+
+
+class Recheck:
+    """Compares some entries of an archive, whose bytes it takes in their order, from the first on.
+
+    Header, content and padding count. Not thread-safe.
+    """
+
+    def __init__(self, entries: Iterable[Entry]) -> None:
+        self._entries = iter(sorted(entries, key=lambda entry: entry.offset))
+        self._position = 0
+        self._wrong: list[Digest] = []
+        self._next()
+
+    @property
+    def wrong(self) -> tuple[Digest, ...]:
+        """What of the bytes so far is not what it must be."""
+        return tuple(self._wrong)
+
+    def update(self, data: bytes) -> None:
+        """Take the bytes that follow those before."""
+        view, start = memoryview(data), self._position
+        self._position = end = start + len(data)
+        while (entry := self._entry) is not None:
+            content, padding = entry.data_offset, entry.data_offset + entry.size
+            self._around += _cut(view, start, entry.offset, content)
+            self._hash.update(_cut(view, start, content, padding))
+            self._around += _cut(view, start, padding, entry.end)
+            if entry.end > end:
+                return
+            right = self._around == entry.header + bytes(entry.padding)
+            if not right or self._hash.hexdigest() != entry.digest.encoded:
+                self._wrong.append(entry.digest)
+            self._next()
+
+    def _next(self) -> None:
+        self._entry = next(self._entries, None)
+        self._around = b""
+        self._hash = hashlib.new(self._entry.digest.algorithm if self._entry else "sha256")
+
+
+def _cut(view: memoryview, start: int, first: int, last: int) -> memoryview:
+    """Return bytes `first` to `last` of a file, as far as `view`, from byte `start`, has them."""
+    return view[max(first - start, 0) : max(last - start, 0)]
