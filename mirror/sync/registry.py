@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import threading
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from typing import Literal
 
@@ -228,42 +228,63 @@ class RegistryTarget:
     # -- writing -------------------------------------------------------------------------------
 
     def put_blob(self, step: CopyBlob, content: BlobContent) -> int:
-        sent = 0
-        holder = step.mount_from
-        for path in step.into:
-            repository = self.locate(path)
-            answer = self._mount(repository, step.digest, holder)
-            if answer is True:
-                self._over(path, step.digest)
-                continue
-            opened = answer
-            if opened is None:
-                with self._lock:
-                    opened = self._opened.pop(repository, None)
-            sent += self.client.upload(
-                repository,
-                step.digest,
-                step.size,
-                content.chunks,
-                cancelled=lambda: self._run.stopped,
-                opened=opened,
-                journal=self._journal,
-            )
-            holder = path
+        sent, holder, paths = 0, step.mount_from, list(step.into)
+        if holder is None:
+            holder = paths.pop(0)
+            sent = self._upload(holder, step, content, None)
+        for path, opened in self._mount_all(paths, step.digest, holder):
+            sent += self._upload(path, step, content, opened)
         return sent
+
+    def _upload(
+        self, path: str, step: CopyBlob, content: BlobContent, opened: OpenUpload | None
+    ) -> int:
+        repository = self.locate(path)
+        if opened is None:
+            with self._lock:
+                opened = self._opened.pop(repository, None)
+        return self.client.upload(
+            repository,
+            step.digest,
+            step.size,
+            content.chunks,
+            cancelled=lambda: self._run.stopped,
+            opened=opened,
+            journal=self._journal,
+        )
+
+    def _mount_all(
+        self, paths: Sequence[str], digest: Digest, holder: str
+    ) -> list[tuple[str, OpenUpload | None]]:
+        """Let `paths` have the blob of `holder`; return those where it must be uploaded instead.
+
+        With each goes the upload that the registry opened in place of the mount, if it did. Until
+        one mount succeeds they are asked for one by one, since many registries refuse them all.
+        """
+        answers: list[Literal[True] | OpenUpload | None] = []
+        while len(answers) < len(paths) and True not in answers:
+            answers.append(self._mount(paths[len(answers)], digest, holder))
+        answers += gather(
+            paths[len(answers) :],
+            lambda path: self._mount(path, digest, holder),
+            run=Run.of(self._run),
+        )
+        return [
+            (path, answer)
+            for path, answer in zip(paths, answers, strict=True)
+            if answer is not True
+        ]
 
     def _over(self, path: str, digest: Digest) -> None:
         """A blob that is there has no upload to be continued, whoever did not live to note it."""
         if self._journal is not None:
             self._journal.forget(self.locate(path), digest)
 
-    def _mount(
-        self, repository: str, digest: Digest, holder: str | None
-    ) -> Literal[True] | OpenUpload | None:
+    def _mount(self, path: str, digest: Digest, holder: str) -> Literal[True] | OpenUpload | None:
         """True if the blob is there now; else the upload that was opened instead, if one was."""
-        if holder is None or self._mounting.hopeless:
+        if self._mounting.hopeless:
             return None
-        answer = self.client.mount_or_open(repository, digest, self.locate(holder))
+        answer = self.client.mount_or_open(self.locate(path), digest, self.locate(holder))
         if self._mounting.learn(mounted=answer is True):
             self._run.on_event(
                 Warned(
@@ -271,6 +292,8 @@ class RegistryTarget:
                     "share is sent to each"
                 )
             )
+        if answer is True:
+            self._over(path, digest)
         return answer or None
 
     def put_manifest(self, repository: str, manifest: Manifest) -> None:
