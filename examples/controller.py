@@ -180,9 +180,9 @@ class Switch:
     def _push(self, reader: mirror.BundleReader) -> None:
         """Where the mode takes images in: in Local one replica, which the others then follow."""
         with mirror.connect(self.target, access=self.access, plane=Plane.OPERATOR) as client:
-            mirror.push(reader, client, mirror.TargetTree(client.root))
+            mirror.push(reader, mirror.RegistryTree(client, client.root))
         if self.target.mode is Mode.LOCAL and len(self.masters) > 1:
-            with mirror.replica_sites(self.target, self.access) as replicas:
+            with mirror.replica_trees(self.target, self.access) as replicas:
                 mirror.sync_replicas(None, replicas, audit=True)
 
     def _node_services(self) -> StepOutcome:

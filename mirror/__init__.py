@@ -7,7 +7,6 @@ if TYPE_CHECKING:
     from mirror.bundle.reader import BundleReader
     from mirror.bundle.verify import BundleReport
     from mirror.errors import MirrorError
-    from mirror.layout import TargetTree
     from mirror.modes import outcomes
     from mirror.modes.addressing import Route, routes_for
     from mirror.modes.check import CheckReport, check_images, impatient, targets_for
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
     from mirror.operations import (
         DiffReport,
         HistoryReport,
-        Member,
+        MemberReport,
         MergeReport,
         PruneReport,
         PullReport,
@@ -36,7 +35,6 @@ if TYPE_CHECKING:
         RegistryReport,
         ReplicaResult,
         RollbackReport,
-        Site,
         StatusReport,
         SyncReport,
         diff,
@@ -47,7 +45,7 @@ if TYPE_CHECKING:
         push,
         push_to_all,
         registry_inventory,
-        replica_sites,
+        replica_trees,
         rollback,
         status,
         sync_replicas,
@@ -58,6 +56,7 @@ if TYPE_CHECKING:
     from mirror.release.selection import Selection
     from mirror.release.source import SourceTree
     from mirror.sync import Finding, Inventory, MemoryStore, Plan, make_plan, transfer
+    from mirror.sync.tree import RegistryTree
 
 __all__ = [
     "Account",
@@ -76,7 +75,7 @@ __all__ = [
     "HistoryReport",
     "Inventory",
     "Manifest",
-    "Member",
+    "MemberReport",
     "MemoryStore",
     "MergeReport",
     "MirrorError",
@@ -94,6 +93,7 @@ __all__ = [
     "RegistryReport",
     "RegistrySettings",
     "RegistryState",
+    "RegistryTree",
     "RenderOptions",
     "Rendered",
     "ReplicaResult",
@@ -102,13 +102,11 @@ __all__ = [
     "RollbackReport",
     "Route",
     "Selection",
-    "Site",
     "SourceTree",
     "StatusReport",
     "StepOutcome",
     "SwitchPlan",
     "SyncReport",
-    "TargetTree",
     "User",
     "access_of",
     "check_images",
@@ -133,7 +131,7 @@ __all__ = [
     "read_secrets",
     "registry_inventory",
     "render",
-    "replica_sites",
+    "replica_trees",
     "required_images",
     "rollback",
     "routes_for",
@@ -151,7 +149,6 @@ _HOMES = {
     "bundle.reader": ("BundleReader",),
     "bundle.verify": ("BundleReport",),
     "errors": ("MirrorError",),
-    "layout": ("TargetTree",),
     "modes": ("outcomes",),
     "modes.addressing": ("Route", "routes_for"),
     "modes.check": ("CheckReport", "check_images", "impatient", "targets_for"),
@@ -168,16 +165,24 @@ _HOMES = {
     "nodeconfig.service_secrets": ("prepare_secrets", "read_secrets", "write_secrets"),
     "oci": ("Descriptor", "Digest", "Manifest", "Reference", "Repository"),
     "operations": (
-        *("DiffReport", "HistoryReport", "Member", "MergeReport", "PruneReport", "PullReport"),
+        *(
+            "DiffReport",
+            "HistoryReport",
+            "MemberReport",
+            "MergeReport",
+            "PruneReport",
+            "PullReport",
+        ),
         *("PushReport", "QuorumReport", "RegistryInventory", "RegistryReport", "ReplicaResult"),
-        *("RollbackReport", "Site", "StatusReport", "SyncReport", "diff", "history", "merge"),
-        *("prune", "pull", "push", "push_to_all", "registry_inventory", "replica_sites"),
+        *("RollbackReport", "StatusReport", "SyncReport", "diff", "history", "merge"),
+        *("prune", "pull", "push", "push_to_all", "registry_inventory", "replica_trees"),
         *("rollback", "status", "sync_replicas", "verify", "verify_registry"),
     ),
     "registry": ("ConnectionOptions", "Credentials", "RegistryClient", "find_credentials"),
     "release.selection": ("Selection",),
     "release.source": ("SourceTree",),
     "sync": ("Finding", "Inventory", "MemoryStore", "Plan", "make_plan", "transfer"),
+    "sync.tree": ("RegistryTree",),
 }
 """Module → what of it is public. Imported when first used, so that the program starts at once."""
 

@@ -31,7 +31,7 @@ from mirror.operations import (
     RegistryReport,
 )
 from mirror.operations.pull import PlannedReference
-from mirror.operations.push_plan import Share, shares
+from mirror.operations.push_reports import Share, shares
 from mirror.release.select import SelectedContent
 from mirror.release.source import SourceTree
 from mirror.sync import Finding, Inventory

@@ -9,12 +9,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 from semver import Version
 
 from mirror.errors import InputError, InvalidReferenceError
-from mirror.oci import Repository
 from mirror.oci.reference import check_repository
 
 DEFAULT_CHANNELS = ("alpha", "beta", "early-access", "stable", "rock-solid")
@@ -127,28 +125,6 @@ def publication_stage(path: str, tag: str) -> int:
     if not holds_releases(path):
         return 0
     return 2 if tag in CHANNELS else 1
-
-
-@dataclass(frozen=True, slots=True)
-class TargetTree:
-    """Where a push puts things: everything below `root`, modules below a suffix of choice."""
-
-    root: Repository
-    modules_suffix: str = MODULES
-
-    def locate(self, path: str) -> str:
-        """Return the registry's repository for a path of the tree."""
-        return join_path(self.root.path, with_modules_suffix(path, self.modules_suffix))
-
-    def path_of(self, repository: str) -> str | None:
-        """Return the path that `locate` puts at `repository`, or None if no path leads there."""
-        for below, path in ((self.locate(MODULES), MODULES), (self.root.path, "")):
-            if repository == below or repository.startswith(f"{below}/"):
-                found = f"{path}{repository[len(below) :]}".lstrip("/")
-                # What lies where modules would go, were it not for the suffix, has no path.
-                if self.locate(found) == repository:
-                    return found
-        return None
 
 
 def join_path(*parts: str) -> str:

@@ -148,7 +148,7 @@ def test_a_refusing_registry_is_told_shortly_and_to_programs_in_full(
     embedded_registry.faults.add(Fault(Answer(405), "POST", "/blobs/", times=None))
     target = f"{embedded_registry.address}/dkp"
     run = call_mirror("push", bundle, target, *("--insecure", "--no-access-check", "--json"))
-    run.failed(1, "40 of 40 blobs could not be brought from ", f"to registry {target}", "read-only")
+    run.failed(1, "40 of 40 blobs could not be brought from ", f" to {target}\n", "read-only")
     error = run.document["error"]
     assert error.keys() == {"type", "message", "exitCode", "failures"}
     assert error["type"] == "IncompleteError"

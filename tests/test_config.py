@@ -19,8 +19,8 @@ from mirror.config import PullConfig
 from mirror.errors import InputError
 from mirror.oci import Platform
 from mirror.testing import EmbeddedRegistry
-from tests.journey.conftest import TINY, serve
 from tests.support.program import ROOT, call_mirror
+from tests.support.release_source import TINY, serve
 
 EXAMPLE = ROOT / "examples" / "mirror.yaml"
 OUTSIDE = {
@@ -410,13 +410,13 @@ CONFLICTS: list[tuple[dict[str, Any], tuple[str, ...]]] = [
     ),
     ({"include_module": ("a@",)}, ("constraint is missing after '@'", "'a@>=1.0.0'")),
     ({"include_module": ("@=v1",)}, ("names nothing", "name@version")),
-    ({"include_module": ("A",)}, ("is no name", "lower-case")),
+    ({"include_module": ("A",)}, ("is not a name", "lower-case")),
     ({"include_package": ("a@!=1.2",)}, ("--include-package 'a@!=1.2'", "write =TAG")),
     ({"include_package": ("a@=>1.2",)}, ("no registry can hold", "'>=1.2'")),
     ({"include_platform": ""}, ("has no version constraint", "'>=1.64'")),
     ({"include_platform": "./bundle"}, ("is a path, not a version",)),
-    ({"deckhouse_tag": "a b"}, ("--deckhouse-tag 'a b' is no tag",)),
-    ({"since_version": "new"}, ("--since-version 'new' is no version",)),
+    ({"deckhouse_tag": "a b"}, ("--deckhouse-tag 'a b' is not a tag",)),
+    ({"since_version": "new"}, ("--since-version 'new' is not a version",)),
     ({"platform": ("linux",)}, ("--platform 'linux'", "os/architecture")),
 ]
 

@@ -9,7 +9,6 @@ from semver import Version
 
 from mirror.errors import InputError
 from mirror.layout import (
-    TargetTree,
     archive_of,
     comparable,
     component_of,
@@ -27,8 +26,7 @@ from mirror.layout import (
     tags_of_versions,
     version_tag,
 )
-from mirror.oci import Repository
-from tests.release.strategies import tags, versions
+from tests.support.strategies import tags, versions
 
 
 @pytest.mark.parametrize(
@@ -118,13 +116,6 @@ def test_tags_that_are_made_of_digests_are_known_by_their_form(
 ) -> None:
     assert is_digest_tag(tag) is by_digest
     assert is_attachment_tag(tag) is attached
-
-
-@pytest.mark.parametrize("suffix", ["modules", "own/modules"])
-@pytest.mark.parametrize("path", ["", "install", "modules", "modules/x/release", "packages/y"])
-def test_a_path_is_found_again_where_it_was_put(path: str, suffix: str) -> None:
-    tree = TargetTree(Repository("registry.example.com", "deckhouse/ee"), suffix)
-    assert tree.path_of(tree.locate(path)) == path
 
 
 @pytest.mark.parametrize(

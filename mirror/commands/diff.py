@@ -10,7 +10,7 @@ import click
 
 from mirror import replicas_text
 from mirror.commands import options
-from mirror.commands.replicas import sites
+from mirror.commands.replicas import open_trees
 from mirror.commands.shared import show
 from mirror.errors import InputError, InvalidReferenceError
 from mirror.oci import Repository
@@ -35,7 +35,10 @@ def diff_command(*, a: str, b: str, jobs: int, as_json: bool, **access: Any) -> 
     places = [_place(one) for one in (a, b)]
     registries = [one for one in places if isinstance(one, str)]
     started = time.monotonic()
-    with progress(quiet=as_json) as on_event, sites(registries, on_event, **access) as opened:
+    with (
+        progress(quiet=as_json) as on_event,
+        open_trees(registries, on_event, **access) as opened,
+    ):
         waiting = iter(opened)
         one, other = (next(waiting) if isinstance(place, str) else place for place in places)
         report = diff(one, other, run=Run(jobs, on_event))

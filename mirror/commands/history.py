@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from mirror.commands import options
-from mirror.commands.shared import Target, show
+from mirror.commands.shared import TreeAccess, show
 from mirror.oci import Repository
 from mirror.operations import history
 from mirror.progress import progress
@@ -32,8 +32,8 @@ def history_command(*, registry: str, last: int, as_json: bool, **access: Any) -
 
     Each with its inventory's digest and what it changed. `mirror rollback` puts one back.
     """
-    target = Target.of(Repository.parse(registry), **access)
+    target = TreeAccess.of(Repository.parse(registry), **access)
     started = time.monotonic()
-    with progress(quiet=as_json) as on_event, target.client(on_event) as client:
-        report = history(client, target.tree, last=last, run=Run(on_event=on_event))
+    with progress(quiet=as_json) as on_event, target.open(on_event) as tree:
+        report = history(tree, last=last, run=Run(on_event=on_event))
     show(as_json, report.to_document(), history_summary, report, started)

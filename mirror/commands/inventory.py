@@ -12,7 +12,7 @@ import click
 from mirror import console
 from mirror.bundle.reader import read_inventory
 from mirror.commands import options
-from mirror.commands.shared import Target, show
+from mirror.commands.shared import TreeAccess, show
 from mirror.durable import write_durably
 from mirror.errors import InputError
 from mirror.oci import Repository
@@ -62,11 +62,11 @@ def inventory_command(
     if output != _STANDARD_OUTPUT and (file.is_dir() or not file.absolute().parent.is_dir()):
         # Before the registry is asked: that takes its time.
         raise InputError(f"{output} is no file in a folder that exists; name another one")
-    target = Target.of(Repository.parse(registry), **access)
+    target = TreeAccess.of(Repository.parse(registry), **access)
     paths = {path for one in known for path in read_inventory(one).repositories}
     started = time.monotonic()
-    with progress(quiet=as_json) as on_event, target.client(on_event) as client:
-        found = registry_inventory(client, target.tree, known=paths, run=Run(jobs, on_event))
+    with progress(quiet=as_json) as on_event, target.open(on_event) as tree:
+        found = registry_inventory(tree, known=paths, run=Run(jobs, on_event))
     data = found.inventory.to_json()
     if output == _STANDARD_OUTPUT:
         click.echo(data.decode(), nl=False)

@@ -12,7 +12,7 @@ import click
 
 from mirror import replicas_text
 from mirror.commands import options
-from mirror.commands.replicas import sites
+from mirror.commands.replicas import open_trees
 from mirror.commands.shared import show
 from mirror.errors import InputError
 from mirror.operations import prune
@@ -51,7 +51,10 @@ def prune_command(
     """
     kept = [_kept(one) for one in keep]
     started = time.monotonic()
-    with progress(quiet=as_json) as on_event, sites([registry], on_event, **access) as opened:
+    with (
+        progress(quiet=as_json) as on_event,
+        open_trees([registry], on_event, **access) as opened,
+    ):
         report = prune(opened[0], kept, dry_run=dry_run, run=Run(jobs, on_event))
     show(as_json, report.to_document(), replicas_text.prune_summary, report, started)
     if report.exit_code:

@@ -20,7 +20,7 @@ from mirror.commands.shared import show
 from mirror.config import PullConfig
 from mirror.errors import InputError, InvalidReferenceError
 from mirror.events import Warned
-from mirror.layout import TargetTree, normalised_suffix
+from mirror.layout import normalised_suffix
 from mirror.oci import Repository
 from mirror.operations import plan_pull, registry_inventory
 from mirror.progress import progress
@@ -28,6 +28,7 @@ from mirror.registry import ConnectionOptions, Credentials, RegistryClient
 from mirror.release.source import SourceTree
 from mirror.run import Run
 from mirror.sync import Inventory
+from mirror.sync.tree import RegistryTree
 
 
 @click.command("pull")
@@ -211,8 +212,9 @@ class _Base:
         assert self.root is not None
         host = self.root.host
         login = credentials or credentials_for(host, None, None)
-        tree = TargetTree(self.root, modules_suffix)
         with RegistryClient(
             host, options=connection, credentials=login, on_event=run.on_event
         ) as client:
-            return registry_inventory(client, tree, run=run).inventory
+            return registry_inventory(
+                RegistryTree(client, self.root, modules_suffix), run=run
+            ).inventory

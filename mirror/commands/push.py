@@ -13,10 +13,10 @@ import click
 from mirror import console
 from mirror.bundle.reader import BundleReader
 from mirror.commands import options
-from mirror.commands.shared import Target, show, upload_journal
+from mirror.commands.shared import TreeAccess, show
 from mirror.errors import InputError, InvalidReferenceError
 from mirror.oci import Repository
-from mirror.operations import Member, plan_push, push, push_to_all
+from mirror.operations import plan_push, push, push_to_all
 from mirror.progress import progress
 from mirror.publication_text import quorum_summary
 from mirror.run import Run
@@ -111,7 +111,7 @@ def push_command(
         _check_last(registry, [*folders, *files])
     if not folders and not files:
         raise InputError("name the bundle to push: mirror push BUNDLE_DIR REGISTRY, or use --file")
-    target = Target.named(registry, module_config=module_config, writes=True, **access)
+    target = TreeAccess.named(registry, module_config=module_config, writes=True, **access)
     others = _replicas(target, replicas, quorum, access, replica_login, replica_password)
     if others and dry_run:
         raise InputError("--dry-run is for one registry at a time; leave --replica out")
@@ -121,19 +121,14 @@ def push_command(
         with (
             progress(quiet=as_json) as on_event,
             BundleReader([*map(Path, folders), *files]) as reader,
-            ExitStack() as clients,
+            ExitStack() as opened,
         ):
-            members = [
-                Member(
-                    clients.enter_context(one.client(on_event)),
-                    one.tree,
-                    clients.enter_context(upload_journal(state_dir, one.tree.root.host, on_event)),
-                )
-                for one in (target, *others)
-            ]
             result = push_to_all(
                 reader,
-                members,
+                [
+                    opened.enter_context(one.open_for_uploads(on_event, state_dir))
+                    for one in (target, *others)
+                ],
                 quorum=quorum,
                 key=key,
                 check_access=not no_access_check,
@@ -144,21 +139,14 @@ def push_command(
     with (
         progress(quiet=as_json) as on_event,
         BundleReader([*map(Path, folders), *files]) as reader,
-        target.client(on_event) as client,
     ):
+        run = Run(jobs, on_event)
         if dry_run:
-            plan = plan_push(reader, client, target.tree, key=key, run=Run(jobs, on_event))
+            with target.open(on_event) as tree:
+                plan = plan_push(reader, tree, key=key, run=run)
         else:
-            with upload_journal(state_dir, target.tree.root.host, on_event) as journal:
-                report = push(
-                    reader,
-                    client,
-                    target.tree,
-                    key=key,
-                    journal=journal,
-                    check_access=not no_access_check,
-                    run=Run(jobs, on_event),
-                )
+            with target.open_for_uploads(on_event, state_dir) as tree:
+                report = push(reader, tree, key=key, check_access=not no_access_check, run=run)
     if dry_run:
         show(as_json, plan.to_document(), console.push_plan_summary, plan, started)
     else:
@@ -166,19 +154,19 @@ def push_command(
 
 
 def _replicas(
-    target: Target,
+    target: TreeAccess,
     replicas: Sequence[str],
     quorum: int | None,
     access: Mapping[str, Any],
     login: str | None,
     password: str | None,
-) -> list[Target]:
+) -> list[TreeAccess]:
     """The replicas, and how to reach them: as REGISTRY, but for the login, which is for one host.
 
     Raises:
         InputError: one is named twice, or the quorum is larger than the number of registries.
     """
-    root = target.tree.root
+    root = target.root
     roots = [root, *map(Repository.parse, replicas)]
     twice = next((one for number, one in enumerate(roots) if one in roots[:number]), None)
     if twice is not None:
@@ -191,7 +179,7 @@ def _replicas(
     own = {"login": login, "password": password}
     named = {name: value for name, value in access.items() if name != "sites_file"}
     return [
-        Target.of(one, **{**named, **({} if one.host == root.host and login is None else own)})
+        TreeAccess.of(one, **{**named, **({} if one.host == root.host and login is None else own)})
         for one in roots[1:]
     ]
 

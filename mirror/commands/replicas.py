@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from mirror.commands.cluster import cluster_of
-from mirror.commands.shared import Target
+from mirror.commands.shared import TreeAccess
 from mirror.errors import InputError
 from mirror.events import OnEvent
 from mirror.modes.constants import REGISTRY_PORT
 from mirror.oci import Repository
-from mirror.operations import Site
 from mirror.registry import RetryPolicy
+from mirror.sync.tree import RegistryTree
 
 # A registry answers 500 for a manifest that is damaged. There may be many, and whoever looks at a
 # replica looks again soon, so patience is shorter than in a push.
@@ -23,15 +23,15 @@ _RETRIES = RetryPolicy(attempts=4, base_delay_s=0.5, max_delay_s=5.0)
 
 
 @contextmanager
-def sites(
+def open_trees(
     registries: Sequence[str],
     on_event: OnEvent,
     *,
     storage: Sequence[tuple[str, Path]] = (),
     connections: int = 100,
-    masters: Mapping[str, Target] | None = None,
+    masters: Mapping[str, TreeAccess] | None = None,
     **access: Any,
-) -> Iterator[list[Site]]:
+) -> Iterator[list[RegistryTree]]:
     """Clients for all `registries`, closed at the end; `access` is what `options.registry` says.
 
     Those that are among a cluster's `masters` are reached as the cluster has it. The login is
@@ -50,20 +50,20 @@ def sites(
     with ExitStack() as opened:
         made = []
         for name in registries:
-            target = (masters or {}).get(name) or Target.of(Repository.parse(name), **access)
+            target = (masters or {}).get(name) or TreeAccess.of(Repository.parse(name), **access)
             if target.credentials is not None and access.get("password") == "-":
                 # Asked for once, and meant for all.
                 password = target.credentials.password
                 access = {**access, "password": password}
             options = replace(target.options, retries=_RETRIES, max_connections=connections)
-            client = opened.enter_context(replace(target, options=options).client(on_event))
-            made.append(Site(client, target.tree, folders.get(name)))
+            access_to = replace(target, options=options)
+            made.append(opened.enter_context(access_to.open(on_event, storage=folders.get(name))))
         yield made
 
 
 def masters_of(
     module_config: Path | None, sites_file: Path | None, **access: Any
-) -> dict[str, Target]:
+) -> dict[str, TreeAccess]:
     """The replicas of the cluster that `options.cluster` describes, by name; empty without it.
 
     Raises:
@@ -74,14 +74,14 @@ def masters_of(
     if module_config is None:
         cluster_of(module_config, sites_file)  # which refuses --sites alone
         return {}
-    targets = Target.replicas(module_config=module_config, sites_file=sites_file, **access)
-    return {str(target.tree.root): target for target in targets}
+    targets = TreeAccess.replicas(module_config=module_config, sites_file=sites_file, **access)
+    return {str(target.root): target for target in targets}
 
 
-def full_name(name: str, masters: Mapping[str, Target]) -> str:
+def full_name(name: str, masters: Mapping[str, TreeAccess]) -> str:
     """`name`, or the name of the master that it is a shorter form of: an address, `host:port`."""
     for known, target in masters.items():
-        host = target.tree.root.host
+        host = target.root.host
         if name in (host, host.removesuffix(f":{REGISTRY_PORT}").strip("[]")):
             return known
     return name

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from mirror.commands import options
-from mirror.commands.shared import Target, show
+from mirror.commands.shared import TreeAccess, show
 from mirror.oci import Repository
 from mirror.operations import rollback
 from mirror.progress import progress
@@ -37,8 +37,8 @@ def rollback_command(
     asked for; if something is not there any more, no tag changes. The state that comes of it is a
     new generation, so that replicas follow.
     """
-    target = Target.of(Repository.parse(registry), **access)
+    target = TreeAccess.of(Repository.parse(registry), **access)
     started = time.monotonic()
-    with progress(quiet=as_json) as on_event, target.client(on_event) as client:
-        report = rollback(client, target.tree, to=to, dry_run=dry_run, run=Run(jobs, on_event))
+    with progress(quiet=as_json) as on_event, target.open(on_event) as tree:
+        report = rollback(tree, to=to, dry_run=dry_run, run=Run(jobs, on_event))
     show(as_json, report.to_document(), rollback_summary, report, started)

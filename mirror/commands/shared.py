@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
@@ -17,9 +17,10 @@ from mirror.commands.errors import print_json
 from mirror.commands.login import credentials_for
 from mirror.errors import FileSystemError, InputError
 from mirror.events import OnEvent, Warned
-from mirror.layout import TargetTree, normalised_suffix
+from mirror.layout import normalised_suffix
 from mirror.oci import Repository
 from mirror.registry import ConnectionOptions, Credentials, RegistryClient, UploadJournal
+from mirror.sync.tree import RegistryTree
 
 Report = TypeVar("Report")
 
@@ -27,10 +28,11 @@ _SCHEME_IS_SET = "--insecure does not go with --module-config, which has the sch
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
-    """The registry that a push or a verification is about, and how to reach it."""
+class TreeAccess:
+    """A registry's tree that a command is about, and how to reach it."""
 
-    tree: TargetTree
+    root: Repository
+    modules_suffix: str
     options: ConnectionOptions
     credentials: Credentials | None
 
@@ -48,7 +50,8 @@ class Target:
     ) -> Self:
         """What `options.registry` says about `root`."""
         return cls(
-            TargetTree(root, normalised_suffix(modules_path_suffix)),
+            root,
+            normalised_suffix(modules_path_suffix),
             ConnectionOptions(plain_http=insecure, verify=not tls_skip_verify, ca_file=ca),
             credentials_for(root.host, login, password),
         )
@@ -103,8 +106,8 @@ class Target:
             tls_skip_verify=tls_skip_verify,
             ca=ca,
         )
-        tree = TargetTree(reached.root, normalised_suffix(modules_path_suffix))
-        return cls(tree, reached.options, reached.credentials)
+        suffix = normalised_suffix(modules_path_suffix)
+        return cls(reached.root, suffix, reached.options, reached.credentials)
 
     @classmethod
     def replicas(
@@ -130,20 +133,32 @@ class Target:
         cluster = Cluster.load(module_config, sites_file)
         suffix = normalised_suffix(modules_path_suffix)
         return [
-            cls(TargetTree(reached.root, suffix), reached.options, reached.credentials)
+            cls(reached.root, suffix, reached.options, reached.credentials)
             for reached in cluster.replicas(
                 login=login, password=password, tls_skip_verify=tls_skip_verify, ca=ca
             )
         ]
 
-    def client(self, on_event: OnEvent) -> RegistryClient:
-        """Its client."""
-        return RegistryClient(
-            self.tree.root.host,
-            options=self.options,
-            credentials=self.credentials,
-            on_event=on_event,
-        )
+    @contextmanager
+    def open(self, on_event: OnEvent, *, storage: Path | None = None) -> Iterator[RegistryTree]:
+        """The tree, with a client that is closed at the end."""
+        with RegistryClient(
+            self.root.host, options=self.options, credentials=self.credentials, on_event=on_event
+        ) as client:
+            yield RegistryTree(client, self.root, self.modules_suffix, storage)
+
+    @contextmanager
+    def open_for_uploads(self, on_event: OnEvent, state_dir: Path | None) -> Iterator[RegistryTree]:
+        """The same, with a journal of uploads.
+
+        Raises:
+            FileSystemError: `state_dir`, which somebody asked for, cannot be used.
+        """
+        with (
+            self.open(on_event) as tree,
+            upload_journal(state_dir, self.root.host, on_event) as journal,
+        ):
+            yield replace(tree, journal=journal)
 
 
 @contextmanager

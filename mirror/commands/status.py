@@ -10,7 +10,7 @@ import click
 
 from mirror import replicas_text
 from mirror.commands import options
-from mirror.commands.replicas import sites
+from mirror.commands.replicas import open_trees
 from mirror.commands.shared import show
 from mirror.operations import status
 from mirror.progress import progress
@@ -31,7 +31,10 @@ def status_command(
     else 3 if they state different things.
     """
     started = time.monotonic()
-    with progress(quiet=as_json) as on_event, sites(registries, on_event, **access) as opened:
+    with (
+        progress(quiet=as_json) as on_event,
+        open_trees(registries, on_event, **access) as opened,
+    ):
         report = status(opened, thorough=blobs, run=Run(jobs, on_event))
     show(as_json, report.to_document(), replicas_text.status_summary, report, started)
     if report.exit_code:

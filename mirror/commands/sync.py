@@ -12,8 +12,8 @@ from click.core import ParameterSource
 
 from mirror import replicas_text
 from mirror.commands import options
-from mirror.commands.replicas import full_name, masters_of, parse_storage, sites
-from mirror.commands.shared import Target, show
+from mirror.commands.replicas import full_name, masters_of, open_trees, parse_storage
+from mirror.commands.shared import TreeAccess, show
 from mirror.commands.watch import watch
 from mirror.errors import InputError
 from mirror.operations import sync_replicas
@@ -120,7 +120,7 @@ def sync_command(
     started = time.monotonic()
     with (
         progress(quiet=as_json) as on_event,
-        sites(
+        open_trees(
             names,
             on_event,
             storage=[(full_name(name, masters), at) for name, at in parse_storage(storage)],
@@ -146,7 +146,7 @@ def sync_command(
 
 
 def _who(
-    leader: str | None, replicas: Sequence[str], masters: Mapping[str, Target]
+    leader: str | None, replicas: Sequence[str], masters: Mapping[str, TreeAccess]
 ) -> tuple[str, list[str]]:
     """Leader and replicas, the `masters` of a cluster by their full names.
 

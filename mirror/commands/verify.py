@@ -12,7 +12,7 @@ from mirror import console
 from mirror.bundle.reader import BundleReader
 from mirror.bundle.verify import BundleReport
 from mirror.commands import options
-from mirror.commands.shared import Target, show
+from mirror.commands.shared import TreeAccess, show
 from mirror.errors import InputError, IntegrityError
 from mirror.operations import RegistryReport, verify, verify_registry
 from mirror.progress import progress
@@ -77,7 +77,7 @@ def verify_command(
     key = key_file.read_bytes() if key_file is not None else None
     target = None
     if registry:
-        target = Target.named(
+        target = TreeAccess.named(
             against,
             module_config=module_config,
             sites_file=sites_file,
@@ -90,10 +90,8 @@ def verify_command(
         if target is None:
             report = verify(reader, key=key, quick=quick, run=Run(jobs, on_event))
         else:
-            with target.client(on_event) as client:
-                report = verify_registry(
-                    reader, client, target.tree, deep=deep, run=Run(jobs, on_event)
-                )
+            with target.open(on_event) as tree:
+                report = verify_registry(reader, tree, deep=deep, run=Run(jobs, on_event))
     if isinstance(report, BundleReport):
         show(as_json, report.to_document(), console.bundle_summary, report, started)
     else:

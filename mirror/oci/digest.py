@@ -50,7 +50,7 @@ class Digest:
         return f"{self.algorithm}:{self.encoded}"
 
 
-class _Hash(Protocol):
+class _Hasher(Protocol):
     def update(self, data: bytes, /) -> None: ...
     def hexdigest(self) -> str: ...
 
@@ -65,7 +65,7 @@ class Verifier:
 
     def __init__(self, expected: Digest, size: int | None, where: str) -> None:
         self._expected, self._size, self._where = expected, size, where
-        self._hash: _Hash = hashlib.new(expected.algorithm)
+        self._hash: _Hasher = hashlib.new(expected.algorithm)
         self.count = 0
 
     def update(self, chunk: bytes) -> None:

@@ -16,7 +16,7 @@ from typing import TypeAlias
 
 from mirror.errors import UnreadableImageError
 from mirror.oci.decompress import decompressed
-from mirror.oci.tar_stream import Entry, Kind, TarStream
+from mirror.oci.tar_stream import EntryKind, TarEntry, TarStream
 
 LayerOpener: TypeAlias = Callable[[], Iterator[bytes]]
 """Opens the compressed bytes of one layer; reopenable. It checks them against their digest."""
@@ -113,20 +113,20 @@ def _above(path: str) -> Iterator[str]:
 
 
 @dataclass(frozen=True, slots=True)
-class _Node:
+class _PathContent:
     """What a layer has at a path.
 
     A wanted file has `data`, or a `problem`: why it cannot be given. `target` is of links, cleaned
     for hard ones.
     """
 
-    kind: Kind
+    kind: EntryKind
     target: str = ""
     data: bytes | None = field(default=None, repr=False)
     problem: str = ""
 
 
-_DIRECTORY = _Node(Kind.DIRECTORY)
+_DIRECTORY = _PathContent(EntryKind.DIRECTORY)
 """All directories are this one node."""
 
 
@@ -141,7 +141,7 @@ class _LayerView:
     """
 
     wanted: frozenset[str] = frozenset()
-    nodes: dict[str, _Node] = field(default_factory=dict)
+    nodes: dict[str, _PathContent] = field(default_factory=dict)
     _tracked: frozenset[str] = frozenset()
     _whiteouts: set[str] = field(default_factory=set)
     _opaque: set[str] = field(default_factory=set)
@@ -165,7 +165,7 @@ class _LayerView:
             )
         )
 
-    def add(self, entry: Entry, archive: TarStream, max_file_bytes: int) -> None:
+    def add(self, entry: TarEntry, archive: TarStream, max_file_bytes: int) -> None:
         """Note the layer's next entry; a wanted file's data is read from `archive`."""
         path = _clean(entry.name)
         if not path:
@@ -178,10 +178,10 @@ class _LayerView:
                 self.nodes[above] = _DIRECTORY
         if path not in self._tracked:
             return
-        if entry.kind is Kind.DIRECTORY:
+        if entry.kind is EntryKind.DIRECTORY:
             self.nodes[path] = _DIRECTORY
             return
-        node = self._node_of(path, entry, archive, max_file_bytes)
+        node = self._content_of(path, entry, archive, max_file_bytes)
         below = f"{path}/"
         for gone in [other for other in self.nodes if other.startswith(below)]:
             del self.nodes[gone]
@@ -199,21 +199,27 @@ class _LayerView:
             if hidden in self._tracked:
                 self._whiteouts.add(hidden)
 
-    def _node_of(self, path: str, entry: Entry, archive: TarStream, max_file_bytes: int) -> _Node:
-        if entry.kind is Kind.HARDLINK:
+    def _content_of(
+        self, path: str, entry: TarEntry, archive: TarStream, max_file_bytes: int
+    ) -> _PathContent:
+        if entry.kind is EntryKind.HARDLINK:
             target = _clean(entry.target) or ""
             # What it names now: a later entry of that name is another file.
             now = self.nodes.get(target) if target in self.wanted else None
-            return now if now not in (None, _DIRECTORY) else _Node(Kind.HARDLINK, target)
-        if entry.kind is Kind.FILE and path in self.wanted:
+            return (
+                now if now not in (None, _DIRECTORY) else _PathContent(EntryKind.HARDLINK, target)
+            )
+        if entry.kind is EntryKind.FILE and path in self.wanted:
             # A problem only if this very file turns out to be the one that shows.
             if entry.sparse:
-                return _Node(Kind.FILE, problem="is stored as a sparse file, which is not read")
+                return _PathContent(
+                    EntryKind.FILE, problem="is stored as a sparse file, which is not read"
+                )
             if entry.size > max_file_bytes:
                 problem = f"has {entry.size} bytes; at most {max_file_bytes} are read"
-                return _Node(Kind.FILE, problem=problem)
-            return _Node(Kind.FILE, data=archive.read())
-        return _Node(entry.kind, entry.target)
+                return _PathContent(EntryKind.FILE, problem=problem)
+            return _PathContent(EntryKind.FILE, data=archive.read())
+        return _PathContent(entry.kind, entry.target)
 
 
 # -- what all layers say together ------------------------------------------------------------------
@@ -249,13 +255,15 @@ class _Image:
             _UnreadError: it takes a layer that was not read for this yet.
         """
         node = self._resolve(path, len(self._layers) - 1, itertools.count(1), follow=True)
-        if node is None or node.kind is not Kind.FILE:
+        if node is None or node.kind is not EntryKind.FILE:
             return None
         if node.data is None:
             raise UnreadableImageError(f"{self._where}: the file {path} {node.problem}")
         return node.data
 
-    def _resolve(self, path: str, top: int, links: Iterator[int], *, follow: bool) -> _Node | None:
+    def _resolve(
+        self, path: str, top: int, links: Iterator[int], *, follow: bool
+    ) -> _PathContent | None:
         """What is at `path` in the file system that layers 0 to `top` make; never a hard link.
 
         `follow` says whether a symbolic link in the last place is followed. `links` counts links.
@@ -276,7 +284,7 @@ class _Image:
             below = self._lookup(at, _clean("/".join(ahead)) or at, top, links)
             if below is None:
                 return None
-            if below.kind is Kind.SYMLINK and (follow or rest):
+            if below.kind is EntryKind.SYMLINK and (follow or rest):
                 self._count_link(path, links)
                 if not below.target:
                     return None
@@ -293,14 +301,14 @@ class _Image:
                 here, node = at, below
         return node
 
-    def _lookup(self, path: str, ahead: str, top: int, links: Iterator[int]) -> _Node | None:
+    def _lookup(self, path: str, ahead: str, top: int, links: Iterator[int]) -> _PathContent | None:
         """What is at `path`, on the way to `ahead`; the parents of `path` are no links."""
         for layer in range(top, -1, -1):
             view = self._views[layer]
             if ahead not in view.wanted:
                 raise _UnreadError(layer, ahead)
             node = view.nodes.get(path)
-            if node is not None and node.kind is Kind.HARDLINK:
+            if node is not None and node.kind is EntryKind.HARDLINK:
                 self._count_link(path, links)
                 # The file of that name as this layer left it, whatever upper layers made of it.
                 linked = self._resolve(node.target, layer, links, follow=False)

@@ -45,19 +45,19 @@ _LARGEST_SIZE = 2**63 - 1
 """What programs in Go, registries among them, can hold."""
 
 
-class _Wire(BaseModel):
+class _WireModel(BaseModel):
     """A document as the wire has it: frozen, unknown fields kept."""
 
     model_config = ConfigDict(frozen=True, extra="allow", strict=True)
 
 
-class _WirePlatform(_Wire):
+class _WirePlatform(_WireModel):
     os: str = ""
     architecture: str = ""
     variant: str = ""
 
 
-class _WireDescriptor(_Wire):
+class _WireDescriptor(_WireModel):
     media_type: str = Field("", alias="mediaType")
     digest: str
     size: int = Field(ge=0, le=_LARGEST_SIZE)
@@ -67,7 +67,7 @@ class _WireDescriptor(_Wire):
     platform: _WirePlatform | None = None
 
 
-class _WireManifest(_Wire):
+class _WireManifest(_WireModel):
     schema_version: int = Field(alias="schemaVersion", le=_LARGEST_SIZE)
     media_type: str | None = Field(None, alias="mediaType")
     artifact_type: str | None = Field(None, alias="artifactType")

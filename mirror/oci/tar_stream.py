@@ -27,7 +27,7 @@ _MAX_NAME = 4096
 _PAX_RECORD = re.compile(rb"([0-9]{1,10}) ([^=\n]+)=")
 
 
-class Kind(enum.Enum):
+class EntryKind(enum.Enum):
     """What an entry creates. `OTHER` stands for devices, pipes and unknown types."""
 
     FILE = "file"
@@ -37,14 +37,14 @@ class Kind(enum.Enum):
     OTHER = "special file"
 
 
-_KINDS = {
-    tarfile.REGTYPE: Kind.FILE,
-    tarfile.AREGTYPE: Kind.FILE,
-    tarfile.CONTTYPE: Kind.FILE,
-    tarfile.GNUTYPE_SPARSE: Kind.FILE,
-    tarfile.DIRTYPE: Kind.DIRECTORY,
-    tarfile.SYMTYPE: Kind.SYMLINK,
-    tarfile.LNKTYPE: Kind.HARDLINK,
+_ENTRY_KINDS = {
+    tarfile.REGTYPE: EntryKind.FILE,
+    tarfile.AREGTYPE: EntryKind.FILE,
+    tarfile.CONTTYPE: EntryKind.FILE,
+    tarfile.GNUTYPE_SPARSE: EntryKind.FILE,
+    tarfile.DIRTYPE: EntryKind.DIRECTORY,
+    tarfile.SYMTYPE: EntryKind.SYMLINK,
+    tarfile.LNKTYPE: EntryKind.HARDLINK,
 }
 _WITHOUT_DATA = frozenset(
     {
@@ -59,14 +59,14 @@ _WITHOUT_DATA = frozenset(
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class TarEntry:
     """One entry, its name as stored. `size` is the bytes of data; `target` is of links.
 
     Of a `sparse` file the archive holds the pieces without the holes.
     """
 
     name: str
-    kind: Kind
+    kind: EntryKind
     target: str
     size: int
     sparse: bool
@@ -88,7 +88,7 @@ class TarStream:
         self._data = 0  # bytes of the entry's data not read yet
         self._padding = 0
 
-    def __iter__(self) -> Iterator[Entry]:
+    def __iter__(self) -> Iterator[TarEntry]:
         while entry := self._next():
             yield entry
         self._source.drain()
@@ -99,7 +99,7 @@ class TarStream:
         self._data = 0
         return data
 
-    def _next(self) -> Entry | None:
+    def _next(self) -> TarEntry | None:
         """Read up to the next entry; None at the end of the archive."""
         pax: dict[str, str] = {}
         long_name = long_target = None
@@ -125,19 +125,19 @@ class TarStream:
         pax: dict[str, str],
         long_name: str | None,
         long_target: str | None,
-    ) -> Entry:
+    ) -> TarEntry:
         if "size" in pax and header.type not in _WITHOUT_DATA:
             if not re.fullmatch("[0-9]{1,19}", pax["size"]):
                 self._fail(f"a size that is none, {pax['size'][:40]!r}")
             self._expect(int(pax["size"]))
         name = pax.get("GNU.sparse.name") or pax.get("path") or long_name or header.name
-        kind = _KINDS.get(header.type, Kind.OTHER)
+        kind = _ENTRY_KINDS.get(header.type, EntryKind.OTHER)
         if header.type == tarfile.AREGTYPE and name.endswith("/"):
-            kind = Kind.DIRECTORY  # as archives were before there was a type for it
+            kind = EntryKind.DIRECTORY  # as archives were before there was a type for it
         target = pax.get("linkpath") or long_target or header.linkname
         if max(len(name), len(target)) > _MAX_NAME:
             self._fail(f"a name of more than {_MAX_NAME} characters, {name[:40]!r}…")
-        return Entry(
+        return TarEntry(
             name=name,
             kind=kind,
             target=target,

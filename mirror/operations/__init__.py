@@ -8,21 +8,20 @@ from mirror.operations.inventory import RegistryInventory, registry_inventory
 from mirror.operations.merge import MergeReport, merge
 from mirror.operations.prune import PruneReport, prune
 from mirror.operations.pull import PullPlan, PullReport, plan_pull, pull
-from mirror.operations.push import PushReport, push
-from mirror.operations.push_plan import PushPlan, plan_push
-from mirror.operations.quorum import Member, QuorumReport, push_to_all
+from mirror.operations.push import plan_push, push, push_to_all
+from mirror.operations.push_reports import MemberReport, PushPlan, PushReport, QuorumReport
 from mirror.operations.results import Outcome, ReplicaResult
 from mirror.operations.rollback import RollbackReport, rollback
-from mirror.operations.sites import Site, replica_sites
 from mirror.operations.status import ReplicaStatus, StatusReport, status
 from mirror.operations.sync import SyncReport, sync_replicas
+from mirror.operations.trees import replica_trees
 from mirror.operations.verify import RegistryReport, verify, verify_registry
 
 __all__ = [
     "Adoption",
     "DiffReport",
     "HistoryReport",
-    "Member",
+    "MemberReport",
     "MergeReport",
     "Outcome",
     "Packing",
@@ -37,7 +36,6 @@ __all__ = [
     "ReplicaResult",
     "ReplicaStatus",
     "RollbackReport",
-    "Site",
     "StatusReport",
     "SyncReport",
     "adopt",
@@ -51,7 +49,7 @@ __all__ = [
     "push",
     "push_to_all",
     "registry_inventory",
-    "replica_sites",
+    "replica_trees",
     "rollback",
     "status",
     "sync_replicas",

@@ -11,13 +11,14 @@ from dataclasses import dataclass
 
 from mirror.errors import ConflictError, IncompleteError, MirrorError
 from mirror.layout import is_attachment_tag, is_digest_tag, parse_version, publication_stage
-from mirror.operations.sites import Site, walk_open, walk_site
+from mirror.operations.trees import walk_open, walk_tree
 from mirror.run import Run
 from mirror.sync import Inventory, RepositoryContent, make_plan, transfer, union
 from mirror.sync.failover import FailoverSource
 from mirror.sync.observation import Failure, Item, complete_subset
 from mirror.sync.statement import reachable
 from mirror.sync.tags import Tags, laid_over, tags_of
+from mirror.sync.tree import RegistryTree
 from mirror.sync.walk import Memory
 
 
@@ -43,8 +44,8 @@ def may_move(_path: str, tag: str) -> bool:
 
 
 def adopt(
-    replica: Site,
-    peers: Sequence[Site],
+    replica: RegistryTree,
+    peers: Sequence[RegistryTree],
     *,
     memories: Mapping[str, Memory] | None = None,
     run: Run | None = None,
@@ -65,10 +66,10 @@ def adopt(
     run = Run.of(run)
     memories = memories or {}
     failures: list[Failure] = []
-    offers: list[tuple[Site, Inventory]] = []
+    offers: list[tuple[RegistryTree, Inventory]] = []
     for peer in (peer.within(run) for peer in peers):
         try:
-            found = walk_site(peer, memory=memories.get(peer.name), run=run)
+            found = walk_tree(peer, memory=memories.get(peer.name), run=run)
         except MirrorError as err:
             run.check()
             failures.append(Failure(peer.name, "the peer as a whole", err))
@@ -83,7 +84,7 @@ def adopt(
         here = walk_open(replica, offered, memory=memories.get(replica.name), run=run)
         failures += here.failures
         doubtful = {item.repository for item in here.unclear}
-        place, (held, _) = replica.place(run=run), complete_subset(here.held)
+        place, (held, _) = replica.target(run), complete_subset(here.held)
         tags = tags_of(here.held)
         for peer, inventory in offers:
             clear = inventory.filtered(lambda path: path not in doubtful)
@@ -124,7 +125,7 @@ def undisputed(offered: Inventory, there: Tags) -> tuple[Inventory, tuple[Item, 
     return Inventory(kept), tuple(conflicts)
 
 
-def _conflict(replica: Site, peer: Site, item: Item) -> Failure:
+def _conflict(replica: RegistryTree, peer: RegistryTree, item: Item) -> Failure:
     error = ConflictError(
         f"it names {item.digest} here and something else at {peer.name}, and neither states an "
         "inventory that would decide; name a leader, or push with mirror to the one that is right"

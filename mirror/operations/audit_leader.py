@@ -17,7 +17,7 @@ from mirror.oci import Digest
 from mirror.operations.leader import Facts, Leader
 from mirror.operations.replicate import describe_damage
 from mirror.operations.results import How, Outcome, ReplicaResult
-from mirror.operations.sites import Site, listed_repositories, usual_repositories
+from mirror.operations.trees import listed_repositories, usual_repositories
 from mirror.run import Run
 from mirror.sync import Finding, Inventory, Plan, make_plan, transfer
 from mirror.sync.difference import lacking
@@ -25,8 +25,9 @@ from mirror.sync.failover import FailoverSource
 from mirror.sync.healing import Healer, Mending, mended, without_manifests
 from mirror.sync.observation import Depth, Failure, Item, Observation
 from mirror.sync.observe import observe
-from mirror.sync.publish import read_standing
+from mirror.sync.publication_state import read_state
 from mirror.sync.statement import REPOSITORY, Statement
+from mirror.sync.tree import RegistryTree
 
 
 class LeaderAudit:
@@ -39,14 +40,14 @@ class LeaderAudit:
     def __init__(
         self,
         leader: Leader,
-        others: Sequence[Site],
+        others: Sequence[RegistryTree],
         how: How,
         *,
         run: Run,
     ) -> None:
         self._leader, self._others, self._how = leader, others, how
         self._run = run
-        self._place = leader.site.place(run=run)
+        self._place = leader.tree.target(run)
         self._started = time.monotonic()
         self._damaged: tuple[Finding, ...] = ()
         self._healed: tuple[Finding, ...] = ()
@@ -56,9 +57,9 @@ class LeaderAudit:
         self._facts: Facts | None = None
 
     @property
-    def site(self) -> Site:
+    def tree(self) -> RegistryTree:
         """The leader's."""
-        return self._leader.site
+        return self._leader.tree
 
     def carry_out(self) -> ReplicaResult:
         """Do it; what fails is in the result and is never raised."""
@@ -66,7 +67,7 @@ class LeaderAudit:
             self._facts = self._leader.facts()
             self._failures = self._audit(self._facts)
         except MirrorError as err:
-            self._failures = (Failure(self.site.name, "the leader as a whole", err),)
+            self._failures = (Failure(self.tree.name, "the leader as a whole", err),)
         finally:
             self._leader.judge((*self._failures, *self._as_failures()))
         return self.result()
@@ -84,7 +85,7 @@ class LeaderAudit:
         if self._damaged:
             outcome = Outcome.DIFFERS
         return ReplicaResult(
-            self.site.name,
+            self.tree.name,
             Outcome.FAILED if failures else outcome,
             self._leader.digest,
             published.statement.generation if published else None,
@@ -137,7 +138,7 @@ class LeaderAudit:
         source = FailoverSource(
             [one.source() for one in self._others], wanted, on_event=self._run.on_event
         )
-        healer = Healer(place, source, self.site.files, run=self._run)
+        healer = Healer(place, source, self.tree.files, run=self._run)
         healed, failures = healer.heal_blobs(damaged, wanted)
         target = Mending(place, healer, broken)
         missing = [(step.into[0], step.digest) for step in plan.blobs]
@@ -163,7 +164,7 @@ class LeaderAudit:
         rest = lacking(facts.inventory, found.held)
         coming = None
         if any(content.tags for content in rest.repositories.values()):
-            newest = read_standing(self.site.client, self.site.tree.locate).newest
+            newest = read_state(self.tree).newest
             if newest is not None and newest != facts.published:
                 coming = newest.statement
         return _lost(rest, found, coming, self._place.name)
@@ -173,16 +174,15 @@ class LeaderAudit:
 
         Where it does not list them, those that a release tree has by its nature.
         """
-        client, tree = self.site.client, self.site.tree
         listed: set[str] | RegistryError
         try:
-            listed = listed_repositories(client, tree)
+            listed = listed_repositories(self.tree)
         except UnreachableError as err:  # by this request, which costs large registries much
             listed = err
         if not isinstance(listed, RegistryError):
             return frozenset(listed)
         try:
-            return frozenset(usual_repositories(client, tree))
+            return frozenset(usual_repositories(self.tree))
         except RegistryError as err:
             self._untold = (Failure(self._place.name, "its list of repositories", err),)
             return frozenset()

@@ -9,14 +9,14 @@ from typing import Any
 from mirror.bundle.reader import read_inventory
 from mirror.events import PhaseStarted
 from mirror.oci import Digest
-from mirror.operations.places import see_registry
-from mirror.operations.sites import Site
+from mirror.operations.trees import see_registry
 from mirror.release.discovery import has_index, index_of
 from mirror.run import Run
 from mirror.sync import Inventory, union
 from mirror.sync.difference import Difference, differ
 from mirror.sync.observation import Failure
 from mirror.sync.tags import tags_of
+from mirror.sync.tree import RegistryTree
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +42,8 @@ class DiffReport:
 
 
 def diff(
-    a: Path | Site,
-    b: Path | Site,
+    a: Path | RegistryTree,
+    b: Path | RegistryTree,
     *,
     run: Run | None = None,
 ) -> DiffReport:
@@ -59,7 +59,7 @@ def diff(
     run = Run.of(run)
     failures: list[Failure] = []
 
-    def seen(place: Path | Site) -> tuple[str, Inventory]:
+    def seen(place: Path | RegistryTree) -> tuple[str, Inventory]:
         if isinstance(place, Path):
             return str(place), read_inventory(place)
         run.on_event(PhaseStarted(f"looking at {place.name}"))

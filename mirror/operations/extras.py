@@ -7,22 +7,14 @@ from dataclasses import dataclass
 from mirror.errors import PruneRefusedError
 from mirror.oci import Digest
 from mirror.operations.leader import Leader
-from mirror.operations.sites import Site
 from mirror.run import Run
 from mirror.sync import Inventory, union
 from mirror.sync.difference import lacking
 from mirror.sync.observation import Failure, Observation
-from mirror.sync.registry import RegistryTarget
-from mirror.sync.removal import (
-    DropManifest,
-    DropTag,
-    Removal,
-    check_deletes,
-    plan_removal,
-    remove,
-)
+from mirror.sync.removal import DropManifest, DropTag, Removal, check_deletes, plan_removal, remove
 from mirror.sync.statement import REPOSITORY
 from mirror.sync.tags import tags_of, tags_only
+from mirror.sync.tree import RegistryTree
 from mirror.sync.walk import walk
 
 
@@ -40,7 +32,7 @@ class Extras:
 
 
 def find_extras(
-    site: Site,
+    tree: RegistryTree,
     wanted: Inventory,
     known: Inventory,
     found: Observation,
@@ -57,7 +49,7 @@ def find_extras(
     }
     scope = frozenset({*wanted.repositories, *known.repositories})
     beyond = walk(
-        site.source(),
+        tree.source(),
         scope,
         known=lacking(known, wanted),
         only=listed,
@@ -68,14 +60,14 @@ def find_extras(
     return Extras(plan_removal(there, wanted, scope), beyond.failures)
 
 
-def refuse_to_prune(site: Site, leader: Leader, *, incomplete: bool) -> None:
+def refuse_to_prune(tree: RegistryTree, leader: Leader, *, incomplete: bool) -> None:
     """Check that nothing stands against a prune: no doubt about either registry.
 
     Raises:
         PruneRefusedError: the leader states nothing, or less is there than it states, or the
             replica is `incomplete`.
     """
-    name, head = site.name, leader.site.name
+    name, head = tree.name, leader.tree.name
     if leader.digest is None:
         raise PruneRefusedError(
             f"{name}: nothing was pruned: the leader {head} states no inventory, so what it lacks "
@@ -93,8 +85,7 @@ def refuse_to_prune(site: Site, leader: Leader, *, incomplete: bool) -> None:
 
 
 def remove_extras(
-    site: Site,
-    place: RegistryTarget,
+    tree: RegistryTree,
     removal: Removal,
     current: Digest,
     run: Run,
@@ -107,18 +98,18 @@ def remove_extras(
     """
     if not removal:
         return removal, ()
-    check_deletes(place)
-    former = _statements_but(site, current, run)
+    check_deletes(tree)
+    former = _statements_but(tree, current, run)
     gone: list[DropTag | DropManifest] = []
-    failures = remove(removal, place, run=run, gone=gone)
+    failures = remove(removal, tree, gone=gone, run=run)
     if not failures:
         # They promise a way back to what has just gone.
-        failures = remove(former, place, run=run)
+        failures = remove(former, tree, run=run)
     return removal.only(gone), failures
 
 
-def _statements_but(site: Site, current: Digest, run: Run) -> Removal:
-    found = walk(site.source(), [REPOSITORY], run=run.quietly()).complete()
+def _statements_but(tree: RegistryTree, current: Digest, run: Run) -> Removal:
+    found = walk(tree.source(), [REPOSITORY], run=run.quietly()).complete()
     tags: dict[Digest, list[str]] = {}
     for tag, digest in found.held.repository(REPOSITORY).tags.items():
         if digest != current:

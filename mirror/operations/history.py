@@ -9,12 +9,18 @@ from typing import Any
 
 from mirror.errors import StatementError
 from mirror.events import PhaseAdvanced, PhaseStarted, Warned
-from mirror.layout import TargetTree, publication_stage
+from mirror.layout import publication_stage
 from mirror.oci import Digest
-from mirror.registry import RegistryClient
 from mirror.run import Run
-from mirror.sync.publish import Published, Standing, generations, read_generation, read_standing
+from mirror.sync.publication_state import (
+    PublicationState,
+    Published,
+    generations,
+    read_generation,
+    read_state,
+)
 from mirror.sync.tags import TagChanges, Tags, changes, tags_of
+from mirror.sync.tree import RegistryTree
 
 _VERSIONS, _CHANNELS = 1, 2
 """Stages of `publication_stage`."""
@@ -90,48 +96,44 @@ class HistoryReport:
 
 
 def history(
-    client: RegistryClient,
-    tree: TargetTree,
-    *,
-    last: int | None = None,
-    run: Run | None = None,
+    tree: RegistryTree, *, last: int | None = None, run: Run | None = None
 ) -> HistoryReport:
-    """Read the `last` generations (all, if None) that the registry keeps statements of.
+    """Read the `last` generations (all, if None) of which the registry keeps statements.
 
-    One that cannot be read is warned of and left out.
+    A warning names each that cannot be read and is left out.
 
     Raises:
         UnreachableError, DeniedError: the registry does not answer.
-        InputError: a statement is of a newer schema.
+        InputError: a statement has a newer schema.
     """
     run = Run.of(run)
-    client = client.within(run)
-    client.ping()
-    standing = read_standing(client, tree.locate)
-    for notice in standing.notices:
+    tree = tree.within(run)
+    tree.client.ping()
+    state = read_state(tree)
+    for notice in state.notices:
         run.on_event(Warned(notice))
-    kept = generations(client, tree.locate)
+    kept = generations(tree)
     # One more than is shown, to say what the first of them changed.
     read = kept if last is None else kept[-(last + 1) :]
     run.on_event(PhaseStarted("reading generations", len(read)))
     found: list[_Seen] = []
     for number in read:
         try:
-            published = read_generation(client, tree.locate, number)
+            published = read_generation(tree, number)
         except StatementError as err:
             run.on_event(Warned(str(err)))
             published = None
         run.on_event(PhaseAdvanced())
         if published is not None:
             found.append(_Seen.of(published))
-    pending = standing.pending
+    pending = state.pending
     if pending and all(one.statement != pending.digest for one in found):
         found.append(_Seen.of(pending))
     first = found[0] if found else None
-    shown = [_described(one, before, standing) for before, one in pairwise(found)]
+    shown = [_described(one, before, state) for before, one in pairwise(found)]
     if first is not None and (last is None or len(kept) <= last):
-        shown.insert(0, _described(first, None, standing))
-    return HistoryReport(str(tree.root), tuple(reversed(shown)), len(kept) - _kept(shown, kept))
+        shown.insert(0, _described(first, None, state))
+    return HistoryReport(tree.name, tuple(reversed(shown)), len(kept) - _kept(shown, kept))
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,8 +160,8 @@ class _Seen:
         )
 
 
-def _described(one: _Seen, before: _Seen | None, standing: Standing) -> Generation:
-    current, pending = standing.current, standing.pending
+def _described(one: _Seen, before: _Seen | None, state: PublicationState) -> Generation:
+    current, pending = state.current, state.pending
     return Generation(
         one.number,
         one.inventory,

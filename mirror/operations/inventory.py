@@ -16,16 +16,13 @@ from mirror.errors import (
     common_exit_code,
 )
 from mirror.events import Warned
-from mirror.layout import TargetTree
 from mirror.oci import Digest
-from mirror.operations.pull import count
-from mirror.operations.sites import listed_repositories, usual_repositories
-from mirror.registry import RegistryClient
+from mirror.operations.trees import listed_repositories, usual_repositories
 from mirror.run import Run
 from mirror.sync import Inventory
 from mirror.sync.observation import Failure
-from mirror.sync.publish import read_standing
-from mirror.sync.registry import RegistrySource
+from mirror.sync.publication_state import read_state
+from mirror.sync.tree import RegistryTree
 from mirror.sync.walk import walk
 
 
@@ -78,13 +75,12 @@ class RegistryInventory:
             "gaps": self.gaps,
             "notices": list(self.notices),
             "failures": [failure.to_document() for failure in self.failures],
-            **count(self.inventory),
+            **self.inventory.counts(),
         }
 
 
 def registry_inventory(
-    client: RegistryClient,
-    tree: TargetTree,
+    tree: RegistryTree,
     *,
     known: Iterable[str] = (),
     run: Run | None = None,
@@ -106,26 +102,25 @@ def registry_inventory(
         CancelledError: `run` was stopped.
     """
     run = Run.of(run)
-    client = client.within(run)
-    client.ping()  # one clear answer about name, TLS and login, before many ask in parallel
-    stated = _stated(client, tree, run)
-    paths = {*known, *stated.repositories, *usual_repositories(client, tree)}
-    listed = listed_repositories(client, tree)
+    tree = tree.within(run)
+    tree.client.ping()  # one clear answer about name, TLS and login, before many ask in parallel
+    stated = _stated(tree, run)
+    paths = {*known, *stated.repositories, *usual_repositories(tree)}
+    listed = listed_repositories(tree)
     if not isinstance(listed, RegistryError):
         paths.update(listed)
     elif not stated.repositories:
         run.on_event(
             Warned(
-                f"{client.host} does not list its repositories ({listed}); those of the release "
-                "tree are looked at, which leaves out extra images of modules unless --known names "
-                "a bundle that has them"
+                f"{tree.client.host} does not list its repositories ({listed}); those of the "
+                "release tree are looked at, which leaves out extra images of modules unless "
+                "--known names a bundle that has them"
             )
         )
-    source = RegistrySource(client, tree.locate, str(tree.root))
-    found = walk(source, paths, known=stated, blobs=True, run=run)
+    found = walk(tree.source(), paths, known=stated, blobs=True, run=run)
     odd = [one for one in found.failures if isinstance(one.error, InvalidManifestError)]
     seen = RegistryInventory(
-        str(tree.root),
+        tree.name,
         found.held,
         found.requests,
         tuple(f"{one.item} is left out: {one.error}" for one in odd),
@@ -140,15 +135,15 @@ def registry_inventory(
     return seen
 
 
-def _stated(client: RegistryClient, tree: TargetTree, run: Run) -> Inventory:
+def _stated(tree: RegistryTree, run: Run) -> Inventory:
     """What the registry states that it holds; nothing, where it states nothing of use."""
     try:
-        standing = read_standing(client, tree.locate)
+        state = read_state(tree)
     except UnreachableError:
         raise
     except (RegistryError, InputError) as err:
-        run.on_event(Warned(f"what {tree.root} states that it holds is not looked at: {err}"))
+        run.on_event(Warned(f"what {tree.name} states that it holds is not looked at: {err}"))
         return Inventory()
-    for notice in standing.notices:
+    for notice in state.notices:
         run.on_event(Warned(notice))
-    return standing.newest.statement.inventory if standing.newest else Inventory()
+    return state.newest.statement.inventory if state.newest else Inventory()

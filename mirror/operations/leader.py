@@ -18,20 +18,22 @@ from mirror.errors import (
     RegistryNotFoundError,
     StalledError,
 )
-from mirror.oci import Digest, Manifest
-from mirror.operations.sites import Site, walk_site
+from mirror.oci import Digest
+from mirror.operations.trees import walk_tree
 from mirror.run import Run
 from mirror.sync import Inventory, InventoryBuilder, ManifestNode
 from mirror.sync.artifact import Artifact
 from mirror.sync.observation import Failure
-from mirror.sync.publish import (
+from mirror.sync.publication_state import (
     LATEST,
+    PublicationState,
     Published,
-    Standing,
-    read_standing,
+    read_artifact,
+    read_state,
     read_statement,
 )
-from mirror.sync.statement import REPOSITORY, generation_of, layer_of
+from mirror.sync.statement import REPOSITORY, generation_of
+from mirror.sync.tree import RegistryTree
 from mirror.sync.workers import gather
 
 Answer = TypeVar("Answer")
@@ -62,8 +64,8 @@ class Facts:
 class Leader:
     """The registry that decides. Thread-safe; asked for its digest first, the rest if needed."""
 
-    def __init__(self, site: Site, *, run: Run | None = None) -> None:
-        self.site = site
+    def __init__(self, tree: RegistryTree, *, run: Run | None = None) -> None:
+        self.tree = tree
         self._run = Run.of(run)
         self._lock = threading.Lock()
         self._facts: Facts | None = None
@@ -72,7 +74,7 @@ class Leader:
         self.generation: int | None = None
         # One small request for both; the layer, which may be large, is left for `facts`.
         with suppress(RegistryNotFoundError):
-            manifest = site.client.manifest(site.tree.locate(REPOSITORY), LATEST)
+            manifest = tree.client.manifest(tree.locate(REPOSITORY), LATEST)
             self.digest = manifest.digest
             self.generation = generation_of(manifest)
 
@@ -102,58 +104,46 @@ class Leader:
         self._audit.set_result(failures)
 
     def _read(self) -> Facts:
-        site = self.site
+        tree = self.tree
         if self.digest is not None:
-            published = _read_at(site, self.digest)
+            published = _read_at(tree, self.digest)
             self.generation = published.statement.generation
-            return Facts(published.statement.inventory, published, _artifact(site, published))
-        found = walk_site(site, run=self._run)
+            return Facts(published.statement.inventory, published, read_artifact(tree, published))
+        found = walk_tree(tree, run=self._run)
         if not found.held.repositories:
             raise NotFoundError(
-                f"the leader {site.name} states no inventory and holds no image; push to it first, "
+                f"the leader {tree.name} states no inventory and holds no image; push to it first, "
                 "or name another leader with --from"
             )
         return Facts(found.held, failures=found.failures)
 
 
-def _read_at(site: Site, digest: Digest) -> Published:
-    published = read_statement(site.client, site.tree.locate, digest)
+def _read_at(tree: RegistryTree, digest: Digest) -> Published:
+    published = read_statement(tree, digest)
     if published is None:
-        raise NotFoundError(f"{site.name}: the statement {digest} is gone; run the command again")
+        raise NotFoundError(f"{tree.name}: the statement {digest} is gone; run the command again")
     return published
 
 
-def _artifact(site: Site, published: Published) -> Artifact:
-    """The statement byte for byte as it is there, whichever version of mirror wrote it."""
-    artifact = published.statement.artifact()
-    if artifact.manifest.digest == published.digest:
-        return artifact
-    repository = site.tree.locate(REPOSITORY)
-    manifest: Manifest = site.client.manifest(repository, published.digest)
-    layer = layer_of(manifest)
-    data = b"".join(site.client.blob(repository, layer.digest, size=layer.size))
-    return Artifact(manifest, data)
-
-
 def ask_at_once(
-    sites: Sequence[Site],
-    question: Callable[[Site], Answer],
+    trees: Sequence[RegistryTree],
+    question: Callable[[RegistryTree], Answer],
     *,
     patience_s: float | None = None,
     run: Run,
 ) -> list[Answer | MirrorError]:
-    """The answers to `question`, or why there is none, in the order of `sites`.
+    """The answers to `question`, or why there is none, in the order of `trees`.
 
     All are asked at once, and none for longer than `patience_s` seconds.
     """
 
-    def ask(site: Site) -> tuple[Answer | MirrorError]:
+    def ask(tree: RegistryTree) -> tuple[Answer | MirrorError]:
         # In a tuple: to the workers an error that is returned is not an error.
         try:
-            return (question(site.within(run.with_deadline(patience_s))),)
+            return (question(tree.within(run.with_deadline(patience_s))),)
         except DeadlineError as err:
             run.check()
-            silent = StalledError(f"no answer within {patience_s:g} s", where=site.name)
+            silent = StalledError(f"no answer within {patience_s:g} s", where=tree.name)
             silent.__cause__ = err
             return (silent,)
         except CancelledError:
@@ -161,17 +151,17 @@ def ask_at_once(
         except MirrorError as err:
             return (err,)
 
-    return [answer for (answer,) in gather(sites, ask, run=run.with_jobs(max(1, len(sites))))]
+    return [answer for (answer,) in gather(trees, ask, run=run.with_jobs(max(1, len(trees))))]
 
 
 def choose_leader(
-    sites: Sequence[Site], *, patience_s: float | None = None, run: Run | None = None
-) -> tuple[Site, tuple[Failure, ...]]:
-    """The site that states the highest generation; of several, one that is publishing nothing.
+    trees: Sequence[RegistryTree], *, patience_s: float | None = None, run: Run | None = None
+) -> tuple[RegistryTree, tuple[Failure, ...]]:
+    """The tree that states the highest generation; of several, one that is publishing nothing.
 
     Clocks and dates of images do not count. What is on its way to a generation beyond that one, by
     a publication that is under way or was interrupted, is not to be turned back by who finds it so:
-    such sites are in the failures, like those that could not be asked. All are asked at once, and
+    such trees are in the failures, like those that could not be asked. All are asked at once, and
     whoever has not answered after `patience_s` seconds counts as unreachable.
 
     Raises:
@@ -179,44 +169,44 @@ def choose_leader(
         ConflictError: two state different inventories as the same generation.
     """
     failures: list[Failure] = []
-    standings: list[tuple[Standing, Site]] = []
-    stating: list[tuple[Published, bool, Site]] = []
+    standings: list[tuple[PublicationState, RegistryTree]] = []
+    stating: list[tuple[Published, bool, RegistryTree]] = []
     answers = ask_at_once(
-        sites,
-        lambda site: read_standing(site.client, site.tree.locate),
+        trees,
+        lambda tree: read_state(tree),
         patience_s=patience_s,
         run=Run.of(run),
     )
-    for site, answer in zip(sites, answers, strict=True):
+    for tree, answer in zip(trees, answers, strict=True):
         if isinstance(answer, MirrorError):
-            failures.append(Failure(site.name, "its statement", answer))
+            failures.append(Failure(tree.name, "its statement", answer))
             continue
-        standings.append((answer, site))
+        standings.append((answer, tree))
         if answer.current is not None and not answer.notices:
-            stating.append((answer.current, answer.pending is not None, site))
+            stating.append((answer.current, answer.pending is not None, tree))
     if not stating:
         raise NotFoundError(
-            f"none of {', '.join(site.name for site in sites)} states a complete inventory; "
+            f"none of {', '.join(tree.name for tree in trees)} states a complete inventory; "
             "push to one of them, or name the leader with --from"
         )
     highest = max(published.statement.generation for published, _, _ in stating)
     ahead = [one for one in stating if one[0].statement.generation == highest]
     if len({published.digest for published, _, _ in ahead}) > 1:
-        names = ", ".join(site.name for _, _, site in ahead)
+        names = ", ".join(tree.name for _, _, tree in ahead)
         raise ConflictError(
             f"{names} state different inventories as generation {highest}: they were pushed to "
             "apart from each other; name the one to follow with --from"
         )
     leader = min(ahead, key=lambda one: one[1])[2]
     failures += (
-        Failure(site.name, "its statement", _on_its_way(one.generation, leader, highest))
-        for one, site in standings
+        Failure(tree.name, "its statement", _on_its_way(one.generation, leader, highest))
+        for one, tree in standings
         if one.generation > highest
     )
     return leader, tuple(failures)
 
 
-def _on_its_way(generation: int, leader: Site, highest: int) -> ConflictError:
+def _on_its_way(generation: int, leader: RegistryTree, highest: int) -> ConflictError:
     return ConflictError(
         f"the publication of generation {generation} is under way or was interrupted there, so it "
         f"is not turned back to generation {highest}, the highest that is complete ({leader.name} "

@@ -18,7 +18,6 @@ from mirror.errors import InputError, MissingBaseError
 from mirror.events import PhaseStarted
 from mirror.oci import Digest
 from mirror.operations.pack import pack
-from mirror.operations.pull import count
 from mirror.run import Run
 from mirror.sync import FailoverSource, Holder, Inventory, RepositoryContent, union
 
@@ -48,7 +47,7 @@ class MergeReport:
             "copied": self.copied,
             "inventory": str(self.digest),
             **self.omissions.to_document(),
-            **count(self.inventory),
+            **self.inventory.counts(),
             **({} if self.compressed is None else {"compressed": self.compressed.to_document()}),
         }
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,26 +10,24 @@ from typing import Any
 from mirror.bundle.reader import read_inventory
 from mirror.errors import ConflictError, PruneRefusedError, common_exit_code
 from mirror.events import PhaseStarted
-from mirror.operations.pull import tool_name
-from mirror.operations.sites import Site
+from mirror.oci import Digest
 from mirror.release.discovery import discovery_images
 from mirror.run import Run
-from mirror.sync import Inventory, union
+from mirror.sync import Inventory, InventoryBuilder, Plan, union
 from mirror.sync.nodes import RepositoryContent
 from mirror.sync.observation import Failure
-from mirror.sync.publish import (
+from mirror.sync.publication import Goal, Publication, check_state
+from mirror.sync.publication_state import (
+    PublicationState,
     Published,
-    begin,
-    check_unchanged,
-    complete,
     generation_tag,
-    generations,
-    read_marks,
-    read_standing,
-    read_statement,
+    kept_statements,
+    read_state,
+    read_tips,
 )
 from mirror.sync.removal import DropManifest, DropTag, Removal, check_deletes, plan_removal, remove
-from mirror.sync.statement import REPOSITORY, Statement
+from mirror.sync.statement import REPOSITORY, Statement, following, tool_name
+from mirror.sync.tree import RegistryTree
 from mirror.sync.walk import walk
 
 
@@ -68,7 +66,7 @@ class PruneReport:
 
 
 def prune(
-    site: Site,
+    tree: RegistryTree,
     keep: Sequence[Path | int],
     *,
     dry_run: bool = False,
@@ -77,44 +75,43 @@ def prune(
     """Remove tags and manifests that nothing in `keep` names: bundles, inventories, generations.
 
     The scope is the repositories that the registry's statements or `keep` name, and nothing beside
-    them. A tag that is kept keeps what it names now. The new, smaller statement is published before
-    anything goes, and with what goes the statements that promised it: at no moment does the
-    registry state more than it has. Space is freed by its own garbage collector afterwards.
+    them. A kept tag keeps what it names now. The new, smaller statement is published before
+    anything goes, and the statements that promised more go with it: at no moment does the registry
+    state more than it has. Its own garbage collector frees the space afterwards.
 
     Raises:
         InputError: `keep` is empty, or names a generation that is not there.
         PruneRefusedError: a publication was interrupted, nothing would be left, or what is there
             cannot be read.
         ConflictError: somebody published something meanwhile; nothing was changed.
-        CancelledError: `run` was stopped.
+        CancelledError: the run was stopped.
     """
     run = Run.of(run)
-    site = site.within(run)
-    client, locate = site.client, site.tree.locate
-    run.on_event(PhaseStarted(f"looking at {site.name}"))
-    standing = read_standing(client, locate)
-    if standing.pending is not None:
+    tree = tree.within(run)
+    run.on_event(PhaseStarted(f"looking at {tree.name}"))
+    state = read_state(tree)
+    if state.pending is not None:
         raise PruneRefusedError(
-            f"{site.name}: nothing was pruned: the publication of generation "
-            f"{standing.pending.statement.generation} was interrupted; push or sync again first"
+            f"{tree.name}: nothing was pruned: the publication of generation "
+            f"{state.pending.statement.generation} was interrupted; push or sync again first"
         )
-    history = {
-        number: published
-        for number in generations(client, locate)
-        if (published := read_statement(client, locate, generation_tag(number)))
-    }
-    if standing.current is not None:
-        history.setdefault(standing.current.statement.generation, standing.current)
-    kept = union(_kept(one, history, site.name) for one in keep)
-    stated = union(published.statement.inventory for _, published in sorted(history.items()))
+    history = _History()
+    wanted = {one for one in keep if isinstance(one, int)}
+    for number, published in kept_statements(tree):
+        history.add(number, published, keep=number in wanted)
+    if state.current is not None:
+        number = state.current.statement.generation
+        history.add(number, state.current, keep=number in wanted)
+    kept = union(_kept(one, history, tree.name) for one in keep)
+    stated = history.stated.build()
     scope = frozenset({*stated.repositories, *kept.repositories})
     if not kept.repositories:
-        raise PruneRefusedError(f"{site.name}: nothing was pruned: what is to be kept is empty")
+        raise PruneRefusedError(f"{tree.name}: nothing was pruned: what is to be kept is empty")
     known = union([kept, stated])
-    found = walk(site.source(), scope, known=known, run=run.quietly()).complete()
+    found = walk(tree.source(), scope, known=known, run=run.quietly()).complete()
     if found.failures:
         raise PruneRefusedError(
-            f"{site.name}: nothing was pruned: {len(found.failures)} of its items cannot be read, "
+            f"{tree.name}: nothing was pruned: {len(found.failures)} of its items cannot be read, "
             f"the first being {found.failures[0].item}: {found.failures[0].error}"
         )
     there = found.held
@@ -122,34 +119,75 @@ def prune(
     rest = after(there, removal)
     if not rest.repositories and removal:
         raise PruneRefusedError(
-            f"{site.name}: nothing was pruned: the registry has nothing of what is to be kept, so "
+            f"{tree.name}: nothing was pruned: the registry has nothing of what is to be kept, so "
             "all of it would go; check --keep, and the registry's path"
         )
-    doomed = {
-        number: published
-        for number, published in history.items()
-        if published != standing.current and not _within(published.statement.inventory, rest)
-    }
-    published = standing.current
+    current = state.current
+    doomed = [
+        one
+        for one in history.generations.values()
+        if not one.is_within(rest) and (current is None or one.digest != current.digest)
+    ]
     failures: tuple[Failure, ...] = ()
     if removal and not dry_run:
-        check_deletes(site.place(run=run))  # before a smaller state is published
-        check_unchanged(client, locate, standing)
-        if standing.current is not None:
-            published = _state(site, standing.current, rest, standing.generation)
-            if not _within(standing.current.statement.inventory, rest):
-                doomed[standing.current.statement.generation] = standing.current
-        marks = read_marks(client, locate)
+        check_deletes(tree)  # before a smaller state is published
+        current = _state_rest(tree, state, rest, run)
+        if state.current is not None and current is not state.current:
+            replaced = history.generations[state.current.statement.generation]
+            doomed += [] if replaced.is_within(rest) else [replaced]
+        tips = read_tips(tree)
         gone: list[DropTag | DropManifest] = []
-        failures = _carry_out(site, removal, doomed, published, gone, run)
+        failures = _carry_out(tree, removal, doomed, gone, run)
         removal = removal.only(gone)
-        if read_marks(client, locate) != marks:
-            failures += (Failure(site.name, "the registry as a whole", _overtaken(site)),)
+        if read_tips(tree) != tips:
+            failures += (Failure(tree.name, "the registry as a whole", _overtaken(tree)),)
     left, before = after(there, removal).blob_sizes(), there.blob_sizes()
     freed = sum(size for digest, size in before.items() if digest not in left)
-    return PruneReport(
-        site.name, dry_run, removal, freed, tuple(sorted(doomed)), published, failures
-    )
+    numbers = tuple(sorted(one.number for one in doomed))
+    return PruneReport(tree.name, dry_run, removal, freed, numbers, current, failures)
+
+
+@dataclass(frozen=True, slots=True)
+class _Generation:
+    """What is kept of a statement while others are read: which manifests it promises."""
+
+    number: int
+    digest: Digest
+    manifests: Mapping[str, frozenset[Digest]]
+
+    def is_within(self, rest: Inventory) -> bool:
+        """Whether all of them are in `rest`, so that a rollback can go back to it."""
+        return all(
+            digests <= rest.repository(path).manifests.keys()
+            for path, digests in self.manifests.items()
+        )
+
+
+class _History:
+    """The generations that a registry keeps. Their graphs are held once, as one inventory."""
+
+    def __init__(self) -> None:
+        self.generations: dict[int, _Generation] = {}
+        self.kept: dict[int, Inventory] = {}
+        self.stated = InventoryBuilder()
+        self._digests: dict[Digest, Digest] = {}  # equal ones as one object
+
+    def add(self, number: int, published: Published, *, keep: bool) -> None:
+        """Take note of a generation; with `keep` its whole inventory is held."""
+        if number in self.generations:
+            return
+        inventory = published.statement.inventory
+        self.stated.add_inventory(inventory)
+        if keep:
+            self.kept[number] = inventory
+        self.generations[number] = _Generation(
+            number,
+            published.digest,
+            {
+                path: frozenset(self._digests.setdefault(one, one) for one in content.manifests)
+                for path, content in inventory.repositories.items()
+            },
+        )
 
 
 def after(there: Inventory, removal: Removal) -> Inventory:
@@ -173,62 +211,55 @@ def after(there: Inventory, removal: Removal) -> Inventory:
     return Inventory(contents)
 
 
-def _kept(one: Path | int, history: dict[int, Published], name: str) -> Inventory:
+def _kept(one: Path | int, history: _History, name: str) -> Inventory:
     if isinstance(one, Path):
         found = read_inventory(one)
         # What a push of it would make, whatever is there by those names.
         return union([found, discovery_images(found).inventory()])
-    if one not in history:
-        held = ", ".join(map(str, sorted(history))) or "none"
+    if one not in history.kept:
+        held = ", ".join(map(str, sorted(history.generations))) or "none"
         raise PruneRefusedError(
             f"{name}: nothing was pruned: it has no generation {one}; those it has: {held}"
         )
-    return history[one].statement.inventory
+    return history.kept[one]
 
 
-def _within(stated: Inventory, rest: Inventory) -> bool:
-    """Whether all manifests that a statement names are left, so that it can be gone back to."""
-    return all(
-        content.manifests.keys() <= rest.repository(path).manifests.keys()
-        for path, content in stated.repositories.items()
-    )
-
-
-def _overtaken(site: Site) -> ConflictError:
+def _overtaken(tree: RegistryTree) -> ConflictError:
     return ConflictError(
-        f"{site.name}: another push, rollback or sync published something while this prune removed "
-        "things that it may have counted on; run that one again, which brings what lacks, and "
-        "`mirror status --blobs` to see that all is there"
+        f"{tree.name}: another push, rollback or sync published something while this prune removed "
+        "things that it may have counted on; run that one again, which brings what is missing, and "
+        "`mirror status --blobs` to see that everything is there"
     )
 
 
-def _state(site: Site, current: Published, rest: Inventory, generation: int) -> Published:
-    """Publish what will be left, before anything goes."""
-    statement = Statement(rest, generation + 1, tool=tool_name())
-    artifact = statement.artifact()
-    if current.statement.inventory == rest:
+def _state_rest(
+    tree: RegistryTree, state: PublicationState, rest: Inventory, run: Run
+) -> Published | None:
+    """Publish what will be left, before anything goes; returns what the registry states then."""
+    current = state.current
+    if current is None or current.statement.inventory == rest:
+        check_state(tree, state)
         return current
-    begin(site.client, site.tree.locate, artifact)
-    complete(site.client, site.tree.locate, statement, artifact.manifest.digest)
-    return Published(artifact.manifest.digest, statement)
+    goal = Goal.of(Statement(rest, following(state.generation), tool=tool_name()))
+    publication = Publication(tree, state, goal, heard=False)
+    publication.carry_out(Plan(), tree.source(), tree.target(run), run=run)
+    return goal.published
 
 
 def _carry_out(
-    site: Site,
+    tree: RegistryTree,
     removal: Removal,
-    doomed: dict[int, Published],
-    published: Published | None,
+    doomed: Sequence[_Generation],
     gone: list[DropTag | DropManifest],
     run: Run,
 ) -> tuple[Failure, ...]:
+    """Remove the statements of `doomed`, then what they promised."""
     run.on_event(PhaseStarted("removing", len(removal.tags) + len(removal.manifests)))
-    place = site.place(run=run)
     statements = Removal(
         manifests=tuple(
-            DropManifest(REPOSITORY, one.digest, (generation_tag(number),))
-            for number, one in sorted(doomed.items())
-            if published is None or one.digest != published.digest
+            DropManifest(REPOSITORY, one.digest, (generation_tag(one.number),))
+            for one in sorted(doomed, key=lambda one: one.number)
         )
     )
-    failures = remove(statements, place, run=run)
-    return failures or remove(removal, place, run=run, gone=gone)
+    failures = remove(statements, tree, run=run)
+    return failures or remove(removal, tree, gone=gone, run=run)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,7 @@ from mirror.release.selection import Selection
 from mirror.release.source import ReleaseSource, SourceTree
 from mirror.run import Run
 from mirror.sync import Inventory, union
+from mirror.sync.statement import tool_name
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,24 +56,9 @@ class PullReport:
             "fetched": self.fetched,
             "inventory": str(self.digest),
             **self.seal.omissions.to_document(),
-            **count(self.inventory),
+            **self.inventory.counts(),
             **({} if self.compressed is None else {"compressed": self.compressed.to_document()}),
         }
-
-
-def tool_name() -> str:
-    """What this program calls itself where it leaves its name: `mirror <version>`."""
-    return f"mirror {version('mirror')}"
-
-
-def count(inventory: Inventory) -> dict[str, int]:
-    """How many of each kind an inventory names; manifests and blobs counted once each."""
-    return {
-        "repositories": len(inventory.repositories),
-        "tags": sum(len(content.tags) for content in inventory.repositories.values()),
-        "manifests": len(inventory.manifest_nodes()),
-        "blobs": len(inventory.blob_sizes()),
-    }
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +113,7 @@ class PullPlan:
             "fetch": self.fetch,
             "inventory": str(inventory.digest()),
             **self.seal.omissions.to_document(),
-            **count(inventory),
+            **inventory.counts(),
         }
 
     def carry_out(

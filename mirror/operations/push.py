@@ -1,152 +1,436 @@
-"""Push: read the bundle where it lies, ask the registry what it has, carry the difference."""
+"""Push: read the bundle where it lies, ask registries what they have, carry the difference.
+
+A push to one registry is a push to several with one member. What several must have besides is
+equality: each gets everything that the first one states, and is asked for all of it in the end.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
-from typing import Any
+from typing import TypeVar
 
+from mirror.bundle.delta import lacking
 from mirror.bundle.reader import BundleReader
-from mirror.events import PhaseStarted, Warned
-from mirror.layout import TargetTree, publication_stage
-from mirror.oci import Digest
-from mirror.operations.pull import count, tool_name
-from mirror.operations.push_plan import content_for, held_for, wanted_from
-from mirror.registry import RegistryWriter, UploadJournal
+from mirror.bundle.verify import check_signature
+from mirror.errors import (
+    CancelledError,
+    ConflictError,
+    IncompleteError,
+    MirrorError,
+    MissingBaseError,
+)
+from mirror.events import PhaseStarted, Warned, side_by_side
+from mirror.layout import publication_stage
+from mirror.operations.push_reports import MemberReport, PushPlan, PushReport, QuorumReport
+from mirror.release.discovery import discovery_images
 from mirror.run import Run
-from mirror.sync import Inventory, Plan, TransferReport, make_plan, transfer
-from mirror.sync.phase import check_unmoved, finish
-from mirror.sync.publish import Published, begin, check_unchanged, complete, read_standing
+from mirror.sync import Inventory, MemoryStore, Plan, TransferReport, make_plan, union
+from mirror.sync.content import Source
+from mirror.sync.failover import FailoverSource, Holder
+from mirror.sync.findings import findings_of, listed
+from mirror.sync.observation import Depth
+from mirror.sync.observe import observe
+from mirror.sync.publication import Goal, Publication
+from mirror.sync.publication_state import (
+    PublicationState,
+    Published,
+    next_statement,
+    read_artifact,
+    read_state,
+    statement_digest,
+)
 from mirror.sync.registry import RegistryTarget
-from mirror.sync.statement import REPOSITORY
-from mirror.sync.succession import next_statement
+from mirror.sync.statement import REPOSITORY, tool_name
+from mirror.sync.tree import RegistryTree
+from mirror.sync.workers import for_each
 
+Result = TypeVar("Result")
 
-@dataclass(frozen=True, slots=True)
-class PushReport:
-    """A finished push: the target now holds all of `inventory`.
-
-    `published` is what the target states now; `new`, whether this push stated it.
-    `bases` are the inventories that deltas among what was pushed were made against.
-    """
-
-    target: str
-    inventory: Inventory
-    digest: Digest
-    plan: Plan
-    done: TransferReport
-    published: Published
-    new: bool
-    bases: tuple[Digest, ...] = ()
-
-    def to_document(self) -> dict[str, Any]:
-        """As JSON values, for `--json`."""
-        return {
-            "target": self.target,
-            "inventory": str(self.digest),
-            **({"delta": {"bases": [str(base) for base in self.bases]}} if self.bases else {}),
-            "uploaded": {
-                "blobs": sum(step.mount_from is None for step in self.plan.blobs),
-                "bytes": self.done.sent,
-                "manifests": self.done.manifests,
-                "tags": self.done.tags,
-            },
-            "published": {
-                "generation": self.published.statement.generation,
-                "inventory": str(self.published.statement.inventory.digest()),
-                "digest": str(self.published.digest),
-                "new": self.new,
-            },
-            **count(self.inventory),
-        }
+_Problems = dict[str, MirrorError]
+"""Registry → why it does not hold the release."""
 
 
 def push(
-    reader: BundleReader,
-    client: RegistryWriter,
-    tree: TargetTree,
+    bundle: BundleReader,
+    tree: RegistryTree,
     *,
     key: bytes | None = None,
-    journal: UploadJournal | None = None,
     check_access: bool = True,
     run: Run | None = None,
 ) -> PushReport:
-    """Make the registry hold all that the bundle holds, below the tree's root.
+    """Make a registry hold everything that the bundle holds.
 
-    Nothing is unpacked. Blobs come first, then manifests, by digest. When all of them are there a
-    short phase follows, in which the tags turn: release channels when all images are tagged, and
-    last of all the index of modules, packages and plugins. Before it the new statement of what the
-    registry holds is announced, after it stated (`mirror.sync.publish`). A push that was stopped
-    anywhere is completed by running it again, and carries only what is lacking.
-    With `key`, a public key in PEM, the bundle must have been signed by its holder.
-    With `journal` a blob that was half sent when a process died is continued. Unless
-    `check_access` is False, the right to write is proved before the first byte moves.
+    Nothing is unpacked. Blobs come first, then manifests, by digest. When all of them are there,
+    the tags turn (`mirror.sync.publication`): release channels after all images, and last the
+    index of modules, packages and plugins. A push that was stopped anywhere is completed by
+    running it again, and sends only what is missing.
 
-    What a delta leaves out must be in the registry already; blobs may be there in another
-    repository, from which they are mounted.
+    What a delta leaves out must be in the registry already; blobs may lie in another repository,
+    from which they are mounted.
+
+    Args:
+        key: a public key in PEM; the bundle must have been signed by its holder.
+        check_access: whether to prove the right to write before the first byte moves.
 
     Raises:
         MissingBaseError: the registry lacks what a delta leaves out; nothing was written.
         SignatureError: the bundle was not signed by the holder of `key`; nothing was written.
         DamagedBundleError: the bundle is not whole; nothing was written.
         DeniedError: the registry may not be written to; nothing was written.
-        IncompleteError: some content could not be brought over; no tag names what lacks.
+        IncompleteError: some content could not be brought over; no tag names what is missing.
         ConflictError: somebody else changed the same tags meanwhile.
-        CancelledError: `run` was stopped.
+        CancelledError: the run was stopped.
     """
     run = Run.of(run)
-    client = client.within(run)
-    bundle, index, wanted = wanted_from(reader, key, run)
-    target = RegistryTarget(
-        client,
-        tree.locate,
-        f"registry {tree.root}",
-        run=run,
-        journal=journal,
-    )
-    client.ping()  # one clear answer about name, TLS and login, before many ask in parallel
-    run.on_event(PhaseStarted("comparing with the registry"))
-    standing = read_standing(client, tree.locate)
-    for notice in standing.notices:
-        run.on_event(Warned(notice))
-    held = held_for(reader, target, bundle, wanted)
-    plan = make_plan(wanted, held, stage=publication_stage)
-    statement = next_statement(standing, wanted, held, tool=tool_name())
-    published = standing.newest
-
-    def before_tags() -> None:
-        nonlocal published
-        check_unmoved(target, plan, held)
-        artifact = statement.artifact() if statement is not None else None
-        if artifact is not None or standing.pending is not None:
-            goal = artifact.manifest.digest if artifact is not None else None
-            check_unchanged(client, tree.locate, standing, goal)
-        finish(standing, target, stage=publication_stage, run=run)
-        if statement is not None and artifact is not None:
-            begin(client, tree.locate, artifact)
-            published = Published(artifact.manifest.digest, statement)
-
-    try:
-        if check_access:
-            target.check_access(plan, *([REPOSITORY] if statement is not None else []))
-        done = transfer(
-            plan,
-            content_for(reader, index, target, held),
-            target,
-            run=run,
-            before_tags=before_tags,
-        )
-    finally:
-        target.release()
-    assert published is not None, "without a statement before there is a new one"
-    if statement is not None:
-        complete(client, tree.locate, statement, published.digest)
+    tree = tree.within(run)
+    work = _Push.of(bundle, key, run, check_access=check_access, whole=False)
+    state = work.look(tree)
+    goal = work.goal(tree, state)
+    plan, done = work.bring(tree, state, goal, (), run)
     return PushReport(
-        str(tree.root),
-        bundle,
-        bundle.digest(),
+        tree.name,
+        work.bundle,
+        work.bundle.digest(),
         plan,
         done,
-        published,
-        statement is not None,
-        reader.bases,
+        goal.published,
+        goal.new,
+        bundle.bases,
     )
+
+
+def push_to_all(
+    bundle: BundleReader,
+    trees: Sequence[RegistryTree],
+    *,
+    quorum: int | None = None,
+    key: bytes | None = None,
+    check_access: bool = True,
+    run: Run | None = None,
+) -> QuorumReport:
+    """Bring all registries to the state that the first one has when it holds the bundle too.
+
+    They are worked on at the same time, each with `run.jobs` threads. What the bundle lacks of that
+    state comes from whichever other registry has it, and what happens to one does not concern the
+    others. If the first does not answer, the one with the highest generation takes its part. When
+    all tags of a registry have turned, it is asked for everything that it states; it counts if
+    nothing is missing.
+
+    Args:
+        quorum: how many must count (1 to all); None for all.
+        key, check_access: as `push`, the latter for each registry.
+
+    Raises:
+        SignatureError, DamagedBundleError: as `push`; nothing was written.
+        IncompleteError: fewer than `quorum` count; `failures` has every other one with its reason.
+        CancelledError: the run was stopped.
+        ValueError: `quorum` is not between 1 and the number of registries.
+    """
+    run = Run.of(run)
+    quorum = len(trees) if quorum is None else quorum
+    if not 1 <= quorum <= len(trees):
+        raise ValueError(f"a quorum of {quorum} out of {len(trees)}")
+    trees = [tree.within(run) for tree in trees]
+    work = _Push.of(bundle, key, run, check_access=check_access, whole=True)
+    run.on_event(PhaseStarted(f"asking {len(trees)} registries"))
+    problems: _Problems = {}
+    states = work.at_once(trees, work.look, problems)
+    alive = [tree for tree in trees if tree.name in states]
+    goal = work.first_goal(alive, states, problems)
+    reports: Mapping[str, tuple[Plan, TransferReport]] = {}
+    if goal is not None:
+        reports = work.bring_all(alive, states, goal, problems)
+    if goal is None or len(reports) < quorum:
+        holding = ", ".join(sorted(reports)) or "none"
+        raise IncompleteError(
+            f"{len(reports)} of {len(trees)} registries hold the complete, checked inventory, "
+            f"and {quorum} must; those that do: {holding}. The others:",
+            [(tree.name, problems[tree.name]) for tree in trees if tree.name in problems],
+        )
+    for name, problem in problems.items():
+        run.on_event(Warned(f"{name} does not hold the release: {problem}"))
+    return QuorumReport(
+        quorum,
+        work.bundle,
+        work.bundle.digest(),
+        goal.published,
+        goal.new,
+        tuple(
+            MemberReport(
+                tree.name,
+                reports[tree.name][1] if tree.name in reports else None,
+                problems.get(tree.name),
+            )
+            for tree in trees
+        ),
+    )
+
+
+def plan_push(
+    bundle: BundleReader,
+    tree: RegistryTree,
+    *,
+    key: bytes | None = None,
+    run: Run | None = None,
+) -> PushPlan:
+    """Say what `push` with the same arguments would do. The registry is only read.
+
+    Raises:
+        SignatureError, DamagedBundleError, MissingBaseError, CancelledError: as `push`.
+    """
+    run = Run.of(run)
+    tree = tree.within(run)
+    inventory, _, wanted = wanted_from(bundle, key, run)
+    tree.client.ping()
+    run.on_event(PhaseStarted("comparing with the registry"))
+    held = held_for(bundle, tree.target(run), inventory, wanted)
+    return PushPlan(tree, inventory, make_plan(wanted, held, stage=publication_stage))
+
+
+# -- the work --------------------------------------------------------------------------------------
+
+
+def wanted_from(
+    bundle: BundleReader, key: bytes | None, run: Run
+) -> tuple[Inventory, MemoryStore, Inventory]:
+    """The bundle's inventory, the images that index it, and both as what a registry is to hold.
+
+    Raises:
+        SignatureError: the bundle was not signed by the holder of `key`.
+        DamagedBundleError: it is not whole.
+    """
+    if key is not None:
+        check_signature(bundle, key)
+    inventory = bundle.inventory()
+    for notice in bundle.contents.warnings():
+        run.on_event(Warned(notice))
+    index = discovery_images(inventory)
+    return inventory, index, union([inventory, index.inventory()])
+
+
+def held_for(
+    bundle: BundleReader, target: RegistryTarget, inventory: Inventory, wanted: Inventory
+) -> Inventory:
+    """What `target` has of `wanted` and, before a delta, of what that leaves to its base.
+
+    Raises:
+        MissingBaseError: it lacks some of the latter.
+    """
+    if not bundle.bases:
+        return target.held(wanted, Depth.PROBE)
+    held = target.held(union([wanted, bundle.needed]))
+    check_base(bundle, inventory, held, target.name)
+    return held
+
+
+def check_base(bundle: BundleReader, inventory: Inventory, held: Inventory, place: str) -> None:
+    missing = lacking(inventory, bundle.needed, held, place)
+    if missing:
+        raise MissingBaseError(
+            f"{place} lacks {len(missing)} of the manifests and blobs that {bundle.name}, a delta, "
+            f"leaves to its base (inventory {', '.join(map(str, bundle.bases))}); push that base "
+            "first, or a complete bundle; nothing was written",
+            [finding.located for finding in missing],
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Goal:
+    """What all registries are to hold and to state.
+
+    `lead` decides; it had `held` of `inventory`. `published` is what all state in the end, which
+    `lead` does already unless `new`.
+    """
+
+    lead: RegistryTree
+    held: Inventory
+    inventory: Inventory
+    published: Published
+    statement: Goal | None
+    new: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Push:
+    """What is to be carried, and how.
+
+    `whole`: registries are to hold everything that they will state, and are asked for it; else
+    what the bundle brings is enough.
+    """
+
+    reader: BundleReader
+    index: MemoryStore
+    bundle: Inventory
+    wanted: Inventory
+    check_access: bool
+    whole: bool
+    run: Run
+
+    @classmethod
+    def of(
+        cls, reader: BundleReader, key: bytes | None, run: Run, *, check_access: bool, whole: bool
+    ) -> _Push:
+        bundle, index, wanted = wanted_from(reader, key, run)
+        return cls(reader, index, bundle, wanted, check_access, whole, run)
+
+    # -- one registry --------------------------------------------------------------------------
+
+    def look(self, tree: RegistryTree) -> PublicationState:
+        """What a registry states."""
+        tree.client.ping()  # one clear answer about name, TLS and login, before many ask at once
+        if not self.whole:
+            self.run.on_event(PhaseStarted("comparing with the registry"))
+        state = read_state(tree)
+        for notice in state.notices:
+            self.run.on_event(Warned(notice))
+        return state
+
+    def goal(self, tree: RegistryTree, state: PublicationState, above: int = 0) -> _Goal:
+        """What all are to state if `tree` decides, in a generation above `above`.
+
+        Raises:
+            MissingBaseError: it lacks what a delta leaves out.
+        """
+        target = tree.target(self.run)
+        before = state.newest.statement.inventory if state.newest else Inventory()
+        if self.whole:
+            held = target.held(union([before, self.wanted, self.reader.needed]))
+            check_base(self.reader, self.bundle, held, target.name)
+        else:
+            held = held_for(self.reader, target, self.bundle, self.wanted)
+        statement = next_statement(state, self.wanted, held, tool=tool_name(), above=above)
+        if statement is not None:
+            goal = Goal.of(statement)
+            inventory = statement.inventory if self.whole else self.wanted
+            return _Goal(tree, held, inventory, goal.published, goal, new=True)
+        assert state.newest is not None, "where nothing is stated, the statement is new"
+        if not self.whole:
+            return _Goal(tree, held, self.wanted, state.newest, None, new=False)
+        goal = Goal(state.newest.statement, read_artifact(tree, state.newest))
+        return _Goal(tree, held, before, state.newest, goal, new=False)
+
+    def bring(
+        self,
+        tree: RegistryTree,
+        state: PublicationState,
+        goal: _Goal,
+        others: Sequence[RegistryTree],
+        run: Run,
+    ) -> tuple[Plan, TransferReport]:
+        """Bring a registry to the goal; `others` may give what the bundle lacks.
+
+        Raises:
+            DeniedError: it may not be written to; nothing was.
+            IncompleteError: something could not be brought, or is not there afterwards.
+            ConflictError: somebody else set these tags or published something meanwhile.
+        """
+        target, leads = tree.target(run), tree is goal.lead
+        held = goal.held if leads else target.held(goal.inventory)
+        plan = make_plan(goal.inventory, held, stage=publication_stage)
+        stated = state.pending is None and state.newest_digest == goal.published.digest
+        # What the leading registry states already is announced at most by whoever was interrupted.
+        new = None if stated or (leads and not goal.new) else goal.statement
+        places: list[Source | Holder] = [other.source() for other in others]
+        places.append(Holder(tree.source(), held))
+        source = FailoverSource([self.reader, self.index, *places], goal.inventory)
+        publication = Publication(tree, state, new, seen=held, finish_first=leads)
+        try:
+            if self.check_access:
+                target.check_access(plan, *([REPOSITORY] if new else []))
+            report = publication.carry_out(plan, source, target, run=run)
+        finally:
+            target.release()
+        if self.whole:
+            self._check(tree, target, goal, run)
+        return plan, report.done
+
+    def _check(self, tree: RegistryTree, target: RegistryTarget, goal: _Goal, run: Run) -> None:
+        """Ask a registry for everything that it states.
+
+        Raises:
+            IncompleteError: something is missing.
+            ConflictError: it states something else by now.
+        """
+        found = observe(tree, goal.inventory, Depth.AUDIT, run=run.quietly())
+        findings = findings_of(goal.inventory, found)
+        if findings:
+            raise IncompleteError(
+                f"{target.name}: {len(findings)} things are missing after the push; run it again"
+                + listed(findings),
+                (),
+            )
+        if statement_digest(tree) != goal.published.digest:
+            raise ConflictError(
+                f"{target.name} states another inventory by now: another push, rollback or sync "
+                "ran at the same time; run it again, one at a time"
+            )
+
+    # -- several -------------------------------------------------------------------------------
+
+    def at_once(
+        self,
+        trees: Sequence[RegistryTree],
+        work: Callable[[RegistryTree], Result],
+        problems: _Problems,
+    ) -> dict[str, Result]:
+        """The results of `work` on all registries, by name; failures are put into `problems`."""
+
+        def caught(tree: RegistryTree) -> Result | MirrorError:
+            try:
+                return work(tree)
+            except CancelledError:
+                raise
+            except MirrorError as err:  # one that cannot be reached must not end the others
+                return err
+
+        results: dict[str, Result] = {}
+        with closing(for_each(trees, caught, run=self.run.with_jobs(len(trees)))) as outcomes:
+            for tree, outcome in outcomes:
+                if isinstance(outcome, MirrorError):
+                    problems[tree.name] = outcome
+                else:
+                    results[tree.name] = outcome
+        return results
+
+    def first_goal(
+        self,
+        alive: list[RegistryTree],
+        states: Mapping[str, PublicationState],
+        problems: _Problems,
+    ) -> _Goal | None:
+        """What all of `alive` are to state; registries that prove dead are taken out of it."""
+        ahead = sorted(alive[1:], key=lambda tree: -states[tree.name].generation)
+        for lead in (*alive[:1], *ahead):
+            state = states[lead.name]
+            others = [states[tree.name] for tree in alive if tree is not lead]
+            differing = [one for one in others if one.newest_digest != state.newest_digest]
+            above = max((one.generation for one in differing), default=0)
+            try:
+                return self.goal(lead, state, above)
+            except CancelledError:
+                raise
+            except MirrorError as err:
+                problems[lead.name] = err
+                alive.remove(lead)
+        return None
+
+    def bring_all(
+        self,
+        alive: Sequence[RegistryTree],
+        states: Mapping[str, PublicationState],
+        goal: _Goal,
+        problems: _Problems,
+    ) -> dict[str, tuple[Plan, TransferReport]]:
+        """Bring all of `alive` to the goal; what was done in those that are there."""
+        first = sorted(alive, key=lambda tree: tree is not goal.lead)
+
+        def bring(tree: RegistryTree) -> tuple[Plan, TransferReport]:
+            run = self.run
+            if len(alive) > 1:
+                run = run.heard_by(side_by_side(run.on_event, tree.name))
+            others = [other for other in first if other is not tree]
+            return self.bring(tree, states[tree.name], goal, others, run)
+
+        return self.at_once(alive, bring, problems)

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from mirror.errors import IncompleteError, MirrorError, RegistryError, RegistryNotFoundError
-from mirror.events import PhaseStarted, Warned
+from mirror.events import PhaseStarted
 from mirror.layout import (
     INDEX_REPOSITORIES,
     INSTALL,
@@ -20,9 +19,8 @@ from mirror.oci import Digest
 from mirror.operations.extras import find_extras, refuse_to_prune, remove_extras
 from mirror.operations.leader import Facts, Leader
 from mirror.operations.results import How, Notes, Outcome, ReplicaResult
-from mirror.operations.sites import Site
 from mirror.run import Run
-from mirror.sync import Finding, Inventory, InventoryBuilder, Plan, make_plan, transfer, union
+from mirror.sync import Finding, Inventory, InventoryBuilder, Plan, make_plan, union
 from mirror.sync.difference import lacking
 from mirror.sync.failover import FailoverSource
 from mirror.sync.healing import Healer, Mending, without_manifests
@@ -30,19 +28,15 @@ from mirror.sync.observation import Depth, Failure, Observation, speaks_of_damag
 from mirror.sync.observe import observe
 from mirror.sync.per_item_errors import PerItemErrors
 from mirror.sync.plan import PutManifest
-from mirror.sync.publish import (
-    Standing,
-    begin,
-    check_unchanged,
-    complete,
-    generation_tag,
-    generations,
-    read_standing,
-    read_statement,
+from mirror.sync.publication import Goal, Publication, retract
+from mirror.sync.publication_state import (
+    PublicationState,
+    kept_statements,
+    read_state,
     statement_digest,
 )
-from mirror.sync.statement import REPOSITORY
 from mirror.sync.transfer import Independence, Interim
+from mirror.sync.tree import RegistryTree
 
 
 class Replication:
@@ -50,16 +44,16 @@ class Replication:
 
     def __init__(
         self,
-        site: Site,
+        tree: RegistryTree,
         leader: Leader,
-        others: Sequence[Site],
+        others: Sequence[RegistryTree],
         how: How,
         *,
         run: Run,
     ) -> None:
-        self.site, self._leader, self._others, self._how = site, leader, others, how
+        self.tree, self._leader, self._others, self._how = tree, leader, others, how
         self._run = run
-        self._place = site.place(run=run)
+        self._place = tree.target(run)
         self._notes = Notes()
         self._unhealed = False
         self._source: FailoverSource | None = None
@@ -78,7 +72,7 @@ class Replication:
         """What was found and done up to now."""
         notes = self._notes
         return ReplicaResult(
-            self.site.name,
+            self.tree.name,
             Outcome.FAILED if notes.failures else notes.outcome,
             notes.statement,
             notes.generation,
@@ -97,13 +91,12 @@ class Replication:
     # -- the steps -----------------------------------------------------------------------------
 
     def _carry_out(self) -> None:
-        client, locate = self.site.client, self.site.tree.locate
-        stated = self._notes.statement = statement_digest(client, locate)
+        stated = self._notes.statement = statement_digest(self.tree)
         if stated is not None and stated == self._leader.digest and not self._how.full:
             self._notes.generation = self._leader.generation
             return  # it holds all that the leader does, and said so when that was true
         facts = self._leader.facts()
-        standing = read_standing(client, locate)
+        standing = read_state(self.tree)
         if standing.current is not None:
             self._notes.generation = standing.current.statement.generation
         known = self._known(standing)
@@ -131,19 +124,22 @@ class Replication:
         self._notes.failures += found.unlisted_failures
         self._extras(facts, known, found)
 
-    def _known(self, standing: Standing) -> Inventory:
+    def _known(self, standing: PublicationState) -> Inventory:
         """What the replica states; if pruning, what it ever stated: the rest cannot be listed."""
-        stated = [one.statement.inventory for one in (standing.pending, standing.current) if one]
-        if self._how.prune:
-            client, locate = self.site.client, self.site.tree.locate
-            for generation in generations(client, locate):
-                if published := read_statement(client, locate, generation_tag(generation)):
-                    stated.insert(0, published.statement.inventory)
-        return union(stated)
+
+        def stated() -> Iterator[Inventory]:
+            if self._how.prune:
+                for _, published in kept_statements(self.tree):  # one in memory at a time
+                    yield published.statement.inventory
+            for newest in (standing.pending, standing.current):
+                if newest is not None:
+                    yield newest.statement.inventory
+
+        return union(stated())
 
     def _by_statements(self, wanted: Inventory, known: Inventory) -> Inventory:
         """What is held, taken from what the replica states; only the difference is asked about."""
-        self._run.on_event(PhaseStarted(f"{self.site.name}: comparing what is stated"))
+        self._run.on_event(PhaseStarted(f"{self.tree.name}: comparing what is stated"))
         rest = lacking(wanted, known)
         found = observe(self._place, rest, Depth.LISTED, run=self._run)
         return union([known, found.held])
@@ -152,7 +148,7 @@ class Replication:
         return facts.with_statement() if self._how.deep else facts.inventory
 
     def _survey(self, facts: Facts, known: Inventory) -> Observation:
-        self._run.on_event(PhaseStarted(f"{self.site.name}: comparing by digest"))
+        self._run.on_event(PhaseStarted(f"{self.tree.name}: comparing by digest"))
         return observe(
             self._place,
             self._wanted(facts),
@@ -168,7 +164,7 @@ class Replication:
             return found.held, found
         if self._how.dry_run:
             self._notes.outcome = Outcome.DIFFERS
-            self._notes.damaged += describe_damage(self.site.name, damaged)
+            self._notes.damaged += describe_damage(self.tree.name, damaged)
             return found.held, replace(found, unclear={})
         wanted = self._wanted(facts)
         blobs = wanted.blob_sizes()
@@ -192,16 +188,16 @@ class Replication:
         return Healer(
             self._place,
             self._copies(facts),
-            self.site.files,
+            self.tree.files,
             run=self._run,
         )
 
     def _copies(self, facts: Facts) -> FailoverSource:
         """The leader and then the other replicas, as one source that remembers who failed."""
         if self._source is None:
-            sites = [self._leader.site, *self._others]
+            trees = [self._leader.tree, *self._others]
             self._source = FailoverSource(
-                [one.source() for one in sites if one is not self.site],
+                [one.source() for one in trees if one is not self.tree],
                 self._wanted(facts),
                 on_event=self._run.on_event,
             )
@@ -210,7 +206,7 @@ class Replication:
     def _carry(
         self,
         facts: Facts,
-        standing: Standing,
+        standing: PublicationState,
         held: Inventory,
         *,
         unclear: frozenset[str],
@@ -239,37 +235,27 @@ class Replication:
             return True
         if not plan and not stale:
             return True
-        announced = facts.published is not None and not unclear and not self._notes.failures
+        goal = None
+        doubtful = unclear or self._notes.failures
+        if facts.published and facts.artifact and (stale or plan.tags) and not doubtful:
+            goal = Goal(facts.published.statement, facts.artifact)
 
         def before_tags(interim: Interim) -> None:
-            nonlocal announced
             if quick and any(_misled(reason) for _, reason in interim.failures):
                 raise IncompleteError("what is stated is not all there", interim.failures)
-            announced = announced and not interim.failures
             self._confirm(interim.manifests, facts)
-            if announced and facts.artifact is not None and (stale or plan.tags):
-                client, locate = self.site.client, self.site.tree.locate
-                check_unchanged(client, locate, standing, facts.artifact.manifest.digest)
-                begin(client, locate, facts.artifact)
-            elif interim.turns:
-                # Nobody is to find a statement here that these tags contradict.
-                self._take_back(standing)
 
+        errors = PerItemErrors(self.tree.client, self._run)
         target = Mending(self._place, self._healer(facts), self._damaged)
         try:
-            done = transfer(
+            report = Publication(self.tree, standing, goal, retracts=True).carry_out(
                 plan,
                 self._copies(facts),
                 target,
-                run=self._run,
                 independence=Independence(
-                    wanted,
-                    component_of,
-                    _awaited,
-                    PerItemErrors(self.site.client, self._run),
-                    unclear,
-                    before_tags,
+                    wanted, component_of, _awaited, errors, unclear, before_tags
                 ),
+                run=self._run,
             )
         except IncompleteError as err:
             if quick and any(_misled(reason) for _, reason in err.failures):
@@ -279,24 +265,20 @@ class Replication:
             return True
         finally:
             self._notes.healed += target.healed
+        done = report.done
         for item, reason in done.failures:
-            announced = False
             self._fail(item, reason)
         self._notes.blobs, self._notes.sent = done.blobs, done.sent
         self._notes.manifests, self._notes.tags = done.manifests, done.tags
         self._notes.outcome = Outcome.SYNCED
-        if announced and facts.published is not None and (stale or plan.tags):
-            complete(
-                self.site.client,
-                self.site.tree.locate,
-                facts.published.statement,
-                facts.published.digest,
-            )
-            self._notes.statement = facts.published.digest
-            self._notes.generation = facts.published.statement.generation
+        if report.retracted:
+            self._notes.statement = self._notes.generation = None
+        elif report.stated is not None:
+            self._notes.statement = report.stated.digest
+            self._notes.generation = report.stated.statement.generation
         return True
 
-    def _retract(self, standing: Standing, facts: Facts, held: Inventory) -> None:
+    def _retract(self, standing: PublicationState, facts: Facts, held: Inventory) -> None:
         """Take back a statement that has proved false and could not be made true.
 
         Else this replica would pass for complete, and the next sync would believe it.
@@ -315,21 +297,7 @@ class Replication:
             for path, content in stated.repositories.items()
             for wanted, there in [(facts.inventory.repository(path), held.repository(path))]
         )
-        if broken:
-            self._take_back(standing)
-
-    def _take_back(self, standing: Standing) -> None:
-        """Remove the replica's present statement, if there is one."""
-        current = standing.current
-        if current is None or self._notes.statement != current.digest:
-            return
-        repository = self.site.tree.locate(REPOSITORY)
-        try:
-            with suppress(RegistryNotFoundError):  # gone, by a request whose answer was lost
-                self.site.client.delete_manifest(repository, current.digest)
-        except RegistryError as err:
-            self._run.on_event(Warned(f"{self.site.name} goes on stating what it lacks: {err}"))
-        else:
+        if broken and retract(self.tree, standing, self._run):
             self._notes.statement = self._notes.generation = None
 
     def _confirm(self, steps: Sequence[PutManifest], facts: Facts) -> None:
@@ -338,7 +306,7 @@ class Replication:
         Raises:
             IncompleteError: one is not, and cannot be brought there.
         """
-        client, locate = self.site.client, self.site.tree.locate
+        client, locate = self.tree.client, self.tree.locate
         answers = PerItemErrors(client, self._run).ask_all(
             steps, lambda step: client.resolve(locate(step.repository), step.digest)
         )
@@ -346,7 +314,7 @@ class Replication:
             step: answer
             if isinstance(answer, MirrorError)
             else RegistryNotFoundError(
-                f"{self.site.name}: manifest {step.digest} was accepted and is not there",
+                f"{self.tree.name}: manifest {step.digest} was accepted and is not there",
                 where=f"HEAD {step.repository}",
             )
             for step, answer in zip(steps, answers, strict=True)
@@ -361,18 +329,18 @@ class Replication:
                 failures.append((f"manifest {step.repository}@{step.digest}", err))
         if failures:
             raise IncompleteError(
-                f"{len(failures)} manifests do not stay in {self.site.name}", failures
+                f"{len(failures)} manifests do not stay in {self.tree.name}", failures
             )
 
     def _extras(self, facts: Facts, known: Inventory, found: Observation) -> None:
         """Find what the leader does not have, and remove it if that was asked for."""
         how, notes = self._how, self._notes
-        extras = find_extras(self.site, facts.inventory, known, found, self._run)
+        extras = find_extras(self.tree, facts.inventory, known, found, self._run)
         items = extras.items
         if not how.prune:
             notes.extras += items
             return
-        refuse_to_prune(self.site, self._leader, incomplete=bool(notes.failures))
+        refuse_to_prune(self.tree, self._leader, incomplete=bool(notes.failures))
         notes.failures += extras.unread
         removal = extras.removal
         if removal:
@@ -381,7 +349,7 @@ class Replication:
             notes.extras += items
             return
         current = facts.published.digest
-        gone, failures = remove_extras(self.site, self._place, removal, current, self._run)
+        gone, failures = remove_extras(self.tree, removal, current, self._run)
         removed = gone.items
         notes.failures += failures
         notes.removed += removed
@@ -395,7 +363,7 @@ class Replication:
             for part, reason in error.failures:
                 self._fail(part, reason)
             return
-        self._notes.failures.append(Failure(self.site.name, item, error))
+        self._notes.failures.append(Failure(self.tree.name, item, error))
 
     def _count(self, plan: Plan, sent: int) -> None:
         self._notes.blobs, self._notes.sent = len(plan.blobs), sent

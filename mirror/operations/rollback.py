@@ -1,12 +1,12 @@
 """Rollback: let all tags name again what they named in an earlier generation.
 
 Nothing was deleted since, so every tag leads to something complete at every moment, in whatever
-order they turn. The order is that of a push: images, versions, channels, the index of what exists.
-Whatever an earlier generation's channels lead to is tagged as it was before they turn back.
-Tags that the earlier generation did not have go last, and the other way round: first the index,
-then channels, then the versions that those could lead to.
+order the tags turn. The order is that of a push: images, versions, channels, indexes. What an
+earlier generation's channels lead to is tagged as it was before they turn back. Tags that the
+earlier generation did not have go last, in reverse order: indexes, then channels, then the versions
+that those could lead to.
 
-The state that comes of it is a new generation: numbers only rise, so that replicas follow.
+The result is a new generation: numbers only rise, so that replicas follow.
 """
 
 from __future__ import annotations
@@ -17,18 +17,17 @@ from typing import Any
 
 from mirror.errors import NotFoundError
 from mirror.events import PhaseStarted, Warned
-from mirror.layout import TargetTree, publication_stage
+from mirror.layout import publication_stage
 from mirror.oci import Digest
-from mirror.operations.way_back import incomplete, read_all, way_back
-from mirror.registry import RegistryClient
+from mirror.operations.rollback_target import find_target, incomplete, read_all
 from mirror.run import Run
-from mirror.sync import Inventory, Plan, PutTag, RepositoryContent, make_plan, transfer
-from mirror.sync.phase import check_unmoved, tags_of_steps
-from mirror.sync.publish import Standing, begin, check_unchanged, complete, read_standing
+from mirror.sync import Inventory, Plan, PutTag, RepositoryContent, make_plan
+from mirror.sync.publication import Goal, Publication, tags_of_steps
+from mirror.sync.publication_state import PublicationState, read_state
 from mirror.sync.registry import RegistrySource, RegistryTarget
 from mirror.sync.statement import reachable
-from mirror.sync.tag_removal import deletes_tags, remove_tags
 from mirror.sync.tags import Tags, differing, laid_over, tags_of, tags_only
+from mirror.sync.tree import RegistryTree
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,9 +53,9 @@ class TagTurn:
 class RollbackReport:
     """What a rollback did or, if `dry_run`, would do.
 
-    `replaced` is the generation that was there or, if `interrupted`, on its way; `restored` the
-    one that is back, by the statement of `generation`. `turned` are the tags that name something
-    else now; `extras` those that only later generations have, of which `removed` are gone.
+    `replaced` is the generation that was there or, if `interrupted`, on its way; `restored` is the
+    one that is back, stated as `generation`. `turned` are the tags that name something else now;
+    `extras` are tags that only later generations have, of which `removed` are gone.
     """
 
     target: str
@@ -93,59 +92,54 @@ class RollbackReport:
 
 
 def rollback(
-    client: RegistryClient,
-    tree: TargetTree,
-    *,
-    to: int | None = None,
-    dry_run: bool = False,
-    run: Run | None = None,
+    tree: RegistryTree, *, to: int | None = None, dry_run: bool = False, run: Run | None = None
 ) -> RollbackReport:
     """Put the tags back to what they named when the generation after `to` began.
 
-    That is what generation `to` stated, and beside it what other tools had set meanwhile. 0 is the
-    state before the first generation, as far as a later one had to do with its tags. Without `to`
-    an interrupted phase is turned back (that of a rollback: finished); without one it is the
-    generation before the current one.
+    That is what generation `to` stated, and what other tools had set besides. 0 is the state before
+    the first generation, of the tags that a later one set. Without `to` it is the generation before
+    the current one; after an interrupted publication it is the current one, and an interrupted
+    rollback is finished.
 
-    Everything that the turning tags are to lead to is asked for first. Tags that came since are
-    deleted where the registry can delete a tag and keep its manifest; elsewhere they stay.
+    First the registry is asked for everything that the turning tags will lead to. Tags that came
+    later are deleted where the registry can delete a tag and keep its manifest; elsewhere they
+    stay.
 
     Raises:
         InputError: there is no such generation to go back to.
         NotFoundError: the registry states no inventory.
         IncompleteError: something of that generation is not there any more; nothing was changed.
         ConflictError: somebody else changed the same registry meanwhile.
-        CancelledError: `run` was stopped; running it again completes it.
+        CancelledError: the run was stopped; running it again completes it.
     """
     run = Run.of(run)
-    client = client.within(run)
-    client.ping()
-    target = RegistryTarget(client, tree.locate, f"registry {tree.root}", run=run)
-    source = RegistrySource(client, tree.locate, target.name)
-    standing = read_standing(client, tree.locate)
-    for notice in standing.notices:
+    tree = tree.within(run)
+    tree.client.ping()
+    target, source = tree.target(run), tree.source()
+    state = read_state(tree)
+    for notice in state.notices:
         run.on_event(Warned(notice))
-    back = way_back(client, tree, standing, to, run)
+    back = find_target(tree, state, to, run)
     wanted = back.wanted(source, run)
-    lookout = _Lookout(wanted, standing, source, target, back.to, run)
-    turning = _expected_turns(wanted, standing)
+    check = _Check(wanted, state, source, target, back.to, run)
+    turning = _expected_turns(wanted, state)
     run.on_event(PhaseStarted(f"checking what {_count(turning)} tags are to lead to"))
-    lookout.refuse_if_lost(turning, untagged=True)
+    check.refuse_if_lost(turning, untagged=True)
     # The tags themselves are looked at last, so that they turn right after.
     run.on_event(PhaseStarted("comparing tags"))
     tags = tags_only(tags_of(wanted))
     held = target.held(tags)
     plan = make_plan(tags, held, stage=publication_stage)
     if surprising := differing(_tags_of_plan(plan), turning):
-        lookout.refuse_if_lost(surprising)
-    extras = _extras(target, standing, tags_of(wanted))
-    statement = back.statement(standing, wanted, tags_of(held))
+        check.refuse_if_lost(surprising)
+    extras = _extras(target, state, tags_of(wanted))
+    statement = back.statement(state, wanted, tags_of(held))
     report = RollbackReport(
-        str(tree.root),
+        tree.name,
         back.replaced.generation,
         back.to,
         statement.generation if statement else back.replaced.generation,
-        standing.pending is not None,
+        state.pending is not None,
         tuple(_turns(plan, held)),
         tuple((step.repository, step.tag) for step in extras),
         (),
@@ -154,53 +148,49 @@ def rollback(
     )
     if dry_run or (statement is None and not plan and not extras):
         return report
-    if surprising:
-        check_unmoved(target, plan, held)  # to check what those lead to took its time
-    # Also a repair that changes no statement goes through the phase of the one that holds.
-    stated = statement or back.replaced
-    artifact = stated.artifact()
-    check_unchanged(client, tree.locate, standing, artifact.manifest.digest)
-    begin(client, tree.locate, artifact)
+    publication = Publication(
+        tree,
+        state,
+        # A repair that changes no statement publishes the one that holds once more.
+        Goal.of(statement or back.replaced),
+        seen=held if surprising else None,  # to check what those lead to took its time
+        removals=extras,
+        heard=False,
+    )
     run.on_event(PhaseStarted(f"turning {plan.tag_count} tags back"))
-    transfer(plan, source, target, run=run.quietly())
-    removed: tuple[tuple[str, str], ...] = ()
-    if extras and deletes_tags(client, tree.locate, stated.inventory.digest().encoded):
-        run.on_event(PhaseStarted(f"removing {len(extras)} tags"))
-        removed = remove_tags(target, extras, stage=publication_stage, run=run)
-    complete(client, tree.locate, stated, artifact.manifest.digest)
-    return replace(report, removed=removed)
+    return replace(report, removed=publication.carry_out(plan, source, target, run=run).removed)
 
 
-def _expected_turns(wanted: Inventory, standing: Standing) -> Tags:
+def _expected_turns(wanted: Inventory, state: PublicationState) -> Tags:
     """Tags that will have to turn, by what the registry says of itself."""
     turns: Tags = {}
-    for known in standing.known_tags():
+    for known in state.known_tags():
         turns = laid_over(turns, differing(tags_of(wanted), known))
     return turns
 
 
 @dataclass(frozen=True, slots=True)
-class _Lookout:
-    """Sees to it that a rollback of `target` to `wanted` leads nowhere where something is lost."""
+class _Check:
+    """The check that a rollback of `target` to `wanted` leads only to what is there."""
 
     wanted: Inventory
-    standing: Standing
+    state: PublicationState
     source: RegistrySource
     target: RegistryTarget
     to: int
     run: Run
 
     def refuse_if_lost(self, turning: Tags, *, untagged: bool = False) -> None:
-        """Check that all is there that `turning` tags will lead to and, if asked, what no tag does.
+        """Check that everything is there that `turning` tags will lead to; with `untagged` also
+        everything that no tag leads to.
 
-        What the current statement names in the same repository is taken for there. The manifests
-        that tags will name are read, so that the phase in which tags turn has nothing to do but
-        that.
+        What the current statement names in the same repository counts as there. The manifests that
+        tags will name are read, so that nothing but tags is left to do when these turn.
 
         Raises:
             IncompleteError: something is lost or damaged.
         """
-        current = self.standing.current
+        current = self.state.current
         stated = current.statement.inventory if current else Inventory()
         manifests: list[tuple[str, Digest]] = []
         blobs: dict[str, RepositoryContent] = {}
@@ -228,13 +218,13 @@ class _Lookout:
             raise incomplete(self.target.name, self.to, sorted(lost, key=lambda one: one[0]))
 
 
-def _extras(target: RegistryTarget, standing: Standing, wanted: Tags) -> tuple[PutTag, ...]:
+def _extras(target: RegistryTarget, state: PublicationState, wanted: Tags) -> tuple[PutTag, ...]:
     """Tags that later generations brought, as they are to go: what leads somewhere goes first.
 
     Those that somebody else has set to something else meanwhile are left out.
     """
     brought: dict[tuple[str, str], set[Digest]] = {}
-    for known in standing.known_tags():
+    for known in state.known_tags():
         for path, tags in known.items():
             for tag, digest in tags.items():
                 if tag not in wanted.get(path, {}):

@@ -9,13 +9,13 @@ from typing import Any
 from mirror.errors import MirrorError, StatementError
 from mirror.events import PhaseStarted
 from mirror.oci import Digest
-from mirror.operations.sites import Site
 from mirror.run import Run
 from mirror.sync import Inventory
 from mirror.sync.difference import lacking
 from mirror.sync.observation import Depth, Failure
 from mirror.sync.observe import observe
-from mirror.sync.publish import Standing, read_marks, read_standing
+from mirror.sync.publication_state import PublicationState, read_state, read_tips
+from mirror.sync.tree import RegistryTree
 from mirror.sync.workers import gather
 
 _DIFFER, _INCOMPLETE = 3, 4
@@ -124,7 +124,7 @@ _WHOLE = "the registry as a whole"
 
 
 def status(
-    sites: Sequence[Site],
+    trees: Sequence[RegistryTree],
     *,
     thorough: bool = False,
     run: Run | None = None,
@@ -138,11 +138,11 @@ def status(
         CancelledError: `run` was stopped.
     """
     run = Run.of(run)
-    run.on_event(PhaseStarted(f"asking {len(sites)} registries what they hold"))
+    run.on_event(PhaseStarted(f"asking {len(trees)} registries what they hold"))
     found = gather(
-        sites,
-        lambda site: _status(site.within(run), thorough=thorough, run=run),
-        run=run.with_jobs(max(1, len(sites))),
+        trees,
+        lambda tree: _status(tree.within(run), thorough=thorough, run=run),
+        run=run.with_jobs(max(1, len(trees))),
     )
     highest = max((one.generation or 0 for one in found), default=0)
     return StatusReport(
@@ -163,31 +163,30 @@ def status(
     )
 
 
-def _status(site: Site, *, thorough: bool, run: Run) -> ReplicaStatus:
-    client, locate = site.client, site.tree.locate
+def _status(tree: RegistryTree, *, thorough: bool, run: Run) -> ReplicaStatus:
     try:
         for _ in range(_LOOKS):
-            standing = read_standing(client, locate)
-            found = _held_against(site, standing, thorough=thorough, run=run)
-            if found.complete or read_marks(client, locate) == standing.marks:
+            standing = read_state(tree)
+            found = _held_against(tree, standing, thorough=thorough, run=run)
+            if found.complete or read_tips(tree) == standing.tips:
                 break
             # Something was published while it was asked: what lacks may lack of what was before.
         return found
     except MirrorError as err:
-        failure = Failure(site.name, _WHOLE, err)
-        return ReplicaStatus(site.name, None, None, None, Counts(), Counts(), (), (failure,))
+        failure = Failure(tree.name, _WHOLE, err)
+        return ReplicaStatus(tree.name, None, None, None, Counts(), Counts(), (), (failure,))
 
 
 def _held_against(
-    site: Site,
-    standing: Standing,
+    tree: RegistryTree,
+    standing: PublicationState,
     *,
     thorough: bool,
     run: Run,
 ) -> ReplicaStatus:
     current, pending = standing.current, standing.pending
     stated = current.statement.inventory if current else Inventory()
-    place = site.place(run=run)
+    place = tree.target(run)
     found = observe(place, stated, Depth.AUDIT if thorough else Depth.LISTED, run=run)
     rest = lacking(stated, found.held)
     missing = [
@@ -197,7 +196,7 @@ def _held_against(
     ]
     declared = Counts.of(stated)
     return ReplicaStatus(
-        site.name,
+        tree.name,
         current.digest if current else None,
         current.statement.generation if current else None,
         pending.statement.generation if pending else None,
@@ -205,7 +204,7 @@ def _held_against(
         declared - Counts.of(rest),
         tuple(missing),
         (
-            *(Failure(site.name, "its statement", StatementError(one)) for one in standing.notices),
-            *(Failure(site.name, str(item), error) for item, error in found.unclear.items()),
+            *(Failure(tree.name, "its statement", StatementError(one)) for one in standing.notices),
+            *(Failure(tree.name, str(item), error) for item, error in found.unclear.items()),
         ),
     )

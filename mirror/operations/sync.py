@@ -15,9 +15,9 @@ from mirror.operations.audit_leader import LeaderAudit
 from mirror.operations.leader import Leader, choose_leader
 from mirror.operations.replicate import Replication
 from mirror.operations.results import How, Outcome, ReplicaResult
-from mirror.operations.sites import Site
 from mirror.run import Run
 from mirror.sync.observation import Failure
+from mirror.sync.tree import RegistryTree
 
 _GRACE_S = 10.0
 _TICK_S = 0.2
@@ -68,7 +68,7 @@ class _Runner(Protocol):
     """One registry's share of the work."""
 
     @property
-    def site(self) -> Site: ...
+    def tree(self) -> RegistryTree: ...
 
     def carry_out(self) -> ReplicaResult: ...
 
@@ -76,8 +76,8 @@ class _Runner(Protocol):
 
 
 def sync_replicas(
-    leader: Site | None,
-    replicas: Sequence[Site],
+    leader: RegistryTree | None,
+    replicas: Sequence[RegistryTree],
     *,
     audit: bool = False,
     deep: bool = False,
@@ -90,7 +90,7 @@ def sync_replicas(
 ) -> SyncReport:
     """Make every replica hold what the leader states, and state it itself.
 
-    `leader` None takes the site of highest generation among `replicas`. Equal statements end the
+    `leader` None takes the tree of highest generation among `replicas`. Equal statements end the
     work after one request per registry. Else what a replica states is compared, and only the
     difference asked about and carried. `audit` compares every tag and manifest by digest instead,
     and the leader with its own statement; `deep` reads every byte back as well and replaces what is
@@ -102,7 +102,7 @@ def sync_replicas(
     Every replica has `run.jobs` threads of its own and a result of its own, which `on_replica`
     hears as soon as it is there; none waits for another. What fails is in the report and is not
     raised. After `deadline_s` seconds what is not finished is stopped, and the clients of those
-    sites are closed.
+    trees are closed.
 
     A statement of the leader that cannot be read is a failure of every replica.
 
@@ -115,14 +115,14 @@ def sync_replicas(
     run = Run.of(run)
     started = time.monotonic()
     unasked: tuple[Failure, ...] = ()
-    for site in replicas:
-        if site.files is not None:
-            site.files.check()
+    for tree in replicas:
+        if tree.files is not None:
+            tree.files.check()
     if leader is None:
         leader, unasked = choose_leader(replicas, run=run)
         absent = {failure.place for failure in unasked}
         replicas = [one for one in replicas if one is not leader and one.name not in absent]
-    names = [site.name for site in replicas]
+    names = [tree.name for tree in replicas]
     if leader.name in names or len(set(names)) < len(names) or not (names or unasked):
         raise InputError("a sync goes from one registry to others, each of them named once")
     how = How(audit, deep, prune, dry_run)
@@ -133,20 +133,20 @@ def sync_replicas(
         )
     alone = len(replicas) == 1 and not how.full
 
-    def part(site: Site) -> Run:
+    def part(tree: RegistryTree) -> Run:
         own = Run.of(run)
-        return own if alone else own.heard_by(side_by_side(run.on_event, site.name))
+        return own if alone else own.heard_by(side_by_side(run.on_event, tree.name))
 
-    parts = [part(site) for site in replicas]
+    parts = [part(tree) for tree in replicas]
     runners: list[_Runner] = [
         Replication(
-            site,
+            tree,
             head,
-            [other for other in replicas if other is not site],
+            [other for other in replicas if other is not tree],
             how,
             run=own,
         )
-        for site, own in zip(replicas, parts, strict=True)
+        for tree, own in zip(replicas, parts, strict=True)
     ]
     audited = how.full and (audit_leader or prune)
     if audited:
@@ -177,7 +177,7 @@ def sync_replicas(
 def _run_all(
     runners: Sequence[_Runner],
     parts: Sequence[Run],
-    leader: Site,
+    leader: RegistryTree,
     until: float | None,
     deadline_s: float | None,
     run: Run,
@@ -195,7 +195,7 @@ def _run_all(
             bugs.append(err)
 
     threads = [
-        threading.Thread(target=work, args=(number,), name=f"mirror-{runners[number].site.name}")
+        threading.Thread(target=work, args=(number,), name=f"mirror-{runners[number].tree.name}")
         for number in range(len(runners))
     ]
     for thread in threads:
@@ -230,7 +230,7 @@ def _stop(
     runners: Sequence[_Runner],
     parts: Sequence[Run],
     threads: Sequence[threading.Thread],
-    leader: Site,
+    leader: RegistryTree,
 ) -> None:
     """End what these do; closed connections end even what waits for an answer."""
     for number in numbers:
@@ -239,8 +239,8 @@ def _stop(
     for number in numbers:
         threads[number].join(max(0.0, until - time.monotonic()))
     for number in numbers:
-        if threads[number].is_alive() and runners[number].site is not leader:
-            runners[number].site.client.close()
+        if threads[number].is_alive() and runners[number].tree is not leader:
+            runners[number].tree.client.close()
     until = time.monotonic() + _GRACE_S
     for number in numbers:
         threads[number].join(max(0.0, until - time.monotonic()))

@@ -8,18 +8,15 @@ from typing import Any
 from mirror.bundle.reader import BundleReader
 from mirror.bundle.verify import BundleReport, verify_bundle
 from mirror.events import PhaseStarted
-from mirror.layout import TargetTree
 from mirror.oci import Digest
-from mirror.operations.pull import count
-from mirror.registry import RegistryWriter
 from mirror.release.discovery import discovery_images, index_of
 from mirror.run import Run
 from mirror.sync import Finding, Inventory, union
 from mirror.sync.findings import findings_of
 from mirror.sync.observation import Depth
 from mirror.sync.observe import observe
-from mirror.sync.registry import RegistryTarget
 from mirror.sync.tags import tags_of, tags_only
+from mirror.sync.tree import RegistryTree
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +36,7 @@ class RegistryReport:
             "target": self.target,
             "deep": self.deep,
             "inventory": str(self.digest),
-            **count(self.inventory),
+            **self.inventory.counts(),
             "findings": [finding.to_document() for finding in self.findings],
         }
 
@@ -58,8 +55,7 @@ def verify(
 
 def verify_registry(
     reader: BundleReader,
-    client: RegistryWriter,
-    tree: TargetTree,
+    tree: RegistryTree,
     *,
     deep: bool = False,
     run: Run | None = None,
@@ -75,10 +71,10 @@ def verify_registry(
         CancelledError: `run` was stopped.
     """
     run = Run.of(run)
-    client = client.within(run)
+    tree = tree.within(run)
     inventory = reader.inventory()
-    client.ping()  # one clear answer about name, TLS and login, before many ask in parallel
-    target = RegistryTarget(client, tree.locate, f"registry {tree.root}", run=run)
+    tree.client.ping()  # one clear answer about name, TLS and login, before many ask in parallel
+    target = tree.target(run)
     index = tags_only(tags_of(discovery_images(inventory).inventory()))
     wanted = union([inventory, index_of(inventory, tags_of(target.held(index)))])
     run.on_event(PhaseStarted("comparing with the registry"))

@@ -1,13 +1,14 @@
 """Version constraints (`>=1.64 <1.70 || ~1.72.1`), as Masterminds' semver library v3.4 reads them.
 
-Deckhouse's own tools use that library for flags and plugin contracts, so what a constraint accepts
-here is exactly what it accepts there, its oddities included:
+Deckhouse's own tools use that library for flags and plugin contracts. A constraint accepts here
+exactly what it accepts there, oddities included:
 
 * Terms joined by spaces or commas must all hold, alternatives are joined by `||`.
 * Parts that are missing or wildcards (`1.64`, `1.x`) widen what a term compares: `<=1.64` takes
   every 1.64 patch, `>1.64` starts at 1.65, `=1.64` is `~1.64`.
-* A pre-release is accepted only by an alternative that names a pre-release somewhere, and then all
-  of its terms compare pre-releases.
+* A range `a - b` stands for `>= a, <= b`.
+* An alternative accepts pre-releases only if it names one somewhere; then all of its terms compare
+  pre-releases.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from mirror.errors import InputError
 from mirror.layout import MAX_VERSION_LENGTH
 
 MAX_LENGTH: Final = 1000
-"""Longer text is refused unread; no real constraint comes near."""
+"""Longer text is refused unread; real constraints are far shorter."""
 
 _LARGEST_NUMBER = 2**64 - 1
 _NUMBER_WITH_ZEROS_AHEAD = re.compile(r"0[0-9]+")
@@ -78,7 +79,7 @@ class Term:
     parts: int
 
     def accepts(self, version: Version) -> bool:
-        """Whether `version` holds against this term alone, pre-releases compared."""
+        """Whether `version` satisfies this term alone; pre-releases are compared too."""
         return _COMPARISONS[self.operator](version, self)
 
 
@@ -89,14 +90,14 @@ class Constraint:
     text: str
     alternatives: tuple[tuple[Term, ...], ...]
     anchors: tuple[Version, ...]
-    """The versions of inclusive bounds (`>=`, `<=`): wanted themselves, where they exist."""
+    """The versions of inclusive bounds (`>=`, `<=`), which are selected where they exist."""
 
     @classmethod
     def parse(cls, text: str) -> Constraint:
-        """Read one.
+        """Read a constraint.
 
         Raises:
-            InputError: it is none; the message says where reading stopped.
+            InputError: the text is not a constraint; the message says where reading stopped.
         """
         if len(text) > MAX_LENGTH:
             raise InputError(
@@ -116,10 +117,10 @@ class Constraint:
 
     @classmethod
     def same_major(cls, version: Version) -> Constraint:
-        """From `version` up to, not including, the next major version; it has no anchors.
+        """From `version` up to the next major version, which is not included; without anchors.
 
-        Unlike `^` it knows no exception for 0.x. Pre-releases of that next major version stay out
-        even where `version` is a pre-release itself.
+        Unlike `^` it makes no exception for 0.x. Pre-releases of the next major version stay out
+        even if `version` is a pre-release.
         """
         early = "0" if version.prerelease else None
         end = Version(version.major + 1, prerelease=early)
@@ -136,10 +137,7 @@ class Constraint:
 
     @property
     def lower_bound(self) -> Version | None:
-        """The smallest version written anywhere in it, whatever its operator.
-
-        None if it has wildcards only (`*`).
-        """
+        """The smallest version that the text names, whatever its operator; None for `*`."""
         written = [term.version for terms in self.alternatives for term in terms if term.parts]
         return min(written, default=None)
 
@@ -287,22 +285,22 @@ _COMPARISONS: dict[str, Callable[[Version, Term], bool]] = {
 # -- where tags cannot be listed -------------------------------------------------------------------
 
 MAX_PROBES = 5000
-"""So many requests one walk makes at most; a source with all releases of ten years needs fewer."""
+"""The most requests of one search; a source with all releases of ten years needs fewer."""
 
 
 def find_by_probing(
     constraint: Constraint, exists: Callable[[Version], bool], *, max_probes: int = MAX_PROBES
 ) -> list[Version]:
-    """The releases that `constraint` accepts and the source has, as far as a walk finds them.
+    """Find releases that `constraint` accepts by asking `exists` for one version after the other.
 
-    It starts at the smallest version that the constraint names and asks `exists` for one patch
-    after the other; where they end, for the next minor version, and where these end, for the next
-    major one. A gap ends a series: without 1.64.1 it does not find 1.64.2. Nothing that the
-    constraint refuses is asked for, and no pre-releases are; where it refuses just the start
-    (`>1.64.0`), the patch after that is the start.
+    A proxy registry cannot list tags, but answers for each of them. The search starts at the
+    smallest version that the constraint names. It tries patches until one is missing, then the next
+    minor version, then the next major one. A gap ends a series: without 1.64.1 it does not find
+    1.64.2. It never asks for a version that the constraint refuses, nor for pre-releases. If the
+    constraint refuses just the start (`>1.64.0`), the search starts with the next patch.
 
     Raises:
-        InputError: the walk has no end within `max_probes` requests.
+        InputError: the search has not ended after `max_probes` requests.
         Whatever `exists` raises.
     """
     found: list[Version] = []

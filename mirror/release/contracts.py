@@ -10,9 +10,9 @@ import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Final
+from typing import Any, Final
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from semver import Version
 
 from mirror.documents import parse_json, parse_yaml, problems
@@ -24,26 +24,26 @@ ANNOTATION: Final = "contract"
 """The key of the annotation on a plugin's manifest."""
 
 MAX_CONTRACT: Final = 128 * 1024
-"""Bytes of a contract that are read at most; real ones have a few hundred."""
+"""The most bytes of a contract; real ones have a few hundred."""
 
 _PLUGIN_NAME = re.compile(r"[a-z0-9]+(?:[._-][a-z0-9]+)*")
 _MAX_NAME = 128  # a plugin's name is a tag too, in the index of plugins
 
 
 def valid_plugin_name(name: str) -> bool:
-    """Whether a plugin can have that name."""
+    """Whether a plugin can have this name."""
     return len(name) <= _MAX_NAME and _PLUGIN_NAME.fullmatch(name) is not None
 
 
 @dataclass(frozen=True, slots=True)
 class Requirement:
-    """A module or plugin that is needed, in versions that `constraint` accepts; None: in any."""
+    """A module or plugin that is needed, in a version that `constraint` accepts (None: any)."""
 
     name: str
     constraint: Constraint | None = None
 
     def accepts(self, version: Version) -> bool:
-        """Whether that version of it will do; where a build comes from does not matter."""
+        """Whether this version of it will do. Marks of origin (`-main`) do not count."""
         return self.constraint is None or self.constraint.accepts(comparable(version))
 
     def __str__(self) -> str:
@@ -51,8 +51,8 @@ class Requirement:
 
 
 @dataclass(frozen=True, slots=True)
-class Group:
-    """Modules of which one at least (`anyOf`), or none (`noneOf`), is to be there."""
+class ModuleGroup:
+    """Modules of which at least one (`anyOf`) or none (`noneOf`) must exist."""
 
     name: str
     members: tuple[Requirement, ...]
@@ -60,7 +60,7 @@ class Group:
 
 @dataclass(frozen=True, slots=True)
 class Contract:
-    """What one version of a plugin needs. Conditional needs count only if the thing is there."""
+    """What one version of a plugin needs; a conditional need counts if its subject exists."""
 
     name: str
     version: str
@@ -68,8 +68,8 @@ class Contract:
     kubernetes: Constraint | None = None
     mandatory_modules: tuple[Requirement, ...] = ()
     conditional_modules: tuple[Requirement, ...] = ()
-    any_of: tuple[Group, ...] = ()
-    none_of: tuple[Group, ...] = ()
+    any_of: tuple[ModuleGroup, ...] = ()
+    none_of: tuple[ModuleGroup, ...] = ()
     mandatory_plugins: tuple[Requirement, ...] = ()
     conditional_plugins: tuple[Requirement, ...] = ()
 
@@ -80,7 +80,7 @@ class Contract:
         return frozenset([*(need.name for need in self.mandatory_modules), *groups])
 
     def serves(self, module: str) -> tuple[Requirement, ...]:
-        """The needs of which one must accept a version of `module`, for the plugin to be for it."""
+        """The needs that `module` can meet; the plugin is for the versions that one accepts."""
         mandatory = tuple(need for need in self.mandatory_modules if need.name == module)
         return mandatory or tuple(
             member for group in self.any_of for member in group.members if member.name == module
@@ -97,10 +97,10 @@ class BundleVersions:
         self.platform = in_order(platform)
 
     def missing(self, contract: Contract, module: str = "") -> list[str]:
-        """What a plugin needs and does not find. `module` is known to be there as needed.
+        """What a plugin needs and the bundle does not have. `module` is known to fit.
 
-        Without any platform release that need is not judged. What a plugin says of Kubernetes and
-        of modules that must not be there concerns the cluster, not the bundle.
+        A bundle without platform releases meets every need of them. What a plugin says about
+        Kubernetes and about modules that must not exist concerns the cluster, not the bundle.
         """
         missing = [
             f"it needs module {need}, and the bundle {self.describe(need.name)}"
@@ -122,11 +122,11 @@ class BundleVersions:
         return missing
 
     def has(self, need: Requirement) -> bool:
-        """Whether some version of the module is there that will do."""
+        """Whether the bundle has a version of the module that will do."""
         return any(need.accepts(version) for version in self.modules.get(need.name, ()))
 
     def describe(self, module: str) -> str:
-        """Which versions of a module are there, to follow the words `the bundle`."""
+        """Which versions of a module the bundle has; continues a sentence after `the bundle`."""
         versions = self.modules.get(module)
         return f"has {', '.join(map(str, versions))}" if versions else "does not have it"
 
@@ -137,83 +137,72 @@ class BundleVersions:
 # -- as it is written -----------------------------------------------------------------------------
 
 
-def _no_list(value: Any) -> Any:
-    if isinstance(value, list):
-        raise ValueError("a list is the form of old contracts, which are not read")
-    return value or {}
+class _Written(BaseModel):
+    """Programs in Go write null for what is empty, people leave the value out."""
 
-
-_Text = Annotated[str, BeforeValidator(lambda value: "" if value is None else value)]
-
-
-class _Document(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
 
-
-class _Constraint(_Document):
-    constraint: _Text = ""
-
-
-class _Item(_Document):
-    name: _Text = ""
-    constraint: _Text = ""
+    @model_validator(mode="before")
+    @classmethod
+    def _without_empty_values(cls, value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        return {key: item for key, item in value.items() if item is not None and item != ""}
 
 
-_OptionalConstraint = Annotated[_Constraint, BeforeValidator(lambda value: value or {})]
-_Items = Annotated[tuple[_Item, ...], BeforeValidator(lambda value: value or ())]
+class _WrittenNeed(_Written):
+    name: str = ""
+    constraint: str = ""
 
 
-class _Group(_Document):
-    name: _Text = ""
-    modules: _Items = ()
+class _WrittenGroup(_Written):
+    name: str = ""
+    modules: tuple[_WrittenNeed, ...] = ()
 
 
-_Groups = Annotated[tuple[_Group, ...], BeforeValidator(lambda value: value or ())]
+class _WrittenKinds(_Written):
+    mandatory: tuple[_WrittenNeed, ...] = ()
+    conditional: tuple[_WrittenNeed, ...] = ()
+    any_of: tuple[_WrittenGroup, ...] = Field((), alias="anyOf")
+    none_of: tuple[_WrittenGroup, ...] = Field((), alias="noneOf")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_list(cls, value: Any) -> Any:
+        if isinstance(value, list):
+            raise ValueError("a list is the form of old contracts, which are not read")
+        return value
 
 
-class _Modules(_Document):
-    mandatory: _Items = ()
-    conditional: _Items = ()
-    any_of: _Groups = Field((), alias="anyOf")
-    none_of: _Groups = Field((), alias="noneOf")
+class _WrittenRequirements(_Written):
+    kubernetes: _WrittenNeed = _WrittenNeed()
+    deckhouse: _WrittenNeed = _WrittenNeed()
+    modules: _WrittenKinds = _WrittenKinds()
+    plugins: _WrittenKinds = _WrittenKinds()
 
 
-class _Plugins(_Document):
-    mandatory: _Items = ()
-    conditional: _Items = ()
-
-
-class _Requirements(_Document):
-    kubernetes: _OptionalConstraint = _Constraint()
-    deckhouse: _OptionalConstraint = _Constraint()
-    modules: Annotated[_Modules, BeforeValidator(_no_list)] = _Modules()
-    plugins: Annotated[_Plugins, BeforeValidator(_no_list)] = _Plugins()
-
-
-class _Contract(_Document):
-    name: _Text = ""
-    version: _Text = ""
-    requirements: Annotated[_Requirements, BeforeValidator(lambda value: value or {})] = (
-        _Requirements()
-    )
+class _WrittenContract(_Written):
+    name: str = ""
+    version: str = ""
+    requirements: _WrittenRequirements = _WrittenRequirements()
 
 
 # -- reading --------------------------------------------------------------------------------------
 
 
 def parse_contract(annotation: str | None, *, name: str, version: str, where: str) -> Contract:
-    """The contract in a manifest's annotation; None means there is none, hence no needs.
+    """Read the contract in a manifest's annotation; without an annotation the plugin has no needs.
 
-    `name` and `version` are the repository's and the tag; they stand in where the contract is
-    silent. `where` says which manifest this is.
+    `name` and `version` are those of the repository and the tag, for a contract that leaves them
+    out. `where` names the manifest in messages.
 
     Raises:
-        SourceContentError: it cannot be read, or contradicts itself.
+        SourceContentError: the contract cannot be read, or contradicts itself.
     """
     if annotation is None:
         return Contract(name, version)
     try:
-        wire = _Contract.model_validate(_decoded(annotation))
+        wire = _WrittenContract.model_validate(_decoded(annotation))
         return _checked(wire, name, version)
     except ValidationError as err:
         problem = problems(err)[0]
@@ -229,18 +218,18 @@ def _decoded(annotation: str) -> Any:
         raw = base64.b64decode("".join(annotation.split()), validate=True)
         text = raw.decode()
     except ValueError as err:
-        raise ValueError(f"no base64 of a text: {err}") from err
+        raise ValueError(f"not base64 of a text: {err}") from err
     try:
         return parse_json(text)
     except ValueError:
-        pass  # YAML is tolerated, and its reader has the better messages
+        pass  # YAML is tolerated, and its reader says more about what is wrong
     try:
         return parse_yaml(text, texts_only=True)
     except ValueError as err:
         raise ValueError(f"neither JSON nor YAML: {err}") from err
 
 
-def _checked(wire: _Contract, name: str, version: str) -> Contract:
+def _checked(wire: _WrittenContract, name: str, version: str) -> Contract:
     needs = wire.requirements
     modules, plugins = needs.modules, needs.plugins
     at = "requirements.modules"
@@ -269,7 +258,9 @@ def _constraint(text: str, at: str) -> Constraint | None:
         raise ValueError(f"{at}: {err}") from err
 
 
-def _needs(items: Iterable[_Item], at: str, *, plugin: bool = False) -> Iterator[Requirement]:
+def _needs(
+    items: Iterable[_WrittenNeed], at: str, *, plugin: bool = False
+) -> Iterator[Requirement]:
     for number, item in enumerate(items):
         here = f"{at}[{number}]"
         if not item.name:
@@ -279,7 +270,7 @@ def _needs(items: Iterable[_Item], at: str, *, plugin: bool = False) -> Iterator
         yield Requirement(item.name, _constraint(item.constraint, f"{here} ({item.name[:80]})"))
 
 
-def _groups(groups: Iterable[_Group], at: str) -> Iterator[Group]:
+def _groups(groups: Iterable[_WrittenGroup], at: str) -> Iterator[ModuleGroup]:
     names: set[str] = set()
     for number, group in enumerate(groups):
         here = f"{at}[{number}]"
@@ -295,11 +286,11 @@ def _groups(groups: Iterable[_Group], at: str) -> Iterator[Group]:
         twice = [name for name, count in counted.items() if count > 1]
         if twice:
             raise ValueError(f"{here} ({group.name[:80]}) names {twice[0][:80]!r} twice")
-        yield Group(group.name, members)
+        yield ModuleGroup(group.name, members)
 
 
 def _check_apart(contract: Contract) -> None:
-    """See that no module is asked for in ways that contradict each other."""
+    """Refuse a contract that asks for one module in two ways."""
     kinds = {
         "mandatory": {need.name for need in contract.mandatory_modules},
         "conditional": {need.name for need in contract.conditional_modules},

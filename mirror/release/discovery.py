@@ -1,7 +1,7 @@
 """The index of what exists: `modules:<name>`, `packages:<name>`, `deckhouse-cli/plugins:<name>`.
 
 A cluster lists the tags of these repositories to learn which modules, packages and plugins there
-are. What the tags name does not matter to it, so it is one tiny image, the same at every push.
+are. It does not read the images that these tags name, so one tiny image does for all of them.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from mirror.sync.tags import Tags
 
 
 def discovery_images(bundle: Inventory) -> MemoryStore:
-    """A store with one tag for every module, package and plugin that `bundle` has images of."""
+    """Make a store with one tag for each module, package and plugin that `bundle` has."""
     store = MemoryStore("index of modules, packages and plugins")
-    # Of every package there are descriptions, also of those that the bundle does not have.
+    # A bundle describes every package, also those that it does not have.
     described = {path for path in bundle.repositories if describes_package(path)}
     for index in INDEX_REPOSITORIES:
         names = {
@@ -38,9 +38,9 @@ def discovery_images(bundle: Inventory) -> MemoryStore:
 
 
 def index_of(bundle: Inventory, named: Tags) -> Inventory:
-    """What a registry with the tags `named` is to have as the index of all that `bundle` has.
+    """The index that a registry with the tags `named` must have to hold `bundle`.
 
-    A bundle has no index; a push makes it. Tags that name what another tool put there will do.
+    A bundle has no index; a push makes it. A tag that names what another tool put there will do.
     """
     wanted = {}
     for path, content in discovery_images(bundle).inventory().repositories.items():
@@ -52,7 +52,7 @@ def index_of(bundle: Inventory, named: Tags) -> Inventory:
 
 
 def has_index(inventory: Inventory) -> bool:
-    """Whether it has an index of what exists: a registry's has, a bundle's has not."""
+    """Whether an inventory has an index of what exists. A registry's has, a bundle's has not."""
     return any(inventory.repository(path).tags for path in INDEX_REPOSITORIES)
 
 

@@ -26,13 +26,13 @@ MODULE_IMAGES_DIGESTS = "images_digests.json"
 EXTRA_IMAGES = "extra_images.json"
 
 _MOST_DIGITS = 18
-"""Of a number that stands for a tag; more are no schema version."""
+"""The most digits of a number that stands for a tag."""
 
 _SHA256 = re.compile(rb"sha256:[a-f0-9]{64}")
 
 
 class _VersionDocument(BaseModel):
-    """`version.json` of a module's release image; keys that we do not use are left alone."""
+    """`version.json` of a module's release image; other keys are ignored."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -40,8 +40,10 @@ class _VersionDocument(BaseModel):
 
 
 class _ReleaseDocument(_VersionDocument):
-    """`version.json` of a platform release image. Programs in Go write null for what is empty, and
-    people write a version as a number."""
+    """`version.json` of a platform release image.
+
+    Programs in Go write null for what is empty, and people write versions as numbers.
+    """
 
     model_config = ConfigDict(frozen=True, extra="ignore", coerce_numbers_to_str=True)
 
@@ -61,8 +63,9 @@ class _ReleaseDocument(_VersionDocument):
 class ReleaseInfo:
     """What a release image says in its `version.json`.
 
-    `requirements` maps what a cluster needs to the version it needs; `disruptions` maps
-    `major.minor` to the modules that the update to it disrupts.
+    Attributes:
+        requirements: what a cluster needs → the version that it needs.
+        disruptions: `major.minor` → the modules that the update to it disrupts.
     """
 
     version: Version
@@ -72,12 +75,13 @@ class ReleaseInfo:
 
 
 def parse_release(data: bytes | None, where: str, *, version_only: bool = False) -> ReleaseInfo:
-    """Read a release image's `version.json`; `data` None means that the image has none.
+    """Read a release image's `version.json`; None if the image does not have the file.
 
-    With `version_only`, as for modules and packages, the rest of it is not looked at.
+    With `version_only`, as for modules and packages, other keys are ignored.
 
     Raises:
-        SourceContentError: it is missing, is no JSON, or names no semantic version.
+        SourceContentError: the file is missing, is not JSON, or does not name a semantic version
+            that can be a tag.
     """
     if data is None:
         raise SourceContentError(f"{where}: the image has no {VERSION_JSON}")
@@ -91,7 +95,7 @@ def parse_release(data: bytes | None, where: str, *, version_only: bool = False)
     version = parse_version(document.version)
     if version is None:
         raise SourceContentError(
-            f"{where}: {VERSION_JSON} names {document.version!r}, which is no semantic version"
+            f"{where}: {VERSION_JSON} names {document.version!r}, which is not a semantic version"
         )
     if version.build:
         raise SourceContentError(
@@ -121,7 +125,7 @@ def parse_changelog(data: bytes, where: str) -> Mapping[str, Any]:
 
 
 def parse_component_digests(data: bytes, where: str) -> dict[Digest, str]:
-    """Digest → `module/image` of an installer's digest list, in its order.
+    """Read an installer's list of digests, in its order: digest → `module/image`.
 
     Raises:
         SourceContentError: it is not a mapping of modules to mappings of images to digests.
@@ -136,7 +140,7 @@ def parse_component_digests(data: bytes, where: str) -> dict[Digest, str]:
 
 
 def parse_component_tags(data: bytes, where: str) -> dict[str, str]:
-    """Tag → `module/image` of an old installer's tag list, in its order.
+    """Read an old installer's list of tags, in its order: tag → `module/image`.
 
     Raises:
         SourceContentError: it is not a mapping of modules to mappings of images to tags.
@@ -144,7 +148,7 @@ def parse_component_tags(data: bytes, where: str) -> dict[str, str]:
     found: dict[str, str] = {}
     for name, text in _component_items(data, where, IMAGES_TAGS):
         if not valid_tag(text):
-            raise SourceContentError(f"{where}: {IMAGES_TAGS}: {name}: {text!r} is no tag")
+            raise SourceContentError(f"{where}: {IMAGES_TAGS}: {name}: {text!r} is not a tag")
         found.setdefault(text, name)
     return found
 
@@ -162,9 +166,9 @@ def _component_items(data: bytes, where: str, file: str) -> list[tuple[str, str]
 
 
 def find_digests(data: bytes) -> list[Digest]:
-    """Every SHA-256 digest in a module's `images_digests.json`, once, in order.
+    """Find every SHA-256 digest in a module's `images_digests.json`, once, in order.
 
-    Modules nest them as they like, so the digests are found by their form and not by their place.
+    Modules nest them as they like, so digests are recognised by their form, not by their place.
     """
     return [Digest.parse(text.decode()) for text in dict.fromkeys(_SHA256.findall(data))]
 
@@ -181,7 +185,7 @@ def parse_extra_images(data: bytes, where: str) -> dict[str, str]:
             continue  # other kinds of values are not images
         tag = value if isinstance(value, str) else _number_tag(value)
         if not valid_tag(tag):
-            raise SourceContentError(f"{where}: {EXTRA_IMAGES}: {name}: {tag!r} is no tag")
+            raise SourceContentError(f"{where}: {EXTRA_IMAGES}: {name}: {tag!r} is not a tag")
         try:
             check_repository(name)
         except InvalidReferenceError as err:
@@ -191,7 +195,7 @@ def parse_extra_images(data: bytes, where: str) -> dict[str, str]:
 
 
 def _number_tag(value: float) -> str:
-    """A number's digits; nothing, hence no tag, for what is no sensible one."""
+    """A number's digits; an empty text, which is not a tag, for a number that cannot be one."""
     whole = math.isfinite(value) if isinstance(value, float) else True
     return f"{value:.0f}" if whole and abs(value) < 10**_MOST_DIGITS else ""
 
@@ -214,14 +218,17 @@ _NEVER = "0001-01-01T00:00:00Z"
 
 @dataclass(frozen=True, slots=True)
 class DescribedRelease:
-    """A release and what its image says of it: `version.json` and `changelog.yaml`."""
+    """A release, and what its image says in `version.json` and `changelog.yaml`."""
 
     info: ReleaseInfo
     changelog: Mapping[str, Any] = field(default_factory=dict)
 
 
 def deckhouse_releases(releases: Iterable[DescribedRelease]) -> bytes:
-    """One YAML document per release, oldest first, keys sorted; each begins with `---`."""
+    """Write `deckhousereleases.yaml`, from which a cluster without channels learns its releases.
+
+    It has one YAML document per release, oldest first, with sorted keys; each begins with `---`.
+    """
     documents = [
         _document(release) for release in sorted(releases, key=lambda one: one.info.version)
     ]

@@ -80,7 +80,7 @@ class Edge:
 
 
 @dataclass(slots=True)
-class Journal:
+class ChoiceLog:
     """What was chosen and warned of so far; the end of it can be taken back."""
 
     choices: list[tuple[Candidate, Edge]] = field(default_factory=list)
@@ -124,7 +124,7 @@ class Dependencies:
 
     def __init__(self, facts: PluginFacts, bundle: BundleVersions, *, proxy: bool) -> None:
         self._facts, self._bundle, self._proxy = facts, bundle, proxy
-        self.journal = Journal()
+        self.journal = ChoiceLog()
         self._stable_versions: dict[str, list[Candidate]] = {}
         self._contracts: dict[Candidate, Contract | SourceContentError] = {}
         # Candidate and strictness → what was looked at → circumstances → why it failed in them.

@@ -47,7 +47,7 @@ class ExactTag:
     tag: str
     channel: str | None = None
     ignored: str = field(default="", compare=False)
-    """What stood behind `+` and is no release channel; it has no effect, so a user is told."""
+    """Text behind `+` that is not a release channel. It has no effect, so the user is warned."""
 
     def __str__(self) -> str:
         return f"={self.tag}" + (f"+{self.channel}" if self.channel else "")
@@ -55,9 +55,9 @@ class ExactTag:
 
 @dataclass(frozen=True, slots=True)
 class ItemFilter:
-    """One module, package or plugin and the versions of it that were named.
+    """One module, package or plugin, and the versions of it that the user named.
 
-    Empty `wanted` means: what the release channels lead to.
+    Without `wanted`, its release channels decide.
     """
 
     name: str
@@ -65,12 +65,12 @@ class ItemFilter:
 
     @property
     def is_exact(self) -> bool:
-        """Whether all of it is exact tags: channels are not read then, and tags are not listed."""
+        """Whether only exact tags are wanted. Channels and tag lists are then not needed."""
         return bool(self.wanted) and all(isinstance(one, ExactTag) for one in self.wanted)
 
     @property
     def constraints(self) -> tuple[Constraint, ...]:
-        """The constraints among `wanted`; with any, the item's tags must be known."""
+        """The constraints among `wanted`. If there is one, the item's tags must be known."""
         return tuple(one for one in self.wanted if isinstance(one, Constraint))
 
     @property
@@ -79,7 +79,7 @@ class ItemFilter:
         return tuple(one for one in self.wanted if isinstance(one, ExactTag))
 
     def covers(self, tag: str) -> bool:
-        """Whether the version part names `tag`; never, where there is none."""
+        """Whether `wanted` names `tag`."""
         version = parse_version(tag)
         for one in self.wanted:
             if isinstance(one, ExactTag):
@@ -95,9 +95,9 @@ class ItemFilter:
 
 @dataclass(frozen=True, slots=True)
 class Filter:
-    """Which items of a kind are taken: those that are named, or all but those.
+    """Which items of a kind are taken: only the named ones, or all but the named ones.
 
-    An exclusion with a version part leaves the item in and takes out the versions that match only.
+    An exclusion with a version part excludes only the versions that match.
     """
 
     items: Mapping[str, ItemFilter] = field(default_factory=dict)
@@ -105,49 +105,49 @@ class Filter:
 
     @classmethod
     def including(cls, texts: Iterable[str], flag: str = "--include-module") -> Filter:
-        """Only what `texts` name; everything if they name nothing.
+        """Take only what `texts` name; everything if they name nothing.
 
         Raises:
-            InputError: one of them is no filter; the message names `flag`.
+            InputError: one of them is not a filter; the message names `flag`.
         """
         items = _merged(texts, flag)
         return cls(items, excludes=not items)
 
     @classmethod
     def excluding(cls, texts: Iterable[str], flag: str = "--exclude-module") -> Filter:
-        """All but what `texts` name.
+        """Take all but what `texts` name.
 
         Raises:
-            InputError: one of them is no filter; the message names `flag`.
+            InputError: one of them is not a filter; the message names `flag`.
         """
         return cls(_merged(texts, flag), excludes=True)
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The items that an including filter names, sorted; none for an excluding one."""
+        """The items that an including filter names, sorted; an excluding one has none."""
         return () if self.excludes else tuple(sorted(self.items))
 
     def matches(self, name: str) -> bool:
-        """Whether the item is taken, be it in part."""
+        """Whether the item is taken, at least in part."""
         if self.excludes:
             return name not in self.items or bool(self.items[name].wanted)
         return name in self.items
 
     def constraint_for(self, name: str) -> ItemFilter:
-        """Which versions were asked for of an item that matches."""
+        """Which versions of a matching item the user asked for."""
         return ItemFilter(name) if self.excludes else self.items[name]
 
     def leaves_out(self, name: str, tag: str) -> bool:
-        """Whether this version of an item is excluded, or the item is not taken at all."""
+        """Whether this version of an item, or the whole item, is left out."""
         if not self.matches(name):
             return True
         return self.excludes and name in self.items and self.items[name].covers(tag)
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What a user should know about how the flags were understood."""
+        """What the user should know about how the flags were understood."""
         return tuple(
-            f"{item.name}@{one}: {one.ignored!r} is no release channel and has no effect; "
+            f"{item.name}@{one}: {one.ignored!r} is not a release channel and has no effect; "
             f"channels are {', '.join(CHANNELS)}"
             for item in self.items.values()
             for one in item.exact_tags
@@ -159,14 +159,14 @@ def parse_filter(text: str, flag: str = "--include-module") -> ItemFilter:
     """Read `name[@version]`, as a user gave it to `flag`.
 
     Raises:
-        InputError: it is no filter; the message says what to write instead.
+        InputError: it is not a filter; the message says what to write instead.
     """
     name, at, version = (part.strip() for part in text.strip().partition("@"))
     if not name:
         raise InputError(f"{flag} {text[:120]!r} names nothing; write name or name@version")
     if not _NAME.fullmatch(name) or len(name) > _MAX_NAME:
         raise InputError(
-            f"{flag} {text[:120]!r}: what stands before '@' is no name; names are lower-case "
+            f"{flag} {text[:120]!r}: what stands before '@' is not a name; names are lower-case "
             "letters and digits, joined by . _ or -"
         )
     if not at:
@@ -181,10 +181,10 @@ def parse_filter(text: str, flag: str = "--include-module") -> ItemFilter:
 
 
 def parse_platform(text: str, flag: str = "--include-platform") -> ExactTag | Constraint:
-    """Read what may stand behind `@`, for the platform; an exact tag is `--deckhouse-tag`'s too.
+    """Read what may stand behind `@`, for the platform.
 
     Raises:
-        InputError: it is none of the forms; the message says what to write instead.
+        InputError: it has none of the forms; the message says what to write instead.
     """
     version = text.strip()
     if not version:
@@ -204,11 +204,11 @@ def parse_platform(text: str, flag: str = "--include-platform") -> ExactTag | Co
 def select_versions(
     wanted: ItemFilter | ExactTag | Constraint | None, tags: Collection[str]
 ) -> list[str]:
-    """The tags that `wanted` selects, `tags` being those of the item.
+    """Return the tags that `wanted` selects among `tags`, those of the item.
 
-    Of a constraint: the latest patch of each minor version that it accepts, and its inclusive
-    bounds themselves where they exist, oldest first. Exact tags are taken whether listed or not.
-    What several constraints select stands in their order, each tag once.
+    A constraint selects the latest patch of each minor version that it accepts, and its inclusive
+    bounds where they exist, oldest first. Exact tags are selected whether listed or not. Several
+    constraints select in their order, each tag once.
     """
     if isinstance(wanted, ExactTag):
         return [wanted.tag]
@@ -258,7 +258,7 @@ def _parse_exact(text: str, where: str) -> ExactTag:
             f"for a range write it first, such as '>={tag.lstrip('<>= ')[:40]}'"
         )
     if not valid_tag(tag):
-        raise InputError(f"{where}: {tag[:120]!r} is no tag; {_FORMS}")
+        raise InputError(f"{where}: {tag[:120]!r} is not a tag; {_FORMS}")
     if suffix in CHANNELS:
         return ExactTag(tag, suffix)
     return ExactTag(tag, ignored=suffix)
@@ -266,9 +266,10 @@ def _parse_exact(text: str, where: str) -> ExactTag:
 
 @dataclass(frozen=True, slots=True)
 class PlatformSelection:
-    """Which releases the user asks for: at most one of the first three; none: what is current.
+    """Which platform releases the user asks for; without `tag`, `constraint` and `since_version`,
+    which exclude each other, the current ones.
 
-    `tag` is a channel, a version or any other tag. `ignore_suspend` takes releases although their
+    `tag` is a channel, a version or any other tag. `ignore_suspend` takes releases although the
     vendor asks not to install them.
     """
 
@@ -310,7 +311,7 @@ class PlatformSelection:
         tag, constraint, since = deckhouse_tag, None, None
         if tag is not None and not valid_tag(tag):
             raise InputError(
-                f"--deckhouse-tag {tag[:120]!r} is no tag; write a release channel, a version "
+                f"--deckhouse-tag {tag[:120]!r} is not a tag; write a release channel, a version "
                 "such as v1.69.0, or any other tag of the source"
             )
         if include_platform is not None:
@@ -323,19 +324,23 @@ class PlatformSelection:
             since = read_version(since_version.strip())
             if since is None:
                 raise InputError(
-                    f"--since-version {since_version[:120]!r} is no version; write one such as 1.64"
+                    f"--since-version {since_version[:120]!r} is not a version; write one such as "
+                    "1.64"
                 )
         return cls(tag, constraint, since, ignore_suspend)
 
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """What the user wants of a release tree; the defaults take all that can be selected.
+    """What the user wants of a release tree. The defaults take everything; None leaves a part out.
 
-    None leaves a part out. `plugins` takes those that it names besides those that the selected
-    modules need. `vex` is for attestations, `signatures` for cosign's other tags and for OCI
-    referrers. `platforms` thins multi-arch indexes that tags name; empty keeps them whole.
-    `probing` is for sources that cannot list tags: versions are found by trying them.
+    Attributes:
+        plugins: plugins to take besides those that the selected modules need.
+        only_extra_images: take only the extra images of modules and packages.
+        vex: take attestations.
+        signatures: take cosign's other tags, and OCI referrers.
+        platforms: keep only the images for these in multi-arch indexes that tags name.
+        probing: the source cannot list tags; find versions by trying them.
     """
 
     platform: PlatformSelection | None = field(default_factory=PlatformSelection)

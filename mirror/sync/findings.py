@@ -29,16 +29,19 @@ class Finding:
     digest: Digest | None = None
 
     def __str__(self) -> str:
-        where = self.place
-        if self.repository is not None:
-            where += f": repository {self.repository or '/'}"
+        return f"{self.place}: {self.located}"
+
+    @property
+    def located(self) -> str:
+        """What is wrong, and in which repository and tags; without the place."""
+        where = [] if self.repository is None else [f"repository {self.repository or '/'}"]
         if self.tags:
             more = f" and {len(self.tags) - 5} more" if len(self.tags) > 5 else ""
             # Names that say something first.
             readable = sorted(self.tags, key=lambda tag: (is_digest_tag(tag), tag))
             shown = ", ".join(map(_shown, readable[:5])) if self.tags[1:] else self.tags[0]
-            where += f", tag{'s' if len(self.tags) > 1 else ''} {shown}{more}"
-        return f"{where}: {self.problem}"
+            where.append(f"tag{'s' if len(self.tags) > 1 else ''} {shown}{more}")
+        return f"{', '.join(where)}: {self.problem}" if where else self.problem
 
     @property
     def is_named(self) -> bool:

@@ -93,6 +93,15 @@ class Inventory:
                     if child not in content.manifests:
                         yield Gap(path, child, digest)
 
+    def counts(self) -> dict[str, int]:
+        """How many of each kind there are; each distinct manifest and blob counts once."""
+        return {
+            "repositories": len(self.repositories),
+            "tags": sum(len(content.tags) for content in self.repositories.values()),
+            "manifests": len(self.manifest_nodes()),
+            "blobs": len(self.blob_sizes()),
+        }
+
     def filtered(self, keep: Callable[[str], bool]) -> Inventory:
         """Only the repositories whose path `keep` accepts."""
         return Inventory({p: c for p, c in self.repositories.items() if keep(p)})

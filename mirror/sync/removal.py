@@ -1,16 +1,17 @@
-"""Deletions: decided purely, then done one by one. Nothing else in mirror removes from a registry.
+"""Removal: decided purely, then done one by one. Nothing else in mirror deletes in a registry.
 
 A registry deletes a manifest together with every tag that names it, and many cannot delete a tag
-alone (`deletes_tags`). There a tag whose manifest has to stay is let name a small manifest of its
-own first, which is then deleted.
+alone (`deletes_tags`). There a tag whose manifest has to stay is first set to a small manifest of
+its own, and that manifest is deleted.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from graphlib import TopologicalSorter
+from itertools import groupby
 from typing import TypeVar
 
 from mirror.errors import (
@@ -19,20 +20,26 @@ from mirror.errors import (
     PruneRefusedError,
     RegistryError,
     RegistryNotFoundError,
+    UnreachableError,
 )
+from mirror.events import Warned
+from mirror.layout import publication_stage
 from mirror.oci import Digest
 from mirror.run import Run
 from mirror.sync.artifact import make_artifact, put_artifact
 from mirror.sync.inventory import Inventory
 from mirror.sync.nodes import RepositoryContent
 from mirror.sync.observation import Failure
-from mirror.sync.registry import RegistryTarget
+from mirror.sync.plan import PutTag, TagStage
 from mirror.sync.statement import REPOSITORY
-from mirror.sync.tag_removal import deletes_tags
+from mirror.sync.tree import RegistryTree
 from mirror.sync.workers import for_each
 
 Item = TypeVar("Item")
 Drop = TypeVar("Drop", bound="DropTag | DropManifest")
+
+TRIAL = make_artifact("application/vnd.deckhouse.mirror.probe.v1")
+"""The artifact of our own on which `deletes_tags` tries what a registry does."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,121 +163,168 @@ def _needed(content: RepositoryContent, kept: RepositoryContent) -> frozenset[Di
     return frozenset(needed)
 
 
-def check_deletes(place: RegistryTarget) -> None:
-    """See that the registry deletes at all, by a manifest that it does not have.
+def check_deletes(tree: RegistryTree) -> None:
+    """Check that the registry deletes at all, by asking it to delete a manifest that nobody has.
 
     Raises:
         PruneRefusedError: it does not.
     """
     try:
         with suppress(RegistryNotFoundError):
-            place.client.delete_manifest(place.locate(REPOSITORY), Digest.of(b"nothing"))
+            tree.client.delete_manifest(tree.locate(REPOSITORY), Digest.of(b"nothing"))
     except RegistryError as err:
         if err.status not in (405, 501) and "UNSUPPORTED" not in err.codes:
             raise
         raise PruneRefusedError(
-            f"{place.name}: nothing was pruned: the registry deletes nothing; in the configuration "
+            f"{tree.name}: nothing was pruned: the registry deletes nothing; in the configuration "
             f"of CNCF distribution set storage.delete.enabled: true ({err})"
         ) from err
 
 
+def deletes_tags(tree: RegistryTree, tag: str) -> bool:
+    """Whether the registry deletes a tag when asked to, and keeps the manifest that it named.
+
+    Most registries that cannot refuse, but some would delete the manifest, with all its other
+    tags. So it is tried on a manifest of our own, beside the statements, under `tag`. Where it
+    cannot be deleted, `tag` goes on naming that manifest: pass one that is about to be set anyway.
+    """
+    client, repository, trial = tree.client, tree.locate(REPOSITORY), TRIAL.manifest
+    put_artifact(client, repository, TRIAL, tag)
+    try:
+        with suppress(RegistryNotFoundError):  # gone, by a request whose answer was lost
+            client.delete_tag(repository, tag)
+        kept = client.resolve(repository, trial.digest) is not None
+        gone = client.resolve(repository, tag) is None
+    except UnreachableError:
+        raise
+    except RegistryError:
+        return False
+    finally:
+        with suppress(RegistryError):  # a few bytes, where even that is not allowed
+            client.delete_manifest(repository, trial.digest)
+    return kept and gone
+
+
+# -- tags alone ------------------------------------------------------------------------------------
+
+
+def remove_tags(
+    tree: RegistryTree, tags: Iterable[PutTag], *, stage: TagStage = publication_stage, run: Run
+) -> tuple[tuple[str, str], ...]:
+    """Delete tags of a registry that `deletes_tags`, the last stage first.
+
+    Returns the (repository, tag) of each that is gone, sorted; a warning names each other one.
+
+    Raises:
+        CancelledError: the run was stopped.
+    """
+
+    def drop(step: PutTag) -> None:
+        with suppress(RegistryNotFoundError):
+            tree.client.delete_tag(tree.locate(step.repository), step.tag)
+
+    def stage_of(step: PutTag) -> int:
+        return stage(step.repository, step.tag)
+
+    gone: list[tuple[str, str]] = []
+    for _, steps in groupby(sorted(tags, key=stage_of, reverse=True), stage_of):
+        with closing(for_each(list(steps), drop, run=run)) as outcomes:
+            for step, outcome in outcomes:
+                if isinstance(outcome, MirrorError):
+                    name = f"{step.repository or '/'}:{step.tag}"
+                    run.on_event(Warned(f"{tree.name}: tag {name} could not be removed: {outcome}"))
+                else:
+                    gone.append((step.repository, step.tag))
+    return tuple(sorted(gone))
+
+
+# -- tags and manifests ----------------------------------------------------------------------------
+
+
 def remove(
     removal: Removal,
-    place: RegistryTarget,
+    tree: RegistryTree,
     *,
-    run: Run | None = None,
     gone: list[DropTag | DropManifest] | None = None,
+    run: Run,
 ) -> tuple[Failure, ...]:
     """Carry out `removal`; return what could not be removed, with the reasons.
 
     Manifests are not begun where a tag could not be removed. What is gone already counts as done.
-    All that is gone is added to the list `gone`, in no order.
+    Everything that is gone is added to the list `gone`, in no order.
 
     Raises:
-        CancelledError: `run` was stopped.
+        CancelledError: the run was stopped.
     """
-    run = Run.of(run)
     done: list[DropTag | DropManifest] = [] if gone is None else gone
 
-    def dropping(drop: Callable[[RegistryTarget, Drop], None]) -> Callable[[Drop], None]:
+    def dropping(drop: Callable[[RegistryTree, Drop], None]) -> Callable[[Drop], None]:
         def work(one: Drop) -> None:
-            drop(place, one)
+            drop(tree, one)
             done.append(one)  # by several threads, which a list allows
 
         return work
 
-    tags_of = _by_repository(removal.tags)
-    if removal.tags and deletes_tags(place.client, place.locate, _TRIAL):
-        failures = _each(removal.tags, dropping(_drop_tag_alone), place, run)
+    if removal.tags and deletes_tags(tree, _TRIAL_TAG):
+        failures = _each(removal.tags, dropping(_drop_tag_alone), tree, run)
     else:
         # One after another within a repository: to delete a manifest, distribution reads all of
         # the repository's tags, and fails on one that is being written at that moment.
-        failures = _each_in_order(tags_of, dropping(_drop_tag), place, run)
+        failures = _each_in_order(removal.tags, dropping(_drop_tag), tree, run)
     if failures:
         return failures
     # Likewise, and an index has to go before what is in it.
-    manifests_of = _by_repository(removal.manifests)
-    return _each_in_order(manifests_of, dropping(_drop_manifest), place, run)
-
-
-def _by_repository(drops: Iterable[Drop]) -> dict[str, list[Drop]]:
-    found: dict[str, list[Drop]] = {}
-    for one in drops:
-        found.setdefault(one.repository, []).append(one)
-    return found
+    return _each_in_order(removal.manifests, dropping(_drop_manifest), tree, run)
 
 
 def _each_in_order(
-    drops: Mapping[str, Sequence[Drop]],
-    drop: Callable[[Drop], None],
-    place: RegistryTarget,
-    run: Run,
+    drops: Iterable[Drop], drop: Callable[[Drop], None], tree: RegistryTree, run: Run
 ) -> tuple[Failure, ...]:
     """`drop` everything: repositories side by side, what is in one of them in its order."""
+    drops_of: dict[str, list[Drop]] = {}
+    for one in drops:
+        drops_of.setdefault(one.repository, []).append(one)
     found: list[Failure] = []
 
     def drop_all(path: str) -> None:
-        for one in drops[path]:
+        for one in drops_of[path]:
             if run.stopped:
                 return
             try:
                 drop(one)
             except ConflictError as err:
-                found.append(Failure(place.name, str(one), err))
+                found.append(Failure(tree.name, str(one), err))
             except RegistryError as err:
-                found.append(Failure(place.name, str(one), err))
+                found.append(Failure(tree.name, str(one), err))
                 if err.status is None or err.status in (401, 403, 405):
                     return  # the next would only repeat it
 
-    beyond = _each(tuple(drops), drop_all, place, run)
+    beyond = _each(tuple(drops_of), drop_all, tree, run)
     return (*beyond, *sorted(found, key=lambda failure: failure.item))
 
 
 def _each(
-    items: Collection[Item],
-    work: Callable[[Item], None],
-    place: RegistryTarget,
-    run: Run,
+    items: Collection[Item], work: Callable[[Item], None], tree: RegistryTree, run: Run
 ) -> tuple[Failure, ...]:
     failures = []
     with closing(for_each(items, work, run=run)) as outcomes:
         for item, outcome in outcomes:
             if isinstance(outcome, MirrorError):
-                failures.append(Failure(place.name, str(item), outcome))
+                failures.append(Failure(tree.name, str(item), outcome))
     return tuple(sorted(failures, key=lambda failure: failure.item))
 
 
-_TRIAL = "trial"
-"""The tag, beside the statements, on which it is tried how tags can be deleted."""
+_TRIAL_TAG = "trial"
+"""The tag, beside the statements, on which `remove` tries how tags can be deleted."""
 
 
-def _drop_tag_alone(place: RegistryTarget, one: DropTag) -> None:
+def _drop_tag_alone(tree: RegistryTree, one: DropTag) -> None:
     with suppress(RegistryNotFoundError):
-        place.client.delete_tag(place.locate(one.repository), one.tag)
+        tree.client.delete_tag(tree.locate(one.repository), one.tag)
 
 
-def _drop_tag(place: RegistryTarget, one: DropTag) -> None:
-    found = place.client.resolve(place.locate(one.repository), one.tag)
+def _drop_tag(tree: RegistryTree, one: DropTag) -> None:
+    found = tree.client.resolve(tree.locate(one.repository), one.tag)
     if found is None:
         return
     if found.digest != one.digest:
@@ -278,41 +332,41 @@ def _drop_tag(place: RegistryTarget, one: DropTag) -> None:
             f"it was to go when it named {one.digest}, and names {found.digest} now: somebody "
             "changed it meanwhile, so it stays; run this again if it is to go all the same"
         )
-    _bid_farewell(place, one.repository, one.tag)
+    _replace_and_drop_tag(tree, one.repository, one.tag)
 
 
-def _drop_manifest(place: RegistryTarget, one: DropManifest) -> None:
-    repository = place.locate(one.repository)
+def _drop_manifest(tree: RegistryTree, one: DropManifest) -> None:
+    repository = tree.locate(one.repository)
     try:
-        place.client.delete_manifest(repository, one.digest)
+        tree.client.delete_manifest(repository, one.digest)
     except RegistryNotFoundError:
         # It was gone, or went just now in a request that failed before it came to the tags: then
         # these are left, and name nothing.
         for tag in one.tags:
-            left = tag in place.listed_tags(one.repository)
-            if left and place.client.resolve(repository, tag) is None:
-                _bid_farewell(place, one.repository, tag)
+            left = tag in tree.listed_tags(one.repository)
+            if left and tree.client.resolve(repository, tag) is None:
+                _replace_and_drop_tag(tree, one.repository, tag)
 
 
-_FAREWELLS = 3
-"""How often a tag is sent off anew if the registry deleted its manifest and kept the tag."""
+_ATTEMPTS = 3
+"""How often a tag is set and deleted anew where the registry deletes its manifest and keeps it."""
 
 
-def _bid_farewell(place: RegistryTarget, path: str, tag: str) -> None:
-    """Delete a tag, and no manifest but the one made for that."""
-    repository = place.locate(path)
+def _replace_and_drop_tag(tree: RegistryTree, path: str, tag: str) -> None:
+    """Delete a tag by way of a manifest of our own: no other manifest goes with it."""
+    repository = tree.locate(path)
     # Nothing else names it, so that deleting it deletes this tag alone.
-    farewell = make_artifact(
+    stand_in = make_artifact(
         "application/vnd.deckhouse.mirror.removed-tag.v1",
         annotations={"io.deckhouse.mirror.removed-tag": f"{path}:{tag}"},
     )
-    for attempt in range(1, _FAREWELLS + 1):
-        put_artifact(place.client, repository, farewell, tag)
+    for attempt in range(1, _ATTEMPTS + 1):
+        put_artifact(tree.client, repository, stand_in, tag)
         try:
-            place.client.delete_manifest(repository, farewell.manifest.digest)
+            tree.client.delete_manifest(repository, stand_in.manifest.digest)
         except RegistryNotFoundError:
             # As above: deleted by a request that then failed, or whose answer was lost.
-            if attempt == _FAREWELLS and tag in place.listed_tags(path):
+            if attempt == _ATTEMPTS and tag in tree.listed_tags(path):
                 raise
         else:
             return

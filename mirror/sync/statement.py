@@ -1,5 +1,7 @@
 """Statements: what a registry says that it holds, as pure data and as an OCI artifact.
 
+`mirror.sync.publication_state` reads them from registries.
+
 A statement is written when everything that it names is in place. It is numbered: generations only
 ever rise, so of two replicas the one with the higher generation is ahead, whatever their clocks
 say. There is no clock and no host name in it: equal content makes equal bytes, on every replica.
@@ -11,6 +13,7 @@ import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from importlib import metadata
 from typing import Any
 
 from mirror.errors import (
@@ -25,7 +28,7 @@ from mirror.sync.artifact import Artifact, make_artifact
 from mirror.sync.canonical import canonical_json, path_of, tag_of, text_of
 from mirror.sync.inventory import Inventory
 from mirror.sync.nodes import RepositoryContent
-from mirror.sync.tags import Tags
+from mirror.sync.tags import Tags, tags_of
 
 SCHEMA_VERSION = 1
 
@@ -151,6 +154,11 @@ class Statement:
         )
 
 
+def tool_name() -> str:
+    """What this program calls itself in what it writes: `mirror <version>`."""
+    return f"mirror {metadata.version('mirror')}"
+
+
 def generation_of(manifest: Manifest) -> int | None:
     """The generation that the annotation of a statement's manifest names.
 
@@ -236,6 +244,39 @@ def reachable(content: RepositoryContent, roots: Iterable[Digest]) -> set[Digest
         if digest not in found and digest in content.manifests:
             found.add(digest)
             pending.extend(child.digest for child in content.manifests[digest].children)
+    return found
+
+
+def following(generation: int) -> int:
+    """The number of the generation after `generation`.
+
+    Raises:
+        StatementError: no number is left; somebody wrote that one by hand.
+    """
+    if generation >= MAX_GENERATION:
+        raise StatementError(
+            f"a statement there says that it is generation {generation}, after which none is left; "
+            "remove that statement from the registry, then push the bundle again"
+        )
+    return generation + 1
+
+
+def state_before(reached: Inventory, later: Iterable[Statement]) -> Tags:
+    """What tags named otherwise than `reached` says when the first of the `later` ones began.
+
+    `later` are all statements that came after `reached`, rising. Of a tag that neither `reached`
+    nor any statement up to some generation speaks of, that generation's `former` tells; a tag that
+    came in between was not there before.
+    """
+    found: dict[str, dict[str, Digest]] = {}
+    spoken_of = {path: set(content.tags) for path, content in reached.repositories.items()}
+    for number, statement in enumerate(later):
+        for path, tags in statement.former.items():
+            for tag, digest in tags.items():
+                if number == 0 or tag not in spoken_of.get(path, ()):
+                    found.setdefault(path, {}).setdefault(tag, digest)
+        for path, tags in (*tags_of(statement.inventory).items(), *statement.former.items()):
+            spoken_of.setdefault(path, set()).update(tags)
     return found
 
 

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from mirror.layout import MODULES, join_path, with_modules_suffix
 from mirror.oci import Repository
 from mirror.registry import RegistryWriter, UploadJournal
 from mirror.run import Run
+from mirror.sync.observe import listed_tags
 from mirror.sync.registry import RegistrySource, RegistryTarget
 from mirror.sync.storage import Storage
-
-MODULES = "modules"
-"""The repositories below this path are modules, which a registry may keep below another one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,9 +45,7 @@ class RegistryTree:
 
     def locate(self, path: str) -> str:
         """The registry's repository for `path`, a repository path of an inventory."""
-        if path == MODULES or path.startswith(f"{MODULES}/"):
-            return _join(self.root.path, self.modules_suffix, path[len(MODULES) + 1 :])
-        return _join(self.root.path, path)
+        return join_path(self.root.path, with_modules_suffix(path, self.modules_suffix))
 
     def path_of(self, repository: str) -> str | None:
         """The path that `locate` maps to `repository`; None if no path is mapped to it."""
@@ -60,20 +57,21 @@ class RegistryTree:
                     return found
         return None
 
+    def within(self, run: Run) -> RegistryTree:
+        """The same tree for one run: every wait for the registry listens to it.
+
+        Whoever made the client closes it; this view need not be closed.
+        """
+        return replace(self, client=self.client.within(run))
+
+    def listed_tags(self, path: str) -> frozenset[str]:
+        """All tags of the repository at `path`; see `mirror.sync.observe.listed_tags`."""
+        return listed_tags(self.client, self.locate(path))
+
     def source(self) -> RegistrySource:
         """A reader of the tree, which keeps the manifests that it has read."""
         return RegistrySource(self.client, self.locate, self.name)
 
-    def target(self, run: Run) -> RegistryTarget:
+    def target(self, run: Run | None = None) -> RegistryTarget:
         """A writer to the tree for one operation: it learns whether mounts work, and so on."""
-        return RegistryTarget(
-            self.client,
-            self.locate,
-            self.name,
-            journal=self.journal,
-            run=run,
-        )
-
-
-def _join(*parts: str) -> str:
-    return "/".join(part for part in parts if part)
+        return RegistryTarget(self.client, self.locate, self.name, run=run, journal=self.journal)

@@ -10,7 +10,7 @@ from typing import Any
 
 from mirror.errors import MirrorError, NotFoundError, UnreachableError
 from mirror.oci import Digest
-from mirror.operations import Outcome, ReplicaResult, Site, adopt, sync_replicas
+from mirror.operations import Outcome, ReplicaResult, adopt, sync_replicas
 from mirror.operations.adopt import may_move
 from mirror.operations.audit_leader import LeaderAudit
 from mirror.operations.leader import Leader, ask_at_once, choose_leader
@@ -19,7 +19,8 @@ from mirror.run import Run
 from mirror.sync import Inventory
 from mirror.sync.observation import Depth, Failure
 from mirror.sync.observe import observe
-from mirror.sync.publish import Published, read_statement, statement_digest
+from mirror.sync.publication_state import Published, read_statement, statement_digest
+from mirror.sync.tree import RegistryTree
 from mirror.sync.walk import Memory
 from mirror.watch.settings import AUTO, CheckLevel
 
@@ -77,17 +78,17 @@ class CycleResult:
 class Replicator:
     """Looks after replicas; one thread per replica calls it (`daemon.Cycle`).
 
-    `leader` is a name in `sites`, or `auto`: the registry that states the highest generation.
+    `leader` is a name in `trees`, or `auto`: the registry that states the highest generation.
     """
 
     def __init__(
-        self, sites: Mapping[str, Site], leader: str, *, prune: bool = False, jobs: int = 4
+        self, trees: Mapping[str, RegistryTree], leader: str, *, prune: bool = False, jobs: int = 4
     ) -> None:
-        self._sites, self._leader, self._prune, self._jobs = sites, leader, prune, jobs
+        self._trees, self._leader, self._prune, self._jobs = trees, leader, prune, jobs
         self._silent = _Silent()
         self._lock = threading.Lock()
         self._stated: Published | None = None  # under the lock: the statement that was read last
-        self._memories = {site.name: Memory(may_move) for site in sites.values()}
+        self._memories = {tree.name: Memory(may_move) for tree in trees.values()}
 
     def __call__(self, replica: str, level: CheckLevel, run: Run) -> CycleResult:
         """Bring `replica` up to date.
@@ -95,27 +96,27 @@ class Replicator:
         Raises:
             MirrorError: of the leader, or of all registries that could lead.
         """
-        site, run = self._sites[replica], run.quietly().with_jobs(self._jobs)
+        tree, run = self._trees[replica], run.quietly().with_jobs(self._jobs)
         unasked: tuple[Failure, ...] = ()
         if self._leader != AUTO:
-            leader = self._sites[self._leader]
+            leader = self._trees[self._leader]
         else:
-            if level is CheckLevel.STATEMENT and (equal := self._all_equal(site, run)):
+            if level is CheckLevel.STATEMENT and (equal := self._all_equal(tree, run)):
                 return equal
             try:
                 leader, unasked = self._highest(run)
             except NotFoundError:
-                return self._adopted(site, level, run)
-        own = tuple(failure for failure in unasked if failure.place == site.name)
+                return self._adopted(tree, level, run)
+        own = tuple(failure for failure in unasked if failure.place == tree.name)
         if own:  # it cannot be asked, or is on its way to something newer
             unasked = tuple(failure for failure in unasked if failure not in own)
-            result = ReplicaResult(site.name, Outcome.FAILED, failures=own)
-        elif leader is site:
-            result = self._audited(site, level, run)
+            result = ReplicaResult(tree.name, Outcome.FAILED, failures=own)
+        elif leader is tree:
+            result = self._audited(tree, level, run)
         else:
             report = sync_replicas(
                 leader,
-                [site],
+                [tree],
                 audit=level is CheckLevel.AUDIT,
                 deep=level is CheckLevel.DEEP,
                 prune=self._prune and level is not CheckLevel.STATEMENT,
@@ -123,32 +124,32 @@ class Replicator:
                 run=run,
             )
             (result,) = report.replicas
-        return self._result(level, leader, site, result, unasked, run)
+        return self._result(level, leader, tree, result, unasked, run)
 
     # -- ways to look --------------------------------------------------------------------------
 
-    def _asked(self) -> tuple[list[Site], tuple[Failure, ...]]:
+    def _asked(self) -> tuple[list[RegistryTree], tuple[Failure, ...]]:
         """The registries to ask, and why each of the others is not asked."""
-        asked: list[Site] = []
+        asked: list[RegistryTree] = []
         resting: list[Failure] = []
-        for site in self._sites.values():
-            error = self._silent.error(site.name)
+        for tree in self._trees.values():
+            error = self._silent.error(tree.name)
             if error is None:
-                asked.append(site)
+                asked.append(tree)
             else:
-                resting.append(Failure(site.name, "its statement", error))
+                resting.append(Failure(tree.name, "its statement", error))
         return asked, tuple(resting)
 
-    def _highest(self, run: Run) -> tuple[Site, tuple[Failure, ...]]:
+    def _highest(self, run: Run) -> tuple[RegistryTree, tuple[Failure, ...]]:
         """Whichever registry states the highest generation; raises as `choose_leader`."""
         asked, resting = self._asked()
         leader, unasked = choose_leader(asked, patience_s=_PATIENCE_S, run=run)
         errors = {failure.place: failure.error for failure in unasked}
-        for site in asked:
-            self._silent.note(site.name, errors.get(site.name))
+        for tree in asked:
+            self._silent.note(tree.name, errors.get(tree.name))
         return leader, (*resting, *unasked)
 
-    def _all_equal(self, site: Site, run: Run) -> CycleResult | None:
+    def _all_equal(self, tree: RegistryTree, run: Run) -> CycleResult | None:
         """The cheap answer where nobody leads by name: one request per registry, all alike.
 
         A peer that does not answer is reported. It is not known to state anything else.
@@ -158,11 +159,11 @@ class Replicator:
         if known is None:
             return None
         asked, unasked = self._asked()
-        if site not in asked:
+        if tree not in asked:
             return None
         answers = ask_at_once(
             asked,
-            lambda one: statement_digest(one.client, one.tree.locate),
+            lambda one: statement_digest(one),
             patience_s=_PATIENCE_S,
             run=run,
         )
@@ -171,37 +172,37 @@ class Replicator:
             self._silent.note(one.name, error)
             if error is not None:
                 unasked += (Failure(one.name, "its statement", error),)
-            if answer != known.digest and (error is None or one is site):
+            if answer != known.digest and (error is None or one is tree):
                 return None
         number, declared = known.statement.generation, count(known.statement.inventory)
         return CycleResult(
             CheckLevel.STATEMENT,
             complete=True,
             errors=texts(unasked),
-            leader=site.name,
+            leader=tree.name,
             generation=number,
             leader_generation=number,
             declared=declared,
             verified=declared,
         )
 
-    def _audited(self, site: Site, level: CheckLevel, run: Run) -> ReplicaResult:
+    def _audited(self, tree: RegistryTree, level: CheckLevel, run: Run) -> ReplicaResult:
         """The replica that leads, held against its own statement."""
         how = How(audit=level is CheckLevel.AUDIT, deep=level is CheckLevel.DEEP)
-        site = site.within(run)
-        head = Leader(site, run=run)
+        tree = tree.within(run)
+        head = Leader(tree, run=run)
         if not how.full:
-            return ReplicaResult(site.name, Outcome.EQUAL, head.digest, head.generation)
-        others = [one.within(run) for one in self._sites.values() if one.name != site.name]
+            return ReplicaResult(tree.name, Outcome.EQUAL, head.digest, head.generation)
+        others = [one.within(run) for one in self._trees.values() if one.name != tree.name]
         return LeaderAudit(head, others, how, run=run).carry_out()
 
-    def _adopted(self, site: Site, level: CheckLevel, run: Run) -> CycleResult:
+    def _adopted(self, tree: RegistryTree, level: CheckLevel, run: Run) -> CycleResult:
         """Nobody states anything: what other tools pushed is taken over where it is undisputed."""
-        peers = [one for one in self._sites.values() if one is not site]
+        peers = [one for one in self._trees.values() if one is not tree]
         if level is not CheckLevel.STATEMENT:
             for memory in self._memories.values():
                 memory.forget()
-        done = adopt(site, peers, memories=self._memories, run=run)
+        done = adopt(tree, peers, memories=self._memories, run=run)
         declared = count(done.inventory)
         return CycleResult(
             level,
@@ -217,8 +218,8 @@ class Replicator:
     def _result(
         self,
         level: CheckLevel,
-        leader: Site,
-        site: Site,
+        leader: RegistryTree,
+        tree: RegistryTree,
         result: ReplicaResult,
         unasked: tuple[Failure, ...],
         run: Run,
@@ -234,30 +235,29 @@ class Replicator:
             generation=result.generation,
             leader_generation=published.statement.generation if published else None,
             declared=declared,
-            verified=declared if complete else self._verified(published, site.within(run), run),
+            verified=declared if complete else self._verified(published, tree.within(run), run),
             sent=result.sent,
         )
 
-    def _published(self, leader: Site) -> Published | None:
+    def _published(self, leader: RegistryTree) -> Published | None:
         """What the leader states; its layer, which may be large, is read once per statement."""
-        client, locate = leader.client, leader.tree.locate
-        digest = statement_digest(client, locate)
+        digest = statement_digest(leader)
         with self._lock:
             if self._stated is not None and self._stated.digest == digest:
                 return self._stated
-        published = read_statement(client, locate, digest) if digest is not None else None
+        published = read_statement(leader, digest) if digest is not None else None
         if published is not None:
             with self._lock:
                 self._stated = published
         return published
 
-    def _verified(self, published: Published | None, site: Site, run: Run) -> int | None:
+    def _verified(self, published: Published | None, tree: RegistryTree, run: Run) -> int | None:
         """How much of it an incomplete replica has, by asking; None if it does not answer."""
         if published is None:
             return None
         try:
             wanted = published.statement.inventory
-            found = observe(site.place(run=run), wanted, Depth.LISTED, run=run)
+            found = observe(tree.target(run), wanted, Depth.LISTED, run=run)
             return count(found.held)
         except MirrorError:
             run.check()

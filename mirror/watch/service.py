@@ -21,8 +21,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
 from mirror.errors import FileSystemError
-from mirror.layout import TargetTree, normalised_suffix
-from mirror.operations import Site
+from mirror.layout import normalised_suffix
 from mirror.registry import (
     ConnectionOptions,
     Credentials,
@@ -31,6 +30,7 @@ from mirror.registry import (
     find_credentials,
 )
 from mirror.serve.server import ServerThread, listen
+from mirror.sync.tree import RegistryTree
 from mirror.watch.cycle import Replicator
 from mirror.watch.daemon import Daemon
 from mirror.watch.settings import WatchedRegistry, WatchSettings
@@ -54,11 +54,11 @@ def running(settings: WatchSettings) -> Iterator[tuple[Daemon, str | None]]:
         InputError: a password file cannot be read.
     """
     with ExitStack() as opened:
-        sites = {
-            name: _site(settings, name, place, opened)
+        trees = {
+            name: _tree(settings, name, place, opened)
             for name, place in settings.registries.items()
         }
-        replicator = Replicator(sites, settings.leader, prune=settings.prune, jobs=settings.jobs)
+        replicator = Replicator(trees, settings.leader, prune=settings.prune, jobs=settings.jobs)
         daemon = Daemon(
             settings.followers, replicator, schedule=settings.schedule, this=settings.this
         )
@@ -91,7 +91,9 @@ def _serve(settings: WatchSettings, daemon: Daemon, opened: ExitStack) -> str:
     return f"http://{host}:{listener.getsockname()[1]}"
 
 
-def _site(settings: WatchSettings, name: str, place: WatchedRegistry, opened: ExitStack) -> Site:
+def _tree(
+    settings: WatchSettings, name: str, place: WatchedRegistry, opened: ExitStack
+) -> RegistryTree:
     root = settings.repository(name)
     options = ConnectionOptions(
         plain_http=place.insecure,
@@ -114,8 +116,8 @@ def _site(settings: WatchSettings, name: str, place: WatchedRegistry, opened: Ex
     client = opened.enter_context(
         RegistryClient(root.host, options=options, credentials=credentials)
     )
-    tree = TargetTree(root, normalised_suffix(settings.modules_path_suffix))
-    return Site(client, tree, place.storage)
+    suffix = normalised_suffix(settings.modules_path_suffix)
+    return RegistryTree(client, root, suffix, storage=place.storage)
 
 
 # -- pages -----------------------------------------------------------------------------------------

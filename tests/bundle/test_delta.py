@@ -17,8 +17,7 @@ from mirror.bundle.staging import JOURNAL, Journal
 from mirror.bundle.verify import verify_bundle
 from mirror.bundle.writer import BundleWriter
 from mirror.errors import InputError, MissingBaseError, NotFoundError
-from mirror.layout import TargetTree
-from mirror.oci import Digest, Repository
+from mirror.oci import Digest
 from mirror.operations import merge, push
 from mirror.run import Run
 from mirror.serve import MemoryStorage
@@ -27,7 +26,7 @@ from mirror.sync.registry import RegistryTarget, below
 from mirror.testing import Answer, EmbeddedRegistry, Fault
 from tests.support.bundles import archives_of, pack, seal_of
 from tests.support.inventories import put_image, put_index, sample_store, stores
-from tests.support.places import client_of, stored
+from tests.support.places import client_of, stored, tree_of
 
 LAYER = b"a layer that two repositories have" * 40
 
@@ -53,9 +52,8 @@ def fill(store: MemoryStore, registry: EmbeddedRegistry) -> None:
 
 def load(folder: Path, registry: EmbeddedRegistry) -> int:
     """Push a bundle; return the bytes that were sent."""
-    tree = TargetTree(Repository.parse(f"{registry.address}/dkp/ee"))
     with BundleReader([folder]) as reader, client_of(registry) as client:
-        return push(reader, client, tree, run=Run(jobs=2)).done.sent
+        return push(reader, tree_of(client), run=Run(jobs=2)).done.sent
 
 
 @pytest.fixture

@@ -11,10 +11,9 @@ import pytest
 import yaml
 
 from mirror.bundle.reader import BundleReader
-from mirror.commands.shared import Target
+from mirror.commands.shared import TreeAccess
 from mirror.errors import ForbiddenByModeError, RouteError
 from mirror.events import ignore
-from mirror.layout import TargetTree
 from mirror.modes.client import connect
 from mirror.modes.constants import LOGICAL_BASE, LOGICAL_PATH, REGISTRY_PORT
 from mirror.modes.routes import Plane
@@ -24,12 +23,13 @@ from mirror.operations import plan_pull, push, verify_registry
 from mirror.release.selection import Selection
 from mirror.release.source import SourceTree
 from mirror.serve import BasicAuth, MemoryStorage, User
+from mirror.sync.tree import RegistryTree
 from mirror.testing import EmbeddedRegistry
 from tests.conftest import MakeEmbeddedRegistry
-from tests.journey.conftest import TINY, Source, serve
 from tests.modes.replicas import certificate
 from tests.support.processes import free_loopback
 from tests.support.program import call_mirror
+from tests.support.release_source import TINY, Source, serve
 from tests.support.tls import Authority
 
 Write: TypeAlias = Callable[..., Path]
@@ -273,19 +273,19 @@ def test_the_library_takes_the_client_of_a_cluster_where_it_takes_one_of_a_regis
         connect(local, access=where, plane=Plane.OPERATOR) as client,
         BundleReader([bundle]) as reader,
     ):
-        pushed = push(reader, client, TargetTree(client.root))
+        pushed = push(reader, RegistryTree(client, client.root))
         assert pushed.target == LOGICAL_BASE
         assert plan_pull(client, SourceTree(client.root), Selection()).inventory
     with (
         connect(local, access=where, plane=Plane.API) as client,
         BundleReader([bundle]) as reader,
     ):
-        assert not verify_registry(reader, client, TargetTree(client.root), deep=True).findings
+        assert not verify_registry(reader, RegistryTree(client, client.root), deep=True).findings
         storage = stand.registry.storage
         assert isinstance(storage, MemoryStorage)
         storage.delete_tag(f"{LOGICAL_PATH}/install", "v1.70.0")
         with pytest.raises(ForbiddenByModeError, match="takes nothing in; push to"):
-            push(reader, client, TargetTree(client.root))
+            push(reader, RegistryTree(client, client.root))
 
 
 def test_the_replicas_of_a_local_cluster_are_targets_each(stand: Stand) -> None:
@@ -298,16 +298,16 @@ def test_the_replicas_of_a_local_cluster_are_targets_each(stand: Stand) -> None:
         "ca": None,
     }
     sites = stand.sites(users={"rw": "rw-word"})
-    (target,) = Target.replicas(module_config=stand.config, sites_file=sites, **access)
-    assert str(target.tree.root) == f"{stand.registry.address}/{LOGICAL_PATH}"
-    with target.client(ignore) as client:
-        client.ping()
-        assert list(client.catalogue()) == []
+    (target,) = TreeAccess.replicas(module_config=stand.config, sites_file=sites, **access)
+    assert str(target.root) == f"{stand.registry.address}/{LOGICAL_PATH}"
+    with target.open(ignore) as tree:
+        tree.client.ping()
+        assert list(tree.client.catalogue()) == []
     direct = stand.write("direct.yaml", upstream("Direct", "reg.example/dkp"))
     with pytest.raises(ForbiddenByModeError, match=r"no replicas .* reg.example/dkp"):
-        Target.replicas(module_config=direct, sites_file=None, **access)
+        TreeAccess.replicas(module_config=direct, sites_file=None, **access)
     with pytest.raises(RouteError, match="mirror-pu"):
-        Target.replicas(module_config=stand.config, sites_file=stand.sites(), **access)
+        TreeAccess.replicas(module_config=stand.config, sites_file=stand.sites(), **access)
 
 
 @pytest.fixture

@@ -106,11 +106,11 @@ def test_a_sync_of_several_replicas_tells_the_bytes_of_each() -> None:
     with replicas(3) as (leader, *others):
         leader.fill(store)
         report = sync_replicas(
-            leader.site, [one.site for one in others], run=Run(on_event=serialised(heard.append))
+            leader.tree, [one.tree for one in others], run=Run(on_event=serialised(heard.append))
         )
         assert report.exit_code == 0
         started = [event for event in heard if isinstance(event, TransferStarted)]
-        assert {event.beside for event in started} == {one.site.name for one in others}
+        assert {event.beside for event in started} == {one.tree.name for one in others}
     moved = Counter(event.digest for event in heard if isinstance(event, BytesMoved) if event.count)
     assert sum(event.size for event in started) == sum(
         event.count for event in heard if isinstance(event, BytesMoved)

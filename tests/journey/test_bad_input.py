@@ -27,10 +27,10 @@ from mirror.serve import BasicAuth, MemoryStorage, TokenAuth, User
 from mirror.testing import Answer as FaultAnswer
 from mirror.testing import CorruptBody, EmbeddedRegistry, Fault
 from tests.conftest import MakeEmbeddedRegistry
-from tests.journey.conftest import TINY, Shelf, Source, serve
-from tests.journey.wire import reached
 from tests.support.processes import free_port
 from tests.support.program import Finished, call_mirror
+from tests.support.release_source import TINY, Shelf, Source, serve
+from tests.support.wire import reached
 
 
 @pytest.fixture(autouse=True)

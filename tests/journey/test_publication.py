@@ -11,25 +11,22 @@ import pytest
 
 from mirror.bundle.reader import BundleReader
 from mirror.errors import ConflictError
-from mirror.layout import TargetTree
-from mirror.oci import Repository
 from mirror.operations import push
 from mirror.registry import ConnectionOptions, RegistryClient
 from mirror.release.discovery import discovery_images
 from mirror.run import Run
 from mirror.sync import MemoryStore, make_plan, transfer, union
-from mirror.sync.publish import generations, read_statement, statement_digest
-from mirror.sync.registry import RegistryTarget, below
+from mirror.sync.publication_state import generations, read_statement, statement_digest
 from mirror.testing import Answer, EmbeddedRegistry, Fault
 from tests.conftest import MakeEmbeddedRegistry
-from tests.journey.releases import STATEMENTS, Release, snapshot
-from tests.journey.wire import Wire
 from tests.support.inventories import put_image
+from tests.support.places import tree_of
 from tests.support.program import Finished, call_mirror
 from tests.support.real_registry import RealRegistry
+from tests.support.releases import STATEMENTS, Release, snapshot
+from tests.support.wire import Wire
 
 ROOT = "dkp/ee"
-LOCATE = below(ROOT)
 CHANNEL = "/release-channel/manifests/(alpha|beta|early-access|stable|rock-solid)\\b"
 
 
@@ -39,6 +36,7 @@ class Place:
     def __init__(self, address: str, http: httpx.Client) -> None:
         self.address, self.wire = address, Wire(http)
         self.client = RegistryClient(address, options=ConnectionOptions(plain_http=True))
+        self.tree = tree_of(self.client, ROOT)
 
     def run(self, command: str, *args: str | Path, bundle: Path | None = None) -> Finished:
         before = (bundle,) if bundle else ()
@@ -53,14 +51,14 @@ class Place:
         return snapshot(self.wire, ROOT)
 
     def generation(self) -> int:
-        published = read_statement(self.client, LOCATE)
+        published = read_statement(self.tree)
         assert published is not None
         return published.statement.generation
 
     def put(self, store: MemoryStore) -> None:
         """What some other tool would push."""
         wanted = store.inventory()
-        target = RegistryTarget(self.client, LOCATE)
+        target = self.tree.target()
         transfer(make_plan(wanted, target.held(wanted)), store, target)
 
 
@@ -94,7 +92,7 @@ def test_a_push_states_all_that_it_brought_and_the_index(
     real: Place, releases: tuple[Release, ...]
 ) -> None:
     document = real.push(releases[0]).succeeded().document
-    published = read_statement(real.client, LOCATE)
+    published = read_statement(real.tree)
     assert published is not None
     with BundleReader([releases[0].bundle]) as reader:
         bundle = reader.inventory()
@@ -109,7 +107,7 @@ def test_a_push_states_all_that_it_brought_and_the_index(
     tags = {"latest", "pending", "generation-1", hex_tag}
     assert set(real.wire.tags(f"{ROOT}/{STATEMENTS}")) == tags
     for tag in tags:
-        assert statement_digest(real.client, LOCATE, tag) == published.digest
+        assert statement_digest(real.tree, tag) == published.digest
 
 
 def test_the_same_push_again_states_nothing_new(
@@ -130,7 +128,7 @@ def test_two_registries_with_the_same_pushes_state_the_same_bytes(
         for place in place_at(make_embedded_registry()):
             for release in releases[:2]:
                 place.push(release).succeeded()
-            digests.add(statement_digest(place.client, LOCATE))
+            digests.add(statement_digest(place.tree))
     assert len(digests) == 1
 
 
@@ -145,10 +143,10 @@ def test_parts_of_a_bundle_add_up_to_the_whole(
             for archive in archives
         ]
         assert parts.generation() == stated.count(True) >= 4  # one has what another had
-        by_parts = read_statement(parts.client, LOCATE)
+        by_parts = read_statement(parts.tree)
     for whole in place_at(make_embedded_registry()):
         whole.push(releases[0]).succeeded()
-        at_once = read_statement(whole.client, LOCATE)
+        at_once = read_statement(whole.tree)
     assert by_parts is not None
     assert at_once is not None
     assert by_parts.statement.inventory == at_once.statement.inventory
@@ -173,7 +171,7 @@ def test_a_statement_that_was_damaged_is_written_anew_with_a_higher_generation(
     run = real.push(releases[2]).succeeded()
     assert "latest cannot be read" in run.stderr
     assert run.document["published"]["generation"] == 3
-    assert generations(real.client, LOCATE) == [1, 2, 3]
+    assert generations(real.tree) == [1, 2, 3]
 
 
 def test_a_push_that_may_not_state_anything_sends_nothing(
@@ -211,12 +209,12 @@ def test_a_phase_that_was_interrupted_is_finished_by_the_next_push(
 ) -> None:
     embedded.push(releases[0]).succeeded()
     interrupt(embedded_registry, embedded, releases[1])
-    pending = statement_digest(embedded.client, LOCATE, "pending")
-    assert pending not in (None, statement_digest(embedded.client, LOCATE))
+    pending = statement_digest(embedded.tree, "pending")
+    assert pending not in (None, statement_digest(embedded.tree))
 
     again = embedded.push(releases[1]).succeeded().document["published"]
     assert (again["generation"], again["digest"]) == (2, str(pending))
-    assert statement_digest(embedded.client, LOCATE) == pending
+    assert statement_digest(embedded.tree) == pending
     for path, tags in releases[1].tags().items():
         assert embedded.tags()[path].items() >= tags.items()
 
@@ -227,8 +225,8 @@ def test_another_push_finishes_it_too_before_its_own(
     embedded.push(releases[0]).succeeded()
     interrupt(embedded_registry, embedded, releases[1])
     assert embedded.push(releases[2]).succeeded().document["published"]["generation"] == 3
-    assert generations(embedded.client, LOCATE) == [1, 2, 3]
-    statement = read_statement(embedded.client, LOCATE)
+    assert generations(embedded.tree) == [1, 2, 3]
+    statement = read_statement(embedded.tree)
     assert statement is not None
     held = {path: dict(tags) for path, tags in embedded.tags().items()}
     stated = {
@@ -290,12 +288,11 @@ def test_tags_that_somebody_else_moves_during_a_push_are_not_overwritten(
             moved = True
             embedded.put(other)
 
-    tree = TargetTree(Repository(embedded.address, ROOT))
     with (
         BundleReader([releases[1].bundle]) as reader,
         pytest.raises(ConflictError, match="release-channel:stable was changed by somebody else"),
     ):
-        push(reader, embedded.client, tree, run=Run(on_event=move))
+        push(reader, embedded.tree, run=Run(on_event=move))
     assert embedded.generation() == 1
     embedded.push(releases[1]).succeeded()  # which now knows of it, and so does a rollback
     embedded.run("rollback").succeeded()
@@ -325,8 +322,8 @@ def test_a_rollback_restores_every_former_digest(
             if tag not in state.get(path, {})
         }
         assert extras == set(document["extras"]) - set(document["removed"])
-        published = read_statement(place.client, LOCATE)
-        before = read_statement(place.client, LOCATE, f"generation-{to}")
+        published = read_statement(place.tree)
+        before = read_statement(place.tree, f"generation-{to}")
         assert published is not None
         assert before is not None
         assert published.statement.inventory == before.statement.inventory
@@ -367,7 +364,7 @@ def test_what_other_tools_had_pushed_before_comes_back(
     now = real.tags()
     for path, tags in before.items():
         assert now[path].items() >= tags.items()
-    statement = read_statement(real.client, LOCATE)
+    statement = read_statement(real.tree)
     assert statement is not None
     stated = statement.statement.inventory
     assert set(stated.repositories) == {"release-channel", ""}  # what we never touched is not ours
@@ -427,7 +424,7 @@ def test_a_rollback_asks_once_about_each_tag_and_not_about_what_the_present_stat
 ) -> None:
     embedded.push(releases[0]).succeeded()
     embedded.push(releases[1]).succeeded()
-    stated = [read_statement(embedded.client, LOCATE, f"generation-{n}") for n in (1, 2)]
+    stated = [read_statement(embedded.tree, f"generation-{n}") for n in (1, 2)]
     former, present = (one.statement.inventory for one in stated if one)
     embedded_registry.requests.clear()
     document = embedded.run("rollback").succeeded().document
@@ -450,9 +447,9 @@ def test_a_blob_that_only_an_earlier_generation_names_is_missed_before_a_tag_tur
     embedded_registry: EmbeddedRegistry, embedded: Place, releases: tuple[Release, ...]
 ) -> None:
     embedded.push(releases[0]).succeeded()
-    first = read_statement(embedded.client, LOCATE)
+    first = read_statement(embedded.tree)
     embedded.push(releases[1]).succeeded()
-    second = read_statement(embedded.client, LOCATE)
+    second = read_statement(embedded.tree)
     assert first is not None
     assert second is not None
     then, now = (one.statement.inventory for one in (first, second))

@@ -12,17 +12,16 @@ import pytest
 import mirror.commands.shared
 from mirror.oci import Digest
 from mirror.registry import ConnectionOptions, RegistryClient, RetryPolicy
-from mirror.sync.publish import read_statement, statement_digest
-from mirror.sync.registry import below
+from mirror.sync.publication_state import read_statement, statement_digest
 from mirror.testing import Answer, EmbeddedRegistry, Fault, Refuse
 from tests.conftest import MakeEmbeddedRegistry, MakeRealRegistry
-from tests.journey.releases import Release, snapshot
-from tests.journey.wire import Wire
+from tests.support.places import tree_of
 from tests.support.program import Finished, call_mirror
 from tests.support.real_registry import RealRegistry
+from tests.support.releases import Release, snapshot
+from tests.support.wire import Wire
 
 ROOT = "dkp/ee"
-LOCATE = below(ROOT)
 
 
 @pytest.fixture
@@ -39,7 +38,7 @@ def push(release: Release, addresses: list[str], *args: str | Path) -> Finished:
 def stated(address: str) -> Digest | None:
     options = ConnectionOptions(plain_http=True)
     with RegistryClient(address, options=options) as client:
-        return statement_digest(client, LOCATE)
+        return statement_digest(tree_of(client, ROOT))
 
 
 def tags(address: str) -> dict[str, dict[str, str]]:
@@ -106,7 +105,7 @@ def test_a_quorum_goes_on_without_a_registry_that_is_dead_even_if_it_is_the_firs
     # It is behind, and does not make the others forget a generation.
     assert len({stated(address) for address in addresses}) == 1
     with RegistryClient(third, options=ConnectionOptions(plain_http=True)) as client:
-        published = read_statement(client, LOCATE)
+        published = read_statement(tree_of(client, ROOT))
     assert published is not None
     assert published.statement.generation == 3
 

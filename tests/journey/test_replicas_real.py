@@ -17,7 +17,7 @@ from mirror.operations import Outcome, diff, status, sync_replicas, verify_regis
 from mirror.release.discovery import discovery_images
 from mirror.run import Run
 from mirror.sync import Inventory, MemoryStore, make_plan, transfer, union
-from mirror.sync.publish import read_standing
+from mirror.sync.publication_state import read_state
 from tests.journey.test_sync import MakeReplica, Replica, held_alike, make_replica, push
 from tests.support.inventories import put_image
 from tests.support.program import PROGRAM, ROOT, call_mirror, environment
@@ -33,7 +33,7 @@ def disk(replica: Replica) -> int:
 
 def dangling(replica: Replica, wanted: Inventory) -> list[str]:
     """Tags that are there and do not lead to all that they need."""
-    client, locate = replica.site.client, replica.site.tree.locate
+    client, locate = replica.tree.client, replica.tree.locate
     found = []
     for path, content in wanted.repositories.items():
         for tag in content.tags:
@@ -85,7 +85,7 @@ def test_a_sync_killed_at_any_moment_leaves_no_dangling_tag_and_the_next_complet
             subprocess.run(["rm", "-rf", str(replica.registry.root)], check=True)
             replica.registry.start()
     assert killed
-    report = sync_replicas(leader.site, [replica.site])
+    report = sync_replicas(leader.tree, [replica.tree])
     assert report.exit_code == 0, report.failures
     held_alike(leader, replica)
 
@@ -96,7 +96,7 @@ def test_what_is_pruned_is_reclaimed_and_all_that_is_kept_verifies_to_the_byte(
     replica = make_replica()
     push(small_bundle, replica)
     push(tiny_bundle, replica)
-    standing = read_standing(replica.site.client, replica.site.tree.locate)
+    standing = read_state(replica.tree)
     assert standing.generation == 2
     words = ("prune", replica.name, "--insecure", "--keep", tiny_bundle)
     planned = call_mirror(*words, "--dry-run", "--json").succeeded().document
@@ -136,7 +136,7 @@ def test_a_damaged_blob_is_named_where_its_file_cannot_be_reached(
 ) -> None:
     leader, replica = make_replica(), make_replica()
     push(tiny_bundle, leader)
-    sync_replicas(leader.site, [replica.site])
+    sync_replicas(leader.tree, [replica.tree])
     victim = max(leader.stated().blob_sizes().items(), key=lambda one: one[1])[0]
     file = replica.registry.blob_path(str(victim))
     file.write_bytes(b"x" * file.stat().st_size)
@@ -158,7 +158,7 @@ def test_diff_and_status_tell_places_of_all_kinds_apart(
     one, other = make_replica(), make_replica()
     push(tiny_bundle, one)
     push(tiny_bundle, other)
-    assert not diff(one.site, other.site).difference
+    assert not diff(one.tree, other.tree).difference
     call_mirror("diff", one.name, other.name, "--insecure").succeeded()
     call_mirror("diff", tiny_bundle, tiny_bundle / "inventory.json").succeeded()
     # A bundle has no index of modules; what a push made of it is no difference.
@@ -167,9 +167,9 @@ def test_diff_and_status_tell_places_of_all_kinds_apart(
     told = call_mirror("diff", tiny_bundle, small_bundle)
     assert told.code == 3
     assert "tags differ" in told.stdout
-    assert [one.complete for one in status([one.site, other.site]).replicas] == [True, True]
+    assert [one.complete for one in status([one.tree, other.tree]).replicas] == [True, True]
     push(small_bundle, one)
-    report = status([one.site, other.site])
+    report = status([one.tree, other.tree])
     assert report.exit_code == 3
     assert [found.lag for found in report.replicas] == [0, 1]
     found = call_mirror("diff", one.name, other.name, "--insecure", "--json")
@@ -177,7 +177,7 @@ def test_diff_and_status_tell_places_of_all_kinds_apart(
     assert {entry["b"] is None for entry in found.document["tags"]} == {True, False}
     lost = other.stated().repository("install")
     digest = next(iter(lost.manifests))
-    other.site.client.delete_manifest(other.site.tree.locate("install"), digest)
+    other.tree.client.delete_manifest(other.tree.locate("install"), digest)
     shown = call_mirror("status", one.name, other.name, "--insecure", "--json")
     assert shown.code == 4
     replicas = {entry["replica"]: entry for entry in shown.document["replicas"]}
@@ -217,19 +217,19 @@ def test_each_blob_that_a_replica_loses_is_found_with_all_that_it_breaks(
     assert index.repositories
     wanted = union([bundle, index])
     assert wanted == replica.stated()
-    site, told = replica.site, 0
+    site, told = replica.tree, 0
     with BundleReader([tiny_bundle]) as reader:
         for victim in sorted(wanted.blob_sizes()):
             file = replica.registry.blob_path(str(victim))
             aside = file.rename(file.with_name("aside"))
-            report = verify_registry(reader, site.client, site.tree, run=Run(jobs=4))
+            report = verify_registry(reader, site, run=Run(jobs=4))
             aside.rename(file)
             named = {(f.repository, f.tags) for f in report.findings}
             assert named == broken_images(wanted, victim)
             assert {f.digest for f in report.findings} == {victim}
             assert all(str(victim) in f.problem for f in report.findings)
             told += len(named)
-        assert verify_registry(reader, site.client, site.tree).findings == ()
+        assert verify_registry(reader, site).findings == ()
     assert told > len(wanted.blob_sizes()), "some of them are needed in several repositories"
     # And as a person sees it, of the largest: a layer of the platform.
     victim = max(bundle.repository("").blobs, key=bundle.repository("").blobs.__getitem__)
@@ -246,10 +246,10 @@ def test_an_index_that_is_lost_is_found_and_one_of_another_tool_will_do(
 ) -> None:
     replica = make_replica()
     push(tiny_bundle, replica)
-    client, locate = replica.site.client, replica.site.tree.locate
+    client, locate = replica.tree.client, replica.tree.locate
     store = MemoryStore()
     put_image(store, "modules", "console", layers=(b"of another tool",))
-    place = replica.site.place()
+    place = replica.tree.target()
     against = ("verify", tiny_bundle, "--against", replica.name, "--insecure", "--json")
     transfer(make_plan(store.inventory(), Inventory()), store, place)
     call_mirror(*against).succeeded()
@@ -264,13 +264,13 @@ def test_a_real_registry_that_cannot_delete_a_tag_alone_loses_it_all_the_same(
 ) -> None:
     leader, replica = make_replica(), make_replica()
     push(tiny_bundle, leader)
-    sync_replicas(leader.site, [replica.site])
-    client, locate = replica.site.client, replica.site.tree.locate
+    sync_replicas(leader.tree, [replica.tree])
+    client, locate = replica.tree.client, replica.tree.locate
     tag, digest = next(iter(leader.stated().repository("install").tags.items()))
     client.put_manifest(locate("install"), "extra", client.manifest(locate("install"), digest))
-    told = sync_replicas(leader.site, [replica.site], audit=True)
+    told = sync_replicas(leader.tree, [replica.tree], audit=True)
     assert told.replicas[0].extras == ("tag install:extra",)
-    report = sync_replicas(leader.site, [replica.site], prune=True)
+    report = sync_replicas(leader.tree, [replica.tree], prune=True)
     assert report.exit_code == 0, report.failures
     assert report.replicas[0].outcome is Outcome.SYNCED
     assert client.resolve(locate("install"), "extra") is None

@@ -13,12 +13,12 @@ from pathlib import Path
 import pytest
 
 from mirror.errors import MirrorError, NotFoundError
-from mirror.layout import TargetTree
 from mirror.oci import Digest, Repository
-from mirror.operations import Outcome, Site, sync_replicas
+from mirror.operations import Outcome, sync_replicas
 from mirror.registry import ConnectionOptions, RegistryClient, RetryPolicy
 from mirror.sync import Inventory
-from mirror.sync.publish import read_statement, statement_digest
+from mirror.sync.publication_state import read_statement, statement_digest
+from mirror.sync.tree import RegistryTree
 from tests.support.program import call_mirror
 from tests.support.real_registry import RealRegistry
 
@@ -28,19 +28,19 @@ PATIENCE = RetryPolicy(attempts=2, base_delay_s=0.02, max_delay_s=0.05)
 
 @dataclass
 class Replica:
-    """A registry process and the site that it is."""
+    """A registry process and the tree in it."""
 
     registry: RealRegistry
-    site: Site
+    tree: RegistryTree
 
     @property
     def name(self) -> str:
         """`host:port/path`, as the command line takes it."""
-        return self.site.name
+        return self.tree.name
 
     def stated(self) -> Inventory:
         """The inventory that it states."""
-        published = read_statement(self.site.client, self.site.tree.locate)
+        published = read_statement(self.tree)
         assert published is not None
         return published.statement.inventory
 
@@ -79,8 +79,8 @@ def make_replica(tmp_path: Path) -> Iterator[MakeReplica]:
                     options=ConnectionOptions(plain_http=True, retries=PATIENCE),
                 )
             )
-            tree = TargetTree(Repository.parse(f"{registry.address}/{ROOT}"))
-            return Replica(registry, Site(client, tree, registry.root))
+            root = Repository.parse(f"{registry.address}/{ROOT}")
+            return Replica(registry, RegistryTree(client, root, storage=registry.root))
 
         yield make
 
@@ -100,7 +100,7 @@ def held_alike(*replicas: Replica) -> None:
     wanted = replicas[0].stated()
     for replica in replicas:
         assert replica.stated() == wanted
-        client, locate = replica.site.client, replica.site.tree.locate
+        client, locate = replica.tree.client, replica.tree.locate
         for path, content in wanted.repositories.items():
             for tag, digest in content.tags.items():
                 found = client.resolve(locate(path), tag)
@@ -141,7 +141,7 @@ class Puller:
             self.rounds += 1
 
     def _blobs(self) -> None:
-        client, locate = self._replica.site.client, self._replica.site.tree.locate
+        client, locate = self._replica.tree.client, self._replica.tree.locate
         for path, content in self._wanted.repositories.items():
             for digest in content.blobs:
                 if self._stop.wait(0.01):  # many clients would pause as well, between them
@@ -156,7 +156,7 @@ class Puller:
 
     def _channels(self) -> None:
         """Where a channel is seen, all that its version needs is there."""
-        client, locate = self._replica.site.client, self._replica.site.tree.locate
+        client, locate = self._replica.tree.client, self._replica.tree.locate
         try:
             seen = client.resolve(locate("release-channel"), "stable")
             if seen is None:
@@ -179,7 +179,7 @@ def test_three_replicas_are_equal_again_after_one_cycle(
     leader, second, third = (make_replica(cached=cached) for _ in range(3))
     push(tiny_bundle, leader)
     wanted = leader.stated()
-    report = sync_replicas(leader.site, [second.site, third.site])
+    report = sync_replicas(leader.tree, [second.tree, third.tree])
     assert not report.failures, report.failures
     assert [one.outcome for one in report.replicas] == [Outcome.SYNCED] * 2
     held_alike(leader, second, third)
@@ -204,13 +204,13 @@ def test_three_replicas_are_equal_again_after_one_cycle(
         Puller(third, wanted, frozenset(broken)) as other,
         Puller(leader, wanted, frozenset()) as at_leader,
     ):
-        report = sync_replicas(leader.site, [second.site, third.site], deep=True)
+        report = sync_replicas(leader.tree, [second.tree, third.tree], deep=True)
         assert not report.failures, [str(failure) for failure in report.failures]
     for puller in (one, other, at_leader):
         assert puller.wrong == []
         assert puller.pulled > 0
     held_alike(leader, second, third)
-    digests = {statement_digest(r.site.client, r.site.tree.locate) for r in (leader, second, third)}
+    digests = {statement_digest(r.tree) for r in (leader, second, third)}
     assert len(digests) == 1
     files = {
         path: data for path, data in leader.content().items() if path.startswith("blobs/sha256")
@@ -218,6 +218,6 @@ def test_three_replicas_are_equal_again_after_one_cycle(
     for replica in (second, third):
         theirs = replica.content()
         assert {path: theirs[path] for path in files} == files
-    again = sync_replicas(leader.site, [second.site, third.site], deep=True)
+    again = sync_replicas(leader.tree, [second.tree, third.tree], deep=True)
     assert [one.outcome for one in again.replicas] == [Outcome.EQUAL] * 2
     assert not again.failures

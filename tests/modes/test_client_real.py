@@ -15,7 +15,6 @@ import pytest
 
 from mirror.errors import RegistryNotFoundError
 from mirror.events import EndpointDown, EndpointUp, Event
-from mirror.layout import TargetTree
 from mirror.modes.client import ModeClient, connect
 from mirror.modes.constants import LOGICAL_BASE, LOGICAL_PATH, REGISTRY_PORT
 from mirror.modes.endpoints import Endpoint
@@ -25,7 +24,8 @@ from mirror.modes.settings import RegistrySettings
 from mirror.oci import Digest
 from mirror.registry import ConnectionOptions, Credentials, RegistryClient
 from mirror.sync import MemoryStore, make_plan, transfer
-from mirror.sync.registry import RegistrySource, RegistryTarget, below
+from mirror.sync.registry import RegistryTarget, below
+from mirror.sync.tree import RegistryTree
 from mirror.testing import TlsFiles
 from tests.modes.replicas import READER, at, certificate, hasty, sites
 from tests.support.inventories import put_image
@@ -95,7 +95,7 @@ def read_back(client: ModeClient, store: MemoryStore) -> None:
     """Fetch everything through `client`, as a sync or a pull does."""
     wanted = store.inventory()
     back = MemoryStore()
-    source = RegistrySource(client, TargetTree(client.root).locate)
+    source = RegistryTree(client, client.root).source()
     transfer(make_plan(wanted, back.held(wanted)), source, back)
     assert back.inventory() == wanted
 

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 
 from mirror.errors import ForbiddenByModeError, RouteError, UnreachableError
-from mirror.layout import TargetTree
 from mirror.modes.client import ModeClient, connect
 from mirror.modes.constants import LOGICAL_PATH, REGISTRY_PORT
 from mirror.modes.routes import Plane
@@ -16,7 +15,7 @@ from mirror.modes.settings import ClusterAccess, RegistrySettings
 from mirror.oci import Digest
 from mirror.serve import BasicAuth, MemoryStorage, User
 from mirror.sync import MemoryStore, make_plan, transfer
-from mirror.sync.registry import RegistrySource, RegistryTarget
+from mirror.sync.tree import RegistryTree
 from mirror.testing import EmbeddedRegistry
 from tests.conftest import MakeEmbeddedRegistry
 from tests.modes.replicas import ACCOUNTS, at, certificate, hasty, image, put, sites
@@ -178,11 +177,11 @@ def test_in_proxy_mode_the_external_registry_takes_what_names_it(
 def carry(store: MemoryStore, client: ModeClient) -> None:
     """Push a store through a client, as `mirror.push` does, and read it back."""
     wanted = store.inventory()
-    tree = TargetTree(client.root)
-    target = RegistryTarget(client, tree.locate)
+    tree = RegistryTree(client, client.root)
+    target = tree.target()
     transfer(make_plan(wanted, target.held(wanted)), store, target)
     assert not make_plan(wanted, target.held(wanted))
-    source = RegistrySource(client, tree.locate)
+    source = tree.source()
     back = MemoryStore()
     transfer(make_plan(wanted, back.held(wanted)), source, back)
     assert back.inventory() == wanted

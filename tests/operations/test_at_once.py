@@ -11,7 +11,6 @@ from mirror.bundle.reader import BundleReader
 from mirror.errors import ConflictError, IncompleteError
 from mirror.events import Event, OnEvent, PhaseStarted, TransferStarted
 from mirror.operations import (
-    Member,
     Outcome,
     PushReport,
     push,
@@ -21,12 +20,12 @@ from mirror.operations import (
     sync_replicas,
 )
 from mirror.operations.prune import prune
-from mirror.operations.sites import Site
 from mirror.run import Run
 from mirror.sync import Inventory, MemoryStore
-from mirror.sync.publish import read_standing
+from mirror.sync.publication_state import read_state
 from mirror.sync.registry import RegistrySource, RegistryTarget
 from mirror.sync.statement import REPOSITORY
+from mirror.sync.tree import RegistryTree
 from tests.support.bundles import pack
 from tests.support.inventories import put_image, sample_store
 from tests.support.replicas import Replica, replicas
@@ -61,7 +60,7 @@ def other(tmp_path: Path) -> Path:
 
 def load(bundle: Path, replica: Replica, on_event: OnEvent = lambda _: None) -> PushReport:
     with BundleReader([bundle]) as reader:
-        return push(reader, replica.site.client, replica.site.tree, run=Run(on_event=on_event))
+        return push(reader, replica.tree, run=Run(on_event=on_event))
 
 
 def once(act: Callable[[], object], kind: type[Event], words: str = "") -> OnEvent:
@@ -77,7 +76,7 @@ def once(act: Callable[[], object], kind: type[Event], words: str = "") -> OnEve
 
 
 def stated(replica: Replica) -> tuple[int, Inventory]:
-    standing = read_standing(replica.site.client, replica.site.tree.locate)
+    standing = read_state(replica.tree)
     assert standing.current is not None
     assert standing.pending is None
     return standing.generation, standing.current.statement.inventory
@@ -108,9 +107,8 @@ def test_a_quorum_does_not_count_a_registry_in_which_another_push_was_faster(
     two: list[Replica], sample: Path, other: Path
 ) -> None:
     overtaken = once(lambda: load(other, two[0]), TransferStarted)
-    members = [Member(one.site.client, one.site.tree) for one in two]
     with BundleReader([sample]) as reader, pytest.raises(IncompleteError, match="1 of 2") as caught:
-        push_to_all(reader, members, run=Run(on_event=overtaken))
+        push_to_all(reader, [one.tree for one in two], run=Run(on_event=overtaken))
     ((name, problem),) = caught.value.failures
     assert (name, type(problem)) == (two[0].name, ConflictError)
     assert stated(two[0])[1].repositories.keys() >= {"modules/other"}
@@ -123,12 +121,12 @@ def test_a_rollback_that_a_push_overtook_changes_nothing(
     load(sample, replica)
     overtaken = once(lambda: load(other, replica), PhaseStarted, "comparing tags")
     with pytest.raises(ConflictError, match="no tag was changed"):
-        rollback(replica.site.client, replica.site.tree, to=0, run=Run(on_event=overtaken))
+        rollback(replica.tree, to=0, run=Run(on_event=overtaken))
     assert stated(replica)[0] == 2
     assert replica.held().repository("modules/other").tags.keys() == {"v1.0.0"}
 
 
-class Busy(Site):
+class Busy(RegistryTree):
     """A registry in which something is published between a prune's two looks at it."""
 
     def source(self) -> RegistrySource:
@@ -150,9 +148,9 @@ def test_a_prune_that_a_push_overtook_removes_nothing(
     replica.fill(extra, generation=2)
     replica.state(replica.held(), 2)
     _BUSY[replica.name] = (replica, other)
-    site = Busy(replica.site.client, replica.site.tree)
+    busy = Busy(replica.tree.client, replica.tree.root)
     with pytest.raises(ConflictError, match="no tag was changed"):
-        prune(site, [sample])
+        prune(busy, [sample])
     generation, inventory = stated(replica)
     assert generation == 3
     assert inventory.repositories.keys() >= {"install", "modules/other"}
@@ -167,7 +165,7 @@ def test_a_prune_tells_of_a_push_that_published_while_it_removed(
     put_image(extra, "install", "old", layers=(b"what is to go",))
     replica.fill(extra)
     during = once(lambda: load(other, replica), PhaseStarted, "removing")
-    report = prune(replica.site, [sample], run=Run(on_event=during))
+    report = prune(replica.tree, [sample], run=Run(on_event=during))
     assert report.exit_code == 1
     assert "published something while this prune removed" in str(report.failures[0])
     assert replica.held().repository("modules/other").tags
@@ -176,8 +174,8 @@ def test_a_prune_tells_of_a_push_that_published_while_it_removed(
 def test_two_syncs_to_one_replica_bring_it_there_together(two: list[Replica]) -> None:
     leader, replica = two
     leader.fill(sample_store())
-    again = once(lambda: sync_replicas(leader.site, [replica.site]), TransferStarted)
-    report = sync_replicas(leader.site, [replica.site], run=Run(on_event=again))
+    again = once(lambda: sync_replicas(leader.tree, [replica.tree]), TransferStarted)
+    report = sync_replicas(leader.tree, [replica.tree], run=Run(on_event=again))
     assert [one.outcome for one in report.replicas] == [Outcome.SYNCED]
     assert stated(replica) == stated(leader)
 
@@ -189,15 +187,15 @@ def test_a_sync_does_not_turn_back_what_a_newer_one_brought_meanwhile(two: list[
     def newer() -> None:
         leader.fill(module())
         leader.state(leader.held(), 2)
-        assert sync_replicas(leader.site, [replica.site]).exit_code == 0
+        assert sync_replicas(leader.tree, [replica.tree]).exit_code == 0
 
     report = sync_replicas(
-        leader.site, [replica.site], run=Run(on_event=once(newer, TransferStarted))
+        leader.tree, [replica.tree], run=Run(on_event=once(newer, TransferStarted))
     )
     (result,) = report.replicas
     assert "another push, rollback, sync or prune published" in str(result.failures[0])
     assert stated(replica) == stated(leader)
-    assert sync_replicas(leader.site, [replica.site]).exit_code == 0
+    assert sync_replicas(leader.tree, [replica.tree]).exit_code == 0
 
 
 def test_status_looks_again_where_something_was_published_meanwhile(two: list[Replica]) -> None:
@@ -206,15 +204,15 @@ def test_status_looks_again_where_something_was_published_meanwhile(two: list[Re
     newer = sample_store()
     put_image(newer, "release-channel", "v1.1.0", "alpha", layers=(b"version: v1.1.0",))
 
-    class Moving(Site):
+    class Moving(RegistryTree):
         """A registry in which a release is published while it is asked."""
 
-        def place(self, *, run: Run | None = None) -> RegistryTarget:
+        def target(self, run: Run | None = None) -> RegistryTarget:
             if replica.held() != newer.inventory():
                 replica.fill(newer, generation=2)
-            return Site.place(self, run=run)
+            return RegistryTree.target(self, run)
 
-    (found,) = status([Moving(replica.site.client, replica.site.tree)]).replicas
+    (found,) = status([Moving(replica.tree.client, replica.tree.root)]).replicas
     assert found.complete, found.missing
     assert found.generation == 2
 
@@ -225,11 +223,11 @@ def test_status_calls_nothing_complete_whose_statement_cannot_be_read(two: list[
     replica.fill(sample_store())
     replica.fill(module(), generation=None)
     replica.state(replica.held(), 2)
-    current = read_standing(replica.site.client, replica.site.tree.locate).current
+    current = read_state(replica.tree).current
     assert current is not None
     (layer,) = current.statement.artifact().manifest.layers
-    replica.storage.delete_blob(replica.site.tree.locate(REPOSITORY), layer.digest)
-    report = status([replica.site])
+    replica.storage.delete_blob(replica.tree.locate(REPOSITORY), layer.digest)
+    report = status([replica.tree])
     assert report.exit_code == 4
     failure = report.replicas[0].failures[0]
     assert failure.item == "its statement"

@@ -10,17 +10,16 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 import pytest
 
-from mirror.layout import TargetTree
-from mirror.oci import Repository
 from mirror.oci.media_types import OCI_MANIFEST
-from mirror.operations import Outcome, Site, sync_replicas
+from mirror.operations import Outcome, sync_replicas
 from mirror.registry import ConnectionOptions, RegistryClient
 from mirror.run import Run
 from mirror.sync import MemoryStore, make_plan, transfer
-from mirror.sync.publish import begin, complete
 from mirror.sync.statement import Statement
+from mirror.sync.tree import RegistryTree
 from tests.conftest import MakeRealRegistry
 from tests.support.inventories import put_image
+from tests.support.places import state, tree_of
 from tests.support.real_registry import RealRegistry
 
 JOBS = 8
@@ -38,17 +37,14 @@ def tags_of_many(count: int) -> MemoryStore:
     return store
 
 
-def site_of(registry: RealRegistry, client: RegistryClient) -> Site:
-    return Site(client, TargetTree(Repository.parse(f"{registry.address}/dkp")))
+def site_of(registry: RealRegistry, client: RegistryClient) -> RegistryTree:
+    return tree_of(client, "dkp")
 
 
-def fill(site: Site, store: MemoryStore) -> None:
-    wanted, place = store.inventory(), site.place(run=Run(JOBS))
+def fill(site: RegistryTree, store: MemoryStore) -> None:
+    wanted, place = store.inventory(), site.target(Run(JOBS))
     transfer(make_plan(wanted, place.held(wanted)), store, place, run=Run(jobs=JOBS))
-    statement = Statement(wanted, 1)
-    artifact = statement.artifact()
-    begin(site.client, site.tree.locate, artifact)
-    complete(site.client, site.tree.locate, statement, artifact.manifest.digest)
+    state(site, Statement(wanted, 1))
 
 
 def timed(work: Callable[[], object]) -> float:

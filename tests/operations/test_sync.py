@@ -22,7 +22,7 @@ from mirror.errors import (
 from mirror.events import Event, Warned
 from mirror.layout import component_of, publication_stage
 from mirror.oci import Digest, Manifest
-from mirror.operations import Outcome, ReplicaResult, Site, sync_replicas
+from mirror.operations import Outcome, ReplicaResult, sync_replicas
 from mirror.operations.audit_leader import LeaderAudit
 from mirror.operations.leader import Leader
 from mirror.operations.results import How
@@ -30,14 +30,15 @@ from mirror.replicas_text import sync_summary
 from mirror.run import Cancellation, Run
 from mirror.sync import Inventory, InventoryBuilder, MemoryStore
 from mirror.sync.artifact import make_artifact, put_artifact
-from mirror.sync.publish import PENDING, begin, complete, read_standing, statement_digest
+from mirror.sync.publication import announce
+from mirror.sync.publication_state import PENDING, read_state, statement_digest
+from mirror.sync.removal import TRIAL
 from mirror.sync.statement import ARTIFACT_TYPE, GENERATION, REPOSITORY, Statement
-from mirror.sync.tag_removal import TRIAL
 from mirror.sync.tags import tags_of
 from mirror.testing import Answer, CorruptBody, Delay, Fault, LoseAnswer, Refuse
 from tests.support.inventories import put_image, sample_store
 from tests.support.patience import PATIENCE_S, without_waiting
-from tests.support.places import client_of
+from tests.support.places import client_of, state, tree_of
 from tests.support.program import call_mirror
 from tests.support.replicas import ROOT, Replica, replicas
 
@@ -65,7 +66,7 @@ def two() -> Iterator[list[Replica]]:
 
 
 def digest_of(replica: Replica) -> object:
-    return statement_digest(replica.site.client, replica.site.tree.locate)
+    return statement_digest(replica.tree)
 
 
 def only(results: tuple[ReplicaResult, ...]) -> ReplicaResult:
@@ -110,10 +111,10 @@ def test_a_generation_that_is_too_long_to_be_a_number_is_a_statement_that_cannot
     three: list[Replica],
 ) -> None:
     leader, replica, _ = three
-    client, repository = leader.site.client, leader.site.tree.locate(REPOSITORY)
+    client, repository = leader.tree.client, leader.tree.locate(REPOSITORY)
     artifact = make_artifact(ARTIFACT_TYPE, annotations={GENERATION: "9" * 5000})
     put_artifact(client, repository, artifact, "latest")
-    result = only(sync_replicas(leader.site, [replica.site]).replicas)
+    result = only(sync_replicas(leader.tree, [replica.tree]).replicas)
     assert [type(one.error) for one in result.failures] == [StatementError]
 
 
@@ -121,7 +122,7 @@ def test_empty_replicas_hold_everything_afterwards_and_state_the_same(
     three: list[Replica],
 ) -> None:
     leader, *others = three
-    report = sync_replicas(leader.site, [one.site for one in others])
+    report = sync_replicas(leader.tree, [one.tree for one in others])
     assert report.exit_code == 0
     assert [one.outcome for one in report.replicas] == [Outcome.SYNCED] * 2
     for one in others:
@@ -134,10 +135,10 @@ def test_empty_replicas_hold_everything_afterwards_and_state_the_same(
 
 def test_a_second_sync_asks_each_registry_once(three: list[Replica]) -> None:
     leader, *others = three
-    sync_replicas(leader.site, [one.site for one in others])
+    sync_replicas(leader.tree, [one.tree for one in others])
     for one in three:
         one.registry.requests.clear()
-    report = sync_replicas(leader.site, [one.site for one in others])
+    report = sync_replicas(leader.tree, [one.tree for one in others])
     assert [one.outcome for one in report.replicas] == [Outcome.EQUAL] * 2
     assert questions(three, 3) == [1, 1, 1]
     assert {one.generation for one in report.replicas} == {1}
@@ -147,10 +148,10 @@ def test_a_newer_statement_is_compared_and_only_the_difference_asked_about(
     two: list[Replica],
 ) -> None:
     leader, replica = two
-    sync_replicas(leader.site, [replica.site])
+    sync_replicas(leader.tree, [replica.tree])
     leader.fill(newer(), generation=2)
     replica.registry.requests.clear()
-    report = sync_replicas(leader.site, [replica.site])
+    report = sync_replicas(leader.tree, [replica.tree])
     result = only(report.replicas)
     assert (result.blobs, result.manifests, result.tags) == (2, 2, 3)
     assert result.generation == 2
@@ -162,17 +163,17 @@ def test_a_newer_statement_is_compared_and_only_the_difference_asked_about(
 def test_a_release_that_was_turned_back_stays_turned_back(three: list[Replica]) -> None:
     leader, *others = three
     leader.fill(newer(), generation=2)
-    sync_replicas(leader.site, [one.site for one in others])
+    sync_replicas(leader.tree, [one.tree for one in others])
     # Generation 3 has the content of generation 1: older images, and a higher number.
     leader.fill(STORE, generation=3)
     for _ in range(2):
-        report = sync_replicas(leader.site, [one.site for one in others])
+        report = sync_replicas(leader.tree, [one.tree for one in others])
         assert report.exit_code == 0
         alpha = STORE.inventory().repository("release-channel").tags["alpha"]
         for one in three:
             assert one.storage.resolve(f"{ROOT}/release-channel", "alpha") == alpha
     # With the replicas' own eyes: nobody brings the newer release back from a peer.
-    report = sync_replicas(None, [one.site for one in three], audit=True)
+    report = sync_replicas(None, [one.tree for one in three], audit=True)
     assert report.generation == 3
     for one in three:
         assert one.storage.resolve(f"{ROOT}/release-channel", "alpha") == alpha
@@ -183,12 +184,12 @@ def test_untagged_manifests_that_the_statement_names_are_carried_too(two: list[R
     store = sample_store()
     lonely = put_image(store, "install", layers=(b"nobody tags me",))
     leader.fill(store, generation=2)
-    sync_replicas(leader.site, [replica.site])
+    sync_replicas(leader.tree, [replica.tree])
     assert replica.storage.manifest(f"{ROOT}/install", lonely) is not None
     # And brought back when they are lost.
     replica.storage.delete_manifest(f"{ROOT}/install", lonely)
-    assert only(sync_replicas(leader.site, [replica.site]).replicas).outcome is Outcome.EQUAL
-    result = only(sync_replicas(leader.site, [replica.site], audit=True).replicas)
+    assert only(sync_replicas(leader.tree, [replica.tree]).replicas).outcome is Outcome.EQUAL
+    result = only(sync_replicas(leader.tree, [replica.tree], audit=True).replicas)
     assert (result.outcome, result.manifests) == (Outcome.SYNCED, 1)
     assert replica.storage.manifest(f"{ROOT}/install", lonely) is not None
 
@@ -198,7 +199,7 @@ def test_a_leader_that_states_nothing_is_walked(two: list[Replica]) -> None:
     with replicas(1) as (leader,):
         store = sample_store()
         leader.fill(store, generation=None)
-        report = sync_replicas(leader.site, [replica.site])
+        report = sync_replicas(leader.tree, [replica.tree])
     assert report.exit_code == 0
     assert report.statement is None
     assert replica.held() == store.inventory()
@@ -207,7 +208,7 @@ def test_a_leader_that_states_nothing_is_walked(two: list[Replica]) -> None:
 
 def test_an_empty_leader_is_an_error_and_changes_nothing(two: list[Replica]) -> None:
     full, empty = two
-    report = sync_replicas(empty.site, [full.site], prune=True)
+    report = sync_replicas(empty.tree, [full.tree], prune=True)
     assert "states no inventory and holds no image" in str(report.failures[0].error)
     assert full.held() == STORE.inventory()
 
@@ -218,33 +219,32 @@ def test_a_sync_cut_anywhere_leaves_no_dangling_tag_and_is_completed_by_the_next
 ) -> None:
     leader, replica = two
     replica.registry.faults.add(Fault(Refuse(), nth=strike, times=None))
-    report = sync_replicas(leader.site, [replica.site])
+    report = sync_replicas(leader.tree, [replica.tree])
     assert report.exit_code != 0
     assert report.failures
     assert not list(replica.held().gaps())
     replica.registry.faults.clear()
-    assert sync_replicas(leader.site, [replica.site]).exit_code == 0
+    assert sync_replicas(leader.tree, [replica.tree]).exit_code == 0
     assert replica.held() == STORE.inventory()
 
 
 def test_a_phase_that_was_interrupted_is_noticed_and_finished(two: list[Replica]) -> None:
     leader, replica = two
-    sync_replicas(leader.site, [replica.site])
+    sync_replicas(leader.tree, [replica.tree])
     leader.fill(newer(), generation=2)
     # The last tag cannot be set, and so the statement is not completed.
     replica.registry.faults.add(
         Fault(Answer(400), "PUT", "/release-channel/manifests/alpha", times=None)
     )
-    assert sync_replicas(leader.site, [replica.site]).exit_code == 1
-    standing = read_standing(replica.site.client, replica.site.tree.locate)
+    assert sync_replicas(leader.tree, [replica.tree]).exit_code == 1
+    standing = read_state(replica.tree)
     assert standing.pending is not None
     replica.registry.faults.clear()
-    assert sync_replicas(leader.site, [replica.site]).exit_code == 0
+    assert sync_replicas(leader.tree, [replica.tree]).exit_code == 0
     assert replica.held() == newer().inventory()
-    standing = read_standing(replica.site.client, replica.site.tree.locate)
+    standing = read_state(replica.tree)
     assert standing.pending is None
-    locate = replica.site.tree.locate
-    assert statement_digest(replica.site.client, locate, PENDING) == digest_of(leader)
+    assert statement_digest(replica.tree, PENDING) == digest_of(leader)
 
 
 # -- failures ------------------------------------------------------------------------------------
@@ -252,12 +252,12 @@ def test_a_phase_that_was_interrupted_is_noticed_and_finished(two: list[Replica]
 
 def test_a_refusal_is_an_error_and_no_absence(two: list[Replica]) -> None:
     leader, replica = two
-    sync_replicas(leader.site, [replica.site])
+    sync_replicas(leader.tree, [replica.tree])
     replica.registry.faults.add(
         Fault(Answer(403), None, "/modules/console/.*manifests", times=None)
     )
     replica.registry.requests.clear()
-    report = sync_replicas(leader.site, [replica.site], audit=True)
+    report = sync_replicas(leader.tree, [replica.tree], audit=True)
     assert report.exit_code == DeniedError.exit_code
     assert all(isinstance(one.error, DeniedError) for one in report.failures)
     assert {one.item for one in report.failures} >= {
@@ -272,7 +272,7 @@ def test_a_refusal_is_an_error_and_no_absence(two: list[Replica]) -> None:
 def test_a_dead_replica_does_not_keep_the_others_from_being_synced(three: list[Replica]) -> None:
     leader, dead, alive = three
     dead.registry.faults.add(Fault(Refuse(), times=None))
-    report = sync_replicas(leader.site, [dead.site, alive.site])
+    report = sync_replicas(leader.tree, [dead.tree, alive.tree])
     assert [one.outcome for one in report.replicas] == [Outcome.FAILED, Outcome.SYNCED]
     assert report.exit_code == UnreachableError.exit_code
     assert alive.held() == STORE.inventory()
@@ -286,8 +286,8 @@ def test_a_hung_replica_is_stopped_at_the_deadline_and_delays_nobody(
     heard: list[str] = []
     with without_waiting(PATIENCE_S):
         report = sync_replicas(
-            leader.site,
-            [hung.site, alive.site],
+            leader.tree,
+            [hung.tree, alive.tree],
             deadline_s=5.0,
             on_replica=lambda one: heard.append(one.name),
         )
@@ -306,16 +306,16 @@ def test_a_cancelled_sync_raises_and_leaves_no_thread(two: list[Replica]) -> Non
     replica.registry.faults.add(Fault(Delay(8.0), "PUT", times=None))
     threading.Timer(0.5, cancel.cancel).start()
     with pytest.raises(CancelledError):
-        sync_replicas(leader.site, [replica.site], run=Run(cancellation=cancel))
+        sync_replicas(leader.tree, [replica.tree], run=Run(cancellation=cancel))
     assert not own_threads()
     assert not list(replica.held().gaps())
 
 
 def test_a_sync_goes_from_one_registry_to_others(two: list[Replica]) -> None:
     leader, replica = two
-    for targets in ([leader.site], [replica.site, replica.site], []):
+    for targets in ([leader.tree], [replica.tree, replica.tree], []):
         with pytest.raises(InputError, match="each of them named once"):
-            sync_replicas(leader.site, targets)
+            sync_replicas(leader.tree, targets)
 
 
 # -- damage --------------------------------------------------------------------------------------
@@ -325,10 +325,10 @@ def test_a_blob_that_the_leader_has_damaged_comes_from_another_replica(
     three: list[Replica],
 ) -> None:
     leader, healthy, empty = three
-    sync_replicas(leader.site, [healthy.site])
+    sync_replicas(leader.tree, [healthy.tree])
     victim = max(STORE.inventory().blob_sizes().items(), key=lambda one: one[1])[0]
     leader.registry.faults.add(Fault(CorruptBody(7), "GET", f"/blobs/{victim}", times=None))
-    report = sync_replicas(leader.site, [empty.site, healthy.site])
+    report = sync_replicas(leader.tree, [empty.tree, healthy.tree])
     assert report.exit_code == 0
     assert empty.held() == STORE.inventory()
 
@@ -369,7 +369,7 @@ def test_a_blob_that_nobody_has_whole_is_named_and_all_that_does_not_need_it_is_
     victim = max(STORE.inventory().blob_sizes().items(), key=lambda one: one[1])[0]
     fault = CorruptBody(7) if damaged else Answer(404)
     leader.registry.faults.add(Fault(fault, "GET", f"/blobs/{victim}", times=None))
-    report = sync_replicas(leader.site, [replica.site])
+    report = sync_replicas(leader.tree, [replica.tree])
     assert report.exit_code == 4
     (failure,) = report.failures
     assert failure.place == replica.name
@@ -382,7 +382,7 @@ def test_a_blob_that_nobody_has_whole_is_named_and_all_that_does_not_need_it_is_
     assert replica.held().repository("security/trivy-db").tags
     assert digest_of(replica) is None
     leader.registry.faults.clear()
-    assert sync_replicas(leader.site, [replica.site]).exit_code == 0
+    assert sync_replicas(leader.tree, [replica.tree]).exit_code == 0
     assert replica.held() == STORE.inventory()
     assert digest_of(replica) == digest_of(leader)
 
@@ -401,7 +401,7 @@ def test_a_manifest_that_a_replica_refuses_costs_its_own_tag_and_no_other(
     replica.registry.faults.add(
         Fault(Answer(400), "PUT", f"/modules/m7/manifests/{refused}", times=None)
     )
-    report = sync_replicas(leader.site, [replica.site])
+    report = sync_replicas(leader.tree, [replica.tree])
     (failure,) = report.failures
     assert failure.item == f"manifest modules/m7@{refused}"
     tags = {(path, tag) for path, tags in tags_of(replica.held()).items() for tag in tags}
@@ -413,14 +413,14 @@ def test_a_manifest_that_a_replica_refuses_costs_its_own_tag_and_no_other(
 
 def test_a_statement_is_taken_back_before_tags_contradict_it(two: list[Replica]) -> None:
     leader, replica = two
-    sync_replicas(leader.site, [replica.site])
+    sync_replicas(leader.tree, [replica.tree])
     leader.fill(newer(), generation=2)
     fresh = newer().inventory().repository("release-channel").tags["alpha"]
     replica.registry.faults.add(
         Fault(Answer(400), "PUT", f"/release-channel/manifests/{fresh}", times=None)
     )
     replica.registry.requests.clear()
-    sync_replicas(leader.site, [replica.site])
+    sync_replicas(leader.tree, [replica.tree])
     changes = [one for one in replica.registry.requests if one.method in ("PUT", "DELETE")]
     paths = [f"{one.method} {one.path}" for one in changes]
     (taken_back,) = [at for at, text in enumerate(paths) if text.startswith("DELETE")]
@@ -436,10 +436,10 @@ def test_what_cannot_be_mended_is_named_and_the_replica_states_nothing_any_more(
     two: list[Replica],
 ) -> None:
     leader, replica = two
-    sync_replicas(leader.site, [replica.site])
+    sync_replicas(leader.tree, [replica.tree])
     victim = max(STORE.inventory().blob_sizes().items(), key=lambda one: one[1])[0]
     replica.registry.faults.add(Fault(CorruptBody(7), "GET", f"/blobs/{victim}", times=None))
-    report = sync_replicas(leader.site, [replica.site], deep=True)
+    report = sync_replicas(leader.tree, [replica.tree], deep=True)
     assert report.exit_code == 4
     (failure,) = report.failures
     encoded = victim.encoded
@@ -447,7 +447,7 @@ def test_what_cannot_be_mended_is_named_and_the_replica_states_nothing_any_more(
     assert "--storage" in str(failure)
     assert digest_of(replica) is None
     replica.registry.faults.clear()
-    assert sync_replicas(leader.site, [replica.site], deep=True).exit_code == 0
+    assert sync_replicas(leader.tree, [replica.tree], deep=True).exit_code == 0
     assert digest_of(replica) == digest_of(leader)
 
 
@@ -455,14 +455,14 @@ def test_a_statement_that_was_taken_back_is_gone_though_the_answer_that_said_so_
     two: list[Replica],
 ) -> None:
     leader, replica = two
-    sync_replicas(leader.site, [replica.site])
+    sync_replicas(leader.tree, [replica.tree])
     victim = max(STORE.inventory().blob_sizes().items(), key=lambda one: one[1])[0]
     replica.registry.faults.add(Fault(CorruptBody(7), "GET", f"/blobs/{victim}", times=None))
     replica.registry.faults.add(Fault(LoseAnswer(), "DELETE", "/mirror/inventory/manifests/"))
     heard: list[Event] = []
     with client_of(replica.registry, attempts=2) as client:
-        site = Site(client, replica.site.tree)
-        report = sync_replicas(leader.site, [site], deep=True, run=Run(on_event=heard.append))
+        site = tree_of(client, ROOT)
+        report = sync_replicas(leader.tree, [site], deep=True, run=Run(on_event=heard.append))
     assert digest_of(replica) is None
     assert only(report.replicas).statement is None
     assert not any(isinstance(event, Warned) for event in heard)
@@ -470,11 +470,11 @@ def test_a_statement_that_was_taken_back_is_gone_though_the_answer_that_said_so_
 
 def test_a_deep_dry_run_tells_of_damage_and_touches_nothing(two: list[Replica]) -> None:
     leader, replica = two
-    sync_replicas(leader.site, [replica.site])
+    sync_replicas(leader.tree, [replica.tree])
     victim = max(STORE.inventory().blob_sizes().items(), key=lambda one: one[1])[0]
     replica.registry.faults.add(Fault(CorruptBody(7), "GET", f"/blobs/{victim}", times=None))
     replica.registry.requests.clear()
-    result = only(sync_replicas(leader.site, [replica.site], deep=True, dry_run=True).replicas)
+    result = only(sync_replicas(leader.tree, [replica.tree], deep=True, dry_run=True).replicas)
     assert result.outcome is Outcome.DIFFERS
     assert [finding.digest for finding in result.damaged] == [victim]
     assert {one.method for one in replica.registry.requests} == {"GET", "HEAD"}
@@ -482,14 +482,14 @@ def test_a_deep_dry_run_tells_of_damage_and_touches_nothing(two: list[Replica]) 
 
 def test_what_the_leader_lost_is_taken_back_from_a_replica(two: list[Replica]) -> None:
     leader, replica = two
-    sync_replicas(leader.site, [replica.site])
+    sync_replicas(leader.tree, [replica.tree])
     inventory = STORE.inventory()
     path = "modules/console"
     (manifest,) = inventory.repository(path).manifests
     leader.storage.delete_manifest(f"{ROOT}/{path}", manifest)
     blob = next(iter(inventory.repository("security/trivy-db").blobs))
     leader.storage.delete_blob(f"{ROOT}/security/trivy-db", blob)
-    report = sync_replicas(leader.site, [replica.site], deep=True)
+    report = sync_replicas(leader.tree, [replica.tree], deep=True)
     assert report.audit is not None
     assert {one.digest for one in report.audit.healed} == {manifest, blob}
     # The tag went with its manifest. Tags are the leader's own decision, so that is only told.
@@ -499,12 +499,12 @@ def test_what_the_leader_lost_is_taken_back_from_a_replica(two: list[Replica]) -
 
 def test_an_audit_tells_of_tags_that_somebody_moved_at_the_leader(two: list[Replica]) -> None:
     leader, replica = two
-    sync_replicas(leader.site, [replica.site])
+    sync_replicas(leader.tree, [replica.tree])
     other = STORE.inventory().repository("release-channel").tags["v1.0.0"]
     store = MemoryStore()
     put_image(store, "release-channel", "alpha", layers=(b"by hand",))
     leader.fill(store, generation=None)
-    report = sync_replicas(leader.site, [replica.site], audit=True)
+    report = sync_replicas(leader.tree, [replica.tree], audit=True)
     assert report.exit_code == 1
     assert "somebody changed it without stating it" in str(report.failures[0])
     assert "`mirror push` to the leader" in str(report.failures[0])
@@ -513,9 +513,9 @@ def test_an_audit_tells_of_tags_that_somebody_moved_at_the_leader(two: list[Repl
 
 def test_an_audit_tells_of_tags_at_the_leader_that_it_does_not_state(two: list[Replica]) -> None:
     leader, replica = two
-    locate, client = leader.site.tree.locate, leader.site.client
+    locate, client = leader.tree.locate, leader.tree.client
     client.put_manifest(locate(""), "by-hand", client.manifest(locate(""), "latest"))
-    report = sync_replicas(leader.site, [replica.site], audit=True)
+    report = sync_replicas(leader.tree, [replica.tree], audit=True)
     assert report.exit_code == 0
     assert report.audit is not None
     assert report.audit.extras == ("tag /:by-hand",)
@@ -528,16 +528,15 @@ def test_an_audit_tells_a_push_that_is_under_way_from_a_tag_moved_by_hand(
     two: list[Replica], finished: bool
 ) -> None:
     leader, replica = two
-    sync_replicas(leader.site, [replica.site])
+    sync_replicas(leader.tree, [replica.tree])
     coming = Statement(newer().inventory(), 2, tool="tests")
-    artifact, (client, locate) = coming.artifact(), (leader.site.client, leader.site.tree.locate)
 
-    head = Leader(leader.site)
+    head = Leader(leader.tree)
     head.facts()
-    begin(client, locate, artifact)
+    announce(leader.tree, coming.artifact())
     leader.fill(newer(), generation=None)
     if finished:
-        complete(client, locate, coming, artifact.manifest.digest)
+        state(leader.tree, coming)
     audit = LeaderAudit(head, [], How(audit=True), run=Run())
     failure = next(
         one for one in audit.carry_out().failures if one.item == "tag release-channel:alpha"
@@ -558,7 +557,7 @@ def test_an_audit_tells_of_repositories_at_the_leader_that_it_does_not_state(
     leader.fill(store, generation=None)
     if not lists_repositories:
         leader.registry.faults.add(Fault(Answer(404), "GET", "/v2/_catalog", times=None))
-    report = sync_replicas(leader.site, [replica.site], audit=True)
+    report = sync_replicas(leader.tree, [replica.tree], audit=True)
     assert report.exit_code == 0, report.failures
     assert report.audit is not None
     assert report.audit.extras == (
@@ -579,7 +578,7 @@ def test_a_repository_whose_tags_cannot_be_listed_is_told_of_wherever_it_is(
     replica.fill(store)  # and states it
     for one in two:
         one.registry.faults.add(Fault(Answer(403), "GET", "/modules/new/tags/list", times=None))
-    report = sync_replicas(leader.site, [replica.site], audit=True)
+    report = sync_replicas(leader.tree, [replica.tree], audit=True)
     assert {(one.place, one.item) for one in report.failures} == {
         (leader.name, "the tags of modules/new"),
         (replica.name, "the tags of modules/new"),
@@ -590,15 +589,15 @@ def test_a_repository_whose_tags_cannot_be_listed_is_told_of_wherever_it_is(
 
 def test_a_statement_that_was_damaged_is_mended_like_anything_else(two: list[Replica]) -> None:
     leader, replica = two
-    sync_replicas(leader.site, [replica.site])
+    sync_replicas(leader.tree, [replica.tree])
     repository = f"{ROOT}/{REPOSITORY}"
-    published = read_standing(replica.site.client, replica.site.tree.locate).current
+    published = read_state(replica.tree).current
     assert published is not None
     (layer,) = published.statement.artifact().manifest.layers
     replica.storage.delete_blob(repository, layer.digest)
-    report = sync_replicas(leader.site, [replica.site], deep=True)
+    report = sync_replicas(leader.tree, [replica.tree], deep=True)
     assert report.exit_code == 0, report.failures
-    standing = read_standing(replica.site.client, replica.site.tree.locate)
+    standing = read_state(replica.tree)
     assert (standing.current, standing.notices) == (published, ())
 
 
@@ -607,7 +606,7 @@ def test_what_cannot_be_read_of_a_leader_that_states_nothing_is_told() -> None:
         leader.fill(STORE, generation=None)
         path = "/modules/console/manifests/"
         leader.registry.faults.add(Fault(Answer(403), None, path, times=None))
-        report = sync_replicas(leader.site, [replica.site])
+        report = sync_replicas(leader.tree, [replica.tree])
         assert report.exit_code == DeniedError.exit_code
         assert [one.place for one in report.failures] == [leader.name]
         held = replica.held()
@@ -639,11 +638,11 @@ def pruned_store() -> MemoryStore:
 
 def test_without_prune_extras_are_told_and_with_it_they_go(two: list[Replica]) -> None:
     leader, replica = two
-    sync_replicas(leader.site, [replica.site])
+    sync_replicas(leader.tree, [replica.tree])
     smaller = pruned_store()
     with replicas(1) as (other,):
         other.fill(smaller, generation=2)
-        result = only(sync_replicas(other.site, [replica.site], audit=True).replicas)
+        result = only(sync_replicas(other.tree, [replica.tree], audit=True).replicas)
         expected = {
             "tag /:latest",  # its manifest is v1.1.0, too, and stays
             "tag modules/console:v0.1.0",
@@ -655,16 +654,16 @@ def test_without_prune_extras_are_told_and_with_it_they_go(two: list[Replica]) -
         assert "(v1.0.0)" in told
         assert expected
         assert replica.storage.resolve(f"{ROOT}/modules/console", "v0.1.0") is not None
-        dry = only(sync_replicas(other.site, [replica.site], prune=True, dry_run=True).replicas)
+        dry = only(sync_replicas(other.tree, [replica.tree], prune=True, dry_run=True).replicas)
         assert dry.outcome is Outcome.DIFFERS
         assert set(dry.extras) == set(result.extras)
         assert replica.storage.resolve(f"{ROOT}/modules/console", "v0.1.0") is not None
-        report = sync_replicas(other.site, [replica.site], prune=True)
+        report = sync_replicas(other.tree, [replica.tree], prune=True)
         assert report.exit_code == 0, report.failures
         assert set(only(report.replicas).removed) == set(result.extras)
         assert replica.held() == smaller.inventory()
         # Nothing comes back, and nothing is left to do.
-        again = only(sync_replicas(other.site, [replica.site], prune=True).replicas)
+        again = only(sync_replicas(other.tree, [replica.tree], prune=True).replicas)
         assert (again.outcome, again.removed) == (Outcome.EQUAL, ())
         # The way back to generation 1 is gone, and is not promised any more.
         assert set(replica.storage.tags(f"{ROOT}/{REPOSITORY}")) == {
@@ -675,26 +674,26 @@ def test_without_prune_extras_are_told_and_with_it_they_go(two: list[Replica]) -
 
 def test_nothing_beside_the_stated_repositories_is_ever_pruned(two: list[Replica]) -> None:
     leader, replica = two
-    sync_replicas(leader.site, [replica.site])
+    sync_replicas(leader.tree, [replica.tree])
     foreign = MemoryStore()
     put_image(foreign, "somebody/elses", "v1", layers=(b"mine",))
     replica.fill(foreign, generation=None)
     with replicas(1) as (other,):
         other.fill(pruned_store(), generation=2)
-        assert sync_replicas(other.site, [replica.site], prune=True).exit_code == 0
+        assert sync_replicas(other.tree, [replica.tree], prune=True).exit_code == 0
     assert replica.storage.resolve(f"{ROOT}/somebody/elses", "v1") is not None
 
 
 def test_nothing_is_pruned_while_the_leader_is_not_whole(two: list[Replica]) -> None:
     leader, replica = two
-    sync_replicas(leader.site, [replica.site])
+    sync_replicas(leader.tree, [replica.tree])
     leader.fill(pruned_store(), generation=2)
     leader.storage.delete_manifest(
         f"{ROOT}/install", put_image(MemoryStore(), "install", layers=(b"never there",))
     )
     trivy = STORE.inventory().repository("security/trivy-db").tags["2"]
     leader.storage.delete_manifest(f"{ROOT}/security/trivy-db", trivy)
-    report = sync_replicas(leader.site, [replica.site], prune=True)
+    report = sync_replicas(leader.tree, [replica.tree], prune=True)
     refused = [one for one in report.failures if isinstance(one.error, PruneRefusedError)]
     assert len(refused) == 1
     assert "does not hold all that it states" in str(refused[0])
@@ -703,10 +702,10 @@ def test_nothing_is_pruned_while_the_leader_is_not_whole(two: list[Replica]) -> 
 
 def test_nothing_is_pruned_after_a_leader_that_states_nothing(two: list[Replica]) -> None:
     leader, replica = two
-    sync_replicas(leader.site, [replica.site])
+    sync_replicas(leader.tree, [replica.tree])
     with replicas(1) as (other,):
         other.fill(pruned_store(), generation=None)
-        report = sync_replicas(other.site, [replica.site], prune=True)
+        report = sync_replicas(other.tree, [replica.tree], prune=True)
     assert any(isinstance(one.error, PruneRefusedError) for one in report.failures)
     assert replica.storage.resolve(f"{ROOT}/modules/console", "v0.1.0") is not None
 
@@ -715,14 +714,14 @@ def test_a_tag_is_dropped_alone_where_the_registry_cannot_delete_tags(
     two: list[Replica],
 ) -> None:
     leader, replica = two
-    sync_replicas(leader.site, [replica.site])
+    sync_replicas(leader.tree, [replica.tree])
     replica.registry.faults.add(
         Fault(Answer(400), "DELETE", r"/manifests/(latest|trial)$", times=None)
     )
     kept = STORE.inventory().repository("").tags["v1.1.0"]
     with replicas(1) as (other,):
         other.fill(pruned_store(), generation=2)
-        report = sync_replicas(other.site, [replica.site], prune=True)
+        report = sync_replicas(other.tree, [replica.tree], prune=True)
         assert report.exit_code == 0, report.failures
     assert replica.storage.resolve(ROOT, "latest") is None
     assert replica.storage.resolve(ROOT, "v1.1.0") == kept
@@ -731,31 +730,31 @@ def test_a_tag_is_dropped_alone_where_the_registry_cannot_delete_tags(
 def test_what_could_not_be_removed_is_not_among_what_was(two: list[Replica]) -> None:
     leader, replica = two
     replica.fill(newer())
-    place = replica.site.tree.locate("")
-    client = replica.site.client
+    place = replica.tree.locate("")
+    client = replica.tree.client
     client.put_manifest(place, "extra", client.manifest(place, "v1.0.0"))
     refusal = Fault(Answer(403), "DELETE", "/deckhouse/manifests/extra", times=None)
     replica.registry.faults.add(refusal)
-    (result,) = sync_replicas(leader.site, [replica.site], prune=True).replicas
+    (result,) = sync_replicas(leader.tree, [replica.tree], prune=True).replicas
     assert [one.item for one in result.failures] == ["tag /:extra"]
     assert result.removed == ()
     assert len(result.extras) == 3, "manifests are not begun where a tag is left"
     assert replica.held().repository("").tags.keys() >= {"v1.2.0", "extra"}
     replica.registry.faults.clear()
-    (result,) = sync_replicas(leader.site, [replica.site], prune=True).replicas
+    (result,) = sync_replicas(leader.tree, [replica.tree], prune=True).replicas
     assert (len(result.removed), result.extras) == (3, ())
 
 
 def test_a_tag_is_never_deleted_where_its_manifest_would_go_with_it(two: list[Replica]) -> None:
     """A trial beside the statements finds that out: its manifest is gone with its tag."""
     leader, replica = two
-    sync_replicas(leader.site, [replica.site])
+    sync_replicas(leader.tree, [replica.tree])
     gone, trial = Answer(404), f"/mirror/inventory/manifests/{TRIAL.manifest.digest}"
     replica.registry.faults.add(Fault(gone, "HEAD", trial, times=None))
     replica.registry.faults.add(Fault(gone, "GET", trial, times=None))
     with replicas(1) as (other,):
         other.fill(pruned_store(), generation=2)
-        sync_replicas(other.site, [replica.site], prune=True)
+        sync_replicas(other.tree, [replica.tree], prune=True)
     assert replica.registry.requests.count("DELETE", "/manifests/latest$") == 0
     assert replica.storage.resolve(ROOT, "latest") is None
     assert replica.storage.resolve(ROOT, "v1.1.0") is not None
@@ -765,11 +764,11 @@ def test_a_registry_that_deletes_nothing_is_not_pruned_and_loses_no_tag(
     two: list[Replica],
 ) -> None:
     leader, replica = two
-    sync_replicas(leader.site, [replica.site])
+    sync_replicas(leader.tree, [replica.tree])
     replica.registry.faults.add(Fault(Answer(405), "DELETE", times=None))
     with replicas(1) as (other,):
         other.fill(pruned_store(), generation=2)
-        report = sync_replicas(other.site, [replica.site], prune=True)
+        report = sync_replicas(other.tree, [replica.tree], prune=True)
     (failure,) = report.failures
     assert isinstance(failure.error, PruneRefusedError)
     assert "storage.delete.enabled" in str(failure.error)
@@ -783,7 +782,7 @@ def test_a_registry_that_deletes_nothing_is_not_pruned_and_loses_no_tag(
 def test_the_highest_generation_leads_where_none_is_named(three: list[Replica]) -> None:
     first, second, third = three
     second.fill(newer(), generation=5)
-    report = sync_replicas(None, [one.site for one in three])
+    report = sync_replicas(None, [one.tree for one in three])
     assert (report.leader, report.generation) == (second.name, 5)
     for one in (first, third):
         assert digest_of(one) == digest_of(second)
@@ -794,12 +793,12 @@ def test_two_that_state_different_things_as_one_generation_are_a_conflict(
 ) -> None:
     three[1].fill(newer(), generation=1)
     with pytest.raises(ConflictError, match="as generation 1"):
-        sync_replicas(None, [one.site for one in three])
+        sync_replicas(None, [one.tree for one in three])
 
 
 def test_nobody_leads_where_nobody_states_anything() -> None:
     with replicas(2) as made, pytest.raises(NotFoundError, match="complete inventory"):
-        sync_replicas(None, [one.site for one in made])
+        sync_replicas(None, [one.tree for one in made])
 
 
 # -- the cost of nothing to do -------------------------------------------------------------------
@@ -825,12 +824,12 @@ def test_many_tags_are_compared_by_one_head_each(three_empty: list[Replica], tag
         one.state(wanted, 2)
         one.registry.requests.clear()
     leader, *others = three_empty
-    report = sync_replicas(leader.site, [one.site for one in others])
+    report = sync_replicas(leader.tree, [one.tree for one in others])
     assert [one.outcome for one in report.replicas] == [Outcome.EQUAL] * 2
     assert questions(three_empty, 3) == [1, 1, 1]
     for one in three_empty:
         one.registry.requests.clear()
-    report = sync_replicas(leader.site, [one.site for one in others], audit=True)
+    report = sync_replicas(leader.tree, [one.tree for one in others], audit=True)
     assert [one.outcome for one in report.replicas] == [Outcome.EQUAL] * 2
     assert report.exit_code == 0
     questions(three_empty, 3 * (tags + 20))
@@ -883,4 +882,4 @@ def test_bugs_are_raised_and_not_reported(
     leader, replica = two
     monkeypatch.setattr("mirror.operations.replicate.make_plan", lambda *_a, **_k: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        sync_replicas(leader.site, [replica.site])
+        sync_replicas(leader.tree, [replica.tree])

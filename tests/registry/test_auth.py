@@ -19,8 +19,8 @@ from mirror.registry.auth import Authenticator
 from mirror.registry.challenges import Challenge
 from mirror.registry.scopes import merge, pull, push
 from tests.registry.conftest import MakeClient, Serve
-from tests.registry.fake import error
-from tests.registry.scripted import Reply, Request, ScriptedServer
+from tests.support.fake_api import error
+from tests.support.scripted_server import Reply, Request, ScriptedServer
 
 SECRET = "hunter2-s3cr3t"
 BASIC = "Basic " + base64.b64encode(f"alice:{SECRET}".encode()).decode()

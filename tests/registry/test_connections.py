@@ -25,8 +25,8 @@ from mirror.registry import ConnectionOptions, Credentials, RegistryClient, Retr
 from mirror.registry.addresses import Home
 from mirror.registry.connections import tls_context
 from tests.registry.conftest import MakeClient, Serve
-from tests.registry.scripted import Reply, Request, ScriptedServer
 from tests.support.processes import free_port
+from tests.support.scripted_server import Reply, Request, ScriptedServer
 from tests.support.tls import Authority
 
 

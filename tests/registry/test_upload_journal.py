@@ -15,9 +15,9 @@ from mirror.oci import Digest, verified
 from mirror.registry import RegistryClient, UploadJournal, uploads
 from tests.conftest import MakeRealRegistry
 from tests.registry.conftest import MakeClient
-from tests.registry.fake import FakeRegistry, error, times
-from tests.registry.scripted import Hangup, Reply, Request, ScriptedServer
 from tests.registry.test_uploads import Source, method
+from tests.support.fake_api import FakeRegistry, error, times
+from tests.support.scripted_server import Hangup, Reply, Request, ScriptedServer
 
 DATA = bytes(range(256)) * 12_000  # three million
 DIGEST = Digest.of(DATA)

@@ -18,8 +18,8 @@ from mirror.errors import (
 from mirror.oci import Digest, verified
 from mirror.registry import Credentials, OpenUpload, RegistryClient, uploads
 from tests.registry.conftest import MakeClient, Serve
-from tests.registry.fake import FakeRegistry, error, once, times
-from tests.registry.scripted import Hangup, Reply, Request, ScriptedServer
+from tests.support.fake_api import FakeRegistry, error, once, times
+from tests.support.scripted_server import Hangup, Reply, Request, ScriptedServer
 
 DATA = random.Random(2).randbytes(1_000_000)
 DIGEST = Digest.of(DATA)

@@ -13,7 +13,7 @@ from mirror.events import Event, Retrying
 from mirror.registry import ConnectionOptions, RegistryClient
 from mirror.run import Cancellation, Run
 from tests.registry.conftest import Serve
-from tests.registry.scripted import Reply
+from tests.support.scripted_server import Reply
 
 SOON_S = 2.0
 

@@ -119,7 +119,7 @@ def test_where_a_build_comes_from_does_not_matter_to_a_need() -> None:
         ("{", "neither JSON nor YAML"),
         ("a: &x 1\nb: *x", "references (*name) are not read"),
         ("[" * 5000, "neither JSON nor YAML"),
-        (b"\xff\xfe", "no base64 of a text"),
+        (b"\xff\xfe", "not base64 of a text"),
         ({"name": 7}, "name: Input should be a valid string"),
         ({"requirements": {"modules": []}}, "requirements.modules: a list is the form of old"),
         ({"requirements": {"plugins": [{"name": "a"}]}}, "requirements.plugins: a list is the"),
@@ -172,7 +172,7 @@ def test_an_invalid_contract_says_where_and_what(document: Any, problem: str) ->
 
 
 def test_what_is_no_base64_is_refused() -> None:
-    with pytest.raises(SourceContentError, match="invalid contract: no base64 of a text"):
+    with pytest.raises(SourceContentError, match="invalid contract: not base64 of a text"):
         parse_contract("{not base64}", name="pg", version="v1", where=WHERE)
 
 

@@ -16,7 +16,7 @@ from mirror.release.constraints import Constraint
 from mirror.release.platform import SelectedReleases, check_channels, select_platform
 from mirror.release.selection import PlatformSelection
 from mirror.release.source import ChannelFact
-from tests.release.strategies import tags, versions
+from tests.support.strategies import tags, versions
 
 LEADS = {
     "alpha": "1.72.10",
@@ -290,9 +290,9 @@ def test_wishes_that_contradict_each_other_are_refused(given: dict[str, str]) ->
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"since": "soon"}, "--since-version 'soon' is no version"),
-        ({"tag": "a/b"}, "--deckhouse-tag 'a/b' is no tag"),
-        ({"tag": ""}, "--deckhouse-tag '' is no tag"),
+        ({"since": "soon"}, "--since-version 'soon' is not a version"),
+        ({"tag": "a/b"}, "--deckhouse-tag 'a/b' is not a tag"),
+        ({"tag": ""}, "--deckhouse-tag '' is not a tag"),
         ({"include": "./bundle"}, "is a path, not a version"),
         ({"include": "latest"}, "--include-platform 'latest': 'latest' selects no versions"),
     ],

@@ -17,7 +17,7 @@ from mirror.errors import (
     UnreachableError,
 )
 from mirror.release.constraints import Constraint
-from mirror.release.contracts import Contract, Group, Requirement
+from mirror.release.contracts import Contract, ModuleGroup, Requirement
 from mirror.release.plugin_dependencies import Edge
 from mirror.release.plugins import SelectedPlugins, select_plugins
 from mirror.release.selection import Filter
@@ -46,7 +46,7 @@ def needs(
         deckhouse=Constraint.parse(deckhouse) if deckhouse else None,
         mandatory_modules=requirements(modules or {}),
         mandatory_plugins=requirements(plugins or {}),
-        any_of=(Group("group", requirements(any_of)),) if any_of else (),
+        any_of=(ModuleGroup("group", requirements(any_of)),) if any_of else (),
         conditional_modules=requirements(conditional_modules or {}),
         conditional_plugins=requirements(conditional_plugins or {}),
     )

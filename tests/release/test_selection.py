@@ -17,7 +17,7 @@ from mirror.release.selection import (
     parse_platform,
     select_versions,
 )
-from tests.release.strategies import tags
+from tests.support.strategies import tags
 
 MODULE_TAGS = ["v1.0.0", "v1.1.0", "v1.2.0", "v1.3.0", "v1.3.3", "v1.4.0", "v1.4.1"]
 
@@ -75,7 +75,7 @@ def test_a_suffix_that_is_no_channel_has_no_effect_and_is_told() -> None:
     assert filters.constraint_for("m").wanted == (ExactTag("v1.3.0"),)
     [warning] = filters.warnings
     assert warning == (
-        "m@=v1.3.0: 'stabel' is no release channel and has no effect; "
+        "m@=v1.3.0: 'stabel' is not a release channel and has no effect; "
         "channels are alpha, beta, early-access, stable, rock-solid, lts"
     )
 
@@ -87,8 +87,8 @@ def test_a_suffix_that_is_no_channel_has_no_effect_and_is_told() -> None:
         ("@>=1.0", "names nothing"),
         ("m@", "the version constraint is missing after '@'; the shell takes > and <"),
         ("m@ ", "or check the variable that should have filled it"),
-        ("Mo dule", "is no name; names are lower-case letters and digits"),
-        ("a/b@1.0.0", "is no name"),
+        ("Mo dule", "is not a name; names are lower-case letters and digits"),
+        ("a/b@1.0.0", "is not a name"),
         ("m@!=1.2", "selects no versions; write =TAG"),
         ("m@*", "selects no versions"),
         ("m@1.2 - 1.4", "selects no versions"),
@@ -96,9 +96,9 @@ def test_a_suffix_that_is_no_channel_has_no_effect_and_is_told() -> None:
         ("m@latest", "selects no versions"),
         ("m@=>1.2", "for a range write it first, such as '>=1.2'"),
         ("m@==1.2", "which no registry can hold"),
-        ("m@=", "'' is no tag"),
-        ("m@=a b", "'a b' is no tag"),
-        ("m@=a+b+stable", "'a+b' is no tag"),
+        ("m@=", "'' is not a tag"),
+        ("m@=a b", "'a b' is not a tag"),
+        ("m@=a+b+stable", "'a+b' is not a tag"),
         ("m@1.3.0+stable", "a channel follows an exact tag only, as in '=1.3.0+stable'"),
         ("m@>=1.0 <", "--include-module 'm@>=1.0 <': '>=1.0 <' is not a version constraint"),
     ],

@@ -16,7 +16,7 @@ from mirror.registry import ConnectionOptions
 from mirror.registry.retry import RetryPolicy
 from mirror.testing import EmbeddedRegistry
 from tests.conftest import MakeEmbeddedRegistry
-from tests.selection.content import Offer, stocked
+from tests.support.depot import Offer, stocked
 
 MakeOffer: TypeAlias = Callable[..., Offer]
 

@@ -12,7 +12,7 @@ from examples.release_tree.images import image, layer
 from mirror.oci import Digest
 from mirror.testing import Answer, CorruptBody, Fault
 from tests.selection.conftest import TINY, MakeOffer
-from tests.selection.content import Offer, cosign, files_image, references, release_image
+from tests.support.depot import Offer, cosign, files_image, references, release_image
 from tests.support.program import call_mirror
 
 DIGESTS = "deckhouse/candi/images_digests.json"
@@ -35,7 +35,7 @@ def source(offer: MakeOffer) -> Offer:
         ({"version.json": "[]"}, "version.json cannot be read"),
         ({"version.json": '{"version": "v1.70.0+b"}'}, "names 'v1.70.0+b', which no tag can spell"),
         ({"version.json": '{"suspend": true}'}, "version: Field required"),
-        ({"version.json": '{"version": "newest"}'}, "'newest', which is no semantic version"),
+        ({"version.json": '{"version": "newest"}'}, "'newest', which is not a semantic version"),
         ({"changelog.yaml": "{}"}, "the image has no version.json"),
     ],
     ids=["no JSON", "no object", "build", "no version", "no semver", "missing"],
@@ -68,7 +68,7 @@ def test_a_changelog_that_is_no_mapping(source: Offer) -> None:
         ({DIGESTS: '{"common": {"init": 1}}'}, (DIGESTS, "common/init: not a string")),
         ({DIGESTS: "[]"}, (f"{DIGESTS} is not a JSON object",)),
         ({DIGESTS: "{"}, (f"{DIGESTS} cannot be read",)),
-        ({TAGS: '{"common": {"init": "no tag"}}'}, (TAGS, "common/init", "'no tag' is no tag")),
+        ({TAGS: '{"common": {"init": "no tag"}}'}, (TAGS, "common/init", "'no tag' is not a tag")),
         ({"deckhouse/version": "v1.70.0"}, ("neither", DIGESTS, TAGS)),
     ],
 )
@@ -187,7 +187,7 @@ def test_an_exact_version_that_is_not_there(source: Offer) -> None:
     [
         ("[]", "extra_images.json is not a JSON object"),
         ("{", "extra_images.json cannot be read"),
-        ('{"db": "no tag"}', "extra_images.json: db: 'no tag' is no tag"),
+        ('{"db": "no tag"}', "extra_images.json: db: 'no tag' is not a tag"),
     ],
 )
 def test_a_list_of_extra_images_that_cannot_be_read(source: Offer, text: str, words: str) -> None:

@@ -11,8 +11,8 @@ from typing import Protocol
 from mirror.bundle.reader import BundleReader
 from mirror.bundle.writer import BundleWriter
 from mirror.errors import MirrorError
-from mirror.oci import Digest, Manifest
-from mirror.registry import ConnectionOptions, RegistryClient, RetryPolicy
+from mirror.oci import Digest, Manifest, Repository
+from mirror.registry import ConnectionOptions, RegistryClient, RegistryWriter, RetryPolicy
 from mirror.run import Run
 from mirror.serve import Store
 from mirror.sync import (
@@ -20,12 +20,17 @@ from mirror.sync import (
     InventoryBuilder,
     ManifestNode,
     MemoryStore,
+    Plan,
     Source,
     Target,
     make_plan,
     transfer,
 )
+from mirror.sync.publication import Goal, Publication
+from mirror.sync.publication_state import read_state
 from mirror.sync.registry import RegistrySource, RegistryTarget, below
+from mirror.sync.statement import Statement
+from mirror.sync.tree import RegistryTree
 from mirror.testing import EmbeddedRegistry
 from tests.support.bundles import archives_of, pack, seal_of
 
@@ -37,6 +42,17 @@ def client_of(registry: EmbeddedRegistry, *, attempts: int = 1) -> RegistryClien
     retries = RetryPolicy(attempts=attempts, base_delay_s=0.0)
     options = ConnectionOptions(plain_http=True, retries=retries)
     return RegistryClient(registry.address, options=options)
+
+
+def tree_of(client: RegistryWriter, root: str = "dkp/ee") -> RegistryTree:
+    """The tree below `root` in a client's registry."""
+    return RegistryTree(client, Repository(client.host, root))
+
+
+def state(tree: RegistryTree, statement: Statement) -> None:
+    """Publish a statement; no tag turns with it."""
+    publication = Publication(tree, read_state(tree), Goal.of(statement))
+    publication.carry_out(Plan(), tree.source(), tree.target(), run=Run())
 
 
 def stored(store: Store, root: str) -> Inventory:

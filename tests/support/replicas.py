@@ -5,30 +5,28 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
-from mirror.layout import TargetTree, publication_stage
-from mirror.oci import Repository
-from mirror.operations import Site
+from mirror.layout import publication_stage
 from mirror.run import Run
 from mirror.serve import MemoryStorage
 from mirror.sync import Inventory, MemoryStore, make_plan, transfer
-from mirror.sync.publish import begin, complete
 from mirror.sync.statement import REPOSITORY, Statement
+from mirror.sync.tree import RegistryTree
 from mirror.testing import EmbeddedRegistry
-from tests.support.places import client_of, stored
+from tests.support.places import client_of, state, stored, tree_of
 
 ROOT = "system/deckhouse"
 
 
 class Replica:
-    """An embedded registry, and the site that it is."""
+    """An embedded registry, and the tree in it."""
 
-    def __init__(self, registry: EmbeddedRegistry, site: Site) -> None:
-        self.registry, self.site = registry, site
+    def __init__(self, registry: EmbeddedRegistry, tree: RegistryTree) -> None:
+        self.registry, self.tree = registry, tree
 
     @property
     def name(self) -> str:
         """`host:port/path`, as the command line takes it."""
-        return self.site.name
+        return self.tree.name
 
     @property
     def storage(self) -> MemoryStorage:
@@ -44,7 +42,7 @@ class Replica:
     def fill(self, store: MemoryStore, generation: int | None = 1) -> None:
         """Bring all of `store` here and, with a `generation`, state it."""
         wanted = store.inventory()
-        place = self.site.place(run=Run(4))
+        place = self.tree.target(Run(4))
         transfer(make_plan(wanted, place.held(wanted), stage=publication_stage), store, place)
         if generation is not None:
             self.state(wanted, generation)
@@ -52,10 +50,7 @@ class Replica:
 
     def state(self, inventory: Inventory, generation: int) -> None:
         """Publish a statement."""
-        statement = Statement(inventory, generation, tool="tests")
-        artifact = statement.artifact()
-        begin(self.site.client, self.site.tree.locate, artifact)
-        complete(self.site.client, self.site.tree.locate, statement, artifact.manifest.digest)
+        state(self.tree, Statement(inventory, generation, tool="tests"))
 
 
 @contextmanager
@@ -66,6 +61,5 @@ def replicas(count: int) -> Iterator[list[Replica]]:
         for _ in range(count):
             registry = opened.enter_context(EmbeddedRegistry(MemoryStorage()))
             client = opened.enter_context(client_of(registry))
-            tree = TargetTree(Repository.parse(f"{registry.address}/{ROOT}"))
-            made.append(Replica(registry, Site(client, tree)))
+            made.append(Replica(registry, tree_of(client, ROOT)))
         yield made

@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 
 from mirror.errors import RegistryNotFoundError
+from mirror.events import Event, Warned
 from mirror.registry import ConnectionOptions, RegistryClient, RegistryWriter, RetryPolicy
 from mirror.run import Run
-from mirror.sync import Inventory, MemoryStore, make_plan, transfer
+from mirror.sync import Inventory, MemoryStore, PutTag, make_plan, transfer
 from mirror.sync.nodes import RepositoryContent
-from mirror.sync.registry import RegistryTarget, below
-from mirror.sync.removal import DropManifest, DropTag, Removal, plan_removal, remove
+from mirror.sync.publication import announce
+from mirror.sync.publication_state import read_state
+from mirror.sync.removal import (
+    DropManifest,
+    DropTag,
+    Removal,
+    deletes_tags,
+    plan_removal,
+    remove,
+    remove_tags,
+)
+from mirror.sync.statement import REPOSITORY, Statement
+from mirror.sync.tree import RegistryTree
 from mirror.testing import Answer, EmbeddedRegistry, Fault, LoseAnswer
 from tests.conftest import MakeRealRegistry
 from tests.support.inventories import fake_blob, fake_manifest, inventories, put_image
-from tests.support.places import client_of
-
-LOCATE = below("dkp/ee")
+from tests.support.places import client_of, tree_of
 
 
 def _everywhere(*places: Inventory) -> frozenset[str]:
@@ -96,12 +107,12 @@ def test_a_manifest_goes_with_all_tags_that_name_it() -> None:
     assert removal.manifests == (DropManifest("x", digest, ("a", "b")),)
 
 
-def _place(client: RegistryWriter, *tags: str) -> tuple[RegistryTarget, DropManifest]:
+def _filled(client: RegistryWriter, *tags: str) -> tuple[RegistryTree, DropManifest]:
     """A registry with one image of those tags; and what removes all of it."""
-    store, place = MemoryStore(), RegistryTarget(client, LOCATE)
+    store, tree = MemoryStore(), tree_of(client)
     digest = put_image(store, "modules", *tags)
-    transfer(make_plan(store.inventory(), Inventory()), store, place)
-    return place, DropManifest("modules", digest, tags)
+    transfer(make_plan(store.inventory(), Inventory()), store, tree.target())
+    return tree, DropManifest("modules", digest, tags)
 
 
 def test_many_tags_of_one_image_go_at_once_and_the_image_stays(
@@ -112,11 +123,11 @@ def test_many_tags_of_one_image_go_at_once_and_the_image_stays(
     tags = [f"v1.0.{number}" for number in range(40)]
     options = ConnectionOptions(plain_http=True, retries=RetryPolicy(attempts=1))
     with RegistryClient(registry.address, options=options) as client:
-        place, image = _place(client, *tags)
+        tree, image = _filled(client, *tags)
         drops = tuple(DropTag("modules", tag, image.digest) for tag in tags[1:])
-        assert remove(Removal(tags=drops), place, run=Run(jobs=8)) == ()
-        assert place.listed_tags("modules") == {tags[0]}
-        left = client.resolve(LOCATE("modules"), tags[0])
+        assert remove(Removal(tags=drops), tree, run=Run(jobs=8)) == ()
+        assert tree.listed_tags("modules") == {tags[0]}
+        left = client.resolve("dkp/ee/modules", tags[0])
         assert left is not None
         assert left.digest == image.digest
 
@@ -126,13 +137,13 @@ def test_tags_that_a_registry_forgot_to_delete_with_their_manifest_go_as_well(
 ) -> None:
     registry = make_real_registry()
     with RegistryClient(registry.address, options=ConnectionOptions(plain_http=True)) as client:
-        place, image = _place(client, "v1.0.0", "latest")
+        tree, image = _filled(client, "v1.0.0", "latest")
         # As a request leaves it that fails between the two: the manifest first, then its tags.
         revisions = registry.root / "docker/registry/v2/repositories/dkp/ee/modules/_manifests"
         (revisions / f"revisions/sha256/{image.digest.encoded}/link").unlink()
-        assert place.listed_tags("modules") == {"v1.0.0", "latest"}
-        assert remove(Removal(manifests=(image,)), place) == ()
-        assert place.listed_tags("modules") == set()
+        assert tree.listed_tags("modules") == {"v1.0.0", "latest"}
+        assert remove(Removal(manifests=(image,)), tree, run=Run()) == ()
+        assert tree.listed_tags("modules") == set()
 
 
 def _without_tag_deletion(registry: EmbeddedRegistry) -> None:
@@ -145,27 +156,30 @@ def test_a_tag_is_gone_though_the_answer_that_said_so_was_lost(
     embedded_registry: EmbeddedRegistry,
 ) -> None:
     with client_of(embedded_registry, attempts=2) as client:
-        place, image = _place(client, "v1.0.0", "latest")
+        tree, image = _filled(client, "v1.0.0", "latest")
         _without_tag_deletion(embedded_registry)
         lost = Fault(LoseAnswer(), "DELETE", "/modules/manifests/sha256:")
         embedded_registry.faults.add(lost)
-        assert remove(Removal(tags=(DropTag("modules", "latest", image.digest),)), place) == ()
-        assert place.listed_tags("modules") == {"v1.0.0"}
+        assert (
+            remove(Removal(tags=(DropTag("modules", "latest", image.digest),)), tree, run=Run())
+            == ()
+        )
+        assert tree.listed_tags("modules") == {"v1.0.0"}
 
 
 def test_a_tag_that_stays_whatever_is_tried_is_a_failure_that_names_it(
     embedded_registry: EmbeddedRegistry,
 ) -> None:
     with client_of(embedded_registry) as client:
-        place, image = _place(client, "v1.0.0", "latest")
+        tree, image = _filled(client, "v1.0.0", "latest")
         _without_tag_deletion(embedded_registry)
         gone = Fault(Answer(404), "DELETE", "/modules/manifests/sha256:", times=None)
         embedded_registry.faults.add(gone)
         removal = Removal(tags=(DropTag("modules", "latest", image.digest),), manifests=(image,))
-        (failure,) = remove(removal, place)
+        (failure,) = remove(removal, tree, run=Run())
         assert failure.item == "tag modules:latest"
         assert isinstance(failure.error, RegistryNotFoundError)
-        found = client.resolve(LOCATE("modules"), "v1.0.0")
+        found = client.resolve("dkp/ee/modules", "v1.0.0")
         assert found is not None, "no manifest is begun where a tag is left"
         assert found.digest == image.digest
 
@@ -174,12 +188,85 @@ def test_a_tag_that_somebody_set_to_something_else_meanwhile_stays_and_is_told_o
     embedded_registry: EmbeddedRegistry,
 ) -> None:
     with client_of(embedded_registry) as client:
-        place, image = _place(client, "v1.0.0", "latest")
+        tree, image = _filled(client, "v1.0.0", "latest")
         _without_tag_deletion(embedded_registry)
         drop = DropTag("modules", "latest", fake_manifest().descriptor.digest)
-        (failure,) = remove(Removal(tags=(drop,)), place)
+        (failure,) = remove(Removal(tags=(drop,)), tree, run=Run())
         assert failure.item == "tag modules:latest"
         assert "somebody changed it meanwhile, so it stays" in str(failure.error)
-        found = client.resolve(LOCATE("modules"), "latest")
+        found = client.resolve("dkp/ee/modules", "latest")
         assert found is not None
         assert found.digest == image.digest
+
+
+# -- tags alone -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("delete", [True, False])
+def test_a_registry_that_deletes_no_tags_is_found_out_and_left_as_it_was(
+    make_real_registry: MakeRealRegistry, delete: bool
+) -> None:
+    registry = make_real_registry(delete=delete)
+    options = ConnectionOptions(plain_http=True)
+    with RegistryClient(registry.address, options=options) as client:
+        announce(tree_of(client), Statement(Inventory(), 1).artifact())
+        before = read_state(tree_of(client))
+        assert not deletes_tags(tree_of(client), "generation-1")
+        assert read_state(tree_of(client)) == before
+
+
+def test_a_registry_that_deletes_tags_alone_is_known_by_a_trial_that_leaves_nothing(
+    embedded_registry: EmbeddedRegistry,
+) -> None:
+    with client_of(embedded_registry) as client:
+        announce(tree_of(client), Statement(Inventory(), 1).artifact())
+        assert deletes_tags(tree_of(client), "generation-1")
+        assert client.tags(tree_of(client).locate(REPOSITORY)) == ["pending"]
+
+
+def test_a_trial_whose_answer_was_lost_says_what_it_did_all_the_same(
+    embedded_registry: EmbeddedRegistry,
+) -> None:
+    with client_of(embedded_registry, attempts=2) as client:
+        announce(tree_of(client), Statement(Inventory(), 1).artifact())
+        embedded_registry.faults.add(Fault(LoseAnswer(), "DELETE", "/manifests/generation-1"))
+        assert deletes_tags(tree_of(client), "generation-1")
+
+
+def test_a_registry_that_deletes_the_manifest_with_its_tag_is_found_out(
+    embedded_registry: EmbeddedRegistry,
+) -> None:
+    """Its answers are those of one that has lost the manifest."""
+    with client_of(embedded_registry) as client:
+        announce(tree_of(client), Statement(Inventory(), 1).artifact())
+        embedded_registry.faults.add(Fault(Answer(404), "HEAD", "/manifests/sha256:", times=None))
+        embedded_registry.faults.add(Fault(Answer(404), "GET", "/manifests/sha256:", times=None))
+        assert not deletes_tags(tree_of(client), "generation-1")
+
+
+def test_what_leads_somewhere_goes_before_what_it_leads_to_and_failures_are_told(
+    embedded_registry: EmbeddedRegistry,
+) -> None:
+    store = MemoryStore()
+    digest = put_image(store, "release-channel", "v1.0.0", "stable", "kept")
+    wanted, events = store.inventory(), list[Event]()
+    with client_of(embedded_registry) as client:
+        tree = tree_of(client)
+        transfer(make_plan(wanted, Inventory()), store, tree.target())
+        tags = [PutTag("release-channel", tag, digest) for tag in ("v1.0.0", "stable", "gone")]
+        embedded_registry.faults.add(Fault(Answer(400), "DELETE", "/manifests/v1.0.0"))
+        embedded_registry.requests.clear()
+        removed = remove_tags(
+            tree,
+            tags,
+            stage=lambda _, tag: 1 if tag == "stable" else 0,
+            run=Run(on_event=events.append),
+        )
+        assert removed == (("release-channel", "gone"), ("release-channel", "stable"))
+        assert sorted(client.tags("dkp/ee/release-channel")) == ["kept", "v1.0.0"]
+        assert client.resolve("dkp/ee/release-channel", digest) is not None
+    (warning,) = events
+    assert isinstance(warning, Warned)
+    assert "tag release-channel:v1.0.0 could not be removed" in warning.message
+    deleted = [one.path for one in embedded_registry.requests if one.method == "DELETE"]
+    assert deleted[0].endswith("/stable")

@@ -7,9 +7,8 @@ from hypothesis import strategies as st
 
 from mirror.oci import Digest
 from mirror.sync import Inventory, InventoryBuilder
-from mirror.sync.publish import Published, Standing
-from mirror.sync.statement import Statement
-from mirror.sync.succession import next_statement, state_before
+from mirror.sync.publication_state import PublicationState, Published, next_statement
+from mirror.sync.statement import Statement, state_before
 from mirror.sync.tags import (
     Tags,
     changes,
@@ -45,11 +44,11 @@ def holding(**tags: int) -> Inventory:
     return builder.build()
 
 
-def standing(*statements: Statement, pending: Statement | None = None) -> Standing:
+def standing(*statements: Statement, pending: Statement | None = None) -> PublicationState:
     published = [Published(one.artifact().manifest.digest, one) for one in statements]
     tip = Published(pending.artifact().manifest.digest, pending) if pending else None
     highest = max((one.generation for one in (*statements, pending) if one), default=0)
-    return Standing(published[-1] if published else None, tip, highest)
+    return PublicationState(published[-1] if published else None, tip, highest)
 
 
 # -- tags ------------------------------------------------------------------------------------------
@@ -96,12 +95,12 @@ def test_tags_alone_are_an_inventory_for_comparing_tags(inventory: Inventory) ->
 
 def test_the_first_generation_is_one_and_remembers_what_others_had_set() -> None:
     pushed, held = holding(v1=0, stable=0), holding(stable=3)
-    first = next_statement(Standing(), pushed, held, tool=TOOL)
+    first = next_statement(PublicationState(), pushed, held, tool=TOOL)
     assert first == Statement(pushed, 1, {"install": {"stable": DIGESTS[3]}}, tool=TOOL)
 
 
 def test_even_a_push_of_nothing_new_is_stated_where_nothing_was() -> None:
-    assert next_statement(Standing(), Inventory(), Inventory(), tool=TOOL) is not None
+    assert next_statement(PublicationState(), Inventory(), Inventory(), tool=TOOL) is not None
 
 
 @given(inventories(), inventories())
@@ -111,7 +110,7 @@ def test_a_push_adds_a_generation_if_and_only_if_it_changes_the_inventory(
     first = Statement(held, 3)
     second = next_statement(standing(first), pushed, held, tool=TOOL)
     if second is None:
-        assert next_statement(Standing(), pushed, Inventory(), tool=TOOL) is not None
+        assert next_statement(PublicationState(), pushed, Inventory(), tool=TOOL) is not None
         return
     assert second.generation == 4
     assert second.inventory != held

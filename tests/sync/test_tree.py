@@ -50,6 +50,13 @@ def test_modules_may_lie_below_another_path(suffix: str, repository: str) -> Non
     assert tree(suffix).path_of(repository) == "modules/console"
 
 
+@pytest.mark.parametrize("suffix", ["modules", "own/modules"])
+@pytest.mark.parametrize("path", ["", "install", "modules", "modules/x/release", "packages/y"])
+def test_a_path_is_found_again_where_it_was_put(path: str, suffix: str) -> None:
+    here = tree(suffix)
+    assert here.path_of(here.locate(path)) == path
+
+
 def test_what_lies_beside_the_tree_or_in_the_place_of_its_modules_has_no_path() -> None:
     assert tree().path_of("dkp/eee") is None
     assert tree().path_of("other/ee/install") is None

@@ -10,11 +10,12 @@ from mirror.errors import DeniedError, MirrorError, UnreachableError
 from mirror.oci import Digest
 from mirror.run import Run
 from mirror.sync import MemoryStore, union
-from mirror.sync.publish import begin, complete
+from mirror.sync.publication import announce
 from mirror.sync.statement import Statement
 from mirror.watch.cycle import CycleResult, Replicator, _Silent, count
 from mirror.watch.settings import AUTO, CheckLevel
 from tests.support.inventories import put_image, sample_store
+from tests.support.places import state
 from tests.support.replicas import ROOT, Replica, replicas
 
 STORE = sample_store()
@@ -39,7 +40,7 @@ class Cluster:
 
     def __init__(self, members: list[Replica], leader: str) -> None:
         self.members = dict(zip("abc", members, strict=True))
-        sites = {name: one.site for name, one in self.members.items()}
+        sites = {name: one.tree for name, one in self.members.items()}
         self.replicator = Replicator(sites, leader)
 
     def look(self, name: str, level: CheckLevel = CheckLevel.STATEMENT) -> CycleResult:
@@ -176,7 +177,7 @@ def test_a_restored_older_release_stays_restored(three: list[Replica]) -> None:
         assert cluster.look(name).complete
     for one in three:
         assert one.held().repository("").tags.items() >= WANTED.repository("").tags.items()
-        assert one.site.client.resolve(one.site.tree.locate("mirror/inventory"), "generation-2")
+        assert one.tree.client.resolve(one.tree.locate("mirror/inventory"), "generation-2")
 
 
 @pytest.mark.parametrize("others_follow", [True, False])
@@ -196,7 +197,7 @@ def test_a_registry_that_is_being_pushed_to_is_not_turned_back(
     coming = newer()
     put_image(coming, "", "v1.3.0", "latest", layers=(b"what is being pushed",))
     statement = Statement(coming.inventory(), 3, tool="tests")
-    begin(a.site.client, a.site.tree.locate, statement.artifact())
+    announce(a.tree, statement.artifact())
     a.fill(coming, None)
     look = cluster.look("a", CheckLevel.AUDIT)
     assert not look.complete
@@ -206,7 +207,7 @@ def test_a_registry_that_is_being_pushed_to_is_not_turned_back(
     for name in "bc":
         assert cluster.look(name, CheckLevel.AUDIT).generation == 2
     assert b.held() == c.held() == newer().inventory()
-    complete(a.site.client, a.site.tree.locate, statement, statement.artifact().manifest.digest)
+    state(a.tree, statement)
     assert cluster.look("a", CheckLevel.AUDIT).complete
     assert cluster.look("b").generation == 3
 

@@ -12,15 +12,14 @@ import httpx
 import pytest
 import yaml
 
-from mirror.layout import TargetTree, publication_stage
-from mirror.oci import Repository
-from mirror.operations import Site
+from mirror.layout import publication_stage
 from mirror.registry import ConnectionOptions, Credentials, RegistryClient
 from mirror.run import Run
 from mirror.sync import MemoryStore, make_plan, transfer
-from mirror.sync.publish import begin, complete
 from mirror.sync.statement import Statement
+from mirror.sync.tree import RegistryTree
 from tests.support.inventories import put_image, sample_store
+from tests.support.places import state, tree_of
 from tests.support.processes import free_port
 from tests.support.program import RunningMirror, call_mirror
 from tests.support.real_registry import ACCOUNT, HTPASSWD, RealRegistry
@@ -64,12 +63,12 @@ class Cluster:
         self.leader = self._site(self.registries[0], opened)
         self.follower = self._site(self.registries[1], opened)
 
-    def _site(self, registry: RealRegistry, opened: ExitStack) -> Site:
+    def _site(self, registry: RealRegistry, opened: ExitStack) -> RegistryTree:
         options = ConnectionOptions(plain_http=True)
         client = opened.enter_context(
             RegistryClient(registry.address, options=options, credentials=Credentials(*ACCOUNT))
         )
-        return Site(client, TargetTree(Repository.parse(f"{registry.address}/{ROOT}")))
+        return tree_of(client, ROOT)
 
     def config(self, **changes: Any) -> Path:
         """The settings file."""
@@ -91,13 +90,9 @@ class Cluster:
 
     def release(self, store: MemoryStore, generation: int) -> None:
         """Push all of `store` to the leader, and state it."""
-        wanted, place = store.inventory(), self.leader.place(run=Run(4))
+        wanted, place = store.inventory(), self.leader.target(Run(4))
         transfer(make_plan(wanted, place.held(wanted), stage=publication_stage), store, place)
-        statement = Statement(wanted, generation, tool="tests")
-        artifact = statement.artifact()
-        locate = self.leader.tree.locate
-        begin(self.leader.client, locate, artifact)
-        complete(self.leader.client, locate, statement, artifact.manifest.digest)
+        state(self.leader, Statement(wanted, generation, tool="tests"))
 
 
 @pytest.fixture
@@ -113,12 +108,12 @@ def test_a_push_is_followed_at_once_since_the_registry_tells_of_it(cluster: Clus
         assert "states no inventory and holds no image" in _errors(cluster)[0]
         cluster.release(STORE, 1)
         daemon.wait_until(cluster.ready)
-        assert cluster.follower.place().held(WANTED) == WANTED
+        assert cluster.follower.target().held(WANTED) == WANTED
         later = sample_store()
         put_image(later, "", "v2.0.0", layers=(b"the next release",))
         cluster.release(later, 2)
         daemon.wait_until(lambda: _replica(cluster)["generation"] == 2)
-        assert cluster.follower.place().held(later.inventory()) == later.inventory()
+        assert cluster.follower.target().held(later.inventory()) == later.inventory()
         metrics = cluster.get("/metrics")
         assert metrics is not None
         assert 'mirror_replica_complete{replica="b"} 1.0' in metrics.text
@@ -149,7 +144,7 @@ def test_the_mirrorers_configuration_runs_the_daemon(cluster: Cluster) -> None:
     path.write_text(yaml.safe_dump(document))
     with RunningMirror("sync", "--watch", "--config", path) as daemon:
         daemon.wait_until(cluster.ready)
-        assert cluster.follower.place().held(WANTED) == WANTED
+        assert cluster.follower.target().held(WANTED) == WANTED
         assert daemon.stop(signal.SIGINT).code == 0
 
 

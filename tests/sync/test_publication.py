@@ -14,26 +14,25 @@ from mirror.registry import ConnectionOptions, RegistryClient
 from mirror.serve import MemoryStorage, put_blob
 from mirror.sync import Inventory
 from mirror.sync.artifact import Artifact, put_artifact
-from mirror.sync.publish import (
+from mirror.sync.publication_state import (
     Published,
     generation_tag,
     generations,
     read_statement,
     statement_digest,
 )
-from mirror.sync.registry import below
 from mirror.sync.statement import REPOSITORY, Statement
 from mirror.testing import EmbeddedRegistry
 from tests.support.inventories import put_image, sample_store
-from tests.support.places import client_of
+from tests.support.places import client_of, tree_of
 from tests.support.real_registry import RealRegistry
-
-LOCATE = below("dkp/ee")
 
 
 def put(client: RegistryClient, artifact: Artifact, *tags: str) -> None:
     """Store a statement by its digest and under `tags`."""
-    put_artifact(client, LOCATE(REPOSITORY), artifact, artifact.manifest.digest, *tags)
+    put_artifact(
+        client, tree_of(client).locate(REPOSITORY), artifact, artifact.manifest.digest, *tags
+    )
 
 
 @pytest.fixture
@@ -47,13 +46,13 @@ def test_a_real_registry_keeps_a_statement_as_it_is(real_registry: RealRegistry)
     artifact = statement.artifact()
     options = ConnectionOptions(plain_http=True)
     with RegistryClient(real_registry.address, options=options) as client:
-        assert read_statement(client, LOCATE) is None
-        assert statement_digest(client, LOCATE) is None
-        assert generations(client, LOCATE) == []
+        assert read_statement(tree_of(client)) is None
+        assert statement_digest(tree_of(client)) is None
+        assert generations(tree_of(client)) == []
         put(client, artifact, generation_tag(3), "latest")
-        assert read_statement(client, LOCATE) == Published(artifact.manifest.digest, statement)
-        assert statement_digest(client, LOCATE) == artifact.manifest.digest
-        assert generations(client, LOCATE) == [3]
+        assert read_statement(tree_of(client)) == Published(artifact.manifest.digest, statement)
+        assert statement_digest(tree_of(client)) == artifact.manifest.digest
+        assert generations(tree_of(client)) == [3]
         raw = client.manifest("dkp/ee/mirror/inventory", "latest").raw
     assert raw == artifact.manifest.raw
 
@@ -72,7 +71,7 @@ def test_generations_are_numbers_and_nothing_else(client: RegistryClient) -> Non
     artifact = Statement(Inventory(), 1).artifact()
     tags = ("generation-10", "generation-9", "generation-01", "generation-x", "xgeneration-3")
     put(client, artifact, *tags)
-    assert generations(client, LOCATE) == [9, 10]
+    assert generations(tree_of(client)) == [9, 10]
 
 
 def storage_of(registry: EmbeddedRegistry) -> MemoryStorage:
@@ -86,12 +85,12 @@ def test_an_image_in_the_place_of_a_statement_is_none(
     store = sample_store()
     digest = put_image(store, REPOSITORY)
     storage = storage_of(embedded_registry)
-    repository = LOCATE(REPOSITORY)
+    repository = tree_of(client).locate(REPOSITORY)
     for data in (b"{}", b"layer"):
         put_blob(storage, repository, data)
     storage.put_manifest(repository, store.manifest(REPOSITORY, digest), "latest")
     with pytest.raises(StatementError, match=r"inventory:latest cannot be read: it is no publish"):
-        read_statement(client, LOCATE)
+        read_statement(tree_of(client))
 
 
 @pytest.mark.parametrize("layer", [b"{}", b"not json"])
@@ -99,7 +98,7 @@ def test_a_statement_that_says_nothing_is_refused_and_named(
     embedded_registry: EmbeddedRegistry, client: RegistryClient, layer: bytes
 ) -> None:
     """A layer with the right digest and the wrong content."""
-    storage, repository = storage_of(embedded_registry), LOCATE(REPOSITORY)
+    storage, repository = storage_of(embedded_registry), tree_of(client).locate(REPOSITORY)
     document = json.loads(Statement(Inventory(), 1).artifact().manifest.raw)
     put_blob(storage, repository, b"{}")
     document["layers"][0] |= {
@@ -111,7 +110,7 @@ def test_a_statement_that_says_nothing_is_refused_and_named(
     with pytest.raises(
         StatementError, match=r"it is no published inventory.*push the bundle again"
     ):
-        read_statement(client, LOCATE)
+        read_statement(tree_of(client))
 
 
 def test_a_statement_whose_layer_is_lost_or_damaged_is_refused(
@@ -124,10 +123,10 @@ def test_a_statement_whose_layer_is_lost_or_damaged_is_refused(
         put(client, artifact, "latest")
         path.write_bytes(artifact.layer.replace(b"v1.0.0", b"v1.0.9"))
         with pytest.raises(StatementError, match=r"cannot be read: .* expected sha256:.*, got"):
-            read_statement(client, LOCATE)
+            read_statement(tree_of(client))
         path.write_bytes(artifact.layer + b" ")
         with pytest.raises(StatementError, match=r"expected [0-9]+ bytes, got"):
-            read_statement(client, LOCATE)
+            read_statement(tree_of(client))
         path.unlink()
         with pytest.raises(StatementError, match="cannot be read"):
-            read_statement(client, LOCATE)
+            read_statement(tree_of(client))

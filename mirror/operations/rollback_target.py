@@ -1,4 +1,4 @@
-"""The way back: to which generation a rollback goes, and what the registry held then."""
+"""Where a rollback goes: which generation it puts back, and what the registry held then."""
 
 from __future__ import annotations
 
@@ -17,25 +17,26 @@ from mirror.errors import (
     StatementError,
 )
 from mirror.events import Warned
-from mirror.layout import TargetTree
 from mirror.oci import Digest
-from mirror.operations.pull import tool_name
-from mirror.registry import RegistryClient
 from mirror.run import Run
 from mirror.sync import Inventory, InventoryBuilder, ManifestNode
-from mirror.sync.publish import Standing, generations, read_generation
+from mirror.sync.publication_state import PublicationState, generations, read_generation
 from mirror.sync.registry import RegistrySource
-from mirror.sync.statement import Statement, succeed
-from mirror.sync.succession import state_before
+from mirror.sync.statement import Statement, following, state_before, succeed, tool_name
 from mirror.sync.tags import Tags, differing, laid_over, tags_of, tags_only, unaccounted
+from mirror.sync.tree import RegistryTree
 from mirror.sync.workers import for_each
 
 Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, slots=True)
-class WayBack:
-    """From `replaced` to generation `to`: `base`, and what it does not tell of its tags."""
+class RollbackTarget:
+    """Generation `to`, which a rollback puts back in place of the statement `replaced`.
+
+    `base` is what generation `to` states (nothing for 0), `former` what tags named besides when
+    the next generation began.
+    """
 
     to: int
     base: Inventory
@@ -43,7 +44,11 @@ class WayBack:
     replaced: Statement
 
     def wanted(self, source: RegistrySource, run: Run) -> Inventory:
-        """All that the registry held then; what other tools set is read from it."""
+        """Everything that the registry held then; what other tools had set is read from it.
+
+        Raises:
+            IncompleteError: some of that is lost or damaged.
+        """
         others = differing(self.former, tags_of(self.base))
         if not others:
             return self.base
@@ -69,34 +74,39 @@ class WayBack:
                 builder.add_manifest(path, node)
         return succeed(self.base, builder.build())
 
-    def statement(self, standing: Standing, wanted: Inventory, held: Tags) -> Statement | None:
-        """What the registry is to state; None if the statement that is replaced says it already."""
-        former = unaccounted(held, *standing.known_tags())
+    def statement(self, state: PublicationState, wanted: Inventory, held: Tags) -> Statement | None:
+        """What the registry is to state; None if `replaced` states it already."""
+        former = unaccounted(held, *state.known_tags())
         same = wanted == self.replaced.inventory
-        if standing.pending is None:
+        if state.pending is None:
             if same and not former:
                 return None
         else:
             if same and self.replaced.restores == self.to:
                 return None  # the same rollback, interrupted: it goes on
             former = laid_over(former, self.replaced.former)
-        number = standing.generation + 1
+        number = following(state.generation)
         return Statement(wanted, number, former, restores=self.to, tool=tool_name())
 
 
-def way_back(
-    client: RegistryClient, tree: TargetTree, standing: Standing, to: int | None, run: Run
-) -> WayBack:
-    """Decide where to go back to, and read what is known about it."""
-    newest = standing.newest
+def find_target(
+    tree: RegistryTree, state: PublicationState, to: int | None, run: Run
+) -> RollbackTarget:
+    """Decide which generation a rollback puts back, and read what is known about it.
+
+    Raises:
+        NotFoundError: the registry states no inventory.
+        InputError: it keeps no such generation, or none before the current one.
+    """
+    newest = state.newest
     if newest is None:
         raise NotFoundError(
-            f"registry {tree.root} states no inventory, so there is nothing to go back to; a push "
+            f"registry {tree.name} states no inventory, so there is nothing to go back to; a push "
             "writes one"
         )
-    kept = generations(client, tree.locate)
-    current = standing.current.statement.generation if standing.current else 0
-    to = _destination(standing, current, kept) if to is None else to
+    kept = generations(tree)
+    current = state.current.statement.generation if state.current else 0
+    to = _default_target(state, current, kept) if to is None else to
     top = newest.statement.generation
     if to >= top:
         raise InputError(
@@ -104,23 +114,23 @@ def way_back(
         )
     base = Inventory()
     if to > 0:
-        found = standing.current if to == current else None
-        found = found or read_generation(client, tree.locate, to)
+        found = state.current if to == current else None
+        found = found or read_generation(tree, to)
         if found is None:
             raise InputError(
-                f"registry {tree.root} keeps no generation {to}, but "
+                f"registry {tree.name} keeps no generation {to}, but "
                 + (", ".join(map(str, kept[-20:])) or "none at all")
             )
         base = found.statement.inventory
     numbers = [number for number in kept if to < number < top]
-    later = _later(client, tree, numbers, newest.statement, run)
-    return WayBack(to, base, state_before(base, later), newest.statement)
+    later = _later(tree, numbers, newest.statement, run)
+    return RollbackTarget(to, base, state_before(base, later), newest.statement)
 
 
-def _destination(standing: Standing, current: int, kept: Sequence[int]) -> int:
-    """Where a rollback goes that was told nothing."""
-    if standing.pending is not None:
-        restores = standing.pending.statement.restores
+def _default_target(state: PublicationState, current: int, kept: Sequence[int]) -> int:
+    """The generation that a rollback without `to` puts back."""
+    if state.pending is not None:
+        restores = state.pending.statement.restores
         return current if restores is None else restores
     before = [number for number in kept if number < current]
     if not before:
@@ -132,16 +142,12 @@ def _destination(standing: Standing, current: int, kept: Sequence[int]) -> int:
 
 
 def _later(
-    client: RegistryClient,
-    tree: TargetTree,
-    numbers: Sequence[int],
-    newest: Statement,
-    run: Run,
+    tree: RegistryTree, numbers: Sequence[int], newest: Statement, run: Run
 ) -> Iterator[Statement]:
     """The statements of `numbers`, one in memory at a time, and `newest`."""
     for number in numbers:
         try:
-            found = read_generation(client, tree.locate, number)
+            found = read_generation(tree, number)
         except StatementError as err:
             run.on_event(Warned(f"{err}; what other tools had set before it cannot be put back"))
             continue
@@ -168,13 +174,14 @@ def read_all(
             else:
                 found[path, digest] = outcome
     if failure is not None:
-        raise failure  # not inside the loop: leaving that early sets the caller's flag
+        raise failure  # not inside the loop, which would cancel the run
     return found, lost
 
 
 def incomplete(name: str, to: int, lost: Sequence[tuple[str, MirrorError]]) -> IncompleteError:
+    """The error of a rollback of `name` to generation `to`, of which `lost` is not there."""
     return IncompleteError(
         f"{name} does not hold all of generation {to} any more, so no tag was changed; push the "
-        f"bundle of that release to bring it back. {len(lost)} things lack",
+        f"bundle of that release to bring it back. {len(lost)} things are missing",
         lost,
     )

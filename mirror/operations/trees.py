@@ -1,0 +1,135 @@
+"""Which registry trees there are, and which repositories are in one that does not state it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+
+from mirror.errors import RegistryError, UnreachableError
+from mirror.events import OnEvent, ignore
+from mirror.layout import (
+    FIXED_REPOSITORIES,
+    INDEX_REPOSITORIES,
+    names_component,
+    repositories_of,
+)
+from mirror.modes.endpoints import replica_endpoints
+from mirror.modes.settings import ClusterAccess, RegistrySettings
+from mirror.registry import ConnectionOptions, Credentials
+from mirror.run import Run
+from mirror.sync import Inventory
+from mirror.sync.observation import Failure, Observation
+from mirror.sync.publication_state import read_state
+from mirror.sync.statement import REPOSITORY
+from mirror.sync.tree import RegistryTree
+from mirror.sync.walk import Memory, walk
+
+
+@contextmanager
+def replica_trees(
+    settings: RegistrySettings,
+    access: ClusterAccess,
+    *,
+    options: ConnectionOptions | None = None,
+    credentials: Credentials | None = None,
+    on_event: OnEvent = ignore,
+) -> Iterator[list[RegistryTree]]:
+    """The replicas of a cluster in Local mode, one for each master, for `sync_replicas`.
+
+    The login is `credentials`, or that of `mirror-pusher`, or of `rw`. At the end the clients are
+    closed. No network is touched here.
+
+    Raises:
+        ForbiddenByModeError: in other modes there is no store to bring into line.
+        RouteError: `access` does not have the masters, or none of those users.
+    """
+    with ExitStack() as opened:
+        yield [
+            RegistryTree(
+                opened.enter_context(endpoint.client(options or ConnectionOptions(), on_event)),
+                root,
+            )
+            for root, endpoint in replica_endpoints(settings, access, credentials)
+        ]
+
+
+def walk_tree(
+    tree: RegistryTree,
+    known: Inventory | None = None,
+    *,
+    memory: Memory | None = None,
+    run: Run | None = None,
+) -> Observation:
+    """The complete subset of what `walk_open` finds."""
+    return walk_open(tree, known, memory=memory, run=run).complete()
+
+
+def walk_open(
+    tree: RegistryTree,
+    known: Inventory | None = None,
+    *,
+    memory: Memory | None = None,
+    run: Run | None = None,
+) -> Observation:
+    """What lies in the tree. Its repositories are those that the registry lists, and those of
+    `known`, whose manifests need not be read again.
+
+    If the registry does not list them and nothing is known, the repositories are looked at that
+    every release tree has; a failure says that there may be others. `memory` is what the registry
+    answered at the last walk (`mirror.sync.walk`).
+    """
+    paths = set(known.repositories) if known is not None else set()
+    unlisted: tuple[Failure, ...] = ()
+    listed = listed_repositories(tree)
+    if not isinstance(listed, RegistryError):
+        paths.update(listed)
+    elif not paths:
+        paths.update(usual_repositories(tree))
+        unlisted = (Failure(tree.name, "its list of repositories", listed),)
+    found = walk(tree.source(), paths, known=known, memory=memory, run=Run.of(run).quietly())
+    return replace(found, general=unlisted)
+
+
+def see_registry(
+    tree: RegistryTree, *, run: Run | None = None
+) -> tuple[Inventory, tuple[Failure, ...]]:
+    """What a registry has below its root, by its tags, and what of it could not be read.
+
+    What it states spares reading the manifests, and names manifests that no tag leads to. It counts
+    for nothing else: a tag that somebody moved is seen where it is.
+
+    Raises:
+        RegistryError: it states nothing and does not list its repositories.
+    """
+    state = read_state(tree)
+    known = state.newest.statement.inventory if state.newest else None
+    found = walk_tree(tree, known, run=run)
+    return found.held, found.failures
+
+
+def listed_repositories(tree: RegistryTree) -> set[str] | RegistryError:
+    """The paths of the tree's repositories that the registry lists, that of statements left out.
+
+    Or the reason why it lists none: many registries refuse that to everybody but administrators.
+
+    Raises:
+        UnreachableError: it does not answer.
+    """
+    try:
+        paths = {tree.path_of(repository) for repository in tree.client.catalogue()}
+    except UnreachableError:
+        raise
+    except RegistryError as err:
+        return err
+    return {path for path in paths if path is not None and path != REPOSITORY}
+
+
+def usual_repositories(tree: RegistryTree) -> Iterator[str]:
+    """The repositories that every release tree has, and those of each module, package and plugin
+    that its indexes name. Not all of them need exist."""
+    yield from FIXED_REPOSITORIES
+    for index in INDEX_REPOSITORIES:
+        for name in tree.listed_tags(index):
+            if names_component(name):
+                yield from repositories_of(index, name)

@@ -1,0 +1,231 @@
+"""What a registry states, and what it is to state next.
+
+Below the root, in `mirror/inventory`, these tags name statements (`mirror.sync.statement`):
+
+* `latest`: what the registry holds now;
+* `pending`: what it is on its way to. It is set before the first tag of a release turns, and
+  `latest` follows when the last one has turned. Whoever finds that the two differ knows that a
+  publication was interrupted, and what it was to reach. `pending` stays where it is afterwards, as
+  many registries cannot delete a tag;
+* `generation-<n>`: every state that was reached;
+* `<hex>`: the last generation whose inventory has that digest.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from mirror.errors import (
+    IntegrityError,
+    InvalidManifestError,
+    RegistryNotFoundError,
+    StatementError,
+)
+from mirror.oci import Digest
+from mirror.sync.artifact import Artifact
+from mirror.sync.inventory import Inventory
+from mirror.sync.statement import REPOSITORY, Statement, following, layer_of, succeed
+from mirror.sync.tags import Tags, tags_of, unaccounted
+from mirror.sync.tree import RegistryTree
+
+LATEST = "latest"
+PENDING = "pending"
+
+_GENERATION_TAG = re.compile(r"generation-([1-9][0-9]{0,17})")
+
+
+Tips: TypeAlias = tuple[Digest | None, Digest | None]
+"""The statements that `pending` and `latest` name: every publication changes them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """A statement that a registry has. `digest` is that of its artifact: equal on all replicas."""
+
+    digest: Digest
+    statement: Statement
+
+
+@dataclass(frozen=True, slots=True)
+class PublicationState:
+    """What a registry states.
+
+    Attributes:
+        current: what it reached last.
+        pending: what an interrupted publication was to reach, else None.
+        generation: the highest that is known; 0 if none is.
+        notices: what is there and cannot be read, one line each.
+        tips: what the tags `pending` and `latest` named when this was read.
+    """
+
+    current: Published | None = None
+    pending: Published | None = None
+    generation: int = 0
+    notices: tuple[str, ...] = ()
+    tips: Tips = (None, None)
+
+    @property
+    def newest(self) -> Published | None:
+        """What the next statement follows: an interrupted publication is finished before it."""
+        return self.pending or self.current
+
+    @property
+    def newest_digest(self) -> Digest | None:
+        """The digest of `newest`."""
+        return self.newest.digest if self.newest else None
+
+    def known_tags(self) -> tuple[Tags, ...]:
+        """The tags that the registry's own publications account for."""
+        both = [one for one in (self.current, self.pending) if one]
+        known = [tags_of(one.statement.inventory) for one in both]
+        return (*known, self.pending.statement.former) if self.pending else tuple(known)
+
+
+def next_statement(
+    state: PublicationState, pushed: Inventory, held: Inventory, *, tool: str, above: int = 0
+) -> Statement | None:
+    """What the registry states once all of `pushed` has come; None if it states that already.
+
+    `held` is what was there before, tags above all. The generation rises by one, and lies above
+    `above`: the highest of a replica that states something else.
+    """
+    before = state.newest.statement.inventory if state.newest else Inventory()
+    inventory = succeed(before, pushed)
+    former = unaccounted(tags_of(held), *state.known_tags())
+    if state.newest and inventory == before and not former and above < state.generation:
+        return None
+    return Statement(inventory, following(max(state.generation, above)), former, tool=tool)
+
+
+# -- reading ---------------------------------------------------------------------------------------
+
+
+def generation_tag(generation: int) -> str:
+    """The tag under which a generation is kept."""
+    return f"generation-{generation}"
+
+
+def statement_digest(tree: RegistryTree, tag: str = LATEST) -> Digest | None:
+    """The digest of the statement that `tag` names, by one request; None if there is none.
+
+    Registries whose digests are equal state the same inventory as the same generation.
+    """
+    found = tree.client.resolve(tree.locate(REPOSITORY), tag)
+    return found.digest if found else None
+
+
+def read_tips(tree: RegistryTree) -> Tips:
+    """What `pending` and `latest` name now, by two requests."""
+    return statement_digest(tree, PENDING), statement_digest(tree, LATEST)
+
+
+def read_statement(tree: RegistryTree, reference: str | Digest = LATEST) -> Published | None:
+    """The statement that `reference` names, every byte of it checked; None if there is none.
+
+    Raises:
+        StatementError: what is there is not a statement, or is damaged.
+        InputError: it has a newer schema.
+    """
+    repository = tree.locate(REPOSITORY)
+    where = f"{tree.client.host}/{repository}:{reference}"
+    try:
+        manifest = tree.client.manifest(repository, reference)
+    except RegistryNotFoundError:
+        return None
+    except (IntegrityError, InvalidManifestError) as err:
+        raise StatementError(f"{where} cannot be read: {err}") from err
+    try:
+        layer = layer_of(manifest)
+        # `size` bounds what is read.
+        data = b"".join(tree.client.blob(repository, layer.digest, size=layer.size))
+        return Published(manifest.digest, Statement.from_json(data))
+    except (IntegrityError, RegistryNotFoundError) as err:
+        raise StatementError(
+            f"{where} cannot be read: {err}; push the bundle again to state anew what is there"
+        ) from err
+
+
+def generations(tree: RegistryTree) -> list[int]:
+    """The generations of which the registry keeps a statement, rising."""
+    tags = tree.listed_tags(REPOSITORY)
+    return sorted(int(found[1]) for tag in tags if (found := _GENERATION_TAG.fullmatch(tag)))
+
+
+def read_generation(tree: RegistryTree, generation: int) -> Published | None:
+    """The statement of a generation; None if the registry does not keep it.
+
+    Raises:
+        StatementError: it cannot be read, or is that of another generation.
+        InputError: it has a newer schema.
+    """
+    tag = generation_tag(generation)
+    found = read_statement(tree, tag)
+    if found is not None and found.statement.generation != generation:
+        raise StatementError(
+            f"{tree.client.host}/{tree.locate(REPOSITORY)}:{tag} is generation "
+            f"{found.statement.generation}"
+        )
+    return found
+
+
+def kept_statements(tree: RegistryTree) -> Iterator[tuple[int, Published]]:
+    """The generations that the registry keeps, rising, each with its statement.
+
+    Each is read when it is asked for: a caller that keeps none holds one in memory at a time.
+
+    Raises:
+        StatementError: one cannot be read.
+        InputError: one has a newer schema.
+    """
+    for generation in generations(tree):
+        if published := read_statement(tree, generation_tag(generation)):
+            yield generation, published
+
+
+def read_artifact(tree: RegistryTree, published: Published) -> Artifact:
+    """A statement byte for byte as it lies there, whichever version of mirror wrote it."""
+    artifact = published.statement.artifact()
+    if artifact.manifest.digest == published.digest:
+        return artifact
+    repository = tree.locate(REPOSITORY)
+    manifest = tree.client.manifest(repository, published.digest)
+    layer = layer_of(manifest)
+    return Artifact(manifest, b"".join(tree.client.blob(repository, layer.digest, size=layer.size)))
+
+
+def read_state(tree: RegistryTree) -> PublicationState:
+    """What a registry states, and whether a publication was interrupted.
+
+    `notices` name each statement that cannot be read. In place of an unreadable `latest` stands
+    the newest generation that can be read.
+
+    Raises:
+        InputError: a statement has a newer schema.
+    """
+    notices: list[str] = []
+
+    def read(reference: str) -> Published | None:
+        try:
+            return read_statement(tree, reference)
+        except StatementError as err:
+            notices.append(str(err))
+            return None
+
+    pending = None
+    announced, reached = tips = read_tips(tree)
+    current = read(LATEST) if reached else None
+    if announced is not None and announced != reached:
+        pending = read(PENDING)
+        if pending == current:
+            pending = None  # it was completed between these questions
+    generation = max((one.statement.generation for one in (current, pending) if one), default=0)
+    if notices:
+        kept = generations(tree)
+        generation = max([generation, *kept])
+        if current is None and reached is not None:
+            stand_ins = (read(generation_tag(number)) for number in reversed(kept))
+            current = next(filter(None, stand_ins), None)
+    return PublicationState(current, pending, generation, tuple(notices), tips)
