@@ -35,7 +35,7 @@ from mirror.operations.push_reports import Share, shares
 from mirror.release.select import SelectedContent
 from mirror.release.source import SourceTree
 from mirror.sync import Finding, Inventory
-from mirror.sync.findings import listed
+from mirror.sync.observation import listed
 
 
 def duration_text(seconds: float) -> str:

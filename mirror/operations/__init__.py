@@ -2,7 +2,16 @@
 
 from mirror.bundle.writer import Packing
 from mirror.operations.adopt import Adoption, adopt
-from mirror.operations.diff import DiffReport, diff
+from mirror.operations.compare import (
+    DiffReport,
+    RegistryReport,
+    ReplicaStatus,
+    StatusReport,
+    diff,
+    status,
+    verify,
+    verify_registry,
+)
 from mirror.operations.history import HistoryReport, history
 from mirror.operations.inventory import RegistryInventory, registry_inventory
 from mirror.operations.merge import MergeReport, merge
@@ -12,10 +21,8 @@ from mirror.operations.push import plan_push, push, push_to_all
 from mirror.operations.push_reports import MemberReport, PushPlan, PushReport, QuorumReport
 from mirror.operations.results import Outcome, ReplicaResult
 from mirror.operations.rollback import RollbackReport, rollback
-from mirror.operations.status import ReplicaStatus, StatusReport, status
 from mirror.operations.sync import SyncReport, sync_replicas
 from mirror.operations.trees import replica_trees
-from mirror.operations.verify import RegistryReport, verify, verify_registry
 
 __all__ = [
     "Adoption",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from mirror.errors import IncompleteError, MirrorError, RegistryError, RegistryNotFoundError
@@ -20,13 +20,11 @@ from mirror.operations.extras import find_extras, refuse_to_prune, remove_extras
 from mirror.operations.leader import Facts, Leader
 from mirror.operations.results import How, Notes, Outcome, ReplicaResult
 from mirror.run import Run
-from mirror.sync import Finding, Inventory, InventoryBuilder, Plan, make_plan, union
+from mirror.sync import Inventory, InventoryBuilder, Plan, make_plan, union
 from mirror.sync.difference import lacking
 from mirror.sync.failover import FailoverSource
-from mirror.sync.healing import Healer, Mending, without_manifests
 from mirror.sync.observation import Depth, Failure, Observation, speaks_of_damage
 from mirror.sync.observe import observe
-from mirror.sync.per_item_errors import PerItemErrors
 from mirror.sync.plan import PutManifest
 from mirror.sync.publication import Goal, Publication, retract
 from mirror.sync.publication_state import (
@@ -35,8 +33,10 @@ from mirror.sync.publication_state import (
     read_state,
     statement_digest,
 )
+from mirror.sync.repair import Healer, Mending, describe_damage, without_manifests
 from mirror.sync.transfer import Independence, Interim
 from mirror.sync.tree import RegistryTree
+from mirror.sync.workers import PerItemErrors
 
 
 class Replication:
@@ -246,12 +246,12 @@ class Replication:
             self._confirm(interim.manifests, facts)
 
         errors = PerItemErrors(self.tree.client, self._run)
-        target = Mending(self._place, self._healer(facts), self._damaged)
+        mending = Mending(self._place, self._healer(facts), self._damaged)
         try:
             report = Publication(self.tree, standing, goal, retracts=True).carry_out(
                 plan,
                 self._copies(facts),
-                target,
+                mending if self._damaged else self._place,
                 independence=Independence(
                     wanted, component_of, _awaited, errors, unclear, before_tags
                 ),
@@ -264,7 +264,7 @@ class Replication:
                 self._fail(item, reason)
             return True
         finally:
-            self._notes.healed += target.healed
+            self._notes.healed += mending.healed
         done = report.done
         for item, reason in done.failures:
             self._fail(item, reason)
@@ -368,14 +368,6 @@ class Replication:
     def _count(self, plan: Plan, sent: int) -> None:
         self._notes.blobs, self._notes.sent = len(plan.blobs), sent
         self._notes.manifests, self._notes.tags = plan.manifest_count, plan.tag_count
-
-
-def describe_damage(name: str, damaged: Mapping[Digest, MirrorError]) -> list[Finding]:
-    """What to say about the damage of a registry."""
-    return [
-        Finding(name, f"{digest} is damaged: {error}", digest=digest)
-        for digest, error in sorted(damaged.items())
-    ]
 
 
 def _begins_with_images(plan: Plan) -> bool:

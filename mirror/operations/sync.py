@@ -11,8 +11,7 @@ from typing import Any, Protocol
 from mirror.errors import CancelledError, InputError, StalledError, common_exit_code
 from mirror.events import PhaseAdvanced, PhaseStarted, side_by_side
 from mirror.oci import Digest
-from mirror.operations.audit_leader import LeaderAudit
-from mirror.operations.leader import Leader, choose_leader
+from mirror.operations.leader import Leader, LeaderAudit, choose_leader
 from mirror.operations.replicate import Replication
 from mirror.operations.results import How, Outcome, ReplicaResult
 from mirror.run import Run

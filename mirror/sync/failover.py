@@ -25,7 +25,8 @@ from mirror.errors import (
 )
 from mirror.events import OnEvent, Warned
 from mirror.events import ignore as ignore_events
-from mirror.oci import Digest, Manifest
+from mirror.oci import Digest, Manifest, Verifier
+from mirror.run import Run
 from mirror.sync.content import Source
 from mirror.sync.inventory import Inventory
 
@@ -301,3 +302,98 @@ def _paths(inventory: Inventory, *, manifests: bool = True) -> dict[Digest, list
         for digest in (*content.blobs, *(content.manifests if manifests else ())):
             found.setdefault(digest, []).append(path)
     return found
+
+
+class BlobContent:
+    """The bytes of one blob on their way: verified, counted, and cut short on cancellation.
+
+    One transfer owns one of these and reads it as often as it needs to, from any offset: bytes
+    are hashed the first time they pass, so a continued upload is still verified as a whole.
+    Not thread-safe.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        repository: str,
+        digest: Digest,
+        size: int,
+        *,
+        on_bytes: Callable[[int], None] = lambda _count: None,
+        run: Run | None = None,
+    ) -> None:
+        self.digest, self.size = digest, size
+        self._source, self._repository = source, repository
+        self._on_bytes, self._run = on_bytes, run or Run()
+        self._where = f"{source.name}: blob {digest} of {repository or 'the root repository'}"
+        self._verifier = Verifier(digest, size, self._where)
+        self._judged = False
+        self._reported = 0
+
+    def chunks(self, offset: int = 0) -> Generator[bytes, None, None]:
+        """The bytes from `offset` on, in the pieces in which the source gives them.
+
+        The last piece comes only after the whole has proved right.
+
+        Raises:
+            SizeMismatchError, DigestMismatchError: the source has other bytes under this name.
+            CancelledError: the run was stopped; nothing is complete.
+        """
+        if self._verifier.count > self.size:
+            self._verifier.finish()  # too long before, so its first bytes look whole; raises
+        position = min(offset, self._verifier.count)
+        held: bytes | None = None
+        with closing(
+            self._source.blob(self._repository, self.digest, self.size, position)
+        ) as stream:
+            for piece in stream:
+                self._run.check(self._where)
+                end = position + len(piece)
+                if end > self._verifier.count:  # a part that was read before is not hashed again
+                    self._verifier.update(piece[self._verifier.count - position :])
+                if end > offset:
+                    if held is not None:
+                        yield held
+                        self._passed(position)
+                    held = piece[max(0, offset - position) :]
+                position = end
+        if not self._judged:
+            self._verifier.finish()
+            self._judged = True
+        if held is not None:
+            yield held
+            self._passed(position)
+
+    def is_blamed_by(self, error: MirrorError) -> bool:
+        """Whether `error` says that the source has other bytes under this digest."""
+        return (
+            isinstance(error, DigestMismatchError | SizeMismatchError)
+            and error.where == self._where
+        )
+
+    def begin_with(self, chunks: Iterable[bytes]) -> None:
+        """Take bytes that the target has from an earlier, broken transfer as the beginning.
+
+        They are hashed like all others: `chunks` from behind them on prove the whole right, or
+        wrong, in which case `restarted` gives another try without them.
+        """
+        for chunk in chunks:
+            self._verifier.update(chunk)
+            self._passed(self._verifier.count)
+
+    def restarted(self) -> BlobContent:
+        """The same blob, read from its beginning."""
+        return BlobContent(
+            self._source,
+            self._repository,
+            self.digest,
+            self.size,
+            on_bytes=lambda _count: None,  # what is read again was reported
+            run=self._run,
+        )
+
+    def _passed(self, position: int) -> None:
+        """Report progress once per byte, however often a broken attempt is begun again."""
+        if position > self._reported:
+            self._on_bytes(position - self._reported)
+            self._reported = position

@@ -13,7 +13,7 @@ from mirror.events import Warned
 from mirror.oci import Digest, Manifest
 from mirror.registry import OpenUpload, RegistryReader, RegistryWriter, UploadJournal
 from mirror.run import Run
-from mirror.sync.content import BlobContent
+from mirror.sync.failover import BlobContent
 from mirror.sync.inventory import Inventory
 from mirror.sync.observation import Depth
 from mirror.sync.observe import listed_tags, observe

@@ -11,7 +11,7 @@ from mirror.registry import RegistryWriter, UploadJournal
 from mirror.run import Run
 from mirror.sync.observe import listed_tags
 from mirror.sync.registry import RegistrySource, RegistryTarget
-from mirror.sync.storage import Storage
+from mirror.sync.repair import Storage
 
 
 @dataclass(frozen=True, slots=True)

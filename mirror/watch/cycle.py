@@ -12,8 +12,7 @@ from mirror.errors import MirrorError, NotFoundError, UnreachableError
 from mirror.oci import Digest
 from mirror.operations import Outcome, ReplicaResult, adopt, sync_replicas
 from mirror.operations.adopt import may_move
-from mirror.operations.audit_leader import LeaderAudit
-from mirror.operations.leader import Leader, ask_at_once, choose_leader
+from mirror.operations.leader import Leader, LeaderAudit, ask_at_once, choose_leader
 from mirror.operations.results import How
 from mirror.run import Run
 from mirror.sync import Inventory

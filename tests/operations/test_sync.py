@@ -23,18 +23,17 @@ from mirror.events import Event, Warned
 from mirror.layout import component_of, publication_stage
 from mirror.oci import Digest, Manifest
 from mirror.operations import Outcome, ReplicaResult, sync_replicas
-from mirror.operations.audit_leader import LeaderAudit
-from mirror.operations.leader import Leader
+from mirror.operations.leader import Leader, LeaderAudit
 from mirror.operations.results import How
 from mirror.replicas_text import sync_summary
 from mirror.run import Cancellation, Run
 from mirror.sync import Inventory, InventoryBuilder, MemoryStore
 from mirror.sync.artifact import make_artifact, put_artifact
+from mirror.sync.difference import tags_of
 from mirror.sync.publication import announce
 from mirror.sync.publication_state import PENDING, read_state, statement_digest
 from mirror.sync.removal import TRIAL
 from mirror.sync.statement import ARTIFACT_TYPE, GENERATION, REPOSITORY, Statement
-from mirror.sync.tags import tags_of
 from mirror.testing import Answer, CorruptBody, Delay, Fault, LoseAnswer, Refuse
 from tests.support.inventories import put_image, sample_store
 from tests.support.patience import PATIENCE_S, without_waiting

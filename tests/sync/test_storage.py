@@ -9,7 +9,7 @@ import pytest
 
 from mirror.errors import FileSystemError, InputError
 from mirror.oci import Digest
-from mirror.sync.storage import Storage
+from mirror.sync.repair import Storage
 
 DATA = b"what was stored"
 DIGEST = Digest.of(DATA)

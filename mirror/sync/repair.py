@@ -8,27 +8,33 @@ are sent without asking, and what counts is what comes back when they are read.
 from __future__ import annotations
 
 import logging
+import os
+import stat
 import threading
 from collections.abc import Collection, Mapping
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 
-from mirror.errors import DamagedReplicaError, MirrorError
+from mirror.errors import (
+    DamagedReplicaError,
+    FileSystemError,
+    InputError,
+    IntegrityError,
+    MirrorError,
+)
 from mirror.events import BytesMoved
-from mirror.oci import Digest, Manifest
+from mirror.oci import Digest, Manifest, Verifier
 from mirror.run import Run
-from mirror.sync.content import BlobContent
-from mirror.sync.failover import FailoverSource
-from mirror.sync.findings import Finding
+from mirror.sync.failover import BlobContent, FailoverSource
 from mirror.sync.inventory import Inventory
-from mirror.sync.observation import Failure, Item, speaks_of_damage
+from mirror.sync.observation import Failure, Finding, Item, speaks_of_damage
 from mirror.sync.observe import read_blob, read_manifest
-from mirror.sync.per_item_errors import PerItemErrors
 from mirror.sync.plan import CopyBlob
 from mirror.sync.registry import RegistryTarget
-from mirror.sync.storage import Storage, relative_path
 from mirror.sync.transfer import copy_blob
+from mirror.sync.workers import PerItemErrors
 
 _log = logging.getLogger(__name__)
 
@@ -173,6 +179,14 @@ class Mending:
         self._place.put_tag(repository, tag, manifest)
 
 
+def describe_damage(name: str, damaged: Mapping[Digest, MirrorError]) -> list[Finding]:
+    """What to say about the damage of a registry."""
+    return [
+        Finding(name, f"{digest} is damaged: {error}", digest=digest)
+        for digest, error in sorted(damaged.items())
+    ]
+
+
 def mended(place: str, path: str, digest: Digest) -> Finding:
     """What to say of content that is right again."""
     return Finding(place, f"{digest} was damaged or lost, and is right again", path, (), digest)
@@ -196,3 +210,82 @@ def _home(digest: Digest, wanted: Inventory) -> tuple[str, int] | None:
         if digest in content.blobs:
             return path, content.blobs[digest]
     return None
+
+
+_LAYOUT = Path("docker/registry/v2")
+_CHUNK = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Storage:
+    """The data root of a `distribution` registry with the file-system driver."""
+
+    root: Path
+
+    def check(self) -> None:
+        """See that this is such a root; a new registry makes it with the first blob.
+
+        Raises:
+            InputError: it is none.
+        """
+        if not self.root.exists() and self.root.parent.is_dir():
+            return
+        if not self.root.is_dir():
+            raise InputError(f"--storage {self.root}: there is no such folder")
+        if any(self.root.iterdir()) and not (self.root / _LAYOUT).is_dir():
+            raise InputError(
+                f"--storage {self.root}: this is no registry's data root, it has no {_LAYOUT}; "
+                "name what the registry's configuration has as storage.filesystem.rootdirectory"
+            )
+
+    def path_of(self, digest: Digest) -> Path:
+        """Where the registry keeps the bytes of `digest`, blob or manifest."""
+        return self.root / relative_path(digest)
+
+    def discard_damaged(self, digest: Digest) -> bool:
+        """Remove the file of `digest` if what is in it has another digest; say whether it did.
+
+        False where there is no file, a sound one, or one that is being written.
+
+        Raises:
+            FileSystemError: it cannot be read or removed.
+        """
+        path = self.path_of(digest)
+        try:
+            # Never through a link: only the registry's own file may go.
+            handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+        except FileNotFoundError:
+            return False
+        except OSError as err:
+            raise FileSystemError(f"{path} cannot be read: {err.strerror}") from err
+        try:
+            with os.fdopen(handle, "rb") as file:
+                before = os.fstat(file.fileno())
+                if not stat.S_ISREG(before.st_mode):
+                    raise FileSystemError(f"{path} is no regular file; it is left alone")
+                verifier = Verifier(digest, before.st_size, str(path))
+                try:
+                    while chunk := file.read(_CHUNK):
+                        verifier.update(chunk)
+                    verifier.finish()
+                except IntegrityError:
+                    pass
+                else:
+                    return False
+            now = path.lstat()
+            if _state(now) != _state(before):
+                return False  # the registry wrote it meanwhile, so this reading proves nothing
+            path.unlink()
+        except OSError as err:
+            raise FileSystemError(f"{path} cannot be replaced: {err.strerror}") from err
+        return True
+
+
+def _state(of: os.stat_result) -> tuple[int, int, int]:
+    return of.st_ino, of.st_mtime_ns, of.st_size
+
+
+def relative_path(digest: Digest) -> Path:
+    """The file of `digest` below the data root of any `distribution` registry."""
+    encoded = digest.encoded
+    return _LAYOUT / "blobs" / digest.algorithm / encoded[:2] / encoded / "data"
