@@ -22,7 +22,7 @@ from examples.release_tree.images import image, layer
 from mirror.bundle.parts import size_text
 from mirror.oci import Digest
 from mirror.registry import ConnectionOptions, RegistryClient
-from mirror.registry.retry import RetryPolicy
+from mirror.registry.options import RetryPolicy
 from mirror.serve import BasicAuth, MemoryStorage, TokenAuth, User
 from mirror.testing import Answer as FaultAnswer
 from mirror.testing import CorruptBody, EmbeddedRegistry, Fault

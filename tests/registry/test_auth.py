@@ -15,8 +15,7 @@ import pytest
 from mirror.errors import DeniedError, InputError, MirrorError, RegistryError, UnreachableError
 from mirror.oci import Digest
 from mirror.registry import Credentials
-from mirror.registry.auth import Authenticator
-from mirror.registry.challenges import Challenge
+from mirror.registry.auth import Authenticator, Challenge
 from mirror.registry.scopes import merge, pull, push
 from tests.registry.conftest import MakeClient, Serve
 from tests.support.fake_api import error

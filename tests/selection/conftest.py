@@ -13,7 +13,7 @@ import mirror.commands.pull
 import mirror.commands.shared
 from examples.release_tree import SMALL, TreeSpec
 from mirror.registry import ConnectionOptions
-from mirror.registry.retry import RetryPolicy
+from mirror.registry.options import RetryPolicy
 from mirror.testing import EmbeddedRegistry
 from tests.conftest import MakeEmbeddedRegistry
 from tests.support.depot import Offer, stocked
