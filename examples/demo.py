@@ -21,7 +21,7 @@ from mirror.oci import Repository
 from mirror.registry import ConnectionOptions, RegistryClient
 from mirror.serve import FolderStorage, MemoryStorage
 from mirror.sync import MemoryStore, make_plan, transfer
-from mirror.sync.registry import RegistryTarget
+from mirror.sync.tree import RegistryTarget
 from mirror.testing import EmbeddedRegistry
 
 FOLDER = Path(".demo")

@@ -339,7 +339,7 @@ class LeaderAudit:
         source = FailoverSource(
             [one.source() for one in self._others], wanted, on_event=self._run.on_event
         )
-        healer = Healer(place, source, self.tree.files, run=self._run)
+        healer = Healer(place, source, self.tree.storage, run=self._run)
         healed, failures = healer.heal_blobs(damaged, wanted)
         target = Mending(place, healer, broken)
         missing = [(step.into[0], step.digest) for step in plan.blobs]

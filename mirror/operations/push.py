@@ -40,9 +40,8 @@ from mirror.sync.publication_state import (
     read_state,
     statement_digest,
 )
-from mirror.sync.registry import RegistryTarget
 from mirror.sync.statement import REPOSITORY, tool_name
-from mirror.sync.tree import RegistryTree
+from mirror.sync.tree import RegistryTarget, RegistryTree
 from mirror.sync.workers import for_each
 
 Result = TypeVar("Result")

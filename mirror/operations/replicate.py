@@ -188,7 +188,7 @@ class Replication:
         return Healer(
             self._place,
             self._copies(facts),
-            self.tree.files,
+            self.tree.storage,
             run=self._run,
         )
 

@@ -16,6 +16,7 @@ from mirror.operations.replicate import Replication
 from mirror.operations.results import How, Outcome, ReplicaResult
 from mirror.run import Run
 from mirror.sync.observation import Failure
+from mirror.sync.repair import Storage
 from mirror.sync.tree import RegistryTree
 
 _GRACE_S = 10.0
@@ -115,8 +116,8 @@ def sync_replicas(
     started = time.monotonic()
     unasked: tuple[Failure, ...] = ()
     for tree in replicas:
-        if tree.files is not None:
-            tree.files.check()
+        if tree.storage is not None:
+            Storage(tree.storage).check()
     if leader is None:
         leader, unasked = choose_leader(replicas, run=run)
         absent = {failure.place for failure in unasked}

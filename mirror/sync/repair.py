@@ -32,8 +32,8 @@ from mirror.sync.inventory import Inventory
 from mirror.sync.observation import Failure, Finding, Item, speaks_of_damage
 from mirror.sync.observe import read_blob, read_manifest
 from mirror.sync.plan import CopyBlob
-from mirror.sync.registry import RegistryTarget
 from mirror.sync.transfer import copy_blob
+from mirror.sync.tree import RegistryTarget
 from mirror.sync.workers import PerItemErrors
 
 _log = logging.getLogger(__name__)
@@ -46,11 +46,12 @@ class Healer:
         self,
         place: RegistryTarget,
         source: FailoverSource,
-        storage: Storage | None,
+        storage: Path | None,
         *,
         run: Run | None = None,
     ) -> None:
-        self._place, self._source, self._storage = place, source, storage
+        self._place, self._source = place, source
+        self._storage = None if storage is None else Storage(storage)
         self._run = Run.of(run)
 
     def heal_blobs(

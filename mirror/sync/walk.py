@@ -17,8 +17,8 @@ from mirror.run import Run
 from mirror.sync.inventory import Inventory, InventoryBuilder
 from mirror.sync.observation import Item, Observation
 from mirror.sync.observe import listed_tags
-from mirror.sync.registry import RegistrySource
 from mirror.sync.repository_content import ManifestNode
+from mirror.sync.tree import RegistrySource
 from mirror.sync.workers import PerItemErrors
 
 _Held = tuple[str, Digest]

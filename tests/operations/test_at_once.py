@@ -23,9 +23,8 @@ from mirror.operations.prune import prune
 from mirror.run import Run
 from mirror.sync import Inventory, MemoryStore
 from mirror.sync.publication_state import read_state
-from mirror.sync.registry import RegistrySource, RegistryTarget
 from mirror.sync.statement import REPOSITORY
-from mirror.sync.tree import RegistryTree
+from mirror.sync.tree import RegistrySource, RegistryTarget, RegistryTree
 from tests.support.bundles import pack
 from tests.support.inventories import put_image, sample_store
 from tests.support.replicas import Replica, replicas

@@ -39,7 +39,7 @@ from mirror.sync import (
 )
 from mirror.sync.observation import Depth
 from mirror.sync.plan import places_written
-from mirror.sync.registry import RegistryTarget, below
+from mirror.sync.tree import RegistryTarget, below
 from mirror.testing import Answer, EmbeddedRegistry, Fault
 from tests.conftest import MakeEmbeddedRegistry
 from tests.support.inventories import put_image, put_index, sample_store
