@@ -22,36 +22,26 @@ if TYPE_CHECKING:
     from mirror.nodeconfig.render import Rendered, RenderOptions, access_of, render, write_cluster
     from mirror.nodeconfig.service_secrets import prepare_secrets, read_secrets, write_secrets
     from mirror.oci import Descriptor, Digest, Manifest, Reference, Repository
-    from mirror.operations import (
+    from mirror.operations.compare import (
         DiffReport,
-        HistoryReport,
-        MemberReport,
-        MergeReport,
-        PruneReport,
-        PullReport,
-        PushReport,
-        QuorumReport,
-        RegistryInventory,
         RegistryReport,
-        ReplicaResult,
-        RollbackReport,
         StatusReport,
-        SyncReport,
         diff,
-        history,
-        merge,
-        prune,
-        pull,
-        push,
-        push_to_all,
-        registry_inventory,
-        replica_trees,
-        rollback,
         status,
-        sync_replicas,
         verify,
         verify_registry,
     )
+    from mirror.operations.history import HistoryReport, history
+    from mirror.operations.inventory import RegistryInventory, registry_inventory
+    from mirror.operations.merge import MergeReport, merge
+    from mirror.operations.prune import PruneReport, prune
+    from mirror.operations.pull import PullReport, pull
+    from mirror.operations.push import push, push_to_all
+    from mirror.operations.push_reports import MemberReport, PushReport, QuorumReport
+    from mirror.operations.results import ReplicaResult
+    from mirror.operations.rollback import RollbackReport, rollback
+    from mirror.operations.sync import SyncReport, sync_replicas
+    from mirror.operations.trees import replica_trees
     from mirror.registry import ConnectionOptions, Credentials, RegistryClient, find_credentials
     from mirror.release.selection import Selection
     from mirror.release.source import SourceTree
@@ -164,20 +154,21 @@ _HOMES = {
     "nodeconfig.render": ("RenderOptions", "Rendered", "render", "access_of", "write_cluster"),
     "nodeconfig.service_secrets": ("prepare_secrets", "read_secrets", "write_secrets"),
     "oci": ("Descriptor", "Digest", "Manifest", "Reference", "Repository"),
-    "operations": (
-        *(
-            "DiffReport",
-            "HistoryReport",
-            "MemberReport",
-            "MergeReport",
-            "PruneReport",
-            "PullReport",
-        ),
-        *("PushReport", "QuorumReport", "RegistryInventory", "RegistryReport", "ReplicaResult"),
-        *("RollbackReport", "StatusReport", "SyncReport", "diff", "history", "merge"),
-        *("prune", "pull", "push", "push_to_all", "registry_inventory", "replica_trees"),
-        *("rollback", "status", "sync_replicas", "verify", "verify_registry"),
+    "operations.compare": (
+        *("DiffReport", "RegistryReport", "StatusReport"),
+        *("diff", "status", "verify", "verify_registry"),
     ),
+    "operations.history": ("HistoryReport", "history"),
+    "operations.inventory": ("RegistryInventory", "registry_inventory"),
+    "operations.merge": ("MergeReport", "merge"),
+    "operations.prune": ("PruneReport", "prune"),
+    "operations.pull": ("PullReport", "pull"),
+    "operations.push": ("push", "push_to_all"),
+    "operations.push_reports": ("MemberReport", "PushReport", "QuorumReport"),
+    "operations.results": ("ReplicaResult",),
+    "operations.rollback": ("RollbackReport", "rollback"),
+    "operations.sync": ("SyncReport", "sync_replicas"),
+    "operations.trees": ("replica_trees",),
     "registry": ("ConnectionOptions", "Credentials", "RegistryClient", "find_credentials"),
     "release.selection": ("Selection",),
     "release.source": ("SourceTree",),

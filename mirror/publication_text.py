@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 from mirror.bundle.parts import size_text
 from mirror.console import duration_text, table
-from mirror.operations import HistoryReport, QuorumReport, RollbackReport
-from mirror.operations.history import Generation
+from mirror.operations.history import Generation, HistoryReport
+from mirror.operations.push_reports import QuorumReport
+from mirror.operations.rollback import RollbackReport
 
 _MOST = 12
 

@@ -6,15 +6,10 @@ from collections.abc import Sequence
 
 from mirror.bundle.parts import size_text
 from mirror.console import duration_text
-from mirror.operations import (
-    DiffReport,
-    Outcome,
-    PruneReport,
-    ReplicaResult,
-    ReplicaStatus,
-    StatusReport,
-    SyncReport,
-)
+from mirror.operations.compare import DiffReport, ReplicaStatus, StatusReport
+from mirror.operations.prune import PruneReport
+from mirror.operations.results import Outcome, ReplicaResult
+from mirror.operations.sync import SyncReport
 from mirror.sync.difference import TagDifference
 from mirror.sync.observation import Failure
 

@@ -178,7 +178,6 @@ def test_the_modules_form_no_cycle() -> None:
                 arrows[path] |= {modules[name] for name in names or {node.module} & modules.keys()}
             elif isinstance(node, ast.Import):
                 arrows[path] |= {modules[one.name] for one in node.names if one.name in modules}
-    arrows[Path("modes/settings.py")].discard(Path("modes/legacy.py"))  # to be taken apart
     try:
         tuple(TopologicalSorter(arrows).static_order())
     except CycleError as err:

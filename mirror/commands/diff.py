@@ -14,7 +14,7 @@ from mirror.commands.replicas import open_trees
 from mirror.commands.shared import show
 from mirror.errors import InputError, InvalidReferenceError
 from mirror.oci import Repository
-from mirror.operations import diff
+from mirror.operations.compare import diff
 from mirror.progress import progress
 from mirror.run import Run
 

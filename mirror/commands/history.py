@@ -10,7 +10,7 @@ import click
 from mirror.commands import options
 from mirror.commands.shared import TreeAccess, show
 from mirror.oci import Repository
-from mirror.operations import history
+from mirror.operations.history import history
 from mirror.progress import progress
 from mirror.publication_text import history_summary
 from mirror.run import Run

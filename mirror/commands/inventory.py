@@ -16,7 +16,7 @@ from mirror.commands.shared import TreeAccess, show
 from mirror.durable import write_durably
 from mirror.errors import InputError
 from mirror.oci import Repository
-from mirror.operations import registry_inventory
+from mirror.operations.inventory import registry_inventory
 from mirror.progress import progress
 from mirror.run import Run
 

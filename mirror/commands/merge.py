@@ -13,12 +13,13 @@ from mirror import console
 from mirror.bundle import gost
 from mirror.bundle.parts import parse_part_size
 from mirror.bundle.reader import BundleReader
+from mirror.bundle.writer import Packing
 from mirror.commands import options
 from mirror.commands.login import signer
 from mirror.commands.shared import show
 from mirror.config import PullConfig
 from mirror.errors import InputError
-from mirror.operations import Packing, merge
+from mirror.operations.merge import merge
 from mirror.progress import progress
 from mirror.run import Run
 

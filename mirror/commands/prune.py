@@ -15,7 +15,7 @@ from mirror.commands import options
 from mirror.commands.replicas import open_trees
 from mirror.commands.shared import show
 from mirror.errors import InputError
-from mirror.operations import prune
+from mirror.operations.prune import prune
 from mirror.progress import progress
 from mirror.run import Run
 from mirror.sync.statement import MAX_GENERATION

@@ -22,7 +22,8 @@ from mirror.errors import InputError, InvalidReferenceError
 from mirror.events import Warned
 from mirror.layout import normalised_suffix
 from mirror.oci import Repository
-from mirror.operations import plan_pull, registry_inventory
+from mirror.operations.inventory import registry_inventory
+from mirror.operations.pull import plan_pull
 from mirror.progress import progress
 from mirror.registry import ConnectionOptions, Credentials, RegistryClient
 from mirror.release.source import SourceTree

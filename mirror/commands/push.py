@@ -16,7 +16,7 @@ from mirror.commands import options
 from mirror.commands.shared import TreeAccess, show
 from mirror.errors import InputError, InvalidReferenceError
 from mirror.oci import Repository
-from mirror.operations import plan_push, push, push_to_all
+from mirror.operations.push import plan_push, push, push_to_all
 from mirror.progress import progress
 from mirror.publication_text import quorum_summary
 from mirror.run import Run

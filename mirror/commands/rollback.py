@@ -10,7 +10,7 @@ import click
 from mirror.commands import options
 from mirror.commands.shared import TreeAccess, show
 from mirror.oci import Repository
-from mirror.operations import rollback
+from mirror.operations.rollback import rollback
 from mirror.progress import progress
 from mirror.publication_text import rollback_summary
 from mirror.run import Run

@@ -12,7 +12,7 @@ from mirror import replicas_text
 from mirror.commands import options
 from mirror.commands.replicas import open_trees
 from mirror.commands.shared import show
-from mirror.operations import status
+from mirror.operations.compare import status
 from mirror.progress import progress
 from mirror.run import Run
 

@@ -16,7 +16,7 @@ from mirror.commands.replicas import full_name, masters_of, open_trees, parse_st
 from mirror.commands.shared import TreeAccess, show
 from mirror.commands.watch import watch
 from mirror.errors import InputError
-from mirror.operations import sync_replicas
+from mirror.operations.sync import sync_replicas
 from mirror.progress import progress
 from mirror.run import Run
 

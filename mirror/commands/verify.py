@@ -14,7 +14,7 @@ from mirror.bundle.verify import BundleReport
 from mirror.commands import options
 from mirror.commands.shared import TreeAccess, show
 from mirror.errors import InputError, IntegrityError
-from mirror.operations import RegistryReport, verify, verify_registry
+from mirror.operations.compare import RegistryReport, verify, verify_registry
 from mirror.progress import progress
 from mirror.run import Run
 

@@ -10,10 +10,10 @@ from typing import Any
 
 from mirror.errors import MirrorError, NotFoundError, UnreachableError
 from mirror.oci import Digest
-from mirror.operations import Outcome, ReplicaResult, adopt, sync_replicas
-from mirror.operations.adopt import may_move
+from mirror.operations.adopt import adopt, may_move
 from mirror.operations.leader import Leader, LeaderAudit, ask_at_once, choose_leader
-from mirror.operations.results import How
+from mirror.operations.results import How, Outcome, ReplicaResult
+from mirror.operations.sync import sync_replicas
 from mirror.run import Run
 from mirror.sync import Inventory
 from mirror.sync.observation import Depth, Failure

@@ -22,9 +22,9 @@ from mirror.errors import (
 from mirror.events import Event, Warned
 from mirror.layout import component_of, publication_stage
 from mirror.oci import Digest, Manifest
-from mirror.operations import Outcome, ReplicaResult, sync_replicas
 from mirror.operations.leader import Leader, LeaderAudit
-from mirror.operations.results import How
+from mirror.operations.results import How, Outcome, ReplicaResult
+from mirror.operations.sync import sync_replicas
 from mirror.replicas_text import sync_summary
 from mirror.run import Cancellation, Run
 from mirror.sync import Inventory, InventoryBuilder, MemoryStore
