@@ -6,7 +6,6 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -23,7 +22,7 @@ from mirror.errors import (
     UnreachableError,
 )
 from mirror.oci import Digest
-from mirror.operations.results import How, Outcome, ReplicaResult
+from mirror.operations.results import Outcome, ReplicaResult, SyncOptions
 from mirror.operations.trees import listed_repositories, usual_repositories, walk_tree
 from mirror.run import Run
 from mirror.sync import (
@@ -48,7 +47,13 @@ from mirror.sync.publication_state import (
     read_state,
     read_statement,
 )
-from mirror.sync.repair import Healer, Mending, describe_damage, mended, without_manifests
+from mirror.sync.repair import (
+    Repairer,
+    RepairingTarget,
+    describe_damage,
+    repaired,
+    without_manifests,
+)
 from mirror.sync.statement import REPOSITORY, Statement, generation_of
 from mirror.sync.tree import RegistryTree
 from mirror.sync.workers import gather
@@ -79,21 +84,33 @@ class Facts:
 
 
 class Leader:
-    """The registry that decides. Thread-safe; asked for its digest first, the rest if needed."""
+    """The registry that decides, with the digest of its statement. Thread-safe.
 
-    def __init__(self, tree: RegistryTree, *, run: Run | None = None) -> None:
-        self.tree = tree
-        self._run = Run.of(run)
+    Make it with `ask`. What it holds is read when it is needed first (`facts`).
+    """
+
+    def __init__(
+        self, tree: RegistryTree, digest: Digest | None, generation: int | None, run: Run
+    ) -> None:
+        self.tree, self.digest, self.generation, self._run = tree, digest, generation, run
         self._lock = threading.Lock()
         self._facts: Facts | None = None
         self._audit: Future[tuple[Failure, ...]] = Future()
-        self.digest: Digest | None = None
-        self.generation: int | None = None
-        # One small request for both; the layer, which may be large, is left for `facts`.
-        with suppress(RegistryNotFoundError):
+
+    @classmethod
+    def ask(cls, tree: RegistryTree, *, run: Run | None = None) -> Leader:
+        """Ask a registry what it states, by one small request; its layer may be large.
+
+        Raises:
+            UnreachableError, DeniedError: the registry does not answer.
+        """
+        run = Run.of(run)
+        tree = tree.within(run)
+        try:
             manifest = tree.client.manifest(tree.locate(REPOSITORY), LATEST)
-            self.digest = manifest.digest
-            self.generation = generation_of(manifest)
+        except RegistryNotFoundError:
+            return cls(tree, None, None, run)
+        return cls(tree, manifest.digest, generation_of(manifest), run)
 
     @property
     def unread(self) -> tuple[Failure, ...]:
@@ -232,7 +249,7 @@ def _on_its_way(generation: int, leader: RegistryTree, highest: int) -> Conflict
 
 
 class LeaderAudit:
-    """Compares the leader with what it states. `run` once, in a thread of its own.
+    """Compares the leader with what it states. `carry_out` once, in a thread of its own.
 
     With `deep`, content that is lost or damaged is taken from a replica: what goes by a digest is
     the same wherever it comes from. Tags are the leader's own decision and are only reported.
@@ -242,13 +259,14 @@ class LeaderAudit:
         self,
         leader: Leader,
         others: Sequence[RegistryTree],
-        how: How,
+        options: SyncOptions,
         *,
         run: Run,
     ) -> None:
-        self._leader, self._others, self._how = leader, others, how
-        self._run = run
-        self._place = leader.tree.target(run)
+        self._leader, self._options, self._run = leader, options, run
+        self._others = [other.within(run) for other in others]
+        self.tree = leader.tree.within(run)
+        self._place = self.tree.target(run)
         self._started = time.monotonic()
         self._damaged: tuple[Finding, ...] = ()
         self._healed: tuple[Finding, ...] = ()
@@ -256,11 +274,6 @@ class LeaderAudit:
         self._extras: tuple[str, ...] = ()
         self._untold: tuple[Failure, ...] = ()  # says nothing about what it states
         self._facts: Facts | None = None
-
-    @property
-    def tree(self) -> RegistryTree:
-        """The leader's."""
-        return self._leader.tree
 
     def carry_out(self) -> ReplicaResult:
         """Do it; what fails is in the result and is never raised."""
@@ -300,13 +313,13 @@ class LeaderAudit:
     def _audit(self, facts: Facts) -> tuple[Failure, ...]:
         if facts.published is None:
             return facts.failures  # it was walked: there is no statement to hold it against
-        depth = Depth.DEEP if self._how.deep else Depth.LISTED
+        depth = Depth.DEEP if self._options.deep else Depth.LISTED
         found = self._observe(facts, depth, also=self._repositories())
         self._extras = tuple(_unstated(facts, found))
         self._untold += found.unlisted_failures
-        if not self._how.deep:
+        if not self._options.deep:
             return self._judged(facts, found)
-        place, how = self._place, self._how
+        place, options = self._place, self._options
         damaged = found.all_damage()
         wanted = facts.with_statement()
         blobs = wanted.blob_sizes()
@@ -317,12 +330,12 @@ class LeaderAudit:
             return self._judged(facts, found)
         lost = [step.digest for step in plan.blobs]
         lost += [step.digest for wave in plan.manifests for step in wave]
-        if how.dry_run or not self._others:
+        if options.dry_run or not self._others:
             self._damaged = (
                 *describe_damage(place.name, damaged),
                 *(Finding(place.name, f"{d} is missing", digest=d) for d in lost),
             )
-            return () if how.dry_run else self._as_failures()
+            return () if options.dry_run else self._as_failures()
         failures = self._heal(facts, plan, damaged, broken)
         found = self._observe(facts, Depth.AUDIT)
         return (*failures, *self._judged(facts, found))
@@ -339,9 +352,9 @@ class LeaderAudit:
         source = FailoverSource(
             [one.source() for one in self._others], wanted, on_event=self._run.on_event
         )
-        healer = Healer(place, source, self.tree.storage, run=self._run)
-        healed, failures = healer.heal_blobs(damaged, wanted)
-        target = Mending(place, healer, broken)
+        repairer = Repairer(place, source, self.tree.storage, run=self._run)
+        healed, failures = repairer.repair_blobs(damaged, wanted)
+        target = RepairingTarget(place, repairer, broken)
         missing = [(step.into[0], step.digest) for step in plan.blobs]
         missing += [(step.repository, step.digest) for wave in plan.manifests for step in wave]
         try:
@@ -355,7 +368,9 @@ class LeaderAudit:
             failures += tuple(Failure(place.name, item, reason) for item, reason in err.failures)
         else:
             healed += tuple(
-                mended(place.name, path, digest) for path, digest in missing if digest not in broken
+                repaired(place.name, path, digest)
+                for path, digest in missing
+                if digest not in broken
             )
         self._healed = (*healed, *target.healed)
         return failures
@@ -389,7 +404,7 @@ class LeaderAudit:
             return frozenset()
 
     def _observe(self, facts: Facts, depth: Depth, also: Iterable[str] = ()) -> Observation:
-        wanted = facts.with_statement() if self._how.deep else facts.inventory
+        wanted = facts.with_statement() if self._options.deep else facts.inventory
         return observe(self._place, wanted, depth, also=also, run=self._run)
 
 

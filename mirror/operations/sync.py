@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
-import threading
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 
-from mirror.errors import CancelledError, InputError, StalledError, common_exit_code
+from mirror.errors import (
+    CancelledError,
+    DeadlineError,
+    InputError,
+    StalledError,
+    common_exit_code,
+)
 from mirror.events import PhaseAdvanced, PhaseStarted, side_by_side
 from mirror.oci import Digest
 from mirror.operations.leader import Leader, LeaderAudit, choose_leader
 from mirror.operations.replicate import Replication
-from mirror.operations.results import How, Outcome, ReplicaResult
+from mirror.operations.results import ReplicaResult, SyncOptions
 from mirror.run import Run
 from mirror.sync.observation import Failure
 from mirror.sync.repair import Storage
 from mirror.sync.tree import RegistryTree
-
-_GRACE_S = 10.0
-_TICK_S = 0.2
+from mirror.sync.workers import gather
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,17 +66,6 @@ class SyncReport:
         }
 
 
-class _Runner(Protocol):
-    """One registry's share of the work."""
-
-    @property
-    def tree(self) -> RegistryTree: ...
-
-    def carry_out(self) -> ReplicaResult: ...
-
-    def result(self) -> ReplicaResult: ...
-
-
 def sync_replicas(
     leader: RegistryTree | None,
     replicas: Sequence[RegistryTree],
@@ -101,8 +92,7 @@ def sync_replicas(
 
     Every replica has `run.jobs` threads of its own and a result of its own, which `on_replica`
     hears as soon as it is there; none waits for another. What fails is in the report and is not
-    raised. After `deadline_s` seconds what is not finished is stopped, and the clients of those
-    trees are closed.
+    raised. After `deadline_s` seconds what is not finished is stopped.
 
     A statement of the leader that cannot be read is a failure of every replica.
 
@@ -110,10 +100,10 @@ def sync_replicas(
         InputError: the leader is among the replicas, or there is none.
         UnreachableError, DeniedError: the leader does not answer.
         NotFoundError, ConflictError: `leader` is None, and none can be chosen.
+        DeadlineError: `deadline_s` was over before the leader had said what it states.
         CancelledError: `run` was stopped.
     """
-    run = Run.of(run)
-    started = time.monotonic()
+    run = Run.of(run).with_deadline(deadline_s)
     unasked: tuple[Failure, ...] = ()
     for tree in replicas:
         if tree.storage is not None:
@@ -125,127 +115,61 @@ def sync_replicas(
     names = [tree.name for tree in replicas]
     if leader.name in names or len(set(names)) < len(names) or not (names or unasked):
         raise InputError("a sync goes from one registry to others, each of them named once")
-    how = How(audit, deep, prune, dry_run)
-    head = Leader(leader, run=run)
+    options = SyncOptions(audit, deep, prune, dry_run)
+    head = Leader.ask(leader, run=run)
     if len(replicas) > 1:
         run.on_event(
             PhaseStarted(f"syncing {len(replicas)} replicas from {leader.name}", len(replicas))
         )
-    alone = len(replicas) == 1 and not how.full
+    alone = len(replicas) == 1 and not options.full
 
     def part(tree: RegistryTree) -> Run:
         own = Run.of(run)
         return own if alone else own.heard_by(side_by_side(run.on_event, tree.name))
 
-    parts = [part(tree) for tree in replicas]
-    runners: list[_Runner] = [
+    parts: list[Replication | LeaderAudit] = [
         Replication(
-            tree,
-            head,
-            [other for other in replicas if other is not tree],
-            how,
-            run=own,
+            tree, head, [one for one in replicas if one is not tree], options, run=part(tree)
         )
-        for tree, own in zip(replicas, parts, strict=True)
+        for tree in replicas
     ]
-    audited = how.full and (audit_leader or prune)
+    audited = options.full and (audit_leader or prune)
     if audited:
-        parts.append(part(leader))
-        runners.append(LeaderAudit(head, replicas, how, run=parts[-1]))
+        parts.append(LeaderAudit(head, replicas, options, run=part(leader)))
+    results: dict[int, ReplicaResult] = {}
 
-    def told(result: ReplicaResult) -> None:
+    def carry_out(number: int) -> None:
+        result = parts[number].carry_out()
+        if deadline_s is not None and any(map(_is_overdue, result.failures)):
+            result = _overdue(result, deadline_s)
+        results[number] = result
         if result.name != leader.name:
             run.on_event(PhaseAdvanced())
             on_replica(result)
 
-    until = None if deadline_s is None else started + deadline_s
-    results = _run_all(runners, parts, leader, until, deadline_s, run, told)
-    if run.stopped:
-        raise CancelledError("stopped on request; what is done is done, run the command again")
-    checked = results.pop() if audited else None
+    try:
+        gather(range(len(parts)), carry_out, run=run.with_jobs(max(1, len(parts))))
+    except DeadlineError:
+        pass  # each result says whether it was finished in time
+    except CancelledError as err:
+        raise CancelledError(
+            "stopped on request; what is done is done, run the command again"
+        ) from err
+    finished = [results[number] for number in range(len(parts))]
+    checked = finished.pop() if audited else None
     return SyncReport(
         leader.name,
         head.digest,
         head.generation,
         dry_run,
-        tuple(results),
+        tuple(finished),
         checked,
-        unasked if how.full else (*unasked, *head.unread),
+        unasked if options.full else (*unasked, *head.unread),
     )
 
 
-def _run_all(
-    runners: Sequence[_Runner],
-    parts: Sequence[Run],
-    leader: RegistryTree,
-    until: float | None,
-    deadline_s: float | None,
-    run: Run,
-    told: Callable[[ReplicaResult], None],
-) -> list[ReplicaResult]:
-    """Run each in a thread of its own. On return no thread of ours is running."""
-    results: dict[int, ReplicaResult] = {}
-    bugs: list[BaseException] = []
-
-    def work(number: int) -> None:
-        try:
-            results[number] = runners[number].carry_out()
-            told(results[number])
-        except BaseException as err:  # noqa: BLE001 - raised by the caller's thread, below
-            bugs.append(err)
-
-    threads = [
-        threading.Thread(target=work, args=(number,), name=f"mirror-{runners[number].tree.name}")
-        for number in range(len(runners))
-    ]
-    for thread in threads:
-        thread.start()
-    late: set[int] = set()
-    try:
-        while any(thread.is_alive() for thread in threads):
-            for thread in threads:
-                thread.join(_TICK_S / len(threads))
-            overdue = until is not None and time.monotonic() > until
-            if (overdue or run.stopped or bugs) and not late:
-                late = {number for number, thread in enumerate(threads) if thread.is_alive()}
-                _stop(late, runners, parts, threads, leader)
-    except BaseException:
-        alive = {number for number, thread in enumerate(threads) if thread.is_alive()}
-        _stop(alive, runners, parts, threads, leader)
-        raise
-    finally:
-        for thread in threads:
-            thread.join()
-    if bugs:
-        raise bugs[0]
-    for number in late if not run.stopped else ():
-        result = results[number]
-        if result.outcome is Outcome.FAILED:
-            results[number] = _overdue(result, deadline_s or 0.0)
-    return [results[number] for number in range(len(runners))]
-
-
-def _stop(
-    numbers: set[int],
-    runners: Sequence[_Runner],
-    parts: Sequence[Run],
-    threads: Sequence[threading.Thread],
-    leader: RegistryTree,
-) -> None:
-    """End what these do; closed connections end even what waits for an answer."""
-    for number in numbers:
-        parts[number].cancellation.cancel()
-    until = time.monotonic() + _TICK_S
-    for number in numbers:
-        threads[number].join(max(0.0, until - time.monotonic()))
-    for number in numbers:
-        if threads[number].is_alive() and runners[number].tree is not leader:
-            runners[number].tree.client.close()
-    until = time.monotonic() + _GRACE_S
-    for number in numbers:
-        threads[number].join(max(0.0, until - time.monotonic()))
-    if any(threads[number].is_alive() for number in numbers):
-        leader.client.close()  # it is the leader that they wait for
+def _is_overdue(failure: Failure) -> bool:
+    return isinstance(failure.error, DeadlineError)
 
 
 def _overdue(result: ReplicaResult, deadline_s: float) -> ReplicaResult:

@@ -39,7 +39,7 @@ from mirror.sync.workers import PerItemErrors
 _log = logging.getLogger(__name__)
 
 
-class Healer:
+class Repairer:
     """Replaces damaged content of one registry, below its data root where that is known."""
 
     def __init__(
@@ -54,7 +54,7 @@ class Healer:
         self._storage = None if storage is None else Storage(storage)
         self._run = Run.of(run)
 
-    def heal_blobs(
+    def repair_blobs(
         self, damaged: Mapping[Digest, MirrorError], wanted: Inventory
     ) -> tuple[tuple[Finding, ...], tuple[Failure, ...]]:
         """Replace the blobs among what is `damaged` (digest → how that was noticed).
@@ -78,14 +78,14 @@ class Healer:
         healed, failures = [], []
         for (digest, path, _), outcome in zip(found, outcomes, strict=True):
             if outcome is None:
-                healed.append(mended(self._place.name, path, digest))
+                healed.append(repaired(self._place.name, path, digest))
             else:
                 failures.append(
                     Failure(self._place.name, str(Item(path, digest, is_blob=True)), outcome)
                 )
         return tuple(healed), tuple(failures)
 
-    def mend_manifest(self, path: str, manifest: Manifest, error: MirrorError) -> None:
+    def repair_manifest(self, path: str, manifest: Manifest, error: MirrorError) -> None:
         """Replace a manifest of repository `path`, all that it needs being there.
 
         Raises:
@@ -142,13 +142,13 @@ class Healer:
             ) from err
 
 
-class Mending:
+class RepairingTarget:
     """A target whose manifests in `damaged` are replaced, where others are only put."""
 
     def __init__(
-        self, place: RegistryTarget, healer: Healer, damaged: Mapping[Digest, MirrorError]
+        self, place: RegistryTarget, repairer: Repairer, damaged: Mapping[Digest, MirrorError]
     ) -> None:
-        self._place, self._healer, self._damaged = place, healer, damaged
+        self._place, self._repairer, self._damaged = place, repairer, damaged
         self._lock = threading.Lock()
         self._healed: dict[Digest, Finding] = {}  # under the lock
 
@@ -172,9 +172,9 @@ class Mending:
         if error is None:
             self._place.put_manifest(repository, manifest)
             return
-        self._healer.mend_manifest(repository, manifest, error)
+        self._repairer.repair_manifest(repository, manifest, error)
         with self._lock:
-            self._healed[manifest.digest] = mended(self.name, repository, manifest.digest)
+            self._healed[manifest.digest] = repaired(self.name, repository, manifest.digest)
 
     def put_tag(self, repository: str, tag: str, manifest: Manifest) -> None:
         self._place.put_tag(repository, tag, manifest)
@@ -188,7 +188,7 @@ def describe_damage(name: str, damaged: Mapping[Digest, MirrorError]) -> list[Fi
     ]
 
 
-def mended(place: str, path: str, digest: Digest) -> Finding:
+def repaired(place: str, path: str, digest: Digest) -> Finding:
     """What to say of content that is right again."""
     return Finding(place, f"{digest} was damaged or lost, and is right again", path, (), digest)
 

@@ -12,7 +12,7 @@ from mirror.errors import MirrorError, NotFoundError, UnreachableError
 from mirror.oci import Digest
 from mirror.operations.adopt import adopt, may_move
 from mirror.operations.leader import Leader, LeaderAudit, ask_at_once, choose_leader
-from mirror.operations.results import How, Outcome, ReplicaResult
+from mirror.operations.results import Outcome, ReplicaResult, SyncOptions
 from mirror.operations.sync import sync_replicas
 from mirror.run import Run
 from mirror.sync import Inventory
@@ -187,13 +187,13 @@ class Replicator:
 
     def _audited(self, tree: RegistryTree, level: CheckLevel, run: Run) -> ReplicaResult:
         """The replica that leads, held against its own statement."""
-        how = How(audit=level is CheckLevel.AUDIT, deep=level is CheckLevel.DEEP)
+        options = SyncOptions(audit=level is CheckLevel.AUDIT, deep=level is CheckLevel.DEEP)
         tree = tree.within(run)
-        head = Leader(tree, run=run)
-        if not how.full:
+        head = Leader.ask(tree, run=run)
+        if not options.full:
             return ReplicaResult(tree.name, Outcome.EQUAL, head.digest, head.generation)
         others = [one.within(run) for one in self._trees.values() if one.name != tree.name]
-        return LeaderAudit(head, others, how, run=run).carry_out()
+        return LeaderAudit(head, others, options, run=run).carry_out()
 
     def _adopted(self, tree: RegistryTree, level: CheckLevel, run: Run) -> CycleResult:
         """Nobody states anything: what other tools pushed is taken over where it is undisputed."""

@@ -23,7 +23,7 @@ from mirror.events import Event, Warned
 from mirror.layout import component_of, publication_stage
 from mirror.oci import Digest, Manifest
 from mirror.operations.leader import Leader, LeaderAudit
-from mirror.operations.results import How, Outcome, ReplicaResult
+from mirror.operations.results import Outcome, ReplicaResult, SyncOptions
 from mirror.operations.sync import sync_replicas
 from mirror.replicas_text import sync_summary
 from mirror.run import Cancellation, Run
@@ -530,13 +530,13 @@ def test_an_audit_tells_a_push_that_is_under_way_from_a_tag_moved_by_hand(
     sync_replicas(leader.tree, [replica.tree])
     coming = Statement(newer().inventory(), 2, tool="tests")
 
-    head = Leader(leader.tree)
+    head = Leader.ask(leader.tree)
     head.facts()
     announce(leader.tree, coming.artifact())
     leader.fill(newer(), generation=None)
     if finished:
         state(leader.tree, coming)
-    audit = LeaderAudit(head, [], How(audit=True), run=Run())
+    audit = LeaderAudit(head, [], SyncOptions(audit=True), run=Run())
     failure = next(
         one for one in audit.carry_out().failures if one.item == "tag release-channel:alpha"
     )
