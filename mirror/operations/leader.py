@@ -84,33 +84,36 @@ class Facts:
 
 
 class Leader:
-    """The registry that decides, with the digest of its statement. Thread-safe.
+    """The registry that decides, and the statement that it has published. Thread-safe.
 
-    Make it with `ask`. What it holds is read when it is needed first (`facts`).
+    `digest` and `generation` are the statement's; None where the leader states nothing.
     """
 
     def __init__(
-        self, tree: RegistryTree, digest: Digest | None, generation: int | None, run: Run
+        self,
+        tree: RegistryTree,
+        digest: Digest | None,
+        generation: int | None,
+        *,
+        run: Run | None = None,
     ) -> None:
-        self.tree, self.digest, self.generation, self._run = tree, digest, generation, run
+        self.tree, self.digest, self.generation = tree, digest, generation
+        self._run = Run.of(run)
         self._lock = threading.Lock()
         self._facts: Facts | None = None
         self._audit: Future[tuple[Failure, ...]] = Future()
 
     @classmethod
     def ask(cls, tree: RegistryTree, *, run: Run | None = None) -> Leader:
-        """Ask a registry what it states, by one small request; its layer may be large.
+        """Ask which statement `tree` has published; `facts` reads it when somebody needs it.
 
-        Raises:
-            UnreachableError, DeniedError: the registry does not answer.
+        One small request: the statement's layer may be large.
         """
-        run = Run.of(run)
-        tree = tree.within(run)
         try:
             manifest = tree.client.manifest(tree.locate(REPOSITORY), LATEST)
         except RegistryNotFoundError:
-            return cls(tree, None, None, run)
-        return cls(tree, manifest.digest, generation_of(manifest), run)
+            return cls(tree, None, None, run=run)
+        return cls(tree, manifest.digest, generation_of(manifest), run=run)
 
     @property
     def unread(self) -> tuple[Failure, ...]:
@@ -263,8 +266,8 @@ class LeaderAudit:
         *,
         run: Run,
     ) -> None:
-        self._leader, self._options, self._run = leader, options, run
-        self._others = [other.within(run) for other in others]
+        self._leader, self._others, self._options = leader, others, options
+        self._run = run
         self.tree = leader.tree.within(run)
         self._place = self.tree.target(run)
         self._started = time.monotonic()

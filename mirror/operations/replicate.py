@@ -52,8 +52,7 @@ class Replication:
         *,
         run: Run,
     ) -> None:
-        self.tree, self._leader, self._options = tree.within(run), leader, options
-        self._others = [other.within(run) for other in others]
+        self.tree, self._leader, self._others, self._options = tree, leader, others, options
         self._run = run
         self._place = self.tree.target(run)
         self._result = ReplicaResult(tree.name, Outcome.EQUAL)

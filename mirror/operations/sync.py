@@ -4,20 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
-from mirror.errors import (
-    CancelledError,
-    DeadlineError,
-    InputError,
-    StalledError,
-    common_exit_code,
-)
+from mirror.errors import CancelledError, DeadlineError, InputError, StalledError, common_exit_code
 from mirror.events import PhaseAdvanced, PhaseStarted, side_by_side
 from mirror.oci import Digest
 from mirror.operations.leader import Leader, LeaderAudit, choose_leader
 from mirror.operations.replicate import Replication
-from mirror.operations.results import ReplicaResult, SyncOptions
+from mirror.operations.results import Outcome, ReplicaResult, SyncOptions
 from mirror.run import Run
 from mirror.sync.observation import Failure
 from mirror.sync.repair import Storage
@@ -92,7 +87,8 @@ def sync_replicas(
 
     Every replica has `run.jobs` threads of its own and a result of its own, which `on_replica`
     hears as soon as it is there; none waits for another. What fails is in the report and is not
-    raised. After `deadline_s` seconds what is not finished is stopped.
+    raised. After `deadline_s` seconds what is not finished is stopped; half of that time is for
+    choosing a leader.
 
     A statement of the leader that cannot be read is a failure of every replica.
 
@@ -100,23 +96,31 @@ def sync_replicas(
         InputError: the leader is among the replicas, or there is none.
         UnreachableError, DeniedError: the leader does not answer.
         NotFoundError, ConflictError: `leader` is None, and none can be chosen.
-        DeadlineError: `deadline_s` was over before the leader had said what it states.
         CancelledError: `run` was stopped.
     """
-    run = Run.of(run).with_deadline(deadline_s)
+    run = Run.of(run)
+    timed = run.with_deadline(deadline_s)
     unasked: tuple[Failure, ...] = ()
     for tree in replicas:
         if tree.storage is not None:
             Storage(tree.storage).check()
     if leader is None:
-        leader, unasked = choose_leader(replicas, run=run)
+        patience_s = None if deadline_s is None else deadline_s / 2
+        leader, unasked = choose_leader(replicas, patience_s=patience_s, run=run)
         absent = {failure.place for failure in unasked}
         replicas = [one for one in replicas if one is not leader and one.name not in absent]
     names = [tree.name for tree in replicas]
     if leader.name in names or len(set(names)) < len(names) or not (names or unasked):
         raise InputError("a sync goes from one registry to others, each of them named once")
     options = SyncOptions(audit, deep, prune, dry_run)
-    head = Leader.ask(leader, run=run)
+    try:
+        head = Leader.ask(leader.within(timed), run=timed)
+    except DeadlineError as err:
+        run.check()
+        raise StalledError(
+            f"the leader {leader.name} did not say within {deadline_s:g} s what it holds",
+            where=leader.name,
+        ) from err
     if len(replicas) > 1:
         run.on_event(
             PhaseStarted(f"syncing {len(replicas)} replicas from {leader.name}", len(replicas))
@@ -124,55 +128,45 @@ def sync_replicas(
     alone = len(replicas) == 1 and not options.full
 
     def part(tree: RegistryTree) -> Run:
-        own = Run.of(run)
+        own = Run.of(timed)
         return own if alone else own.heard_by(side_by_side(run.on_event, tree.name))
 
-    parts: list[Replication | LeaderAudit] = [
-        Replication(
-            tree, head, [one for one in replicas if one is not tree], options, run=part(tree)
-        )
-        for tree in replicas
-    ]
+    def replicate(tree: RegistryTree) -> ReplicaResult:
+        own = part(tree)
+        others = [other.within(own) for other in replicas if other is not tree]
+        result = Replication(tree.within(own), head, others, options, run=own).carry_out()
+        if own.remaining_s() == 0 and result.outcome is Outcome.FAILED:
+            result = _overdue(result, deadline_s)
+        run.on_event(PhaseAdvanced())
+        on_replica(result)
+        return result
+
+    def audit_the_leader() -> ReplicaResult:
+        own = part(leader)
+        others = [one.within(own) for one in replicas]
+        result = LeaderAudit(head, others, options, run=own).carry_out()
+        late = own.remaining_s() == 0 and result.outcome is Outcome.FAILED
+        return _overdue(result, deadline_s) if late else result
+
+    # The audit begins first: replicas that are to be pruned wait for what it finds.
+    works: list[Callable[[], ReplicaResult]] = [partial(replicate, tree) for tree in replicas]
     audited = options.full and (audit_leader or prune)
     if audited:
-        parts.append(LeaderAudit(head, replicas, options, run=part(leader)))
-    results: dict[int, ReplicaResult] = {}
-
-    def carry_out(number: int) -> None:
-        result = parts[number].carry_out()
-        if deadline_s is not None and any(map(_is_overdue, result.failures)):
-            result = _overdue(result, deadline_s)
-        results[number] = result
-        if result.name != leader.name:
-            run.on_event(PhaseAdvanced())
-            on_replica(result)
-
-    try:
-        gather(range(len(parts)), carry_out, run=run.with_jobs(max(1, len(parts))))
-    except DeadlineError:
-        pass  # each result says whether it was finished in time
-    except CancelledError as err:
-        raise CancelledError(
-            "stopped on request; what is done is done, run the command again"
-        ) from err
-    finished = [results[number] for number in range(len(parts))]
-    checked = finished.pop() if audited else None
+        works.insert(0, audit_the_leader)
+    results = gather(works, lambda work: work(), run=run.with_jobs(max(1, len(works))))
+    checked = results.pop(0) if audited else None
     return SyncReport(
         leader.name,
         head.digest,
         head.generation,
         dry_run,
-        tuple(finished),
+        tuple(results),
         checked,
         unasked if options.full else (*unasked, *head.unread),
     )
 
 
-def _is_overdue(failure: Failure) -> bool:
-    return isinstance(failure.error, DeadlineError)
-
-
-def _overdue(result: ReplicaResult, deadline_s: float) -> ReplicaResult:
+def _overdue(result: ReplicaResult, deadline_s: float | None) -> ReplicaResult:
     error = StalledError(
         f"{result.name} was not finished within {deadline_s:g} s and was stopped; what arrived is "
         "kept: run the command again, with more time or fewer replicas",

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from mirror.bundle.reader import BundleReader
-from mirror.commands.shared import TreeAccess
+from mirror.commands.access import TreeAccess
 from mirror.errors import ForbiddenByModeError, RouteError
 from mirror.events import ignore
 from mirror.modes.client import connect

@@ -21,7 +21,7 @@ from mirror.events import (
 )
 from mirror.oci import Digest
 from mirror.operations.sync import sync_replicas
-from mirror.progress import progress
+from mirror.reports.progress import progress
 from mirror.run import Run
 from mirror.sync import MemoryStore
 from tests.support.inventories import put_image

@@ -25,7 +25,7 @@ from mirror.oci import Digest, Manifest
 from mirror.operations.leader import Leader, LeaderAudit
 from mirror.operations.results import Outcome, ReplicaResult, SyncOptions
 from mirror.operations.sync import sync_replicas
-from mirror.replicas_text import sync_summary
+from mirror.reports.registries import sync_summary
 from mirror.run import Cancellation, Run
 from mirror.sync import Inventory, InventoryBuilder, MemoryStore
 from mirror.sync.artifact import make_artifact, put_artifact
