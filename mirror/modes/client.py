@@ -314,10 +314,10 @@ class ModeClient:
         client, path = self._writer(repository, "push")
         return client.open_upload(path)
 
-    def cancel_upload(self, repository: str, upload: OpenUpload) -> None:
-        """Let the registry forget a session, best effort."""
+    def cancel_upload(self, repository: str, upload: OpenUpload) -> bool:
+        """Let the registry forget a session, and say whether it answered."""
         client, path = self._writer(repository, "push")
-        client.cancel_upload(path, upload)
+        return client.cancel_upload(path, upload)
 
     def mount_or_open(
         self, repository: str, digest: Digest, from_repository: str
