@@ -46,9 +46,9 @@ def continued(
     """The bytes of one blob from `offset` on; where one place breaks off, the next continues.
 
     `open_at` opens what a place has from an offset on. `failed` hears of each place that did not
-    bring the blob to its end, with the position reached, and may raise to end the attempt; places
-    are taken from `places` only then. Ends early when they run out, which `failed` can tell.
-    Bytes are not verified here.
+    bring the blob to its end, with the position reached; it may raise to end the attempt. The next
+    place is taken from `places` only then. The bytes end early when places run out, and they are
+    not verified here.
     """
     position = offset
     for place in places:
@@ -69,9 +69,9 @@ def continued(
 
 @dataclass(frozen=True, slots=True)
 class Holder:
-    """A source of which it is known where its blobs lie: in the repositories of `held`, no other.
+    """A source whose blobs lie in the repositories of `held` and in no others.
 
-    It is asked for a blob there, whatever repository the blob is wanted for.
+    It is asked for a blob there, whichever repository the blob is wanted for.
     """
 
     source: Source
@@ -80,7 +80,7 @@ class Holder:
 
 @dataclass(frozen=True, slots=True)
 class _Copy:
-    """Where one copy of some content should lie."""
+    """A place, and the repository there in which some content should lie."""
 
     place: int
     source: Source
@@ -92,27 +92,26 @@ class _Copy:
 
 @dataclass(slots=True)
 class _Record:
-    """What is known about one digest. Changed under the source's lock only."""
+    """What failed about one digest. Changed under the source's lock only."""
 
     errors: dict[int, MirrorError] = field(default_factory=dict)
-    """Place → why it is of no use; the first reason that is more than absence."""
+    """Place → why it is of no use; a reason that says more than absence is kept."""
     failed: set[_Copy] = field(default_factory=set)
-    givers: set[int] = field(default_factory=set)
-    """The places whose bytes are out and have not been judged."""
     mixed: bool = False
+    """Whether the bytes that proved wrong last came from several places."""
 
 
 class FailoverSource:
     """Several sources as one, asked in their order. Thread-safe.
 
     A place that gave wrong bytes, or none, is not asked for the same content again, and one that
-    does not answer is asked last from then on. Of that, `on_event` hears (`Warned`), but not of
-    mere absence. `wanted` tells in which other repositories of each source the same content should
-    lie, for a registry that lost it in one of them.
+    does not answer is asked last from then on. `on_event` hears of both (`Warned`), but not of mere
+    absence. `wanted` says in which other repositories of each source the same content should lie,
+    for a registry that lost it in one of them.
 
-    What no place has raises:
-        UnreachableError, DeniedError: none of them answers, or all of them refuse.
-        NoSoundCopyError: it is missing or damaged everywhere; names each place and its reason.
+    Where no place has the content, reading it raises:
+        UnreachableError, DeniedError: no place answers, or every place refuses.
+        NoSoundCopyError: the content is missing or damaged; names each place with its reason.
     """
 
     def __init__(
@@ -134,8 +133,9 @@ class FailoverSource:
         self._alike = _paths(wanted) if wanted is not None else {}
         self._name, self._on_event = name, on_event
         self._lock = threading.Lock()
-        self._records: dict[Digest, _Record] = {}  # under the lock, like the next
-        self._down: set[int] = set()
+        self._records: dict[Digest, _Record] = {}  # under the lock, like the next two
+        self._givers: dict[Digest, frozenset[int]] = {}  # whose bytes are out and not yet judged
+        self._down: frozenset[int] = frozenset()
 
     @property
     def name(self) -> str:
@@ -156,7 +156,7 @@ class FailoverSource:
     ) -> Generator[bytes, None, None]:
         def open_at(copy: _Copy, position: int) -> Generator[bytes, None, None]:
             with self._lock:
-                self._records.setdefault(digest, _Record()).givers.add(copy.place)
+                self._givers[digest] = self._givers.get(digest, frozenset()) | {copy.place}
             return copy.source.blob(copy.repository, digest, size, position)
 
         done = False
@@ -177,20 +177,19 @@ class FailoverSource:
             raise self._verdict(f"blob {digest}", digest)
 
     def reject(self, digest: Digest, error: MirrorError) -> None:
-        """What was read last as the blob `digest` proved wrong, as `error` says.
+        """Take note that the bytes read last as the blob `digest` are wrong, as `error` says.
 
-        Returns if it is worth being read once more, from its beginning.
+        Returns if it is worth reading the blob once more, from its beginning.
 
         Raises:
             NoSoundCopyError, UnreachableError, DeniedError: no place is left to read it from.
         """
         with self._lock:
             record = self._records.setdefault(digest, _Record())
-            givers = {place for place in record.givers if place not in record.errors}
-            # Of several that gave parts nobody knows who was wrong: one of them gives all next.
-            blamed = givers if len(record.givers) == 1 or record.mixed else set()
+            givers = self._givers.pop(digest, frozenset())
+            # If several gave parts, nobody knows who was wrong: one of them gives all next time.
+            blamed = givers - record.errors.keys() if len(givers) == 1 or record.mixed else ()
             record.mixed = not blamed
-            record.givers.clear()
         for place in blamed:
             copy = _Copy(place, self._sources[place], "")
             self._failed(copy, digest, _said_of(copy.source.name, digest, error))
@@ -200,14 +199,13 @@ class FailoverSource:
     # -- which place ---------------------------------------------------------------------------
 
     def _copies(self, repository: str, digest: Digest, *, is_blob: bool) -> Iterator[_Copy]:
-        """Where to look, in order; each is chosen when it is needed."""
+        """Where to look, in order. Each copy is chosen when it is needed."""
         seen: set[_Copy] = set()
         while True:
             with self._lock:
                 record = self._records.get(digest)
-                useless = record.failed if record else set()
-                barred = _barred(record)
-                down = set(self._down)
+                useless = frozenset(record.failed) if record else frozenset()
+                barred, down = _barred(record), self._down
             every = [
                 copy
                 for copy in self._all(repository, digest, is_blob=is_blob)
@@ -230,7 +228,7 @@ class FailoverSource:
             yield from (_Copy(place, source, path) for path in paths)
 
     def _failed(self, copy: _Copy, digest: Digest, error: MirrorError) -> None:
-        """Remember that `copy` is of no use."""
+        """Remember that `copy` is of no use for `digest`."""
         is_absence = isinstance(error, NotFoundError)
         with self._lock:
             record = self._records.setdefault(digest, _Record())
@@ -240,7 +238,7 @@ class FailoverSource:
                 record.errors[copy.place] = error
             is_news = not is_absence and copy.place not in self._down
             if isinstance(error, UnreachableError):
-                self._down.add(copy.place)
+                self._down |= {copy.place}
         _log.debug("%s: no %s: %s", copy, digest, error)
         if is_news and len(self._sources) > 1:
             self._on_event(Warned(f"{copy.source.name} does not give {digest}: {error}"))
@@ -257,7 +255,7 @@ class FailoverSource:
 
 
 def _said_of(place: str, digest: Digest, error: MirrorError) -> MirrorError:
-    """`error`, which was found when the bytes of several places had been put together."""
+    """`error`, which the whole of the bytes revealed, as one about the place that gave them."""
     where = f"{place}: blob {digest}"
     match error:
         case DigestMismatchError():
@@ -269,7 +267,7 @@ def _said_of(place: str, digest: Digest, error: MirrorError) -> MirrorError:
 
 
 def no_sound_copy(what: str, reasons: Sequence[tuple[str, MirrorError]]) -> MirrorError:
-    """The one error about content that no place gives; `reasons` are (place, its error)."""
+    """The error about content that no place gives. `reasons` are (place, its error)."""
     lines = [f"{what} cannot be had anywhere:"]
     for place, error in reasons:
         text = str(error)
@@ -282,10 +280,10 @@ def no_sound_copy(what: str, reasons: Sequence[tuple[str, MirrorError]]) -> Mirr
 
 
 def _barred(record: _Record | None) -> set[int]:
-    """Places that have nothing sound under this digest in any repository.
+    """Places that have nothing sound under a digest in any of their repositories.
 
-    Where it is absent from one repository, or access to that one is refused, another may have it;
-    equal bytes are stored once, so damage in one is damage in all.
+    Absence from one repository and refused access to it say nothing about the others. A registry
+    stores equal bytes once, so damage in one repository is damage in all.
     """
     if record is None:
         return set()

@@ -1,4 +1,4 @@
-"""Healing: putting right what a registry has under a digest, whatever it believes to have.
+"""Repair: putting right what a registry has under a digest, whatever it believes to have.
 
 An upload alone would do where the registry knows that content is missing. It may not: descriptor
 caches answer for files that are gone, and a file that exists is never written again. So the bytes
@@ -40,7 +40,7 @@ _log = logging.getLogger(__name__)
 
 
 class Repairer:
-    """Replaces damaged content of one registry, below its data root where that is known."""
+    """Replaces damaged content of one registry; also in its data folder `storage`, if given."""
 
     def __init__(
         self,
@@ -57,9 +57,9 @@ class Repairer:
     def repair_blobs(
         self, damaged: Mapping[Digest, MirrorError], wanted: Inventory
     ) -> tuple[tuple[Finding, ...], tuple[Failure, ...]]:
-        """Replace the blobs among what is `damaged` (digest → how that was noticed).
+        """Replace the blobs among what is `damaged` (digest → the error that revealed it).
 
-        Returns what is right again, and what is not.
+        Returns findings for what is right again, and failures for what is not.
         """
         found = [(digest, *home) for digest in damaged if (home := _home(digest, wanted))]
 
@@ -89,19 +89,22 @@ class Repairer:
         """Replace a manifest of repository `path`, all that it needs being there.
 
         Raises:
-            DamagedReplicaError: what is read back is still wrong; `error` told of it first.
+            DamagedReplicaError: what is read back is still wrong. `error` revealed it first.
         """
         digest, raw = manifest.digest, manifest.raw
         self._discard(digest)
         repository = self._place.locate(path)
-        # Manifests lie among the blobs, and an upload as a blob is written even where a cache
-        # still answers for the lost file; what PUT is given would not be.
+        # Manifests lie among the blobs. A registry writes an upload even if a cache still answers
+        # for the lost file, and would not write what it gets by PUT.
         self._place.client.upload(
             repository, digest, len(raw), lambda offset: (part for part in [raw[offset:]])
         )
         self._place.client.put_manifest(repository, digest, manifest)
-        with suppress(MirrorError):  # the link to a blob, which nothing needs
+        with suppress(MirrorError):  # nothing needs the link to a blob
             self._place.client.delete_blob(repository, digest)
+        if self._place.client.resolve(repository, digest) is None:
+            # A registry that stores both kinds in one place has deleted the manifest, too.
+            self._place.client.put_manifest(repository, digest, manifest)
         self._confirm(partial(read_manifest, self._place, path, digest), digest, error)
 
     def _send(self, digest: Digest, size: int, path: str) -> None:
@@ -143,7 +146,7 @@ class Repairer:
 
 
 class RepairingTarget:
-    """A target whose manifests in `damaged` are replaced, where others are only put."""
+    """A target that replaces the manifests in `damaged`, and puts all others."""
 
     def __init__(
         self, place: RegistryTarget, repairer: Repairer, damaged: Mapping[Digest, MirrorError]
@@ -181,7 +184,7 @@ class RepairingTarget:
 
 
 def describe_damage(name: str, damaged: Mapping[Digest, MirrorError]) -> list[Finding]:
-    """What to say about the damage of a registry."""
+    """Findings about the damage of a registry, by digest."""
     return [
         Finding(name, f"{digest} is damaged: {error}", digest=digest)
         for digest, error in sorted(damaged.items())
@@ -189,12 +192,12 @@ def describe_damage(name: str, damaged: Mapping[Digest, MirrorError]) -> list[Fi
 
 
 def repaired(place: str, path: str, digest: Digest) -> Finding:
-    """What to say of content that is right again."""
+    """The finding about content that is right again."""
     return Finding(place, f"{digest} was damaged or lost, and is right again", path, (), digest)
 
 
 def without_manifests(held: Inventory, digests: Collection[Digest]) -> Inventory:
-    """`held` as if these manifests were absent, so that a plan puts them."""
+    """`held` without these manifests, so that a plan puts them."""
     return Inventory(
         {
             path: replace(
@@ -206,7 +209,7 @@ def without_manifests(held: Inventory, digests: Collection[Digest]) -> Inventory
 
 
 def _home(digest: Digest, wanted: Inventory) -> tuple[str, int] | None:
-    """A repository that should have this blob, and its size; None if it is no blob."""
+    """A repository that should have this blob, and the blob's size; None for a manifest."""
     for path, content in sorted(wanted.repositories.items()):
         if digest in content.blobs:
             return path, content.blobs[digest]
@@ -224,10 +227,10 @@ class Storage:
     root: Path
 
     def check(self) -> None:
-        """See that this is such a root; a new registry makes it with the first blob.
+        """Check that this is such a root; a new registry makes it with the first blob.
 
         Raises:
-            InputError: it is none.
+            InputError: it is another folder, or there is none.
         """
         if not self.root.exists() and self.root.parent.is_dir():
             return
