@@ -4,26 +4,23 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from mirror.errors import (
-    CancelledError,
     ConflictError,
-    DeadlineError,
     IncompleteError,
     MirrorError,
     NotFoundError,
     RegistryError,
     RegistryNotFoundError,
-    StalledError,
     UnreachableError,
 )
 from mirror.oci import Digest
 from mirror.operations.results import Outcome, ReplicaResult, SyncOptions
-from mirror.operations.trees import listed_repositories, usual_repositories, walk_tree
+from mirror.operations.trees import ask_at_once, listed_repositories, usual_repositories, walk_tree
 from mirror.run import Run
 from mirror.sync import (
     Finding,
@@ -56,7 +53,6 @@ from mirror.sync.repair import (
 )
 from mirror.sync.statement import REPOSITORY, Statement, generation_of
 from mirror.sync.tree import RegistryTree
-from mirror.sync.workers import gather
 
 Answer = TypeVar("Answer")
 
@@ -160,35 +156,6 @@ def _read_at(tree: RegistryTree, digest: Digest) -> Published:
     if published is None:
         raise NotFoundError(f"{tree.name}: the statement {digest} is gone; run the command again")
     return published
-
-
-def ask_at_once(
-    trees: Sequence[RegistryTree],
-    question: Callable[[RegistryTree], Answer],
-    *,
-    patience_s: float | None = None,
-    run: Run,
-) -> list[Answer | MirrorError]:
-    """The answers to `question`, or why there is none, in the order of `trees`.
-
-    All are asked at once, and none for longer than `patience_s` seconds.
-    """
-
-    def ask(tree: RegistryTree) -> tuple[Answer | MirrorError]:
-        # In a tuple: to the workers an error that is returned is not an error.
-        try:
-            return (question(tree.within(run.with_deadline(patience_s))),)
-        except DeadlineError as err:
-            run.check()
-            silent = StalledError(f"no answer within {patience_s:g} s", where=tree.name)
-            silent.__cause__ = err
-            return (silent,)
-        except CancelledError:
-            raise
-        except MirrorError as err:
-            return (err,)
-
-    return [answer for (answer,) in gather(trees, ask, run=run.with_jobs(max(1, len(trees))))]
 
 
 def choose_leader(

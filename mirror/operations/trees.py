@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from typing import TypeVar
 
-from mirror.errors import RegistryError, UnreachableError
+from mirror.errors import (
+    CancelledError,
+    DeadlineError,
+    MirrorError,
+    RegistryError,
+    StalledError,
+    UnreachableError,
+)
 from mirror.events import OnEvent, ignore
 from mirror.layout import (
     FIXED_REPOSITORIES,
@@ -24,6 +32,9 @@ from mirror.sync.publication_state import read_state
 from mirror.sync.statement import REPOSITORY
 from mirror.sync.tree import RegistryTree
 from mirror.sync.walk import Memory, walk
+from mirror.sync.workers import gather
+
+Answer = TypeVar("Answer")
 
 
 @contextmanager
@@ -133,3 +144,32 @@ def usual_repositories(tree: RegistryTree) -> Iterator[str]:
         for name in tree.listed_tags(index):
             if names_component(name):
                 yield from repositories_of(index, name)
+
+
+def ask_at_once(
+    trees: Sequence[RegistryTree],
+    question: Callable[[RegistryTree], Answer],
+    *,
+    patience_s: float | None = None,
+    run: Run,
+) -> list[Answer | MirrorError]:
+    """The answers to `question`, or why there is none, in the order of `trees`.
+
+    All are asked at once, and none for longer than `patience_s` seconds.
+    """
+
+    def ask(tree: RegistryTree) -> tuple[Answer | MirrorError]:
+        # In a tuple: to the workers an error that is returned is not an error.
+        try:
+            return (question(tree.within(run.with_deadline(patience_s))),)
+        except DeadlineError as err:
+            run.check()
+            silent = StalledError(f"no answer within {patience_s:g} s", where=tree.name)
+            silent.__cause__ = err
+            return (silent,)
+        except CancelledError:
+            raise
+        except MirrorError as err:
+            return (err,)
+
+    return [answer for (answer,) in gather(trees, ask, run=run.with_jobs(max(1, len(trees))))]

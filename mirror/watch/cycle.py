@@ -11,9 +11,10 @@ from typing import Any
 from mirror.errors import MirrorError, NotFoundError, UnreachableError
 from mirror.oci import Digest
 from mirror.operations.adopt import adopt, may_move
-from mirror.operations.leader import Leader, LeaderAudit, ask_at_once, choose_leader
+from mirror.operations.leader import Leader, LeaderAudit, choose_leader
 from mirror.operations.results import Outcome, ReplicaResult, SyncOptions
 from mirror.operations.sync import sync_replicas
+from mirror.operations.trees import ask_at_once
 from mirror.run import Run
 from mirror.sync import Inventory
 from mirror.sync.observation import Depth, Failure
