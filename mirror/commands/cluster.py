@@ -16,7 +16,7 @@ from mirror.modes.addressing import (
     check_write,
     routes_for,
 )
-from mirror.modes.constants import LOGICAL_HOST, LOGICAL_PATH, User
+from mirror.modes.constants import LOGICAL_HOST, LOGICAL_PATH, RegistryUser
 from mirror.modes.endpoints import Endpoint, replica_endpoints
 from mirror.modes.routes import Plane, Role
 from mirror.modes.settings import NO_ACCESS, Account, ClusterAccess, RegistrySettings
@@ -130,13 +130,13 @@ class Cluster:
         if upstream is not None:
             host = upstream.host
         given = credentials_for(host, login, password) if login or password else None
-        if self.settings.kind.row.holds_own_images and access.account(User.RW) is None:
+        if self.settings.kind.row.holds_own_images and access.account(RegistryUser.RW) is None:
             # What was given or stored for the push address stands in for the unknown password.
             given = given or (credentials_for(host, None, None) if access.public_host else None)
             if given is not None:
-                account = Account(User.RW.value, SecretStr(""))  # `given` goes before it
-                access = replace(access, accounts={**access.accounts, User.RW: account})
-            elif not writes and access.account(User.RO) is not None and access.masters:
+                account = Account(RegistryUser.RW.value, SecretStr(""))  # `given` goes before it
+                access = replace(access, accounts={**access.accounts, RegistryUser.RW: account})
+            elif not writes and access.account(RegistryUser.RO) is not None and access.masters:
                 plane = Plane.API  # to read, `ro` will do
         routes = routes_for(names.address(place, plane), self.settings, plane, access)
         if plane is Plane.API:  # single replicas: the Service is for those inside
