@@ -1,7 +1,7 @@
-"""Adopt: take over from peers what a replica lacks, where nobody states an inventory.
+"""Adopt: take over from peers what a replica does not have, where nobody states an inventory.
 
-Content that other tools pushed comes with no generation and no leader, so nothing says which of
-two registries is right about a tag. What one has and the other lacks is no question, though.
+Content that other tools pushed has neither a generation nor a leader, so nothing says which of two
+registries is right about a tag. But if only one of them has a tag, there is nothing to decide.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from mirror.sync.walk import Memory
 
 @dataclass(frozen=True, slots=True)
 class Adoption:
-    """What was taken over: `inventory` is all that peers have and the replica does not contradict.
+    """What was taken over. `inventory` is all that peers have and the replica does not contradict.
 
-    It is at the replica now, unless there are failures. `sent` in bytes.
+    The replica holds it now, unless there are failures. `sent` is in bytes.
     """
 
     inventory: Inventory
@@ -108,7 +108,7 @@ def adopt(
 
 
 def undisputed(offered: Inventory, there: Tags) -> tuple[Inventory, tuple[Item, ...]]:
-    """What of `offered` contradicts no tag that is `there`, and the tags that do."""
+    """The part of `offered` that contradicts no tag in `there`, and the tags that contradict."""
     kept: dict[str, RepositoryContent] = {}
     conflicts: list[Item] = []
     for path, content in offered.repositories.items():

@@ -113,7 +113,7 @@ class Leader:
 
     @property
     def unread(self) -> tuple[Failure, ...]:
-        """What of a leader that states nothing could not be read, as far as somebody asked."""
+        """What could not be read of a leader that states nothing, as far as somebody asked."""
         return self._facts.failures if self._facts else ()
 
     def facts(self) -> Facts:
@@ -129,11 +129,11 @@ class Leader:
             return self._facts
 
     def audited(self) -> tuple[Failure, ...]:
-        """What it lacks of its own statement or cannot serve; waits for who looks (`judge`)."""
+        """What the leader states and does not hold; waits until the audit has called `judge`."""
         return self._audit.result()
 
     def judge(self, failures: tuple[Failure, ...]) -> None:
-        """Tell all who wait in `audited`. Once."""
+        """Answer everybody who waits in `audited`. Call it once."""
         self._audit.set_result(failures)
 
     def _read(self) -> Facts:
@@ -219,10 +219,10 @@ def _on_its_way(generation: int, leader: RegistryTree, highest: int) -> Conflict
 
 
 class LeaderAudit:
-    """Compares the leader with what it states. `carry_out` once, in a thread of its own.
+    """Compares the leader with its statement. Call `carry_out` once, in a thread of its own.
 
-    With `deep`, content that is lost or damaged is taken from a replica: what goes by a digest is
-    the same wherever it comes from. Tags are the leader's own decision and are only reported.
+    With `deep`, lost or damaged content is taken from a replica: equal digests mean equal content.
+    Tags are the leader's own decision, so differences are only reported.
     """
 
     def __init__(
@@ -242,11 +242,11 @@ class LeaderAudit:
         self._healed: tuple[Finding, ...] = ()
         self._failures: tuple[Failure, ...] = ()
         self._extras: tuple[str, ...] = ()
-        self._untold: tuple[Failure, ...] = ()  # says nothing about what it states
+        self._untold: tuple[Failure, ...] = ()  # of repositories beyond its statement
         self._facts: Facts | None = None
 
     def carry_out(self) -> ReplicaResult:
-        """Do it; what fails is in the result and is never raised."""
+        """Do all of it. What fails is in the result and is never raised."""
         try:
             self._facts = self._leader.facts()
             self._failures = self._audit(self._facts)
@@ -282,7 +282,7 @@ class LeaderAudit:
 
     def _audit(self, facts: Facts) -> tuple[Failure, ...]:
         if facts.published is None:
-            return facts.failures  # it was walked: there is no statement to hold it against
+            return facts.failures  # it was walked, so there is no statement to compare with
         depth = Depth.DEEP if self._options.deep else Depth.LISTED
         found = self._observe(facts, depth, also=self._repositories())
         self._extras = tuple(_unstated(facts, found))

@@ -1,4 +1,4 @@
-"""One replica brought to what the leader has: compared, filled, healed, stated, pruned."""
+"""Bring one replica to what the leader has: compare, fill, repair, state and prune it."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class Replication:
         self._started = time.monotonic()
 
     def carry_out(self) -> ReplicaResult:
-        """Do it; what fails is in the result and is never raised."""
+        """Do all of it. What fails is in the result and is never raised."""
         try:
             self._carry_out()
         except MirrorError as err:
@@ -83,7 +83,7 @@ class Replication:
         self._note(statement=stated)
         if stated is not None and stated == self._leader.digest and not self._options.full:
             self._note(generation=self._leader.generation)
-            return  # it holds all that the leader does, and said so when that was true
+            return  # both state the same, so the replica holds all that the leader does
         facts = self._leader.facts()
         standing = read_state(self.tree)
         if standing.current is not None:
@@ -116,7 +116,10 @@ class Replication:
         self._extras(facts, known, found)
 
     def _known(self, standing: PublicationState) -> Inventory:
-        """What the replica states; if pruning, what it ever stated: the rest cannot be listed."""
+        """What the replica states, and what it ever stated if it is pruned.
+
+        Nothing else tells of manifests that no tag names.
+        """
 
         def stated() -> Iterator[Inventory]:
             if self._options.prune:
@@ -129,7 +132,7 @@ class Replication:
         return union(stated())
 
     def _by_statements(self, wanted: Inventory, known: Inventory) -> Inventory:
-        """What is held, taken from what the replica states; only the difference is asked about."""
+        """What the replica holds, if its statement is believed; asks about the difference only."""
         self._run.on_event(PhaseStarted(f"{self.tree.name}: comparing what is stated"))
         rest = lacking(wanted, known)
         found = observe(self._place, rest, Depth.LISTED, run=self._run)
@@ -149,7 +152,7 @@ class Replication:
         )
 
     def _repair_damage(self, facts: Facts, found: Observation) -> tuple[Inventory, Observation]:
-        """Read back all that is there, replace what is wrong, and ask again what was unclear."""
+        """Replace what the look found damaged; return what is held and what stays unclear."""
         damaged = found.all_damage()
         if not damaged:
             return found.held, found
@@ -159,7 +162,7 @@ class Replication:
             return found.held, replace(found, unclear={})
         wanted = self._wanted(facts)
         blobs = wanted.blob_sizes()
-        # Manifests follow when all blobs are there: taken for absent, they are put once more.
+        # Manifests follow when all blobs are there: they count as absent, so the plan puts them.
         self._damaged = {d: error for d, error in damaged.items() if d not in blobs}
         repairer = self._repairer(facts)
         healed, failures = repairer.repair_blobs(damaged, wanted)
@@ -202,14 +205,14 @@ class Replication:
         unclear: frozenset[str],
         quick: bool,
     ) -> bool:
-        """Carry what lacks and state it; False where statements misled a `quick` one.
+        """Carry what is missing and state it; False if statements misled a `quick` one.
 
         Nothing is carried into `unclear` repositories: a refusal is no absence.
         """
         wanted = self._wanted(facts).filtered(lambda path: path not in unclear)
         plan = make_plan(wanted, held, stage=publication_stage)
         if facts.failures:
-            # What leads to versions waits until all of them could be read.
+            # Tags that lead to versions wait until every version could be read.
             plan = replace(plan, tags=plan.tags[:1] if _begins_with_images(plan) else ())
         if self._unrepaired:
             plan = replace(plan, tags=())
@@ -254,7 +257,7 @@ class Replication:
             )
         except IncompleteError as err:
             if quick and any(_misled(reason) for _, reason in err.failures):
-                return False  # something that was stated is gone: then everything is asked about
+                return False  # something that was stated is gone, so ask about everything
             for item, reason in err.failures:
                 self._fail(item, reason)
             return True
@@ -278,9 +281,9 @@ class Replication:
         return True
 
     def _retract(self, standing: PublicationState, facts: Facts, held: Inventory) -> None:
-        """Take back a statement that has proved false and could not be made true.
+        """Remove a statement that proved false and could not be made true.
 
-        Else this replica would pass for complete, and the next sync would believe it.
+        Otherwise this replica would count as complete, and the next sync would believe it.
         """
         current = standing.current
         if current is None or self._options.dry_run:
@@ -300,7 +303,7 @@ class Replication:
             self._note(statement=None, generation=None)
 
     def _confirm(self, steps: Sequence[PutManifest], facts: Facts) -> None:
-        """See that every manifest that was put is there; a cache may have swallowed it.
+        """Check that every manifest that was put is there; a cache may have swallowed it.
 
         Raises:
             IncompleteError: one is not, and cannot be brought there.
@@ -371,7 +374,7 @@ def _begins_with_images(plan: Plan) -> bool:
 
 
 def _awaited(path: str, tag: str) -> tuple[str, str] | None:
-    """The component that has to be there as a whole before a tag may turn; None for images."""
+    """The component that must be complete before a tag may turn; None for the tag of an image."""
     if path in INDEX_REPOSITORIES:
         return component_of(f"{path}/{tag}")
     if publication_stage(path, tag) > 0 or path in (INSTALL, INSTALL_STANDALONE):

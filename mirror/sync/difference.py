@@ -1,4 +1,4 @@
-"""What differs between two inventories, by repository and tag, with sizes. Pure."""
+"""What differs between two inventories or two states of tags, as values. Pure."""
 
 from __future__ import annotations
 

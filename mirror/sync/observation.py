@@ -1,4 +1,4 @@
-"""What a look at a registry found, as a value: what is there, what is unclear, what is damaged."""
+"""What a look at a registry found, as values: what is there, unclear, missing or damaged."""
 
 from __future__ import annotations
 

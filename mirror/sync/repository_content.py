@@ -1,4 +1,8 @@
-"""What an inventory is made of: manifests as the graph sees them, and what a repository holds."""
+"""What one repository holds: manifests as the graph sees them, and their canonical form.
+
+Equal values have equal bytes, so the digest of a document identifies its content; see
+docs/inventory.md.
+"""
 
 from __future__ import annotations
 
