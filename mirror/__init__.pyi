@@ -164,7 +164,6 @@ from mirror.registry.interfaces import RegistryReader as RegistryReader
 from mirror.registry.interfaces import RegistryWriter as RegistryWriter
 from mirror.registry.options import ConnectionOptions as ConnectionOptions
 from mirror.registry.options import RetryPolicy as RetryPolicy
-from mirror.registry.sockets import Backend as Backend
 from mirror.registry.upload_sessions import KeptUpload as KeptUpload
 from mirror.registry.upload_sessions import OpenUpload as OpenUpload
 from mirror.registry.upload_sessions import UploadJournal as UploadJournal
@@ -183,7 +182,6 @@ from mirror.release.source import ReleaseSource as ReleaseSource
 from mirror.release.source import SourceTree as SourceTree
 from mirror.run import Cancellation as Cancellation
 from mirror.run import Run as Run
-from mirror.serve.auth import User as User
 from mirror.sync.artifact import Artifact as Artifact
 from mirror.sync.content import MemoryStore as MemoryStore
 from mirror.sync.content import Source as Source
@@ -202,7 +200,6 @@ from mirror.sync.plan import Plan as Plan
 from mirror.sync.plan import PutManifest as PutManifest
 from mirror.sync.plan import PutTag as PutTag
 from mirror.sync.plan import make_plan as make_plan
-from mirror.sync.publication import Step as Step
 from mirror.sync.publication_state import Published as Published
 from mirror.sync.removal import DropManifest as DropManifest
 from mirror.sync.removal import DropTag as DropTag
