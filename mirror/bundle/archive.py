@@ -44,7 +44,7 @@ class Entry:
 
     @property
     def header(self) -> bytes:
-        """The tar header, a multiple of 512 bytes (more than one for long names)."""
+        """The tar header: 512 bytes, or a multiple of that for long names."""
         return tar_header(self.path, self.size)
 
     @property
@@ -62,7 +62,7 @@ class Entry:
 class Archive:
     """One archive of a bundle, laid out: entries in order and without gaps. Sizes in bytes.
 
-    `left_out` is what of its `inventory` lies elsewhere (`mirror.bundle.delta`).
+    `left_out` is the part of its `inventory` that lies elsewhere (`mirror.bundle.delta`).
     """
 
     name: str
@@ -74,7 +74,7 @@ class Archive:
 
     @property
     def carried(self) -> Inventory:
-        """What of its inventory has a place in it; its tags all have."""
+        """The part of its inventory that has a place in it, with all tags."""
         return minus(self.inventory, self.left_out)
 
     @property
@@ -89,7 +89,7 @@ def lay_out(
     """Give every file of archive `name` its place.
 
     `origins` maps each repository path to what it was called at the source, `host/path`. Indexes
-    name all tags; of what these reach, `left_out` gets no place.
+    name all tags; what these reach has a place, except for `left_out`.
     """
     files: list[tuple[tuple[str, ...], str, int, Digest, str, bytes | None]] = []
 
@@ -125,14 +125,14 @@ def lay_out(
 
 
 def tar_header(path: str, size: int) -> bytes:
-    """The header of a regular file: GNU format, mode 0777, owner 0, time 0."""
+    """Return the header of a regular file: GNU format, mode 0777, owner 0, time 0."""
     info = tarfile.TarInfo(path)
     info.size, info.mode, info.mtime = size, 0o777, 0
     return info.tobuf(tarfile.GNU_FORMAT, encoding="utf-8", errors="strict")
 
 
 def index_json(content: RepositoryContent, origin: str) -> bytes:
-    """A layout's index: one descriptor per tag, sorted by source reference."""
+    """Render a layout's index: one descriptor per tag, sorted by source reference."""
     return json.dumps(
         {
             "schemaVersion": 2,

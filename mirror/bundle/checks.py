@@ -29,7 +29,7 @@ class Check:
     """A stretch of an archive and what it must be: `size` bytes at `offset` that hash to `digest`
     (unless that is None), behind the bytes `before` and in front of `after` zero bytes.
 
-    `title` says what it is; `repository` is the one that it belongs to, if it does to one.
+    `title` says what it is; `repository` is the one that it belongs to, if any.
     """
 
     file: Readable
@@ -42,7 +42,7 @@ class Check:
     after: int = 0
 
     def problem(self, run: Run, on_bytes: Callable[[int], None]) -> str | None:
-        """What is wrong with it, to be read behind its title; None if nothing is.
+        """Return what is wrong with it, to be read behind its title; None if nothing is.
 
         Raises:
             IntegrityError, FileSystemError: it cannot be read to its end.
@@ -53,7 +53,7 @@ class Check:
         if end > self.file.size:
             return f"is missing: the archive ends at byte {self.file.size}"
         if self.before and self.file.read(start, len(self.before)) != self.before:
-            return f"is damaged: the header at byte {start} is another"
+            return f"is damaged: the header at byte {start} is not the sealed one"
         if self.digest is not None:
             verifier = Verifier(self.digest, self.size, self.title)
             for chunk in self.file.chunks(self.offset, self.size):
@@ -78,7 +78,7 @@ def _first_nonzero(file: Readable, offset: int, size: int) -> int | None:
 
 
 def sealed_checks(expected: Archive, archive: OpenArchive) -> Iterator[Check]:
-    """Every byte of an archive as the seal has it, in the order in which it lies there."""
+    """Check every byte of an archive against the seal, in the order in which it lies there."""
     for entry in expected.entries:
         header = entry.header
         yield Check(
@@ -97,7 +97,7 @@ def sealed_checks(expected: Archive, archive: OpenArchive) -> Iterator[Check]:
 
 
 def structure_checks(expected: Archive, archive: OpenArchive) -> Iterator[Check]:
-    """The same without the bytes of blobs: headers, and what indexes and manifests say."""
+    """Check the same without the bytes of blobs: headers, and what indexes and manifests say."""
     for check, entry in zip(sealed_checks(expected, archive), expected.entries, strict=False):
         manifests = expected.inventory.repository(entry.repository).manifests
         if entry.content is not None or entry.digest in manifests:
@@ -114,7 +114,7 @@ def _title(entry: Entry) -> str:
 
 
 def shift_findings(expected: Archive, archive: OpenArchive) -> Iterator[Finding]:
-    """What an archive of another size than sealed lacks, or has beside what it should have."""
+    """Report what an archive of another size than sealed is missing, or has besides."""
     yield Finding(archive.name, f"has {archive.file.size} bytes instead of {expected.size}")
     if archive.problem is not None:
         yield Finding(archive.name, archive.problem.seen_from(archive.name))
@@ -134,7 +134,7 @@ def shift_findings(expected: Archive, archive: OpenArchive) -> Iterator[Finding]
 
 
 def found_checks(archive: OpenArchive) -> Iterator[Check]:
-    """Every byte of an archive as far as it explains itself."""
+    """Check every byte of an archive without a seal, as far as it explains itself."""
     layouts = {layout: repository for repository, layout in archive.layouts().items()}
     for path, member in archive.members.items():
         layout, digest = blob_at(path)
@@ -148,7 +148,7 @@ def found_checks(archive: OpenArchive) -> Iterator[Check]:
             after=min(-member.size % BLOCK, archive.file.size - member.offset - member.size),
         )
     if archive.problem is None:
-        # GNU tar fills the last record of 10 KiB with zeros; anything else is not an archive's.
+        # GNU tar fills the last record of 10 KiB with zeros; nothing else may follow.
         size = archive.file.size - archive.end
         yield Check(archive.file, "the end marker", archive.end, 0, None, after=size)
 

@@ -29,7 +29,7 @@ from mirror.oci import Digest
 
 LEVEL = 3
 _FASTEST = -50
-"""For what does not become smaller: it is stored, at the speed of a copy."""
+"""The level for data that does not shrink: it is stored at the speed of a copy."""
 _SAMPLE = 32 << 10
 _WORTH = 0.97
 
@@ -86,8 +86,8 @@ class Compression:
     def submit(self, data: bytes, done: Callable[[bytes | BaseException], int]) -> None:
         """Compress `data` in one of the threads, which hands the frame, or the error, to `done`.
 
-        `done` answers how many frames are written by that. Waits while as many as may be are
-        compressed, or wait for one before them.
+        `done` returns how many frames that made it write. This call waits while the most frames are
+        under way that may be.
         """
         self._slots.acquire()
 
@@ -106,7 +106,7 @@ class Compression:
         if not hasattr(self._local, "usual"):
             self._local.usual, self._local.fastest = map(_compressor, (LEVEL, _FASTEST))
         compressor: zstandard.ZstdCompressor = self._local.usual
-        # Layers are compressed already. A piece of the middle tells, and costs little.
+        # Layers are compressed already; a sample from the middle shows that cheaply.
         start = max(0, len(data) // 2 - _SAMPLE // 2)
         sample = data[start : start + _SAMPLE]
         if len(data) > _SAMPLE and len(compressor.compress(sample)) > _WORTH * len(sample):
@@ -176,8 +176,9 @@ class Compressor:
             del self._pending[:FRAME]
 
     def hexdigest(self) -> str:
-        """Wait for all frames, write their table, and make it durable. The digests are those of
-        `files`; here there is none.
+        """Wait for all frames, write their table, and make it durable; return an empty text.
+
+        The digests are those of `files`.
 
         Raises:
             FileSystemError, NoSpaceError: a frame could not be written.

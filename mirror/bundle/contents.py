@@ -1,4 +1,4 @@
-"""What a bundle's archives hold: their indexes and manifests read, what is wrong noted."""
+"""What a bundle's archives hold, read from their indexes and manifests; errors become findings."""
 
 from __future__ import annotations
 
@@ -60,19 +60,19 @@ class Contents:
 
 
 class _Manifests(Mapping[Digest, Manifest]):
-    """The manifests of a bundle, read again whenever one is asked for: all of them at once would
-    be as much memory as somebody cared to put into the archives. Thread-safe once it is filled."""
+    """The manifests of a bundle, each read again whenever it is asked for: a hostile archive could
+    make all of them together fill the memory. Thread-safe once it is filled."""
 
     def __init__(self) -> None:
         self._places: dict[Digest, tuple[Readable, Member, str]] = {}
         self._nodes: dict[Digest, ManifestNode] = {}
 
     def node(self, digest: Digest) -> ManifestNode | None:
-        """What is known of a manifest that was added."""
+        """Return what is known of a manifest; None if it was not added."""
         return self._nodes.get(digest)
 
     def add(self, file: Readable, member: Member, node: ManifestNode) -> None:
-        """A manifest is found there."""
+        """Remember where a manifest lies."""
         digest = node.descriptor.digest
         self._places[digest] = (file, member, node.descriptor.media_type)
         self._nodes[digest] = node
@@ -88,18 +88,17 @@ class _Manifests(Mapping[Digest, Manifest]):
 
 
 def read_manifest(file: Readable, member: Member, digest: Digest, media_type: str) -> Manifest:
-    """A manifest where it lies. `media_type` is what its descriptor says: old documents do not say
-    it themselves.
+    """Read a manifest. `media_type` is its descriptor's, since old documents do not state it.
 
     Raises:
-        DigestMismatchError: its bytes are others.
+        DigestMismatchError: its bytes have another digest.
         InvalidManifestError, IntegrityError, FileSystemError: it cannot be read.
     """
     where = f"manifest {digest}"
     chunks = file.chunks(member.offset, member.size)
     raw = b"".join(verified(chunks, digest, member.size, where=where))
     if marks(raw) > MAX_MANIFEST_MARKS:
-        raise InvalidManifestError(f"{where} has more values than any manifest")
+        raise InvalidManifestError(f"{where} has more values than any manifest has")
     said = media_type if media_type in MANIFESTS else None
     return Manifest.parse(raw, said, algorithm=digest.algorithm)
 
@@ -202,7 +201,7 @@ class _LayoutReading:
         self.inventory = builder.build()
 
     def _size_of(self, digest: Digest) -> int | None:
-        """Bytes of a blob that lies in this layout, or of which the seal says that it need not."""
+        """Return the size of a blob that this layout has, or that its seal says it leaves out."""
         elsewhere = self._left_out.blobs.get(digest)
         if elsewhere is not None:
             return elsewhere
@@ -210,14 +209,14 @@ class _LayoutReading:
         return None if there is None else there.size
 
     def _note(self, digest: Digest | None, problem: str) -> None:
-        """Something is wrong with `digest`, or with the layout as a whole."""
+        """Note what is wrong with `digest`, or with the layout as a whole."""
         if digest is None or digest in self._problems or len(self._problems) < MAX_FINDINGS:
             self._problems[digest] = problem
         else:
             self._beyond += 1
 
     def findings(self) -> Iterator[Finding]:
-        """All that was wrong, each with the tags that suffer from it."""
+        """Yield all that is wrong, each with the tags that need it."""
         if self._problems:
             dependents = Dependents(self.inventory.repository(self._repository))
             alike: dict[tuple[str, ...], tuple[str, ...]] = {}
@@ -238,7 +237,7 @@ class _LayoutReading:
         The index's own media type is not looked at: archives of other writers have a wrong one.
         """
         if member.size > MAX_INDEX_BYTES:
-            raise DamagedBundleError(f"an index of {member.size} bytes is no layout's")
+            raise DamagedBundleError(f"an index of {member.size} bytes is larger than any layout's")
         try:
             data = self._archive.file.read(member.offset, member.size)
             if marks(data) > MAX_INDEX_MARKS:
@@ -256,10 +255,10 @@ class _LayoutReading:
                         f"{SHORT_TAG}, so it has no tag to go by; left out"
                     )
                 elif not isinstance(tag, str) or not valid_tag(tag):
-                    raise DamagedBundleError(f"{tag!r} is no tag")
+                    raise DamagedBundleError(f"{tag!r} is not a tag")
                 elif isinstance(reference, str) and reference.rpartition(":")[2] != tag:
-                    # Whoever writes archives derives the one from the other: one was changed.
-                    raise DamagedBundleError(f"tag {tag} does not go with reference {reference}")
+                    # Writers derive the one from the other, so somebody changed one.
+                    raise DamagedBundleError(f"tag {tag} does not match reference {reference}")
                 else:
                     yield tag, (digest, str(descriptor.get("mediaType")))
         except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as err:
@@ -268,9 +267,9 @@ class _LayoutReading:
             raise DamagedBundleError(f"not the index of a layout ({err})") from err
 
     def _manifest(self, digest: Digest, media_type: str) -> ManifestNode | None:
-        """What this layout's own copy of a manifest says; None, and a problem, if it is not right.
+        """Read this layout's own copy of a manifest; None, and a noted problem, if it is damaged.
 
-        `media_type` is what its descriptor says: old documents do not say it themselves.
+        `media_type` is what its descriptor says, since old documents do not state it.
         """
         member = self._archive.blob(self._repository, digest)
         if member is None:
@@ -278,7 +277,7 @@ class _LayoutReading:
             return None
         where = f"manifest {digest}"
         if member.size > MAX_MANIFEST_BYTES:
-            self._note(digest, f"{where} has {member.size} bytes, more than any has")
+            self._note(digest, f"{where} has {member.size} bytes, more than any manifest has")
             return None
         try:
             node = ManifestNode.of(read_manifest(self._archive.file, member, digest, media_type))

@@ -1,7 +1,7 @@
-"""What of an inventory the archives of a bundle carry.
+"""Which part of an inventory the archives of a bundle carry, and which they leave out.
 
 A bundle speaks of everything that its images need, and an ordinary one carries it in each layout
-that needs it. What lies elsewhere may be left out: a delta leaves out what its base holds, and a
+that needs it. It may leave out what lies elsewhere: a delta leaves out what its base holds, and a
 deduplicated bundle every copy of a blob but one. Which entries these are follows from what the
 bundle speaks of and from its `Carriage`; nothing else is written down.
 """
@@ -72,16 +72,16 @@ NO_OMISSIONS = Omissions()
 
 
 def against(base: Inventory, wanted: Inventory, *, once: bool = False) -> Carriage:
-    """Leave to `base` all that it holds of `wanted`.
+    """Leave to `base` whatever it holds of `wanted`.
 
-    Where that is nothing the outcome is a complete bundle, which needs no base.
+    If it holds nothing of that, the outcome is a complete bundle, which needs no base.
     """
     needed = needed_from(base, wanted)
     return Carriage(base.digest() if needed.repositories else None, needed, once)
 
 
 def needed_from(base: Inventory, wanted: Inventory) -> Inventory:
-    """The part of `base` that a delta for `wanted` relies on.
+    """Return the part of `base` that a delta for `wanted` relies on.
 
     A manifest counts where the same repository holds it: manifests are small, and a registry
     cannot mount them. A blob counts wherever it is held, since a target mounts it from there: in
@@ -112,9 +112,9 @@ def needed_from(base: Inventory, wanted: Inventory) -> Inventory:
 
 
 def left_out(parts: Mapping[str, Inventory], carriage: Carriage) -> dict[str, Inventory]:
-    """What each archive of a bundle speaks of and does not carry; `parts` is what they speak of.
+    """Return what each archive leaves out of what it speaks of, which is `parts`.
 
-    Of a blob that is carried once the copy stays which comes first by archive and repository.
+    A blob that is carried once stays where it comes first, by archive and repository.
     """
     at_base = carriage.needed.blob_sizes()
     carried: set[Digest] = set()
@@ -136,7 +136,7 @@ def left_out(parts: Mapping[str, Inventory], carriage: Carriage) -> dict[str, In
 
 
 def minus(whole: Inventory, part: Inventory) -> Inventory:
-    """`whole` without the manifests and blobs of `part`; tags stay, whatever they name."""
+    """Return `whole` without the manifests and blobs of `part`; all tags stay."""
     if not part.repositories:
         return whole
     repositories = {}
@@ -150,13 +150,14 @@ def minus(whole: Inventory, part: Inventory) -> Inventory:
     return Inventory({path: content for path, content in repositories.items() if content})
 
 
-def lacking(
+def missing_findings(
     wanted: Inventory, needed: Inventory, held: Inventory, place: str
 ) -> tuple[Finding, ...]:
-    """What of `needed` is not at `place`, which holds `held`; told by what of `wanted` needs it.
+    """Report each piece of `needed` that `place`, which holds `held`, does not have.
 
-    A manifest must be in its repository, a blob in any. In canonical order, but first what has a
-    name: of the thousands of images that go by their digests a person knows none.
+    A finding names the part of `wanted` that needs the piece. A manifest must be in its repository,
+    a blob in any. Findings about images with a name come first, since a person knows none of the
+    thousands that go by their digests; otherwise the order is canonical.
     """
     missing = set(needed.blob_sizes()) - set(held.blob_sizes())
     findings: list[Finding] = []

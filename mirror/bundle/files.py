@@ -95,7 +95,7 @@ class WriteAt:
 
     def __init__(self, path: Path, *, keep: bool = False) -> None:
         self.path = path
-        # Nobody has links there; one would lead the archive out of the bundle's folder.
+        # A link there would lead the archive out of the bundle's folder.
         flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
         flags |= 0 if keep else os.O_TRUNC
         with os_errors(path, "create"):
@@ -144,9 +144,9 @@ class WriteAt:
 
 
 class _Parts:
-    """The parts' files as one stretch of bytes. Thread-safe.
+    """Makes the parts' files one stretch of bytes. Thread-safe.
 
-    At most `_OPEN_FILES` of them stay open besides those in use: an archive may have thousands.
+    An archive may have thousands of parts, so at most `_OPEN_FILES` stay open besides those in use.
     """
 
     def __init__(self, paths: Sequence[Path], sizes: Sequence[int], flags: int) -> None:
@@ -164,7 +164,7 @@ class _Parts:
         return self._starts[1:]
 
     def windows(self, offset: int, size: int) -> Iterator[tuple[int, int, int]]:
-        """(part, offset in it, size) of a stretch, which lies inside the whole."""
+        """Cut a stretch, which lies inside the whole, into (part, offset in it, size)."""
         end = offset + size
         while offset < end:
             number = bisect_right(self._starts, offset) - 1
@@ -189,7 +189,7 @@ class _Parts:
 
     @contextmanager
     def use(self, number: int, doing: str) -> Iterator[int]:
-        """The descriptor of a part, which stays open for the block; `doing` as in `os_errors`."""
+        """Give the descriptor of a part, open for the block; `doing` is as in `os_errors`."""
         path = self.paths[number]
         with self._lock:
             if self._closed:
@@ -219,22 +219,21 @@ class _Parts:
                     return
 
     def close(self) -> None:
-        """Release the files, those in use as soon as they are not; again does nothing."""
+        """Release the files, those in use as soon as they are not. A second call does nothing."""
         with self._lock:
             self._closed = True
             self._trim(0)
 
 
 class PartedReader(Readable):
-    """Parts read as the one archive they are, at offsets and by any number of threads.
+    """Parts read as the one archive that they are, at offsets and by any number of threads.
 
-    Offers what `files.ReadAt` does. `path` is the archive's, which is no file; `size` in bytes.
-
-    `paths` are its parts in any order, also from several folders. `sizes` are those that a seal
-    states; without them a last part that is missing shows only as an archive cut short.
+    `path` is the archive's, where no file lies. `paths` are its parts in any order, from several
+    folders if need be. `sizes` are those that a seal states; without them, a missing last part
+    shows only as an archive that was cut short.
 
     Raises:
-        InputError: no parts, something that is no part, or parts of several archives.
+        InputError: there are no parts, or other files, or parts of several archives.
         DamagedBundleError: parts are missing, empty (the last one may be), of another size than
             stated, or there twice; each is named.
         FileSystemError: a part cannot be examined.
@@ -287,7 +286,7 @@ class PartedReader(Readable):
 
 
 def _ordered(paths: Iterable[Path]) -> tuple[str, dict[int, Path]]:
-    """The archive that `paths` are parts of, and its parts by number."""
+    """Return the archive that `paths` are parts of, and its parts by number."""
     archives: dict[str, dict[int, Path]] = {}
     for path in sorted(paths, key=lambda one: (one.name, one)):
         parsed = parse_part_name(path.name)
@@ -319,7 +318,7 @@ def _check_size(
     path: Path, number: int, size: int, found: Sequence[int], sizes: Sequence[int] | None
 ) -> None:
     if sizes is not None:
-        # Behind the stated ones only the empty part that d8 may leave has a place.
+        # Only the empty part that d8 may leave has a place behind the stated ones.
         if number >= len(sizes) and (size or number > len(sizes)):
             raise DamagedBundleError(
                 f"{path.name} does not belong to this bundle, whose archive has {len(sizes)} parts"
@@ -333,7 +332,7 @@ def _check_size(
 
 
 def _listed(archive: str, numbers: Sequence[int]) -> str:
-    """Parts by name, runs of them as one: `X.tar.0003.chunk to X.tar.0007.chunk`."""
+    """Name parts, runs of them as one: `X.tar.0003.chunk to X.tar.0007.chunk`."""
     runs: list[tuple[int, int]] = []
     for number in numbers:
         if runs and runs[-1][1] == number - 1:
@@ -352,8 +351,8 @@ def _listed(archive: str, numbers: Sequence[int]) -> str:
 class PartedWriter:
     """An archive of `size` bytes written at offsets into parts, by any number of threads.
 
-    Offers what `files.WriteAt` does, with the same duty to write each byte once. `path` is the
-    archive's, such as `platform.tar.partial`, and is no file; `parts` are what is written, such as
+    It offers what `WriteAt` does, and each byte is written once here too. `path` is the archive's,
+    such as `platform.tar.partial`, where no file lies; `parts` are the files, such as
     `platform.tar.0000.chunk.partial`. With `keep`, what an earlier run left in them stays.
 
     Raises:
@@ -422,7 +421,7 @@ class PartedWriter:
 
 
 def _taken(views: list[memoryview], size: int) -> list[memoryview]:
-    """The first `size` bytes of `views`, which lose them."""
+    """Take the first `size` bytes off `views`."""
     taken: list[memoryview] = []
     while size:
         view = views[0][:size]

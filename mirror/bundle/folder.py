@@ -84,11 +84,11 @@ def check_folder(folder: Path, *, force: bool) -> None:
             name.removesuffix(ZSTD_SUFFIX).endswith(".tar") or parse_part_name(name)
         ):
             raise InputError(
-                f"{folder} has {name}, which is no archive of a bundle, and a push would take it "
+                f"{folder} has {name}, which is not a bundle's archive, but a push would take it "
                 "for one; move it elsewhere"
             )
     for path in listed(folder):
-        # It would be in the way when all is fetched.
+        # It would get in the way only after everything was fetched.
         if path.is_dir() and not path.is_symlink() and path.name != EARLIER:
             final = path.name.removesuffix(PARTIAL_SUFFIX)
             if path.name == JOURNAL or final in (SEAL, *_OWN_FILES) or _of_a_bundle(final):
@@ -98,8 +98,8 @@ def check_folder(folder: Path, *, force: bool) -> None:
 
 
 def _belongs(name: str, seal: Seal) -> bool:
-    """Whether a file of this name is of the sealed bundle: a pull that was stopped at its very end
-    has given some their names."""
+    """Whether a file of this name belongs to the sealed bundle: a pull that was stopped at its very
+    end has named some files already."""
     part = parse_part_name(name)
     archive = (part[0] if part else name).removesuffix(ZSTD_SUFFIX)
     return name in (*seal.files, SUMS, SIGNATURE) or archive in seal.archives
@@ -120,10 +120,10 @@ def check_space(folder: Path, needed: int) -> None:
 
 @contextmanager
 def only_writer(folder: Path) -> Iterator[None]:
-    """Nobody else makes a bundle in `folder` meanwhile.
+    """Keep others from making a bundle in `folder` for the length of the block.
 
     Raises:
-        InputError: somebody does.
+        InputError: somebody does so already.
     """
     with os_errors(folder, "open"):
         fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -145,7 +145,7 @@ def only_writer(folder: Path) -> Iterator[None]:
 
 
 def listed(folder: Path) -> list[Path]:
-    """What is in a folder, sorted."""
+    """Return what is in a folder, sorted."""
     with os_errors(folder, "read"):
         return sorted(folder.iterdir())
 

@@ -1,9 +1,9 @@
 """Digests of a file that is still being written, in whatever order its bytes arrive.
 
-A sum over an archive that is made after the archive is a second read of the whole disk. Here a
-thread follows the writers: as soon as the bytes from the beginning on are there without a gap it
-reads them back, mostly from the page cache, and hashes them. When the last byte is written the
-digests are nearly done.
+To hash an archive after it was written, the whole disk must be read a second time. Here a thread
+follows the writers: it reads back and hashes the bytes as soon as they are there without a gap from
+the beginning on, mostly from the page cache. When the last byte is written the digests are nearly
+done.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def windows_of(sizes: Iterable[int]) -> tuple[Window, ...]:
 
 
 class _Ranges:
-    """What is written, as few disjoint ranges: neighbours become one. Not thread-safe."""
+    """Which bytes are written, as disjoint ranges; neighbours become one. Not thread-safe."""
 
     def __init__(self) -> None:
         self._starts: list[int] = []
@@ -73,7 +73,7 @@ class _Ranges:
         self._ends[first:last] = [end]
 
     def contiguous(self, start: int) -> int:
-        """Where the bytes from `start` on first end; `start` if it is not there."""
+        """Return where the bytes from `start` on first end; `start` if that byte is not there."""
         number = bisect_right(self._starts, start) - 1
         return max(start, self._ends[number]) if number >= 0 else start
 
@@ -93,7 +93,7 @@ class Follower:
     one chunk, and a pair of numbers per gap in what is written.
 
     Raises:
-        ValueError: a window reaches below zero, or there are none.
+        ValueError: a window reaches below zero, or there are no windows.
     """
 
     def __init__(
@@ -161,12 +161,12 @@ class Follower:
             return len(self._ranges)
 
     def done(self, offset: int, size: int) -> None:
-        """These bytes are written and will not change; any thread may say so, also again.
+        """Take note that these bytes are written and final. Any thread may call it, repeatedly too.
 
-        Never waits and never raises for what the thread met: that is for `finish`.
+        It never waits. Errors of the following thread are raised by `finish`.
 
         Raises:
-            ValueError: they lie outside all windows' reach.
+            ValueError: they lie outside the windows.
         """
         if offset < 0 or size < 0 or offset + size > self._end:
             raise ValueError(f"bytes {offset} to {offset + size} are not all below {self._end}")

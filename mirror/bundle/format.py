@@ -87,12 +87,12 @@ def inside(layout: str, name: str) -> str:
 
 
 def part_name(archive: str, number: int) -> str:
-    """The file name of part `number`, from 0, of `archive`: four digits, more past 9999."""
+    """Return the file name of part `number`, from 0, of `archive`: four digits, more past 9999."""
     return f"{archive}.{number:04}.chunk"
 
 
 def parse_part_name(name: str) -> tuple[str, int] | None:
-    """(archive, number) of a file name; None if it is no part's."""
+    """Return the (archive, number) that the file name of a part spells; None for other names."""
     match = _PART.fullmatch(name)
     if match is None:
         return None
@@ -102,9 +102,9 @@ def parse_part_name(name: str) -> tuple[str, int] | None:
 
 
 def part_sizes(total: int, part_size: int) -> tuple[int, ...]:
-    """The sizes of the parts of `total` bytes: each exactly `part_size`, the last what is left.
+    """Return the sizes of the parts of `total` bytes: each exactly `part_size`, the last the rest.
 
-    No part is empty, so there are none of an empty whole.
+    No part is empty, so an empty whole has no parts.
 
     Raises:
         ValueError: `part_size` is not positive, or `total` negative.
@@ -116,7 +116,7 @@ def part_sizes(total: int, part_size: int) -> tuple[int, ...]:
 
 
 def part_paths(path: Path, count: int) -> tuple[Path, ...]:
-    """The files of the `count` parts of the archive at `path`, which may end in `.partial`."""
+    """Return the files of `count` parts of the archive at `path`, which may end in `.partial`."""
     archive = path.name.removesuffix(PARTIAL_SUFFIX)
     suffix = path.name[len(archive) :]
     return tuple(path.with_name(part_name(archive, number) + suffix) for number in range(count))
@@ -164,13 +164,13 @@ than 4 GiB, which a disc holds with UDF, or with ISO 9660 from level 3 on.
 
 
 def parse_part_size(text: str) -> int:
-    """The bytes of one part; 0 means that archives stay whole.
+    """Read the size of one part in bytes; 0 means that archives stay whole.
 
     A plain number counts GB of 10⁹ bytes and may have a fraction; units are kB, MB, GB, TB and KiB,
-    MiB, GiB, TiB in any case; `PRESETS` go by their names. What is no whole byte is rounded down.
+    MiB, GiB, TiB in any case; `PRESETS` go by their names. Fractions of a byte are dropped.
 
     Raises:
-        InputError: it is none of these, or less than 1 MB.
+        InputError: it is something else, or less than 1 MB.
     """
     wish = text.strip()
     if wish.lower() in PRESETS:
@@ -197,7 +197,7 @@ _SHOWN_UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 
 
 def size_text(count: int) -> str:
-    """Bytes as a person reads them: `1.5 GiB`."""
+    """Write a number of bytes as a person reads it: `1.5 GiB`."""
     value, unit = float(count), 0
     while value >= 1024 and unit < len(_SHOWN_UNITS) - 1:
         value, unit = value / 1024, unit + 1

@@ -141,7 +141,7 @@ def require() -> None:
 
 
 class GostHash:
-    """One GOST R 34.11-2012 digest of 256 bits under computation. For one thread at a time.
+    """Computes one GOST R 34.11-2012 digest of 256 bits. For one thread at a time.
 
     Raises:
         GostUnavailableError: this machine cannot; the message says what to install.
@@ -172,7 +172,7 @@ class GostHash:
             raise _unavailable("it failed at its work")
 
     def hexdigest(self) -> str:
-        """The digest of all bytes: 64 digits of lower-case hex, in the byte order of `.gostsum`.
+        """Return the digest: 64 digits of lower-case hex, in the byte order of `.gostsum`.
 
         It ends the computation; a second call gives the same.
 
@@ -211,7 +211,7 @@ class GostHash:
 
 
 def gost_digest(chunks: Iterable[bytes]) -> str:
-    """The digest of some bytes, as `GostHash.hexdigest` gives it."""
+    """Return the digest of some bytes, as `GostHash.hexdigest` does."""
     with GostHash() as gost:
         for chunk in chunks:
             gost.update(chunk)

@@ -33,7 +33,7 @@ class ComponentInsight:
     """The platform, a module, a package and so on, over all its repositories.
 
     `versions` are newest first. `channels` maps each to the versions that it leads to: those that
-    have the same image in the repository of channels, none where no version there has it.
+    have the same image in the repository of channels. A channel may lead to no version there.
     """
 
     kind: str
@@ -163,8 +163,8 @@ class BundleInsight:
     """What a bundle holds, content that a delta leaves to its base included: `omissions` says how
     much of it the archives do not carry.
 
-    `unique` counts all content once; `shared` is what the images would take besides if none had a
-    layer in common with another. The archives hold more than that: a copy in each layout.
+    `unique` counts all content once; `shared` is what images would take in addition if they had no
+    layers in common. The archives hold more than that: a copy in each layout.
     """
 
     name: str
@@ -232,7 +232,7 @@ class BundleInsight:
 def inspect_bundle(reader: BundleReader, *, layers: int = 20) -> BundleInsight:
     """What the bundle behind `reader` holds, with its `layers` largest layers.
 
-    Of a damaged bundle it is what could be read of it; its verification tells the rest.
+    Of a damaged bundle it is what could be read; a verification reports the rest.
     """
     sizes = {archive.name: archive.file.size for archive in reader.archives}
     found = insight(
@@ -260,7 +260,7 @@ def insight(
 ) -> BundleInsight:
     """The same from what each archive holds, and the size of its file."""
     total = union(archives.values())
-    # First, before there is anything else: it takes as much memory as all of the inventory.
+    # This takes as much memory as the whole inventory, so it comes before anything else.
     inventory_digest = total.digest()
     found = tuple(
         ArchiveInsight(
@@ -317,7 +317,7 @@ def _repository(path: str, content: RepositoryContent) -> RepositoryInsight:
     tags: dict[Digest, list[str]] = {}
     for tag, digest in sorted(content.tags.items()):
         tags.setdefault(digest, []).append(tag)
-    # Walked twice: to keep what each image reaches would be their number times that.
+    # Images are walked twice, since keeping what each one reaches would take too much memory.
     users = Counter(each for digest in tags for each in _reached(digest, content))
     images = []
     for digest, names in tags.items():

@@ -47,13 +47,13 @@ class Member:
 
 
 def members(file: Readable) -> Generator[Member, None, int]:
-    """Every regular file of an archive, in order; returns where its end marker begins.
+    """Yield every regular file of an archive, in order; return where its end marker begins.
 
-    Folders are passed over.
+    Folders are skipped.
 
     Raises:
         DamagedBundleError: a header does not check out, the archive is cut short, or it holds
-            something that has no business in a bundle (links, devices, names that lead outside).
+            something that does not belong in a bundle (links, devices, names that lead outside).
     """
     offset = 0
     path: str | None = None
@@ -68,7 +68,7 @@ def members(file: Readable) -> Generator[Member, None, int]:
         try:
             info = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
         except tarfile.HeaderError as err:
-            raise _damaged(file, offset, f"a header that is none ({err})") from err
+            raise _damaged(file, offset, f"this is not a header ({err})") from err
         start = offset if start is None else start
         offset += BLOCK
         size = info.size if pax_size is None or info.type in (_PAX, _LONG_NAME) else pax_size
@@ -76,7 +76,7 @@ def members(file: Readable) -> Generator[Member, None, int]:
             raise _damaged(
                 file,
                 offset - BLOCK,
-                f"{_shown(path or info.name)} of {size} bytes, which end behind the archive's end",
+                f"{_shown(path or info.name)} of {size} bytes, beyond the archive's end",
             )
         end = offset + size + (-size % BLOCK)
         if info.type in (_LONG_NAME, _LONG_LINK, _PAX, _PAX_GLOBAL):
@@ -104,34 +104,36 @@ def members(file: Readable) -> Generator[Member, None, int]:
                 yield Member(_inside(file, start, name), start, offset, size)
         elif info.type != tarfile.DIRTYPE:
             raise _damaged(
-                file, start, f"{_shown(name)}, which is no regular file; bundles have no others"
+                file, start, f"{_shown(name)}, which is not a regular file; bundles have no others"
             )
         offset, path, pax_size, start = end, None, None, None
 
 
 def _inside(file: Readable, offset: int, name: str) -> str:
-    """`name` without `./` parts, if it stays inside the archive."""
+    """Return `name` without `./` parts, if it stays inside the archive."""
     if len(name) * (1 if name.isascii() else 4) > _MAX_NAME:
         raise _damaged(file, offset, f"a name of {len(name)} characters, {_shown(name)}")
     parts = [part for part in name.split("/") if part not in ("", ".")]
     printable = name.isprintable() and "\\" not in name
     if name.startswith("/") or ".." in parts or not parts or not printable:
-        raise _damaged(file, offset, f"the name {_shown(name)}, which leads outside or is none")
+        raise _damaged(
+            file, offset, f"the name {_shown(name)}, which leads outside or is not a name"
+        )
     return "/".join(parts)
 
 
 def _pax_records(file: Readable, offset: int, data: bytes) -> dict[str, str]:
-    """The `length key=value` records of a pax header (POSIX pax, "Extended Header")."""
+    """Read the `length key=value` records of a pax header (POSIX pax, "Extended Header")."""
     records: dict[str, str] = {}
     while data:
         length_text, space, _ = data.partition(b" ")
         if not space or not length_text.isdigit() or len(length_text) > 6:
-            raise _damaged(file, offset, "a pax header that is none")
+            raise _damaged(file, offset, "this is not a pax header")
         length = int(length_text)
         record, data = data[len(length_text) + 1 : length], data[length:]
         key, equals, value = record.partition(b"=")
         if not equals or not value.endswith(b"\n"):
-            raise _damaged(file, offset, "a pax header that is none")
+            raise _damaged(file, offset, "this is not a pax header")
         records[key.decode("utf-8", "replace")] = value[:-1].decode("utf-8", "surrogateescape")
     return records
 
@@ -158,7 +160,7 @@ def _damaged(file: Readable, offset: int, found: str) -> DamagedBundleError:
 
 _LAYOUT_FILES = frozenset({INDEX, "oci-layout"})
 _MOST_FOLDERS = 5000
-"""So many are searched for a layout: whoever names the root of a disk gets an answer soon."""
+"""The search for a layout ends here, so that naming the root of a disk soon gives an answer."""
 
 
 def is_tree(folder: Path) -> bool:
@@ -176,8 +178,8 @@ def is_tree(folder: Path) -> bool:
 class TreeFile(Readable):
     """The files of a tree as one stretch of bytes, each at a multiple of 512. Thread-safe.
 
-    Offers what `files.ReadAt` does. What no layout has is passed over. `problem` is what ended the
-    search for files, if something did.
+    Files that no layout has are skipped. `problem` is what ended the search for files, if anything
+    did.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -199,14 +201,14 @@ class TreeFile(Readable):
         self._starts = [member.offset for member in self._members]
 
     def members(self, _file: object = None) -> Generator[Member, None, int]:
-        """Every file, in order; raises the `problem` behind the last one it found before."""
+        """Yield every file, in order; raise the `problem` behind the last one."""
         yield from self._members
         if self.problem is not None:
             raise self.problem
         return self.size
 
     def _files_below(self, folder: str, below: str) -> Iterator[tuple[str, str, int]]:
-        """(name, path, size) of the files of layouts in a folder and below, sorted."""
+        """Yield (name, path, size) of the files of layouts in a folder and below, sorted."""
         path = Path(folder)
         with os_errors(path, "read"), os.scandir(folder) as listing:
             entries = sorted(listing, key=lambda entry: entry.name)
@@ -228,7 +230,7 @@ class TreeFile(Readable):
                 yield from self._files_below(entry.path, name + "/")
             elif entry.name in _LAYOUT_FILES or _is_blob(name):
                 if not stat.S_ISREG(status.st_mode):
-                    raise self._hostile(name, "is no regular file")
+                    raise self._hostile(name, "is not a regular file")
                 yield name, file, status.st_size
 
     def chunks(self, offset: int, size: int) -> Generator[bytes, None, None]:
@@ -272,7 +274,7 @@ class TreeFile(Readable):
                 os.close(fd)
 
     def close(self) -> None:
-        """Nothing stays open between readings."""
+        """Do nothing: no file stays open between readings."""
 
     def _hostile(self, name: str, what: str) -> DamagedBundleError:
         return DamagedBundleError(f"{name!a:.200} {what}", where=self.path.name)

@@ -36,10 +36,10 @@ from mirror.sync import Inventory
 
 
 def find_archives(paths: Iterable[Path], seal_name: str = SEAL) -> dict[Path, tuple[Path, ...]]:
-    """The archives that `paths` name, sorted by name, each with the files that it consists of.
+    """Return the archives that `paths` name, sorted by name, each with its files.
 
     A path is a folder, an archive, or a part of one (`X.tar.0000.chunk`), which stands for all
-    parts beside it. A folder with a seal may lack archives, which is for a verification to say.
+    parts beside it. In a folder with a seal, archives may be missing; a verification reports that.
 
     Raises:
         InputError: a path does not exist, no archive is there, or one is there whole and in parts.
@@ -66,13 +66,10 @@ def find_archives(paths: Iterable[Path], seal_name: str = SEAL) -> dict[Path, tu
     for archive, consists in found.items():
         if len({stored_file(file) for file in consists}) > 1:
             raise InputError(
-                f"{archive} is there compressed and not compressed, of which one is older; "
-                "remove that"
+                f"{archive} is there compressed and not compressed; remove the older one"
             )
         if len(consists) > 1 and any(stored_file(file) == file for file in consists):
-            raise InputError(
-                f"{archive} is there whole and in parts, of which one is older; remove that"
-            )
+            raise InputError(f"{archive} is there whole and in parts; remove the older one")
     ordered = sorted(found, key=lambda path: (path.name, path))
     return {archive: tuple(sorted(found[archive])) for archive in ordered}
 
@@ -83,20 +80,20 @@ def _listed(folder: Path) -> list[Path]:
 
 
 def archive_at(path: Path) -> Path | None:
-    """The archive that a file is, or is a part of, compressed or not; None for other files."""
+    """Return the archive that a file is, or is a part of, compressed or not; None for others."""
     stored = stored_file(path)
     archive = stored.with_name(stored.name.removesuffix(ZSTD_SUFFIX))
     return archive if archive.suffix == ".tar" else None
 
 
 def stored_file(path: Path) -> Path:
-    """The file that holds an archive, if it is in one piece."""
+    """Return the file that would hold an archive in one piece: without the name of the part."""
     part = parse_part_name(path.name)
     return path if part is None else path.with_name(part[0])
 
 
 def _is_bundle(folder: Path) -> bool:
-    """Whether a folder is one, or becomes one, whatever archives are there."""
+    """Whether a folder is a bundle, or becomes one, whatever archives are there."""
     return (folder / SEAL).is_file() or (folder / PARTIAL_SEAL).is_file()
 
 
@@ -104,9 +101,9 @@ def _check_tree(folder: Path) -> None:
     """Raise InputError if archives were unpacked beside their seal, which speaks of archives."""
     if _is_bundle(folder):
         raise InputError(
-            f"{folder} holds the {SEAL} of a bundle and none of its archives, but layouts, as "
-            "unpacking makes them: put the archives back, or the layouts into a folder of their "
-            "own; of a delta or a deduplicated bundle only the archives are of use"
+            f"{folder} holds the {SEAL} of a bundle, but instead of its archives the layouts that "
+            "unpacking makes: put the archives back, or move the layouts into a folder of their "
+            "own; a delta or a deduplicated bundle can only be read from its archives"
         )
 
 
@@ -120,7 +117,7 @@ def _check_folder(folder: Path, archives: Sequence[Path], *, sealed: bool) -> No
     if not archives and not sealed:
         partial = any(entry.name.endswith(PARTIAL_SUFFIX) for entry in _listed(folder))
         hint = "; a pull into it was not finished, run it again" if partial else ""
-        raise InputError(f"{folder} holds no bundle: no *.tar file is there{hint}")
+        raise InputError(f"{folder} holds no bundle: it has no *.tar file{hint}")
 
 
 def check_loose(archives: Iterable[Path]) -> None:
@@ -245,10 +242,10 @@ class _Listing(NamedTuple):
 
 
 class OpenArchive:
-    """One archive as found. Its headers are read when they are asked for, once.
+    """One archive as it lies there. Its headers are read once, when they are asked for.
 
-    `listing` finds its files, as `tar.members` does. `broken` says why it could not be opened at
-    all, if that is so. `left_out` is what its seal says of it that lies elsewhere.
+    `listing` yields its files, as `members` does. `broken` says why it could not be opened at
+    all, if that is so. `left_out` is the part of it that lies elsewhere, as its seal says.
     """
 
     def __init__(
@@ -293,7 +290,7 @@ class OpenArchive:
 
     @property
     def members(self) -> Mapping[str, Member]:
-        """Its files by path, up to the `problem` that ended the list."""
+        """Its files by path; a `problem` ends the list."""
         return self._listing.members
 
     @property
@@ -303,11 +300,11 @@ class OpenArchive:
 
     @property
     def end(self) -> int:
-        """Where its end marker begins, if nothing ended the list before."""
+        """Where its end marker begins; 0 if a `problem` ended the list."""
         return self._listing.end
 
     def refuse(self, why: MirrorError) -> None:
-        """From now on it cannot be read; what was known of its files is let go."""
+        """Treat it as unreadable from now on, and release what is known of its files."""
         self._broken = why
         self.__dict__.pop("_listing", None)
 
@@ -326,7 +323,7 @@ class OpenArchive:
         return {"/".join(part for part in (self.prefix, path) if part): path for path in inner}
 
     def blob(self, repository: str, digest: Digest) -> Member | None:
-        """Where the layout of `repository` keeps a blob or manifest; None if it does not."""
+        """Return where the layout of `repository` keeps a blob or manifest; None if nowhere."""
         layout = repository
         if self.prefix:
             if repository != self.prefix and not repository.startswith(f"{self.prefix}/"):
@@ -359,7 +356,7 @@ def _collect(
 
 
 def _legacy_prefix(name: str, found: Mapping[str, Member]) -> str:
-    """Where a first-format `module-<name>.tar` belongs: it was archived without its path."""
+    """Return where a first-format `module-<name>.tar` belongs, which has no path inside."""
     stem = name.removesuffix(".tar")
     if not stem.startswith("module-") or not found:
         return ""

@@ -36,7 +36,7 @@ class BundleReader:
     the file `seal_name` there.
 
     Raises:
-        InputError: there is no bundle at a path, or an archive that is nothing without its folder.
+        InputError: there is no bundle at a path, or an archive that needs its folder.
         DamagedBundleError: the seal cannot be read.
     """
 
@@ -95,21 +95,20 @@ class BundleReader:
 
     @property
     def bases(self) -> tuple[Digest, ...]:
-        """What deltas among this were made against, by the digests of the inventories."""
+        """The digests of the inventories that deltas among this were made against."""
         bases = (seal.carriage.base for seal in self.seals.values())
         return tuple(dict.fromkeys(base for base in bases if base is not None))
 
     @property
     def needed(self) -> Inventory:
-        """What a target must hold before this is pushed: of a delta, the part of its base."""
+        """What a target must hold before a push: the part of its base that a delta needs."""
         return union(seal.carriage.needed for seal in self.seals.values())
 
     def inventory(self) -> Inventory:
-        """All that the bundle speaks of, provided that its structure is whole: what it carries,
-        and what a delta leaves to its base.
+        """Return all that the bundle speaks of: what it carries, and what it leaves to its base.
 
         Raises:
-            DamagedBundleError: something is missing or unreadable; it lists what.
+            DamagedBundleError: something is missing or unreadable; the message lists what.
         """
         findings = list(self.contents.findings)
         for folder, seal in self.seals.items():
@@ -125,21 +124,22 @@ class BundleReader:
         if findings:
             raise DamagedBundleError(
                 f"{self.name} is damaged or incomplete; copy it again from its origin "
-                f"(`mirror verify` tells all that is wrong)"
+                f"(`mirror verify` lists all that is wrong)"
                 + "".join(f"; {hint}" for hint in self.hints())
                 + f":{listed(findings)}"
             )
         return self.contents.inventory
 
     def hints(self) -> Iterator[str]:
-        """What may be behind the findings in `contents`, other than damage."""
+        """Yield what, other than damage, may explain the findings in `contents`."""
         if not self.seals and any(
             one.problem.endswith(" is missing") for one in self.contents.findings
         ):
-            yield f"archives of a delta or a deduplicated bundle are whole only beside their {SEAL}"
+            kinds = "a delta or a deduplicated bundle"
+            yield f"archives of {kinds} are complete only beside their {SEAL}"
 
     def carried(self) -> Inventory:
-        """What of that lies in the archives, each piece where it lies."""
+        """Return the part of `inventory` that lies in the archives, each piece where it lies."""
         spoken_of = self.contents.archives
         return union(minus(spoken_of[one.name], one.left_out) for one in self._archives)
 
@@ -198,7 +198,7 @@ def read_inventory(path: Path) -> Inventory:
             f"{path} does not exist", advice="name a bundle's folder or the file of an inventory"
         )
     with os_errors(path, "read"):
-        # Whatever was named instead may be larger than the memory.
+        # The user may have named anything, of any size.
         data = path.read_bytes() if path.stat().st_size <= _MAX_INVENTORY_BYTES else b""
     try:
         document = json.loads(data)
@@ -223,7 +223,7 @@ _MAX_INVENTORY_BYTES = 512 << 20
 
 
 def missing_archives(seal: Seal, present: Iterable[str]) -> list[Finding]:
-    """A finding for every repository of the archives that the seal lists and that are not there."""
+    """Report every repository of the archives that the seal lists and that are missing."""
     return [
         finding
         for name in sorted(set(seal.archives) - set(present))
@@ -232,7 +232,7 @@ def missing_archives(seal: Seal, present: Iterable[str]) -> list[Finding]:
 
 
 def whole_archive(archive: Archive, problem: str) -> Iterator[Finding]:
-    """What is wrong with all of an archive, for each repository with its tags."""
+    """Report what is wrong with all of an archive, for each repository with its tags."""
     for repository, content in sorted(archive.inventory.repositories.items()):
         tags = tuple(sorted(content.tags))
         digest = content.tags[tags[0]] if tags else None

@@ -30,7 +30,7 @@ _NUMBERS = frozenset({"Size", "Repositories", "Images", "Layers", "Copies"})
 
 
 def channels_text(channels: Mapping[str, Sequence[str]]) -> str:
-    """`alpha, beta → v1.2.0; stable → v1.1.0`; a question mark for a version that is not there."""
+    """`alpha, beta → v1.2.0; stable → v1.1.0`; `?` for a version that is missing."""
     leading: dict[str, list[str]] = {}
     for channel, versions in channels.items():
         leading.setdefault(versions[0] if versions else "?", []).append(channel)
@@ -38,7 +38,7 @@ def channels_text(channels: Mapping[str, Sequence[str]]) -> str:
 
 
 def insight_text(found: BundleInsight) -> str:
-    """What a person sees of it on a terminal."""
+    """Render an insight for a terminal."""
     return "\n".join(
         [
             f"{found.name[:1].upper()}{found.name[1:]} holds",
@@ -112,7 +112,7 @@ def _overview(found: BundleInsight) -> Iterator[str]:
 
 
 def omission_rows(omissions: Omissions) -> Iterator[tuple[str, str]]:
-    """What a delta or a deduplicated bundle leaves out: titles with a text."""
+    """Say what a delta or a deduplicated bundle leaves out, as (title, text)."""
     if omissions.base is not None:
         left = f"{omissions.manifests} manifests and {omissions.blobs} blobs"
         yield "Delta", f"leaves {left} ({size_text(omissions.size)}) to its base"
@@ -123,7 +123,7 @@ def omission_rows(omissions: Omissions) -> Iterator[tuple[str, str]]:
 
 
 def compression_rows(compressed: Compressed | None) -> Iterator[tuple[str, str]]:
-    """What compressing saved, if a bundle is compressed: a title with a text."""
+    """Say what compressing saved, if a bundle is compressed, as (title, text)."""
     if compressed is not None:
         saved = max(0, compressed.before - compressed.size)
         share = f"{100 * saved / compressed.before:.1f}" if compressed.before else "0"
@@ -153,7 +153,7 @@ def _text_table(titles: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> Ite
 
 
 def html(found: BundleInsight) -> str:
-    """The page; equal insights have equal pages."""
+    """Render the page; equal insights give equal pages."""
     page = resources.files("mirror.bundle").joinpath("report.html").read_text(encoding="utf-8")
     script = page.rpartition("<script>")[2].partition("</script>")[0]
     script_hash = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()

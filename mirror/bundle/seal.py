@@ -1,12 +1,12 @@
 """The seal: what a bundle must hold, written beside its archives as `inventory.json`.
 
 It names every archive with its size, every repository, tag, digest and size, and the names that
-repositories had at the source. Since archives are a pure function of that (`archive.lay_out`), the
-seal settles every byte of the bundle. Its own digest, over everything else in it, settles itself.
+repositories had at the source. Archives are a pure function of that (`archive.lay_out`), so the
+seal determines every byte of the bundle. Its own digest, over everything else in it, protects it.
 
-A seal speaks of everything that a target holds after a push. What of that the bundle does not carry
-itself (`carriage`) follows from a few more keys, which make it one of the second schema: earlier
-releases refuse it, and go on reading those of complete bundles.
+A seal speaks of everything that a target holds after a push. A few more keys say which part of that
+the bundle leaves out (`delta`), and give it the second schema version: earlier releases refuse such
+a seal, and go on reading those of complete bundles.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ from mirror.sync.repository_content import canonical_json, read_nodes
 
 SCHEMA_VERSION = 1
 CARRIAGE_SCHEMA_VERSION = 2
-"""Of seals over bundles that do not carry all they speak of in every layout."""
+"""The version of seals over bundles that do not carry all they speak of in every layout."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,12 +88,12 @@ class Seal:
 
     @property
     def inventory(self) -> Inventory:
-        """All that the bundle speaks of: what a target holds once it is pushed."""
+        """All that the bundle speaks of: what a target holds after a push."""
         return union(archive.inventory for _, archive in sorted(self.archives.items()))
 
     @property
     def carried(self) -> Inventory:
-        """What of that lies in the archives; each piece where it lies."""
+        """The part of that which lies in the archives, each piece where it lies."""
         return union(archive.carried for _, archive in sorted(self.archives.items()))
 
     @property
@@ -117,14 +117,14 @@ class Seal:
         )
 
     def carried_as(self, carriage: Carriage) -> Seal:
-        """The same content, carried in another way."""
+        """Return a seal of the same content, carried in another way."""
         parts = {name: archive.inventory for name, archive in self.archives.items()}
         origins = {name: archive.origins for name, archive in self.archives.items()}
         archives = {one.name: one for one in lay_out_all(parts, origins, carriage)}
         return replace(self, archives=archives, carriage=carriage)
 
     def to_json(self) -> bytes:
-        """The canonical file: equal bundles have equal seals."""
+        """Render the canonical file: equal bundles have equal seals."""
         carriage = self.carriage
         document: dict[str, Any] = {
             "schemaVersion": (SCHEMA_VERSION if carriage.is_ordinary else CARRIAGE_SCHEMA_VERSION),
@@ -159,7 +159,7 @@ class Seal:
         """Read a seal and check that it is whole.
 
         Raises:
-            DamagedBundleError: a byte of it was changed, or it is something else.
+            DamagedBundleError: somebody changed a byte of it, or it is something else.
             InputError: it is of a newer schema.
         """
         if not data.strip():
@@ -173,7 +173,7 @@ class Seal:
                 raise DamagedBundleError(
                     f"its bytes were changed: it states digest {stated!s:.80} and has {actual}"
                 )
-            # Only now: a version that is there by damage asks for no newer release.
+            # Only now, since damage could also have made a higher version.
             version = document["schemaVersion"]
             if version not in (SCHEMA_VERSION, CARRIAGE_SCHEMA_VERSION):
                 raise InputError(
@@ -184,7 +184,7 @@ class Seal:
             nodes = read_nodes(document["manifests"])
             carriage = _carriage(document, nodes)
             if carriage.is_ordinary != (version == SCHEMA_VERSION):
-                raise DamagedBundleError(f"its schema version {version} does not go with its keys")
+                raise DamagedBundleError(f"its schema version {version} does not match its keys")
             parts = {
                 name: Inventory.from_nodes(nodes, value["repositories"])
                 for name, value in document["archives"].items()
@@ -196,7 +196,9 @@ class Seal:
                     raise DamagedBundleError(f"it lays {name} out in another way than this release")
             for name in (*archives, *document["files"]):
                 if name != Path(name).name or name.startswith("."):
-                    raise DamagedBundleError(f"it names {name!r}, which is no file beside it")
+                    raise DamagedBundleError(
+                        f"it names {name!r}, which is not the name of a file beside it"
+                    )
             files = {
                 name: SealedFile(int(value["size"]), Digest.parse(value["digest"]))
                 for name, value in document["files"].items()
@@ -206,7 +208,9 @@ class Seal:
             if document["inventory"] != str(inventory.digest()):
                 raise DamagedBundleError("its inventory has another digest than it states")
             if needed_from(carriage.needed, inventory) != carriage.needed:
-                raise DamagedBundleError("it needs of its base what it does not speak of")
+                raise DamagedBundleError(
+                    "it relies on content of its base that it does not speak of"
+                )
             return seal
         except (
             KeyError,
@@ -249,7 +253,7 @@ def _carriage(document: Mapping[str, Any], nodes: Mapping[Digest, ManifestNode])
 
 
 def read_seal(path: Path) -> Seal | None:
-    """The seal at `path`; None where there is none, as in bundles of other tools.
+    """Read the seal at `path`; None where there is none, as in bundles of other tools.
 
     Raises:
         DamagedBundleError: it is not whole.
@@ -272,7 +276,7 @@ def read_seal(path: Path) -> Seal | None:
 
 
 def try_seal(path: Path) -> Seal | None:
-    """The seal at `path`, or None if there is none that can be read."""
+    """Read the seal at `path`; None if that cannot be done."""
     try:
         return read_seal(path)
     except MirrorError:
@@ -280,10 +284,10 @@ def try_seal(path: Path) -> Seal | None:
 
 
 def read_files(folder: Path, seal: Seal) -> dict[str, bytes]:
-    """The files beside a bundle's archives, as its seal has them.
+    """Read the files beside a bundle's archives, which must be as its seal says.
 
     Raises:
-        DamagedBundleError: one is missing or other than sealed.
+        DamagedBundleError: one is missing or differs.
     """
     files: dict[str, bytes] = {}
     for name, sealed in seal.files.items():

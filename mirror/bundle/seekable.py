@@ -45,7 +45,7 @@ _HAS_CHECKSUMS, _RESERVED = 0x80, 0x7C
 
 
 def bound(size: int) -> int:
-    """The most that `size` bytes take when they are compressed, their table included."""
+    """Return the most that `size` bytes take when they are compressed, with their table."""
     frames = -(-size // FRAME)
     return size + frames * (FRAME // 256 + 64 + 12) + _HEADER.size + _FOOTER.size
 
@@ -73,8 +73,8 @@ def table(frames: array[int]) -> bytes:
 class SeekableFile(Readable):
     """A compressed archive read as the archive it is, at offsets and by any number of threads.
 
-    Offers what `files.ReadAt` does: `path` is the archive's, which is no file, `size` in bytes.
-    `packed` is the compressed file, or its parts, and is closed with this.
+    `path` is the archive's, where no file lies. `packed` is the compressed file, or its parts, and
+    is closed with this.
 
     Raises:
         DamagedBundleError: it is not of this format, or is cut short.
@@ -152,12 +152,12 @@ class SeekableFile(Readable):
         return self._places[number]
 
     def packed_frame(self, number: int) -> bytes:
-        """A frame as it lies in the compressed file."""
+        """Read a frame as it lies in the compressed file."""
         start = self._places[number]
         return self.packed.read(start, self._places[number + 1] - start)
 
     def unpacked(self, number: int, frame: bytes) -> bytes:
-        """What a frame holds.
+        """Decompress a frame.
 
         Raises:
             DamagedBundleError: it is damaged, or not what the table says of it.
@@ -244,13 +244,13 @@ class Unreadable(Readable):
         self.path = path
 
     def chunks(self, offset: int, size: int) -> Generator[bytes, None, None]:
-        """None: it raises DamagedBundleError."""
+        """Raise DamagedBundleError, unless nothing is asked for."""
         if offset + size:
             raise DamagedBundleError("cannot be read; see what is said of it", where=self.path.name)
         yield from ()
 
     def close(self) -> None:
-        """Nothing is open."""
+        """Do nothing."""
 
 
 # -- from front to back ----------------------------------------------------------------------------
@@ -288,7 +288,7 @@ class Forward(Readable):
         self._pool.shutdown(wait=True, cancel_futures=True)
 
     def close(self) -> None:
-        """Nothing: the file is its opener's."""
+        """Do nothing: whoever opened the file closes it."""
 
     def chunks(self, offset: int, size: int) -> Generator[bytes, None, None]:
         """The bytes from `offset`, in pieces of at most `seekable.MAX_FRAME` bytes.
@@ -347,8 +347,9 @@ class Forward(Readable):
         return self._pool.submit(self._file.unpacked, number, frame)
 
     def finish(self) -> Mapping[str, Digest | MirrorError]:
-        """Read what is left, which nobody asked for, and tell the digest of the compressed file, or
-        of each of its parts; or why there is none."""
+        """Read the rest; return the digest of the compressed file, or of each part, by name.
+
+        In place of a digest there may be the error that kept the file from being read."""
         packed, at = self._file.packed, self._file.places(self._next)
         try:
             for chunk in packed.chunks(at, packed.size - at):
@@ -383,7 +384,7 @@ class _FileHashes:
             view = view[step:]
 
     def skip(self, failure: MirrorError) -> None:
-        """Something could not be read: there will be no digests."""
+        """Note that something could not be read, so that there are no digests."""
         self._failure = self._failure or failure
 
     def digests(self) -> dict[str, Digest | MirrorError]:

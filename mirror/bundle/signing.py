@@ -72,9 +72,9 @@ _TAKE_PUBLIC = "take the public one from it: openssl pkey -in key.pem -pubout -o
 def passphrase_from(
     environ: Mapping[str, str] | None = None, prompt: Callable[[], str] | None = None
 ) -> Callable[[], str]:
-    """Where the passphrase of a signing key comes from: `MIRROR_SIGN_PASSWORD`, else `prompt`.
+    """Return a way to get the passphrase of a signing key: `MIRROR_SIGN_PASSWORD`, else `prompt`.
 
-    What it returns raises InputError where there is neither.
+    The returned function raises InputError where there is neither.
     """
     environ = os.environ if environ is None else environ
 
@@ -99,7 +99,7 @@ def sign(data: bytes, key_pem: bytes, passphrase: Callable[[], str] | None = Non
     each other for equal data; all of them are right.
 
     Raises:
-        InputError: no usable private key, or its passphrase is missing or wrong; it says which.
+        InputError: the private key is not usable, or its passphrase is missing or wrong.
     """
     key = _private_key(key_pem, passphrase or passphrase_from())
     match key:
@@ -116,8 +116,8 @@ def verify(data: bytes, signature_text: bytes, public_pem: bytes) -> None:
     """Check that the holder of the key of `public_pem` signed exactly `data`.
 
     Raises:
-        SignatureError: somebody else did, or it was other data, or that is no signature.
-        InputError: no usable public key.
+        SignatureError: somebody else did, or signed other data, or this is not a signature.
+        InputError: the public key is not usable.
     """
     key = _public_key(public_pem)
     try:
@@ -261,7 +261,7 @@ def _cosign_key(block: bytes, passphrase: Callable[[], str]) -> object:
             raise ValueError("a nonce of another length")
     except (ValueError, KeyError, TypeError, RecursionError) as err:
         raise InputError(
-            f"the signing key is none that cosign wrote ({err!r}); use a PEM key: {_NEW_KEY}"
+            f"the signing key is not one that cosign wrote ({err!r}); use a PEM key: {_NEW_KEY}"
         ) from err
     try:
         return load_der_private_key(open_secretbox(box, nonce, key), None)

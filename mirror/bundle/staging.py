@@ -61,7 +61,7 @@ class Journal:
             return dict(self._progress)
 
     def note(self, digest: Digest, count: int) -> None:
-        """The first `count` bytes of a blob are written, wherever it belongs."""
+        """Note that the first `count` bytes of a blob are written, wherever it belongs."""
         with self._lock:
             self._progress[digest] = count
             self._append(f"{digest} {count}\n")
@@ -158,7 +158,7 @@ class Place:
             self.follower.done(at, size)
 
     def is_final(self) -> None:
-        """All of it is there and will not change."""
+        """Report to the follower that all of it is there and final."""
         if self.follower is not None:
             self.follower.done(self.entry.offset, self.entry.end - self.entry.offset)
 
@@ -275,7 +275,7 @@ class Recheck:
 
     @property
     def wrong(self) -> tuple[Digest, ...]:
-        """What of the bytes so far is not what it must be."""
+        """The digests of the entries so far that are not what they must be."""
         return tuple(self._wrong)
 
     def update(self, data: bytes) -> None:

@@ -41,7 +41,7 @@ def render(sums: Mapping[str, Digest]) -> bytes:
     Names that are not UTF-8 go by the system's encoding of file names.
 
     Raises:
-        ValueError: a digest is of another algorithm, or a name empty or none of a file.
+        ValueError: a digest is of another algorithm, or a name is empty or not that of a file.
     """
     lines = sorted((os.fsencode(name), digest) for name, digest in sums.items())
     return b"".join(_line(name, digest) for name, digest in lines)
@@ -54,10 +54,10 @@ def render_sealed(sums: Mapping[str, Digest]) -> bytes:
 
 
 def is_whole(data: bytes) -> bool:
-    """Whether such a file still is as it was written, if it says how that was.
+    """Whether such a file is as it was written, if it states how that was.
 
-    coreutils passes over the comment in which `render_sealed` says so. One that says something else
-    was changed; without any, the file was made anew by other tools.
+    coreutils skips the comment in which `render_sealed` states it. A file with another comment was
+    changed; one without was made anew by other tools.
     """
     first, _, body = data.partition(b"\n")
     if not first.startswith(b"#"):
@@ -73,9 +73,9 @@ def is_ours(data: bytes) -> bool:
 
 def _line(name: bytes, digest: Digest) -> bytes:
     if digest.algorithm != "sha256":
-        raise ValueError(f"{digest} is no SHA-256")
+        raise ValueError(f"{digest} is not a SHA-256 digest")
     if not name or b"\0" in name:
-        raise ValueError(f"{name!r} is no name of a file")
+        raise ValueError(f"{name!r} is not the name of a file")
     escaped = re.sub(rb"[\\\n\r]", lambda found: _ESCAPES[found[0]], name)
     mark = b"\\" if escaped != name else b""
     return mark + digest.encoded.encode() + b"  " + escaped + b"\n"
@@ -86,10 +86,10 @@ def parse(data: bytes) -> dict[str, Digest]:
 
     Read as well, as coreutils does: binary marks, upper-case hex, lines of `sha256sum --tag`,
     comments that begin with `#`. Names are as written and may lead anywhere; compare them with
-    those of the files at hand, and open none for having been named.
+    those of the files at hand, and never open a file only because it is named here.
 
     Raises:
-        DamagedBundleError: a line is no checksum, or two lines name one file; it says which line.
+        DamagedBundleError: a line is not a checksum, or two lines name one file; it says which.
     """
     sums: dict[str, Digest] = {}
     lines = data.split(b"\n")
@@ -117,7 +117,7 @@ def parse(data: bytes) -> dict[str, Digest]:
 
 
 def _unescaped(name: bytes, *, escaped: bool) -> bytes | None:
-    """The name that a line means; None if it has an escape that there is not."""
+    """Return the name that a line means; None if it has an unknown escape."""
     if not escaped:
         return name
     if re.fullmatch(rb"(?:[^\\]|\\[\\nr])*", name, re.DOTALL) is None:

@@ -1,9 +1,9 @@
 """Verification of a bundle: every byte of every archive, in one parallel read.
 
-A sealed bundle leaves no byte open: each is a blob's or manifest's, which must hash to its digest,
-or part of a header, index, padding or trailer, which follows from the seal. A bundle without a
-seal, as other tools write them, is checked for structure, for every digest, and for everything
-that its tags reach; only bytes that mean nothing to any reader could differ there.
+A sealed bundle leaves no byte unchecked: each is a blob's or manifest's, which must hash to its
+digest, or part of a header, index, padding or trailer, which follows from the seal. A bundle
+without a seal, as other tools write them, is checked for structure, for every digest, and for
+everything that its tags reach; only bytes that mean nothing to any reader could differ there.
 """
 
 from __future__ import annotations
@@ -56,8 +56,8 @@ from mirror.sync.workers import for_each
 
 @dataclass(frozen=True, slots=True)
 class BundleReport:
-    """What a verification saw. `size` is the bytes of the archives; no findings means that all is
-    right, apart from the bytes of blobs if it was `quick`, which were not read.
+    """The outcome of a verification. `size` is the bytes of the archives. Without findings all is
+    right, except that a `quick` one did not read the bytes of blobs.
 
     Counts are of what the bundle speaks of; `omissions` says how much of that a delta or a
     deduplicated bundle leaves out.
@@ -112,11 +112,11 @@ def verify_bundle(
 
 
 def check_signature(reader: BundleReader, public_pem: bytes) -> None:
-    """See that the holder of a key signed the bundle's seal, and so every byte of the bundle.
+    """Check that the holder of a key signed the bundle's seal, and so every byte of the bundle.
 
     Raises:
-        SignatureError: there is no signature, or it is not theirs, or of another bundle.
-        InputError: no usable public key.
+        SignatureError: there is no signature, or it is somebody else's, or of another bundle.
+        InputError: the public key is not usable.
     """
     folder = reader.folder
     if folder is None or not (folder / SEAL).is_file() or not (folder / SIGNATURE).is_file():
@@ -141,7 +141,7 @@ class _Work:
 
 
 _TOGETHER, _TOGETHER_BYTES = 64, 4 << 20
-"""To hand work to a thread costs as much as to check some ten kilobytes."""
+"""Handing work to a thread costs as much as checking some ten kilobytes."""
 _ANONYMOUS = Digest.of(b"")
 """What progress is reported under where there is no content."""
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mirror.bundle.compress import Compressed
-from mirror.bundle.delta import Carriage, Omissions, lacking
+from mirror.bundle.delta import Carriage, Omissions, missing_findings
 from mirror.bundle.folder import check_folder
 from mirror.bundle.reader import BundleReader
 from mirror.bundle.seal import check_limits, read_files
@@ -62,12 +62,12 @@ def merge(
     packing: Packing = AS_USUAL,
     run: Run | None = None,
 ) -> MergeReport:
-    """Make a complete bundle in `folder`: what the last of `readers` speaks of, with content from
-    all of them.
+    """Make a complete bundle in `folder` of what the last of `readers` speaks of.
 
-    The first is the base and the others are deltas, oldest first; one alone is written anew, in
-    parts or without. The outcome is what a pull of the last one's selection would have made, byte
-    for byte. Each blob is read once and hashed on its way, and written once. A merge that was
+    Content comes from all of them. The first is the base and the others are deltas, oldest first; a
+    single bundle is written anew, in parts or without. The outcome is what a pull of the last one's
+    selection would have made, byte for byte. Each blob is read once, hashed on its way, and written
+    once. A merge that was
     stopped is completed by running it again. With `key`, a public key in PEM, its holder must have
     signed each of the bundles.
 
@@ -98,7 +98,7 @@ def merge(
     inventories = [reader.inventory() for reader in readers]
     wanted = inventories[-1]
     _check_order(readers, inventories)
-    missing = lacking(wanted, wanted, _at_hand(wanted, readers), "the merged bundle")
+    missing = missing_findings(wanted, wanted, _at_hand(wanted, readers), "the merged bundle")
     if missing:
         raise MissingBaseError(
             f"{len(missing)} of the manifests and blobs that {last.name} speaks of are in none of "

@@ -63,7 +63,7 @@ class PullReport:
 
 @dataclass(frozen=True, slots=True)
 class PullPlan:
-    """A pull that is decided and not begun: every image, by digest, and every archive, laid out."""
+    """A pull that is decided but not begun: every image by digest, every archive laid out."""
 
     tree: SourceTree
     selection: SelectedContent
@@ -73,7 +73,7 @@ class PullPlan:
 
     @property
     def inventory(self) -> Inventory:
-        """All that the bundle will speak of: what a target holds once it is pushed."""
+        """All that the bundle will speak of: what a target holds after a push."""
         return self.seal.inventory
 
     @property
@@ -82,7 +82,7 @@ class PullPlan:
         return sum(self.seal.carried.blob_sizes().values())
 
     def references(self) -> Iterator[PlannedReference]:
-        """Every image that gets a name in the bundle, in canonical order."""
+        """Yield every image that gets a name in the bundle, in canonical order."""
         for archive in self.archives:
             for path, content in archive.inventory.repositories.items():
                 for tag, digest in sorted(content.tags.items()):

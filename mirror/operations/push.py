@@ -11,7 +11,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from typing import TypeVar
 
-from mirror.bundle.delta import lacking
+from mirror.bundle.delta import missing_findings
 from mirror.bundle.reader import BundleReader
 from mirror.bundle.verify import check_signature
 from mirror.errors import (
@@ -224,7 +224,7 @@ def held_for(
 
 
 def check_base(bundle: BundleReader, inventory: Inventory, held: Inventory, place: str) -> None:
-    missing = lacking(inventory, bundle.needed, held, place)
+    missing = missing_findings(inventory, bundle.needed, held, place)
     if missing:
         raise MissingBaseError(
             f"{place} lacks {len(missing)} of the manifests and blobs that {bundle.name}, a delta, "

@@ -272,7 +272,7 @@ def test_a_last_part_that_is_missing_is_named(tmp_path: Path) -> None:
 def test_a_bundle_that_is_there_in_both_forms_is_refused(packed: Path, tmp_path: Path) -> None:
     shutil.copytree(packed, tmp_path, dirs_exist_ok=True)
     (tmp_path / "platform.tar").write_bytes(b"")
-    with pytest.raises(InputError, match="there compressed and not compressed, of which one is"):
+    with pytest.raises(InputError, match="there compressed and not compressed; remove the older"):
         BundleReader([tmp_path])
 
 

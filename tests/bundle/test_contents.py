@@ -290,7 +290,7 @@ def test_a_tag_that_no_registry_takes_is_found(bundle: Bundle, tag: Any) -> None
     described["annotations"][SHORT_TAG] = tag
     files = {**layout_files(store, ""), "index.json": index([described])}
     (finding,) = refused(bundle({"platform.tar": tar_of(files)}))
-    assert finding.problem == f"index.json: {tag!r} is no tag"
+    assert finding.problem == f"index.json: {tag!r} is not a tag"
 
 
 @pytest.mark.parametrize("path", ["Upper", "a b", "a/_/b", "-x", "é"])
@@ -335,7 +335,7 @@ def _tagged(raw: bytes) -> dict[str, bytes]:
         (b'{"schemaVersion": 1}', "only 2 is carried"),
         (b'{"schemaVersion": 2, "mediaType": "text/plain"}', "has media type text/plain"),
         (b'{"schemaVersion": 2, "config": {"digest": "sha256:x", "size": 1}}', "is not a digest"),
-        (b" " * (MAX_MANIFEST_BYTES + 1), "bytes, more than any has"),
+        (b" " * (MAX_MANIFEST_BYTES + 1), "bytes, more than any manifest has"),
     ],
     ids=lambda one: repr(one[:30]) if isinstance(one, bytes) else "",
 )
@@ -383,7 +383,7 @@ def test_a_damaged_header_is_located_and_what_lies_behind_is_missing(bundle: Bun
     at = data.index(b"index.json\0")
     data[at] ^= 1
     findings = refused(bundle({"platform.tar": bytes(data)}))
-    assert findings[0].problem.startswith(f"at byte {at}: a header that is none")
+    assert findings[0].problem.startswith(f"at byte {at}: this is not a header")
 
 
 @pytest.mark.parametrize("kind", [b"1", b"2", b"3", b"6"], ids=["hard", "symlink", "dev", "pipe"])
@@ -391,7 +391,7 @@ def test_links_and_devices_are_found(bundle: Bundle, kind: bytes) -> None:
     data = tar_of(platform())[:-1024] + member("blobs/x", kind=kind, link="/etc") + bytes(1024)
     reader = bundle({"platform.tar": data})
     (finding,) = refused(reader)
-    assert "'blobs/x', which is no regular file; bundles have no others" in finding.problem
+    assert "'blobs/x', which is not a regular file; bundles have no others" in finding.problem
 
 
 # -- anything at all -------------------------------------------------------------------------------

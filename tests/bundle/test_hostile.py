@@ -285,7 +285,7 @@ BOMBS: dict[Callable[[Path], None], str] = {
     compressed_entries: "is there twice",
     zstd_bomb: "unpack it with `zstd -d",
     huge_table: "frame 0, which cannot be decompressed",
-    index_of_million: "is no layout's",
+    index_of_million: "is larger than any layout's",
     index_of_nothings: "more values than the index of any layout",
     nested_json: "not the index of a layout",
     deep_indexes: "",
@@ -296,7 +296,7 @@ BOMBS: dict[Callable[[Path], None], str] = {
     long_media_types: "has a media type longer than any",
     everybody_needs_everything: "",
     untagged: "is missing",
-    gigantic_sizes: "which end behind the archive's end",
+    gigantic_sizes: "beyond the archive's end",
     huge_seal: "more values than any bundle's table of contents",
 }
 """What makes a bundle → what is said of it; nothing, where it does no harm."""

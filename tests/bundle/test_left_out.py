@@ -7,7 +7,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mirror.bundle.delta import EVERYTHING, Carriage, against, lacking, left_out, needed_from
+from mirror.bundle.delta import (
+    EVERYTHING,
+    Carriage,
+    against,
+    left_out,
+    missing_findings,
+    needed_from,
+)
 from mirror.bundle.seal import Seal, lay_out_all
 from mirror.errors import DamagedBundleError
 from mirror.oci import Digest
@@ -108,7 +115,7 @@ def test_where_the_needed_is_held_only_what_is_carried_is_read_from_the_bundle(
     wanted, base = case
     seal = sealed(wanted, against(base, wanted, once=once))
     held = seal.carriage.needed
-    assert lacking(wanted, held, held, "there") == ()
+    assert missing_findings(wanted, held, held, "there") == ()
     plan = make_plan(wanted, held)
     there = seal.carried.blob_sizes()
     assert all(step.mount_from is not None or step.digest in there for step in plan.blobs)
@@ -127,7 +134,7 @@ def test_each_missing_piece_of_the_base_is_told(
     known = items(needed)
     kept = data.draw(st.lists(st.sampled_from(known), unique=True)) if known else []
     held = with_only(needed, kept)
-    told = {finding.digest for finding in lacking(wanted, needed, held, "there")}
+    told = {finding.digest for finding in missing_findings(wanted, needed, held, "there")}
     gone = {item.key for item in known if item.kind == "manifest" and item not in kept}
     gone |= needed.blob_sizes().keys() - held.blob_sizes().keys()
     assert told == gone
@@ -179,7 +186,7 @@ def test_a_seal_is_read_back_as_it_was_written(
 @given(bases())
 def test_what_has_a_name_is_told_first(case: tuple[Inventory, Inventory]) -> None:
     wanted, base = case
-    named = [one.is_named for one in lacking(wanted, base, Inventory(), "there")]
+    named = [one.is_named for one in missing_findings(wanted, base, Inventory(), "there")]
     assert named == sorted(named, reverse=True)
 
 
@@ -238,11 +245,13 @@ def test_a_seal_that_needs_of_its_base_what_nobody_wants_is_refused() -> None:
     assert document["schemaVersion"] == 2
     blob = fake_blob(5)
     document["base"]["repositories"]["install"]["blobs"][str(blob.digest)] = blob.size
-    with pytest.raises(DamagedBundleError, match="needs of its base what it does not speak of"):
+    with pytest.raises(
+        DamagedBundleError, match="relies on content of its base that it does not speak of"
+    ):
         Seal.from_json(resealed(document))
     for version, change in ((1, {}), (2, {"base": None})):
         other = {**json.loads(sealed(wanted, against(wanted, wanted)).to_json()), **change}
-        with pytest.raises(DamagedBundleError, match="does not go with its keys"):
+        with pytest.raises(DamagedBundleError, match="does not match its keys"):
             Seal.from_json(resealed({**other, "schemaVersion": version}))
     broken = {**document, "dedupe": "yes"}
     with pytest.raises(DamagedBundleError, match="neither true nor false"):

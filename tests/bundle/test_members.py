@@ -138,20 +138,28 @@ HOSTILE: dict[str, tuple[bytes, int, str]] = {
     "absolute": (member("/etc/passwd", b"x"), 0, "the name '/etc/passwd', which leads outside"),
     "parent": (member("a/../../b", b"x"), 0, "the name 'a/../../b', which leads outside"),
     "dots": (member("..", b"x"), 0, "the name '..', which leads outside"),
-    "nameless": (member("./.", b"x"), 0, "which leads outside or is none"),
+    "nameless": (member("./.", b"x"), 0, "which leads outside or is not a name"),
     "backslash": (member("a\\..\\b", b"x"), 0, r"the name 'a\\..\\b', which leads outside"),
     "control": (member("a\x1b[2Jb", b"x"), 0, r"the name 'a\x1b[2Jb', which leads outside"),
-    "symlink": (member("a", kind=tarfile.SYMTYPE, link="/etc"), 0, "'a', which is no regular file"),
+    "symlink": (
+        member("a", kind=tarfile.SYMTYPE, link="/etc"),
+        0,
+        "'a', which is not a regular file",
+    ),
     "symlink like a folder": (
         member("a/", kind=tarfile.SYMTYPE, link="/etc"),
         0,
-        "'a/', which is no regular file; bundles have no others",
+        "'a/', which is not a regular file; bundles have no others",
     ),
-    "hard link": (member("a", kind=tarfile.LNKTYPE, link="b"), 0, "'a', which is no regular file"),
-    "device": (member("a", kind=tarfile.CHRTYPE), 0, "'a', which is no regular file"),
-    "pipe": (member("a", kind=tarfile.FIFOTYPE), 0, "'a', which is no regular file"),
-    "unknown kind": (member("a", b"x", kind=b"Z"), 0, "'a', which is no regular file"),
-    "sparse": (member("a", b"x", kind=tarfile.GNUTYPE_SPARSE), 0, "which is no regular file"),
+    "hard link": (
+        member("a", kind=tarfile.LNKTYPE, link="b"),
+        0,
+        "'a', which is not a regular file",
+    ),
+    "device": (member("a", kind=tarfile.CHRTYPE), 0, "'a', which is not a regular file"),
+    "pipe": (member("a", kind=tarfile.FIFOTYPE), 0, "'a', which is not a regular file"),
+    "unknown kind": (member("a", b"x", kind=b"Z"), 0, "'a', which is not a regular file"),
+    "sparse": (member("a", b"x", kind=tarfile.GNUTYPE_SPARSE), 0, "which is not a regular file"),
     "pax sparse": (
         member("a", b"x", pax={"GNU.sparse.major": "1", "GNU.sparse.realsize": "9"}),
         512,
@@ -160,13 +168,13 @@ HOSTILE: dict[str, tuple[bytes, int, str]] = {
     "gigantic": (
         member("a", b"x", size=8 << 40),
         0,
-        "'a' of 8796093022208 bytes, which end behind",
+        "'a' of 8796093022208 bytes, beyond the archive's end",
     ),
-    "negative": (member("a", b"x", size=-512), 0, "'a' of -512 bytes, which end behind"),
+    "negative": (member("a", b"x", size=-512), 0, "'a' of -512 bytes, beyond the archive's end"),
     "gigantic pax": (
         member("a", b"x", pax={"size": "9" * 19}),
         1024,
-        f"'a' of {'9' * 19} bytes, which end behind",
+        f"'a' of {'9' * 19} bytes, beyond the archive's end",
     ),
     "pax size that is none": (member("a", b"x", pax={"size": "-1"}), 512, "a pax size '-1'"),
     "long name too long": (
@@ -177,13 +185,13 @@ HOSTILE: dict[str, tuple[bytes, int, str]] = {
     "long name without end": (
         member("././@LongLink", size=1 << 40, kind=tarfile.GNUTYPE_LONGNAME),
         0,
-        "of 1099511627776 bytes, which end behind",
+        "of 1099511627776 bytes, beyond the archive's end",
     ),
     "huge pax": (_pax(b"70000 comment=" + b"x" * 69_985 + b"\n"), 0, "an extended header of 70000"),
-    "pax without length": (_pax(b"comment=x\n") + member("a"), 512, "a pax header that is none"),
-    "pax of no length": (_pax(b"0 comment=x\n") + member("a"), 512, "a pax header that is none"),
-    "pax with a short length": (_pax(b"3 a=b\n") + member("a"), 512, "a pax header that is none"),
-    "pax without newline": (_pax(b"8 a=bcde") + member("a"), 512, "a pax header that is none"),
+    "pax without length": (_pax(b"comment=x\n") + member("a"), 512, "this is not a pax header"),
+    "pax of no length": (_pax(b"0 comment=x\n") + member("a"), 512, "this is not a pax header"),
+    "pax with a short length": (_pax(b"3 a=b\n") + member("a"), 512, "this is not a pax header"),
+    "pax without newline": (_pax(b"8 a=bcde") + member("a"), 512, "this is not a pax header"),
     "pax with a name outside": (
         member("a", b"x", pax={"path": "../../etc/cron.d/x"}),
         0,
@@ -195,7 +203,7 @@ HOSTILE: dict[str, tuple[bytes, int, str]] = {
         0,
         "which leads outside",
     ),
-    "noise": (bytes(range(256)) * 2, 0, "a header that is none"),
+    "noise": (bytes(range(256)) * 2, 0, "this is not a header"),
 }
 
 
@@ -226,7 +234,7 @@ def test_nothing_that_a_header_claims_is_allocated_unseen(
     path = archive(member("a", b"x", size=1 << 39) + END)
     tracemalloc.start()
     try:
-        with pytest.raises(DamagedBundleError, match="which end behind the archive's end"):
+        with pytest.raises(DamagedBundleError, match="beyond the archive's end"):
             read(path)
         assert tracemalloc.get_traced_memory()[1] < 4 << 20
     finally:

@@ -43,7 +43,7 @@ def test_archives_are_found_by_name_and_other_files_do_not_matter(tmp_path: Path
 @pytest.mark.parametrize(
     ("names", "hint"),
     [
-        ([], "no .*.tar file is there$"),
+        ([], "it has no .*.tar file$"),
         (["platform.tar.partial"], "; a pull into it was not finished, run it again$"),
     ],
 )

@@ -261,13 +261,13 @@ def test_what_only_looks_like_a_key_of_cosign_is_refused(
 ) -> None:
     document = cosign_document()
     document[part] |= change
-    with pytest.raises(InputError, match="none that cosign wrote"):
+    with pytest.raises(InputError, match="not one that cosign wrote"):
         sign(DATA, cosign_pem(document), lambda: PASSPHRASE)
 
 
 @pytest.mark.parametrize("document", [None, [], {}, {"kdf": 1, "cipher": 2}, "x"])
 def test_neither_is_anything_else(document: object) -> None:
-    with pytest.raises(InputError, match="none that cosign wrote"):
+    with pytest.raises(InputError, match="not one that cosign wrote"):
         sign(DATA, cosign_pem(document), lambda: PASSPHRASE)
 
 

@@ -99,7 +99,7 @@ def test_a_pipe_in_place_of_a_blob_is_refused(tree: Path) -> None:
     path = next(tree.glob(f"**/{BASE.encoded}"))
     path.unlink()
     os.mkfifo(path)
-    assert any("is no regular file" in one.problem for one in verify(tree).findings)
+    assert any("is not a regular file" in one.problem for one in verify(tree).findings)
 
 
 def test_a_folder_without_layouts_is_no_bundle(tmp_path: Path) -> None:

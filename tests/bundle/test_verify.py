@@ -167,7 +167,10 @@ def _check_location(archive: Archive, at: int, findings: tuple[Finding, ...]) ->
     else:
         assert finding.problem.startswith(f"{entry.path} is damaged: ")
     if at < entry.data_offset:
-        assert f"is damaged: the header at byte {entry.offset} is another" in finding.problem
+        assert (
+            f"is damaged: the header at byte {entry.offset} is not the sealed one"
+            in finding.problem
+        )
     elif at < entry.data_offset + entry.size:
         behind = entry.data_offset + entry.size
         told = f"is damaged: bytes {entry.data_offset} to {behind} hash to sha256:"
@@ -345,7 +348,7 @@ def test_a_truncated_archive_is_found_without_a_seal(unsealed: Bundle, keep: flo
     findings = unsealed.verify().findings
     assert {one.place for one in findings} == {"platform.tar"}
     assert any(
-        "the archive ends" in one.problem or "behind the archive's end" in one.problem
+        "the archive ends" in one.problem or "beyond the archive's end" in one.problem
         for one in findings
     )
 

@@ -313,7 +313,7 @@ def test_what_is_not_a_bundles_stays_and_what_could_be_taken_for_one_is_refused(
     check_folder(tmp_path, force=True)
     for name in ("backup.tar", "db.tar.0000.chunk"):
         (tmp_path / name).write_bytes(b"mine")
-        with pytest.raises(InputError, match=f"has {name}, which is no archive of a bundle"):
+        with pytest.raises(InputError, match=f"has {name}, which is not a bundle's archive"):
             check_folder(tmp_path, force=True)
         (tmp_path / name).unlink()
     pack_store(STORE, tmp_path)

@@ -248,7 +248,7 @@ def test_a_folder_without_a_bundle_is_told_from_a_damaged_one(command: str, tmp_
     registry = ("127.0.0.1:1/dkp",) if command == "push" else ()
     empty = tmp_path / "empty"
     empty.mkdir()
-    call_mirror(command, empty, *registry).failed(2, "holds no bundle", "no *.tar file")
+    call_mirror(command, empty, *registry).failed(2, "holds no bundle", "it has no *.tar file")
     call_mirror(command, tmp_path / "nowhere", *registry).failed(2, "does not exist")
     (empty / "platform.tar.partial").write_bytes(b"half")
     call_mirror(command, empty, *registry).failed(2, "was not finished", "run it again")

@@ -156,7 +156,9 @@ def test_an_archive_of_a_delta_is_sent_back_to_its_folder(
     alone = tmp_path / "platform.tar.zst"
     packed = sorted(made.delta.glob("platform.tar.zst.*"))
     alone.write_bytes(b"".join(path.read_bytes() for path in packed))
-    hint = "archives of a delta or a deduplicated bundle are whole only beside their inventory.json"
+    hint = (
+        "archives of a delta or a deduplicated bundle are complete only beside their inventory.json"
+    )
     call_mirror("push", "--file", alone, *to).failed(4, hint)
     verified = call_mirror("verify", tmp_path, "--json").failed(4)
     assert verified.document["notices"] == [hint]
