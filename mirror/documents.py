@@ -8,16 +8,19 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
 import yaml
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
+from yaml.composer import ComposerError
 from yaml.constructor import ConstructorError
 
 from mirror.errors import InputError
+
+_NUMBERS = frozenset({"tag:yaml.org,2002:int", "tag:yaml.org,2002:float"})
 
 
 class RepeatedKeyError(ConstructorError):
@@ -39,6 +42,15 @@ class StrictLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        if node.tag in _NUMBERS and re.search("[0-9]_[0-9]", node.value):
+            # YAML 1.1 reads 4_7 as 47, which nobody expects who slipped on the key beside the dot.
+            raise ConstructorError(
+                None,
+                None,
+                f"{node.value!r} is a number with an underscore; leave that out, or write it in "
+                "quotes",
+                node.start_mark,
+            )
         try:
             return super().construct_object(node, deep)
         except (ValueError, LookupError, AttributeError, TypeError, ArithmeticError) as err:
@@ -73,6 +85,37 @@ def read_mapping(path: Path, help_text: str = "") -> dict[str, Any]:
     return document
 
 
+def read_documents(raw: str | bytes, where: str, expected: str) -> list[Mapping[str, Any]]:
+    """The YAML documents of a text, empty ones left out; messages never quote them.
+
+    `expected` says in messages what the text should be.
+
+    Raises:
+        InputError: it is not YAML, or something in it is not a mapping.
+    """
+    try:
+        documents = list(yaml.load_all(raw, StrictLoader))
+    # Not `from err`, whose text may quote the document.
+    except RepeatedKeyError as err:
+        raise InputError(f"{where}: {err.problem}{line(err)}") from None
+    except ConstructorError as err:
+        raise InputError(
+            f"{where}: a value is not what it looks like{line(err)}; write it in quotes"
+        ) from None
+    except ComposerError as err:
+        raise InputError(
+            f"{where}: a value that begins with * must be in quotes{line(err)}"
+        ) from None
+    except yaml.MarkedYAMLError as err:
+        raise InputError(f"{where} is not YAML: {err.problem}{line(err)}") from None
+    except (yaml.YAMLError, ValueError, RecursionError):
+        raise InputError(f"{where} is not YAML") from None
+    documents = [document for document in documents if document is not None]
+    if not all(isinstance(document, Mapping) for document in documents):
+        raise InputError(f"{where}: {expected}, found something that is not a mapping")
+    return documents
+
+
 def line(err: yaml.MarkedYAMLError) -> str:
     """` (line N)` of a mistake, or nothing where that is not known."""
     return f" (line {err.problem_mark.line + 1})" if err.problem_mark else ""
@@ -81,6 +124,8 @@ def line(err: yaml.MarkedYAMLError) -> str:
 _MISTAKES = {
     **dict.fromkeys(("tuple_type", "list_type", "frozen_set_type", "set_type"), "expected a list"),
     **dict.fromkeys(("dict_type", "mapping_type", "model_type"), "expected keys and values"),
+    "dataclass_type": "expected keys and values",
+    "unexpected_keyword_argument": "Extra inputs are not permitted",
 }
 """pydantic's kinds of errors that speak of Python → the same in words of YAML."""
 
@@ -188,3 +233,20 @@ def _check_events(data: bytes | str) -> None:
             depth -= 1
         if depth > _MAX_DEPTH:
             raise ValueError(f"it nests more than {_MAX_DEPTH} levels")
+
+
+_RATE = re.compile(r"(\d+(?:\.\d+)?) ?(k|m|g|ki|mi|gi)?b(?:/s)?", re.ASCII | re.IGNORECASE)
+_MULTIPLES = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "gi": 2**30}
+
+
+def parse_rate(text: str) -> float:
+    """`20MB/s`, `512KiB/s`, `1.5 GB/s` as bytes a second; the `/s` may be left out.
+
+    Raises:
+        ValueError: it is none of these, or not above zero.
+    """
+    match = _RATE.fullmatch(text.strip())
+    rate = float(match[1]) * _MULTIPLES[(match[2] or "").lower()] if match else 0.0
+    if not rate:
+        raise ValueError(f"{text[:100]!r} is no rate; write bytes a second, such as 20MB/s")
+    return rate

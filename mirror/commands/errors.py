@@ -1,10 +1,11 @@
-"""How a command that fails ends: a message for a person, a document for a program, a code."""
+"""How a command ends: its result or its failure, as text and as JSON, and its exit code."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from typing import Any
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import click
 
@@ -16,6 +17,8 @@ from mirror.errors import (
     MirrorError,
     MissingBaseError,
 )
+
+Report = TypeVar("Report")
 
 _JSON, _TOLD = "mirror.json", "mirror.told"
 _REGISTRY_LOGIN = "--registry-login and --registry-password"
@@ -37,6 +40,21 @@ _LOGIN_FLAGS = {
 def print_json(document: Mapping[str, Any]) -> None:
     """Print a result for a program."""
     click.echo(json.dumps(document, indent=2, ensure_ascii=False))
+
+
+def show(
+    as_json: bool,
+    document: Mapping[str, Any],
+    summary: Callable[[Report, float], str],
+    report: Report,
+    started: float,
+) -> None:
+    """Print a result, for a program or for a person."""
+    elapsed = time.monotonic() - started
+    if as_json:
+        print_json({**document, "elapsedSeconds": round(elapsed, 3)})
+    else:
+        click.echo(summary(report, elapsed))
 
 
 class Group(click.Group):
@@ -75,8 +93,8 @@ class Group(click.Group):
             except (click.exceptions.Exit, click.ClickException):
                 raise
             except Exception:
-                # Once the end was asked for, KeyboardInterrupt may have struck inside of a lock or
-                # callback that raises something else in its place. Before that it is a bug.
+                # After an interruption: KeyboardInterrupt may strike inside a lock or a callback,
+                # which then raises something else. Without an interruption this is a bug.
                 if not asked():
                     raise
                 _tell_interrupted(ctx)
@@ -84,7 +102,7 @@ class Group(click.Group):
 
 
 def _asks_for_json(args: Sequence[str]) -> bool:
-    """Whether `--json` is among the arguments; known before, and if not, all can be understood."""
+    """Whether `--json` is among the arguments, even if the others cannot be parsed."""
     options = args[: args.index("--")] if "--" in args else args
     return "--json" in options
 
@@ -92,7 +110,7 @@ def _asks_for_json(args: Sequence[str]) -> bool:
 def _tell(
     ctx: click.Context, message: str, code: int, kind: str, more: Mapping[str, Any] | None = None
 ) -> None:
-    """Say what went wrong, to a person and, if it listens, to a program."""
+    """Report a failure: as text, and with `--json` as a document, too."""
     click.echo(f"error: {message}", err=True)
     if ctx.meta[_JSON]:
         _print_error(message, code, kind, more)

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import click
 
-from mirror import console
 from mirror.bundle.reader import BundleReader
 from mirror.commands import options
-from mirror.commands.shared import TreeAccess, show
+from mirror.commands.access import TreeAccess
+from mirror.commands.errors import show
+from mirror.commands.login import AccessOptions
 from mirror.errors import InputError, InvalidReferenceError
 from mirror.oci import Repository
-from mirror.operations import plan_push, push, push_to_all
-from mirror.progress import progress
-from mirror.publication_text import quorum_summary
+from mirror.operations.push import plan_push, push, push_to_all
+from mirror.reports.bundles import push_plan_summary, push_summary
+from mirror.reports.progress import progress
+from mirror.reports.registries import quorum_summary
 from mirror.run import Run
 
 
@@ -88,6 +91,7 @@ def push_command(
     replica_password: str | None,
     tmp_dir: str | None,
     module_config: Path | None,
+    sites_file: Path | None,
     jobs: int,
     as_json: bool,
     **access: Any,
@@ -111,8 +115,15 @@ def push_command(
         _check_last(registry, [*folders, *files])
     if not folders and not files:
         raise InputError("name the bundle to push: mirror push BUNDLE_DIR REGISTRY, or use --file")
-    target = TreeAccess.named(registry, module_config=module_config, writes=True, **access)
-    others = _replicas(target, replicas, quorum, access, replica_login, replica_password)
+    asked = AccessOptions(**access)
+    target = TreeAccess.named(
+        registry,
+        asked,
+        module_config=module_config,
+        sites_file=sites_file,
+        writes=True,
+    )
+    others = _replicas(target, replicas, quorum, asked, replica_login, replica_password)
     if others and dry_run:
         raise InputError("--dry-run is for one registry at a time; leave --replica out")
     started = time.monotonic()
@@ -148,16 +159,16 @@ def push_command(
             with target.open_for_uploads(on_event, state_dir) as tree:
                 report = push(reader, tree, key=key, check_access=not no_access_check, run=run)
     if dry_run:
-        show(as_json, plan.to_document(), console.push_plan_summary, plan, started)
+        show(as_json, plan.to_document(), push_plan_summary, plan, started)
     else:
-        show(as_json, report.to_document(), console.push_summary, report, started)
+        show(as_json, report.to_document(), push_summary, report, started)
 
 
 def _replicas(
     target: TreeAccess,
     replicas: Sequence[str],
     quorum: int | None,
-    access: Mapping[str, Any],
+    asked: AccessOptions,
     login: str | None,
     password: str | None,
 ) -> list[TreeAccess]:
@@ -176,10 +187,9 @@ def _replicas(
             f"--quorum {quorum} cannot be reached with {len(roots)} registries; name more "
             "with --replica"
         )
-    own = {"login": login, "password": password}
-    named = {name: value for name, value in access.items() if name != "sites_file"}
+    own = replace(asked, login=login, password=password)
     return [
-        TreeAccess.of(one, **{**named, **({} if one.host == root.host and login is None else own)})
+        TreeAccess.of(one, asked if one.host == root.host and login is None else own)
         for one in roots[1:]
     ]
 

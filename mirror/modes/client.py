@@ -19,12 +19,12 @@ from mirror.modes.addressing import (
 from mirror.modes.constants import LOGICAL_PATH
 from mirror.modes.endpoints import (
     ANYWHERE,
-    Connections,
     Endpoint,
+    EndpointClients,
     PlaneEndpoints,
     reading_of,
 )
-from mirror.modes.failover import BlobReading, HealthMemory, Patience
+from mirror.modes.failover import BlobReading, HealthMemory, ReadingPolicy
 from mirror.modes.routes import Plane
 from mirror.modes.settings import NO_ACCESS, ClusterAccess, RegistrySettings
 from mirror.oci import Child, Descriptor, Digest, Manifest, Repository
@@ -75,11 +75,11 @@ class ModeClient:
     at, without host, or relative to the root (`install`; the root itself is the empty text). What
     takes a tag or digest takes it as second argument, or at the end of the first.
 
-    Each reading goes from endpoint to endpoint until one has what is wanted: past those that
-    cannot be reached, fail (5xx), refuse the login, lack it or have it damaged. Something is
-    absent when every endpoint says so. An endpoint that failed is asked last for a while. A blob
-    that breaks off is continued by the next endpoint where it was. Lists (tags, referrers) of
-    replicas that fill up independently, which is Local mode, are put together from all that answer.
+    Each reading goes from endpoint to endpoint until one delivers: past those that cannot be
+    reached, fail (5xx), refuse the login, do not have the content or have it damaged. Content is
+    absent when every endpoint says so. An endpoint that failed is asked last for a while. If a blob
+    breaks off, the next endpoint continues it. In Local mode replicas fill up independently, so
+    lists (tags, referrers) combine the answers of all that answer.
 
     Every method raises what the same method of `RegistryClient` does, and:
 
@@ -106,8 +106,8 @@ class ModeClient:
             if several:
                 options = replace(options, connect_timeout_s=REPLICA_CONNECT_TIMEOUT_S)
         self._is_view = False
-        self._connections = Connections(options, on_event)
-        self._patience = Patience(
+        self._connections = EndpointClients(options, on_event)
+        self._patience = ReadingPolicy(
             health or HealthMemory(), options.retries, self._connections.pause, on_event
         )
 
@@ -137,7 +137,7 @@ class ModeClient:
         return view
 
     def close(self) -> None:
-        """End all connections; what is under way in other threads fails with CancelledError."""
+        """End all connections; requests under way in other threads fail with CancelledError."""
         if not self._is_view:
             self._connections.close()
 
@@ -264,7 +264,7 @@ class ModeClient:
         digest: Digest,
         ask: Callable[[RegistryClient, str], list[Child]],
     ) -> list[Child]:
-        """Referrers, each once; a `Child` is no key, so they travel by their digests."""
+        """Referrers, each once. A `Child` cannot be hashed, so lists are merged by digest."""
         known: dict[Digest, Child] = {}
 
         def digests(client: RegistryClient, path: str) -> list[Digest]:
@@ -314,10 +314,10 @@ class ModeClient:
         client, path = self._writer(repository, "push")
         return client.open_upload(path)
 
-    def cancel_upload(self, repository: str, upload: OpenUpload) -> None:
-        """Let the registry forget a session, best effort."""
+    def cancel_upload(self, repository: str, upload: OpenUpload) -> bool:
+        """Let the registry forget a session, and say whether it answered."""
         client, path = self._writer(repository, "push")
-        client.cancel_upload(path, upload)
+        return client.cancel_upload(path, upload)
 
     def mount_or_open(
         self, repository: str, digest: Digest, from_repository: str

@@ -29,8 +29,7 @@ from mirror.run import Run
 from mirror.sync import Inventory, MemoryStore, Plan, TransferReport, make_plan, union
 from mirror.sync.content import Source
 from mirror.sync.failover import FailoverSource, Holder
-from mirror.sync.findings import findings_of, listed
-from mirror.sync.observation import Depth
+from mirror.sync.observation import Depth, findings_of, listed
 from mirror.sync.observe import observe
 from mirror.sync.publication import Goal, Publication
 from mirror.sync.publication_state import (
@@ -41,9 +40,8 @@ from mirror.sync.publication_state import (
     read_state,
     statement_digest,
 )
-from mirror.sync.registry import RegistryTarget
 from mirror.sync.statement import REPOSITORY, tool_name
-from mirror.sync.tree import RegistryTree
+from mirror.sync.tree import RegistryTarget, RegistryTree
 from mirror.sync.workers import for_each
 
 Result = TypeVar("Result")
@@ -334,7 +332,12 @@ class _Push:
         new = None if stated or (leads and not goal.new) else goal.statement
         places: list[Source | Holder] = [other.source() for other in others]
         places.append(Holder(tree.source(), held))
-        source = FailoverSource([self.reader, self.index, *places], goal.inventory)
+        source = FailoverSource(
+            [self.reader, self.index, *places],
+            goal.inventory,
+            name=f"{self.reader.name} or another registry" if others else None,
+            on_event=run.on_event,
+        )
         publication = Publication(tree, state, new, seen=held, finish_first=leads)
         try:
             if self.check_access:

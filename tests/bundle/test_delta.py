@@ -18,11 +18,12 @@ from mirror.bundle.verify import verify_bundle
 from mirror.bundle.writer import BundleWriter
 from mirror.errors import InputError, MissingBaseError, NotFoundError
 from mirror.oci import Digest
-from mirror.operations import merge, push
+from mirror.operations.merge import merge
+from mirror.operations.push import push
 from mirror.run import Run
 from mirror.serve import MemoryStorage
 from mirror.sync import BlobContent, Inventory, MemoryStore, make_plan, transfer, union
-from mirror.sync.registry import RegistryTarget, below
+from mirror.sync.tree import RegistryTarget, below
 from mirror.testing import Answer, EmbeddedRegistry, Fault
 from tests.support.bundles import archives_of, pack, seal_of
 from tests.support.inventories import put_image, put_index, sample_store, stores

@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from mirror.modes import constants
-from mirror.modes.constants import User
+from mirror.modes.constants import RegistryUser
 from mirror.modes.settings import Account, ClusterAccess, RegistrySettings
 from mirror.nodeconfig.cluster import Node
 from mirror.nodeconfig.hosts import Containerd
@@ -56,6 +56,7 @@ class Cluster:
             Containerd.STOCK,
             Distribution.STOCK,
             DEBIAN_NGINX,
+            in_cluster_ports=nodes[-1].ports,  # not those where a master listens
             in_place_root=PurePosixPath(out),
         )
         now = datetime.datetime.now(datetime.UTC)
@@ -67,9 +68,7 @@ class Cluster:
     def rendered(
         self, settings: RegistrySettings, previous: RegistrySettings | None = None
     ) -> Rendered:
-        # The in-cluster proxy takes the first one's ports: not those where a master listens.
-        nodes = (self.worker, *self.masters)
-        return render(settings, nodes, self.kept, previous=previous, options=self.options)
+        return render(settings, self.nodes, self.kept, previous=previous, options=self.options)
 
     def render_masters(self, settings: RegistrySettings, previous: RegistrySettings | None) -> None:
         """The masters' part alone; the worker, which pulls, goes on with what it has."""
@@ -115,10 +114,10 @@ class Cluster:
         path.write_text(yaml.safe_dump(document))
         return path
 
-    def account(self, user: User) -> Account:
+    def account(self, user: RegistryUser) -> Account:
         return self.kept.users[user].account
 
-    def login(self, user: User) -> str:
+    def login(self, user: RegistryUser) -> str:
         one = self.account(user)
         return f"{one.name}:{one.password.get_secret_value()}"
 

@@ -1,0 +1,308 @@
+"""`mirror mode plan` and `check`: what a switch does, and whether all images are there."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import click
+
+from mirror.bundle.reader import read_inventory
+from mirror.commands import options
+from mirror.commands.cluster import Cluster
+from mirror.commands.errors import print_json, show
+from mirror.errors import (
+    InputError,
+    IntegrityError,
+    InvalidSettingsError,
+    MirrorError,
+    common_exit_code,
+)
+from mirror.modes.check import CheckReport, ItemState, check_images, connect_with, targets_for
+from mirror.modes.outcomes import ClusterFacts
+from mirror.modes.plan import SwitchPlan, plan_switch
+from mirror.modes.preconditions import Cause
+from mirror.modes.required import (
+    RequiredSet,
+    critical_modules,
+    deployment_of,
+    from_digest_list,
+    from_inventory,
+    from_values,
+    read_digest_list,
+    relaxed,
+)
+from mirror.modes.routes import Mode, Verdict
+from mirror.modes.settings import CheckMode, RegistrySettings
+from mirror.modes.state import RegistryState
+from mirror.nodeconfig.cluster import load_facts, read_document
+from mirror.registry import ConnectionOptions
+from mirror.reports.progress import progress
+from mirror.run import Run
+
+_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+
+
+@click.command("plan")
+@click.option(
+    "--from",
+    "current_file",
+    type=_FILE,
+    help="YAML file with the ModuleConfig that the cluster has now.",
+)
+@click.option(
+    "--state",
+    "state_file",
+    type=_FILE,
+    help="YAML or JSON file with the Secret registry-state: which mode was completed last, and "
+    "whether a switch is under way.",
+)
+@click.option(
+    "--to",
+    "target_file",
+    type=_FILE,
+    required=True,
+    help="YAML file with the ModuleConfig that the cluster is to have.",
+)
+@click.option(
+    "--facts",
+    "facts_file",
+    type=_FILE,
+    help="YAML file with what is known of the cluster: bootstrapped, static, nodes, …; what is "
+    "not in it is listed as still to be looked at.",
+)
+@click.option(
+    "--installing", is_flag=True, help="The cluster is being installed: there is no mode yet."
+)
+@click.option(
+    "--undocumented",
+    is_flag=True,
+    help="Allow what the cluster would do although its documents advise against it.",
+)
+@options.as_json
+def plan_command(
+    *,
+    current_file: Path | None,
+    state_file: Path | None,
+    target_file: Path,
+    facts_file: Path | None,
+    installing: bool,
+    undocumented: bool,
+    as_json: bool,
+) -> None:
+    """Plan a switch: its steps in their order, what it costs, and what stands against it.
+
+    Nothing is done to the cluster. A switch that is refused ends with exit code 1 and names the
+    way by which the target is reached all the same.
+    """
+    facts = ClusterFacts() if facts_file is None else load_facts(facts_file)
+    target = RegistrySettings.load(target_file)
+    current: RegistrySettings | None = None
+    if not installing:
+        state = None if state_file is None else RegistryState.load(state_file)
+        current = _current(current_file, state)
+        facts = _with_aborted(facts, state, target)
+    elif current_file is not None or state_file is not None:
+        raise InputError("--installing excludes --from and --state: there is no mode yet")
+    plan = plan_switch(current, target, facts, strict=not undocumented)
+    if as_json:
+        print_json(plan.to_document())
+    else:
+        click.echo("\n".join(_lines(plan)))
+    if not plan.allowed:
+        click.get_current_context().exit(MirrorError.exit_code)
+
+
+def _current(current_file: Path | None, state: RegistryState | None) -> RegistrySettings:
+    """The settings that the cluster completed last."""
+    if current_file is not None:
+        current = RegistrySettings.load(current_file)
+        if state is not None and state.mode is not current.mode:
+            raise InputError(
+                f"--from {current_file} is mode {current.mode}, and --state says that the mode "
+                f"completed last is {state.mode}; give the settings of {state.mode}"
+            )
+        return current
+    if state is None:
+        raise InputError(
+            "say what the cluster has now: --from FILE (its ModuleConfig), --state FILE (the "
+            "Secret registry-state), or --installing"
+        )
+    settings = _without_parameters(state.mode)
+    if settings is None:
+        raise InputError(
+            f"--state says that the mode is {state.mode}, and not with which parameters; add "
+            "--from FILE with that ModuleConfig"
+        )
+    return settings
+
+
+def _with_aborted(
+    facts: ClusterFacts, state: RegistryState | None, target: RegistrySettings
+) -> ClusterFacts:
+    """`facts` with the switch that the state says is under way, if it goes elsewhere."""
+    if state is None or facts.aborted is not None or state.target_mode in (state.mode, target.mode):
+        return facts
+    aborted = _without_parameters(state.target_mode)
+    if aborted is None:
+        raise InputError(
+            f"--state says that a switch to {state.target_mode} was begun and not completed; add "
+            "its registry section to --facts, as `aborted`"
+        )
+    return replace(facts, aborted=aborted)
+
+
+def _without_parameters(mode: Mode) -> RegistrySettings | None:
+    """The settings of a mode that has none beside its name; None for the others."""
+    try:
+        return RegistrySettings(mode=mode)
+    except InvalidSettingsError:  # it needs a section
+        return None
+
+
+def _lines(plan: SwitchPlan) -> Iterator[str]:
+    before = "installation" if plan.current is None else plan.current.value
+    yield f"{before} → {plan.target}"
+    if plan.verdict is Verdict.NOTHING:
+        yield "There is nothing to change"
+        return
+    for number, step in enumerate(plan.steps, 1):
+        yield f"{number:>3}. {step.condition}: {step.action}"
+    if plan.warnings:
+        yield "Warnings"
+        yield from (f"  {one.risk}: {one.message}" for one in plan.warnings)
+    if plan.doubts:
+        yield "Still to be looked at"
+        yield from (f"  {one.cause}: {one.message}" for one in plan.doubts)
+    if plan.refusals:
+        yield "Refused"
+        for refusal in plan.refusals:
+            yield f"  {refusal.cause}: {refusal.message}"
+            way = " → ".join([before, *refusal.path])
+            if refusal.path and refusal.cause is not Cause.NOT_SUPPORTED:  # which has it
+                yield f"    switch by this way instead: {way}"
+
+
+@click.command("check")
+@options.cluster_required
+@click.option(
+    "--digests",
+    "digests_file",
+    type=_FILE,
+    help="Required is what this lists: a release's images_digests.json, or a digest a line.",
+)
+@click.option(
+    "--inventory",
+    "inventory_path",
+    type=click.Path(exists=True, path_type=Path),
+    help="Required is what this bundle, or its inventory.json, holds.",
+)
+@click.option(
+    "--values",
+    "values_file",
+    type=_FILE,
+    help="Required is what the cluster's values name (YAML or JSON with "
+    "global.modulesImages.digests), of critical modules.",
+)
+@click.option(
+    "--modules",
+    "modules_file",
+    type=_FILE,
+    help="With --values: the cluster's Module objects as a list (kubectl get modules -o yaml), "
+    "which say what is critical.",
+)
+@click.option(
+    "--deckhouse-image",
+    help="The image of the platform's own container, required too; alone, by its tag, where the "
+    "settings say checkMode Relax.",
+)
+@click.option("--tls-skip-verify", is_flag=True, help="Accept any certificate of the registry.")
+@options.running
+def check_command(
+    *,
+    module_config: Path,
+    sites_file: Path | None,
+    digests_file: Path | None,
+    inventory_path: Path | None,
+    values_file: Path | None,
+    modules_file: Path | None,
+    deckhouse_image: str | None,
+    tls_skip_verify: bool,
+    jobs: int,
+    as_json: bool,
+) -> None:
+    """Check that the registry of these settings holds every image that the cluster needs.
+
+    That is the registry outside of the cluster, or in mode Local every master's replica. The exit
+    code is 4 where images are missing.
+    """
+    cluster = Cluster.load(module_config, sites_file)
+    required = _required(
+        cluster.settings.check_mode,
+        digests_file,
+        inventory_path,
+        values_file,
+        modules_file,
+        deckhouse_image,
+    )
+    targets = targets_for(cluster.settings, cluster.access)
+    connection = ConnectionOptions(verify=not tls_skip_verify)
+    started = time.monotonic()
+    with progress(quiet=as_json) as on_event:
+        report = check_images(
+            required,
+            targets,
+            connect_with(connection, on_event),
+            workers=jobs,
+            run=Run(on_event=on_event),
+        )
+    show(as_json, report.to_document(), _summary, report, started)
+    if not report.ready:
+        click.get_current_context().exit(_exit_code(report))
+
+
+def _required(
+    mode: CheckMode,
+    digests_file: Path | None,
+    inventory_path: Path | None,
+    values_file: Path | None,
+    modules_file: Path | None,
+    deckhouse_image: str | None,
+) -> RequiredSet:
+    deployment = None if deckhouse_image is None else deployment_of(deckhouse_image)
+    given = [path for path in (digests_file, inventory_path, values_file) if path is not None]
+    if len(given) > 1:
+        raise InputError("--digests, --inventory and --values exclude each other; keep one")
+    if (modules_file is None) is not (values_file is None):
+        raise InputError("--values and --modules go together; give both")
+    if mode is CheckMode.RELAX:
+        return relaxed(deployment)
+    if digests_file is not None:
+        return from_digest_list(read_digest_list(digests_file), str(digests_file), deployment)
+    if inventory_path is not None:
+        return from_inventory(read_inventory(inventory_path), deployment)
+    if values_file is not None and modules_file is not None:
+        modules = read_document(modules_file).get("items")
+        if not isinstance(modules, list):
+            raise InputError(f"{modules_file}: no list of Module objects (items)")
+        critical = critical_modules(one for one in modules if isinstance(one, dict))
+        return from_values(read_document(values_file), critical, deployment)
+    raise InputError(
+        "say what is required: --digests FILE, --inventory BUNDLE_DIR, or --values FILE with "
+        "--modules FILE"
+    )
+
+
+def _summary(report: CheckReport, _elapsed_s: float) -> str:
+    return report.message
+
+
+def _exit_code(report: CheckReport) -> int:
+    """4 where something is missing; else what kept the registries from answering."""
+    items = [item for one in report.registries for item in one.items]
+    if any(item.state is ItemState.MISSING for item in items):
+        return IntegrityError.exit_code
+    errors = [item.error for item in items if item.error is not None]
+    return common_exit_code(errors) or MirrorError.exit_code

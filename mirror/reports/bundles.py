@@ -1,0 +1,416 @@
+"""What a person reads at the end: summaries of what was done and found."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from mirror.bundle.compress import Compressed
+from mirror.bundle.delta import Omissions
+from mirror.bundle.parts import size_text
+from mirror.bundle.report import compression_rows, omission_rows
+from mirror.bundle.verify import BundleReport
+from mirror.layout import (
+    CHANNELS,
+    INSTALL,
+    INSTALLER,
+    PACKAGES,
+    PLUGINS,
+    RELEASE_CHANNEL,
+    SECURITY_DATABASES,
+    is_attachment_tag,
+    tags_of_versions,
+)
+from mirror.oci import Digest
+from mirror.operations.compare import RegistryReport
+from mirror.operations.inventory import RegistryInventory
+from mirror.operations.merge import MergeReport
+from mirror.operations.pull import PlannedReference, PullPlan, PullReport
+from mirror.operations.push_reports import PushPlan, PushReport, Share, shares
+from mirror.release.select import SelectedContent
+from mirror.release.source import SourceTree
+from mirror.sync import Finding, Inventory
+from mirror.sync.observation import listed
+
+
+def duration_text(seconds: float) -> str:
+    """A span of time as a person reads it: `3m12s`, and tenths below a minute."""
+    if seconds < 60:
+        return f"{seconds:.1f}s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}h{minutes:02}m{rest:02}s" if hours else f"{minutes}m{rest:02}s"
+
+
+def verbose_pull_summary(report: PullReport, elapsed_s: float) -> str:
+    """The same as `pull_summary`, with the versions of every module, package and plugin."""
+    rows = _version_rows(report.selection)
+    return "\n".join([pull_summary(report, elapsed_s), "", *(table(rows) if rows else ())])
+
+
+def pull_summary(report: PullReport, elapsed_s: float) -> str:
+    """What was packed, in words."""
+    return "\n".join(
+        [
+            f"{_title(report.seal.omissions)} {report.folder} is complete",
+            *table(
+                [
+                    *_selection_rows(report.tree, report.selection),
+                    *_contents_rows(report.inventory),
+                    *omission_rows(report.seal.omissions),
+                ]
+            ),
+            "",
+            *_archive_lines(report.archives),
+            *_compression_lines(report.compressed),
+            "",
+            f"  inventory {report.digest}",
+            f"  {size_text(report.fetched)} fetched in {duration_text(elapsed_s)}",
+        ]
+    )
+
+
+def _compression_lines(compressed: Compressed | None) -> list[str]:
+    return [f"  {title.lower()} {text}" for title, text in compression_rows(compressed)]
+
+
+def plan_summary(plan: PullPlan, elapsed_s: float) -> str:
+    """What would be packed: in words, then the sizes, then every image by archive."""
+    inventory, omissions = plan.inventory, plan.seal.omissions
+    saved = []
+    if omissions.base is not None:
+        saved = [f"  the base saves {size_text(omissions.size)}: the bundle is a delta"]
+    return "\n".join(
+        [
+            "This would be pulled",
+            *table(
+                [
+                    *_origin_rows(plan.tree),
+                    *_part_rows(inventory),
+                    *_version_rows(plan.selection),
+                    *_plugin_rows(plan.selection),
+                    _total_row(inventory),
+                    *omission_rows(omissions),
+                ]
+            ),
+            "",
+            "Archive sizes",
+            *_archive_lines({archive.name: archive.size for archive in plan.archives}),
+            "",
+            f"To fetch: {size_text(plan.fetch)}; what images share is fetched once",
+            *saved,
+            "",
+            *_reference_lines(list(plan.references())),
+            "",
+            f"  inventory {inventory.digest()}",
+            f"  planned in {duration_text(elapsed_s)}; nothing was pulled",
+        ]
+    )
+
+
+def _title(omissions: Omissions) -> str:
+    return "Bundle" if omissions.base is None else "Delta"
+
+
+_NAME_WIDTH = 56
+"""Columns for the names of images; the few longer ones push the rest of their line."""
+
+
+def _reference_lines(references: Sequence[PlannedReference]) -> list[str]:
+    """Every image, below the archive that it goes into."""
+    archives = dict.fromkeys(one.archive for one in references)
+    again = len(references) - len({(one.repository, one.tag) for one in references})
+    total = f"{_counted(len(references), 'image')} in {_counted(len(archives), 'archive')}"
+    if again:
+        total += f", {again} of them repeated: package-versions describes all packages again"
+    lines = [total, "Sizes count shared parts each time; full digests are in --json"]
+    for archive in archives:
+        lines += ["", f"  {archive}"]
+        lines += (
+            f"    {_name_in_bundle(one):<{_NAME_WIDTH}}  {size_text(one.size):>10}  "
+            f"{_short(one.digest)}"
+            for one in references
+            if one.archive == archive
+        )
+    return lines
+
+
+def _name_in_bundle(one: PlannedReference) -> str:
+    """The path and tag, or for an image that has no tag the path and digest; `/` is the root."""
+    path = one.repository or "/"
+    by_digest = one.tag == one.digest.encoded
+    return f"{path}@{_short(one.digest)}" if by_digest else f"{path}:{one.tag}"
+
+
+def _short(digest: Digest) -> str:
+    return f"{digest.algorithm}:{digest.encoded[:12]}…"
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
+def _selection_rows(tree: SourceTree, selection: SelectedContent) -> list[tuple[str, str]]:
+    return [*_origin_rows(tree), *_plugin_rows(selection)]
+
+
+def _origin_rows(tree: SourceTree) -> list[tuple[str, str]]:
+    rows = [("Source", str(tree.root))]
+    if tree.edition:
+        rows.append(("Edition", tree.edition.upper()))
+    return rows
+
+
+def _version_rows(selection: SelectedContent) -> list[tuple[str, str]]:
+    """Every module and package with its versions, oldest first."""
+    return [
+        (noun, f"{name} {', '.join(versions)}")
+        for noun, items in (("Module", selection.modules), ("Package", selection.packages))
+        for name, versions in items.items()
+    ]
+
+
+def _plugin_rows(selection: SelectedContent) -> list[tuple[str, str]]:
+    """Every plugin with what it is taken for."""
+    return [
+        ("Plugin", f"{name} {choice.tag} {'; '.join(map(str, choice.edges))}")
+        for name, choices in selection.plugins.items()
+        for choice in choices
+    ]
+
+
+def _archive_lines(archives: Mapping[str, int]) -> list[str]:
+    files = [(name, size_text(size)) for name, size in sorted(archives.items())]
+    files.append(("in total", size_text(sum(archives.values()))))
+    width = max(len(name) for name, _ in files)
+    return [f"  {name:<{width}}  {size:>10}" for name, size in files]
+
+
+def push_summary(report: PushReport, elapsed_s: float) -> str:
+    """What the registry holds now, and what that took."""
+    plan, done = report.plan, report.done
+    uploaded = sum(step.mount_from is None for step in plan.blobs)
+    rows = [
+        *_contents_rows(report.inventory),
+        (
+            "Uploaded",
+            f"{uploaded} blobs ({size_text(done.sent)}), {done.manifests} manifests, "
+            f"{done.tags} tags"
+            if plan
+            else "nothing: all of it was there",
+        ),
+        ("Published", _published_text(report)),
+        *(("Onto base", f"inventory {base}") for base in report.bases),
+    ]
+    return "\n".join(
+        [
+            f"Registry {report.target} holds the whole bundle",
+            *table(rows),
+            "",
+            f"  inventory {report.digest}",
+            f"  done in {duration_text(elapsed_s)}",
+        ]
+    )
+
+
+def _published_text(report: PushReport) -> str:
+    number = report.published.statement.generation
+    return f"generation {number}" if report.new else f"generation {number}, as before"
+
+
+def push_plan_summary(report: PushPlan, elapsed_s: float) -> str:
+    """What a push would send, in words and by repository."""
+    plan = report.plan
+    rows = _contents_rows(report.inventory)
+    if not plan:
+        rows.append(("To send", "nothing: all of it is there"))
+    else:
+        rows += [
+            ("To send", f"{_counted(report.uploads, 'blob')}, {size_text(plan.size)}"),
+            ("To mount", f"{_counted(report.mounts, 'blob')} that another repository has"),
+            ("To write", f"{_counted(plan.manifest_count, 'manifest')}, {plan.tag_count} tags"),
+        ]
+    by_repository = {report.tree.locate(path): share for path, share in shares(plan).items()}
+    return "\n".join(
+        [
+            f"This would be pushed to {report.tree.root}",
+            *table(rows),
+            "",
+            *(_share_line(repository, share) for repository, share in by_repository.items()),
+            *([""] if by_repository else []),
+            f"  inventory {report.inventory.digest()}",
+            f"  planned in {duration_text(elapsed_s)}; nothing was written",
+        ]
+    )
+
+
+def _share_line(repository: str, share: Share) -> str:
+    """One repository's part in a push."""
+    parts = [
+        f"{_counted(share.blobs, 'blob')} ({size_text(share.size)})" if share.blobs else "",
+        f"{share.mounts} mounted" if share.mounts else "",
+        _counted(share.manifests, "manifest") if share.manifests else "",
+        f"tags {_few(share.tags)}" if share.tags else "",
+    ]
+    return f"  {repository}: {', '.join(filter(None, parts))}"
+
+
+def _few(names: Sequence[str], most: int = 5) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return " ".join(names[:most]) + more
+
+
+def bundle_summary(report: BundleReport, elapsed_s: float) -> str:
+    """Whether a bundle is whole."""
+    if report.findings:
+        return _findings_text("The bundle is damaged or incomplete", report.findings)
+    what = _title(report.omissions).lower()
+    alone = "nothing tells whether other archives belong to it"
+    if report.quick:
+        seal = "sealed" if report.sealed else f"not sealed: {alone}"
+        title = (
+            f"The structure of the {what} is whole ({seal}). The bytes of layers were not checked: "
+            "`mirror verify` without --quick does that"
+        )
+        how = "looked through in"
+    else:
+        seal = "sealed: every byte is accounted for"
+        if not report.sealed:
+            seal = f"not sealed: what is here is right, but {alone}"
+        title = f"The {what} is whole ({seal})"
+        how = "read in"
+    return "\n".join(
+        [
+            title,
+            *table(
+                [
+                    ("Archives", f"{report.archives}, {size_text(report.size)}"),
+                    ("Contents", f"{report.repositories} repositories, {report.tags} tags"),
+                    ("", f"{report.manifests} manifests, {report.blobs} blobs"),
+                    *omission_rows(report.omissions),
+                ]
+            ),
+            "",
+            f"  {how} {duration_text(elapsed_s)}",
+        ]
+    )
+
+
+def merge_summary(report: MergeReport, elapsed_s: float) -> str:
+    """What was merged into one bundle."""
+    return "\n".join(
+        [
+            f"Bundle {report.folder} is complete",
+            *table([*_contents_rows(report.inventory), *omission_rows(report.omissions)]),
+            "",
+            *_archive_lines(report.archives),
+            *_compression_lines(report.compressed),
+            "",
+            f"  inventory {report.digest}",
+            f"  {size_text(report.copied)} copied in {duration_text(elapsed_s)}, from "
+            + ", ".join(report.merged),
+        ]
+    )
+
+
+def inventory_summary(written: tuple[RegistryInventory, str, int], elapsed_s: float) -> str:
+    """What a registry was seen to hold, and the file that says so."""
+    found, output, size = written
+    inventory = found.inventory
+    blobs = inventory.blob_sizes()
+    rows = [
+        *_contents_rows(inventory),
+        ("", f"{len(inventory.manifest_nodes())} manifests, {len(blobs)} blobs"),
+    ]
+    if found.gaps:
+        rows.append(("Missing", f"{found.gaps} of what its manifests need"))
+    if found.failures:
+        rows.append(("Not read", f"{len(found.failures)} (see the warning)"))
+    return "\n".join(
+        [
+            f"Registry {found.target} holds {size_text(sum(blobs.values()))}",
+            *table(rows),
+            "",
+            f"  inventory {found.digest}",
+            f"  {output} has {size_text(size)}",
+            f"  {found.requests} requests in {duration_text(elapsed_s)}",
+        ]
+    )
+
+
+def registry_summary(report: RegistryReport, elapsed_s: float) -> str:
+    """Whether a registry holds a bundle."""
+    if report.findings:
+        nothing = len(report.findings) == len(report.inventory.repositories) and not any(
+            finding.digest for finding in report.findings
+        )
+        hint = "; is the path right?" if nothing else ""
+        return _findings_text(
+            f"Registry {report.target} does not hold the whole bundle{hint}", report.findings
+        )
+    how = (
+        "every byte read back"
+        if report.deep
+        else "every tag, manifest and blob is there; --deep reads them back too"
+    )
+    return "\n".join(
+        [
+            f"Registry {report.target} holds the whole bundle ({how})",
+            *table(_contents_rows(report.inventory)),
+            "",
+            f"  inventory {report.digest}",
+            f"  checked in {duration_text(elapsed_s)}",
+        ]
+    )
+
+
+def _findings_text(title: str, findings: Sequence[Finding]) -> str:
+    count = f"{len(findings)} finding{'s' if len(findings) > 1 else ''}"
+    return f"{title}: {count}{listed(findings, most=50)}"
+
+
+def _contents_rows(inventory: Inventory) -> list[tuple[str, str]]:
+    """Counts of what an inventory has of each kind."""
+    present = inventory.repositories
+    rows = _part_rows(inventory)
+    for title, root in (("Modules", "modules"), ("Packages", PACKAGES), ("Plugins", PLUGINS)):
+        names = {path[len(root) + 1 :].partition("/")[0] for path in present if _below(path, root)}
+        if names:
+            rows.append((title, str(len(names))))
+    return [*rows, _total_row(inventory)]
+
+
+def _part_rows(inventory: Inventory) -> list[tuple[str, str]]:
+    """The platform and what stands beside it."""
+    present = inventory.repositories
+    rows = [("Platform", _platform_text(inventory))]
+    databases = sum(path in present for path in SECURITY_DATABASES)
+    if INSTALLER in present:
+        rows.append(("Installer", ", ".join(sorted(present[INSTALLER].tags))))
+    rows.append(("Security", f"{databases} databases" if databases else "none"))
+    return rows
+
+
+def _total_row(inventory: Inventory) -> tuple[str, str]:
+    present = inventory.repositories
+    tags = sum(len(content.tags) for content in present.values())
+    return ("Contents", f"{len(present)} repositories, {tags} tags")
+
+
+def _platform_text(inventory: Inventory) -> str:
+    """The platform's releases, newest first, and the channels that lead to them."""
+    tags = [tag for tag in inventory.repository(INSTALL).tags if not is_attachment_tag(tag)]
+    versions = tags_of_versions(tags)
+    others = sorted(set(tags) - set(versions.values()))
+    channels = [name for name in CHANNELS if name in inventory.repository(RELEASE_CHANNEL).tags]
+    releases = ", ".join([*reversed(versions.values()), *others])
+    return (releases or "none") + (f" ({', '.join(channels)})" if channels else "")
+
+
+def _below(path: str, root: str) -> bool:
+    return path.startswith(f"{root}/")
+
+
+def table(rows: Sequence[tuple[str, str]]) -> list[str]:
+    """Rows of a title and a text, the texts aligned."""
+    width = max(len(title) for title, _ in rows)
+    return [f"  {title:<{width}}  {text}" for title, text in rows]

@@ -1,0 +1,294 @@
+"""Summaries of commands about registries: sync, diff, status, prune, and generations."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from mirror.bundle.parts import size_text
+from mirror.operations.compare import DiffReport, ReplicaStatus, StatusReport
+from mirror.operations.history import Generation, HistoryReport
+from mirror.operations.prune import PruneReport
+from mirror.operations.push_reports import QuorumReport
+from mirror.operations.results import Outcome, ReplicaResult
+from mirror.operations.rollback import RollbackReport
+from mirror.operations.sync import SyncReport
+from mirror.reports.bundles import duration_text, table
+from mirror.sync.difference import TagDifference
+from mirror.sync.observation import Failure
+
+_MOST = 50
+
+_OUTCOMES = {
+    Outcome.EQUAL: "holds all of it",
+    Outcome.SYNCED: "holds all of it now",
+    Outcome.DIFFERS: "would be changed",
+    Outcome.FAILED: "is not complete",
+}
+
+
+def sync_summary(report: SyncReport, elapsed_s: float) -> str:
+    """How each replica stands, and everything that could not be done."""
+    state = f"generation {report.generation}" if report.generation else "no stated inventory"
+    failed = {one.name for one in report.replicas if one.outcome is Outcome.FAILED}
+    good = len(report.replicas) - len(failed)
+    if report.dry_run:
+        title = f"This would be done, following {report.leader} ({state})"
+    else:
+        title = f"{good} of {len(report.replicas)} replicas hold what {report.leader} has ({state})"
+    lines = [title]
+    for one in report.replicas:
+        lines += _replica_lines(one, dry_run=report.dry_run)
+    if report.audit is not None:
+        lines += _replica_lines(report.audit, leader=True)
+    lines += _failure_lines(report.failures)
+    if report.statement is not None:
+        lines += ["", f"  statement {report.statement}"]
+    lines.append(f"  done in {duration_text(elapsed_s)}")
+    return "\n".join(lines)
+
+
+def _replica_lines(one: ReplicaResult, *, leader: bool = False, dry_run: bool = False) -> list[str]:
+    said = _OUTCOMES[one.outcome]
+    if leader:
+        said = {
+            Outcome.EQUAL: "the leader holds what it states",
+            Outcome.SYNCED: "the leader was mended",
+            Outcome.DIFFERS: "the leader would be mended",
+            Outcome.FAILED: "the leader does not hold what it states",
+        }[one.outcome]
+    lines = [f"  {one.name}: {said}"]
+    if one.blobs or one.manifests or one.tags:
+        lines.append(
+            f"    {one.blobs} blobs ({size_text(one.sent)}), {one.manifests} manifests, "
+            f"{one.tags} tags"
+        )
+    extras = f"not at the leader, {'' if dry_run else 'left alone; '}--prune removes it"
+    if leader:
+        extras = "not stated, so no replica gets them (`mirror push` of their bundle states them)"
+    for title, items in (
+        ("damaged", one.damaged),
+        ("mended", one.healed),
+        ("removed", one.removed),
+        (extras, one.extras),
+    ):
+        lines += _listed(title, [str(item) for item in items])
+    return lines
+
+
+def _failure_lines(failures: Sequence[Failure]) -> list[str]:
+    return ["", *_listed("could not be done", [str(one) for one in failures])] if failures else []
+
+
+def _listed(title: str, items: Sequence[str]) -> list[str]:
+    if not items:
+        return []
+    more = [f"      and {len(items) - _MOST} more"] if len(items) > _MOST else []
+    return [f"    {title}: {len(items)}", *(f"      {item}" for item in items[:_MOST]), *more]
+
+
+def diff_summary(report: DiffReport, elapsed_s: float) -> str:
+    """What two places hold differently: `-` only in A, `+` only in B, `~` in both, otherwise."""
+    found = report.difference
+    if not found and not report.failures:
+        return (
+            f"{report.a} and {report.b} hold the same\n"
+            f"  inventory {report.a_digest}\n  compared in {duration_text(elapsed_s)}"
+        )
+    lines = [f"--- {report.a}", f"+++ {report.b}"]
+    repository: str | None = None
+    for one in found.tags:
+        if one.repository != repository:
+            repository = one.repository
+            lines.append(f"  {repository or '/'}")
+        lines.append(f"    {_tag_line(one)}")
+    for sign, manifests in (("-", found.our_manifests), ("+", found.their_manifests)):
+        lines += (f"  {sign} {path or '/'}@{digest} (no tag)" for path, digest in manifests)
+    lines += [
+        "",
+        (
+            f"  {len(found.tags)} tags differ; blobs: {size_text(found.only_ours)} only in A, "
+            f"{size_text(found.only_theirs)} only in B"
+        ),
+        *_failure_lines(report.failures),
+        f"  compared in {duration_text(elapsed_s)}",
+    ]
+    return "\n".join(lines)
+
+
+def _tag_line(one: TagDifference) -> str:
+    if one.theirs is None:
+        return f"- {one.tag}  {size_text(one.our_size)}  {one.ours}"
+    if one.ours is None:
+        return f"+ {one.tag}  {size_text(one.their_size)}  {one.theirs}"
+    sizes = f"{size_text(one.our_size)} → {size_text(one.their_size)}"
+    return f"~ {one.tag}  {sizes}  {one.ours} → {one.theirs}"
+
+
+def status_summary(report: StatusReport, elapsed_s: float) -> str:
+    """How complete each registry is."""
+    complete = sum(one.complete for one in report.replicas)
+    lines = [f"{complete} of {len(report.replicas)} replicas are complete"]
+    for one in report.replicas:
+        lines += _status_lines(one)
+    if len({one.statement for one in report.replicas}) > 1:
+        lines.append("  they do not state the same: `mirror sync` makes them equal")
+    lines.append(f"  asked in {duration_text(elapsed_s)}")
+    return "\n".join(lines)
+
+
+def _status_lines(one: ReplicaStatus) -> list[str]:
+    state = f"generation {one.generation}" if one.generation else "states no inventory"
+    if one.lag:
+        state += f", {one.lag} behind"
+    if one.publishing:
+        state += f", publication of generation {one.publishing} not finished"
+    said, due = one.verified, one.declared
+    lines = [
+        f"  {one.name}: {'complete' if one.complete else 'NOT complete'} ({state})",
+        (
+            f"    {said.tags} of {due.tags} tags, {said.manifests} of {due.manifests} manifests, "
+            f"{said.blobs} of {due.blobs} blobs"
+        ),
+    ]
+    lines += _listed("missing", one.missing)
+    return lines + _listed("could not be asked", [str(failure) for failure in one.failures])
+
+
+def prune_summary(report: PruneReport, elapsed_s: float) -> str:
+    """What was removed, or would be."""
+    removal = report.removal
+    if not removal and not report.failures:
+        return f"Registry {report.target} has nothing that may go"
+    done = "This would be removed from" if report.dry_run else "Removed from"
+    lines = [
+        f"{done} registry {report.target}",
+        (
+            f"  {removal.tag_count} tags, {len(removal.manifests)} manifests; "
+            f"{size_text(report.freed)} of blobs that nothing needs any more"
+        ),
+        *_listed("tags", [str(one) for one in removal.tags]),
+        *_listed("manifests", [str(one) for one in removal.manifests]),
+    ]
+    if report.generations:
+        numbers = ", ".join(map(str, report.generations))
+        lines.append(f"  no way back to generations {numbers}")
+    lines += _failure_lines(report.failures)
+    if not report.dry_run:
+        lines.append("  run the registry's garbage collector to free the space (docs/sync.md)")
+    lines.append(f"  done in {duration_text(elapsed_s)}")
+    return "\n".join(lines)
+
+
+_MOST_NAMES = 12
+
+
+def history_summary(report: HistoryReport, elapsed_s: float) -> str:
+    """The generations, newest first, and what each changed."""
+    if not report.generations:
+        return (
+            f"Registry {report.target} states no inventory: no push has completed there that "
+            "writes one"
+        )
+    lines = [f"Registry {report.target}, newest generation first"]
+    for one in report.generations:
+        lines += ["", f"  {one.number}{_mark(one)}", *_described(one)]
+    if report.older:
+        lines += ["", f"  and {report.older} older ones (--last)"]
+    return "\n".join([*lines, "", f"  read in {duration_text(elapsed_s)}"])
+
+
+def _mark(one: Generation) -> str:
+    marks = []
+    if one.current:
+        marks.append("current")
+    if one.interrupted:
+        marks.append(
+            "interrupted: the next push finishes it, `mirror rollback` "
+            + ("too" if one.restores is not None else "turns it back")
+        )
+    if one.restores is not None:
+        what = f"generation {one.restores}" if one.restores else "what was there before"
+        marks.append(f"restores {what}")
+    return f"  ({'; '.join(marks)})" if marks else ""
+
+
+def _described(one: Generation) -> list[str]:
+    counts = ("added", "changed", "removed")
+    changes = ", ".join(f"{len(getattr(one.changes, name))} {name}" for name in counts)
+    rows = [("Tags", f"{one.tags}: {changes}")]
+    if one.versions:
+        rows.append(("Versions", _names_text(one.versions)))
+    if one.channels:
+        rows.append(("Channels", _names_text(one.channels)))
+    rows.append(("Inventory", str(one.inventory)))
+    return [f"  {line}" for line in table(rows)]
+
+
+def _names_text(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
+    return ", ".join(names[:_MOST_NAMES]) + more
+
+
+def rollback_summary(report: RollbackReport, elapsed_s: float) -> str:
+    """What was put back, or would be."""
+    was = f"generation {report.replaced}"
+    if report.interrupted:
+        was += ", whose publication was interrupted,"
+    back = f"generation {report.restored}" if report.restored else "what was there before the first"
+    title = (
+        f"{'This would turn' if report.dry_run else 'Turned'} registry {report.target} back from "
+        f"{was} to {back}"
+    )
+    rows = [("Tags", f"{len(report.turned)} name again what they did then")]
+    if report.extras:
+        extras = [f"{path or '/'}:{tag}" for path, tag in report.extras]
+        rows.append(("Newer tags", f"{len(extras)}{_fate(report)}: {_names_text(extras)}"))
+    if not report.dry_run:
+        rows.append(("Published", f"generation {report.generation}"))
+    if report.dry_run:
+        turned = [
+            f"{turn.repository or '/'}:{turn.tag}  {turn.before or 'nothing'} → {turn.after}"
+            for turn in report.turned
+        ]
+        return "\n".join([title, *table(rows), *(f"    {line}" for line in turned)])
+    return "\n".join(
+        [
+            title,
+            *table(rows),
+            "",
+            f"  inventory {report.inventory}",
+            f"  done in {duration_text(elapsed_s)}",
+        ]
+    )
+
+
+def _fate(report: RollbackReport) -> str:
+    if report.dry_run:
+        return ", removed if the registry can delete tags"
+    if not report.remaining:
+        return ", removed"
+    return " stay, as the registry cannot delete tags" if not report.removed else ", some removed"
+
+
+def quorum_summary(report: QuorumReport, elapsed_s: float) -> str:
+    """Which registries hold the release, and why the others do not."""
+    complete = sum(one.problem is None for one in report.members)
+    how_many = f"{complete} of {len(report.members)} registries"
+    number = report.published.statement.generation
+    rows = []
+    for one in report.members:
+        if one.problem is not None or one.done is None:
+            rows.append((one.target, f"FAILED: {one.problem}"))
+            continue
+        sent = f"{size_text(one.done.sent)} uploaded, {one.done.tags} tags set"
+        rows.append((one.target, f"complete, checked ({sent})"))
+    return "\n".join(
+        [
+            f"{how_many} hold the whole release ({report.quorum} had to)",
+            *table(rows),
+            "",
+            f"  generation {number}{'' if report.new else ', as before'}",
+            f"  inventory {report.published.statement.inventory.digest()}",
+            f"  done in {duration_text(elapsed_s)}",
+        ]
+    )

@@ -1,0 +1,92 @@
+"""Proxy mode at work, from rendered files."""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import threading
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from mirror.errors import DeniedError
+from mirror.modes import constants
+from mirror.modes.constants import RegistryUser
+from tests.support.mode_stack import (
+    ContainerdProcess,
+    balancer,
+    in_tree,
+    master,
+)
+from tests.support.runnable_images import Image, client, image, push
+from tests.support.running_cluster import (
+    LOCAL,
+    LOGICAL,
+    Cluster,
+    running,
+    with_upstream,
+)
+
+
+def test_a_cache_fetches_once_and_serves_without_its_upstream(
+    tmp_path: Path, containerd: ContainerdProcess
+) -> None:
+    one = image("cached")
+    source = Cluster.create(tmp_path / "upstream", 1)
+    source.render(LOCAL)
+    (outside,) = source.masters
+    reader = source.account(RegistryUser.RO)
+    login = (reader.name, reader.password.get_secret_value())
+    cluster = Cluster.create(tmp_path / "proxy", 2)
+    repo = f"{outside.registry}/system/deckhouse"
+    cluster.render(with_upstream("Proxy", repo, login, source.ca))
+    trust = {"SSL_CERT_FILE": str(source.ca)}
+    reference = f"{LOGICAL}/install@{one.digest}"
+    with ExitStack() as stack:
+        with master(source.out, outside):  # caches want their upstream when they start
+            with client(outside.registry, source.ca, source.account(RegistryUser.RW)) as to:
+                push(to, "system/deckhouse/install", "v1", one)
+            caches = [
+                stack.enter_context(master(cluster.out, node, trust)) for node in cluster.masters
+            ]
+            stack.enter_context(running(balancer(cluster.out, cluster.worker)))
+            with client(outside.registry, source.ca, source.account(RegistryUser.RW)) as to:
+                push(to, "system/deckhouse/cold", "v1", image("cold"))
+            caches[0].kill()
+            cold = f"{LOGICAL}/cold:v1"
+            done = containerd.pull(cold, cluster.hosts, login=cluster.login(RegistryUser.RO))
+            assert done.returncode == 0, done.stderr
+            containerd.forget(cold)
+            caches[0].start()
+            for node in cluster.masters:  # the balancer chooses: both have it then
+                with client(node.registry, cluster.ca, cluster.account(RegistryUser.RO)) as reading:
+                    found = reading.manifest("system/deckhouse/install", "v1")
+                    assert found.raw == one.manifest
+                    for blob in found.blobs:
+                        body = reading.blob("system/deckhouse/install", blob.digest, size=blob.size)
+                        assert sum(map(len, body)) == blob.size
+            _until_cached(cluster, one)
+        done = containerd.pull(reference, cluster.hosts, login=cluster.login(RegistryUser.RO))
+        assert done.returncode == 0, done.stderr
+        containerd.forget(reference)
+        with (
+            client(
+                cluster.masters[0].registry, cluster.ca, cluster.account(RegistryUser.RO)
+            ) as reading,
+            pytest.raises(DeniedError),
+        ):
+            push(reading, "system/deckhouse/install", "v2", one)
+
+
+def _until_cached(cluster: Cluster, one: Image) -> None:
+    """Caches store what they passed on behind the client's back."""
+    layers = [f"_layers/sha256/{hashlib.sha256(blob).hexdigest()}/link" for blob in one.blobs]
+    links = [f"_manifests/revisions/{one.digest.replace(':', '/')}/link", *layers]
+    deadline = datetime.datetime.now(datetime.UTC) + datetime.timedelta(seconds=30)
+    for node in cluster.masters:
+        data = in_tree(cluster.out, f"nodes/{node.name}", constants.DATA_ROOT)
+        stored = data / "docker/registry/v2/repositories/system/deckhouse/install"
+        while not all((stored / link).is_file() for link in links):
+            assert datetime.datetime.now(datetime.UTC) < deadline, "the cache stays empty"
+            threading.Event().wait(0.05)
