@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,7 +18,7 @@ import yaml
 from yaml.composer import ComposerError
 from yaml.constructor import ConstructorError
 
-from mirror.documents import RepeatedKeyError, StrictLoader, line
+from mirror.documents import RepeatedKeyError, StrictLoader, line, parse_json
 from mirror.errors import InputError, InvalidSettingsError
 from mirror.modes.constants import DEFAULT_IMAGES_REPO
 from mirror.modes.rules import SECTIONS, Finding, no_mapping
@@ -271,7 +270,7 @@ def _auths(encoded: object) -> dict[str, Mapping[str, Any]]:
     if text is None:
         raise _wrong("unable to decode registryDockerCfg: expected base64 of a docker config JSON")
     try:
-        document = json.loads(text)
+        document = parse_json(text)
         auths = document.get("auths") or {}
         return {str(name): dict(entry or {}) for name, entry in auths.items()}
     except (ValueError, TypeError, AttributeError, RecursionError):

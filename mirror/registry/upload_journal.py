@@ -26,6 +26,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Self
 
+from mirror.documents import parse_json
 from mirror.errors import FileSystemError, InvalidDigestError
 from mirror.oci import Digest
 
@@ -122,7 +123,7 @@ class UploadJournal:
             with suppress(
                 ValueError, TypeError, KeyError, RecursionError, AttributeError, InvalidDigestError
             ):
-                entry = json.loads(line)
+                entry = parse_json(line)
                 key = (str(entry["repository"]), Digest.parse(entry["digest"]))
                 self._kept.pop(key, None)
                 if entry.get("location") and float(entry["at"]) > oldest:
