@@ -22,8 +22,8 @@ from examples.release_tree import TreeSpec
 from mirror.events import BlobDone
 from mirror.serve import MemoryStorage
 from mirror.testing import EmbeddedRegistry
-from tests.journey.conftest import serve
 from tests.support.program import call_mirror
+from tests.support.release_source import serve
 from tests.test_architecture import DOORS
 
 PACKAGE = f"{Path(mirror.__file__).parent}/"

@@ -19,8 +19,8 @@ from mirror.config import PullConfig
 from mirror.errors import InputError
 from mirror.oci import Platform
 from mirror.testing import EmbeddedRegistry
-from tests.journey.conftest import TINY, serve
 from tests.support.program import ROOT, call_mirror
+from tests.support.release_source import TINY, serve
 
 EXAMPLE = ROOT / "examples" / "mirror.yaml"
 OUTSIDE = {

@@ -26,7 +26,7 @@ from mirror.layout import (
     tags_of_versions,
     version_tag,
 )
-from tests.release.strategies import tags, versions
+from tests.support.strategies import tags, versions
 
 
 @pytest.mark.parametrize(

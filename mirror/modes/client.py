@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import replace
-from types import TracebackType
 from typing import TypeVar
 
 from mirror.errors import MirrorError, RegistryNotFoundError
@@ -42,10 +41,6 @@ Found = TypeVar("Found")
 
 REPLICA_CONNECT_TIMEOUT_S = 5.0
 """How long to try for a connection where others can be asked instead."""
-
-
-def _never() -> bool:
-    return False
 
 
 def connect(
@@ -124,12 +119,7 @@ class ModeClient:
     def __enter__(self) -> ModeClient:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_raised: object) -> None:
         self.close()
 
     def __repr__(self) -> str:
@@ -312,15 +302,12 @@ class ModeClient:
         size: int,
         content: Callable[[int], Generator[bytes, None, None]],
         *,
-        cancelled: Callable[[], bool] = _never,
         opened: OpenUpload | None = None,
         journal: UploadJournal | None = None,
     ) -> int:
         """Send a blob; see `RegistryClient.upload`."""
         client, path = self._writer(repository, "push")
-        return client.upload(
-            path, digest, size, content, cancelled=cancelled, opened=opened, journal=journal
-        )
+        return client.upload(path, digest, size, content, opened=opened, journal=journal)
 
     def open_upload(self, repository: str) -> OpenUpload:
         """Open an upload session, which proves that pushing is allowed."""

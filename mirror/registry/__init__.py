@@ -4,10 +4,8 @@ from mirror.registry.auth import Credentials
 from mirror.registry.client import RegistryClient
 from mirror.registry.credentials import find_credentials
 from mirror.registry.interfaces import RegistryReader, RegistryWriter
-from mirror.registry.options import ConnectionOptions
-from mirror.registry.retry import RetryPolicy
-from mirror.registry.sessions import OpenUpload
-from mirror.registry.upload_journal import UploadJournal
+from mirror.registry.options import ConnectionOptions, RetryPolicy
+from mirror.registry.upload_sessions import OpenUpload, UploadJournal
 
 __all__ = [
     "ConnectionOptions",

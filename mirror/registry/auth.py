@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import base64
 import logging
+import re
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 from urllib.parse import urlencode, urlsplit
@@ -21,7 +22,7 @@ from urllib.parse import urlencode, urlsplit
 from mirror.documents import parse_json
 from mirror.errors import CancelledError, DeniedError, InputError, MirrorError, RegistryError
 from mirror.registry import scopes as scoping
-from mirror.registry.challenges import Challenge
+from mirror.registry.connections import check_address
 from mirror.registry.failures import Login, same
 from mirror.registry.scopes import Scopes
 
@@ -219,17 +220,18 @@ class Authenticator:
     def _fetch_token(self, way: Challenge, wanted: Scopes, carrier: Carrier) -> _Token:
         realm = way.get("realm")
         where = f"token server of {self._host}"
-        parts = urlsplit(realm)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
+        try:
+            scheme, server, _ = check_address(realm)
+        except ValueError as err:
             raise RegistryError(
                 f"{self._host} names a token server that is no web address: {realm[:200]!r}; "
                 "check the registry's configuration",
                 where=where,
-            )
-        if parts.scheme == "http" and self._secure and self._credentials is not None:
+            ) from err
+        if scheme == "http" and self._secure and self._credentials is not None:
             raise DeniedError(
                 f"{self._host} is reached by TLS but names a token server without it "
-                f"(http://{parts.hostname}); the credentials are not sent there. Correct the "
+                f"(http://{server}); the credentials are not sent there. Correct the "
                 "registry's configuration, or pull without a login",
                 where=where,
             )
@@ -292,3 +294,65 @@ class Authenticator:
         margin_s = max(_MARGIN_S, lifetime_s * _MARGIN_SHARE)
         _log.debug("%s: got a token for %.0f s", where, lifetime_s)
         return _Token(value, began + lifetime_s - margin_s)
+
+
+_TOKEN = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"  # noqa: S105 (a grammar rule of that name, no secret)
+_PARAMETER = re.compile(rf'({_TOKEN})[ \t]*=[ \t]*(?:"((?:[^"\\]|\\.)*)"|([^\s,"]+))')
+_SCHEME = re.compile(rf"({_TOKEN})(?=[ \t]|,|$)")
+_TOKEN68 = re.compile(r"[ \t]+([A-Za-z0-9._~+/-]+=*)[ \t]*(?=,|$)")
+_GAP = re.compile(r"[ \t,]*")
+
+
+@dataclass(frozen=True, slots=True)
+class Challenge:
+    """One way in: `scheme` in lower case, and its parameters by lower-case name."""
+
+    scheme: str
+    parameters: Mapping[str, str] = field(default_factory=dict)
+
+    def get(self, name: str) -> str:
+        """The parameter `name`, or the empty text."""
+        return self.parameters.get(name, "")
+
+
+def parse_challenges(headers: Iterable[str]) -> list[Challenge]:
+    """Read all challenges, in order, of all `WWW-Authenticate` headers of one answer.
+
+    One header may hold several, separated by the same commas as their parameters. Quoted values
+    may contain commas and escapes. Registries also send unquoted values with `/` and `:`, which
+    are understood. What cannot be understood ends the reading of its header and is left out: it
+    is for the caller to say that no usable challenge came.
+    """
+    return [challenge for header in headers for challenge in _parse(header)]
+
+
+def _parse(header: str) -> list[Challenge]:
+    found: list[Challenge] = []
+    parameters: dict[str, str] = {}
+    at = _skip(header, 0)
+    while at < len(header):
+        # A parameter first: `name=` never starts a scheme, while a scheme may look like a name.
+        match = _PARAMETER.match(header, at) if found else None
+        if match:
+            name, quoted, bare = match.groups()
+            value = re.sub(r"\\(.)", r"\1", quoted) if quoted is not None else bare
+            parameters.setdefault(name.lower(), value)
+            at = _skip(header, match.end())
+            continue
+        match = _SCHEME.match(header, at)
+        if not match:
+            break
+        parameters = {}
+        found.append(Challenge(match.group(1).lower(), parameters))
+        at = match.end()
+        # `Negotiate dGVzdA==`: one opaque value in place of parameters; of no use to us.
+        opaque = _TOKEN68.match(header, at)
+        if opaque:
+            at = opaque.end()
+        at = _skip(header, at)
+    return found
+
+
+def _skip(header: str, at: int) -> int:
+    match = _GAP.match(header, at)
+    return match.end() if match else at

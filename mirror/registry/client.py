@@ -4,23 +4,17 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Generator, Iterator
-from types import TracebackType
 
 from mirror.errors import RegistryNotFoundError, UnreachableError
 from mirror.events import OnEvent, ignore
 from mirror.oci import Child, Descriptor, Digest, Manifest
-from mirror.oci.reference import check_repository
-from mirror.registry import downloads, listings, manifests, scopes, sessions, uploads
+from mirror.registry import downloads, listings, manifests, scopes, upload_sessions, uploads
 from mirror.registry.auth import Credentials
+from mirror.registry.failures import reworded
 from mirror.registry.options import ConnectionOptions
-from mirror.registry.sessions import OpenUpload
 from mirror.registry.transport import Transport, Wire
-from mirror.registry.upload_journal import UploadJournal
+from mirror.registry.upload_sessions import OpenUpload, UploadJournal
 from mirror.run import Run
-
-
-def _never() -> bool:
-    return False
 
 
 def _nothing() -> None:
@@ -77,12 +71,7 @@ class RegistryClient:
     def __enter__(self) -> RegistryClient:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_raised: object) -> None:
         self.close()
 
     def __repr__(self) -> str:
@@ -104,12 +93,8 @@ class RegistryClient:
         try:
             self._transport.call("GET", url, accept=(200,), limit=1 << 20)
         except RegistryNotFoundError as err:
-            raise UnreachableError(
-                f"{self.host} is no registry (HTTP 404 for /v2/); check host and port",
-                where=err.where,
-                status=err.status,
-                codes=err.codes,
-            ) from err
+            text = f"{self.host} is no registry (HTTP 404 for /v2/); check host and port"
+            raise reworded(err, text, UnreachableError) from err
 
     # -- manifests -----------------------------------------------------------------------------
 
@@ -124,7 +109,6 @@ class RegistryClient:
             DigestMismatchError: these are other bytes.
             InvalidManifestError: they are no manifest, or more than `MAX_MANIFEST_BYTES`.
         """
-        check_repository(repository)
         return manifests.get(self._transport, repository, reference)
 
     def resolve(self, repository: str, reference: str | Digest) -> Descriptor | None:
@@ -136,7 +120,6 @@ class RegistryClient:
         Raises:
             DigestMismatchError, InvalidManifestError: as `manifest`, where that was needed.
         """
-        check_repository(repository)
         return manifests.resolve(self._transport, repository, reference)
 
     def put_manifest(self, repository: str, reference: str | Digest, manifest: Manifest) -> None:
@@ -146,7 +129,6 @@ class RegistryClient:
             ValueError: `reference` is the digest of something else.
             DigestMismatchError: the registry says that it stored other bytes.
         """
-        check_repository(repository)
         manifests.put(self._transport, repository, reference, manifest)
 
     def delete_manifest(self, repository: str, digest: Digest) -> None:
@@ -155,7 +137,6 @@ class RegistryClient:
         Raises:
             RegistryNotFoundError: there is none.
         """
-        check_repository(repository)
         manifests.delete(self._transport, repository, digest)
 
     def delete_tag(self, repository: str, tag: str) -> None:
@@ -164,14 +145,12 @@ class RegistryClient:
         Raises:
             RegistryNotFoundError: there is none.
         """
-        check_repository(repository)
         manifests.delete(self._transport, repository, tag)
 
     # -- blobs ---------------------------------------------------------------------------------
 
     def blob_size(self, repository: str, digest: Digest) -> int | None:
         """The length of a blob (HEAD, end-2); None if the repository has none such."""
-        check_repository(repository)
         return downloads.blob_size(self._transport, repository, digest)
 
     def blob(
@@ -197,7 +176,6 @@ class RegistryClient:
             StalledError: too little moved for too long, in every attempt.
             ValueError: `offset` lies outside of the blob.
         """
-        check_repository(repository)
         return downloads.Download(
             self._transport, repository, digest, size, offset, verify=verify
         ).chunks()
@@ -209,14 +187,13 @@ class RegistryClient:
         size: int,
         content: Callable[[int], Generator[bytes, None, None]],
         *,
-        cancelled: Callable[[], bool] = _never,
         opened: OpenUpload | None = None,
         journal: UploadJournal | None = None,
     ) -> int:
         """Send a blob (POST and PUT, end-4 and end-6; large ones by PATCH, end-5, in chunks).
 
         `content(offset)` opens its bytes from there on; it is called anew for each attempt, and
-        what it raises ends the upload. `cancelled` is looked at between chunks. A cut upload is
+        what it raises ends the upload. A cut upload is
         continued where the registry says it got to, else it starts anew. `opened` is a session to
         begin with. A session that fails is cancelled at the registry, best effort; with a
         `journal` one that only was interrupted stays, and a later call goes on with it. Returns the
@@ -224,17 +201,14 @@ class RegistryClient:
 
         Raises:
             SizeMismatchError: `content` is longer or shorter than `size`.
-            CancelledError: `cancelled` said so.
             StalledError: too little moved for too long, in every attempt.
         """
-        check_repository(repository)
         return uploads.Upload(
             self._transport,
             repository,
             digest,
             size,
             content,
-            cancelled,
             opened=opened,
             journal=journal,
         ).run()
@@ -244,13 +218,11 @@ class RegistryClient:
 
         Hand it to `upload`, or to `cancel_upload` so that nothing stays behind.
         """
-        check_repository(repository)
-        return sessions.open_upload(self._transport, repository)
+        return upload_sessions.open_upload(self._transport, repository)
 
     def cancel_upload(self, repository: str, upload: OpenUpload) -> None:
         """Let the registry forget a session (DELETE), best effort: it also forgets by itself."""
-        check_repository(repository)
-        sessions.cancel(self._transport, upload.location, scopes.push(repository))
+        upload_sessions.cancel(self._transport, upload.location, scopes.push(repository))
 
     def mount(self, repository: str, digest: Digest, from_repository: str) -> bool:
         """Make a blob of `from_repository` one of `repository` too, without sending it (end-11).
@@ -267,9 +239,7 @@ class RegistryClient:
         self, repository: str, digest: Digest, from_repository: str
     ) -> bool | OpenUpload:
         """As `mount`, but hands out the upload session that most registries open instead."""
-        check_repository(repository)
-        check_repository(from_repository)
-        return sessions.mount_or_open(self._transport, repository, digest, from_repository)
+        return upload_sessions.mount_or_open(self._transport, repository, digest, from_repository)
 
     def delete_blob(self, repository: str, digest: Digest) -> None:
         """Delete a blob from a repository (end-10).
@@ -277,8 +247,7 @@ class RegistryClient:
         Raises:
             RegistryNotFoundError: there is none.
         """
-        check_repository(repository)
-        url = self._transport.url(f"/v2/{repository}/blobs/{digest}")
+        url = self._transport.at(repository, f"blobs/{digest}")
         manifests.delete_at(self._transport, repository, url)
 
     # -- listings ------------------------------------------------------------------------------
@@ -289,7 +258,6 @@ class RegistryClient:
         Raises:
             RegistryNotFoundError: the registry does not know the repository.
         """
-        check_repository(repository)
         return listings.tags(self._transport, repository)
 
     def catalogue(self) -> Iterator[str]:
@@ -307,12 +275,10 @@ class RegistryClient:
         Registries without that API are asked for the tag schema's index in its place
         ("Unavailable Referrers API"). Empty if there is nothing, the manifest itself included.
         """
-        check_repository(repository)
         return listings.referrers(self._transport, repository, digest, artifact_type)
 
     def referrers_api(
         self, repository: str, digest: Digest, artifact_type: str | None = None
     ) -> list[Child] | None:
         """The same as the registry's own API has it; None from a registry without that API."""
-        check_repository(repository)
         return listings.referrers_api(self._transport, repository, digest, artifact_type)

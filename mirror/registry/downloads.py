@@ -13,7 +13,7 @@ import httpx
 from mirror.errors import RegistryError, SizeMismatchError, UnreachableError
 from mirror.oci import Digest, Verifier
 from mirror.registry import failures, scopes
-from mirror.registry.retry import TransientFailure
+from mirror.registry.failures import TransientFailure
 from mirror.registry.transport import Transport
 
 _CONTENT_RANGE = re.compile(r"bytes (?:([0-9]{1,18})-([0-9]{1,18})|\*)/([0-9]{1,18}|\*)")
@@ -47,16 +47,17 @@ class Download:
 
     def chunks(self) -> Generator[bytes, None, None]:
         """The blob's bytes; see `RegistryClient.blob`."""
-        held: bytes | None = None
+        if self._verifier is None:
+            yield from self._resumed()
+            return
+        held = b""
         for chunk in self._resumed():
-            if self._verifier is not None:
-                self._verifier.update(chunk)
-            if held is not None:
+            self._verifier.update(chunk)
+            if held:
                 yield held
             held = chunk
-        if self._verifier is not None:
-            self._verifier.finish()
-        if held is not None:
+        self._verifier.finish()
+        if held:
             yield held
 
     def _resumed(self) -> Generator[bytes, None, None]:
@@ -143,12 +144,7 @@ def blob_size(transport: Transport, repository: str, digest: Digest) -> int | No
     """A blob's length in bytes; see `RegistryClient.blob_size`."""
     wanted = scopes.pull(repository)
     where = transport.where("HEAD", _url(transport, repository, digest))
-    backoff = transport.backoff(where)
-    while True:
-        try:
-            return probe_size(transport, repository, digest, wanted)
-        except TransientFailure as failure:
-            backoff.wait(failure)
+    return transport.patiently(where, lambda: probe_size(transport, repository, digest, wanted))
 
 
 def probe_size(
@@ -196,7 +192,7 @@ def _size_by_first_byte(transport: Transport, url: str, wanted: scopes.Scopes) -
 
 
 def _url(transport: Transport, repository: str, digest: Digest) -> str:
-    return transport.url(f"/v2/{repository}/blobs/{digest}")
+    return transport.at(repository, f"blobs/{digest}")
 
 
 def _length(text: str | None) -> int | None:

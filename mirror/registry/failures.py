@@ -1,4 +1,7 @@
-"""What went wrong, in our words: errors of the network and answers that refuse.
+"""What went wrong, in our words, and whether sending the same again can help.
+
+A retry helps against the weather (a connection that breaks, a server that is busy), never against
+an answer: 401, 403, 404 or wrong bytes are final.
 
 Everything foreign (httpx, ssl, sockets) is translated here and nowhere else. Each function returns
 what to raise: a `TransientFailure` where sending the same again can help, else the error itself.
@@ -10,8 +13,10 @@ from __future__ import annotations
 
 import socket
 import ssl
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from typing import Any
 
 import httpx
@@ -25,11 +30,80 @@ from mirror.errors import (
     StalledError,
     UnreachableError,
 )
-from mirror.registry.options import ConnectionOptions
-from mirror.registry.retry import TRANSIENT_STATUSES, TransientFailure, retry_after_s
+from mirror.events import OnEvent, Retrying
+from mirror.registry.options import ConnectionOptions, RetryPolicy
 
 _MAX_REASON = 300
 _PUSHES = ("POST ", "PUT ", "PATCH ")
+
+
+TRANSIENT_STATUSES = frozenset({408, 429, 500, 502, 503, 504})
+"""Answers that say "not now" and not "no"."""
+
+
+class TransientFailure(Exception):
+    """An attempt failed in a way that may pass; `error` is what to raise once patience ends.
+
+    `happened` says it in a few words, for every time that it happens again. Inside this package
+    only: the retry loops stand between it and the callers.
+    """
+
+    def __init__(
+        self, error: RegistryError, happened: str, retry_after_s: float | None = None
+    ) -> None:
+        super().__init__(str(error))
+        error.may_pass = True
+        self.error, self.happened, self.retry_after_s = error, happened, retry_after_s
+
+
+class Backoff:
+    """The failures of one piece of work in a row; used by one thread."""
+
+    def __init__(
+        self,
+        policy: RetryPolicy,
+        sleep: Callable[[float], object],
+        where: str,
+        on_event: OnEvent,
+    ) -> None:
+        self._policy, self._sleep, self._where, self._on_event = policy, sleep, where, on_event
+        self.failures = 0
+
+    def progressed(self) -> None:
+        """The work got further: patience starts anew."""
+        self.failures = 0
+
+    def wait(self, failure: TransientFailure) -> None:
+        """Wait before the next attempt.
+
+        Raises:
+            RegistryError: that of `failure`, when this was the last attempt.
+        """
+        self.failures += 1
+        if self.failures >= self._policy.attempts:
+            raise failure.error from failure.__cause__
+        delay_s = self._policy.delay_s(self.failures, failure.retry_after_s)
+        self._on_event(Retrying(self._where, self.failures, delay_s, failure.happened))
+        self._sleep(delay_s)
+
+
+def retry_after_s(value: str | None, now: datetime | None = None) -> float | None:
+    """Read a `Retry-After` header: seconds, or an HTTP date (RFC 9110, 10.2.3).
+
+    None where there is none or it cannot be understood; never negative.
+    """
+    if value is None:
+        return None
+    text = value.strip()
+    if text.isascii() and text.isdigit():
+        return float(text[:9])  # nine digits are 30 years, and always a finite number
+    try:
+        moment = parsedate_to_datetime(text)
+    except (ValueError, TypeError, IndexError, OverflowError):
+        return None
+    if moment.tzinfo is None:
+        moment = moment.replace(tzinfo=UTC)
+    return max(0.0, (moment - (now or datetime.now(UTC))).total_seconds())
 
 
 @dataclass(frozen=True, slots=True)
@@ -270,6 +344,13 @@ def same(err: MirrorError) -> MirrorError:
     twin.__dict__.update(err.__dict__)
     twin.__cause__ = err.__cause__
     return twin
+
+
+def reworded(
+    err: RegistryError, text: str, kind: type[RegistryError] | None = None
+) -> RegistryError:
+    """The same answer said in other words, as `kind` where that is given."""
+    return (kind or type(err))(text, where=err.where, status=err.status, codes=err.codes)
 
 
 def _causes(err: BaseException) -> Iterator[BaseException]:

@@ -10,8 +10,7 @@ from collections.abc import Callable, Generator, Iterator
 from typing import Protocol, Self
 
 from mirror.oci import Child, Descriptor, Digest, Manifest
-from mirror.registry.sessions import OpenUpload
-from mirror.registry.upload_journal import UploadJournal
+from mirror.registry.upload_sessions import OpenUpload, UploadJournal
 from mirror.run import Run
 
 
@@ -66,7 +65,6 @@ class RegistryWriter(RegistryReader, Protocol):
         size: int,
         content: Callable[[int], Generator[bytes, None, None]],
         *,
-        cancelled: Callable[[], bool] = ...,
         opened: OpenUpload | None = ...,
         journal: UploadJournal | None = ...,
     ) -> int: ...

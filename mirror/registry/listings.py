@@ -16,12 +16,15 @@ from mirror.oci import Child, Digest, Manifest, media_types
 from mirror.oci.manifest import MAX_MANIFEST_BYTES
 from mirror.oci.reference import referrers_tag
 from mirror.registry import manifests, scopes
+from mirror.registry.failures import reworded
 from mirror.registry.transport import Answer, Transport
 
 _PAGE = 1000
 _MAX_PAGES = 10_000
 _MAX_PAGE_BYTES = 64 << 20  # some registries ignore `n` and send all at once
-_LINK = re.compile(r'<([^>]*)>((?:\s*;\s*[^\s;,="]+(?:\s*=\s*(?:"[^"]*"|[^\s;,"]*))?)*)')
+
+# No `<` within a target: a header full of them is read in linear time.
+_LINK = re.compile(r'<([^<>]*)>((?:\s*;\s*[^\s;,="]+(?:\s*=\s*(?:"[^"]*"|[^\s;,"]*))?)*)')
 _NEXT = re.compile(
     r';\s*rel\s*=\s*(?:"(?:[^"]*\s)?next(?:\s[^"]*)?"|next(?![^\s;]))', re.IGNORECASE
 )
@@ -38,18 +41,14 @@ def next_link(headers: list[str]) -> str | None:
 
 def tags(transport: Transport, repository: str) -> list[str]:
     """See `RegistryClient.tags`."""
-    url = transport.url(f"/v2/{repository}/tags/list?n={_PAGE}")
+    url = transport.at(repository, f"tags/list?n={_PAGE}")
     names: dict[str, None] = {}
     try:
         for answer in _pages(transport, url, scopes.pull(repository), _MAX_PAGE_BYTES):
             names.update(dict.fromkeys(_names(transport, answer, "tags")))
     except RegistryNotFoundError as err:
-        raise RegistryNotFoundError(
-            f"{transport.host}/{repository}: no such repository in the registry; check the path",
-            where=err.where,
-            status=err.status,
-            codes=err.codes,
-        ) from err
+        missing = f"{transport.host}/{repository}: no such repository in the registry"
+        raise reworded(err, f"{missing}; check the path") from err
     return list(names)
 
 
@@ -73,7 +72,7 @@ def referrers_api(
 ) -> list[Child] | None:
     """See `RegistryClient.referrers_api`."""
     query = f"?artifactType={quote(artifact_type, safe='')}" if artifact_type else ""
-    url = transport.url(f"/v2/{repository}/referrers/{digest}{query}")
+    url = transport.at(repository, f"referrers/{digest}{query}")
     found: dict[Digest, Child] = {}
     try:
         for answer in _pages(transport, url, scopes.pull(repository), MAX_MANIFEST_BYTES):

@@ -16,6 +16,7 @@ from mirror.oci import Descriptor, Digest, Manifest, media_types
 from mirror.oci.manifest import MAX_MANIFEST_BYTES
 from mirror.oci.reference import check_tag
 from mirror.registry import scopes
+from mirror.registry.failures import reworded
 from mirror.registry.transport import Answer, Transport
 
 ACCEPT = ", ".join(
@@ -132,12 +133,10 @@ def delete(transport: Transport, repository: str, reference: str | Digest) -> No
     except RegistryError as err:
         if isinstance(reference, Digest) or err.status not in (400, 405):
             raise
-        raise RegistryError(
+        raise reworded(
+            err,
             f"{_name(transport, repository, reference)}: {transport.host} does not delete tags, "
             "only manifests by digest (and with them all their tags)",
-            where=err.where,
-            status=err.status,
-            codes=err.codes,
         ) from err
 
 
@@ -154,18 +153,16 @@ def delete_at(transport: Transport, repository: str, url: str) -> None:
         )
     except RegistryError as err:
         if err.status == 405 or "UNSUPPORTED" in err.codes:
-            raise RegistryError(
+            raise reworded(
+                err,
                 f"{where}: {transport.host} does not delete this; enable deletion in the "
                 "registry's configuration (distribution: storage.delete.enabled)",
-                where=where,
-                status=err.status,
-                codes=err.codes,
             ) from err
         raise
 
 
 def _url(transport: Transport, repository: str, reference: str | Digest) -> str:
-    return transport.url(f"/v2/{repository}/manifests/{reference}")
+    return transport.at(repository, f"manifests/{reference}")
 
 
 def _name(transport: Transport, repository: str, reference: str | Digest) -> str:
@@ -175,14 +172,12 @@ def _name(transport: Transport, repository: str, reference: str | Digest) -> str
 
 def _not_found(
     transport: Transport, repository: str, reference: str | Digest, err: RegistryNotFoundError
-) -> RegistryNotFoundError:
+) -> RegistryError:
     missing = "repository" if "NAME_UNKNOWN" in err.codes else "manifest"
-    return RegistryNotFoundError(
+    return reworded(
+        err,
         f"{_name(transport, repository, reference)}: no such {missing} in the registry; "
         "check the repository path and the tag",
-        where=err.where,
-        status=err.status,
-        codes=err.codes,
     )
 
 

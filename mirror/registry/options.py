@@ -1,12 +1,47 @@
-"""How a registry is connected to: TLS, time-outs, retries, number of connections."""
+"""How to connect to a registry: TLS, time-outs, patience, number of connections."""
 
 from __future__ import annotations
 
+import random
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from mirror.registry.retry import RetryPolicy
+
+@dataclass(frozen=True, slots=True)
+class RetryPolicy:
+    """How often and how patiently (all times in seconds).
+
+    `attempts` counts the first one; a transfer counts only attempts that did not get it further.
+    Before attempt n+1 the wait is `base_delay_s` * 2^(n-1), at most `max_delay_s`, shortened at
+    random by up to the share `jitter`, so that many workers do not come back all at once. A
+    server's `Retry-After` wins when it is longer, up to `max_retry_after_s`.
+
+    `sleep` None waits in a way that closing the client ends; pass another to wait elsewhere, such
+    as `Event.wait` of a cancellation flag.
+    """
+
+    attempts: int = 5
+    base_delay_s: float = 1.0
+    max_delay_s: float = 30.0
+    max_retry_after_s: float = 120.0
+    jitter: float = 0.5
+    sleep: Callable[[float], object] | None = None
+    random: Callable[[], float] = random.random
+
+    def __post_init__(self) -> None:
+        if self.attempts < 1 or not 0 <= self.jitter <= 1:
+            raise ValueError("a retry policy needs attempts >= 1 and 0 <= jitter <= 1")
+
+    def delay_s(self, failures: int, retry_after_s: float | None = None) -> float:
+        """How long to wait after that many `failures` (1 or more) in a row."""
+        # The exponent is bounded, as 2.0 ** 5000 overflows.
+        delay = min(self.max_delay_s, self.base_delay_s * 2.0 ** min(failures - 1, 30))
+        delay *= 1 - self.jitter * self.random()
+        if retry_after_s is not None:
+            delay = max(delay, min(retry_after_s, self.max_retry_after_s))
+        return delay
 
 
 def _user_agent() -> str:

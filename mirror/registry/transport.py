@@ -10,31 +10,31 @@ import logging
 from collections.abc import Callable, Collection, Generator, Iterable, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import TypeVar
 from urllib.parse import urlsplit
 
 import httpx
 
 from mirror.errors import CancelledError, InvalidReferenceError, MirrorError, RegistryError
 from mirror.oci import Repository
+from mirror.oci.reference import check_repository
 from mirror.registry import failures
-from mirror.registry.addresses import Home, path_of
-from mirror.registry.auth import Authenticator, Credentials
-from mirror.registry.challenges import parse_challenges
-from mirror.registry.connections import http_client
-from mirror.registry.heads import Sockets, deadline_for_head
+from mirror.registry.auth import Authenticator, Credentials, parse_challenges
+from mirror.registry.connections import Connections, Home, host_of, path_of
+from mirror.registry.failures import Backoff, TransientFailure
 from mirror.registry.options import ConnectionOptions
-from mirror.registry.retry import Backoff, TransientFailure
 from mirror.registry.scopes import Scopes
-from mirror.registry.stall import StallWatch
+from mirror.registry.sockets import Patience, StallWatch, bound_head
 from mirror.run import Cancellation, Run
 
 _log = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
 
 _BODIED = ("POST", "PUT", "PATCH")
 _MAX_REDIRECTS = 5
 _MAX_ERROR_BYTES = 64 << 10
 _MAX_TOKEN_BYTES = 1 << 20
-_POOL_WAIT_S = 600.0
 _ALIASES = {"docker.io": "registry-1.docker.io", "index.docker.io": "registry-1.docker.io"}
 
 
@@ -44,6 +44,16 @@ class Body:
 
     size: int
     opened: Callable[[], Iterable[bytes]] = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class _Sending:
+    """A request as each attempt, and each address that it is redirected to, gets it."""
+
+    method: str
+    headers: Mapping[str, str]
+    body: Body | None = None
+    answer_timeout_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,15 +80,13 @@ class Wire:
         self.base = f"{options.scheme}://{_ALIASES.get(host, host)}"
         self.home = Home(host, self.base)
         self.closing = Cancellation()
-        self.sockets = Sockets()
-        self.client = http_client(options)
+        self.connections: httpx.BaseTransport = Connections(options)
         self.auth = Authenticator(host, secure=not options.plain_http, credentials=credentials)
 
     def close(self) -> None:
         """End all connections; requests under way fail with CancelledError."""
         self.closing.cancel()
-        self.sockets.shut()
-        self.client.close()
+        self.connections.close()
 
 
 class Transport:
@@ -108,6 +116,15 @@ class Transport:
     def url(self, path: str) -> str:
         """The address of `path`, which starts with `/v2/`."""
         return self._wire.base + path
+
+    def at(self, repository: str, path: str) -> str:
+        """The address of `path` below a repository.
+
+        Raises:
+            InvalidReferenceError: that is not the name of a repository.
+        """
+        check_repository(repository)
+        return f"{self._wire.base}/v2/{repository}/{path}"
 
     def resolved(self, location: str, base: str) -> str:
         """The absolute address that `location` means in an answer from `base`.
@@ -155,9 +172,8 @@ class Transport:
         scopes: Scopes = (),
         headers: Mapping[str, str] | None = None,
         content: bytes = b"",
-        retry: bool = True,
     ) -> Answer:
-        """Send a small request and read the whole answer, with retries unless `retry` is False.
+        """Send a small request and read the whole answer, with retries.
 
         `accept` lists the statuses to return. At most `limit` bytes of body are read.
 
@@ -168,14 +184,20 @@ class Transport:
         """
         where = self.where(method, url)
         body = Body(len(content), lambda: (content,)) if content or method in _BODIED else None
+
+        def attempt() -> Answer:
+            with self.open(method, url, scopes=scopes, headers=headers, body=body) as response:
+                return self.whole(response, accept=accept, limit=limit, where=where)
+
+        return self.patiently(where, attempt)
+
+    def patiently(self, where: str, attempt: Callable[[], Result]) -> Result:
+        """What `attempt` returns, which is made again after failures that may pass."""
         backoff = self.backoff(where)
         while True:
             try:
-                with self.open(method, url, scopes=scopes, headers=headers, body=body) as response:
-                    return self.whole(response, accept=accept, limit=limit, where=where)
+                return attempt()
             except TransientFailure as failure:
-                if not retry:
-                    raise failure.error from failure.__cause__
                 backoff.wait(failure)
 
     def whole(
@@ -185,7 +207,7 @@ class Transport:
         good = response.status_code in accept
         body = self._read(response, limit if good else _MAX_ERROR_BYTES, where, strict=good)
         if not good:
-            host = self.host if self.at_home(str(response.url)) else response.url.host
+            host = self.host if self.at_home(str(response.url)) else host_of(str(response.url))
             raise failures.from_answer(
                 response.status_code,
                 response.headers,
@@ -216,33 +238,40 @@ class Transport:
             TransientFailure: the network failed, here or while the block read the body.
             MirrorError: it failed in a way that does not pass, or the token server refused.
         """
+        with self._failures_of(self.where(method, url)) as got:
+            sending = _Sending(method, headers or {}, body, answer_timeout_s)
+            got += [self._exchange(sending, url, scopes)]
+            yield got[0]
+
+    @contextmanager
+    def _failures_of(self, where: str) -> Generator[list[httpx.Response], None, None]:
+        """Translate what the network does to the answer that the block puts into the list.
+
+        Whatever else leaves the block is the block's own. The answer is closed in the end.
+        """
         self.check()
-        where = self.where(method, url)
-        response: httpx.Response | None = None
+        got: list[httpx.Response] = []
         try:
-            response = self._exchange(method, url, scopes, headers, body, answer_timeout_s)
-            yield response
-        except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError, RuntimeError) as err:
+            yield got
+        except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError) as err:
             if self._wire.closing.requested:
                 raise CancelledError(
                     f"{where}: stopped, the connection to {self.host} was closed"
                 ) from err
-            if isinstance(err, RuntimeError) and not isinstance(err, httpx.StreamError):
-                raise  # not httpx's way to say "closed": a bug somewhere
-            raise self._translated(err, where, response) from err
+            raise self._translated(err, where, *got) from err
         finally:
-            if response is not None:
+            for response in got:
                 response.close()
 
     def _translated(
-        self, err: Exception, where: str, response: httpx.Response | None
+        self, err: Exception, where: str, response: httpx.Response | None = None
     ) -> TransientFailure | MirrorError:
         host = self.host
         if isinstance(err, httpx.RequestError):
             try:
                 url = str(err.request.url)
-                host = self.host if self.at_home(url) else err.request.url.host
-            except (RuntimeError, ValueError):  # no request known
+                host = self.host if self.at_home(url) else host_of(url)
+            except RuntimeError:  # no request known
                 pass
         return failures.from_network(
             err, where=where, host=host, options=self.options, in_body=response is not None
@@ -259,17 +288,9 @@ class Transport:
 
     # -- one exchange --------------------------------------------------------------------------
 
-    def _exchange(
-        self,
-        method: str,
-        url: str,
-        scopes: Scopes,
-        headers: Mapping[str, str] | None,
-        body: Body | None,
-        answer_timeout_s: float | None,
-    ) -> httpx.Response:
+    def _exchange(self, sending: _Sending, url: str, scopes: Scopes) -> httpx.Response:
         authorization = self._auth.header(scopes, self)
-        response = self._follow(method, url, headers, body, authorization, answer_timeout_s)
+        response = self._follow(sending, url, self._home, authorization)
         if response.status_code != 401 or not self.at_home(str(response.url)):
             return response
         challenges = parse_challenges(response.headers.get_list("www-authenticate"))
@@ -281,76 +302,64 @@ class Transport:
         if renewed is None:
             return response  # the caller turns it into an error, with the registry's own words
         self._discard(response)
-        return self._follow(method, url, headers, body, renewed, answer_timeout_s)
+        return self._follow(sending, url, self._home, renewed)
 
     def _follow(
         self,
-        method: str,
+        sending: _Sending,
         url: str,
-        headers: Mapping[str, str] | None,
-        body: Body | None,
+        home: Home,
         authorization: str | None,
-        answer_timeout_s: float | None,
+        redirects: int = _MAX_REDIRECTS,
     ) -> httpx.Response:
-        """Send, and follow redirects by hand: `Authorization` goes to the registry alone."""
-        for _ in range(_MAX_REDIRECTS + 1):
-            response = self._send(method, url, headers, body, authorization, answer_timeout_s)
+        """Send, and follow redirects by hand: `Authorization` goes to `home` alone."""
+        for _ in range(redirects + 1):
+            response = self._send(sending, url, authorization if home.trusts(url) else None)
             location = response.headers.get("location")
             moved = response.status_code in (307, 308) or (
-                response.status_code in (301, 302, 303) and method in ("GET", "HEAD")
+                response.status_code in (301, 302, 303) and sending.method in ("GET", "HEAD")
             )
-            if not moved or not location:
+            if not moved or not location or not redirects:
                 return response
             self._discard(response)
-            url = self.resolved(location, url)
-        where = self.where(method, url)
+            url = home.resolved(location, url)
+        where = self.where(sending.method, url)
         raise RegistryError(
             f"{where}: {self.host} redirects more than {_MAX_REDIRECTS} times; "
             "check the registry's configuration",
             where=where,
         )
 
-    def _send(
-        self,
-        method: str,
-        url: str,
-        headers: Mapping[str, str] | None,
-        body: Body | None,
-        authorization: str | None,
-        answer_timeout_s: float | None,
-    ) -> httpx.Response:
-        options = self.options
-        sent = dict(headers or {})
-        if authorization is not None and self.at_home(url):
-            sent["Authorization"] = authorization
+    def _send(self, sending: _Sending, url: str, authorization: str | None) -> httpx.Response:
+        options, body = self.options, sending.body
+        # Identity: blobs are carried as they are stored, and their digests are of those bytes.
+        headers = {"User-Agent": options.user_agent, "Accept": "*/*", "Accept-Encoding": "identity"}
+        headers |= sending.headers
+        if authorization is not None:
+            headers["Authorization"] = authorization
         if body is not None:
-            sent["Content-Length"] = str(body.size)
-        timeout = httpx.Timeout(
-            connect=options.connect_timeout_s,
-            read=answer_timeout_s or options.stall_timeout_s,
-            write=options.stall_timeout_s,
-            pool=_POOL_WAIT_S,
-        )
+            headers["Content-Length"] = str(body.size)
+        answer = Patience.of(sending.answer_timeout_s or options.stall_timeout_s, self.check)
+        patience = {
+            "connect": Patience.of(options.connect_timeout_s, self.check),
+            "write": Patience.of(options.stall_timeout_s, self.check),
+            "read": answer,
+        }
         content = iter(body.opened()) if body is not None else None
         try:
-            request = self._wire.client.build_request(
-                method,
+            request = httpx.Request(
+                sending.method,
                 url,
-                headers=sent,
+                headers=headers,
                 content=content,
-                timeout=timeout,
-                extensions={
-                    "trace": deadline_for_head(
-                        answer_timeout_s or options.stall_timeout_s, self._wire.sockets
-                    )
-                },
+                extensions={"timeout": patience, "trace": bound_head(answer)},
             )
-            response = self._wire.client.send(request, stream=True, follow_redirects=False)
+            response = self._wire.connections.handle_request(request)
         finally:
             # A refused request leaves its body half read; whatever feeds it is to be let go.
             if isinstance(content, Generator):
                 content.close()
-        _log.debug("%s: %s", self.where(method, url), response.status_code)
+        _log.debug("%s: %s", self.where(sending.method, url), response.status_code)
         return response
 
     def _read(self, response: httpx.Response, limit: int, where: str, *, strict: bool) -> bytes:
@@ -386,42 +395,25 @@ class Transport:
         """Carry a request of the authenticator, which alone decides what it may contain."""
         where = f"{method} {path_of(url)}"
         body = Body(len(content), lambda: (content,)) if method == "POST" else None
-        backoff = self.backoff(where)
-        while True:
-            try:
-                return self._token_attempt(method, url, headers, body, where)
-            except TransientFailure as failure:
-                backoff.wait(failure)
+        # An identity token travels in the body, which goes where it was meant to and no further.
+        carried = {name: value for name, value in headers.items() if name != "Authorization"}
+        sending, realm = _Sending(method, carried, body), Home(self.host, url)
+        redirects = _MAX_REDIRECTS if body is None else 0
 
-    def _token_attempt(
-        self, method: str, url: str, headers: Mapping[str, str], body: Body | None, where: str
-    ) -> bytes:
-        host = urlsplit(url).netloc.rpartition("@")[2]
-        response: httpx.Response | None = None
-        try:
-            response = self._send(method, url, headers, body, None, None)
-            answer = self._read(response, _MAX_TOKEN_BYTES, where, strict=True)
-        except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError) as err:
-            if self._wire.closing.requested:
-                raise CancelledError(f"{where}: stopped, the connection was closed") from err
-            raise failures.from_network(
-                err,
-                where=where,
-                host=host,
-                options=self.options,
-                in_body=response is not None,
-            ) from err
-        finally:
-            if response is not None:
-                response.close()
-        if response.status_code != 200:
+        def attempt() -> bytes:
+            with self._failures_of(where) as got:
+                shown = headers.get("Authorization")
+                got += [self._follow(sending, url, realm, shown, redirects)]
+                answer = self._read(got[0], _MAX_TOKEN_BYTES, where, strict=True)
+            if got[0].status_code == 200:
+                return answer
             raise failures.from_token_server(
-                response.status_code,
-                response.headers,
+                got[0].status_code,
+                got[0].headers,
                 answer,
                 where=where,
                 host=self.host,
-                # An identity token is proof too, and travels in the body.
-                login=self._auth.login(headers.get("Authorization") or ("token" if body else None)),
+                login=self._auth.login(shown or ("token" if body else None)),
             )
-        return answer
+
+        return self.patiently(where, attempt)

@@ -17,7 +17,7 @@ how far it got.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from dataclasses import dataclass
 
 from mirror.errors import (
@@ -28,12 +28,16 @@ from mirror.errors import (
     UnreachableError,
 )
 from mirror.oci import Digest
-from mirror.registry import downloads, scopes, sessions
-from mirror.registry.outgoing import Content, Outgoing
-from mirror.registry.retry import TransientFailure
-from mirror.registry.sessions import OpenUpload
+from mirror.registry import downloads, scopes, upload_sessions
+from mirror.registry.failures import TransientFailure
 from mirror.registry.transport import Answer, Body, Transport
-from mirror.registry.upload_journal import UploadJournal
+from mirror.registry.upload_sessions import (
+    Content,
+    OpenUpload,
+    Outgoing,
+    SourceFailedError,
+    UploadJournal,
+)
 
 _log = logging.getLogger(__name__)
 
@@ -92,7 +96,6 @@ class Upload:
         digest: Digest,
         size: int,
         content: Content,
-        cancelled: Callable[[], bool],
         *,
         opened: OpenUpload | None = None,
         journal: UploadJournal | None = None,
@@ -105,7 +108,7 @@ class Upload:
         self._scopes = scopes.push(repository)
         self._what = f"{transport.host}/{repository}@{digest}"
         self._where = f"PUT {self._what}"
-        self._outgoing = Outgoing(content, size, cancelled, self._what, self._where)
+        self._outgoing = Outgoing(content, size, transport.check, self._what)
         self._backoff = transport.backoff(self._where)
         self._chunk = _CHUNK if size > _CHUNK else None  # bytes; None sends all in one piece
         self._by_choice = True  # chunks, if any, are ours and not what the registry asked for
@@ -135,13 +138,16 @@ class Upload:
                         lost = f"{self._transport.host} lost the beginning of an upload"
                         self._backoff.wait(TransientFailure(restart.error, lost))
         except BaseException as err:
-            if self._journal is None or not _to_be_continued(err):
+            actual = err.error if isinstance(err, SourceFailedError) else err
+            if self._journal is None or not _to_be_continued(actual):
                 self._cancel(session)
+            if actual is not err:
+                raise actual from actual.__cause__
             raise
         finally:
             self._outgoing.close()
             if self._opened is not None:  # another session was continued
-                sessions.cancel(self._transport, self._opened.location, self._scopes)
+                upload_sessions.cancel(self._transport, self._opened.location, self._scopes)
         self._forget()
         return self._sent
 
@@ -176,10 +182,10 @@ class Upload:
 
     def _start(self) -> _Session:
         transport = self._transport
-        url = transport.url(f"/v2/{self._repository}/blobs/uploads/")
+        url = transport.at(self._repository, "blobs/uploads/")
         # One attempt here, as `run` has the patience: two loops would multiply.
-        answer = sessions.attempt(transport, "POST", url, accept=(202,), wanted=self._scopes)
-        session = _Session(sessions.location_of(transport, answer))
+        answer = upload_sessions.attempt(transport, "POST", url, accept=(202,), wanted=self._scopes)
+        session = _Session(upload_sessions.location_of(transport, answer))
         self._learn(session, answer)
         self._note(session)
         return session
@@ -205,7 +211,7 @@ class Upload:
         headers = {"Content-Type": "application/octet-stream"}
         if 0 < start < self._size:
             headers["Content-Range"] = f"{start}-{self._size - 1}"
-        url = sessions.with_digest(session.location, self._digest)
+        url = upload_sessions.with_digest(session.location, self._digest)
         try:
             self._send("PUT", url, headers, start, count, (200, 201, 202, 204))
         except RegistryError as err:
@@ -243,8 +249,8 @@ class Upload:
             if _session_lost(err, session):
                 raise _RestartError(err) from err
             raise
-        session.location = sessions.location_of(self._transport, answer, session.location)
-        told = sessions.offset_told(answer)
+        session.location = upload_sessions.location_of(self._transport, answer, session.location)
+        told = upload_sessions.offset_told(answer)
         whole = told is None or (told, count) == (0, 1)  # see `offset_told` for the second
         session.offset = start + count if whole or told is None else told
         self._learn(session, answer)
@@ -265,7 +271,7 @@ class Upload:
     def _ask(self, session: _Session, reason: RegistryError) -> None:
         """Learn from the registry how far the session got ("Pushing a blob in chunks")."""
         try:
-            answer = sessions.attempt(
+            answer = upload_sessions.attempt(
                 self._transport,
                 "GET",
                 session.location,
@@ -276,11 +282,11 @@ class Upload:
             if err.status is None or err.status in (401, 403):
                 raise
             raise _RestartError(reason) from err
-        told = sessions.offset_told(answer)
+        told = upload_sessions.offset_told(answer)
         if told is None or told > self._size:
             raise _RestartError(reason)
         session.offset, session.resumed, session.unsure = told, True, False
-        session.location = sessions.location_of(self._transport, answer, session.location)
+        session.location = upload_sessions.location_of(self._transport, answer, session.location)
         self._learn(session, answer)
         self._note(session)
 
@@ -370,7 +376,7 @@ class Upload:
         if session is None or session is _DONE:
             return
         self._forget()
-        sessions.cancel(self._transport, session.location, self._scopes)
+        upload_sessions.cancel(self._transport, session.location, self._scopes)
 
     def _note(self, session: _Session) -> None:
         if self._journal is not None:
@@ -403,7 +409,7 @@ class Upload:
             answer_timeout_s=transport.options.answer_timeout_s,
         ) as response:
             return transport.whole(
-                response, accept=accept, limit=sessions.MAX_ANSWER_BYTES, where=where
+                response, accept=accept, limit=upload_sessions.MAX_ANSWER_BYTES, where=where
             )
 
     def _bytes(self, start: int, count: int) -> Generator[bytes, None, None]:

@@ -245,7 +245,6 @@ class RegistryTarget:
                 step.digest,
                 step.size,
                 content.chunks,
-                cancelled=lambda: self._run.stopped,
                 opened=opened,
                 journal=self._journal,
             )

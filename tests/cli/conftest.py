@@ -9,8 +9,8 @@ import pytest
 
 from mirror.serve import MemoryStorage
 from mirror.testing import EmbeddedRegistry
-from tests.journey.conftest import TINY, Source, serve
 from tests.support.program import call_mirror
+from tests.support.release_source import TINY, Source, serve
 
 
 @pytest.fixture(scope="session")

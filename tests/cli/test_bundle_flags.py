@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.journey.conftest import Source
 from tests.support.program import call_mirror
+from tests.support.release_source import Source
 from tests.support.tools import require_tool
 
 

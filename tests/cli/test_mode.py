@@ -15,7 +15,7 @@ from mirror.modes import check
 from mirror.modes.constants import LOGICAL_BASE
 from mirror.registry import ConnectionOptions
 from tests.conftest import MakeEmbeddedRegistry
-from tests.modes.replicas import image, put
+from tests.support.cluster_replicas import image, put
 from tests.support.program import call_mirror
 from tests.support.tls import Authority
 

@@ -26,10 +26,10 @@ from mirror.serve import BasicAuth, MemoryStorage, User
 from mirror.sync.tree import RegistryTree
 from mirror.testing import EmbeddedRegistry
 from tests.conftest import MakeEmbeddedRegistry
-from tests.journey.conftest import TINY, Source, serve
-from tests.modes.replicas import certificate
+from tests.support.cluster_replicas import certificate
 from tests.support.processes import free_loopback
 from tests.support.program import call_mirror
+from tests.support.release_source import TINY, Source, serve
 from tests.support.tls import Authority
 
 Write: TypeAlias = Callable[..., Path]

@@ -20,8 +20,8 @@ from examples.release_tree import SMALL
 from mirror.events import EndpointDown, EndpointUp
 from mirror.progress import progress
 from mirror.testing import EmbeddedRegistry
-from tests.journey.conftest import Source, serve
 from tests.support.program import PROGRAM, ROOT, call_mirror, environment, run_mirror
+from tests.support.release_source import Source, serve
 
 COUNTS = {"repositories", "tags", "manifests", "blobs", "elapsedSeconds"}
 DIGEST = re.compile(r"sha256:[0-9a-f]{64}")

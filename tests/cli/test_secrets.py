@@ -14,8 +14,8 @@ import pytest
 from mirror.serve import BasicAuth, MemoryStorage, TokenAuth, User
 from mirror.testing import EmbeddedRegistry
 from tests.conftest import MakeEmbeddedRegistry
-from tests.journey.conftest import TINY, serve
 from tests.support.program import RunningMirror, call_mirror, run_mirror
+from tests.support.release_source import TINY, serve
 
 PASSWORD = "S3cret-Passphrase-0815"
 LITTLE = ("--no-platform", "--no-modules", "--no-packages")

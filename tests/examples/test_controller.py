@@ -22,10 +22,10 @@ from mirror.modes.settings import Account
 from mirror.nodeconfig.hosts import Containerd
 from mirror.nodeconfig.render import RenderOptions
 from mirror.nodeconfig.services import Distribution
-from tests.modes.images import client, image, pack_images
 from tests.support.mode_stack import DEBIAN_NGINX, Registry, in_tree, master, master_node
 from tests.support.program import ROOT
 from tests.support.real_registry import ACCOUNT, HTPASSWD, RealRegistry
+from tests.support.runnable_images import client, image, pack_images
 from tests.support.tls import Authority
 
 IMAGES = {"": image("platform"), "install": image("installer")}

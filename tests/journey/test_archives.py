@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from tests.journey.conftest import Source
-from tests.journey.wire import reached, sha256
+from tests.support.release_source import Source
 from tests.support.skopeo import run_skopeo, skopeo_copy, skopeo_inspect
 from tests.support.tools import require_tool
+from tests.support.wire import reached, sha256
 
 ARCHIVES = {
     "installer.tar": {"installer"},

@@ -22,15 +22,15 @@ from examples.release_tree.images import image, layer
 from mirror.bundle.parts import size_text
 from mirror.oci import Digest
 from mirror.registry import ConnectionOptions, RegistryClient
-from mirror.registry.retry import RetryPolicy
+from mirror.registry.options import RetryPolicy
 from mirror.serve import BasicAuth, MemoryStorage, TokenAuth, User
 from mirror.testing import Answer as FaultAnswer
 from mirror.testing import CorruptBody, EmbeddedRegistry, Fault
 from tests.conftest import MakeEmbeddedRegistry
-from tests.journey.conftest import TINY, Shelf, Source, serve
-from tests.journey.wire import reached
 from tests.support.processes import free_port
 from tests.support.program import Finished, call_mirror
+from tests.support.release_source import TINY, Shelf, Source, serve
+from tests.support.wire import reached
 
 
 @pytest.fixture(autouse=True)

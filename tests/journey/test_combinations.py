@@ -15,10 +15,10 @@ import pytest
 
 from mirror.serve import MemoryStorage
 from mirror.testing import EmbeddedRegistry
-from tests.journey.conftest import serve
-from tests.journey.releases import SPECS
 from tests.journey.test_delta import deeply, files, pull, push, root_of
 from tests.support.program import call_mirror
+from tests.support.release_source import serve
+from tests.support.releases import SPECS
 from tests.support.tools import require_tool
 
 EVERYTHING = ("--compress", "zstd", "--dedupe", "-c", "1MB")

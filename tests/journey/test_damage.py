@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
-from tests.journey.wire import reached
 from tests.support.program import Finished, call_mirror
+from tests.support.wire import reached
 
 OFFSETS = 50
 _BLOCK = 512

@@ -14,10 +14,10 @@ import pytest
 
 from mirror.serve import MemoryStorage
 from mirror.testing import EmbeddedRegistry
-from tests.journey.conftest import TINY, Source, serve
 from tests.journey.test_delta import archives, files, pull
-from tests.journey.wire import sealed_repositories
 from tests.support.program import call_mirror
+from tests.support.release_source import TINY, Source, serve
+from tests.support.wire import sealed_repositories
 
 
 @dataclass(frozen=True)

@@ -15,10 +15,10 @@ from examples.release_tree import TreeSpec, spread
 from mirror.serve import MemoryStorage
 from mirror.testing import Answer, Delay, EmbeddedRegistry, Fault
 from tests.conftest import MakeEmbeddedRegistry, MakeRealRegistry
-from tests.journey.conftest import TINY, Source, serve
-from tests.journey.wire import sealed_repositories
 from tests.support.processes import ServerProcess
 from tests.support.program import Finished, RunningMirror, call_mirror
+from tests.support.release_source import TINY, Source, serve
+from tests.support.wire import sealed_repositories
 
 WRITES = ("POST", "PUT", "PATCH", "DELETE")
 VERSIONS = ("v1.69.1", "v1.70.0", "v1.70.1", "v1.71.0")

@@ -13,8 +13,8 @@ from examples.release_tree import SMALL
 from mirror.serve import MemoryStorage
 from mirror.testing import EmbeddedRegistry
 from tests.conftest import MakeEmbeddedRegistry
-from tests.journey.conftest import Source, serve
 from tests.support.program import Finished, run_mirror
+from tests.support.release_source import Source, serve
 from tests.support.tools import require_tool
 
 SPEC = replace(SMALL, layer_bytes=60_000)

@@ -13,10 +13,10 @@ import pytest
 
 from mirror.serve import MemoryStorage
 from mirror.testing import Delay, EmbeddedRegistry, Fault, Stall
-from tests.journey.conftest import TINY, Source, serve
-from tests.journey.wire import Wire, sealed_repositories
 from tests.support.patience import without_waiting
 from tests.support.program import Finished, RunningMirror, call_mirror
+from tests.support.release_source import TINY, Source, serve
+from tests.support.wire import Wire, sealed_repositories
 
 STALL_S = 45.0
 _RUN = """

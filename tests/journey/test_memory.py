@@ -13,8 +13,8 @@ import pytest
 from mirror.oci import media_types as types
 from mirror.serve import FolderStorage
 from mirror.testing import EmbeddedRegistry
-from tests.journey.conftest import TINY, Shelf, Source, serve
 from tests.support.measured import measured
+from tests.support.release_source import TINY, Shelf, Source, serve
 
 MOST_MEMORY = 150_000_000
 

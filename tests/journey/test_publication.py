@@ -19,12 +19,12 @@ from mirror.sync import MemoryStore, make_plan, transfer, union
 from mirror.sync.publication_state import generations, read_statement, statement_digest
 from mirror.testing import Answer, EmbeddedRegistry, Fault
 from tests.conftest import MakeEmbeddedRegistry
-from tests.journey.releases import STATEMENTS, Release, snapshot
-from tests.journey.wire import Wire
 from tests.support.inventories import put_image
 from tests.support.places import tree_of
 from tests.support.program import Finished, call_mirror
 from tests.support.real_registry import RealRegistry
+from tests.support.releases import STATEMENTS, Release, snapshot
+from tests.support.wire import Wire
 
 ROOT = "dkp/ee"
 CHANNEL = "/release-channel/manifests/(alpha|beta|early-access|stable|rock-solid)\\b"

@@ -15,9 +15,9 @@ import pytest
 from examples.release_tree import DEMO, TreeSpec
 from mirror.serve import MemoryStorage
 from mirror.testing import EmbeddedRegistry, RequestLog
-from tests.journey.conftest import TINY, Shelf, Source, serve
 from tests.support.inventories import put_image
 from tests.support.program import RunningMirror, call_mirror
+from tests.support.release_source import TINY, Shelf, Source, serve
 
 KILLS = 100
 

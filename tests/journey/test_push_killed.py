@@ -14,12 +14,12 @@ import pytest
 from mirror.serve import MemoryStorage
 from mirror.sync import MemoryStore
 from mirror.testing import EmbeddedRegistry
-from tests.journey.wire import Wire
 from tests.support.bundles import pack_store
 from tests.support.inventories import put_image
 from tests.support.lines import BreakingLine
 from tests.support.program import RunningMirror, call_mirror
 from tests.support.real_registry import RealRegistry
+from tests.support.wire import Wire
 
 CHUNK = 16 << 20
 JOBS = 2

@@ -11,7 +11,8 @@ import httpx
 import pytest
 
 from tests.conftest import MakeRealRegistry
-from tests.journey.releases import (
+from tests.support.program import RunningMirror, call_mirror
+from tests.support.releases import (
     STATEMENTS,
     PatientWire,
     Reader,
@@ -19,7 +20,6 @@ from tests.journey.releases import (
     digest_of,
     snapshot,
 )
-from tests.support.program import RunningMirror, call_mirror
 
 
 @pytest.mark.parametrize(

@@ -15,11 +15,11 @@ from mirror.registry import ConnectionOptions, RegistryClient, RetryPolicy
 from mirror.sync.publication_state import read_statement, statement_digest
 from mirror.testing import Answer, EmbeddedRegistry, Fault, Refuse
 from tests.conftest import MakeEmbeddedRegistry, MakeRealRegistry
-from tests.journey.releases import Release, snapshot
-from tests.journey.wire import Wire
 from tests.support.places import tree_of
 from tests.support.program import Finished, call_mirror
 from tests.support.real_registry import RealRegistry
+from tests.support.releases import Release, snapshot
+from tests.support.wire import Wire
 
 ROOT = "dkp/ee"
 

@@ -12,12 +12,12 @@ import pytest
 
 from examples.release_tree import SMALL
 from tests.conftest import MakeRealRegistry
-from tests.journey.conftest import Published, publish
-from tests.journey.wire import Wire, joined, sealed_repositories, sha256
 from tests.support.program import Finished, call_mirror, run_mirror
 from tests.support.real_registry import ACCOUNT, HTPASSWD, RealRegistry
+from tests.support.release_source import Published, publish
 from tests.support.skopeo import run_skopeo, skopeo_copy, skopeo_inspect
 from tests.support.tls import Authority
+from tests.support.wire import Wire, joined, sealed_repositories, sha256
 
 SPEC = replace(SMALL, layer_bytes=100_000)
 SELECTED = ("v1.68.2", "v1.69.1", "v1.70.1", "v1.71.0")

@@ -9,8 +9,8 @@ from typing import NamedTuple
 import pytest
 
 from mirror.testing import EmbeddedRegistry
-from tests.journey.conftest import TINY, serve
 from tests.support.program import run_mirror
+from tests.support.release_source import TINY, serve
 
 
 class Surroundings(NamedTuple):

@@ -8,18 +8,18 @@ from pathlib import Path
 
 import pytest
 
-from tests.modes.images import pack_images
-from tests.modes.stack import (
-    INSTALLER,
-    LOCAL,
-    PLATFORM,
-    Cluster,
-)
 from tests.support.mode_stack import (
     ContainerdProcess,
     master,
 )
 from tests.support.real_registry import HTPASSWD, RealRegistry
+from tests.support.runnable_images import pack_images
+from tests.support.running_cluster import (
+    INSTALLER,
+    LOCAL,
+    PLATFORM,
+    Cluster,
+)
 from tests.support.tls import Authority
 
 

@@ -12,7 +12,7 @@ from mirror.modes.constants import User
 from mirror.modes.routes import ModeKind, Plane, Role
 from mirror.modes.settings import NO_ACCESS, ClusterAccess, RegistrySettings
 from mirror.oci import Reference, Repository
-from tests.modes.samples import ACCOUNTS, SETTINGS, SITES
+from tests.support.mode_samples import ACCOUNTS, SETTINGS, SITES
 from tests.support.tls import Authority
 
 BASE = "registry.d8-system.svc:5001/system/deckhouse"

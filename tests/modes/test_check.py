@@ -41,7 +41,7 @@ from mirror.oci import Descriptor, Digest, Manifest, media_types
 from mirror.registry import ConnectionOptions, Credentials, RegistryClient
 from mirror.run import Cancellation, Run
 from tests.conftest import MakeRealRegistry
-from tests.modes.samples import ACCOUNTS, SETTINGS, SITES
+from tests.support.mode_samples import ACCOUNTS, SETTINGS, SITES
 from tests.support.real_registry import ACCOUNT, HTPASSWD, RealRegistry
 from tests.support.tls import Authority
 

@@ -27,7 +27,7 @@ from mirror.sync import MemoryStore, make_plan, transfer
 from mirror.sync.registry import RegistryTarget, below
 from mirror.sync.tree import RegistryTree
 from mirror.testing import TlsFiles
-from tests.modes.replicas import READER, at, certificate, hasty, sites
+from tests.support.cluster_replicas import READER, at, certificate, hasty, sites
 from tests.support.inventories import put_image
 from tests.support.processes import free_loopback
 from tests.support.real_registry import ACCOUNT, HTPASSWD, RealRegistry

@@ -18,7 +18,7 @@ from mirror.sync import MemoryStore, make_plan, transfer
 from mirror.sync.tree import RegistryTree
 from mirror.testing import EmbeddedRegistry
 from tests.conftest import MakeEmbeddedRegistry
-from tests.modes.replicas import ACCOUNTS, at, certificate, hasty, image, put, sites
+from tests.support.cluster_replicas import ACCOUNTS, at, certificate, hasty, image, put, sites
 from tests.support.inventories import sample_store
 from tests.support.places import stored
 from tests.support.processes import free_loopback

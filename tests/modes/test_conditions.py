@@ -30,7 +30,7 @@ from mirror.modes.state import (
     refuse,
     set_condition,
 )
-from tests.modes.samples import SETTINGS, node
+from tests.support.mode_samples import SETTINGS, node
 
 C = ConditionType
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)

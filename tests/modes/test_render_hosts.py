@@ -16,7 +16,7 @@ from mirror.modes.settings import RegistrySettings
 from mirror.nodeconfig.hosts import Containerd
 from mirror.nodeconfig.render import RenderOptions, render
 from mirror.nodeconfig.tree import Tree
-from tests.modes.cluster import (
+from tests.support.rendered_cluster import (
     LOGICAL,
     NODES,
     WORKER,

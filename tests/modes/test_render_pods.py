@@ -24,7 +24,7 @@ from mirror.nodeconfig.pods import Images
 from mirror.nodeconfig.proxies import Nginx, balancer_files
 from mirror.nodeconfig.render import Rendered, RenderOptions, render
 from mirror.nodeconfig.tree import Tree
-from tests.modes.cluster import (
+from tests.support.rendered_cluster import (
     ALL_IMAGES,
     IMAGES,
     MASTERS,

@@ -15,8 +15,14 @@ from mirror.modes.constants import User
 from mirror.modes.routes import Plane
 from mirror.modes.settings import RegistrySettings
 from mirror.registry import ConnectionOptions, RetryPolicy
-from tests.modes.images import client, image, push
-from tests.modes.stack import (
+from tests.support.mode_stack import (
+    ContainerdProcess,
+    in_cluster_relay,
+    relay,
+)
+from tests.support.real_registry import ACCOUNT, RealRegistry
+from tests.support.runnable_images import client, image, push
+from tests.support.running_cluster import (
     LOCAL,
     LOGICAL,
     Cluster,
@@ -26,12 +32,6 @@ from tests.modes.stack import (
     running,
     upstream_ca,
 )
-from tests.support.mode_stack import (
-    ContainerdProcess,
-    in_cluster_relay,
-    relay,
-)
-from tests.support.real_registry import ACCOUNT, RealRegistry
 from tests.support.service import resolving
 
 

@@ -21,17 +21,17 @@ from mirror.modes import constants
 from mirror.modes.constants import User
 from mirror.nodeconfig.cluster import Node
 from mirror.oci import Digest
-from tests.modes.images import client, image, pack_images, push
-from tests.modes.stack import (
+from tests.support.mode_stack import ContainerdProcess, in_tree
+from tests.support.mode_stage import Stage
+from tests.support.program import RunningMirror
+from tests.support.runnable_images import client, image, pack_images, push
+from tests.support.running_cluster import (
     INSTALLER,
     LOCAL,
     LOGICAL,
     PLATFORM,
     Cluster,
 )
-from tests.modes.stage import Stage
-from tests.support.mode_stack import ContainerdProcess, in_tree
-from tests.support.program import RunningMirror
 
 
 def test_a_push_to_one_replica_reaches_all_and_containerd_goes_on_when_one_dies(

@@ -11,11 +11,19 @@ from mirror.modes.constants import User
 from mirror.modes.settings import RegistrySettings
 from mirror.nodeconfig.pods import Images
 from mirror.nodeconfig.render import write_cluster
-from tests.modes.images import client, image, push
-from tests.modes.stack import LOCAL, LOGICAL, Cluster, by_name, direct, fill, upstream_ca
 from tests.support.kubelet import Kubelet
 from tests.support.mode_stack import ContainerdProcess, master
 from tests.support.real_registry import ACCOUNT, RealRegistry
+from tests.support.runnable_images import client, image, push
+from tests.support.running_cluster import (
+    LOCAL,
+    LOGICAL,
+    Cluster,
+    by_name,
+    direct,
+    fill,
+    upstream_ca,
+)
 
 BALANCER, RELAY = "registry-proxy.yaml", "registry-relay.yaml"
 

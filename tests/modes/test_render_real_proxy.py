@@ -13,19 +13,19 @@ import pytest
 from mirror.errors import DeniedError
 from mirror.modes import constants
 from mirror.modes.constants import User
-from tests.modes.images import Image, client, image, push
-from tests.modes.stack import (
-    LOCAL,
-    LOGICAL,
-    Cluster,
-    running,
-    with_upstream,
-)
 from tests.support.mode_stack import (
     ContainerdProcess,
     balancer,
     in_tree,
     master,
+)
+from tests.support.runnable_images import Image, client, image, push
+from tests.support.running_cluster import (
+    LOCAL,
+    LOGICAL,
+    Cluster,
+    running,
+    with_upstream,
 )
 
 

@@ -9,8 +9,17 @@ from pathlib import Path
 from mirror.modes import constants
 from mirror.modes.constants import ConditionType, User
 from mirror.modes.routes import ModeKind, StoreContent
-from tests.modes.images import client, image, push
-from tests.modes.stack import (
+from tests.support.mode_stack import (
+    ContainerdProcess,
+    balancer,
+    in_tree,
+    master,
+    relay,
+)
+from tests.support.mode_stage import Pulling, Stage
+from tests.support.real_registry import ACCOUNT, RealRegistry
+from tests.support.runnable_images import client, image, push
+from tests.support.running_cluster import (
     INSTALLER,
     LOCAL,
     LOGICAL,
@@ -23,15 +32,6 @@ from tests.modes.stack import (
     upstream_ca,
     with_upstream,
 )
-from tests.modes.stage import Pulling, Stage
-from tests.support.mode_stack import (
-    ContainerdProcess,
-    balancer,
-    in_tree,
-    master,
-    relay,
-)
-from tests.support.real_registry import ACCOUNT, RealRegistry
 
 INSTALL = f"{LOGICAL}/install:v1.70.0"
 

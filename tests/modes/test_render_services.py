@@ -32,7 +32,7 @@ from mirror.watch.cycle import CycleResult
 from mirror.watch.daemon import Daemon
 from mirror.watch.service import create_app
 from mirror.watch.settings import WatchSettings
-from tests.modes.cluster import (
+from tests.support.rendered_cluster import (
     IMAGES,
     MASTERS,
     NODES,

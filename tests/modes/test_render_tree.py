@@ -23,7 +23,7 @@ from mirror.nodeconfig.tree import (
     write_file,
     write_tree,
 )
-from tests.modes.cluster import (
+from tests.support.rendered_cluster import (
     ALL_IMAGES,
     LOGICAL,
     NODES,

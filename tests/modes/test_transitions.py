@@ -24,7 +24,7 @@ from mirror.modes.routes import (
     conditions_of,
 )
 from mirror.modes.settings import RegistrySettings
-from tests.modes.samples import GOOD, SETTINGS, UPSTREAM, node
+from tests.support.mode_samples import GOOD, SETTINGS, UPSTREAM, node
 
 C = ConditionType
 

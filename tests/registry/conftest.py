@@ -10,8 +10,8 @@ import pytest
 
 from mirror.events import Event
 from mirror.registry import ConnectionOptions, Credentials, RegistryClient, RetryPolicy
-from tests.registry.fake import FakeRegistry
-from tests.registry.scripted import Script, ScriptedServer
+from tests.support.fake_api import FakeRegistry
+from tests.support.scripted_server import Script, ScriptedServer
 
 Serve: TypeAlias = Callable[[Script], ScriptedServer]
 MakeClient: TypeAlias = Callable[..., RegistryClient]

@@ -15,12 +15,11 @@ import pytest
 from mirror.errors import DeniedError, InputError, MirrorError, RegistryError, UnreachableError
 from mirror.oci import Digest
 from mirror.registry import Credentials
-from mirror.registry.auth import Authenticator
-from mirror.registry.challenges import Challenge
+from mirror.registry.auth import Authenticator, Challenge
 from mirror.registry.scopes import merge, pull, push
 from tests.registry.conftest import MakeClient, Serve
-from tests.registry.fake import error
-from tests.registry.scripted import Reply, Request, ScriptedServer
+from tests.support.fake_api import error
+from tests.support.scripted_server import Reply, Request, ScriptedServer
 
 SECRET = "hunter2-s3cr3t"
 BASIC = "Basic " + base64.b64encode(f"alice:{SECRET}".encode()).decode()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import socket
 import ssl
 import threading
@@ -11,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
+import httpx
 import pytest
 
 from mirror.errors import (
@@ -22,11 +24,10 @@ from mirror.errors import (
 )
 from mirror.oci import Digest
 from mirror.registry import ConnectionOptions, Credentials, RegistryClient, RetryPolicy
-from mirror.registry.addresses import Home
-from mirror.registry.connections import tls_context
+from mirror.registry.connections import Home, proxy_for, tls_context
 from tests.registry.conftest import MakeClient, Serve
-from tests.registry.scripted import Reply, Request, ScriptedServer
 from tests.support.processes import free_port
+from tests.support.scripted_server import Reply, Request, ScriptedServer
 from tests.support.tls import Authority
 
 
@@ -207,6 +208,30 @@ def test_a_proxy_from_the_environment_is_used_and_no_proxy_is_honoured(
     assert (len(proxy.log), len(direct.log)) == (1, 1)
 
 
+@pytest.mark.parametrize(
+    ("exempt", "host", "direct"),
+    [
+        ("", "reg.example.com", False),
+        ("*", "reg.example.com", True),
+        ("example.com", "reg.example.com", True),
+        (".example.com", "REG.example.com", True),
+        ("*.example.com", "reg.example.com", True),
+        ("example.com", "badexample.com", False),
+        ("other, reg.example.com:5000", "reg.example.com", True),
+        ("reg.example.com:5001", "reg.example.com", False),
+        ("10.0.0.0/8", "10.1.2.3", True),
+        ("10.0.0.0/8", "11.1.2.3", False),
+        ("10.0.0.0/8,fd00::/8", "fd00::1", True),
+        ("[::1]", "::1", True),
+        ("10.0.0.0/99,10.1.2.3/", "10.1.2.3", False),
+    ],
+)
+def test_no_proxy_is_read_as_other_tools_read_it(exempt: str, host: str, direct: bool) -> None:
+    proxies = {"https": "http://proxy:3128", "no": exempt}
+    chosen = proxy_for("https", host, 5000, proxies)
+    assert chosen == (None if direct else "http://proxy:3128")
+
+
 def test_a_proxy_that_refuses_is_named(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(request: Request) -> Reply:
         return Reply(407)
@@ -336,3 +361,19 @@ def test_httpx_keeps_signed_addresses_out_of_the_log(
     make_client(server.host).ping()
     assert "s3cr3t" not in caplog.text
     assert caplog.records
+
+
+def test_requests_of_others_are_logged_as_they_were(
+    serve: Serve, make_client: MakeClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What the host program sends itself through httpx and httpcore is its own business."""
+    levels = {name: logging.getLogger(name).level for name in ("httpx", "httpcore")}
+    server = serve(lambda r: Reply() if r.query else Reply(307, {"Location": "/v2/?sig=s3cr3t"}))
+    caplog.set_level("DEBUG")
+    make_client(server.host).ping()
+    assert "s3cr3t" not in caplog.text
+    caplog.clear()
+    httpx.get(f"{server.url}/v2/")
+    names = {record.name.partition(".")[0] for record in caplog.records}
+    assert {"httpx", "httpcore"} <= names
+    assert levels == dict.fromkeys(levels, logging.NOTSET)

@@ -19,6 +19,7 @@ from tests.registry.conftest import MakeClient
 from tests.support.lines import BreakingLine
 from tests.support.nginx import Nginx
 from tests.support.real_registry import RealRegistry
+from tests.support.watched_client import watch
 
 SIZE = 200 << 20
 CUTS = 20
@@ -109,7 +110,7 @@ def test_distribution_goes_on_where_the_break_falls_between_two_chunks(
 
     line = BreakingLine(real_registry.port)
     with line, make_client(line.address) as client:
-        client._transport._wire.client.event_hooks = {"response": [restart]}
+        watch(client, answered=restart)
         client.upload("a", digest, SIZE, content)
     assert len(chunks) >= 6
     # What was on its way into the dead connection, at most.

@@ -21,8 +21,8 @@ from mirror.events import Event, Retrying
 from mirror.oci import Digest
 from mirror.registry import Credentials, RegistryClient
 from tests.registry.conftest import MakeClient, Serve
-from tests.registry.fake import FakeRegistry, error, once, start_of, times
-from tests.registry.scripted import Hangup, Reply, Request, ScriptedServer
+from tests.support.fake_api import FakeRegistry, error, once, start_of, times
+from tests.support.scripted_server import Hangup, Reply, Request, ScriptedServer
 
 DATA = random.Random(1).randbytes(700_000)
 DIGEST = Digest.of(DATA)

@@ -13,8 +13,8 @@ from mirror.errors import InvalidManifestError, RegistryError, RegistryNotFoundE
 from mirror.oci import Digest, media_types
 from mirror.registry.listings import next_link
 from tests.registry.conftest import MakeClient, Serve
-from tests.registry.fake import error
-from tests.registry.scripted import Reply, Request
+from tests.support.fake_api import error
+from tests.support.scripted_server import Reply, Request
 
 SUBJECT = Digest.of(b"subject")
 

@@ -21,8 +21,8 @@ from mirror.oci import Descriptor, Digest, Manifest, media_types
 from mirror.oci.manifest import MAX_MANIFEST_BYTES
 from mirror.registry import RegistryClient
 from tests.registry.conftest import MakeClient, Serve
-from tests.registry.fake import error, times
-from tests.registry.scripted import Hangup, Reply, Request, Script, ScriptedServer
+from tests.support.fake_api import error, times
+from tests.support.scripted_server import Hangup, Reply, Request, Script, ScriptedServer
 
 RAW = json.dumps(
     {

@@ -12,10 +12,10 @@ from mirror.errors import CancelledError, RegistryError, UnreachableError
 from mirror.events import Event, Retrying
 from mirror.oci import Digest
 from mirror.registry import ConnectionOptions, RegistryClient, RetryPolicy
-from mirror.registry.retry import retry_after_s
+from mirror.registry.failures import retry_after_s
 from tests.registry.conftest import MakeClient, Serve
-from tests.registry.fake import error, times
-from tests.registry.scripted import Hangup, Reply, Request
+from tests.support.fake_api import error, times
+from tests.support.scripted_server import Hangup, Reply, Request
 
 NOW = datetime(2026, 1, 1, 12, 0, tzinfo=UTC)
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mirror.errors import StalledError
-from mirror.registry.stall import StallWatch
+from mirror.registry.sockets import StallWatch
 
 
 class Clock:

@@ -8,16 +8,19 @@ import time
 from collections.abc import Callable, Generator
 from pathlib import Path
 
+import httpx
 import pytest
 
 from mirror.errors import CancelledError, DigestMismatchError, FileSystemError, UnreachableError
 from mirror.oci import Digest, verified
 from mirror.registry import RegistryClient, UploadJournal, uploads
+from mirror.run import Run
 from tests.conftest import MakeRealRegistry
 from tests.registry.conftest import MakeClient
-from tests.registry.fake import FakeRegistry, error, times
-from tests.registry.scripted import Hangup, Reply, Request, ScriptedServer
 from tests.registry.test_uploads import Source, method
+from tests.support.fake_api import FakeRegistry, error, times
+from tests.support.scripted_server import Hangup, Reply, Request, ScriptedServer
+from tests.support.watched_client import watch
 
 DATA = bytes(range(256)) * 12_000  # three million
 DIGEST = Digest.of(DATA)
@@ -319,14 +322,17 @@ def test_distribution_goes_on_after_a_process_that_stopped_between_two_chunks(
     chunk = 1 << 20
     source = Source(DATA)
     with UploadJournal(folder, registry.address) as journal:
+        run = Run()
 
-        def stop_between() -> bool:
+        def confirmed(response: httpx.Response) -> None:
             kept = journal.find("a", DIGEST)
-            return kept is not None and kept.offset == 2 * chunk and source.opened == [0]
+            if kept is not None and kept.offset == chunk and response.status_code == 202:
+                run.cancellation.cancel()
 
-        # A chunk's first byte is not on its way yet when the last one's answer is noted.
+        # The answer to the second chunk is here, and no byte of the third is on its way.
+        watch(client, answered=confirmed)
         with pytest.raises(CancelledError):
-            client.upload("a", DIGEST, len(DATA), source, cancelled=stop_between, journal=journal)
+            client.within(run).upload("a", DIGEST, len(DATA), source, journal=journal)
     source = Source(DATA)
     with UploadJournal(folder, registry.address) as journal:
         client.upload("a", DIGEST, len(DATA), source, journal=journal)

@@ -17,9 +17,10 @@ from mirror.errors import (
 )
 from mirror.oci import Digest, verified
 from mirror.registry import Credentials, OpenUpload, RegistryClient, uploads
+from mirror.run import Run
 from tests.registry.conftest import MakeClient, Serve
-from tests.registry.fake import FakeRegistry, error, once, times
-from tests.registry.scripted import Hangup, Reply, Request, ScriptedServer
+from tests.support.fake_api import FakeRegistry, error, once, times
+from tests.support.scripted_server import Hangup, Reply, Request, ScriptedServer
 
 DATA = random.Random(2).randbytes(1_000_000)
 DIGEST = Digest.of(DATA)
@@ -350,9 +351,16 @@ def test_a_registry_that_finds_another_digest_is_believed(
 def test_a_cancelled_upload_stops_and_cancels_its_session(
     client: RegistryClient, fake: FakeRegistry, source: Source
 ) -> None:
-    looks = iter([False, False, True])
+    run = Run()
+
+    def stopping(offset: int) -> Generator[bytes, None, None]:
+        for number, chunk in enumerate(source(offset)):
+            if number == 2:
+                run.cancellation.cancel()
+            yield chunk
+
     with pytest.raises(CancelledError, match="stopped on request"):
-        client.upload("a", DIGEST, len(DATA), source, cancelled=lambda: next(looks))
+        client.within(run).upload("a", DIGEST, len(DATA), stopping)
     assert fake.cancelled == ["s1"]
     assert source.closed == 1
 

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import select
+import socket
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, suppress
 
 import pytest
 
 from mirror.errors import CancelledError, DeadlineError
 from mirror.events import Event, Retrying
+from mirror.oci import Digest
 from mirror.registry import ConnectionOptions, RegistryClient
 from mirror.run import Cancellation, Run
 from tests.registry.conftest import Serve
-from tests.registry.scripted import Reply
+from tests.registry.test_trickle import raw_server
+from tests.support.scripted_server import Reply, Request
 
 SOON_S = 2.0
 
@@ -74,3 +80,131 @@ def test_closing_a_view_leaves_the_client_open(serve: Serve) -> None:
         with client.within(Run()) as view:
             view.ping()
         client.ping()
+
+
+def a_full_backlog(stack: ExitStack) -> str:
+    """A host whose connections are never accepted, nor refused."""
+    listener = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
+    port = listener.getsockname()[1]
+    for _ in range(8):
+        waiting = stack.enter_context(socket.socket())
+        waiting.setblocking(False)
+        with suppress(BlockingIOError):
+            waiting.connect(("127.0.0.1", port))
+    return f"127.0.0.1:{port}"
+
+
+def a_name_that_is_looked_up_for_ever(stack: ExitStack) -> str:
+    release = threading.Event()
+
+    def slow(*args: object, **kwargs: object) -> object:
+        release.wait(30)
+        return []
+
+    stack.enter_context(pytest.MonkeyPatch.context()).setattr(socket, "getaddrinfo", slow)
+    stack.callback(release.set)
+    return "registry.example.com"
+
+
+def silent(stack: ExitStack) -> str:
+    """A host that accepts and reads, and never says a word."""
+    return stack.enter_context(raw_server(lambda connection, head: hold(connection)))
+
+
+def hold(connection: socket.socket) -> None:
+    """Return once the client hangs up."""
+    poll = select.poll()
+    poll.register(connection, select.POLLRDHUP)
+    poll.poll(30_000)
+
+
+def half_an_answer(stack: ExitStack) -> str:
+    """A host that sends some of a body and then nothing more."""
+
+    def talk(connection: socket.socket, head: bytes) -> None:
+        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 33554432\r\n\r\n" + bytes(99))
+        hold(connection)
+
+    return stack.enter_context(raw_server(talk))
+
+
+def takes_nothing(stack: ExitStack) -> str:
+    """A host that opens an upload and does not read its bytes."""
+
+    def talk(connection: socket.socket, head: bytes) -> None:
+        if head.startswith(b"POST"):
+            connection.sendall(
+                b"HTTP/1.1 202 Accepted\r\nLocation: /v2/a/blobs/uploads/1\r\n"
+                b"Content-Length: 0\r\nConnection: close\r\n\r\n"
+            )
+            return
+        hold(connection)
+
+    return stack.enter_context(raw_server(talk))
+
+
+BLOB = bytes(32 << 20)
+
+
+def ping(client: RegistryClient) -> None:
+    client.ping()
+
+
+def download(client: RegistryClient) -> None:
+    list(client.blob("a", Digest.of(BLOB), size=len(BLOB)))
+
+
+def upload(client: RegistryClient) -> None:
+    client.upload("a", Digest.of(BLOB), len(BLOB), lambda offset: (c for c in [BLOB[offset:]]))
+
+
+@pytest.mark.parametrize("tls", [False, True])
+@pytest.mark.parametrize(
+    ("host", "work"),
+    [
+        (a_full_backlog, ping),
+        (a_name_that_is_looked_up_for_ever, ping),
+        (silent, ping),
+        (half_an_answer, download),
+        (takes_nothing, upload),
+    ],
+)
+def test_stopping_the_run_ends_a_wait_for_the_network(
+    host: Callable[[ExitStack], str], work: Callable[[RegistryClient], None], tls: bool
+) -> None:
+    with ExitStack() as stack:
+        # Of those that do not speak TLS, the handshake is what never ends.
+        options = ConnectionOptions(plain_http=not tls, verify=False)
+        client = stack.enter_context(RegistryClient(host(stack), options=options))
+        run = Run()
+        stopped_soon(run, lambda: work(client.within(run)))
+
+
+def test_closing_the_client_ends_a_wait_for_the_network() -> None:
+    with ExitStack() as stack:
+        client = RegistryClient(silent(stack), options=ConnectionOptions(plain_http=True))
+        timer = threading.Timer(0.1, client.close)
+        timer.start()
+        began = time.monotonic()
+        with pytest.raises(CancelledError, match="was closed"):
+            client.ping()
+        assert time.monotonic() - began < SOON_S
+        timer.join()
+
+
+def test_one_view_is_stopped_and_the_other_goes_on(serve: Serve) -> None:
+    gate = threading.Event()
+
+    def script(request: Request) -> Reply:
+        if request.path != "/v2/":
+            gate.wait(10)
+        return Reply(body=b'{"tags": ["t"]}')
+
+    server = serve(script)
+    with RegistryClient(server.host, options=ConnectionOptions(plain_http=True)) as client:
+        stopped, other = Run(), Run()
+        with ThreadPoolExecutor(1) as pool:
+            listing = pool.submit(client.within(other).tags, "a")
+            stopped_soon(stopped, lambda: client.within(stopped).tags("b"))
+            gate.set()
+            assert listing.result(10) == ["t"]

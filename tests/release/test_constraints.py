@@ -15,7 +15,7 @@ from semver import Version
 
 from mirror.errors import InputError
 from mirror.release.constraints import MAX_LENGTH, Constraint, read_version
-from tests.release.strategies import versions
+from tests.support.strategies import versions
 
 VERDICTS = json.loads(Path(__file__).with_name("masterminds.json").read_text(encoding="utf-8"))
 VERSIONS = [Version.parse(text) for text in VERDICTS["versions"]]

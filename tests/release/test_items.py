@@ -8,7 +8,7 @@ from semver import Version
 from mirror.layout import CHANNELS
 from mirror.release.items import select_item
 from mirror.release.selection import Filter, ItemFilter
-from tests.release.strategies import tags, versions
+from tests.support.strategies import tags, versions
 
 TAGS = ["v1.0.0", "v1.1.0", "v1.2.0", "v1.3.0", "v1.3.3", "v1.4.0", "v1.4.1"]
 LEADS = {"stable": Version.parse("1.1.0"), "alpha": Version.parse("1.4.1")}

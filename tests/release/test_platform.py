@@ -16,7 +16,7 @@ from mirror.release.constraints import Constraint
 from mirror.release.platform import SelectedReleases, check_channels, select_platform
 from mirror.release.selection import PlatformSelection
 from mirror.release.source import ChannelFact
-from tests.release.strategies import tags, versions
+from tests.support.strategies import tags, versions
 
 LEADS = {
     "alpha": "1.72.10",

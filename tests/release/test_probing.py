@@ -7,7 +7,7 @@ from semver import Version
 
 from mirror.errors import DeniedError, InputError
 from mirror.release.constraints import Constraint, find_by_probing
-from tests.release.strategies import versions
+from tests.support.strategies import versions
 
 
 class Registry:

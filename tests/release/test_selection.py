@@ -17,7 +17,7 @@ from mirror.release.selection import (
     parse_platform,
     select_versions,
 )
-from tests.release.strategies import tags
+from tests.support.strategies import tags
 
 MODULE_TAGS = ["v1.0.0", "v1.1.0", "v1.2.0", "v1.3.0", "v1.3.3", "v1.4.0", "v1.4.1"]
 

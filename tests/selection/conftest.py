@@ -13,10 +13,10 @@ import mirror.commands.pull
 import mirror.commands.shared
 from examples.release_tree import SMALL, TreeSpec
 from mirror.registry import ConnectionOptions
-from mirror.registry.retry import RetryPolicy
+from mirror.registry.options import RetryPolicy
 from mirror.testing import EmbeddedRegistry
 from tests.conftest import MakeEmbeddedRegistry
-from tests.selection.content import Offer, stocked
+from tests.support.depot import Offer, stocked
 
 MakeOffer: TypeAlias = Callable[..., Offer]
 

@@ -12,7 +12,7 @@ from examples.release_tree.images import image, layer
 from mirror.oci import Digest
 from mirror.testing import Answer, CorruptBody, Fault
 from tests.selection.conftest import TINY, MakeOffer
-from tests.selection.content import Offer, cosign, files_image, references, release_image
+from tests.support.depot import Offer, cosign, files_image, references, release_image
 from tests.support.program import call_mirror
 
 DIGESTS = "deckhouse/candi/images_digests.json"

@@ -21,8 +21,8 @@ from mirror.oci.layers import read_files
 from mirror.operations import PullPlan, plan_pull
 from mirror.registry import ConnectionOptions, RegistryClient
 from tests.selection.conftest import TINY, MakeOffer
-from tests.selection.content import Offer, difference, references, release_image
-from tests.selection.truth import ALL, FIVE, Truth
+from tests.support.depot import Offer, difference, references, release_image
+from tests.support.expected_bundle import ALL, FIVE, Truth
 from tests.support.program import call_mirror
 
 PLATFORM = ("--no-modules", "--no-packages", "--no-security-db", "--no-installer")

@@ -16,11 +16,11 @@ from examples.release_tree.images import AMD64, ARM64, DARWIN, image, index, lay
 from mirror.oci import Digest
 from mirror.testing import Answer, Fault
 from tests.conftest import MakeEmbeddedRegistry, MakeRealRegistry
-from tests.journey.wire import Wire
 from tests.selection.conftest import TINY, MakeOffer
-from tests.selection.content import Offer, cosign, difference, references
-from tests.selection.truth import Truth
+from tests.support.depot import Offer, cosign, difference, references
+from tests.support.expected_bundle import Truth
 from tests.support.program import call_mirror
+from tests.support.wire import Wire
 
 PINNED = ("--deckhouse-tag", "v1.70.0")
 PLATFORM = (*PINNED, "--no-modules", "--no-packages", "--no-security-db", "--no-installer")

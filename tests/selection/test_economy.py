@@ -8,7 +8,7 @@ from pathlib import Path
 from examples.release_tree import SMALL
 from mirror.testing import Delay, Fault
 from tests.selection.conftest import MakeOffer
-from tests.selection.content import Offer, references
+from tests.support.depot import Offer, references
 from tests.support.program import call_mirror
 
 

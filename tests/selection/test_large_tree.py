@@ -18,8 +18,8 @@ import pytest
 from examples.release_tree import LARGE, ReleaseTree, build
 from mirror.oci import Digest
 from mirror.sync import MemoryStore
-from tests.selection.content import difference, dry_run, lay_out_storage, references
-from tests.selection.truth import ALL, FIVE, Truth, thinned
+from tests.support.depot import difference, dry_run, lay_out_storage, references
+from tests.support.expected_bundle import ALL, FIVE, Truth, thinned
 from tests.support.program import Finished
 from tests.support.real_registry import RealRegistry
 

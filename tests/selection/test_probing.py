@@ -9,8 +9,8 @@ import pytest
 from examples.release_tree import SMALL
 from mirror.testing import Answer, Fault
 from tests.selection.conftest import MakeOffer
-from tests.selection.content import Offer, cosign, difference, references
-from tests.selection.truth import FIVE, Truth
+from tests.support.depot import Offer, cosign, difference, references
+from tests.support.expected_bundle import FIVE, Truth
 
 PROBING = ("--proxy-registry", "--no-security-db", "--no-installer")
 SPEC = replace(

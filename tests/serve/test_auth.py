@@ -11,7 +11,7 @@ import pytest
 from mirror.oci import Digest
 from mirror.serve import BasicAuth, MemoryStorage, TokenAuth, User, put_blob
 from tests.conftest import MakeEmbeddedRegistry
-from tests.serve.sample import LAYER, codes, fill
+from tests.support.sample_images import LAYER, codes, fill
 
 USERS = {
     "reader": User("r-secret", frozenset({"pull"})),

@@ -12,7 +12,7 @@ from mirror.serve import Store, put_blob
 from mirror.serve.call import RefusedError
 from mirror.serve.content import requested_range
 from mirror.testing import EmbeddedRegistry
-from tests.serve.sample import codes
+from tests.support.sample_images import codes
 
 DATA = bytes(range(256)) * 10_000  # several chunks
 DIGEST = Digest.of(DATA)

@@ -19,8 +19,8 @@ import pytest
 from mirror.serve import MemoryStorage, ReadableStore, create_app, put_blob
 from mirror.serve.server import KEEP_ALIVE_S
 from mirror.testing import Delay, EmbeddedRegistry, Fault, TlsFiles
-from tests.serve.sample import LAYER, fill
 from tests.support.patience import wait_until, without_waiting
+from tests.support.sample_images import LAYER, fill
 from tests.support.tls import Authority
 
 MIB = 1 << 20

@@ -29,7 +29,7 @@ from mirror.testing import (
 )
 from mirror.testing.faults import FaultMiddleware
 from tests.conftest import MakeEmbeddedRegistry
-from tests.serve.sample import codes
+from tests.support.sample_images import codes
 from tests.support.tls import Authority
 
 DATA = b"abcdefghij" * 100_000

@@ -20,7 +20,7 @@ from mirror.oci.media_types import OCI_MANIFEST
 from mirror.serve import FolderStorage, put_blob
 from mirror.serve.folder import StagingFolder
 from tests.conftest import MakeEmbeddedRegistry
-from tests.serve.sample import CONFIG, LAYER, codes, descriptor, fill, image
+from tests.support.sample_images import CONFIG, LAYER, codes, descriptor, fill, image
 
 
 def files(folder: Path) -> list[str]:

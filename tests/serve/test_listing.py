@@ -13,7 +13,7 @@ from mirror.oci import Digest
 from mirror.oci.media_types import OCI_CONFIG, OCI_INDEX, OCI_MANIFEST
 from mirror.serve import Store, put_blob
 from tests.conftest import MakeEmbeddedRegistry
-from tests.serve.sample import codes, descriptor, fill, image
+from tests.support.sample_images import codes, descriptor, fill, image
 
 TAGS = ["V1", "a", "b", "c", "v1", "v10", "v2"]  # in the order of their code points
 

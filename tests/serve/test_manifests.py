@@ -11,7 +11,7 @@ import pytest
 from mirror.oci import Digest
 from mirror.oci.media_types import DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFEST
 from mirror.serve import Store, put_blob
-from tests.serve.sample import CONFIG, LAYER, codes, descriptor, fill, image, index
+from tests.support.sample_images import CONFIG, LAYER, codes, descriptor, fill, image, index
 
 MANIFESTS = "/v2/a/b/manifests"
 

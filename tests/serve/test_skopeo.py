@@ -17,7 +17,7 @@ from mirror.oci.media_types import OCI_CONFIG, OCI_LAYER_GZIP, OCI_MANIFEST
 from mirror.serve import BasicAuth, Store, TokenAuth, User
 from mirror.testing import EmbeddedRegistry
 from tests.conftest import MakeEmbeddedRegistry, MakeRealRegistry
-from tests.serve.sample import descriptor
+from tests.support.sample_images import descriptor
 from tests.support.skopeo import SkopeoError, run_skopeo, skopeo_copy, skopeo_inspect
 from tests.support.tls import Authority
 

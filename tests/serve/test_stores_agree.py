@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from mirror.oci import Digest, Manifest
 from mirror.oci.media_types import OCI_MANIFEST
 from mirror.serve import FolderStorage, MemoryStorage, Store, put_blob
-from tests.serve.sample import descriptor, image
+from tests.support.sample_images import descriptor, image
 
 NAMES = ["a", "a/b", "c"]
 BLOBS = [b"", b"one", b"two"]

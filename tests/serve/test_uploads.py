@@ -17,7 +17,7 @@ from mirror.serve.call import RefusedError
 from mirror.serve.uploads import UploadSessions
 from mirror.testing import EmbeddedRegistry
 from tests.conftest import MakeEmbeddedRegistry
-from tests.serve.sample import codes
+from tests.support.sample_images import codes
 
 DATA = b"0123456789" * 200_000
 DIGEST = Digest.of(DATA)

@@ -13,6 +13,7 @@ from mirror.sync.observation import Depth
 from mirror.sync.registry import RegistryTarget, below
 from tests.support.inventories import put_image
 from tests.support.real_registry import RealRegistry
+from tests.support.watched_client import watch
 
 IMAGES = 30
 SHARED = 3
@@ -37,7 +38,7 @@ class Counting:
     def __init__(self, client: RegistryClient) -> None:
         self.methods: Counter[str] = Counter()
         self.uploaded = 0
-        client._transport._wire.client.event_hooks = {"request": [self._count]}
+        watch(client, sent=self._count)
 
     def _count(self, request: httpx.Request) -> None:
         self.methods[request.method] += 1

@@ -14,9 +14,9 @@ import httpx
 from examples.release_tree import ModuleSpec, ReleaseTree, TreeSpec, spread
 from mirror.serve import MemoryStorage
 from mirror.testing import EmbeddedRegistry
-from tests.journey.conftest import TINY, serve
-from tests.journey.wire import Wire, joined, reached, sealed_repositories, sha256
 from tests.support.program import call_mirror
+from tests.support.release_source import TINY, serve
+from tests.support.wire import Wire, joined, reached, sealed_repositories, sha256
 
 STATEMENTS = "mirror/inventory"
 CHANNELS = ("alpha", "beta", "early-access", "stable", "rock-solid")

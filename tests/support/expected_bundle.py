@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from examples.release_tree import PublishedModule, ReleaseTree
 from mirror.oci import Digest, Manifest
-from tests.selection.content import References, cosign
+from tests.support.depot import References, cosign
 
 FIVE = ("alpha", "beta", "early-access", "stable", "rock-solid")
 ALL = (*FIVE, "lts")

@@ -20,8 +20,6 @@ from mirror.modes.preconditions import Risk
 from mirror.modes.routes import Mode, Plane, StoreContent
 from mirror.modes.settings import RegistrySettings
 from mirror.registry import ConnectionOptions, RetryPolicy
-from tests.modes.images import Image
-from tests.modes.stack import LOGICAL, Cluster
 from tests.support.mode_stack import (
     ContainerdProcess,
     NginxProcess,
@@ -32,6 +30,8 @@ from tests.support.mode_stack import (
     relay,
 )
 from tests.support.program import Finished, call_mirror
+from tests.support.runnable_images import Image
+from tests.support.running_cluster import LOGICAL, Cluster
 from tests.support.service import resolving
 
 _C = ConditionType

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import TypeAlias
 
 from mirror.oci import Digest
-from tests.registry.scripted import Reply, Request
+from tests.support.scripted_server import Reply, Request
 
 Fault: TypeAlias = Callable[[Request], Reply | None]
 """Looked at before each request; a reply of its own replaces the registry's."""

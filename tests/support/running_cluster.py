@@ -19,7 +19,6 @@ from mirror.nodeconfig.hosts import Containerd
 from mirror.nodeconfig.render import Rendered, RenderOptions, access_of, render, write_cluster
 from mirror.nodeconfig.service_secrets import ServiceSecrets, prepare_secrets
 from mirror.nodeconfig.services import Distribution
-from tests.modes.images import Image, client, image, push
 from tests.support.mode_stack import (
     DEBIAN_NGINX,
     Registry,
@@ -29,6 +28,7 @@ from tests.support.mode_stack import (
 )
 from tests.support.program import call_mirror
 from tests.support.real_registry import ACCOUNT, RealRegistry
+from tests.support.runnable_images import Image, client, image, push
 
 LOGICAL = "registry.d8-system.svc:5001/system/deckhouse"
 PLATFORM, INSTALLER = image("platform"), image("installer")

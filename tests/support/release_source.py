@@ -1,0 +1,81 @@
+"""A release tree at a source: built, and served by a registry of this process."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from examples.release_tree import ModuleSpec, ReleaseTree, TreeSpec, build, spread
+from mirror.oci import Digest, Manifest
+from mirror.registry import ConnectionOptions, RegistryClient
+from mirror.serve import Store, put_blob
+from mirror.sync import MemoryStore, make_plan, transfer
+from mirror.sync.registry import RegistryTarget
+from mirror.testing import EmbeddedRegistry
+
+TINY = TreeSpec(
+    versions=("v1.69.1", "v1.70.0"),
+    channels=spread(("v1.69.1", "v1.70.0")),
+    components=6,
+    layer_bytes=1000,
+    modules=(ModuleSpec("console", ("v1.0.0", "v1.1.0"), spread(("v1.0.0", "v1.1.0"))),),
+    packages=(ModuleSpec("redis", ("v7.0.1",), spread(("v7.0.1",))),),
+)
+"""For tests that run a whole pull or push several times."""
+
+
+@dataclass(frozen=True)
+class Published:
+    """A tree in a registry. `address` is `host:port`; `tree` knows what is true about it."""
+
+    tree: ReleaseTree
+    address: str
+
+    @property
+    def root(self) -> str:
+        """What `--source` is to name."""
+        return f"{self.address}/{self.tree.root}"
+
+
+def publish(spec: TreeSpec, address: str) -> Published:
+    """Build the tree of `spec` into the registry at `address`."""
+    store = MemoryStore()
+    tree = build(spec, store)
+    wanted = store.inventory()
+    options = ConnectionOptions(plain_http=True)
+    with RegistryClient(address, options=options) as client:
+        target = RegistryTarget(client, lambda path: path)
+        transfer(make_plan(wanted, target.held(wanted)), store, target)
+    return Published(tree, address)
+
+
+@dataclass(frozen=True)
+class Source(Published):
+    """A tree in a registry inside this process."""
+
+    registry: EmbeddedRegistry
+
+
+class Shelf:
+    """A registry of this process, as a place to build into without its server."""
+
+    def __init__(self, registry: EmbeddedRegistry) -> None:
+        assert isinstance(registry.storage, Store)
+        self._storage = registry.storage
+
+    def add_blob(self, repository: str, data: bytes) -> Digest:
+        return put_blob(self._storage, repository, data)
+
+    def add_manifest(
+        self, repository: str, raw: bytes, media_type: str, *, tags: Iterable[str] = ()
+    ) -> Manifest:
+        manifest = Manifest.parse(raw, media_type)
+        self._storage.put_manifest(repository, manifest)
+        for tag in tags:
+            self._storage.put_manifest(repository, manifest, tag)
+        return manifest
+
+
+def serve(spec: TreeSpec, registry: EmbeddedRegistry) -> Source:
+    """Build the tree of `spec` into a registry of this process."""
+    return Source(build(spec, Shelf(registry)), registry.address, registry)
