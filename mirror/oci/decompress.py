@@ -1,8 +1,8 @@
 """Unpacking of layer streams: gzip, zstd or plain, recognised by their first bytes.
 
 Media types do not count: registries hold layers that declare another compression than they have,
-and container runtimes go by the first bytes too. Memory is bounded whatever the input: output comes in
-pieces of `_PIECE` bytes, so whoever counts them can stop a decompression bomb.
+and container runtimes go by the first bytes too. Memory is bounded whatever the input: output comes
+in pieces of `_PIECE` bytes, so whoever counts them can stop a decompression bomb.
 """
 
 from __future__ import annotations
