@@ -1,199 +1,35 @@
-"""Carry Deckhouse Kubernetes Platform images across an air gap and prove that they arrived."""
+"""Carry Deckhouse Kubernetes Platform images across an air gap and prove that they arrived.
 
+The stub beside this file, `__init__.pyi`, lists the public names and the modules that they live in.
+Each is imported when it is first used, so that the program starts at once.
+"""
+
+import ast
+from functools import cache
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from mirror.bundle.reader import BundleReader
-    from mirror.bundle.verify import BundleReport
-    from mirror.errors import MirrorError
-    from mirror.modes import outcomes
-    from mirror.modes.addressing import Route, routes_for
-    from mirror.modes.check import CheckReport, check_images, impatient, targets_for
-    from mirror.modes.client import ModeClient, connect
-    from mirror.modes.constants import ConditionType, User
-    from mirror.modes.outcomes import ClusterFacts, StepOutcome
-    from mirror.modes.plan import SwitchPlan, plan_switch
-    from mirror.modes.required import RequiredSet, required_images
-    from mirror.modes.routes import Mode, Plane
-    from mirror.modes.settings import Account, ClusterAccess, RegistrySettings
-    from mirror.modes.state import RegistryState, inputs_hash
-    from mirror.nodeconfig.cluster import load_access, load_facts, load_nodes
-    from mirror.nodeconfig.render import Rendered, RenderOptions, access_of, render, write_cluster
-    from mirror.nodeconfig.service_secrets import prepare_secrets, read_secrets, write_secrets
-    from mirror.oci import Descriptor, Digest, Manifest, Reference, Repository
-    from mirror.operations import (
-        DiffReport,
-        HistoryReport,
-        MemberReport,
-        MergeReport,
-        PruneReport,
-        PullReport,
-        PushReport,
-        QuorumReport,
-        RegistryInventory,
-        RegistryReport,
-        ReplicaResult,
-        RollbackReport,
-        StatusReport,
-        SyncReport,
-        diff,
-        history,
-        merge,
-        prune,
-        pull,
-        push,
-        push_to_all,
-        registry_inventory,
-        replica_trees,
-        rollback,
-        status,
-        sync_replicas,
-        verify,
-        verify_registry,
-    )
-    from mirror.registry import ConnectionOptions, Credentials, RegistryClient, find_credentials
-    from mirror.release.selection import Selection
-    from mirror.release.source import SourceTree
-    from mirror.sync import Finding, Inventory, MemoryStore, Plan, make_plan, transfer
-    from mirror.sync.tree import RegistryTree
-
-__all__ = [
-    "Account",
-    "BundleReader",
-    "BundleReport",
-    "CheckReport",
-    "ClusterAccess",
-    "ClusterFacts",
-    "ConditionType",
-    "ConnectionOptions",
-    "Credentials",
-    "Descriptor",
-    "DiffReport",
-    "Digest",
-    "Finding",
-    "HistoryReport",
-    "Inventory",
-    "Manifest",
-    "MemberReport",
-    "MemoryStore",
-    "MergeReport",
-    "MirrorError",
-    "Mode",
-    "ModeClient",
-    "Plan",
-    "Plane",
-    "PruneReport",
-    "PullReport",
-    "PushReport",
-    "QuorumReport",
-    "Reference",
-    "RegistryClient",
-    "RegistryInventory",
-    "RegistryReport",
-    "RegistrySettings",
-    "RegistryState",
-    "RegistryTree",
-    "RenderOptions",
-    "Rendered",
-    "ReplicaResult",
-    "Repository",
-    "RequiredSet",
-    "RollbackReport",
-    "Route",
-    "Selection",
-    "SourceTree",
-    "StatusReport",
-    "StepOutcome",
-    "SwitchPlan",
-    "SyncReport",
-    "User",
-    "access_of",
-    "check_images",
-    "connect",
-    "diff",
-    "find_credentials",
-    "history",
-    "impatient",
-    "inputs_hash",
-    "load_access",
-    "load_facts",
-    "load_nodes",
-    "make_plan",
-    "merge",
-    "outcomes",
-    "plan_switch",
-    "prepare_secrets",
-    "prune",
-    "pull",
-    "push",
-    "push_to_all",
-    "read_secrets",
-    "registry_inventory",
-    "render",
-    "replica_trees",
-    "required_images",
-    "rollback",
-    "routes_for",
-    "status",
-    "sync_replicas",
-    "targets_for",
-    "transfer",
-    "verify",
-    "verify_registry",
-    "write_cluster",
-    "write_secrets",
-]
-
-_HOMES = {
-    "bundle.reader": ("BundleReader",),
-    "bundle.verify": ("BundleReport",),
-    "errors": ("MirrorError",),
-    "modes": ("outcomes",),
-    "modes.addressing": ("Route", "routes_for"),
-    "modes.check": ("CheckReport", "check_images", "impatient", "targets_for"),
-    "modes.client": ("ModeClient", "connect"),
-    "modes.constants": ("ConditionType", "User"),
-    "modes.outcomes": ("ClusterFacts", "StepOutcome"),
-    "modes.plan": ("SwitchPlan", "plan_switch"),
-    "modes.required": ("RequiredSet", "required_images"),
-    "modes.routes": ("Mode", "Plane"),
-    "modes.settings": ("Account", "ClusterAccess", "RegistrySettings"),
-    "modes.state": ("RegistryState", "inputs_hash"),
-    "nodeconfig.cluster": ("load_access", "load_facts", "load_nodes"),
-    "nodeconfig.render": ("RenderOptions", "Rendered", "render", "access_of", "write_cluster"),
-    "nodeconfig.service_secrets": ("prepare_secrets", "read_secrets", "write_secrets"),
-    "oci": ("Descriptor", "Digest", "Manifest", "Reference", "Repository"),
-    "operations": (
-        *(
-            "DiffReport",
-            "HistoryReport",
-            "MemberReport",
-            "MergeReport",
-            "PruneReport",
-            "PullReport",
-        ),
-        *("PushReport", "QuorumReport", "RegistryInventory", "RegistryReport", "ReplicaResult"),
-        *("RollbackReport", "StatusReport", "SyncReport", "diff", "history", "merge"),
-        *("prune", "pull", "push", "push_to_all", "registry_inventory", "replica_trees"),
-        *("rollback", "status", "sync_replicas", "verify", "verify_registry"),
-    ),
-    "registry": ("ConnectionOptions", "Credentials", "RegistryClient", "find_credentials"),
-    "release.selection": ("Selection",),
-    "release.source": ("SourceTree",),
-    "sync": ("Finding", "Inventory", "MemoryStore", "Plan", "make_plan", "transfer"),
-    "sync.tree": ("RegistryTree",),
-}
-"""Module → what of it is public. Imported when first used, so that the program starts at once."""
+from importlib.resources import files
+from typing import Any
 
 
-if not TYPE_CHECKING:  # type checkers know all names from above, and find wrong ones
+@cache
+def _homes() -> dict[str, str]:
+    """Public name → the module that it lives in."""
+    stub = ast.parse(files(__name__).joinpath("__init__.pyi").read_text(encoding="utf-8"))
+    return {
+        alias.name: str(node.module)
+        for node in stub.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
 
-    def __getattr__(name: str) -> Any:
-        for module, names in _HOMES.items():
-            if name in names:
-                return getattr(import_module(f"mirror.{module}"), name)
+
+def __getattr__(name: str) -> Any:
+    if name == "__all__":
+        return sorted(_homes())
+    if name.startswith("_") or name not in _homes():
         raise AttributeError(f"module 'mirror' has no attribute {name!r}")
+    return getattr(import_module(_homes()[name]), name)
 
-    def __dir__() -> list[str]:
-        return sorted({*globals(), *__all__})
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), "__all__", *_homes()})

@@ -18,17 +18,17 @@ _COMMANDS = {
     "pull": ("pull.pull_command", "Pack a release tree into a bundle."),
     "push": ("push.push_command", "Load a bundle into one or several registries."),
     "sync": ("sync.sync_command", "Bring replicas to what a leader holds."),
-    "status": ("status.status_command", "Show how complete registries are."),
-    "diff": ("diff.diff_command", "Show what two inventories hold differently."),
-    "prune": ("prune.prune_command", "Remove what no kept inventory names."),
-    "history": ("history.history_command", "List the generations of a registry."),
-    "rollback": ("rollback.rollback_command", "Put tags back to an earlier generation."),
+    "status": ("compare.status_command", "Show how complete registries are."),
+    "diff": ("compare.diff_command", "Show what two inventories hold differently."),
+    "prune": ("generations.prune_command", "Remove what no kept inventory names."),
+    "history": ("generations.history_command", "List the generations of a registry."),
+    "rollback": ("generations.rollback_command", "Put tags back to an earlier generation."),
     "verify": ("verify.verify_command", "Prove that a bundle or a registry is whole."),
     "inspect": ("inspect.inspect_command", "Show what is in a bundle."),
     "inventory": ("inventory.inventory_command", "Write down what a registry holds."),
     "merge": ("merge.merge_command", "Make a complete bundle of a base and its deltas."),
     "mode": ("mode.mode_group", "The modes of a cluster's registry."),
-    "config": ("config.config_group", "Settings files for `mirror pull --config`."),
+    "config": ("pull.config_group", "Settings files for `mirror pull --config`."),
 }
 """Command → its place below `mirror.commands`, and its line in the list of commands."""
 

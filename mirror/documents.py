@@ -8,13 +8,14 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
 import yaml
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
+from yaml.composer import ComposerError
 from yaml.constructor import ConstructorError
 
 from mirror.errors import InputError
@@ -73,6 +74,37 @@ def read_mapping(path: Path, help_text: str = "") -> dict[str, Any]:
     return document
 
 
+def read_documents(raw: str | bytes, where: str, expected: str) -> list[Mapping[str, Any]]:
+    """The YAML documents of a text, empty ones left out; messages never quote them.
+
+    `expected` says in messages what the text should be.
+
+    Raises:
+        InputError: it is not YAML, or something in it is not a mapping.
+    """
+    try:
+        documents = list(yaml.load_all(raw, StrictLoader))
+    # Not `from err`, whose text may quote the document.
+    except RepeatedKeyError as err:
+        raise InputError(f"{where}: {err.problem}{line(err)}") from None
+    except ConstructorError as err:
+        raise InputError(
+            f"{where}: a value is not what it looks like{line(err)}; write it in quotes"
+        ) from None
+    except ComposerError as err:
+        raise InputError(
+            f"{where}: a value that begins with * must be in quotes{line(err)}"
+        ) from None
+    except yaml.MarkedYAMLError as err:
+        raise InputError(f"{where} is not YAML: {err.problem}{line(err)}") from None
+    except (yaml.YAMLError, ValueError, RecursionError):
+        raise InputError(f"{where} is not YAML") from None
+    documents = [document for document in documents if document is not None]
+    if not all(isinstance(document, Mapping) for document in documents):
+        raise InputError(f"{where}: {expected}, found something that is not a mapping")
+    return documents
+
+
 def line(err: yaml.MarkedYAMLError) -> str:
     """` (line N)` of a mistake, or nothing where that is not known."""
     return f" (line {err.problem_mark.line + 1})" if err.problem_mark else ""
@@ -81,6 +113,8 @@ def line(err: yaml.MarkedYAMLError) -> str:
 _MISTAKES = {
     **dict.fromkeys(("tuple_type", "list_type", "frozen_set_type", "set_type"), "expected a list"),
     **dict.fromkeys(("dict_type", "mapping_type", "model_type"), "expected keys and values"),
+    "dataclass_type": "expected keys and values",
+    "unexpected_keyword_argument": "Extra inputs are not permitted",
 }
 """pydantic's kinds of errors that speak of Python → the same in words of YAML."""
 

@@ -56,7 +56,8 @@ def write_durably(
 def write_if_changed(path: Path, data: bytes, *, mode: int) -> bool:
     """Do what `write_durably` does, unless a file with these bytes and this mode is there already.
 
-    Missing folders are made. Return whether anything was written.
+    Missing folders are made; that of a file for its owner alone is the owner's alone too. Return
+    whether anything was written.
 
     Raises:
         FileSystemError, NoSpaceError: as `write_durably`.
@@ -69,7 +70,7 @@ def write_if_changed(path: Path, data: bytes, *, mode: int) -> bool:
             and path.read_bytes() == data
         ):
             return False
-        make_folder(path.parent)
+        make_folder(path.parent, None if mode & 0o077 else 0o700)
     write_durably(path, data, mode=mode)
     return True
 
@@ -118,12 +119,17 @@ def sync_folder(folder: Path) -> None:
         os.close(fd)
 
 
-def make_folder(path: Path) -> None:
-    """Create `path` and its missing parents; on return each of them is on the disk."""
+def make_folder(path: Path, mode: int | None = None) -> None:
+    """Create `path` and its missing parents; on return each of them is on the disk.
+
+    With `mode` a new folder at `path` itself has exactly these permissions, whatever the umask.
+    """
     if path.is_dir():
         return
     make_folder(path.parent)
-    path.mkdir(exist_ok=True)
+    path.mkdir(0o777 if mode is None else mode, exist_ok=True)
+    if mode is not None:
+        path.chmod(mode)
     sync_folder(path.parent)
 
 

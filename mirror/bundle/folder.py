@@ -26,7 +26,7 @@ from mirror.bundle.format import (
 )
 from mirror.bundle.parts import parse_part_name, part_paths, part_sizes, size_text
 from mirror.bundle.seal import Seal, try_seal
-from mirror.bundle.staging import FRESH, JOURNAL, Staging, read_journal
+from mirror.bundle.staging import JOURNAL, Staging, read_journal
 from mirror.durable import os_errors, sync_folder, write_durably
 from mirror.errors import InputError, NoSpaceError
 from mirror.layout import RELEASES_FILE, is_archive_name
@@ -149,10 +149,9 @@ def listed(folder: Path) -> list[Path]:
 
 def is_leftover(name: str) -> bool:
     """Whether interrupted pulls leave files of this name."""
-    plain = name.removeprefix(FRESH)
-    if plain in (JOURNAL, EARLIER, PARTIAL_SEAL):
-        return True
     final = name.removesuffix(PARTIAL_SUFFIX)
+    if {name, final} & {JOURNAL, EARLIER, PARTIAL_SEAL}:  # or what was to take its place
+        return True
     return final != name and (final in _OWN_FILES or _of_a_bundle(final))
 
 
@@ -239,7 +238,7 @@ def earlier_staging(folder: Path) -> Staging | None:
 
 def write_partial_seal(folder: Path, sealed: bytes) -> None:
     """Say, durably, which bundle is being made in `folder`."""
-    write_durably(folder / PARTIAL_SEAL, sealed, staged=FRESH + PARTIAL_SEAL)
+    write_durably(folder / PARTIAL_SEAL, sealed, staged=PARTIAL_SEAL + PARTIAL_SUFFIX)
 
 
 def take_the_place(
@@ -268,8 +267,8 @@ def take_the_place(
             if _of_a_bundle(path.name) and path.name not in names and path.is_file():
                 path.unlink()
         for name, data in files.items():
+            # Brings all names in the folder onto the disk, those of the archives too.
             write_durably(folder / name, data, staged=name + PARTIAL_SUFFIX)
-        sync_folder(folder)
     read_back()
     with os_errors(folder, "replace the bundle in"):
         (folder / PARTIAL_SEAL).replace(folder / SEAL)

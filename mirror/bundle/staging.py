@@ -30,9 +30,6 @@ from mirror.errors import IntegrityError, InvalidDigestError
 from mirror.oci import Digest, Verifier
 
 JOURNAL = "pull.journal" + PARTIAL_SUFFIX
-FRESH = "fresh."
-"""Before the name of what takes the place of a partial file."""
-
 _MOST_LINES = 5000
 """A longer journal is rewritten with what still counts: it stays below some 400 KB, or 80 bytes
 per blob."""
@@ -92,7 +89,9 @@ class Journal:
     def _rewrite(self) -> None:
         """Write one line per blob, in place of all lines; readers see the one or the other."""
         lines = [self._header(), *(f"{d} {n}\n" for d, n in self._progress.items())]
-        write_durably(self._path, "".join(lines).encode("ascii"), staged=FRESH + self._path.name)
+        write_durably(
+            self._path, "".join(lines).encode("ascii"), staged=self._path.name + PARTIAL_SUFFIX
+        )
         self._close()
         with os_errors(self._path, "write"):
             self._fd = os.open(self._path, os.O_WRONLY | os.O_APPEND)

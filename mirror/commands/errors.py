@@ -1,10 +1,11 @@
-"""How a command that fails ends: a message for a person, a document for a program, a code."""
+"""How a command ends: its result or what went wrong, for a person and for a program; its code."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from typing import Any
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import click
 
@@ -16,6 +17,8 @@ from mirror.errors import (
     MirrorError,
     MissingBaseError,
 )
+
+Report = TypeVar("Report")
 
 _JSON, _TOLD = "mirror.json", "mirror.told"
 _REGISTRY_LOGIN = "--registry-login and --registry-password"
@@ -37,6 +40,21 @@ _LOGIN_FLAGS = {
 def print_json(document: Mapping[str, Any]) -> None:
     """Print a result for a program."""
     click.echo(json.dumps(document, indent=2, ensure_ascii=False))
+
+
+def show(
+    as_json: bool,
+    document: Mapping[str, Any],
+    summary: Callable[[Report, float], str],
+    report: Report,
+    started: float,
+) -> None:
+    """Print a result, for a program or for a person."""
+    elapsed = time.monotonic() - started
+    if as_json:
+        print_json({**document, "elapsedSeconds": round(elapsed, 3)})
+    else:
+        click.echo(summary(report, elapsed))
 
 
 class Group(click.Group):

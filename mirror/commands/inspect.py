@@ -11,7 +11,7 @@ from mirror.bundle.inspect import inspect_bundle
 from mirror.bundle.reader import BundleReader
 from mirror.bundle.report import html, insight_text
 from mirror.commands import options
-from mirror.commands.shared import show
+from mirror.commands.errors import show
 from mirror.durable import write_durably
 
 

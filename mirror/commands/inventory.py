@@ -9,15 +9,16 @@ from typing import Any
 
 import click
 
-from mirror import console
 from mirror.bundle.reader import read_inventory
 from mirror.commands import options
-from mirror.commands.shared import TreeAccess, show
+from mirror.commands.access import TreeAccess
+from mirror.commands.errors import show
 from mirror.durable import write_durably
 from mirror.errors import InputError
 from mirror.oci import Repository
-from mirror.operations import registry_inventory
-from mirror.progress import progress
+from mirror.operations.inventory import registry_inventory
+from mirror.reports.bundles import inventory_summary
+from mirror.reports.progress import progress
 from mirror.run import Run
 
 _STANDARD_OUTPUT = "-"
@@ -73,6 +74,6 @@ def inventory_command(
     else:
         write_durably(file, data)
         document = {**found.to_document(), "output": output, "bytes": len(data)}
-        show(as_json, document, console.inventory_summary, (found, output, len(data)), started)
+        show(as_json, document, inventory_summary, (found, output, len(data)), started)
     if found.exit_code:
         click.get_current_context().exit(found.exit_code)

@@ -9,17 +9,18 @@ from pathlib import Path
 
 import click
 
-from mirror import console
 from mirror.bundle import gost
 from mirror.bundle.parts import parse_part_size
 from mirror.bundle.reader import BundleReader
+from mirror.bundle.writer import Packing
 from mirror.commands import options
+from mirror.commands.errors import show
 from mirror.commands.login import signer
-from mirror.commands.shared import show
 from mirror.config import PullConfig
 from mirror.errors import InputError
-from mirror.operations import Packing, merge
-from mirror.progress import progress
+from mirror.operations.merge import merge
+from mirror.reports.bundles import merge_summary
+from mirror.reports.progress import progress
 from mirror.run import Run
 
 
@@ -97,4 +98,4 @@ def merge_command(
             packing=packing,
             run=Run(jobs, on_event),
         )
-    show(as_json, report.to_document(), console.merge_summary, report, started)
+    show(as_json, report.to_document(), merge_summary, report, started)

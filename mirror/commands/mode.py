@@ -1,13 +1,229 @@
-"""`mirror mode`: the modes of a cluster's registry."""
+"""`mirror mode`: the modes of a cluster's registry; `show` and `resolve` say what lies where."""
 
 from __future__ import annotations
 
-import click
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
-from mirror.commands.mode_addresses import resolve_command, show_command
-from mirror.commands.mode_check import check_command
-from mirror.commands.mode_plan import plan_command
+import click
+from pydantic import SecretStr
+
+from mirror.commands import options
+from mirror.commands.cluster import Cluster
+from mirror.commands.errors import print_json
 from mirror.commands.mode_render import render_command
+from mirror.commands.mode_switch import check_command, plan_command
+from mirror.errors import RouteError
+from mirror.modes.addressing import RepositoryNames, Route, push_address, routes_for
+from mirror.modes.constants import LOGICAL_BASE, User
+from mirror.modes.routes import INSIDE, Plane
+from mirror.modes.settings import Account, ClusterAccess, Upstream
+from mirror.oci import Digest, Reference, Repository
+
+_PLANES = {
+    Plane.CRI: "nodes pull",
+    Plane.API: "components read",
+    Plane.OPERATOR: "images are pushed",
+    Plane.REPLICA: "replicas ask",
+}
+"""Plane → what is done there."""
+
+
+@click.command("show")
+@options.cluster_required
+@options.as_json
+def show_command(*, module_config: Path, sites_file: Path | None, as_json: bool) -> None:
+    """Show what the settings mean: the mode, the registry, and the way that each plane takes.
+
+    Secrets are left out. Without --sites, what only the cluster knows is left out too.
+    """
+    cluster = Cluster.load(module_config, sites_file)
+    document = _settings_document(cluster)
+    document["planes"] = {
+        plane.value: _ways(cluster, Repository.parse(LOGICAL_BASE), plane) for plane in Plane
+    }
+    if as_json:
+        print_json(document)
+    else:
+        click.echo("\n".join([*_settings_lines(document), "", *_plane_lines(document["planes"])]))
+
+
+@click.command("resolve")
+@click.argument("reference", metavar="REF")
+@options.cluster_required
+@click.option(
+    "--plane",
+    type=click.Choice([plane.value for plane in Plane]),
+    help="Who asks: containerd on a node (cri), a pod (api), who brings images in (operator), or "
+    "a replica. Without it all four are shown.",
+)
+@options.as_json
+def resolve_command(
+    *,
+    reference: str,
+    module_config: Path,
+    sites_file: Path | None,
+    plane: str | None,
+    as_json: bool,
+) -> None:
+    """Show where REF is asked for: the ways in their order, as whom, and whom one trusts there.
+
+    REF is an image or a repository: by its logical address
+    (registry.d8-system.svc:5001/system/deckhouse/install:v1.70.0), or relative to that root
+    (install:v1.70.0). Nothing is asked; this only reads the files.
+    """
+    cluster = Cluster.load(module_config, sites_file)
+    asked = _asked(reference, cluster)
+    if plane is not None:
+        # Only one was asked for: that it leads nowhere is the command's failure.
+        routes_for(asked, cluster.settings, Plane(plane), _with_names(cluster.access))
+    planes = {
+        one.value: _ways(cluster, asked, one) for one in ([Plane(plane)] if plane else list(Plane))
+    }
+    failures = [way["error"] for way in planes.values() if "error" in way]
+    if len(failures) == len(planes):
+        raise RouteError(failures[0])
+    if as_json:
+        print_json({"reference": str(asked), "mode": cluster.settings.mode.value, "planes": planes})
+    else:
+        click.echo("\n".join([str(asked), *_plane_lines(planes)]))
+
+
+def _asked(text: str, cluster: Cluster) -> Reference | Repository:
+    """The image or repository that `text` means, by its logical or its real address."""
+    names = RepositoryNames(cluster.settings, cluster.access)
+    if "@" not in text and ":" not in text.rpartition("/")[2]:
+        return names.address(names.read(text), Plane.OPERATOR)
+    place, what = names.read_image(text, None)
+    repository = names.address(place, Plane.OPERATOR)
+    if isinstance(what, Digest):
+        return Reference(repository, digest=what)
+    return Reference(repository, tag=what)
+
+
+# -- documents -------------------------------------------------------------------------------------
+
+
+def _settings_document(cluster: Cluster) -> dict[str, Any]:
+    settings = cluster.settings
+    document: dict[str, Any] = {
+        "mode": settings.mode.value,
+        "kind": settings.kind.value,
+        "checkMode": settings.check_mode.value,
+        "upstream": None,
+        "push": push_address(settings, cluster.access),
+    }
+    upstream = settings.upstream
+    if upstream is not None:
+        document["upstream"] = {
+            "address": upstream.base,
+            "scheme": upstream.scheme,
+            "user": upstream.username,
+            "trust": _trust(upstream.scheme, upstream.ca),
+        }
+    document["images"] = LOGICAL_BASE if settings.managed else upstream and upstream.base
+    if settings.proxy is not None:
+        document["ttlSeconds"] = settings.proxy.ttl_s
+    return document
+
+
+def _ways(cluster: Cluster, asked: Reference | Repository, plane: Plane) -> dict[str, Any]:
+    """The routes of one plane, or why there are none."""
+    try:
+        routes = routes_for(asked, cluster.settings, plane, _with_names(cluster.access))
+    except RouteError as err:
+        return {"error": str(err)}
+    return {"routes": [_route_document(route, cluster.settings.upstream) for route in routes]}
+
+
+def _with_names(access: ClusterAccess) -> ClusterAccess:
+    """`access` with all users: who asks is known even where the password is not."""
+    accounts = {user: Account(user.value, SecretStr("")) for user in User}
+    return replace(access, accounts={**accounts, **access.accounts})
+
+
+def _route_document(route: Route, upstream: Upstream | None) -> dict[str, Any]:
+    inside = route.role in INSIDE
+    given = route.ca
+    if inside:
+        # Whoever is only passed on is trusted as at the upstream itself.
+        theirs = upstream.ca if upstream is not None else None
+        given = theirs if theirs and theirs in (route.ca or "") else None
+    return {
+        "role": route.role.value,
+        "address": _address(route),
+        "host": route.host,
+        "repository": route.repository,
+        "user": None if route.credential is None else route.credential.name,
+        "trust": _trust(route.scheme, given, inside=inside),
+    }
+
+
+def _address(route: Route) -> str:
+    """Where the manifest is asked for; of a repository, where it lies."""
+    if route.reference is not None:
+        return route.url
+    return f"{route.scheme}://{route.host}/{route.repository}"
+
+
+def _trust(scheme: str, ca: str | None, *, inside: bool = False) -> str:
+    """Whom one trusts, in a few words. `ca` is the authority that the settings or sites give."""
+    if scheme == "http":
+        return "none (plain HTTP)"
+    match inside, ca is not None:
+        case True, True:
+            return "the module's authority, the given one and the system's roots"
+        case True, False:
+            return "the module's authority and the system's roots"
+        case False, True:
+            return "the given authority and the system's roots"
+    return "the system's roots"
+
+
+# -- text ------------------------------------------------------------------------------------------
+
+
+def _settings_lines(document: Mapping[str, Any]) -> list[str]:
+    images = document["images"] or "the registry of the installation, which is not named here"
+    rows = [("mode", document["kind"]), ("images go by", images)]
+    upstream = document["upstream"]
+    if upstream is not None:
+        rows += [
+            ("registry", f"{upstream['scheme']}://{upstream['address']}"),
+            ("login", upstream["user"] or "anonymous"),
+            ("trust", upstream["trust"]),
+        ]
+    if document.get("ttlSeconds"):
+        rows.append(("cached for", _duration(document["ttlSeconds"])))
+    rows += [("required images", document["checkMode"]), ("push to", document["push"])]
+    width = max(len(name) for name, _ in rows)
+    return [f"{name:<{width}}  {text}" for name, text in rows]
+
+
+def _duration(seconds: int) -> str:
+    """`72 h`, or `5 min 30 s`: what is not zero of hours, minutes and seconds."""
+    (hours, rest), units = divmod(seconds, 3600), ("h", "min", "s")
+    parts = zip((hours, *divmod(rest, 60)), units, strict=True)
+    return " ".join(f"{count} {unit}" for count, unit in parts if count)
+
+
+def _plane_lines(planes: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    lines = []
+    for name, ways in planes.items():
+        lines.append(f"{name}: how {_PLANES[Plane(name)]}")
+        lines += [f"  {text}" for text in _way_texts(ways)]
+    return lines
+
+
+def _way_texts(ways: Mapping[str, Any]) -> Iterable[str]:
+    if "error" in ways:
+        yield f"not known: {ways['error']}"
+        return
+    for route in ways["routes"]:
+        who = f"as {route['user']}" if route["user"] else "anonymously"
+        yield f"{route['address']}  ({route['role']}, {who}; trusts {route['trust']})"
 
 
 @click.group("mode")

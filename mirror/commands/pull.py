@@ -1,4 +1,4 @@
-"""`mirror pull`."""
+"""`mirror pull`, and `mirror config` for its settings."""
 
 from __future__ import annotations
 
@@ -9,23 +9,24 @@ from typing import Any
 
 import click
 
-from mirror import console
 from mirror.bundle import gost
 from mirror.bundle.folder import check_folder
 from mirror.bundle.reader import read_inventory
 from mirror.commands import options
 from mirror.commands.cluster import Cluster, Reached, cluster_of
+from mirror.commands.errors import print_json, show
 from mirror.commands.login import credentials_for, license_credentials, signer
-from mirror.commands.shared import show
 from mirror.config import PullConfig
 from mirror.errors import InputError, InvalidReferenceError
 from mirror.events import Warned
 from mirror.layout import normalised_suffix
 from mirror.oci import Repository
-from mirror.operations import plan_pull, registry_inventory
-from mirror.progress import progress
+from mirror.operations.inventory import registry_inventory
+from mirror.operations.pull import plan_pull
 from mirror.registry import ConnectionOptions, Credentials, RegistryClient
 from mirror.release.source import SourceTree
+from mirror.reports.bundles import plan_summary, pull_summary, verbose_pull_summary
+from mirror.reports.progress import progress
 from mirror.run import Run
 from mirror.sync import Inventory
 from mirror.sync.tree import RegistryTree
@@ -146,9 +147,9 @@ def pull_command(
                 run=run,
             )
     if dry_run:
-        show(as_json, planned.to_document(), console.plan_summary, planned, started)
+        show(as_json, planned.to_document(), plan_summary, planned, started)
     else:
-        summary = console.verbose_pull_summary if verbose_summary else console.pull_summary
+        summary = verbose_pull_summary if verbose_summary else pull_summary
         show(as_json, report.to_document(), summary, report, started)
 
 
@@ -218,3 +219,14 @@ class _Base:
             return registry_inventory(
                 RegistryTree(client, self.root, modules_suffix), run=run
             ).inventory
+
+
+@click.group("config")
+def config_group() -> None:
+    """Settings files for `mirror pull --config`."""
+
+
+@config_group.command("schema")
+def config_schema() -> None:
+    """Print the JSON Schema of a settings file."""
+    print_json(PullConfig.model_json_schema(by_alias=True))

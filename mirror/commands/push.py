@@ -10,15 +10,16 @@ from typing import Any
 
 import click
 
-from mirror import console
 from mirror.bundle.reader import BundleReader
 from mirror.commands import options
-from mirror.commands.shared import TreeAccess, show
+from mirror.commands.access import TreeAccess
+from mirror.commands.errors import show
 from mirror.errors import InputError, InvalidReferenceError
 from mirror.oci import Repository
-from mirror.operations import plan_push, push, push_to_all
-from mirror.progress import progress
-from mirror.publication_text import quorum_summary
+from mirror.operations.push import plan_push, push, push_to_all
+from mirror.reports.bundles import push_plan_summary, push_summary
+from mirror.reports.progress import progress
+from mirror.reports.registries import quorum_summary
 from mirror.run import Run
 
 
@@ -148,9 +149,9 @@ def push_command(
             with target.open_for_uploads(on_event, state_dir) as tree:
                 report = push(reader, tree, key=key, check_access=not no_access_check, run=run)
     if dry_run:
-        show(as_json, plan.to_document(), console.push_plan_summary, plan, started)
+        show(as_json, plan.to_document(), push_plan_summary, plan, started)
     else:
-        show(as_json, report.to_document(), console.push_summary, report, started)
+        show(as_json, report.to_document(), push_summary, report, started)
 
 
 def _replicas(

@@ -11,7 +11,7 @@ from types import FrameType
 
 INTERRUPTED = 130
 MESSAGE = "interrupted; run the same command again"
-_PATIENCE_S = 3.0
+_PATIENCE_S = 1.5
 
 
 @contextmanager

@@ -1,24 +1,31 @@
-"""`mirror sync`."""
+"""`mirror sync`: replicas brought to what a leader holds, once or all the time (`--watch`)."""
 
 from __future__ import annotations
 
+import logging
+import signal
+import sys
+import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import click
 from click.core import ParameterSource
 
-from mirror import replicas_text
 from mirror.commands import options
-from mirror.commands.replicas import full_name, masters_of, open_trees, parse_storage
-from mirror.commands.shared import TreeAccess, show
-from mirror.commands.watch import watch
+from mirror.commands.access import TreeAccess, full_name, masters_of, open_trees, parse_storage
+from mirror.commands.errors import show
 from mirror.errors import InputError
-from mirror.operations import sync_replicas
-from mirror.progress import progress
+from mirror.operations.sync import sync_replicas
+from mirror.reports.progress import progress
+from mirror.reports.registries import sync_summary
 from mirror.run import Run
+from mirror.watch.service import running
+from mirror.watch.settings import WatchSettings
 
 _AUTO = "auto"
 
@@ -140,7 +147,7 @@ def sync_command(
             deadline_s=deadline,
             run=Run(jobs, on_event),
         )
-    show(as_json, report.to_document(), replicas_text.sync_summary, report, started)
+    show(as_json, report.to_document(), sync_summary, report, started)
     if report.exit_code:
         click.get_current_context().exit(report.exit_code)
 
@@ -187,3 +194,58 @@ def _watch(watching: bool, config: Path | None) -> None:
             f"{others[0]} has no effect beside --watch: the file that --config names says it all"
         )
     watch(config)
+
+
+_log = logging.getLogger(__name__)
+
+
+def watch(config: Path) -> None:
+    """Keep replicas equal until SIGTERM or Ctrl-C; then end with exit code 0.
+
+    What happens is logged to stderr, one line each.
+    """
+    settings = WatchSettings.load(config)
+    stop = threading.Event()
+    with _logging(), _stopped_by_signals(stop), running(settings) as (daemon, url):
+        click.echo(f"following {', '.join(daemon.followers)}", err=True)
+        if url is not None:
+            click.echo(f"health, readiness and metrics at {url}", err=True)
+        stop.wait()
+    click.echo("stopped", err=True)
+
+
+@contextmanager
+def _stopped_by_signals(stop: threading.Event) -> Iterator[None]:
+    """SIGTERM and Ctrl-C set `stop`; a second one ends the process the usual way."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def ask(_number: int, _frame: FrameType | None) -> None:
+        restore()
+        stop.set()
+
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    for number in before:
+        signal.signal(number, ask)
+    try:
+        yield
+    finally:
+        restore()
+
+
+@contextmanager
+def _logging() -> Iterator[None]:
+    """The library's own messages on stderr; of others' only warnings."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    ours = logging.getLogger("mirror")
+    level = ours.level
+    ours.addHandler(handler)
+    ours.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        ours.removeHandler(handler)
+        ours.setLevel(level)

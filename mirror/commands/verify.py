@@ -8,14 +8,15 @@ from typing import Any
 
 import click
 
-from mirror import console
 from mirror.bundle.reader import BundleReader
 from mirror.bundle.verify import BundleReport
 from mirror.commands import options
-from mirror.commands.shared import TreeAccess, show
+from mirror.commands.access import TreeAccess
+from mirror.commands.errors import show
 from mirror.errors import InputError, IntegrityError
-from mirror.operations import RegistryReport, verify, verify_registry
-from mirror.progress import progress
+from mirror.operations.verify import RegistryReport, verify, verify_registry
+from mirror.reports.bundles import bundle_summary, registry_summary
+from mirror.reports.progress import progress
 from mirror.run import Run
 
 
@@ -93,8 +94,8 @@ def verify_command(
             with target.open(on_event) as tree:
                 report = verify_registry(reader, tree, deep=deep, run=Run(jobs, on_event))
     if isinstance(report, BundleReport):
-        show(as_json, report.to_document(), console.bundle_summary, report, started)
+        show(as_json, report.to_document(), bundle_summary, report, started)
     else:
-        show(as_json, report.to_document(), console.registry_summary, report, started)
+        show(as_json, report.to_document(), registry_summary, report, started)
     if report.findings:
         click.get_current_context().exit(IntegrityError.exit_code)

@@ -28,8 +28,8 @@ class Route:
     """One way to an image: where to ask, for what, whom to trust, and who to be.
 
     `repository` is the path at `host`; `reference` is None where a repository was asked for. `ca`
-    is PEM and None means the system's roots. `credential` None means anonymous. `writes` says
-    whether the mode lets this plane push here; `writer` is the login for that.
+    is PEM; None stands for the system's roots. `credential` is None for anonymous use. `writes`
+    tells whether the mode lets this plane push here; `writer` is the login for that.
     """
 
     role: Role
@@ -149,9 +149,9 @@ def master_host(address: str) -> str:
 def _joined(module: str | None, upstream: str | None) -> str | None:
     """Whom to trust on the way through the cluster to the upstream.
 
-    A proxy that only passes requests on passes the upstream's challenge on too, so that clients
-    ask the upstream's own token server. That holds too where the module's authority is not known
-    here, as whoever connects may have been given it by other means.
+    A proxy that only passes requests on also passes on the upstream's challenge, so clients ask the
+    upstream's own token server. The upstream's authority counts even if the module's is unknown
+    here: the caller may know that one by other means.
     """
     if module is None or upstream is None:
         return module or upstream
@@ -185,7 +185,7 @@ def _real_route(asked: _Asked, settings: RegistrySettings) -> Route:
         )
     if upstream is None or repository.host != upstream.host:
         return Route(Role.FOREIGN, "https", repository.host, repository.path, asked.what)
-    # A login belongs to the host, as containerd sees it. Only what we push has to lie below.
+    # As for containerd, a login belongs to the whole host. Only pushes must go below the path.
     scheme, account, writes = upstream.scheme, upstream.account, place is not None
     writer = account if writes else None
     return Route(
@@ -290,7 +290,7 @@ def below(path: str, base: str) -> str | None:
 class ClusterRepository:
     """A repository of the cluster's registry: `path` is relative to its root, "" the root itself.
 
-    `external`: it was named by the address of the external registry.
+    `external`: the caller named it by the address of the external registry.
     """
 
     path: str
@@ -362,7 +362,7 @@ class RepositoryNames:
     def address(self, repository: ClusterRepository, plane: Plane) -> Repository:
         """The address by which to look for it.
 
-        Whoever brings images in may say where they really are, and means the same.
+        An operator may name images by their real place and means the same ones.
         """
         is_real = repository.external and plane is not Plane.OPERATOR and self._managed
         if is_real and self._upstream:
@@ -407,7 +407,7 @@ def check_write(
 ) -> None:
     """Refuse `action`, a writing one, where the mode or the plane does not take it.
 
-    `external` says that the external registry itself was named, and not the cluster's address.
+    `external`: the caller named the external registry itself, not the cluster's address.
 
     Raises:
         ForbiddenByModeError: with the place where it is allowed.

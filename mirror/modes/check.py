@@ -1,24 +1,22 @@
-"""Asking registries whether they hold the required images.
+"""Checking that registries hold the required images: asking them, and the report.
 
-Every call asks anew: what was there an hour ago may be gone. Only who asks for it (`again`) goes on
-where an earlier call was cut off by its time limit. All images count in every report, those that
-nobody has asked for yet included.
+Every call asks anew, since images may disappear. Only a caller who passes `again` continues where
+the time limit cut an earlier call off. Every report counts all images, asked for or not.
 """
 
 from __future__ import annotations
 
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any
 
 from mirror.errors import (
     CancelledError,
+    DeadlineError,
     IncompleteError,
     MirrorError,
     RegistryNotFoundError,
@@ -34,6 +32,7 @@ from mirror.modes.settings import NO_ACCESS, CheckMode, ClusterAccess, RegistryS
 from mirror.oci import Digest
 from mirror.registry import ConnectionOptions, RegistryClient
 from mirror.run import Run
+from mirror.sync.workers import for_each
 
 MOST_ERRORS = 5
 """As many errors of a registry a message has."""
@@ -76,7 +75,7 @@ class ItemState(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class ItemResult:
-    """One image at one registry. `error` says why it is missing or could not be asked for."""
+    """One image at one registry. `error` tells why it is missing or could not be asked for."""
 
     image: RequiredImage
     state: ItemState = ItemState.PENDING
@@ -201,8 +200,6 @@ WORKERS = 3
 QUESTION_S = 10.0
 """How long one answer may take."""
 
-_POLL_S = 0.1
-
 
 def targets_for(
     settings: RegistrySettings,
@@ -231,7 +228,7 @@ def targets_for(
 Connect = Callable[[Route], RegistryClient]
 """Makes a client for where a route leads, with its trust and login; the check closes it.
 
-Its options should be `impatient`, since what is under way when a check ends is waited for.
+Its options should be `impatient`: a question is cheap, and the next check asks it again.
 """
 
 
@@ -247,11 +244,11 @@ def check_images(
 ) -> CheckReport:
     """Ask every target for every required image; all targets at once, each by `workers` threads.
 
-    Without `connect` clients are made as the routes say, with `impatient` options.
-    A registry that does not answer at all, or refuses the login, is asked once. After `limit_s`
-    seconds nothing new is asked, what is under way fails with `Request timeout`, and the rest is
-    pending. With `again`, a report about the same images and targets, only what that one lacks is
-    asked: first what was pending, then what failed.
+    Without `connect`, clients follow the routes and have `impatient` options. A registry that does
+    not answer at all, or refuses the login, is asked once. After `limit_s` seconds no new question
+    begins, those under way fail with `Request timeout`, and the rest stay pending. With `again`, a
+    report about the same images and targets, the call asks only for what that report did not find:
+    first the pending images, then the failed ones.
 
     Raises:
         CancelledError: `run` was stopped.
@@ -266,23 +263,35 @@ def check_images(
         or any(tuple(i.image for i in one.items) != required.images for one in again.registries)
     ):
         raise ValueError("the earlier report is about other images or registries")
-    queues = [
-        _Queue(target, required, None if again is None else again.registries[number])
-        for number, target in enumerate(targets)
-    ]
-    run.on_event(
-        PhaseStarted("checking the required images", sum(len(queue.waiting) for queue in queues))
-    )
-    check = _Check(queues, workers, limit_s, run)
-    check.carry_out(connect or connect_with(ConnectionOptions(), run.on_event))
+    earlier = [None] * len(targets) if again is None else again.registries
+    queues = [_Queue(*pair, required) for pair in zip(targets, earlier, strict=True)]
+    total = sum(len(queue.waiting) for queue in queues)
+    run.on_event(PhaseStarted("checking the required images", total))
+    _carry_out(queues, connect or connect_with(ConnectionOptions()), workers, limit_s, run)
     return CheckReport(required.mode, tuple(queue.result() for queue in queues))
+
+
+def _carry_out(
+    queues: Sequence[_Queue], connect: Connect, workers: int, limit_s: float | None, run: Run
+) -> None:
+    """Ask, until everything has an answer or the time is up."""
+    with ExitStack() as stack, run.child(jobs=workers * len(queues)) as whole:
+        part = whole.with_deadline(limit_s)
+        askers = [
+            _Asker(queue, stack.enter_context(connect(queue.target.route)).within(part), part)
+            for queue in queues
+        ]
+        with suppress(DeadlineError):  # this check's own limit; the caller's is checked below
+            for _ in for_each(askers * workers, _Asker.work, run=part):
+                pass
+    run.check()
 
 
 class _Queue:
     """The questions to one registry and their answers."""
 
     def __init__(
-        self, target: CheckTarget, required: RequiredSet, earlier: RegistryResult | None
+        self, target: CheckTarget, earlier: RegistryResult | None, required: RequiredSet
     ) -> None:
         self.target = target
         known = earlier.items if earlier else tuple(map(ItemResult, required.images))
@@ -290,101 +299,62 @@ class _Queue:
         todo = [n for n, item in enumerate(known) if item.state is not ItemState.FOUND]
         todo.sort(key=lambda n: known[n].state is not ItemState.PENDING)
         self.waiting = deque(todo)
-        self.greeting = threading.Lock()  # guards the two below
-        self.greeted = False
-        self.hopeless: MirrorError | None = None
 
     def result(self) -> RegistryResult:
         return RegistryResult(self.target, tuple(self.items))
 
 
-class _Check:
-    """The threads of one call, none of which outlives it."""
+class _Asker:
+    """Asks one registry, in several threads."""
 
-    def __init__(
-        self,
-        queues: Sequence[_Queue],
-        workers: int,
-        limit_s: float | None,
-        run: Run,
-    ) -> None:
-        self._queues, self._workers = queues, workers
-        self._deadline = None if limit_s is None else time.monotonic() + limit_s
-        self._run = run
-        self._over = threading.Event()
+    def __init__(self, queue: _Queue, client: RegistryClient, run: Run) -> None:
+        self._queue, self._client, self._run = queue, client, run
+        self._greeting = threading.Lock()  # guards the two below
+        self._greeted = False
+        self._hopeless: MirrorError | None = None
 
-    def carry_out(self, connect: Connect) -> None:
-        with ExitStack() as stack:
-            clients = [stack.enter_context(connect(queue.target.route)) for queue in self._queues]
-            pool = ThreadPoolExecutor(
-                max_workers=self._workers * len(self._queues), thread_name_prefix="mirror"
-            )
-            try:
-                futures = [
-                    pool.submit(self._work, queue, client)
-                    for queue, client in zip(self._queues, clients, strict=True)
-                    for _ in range(self._workers)
-                ]
-                self._await(futures)
-            finally:
-                self._over.set()
-                for client in clients:  # ends what is under way
-                    client.close()
-                pool.shutdown(wait=True, cancel_futures=True)
-        for future in futures:
-            future.result()
-        self._run.check()
-
-    def _await(self, futures: list[Future[None]]) -> None:
-        """Until all is done, time is up, or something went wrong that is no answer."""
-        left: set[Future[None]] = set(futures)
-        while left and not self._run.stopped:
-            done, left = wait(left, timeout=_POLL_S, return_when=FIRST_EXCEPTION)
-            if any(future.exception() is not None for future in done):
-                return
-            if self._deadline is not None and time.monotonic() >= self._deadline:
-                return
-
-    def _work(self, queue: _Queue, client: RegistryClient) -> None:
-        with queue.greeting:
-            if not queue.greeted and queue.waiting and not self._over.is_set():
-                queue.greeted = True
-                queue.hopeless = self._greet(queue, client)
-                if self._over.is_set():  # so that the report says what time was lost with
-                    self._next(queue, client)
-        while not self._over.is_set() and self._next(queue, client):
+    def work(self) -> None:
+        """Ask until no question or no time is left."""
+        with self._greeting:
+            if not self._greeted and self._queue.waiting and not self._run.stopped:
+                self._greeted = True
+                self._hopeless = self._greet()
+                if self._run.stopped:  # the report shall name what used up the time
+                    self._next()
+        while not self._run.stopped and self._next():
             pass
 
-    def _next(self, queue: _Queue, client: RegistryClient) -> bool:
-        """Get the next answer; False if there is no more question."""
+    def _next(self) -> bool:
+        """Get the next answer; return False if no question is left."""
         try:
-            number = queue.waiting.popleft()
+            number = self._queue.waiting.popleft()
         except IndexError:
             return False
-        image = queue.items[number].image
-        queue.items[number] = (
-            self._ask(queue, client, image)
-            if queue.hopeless is None
-            else ItemResult(image, ItemState.FAILED, queue.hopeless)
+        image = self._queue.items[number].image
+        self._queue.items[number] = (
+            self._ask(image)
+            if self._hopeless is None
+            else ItemResult(image, ItemState.FAILED, self._hopeless)
         )
         self._run.on_event(PhaseAdvanced())
         return True
 
-    def _greet(self, queue: _Queue, client: RegistryClient) -> MirrorError | None:
-        """Why there is no use in asking for anything; None if there is."""
-        route = queue.target.route
+    def _greet(self) -> MirrorError | None:
+        """Return why asking would be useless, or None."""
+        route = self._queue.target.route
         try:
-            client.ping()
+            self._client.ping()
         except MirrorError as err:
-            return self._told(err, f"GET {route.scheme}://{route.host}/v2/")
+            return self._explained(err, f"GET {route.scheme}://{route.host}/v2/")
         return None
 
-    def _ask(self, queue: _Queue, client: RegistryClient, image: RequiredImage) -> ItemResult:
-        where = queue.target.request(image)
+    def _ask(self, image: RequiredImage) -> ItemResult:
+        target = self._queue.target
+        where = target.request(image)
         try:
-            found = client.resolve(queue.target.repository(image), image.reference)
+            found = self._client.resolve(target.repository(image), image.reference)
         except MirrorError as err:
-            return ItemResult(image, ItemState.FAILED, self._told(err, where))
+            return ItemResult(image, ItemState.FAILED, self._explained(err, where))
         if found is not None:
             return ItemResult(image, ItemState.FOUND)
         error = RegistryNotFoundError(
@@ -392,9 +362,9 @@ class _Check:
         )
         return ItemResult(image, ItemState.MISSING, error)
 
-    def _told(self, error: MirrorError, where: str) -> MirrorError:
-        """What ended because we ended it is no fault of the connection."""
-        if self._over.is_set() and isinstance(error, CancelledError | UnreachableError):
+    def _explained(self, error: MirrorError, where: str) -> MirrorError:
+        """Do not blame the connection for a question that our own time limit ended."""
+        if self._run.stopped and isinstance(error, CancelledError | UnreachableError):
             return UnreachableError(f"{where}: Request timeout", where=where)
         return error
 

@@ -75,11 +75,11 @@ class ModeClient:
     at, without host, or relative to the root (`install`; the root itself is the empty text). What
     takes a tag or digest takes it as second argument, or at the end of the first.
 
-    Each reading goes from endpoint to endpoint until one has what is wanted: past those that
-    cannot be reached, fail (5xx), refuse the login, lack it or have it damaged. Something is
-    absent when every endpoint says so. An endpoint that failed is asked last for a while. A blob
-    that breaks off is continued by the next endpoint where it was. Lists (tags, referrers) of
-    replicas that fill up independently, which is Local mode, are put together from all that answer.
+    Each reading goes from endpoint to endpoint until one delivers: past those that cannot be
+    reached, fail (5xx), refuse the login, do not have the content or have it damaged. Content is
+    absent when every endpoint says so. An endpoint that failed is asked last for a while. If a blob
+    breaks off, the next endpoint continues it. In Local mode replicas fill up independently, so
+    lists (tags, referrers) combine the answers of all that answer.
 
     Every method raises what the same method of `RegistryClient` does, and:
 
@@ -137,7 +137,7 @@ class ModeClient:
         return view
 
     def close(self) -> None:
-        """End all connections; what is under way in other threads fails with CancelledError."""
+        """End all connections; requests under way in other threads fail with CancelledError."""
         if not self._is_view:
             self._connections.close()
 
@@ -264,7 +264,7 @@ class ModeClient:
         digest: Digest,
         ask: Callable[[RegistryClient, str], list[Child]],
     ) -> list[Child]:
-        """Referrers, each once; a `Child` is no key, so they travel by their digests."""
+        """Referrers, each once. A `Child` cannot be hashed, so lists are merged by digest."""
         known: dict[Digest, Child] = {}
 
         def digests(client: RegistryClient, path: str) -> list[Digest]:

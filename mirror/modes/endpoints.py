@@ -1,4 +1,7 @@
-"""Endpoints, and connections to them: each has its own trust and its own login."""
+"""Endpoints, connections to them, and which are asked for a repository.
+
+Each endpoint has its own trust and its own login.
+"""
 
 from __future__ import annotations
 
@@ -77,8 +80,8 @@ def replica_endpoints(
     `rw`.
 
     Raises:
-        ForbiddenByModeError: in other modes there is no store to bring into line.
-        RouteError: `access` does not have the masters, or none of those users.
+        ForbiddenByModeError: in other modes replicas have no images of their own.
+        RouteError: `access` does not name the masters, or has none of those users.
     """
     mode = settings.mode
     if not settings.kind.row.holds_own_images:
@@ -208,10 +211,10 @@ class PlaneEndpoints:
         patience: Patience[Endpoint],
         ping: Callable[[Endpoint], None],
     ) -> dict[Endpoint, str]:
-        """The same, but who writes also reads from the one endpoint that is written to.
+        """The same, but an operator reads from the one endpoint that he writes to.
 
         Raises:
-            UnreachableError: none answers `ping`, so that none can be chosen.
+            UnreachableError: no endpoint answers `ping`.
         """
         ways = self.all_to(repository)
         if self._plane is not Plane.OPERATOR or len(ways) == 1:
@@ -220,9 +223,9 @@ class PlaneEndpoints:
         return {chosen: ways[chosen]}
 
     def _chosen(self, patience: Patience[Endpoint], ping: Callable[[Endpoint], None]) -> Endpoint:
-        """The replica that takes what is pushed: the first that answers, and then always it.
+        """The replica that takes pushes: the first that answers, and then always the same.
 
-        What a push found or left at one replica need not be at another.
+        What a push found or left at one replica may not be at another.
         """
         with self._lock:
             if self._choice is None:
@@ -248,7 +251,7 @@ def _first_that_answers(
 def reading_of(
     what: str, endpoints: Sequence[Endpoint], patience: Patience[Endpoint]
 ) -> Reading[Endpoint]:
-    """A reading at these endpoints. One alone is asked again by its own client, and not by us."""
+    """A reading at these endpoints. A single one is retried by its own client, not here."""
     if len(endpoints) == 1:
         patience = replace(patience, policy=replace(patience.policy, attempts=1))
     return Reading(what, endpoints, patience)

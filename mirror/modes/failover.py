@@ -60,12 +60,12 @@ class _Rest:
 
 
 class HealthMemory(Generic[Name]):
-    """Remembers failures of endpoints, and what they lack. Thread-safe. Times are in seconds.
+    """Remembers which endpoints failed and what they do not have. Thread-safe. Times in seconds.
 
     An endpoint that fails rests for `first_rest_s`, and after each further failure in a row for
-    twice as long, up to `longest_rest_s`. While it rests it is asked last. When the rest is over,
-    one caller finds it at its place again and the others go on as before until that has told how
-    it went. That something is lacking is remembered for `lack_s`.
+    twice as long, up to `longest_rest_s`. While it rests, it is asked last. When the rest is over,
+    the first caller who reaches it probes it; the others ask it last until they know the result.
+    Missing content is remembered for `lack_s`.
 
     `clock` counts seconds and never jumps.
     """
@@ -86,10 +86,11 @@ class HealthMemory(Generic[Name]):
         self._lacks: OrderedDict[tuple[Name, str], float] = OrderedDict()
 
     def in_order(self, endpoints: Sequence[Name], content: str) -> Iterator[Name]:
-        """`endpoints` as they are to be asked for `content`, each chosen when it is needed.
+        """The order in which to ask `endpoints` for `content`; each is chosen when it is needed.
 
-        They keep their own order, but those that lacked it a moment ago come later, and last those
-        that rest. An endpoint whose rest is over counts as probed by the caller who reaches it.
+        They keep their own order, except that those that did not have it a moment ago come later,
+        and those that rest come last. The caller who reaches an endpoint whose rest is over probes
+        it for all.
         """
         left = list(endpoints)
         while left:
@@ -104,7 +105,7 @@ class HealthMemory(Generic[Name]):
                 )
                 rest = self._resting.get(endpoint)
                 if rest is not None and now >= rest.until:
-                    # This caller goes and sees; until it is back, or lost, nobody else does.
+                    # This caller probes it; until it reports, or is lost, nobody else does.
                     rest.probed, rest.until = True, now + self._rest_s(rest.failures)
             left.remove(endpoint)
             yield endpoint
@@ -114,20 +115,20 @@ class HealthMemory(Generic[Name]):
         return rest is not None and now < rest.until
 
     def is_well(self, endpoint: Name) -> bool:
-        """Whether its last answer was one."""
+        """Whether it answered the last time."""
         with self._lock:
             return endpoint not in self._resting
 
     def failed(self, endpoint: Name) -> float | None:
-        """It gave no usable answer. The length of its rest if it was well until now, else None."""
+        """Note a failure; return the length of its rest if it was well until now, else None."""
         now = self._clock()
         with self._lock:
             rest = self._resting.get(endpoint)
             if rest is None:
                 self._resting[endpoint] = _Rest(1, now + self._first_rest_s)
                 return self._first_rest_s
-            # Many requests were under way when it failed, and those are one failure. Whoever asks
-            # it last of all while it rests proves nothing new either.
+            # All requests that were under way when it failed are one failure. A request that asks
+            # it last while it rests proves nothing new either.
             if rest.probed or now >= rest.until:
                 self._resting[endpoint] = _Rest(
                     rest.failures + 1, now + self._rest_s(rest.failures + 1)
@@ -138,12 +139,12 @@ class HealthMemory(Generic[Name]):
         return float(min(self._longest_rest_s, self._first_rest_s * 2.0 ** min(failures - 1, 30)))
 
     def answered(self, endpoint: Name) -> bool:
-        """It answered, if only that it lacks something. True if it had been failing until now."""
+        """Note an answer, "not found" included; return whether it had been failing until now."""
         with self._lock:
             return self._resting.pop(endpoint, None) is not None
 
     def denied(self, endpoint: Name) -> bool:
-        """It refused the login, or what the login asked for. True the first time in a row."""
+        """Note that it refused the login or its rights; return True the first time in a row."""
         with self._lock:
             if endpoint in self._denying:
                 return False
@@ -151,13 +152,13 @@ class HealthMemory(Generic[Name]):
             return True
 
     def served(self, endpoint: Name, content: str) -> None:
-        """It had `content`."""
+        """Note that it had `content`."""
         with self._lock:
             self._denying.discard(endpoint)
             self._lacks.pop((endpoint, content), None)
 
     def lacked(self, endpoint: Name, content: str) -> None:
-        """It does not have `content`, or has it damaged."""
+        """Note that it does not have `content`, or has it damaged."""
         now = self._clock()
         with self._lock:
             self._lacks.pop((endpoint, content), None)
@@ -171,10 +172,9 @@ class HealthMemory(Generic[Name]):
 
 @dataclass(frozen=True, slots=True)
 class Patience(Generic[Asked]):
-    """What all readings of a client share: memory, retries, waiting, who listens.
+    """What all readings of a client share: memory, retries, waiting, the listener.
 
-    A reading goes round all endpoints up to `policy.attempts` times, as long as some failed in a
-    way that may pass.
+    A reading asks all endpoints up to `policy.attempts` times, as long as some failure may pass.
     """
 
     health: HealthMemory[Asked]
@@ -185,7 +185,7 @@ class Patience(Generic[Asked]):
 
 @dataclass(slots=True)
 class Reading(Generic[Asked]):
-    """Which endpoint to ask next for `what`, and what to say in the end. Used by one thread.
+    """Chooses the endpoint to ask next for `what`, and the error to raise. Used by one thread.
 
         reading = Reading("...", endpoints, patience)
         for endpoint in reading:
@@ -198,7 +198,7 @@ class Reading(Generic[Asked]):
                 return found
         raise reading.verdict()
 
-    `what` names the content, equally for all endpoints.
+    `what` names the content, in the same words for all endpoints.
     """
 
     what: str
@@ -215,7 +215,7 @@ class Reading(Generic[Asked]):
             well = {one for one in self.endpoints if patience.health.is_well(one)}
             self._errors.clear()
             yield from patience.health.in_order(self.endpoints, self.what)
-            if self.was_served:  # and its user went on, to hear what the others have
+            if self.was_served:  # the caller continued, to hear what the others have
                 return
             self._rounds += 1
             if self._rounds >= patience.policy.attempts or not self._may_help_to_wait(well):
@@ -225,17 +225,17 @@ class Reading(Generic[Asked]):
             patience.sleep(delay_s)
 
     def _witnesses(self) -> list[Asked]:
-        """Those whose word is needed for something to be absent.
+        """The endpoints that must all say "not found" before content counts as absent.
 
-        A door adds nothing where the replicas behind it were asked themselves.
+        A door adds nothing if the replicas behind it were asked themselves.
         """
         return [one for one in self.endpoints if not one.is_door] or list(self.endpoints)
 
     def _may_help_to_wait(self, well: set[Asked]) -> bool:
         """Whether another round may end better than this one.
 
-        Where somebody answered, if only that it lacks this, there is no waiting for endpoints that
-        were failing before: a machine that is gone for good must not delay each question.
+        If some endpoint answered, "not found" included, do not wait for those that were failing
+        before: a machine that is gone for good must not delay each question.
         """
         passing = {
             one
@@ -259,7 +259,7 @@ class Reading(Generic[Asked]):
         return f"{', '.join(failing)} cannot be read from"
 
     def progressed(self) -> None:
-        """Some of it has arrived: patience starts anew."""
+        """Some bytes have arrived: count the attempts from the beginning."""
         self._rounds = 0
 
     def served(self, endpoint: Asked) -> None:
@@ -289,7 +289,7 @@ class Reading(Generic[Asked]):
                 return
             case DeniedError():
                 self._well(endpoint)
-                # Another endpoint may let us in, but nobody is to find that out by accident.
+                # Another endpoint may let us in; warn, so that the refusal does not go unnoticed.
                 if len(self.endpoints) > 1 and health.denied(endpoint):
                     self.patience.on_event(Warned(str(error)))
             case RegistryError() if _is_of_the_endpoint(error):
@@ -309,7 +309,7 @@ class Reading(Generic[Asked]):
             self.patience.on_event(EndpointUp(endpoint.host))
 
     def verdict(self) -> MirrorError:
-        """What to raise after the last endpoint: absent only if every one of them said so."""
+        """The error to raise after the last endpoint; "not found" only if all witnesses say so."""
         witnesses = [self._errors.get(one) for one in self._witnesses()]
         if all(isinstance(error, RegistryNotFoundError) for error in witnesses):
             errors = [error for error in witnesses if error is not None]
@@ -321,25 +321,25 @@ class Reading(Generic[Asked]):
         if not isinstance(worst, RegistryError):
             return worst
         lines = [
-            f"{self.what}: none of {len(errors)} endpoints has it to give:",
+            f"{self.what}: none of {len(errors)} endpoints delivers it:",
             *(f"  {error}" for error in errors),
         ]
-        told = type(worst)(
+        error = type(worst)(
             "\n".join(lines), where=worst.where, status=worst.status, codes=worst.codes
         )
-        told.may_pass = any(isinstance(one, RegistryError) and one.may_pass for one in errors)
-        return told
+        error.may_pass = any(isinstance(one, RegistryError) and one.may_pass for one in errors)
+        return error
 
 
 def _is_of_the_endpoint(error: RegistryError) -> bool:
-    """Whether another endpoint may do better: the failure is no answer to the question."""
+    """Whether the endpoint itself failed, so that another one may do better."""
     if isinstance(error, UnreachableError) or error.status is None:
         return True
     return not 400 <= error.status < 500
 
 
 def _gravity(error: MirrorError) -> int:
-    """What to tell first of several failures, and how to call them all."""
+    """The rank of an error: the lowest gives several failures their common type."""
     for rank, kind in enumerate((DeniedError, UnreachableError)):
         if isinstance(error, kind):
             return rank
@@ -357,7 +357,7 @@ _PROGRESS_BYTES = 64 << 10
 class BlobReading(Generic[Asked]):
     """One blob on its way to us. Used by one thread, once.
 
-    `open_at(endpoint, offset)` opens the bytes that an endpoint has from there on, unchecked.
+    `open_at(endpoint, offset)` opens an endpoint's bytes from `offset` on, unverified.
     """
 
     def __init__(
@@ -372,7 +372,7 @@ class BlobReading(Generic[Asked]):
     ) -> None:
         self._reading, self._open_at = reading, open_at
         self._digest, self._size, self._offset = digest, size, offset
-        # From the middle on there is nothing to hash: whoever holds the beginning checks the whole.
+        # A reading from the middle on cannot verify; the holder of the beginning does.
         self._verify = verify and offset == 0
         self._from: list[Asked] = []
         self._restart()
@@ -403,7 +403,7 @@ class BlobReading(Generic[Asked]):
         raise self._reading.verdict()
 
     def _rest(self, endpoint: Asked) -> Generator[bytes, None, None]:
-        """Everything from the present position on; with checking, all but the last chunk."""
+        """Everything from the position on; when verifying, all but the last chunk."""
         with closing(self._open_at(endpoint, self._position)) as chunks:
             for chunk in chunks:
                 self._position += len(chunk)
@@ -418,15 +418,15 @@ class BlobReading(Generic[Asked]):
             self._verifier.finish()
 
     def _bear(self, endpoint: Asked, err: MirrorError, *, brought: bool) -> None:
-        """Go on after `err`, if bytes that are out already do not forbid it.
+        """Continue after `err`, unless wrong bytes have been passed on already.
 
-        `brought`: `endpoint` has sent some of them.
+        `brought`: `endpoint` has sent some bytes.
 
         Raises:
-            IntegrityError: wrong bytes are out.
+            IntegrityError: wrong bytes have been passed on.
         """
         if isinstance(err, DigestMismatchError) or (isinstance(err, IntegrityError) and brought):
-            for one in self._from:  # any of them may have sent them; ask others first next time
+            for one in self._from:  # any may have sent them; ask others first next time
                 self._reading.patience.health.lacked(one, self._reading.what)
             if self._position > self._offset + len(self._held):
                 raise err

@@ -1,7 +1,8 @@
-"""Where people write the registry's settings: a ModuleConfig, parts of it, among many documents.
+"""The registry's settings as people write them: where they stand, and the rules of each field.
 
-The older form is `InitConfiguration.deckhouse`. No message repeats a value: it could be a password
-at the wrong place.
+They stand in a ModuleConfig, in parts of it, among many documents, or in the older form
+`InitConfiguration.deckhouse`. Messages follow the cluster's own, so that whoever knows those
+recognises these. None repeats a value that could be secret: a password may be in the wrong place.
 """
 
 from __future__ import annotations
@@ -9,19 +10,13 @@ from __future__ import annotations
 import base64
 import binascii
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import yaml
-from yaml.composer import ComposerError
-from yaml.constructor import ConstructorError
-
-from mirror.documents import RepeatedKeyError, StrictLoader, line, parse_json
+from mirror.documents import parse_json, read_documents
 from mirror.errors import InputError, InvalidSettingsError
 from mirror.modes.constants import DEFAULT_IMAGES_REPO
-from mirror.modes.rules import SECTIONS, Finding, no_mapping
 
 _EXPECTED = (
     "expected a ModuleConfig named deckhouse, its settings, the registry section itself, or an "
@@ -29,9 +24,8 @@ _EXPECTED = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class FoundSettings:
-    """What was found: the `registry` section and `InitConfiguration.deckhouse`, None if absent."""
+class FoundSettings(NamedTuple):
+    """The `registry` section and `InitConfiguration.deckhouse`; None if absent."""
 
     registry: Mapping[str, Any] | None = None
     init: Mapping[str, Any] | None = None
@@ -43,54 +37,24 @@ def find_registry(source: Path | str | Mapping[str, Any]) -> FoundSettings:
 
     Raises:
         InvalidSettingsError: the documents are not built as they must be.
-        InputError: the file cannot be read, is no YAML, or speaks of no registry.
+        InputError: the file cannot be read, is not YAML, or has no registry settings.
     """
     if isinstance(source, Mapping):
         return _of([source], "the settings")
-    if isinstance(source, Path):
-        where = str(source)
-        try:
-            raw: str | bytes = source.read_bytes()
-        except OSError as err:
-            raise InputError(f"cannot read {where}: {err.strerror}") from err
-    else:
-        where, raw = "the settings", source
-    documents = read_documents(raw, where)
-    if not documents and isinstance(source, Path):
-        # As a redirection leaves it whose command failed. To read it as the deprecated kind of
-        # Unmanaged, which has no settings, would plan a switch to that.
+    if isinstance(source, str):
+        hint = " (to read a file, give its path as a Path)"
+        return _of(read_documents(source, "the settings", _EXPECTED + hint), "the settings")
+    where = str(source)
+    try:
+        raw = source.read_bytes()
+    except OSError as err:
+        raise InputError(f"cannot read {where}: {err.strerror}") from err
+    documents = read_documents(raw, where, _EXPECTED)
+    if not documents:
+        # A redirection whose command failed leaves an empty file. Read as the deprecated kind of
+        # Unmanaged, which has no settings, it would plan a switch to that.
         raise InputError(f"{where} is empty; {_EXPECTED}")
     return _of(documents, where)
-
-
-def read_documents(raw: str | bytes, where: str) -> list[Mapping[str, Any]]:
-    """The YAML documents of a text, empty ones left out; messages never quote them.
-
-    Raises:
-        InputError: it is no YAML, or something in it is no mapping.
-    """
-    try:
-        documents = list(yaml.load_all(raw, StrictLoader))
-    # Not `from err`, whose text may quote the document.
-    except RepeatedKeyError as err:
-        raise InputError(f"{where}: {err.problem}{line(err)}") from None
-    except ConstructorError as err:
-        raise InputError(
-            f"{where}: a value is not what it looks like{line(err)}; write it in quotes"
-        ) from None
-    except ComposerError as err:
-        raise InputError(
-            f"{where}: a value that begins with * must be in quotes{line(err)}"
-        ) from None
-    except yaml.MarkedYAMLError as err:
-        raise InputError(f"{where} is no YAML: {err.problem}{line(err)}") from None
-    except (yaml.YAMLError, ValueError, RecursionError):
-        raise InputError(f"{where} is no YAML") from None
-    documents = [document for document in documents if document is not None]
-    if not all(isinstance(document, Mapping) for document in documents):
-        hint = "; to read a file, give its path as a Path" if where == "the settings" else ""
-        raise InputError(f"{where}: {_EXPECTED}, found something that is no mapping{hint}")
-    return documents
 
 
 def _of(documents: Sequence[Mapping[str, Any]], where: str) -> FoundSettings:
@@ -101,7 +65,7 @@ def _of(documents: Sequence[Mapping[str, Any]], where: str) -> FoundSettings:
                 "kind: ModuleConfig and metadata: {name: deckhouse}"
             )
         return _part(documents[0])
-    configs = [one for one in documents if _is_module_config(one)]
+    configs = [one for one in documents if _called(one) == "ModuleConfig deckhouse"]
     inits = [one for one in documents if one.get("kind") == "InitConfiguration"]
     if not documents:
         return FoundSettings(registry={})  # an empty section: the deprecated kind of Unmanaged
@@ -128,17 +92,10 @@ def _called(document: Mapping[str, Any]) -> str:
     return f"{kind} {str(name)[:40]}" if isinstance(name, str) else kind
 
 
-def _is_module_config(document: Mapping[str, Any]) -> bool:
-    if document.get("kind") != "ModuleConfig":
-        return False
-    metadata = document.get("metadata")
-    return isinstance(metadata, Mapping) and metadata.get("name") == "deckhouse"
-
-
 def _part(document: Mapping[str, Any]) -> FoundSettings:
-    """Settings, or the section itself: the one has a `registry`, the other a mode or sections.
+    """Read settings (with `registry`) or the section itself (with a mode or sections).
 
-    Whatever else is taken for the section, so that a misspelt key is found and not passed over.
+    Anything else counts as the section, so that a misspelt key is reported, not ignored.
     """
     if "registry" in document and not {"mode", *SECTIONS} & document.keys():
         findings: list[Finding] = []
@@ -161,7 +118,7 @@ def _registry(config: Mapping[str, Any], findings: list[Finding]) -> Mapping[str
 
 
 def _init(document: Mapping[str, Any], findings: list[Finding]) -> Mapping[str, Any] | None:
-    """The part about deckhouse; None where it sets nothing about the registry."""
+    """The part about deckhouse; None if it does not mention the registry."""
     section = _mapping(document.get("deckhouse"), "deckhouse", findings)
     return section if any(key in INIT_KEYS for key in section) else None
 
@@ -178,7 +135,7 @@ def _mapping(value: object, path: str, findings: list[Finding]) -> Mapping[str, 
     return value
 
 
-# -- the older form, InitConfiguration.deckhouse --
+# -- the older form: InitConfiguration.deckhouse ---------------------------------------------------
 
 # The cluster's own pattern takes exponential time here; this one accepts the same in linear time.
 _HOST = re.compile(r"(?=[a-z0-9][a-z0-9.-])[a-z0-9]+(?:[.-][a-z0-9]+)*(?::[0-9]+)?", re.ASCII)
@@ -191,12 +148,6 @@ INIT_PATHS = {
     "password": _FIELD,
 }
 """Field of the section → the field of the older form that it comes from."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Login:
-    username: str = ""
-    password: str = field(default="", repr=False)
 
 
 def init_fields(deckhouse: Mapping[str, Any]) -> tuple[dict[str, Any], list[Finding]]:
@@ -219,20 +170,17 @@ def init_fields(deckhouse: Mapping[str, Any]) -> tuple[dict[str, Any], list[Find
     if docker_config is not None:
         try:
             host = str(given["imagesRepo"]).partition("/")[0]
-            login = docker_login(docker_config, host)
-            given |= {"username": login.username, "password": login.password}
+            given["username"], given["password"] = docker_login(docker_config, host)
         except InvalidSettingsError as err:
             findings += map(Finding._make, err.findings)
     return given, findings
 
 
-def docker_login(encoded: object, host: str) -> _Login:
-    """The login for `host` in a docker configuration in base64; an empty one for anonymous use.
-
-    The host must be listed.
+def docker_login(encoded: object, host: str) -> tuple[str, str]:
+    """User and password for `host` in a docker configuration in base64; empty for anonymous use.
 
     Raises:
-        InvalidSettingsError: it is no such document, or does not list the host.
+        InvalidSettingsError: it is something else, or does not list the host.
     """
     auths = _auths(encoded)
     for name in auths:
@@ -246,23 +194,14 @@ def docker_login(encoded: object, host: str) -> _Login:
             'incorrect registryDockerCfg. It must contain auths host {"auths": '
             f'{{ "{host[:200]}": {{}}}}}}'
         )
-    return find_login(auths, host)
-
-
-def find_login(auths: Mapping[str, Mapping[str, Any]], host: str) -> _Login:
-    """The first login whose host equals `host`, schemes and paths aside; an empty one if none."""
-    for name, entry in auths.items():
-        if _host_of(name) != _host_of(host):
-            continue
-        auth = entry.get("auth")
-        if auth:
-            text = _decoded(str(auth))
-            if text is None:
-                raise _wrong("unable to decode registryDockerCfg: an auth is no base64 of a login")
-            username, _, password = text.partition(":")
-            return _Login(username, password)
-        return _Login(str(entry.get("username") or ""), str(entry.get("password") or ""))
-    return _Login()
+    entry = auths[host]
+    if not entry.get("auth"):
+        return str(entry.get("username") or ""), str(entry.get("password") or "")
+    text = _decoded(str(entry["auth"]))
+    if text is None:
+        raise _wrong("unable to decode registryDockerCfg: expected base64 of a login in auth")
+    username, _, password = text.partition(":")
+    return username, password
 
 
 def _auths(encoded: object) -> dict[str, Mapping[str, Any]]:
@@ -281,7 +220,7 @@ def _auths(encoded: object) -> dict[str, Mapping[str, Any]]:
 
 
 def _decoded(encoded: str) -> str | None:
-    """Standard base64, padding optional; None if it is something else."""
+    """Decode standard base64, padding optional; None if it is something else."""
     bare = "".join(encoded.split()).rstrip("=")
     try:
         return base64.b64decode(bare + "=" * (-len(bare) % 4), validate=True).decode()
@@ -289,9 +228,219 @@ def _decoded(encoded: str) -> str | None:
         return None
 
 
-def _host_of(name: str) -> str:
-    return re.sub(r"^https?://", "", name).partition("/")[0]
-
-
 def _wrong(message: str) -> InvalidSettingsError:
     return InvalidSettingsError([Finding(_FIELD, message)])
+
+
+# -- the rules of the fields -----------------------------------------------------------------------
+
+IMAGES_REPO_PATTERN = r"^[0-9a-zA-Z\.\-]+(\:[0-9]{1,5})?(\/[0-9a-zA-Z\.\-\_]+)*$"
+
+_IMAGES_REPO = re.compile(r"([0-9a-zA-Z.\-]+)(?::([0-9]{1,5}))?((?:/[0-9a-zA-Z.\-_]+)*)", re.ASCII)
+_TTL = re.compile(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?", re.ASCII)
+_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,40}", re.ASCII)
+_MIN_TTL_S = 5 * 60
+_MAX_TTL_S = (1 << 63) // 10**9  # what the cluster keeps durations in: 64 bits of nanoseconds
+
+MODES = ("Direct", "Proxy", "Local", "Unmanaged")
+SECTIONS = {"direct": "Direct", "unmanaged": "Unmanaged", "proxy": "Proxy"}
+"""Section → the mode it belongs to. `Local` has none."""
+
+SECTION_KEYS = ("imagesRepo", "scheme", "ca", "username", "password", "license", "checkMode")
+PROXY_KEYS = (*SECTION_KEYS, "ttl")
+
+
+class Finding(NamedTuple):
+    """What is wrong, and with which field: a path such as `registry.direct.imagesRepo`."""
+
+    path: str
+    message: str
+
+
+def images_repo(value: str) -> str | None:
+    """What is wrong with an address of images; None if nothing."""
+    if not value:
+        return "Field 'imagesRepo' is required"
+    match = _IMAGES_REPO.fullmatch(value)
+    if match is None:
+        return (
+            f"does not match the regexp pattern: `{IMAGES_REPO_PATTERN}`; write host[:port]/path "
+            "without a scheme, a login or a / at the end"
+        )
+    host, port, path = match.groups()
+    if port is not None and not 0 < int(port) < 65536:
+        return f"port {int(port)} does not exist; expected 1 to 65535"
+    if any(segment in (".", "..") for segment in (host, *path.split("/"))):
+        return "a part of the address is . or ..; write the real path"
+    return None
+
+
+def ttl_seconds(value: str) -> int | None:
+    """Seconds of a duration such as `168h10m5s`; None if it is empty or not of that form."""
+    match = _TTL.fullmatch(value)
+    # Python refuses to read numbers of thousands of digits.
+    if match is None or not value or len(value) > 64:
+        return None
+    hours, minutes, seconds = (int(number or 0) for number in match.groups())
+    return hours * 3600 + minutes * 60 + seconds
+
+
+def ttl(value: str) -> str | None:
+    """What is wrong with a cache's time to live; None if nothing."""
+    seconds = ttl_seconds(value)
+    shown = f'invalid ttl format "{value[:64]}"'
+    if seconds is None:
+        return (
+            f'{shown}: expected whole hours, minutes and seconds such as "168h10m5s"; '
+            'must be at least "5m0s"'
+        )
+    if seconds < _MIN_TTL_S:
+        return f"{shown}: must be at least \"5m0s\"; 'ttl' should be at least 5 minutes"
+    if seconds > _MAX_TTL_S:
+        return f'{shown}: must be at most "{_MAX_TTL_S // 3600}h"'
+    return None
+
+
+def certificates(pem: str) -> str | None:
+    """What is wrong with a bundle of certificates in PEM; None if nothing."""
+    # Slow to import, and most settings have none.
+    from cryptography import x509
+
+    if "PRIVATE KEY" in pem:
+        return "CA holds a private key, which would be written to every node; give certificates"
+    try:
+        found = x509.load_pem_x509_certificates(pem.encode())
+    except (ValueError, x509.InvalidVersion):
+        found = []
+    if len(found) != pem.count("-----BEGIN CERTIFICATE-----") or not found:
+        return (
+            "CA cannot be read; expected certificates in PEM form, each from "
+            "-----BEGIN CERTIFICATE----- to -----END CERTIFICATE-----"
+        )
+    return None
+
+
+def section(path: str, given: Mapping[str, Any], keys: tuple[str, ...]) -> Iterator[Finding]:
+    """What is wrong with a section: at most one finding per field. Secrets are plain text here."""
+    for key in given:
+        if key not in keys:
+            yield _unknown(path, key, keys)
+    texts: dict[str, str] = {}
+    odd = set()
+    for key in keys:
+        value = given.get(key)
+        if value is None or isinstance(value, str):
+            texts[key] = value or ""
+        else:
+            odd.add(key)
+            yield Finding(
+                f"{path}{key}",
+                f"expected a text, found {_kind(value)}; write the value in quotes",
+            )
+    for key, problem in _problems(texts, given):
+        if key in keys and key not in odd and problem is not None:
+            yield Finding(f"{path}{key}", problem)
+
+
+def _problems(
+    texts: Mapping[str, str], given: Mapping[str, Any]
+) -> Iterator[tuple[str, str | None]]:
+    """Each field with what is wrong with it. A value of a wrong type counts as given."""
+
+    def has(key: str) -> bool:
+        return bool(given.get(key))
+
+    yield "imagesRepo", images_repo(texts.get("imagesRepo", ""))
+    scheme = texts.get("scheme", "")
+    if "scheme" in texts and given.get("scheme") is not None and scheme not in ("HTTP", "HTTPS"):
+        yield "scheme", f"Invalid scheme {scheme[:20]!r}; expected 'HTTP' or 'HTTPS'"
+    if has("ca"):
+        if scheme == "HTTP":
+            yield "ca", "CA is not allowed when scheme is 'HTTP'"
+        elif "ca" in texts:
+            yield "ca", certificates(texts["ca"])
+    exclusive = "'license' and 'username'/'password' are mutually exclusive"
+    if has("license") and (has("username") or has("password")):
+        yield (
+            "license",
+            f"License field must be empty when using credentials (username/password): {exclusive}",
+        )
+    if has("password") and not has("username"):
+        yield "username", _lacks("username", "password")
+    elif ":" in texts.get("username", ""):
+        yield "username", "Username must not contain ':', which ends the name where it is sent"
+    if has("username") and not has("password"):
+        yield "password", _lacks("password", "username")
+    check_mode = texts.get("checkMode", "")
+    if given.get("checkMode") is not None and check_mode not in ("Default", "Relax"):
+        yield "checkMode", f"unknown registry check mode: {check_mode[:20]}"
+    if "ttl" in given and given["ttl"] is not None:
+        yield "ttl", ttl(texts.get("ttl", ""))
+
+
+def _lacks(one: str, other: str) -> str:
+    return (
+        f"{one.capitalize()} is required when {other} is provided: "
+        f"'{one}' is required when '{other}' is provided"
+    )
+
+
+def registry(path: str, given: Mapping[str, Any]) -> Iterator[Finding]:
+    """What is wrong with the mode of a `registry` section and with the choice of sections.
+
+    The content of sections is not checked here.
+    """
+    for key in given:
+        if key != "mode" and key not in SECTIONS:
+            yield _unknown(path, key, ("mode", *SECTIONS))
+    mode = given.get("mode")
+    if mode is None:
+        mode = "Unmanaged"
+    if not isinstance(mode, str) or mode not in MODES:
+        shown = mode[:20] if isinstance(mode, str) else _kind(mode)
+        yield Finding(f"{path}mode", f"Unknown registry mode: {shown}; expected {', '.join(MODES)}")
+        return
+    for name, owner in SECTIONS.items():
+        present = given.get(name) is not None
+        if owner != mode and present:
+            yield Finding(
+                f"{path}{name}",
+                f"Section '{name}' must be empty when mode is not '{owner}': when mode is not "
+                f"'{owner}', '{name}' section must be omitted",
+            )
+        elif owner == mode and not present and mode != "Unmanaged":
+            yield Finding(
+                f"{path}{name}",
+                f"is required: when mode is '{owner}', '{name}' section must be specified",
+            )
+
+
+def may_be_legacy(given: Mapping[str, Any]) -> bool:
+    """Whether a `registry` section leaves the registry to what the cluster was installed with."""
+    return not given.get("unmanaged") and given.get("mode") not in ("Direct", "Proxy", "Local")
+
+
+def _unknown(path: str, key: object, known: Iterable[str]) -> Finding:
+    # `{password:secret}` is one key to YAML, so only what looks like a field's name is shown.
+    name = key if isinstance(key, str) and _NAME.fullmatch(key) else "?"
+    return Finding(f"{path}{name}", f"unknown field; known are {', '.join(known)}")
+
+
+def _kind(value: object) -> str:
+    """What a value is, without the value."""
+    match value:
+        case bool():
+            return "a yes or no"
+        case int() | float():
+            return "a number"
+        case Mapping():
+            return "a mapping"
+        case list() | tuple():
+            return "a list"
+        case _:
+            return f"a {type(value).__name__}"
+
+
+def no_mapping(value: object) -> str:
+    """The message for something that should be a mapping."""
+    return f"expected a mapping of fields, found {_kind(value)}"

@@ -1,7 +1,7 @@
 """What somebody observed of a cluster: facts before a switch, and the outcome of each of its steps.
 
-Of facts, None means that nobody looked: nothing is refused for it, and the plan says what is to be
-looked at. Outcomes come of nodes, pods and Secrets, with the cluster's own messages.
+A fact that nobody looked at is None: it refuses nothing, and the plan asks to look at it. Outcomes
+follow from nodes, pods and Secrets, and have the cluster's own messages.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from mirror.modes.settings import RegistrySettings
 
 
 class ContainerdConfig(StrEnum):
-    """The label by which a node says whether its containerd has registry settings of its own."""
+    """A node's label that tells whether its containerd has registry settings of its own."""
 
     DEFAULT = "default"
     CUSTOM = "custom"
@@ -68,14 +68,14 @@ class ClusterFacts:
 # -- outcomes --------------------------------------------------------------------------------------
 
 MOST_NODES = 10
-"""As many nodes a message names; of the others it gives the number."""
+"""A message names this many nodes and gives the number of the others."""
 
 _SHOWN = 8
 
 
 @dataclass(frozen=True, slots=True)
 class StepOutcome:
-    """What was observed of one step: whether it is reached, and what a person should know."""
+    """Whether one step is reached, and what a person should know about it."""
 
     ready: bool
     message: str = ""
@@ -131,7 +131,7 @@ def containerd_config(
 ) -> StepOutcome:
     """Every node has applied the configuration of version `wanted`, None while it is being made.
 
-    Not `written` means that the nodes have not been told of it yet.
+    `written`: the nodes can see it.
     """
     if wanted is None:
         return StepOutcome(
@@ -189,7 +189,7 @@ def cleanup_in_cluster_proxy(*, exists: bool) -> StepOutcome:
 
 
 def _nodes(total: int, waiting: Sequence[str]) -> StepOutcome:
-    """All of `total` nodes are ready. None at all is not: something must be there to be ready."""
+    """Whether all of `total` nodes are ready; a cluster without nodes is not."""
     if total and not waiting:
         return StepOutcome(True)
     head = f"{total - len(waiting)}/{total} node(s) ready. Waiting:"

@@ -38,7 +38,7 @@ INSTALLED_WITH = "the registry of the installation"
 class PlannedRoute:
     """A route that askers of a plane are given.
 
-    `names` is what image references begin with that go this way; `host` is where it leads, and
+    `names` is the beginning of the image references that take it; `host` is where it leads, and
     `backend` what must run there for it to serve.
     """
 
@@ -122,7 +122,7 @@ class Layout:
 def layouts(
     current: RegistrySettings, target: RegistrySettings, facts: ClusterFacts
 ) -> tuple[list[Layout], Layout]:
-    """What is there, aborted switches included, and what is to be there."""
+    """The layouts in place, aborted switches included, and the layout to reach."""
     there = [Layout(current.kind, current.upstream)]
     if facts.aborted is not None:
         there.append(_towards(current, facts.aborted))
@@ -184,7 +184,7 @@ def _stop(now: Routing, kinds: tuple[Backend, ...]) -> Routing:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One condition to reach: what is done for it, and what it changes for who reads images."""
+    """One condition to reach: the action for it, and how it changes the routes."""
 
     condition: ConditionType
     action: str
@@ -193,7 +193,7 @@ class Step:
 
     @property
     def in_place(self) -> bool:
-        """Whether what serves is replaced behind its address, one instance after the other."""
+        """Whether instances are replaced one after the other, behind the same address."""
         gone = self.before.serving - self.after.serving
         return bool(gone) and self.condition in (
             ConditionType.NODE_SERVICES,
@@ -202,12 +202,12 @@ class Step:
 
     @property
     def added(self) -> frozenset[PlannedRoute]:
-        """Routes that are there only afterwards."""
+        """Routes that the step adds."""
         return self.after.routes - self.before.routes
 
     @property
     def removed(self) -> frozenset[PlannedRoute]:
-        """Routes that are there only before."""
+        """Routes that the step removes."""
         return self.before.routes - self.after.routes
 
 
@@ -216,7 +216,7 @@ class SwitchPlan:
     """How to come from one mode to another. With refusals there are no steps.
 
     `path` has the kinds to switch to one after the other: the target alone, or more where the
-    straight way is closed. `doubts` are preconditions that nobody has looked at.
+    direct switch is closed. `doubts` are preconditions that nobody has checked.
     """
 
     current: ModeKind | None
@@ -230,7 +230,7 @@ class SwitchPlan:
 
     @property
     def allowed(self) -> bool:
-        """Whether nothing that is known stands against it."""
+        """Whether no known fact stands against it."""
         return not self.refusals
 
     def to_document(self) -> dict[str, Any]:
@@ -303,7 +303,7 @@ def plan_switch(
     if closed := transition_refusal(before, after, aborted, strict=strict):
         found.refusals.insert(0, closed)
     elif path != (after,):
-        raise AssertionError("an open way is the shortest")
+        raise AssertionError("an allowed switch is the shortest path")
     if not after.row.configurable:
         found.refusals += _legacy_conflicts(current, target, facts)
     there, wanted = layouts(current, target, facts)
@@ -340,7 +340,7 @@ def _verdict(
 
 
 def _same(one: RegistrySettings, other: RegistrySettings) -> bool:
-    """Whether two settings of one kind mean the same. How images are checked is no part of it."""
+    """Whether two settings of one kind mean the same. The check mode does not count."""
     if one.upstream != other.upstream:
         return False
     return (one.proxy and one.proxy.ttl_s) == (other.proxy and other.proxy.ttl_s)
@@ -349,7 +349,7 @@ def _same(one: RegistrySettings, other: RegistrySettings) -> bool:
 def _legacy_conflicts(
     current: RegistrySettings, target: RegistrySettings, facts: ClusterFacts
 ) -> Iterator[Refusal]:
-    """The deprecated kind of Unmanaged goes on with what is there, so there must be something."""
+    """Refuse a deprecated Unmanaged whose nodes would have nothing to continue with."""
     wanted = target.upstream
     if wanted is not None and wanted != current.upstream:
         yield Refusal(
@@ -380,7 +380,7 @@ def _steps(
     routing = there[0].routing()
     for layout in there[1:]:
         routing |= layout.routing()
-    # Without any mode before, there is nothing saved; else each mode but Local saves it.
+    # Each mode but Local saves its parameters; without an earlier mode there are none.
     saved = facts.saved_parameters is not False
     steps = []
     for condition in conditions_of(wanted.kind, saved_parameters=saved):
@@ -404,14 +404,14 @@ def _action(condition: ConditionType, wanted: Layout, target: RegistrySettings) 
         case ConditionType.IMAGES:
             return f"check that {registry} holds {what}"
         case ConditionType.PREFLIGHT:
-            return "see that no node's containerd has registry settings of its own"
+            return "check that no node's containerd has registry settings of its own"
         case ConditionType.NODE_SERVICES:
             push = " and open the address for pushing" if local else ""
             return f"start the {wanted.kind} replicas on the masters{push}"
         case ConditionType.TRANSITION:
             balancer = ", and start the balancer on every node" if serviced else ""
             way = "the replicas" if serviced else registry
-            return f"tell every node of the way to {way}, beside the one it has{balancer}"
+            return f"give every node the route to {way}, beside the one it has{balancer}"
         case ConditionType.IN_CLUSTER_PROXY:
             return f"roll out the in-cluster proxy to {registry}"
         case ConditionType.REGISTRY_SWITCH if serviced:
@@ -423,7 +423,7 @@ def _action(condition: ConditionType, wanted: Layout, target: RegistrySettings) 
         case ConditionType.REGISTRY_SWITCH:
             return f"give the platform's components the address {registry}"
         case ConditionType.FINAL:
-            return "take the old way from every node"
+            return "take the old route from every node"
         case ConditionType.CLEANUP_NODE_SERVICES:
             return "stop the replicas on the masters; what they stored stays on their disks"
         case ConditionType.CLEANUP_IN_CLUSTER_PROXY:

@@ -1,7 +1,7 @@
-"""Why a cluster cannot be switched as it is, by which way it could, and what a switch costs.
+"""Why a cluster cannot be switched now, by which path it could, and what a switch costs.
 
-Refusals are what is known to be wrong; doubts what nobody has looked at; warnings what a person
-should know before the switch begins: what is lost, restarted, or renewed.
+Refusals are known to be wrong; nobody has checked doubts; warnings tell a person before the switch
+begins what it loses, restarts or renews.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Cause(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """Why not. `path` has the switches by which the target is reached all the same, if any."""
+    """Why not. `path` has the switches that reach the target all the same, if any."""
 
     cause: Cause
     message: str
@@ -47,7 +47,7 @@ class Refusal:
 
 @dataclass(frozen=True, slots=True)
 class Doubt:
-    """A precondition that nobody has looked at."""
+    """A precondition that nobody has checked."""
 
     cause: Cause
     message: str
@@ -55,20 +55,20 @@ class Doubt:
 
 @dataclass(slots=True)
 class Findings:
-    """What came of looking at all preconditions."""
+    """What checking all preconditions gave."""
 
     refusals: list[Refusal] = field(default_factory=list)
     doubts: list[Doubt] = field(default_factory=list)
 
     def demand(self, holds: bool | None, cause: Cause, message: str) -> None:
-        """One that must hold; None if it is not known whether it does."""
+        """Note a precondition; `holds` is None where nobody knows."""
         if holds is None:
             self.doubts.append(Doubt(cause, message))
         elif not holds:
             self.refusals.append(Refusal(cause, message))
 
 
-# -- which way -------------------------------------------------------------------------------------
+# -- which path ------------------------------------------------------------------------------------
 
 
 def allowed(before: ModeKind, after: ModeKind, *, strict: bool = True) -> bool:
@@ -87,8 +87,8 @@ def legal_path(
 ) -> tuple[ModeKind, ...]:
     """The fewest switches that lead from `current` to `target`, each of them allowed.
 
-    `aborted` is where a switch was under way that was not completed: its replicas and routes may
-    be in place, so the first step must be allowed from there too.
+    `aborted` is the target of a switch that was begun and not completed: its replicas and routes
+    may be in place, so the first step must be allowed from there too.
     """
     origins = (current,) if aborted is None else (current, aborted)
     paths: deque[tuple[ModeKind, ...]] = deque()
@@ -118,7 +118,7 @@ def _candidates(target: ModeKind, back: ModeKind | None) -> Iterator[ModeKind]:
 def transition_refusal(
     current: ModeKind, target: ModeKind, aborted: ModeKind | None, *, strict: bool
 ) -> Refusal | None:
-    """Whether the pair itself is closed.
+    """Why the switch from `current` to `target` itself is closed; None if it is open.
 
     An aborted switch counts like a completed one: its replicas have run and its routes may be in
     use, though the cluster's own guard looks at the last completed mode alone.
@@ -132,7 +132,7 @@ def transition_refusal(
             message += " (the cluster's documents advise against it)"
         if origin is aborted:
             message += f"; the switch to {aborted} was begun and not completed"
-        if path[0] is current:  # nothing but a return opens the way on
+        if path[0] is current:  # only a return opens the path
             message += f"; go back to {path[0]} first, then to {' → '.join(path[1:])}"
         else:
             message += f"; go {' → '.join((current, *path))}"
@@ -150,8 +150,8 @@ def check_preconditions(
 ) -> Findings:
     """All preconditions of a switch to `target`, whose kind is `kind`.
 
-    `current` is None in a cluster that is being installed. `first` says that the nodes'
-    configuration has not been managed before.
+    `current` is None while a cluster is being installed. `first`: nobody has managed the nodes'
+    configuration before.
     """
     found = Findings()
     if current is None:
@@ -242,7 +242,7 @@ def _check_registry(
         except RouteError as err:
             found.refusals.append(Refusal(Cause.SETTINGS, str(err)))
     if kind.row.holds_own_images:
-        return  # its replicas are filled while the switch is under way, which waits for that
+        return  # the switch itself fills the replicas, and waits for that
     if not kind.row.configurable and facts.saved_parameters is False:
         return
     if facts.images_present is False:
@@ -250,8 +250,8 @@ def _check_registry(
         found.refusals.append(
             Refusal(
                 Cause.IMAGES,
-                f"{where} lacks images that the cluster needs; push them there, or correct "
-                "imagesRepo, and check again",
+                f"{where} does not hold all images that the cluster needs; push them there, or "
+                "correct imagesRepo, and check again",
             )
         )
 
@@ -289,9 +289,9 @@ class PlanWarning:
 def warnings_of(
     before: ModeKind, path: tuple[ModeKind, ...], facts: ClusterFacts, *, renames: bool
 ) -> tuple[PlanWarning, ...]:
-    """What is to be known of a switch from `before` by the kinds of `path`, the last its target.
+    """What to know before a switch from `before` by the kinds of `path`, the last its target.
 
-    `renames` says whether image references are other ones afterwards.
+    `renames`: image references change.
     """
     warnings = _store_warnings(before, path, facts)
     after = path[-1]
@@ -345,7 +345,7 @@ def warnings_of(
 def _store_warnings(
     before: ModeKind, path: tuple[ModeKind, ...], facts: ClusterFacts
 ) -> list[PlanWarning]:
-    """What the replicas of each step of the way do with the store that they find."""
+    """What the replicas of each step do to the store that they find."""
     stores, certain = _stores(before, facts)
     warnings = []
     for kind in path:
@@ -373,8 +373,8 @@ def _store_warnings(
 def _stores(before: ModeKind, facts: ClusterFacts) -> tuple[frozenset[StoreContent], bool]:
     """What can lie on the masters' disks, and whether that is known.
 
-    Replicas leave their store behind when they stop. So where none runs, anything can be there: by
-    a mode before the current one, or by a switch that was begun and not completed.
+    Replicas leave their store behind when they stop. So if none runs, an earlier mode or an aborted
+    switch may have left anything there.
     """
     if facts.stores is not None:
         return facts.stores, True

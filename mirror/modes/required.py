@@ -30,7 +30,7 @@ MAIN_CONTAINER = "deckhouse"
 class RequiredImage:
     """One image: the repository below the registry's base, and a tag or digest there.
 
-    `source` says who needs it, as `module/<module>/<image>` or `deckhouse/containers/<name>`.
+    `source` tells who needs it: `module/<module>/<image>` or `deckhouse/containers/<name>`.
     """
 
     below: str
@@ -39,7 +39,7 @@ class RequiredImage:
 
     @property
     def key(self) -> tuple[str, str]:
-        """What it is, whoever needs it; the order in which images are asked for."""
+        """Its identity, whoever needs it; images are asked for in this order."""
         return (self.below, str(self.reference))
 
 
@@ -52,10 +52,10 @@ class RequiredSet:
 
     @classmethod
     def of(cls, mode: CheckMode, images: Iterable[RequiredImage]) -> RequiredSet:
-        """Of several that need the same image the first counts.
+        """Of several entries for the same image the first counts.
 
         Raises:
-            RequiredImagesError: there are none. Nothing required would always be there.
+            RequiredImagesError: there are none; such a check would always succeed.
         """
         each: dict[tuple[str, str], RequiredImage] = {}
         for image in images:
@@ -114,7 +114,7 @@ def from_digest_list(
     deployment: Mapping[str, Any] | None = None,
     mode: CheckMode = CheckMode.DEFAULT,
 ) -> RequiredSet:
-    """What a list requires: all of it.
+    """What a list requires: every entry.
 
     The list is a release's `images_digests.json` (modules, images, digests), a JSON list, or text
     with a digest, or a reference that ends with one, on each line; `#` begins a remark.
@@ -135,7 +135,7 @@ def from_inventory(
     deployment: Mapping[str, Any] | None = None,
     mode: CheckMode = CheckMode.DEFAULT,
 ) -> RequiredSet:
-    """What an inventory holds, say that of a bundle: every image that a tag of it names.
+    """What an inventory requires: every image that one of its tags names.
 
     Raises:
         RequiredImagesError: it names none; or, for `Relax`, the deployment has no tag.
@@ -155,7 +155,7 @@ def from_inventory(
 def required_images(
     mode: CheckMode, *, inventory: Inventory | None, deckhouse_image: str | None = None
 ) -> RequiredSet:
-    """What the check `mode` requires, for who has a bundle and knows the platform's own image.
+    """What the check `mode` requires, from a bundle's inventory and the platform's own image.
 
     `Default`: all that the inventory holds, and the image; `Relax`: the image alone, by its tag.
 
@@ -203,7 +203,7 @@ def read_digest_list(path: Path) -> str:
     except OSError as err:
         raise RequiredImagesError(f"cannot read {path}: {err.strerror}") from err
     except UnicodeDecodeError:
-        raise RequiredImagesError(f"{path} is no text") from None
+        raise RequiredImagesError(f"{path} is not text") from None
 
 
 def critical_modules(modules: Iterable[Mapping[str, Any]]) -> tuple[str, ...]:
@@ -219,7 +219,7 @@ def critical_modules(modules: Iterable[Mapping[str, Any]]) -> tuple[str, ...]:
 
 
 def deployment_of(image: str) -> dict[str, Any]:
-    """A Deployment with nothing but the platform's own image, for who knows only that."""
+    """A Deployment that has only the platform's own image."""
     containers = [{"name": MAIN_CONTAINER, "image": image}]
     return {"spec": {"template": {"spec": {"containers": containers}}}}
 
@@ -235,7 +235,7 @@ def kebab(name: str) -> str:
 def _module_images(digests: Mapping[str, Any], where: str) -> Iterable[RequiredImage]:
     for module, images in digests.items():
         if not isinstance(images, Mapping):
-            raise RequiredImagesError(f"{where}: {module} is no mapping of images to digests")
+            raise RequiredImagesError(f"{where}: {module} is not a mapping of images to digests")
         for image, text in images.items():
             source = f"module/{kebab(str(module))}/{kebab(str(image))}"
             yield RequiredImage("", _digest(text, f"{where}: {module}.{image}"), source)
@@ -246,7 +246,7 @@ def _listed(text: str, where: str) -> Iterable[RequiredImage]:
         try:
             document = parse_json(text)
         except (ValueError, RecursionError) as err:
-            raise RequiredImagesError(f"{where} is no JSON: {err}") from err
+            raise RequiredImagesError(f"{where} is not JSON: {err}") from err
         if isinstance(document, Mapping):
             yield from _module_images(document, where)
             return
@@ -280,7 +280,9 @@ def _deployment_images(deployment: Mapping[str, Any] | None) -> Iterable[Require
     for kind in ("containers", "initContainers"):
         for container in pod.get(kind) or ():
             if not isinstance(container, Mapping):
-                raise RequiredImagesError(f"the Deployment deckhouse: {kind} is no list of them")
+                raise RequiredImagesError(
+                    f"the Deployment deckhouse: {kind} is not a list of containers"
+                )
             name, image = str(container.get("name")), str(container.get("image"))
             yield RequiredImage("", _tag_or_digest(image, name), f"deckhouse/containers/{name}")
 

@@ -1,8 +1,8 @@
 """The table of modes: what each means for routes, logins, backends, switches and conditions.
 
-This is the only module that looks at a mode. Everything else asks a row of the table: which way
-images go, who may write where, what masters run, which switch is open, what a switch must reach.
-docs/modes.md shows the same table; a test makes it from this one.
+This is the only module that looks at a mode. All others ask a row of the table: where images come
+from, who may write where, what masters run, which switch is open, what a switch must reach.
+docs/modes.md shows the same table; a test compares them.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class ModeKind(StrEnum):
 
     @classmethod
     def of(cls, mode: Mode, *, configurable: bool) -> ModeKind:
-        """The kind of a mode; `configurable` says whether Unmanaged has a section."""
+        """The kind of a mode; `configurable`: an Unmanaged that has a section."""
         if mode is Mode.UNMANAGED and not configurable:
             return cls.LEGACY
         return cls(mode.value)
@@ -48,7 +48,7 @@ class ModeKind(StrEnum):
 
     @property
     def row(self) -> ModeRow:
-        """What the table says of it."""
+        """Its row of the table."""
         return TABLE[self]
 
 

@@ -17,11 +17,10 @@ from pydantic import BaseModel, ConfigDict, SecretStr, ValidationInfo, model_val
 from pydantic.alias_generators import to_camel
 
 from mirror.errors import InvalidSettingsError
-from mirror.modes import rules
+from mirror.modes import module_config
 from mirror.modes.constants import LICENSE_USER, User
-from mirror.modes.module_config import INIT_PATHS, find_registry, init_fields
+from mirror.modes.module_config import INIT_PATHS, Finding, find_registry, init_fields
 from mirror.modes.routes import Mode, ModeKind
-from mirror.modes.rules import Finding
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,8 +37,8 @@ class ClusterAccess:
 
     `masters` are addresses (InternalIP) without a port, in the order in which to try them. `ca` is
     the module's own authority in PEM. `public_host` is `registry.<PUBLIC_DOMAIN>`, None where the
-    cluster has no public domain; `public_ca` is who vouches for it beside the system's roots.
-    Every part may be left out that the mode and plane at hand do not need.
+    cluster has no public domain; clients trust `public_ca` there beside the system's roots. Leave
+    out what the mode and plane at hand do not need.
     """
 
     masters: tuple[str, ...] = ()
@@ -57,7 +56,7 @@ class ClusterAccess:
 
 
 NO_ACCESS = ClusterAccess()
-"""Nothing is known of the cluster: enough where only the upstream is spoken with."""
+"""Nothing is known of the cluster: enough to reach only the upstream."""
 
 
 class CheckMode(StrEnum):
@@ -124,7 +123,7 @@ class UpstreamSection(_Frozen):
         InvalidSettingsError: a rule is broken; `findings` has all of them.
     """
 
-    KEYS: ClassVar[tuple[str, ...]] = rules.SECTION_KEYS
+    KEYS: ClassVar[tuple[str, ...]] = module_config.SECTION_KEYS
 
     images_repo: str
     scheme: Literal["HTTP", "HTTPS"] = "HTTPS"
@@ -150,18 +149,18 @@ class UpstreamSection(_Frozen):
     ) -> tuple[dict[str, Any], list[Finding]]:
         """What was given, and what is wrong with it. An empty text means the same as none."""
         if not isinstance(data, Mapping):
-            return {}, [Finding(path.rstrip("."), rules.no_mapping(data))]
+            return {}, [Finding(path.rstrip("."), module_config.no_mapping(data))]
         given = {
             key: value.get_secret_value() if isinstance(value, SecretStr) else value
             for key, value in cls._by_key(data, info).items()
         }
-        findings = list(rules.section(path, given, cls.KEYS))
+        findings = list(module_config.section(path, given, cls.KEYS))
         kept = {key: value for key, value in given.items() if value is not None and value != ""}
         return kept, findings
 
     @property
     def upstream(self) -> Upstream:
-        """The registry that the section speaks of."""
+        """The registry that the section names."""
         host, _, path = self.images_repo.partition("/")
         name, password = self.username, self.password
         if self.license is not None:
@@ -171,16 +170,16 @@ class UpstreamSection(_Frozen):
 
 
 class ProxySection(UpstreamSection):
-    """The section of Proxy mode, which also says how long the cache keeps what it has."""
+    """The section of Proxy mode, with the time that the cache keeps images."""
 
-    KEYS: ClassVar[tuple[str, ...]] = rules.PROXY_KEYS
+    KEYS: ClassVar[tuple[str, ...]] = module_config.PROXY_KEYS
 
     ttl: str | None = None
 
     @property
     def ttl_s(self) -> int | None:
         """How long the cache keeps an image, in seconds; None leaves it to the cache (168 h)."""
-        return None if self.ttl is None else rules.ttl_seconds(self.ttl)
+        return None if self.ttl is None else module_config.ttl_seconds(self.ttl)
 
 
 _SECTION_TYPES: dict[str, type[UpstreamSection]] = {
@@ -213,19 +212,19 @@ class RegistrySettings(_Frozen):
             return data
         findings: list[Finding] = []
         if not isinstance(data, Mapping):
-            raise InvalidSettingsError([Finding("registry", rules.no_mapping(data))])
+            raise InvalidSettingsError([Finding("registry", module_config.no_mapping(data))])
         given = cls._by_key(data, info)
         legacy = given.pop("legacy", None)
         if legacy is not None and not isinstance(legacy, UpstreamSection):
             given["legacy"] = legacy  # known to programs, and no field of a document
-        findings += rules.registry("registry.", given)
+        findings += module_config.registry("registry.", given)
         for name, kind in _SECTION_TYPES.items():
             section = given.get(name)
             if section is None:
                 given.pop(name, None)
             elif not isinstance(section, kind):
                 findings += kind._inspect(f"registry.{name}.", section, info)[1]
-        if legacy is not None and not rules.may_be_legacy(given):
+        if legacy is not None and not module_config.may_be_legacy(given):
             findings.append(_TWICE)
         if findings:
             raise InvalidSettingsError(findings)
@@ -243,7 +242,7 @@ class RegistrySettings(_Frozen):
 
         Raises:
             InvalidSettingsError: a rule is broken; `findings` has all of them.
-            InputError: the file cannot be read, is no YAML, or speaks of no registry.
+            InputError: the file cannot be read, is not YAML, or has no registry settings.
         """
         found = find_registry(source)
         where = str(source) if isinstance(source, Path) else ""

@@ -66,10 +66,10 @@ class Condition:
 
     @classmethod
     def from_document(cls, document: Mapping[str, Any]) -> Condition | None:
-        """Read one; None for a type that is not known, which is dropped.
+        """Read one; None for an unknown type, which is dropped.
 
         Raises:
-            ValueError: it is no condition.
+            ValueError: it is not a condition.
         """
         name = document.get("type")
         if not isinstance(name, str):
@@ -95,7 +95,7 @@ def _time(value: object, name: str) -> datetime:
     try:
         moment = value if isinstance(value, datetime) else datetime.fromisoformat(str(value))
     except ValueError:
-        raise ValueError(f"condition {name}: lastTransitionTime is no time") from None
+        raise ValueError(f"condition {name}: lastTransitionTime is not a time") from None
     return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
 
 
@@ -188,7 +188,7 @@ class RegistryState:
 
     @property
     def in_flight(self) -> bool:
-        """Whether a switch is under way."""
+        """Whether a switch has begun and is not complete."""
         return self.mode is not self.target_mode or (
             bool(self.conditions) and not is_complete(self.conditions)
         )
@@ -279,7 +279,7 @@ class RegistryState:
                 except OSError as err:
                     raise InvalidStateError(f"cannot read {source}: {err.strerror}") from err
                 except UnicodeDecodeError:
-                    raise InvalidStateError(f"{source} is no text") from None
+                    raise InvalidStateError(f"{source} is not text") from None
             case str():
                 return cls._of(_yaml(source, "the state"))
             case _:
@@ -290,7 +290,7 @@ class RegistryState:
         if document is None:
             return cls()
         if not isinstance(document, Mapping):
-            raise InvalidStateError(f"{_EXPECTED}, found something that is no mapping")
+            raise InvalidStateError(f"{_EXPECTED}, found something that is not a mapping")
         keys = _keys(document)
         conditions = keys.get("conditions") or []
         if isinstance(conditions, str):
@@ -377,9 +377,9 @@ def _yaml(text: str, where: str) -> Any:
         return yaml.safe_load(text)
     except yaml.MarkedYAMLError as err:
         # Not `from err`: its text may quote what is secret.
-        raise InvalidStateError(f"{where} is no YAML{line(err)}") from None
+        raise InvalidStateError(f"{where} is not YAML{line(err)}") from None
     except (yaml.YAMLError, ValueError, RecursionError):
-        raise InvalidStateError(f"{where} is no YAML") from None
+        raise InvalidStateError(f"{where} is not YAML") from None
 
 
 def _dumped(conditions: list[dict[str, Any]]) -> str:

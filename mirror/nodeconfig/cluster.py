@@ -17,15 +17,20 @@ import yaml
 from pydantic import BaseModel, ConfigDict, SecretStr, ValidationError, model_validator
 from pydantic.alias_generators import to_camel
 
-from mirror.documents import StrictLoader, line, problems
+from mirror.documents import StrictLoader, line, problems, read_documents
 from mirror.errors import FileSystemError, InputError, RenderingError
-from mirror.modes import constants, rules
-from mirror.modes.constants import PUSH_NAME, UNKNOWN_VERSION, User
-from mirror.modes.module_config import read_documents
-from mirror.modes.outcomes import ClusterFacts, ContainerdConfig, NodeFacts
+from mirror.modes import constants, module_config
+from mirror.modes.constants import PUSH_NAME, User
+from mirror.modes.outcomes import ClusterFacts, NodeFacts
 from mirror.modes.routes import StoreContent
 from mirror.modes.settings import Account, ClusterAccess, RegistrySettings
-from mirror.nodeconfig import values
+from mirror.nodeconfig.tree import (
+    checked_address,
+    checked_file_path,
+    checked_node_name,
+    checked_port,
+    host_port,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +48,7 @@ class Ports:
 
     def __post_init__(self) -> None:
         for name in self.__slots__:
-            values.port(getattr(self, name), f"ports.{name}")
+            checked_port(getattr(self, name), f"ports.{name}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,33 +62,33 @@ class Node:
     ports: Ports = Ports()
 
     def __post_init__(self) -> None:
-        values.node_name(self.name)
-        object.__setattr__(self, "address", values.address(self.address, f"node {self.name}"))
+        checked_node_name(self.name)
+        object.__setattr__(self, "address", checked_address(self.address, f"node {self.name}"))
 
     @property
     def registry(self) -> str:
         """`host:port` of this master's replica."""
-        return values.host_port(self.address, self.ports.registry)
+        return host_port(self.address, self.ports.registry)
 
     @property
     def token(self) -> str:
         """`host:port` of this master's token server, as clients reach it."""
-        return values.host_port(self.address, self.ports.token)
+        return host_port(self.address, self.ports.token)
 
     @property
     def balancer(self) -> str:
         """`host:port` of the balancer on this node."""
-        return values.host_port("127.0.0.1", self.ports.balancer)
+        return host_port("127.0.0.1", self.ports.balancer)
 
     @property
     def relay(self) -> str:
         """`host:port` of the relay on this node."""
-        return values.host_port("127.0.0.1", self.ports.relay)
+        return host_port("127.0.0.1", self.ports.relay)
 
 
 @dataclass(frozen=True, slots=True)
 class NodePaths:
-    """The paths that rendered files speak of.
+    """The paths that rendered files contain.
 
     `root` is put in front of every path; services see their files where the static pod mounts them
     (`/config`, `/pki`, `/data`) unless `in_place`, when they run as plain processes on the node.
@@ -93,7 +98,7 @@ class NodePaths:
     in_place: bool = False
 
     def __post_init__(self) -> None:
-        values.file_path(str(self.root), "root of the node's files")
+        checked_file_path(str(self.root), "root of the node's files")
 
     def on_node(self, path: PurePosixPath) -> str:
         """An absolute path of the module, under `root`."""
@@ -190,7 +195,7 @@ def read_text(path: Path) -> str:
 
     Raises:
         FileSystemError: it cannot be read.
-        RenderingError: it is no text.
+        RenderingError: it is not text.
     """
     try:
         return path.read_text(encoding="utf-8")
@@ -222,7 +227,7 @@ class AccessFile(_Document):
     public_domain_template: str | None = None
     """The cluster's template for names, such as `%s.apps.example.com`, in place of that."""
     public_ca: str | None = None
-    """Who vouches for the push address besides the system's roots."""
+    """Whom clients trust at the push address beside the system's roots."""
     public_ca_file: Path | None = None
     users: Mapping[User, SecretStr] = {}
     """The passwords of the registry's users: ro, rw, mirror-puller, mirror-pusher."""
@@ -248,7 +253,7 @@ class AccessFile(_Document):
         if template is not None and template.count(_NAME) != 1:
             raise ValueError(f"publicDomainTemplate must have {_NAME} in it, once")
         for key, pem in (("ca", self.ca), ("publicCa", self.public_ca)):
-            problem = rules.certificates(pem) if pem is not None else None
+            problem = module_config.certificates(pem) if pem is not None else None
             if problem is not None:
                 raise ValueError(f"{key}: {problem}")
         return self
@@ -280,21 +285,9 @@ def _is_address(text: str) -> bool:
     return True
 
 
-class NodeFile(_Document):
-    """One node, as `--facts` reads it."""
-
-    name: str
-    master: bool = False
-    ready: bool | None = None
-    schedulable: bool | None = None
-    cri: str | None = None
-    containerd_config: ContainerdConfig | None = None
-    version: str = UNKNOWN_VERSION
-
-
 class FactsFile(_Document):
-    """In which state a cluster is before a switch, as `--facts` reads it. What is left out is
-    not known, and a plan then says what is to be looked at."""
+    """The state of a cluster before a switch, as `--facts` reads it. What is left out is unknown,
+    and a plan then asks to check it."""
 
     bootstrapped: bool | None = None
     managed_by_dkp: bool | None = None
@@ -303,27 +296,15 @@ class FactsFile(_Document):
     node_config_managed: bool | None = None
     saved_parameters: bool | None = None
     images_present: bool | None = None
-    nodes: tuple[NodeFile, ...] | None = None
+    nodes: tuple[NodeFacts, ...] | None = None
     stores: frozenset[StoreContent] | None = None
     aborted: Mapping[str, Any] | None = None
-    """The registry section to which a switch was under way that was not completed."""
+    """The registry section of a switch that was begun and not completed."""
 
     def facts(self) -> ClusterFacts:
         """The same as values."""
-        return ClusterFacts(
-            bootstrapped=self.bootstrapped,
-            managed_by_dkp=self.managed_by_dkp,
-            static=self.static,
-            queue_empty=self.queue_empty,
-            node_config_managed=self.node_config_managed,
-            saved_parameters=self.saved_parameters,
-            images_present=self.images_present,
-            nodes=None
-            if self.nodes is None
-            else tuple(NodeFacts(**dict(node)) for node in self.nodes),
-            stores=self.stores,
-            aborted=None if self.aborted is None else RegistrySettings.load(self.aborted),
-        )
+        aborted = None if self.aborted is None else RegistrySettings.load(self.aborted)
+        return ClusterFacts(**{**dict(self), "aborted": aborted})
 
 
 def load_access(path: Path) -> ClusterAccess:
@@ -350,7 +331,7 @@ def read_document(path: Path) -> Mapping[str, Any]:
     Raises:
         InputError: it cannot be read, or holds something else.
     """
-    documents = read_documents(_read(path), str(path))
+    documents = read_documents(_read(path), str(path), "expected keys and values")
     if len(documents) > 1:
         raise InputError(f"{path}: it holds {len(documents)} documents; keep one")
     return documents[0] if documents else {}
@@ -372,7 +353,7 @@ def _parsed(kind: type[_File], path: Path) -> _File:
 
 def _authority(path: Path) -> str:
     text = _read(path).decode("utf-8", errors="replace")
-    problem = rules.certificates(text)
+    problem = module_config.certificates(text)
     if problem is not None:
         raise InputError(f"{path}: {problem}")
     return text

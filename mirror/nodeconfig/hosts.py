@@ -1,9 +1,9 @@
-"""containerd's `hosts.toml`: by which way a node pulls what an image reference names.
+"""containerd's `hosts.toml`: the mirrors from which a node pulls what an image reference names.
 
-One directory per host of references; in it one table per way, in the order in which they are tried.
-A transition is the old ways and then the new ones, so nothing that worked stops working.
-Deckhouse's containerd knows two keys more than the stock one: `rewrite` and `auth`. What stands in
-their place for the stock one is said at `Containerd.STOCK`.
+One directory per host of references; in it one table per mirror, in the order of trying. In a
+transition the old mirrors come first and the new ones follow, so nothing that worked stops working.
+Deckhouse's containerd knows two more keys than the stock one: `rewrite` and `auth`.
+`Containerd.STOCK` tells what replaces them.
 """
 
 from __future__ import annotations
@@ -23,9 +23,20 @@ from mirror.modes import constants
 from mirror.modes.constants import LOGICAL_HOST, LOGICAL_PATH
 from mirror.modes.routes import Plane, Role
 from mirror.modes.settings import Account, RegistrySettings, Upstream
-from mirror.nodeconfig import values
 from mirror.nodeconfig.cluster import Node, NodePaths
-from mirror.nodeconfig.tree import PUBLIC, SECRET, RenderedFile, Tree, hosts_state
+from mirror.nodeconfig.tree import (
+    PUBLIC,
+    SECRET,
+    RenderedFile,
+    Tree,
+    checked_authority,
+    checked_registry_host,
+    checked_repository_path,
+    checked_scheme,
+    checked_secret,
+    checked_user_name,
+    hosts_state,
+)
 
 PREFIX_REGEX = f"^{LOGICAL_PATH}(/|$)"
 """The prefix with a boundary: `system/deckhouse-x` is another repository (Go RE2 syntax)."""
@@ -70,7 +81,7 @@ class HostMirror:
 
 
 HostMirrors = Mapping[str, tuple[HostMirror, ...]]
-"""The host of references → the ways to what it names, first to last."""
+"""The host of references → the mirrors to pull from, first to last."""
 
 
 def upstream_mirror(upstream: Upstream, path: str | None) -> HostMirror:
@@ -81,13 +92,13 @@ def upstream_mirror(upstream: Upstream, path: str | None) -> HostMirror:
     """
     account = upstream.account
     if account is not None:
-        values.user_name(account.name, "upstream user name")
-        values.secret(account.password.get_secret_value(), "upstream password")
+        checked_user_name(account.name, "upstream user name")
+        checked_secret(account.password.get_secret_value(), "upstream password")
     return HostMirror(
-        values.scheme(upstream.scheme, "upstream scheme"),
-        values.registry_host(upstream.host, "upstream host"),
-        None if path is None else values.repository_path(path, "upstream path"),
-        None if upstream.ca is None else values.authority(upstream.ca, "upstream CA"),
+        checked_scheme(upstream.scheme, "upstream scheme"),
+        checked_registry_host(upstream.host, "upstream host"),
+        None if path is None else checked_repository_path(path, "upstream path"),
+        None if upstream.ca is None else checked_authority(upstream.ca, "upstream CA"),
         account,
     )
 
@@ -102,7 +113,7 @@ def mirrors_of(
     """
     row, upstream = settings.kind.row, settings.upstream
     if row.planes[Plane.CRI].roles[0] is Role.BALANCER:
-        ca = values.authority(authority, "the module's CA")
+        ca = checked_authority(authority, "the module's CA")
         return {LOGICAL_HOST: (HostMirror("https", node.balancer, None, ca, reader),)}
     if upstream is None:
         return {}
@@ -112,24 +123,26 @@ def mirrors_of(
 
 
 def join_mirrors(old: HostMirrors, new: HostMirrors) -> dict[str, tuple[HostMirror, ...]]:
-    """The ways of a transition: the old ones, then the new.
+    """The mirrors of a transition: the old ones, then the new.
 
-    A new way to the same registry and path takes the old one's place (a changed password, a changed
-    CA). The same registry with another path is another way, so the old path serves until the end.
+    A new mirror with the same registry and path takes the old one's place (a changed password or
+    CA). The same registry with another path is another mirror: the old path serves until the end.
     """
     joined = dict(old)
     for host, fresh in new.items():
-        mirrors = {way.key: way for way in joined.get(host, ())}
-        mirrors.update((way.key, way) for way in fresh)  # keeps the place of what it replaces
+        mirrors = {mirror.key: mirror for mirror in joined.get(host, ())}
+        mirrors.update(
+            (mirror.key, mirror) for mirror in fresh
+        )  # keeps the place of what it replaces
         joined[host] = tuple(mirrors.values())
     return joined
 
 
 @dataclass(frozen=True, slots=True)
 class _Entry:
-    """A way as one table: what containerd is told."""
+    """A mirror as one table of the file."""
 
-    way: HostMirror
+    mirror: HostMirror
     url: str
     override_path: bool = False
 
@@ -144,28 +157,28 @@ def render_hosts(
     """The directory tree of `/etc/containerd/registry.d`, with the list of managed directories.
 
     `sources` are other registries (of module sources) that are asked directly: host → CA in PEM.
-    What the mode says of the same host goes before.
+    The mode's own mirrors for the same host take precedence.
     """
     others = {
-        values.registry_host(host, "module source"): values.authority(ca, f"CA of {host}")
+        checked_registry_host(host, "module source"): checked_authority(ca, f"CA of {host}")
         for host, ca in sources.items()
         if host not in mirrors
     }
     files = _source_files(others, places)
     for host, row in mirrors.items():
-        folder = constants.CONTAINERD_HOSTS / values.registry_host(host, "host of references")
+        folder = constants.CONTAINERD_HOSTS / checked_registry_host(host, "host of references")
         tables: dict[str, dict[str, Any]] = {}
         for entry in _entries(row, containerd, node):
             table = _table(entry, containerd)
-            if entry.way.ca is not None and entry.url.startswith("https://"):
+            if entry.mirror.ca is not None and entry.url.startswith("https://"):
                 path = folder / f"{_file_stem(entry.url)}-ca.crt"
-                files[path] = RenderedFile(entry.way.ca.encode(), PUBLIC)
+                files[path] = RenderedFile(entry.mirror.ca.encode(), PUBLIC)
                 table["ca"] = [places.on_node(path)]
             if entry.url in tables:
-                raise ValueError(f"two ways of {host} have the address {entry.url}")
+                raise ValueError(f"two mirrors of {host} have the address {entry.url}")
             tables[entry.url] = table
         # containerd reads the order of the tables in the file, and dicts keep it.
-        secret = any(way.account is not None for way in row)
+        secret = any(mirror.account is not None for mirror in row)
         content = tomli_w.dumps({"host": tables}).encode()
         files[folder / "hosts.toml"] = RenderedFile(content, SECRET if secret else PUBLIC)
     state = hosts_state(sorted([*mirrors, *others]))
@@ -192,73 +205,77 @@ def _source_files(
 
 
 def needing_relay(mirrors: HostMirrors, containerd: Containerd) -> tuple[HostMirror, ...]:
-    """The ways that this containerd cannot express, which go through the node's relay."""
+    """The mirrors that this containerd cannot express; the node's relay serves them."""
     if containerd is Containerd.DECKHOUSE:
         return ()
-    found = {way.key: way for row in mirrors.values() for way in row if _needs_relay(way)}
+    found = {
+        mirror.key: mirror for row in mirrors.values() for mirror in row if _needs_relay(mirror)
+    }
     return tuple(found.values())
 
 
-def relay_slot(way: HostMirror) -> str:
-    """The path under which the node's relay serves a way; stable, and tells nothing secret."""
-    text = "\n".join([way.scheme, way.host, way.path or ""])
+def relay_slot(mirror: HostMirror) -> str:
+    """The path under which the node's relay serves a mirror; stable, and without secrets."""
+    text = "\n".join([mirror.scheme, mirror.host, mirror.path or ""])
     return f"to-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
 
 def _entries(row: Sequence[HostMirror], containerd: Containerd, node: Node) -> list[_Entry]:
     if containerd is Containerd.STOCK:
-        return [_stock_entry(way, node) for way in row]
+        return [_stock_entry(mirror, node) for mirror in row]
     entries = []
-    for place, way in enumerate(row):
-        url = f"{way.scheme}://{way.host}"
-        # A table's name is an address and cannot be there twice. containerd adds `/v2` to one that
-        # does not end so: both spellings are one registry, and the older way gets the longer one.
-        if any(later.server == way.server for later in row[place + 1 :]):
+    for place, mirror in enumerate(row):
+        url = f"{mirror.scheme}://{mirror.host}"
+        # A table's name is an address and must be unique. containerd adds `/v2` to one that does
+        # not end so: both spellings mean one registry, and the older mirror gets the longer one.
+        if any(later.server == mirror.server for later in row[place + 1 :]):
             url += "/v2"
-        entries.append(_Entry(way, url))
+        entries.append(_Entry(mirror, url))
     return entries
 
 
-def _stock_entry(way: HostMirror, node: Node) -> _Entry:
-    if _needs_relay(way):
-        url = f"http://{node.relay}/{relay_slot(way)}/v2"
-        return _Entry(replace(way, scheme="http", ca=None), url)
-    url = f"{way.scheme}://{way.host}"
-    prefix = _prefix(way)
-    return _Entry(way, f"{url}/v2/{prefix}", override_path=True) if prefix else _Entry(way, url)
+def _stock_entry(mirror: HostMirror, node: Node) -> _Entry:
+    if _needs_relay(mirror):
+        url = f"http://{node.relay}/{relay_slot(mirror)}/v2"
+        return _Entry(replace(mirror, scheme="http", ca=None), url)
+    url = f"{mirror.scheme}://{mirror.host}"
+    prefix = _prefix(mirror)
+    return (
+        _Entry(mirror, f"{url}/v2/{prefix}", override_path=True) if prefix else _Entry(mirror, url)
+    )
 
 
-def _prefix(way: HostMirror) -> str | None:
-    """What stands before the logical path in `way.path`; None if that path is another one."""
-    if way.path is None or way.path == LOGICAL_PATH:
+def _prefix(mirror: HostMirror) -> str | None:
+    """What precedes the logical path in the mirror's path; None if it does not end so."""
+    if mirror.path is None or mirror.path == LOGICAL_PATH:
         return ""
-    if way.path.endswith(f"/{LOGICAL_PATH}"):
-        return way.path.removesuffix(f"/{LOGICAL_PATH}")
+    if mirror.path.endswith(f"/{LOGICAL_PATH}"):
+        return mirror.path.removesuffix(f"/{LOGICAL_PATH}")
     return None
 
 
-def _needs_relay(way: HostMirror) -> bool:
-    return _prefix(way) is None
+def _needs_relay(mirror: HostMirror) -> bool:
+    return _prefix(mirror) is None
 
 
 def _table(entry: _Entry, containerd: Containerd) -> dict[str, Any]:
-    way = entry.way
+    mirror = entry.mirror
     table: dict[str, Any] = {"capabilities": ["pull", "resolve"]}
-    if way.scheme == "http" and containerd is Containerd.DECKHOUSE:
+    if mirror.scheme == "http" and containerd is Containerd.DECKHOUSE:
         # A stock one of recent versions would take it as a wish for TLS and try that first.
         table["skip_verify"] = True
     if entry.override_path:
         table["override_path"] = True
-    if way.account is not None:
-        login = f"{way.account.name}:{way.account.password.get_secret_value()}"
+    if mirror.account is not None:
+        login = f"{mirror.account.name}:{mirror.account.password.get_secret_value()}"
         token = base64.b64encode(login.encode()).decode()
         if containerd is Containerd.STOCK:
             table["header"] = {"Authorization": f"Basic {token}"}
         else:
             table["auth"] = {"auth": token}
-    if containerd is Containerd.DECKHOUSE and way.path is not None:
+    if containerd is Containerd.DECKHOUSE and mirror.path is not None:
         # `${1}` is the slash or the end: what follows the prefix stays as it is.
-        replacement = f"{way.path}${{1}}" if way.path else "${1}"
+        replacement = f"{mirror.path}${{1}}" if mirror.path else "${1}"
         table["rewrite"] = [{"regex": PREFIX_REGEX, "replace": replacement}]
     return table
 

@@ -135,11 +135,11 @@ class Authorities:
 
 
 def authorities_to_use(held: Authorities | None, now: datetime.datetime) -> Authorities:
-    """`held` as it is to be at `now`: with a successor, or taken over by it, when that is due.
+    """What `held` becomes at `now`: a successor is added, or takes over, when that is due.
 
     Raises:
-        InvalidCertificateError: an authority in `held` has a wrong key or is none at all. It is
-            never replaced silently, since every client of the registry trusts it.
+        InvalidCertificateError: an authority in `held` has a wrong key or may not sign. It is never
+            replaced silently, since every client of the registry trusts it.
     """
     if held is None:
         return Authorities(create_authority(now))
@@ -221,7 +221,7 @@ def clean_pem(pem: str, where: str) -> str:
     """The certificates of `pem` alone, without any text between them, as they are written to files.
 
     Raises:
-        InvalidCertificateError: there is none.
+        InvalidCertificateError: there is no certificate.
     """
     return "".join(_encode(certificate) for certificate in parse_certificates(pem, where))
 
@@ -230,7 +230,7 @@ def clean_pem(pem: str, where: str) -> str:
 def _loaded(pem: str) -> PrivateKeyTypes:
     """The key in a PEM text; raises as cryptography does.
 
-    Its numbers are verified, which takes tens of milliseconds, and who reconciles asks every time.
+    Verifying its numbers takes tens of milliseconds, and a controller asks in every pass.
     """
     return serialization.load_pem_private_key(pem.encode(), password=None)
 
@@ -249,7 +249,7 @@ def _sound(
     end = certificate.not_valid_after_utc
     if not certificate.not_valid_before_utc <= now < end:
         return False
-    # One by the same authority would end with this one: to renew it wins nothing.
+    # A new one by the same authority would end at the same moment.
     longest = authorities.signing.parsed().not_valid_after_utc - BEFORE_AUTHORITY
     if is_due(certificate, now) and longest > end:
         return False

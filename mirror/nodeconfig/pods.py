@@ -16,9 +16,8 @@ import yaml
 
 from mirror.errors import RenderingError
 from mirror.modes import constants
-from mirror.nodeconfig import values
 from mirror.nodeconfig.cluster import Node
-from mirror.nodeconfig.tree import SECRET, RenderedFile, Tree
+from mirror.nodeconfig.tree import SECRET, RenderedFile, Tree, checked_image
 
 HASH_ANNOTATION = "registry.deckhouse.io/config-hash"
 VERSION_ANNOTATION = "registry.deckhouse.io/config-version"
@@ -149,7 +148,7 @@ _SERVICES = ("distribution", "auth", "mirror")
 
 @dataclass(frozen=True, slots=True)
 class Images:
-    """The images of the containers, each of which may be left out; a pod without images is none.
+    """The images of the containers. A pod whose images are left out is not written.
 
     `distribution`, `auth` and `mirror` (this program's, for replication) are of the masters' pod;
     `nginx` is of every node's balancer and relay.
@@ -162,11 +161,11 @@ class Images:
 
     def __post_init__(self) -> None:
         for name in self.given:
-            values.image(self.one(name), f"{name} image")
+            checked_image(self.one(name), f"{name} image")
 
     @property
     def given(self) -> tuple[str, ...]:
-        """The names of those that are there."""
+        """The names of the images that are given."""
         return tuple(name for name in self.__slots__ if getattr(self, name) is not None)
 
     def one(self, name: str) -> str:
@@ -256,7 +255,7 @@ def static_pod(node: Node, parts: PodParts) -> dict[str, Any]:
                 "mirrorer",
                 parts.images.one("mirror"),
                 {"args": ["sync", "--watch", "--config", "/config/config.yaml"]},
-                # It lives while it answers; that replicas differ is no reason to restart it.
+                # It lives while it answers; a restart would not make replicas equal.
                 probes=probes(http_get("HTTP", "127.0.0.1", node.ports.replication, "/healthz")),
                 mounts={"mirrorer-config": "/config", "pki": "/pki"},
             )

@@ -30,7 +30,6 @@ from typing import Any
 from mirror.errors import RenderingError
 from mirror.modes import constants
 from mirror.modes.constants import LOGICAL_PATH
-from mirror.nodeconfig import values
 from mirror.nodeconfig.cluster import Node, NodePaths
 from mirror.nodeconfig.hosts import HostMirror, relay_slot
 from mirror.nodeconfig.pods import (
@@ -45,7 +44,16 @@ from mirror.nodeconfig.pods import (
     tcp,
     yaml_file,
 )
-from mirror.nodeconfig.tree import PUBLIC, RenderedFile, Tree
+from mirror.nodeconfig.tree import (
+    PUBLIC,
+    RenderedFile,
+    Tree,
+    checked_file_path,
+    checked_registry_host,
+    checked_repository_path,
+    checked_scheme,
+    is_address,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,9 +71,9 @@ class Nginx:
 
     def __post_init__(self) -> None:
         for module in self.modules:
-            values.file_path(module, "nginx module")
-        values.file_path(self.runtime, "nginx runtime folder")
-        values.file_path(self.system_authorities, "file of system authorities")
+            checked_file_path(module, "nginx module")
+        checked_file_path(self.runtime, "nginx runtime folder")
+        checked_file_path(self.system_authorities, "file of system authorities")
 
 
 _BALANCER = Template("""\
@@ -156,7 +164,7 @@ def balancer_conf(node: Node, masters: Iterable[Node], nginx: Nginx) -> bytes:
 class Relayed:
     """One registry behind the relay: `slot` is the path in front of `/v2`, empty for none."""
 
-    way: HostMirror
+    mirror: HostMirror
     slot: str = ""
     authority: str | None = None
     """A file of certificates to trust in the system's place."""
@@ -177,8 +185,8 @@ def relay_conf(
     own = ""
     if tls is not None:
         own = (
-            f"    ssl_certificate {values.file_path(tls.certificate, 'certificate')};\n"
-            f"    ssl_certificate_key {values.file_path(tls.key, 'key')};\n"
+            f"    ssl_certificate {checked_file_path(tls.certificate, 'certificate')};\n"
+            f"    ssl_certificate_key {checked_file_path(tls.key, 'key')};\n"
         )
     return _RELAY.substitute(
         runtime=nginx.runtime,
@@ -190,11 +198,11 @@ def relay_conf(
 
 
 def _locations(one: Relayed, nginx: Nginx) -> str:
-    path = values.repository_path(one.way.path or "", "upstream path")
+    path = checked_repository_path(one.mirror.path or "", "upstream path")
     slot = f"/{one.slot}" if one.slot else ""
     common: Mapping[str, str] = {
-        "scheme": values.scheme(one.way.scheme, "upstream scheme"),
-        "host": values.registry_host(one.way.host, "upstream host"),
+        "scheme": checked_scheme(one.mirror.scheme, "upstream scheme"),
+        "host": checked_registry_host(one.mirror.host, "upstream host"),
         "tls": _upstream_tls(one, nginx),
     }
     ping = f"      rewrite ^{slot}(/v2/)$ $1 break;\n"
@@ -211,21 +219,21 @@ def _locations(one: Relayed, nginx: Nginx) -> str:
 
 
 def _upstream_tls(one: Relayed, nginx: Nginx) -> str:
-    if one.way.scheme == "http":
+    if one.mirror.scheme == "http":
         return ""
     trusted = one.authority or nginx.system_authorities
-    name = one.way.host.partition(":")[0]
-    if values.is_address(name):
-        # nginx compares a certificate with DNS names alone, and unverified is no choice.
+    name = one.mirror.host.partition(":")[0]
+    if is_address(name):
+        # nginx compares certificates only with DNS names, and must not skip the verification.
         raise RenderingError(
-            f"upstream {one.way.host}: expected a DNS name, found an address; the nginx that "
+            f"upstream {one.mirror.host}: expected a DNS name, found an address; the nginx that "
             "rewrites paths for stock programs cannot verify a certificate for an address. Give "
             "the upstream by a name that its certificate has, or render for the deckhouse flavour"
         )
     return (
         "      proxy_ssl_verify on;\n"
         "      proxy_ssl_verify_depth 5;\n"
-        f"      proxy_ssl_trusted_certificate {values.file_path(trusted, 'authorities')};\n"
+        f"      proxy_ssl_trusted_certificate {checked_file_path(trusted, 'authorities')};\n"
         "      proxy_ssl_server_name on;\n"
         f"      proxy_ssl_name {name};\n"
     )
@@ -239,7 +247,7 @@ USER = 64535
 """Deckhouse's user without rights. As root, nginx would need capabilities to become another."""
 
 GRACE_S = 5
-"""While it drains, nginx accepts nobody: longer would spare few downloads and refuse many."""
+"""While nginx drains, it accepts nobody: a longer time saves few downloads and refuses many."""
 
 
 def balancer_files(node: Node, nodes: Sequence[Node], nginx: Nginx, image: str | None) -> Tree:
@@ -251,8 +259,8 @@ def balancer_files(node: Node, nodes: Sequence[Node], nginx: Nginx, image: str |
     files = {constants.BALANCER_FILE: RenderedFile(balancer_conf(node, nodes, nginx))}
     if image is None:
         return files
-    # It lives while it accepts, and is ready while it leads to a replica: restarting it brings back
-    # no master. A question at "/" needs no login.
+    # It lives while it accepts, and is ready while it leads to a replica: a restart would not bring
+    # a master back. A request for "/" needs no login.
     ready = http_get("HTTPS", "127.0.0.1", node.ports.balancer, "/")
     pod = _pod(
         BALANCER_NAME,
@@ -268,23 +276,23 @@ def balancer_files(node: Node, nodes: Sequence[Node], nginx: Nginx, image: str |
 
 
 def relay_files(
-    node: Node, ways: Sequence[HostMirror], places: NodePaths, nginx: Nginx, image: str | None
+    node: Node, mirrors: Sequence[HostMirror], places: NodePaths, nginx: Nginx, image: str | None
 ) -> Tree:
-    """The relay of a node to `ways`, nothing if there are none; its pod if there is an image.
+    """The relay of a node to `mirrors`, if there are any; its pod if there is an image.
 
     Raises:
         RenderingError: a value may not be written.
     """
     files: dict[PurePosixPath, RenderedFile] = {}
     behind = []
-    for way in ways:
-        slot = relay_slot(way)
+    for mirror in mirrors:
+        slot = relay_slot(mirror)
         authority = None
-        if way.ca is not None and way.scheme == "https":
+        if mirror.ca is not None and mirror.scheme == "https":
             path = constants.BALANCER_CONFIG / f"relay-{slot}-ca.crt"
-            files[path] = RenderedFile(way.ca.encode())
+            files[path] = RenderedFile(mirror.ca.encode())
             authority = places.on_node(path)
-        behind.append(Relayed(way, slot, authority))
+        behind.append(Relayed(mirror, slot, authority))
     if not behind:
         return files
     files[constants.RELAY_FILE] = RenderedFile(relay_conf(node.relay, behind, nginx))
@@ -327,19 +335,19 @@ def _pod(
     one = container(
         "nginx",
         image,
-        # As the command, since an image's own entry point may want to write configuration.
+        # As the command: an image's own entry point may try to write configuration.
         {"command": arguments},
         probes=probes(tcp("127.0.0.1", port), ready),
-        # At its place on the node, so that the paths in the file lead to the same.
+        # At its path on the node, so that the paths in the file are valid.
         mounts={"config": str(folder), "runtime": str(runtime)},
         writable={"runtime"},
     )
     return manifest(
         name,
-        # Never the labels of the Service: it leads to replicas alone.
+        # Never the labels of the Service, which must lead only to replicas.
         {"component": name},
         {HASH_ANNOTATION: config_hash(files)},
-        # The node's own: images are pulled through this pod, those of the cluster's DNS too.
+        # The node's own DNS: the cluster's DNS pulls its own images through this pod.
         dns_policy="Default",
         spec={
             "securityContext": security(USER),

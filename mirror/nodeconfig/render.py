@@ -1,8 +1,8 @@
 """All configuration of a mode, or of the transition between two: a function of values.
 
-`render` says which files each node and the in-cluster proxy have; `write_cluster` puts them below a
-folder, one tree per node. A transition keeps the old ways in front of the new ones and the services
-of both sides, so that nothing is taken away before its successor serves.
+`render` gives the files of each node and of the in-cluster proxy; `write_cluster` puts them below a
+folder, one tree per node. A transition keeps the old mirrors before the new ones, and the services
+of both sides: nothing goes away before its successor serves.
 """
 
 from __future__ import annotations
@@ -17,8 +17,7 @@ from mirror.errors import RenderingError
 from mirror.modes import constants
 from mirror.modes.constants import User
 from mirror.modes.settings import ClusterAccess, ProxySection, RegistrySettings, Upstream
-from mirror.nodeconfig import values
-from mirror.nodeconfig.cluster import Node, NodePaths, check_nodes
+from mirror.nodeconfig.cluster import Node, NodePaths, Ports, check_nodes
 from mirror.nodeconfig.hosts import (
     Containerd,
     HostMirror,
@@ -57,7 +56,16 @@ from mirror.nodeconfig.services import (
     replica_auth,
     replication_config,
 )
-from mirror.nodeconfig.tree import PUBLIC, SECRET, RenderedFile, Tree, TreeChanges, place_tree
+from mirror.nodeconfig.tree import (
+    PUBLIC,
+    SECRET,
+    RenderedFile,
+    Tree,
+    TreeChanges,
+    checked_authority,
+    checked_secret,
+    place_tree,
+)
 
 IN_CLUSTER = constants.SERVICE_CONFIG / "in-cluster"
 
@@ -73,15 +81,17 @@ class RenderOptions:
     """A static pod whose images are not given is not written."""
     environment: Mapping[str, str] = field(default_factory=dict)
     """HTTP_PROXY, HTTPS_PROXY, NO_PROXY of caches."""
+    in_cluster_ports: Ports = field(default_factory=Ports)
+    """Those of the in-cluster proxy."""
     ingress_client_ca: str | None = None
-    """Who vouches for the push ingress's client certificate (PEM); Local mode."""
+    """The authority of the push ingress's client certificate (PEM); Local mode."""
     sources: Mapping[str, str] = field(default_factory=dict)
     """Registries of module sources with a CA of their own: host → PEM, on every node."""
     in_place_root: PurePosixPath | None = None
     """Where the trees will lie, if services are to use the files there, outside of containers."""
 
     def places(self, tree: str) -> NodePaths:
-        """The paths that files of one tree (`nodes/<name>`, or `in-cluster`) speak of."""
+        """The paths that files of one tree (`nodes/<name>`, or `in-cluster`) contain."""
         if self.in_place_root is None:
             return NodePaths()
         return NodePaths(self.in_place_root / tree, in_place=True)
@@ -95,7 +105,7 @@ class RenderOptions:
 
 @dataclass(frozen=True, slots=True)
 class Rendered:
-    """What is to be on each node, and in the in-cluster proxy.
+    """The files of each node and of the in-cluster proxy.
 
     `version` is that of all these files: it changes exactly when one of them does, secret ones
     included, and tells nothing about their content.
@@ -105,7 +115,7 @@ class Rendered:
     in_cluster: Tree
     version: str
     notes: tuple[str, ...]
-    """What a flavour does less of than was asked for, in sentences."""
+    """What a flavour cannot do of what was asked for, in sentences."""
 
 
 def render(
@@ -151,7 +161,7 @@ def write_cluster(rendered: Rendered, out: Path) -> dict[str, TreeChanges]:
     trees = {f"nodes/{name}": tree for name, tree in rendered.nodes.items()}
     if rendered.in_cluster or (out / "in-cluster").exists():
         trees = {"in-cluster": rendered.in_cluster, **trees}
-    # On all nodes first: none loses what another one's route still leads to.
+    # Write on all nodes before removing: no route may lead to what another node has lost.
     placed = {name: place_tree(tree, out / name) for name, tree in trees.items()}
     return {name: one.clean() for name, one in placed.items()}
 
@@ -199,13 +209,13 @@ class _Rendering:
 
     @property
     def _service(self) -> RegistrySettings | None:
-        """The newest side that has services on masters; in a transition an old one's stay."""
+        """The newest side that runs services on masters; in a transition the old ones stay."""
         found = [side for side in self.sides if side.kind.row.runs_replicas]
         return found[-1] if found else None
 
     @property
     def _replicated(self) -> bool:
-        """Whether masters bring each other what one of them got."""
+        """Whether masters copy to each other what one of them received."""
         service = self._service
         masters = sum(node.master for node in self.nodes)
         return service is not None and service.kind.row.holds_own_images and masters > 1
@@ -275,7 +285,7 @@ class _Rendering:
         if service.upstream is not None and service.upstream.ca is not None:
             files[constants.PKI_CONFIG / "upstream-ca.crt"] = _authority(service.upstream)
         if options.ingress_client_ca is not None and service.kind.row.holds_own_images:
-            text = values.authority(options.ingress_client_ca, "ingress client CA")
+            text = checked_authority(options.ingress_client_ca, "ingress client CA")
             files[constants.PKI_CONFIG / "ingress-client-ca.crt"] = RenderedFile(text.encode())
         if self._replicated:
             peers = peers_of(node, self.nodes)
@@ -334,7 +344,7 @@ class _Rendering:
         ttl = service.proxy.ttl if isinstance(service.proxy, ProxySection) else None
         config = cache_config(node, places, flavour, http_secret, upstream, ttl=ttl)
         environment = {
-            name: values.secret(value, name)
+            name: checked_secret(value, name)
             for name, value in sorted(self.options.environment.items())
         }
         return ServiceConfig(config.document, environment | config.environment, config.notes)
@@ -347,7 +357,7 @@ class _Rendering:
         if upstream is None:
             return {}
         kept, options, places = self.kept, self.options, self.options.places("in-cluster")
-        first = min(self.nodes, key=lambda node: (not node.master, node.name))  # it lends its ports
+        ports = options.in_cluster_ports
         mirror = upstream_mirror(upstream, upstream.path)  # checks every value
         files = _pair(IN_CLUSTER / "distribution", kept.in_cluster.distribution)
         if upstream.ca is not None:
@@ -361,17 +371,15 @@ class _Rendering:
                 places.config("in-cluster", "distribution.key"),
             )
             nginx = options.nginx_in(IN_CLUSTER, places)
-            content = relay_conf(
-                str(first.ports.registry), [Relayed(mirror, "", authority)], nginx, tls
-            )
+            content = relay_conf(str(ports.registry), [Relayed(mirror, "", authority)], nginx, tls)
             files[IN_CLUSTER / "relay.conf"] = RenderedFile(content)
             return files
         account = upstream.account
         user = None if account is None else hashed(account, salt=_salt(kept, account.name))
-        config = in_cluster_config(places, kept.http_secret, upstream, first)
+        config = in_cluster_config(places, kept.http_secret, upstream, ports)
         return files | {
             IN_CLUSTER / "distribution.yaml": yaml_file(config.document),
-            IN_CLUSTER / "auth.yaml": yaml_file(in_cluster_auth(places, user, first.ports.token)),
+            IN_CLUSTER / "auth.yaml": yaml_file(in_cluster_auth(places, user, ports.token)),
             IN_CLUSTER / "ca.crt": RenderedFile(kept.trusted.encode()),
             **_pair(IN_CLUSTER / "auth", kept.in_cluster.auth),
             **_pair(IN_CLUSTER / "token", kept.token),
@@ -393,7 +401,7 @@ def _pair(stem: PurePosixPath, pair: KeyPair) -> dict[PurePosixPath, RenderedFil
 
 
 def _authority(upstream: Upstream) -> RenderedFile:
-    return RenderedFile(values.authority(upstream.ca or "", "upstream CA").encode())
+    return RenderedFile(checked_authority(upstream.ca or "", "upstream CA").encode())
 
 
 def _salt(kept: ServiceSecrets, name: str) -> bytes:

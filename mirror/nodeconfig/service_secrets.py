@@ -1,21 +1,19 @@
 """What the module's services share and keep: authority, token pair, leaves, users, the HTTP secret.
 
 It is made once and kept, since every node and client relies on it; `prepare_secrets` makes what is
-missing and replaces what is no longer sound. Kept as JSON in a file that only its owner can read.
+missing and replaces what is no longer sound. A JSON file that only its owner can read keeps it.
 """
 
 from __future__ import annotations
 
 import base64
 import datetime
-import json
 import secrets
 import string
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import bcrypt
 from pydantic import BaseModel, ConfigDict, SecretStr, ValidationError
@@ -53,7 +51,7 @@ class HashedAccount:
         return _matches(self.account.password.get_secret_value(), self.password_hash)
 
 
-@lru_cache(maxsize=64)  # bcrypt is slow on purpose, and who reconciles asks every time
+@lru_cache(maxsize=64)  # bcrypt is slow by design, and a controller asks in every pass
 def _matches(password: str, password_hash: str) -> bool:
     try:
         return bcrypt.checkpw(password.encode(), password_hash.encode())
@@ -188,16 +186,6 @@ class _Document(BaseModel):
     )
 
 
-class _Pair(_Document):
-    certificate: str
-    key: str
-
-
-class _Leaves(_Document):
-    auth: _Pair
-    distribution: _Pair
-
-
 class _User(_Document):
     name: str
     password: str
@@ -205,22 +193,22 @@ class _User(_Document):
 
 
 class _Secrets(_Document):
-    authority: _Pair
-    token: _Pair
+    authority: KeyPair
+    token: KeyPair
     http_secret: str
     users: dict[User, _User]
-    nodes: dict[str, _Leaves]
-    in_cluster: _Leaves
-    successor: _Pair | None = None
+    nodes: dict[str, Leaves]
+    in_cluster: Leaves
+    successor: KeyPair | None = None
     former: tuple[str, ...] = ()
 
 
 def read_secrets(path: Path) -> ServiceSecrets | None:
-    """What was kept in a file; None if there is none yet.
+    """Read the secrets that a file keeps; None if there is no file yet.
 
     Raises:
         FileSystemError: it cannot be read.
-        RenderingError: it is damaged. It is never replaced silently: nodes trust what it holds.
+        RenderingError: it is damaged. It is never replaced silently, since nodes trust its content.
     """
     try:
         text = path.read_bytes()
@@ -232,27 +220,17 @@ def read_secrets(path: Path) -> ServiceSecrets | None:
         found = _Secrets.model_validate_json(text)
     except ValidationError as err:
         raise RenderingError(f"{path}: {problems(err, 'document')[0]}; {_REPAIR}") from err
-    authority = _pair(found.authority)
-    successor = None if found.successor is None else _pair(found.successor)
-    for pair in filter(None, (authority, successor)):
+    for pair in filter(None, (found.authority, found.successor)):
         try:
             pair.private_key()
         except InvalidCertificateError as err:
             problem = str(err).partition(";")[0]
             raise RenderingError(f"{path}: authority: {problem}; {_REPAIR}") from err
-    return ServiceSecrets(
-        authority,
-        _pair(found.token),
-        found.http_secret,
-        {
-            user: HashedAccount(Account(one.name, SecretStr(one.password)), one.password_hash)
-            for user, one in found.users.items()
-        },
-        {name: _leaves_of(one) for name, one in found.nodes.items()},
-        _leaves_of(found.in_cluster),
-        successor,
-        found.former,
-    )
+    users = {
+        user: HashedAccount(Account(one.name, SecretStr(one.password)), one.password_hash)
+        for user, one in found.users.items()
+    }
+    return ServiceSecrets(**{**dict(found), "users": users})
 
 
 _REPAIR = (
@@ -267,43 +245,23 @@ def write_secrets(kept: ServiceSecrets, path: Path) -> bool:
     Raises:
         FileSystemError: it cannot be written.
     """
-    document: dict[str, Any] = {
-        "authority": _pair_document(kept.authority),
-        "token": _pair_document(kept.token),
-        "httpSecret": kept.http_secret,
-        "users": {
-            user.value: {
-                "name": one.account.name,
-                "password": one.account.password.get_secret_value(),
-                "passwordHash": one.password_hash,
-            }
-            for user, one in sorted(kept.users.items())
-        },
-        "nodes": {name: _leaves_document(one) for name, one in sorted(kept.nodes.items())},
-        "inCluster": _leaves_document(kept.in_cluster),
+    users = {
+        user: _User(
+            name=one.account.name,
+            password=one.account.password.get_secret_value(),
+            password_hash=one.password_hash,
+        )
+        for user, one in sorted(kept.users.items())
     }
-    if kept.successor is not None:
-        document["successor"] = _pair_document(kept.successor)
-    if kept.former:
-        document["former"] = list(kept.former)
-    content = json.dumps(document, indent=2).encode() + b"\n"
-    return write_file(path, RenderedFile(content, SECRET))
-
-
-def _pair(found: _Pair) -> KeyPair:
-    return KeyPair(found.certificate, found.key)
-
-
-def _leaves_of(found: _Leaves) -> Leaves:
-    return Leaves(_pair(found.auth), _pair(found.distribution))
-
-
-def _pair_document(pair: KeyPair) -> dict[str, str]:
-    return {"certificate": pair.certificate, "key": pair.key}
-
-
-def _leaves_document(leaves: Leaves) -> dict[str, Any]:
-    return {
-        "auth": _pair_document(leaves.auth),
-        "distribution": _pair_document(leaves.distribution),
-    }
+    document = _Secrets(
+        authority=kept.authority,
+        token=kept.token,
+        http_secret=kept.http_secret,
+        users=users,
+        nodes=dict(sorted(kept.nodes.items())),
+        in_cluster=kept.in_cluster,
+        successor=kept.successor,
+        former=kept.former,
+    )
+    content = document.model_dump_json(by_alias=True, exclude_defaults=True, indent=2) + "\n"
+    return write_file(path, RenderedFile(content.encode(), SECRET))

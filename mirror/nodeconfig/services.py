@@ -19,9 +19,16 @@ from typing import Any
 from mirror.errors import RenderingError
 from mirror.modes.constants import LOGICAL_PATH, User
 from mirror.modes.settings import Account, Upstream
-from mirror.nodeconfig import values
-from mirror.nodeconfig.cluster import Node, NodePaths
+from mirror.nodeconfig.cluster import Node, NodePaths, Ports
 from mirror.nodeconfig.service_secrets import HashedAccount
+from mirror.nodeconfig.tree import (
+    checked_registry_host,
+    checked_repository_path,
+    checked_scheme,
+    checked_secret,
+    checked_user_name,
+    host_port,
+)
 
 
 class Distribution(StrEnum):
@@ -66,13 +73,13 @@ def local_config(
             "endpoints": [
                 {
                     "name": "replication",
-                    "url": f"http://{values.host_port('127.0.0.1', node.ports.replication)}"
+                    "url": f"http://{host_port('127.0.0.1', node.ports.replication)}"
                     f"{NOTIFICATION_PATH}",
                     "timeout": "5s",
                     "threshold": 3,
                     "backoff": "5s",
-                    # Only writes matter to replication. (2.8 tells of pulls all the same: it leaves
-                    # out what is to be ignored by action and media type both.)
+                    # Only writes matter to replication. (2.8 still reports pulls: it ignores only
+                    # what matches both an action and a media type.)
                     "ignore": {"actions": ["pull"]},
                 }
             ]
@@ -134,16 +141,14 @@ def cache_config(
 
 
 def in_cluster_config(
-    places: NodePaths, http_secret: str, upstream: Upstream, ports: Node
+    places: NodePaths, http_secret: str, upstream: Upstream, ports: Ports
 ) -> ServiceConfig:
-    """The proxy of Direct mode, which keeps nothing: the fork only (`relay` serves the stock one).
-
-    `ports` is a node whose ports are used; its address is not.
-    """
-    document = _common(ports, places, Distribution.DECKHOUSE, http_secret)
+    """The proxy of Direct mode, which keeps nothing; for the fork (the stock one has a relay)."""
+    anywhere = Node("in-cluster", "127.0.0.1", ports=ports)
+    document = _common(anywhere, places, Distribution.DECKHOUSE, http_secret)
     http = document["http"]
-    http["addr"] = f":{ports.ports.registry}"
-    http["debug"]["addr"] = f":{ports.ports.debug}"
+    http["addr"] = f":{ports.registry}"
+    http["debug"]["addr"] = f":{ports.debug}"
     http["tls"] = {
         "certificate": places.config("in-cluster", "distribution.crt"),
         "key": places.config("in-cluster", "distribution.key"),
@@ -153,7 +158,7 @@ def in_cluster_config(
         "readonly": {"enabled": True},
     }
     token = document["auth"]["token"]
-    loopback = f"https://127.0.0.1:{ports.ports.token}{REALM_PATH}"
+    loopback = f"https://127.0.0.1:{ports.token}{REALM_PATH}"
     token["realm"] = loopback
     token["rootcertbundle"] = places.config("in-cluster", "token.crt")
     token["proxy"] = {"url": loopback, "ca": places.config("in-cluster", "ca.crt")}
@@ -174,10 +179,10 @@ def _common(
     }
     if flavour is Distribution.DECKHOUSE:
         # The fork answers /auth/token itself and passes it to the token server beside it, so
-        # clients need one port only. The stock one would send them to a path that nobody serves.
+        # clients need only one port. The stock one would send them to a path that nobody serves.
         token["autoredirect"] = True
         token["proxy"] = {
-            "url": f"https://{values.host_port('127.0.0.1', node.ports.token)}{REALM_PATH}",
+            "url": f"https://{host_port('127.0.0.1', node.ports.token)}{REALM_PATH}",
             "ca": places.pki("ca.crt"),
         }
     return {
@@ -191,9 +196,9 @@ def _common(
         "http": {
             "addr": node.registry,
             "prefix": "/",
-            "secret": values.secret(http_secret, "http.secret"),
+            "secret": checked_secret(http_secret, "http.secret"),
             "debug": {
-                "addr": values.host_port("127.0.0.1", node.ports.debug),
+                "addr": host_port("127.0.0.1", node.ports.debug),
                 "prometheus": {"enabled": True, "path": "/metrics"},
             },
             "tls": {
@@ -206,20 +211,20 @@ def _common(
 
 
 def _proxy(upstream: Upstream) -> dict[str, Any]:
-    scheme = values.scheme(upstream.scheme, "upstream scheme")
+    scheme = checked_scheme(upstream.scheme, "upstream scheme")
     proxy: dict[str, Any] = {
-        "remoteurl": f"{scheme}://{values.registry_host(upstream.host, 'upstream host')}"
+        "remoteurl": f"{scheme}://{checked_registry_host(upstream.host, 'upstream host')}"
     }
     if upstream.account is not None:
-        proxy["username"] = values.user_name(upstream.account.name, "upstream user name")
-        proxy["password"] = values.secret(
+        proxy["username"] = checked_user_name(upstream.account.name, "upstream user name")
+        proxy["password"] = checked_secret(
             upstream.account.password.get_secret_value(), "upstream password"
         )
     return proxy
 
 
 def _fork_proxy(upstream: Upstream, places: NodePaths) -> dict[str, Any]:
-    path = values.repository_path(upstream.path, "upstream path")
+    path = checked_repository_path(upstream.path, "upstream path")
     keys: dict[str, Any] = {
         "remotepathonly": f"/{path}" if path else "",
         "localpathalias": f"/{LOGICAL_PATH}",
@@ -261,14 +266,14 @@ def replica_auth(
     """The token server beside a replica that knows `users`.
 
     With `own_port` clients come to it directly, so it listens on the node's address; else only the
-    registry on this node speaks with it.
+    registry on this node talks to it.
     """
     access = [
         {"match": {"account": user.value, **match}, "actions": [action]}
         for user, action, match in _ACCESS
         if user in users
     ]
-    listen = node.token if own_port else values.host_port("127.0.0.1", node.ports.token)
+    listen = node.token if own_port else host_port("127.0.0.1", node.ports.token)
     return _document(
         listen,
         {
@@ -336,7 +341,7 @@ PARALLEL = 3
 def replication_config(
     node: Node, peers: Sequence[Node], places: NodePaths, accounts: Mapping[User, Account]
 ) -> dict[str, Any]:
-    """What the daemon on `node` is told. `peers` is not empty: without any there is no daemon.
+    """The settings of the daemon on `node`. Without `peers` there is no daemon.
 
     Pace and parallelism are written, though they are the defaults: what runs can then be read.
     """
@@ -352,7 +357,7 @@ def replication_config(
         "remote": [peer.registry for peer in peers],
         "sleep": SLEEP_S,
         "parallelizm": PARALLEL,
-        "listen": values.host_port("127.0.0.1", node.ports.replication),
+        "listen": host_port("127.0.0.1", node.ports.replication),
     }
 
 

@@ -1,11 +1,15 @@
-"""Rendered files as values, and the thin writer that puts them on a disk.
+"""What is written on nodes: rendered files as values, the thin writer, and the checks of values.
 
 A file gets its mode before its first byte, and its name only when it is complete. Removal touches
 only files that the module itself has placed; stores and directories made by people stay.
+
+Programs that run as root, and shell scripts, read these files. So a value is written only if it is
+exactly what its place is for; quoting by the library that writes the format comes on top.
 """
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import re
 import shutil
@@ -14,9 +18,10 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from mirror.documents import parse_json
-from mirror.durable import write_if_changed
-from mirror.errors import FileSystemError, RenderingError
+from mirror.durable import make_folder, os_errors, write_if_changed
+from mirror.errors import FileSystemError, InvalidCertificateError, RenderingError
 from mirror.modes import constants
+from mirror.nodeconfig.pki import clean_pem
 
 PUBLIC = 0o644
 SECRET = 0o600
@@ -82,8 +87,8 @@ OWN_FILES: tuple[PurePosixPath, ...] = (
 class TreeChanges:
     """What a writer did, as paths on the node.
 
-    `kept` are authorities that nothing names any more. containerd may have read the hosts.toml that
-    named them a moment ago, and be about to read them: the next run removes them.
+    `kept` are authorities that no file names any more. containerd may just have read the hosts.toml
+    that named them, and be about to read them: the next run removes them.
     """
 
     written: tuple[PurePosixPath, ...]
@@ -137,7 +142,7 @@ class Placed:
 def place_tree(tree: Tree, root: Path) -> Placed:
     """Write the module's files below `root` and remove nothing yet.
 
-    Who reads meanwhile finds the old route or the new one. Unchanged files keep their times.
+    Readers see the old route or the new one. Unchanged files keep their times.
 
     Raises:
         FileSystemError: a file could not be written.
@@ -148,13 +153,20 @@ def place_tree(tree: Tree, root: Path) -> Placed:
     after: tuple[str, ...] = ()
     written: list[PurePosixPath] = []
     unchanged: list[PurePosixPath] = []
-    # The list of directories goes first, with the old ones still in it: a run that is cut short
-    # leaves no directory that nobody knows to be managed.
+    # The list of directories comes first and still has the old ones: a run that is cut short leaves
+    # no managed directory that the list does not have.
     if listed := tree.get(state_path):
         after = _host_names(listed.content, str(state_path))
         union = RenderedFile(hosts_state(sorted({*before, *after})), listed.mode)
         if write_file(_below(root, state_path), union):
             written.append(state_path)
+    modes: dict[PurePosixPath, set[int]] = {}
+    for path, file in tree.items():
+        modes.setdefault(path.parent, set()).add(file.mode)
+    for folder, found in sorted(modes.items()):
+        # nginx reads its files as a user without rights, and secrets are for their owner alone.
+        with os_errors(_below(root, folder), "write"):
+            make_folder(_below(root, folder), 0o700 if SECRET in found else 0o755)
     replaced: dict[PurePosixPath, bytes] = {}
     for path, file in sorted(tree.items(), key=lambda item: _order(item[0])):
         if path == state_path:
@@ -192,7 +204,7 @@ def _order(path: PurePosixPath) -> tuple[int, PurePosixPath]:
 
 def _below(root: Path, path: PurePosixPath) -> Path:
     if not path.is_absolute() or ".." in path.parts:
-        raise ValueError(f"{path} is no absolute path of a node")
+        raise ValueError(f"{path} is not an absolute path of a node")
     return root / path.relative_to("/")
 
 
@@ -258,7 +270,7 @@ def _remove_own(root: Path, tree: Tree) -> Iterator[PurePosixPath]:
 
 
 def _stale_authorities(root: Path, tree: Tree, hosts: tuple[str, ...]) -> Iterator[PurePosixPath]:
-    """CA files of former ways in directories that stay."""
+    """CA files of former mirrors in directories that stay."""
     folders = [*(constants.CONTAINERD_HOSTS / host for host in hosts), constants.BALANCER_CONFIG]
     for folder in folders:
         for found in sorted(_below(root, folder).glob("*-ca.crt")):
@@ -274,3 +286,122 @@ def _unlink(path: Path) -> bool:
     except OSError as err:
         raise FileSystemError(f"cannot remove {path}: {err.strerror}") from err
     return True
+
+
+# -- values ----------------------------------------------------------------------------------------
+
+_NAME = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*", re.ASCII)
+_HOST = re.compile(r"[0-9A-Za-z]([0-9A-Za-z.-]*[0-9A-Za-z])?(:[0-9]{1,5})?", re.ASCII)
+_REPOSITORY = re.compile(r"[0-9A-Za-z._-]+(/[0-9A-Za-z._-]+)*", re.ASCII)
+_PATH = re.compile(r"/[0-9A-Za-z._/:@=+-]*", re.ASCII)
+_IMAGE = re.compile(r"[0-9A-Za-z.:/_-]+(@sha256:[0-9a-f]{64})?", re.ASCII)
+
+
+def checked_node_name(text: str) -> str:
+    """A Kubernetes node's name (a DNS subdomain)."""
+    if len(text) > 253 or not _NAME.fullmatch(text):
+        raise _refused("node name", text, "lower-case letters, digits, '-' and '.', as in master-0")
+    return text
+
+
+def checked_address(text: str, where: str) -> str:
+    """An IP address without a port, in its canonical form."""
+    try:
+        found = ipaddress.ip_address(text)
+    except ValueError:
+        raise _refused(where, text, "an IP address, as in 10.0.0.1") from None
+    if found.is_unspecified or found.is_multicast:
+        raise _refused(where, text, "the address of one node")
+    return str(found)
+
+
+def is_address(text: str) -> bool:
+    """Whether this is an IP address and no name."""
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    return True
+
+
+def checked_port(number: int, where: str) -> int:
+    """A TCP port."""
+    if isinstance(number, bool) or not 1 <= number <= 65535:
+        raise _refused(where, str(number), "a port from 1 to 65535")
+    return number
+
+
+def host_port(host: str, number: int) -> str:
+    """`host:port`, an IPv6 address in brackets."""
+    return f"[{host}]:{number}" if ":" in host else f"{host}:{number}"
+
+
+def checked_registry_host(text: str, where: str) -> str:
+    """A registry's host with its port, if it has one."""
+    if not _HOST.fullmatch(text) or ".." in text:
+        raise _refused(where, text, "host or host:port, as in registry.example:5000")
+    if ":" in text:
+        checked_port(int(text.rpartition(":")[2]), where)
+    return text
+
+
+def checked_repository_path(text: str, where: str) -> str:
+    """The path of a repository without a slash around it; empty is a registry's root."""
+    if text and (not _REPOSITORY.fullmatch(text) or {".", ".."} & set(text.split("/"))):
+        raise _refused(where, text, "names with '/' between them, as in deckhouse/ee")
+    return text
+
+
+def checked_scheme(text: str, where: str) -> str:
+    """`http` or `https`."""
+    if text not in {"http", "https"}:
+        raise _refused(where, text, "http or https")
+    return text
+
+
+def checked_file_path(text: str, where: str) -> str:
+    """An absolute path without anything that a shell or nginx could take for syntax."""
+    if not _PATH.fullmatch(text) or ".." in text.split("/"):
+        raise _refused(where, text, "an absolute path of letters, digits and . _ - / : @ = +")
+    return text
+
+
+def checked_image(text: str, where: str) -> str:
+    """A container's image."""
+    if not _IMAGE.fullmatch(text):
+        raise _refused(where, text, "an image reference")
+    return text
+
+
+def checked_secret(text: str, where: str) -> str:
+    """A user name or password: printable, on one line. The text itself is never repeated."""
+    if not text or not text.isprintable():
+        raise RenderingError(
+            f"{where}: expected printable characters on one line, found "
+            f"{'none' if not text else 'a control character'}; correct it in the settings"
+        )
+    return text
+
+
+def checked_user_name(text: str, where: str) -> str:
+    """A user name, which travels in front of a ':' and therefore holds none."""
+    if ":" in checked_secret(text, where):
+        raise RenderingError(
+            f"{where}: expected a name without ':', which ends the name where credentials are "
+            "written together; use another account"
+        )
+    return text
+
+
+def checked_authority(pem: str, where: str) -> str:
+    """Certificates to trust, as they are written to a file of their own."""
+    try:
+        return clean_pem(pem, where)
+    except InvalidCertificateError as err:
+        raise RenderingError(str(err)) from err
+
+
+def _refused(where: str, found: str, expected: str) -> RenderingError:
+    return RenderingError(
+        f"{where}: expected {expected}, found {found!r}; correct it and try again"
+    )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -62,21 +61,36 @@ class Facts:
 
 
 class Leader:
-    """The registry that decides. Thread-safe; asked for its digest first, the rest if needed."""
+    """The registry that decides, and the statement that it has published. Thread-safe.
 
-    def __init__(self, tree: RegistryTree, *, run: Run | None = None) -> None:
-        self.tree = tree
+    `digest` and `generation` are the statement's; None where the leader states nothing.
+    """
+
+    def __init__(
+        self,
+        tree: RegistryTree,
+        digest: Digest | None,
+        generation: int | None,
+        *,
+        run: Run | None = None,
+    ) -> None:
+        self.tree, self.digest, self.generation = tree, digest, generation
         self._run = Run.of(run)
         self._lock = threading.Lock()
         self._facts: Facts | None = None
         self._audit: Future[tuple[Failure, ...]] = Future()
-        self.digest: Digest | None = None
-        self.generation: int | None = None
-        # One small request for both; the layer, which may be large, is left for `facts`.
-        with suppress(RegistryNotFoundError):
+
+    @classmethod
+    def ask(cls, tree: RegistryTree, *, run: Run | None = None) -> Leader:
+        """Ask which statement `tree` has published; `facts` reads it when somebody needs it.
+
+        One small request: the statement's layer may be large.
+        """
+        try:
             manifest = tree.client.manifest(tree.locate(REPOSITORY), LATEST)
-            self.digest = manifest.digest
-            self.generation = generation_of(manifest)
+        except RegistryNotFoundError:
+            return cls(tree, None, None, run=run)
+        return cls(tree, manifest.digest, generation_of(manifest), run=run)
 
     @property
     def unread(self) -> tuple[Failure, ...]:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-import threading
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from functools import partial
+from typing import Any
 
-from mirror.errors import CancelledError, InputError, StalledError, common_exit_code
+from mirror.errors import (
+    CancelledError,
+    DeadlineError,
+    InputError,
+    StalledError,
+    common_exit_code,
+)
 from mirror.events import PhaseAdvanced, PhaseStarted, side_by_side
 from mirror.oci import Digest
 from mirror.operations.audit_leader import LeaderAudit
@@ -18,9 +23,7 @@ from mirror.operations.results import How, Outcome, ReplicaResult
 from mirror.run import Run
 from mirror.sync.observation import Failure
 from mirror.sync.tree import RegistryTree
-
-_GRACE_S = 10.0
-_TICK_S = 0.2
+from mirror.sync.workers import gather
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,17 +67,6 @@ class SyncReport:
         }
 
 
-class _Runner(Protocol):
-    """One registry's share of the work."""
-
-    @property
-    def tree(self) -> RegistryTree: ...
-
-    def carry_out(self) -> ReplicaResult: ...
-
-    def result(self) -> ReplicaResult: ...
-
-
 def sync_replicas(
     leader: RegistryTree | None,
     replicas: Sequence[RegistryTree],
@@ -101,8 +93,8 @@ def sync_replicas(
 
     Every replica has `run.jobs` threads of its own and a result of its own, which `on_replica`
     hears as soon as it is there; none waits for another. What fails is in the report and is not
-    raised. After `deadline_s` seconds what is not finished is stopped, and the clients of those
-    trees are closed.
+    raised. After `deadline_s` seconds what is not finished is stopped; half of that time is for
+    choosing a leader.
 
     A statement of the leader that cannot be read is a failure of every replica.
 
@@ -113,20 +105,28 @@ def sync_replicas(
         CancelledError: `run` was stopped.
     """
     run = Run.of(run)
-    started = time.monotonic()
+    timed = run.with_deadline(deadline_s)
     unasked: tuple[Failure, ...] = ()
     for tree in replicas:
         if tree.files is not None:
             tree.files.check()
     if leader is None:
-        leader, unasked = choose_leader(replicas, run=run)
+        patience_s = None if deadline_s is None else deadline_s / 2
+        leader, unasked = choose_leader(replicas, patience_s=patience_s, run=run)
         absent = {failure.place for failure in unasked}
         replicas = [one for one in replicas if one is not leader and one.name not in absent]
     names = [tree.name for tree in replicas]
     if leader.name in names or len(set(names)) < len(names) or not (names or unasked):
         raise InputError("a sync goes from one registry to others, each of them named once")
     how = How(audit, deep, prune, dry_run)
-    head = Leader(leader, run=run)
+    try:
+        head = Leader.ask(leader.within(timed), run=timed)
+    except DeadlineError as err:
+        run.check()
+        raise StalledError(
+            f"the leader {leader.name} did not say within {deadline_s:g} s what it holds",
+            where=leader.name,
+        ) from err
     if len(replicas) > 1:
         run.on_event(
             PhaseStarted(f"syncing {len(replicas)} replicas from {leader.name}", len(replicas))
@@ -134,35 +134,33 @@ def sync_replicas(
     alone = len(replicas) == 1 and not how.full
 
     def part(tree: RegistryTree) -> Run:
-        own = Run.of(run)
+        own = Run.of(timed)
         return own if alone else own.heard_by(side_by_side(run.on_event, tree.name))
 
-    parts = [part(tree) for tree in replicas]
-    runners: list[_Runner] = [
-        Replication(
-            tree,
-            head,
-            [other for other in replicas if other is not tree],
-            how,
-            run=own,
-        )
-        for tree, own in zip(replicas, parts, strict=True)
-    ]
+    def replicate(tree: RegistryTree) -> ReplicaResult:
+        own = part(tree)
+        others = [other.within(own) for other in replicas if other is not tree]
+        result = Replication(tree.within(own), head, others, how, run=own).carry_out()
+        if own.remaining_s() == 0 and result.outcome is Outcome.FAILED:
+            result = _overdue(result, deadline_s)
+        run.on_event(PhaseAdvanced())
+        on_replica(result)
+        return result
+
+    def audit_the_leader() -> ReplicaResult:
+        own = part(leader)
+        others = [one.within(own) for one in replicas]
+        result = LeaderAudit(head, others, how, run=own).carry_out()
+        late = own.remaining_s() == 0 and result.outcome is Outcome.FAILED
+        return _overdue(result, deadline_s) if late else result
+
+    # The audit begins first: replicas that are to be pruned wait for what it finds.
+    works: list[Callable[[], ReplicaResult]] = [partial(replicate, tree) for tree in replicas]
     audited = how.full and (audit_leader or prune)
     if audited:
-        parts.append(part(leader))
-        runners.append(LeaderAudit(head, replicas, how, run=parts[-1]))
-
-    def told(result: ReplicaResult) -> None:
-        if result.name != leader.name:
-            run.on_event(PhaseAdvanced())
-            on_replica(result)
-
-    until = None if deadline_s is None else started + deadline_s
-    results = _run_all(runners, parts, leader, until, deadline_s, run, told)
-    if run.stopped:
-        raise CancelledError("stopped on request; what is done is done, run the command again")
-    checked = results.pop() if audited else None
+        works.insert(0, audit_the_leader)
+    results = gather(works, lambda work: work(), run=run.with_jobs(max(1, len(works))))
+    checked = results.pop(0) if audited else None
     return SyncReport(
         leader.name,
         head.digest,
@@ -174,81 +172,7 @@ def sync_replicas(
     )
 
 
-def _run_all(
-    runners: Sequence[_Runner],
-    parts: Sequence[Run],
-    leader: RegistryTree,
-    until: float | None,
-    deadline_s: float | None,
-    run: Run,
-    told: Callable[[ReplicaResult], None],
-) -> list[ReplicaResult]:
-    """Run each in a thread of its own. On return no thread of ours is running."""
-    results: dict[int, ReplicaResult] = {}
-    bugs: list[BaseException] = []
-
-    def work(number: int) -> None:
-        try:
-            results[number] = runners[number].carry_out()
-            told(results[number])
-        except BaseException as err:  # noqa: BLE001 - raised by the caller's thread, below
-            bugs.append(err)
-
-    threads = [
-        threading.Thread(target=work, args=(number,), name=f"mirror-{runners[number].tree.name}")
-        for number in range(len(runners))
-    ]
-    for thread in threads:
-        thread.start()
-    late: set[int] = set()
-    try:
-        while any(thread.is_alive() for thread in threads):
-            for thread in threads:
-                thread.join(_TICK_S / len(threads))
-            overdue = until is not None and time.monotonic() > until
-            if (overdue or run.stopped or bugs) and not late:
-                late = {number for number, thread in enumerate(threads) if thread.is_alive()}
-                _stop(late, runners, parts, threads, leader)
-    except BaseException:
-        alive = {number for number, thread in enumerate(threads) if thread.is_alive()}
-        _stop(alive, runners, parts, threads, leader)
-        raise
-    finally:
-        for thread in threads:
-            thread.join()
-    if bugs:
-        raise bugs[0]
-    for number in late if not run.stopped else ():
-        result = results[number]
-        if result.outcome is Outcome.FAILED:
-            results[number] = _overdue(result, deadline_s or 0.0)
-    return [results[number] for number in range(len(runners))]
-
-
-def _stop(
-    numbers: set[int],
-    runners: Sequence[_Runner],
-    parts: Sequence[Run],
-    threads: Sequence[threading.Thread],
-    leader: RegistryTree,
-) -> None:
-    """End what these do; closed connections end even what waits for an answer."""
-    for number in numbers:
-        parts[number].cancellation.cancel()
-    until = time.monotonic() + _TICK_S
-    for number in numbers:
-        threads[number].join(max(0.0, until - time.monotonic()))
-    for number in numbers:
-        if threads[number].is_alive() and runners[number].tree is not leader:
-            runners[number].tree.client.close()
-    until = time.monotonic() + _GRACE_S
-    for number in numbers:
-        threads[number].join(max(0.0, until - time.monotonic()))
-    if any(threads[number].is_alive() for number in numbers):
-        leader.client.close()  # it is the leader that they wait for
-
-
-def _overdue(result: ReplicaResult, deadline_s: float) -> ReplicaResult:
+def _overdue(result: ReplicaResult, deadline_s: float | None) -> ReplicaResult:
     error = StalledError(
         f"{result.name} was not finished within {deadline_s:g} s and was stopped; what arrived is "
         "kept: run the command again, with more time or fewer replicas",

@@ -44,6 +44,10 @@ class RetryPolicy:
         return delay
 
 
+BRIEF = RetryPolicy(attempts=4, base_delay_s=0.5, max_delay_s=5.0)
+"""For those who look at a registry again soon. Some answer HTTP 500 for each damaged manifest."""
+
+
 def _user_agent() -> str:
     try:
         return f"mirror/{version('mirror')}"

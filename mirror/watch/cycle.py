@@ -10,10 +10,11 @@ from typing import Any
 
 from mirror.errors import MirrorError, NotFoundError, UnreachableError
 from mirror.oci import Digest
-from mirror.operations import Outcome, ReplicaResult, adopt, sync_replicas
+from mirror.operations.adopt import adopt
 from mirror.operations.audit_leader import LeaderAudit
 from mirror.operations.leader import Leader, ask_at_once, choose_leader
-from mirror.operations.results import How
+from mirror.operations.results import How, Outcome, ReplicaResult
+from mirror.operations.sync import sync_replicas
 from mirror.run import Run
 from mirror.sync import Inventory
 from mirror.sync.observation import Depth, Failure
@@ -187,7 +188,7 @@ class Replicator:
         """The replica that leads, held against its own statement."""
         how = How(audit=level is CheckLevel.AUDIT, deep=level is CheckLevel.DEEP)
         tree = tree.within(run)
-        head = Leader(tree, run=run)
+        head = Leader.ask(tree, run=run)
         if not how.full:
             return ReplicaResult(tree.name, Outcome.EQUAL, head.digest, head.generation)
         others = [one.within(run) for one in self._trees.values() if one.name != tree.name]

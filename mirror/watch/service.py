@@ -26,17 +26,14 @@ from mirror.registry import (
     ConnectionOptions,
     Credentials,
     RegistryClient,
-    RetryPolicy,
     find_credentials,
 )
+from mirror.registry.options import BRIEF
 from mirror.serve.server import ServerThread, listen
 from mirror.sync.tree import RegistryTree
 from mirror.watch.cycle import Replicator
 from mirror.watch.daemon import Daemon
 from mirror.watch.settings import WatchedRegistry, WatchSettings
-
-_RETRIES = RetryPolicy(attempts=4, base_delay_s=0.5, max_delay_s=5.0)
-"""Less patience than a push has: the daemon looks at a replica again soon."""
 
 _METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _MAX_ENVELOPE_BYTES = 4 << 20
@@ -98,7 +95,7 @@ def _tree(
     options = ConnectionOptions(
         plain_http=place.insecure,
         verify=not place.tls_skip_verify,
-        retries=_RETRIES,
+        retries=BRIEF,
         max_connections=settings.jobs * (len(settings.registries) + 1) + 8,
     )
     if place.ca is not None:

@@ -18,7 +18,8 @@ from mirror.bundle.verify import verify_bundle
 from mirror.bundle.writer import BundleWriter
 from mirror.errors import InputError, MissingBaseError, NotFoundError
 from mirror.oci import Digest
-from mirror.operations import merge, push
+from mirror.operations.merge import merge
+from mirror.operations.push import push
 from mirror.run import Run
 from mirror.serve import MemoryStorage
 from mirror.sync import BlobContent, Inventory, MemoryStore, make_plan, transfer, union

@@ -330,7 +330,7 @@ def test_a_cluster_that_is_being_installed_has_no_mode_yet(write: Write) -> None
         ({"publicDomainTemplate": "apps.corp.example"}, ["publicDomainTemplate must have %s"]),
         ({"users": {"root": "hidden"}}, ["users"]),
         ({"caFile": "absent.crt"}, ["cannot read", "absent.crt"]),
-        (["masters"], ["no mapping"]),
+        (["masters"], ["not a mapping"]),
     ],
 )
 def test_mistakes_in_the_sites_are_told_and_never_quoted(

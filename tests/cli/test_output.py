@@ -18,7 +18,7 @@ import pytest
 
 from examples.release_tree import SMALL
 from mirror.events import EndpointDown, EndpointUp
-from mirror.progress import progress
+from mirror.reports.progress import progress
 from mirror.testing import EmbeddedRegistry
 from tests.support.program import PROGRAM, ROOT, call_mirror, environment, run_mirror
 from tests.support.release_source import Source, serve

@@ -20,8 +20,8 @@ from mirror.events import (
     side_by_side,
 )
 from mirror.oci import Digest
-from mirror.operations import sync_replicas
-from mirror.progress import progress
+from mirror.operations.sync import sync_replicas
+from mirror.reports.progress import progress
 from mirror.run import Run
 from mirror.sync import MemoryStore
 from tests.support.inventories import put_image

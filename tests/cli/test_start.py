@@ -52,4 +52,4 @@ def test_a_command_loads_no_server_and_no_renderer(command: str) -> None:
     assert not libraries(names) & {*servers, "tomli_w"}
     ours = {name for name in names if name.startswith("mirror.")}
     assert not {name for name in ours if name.startswith(("mirror.serve", "mirror.watch"))}
-    assert len(ours) <= 178
+    assert len(ours) <= 136

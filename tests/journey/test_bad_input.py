@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
+import mirror.commands.access
 import mirror.commands.pull
-import mirror.commands.shared
 from examples.release_tree import TreeSpec
 from examples.release_tree.images import image, layer
 from mirror.bundle.parts import size_text
@@ -39,7 +39,7 @@ def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     retries = RetryPolicy(base_delay_s=0.01, max_delay_s=0.01, max_retry_after_s=0.01)
     options = functools.partial(ConnectionOptions, retries=retries)
     monkeypatch.setattr(mirror.commands.pull, "ConnectionOptions", options)
-    monkeypatch.setattr(mirror.commands.shared, "ConnectionOptions", options)
+    monkeypatch.setattr(mirror.commands.access, "ConnectionOptions", options)
 
 
 def pull(folder: Path, root: str, *more: str | Path, **run: Any) -> Finished:

@@ -11,7 +11,7 @@ import pytest
 
 from mirror.bundle.reader import BundleReader
 from mirror.errors import ConflictError
-from mirror.operations import push
+from mirror.operations.push import push
 from mirror.registry import ConnectionOptions, RegistryClient
 from mirror.release.discovery import discovery_images
 from mirror.run import Run

@@ -14,7 +14,8 @@ import pytest
 
 from mirror.errors import MirrorError, NotFoundError
 from mirror.oci import Digest, Repository
-from mirror.operations import Outcome, sync_replicas
+from mirror.operations.results import Outcome
+from mirror.operations.sync import sync_replicas
 from mirror.registry import ConnectionOptions, RegistryClient, RetryPolicy
 from mirror.sync import Inventory
 from mirror.sync.publication_state import read_statement, statement_digest

@@ -366,8 +366,8 @@ def test_conditions_of_another_version_are_dropped() -> None:
 @pytest.mark.parametrize(
     ("source", "said"),
     [
-        ("- a", "no mapping"),
-        ("a: [", "no YAML"),
+        ("- a", "not a mapping"),
+        ("a: [", "not YAML"),
         ({"replicas": 1}, "found other keys"),
         ({"kind": "ConfigMap", "data": {}}, "another kind of object"),
         ({"kind": "Secret", "metadata": {"name": "other"}, "data": {}}, "another Secret"),
@@ -380,7 +380,7 @@ def test_conditions_of_another_version_are_dropped() -> None:
         ({"mode": "Local", "conditions": [{"type": "Ready"}]}, "neither True nor False"),
         (
             {"mode": "Local", "conditions": [{"type": "Ready", "status": "True"}]},
-            "lastTransitionTime is no time",
+            "lastTransitionTime is not a time",
         ),
     ],
 )

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from mirror.errors import InvalidSettingsError
-from mirror.modes.module_config import _HOST, find_login
+from mirror.modes.module_config import _HOST
 from mirror.modes.routes import Mode
 from mirror.modes.settings import RegistrySettings
 
@@ -119,23 +119,24 @@ def test_no_message_repeats_a_login() -> None:
 
 
 @pytest.mark.parametrize(
-    ("auths", "expected"),
+    ("entry", "expected"),
     [
-        ({"h": login("a", "b")}, ("a", "b")),
-        ({"https://h/v1/": login("a", "b")}, ("a", "b")),
-        ({"http://h": {"username": "a", "password": "b"}}, ("a", "b")),
-        ({"h": {**login("a", "b"), "username": "c", "password": "d"}}, ("a", "b")),
-        ({"h": {"auth": login("a", "b")["auth"].rstrip("=")}}, ("a", "b")),
-        ({"g": login("a", "b")}, ("", "")),
-        ({"https://h": login("1", "2"), "h": login("3", "4")}, ("1", "2")),
+        (login("a", "b"), ("a", "b")),
+        ({"username": "a", "password": "b"}, ("a", "b")),
+        ({**login("a", "b"), "username": "c", "password": "d"}, ("a", "b")),
+        ({"auth": login("a", "b")["auth"].rstrip("=")}, ("a", "b")),
+        ({}, None),
     ],
 )
-def test_the_first_login_of_the_host_counts(
-    auths: dict[str, Any], expected: tuple[str, str]
+def test_the_login_of_the_host_counts(
+    entry: dict[str, str], expected: tuple[str, str] | None
 ) -> None:
-    found = find_login(auths, "h")
-    assert (found.username, found.password) == expected
-    assert expected[1] == "" or expected[1] not in repr(found).replace("username='a'", "")
+    config = encoded({"auths": {"g.example": login("1", "2"), "h.example": entry}})
+    settings = RegistrySettings.load(init(imagesRepo="h.example/x", registryDockerCfg=config))
+    assert settings.upstream is not None
+    account = settings.upstream.account
+    found = account and (account.name, account.password.get_secret_value())
+    assert found == expected
 
 
 def test_the_registry_is_not_taken_from_two_places() -> None:

@@ -119,7 +119,7 @@ def test_relax_without_a_tag_is_refused(deployment: Any, said: str) -> None:
         (VALUES, ("unknown",), "no digest of a critical module: unknown"),
         ({}, CRITICAL, "no digests at global.modulesImages.digests"),
         ({"global": {"modulesImages": {"digests": {}}}}, CRITICAL, "no digests at global"),
-        ({"global": {"modulesImages": {"digests": {"a": 5}}}}, ("a",), "a is no mapping"),
+        ({"global": {"modulesImages": {"digests": {"a": 5}}}}, ("a",), "a is not a mapping"),
         ({"global": {"modulesImages": {"digests": {"a": {"b": 5}}}}}, ("a",), "a.b: expected a d"),
         ({"global": {"modulesImages": {"digests": {"a": {"b": "x"}}}}}, ("a",), "is not a digest"),
         ({"global": {"modulesImages": {"digests": {"a": {}}}}}, ("a",), "no digest of a critical"),
@@ -182,10 +182,10 @@ def test_a_list_comes_in_three_forms(tmp_path: Path) -> None:
         ("# nothing", "has no digest in it"),
         ("{}", "has no digest in it"),
         ("[]", "has no digest in it"),
-        ("{", "is no JSON"),
+        ("{", "is not JSON"),
         ("v1.70.0", "entry 1: 'v1.70.0' is not a digest"),
         ("[5]", "entry 1: expected a digest"),
-        ('{"a": "b"}', "a is no mapping"),
+        ('{"a": "b"}', "a is not a mapping"),
     ],
 )
 def test_another_list_is_refused_with_its_reason(text: str, said: str) -> None:

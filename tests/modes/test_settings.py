@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from pydantic import SecretStr, ValidationError
 
 from mirror.errors import InputError, InvalidSettingsError
+from mirror.modes.module_config import IMAGES_REPO_PATTERN
 from mirror.modes.routes import Mode
-from mirror.modes.rules import IMAGES_REPO_PATTERN
 from mirror.modes.settings import CheckMode, ProxySection, RegistrySettings, UpstreamSection
 from tests.support.tls import Authority
 
@@ -428,14 +428,14 @@ def test_the_message_names_the_file_and_counts(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("mode: [", "no YAML"),
+        ("mode: [", "not YAML"),
         ("config.yaml", "to read a file, give its path as a Path"),
         ("- mode: Direct", "expected a ModuleConfig named deckhouse"),
         ("mode: Local\nmode: Direct", r"mode is set twice; keep one \(line 2\)"),
         ("kind: Service\napiVersion: v1", "found Service"),
         ("kind: ModuleConfig\napiVersion: x\nmetadata: {name: other}", "found ModuleConfig"),
-        ("\x00", "no YAML"),
-        ("[" * 5000, "no YAML"),
+        ("\x00", "not YAML"),
+        ("[" * 5000, "not YAML"),
     ],
 )
 def test_something_else_is_refused_with_its_reason(text: str, said: str) -> None:

@@ -10,16 +10,13 @@ import pytest
 from mirror.bundle.reader import BundleReader
 from mirror.errors import ConflictError, IncompleteError
 from mirror.events import Event, OnEvent, PhaseStarted, TransferStarted
-from mirror.operations import (
-    Outcome,
-    PushReport,
-    push,
-    push_to_all,
-    rollback,
-    status,
-    sync_replicas,
-)
 from mirror.operations.prune import prune
+from mirror.operations.push import push, push_to_all
+from mirror.operations.push_reports import PushReport
+from mirror.operations.results import Outcome
+from mirror.operations.rollback import rollback
+from mirror.operations.status import status
+from mirror.operations.sync import sync_replicas
 from mirror.run import Run
 from mirror.sync import Inventory, MemoryStore
 from mirror.sync.publication_state import read_state

@@ -22,11 +22,11 @@ from mirror.errors import (
 from mirror.events import Event, Warned
 from mirror.layout import component_of, publication_stage
 from mirror.oci import Digest, Manifest
-from mirror.operations import Outcome, ReplicaResult, sync_replicas
 from mirror.operations.audit_leader import LeaderAudit
 from mirror.operations.leader import Leader
-from mirror.operations.results import How
-from mirror.replicas_text import sync_summary
+from mirror.operations.results import How, Outcome, ReplicaResult
+from mirror.operations.sync import sync_replicas
+from mirror.reports.registries import sync_summary
 from mirror.run import Cancellation, Run
 from mirror.sync import Inventory, InventoryBuilder, MemoryStore
 from mirror.sync.artifact import make_artifact, put_artifact
@@ -531,7 +531,7 @@ def test_an_audit_tells_a_push_that_is_under_way_from_a_tag_moved_by_hand(
     sync_replicas(leader.tree, [replica.tree])
     coming = Statement(newer().inventory(), 2, tool="tests")
 
-    head = Leader(leader.tree)
+    head = Leader.ask(leader.tree)
     head.facts()
     announce(leader.tree, coming.artifact())
     leader.fill(newer(), generation=None)

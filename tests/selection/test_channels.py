@@ -18,7 +18,7 @@ from mirror.config import PullConfig
 from mirror.errors import NotFoundError, SourceContentError
 from mirror.oci import Descriptor, Digest
 from mirror.oci.layers import read_files
-from mirror.operations import PullPlan, plan_pull
+from mirror.operations.pull import PullPlan, plan_pull
 from mirror.registry import ConnectionOptions, RegistryClient
 from tests.selection.conftest import TINY, MakeOffer
 from tests.support.depot import Offer, difference, references, release_image

@@ -56,6 +56,7 @@ class Cluster:
             Containerd.STOCK,
             Distribution.STOCK,
             DEBIAN_NGINX,
+            in_cluster_ports=nodes[-1].ports,  # not those where a master listens
             in_place_root=PurePosixPath(out),
         )
         now = datetime.datetime.now(datetime.UTC)
@@ -67,9 +68,7 @@ class Cluster:
     def rendered(
         self, settings: RegistrySettings, previous: RegistrySettings | None = None
     ) -> Rendered:
-        # The in-cluster proxy takes the first one's ports: not those where a master listens.
-        nodes = (self.worker, *self.masters)
-        return render(settings, nodes, self.kept, previous=previous, options=self.options)
+        return render(settings, self.nodes, self.kept, previous=previous, options=self.options)
 
     def render_masters(self, settings: RegistrySettings, previous: RegistrySettings | None) -> None:
         """The masters' part alone; the worker, which pulls, goes on with what it has."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -12,6 +13,7 @@ from mirror.run import Run
 from mirror.sync import MemoryStore, union
 from mirror.sync.publication import announce
 from mirror.sync.statement import Statement
+from mirror.testing import Delay, Fault
 from mirror.watch.cycle import CycleResult, Replicator, _Silent, count
 from mirror.watch.settings import AUTO, CheckLevel
 from tests.support.inventories import put_image, sample_store
@@ -190,6 +192,27 @@ def test_a_dead_peer_is_told_of_and_the_others_are_followed(three: list[Replica]
     assert again.complete
     assert any(three[2].name in error for error in again.errors)
     assert [len(one.registry.requests) for one in three[:2]] == [1, 1], "nothing is read again"
+
+
+def test_a_silent_peer_is_waited_for_once_and_not_by_every_cycle(
+    three: list[Replica], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mirror.watch.cycle._PATIENCE_S", 0.5)
+    cluster = Cluster(three, AUTO)
+    cluster.members["a"].fill(STORE)
+    silent = three[2].registry
+    silent.faults.add(Fault(Delay(60.0), times=None))
+    started = time.monotonic()
+    look = cluster.look("b")
+    assert time.monotonic() - started < 20.0
+    assert look.complete
+    assert cluster.members["b"].held() == WANTED
+    assert any("no answer within 0.5 s" in error for error in look.errors)
+    silent.requests.clear()
+    again = cluster.look("b")
+    assert again.complete
+    assert again.errors == look.errors, "what is known about it is reported all the same"
+    assert len(silent.requests) == 0
 
 
 def test_a_peer_that_rests_is_asked_again_by_one_cycle_when_its_rest_is_over() -> None:

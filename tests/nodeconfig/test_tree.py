@@ -12,6 +12,7 @@ import pytest
 from mirror.errors import FileSystemError, RenderingError
 from mirror.modes import constants
 from mirror.modes.settings import RegistrySettings
+from mirror.modes.state import RegistryState
 from mirror.nodeconfig.hosts import Containerd
 from mirror.nodeconfig.render import Rendered, RenderOptions, render, write_cluster
 from mirror.nodeconfig.service_secrets import ServiceSecrets, read_secrets, write_secrets
@@ -295,6 +296,24 @@ def test_secrets_survive_their_file_and_show_nowhere(tmp_path: Path) -> None:
         assert one.password_hash not in shown
     assert kept().http_secret not in shown
     assert "PRIVATE" not in shown
+
+
+@pytest.mark.parametrize("umask", [0o000, 0o022, 0o077])
+def test_folders_of_secrets_are_closed_and_those_of_nginx_open(tmp_path: Path, umask: int) -> None:
+    before = os.umask(umask)
+    try:
+        apply(tmp_path / "out", local())
+        write_secrets(kept(), tmp_path / "kept/secrets.json")
+        RegistryState().save(tmp_path / "state/registry-state.yaml")
+    finally:
+        os.umask(before)
+    modes = {path: path.stat().st_mode & 0o777 for path in tmp_path.rglob("*")}
+    secrets = [path for path, mode in modes.items() if path.is_file() and mode == 0o600]
+    assert len(secrets) > 10
+    assert {modes[path.parent] for path in secrets} == {0o700}
+    nginx = {path for path in modes if path.name == "registry-proxy"}
+    assert {modes[path] for path in nginx} == {0o755}
+    assert len(nginx) == len(NODES)
 
 
 def test_damaged_secrets_are_never_replaced_silently(tmp_path: Path) -> None:

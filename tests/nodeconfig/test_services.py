@@ -390,13 +390,13 @@ def test_the_version_tells_nothing_about_passwords() -> None:
     assert one.version != other.version
 
 
-def test_in_direct_mode_the_proxy_has_the_ports_of_the_first_master_by_name() -> None:
+def test_the_in_cluster_proxy_has_ports_of_its_own() -> None:
     apart = [Node("b", "10.0.0.2", ports=Ports(registry=6001)), Node("a", "10.0.0.1")]
     held = prepare_secrets(kept(), apart, NOW)
-    for nodes in (apart, apart[::-1]):
-        rendered = render(direct(), nodes, held, options=FORK)
-        conf = yaml.safe_load(rendered.in_cluster[IN_CLUSTER / "distribution.yaml"].content)
-        assert conf["http"]["addr"] == ":5001"
+    own = replace(FORK, in_cluster_ports=Ports(registry=7001))
+    for options, address in ((FORK, ":5001"), (own, ":7001")):
+        rendered = render(direct(), apart, held, options=options)
+        assert in_cluster(rendered, "distribution.yaml")["http"]["addr"] == address
 
 
 def test_without_images_no_pod_is_written_and_that_is_said() -> None:

@@ -1,22 +1,49 @@
-"""`mirror diff`."""
+"""`mirror status` and `diff`: how registries, bundles and inventories compare."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
-from mirror import replicas_text
 from mirror.commands import options
-from mirror.commands.replicas import open_trees
-from mirror.commands.shared import show
+from mirror.commands.access import open_trees
+from mirror.commands.errors import show
 from mirror.errors import InputError, InvalidReferenceError
 from mirror.oci import Repository
-from mirror.operations import diff
-from mirror.progress import progress
+from mirror.operations.diff import diff
+from mirror.operations.status import status
+from mirror.reports.progress import progress
+from mirror.reports.registries import diff_summary, status_summary
 from mirror.run import Run
+
+
+@click.command("status")
+@click.argument("registries", nargs=-1, required=True, metavar="REGISTRY...")
+@click.option("--blobs", is_flag=True, help="Ask about every blob, too, in every repository.")
+@options.registry
+@options.running
+def status_command(
+    *, registries: Sequence[str], blobs: bool, jobs: int, as_json: bool, **access: Any
+) -> None:
+    """Show how complete each REGISTRY (host[:port]/path) is, and how far behind the others.
+
+    Each is held against the inventory that it states. The exit code is 4 if one is not complete,
+    else 3 if they state different things.
+    """
+    started = time.monotonic()
+    with (
+        progress(quiet=as_json) as on_event,
+        open_trees(registries, on_event, **access) as opened,
+    ):
+        report = status(opened, thorough=blobs, run=Run(jobs, on_event))
+    show(as_json, report.to_document(), status_summary, report, started)
+    if report.exit_code:
+        click.get_current_context().exit(report.exit_code)
+
 
 _DIFFER = 3
 
@@ -42,7 +69,7 @@ def diff_command(*, a: str, b: str, jobs: int, as_json: bool, **access: Any) -> 
         waiting = iter(opened)
         one, other = (next(waiting) if isinstance(place, str) else place for place in places)
         report = diff(one, other, run=Run(jobs, on_event))
-    show(as_json, report.to_document(), replicas_text.diff_summary, report, started)
+    show(as_json, report.to_document(), diff_summary, report, started)
     if report.failures:
         click.get_current_context().exit(report.failures[0].error.exit_code)
     if report.difference:

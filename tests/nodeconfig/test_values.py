@@ -9,22 +9,32 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mirror.errors import RenderingError
-from mirror.nodeconfig import values
 from mirror.nodeconfig.cluster import Node, Ports
 from mirror.nodeconfig.pods import Images
 from mirror.nodeconfig.proxies import Nginx
+from mirror.nodeconfig.tree import (
+    checked_address,
+    checked_file_path,
+    checked_image,
+    checked_node_name,
+    checked_registry_host,
+    checked_repository_path,
+    checked_scheme,
+    checked_secret,
+    checked_user_name,
+)
 
 METACHARACTERS = "\n\r\t\0 '\"`$(){}[];|&<>\\*?!#~%^,"
 
 
 CHECKS: dict[str, Callable[[str], str]] = {
-    "node name": values.node_name,
-    "address": lambda text: values.address(text, "x"),
-    "host": lambda text: values.registry_host(text, "x"),
-    "repository": lambda text: values.repository_path(text, "x"),
-    "file": lambda text: values.file_path(f"/{text}", "x"),
-    "image": lambda text: values.image(text, "x"),
-    "scheme": lambda text: values.scheme(text, "x"),
+    "node name": checked_node_name,
+    "address": lambda text: checked_address(text, "x"),
+    "host": lambda text: checked_registry_host(text, "x"),
+    "repository": lambda text: checked_repository_path(text, "x"),
+    "file": lambda text: checked_file_path(f"/{text}", "x"),
+    "image": lambda text: checked_image(text, "x"),
+    "scheme": lambda text: checked_scheme(text, "x"),
 }
 
 
@@ -39,7 +49,7 @@ def test_no_metacharacter_gets_through(check: str, bad: str) -> None:
 @given(st.text())
 def test_what_is_accepted_as_a_host_is_plain(text: str) -> None:
     try:
-        accepted = values.registry_host(text, "host")
+        accepted = checked_registry_host(text, "host")
     except RenderingError:
         return
     assert accepted == text
@@ -49,11 +59,11 @@ def test_what_is_accepted_as_a_host_is_plain(text: str) -> None:
 @given(st.text())
 def test_what_is_accepted_as_a_password_is_one_line(text: str) -> None:
     if text and text.isprintable():
-        assert values.secret(text, "password") == text
+        assert checked_secret(text, "password") == text
         assert len(text.splitlines()) == 1
         return
     with pytest.raises(RenderingError) as found:
-        values.secret(text, "password")
+        checked_secret(text, "password")
     assert not text or text not in str(found.value)
 
 
@@ -86,15 +96,15 @@ def test_what_is_no_port_is_refused(number: int) -> None:
 
 
 def test_a_user_name_holds_no_colon() -> None:
-    assert values.user_name("license-token", "user") == "license-token"
+    assert checked_user_name("license-token", "user") == "license-token"
     with pytest.raises(RenderingError, match="without ':'"):
-        values.user_name("a:b", "user")
+        checked_user_name("a:b", "user")
 
 
 @pytest.mark.parametrize("path", ["a/../b", "..", "a//b", "/a", "a/"])
 def test_a_path_stays_where_it_is(path: str) -> None:
     with pytest.raises(RenderingError, match="upstream path"):
-        values.repository_path(path, "upstream path")
+        checked_repository_path(path, "upstream path")
 
 
 def test_images_and_modules_are_checked_too() -> None:

@@ -21,17 +21,11 @@ from mirror.layout import (
     tags_of_versions,
 )
 from mirror.oci import Digest
-from mirror.operations import (
-    MergeReport,
-    PullPlan,
-    PullReport,
-    PushPlan,
-    PushReport,
-    RegistryInventory,
-    RegistryReport,
-)
-from mirror.operations.pull import PlannedReference
-from mirror.operations.push_reports import Share, shares
+from mirror.operations.inventory import RegistryInventory
+from mirror.operations.merge import MergeReport
+from mirror.operations.pull import PlannedReference, PullPlan, PullReport
+from mirror.operations.push_reports import PushPlan, PushReport, Share, shares
+from mirror.operations.verify import RegistryReport
 from mirror.release.select import SelectedContent
 from mirror.release.source import SourceTree
 from mirror.sync import Finding, Inventory

@@ -1,0 +1,1 @@
+"""Results for people: progress while a command works, and its summary as text."""

@@ -1,0 +1,292 @@
+"""Whoever asks an operation to stop is heard wherever it waits, and keeps clients that work."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+
+from mirror.bundle.reader import BundleReader
+from mirror.errors import CancelledError, DeadlineError, StalledError
+from mirror.job import Job, start
+from mirror.oci import Repository
+from mirror.operations.pull import pull
+from mirror.operations.push import push
+from mirror.operations.results import Outcome
+from mirror.operations.status import status
+from mirror.operations.sync import sync_replicas
+from mirror.operations.verify import verify_registry
+from mirror.registry import ConnectionOptions, RegistryClient, RegistryReader
+from mirror.release.selection import Selection
+from mirror.release.source import SourceTree
+from mirror.run import Run
+from mirror.serve import MemoryStorage
+from mirror.testing import Answer, Delay, EmbeddedRegistry, Fault, Stall
+from mirror.watch.cycle import Replicator
+from mirror.watch.daemon import Daemon
+from mirror.watch.settings import Schedule
+from tests.crossings import ONE_IMAGE
+from tests.support.bundles import pack_store
+from tests.support.inventories import sample_store
+from tests.support.program import RunningMirror
+from tests.support.release_source import serve
+from tests.support.replicas import Replica, replicas
+
+STORE = sample_store()
+
+BOUND_S = 8.0
+"""Two seconds are promised; on a machine that does other things too, this. Every fault lasts a
+multiple of it."""
+
+_PATIENCE_S = 30.0
+
+FAULTS = {
+    "told to come back later": lambda: Fault(Answer(503, {"Retry-After": "120"}), times=None),
+    "told to slow down": lambda: Fault(Answer(429, {"Retry-After": "120"}), times=None),
+    "never answered": lambda: Fault(Delay(120.0), times=None),
+    "left in the midst of a manifest": lambda: Fault(
+        Stall(20, 120.0), path="manifests", times=None
+    ),
+    "left in the midst of a blob": lambda: Fault(
+        Stall(1, 120.0), "GET", "blobs/sha256", times=None
+    ),
+    "not answered while it writes": lambda: Fault(Delay(120.0), "PUT", times=None),
+}
+
+
+@dataclass(frozen=True)
+class Scene:
+    """An operation, and the registry that it will have to wait for."""
+
+    registry: EmbeddedRegistry
+    client: RegistryReader
+    operation: Callable[..., object]
+
+    def start(self, run: Run) -> Job[object]:
+        """Begin, and return once a fault has struck."""
+        job = start(self.operation, run=run)
+        until = time.monotonic() + _PATIENCE_S
+        while not self.registry.faults.struck and not job.done and time.monotonic() < until:
+            time.sleep(0.01)
+        assert self.registry.faults.struck, "nothing was tested"
+        return job
+
+    def check_client(self) -> None:
+        """The client is its owner's, and serves on."""
+        self.registry.faults.clear()
+        self.client.ping()
+
+
+@pytest.fixture
+def two() -> Iterator[list[Replica]]:
+    with patient(2) as made:
+        yield made
+
+
+@contextmanager
+def patient(count: int) -> Iterator[list[Replica]]:
+    """Replicas whose clients wait as long as a registry asks them to."""
+    with replicas(count) as made, ExitStack() as opened:
+        options = ConnectionOptions(plain_http=True)
+        for one in made:
+            client = opened.enter_context(RegistryClient(one.registry.address, options=options))
+            one.tree = replace(one.tree, client=client)
+        yield made
+
+
+def _push(two: list[Replica], folder: Path) -> Scene:
+    pack_store(STORE, folder / "bundle")
+    tree = two[0].tree
+
+    def operation(*, run: Run) -> object:
+        with BundleReader([folder / "bundle"]) as reader:
+            return push(reader, tree, run=run)
+
+    return Scene(two[0].registry, tree.client, operation)
+
+
+def _verify(two: list[Replica], folder: Path) -> Scene:
+    pack_store(STORE, folder / "bundle")
+    two[0].fill(STORE)
+    tree = two[0].tree
+
+    def operation(*, run: Run) -> object:
+        with BundleReader([folder / "bundle"]) as reader:
+            return verify_registry(reader, tree, deep=True, run=run)
+
+    return Scene(two[0].registry, tree.client, operation)
+
+
+def _sync_from(two: list[Replica], _folder: Path) -> Scene:
+    leader, replica = two
+    leader.fill(STORE)
+
+    def operation(*, run: Run) -> object:
+        return sync_replicas(leader.tree, [replica.tree], run=run)
+
+    return Scene(leader.registry, leader.tree.client, operation)
+
+
+def _sync_to(two: list[Replica], _folder: Path) -> Scene:
+    leader, replica = two
+    leader.fill(STORE)
+
+    def operation(*, run: Run) -> object:
+        return sync_replicas(leader.tree, [replica.tree], run=run)
+
+    return Scene(replica.registry, replica.tree.client, operation)
+
+
+def _status(two: list[Replica], _folder: Path) -> Scene:
+    two[0].fill(STORE)
+
+    def operation(*, run: Run) -> object:
+        return status([one.tree for one in two], thorough=True, run=run)
+
+    return Scene(two[0].registry, two[0].tree.client, operation)
+
+
+SCENES = {
+    "push": _push,
+    "verify": _verify,
+    "sync from it": _sync_from,
+    "sync to it": _sync_to,
+    "status": _status,
+}
+
+READS_ONLY = {"verify", "sync from it", "status"}
+"""These write nothing, so a fault in writing never strikes them."""
+
+CASES = [
+    pytest.param(scene, fault, id=f"{scene}, {fault}")
+    for scene in SCENES
+    for fault in FAULTS
+    if not (fault == "not answered while it writes" and scene in READS_ONLY)
+    and not (fault == "left in the midst of a blob" and scene in ("push", "sync to it", "status"))
+    and not (
+        fault == "left in the midst of a manifest" and scene in ("push", "status", "sync to it")
+    )
+]
+
+
+@pytest.mark.parametrize(("scene", "fault"), CASES)
+def test_an_operation_that_is_cancelled_ends_wherever_it_waits(
+    two: list[Replica], tmp_path: Path, scene: str, fault: str
+) -> None:
+    made = SCENES[scene](two, tmp_path)
+    made.registry.faults.add(FAULTS[fault]())
+    callers = Run(4)
+    job = made.start(callers)
+    begun = time.monotonic()
+    job.cancel()
+    with pytest.raises(CancelledError):
+        job.result(_PATIENCE_S)
+    assert time.monotonic() - begun < BOUND_S
+    callers.check()
+    made.check_client()
+    assert not [one.name for one in threading.enumerate() if one.name.startswith("mirror_")]
+
+
+@pytest.mark.parametrize("fault", ["told to come back later", "never answered"])
+def test_an_operation_ends_at_its_deadline(two: list[Replica], tmp_path: Path, fault: str) -> None:
+    made = _push(two, tmp_path)
+    made.registry.faults.add(FAULTS[fault]())
+    begun = time.monotonic()
+    with pytest.raises(DeadlineError):
+        start(made.operation, run=Run(4).with_deadline(1.0)).result(_PATIENCE_S)
+    assert time.monotonic() - begun < BOUND_S
+    made.check_client()
+
+
+@pytest.mark.parametrize("fault", ["told to come back later", "never answered"])
+def test_a_pull_that_is_cancelled_ends_wherever_it_waits(tmp_path: Path, fault: str) -> None:
+    with EmbeddedRegistry(MemoryStorage()) as registry:
+        root = Repository.parse(serve(ONE_IMAGE, registry).root)
+        options = ConnectionOptions(plain_http=True)
+        with RegistryClient(registry.address, options=options) as client:
+            source = SourceTree(root)
+
+            def operation(*, run: Run) -> object:
+                return pull(client, source, Selection(), tmp_path / "out", run=run)
+
+            made = Scene(registry, client, operation)
+            registry.faults.add(FAULTS[fault]())
+            job = made.start(Run(4))
+            begun = time.monotonic()
+            job.cancel()
+            with pytest.raises(CancelledError):
+                job.result(_PATIENCE_S)
+            assert time.monotonic() - begun < BOUND_S
+            made.check_client()
+
+
+def test_a_sync_with_a_deadline_does_not_wait_for_a_silent_leader(two: list[Replica]) -> None:
+    leader, replica = two
+    leader.fill(STORE)
+    leader.registry.faults.add(Fault(Delay(120.0), times=None))
+    begun = time.monotonic()
+    with pytest.raises(StalledError, match="did not say within 1 s what it holds"):
+        sync_replicas(leader.tree, [replica.tree], deadline_s=1.0)
+    assert time.monotonic() - begun < BOUND_S
+
+
+def test_a_sync_with_a_deadline_chooses_a_leader_among_those_that_answer_in_time() -> None:
+    with patient(3) as (silent, leader, replica):
+        leader.fill(STORE)
+        silent.registry.faults.add(Fault(Delay(120.0), times=None))
+        begun = time.monotonic()
+        trees = [one.tree for one in (silent, leader, replica)]
+        report = sync_replicas(None, trees, deadline_s=8.0)
+        assert time.monotonic() - begun < 8.0
+        assert report.leader == leader.name
+        assert [one.outcome for one in report.replicas] == [Outcome.SYNCED]
+        (failure,) = report.failures
+        assert failure.place == silent.name
+        assert "no answer within 4 s" in str(failure.error)
+
+
+@pytest.mark.parametrize("fault", ["told to come back later", "never answered"])
+def test_a_daemon_that_is_stopped_ends_wherever_it_waits(two: list[Replica], fault: str) -> None:
+    leader, replica = two
+    leader.fill(STORE)
+    leader.registry.faults.add(FAULTS[fault]())
+    trees = {"a": leader.tree, "b": replica.tree}
+    daemon = Daemon(["b"], Replicator(trees, "a"), schedule=Schedule())
+    daemon.start()
+    until = time.monotonic() + _PATIENCE_S
+    while not leader.registry.faults.struck and time.monotonic() < until:
+        time.sleep(0.01)
+    begun = time.monotonic()
+    daemon.stop()
+    assert time.monotonic() - begun < BOUND_S
+    assert leader.registry.faults.struck
+    assert not daemon.alive()
+    leader.registry.faults.clear()
+    leader.tree.client.ping()
+
+
+@pytest.mark.parametrize("fault", ["told to come back later", "never answered"])
+@pytest.mark.parametrize("command", ["push", "sync"])
+def test_a_command_that_gets_sigterm_ends_wherever_it_waits(
+    two: list[Replica], tmp_path: Path, command: str, fault: str
+) -> None:
+    pack_store(STORE, tmp_path / "bundle")
+    registry = two[0].registry
+    registry.faults.add(FAULTS[fault]())
+    arguments: dict[str, tuple[str | Path, ...]] = {
+        "push": ("push", tmp_path / "bundle", two[0].name),
+        "sync": ("sync", "--from", two[0].name, "--to", two[1].name),
+    }
+    with RunningMirror(*arguments[command], "--insecure") as program:
+        program.wait_until(lambda: registry.faults.struck > 0)
+        begun = time.monotonic()
+        ended = program.stop(signal.SIGTERM)
+        assert time.monotonic() - begun < BOUND_S
+    assert ended.code == 130
+    assert ended.stderr.endswith("error: interrupted; run the same command again\n")

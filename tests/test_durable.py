@@ -1,0 +1,126 @@
+"""The one way in which files are written that must outlive a power cut."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from mirror.durable import make_folder, write_at, write_durably, write_if_changed
+from mirror.errors import FileSystemError, NoSpaceError
+from mirror.serve import FolderStorage
+from tests.support.sample_images import fill
+
+
+class Recorder:
+    """What happened to the disk, in order: `fsync NAME`, `rename NAME`."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.steps: list[str] = []
+        self.names: list[tuple[int, Path, Path]] = []  # number of the step, old and new name
+        fsync, rename, replace = os.fsync, Path.rename, Path.replace
+
+        def recording_fsync(fd: int) -> None:
+            self.steps.append(f"fsync {Path(f'/proc/self/fd/{fd}').readlink().name}")
+            fsync(fd)
+
+        def recording_rename(path: Path, target: Path) -> Path:
+            self.names.append((len(self.steps), path, Path(target)))
+            self.steps.append(f"rename {Path(target).name}")
+            return rename(path, target)
+
+        def recording_replace(path: Path, target: Path) -> Path:
+            self.names.append((len(self.steps), path, Path(target)))
+            self.steps.append(f"rename {Path(target).name}")
+            return replace(path, target)
+
+        monkeypatch.setattr(os, "fsync", recording_fsync)
+        monkeypatch.setattr(Path, "rename", recording_rename)
+        monkeypatch.setattr(Path, "replace", recording_replace)
+
+
+def test_bytes_come_before_the_name_and_the_folder_after_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recorder = Recorder(monkeypatch)
+    write_durably(tmp_path / "a", b"data", staged="a.partial")
+    assert recorder.steps == ["fsync a.partial", "rename a", f"fsync {tmp_path.name}"]
+    assert (tmp_path / "a").read_bytes() == b"data"
+
+
+def test_every_new_folder_is_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recorder = Recorder(monkeypatch)
+    make_folder(tmp_path / "a/b")
+    assert recorder.steps == [f"fsync {tmp_path.name}", "fsync a"]
+    make_folder(tmp_path / "a/b")
+    assert len(recorder.steps) == 2
+
+
+def test_a_leftover_of_the_staged_name_is_replaced_and_a_link_is_not_followed(
+    tmp_path: Path,
+) -> None:
+    victim = tmp_path / "victim"
+    victim.write_bytes(b"mine")
+    (tmp_path / "a.partial").symlink_to(victim)
+    write_durably(tmp_path / "a", b"data", staged="a.partial")
+    assert victim.read_bytes() == b"mine"
+    assert (tmp_path / "a").read_bytes() == b"data"
+    assert not (tmp_path / "a").is_symlink()
+
+
+def test_a_failure_leaves_the_old_file_and_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a").write_bytes(b"old")
+
+    def full(*_: object) -> int:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "pwritev", full)
+    with pytest.raises(NoSpaceError, match=r"^cannot write .*/a: No space left.*; free some space"):
+        write_durably(tmp_path / "a", b"new")
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"a": b"old"}
+
+
+def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(FileSystemError, match=r"cannot write .*/nowhere/a: No such file"):
+        write_durably(tmp_path / "nowhere/a", b"data")
+
+
+def test_what_is_there_already_is_not_written_again(tmp_path: Path) -> None:
+    path = tmp_path / "new/a"
+    assert write_if_changed(path, b"data", mode=0o600)
+    assert path.stat().st_mode & 0o777 == 0o600
+    before = path.stat().st_ino
+    assert not write_if_changed(path, b"data", mode=0o600)
+    assert path.stat().st_ino == before
+    assert write_if_changed(path, b"data", mode=0o644)
+    assert path.stat().st_mode & 0o777 == 0o644
+
+
+def test_pieces_are_written_whole_however_little_the_system_takes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = os.pwritev
+
+    def stingy(fd: int, pieces: list[bytes], offset: int) -> int:
+        return real(fd, [bytes(pieces[0])[:3]], offset)
+
+    monkeypatch.setattr(os, "pwritev", stingy)
+    fd = os.open(tmp_path / "a", os.O_CREAT | os.O_RDWR)
+    write_at(fd, 2, b"12345", b"", memoryview(b"678"), b"9")
+    os.close(fd)
+    assert (tmp_path / "a").read_bytes() == b"\0\x00123456789"
+
+
+def test_a_registry_acknowledges_what_is_on_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage = FolderStorage(tmp_path)
+    recorder = Recorder(monkeypatch)
+    fill(storage, "a/b", "v1")
+    assert len(recorder.names) > 5
+    for number, source, target in recorder.names:
+        assert f"fsync {source.name}" in recorder.steps[:number], f"{target} may be empty"
+        assert recorder.steps[number + 1] == f"fsync {target.parent.name}", f"{target} may be lost"

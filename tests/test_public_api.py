@@ -1,0 +1,47 @@
+"""What the library promises: names, types, a page that says so, and no side effects."""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+import sys
+from pathlib import Path
+
+from tests import api_page, surface
+from tests.support.bundles import pack_store
+from tests.support.inventories import sample_store
+from tests.support.program import ROOT
+
+
+def test_a_public_signature_mentions_public_types_alone() -> None:
+    assert surface.leaks() == []
+
+
+def test_the_page_about_the_library_is_made_of_its_docstrings() -> None:
+    written = (ROOT / "docs/api.md").read_text(encoding="utf-8")
+    assert written == api_page.page(), "python -m tests.api_page > docs/api.md"
+
+
+def test_public_names_do_not_differ_by_case_or_plural_alone() -> None:
+    names = surface.public()
+    types = [name for name, one in names.items() if isinstance(one, type)]
+    assert len({name.casefold() for name in types}) == len(types)
+    assert {f"{name}s" for name in names} & {*names} == set()
+
+
+def test_importing_the_library_leaves_logging_as_it_is() -> None:
+    program = (
+        "import logging, mirror; before = logging.getLogger('httpx').level, logging.root.handlers\n"
+        "[getattr(mirror, name) for name in mirror.__all__]\n"
+        "assert (logging.getLogger('httpx').level, logging.root.handlers) == before\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, cwd=ROOT, timeout=60)
+    assert logging.getLogger("mirror").handlers == []
+
+
+def test_the_asyncio_example_verifies_a_bundle(tmp_path: Path) -> None:
+    pack_store(sample_store(), tmp_path / "bundle")
+    program = [sys.executable, "examples/with_asyncio.py", str(tmp_path / "bundle")]
+    done = subprocess.run(program, capture_output=True, text=True, cwd=ROOT, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "whole\n"
