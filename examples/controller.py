@@ -208,7 +208,7 @@ class Switch:
 
     def _serves(self, host: str) -> bool:
         """Whether a master's replica answers, and lets its reader in."""
-        reader = self.access.accounts[mirror.User.RO]
+        reader = self.access.accounts[mirror.RegistryUser.RO]
         login = mirror.Credentials(reader.name, reader.password.get_secret_value())
         options = replace(HASTY, ca=self.access.ca)
         return _answers(mirror.RegistryClient(host, options=options, credentials=login))

@@ -47,7 +47,7 @@ from mirror.modes.check import targets_for as targets_for
 from mirror.modes.client import ModeClient as ModeClient
 from mirror.modes.client import connect as connect
 from mirror.modes.constants import ConditionType as ConditionType
-from mirror.modes.constants import User as User
+from mirror.modes.constants import RegistryUser as RegistryUser
 from mirror.modes.endpoints import Endpoint as Endpoint
 from mirror.modes.failover import HealthMemory as HealthMemory
 from mirror.modes.outcomes import ClusterFacts as ClusterFacts
@@ -56,8 +56,8 @@ from mirror.modes.outcomes import NodeFacts as NodeFacts
 from mirror.modes.outcomes import StepOutcome as StepOutcome
 from mirror.modes.plan import PlannedRoute as PlannedRoute
 from mirror.modes.plan import Routing as Routing
-from mirror.modes.plan import Step as Step
 from mirror.modes.plan import SwitchPlan as SwitchPlan
+from mirror.modes.plan import SwitchStep as SwitchStep
 from mirror.modes.plan import plan_switch as plan_switch
 from mirror.modes.preconditions import Cause as Cause
 from mirror.modes.preconditions import Doubt as Doubt
@@ -67,7 +67,7 @@ from mirror.modes.preconditions import Risk as Risk
 from mirror.modes.required import RequiredImage as RequiredImage
 from mirror.modes.required import RequiredSet as RequiredSet
 from mirror.modes.required import required_images as required_images
-from mirror.modes.routes import Backend as Backend
+from mirror.modes.routes import ClusterBackend as ClusterBackend
 from mirror.modes.routes import Mode as Mode
 from mirror.modes.routes import ModeKind as ModeKind
 from mirror.modes.routes import ModeRow as ModeRow
@@ -164,6 +164,7 @@ from mirror.registry.interfaces import RegistryReader as RegistryReader
 from mirror.registry.interfaces import RegistryWriter as RegistryWriter
 from mirror.registry.options import ConnectionOptions as ConnectionOptions
 from mirror.registry.options import RetryPolicy as RetryPolicy
+from mirror.registry.sockets import Backend as Backend
 from mirror.registry.upload_sessions import KeptUpload as KeptUpload
 from mirror.registry.upload_sessions import OpenUpload as OpenUpload
 from mirror.registry.upload_sessions import UploadJournal as UploadJournal
@@ -182,6 +183,7 @@ from mirror.release.source import ReleaseSource as ReleaseSource
 from mirror.release.source import SourceTree as SourceTree
 from mirror.run import Cancellation as Cancellation
 from mirror.run import Run as Run
+from mirror.serve.auth import User as User
 from mirror.sync.artifact import Artifact as Artifact
 from mirror.sync.content import BlobContent as BlobContent
 from mirror.sync.content import Source as Source
@@ -202,6 +204,7 @@ from mirror.sync.plan import Plan as Plan
 from mirror.sync.plan import PutManifest as PutManifest
 from mirror.sync.plan import PutTag as PutTag
 from mirror.sync.plan import make_plan as make_plan
+from mirror.sync.publication import Step as Step
 from mirror.sync.publication_state import Published as Published
 from mirror.sync.registry import RegistrySource as RegistrySource
 from mirror.sync.registry import RegistryTarget as RegistryTarget

@@ -17,7 +17,7 @@ from mirror.commands.mode_render import render_command
 from mirror.commands.mode_switch import check_command, plan_command
 from mirror.errors import RouteError
 from mirror.modes.addressing import RepositoryNames, Route, push_address, routes_for
-from mirror.modes.constants import LOGICAL_BASE, User
+from mirror.modes.constants import LOGICAL_BASE, RegistryUser
 from mirror.modes.routes import INSIDE, Plane
 from mirror.modes.settings import Account, ClusterAccess, Upstream
 from mirror.oci import Digest, Reference, Repository
@@ -140,7 +140,7 @@ def _ways(cluster: Cluster, asked: Reference | Repository, plane: Plane) -> dict
 
 def _with_names(access: ClusterAccess) -> ClusterAccess:
     """`access` with all users: who asks is known even where the password is not."""
-    accounts = {user: Account(user.value, SecretStr("")) for user in User}
+    accounts = {user: Account(user.value, SecretStr("")) for user in RegistryUser}
     return replace(access, accounts={**accounts, **access.accounts})
 
 

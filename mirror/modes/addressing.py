@@ -13,7 +13,7 @@ from typing import Literal
 
 from mirror.errors import ForbiddenByModeError, InvalidReferenceError, RouteError
 from mirror.modes import constants
-from mirror.modes.constants import LOGICAL_HOST, LOGICAL_PATH, User
+from mirror.modes.constants import LOGICAL_HOST, LOGICAL_PATH, RegistryUser
 from mirror.modes.routes import Plane, PlaneRow, Role
 from mirror.modes.settings import NO_ACCESS, Account, ClusterAccess, RegistrySettings, Upstream
 from mirror.oci import Digest, Reference, Repository
@@ -158,7 +158,9 @@ def _joined(module: str | None, upstream: str | None) -> str | None:
     return f"{module.rstrip()}\n{upstream}"
 
 
-def _login(access: ClusterAccess, user: User | None, upstream: Upstream | None) -> Account | None:
+def _login(
+    access: ClusterAccess, user: RegistryUser | None, upstream: Upstream | None
+) -> Account | None:
     if user is None:
         return None if upstream is None else upstream.account
     account = access.account(user)
@@ -394,7 +396,7 @@ def push_address(settings: RegistrySettings, access: ClusterAccess) -> str:
     """Where images are pushed to in this mode, in words that a person can act on."""
     if settings.kind.row.holds_own_images:
         host = access.public_host or "registry.<PUBLIC_DOMAIN>"
-        return f"the cluster's push address {host}/{LOGICAL_PATH}, as user {User.RW}"
+        return f"the cluster's push address {host}/{LOGICAL_PATH}, as user {RegistryUser.RW}"
     upstream = settings.upstream
     if upstream is None:
         return "the external registry itself, which these settings do not name"

@@ -37,9 +37,6 @@ from mirror.sync.workers import for_each
 MOST_ERRORS = 5
 """As many errors of a registry a message has."""
 
-INITIALIZING = StepOutcome(False, "Initializing")
-"""Before the first call."""
-
 
 @dataclass(frozen=True, slots=True)
 class CheckTarget:

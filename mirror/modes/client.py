@@ -19,12 +19,12 @@ from mirror.modes.addressing import (
 from mirror.modes.constants import LOGICAL_PATH
 from mirror.modes.endpoints import (
     ANYWHERE,
-    Connections,
     Endpoint,
+    EndpointClients,
     PlaneEndpoints,
     reading_of,
 )
-from mirror.modes.failover import BlobReading, HealthMemory, Patience
+from mirror.modes.failover import BlobReading, HealthMemory, ReadingPolicy
 from mirror.modes.routes import Plane
 from mirror.modes.settings import NO_ACCESS, ClusterAccess, RegistrySettings
 from mirror.oci import Child, Descriptor, Digest, Manifest, Repository
@@ -106,8 +106,8 @@ class ModeClient:
             if several:
                 options = replace(options, connect_timeout_s=REPLICA_CONNECT_TIMEOUT_S)
         self._is_view = False
-        self._connections = Connections(options, on_event)
-        self._patience = Patience(
+        self._connections = EndpointClients(options, on_event)
+        self._patience = ReadingPolicy(
             health or HealthMemory(), options.retries, self._connections.pause, on_event
         )
 
@@ -314,10 +314,10 @@ class ModeClient:
         client, path = self._writer(repository, "push")
         return client.open_upload(path)
 
-    def cancel_upload(self, repository: str, upload: OpenUpload) -> None:
-        """Let the registry forget a session, best effort."""
+    def cancel_upload(self, repository: str, upload: OpenUpload) -> bool:
+        """Let the registry forget a session, and say whether it answered."""
         client, path = self._writer(repository, "push")
-        client.cancel_upload(path, upload)
+        return client.cancel_upload(path, upload)
 
     def mount_or_open(
         self, repository: str, digest: Digest, from_repository: str

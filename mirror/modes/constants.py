@@ -43,7 +43,7 @@ PUSH_NAME = "registry"
 # -- accounts --------------------------------------------------------------------------------------
 
 
-class User(StrEnum):
+class RegistryUser(StrEnum):
     """The registry module's own users."""
 
     RO = "ro"
@@ -66,12 +66,8 @@ STORAGE_ROOT = PurePosixPath("/opt/deckhouse/registry")
 DATA_ROOT = STORAGE_ROOT / "local_data"
 """Mounted as `/data` into the replica."""
 
-CACHE_MARK = "scheduler-state.json"
-"""The file in the data root by which a store is known to be a cache."""
-
 CONTAINERD_HOSTS = PurePosixPath("/etc/containerd/registry.d")
 CONTAINERD_HOSTS_STATE = CONTAINERD_HOSTS / "deckhouse_hosts_state.json"
-CONTAINERD_LEGACY = PurePosixPath("/etc/containerd/conf.d")
 MANIFESTS = PurePosixPath("/etc/kubernetes/manifests")
 STATIC_POD = MANIFESTS / "registry-nodeservices.yaml"
 BALANCER_POD = MANIFESTS / "registry-proxy.yaml"
@@ -94,19 +90,11 @@ VERSION_ANNOTATION = "registry.deckhouse.io/version"
 UNKNOWN_VERSION = "unknown"
 """Stands for the version of a node without that annotation."""
 
-CONTAINERD_LABEL = "node.deckhouse.io/containerd-config-registry"
-"""`default` or `custom`: whether a node's containerd has registry settings of its own."""
-
-MASTER_LABEL = "node-role.kubernetes.io/control-plane"
-
 SUPPORTED_CRI = ("Containerd", "ContainerdV2")
 
 # -- objects ---------------------------------------------------------------------------------------
 
-SECRET_CONFIG = "registry-config"  # noqa: S105 -- the names of Secrets are public
-SECRET_DECKHOUSE = "deckhouse-registry"  # noqa: S105
-SECRET_BASHIBLE = "registry-bashible-config"  # noqa: S105
-SECRET_STATE = "registry-state"  # noqa: S105
+SECRET_STATE = "registry-state"  # noqa: S105 -- the names of Secrets are public
 SECRET_STATE_TYPE = "registry/state"  # noqa: S105
 SECRET_USER_PREFIX = "registry-user-"  # noqa: S105
 

@@ -22,8 +22,8 @@ from mirror.modes.addressing import (
     push_address,
     routes_for,
 )
-from mirror.modes.constants import User
-from mirror.modes.failover import Patience, Reading
+from mirror.modes.constants import RegistryUser
+from mirror.modes.failover import Reading, ReadingPolicy
 from mirror.modes.routes import DOORS, Plane
 from mirror.modes.settings import Account, ClusterAccess, RegistrySettings
 from mirror.oci import Repository
@@ -91,11 +91,13 @@ def replica_endpoints(
             mode=mode,
             plane=Plane.REPLICA,
         )
-    writer = access.account(User.MIRROR_PUSHER) or access.account(User.RW)
+    writer = access.account(RegistryUser.MIRROR_PUSHER) or access.account(RegistryUser.RW)
     if writer is None and credentials is not None:
-        writer = Account(User.MIRROR_PUSHER.value, SecretStr(""))  # `credentials` go before it
+        writer = Account(
+            RegistryUser.MIRROR_PUSHER.value, SecretStr("")
+        )  # `credentials` go before it
     if writer is not None:
-        both = {User.MIRROR_PULLER: writer, User.MIRROR_PUSHER: writer}
+        both = {RegistryUser.MIRROR_PULLER: writer, RegistryUser.MIRROR_PUSHER: writer}
         access = replace(access, accounts={**access.accounts, **both})
     return tuple(
         (Repository(route.host, route.repository), Endpoint.of(route, credentials))
@@ -103,7 +105,7 @@ def replica_endpoints(
     )
 
 
-class Connections:
+class EndpointClients:
     """A client for each endpoint, made when it is first needed. Thread-safe.
 
     A login is part of its endpoint, so that a client never has the login of another one.
@@ -132,7 +134,7 @@ class Connections:
                 self._clients[endpoint, patient] = known
             return known if self._run is None else known.within(self._run)
 
-    def within(self, run: Run) -> Connections:
+    def within(self, run: Run) -> EndpointClients:
         """The same connections for one run, which every wait listens to."""
         view = copy.copy(self)
         view._run = run
@@ -208,7 +210,7 @@ class PlaneEndpoints:
     def to(
         self,
         repository: ClusterRepository,
-        patience: Patience[Endpoint],
+        patience: ReadingPolicy[Endpoint],
         ping: Callable[[Endpoint], None],
     ) -> dict[Endpoint, str]:
         """The same, but an operator reads from the one endpoint that he writes to.
@@ -222,7 +224,9 @@ class PlaneEndpoints:
         chosen = self._chosen(patience, ping)
         return {chosen: ways[chosen]}
 
-    def _chosen(self, patience: Patience[Endpoint], ping: Callable[[Endpoint], None]) -> Endpoint:
+    def _chosen(
+        self, patience: ReadingPolicy[Endpoint], ping: Callable[[Endpoint], None]
+    ) -> Endpoint:
         """The replica that takes pushes: the first that answers, and then always the same.
 
         What a push found or left at one replica may not be at another.
@@ -234,7 +238,9 @@ class PlaneEndpoints:
 
 
 def _first_that_answers(
-    endpoints: Sequence[Endpoint], patience: Patience[Endpoint], ping: Callable[[Endpoint], None]
+    endpoints: Sequence[Endpoint],
+    patience: ReadingPolicy[Endpoint],
+    ping: Callable[[Endpoint], None],
 ) -> Endpoint:
     reading = Reading("a replica to push to", endpoints, patience)
     for endpoint in reading:
@@ -249,7 +255,7 @@ def _first_that_answers(
 
 
 def reading_of(
-    what: str, endpoints: Sequence[Endpoint], patience: Patience[Endpoint]
+    what: str, endpoints: Sequence[Endpoint], patience: ReadingPolicy[Endpoint]
 ) -> Reading[Endpoint]:
     """A reading at these endpoints. A single one is retried by its own client, not here."""
     if len(endpoints) == 1:

@@ -171,7 +171,7 @@ class HealthMemory(Generic[Name]):
 
 
 @dataclass(frozen=True, slots=True)
-class Patience(Generic[Asked]):
+class ReadingPolicy(Generic[Asked]):
     """What all readings of a client share: memory, retries, waiting, the listener.
 
     A reading asks all endpoints up to `policy.attempts` times, as long as some failure may pass.
@@ -203,7 +203,7 @@ class Reading(Generic[Asked]):
 
     what: str
     endpoints: Sequence[Asked]
-    patience: Patience[Asked]
+    patience: ReadingPolicy[Asked]
     _errors: dict[Asked, MirrorError] = field(default_factory=dict)
     """What each endpoint said in this round."""
     _rounds: int = 0

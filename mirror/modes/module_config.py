@@ -29,7 +29,7 @@ class FoundSettings(NamedTuple):
 
     registry: Mapping[str, Any] | None = None
     init: Mapping[str, Any] | None = None
-    findings: tuple[Finding, ...] = ()
+    findings: tuple[Mistake, ...] = ()
 
 
 def find_registry(source: Path | str | Mapping[str, Any]) -> FoundSettings:
@@ -76,7 +76,7 @@ def _of(documents: Sequence[Mapping[str, Any]], where: str) -> FoundSettings:
         if len(same) > 1:
             kind = same[0]["kind"]
             raise InputError(f"{where}: it holds {len(same)} documents {kind}; keep one")
-    findings: list[Finding] = []
+    findings: list[Mistake] = []
     registry = _registry(configs[0], findings) if configs else None
     init = _init(inits[0], findings) if inits else None
     if registry is None and init is None:
@@ -98,18 +98,18 @@ def _part(document: Mapping[str, Any]) -> FoundSettings:
     Anything else counts as the section, so that a misspelt key is reported, not ignored.
     """
     if "registry" in document and not {"mode", *SECTIONS} & document.keys():
-        findings: list[Finding] = []
+        findings: list[Mistake] = []
         section = _mapping(document["registry"], "registry", findings)
         return FoundSettings(section or {}, None, tuple(findings))
     return FoundSettings(registry=document)
 
 
-def _registry(config: Mapping[str, Any], findings: list[Finding]) -> Mapping[str, Any] | None:
+def _registry(config: Mapping[str, Any], findings: list[Mistake]) -> Mapping[str, Any] | None:
     spec = _mapping(config.get("spec"), "spec", findings)
     version = spec.get("version")
     if version not in (None, 1):
         findings.append(
-            Finding("spec.version", "expected version 1 of the settings of module deckhouse")
+            Mistake("spec.version", "expected version 1 of the settings of module deckhouse")
         )
     settings = _mapping(spec.get("settings"), "spec.settings", findings)
     if settings.get("registry") is None:
@@ -117,7 +117,7 @@ def _registry(config: Mapping[str, Any], findings: list[Finding]) -> Mapping[str
     return _mapping(settings["registry"], "spec.settings.registry", findings)
 
 
-def _init(document: Mapping[str, Any], findings: list[Finding]) -> Mapping[str, Any] | None:
+def _init(document: Mapping[str, Any], findings: list[Mistake]) -> Mapping[str, Any] | None:
     """The part about deckhouse; None if it does not mention the registry."""
     section = _mapping(document.get("deckhouse"), "deckhouse", findings)
     return section if any(key in INIT_KEYS for key in section) else None
@@ -127,11 +127,11 @@ INIT_KEYS = ("imagesRepo", "registryDockerCfg", "registryScheme", "registryCA")
 """The fields of `InitConfiguration.deckhouse` that are about the registry; it has others too."""
 
 
-def _mapping(value: object, path: str, findings: list[Finding]) -> Mapping[str, Any]:
+def _mapping(value: object, path: str, findings: list[Mistake]) -> Mapping[str, Any]:
     if value is None:
         return {}
     if not isinstance(value, Mapping):
-        raise InvalidSettingsError([*findings, Finding(path, no_mapping(value))])
+        raise InvalidSettingsError([*findings, Mistake(path, no_mapping(value))])
     return value
 
 
@@ -150,12 +150,12 @@ INIT_PATHS = {
 """Field of the section → the field of the older form that it comes from."""
 
 
-def init_fields(deckhouse: Mapping[str, Any]) -> tuple[dict[str, Any], list[Finding]]:
+def init_fields(deckhouse: Mapping[str, Any]) -> tuple[dict[str, Any], list[Mistake]]:
     """The fields of a section as `InitConfiguration.deckhouse` gives them, and what is wrong.
 
     Only the docker configuration is checked here. Fields about other things are passed over.
     """
-    findings: list[Finding] = []
+    findings: list[Mistake] = []
     given: dict[str, Any] = {}
     for key, name, default in (
         ("imagesRepo", "imagesRepo", DEFAULT_IMAGES_REPO),
@@ -172,7 +172,7 @@ def init_fields(deckhouse: Mapping[str, Any]) -> tuple[dict[str, Any], list[Find
             host = str(given["imagesRepo"]).partition("/")[0]
             given["username"], given["password"] = docker_login(docker_config, host)
         except InvalidSettingsError as err:
-            findings += map(Finding._make, err.findings)
+            findings += map(Mistake._make, err.findings)
     return given, findings
 
 
@@ -229,7 +229,7 @@ def _decoded(encoded: str) -> str | None:
 
 
 def _wrong(message: str) -> InvalidSettingsError:
-    return InvalidSettingsError([Finding(_FIELD, message)])
+    return InvalidSettingsError([Mistake(_FIELD, message)])
 
 
 # -- the rules of the fields -----------------------------------------------------------------------
@@ -250,7 +250,7 @@ SECTION_KEYS = ("imagesRepo", "scheme", "ca", "username", "password", "license",
 PROXY_KEYS = (*SECTION_KEYS, "ttl")
 
 
-class Finding(NamedTuple):
+class Mistake(NamedTuple):
     """What is wrong, and with which field: a path such as `registry.direct.imagesRepo`."""
 
     path: str
@@ -320,7 +320,7 @@ def certificates(pem: str) -> str | None:
     return None
 
 
-def section(path: str, given: Mapping[str, Any], keys: tuple[str, ...]) -> Iterator[Finding]:
+def section(path: str, given: Mapping[str, Any], keys: tuple[str, ...]) -> Iterator[Mistake]:
     """What is wrong with a section: at most one finding per field. Secrets are plain text here."""
     for key in given:
         if key not in keys:
@@ -333,13 +333,13 @@ def section(path: str, given: Mapping[str, Any], keys: tuple[str, ...]) -> Itera
             texts[key] = value or ""
         else:
             odd.add(key)
-            yield Finding(
+            yield Mistake(
                 f"{path}{key}",
                 f"expected a text, found {_kind(value)}; write the value in quotes",
             )
     for key, problem in _problems(texts, given):
         if key in keys and key not in odd and problem is not None:
-            yield Finding(f"{path}{key}", problem)
+            yield Mistake(f"{path}{key}", problem)
 
 
 def _problems(
@@ -385,7 +385,7 @@ def _lacks(one: str, other: str) -> str:
     )
 
 
-def registry(path: str, given: Mapping[str, Any]) -> Iterator[Finding]:
+def registry(path: str, given: Mapping[str, Any]) -> Iterator[Mistake]:
     """What is wrong with the mode of a `registry` section and with the choice of sections.
 
     The content of sections is not checked here.
@@ -398,18 +398,18 @@ def registry(path: str, given: Mapping[str, Any]) -> Iterator[Finding]:
         mode = "Unmanaged"
     if not isinstance(mode, str) or mode not in MODES:
         shown = mode[:20] if isinstance(mode, str) else _kind(mode)
-        yield Finding(f"{path}mode", f"Unknown registry mode: {shown}; expected {', '.join(MODES)}")
+        yield Mistake(f"{path}mode", f"Unknown registry mode: {shown}; expected {', '.join(MODES)}")
         return
     for name, owner in SECTIONS.items():
         present = given.get(name) is not None
         if owner != mode and present:
-            yield Finding(
+            yield Mistake(
                 f"{path}{name}",
                 f"Section '{name}' must be empty when mode is not '{owner}': when mode is not "
                 f"'{owner}', '{name}' section must be omitted",
             )
         elif owner == mode and not present and mode != "Unmanaged":
-            yield Finding(
+            yield Mistake(
                 f"{path}{name}",
                 f"is required: when mode is '{owner}', '{name}' section must be specified",
             )
@@ -420,10 +420,10 @@ def may_be_legacy(given: Mapping[str, Any]) -> bool:
     return not given.get("unmanaged") and given.get("mode") not in ("Direct", "Proxy", "Local")
 
 
-def _unknown(path: str, key: object, known: Iterable[str]) -> Finding:
+def _unknown(path: str, key: object, known: Iterable[str]) -> Mistake:
     # `{password:secret}` is one key to YAML, so only what looks like a field's name is shown.
     name = key if isinstance(key, str) and _NAME.fullmatch(key) else "?"
-    return Finding(f"{path}{name}", f"unknown field; known are {', '.join(known)}")
+    return Mistake(f"{path}{name}", f"unknown field; known are {', '.join(known)}")
 
 
 def _kind(value: object) -> str:

@@ -24,7 +24,7 @@ from mirror.modes.preconditions import (
     transition_refusal,
     warnings_of,
 )
-from mirror.modes.routes import Backend, ModeKind, Plane, Role, Verdict, conditions_of
+from mirror.modes.routes import ClusterBackend, ModeKind, Plane, Role, Verdict, conditions_of
 from mirror.modes.settings import RegistrySettings, Upstream
 
 INSTALLED_WITH = "the registry of the installation"
@@ -135,8 +135,8 @@ def _towards(current: RegistrySettings, target: RegistrySettings) -> Layout:
     return Layout(target.kind, kept.upstream)
 
 
-_REPLICAS = (Backend.STORE, Backend.CACHE)
-_PROXY = (Backend.PROXY,)
+_REPLICAS = (ClusterBackend.STORE, ClusterBackend.CACHE)
+_PROXY = (ClusterBackend.PROXY,)
 
 
 def apply(step: ConditionType, now: Routing, target: Layout) -> Routing:
@@ -165,7 +165,7 @@ def apply(step: ConditionType, now: Routing, target: Layout) -> Routing:
             return now
 
 
-def _start(now: Routing, backend: str, kinds: tuple[Backend, ...]) -> Routing:
+def _start(now: Routing, backend: str, kinds: tuple[ClusterBackend, ...]) -> Routing:
     """A backend comes up; one of its sort that runs already becomes it, behind the same address."""
     old = frozenset(one for one in now.serving if one.startswith(kinds))
     routes = frozenset(
@@ -174,7 +174,7 @@ def _start(now: Routing, backend: str, kinds: tuple[Backend, ...]) -> Routing:
     return replace(now, routes=routes, serving=(now.serving - old) | {backend})
 
 
-def _stop(now: Routing, kinds: tuple[Backend, ...]) -> Routing:
+def _stop(now: Routing, kinds: tuple[ClusterBackend, ...]) -> Routing:
     left = frozenset(one for one in now.serving if not one.startswith(kinds))
     return replace(now, serving=left)
 
@@ -183,7 +183,7 @@ def _stop(now: Routing, kinds: tuple[Backend, ...]) -> Routing:
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class SwitchStep:
     """One condition to reach: the action for it, and how it changes the routes."""
 
     condition: ConditionType
@@ -223,7 +223,7 @@ class SwitchPlan:
     target: ModeKind
     verdict: Verdict
     path: tuple[ModeKind, ...]
-    steps: tuple[Step, ...] = ()
+    steps: tuple[SwitchStep, ...] = ()
     warnings: tuple[PlanWarning, ...] = ()
     refusals: tuple[Refusal, ...] = ()
     doubts: tuple[Doubt, ...] = ()
@@ -309,7 +309,7 @@ def plan_switch(
     there, wanted = layouts(current, target, facts)
     renames = {layout.names for layout in there} != {wanted.names}
     warnings = warnings_of(current.kind, path, facts, renames=renames)
-    steps: tuple[Step, ...] = ()
+    steps: tuple[SwitchStep, ...] = ()
     if not found.refusals:
         steps = _steps(current, target, facts)
     return SwitchPlan(
@@ -375,7 +375,7 @@ def _legacy_conflicts(
 
 def _steps(
     current: RegistrySettings, target: RegistrySettings, facts: ClusterFacts
-) -> tuple[Step, ...]:
+) -> tuple[SwitchStep, ...]:
     there, wanted = layouts(current, target, facts)
     routing = there[0].routing()
     for layout in there[1:]:
@@ -385,7 +385,7 @@ def _steps(
     steps = []
     for condition in conditions_of(wanted.kind, saved_parameters=saved):
         after = apply(condition, routing, wanted)
-        steps.append(Step(condition, _action(condition, wanted, target), routing, after))
+        steps.append(SwitchStep(condition, _action(condition, wanted, target), routing, after))
         routing = after
     return tuple(steps)
 

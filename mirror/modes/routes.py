@@ -13,7 +13,7 @@ from enum import StrEnum
 from types import MappingProxyType
 from typing import Final
 
-from mirror.modes.constants import ConditionType, User
+from mirror.modes.constants import ConditionType, RegistryUser
 
 
 class Mode(StrEnum):
@@ -89,7 +89,7 @@ INSIDE: Final = DOORS | {Role.MASTER}
 """Roles for which the module's own authority vouches."""
 
 
-class Backend(StrEnum):
+class ClusterBackend(StrEnum):
     """What the cluster itself runs."""
 
     PROXY = "in-cluster proxy"
@@ -139,8 +139,8 @@ class PlaneRow:
     """
 
     roles: tuple[Role, ...]
-    reader: User | None = None
-    writer: User | None = None
+    reader: RegistryUser | None = None
+    writer: RegistryUser | None = None
     writes: bool = False
     refusal: str = ""
     no_catalogue: str = ""
@@ -159,12 +159,12 @@ class ModeRow:
         users: the module's users that its replicas know.
     """
 
-    backend: Backend | None
+    backend: ClusterBackend | None
     planes: Mapping[Plane, PlaneRow]
     conditions: tuple[ConditionType, ...]
     switches: Mapping[ModeKind, Verdict]
     configurable: bool = True
-    users: tuple[User, ...] = ()
+    users: tuple[RegistryUser, ...] = ()
 
     @property
     def managed(self) -> bool:
@@ -189,16 +189,16 @@ class ModeRow:
     @property
     def runs_in_cluster_proxy(self) -> bool:
         """Whether components reach the upstream through a proxy in the cluster."""
-        return self.backend is Backend.PROXY
+        return self.backend is ClusterBackend.PROXY
 
 
-_STORES = {Backend.CACHE: StoreContent.CACHE, Backend.STORE: StoreContent.PLAIN}
+_STORES = {ClusterBackend.CACHE: StoreContent.CACHE, ClusterBackend.STORE: StoreContent.PLAIN}
 
 
 # -- the planes of each mode -----------------------------------------------------------------------
 
 _READ_ONLY_CACHE = "the cluster's registry is a read-only cache"
-_ONLY_PULLS = f"user {User.RO} may pull and nothing else"
+_ONLY_PULLS = f"user {RegistryUser.RO} may pull and nothing else"
 
 
 def _serves(asker: str) -> str:
@@ -235,7 +235,7 @@ _DIRECT_PLANES = MappingProxyType(
 
 
 def _through_replicas(door: Role, refusal: str) -> PlaneRow:
-    return PlaneRow((door, Role.MASTER), User.RO, refusal=refusal, no_catalogue=_ONLY_PULLS)
+    return PlaneRow((door, Role.MASTER), RegistryUser.RO, refusal=refusal, no_catalogue=_ONLY_PULLS)
 
 
 _PROXY_PLANES = MappingProxyType(
@@ -252,12 +252,12 @@ _LOCAL_PLANES = MappingProxyType(
         Plane.CRI: _through_replicas(Role.BALANCER, _SERVED[Plane.CRI]),
         Plane.API: _through_replicas(Role.SERVICE, _SERVED[Plane.API]),
         # Without a public domain, images are pushed to a master.
-        Plane.OPERATOR: PlaneRow((Role.PUBLIC,), User.RW, User.RW, writes=True),
+        Plane.OPERATOR: PlaneRow((Role.PUBLIC,), RegistryUser.RW, RegistryUser.RW, writes=True),
         # A replica reads its peers as the puller, and writes its own store as the pusher.
         Plane.REPLICA: PlaneRow(
             (Role.MASTER,),
-            User.MIRROR_PULLER,
-            User.MIRROR_PUSHER,
+            RegistryUser.MIRROR_PULLER,
+            RegistryUser.MIRROR_PUSHER,
             writes=True,
             refusal=_SERVED[Plane.REPLICA],
         ),
@@ -286,7 +286,7 @@ def _to(
 TABLE: Final[Mapping[ModeKind, ModeRow]] = MappingProxyType(
     {
         ModeKind.DIRECT: ModeRow(
-            Backend.PROXY,
+            ClusterBackend.PROXY,
             _DIRECT_PLANES,
             (
                 *(_C.IMAGES, _C.PREFLIGHT, _C.TRANSITION, _C.IN_CLUSTER_PROXY),
@@ -296,24 +296,24 @@ TABLE: Final[Mapping[ModeKind, ModeRow]] = MappingProxyType(
             _to("other", "yes", "yes", "yes", "docs"),
         ),
         ModeKind.PROXY: ModeRow(
-            Backend.CACHE,
+            ClusterBackend.CACHE,
             _PROXY_PLANES,
             (
                 *(_C.IMAGES, _C.PREFLIGHT, _C.NODE_SERVICES, _C.TRANSITION),
                 *(_C.REGISTRY_SWITCH, _C.FINAL, _C.CLEANUP_IN_CLUSTER_PROXY, _C.READY),
             ),
             _to("yes", "other", "no", "yes", "docs"),
-            users=(User.RO,),
+            users=(RegistryUser.RO,),
         ),
         ModeKind.LOCAL: ModeRow(
-            Backend.STORE,
+            ClusterBackend.STORE,
             _LOCAL_PLANES,
             (
                 *(_C.PREFLIGHT, _C.NODE_SERVICES, _C.IMAGES, _C.TRANSITION),
                 *(_C.REGISTRY_SWITCH, _C.FINAL, _C.CLEANUP_IN_CLUSTER_PROXY, _C.READY),
             ),
             _to("yes", "no", "same", "yes", "no"),
-            users=tuple(User),
+            users=tuple(RegistryUser),
         ),
         ModeKind.UNMANAGED: ModeRow(
             None,

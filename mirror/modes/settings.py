@@ -18,8 +18,8 @@ from pydantic.alias_generators import to_camel
 
 from mirror.errors import InvalidSettingsError
 from mirror.modes import module_config
-from mirror.modes.constants import LICENSE_USER, User
-from mirror.modes.module_config import INIT_PATHS, Finding, find_registry, init_fields
+from mirror.modes.constants import LICENSE_USER, RegistryUser
+from mirror.modes.module_config import INIT_PATHS, Mistake, find_registry, init_fields
 from mirror.modes.routes import Mode, ModeKind
 
 
@@ -45,12 +45,12 @@ class ClusterAccess:
     ca: str | None = None
     public_host: str | None = None
     public_ca: str | None = None
-    accounts: Mapping[User, Account] = field(default_factory=dict)
+    accounts: Mapping[RegistryUser, Account] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "accounts", MappingProxyType(dict(self.accounts)))
 
-    def account(self, user: User) -> Account | None:
+    def account(self, user: RegistryUser) -> Account | None:
         """The login of one of the module's users; None if it is not known here."""
         return self.accounts.get(user)
 
@@ -146,10 +146,10 @@ class UpstreamSection(_Frozen):
     @classmethod
     def _inspect(
         cls, path: str, data: Any, info: ValidationInfo
-    ) -> tuple[dict[str, Any], list[Finding]]:
+    ) -> tuple[dict[str, Any], list[Mistake]]:
         """What was given, and what is wrong with it. An empty text means the same as none."""
         if not isinstance(data, Mapping):
-            return {}, [Finding(path.rstrip("."), module_config.no_mapping(data))]
+            return {}, [Mistake(path.rstrip("."), module_config.no_mapping(data))]
         given = {
             key: value.get_secret_value() if isinstance(value, SecretStr) else value
             for key, value in cls._by_key(data, info).items()
@@ -210,9 +210,9 @@ class RegistrySettings(_Frozen):
     def _check(cls, data: Any, info: ValidationInfo) -> Any:
         if isinstance(data, RegistrySettings):
             return data
-        findings: list[Finding] = []
+        findings: list[Mistake] = []
         if not isinstance(data, Mapping):
-            raise InvalidSettingsError([Finding("registry", module_config.no_mapping(data))])
+            raise InvalidSettingsError([Mistake("registry", module_config.no_mapping(data))])
         given = cls._by_key(data, info)
         legacy = given.pop("legacy", None)
         if legacy is not None and not isinstance(legacy, UpstreamSection):
@@ -262,7 +262,7 @@ class RegistrySettings(_Frozen):
                 context=_DOCUMENT,
             )
         except InvalidSettingsError as err:
-            findings += map(Finding._make, err.findings)
+            findings += map(Mistake._make, err.findings)
         if findings or settings is None:
             raise InvalidSettingsError(findings, where)
         return settings
@@ -270,12 +270,12 @@ class RegistrySettings(_Frozen):
     @staticmethod
     def _installed_with(
         deckhouse: Mapping[str, Any],
-    ) -> tuple[UpstreamSection | None, list[Finding]]:
+    ) -> tuple[UpstreamSection | None, list[Mistake]]:
         given, findings = init_fields(deckhouse)
         try:
             section = UpstreamSection.model_validate(given)
         except InvalidSettingsError as err:
-            findings += (Finding(INIT_PATHS.get(path, path), said) for path, said in err.findings)
+            findings += (Mistake(INIT_PATHS.get(path, path), said) for path, said in err.findings)
             return None, findings
         return None if findings else section, findings
 
@@ -310,7 +310,7 @@ class RegistrySettings(_Frozen):
         return CheckMode.DEFAULT if self.section is None else self.section.check_mode
 
 
-_TWICE = Finding(
+_TWICE = Mistake(
     "registry",
     "the registry is set here and in InitConfiguration.deckhouse too; keep one, best this one",
 )

@@ -20,7 +20,7 @@ from pydantic.alias_generators import to_camel
 from mirror.documents import StrictLoader, line, problems, read_documents
 from mirror.errors import FileSystemError, InputError, RenderingError
 from mirror.modes import constants, module_config
-from mirror.modes.constants import PUSH_NAME, User
+from mirror.modes.constants import PUSH_NAME, RegistryUser
 from mirror.modes.outcomes import ClusterFacts, NodeFacts
 from mirror.modes.routes import StoreContent
 from mirror.modes.settings import Account, ClusterAccess, RegistrySettings
@@ -208,13 +208,13 @@ def read_text(path: Path) -> str:
 _NAME = "%s"
 
 
-class _Document(BaseModel):
+class _ClusterDocument(BaseModel):
     model_config = ConfigDict(
         frozen=True, extra="forbid", alias_generator=to_camel, hide_input_in_errors=True
     )
 
 
-class AccessFile(_Document):
+class AccessFile(_ClusterDocument):
     """Where a cluster's registry replicas are, as `--sites` reads it."""
 
     masters: tuple[str, ...] = ()
@@ -229,7 +229,7 @@ class AccessFile(_Document):
     public_ca: str | None = None
     """Whom clients trust at the push address beside the system's roots."""
     public_ca_file: Path | None = None
-    users: Mapping[User, SecretStr] = {}
+    users: Mapping[RegistryUser, SecretStr] = {}
     """The passwords of the registry's users: ro, rw, mirror-puller, mirror-pusher."""
 
     @model_validator(mode="after")
@@ -285,7 +285,7 @@ def _is_address(text: str) -> bool:
     return True
 
 
-class FactsFile(_Document):
+class FactsFile(_ClusterDocument):
     """The state of a cluster before a switch, as `--facts` reads it. What is left out is unknown,
     and a plan then asks to check it."""
 
@@ -337,7 +337,7 @@ def read_document(path: Path) -> Mapping[str, Any]:
     return documents[0] if documents else {}
 
 
-_File = TypeVar("_File", bound=_Document)
+_File = TypeVar("_File", bound=_ClusterDocument)
 
 
 def _parsed(kind: type[_File], path: Path) -> _File:

@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 
 from mirror.errors import RenderingError
 from mirror.modes import constants
-from mirror.modes.constants import User
+from mirror.modes.constants import RegistryUser
 from mirror.modes.settings import ClusterAccess, ProxySection, RegistrySettings, Upstream
 from mirror.nodeconfig.cluster import Node, NodePaths, Ports, check_nodes
 from mirror.nodeconfig.hosts import (
@@ -247,7 +247,7 @@ class _Rendering:
     def _mirrors(
         self, node: Node, sides: Sequence[RegistrySettings]
     ) -> dict[str, tuple[HostMirror, ...]]:
-        reader = self.kept.users[User.RO].account
+        reader = self.kept.users[RegistryUser.RO].account
         mirrors: dict[str, tuple[HostMirror, ...]] = {}
         for side in sides:
             new = mirrors_of(side, node, self.kept.trusted, reader)

@@ -21,7 +21,7 @@ from pydantic.alias_generators import to_camel
 
 from mirror.documents import problems
 from mirror.errors import FileSystemError, InvalidCertificateError, RenderingError
-from mirror.modes.constants import User
+from mirror.modes.constants import RegistryUser
 from mirror.modes.settings import Account
 from mirror.nodeconfig import pki
 from mirror.nodeconfig.cluster import Node
@@ -74,7 +74,7 @@ class ServiceSecrets:
     authority: KeyPair
     token: KeyPair
     http_secret: str = field(repr=False)
-    users: Mapping[User, HashedAccount]
+    users: Mapping[RegistryUser, HashedAccount]
     nodes: Mapping[str, Leaves]
     in_cluster: Leaves
     successor: KeyPair | None = None
@@ -92,7 +92,7 @@ class ServiceSecrets:
         """Whom clients of the registry trust, in PEM."""
         return self.authorities.trusted
 
-    def accounts(self) -> dict[User, Account]:
+    def accounts(self) -> dict[RegistryUser, Account]:
         """The logins alone, for clients."""
         return {user: one.account for user, one in self.users.items()}
 
@@ -137,7 +137,7 @@ def prepare_secrets(
         if node.master:
             leaves[node.name] = _leaves(leaves.get(node.name), authorities, node.address, now)
     users = {}
-    for user in User:
+    for user in RegistryUser:
         known = held.users.get(user) if held else None
         users[user] = known if known and known.matches() else hashed(_account(user, known))
     return ServiceSecrets(
@@ -152,7 +152,7 @@ def prepare_secrets(
     )
 
 
-def _account(user: User, known: HashedAccount | None) -> Account:
+def _account(user: RegistryUser, known: HashedAccount | None) -> Account:
     """A known password is kept; only its hash was unsound."""
     return known.account if known else new_account(user.value)
 
@@ -176,7 +176,7 @@ def _random(length: int) -> str:
 # -- the file --------------------------------------------------------------------------------------
 
 
-class _Document(BaseModel):
+class _SecretsDocument(BaseModel):
     model_config = ConfigDict(
         frozen=True,
         extra="forbid",
@@ -186,17 +186,17 @@ class _Document(BaseModel):
     )
 
 
-class _User(_Document):
+class _User(_SecretsDocument):
     name: str
     password: str
     password_hash: str
 
 
-class _Secrets(_Document):
+class _Secrets(_SecretsDocument):
     authority: KeyPair
     token: KeyPair
     http_secret: str
-    users: dict[User, _User]
+    users: dict[RegistryUser, _User]
     nodes: dict[str, Leaves]
     in_cluster: Leaves
     successor: KeyPair | None = None

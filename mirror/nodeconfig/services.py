@@ -17,7 +17,7 @@ from enum import StrEnum
 from typing import Any
 
 from mirror.errors import RenderingError
-from mirror.modes.constants import LOGICAL_PATH, User
+from mirror.modes.constants import LOGICAL_PATH, RegistryUser
 from mirror.modes.settings import Account, Upstream
 from mirror.nodeconfig.cluster import Node, NodePaths, Ports
 from mirror.nodeconfig.service_secrets import HashedAccount
@@ -250,18 +250,18 @@ LIFETIME_S = 900
 """How long a token is good for; clients renew it."""
 
 
-_ACCESS: tuple[tuple[User, str, dict[str, str]], ...] = (
-    (User.RO, "pull", {}),
-    (User.RW, "*", {}),
-    (User.MIRROR_PUSHER, "*", {}),
-    (User.MIRROR_PULLER, "*", {"type": "registry", "name": "catalog"}),
-    (User.MIRROR_PULLER, "pull", {}),
+_ACCESS: tuple[tuple[RegistryUser, str, dict[str, str]], ...] = (
+    (RegistryUser.RO, "pull", {}),
+    (RegistryUser.RW, "*", {}),
+    (RegistryUser.MIRROR_PUSHER, "*", {}),
+    (RegistryUser.MIRROR_PULLER, "*", {"type": "registry", "name": "catalog"}),
+    (RegistryUser.MIRROR_PULLER, "pull", {}),
 )
 """User, what it may do, and to what; the first line that matches decides."""
 
 
 def replica_auth(
-    node: Node, places: NodePaths, users: Mapping[User, HashedAccount], *, own_port: bool
+    node: Node, places: NodePaths, users: Mapping[RegistryUser, HashedAccount], *, own_port: bool
 ) -> dict[str, Any]:
     """The token server beside a replica that knows `users`.
 
@@ -339,7 +339,7 @@ PARALLEL = 3
 
 
 def replication_config(
-    node: Node, peers: Sequence[Node], places: NodePaths, accounts: Mapping[User, Account]
+    node: Node, peers: Sequence[Node], places: NodePaths, accounts: Mapping[RegistryUser, Account]
 ) -> dict[str, Any]:
     """The settings of the daemon on `node`. Without `peers` there is no daemon.
 
@@ -350,8 +350,8 @@ def replication_config(
     return {
         "ca": places.pki("ca.crt"),
         "users": {
-            "puller": _user(accounts[User.MIRROR_PULLER]),
-            "pusher": _user(accounts[User.MIRROR_PUSHER]),
+            "puller": _user(accounts[RegistryUser.MIRROR_PULLER]),
+            "pusher": _user(accounts[RegistryUser.MIRROR_PUSHER]),
         },
         "local": node.registry,
         "remote": [peer.registry for peer in peers],

@@ -334,7 +334,12 @@ class _Push:
         new = None if stated or (leads and not goal.new) else goal.statement
         places: list[Source | Holder] = [other.source() for other in others]
         places.append(Holder(tree.source(), held))
-        source = FailoverSource([self.reader, self.index, *places], goal.inventory)
+        source = FailoverSource(
+            [self.reader, self.index, *places],
+            goal.inventory,
+            name=f"{self.reader.name} or another registry" if others else None,
+            on_event=run.on_event,
+        )
         publication = Publication(tree, state, new, seen=held, finish_first=leads)
         try:
             if self.check_access:

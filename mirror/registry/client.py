@@ -220,9 +220,12 @@ class RegistryClient:
         """
         return upload_sessions.open_upload(self._transport, repository)
 
-    def cancel_upload(self, repository: str, upload: OpenUpload) -> None:
-        """Let the registry forget a session (DELETE), best effort: it also forgets by itself."""
-        upload_sessions.cancel(self._transport, upload.location, scopes.push(repository))
+    def cancel_upload(self, repository: str, upload: OpenUpload) -> bool:
+        """Let the registry forget a session (DELETE), and say whether it answered.
+
+        Nothing is raised: the registry also forgets by itself.
+        """
+        return upload_sessions.cancel(self._transport, upload.location, scopes.push(repository))
 
     def mount(self, repository: str, digest: Digest, from_repository: str) -> bool:
         """Make a blob of `from_repository` one of `repository` too, without sending it (end-11).

@@ -103,10 +103,11 @@ def mount_or_open(
     return False
 
 
-def cancel(transport: Transport, location: str, wanted: scopes.Scopes) -> None:
-    """DELETE a session, best effort and in a few seconds: registries forget old ones anyway.
+def cancel(transport: Transport, location: str, wanted: scopes.Scopes) -> bool:
+    """DELETE a session, and say whether the registry answered.
 
-    This is done for a run that was stopped, too, so it does not listen to that.
+    It takes a few seconds at most and raises nothing: registries forget old sessions anyway. It is
+    done for a run that was stopped, too, so it does not listen to that.
     """
     patience_s = _STOPPED_CANCEL_S if transport.run.stopped else _CANCEL_S
     try:
@@ -114,6 +115,9 @@ def cancel(transport: Transport, location: str, wanted: scopes.Scopes) -> None:
         attempt(aside, "DELETE", location, accept=(200, 202, 204), wanted=wanted)
     except (MirrorError, TransientFailure) as err:
         _log.debug("an upload session could not be cancelled: %s", err)
+        error = err.error if isinstance(err, TransientFailure) else err
+        return isinstance(error, RegistryError) and error.status is not None
+    return True
 
 
 def location_of(transport: Transport, answer: Answer, default: str | None = None) -> str:

@@ -1,4 +1,4 @@
-"""An OCI registry as a server: its application, who may do what, and where content lives."""
+"""An OCI registry as a server: its application, authentication and stores."""
 
 from mirror.serve.app import create_app
 from mirror.serve.auth import Anonymous, BasicAuth, TokenAuth, User

@@ -1,4 +1,4 @@
-"""Who may do what: nobody is asked, Basic, or Bearer tokens from a token server.
+"""Who may do what: open to all, name and password, or Bearer tokens of a token server.
 
 Actions are the words of the token specification: `pull`, `push`, `delete`
 (distribution, "Token Scope Documentation").
@@ -24,7 +24,7 @@ ALL = frozenset({"pull", "push", "delete"})
 
 
 class Anonymous(Auth):
-    """Everybody may do everything."""
+    """Anybody may do anything."""
 
     def check(self, request: Request, repository: str, actions: Set[str]) -> None:  # noqa: ARG002
         return
@@ -32,25 +32,25 @@ class Anonymous(Auth):
 
 @dataclass(frozen=True, slots=True)
 class User:
-    """Somebody with a password, and what they may do in every repository."""
+    """A password, and what its owner may do in every repository."""
 
     password: str = field(repr=False)
     actions: frozenset[str] = ALL
 
 
 class _Users:
-    """The people that a registry knows, and what the unknown may do."""
+    """The accounts of a registry, and what a client without one may do."""
 
     def __init__(self, users: Mapping[str, User], anonymous: Set[str]) -> None:
         self._users, self._anonymous = dict(users), frozenset(anonymous)
 
     def actions(self, header: str | None) -> frozenset[str] | None:
-        """What the sender of an `Authorization: Basic` header may do; None if it is wrong."""
+        """What a client with this `Authorization: Basic` header may do; None if it is wrong."""
         if header is None:
             return self._anonymous
         name, password = _basic(header)
         user = self._users.get(name)
-        # Compared in any case, so that time does not tell which names exist.
+        # An unknown name takes as long as a known one, so that time does not reveal names.
         expected = (user.password if user else secrets.token_hex()).encode()
         if not hmac.compare_digest(expected, password.encode()) or user is None:
             return None
@@ -58,7 +58,7 @@ class _Users:
 
 
 class BasicAuth(Auth):
-    """Name and password with every request; `anonymous` are the actions that need neither."""
+    """Name and password with every request; actions in `anonymous` need neither."""
 
     def __init__(
         self,
@@ -87,16 +87,16 @@ class _Grant:
     expires_at: float
     scopes: frozenset[tuple[str, str]]  # (repository, action)
     welcome: bool
-    """Whether its holder may do anything at all, and so see the registry's root and catalogue."""
+    """Whether the owner may do anything; only then do the root and the catalogue open."""
 
 
 class TokenAuth(Auth):
     """Bearer tokens, issued by this app at `/token` (distribution, "Token Authentication").
 
-    A token is good for `expires_s` seconds and for the scopes that were asked for and allowed. As
-    elsewhere, everybody gets one; that of somebody who may do nothing opens nothing.
-    `realm` is where clients are sent; by default `/token` of the address they called. It may point
-    elsewhere, which is how tests find clients that hand their credentials to anybody.
+    A token is valid for `expires_s` seconds and for those of the requested scopes that its owner
+    is allowed. Every client gets a token, as elsewhere; the token of one who may do nothing opens
+    nothing. Clients are sent to `realm`, by default `/token` of the address they called. A test
+    can name another server there, to find a client that hands its credentials to anybody.
     """
 
     def __init__(
@@ -131,10 +131,10 @@ class TokenAuth(Auth):
         )
 
     def issue(self, authorization: str | None, scopes: list[str]) -> dict[str, object]:
-        """Answer a request to `/token`; `scopes` as in its query, such as `repository:a/b:pull`.
+        """Answer a request to `/token` with these `scopes`, each such as `repository:a/b:pull`.
 
         Raises:
-            RefusedError: 401, name or password are wrong.
+            RefusedError: 401, the name or the password is wrong.
         """
         allowed = self._users.actions(authorization)
         if allowed is None:
@@ -163,7 +163,7 @@ class TokenAuth(Auth):
         }
 
     def revoke_all(self) -> None:
-        """Make every token that was issued worthless, as a restarted token server does."""
+        """Invalidate every token, as a token server does that restarts."""
         with self._lock:
             self._grants = {}
 
@@ -188,7 +188,7 @@ class TokenAuth(Auth):
 
 
 def _basic(header: str) -> tuple[str, str]:
-    """Name and password of a Basic header; empty ones if it is none."""
+    """Name and password of a Basic header; empty strings if it is malformed."""
     kind, _, encoded = header.partition(" ")
     if kind.lower() != "basic":
         return "", ""

@@ -1,6 +1,6 @@
-"""One request: what all handlers share, and the answers to requests that are refused.
+"""What the handlers of all requests share, and how errors become answers.
 
-Error answers are those of the distribution specification ("Error Codes").
+Error bodies follow the distribution specification ("Error Codes").
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
 CLIENT_GONE = 499
-"""The status of an answer that nobody hears, since the client has hung up (as nginx logs it)."""
+"""The status that is recorded when the client hangs up before its answer (as in nginx)."""
 
 
 class RefusedError(Exception):
-    """A request that is answered with an error: `status`, and `code` from the specification."""
+    """Answers a request with `status`, and `code` from the specification."""
 
     def __init__(
         self, status: int, code: str, message: str, *, headers: Mapping[str, str] | None = None
@@ -48,7 +48,7 @@ class RefusedError(Exception):
 
 
 class Auth(ABC):
-    """Judges requests. The repository `""` stands for the registry: its root and its catalogue."""
+    """Decides on requests. The repository `""` means the registry: its root and catalogue."""
 
     @abstractmethod
     def check(self, request: Request, repository: str, actions: Set[str]) -> None:
@@ -79,7 +79,7 @@ class Service:
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """A request that is allowed; `repository` is parsed, and empty where the path names none."""
+    """An allowed request; `repository` has been checked, and is empty if the path names none."""
 
     request: Request
     service: Service
@@ -101,7 +101,7 @@ class Call:
         return self.service.writable
 
     def part(self, name: str) -> str:
-        """A part of the path, by its name in the route."""
+        """The part of the path that the route calls `name`."""
         return str(self.request.path_params[name])
 
     def url(self, tail: str) -> str:
@@ -110,7 +110,7 @@ class Call:
 
 
 async def in_thread(function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
-    """Run a store's method where it may wait for the disk without stopping other requests."""
+    """Run a method of a store in a thread, so that its disk holds up no other request."""
     return await asyncio.to_thread(function, *args, **kwargs)
 
 
@@ -128,7 +128,7 @@ _CODES: dict[type[MirrorError], str] = {
     InvalidReferenceError: "NAME_INVALID",
     InvalidManifestError: "MANIFEST_INVALID",
 }
-"""What a client can send wrong; any other error of ours is the registry's."""
+"""Errors of the client; every other `MirrorError` is a failure of the registry."""
 
 
 async def _refused(_request: Request, err: Exception) -> Response:
@@ -172,4 +172,4 @@ HANDLERS = {
     OSError: _failed,
     Exception: _bug,
 }
-"""Which exceptions become which answers; anything else is a bug, which the server logs."""
+"""Exception → the handler that answers it; `Exception` itself is a bug, which the server logs."""

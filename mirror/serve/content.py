@@ -21,14 +21,14 @@ from mirror.serve.call import Call, RefusedError, in_thread
 from mirror.serve.store import BlobReader, ReadableStore, Store, StoredManifest
 
 CHUNK_BYTES = 1 << 20
-"""Bytes that change threads at a time: few enough to hold, many enough to be worth the change."""
+"""Bytes that pass from one thread to another at a time."""
 
 _RANGE = re.compile(r"bytes=(?:(?P<first>\d{1,18})-(?P<last>\d{0,18})|-(?P<suffix>\d{1,18}))")
 _COUNT = re.compile(r"[0-9]{1,9}")
 
 
 async def get_manifest(call: Call) -> Response:
-    """GET and HEAD: the exact bytes that were pushed, whatever `Accept` says."""
+    """GET and HEAD: the pushed bytes, whatever `Accept` says."""
     digest, held = await in_thread(
         _find_manifest, call.store, call.repository, call.part("reference")
     )
@@ -42,7 +42,7 @@ async def get_manifest(call: Call) -> Response:
 
 
 async def put_manifest(call: Call) -> Response:
-    """PUT: kept if it is what its digest says and everything it needs is in the repository."""
+    """PUT: keep the manifest if its digest is right and the repository has what it needs."""
     store, reference = call.target, call.part("reference")
     tag: str | None = None
     algorithm = "sha256"
@@ -63,7 +63,7 @@ async def put_manifest(call: Call) -> Response:
         "Content-Length": "0",
     }
     if manifest.subject:
-        # Tells the client that it need not maintain the referrers tag.
+        # With this header the client need not maintain the referrers tag.
         headers["OCI-Subject"] = str(manifest.subject.digest)
     return Response(status_code=201, headers=headers)
 
@@ -83,9 +83,9 @@ async def delete_manifest(call: Call) -> Response:
 
 
 def missing(store: ReadableStore, repository: str, manifest: Manifest) -> tuple[str, Digest] | None:
-    """The first thing that `manifest` needs and `repository` lacks, with its error code.
+    """The first descriptor of `manifest` that `repository` does not hold, with its error code.
 
-    The subject is not needed: it may be pushed later (distribution-spec, "Pushing Manifests with
+    The subject may be missing: it may be pushed later (distribution-spec, "Pushing Manifests with
     Subject").
     """
     for blob in manifest.blobs:
@@ -135,15 +135,15 @@ def _no_manifest(reference: str) -> RefusedError:
 
 
 async def get_blob(call: Call) -> Response:
-    """GET: all of it, or the bytes that `Range` names."""
+    """GET: the whole blob, or the bytes that `Range` names."""
     digest = Digest.parse(call.part("digest"))
     reader = await in_thread(call.store.open_blob, call.repository, digest)
     if reader is None:
         raise _no_blob(digest)
     headers = call.request.headers
     try:
-        # A range of another state of the resource is answered with all of this one (RFC 9110,
-        # 13.1.5); under a digest there is only one state, so any other validator is foreign.
+        # A validator of another state of the resource gets all of it (RFC 9110, 13.1.5). A digest
+        # has one state only, so the digest is the one validator that matches.
         wanted = headers.get("range")
         if headers.get("if-range", f'"{digest}"') != f'"{digest}"':
             wanted = None
@@ -160,7 +160,7 @@ async def get_blob(call: Call) -> Response:
 
 
 async def head_blob(call: Call) -> Response:
-    """HEAD: whether it is there, and its size."""
+    """HEAD: whether the repository holds the blob, and its size."""
     digest = Digest.parse(call.part("digest"))
     size = await in_thread(call.store.blob_size, call.repository, digest)
     if size is None:
@@ -169,7 +169,7 @@ async def head_blob(call: Call) -> Response:
 
 
 async def delete_blob(call: Call) -> Response:
-    """DELETE: from this repository only."""
+    """DELETE: remove the blob from this repository; others keep it."""
     digest = Digest.parse(call.part("digest"))
     if not await in_thread(call.target.delete_blob, call.repository, digest):
         raise _no_blob(digest)
@@ -192,10 +192,10 @@ def _blob_headers(digest: Digest, length: int) -> dict[str, str]:
 
 
 async def read_bounded(request: Request, limit: int, code: str) -> bytes:
-    """The request's body, if it has at most `limit` bytes.
+    """Read the request's body of at most `limit` bytes.
 
     Raises:
-        RefusedError: 413 with `code`; there are more.
+        RefusedError: 413 with `code`, the body is larger.
         ClientDisconnect: the body broke off.
     """
     body = bytearray()
@@ -207,12 +207,12 @@ async def read_bounded(request: Request, limit: int, code: str) -> bytes:
 
 
 def requested_range(header: str | None, size: int) -> tuple[int, int] | None:
-    """First and last offset that a `Range` header asks for; None for all of it (RFC 9110, 14.2).
+    """First and last offset that a `Range` header asks for; None for everything (RFC 9110, 14.2).
 
-    Headers with several ranges or of unknown form are ignored, as the RFC allows.
+    A header with several ranges, or in an unknown form, is ignored, as the RFC allows.
 
     Raises:
-        RefusedError: 416, the range lies outside the `size` bytes.
+        RefusedError: 416, the range begins behind the `size` bytes.
     """
     match = _RANGE.fullmatch(header.replace(" ", "")) if header else None
     if match is None:
@@ -235,7 +235,7 @@ def requested_range(header: str | None, size: int) -> tuple[int, int] | None:
 
 
 class BlobResponse(StreamingResponse):
-    """`length` bytes of an open blob from `offset`. Closes the reader in every case."""
+    """Send `length` bytes of an open blob from `offset`; the reader is closed in every case."""
 
     def __init__(
         self, reader: BlobReader, offset: int, length: int, status: int, headers: Mapping[str, str]
@@ -250,12 +250,12 @@ class BlobResponse(StreamingResponse):
         finally:
             if self._reading is None:
                 self._reader.close()
-            else:  # broken off: a thread may still be using the file
+            else:  # the answer broke off, and a thread may still read the file
                 self._reading.add_done_callback(self._abandon)
 
     def _abandon(self, reading: asyncio.Future[bytes]) -> None:
         if not reading.cancelled():
-            reading.exception()  # asked for, so that nobody reports it as forgotten
+            reading.exception()  # retrieved, so that asyncio does not report it
         self._reader.close()
 
     async def stream_response(self, send: Send) -> None:
@@ -274,7 +274,7 @@ class BlobResponse(StreamingResponse):
             await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     def _read_ahead(self, at: int, end: int) -> None:
-        """Start reading the next chunk; it is read while the one before it is sent."""
+        """Start reading the next chunk while the one before it is sent."""
         self._reading = None
         if at < end:
             length = min(CHUNK_BYTES, end - at)
@@ -283,7 +283,7 @@ class BlobResponse(StreamingResponse):
 
 
 async def list_tags(call: Call) -> Response:
-    """GET tags/list: in code-point order, in pages if `n` asks for them."""
+    """GET tags/list: tags in code-point order, in pages if `n` asks for them."""
     if not await in_thread(call.store.has_repository, call.repository):
         raise RefusedError(404, "NAME_UNKNOWN", f"there is no repository {call.repository}")
     tags = await in_thread(call.store.tags, call.repository)
@@ -292,14 +292,14 @@ async def list_tags(call: Call) -> Response:
 
 
 async def list_repositories(call: Call) -> Response:
-    """GET _catalog: as Docker's registry has it; the specification knows none."""
+    """GET _catalog: all repositories, as Docker's registry lists them."""
     repositories = await in_thread(call.store.repositories)
     page, headers = _page(call, repositories, "/v2/_catalog")
     return JSONResponse({"repositories": page}, headers=headers)
 
 
 async def list_referrers(call: Call) -> Response:
-    """GET referrers: an index of what refers to a digest, empty where nothing does."""
+    """GET referrers: an index of the manifests that refer to a digest, which may be empty."""
     subject = Digest.parse(call.part("digest"))
     wanted = call.request.query_params.get("artifactType")
     found = await in_thread(_referrers, call.store, call.repository, subject)
@@ -316,7 +316,7 @@ def _referrers(store: ReadableStore, repository: str, subject: Digest) -> list[d
     for digest in store.referrers(repository, subject):
         held = store.manifest(repository, digest)
         if held is None:
-            continue  # deleted meanwhile
+            continue  # deleted since the listing
         manifest = Manifest.parse(held.raw, held.media_type, algorithm=digest.algorithm)
         entry = descriptor_json(manifest.descriptor)
         kind = manifest.artifact_type or (manifest.config and manifest.config.media_type)
@@ -343,6 +343,6 @@ def _page(call: Call, names: Sequence[str], path: str) -> tuple[list[str], dict[
         return rest, {}
     page = rest[:limit]
     if not page:
-        return page, {}  # n=0: nothing to go on from
+        return page, {}  # n=0 leaves no name to continue from
     link = f"{path}?{urlencode({'n': limit, 'last': page[-1]})}"
     return page, {"Link": f'<{link}>; rel="next"'}

@@ -1,4 +1,4 @@
-"""A store in a folder: what was acknowledged survives a crash.
+"""A store in a folder; what it acknowledged survives a power cut.
 
     blobs/<algorithm>/<hex>                                  the bytes, once for all repositories
     repositories/<name>/_blobs/<algorithm>/<hex>             empty: this repository holds the blob
@@ -7,8 +7,8 @@
     repositories/<name>/_referrers/<subject>/<algorithm>/<hex>   empty; <subject> as two parts
     staging/                                                 unfinished files
 
-No component of a repository name starts with `_`, so names and our folders never meet. Order of
-writing is what keeps the folder true: bytes before links, links before tags.
+No component of a repository name starts with `_`, so names never collide with our folders. The
+order of writing keeps the folder consistent: bytes before links, links before tags.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ _REREAD_BYTES = 1 << 20
 
 
 class FolderStorage:
-    """A `Store` in the folder `path`, which is created if need be.
+    """A `Store` in the folder `path`, which is created if it is missing.
 
-    Several processes may read and push at once; deleting is safe only while one process has the
-    folder, since the check that no other repository needs some bytes is guarded by this object.
+    Several processes may read and push at once. Only one process may delete, and only while no
+    other uses the folder: this object's lock guards the check that nothing else needs the bytes.
     """
 
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
         self._staging = StagingFolder(self.path / "staging")
-        self._lock = threading.Lock()  # guards links against the removal of the bytes they need
+        self._lock = threading.Lock()  # no bytes are removed while a link to them is made
         for part in ("blobs", "repositories", "staging"):
             make_folder(self.path / part)
         self._staging.sweep()
@@ -122,7 +122,7 @@ class FolderStorage:
                 self._staging.write(link, b"")
             link = self._link(repository, "_manifests", digest)
             self._staging.write(link, manifest.media_type.encode())
-            if tag is not None:  # last: whoever sees the tag finds the manifest
+            if tag is not None:  # last, so that a tag never names a missing manifest
                 self._staging.write(self._tag(repository, tag), str(digest).encode())
 
     def delete_manifest(self, repository: str, digest: Digest) -> bool:
@@ -152,7 +152,7 @@ class FolderStorage:
             return True
 
     def _adopt(self, staged: Path, repository: str, digest: Digest) -> None:
-        """Give a finished file its final name, then link it to `repository`."""
+        """Give a finished file its final name, then link `repository` to it."""
         content = self._content(digest)
         with self._lock:
             make_folder(content.parent)
@@ -161,7 +161,7 @@ class FolderStorage:
             self._staging.write(self._link(repository, "_blobs", digest), b"")
 
     def _forget(self, digest: Digest) -> None:
-        """Remove bytes that no repository links to any more; call with the lock held."""
+        """Remove bytes that no repository links to; call it with the lock held."""
         root = self.path / "repositories"
         for folder, children, _files in os.walk(root):
             for kind in ("_blobs", "_manifests"):
@@ -176,7 +176,7 @@ class FolderStorage:
         return _digest_path(self.path / "blobs", digest)
 
     def _folder(self, repository: str) -> Path:
-        check_repository(repository)  # once more: a name from elsewhere must not leave the folder
+        check_repository(repository)  # again, so that no caller's name leads out of the folder
         return self.path / "repositories" / repository
 
     def _link(self, repository: str, kind: str, digest: Digest) -> Path:
@@ -193,7 +193,7 @@ class FolderStorage:
     def _digests(folder: Path) -> Iterator[Digest]:
         for algorithm in _names(folder):
             for encoded in _names(folder / algorithm):
-                with contextlib.suppress(InvalidDigestError):  # a file that is not ours
+                with contextlib.suppress(InvalidDigestError):  # not a file of ours
                     yield Digest.parse(f"{algorithm}:{encoded}")
 
 
@@ -223,7 +223,7 @@ class _FileStaging:
         return self._digest.size
 
     def write(self, data: bytes) -> None:
-        # First the disk: if it is full, the count must not run ahead of what is there.
+        # The disk comes first: when it is full, the count must not run ahead of the bytes.
         write_at(self._file.fileno(), self._digest.size, data)
         self._digest.update(data)
 
@@ -236,7 +236,7 @@ class _FileStaging:
             self.discard()
 
     def discard(self) -> None:
-        Path(self._file.name).unlink(missing_ok=True)  # gone already if it was adopted
+        Path(self._file.name).unlink(missing_ok=True)  # it has another name after `commit`
         self._file.close()
 
     def _again(self) -> Iterator[bytes]:
@@ -246,10 +246,10 @@ class _FileStaging:
 
 
 class StagingFolder:
-    """A folder of unfinished files on the same file system as the finished ones.
+    """A folder of unfinished files, on the file system of the finished ones.
 
-    Each file is locked (`flock`) while its writer lives, so that `sweep` removes what a killed
-    process left behind and spares what a living one is writing.
+    A writer holds a lock (`flock`) on its file. So `sweep` can remove the files of killed
+    processes and leave those of running ones alone.
     """
 
     def __init__(self, path: Path) -> None:
@@ -258,11 +258,11 @@ class StagingFolder:
     def create(self) -> IO[bytes]:
         """A new file, open for writing and locked; its path is `.name`."""
         while True:
-            # Unbuffered: after a failed write nothing lingers for closing to write again.
+            # Unbuffered, so that closing writes nothing again after a failed write.
             file = (self._path / secrets.token_hex(16)).open("xb", buffering=0)
             try:
                 fcntl.flock(file, fcntl.LOCK_EX)
-                # Another process may have swept it before it was locked.
+                # A process that started meanwhile may have swept the file before it was locked.
                 if os.fstat(file.fileno()).st_nlink:
                     return file
             except BaseException:
@@ -271,15 +271,15 @@ class StagingFolder:
             file.close()
 
     def sweep(self) -> None:
-        """Remove files whose writer is gone."""
+        """Remove the files of processes that ended."""
         for path in self._path.iterdir():
-            # Refused for what is being written, and for what others put there.
+            # Fails for files that are being written, and for what is not ours.
             with contextlib.suppress(OSError), path.open("rb") as file:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 path.unlink()
 
     def write(self, target: Path, data: bytes) -> None:
-        """Give `target` the content `data` in one step; on return it is on the disk."""
+        """Give `target` the content `data` at once; on return it is on the disk."""
         with self.create() as file:
             try:
                 write_at(file.fileno(), 0, data)
@@ -293,7 +293,7 @@ class StagingFolder:
 
 
 def _names(path: Path) -> Iterator[str]:
-    """The names in a folder, in no order; none if there is no such folder."""
+    """The names in a folder, unordered; none if the folder does not exist."""
     try:
         with os.scandir(path) as entries:
             yield from (entry.name for entry in entries)
@@ -302,7 +302,7 @@ def _names(path: Path) -> Iterator[str]:
 
 
 def _remove(path: Path) -> bool:
-    """Remove a file; whether there was one."""
+    """Remove a file, and return whether it existed."""
     try:
         path.unlink()
     except FileNotFoundError:

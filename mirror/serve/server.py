@@ -16,7 +16,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 logger = logging.getLogger(__name__)
 
 _EXTENSION = "mirror.connection"
-"""Where the app finds its connection, so that it can hang up, which ASGI cannot say."""
+"""The ASGI extension by which an app reaches its connection, in order to cut it."""
 
 KEEP_ALIVE_S = 75
 _START_TIMEOUT_S = 30.0
@@ -24,7 +24,7 @@ _BACKLOG = 1024
 
 
 class _Protocol(HttpToolsProtocol):
-    """Uvicorn's HTTP protocol, which also lets the app cut its connection."""
+    """Uvicorn's HTTP protocol, which hands its connection to the app."""
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
@@ -32,9 +32,9 @@ class _Protocol(HttpToolsProtocol):
 
 
 class _Server(uvicorn.Server):
-    """Uvicorn's server, except that it waits for events where uvicorn polls every 0.1 s.
+    """Uvicorn's server, which waits for events where uvicorn polls every 0.1 s.
 
-    Programs that start hundreds of servers, as tests do, feel the difference.
+    That matters to programs that start hundreds of servers, such as tests.
     """
 
     def __init__(self, config: uvicorn.Config, grace_s: float) -> None:
@@ -65,7 +65,7 @@ class _Server(uvicorn.Server):
             await asyncio.sleep(0.005)
         for connection in list(self.server_state.connections):
             connection.transport.abort()
-        for _ in range(3):  # lets the requests learn that their clients are gone
+        for _ in range(3):  # the requests learn in these turns that their clients are gone
             await asyncio.sleep(0)
         for task in list(self.server_state.tasks):
             task.cancel()
@@ -74,10 +74,10 @@ class _Server(uvicorn.Server):
         await self.lifespan.shutdown()
 
     def stop(self) -> None:
-        """Begin to end; from any thread."""
+        """Begin to shut down. Any thread may call it."""
         self.should_exit = True
         if self._loop is not None:
-            with contextlib.suppress(RuntimeError):  # ended already
+            with contextlib.suppress(RuntimeError):  # the loop has ended
                 self._loop.call_soon_threadsafe(self._stop.set)
 
     def _busy(self) -> bool:
@@ -85,7 +85,7 @@ class _Server(uvicorn.Server):
 
 
 class ServerThread:
-    """An ASGI app behind a listening socket, served by a thread that `stop` joins."""
+    """A thread that serves an ASGI app on a listening socket until `stop`."""
 
     def __init__(
         self,
@@ -118,14 +118,14 @@ class ServerThread:
             ssl_certfile=certificate,
             ssl_keyfile=key,
         )
-        config.load()  # here, so that a bad certificate is told to the caller
+        config.load()  # here, where the caller hears of a bad certificate
         self._server = _Server(config, grace_s)
         self._listener = listener
         self._failure: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="mirror-serve")
 
     def start(self) -> None:
-        """Begin to serve; on return requests are answered.
+        """Begin to serve; on return the server answers.
 
         Raises:
             RuntimeError: the server could not start.
@@ -136,7 +136,7 @@ class ServerThread:
             raise RuntimeError("the server did not start") from self._failure
 
     def stop(self) -> None:
-        """End: idle connections at once, requests in progress after at most `grace_s` seconds."""
+        """Close idle connections at once, and busy ones after at most `grace_s` seconds."""
         self._server.stop()
         self._thread.join()
 
@@ -150,10 +150,10 @@ class ServerThread:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A listening socket: from here on clients can connect, if only to wait.
+    """A listening socket. Clients can connect at once, and wait for the server to start.
 
     Raises:
-        OSError: the address is taken, or none of this machine's.
+        OSError: the address is in use, or does not belong to this machine.
     """
     family, kind, protocol, _, address = socket.getaddrinfo(
         host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -170,18 +170,18 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 async def abort(scope: Scope) -> None:
-    """Break the connection at once; what is not on the wire yet is lost.
+    """Break the connection at once; unsent bytes are lost.
 
     Raises:
         RuntimeError: the app runs under another server than ours.
     """
     _transport(scope).abort()
-    for _ in range(3):  # the server learns of it in the loop's next turns
+    for _ in range(3):  # the server notices in the next turns of the loop
         await asyncio.sleep(0)
 
 
 async def close(scope: Scope, receive: Receive) -> None:
-    """Send what is written, then close the connection, though the answer is not complete.
+    """Send what is buffered, then close the connection before the answer is complete.
 
     Raises:
         RuntimeError: as `abort`.
@@ -194,5 +194,5 @@ async def close(scope: Scope, receive: Receive) -> None:
 def _transport(scope: Scope) -> asyncio.Transport:
     transport = scope.get("extensions", {}).get(_EXTENSION, {}).get("transport")
     if not isinstance(transport, asyncio.Transport):
-        raise RuntimeError("cutting connections takes mirror.serve's own server")
+        raise RuntimeError("only the server of mirror.serve can cut a connection")
     return transport

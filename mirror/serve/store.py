@@ -1,7 +1,7 @@
-"""What a registry needs of the place where its content lives, and such a place in memory.
+"""What a registry needs of the store that holds its content, and a store in memory.
 
-Stores are synchronous and thread-safe; the server calls them from worker threads. Names reach them
-parsed: a repository has passed `check_repository`, a tag `check_tag`, a digest is a `Digest`.
+Stores are synchronous and thread-safe: the server calls them from worker threads. The server has
+checked all names: repositories by `check_repository`, tags by `check_tag`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class StoredManifest:
 
 
 class BlobReader(Protocol):
-    """An open blob. `size` is in bytes; whoever opened it closes it."""
+    """An open blob of `size` bytes; its opener closes it."""
 
     @property
     def size(self) -> int: ...
@@ -39,7 +39,7 @@ class BlobReader(Protocol):
 
 @runtime_checkable
 class ReadableStore(Protocol):
-    """The half of a store that pulling needs; a bundle can be served through it alone."""
+    """The half of a store that pulling needs."""
 
     def repositories(self) -> Sequence[str]:
         """Every repository that holds a manifest, in code-point order."""
@@ -54,11 +54,11 @@ class ReadableStore(Protocol):
         ...
 
     def resolve(self, repository: str, tag: str) -> Digest | None:
-        """What `tag` names now."""
+        """The digest that `tag` names; None if there is no such tag."""
         ...
 
     def manifest(self, repository: str, digest: Digest) -> StoredManifest | None:
-        """A manifest of this repository."""
+        """A manifest of this repository, None if it is not there."""
         ...
 
     def blob_size(self, repository: str, digest: Digest) -> int | None:
@@ -75,7 +75,7 @@ class ReadableStore(Protocol):
 
 
 class Staging(Protocol):
-    """Bytes of one upload on their way in, hashed as they pass. Used by one thread at a time."""
+    """The bytes of one upload, hashed as they come in. One thread uses it at a time."""
 
     @property
     def size(self) -> int:
@@ -85,7 +85,7 @@ class Staging(Protocol):
     def write(self, data: bytes) -> None: ...
 
     def commit(self, repository: str, digest: Digest) -> None:
-        """Make the bytes a blob of `repository`. The staging is over, whatever happens.
+        """Make the bytes a blob of `repository`. The staging ends, even if this fails.
 
         Raises:
             DigestMismatchError: these bytes have another digest; nothing is kept.
@@ -99,10 +99,10 @@ class Staging(Protocol):
 
 @runtime_checkable
 class Store(ReadableStore, Protocol):
-    """A store that can be pushed into. Deleting answers whether there was something to delete."""
+    """A store that can be pushed into. A deletion returns whether there was anything to delete."""
 
     def stage(self, algorithm: str = "sha256") -> Staging:
-        """Begin an upload; `algorithm` is the one its digest is expected in."""
+        """Begin an upload whose digest is expected in `algorithm`."""
         ...
 
     def mount_blob(self, source: str, target: str, digest: Digest) -> bool:
@@ -127,7 +127,7 @@ class Store(ReadableStore, Protocol):
 
 
 class RunningDigest:
-    """Hashes an upload whose digest is told only at its end (distribution-spec, "PUT")."""
+    """Hashes an upload, whose digest the client names at its end (distribution-spec, "PUT")."""
 
     def __init__(self, algorithm: str) -> None:
         self.algorithm, self.size = algorithm, 0
@@ -141,11 +141,11 @@ class RunningDigest:
     def check(self, expected: Digest, again: Callable[[], Iterable[bytes]]) -> None:
         """Compare with `expected`.
 
-        `again` gives the same bytes once more. It is called only if the client announced one
-        algorithm (or none, which means sha256) and named a digest in another.
+        `again` gives the same bytes once more. It is called only if the client named a digest in
+        another algorithm than the one it had announced (sha256 if none).
 
         Raises:
-            DigestMismatchError: these are other bytes.
+            DigestMismatchError: the digests differ.
         """
         if expected.algorithm != self.algorithm:
             rehashed = RunningDigest(expected.algorithm)
@@ -159,7 +159,7 @@ class RunningDigest:
 
 
 def put_blob(store: Store, repository: str, data: bytes) -> Digest:
-    """Put `data` into a store directly, without a server; answer its digest."""
+    """Put `data` into a store, without a server; return its digest."""
     digest = Digest.of(data)
     staging = store.stage()
     staging.write(data)
@@ -255,7 +255,7 @@ class MemoryStorage:
             return self._at(repository).blobs.pop(digest, None) is not None
 
     def _at(self, repository: str) -> _Repository:
-        """For reading: an absent repository looks empty and is not created."""
+        """A repository to read from: a missing one looks empty and is not created."""
         return self._repositories.get(repository) or _Repository()
 
     def _make(self, repository: str) -> _Repository:

@@ -26,7 +26,7 @@ _LOCK_WAIT_S = 10.0
 
 @dataclass(slots=True)
 class Session:
-    """An open upload: what its client has sent so far. Hold `lock` while using `staging`."""
+    """An open upload. Hold `lock` while using `staging`."""
 
     id: str
     repository: str
@@ -36,10 +36,10 @@ class Session:
 
 
 class UploadSessions:
-    """The open uploads of one server; they end with it, as clients are ready to begin anew.
+    """The open uploads of one server; they end with it, and clients begin anew.
 
-    Used from the event loop only. A session that nobody touches for `idle_s` seconds is dropped.
-    There are at most `limit`, since each holds an open file.
+    Only the event loop uses it. A session that is idle for `idle_s` seconds is dropped. At most
+    `limit` are open, since each holds an open file.
     """
 
     def __init__(self, idle_s: float = 3600.0, limit: int = 500) -> None:
@@ -47,10 +47,10 @@ class UploadSessions:
         self._sessions: dict[str, Session] = {}
 
     def make_room(self) -> None:
-        """Drop what is idle, before one more is opened.
+        """Drop idle sessions before one more is opened.
 
         Raises:
-            RefusedError: TOOMANYREQUESTS, all that are open are in use.
+            RefusedError: TOOMANYREQUESTS, `limit` sessions are in use.
         """
         oldest = time.monotonic() - self._idle_s
         for session in [held for held in self._sessions.values() if held.used_at < oldest]:
@@ -63,7 +63,7 @@ class UploadSessions:
             )
 
     def open(self, repository: str, staging: Staging) -> Session:
-        """Begin one for bytes that go into `staging`."""
+        """Begin a session for bytes that go into `staging`."""
         session = Session(secrets.token_hex(16), repository, staging, time.monotonic())
         self._sessions[session.id] = session
         return session
@@ -81,7 +81,7 @@ class UploadSessions:
         return session
 
     def close(self, session: Session) -> None:
-        """Forget a session; its staging is the caller's to commit or discard."""
+        """Forget a session; the caller commits or discards its staging."""
         self._sessions.pop(session.id, None)
 
     def discard_all(self) -> None:
@@ -121,13 +121,13 @@ class Uploads:
         return _progress(call, self._sessions.open(call.repository, staging), 202)
 
     async def append(self, call: Call) -> Response:
-        """PATCH: append the body; with `Content-Range`, only if it begins where the upload ends."""
+        """PATCH: append the body. A `Content-Range` must begin where the upload ends."""
         async with self._session(call) as session:
             await self._take(call, session)
             return _progress(call, session, 202)
 
     async def finish(self, call: Call) -> Response:
-        """PUT: append the body, if any, and make the whole a blob."""
+        """PUT: append the body, which may be empty, and make the upload a blob."""
         text = call.request.query_params.get("digest")
         if text is None:
             raise RefusedError(400, "DIGEST_INVALID", "add ?digest= to say what was uploaded")
@@ -139,19 +139,19 @@ class Uploads:
         return _created(call, digest)
 
     async def show(self, call: Call) -> Response:
-        """GET: how far it has come."""
+        """GET: how many bytes have arrived."""
         async with self._session(call) as session:
             return _progress(call, session, 204)
 
     async def cancel(self, call: Call) -> Response:
-        """DELETE: drop what was sent."""
+        """DELETE: drop the upload."""
         async with self._session(call) as session:
             self._sessions.close(session)
             await in_thread(session.staging.discard)
         return Response(status_code=204)
 
     async def end(self) -> None:
-        """Drop what is unfinished: the server ends."""
+        """Drop all unfinished uploads: the server ends."""
         await in_thread(self._sessions.discard_all)
 
     @asynccontextmanager
@@ -168,7 +168,7 @@ class Uploads:
                 409, "BLOB_UPLOAD_INVALID", "another request is writing to this upload"
             ) from None
         try:
-            # Again: who held the lock may have ended the session.
+            # Again: the request that held the lock may have ended the session.
             self._sessions.find(call.repository, session.id)
             yield session
         finally:
@@ -181,7 +181,7 @@ class Uploads:
         try:
             await receive_into(call.request, session.staging)
         except OSError:
-            # What is on the disk is not what was counted; there is no going on from here.
+            # The count no longer matches the disk, so the upload cannot continue.
             self._sessions.close(session)
             await in_thread(session.staging.discard)
             raise
@@ -189,12 +189,12 @@ class Uploads:
 
 
 async def _mount(call: Call, digest: Digest, source: str) -> bool:
-    """Whether the blob is ours now. If not, for whatever reason, the client shall upload it."""
+    """Mount a blob, and return whether that worked; otherwise the client uploads it."""
     try:
         check_repository(source)
     except InvalidReferenceError:
         return False
-    # Who may not pull there must not learn by mounting what is there.
+    # A client that may not pull there must not find out by mounts what is there.
     if not call.service.auth.allows(call.request, source, {"pull"}):
         return False
     return await in_thread(call.target.mount_blob, source, call.repository, digest)
@@ -203,10 +203,10 @@ async def _mount(call: Call, digest: Digest, source: str) -> bool:
 async def receive_into(request: Request, staging: Staging) -> None:
     """Move the request's body into `staging`; on return or error no thread is writing there.
 
-    What a broken connection delivered is kept, so that the client can go on from there.
+    The bytes that arrived before a connection broke are kept: the client continues there.
 
     Raises:
-        ClientDisconnect: the body broke off.
+        ClientDisconnect: the connection broke.
     """
     loop = asyncio.get_running_loop()
     writing: asyncio.Future[None] | None = None
@@ -251,7 +251,7 @@ def _check_position(call: Call, session: Session) -> None:
 
 
 def _check_length(call: Call, received: int) -> None:
-    """A second look at what the HTTP server has promised: a short body is never taken for whole."""
+    """Check once more what the HTTP server promises: that no short body passes for a whole one."""
     length = call.request.headers.get("content-length")
     if length is not None and int(length) != received:
         raise RefusedError(400, "SIZE_INVALID", f"{length} bytes announced, {received} received")
@@ -262,7 +262,7 @@ def _location(call: Call, session: Session) -> str:
 
 
 def _range(session: Session) -> str:
-    # There is no way to write an empty range; registries say 0-0 for it.
+    # An empty range cannot be written; registries send 0-0 for it.
     return f"0-{max(0, session.staging.size - 1)}"
 
 

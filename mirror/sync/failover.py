@@ -119,6 +119,7 @@ class FailoverSource:
         sources: Sequence[Source | Holder],
         wanted: Inventory | None = None,
         *,
+        name: str | None = None,
         on_event: OnEvent = ignore_events,
     ) -> None:
         if not sources:
@@ -130,14 +131,14 @@ class FailoverSource:
             if isinstance(one, Holder)
         }
         self._alike = _paths(wanted) if wanted is not None else {}
-        self._on_event = on_event
+        self._name, self._on_event = name, on_event
         self._lock = threading.Lock()
         self._records: dict[Digest, _Record] = {}  # under the lock, like the next
         self._down: set[int] = set()
 
     @property
     def name(self) -> str:
-        return self._sources[0].name
+        return self._name or self._sources[0].name
 
     def manifest(self, repository: str, digest: Digest) -> Manifest:
         for copy in self._copies(repository, digest, is_blob=False):

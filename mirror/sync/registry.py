@@ -223,7 +223,8 @@ class RegistryTarget:
         with self._lock:
             left, self._opened = self._opened, {}
         for repository, opened in left.items():
-            self.client.cancel_upload(repository, opened)
+            if not self.client.cancel_upload(repository, opened):
+                return  # a dead registry would be waited for once per session
 
     # -- writing -------------------------------------------------------------------------------
 

@@ -1,4 +1,4 @@
-"""Work done by several threads, none of which outlives its caller."""
+"""Work in several threads, all of which end before the call that began them."""
 
 from __future__ import annotations
 

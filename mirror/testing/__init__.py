@@ -1,4 +1,4 @@
-"""A registry inside the process, which fails on order and writes down what it was asked."""
+"""A registry inside the process, which fails on demand and records its requests."""
 
 from mirror.testing.faults import (
     Action,

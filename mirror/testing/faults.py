@@ -1,4 +1,4 @@
-"""Faults on order: a server that fails as networks and registries do, at chosen requests.
+"""Faults on demand: a server that fails like networks and registries do, at chosen requests.
 
 faults = Faults(
     Fault(Answer(429, {"Retry-After": "1"}), method="PUT", path="/manifests/", nth=2),
@@ -40,9 +40,9 @@ class CutResponse:
 
 @dataclass(frozen=True, slots=True)
 class CutUpload:
-    """Break the connection when `after` bytes of the request's body have been taken.
+    """Break the connection after `after` bytes of the request's body.
 
-    A body that is not longer arrives whole.
+    A body that is not longer arrives as it is.
     """
 
     after: int
@@ -75,14 +75,14 @@ class Stall:
 
 @dataclass(frozen=True, slots=True)
 class CorruptBody:
-    """Flip one bit of the answer's byte at offset `at`, if the answer is that long."""
+    """Flip one bit of the answer's byte at offset `at`, if the body is that long."""
 
     at: int
 
 
 @dataclass(frozen=True, slots=True)
 class IgnoreRange:
-    """Answer as if the request had no `Range` header: 200 and everything."""
+    """Answer as if the request had no `Range` header: with status 200 and the whole body."""
 
 
 Action: TypeAlias = (
@@ -100,10 +100,10 @@ Action: TypeAlias = (
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """Strike the `nth` request (from 1) of that kind, and the next ones: `times` in all.
+    """Strike `times` matching requests, beginning with the `nth` (counted from 1).
 
-    `method` is compared, None means any; `path` is a pattern searched for in `path?query`; `times`
-    None means ever after.
+    A request matches if it has that `method` (None: any) and the regular expression `path` occurs
+    in its `path?query`. `times` None means all from then on.
     """
 
     action: Action
@@ -114,7 +114,7 @@ class Fault:
 
 
 class Faults:
-    """The faults that a server has in store. Thread-safe; may be changed while it runs."""
+    """The faults of a server. Thread-safe; they may be changed while it runs."""
 
     def __init__(self, *faults: Fault) -> None:
         self._lock = threading.Lock()  # guards _armed and _struck
@@ -122,23 +122,23 @@ class Faults:
         self._struck = 0
 
     def add(self, *faults: Fault) -> None:
-        """More faults; they count requests from now on."""
+        """Add faults, which count requests from now on."""
         with self._lock:
             self._armed += [_Armed(fault) for fault in faults]
 
     def clear(self) -> None:
-        """Heal the server."""
+        """Remove all faults."""
         with self._lock:
             self._armed = []
 
     @property
     def struck(self) -> int:
-        """How often a fault has struck, so that a test knows that it tested something."""
+        """How often faults have struck, so that a test can check that they did."""
         with self._lock:
             return self._struck
 
     def strike(self, method: str, target: str) -> list[Action]:
-        """Count one request to `target` (`path?query`) and say what shall happen to it."""
+        """Count a request to `target` (`path?query`) and return what is to happen to it."""
         with self._lock:
             actions = [armed.fault.action for armed in self._armed if armed.hit(method, target)]
             self._struck += len(actions)
@@ -161,11 +161,11 @@ class _Armed:
 
 
 class _CutError(Exception):
-    """Ends the work on a request whose connection we have cut."""
+    """Ends the work on a request after its connection was cut."""
 
 
 class FaultMiddleware:
-    """Lets `faults` strike the requests of `app`."""
+    """Applies `faults` to the requests of `app`."""
 
     def __init__(self, app: ASGIApp, faults: Faults) -> None:
         self._app, self._faults = app, faults
@@ -220,7 +220,7 @@ async def _answer(action: Answer, send: Send) -> None:
     if body is None:
         codes = {401: "UNAUTHORIZED", 403: "DENIED", 429: "TOOMANYREQUESTS"}
         code = codes.get(action.status, "UNKNOWN")
-        body = json.dumps({"errors": [{"code": code, "message": "fault on order"}]}).encode()
+        body = json.dumps({"errors": [{"code": code, "message": "fault on demand"}]}).encode()
     raw = [
         (name.lower().encode("latin-1"), text.encode("latin-1")) for name, text in headers.items()
     ]
@@ -250,7 +250,7 @@ def _cut_upload(scope: Scope, receive: Receive, after: int) -> Receive:
 
 
 class _Body:
-    """An answer's body on its way out, touched at one offset."""
+    """An outgoing body, which is cut, stalled or changed at one offset."""
 
     def __init__(
         self, action: CutResponse | Stall | CorruptBody, scope: Scope, receive: Receive, send: Send

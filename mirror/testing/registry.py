@@ -1,4 +1,4 @@
-"""A registry inside this process, on a real socket, and the record of what it was asked."""
+"""A registry inside this process, on a real socket, and the log of its requests."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ class EmbeddedRegistry:
         with EmbeddedRegistry(FolderStorage("/srv/images"), port=5000) as registry:
             print(registry.address)
 
-    Port 0 takes a free one. `requests` records every request, `faults` may be changed at any time;
-    what the other arguments mean is said by `create_app`.
+    Port 0 takes a free port. `requests` records every request. `faults` may be changed at any
+    time. `create_app` explains the other arguments.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class EmbeddedRegistry:
             raise ValueError("this registry is running already")
         listener = listen(self._host, self._port)
         try:
-            self._port = listener.getsockname()[1]  # kept, so that a second `with` is a restart
+            self._port = listener.getsockname()[1]  # a second `with` restarts on the same port
             thread = ServerThread(
                 self._app,
                 listener,
@@ -115,9 +115,10 @@ class EmbeddedRegistry:
 
 @dataclass(frozen=True, slots=True)
 class RecordedRequest:
-    """One request. `received` and `sent` are bytes of body; `status` is None if no answer left.
+    """One request. `received` and `sent` count bytes of the bodies.
 
-    `headers` have lower-case names. They may hold credentials and are left out of the repr.
+    `status` is None if the client got no answer. `headers` have lower-case names; they may hold
+    credentials, so the repr leaves them out.
     """
 
     method: str
@@ -130,10 +131,10 @@ class RecordedRequest:
 
 
 class RequestLog:
-    """Requests in the order in which they were over; thread-safe.
+    """Requests in the order in which they ended; thread-safe.
 
-    A request is recorded before the last byte of its answer leaves, so that whoever has the answer
-    finds the request here. At most `limit` are kept; the oldest go first.
+    A request is recorded before the last byte of its answer leaves, so a client that has the answer
+    finds the request here. At most `limit` requests are kept; the oldest are dropped.
     """
 
     def __init__(self, limit: int | None = 100_000) -> None:
@@ -159,7 +160,7 @@ class RequestLog:
     def matching(
         self, method: str | None = None, path: str = "", status: int | None = None
     ) -> list[RecordedRequest]:
-        """Those of that method and status whose `path?query` contains the pattern `path`."""
+        """The requests of that method and status whose `path?query` matches `path`."""
         pattern = re.compile(path)
         return [
             request
@@ -182,26 +183,26 @@ class RequestLog:
         return sum(request.sent for request in self.matching(path=path))
 
     def clear(self) -> None:
-        """Forget what was recorded; requests in progress are recorded when they are over."""
+        """Forget the recorded requests; those in progress are recorded when they end."""
         with self._lock:
             self._requests.clear()
             self._peak = self._active
 
     def begin(self) -> None:
-        """A request has come in."""
+        """Note that a request began."""
         with self._lock:
             self._active += 1
             self._peak = max(self._peak, self._active)
 
     def end(self, request: RecordedRequest) -> None:
-        """A request that came in is over."""
+        """Record a request that ended."""
         with self._lock:
             self._active -= 1
             self._requests.append(request)
 
 
 class RequestLogMiddleware:
-    """Tells `log` of every HTTP request of `app`."""
+    """Records every HTTP request of `app` in `log`."""
 
     def __init__(self, app: ASGIApp, log: RequestLog) -> None:
         self._app, self._log = app, log
@@ -215,7 +216,7 @@ class RequestLogMiddleware:
         try:
             await self._app(scope, watched.receive, watched.send)
         except Exception:
-            watched.status = watched.status or 500  # the server answers so on our behalf
+            watched.status = watched.status or 500  # which is what the server answers
             raise
         finally:
             watched.record()
@@ -250,11 +251,11 @@ class _Watched:
             if not message.get("more_body", False):
                 self._length = self._sent
         if self._length is not None and self._sent >= self._length:
-            self.record()  # before the client can know that it is over
+            self.record()  # before the client has the whole answer
         await self._send(message)
 
     def record(self) -> None:
-        """Tell the log, once."""
+        """Record the request, once."""
         if self._recorded:
             return
         self._recorded = True
@@ -276,7 +277,7 @@ class _Watched:
 
 
 def _content_length(start: Message) -> int | None:
-    """What an answer's headers say of its body; None if they do not."""
+    """The length of an answer's body by its headers; None if they do not say."""
     for name, value in start["headers"]:
         if name.lower() == b"content-length":
             return int(value)

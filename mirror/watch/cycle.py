@@ -1,4 +1,4 @@
-"""One cycle over real registries: who leads, what a replica lacks of it, and what was done."""
+"""One cycle over real registries: choose a leader, bring one replica to what it holds."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class CycleResult:
     `declared` is how many manifests and blobs the leader declares, `verified` how many of them the
     replica is known to hold; both None where the leader could not be asked. `sent` in bytes.
     `leader` names the registry that the cycle followed; None where there was none. `bug` is the
-    exception that ended the cycle, if it was none of `mirror.errors`.
+    exception that ended the cycle if that was not a `MirrorError`.
     """
 
     level: CheckLevel
@@ -124,7 +124,7 @@ class Replicator:
             (result,) = report.replicas
         return self._result(level, leader, tree, result, unasked, run)
 
-    # -- ways to look --------------------------------------------------------------------------
+    # -- asking and comparing ----------------------------------------------------------------
 
     def _asked(self) -> tuple[list[RegistryTree], tuple[Failure, ...]]:
         """The registries to ask, and why each of the others is not asked."""
@@ -148,9 +148,10 @@ class Replicator:
         return leader, (*resting, *unasked)
 
     def _all_equal(self, tree: RegistryTree, run: Run) -> CycleResult | None:
-        """The cheap answer where nobody leads by name: one request per registry, all alike.
+        """The result if every registry states what was read last: one request per registry.
 
-        A peer that does not answer is reported. It is not known to state anything else.
+        None if one of them states something else. A peer that does not answer is reported, and
+        counts as unchanged.
         """
         with self._lock:
             known = self._stated
@@ -185,7 +186,7 @@ class Replicator:
         )
 
     def _audited(self, tree: RegistryTree, level: CheckLevel, run: Run) -> ReplicaResult:
-        """The replica that leads, held against its own statement."""
+        """Compare the replica that leads with its own statement."""
         how = How(audit=level is CheckLevel.AUDIT, deep=level is CheckLevel.DEEP)
         tree = tree.within(run)
         head = Leader.ask(tree, run=run)
@@ -195,7 +196,7 @@ class Replicator:
         return LeaderAudit(head, others, how, run=run).carry_out()
 
     def _adopted(self, tree: RegistryTree, level: CheckLevel, run: Run) -> CycleResult:
-        """Nobody states anything: what other tools pushed is taken over where it is undisputed."""
+        """No registry states anything: copy what other tools pushed and no tag contradicts."""
         peers = [one for one in self._trees.values() if one is not tree]
         done = adopt(tree, peers, run=run)
         declared = count(done.inventory)
@@ -208,7 +209,7 @@ class Replicator:
             sent=done.sent,
         )
 
-    # -- what it came to -----------------------------------------------------------------------
+    # -- results -------------------------------------------------------------------------------
 
     def _result(
         self,
@@ -235,7 +236,7 @@ class Replicator:
         )
 
     def _published(self, leader: RegistryTree) -> Published | None:
-        """What the leader states; its layer, which may be large, is read once per statement."""
+        """What the leader states. The layer, which may be large, is read once per statement."""
         digest = statement_digest(leader)
         with self._lock:
             if self._stated is not None and self._stated.digest == digest:
@@ -247,7 +248,7 @@ class Replicator:
         return published
 
     def _verified(self, published: Published | None, tree: RegistryTree, run: Run) -> int | None:
-        """How much of it an incomplete replica has, by asking; None if it does not answer."""
+        """Ask an incomplete replica how much of it it has; None if it does not answer."""
         if published is None:
             return None
         try:

@@ -97,13 +97,12 @@ def entries(prefix: str, first: int, count: int) -> bytes:
 
 
 def tiny_entries(folder: Path) -> None:
-    """10⁶ entries of a byte each."""
+    """Twice as many entries of a byte each as an archive may have."""
     with (folder / "platform.tar").open("wb") as out:
         out.write(entries("modules", 0, 100_000))
         # Behind those that are read at all it does not matter that names repeat.
         block = entries("modules", 100_000, 100_000)
-        for _ in range(9):
-            out.write(block)
+        out.write(block)
         out.write(END)
 
 

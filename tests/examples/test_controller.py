@@ -15,7 +15,7 @@ from pydantic import SecretStr
 import mirror
 from examples import controller as example
 from examples.controller import Controller, Pass
-from mirror import ConditionType, Mode, RegistryState, StepOutcome, User
+from mirror import ConditionType, Mode, RegistryState, RegistryUser, StepOutcome
 from mirror.modes import constants
 from mirror.modes.routes import ModeKind, conditions_of
 from mirror.modes.settings import Account
@@ -134,7 +134,7 @@ class World:
         ca = self.folder / "ca.crt"
         ca.write_text(secrets.authority.certificate)
         for node in self.nodes:
-            with client(node.registry, ca, secrets.users[User.RO].account) as reader:
+            with client(node.registry, ca, secrets.users[RegistryUser.RO].account) as reader:
                 for path, one in IMAGES.items():
                     repository = f"system/deckhouse/{path}".rstrip("/")
                     assert reader.manifest(repository, "v1.70.0").raw == one.manifest

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from mirror.errors import InvalidReferenceError, RouteError
 from mirror.modes.addressing import Route, logical, master_host, routes_for
-from mirror.modes.constants import User
+from mirror.modes.constants import RegistryUser
 from mirror.modes.routes import ModeKind, Plane, Role
 from mirror.modes.settings import NO_ACCESS, ClusterAccess, RegistrySettings
 from mirror.oci import Reference, Repository
@@ -230,15 +230,15 @@ def test_an_upstream_that_no_registry_could_have_is_told() -> None:
 @pytest.mark.parametrize(
     ("kind", "plane", "user"),
     [
-        (ModeKind.PROXY, Plane.CRI, User.RO),
-        (ModeKind.LOCAL, Plane.API, User.RO),
-        (ModeKind.LOCAL, Plane.OPERATOR, User.RW),
-        (ModeKind.LOCAL, Plane.REPLICA, User.MIRROR_PULLER),
-        (ModeKind.LOCAL, Plane.REPLICA, User.MIRROR_PUSHER),
+        (ModeKind.PROXY, Plane.CRI, RegistryUser.RO),
+        (ModeKind.LOCAL, Plane.API, RegistryUser.RO),
+        (ModeKind.LOCAL, Plane.OPERATOR, RegistryUser.RW),
+        (ModeKind.LOCAL, Plane.REPLICA, RegistryUser.MIRROR_PULLER),
+        (ModeKind.LOCAL, Plane.REPLICA, RegistryUser.MIRROR_PUSHER),
     ],
 )
 def test_a_password_that_is_not_known_is_told_with_its_place(
-    kind: ModeKind, plane: Plane, user: User
+    kind: ModeKind, plane: Plane, user: RegistryUser
 ) -> None:
     accounts = {name: account for name, account in ACCOUNTS.items() if name is not user}
     sites = ClusterAccess(SITES.masters, SITES.ca, SITES.public_host, None, accounts)
@@ -250,7 +250,7 @@ def test_pushing_goes_to_a_replica_where_the_cluster_has_no_public_address() -> 
     sites = ClusterAccess(masters=("10.0.0.1", "fd00::1"), ca="MODULE CA", accounts=ACCOUNTS)
     routes = routes_for(f"{BASE}:x", SETTINGS[ModeKind.LOCAL], Plane.OPERATOR, sites)
     assert [route.host for route in routes] == ["10.0.0.1:5001", "[fd00::1]:5001"]
-    assert all(route.writes and route.writer == ACCOUNTS[User.RW] for route in routes)
+    assert all(route.writes and route.writer == ACCOUNTS[RegistryUser.RW] for route in routes)
     nowhere = ClusterAccess(accounts=ACCOUNTS)
     with pytest.raises(RouteError, match="give the cluster's public domain, or the addresses"):
         routes_for(f"{BASE}:x", SETTINGS[ModeKind.LOCAL], Plane.OPERATOR, nowhere)
@@ -296,7 +296,7 @@ def test_no_route_shows_a_password() -> None:
             assert "password='" not in repr(route)
             assert "-password" not in repr(route)
     assert "-password" not in repr(SITES)
-    assert NO_ACCESS.account(User.RO) is None
+    assert NO_ACCESS.account(RegistryUser.RO) is None
 
 
 def test_an_address_is_bracketed_where_it_must_be() -> None:

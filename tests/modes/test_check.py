@@ -33,7 +33,7 @@ from mirror.modes.check import (
     impatient,
     targets_for,
 )
-from mirror.modes.constants import User
+from mirror.modes.constants import RegistryUser
 from mirror.modes.required import RequiredImage, RequiredSet
 from mirror.modes.routes import ModeKind, Role
 from mirror.modes.settings import CheckMode, ClusterAccess, RegistrySettings
@@ -135,7 +135,7 @@ def test_every_master_is_asked_in_local() -> None:
     assert [one.route.host for one in targets] == [
         *("10.0.0.1:5001", "10.0.0.2:5001", "10.0.0.3:5001"),
     ]
-    assert {one.route.credential for one in targets} == {ACCOUNTS[User.RO]}
+    assert {one.route.credential for one in targets} == {ACCOUNTS[RegistryUser.RO]}
     assert {one.route.ca for one in targets} == {"MODULE CA"}
     image = RequiredImage("", "v1", "s")
     assert targets[0].address(image) == "10.0.0.1:5001/system/deckhouse:v1"
@@ -228,7 +228,7 @@ def test_login_and_authority_of_the_route_are_used(
     make_real_registry: MakeRealRegistry, authority: Authority
 ) -> None:
     registry = make_real_registry(tls=authority.issue("check"), htpasswd=HTPASSWD)
-    known = replace(ACCOUNTS[User.RO], name=ACCOUNT[0], password=_secret(ACCOUNT[1]))
+    known = replace(ACCOUNTS[RegistryUser.RO], name=ACCOUNT[0], password=_secret(ACCOUNT[1]))
     wrong = replace(known, password=_secret("other-s3cret"))
     ca = str(authority.certificate)
     good = target(registry, "good", ca=ca, credential=known)

@@ -16,7 +16,7 @@ from mirror.errors import (
 )
 from mirror.events import Event, Retrying
 from mirror.modes.endpoints import Endpoint
-from mirror.modes.failover import HealthMemory, Patience, Reading
+from mirror.modes.failover import HealthMemory, Reading, ReadingPolicy
 from mirror.registry import RetryPolicy
 
 
@@ -35,7 +35,7 @@ class Script:
         self.events: list[Event] = []
         health: HealthMemory[Endpoint] = HealthMemory(clock=lambda: 0.0)
         policy = RetryPolicy(attempts=attempts, jitter=0)
-        self.patience = Patience(health, policy, self.waits.append, self.events.append)
+        self.patience = ReadingPolicy(health, policy, self.waits.append, self.events.append)
 
     def read(self) -> Endpoint:
         """One reading: who had it."""

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import mirror
-from mirror.modes.constants import User
+from mirror.modes.constants import RegistryUser
 from mirror.modes.routes import TABLE, Mode, ModeKind, Plane, Role
 
 PACKAGE = Path(mirror.__file__).parent
@@ -62,13 +62,13 @@ def test_a_row_agrees_with_itself(kind: ModeKind) -> None:
         roles = row.planes[asker].roles
         assert row.runs_replicas is (roles[-1] is Role.MASTER)
         assert not row.managed or asker is Plane.CRI or roles[0] in inside
-    assert not row.holds_own_images or row.users == tuple(User)
+    assert not row.holds_own_images or row.users == tuple(RegistryUser)
 
 
 def test_exactly_the_planes_that_read_as_ro_may_not_list_repositories() -> None:
     for row in TABLE.values():
         for plane in row.planes.values():
-            if plane.reader is User.RO:
+            if plane.reader is RegistryUser.RO:
                 assert plane.no_catalogue
 
 

@@ -11,7 +11,7 @@ import pytest
 from mirror.errors import DeniedError, ForbiddenByModeError
 from mirror.modes import constants
 from mirror.modes.client import ModeClient, connect
-from mirror.modes.constants import User
+from mirror.modes.constants import RegistryUser
 from mirror.modes.routes import Plane
 from mirror.modes.settings import RegistrySettings
 from mirror.registry import ConnectionOptions, RetryPolicy
@@ -85,9 +85,9 @@ def test_the_api_plane_passes_through_to_a_token_server_that_knows_the_real_path
 ) -> None:
     one = image("api")
     node = local.masters[0]
-    with client(node.registry, local.ca, local.account(User.RW)) as to:
+    with client(node.registry, local.ca, local.account(RegistryUser.RW)) as to:
         push(to, "dkp/ee/install", "v1", one)
-    reader = local.account(User.RO)
+    reader = local.account(RegistryUser.RO)
     login = (reader.name, reader.password.get_secret_value())
     cluster = Cluster.create(tmp_path / "direct", 1)
     settings = direct(f"localhost:{node.ports.registry}/dkp/ee", login, local.ca)

@@ -18,7 +18,7 @@ import pytest
 
 from mirror.errors import DeniedError
 from mirror.modes import constants
-from mirror.modes.constants import User
+from mirror.modes.constants import RegistryUser
 from mirror.nodeconfig.cluster import Node
 from mirror.oci import Digest
 from tests.support.mode_stack import ContainerdProcess, in_tree
@@ -60,7 +60,9 @@ def test_a_push_to_one_replica_reaches_all_and_containerd_goes_on_when_one_dies(
 
         def pull(*references: str) -> None:
             for reference in references:
-                done = containerd.pull(reference, cluster.hosts, login=cluster.login(User.RO))
+                done = containerd.pull(
+                    reference, cluster.hosts, login=cluster.login(RegistryUser.RO)
+                )
                 assert done.returncode == 0, done.stderr
                 containerd.forget(reference)
 
@@ -88,23 +90,23 @@ def replication_config(cluster: Cluster, node: Node) -> Path:
 def test_each_user_may_do_what_the_access_list_says(local: Cluster) -> None:
     node = local.masters[0]
     one = image("access")
-    with client(node.registry, local.ca, local.account(User.RW)) as to:
+    with client(node.registry, local.ca, local.account(RegistryUser.RW)) as to:
         push(to, "system/deckhouse/access", "v1", one)
-    with client(node.registry, local.ca, local.account(User.RO)) as reader:
+    with client(node.registry, local.ca, local.account(RegistryUser.RO)) as reader:
         assert reader.manifest("system/deckhouse/access", "v1").raw == one.manifest
         with pytest.raises(DeniedError):
             push(reader, "system/deckhouse/access", "v2", one)
         with pytest.raises(DeniedError):
             list(reader.catalogue())
-    with client(node.registry, local.ca, local.account(User.MIRROR_PULLER)) as puller:
+    with client(node.registry, local.ca, local.account(RegistryUser.MIRROR_PULLER)) as puller:
         assert "system/deckhouse/access" in list(puller.catalogue())
         assert puller.resolve("system/deckhouse/access", "v1")
         with pytest.raises(DeniedError):
             push(puller, "system/deckhouse/access", "v2", one)
-    with client(node.registry, local.ca, local.account(User.MIRROR_PUSHER)) as pusher:
+    with client(node.registry, local.ca, local.account(RegistryUser.MIRROR_PUSHER)) as pusher:
         push(pusher, "system/deckhouse/access", "v2", one)
         pusher.delete_manifest("system/deckhouse/access", Digest.parse(one.digest))
-    wrong = dataclasses.replace(local.account(User.RO), name="rw")
+    wrong = dataclasses.replace(local.account(RegistryUser.RO), name="rw")
     with (
         client(node.registry, local.ca, wrong) as stranger,
         pytest.raises(DeniedError),
@@ -148,7 +150,7 @@ def test_a_push_is_told_to_replication(local: Cluster) -> None:
     thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
     thread.start()
     try:
-        with client(node.registry, local.ca, local.account(User.RW)) as to:
+        with client(node.registry, local.ca, local.account(RegistryUser.RW)) as to:
             push(to, "system/deckhouse/told", "v1", image("told"))
             push(to, "system/deckhouse/told", "v2", image("told again"))
         # It was away during the tests before, and what it missed then is told now too.

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import httpx
 
-from mirror.modes.constants import User
+from mirror.modes.constants import RegistryUser
 from mirror.modes.settings import RegistrySettings
 from mirror.nodeconfig.pods import Images
 from mirror.nodeconfig.render import write_cluster
@@ -49,7 +49,7 @@ class Worker:
 
 def pull(containerd: ContainerdProcess, cluster: Cluster, name: str) -> None:
     reference = f"{LOGICAL}/{name}:v1"
-    done = containerd.pull(reference, cluster.hosts, login=cluster.login(User.RO))
+    done = containerd.pull(reference, cluster.hosts, login=cluster.login(RegistryUser.RO))
     assert done.returncode == 0, done.stderr
     containerd.forget(reference)
 
@@ -65,7 +65,7 @@ def test_a_switch_restarts_neither_the_old_way_nor_the_new_one(
     (node,) = cluster.masters
     cluster.render(LOCAL, before)
     with kubelet, master(cluster.out, node):
-        with client(node.registry, cluster.ca, cluster.account(User.RW)) as to:
+        with client(node.registry, cluster.ca, cluster.account(RegistryUser.RW)) as to:
             push(to, "system/deckhouse/new", "v1", image("new"))
         worker.render(before)
         assert [*kubelet.pids()] == [RELAY]

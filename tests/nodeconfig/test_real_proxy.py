@@ -12,7 +12,7 @@ import pytest
 
 from mirror.errors import DeniedError
 from mirror.modes import constants
-from mirror.modes.constants import User
+from mirror.modes.constants import RegistryUser
 from tests.support.mode_stack import (
     ContainerdProcess,
     balancer,
@@ -36,7 +36,7 @@ def test_a_cache_fetches_once_and_serves_without_its_upstream(
     source = Cluster.create(tmp_path / "upstream", 1)
     source.render(LOCAL)
     (outside,) = source.masters
-    reader = source.account(User.RO)
+    reader = source.account(RegistryUser.RO)
     login = (reader.name, reader.password.get_secret_value())
     cluster = Cluster.create(tmp_path / "proxy", 2)
     repo = f"{outside.registry}/system/deckhouse"
@@ -45,33 +45,35 @@ def test_a_cache_fetches_once_and_serves_without_its_upstream(
     reference = f"{LOGICAL}/install@{one.digest}"
     with ExitStack() as stack:
         with master(source.out, outside):  # caches want their upstream when they start
-            with client(outside.registry, source.ca, source.account(User.RW)) as to:
+            with client(outside.registry, source.ca, source.account(RegistryUser.RW)) as to:
                 push(to, "system/deckhouse/install", "v1", one)
             caches = [
                 stack.enter_context(master(cluster.out, node, trust)) for node in cluster.masters
             ]
             stack.enter_context(running(balancer(cluster.out, cluster.worker)))
-            with client(outside.registry, source.ca, source.account(User.RW)) as to:
+            with client(outside.registry, source.ca, source.account(RegistryUser.RW)) as to:
                 push(to, "system/deckhouse/cold", "v1", image("cold"))
             caches[0].kill()
             cold = f"{LOGICAL}/cold:v1"
-            done = containerd.pull(cold, cluster.hosts, login=cluster.login(User.RO))
+            done = containerd.pull(cold, cluster.hosts, login=cluster.login(RegistryUser.RO))
             assert done.returncode == 0, done.stderr
             containerd.forget(cold)
             caches[0].start()
             for node in cluster.masters:  # the balancer chooses: both have it then
-                with client(node.registry, cluster.ca, cluster.account(User.RO)) as reading:
+                with client(node.registry, cluster.ca, cluster.account(RegistryUser.RO)) as reading:
                     found = reading.manifest("system/deckhouse/install", "v1")
                     assert found.raw == one.manifest
                     for blob in found.blobs:
                         body = reading.blob("system/deckhouse/install", blob.digest, size=blob.size)
                         assert sum(map(len, body)) == blob.size
             _until_cached(cluster, one)
-        done = containerd.pull(reference, cluster.hosts, login=cluster.login(User.RO))
+        done = containerd.pull(reference, cluster.hosts, login=cluster.login(RegistryUser.RO))
         assert done.returncode == 0, done.stderr
         containerd.forget(reference)
         with (
-            client(cluster.masters[0].registry, cluster.ca, cluster.account(User.RO)) as reading,
+            client(
+                cluster.masters[0].registry, cluster.ca, cluster.account(RegistryUser.RO)
+            ) as reading,
             pytest.raises(DeniedError),
         ):
             push(reading, "system/deckhouse/install", "v2", one)

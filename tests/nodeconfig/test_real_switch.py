@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from mirror.modes import constants
-from mirror.modes.constants import ConditionType, User
+from mirror.modes.constants import ConditionType, RegistryUser
 from mirror.modes.routes import ModeKind, StoreContent
 from tests.support.mode_stack import (
     ContainerdProcess,
@@ -43,10 +43,10 @@ def test_during_a_transition_each_side_serves_what_the_other_lacks(
     cluster = Cluster.create(tmp_path / "switch", 1)
     before = direct(f"{by_name(upstream)}/dkp/ee", ACCOUNT, upstream_ca(upstream))
     cluster.render(LOCAL, before)
-    login = cluster.login(User.RO)
+    login = cluster.login(RegistryUser.RO)
     (node,) = cluster.masters
     with master(cluster.out, node):
-        with client(node.registry, cluster.ca, cluster.account(User.RW)) as to:
+        with client(node.registry, cluster.ca, cluster.account(RegistryUser.RW)) as to:
             push(to, "system/deckhouse/new", "v1", image("new"))
         with running(relay(cluster.out, cluster.worker), balancer(cluster.out, cluster.worker)):
             for name in ("old", "new"):
@@ -68,7 +68,7 @@ def test_no_pull_fails_during_a_switch_from_direct_to_local(
     push_outside(bundle, repo, upstream_ca(upstream), ACCOUNT)
     cluster = Cluster.create(tmp_path / "switch", 3, addresses=True)
     before = direct(repo, ACCOUNT, upstream_ca(upstream))
-    pulling = Pulling(containerd, INSTALL, cluster, cluster.login(User.RO))
+    pulling = Pulling(containerd, INSTALL, cluster, cluster.login(RegistryUser.RO))
     with Stage(cluster, before, bundle) as stage, pulling:
         pulling.wait_for(1)
         plan = stage.switch(LOCAL, pulling, INSTALLER)
@@ -90,12 +90,12 @@ def test_no_pull_fails_from_local_by_direct_to_proxy(
     outside.render(LOCAL)
     (source,) = outside.masters
     repo = f"localhost:{source.ports.registry}/system/deckhouse"
-    writer, reader = outside.account(User.RW), outside.account(User.RO)
+    writer, reader = outside.account(RegistryUser.RW), outside.account(RegistryUser.RO)
     cluster = Cluster.create(tmp_path / "switch", 2, addresses=True)
     # `ctr` hands over one login, whichever registry is asked; a kubelet has one for each.
     cluster.kept = dataclasses.replace(cluster.kept, users=outside.kept.users)
     section = (repo, (reader.name, reader.password.get_secret_value()), outside.ca)
-    pulling = Pulling(containerd, INSTALL, cluster, cluster.login(User.RO))
+    pulling = Pulling(containerd, INSTALL, cluster, cluster.login(RegistryUser.RO))
     with master(outside.out, source), Stage(cluster, LOCAL, bundle) as stage:
         push_outside(bundle, repo, outside.ca, (writer.name, writer.password.get_secret_value()))
         stage.mirror("push", bundle).succeeded()
@@ -121,7 +121,9 @@ def test_no_pull_fails_when_a_cluster_becomes_managed(
     cluster = Cluster.create(tmp_path / "switch", 1, addresses=True)
     section = (repo, ACCOUNT, upstream_ca(upstream))
     unmanaged, wanted = (with_upstream(mode, *section) for mode in ("Unmanaged", "Direct"))
-    pulling = Pulling(containerd, f"{repo}/install:v1.70.0", cluster, cluster.login(User.RO))
+    pulling = Pulling(
+        containerd, f"{repo}/install:v1.70.0", cluster, cluster.login(RegistryUser.RO)
+    )
     with Stage(cluster, unmanaged, bundle) as stage, pulling:
         pulling.wait_for(1)
         stage.switch(wanted, pulling, INSTALLER)
@@ -145,7 +147,7 @@ def test_no_pull_fails_when_the_path_on_the_same_host_changes(
     way = relay(cluster.out, cluster.worker)
     with ExitStack() as stack:
         stack.enter_context(running(way))
-        login = cluster.login(User.RO)
+        login = cluster.login(RegistryUser.RO)
         pulling = stack.enter_context(Pulling(containerd, f"{LOGICAL}/install:v1", cluster, login))
         pulling.wait_for(2)
         cluster.render(after, before)

@@ -13,7 +13,7 @@ import yaml
 from starlette.routing import Route
 
 from mirror.errors import RenderingError
-from mirror.modes.constants import User
+from mirror.modes.constants import RegistryUser
 from mirror.modes.settings import RegistrySettings
 from mirror.nodeconfig import pki
 from mirror.nodeconfig.cluster import Node, Ports
@@ -267,7 +267,10 @@ def test_replication_is_configured_in_the_mirrorers_keys() -> None:
                 "name": accounts[user].name,
                 "password": accounts[user].password.get_secret_value(),
             }
-            for name, user in (("puller", User.MIRROR_PULLER), ("pusher", User.MIRROR_PUSHER))
+            for name, user in (
+                ("puller", RegistryUser.MIRROR_PULLER),
+                ("pusher", RegistryUser.MIRROR_PUSHER),
+            )
         },
         "local": "10.0.0.2:5001",
         "remote": ["10.0.0.1:5001", "10.0.0.3:5001"],
@@ -355,7 +358,9 @@ def test_the_config_hash_changes_with_the_files_and_with_nothing_else() -> None:
         lambda held: replace(held, token=pki.create_token_pair(held.authority, NOW)),
         lambda held: replace(held, nodes={**held.nodes, "master-1": held.nodes["master-2"]}),
         lambda held: replace(held, former=(upstream_ca(),)),
-        lambda held: replace(held, users={**held.users, User.RO: hashed(new_account("ro"))}),
+        lambda held: replace(
+            held, users={**held.users, RegistryUser.RO: hashed(new_account("ro"))}
+        ),
     ],
     ids=["token pair", "leaf", "former authority", "user"],
 )

@@ -191,5 +191,5 @@ def test_connections_are_cut_only_by_our_own_server(embedded_registry: EmbeddedR
         async with httpx.AsyncClient(transport=transport, base_url="http://registry") as client:
             await client.get("/v2/")
 
-    with pytest.raises(RuntimeError, match="takes mirror"):
+    with pytest.raises(RuntimeError, match="only the server of mirror"):
         asyncio.run(call())

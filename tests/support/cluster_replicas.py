@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import SecretStr
 
-from mirror.modes.constants import REGISTRY_PORT, User
+from mirror.modes.constants import REGISTRY_PORT, RegistryUser
 from mirror.modes.settings import Account, ClusterAccess
 from mirror.oci import Descriptor, Digest, Manifest, media_types
 from mirror.oci.manifest import descriptor_json
@@ -20,8 +20,8 @@ from mirror.testing import EmbeddedRegistry, TlsFiles
 from tests.support.real_registry import ACCOUNT
 from tests.support.tls import Authority
 
-ACCOUNTS = {user: Account(user, SecretStr(f"{user}-password")) for user in User}
-READER = {User.RO: Account(ACCOUNT[0], SecretStr(ACCOUNT[1]))}
+ACCOUNTS = {user: Account(user, SecretStr(f"{user}-password")) for user in RegistryUser}
+READER = {RegistryUser.RO: Account(ACCOUNT[0], SecretStr(ACCOUNT[1]))}
 """The login that `RealRegistry` knows, as the user that reads."""
 
 
@@ -37,7 +37,9 @@ def certificate(authority: Authority, host: str) -> TlsFiles:
 
 
 def sites(
-    authority: Authority, masters: tuple[str, ...], accounts: Mapping[User, Account] = ACCOUNTS
+    authority: Authority,
+    masters: tuple[str, ...],
+    accounts: Mapping[RegistryUser, Account] = ACCOUNTS,
 ) -> ClusterAccess:
     """Replicas on these addresses."""
     return ClusterAccess(

@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import SecretStr
 
-from mirror.modes.constants import User
+from mirror.modes.constants import RegistryUser
 from mirror.modes.outcomes import ClusterFacts, ContainerdConfig, NodeFacts
 from mirror.modes.routes import ModeKind, StoreContent
 from mirror.modes.settings import Account, ClusterAccess, RegistrySettings
@@ -22,7 +22,7 @@ SETTINGS = {
 }
 """One of each kind, with one and the same upstream."""
 
-ACCOUNTS = {user: Account(user.value, SecretStr(f"{user}-password")) for user in User}
+ACCOUNTS = {user: Account(user.value, SecretStr(f"{user}-password")) for user in RegistryUser}
 
 SITES = ClusterAccess(
     masters=("10.0.0.1", "10.0.0.2", "10.0.0.3"),

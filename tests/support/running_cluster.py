@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from mirror.modes import constants
-from mirror.modes.constants import User
+from mirror.modes.constants import RegistryUser
 from mirror.modes.settings import Account, ClusterAccess, RegistrySettings
 from mirror.nodeconfig.cluster import Node
 from mirror.nodeconfig.hosts import Containerd
@@ -114,10 +114,10 @@ class Cluster:
         path.write_text(yaml.safe_dump(document))
         return path
 
-    def account(self, user: User) -> Account:
+    def account(self, user: RegistryUser) -> Account:
         return self.kept.users[user].account
 
-    def login(self, user: User) -> str:
+    def login(self, user: RegistryUser) -> str:
         one = self.account(user)
         return f"{one.name}:{one.password.get_secret_value()}"
 

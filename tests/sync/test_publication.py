@@ -6,6 +6,8 @@ import json
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from mirror.errors import StatementError
 from mirror.oci import Digest, Manifest
@@ -14,17 +16,22 @@ from mirror.registry import ConnectionOptions, RegistryClient
 from mirror.serve import MemoryStorage, put_blob
 from mirror.sync import Inventory
 from mirror.sync.artifact import Artifact, put_artifact
+from mirror.sync.plan import PutTag
+from mirror.sync.publication import Goal, Publication, Step
 from mirror.sync.publication_state import (
+    PublicationState,
     Published,
     generation_tag,
     generations,
+    kept_statements,
+    next_statement,
     read_statement,
     statement_digest,
 )
-from mirror.sync.statement import REPOSITORY, Statement
+from mirror.sync.statement import MAX_GENERATION, REPOSITORY, Statement
 from mirror.testing import EmbeddedRegistry
 from tests.support.inventories import put_image, sample_store
-from tests.support.places import client_of, tree_of
+from tests.support.places import client_of, state, tree_of
 from tests.support.real_registry import RealRegistry
 
 
@@ -130,3 +137,90 @@ def test_a_statement_whose_layer_is_lost_or_damaged_is_refused(
         path.unlink()
         with pytest.raises(StatementError, match="cannot be read"):
             read_statement(tree_of(client))
+
+
+# -- the steps of a publication --------------------------------------------------------------------
+
+
+def interrupted() -> PublicationState:
+    announced = Statement(sample_store().inventory(), 2)
+    return PublicationState(pending=Goal.of(announced).published, generation=2)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])  # touches no network
+@given(
+    goal=st.booleans(),
+    seen=st.booleans(),
+    finish_first=st.booleans(),
+    removes=st.booleans(),
+    retracts=st.booleans(),
+    pending=st.booleans(),
+    complete=st.booleans(),
+    turns=st.booleans(),
+)
+def test_tags_turn_between_the_announcement_and_the_statement_or_without_both(
+    client: RegistryClient,
+    goal: bool,
+    seen: bool,
+    finish_first: bool,
+    removes: bool,
+    retracts: bool,
+    pending: bool,
+    complete: bool,
+    turns: bool,
+) -> None:
+    publication = Publication(
+        tree_of(client),
+        interrupted() if pending else PublicationState(),
+        Goal.of(Statement(Inventory(), 3)) if goal else None,
+        Inventory() if seen else None,
+        finish_first,
+        (PutTag("install", "v1", Digest.of(b"")),) if removes and goal else (),
+        retracts,
+    )
+    steps = publication.steps(complete=complete, turns=turns)
+    assert list(steps) == sorted(set(steps), key=list(Step).index)
+    states = goal and complete
+    assert (Step.ANNOUNCE in steps) == (Step.STATE in steps) == states
+    assert (Step.TURN in steps) == turns
+    # Whoever states something, or finishes it for another, is sure that nobody came in between.
+    finishes = finish_first and pending
+    assert (Step.CHECK_STATE in steps) == (states or finishes)
+    assert (Step.FINISH in steps) == finishes
+    assert (Step.CHECK_TAGS in steps) == seen
+    # Nobody finds a statement that the tags contradict.
+    assert (Step.RETRACT in steps) == (retracts and turns and not states)
+    assert (Step.REMOVE in steps) == (states and removes)
+
+
+def test_tags_are_removed_on_the_way_to_a_statement_only(client: RegistryClient) -> None:
+    with pytest.raises(ValueError, match="on the way to a statement"):
+        Publication(
+            tree_of(client),
+            PublicationState(),
+            removals=(PutTag("install", "v1", Digest.of(b"")),),
+        )
+
+
+def test_generations_are_read_one_at_a_time(
+    client: RegistryClient, embedded_registry: EmbeddedRegistry
+) -> None:
+    for number in (1, 2, 3):
+        state(tree_of(client), Statement(sample_store().inventory(), number))
+    embedded_registry.requests.clear()
+    kept = kept_statements(tree_of(client))
+    for number in (1, 2, 3):
+        assert next(kept)[0] == number
+        assert embedded_registry.requests.count("GET", "/manifests/generation-") == number
+    assert list(kept) == []
+
+
+def test_after_the_last_possible_generation_there_is_none() -> None:
+    last = Goal.of(Statement(Inventory(), MAX_GENERATION)).published
+    with pytest.raises(StatementError, match="after which none is left"):
+        next_statement(
+            PublicationState(last, generation=MAX_GENERATION),
+            sample_store().inventory(),
+            Inventory(),
+            tool="tests",
+        )

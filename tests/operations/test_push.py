@@ -1,0 +1,114 @@
+"""A push into several registries: where content comes from, and whose failure is whose."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from mirror.bundle.reader import BundleReader
+from mirror.errors import IncompleteError, UnreachableError
+from mirror.events import Event, TransferStarted
+from mirror.operations.push import push_to_all
+from mirror.run import Run
+from mirror.sync import MemoryStore
+from mirror.sync.plan import CopyBlob, Plan
+from mirror.sync.publication_state import read_state
+from mirror.testing import Answer, Fault, Refuse
+from tests.support.bundles import pack
+from tests.support.inventories import put_image, sample_store
+from tests.support.replicas import Replica, replicas
+
+
+@pytest.fixture
+def three() -> Iterator[list[Replica]]:
+    """Two registries that hold an earlier release, and an empty one."""
+    with replicas(3) as made:
+        for one in made[:2]:
+            one.fill(earlier())
+        yield made
+
+
+def earlier() -> MemoryStore:
+    """A release of which the bundle has nothing."""
+    store = MemoryStore()
+    put_image(store, "install", "v0.9.0", layers=(b"an earlier layer", b"another one"))
+    return store
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Iterator[BundleReader]:
+    pack(sample_store(), sample_store().inventory(), tmp_path / "bundle")
+    with BundleReader([tmp_path / "bundle"]) as reader:
+        yield reader
+
+
+def dies_when_content_moves(replica: Replica, events: list[Event]) -> Run:
+    """A run in which `replica` answers nothing any more once the first transfer has begun."""
+    lock = threading.Lock()
+
+    def listener(event: Event) -> None:
+        with lock:
+            if isinstance(event, TransferStarted) and not any(
+                isinstance(one, TransferStarted) for one in events
+            ):
+                replica.registry.faults.add(Fault(Refuse(), times=None))
+            events.append(event)
+
+    return Run(jobs=2, on_event=listener)
+
+
+def test_a_member_that_dies_after_it_was_asked_takes_no_other_with_it(
+    three: list[Replica], bundle: BundleReader
+) -> None:
+    """What the bundle lacks was to come from the first; the second has it too."""
+    first, second, empty = three
+    events: list[Event] = []
+    report = push_to_all(
+        bundle, [one.tree for one in three], quorum=2, run=dies_when_content_moves(first, events)
+    )
+    complete = {one.target: one.problem is None for one in report.members}
+    assert complete == {first.name: False, second.name: True, empty.name: True}
+    assert "install" in empty.held().repositories
+    assert empty.held().repository("install").tags["v0.9.0"]
+    assert read_state(empty.tree).newest == read_state(second.tree).newest
+
+
+def test_a_member_that_cannot_be_filled_names_every_place_that_failed_it(
+    three: list[Replica], bundle: BundleReader
+) -> None:
+    first, second, empty = three
+    for one in (first, second):
+        one.registry.faults.add(Fault(Answer(404), "GET", "/install/blobs/", times=None))
+    with pytest.raises(IncompleteError) as caught:
+        push_to_all(bundle, [one.tree for one in three], run=Run(jobs=2))
+    ((name, problem),) = caught.value.failures
+    assert name == empty.name
+    text = str(problem)
+    assert "or another registry to" in text
+    assert f"{first.name}: " in text
+    assert f"{second.name}: " in text
+
+
+def test_uploads_that_nobody_used_are_given_up_at_once_where_the_registry_died(
+    three: list[Replica],
+) -> None:
+    """To cancel them is a courtesy: a dead registry is asked for it once, whatever their number."""
+    _, _, replica = three
+    target = replica.tree.target(Run(jobs=4))
+    content = [put_image(MemoryStore(), f"modules/m{number}") for number in range(8)]
+    plan = Plan(
+        tuple(
+            CopyBlob(digest, 10, (f"part{number}/x",), f"part{number}/x")
+            for number, digest in enumerate(content)
+        )
+    )
+    target.check_access(plan)
+    replica.registry.requests.clear()
+    replica.registry.faults.add(Fault(Refuse(), times=None))
+    target.release()
+    assert replica.registry.requests.count("DELETE") <= 2
+    with pytest.raises(UnreachableError):
+        replica.tree.client.ping()
