@@ -21,7 +21,7 @@ from mirror.registry import ConnectionOptions, RegistryClient
 from mirror.reports.bundles import duration_text
 from mirror.serve import FolderStorage, MemoryStorage
 from mirror.sync import MemoryStore, make_plan, transfer
-from mirror.sync.registry import RegistryTarget
+from mirror.sync.tree import RegistryTarget
 from mirror.testing import EmbeddedRegistry
 
 FOLDER = Path(".demo")

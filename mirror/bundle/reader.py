@@ -25,7 +25,7 @@ from mirror.durable import os_errors
 from mirror.errors import DamagedBundleError, InputError, NotFoundError, StatementError
 from mirror.oci import Digest, Manifest
 from mirror.sync import Finding, Inventory, union
-from mirror.sync.findings import listed
+from mirror.sync.observation import listed
 from mirror.sync.statement import Statement
 
 

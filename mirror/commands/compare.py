@@ -15,8 +15,7 @@ from mirror.commands.errors import show
 from mirror.commands.login import AccessOptions
 from mirror.errors import InputError, InvalidReferenceError
 from mirror.oci import Repository
-from mirror.operations.diff import diff
-from mirror.operations.status import status
+from mirror.operations.compare import diff, status
 from mirror.reports.progress import progress
 from mirror.reports.registries import diff_summary, status_summary
 from mirror.run import Run

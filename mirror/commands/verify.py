@@ -15,7 +15,7 @@ from mirror.commands.access import TreeAccess
 from mirror.commands.errors import show
 from mirror.commands.login import AccessOptions
 from mirror.errors import InputError, IntegrityError
-from mirror.operations.verify import RegistryReport, verify, verify_registry
+from mirror.operations.compare import RegistryReport, verify, verify_registry
 from mirror.reports.bundles import bundle_summary, registry_summary
 from mirror.reports.progress import progress
 from mirror.run import Run

@@ -25,10 +25,15 @@ from mirror.errors import (
 )
 from mirror.oci import Descriptor, Digest, Manifest
 from mirror.sync.artifact import Artifact, make_artifact
-from mirror.sync.canonical import canonical_json, path_of, tag_of, text_of
+from mirror.sync.difference import Tags, tags_of
 from mirror.sync.inventory import Inventory
-from mirror.sync.nodes import RepositoryContent
-from mirror.sync.tags import Tags, tags_of
+from mirror.sync.repository_content import (
+    RepositoryContent,
+    canonical_json,
+    path_of,
+    tag_of,
+    text_of,
+)
 
 SCHEMA_VERSION = 1
 

@@ -10,17 +10,18 @@ from typing import Any
 
 from mirror.errors import MirrorError, NotFoundError, UnreachableError
 from mirror.oci import Digest
-from mirror.operations.adopt import adopt
-from mirror.operations.audit_leader import LeaderAudit
-from mirror.operations.leader import Leader, ask_at_once, choose_leader
-from mirror.operations.results import How, Outcome, ReplicaResult
+from mirror.operations.adopt import adopt, may_move
+from mirror.operations.leader import Leader, LeaderAudit, choose_leader
+from mirror.operations.results import Outcome, ReplicaResult, SyncOptions
 from mirror.operations.sync import sync_replicas
+from mirror.operations.trees import ask_at_once
 from mirror.run import Run
 from mirror.sync import Inventory
 from mirror.sync.observation import Depth, Failure
 from mirror.sync.observe import observe
 from mirror.sync.publication_state import Published, read_statement, statement_digest
 from mirror.sync.tree import RegistryTree
+from mirror.sync.walk import Memory
 from mirror.watch.settings import AUTO, CheckLevel
 
 _PATIENCE_S = 5.0
@@ -87,6 +88,7 @@ class Replicator:
         self._silent = _Silent()
         self._lock = threading.Lock()
         self._stated: Published | None = None  # under the lock: the statement that was read last
+        self._memories = {tree.name: Memory(may_move) for tree in trees.values()}
 
     def __call__(self, replica: str, level: CheckLevel, run: Run) -> CycleResult:
         """Bring `replica` up to date.
@@ -187,18 +189,21 @@ class Replicator:
 
     def _audited(self, tree: RegistryTree, level: CheckLevel, run: Run) -> ReplicaResult:
         """Compare the replica that leads with its own statement."""
-        how = How(audit=level is CheckLevel.AUDIT, deep=level is CheckLevel.DEEP)
+        options = SyncOptions(audit=level is CheckLevel.AUDIT, deep=level is CheckLevel.DEEP)
         tree = tree.within(run)
         head = Leader.ask(tree, run=run)
-        if not how.full:
+        if not options.full:
             return ReplicaResult(tree.name, Outcome.EQUAL, head.digest, head.generation)
         others = [one.within(run) for one in self._trees.values() if one.name != tree.name]
-        return LeaderAudit(head, others, how, run=run).carry_out()
+        return LeaderAudit(head, others, options, run=run).carry_out()
 
     def _adopted(self, tree: RegistryTree, level: CheckLevel, run: Run) -> CycleResult:
         """No registry states anything: copy what other tools pushed and no tag contradicts."""
         peers = [one for one in self._trees.values() if one is not tree]
-        done = adopt(tree, peers, run=run)
+        if level is not CheckLevel.STATEMENT:
+            for memory in self._memories.values():
+                memory.forget()
+        done = adopt(tree, peers, memories=self._memories, run=run)
         declared = count(done.inventory)
         return CycleResult(
             level,

@@ -20,9 +20,9 @@ from mirror.modes.constants import LOGICAL_BASE, LOGICAL_PATH, REGISTRY_PORT
 from mirror.modes.routes import Plane
 from mirror.modes.settings import RegistrySettings
 from mirror.nodeconfig.cluster import load_access
+from mirror.operations.compare import verify_registry
 from mirror.operations.pull import plan_pull
 from mirror.operations.push import push
-from mirror.operations.verify import verify_registry
 from mirror.release.selection import Selection
 from mirror.release.source import SourceTree
 from mirror.serve import BasicAuth, MemoryStorage, User
