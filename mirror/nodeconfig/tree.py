@@ -32,7 +32,7 @@ _HOST_FOLDER = re.compile(r"[0-9A-Za-z_][0-9A-Za-z._:-]*", re.ASCII)
 
 @dataclass(frozen=True, slots=True)
 class RenderedFile:
-    """What a file is to hold. Content of secret files shows in no repr."""
+    """The content and mode of a file. No repr shows the content."""
 
     content: bytes = field(repr=False)
     mode: int = PUBLIC
@@ -316,7 +316,7 @@ def checked_address(text: str, where: str) -> str:
 
 
 def is_address(text: str) -> bool:
-    """Whether this is an IP address and no name."""
+    """Whether this is an IP address, not a name."""
     try:
         ipaddress.ip_address(text)
     except ValueError:
@@ -384,7 +384,7 @@ def checked_secret(text: str, where: str) -> str:
 
 
 def checked_user_name(text: str, where: str) -> str:
-    """A user name, which travels in front of a ':' and therefore holds none."""
+    """A user name. It may not contain ':', which ends the name in a login."""
     if ":" in checked_secret(text, where):
         raise RenderingError(
             f"{where}: expected a name without ':', which ends the name where credentials are "

@@ -18,7 +18,7 @@ import pytest
 import mirror.commands.login
 from examples.release_tree import TreeSpec
 from examples.release_tree.images import image, layer
-from mirror.bundle.parts import size_text
+from mirror.bundle.format import size_text
 from mirror.oci import Digest
 from mirror.registry import ConnectionOptions, RegistryClient
 from mirror.registry.options import RetryPolicy
