@@ -11,7 +11,6 @@ a header.
 
 from __future__ import annotations
 
-import json
 import socket
 import ssl
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,6 +21,7 @@ from typing import Any
 
 import httpx
 
+from mirror.documents import parse_json
 from mirror.errors import (
     DeniedError,
     MirrorError,
@@ -359,7 +359,7 @@ def from_token_server(
 def _registry_errors(body: bytes) -> tuple[Sequence[str], str]:
     """The codes in an error answer, and its text for people."""
     try:
-        errors = json.loads(body)["errors"]
+        errors = parse_json(body)["errors"]
         pairs = [(str(e.get("code", "")), str(e.get("message", ""))) for e in errors]
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return (), ""  # a proxy's page, most often: the status says enough
