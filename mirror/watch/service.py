@@ -7,7 +7,6 @@ distribution's notifications (its documentation, "Work with notifications").
 from __future__ import annotations
 
 import hmac
-import json
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -20,6 +19,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
+from mirror.documents import parse_json
 from mirror.errors import FileSystemError
 from mirror.layout import normalised_suffix
 from mirror.registry import (
@@ -149,7 +149,7 @@ def create_app(daemon: Daemon, *, notify_token: str | None = None) -> Starlette:
         if body is None:
             return PlainTextResponse("too large", 413)
         try:
-            changed = tells_of_change(json.loads(body))
+            changed = tells_of_change(parse_json(body))
         except (ValueError, RecursionError) as err:
             return PlainTextResponse(f"not a notification: {err}", 400)
         if changed:
