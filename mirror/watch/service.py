@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hmac
 import json
-import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -63,12 +62,6 @@ def running(settings: WatchSettings) -> Iterator[tuple[Daemon, str | None]]:
         opened.callback(daemon.stop)
         daemon.start()
         yield daemon, url
-
-
-def watch(settings: WatchSettings, stop: threading.Event) -> None:
-    """Keep the replicas equal until `stop` is set; raises as `running`."""
-    with running(settings):
-        stop.wait()
 
 
 def _serve(settings: WatchSettings, daemon: Daemon, opened: ExitStack) -> str:
