@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from mirror.bundle.parts import size_text
+from mirror.bundle.format import size_text
 from mirror.operations.compare import DiffReport, ReplicaStatus, StatusReport
 from mirror.operations.history import Generation, HistoryReport
 from mirror.operations.prune import PruneReport
