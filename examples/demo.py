@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from examples.release_tree import DEMO, ReleaseTree, TreeSpec, build
-from mirror.bundle.parts import size_text
+from mirror.bundle.format import size_text
 from mirror.oci import Repository
 from mirror.registry import ConnectionOptions, RegistryClient
 from mirror.reports.bundles import duration_text

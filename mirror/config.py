@@ -24,7 +24,7 @@ from pydantic import (
 )
 from pydantic_core import ErrorDetails
 
-from mirror.bundle.parts import parse_part_size
+from mirror.bundle.format import parse_part_size
 from mirror.documents import mistake, read_mapping
 from mirror.errors import InputError
 from mirror.layout import normalised_suffix

@@ -120,15 +120,14 @@ def upload_journal(
         FileSystemError: `state_dir`, which somebody asked for, cannot be used.
     """
     folder = state_dir or _default_state_dir()
-    try:
-        journal = UploadJournal(folder / "uploads", host)
-    except FileSystemError as err:
-        if state_dir is not None:
-            raise
-        on_event(Warned(str(err)))
-        yield None
-        return
-    with journal:
+    with ExitStack() as opened:
+        journal: UploadJournal | None = None
+        try:
+            journal = opened.enter_context(UploadJournal(folder / "uploads", host))
+        except FileSystemError as err:
+            if state_dir is not None:
+                raise
+            on_event(Warned(str(err)))
         yield journal
 
 

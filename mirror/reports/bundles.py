@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from mirror.bundle.compress import Compressed
 from mirror.bundle.delta import Omissions
-from mirror.bundle.parts import size_text
+from mirror.bundle.format import size_text
 from mirror.bundle.report import compression_rows, omission_rows
 from mirror.bundle.verify import BundleReport
 from mirror.layout import (

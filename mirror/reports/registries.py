@@ -1,10 +1,10 @@
-"""What commands about registries say when they are done: sync, diff, status, generations."""
+"""Summaries of commands about registries: sync, diff, status, prune, and generations."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from mirror.bundle.parts import size_text
+from mirror.bundle.format import size_text
 from mirror.operations.compare import DiffReport, ReplicaStatus, StatusReport
 from mirror.operations.history import Generation, HistoryReport
 from mirror.operations.prune import PruneReport

@@ -10,7 +10,6 @@ say. There is no clock and no host name in it: equal content makes equal bytes, 
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Generator, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -18,6 +17,7 @@ from functools import partial
 from importlib import metadata
 from typing import Any
 
+from mirror.documents import parse_json
 from mirror.errors import (
     DamagedBundleError,
     InputError,
@@ -120,7 +120,7 @@ class Statement:
             InputError: it is one of a newer schema.
         """
         try:
-            document = json.loads(data)
+            document = parse_json(data)
             version = document["schemaVersion"]
             if version != SCHEMA_VERSION:
                 raise InputError(

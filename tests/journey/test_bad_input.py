@@ -18,7 +18,7 @@ import pytest
 import mirror.commands.login
 from examples.release_tree import TreeSpec
 from examples.release_tree.images import image, layer
-from mirror.bundle.parts import size_text
+from mirror.bundle.format import size_text
 from mirror.oci import Digest
 from mirror.registry import ConnectionOptions, RegistryClient
 from mirror.registry.options import RetryPolicy
@@ -407,7 +407,7 @@ def test_a_missing_component_is_named_with_the_installer_that_wants_it(
     [
         ({"changelog.yaml": "{}"}, ["no version.json"]),
         ({"version.json": "{"}, ["version.json cannot be read"]),
-        ({"version.json": '{"version": "yesterday"}'}, ["'yesterday'", "no semantic version"]),
+        ({"version.json": '{"version": "yesterday"}'}, ["'yesterday'", "not a semantic version"]),
         ({"version.json": "[]"}, ["version.json cannot be read"]),
         ({"version.json": b"\xff\xfe"}, ["version.json cannot be read"]),
     ],
