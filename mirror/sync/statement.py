@@ -10,6 +10,7 @@ say. There is no clock and no host name in it: equal content makes equal bytes, 
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Generator, Iterable, Mapping
 from dataclasses import dataclass, field
