@@ -179,7 +179,7 @@ def _source(
         reached = cluster.reach(source, asked, writes=False)
         return reached if credentials is None else replace(reached, credentials=credentials)
     root = config.tree().root
-    return Reached(root, asked.connection(), credentials or asked.credentials(root.host))
+    return Reached(root, asked.connection(), credentials or asked.credentials(str(root)))
 
 
 @dataclass(frozen=True, slots=True)
