@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import base64
 import binascii
-import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mirror.documents import read_documents
+from mirror.documents import parse_json, read_documents
 from mirror.errors import InputError, InvalidSettingsError
 from mirror.modes.constants import DEFAULT_IMAGES_REPO
 
@@ -210,7 +209,7 @@ def _auths(encoded: object) -> dict[str, Mapping[str, Any]]:
     if text is None:
         raise _wrong("unable to decode registryDockerCfg: expected base64 of a docker config JSON")
     try:
-        document = json.loads(text)
+        document = parse_json(text)
         auths = document.get("auths") or {}
         return {str(name): dict(entry or {}) for name, entry in auths.items()}
     except (ValueError, TypeError, AttributeError, RecursionError):

@@ -17,6 +17,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
+from mirror.documents import parse_json
 from mirror.durable import make_folder, os_errors, write_if_changed
 from mirror.errors import FileSystemError, InvalidCertificateError, RenderingError
 from mirror.modes import constants
@@ -232,7 +233,7 @@ def _managed_hosts(path: Path) -> tuple[str, ...]:
 
 def _host_names(content: bytes, where: str) -> tuple[str, ...]:
     try:
-        names = json.loads(content)
+        names = parse_json(content)
     except ValueError:
         names = None
     if not isinstance(names, list) or not all(

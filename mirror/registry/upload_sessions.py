@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import BinaryIO, Self, TypeAlias
 from urllib.parse import quote
 
+from mirror.documents import parse_json
 from mirror.errors import (
     FileSystemError,
     InvalidDigestError,
@@ -322,9 +323,15 @@ class UploadJournal:
         for line in text.splitlines():
             # torn, or not ours
             with suppress(
-                ValueError, TypeError, KeyError, RecursionError, AttributeError, InvalidDigestError
+                ValueError,
+                TypeError,
+                KeyError,
+                RecursionError,
+                AttributeError,
+                OverflowError,
+                InvalidDigestError,
             ):
-                entry = json.loads(line)
+                entry = parse_json(line)
                 key = (str(entry["repository"]), Digest.parse(entry["digest"]))
                 self._kept.pop(key, None)
                 if entry.get("location") and float(entry["at"]) > oldest:

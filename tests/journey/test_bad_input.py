@@ -407,7 +407,7 @@ def test_a_missing_component_is_named_with_the_installer_that_wants_it(
     [
         ({"changelog.yaml": "{}"}, ["no version.json"]),
         ({"version.json": "{"}, ["version.json cannot be read"]),
-        ({"version.json": '{"version": "yesterday"}'}, ["'yesterday'", "no semantic version"]),
+        ({"version.json": '{"version": "yesterday"}'}, ["'yesterday'", "not a semantic version"]),
         ({"version.json": "[]"}, ["version.json cannot be read"]),
         ({"version.json": b"\xff\xfe"}, ["version.json cannot be read"]),
     ],
