@@ -245,9 +245,7 @@ def test_a_seal_that_needs_of_its_base_what_nobody_wants_is_refused() -> None:
     assert document["schemaVersion"] == 2
     blob = fake_blob(5)
     document["base"]["repositories"]["install"]["blobs"][str(blob.digest)] = blob.size
-    with pytest.raises(
-        DamagedBundleError, match="relies on content of its base that it does not speak of"
-    ):
+    with pytest.raises(DamagedBundleError, match="content of its base that it does not speak of"):
         Seal.from_json(resealed(document))
     for version, change in ((1, {}), (2, {"base": None})):
         other = {**json.loads(sealed(wanted, against(wanted, wanted)).to_json()), **change}

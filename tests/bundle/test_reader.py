@@ -43,7 +43,7 @@ def test_archives_are_found_by_name_and_other_files_do_not_matter(tmp_path: Path
 @pytest.mark.parametrize(
     ("names", "hint"),
     [
-        ([], "it has no .*.tar file$"),
+        ([], "it has no *.tar file$"),
         (["platform.tar.partial"], "; a pull into it was not finished, run it again$"),
     ],
 )
@@ -52,7 +52,7 @@ def test_a_folder_without_archives_gets_a_hint(tmp_path: Path, names: list[str],
         (tmp_path / name).write_bytes(b"")
     with pytest.raises(InputError, match=f"^{tmp_path} holds no bundle: ") as caught:
         find_archives([tmp_path])
-    assert hint.removeprefix("no .*").removesuffix("$") in str(caught.value)
+    assert hint.removesuffix("$") in str(caught.value)
 
 
 def test_a_path_that_is_not_there_is_told(tmp_path: Path) -> None:
