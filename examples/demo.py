@@ -15,13 +15,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from examples.release_tree import DEMO, ReleaseTree, TreeSpec, build
-from mirror.bundle.parts import size_text
+from mirror.bundle.format import size_text
 from mirror.oci import Repository
 from mirror.registry import ConnectionOptions, RegistryClient
 from mirror.reports.bundles import duration_text
 from mirror.serve import FolderStorage, MemoryStorage
 from mirror.sync import MemoryStore, make_plan, transfer
-from mirror.sync.registry import RegistryTarget
+from mirror.sync.tree import RegistryTarget
 from mirror.testing import EmbeddedRegistry
 
 FOLDER = Path(".demo")

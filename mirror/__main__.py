@@ -1,7 +1,7 @@
 """The program: the command `mirror`, and `python -m mirror`.
 
-It imports next to nothing before it can be interrupted: the rest takes a moment to load, and who
-stops the program in that moment gets the same answer as later.
+It imports almost nothing before it can be interrupted: the rest takes a moment to load, and an
+interruption in that moment is answered like a later one.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """The command line: the tree of commands, each imported when it is used.
 
-A command brings its libraries along: `mirror push` needs an HTTP client, `mirror inspect` does not,
-and `mirror --help` needs neither.
+A command loads only what it needs: `mirror push` needs an HTTP client, `mirror inspect` does not.
 """
 
 from __future__ import annotations

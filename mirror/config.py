@@ -12,10 +12,19 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StrictFloat,
+    StrictInt,
+    StrictStr,
+    ValidationError,
+)
 from pydantic_core import ErrorDetails
 
-from mirror.bundle.parts import parse_part_size
+from mirror.bundle.format import parse_part_size
 from mirror.documents import mistake, read_mapping
 from mirror.errors import InputError
 from mirror.layout import normalised_suffix
@@ -56,11 +65,11 @@ class PullConfig(BaseModel):
     insecure: bool = _about("Speak plain HTTP to the registry.", False)
     tls_skip_verify: bool = _about("Accept any certificate of the registry.", False)
     ca: Path | None = _about("PEM file of certificate authorities to trust besides the system's.")
-    jobs: Annotated[int, Field(ge=1, le=64, description="Items worked on at a time.")] = (
-        DEFAULT_JOBS
-    )
+    jobs: Annotated[
+        int, Field(ge=1, le=64, strict=True, description="Items worked on at a time.")
+    ] = DEFAULT_JOBS
 
-    images_bundle_chunk_size: str | int | float | None = _about(
+    images_bundle_chunk_size: StrictStr | StrictInt | StrictFloat | None = _about(
         "Cut archives into parts of this size: GB (4, 0.7), 700MB, 4GiB, or dvd, bd, fat32."
     )
     compress: Literal["none", "zstd"] = _about(

@@ -20,6 +20,8 @@ from yaml.constructor import ConstructorError
 
 from mirror.errors import InputError
 
+_NUMBERS = frozenset({"tag:yaml.org,2002:int", "tag:yaml.org,2002:float"})
+
 
 class RepeatedKeyError(ConstructorError):
     """A mapping has one key twice; `problem` names it."""
@@ -40,6 +42,15 @@ class StrictLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        if node.tag in _NUMBERS and re.search("[0-9]_[0-9]", node.value):
+            # YAML 1.1 reads 4_7 as 47, which nobody expects who slipped on the key beside the dot.
+            raise ConstructorError(
+                None,
+                None,
+                f"{node.value!r} is a number with an underscore; leave that out, or write it in "
+                "quotes",
+                node.start_mark,
+            )
         try:
             return super().construct_object(node, deep)
         except (ValueError, LookupError, AttributeError, TypeError, ArithmeticError) as err:
@@ -222,3 +233,20 @@ def _check_events(data: bytes | str) -> None:
             depth -= 1
         if depth > _MAX_DEPTH:
             raise ValueError(f"it nests more than {_MAX_DEPTH} levels")
+
+
+_RATE = re.compile(r"(\d+(?:\.\d+)?) ?(k|m|g|ki|mi|gi)?b(?:/s)?", re.ASCII | re.IGNORECASE)
+_MULTIPLES = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "gi": 2**30}
+
+
+def parse_rate(text: str) -> float:
+    """`20MB/s`, `512KiB/s`, `1.5 GB/s` as bytes a second; the `/s` may be left out.
+
+    Raises:
+        ValueError: it is none of these, or not above zero.
+    """
+    match = _RATE.fullmatch(text.strip())
+    rate = float(match[1]) * _MULTIPLES[(match[2] or "").lower()] if match else 0.0
+    if not rate:
+        raise ValueError(f"{text[:100]!r} is no rate; write bytes a second, such as 20MB/s")
+    return rate

@@ -134,11 +134,11 @@ OnEvent: TypeAlias = Callable[[Event], None]
 
 
 def ignore(_event: Event) -> None:
-    """The listener that listens to nothing."""
+    """A listener that ignores every event."""
 
 
 def serialised(listener: OnEvent) -> OnEvent:
-    """Wrap `listener` so that it hears one event at a time, whatever threads report."""
+    """Wrap `listener` so that it hears one event at a time, from however many threads."""
     lock = threading.Lock()
 
     def one_at_a_time(event: Event) -> None:
@@ -151,8 +151,8 @@ def serialised(listener: OnEvent) -> OnEvent:
 def side_by_side(listener: OnEvent, place: str) -> OnEvent:
     """Wrap `listener` for one of several transfers that run at once, the one to `place`.
 
-    It hears how much that transfer adds, the bytes as they get into place, and what is out of the
-    ordinary, by the place's name. Of phases it hears nothing: each of them has its own.
+    It hears how much that transfer adds to the total, the bytes as they arrive, and warnings with
+    the name of the place. It does not hear phases, since each transfer has its own.
     """
     lock = threading.Lock()  # guards moved
     moved: dict[Digest, int] = {}
@@ -166,7 +166,7 @@ def side_by_side(listener: OnEvent, place: str) -> OnEvent:
                     moved[digest] = moved.get(digest, 0) + count
                 listener(event)
             case BlobDone(digest, size, _):
-                # The same blob goes to other places too, so what is left of it is told as bytes.
+                # The same blob goes to other places too, so the rest of it is reported as bytes.
                 with lock:
                     left = size - moved.pop(digest, 0)
                 if left:

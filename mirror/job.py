@@ -20,8 +20,8 @@ _KEPT_EVENTS = 10_000
 class Job(Generic[Result]):
     """An operation at work. Thread-safe.
 
-    `future` is for those who wait by other means: `asyncio.wrap_future(job.future)`. Cancelling
-    the future does not stop the work; `cancel` does.
+    `future` serves other ways of waiting: `asyncio.wrap_future(job.future)`. Cancelling the future
+    does not stop the work; `cancel` does.
     """
 
     def __init__(self, run: Run, name: str) -> None:

@@ -576,3 +576,15 @@ def test_a_base_is_a_bundle_or_its_inventory(tmp_path: Path) -> None:
     call_mirror("pull", tmp_path / "b", "--base", tmp_path / "nowhere").failed(
         2, str(tmp_path / "nowhere"), "no file or folder of that name", "no registry"
     )
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("images-bundle-chunk-size: true", "images-bundle-chunk-size: 4_7"),
+        *("jobs: true", "jobs: 1_0", "jobs: 2.0"),
+    ],
+)
+def test_a_slip_of_the_key_is_not_taken_for_a_number(tmp_path: Path, text: str) -> None:
+    with pytest.raises(InputError):
+        PullConfig.load(settings_file(tmp_path, text + "\n"), {})

@@ -10,7 +10,7 @@ import yaml
 from hypothesis import given, settings
 from pydantic import BaseModel, ValidationError
 
-from mirror.documents import MAX_DIGITS, parse_json, parse_yaml, problems
+from mirror.documents import MAX_DIGITS, parse_json, parse_rate, parse_yaml, problems
 from tests.support.hostile import json_documents, yaml_documents
 
 
@@ -105,3 +105,26 @@ def test_mistakes_are_told_by_their_place_and_without_the_value() -> None:
         Outer.model_validate([])
     assert problems(caught.value, "the document")[0].startswith("the document: ")
     assert not problems(caught.value)[0].startswith(":")
+
+
+@pytest.mark.parametrize(
+    ("text", "rate"),
+    [
+        ("20MB/s", 20e6),
+        ("20mb", 20e6),
+        ("512KiB/s", 512 * 1024),
+        ("1.5 GB/s", 1.5e9),
+        ("800B/s", 800),
+        (" 1kB/s ", 1000),
+    ],
+)
+def test_a_rate_is_bytes_a_second(text: str, rate: float) -> None:
+    assert parse_rate(text) == rate
+
+
+@pytest.mark.parametrize(
+    "text", ["", "20", "MB/s", "20MB/h", "0MB/s", "-1MB/s", "20 Mbit/s", "1e3B"]
+)
+def test_what_is_no_rate_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="is no rate; write bytes a second, such as 20MB/s"):
+        parse_rate(text)

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from mirror import UploadJournal
 from tests import api_page, surface
 from tests.support.bundles import pack_store
 from tests.support.inventories import sample_store
@@ -45,3 +46,8 @@ def test_the_asyncio_example_verifies_a_bundle(tmp_path: Path) -> None:
     done = subprocess.run(program, capture_output=True, text=True, cwd=ROOT, timeout=60)
     assert done.returncode == 0, done.stderr
     assert done.stdout == "whole\n"
+
+
+def test_making_a_journal_of_uploads_touches_no_disk(tmp_path: Path) -> None:
+    UploadJournal(tmp_path / "uploads", "registry.example:5000")
+    assert list(tmp_path.iterdir()) == []

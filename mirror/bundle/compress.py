@@ -22,8 +22,7 @@ import zstandard
 from mirror.bundle.archive import Entry
 from mirror.bundle.files import WriteAt
 from mirror.bundle.follow import Follower, Hash, MakeHash, windows_of
-from mirror.bundle.format import PARTIAL_SUFFIX, ZSTD_SUFFIX
-from mirror.bundle.parts import part_name, part_sizes
+from mirror.bundle.format import PARTIAL_SUFFIX, ZSTD_SUFFIX, part_name, part_sizes
 from mirror.bundle.seekable import FRAME, table
 from mirror.bundle.staging import ArchiveFile, Recheck
 from mirror.oci import Digest

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
@@ -22,6 +21,7 @@ from mirror.bundle.format import (
 from mirror.bundle.members import Member
 from mirror.bundle.opening import OpenArchive
 from mirror.bundle.seal import has_long_media_type
+from mirror.documents import parse_json
 from mirror.errors import (
     DamagedBundleError,
     DigestMismatchError,
@@ -243,7 +243,7 @@ class _LayoutReading:
             data = self._archive.file.read(member.offset, member.size)
             if marks(data) > MAX_INDEX_MARKS:
                 raise DamagedBundleError("it has more values than the index of any layout")
-            document = json.loads(data)
+            document = parse_json(data)
             del data
             for descriptor in document["manifests"] or ():
                 self._budget.take_names(1)

@@ -1,6 +1,6 @@
 """Archives on a disk, in one file or cut into parts: read and written at offsets.
 
-Parts are windows onto one virtual archive (`mirror.bundle.parts`). Those of `d8 mirror` may be up
+Parts are windows onto one virtual archive (`mirror.bundle.format`). Those of `d8 mirror` may be up
 to 512 KiB longer than asked for, each, and its last one may be empty; both are read.
 """
 
@@ -16,7 +16,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Protocol
 
-from mirror.bundle.parts import parse_part_name, part_name, part_paths, part_sizes
+from mirror.bundle.format import parse_part_name, part_name, part_paths, part_sizes
 from mirror.durable import os_errors, sync_file, write_at
 from mirror.errors import DamagedBundleError, InputError
 
@@ -32,20 +32,24 @@ class Readable(Protocol):
     path: Path
     size: int
 
-    def read(self, offset: int, size: int) -> bytes:
-        """`size` bytes from `offset`."""
-        ...
-
     def chunks(self, offset: int, size: int) -> Generator[bytes, None, None]:
-        """The same, in pieces of at most `CHUNK` bytes."""
+        """Read `size` bytes from `offset`, in pieces of at most a few MiB.
+
+        Raises:
+            DamagedBundleError: the archive ends before them, or is damaged there.
+        """
         ...
 
     def close(self) -> None:
         """Release what was opened."""
         ...
 
+    def read(self, offset: int, size: int) -> bytes:
+        """Read the same as one piece."""
+        return b"".join(self.chunks(offset, size))
 
-class ReadAt:
+
+class ReadAt(Readable):
     """A file read at offsets, by any number of threads. `size` is its length in bytes."""
 
     def __init__(self, path: Path) -> None:
@@ -58,16 +62,8 @@ class ReadAt:
         """Release the file."""
         os.close(self._fd)
 
-    def read(self, offset: int, size: int) -> bytes:
-        """`size` bytes from `offset`.
-
-        Raises:
-            DamagedBundleError: the file ends before them.
-        """
-        return b"".join(self.chunks(offset, size))
-
     def chunks(self, offset: int, size: int) -> Generator[bytes, None, None]:
-        """The same, in pieces of at most `CHUNK` bytes."""
+        """Read `size` bytes from `offset`, in pieces of at most `CHUNK` bytes."""
         yield from _read(self._fd, self.path, offset, size)
 
 
@@ -229,7 +225,7 @@ class _Parts:
             self._trim(0)
 
 
-class PartedReader:
+class PartedReader(Readable):
     """Parts read as the one archive they are, at offsets and by any number of threads.
 
     Offers what `files.ReadAt` does. `path` is the archive's, which is no file; `size` in bytes.
@@ -277,16 +273,8 @@ class PartedReader:
         """Release the files."""
         self._files.close()
 
-    def read(self, offset: int, size: int) -> bytes:
-        """`size` bytes from `offset`.
-
-        Raises:
-            DamagedBundleError: the archive ends before them.
-        """
-        return b"".join(self.chunks(offset, size))
-
     def chunks(self, offset: int, size: int) -> Generator[bytes, None, None]:
-        """The same, in pieces of at most `files.CHUNK` bytes."""
+        """Read `size` bytes from `offset`, in pieces of at most `CHUNK` bytes."""
         inside = max(0, min(size, self.size - offset))
         yield from self._files.chunks(offset, inside)
         if inside < size:

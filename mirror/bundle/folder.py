@@ -23,8 +23,11 @@ from mirror.bundle.format import (
     SIGNATURE,
     SUMS,
     ZSTD_SUFFIX,
+    parse_part_name,
+    part_paths,
+    part_sizes,
+    size_text,
 )
-from mirror.bundle.parts import parse_part_name, part_paths, part_sizes, size_text
 from mirror.bundle.seal import Seal, try_seal
 from mirror.bundle.staging import JOURNAL, Staging, read_journal
 from mirror.durable import os_errors, sync_folder, write_durably

@@ -173,7 +173,7 @@ def is_tree(folder: Path) -> bool:
     return False
 
 
-class TreeFile:
+class TreeFile(Readable):
     """The files of a tree as one stretch of bytes, each at a multiple of 512. Thread-safe.
 
     Offers what `files.ReadAt` does. What no layout has is passed over. `problem` is what ended the
@@ -231,12 +231,8 @@ class TreeFile:
                     raise self._hostile(name, "is no regular file")
                 yield name, file, status.st_size
 
-    def read(self, offset: int, size: int) -> bytes:
-        """`size` bytes from `offset`."""
-        return b"".join(self.chunks(offset, size))
-
     def chunks(self, offset: int, size: int) -> Generator[bytes, None, None]:
-        """The same, in pieces of at most `files.CHUNK` bytes.
+        """Read `size` bytes from `offset`, in pieces of at most `files.CHUNK` bytes.
 
         Raises:
             DamagedBundleError: the file there is not what it was when the folder was listed.

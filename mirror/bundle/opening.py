@@ -21,9 +21,10 @@ from mirror.bundle.format import (
     SUMS,
     ZSTD_SUFFIX,
     blob_path,
+    parse_part_name,
+    part_sizes,
 )
 from mirror.bundle.members import Member, TreeFile, is_tree, members
-from mirror.bundle.parts import parse_part_name, part_sizes
 from mirror.bundle.seal import Seal, try_seal
 from mirror.bundle.seekable import SeekableFile, Unreadable
 from mirror.durable import os_errors

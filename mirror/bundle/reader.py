@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -21,11 +20,12 @@ from mirror.bundle.opening import (
     open_archives,
 )
 from mirror.bundle.seal import Seal, read_seal
+from mirror.documents import parse_json
 from mirror.durable import os_errors
 from mirror.errors import DamagedBundleError, InputError, NotFoundError, StatementError
 from mirror.oci import Digest, Manifest
 from mirror.sync import Finding, Inventory, union
-from mirror.sync.findings import listed
+from mirror.sync.observation import listed
 from mirror.sync.statement import Statement
 
 
@@ -201,7 +201,7 @@ def read_inventory(path: Path) -> Inventory:
         # Whatever was named instead may be larger than the memory.
         data = path.read_bytes() if path.stat().st_size <= _MAX_INVENTORY_BYTES else b""
     try:
-        document = json.loads(data)
+        document = parse_json(data)
         keys = set(document) if isinstance(document, dict) else set()
     except (ValueError, RecursionError) as err:
         raise InputError(

@@ -19,8 +19,8 @@ from typing import Any
 
 from mirror.bundle.compress import Compressed
 from mirror.bundle.delta import Omissions
+from mirror.bundle.format import size_text
 from mirror.bundle.inspect import ArchiveInsight, BundleInsight, RepositoryInsight
-from mirror.bundle.parts import size_text
 from mirror.layout import KINDS, component_of
 
 # -- text ------------------------------------------------------------------------------------------

@@ -11,7 +11,6 @@ releases refuse it, and go on reading those of complete bundles.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -30,6 +29,7 @@ from mirror.bundle.format import (
     Budget,
     marks,
 )
+from mirror.documents import parse_json
 from mirror.durable import os_errors
 from mirror.errors import (
     BundleLimitError,
@@ -40,7 +40,7 @@ from mirror.errors import (
 )
 from mirror.oci import Digest
 from mirror.sync import Inventory, ManifestNode, union
-from mirror.sync.canonical import canonical_json, read_nodes
+from mirror.sync.repository_content import canonical_json, read_nodes
 
 SCHEMA_VERSION = 1
 CARRIAGE_SCHEMA_VERSION = 2
@@ -165,7 +165,7 @@ class Seal:
         if not data.strip():
             raise DamagedBundleError("it is not a bundle's inventory: it is empty")
         try:
-            document = json.loads(data)
+            document = parse_json(data)
             stated = document.pop("digest")
             actual = str(Digest.of(canonical_json(document)))
             whole = canonical_json({**document, "digest": actual}) == data
@@ -217,7 +217,7 @@ class Seal:
             RecursionError,
             InvalidDigestError,
         ) as err:
-            what = str(err) if isinstance(err, json.JSONDecodeError) else repr(err)
+            what = str(err) if isinstance(err, ValueError) else repr(err)
             raise DamagedBundleError(f"it is not a bundle's inventory: {what}") from err
 
 

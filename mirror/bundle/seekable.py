@@ -70,7 +70,7 @@ def table(frames: array[int]) -> bytes:
     return _HEADER.pack(_TABLE_MAGIC, len(entries) + len(footer)) + entries + footer
 
 
-class SeekableFile:
+class SeekableFile(Readable):
     """A compressed archive read as the archive it is, at offsets and by any number of threads.
 
     Offers what `files.ReadAt` does: `path` is the archive's, which is no file, `size` in bytes.
@@ -200,10 +200,6 @@ class SeekableFile:
             yield piece
             offset += len(piece)
 
-    def read(self, offset: int, size: int) -> bytes:
-        """`size` bytes from `offset`; raises what `chunks` does."""
-        return b"".join(self.chunks(offset, size))
-
     def _frame(self, number: int) -> bytes:
         with self._lock:
             data = self._cache.get(number)
@@ -239,17 +235,13 @@ class SeekableFile:
         )
 
 
-class Unreadable:
+class Unreadable(Readable):
     """An archive that cannot be opened, in place of one that can: it has no bytes."""
 
     size = 0
 
     def __init__(self, path: Path) -> None:
         self.path = path
-
-    def read(self, offset: int, size: int) -> bytes:
-        """None: it raises DamagedBundleError."""
-        return b"".join(self.chunks(offset, size))
 
     def chunks(self, offset: int, size: int) -> Generator[bytes, None, None]:
         """None: it raises DamagedBundleError."""
@@ -266,7 +258,7 @@ class Unreadable:
 _AHEAD, _AHEAD_BYTES = 16, MAX_FRAME
 
 
-class Forward:
+class Forward(Readable):
     """`file` read once from front to back, its frames decompressed ahead in threads.
 
     It is for one reader, who asks for stretches in their order; what was passed is gone. The
@@ -297,10 +289,6 @@ class Forward:
 
     def close(self) -> None:
         """Nothing: the file is its opener's."""
-
-    def read(self, offset: int, size: int) -> bytes:
-        """`size` bytes from `offset`."""
-        return b"".join(self.chunks(offset, size))
 
     def chunks(self, offset: int, size: int) -> Generator[bytes, None, None]:
         """The bytes from `offset`, in pieces of at most `seekable.MAX_FRAME` bytes.

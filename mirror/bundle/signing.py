@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import json
 import os
 import re
 import struct
@@ -41,6 +40,7 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_public_key,
 )
 
+from mirror.documents import parse_json
 from mirror.errors import InputError, SignatureError
 
 PASSWORD_VARIABLE = "MIRROR_SIGN_PASSWORD"  # noqa: S105 - its name
@@ -244,7 +244,7 @@ def _cosign_key(block: bytes, passphrase: Callable[[], str]) -> object:
     The box is the format of go-securesystemslib's `encrypted` package.
     """
     try:
-        document = json.loads(base64.b64decode(b"".join(block.split(b"\n")[1:-2])))
+        document = parse_json(base64.b64decode(b"".join(block.split(b"\n")[1:-2])))
         kdf, cipher = document["kdf"], document["cipher"]
         params = kdf["params"]
         cost, width, lanes = int(params["N"]), int(params["r"]), int(params["p"])

@@ -27,8 +27,7 @@ from mirror.bundle.folder import (
     write_partial_seal,
 )
 from mirror.bundle.follow import Follower, MakeHash
-from mirror.bundle.format import PARTIAL_SEAL, PARTIAL_SUFFIX, ZSTD_SUFFIX
-from mirror.bundle.parts import part_name
+from mirror.bundle.format import PARTIAL_SEAL, PARTIAL_SUFFIX, ZSTD_SUFFIX, part_name
 from mirror.bundle.reader import BundleReader
 from mirror.bundle.seal import Seal
 from mirror.bundle.seekable import bound

@@ -7,10 +7,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
-from mirror.commands.cluster import Cluster, cluster_of
-from mirror.commands.login import credentials_for
+from mirror.commands.cluster import Cluster, Reached, cluster_of
+from mirror.commands.login import STANDARD_INPUT, AccessOptions
 from mirror.errors import FileSystemError, InputError
 from mirror.events import OnEvent, Warned
 from mirror.layout import normalised_suffix
@@ -25,8 +25,6 @@ from mirror.registry import (
 from mirror.registry.options import BRIEF
 from mirror.sync.tree import RegistryTree
 
-_SCHEME_IS_SET = "--insecure does not go with --module-config, which has the scheme"
-
 
 @dataclass(frozen=True, slots=True)
 class TreeAccess:
@@ -38,44 +36,25 @@ class TreeAccess:
     credentials: Credentials | None
 
     @classmethod
-    def of(
-        cls,
-        root: Repository,
-        *,
-        login: str | None,
-        password: str | None,
-        modules_path_suffix: str,
-        insecure: bool,
-        tls_skip_verify: bool,
-        ca: Path | None,
-    ) -> Self:
-        """What `options.registry` says about `root`."""
-        return cls(
-            root,
-            normalised_suffix(modules_path_suffix),
-            ConnectionOptions(plain_http=insecure, verify=not tls_skip_verify, ca_file=ca),
-            credentials_for(root.host, login, password),
-        )
+    def of(cls, root: Repository, access: AccessOptions) -> Self:
+        """`root`, reached as `access` says."""
+        suffix = normalised_suffix(access.modules_path_suffix)
+        return cls(root, suffix, access.connection(), access.credentials(root.host))
 
     @classmethod
     def named(
         cls,
         registry: str | None,
+        access: AccessOptions,
         *,
         module_config: Path | None,
         sites_file: Path | None,
         writes: bool,
-        login: str | None,
-        password: str | None,
-        modules_path_suffix: str,
-        insecure: bool,
-        tls_skip_verify: bool,
-        ca: Path | None,
     ) -> Self:
-        """What `options.registry` and `options.cluster` say about `registry`.
+        """The registry that a command line names, reached as `access` and `options.cluster` say.
 
         With `--module-config` that may be a logical address, or None for the cluster's own root;
-        `writes` says that the target will be changed.
+        `writes` says that the registry will be changed.
 
         Raises:
             InputError: no registry is named in either way, or the options contradict each other.
@@ -88,57 +67,26 @@ class TreeAccess:
                     "name the REGISTRY (host[:port]/path), or the cluster's settings with "
                     "--module-config FILE"
                 )
-            return cls.of(
-                Repository.parse(registry),
-                login=login,
-                password=password,
-                modules_path_suffix=modules_path_suffix,
-                insecure=insecure,
-                tls_skip_verify=tls_skip_verify,
-                ca=ca,
-            )
-        if insecure:
-            raise InputError(_SCHEME_IS_SET)
-        reached = cluster.reach(
-            registry,
-            writes=writes,
-            login=login,
-            password=password,
-            tls_skip_verify=tls_skip_verify,
-            ca=ca,
-        )
-        suffix = normalised_suffix(modules_path_suffix)
-        return cls(reached.root, suffix, reached.options, reached.credentials)
+            return cls.of(Repository.parse(registry), access)
+        return cls._reached(cluster.reach(registry, access, writes=writes), access)
 
     @classmethod
     def replicas(
-        cls,
-        *,
-        module_config: Path,
-        sites_file: Path | None,
-        login: str | None,
-        password: str | None,
-        modules_path_suffix: str,
-        insecure: bool,
-        tls_skip_verify: bool,
-        ca: Path | None,
+        cls, access: AccessOptions, *, module_config: Path, sites_file: Path | None
     ) -> list[Self]:
-        """The replicas of the cluster in Local mode that the options describe, a target each.
+        """The replicas of the cluster in Local mode that the options describe.
 
         Raises:
-            ForbiddenByModeError: another mode, in which there are none.
+            ForbiddenByModeError: the cluster is in another mode, which has no replicas.
             RouteError: the files do not say where they are, or who may write there.
         """
-        if insecure:
-            raise InputError(_SCHEME_IS_SET)
         cluster = Cluster.load(module_config, sites_file)
-        suffix = normalised_suffix(modules_path_suffix)
-        return [
-            cls(reached.root, suffix, reached.options, reached.credentials)
-            for reached in cluster.replicas(
-                login=login, password=password, tls_skip_verify=tls_skip_verify, ca=ca
-            )
-        ]
+        return [cls._reached(one, access) for one in cluster.replicas(access)]
+
+    @classmethod
+    def _reached(cls, reached: Reached, access: AccessOptions) -> Self:
+        suffix = normalised_suffix(access.modules_path_suffix)
+        return cls(reached.root, suffix, reached.options, reached.credentials)
 
     @contextmanager
     def open(self, on_event: OnEvent, *, storage: Path | None = None) -> Iterator[RegistryTree]:
@@ -172,15 +120,14 @@ def upload_journal(
         FileSystemError: `state_dir`, which somebody asked for, cannot be used.
     """
     folder = state_dir or _default_state_dir()
-    try:
-        journal = UploadJournal(folder / "uploads", host)
-    except FileSystemError as err:
-        if state_dir is not None:
-            raise
-        on_event(Warned(str(err)))
-        yield None
-        return
-    with journal:
+    with ExitStack() as opened:
+        journal: UploadJournal | None = None
+        try:
+            journal = opened.enter_context(UploadJournal(folder / "uploads", host))
+        except FileSystemError as err:
+            if state_dir is not None:
+                raise
+            on_event(Warned(str(err)))
         yield journal
 
 
@@ -194,36 +141,33 @@ def _default_state_dir() -> Path:
 @contextmanager
 def open_trees(
     registries: Sequence[str],
+    access: AccessOptions,
     on_event: OnEvent,
     *,
     storage: Sequence[tuple[str, Path]] = (),
     connections: int = 100,
     masters: Mapping[str, TreeAccess] | None = None,
-    **access: Any,
 ) -> Iterator[list[RegistryTree]]:
     """Clients for all `registries`, closed at the end; `access` is what `options.registry` says.
 
-    Those that are among a cluster's `masters` are reached as the cluster has it. The login is
-    theirs then and goes to no other registry.
+    A registry among a cluster's `masters` is reached as the cluster's settings say. Its login is
+    the cluster's, which goes to no other registry.
 
     Raises:
-        InputError: `storage` is of a registry that is none of them, or a password would be read
-            for several at once.
+        InputError: `storage` names a registry that is not among `registries`.
     """
     folders = dict(storage)
     if unknown := sorted(folders.keys() - set(registries)):
         raise InputError(f"--storage {unknown[0]}=…: that registry is none of those to work on")
-    password: str | None = None
     if masters:
-        access = {**access, "login": None, "password": None}
+        access = replace(access, login=None, password=None)
     with ExitStack() as opened:
         made = []
         for name in registries:
-            target = (masters or {}).get(name) or TreeAccess.of(Repository.parse(name), **access)
-            if target.credentials is not None and access.get("password") == "-":
+            target = (masters or {}).get(name) or TreeAccess.of(Repository.parse(name), access)
+            if target.credentials is not None and access.password == STANDARD_INPUT:
                 # Asked for once, and meant for all.
-                password = target.credentials.password
-                access = {**access, "password": password}
+                access = replace(access, password=target.credentials.password)
             options = replace(target.options, retries=BRIEF, max_connections=connections)
             access_to = replace(target, options=options)
             made.append(opened.enter_context(access_to.open(on_event, storage=folders.get(name))))
@@ -231,19 +175,19 @@ def open_trees(
 
 
 def masters_of(
-    module_config: Path | None, sites_file: Path | None, **access: Any
+    access: AccessOptions, *, module_config: Path | None, sites_file: Path | None
 ) -> dict[str, TreeAccess]:
     """The replicas of the cluster that `options.cluster` describes, by name; empty without it.
 
     Raises:
         InputError: `--sites` came alone.
-        ForbiddenByModeError: a mode in which there are none.
+        ForbiddenByModeError: the cluster is in another mode, which has no replicas.
         RouteError: the files do not say where they are, or who may write there.
     """
     if module_config is None:
         cluster_of(module_config, sites_file)  # which refuses --sites alone
         return {}
-    targets = TreeAccess.replicas(module_config=module_config, sites_file=sites_file, **access)
+    targets = TreeAccess.replicas(access, module_config=module_config, sites_file=sites_file)
     return {str(target.root): target for target in targets}
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pydantic import SecretStr
 
-from mirror.commands.login import credentials_for
+from mirror.commands.login import AccessOptions, credentials_for
 from mirror.errors import InputError, UnreachableError
 from mirror.modes.addressing import (
     ClusterRepository,
@@ -54,22 +54,19 @@ class Cluster:
     def reach(
         self,
         registry: str | None,
+        asked: AccessOptions,
         *,
         writes: bool,
-        login: str | None = None,
-        password: str | None = None,
-        tls_skip_verify: bool = False,
-        ca: Path | None = None,
     ) -> Reached:
-        """The one registry that who brings images in works with.
+        """The registry into which images are brought, or from which they are read.
 
-        `registry` is its logical address, its real one, or None for the root. A login that is
-        given takes the place of the one in the files; where they have none, the credentials count
-        that docker or oras stored. Of several replicas without a common push address the first
-        that answers is taken.
+        `registry` is its logical address, its real one, or None for the root. The login is the one
+        that the command line gives, else the one in the files, else the one that docker or oras
+        stored. If there are several replicas and no common push address, the first replica that
+        answers is used.
 
         Raises:
-            ForbiddenByModeError: `writes`, and the mode takes nothing there.
+            ForbiddenByModeError: `writes`, and the mode accepts no writes there.
             RouteError: the files do not say where it is, or it is not in this cluster's registry.
             UnreachableError: there are several replicas and none answers.
         """
@@ -79,8 +76,8 @@ class Cluster:
             check_write(
                 self.settings, Plane.OPERATOR, self.access, external=place.external, action="push"
             )
-        routes, given = self._routes(names, place, writes, login, password)
-        options = ConnectionOptions(verify=not tls_skip_verify, ca_file=ca)
+        routes, given = self._routes(names, place, writes, asked)
+        options = _connection(asked)
         route = _first_that_answers(routes, given, options) if len(routes) > 1 else routes[0]
         endpoint = Endpoint.of(route, given)
         credentials = endpoint.credentials
@@ -90,26 +87,17 @@ class Cluster:
             Repository(route.host, route.repository), endpoint.connection(options), credentials
         )
 
-    def replicas(
-        self,
-        *,
-        login: str | None = None,
-        password: str | None = None,
-        tls_skip_verify: bool = False,
-        ca: Path | None = None,
-    ) -> tuple[Reached, ...]:
+    def replicas(self, asked: AccessOptions) -> tuple[Reached, ...]:
         """The replicas of a cluster in Local mode, one for each master, to be read and written.
 
         The login is the one that is given, or that of `mirror-pusher`, or of `rw`.
 
         Raises:
-            ForbiddenByModeError: in other modes there is no store to bring into line.
+            ForbiddenByModeError: the cluster is in another mode, which has no replicas.
             RouteError: the files do not name the masters, or none of those users.
         """
-        given = None
-        if login or password:
-            given = credentials_for(f"the replicas of {LOGICAL_HOST}", login, password)
-        options = ConnectionOptions(verify=not tls_skip_verify, ca_file=ca)
+        options = _connection(asked)
+        given = asked.given_credentials(f"the replicas of {LOGICAL_HOST}")
         return tuple(
             Reached(root, endpoint.connection(options), endpoint.credentials)
             for root, endpoint in replica_endpoints(self.settings, self.access, given)
@@ -120,8 +108,7 @@ class Cluster:
         names: RepositoryNames,
         place: ClusterRepository,
         writes: bool,
-        login: str | None,
-        password: str | None,
+        asked: AccessOptions,
     ) -> tuple[tuple[Route, ...], Credentials | None]:
         """The ways there, and the login that takes the place of theirs."""
         access, plane = self.access, Plane.OPERATOR
@@ -129,7 +116,7 @@ class Cluster:
         upstream = self.settings.upstream
         if upstream is not None:
             host = upstream.host
-        given = credentials_for(host, login, password) if login or password else None
+        given = asked.given_credentials(host)
         if self.settings.kind.row.holds_own_images and access.account(RegistryUser.RW) is None:
             # What was given or stored for the push address stands in for the unknown password.
             given = given or (credentials_for(host, None, None) if access.public_host else None)
@@ -142,6 +129,12 @@ class Cluster:
         if plane is Plane.API:  # single replicas: the Service is for those inside
             routes = tuple(route for route in routes if route.role is Role.MASTER)
         return routes, given
+
+
+def _connection(asked: AccessOptions) -> ConnectionOptions:
+    if asked.insecure:
+        raise InputError("--insecure does not go with --module-config, which has the scheme")
+    return asked.connection()
 
 
 def _first_that_answers(

@@ -12,10 +12,10 @@ import click
 from mirror.commands import options
 from mirror.commands.access import open_trees
 from mirror.commands.errors import show
+from mirror.commands.login import AccessOptions
 from mirror.errors import InputError, InvalidReferenceError
 from mirror.oci import Repository
-from mirror.operations.diff import diff
-from mirror.operations.status import status
+from mirror.operations.compare import diff, status
 from mirror.reports.progress import progress
 from mirror.reports.registries import diff_summary, status_summary
 from mirror.run import Run
@@ -37,7 +37,7 @@ def status_command(
     started = time.monotonic()
     with (
         progress(quiet=as_json) as on_event,
-        open_trees(registries, on_event, **access) as opened,
+        open_trees(registries, AccessOptions(**access), on_event) as opened,
     ):
         report = status(opened, thorough=blobs, run=Run(jobs, on_event))
     show(as_json, report.to_document(), status_summary, report, started)
@@ -64,7 +64,7 @@ def diff_command(*, a: str, b: str, jobs: int, as_json: bool, **access: Any) -> 
     started = time.monotonic()
     with (
         progress(quiet=as_json) as on_event,
-        open_trees(registries, on_event, **access) as opened,
+        open_trees(registries, AccessOptions(**access), on_event) as opened,
     ):
         waiting = iter(opened)
         one, other = (next(waiting) if isinstance(place, str) else place for place in places)

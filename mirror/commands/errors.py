@@ -1,4 +1,4 @@
-"""How a command ends: its result or what went wrong, for a person and for a program; its code."""
+"""How a command ends: its result or its failure, as text and as JSON, and its exit code."""
 
 from __future__ import annotations
 
@@ -93,8 +93,8 @@ class Group(click.Group):
             except (click.exceptions.Exit, click.ClickException):
                 raise
             except Exception:
-                # Once the end was asked for, KeyboardInterrupt may have struck inside of a lock or
-                # callback that raises something else in its place. Before that it is a bug.
+                # After an interruption: KeyboardInterrupt may strike inside a lock or a callback,
+                # which then raises something else. Without an interruption this is a bug.
                 if not asked():
                     raise
                 _tell_interrupted(ctx)
@@ -102,7 +102,7 @@ class Group(click.Group):
 
 
 def _asks_for_json(args: Sequence[str]) -> bool:
-    """Whether `--json` is among the arguments; known before, and if not, all can be understood."""
+    """Whether `--json` is among the arguments, even if the others cannot be parsed."""
     options = args[: args.index("--")] if "--" in args else args
     return "--json" in options
 
@@ -110,7 +110,7 @@ def _asks_for_json(args: Sequence[str]) -> bool:
 def _tell(
     ctx: click.Context, message: str, code: int, kind: str, more: Mapping[str, Any] | None = None
 ) -> None:
-    """Say what went wrong, to a person and, if it listens, to a program."""
+    """Report a failure: as text, and with `--json` as a document, too."""
     click.echo(f"error: {message}", err=True)
     if ctx.meta[_JSON]:
         _print_error(message, code, kind, more)

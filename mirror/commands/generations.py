@@ -13,6 +13,7 @@ import click
 from mirror.commands import options
 from mirror.commands.access import TreeAccess, open_trees
 from mirror.commands.errors import show
+from mirror.commands.login import AccessOptions
 from mirror.errors import InputError
 from mirror.oci import Repository
 from mirror.operations.history import history
@@ -40,7 +41,7 @@ def history_command(*, registry: str, last: int, as_json: bool, **access: Any) -
 
     Each with its inventory's digest and what it changed. `mirror rollback` puts one back.
     """
-    target = TreeAccess.of(Repository.parse(registry), **access)
+    target = TreeAccess.of(Repository.parse(registry), AccessOptions(**access))
     started = time.monotonic()
     with progress(quiet=as_json) as on_event, target.open(on_event) as tree:
         report = history(tree, last=last, run=Run(on_event=on_event))
@@ -68,7 +69,7 @@ def rollback_command(
     asked for; if something is not there any more, no tag changes. The state that comes of it is a
     new generation, so that replicas follow.
     """
-    target = TreeAccess.of(Repository.parse(registry), **access)
+    target = TreeAccess.of(Repository.parse(registry), AccessOptions(**access))
     started = time.monotonic()
     with progress(quiet=as_json) as on_event, target.open(on_event) as tree:
         report = rollback(tree, to=to, dry_run=dry_run, run=Run(jobs, on_event))
@@ -107,7 +108,7 @@ def prune_command(
     started = time.monotonic()
     with (
         progress(quiet=as_json) as on_event,
-        open_trees([registry], on_event, **access) as opened,
+        open_trees([registry], AccessOptions(**access), on_event) as opened,
     ):
         report = prune(opened[0], kept, dry_run=dry_run, run=Run(jobs, on_event))
     show(as_json, report.to_document(), prune_summary, report, started)

@@ -13,6 +13,7 @@ from mirror.bundle.reader import read_inventory
 from mirror.commands import options
 from mirror.commands.access import TreeAccess
 from mirror.commands.errors import show
+from mirror.commands.login import AccessOptions
 from mirror.durable import write_durably
 from mirror.errors import InputError
 from mirror.oci import Repository
@@ -63,7 +64,7 @@ def inventory_command(
     if output != _STANDARD_OUTPUT and (file.is_dir() or not file.absolute().parent.is_dir()):
         # Before the registry is asked: that takes its time.
         raise InputError(f"{output} is no file in a folder that exists; name another one")
-    target = TreeAccess.of(Repository.parse(registry), **access)
+    target = TreeAccess.of(Repository.parse(registry), AccessOptions(**access))
     paths = {path for one in known for path in read_inventory(one).repositories}
     started = time.monotonic()
     with progress(quiet=as_json) as on_event, target.open(on_event) as tree:

@@ -1,18 +1,47 @@
-"""The credentials and keys that a command line names."""
+"""How a command line says that registries are reached: logins, trust, keys."""
 
 from __future__ import annotations
 
 import getpass
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from mirror.bundle.signing import passphrase_from, sign
 from mirror.errors import InputError
-from mirror.registry import Credentials, find_credentials
+from mirror.registry import ConnectionOptions, Credentials, find_credentials
 
 _LICENSE_LOGIN = "license-token"
-_STANDARD_INPUT = "-"
+STANDARD_INPUT = "-"
+
+
+@dataclass(frozen=True, slots=True)
+class AccessOptions:
+    """What `options.registry` says: how to reach whichever registry a command is about."""
+
+    login: str | None = None
+    password: str | None = field(default=None, repr=False)
+    modules_path_suffix: str = ""
+    insecure: bool = False
+    tls_skip_verify: bool = False
+    ca: Path | None = None
+
+    def connection(self) -> ConnectionOptions:
+        """The same for a client."""
+        return ConnectionOptions(
+            plain_http=self.insecure,
+            verify=not self.tls_skip_verify,
+            ca_file=self.ca,
+        )
+
+    def credentials(self, host: str) -> Credentials | None:
+        """The login at `host`, given or stored; None means anonymous."""
+        return credentials_for(host, self.login, self.password)
+
+    def given_credentials(self, host: str) -> Credentials | None:
+        """The login at `host` if the command line has one; stored ones do not count."""
+        return self.credentials(host) if self.login or self.password else None
 
 
 def credentials_for(host: str, login: str | None, password: str | None) -> Credentials | None:
@@ -60,7 +89,7 @@ def signer(key_file: Path) -> Callable[[bytes], bytes]:
 
 def _read(secret: str | None, prompt: str) -> str | None:
     """`secret` itself, or in place of `-` what is typed unseen, or the first line of a pipe."""
-    if secret != _STANDARD_INPUT:
+    if secret != STANDARD_INPUT:
         return secret
     if not sys.stdin.isatty():
         return sys.stdin.readline().rstrip("\r\n")

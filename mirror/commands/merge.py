@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 
 from mirror.bundle import gost
-from mirror.bundle.parts import parse_part_size
+from mirror.bundle.format import parse_part_size
 from mirror.bundle.reader import BundleReader
 from mirror.bundle.writer import Packing
 from mirror.commands import options

@@ -6,7 +6,6 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import click
 
@@ -14,7 +13,13 @@ from mirror.bundle.reader import read_inventory
 from mirror.commands import options
 from mirror.commands.cluster import Cluster
 from mirror.commands.errors import print_json, show
-from mirror.errors import InputError, IntegrityError, InvalidSettingsError, MirrorError
+from mirror.errors import (
+    InputError,
+    IntegrityError,
+    InvalidSettingsError,
+    MirrorError,
+    common_exit_code,
+)
 from mirror.modes.check import CheckReport, ItemState, check_images, connect_with, targets_for
 from mirror.modes.outcomes import ClusterFacts
 from mirror.modes.plan import SwitchPlan, plan_switch
@@ -296,8 +301,8 @@ def _summary(report: CheckReport, _elapsed_s: float) -> str:
 
 def _exit_code(report: CheckReport) -> int:
     """4 where something is missing; else what kept the registries from answering."""
-    items: list[Any] = [item for one in report.registries for item in one.items]
+    items = [item for one in report.registries for item in one.items]
     if any(item.state is ItemState.MISSING for item in items):
         return IntegrityError.exit_code
-    codes = {item.error.exit_code for item in items if item.error is not None}
-    return codes.pop() if len(codes) == 1 else MirrorError.exit_code
+    errors = [item.error for item in items if item.error is not None]
+    return common_exit_code(errors) or MirrorError.exit_code

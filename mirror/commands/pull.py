@@ -12,10 +12,11 @@ import click
 from mirror.bundle import gost
 from mirror.bundle.folder import check_folder
 from mirror.bundle.reader import read_inventory
+from mirror.bundle.writer import Packing
 from mirror.commands import options
 from mirror.commands.cluster import Cluster, Reached, cluster_of
 from mirror.commands.errors import print_json, show
-from mirror.commands.login import credentials_for, license_credentials, signer
+from mirror.commands.login import AccessOptions, credentials_for, license_credentials, signer
 from mirror.config import PullConfig
 from mirror.errors import InputError, InvalidReferenceError
 from mirror.events import Warned
@@ -139,11 +140,13 @@ def pull_command(
             report = planned.carry_out(
                 bundle_dir,
                 force=force,
-                resume=not no_pull_resume,
-                part_size=part_size,
-                gost_digest=config.gost_digest,
-                sign=sign,
-                compress=config.compress == "zstd",
+                packing=Packing(
+                    part_size=part_size,
+                    gost_digest=config.gost_digest,
+                    sign=sign,
+                    resume=not no_pull_resume,
+                    compress=config.compress == "zstd",
+                ),
                 run=run,
             )
     if dry_run:
@@ -164,23 +167,19 @@ def _source(
     credentials: Credentials | None = None
     if license_key and not login:
         credentials = license_credentials(license_key)
+    asked = AccessOptions(
+        login,
+        password,
+        insecure=config.insecure,
+        tls_skip_verify=config.tls_skip_verify,
+        ca=config.ca,
+    )
     if cluster is not None:
-        if config.insecure:
-            raise InputError("--insecure does not go with --module-config, which has the scheme")
-        reached = cluster.reach(
-            config.source if "source" in config.model_fields_set else None,
-            writes=False,
-            login=login,
-            password=password,
-            tls_skip_verify=config.tls_skip_verify,
-            ca=config.ca,
-        )
+        source = config.source if "source" in config.model_fields_set else None
+        reached = cluster.reach(source, asked, writes=False)
         return reached if credentials is None else replace(reached, credentials=credentials)
     root = config.tree().root
-    options = ConnectionOptions(
-        plain_http=config.insecure, verify=not config.tls_skip_verify, ca_file=config.ca
-    )
-    return Reached(root, options, credentials or credentials_for(root.host, login, password))
+    return Reached(root, asked.connection(), credentials or asked.credentials(root.host))
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from mirror.bundle.reader import BundleReader
 from mirror.commands import options
 from mirror.commands.access import TreeAccess
 from mirror.commands.errors import show
+from mirror.commands.login import AccessOptions
 from mirror.errors import InputError, InvalidReferenceError
 from mirror.oci import Repository
 from mirror.operations.push import plan_push, push, push_to_all
@@ -89,6 +91,7 @@ def push_command(
     replica_password: str | None,
     tmp_dir: str | None,
     module_config: Path | None,
+    sites_file: Path | None,
     jobs: int,
     as_json: bool,
     **access: Any,
@@ -112,8 +115,15 @@ def push_command(
         _check_last(registry, [*folders, *files])
     if not folders and not files:
         raise InputError("name the bundle to push: mirror push BUNDLE_DIR REGISTRY, or use --file")
-    target = TreeAccess.named(registry, module_config=module_config, writes=True, **access)
-    others = _replicas(target, replicas, quorum, access, replica_login, replica_password)
+    asked = AccessOptions(**access)
+    target = TreeAccess.named(
+        registry,
+        asked,
+        module_config=module_config,
+        sites_file=sites_file,
+        writes=True,
+    )
+    others = _replicas(target, replicas, quorum, asked, replica_login, replica_password)
     if others and dry_run:
         raise InputError("--dry-run is for one registry at a time; leave --replica out")
     started = time.monotonic()
@@ -158,7 +168,7 @@ def _replicas(
     target: TreeAccess,
     replicas: Sequence[str],
     quorum: int | None,
-    access: Mapping[str, Any],
+    asked: AccessOptions,
     login: str | None,
     password: str | None,
 ) -> list[TreeAccess]:
@@ -177,10 +187,9 @@ def _replicas(
             f"--quorum {quorum} cannot be reached with {len(roots)} registries; name more "
             "with --replica"
         )
-    own = {"login": login, "password": password}
-    named = {name: value for name, value in access.items() if name != "sites_file"}
+    own = replace(asked, login=login, password=password)
     return [
-        TreeAccess.of(one, **{**named, **({} if one.host == root.host and login is None else own)})
+        TreeAccess.of(one, asked if one.host == root.host and login is None else own)
         for one in roots[1:]
     ]
 

@@ -18,13 +18,14 @@ _PATIENCE_S = 1.5
 def stopping(tell: Callable[[], None]) -> Iterator[Callable[[], bool]]:
     """Ctrl-C and SIGTERM end the work; `_PATIENCE_S` later, or the second time, the process too.
 
-    They raise KeyboardInterrupt; `tell` says so where nobody is left to catch it. The work waits
-    for its threads, and one of those may wait for a registry that has fallen silent. Nothing is
-    lost without them: every command can be stopped anywhere and run again.
+    A signal raises KeyboardInterrupt in the main thread, which cancels the run of the operation and
+    waits for its threads. If that takes longer than `_PATIENCE_S`, or a second signal comes, `tell`
+    reports the interruption and the process ends at once. Nothing is lost by that: every command
+    can be stopped anywhere and run again.
 
-    What is yielded says whether the end was asked for. KeyboardInterrupt may strike anywhere, also
-    inside a lock of the standard library, which then complains in its place ("release unlocked
-    lock"): what is raised afterwards came of the request.
+    Yields a function that says whether a signal has come. KeyboardInterrupt may strike anywhere,
+    also inside a lock of the standard library, which then raises its own complaint ("release
+    unlocked lock"): whatever is raised after a signal is a consequence of it.
     """
 
     def give_up() -> None:

@@ -19,6 +19,7 @@ from click.core import ParameterSource
 from mirror.commands import options
 from mirror.commands.access import TreeAccess, full_name, masters_of, open_trees, parse_storage
 from mirror.commands.errors import show
+from mirror.commands.login import AccessOptions
 from mirror.errors import InputError
 from mirror.operations.sync import sync_replicas
 from mirror.reports.progress import progress
@@ -118,7 +119,8 @@ def sync_command(
     if watching or config is not None:
         _watch(watching, config)
         return
-    masters = masters_of(module_config, sites_file, **access)
+    asked = AccessOptions(**access)
+    masters = masters_of(asked, module_config=module_config, sites_file=sites_file)
     leader, replicas = _who(leader, replicas, masters)
     if storage and not deep:
         raise InputError("--storage goes with --deep, which finds what is damaged there")
@@ -129,11 +131,11 @@ def sync_command(
         progress(quiet=as_json) as on_event,
         open_trees(
             names,
+            asked,
             on_event,
             storage=[(full_name(name, masters), at) for name, at in parse_storage(storage)],
             connections=connections,
             masters=masters,
-            **access,
         ) as opened,
     ):
         head = None if leader == _AUTO else opened.pop(0)

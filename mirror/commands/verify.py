@@ -13,8 +13,9 @@ from mirror.bundle.verify import BundleReport
 from mirror.commands import options
 from mirror.commands.access import TreeAccess
 from mirror.commands.errors import show
+from mirror.commands.login import AccessOptions
 from mirror.errors import InputError, IntegrityError
-from mirror.operations.verify import RegistryReport, verify, verify_registry
+from mirror.operations.compare import RegistryReport, verify, verify_registry
 from mirror.reports.bundles import bundle_summary, registry_summary
 from mirror.reports.progress import progress
 from mirror.run import Run
@@ -80,10 +81,10 @@ def verify_command(
     if registry:
         target = TreeAccess.named(
             against,
+            AccessOptions(**access),
             module_config=module_config,
             sites_file=sites_file,
             writes=False,
-            **access,
         )
     started = time.monotonic()
     report: BundleReport | RegistryReport

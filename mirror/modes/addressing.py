@@ -25,7 +25,7 @@ LOGICAL_ROOT = Repository(LOGICAL_HOST, LOGICAL_PATH)
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """One way to an image: where to ask, for what, whom to trust, and who to be.
+    """One route to an image: where to ask, for what, whom to trust, which login to use.
 
     `repository` is the path at `host`; `reference` is None where a repository was asked for. `ca`
     is PEM; None stands for the system's roots. `credential` is None for anonymous use. `writes`
@@ -44,13 +44,13 @@ class Route:
 
     @property
     def url(self) -> str:
-        """The address at which the manifest is asked for; of a repository, its tags."""
+        """The address of the manifest; of a repository without a reference, that of its tags."""
         what = "tags/list" if self.reference is None else f"manifests/{self.reference}"
         return f"{self.scheme}://{self.host}/v2/{self.repository}/{what}"
 
     @property
     def scope(self) -> str:
-        """What a token for reading must be for."""
+        """The scope of a token for reading."""
         return f"repository:{self.repository}:pull"
 
 
@@ -121,7 +121,7 @@ def _routes(
 def _inside(
     asked: _Asked, role: Role, access: ClusterAccess, ca: str | None
 ) -> Iterator[tuple[Role, str, str | None]]:
-    """Where a role of the cluster's own leads: what stands there, its host, whom to trust."""
+    """The ends of a role inside the cluster: role, host, authority to trust."""
     match role:
         case Role.BALANCER:
             yield role, constants.BALANCER, ca
@@ -358,7 +358,7 @@ class RepositoryNames:
         return self.read(repository), found
 
     def describe(self, repository: ClusterRepository) -> str:
-        """What to call it in messages: as references in this mode's manifests do."""
+        """Its name for messages: that of references in this mode's manifests."""
         return str(self.address(repository, Plane.CRI))
 
     def address(self, repository: ClusterRepository, plane: Plane) -> Repository:
@@ -393,7 +393,7 @@ class RepositoryNames:
 
 
 def push_address(settings: RegistrySettings, access: ClusterAccess) -> str:
-    """Where images are pushed to in this mode, in words that a person can act on."""
+    """Where this mode takes pushes, in words that a person can act on."""
     if settings.kind.row.holds_own_images:
         host = access.public_host or "registry.<PUBLIC_DOMAIN>"
         return f"the cluster's push address {host}/{LOGICAL_PATH}, as user {RegistryUser.RW}"
@@ -407,7 +407,7 @@ def push_address(settings: RegistrySettings, access: ClusterAccess) -> str:
 def check_write(
     settings: RegistrySettings, plane: Plane, access: ClusterAccess, *, external: bool, action: str
 ) -> None:
-    """Refuse `action`, a writing one, where the mode or the plane does not take it.
+    """Refuse `action`, which writes, where the mode or the plane does not take it.
 
     `external`: the caller named the external registry itself, not the cluster's address.
 

@@ -40,7 +40,7 @@ MOST_ERRORS = 5
 
 @dataclass(frozen=True, slots=True)
 class CheckTarget:
-    """A registry to be asked: how messages call it, and the way to its base repository."""
+    """A registry to ask: its name in messages, and the route to its base repository."""
 
     name: str
     route: Route
@@ -55,14 +55,14 @@ class CheckTarget:
         return f"{self.route.host}/{self.repository(image)}{mark}{image.reference}"
 
     def request(self, image: RequiredImage) -> str:
-        """The request by which it is asked for."""
+        """The request that asks for it."""
         route = self.route
         path = f"v2/{self.repository(image)}/manifests/{image.reference}"
         return f"HEAD {route.scheme}://{route.host}/{path}"
 
 
 class ItemState(StrEnum):
-    """What is known of one image at one registry."""
+    """What is known about one image at one registry."""
 
     PENDING = "pending"
     FOUND = "found"
@@ -88,17 +88,17 @@ class RegistryResult:
 
     @property
     def found(self) -> int:
-        """How many are there."""
+        """The number of images found."""
         return sum(item.state is ItemState.FOUND for item in self.items)
 
     @property
     def errors(self) -> tuple[ItemResult, ...]:
-        """Those that are missing or could not be asked for."""
+        """The images that are missing or could not be asked for."""
         return tuple(item for item in self.items if item.error is not None)
 
     @property
     def complete(self) -> bool:
-        """Whether all are there."""
+        """Whether all images are there."""
         return self.found == len(self.items)
 
     @property
@@ -124,7 +124,7 @@ class RegistryResult:
 
 @dataclass(frozen=True, slots=True)
 class CheckReport:
-    """What one call has found."""
+    """The result of one call."""
 
     mode: CheckMode
     registries: tuple[RegistryResult, ...]
@@ -141,7 +141,7 @@ class CheckReport:
 
     @property
     def outcome(self) -> StepOutcome:
-        """As the condition RegistryContainsRequiredImages wants it."""
+        """The outcome for the condition RegistryContainsRequiredImages."""
         return StepOutcome(self.ready, self.message)
 
     def require(self) -> None:
@@ -203,9 +203,9 @@ def targets_for(
     access: ClusterAccess = NO_ACCESS,
     names: Mapping[str, str] | None = None,
 ) -> tuple[CheckTarget, ...]:
-    """Whom to ask before a switch to `settings`: the upstream, or in Local every master.
+    """The registries to ask before a switch to `settings`: the upstream, or in Local every master.
 
-    `names` has the nodes' names by address; without it a master is called by its address.
+    `names` has the nodes' names by address; without it messages call a master by its address.
 
     Raises:
         RouteError: the settings or `access` do not tell where it is.

@@ -148,7 +148,7 @@ class ModeClient:
 
     @property
     def root(self) -> Repository:
-        """The logical address of everything, for trees: `TargetTree(client.root)`."""
+        """The logical address of everything, for trees: `RegistryTree(client, client.root)`."""
         return LOGICAL_ROOT
 
     # -- reading -------------------------------------------------------------------------------
@@ -210,8 +210,8 @@ class ModeClient:
     ) -> Generator[bytes, None, None]:
         """A blob's bytes from `offset` on; see `RegistryClient.blob`.
 
-        However many endpoints they come from, from offset 0 on they are checked as a whole, and
-        the last chunk is held back until that has succeeded.
+        From offset 0 on the whole is verified, even if several endpoints gave parts; the last chunk
+        is held back until that has succeeded.
         """
         place = self._names.read(repository)
         paths = self._routes_to(place)
@@ -322,7 +322,7 @@ class ModeClient:
     def mount_or_open(
         self, repository: str, digest: Digest, from_repository: str
     ) -> bool | OpenUpload:
-        """As `mount`, but hands out the upload session that most registries open instead."""
+        """As `mount`, but return the upload session that most registries open instead."""
         client, path = self._writer(repository, "push")
         _, from_path = self._writer(from_repository, "push")
         return client.mount_or_open(path, digest, from_path)
@@ -406,7 +406,7 @@ class ModeClient:
     def _list(
         self, what: str, place: ClusterRepository, ask: Callable[[RegistryClient, str], list[Found]]
     ) -> list[Found]:
-        """A list: from the first that answers, or from all where each fills up by itself."""
+        """A list of the first that answers; of all, where replicas fill up independently."""
         if not self.settings.kind.row.holds_own_images:
             return self._read(what, place, ask)
         paths = self._routes_to(place)

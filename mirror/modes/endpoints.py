@@ -33,9 +33,9 @@ from mirror.run import Run
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """A registry's address, whom to trust there, and who we are there. `ca` is PEM.
+    """A registry's address, the authority to trust there (PEM), and our login.
 
-    `is_door`: behind it is one or another of several replicas, and not always the same.
+    `is_door`: any of several replicas may answer behind it.
     """
 
     scheme: str
@@ -62,7 +62,7 @@ class Endpoint:
         )
 
     def client(self, options: ConnectionOptions, on_event: OnEvent = ignore) -> RegistryClient:
-        """A client of its own, which whoever asked for it closes."""
+        """A new client; the caller closes it."""
         return RegistryClient(
             self.host,
             options=self.connection(options),
@@ -161,7 +161,7 @@ class EndpointClients:
             raise _stopped()
 
     def close(self) -> None:
-        """End all of them; what is under way in other threads fails with CancelledError."""
+        """End all connections; requests under way in other threads fail with CancelledError."""
         self._closed.set()
         with self._lock:
             for client in self._clients.values():

@@ -33,7 +33,7 @@ Name = TypeVar("Name", bound=Hashable)
 
 
 class Askable(Hashable, Protocol):
-    """Somewhere to ask. `is_door`: behind it answers one or another of several replicas."""
+    """Somewhere to ask. `is_door`: any of several replicas may answer behind it."""
 
     @property
     def host(self) -> str: ...
@@ -51,7 +51,7 @@ _MOST_LACKS = 10_000
 class _Rest:
     """An endpoint that failed `failures` times in a row and rests until a time of the clock.
 
-    `probed`: that time has come once, and somebody was sent to see.
+    `probed`: that time has come once, and a caller has probed it.
     """
 
     failures: int
@@ -355,7 +355,7 @@ _PROGRESS_BYTES = 64 << 10
 
 
 class BlobReading(Generic[Asked]):
-    """One blob on its way to us. Used by one thread, once.
+    """The reading of one blob. Used by one thread, once.
 
     `open_at(endpoint, offset)` opens an endpoint's bytes from `offset` on, unverified.
     """

@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import base64
 import binascii
-import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mirror.documents import read_documents
+from mirror.documents import parse_json, read_documents
 from mirror.errors import InputError, InvalidSettingsError
 from mirror.modes.constants import DEFAULT_IMAGES_REPO
 
@@ -86,7 +85,7 @@ def _of(documents: Sequence[Mapping[str, Any]], where: str) -> FoundSettings:
 
 
 def _called(document: Mapping[str, Any]) -> str:
-    """How a document calls itself, for a message."""
+    """The kind and name of a document, for a message."""
     metadata = document.get("metadata")
     name = metadata.get("name") if isinstance(metadata, Mapping) else None
     kind = str(document.get("kind", "a document without kind"))[:40]
@@ -154,7 +153,7 @@ INIT_PATHS = {
 def init_fields(deckhouse: Mapping[str, Any]) -> tuple[dict[str, Any], list[Mistake]]:
     """The fields of a section as `InitConfiguration.deckhouse` gives them, and what is wrong.
 
-    Only the docker configuration is checked here. Fields about other things are passed over.
+    This checks only the docker configuration, and ignores fields about other things.
     """
     findings: list[Mistake] = []
     given: dict[str, Any] = {}
@@ -210,7 +209,7 @@ def _auths(encoded: object) -> dict[str, Mapping[str, Any]]:
     if text is None:
         raise _wrong("unable to decode registryDockerCfg: expected base64 of a docker config JSON")
     try:
-        document = json.loads(text)
+        document = parse_json(text)
         auths = document.get("auths") or {}
         return {str(name): dict(entry or {}) for name, entry in auths.items()}
     except (ValueError, TypeError, AttributeError, RecursionError):
@@ -428,7 +427,7 @@ def _unknown(path: str, key: object, known: Iterable[str]) -> Mistake:
 
 
 def _kind(value: object) -> str:
-    """What a value is, without the value."""
+    """The type of a value in words, without the value."""
     match value:
         case bool():
             return "a yes or no"

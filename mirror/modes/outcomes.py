@@ -92,7 +92,7 @@ class ReplicaPod:
 
 
 def preflight(nodes: Sequence[NodeFacts], *, node_config_managed: bool) -> StepOutcome:
-    """Every node's containerd is without registry settings of its own."""
+    """Whether no node's containerd has registry settings of its own."""
     if node_config_managed:
         return StepOutcome(True)
     said = {

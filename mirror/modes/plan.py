@@ -36,7 +36,7 @@ INSTALLED_WITH = "the registry of the installation"
 
 @dataclass(frozen=True, slots=True, order=True)
 class PlannedRoute:
-    """A route that askers of a plane are given.
+    """A route that a plane has at some moment of a switch.
 
     `names` is the beginning of the image references that take it; `host` is where it leads, and
     `backend` what must run there for it to serve.
@@ -282,9 +282,9 @@ def plan_switch(
 ) -> SwitchPlan:
     """How a cluster comes from `current` to `target`.
 
-    `current` is what was last completed, None in a cluster that is being installed;
-    `facts.aborted` is what was begun since. Not `strict` allows what the cluster would do though
-    its documents advise against it.
+    `current` is the mode that was completed last, None while a cluster is being installed;
+    `facts.aborted` is a switch that was begun since. Without `strict`, switches are allowed that
+    the cluster would make although its documents advise against them.
     """
     after = target.kind
     if current is None:
@@ -391,7 +391,7 @@ def _steps(
 
 
 def _action(condition: ConditionType, wanted: Layout, target: RegistrySettings) -> str:
-    """What is done to reach a condition."""
+    """The action that reaches a condition."""
     row, registry = wanted.kind.row, wanted.address
     local, serviced = row.holds_own_images, row.runs_replicas
     what = "the required images" if target.check_mode == "Default" else "the platform's own image"

@@ -72,9 +72,9 @@ class Findings:
 
 
 def allowed(before: ModeKind, after: ModeKind, *, strict: bool = True) -> bool:
-    """Whether one can follow the other directly. Not `strict` allows what documents advise against.
+    """Whether `after` can follow `before` directly; staying is allowed.
 
-    To stay is allowed.
+    Without `strict`, switches that documents advise against are allowed.
     """
     verdict = before.row.switches[after]
     if verdict is Verdict.UNDOCUMENTED:
@@ -121,7 +121,7 @@ def transition_refusal(
     """Why the switch from `current` to `target` itself is closed; None if it is open.
 
     An aborted switch counts like a completed one: its replicas have run and its routes may be in
-    use, though the cluster's own guard looks at the last completed mode alone.
+    use, although the cluster's own guard looks only at the last completed mode.
     """
     for origin in (current, aborted):
         if origin is None or allowed(origin, target, strict=strict):
@@ -383,7 +383,7 @@ def _stores(before: ModeKind, facts: ClusterFacts) -> tuple[frozenset[StoreConte
 
 
 def _loss(keeps: StoreContent, certain: bool) -> str:
-    """What replicas that keep `keeps` delete of a store of the other sort."""
+    """The warning that replicas which keep `keeps` delete a store of the other sort."""
     if keeps is StoreContent.PLAIN:
         found = "what a Proxy cache left" if certain else "what a Proxy cache may have left"
         return (

@@ -6,13 +6,13 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mirror.documents import parse_json
 from mirror.errors import (
     InvalidDigestError,
     InvalidReferenceError,
@@ -244,7 +244,7 @@ def _module_images(digests: Mapping[str, Any], where: str) -> Iterable[RequiredI
 def _listed(text: str, where: str) -> Iterable[RequiredImage]:
     if text.lstrip()[:1] in ("{", "["):
         try:
-            document = json.loads(text)
+            document = parse_json(text)
         except (ValueError, RecursionError) as err:
             raise RequiredImagesError(f"{where} is not JSON: {err}") from err
         if isinstance(document, Mapping):

@@ -109,7 +109,7 @@ class _Frozen(BaseModel):
 
     @classmethod
     def _by_key(cls, data: Mapping[Any, Any], info: ValidationInfo) -> dict[str, Any]:
-        """What was given, by the names that documents use. Only programs may use ours as well."""
+        """The given fields by their names in documents. Only programs may also use ours."""
         if info.context is _DOCUMENT:
             return {str(key): value for key, value in data.items()}
         aliases = {name: field.alias or name for name, field in cls.model_fields.items()}
@@ -147,7 +147,7 @@ class UpstreamSection(_Frozen):
     def _inspect(
         cls, path: str, data: Any, info: ValidationInfo
     ) -> tuple[dict[str, Any], list[Mistake]]:
-        """What was given, and what is wrong with it. An empty text means the same as none."""
+        """The given fields and the mistakes in them. An empty text counts as absent."""
         if not isinstance(data, Mapping):
             return {}, [Mistake(path.rstrip("."), module_config.no_mapping(data))]
         given = {
@@ -192,8 +192,8 @@ _SECTION_TYPES: dict[str, type[UpstreamSection]] = {
 class RegistrySettings(_Frozen):
     """How a cluster reaches its images: the mode, and the section that belongs to it.
 
-    `legacy` is no field of documents: it holds what a cluster in the deprecated kind of Unmanaged
-    was installed with (`InitConfiguration`), where that is known.
+    `legacy` is not a field of documents: in the deprecated kind of Unmanaged it has the settings of
+    the installation (`InitConfiguration`), if they are known.
 
     Raises:
         InvalidSettingsError: a rule is broken; `findings` has all of them.

@@ -33,7 +33,7 @@ from mirror.modes.routes import Mode, ModeKind, conditions_of
 
 
 class Reason(StrEnum):
-    """Why a condition is as it is; most true ones give none."""
+    """Why a condition has its status; most true ones give no reason."""
 
     NONE = ""
     PROCESSING = "Processing"
@@ -105,7 +105,7 @@ Observe = Callable[[ConditionType], StepOutcome]
 
 
 def set_condition(conditions: Conditions, new: Condition) -> Conditions:
-    """The list with `new` at its end, where the one of its type, if any, is taken out.
+    """The list with `new` at its end, in place of a condition of the same type.
 
     The time of the last transition moves only when the status does.
     """
@@ -239,7 +239,7 @@ class RegistryState:
         }
 
     def to_secret(self) -> dict[str, Any]:
-        """The whole Secret, the private key included: to be stored, and not to be shown."""
+        """The whole Secret with the private key: store it, and do not show it."""
         document = self.to_document()
         texts = {**document, "conditions": _dumped(document["conditions"])}
         if self.private is not None:
@@ -313,7 +313,7 @@ class RegistryState:
 
 
 def inputs_hash(*inputs: BaseModel | Mapping[str, Any] | str | None) -> str:
-    """SHA-256 of all that a state follows from, in hex. Secrets count with their values."""
+    """SHA-256 of all inputs of a state, in hex. Secrets count with their values."""
     plain = [_plain(one) for one in inputs]
     text = json.dumps(plain, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()

@@ -259,7 +259,7 @@ class AccessFile(_ClusterDocument):
         return self
 
     def access(self, folder: Path) -> ClusterAccess:
-        """The same, with the files read that it names."""
+        """What the file says, with the content of the files that it names."""
         host = self.public_host
         if self.public_domain_template is not None:
             host = self.public_domain_template.replace(_NAME, PUSH_NAME)
@@ -302,7 +302,7 @@ class FactsFile(_ClusterDocument):
     """The registry section of a switch that was begun and not completed."""
 
     def facts(self) -> ClusterFacts:
-        """The same as values."""
+        """What the file says, as values."""
         aborted = None if self.aborted is None else RegistrySettings.load(self.aborted)
         return ClusterFacts(**{**dict(self), "aborted": aborted})
 

@@ -71,12 +71,12 @@ class HostMirror:
 
     @property
     def server(self) -> tuple[str, str]:
-        """What is connected to."""
+        """Scheme and host of the connection."""
         return self.scheme, self.host.lower()
 
     @property
     def key(self) -> tuple[str, str, str | None]:
-        """Two mirrors with one key differ in trust or login alone; the newer replaces the older."""
+        """Two mirrors with one key differ only in trust or login; the newer replaces the older."""
         return (*self.server, self.path)
 
 

@@ -70,9 +70,9 @@ def container(
     writable: Collection[str] = (),
     environment: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
-    """A container that may do nothing but what `run` (`command`, `args`) needs.
+    """A container that runs `run` (`command`, `args`) and may do nothing else.
 
-    `mounts` are names of volumes → paths; what is not `writable` is read-only, as is all else.
+    `mounts` are names of volumes → paths; all but `writable` ones are read-only, like the root.
     """
     made: dict[str, Any] = {
         "name": name,
@@ -97,7 +97,7 @@ def container(
 
 
 def probes(live: Mapping[str, Any], ready: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Both probes of a container; one question serves for both unless there are two."""
+    """Both probes of a container; `live` serves for both unless `ready` is given."""
     return {
         "livenessProbe": {**live, "initialDelaySeconds": 5, "periodSeconds": 10},
         "readinessProbe": {**(ready or live), "periodSeconds": 5},
@@ -105,17 +105,17 @@ def probes(live: Mapping[str, Any], ready: Mapping[str, Any] | None = None) -> d
 
 
 def http_get(scheme: str, host: str, port: int, path: str) -> dict[str, Any]:
-    """The kubelet asks from the node, and verifies no certificate."""
+    """A request of the kubelet, from the node; it does not verify certificates."""
     return {"httpGet": {"scheme": scheme, "host": host, "port": port, "path": path}}
 
 
 def tcp(host: str, port: int) -> dict[str, Any]:
-    """The kubelet connects, from the node."""
+    """A connection of the kubelet, from the node."""
     return {"tcpSocket": {"host": host, "port": port}}
 
 
 def host_path(name: str, path: PurePosixPath, kind: str = "Directory") -> dict[str, Any]:
-    """A folder of the node. A single file would stay the old one when it is replaced."""
+    """A folder of the node. A mounted file would stay the old one after a replacement."""
     return {"name": name, "hostPath": {"path": str(path), "type": kind}}
 
 
@@ -129,7 +129,7 @@ def config_hash(files: Mapping[PurePosixPath, RenderedFile]) -> str:
 
 
 class _Dumper(yaml.SafeDumper):
-    """Block style, and never an alias for what is there twice."""
+    """Block style, without aliases for repeated values."""
 
     def ignore_aliases(self, data: Any) -> bool:  # noqa: ARG002 -- PyYAML's signature
         return True
@@ -194,7 +194,7 @@ class Images:
         return True
 
     def unused(self, used: Collection[str]) -> tuple[str, ...]:
-        """The names of those that are given and not `used`."""
+        """The names of the given images that are not `used`."""
         return tuple(name for name in self.given if name not in used)
 
 

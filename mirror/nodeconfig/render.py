@@ -144,7 +144,7 @@ def render(
 
 
 def access_of(nodes: Sequence[Node], kept: ServiceSecrets) -> ClusterAccess:
-    """What addressing needs to know of the cluster that was rendered."""
+    """How to reach the registry of the rendered cluster."""
     return ClusterAccess(
         masters=tuple(node.address for node in nodes if node.master),
         ca=kept.trusted,
@@ -186,7 +186,7 @@ class _Rendering:
         trees = {node.name: self._node_tree(node, notes) for node in self.nodes}
         pods = self._pods(trees)
         in_cluster = self._in_cluster_tree()
-        # The pods' manifests name the version, so it is that of manifests without any.
+        # The pods' manifests contain the version, so it is computed from manifests without one.
         drafts = {name: trees[name] | _pod_file(*pod) for name, pod in pods.items()}
         version = self._version({**trees, **drafts}, in_cluster)
         for name, (node, parts) in pods.items():
@@ -201,7 +201,7 @@ class _Rendering:
         return Rendered(trees, in_cluster, version, tuple(notes))
 
     def _version(self, trees: Mapping[str, Tree], in_cluster: Tree) -> str:
-        """SHA-256 of all files, keyed: it is public, and passwords must not be guessed by it."""
+        """SHA-256 of all files, keyed: it is public, and must not help to guess passwords."""
         digest = hmac.new(self.kept.http_secret.encode(), digestmod=hashlib.sha256)
         for name, tree in sorted([*trees.items(), ("", in_cluster)]):
             digest.update(f"{name}\0{config_hash(tree)}\0".encode())
@@ -261,7 +261,7 @@ class _Rendering:
         return relay_files(node, behind, places, nginx, self.options.images.nginx)
 
     def _relay_restarts(self, node: Node, tree: Tree) -> bool:
-        """Whether the pod of the node's relay, as it was before the transition, changes."""
+        """Whether the pod of the node's relay changes against the time before the transition."""
         before = self._relay_tree(node, self.sides[:-1]).get(constants.RELAY_POD)
         return before is not None and tree.get(constants.RELAY_POD) != before
 

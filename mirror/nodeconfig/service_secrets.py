@@ -61,7 +61,7 @@ def _matches(password: str, password_hash: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Leaves:
-    """The certificates of one place's two services."""
+    """The certificates of the two services of a node or of the in-cluster proxy."""
 
     auth: KeyPair
     distribution: KeyPair
@@ -69,7 +69,7 @@ class Leaves:
 
 @dataclass(frozen=True, slots=True)
 class ServiceSecrets:
-    """Everything secret that configuration is rendered from. `in_cluster` serves Direct mode."""
+    """All secrets of a configuration. `in_cluster` is for the proxy of Direct mode."""
 
     authority: KeyPair
     token: KeyPair
@@ -119,7 +119,7 @@ def hashed(account: Account, *, salt: bytes | None = None) -> HashedAccount:
 
 @lru_cache(maxsize=8)  # slow by design, and a controller renders the same settings again and again
 def _salted(password: bytes, salt: bytes) -> str:
-    """A hash that is always the same. bcrypt has base64 with an alphabet of its own."""
+    """A hash that is always the same. bcrypt's base64 has its own alphabet."""
     text = base64.b64encode(salt).rstrip(b"=").translate(_TO_BCRYPT)
     return bcrypt.hashpw(password, b"$2b$%02d$%s" % (BCRYPT_COST, text)).decode("ascii")
 
@@ -127,9 +127,9 @@ def _salted(password: bytes, salt: bytes) -> str:
 def prepare_secrets(
     held: ServiceSecrets | None, nodes: Iterable[Node], now: datetime.datetime
 ) -> ServiceSecrets:
-    """What `nodes` need: from `held` what is sound, and new what is not.
+    """The secrets that `nodes` need: sound ones of `held`, and new ones for the rest.
 
-    Leaves of nodes that are not given stay, so that rendering for a part forgets nothing.
+    Leaves of other nodes stay, so that rendering for some nodes forgets nothing.
     """
     authorities = pki.authorities_to_use(held.authorities if held else None, now)
     leaves = dict(held.nodes) if held else {}
@@ -153,7 +153,7 @@ def prepare_secrets(
 
 
 def _account(user: RegistryUser, known: HashedAccount | None) -> Account:
-    """A known password is kept; only its hash was unsound."""
+    """Keep a known password; only its hash was unsound."""
     return known.account if known else new_account(user.value)
 
 

@@ -50,7 +50,7 @@ class Distribution(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class ServiceConfig:
-    """A service's configuration, the environment it needs, and what the flavour leaves undone."""
+    """A service's configuration, its environment, and notes on what the flavour cannot do."""
 
     document: dict[str, Any] = field(repr=False)
     environment: dict[str, str] = field(default_factory=dict)
@@ -343,7 +343,7 @@ def replication_config(
 ) -> dict[str, Any]:
     """The settings of the daemon on `node`. Without `peers` there is no daemon.
 
-    Pace and parallelism are written, though they are the defaults: what runs can then be read.
+    It contains pace and parallelism although they are the defaults, so that they can be read there.
     """
     if not peers:
         raise ValueError("replication needs at least one peer")

@@ -17,6 +17,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
+from mirror.documents import parse_json
 from mirror.durable import make_folder, os_errors, write_if_changed
 from mirror.errors import FileSystemError, InvalidCertificateError, RenderingError
 from mirror.modes import constants
@@ -31,7 +32,7 @@ _HOST_FOLDER = re.compile(r"[0-9A-Za-z_][0-9A-Za-z._:-]*", re.ASCII)
 
 @dataclass(frozen=True, slots=True)
 class RenderedFile:
-    """What a file is to hold. Content of secret files shows in no repr."""
+    """The content and mode of a file. No repr shows the content."""
 
     content: bytes = field(repr=False)
     mode: int = PUBLIC
@@ -232,7 +233,7 @@ def _managed_hosts(path: Path) -> tuple[str, ...]:
 
 def _host_names(content: bytes, where: str) -> tuple[str, ...]:
     try:
-        names = json.loads(content)
+        names = parse_json(content)
     except ValueError:
         names = None
     if not isinstance(names, list) or not all(
@@ -315,7 +316,7 @@ def checked_address(text: str, where: str) -> str:
 
 
 def is_address(text: str) -> bool:
-    """Whether this is an IP address and no name."""
+    """Whether this is an IP address, not a name."""
     try:
         ipaddress.ip_address(text)
     except ValueError:
@@ -383,7 +384,7 @@ def checked_secret(text: str, where: str) -> str:
 
 
 def checked_user_name(text: str, where: str) -> str:
-    """A user name, which travels in front of a ':' and therefore holds none."""
+    """A user name. It may not contain ':', which ends the name in a login."""
     if ":" in checked_secret(text, where):
         raise RenderingError(
             f"{where}: expected a name without ':', which ends the name where credentials are "

@@ -1,8 +1,8 @@
-"""Unpacking of layer streams: gzip, zstd or none, told apart by their first bytes.
+"""Unpacking of layer streams: gzip, zstd or plain, recognised by their first bytes.
 
-Media types are not asked: registries hold layers whose declared compression is not their real one,
-and container runtimes go by the magic number too. Memory stays bounded whatever the input: output
-comes in pieces of `_PIECE` bytes, so a decompression bomb can be stopped by whoever counts them.
+Media types do not count: registries hold layers that declare another compression than they have,
+and container runtimes go by the first bytes too. Memory is bounded whatever the input: output comes
+in pieces of `_PIECE` bytes, so whoever counts them can stop a decompression bomb.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from mirror.errors import UnreadableImageError
 
 _PIECE = 256 << 10
 _ZSTD_WINDOW = 128 << 20
-"""Bytes of history a zstd stream may ask for; the reference tool's own limit, `--long=27`."""
+"""Bytes of history that a zstd stream may ask for: the reference tool's limit, `--long=27`."""
 _GZIP_MAGIC = b"\x1f\x8b"
 _ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 _ZSTD_SKIPPABLE_MAGICS = frozenset(bytes([0x50 + low]) + b"\x2a\x4d\x18" for low in range(16))
@@ -26,21 +26,22 @@ _LONGEST_MAGIC = 6
 
 
 class Unpacked(NamedTuple):
-    """An unpacked stream. `self_checking`: the format itself would have shown a missing end."""
+    """An unpacked stream. A `self_checking` format reveals by itself that its end is missing."""
 
     chunks: Iterator[bytes]
     self_checking: bool
 
 
 def decompressed(chunks: Iterator[bytes], where: str) -> Unpacked:
-    """Unpack a layer, whose compression its first bytes tell.
+    """Unpack a layer, in the compression that its first bytes show.
 
-    All members of a multi-member gzip and all frames of a multi-frame zstd stream are read. `where`
-    names the layer in messages. The result's iterator reads `chunks` to their end.
+    It reads all members of a gzip stream and all frames of a zstd stream, to the end of `chunks`.
+    `where` names the layer in messages.
 
     Raises:
-        UnreadableImageError: at once, or while the result is read: damaged or cut data, a zstd
-            window above 128 MiB, or a compression that layers do not have (image-spec, layer.md).
+        UnreadableImageError: at once, or while the result is read: the data is damaged or cut off,
+            a zstd window is above 128 MiB, or layers cannot have this compression (image-spec,
+            layer.md).
     """
     head = b""
     for chunk in chunks:
@@ -69,7 +70,7 @@ def _rejoined(head: bytes, rest: Iterator[bytes]) -> Iterator[bytes]:
 
 
 def _sliced(chunks: Iterator[bytes]) -> Iterator[bytes]:
-    """Pieces of at most 64 KiB: each member that ends in a piece copies what follows it there."""
+    """Cut into pieces of at most 64 KiB: a member that ends in a piece copies the rest of it."""
     for chunk in chunks:
         for at in range(0, len(chunk), 64 << 10):
             yield chunk[at : at + (64 << 10)]
@@ -94,7 +95,7 @@ def _gunzip(chunks: Iterator[bytes], where: str) -> Iterator[bytes]:
                 data = member.unused_data if member.eof else member.unconsumed_tail
                 if piece:
                     yield piece
-            # zlib may hold output back that needs no more input.
+            # zlib may still have output for which it needs no more input.
             while not member.eof and (piece := member.decompress(b"", _PIECE)):
                 yield piece
     except zlib.error as err:
@@ -126,10 +127,10 @@ def _unzstd(chunks: Iterator[bytes], where: str) -> Iterator[bytes]:
 
 
 class _ZstdSource:
-    """Feeds the decompressor and follows the frames beside it.
+    """Feeds the decompressor, and follows the boundaries of frames and blocks.
 
-    python-zstandard ends a cut stream as if it were whole and tells nobody, so the boundaries of
-    frames and blocks are tracked here. Only their headers are read; the decompressor judges them.
+    python-zstandard ends a stream that is cut off as if it were whole. This class reads only the
+    headers that say where frames and blocks end; the decompressor judges the data.
     """
 
     def __init__(self, chunks: Iterator[bytes]) -> None:
@@ -142,7 +143,7 @@ class _ZstdSource:
         self._needed = next(self._walk)
 
     def read(self, size: int) -> bytes:
-        """The next at most `size` bytes; none at the end."""
+        """Read at most `size` bytes; none at the end."""
         while not self._left:
             chunk = next(self._chunks, None)
             if chunk is None:
@@ -153,7 +154,7 @@ class _ZstdSource:
         return data
 
     def ended_with_a_frame(self) -> bool:
-        """Whether the bytes so far are whole frames and nothing else."""
+        """Whether the bytes so far are whole frames."""
         return self._between_frames and not self._header and not self._skip
 
     def _follow(self, data: bytes) -> None:
@@ -171,7 +172,7 @@ class _ZstdSource:
             at += step
 
     def _frames(self) -> Generator[int, bytes, None]:
-        """Walk frame after frame (RFC 8878, 3.1): yield how many bytes to be sent."""
+        """Walk frame after frame (RFC 8878, 3.1): yield how many bytes to send."""
         while True:
             self._between_frames = True
             magic = yield 4

@@ -18,8 +18,8 @@ _ENCODED = {name: re.compile(f"[0-9a-f]{{{length}}}") for name, length in _HEX_L
 class Digest:
     """Identity of some bytes, written `algorithm:encoded`.
 
-    The registered algorithms are known, `sha256` and `sha512`; others are refused, since a digest
-    that cannot be computed proves nothing.
+    Only the registered algorithms `sha256` and `sha512` are known. Others are refused, since a
+    digest that cannot be computed proves nothing.
     """
 
     algorithm: str
@@ -27,10 +27,11 @@ class Digest:
 
     @classmethod
     def parse(cls, text: str) -> Digest:
-        """Read one as the wire spells it.
+        """Read a digest as the wire spells it.
 
         Raises:
-            InvalidDigestError: another shape, an unknown algorithm, or not lower-case hex.
+            InvalidDigestError: it has another shape, an unknown algorithm, or hex that is not
+                lower-case.
         """
         algorithm, colon, encoded = text.partition(":")
         pattern = _ENCODED.get(algorithm)
@@ -56,9 +57,9 @@ class _Hasher(Protocol):
 
 
 class Verifier:
-    """Checks bytes against the digest and size they go by, while they pass.
+    """Checks bytes against their digest and size while they pass.
 
-    `where` names the content in error messages. `size` is in bytes; None where it is not known.
+    `where` names the content in messages. `size` is in bytes; None if it is not known.
     """
 
     __slots__ = ("_expected", "_hash", "_size", "_where", "count")
@@ -72,7 +73,7 @@ class Verifier:
         """Take the next bytes into account.
 
         Raises:
-            SizeMismatchError: there are more of them than there should be.
+            SizeMismatchError: there are more bytes than expected.
         """
         self.count += len(chunk)
         if self._size is not None and self.count > self._size:
@@ -84,7 +85,7 @@ class Verifier:
 
         Raises:
             SizeMismatchError: bytes are missing.
-            DigestMismatchError: these are other bytes.
+            DigestMismatchError: the bytes have another digest.
         """
         if self._size is not None and self.count != self._size:
             raise SizeMismatchError(where=self._where, expected=self._size, actual=self.count)
@@ -96,13 +97,13 @@ class Verifier:
 def verified(
     chunks: Iterable[bytes], expected: Digest, size: int | None, *, where: str
 ) -> Iterator[bytes]:
-    """Pass `chunks` on, holding the last one back until the whole has proved right.
+    """Pass `chunks` on, but hold the last one back until the whole has been verified.
 
-    A receiver that needs all bytes to complete, as an upload of known length does, therefore never
-    completes with wrong ones.
+    A receiver that needs all bytes, such as an upload of known length, therefore never completes
+    with wrong ones.
 
     Raises:
-        SizeMismatchError, DigestMismatchError: as `Verifier` says.
+        SizeMismatchError, DigestMismatchError: as `Verifier`.
     """
     verifier = Verifier(expected, size, where)
     held: bytes | None = None

@@ -1,9 +1,8 @@
 """Reading files out of an image's layers, as a container would see them (image-spec, layer.md).
 
-The layers are read from the top downwards, each in one pass, and no further down than needed. What
-is kept of a layer is what it says about the wanted paths and the directories above them, so memory
-is bounded by the question and not by the image. Where the answer is a link, its target is a new
-question to the layers.
+Layers are read from the top downwards, each in one pass, and no further down than needed. Memory
+holds only what a layer says about the wanted paths and the directories above them, so it is bounded
+by the question and not by the image. A link makes its target a new question to the layers.
 """
 
 from __future__ import annotations
@@ -19,12 +18,12 @@ from mirror.oci.decompress import decompressed
 from mirror.oci.tar_stream import EntryKind, TarEntry, TarStream
 
 LayerOpener: TypeAlias = Callable[[], Iterator[bytes]]
-"""Opens the compressed bytes of one layer; reopenable. It checks them against their digest."""
+"""Opens the compressed bytes of one layer and verifies them; it can be called again."""
 
 _MAX_LINKS = 40
-"""Links followed on the way to one file; as many as Linux follows symbolic ones."""
+"""The most links on the way to one file: as many symbolic links as Linux follows."""
 _MAX_PATH = 4096
-"""Characters of a path with all links put in."""
+"""The most characters of a path with its links resolved."""
 
 
 def read_files(
@@ -37,18 +36,18 @@ def read_files(
 ) -> dict[str, bytes]:
     """Read those of `paths` that are regular files in the image's merged root file system.
 
-    `layers` runs from the base upwards, as in a manifest. Paths count from the image's root, with
-    or without a leading `/`; the result has them as they were given, in that order, and misses
-    those that do not exist or are no regular files. Links are resolved inside the image.
+    `layers` runs from the base upwards, as in a manifest. Paths start at the image's root, with or
+    without a leading `/`. The result has them as they were given and in that order, without those
+    that do not exist or are not regular files. Links are resolved inside the image.
 
-    A layer that is opened is read to its end, also when its content is broken, so that an opener
-    that verifies digests has the last word; it is closed if it can be. A layer is opened again only
-    to look for the target of a link. `max_unpacked_bytes` bounds what is unpacked in this call.
+    A layer that is opened is read to its end, even if its content is broken, so that an opener that
+    verifies digests has the last word. It is then closed, if it can be. A layer is opened again
+    only to look for the target of a link. `max_unpacked_bytes` bounds what this call unpacks.
 
     Raises:
-        UnreadableImageError: a layer is cut, damaged or of an unknown kind, a limit is exceeded, a
-            wanted file is sparse, or links lead in circles or (hard ones) nowhere. `where` names
-            the image; the base is layer 1.
+        UnreadableImageError: a layer is cut off, damaged or of an unknown kind; a limit is
+            exceeded; a wanted file is sparse; links lead in circles, or hard links nowhere. `where`
+            names the image; the base is layer 1.
         ValueError: a path is the root itself or leads out of it.
     """
     wanted = {path: _path_inside(path) for path in paths}
@@ -66,7 +65,7 @@ def read_files(
             if data is not None:
                 found[path] = data
         if questions:
-            # Only the uppermost layer asked for: who asks for a lower one may get company there.
+            # Only the uppermost layer: more questions to lower ones may follow from its answers.
             layer = max(question.layer for question in questions)
             image.scan(layer, {q.path for q in questions if q.layer == layer})
     return {path: found[path] for path in paths if path in found}
@@ -87,7 +86,7 @@ _OPAQUE = ".wh..wh..opq"
 
 
 def _clean(name: str) -> str | None:
-    """`name` without leading or double slashes, `.` and `..`; "" is the root, None is outside."""
+    """`name` without leading or double slashes, `.` and `..`. "" is the root; None lies outside."""
     parts: list[str] = []
     for part in name.split("/"):
         if part == "..":
@@ -116,8 +115,8 @@ def _above(path: str) -> Iterator[str]:
 class _PathContent:
     """What a layer has at a path.
 
-    A wanted file has `data`, or a `problem`: why it cannot be given. `target` is of links, cleaned
-    for hard ones.
+    A wanted file has `data`, or a `problem` that says why it cannot be read. A link has a `target`,
+    which is a clean path for a hard link.
     """
 
     kind: EntryKind
@@ -153,7 +152,7 @@ class _LayerView:
         return cls(wanted=wanted, _tracked=tracked)
 
     def hides(self, path: str) -> bool:
-        """Whether lower layers do not show at `path`, given that this layer has nothing there."""
+        """Whether lower layers do not show at `path`, where this layer itself has nothing."""
         return (
             path in self._whiteouts
             or "" in self._opaque
@@ -204,13 +203,13 @@ class _LayerView:
     ) -> _PathContent:
         if entry.kind is EntryKind.HARDLINK:
             target = _clean(entry.target) or ""
-            # What it names now: a later entry of that name is another file.
+            # Resolved now, because a later entry of that name is another file.
             now = self.nodes.get(target) if target in self.wanted else None
             return (
                 now if now not in (None, _DIRECTORY) else _PathContent(EntryKind.HARDLINK, target)
             )
         if entry.kind is EntryKind.FILE and path in self.wanted:
-            # A problem only if this very file turns out to be the one that shows.
+            # This matters only if no upper layer hides the file.
             if entry.sparse:
                 return _PathContent(
                     EntryKind.FILE, problem="is stored as a sparse file, which is not read"
@@ -226,7 +225,7 @@ class _LayerView:
 
 
 class _UnreadError(Exception):
-    """The answer takes `layer` to be read for `path`. Control flow that never leaves here."""
+    """`layer` must be read for `path` first. Control flow that never leaves this module."""
 
     def __init__(self, layer: int, path: str) -> None:
         super().__init__(layer, path)
@@ -234,7 +233,7 @@ class _UnreadError(Exception):
 
 
 class _Image:
-    """What is known of an image so far: for each layer, its view of the paths asked about."""
+    """What is known of an image so far: for each layer, what it says about the wanted paths."""
 
     def __init__(
         self,
@@ -249,10 +248,10 @@ class _Image:
         self._views = [_LayerView() for _ in layers]
 
     def file(self, path: str) -> bytes | None:
-        """The content of the regular file at `path`; None where there is none.
+        """The content of the regular file at `path`; None if there is no such file.
 
         Raises:
-            _UnreadError: it takes a layer that was not read for this yet.
+            _UnreadError: a layer must be read for this path first.
         """
         node = self._resolve(path, len(self._layers) - 1, itertools.count(1), follow=True)
         if node is None or node.kind is not EntryKind.FILE:
@@ -266,7 +265,7 @@ class _Image:
     ) -> _PathContent | None:
         """What is at `path` in the file system that layers 0 to `top` make; never a hard link.
 
-        `follow` says whether a symbolic link in the last place is followed. `links` counts links.
+        With `follow`, a symbolic link at the end of the path is followed. `links` counts links.
         """
         here = ""
         node = _DIRECTORY
@@ -279,7 +278,7 @@ class _Image:
                 here, node = here.rpartition("/")[0], _DIRECTORY
                 continue
             at = _join(here, name)
-            # Layers are asked for as much of the way as is certain: up to the first step back.
+            # Ask the layers for as much of the way as is certain: up to the first step back.
             ahead = [at, *itertools.takewhile(lambda part: part != "..", rest)]
             below = self._lookup(at, _clean("/".join(ahead)) or at, top, links)
             if below is None:
@@ -302,7 +301,7 @@ class _Image:
         return node
 
     def _lookup(self, path: str, ahead: str, top: int, links: Iterator[int]) -> _PathContent | None:
-        """What is at `path`, on the way to `ahead`; the parents of `path` are no links."""
+        """What is at `path`, on the way to `ahead`; no parent of `path` is a link."""
         for layer in range(top, -1, -1):
             view = self._views[layer]
             if ahead not in view.wanted:
@@ -310,7 +309,7 @@ class _Image:
             node = view.nodes.get(path)
             if node is not None and node.kind is EntryKind.HARDLINK:
                 self._count_link(path, links)
-                # The file of that name as this layer left it, whatever upper layers made of it.
+                # The file of that name in this layer, whatever upper layers made of it.
                 linked = self._resolve(node.target, layer, links, follow=False)
                 if linked is None or linked is _DIRECTORY:
                     raise UnreadableImageError(
@@ -329,8 +328,8 @@ class _Image:
             )
 
     def scan(self, layer: int, wanted: Collection[str]) -> None:
-        """Read a layer through and note what it says about `wanted` paths."""
-        # Those of earlier passes again: a hard link is bound where both its names are noted.
+        """Read a whole layer, and note what it says about `wanted` paths."""
+        # Again those of earlier passes: a hard link is resolved where both names are noted.
         view = _LayerView.of(self._views[layer].wanted.union(wanted))
         name = self._name(layer)
         raw = self._layers[layer]()
@@ -348,7 +347,7 @@ class _Image:
                 for entry in archive:
                     view.add(entry, archive, self._max_file_bytes)
             except UnreadableImageError:
-                for _ in raw:  # broken because these are other bytes? Then the opener says so
+                for _ in raw:  # the opener says so if these are not the right bytes at all
                     pass
                 raise
         self._views[layer] = view

@@ -1,6 +1,6 @@
 """Manifests and the descriptors that they are made of (image-spec, manifest.md and image-index.md).
 
-A manifest travels with the exact bytes it came from: serialising it anew changes its digest.
+A manifest travels with the exact bytes that it came from, since serialising it changes its digest.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ class _WireManifest(_WireModel):
 
 @dataclass(frozen=True, slots=True)
 class Child:
-    """One manifest of an index, with what the index says of it."""
+    """One manifest of an index, with what the index says about it."""
 
     descriptor: Descriptor
     platform: Platform | None
@@ -123,13 +123,13 @@ class Manifest:
     ) -> Manifest:
         """Read a manifest from its exact bytes.
 
-        `media_type` is what the carrier said (`Content-Type`, or the descriptor that led here).
-        The document's own `mediaType` wins over it, as a client that holds only the bytes has
-        nothing else; without either, the document's shape decides.
+        `media_type` is what the carrier says (`Content-Type`, or the descriptor that led here). The
+        document's own `mediaType` takes precedence, since a client that has only the bytes knows
+        nothing else. Without either, the document's shape decides.
 
         Raises:
-            InvalidManifestError: not JSON, not of schema version 2, of an unknown media type, or
-                with a descriptor that is none.
+            InvalidManifestError: it is not JSON, not of schema version 2, of an unknown media type,
+                or has an invalid descriptor.
         """
         digest = Digest.of(raw, algorithm)
         if len(raw) > MAX_MANIFEST_BYTES:
@@ -156,7 +156,7 @@ class Manifest:
             kind = media_types.OCI_INDEX if wire.manifests is not None else media_types.OCI_MANIFEST
         index = kind in media_types.INDEXES
         if index and (wire.config or wire.layers):
-            # The specification forbids it: the same bytes would mean two things.
+            # The specification forbids it, because the same bytes would mean two things.
             raise InvalidManifestError(f"manifest {digest} is an index with a config or layers")
         if not index and wire.manifests:
             raise InvalidManifestError(f"manifest {digest} is an image with a list of manifests")
@@ -203,7 +203,7 @@ def _child(wire: _WireDescriptor) -> Child:
 
 
 def _config_artifact_type(config: _WireDescriptor | None) -> str | None:
-    """Artifacts from before `artifactType` tell their type by their config's media type."""
+    """Artifacts older than `artifactType` have their type in their config's media type."""
     if config is None or config.media_type in media_types.IMAGE_CONFIGS:
         return None
     return config.media_type or None

@@ -28,10 +28,10 @@ class Repository:
 
     @classmethod
     def parse(cls, text: str) -> Repository:
-        """Read `host[:port]/path`; one trailing `/` and a leading `http(s)://` are forgiven.
+        """Read `host[:port]/path`. One trailing `/` and a leading `http(s)://` are ignored.
 
         Raises:
-            InvalidReferenceError: no path, or one that no registry accepts.
+            InvalidReferenceError: it has no path, or one that no registry accepts.
         """
         bare = re.sub(r"^https?://", "", text.strip()).removesuffix("/")
         before, at, behind = bare.rpartition("@")
@@ -73,10 +73,10 @@ class Reference:
 
     @classmethod
     def parse(cls, text: str) -> Reference:
-        """Read `host[:port]/path[:tag][@digest]`; at least one of tag and digest.
+        """Read `host[:port]/path[:tag][@digest]`, with a tag, a digest or both.
 
         Raises:
-            InvalidReferenceError, InvalidDigestError: some part is not what it must be.
+            InvalidReferenceError, InvalidDigestError: a part is invalid.
         """
         name, at, behind = text.strip().rpartition("@")
         if not at:
@@ -100,7 +100,7 @@ class Reference:
 
 
 def _credentials_inside(address: str) -> InvalidReferenceError:
-    """The error for `user:password@address`, of which only the address may be repeated."""
+    """The error for `user:password@address`. It must repeat nothing but the address."""
     return InvalidReferenceError(
         f"credentials do not belong in an address; write {address!r} without what stands before "
         "the @, and give the login by the options for it, or with `docker login`"
@@ -115,7 +115,7 @@ def _is_host(text: str) -> bool:
 
 
 def check_repository(path: str, text: str | None = None) -> None:
-    """Raise InvalidReferenceError unless `path` can name a repository; `text` is what was typed."""
+    """Raise InvalidReferenceError unless `path` can name a repository. `text` is what was typed."""
     if not _REPOSITORY.fullmatch(path) or len(path) > _MAX_REPOSITORY:
         raise InvalidReferenceError(
             f"{text or path!r}: {path!r} is not a repository path; use lower-case letters, digits "
@@ -124,7 +124,7 @@ def check_repository(path: str, text: str | None = None) -> None:
 
 
 def check_tag(tag: str) -> None:
-    """Raise InvalidReferenceError unless `tag` is one (distribution-spec: 128 characters)."""
+    """Raise InvalidReferenceError unless `tag` is a tag (distribution-spec: 128 characters)."""
     if not _TAG.fullmatch(tag):
         raise InvalidReferenceError(
             f"{tag[:200]!r} is not a tag; use letters, digits and . _ -, 128 characters at most"
@@ -132,7 +132,7 @@ def check_tag(tag: str) -> None:
 
 
 def valid_tag(tag: str) -> bool:
-    """Whether `tag` is one (distribution-spec, "Pulling manifests")."""
+    """Whether `tag` is a tag (distribution-spec, "Pulling manifests")."""
     return _TAG.fullmatch(tag) is not None
 
 

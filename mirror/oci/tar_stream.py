@@ -1,8 +1,8 @@
-"""Reading of a tar archive as a stream, strictly: whatever cannot be read is an error.
+"""Reading a tar archive as a stream, strictly: whatever cannot be read is an error.
 
-`tarfile.TarInfo` decodes headers; the walk from header to header is ours, since that of `tarfile`
-takes an invalid header in the middle for the end of the archive, reads extended headers of any size
-into memory, recurses once per extended header and remembers every member.
+`tarfile.TarInfo` decodes headers. The walk from header to header is our own, because that of
+`tarfile` takes an invalid header in the middle for the end of the archive, reads extended headers
+of any size into memory, recurses once per extended header and remembers every member.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ _BLOCK = tarfile.BLOCKSIZE
 _ZEROS = bytes(_BLOCK)
 _USTAR = b"ustar\0"
 _MAX_EXTENDED_BYTES = 1 << 20
-"""How much extended header data may precede one entry; names need far less."""
+"""The most extended header data before one entry; names need far less."""
 _MAX_NAME = 4096
-"""Linux makes no files of longer names, and work on a name must not cost its length squared."""
+"""Linux has no longer names, and work on a name must not cost its length squared."""
 _PAX_RECORD = re.compile(rb"([0-9]{1,10}) ([^=\n]+)=")
 
 
@@ -60,9 +60,9 @@ _WITHOUT_DATA = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class TarEntry:
-    """One entry, its name as stored. `size` is the bytes of data; `target` is of links.
+    """One entry. Its name is as stored, `size` counts bytes of data, and links have a `target`.
 
-    Of a `sparse` file the archive holds the pieces without the holes.
+    The archive holds a `sparse` file without its holes.
     """
 
     name: str
@@ -73,13 +73,12 @@ class TarEntry:
 
 
 class TarStream:
-    """An archive to be iterated once; `read` gives the data of the entry at hand.
+    """An archive that can be iterated once; `read` returns the data of the current entry.
 
-    The iteration reads the stream to its very end, also past the archive's. `end_marker` says
-    whether a stream that ends between two entries without the block of zeros is a cut one; some
-    tools leave the marker out, and a compressed stream proves by itself that it is whole.
-    Iterating and `read` raise UnreadableImageError for all that is not a whole and valid archive;
-    `where` names it in messages.
+    The iteration reads the stream to its very end, also behind the archive's end. `end_marker` says
+    whether the archive must end with a block of zeros: some tools leave it out, and a compressed
+    stream proves by itself that it is whole. Iterating and `read` raise UnreadableImageError if the
+    archive is not whole and valid; `where` names it in messages.
     """
 
     def __init__(self, chunks: Iterator[bytes], where: str, *, end_marker: bool) -> None:
@@ -94,13 +93,13 @@ class TarStream:
         self._source.drain()
 
     def read(self) -> bytes:
-        """The whole data of the entry at hand; callers look at its `size` first."""
+        """Return the whole data of the current entry; callers look at its `size` first."""
         data = self._exactly(self._data)
         self._data = 0
         return data
 
     def _next(self) -> TarEntry | None:
-        """Read up to the next entry; None at the end of the archive."""
+        """Read to the next entry; None at the end of the archive."""
         pax: dict[str, str] = {}
         long_name = long_target = None
         budget = _MAX_EXTENDED_BYTES
@@ -128,7 +127,7 @@ class TarStream:
     ) -> TarEntry:
         if "size" in pax and header.type not in _WITHOUT_DATA:
             if not re.fullmatch("[0-9]{1,19}", pax["size"]):
-                self._fail(f"a size that is none, {pax['size'][:40]!r}")
+                self._fail(f"an invalid size, {pax['size'][:40]!r}")
             self._expect(int(pax["size"]))
         name = pax.get("GNU.sparse.name") or pax.get("path") or long_name or header.name
         kind = _ENTRY_KINDS.get(header.type, EntryKind.OTHER)
@@ -147,7 +146,7 @@ class TarStream:
         )
 
     def _header(self, *, extended: bool) -> tarfile.TarInfo | None:
-        """Pass over what is left of the last entry and read the next header block, if any."""
+        """Skip the rest of the last entry and read the next header block, if there is one."""
         left = self._data + self._padding
         self._data = self._padding = 0
         if self._source.skip(left) != left:
@@ -171,7 +170,7 @@ class TarStream:
                 f"{self._where}: its tar archive is broken: {what} ({err})"
             ) from err
         if block[257:263] != _USTAR:
-            # Only POSIX keeps the front of a long name there; GNU tar keeps times.
+            # Only POSIX keeps the front of a long name in this field; GNU tar keeps times there.
             header.name = _text(block[:100])
         if header.size < 0:
             self._fail(f"a negative size at byte {at}")
@@ -226,7 +225,7 @@ def _text(field: bytes) -> str:
 
 
 class _Bytes:
-    """Chunks of any length as a file that is read forwards."""
+    """Chunks of any length, as a file that is read forwards."""
 
     def __init__(self, chunks: Iterator[bytes]) -> None:
         self._chunks = chunks
@@ -234,7 +233,7 @@ class _Bytes:
         self.position = 0
 
     def take(self, size: int) -> bytes:
-        """The next `size` bytes; fewer only at the end."""
+        """Read `size` bytes; fewer only at the end."""
         if size <= len(self._held):  # nearly always
             data = bytes(self._held[:size])
             self._held = self._held[size:]
@@ -251,7 +250,7 @@ class _Bytes:
         return data
 
     def skip(self, size: int) -> int:
-        """Pass over `size` bytes; say how many there were."""
+        """Skip `size` bytes; return how many there were."""
         missing = size
         while missing and self._fill():
             step = min(missing, len(self._held))
@@ -261,13 +260,13 @@ class _Bytes:
         return size - missing
 
     def drain(self) -> None:
-        """Pass over the rest."""
+        """Skip the rest."""
         self._held = memoryview(b"")
         for _ in self._chunks:
             pass
 
     def _fill(self) -> bool:
-        """Hold some bytes; False at the end."""
+        """Make some bytes available; False at the end."""
         while not len(self._held):
             chunk = next(self._chunks, None)
             if chunk is None:

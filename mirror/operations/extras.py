@@ -9,11 +9,10 @@ from mirror.oci import Digest
 from mirror.operations.leader import Leader
 from mirror.run import Run
 from mirror.sync import Inventory, union
-from mirror.sync.difference import lacking
+from mirror.sync.difference import lacking, tags_of, tags_only
 from mirror.sync.observation import Failure, Observation
 from mirror.sync.removal import DropManifest, DropTag, Removal, check_deletes, plan_removal, remove
 from mirror.sync.statement import REPOSITORY
-from mirror.sync.tags import tags_of, tags_only
 from mirror.sync.tree import RegistryTree
 from mirror.sync.walk import walk
 

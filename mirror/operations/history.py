@@ -12,6 +12,7 @@ from mirror.events import PhaseAdvanced, PhaseStarted, Warned
 from mirror.layout import publication_stage
 from mirror.oci import Digest
 from mirror.run import Run
+from mirror.sync.difference import TagChanges, Tags, changes, tags_of
 from mirror.sync.publication_state import (
     PublicationState,
     Published,
@@ -19,7 +20,6 @@ from mirror.sync.publication_state import (
     read_generation,
     read_state,
 )
-from mirror.sync.tags import TagChanges, Tags, changes, tags_of
 from mirror.sync.tree import RegistryTree
 
 _VERSIONS, _CHANNELS = 1, 2

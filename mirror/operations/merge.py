@@ -11,7 +11,7 @@ from mirror.bundle.compress import Compressed
 from mirror.bundle.delta import Carriage, Omissions, lacking
 from mirror.bundle.folder import check_folder
 from mirror.bundle.reader import BundleReader
-from mirror.bundle.seal import read_files
+from mirror.bundle.seal import check_limits, read_files
 from mirror.bundle.verify import check_signature
 from mirror.bundle.writer import AS_USUAL, Packing
 from mirror.errors import InputError, MissingBaseError
@@ -76,6 +76,7 @@ def merge(
             the last bundle has no seal, or a delta comes before what it was made against.
         SignatureError: a bundle was not signed by the holder of `key`.
         DamagedBundleError: a bundle is not whole.
+        BundleLimitError: the outcome would be larger than any reader takes.
         MissingBaseError: not all that the last one speaks of is there; nothing was written.
         NoSpaceError: the disk is too small; nothing was written.
         IncompleteError: some content is damaged.
@@ -103,10 +104,11 @@ def merge(
             f"{len(missing)} of the manifests and blobs that {last.name} speaks of are in none of "
             f"the bundles{_named(last, readers, inventories)}; name the base in front, and all "
             "deltas between it and the last one; nothing was written",
-            [str(finding).removeprefix("the merged bundle: ") for finding in missing],
+            [finding.located for finding in missing],
         )
     files = read_files(last.folder, last.seal)
     seal = last.seal.carried_as(Carriage(once=dedupe))
+    check_limits(seal)
     # The newest first: what a delta carries was just made.
     source = FailoverSource([Holder(reader, reader.carried()) for reader in reversed(readers)])
     packed = pack(seal, files, source, folder, packing, run=run)

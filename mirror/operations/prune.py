@@ -14,7 +14,6 @@ from mirror.oci import Digest
 from mirror.release.discovery import discovery_images
 from mirror.run import Run
 from mirror.sync import Inventory, InventoryBuilder, Plan, union
-from mirror.sync.nodes import RepositoryContent
 from mirror.sync.observation import Failure
 from mirror.sync.publication import Goal, Publication, check_state
 from mirror.sync.publication_state import (
@@ -26,6 +25,7 @@ from mirror.sync.publication_state import (
     read_tips,
 )
 from mirror.sync.removal import DropManifest, DropTag, Removal, check_deletes, plan_removal, remove
+from mirror.sync.repository_content import RepositoryContent
 from mirror.sync.statement import REPOSITORY, Statement, following, tool_name
 from mirror.sync.tree import RegistryTree
 from mirror.sync.walk import walk

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,8 +12,8 @@ from mirror.bundle.compress import Compressed
 from mirror.bundle.delta import Carriage, against
 from mirror.bundle.folder import check_folder
 from mirror.bundle.format import source_reference
-from mirror.bundle.seal import Seal, lay_out_all
-from mirror.bundle.writer import Packing
+from mirror.bundle.seal import Seal, check_limits, lay_out_all
+from mirror.bundle.writer import AS_USUAL, Packing
 from mirror.errors import SourceContentError
 from mirror.events import Warned
 from mirror.oci import Digest
@@ -121,11 +121,7 @@ class PullPlan:
         folder: Path,
         *,
         force: bool = False,
-        resume: bool = True,
-        part_size: int = 0,
-        gost_digest: bool = False,
-        sign: Callable[[bytes], bytes] | None = None,
-        compress: bool = False,
+        packing: Packing = AS_USUAL,
         run: Run | None = None,
     ) -> PullReport:
         """Fetch everything into a new bundle in `folder`; see `pull`."""
@@ -137,7 +133,7 @@ class PullPlan:
             self.selection.files,
             self.source.content.within(run),
             folder,
-            Packing(part_size, gost_digest, sign, resume, compress),
+            packing,
             run=run,
         )
         return PullReport(
@@ -184,6 +180,7 @@ def plan_pull(
     Raises:
         InputError: what was asked for contradicts itself.
         SourceContentError: the source's release tree is incomplete or contradicts itself.
+        BundleLimitError: the bundle would be larger than any reader takes.
         CancelledError: `run` was stopped.
     """
     run = Run.of(run)
@@ -208,6 +205,7 @@ def plan_pull(
     }
     archives = lay_out_all(inventories, origins, carriage)
     seal = Seal.over(archives, selection or {}, tool_name(), selected.files, carriage)
+    check_limits(seal)
     return PullPlan(tree, selected, archives, seal, source)
 
 
@@ -220,22 +218,14 @@ def pull(
     base: Inventory | None = None,
     dedupe: bool = False,
     force: bool = False,
-    resume: bool = True,
-    part_size: int = 0,
-    gost_digest: bool = False,
-    sign: Callable[[bytes], bytes] | None = None,
-    compress: bool = False,
+    packing: Packing = AS_USUAL,
     run: Run | None = None,
 ) -> PullReport:
     """Pack what `wanted` selects at the source into a new bundle in `folder`.
 
     A pull that was stopped, in whatever way, is completed by the next one into the same folder:
-    what it fetched is not fetched again, unless `resume` is False.
-
-    `part_size` in bytes cuts archives into parts; 0 leaves them whole. `gost_digest` writes a
-    GOST R 34.11-2012 digest beside each file. `sign` makes a signature over the bundle's seal
-    (`mirror.bundle.signing.sign`). `compress` writes archives in zstd frames, which needs room for
-    both forms of them while it lasts. `base` and `dedupe` are as for `plan_pull`.
+    what it fetched is not fetched again. `packing` says how the bundle is written: parts, digests,
+    signature, compression, and whether to resume. `base` and `dedupe` are as for `plan_pull`.
 
     Whatever fails, no archive carries its final name until all are complete and durable, and an
     earlier bundle in `folder` (see `force`) is left as it was until then.
@@ -244,26 +234,11 @@ def pull(
         InputError: `folder` is not empty and `force` is not given.
         NoSpaceError: the disk is too small for the plan; nothing was fetched.
         SourceContentError: the source's release tree is incomplete or contradicts itself.
+        BundleLimitError: the bundle would be larger than any reader takes.
         IncompleteError: some content could not be fetched.
         CancelledError: `run` was stopped.
     """
     run = Run.of(run)
     check_folder(folder, force=force)
-    planned = plan_pull(
-        client,
-        tree,
-        wanted,
-        base=base,
-        dedupe=dedupe,
-        run=run,
-    )
-    return planned.carry_out(
-        folder,
-        force=force,
-        resume=resume,
-        part_size=part_size,
-        gost_digest=gost_digest,
-        sign=sign,
-        compress=compress,
-        run=run,
-    )
+    planned = plan_pull(client, tree, wanted, base=base, dedupe=dedupe, run=run)
+    return planned.carry_out(folder, force=force, packing=packing, run=run)

@@ -29,8 +29,7 @@ from mirror.run import Run
 from mirror.sync import Inventory, MemoryStore, Plan, TransferReport, make_plan, union
 from mirror.sync.content import Source
 from mirror.sync.failover import FailoverSource, Holder
-from mirror.sync.findings import findings_of, listed
-from mirror.sync.observation import Depth
+from mirror.sync.observation import Depth, findings_of, listed
 from mirror.sync.observe import observe
 from mirror.sync.publication import Goal, Publication
 from mirror.sync.publication_state import (
@@ -41,9 +40,8 @@ from mirror.sync.publication_state import (
     read_state,
     statement_digest,
 )
-from mirror.sync.registry import RegistryTarget
 from mirror.sync.statement import REPOSITORY, tool_name
-from mirror.sync.tree import RegistryTree
+from mirror.sync.tree import RegistryTarget, RegistryTree
 from mirror.sync.workers import for_each
 
 Result = TypeVar("Result")

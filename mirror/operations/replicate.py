@@ -1,10 +1,11 @@
-"""One replica brought to what the leader has: compared, filled, healed, stated, pruned."""
+"""Bring one replica to what the leader has: compare, fill, repair, state and prune it."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from typing import Any
 
 from mirror.errors import IncompleteError, MirrorError, RegistryError, RegistryNotFoundError
 from mirror.events import PhaseStarted
@@ -18,15 +19,13 @@ from mirror.layout import (
 from mirror.oci import Digest
 from mirror.operations.extras import find_extras, refuse_to_prune, remove_extras
 from mirror.operations.leader import Facts, Leader
-from mirror.operations.results import How, Notes, Outcome, ReplicaResult
+from mirror.operations.results import Outcome, ReplicaResult, SyncOptions
 from mirror.run import Run
-from mirror.sync import Finding, Inventory, InventoryBuilder, Plan, make_plan, union
+from mirror.sync import Inventory, InventoryBuilder, Plan, make_plan, union
 from mirror.sync.difference import lacking
 from mirror.sync.failover import FailoverSource
-from mirror.sync.healing import Healer, Mending, without_manifests
 from mirror.sync.observation import Depth, Failure, Observation, speaks_of_damage
 from mirror.sync.observe import observe
-from mirror.sync.per_item_errors import PerItemErrors
 from mirror.sync.plan import PutManifest
 from mirror.sync.publication import Goal, Publication, retract
 from mirror.sync.publication_state import (
@@ -35,8 +34,10 @@ from mirror.sync.publication_state import (
     read_state,
     statement_digest,
 )
+from mirror.sync.repair import Repairer, RepairingTarget, describe_damage, without_manifests
 from mirror.sync.transfer import Independence, Interim
 from mirror.sync.tree import RegistryTree
+from mirror.sync.workers import PerItemErrors
 
 
 class Replication:
@@ -47,88 +48,81 @@ class Replication:
         tree: RegistryTree,
         leader: Leader,
         others: Sequence[RegistryTree],
-        how: How,
+        options: SyncOptions,
         *,
         run: Run,
     ) -> None:
-        self.tree, self._leader, self._others, self._how = tree, leader, others, how
+        self.tree, self._leader, self._others, self._options = tree, leader, others, options
         self._run = run
-        self._place = tree.target(run)
-        self._notes = Notes()
-        self._unhealed = False
+        self._place = self.tree.target(run)
+        self._result = ReplicaResult(tree.name, Outcome.EQUAL)
+        self._unrepaired = False
         self._source: FailoverSource | None = None
         self._damaged: dict[Digest, MirrorError] = {}
         self._started = time.monotonic()
 
     def carry_out(self) -> ReplicaResult:
-        """Do it; what fails is in the result and is never raised."""
+        """Do all of it. What fails is in the result and is never raised."""
         try:
             self._carry_out()
         except MirrorError as err:
             self._fail("the replica as a whole", err)
-        return self.result()
+        result = replace(self._result, elapsed_s=time.monotonic() - self._started)
+        return replace(result, outcome=Outcome.FAILED) if result.failures else result
 
-    def result(self) -> ReplicaResult:
-        """What was found and done up to now."""
-        notes = self._notes
-        return ReplicaResult(
-            self.tree.name,
-            Outcome.FAILED if notes.failures else notes.outcome,
-            notes.statement,
-            notes.generation,
-            notes.blobs,
-            notes.sent,
-            notes.manifests,
-            notes.tags,
-            tuple(notes.damaged),
-            tuple(notes.healed),
-            tuple(notes.extras),
-            tuple(notes.removed),
-            tuple(notes.failures),
-            time.monotonic() - self._started,
-        )
+    def _note(self, **changes: Any) -> None:
+        self._result = replace(self._result, **changes)
+
+    def _add(self, **more: Iterable[Any]) -> None:
+        self._result = self._result.adding(**more)
 
     # -- the steps -----------------------------------------------------------------------------
 
     def _carry_out(self) -> None:
-        stated = self._notes.statement = statement_digest(self.tree)
-        if stated is not None and stated == self._leader.digest and not self._how.full:
-            self._notes.generation = self._leader.generation
-            return  # it holds all that the leader does, and said so when that was true
+        stated = statement_digest(self.tree)
+        self._note(statement=stated)
+        if stated is not None and stated == self._leader.digest and not self._options.full:
+            self._note(generation=self._leader.generation)
+            return  # both state the same, so the replica holds all that the leader does
         facts = self._leader.facts()
         standing = read_state(self.tree)
         if standing.current is not None:
-            self._notes.generation = standing.current.statement.generation
+            self._note(generation=standing.current.statement.generation)
         known = self._known(standing)
-        trusted = not (self._how.full or standing.pending or standing.notices)
+        trusted = not (self._options.full or standing.pending or standing.notices)
         if trusted and standing.current is not None and facts.published is not None:
             held = self._by_statements(facts.inventory, known)
             if self._carry(facts, standing, held, unclear=frozenset(), quick=True):
-                self._notes.extras += (
-                    f"tag {path or '/'}:{tag}"
-                    for path, content in sorted(known.repositories.items())
-                    for tag in sorted(
-                        content.tags.keys() - facts.inventory.repository(path).tags.keys()
+                self._add(
+                    extras=(
+                        f"tag {path or '/'}:{tag}"
+                        for path, content in sorted(known.repositories.items())
+                        for tag in sorted(
+                            content.tags.keys() - facts.inventory.repository(path).tags.keys()
+                        )
                     )
                 )
                 return
         found = self._survey(facts, known)
         held = found.held
-        if self._how.deep:
-            held, found = self._read_and_heal(facts, found)
+        if self._options.deep:
+            held, found = self._repair_damage(facts, found)
         for item, error in found.unclear.items():
             self._fail(str(item), error)
         unclear = frozenset(item.repository for item in found.unclear)
         self._carry(facts, standing, held, unclear=unclear, quick=False)
         self._retract(standing, facts, held)
-        self._notes.failures += found.unlisted_failures
+        self._add(failures=found.unlisted_failures)
         self._extras(facts, known, found)
 
     def _known(self, standing: PublicationState) -> Inventory:
-        """What the replica states; if pruning, what it ever stated: the rest cannot be listed."""
+        """What the replica states, and what it ever stated if it is pruned.
+
+        Nothing else tells of manifests that no tag names.
+        """
 
         def stated() -> Iterator[Inventory]:
-            if self._how.prune:
+            if self._options.prune:
                 for _, published in kept_statements(self.tree):  # one in memory at a time
                     yield published.statement.inventory
             for newest in (standing.pending, standing.current):
@@ -138,44 +132,43 @@ class Replication:
         return union(stated())
 
     def _by_statements(self, wanted: Inventory, known: Inventory) -> Inventory:
-        """What is held, taken from what the replica states; only the difference is asked about."""
+        """What the replica holds, if its statement is believed; asks about the difference only."""
         self._run.on_event(PhaseStarted(f"{self.tree.name}: comparing what is stated"))
         rest = lacking(wanted, known)
         found = observe(self._place, rest, Depth.LISTED, run=self._run)
         return union([known, found.held])
 
     def _wanted(self, facts: Facts) -> Inventory:
-        return facts.with_statement() if self._how.deep else facts.inventory
+        return facts.with_statement() if self._options.deep else facts.inventory
 
     def _survey(self, facts: Facts, known: Inventory) -> Observation:
         self._run.on_event(PhaseStarted(f"{self.tree.name}: comparing by digest"))
         return observe(
             self._place,
             self._wanted(facts),
-            Depth.DEEP if self._how.deep else Depth.LISTED,
+            Depth.DEEP if self._options.deep else Depth.LISTED,
             also=known.repositories,
             run=self._run,
         )
 
-    def _read_and_heal(self, facts: Facts, found: Observation) -> tuple[Inventory, Observation]:
-        """Read back all that is there, replace what is wrong, and ask again what was unclear."""
+    def _repair_damage(self, facts: Facts, found: Observation) -> tuple[Inventory, Observation]:
+        """Replace what the look found damaged; return what is held and what stays unclear."""
         damaged = found.all_damage()
         if not damaged:
             return found.held, found
-        if self._how.dry_run:
-            self._notes.outcome = Outcome.DIFFERS
-            self._notes.damaged += describe_damage(self.tree.name, damaged)
+        if self._options.dry_run:
+            self._note(outcome=Outcome.DIFFERS)
+            self._add(damaged=describe_damage(self.tree.name, damaged))
             return found.held, replace(found, unclear={})
         wanted = self._wanted(facts)
         blobs = wanted.blob_sizes()
-        # Manifests follow when all blobs are there: taken for absent, they are put once more.
+        # Manifests follow when all blobs are there: they count as absent, so the plan puts them.
         self._damaged = {d: error for d, error in damaged.items() if d not in blobs}
-        healer = self._healer(facts)
-        healed, failures = healer.heal_blobs(damaged, wanted)
-        self._notes.outcome = Outcome.SYNCED
-        self._notes.healed += healed
-        self._notes.failures += failures
-        self._unhealed = bool(failures)
+        repairer = self._repairer(facts)
+        healed, failures = repairer.repair_blobs(damaged, wanted)
+        self._note(outcome=Outcome.SYNCED)
+        self._add(healed=healed, failures=failures)
+        self._unrepaired = bool(failures)
         unclear = {i: error for i, error in found.unclear.items() if not speaks_of_damage(error)}
         held = InventoryBuilder()
         held.add_inventory(without_manifests(found.held, self._damaged))
@@ -184,20 +177,20 @@ class Replication:
                 held.add_blob(item.repository, item.digest, blobs[item.digest])
         return held.build(), replace(found, unclear=unclear)
 
-    def _healer(self, facts: Facts) -> Healer:
-        return Healer(
+    def _repairer(self, facts: Facts) -> Repairer:
+        return Repairer(
             self._place,
             self._copies(facts),
-            self.tree.files,
+            self.tree.storage,
             run=self._run,
         )
 
     def _copies(self, facts: Facts) -> FailoverSource:
         """The leader and then the other replicas, as one source that remembers who failed."""
         if self._source is None:
-            trees = [self._leader.tree, *self._others]
+            leader = self._leader.tree.within(self._run)
             self._source = FailoverSource(
-                [one.source() for one in trees if one is not self.tree],
+                [one.source() for one in (leader, *self._others)],
                 self._wanted(facts),
                 on_event=self._run.on_event,
             )
@@ -212,31 +205,36 @@ class Replication:
         unclear: frozenset[str],
         quick: bool,
     ) -> bool:
-        """Carry what lacks and state it; False where statements misled a `quick` one.
+        """Carry what is missing and state it; False if statements misled a `quick` one.
 
         Nothing is carried into `unclear` repositories: a refusal is no absence.
         """
         wanted = self._wanted(facts).filtered(lambda path: path not in unclear)
         plan = make_plan(wanted, held, stage=publication_stage)
         if facts.failures:
-            # What leads to versions waits until all of them could be read.
+            # Tags that lead to versions wait until every version could be read.
             plan = replace(plan, tags=plan.tags[:1] if _begins_with_images(plan) else ())
-        if self._unhealed:
+        if self._unrepaired:
             plan = replace(plan, tags=())
         stale = facts.published is not None and (
             standing.pending is not None
             or standing.current is None
             or standing.current.digest != facts.published.digest
         )
-        if self._how.dry_run:
+        if self._options.dry_run:
             if plan or stale:
-                self._notes.outcome = Outcome.DIFFERS
-            self._count(plan, plan.size)
+                self._note(outcome=Outcome.DIFFERS)
+            self._note(
+                blobs=len(plan.blobs),
+                sent=plan.size,
+                manifests=plan.manifest_count,
+                tags=plan.tag_count,
+            )
             return True
         if not plan and not stale:
             return True
         goal = None
-        doubtful = unclear or self._notes.failures
+        doubtful = unclear or self._result.failures
         if facts.published and facts.artifact and (stale or plan.tags) and not doubtful:
             goal = Goal(facts.published.statement, facts.artifact)
 
@@ -246,12 +244,12 @@ class Replication:
             self._confirm(interim.manifests, facts)
 
         errors = PerItemErrors(self.tree.client, self._run)
-        target = Mending(self._place, self._healer(facts), self._damaged)
+        repairing = RepairingTarget(self._place, self._repairer(facts), self._damaged)
         try:
             report = Publication(self.tree, standing, goal, retracts=True).carry_out(
                 plan,
                 self._copies(facts),
-                target,
+                repairing if self._damaged else self._place,
                 independence=Independence(
                     wanted, component_of, _awaited, errors, unclear, before_tags
                 ),
@@ -259,49 +257,53 @@ class Replication:
             )
         except IncompleteError as err:
             if quick and any(_misled(reason) for _, reason in err.failures):
-                return False  # something that was stated is gone: then everything is asked about
+                return False  # something that was stated is gone, so ask about everything
             for item, reason in err.failures:
                 self._fail(item, reason)
             return True
         finally:
-            self._notes.healed += target.healed
+            self._add(healed=repairing.healed)
         done = report.done
         for item, reason in done.failures:
             self._fail(item, reason)
-        self._notes.blobs, self._notes.sent = done.blobs, done.sent
-        self._notes.manifests, self._notes.tags = done.manifests, done.tags
-        self._notes.outcome = Outcome.SYNCED
+        self._note(
+            outcome=Outcome.SYNCED,
+            blobs=done.blobs,
+            sent=done.sent,
+            manifests=done.manifests,
+            tags=done.tags,
+        )
         if report.retracted:
-            self._notes.statement = self._notes.generation = None
+            self._note(statement=None, generation=None)
         elif report.stated is not None:
-            self._notes.statement = report.stated.digest
-            self._notes.generation = report.stated.statement.generation
+            stated = report.stated
+            self._note(statement=stated.digest, generation=stated.statement.generation)
         return True
 
     def _retract(self, standing: PublicationState, facts: Facts, held: Inventory) -> None:
-        """Take back a statement that has proved false and could not be made true.
+        """Remove a statement that proved false and could not be made true.
 
-        Else this replica would pass for complete, and the next sync would believe it.
+        Otherwise this replica would count as complete, and the next sync would believe it.
         """
         current = standing.current
-        if current is None or self._how.dry_run:
+        if current is None or self._options.dry_run:
             return
         stated = current.statement.inventory
-        if self._notes.statement != current.digest:
+        if self._result.statement != current.digest:
             return  # it states something newer by now
-        if facts.published is not None and not self._notes.failures:
+        if facts.published is not None and not self._result.failures:
             return
-        broken = self._unhealed or any(
+        broken = self._unrepaired or any(
             content.manifests.keys() & wanted.manifests.keys() - there.manifests.keys()
             or content.blobs.keys() & wanted.blobs.keys() - there.blobs.keys()
             for path, content in stated.repositories.items()
             for wanted, there in [(facts.inventory.repository(path), held.repository(path))]
         )
         if broken and retract(self.tree, standing, self._run):
-            self._notes.statement = self._notes.generation = None
+            self._note(statement=None, generation=None)
 
     def _confirm(self, steps: Sequence[PutManifest], facts: Facts) -> None:
-        """See that every manifest that was put is there; a cache may have swallowed it.
+        """Check that every manifest that was put is there; a cache may have swallowed it.
 
         Raises:
             IncompleteError: one is not, and cannot be brought there.
@@ -320,11 +322,11 @@ class Replication:
             for step, answer in zip(steps, answers, strict=True)
             if answer is None or isinstance(answer, MirrorError)
         }
-        healer, source, failures = self._healer(facts), self._copies(facts), []
+        repairer, source, failures = self._repairer(facts), self._copies(facts), []
         for step, error in lost.items():
             try:
                 manifest = source.manifest(step.repository, step.digest)
-                healer.mend_manifest(step.repository, manifest, error)
+                repairer.repair_manifest(step.repository, manifest, error)
             except MirrorError as err:
                 failures.append((f"manifest {step.repository}@{step.digest}", err))
         if failures:
@@ -334,48 +336,34 @@ class Replication:
 
     def _extras(self, facts: Facts, known: Inventory, found: Observation) -> None:
         """Find what the leader does not have, and remove it if that was asked for."""
-        how, notes = self._how, self._notes
+        options = self._options
         extras = find_extras(self.tree, facts.inventory, known, found, self._run)
         items = extras.items
-        if not how.prune:
-            notes.extras += items
+        if not options.prune:
+            self._add(extras=items)
             return
-        refuse_to_prune(self.tree, self._leader, incomplete=bool(notes.failures))
-        notes.failures += extras.unread
+        refuse_to_prune(self.tree, self._leader, incomplete=bool(self._result.failures))
+        self._add(failures=extras.unread)
         removal = extras.removal
         if removal:
-            notes.outcome = Outcome.DIFFERS if how.dry_run else Outcome.SYNCED
-        if how.dry_run or facts.published is None:
-            notes.extras += items
+            self._note(outcome=Outcome.DIFFERS if options.dry_run else Outcome.SYNCED)
+        if options.dry_run or facts.published is None:
+            self._add(extras=items)
             return
-        current = facts.published.digest
-        gone, failures = remove_extras(self.tree, removal, current, self._run)
-        removed = gone.items
-        notes.failures += failures
-        notes.removed += removed
-        left = set(items).difference(removed)
-        notes.extras += [one for one in items if one in left]
-
-    # -- notes ---------------------------------------------------------------------------------
+        gone, failures = remove_extras(self.tree, removal, facts.published.digest, self._run)
+        removed = set(gone.items)
+        self._add(
+            failures=failures,
+            removed=gone.items,
+            extras=[one for one in items if one not in removed],
+        )
 
     def _fail(self, item: str, error: MirrorError) -> None:
         if isinstance(error, IncompleteError):
             for part, reason in error.failures:
                 self._fail(part, reason)
             return
-        self._notes.failures.append(Failure(self.tree.name, item, error))
-
-    def _count(self, plan: Plan, sent: int) -> None:
-        self._notes.blobs, self._notes.sent = len(plan.blobs), sent
-        self._notes.manifests, self._notes.tags = plan.manifest_count, plan.tag_count
-
-
-def describe_damage(name: str, damaged: Mapping[Digest, MirrorError]) -> list[Finding]:
-    """What to say about the damage of a registry."""
-    return [
-        Finding(name, f"{digest} is damaged: {error}", digest=digest)
-        for digest, error in sorted(damaged.items())
-    ]
+        self._add(failures=[Failure(self.tree.name, item, error)])
 
 
 def _begins_with_images(plan: Plan) -> bool:
@@ -386,7 +374,7 @@ def _begins_with_images(plan: Plan) -> bool:
 
 
 def _awaited(path: str, tag: str) -> tuple[str, str] | None:
-    """The component that has to be there as a whole before a tag may turn; None for images."""
+    """The component that must be complete before a tag may turn; None for the tag of an image."""
     if path in INDEX_REPOSITORIES:
         return component_of(f"{path}/{tag}")
     if publication_stage(path, tag) > 0 or path in (INSTALL, INSTALL_STANDALONE):

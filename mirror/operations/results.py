@@ -1,8 +1,9 @@
-"""What a sync is asked to do, and what it tells of each replica."""
+"""What a sync is asked to do, and what it reports about each replica."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any
 
@@ -21,8 +22,8 @@ class Outcome(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class How:
-    """What a sync is to do besides carrying what is new."""
+class SyncOptions:
+    """What a sync does besides carrying what is new."""
 
     audit: bool = False
     deep: bool = False
@@ -31,7 +32,7 @@ class How:
 
     @property
     def full(self) -> bool:
-        """Whether what replicas state is not enough."""
+        """Whether more is asked for than comparing what registries state."""
         return self.audit or self.deep or self.prune
 
 
@@ -59,6 +60,13 @@ class ReplicaResult:
     failures: tuple[Failure, ...] = ()
     elapsed_s: float = 0.0
 
+    def adding(self, **more: Iterable[Any]) -> ReplicaResult:
+        """The same with more items in the named fields."""
+        longer: dict[str, Any] = {
+            name: (*getattr(self, name), *items) for name, items in more.items()
+        }
+        return replace(self, **longer)
+
     def to_document(self) -> dict[str, Any]:
         """As JSON values, for `--json`."""
         return {
@@ -79,21 +87,3 @@ class ReplicaResult:
             "failures": [failure.to_document() for failure in self.failures],
             "elapsedSeconds": round(self.elapsed_s, 3),
         }
-
-
-@dataclass(slots=True)
-class Notes:
-    """What a replication gathers while it runs; used by its one thread."""
-
-    outcome: Outcome = Outcome.EQUAL
-    statement: Digest | None = None
-    generation: int | None = None
-    blobs: int = 0
-    sent: int = 0
-    manifests: int = 0
-    tags: int = 0
-    damaged: list[Finding] = field(default_factory=list)
-    healed: list[Finding] = field(default_factory=list)
-    extras: list[str] = field(default_factory=list)
-    removed: list[str] = field(default_factory=list)
-    failures: list[Failure] = field(default_factory=list)

@@ -22,12 +22,11 @@ from mirror.oci import Digest
 from mirror.operations.rollback_target import find_target, incomplete, read_all
 from mirror.run import Run
 from mirror.sync import Inventory, Plan, PutTag, RepositoryContent, make_plan
+from mirror.sync.difference import Tags, differing, laid_over, tags_of, tags_only
 from mirror.sync.publication import Goal, Publication, tags_of_steps
 from mirror.sync.publication_state import PublicationState, read_state
-from mirror.sync.registry import RegistrySource, RegistryTarget
 from mirror.sync.statement import reachable
-from mirror.sync.tags import Tags, differing, laid_over, tags_of, tags_only
-from mirror.sync.tree import RegistryTree
+from mirror.sync.tree import RegistrySource, RegistryTarget, RegistryTree
 
 
 @dataclass(frozen=True, slots=True)

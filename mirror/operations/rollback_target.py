@@ -20,11 +20,10 @@ from mirror.events import Warned
 from mirror.oci import Digest
 from mirror.run import Run
 from mirror.sync import Inventory, InventoryBuilder, ManifestNode
+from mirror.sync.difference import Tags, differing, laid_over, tags_of, tags_only, unaccounted
 from mirror.sync.publication_state import PublicationState, generations, read_generation
-from mirror.sync.registry import RegistrySource
 from mirror.sync.statement import Statement, following, state_before, succeed, tool_name
-from mirror.sync.tags import Tags, differing, laid_over, tags_of, tags_only, unaccounted
-from mirror.sync.tree import RegistryTree
+from mirror.sync.tree import RegistrySource, RegistryTree
 from mirror.sync.workers import for_each
 
 Result = TypeVar("Result")

@@ -7,21 +7,15 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from mirror.errors import (
-    CancelledError,
-    DeadlineError,
-    InputError,
-    StalledError,
-    common_exit_code,
-)
+from mirror.errors import CancelledError, DeadlineError, InputError, StalledError, common_exit_code
 from mirror.events import PhaseAdvanced, PhaseStarted, side_by_side
 from mirror.oci import Digest
-from mirror.operations.audit_leader import LeaderAudit
-from mirror.operations.leader import Leader, choose_leader
+from mirror.operations.leader import Leader, LeaderAudit, choose_leader
 from mirror.operations.replicate import Replication
-from mirror.operations.results import How, Outcome, ReplicaResult
+from mirror.operations.results import Outcome, ReplicaResult, SyncOptions
 from mirror.run import Run
 from mirror.sync.observation import Failure
+from mirror.sync.repair import Storage
 from mirror.sync.tree import RegistryTree
 from mirror.sync.workers import gather
 
@@ -108,8 +102,8 @@ def sync_replicas(
     timed = run.with_deadline(deadline_s)
     unasked: tuple[Failure, ...] = ()
     for tree in replicas:
-        if tree.files is not None:
-            tree.files.check()
+        if tree.storage is not None:
+            Storage(tree.storage).check()
     if leader is None:
         patience_s = None if deadline_s is None else deadline_s / 2
         leader, unasked = choose_leader(replicas, patience_s=patience_s, run=run)
@@ -118,7 +112,7 @@ def sync_replicas(
     names = [tree.name for tree in replicas]
     if leader.name in names or len(set(names)) < len(names) or not (names or unasked):
         raise InputError("a sync goes from one registry to others, each of them named once")
-    how = How(audit, deep, prune, dry_run)
+    options = SyncOptions(audit, deep, prune, dry_run)
     try:
         head = Leader.ask(leader.within(timed), run=timed)
     except DeadlineError as err:
@@ -131,7 +125,7 @@ def sync_replicas(
         run.on_event(
             PhaseStarted(f"syncing {len(replicas)} replicas from {leader.name}", len(replicas))
         )
-    alone = len(replicas) == 1 and not how.full
+    alone = len(replicas) == 1 and not options.full
 
     def part(tree: RegistryTree) -> Run:
         own = Run.of(timed)
@@ -148,7 +142,9 @@ def sync_replicas(
     def replicate(tree: RegistryTree) -> ReplicaResult:
         own = part(tree)
         others = [other.within(own) for other in replicas if other is not tree]
-        result = in_time(Replication(tree.within(own), head, others, how, run=own).carry_out(), own)
+        result = in_time(
+            Replication(tree.within(own), head, others, options, run=own).carry_out(), own
+        )
         run.on_event(PhaseAdvanced())
         on_replica(result)
         return result
@@ -156,11 +152,11 @@ def sync_replicas(
     def audit_the_leader() -> ReplicaResult:
         own = part(leader)
         others = [one.within(own) for one in replicas]
-        return in_time(LeaderAudit(head, others, how, run=own).carry_out(), own)
+        return in_time(LeaderAudit(head, others, options, run=own).carry_out(), own)
 
     # The audit begins first: replicas that are to be pruned wait for what it finds.
     works: list[Callable[[], ReplicaResult]] = [partial(replicate, tree) for tree in replicas]
-    audited = how.full and (audit_leader or prune)
+    audited = options.full and (audit_leader or prune)
     if audited:
         works.insert(0, audit_the_leader)
     results = gather(works, lambda work: work(), run=run.with_jobs(max(1, len(works))))
@@ -172,7 +168,7 @@ def sync_replicas(
         dry_run,
         tuple(results),
         checked,
-        unasked if how.full else (*unasked, *head.unread),
+        unasked if options.full else (*unasked, *head.unread),
     )
 
 

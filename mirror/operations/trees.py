@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from typing import TypeVar
 
-from mirror.errors import RegistryError, UnreachableError
+from mirror.errors import (
+    CancelledError,
+    DeadlineError,
+    MirrorError,
+    RegistryError,
+    StalledError,
+    UnreachableError,
+)
 from mirror.events import OnEvent, ignore
 from mirror.layout import (
     FIXED_REPOSITORIES,
@@ -23,7 +31,10 @@ from mirror.sync.observation import Failure, Observation
 from mirror.sync.publication_state import read_state
 from mirror.sync.statement import REPOSITORY
 from mirror.sync.tree import RegistryTree
-from mirror.sync.walk import walk
+from mirror.sync.walk import Memory, walk
+from mirror.sync.workers import gather
+
+Answer = TypeVar("Answer")
 
 
 @contextmanager
@@ -55,13 +66,29 @@ def replica_trees(
 
 
 def walk_tree(
-    tree: RegistryTree, known: Inventory | None = None, *, run: Run | None = None
+    tree: RegistryTree,
+    known: Inventory | None = None,
+    *,
+    memory: Memory | None = None,
+    run: Run | None = None,
+) -> Observation:
+    """The complete subset of what `walk_open` finds."""
+    return walk_open(tree, known, memory=memory, run=run).complete()
+
+
+def walk_open(
+    tree: RegistryTree,
+    known: Inventory | None = None,
+    *,
+    memory: Memory | None = None,
+    run: Run | None = None,
 ) -> Observation:
     """What lies in the tree. Its repositories are those that the registry lists, and those of
     `known`, whose manifests need not be read again.
 
     If the registry does not list them and nothing is known, the repositories are looked at that
-    every release tree has; a failure says that there may be others.
+    every release tree has; a failure says that there may be others. `memory` is what the registry
+    answered at the last walk (`mirror.sync.walk`).
     """
     paths = set(known.repositories) if known is not None else set()
     unlisted: tuple[Failure, ...] = ()
@@ -71,7 +98,7 @@ def walk_tree(
     elif not paths:
         paths.update(usual_repositories(tree))
         unlisted = (Failure(tree.name, "its list of repositories", listed),)
-    found = walk(tree.source(), paths, known=known, run=Run.of(run).quietly()).complete()
+    found = walk(tree.source(), paths, known=known, memory=memory, run=Run.of(run).quietly())
     return replace(found, general=unlisted)
 
 
@@ -117,3 +144,32 @@ def usual_repositories(tree: RegistryTree) -> Iterator[str]:
         for name in tree.listed_tags(index):
             if names_component(name):
                 yield from repositories_of(index, name)
+
+
+def ask_at_once(
+    trees: Sequence[RegistryTree],
+    question: Callable[[RegistryTree], Answer],
+    *,
+    patience_s: float | None = None,
+    run: Run,
+) -> list[Answer | MirrorError]:
+    """The answers to `question`, or why there is none, in the order of `trees`.
+
+    All are asked at once, and none for longer than `patience_s` seconds.
+    """
+
+    def ask(tree: RegistryTree) -> tuple[Answer | MirrorError]:
+        # In a tuple: to the workers an error that is returned is not an error.
+        try:
+            return (question(tree.within(run.with_deadline(patience_s))),)
+        except DeadlineError as err:
+            run.check()
+            silent = StalledError(f"no answer within {patience_s:g} s", where=tree.name)
+            silent.__cause__ = err
+            return (silent,)
+        except CancelledError:
+            raise
+        except MirrorError as err:
+            return (err,)
+
+    return [answer for (answer,) in gather(trees, ask, run=run.with_jobs(max(1, len(trees))))]

@@ -10,7 +10,6 @@ registry itself speaks TLS.
 from __future__ import annotations
 
 import base64
-import json
 import logging
 import re
 import threading
@@ -20,6 +19,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 from urllib.parse import urlencode, urlsplit
 
+from mirror.documents import parse_json
 from mirror.errors import CancelledError, DeniedError, InputError, MirrorError, RegistryError
 from mirror.registry import scopes as scoping
 from mirror.registry.connections import check_address
@@ -275,7 +275,7 @@ class Authenticator:
 
     def _read(self, body: bytes, began: float, where: str) -> _Token:
         try:
-            answer = json.loads(body)
+            answer = parse_json(body)
             value = answer.get("token") or answer.get("access_token")
             if not isinstance(value, str) or not value.isascii() or not value.isprintable():
                 raise ValueError("no token in it")

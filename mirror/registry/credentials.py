@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import json
 import logging
 import os
 import re
@@ -23,6 +22,7 @@ from oras.auth.base import AuthBackend
 from oras.auth.utils import get_basic_auth
 from oras.utils import iter_localhosts
 
+from mirror.documents import parse_json
 from mirror.errors import InputError
 from mirror.registry.auth import Credentials
 
@@ -127,7 +127,7 @@ def _read(path: Path) -> dict[str, Any] | None:
     except OSError as err:
         raise InputError(f"the credential file {path} cannot be read: {err.strerror}") from err
     try:
-        config = json.loads(raw)
+        config = parse_json(raw)
         auths = dict(config.get("auths") or {})
         helpers = dict(config.get("credHelpers") or {})
         entries = {str(name): dict(entry or {}) for name, entry in auths.items()}
@@ -201,7 +201,7 @@ def _ask_helper(suffix: str, name: str) -> Credentials | None:
             f"{done.returncode}: {done.stderr.decode(errors='replace').strip()[:300]}"
         )
     try:
-        answer = json.loads(done.stdout)
+        answer = parse_json(done.stdout)
         username, secret = str(answer["Username"]), str(answer["Secret"])
     except (ValueError, TypeError, KeyError):
         raise InputError(

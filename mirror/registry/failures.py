@@ -11,7 +11,6 @@ a header.
 
 from __future__ import annotations
 
-import json
 import socket
 import ssl
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,6 +21,7 @@ from typing import Any
 
 import httpx
 
+from mirror.documents import parse_json
 from mirror.errors import (
     DeniedError,
     MirrorError,
@@ -44,20 +44,30 @@ TRANSIENT_STATUSES = frozenset({408, 429, 500, 502, 503, 504})
 class TransientFailure(Exception):
     """An attempt failed in a way that may pass; `error` is what to raise once patience ends.
 
-    `happened` says it in a few words, for every time that it happens again. Inside this package
+    `happened` says it in a few words, for every time that it happens again. `unreachable`: the host
+    could not be connected to, or gave no answer in time. Inside this package
     only: the retry loops stand between it and the callers.
     """
 
     def __init__(
-        self, error: RegistryError, happened: str, retry_after_s: float | None = None
+        self,
+        error: RegistryError,
+        happened: str,
+        retry_after_s: float | None = None,
+        *,
+        unreachable: bool = False,
     ) -> None:
         super().__init__(str(error))
         error.may_pass = True
         self.error, self.happened, self.retry_after_s = error, happened, retry_after_s
+        self.unreachable = unreachable
 
 
 class Backoff:
-    """The failures of one piece of work in a row; used by one thread."""
+    """The failures of one piece of work in a row; used by one thread.
+
+    `answers` counts what the host has answered to others so far.
+    """
 
     def __init__(
         self,
@@ -65,25 +75,40 @@ class Backoff:
         sleep: Callable[[float], object],
         where: str,
         on_event: OnEvent,
+        answers: Callable[[], int] = lambda: 0,
     ) -> None:
         self._policy, self._sleep, self._where, self._on_event = policy, sleep, where, on_event
+        self._answers, self._answered = answers, answers()
         self.failures = 0
+        self._refusals, self._waited_s = 0, 0.0
 
     def progressed(self) -> None:
         """The work got further: patience starts anew."""
-        self.failures = 0
+        self.failures = self._refusals = 0
+        self._waited_s = 0.0
 
     def wait(self, failure: TransientFailure) -> None:
         """Wait before the next attempt.
 
         Raises:
-            RegistryError: that of `failure`, when this was the last attempt.
+            RegistryError: that of `failure`, when patience is at its end.
         """
-        self.failures += 1
-        if self.failures >= self._policy.attempts:
+        answered, self._answered = self._answered, self._answers()
+        others = self._answered > answered
+        if others:
+            self._waited_s = 0.0
+        refused = failure.error.status in (429, 503)
+        if refused and (others or failure.retry_after_s is not None):
+            self._refusals += 1
+        else:
+            self.failures += 1
+        over = self._waited_s >= self._policy.patience_s
+        if over or self.failures >= self._policy.attempts:
             raise failure.error from failure.__cause__
-        delay_s = self._policy.delay_s(self.failures, failure.retry_after_s)
-        self._on_event(Retrying(self._where, self.failures, delay_s, failure.happened))
+        number = self.failures + self._refusals
+        delay_s = self._policy.delay_s(number, failure.retry_after_s)
+        self._on_event(Retrying(self._where, number, delay_s, failure.happened))
+        self._waited_s += delay_s
         self._sleep(delay_s)
 
 
@@ -140,6 +165,7 @@ def from_network(
                     where=where,
                 ),
                 happened,
+                unreachable=True,
             )
         case httpx.ReadTimeout() if not in_body:
             return TransientFailure(
@@ -149,6 +175,7 @@ def from_network(
                     where=where,
                 ),
                 f"{host} did not answer in time",
+                unreachable=True,
             )
         case httpx.ReadTimeout() | httpx.WriteTimeout():
             return stalled(where, host, options)
@@ -212,16 +239,19 @@ def _from_connect(err: Exception, *, where: str, host: str) -> TransientFailure 
             )
             # EAI_AGAIN is the name server's own trouble; other answers stay what they are.
             again = cause.errno == socket.EAI_AGAIN
-            return TransientFailure(failure, happened) if again else failure
+            return TransientFailure(failure, happened, unreachable=True) if again else failure
         if isinstance(cause, ConnectionRefusedError):
             happened = f"{host} refuses connections"
             return TransientFailure(
                 unreachable(f"{happened}; check that the registry runs and that the port is right"),
                 happened,
+                unreachable=True,
             )
     happened = f"no connection to {host}"
     return TransientFailure(
-        unreachable(f"{happened}: {_reason(err)}; check the address and the network"), happened
+        unreachable(f"{happened}: {_reason(err)}; check the address and the network"),
+        happened,
+        unreachable=True,
     )
 
 
@@ -329,7 +359,7 @@ def from_token_server(
 def _registry_errors(body: bytes) -> tuple[Sequence[str], str]:
     """The codes in an error answer, and its text for people."""
     try:
-        errors = json.loads(body)["errors"]
+        errors = parse_json(body)["errors"]
         pairs = [(str(e.get("code", "")), str(e.get("message", ""))) for e in errors]
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return (), ""  # a proxy's page, most often: the status says enough

@@ -6,11 +6,11 @@ is distribution's own and only some registries have it.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator
 from urllib.parse import quote
 
+from mirror.documents import parse_json
 from mirror.errors import InvalidManifestError, MirrorError, RegistryError, RegistryNotFoundError
 from mirror.oci import Child, Digest, Manifest, media_types
 from mirror.oci.manifest import MAX_MANIFEST_BYTES
@@ -141,7 +141,7 @@ def _pages(transport: Transport, url: str, wanted: scopes.Scopes, limit: int) ->
 def _names(transport: Transport, answer: Answer, key: str) -> list[str]:
     where = transport.where("GET", answer.url)
     try:
-        names = json.loads(answer.body)[key] or []
+        names = parse_json(answer.body)[key] or []
     except (ValueError, TypeError, KeyError, RecursionError) as err:
         raise _broken(where, f"{transport.host} does not answer with a list of {key}") from err
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):

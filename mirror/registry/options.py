@@ -18,14 +18,18 @@ class RetryPolicy:
     random by up to the share `jitter`, so that many workers do not come back all at once. A
     server's `Retry-After` wins when it is longer, up to `max_retry_after_s`.
 
-    `sleep` None waits in a way that closing the client ends; pass another to wait elsewhere, such
-    as `Event.wait` of a cancellation flag.
+    A server that refuses (429, 503) and asks for patience, or answers others meanwhile, has not
+    failed: that is waited for as long as something gets on within `patience_s`.
+
+    `sleep` is for tests: it takes the place of waiting, and the client's clock moves on by what it
+    was asked to wait.
     """
 
     attempts: int = 5
     base_delay_s: float = 1.0
     max_delay_s: float = 30.0
     max_retry_after_s: float = 120.0
+    patience_s: float = 300.0
     jitter: float = 0.5
     sleep: Callable[[float], object] | None = None
     random: Callable[[], float] = random.random
@@ -68,6 +72,10 @@ class ConnectionOptions:
     `stall_min_bytes` in a window of that length. `answer_timeout_s` is how long a registry may
     think about a finished upload: object stores copy the whole blob before they answer.
 
+    `max_connections` is the most requests at once. How many there are at a time, and how fast they
+    follow each other, is learnt from the host; `requests_per_s` bounds the latter. `limit_rate`
+    bounds the bytes a second of all transfers together, in both directions.
+
     Proxies come from `HTTP_PROXY`, `HTTPS_PROXY`, `ALL_PROXY` and `NO_PROXY`; trusted roots from
     `SSL_CERT_FILE` and `SSL_CERT_DIR` in place of the system's, as in other tools.
     """
@@ -82,7 +90,14 @@ class ConnectionOptions:
     answer_timeout_s: float = 300.0
     retries: RetryPolicy = field(default_factory=RetryPolicy)
     max_connections: int = 100
+    limit_rate: float | None = None
+    requests_per_s: float | None = None
     user_agent: str = field(default_factory=_user_agent)
+
+    def __post_init__(self) -> None:
+        for bound in (self.limit_rate, self.requests_per_s):
+            if bound is not None and bound <= 0:
+                raise ValueError("limits of bytes and requests a second must be positive")
 
     @property
     def scheme(self) -> str:

@@ -357,6 +357,7 @@ class StallWatch:
 
     Only the time that the network takes counts: a slow disk on our side is no stall. Sockets have
     time-outs of their own for moving nothing at all; this catches the connection that trickles.
+    `spend` hears of all bytes and may wait, for a rate to be kept.
     """
 
     def __init__(
@@ -365,7 +366,9 @@ class StallWatch:
         min_bytes: int,
         error: Callable[[], Exception],
         clock: Callable[[], float] = time.monotonic,
+        spend: Callable[[int], None] | None = None,
     ) -> None:
+        self._spend = spend
         self._window_s, self._min_bytes = window_s, min_bytes
         self._error, self._clock = error, clock
         self._waited_s, self._moved = 0.0, 0
@@ -387,6 +390,8 @@ class StallWatch:
             if chunk is None:
                 return
             self._note(len(chunk), self._clock() - began)
+            if self._spend is not None:
+                self._spend(len(chunk))
             yield chunk
 
     def sent(self, chunks: Iterable[bytes]) -> Iterator[memoryview]:
@@ -404,4 +409,6 @@ class StallWatch:
                 yield piece
                 waited_s = self._clock() - began
                 self._note(len(piece), waited_s)
+                if self._spend is not None:
+                    self._spend(len(piece))
                 size = _MIN_PIECE if waited_s > _SLOW_PIECE_S else min(size * 2, _MAX_PIECE)

@@ -7,6 +7,7 @@ go wrong leaves it as one of our errors.
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Collection, Generator, Iterable, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -22,6 +23,7 @@ from mirror.registry import failures
 from mirror.registry.auth import Authenticator, Credentials, parse_challenges
 from mirror.registry.connections import Connections, Home, host_of, path_of
 from mirror.registry.failures import Backoff, TransientFailure
+from mirror.registry.gate import HostGate
 from mirror.registry.options import ConnectionOptions
 from mirror.registry.scopes import Scopes
 from mirror.registry.sockets import Patience, StallWatch, bound_head
@@ -80,6 +82,8 @@ class Wire:
         self.base = f"{options.scheme}://{_ALIASES.get(host, host)}"
         self.home = Home(host, self.base)
         self.closing = Cancellation()
+        self.slept_s = 0.0  # only where `RetryPolicy.sleep` takes the place of waiting
+        self.gate = HostGate(options, lambda: time.monotonic() + self.slept_s)
         self.connections: httpx.BaseTransport = Connections(options)
         self.auth = Authenticator(host, secure=not options.plain_http, credentials=credentials)
 
@@ -143,10 +147,15 @@ class Transport:
     def backoff(self, where: str) -> Backoff:
         """Patience for one piece of work, as the options have it."""
         policy = self.options.retries
-        return Backoff(policy, policy.sleep or self._pause, where, self.run.on_event)
+        answers = self._wire.gate.answers_to_others
+        return Backoff(policy, self.pause, where, self.run.on_event, answers)
 
-    def _pause(self, delay_s: float) -> None:
+    def pause(self, delay_s: float) -> None:
         """Wait; the run, its deadline and closing the client end it at once, as in `check`."""
+        if (sleep := self.options.retries.sleep) is not None:
+            sleep(delay_s)
+            self._wire.slept_s += delay_s
+            return
         either = Cancellation(self.run.cancellation)
         remaining_s = self.run.remaining_s()
         try:
@@ -238,10 +247,18 @@ class Transport:
             TransientFailure: the network failed, here or while the block read the body.
             MirrorError: it failed in a way that does not pass, or the token server refused.
         """
-        with self._failures_of(self.where(method, url)) as got:
-            sending = _Sending(method, headers or {}, body, answer_timeout_s)
-            got += [self._exchange(sending, url, scopes)]
-            yield got[0]
+        where, quick = self.where(method, url), body is None
+        with self._wire.gate.admitted(self.check, self.pause) as admission:
+            try:
+                with self._failures_of(where) as got:
+                    sending = _Sending(method, headers or {}, body, answer_timeout_s)
+                    got += [self._exchange(sending, url, scopes)]
+                    asked = failures.retry_after_s(got[0].headers.get("retry-after"))
+                    admission.head(got[0].status_code, asked, quick=quick)
+                    yield got[0]
+            except TransientFailure as failure:
+                admission.failed(failure)
+                raise
 
     @contextmanager
     def _failures_of(self, where: str) -> Generator[list[httpx.Response], None, None]:
@@ -284,7 +301,12 @@ class Transport:
             options.stall_timeout_s,
             options.stall_min_bytes,
             lambda: failures.stalled(where, self.host, options),
+            spend=None if options.limit_rate is None else self._spend,
         )
+
+    def _spend(self, count: int) -> None:
+        if wait_s := self._wire.gate.spend(count):
+            self.pause(wait_s)
 
     # -- one exchange --------------------------------------------------------------------------
 

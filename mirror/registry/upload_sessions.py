@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import BinaryIO, Self, TypeAlias
 from urllib.parse import quote
 
+from mirror.documents import parse_json
 from mirror.errors import (
     FileSystemError,
     InvalidDigestError,
@@ -254,11 +255,12 @@ class KeptUpload:
 class UploadJournal:
     """The unfinished uploads to one registry (`host[:port]`), kept in `folder`. Thread-safe.
 
-    A context manager. While another process holds the journal of the same registry, this one stays
-    empty and writes nothing, so that two never feed one session. Once all is done the file is gone.
+    A context manager: the journal is opened and read when the block begins. While another process
+    holds the journal of the same registry, this one stays empty and writes nothing, so that two
+    processes never feed one session. Once every upload is finished the file is removed.
 
     Raises:
-        FileSystemError: the folder cannot be used.
+        FileSystemError: at the beginning of the block, if the folder cannot be used.
     """
 
     def __init__(self, folder: Path, host: str, *, clock: Callable[[], float] = time.time) -> None:
@@ -267,16 +269,16 @@ class UploadJournal:
         self._lock = threading.Lock()  # guards the next two
         self._file: BinaryIO | None = None
         self._kept: dict[tuple[str, Digest], KeptUpload] = {}
+
+    def __enter__(self) -> Self:
         with _errors(self.path):
-            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             self._file = _locked(self.path)
         if self._file is None:
             _log.debug("%s is in use; uploads are not written down", self.path)
-            return
+            return self
         with _errors(self.path):
             self._read(self._file)
-
-    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_raised: object) -> None:
@@ -323,7 +325,7 @@ class UploadJournal:
             with suppress(
                 ValueError, TypeError, KeyError, RecursionError, AttributeError, InvalidDigestError
             ):
-                entry = json.loads(line)
+                entry = parse_json(line)
                 key = (str(entry["repository"]), Digest.parse(entry["digest"]))
                 self._kept.pop(key, None)
                 if entry.get("location") and float(entry["at"]) > oldest:

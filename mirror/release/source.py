@@ -37,7 +37,7 @@ from mirror.oci.manifest import descriptor_json
 from mirror.registry import RegistryReader
 from mirror.release.metadata import VERSION_JSON, ReleaseInfo, parse_release
 from mirror.run import Run
-from mirror.sync.registry import RegistrySource
+from mirror.sync.tree import RegistrySource
 from mirror.sync.workers import Item, Result, gather
 
 _METADATA_PLATFORM = Platform("linux", "amd64")

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from mirror.bundle.compress import Compressed
 from mirror.bundle.delta import Omissions
-from mirror.bundle.parts import size_text
+from mirror.bundle.format import size_text
 from mirror.bundle.report import compression_rows, omission_rows
 from mirror.bundle.verify import BundleReport
 from mirror.layout import (
@@ -21,15 +21,15 @@ from mirror.layout import (
     tags_of_versions,
 )
 from mirror.oci import Digest
+from mirror.operations.compare import RegistryReport
 from mirror.operations.inventory import RegistryInventory
 from mirror.operations.merge import MergeReport
 from mirror.operations.pull import PlannedReference, PullPlan, PullReport
 from mirror.operations.push_reports import PushPlan, PushReport, Share, shares
-from mirror.operations.verify import RegistryReport
 from mirror.release.select import SelectedContent
 from mirror.release.source import SourceTree
 from mirror.sync import Finding, Inventory
-from mirror.sync.findings import listed
+from mirror.sync.observation import listed
 
 
 def duration_text(seconds: float) -> str:

@@ -10,7 +10,7 @@ from typing import Any, TextIO
 
 from tqdm import tqdm
 
-from mirror.bundle.parts import size_text
+from mirror.bundle.format import size_text
 from mirror.events import (
     BlobDone,
     BytesMoved,

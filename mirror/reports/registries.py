@@ -1,17 +1,16 @@
-"""What commands about registries say when they are done: sync, diff, status, generations."""
+"""Summaries of commands about registries: sync, diff, status, prune, and generations."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from mirror.bundle.parts import size_text
-from mirror.operations.diff import DiffReport
+from mirror.bundle.format import size_text
+from mirror.operations.compare import DiffReport, ReplicaStatus, StatusReport
 from mirror.operations.history import Generation, HistoryReport
 from mirror.operations.prune import PruneReport
 from mirror.operations.push_reports import QuorumReport
 from mirror.operations.results import Outcome, ReplicaResult
 from mirror.operations.rollback import RollbackReport
-from mirror.operations.status import ReplicaStatus, StatusReport
 from mirror.operations.sync import SyncReport
 from mirror.reports.bundles import duration_text, table
 from mirror.sync.difference import TagDifference

@@ -1,12 +1,11 @@
 """Inventory, diff, plan, transfer: what is wanted, what is there, and carrying the difference."""
 
-from mirror.sync.content import BlobContent, Source, Target
-from mirror.sync.failover import FailoverSource, Holder
-from mirror.sync.findings import Dependents, Finding
+from mirror.sync.content import MemoryStore, Source, Target
+from mirror.sync.failover import BlobContent, FailoverSource, Holder
 from mirror.sync.inventory import Gap, Inventory, InventoryBuilder, union
-from mirror.sync.memory import MemoryStore
-from mirror.sync.nodes import ManifestNode, RepositoryContent
+from mirror.sync.observation import Dependents, Finding
 from mirror.sync.plan import CopyBlob, Plan, PutManifest, PutTag, applied, make_plan
+from mirror.sync.repository_content import ManifestNode, RepositoryContent
 from mirror.sync.transfer import TransferReport, transfer
 
 __all__ = [

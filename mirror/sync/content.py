@@ -6,17 +6,18 @@ targets. Repository paths are relative to the root that the inventory shares.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable
-from contextlib import closing
+import threading
+from collections.abc import Generator, Iterable
 from typing import TYPE_CHECKING, Protocol
 
-from mirror.errors import DigestMismatchError, MirrorError, SizeMismatchError
-from mirror.oci import Digest, Manifest, Verifier
-from mirror.run import Run
+from mirror.errors import NotFoundError
+from mirror.oci import Digest, Manifest
+from mirror.sync.inventory import Inventory, InventoryBuilder
+from mirror.sync.plan import CopyBlob
+from mirror.sync.repository_content import ManifestNode
 
 if TYPE_CHECKING:
-    from mirror.sync.inventory import Inventory
-    from mirror.sync.plan import CopyBlob
+    from mirror.sync.failover import BlobContent
 
 
 class Source(Protocol):
@@ -72,96 +73,107 @@ class Target(Protocol):
         ...
 
 
-class BlobContent:
-    """The bytes of one blob on their way: verified, counted, and cut short on cancellation.
+_CHUNK = 1 << 20
 
-    One transfer owns one of these and reads it as often as it needs to, from any offset: bytes
-    are hashed the first time they pass, so a continued upload is still verified as a whole.
-    Not thread-safe.
+
+class MemoryStore:
+    """Repositories in memory, both `Source` and `Target`. Thread-safe.
+
+    Equal blobs of several repositories are stored once.
     """
 
-    def __init__(
+    def __init__(self, name: str = "memory") -> None:
+        self._name = name
+        self._lock = threading.Lock()
+        self._data: dict[Digest, bytes] = {}
+        self._blobs: dict[str, set[Digest]] = {}
+        self._manifests: dict[str, dict[Digest, Manifest]] = {}
+        self._tags: dict[str, dict[str, Digest]] = {}
+
+    @property
+    def name(self) -> str:
+        return self._name
+
+    # -- filling it by hand --------------------------------------------------------------------
+
+    def add_blob(self, repository: str, data: bytes) -> Digest:
+        """Put `data` into `repository`; return its digest."""
+        digest = Digest.of(data)
+        with self._lock:
+            self._data.setdefault(digest, data)
+            self._blobs.setdefault(repository, set()).add(digest)
+        return digest
+
+    def add_manifest(
+        self, repository: str, raw: bytes, media_type: str, *, tags: Iterable[str] = ()
+    ) -> Manifest:
+        """Put a manifest into `repository`, under its digest and `tags`."""
+        manifest = Manifest.parse(raw, media_type)
+        self.put_manifest(repository, manifest)
+        for tag in tags:
+            self.put_tag(repository, tag, manifest)
+        return manifest
+
+    # -- Source --------------------------------------------------------------------------------
+
+    def manifest(self, repository: str, digest: Digest) -> Manifest:
+        with self._lock:
+            found = self._manifests.get(repository, {}).get(digest)
+        if found is None:
+            raise NotFoundError(f"{self.name}: no manifest {digest} in {repository!r}")
+        return found
+
+    def blob(
         self,
-        source: Source,
         repository: str,
         digest: Digest,
-        size: int,
-        *,
-        on_bytes: Callable[[int], None] = lambda _count: None,
-        run: Run | None = None,
-    ) -> None:
-        self.digest, self.size = digest, size
-        self._source, self._repository = source, repository
-        self._on_bytes, self._run = on_bytes, run or Run()
-        self._where = f"{source.name}: blob {digest} of {repository or 'the root repository'}"
-        self._verifier = Verifier(digest, size, self._where)
-        self._judged = False
-        self._reported = 0
+        size: int,  # noqa: ARG002 - the protocol's
+        offset: int = 0,
+    ) -> Generator[bytes, None, None]:
+        with self._lock:
+            there = digest in self._blobs.get(repository, ())
+        if not there:
+            raise NotFoundError(f"{self.name}: no blob {digest} in {repository!r}")
+        data = self._data[digest]
+        for start in range(offset, len(data), _CHUNK):
+            yield data[start : start + _CHUNK]
 
-    def chunks(self, offset: int = 0) -> Generator[bytes, None, None]:
-        """The bytes from `offset` on, in the pieces in which the source gives them.
+    def inventory(self) -> Inventory:
+        """All it holds."""
+        builder = InventoryBuilder()
+        with self._lock:
+            for path, blobs in self._blobs.items():
+                for digest in blobs:
+                    builder.add_blob(path, digest, len(self._data[digest]))
+            for path, manifests in self._manifests.items():
+                for manifest in manifests.values():
+                    builder.add_manifest(path, ManifestNode.of(manifest), closed=False)
+            for path, tags in self._tags.items():
+                for tag, digest in tags.items():
+                    builder.add_tag(path, tag, digest)
+        return builder.build()
 
-        The last piece comes only after the whole has proved right.
+    # -- Target --------------------------------------------------------------------------------
 
-        Raises:
-            SizeMismatchError, DigestMismatchError: the source has other bytes under this name.
-            CancelledError: the run was stopped; nothing is complete.
-        """
-        if self._verifier.count > self.size:
-            self._verifier.finish()  # too long before, so its first bytes look whole; raises
-        position = min(offset, self._verifier.count)
-        held: bytes | None = None
-        with closing(
-            self._source.blob(self._repository, self.digest, self.size, position)
-        ) as stream:
-            for piece in stream:
-                self._run.check(self._where)
-                end = position + len(piece)
-                if end > self._verifier.count:  # a part that was read before is not hashed again
-                    self._verifier.update(piece[self._verifier.count - position :])
-                if end > offset:
-                    if held is not None:
-                        yield held
-                        self._passed(position)
-                    held = piece[max(0, offset - position) :]
-                position = end
-        if not self._judged:
-            self._verifier.finish()
-            self._judged = True
-        if held is not None:
-            yield held
-            self._passed(position)
+    def held(self, wanted: Inventory) -> Inventory:  # noqa: ARG002 - it knows all it holds
+        return self.inventory()
 
-    def is_blamed_by(self, error: MirrorError) -> bool:
-        """Whether `error` says that the source has other bytes under this digest."""
-        return (
-            isinstance(error, DigestMismatchError | SizeMismatchError)
-            and error.where == self._where
-        )
+    def put_blob(self, step: CopyBlob, content: BlobContent) -> int:
+        sent = 0
+        if step.mount_from is None:
+            data = b"".join(content.chunks())
+            sent = len(data)
+            with self._lock:
+                self._data[step.digest] = data
+        with self._lock:
+            for repository in step.into:
+                self._blobs.setdefault(repository, set()).add(step.digest)
+        return sent
 
-    def begin_with(self, chunks: Iterable[bytes]) -> None:
-        """Take bytes that the target has from an earlier, broken transfer as the beginning.
+    def put_manifest(self, repository: str, manifest: Manifest) -> None:
+        with self._lock:
+            self._manifests.setdefault(repository, {})[manifest.digest] = manifest
 
-        They are hashed like all others: `chunks` from behind them on prove the whole right, or
-        wrong, in which case `restarted` gives another try without them.
-        """
-        for chunk in chunks:
-            self._verifier.update(chunk)
-            self._passed(self._verifier.count)
-
-    def restarted(self) -> BlobContent:
-        """The same blob, read from its beginning."""
-        return BlobContent(
-            self._source,
-            self._repository,
-            self.digest,
-            self.size,
-            on_bytes=lambda _count: None,  # what is read again was reported
-            run=self._run,
-        )
-
-    def _passed(self, position: int) -> None:
-        """Report progress once per byte, however often a broken attempt is begun again."""
-        if position > self._reported:
-            self._on_bytes(position - self._reported)
-            self._reported = position
+    def put_tag(self, repository: str, tag: str, manifest: Manifest) -> None:
+        with self._lock:
+            self._tags.setdefault(repository, {})[tag] = manifest.digest

@@ -25,7 +25,8 @@ from mirror.errors import (
 )
 from mirror.events import OnEvent, Warned
 from mirror.events import ignore as ignore_events
-from mirror.oci import Digest, Manifest
+from mirror.oci import Digest, Manifest, Verifier
+from mirror.run import Run
 from mirror.sync.content import Source
 from mirror.sync.inventory import Inventory
 
@@ -45,9 +46,9 @@ def continued(
     """The bytes of one blob from `offset` on; where one place breaks off, the next continues.
 
     `open_at` opens what a place has from an offset on. `failed` hears of each place that did not
-    bring the blob to its end, with the position reached, and may raise to end the attempt; places
-    are taken from `places` only then. Ends early when they run out, which `failed` can tell.
-    Bytes are not verified here.
+    bring the blob to its end, with the position reached; it may raise to end the attempt. The next
+    place is taken from `places` only then. The bytes end early when places run out, and they are
+    not verified here.
     """
     position = offset
     for place in places:
@@ -68,9 +69,9 @@ def continued(
 
 @dataclass(frozen=True, slots=True)
 class Holder:
-    """A source of which it is known where its blobs lie: in the repositories of `held`, no other.
+    """A source whose blobs lie in the repositories of `held` and in no others.
 
-    It is asked for a blob there, whatever repository the blob is wanted for.
+    It is asked for a blob there, whichever repository the blob is wanted for.
     """
 
     source: Source
@@ -79,7 +80,7 @@ class Holder:
 
 @dataclass(frozen=True, slots=True)
 class _Copy:
-    """Where one copy of some content should lie."""
+    """A place, and the repository there in which some content should lie."""
 
     place: int
     source: Source
@@ -91,27 +92,26 @@ class _Copy:
 
 @dataclass(slots=True)
 class _Record:
-    """What is known about one digest. Changed under the source's lock only."""
+    """What failed about one digest. Changed under the source's lock only."""
 
     errors: dict[int, MirrorError] = field(default_factory=dict)
-    """Place → why it is of no use; the first reason that is more than absence."""
+    """Place → why it is of no use; a reason that says more than absence is kept."""
     failed: set[_Copy] = field(default_factory=set)
-    givers: set[int] = field(default_factory=set)
-    """The places whose bytes are out and have not been judged."""
     mixed: bool = False
+    """Whether the bytes that proved wrong last came from several places."""
 
 
 class FailoverSource:
     """Several sources as one, asked in their order. Thread-safe.
 
     A place that gave wrong bytes, or none, is not asked for the same content again, and one that
-    does not answer is asked last from then on. Of that, `on_event` hears (`Warned`), but not of
-    mere absence. `wanted` tells in which other repositories of each source the same content should
-    lie, for a registry that lost it in one of them.
+    does not answer is asked last from then on. `on_event` hears of both (`Warned`), but not of mere
+    absence. `wanted` says in which other repositories of each source the same content should lie,
+    for a registry that lost it in one of them.
 
-    What no place has raises:
-        UnreachableError, DeniedError: none of them answers, or all of them refuse.
-        NoSoundCopyError: it is missing or damaged everywhere; names each place and its reason.
+    Where no place has the content, reading it raises:
+        UnreachableError, DeniedError: no place answers, or every place refuses.
+        NoSoundCopyError: the content is missing or damaged; names each place with its reason.
     """
 
     def __init__(
@@ -133,8 +133,9 @@ class FailoverSource:
         self._alike = _paths(wanted) if wanted is not None else {}
         self._name, self._on_event = name, on_event
         self._lock = threading.Lock()
-        self._records: dict[Digest, _Record] = {}  # under the lock, like the next
-        self._down: set[int] = set()
+        self._records: dict[Digest, _Record] = {}  # under the lock, like the next two
+        self._givers: dict[Digest, frozenset[int]] = {}  # whose bytes are out and not yet judged
+        self._down: frozenset[int] = frozenset()
 
     @property
     def name(self) -> str:
@@ -155,7 +156,7 @@ class FailoverSource:
     ) -> Generator[bytes, None, None]:
         def open_at(copy: _Copy, position: int) -> Generator[bytes, None, None]:
             with self._lock:
-                self._records.setdefault(digest, _Record()).givers.add(copy.place)
+                self._givers[digest] = self._givers.get(digest, frozenset()) | {copy.place}
             return copy.source.blob(copy.repository, digest, size, position)
 
         done = False
@@ -176,20 +177,19 @@ class FailoverSource:
             raise self._verdict(f"blob {digest}", digest)
 
     def reject(self, digest: Digest, error: MirrorError) -> None:
-        """What was read last as the blob `digest` proved wrong, as `error` says.
+        """Take note that the bytes read last as the blob `digest` are wrong, as `error` says.
 
-        Returns if it is worth being read once more, from its beginning.
+        Returns if it is worth reading the blob once more, from its beginning.
 
         Raises:
             NoSoundCopyError, UnreachableError, DeniedError: no place is left to read it from.
         """
         with self._lock:
             record = self._records.setdefault(digest, _Record())
-            givers = {place for place in record.givers if place not in record.errors}
-            # Of several that gave parts nobody knows who was wrong: one of them gives all next.
-            blamed = givers if len(record.givers) == 1 or record.mixed else set()
+            givers = self._givers.pop(digest, frozenset())
+            # If several gave parts, nobody knows who was wrong: one of them gives all next time.
+            blamed = givers - record.errors.keys() if len(givers) == 1 or record.mixed else ()
             record.mixed = not blamed
-            record.givers.clear()
         for place in blamed:
             copy = _Copy(place, self._sources[place], "")
             self._failed(copy, digest, _said_of(copy.source.name, digest, error))
@@ -199,14 +199,13 @@ class FailoverSource:
     # -- which place ---------------------------------------------------------------------------
 
     def _copies(self, repository: str, digest: Digest, *, is_blob: bool) -> Iterator[_Copy]:
-        """Where to look, in order; each is chosen when it is needed."""
+        """Where to look, in order. Each copy is chosen when it is needed."""
         seen: set[_Copy] = set()
         while True:
             with self._lock:
                 record = self._records.get(digest)
-                useless = record.failed if record else set()
-                barred = _barred(record)
-                down = set(self._down)
+                useless = frozenset(record.failed) if record else frozenset()
+                barred, down = _barred(record), self._down
             every = [
                 copy
                 for copy in self._all(repository, digest, is_blob=is_blob)
@@ -229,7 +228,7 @@ class FailoverSource:
             yield from (_Copy(place, source, path) for path in paths)
 
     def _failed(self, copy: _Copy, digest: Digest, error: MirrorError) -> None:
-        """Remember that `copy` is of no use."""
+        """Remember that `copy` is of no use for `digest`."""
         is_absence = isinstance(error, NotFoundError)
         with self._lock:
             record = self._records.setdefault(digest, _Record())
@@ -239,7 +238,7 @@ class FailoverSource:
                 record.errors[copy.place] = error
             is_news = not is_absence and copy.place not in self._down
             if isinstance(error, UnreachableError):
-                self._down.add(copy.place)
+                self._down |= {copy.place}
         _log.debug("%s: no %s: %s", copy, digest, error)
         if is_news and len(self._sources) > 1:
             self._on_event(Warned(f"{copy.source.name} does not give {digest}: {error}"))
@@ -256,7 +255,7 @@ class FailoverSource:
 
 
 def _said_of(place: str, digest: Digest, error: MirrorError) -> MirrorError:
-    """`error`, which was found when the bytes of several places had been put together."""
+    """`error`, which the whole of the bytes revealed, as one about the place that gave them."""
     where = f"{place}: blob {digest}"
     match error:
         case DigestMismatchError():
@@ -268,7 +267,7 @@ def _said_of(place: str, digest: Digest, error: MirrorError) -> MirrorError:
 
 
 def no_sound_copy(what: str, reasons: Sequence[tuple[str, MirrorError]]) -> MirrorError:
-    """The one error about content that no place gives; `reasons` are (place, its error)."""
+    """The error about content that no place gives. `reasons` are (place, its error)."""
     lines = [f"{what} cannot be had anywhere:"]
     for place, error in reasons:
         text = str(error)
@@ -281,10 +280,10 @@ def no_sound_copy(what: str, reasons: Sequence[tuple[str, MirrorError]]) -> Mirr
 
 
 def _barred(record: _Record | None) -> set[int]:
-    """Places that have nothing sound under this digest in any repository.
+    """Places that have nothing sound under a digest in any of their repositories.
 
-    Where it is absent from one repository, or access to that one is refused, another may have it;
-    equal bytes are stored once, so damage in one is damage in all.
+    Absence from one repository and refused access to it say nothing about the others. A registry
+    stores equal bytes once, so damage in one repository is damage in all.
     """
     if record is None:
         return set()
@@ -302,3 +301,98 @@ def _paths(inventory: Inventory, *, manifests: bool = True) -> dict[Digest, list
         for digest in (*content.blobs, *(content.manifests if manifests else ())):
             found.setdefault(digest, []).append(path)
     return found
+
+
+class BlobContent:
+    """The bytes of one blob on their way: verified, counted, and cut short on cancellation.
+
+    One transfer owns one of these and reads it as often as it needs to, from any offset: bytes
+    are hashed the first time they pass, so a continued upload is still verified as a whole.
+    Not thread-safe.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        repository: str,
+        digest: Digest,
+        size: int,
+        *,
+        on_bytes: Callable[[int], None] = lambda _count: None,
+        run: Run | None = None,
+    ) -> None:
+        self.digest, self.size = digest, size
+        self._source, self._repository = source, repository
+        self._on_bytes, self._run = on_bytes, run or Run()
+        self._where = f"{source.name}: blob {digest} of {repository or 'the root repository'}"
+        self._verifier = Verifier(digest, size, self._where)
+        self._judged = False
+        self._reported = 0
+
+    def chunks(self, offset: int = 0) -> Generator[bytes, None, None]:
+        """The bytes from `offset` on, in the pieces in which the source gives them.
+
+        The last piece comes only after the whole has proved right.
+
+        Raises:
+            SizeMismatchError, DigestMismatchError: the source has other bytes under this name.
+            CancelledError: the run was stopped; nothing is complete.
+        """
+        if self._verifier.count > self.size:
+            self._verifier.finish()  # too long before, so its first bytes look whole; raises
+        position = min(offset, self._verifier.count)
+        held: bytes | None = None
+        with closing(
+            self._source.blob(self._repository, self.digest, self.size, position)
+        ) as stream:
+            for piece in stream:
+                self._run.check(self._where)
+                end = position + len(piece)
+                if end > self._verifier.count:  # a part that was read before is not hashed again
+                    self._verifier.update(piece[self._verifier.count - position :])
+                if end > offset:
+                    if held is not None:
+                        yield held
+                        self._passed(position)
+                    held = piece[max(0, offset - position) :]
+                position = end
+        if not self._judged:
+            self._verifier.finish()
+            self._judged = True
+        if held is not None:
+            yield held
+            self._passed(position)
+
+    def is_blamed_by(self, error: MirrorError) -> bool:
+        """Whether `error` says that the source has other bytes under this digest."""
+        return (
+            isinstance(error, DigestMismatchError | SizeMismatchError)
+            and error.where == self._where
+        )
+
+    def begin_with(self, chunks: Iterable[bytes]) -> None:
+        """Take bytes that the target has from an earlier, broken transfer as the beginning.
+
+        They are hashed like all others: `chunks` from behind them on prove the whole right, or
+        wrong, in which case `restarted` gives another try without them.
+        """
+        for chunk in chunks:
+            self._verifier.update(chunk)
+            self._passed(self._verifier.count)
+
+    def restarted(self) -> BlobContent:
+        """The same blob, read from its beginning."""
+        return BlobContent(
+            self._source,
+            self._repository,
+            self.digest,
+            self.size,
+            on_bytes=lambda _count: None,  # what is read again was reported
+            run=self._run,
+        )
+
+    def _passed(self, position: int) -> None:
+        """Report progress once per byte, however often a broken attempt is begun again."""
+        if position > self._reported:
+            self._on_bytes(position - self._reported)
+            self._reported = position

@@ -17,7 +17,10 @@ from typing import Any
 
 from mirror.errors import DamagedBundleError, InputError, InvalidManifestError
 from mirror.oci import Descriptor, Digest
-from mirror.sync.canonical import (
+from mirror.sync.repository_content import (
+    NOTHING,
+    ManifestNode,
+    RepositoryContent,
     content_document,
     members,
     node_document,
@@ -25,7 +28,6 @@ from mirror.sync.canonical import (
     read_nodes,
     reason,
 )
-from mirror.sync.nodes import NOTHING, ManifestNode, RepositoryContent
 
 SCHEMA_VERSION = 1
 

@@ -19,9 +19,9 @@ from mirror.oci import Digest, Verifier
 from mirror.registry import RegistryReader
 from mirror.run import Run
 from mirror.sync.inventory import Inventory, InventoryBuilder
-from mirror.sync.nodes import RepositoryContent
 from mirror.sync.observation import Depth, Item, Observation, items_of
-from mirror.sync.per_item_errors import PerItemErrors
+from mirror.sync.repository_content import RepositoryContent
+from mirror.sync.workers import PerItemErrors
 
 
 class Place(Protocol):

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from mirror.oci import Digest
 from mirror.sync.inventory import Inventory, InventoryBuilder
-from mirror.sync.nodes import RepositoryContent
+from mirror.sync.repository_content import RepositoryContent
 
 TagStage = Callable[[str, str], int]
 """(repository, tag) → when the tag appears: all of a stage before any of the next."""

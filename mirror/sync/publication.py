@@ -26,6 +26,7 @@ from mirror.oci import Digest
 from mirror.run import Run
 from mirror.sync.artifact import Artifact, put_artifact
 from mirror.sync.content import Source, Target
+from mirror.sync.difference import Tags, differing, laid_over, tags_of, tags_only
 from mirror.sync.inventory import Inventory
 from mirror.sync.plan import Plan, PutTag, make_plan
 from mirror.sync.publication_state import (
@@ -39,7 +40,6 @@ from mirror.sync.publication_state import (
 )
 from mirror.sync.removal import deletes_tags, remove_tags
 from mirror.sync.statement import REPOSITORY, Statement
-from mirror.sync.tags import Tags, differing, laid_over, tags_of, tags_only
 from mirror.sync.transfer import Independence, Interim, TransferReport, transfer
 from mirror.sync.tree import RegistryTree
 

@@ -9,13 +9,13 @@ say. There is no clock and no host name in it: equal content makes equal bytes, 
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from importlib import metadata
 from typing import Any
 
+from mirror.documents import parse_json
 from mirror.errors import (
     DamagedBundleError,
     InputError,
@@ -25,10 +25,15 @@ from mirror.errors import (
 )
 from mirror.oci import Descriptor, Digest, Manifest
 from mirror.sync.artifact import Artifact, make_artifact
-from mirror.sync.canonical import canonical_json, path_of, tag_of, text_of
+from mirror.sync.difference import Tags, tags_of
 from mirror.sync.inventory import Inventory
-from mirror.sync.nodes import RepositoryContent
-from mirror.sync.tags import Tags, tags_of
+from mirror.sync.repository_content import (
+    RepositoryContent,
+    canonical_json,
+    path_of,
+    tag_of,
+    text_of,
+)
 
 SCHEMA_VERSION = 1
 
@@ -111,7 +116,7 @@ class Statement:
             InputError: it is one of a newer schema.
         """
         try:
-            document = json.loads(data)
+            document = parse_json(data)
             version = document["schemaVersion"]
             if version != SCHEMA_VERSION:
                 raise InputError(

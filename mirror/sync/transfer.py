@@ -26,13 +26,12 @@ from mirror.events import (
 )
 from mirror.oci import Digest, Manifest
 from mirror.run import Run
-from mirror.sync.content import BlobContent, Source, Target
-from mirror.sync.failover import FailoverSource
+from mirror.sync.content import Source, Target
+from mirror.sync.failover import BlobContent, FailoverSource
 from mirror.sync.inventory import Inventory, InventoryBuilder
-from mirror.sync.nodes import ManifestNode
-from mirror.sync.per_item_errors import PerItemErrors
 from mirror.sync.plan import CopyBlob, Plan, PutManifest, PutTag, make_plan
-from mirror.sync.workers import for_each
+from mirror.sync.repository_content import ManifestNode
+from mirror.sync.workers import PerItemErrors, for_each
 
 _log = logging.getLogger(__name__)
 

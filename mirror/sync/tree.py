@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import copy
+import threading
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
+from mirror.errors import DeniedError
+from mirror.events import Warned
 from mirror.layout import MODULES, join_path, with_modules_suffix
-from mirror.oci import Repository
-from mirror.registry import RegistryWriter, UploadJournal
+from mirror.oci import Digest, Manifest, Repository
+from mirror.registry import OpenUpload, RegistryReader, RegistryWriter, UploadJournal
 from mirror.run import Run
-from mirror.sync.observe import listed_tags
-from mirror.sync.registry import RegistrySource, RegistryTarget
-from mirror.sync.storage import Storage
+from mirror.sync.failover import BlobContent
+from mirror.sync.inventory import Inventory
+from mirror.sync.observation import Depth
+from mirror.sync.observe import listed_tags, observe
+from mirror.sync.plan import CopyBlob, Plan, places_written
+from mirror.sync.workers import gather
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,11 +47,6 @@ class RegistryTree:
     def name(self) -> str:
         """What messages and reports call it: `host[:port]/path`."""
         return str(self.root)
-
-    @property
-    def files(self) -> Storage | None:
-        """The registry's data folder, if `storage` names it."""
-        return None if self.storage is None else Storage(self.storage)
 
     def locate(self, path: str) -> str:
         """The registry's repository for `path`, a repository path of an inventory."""
@@ -75,3 +80,286 @@ class RegistryTree:
     def target(self, run: Run | None = None) -> RegistryTarget:
         """A writer to the tree for one operation: it learns whether mounts work, and so on."""
         return RegistryTarget(self.client, self.locate, self.name, run=run, journal=self.journal)
+
+
+Locate = Callable[[str], str]
+"""Repository path of an inventory → repository of the registry."""
+
+
+def below(root: str) -> Locate:
+    """Everything lies below repository `root`; the empty path is `root` itself."""
+    return lambda path: f"{root}/{path}" if path else root
+
+
+_SMALL_BLOB = 256 << 10
+_SMALL_BLOBS = 32 << 20
+"""Bytes of a blob that is kept once it was read, and of all that are."""
+
+
+class RegistrySource:
+    """Content read from a registry. Thread-safe.
+
+    Manifests are kept once they were read: an inventory is made from them, so they are small
+    beside it, and a transfer that carries them asks for none a second time. With `keep_small` so
+    are small blobs, up to a limit: whoever reads files in images to decide what to carry needs
+    them twice.
+    """
+
+    def __init__(
+        self,
+        client: RegistryReader,
+        locate: Locate,
+        name: str | None = None,
+        *,
+        keep_small: bool = False,
+    ) -> None:
+        self.client = client
+        self.locate = locate
+        self._name = name or f"registry {client.host}"
+        self._room = _SMALL_BLOBS if keep_small else 0
+        self._lock = threading.Lock()
+        self._manifests: dict[Digest, Manifest] = {}  # under the lock, like the next
+        self._small: dict[Digest, bytes] = {}
+
+    def within(self, run: Run) -> RegistrySource:
+        """The same source, every wait of which listens to `run`; what was read is shared."""
+        view = copy.copy(self)
+        view.client = self.client.within(run)
+        return view
+
+    @property
+    def name(self) -> str:
+        return self._name
+
+    def manifest(self, repository: str, digest: Digest) -> Manifest:
+        with self._lock:
+            kept = self._manifests.get(digest)
+        return kept or self.fetch(repository, digest)
+
+    def fetch(self, repository: str, reference: str | Digest) -> Manifest:
+        """Read a manifest by tag or digest from the registry.
+
+        Raises:
+            RegistryNotFoundError: `repository` has no such manifest.
+        """
+        return self.remember(self.client.manifest(self.locate(repository), reference))
+
+    def remember(self, manifest: Manifest) -> Manifest:
+        """Offer `manifest` from now on without asking the registry; also one it does not have."""
+        with self._lock:
+            return self._manifests.setdefault(manifest.digest, manifest)
+
+    def blob(
+        self, repository: str, digest: Digest, size: int, offset: int = 0
+    ) -> Generator[bytes, None, None]:
+        with self._lock:
+            kept = self._small.get(digest)
+        if kept is not None:
+            yield kept[offset:]
+            return
+        chunks = self.client.blob(
+            self.locate(repository), digest, size=size, offset=offset, verify=False
+        )
+        with closing(chunks):
+            if size > _SMALL_BLOB or offset or size > self._room:
+                yield from chunks
+                return
+            data = b"".join(chunks)
+        self._keep(digest, data)
+        yield data
+
+    def _keep(self, digest: Digest, data: bytes) -> None:
+        """Keep a small blob, if it is what it should be and there is room."""
+        if Digest.of(data, digest.algorithm) != digest:
+            return
+        with self._lock:
+            if digest not in self._small and len(data) <= self._room:
+                self._room -= len(data)
+                self._small[digest] = data
+
+
+class _Mounting:
+    """Whether mounting is worth asking for: what one registry's answers have told. Thread-safe."""
+
+    PATIENCE = 3
+    """Refusals in a row, with never a success, after which a registry is taken not to mount."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._succeeded, self._refusals = False, 0
+
+    @property
+    def hopeless(self) -> bool:
+        with self._lock:
+            return not self._succeeded and self._refusals >= self.PATIENCE
+
+    def learn(self, *, mounted: bool) -> bool:
+        """Take note of an answer; True when it is the one that ends all hope."""
+        with self._lock:
+            self._succeeded |= mounted
+            self._refusals += not mounted
+            return not self._succeeded and self._refusals == self.PATIENCE
+
+
+class RegistryTarget:
+    """Content written to a registry. Thread-safe.
+
+    With a `journal` uploads that end with this process are continued by the next one.
+    """
+
+    def __init__(
+        self,
+        client: RegistryWriter,
+        locate: Locate,
+        name: str | None = None,
+        *,
+        run: Run | None = None,
+        journal: UploadJournal | None = None,
+    ) -> None:
+        self.client = client
+        self.locate = locate
+        self._name = name or f"registry {client.host}"
+        self._run = Run.of(run)
+        self._journal = journal
+        self._mounting = _Mounting()
+        self._lock = threading.Lock()
+        self._opened: dict[str, OpenUpload] = {}  # by repository; under the lock
+
+    @property
+    def name(self) -> str:
+        return self._name
+
+    # -- what is there -------------------------------------------------------------------------
+
+    def held(self, wanted: Inventory, depth: Depth = Depth.AUDIT) -> Inventory:
+        """What of `wanted` the registry has. `Depth.PROBE` is enough to plan with.
+
+        Raises:
+            MirrorError: the registry gives no clear answer about something.
+        """
+        held = observe(self, wanted, depth, run=self._run).certain()
+        for path, content in held.repositories.items():
+            for digest in content.blobs:
+                self._over(path, digest)
+        return held
+
+    def listed_tags(self, path: str) -> frozenset[str]:
+        """All tags of a repository of the tree; see the function of this name."""
+        return listed_tags(self.client, self.locate(path))
+
+    # -- access --------------------------------------------------------------------------------
+
+    def check_access(self, plan: Plan, *also: str) -> None:
+        """Prove that `plan` may be written, and into `also`, before its first byte moves.
+
+        An upload is opened in one repository of each part of the tree that is written to. Where
+        blobs go, the first of them uses it; elsewhere it is cancelled, and nothing is left behind.
+
+        Raises:
+            DeniedError: a repository may not be written to.
+            RegistryError: or cannot be, in a registry that is read-only for one.
+        """
+        places = dict.fromkeys(also, False) | places_written(plan)
+        gather(places.items(), self._probe, run=self._run)
+
+    def _probe(self, place: tuple[str, bool]) -> None:
+        path, uploads = place
+        repository = self.locate(path)
+        try:
+            opened = self.client.open_upload(repository)
+        except DeniedError as err:
+            raise DeniedError(
+                f"{repository} may not be written to, so nothing was sent: {err}",
+                where=err.where,
+                status=err.status,
+                codes=err.codes,
+            ) from err
+        if uploads:
+            with self._lock:
+                self._opened[repository] = opened
+        else:
+            self.client.cancel_upload(repository, opened)
+
+    def release(self) -> None:
+        """Cancel the uploads that `check_access` opened and nobody came to use."""
+        with self._lock:
+            left, self._opened = self._opened, {}
+        for repository, opened in left.items():
+            if not self.client.cancel_upload(repository, opened):
+                return  # a dead registry would be waited for once per session
+
+    # -- writing -------------------------------------------------------------------------------
+
+    def put_blob(self, step: CopyBlob, content: BlobContent) -> int:
+        sent, holder, paths = 0, step.mount_from, list(step.into)
+        if holder is None:
+            holder = paths.pop(0)
+            sent = self._upload(holder, step, content, None)
+        for path, opened in self._mount_all(paths, step.digest, holder):
+            sent += self._upload(path, step, content, opened)
+        return sent
+
+    def _upload(
+        self, path: str, step: CopyBlob, content: BlobContent, opened: OpenUpload | None
+    ) -> int:
+        repository = self.locate(path)
+        if opened is None:
+            with self._lock:
+                opened = self._opened.pop(repository, None)
+        return self.client.upload(
+            repository,
+            step.digest,
+            step.size,
+            content.chunks,
+            opened=opened,
+            journal=self._journal,
+        )
+
+    def _mount_all(
+        self, paths: Sequence[str], digest: Digest, holder: str
+    ) -> list[tuple[str, OpenUpload | None]]:
+        """Let `paths` have the blob of `holder`; return those where it must be uploaded instead.
+
+        With each goes the upload that the registry opened in place of the mount, if it did. Until
+        one mount succeeds they are asked for one by one, since many registries refuse them all.
+        """
+        answers: list[Literal[True] | OpenUpload | None] = []
+        while len(answers) < len(paths) and True not in answers:
+            answers.append(self._mount(paths[len(answers)], digest, holder))
+        answers += gather(
+            paths[len(answers) :],
+            lambda path: self._mount(path, digest, holder),
+            run=Run.of(self._run),
+        )
+        return [
+            (path, answer)
+            for path, answer in zip(paths, answers, strict=True)
+            if answer is not True
+        ]
+
+    def _over(self, path: str, digest: Digest) -> None:
+        """A blob that is there has no upload to be continued, whoever did not live to note it."""
+        if self._journal is not None:
+            self._journal.forget(self.locate(path), digest)
+
+    def _mount(self, path: str, digest: Digest, holder: str) -> Literal[True] | OpenUpload | None:
+        """True if the blob is there now; else the upload that was opened instead, if one was."""
+        if self._mounting.hopeless:
+            return None
+        answer = self.client.mount_or_open(self.locate(path), digest, self.locate(holder))
+        if self._mounting.learn(mounted=answer is True):
+            self._run.on_event(
+                Warned(
+                    f"{self._name} lets no repository have a blob of another; what several of them "
+                    "share is sent to each"
+                )
+            )
+        if answer is True:
+            self._over(path, digest)
+        return answer or None
+
+    def put_manifest(self, repository: str, manifest: Manifest) -> None:
+        self.client.put_manifest(self.locate(repository), manifest.digest, manifest)
+
+    def put_tag(self, repository: str, tag: str, manifest: Manifest) -> None:
+        self.client.put_manifest(self.locate(repository), tag, manifest)

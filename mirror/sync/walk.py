@@ -15,11 +15,11 @@ from mirror.errors import MirrorError, RegistryNotFoundError
 from mirror.oci import Digest
 from mirror.run import Run
 from mirror.sync.inventory import Inventory, InventoryBuilder
-from mirror.sync.nodes import ManifestNode
 from mirror.sync.observation import Item, Observation
 from mirror.sync.observe import listed_tags
-from mirror.sync.per_item_errors import PerItemErrors
-from mirror.sync.registry import RegistrySource
+from mirror.sync.repository_content import ManifestNode
+from mirror.sync.tree import RegistrySource
+from mirror.sync.workers import PerItemErrors
 
 _Held = tuple[str, Digest]
 """A manifest in a repository."""

@@ -1,4 +1,4 @@
-"""One cycle over real registries: who leads, what a replica lacks of it, and what was done."""
+"""One cycle over real registries: choose a leader, bring one replica to what it holds."""
 
 from __future__ import annotations
 
@@ -10,17 +10,18 @@ from typing import Any
 
 from mirror.errors import MirrorError, NotFoundError, UnreachableError
 from mirror.oci import Digest
-from mirror.operations.adopt import adopt
-from mirror.operations.audit_leader import LeaderAudit
-from mirror.operations.leader import Leader, ask_at_once, choose_leader
-from mirror.operations.results import How, Outcome, ReplicaResult
+from mirror.operations.adopt import adopt, may_move
+from mirror.operations.leader import Leader, LeaderAudit, choose_leader
+from mirror.operations.results import Outcome, ReplicaResult, SyncOptions
 from mirror.operations.sync import sync_replicas
+from mirror.operations.trees import ask_at_once
 from mirror.run import Run
 from mirror.sync import Inventory
 from mirror.sync.observation import Depth, Failure
 from mirror.sync.observe import observe
 from mirror.sync.publication_state import Published, read_statement, statement_digest
 from mirror.sync.tree import RegistryTree
+from mirror.sync.walk import Memory
 from mirror.watch.settings import AUTO, CheckLevel
 
 _PATIENCE_S = 5.0
@@ -37,7 +38,7 @@ class CycleResult:
     `declared` is how many manifests and blobs the leader declares, `verified` how many of them the
     replica is known to hold; both None where the leader could not be asked. `sent` in bytes.
     `leader` names the registry that the cycle followed; None where there was none. `bug` is the
-    exception that ended the cycle, if it was none of `mirror.errors`.
+    exception that ended the cycle if that was not a `MirrorError`.
     """
 
     level: CheckLevel
@@ -87,6 +88,7 @@ class Replicator:
         self._silent = _Silent()
         self._lock = threading.Lock()
         self._stated: Published | None = None  # under the lock: the statement that was read last
+        self._memories = {tree.name: Memory(may_move) for tree in trees.values()}
 
     def __call__(self, replica: str, level: CheckLevel, run: Run) -> CycleResult:
         """Bring `replica` up to date.
@@ -124,7 +126,7 @@ class Replicator:
             (result,) = report.replicas
         return self._result(level, leader, tree, result, unasked, run)
 
-    # -- ways to look --------------------------------------------------------------------------
+    # -- asking and comparing ----------------------------------------------------------------
 
     def _asked(self) -> tuple[list[RegistryTree], tuple[Failure, ...]]:
         """The registries to ask, and why each of the others is not asked."""
@@ -148,9 +150,10 @@ class Replicator:
         return leader, (*resting, *unasked)
 
     def _all_equal(self, tree: RegistryTree, run: Run) -> CycleResult | None:
-        """The cheap answer where nobody leads by name: one request per registry, all alike.
+        """The result if every registry states what was read last: one request per registry.
 
-        A peer that does not answer is reported. It is not known to state anything else.
+        None if one of them states something else. A peer that does not answer is reported, and
+        counts as unchanged.
         """
         with self._lock:
             known = self._stated
@@ -185,19 +188,22 @@ class Replicator:
         )
 
     def _audited(self, tree: RegistryTree, level: CheckLevel, run: Run) -> ReplicaResult:
-        """The replica that leads, held against its own statement."""
-        how = How(audit=level is CheckLevel.AUDIT, deep=level is CheckLevel.DEEP)
+        """Compare the replica that leads with its own statement."""
+        options = SyncOptions(audit=level is CheckLevel.AUDIT, deep=level is CheckLevel.DEEP)
         tree = tree.within(run)
         head = Leader.ask(tree, run=run)
-        if not how.full:
+        if not options.full:
             return ReplicaResult(tree.name, Outcome.EQUAL, head.digest, head.generation)
         others = [one.within(run) for one in self._trees.values() if one.name != tree.name]
-        return LeaderAudit(head, others, how, run=run).carry_out()
+        return LeaderAudit(head, others, options, run=run).carry_out()
 
     def _adopted(self, tree: RegistryTree, level: CheckLevel, run: Run) -> CycleResult:
-        """Nobody states anything: what other tools pushed is taken over where it is undisputed."""
+        """No registry states anything: copy what other tools pushed and no tag contradicts."""
         peers = [one for one in self._trees.values() if one is not tree]
-        done = adopt(tree, peers, run=run)
+        if level is not CheckLevel.STATEMENT:
+            for memory in self._memories.values():
+                memory.forget()
+        done = adopt(tree, peers, memories=self._memories, run=run)
         declared = count(done.inventory)
         return CycleResult(
             level,
@@ -208,7 +214,7 @@ class Replicator:
             sent=done.sent,
         )
 
-    # -- what it came to -----------------------------------------------------------------------
+    # -- results -------------------------------------------------------------------------------
 
     def _result(
         self,
@@ -235,7 +241,7 @@ class Replicator:
         )
 
     def _published(self, leader: RegistryTree) -> Published | None:
-        """What the leader states; its layer, which may be large, is read once per statement."""
+        """What the leader states. The layer, which may be large, is read once per statement."""
         digest = statement_digest(leader)
         with self._lock:
             if self._stated is not None and self._stated.digest == digest:
@@ -247,7 +253,7 @@ class Replicator:
         return published
 
     def _verified(self, published: Published | None, tree: RegistryTree, run: Run) -> int | None:
-        """How much of it an incomplete replica has, by asking; None if it does not answer."""
+        """Ask an incomplete replica how much of it it has; None if it does not answer."""
         if published is None:
             return None
         try:

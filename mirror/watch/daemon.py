@@ -103,7 +103,7 @@ class Daemon:
             self.metrics.record(replica, result, now_s=time.time())
             for error in result.errors:
                 _log.warning("%s: %s", replica, error)
-            # A peer's trouble is reported, and is no reason to look after this replica less often.
+            # Only this replica's own failures slow its cycles down; a peer's are just reported.
             if result.complete:
                 failures = 0
                 audited = started if level is CheckLevel.AUDIT else audited
@@ -152,9 +152,9 @@ class State:
             self._results[replica] = result
 
     def ready(self) -> bool:
-        """Whether the replica beside the daemon (or every one, if none is) holds everything.
+        """Whether the replica beside the daemon holds everything; without one, all replicas.
 
-        Before the first cycle nothing is known, so nothing is promised.
+        False before the first cycle.
         """
         with self._lock:
             results = [self._results[name] for name in self._asked]

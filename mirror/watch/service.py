@@ -7,8 +7,6 @@ distribution's notifications (its documentation, "Work with notifications").
 from __future__ import annotations
 
 import hmac
-import json
-import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -20,14 +18,10 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
+from mirror.documents import parse_json
 from mirror.errors import FileSystemError
 from mirror.layout import normalised_suffix
-from mirror.registry import (
-    ConnectionOptions,
-    Credentials,
-    RegistryClient,
-    find_credentials,
-)
+from mirror.registry import ConnectionOptions, Credentials, RegistryClient, find_credentials
 from mirror.registry.options import BRIEF
 from mirror.serve.server import ServerThread, listen
 from mirror.sync.tree import RegistryTree
@@ -63,12 +57,6 @@ def running(settings: WatchSettings) -> Iterator[tuple[Daemon, str | None]]:
         opened.callback(daemon.stop)
         daemon.start()
         yield daemon, url
-
-
-def watch(settings: WatchSettings, stop: threading.Event) -> None:
-    """Keep the replicas equal until `stop` is set; raises as `running`."""
-    with running(settings):
-        stop.wait()
 
 
 def _serve(settings: WatchSettings, daemon: Daemon, opened: ExitStack) -> str:
@@ -149,7 +137,7 @@ def create_app(daemon: Daemon, *, notify_token: str | None = None) -> Starlette:
         if body is None:
             return PlainTextResponse("too large", 413)
         try:
-            changed = tells_of_change(json.loads(body))
+            changed = tells_of_change(parse_json(body))
         except (ValueError, RecursionError) as err:
             return PlainTextResponse(f"not a notification: {err}", 400)
         if changed:

@@ -1,10 +1,10 @@
 """The settings of `mirror sync --watch`: one YAML file, in our form or in the mirrorer's.
 
-They say whom to look after, and how often and how deep to look (`Schedule`).
+They name the registries to keep equal, and say how often and how deep to look (`Schedule`).
 
 The mirrorer is the container that replicates in Deckhouse's Local mode today. Its keys (`local`,
-`remote`, `users`, `ca`, `sleep`, `parallelizm`) are understood too, so that its configuration
-serves unchanged; our own keys may stand beside them.
+`remote`, `users`, `ca`, `sleep`, `parallelizm`) are understood too, so its configuration works
+unchanged. Our own keys may stand beside them.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class CheckLevel(StrEnum):
 class Schedule:
     """How often to look. `jitter` is the share of a delay by which it varies either way.
 
-    `audit_every_s` and `deep_every_s` are None where that is never due by itself.
+    None for `audit_every_s` or `deep_every_s` means that it never becomes due.
     """
 
     interval_s: float = 10.0
@@ -70,11 +70,10 @@ class Schedule:
     deep_every_s: float | None = None
 
     def delay(self, failures: int, chance: float) -> float:
-        """How long to wait after `failures` cycles in a row that failed; 0 after a good one.
+        """How long to wait after `failures` failed cycles in a row (0: the last one succeeded).
 
-        `chance` is a random number in [0, 1): replicas that were stopped together by a power cut
-        do not come back in step. The interval is the least that a failure waits for, so that
-        trouble never makes the daemon more eager.
+        `chance` is a random number in [0, 1), so that replicas which a power cut stopped together
+        do not come back in step. After a failure the wait is never shorter than the interval.
         """
         base = self.interval_s
         if failures:
@@ -85,8 +84,8 @@ class Schedule:
     def level(self, now_s: float, audited_s: float | None, read_s: float | None) -> CheckLevel:
         """What is due at `now_s`, after a last audit and a last deep reading at those times.
 
-        None means that there was none since the start: then it is due, as nothing is known of
-        what happened before. A deep reading is an audit, too.
+        None means that none was made since the start. Then one is due, because nothing is known
+        about the time before. A deep reading counts as an audit, too.
         """
         if _due(self.deep_every_s, now_s, read_s):
             return CheckLevel.DEEP

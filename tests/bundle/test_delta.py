@@ -23,7 +23,7 @@ from mirror.operations.push import push
 from mirror.run import Run
 from mirror.serve import MemoryStorage
 from mirror.sync import BlobContent, Inventory, MemoryStore, make_plan, transfer, union
-from mirror.sync.registry import RegistryTarget, below
+from mirror.sync.tree import RegistryTarget, below
 from mirror.testing import Answer, EmbeddedRegistry, Fault
 from tests.support.bundles import archives_of, pack, seal_of
 from tests.support.inventories import put_image, put_index, sample_store, stores

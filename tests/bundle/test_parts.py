@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mirror.bundle.files import PartedReader, PartedWriter, ReadAt, WriteAt
-from mirror.bundle.parts import parse_part_name, part_name, part_sizes
+from mirror.bundle.format import parse_part_name, part_name, part_sizes
 from mirror.errors import DamagedBundleError, FileSystemError, InputError
 
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
+from mirror.bundle.format import part_name
 from mirror.bundle.opening import find_archives
-from mirror.bundle.parts import part_name
 from mirror.bundle.reader import BundleReader
 from mirror.bundle.verify import verify_bundle
 from mirror.errors import DamagedBundleError, FileSystemError, InputError, NotFoundError

@@ -13,7 +13,7 @@ from mirror.bundle.seal import CARRIAGE_SCHEMA_VERSION, Seal
 from mirror.errors import DamagedBundleError, InputError
 from mirror.oci import Digest
 from mirror.sync import Inventory
-from mirror.sync.canonical import canonical_json
+from mirror.sync.repository_content import canonical_json
 from tests.support.bundles import archives_of, seal_of
 from tests.support.inventories import inventories, sample_store
 
@@ -175,7 +175,7 @@ def test_noise_is_no_seal(noise: bytes) -> None:
 
 
 def test_nesting_without_end_is_no_seal() -> None:
-    with pytest.raises(DamagedBundleError, match="it is not a bundle's inventory: Recursion"):
+    with pytest.raises(DamagedBundleError, match="a bundle's inventory: it nests too deeply"):
         Seal.from_json(b'{"a":' * 100_000)
 
 

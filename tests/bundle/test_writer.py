@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from mirror.bundle.archive import lay_out
 from mirror.bundle.folder import check_folder, check_space
-from mirror.bundle.parts import size_text
+from mirror.bundle.format import size_text
 from mirror.bundle.reader import BundleReader
 from mirror.bundle.writer import BundleWriter, Packing
 from mirror.durable import write_durably

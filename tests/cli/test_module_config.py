@@ -12,6 +12,7 @@ import yaml
 
 from mirror.bundle.reader import BundleReader
 from mirror.commands.access import TreeAccess
+from mirror.commands.login import AccessOptions
 from mirror.errors import ForbiddenByModeError, RouteError
 from mirror.events import ignore
 from mirror.modes.client import connect
@@ -19,9 +20,9 @@ from mirror.modes.constants import LOGICAL_BASE, LOGICAL_PATH, REGISTRY_PORT
 from mirror.modes.routes import Plane
 from mirror.modes.settings import RegistrySettings
 from mirror.nodeconfig.cluster import load_access
+from mirror.operations.compare import verify_registry
 from mirror.operations.pull import plan_pull
 from mirror.operations.push import push
-from mirror.operations.verify import verify_registry
 from mirror.release.selection import Selection
 from mirror.release.source import SourceTree
 from mirror.serve import BasicAuth, MemoryStorage, User
@@ -291,25 +292,18 @@ def test_the_library_takes_the_client_of_a_cluster_where_it_takes_one_of_a_regis
 
 
 def test_the_replicas_of_a_local_cluster_are_targets_each(stand: Stand) -> None:
-    access: dict[str, Any] = {
-        "login": None,
-        "password": None,
-        "modules_path_suffix": "",
-        "insecure": False,
-        "tls_skip_verify": False,
-        "ca": None,
-    }
+    asked = AccessOptions()
     sites = stand.sites(users={"rw": "rw-word"})
-    (target,) = TreeAccess.replicas(module_config=stand.config, sites_file=sites, **access)
+    (target,) = TreeAccess.replicas(asked, module_config=stand.config, sites_file=sites)
     assert str(target.root) == f"{stand.registry.address}/{LOGICAL_PATH}"
     with target.open(ignore) as tree:
         tree.client.ping()
         assert list(tree.client.catalogue()) == []
     direct = stand.write("direct.yaml", upstream("Direct", "reg.example/dkp"))
     with pytest.raises(ForbiddenByModeError, match=r"no replicas .* reg.example/dkp"):
-        TreeAccess.replicas(module_config=direct, sites_file=None, **access)
+        TreeAccess.replicas(asked, module_config=direct, sites_file=None)
     with pytest.raises(RouteError, match="mirror-pu"):
-        TreeAccess.replicas(module_config=stand.config, sites_file=stand.sites(), **access)
+        TreeAccess.replicas(asked, module_config=stand.config, sites_file=stand.sites())
 
 
 @pytest.fixture

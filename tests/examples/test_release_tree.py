@@ -21,7 +21,7 @@ from examples.release_tree.images import image, layer
 from mirror.oci import Descriptor, Digest, Manifest
 from mirror.oci import media_types as types
 from mirror.oci.layers import LayerOpener, read_files
-from mirror.sync.memory import MemoryStore
+from mirror.sync.content import MemoryStore
 
 
 class Built:

@@ -15,11 +15,10 @@ from typing import Any
 
 import pytest
 
-import mirror.commands.access
-import mirror.commands.pull
+import mirror.commands.login
 from examples.release_tree import TreeSpec
 from examples.release_tree.images import image, layer
-from mirror.bundle.parts import size_text
+from mirror.bundle.format import size_text
 from mirror.oci import Digest
 from mirror.registry import ConnectionOptions, RegistryClient
 from mirror.registry.options import RetryPolicy
@@ -38,8 +37,7 @@ def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Retries wait for next to nothing."""
     retries = RetryPolicy(base_delay_s=0.01, max_delay_s=0.01, max_retry_after_s=0.01)
     options = functools.partial(ConnectionOptions, retries=retries)
-    monkeypatch.setattr(mirror.commands.pull, "ConnectionOptions", options)
-    monkeypatch.setattr(mirror.commands.access, "ConnectionOptions", options)
+    monkeypatch.setattr(mirror.commands.login, "ConnectionOptions", options)
 
 
 def pull(folder: Path, root: str, *more: str | Path, **run: Any) -> Finished:
@@ -409,7 +407,7 @@ def test_a_missing_component_is_named_with_the_installer_that_wants_it(
     [
         ({"changelog.yaml": "{}"}, ["no version.json"]),
         ({"version.json": "{"}, ["version.json cannot be read"]),
-        ({"version.json": '{"version": "yesterday"}'}, ["'yesterday'", "no semantic version"]),
+        ({"version.json": '{"version": "yesterday"}'}, ["'yesterday'", "not a semantic version"]),
         ({"version.json": "[]"}, ["version.json cannot be read"]),
         ({"version.json": b"\xff\xfe"}, ["version.json cannot be read"]),
     ],

@@ -16,12 +16,11 @@ from mirror.bundle.reader import BundleReader
 from mirror.errors import CancelledError, DeadlineError, StalledError
 from mirror.job import Job, start
 from mirror.oci import Repository
+from mirror.operations.compare import status, verify_registry
 from mirror.operations.pull import pull
 from mirror.operations.push import push
 from mirror.operations.results import Outcome
-from mirror.operations.status import status
 from mirror.operations.sync import sync_replicas
-from mirror.operations.verify import verify_registry
 from mirror.registry import ConnectionOptions, RegistryClient, RegistryReader
 from mirror.release.selection import Selection
 from mirror.release.source import SourceTree

@@ -13,11 +13,9 @@ import pytest
 from mirror.bundle.reader import BundleReader, read_inventory
 from mirror.errors import DamagedReplicaError
 from mirror.oci import Digest
-from mirror.operations.diff import diff
+from mirror.operations.compare import diff, status, verify_registry
 from mirror.operations.results import Outcome
-from mirror.operations.status import status
 from mirror.operations.sync import sync_replicas
-from mirror.operations.verify import verify_registry
 from mirror.release.discovery import discovery_images
 from mirror.run import Run
 from mirror.sync import Inventory, MemoryStore, make_plan, transfer, union

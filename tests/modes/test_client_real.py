@@ -24,8 +24,7 @@ from mirror.modes.settings import RegistrySettings
 from mirror.oci import Digest
 from mirror.registry import ConnectionOptions, Credentials, RegistryClient
 from mirror.sync import MemoryStore, make_plan, transfer
-from mirror.sync.registry import RegistryTarget, below
-from mirror.sync.tree import RegistryTree
+from mirror.sync.tree import RegistryTarget, RegistryTree, below
 from mirror.testing import TlsFiles
 from tests.support.cluster_replicas import READER, at, certificate, hasty, sites
 from tests.support.inventories import put_image

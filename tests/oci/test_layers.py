@@ -447,7 +447,7 @@ def pax_header(payload: bytes, size: int | None = None) -> bytes:
         (pax_header(b"not a record\n"), "damaged extended header"),
         (pax_header(b"99 path=x\n"), "damaged extended header"),
         (pax_header(b"3 path=x\n"), "damaged extended header"),
-        (pax_header(b"11 size=-1\n"), "a size that is none"),
+        (pax_header(b"11 size=-1\n"), "an invalid size"),
         (pax_header(b"18 size=999999999\n"), "cut off"),
         (pax_header(b"", 8 << 30), "extended headers"),
         (pax_header(b"10 path=x\n") * 3000, "extended headers"),

@@ -10,19 +10,18 @@ import pytest
 from mirror.bundle.reader import BundleReader
 from mirror.errors import ConflictError, IncompleteError
 from mirror.events import Event, OnEvent, PhaseStarted, TransferStarted
+from mirror.operations.compare import status
 from mirror.operations.prune import prune
 from mirror.operations.push import push, push_to_all
 from mirror.operations.push_reports import PushReport
 from mirror.operations.results import Outcome
 from mirror.operations.rollback import rollback
-from mirror.operations.status import status
 from mirror.operations.sync import sync_replicas
 from mirror.run import Run
 from mirror.sync import Inventory, MemoryStore
 from mirror.sync.publication_state import read_state
-from mirror.sync.registry import RegistrySource, RegistryTarget
 from mirror.sync.statement import REPOSITORY
-from mirror.sync.tree import RegistryTree
+from mirror.sync.tree import RegistrySource, RegistryTarget, RegistryTree
 from tests.support.bundles import pack
 from tests.support.inventories import put_image, sample_store
 from tests.support.replicas import Replica, replicas

@@ -23,19 +23,18 @@ from mirror.errors import (
 from mirror.events import Event, Warned
 from mirror.layout import component_of, publication_stage
 from mirror.oci import Digest, Manifest
-from mirror.operations.audit_leader import LeaderAudit
-from mirror.operations.leader import Leader
-from mirror.operations.results import How, Outcome, ReplicaResult
+from mirror.operations.leader import Leader, LeaderAudit
+from mirror.operations.results import Outcome, ReplicaResult, SyncOptions
 from mirror.operations.sync import sync_replicas
 from mirror.reports.registries import sync_summary
 from mirror.run import Cancellation, Run
 from mirror.sync import Inventory, InventoryBuilder, MemoryStore
 from mirror.sync.artifact import make_artifact, put_artifact
+from mirror.sync.difference import tags_of
 from mirror.sync.publication import announce
 from mirror.sync.publication_state import PENDING, read_state, statement_digest
 from mirror.sync.removal import TRIAL
 from mirror.sync.statement import ARTIFACT_TYPE, GENERATION, REPOSITORY, Statement
-from mirror.sync.tags import tags_of
 from mirror.testing import Answer, CorruptBody, Delay, Fault, LoseAnswer, Refuse
 from tests.support.inventories import put_image, sample_store
 from tests.support.patience import PATIENCE_S, without_waiting
@@ -550,7 +549,7 @@ def test_an_audit_tells_a_push_that_is_under_way_from_a_tag_moved_by_hand(
     leader.fill(newer(), generation=None)
     if finished:
         state(leader.tree, coming)
-    audit = LeaderAudit(head, [], How(audit=True), run=Run())
+    audit = LeaderAudit(head, [], SyncOptions(audit=True), run=Run())
     failure = next(
         one for one in audit.carry_out().failures if one.item == "tag release-channel:alpha"
     )

@@ -64,7 +64,13 @@ def test_a_list_that_goes_on_elsewhere_is_refused(serve: Serve, make_client: Mak
     assert other.log == []
 
 
-@pytest.mark.parametrize("body", [b"<html>", b"[]", b'{"tags": "v1"}', b'{"tags": [1]}', b"{}"])
+@pytest.mark.parametrize(
+    "body",
+    [
+        *(b"<html>", b"[]", b'{"tags": "v1"}', b'{"tags": [1]}', b"{}"),
+        *(b'{"tags": ["\\ud800"]}', b'{"tags": NaN}', b"[" * 100_000),
+    ],
+)
 def test_something_else_than_a_list_is_reported(
     body: bytes, serve: Serve, make_client: MakeClient
 ) -> None:

@@ -131,7 +131,7 @@ def test_registries_have_journals_of_their_own_and_two_processes_never_share_one
 def test_a_folder_that_cannot_be_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(FileSystemError, match="name another folder with --state-dir"):
-        UploadJournal(tmp_path / "file" / "uploads", HOST)
+        UploadJournal(tmp_path / "file" / "uploads", HOST).__enter__()
 
 
 # -- uploads that go on ----------------------------------------------------------------------------

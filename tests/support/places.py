@@ -28,9 +28,8 @@ from mirror.sync import (
 )
 from mirror.sync.publication import Goal, Publication
 from mirror.sync.publication_state import read_state
-from mirror.sync.registry import RegistrySource, RegistryTarget, below
 from mirror.sync.statement import Statement
-from mirror.sync.tree import RegistryTree
+from mirror.sync.tree import RegistrySource, RegistryTarget, RegistryTree, below
 from mirror.testing import EmbeddedRegistry
 from tests.support.bundles import archives_of, pack, seal_of
 

@@ -10,7 +10,7 @@ from mirror.oci import Digest, Manifest
 from mirror.registry import ConnectionOptions, RegistryClient
 from mirror.serve import Store, put_blob
 from mirror.sync import MemoryStore, make_plan, transfer
-from mirror.sync.registry import RegistryTarget
+from mirror.sync.tree import RegistryTarget
 from mirror.testing import EmbeddedRegistry
 
 TINY = TreeSpec(

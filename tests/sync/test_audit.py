@@ -11,10 +11,9 @@ from mirror.registry import RegistryClient
 from mirror.run import Cancellation, Run
 from mirror.serve import MemoryStorage
 from mirror.sync import Dependents, Finding, Inventory, MemoryStore, make_plan, transfer
-from mirror.sync.findings import findings_of, listed
-from mirror.sync.observation import Depth
+from mirror.sync.observation import Depth, findings_of, listed
 from mirror.sync.observe import observe
-from mirror.sync.registry import RegistryTarget, below
+from mirror.sync.tree import RegistryTarget, below
 from mirror.testing import Answer, CorruptBody, CutResponse, EmbeddedRegistry, Fault
 from tests.support.inventories import (
     Item,

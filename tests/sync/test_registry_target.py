@@ -19,6 +19,7 @@ from mirror.oci import Digest, Manifest
 from mirror.registry import (
     ConnectionOptions,
     Credentials,
+    OpenUpload,
     RegistryClient,
     RetryPolicy,
     UploadJournal,
@@ -26,10 +27,19 @@ from mirror.registry import (
 )
 from mirror.run import Run
 from mirror.serve import BasicAuth, MemoryStorage, TokenAuth, User
-from mirror.sync import CopyBlob, Inventory, MemoryStore, Plan, PutManifest, make_plan, transfer
+from mirror.sync import (
+    CopyBlob,
+    Inventory,
+    InventoryBuilder,
+    MemoryStore,
+    Plan,
+    PutManifest,
+    make_plan,
+    transfer,
+)
 from mirror.sync.observation import Depth
 from mirror.sync.plan import places_written
-from mirror.sync.registry import RegistryTarget, below
+from mirror.sync.tree import RegistryTarget, below
 from mirror.testing import Answer, EmbeddedRegistry, Fault
 from tests.conftest import MakeEmbeddedRegistry
 from tests.support.inventories import put_image, put_index, sample_store
@@ -381,6 +391,31 @@ def test_a_token_that_expires_in_the_midst_of_a_blob_is_renewed(
     refused = registry.requests.matching("PATCH", "/blobs/uploads/", 401)
     assert refused
     assert registry.requests.count("GET", "/token") > 1
+
+
+def test_a_blob_is_mounted_into_many_repositories_at_a_time(
+    embedded_registry: EmbeddedRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    digest = Digest.of(b"shared by all")
+    store, builder = MemoryStore(), InventoryBuilder()
+    for number in range(8):
+        store.add_blob(f"image-{number}", b"shared by all")
+        builder.add_blob(f"image-{number}", digest, len(b"shared by all"))
+    together, asked = threading.Barrier(3), []
+    with client_of(embedded_registry) as client:
+        mount = client.mount_or_open
+
+        def mount_together(repository: str, digest: Digest, holder: str) -> bool | OpenUpload:
+            asked.append(repository)
+            if len(asked) > 1:  # the first one shows whether the registry mounts at all
+                together.wait(timeout=20.0)
+            return mount(repository, digest, holder)
+
+        monkeypatch.setattr(client, "mount_or_open", mount_together)
+        target = RegistryTarget(client, below(ROOT), run=Run(jobs=3))
+        transfer(make_plan(builder.build(), Inventory()), store, target)
+    assert len(asked) == 7
+    assert len(embedded_registry.requests.matching("POST", "mount=.*&from=", 201)) == 7
 
 
 # -- the journal -----------------------------------------------------------------------------------

@@ -10,8 +10,8 @@ from mirror.oci import Descriptor, Digest
 from mirror.oci import media_types as types
 from mirror.sync import Inventory, ManifestNode, make_plan
 from mirror.sync.difference import differ, lacking
-from mirror.sync.nodes import RepositoryContent
 from mirror.sync.removal import plan_removal
+from mirror.sync.repository_content import RepositoryContent
 from tests.support.measured import peak
 from tests.support.program import ROOT
 

@@ -7,9 +7,7 @@ from hypothesis import strategies as st
 
 from mirror.oci import Digest
 from mirror.sync import Inventory, InventoryBuilder
-from mirror.sync.publication_state import PublicationState, Published, next_statement
-from mirror.sync.statement import Statement, state_before
-from mirror.sync.tags import (
+from mirror.sync.difference import (
     Tags,
     changes,
     differing,
@@ -18,6 +16,8 @@ from mirror.sync.tags import (
     tags_only,
     unaccounted,
 )
+from mirror.sync.publication_state import PublicationState, Published, next_statement
+from mirror.sync.statement import Statement, state_before
 from tests.support.inventories import fake_blob, fake_manifest, inventories
 
 TOOL = "mirror 0.test"

@@ -43,7 +43,7 @@ from mirror.sync import (
     make_plan,
     transfer,
 )
-from mirror.sync.registry import RegistrySource, RegistryTarget, below
+from mirror.sync.tree import RegistrySource, RegistryTarget, below
 from mirror.testing import (
     Action,
     Answer,

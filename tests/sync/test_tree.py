@@ -81,10 +81,8 @@ def test_a_tree_is_called_by_its_root() -> None:
 
 
 def test_a_data_folder_is_there_if_it_was_named(tmp_path: Path) -> None:
-    assert tree().files is None
-    files = RegistryTree(CLIENT, ROOT, storage=tmp_path).files
-    assert files is not None
-    assert files.root == tmp_path
+    assert tree().storage is None
+    assert RegistryTree(CLIENT, ROOT, storage=tmp_path).storage == tmp_path
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from mirror.oci.media_types import OCI_MANIFEST
 from mirror.run import Cancellation, Run
 from mirror.sync import Gap, Inventory, MemoryStore, make_plan, transfer
 from mirror.sync.observation import Observation
-from mirror.sync.registry import RegistrySource, RegistryTarget, below
+from mirror.sync.tree import RegistrySource, RegistryTarget, below
 from mirror.sync.walk import walk
 from mirror.testing import Answer, EmbeddedRegistry, Fault
 from tests.support.inventories import (

@@ -18,7 +18,7 @@ from mirror.watch.cycle import CycleResult, Replicator, _Silent, count
 from mirror.watch.settings import AUTO, CheckLevel
 from tests.support.inventories import put_image, sample_store
 from tests.support.places import state
-from tests.support.replicas import Replica, replicas
+from tests.support.replicas import ROOT, Replica, replicas
 
 STORE = sample_store()
 WANTED = STORE.inventory()
@@ -68,6 +68,65 @@ def test_a_replica_follows_the_leader_that_was_named(three: list[Replica]) -> No
     assert look.sent > 0
     assert cluster.members["b"].held() == WANTED
     assert not cluster.members["c"].held().repositories, "it was not asked for"
+
+
+def test_a_look_at_unstated_content_that_did_not_change_asks_for_tags_alone(
+    three: list[Replica],
+) -> None:
+    store = MemoryStore()
+    for number in range(100):
+        put_image(store, f"modules/m{number % 5}", f"v1.{number}.0", layers=(b"%d" % number,))
+    put_image(store, "modules/m0/release", "stable", "v1.0.0", layers=(b"a channel",))
+    for replica in three:
+        replica.fill(store, None)
+    cluster = Cluster(three, AUTO)
+    for name in "abc":
+        assert cluster.look(name).complete
+    for replica in three:
+        replica.registry.requests.clear()
+    look = cluster.look("a")
+    assert look.complete
+    assert look.declared == count(store.inventory())
+    for replica in three:
+        requests = replica.registry.requests
+        # Its statement, the list of repositories, and the tags of each; one channel may have moved.
+        assert requests.count("GET", "/tags/list") == 6
+        assert requests.count("HEAD", "/modules/") == 1
+        assert len(requests) <= 6 + 1 + 4, [str(one) for one in requests]
+
+
+def test_what_changed_in_unstated_content_is_taken_over_at_the_next_look(
+    three: list[Replica],
+) -> None:
+    for replica in three:
+        replica.fill(STORE, None)
+    cluster = Cluster(three, AUTO)
+    for name in "abc":
+        assert cluster.look(name).complete
+    store = sample_store()
+    put_image(store, "", "v1.2.0", layers=(b"the next release",))
+    three[0].fill(store, None)
+    assert cluster.look("b").complete
+    assert three[1].held() == store.inventory()
+    other = MemoryStore()
+    put_image(other, "release-channel", "alpha", layers=(b"moved",))
+    three[0].fill(other, None)
+    look = cluster.look("b")
+    assert not look.complete, "two registries disagree about a channel"
+    assert "tag release-channel:alpha" in look.errors[0]
+
+
+def test_an_audit_of_unstated_content_asks_about_everything(three: list[Replica]) -> None:
+    for replica in three:
+        replica.fill(STORE, None)
+    cluster = Cluster(three, AUTO)
+    assert cluster.look("b").complete
+    (digest,) = WANTED.repository("modules/console").manifests
+    three[1].storage.delete_manifest(f"{ROOT}/modules/console", digest)
+    child = next(n for n in WANTED.repository("").manifests.values() if n.children).children[0]
+    three[1].storage.delete_manifest(ROOT, child.digest)
+    assert cluster.look("b", CheckLevel.AUDIT).complete
+    assert three[1].held() == WANTED
 
 
 def test_a_look_at_equal_statements_takes_a_request_per_registry(three: list[Replica]) -> None:

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from mirror.bundle.parts import PRESETS, parse_part_size, size_text
+from mirror.bundle.format import PRESETS, parse_part_size, size_text
 from mirror.errors import InputError
 
 

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from mirror.bundle.reader import BundleReader, read_inventory
+from mirror.bundle.verify import BundleReport, verify_bundle
 from mirror.errors import MirrorError, StatementError
 from mirror.events import PhaseStarted
 from mirror.oci import Digest
+from mirror.operations.trees import see_registry
+from mirror.release.discovery import discovery_images, has_index, index_of
 from mirror.run import Run
-from mirror.sync import Inventory
-from mirror.sync.difference import lacking
-from mirror.sync.observation import Depth, Failure
+from mirror.sync import Finding, Inventory, union
+from mirror.sync.difference import Difference, differ, lacking, tags_of, tags_only
+from mirror.sync.observation import Depth, Failure, findings_of
 from mirror.sync.observe import observe
 from mirror.sync.publication_state import PublicationState, read_state, read_tips
 from mirror.sync.tree import RegistryTree
@@ -208,3 +213,125 @@ def _held_against(
             *(Failure(tree.name, str(item), error) for item, error in found.unclear.items()),
         ),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class DiffReport:
+    """Two places compared. `failures` are what could not be read, and is not in the comparison."""
+
+    a: str
+    b: str
+    a_digest: Digest
+    b_digest: Digest
+    difference: Difference
+    failures: tuple[Failure, ...]
+
+    def to_document(self) -> dict[str, Any]:
+        """As JSON values, for `--json`."""
+        return {
+            "equal": not self.difference and not self.failures,
+            "a": {"place": self.a, "inventory": str(self.a_digest)},
+            "b": {"place": self.b, "inventory": str(self.b_digest)},
+            **self.difference.to_document(),
+            "failures": [failure.to_document() for failure in self.failures],
+        }
+
+
+def diff(
+    a: Path | RegistryTree,
+    b: Path | RegistryTree,
+    *,
+    run: Run | None = None,
+) -> DiffReport:
+    """Compare two places: a bundle's folder, a file with an inventory, or a registry.
+
+    A bundle counts as having the index of modules that a push makes, if the other place has one.
+
+    Raises:
+        InputError, DamagedBundleError: a file or folder holds no inventory.
+        RegistryError: a registry does not say what it has.
+        CancelledError: `run` was stopped.
+    """
+    run = Run.of(run)
+    failures: list[Failure] = []
+
+    def seen(place: Path | RegistryTree) -> tuple[str, Inventory]:
+        if isinstance(place, Path):
+            return str(place), read_inventory(place)
+        run.on_event(PhaseStarted(f"looking at {place.name}"))
+        inventory, unread = see_registry(place.within(run), run=run)
+        failures.extend(unread)
+        return place.name, inventory
+
+    (a_name, ours), (b_name, theirs) = seen(a), seen(b)
+    if has_index(theirs) and not has_index(ours) and isinstance(a, Path):
+        ours = union([ours, index_of(ours, tags_of(theirs))])
+    elif has_index(ours) and not has_index(theirs) and isinstance(b, Path):
+        theirs = union([theirs, index_of(theirs, tags_of(ours))])
+    return DiffReport(
+        a_name, b_name, ours.digest(), theirs.digest(), differ(ours, theirs), tuple(failures)
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class RegistryReport:
+    """Whether a registry holds all of an inventory; no findings means that it does."""
+
+    target: str
+    inventory: Inventory
+    digest: Digest
+    deep: bool
+    findings: tuple[Finding, ...]
+
+    def to_document(self) -> dict[str, Any]:
+        """As JSON values, for `--json`."""
+        return {
+            "ok": not self.findings,
+            "target": self.target,
+            "deep": self.deep,
+            "inventory": str(self.digest),
+            **self.inventory.counts(),
+            "findings": [finding.to_document() for finding in self.findings],
+        }
+
+
+def verify(
+    reader: BundleReader,
+    *,
+    key: bytes | None = None,
+    quick: bool = False,
+    run: Run | None = None,
+) -> BundleReport:
+    """Check every byte of a bundle (`mirror.bundle.verify.verify_bundle`), and with `key`, a public
+    key in PEM, that its holder signed it; with `quick`, its structure and sizes only."""
+    return verify_bundle(reader, run=run, key=key, quick=quick)
+
+
+def verify_registry(
+    reader: BundleReader,
+    tree: RegistryTree,
+    *,
+    deep: bool = False,
+    run: Run | None = None,
+) -> RegistryReport:
+    """Check that a registry holds every tag, manifest and blob of a bundle, and the index by which
+    clusters find its modules, packages and plugins.
+
+    The registry is asked for each; with `deep` each is also read back and hashed. Of the bundle
+    its structure is read, and not every byte.
+
+    Raises:
+        DamagedBundleError: the bundle does not tell what it holds.
+        CancelledError: `run` was stopped.
+    """
+    run = Run.of(run)
+    tree = tree.within(run)
+    inventory = reader.inventory()
+    tree.client.ping()  # one clear answer about name, TLS and login, before many ask in parallel
+    target = tree.target(run)
+    index = tags_only(tags_of(discovery_images(inventory).inventory()))
+    wanted = union([inventory, index_of(inventory, tags_of(target.held(index)))])
+    run.on_event(PhaseStarted("comparing with the registry"))
+    found = observe(target, wanted, Depth.DEEP if deep else Depth.AUDIT, run=run)
+    findings = findings_of(wanted, found)
+    return RegistryReport(str(tree.root), inventory, inventory.digest(), deep, findings)

@@ -7,9 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from mirror.errors import FileSystemError, InputError
+from mirror.errors import FileSystemError, InputError, NotFoundError
 from mirror.oci import Digest
-from mirror.sync.storage import Storage
+from mirror.serve import MemoryStorage
+from mirror.sync import FailoverSource, Inventory, make_plan, transfer
+from mirror.sync.repair import Repairer, Storage
+from mirror.sync.tree import RegistryTarget, below
+from mirror.testing import EmbeddedRegistry
+from tests.support.inventories import sample_store
+from tests.support.places import client_of
 
 DATA = b"what was stored"
 DIGEST = Digest.of(DATA)
@@ -80,3 +86,26 @@ def test_a_folder_that_is_no_data_root_is_refused(storage: Storage, tmp_path: Pa
     (tmp_path / "other" / "file").write_text("x")
     with pytest.raises(InputError, match="rootdirectory"):
         Storage(tmp_path / "other").check()
+
+
+def test_a_repaired_manifest_survives_where_blobs_and_manifests_lie_in_one_place(
+    embedded_registry: EmbeddedRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = sample_store()
+    path, repository = "modules/console", "root/modules/console"
+    (digest,) = store.inventory().repository(path).manifests
+    stored = embedded_registry.storage
+    assert isinstance(stored, MemoryStorage)
+    with client_of(embedded_registry) as client:
+        target = RegistryTarget(client, below("root"))
+        transfer(make_plan(store.inventory(), Inventory()), store, target)
+        delete = client.delete_blob
+
+        def delete_both(repository: str, digest: Digest) -> None:
+            delete(repository, digest)
+            stored.delete_manifest(repository, digest)
+
+        monkeypatch.setattr(client, "delete_blob", delete_both)
+        repairer = Repairer(target, FailoverSource([store]), None)
+        repairer.repair_manifest(path, store.manifest(path, digest), NotFoundError("it was lost"))
+    assert stored.manifest(repository, digest) is not None

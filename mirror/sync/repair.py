@@ -1,0 +1,295 @@
+"""Repair: putting right what a registry has under a digest, whatever it believes to have.
+
+An upload alone would do where the registry knows that content is missing. It may not: descriptor
+caches answer for files that are gone, and a file that exists is never written again. So the bytes
+are sent without asking, and what counts is what comes back when they are read.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import stat
+import threading
+from collections.abc import Collection, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+from mirror.errors import (
+    DamagedReplicaError,
+    FileSystemError,
+    InputError,
+    IntegrityError,
+    MirrorError,
+)
+from mirror.events import BytesMoved
+from mirror.oci import Digest, Manifest, Verifier
+from mirror.run import Run
+from mirror.sync.failover import BlobContent, FailoverSource
+from mirror.sync.inventory import Inventory
+from mirror.sync.observation import Failure, Finding, Item, speaks_of_damage
+from mirror.sync.observe import read_blob, read_manifest
+from mirror.sync.plan import CopyBlob
+from mirror.sync.transfer import copy_blob
+from mirror.sync.tree import RegistryTarget
+from mirror.sync.workers import PerItemErrors
+
+_log = logging.getLogger(__name__)
+
+
+class Repairer:
+    """Replaces damaged content of one registry; also in its data folder `storage`, if given."""
+
+    def __init__(
+        self,
+        place: RegistryTarget,
+        source: FailoverSource,
+        storage: Path | None,
+        *,
+        run: Run | None = None,
+    ) -> None:
+        self._place, self._source = place, source
+        self._storage = None if storage is None else Storage(storage)
+        self._run = Run.of(run)
+
+    def repair_blobs(
+        self, damaged: Mapping[Digest, MirrorError], wanted: Inventory
+    ) -> tuple[tuple[Finding, ...], tuple[Failure, ...]]:
+        """Replace the blobs among what is `damaged` (digest → the error that revealed it).
+
+        Returns findings for what is right again, and failures for what is not.
+        """
+        found = [(digest, *home) for digest in damaged if (home := _home(digest, wanted))]
+
+        def mend(one: tuple[Digest, str, int]) -> None:
+            digest, path, size = one
+            error = damaged[digest]
+            self._discard(digest)
+            self._send(digest, size, path)
+            self._confirm(
+                partial(read_blob, self._place, path, digest, size),
+                digest,
+                error,
+            )
+
+        outcomes = PerItemErrors(self._place.client, self._run).ask_all(found, mend)
+        healed, failures = [], []
+        for (digest, path, _), outcome in zip(found, outcomes, strict=True):
+            if outcome is None:
+                healed.append(repaired(self._place.name, path, digest))
+            else:
+                failures.append(
+                    Failure(self._place.name, str(Item(path, digest, is_blob=True)), outcome)
+                )
+        return tuple(healed), tuple(failures)
+
+    def repair_manifest(self, path: str, manifest: Manifest, error: MirrorError) -> None:
+        """Replace a manifest of repository `path`, all that it needs being there.
+
+        Raises:
+            DamagedReplicaError: what is read back is still wrong. `error` revealed it first.
+        """
+        digest, raw = manifest.digest, manifest.raw
+        self._discard(digest)
+        repository = self._place.locate(path)
+        # Manifests lie among the blobs. A registry writes an upload even if a cache still answers
+        # for the lost file, and would not write what it gets by PUT.
+        self._place.client.upload(
+            repository, digest, len(raw), lambda offset: (part for part in [raw[offset:]])
+        )
+        self._place.client.put_manifest(repository, digest, manifest)
+        with suppress(MirrorError):  # nothing needs the link to a blob
+            self._place.client.delete_blob(repository, digest)
+        if self._place.client.resolve(repository, digest) is None:
+            # A registry that stores both kinds in one place has deleted the manifest, too.
+            self._place.client.put_manifest(repository, digest, manifest)
+        self._confirm(partial(read_manifest, self._place, path, digest), digest, error)
+
+    def _send(self, digest: Digest, size: int, path: str) -> None:
+        copy_blob(
+            CopyBlob(digest, size, (path,), path),
+            self._source,
+            self._place,
+            on_bytes=lambda count: self._run.on_event(BytesMoved(digest, count)),
+            run=self._run,
+        )
+
+    def _discard(self, digest: Digest) -> None:
+        if self._storage is not None and self._storage.discard_damaged(digest):
+            _log.info("%s: removed the damaged file of %s", self._place.name, digest)
+
+    def _confirm(self, read: partial[None], digest: Digest, before: MirrorError) -> None:
+        try:
+            read()
+        except MirrorError as err:
+            if not speaks_of_damage(err):
+                raise
+            where = relative_path(digest)
+            if self._storage is None:
+                how = (
+                    f"delete the file {where} below the registry's data root and sync again, or "
+                    "name that root with --storage, so that this is done for you"
+                )
+            elif self._storage.path_of(digest).exists():
+                how = (
+                    f"the file {where} in {self._storage.root} is sound: look for a proxy or cache "
+                    "before the registry"
+                )
+            else:
+                how = f"there is no {where} in {self._storage.root}: name its data root"
+            raise DamagedReplicaError(
+                f"what {self._place.name} has as {digest} is damaged ({before}) and a new upload "
+                f"does not replace it; {how}"
+            ) from err
+
+
+class RepairingTarget:
+    """A target that replaces the manifests in `damaged`, and puts all others."""
+
+    def __init__(
+        self, place: RegistryTarget, repairer: Repairer, damaged: Mapping[Digest, MirrorError]
+    ) -> None:
+        self._place, self._repairer, self._damaged = place, repairer, damaged
+        self._lock = threading.Lock()
+        self._healed: dict[Digest, Finding] = {}  # under the lock
+
+    @property
+    def name(self) -> str:
+        return self._place.name
+
+    @property
+    def healed(self) -> tuple[Finding, ...]:
+        """What is right again."""
+        return tuple(self._healed.values())
+
+    def held(self, wanted: Inventory) -> Inventory:
+        return self._place.held(wanted)
+
+    def put_blob(self, step: CopyBlob, content: BlobContent) -> int:
+        return self._place.put_blob(step, content)
+
+    def put_manifest(self, repository: str, manifest: Manifest) -> None:
+        error = self._damaged.get(manifest.digest)
+        if error is None:
+            self._place.put_manifest(repository, manifest)
+            return
+        self._repairer.repair_manifest(repository, manifest, error)
+        with self._lock:
+            self._healed[manifest.digest] = repaired(self.name, repository, manifest.digest)
+
+    def put_tag(self, repository: str, tag: str, manifest: Manifest) -> None:
+        self._place.put_tag(repository, tag, manifest)
+
+
+def describe_damage(name: str, damaged: Mapping[Digest, MirrorError]) -> list[Finding]:
+    """Findings about the damage of a registry, by digest."""
+    return [
+        Finding(name, f"{digest} is damaged: {error}", digest=digest)
+        for digest, error in sorted(damaged.items())
+    ]
+
+
+def repaired(place: str, path: str, digest: Digest) -> Finding:
+    """The finding about content that is right again."""
+    return Finding(place, f"{digest} was damaged or lost, and is right again", path, (), digest)
+
+
+def without_manifests(held: Inventory, digests: Collection[Digest]) -> Inventory:
+    """`held` without these manifests, so that a plan puts them."""
+    return Inventory(
+        {
+            path: replace(
+                content, manifests={d: n for d, n in content.manifests.items() if d not in digests}
+            )
+            for path, content in held.repositories.items()
+        }
+    )
+
+
+def _home(digest: Digest, wanted: Inventory) -> tuple[str, int] | None:
+    """A repository that should have this blob, and the blob's size; None for a manifest."""
+    for path, content in sorted(wanted.repositories.items()):
+        if digest in content.blobs:
+            return path, content.blobs[digest]
+    return None
+
+
+_LAYOUT = Path("docker/registry/v2")
+_CHUNK = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Storage:
+    """The data root of a `distribution` registry with the file-system driver."""
+
+    root: Path
+
+    def check(self) -> None:
+        """Check that this is such a root; a new registry makes it with the first blob.
+
+        Raises:
+            InputError: it is another folder, or there is none.
+        """
+        if not self.root.exists() and self.root.parent.is_dir():
+            return
+        if not self.root.is_dir():
+            raise InputError(f"--storage {self.root}: there is no such folder")
+        if any(self.root.iterdir()) and not (self.root / _LAYOUT).is_dir():
+            raise InputError(
+                f"--storage {self.root}: this is no registry's data root, it has no {_LAYOUT}; "
+                "name what the registry's configuration has as storage.filesystem.rootdirectory"
+            )
+
+    def path_of(self, digest: Digest) -> Path:
+        """Where the registry keeps the bytes of `digest`, blob or manifest."""
+        return self.root / relative_path(digest)
+
+    def discard_damaged(self, digest: Digest) -> bool:
+        """Remove the file of `digest` if what is in it has another digest; say whether it did.
+
+        False where there is no file, a sound one, or one that is being written.
+
+        Raises:
+            FileSystemError: it cannot be read or removed.
+        """
+        path = self.path_of(digest)
+        try:
+            # Never through a link: only the registry's own file may go.
+            handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+        except FileNotFoundError:
+            return False
+        except OSError as err:
+            raise FileSystemError(f"{path} cannot be read: {err.strerror}") from err
+        try:
+            with os.fdopen(handle, "rb") as file:
+                before = os.fstat(file.fileno())
+                if not stat.S_ISREG(before.st_mode):
+                    raise FileSystemError(f"{path} is no regular file; it is left alone")
+                verifier = Verifier(digest, before.st_size, str(path))
+                try:
+                    while chunk := file.read(_CHUNK):
+                        verifier.update(chunk)
+                    verifier.finish()
+                except IntegrityError:
+                    pass
+                else:
+                    return False
+            now = path.lstat()
+            if _state(now) != _state(before):
+                return False  # the registry wrote it meanwhile, so this reading proves nothing
+            path.unlink()
+        except OSError as err:
+            raise FileSystemError(f"{path} cannot be replaced: {err.strerror}") from err
+        return True
+
+
+def _state(of: os.stat_result) -> tuple[int, int, int]:
+    return of.st_ino, of.st_mtime_ns, of.st_size
+
+
+def relative_path(digest: Digest) -> Path:
+    """The file of `digest` below the data root of any `distribution` registry."""
+    encoded = digest.encoded
+    return _LAYOUT / "blobs" / digest.algorithm / encoded[:2] / encoded / "data"
