@@ -39,7 +39,7 @@ class TreeAccess:
     def of(cls, root: Repository, access: AccessOptions) -> Self:
         """`root`, reached as `access` says."""
         suffix = normalised_suffix(access.modules_path_suffix)
-        return cls(root, suffix, access.connection(), access.credentials(root.host))
+        return cls(root, suffix, access.connection(), access.credentials(str(root)))
 
     @classmethod
     def named(

@@ -35,17 +35,18 @@ class AccessOptions:
             ca_file=self.ca,
         )
 
-    def credentials(self, host: str) -> Credentials | None:
-        """The login at `host`, given or stored; None means anonymous."""
-        return credentials_for(host, self.login, self.password)
+    def credentials(self, name: str) -> Credentials | None:
+        """The login at `host` or `host/path`, given or stored; None means anonymous."""
+        return credentials_for(name, self.login, self.password)
 
     def given_credentials(self, host: str) -> Credentials | None:
         """The login at `host` if the command line has one; stored ones do not count."""
         return self.credentials(host) if self.login or self.password else None
 
 
-def credentials_for(host: str, login: str | None, password: str | None) -> Credentials | None:
-    """What the user gave, or what docker or oras stored for `host`; None means anonymous."""
+def credentials_for(name: str, login: str | None, password: str | None) -> Credentials | None:
+    """What the user gave, or what docker or oras stored for `host` or `host/path`."""
+    host = name.partition("/")[0]
     password = _read(password, f"Password of {login} at {host}: " if login else "Password: ")
     if login:
         if not password:
@@ -53,7 +54,7 @@ def credentials_for(host: str, login: str | None, password: str | None) -> Crede
         return Credentials(login, password)
     if password:
         raise InputError("a password was given without a login; name the user too")
-    return find_credentials(host)
+    return find_credentials(name)
 
 
 def license_credentials(license_key: str) -> Credentials:

@@ -22,8 +22,8 @@ from mirror.errors import InputError, InvalidReferenceError
 from mirror.events import Warned
 from mirror.layout import normalised_suffix
 from mirror.oci import Repository
-from mirror.operations.inventory import registry_inventory
 from mirror.operations.pull import plan_pull
+from mirror.operations.trees import registry_inventory
 from mirror.registry import ConnectionOptions, Credentials, RegistryClient
 from mirror.release.source import SourceTree
 from mirror.reports.bundles import plan_summary, pull_summary, verbose_pull_summary
@@ -179,7 +179,7 @@ def _source(
         reached = cluster.reach(source, asked, writes=False)
         return reached if credentials is None else replace(reached, credentials=credentials)
     root = config.tree().root
-    return Reached(root, asked.connection(), credentials or asked.credentials(root.host))
+    return Reached(root, asked.connection(), credentials or asked.credentials(str(root)))
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,9 +1,9 @@
 """Logins from the credential stores that docker, podman and ORAS share.
 
-The one module that imports `oras`: it knows the files' layout, the order of `auths`, `credHelpers`
-and `credsStore`, and the two names of this machine. What it lacks is added here: other places of
-the file, logins given as name and password, identity tokens, the many spellings of one host, and
-helpers that fail loudly and in finite time. It makes no network request.
+Docker's order holds for each name: the helper of that registry, the general store, then what the
+file itself has. Podman, skopeo and ORAS also store logins for a path below a host; the longest name
+that fits decides. `oras` knows the two names of this machine; it is imported when a login is looked
+for, as it loads slowly. No network request is made.
 """
 
 from __future__ import annotations
@@ -14,13 +14,9 @@ import logging
 import os
 import re
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
-
-from oras.auth.base import AuthBackend
-from oras.auth.utils import get_basic_auth
-from oras.utils import iter_localhosts
 
 from mirror.documents import parse_json
 from mirror.errors import InputError
@@ -36,27 +32,29 @@ _HELPER_NAME = re.compile(r"[A-Za-z0-9._-]+")
 _NOTHING_STORED = "credentials not found"
 
 
-def find_credentials(host: str, config_paths: Sequence[Path] | None = None) -> Credentials | None:
-    """The login stored for the registry `host` (`host[:port]`); None where there is none.
+def find_credentials(name: str, config_paths: Sequence[Path] | None = None) -> Credentials | None:
+    """The login stored for a registry or a part of it; None where there is none.
 
-    Looks into `config_paths` in order, by default those of `default_config_paths`; the first
-    file that knows the host decides. Files that do not exist are passed over.
+    `name` is `host[:port]` or `host[:port]/path`. Looks into `config_paths` in order, by default
+    those of `default_config_paths`; the first file that knows one of the names decides, in it the
+    longest name. Files that do not exist are passed over.
 
     Raises:
         InputError: a file cannot be read or is not what it must be, or a credential helper that
-            is to know the host cannot be run, fails, or takes longer than 30 s.
+            should know the host cannot be run, fails, or takes longer than 30 s.
     """
-    for path in default_config_paths() if config_paths is None else config_paths:
-        config = _read(path)
+    host, *path = re.sub(r"^https?://", "", name).strip("/").split("/")
+    parts = ["/".join([host, *path[:length]]) for length in range(len(path), 0, -1)]
+    spellings = _spellings(host)
+    for file in default_config_paths() if config_paths is None else config_paths:
+        config = _read(file)
         if config is None:
             continue
-        store = _Store(path, config)
-        spellings = _spellings(host)
-        for name in spellings:
+        for one in (*parts, *spellings):
             # A general store starts a program for each question, so it hears the usual name only.
-            found = store.find(name, ask_store=name == spellings[0])
+            found = _find(config, file, one, ask_store=one == spellings[0])
             if found is not None:
-                _log.debug("%s: using the login stored in %s", host, path)
+                _log.debug("%s: using the login for %s in %s", host, one, file)
                 return found
     return None
 
@@ -79,43 +77,26 @@ def default_config_paths() -> list[Path]:
     return [*paths, config / "containers" / "auth.json"]
 
 
-class _Store(AuthBackend):  # type: ignore[misc] # oras ships no types
-    """One file, read by oras' rules."""
+def _find(
+    config: Mapping[str, Any], file: Path, name: str, *, ask_store: bool
+) -> Credentials | None:
+    """The login under exactly `name`, or the same machine's other name."""
+    from oras.utils import iter_localhosts
 
-    def __init__(self, path: Path, config: dict[str, Any]) -> None:
-        super().__init__()
-        self._path = path
-        self._basic_auth: str | None = None
-        self._found: Credentials | None = None
-        self._auth_config = config
-
-    def find(self, name: str, *, ask_store: bool) -> Credentials | None:
-        """The login under exactly `name`, or the same machine's other name."""
-        listed = self._auth_config["auths"].keys() | self._auth_config["credHelpers"].keys()
-        for alias in iter_localhosts(name):
-            if alias not in listed and not ask_store:
-                continue
-            self._found = None
-            entry = self._auth_config["auths"].get(alias) or {}
-            token = entry.get("identitytoken")
-            if token:
-                # Beside an identity token the name is a placeholder and no login of its own.
-                return Credentials(identity_token=str(token))
-            if self._load_auth(alias):
-                if self._found is not None:
-                    return self._found
-                username, password = _decoded(self._basic_auth or "", self._path, alias)
-                return Credentials(username, password) if username else None
-        return None
-
-    def _get_auth_from_creds_store(self, suffix: str, hostname: str) -> str | None:
-        """Ask a helper, in place of oras' own way, which waits for ever and hides failures."""
-        answer = _ask_helper(suffix, hostname)
-        if answer is None:
-            return None
-        self._found = answer
-        encoded: str = get_basic_auth(answer.username, answer.password)
-        return encoded
+    for alias in iter_localhosts(name):
+        helper = config["credHelpers"].get(alias) or (config["credsStore"] if ask_store else None)
+        if helper and (answer := _ask_helper(helper, alias)) is not None:
+            return answer
+        entry = config["auths"].get(alias) or {}
+        if token := entry.get("identitytoken"):
+            # Beside an identity token the name is a placeholder and no login of its own.
+            return Credentials(identity_token=str(token))
+        username, password = str(entry.get("username") or ""), str(entry.get("password") or "")
+        if entry.get("auth"):
+            username, password = _decoded(entry["auth"], file, alias)
+        if username:
+            return Credentials(username, password)
+    return None
 
 
 def _read(path: Path) -> dict[str, Any] | None:
@@ -137,18 +118,14 @@ def _read(path: Path) -> dict[str, Any] | None:
             f"the credential file {path} is not what docker, podman or ORAS write "
             f"({type(err).__name__}); log in again with one of them, or remove it"
         ) from None
-    for entry in entries.values():
-        if not entry.get("auth") and entry.get("username"):
-            entry["auth"] = get_basic_auth(entry["username"], entry.get("password", ""))
     return {"auths": entries, "credsStore": config.get("credsStore"), "credHelpers": helpers}
 
 
 def _spellings(host: str) -> list[str]:
     """The names under which tools have stored a login for `host`, the usual one first."""
-    bare = re.sub(r"^https?://", "", host).partition("/")[0]
-    if bare in _DOCKER_HUB_NAMES:
+    if host in _DOCKER_HUB_NAMES:
         return [_DOCKER_HUB, *_DOCKER_HUB_NAMES]
-    forms = [bare, f"https://{bare}", f"http://{bare}"]
+    forms = [host, f"https://{host}", f"http://{host}"]
     return [form + tail for tail in ("", "/", "/v1/", "/v2/") for form in forms]
 
 

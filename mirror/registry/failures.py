@@ -11,6 +11,7 @@ a header.
 
 from __future__ import annotations
 
+import json
 import socket
 import ssl
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -360,12 +361,25 @@ def _registry_errors(body: bytes) -> tuple[Sequence[str], str]:
     """The codes in an error answer, and its text for people."""
     try:
         errors = parse_json(body)["errors"]
-        pairs = [(str(e.get("code", "")), str(e.get("message", ""))) for e in errors]
+        pairs = [(str(e.get("code", "")), *_words(e)) for e in errors]
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return (), ""  # a proxy's page, most often: the status says enough
-    text = "; ".join(": ".join(part for part in pair if part) for pair in pairs)
-    printable = "".join(c if c.isprintable() else " " for c in text)
-    return tuple(code for code, _ in pairs if code), printable[:_MAX_REASON]
+    text = "; ".join(": ".join(dict.fromkeys(part for part in pair if part)) for pair in pairs)
+    return tuple(pair[0] for pair in pairs if pair[0]), clean(text)
+
+
+def _words(error: Mapping[str, Any]) -> tuple[str, str]:
+    """What an error says for people: its message, and the reason that `detail` may hold."""
+    detail = error.get("detail")
+    if isinstance(detail, Mapping) and len(detail) == 1:
+        (detail,) = detail.values()
+    reason = detail if isinstance(detail, str) else json.dumps(detail) if detail else ""
+    return str(error.get("message", "")), reason
+
+
+def clean(text: str) -> str:
+    """Foreign text for a message: without control characters, and not long."""
+    return "".join(c if c.isprintable() else " " for c in text)[:_MAX_REASON]
 
 
 def same(err: MirrorError) -> MirrorError:
@@ -395,4 +409,4 @@ def _causes(err: BaseException) -> Iterator[BaseException]:
 def _reason(err: Exception) -> str:
     if isinstance(err, httpx.LocalProtocolError):
         return "a request that HTTP does not allow"  # the text may quote a header
-    return (str(err) or type(err).__name__)[:_MAX_REASON]
+    return clean(str(err) or type(err).__name__)

@@ -323,7 +323,13 @@ class UploadJournal:
         for line in text.splitlines():
             # torn, or not ours
             with suppress(
-                ValueError, TypeError, KeyError, RecursionError, AttributeError, InvalidDigestError
+                ValueError,
+                TypeError,
+                KeyError,
+                RecursionError,
+                AttributeError,
+                OverflowError,
+                InvalidDigestError,
             ):
                 entry = parse_json(line)
                 key = (str(entry["repository"]), Digest.parse(entry["digest"]))

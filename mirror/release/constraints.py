@@ -55,7 +55,7 @@ def read_version(text: str) -> Version | None:
 def _literal_version(literal: re.Match[str], parts: int) -> Version | None:
     """The version of a match of `_LITERAL`, of whose numbers the first `parts` count; else 0.
 
-    None where one of these is no number or beyond 64 bits, or a pre-release's number starts with 0.
+    None if one of these is not a number or beyond 64 bits, or a pre-release's number starts with 0.
     """
     written = [number or "0" for number in literal.groups()[:parts]] + ["0"] * (3 - parts)
     if len(literal.group()) > MAX_VERSION_LENGTH or not all(map(str.isdecimal, written)):

@@ -96,7 +96,7 @@ def _tree(
     credentials = (
         Credentials(place.login, secret)
         if place.login is not None and secret is not None
-        else find_credentials(root.host)
+        else find_credentials(str(root))
     )
     client = opened.enter_context(
         RegistryClient(root.host, options=options, credentials=credentials)

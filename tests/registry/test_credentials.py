@@ -223,3 +223,28 @@ def test_a_helper_with_a_path_for_a_name_is_not_run(tmp_path: Path, name: object
 def test_both_names_of_this_machine_are_one(tmp_path: Path) -> None:
     path = write(tmp_path / "c.json", {"auths": {"localhost:5000": {"auth": encoded()}}})
     assert find_credentials("127.0.0.1:5000", [path]) == Credentials("alice", SECRET)
+
+
+def test_the_longest_path_that_fits_decides(tmp_path: Path) -> None:
+    names = {HOST: "host", f"{HOST}/d": "short", f"{HOST}/d/ee": "long", f"{HOST}/d/e": "other"}
+    auths = {name: {"auth": encoded(user)} for name, user in names.items()}
+    path = write(tmp_path / "c.json", {"auths": auths})
+
+    def user(name: str) -> str | None:
+        found = find_credentials(name, [path])
+        return found.username if found else None
+
+    assert user(f"{HOST}/d/ee/install") == "long"
+    assert user(f"{HOST}/d/eee") == "short"
+    assert user(f"{HOST}/x") == "host"
+    assert user(HOST) == "host"
+
+
+def test_a_helper_goes_before_what_the_file_has(
+    tmp_path: Path, helper: Callable[[str], Path]
+) -> None:
+    helper(f"echo '{ANSWER}'")
+    config = {"auths": {HOST: {"auth": encoded("old", "stale")}}, "credsStore": "test"}
+    assert find_credentials(HOST, [write(tmp_path / "c.json", config)]) == Credentials(
+        "alice", SECRET
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from datetime import UTC, datetime
 
 import pytest
@@ -168,3 +169,23 @@ def test_a_registry_that_takes_no_pushes_is_called_read_only(
 def test_a_policy_that_makes_no_sense_is_the_callers_mistake(wrong: dict[str, int]) -> None:
     with pytest.raises(ValueError, match="attempts >= 1"):
         RetryPolicy(**wrong)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("detail", "shown"),
+    [
+        ({"message": "no space left on device"}, "UNKNOWN: refused: no space left on device"),
+        ("text/x is not\x1b[2J accepted", "UNKNOWN: refused: text/x is not [2J accepted"),
+        ({"a": 1, "b": 2}, 'UNKNOWN: refused: {"a": 1, "b": 2}'),
+        ("refused", "UNKNOWN: refused"),
+        (None, "UNKNOWN: refused"),
+    ],
+)
+def test_the_registrys_own_reason_is_shown(
+    detail: object, shown: str, serve: Serve, make_client: MakeClient
+) -> None:
+    body = json.dumps({"errors": [{"code": "UNKNOWN", "message": "refused", "detail": detail}]})
+    client = make_client(serve(lambda r: Reply(400, body=body.encode())).host)
+    with pytest.raises(RegistryError) as caught:
+        client.tags("a")
+    assert f"(HTTP 400, {shown})" in str(caught.value)

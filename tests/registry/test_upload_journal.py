@@ -354,3 +354,23 @@ def test_the_journal_holds_no_credential(
         (line,) = set(journal.path.read_text().splitlines())
     assert json.loads(line).keys() == {"repository", "digest", "location", "offset", "at"}
     assert ACCOUNT[1] not in line
+
+
+@pytest.mark.parametrize("number", ["1e999", "-1e999", "1" * 5000, "NaN", '"x"', "null"])
+@pytest.mark.parametrize("field", ["offset", "at"])
+def test_a_number_that_makes_no_sense_costs_that_line(
+    folder: Path, field: str, number: str
+) -> None:
+    with UploadJournal(folder, HOST) as journal:
+        journal.note("a", DIGEST, "http://r/1", 5)
+        path = journal.path
+    lines = path.read_text().splitlines()
+    broken = json.loads(lines[0]) | {"digest": str(OTHER), field: "#"}
+    path.write_text("\n".join([json.dumps(broken).replace('"#"', number), *lines]) + "\n")
+    with UploadJournal(folder, HOST) as journal:
+        assert journal.find("a", DIGEST) is not None
+
+
+def test_the_constructor_touches_no_disk(folder: Path) -> None:
+    UploadJournal(folder, HOST)
+    assert not folder.exists()

@@ -619,3 +619,25 @@ def test_a_mount_that_becomes_a_session_hands_it_out(
     assert isinstance(opened, OpenUpload)
     client.upload("a/b", DIGEST, len(DATA), source, opened=opened)
     assert [r.method for r in fake_server.log] == ["POST", "PUT"]
+
+
+@pytest.mark.parametrize("told", ["0-0", "0-65535", "0-99", "{chunk}"])
+def test_a_chunk_that_was_accepted_is_there_whatever_range_says(
+    told: str,
+    client: RegistryClient,
+    fake: FakeRegistry,
+    source: Source,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(uploads, "_CHUNK", 1 << 18)
+    answer = FakeRegistry.__call__
+
+    def lie(self: FakeRegistry, request: Request) -> Reply:
+        reply = answer(self, request)
+        if request.method == "PATCH":
+            reply.headers["Range"] = told.format(chunk=request.headers["content-range"])
+        return reply
+
+    monkeypatch.setattr(FakeRegistry, "__call__", lie)
+    assert client.upload("a", DIGEST, len(DATA), source) == len(DATA)
+    assert fake.blobs == {str(DIGEST): DATA}
