@@ -131,8 +131,6 @@ from mirror.operations.compare import verify_registry as verify_registry
 from mirror.operations.history import Generation as Generation
 from mirror.operations.history import HistoryReport as HistoryReport
 from mirror.operations.history import history as history
-from mirror.operations.inventory import RegistryInventory as RegistryInventory
-from mirror.operations.inventory import registry_inventory as registry_inventory
 from mirror.operations.merge import MergeReport as MergeReport
 from mirror.operations.merge import merge as merge
 from mirror.operations.prune import PruneReport as PruneReport
@@ -156,6 +154,8 @@ from mirror.operations.rollback import TagTurn as TagTurn
 from mirror.operations.rollback import rollback as rollback
 from mirror.operations.sync import SyncReport as SyncReport
 from mirror.operations.sync import sync_replicas as sync_replicas
+from mirror.operations.trees import RegistryInventory as RegistryInventory
+from mirror.operations.trees import registry_inventory as registry_inventory
 from mirror.operations.trees import replica_trees as replica_trees
 from mirror.registry.auth import Credentials as Credentials
 from mirror.registry.client import RegistryClient as RegistryClient
@@ -182,7 +182,6 @@ from mirror.release.source import ReleaseSource as ReleaseSource
 from mirror.release.source import SourceTree as SourceTree
 from mirror.run import Cancellation as Cancellation
 from mirror.run import Run as Run
-from mirror.sync.artifact import Artifact as Artifact
 from mirror.sync.content import MemoryStore as MemoryStore
 from mirror.sync.content import Source as Source
 from mirror.sync.content import Target as Target
@@ -207,6 +206,7 @@ from mirror.sync.removal import Removal as Removal
 from mirror.sync.repair import Storage as Storage
 from mirror.sync.repository_content import ManifestNode as ManifestNode
 from mirror.sync.repository_content import RepositoryContent as RepositoryContent
+from mirror.sync.statement import Artifact as Artifact
 from mirror.sync.statement import Statement as Statement
 from mirror.sync.transfer import Independence as Independence
 from mirror.sync.transfer import Interim as Interim

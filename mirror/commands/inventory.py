@@ -17,7 +17,7 @@ from mirror.commands.login import AccessOptions
 from mirror.durable import write_durably
 from mirror.errors import InputError
 from mirror.oci import Repository
-from mirror.operations.inventory import registry_inventory
+from mirror.operations.trees import registry_inventory
 from mirror.reports.bundles import inventory_summary
 from mirror.reports.progress import progress
 from mirror.run import Run

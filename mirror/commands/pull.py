@@ -22,8 +22,8 @@ from mirror.errors import InputError, InvalidReferenceError
 from mirror.events import Warned
 from mirror.layout import normalised_suffix
 from mirror.oci import Repository
-from mirror.operations.inventory import registry_inventory
 from mirror.operations.pull import plan_pull
+from mirror.operations.trees import registry_inventory
 from mirror.registry import ConnectionOptions, Credentials, RegistryClient
 from mirror.release.source import SourceTree
 from mirror.reports.bundles import plan_summary, pull_summary, verbose_pull_summary

@@ -31,7 +31,6 @@ from mirror.sync import (
     make_plan,
     transfer,
 )
-from mirror.sync.artifact import Artifact
 from mirror.sync.difference import lacking
 from mirror.sync.failover import FailoverSource
 from mirror.sync.observation import Depth, Failure, Item, Observation
@@ -51,7 +50,7 @@ from mirror.sync.repair import (
     repaired,
     without_manifests,
 )
-from mirror.sync.statement import REPOSITORY, Statement, generation_of
+from mirror.sync.statement import REPOSITORY, Artifact, Statement, generation_of
 from mirror.sync.tree import RegistryTree
 
 Answer = TypeVar("Answer")

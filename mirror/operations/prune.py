@@ -1,4 +1,4 @@
-"""Prune: a registry rid of what no inventory that is to be kept names."""
+"""Prune: remove from a registry what nobody names that is to be kept, or what its leader lacks."""
 
 from __future__ import annotations
 
@@ -11,10 +11,12 @@ from mirror.bundle.reader import read_inventory
 from mirror.errors import ConflictError, PruneRefusedError, common_exit_code
 from mirror.events import PhaseStarted
 from mirror.oci import Digest
+from mirror.operations.leader import Leader
 from mirror.release.discovery import discovery_images
 from mirror.run import Run
 from mirror.sync import Inventory, InventoryBuilder, Plan, union
-from mirror.sync.observation import Failure
+from mirror.sync.difference import lacking, tags_of, tags_only
+from mirror.sync.observation import Failure, Observation
 from mirror.sync.publication import Goal, Publication, check_state
 from mirror.sync.publication_state import (
     PublicationState,
@@ -263,3 +265,109 @@ def _carry_out(
     )
     failures = remove(statements, tree, run=run)
     return failures or remove(removal, tree, gone=gone, run=run)
+
+
+# -- a replica, of what its leader does not have ---------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Extras:
+    """What would have to go. `unread` are things that may be extras too and could not be read."""
+
+    removal: Removal
+    unread: tuple[Failure, ...] = ()
+
+    @property
+    def items(self) -> list[str]:
+        """Each of them as text."""
+        return self.removal.items
+
+
+def find_extras(
+    tree: RegistryTree,
+    wanted: Inventory,
+    known: Inventory,
+    found: Observation,
+    run: Run,
+) -> Extras:
+    """What the replica has beyond `wanted`, which it has by now.
+
+    `known` is what it stated, which tells of manifests that no tag leads to.
+    """
+    listed = {
+        path: tags - wanted.repository(path).tags.keys()
+        for path, tags in found.listed.items()
+        if path != REPOSITORY
+    }
+    scope = frozenset({*wanted.repositories, *known.repositories})
+    beyond = walk(
+        tree.source(),
+        scope,
+        known=lacking(known, wanted),
+        only=listed,
+        run=run.quietly(),
+    ).complete()
+    # By now the tags that the leader has too name what they name there.
+    there = union([found.held, beyond.held, tags_only(tags_of(wanted))])
+    return Extras(plan_removal(there, wanted, scope), beyond.failures)
+
+
+def refuse_to_prune(tree: RegistryTree, leader: Leader, *, incomplete: bool) -> None:
+    """Check that nothing stands against a prune: no doubt about either registry.
+
+    Raises:
+        PruneRefusedError: the leader states nothing, or less is there than it states, or the
+            replica is `incomplete`.
+    """
+    name, head = tree.name, leader.tree.name
+    if leader.digest is None:
+        raise PruneRefusedError(
+            f"{name}: nothing was pruned: the leader {head} states no inventory, so what it lacks "
+            "may be its loss; push to it first"
+        )
+    if leader.audited():
+        raise PruneRefusedError(
+            f"{name}: nothing was pruned: the leader {head} does not hold all that it states; "
+            "mend that first"
+        )
+    if incomplete:
+        raise PruneRefusedError(
+            f"{name}: nothing was pruned: this replica is not complete; mend that first"
+        )
+
+
+def remove_extras(
+    tree: RegistryTree,
+    removal: Removal,
+    current: Digest,
+    run: Run,
+) -> tuple[Removal, tuple[Failure, ...]]:
+    """Remove them, and then all statements but `current`; returns what is gone, and what could
+    not be removed.
+
+    Raises:
+        PruneRefusedError: the registry deletes nothing.
+    """
+    if not removal:
+        return removal, ()
+    check_deletes(tree)
+    former = _statements_but(tree, current, run)
+    gone: list[DropTag | DropManifest] = []
+    failures = remove(removal, tree, gone=gone, run=run)
+    if not failures:
+        # They promise a way back to what has just gone.
+        failures = remove(former, tree, run=run)
+    return removal.only(gone), failures
+
+
+def _statements_but(tree: RegistryTree, current: Digest, run: Run) -> Removal:
+    found = walk(tree.source(), [REPOSITORY], run=run.quietly()).complete()
+    tags: dict[Digest, list[str]] = {}
+    for tag, digest in found.held.repository(REPOSITORY).tags.items():
+        if digest != current:
+            tags.setdefault(digest, []).append(tag)
+    return Removal(
+        manifests=tuple(
+            DropManifest(REPOSITORY, digest, tuple(names)) for digest, names in tags.items()
+        )
+    )

@@ -17,8 +17,8 @@ from mirror.layout import (
     publication_stage,
 )
 from mirror.oci import Digest
-from mirror.operations.extras import find_extras, refuse_to_prune, remove_extras
 from mirror.operations.leader import Facts, Leader
+from mirror.operations.prune import find_extras, refuse_to_prune, remove_extras
 from mirror.operations.results import Outcome, ReplicaResult, SyncOptions
 from mirror.run import Run
 from mirror.sync import Inventory, InventoryBuilder, Plan, make_plan, union

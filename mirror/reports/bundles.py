@@ -22,10 +22,10 @@ from mirror.layout import (
 )
 from mirror.oci import Digest
 from mirror.operations.compare import RegistryReport
-from mirror.operations.inventory import RegistryInventory
 from mirror.operations.merge import MergeReport
 from mirror.operations.pull import PlannedReference, PullPlan, PullReport
 from mirror.operations.push_reports import PushPlan, PushReport, Share, shares
+from mirror.operations.trees import RegistryInventory
 from mirror.release.select import SelectedContent
 from mirror.release.source import SourceTree
 from mirror.sync import Finding, Inventory

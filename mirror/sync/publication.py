@@ -24,7 +24,6 @@ from mirror.events import PhaseStarted, Warned
 from mirror.layout import publication_stage
 from mirror.oci import Digest
 from mirror.run import Run
-from mirror.sync.artifact import Artifact, put_artifact
 from mirror.sync.content import Source, Target
 from mirror.sync.difference import Tags, differing, laid_over, tags_of, tags_only
 from mirror.sync.inventory import Inventory
@@ -39,7 +38,7 @@ from mirror.sync.publication_state import (
     statement_digest,
 )
 from mirror.sync.removal import deletes_tags, remove_tags
-from mirror.sync.statement import REPOSITORY, Statement
+from mirror.sync.statement import REPOSITORY, Artifact, Statement, put_artifact
 from mirror.sync.transfer import Independence, Interim, TransferReport, transfer
 from mirror.sync.tree import RegistryTree
 

@@ -26,12 +26,11 @@ from mirror.events import Warned
 from mirror.layout import publication_stage
 from mirror.oci import Digest
 from mirror.run import Run
-from mirror.sync.artifact import make_artifact, put_artifact
 from mirror.sync.inventory import Inventory
 from mirror.sync.observation import Failure
 from mirror.sync.plan import PutTag, TagStage
 from mirror.sync.repository_content import RepositoryContent
-from mirror.sync.statement import REPOSITORY
+from mirror.sync.statement import REPOSITORY, make_artifact, put_artifact
 from mirror.sync.tree import RegistryTree
 from mirror.sync.workers import for_each
 

@@ -1,6 +1,7 @@
 """Statements: what a registry says that it holds, as pure data and as an OCI artifact.
 
-`mirror.sync.publication_state` reads them from registries.
+Here too is how an artifact of our own is made and stored; `mirror.sync.publication_state` reads
+statements from registries.
 
 A statement is written when everything that it names is in place. It is numbered: generations only
 ever rise, so of two replicas the one with the higher generation is ahead, whatever their clocks
@@ -9,9 +10,11 @@ say. There is no clock and no host name in it: equal content makes equal bytes, 
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Iterable
+from collections.abc import Generator, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from importlib import metadata
 from typing import Any
 
@@ -24,7 +27,9 @@ from mirror.errors import (
     StatementError,
 )
 from mirror.oci import Descriptor, Digest, Manifest
-from mirror.sync.artifact import Artifact, make_artifact
+from mirror.oci.manifest import descriptor_json
+from mirror.oci.media_types import OCI_EMPTY, OCI_MANIFEST
+from mirror.registry import RegistryWriter
 from mirror.sync.difference import Tags, tags_of
 from mirror.sync.inventory import Inventory
 from mirror.sync.repository_content import (
@@ -292,3 +297,64 @@ def _generation(value: Any) -> int:
     if type(value) is not int:
         raise ValueError(f"{value!r:.50} is not a generation")
     return value
+
+
+# -- artifacts of our own --------------------------------------------------------------------------
+
+
+_EMPTY = b"{}"
+_CHUNK = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Artifact:
+    """An artifact's manifest, and the bytes of its one layer."""
+
+    manifest: Manifest
+    layer: bytes = field(repr=False)
+
+
+def make_artifact(
+    artifact_type: str,
+    *,
+    layer: bytes = _EMPTY,
+    layer_type: str = OCI_EMPTY,
+    file_name: str | None = None,
+    annotations: Mapping[str, str] | None = None,
+) -> Artifact:
+    """The artifact with that layer; equal arguments make equal bytes.
+
+    `file_name` is the name under which `oras pull` saves the layer.
+    """
+    described = descriptor_json(Descriptor(layer_type, Digest.of(layer), len(layer)))
+    if file_name is not None:
+        described["annotations"] = {"org.opencontainers.image.title": file_name}
+    document = {
+        "schemaVersion": 2,
+        "mediaType": OCI_MANIFEST,
+        "artifactType": artifact_type,
+        "config": descriptor_json(Descriptor(OCI_EMPTY, Digest.of(_EMPTY), len(_EMPTY))),
+        "layers": [described],
+        **({"annotations": dict(annotations)} if annotations else {}),
+    }
+    return Artifact(Manifest.parse(json.dumps(document, separators=(",", ":")).encode()), layer)
+
+
+def put_artifact(
+    client: RegistryWriter, repository: str, artifact: Artifact, *references: str | Digest
+) -> None:
+    """Store an artifact under `references`, one after the other.
+
+    Blobs that the repository has already are not sent again.
+    """
+    for data in dict.fromkeys((_EMPTY, artifact.layer)):
+        digest = Digest.of(data)
+        if client.blob_size(repository, digest) != len(data):
+            client.upload(repository, digest, len(data), partial(_chunks, data))
+    for reference in references:
+        client.put_manifest(repository, reference, artifact.manifest)
+
+
+def _chunks(data: bytes, offset: int) -> Generator[bytes, None, None]:
+    for start in range(offset, len(data), _CHUNK):
+        yield data[start : start + _CHUNK]

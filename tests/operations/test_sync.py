@@ -28,12 +28,18 @@ from mirror.operations.sync import sync_replicas
 from mirror.reports.registries import sync_summary
 from mirror.run import Cancellation, Run
 from mirror.sync import Inventory, InventoryBuilder, MemoryStore
-from mirror.sync.artifact import make_artifact, put_artifact
 from mirror.sync.difference import tags_of
 from mirror.sync.publication import announce
 from mirror.sync.publication_state import PENDING, read_state, statement_digest
 from mirror.sync.removal import TRIAL
-from mirror.sync.statement import ARTIFACT_TYPE, GENERATION, REPOSITORY, Statement
+from mirror.sync.statement import (
+    ARTIFACT_TYPE,
+    GENERATION,
+    REPOSITORY,
+    Statement,
+    make_artifact,
+    put_artifact,
+)
 from mirror.testing import Answer, CorruptBody, Delay, Fault, LoseAnswer, Refuse
 from tests.support.inventories import put_image, sample_store
 from tests.support.patience import PATIENCE_S, without_waiting

@@ -15,7 +15,6 @@ from mirror.oci.media_types import OCI_MANIFEST
 from mirror.registry import ConnectionOptions, RegistryClient
 from mirror.serve import MemoryStorage, put_blob
 from mirror.sync import Inventory
-from mirror.sync.artifact import Artifact, put_artifact
 from mirror.sync.plan import PutTag
 from mirror.sync.publication import Goal, Publication, Step
 from mirror.sync.publication_state import (
@@ -28,7 +27,7 @@ from mirror.sync.publication_state import (
     read_statement,
     statement_digest,
 )
-from mirror.sync.statement import MAX_GENERATION, REPOSITORY, Statement
+from mirror.sync.statement import MAX_GENERATION, REPOSITORY, Artifact, Statement, put_artifact
 from mirror.testing import EmbeddedRegistry
 from tests.support.inventories import put_image, sample_store
 from tests.support.places import client_of, state, tree_of

@@ -11,7 +11,6 @@ from mirror.errors import InputError, StatementError
 from mirror.oci import Digest, Manifest
 from mirror.oci.media_types import OCI_EMPTY, OCI_MANIFEST
 from mirror.sync import Inventory, InventoryBuilder, union
-from mirror.sync.artifact import make_artifact
 from mirror.sync.statement import (
     ARTIFACT_TYPE,
     GENERATION,
@@ -23,6 +22,7 @@ from mirror.sync.statement import (
     Statement,
     generation_of,
     layer_of,
+    make_artifact,
     reachable,
     succeed,
 )
