@@ -1,4 +1,5 @@
-"""Status: how complete each replica is, and how far behind."""
+"""Compare without changing anything: replicas with their statements, two places with each other,
+and a bundle or registry with what a bundle promises."""
 
 from __future__ import annotations
 
@@ -28,7 +29,7 @@ _DIFFER, _INCOMPLETE = 3, 4
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """How many of each; manifests and blobs are counted in every repository that needs them."""
+    """Numbers of tags, manifests and blobs. A blob counts once per repository that needs it."""
 
     tags: int = 0
     manifests: int = 0
@@ -75,7 +76,7 @@ class ReplicaStatus:
 
     @property
     def complete(self) -> bool:
-        """Whether it holds all that it states, and is not on its way to something else."""
+        """Whether it holds all that it states, and no publication is under way."""
         return self.statement is not None and not (self.missing or self.failures or self.publishing)
 
     def to_document(self) -> dict[str, Any]:
@@ -96,7 +97,7 @@ class ReplicaStatus:
 
 @dataclass(frozen=True, slots=True)
 class StatusReport:
-    """How all registries that were asked stand."""
+    """How the registries stand that were asked."""
 
     replicas: tuple[ReplicaStatus, ...]
 
@@ -123,7 +124,7 @@ class StatusReport:
 
 
 _LOOKS = 3
-"""So often a registry is asked that never holds still, before what was found last is told."""
+"""How often a registry is asked that keeps changing, before the last answer is reported."""
 
 _WHOLE = "the registry as a whole"
 
@@ -134,7 +135,7 @@ def status(
     thorough: bool = False,
     run: Run | None = None,
 ) -> StatusReport:
-    """Hold each registry against its own statement, all at once.
+    """Compare each registry with its own statement, all at once.
 
     One HEAD per tag and per manifest that no tag names; `thorough` asks about every blob too. What
     fails at one registry is in its status and is not raised.
@@ -217,7 +218,7 @@ def _held_against(
 
 @dataclass(frozen=True, slots=True)
 class DiffReport:
-    """Two places compared. `failures` are what could not be read, and is not in the comparison."""
+    """Two places compared. `failures` is what could not be read and was not compared."""
 
     a: str
     b: str

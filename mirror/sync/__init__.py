@@ -4,7 +4,7 @@ from mirror.sync.content import MemoryStore, Source, Target
 from mirror.sync.failover import BlobContent, FailoverSource, Holder
 from mirror.sync.inventory import Gap, Inventory, InventoryBuilder, union
 from mirror.sync.observation import Dependents, Finding
-from mirror.sync.plan import CopyBlob, Plan, PutManifest, PutTag, applied, make_plan
+from mirror.sync.plan import CopyBlob, Plan, PutManifest, PutTag, make_plan
 from mirror.sync.repository_content import ManifestNode, RepositoryContent
 from mirror.sync.transfer import TransferReport, transfer
 
@@ -27,7 +27,6 @@ __all__ = [
     "Source",
     "Target",
     "TransferReport",
-    "applied",
     "make_plan",
     "transfer",
     "union",

@@ -1,4 +1,4 @@
-"""Where content comes from and goes to: the two protocols between which every transfer runs.
+"""Where content comes from and goes to: the two protocols of a transfer, and content in memory.
 
 A registry, a bundle and memory are sources; a registry, a bundle being written and memory are
 targets. Repository paths are relative to the root that the inventory shares.

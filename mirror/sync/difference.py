@@ -13,7 +13,7 @@ from mirror.sync.repository_content import RepositoryContent
 
 @dataclass(frozen=True, slots=True)
 class TagDifference:
-    """A tag that two places do not have alike: what it names in each, None where it is absent.
+    """A tag that differs between two places: what it names in each, None where it is absent.
 
     Sizes are the bytes of all that the tag reaches there, shared parts included.
     """
@@ -73,7 +73,7 @@ class Difference:
 
 
 def differ(ours: Inventory, theirs: Inventory) -> Difference:
-    """Compare two inventories; falsy if what they hold is the same."""
+    """Compare two inventories. The result is falsy if they hold the same."""
     tags: list[TagDifference] = []
     for path in sorted({*ours.repositories, *theirs.repositories}):
         tags += _tags(path, ours.repository(path), theirs.repository(path))
@@ -91,7 +91,7 @@ def differ(ours: Inventory, theirs: Inventory) -> Difference:
 
 
 def lacking(wanted: Inventory, held: Inventory) -> Inventory:
-    """What of `wanted` is not in `held`: open, where something that is there already is needed."""
+    """The part of `wanted` that is not in `held`; open where it needs something from `held`."""
     contents = {}
     for path, content in wanted.repositories.items():
         there = held.repository(path)
@@ -164,14 +164,14 @@ def tags_only(tags: Tags) -> Inventory:
 
 
 def laid_over(below: Tags, above: Tags) -> Tags:
-    """All tags of both; where they differ, those of `above`."""
+    """The tags of both; where both name a tag, `above` wins."""
     return {
         path: {**below.get(path, {}), **above.get(path, {})} for path in sorted({*below, *above})
     }
 
 
 def differing(tags: Tags, others: Tags) -> Tags:
-    """Those of `tags` that `others` lacks or has otherwise."""
+    """The tags that `others` does not have, or has with another digest."""
     found = {
         path: {
             tag: digest for tag, digest in one.items() if others.get(path, {}).get(tag) != digest
@@ -182,7 +182,7 @@ def differing(tags: Tags, others: Tags) -> Tags:
 
 
 def unaccounted(held: Tags, *known: Tags) -> Tags:
-    """What of `held` none of `known` says: tags that somebody else set."""
+    """The tags of `held` that none of `known` has: somebody else set them."""
     for one in known:
         held = differing(held, one)
     return held
@@ -201,7 +201,7 @@ class TagChanges:
 
 
 def changes(before: Tags, after: Tags) -> TagChanges:
-    """What `after` has new, otherwise, and no longer."""
+    """The tags that were added, changed and removed between two states."""
     old, new = (
         {(path, tag): digest for path, tags in state.items() for tag, digest in tags.items()}
         for state in (before, after)

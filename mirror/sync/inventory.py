@@ -56,7 +56,7 @@ class Inventory:
     repositories: Mapping[str, RepositoryContent] = field(default_factory=dict)
 
     def repository(self, path: str) -> RepositoryContent:
-        """What `path` holds; nothing, where the inventory does not know it."""
+        """What the repository `path` holds; nothing if the inventory does not know it."""
         return self.repositories.get(path, NOTHING)
 
     def digest(self) -> Digest:
@@ -107,10 +107,6 @@ class Inventory:
     def filtered(self, keep: Callable[[str], bool]) -> Inventory:
         """Only the repositories whose path `keep` accepts."""
         return Inventory({p: c for p, c in self.repositories.items() if keep(p)})
-
-    def relocated(self, move: Callable[[str], str]) -> Inventory:
-        """The same content with every repository path passed through `move`."""
-        return union(Inventory({move(p): c}) for p, c in sorted(self.repositories.items()))
 
     # -- canonical form ------------------------------------------------------------------------
 
@@ -228,11 +224,11 @@ class InventoryBuilder:
         return self._repositories.setdefault(path, ({}, {}, {}))
 
     def add_tag(self, repository: str, tag: str, digest: Digest) -> None:
-        """`repository:tag` names `digest`."""
+        """Let `repository:tag` name `digest`."""
         self._content(repository)[0][tag] = digest
 
     def add_manifest(self, repository: str, node: ManifestNode, *, closed: bool = True) -> None:
-        """`repository` holds this manifest and, if `closed`, the blobs it needs.
+        """Add a manifest to `repository` and, if `closed`, the blobs that it needs.
 
         Raises:
             InvalidManifestError: another manifest there gives another size for one of these blobs;
@@ -248,11 +244,11 @@ class InventoryBuilder:
         manifests[node.descriptor.digest] = node
 
     def add_blob(self, repository: str, digest: Digest, size: int) -> None:
-        """`repository` holds this blob of `size` bytes."""
+        """Add a blob of `size` bytes to `repository`."""
         self._content(repository)[2][digest] = size
 
     def add_inventory(self, inventory: Inventory) -> None:
-        """Everything in `inventory`."""
+        """Add everything in `inventory`."""
         for path, content in inventory.repositories.items():
             tags, manifests, blobs = self._content(path)
             tags.update(content.tags)

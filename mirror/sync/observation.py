@@ -132,7 +132,7 @@ class Observation:
         )
 
     def all_damage(self) -> dict[Digest, MirrorError]:
-        """Everything there that is not what it goes by, or that the registry cannot serve."""
+        """Everything that is not what its digest promises, or that the registry cannot serve."""
         damage = dict(self.damaged)
         for item, error in self.unclear.items():
             if item.digest is not None and speaks_of_damage(error):
@@ -274,7 +274,7 @@ class Finding:
 
     @property
     def is_named(self) -> bool:
-        """Whether a tag that says something to a person suffers from it."""
+        """Whether it affects a tag whose name means something to a person."""
         return not all(map(is_digest_tag, self.tags))
 
     def to_document(self) -> dict[str, Any]:
@@ -289,7 +289,7 @@ class Finding:
 
 
 def _shown(tag: str) -> str:
-    """A tag for a person: of one that is made of a digest, its beginning and its end."""
+    """A tag for a person: a tag made of a digest is shortened to its beginning and end."""
     return f"{tag[:19]}…{tag[71:]}" if is_digest_tag(tag) else tag
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from mirror.oci import Digest
-from mirror.sync.inventory import Inventory, InventoryBuilder
+from mirror.sync.inventory import Inventory
 from mirror.sync.repository_content import RepositoryContent
 
 TagStage = Callable[[str, str], int]
@@ -67,7 +67,7 @@ class Plan:
 
     @property
     def size(self) -> int:
-        """Bytes that will move, at most: blobs that can be mounted are not counted."""
+        """The most bytes that will move. Blobs that can be mounted do not count."""
         return sum(step.size for step in self.blobs if step.mount_from is None)
 
     @property
@@ -86,7 +86,7 @@ def _one_stage(_repository: str, _tag: str) -> int:
 
 
 def make_plan(wanted: Inventory, held: Inventory, *, stage: TagStage = _one_stage) -> Plan:
-    """Say what a place that holds `held` lacks to serve all of `wanted`.
+    """Say what a place that holds `held` must get to serve all of `wanted`.
 
     `held` may know more than `wanted` does; extras are left alone, and serve as mount sources.
     """
@@ -185,20 +185,3 @@ def places_written(plan: Plan) -> dict[str, bool]:
     for path in sorted(written, key=lambda path: (path not in uploads, path)):
         chosen.setdefault(path.partition("/")[0], path)
     return {path: path in uploads for path in sorted(chosen.values())}
-
-
-def applied(plan: Plan, held: Inventory, wanted: Inventory) -> Inventory:
-    """What a place holds after `plan`, made for `wanted`, was carried out there."""
-    builder = InventoryBuilder()
-    builder.add_inventory(held)
-    for step in plan.blobs:
-        for path in step.into:
-            builder.add_blob(path, step.digest, step.size)
-    for wave in plan.manifests:
-        for put in wave:
-            node = wanted.repository(put.repository).manifests[put.digest]
-            builder.add_manifest(put.repository, node, closed=False)
-    for tags in plan.tags:
-        for name in tags:
-            builder.add_tag(name.repository, name.tag, name.digest)
-    return builder.build()

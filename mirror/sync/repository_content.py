@@ -110,7 +110,7 @@ def read_contents(
 
 @contextmanager
 def _reading() -> Iterator[None]:
-    """Turn what goes wrong with a document that is no inventory into that statement."""
+    """Turn every error about a malformed document into DamagedBundleError."""
     try:
         yield
     except CycleError as err:
@@ -149,19 +149,19 @@ def content_document(content: RepositoryContent) -> dict[str, Any]:
 
 
 def reason(err: Exception) -> str:
-    """What a document lacks, or why it cannot be read."""
+    """Which member a document does not have, or why it cannot be read."""
     return f"no {err.args[0]}" if isinstance(err, KeyError) else str(err)
 
 
 def path_of(path: str) -> str:
-    """A repository's path, if it is one; errors are those of `check_repository`."""
+    """Return a valid repository path; raises what `check_repository` raises."""
     if path:
         check_repository(path)
     return path
 
 
 def tag_of(tag: str) -> str:
-    """A tag, if it is one; errors are those of `check_tag`."""
+    """Return a valid tag; raises what `check_tag` raises."""
     check_tag(tag)
     return tag
 
@@ -173,7 +173,7 @@ def _size(value: Any) -> int:
 
 
 def text_of(value: Any) -> str:
-    """A text that UTF-8 can spell; else ValueError."""
+    """Return a text that UTF-8 can encode; raises ValueError for anything else."""
     if not isinstance(value, str):
         raise ValueError(f"{value!r:.50} is not a text")
     value.encode()  # JSON can spell what UTF-8 cannot

@@ -6,7 +6,7 @@ from random import Random
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mirror.sync import Inventory, InventoryBuilder, Plan, PutTag, applied, make_plan, union
+from mirror.sync import Inventory, InventoryBuilder, Plan, PutTag, make_plan, union
 from mirror.sync.plan import CopyBlob, PutManifest
 from tests.support.inventories import (
     add_closed,
@@ -18,6 +18,23 @@ from tests.support.inventories import (
     with_only,
     without,
 )
+
+
+def applied(plan: Plan, held: Inventory, wanted: Inventory) -> Inventory:
+    """What a place holds after `plan`, made for `wanted`, was carried out there."""
+    builder = InventoryBuilder()
+    builder.add_inventory(held)
+    for step in plan.blobs:
+        for path in step.into:
+            builder.add_blob(path, step.digest, step.size)
+    for wave in plan.manifests:
+        for put in wave:
+            node = wanted.repository(put.repository).manifests[put.digest]
+            builder.add_manifest(put.repository, node, closed=False)
+    for tags in plan.tags:
+        for name in tags:
+            builder.add_tag(name.repository, name.tag, name.digest)
+    return builder.build()
 
 
 @st.composite
