@@ -12,6 +12,7 @@ import hmac
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
+from types import MappingProxyType
 
 from mirror.errors import RenderingError
 from mirror.modes import constants
@@ -90,6 +91,10 @@ class RenderOptions:
     in_place_root: PurePosixPath | None = None
     """Where the trees will lie, if services are to use the files there, outside of containers."""
 
+    def __post_init__(self) -> None:
+        for name in ("environment", "sources"):
+            object.__setattr__(self, name, MappingProxyType(dict(getattr(self, name))))
+
     def places(self, tree: str) -> NodePaths:
         """The paths that files of one tree (`nodes/<name>`, or `in-cluster`) contain."""
         if self.in_place_root is None:
@@ -116,6 +121,9 @@ class Rendered:
     version: str
     notes: tuple[str, ...]
     """What a flavour cannot do of what was asked for, in sentences."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "nodes", MappingProxyType(dict(self.nodes)))
 
 
 def render(

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
+from types import MappingProxyType
 
 import bcrypt
 from pydantic import BaseModel, ConfigDict, SecretStr, ValidationError
@@ -81,6 +82,10 @@ class ServiceSecrets:
     """The authority that will sign next; trusted already."""
     former: tuple[str, ...] = ()
     """Certificates of earlier authorities, trusted until they end."""
+
+    def __post_init__(self) -> None:
+        for name in ("users", "nodes"):
+            object.__setattr__(self, name, MappingProxyType(dict(getattr(self, name))))
 
     @property
     def authorities(self) -> Authorities:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
+from types import MappingProxyType
 from typing import Any
 
 import bcrypt
@@ -485,6 +486,16 @@ def test_authorities_before_and_after_the_signing_one_are_kept_in_the_file(tmp_p
         assert files[PKI / "ca.crt"].content.decode() == held.trusted
         assert held.trusted.count("BEGIN CERTIFICATE") == 2
     assert held.former == (kept().authority.certificate,)
+
+
+def test_mappings_of_frozen_values_are_read_only() -> None:
+    options = RenderOptions(environment={"NO_PROXY": "x"})
+    rendered = done(local())
+    for mapping in (
+        *(options.environment, options.sources, rendered.nodes),
+        *(kept().users, kept().nodes),
+    ):
+        assert isinstance(mapping, MappingProxyType)
 
 
 def test_impossible_clusters_are_refused() -> None:
