@@ -1,7 +1,7 @@
 """A pull's settings as one document: from a file, from flags, or from a file that flags override.
 
-Every key is the flag of the same name without its dashes in front, so that there is one vocabulary
-to learn. Secrets have no keys: a selection is to be reviewed and kept under version control.
+Every key is the flag of the same name without the leading dashes. Secrets have no keys, so that the
+file can be reviewed and kept under version control.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from pydantic import (
 from pydantic_core import ErrorDetails
 
 from mirror.bundle.format import parse_part_size
-from mirror.documents import mistake, read_mapping
+from mirror.documents import mistake, parse_rate, read_mapping
 from mirror.errors import InputError
 from mirror.layout import normalised_suffix
 from mirror.oci import Platform, Repository
@@ -68,6 +68,8 @@ class PullConfig(BaseModel):
     jobs: Annotated[
         int, Field(ge=1, le=64, strict=True, description="Items worked on at a time.")
     ] = DEFAULT_JOBS
+
+    limit_rate: StrictStr | None = _about("Fetch at most so many bytes a second: 20MB/s, 512KiB/s.")
 
     images_bundle_chunk_size: StrictStr | StrictInt | StrictFloat | None = _about(
         "Cut archives into parts of this size: GB (4, 0.7), 700MB, 4GiB, or dvd, bd, fat32."
@@ -142,6 +144,17 @@ class PullConfig(BaseModel):
             where = f"{path}: " if path is not None else ""
             problems = "; ".join(_problem(one) for one in err.errors(include_url=False))
             raise InputError(f"{where}{problems}; {_HELP}") from err
+
+    def bytes_per_s(self) -> float | None:
+        """The rate that `limit_rate` allows; None for any.
+
+        Raises:
+            InputError: `limit_rate` cannot be read.
+        """
+        try:
+            return None if self.limit_rate is None else parse_rate(self.limit_rate)
+        except ValueError as err:
+            raise InputError(f"--limit-rate: {err}") from None
 
     def part_size(self) -> int:
         """Bytes of an archive's parts; 0 leaves archives whole.
@@ -279,7 +292,7 @@ class PullConfig(BaseModel):
 
 _OUTWARD = frozenset(
     {
-        *("insecure", "tls-skip-verify", "ca", "jobs"),
+        *("insecure", "tls-skip-verify", "ca", "jobs", "limit-rate"),
         *("images-bundle-chunk-size", "gost-digest", "compress", "dedupe"),
     }
 )

@@ -10,10 +10,10 @@ import math
 import re
 from collections.abc import Hashable, Mapping
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import yaml
-from pydantic import ValidationError
+from pydantic import BeforeValidator, Field, ValidationError
 from pydantic_core import ErrorDetails
 from yaml.composer import ComposerError
 from yaml.constructor import ConstructorError
@@ -250,3 +250,11 @@ def parse_rate(text: str) -> float:
     if not rate:
         raise ValueError(f"{text[:100]!r} is no rate; write bytes a second, such as 20MB/s")
     return rate
+
+
+def _rate(value: Any) -> Any:
+    return parse_rate(value) if isinstance(value, str) else value
+
+
+Rate = Annotated[float, BeforeValidator(_rate, json_schema_input_type=float | str), Field(gt=0)]
+"""Bytes a second in a settings file: a number, or a text as `parse_rate` takes it."""

@@ -26,6 +26,7 @@ class AccessOptions:
     insecure: bool = False
     tls_skip_verify: bool = False
     ca: Path | None = None
+    limit_rate: float | None = None
 
     def connection(self) -> ConnectionOptions:
         """The same for a client."""
@@ -33,6 +34,7 @@ class AccessOptions:
             plain_http=self.insecure,
             verify=not self.tls_skip_verify,
             ca_file=self.ca,
+            limit_rate=self.limit_rate,
         )
 
     def credentials(self, name: str) -> Credentials | None:

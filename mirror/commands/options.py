@@ -9,6 +9,7 @@ from typing import Any, Literal, TypeVar, get_args, get_origin
 import click
 
 from mirror.config import PullConfig
+from mirror.documents import parse_rate
 from mirror.run import DEFAULT_JOBS
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -16,6 +17,13 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 _UNSEEN_HELP = (
     "Its password; '-' asks for it, or reads it from a pipe: process lists never show it then."
 )
+
+
+def _rate(_ctx: click.Context, _option: click.Parameter, value: str | None) -> float | None:
+    try:
+        return None if value is None else parse_rate(value)
+    except ValueError as err:
+        raise click.BadParameter(str(err)) from None
 
 
 def _options(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
@@ -117,6 +125,11 @@ registry = _options(
         "--ca",
         type=click.Path(exists=True, dir_okay=False, path_type=Path),
         help="PEM file of certificate authorities to trust besides the system's.",
+    ),
+    click.option(
+        "--limit-rate",
+        callback=_rate,
+        help="Move at most so many bytes a second to and from each registry: 20MB/s, 512KiB/s.",
     ),
 )
 """How to reach the registry that a command works on."""

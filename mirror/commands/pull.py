@@ -173,6 +173,7 @@ def _source(
         insecure=config.insecure,
         tls_skip_verify=config.tls_skip_verify,
         ca=config.ca,
+        limit_rate=config.bytes_per_s(),
     )
     if cluster is not None:
         source = config.source if "source" in config.model_fields_set else None

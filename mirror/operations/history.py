@@ -138,7 +138,7 @@ def history(
 
 @dataclass(frozen=True, slots=True)
 class _Seen:
-    """What is kept of a statement while others are read: not its graph."""
+    """What is remembered of a statement while others are read; its graph is not."""
 
     number: int
     inventory: Digest

@@ -35,9 +35,10 @@ from mirror.sync.walk import walk
 
 @dataclass(frozen=True, slots=True)
 class PruneReport:
-    """What was removed, or would be. `freed` is the bytes of blobs that nothing needs any more.
+    """What was removed or, in a dry run, would be.
 
-    `generations` are those whose way back is gone; `published` is what the registry states now.
+    `freed` is the bytes of blobs that nothing needs any more. `generations` can no longer be
+    restored; `published` is what the registry states now.
     """
 
     target: str
@@ -193,7 +194,7 @@ class _History:
 
 
 def after(there: Inventory, removal: Removal) -> Inventory:
-    """What is left of `there`, closed: blobs that only removed manifests need are not in it."""
+    """What `removal` leaves of `there`, without blobs that only the removed manifests need."""
     gone = {(one.repository, one.digest) for one in removal.manifests}
     tags = {(one.repository, one.tag) for one in removal.tags}
     contents = {}
@@ -272,7 +273,7 @@ def _carry_out(
 
 @dataclass(frozen=True, slots=True)
 class Extras:
-    """What would have to go. `unread` are things that may be extras too and could not be read."""
+    """What a replica has and its leader lacks. `unread` may be extras too but could not be read."""
 
     removal: Removal
     unread: tuple[Failure, ...] = ()
@@ -290,9 +291,9 @@ def find_extras(
     found: Observation,
     run: Run,
 ) -> Extras:
-    """What the replica has beyond `wanted`, which it has by now.
+    """Find what the replica has beyond `wanted`, all of which it has by now.
 
-    `known` is what it stated, which tells of manifests that no tag leads to.
+    `known` is what it stated; that names manifests which no tag leads to.
     """
     listed = {
         path: tags - wanted.repository(path).tags.keys()
@@ -313,10 +314,10 @@ def find_extras(
 
 
 def refuse_to_prune(tree: RegistryTree, leader: Leader, *, incomplete: bool) -> None:
-    """Check that nothing stands against a prune: no doubt about either registry.
+    """Check that both registries are sound enough for a prune.
 
     Raises:
-        PruneRefusedError: the leader states nothing, or less is there than it states, or the
+        PruneRefusedError: the leader states nothing or lacks part of what it states, or the
             replica is `incomplete`.
     """
     name, head = tree.name, leader.tree.name
@@ -342,8 +343,9 @@ def remove_extras(
     current: Digest,
     run: Run,
 ) -> tuple[Removal, tuple[Failure, ...]]:
-    """Remove them, and then all statements but `current`; returns what is gone, and what could
-    not be removed.
+    """Carry out `removal`, then remove all statements but `current`.
+
+    Returns what is gone, and what could not be removed.
 
     Raises:
         PruneRefusedError: the registry deletes nothing.

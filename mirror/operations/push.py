@@ -112,9 +112,8 @@ def push_to_all(
 
     They are worked on at the same time, each with `run.jobs` threads. What the bundle lacks of that
     state comes from whichever other registry has it, and what happens to one does not concern the
-    others. If the first does not answer, the one with the highest generation takes its part. When
-    all tags of a registry have turned, it is asked for everything that it states; it counts if
-    nothing is missing.
+    others. If the first does not answer, the one with the highest generation takes its place. A
+    registry counts if, after its tags have turned, it has everything that it states.
 
     Args:
         quorum: how many must count (1 to all); None for all.
@@ -211,10 +210,10 @@ def wanted_from(
 def held_for(
     bundle: BundleReader, target: RegistryTarget, inventory: Inventory, wanted: Inventory
 ) -> Inventory:
-    """What `target` has of `wanted` and, before a delta, of what that leaves to its base.
+    """What `target` has of `wanted` and, if the bundle is a delta, of its base.
 
     Raises:
-        MissingBaseError: it lacks some of the latter.
+        MissingBaseError: it does not have all that the delta leaves to its base.
     """
     if not bundle.bases:
         return target.held(wanted, Depth.PROBE)
@@ -238,8 +237,8 @@ def check_base(bundle: BundleReader, inventory: Inventory, held: Inventory, plac
 class _Goal:
     """What all registries are to hold and to state.
 
-    `lead` decides; it had `held` of `inventory`. `published` is what all state in the end, which
-    `lead` does already unless `new`.
+    `lead` is the registry that decides; it had `held` of `inventory` before. `published` is what
+    all state in the end; unless it is `new`, `lead` states it already.
     """
 
     lead: RegistryTree
@@ -252,9 +251,9 @@ class _Goal:
 
 @dataclass(frozen=True, slots=True)
 class _Push:
-    """What is to be carried, and how.
+    """What a push carries, and how.
 
-    `whole`: registries are to hold everything that they will state, and are asked for it; else
+    With `whole` a registry must hold everything that it will state, and is asked for it; without,
     what the bundle brings is enough.
     """
 
@@ -328,7 +327,7 @@ class _Push:
         held = goal.held if leads else target.held(goal.inventory)
         plan = make_plan(goal.inventory, held, stage=publication_stage)
         stated = state.pending is None and state.newest_digest == goal.published.digest
-        # What the leading registry states already is announced at most by whoever was interrupted.
+        # The lead publishes only what is new; an interrupted publication of its own is finished.
         new = None if stated or (leads and not goal.new) else goal.statement
         places: list[Source | Holder] = [other.source() for other in others]
         places.append(Holder(tree.source(), held))

@@ -14,7 +14,7 @@ from mirror.sync.tree import RegistryTree
 
 @dataclass(slots=True)
 class Share:
-    """What a plan does in one repository. `size`: bytes that are sent; `mounts` send none."""
+    """What a plan does in one repository. `size` is the bytes that are sent; mounts send none."""
 
     blobs: int = 0
     size: int = 0
@@ -34,7 +34,7 @@ class Share:
 
 
 def shares(plan: Plan) -> dict[str, Share]:
-    """`plan` by repository path, in the order of paths. Each blob is sent to one repository."""
+    """Split `plan` by repository path, sorted. Each blob is sent to one repository."""
     found: dict[str, Share] = {}
 
     def share(path: str) -> Share:

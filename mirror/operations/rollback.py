@@ -180,7 +180,7 @@ def rollback(
 
 
 def _expected_turns(wanted: Inventory, state: PublicationState) -> Tags:
-    """Tags that will have to turn, by what the registry says of itself."""
+    """Tags that will have to turn, judging by what the registry states."""
     turns: Tags = {}
     for known in state.known_tags():
         turns = laid_over(turns, differing(tags_of(wanted), known))
@@ -237,9 +237,9 @@ class _Check:
 
 
 def _extras(target: RegistryTarget, state: PublicationState, wanted: Tags) -> tuple[PutTag, ...]:
-    """Tags that later generations brought, as they are to go: what leads somewhere goes first.
+    """Tags that later generations added, in the order of their removal: channels before versions.
 
-    Those that somebody else has set to something else meanwhile are left out.
+    Tags that somebody else has set to something else meanwhile are left out.
     """
     brought: dict[tuple[str, str], set[Digest]] = {}
     for known in state.known_tags():
@@ -413,7 +413,11 @@ def read_all(
     read: Callable[[tuple[str, Digest]], Result],
     run: Run,
 ) -> tuple[dict[tuple[str, Digest], Result], list[tuple[str, MirrorError]]]:
-    """What `read` makes of manifests (repository, digest), and those that are lost or damaged."""
+    """The results of `read` for manifests (repository, digest), and those lost or damaged.
+
+    Raises:
+        MirrorError: the first failure of another kind.
+    """
     found: dict[tuple[str, Digest], Result] = {}
     lost: list[tuple[str, MirrorError]] = []
     failure: MirrorError | None = None

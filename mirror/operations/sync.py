@@ -131,12 +131,20 @@ def sync_replicas(
         own = Run.of(timed)
         return own if alone else own.heard_by(side_by_side(run.on_event, tree.name))
 
+    def in_time(result: ReplicaResult, own: Run) -> ReplicaResult:
+        """`result`, or why it has none if `deadline_s` is over; a stopped `run` is raised."""
+        if own.remaining_s() != 0 or result.outcome is not Outcome.FAILED:
+            return result
+        run.check()
+        assert deadline_s is not None, "the run itself has time left"
+        return _overdue(result, deadline_s)
+
     def replicate(tree: RegistryTree) -> ReplicaResult:
         own = part(tree)
         others = [other.within(own) for other in replicas if other is not tree]
-        result = Replication(tree.within(own), head, others, options, run=own).carry_out()
-        if own.remaining_s() == 0 and result.outcome is Outcome.FAILED:
-            result = _overdue(result, deadline_s)
+        result = in_time(
+            Replication(tree.within(own), head, others, options, run=own).carry_out(), own
+        )
         run.on_event(PhaseAdvanced())
         on_replica(result)
         return result
@@ -144,9 +152,7 @@ def sync_replicas(
     def audit_the_leader() -> ReplicaResult:
         own = part(leader)
         others = [one.within(own) for one in replicas]
-        result = LeaderAudit(head, others, options, run=own).carry_out()
-        late = own.remaining_s() == 0 and result.outcome is Outcome.FAILED
-        return _overdue(result, deadline_s) if late else result
+        return in_time(LeaderAudit(head, others, options, run=own).carry_out(), own)
 
     # The audit begins first: replicas that are to be pruned wait for what it finds.
     works: list[Callable[[], ReplicaResult]] = [partial(replicate, tree) for tree in replicas]
@@ -166,7 +172,7 @@ def sync_replicas(
     )
 
 
-def _overdue(result: ReplicaResult, deadline_s: float | None) -> ReplicaResult:
+def _overdue(result: ReplicaResult, deadline_s: float) -> ReplicaResult:
     error = StalledError(
         f"{result.name} was not finished within {deadline_s:g} s and was stopped; what arrived is "
         "kept: run the command again, with more time or fewer replicas",

@@ -43,11 +43,11 @@ from mirror.sync.workers import gather
 
 @dataclass(frozen=True)
 class RegistryInventory:
-    """What a registry was seen to hold below a root.
+    """What a registry holds below a root.
 
-    `inventory` is open where manifests need what is not there, or could not be read. `failures` are
-    what could not be read, `notices` tell of what is nothing that can be carried; neither is in the
-    inventory. `requests` counts what was asked of its repositories.
+    `inventory` is open where manifests need something that is missing or could not be read.
+    `failures` are items that could not be read, `notices` name items that cannot be carried; the
+    inventory has neither. `requests` counts the requests to the tree's repositories.
     """
 
     target: str
@@ -58,7 +58,7 @@ class RegistryInventory:
 
     @cached_property
     def digest(self) -> Digest:
-        """The inventory's."""
+        """The digest of the inventory."""
         return self.inventory.digest()
 
     @cached_property
@@ -100,15 +100,14 @@ def registry_inventory(
     known: Iterable[str] = (),
     run: Run | None = None,
 ) -> RegistryInventory:
-    """See what the registry holds below the tree's root.
+    """Take the inventory of everything that the registry holds below the tree's root.
 
-    Its repositories are those that it lists (`GET /v2/_catalog`), those that the release tree has
-    by its nature, those of what its index of modules, packages and plugins names, those of its
-    published statement, and `known`: paths that were learnt elsewhere, of a previous bundle, say.
-    The statement also tells of manifests that no tag leads to; nothing is taken for there because
-    it says so. Statements themselves, of which a registry keeps several, are no part of it. What is
-    overlooked or cannot be read, of which warnings tell, only makes the next delta larger than it
-    need be.
+    Its repositories are those that it lists (`GET /v2/_catalog`), those that every release tree
+    has, those of the modules, packages and plugins that its indexes name, those of its published
+    statement, and `known`: paths that the caller learnt elsewhere, from a previous bundle, say. The
+    statement also names manifests that no tag leads to; each is asked for all the same. Statements
+    themselves are left out. Something that is overlooked or cannot be read, which a warning names,
+    only makes the next delta larger than necessary.
 
     Raises:
         DeniedError, UnreachableError: the registry as a whole refuses, or does not answer.
@@ -151,7 +150,7 @@ def registry_inventory(
 
 
 def _stated(tree: RegistryTree, run: Run) -> Inventory:
-    """What the registry states that it holds; nothing, where it states nothing of use."""
+    """What the registry states that it holds; an empty inventory if it states nothing usable."""
     try:
         state = read_state(tree)
     except UnreachableError:

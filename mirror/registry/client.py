@@ -25,21 +25,21 @@ class RegistryClient:
     """Speaks the OCI Distribution API v1.1 with one registry host (`host[:port]`).
 
     A context manager, safe to use from many threads; the constructor touches no network. One
-    client a host is enough and best: connections, tokens and what was learnt about the registry's
-    authentication are shared.
+    client per host is enough and best: its threads share connections, tokens and what it learnt
+    about the host.
 
     Every method raises, besides what it names itself:
 
     * DeniedError: 401 or 403.
     * UnreachableError: no usable answer, after the retries of `options.retries`.
-    * RegistryError: another answer than the specification has, with `status` and `codes`.
+    * RegistryError: an answer that the specification does not have, with `status` and `codes`.
     * CancelledError: the client was closed, or the run of this view was stopped (`within`).
-    * InvalidReferenceError, InvalidDigestError: an argument is no repository, tag or digest.
+    * InvalidReferenceError, InvalidDigestError: an argument is not a repository, tag or digest.
 
     Repositories are paths without the host. Sizes and offsets are bytes.
 
     Raises:
-        InvalidReferenceError: `host` is none.
+        InvalidReferenceError: `host` is not a registry host.
         InputError: the CA file or the environment's proxy cannot be used.
     """
 
@@ -112,10 +112,10 @@ class RegistryClient:
         return manifests.get(self._transport, repository, reference)
 
     def resolve(self, repository: str, reference: str | Digest) -> Descriptor | None:
-        """What a tag or digest names, without fetching it (HEAD, end-3); None if nothing.
+        """The descriptor of what a tag or digest names (HEAD, end-3); None if it names nothing.
 
         Where the registry refuses HEAD, or answers it without digest or length, the manifest is
-        fetched after all. None comes of a true 404 only.
+        fetched instead. Only a real 404 gives None.
 
         Raises:
             DigestMismatchError, InvalidManifestError: as `manifest`, where that was needed.
@@ -150,7 +150,7 @@ class RegistryClient:
     # -- blobs ---------------------------------------------------------------------------------
 
     def blob_size(self, repository: str, digest: Digest) -> int | None:
-        """The length of a blob (HEAD, end-2); None if the repository has none such."""
+        """The length of a blob in bytes (HEAD, end-2); None if the repository does not have it."""
         return downloads.blob_size(self._transport, repository, digest)
 
     def blob(

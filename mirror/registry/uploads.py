@@ -1,8 +1,8 @@
 """Sending a blob: small ones in one piece, large ones in chunks, continued when cut.
 
 Distribution-spec, "Pushing blobs": POST opens a session, PUT with everything (or PATCH chunk by
-chunk and a last PUT) completes it, GET tells how far it got. What the registry names a blob is
-checked by the registry itself: it refuses a PUT whose bytes do not hash to the digest.
+chunk and a last PUT) completes it, GET tells how far it got. The registry checks the digest: it
+refuses a PUT whose bytes do not hash to it.
 
 CNCF distribution ties a session's address to the bytes it had when it gave that address out, and
 refuses a session that a broken connection got further: there a break in the midst of a chunk starts

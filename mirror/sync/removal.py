@@ -43,7 +43,7 @@ TRIAL = make_artifact("application/vnd.deckhouse.mirror.probe.v1")
 
 @dataclass(frozen=True, slots=True)
 class DropTag:
-    """A tag goes; the manifest `digest` that it names is needed and stays."""
+    """Remove a tag, and keep the manifest `digest` that it names."""
 
     repository: str
     tag: str
@@ -55,7 +55,7 @@ class DropTag:
 
 @dataclass(frozen=True, slots=True)
 class DropManifest:
-    """A manifest goes, and with it `tags`, which are all that name it."""
+    """Remove a manifest together with `tags`, which are all that name it."""
 
     repository: str
     digest: Digest
@@ -68,7 +68,7 @@ class DropManifest:
 
 @dataclass(frozen=True, slots=True)
 class Removal:
-    """What goes, in this order: tags, then manifests, indexes before what is in them."""
+    """What is removed, in this order: tags, then manifests, indexes before their children."""
 
     tags: tuple[DropTag, ...] = ()
     manifests: tuple[DropManifest, ...] = ()
@@ -112,10 +112,10 @@ class Removal:
 
 
 def plan_removal(there: Inventory, keep: Inventory, scope: Collection[str]) -> Removal:
-    """What of `there` goes so that, in the repositories of `scope`, only what `keep` names stays.
+    """Decide what to remove from `there`, so that `scope` has only what `keep` names. Pure.
 
-    A tag stays if `keep` has one of that name, and so does whatever it names now, with all that
-    this reaches. Pure: equal arguments, equal removals.
+    `scope` are the repositories to look at. A tag stays if `keep` has one of that name, and with it
+    whatever it names now and all that this reaches.
     """
     tags: list[DropTag] = []
     manifests: list[DropManifest] = []
@@ -137,7 +137,7 @@ def plan_removal(there: Inventory, keep: Inventory, scope: Collection[str]) -> R
             }
         )
         parents_first = [d for d in reversed(tuple(order.static_order())) if d in content.manifests]
-        # A tag may name what could not be read: that goes like any other manifest.
+        # A tag may name a manifest that could not be read, which goes like any other.
         unread = sorted(going.keys() - content.manifests.keys())
         manifests += (
             DropManifest(path, digest, tuple(going.get(digest, ())))

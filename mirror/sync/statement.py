@@ -62,12 +62,12 @@ _GENERATION = re.compile(r"[1-9][0-9]{0,17}")
 
 @dataclass(frozen=True, slots=True)
 class Statement:
-    """The registry holds all of `inventory`; this is its `generation`-th state, from 1 on.
+    """The registry holds all of `inventory`, as generation number `generation`, from 1 on.
 
-    `former` are the tags that named something right before this generation's tags were set which
-    no earlier generation accounts for: those of other tools, mostly. Together with the earlier
-    generations' inventories they tell what every tag named before.
-    `tool` is what wrote it.
+    `former` are tags, with what they named right before this generation's tags were set, that no
+    earlier generation accounts for: mostly the tags of other tools. With the inventories of the
+    earlier generations they say what every tag named before. `restores` is the generation that a
+    rollback put back; `tool` wrote the statement.
 
     Raises:
         ValueError: the generation is not positive, above `MAX_GENERATION`, or restores a later one;
@@ -206,9 +206,9 @@ def layer_of(manifest: Manifest) -> Descriptor:
 def succeed(previous: Inventory, pushed: Inventory) -> Inventory:
     """What a registry that published `previous` holds when all of `pushed` has come.
 
-    Everything of both, except the manifests (and their blobs) that only tags led to which now name
-    something else. Those are still in the registry, so that a rollback finds them, but nothing
-    promises them any longer. What no tag led to before, as signatures, stays.
+    That is everything of both, except manifests (and their blobs) that only overridden tags led to.
+    Those are still in the registry, so that a rollback finds them, but are no longer promised. What
+    no tag led to before, such as signatures, stays.
     """
     return Inventory(
         {
@@ -272,11 +272,11 @@ def following(generation: int) -> int:
 
 
 def state_before(reached: Inventory, later: Iterable[Statement]) -> Tags:
-    """What tags named otherwise than `reached` says when the first of the `later` ones began.
+    """The tags that named something else than `reached` says when the first `later` one began.
 
-    `later` are all statements that came after `reached`, rising. Of a tag that neither `reached`
-    nor any statement up to some generation speaks of, that generation's `former` tells; a tag that
-    came in between was not there before.
+    `later` are all statements that came after `reached`, in rising order. For a tag that neither
+    `reached` nor an earlier statement mentions, the `former` tags of the first generation that
+    mentions it decide; a tag that a later generation added was not there before.
     """
     found: dict[str, dict[str, Digest]] = {}
     spoken_of = {path: set(content.tags) for path, content in reached.repositories.items()}

@@ -99,10 +99,9 @@ _SMALL_BLOBS = 32 << 20
 class RegistrySource:
     """Content read from a registry. Thread-safe.
 
-    Manifests are kept once they were read: an inventory is made from them, so they are small
-    beside it, and a transfer that carries them asks for none a second time. With `keep_small` so
-    are small blobs, up to a limit: whoever reads files in images to decide what to carry needs
-    them twice.
+    It keeps the manifests that it has read, so that a transfer does not ask for them again; they
+    are small beside the inventory that is made from them. With `keep_small` it also keeps small
+    blobs, up to a limit, for a pull that reads files in images before it carries them.
     """
 
     def __init__(
@@ -179,10 +178,10 @@ class RegistrySource:
 
 
 class _Mounting:
-    """Whether mounting is worth asking for: what one registry's answers have told. Thread-safe."""
+    """Whether it is worth asking a registry for mounts, judging by its answers. Thread-safe."""
 
     PATIENCE = 3
-    """Refusals in a row, with never a success, after which a registry is taken not to mount."""
+    """Refusals without a single success after which mounts are no longer asked for."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -194,7 +193,7 @@ class _Mounting:
             return not self._succeeded and self._refusals >= self.PATIENCE
 
     def learn(self, *, mounted: bool) -> bool:
-        """Take note of an answer; True when it is the one that ends all hope."""
+        """Take note of an answer; True if mounts are no longer worth asking for because of it."""
         with self._lock:
             self._succeeded |= mounted
             self._refusals += not mounted
@@ -250,14 +249,14 @@ class RegistryTarget:
     # -- access --------------------------------------------------------------------------------
 
     def check_access(self, plan: Plan, *also: str) -> None:
-        """Prove that `plan` may be written, and into `also`, before its first byte moves.
+        """Prove that `plan` and the repositories `also` may be written, before a byte moves.
 
-        An upload is opened in one repository of each part of the tree that is written to. Where
-        blobs go, the first of them uses it; elsewhere it is cancelled, and nothing is left behind.
+        An upload is opened in one repository of each part of the tree that is written to. The first
+        blob that goes there uses it; where none goes it is cancelled, and nothing is left behind.
 
         Raises:
             DeniedError: a repository may not be written to.
-            RegistryError: or cannot be, in a registry that is read-only for one.
+            RegistryError: the registry takes no uploads, for example because it is read-only.
         """
         places = dict.fromkeys(also, False) | places_written(plan)
         gather(places.items(), self._probe, run=self._run)
@@ -338,7 +337,7 @@ class RegistryTarget:
         ]
 
     def _over(self, path: str, digest: Digest) -> None:
-        """A blob that is there has no upload to be continued, whoever did not live to note it."""
+        """Forget the journal's upload of a blob that is there: nothing is left to continue."""
         if self._journal is not None:
             self._journal.forget(self.locate(path), digest)
 

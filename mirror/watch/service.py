@@ -84,6 +84,7 @@ def _tree(
         plain_http=place.insecure,
         verify=not place.tls_skip_verify,
         retries=BRIEF,
+        limit_rate=settings.limit_rate,
         max_connections=settings.jobs * (len(settings.registries) + 1) + 8,
     )
     if place.ca is not None:

@@ -26,7 +26,7 @@ from pydantic import (
     model_validator,
 )
 
-from mirror.documents import problems, read_mapping
+from mirror.documents import Rate, problems, read_mapping
 from mirror.errors import InputError
 from mirror.oci import Repository
 
@@ -190,6 +190,7 @@ class WatchSettings(_Settings):
     deep_every: Seconds | None = None
     prune: bool = False
     jobs: Annotated[int, Field(ge=1, le=64)] = 4
+    limit_rate: Rate | None = None
 
     listen: str | None = "127.0.0.1:5003"
     notify_token: SecretStr | None = None

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from mirror.commands.login import AccessOptions
 from mirror.serve import BasicAuth, User
 from mirror.sync import MemoryStore
 from mirror.testing import Answer, EmbeddedRegistry, Fault
@@ -162,3 +163,20 @@ def test_a_module_s_archive_of_the_older_form_goes_where_modules_go(
     modules = f"dkp/{suffix.strip('/')}"
     assert list(storage.tags(f"{modules}/console")) == ["v1.0.0"]
     assert list(storage.tags(modules)) == ["console"]  # by which a cluster finds it
+
+
+# -- --limit-rate ----------------------------------------------------------------------------------
+
+
+def test_a_rate_that_is_none_is_refused_before_anything_is_sent(
+    bundle: Path, embedded_registry: EmbeddedRegistry
+) -> None:
+    target = f"{embedded_registry.address}/dkp/ee"
+    for command in (("push", bundle, target), ("verify", bundle, "--against", target)):
+        call_mirror(*command, "--insecure", "--limit-rate", "fast").failed(2, "such as 20MB/s")
+    assert len(embedded_registry.requests) == 0
+
+
+def test_a_rate_reaches_the_connections_of_a_command() -> None:
+    asked = AccessOptions(limit_rate=20e6)
+    assert asked.connection().limit_rate == 20e6

@@ -426,7 +426,7 @@ def test_a_broken_version_json_is_named(
     ("content", "words"),
     [
         ({"readme": "hello"}, ["images_digests.json", "images_tags.json"]),
-        ({"deckhouse/candi/images_digests.json": "["}, ["images_digests.json", "no JSON"]),
+        ({"deckhouse/candi/images_digests.json": "["}, ["images_digests.json", "cannot be read"]),
         (
             {"deckhouse/candi/images_digests.json": '{"common": {"init": "latest"}}'},
             ["common/init", "latest"],

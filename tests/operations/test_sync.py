@@ -11,6 +11,7 @@ import pytest
 from mirror.errors import (
     CancelledError,
     ConflictError,
+    DeadlineError,
     DeniedError,
     InputError,
     NotFoundError,
@@ -302,6 +303,18 @@ def test_a_hung_replica_is_stopped_at_the_deadline_and_delays_nobody(
     assert isinstance(stuck.failures[-1].error, StalledError)
     assert "was not finished within 5 s" in str(stuck.failures[-1].error)
     assert heard == [alive.name, hung.name]  # as soon as each was there, not when all were
+    assert not own_threads()
+
+
+@pytest.mark.parametrize("deep", [False, True])
+def test_a_run_whose_time_is_over_raises_whatever_a_replica_does(
+    two: list[Replica], deep: bool
+) -> None:
+    leader, hung = two
+    hung.registry.faults.add(Fault(Delay(PATIENCE_S), times=None))
+    run = Run().with_deadline(1.0)
+    with without_waiting(PATIENCE_S), pytest.raises(DeadlineError):
+        sync_replicas(leader.tree, [hung.tree], deep=deep, run=run)
     assert not own_threads()
 
 

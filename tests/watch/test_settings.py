@@ -159,3 +159,15 @@ def test_no_password_is_ever_shown(tmp_path: Path) -> None:
 )
 def test_durations_are_written_as_people_write_them(text: Any, expected: float) -> None:
     assert seconds(text) == expected
+
+
+@pytest.mark.parametrize(("written", "rate"), [("20MB/s", 20e6), (1000, 1000.0)])
+def test_a_rate_is_a_text_or_bytes_a_second(tmp_path: Path, written: object, rate: float) -> None:
+    assert load(tmp_path, {**THREE, "limit-rate": written}).limit_rate == rate
+    assert load(tmp_path, THREE).limit_rate is None
+
+
+def test_what_is_no_rate_is_named(tmp_path: Path) -> None:
+    message = complaint(tmp_path, {**THREE, "limit-rate": "fast"})
+    assert "limit-rate" in message
+    assert "'fast' is no rate; write bytes a second, such as 20MB/s" in message
