@@ -116,7 +116,7 @@ def _is_host(text: str) -> bool:
 
 def check_repository(path: str, text: str | None = None) -> None:
     """Raise InvalidReferenceError unless `path` can name a repository. `text` is what was typed."""
-    if not _REPOSITORY.fullmatch(path) or len(path) > _MAX_REPOSITORY:
+    if not valid_repository(path):
         raise InvalidReferenceError(
             f"{text or path!r}: {path!r} is not a repository path; use lower-case letters, digits "
             "and . _ - inside parts that are joined by /, 255 characters at most"
@@ -129,6 +129,11 @@ def check_tag(tag: str) -> None:
         raise InvalidReferenceError(
             f"{tag[:200]!r} is not a tag; use letters, digits and . _ -, 128 characters at most"
         )
+
+
+def valid_repository(path: str) -> bool:
+    """Whether `path` can name a repository."""
+    return len(path) <= _MAX_REPOSITORY and _REPOSITORY.fullmatch(path) is not None
 
 
 def valid_tag(tag: str) -> bool:

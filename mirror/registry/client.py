@@ -258,6 +258,8 @@ class RegistryClient:
     def tags(self, repository: str) -> list[str]:
         """All tags of a repository, in the registry's order, each once (end-8).
 
+        Names that are no tags are left out, with a warning.
+
         Raises:
             RegistryNotFoundError: the registry does not know the repository.
         """
@@ -267,6 +269,7 @@ class RegistryClient:
         """All repositories of the registry, in its order, page by page (`GET /v2/_catalog`).
 
         Not part of the specification: many registries lack it or keep it to administrators.
+        Names that are no repositories are left out, with a warning.
         """
         return listings.catalogue(self._transport)
 

@@ -11,7 +11,9 @@ a header.
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import socket
 import ssl
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -374,6 +376,10 @@ def _words(error: Mapping[str, Any]) -> tuple[str, str]:
     if isinstance(detail, Mapping) and len(detail) == 1:
         (detail,) = detail.values()
     reason = detail if isinstance(detail, str) else json.dumps(detail) if detail else ""
+    enclosed = detail.get("Enclosed") if isinstance(detail, Mapping) else None
+    number = enclosed.get("Err") if isinstance(enclosed, Mapping) else None
+    if type(number) is int and number in errno.errorcode:  # how distribution tells of a full disk
+        reason = f"{os.strerror(number)}: {reason}"
     return str(error.get("message", "")), reason
 
 

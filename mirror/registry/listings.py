@@ -7,16 +7,16 @@ is distribution's own and only some registries have it.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from urllib.parse import quote
 
 from mirror.documents import parse_json
 from mirror.errors import InvalidManifestError, MirrorError, RegistryError, RegistryNotFoundError
 from mirror.oci import Child, Digest, Manifest, media_types
 from mirror.oci.manifest import MAX_MANIFEST_BYTES
-from mirror.oci.reference import referrers_tag
+from mirror.oci.reference import referrers_tag, valid_repository, valid_tag
 from mirror.registry import manifests, scopes
-from mirror.registry.failures import reworded
+from mirror.registry.failures import clean, reworded
 from mirror.registry.transport import Answer, Transport
 
 _PAGE = 1000
@@ -49,14 +49,15 @@ def tags(transport: Transport, repository: str) -> list[str]:
     except RegistryNotFoundError as err:
         missing = f"{transport.host}/{repository}: no such repository in the registry"
         raise reworded(err, f"{missing}; check the path") from err
-    return list(names)
+    return _valid(transport, list(names), valid_tag, f"/{repository}: its list of tags")
 
 
 def catalogue(transport: Transport) -> Iterator[str]:
     """See `RegistryClient.catalogue`."""
     url = transport.url(f"/v2/_catalog?n={_PAGE}")
     for answer in _pages(transport, url, scopes.CATALOGUE, _MAX_PAGE_BYTES):
-        yield from _names(transport, answer, "repositories")
+        names = _names(transport, answer, "repositories")
+        yield from _valid(transport, names, valid_repository, ": its list of repositories")
 
 
 def referrers(
@@ -147,6 +148,20 @@ def _names(transport: Transport, answer: Answer, key: str) -> list[str]:
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise _broken(where, f"{transport.host} does not answer with a list of {key}")
     return names
+
+
+def _valid(
+    transport: Transport, names: list[str], valid: Callable[[str], bool], what: str
+) -> list[str]:
+    """The names that a request can be made with; the run hears of the others."""
+    wrong = [name for name in names if not valid(name)]
+    if not wrong:
+        return names
+    shown = clean(", ".join(map(repr, wrong)))
+    transport.warn_once(
+        f"{transport.host}{what} has invalid names ({len(wrong)}), which are left out: {shown}"
+    )
+    return [name for name in names if valid(name)]
 
 
 def _broken(where: str, text: str) -> MirrorError:

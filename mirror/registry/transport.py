@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 import httpx
 
 from mirror.errors import CancelledError, InvalidReferenceError, MirrorError, RegistryError
+from mirror.events import Warned
 from mirror.oci import Repository
 from mirror.oci.reference import check_repository
 from mirror.registry import failures
@@ -100,6 +101,7 @@ class Transport:
         self._wire, self.run = wire, run
         self.host, self.options = wire.host, wire.options
         self._home, self._auth = wire.home, wire.auth
+        self._warnings: set[str] = set()
 
     def within(self, run: Run) -> Transport:
         """The same wire for another run."""
@@ -114,6 +116,12 @@ class Transport:
         self.run.check()
         if self._wire.closing.requested:
             raise CancelledError(f"stopped, the connection to {self.host} was closed")
+
+    def warn_once(self, message: str) -> None:
+        """Tell the run, unless it has heard the same before."""
+        if message not in self._warnings:
+            self._warnings.add(message)
+            self.run.on_event(Warned(message))
 
     # -- addresses -----------------------------------------------------------------------------
 

@@ -10,8 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mirror.errors import InvalidManifestError, RegistryError, RegistryNotFoundError
+from mirror.events import Event, Warned
 from mirror.oci import Digest, media_types
 from mirror.registry.listings import next_link
+from mirror.run import Run
 from tests.registry.conftest import MakeClient, Serve
 from tests.support.fake_api import error
 from tests.support.scripted_server import Reply, Request
@@ -91,6 +93,71 @@ def test_the_catalogue_is_read_page_by_page(serve: Serve, make_client: MakeClien
     assert next(repositories) == "a"
     assert len(server.log) == 1
     assert list(repositories) == ["b", "c"]
+
+
+WRONG_TAGS = ["", ".x", "y" * 129, "sha256:" + "1" * 64, "a\x1b[2J"]
+WRONG_REPOSITORIES = ["", "A", "a//b", "y" * 256, "a\x1b[2J"]
+
+
+def warned(events: list[Event]) -> list[str]:
+    return [event.message for event in events if isinstance(event, Warned)]
+
+
+@pytest.mark.parametrize("name", WRONG_TAGS)
+def test_a_listed_name_that_is_no_tag_is_reported_once_and_left_out(
+    name: str, serve: Serve, make_client: MakeClient, events: list[Event]
+) -> None:
+    def pages(request: Request) -> Reply:
+        if "last" in request.query:
+            return tags_reply([name, "v2"])
+        return tags_reply(["v1", name], "/v2/a/tags/list?last=v1")
+
+    server = serve(pages)
+    client = make_client(server.host)
+    assert client.tags("a") == ["v1", "v2"]
+    assert client.tags("a") == ["v1", "v2"]
+    (message,) = warned(events)
+    assert message.startswith(f"{server.host}/a: ")
+    assert repr(name) in message
+    assert message.isprintable()
+
+
+def test_each_run_hears_of_names_that_are_no_tags(serve: Serve, make_client: MakeClient) -> None:
+    client = make_client(serve(lambda r: tags_reply([".x"])).host)
+    for _ in range(2):
+        heard: list[Event] = []
+        assert client.within(Run(on_event=heard.append)).tags("a") == []
+        assert len(warned(heard)) == 1
+
+
+def test_many_names_that_are_no_tags_make_one_short_warning(
+    serve: Serve, make_client: MakeClient, events: list[Event]
+) -> None:
+    wrong = [f".{n}" for n in range(1000)]
+    assert make_client(serve(lambda r: tags_reply([*wrong, "v1"])).host).tags("a") == ["v1"]
+    (message,) = warned(events)
+    assert "1000" in message
+    assert len(message) < 500
+
+
+@pytest.mark.parametrize("name", WRONG_REPOSITORIES)
+def test_a_listed_name_that_is_no_repository_is_reported_once_and_left_out(
+    name: str, serve: Serve, make_client: MakeClient, events: list[Event]
+) -> None:
+    body = json.dumps({"repositories": ["a", name, "b"]}).encode()
+    client = make_client(serve(lambda r: Reply(body=body)).host)
+    assert list(client.catalogue()) == ["a", "b"]
+    assert list(client.catalogue()) == ["a", "b"]
+    (message,) = warned(events)
+    assert repr(name) in message
+    assert message.isprintable()
+
+
+def test_proper_names_cause_no_warning(
+    serve: Serve, make_client: MakeClient, events: list[Event]
+) -> None:
+    assert make_client(serve(lambda r: tags_reply(["v1", "_", "y" * 128])).host).tags("a")
+    assert events == []
 
 
 def index_of(*types: str) -> bytes:

@@ -177,6 +177,22 @@ def test_a_policy_that_makes_no_sense_is_the_callers_mistake(wrong: dict[str, in
         ({"message": "no space left on device"}, "UNKNOWN: refused: no space left on device"),
         ("text/x is not\x1b[2J accepted", "UNKNOWN: refused: text/x is not [2J accepted"),
         ({"a": 1, "b": 2}, 'UNKNOWN: refused: {"a": 1, "b": 2}'),
+        (
+            {"Driver": "fs", "Enclosed": {"Err": 28}},
+            'UNKNOWN: refused: No space left on device: {"Driver": "fs", "Enclosed": {"Err": 28}}',
+        ),
+        (
+            {"a": 1, "Enclosed": {"Err": 9**19}},
+            f'UNKNOWN: refused: {{"a": 1, "Enclosed": {{"Err": {9**19}}}}}',
+        ),
+        (
+            {"a": 1, "Enclosed": {"Err": True}},
+            'UNKNOWN: refused: {"a": 1, "Enclosed": {"Err": true}}',
+        ),
+        (
+            {"a": 1, "Enclosed": {"Err": [28]}},
+            'UNKNOWN: refused: {"a": 1, "Enclosed": {"Err": [28]}}',
+        ),
         ("refused", "UNKNOWN: refused"),
         (None, "UNKNOWN: refused"),
     ],
