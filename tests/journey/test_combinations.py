@@ -185,4 +185,4 @@ def test_unpacked_beside_its_seal_a_bundle_says_what_to_do(made: Made, tmp_path:
         subprocess.run([tar, "x", "-C", str(tmp_path)], input=data, check=True)
     assert call_mirror("verify", tmp_path).code == 4  # a delta, and nothing says so
     (tmp_path / "inventory.json").write_bytes((made.delta / "inventory.json").read_bytes())
-    call_mirror("verify", tmp_path).failed(2, "none of its archives", "put the archives back")
+    call_mirror("verify", tmp_path).failed(2, "instead of its archives", "put the archives back")
