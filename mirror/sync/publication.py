@@ -180,18 +180,19 @@ class Publication:
                 self._prepare(step, plan, run)
             retracted = Step.RETRACT in steps and retract(self.tree, self.state, run)
 
-        if independence is not None:
+        items_run = run if self.heard else run.quietly()
+        if independence is None:
+            done = transfer(plan, source, target, before_tags=prepare, run=items_run)
+        else:
             first = independence.before_tags
 
             def before_tags(interim: Interim) -> None:
                 first(interim)
                 prepare(interim)
 
+            # `prepare` once only: without the interim it would announce what cannot be reached.
             independence = replace(independence, before_tags=before_tags)
-        items_run = run if self.heard else run.quietly()
-        done = transfer(
-            plan, source, target, before_tags=prepare, independence=independence, run=items_run
-        )
+            done = transfer(plan, source, target, independence=independence, run=items_run)
         removed: tuple[tuple[str, str], ...] = ()
         if self.goal is None or done.failures:
             return PublicationReport(done, retracted=retracted)

@@ -450,6 +450,32 @@ def test_a_statement_is_taken_back_before_tags_contradict_it(two: list[Replica])
     assert replica.storage.resolve(f"{ROOT}/release-channel", "v1.2.0") is None
 
 
+def test_a_statement_that_cannot_be_reached_is_not_announced(two: list[Replica]) -> None:
+    leader, replica = two
+    victim = max(STORE.inventory().blob_sizes().items(), key=lambda one: one[1])[0]
+    leader.registry.faults.add(Fault(Answer(404), "GET", f"/blobs/{victim}", times=None))
+    assert sync_replicas(leader.tree, [replica.tree]).exit_code == 4
+    assert statement_digest(replica.tree, PENDING) is None
+    assert read_state(replica.tree).newest is None
+
+
+def test_a_statement_is_kept_where_no_tag_turns(two: list[Replica]) -> None:
+    leader, replica = two
+    sync_replicas(leader.tree, [replica.tree])
+    stated = digest_of(replica)
+    with replicas(1) as (unstated,):
+        store = sample_store()
+        put_image(store, "modules/extra", "v9", layers=(b"extra",))
+        unstated.fill(store, generation=None)
+        lost = store.inventory().repository("modules/extra").tags["v9"]
+        replica.registry.faults.add(
+            Fault(Answer(400), "PUT", f"/modules/extra/manifests/{lost}", times=None)
+        )
+        report = sync_replicas(unstated.tree, [replica.tree])
+    assert report.exit_code != 0
+    assert digest_of(replica) == stated
+
+
 def test_what_cannot_be_mended_is_named_and_the_replica_states_nothing_any_more(
     two: list[Replica],
 ) -> None:
