@@ -33,7 +33,7 @@ from mirror.bundle.seal import Seal
 from mirror.bundle.seekable import bound
 from mirror.bundle.staging import ArchiveFile, Place, Staging
 from mirror.bundle.sums import CompanionFiles
-from mirror.durable import os_errors
+from mirror.durable import make_folder, os_errors
 from mirror.errors import ChangedLeftoversError, IntegrityError, SizeMismatchError
 from mirror.oci import Digest, Manifest
 from mirror.sync import BlobContent, CopyBlob, Inventory, InventoryBuilder
@@ -137,7 +137,7 @@ class BundleWriter:
             FileSystemError: the folder cannot be written.
         """
         with os_errors(self._folder, "create"):
-            self._folder.mkdir(parents=True, exist_ok=True)
+            make_folder(self._folder)
         with ExitStack() as undo:
             undo.enter_context(only_writer(self._folder))
             self._begin_archives(undo)

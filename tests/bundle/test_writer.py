@@ -563,3 +563,12 @@ def test_a_finish_that_is_cut_anywhere_leaves_no_seal_on_a_half(
     pack_store(STORE, tmp_path)
     with closing(BundleReader([tmp_path])) as reader:
         assert reader.inventory() == WANTED
+
+
+def test_the_folder_itself_outlives_a_power_cut(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[Path] = []
+    monkeypatch.setattr("mirror.durable.sync_folder", synced.append)
+    with BundleWriter(tmp_path / "new" / "bundle", SEAL):
+        assert synced[:2] == [tmp_path, tmp_path / "new"]
