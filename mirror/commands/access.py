@@ -119,10 +119,10 @@ def upload_journal(
     Raises:
         FileSystemError: `state_dir`, which somebody asked for, cannot be used.
     """
-    folder = state_dir or _default_state_dir()
     with ExitStack() as opened:
         journal: UploadJournal | None = None
         try:
+            folder = state_dir or _default_state_dir()
             journal = opened.enter_context(UploadJournal(folder / "uploads", host))
         except FileSystemError as err:
             if state_dir is not None:
@@ -135,7 +135,13 @@ def _default_state_dir() -> Path:
     """Where the XDG base directory specification puts what is to survive a restart."""
     base = os.environ.get("XDG_STATE_HOME", "")
     # The specification has relative paths ignored.
-    return (Path(base) if base.startswith("/") else Path.home() / ".local/state") / "mirror"
+    try:
+        return (Path(base) if base.startswith("/") else Path.home() / ".local/state") / "mirror"
+    except RuntimeError as err:
+        raise FileSystemError(
+            "this user has no home directory; uploads under way are not written down, name a "
+            "folder with --state-dir"
+        ) from err
 
 
 @contextmanager

@@ -66,7 +66,10 @@ def default_config_paths() -> list[Path]:
     `$XDG_RUNTIME_DIR/containers/auth.json` and `~/.config/containers/auth.json`.
     """
     env = os.environ
-    home = Path("~").expanduser()
+    try:
+        home = Path("~").expanduser()
+    except RuntimeError:  # a user of a container whom nobody told where that is
+        home = Path("/nonexistent")
     docker = Path(env["DOCKER_CONFIG"]) if env.get("DOCKER_CONFIG") else home / ".docker"
     paths = [docker / "config.json"]
     if env.get("REGISTRY_AUTH_FILE"):

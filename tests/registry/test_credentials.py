@@ -11,7 +11,9 @@ from typing import Any
 
 import pytest
 
+from mirror.commands.access import upload_journal
 from mirror.errors import InputError
+from mirror.events import Event
 from mirror.registry import Credentials, credentials, find_credentials
 
 SECRET = "s3cr3t"
@@ -249,3 +251,27 @@ def test_a_helper_goes_before_what_the_file_has(
     assert find_credentials(HOST, [write(tmp_path / "c.json", config)]) == Credentials(
         "alice", SECRET
     )
+
+
+def test_who_has_no_home_directory_has_no_login_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_path: Path) -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    for name in ("DOCKER_CONFIG", "REGISTRY_AUTH_FILE", "XDG_RUNTIME_DIR", "XDG_CONFIG_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(Path, "expanduser", fail)
+    assert find_credentials(HOST) is None
+
+
+def test_who_has_no_home_directory_can_push_without_a_journal(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(_path: Path) -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_STATE_HOME", raising=False)
+    monkeypatch.setattr(Path, "expanduser", fail)
+    told: list[Event] = []
+    with upload_journal(None, HOST, told.append) as journal:
+        assert journal is None
+    assert "name a folder with --state-dir" in str(told)
