@@ -166,7 +166,9 @@ class Upload:
                 self._ask(session, _unasked(self._where))
             except TransientFailure:
                 return session
-            except (_RestartError, DeniedError) as err:
+            except UnreachableError:
+                raise
+            except (_RestartError, RegistryError) as err:
                 _log.debug("%s: an earlier upload is gone: %s", self._where, err)
                 self._forget()
                 if self._arrived_after_all():

@@ -267,6 +267,16 @@ def test_an_address_elsewhere_is_not_followed(
     assert fake.blobs == {str(DIGEST): DATA}
 
 
+def test_an_address_that_no_request_can_have_costs_that_line(
+    client: RegistryClient, fake: FakeRegistry, fake_server: ScriptedServer, folder: Path
+) -> None:
+    with UploadJournal(folder, fake_server.host) as journal:
+        journal.note("a", DIGEST, f"http://{fake_server.host}/v2/a/blobs/uploads/\0", 0)
+        client.upload("a", DIGEST, len(DATA), Source(DATA), journal=journal)
+    assert fake.blobs == {str(DIGEST): DATA}
+    assert not list(folder.iterdir())
+
+
 def test_a_registry_that_is_down_keeps_its_sessions_for_later(
     make_client: MakeClient, fake: FakeRegistry, fake_server: ScriptedServer, folder: Path
 ) -> None:
