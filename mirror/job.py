@@ -20,12 +20,13 @@ _KEPT_EVENTS = 10_000
 class Job(Generic[Result]):
     """An operation at work. Thread-safe.
 
-    `future` serves other ways of waiting: `asyncio.wrap_future(job.future)`. Cancelling the future
-    does not stop the work; `cancel` does.
+    `future` serves other ways of waiting: `asyncio.wrap_future(job.future)`. It cannot be
+    cancelled; `cancel` stops the work.
     """
 
     def __init__(self, run: Run, name: str) -> None:
         self.future: Future[Result] = Future()
+        self.future.set_running_or_notify_cancel()  # or cancelling it would lose the outcome
         self._run = run.heard_by(self._hear)
         self._listener = run.on_event
         self._changed = threading.Condition()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 
 import pytest
 
@@ -95,3 +96,18 @@ def test_a_slow_reader_costs_no_memory_without_end() -> None:
     job = start(count, 30_000)
     assert job.result(_PATIENCE_S) == 30_000
     assert len(list(job.events())) == 10_000
+
+
+def test_whoever_cancels_the_future_gets_the_outcome_all_the_same() -> None:
+    go_on = threading.Event()
+
+    def work(*, run: Run | None = None) -> int:
+        go_on.wait(_PATIENCE_S)
+        return count(1, run=run)
+
+    job = start(work)
+    assert not job.future.cancel()
+    assert not job.done
+    go_on.set()
+    assert job.result(_PATIENCE_S) == 1
+    assert list(job.events()) == [PhaseStarted("counting", 1), PhaseAdvanced()]

@@ -105,6 +105,7 @@ class BundleWriter:
         self._archives = tuple(archive for _, archive in sorted(seal.archives.items()))
         self._outputs: dict[str, ArchiveOutput] = {}
         self._written: set[tuple[str, str]] = set()  # (archive, path), under the lock
+        self._replaced: set[Digest] = set()  # wrong bytes of these were final; under the lock
         self._lock = threading.Lock()
         self._now: Staging | None = None
         self._earlier: Staging | None = None
@@ -245,6 +246,8 @@ class BundleWriter:
                 sent = self._write(step, places, content, begun)
             except IntegrityError:
                 if not begun:
+                    with self._lock:
+                        self._replaced.add(step.digest)
                     raise
                 # Perhaps what lay here was wrong, and not what came: once more, from the start.
                 sent = self._write(step, places, content.restarted(), 0, final=False)
@@ -358,8 +361,9 @@ class BundleWriter:
 
         Raises:
             IntegrityError: some entry was never written, or a reader refuses what was.
-            ChangedLeftoversError: what an interrupted run wrote is not what it was; a new writer
-                in this folder goes on without it.
+            ChangedLeftoversError: what an interrupted run wrote is not what it was, or a blob that
+                proved wrong was replaced after its bytes had been hashed; a new writer in this
+                folder goes on with the rest, and hashes all of it.
         """
         files = self._state.files
         for place in self._state.own:
@@ -394,7 +398,8 @@ class BundleWriter:
             reader.inventory()
 
     def _check_leftovers(self) -> None:
-        """Raise ChangedLeftoversError if what an interrupted pull had left is not what it wrote."""
+        """Raise ChangedLeftoversError if digests were made of other bytes than there are now, or
+        what an interrupted pull had left is not what it wrote."""
         wrong = {name: output.wrong for name, output in self._outputs.items() if output.wrong}
         if wrong:
             lost = {digest for digests in wrong.values() for digest in digests}
@@ -405,6 +410,12 @@ class BundleWriter:
                 "is written",
                 where=self.name,
                 advice="run the same command again, which fetches these anew",
+            )
+        if self._replaced:
+            raise ChangedLeftoversError(
+                f"{len(self._replaced)} of the blobs came damaged and were replaced by sound ones",
+                where=self.name,
+                advice="run the same command again, which reads the archives once more",
             )
 
     def _missing(self) -> Iterator[str]:

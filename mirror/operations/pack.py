@@ -42,11 +42,12 @@ def pack(
         CancelledError: `run` was stopped.
     """
     run = Run.of(run)
+    taken: list[int] = []
     try:
-        return _pack(seal, files, source, folder, packing, run)
+        return _pack(seal, files, source, folder, packing, taken, run)
     except ChangedLeftoversError as err:
-        run.on_event(Warned(f"{err.problem}; these are fetched anew"))
-        return _pack(seal, files, source, folder, packing, run)
+        run.on_event(Warned(f"{err.problem}; all is checked again, and fetched anew where needed"))
+        return _pack(seal, files, source, folder, packing, taken, run)
 
 
 def _pack(
@@ -55,14 +56,15 @@ def _pack(
     source: Source,
     folder: Path,
     packing: Packing,
+    taken: list[int],
     run: Run,
 ) -> Packed:
     carried = seal.carried
     with BundleWriter(folder, seal, files, packing) as writer:
         plan = make_plan(carried, writer.held(carried))
         plan = replace(plan, blobs=writer.in_archive_order(plan.blobs))
-        report = transfer(plan, source, writer, run=run)
+        taken.append(transfer(plan, source, writer, run=run).sent)
         writer.finish()
     sizes = {archive.name: archive.size for archive in seal.archives.values()}
     compressed = Compressed(sizes, writer.stored) if packing.compress else None
-    return Packed(sizes, report.sent, compressed)
+    return Packed(sizes, sum(taken), compressed)

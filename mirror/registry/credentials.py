@@ -133,7 +133,7 @@ def _decoded(auth: str, path: Path, name: str) -> tuple[str, str]:
     """Name and password of an `auth` value."""
     try:
         text = base64.b64decode(auth, validate=True).decode()
-    except (binascii.Error, ValueError):
+    except (binascii.Error, ValueError, TypeError):  # TypeError: no text
         raise InputError(
             f"the login for {name} in {path} is not in the form that docker writes; "
             f"log in again with `docker login {name}`"
@@ -180,7 +180,7 @@ def _ask_helper(suffix: str, name: str) -> Credentials | None:
     try:
         answer = parse_json(done.stdout)
         username, secret = str(answer["Username"]), str(answer["Secret"])
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, RecursionError):
         raise InputError(
             f"the credential helper {program} answers for {name} with something else than a "
             "user name and a secret"

@@ -15,7 +15,7 @@ from mirror.bundle.reader import BundleReader, read_inventory
 from mirror.bundle.seal import Seal
 from mirror.bundle.staging import JOURNAL, Journal
 from mirror.bundle.verify import verify_bundle
-from mirror.bundle.writer import BundleWriter
+from mirror.bundle.writer import BundleWriter, Packing
 from mirror.errors import InputError, MissingBaseError, NotFoundError
 from mirror.oci import Digest
 from mirror.operations.merge import merge
@@ -334,3 +334,29 @@ def test_an_interrupted_merge_is_completed_by_the_next(tmp_path: Path) -> None:
     assert report.copied == sum(wanted.blob_sizes().values()) - step.size
     assert _files(tmp_path / "out") == _files(tmp_path / "all")
     assert Seal.from_json((tmp_path / "out" / "inventory.json").read_bytes()) == complete
+
+
+@pytest.mark.parametrize("compress", [False, True])
+def test_a_damaged_copy_leaves_no_trace_where_another_bundle_has_a_sound_one(
+    tmp_path: Path, compress: bool
+) -> None:
+    """The damaged bytes are in place, and hashed, before the whole blob proves them wrong."""
+    tries = (bytes(8 << 20) + bytes([number]) for number in range(256))
+    layer = next(data for data in tries if Digest.of(data).encoded.startswith("0"))  # lies in front
+    store = MemoryStore()
+    put_image(store, "", "v1.0.0", layers=(layer,))
+    for name in ("sound", "damaged"):
+        pack(store, store.inventory(), tmp_path / name)
+    with (tmp_path / "damaged" / "platform.tar").open("r+b") as file:
+        file.seek(1 << 20)
+        file.write(b"damage")
+    with (
+        BundleReader([tmp_path / "sound"]) as sound,
+        BundleReader([tmp_path / "damaged"]) as damaged,
+    ):
+        report = merge([sound, damaged], tmp_path / "out", packing=Packing(compress=compress))
+    assert report.copied == len(layer) + 2
+    with BundleReader([tmp_path / "out"]) as merged:
+        assert verify_bundle(merged).findings == ()
+    if not compress:
+        assert _files(tmp_path / "out") == _files(tmp_path / "sound")

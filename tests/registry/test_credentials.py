@@ -130,8 +130,9 @@ def test_a_broken_file_is_reported_without_its_content(tmp_path: Path, content: 
         find_credentials(HOST, [path])
 
 
-def test_a_login_that_is_no_base64_is_reported_without_itself(tmp_path: Path) -> None:
-    path = write(tmp_path / "c.json", {"auths": {HOST: {"auth": SECRET + "!"}}})
+@pytest.mark.parametrize("auth", [SECRET + "!", [SECRET], 5])
+def test_a_login_that_is_no_base64_is_reported_without_itself(tmp_path: Path, auth: object) -> None:
+    path = write(tmp_path / "c.json", {"auths": {HOST: {"auth": auth}}})
     with pytest.raises(InputError, match=r"the login for .* is not in the form") as caught:
         find_credentials(HOST, [path])
     assert SECRET not in str(caught.value)
