@@ -17,6 +17,7 @@ from mirror.errors import (
     CancelledError,
     DeniedError,
     DigestMismatchError,
+    FileSystemError,
     MirrorError,
     NoSoundCopyError,
     NotFoundError,
@@ -111,6 +112,7 @@ class FailoverSource:
 
     Where no place has the content, reading it raises:
         UnreachableError, DeniedError: no place answers, or every place refuses.
+        FileSystemError: it cannot be read from disk, and no other place has it.
         NoSoundCopyError: the content is missing or damaged; names each place with its reason.
     """
 
@@ -182,7 +184,8 @@ class FailoverSource:
         Returns if it is worth reading the blob once more, from its beginning.
 
         Raises:
-            NoSoundCopyError, UnreachableError, DeniedError: no place is left to read it from.
+            NoSoundCopyError, UnreachableError, DeniedError, FileSystemError: no place is left to
+                read it from.
         """
         with self._lock:
             record = self._records.setdefault(digest, _Record())
@@ -276,6 +279,9 @@ def no_sound_copy(what: str, reasons: Sequence[tuple[str, MirrorError]]) -> Mirr
     for kind in (UnreachableError, DeniedError):
         if all(isinstance(error, kind) for _, error in reasons):
             return kind(message, where=what)
+    errors = [error for _, error in reasons if not isinstance(error, NotFoundError)]
+    if errors and all(isinstance(error, FileSystemError) for error in errors):
+        return FileSystemError(message)
     return NoSoundCopyError(message, reasons)
 
 

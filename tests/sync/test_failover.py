@@ -300,3 +300,13 @@ def test_one_sound_place_among_any_others_is_enough(
         mixed = [*places[:where], Place("sound"), *places[where:]]
         assert read(FailoverSource(mixed)) == DATA
         assert all(len(one.asked) <= 2 for one in places)
+
+
+def test_a_disk_that_cannot_be_read_is_no_damage_and_would_fail_again() -> None:
+    disk = Place("disk", error=FileSystemError("bundle.tar: Input/output error"))
+    source = FailoverSource([disk, MemoryStore()])
+    with pytest.raises(FileSystemError, match="Input/output error") as caught:
+        b"".join(source.blob("", DIGEST, len(DATA)))
+    assert caught.value.exit_code == 1
+    with pytest.raises(FileSystemError, match="Input/output error"):
+        source.manifest("", DIGEST)
