@@ -33,7 +33,7 @@ _SLOWER, _SLOW_S, _PAUSE_S = 8.0, 2.0, 5.0  # an answer this much later than the
 _PACE_MARGIN = 0.98
 _CLIMBS = ((0.7, 0.3), (0.95, 0.02), (inf, 0.0005))
 """Below which share of the pace that was refused it grows by which share a second."""
-_SLOWEST, _SOON_S = 0.2, 1e-6
+_SLOWEST, _SOON_S, _SHORTEST_S = 0.2, 1e-6, 1e-3
 _STEADY_S = 5.0  # how long a pace must have held for its average to mean something
 _LOOK_S, _NESTED_S = 0.2, 10.0
 
@@ -212,7 +212,7 @@ class HostState:
             self._pace_at = self._window_at = now + wait_s
         self._borne -= 1  # this one, and each that was under way beside the first
         if self._borne > 0:
-            borne = self._borne / self._span_s
+            borne = self._borne / max(self._span_s, _SHORTEST_S)
             self.pace = max(_SLOWEST, min(self._pace_ceiling, _PACE_MARGIN * borne))
 
     def _speed_up(self, now: float) -> None:

@@ -210,6 +210,14 @@ def test_whatever_happens_there_is_room_in_the_end(steps: list[tuple[str, float]
     assert state.has_room()
 
 
+def test_refusals_at_one_moment_are_no_pace() -> None:
+    state = HostState(ConnectionOptions(retries=POLICY))
+    for permit in [state.start(1.0) for _ in range(3)]:
+        state.refused(permit, 1.0, 429, 0.0)
+        state.finish(permit)
+    assert state.has_room()
+
+
 def test_bytes_keep_to_the_rate_together() -> None:
     state = HostState(ConnectionOptions(limit_rate=1000))
     assert state.spend(500, 10.0) == 0.5
