@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from mirror.bundle.delta import NOTHING, minus
 from mirror.bundle.format import INDEX, REF_NAME, SHORT_TAG, blob_path, inside, source_reference
 from mirror.oci import Digest
-from mirror.oci.media_types import OCI_INDEX
+from mirror.oci.manifest import OCI_INDEX
 from mirror.sync import Inventory, RepositoryContent
 
 BLOCK = 512
