@@ -30,7 +30,7 @@ from mirror.bundle.format import (
     source_reference,
 )
 from mirror.oci import Digest
-from mirror.oci.media_types import OCI_INDEX
+from mirror.oci.manifest import OCI_INDEX
 from mirror.sync import Dependents, Finding, Inventory, InventoryBuilder, RepositoryContent
 
 # -- what is left out ------------------------------------------------------------------------------

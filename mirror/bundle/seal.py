@@ -47,7 +47,7 @@ from mirror.errors import (
 )
 from mirror.oci import Digest
 from mirror.sync import Inventory, ManifestNode, union
-from mirror.sync.repository_content import canonical_json, read_nodes
+from mirror.sync.inventory import canonical_json, read_nodes
 
 SCHEMA_VERSION = 1
 PARTIAL_SCHEMA_VERSION = 2

@@ -49,9 +49,8 @@ from mirror.errors import (
 )
 from mirror.events import BlobDone, BytesMoved, TransferStarted, Warned
 from mirror.oci import Digest
-from mirror.run import Run
+from mirror.run import Run, for_each
 from mirror.sync import Dependents, Finding, Inventory
-from mirror.sync.workers import for_each
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from mirror.bundle.seal import PARTIAL_SCHEMA_VERSION, Seal
 from mirror.errors import DamagedBundleError, InputError
 from mirror.oci import Digest
 from mirror.sync import Inventory
-from mirror.sync.repository_content import canonical_json
+from mirror.sync.inventory import canonical_json
 from tests.support.bundles import archives_of, seal_of
 from tests.support.inventories import inventories, sample_store
 

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 import pytest
 
-from mirror.oci.media_types import OCI_MANIFEST
+from mirror.oci.manifest import OCI_MANIFEST
 from mirror.operations.results import Outcome
 from mirror.operations.sync import sync_replicas
 from mirror.registry import ConnectionOptions, RegistryClient
