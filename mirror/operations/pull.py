@@ -16,6 +16,7 @@ from mirror.bundle.seal import Seal, check_limits, lay_out_all
 from mirror.bundle.writer import AS_USUAL, Packing
 from mirror.errors import SourceContentError
 from mirror.events import Warned
+from mirror.layout import tool_name
 from mirror.oci import Digest
 from mirror.operations.pack import pack
 from mirror.registry import RegistryReader
@@ -25,7 +26,6 @@ from mirror.release.selection import Selection
 from mirror.release.source import ReleaseSource, SourceTree
 from mirror.run import Run
 from mirror.sync import Inventory, union
-from mirror.sync.statement import tool_name
 
 
 @dataclass(frozen=True, slots=True)

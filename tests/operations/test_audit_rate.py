@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from mirror.oci.media_types import OCI_MANIFEST
-from mirror.operations.results import Outcome
+from mirror.operations.replicate import Outcome
 from mirror.operations.sync import sync_replicas
 from mirror.registry import ConnectionOptions, RegistryClient
 from mirror.run import Run
