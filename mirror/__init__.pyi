@@ -1,10 +1,10 @@
 """The public names of the library, and where each lives; type checkers read this."""
 
 from mirror.bundle.archive import Archive as Archive
+from mirror.bundle.archive import Compressed as Compressed
+from mirror.bundle.archive import Coverage as Coverage
 from mirror.bundle.archive import Entry as Entry
-from mirror.bundle.compress import Compressed as Compressed
-from mirror.bundle.delta import Carriage as Carriage
-from mirror.bundle.delta import Omissions as Omissions
+from mirror.bundle.archive import Omissions as Omissions
 from mirror.bundle.files import Readable as Readable
 from mirror.bundle.members import Member as Member
 from mirror.bundle.opening import OpenArchive as OpenArchive
@@ -112,11 +112,11 @@ from mirror.nodeconfig.service_secrets import write_secrets as write_secrets
 from mirror.nodeconfig.services import Distribution as Distribution
 from mirror.nodeconfig.tree import RenderedFile as RenderedFile
 from mirror.nodeconfig.tree import TreeChanges as TreeChanges
-from mirror.oci.digest import Digest as Digest
 from mirror.oci.manifest import Child as Child
 from mirror.oci.manifest import Descriptor as Descriptor
 from mirror.oci.manifest import Manifest as Manifest
 from mirror.oci.manifest import Platform as Platform
+from mirror.oci.reference import Digest as Digest
 from mirror.oci.reference import Reference as Reference
 from mirror.oci.reference import Repository as Repository
 from mirror.operations.compare import Counts as Counts
@@ -181,31 +181,32 @@ from mirror.release.selection import Selection as Selection
 from mirror.release.source import ReleaseSource as ReleaseSource
 from mirror.release.source import SourceTree as SourceTree
 from mirror.run import Cancellation as Cancellation
+from mirror.run import PerItemErrors as PerItemErrors
 from mirror.run import Run as Run
 from mirror.sync.content import MemoryStore as MemoryStore
 from mirror.sync.content import Source as Source
 from mirror.sync.content import Target as Target
-from mirror.sync.difference import Difference as Difference
-from mirror.sync.difference import TagChanges as TagChanges
-from mirror.sync.difference import TagDifference as TagDifference
 from mirror.sync.failover import BlobContent as BlobContent
 from mirror.sync.inventory import Gap as Gap
 from mirror.sync.inventory import Inventory as Inventory
+from mirror.sync.inventory import ManifestNode as ManifestNode
+from mirror.sync.inventory import RepositoryContent as RepositoryContent
 from mirror.sync.observation import Depth as Depth
 from mirror.sync.observation import Failure as Failure
 from mirror.sync.observation import Finding as Finding
 from mirror.sync.plan import CopyBlob as CopyBlob
+from mirror.sync.plan import Difference as Difference
 from mirror.sync.plan import Plan as Plan
 from mirror.sync.plan import PutManifest as PutManifest
 from mirror.sync.plan import PutTag as PutTag
+from mirror.sync.plan import TagChanges as TagChanges
+from mirror.sync.plan import TagDifference as TagDifference
 from mirror.sync.plan import make_plan as make_plan
 from mirror.sync.publication_state import Published as Published
 from mirror.sync.removal import DropManifest as DropManifest
 from mirror.sync.removal import DropTag as DropTag
 from mirror.sync.removal import Removal as Removal
 from mirror.sync.repair import Storage as Storage
-from mirror.sync.repository_content import ManifestNode as ManifestNode
-from mirror.sync.repository_content import RepositoryContent as RepositoryContent
 from mirror.sync.statement import Artifact as Artifact
 from mirror.sync.statement import Statement as Statement
 from mirror.sync.transfer import Independence as Independence
@@ -215,6 +216,5 @@ from mirror.sync.transfer import transfer as transfer
 from mirror.sync.tree import RegistrySource as RegistrySource
 from mirror.sync.tree import RegistryTarget as RegistryTarget
 from mirror.sync.tree import RegistryTree as RegistryTree
-from mirror.sync.workers import PerItemErrors as PerItemErrors
 
 __all__: list[str]

@@ -14,9 +14,9 @@ from mirror.layout import is_attachment_tag, is_digest_tag, parse_version, publi
 from mirror.operations.trees import walk_open, walk_tree
 from mirror.run import Run
 from mirror.sync import Inventory, RepositoryContent, make_plan, transfer, union
-from mirror.sync.difference import Tags, laid_over, tags_of
 from mirror.sync.failover import FailoverSource
 from mirror.sync.observation import Failure, Item, complete_subset
+from mirror.sync.plan import Tags, laid_over, tags_of
 from mirror.sync.statement import reachable
 from mirror.sync.tree import RegistryTree
 from mirror.sync.walk import Memory

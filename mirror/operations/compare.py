@@ -15,14 +15,13 @@ from mirror.events import PhaseStarted
 from mirror.oci import Digest
 from mirror.operations.trees import see_registry
 from mirror.release.discovery import discovery_images, has_index, index_of
-from mirror.run import Run
+from mirror.run import Run, gather
 from mirror.sync import Finding, Inventory, union
-from mirror.sync.difference import Difference, differ, lacking, tags_of, tags_only
 from mirror.sync.observation import Depth, Failure, findings_of
 from mirror.sync.observe import observe
+from mirror.sync.plan import Difference, differ, lacking, tags_of, tags_only
 from mirror.sync.publication_state import PublicationState, read_state, read_tips
 from mirror.sync.tree import RegistryTree
-from mirror.sync.workers import gather
 
 _DIFFER, _INCOMPLETE = 3, 4
 

@@ -12,7 +12,7 @@ from mirror.events import PhaseAdvanced, PhaseStarted, Warned
 from mirror.layout import publication_stage
 from mirror.oci import Digest
 from mirror.run import Run
-from mirror.sync.difference import TagChanges, Tags, changes, tags_of
+from mirror.sync.plan import TagChanges, Tags, changes, tags_of
 from mirror.sync.publication_state import (
     PublicationState,
     Published,

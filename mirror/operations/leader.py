@@ -31,10 +31,10 @@ from mirror.sync import (
     make_plan,
     transfer,
 )
-from mirror.sync.difference import lacking
 from mirror.sync.failover import FailoverSource
 from mirror.sync.observation import Depth, Failure, Item, Observation
 from mirror.sync.observe import observe
+from mirror.sync.plan import lacking
 from mirror.sync.publication_state import (
     LATEST,
     PublicationState,

@@ -20,13 +20,12 @@ from mirror.oci import Digest
 from mirror.operations.leader import Facts, Leader
 from mirror.operations.prune import find_extras, refuse_to_prune, remove_extras
 from mirror.operations.results import Outcome, ReplicaResult, SyncOptions
-from mirror.run import Run
+from mirror.run import PerItemErrors, Run
 from mirror.sync import Inventory, InventoryBuilder, Plan, make_plan, union
-from mirror.sync.difference import lacking
 from mirror.sync.failover import FailoverSource
 from mirror.sync.observation import Depth, Failure, Observation, speaks_of_damage
 from mirror.sync.observe import observe
-from mirror.sync.plan import PutManifest
+from mirror.sync.plan import PutManifest, lacking
 from mirror.sync.publication import Goal, Publication, retract
 from mirror.sync.publication_state import (
     PublicationState,
@@ -37,7 +36,6 @@ from mirror.sync.publication_state import (
 from mirror.sync.repair import Repairer, RepairingTarget, describe_damage, without_manifests
 from mirror.sync.transfer import Independence, Interim
 from mirror.sync.tree import RegistryTree
-from mirror.sync.workers import PerItemErrors
 
 
 class Replication:
@@ -243,7 +241,7 @@ class Replication:
                 raise IncompleteError("what is stated is not all there", interim.failures)
             self._confirm(interim.manifests, facts)
 
-        errors = PerItemErrors(self.tree.client, self._run)
+        errors = PerItemErrors(self.tree.client.ping, self._run)
         repairing = RepairingTarget(self._place, self._repairer(facts), self._damaged)
         try:
             report = Publication(self.tree, standing, goal, retracts=True).carry_out(
@@ -309,7 +307,7 @@ class Replication:
             IncompleteError: one is not, and cannot be brought there.
         """
         client, locate = self.tree.client, self.tree.locate
-        answers = PerItemErrors(client, self._run).ask_all(
+        answers = PerItemErrors(client.ping, self._run).ask_all(
             steps, lambda step: client.resolve(locate(step.repository), step.digest)
         )
         lost = {

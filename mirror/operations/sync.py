@@ -13,11 +13,10 @@ from mirror.oci import Digest
 from mirror.operations.leader import Leader, LeaderAudit, choose_leader
 from mirror.operations.replicate import Replication
 from mirror.operations.results import Outcome, ReplicaResult, SyncOptions
-from mirror.run import Run
+from mirror.run import Run, gather
 from mirror.sync.observation import Failure
 from mirror.sync.repair import Storage
 from mirror.sync.tree import RegistryTree
-from mirror.sync.workers import gather
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,8 +13,8 @@ from mirror.operations.results import Outcome, ReplicaResult
 from mirror.operations.rollback import RollbackReport
 from mirror.operations.sync import SyncReport
 from mirror.reports.bundles import duration_text, table
-from mirror.sync.difference import TagDifference
 from mirror.sync.observation import Failure
+from mirror.sync.plan import TagDifference
 
 _MOST = 50
 

@@ -27,18 +27,17 @@ from mirror.errors import (
     StatementError,
 )
 from mirror.oci import Descriptor, Digest, Manifest
-from mirror.oci.manifest import descriptor_json
-from mirror.oci.media_types import OCI_EMPTY, OCI_MANIFEST
+from mirror.oci.manifest import OCI_EMPTY, OCI_MANIFEST, descriptor_json
 from mirror.registry import RegistryWriter
-from mirror.sync.difference import Tags, tags_of
-from mirror.sync.inventory import Inventory
-from mirror.sync.repository_content import (
+from mirror.sync.inventory import (
+    Inventory,
     RepositoryContent,
     canonical_json,
     path_of,
     tag_of,
     text_of,
 )
+from mirror.sync.plan import Tags, tags_of
 
 SCHEMA_VERSION = 1
 

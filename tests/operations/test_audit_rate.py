@@ -17,7 +17,7 @@ from typing import TypeAlias
 import httpx
 import pytest
 
-from mirror.oci.media_types import OCI_MANIFEST
+from mirror.oci.manifest import OCI_MANIFEST
 from mirror.operations.results import Outcome
 from mirror.operations.sync import sync_replicas
 from mirror.registry import ConnectionOptions, RegistryClient
