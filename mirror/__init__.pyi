@@ -1,10 +1,10 @@
 """The public names of the library, and where each lives; type checkers read this."""
 
 from mirror.bundle.archive import Archive as Archive
+from mirror.bundle.archive import Compressed as Compressed
+from mirror.bundle.archive import Coverage as Coverage
 from mirror.bundle.archive import Entry as Entry
-from mirror.bundle.compress import Compressed as Compressed
-from mirror.bundle.delta import Carriage as Carriage
-from mirror.bundle.delta import Omissions as Omissions
+from mirror.bundle.archive import Omissions as Omissions
 from mirror.bundle.files import Readable as Readable
 from mirror.bundle.members import Member as Member
 from mirror.bundle.opening import OpenArchive as OpenArchive
@@ -112,11 +112,11 @@ from mirror.nodeconfig.service_secrets import write_secrets as write_secrets
 from mirror.nodeconfig.services import Distribution as Distribution
 from mirror.nodeconfig.tree import RenderedFile as RenderedFile
 from mirror.nodeconfig.tree import TreeChanges as TreeChanges
-from mirror.oci.digest import Digest as Digest
 from mirror.oci.manifest import Child as Child
 from mirror.oci.manifest import Descriptor as Descriptor
 from mirror.oci.manifest import Manifest as Manifest
 from mirror.oci.manifest import Platform as Platform
+from mirror.oci.reference import Digest as Digest
 from mirror.oci.reference import Reference as Reference
 from mirror.oci.reference import Repository as Repository
 from mirror.operations.compare import Counts as Counts

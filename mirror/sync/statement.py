@@ -26,8 +26,7 @@ from mirror.errors import (
     StatementError,
 )
 from mirror.oci import Descriptor, Digest, Manifest
-from mirror.oci.manifest import descriptor_json
-from mirror.oci.media_types import OCI_EMPTY, OCI_MANIFEST
+from mirror.oci.manifest import OCI_EMPTY, OCI_MANIFEST, descriptor_json
 from mirror.registry import RegistryWriter
 from mirror.sync.inventory import (
     Inventory,

@@ -7,7 +7,7 @@ import sys
 import time
 
 from mirror.oci import Descriptor, Digest
-from mirror.oci import media_types as types
+from mirror.oci import manifest as types
 from mirror.sync import Inventory, ManifestNode, make_plan
 from mirror.sync.inventory import RepositoryContent
 from mirror.sync.plan import differ, lacking
