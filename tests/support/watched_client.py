@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 
 import httpx
@@ -17,11 +18,14 @@ class _Watched(httpx.BaseTransport):
         answered: Callable[[httpx.Response], None],
     ) -> None:
         self._inner, self._sent, self._answered = inner, sent, answered
+        self._lock = threading.RLock()  # lets callers count without one of their own
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
-        self._sent(request)
+        with self._lock:
+            self._sent(request)
         response = self._inner.handle_request(request)
-        self._answered(response)
+        with self._lock:
+            self._answered(response)
         return response
 
     def close(self) -> None:
@@ -34,6 +38,9 @@ def watch(
     sent: Callable[[httpx.Request], None] = lambda request: None,
     answered: Callable[[httpx.Response], None] = lambda response: None,
 ) -> None:
-    """Call `sent` before each request of `client` and `answered` after each head of an answer."""
+    """Call `sent` before each request of `client` and `answered` after each head of an answer.
+
+    Threads call them one at a time.
+    """
     wire = client._transport._wire
     wire.connections = _Watched(wire.connections, sent, answered)
