@@ -356,7 +356,7 @@ def test_the_config_hash_changes_with_the_files_and_with_nothing_else() -> None:
 @pytest.mark.parametrize(
     "changed",
     [
-        lambda held: replace(held, token=pki.create_token_pair(held.authority, NOW)),
+        lambda held: replace(held, token=pki.issue(held.authority, pki.TOKEN_NAME, (), NOW)),
         lambda held: replace(held, nodes={**held.nodes, "master-1": held.nodes["master-2"]}),
         lambda held: replace(held, former=(upstream_ca(),)),
         lambda held: replace(
