@@ -208,7 +208,7 @@ def test_the_in_cluster_proxy_gets_the_ports_that_are_given(folder: Path) -> Non
     config = folder / "out/in-cluster/etc/kubernetes/registry/in-cluster/distribution.yaml"
     assert yaml.safe_load(config.read_text())["http"]["addr"] == ":7001"
     for wrong in ("relay=7004", "registry", "registry=no", "registry=70000"):
-        with pytest.raises(RenderingError, match="in-cluster ports: expected|expected a port"):
+        with pytest.raises(RenderingError, match=r"in-cluster ports: expected|expected a port"):
             run(folder, *arguments, "--in-cluster-port", wrong)
 
 
