@@ -81,10 +81,6 @@ def replica_endpoints(
 
     One for each master, in order. The login is `credentials`, or that of `mirror-pusher`, or of
     `rw`.
-
-    Raises:
-        ForbiddenByModeError: in other modes replicas have no images of their own.
-        RouteError: `access` does not name the masters, or has none of those users.
     """
     mode = settings.mode
     if not settings.kind.row.holds_own_images:
@@ -272,11 +268,7 @@ class Reading:
             patience.sleep(delay_s)
 
     def answers(self, ask: Callable[[Endpoint], Found | None]) -> Iterator[Found]:
-        """What each endpoint that has it answers, the first one first; None means absence.
-
-        Raises:
-            MirrorError: none has it.
-        """
+        """What each endpoint that has it answers, the first one first; None means absence."""
         for endpoint in self:
             try:
                 found = ask(endpoint)
@@ -361,11 +353,7 @@ class Reading:
         )
 
     def failed(self, endpoint: Endpoint, error: MirrorError) -> None:
-        """`endpoint` did not deliver.
-
-        Raises:
-            MirrorError: `error`, when no other endpoint would do better.
-        """
+        """`endpoint` did not deliver."""
         health, on_event = self.patience.health, self.patience.on_event
         several = len(self.endpoints) > 1
         match error:

@@ -77,10 +77,6 @@ def from_values(
 
     `critical` has the names of the critical embedded modules (`critical_modules`); `deployment`
     is the Deployment `d8-system/deckhouse`.
-
-    Raises:
-        RequiredImagesError: the values have no digests, none of a critical module, or one that is
-            none; no module is critical; or, for `Relax`, the deployment has no tag.
     """
     if mode is CheckMode.RELAX:
         return relaxed(deployment)
@@ -112,9 +108,6 @@ def from_digest_list(
 
     The list is a release's `images_digests.json` (modules, images, digests), a JSON list, or text
     with a digest, or a reference that ends with one, on each line; `#` begins a remark.
-
-    Raises:
-        RequiredImagesError: it is something else, or empty.
     """
     if mode is CheckMode.RELAX:
         return relaxed(deployment)
@@ -129,11 +122,7 @@ def from_inventory(
     deployment: Mapping[str, Any] | None = None,
     mode: CheckMode = CheckMode.DEFAULT,
 ) -> RequiredSet:
-    """What an inventory requires: every image that one of its tags names.
-
-    Raises:
-        RequiredImagesError: it names none; or, for `Relax`, the deployment has no tag.
-    """
+    """What an inventory requires: every image that one of its tags names."""
     if mode is CheckMode.RELAX:
         return relaxed(deployment)
     found = [
@@ -165,11 +154,7 @@ def required_images(
 
 
 def relaxed(deployment: Mapping[str, Any] | None) -> RequiredSet:
-    """The platform's own image alone, by its tag.
-
-    Raises:
-        RequiredImagesError: the deployment is not given, or its image has no tag.
-    """
+    """The platform's own image alone, by its tag."""
     source = f"deckhouse/containers/{MAIN_CONTAINER}"
     for image in _deployment_images(deployment):
         if image.source != source:
@@ -187,11 +172,7 @@ def relaxed(deployment: Mapping[str, Any] | None) -> RequiredSet:
 
 
 def read_digest_list(path: Path) -> str:
-    """The text of a digest list.
-
-    Raises:
-        RequiredImagesError: it cannot be read.
-    """
+    """The text of a digest list."""
     try:
         return path.read_text(encoding="utf-8")
     except OSError as err:

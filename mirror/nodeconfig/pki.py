@@ -143,18 +143,13 @@ class Authorities:
 
 
 def authorities_to_use(held: Authorities | None, now: datetime.datetime) -> Authorities:
-    """What `held` becomes at `now`: a successor is added, or takes over, when that is due.
-
-    Raises:
-        InvalidCertificateError: an authority in `held` has a wrong key or may not sign. It is never
-            replaced silently, since every client of the registry trusts it.
-    """
+    """What `held` becomes at `now`: a successor is added, or takes over, when that is due."""
     if held is None:
         return Authorities(create_authority(now))
     signing, successor = held.signing, held.successor
     for pair in filter(None, (signing, successor)):
-        pair.private_key()
         basic = _extension(pair.parsed(), x509.BasicConstraints)
+        pair.private_key()
         if basic is None or not basic.ca:
             raise InvalidCertificateError(
                 "authority: this certificate may not sign others (no CA basic constraint); "
@@ -197,11 +192,7 @@ def pair_to_use(
 
 
 def parse_certificates(pem: str, where: str) -> list[x509.Certificate]:
-    """The certificates of some PEM text, at least one.
-
-    Raises:
-        InvalidCertificateError: `where` is named in it.
-    """
+    """The certificates of some PEM text, at least one."""
     try:
         return x509.load_pem_x509_certificates(pem.encode())
     except ValueError as err:
@@ -212,11 +203,7 @@ def parse_certificates(pem: str, where: str) -> list[x509.Certificate]:
 
 
 def clean_pem(pem: str, where: str) -> str:
-    """The certificates of `pem` alone, without any text between them, as they are written to files.
-
-    Raises:
-        InvalidCertificateError: there is no certificate.
-    """
+    """The certificates of `pem` alone, without any text between them."""
     return "".join(map(_encode, parse_certificates(pem, where)))
 
 

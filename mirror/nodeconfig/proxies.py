@@ -246,11 +246,7 @@ GRACE_S = 5
 
 
 def balancer_files(node: Node, nodes: Sequence[Node], nginx: Nginx, image: str | None) -> Tree:
-    """The balancer of a node in front of the masters among `nodes`; its pod if there is an image.
-
-    Raises:
-        RenderingError: a value may not be written.
-    """
+    """A node's balancer in front of the masters among `nodes`; its pod if there is an image."""
     files = {constants.BALANCER_FILE: RenderedFile(balancer_conf(node, nodes, nginx))}
     if image is None:
         return files
@@ -264,11 +260,7 @@ def balancer_files(node: Node, nodes: Sequence[Node], nginx: Nginx, image: str |
 def relay_files(
     node: Node, mirrors: Sequence[HostMirror], places: NodePaths, nginx: Nginx, image: str | None
 ) -> Tree:
-    """The relay of a node to `mirrors`, if there are any; its pod if there is an image.
-
-    Raises:
-        RenderingError: a value may not be written.
-    """
+    """The relay of a node to `mirrors`, if there are any; its pod if there is an image."""
     files: dict[PurePosixPath, RenderedFile] = {}
     behind = []
     for mirror in mirrors:

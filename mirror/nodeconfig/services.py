@@ -104,11 +104,7 @@ def cache_config(
     *,
     ttl: str | None = None,
 ) -> ServiceConfig:
-    """A replica that fetches from `upstream` what it is asked for, and keeps it.
-
-    Raises:
-        RenderingError: the flavour cannot serve this upstream, or a value may not be written.
-    """
+    """A replica that fetches from `upstream` what it is asked for, and keeps it."""
     document = _common(node, places, flavour, http_secret)
     document["proxy"] = _proxy(upstream)
     if flavour is Distribution.DECKHOUSE:
