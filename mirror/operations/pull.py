@@ -14,15 +14,14 @@ from mirror.bundle.seal import Seal, check_limits, lay_out_all
 from mirror.bundle.writer import AS_USUAL, BundleWriter, Packing
 from mirror.errors import ChangedLeftoversError, SourceContentError
 from mirror.events import Warned
+from mirror.layout import tool_name
 from mirror.oci import Digest
 from mirror.registry import RegistryReader
-from mirror.release.images import Attachments, resolve
-from mirror.release.select import SelectedContent, select
+from mirror.release.select import Attachments, SelectedContent, resolve, select
 from mirror.release.selection import Selection
 from mirror.release.source import ReleaseSource, SourceTree
 from mirror.run import Run
 from mirror.sync import Inventory, Source, make_plan, transfer, union
-from mirror.sync.statement import tool_name
 
 
 @dataclass(frozen=True, slots=True)

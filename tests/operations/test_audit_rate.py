@@ -18,7 +18,7 @@ import httpx
 import pytest
 
 from mirror.oci.manifest import OCI_MANIFEST
-from mirror.operations.results import Outcome
+from mirror.operations.replicate import Outcome
 from mirror.operations.sync import sync_replicas
 from mirror.registry import ConnectionOptions, RegistryClient
 from mirror.run import Run
