@@ -168,7 +168,6 @@ from mirror.registry.upload_sessions import OpenUpload as OpenUpload
 from mirror.registry.upload_sessions import UploadJournal as UploadJournal
 from mirror.release.constraints import Constraint as Constraint
 from mirror.release.constraints import Term as Term
-from mirror.release.images import WantedImage as WantedImage
 from mirror.release.plugin_dependencies import Edge as Edge
 from mirror.release.plugins import PluginChoice as PluginChoice
 from mirror.release.select import SelectedContent as SelectedContent
@@ -177,6 +176,7 @@ from mirror.release.selection import Filter as Filter
 from mirror.release.selection import ItemFilter as ItemFilter
 from mirror.release.selection import PlatformSelection as PlatformSelection
 from mirror.release.selection import Selection as Selection
+from mirror.release.selection import WantedImage as WantedImage
 from mirror.release.source import ReleaseSource as ReleaseSource
 from mirror.release.source import SourceTree as SourceTree
 from mirror.run import Cancellation as Cancellation
