@@ -163,12 +163,7 @@ class Replicator:
         asked, unasked = self._asked()
         if tree not in asked:
             return None
-        answers = ask_at_once(
-            asked,
-            lambda one: statement_digest(one),
-            patience_s=_PATIENCE_S,
-            run=run,
-        )
+        answers = ask_at_once(asked, statement_digest, patience_s=_PATIENCE_S, run=run)
         for one, answer in zip(asked, answers, strict=True):
             error = answer if isinstance(answer, MirrorError) else None
             self._silent.note(one.name, error)
