@@ -19,7 +19,7 @@ from pathlib import Path, PurePosixPath
 
 from mirror.documents import parse_json
 from mirror.durable import make_folder, os_errors, write_if_changed
-from mirror.errors import FileSystemError, InvalidCertificateError, RenderingError
+from mirror.errors import InvalidCertificateError, RenderingError
 from mirror.modes import constants
 from mirror.nodeconfig.pki import clean_pem
 
@@ -41,44 +41,17 @@ class RenderedFile:
 Tree = Mapping[PurePosixPath, RenderedFile]
 """Absolute paths of one node (or of the in-cluster proxy) → files."""
 
+_SERVICES = ("auth", "distribution", "mirrorer")
+_IN_CLUSTER = constants.SERVICE_CONFIG / "in-cluster"
+_KEYS = (f"{name}.{kind}" for name in ("auth", "distribution", "token") for kind in ("crt", "key"))
+_PAIRS = ("ca.crt", "upstream-ca.crt", *_KEYS)
 OWN_FILES: tuple[PurePosixPath, ...] = (
     *constants.STATIC_PODS,  # before the files that their containers read
-    *(
-        constants.SERVICE_CONFIG / name
-        for name in ("auth/config.yaml", "distribution/config.yaml", "mirrorer/config.yaml")
-    ),
-    *(
-        constants.PKI_CONFIG / name
-        for name in (
-            "ca.crt",
-            "auth.crt",
-            "auth.key",
-            "distribution.crt",
-            "distribution.key",
-            "token.crt",
-            "token.key",
-            "ingress-client-ca.crt",
-            "upstream-ca.crt",
-        )
-    ),
+    *(constants.SERVICE_CONFIG / f"{name}/config.yaml" for name in _SERVICES),
+    *(constants.PKI_CONFIG / name for name in (*_PAIRS, "ingress-client-ca.crt")),
     constants.BALANCER_FILE,
     constants.RELAY_FILE,
-    *(
-        constants.SERVICE_CONFIG / "in-cluster" / name
-        for name in (
-            "distribution.yaml",
-            "auth.yaml",
-            "relay.conf",
-            "ca.crt",
-            "auth.crt",
-            "auth.key",
-            "distribution.crt",
-            "distribution.key",
-            "token.crt",
-            "token.key",
-            "upstream-ca.crt",
-        )
-    ),
+    *(_IN_CLUSTER / name for name in ("distribution.yaml", "auth.yaml", "relay.conf", *_PAIRS)),
 )
 """The files outside containerd's directory that are the module's own: gone when not rendered."""
 
@@ -112,20 +85,20 @@ class Placed:
 
     def clean(self) -> TreeChanges:
         """Remove what the tree no longer has; then, last, forget it."""
-        removed = [*_remove_hosts(self.root, self.former_hosts), *_remove_own(self.root, self.tree)]
+        removed = [*_remove_hosts(self.root, self.former_hosts)]
+        gone = (path for path in OWN_FILES if path not in self.tree)
+        removed += (path for path in gone if _unlink(_below(self.root, path)))
         stale = list(_stale_authorities(self.root, self.tree, self.hosts))
         kept = tuple(one for one in stale if self._was_named(one))
         removed += (one for one in stale if one not in kept and _unlink(_below(self.root, one)))
         state_path = constants.CONTAINERD_HOSTS_STATE
         on_disk = _below(self.root, state_path)
-        written, unchanged = [*self.written], [*self.unchanged]
+        written, unchanged = {*self.written}, {*self.unchanged}
         if listed := self.tree.get(state_path):
             # It was made with the former hosts still in it, if there were any.
-            fresh = write_file(on_disk, listed) or state_path in written
-            if fresh and state_path not in written:
-                written.append(state_path)
-            elif not fresh:
-                unchanged.append(state_path)
+            if write_file(on_disk, listed):
+                written.add(state_path)
+            unchanged |= {state_path} - written
         elif _unlink(on_disk):
             removed.append(state_path)
         return TreeChanges(tuple(sorted(written)), tuple(sorted(unchanged)), tuple(removed), kept)
@@ -141,7 +114,9 @@ def place_tree(tree: Tree, root: Path) -> Placed:
     Readers see the old route or the new one. Unchanged files keep their times.
     """
     state_path = constants.CONTAINERD_HOSTS_STATE
-    before = _managed_hosts(_below(root, state_path))
+    on_disk = _below(root, state_path)
+    known = _content(on_disk)
+    before = () if known is None else _host_names(known, str(on_disk))
     after: tuple[str, ...] = ()
     written: list[PurePosixPath] = []
     unchanged: list[PurePosixPath] = []
@@ -150,7 +125,7 @@ def place_tree(tree: Tree, root: Path) -> Placed:
     if listed := tree.get(state_path):
         after = _host_names(listed.content, str(state_path))
         union = RenderedFile(hosts_state(sorted({*before, *after})), listed.mode)
-        if write_file(_below(root, state_path), union):
+        if write_file(on_disk, union):
             written.append(state_path)
     modes: dict[PurePosixPath, set[int]] = {}
     for path, file in tree.items():
@@ -201,17 +176,11 @@ def write_file(path: Path, file: RenderedFile) -> bool:
 
 
 def _content(path: Path) -> bytes | None:
-    try:
-        return path.read_bytes()
-    except FileNotFoundError:
-        return None
-    except OSError as err:
-        raise FileSystemError(f"cannot read {path}: {err.strerror}") from err
-
-
-def _managed_hosts(path: Path) -> tuple[str, ...]:
-    content = _content(path)
-    return () if content is None else _host_names(content, str(path))
+    with os_errors(path, "read"):
+        try:
+            return path.read_bytes()
+        except FileNotFoundError:
+            return None
 
 
 def _host_names(content: bytes, where: str) -> tuple[str, ...]:
@@ -234,22 +203,14 @@ def _remove_hosts(root: Path, hosts: frozenset[str]) -> Iterator[PurePosixPath]:
     for host in sorted(hosts):
         path = constants.CONTAINERD_HOSTS / host
         folder = _below(root, path)
-        try:
+        with os_errors(folder, "remove"):
             if folder.is_symlink():
                 folder.unlink()
             elif folder.is_dir():
                 shutil.rmtree(folder)
             else:
                 continue
-        except OSError as err:
-            raise FileSystemError(f"cannot remove {folder}: {err.strerror}") from err
         yield path
-
-
-def _remove_own(root: Path, tree: Tree) -> Iterator[PurePosixPath]:
-    for path in OWN_FILES:
-        if path not in tree and _unlink(_below(root, path)):
-            yield path
 
 
 def _stale_authorities(root: Path, tree: Tree, hosts: tuple[str, ...]) -> Iterator[PurePosixPath]:
@@ -262,12 +223,11 @@ def _stale_authorities(root: Path, tree: Tree, hosts: tuple[str, ...]) -> Iterat
 
 
 def _unlink(path: Path) -> bool:
-    try:
-        path.unlink()
-    except (FileNotFoundError, NotADirectoryError):
-        return False
-    except OSError as err:
-        raise FileSystemError(f"cannot remove {path}: {err.strerror}") from err
+    with os_errors(path, "remove"):
+        try:
+            path.unlink()
+        except (FileNotFoundError, NotADirectoryError):
+            return False
     return True
 
 

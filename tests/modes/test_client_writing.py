@@ -60,7 +60,7 @@ def everywhere() -> ClusterAccess:
     ("mode", "plane", "reason", "instead"),
     [
         ("Unmanaged", Plane.CRI, "the nodes' pulls", f"external registry itself, {UPSTREAM}"),
-        ("Unmanaged", Plane.API, "the cluster's components", f"external registry itself, {UPSTREAM}"),
+        ("Unmanaged", Plane.API, "cluster's components", f"external registry itself, {UPSTREAM}"),
         ("Direct", Plane.CRI, "containerd only reads", f"external registry itself, {UPSTREAM}"),
         ("Direct", Plane.API, "only passes reads on", f"external registry itself, {UPSTREAM}"),
         ("Proxy", Plane.CRI, "read-only cache", f"external registry itself, {UPSTREAM}"),
@@ -76,7 +76,7 @@ def everywhere() -> ClusterAccess:
         (
             "Local",
             Plane.API,
-            "the cluster's components",
+            "cluster's components",
             PUSH,
         ),
         (
