@@ -242,19 +242,16 @@ _IMAGE = re.compile(r"[0-9A-Za-z.:/_-]+(@sha256:[0-9a-f]{64})?", re.ASCII)
 
 def checked_node_name(text: str) -> str:
     """A Kubernetes node's name (a DNS subdomain)."""
-    if len(text) > 253 or not _NAME.fullmatch(text):
-        raise _refused("node name", text, "lower-case letters, digits, '-' and '.', as in master-0")
-    return text
+    expected = "lower-case letters, digits, '-' and '.', as in master-0"
+    return _checked(text, "node name", expected, len(text) <= 253 and _NAME.fullmatch(text))
 
 
 def checked_address(text: str, where: str) -> str:
     """An IP address without a port, in its canonical form."""
-    try:
-        found = ipaddress.ip_address(text)
-    except ValueError:
-        raise _refused(where, text, "an IP address, as in 10.0.0.1") from None
-    if found.is_unspecified or found.is_multicast:
-        raise _refused(where, text, "the address of one node")
+    _checked(text, where, "an IP address, as in 10.0.0.1", is_address(text))
+    found = ipaddress.ip_address(text)
+    is_one = not found.is_unspecified and not found.is_multicast
+    _checked(text, where, "the address of one node", is_one)
     return str(found)
 
 
@@ -269,8 +266,8 @@ def is_address(text: str) -> bool:
 
 def checked_port(number: int, where: str) -> int:
     """A TCP port."""
-    if isinstance(number, bool) or not 1 <= number <= 65535:
-        raise _refused(where, str(number), "a port from 1 to 65535")
+    is_port = not isinstance(number, bool) and 1 <= number <= 65535
+    _checked(str(number), where, "a port from 1 to 65535", is_port)
     return number
 
 
@@ -281,8 +278,8 @@ def host_port(host: str, number: int) -> str:
 
 def checked_registry_host(text: str, where: str) -> str:
     """A registry's host with its port, if it has one."""
-    if not _HOST.fullmatch(text) or ".." in text:
-        raise _refused(where, text, "host or host:port, as in registry.example:5000")
+    is_host = _HOST.fullmatch(text) and ".." not in text
+    _checked(text, where, "host or host:port, as in registry.example:5000", is_host)
     if ":" in text:
         checked_port(int(text.rpartition(":")[2]), where)
     return text
@@ -290,30 +287,25 @@ def checked_registry_host(text: str, where: str) -> str:
 
 def checked_repository_path(text: str, where: str) -> str:
     """The path of a repository without a slash around it; empty is a registry's root."""
-    if text and (not _REPOSITORY.fullmatch(text) or {".", ".."} & set(text.split("/"))):
-        raise _refused(where, text, "names with '/' between them, as in deckhouse/ee")
-    return text
+    is_path = not text or (_REPOSITORY.fullmatch(text) and not {".", ".."} & {*text.split("/")})
+    return _checked(text, where, "names with '/' between them, as in deckhouse/ee", is_path)
 
 
 def checked_scheme(text: str, where: str) -> str:
     """`http` or `https`."""
-    if text not in {"http", "https"}:
-        raise _refused(where, text, "http or https")
-    return text
+    return _checked(text, where, "http or https", text in {"http", "https"})
 
 
 def checked_file_path(text: str, where: str) -> str:
     """An absolute path without anything that a shell or nginx could take for syntax."""
-    if not _PATH.fullmatch(text) or ".." in text.split("/"):
-        raise _refused(where, text, "an absolute path of letters, digits and . _ - / : @ = +")
-    return text
+    expected = "an absolute path of letters, digits and . _ - / : @ = +"
+    is_path = _PATH.fullmatch(text) and ".." not in text.split("/")
+    return _checked(text, where, expected, is_path)
 
 
 def checked_image(text: str, where: str) -> str:
     """A container's image."""
-    if not _IMAGE.fullmatch(text):
-        raise _refused(where, text, "an image reference")
-    return text
+    return _checked(text, where, "an image reference", _IMAGE.fullmatch(text))
 
 
 def checked_secret(text: str, where: str) -> str:
@@ -344,7 +336,9 @@ def checked_authority(pem: str, where: str) -> str:
         raise RenderingError(str(err)) from err
 
 
-def _refused(where: str, found: str, expected: str) -> RenderingError:
-    return RenderingError(
-        f"{where}: expected {expected}, found {found!r}; correct it and try again"
-    )
+def _checked(text: str, where: str, expected: str, is_good: object) -> str:
+    if not is_good:
+        raise RenderingError(
+            f"{where}: expected {expected}, found {text!r}; correct it and try again"
+        )
+    return text
