@@ -9,12 +9,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
 
-from mirror.commands.cluster import Cluster, Reached, cluster_of
-from mirror.commands.login import STANDARD_INPUT, AccessOptions
+from mirror.commands.login import STANDARD_INPUT, AccessOptions, Reached, cluster_of
 from mirror.errors import FileSystemError, InputError
 from mirror.events import OnEvent, Warned
 from mirror.layout import normalised_suffix
-from mirror.modes.constants import REGISTRY_PORT
 from mirror.oci import Repository
 from mirror.registry import (
     ConnectionOptions,
@@ -80,6 +78,8 @@ class TreeAccess:
             ForbiddenByModeError: the cluster is in another mode, which has no replicas.
             RouteError: the files do not say where they are, or who may write there.
         """
+        from mirror.commands.cluster import Cluster
+
         cluster = Cluster.load(module_config, sites_file)
         return [cls._reached(one, access) for one in cluster.replicas(access)]
 
@@ -199,6 +199,8 @@ def masters_of(
 
 def full_name(name: str, masters: Mapping[str, TreeAccess]) -> str:
     """`name`, or the name of the master that it is a shorter form of: an address, `host:port`."""
+    from mirror.modes.constants import REGISTRY_PORT
+
     for known, target in masters.items():
         host = target.root.host
         if name in (host, host.removesuffix(f":{REGISTRY_PORT}").strip("[]")):

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pydantic import SecretStr
 
-from mirror.commands.login import AccessOptions, credentials_for
+from mirror.commands.login import AccessOptions, Reached, credentials_for
 from mirror.errors import InputError, UnreachableError
 from mirror.modes.addressing import (
     ClusterRepository,
@@ -22,16 +23,9 @@ from mirror.modes.routes import Plane, Role
 from mirror.modes.settings import NO_ACCESS, Account, ClusterAccess, RegistrySettings
 from mirror.nodeconfig.cluster import load_access
 from mirror.oci import Repository
-from mirror.registry import ConnectionOptions, Credentials
 
-
-@dataclass(frozen=True, slots=True)
-class Reached:
-    """A registry's repository and all that is needed to speak with it."""
-
-    root: Repository
-    options: ConnectionOptions
-    credentials: Credentials | None
+if TYPE_CHECKING:
+    from mirror.registry import ConnectionOptions, Credentials
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,16 +148,3 @@ def _first_that_answers(
     raise UnreachableError(
         "\n".join([f"none of {len(routes)} replicas answers:", *failures]), where=hosts
     )
-
-
-def cluster_of(module_config: Path | None, sites_file: Path | None) -> Cluster | None:
-    """The cluster that a command line describes; None if it does not.
-
-    Raises:
-        InputError: as `Cluster.load`, or `--sites` came alone.
-    """
-    if module_config is not None:
-        return Cluster.load(module_config, sites_file)
-    if sites_file is not None:
-        raise InputError("--sites goes with --module-config FILE, which says what mode it is")
-    return None

@@ -7,10 +7,14 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from mirror.bundle.signing import passphrase_from, sign
 from mirror.errors import InputError
+from mirror.oci import Repository
 from mirror.registry import ConnectionOptions, Credentials, find_credentials
+
+if TYPE_CHECKING:
+    from mirror.commands.cluster import Cluster
 
 _LICENSE_LOGIN = "license-token"
 STANDARD_INPUT = "-"
@@ -46,6 +50,30 @@ class AccessOptions:
         return self.credentials(host) if self.login or self.password else None
 
 
+@dataclass(frozen=True, slots=True)
+class Reached:
+    """A registry's repository and all that is needed to speak with it."""
+
+    root: Repository
+    options: ConnectionOptions
+    credentials: Credentials | None
+
+
+def cluster_of(module_config: Path | None, sites_file: Path | None) -> Cluster | None:
+    """The cluster that a command line describes; None if it does not.
+
+    Raises:
+        InputError: as `Cluster.load`, or `--sites` came alone.
+    """
+    if module_config is not None:
+        from mirror.commands.cluster import Cluster
+
+        return Cluster.load(module_config, sites_file)
+    if sites_file is not None:
+        raise InputError("--sites goes with --module-config FILE, which says what mode it is")
+    return None
+
+
 def credentials_for(name: str, login: str | None, password: str | None) -> Credentials | None:
     """What the user gave, or what docker or oras stored for `host` or `host/path`."""
     host = name.partition("/")[0]
@@ -73,6 +101,8 @@ def signer(key_file: Path) -> Callable[[bytes], bytes]:
     Raises:
         InputError: no usable private key, or its passphrase is missing or wrong.
     """
+    from mirror.bundle.signing import passphrase_from, sign
+
     key = key_file.read_bytes()
     answers: list[str] = []
     ask = passphrase_from(

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args, get_origin
+from typing import Any, TypeVar
 
 import click
 
-from mirror.config import PullConfig
 from mirror.documents import parse_rate
 from mirror.run import DEFAULT_JOBS
 
@@ -26,7 +25,7 @@ def _rate(_ctx: click.Context, _option: click.Parameter, value: str | None) -> f
         raise click.BadParameter(str(err)) from None
 
 
-def _options(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
+def combined(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
     """Several option decorators as one, in the order in which `--help` lists them."""
 
     def decorate(command: Command) -> Command:
@@ -40,7 +39,7 @@ def _options(*options: Callable[[Command], Command]) -> Callable[[Command], Comm
 as_json = click.option(
     "--json", "as_json", is_flag=True, help="Print the result as JSON and no progress."
 )
-running = _options(
+running = combined(
     click.option(
         "--jobs",
         type=click.IntRange(1, 64),
@@ -50,7 +49,7 @@ running = _options(
     ),
     as_json,
 )
-source_login = _options(
+source_login = combined(
     click.option(
         "--source-login",
         "login",
@@ -74,7 +73,7 @@ source_login = _options(
         help="Deckhouse licence key, in place of user and password; '-' as there.",
     ),
 )
-replica_login = _options(
+replica_login = combined(
     click.option(
         "--replica-login",
         envvar="D8_MIRROR_REPLICA_LOGIN",
@@ -96,7 +95,7 @@ sign_key = click.option(
     "or taken from MIRROR_SIGN_PASSWORD.",
 )
 tmp_dir = click.option("--tmp-dir", hidden=True, help="Accepted for compatibility; none is needed.")
-registry = _options(
+registry = combined(
     click.option(
         "-u",
         "--registry-login",
@@ -136,7 +135,7 @@ registry = _options(
 
 
 def _cluster(*, required: bool) -> Callable[[Command], Command]:
-    return _options(
+    return combined(
         click.option(
             "--module-config",
             type=click.Path(exists=True, dir_okay=False, path_type=Path),
@@ -158,37 +157,3 @@ cluster = _cluster(required=False)
 """How to find the registry of a cluster by its own settings."""
 
 cluster_required = _cluster(required=True)
-
-
-def config_options(*, short: Mapping[str, str]) -> Callable[[Command], Command]:
-    """One option for every setting of `PullConfig`, absent unless it is given.
-
-    A switch has an opposite, for what a file switches on: `--no-modules/--modules`.
-    """
-    options = []
-    for name, setting in PullConfig.model_fields.items():
-        long = name.replace("_", "-")
-        names = [f"--{long}", *([short[name]] if name in short else [])]
-        default, help_text = setting.get_default(), setting.description
-        if isinstance(default, bool):
-            names[0] += f"/--{_opposite(long)}"
-            options.append(click.option(*names, is_flag=True, default=None, help=help_text))
-        elif isinstance(default, tuple):
-            repeatable = f"{help_text} Repeatable."
-            options.append(click.option(*names, multiple=True, default=None, help=repeatable))
-        else:
-            shown = f"{help_text}  [default: {default}]" if default is not None else help_text
-            kind: Any = int if isinstance(default, int) else str
-            if get_origin(setting.annotation) is Literal:
-                kind = click.Choice(get_args(setting.annotation))
-            options.append(click.option(*names, type=kind, default=None, help=shown))
-    return _options(*options)
-
-
-def _opposite(name: str) -> str:
-    """The flag that takes back what `name` says."""
-    if not name.startswith("no-"):
-        return f"no-{name}"
-    bare = name.removeprefix("no-")
-    # --platform is a setting of its own: what to thin multi-arch images to.
-    return f"with-{bare}" if bare.replace("-", "_") in PullConfig.model_fields else bare

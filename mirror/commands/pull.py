@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 
 import click
 
@@ -14,9 +15,15 @@ from mirror.bundle.folder import check_folder
 from mirror.bundle.reader import read_inventory
 from mirror.bundle.writer import Packing
 from mirror.commands import options
-from mirror.commands.cluster import Cluster, Reached, cluster_of
 from mirror.commands.errors import print_json, show
-from mirror.commands.login import AccessOptions, credentials_for, license_credentials, signer
+from mirror.commands.login import (
+    AccessOptions,
+    Reached,
+    cluster_of,
+    credentials_for,
+    license_credentials,
+    signer,
+)
 from mirror.config import PullConfig
 from mirror.errors import InputError, InvalidReferenceError
 from mirror.events import Warned
@@ -29,8 +36,45 @@ from mirror.release.source import SourceTree
 from mirror.reports.bundles import plan_summary, pull_summary, verbose_pull_summary
 from mirror.reports.progress import progress
 from mirror.run import Run
-from mirror.sync import Inventory
 from mirror.sync.tree import RegistryTree
+
+if TYPE_CHECKING:
+    from mirror.commands.cluster import Cluster
+    from mirror.sync import Inventory
+
+
+def _config_options(*, short: Mapping[str, str]) -> Callable[[options.Command], options.Command]:
+    """One option for every setting of `PullConfig`, absent unless it is given.
+
+    A switch has an opposite, for what a file switches on: `--no-modules/--modules`.
+    """
+    found = []
+    for name, setting in PullConfig.model_fields.items():
+        long = name.replace("_", "-")
+        names = [f"--{long}", *([short[name]] if name in short else [])]
+        default, help_text = setting.get_default(), setting.description
+        if isinstance(default, bool):
+            names[0] += f"/--{_opposite(long)}"
+            found.append(click.option(*names, is_flag=True, default=None, help=help_text))
+        elif isinstance(default, tuple):
+            repeatable = f"{help_text} Repeatable."
+            found.append(click.option(*names, multiple=True, default=None, help=repeatable))
+        else:
+            shown = f"{help_text}  [default: {default}]" if default is not None else help_text
+            kind: Any = int if isinstance(default, int) else str
+            if get_origin(setting.annotation) is Literal:
+                kind = click.Choice(get_args(setting.annotation))
+            found.append(click.option(*names, type=kind, default=None, help=shown))
+    return options.combined(*found)
+
+
+def _opposite(name: str) -> str:
+    """The flag that takes back what `name` says."""
+    if not name.startswith("no-"):
+        return f"no-{name}"
+    bare = name.removeprefix("no-")
+    # --platform is a setting of its own: what to thin multi-arch images to.
+    return f"with-{bare}" if bare.replace("-", "_") in PullConfig.model_fields else bare
 
 
 @click.command("pull")
@@ -58,7 +102,7 @@ from mirror.sync.tree import RegistryTree
 @options.source_login
 @options.cluster
 @options.tmp_dir
-@options.config_options(
+@_config_options(
     short={"include_module": "-i", "exclude_module": "-e", "images_bundle_chunk_size": "-c"}
 )
 @options.as_json

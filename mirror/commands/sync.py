@@ -25,8 +25,6 @@ from mirror.operations.sync import sync_replicas
 from mirror.reports.progress import progress
 from mirror.reports.registries import sync_summary
 from mirror.run import Run
-from mirror.watch.service import running
-from mirror.watch.settings import WatchSettings
 
 _AUTO = "auto"
 
@@ -206,6 +204,9 @@ def watch(config: Path) -> None:
 
     What happens is logged to stderr, one line each.
     """
+    from mirror.watch.service import running
+    from mirror.watch.settings import WatchSettings
+
     settings = WatchSettings.load(config)
     stop = threading.Event()
     with _logging(), _stopped_by_signals(stop), running(settings) as (daemon, url):
