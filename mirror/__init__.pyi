@@ -1,10 +1,10 @@
 """The public names of the library, and where each lives; type checkers read this."""
 
 from mirror.bundle.archive import Archive as Archive
+from mirror.bundle.archive import Compressed as Compressed
+from mirror.bundle.archive import Coverage as Coverage
 from mirror.bundle.archive import Entry as Entry
-from mirror.bundle.compress import Compressed as Compressed
-from mirror.bundle.delta import Carriage as Carriage
-from mirror.bundle.delta import Omissions as Omissions
+from mirror.bundle.archive import Omissions as Omissions
 from mirror.bundle.files import Readable as Readable
 from mirror.bundle.members import Member as Member
 from mirror.bundle.opening import OpenArchive as OpenArchive

@@ -11,7 +11,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from typing import TypeVar
 
-from mirror.bundle.delta import missing_findings
+from mirror.bundle.archive import missing_findings
 from mirror.bundle.reader import BundleReader
 from mirror.bundle.verify import check_signature
 from mirror.errors import (

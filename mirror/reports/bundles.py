@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from mirror.bundle.format import size_text
-from mirror.bundle.report import compression_rows, omission_rows
 from mirror.layout import (
     CHANNELS,
     INSTALL,
@@ -22,8 +21,7 @@ from mirror.operations.push_reports import PushPlan, PushReport, Share, shares
 from mirror.sync.observation import listed
 
 if TYPE_CHECKING:
-    from mirror.bundle.compress import Compressed
-    from mirror.bundle.delta import Omissions
+    from mirror.bundle.archive import Compressed, Omissions
     from mirror.bundle.verify import BundleReport
     from mirror.oci import Digest
     from mirror.operations.compare import RegistryReport
@@ -59,7 +57,7 @@ def pull_summary(report: PullReport, elapsed_s: float) -> str:
                 [
                     *_selection_rows(report.tree, report.selection),
                     *_contents_rows(report.inventory),
-                    *omission_rows(report.seal.omissions),
+                    *report.seal.omissions.rows(),
                 ]
             ),
             "",
@@ -73,7 +71,8 @@ def pull_summary(report: PullReport, elapsed_s: float) -> str:
 
 
 def _compression_lines(compressed: Compressed | None) -> list[str]:
-    return [f"  {title.lower()} {text}" for title, text in compression_rows(compressed)]
+    rows = () if compressed is None else compressed.rows()
+    return [f"  {title.lower()} {text}" for title, text in rows]
 
 
 def plan_summary(plan: PullPlan, elapsed_s: float) -> str:
@@ -92,7 +91,7 @@ def plan_summary(plan: PullPlan, elapsed_s: float) -> str:
                     *_version_rows(plan.selection),
                     *_plugin_rows(plan.selection),
                     _total_row(inventory),
-                    *omission_rows(omissions),
+                    *omissions.rows(),
                 ]
             ),
             "",
@@ -289,7 +288,7 @@ def bundle_summary(report: BundleReport, elapsed_s: float) -> str:
                     ("Archives", f"{report.archives}, {size_text(report.size)}"),
                     ("Contents", f"{report.repositories} repositories, {report.tags} tags"),
                     ("", f"{report.manifests} manifests, {report.blobs} blobs"),
-                    *omission_rows(report.omissions),
+                    *report.omissions.rows(),
                 ]
             ),
             "",
@@ -303,7 +302,7 @@ def merge_summary(report: MergeReport, elapsed_s: float) -> str:
     return "\n".join(
         [
             f"Bundle {report.folder} is complete",
-            *table([*_contents_rows(report.inventory), *omission_rows(report.omissions)]),
+            *table([*_contents_rows(report.inventory), *report.omissions.rows()]),
             "",
             *_archive_lines(report.archives),
             *_compression_lines(report.compressed),
