@@ -7,9 +7,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
-from mirror.commands.login import STANDARD_INPUT, AccessOptions, Reached, cluster_of
+from mirror.commands.login import STANDARD_INPUT, AccessOptions, Reached
 from mirror.errors import FileSystemError, InputError
 from mirror.events import OnEvent, Warned
 from mirror.layout import normalised_suffix
@@ -22,6 +22,24 @@ from mirror.registry import (
 )
 from mirror.registry.options import BRIEF
 from mirror.sync.tree import RegistryTree
+
+if TYPE_CHECKING:
+    from mirror.commands.cluster import Cluster
+
+
+def cluster_of(module_config: Path | None, sites_file: Path | None) -> Cluster | None:
+    """The cluster that a command line describes; None if it does not.
+
+    Raises:
+        InputError: as `Cluster.load`, or `--sites` came alone.
+    """
+    if module_config is not None:
+        from mirror.commands.cluster import Cluster
+
+        return Cluster.load(module_config, sites_file)
+    if sites_file is not None:
+        raise InputError("--sites goes with --module-config FILE, which says what mode it is")
+    return None
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,14 +7,10 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from mirror.errors import InputError
 from mirror.oci import Repository
 from mirror.registry import ConnectionOptions, Credentials, find_credentials
-
-if TYPE_CHECKING:
-    from mirror.commands.cluster import Cluster
 
 _LICENSE_LOGIN = "license-token"
 STANDARD_INPUT = "-"
@@ -57,21 +53,6 @@ class Reached:
     root: Repository
     options: ConnectionOptions
     credentials: Credentials | None
-
-
-def cluster_of(module_config: Path | None, sites_file: Path | None) -> Cluster | None:
-    """The cluster that a command line describes; None if it does not.
-
-    Raises:
-        InputError: as `Cluster.load`, or `--sites` came alone.
-    """
-    if module_config is not None:
-        from mirror.commands.cluster import Cluster
-
-        return Cluster.load(module_config, sites_file)
-    if sites_file is not None:
-        raise InputError("--sites goes with --module-config FILE, which says what mode it is")
-    return None
 
 
 def credentials_for(name: str, login: str | None, password: str | None) -> Credentials | None:

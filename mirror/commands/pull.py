@@ -15,11 +15,11 @@ from mirror.bundle.folder import check_folder
 from mirror.bundle.reader import read_inventory
 from mirror.bundle.writer import Packing
 from mirror.commands import options
+from mirror.commands.access import cluster_of
 from mirror.commands.errors import print_json, show
 from mirror.commands.login import (
     AccessOptions,
     Reached,
-    cluster_of,
     credentials_for,
     license_credentials,
     signer,
