@@ -17,8 +17,10 @@ from itertools import pairwise
 from types import MappingProxyType, TracebackType
 from typing import Protocol
 
+from mirror.bundle.archive import Entry
 from mirror.bundle.files import CHUNK
 from mirror.errors import CancelledError, IntegrityError
+from mirror.oci import Digest
 from mirror.run import Run
 
 
@@ -117,8 +119,8 @@ class Follower:
         # At these offsets a window begins or ends; no step of the thread crosses one.
         self._stops = sorted({0, *(stop for w in windows for stop in (w.start, w.end))})
         self._changed = threading.Condition()
+        self._position = 0  # changed by the thread alone
         self._ranges = _Ranges()  # under the condition, like all below
-        self._position = 0
         self._awaited: tuple[int, int] | None = None  # what the thread sleeps for: from, up to
         self._finishing = False
         self._stopped = False
@@ -151,8 +153,7 @@ class Follower:
     @property
     def position(self) -> int:
         """How many bytes from the beginning are hashed."""
-        with self._changed:
-            return self._position
+        return self._position
 
     @property
     def gaps(self) -> int:
@@ -217,23 +218,25 @@ class Follower:
         ]
         if self._watch is not None:
             receivers.append(self._watch)
+        written = start
         while start < stop:
-            end = self._available(start, min(start + CHUNK, stop))
+            end = min(start + CHUNK, stop)
+            if written < end:
+                written = self._available(start, end)
             for chunk in self._chunks(start, end - start):
                 for receive in receivers:
                     receive(chunk)
-            with self._changed:
-                self._position = start = end
+            self._position = start = end
 
     def _available(self, start: int, enough: int) -> int:
-        """Wait until all bytes from `start` to `enough` are written; return `enough`."""
+        """Wait until all bytes from `start` to `enough` are written; return where they end."""
         with self._changed:
             while True:
                 if self._stopped or self._run.stopped:
                     raise CancelledError(f"{self._name}: hashing stopped on request")
                 end = self._ranges.contiguous(start)
                 if end >= enough:
-                    return enough
+                    return end
                 if self._finishing:
                     raise IntegrityError(
                         f"byte {end} of {self._end} was never written",
@@ -242,3 +245,47 @@ class Follower:
                     )
                 self._awaited = start, enough
                 self._changed.wait(self._run.remaining_s())
+
+
+class Recheck:
+    """Compares some entries of an archive, whose bytes it takes in their order, from the first on.
+
+    Header, content and padding count. Not thread-safe.
+    """
+
+    def __init__(self, entries: Iterable[Entry]) -> None:
+        self._entries = iter(sorted(entries, key=lambda entry: entry.offset))
+        self._position = 0
+        self._wrong: list[Digest] = []
+        self._next()
+
+    @property
+    def wrong(self) -> tuple[Digest, ...]:
+        """The digests of the entries so far that are not what they must be."""
+        return tuple(self._wrong)
+
+    def update(self, data: bytes) -> None:
+        """Take the bytes that follow those before."""
+        view, start = memoryview(data), self._position
+        self._position = end = start + len(data)
+        while (entry := self._entry) is not None:
+            content, padding = entry.data_offset, entry.data_offset + entry.size
+            self._around += _cut(view, start, entry.offset, content)
+            self._hash.update(_cut(view, start, content, padding))
+            self._around += _cut(view, start, padding, entry.end)
+            if entry.end > end:
+                return
+            right = self._around == entry.header + bytes(entry.padding)
+            if not right or self._hash.hexdigest() != entry.digest.encoded:
+                self._wrong.append(entry.digest)
+            self._next()
+
+    def _next(self) -> None:
+        self._entry = next(self._entries, None)
+        self._around = b""
+        self._hash = hashlib.new(self._entry.digest.algorithm if self._entry else "sha256")
+
+
+def _cut(view: memoryview, start: int, first: int, last: int) -> memoryview:
+    """Return bytes `first` to `last` of a file, as far as `view`, from byte `start`, has them."""
+    return view[max(first - start, 0) : max(last - start, 0)]

@@ -13,11 +13,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from mirror.bundle.archive import Archive, lay_out
-from mirror.bundle.delta import EVERYTHING, Carriage, Omissions, left_out, needed_from
+from mirror.bundle.archive import (
+    COMPLETE,
+    Archive,
+    Coverage,
+    Omissions,
+    lay_out,
+    left_out,
+    needed_from,
+)
 from mirror.bundle.format import (
     MAX_INDEX_BYTES,
     MAX_INDEX_MARKS,
@@ -43,7 +51,7 @@ from mirror.sync import Inventory, ManifestNode, union
 from mirror.sync.inventory import canonical_json, read_nodes
 
 SCHEMA_VERSION = 1
-CARRIAGE_SCHEMA_VERSION = 2
+PARTIAL_SCHEMA_VERSION = 2
 """The version of seals over bundles that do not carry all they speak of in every layout."""
 
 
@@ -55,7 +63,7 @@ class SealedFile:
     digest: Digest
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Seal:
     """A bundle's table of contents. `selection` is what was asked for, as JSON values."""
 
@@ -63,7 +71,7 @@ class Seal:
     selection: Mapping[str, Any] = field(default_factory=dict)
     tool: str = ""
     files: Mapping[str, SealedFile] = field(default_factory=dict)
-    carriage: Carriage = EVERYTHING
+    coverage: Coverage = COMPLETE
 
     @classmethod
     def over(
@@ -72,9 +80,9 @@ class Seal:
         selection: Mapping[str, Any],
         tool: str,
         files: Mapping[str, bytes] | None = None,
-        carriage: Carriage = EVERYTHING,
+        coverage: Coverage = COMPLETE,
     ) -> Seal:
-        """Seal `archives`, laid out as `carriage` says, and the `files` beside them."""
+        """Seal `archives`, laid out as `coverage` says, and the `files` beside them."""
         return cls(
             {archive.name: archive for archive in archives},
             selection,
@@ -83,23 +91,23 @@ class Seal:
                 name: SealedFile(len(data), Digest.of(data))
                 for name, data in sorted((files or {}).items())
             },
-            carriage,
+            coverage,
         )
 
-    @property
+    @cached_property
     def inventory(self) -> Inventory:
         """All that the bundle speaks of: what a target holds after a push."""
         return union(archive.inventory for _, archive in sorted(self.archives.items()))
 
-    @property
+    @cached_property
     def carried(self) -> Inventory:
         """The part of that which lies in the archives, each piece where it lies."""
         return union(archive.carried for _, archive in sorted(self.archives.items()))
 
-    @property
+    @cached_property
     def omissions(self) -> Omissions:
         """How much the bundle leaves out."""
-        needed = self.carriage.needed
+        needed = self.coverage.needed
         at_base = needed.blob_sizes()
         repeats = sum(
             size
@@ -109,25 +117,25 @@ class Seal:
             if digest not in at_base
         )
         return Omissions(
-            self.carriage.base,
+            self.coverage.base,
             len(needed.manifest_nodes()),
             len(at_base),
             sum(at_base.values()),
-            repeats if self.carriage.once else None,
+            repeats if self.coverage.once else None,
         )
 
-    def carried_as(self, carriage: Carriage) -> Seal:
+    def carried_as(self, coverage: Coverage) -> Seal:
         """Return a seal of the same content, carried in another way."""
         parts = {name: archive.inventory for name, archive in self.archives.items()}
         origins = {name: archive.origins for name, archive in self.archives.items()}
-        archives = {one.name: one for one in lay_out_all(parts, origins, carriage)}
-        return replace(self, archives=archives, carriage=carriage)
+        archives = {one.name: one for one in lay_out_all(parts, origins, coverage)}
+        return replace(self, archives=archives, coverage=coverage)
 
     def to_json(self) -> bytes:
         """Render the canonical file: equal bundles have equal seals."""
-        carriage = self.carriage
+        coverage = self.coverage
         document: dict[str, Any] = {
-            "schemaVersion": (SCHEMA_VERSION if carriage.is_ordinary else CARRIAGE_SCHEMA_VERSION),
+            "schemaVersion": (SCHEMA_VERSION if coverage.is_ordinary else PARTIAL_SCHEMA_VERSION),
             "tool": self.tool,
             "selection": self.selection,
             "inventory": str(self.inventory.digest()),
@@ -145,14 +153,14 @@ class Seal:
                 for name, archive in self.archives.items()
             },
         }
-        if carriage.base is not None:
+        if coverage.base is not None:
             document["base"] = {
-                "digest": str(carriage.base),
-                "repositories": carriage.needed.repositories_document(),
+                "digest": str(coverage.base),
+                "repositories": coverage.needed.repositories_document(),
             }
-        if carriage.once:
+        if coverage.once:
             document["dedupe"] = True
-        return canonical_json({**document, "digest": str(Digest.of(canonical_json(document)))})
+        return _digested(document)[1]
 
     @classmethod
     def from_json(cls, data: bytes) -> Seal:
@@ -167,30 +175,29 @@ class Seal:
         try:
             document = parse_json(data)
             stated = document.pop("digest")
-            actual = str(Digest.of(canonical_json(document)))
-            whole = canonical_json({**document, "digest": actual}) == data
-            if stated != actual or not whole:
+            actual, rendered = _digested(document)
+            if stated != actual or rendered != data:
                 raise DamagedBundleError(
                     f"its bytes were changed: it states digest {stated!s:.80} and has {actual}"
                 )
             # Only now, since damage could also have made a higher version.
             version = document["schemaVersion"]
-            if version not in (SCHEMA_VERSION, CARRIAGE_SCHEMA_VERSION):
+            if version not in (SCHEMA_VERSION, PARTIAL_SCHEMA_VERSION):
                 raise InputError(
                     f"the bundle's inventory has schema version {version}; this release of mirror "
-                    f"reads versions {SCHEMA_VERSION} and {CARRIAGE_SCHEMA_VERSION}: use a newer "
+                    f"reads versions {SCHEMA_VERSION} and {PARTIAL_SCHEMA_VERSION}: use a newer "
                     "one"
                 )
             nodes = read_nodes(document["manifests"])
-            carriage = _carriage(document, nodes)
-            if carriage.is_ordinary != (version == SCHEMA_VERSION):
+            coverage = _coverage(document, nodes)
+            if coverage.is_ordinary != (version == SCHEMA_VERSION):
                 raise DamagedBundleError(f"its schema version {version} does not match its keys")
             parts = {
                 name: Inventory.from_nodes(nodes, value["repositories"])
                 for name, value in document["archives"].items()
             }
             origins = {name: value["origins"] for name, value in document["archives"].items()}
-            archives = {one.name: one for one in lay_out_all(parts, origins, carriage)}
+            archives = {one.name: one for one in lay_out_all(parts, origins, coverage)}
             for name, value in document["archives"].items():
                 if archives[name].size != value["size"]:
                     raise DamagedBundleError(f"it lays {name} out in another way than this release")
@@ -203,11 +210,11 @@ class Seal:
                 name: SealedFile(int(value["size"]), Digest.parse(value["digest"]))
                 for name, value in document["files"].items()
             }
-            seal = cls(archives, document["selection"], document["tool"], files, carriage)
+            seal = cls(archives, document["selection"], document["tool"], files, coverage)
             inventory = seal.inventory
             if document["inventory"] != str(inventory.digest()):
                 raise DamagedBundleError("its inventory has another digest than it states")
-            if needed_from(carriage.needed, inventory) != carriage.needed:
+            if needed_from(coverage.needed, inventory) != coverage.needed:
                 raise DamagedBundleError(
                     "it relies on content of its base that it does not speak of"
                 )
@@ -225,28 +232,41 @@ class Seal:
             raise DamagedBundleError(f"it is not a bundle's inventory: {what}") from err
 
 
+def _digested(document: Mapping[str, Any]) -> tuple[str, bytes]:
+    """The digest of a seal's `document`, and the file that holds it and states its digest."""
+    members = {key: canonical_json(value) for key, value in document.items()}
+    digest = str(Digest.of(_joined(members)))
+    return digest, _joined({**members, "digest": canonical_json(digest)})
+
+
+def _joined(members: Mapping[str, bytes]) -> bytes:
+    """What `canonical_json` makes of an object, from its rendered members."""
+    pairs = (canonical_json(key) + b":" + value for key, value in sorted(members.items()))
+    return b"{" + b",".join(pairs) + b"}"
+
+
 def lay_out_all(
     parts: Mapping[str, Inventory],
     origins: Mapping[str, Mapping[str, str]],
-    carriage: Carriage = EVERYTHING,
+    coverage: Coverage = COMPLETE,
 ) -> tuple[Archive, ...]:
     """Lay out every archive of a bundle: what each speaks of, and what its repositories were
     called at the source, both by the archive's name."""
-    lefts = left_out(parts, carriage)
+    lefts = left_out(parts, coverage)
     return tuple(
         lay_out(name, inventory, origins[name], lefts[name]) for name, inventory in parts.items()
     )
 
 
-def _carriage(document: Mapping[str, Any], nodes: Mapping[Digest, ManifestNode]) -> Carriage:
+def _coverage(document: Mapping[str, Any], nodes: Mapping[Digest, ManifestNode]) -> Coverage:
     once = document.get("dedupe", False)
     if once is not False and once is not True:
         raise ValueError("dedupe is neither true nor false")
     base = document.get("base")
     if base is None:
-        return Carriage(once=once)
+        return Coverage(once=once)
     needed = Inventory.from_nodes(nodes, base["repositories"])
-    return Carriage(Digest.parse(base["digest"]), needed, once)
+    return Coverage(Digest.parse(base["digest"]), needed, once)
 
 
 # -- files -----------------------------------------------------------------------------------------
@@ -306,8 +326,8 @@ def read_files(folder: Path, seal: Seal) -> dict[str, bytes]:
 # -- limits ----------------------------------------------------------------------------------------
 
 
-def check_limits(seal: Seal) -> None:
-    """Refuse a bundle that no reader would take in (`mirror.bundle.format`).
+def check_limits(seal: Seal) -> bytes:
+    """Refuse a bundle that no reader takes (`mirror.bundle.format`); return its seal as JSON.
 
     Raises:
         BundleLimitError: it has too much of something; the message says of what.
@@ -353,6 +373,7 @@ def check_limits(seal: Seal) -> None:
                 where="the bundle",
                 advice="leave its image out",
             )
+    return sealed
 
 
 _SPLIT = "split it: make several bundles of a part of the selection each"

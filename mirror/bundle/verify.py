@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from mirror.bundle import gost, sums
+from mirror.bundle.archive import NO_OMISSIONS, Omissions
 from mirror.bundle.checks import (
     Check,
     file_findings,
@@ -29,7 +30,6 @@ from mirror.bundle.checks import (
     structure_checks,
     sums_findings,
 )
-from mirror.bundle.delta import NO_OMISSIONS, Omissions
 from mirror.bundle.files import PartedReader
 from mirror.bundle.format import GOST_SUFFIX, SEAL, SIGNATURE, SUMS
 from mirror.bundle.gost import gostsum_path

@@ -16,7 +16,7 @@ from mirror.commands.options import FILE, Work, flag
 from mirror.durable import write_durably
 from mirror.errors import InputError, IntegrityError, InvalidReferenceError
 from mirror.oci import Repository
-from mirror.operations.compare import diff, status, verify, verify_registry
+from mirror.operations.compare import diff, status, verify
 from mirror.operations.trees import registry_inventory
 from mirror.reports.bundles import bundle_summary, inventory_summary, registry_summary
 from mirror.reports.registries import diff_summary, status_summary
@@ -133,7 +133,7 @@ def verify_command(
         work.show(whole, bundle_summary, code=IntegrityError.exit_code if whole.findings else 0)
     else:
         tree = work.enter_context(target.open(work.on_event))
-        held = verify_registry(reader, tree, deep=deep, run=work.run)
+        held = verify(reader, against=tree, deep=deep, run=work.run)
         work.show(held, registry_summary, code=IntegrityError.exit_code if held.findings else 0)
 
 

@@ -12,7 +12,7 @@ from mirror.commands import options
 from mirror.commands.access import AccessOptions, open_trees, registry_options
 from mirror.commands.options import Work, flag
 from mirror.errors import InputError
-from mirror.operations.history import history
+from mirror.operations.compare import history
 from mirror.operations.prune import prune
 from mirror.operations.rollback import rollback
 from mirror.reports.registries import history_summary, prune_summary, rollback_summary
