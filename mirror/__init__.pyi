@@ -49,7 +49,7 @@ from mirror.modes.client import connect as connect
 from mirror.modes.constants import ConditionType as ConditionType
 from mirror.modes.constants import RegistryUser as RegistryUser
 from mirror.modes.endpoints import Endpoint as Endpoint
-from mirror.modes.failover import HealthMemory as HealthMemory
+from mirror.modes.endpoints import HealthMemory as HealthMemory
 from mirror.modes.outcomes import ClusterFacts as ClusterFacts
 from mirror.modes.outcomes import ContainerdConfig as ContainerdConfig
 from mirror.modes.outcomes import NodeFacts as NodeFacts

@@ -13,7 +13,7 @@ from mirror.commands import options
 from mirror.commands.options import FILE, Work, flag
 from mirror.errors import RenderingError
 from mirror.modes.settings import RegistrySettings
-from mirror.nodeconfig.cluster import Node, load_nodes, read_text
+from mirror.nodeconfig.cluster import Node, Ports, load_nodes, read_text
 from mirror.nodeconfig.hosts import Containerd
 from mirror.nodeconfig.pods import Images
 from mirror.nodeconfig.proxies import Nginx
@@ -105,6 +105,14 @@ IMAGE_NAMES = ("distribution", "auth", "mirror", "nginx")
     metavar="HOST=FILE",
     help="A module source's registry and its CA, for containerd on every node.",
 )
+@click.option(
+    "--in-cluster-port",
+    "in_cluster_ports",
+    multiple=True,
+    metavar="NAME=PORT",
+    help="A port of Direct mode's in-cluster proxy: registry, debug or token. Without it, the "
+    "module's own.",
+)
 @flag(
     "--in-place",
     text="Let files speak of their places below OUT, for services that run without containers.",
@@ -123,6 +131,7 @@ def render_command(
     nginx_modules: tuple[str, ...],
     ingress_client_ca: Path | None,
     source_cas: tuple[str, ...],
+    in_cluster_ports: tuple[str, ...],
     in_place: bool,
     work: Work,
 ) -> None:
@@ -138,6 +147,7 @@ def render_command(
         distribution=Distribution(flavour),
         nginx=Nginx(modules=nginx_modules),
         images=_images(images),
+        in_cluster_ports=_ports(in_cluster_ports),
         ingress_client_ca=None if ingress_client_ca is None else read_text(ingress_client_ca),
         sources=_sources(source_cas),
         in_place_root=PurePosixPath(out.resolve()) if in_place else None,
@@ -190,6 +200,21 @@ def _images(texts: tuple[str, ...]) -> Images:
             )
         found[name] = image
     return Images(**found)
+
+
+def _ports(texts: tuple[str, ...]) -> Ports:
+    found: dict[str, int] = {}
+    for text in texts:
+        name, _, number = text.partition("=")
+        if name not in ("registry", "debug", "token") or not (
+            number.isascii() and number.isdigit() and len(number) < 6
+        ):
+            raise RenderingError(
+                "in-cluster ports: expected NAME=PORT with registry, debug or token as the name, "
+                f"found {text!r}; write registry=7001"
+            )
+        found[name] = int(number)
+    return Ports(**found)
 
 
 def _sources(texts: tuple[str, ...]) -> dict[str, str]:
