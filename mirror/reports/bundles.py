@@ -311,9 +311,8 @@ def merge_summary(report: MergeReport, elapsed_s: float) -> str:
     )
 
 
-def inventory_summary(written: tuple[RegistryInventory, str, int], elapsed_s: float) -> str:
-    """What a registry was seen to hold, and the file that says so."""
-    found, output, size = written
+def inventory_summary(found: RegistryInventory, elapsed_s: float, *, output: str, size: int) -> str:
+    """What a registry was seen to hold, and the file of `size` bytes that says so."""
     inventory = found.inventory
     blobs = inventory.blob_sizes()
     rows = [
