@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from examples.release_tree.images import Image, image, layer
-from mirror.oci.media_types import OCI_CONFIG, OCI_LAYER_GZIP, OCI_MANIFEST
+from mirror.oci.manifest import OCI_CONFIG, OCI_LAYER_GZIP, OCI_MANIFEST
 
 MIB = 1 << 20
 ROOT = "deckhouse/ee"

@@ -1,15 +1,15 @@
-"""The registry of a cluster, as `--module-config` and `--sites` describe it."""
+"""The registries of a cluster, as `--module-config` and `--sites` describe it."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from pydantic import SecretStr
 
-from mirror.commands.login import AccessOptions, Reached, credentials_for
+from mirror.commands.access import AccessOptions, TreeAccess, credentials_for, declared_files
 from mirror.errors import InputError, UnreachableError
+from mirror.layout import normalised_suffix
 from mirror.modes.addressing import (
     ClusterRepository,
     RepositoryNames,
@@ -23,9 +23,7 @@ from mirror.modes.routes import Plane, Role
 from mirror.modes.settings import NO_ACCESS, Account, ClusterAccess, RegistrySettings
 from mirror.nodeconfig.cluster import load_access
 from mirror.oci import Repository
-
-if TYPE_CHECKING:
-    from mirror.registry import ConnectionOptions, Credentials
+from mirror.registry import ConnectionOptions, Credentials
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +49,7 @@ class Cluster:
         asked: AccessOptions,
         *,
         writes: bool,
-    ) -> Reached:
+    ) -> TreeAccess:
         """The registry into which images are brought, or from which they are read.
 
         `registry` is its logical address, its real one, or None for the root. The login is the one
@@ -76,13 +74,12 @@ class Cluster:
         endpoint = Endpoint.of(route, given)
         credentials = endpoint.credentials
         if credentials is None:
-            credentials = credentials_for(route.host, None, None)
-        return Reached(
-            Repository(route.host, route.repository), endpoint.connection(options), credentials
-        )
+            credentials = credentials_for(route.host)
+        root = Repository(route.host, route.repository)
+        return TreeAccess(root, _suffix(asked), endpoint.connection(options), credentials)
 
-    def replicas(self, asked: AccessOptions) -> tuple[Reached, ...]:
-        """The replicas of a cluster in Local mode, one for each master, to be read and written.
+    def replicas(self, asked: AccessOptions) -> dict[str, TreeAccess]:
+        """The replicas of a cluster in Local mode by name, one for each master.
 
         The login is the one that is given, or that of `mirror-pusher`, or of `rw`.
 
@@ -92,10 +89,12 @@ class Cluster:
         """
         options = _connection(asked)
         given = asked.given_credentials(f"the replicas of {LOGICAL_HOST}")
-        return tuple(
-            Reached(root, endpoint.connection(options), endpoint.credentials)
+        return {
+            str(root): TreeAccess(
+                root, _suffix(asked), endpoint.connection(options), endpoint.credentials
+            )
             for root, endpoint in replica_endpoints(self.settings, self.access, given)
-        )
+        }
 
     def _routes(
         self,
@@ -113,7 +112,7 @@ class Cluster:
         given = asked.given_credentials(host)
         if self.settings.kind.row.holds_own_images and access.account(RegistryUser.RW) is None:
             # What was given or stored for the push address stands in for the unknown password.
-            given = given or (credentials_for(host, None, None) if access.public_host else None)
+            given = given or (credentials_for(host) if access.public_host else None)
             if given is not None:
                 account = Account(RegistryUser.RW.value, SecretStr(""))  # `given` goes before it
                 access = replace(access, accounts={**access.accounts, RegistryUser.RW: account})
@@ -123,6 +122,10 @@ class Cluster:
         if plane is Plane.API:  # single replicas: the Service is for those inside
             routes = tuple(route for route in routes if route.role is Role.MASTER)
         return routes, given
+
+
+def _suffix(asked: AccessOptions) -> str:
+    return normalised_suffix(asked.modules_path_suffix)
 
 
 def _connection(asked: AccessOptions) -> ConnectionOptions:
@@ -148,3 +151,6 @@ def _first_that_answers(
     raise UnreachableError(
         "\n".join([f"none of {len(routes)} replicas answers:", *failures]), where=hosts
     )
+
+
+required_cluster_options = declared_files(Cluster.load, required=True)

@@ -9,6 +9,7 @@ from typing import Any
 
 from mirror.errors import ConflictError, PruneRefusedError, common_exit_code
 from mirror.events import PhaseStarted
+from mirror.layout import tool_name
 from mirror.oci import Digest
 from mirror.operations.leader import Leader
 from mirror.release.discovery import discovery_images
@@ -27,7 +28,7 @@ from mirror.sync.publication_state import (
     read_tips,
 )
 from mirror.sync.removal import DropManifest, DropTag, Removal, check_deletes, plan_removal, remove
-from mirror.sync.statement import REPOSITORY, Statement, following, tool_name
+from mirror.sync.statement import REPOSITORY, Statement, following
 from mirror.sync.tree import RegistryTree
 from mirror.sync.walk import walk
 

@@ -22,7 +22,7 @@ from mirror.errors import (
     MissingBaseError,
 )
 from mirror.events import PhaseStarted, Warned, side_by_side
-from mirror.layout import publication_stage
+from mirror.layout import publication_stage, tool_name
 from mirror.operations.push_reports import MemberReport, PushPlan, PushReport, QuorumReport
 from mirror.release.discovery import discovery_images
 from mirror.run import Run, for_each
@@ -40,7 +40,7 @@ from mirror.sync.publication_state import (
     read_state,
     statement_digest,
 )
-from mirror.sync.statement import REPOSITORY, tool_name
+from mirror.sync.statement import REPOSITORY
 from mirror.sync.tree import RegistryTarget, RegistryTree
 
 Result = TypeVar("Result")

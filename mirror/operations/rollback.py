@@ -26,7 +26,7 @@ from mirror.errors import (
     StatementError,
 )
 from mirror.events import PhaseStarted, Warned
-from mirror.layout import publication_stage
+from mirror.layout import publication_stage, tool_name
 from mirror.oci import Digest
 from mirror.run import Run, for_each
 from mirror.sync import (
@@ -41,7 +41,7 @@ from mirror.sync import (
 from mirror.sync.plan import Tags, differing, laid_over, tags_of, tags_only, unaccounted
 from mirror.sync.publication import Goal, Publication, tags_of_steps
 from mirror.sync.publication_state import PublicationState, generations, read_generation, read_state
-from mirror.sync.statement import Statement, following, reachable, state_before, succeed, tool_name
+from mirror.sync.statement import Statement, following, reachable, state_before, succeed
 from mirror.sync.tree import RegistrySource, RegistryTarget, RegistryTree
 
 Result = TypeVar("Result")

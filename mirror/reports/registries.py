@@ -6,12 +6,17 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from mirror.bundle.format import size_text
-from mirror.operations.results import Outcome, ReplicaResult
+from mirror.operations.replicate import Outcome, ReplicaResult
 from mirror.reports.bundles import duration_text, table
 
 if TYPE_CHECKING:
-    from mirror.operations.compare import DiffReport, ReplicaStatus, StatusReport
-    from mirror.operations.history import Generation, HistoryReport
+    from mirror.operations.compare import (
+        DiffReport,
+        Generation,
+        HistoryReport,
+        ReplicaStatus,
+        StatusReport,
+    )
     from mirror.operations.prune import PruneReport
     from mirror.operations.push_reports import QuorumReport
     from mirror.operations.rollback import RollbackReport

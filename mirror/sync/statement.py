@@ -15,7 +15,6 @@ import re
 from collections.abc import Generator, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from importlib import metadata
 from typing import Any
 
 from mirror.documents import parse_json
@@ -161,11 +160,6 @@ class Statement:
                 INVENTORY: str(self.inventory.digest()),
             },
         )
-
-
-def tool_name() -> str:
-    """What this program calls itself in what it writes: `mirror <version>`."""
-    return f"mirror {metadata.version('mirror')}"
 
 
 def generation_of(manifest: Manifest) -> int | None:

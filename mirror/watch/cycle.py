@@ -10,10 +10,9 @@ from typing import Any
 
 from mirror.errors import MirrorError, NotFoundError, UnreachableError
 from mirror.oci import Digest
-from mirror.operations.adopt import adopt, may_move
-from mirror.operations.leader import Leader, LeaderAudit, choose_leader
-from mirror.operations.results import Outcome, ReplicaResult, SyncOptions
-from mirror.operations.sync import sync_replicas
+from mirror.operations.leader import Leader, adopt, choose_leader, may_move
+from mirror.operations.replicate import Outcome, ReplicaResult, SyncOptions
+from mirror.operations.sync import LeaderAudit, sync_replicas
 from mirror.operations.trees import ask_at_once
 from mirror.run import Run
 from mirror.sync import Inventory
@@ -91,11 +90,7 @@ class Replicator:
         self._memories = {tree.name: Memory(may_move) for tree in trees.values()}
 
     def __call__(self, replica: str, level: CheckLevel, run: Run) -> CycleResult:
-        """Bring `replica` up to date.
-
-        Raises:
-            MirrorError: of the leader, or of all registries that could lead.
-        """
+        """Bring `replica` up to date."""
         tree, run = self._trees[replica], run.quietly().with_jobs(self._jobs)
         unasked: tuple[Failure, ...] = ()
         if self._leader != AUTO:
