@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pydantic import SecretStr
 
-from mirror.commands.access import AccessOptions, TreeAccess, credentials_for, declared_files
+from mirror.commands.access import AccessOptions, TreeAccess, credentials_for
 from mirror.errors import InputError, UnreachableError
 from mirror.layout import normalised_suffix
 from mirror.modes.addressing import (
@@ -151,6 +151,3 @@ def _first_that_answers(
     raise UnreachableError(
         "\n".join([f"none of {len(routes)} replicas answers:", *failures]), where=hosts
     )
-
-
-required_cluster_options = declared_files(Cluster.load, required=True)

@@ -16,14 +16,13 @@ from mirror.bundle.writer import Packing
 from mirror.commands import options
 from mirror.commands.access import (
     AccessOptions,
-    ClusterFiles,
     TreeAccess,
-    cluster_options,
     credentials_for,
     license_credentials,
     signer,
     source_login_options,
 )
+from mirror.commands.cluster_files import ClusterFiles, cluster_options
 from mirror.commands.errors import print_json
 from mirror.commands.options import FILE, Work, flag
 from mirror.config import PullConfig

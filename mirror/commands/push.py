@@ -10,14 +10,8 @@ import click
 
 from mirror.bundle.reader import BundleReader
 from mirror.commands import options
-from mirror.commands.access import (
-    AccessOptions,
-    ClusterFiles,
-    TreeAccess,
-    cluster_options,
-    login_options,
-    registry_options,
-)
+from mirror.commands.access import AccessOptions, TreeAccess, login_options, registry_options
+from mirror.commands.cluster_files import ClusterFiles, cluster_options
 from mirror.commands.options import FILE, Work, flag
 from mirror.errors import InputError, InvalidReferenceError
 from mirror.oci import Repository

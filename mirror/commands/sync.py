@@ -15,15 +15,8 @@ import click
 from click.core import ParameterSource
 
 from mirror.commands import options
-from mirror.commands.access import (
-    AccessOptions,
-    ClusterFiles,
-    TreeAccess,
-    cluster_options,
-    full_name,
-    open_trees,
-    registry_options,
-)
+from mirror.commands.access import AccessOptions, TreeAccess, open_trees, registry_options
+from mirror.commands.cluster_files import ClusterFiles, cluster_options, full_name
 from mirror.commands.options import FILE, Work, flag
 from mirror.errors import InputError
 from mirror.operations.sync import sync_replicas
