@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from importlib import metadata
 
 from semver import Version
 
@@ -287,3 +288,8 @@ def comparable(version: Version) -> Version:
     """Return `version` as constraints judge it: without build or mark of origin (`-main`)."""
     keep = version.prerelease if is_early(version) else None
     return version.replace(prerelease=keep, build=None)
+
+
+def tool_name() -> str:
+    """What this program calls itself in what it writes: `mirror <version>`."""
+    return f"mirror {metadata.version('mirror')}"

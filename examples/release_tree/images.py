@@ -17,7 +17,7 @@ from typing import Any, Literal, TypeAlias
 import zstandard
 
 from mirror.oci import Digest, Platform
-from mirror.oci import media_types as types
+from mirror.oci import manifest as types
 
 CREATED = "2025-02-03T04:05:06Z"
 _MTIME = 1738555506  # the same moment

@@ -21,7 +21,7 @@ from examples.release_tree.images import (
 )
 from examples.release_tree.spec import TreeSpec
 from mirror.oci import Digest, Manifest, Platform
-from mirror.oci.media_types import OCI_CONFIG
+from mirror.oci.manifest import OCI_CONFIG
 
 DSSE_TYPE = "application/vnd.dsse.envelope.v1+json"
 SIGNATURE_TYPE = "application/vnd.dev.cosign.simplesigning.v1+json"

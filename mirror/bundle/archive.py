@@ -1,9 +1,15 @@
-"""Where every byte of an archive goes, decided before any byte is fetched.
+"""What each archive of a bundle carries, and where every byte of it goes.
 
 Manifests come first, so every blob's size is known, so the offset of every entry inside the tar is
-known. An archive is a pure function of the inventory it holds and the names its repositories had
-at the source: no clock, no order of arrival. Hence workers may write at final offsets in any
-order, equal selections give equal bytes, and a verifier knows each byte that is not a blob's.
+known before any blob is fetched. An archive is a pure function of the inventory it holds and the
+names that its repositories had at the source: no clock, no order of arrival. Hence workers may
+write at final offsets in any order, equal selections give equal bytes, and a verifier knows each
+byte that is not a blob's.
+
+A bundle speaks of everything that its images need, and an ordinary one carries it in each layout
+that needs it. A delta leaves out what its base holds, and a deduplicated bundle every copy of a
+blob but one. What is left out follows from the inventory and the `Coverage`; nothing else is
+written down.
 """
 
 from __future__ import annotations
@@ -12,12 +18,228 @@ import json
 import tarfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
-from mirror.bundle.delta import NOTHING, minus
-from mirror.bundle.format import INDEX, REF_NAME, SHORT_TAG, blob_path, inside, source_reference
+from mirror.bundle.format import (
+    INDEX,
+    REF_NAME,
+    SHORT_TAG,
+    blob_path,
+    inside,
+    size_text,
+    source_reference,
+)
 from mirror.oci import Digest
-from mirror.oci.media_types import OCI_INDEX
-from mirror.sync import Inventory, RepositoryContent
+from mirror.oci.manifest import OCI_INDEX
+from mirror.sync import Dependents, Finding, Inventory, InventoryBuilder, RepositoryContent
+
+# -- what is left out ------------------------------------------------------------------------------
+
+NOTHING = Inventory()
+
+
+@dataclass(frozen=True, slots=True)
+class Coverage:
+    """How a bundle carries its content.
+
+    `base` is the digest of the inventory that a delta was made against, and `needed` the part of
+    that inventory which it relies on. With `once` a blob lies in one layout of the whole bundle.
+    """
+
+    base: Digest | None = None
+    needed: Inventory = field(default=NOTHING, repr=False)
+    once: bool = False
+
+    @property
+    def is_ordinary(self) -> bool:
+        """Whether each layout has all that it needs."""
+        return self.base is None and not self.once
+
+
+COMPLETE = Coverage()
+
+
+@dataclass(frozen=True, slots=True)
+class Omissions:
+    """What a bundle leaves out, in numbers; each piece of content is counted once, sizes are bytes.
+
+    `base`, `manifests`, `blobs` and `size` (of the blobs) speak of a delta; `repeats` of the copies
+    that a deduplicated bundle does without, and is None for others.
+    """
+
+    base: Digest | None = None
+    manifests: int = 0
+    blobs: int = 0
+    size: int = 0
+    repeats: int | None = None
+
+    def to_document(self) -> dict[str, Any]:
+        """As JSON values, for `--json`: `delta` and `dedupe`, each only where it applies."""
+        document: dict[str, Any] = {}
+        if self.base is not None:
+            document["delta"] = {
+                "base": str(self.base),
+                "manifests": self.manifests,
+                "blobs": self.blobs,
+                "saved": self.size,
+            }
+        if self.repeats is not None:
+            document["dedupe"] = {"saved": self.repeats}
+        return document
+
+    def rows(self) -> Iterator[tuple[str, str]]:
+        """The same for people, as (title, text)."""
+        if self.base is not None:
+            left = f"{self.manifests} manifests and {self.blobs} blobs"
+            yield "Delta", f"leaves {left} ({size_text(self.size)}) to its base"
+            yield "Base", f"inventory {self.base}"
+        if self.repeats is not None:
+            saved = size_text(self.repeats)
+            yield "Deduplicated", f"each blob once, {saved} less; only mirror reads it"
+
+
+NO_OMISSIONS = Omissions()
+
+
+@dataclass(frozen=True, slots=True)
+class Compressed:
+    """What compressing saved: by archive the bytes before (`sizes`) and on the disk (`stored`)."""
+
+    sizes: Mapping[str, int]
+    stored: Mapping[str, int]
+
+    @property
+    def size(self) -> int:
+        """Bytes on the disk."""
+        return sum(self.stored.values())
+
+    @property
+    def before(self) -> int:
+        """Bytes without compression."""
+        return sum(self.sizes.values())
+
+    def to_document(self) -> dict[str, Any]:
+        """As JSON values, for `--json`. `saved` is below zero where the frames cost more."""
+        return {
+            "archives": dict(self.stored),
+            "bytes": self.size,
+            "saved": self.before - self.size,
+        }
+
+    def rows(self) -> Iterator[tuple[str, str]]:
+        """What compressing saved, as (title, text)."""
+        saved = max(0, self.before - self.size)
+        share = f"{100 * saved / self.before:.1f}" if self.before else "0"
+        saves = f"which saves {size_text(saved)} ({share} %)"
+        yield "Compressed", f"to {size_text(self.size)}, {saves}"
+
+
+def against(base: Inventory, wanted: Inventory, *, once: bool = False) -> Coverage:
+    """Leave to `base` whatever it holds of `wanted`.
+
+    If it holds nothing of that, the outcome is a complete bundle, which needs no base.
+    """
+    needed = needed_from(base, wanted)
+    return Coverage(base.digest() if needed.repositories else None, needed, once)
+
+
+def needed_from(base: Inventory, wanted: Inventory) -> Inventory:
+    """Return the part of `base` that a delta for `wanted` relies on.
+
+    A manifest counts where the same repository holds it: manifests are small, and a registry
+    cannot mount them. A blob counts wherever it is held, since a target mounts it from there: in
+    all repositories that want it, or else in the first that holds it.
+    """
+    builder = InventoryBuilder()
+    holders: dict[Digest, str] = {}
+    sizes = wanted.blob_sizes()
+    for path, held in sorted(base.repositories.items()):
+        content = wanted.repository(path)
+        for digest, node in content.manifests.items():
+            if digest in held.manifests:
+                builder.add_manifest(path, node, closed=False)
+        for digest, size in held.blobs.items():
+            if sizes.get(digest) == size:
+                holders.setdefault(digest, path)
+    found: set[Digest] = set()
+    for path, content in sorted(wanted.repositories.items()):
+        there = base.repository(path).blobs
+        for digest, size in content.blobs.items():
+            if there.get(digest) == size:
+                builder.add_blob(path, digest, size)
+                found.add(digest)
+    for digest, path in holders.items():
+        if digest not in found:
+            builder.add_blob(path, digest, sizes[digest])
+    return builder.build()
+
+
+def left_out(parts: Mapping[str, Inventory], coverage: Coverage) -> dict[str, Inventory]:
+    """Return what each archive leaves out of what it speaks of, which is `parts`.
+
+    A blob that is carried once stays where it comes first, by archive and repository.
+    """
+    at_base = coverage.needed.blob_sizes()
+    carried: set[Digest] = set()
+    result: dict[str, Inventory] = {}
+    for name, part in sorted(parts.items()):
+        builder = InventoryBuilder()
+        for path, content in sorted(part.repositories.items()):
+            there = coverage.needed.repository(path).manifests
+            for digest, node in content.manifests.items():
+                if digest in there:
+                    builder.add_manifest(path, node, closed=False)
+            for digest, size in content.blobs.items():
+                if at_base.get(digest) == size or digest in carried:
+                    builder.add_blob(path, digest, size)
+                elif coverage.once:
+                    carried.add(digest)
+        result[name] = builder.build()
+    return result
+
+
+def minus(whole: Inventory, part: Inventory) -> Inventory:
+    """Return `whole` without the manifests and blobs of `part`; all tags stay."""
+    if not part.repositories:
+        return whole
+    repositories = {}
+    for path, content in whole.repositories.items():
+        gone = part.repository(path)
+        repositories[path] = RepositoryContent(
+            content.tags,
+            {d: node for d, node in content.manifests.items() if d not in gone.manifests},
+            {d: size for d, size in content.blobs.items() if d not in gone.blobs},
+        )
+    return Inventory({path: content for path, content in repositories.items() if content})
+
+
+def missing_findings(
+    wanted: Inventory, needed: Inventory, held: Inventory, place: str
+) -> tuple[Finding, ...]:
+    """Report each piece of `needed` that `place`, which holds `held`, does not have.
+
+    A finding names the part of `wanted` that needs the piece. A manifest must be in its repository,
+    a blob in any. Findings about images with a name come first, since a person knows none of the
+    thousands that go by their digests; otherwise the order is canonical.
+    """
+    missing = set(needed.blob_sizes()) - set(held.blob_sizes())
+    findings: list[Finding] = []
+    for path, content in sorted(wanted.repositories.items()):
+        manifests = set(needed.repository(path).manifests) - set(held.repository(path).manifests)
+        lost = [
+            *(("manifest", digest) for digest in sorted(manifests & set(content.manifests))),
+            *(("blob", digest) for digest in sorted(missing & set(content.blobs))),
+        ]
+        if lost:
+            dependents = Dependents(content)
+            findings += (
+                Finding(place, f"{kind} {digest} is missing", path, dependents.tags(digest), digest)
+                for kind, digest in lost
+            )
+    return tuple(sorted(findings, key=lambda finding: not finding.is_named))
+
+
+# -- where bytes go --------------------------------------------------------------------------------
 
 BLOCK = 512
 TRAILER_SIZE = 2 * BLOCK
@@ -62,7 +284,7 @@ class Entry:
 class Archive:
     """One archive of a bundle, laid out: entries in order and without gaps. Sizes in bytes.
 
-    `left_out` is the part of its `inventory` that lies elsewhere (`mirror.bundle.delta`).
+    `left_out` is the part of its `inventory` that lies elsewhere (`mirror.bundle.archive`).
     """
 
     name: str

@@ -10,54 +10,24 @@ from __future__ import annotations
 import os
 import threading
 from array import array
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 import zstandard
 
-from mirror.bundle.archive import Entry
 from mirror.bundle.files import WriteAt
-from mirror.bundle.follow import Follower, Hash, MakeHash, windows_of
-from mirror.bundle.format import PARTIAL_SUFFIX, ZSTD_SUFFIX, part_name, part_sizes
-from mirror.bundle.seekable import FRAME, table
-from mirror.bundle.staging import ArchiveFile, Recheck
-from mirror.oci import Digest
+from mirror.bundle.follow import Hash, MakeHash
+from mirror.bundle.format import FRAME, PARTIAL_SUFFIX, ZSTD_SUFFIX, part_name
+from mirror.bundle.seekable import table
 
 LEVEL = 3
 _FASTEST = -50
 """The level for data that does not shrink: it is stored at the speed of a copy."""
 _SAMPLE = 32 << 10
 _WORTH = 0.97
-
-
-@dataclass(frozen=True, slots=True)
-class Compressed:
-    """What compressing saved: by archive the bytes before (`sizes`) and on the disk (`stored`)."""
-
-    sizes: Mapping[str, int]
-    stored: Mapping[str, int]
-
-    @property
-    def size(self) -> int:
-        """Bytes on the disk."""
-        return sum(self.stored.values())
-
-    @property
-    def before(self) -> int:
-        """Bytes without compression."""
-        return sum(self.sizes.values())
-
-    def to_document(self) -> dict[str, Any]:
-        """As JSON values, for `--json`. `saved` is below zero where the frames cost more."""
-        return {
-            "archives": dict(self.stored),
-            "bytes": self.size,
-            "saved": self.before - self.size,
-        }
 
 
 class Compression:
@@ -254,60 +224,3 @@ class Compressor:
             name = part_name(name, len(self.files))
         path = self._path.with_name(name + PARTIAL_SUFFIX)
         return PackedFile(path, {key: make() for key, make in self._hashes.items()}, WriteAt(path))
-
-
-# -- what an archive ends up in --------------------------------------------------------------------
-
-
-class ArchiveOutput:
-    """The files that an archive ends up in, with the digests that its follower computes.
-
-    `file` is the archive under way, of `size` bytes; `path` the name that it gets. With a
-    `compression` the follower compresses it, and `part_size` cuts what comes of that. `claimed` are
-    the entries that an interrupted pull says it has written; they are rechecked.
-    """
-
-    def __init__(
-        self,
-        path: Path,
-        size: int,
-        file: ArchiveFile,
-        *,
-        part_size: int,
-        hashes: Mapping[str, MakeHash],
-        compression: Compression | None,
-        claimed: Sequence[Entry],
-    ) -> None:
-        self._whole_size, self._file = size, file
-        self._recheck = Recheck(claimed)
-        self._compressor: Compressor | None = None
-        sizes: Sequence[int] = (size,)
-        if compression is not None:
-            compressor = Compressor(compression, path, part_size=part_size, hashes=hashes)
-            self._compressor, hashes = compressor, {"zstd": lambda: compressor}
-        elif part_size:
-            sizes = part_sizes(size, part_size)
-        self.follower = Follower(
-            file.chunks,
-            windows_of(sizes),
-            hashes=hashes,
-            watch=self._recheck.update if claimed else None,
-            name=path.name,
-        )
-
-    @property
-    def wrong(self) -> tuple[Digest, ...]:
-        """What an interrupted pull said was there and is not."""
-        return self._recheck.wrong
-
-    @property
-    def size(self) -> int:
-        """Bytes of the files."""
-        return self._whole_size if self._compressor is None else self._compressor.size
-
-    def finish(self) -> dict[Path, Mapping[str, str]]:
-        """Wait for the follower; return the files, each with its digests by algorithm."""
-        digests = self.follower.finish()
-        if self._compressor is not None:
-            return {one.path: one.digests() for one in self._compressor.files}
-        return dict(zip(self._file.parts, digests, strict=True))

@@ -32,8 +32,7 @@ from mirror.errors import (
     InvalidReferenceError,
 )
 from mirror.oci import Digest, Manifest, verified
-from mirror.oci.manifest import MAX_MANIFEST_BYTES
-from mirror.oci.media_types import MANIFESTS
+from mirror.oci.manifest import MANIFESTS, MAX_MANIFEST_BYTES
 from mirror.oci.reference import check_repository, valid_tag
 from mirror.sync import Dependents, Finding, Inventory, InventoryBuilder, ManifestNode, union
 

@@ -11,7 +11,7 @@ import errno
 import fcntl
 import os
 import shutil
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -249,14 +249,12 @@ def take_the_place(
     archives: Iterable[Path],
     files: Mapping[str, bytes],
     names: Collection[str],
-    read_back: Callable[[], None],
 ) -> None:
     """Turn a finished pull into the folder's bundle; the partial seal is there and durable.
 
-    `archives` are files with partial names, `names` all final names of the bundle. `read_back`
-    looks at the whole once more when everything but the seal has its name, and raises if a reader
-    would not take it. The seal takes its name last of all: whenever this is cut short, the folder
-    says that it is not a bundle yet, and the next pull completes it.
+    `archives` are files with partial names, `names` all final names of the bundle. The seal takes
+    its name last of all: whenever this is cut short, the folder says that it is not a bundle yet,
+    and the next pull completes it.
     """
     with os_errors(folder, "replace the bundle in"):
         # First, since it would speak for archives that are about to change.
@@ -272,8 +270,6 @@ def take_the_place(
         for name, data in files.items():
             # Brings all names in the folder onto the disk, those of the archives too.
             write_durably(folder / name, data, staged=name + PARTIAL_SUFFIX)
-    read_back()
-    with os_errors(folder, "replace the bundle in"):
         (folder / PARTIAL_SEAL).replace(folder / SEAL)
         sync_folder(folder)
 

@@ -17,8 +17,10 @@ from itertools import pairwise
 from types import MappingProxyType, TracebackType
 from typing import Protocol
 
+from mirror.bundle.archive import Entry
 from mirror.bundle.files import CHUNK
 from mirror.errors import CancelledError, IntegrityError
+from mirror.oci import Digest
 from mirror.run import Run
 
 
@@ -242,3 +244,47 @@ class Follower:
                     )
                 self._awaited = start, enough
                 self._changed.wait(self._run.remaining_s())
+
+
+class Recheck:
+    """Compares some entries of an archive, whose bytes it takes in their order, from the first on.
+
+    Header, content and padding count. Not thread-safe.
+    """
+
+    def __init__(self, entries: Iterable[Entry]) -> None:
+        self._entries = iter(sorted(entries, key=lambda entry: entry.offset))
+        self._position = 0
+        self._wrong: list[Digest] = []
+        self._next()
+
+    @property
+    def wrong(self) -> tuple[Digest, ...]:
+        """The digests of the entries so far that are not what they must be."""
+        return tuple(self._wrong)
+
+    def update(self, data: bytes) -> None:
+        """Take the bytes that follow those before."""
+        view, start = memoryview(data), self._position
+        self._position = end = start + len(data)
+        while (entry := self._entry) is not None:
+            content, padding = entry.data_offset, entry.data_offset + entry.size
+            self._around += _cut(view, start, entry.offset, content)
+            self._hash.update(_cut(view, start, content, padding))
+            self._around += _cut(view, start, padding, entry.end)
+            if entry.end > end:
+                return
+            right = self._around == entry.header + bytes(entry.padding)
+            if not right or self._hash.hexdigest() != entry.digest.encoded:
+                self._wrong.append(entry.digest)
+            self._next()
+
+    def _next(self) -> None:
+        self._entry = next(self._entries, None)
+        self._around = b""
+        self._hash = hashlib.new(self._entry.digest.algorithm if self._entry else "sha256")
+
+
+def _cut(view: memoryview, start: int, first: int, last: int) -> memoryview:
+    """Return bytes `first` to `last` of a file, as far as `view`, from byte `start`, has them."""
+    return view[max(first - start, 0) : max(last - start, 0)]

@@ -122,6 +122,18 @@ def part_paths(path: Path, count: int) -> tuple[Path, ...]:
     return tuple(path.with_name(part_name(archive, number) + suffix) for number in range(count))
 
 
+# -- compressed archives ---------------------------------------------------------------------------
+
+FRAME = 1 << 20
+"""Bytes of an archive in each of our zstd frames, the last one excepted."""
+
+
+def compressed_bound(size: int) -> int:
+    """Return the most that `size` bytes take when they are compressed, with the table of frames."""
+    frames = -(-size // FRAME)
+    return size + frames * (FRAME // 256 + 64 + 12) + 17
+
+
 # -- what people write -----------------------------------------------------------------------------
 
 MIN_PART_SIZE = 10**6

@@ -12,8 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from mirror.bundle.compress import Compressed
-from mirror.bundle.delta import NO_OMISSIONS, Omissions
+from mirror.bundle.archive import NO_OMISSIONS, Compressed, Omissions
 from mirror.bundle.reader import BundleReader
 from mirror.bundle.seekable import SeekableFile
 from mirror.layout import (
@@ -196,6 +195,10 @@ class BundleInsight:
     def repeated(self) -> int:
         """What the format repeats: content that several layouts hold."""
         return self.content - self.unique
+
+    def compressed_rows(self) -> Iterable[tuple[str, str]]:
+        """What compressing saved, as (title, text); nothing if nothing is compressed."""
+        return () if self.compressed is None else self.compressed.rows()
 
     def largest_images(self, most: int) -> list[tuple[str, ImageInsight]]:
         """The largest images, each once, with a repository that has it."""

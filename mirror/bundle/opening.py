@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from mirror.bundle import sums
-from mirror.bundle.archive import Archive
-from mirror.bundle.delta import NOTHING
+from mirror.bundle.archive import NOTHING, Archive
 from mirror.bundle.files import PartedReader, Readable, ReadAt
 from mirror.bundle.format import (
     INDEX,
@@ -126,7 +125,7 @@ def check_loose(archives: Iterable[Path]) -> None:
         seal = try_seal(path.parent / SEAL)
         sealed = seal.archives.get(path.name) if seal is not None else None
         if seal is not None and sealed is not None and sealed.left_out.repositories:
-            kind = "a delta" if seal.carriage.base is not None else "a deduplicated bundle"
+            kind = "a delta" if seal.coverage.base is not None else "a deduplicated bundle"
             raise InputError(
                 f"{path.name} is an archive of {kind}: what it leaves out is known from the {SEAL} "
                 f"beside it, and lies elsewhere; name the folder {path.parent} instead"

@@ -7,9 +7,8 @@ from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 
-from mirror.bundle.archive import Archive
+from mirror.bundle.archive import Archive, minus
 from mirror.bundle.contents import Contents, read_contents
-from mirror.bundle.delta import minus
 from mirror.bundle.format import SEAL, blob_at
 from mirror.bundle.members import Member
 from mirror.bundle.opening import (
@@ -96,13 +95,13 @@ class BundleReader:
     @property
     def bases(self) -> tuple[Digest, ...]:
         """The digests of the inventories that deltas among this were made against."""
-        bases = (seal.carriage.base for seal in self.seals.values())
+        bases = (seal.coverage.base for seal in self.seals.values())
         return tuple(dict.fromkeys(base for base in bases if base is not None))
 
     @property
     def needed(self) -> Inventory:
         """What a target must hold before a push: the part of its base that a delta needs."""
-        return union(seal.carriage.needed for seal in self.seals.values())
+        return union(seal.coverage.needed for seal in self.seals.values())
 
     def inventory(self) -> Inventory:
         """Return all that the bundle speaks of: what it carries, and what it leaves to its base.

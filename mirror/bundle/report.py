@@ -17,8 +17,6 @@ from html import escape
 from importlib import resources
 from typing import Any
 
-from mirror.bundle.compress import Compressed
-from mirror.bundle.delta import Omissions
 from mirror.bundle.format import size_text
 from mirror.bundle.inspect import ArchiveInsight, BundleInsight, RepositoryInsight
 from mirror.layout import KINDS, component_of
@@ -103,32 +101,12 @@ def _overview(found: BundleInsight) -> Iterator[str]:
         ("Unique", f"{size_text(found.unique)}, each manifest and blob counted once"),
         ("Shared", f"{size_text(found.shared)} less than without layers in common"),
         ("Repeated", f"{size_text(found.repeated)} for content that several repositories have"),
-        *compression_rows(found.compressed),
-        *omission_rows(found.omissions),
+        *found.compressed_rows(),
+        *found.omissions.rows(),
         ("Inventory", f"{found.inventory}" + (", sealed" if found.sealed else ", not sealed")),
     )
     width = max(len(title) for title, _ in rows)
     yield from (f"  {title:<{width}}  {text}" for title, text in rows)
-
-
-def omission_rows(omissions: Omissions) -> Iterator[tuple[str, str]]:
-    """Say what a delta or a deduplicated bundle leaves out, as (title, text)."""
-    if omissions.base is not None:
-        left = f"{omissions.manifests} manifests and {omissions.blobs} blobs"
-        yield "Delta", f"leaves {left} ({size_text(omissions.size)}) to its base"
-        yield "Base", f"inventory {omissions.base}"
-    if omissions.repeats is not None:
-        saved = size_text(omissions.repeats)
-        yield "Deduplicated", f"each blob once, {saved} less; only mirror reads it"
-
-
-def compression_rows(compressed: Compressed | None) -> Iterator[tuple[str, str]]:
-    """Say what compressing saved, if a bundle is compressed, as (title, text)."""
-    if compressed is not None:
-        saved = max(0, compressed.before - compressed.size)
-        share = f"{100 * saved / compressed.before:.1f}" if compressed.before else "0"
-        saves = f"which saves {size_text(saved)} ({share} %)"
-        yield "Compressed", f"to {size_text(compressed.size)}, {saves}"
 
 
 def _some(names: Sequence[str], most: int = 4) -> str:
@@ -212,7 +190,7 @@ def _summary(found: BundleInsight) -> str:
         ("Shared layers", size_text(found.shared), "less than without layers in common"),
         ("Repeated", size_text(found.repeated), "content that several repositories have"),
     )
-    omissions = tuple(omission_rows(found.omissions))
+    omissions = tuple(found.omissions.rows())
     return (
         '<div class="tiles">'
         + "".join(
@@ -223,7 +201,7 @@ def _summary(found: BundleInsight) -> str:
         + ("" if omissions else _bar(found))
         + "".join(
             f"<p><b>{escape(title)}</b>: {escape(text)}.</p>"
-            for title, text in (*compression_rows(found.compressed), *omissions)
+            for title, text in (*found.compressed_rows(), *omissions)
         )
         + f"<p><small>{'' if omissions else _BAR_LEGEND}"
         + f"Inventory <code>{found.inventory}</code>, "

@@ -16,8 +16,15 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from mirror.bundle.archive import Archive, lay_out
-from mirror.bundle.delta import EVERYTHING, Carriage, Omissions, left_out, needed_from
+from mirror.bundle.archive import (
+    COMPLETE,
+    Archive,
+    Coverage,
+    Omissions,
+    lay_out,
+    left_out,
+    needed_from,
+)
 from mirror.bundle.format import (
     MAX_INDEX_BYTES,
     MAX_INDEX_MARKS,
@@ -40,10 +47,10 @@ from mirror.errors import (
 )
 from mirror.oci import Digest
 from mirror.sync import Inventory, ManifestNode, union
-from mirror.sync.repository_content import canonical_json, read_nodes
+from mirror.sync.inventory import canonical_json, read_nodes
 
 SCHEMA_VERSION = 1
-CARRIAGE_SCHEMA_VERSION = 2
+PARTIAL_SCHEMA_VERSION = 2
 """The version of seals over bundles that do not carry all they speak of in every layout."""
 
 
@@ -63,7 +70,7 @@ class Seal:
     selection: Mapping[str, Any] = field(default_factory=dict)
     tool: str = ""
     files: Mapping[str, SealedFile] = field(default_factory=dict)
-    carriage: Carriage = EVERYTHING
+    coverage: Coverage = COMPLETE
 
     @classmethod
     def over(
@@ -72,9 +79,9 @@ class Seal:
         selection: Mapping[str, Any],
         tool: str,
         files: Mapping[str, bytes] | None = None,
-        carriage: Carriage = EVERYTHING,
+        coverage: Coverage = COMPLETE,
     ) -> Seal:
-        """Seal `archives`, laid out as `carriage` says, and the `files` beside them."""
+        """Seal `archives`, laid out as `coverage` says, and the `files` beside them."""
         return cls(
             {archive.name: archive for archive in archives},
             selection,
@@ -83,7 +90,7 @@ class Seal:
                 name: SealedFile(len(data), Digest.of(data))
                 for name, data in sorted((files or {}).items())
             },
-            carriage,
+            coverage,
         )
 
     @property
@@ -99,7 +106,7 @@ class Seal:
     @property
     def omissions(self) -> Omissions:
         """How much the bundle leaves out."""
-        needed = self.carriage.needed
+        needed = self.coverage.needed
         at_base = needed.blob_sizes()
         repeats = sum(
             size
@@ -109,25 +116,25 @@ class Seal:
             if digest not in at_base
         )
         return Omissions(
-            self.carriage.base,
+            self.coverage.base,
             len(needed.manifest_nodes()),
             len(at_base),
             sum(at_base.values()),
-            repeats if self.carriage.once else None,
+            repeats if self.coverage.once else None,
         )
 
-    def carried_as(self, carriage: Carriage) -> Seal:
+    def carried_as(self, coverage: Coverage) -> Seal:
         """Return a seal of the same content, carried in another way."""
         parts = {name: archive.inventory for name, archive in self.archives.items()}
         origins = {name: archive.origins for name, archive in self.archives.items()}
-        archives = {one.name: one for one in lay_out_all(parts, origins, carriage)}
-        return replace(self, archives=archives, carriage=carriage)
+        archives = {one.name: one for one in lay_out_all(parts, origins, coverage)}
+        return replace(self, archives=archives, coverage=coverage)
 
     def to_json(self) -> bytes:
         """Render the canonical file: equal bundles have equal seals."""
-        carriage = self.carriage
+        coverage = self.coverage
         document: dict[str, Any] = {
-            "schemaVersion": (SCHEMA_VERSION if carriage.is_ordinary else CARRIAGE_SCHEMA_VERSION),
+            "schemaVersion": (SCHEMA_VERSION if coverage.is_ordinary else PARTIAL_SCHEMA_VERSION),
             "tool": self.tool,
             "selection": self.selection,
             "inventory": str(self.inventory.digest()),
@@ -145,12 +152,12 @@ class Seal:
                 for name, archive in self.archives.items()
             },
         }
-        if carriage.base is not None:
+        if coverage.base is not None:
             document["base"] = {
-                "digest": str(carriage.base),
-                "repositories": carriage.needed.repositories_document(),
+                "digest": str(coverage.base),
+                "repositories": coverage.needed.repositories_document(),
             }
-        if carriage.once:
+        if coverage.once:
             document["dedupe"] = True
         return canonical_json({**document, "digest": str(Digest.of(canonical_json(document)))})
 
@@ -175,22 +182,22 @@ class Seal:
                 )
             # Only now, since damage could also have made a higher version.
             version = document["schemaVersion"]
-            if version not in (SCHEMA_VERSION, CARRIAGE_SCHEMA_VERSION):
+            if version not in (SCHEMA_VERSION, PARTIAL_SCHEMA_VERSION):
                 raise InputError(
                     f"the bundle's inventory has schema version {version}; this release of mirror "
-                    f"reads versions {SCHEMA_VERSION} and {CARRIAGE_SCHEMA_VERSION}: use a newer "
+                    f"reads versions {SCHEMA_VERSION} and {PARTIAL_SCHEMA_VERSION}: use a newer "
                     "one"
                 )
             nodes = read_nodes(document["manifests"])
-            carriage = _carriage(document, nodes)
-            if carriage.is_ordinary != (version == SCHEMA_VERSION):
+            coverage = _coverage(document, nodes)
+            if coverage.is_ordinary != (version == SCHEMA_VERSION):
                 raise DamagedBundleError(f"its schema version {version} does not match its keys")
             parts = {
                 name: Inventory.from_nodes(nodes, value["repositories"])
                 for name, value in document["archives"].items()
             }
             origins = {name: value["origins"] for name, value in document["archives"].items()}
-            archives = {one.name: one for one in lay_out_all(parts, origins, carriage)}
+            archives = {one.name: one for one in lay_out_all(parts, origins, coverage)}
             for name, value in document["archives"].items():
                 if archives[name].size != value["size"]:
                     raise DamagedBundleError(f"it lays {name} out in another way than this release")
@@ -203,11 +210,11 @@ class Seal:
                 name: SealedFile(int(value["size"]), Digest.parse(value["digest"]))
                 for name, value in document["files"].items()
             }
-            seal = cls(archives, document["selection"], document["tool"], files, carriage)
+            seal = cls(archives, document["selection"], document["tool"], files, coverage)
             inventory = seal.inventory
             if document["inventory"] != str(inventory.digest()):
                 raise DamagedBundleError("its inventory has another digest than it states")
-            if needed_from(carriage.needed, inventory) != carriage.needed:
+            if needed_from(coverage.needed, inventory) != coverage.needed:
                 raise DamagedBundleError(
                     "it relies on content of its base that it does not speak of"
                 )
@@ -228,25 +235,25 @@ class Seal:
 def lay_out_all(
     parts: Mapping[str, Inventory],
     origins: Mapping[str, Mapping[str, str]],
-    carriage: Carriage = EVERYTHING,
+    coverage: Coverage = COMPLETE,
 ) -> tuple[Archive, ...]:
     """Lay out every archive of a bundle: what each speaks of, and what its repositories were
     called at the source, both by the archive's name."""
-    lefts = left_out(parts, carriage)
+    lefts = left_out(parts, coverage)
     return tuple(
         lay_out(name, inventory, origins[name], lefts[name]) for name, inventory in parts.items()
     )
 
 
-def _carriage(document: Mapping[str, Any], nodes: Mapping[Digest, ManifestNode]) -> Carriage:
+def _coverage(document: Mapping[str, Any], nodes: Mapping[Digest, ManifestNode]) -> Coverage:
     once = document.get("dedupe", False)
     if once is not False and once is not True:
         raise ValueError("dedupe is neither true nor false")
     base = document.get("base")
     if base is None:
-        return Carriage(once=once)
+        return Coverage(once=once)
     needed = Inventory.from_nodes(nodes, base["repositories"])
-    return Carriage(Digest.parse(base["digest"]), needed, once)
+    return Coverage(Digest.parse(base["digest"]), needed, once)
 
 
 # -- files -----------------------------------------------------------------------------------------
@@ -306,8 +313,8 @@ def read_files(folder: Path, seal: Seal) -> dict[str, bytes]:
 # -- limits ----------------------------------------------------------------------------------------
 
 
-def check_limits(seal: Seal) -> None:
-    """Refuse a bundle that no reader would take in (`mirror.bundle.format`).
+def check_limits(seal: Seal) -> bytes:
+    """Refuse a bundle that no reader takes (`mirror.bundle.format`); return its seal as JSON.
 
     Raises:
         BundleLimitError: it has too much of something; the message says of what.
@@ -353,6 +360,7 @@ def check_limits(seal: Seal) -> None:
                 where="the bundle",
                 advice="leave its image out",
             )
+    return sealed
 
 
 _SPLIT = "split it: make several bundles of a part of the selection each"

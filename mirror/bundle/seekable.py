@@ -1,9 +1,8 @@
 """Archives as independent zstd frames with a table of them at the end, `X.tar.zst`.
 
 The format is zstd's own "seekable format" (zstd, contrib/seekable_format): `zstd -d` reads it as it
-reads any other file, and who knows the table decompresses only what is asked for. Ours have frames
-of `FRAME` bytes; those of other writers may have up to `MAX_FRAME`, so that memory is bounded
-whatever a table or a frame claims.
+reads any other file, and who knows the table decompresses only what is asked for. Frames of other
+writers may have up to `MAX_FRAME` bytes, so memory is bounded whatever a table or frame claims.
 """
 
 from __future__ import annotations
@@ -22,13 +21,11 @@ from types import TracebackType
 
 import zstandard
 
-from mirror.bundle.files import CHUNK, PartedReader, Readable, ended_early
+from mirror.bundle.files import PartedReader, Readable, ended_early
 from mirror.bundle.format import ZSTD_SUFFIX
 from mirror.errors import DamagedBundleError, MirrorError
 from mirror.oci import Digest
 
-FRAME = CHUNK
-"""Bytes of an archive in each of our frames, the last one excepted."""
 MAX_FRAME = 4 << 20
 """Bytes that a frame of another writer may decompress to."""
 _MAX_FRAMES = 2_000_000
@@ -42,12 +39,6 @@ _SEEKABLE_MAGIC = 0x8F92EAB1
 _HEADER = struct.Struct("<II")
 _FOOTER = struct.Struct("<IBI")
 _HAS_CHECKSUMS, _RESERVED = 0x80, 0x7C
-
-
-def bound(size: int) -> int:
-    """Return the most that `size` bytes take when they are compressed, with their table."""
-    frames = -(-size // FRAME)
-    return size + frames * (FRAME // 256 + 64 + 12) + _HEADER.size + _FOOTER.size
 
 
 def table(frames: array[int]) -> bytes:

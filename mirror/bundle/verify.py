@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from mirror.bundle import gost, sums
+from mirror.bundle.archive import NO_OMISSIONS, Omissions
 from mirror.bundle.checks import (
     Check,
     file_findings,
@@ -29,7 +30,6 @@ from mirror.bundle.checks import (
     structure_checks,
     sums_findings,
 )
-from mirror.bundle.delta import NO_OMISSIONS, Omissions
 from mirror.bundle.files import PartedReader
 from mirror.bundle.format import GOST_SUFFIX, SEAL, SIGNATURE, SUMS
 from mirror.bundle.gost import gostsum_path
@@ -49,9 +49,8 @@ from mirror.errors import (
 )
 from mirror.events import BlobDone, BytesMoved, TransferStarted, Warned
 from mirror.oci import Digest
-from mirror.run import Run
+from mirror.run import Run, for_each
 from mirror.sync import Dependents, Finding, Inventory
-from mirror.sync.workers import for_each
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,12 +10,13 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 from mirror.bundle import gost
 from mirror.bundle.archive import TRAILER_SIZE, Archive, Entry
-from mirror.bundle.compress import ArchiveOutput, Compression
 from mirror.bundle.folder import (
     allocated,
     check_space,
@@ -26,17 +27,24 @@ from mirror.bundle.folder import (
     take_the_place,
     write_partial_seal,
 )
-from mirror.bundle.follow import Follower, MakeHash
-from mirror.bundle.format import PARTIAL_SEAL, PARTIAL_SUFFIX, ZSTD_SUFFIX, part_name
-from mirror.bundle.reader import BundleReader
-from mirror.bundle.seal import Seal
-from mirror.bundle.seekable import bound
+from mirror.bundle.follow import Follower, MakeHash, Recheck, windows_of
+from mirror.bundle.format import (
+    PARTIAL_SUFFIX,
+    ZSTD_SUFFIX,
+    compressed_bound,
+    part_name,
+    part_sizes,
+)
+from mirror.bundle.seal import Seal, check_limits
 from mirror.bundle.staging import ArchiveFile, Place, Staging
 from mirror.bundle.sums import CompanionFiles
 from mirror.durable import make_folder, os_errors
 from mirror.errors import ChangedLeftoversError, IntegrityError, SizeMismatchError
 from mirror.oci import Digest, Manifest
 from mirror.sync import BlobContent, CopyBlob, Inventory, InventoryBuilder
+
+if TYPE_CHECKING:
+    from mirror.bundle.compress import Compressor
 
 _WRITE_BYTES = 256 << 10
 """Smaller pieces of a blob are written together, and noted in the journal: so much is fetched
@@ -69,7 +77,7 @@ class Packing:
         """Name the files that an archive ends up in; of a compressed one, as many as may be."""
         name, size = archive.name, archive.size
         if self.compress:
-            name, size = name + ZSTD_SUFFIX, bound(size)
+            name, size = name + ZSTD_SUFFIX, compressed_bound(size)
         if not self.part_size:
             yield name
         else:
@@ -103,7 +111,9 @@ class BundleWriter:
         self._folder, self._seal, self._packing = folder, seal, packing
         self._companions = CompanionFiles(files or {}, packing.sign, packing.gost_digest)
         self._archives = tuple(archive for _, archive in sorted(seal.archives.items()))
-        self._outputs: dict[str, ArchiveOutput] = {}
+        self._followers: dict[str, Follower] = {}
+        self._rechecks: dict[str, Recheck] = {}
+        self._compressors: dict[str, Compressor] = {}
         self._written: set[tuple[str, str]] = set()  # (archive, path), under the lock
         self._replaced: set[Digest] = set()  # wrong bytes of these were final; under the lock
         self._lock = threading.Lock()
@@ -125,7 +135,8 @@ class BundleWriter:
     @property
     def stored(self) -> dict[str, int]:
         """Archive → bytes that it takes on the disk, once `finish` is over."""
-        return {name: output.size for name, output in self._outputs.items()}
+        packed = {name: one.size for name, one in self._compressors.items()}
+        return {archive.name: archive.size for archive in self._archives} | packed
 
     # -- beginning and end ---------------------------------------------------------------------
 
@@ -133,50 +144,64 @@ class BundleWriter:
         """Create the archives, or go on with those of an interrupted pull.
 
         Raises:
+            BundleLimitError: no reader would take a bundle of this size.
             NoSpaceError: the folder's disk has not enough room for all of them.
             FileSystemError: the folder cannot be written.
         """
+        sealed = check_limits(self._seal)
         with os_errors(self._folder, "create"):
             make_folder(self._folder)
         with ExitStack() as undo:
             undo.enter_context(only_writer(self._folder))
-            self._begin_archives(undo)
+            self._begin_archives(undo, sealed)
             self._held = undo.pop_all()
         return self
 
-    def _begin_archives(self, undo: ExitStack) -> None:
+    def _begin_archives(self, undo: ExitStack, sealed: bytes) -> None:
         packing, part_size = self._packing, self._packing.staged_part_size
         keep = packing.resume and sort_leftovers(self._folder, self._seal, part_size)
         if not packing.resume:
             clear_leftovers(self._folder)
-        sealed = self._seal.to_json()
         # What lies beside is written last, which would be a late moment to find the disk full.
         names = (name for archive in self._archives for name in packing.names_of(archive))
         needed = self.size + len(sealed) + self._companions.size(names)
         if packing.compress:
             # Nobody knows before how much smaller they become.
-            needed += sum(bound(archive.size) for archive in self._archives)
+            needed += sum(compressed_bound(archive.size) for archive in self._archives)
         check_space(self._folder, needed - (allocated(self._folder) if keep else 0))
         undo.callback(self._close)
         if not keep:
             write_partial_seal(self._folder, sealed)
-        compression = undo.enter_context(Compression()) if packing.compress else None
         hashes: dict[str, MakeHash] = {"sha256": hashlib.sha256}
         if packing.gost_digest:
             hashes["gost"] = gost.GostHash
+        compress = None
+        if packing.compress:
+            from mirror.bundle.compress import Compression, Compressor
 
-        def follow(archive: Archive, file: ArchiveFile, claimed: list[Entry]) -> Follower:
-            output = ArchiveOutput(
-                self._folder / archive.name,
-                archive.size,
-                file,
+            compress = partial(
+                Compressor,
+                undo.enter_context(Compression()),
                 part_size=packing.part_size,
                 hashes=hashes,
-                compression=compression,
-                claimed=claimed,
             )
-            self._outputs[archive.name] = output
-            return undo.enter_context(output.follower)
+
+        def follow(archive: Archive, file: ArchiveFile, claimed: list[Entry]) -> Follower:
+            recheck = self._rechecks[archive.name] = Recheck(claimed)
+            made, windows = hashes, part_sizes(archive.size, part_size or archive.size)
+            if compress is not None:
+                compressor = compress(self._folder / archive.name)
+                self._compressors[archive.name] = compressor
+                made = {"zstd": lambda: compressor}
+            follower = Follower(
+                file.chunks,
+                windows_of(windows),
+                hashes=made,
+                watch=recheck.update if claimed else None,
+                name=archive.name,
+            )
+            self._followers[archive.name] = follower
+            return undo.enter_context(follower)
 
         self._now = Staging(self._folder, self._seal, part_size, keep=keep, follow=follow)
         self._earlier = earlier_staging(self._folder)
@@ -356,11 +381,10 @@ class BundleWriter:
     def finish(self) -> None:
         """Write indexes and trailers, make all of it durable, and give it its final names.
 
-        Before the seal gets its name, the bundle is read back as any reader reads it. A bundle with
-        a seal is a complete one.
+        A bundle with a seal is a complete one.
 
         Raises:
-            IntegrityError: some entry was never written, or a reader refuses what was.
+            IntegrityError: some entry was never written.
             ChangedLeftoversError: what an interrupted run wrote is not what it was, or a blob that
                 proved wrong was replaced after its bytes had been hashed; a new writer in this
                 folder goes on with the rest, and hashes all of it.
@@ -372,7 +396,7 @@ class BundleWriter:
             self._record([place])
         for archive in self._archives:
             files[archive.name].write(archive.trailer_offset, bytes(TRAILER_SIZE))
-            self._outputs[archive.name].follower.done(archive.trailer_offset, TRAILER_SIZE)
+            self._followers[archive.name].done(archive.trailer_offset, TRAILER_SIZE)
         for missing in self._missing():
             raise IntegrityError(
                 f"{missing} was never written", where=self.name, advice="nothing is sealed"
@@ -383,24 +407,25 @@ class BundleWriter:
                 raise SizeMismatchError(where=archive.name, expected=archive.size, actual=size)
         digests: dict[Path, Mapping[str, str]] = {}
         for archive in self._archives:
-            digests |= self._outputs[archive.name].finish()
+            of_windows = self._followers[archive.name].finish()
+            compressor = self._compressors.get(archive.name)
+            digests |= (
+                dict(zip(files[archive.name].parts, of_windows, strict=True))
+                if compressor is None
+                else {one.path: one.digests() for one in compressor.files}
+            )
         self._check_leftovers()
         named = {path.name.removesuffix(PARTIAL_SUFFIX): each for path, each in digests.items()}
         companions = self._companions.render(self._seal.to_json(), named)
         self._close()
         self._naming = True
-        take_the_place(self._folder, digests, companions, named, self._read_back)
+        take_the_place(self._folder, digests, companions, named)
         self._done = True
-
-    def _read_back(self) -> None:
-        """Read the bundle with the reader's rules and limits: every header, index and manifest."""
-        with BundleReader([self._folder], seal_name=PARTIAL_SEAL) as reader:
-            reader.inventory()
 
     def _check_leftovers(self) -> None:
         """Raise ChangedLeftoversError if digests were made of other bytes than there are now, or
         what an interrupted pull had left is not what it wrote."""
-        wrong = {name: output.wrong for name, output in self._outputs.items() if output.wrong}
+        wrong = {name: recheck.wrong for name, recheck in self._rechecks.items() if recheck.wrong}
         if wrong:
             lost = {digest for digests in wrong.values() for digest in digests}
             self._state.journal.forget(lost)

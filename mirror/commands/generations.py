@@ -16,7 +16,7 @@ from mirror.commands.errors import show
 from mirror.commands.login import AccessOptions
 from mirror.errors import InputError
 from mirror.oci import Repository
-from mirror.operations.history import history
+from mirror.operations.compare import history
 from mirror.operations.prune import prune
 from mirror.operations.rollback import rollback
 from mirror.reports.progress import progress

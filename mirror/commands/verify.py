@@ -15,7 +15,7 @@ from mirror.commands.access import TreeAccess
 from mirror.commands.errors import show
 from mirror.commands.login import AccessOptions
 from mirror.errors import InputError, IntegrityError
-from mirror.operations.compare import RegistryReport, verify, verify_registry
+from mirror.operations.compare import RegistryReport, verify
 from mirror.reports.bundles import bundle_summary, registry_summary
 from mirror.reports.progress import progress
 from mirror.run import Run
@@ -93,7 +93,7 @@ def verify_command(
             report = verify(reader, key=key, quick=quick, run=Run(jobs, on_event))
         else:
             with target.open(on_event) as tree:
-                report = verify_registry(reader, tree, deep=deep, run=Run(jobs, on_event))
+                report = verify(reader, against=tree, deep=deep, run=Run(jobs, on_event))
     if isinstance(report, BundleReport):
         show(as_json, report.to_document(), bundle_summary, report, started)
     else:

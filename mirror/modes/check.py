@@ -31,8 +31,7 @@ from mirror.modes.routes import Plane, Role
 from mirror.modes.settings import NO_ACCESS, CheckMode, ClusterAccess, RegistrySettings
 from mirror.oci import Digest
 from mirror.registry import ConnectionOptions, RegistryClient
-from mirror.run import Run
-from mirror.sync.workers import for_each
+from mirror.run import Run, for_each
 
 MOST_ERRORS = 5
 """As many errors of a registry a message has."""

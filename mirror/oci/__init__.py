@@ -1,8 +1,7 @@
 """Values and rules of the OCI specifications. No I/O beyond streams handed in."""
 
-from mirror.oci.digest import Digest, Verifier, verified
 from mirror.oci.manifest import Child, Descriptor, Manifest, Platform
-from mirror.oci.reference import Reference, Repository
+from mirror.oci.reference import Digest, Reference, Repository, Verifier, verified
 
 __all__ = [
     "Child",

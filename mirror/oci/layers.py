@@ -14,8 +14,7 @@ from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from mirror.errors import UnreadableImageError
-from mirror.oci.decompress import decompressed
-from mirror.oci.tar_stream import EntryKind, TarEntry, TarStream
+from mirror.oci.tar_stream import EntryKind, TarEntry, TarStream, decompressed
 
 LayerOpener: TypeAlias = Callable[[], Iterator[bytes]]
 """Opens the compressed bytes of one layer and verifies them; it can be called again."""

@@ -13,8 +13,37 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mirror.documents import problems
 from mirror.errors import InvalidDigestError, InvalidManifestError
-from mirror.oci import media_types
-from mirror.oci.digest import Digest
+from mirror.oci.reference import Digest
+
+OCI_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
+OCI_INDEX = "application/vnd.oci.image.index.v1+json"
+OCI_CONFIG = "application/vnd.oci.image.config.v1+json"
+OCI_LAYER = "application/vnd.oci.image.layer.v1.tar"
+OCI_LAYER_GZIP = "application/vnd.oci.image.layer.v1.tar+gzip"
+OCI_LAYER_ZSTD = "application/vnd.oci.image.layer.v1.tar+zstd"
+OCI_EMPTY = "application/vnd.oci.empty.v1+json"
+
+DOCKER_MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
+DOCKER_INDEX = "application/vnd.docker.distribution.manifest.list.v2+json"
+DOCKER_CONFIG = "application/vnd.docker.container.image.v1+json"
+DOCKER_LAYER = "application/vnd.docker.image.rootfs.diff.tar"
+DOCKER_LAYER_GZIP = "application/vnd.docker.image.rootfs.diff.tar.gzip"
+
+INDEXES = frozenset({OCI_INDEX, DOCKER_INDEX})
+IMAGE_MANIFESTS = frozenset({OCI_MANIFEST, DOCKER_MANIFEST})
+MANIFESTS = INDEXES | IMAGE_MANIFESTS
+IMAGE_CONFIGS = frozenset({OCI_CONFIG, DOCKER_CONFIG})
+
+NONDISTRIBUTABLE_LAYERS = frozenset(
+    {
+        "application/vnd.oci.image.layer.nondistributable.v1.tar",
+        "application/vnd.oci.image.layer.nondistributable.v1.tar+gzip",
+        "application/vnd.oci.image.layer.nondistributable.v1.tar+zstd",
+        "application/vnd.docker.image.rootfs.foreign.diff.tar",
+        "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip",
+    }
+)
+"""Layers that a registry need not hold: clients fetch them from the descriptor's `urls`."""
 
 MAX_MANIFEST_BYTES = 4 << 20
 """Larger documents are refused; distribution-spec asks registries for this much at least."""
@@ -115,7 +144,7 @@ class Manifest:
     @property
     def is_index(self) -> bool:
         """Whether this is an index (Docker: manifest list) and not an image."""
-        return self.media_type in media_types.INDEXES
+        return self.media_type in INDEXES
 
     @classmethod
     def parse(
@@ -147,14 +176,14 @@ class Manifest:
                 f"manifest {digest} has schemaVersion {wire.schema_version}; only 2 is carried"
             )
         kind = wire.media_type or media_type
-        if not kind or kind not in media_types.MANIFESTS:
+        if not kind or kind not in MANIFESTS:
             if wire.media_type or (kind and kind.startswith("application/vnd.")):
                 raise InvalidManifestError(
                     f"manifest {digest} has media type {kind}; known are OCI image manifests and "
                     "indexes, and Docker schema 2 manifests and manifest lists"
                 )
-            kind = media_types.OCI_INDEX if wire.manifests is not None else media_types.OCI_MANIFEST
-        index = kind in media_types.INDEXES
+            kind = OCI_INDEX if wire.manifests is not None else OCI_MANIFEST
+        index = kind in INDEXES
         if index and (wire.config or wire.layers):
             # The specification forbids it, because the same bytes would mean two things.
             raise InvalidManifestError(f"manifest {digest} is an index with a config or layers")
@@ -168,7 +197,7 @@ class Manifest:
             blobs = tuple(
                 _descriptor(layer)
                 for layer in wire.layers or ()
-                if not (layer.urls and layer.media_type in media_types.NONDISTRIBUTABLE_LAYERS)
+                if not (layer.urls and layer.media_type in NONDISTRIBUTABLE_LAYERS)
             )
             return cls(
                 raw=raw,
@@ -204,7 +233,7 @@ def _child(wire: _WireDescriptor) -> Child:
 
 def _config_artifact_type(config: _WireDescriptor | None) -> str | None:
     """Artifacts older than `artifactType` have their type in their config's media type."""
-    if config is None or config.media_type in media_types.IMAGE_CONFIGS:
+    if config is None or config.media_type in IMAGE_CONFIGS:
         return None
     return config.media_type or None
 

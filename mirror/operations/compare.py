@@ -1,35 +1,49 @@
-"""Compare without changing anything: replicas with their statements, two places with each other,
-and a bundle or registry with what a bundle promises."""
+"""What compares and changes nothing: `status`, `diff`, `verify` and `history`."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 from mirror.bundle.reader import BundleReader, read_inventory
 from mirror.bundle.verify import BundleReport, verify_bundle
 from mirror.errors import MirrorError, StatementError
-from mirror.events import PhaseStarted
+from mirror.events import PhaseAdvanced, PhaseStarted, Warned
+from mirror.layout import publication_stage
 from mirror.oci import Digest
 from mirror.operations.trees import see_registry
 from mirror.release.discovery import discovery_images, has_index, index_of
-from mirror.run import Run
+from mirror.run import Run, gather
 from mirror.sync import Finding, Inventory, union
-from mirror.sync.difference import Difference, differ, lacking, tags_of, tags_only
-from mirror.sync.observation import Depth, Failure, findings_of
+from mirror.sync.observation import Depth, Failure, findings_of, items_of
 from mirror.sync.observe import observe
-from mirror.sync.publication_state import PublicationState, read_state, read_tips
+from mirror.sync.plan import (
+    Difference,
+    TagChanges,
+    Tags,
+    changes,
+    differ,
+    lacking,
+    tags_of,
+    tags_only,
+)
+from mirror.sync.publication_state import (
+    PublicationState,
+    Published,
+    generations,
+    read_generation,
+    read_state,
+    read_tips,
+)
 from mirror.sync.tree import RegistryTree
-from mirror.sync.workers import gather
-
-_DIFFER, _INCOMPLETE = 3, 4
 
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """Numbers of tags, manifests and blobs. A blob counts once per repository that needs it."""
+    """Numbers of tags, manifests and blobs. A blob counts once for each repository."""
 
     tags: int = 0
     manifests: int = 0
@@ -39,16 +53,8 @@ class Counts:
     def of(cls, inventory: Inventory) -> Counts:
         """What an inventory has."""
         contents = inventory.repositories.values()
-        return cls(
-            sum(len(one.tags) for one in contents),
-            sum(len(one.manifests) for one in contents),
-            sum(len(one.blobs) for one in contents),
-        )
-
-    def __sub__(self, other: Counts) -> Counts:
-        return Counts(
-            self.tags - other.tags, self.manifests - other.manifests, self.blobs - other.blobs
-        )
+        kinds = ((len(one.tags), len(one.manifests), len(one.blobs)) for one in contents)
+        return cls(*map(sum, zip(*kinds, strict=True)))
 
     def to_document(self) -> dict[str, int]:
         """As JSON values, for `--json`."""
@@ -59,9 +65,8 @@ class Counts:
 class ReplicaStatus:
     """How one registry stands.
 
-    `declared` is what it states, `verified` what of that it answered for; `lag` is how many
-    generations it is behind the highest among those asked. `publishing` is the generation of a
-    publication that was begun and not finished.
+    `declared` is what it states, `verified` what of that is there; `lag`, how many generations it
+    is behind the highest. `publishing` is the generation of an unfinished publication.
     """
 
     name: str
@@ -107,20 +112,17 @@ class StatusReport:
 
         A registry that could not be asked at all gives its own code (5, 6), before the others.
         """
-        for one in self.replicas:
-            for failure in one.failures:
-                if failure.item == _WHOLE:
-                    return failure.error.exit_code
+        for failure in (failure for one in self.replicas for failure in one.failures):
+            if failure.item == _WHOLE:
+                return failure.error.exit_code
         if not all(one.complete for one in self.replicas):
-            return _INCOMPLETE
-        return _DIFFER if len({one.statement for one in self.replicas}) > 1 else 0
+            return 4
+        return 3 if len({one.statement for one in self.replicas}) > 1 else 0
 
     def to_document(self) -> dict[str, Any]:
         """As JSON values, for `--json`."""
-        return {
-            "ok": self.exit_code == 0,
-            "replicas": [one.to_document() for one in self.replicas],
-        }
+        documents = [one.to_document() for one in self.replicas]
+        return {"ok": self.exit_code == 0, "replicas": documents}
 
 
 _LOOKS = 3
@@ -130,53 +132,35 @@ _WHOLE = "the registry as a whole"
 
 
 def status(
-    trees: Sequence[RegistryTree],
-    *,
-    thorough: bool = False,
-    run: Run | None = None,
+    trees: Sequence[RegistryTree], *, thorough: bool = False, run: Run | None = None
 ) -> StatusReport:
     """Compare each registry with its own statement, all at once.
 
-    One HEAD per tag and per manifest that no tag names; `thorough` asks about every blob too. What
-    fails at one registry is in its status and is not raised.
+    One HEAD per tag and per untagged manifest; `thorough` asks about every blob too. What fails at
+    one registry is in its status and is not raised.
 
     Raises:
         CancelledError: `run` was stopped.
     """
     run = Run.of(run)
     run.on_event(PhaseStarted(f"asking {len(trees)} registries what they hold"))
+    depth = Depth.AUDIT if thorough else Depth.LISTED
     found = gather(
         trees,
-        lambda tree: _status(tree.within(run), thorough=thorough, run=run),
+        lambda tree: _status(tree.within(run), depth, run),
         run=run.with_jobs(max(1, len(trees))),
     )
     highest = max((one.generation or 0 for one in found), default=0)
-    return StatusReport(
-        tuple(
-            ReplicaStatus(
-                one.name,
-                one.statement,
-                one.generation,
-                one.publishing,
-                one.declared,
-                one.verified,
-                one.missing,
-                one.failures,
-                highest - (one.generation or 0),
-            )
-            for one in found
-        )
-    )
+    return StatusReport(tuple(replace(one, lag=highest - (one.generation or 0)) for one in found))
 
 
-def _status(tree: RegistryTree, *, thorough: bool, run: Run) -> ReplicaStatus:
+def _status(tree: RegistryTree, depth: Depth, run: Run) -> ReplicaStatus:
     try:
         for _ in range(_LOOKS):
-            standing = read_state(tree)
-            found = _held_against(tree, standing, thorough=thorough, run=run)
-            if found.complete or read_tips(tree) == standing.tips:
-                break
-            # Something was published while it was asked: what lacks may lack of what was before.
+            state = read_state(tree)
+            found = _held_against(tree, state, depth, run)
+            if found.complete or read_tips(tree) == state.tips:
+                break  # nothing was published meanwhile
         return found
     except MirrorError as err:
         failure = Failure(tree.name, _WHOLE, err)
@@ -184,34 +168,26 @@ def _status(tree: RegistryTree, *, thorough: bool, run: Run) -> ReplicaStatus:
 
 
 def _held_against(
-    tree: RegistryTree,
-    standing: PublicationState,
-    *,
-    thorough: bool,
-    run: Run,
+    tree: RegistryTree, state: PublicationState, depth: Depth, run: Run
 ) -> ReplicaStatus:
-    current, pending = standing.current, standing.pending
+    current, pending = state.current, state.pending
     stated = current.statement.inventory if current else Inventory()
-    place = tree.target(run)
-    found = observe(place, stated, Depth.AUDIT if thorough else Depth.LISTED, run=run)
+    found = observe(tree.target(run), stated, depth, run=run)
     rest = lacking(stated, found.held)
-    missing = [
-        *(f"tag {p or '/'}:{t}" for p, c in rest.repositories.items() for t in c.tags),
-        *(f"manifest {p or '/'}@{d}" for p, c in rest.repositories.items() for d in c.manifests),
-        *(f"blob {p or '/'}@{d}" for p, c in rest.repositories.items() for d in c.blobs),
-    ]
-    declared = Counts.of(stated)
+    items = [one for path, content in rest.repositories.items() for one in items_of(path, content)]
+    # In the report tags come before all manifests, and those before all blobs.
+    missing = sorted(items, key=lambda item: (item.tag is None, item.is_blob))
     return ReplicaStatus(
         tree.name,
         current.digest if current else None,
         current.statement.generation if current else None,
         pending.statement.generation if pending else None,
-        declared,
-        declared - Counts.of(rest),
-        tuple(missing),
+        Counts.of(stated),
+        Counts.of(lacking(stated, rest)),
+        tuple(map(str, missing)),
         (
-            *(Failure(tree.name, "its statement", StatementError(one)) for one in standing.notices),
-            *(Failure(tree.name, str(item), error) for item, error in found.unclear.items()),
+            *(Failure(tree.name, "its statement", StatementError(one)) for one in state.notices),
+            *found.failures,
         ),
     )
 
@@ -238,12 +214,7 @@ class DiffReport:
         }
 
 
-def diff(
-    a: Path | RegistryTree,
-    b: Path | RegistryTree,
-    *,
-    run: Run | None = None,
-) -> DiffReport:
+def diff(a: Path | RegistryTree, b: Path | RegistryTree, *, run: Run | None = None) -> DiffReport:
     """Compare two places: a bundle's folder, a file with an inventory, or a registry.
 
     A bundle counts as having the index of modules that a push makes, if the other place has one.
@@ -296,43 +267,182 @@ class RegistryReport:
         }
 
 
+@overload
 def verify(
-    reader: BundleReader,
+    bundle: BundleReader, *, key: bytes | None = None, quick: bool = False, run: Run | None = None
+) -> BundleReport: ...
+@overload
+def verify(
+    bundle: BundleReader, *, against: RegistryTree, deep: bool = False, run: Run | None = None
+) -> RegistryReport: ...
+def verify(
+    bundle: BundleReader,
     *,
+    against: RegistryTree | None = None,
+    deep: bool = False,
     key: bytes | None = None,
     quick: bool = False,
     run: Run | None = None,
-) -> BundleReport:
-    """Check every byte of a bundle (`mirror.bundle.verify.verify_bundle`), and with `key`, a public
-    key in PEM, that its holder signed it; with `quick`, its structure and sizes only."""
-    return verify_bundle(reader, run=run, key=key, quick=quick)
+) -> BundleReport | RegistryReport:
+    """Check every byte of a bundle, or that a registry holds all of it.
 
-
-def verify_registry(
-    reader: BundleReader,
-    tree: RegistryTree,
-    *,
-    deep: bool = False,
-    run: Run | None = None,
-) -> RegistryReport:
-    """Check that a registry holds every tag, manifest and blob of a bundle, and the index by which
-    clusters find its modules, packages and plugins.
-
-    The registry is asked for each; with `deep` each is also read back and hashed. Of the bundle
-    its structure is read, and not every byte.
+    Args:
+        against: a registry that must hold every tag, manifest and blob of the bundle, and the index
+            by which clusters find its modules. Only the structure of the bundle is read then.
+        deep: everything in the registry is also read back and hashed.
+        key: a public key in PEM, whose holder must have signed the bundle.
+        quick: check only the structure of the bundle, and sizes.
 
     Raises:
-        DamagedBundleError: the bundle does not tell what it holds.
+        DamagedBundleError: the bundle does not say what it holds.
         CancelledError: `run` was stopped.
+    """
+    if against is None:
+        return verify_bundle(bundle, run=run, key=key, quick=quick)
+    run = Run.of(run)
+    tree = against.within(run)
+    inventory = bundle.inventory()
+    tree.client.ping()  # one clear answer about name, TLS and login, before many ask in parallel
+    index = tags_only(tags_of(discovery_images(inventory).inventory()))
+    wanted = union([inventory, index_of(inventory, tags_of(tree.target(run).held(index)))])
+    run.on_event(PhaseStarted("comparing with the registry"))
+    found = observe(tree, wanted, Depth.DEEP if deep else Depth.AUDIT, run=run)
+    findings = findings_of(wanted, found)
+    return RegistryReport(str(tree.root), inventory, inventory.digest(), deep, findings)
+
+
+# -- the generations of a registry ----------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """One state that a registry reached, or, if `interrupted`, was to reach.
+
+    `changes` is the difference from the generation before, `statement` the digest of the artifact,
+    `restores` the earlier generation that a rollback put back by this one.
+    """
+
+    number: int
+    inventory: Digest
+    statement: Digest
+    tags: int
+    changes: TagChanges
+    restores: int | None
+    tool: str
+    current: bool = False
+    interrupted: bool = False
+
+    @property
+    def versions(self) -> tuple[str, ...]:
+        """Versions that came, as `repository:tag`."""
+        return _of_stage(1, self.changes.added)
+
+    @property
+    def channels(self) -> tuple[str, ...]:
+        """Release channels that came or turned, as `repository:channel`."""
+        return _of_stage(2, (*self.changes.added, *self.changes.changed))
+
+    def to_document(self) -> dict[str, Any]:
+        """As JSON values, for `--json`."""
+        return {
+            "generation": self.number,
+            "current": self.current,
+            "interrupted": self.interrupted,
+            "restores": self.restores,
+            "inventory": str(self.inventory),
+            "digest": str(self.statement),
+            "tool": self.tool,
+            "tags": {
+                "total": self.tags,
+                "added": len(self.changes.added),
+                "changed": len(self.changes.changed),
+                "removed": len(self.changes.removed),
+            },
+            "versions": list(self.versions),
+            "channels": list(self.channels),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class HistoryReport:
+    """The generations of a registry, newest first; it keeps `older` more, which were not read."""
+
+    target: str
+    generations: tuple[Generation, ...]
+    older: int = 0
+
+    def to_document(self) -> dict[str, Any]:
+        """As JSON values, for `--json`."""
+        numbers = {one.number: one for one in self.generations}
+        return {
+            "target": self.target,
+            "current": next((n for n, one in numbers.items() if one.current), None),
+            "interrupted": next((n for n, one in numbers.items() if one.interrupted), None),
+            "generations": [one.to_document() for one in self.generations],
+            "older": self.older,
+        }
+
+
+def history(
+    tree: RegistryTree, *, last: int | None = None, run: Run | None = None
+) -> HistoryReport:
+    """Read the `last` generations (all, if None) of which the registry keeps statements.
+
+    A warning names each that cannot be read and is left out.
+
+    Raises:
+        UnreachableError, DeniedError: the registry does not answer.
+        InputError: a statement has a newer schema.
     """
     run = Run.of(run)
     tree = tree.within(run)
-    inventory = reader.inventory()
-    tree.client.ping()  # one clear answer about name, TLS and login, before many ask in parallel
-    target = tree.target(run)
-    index = tags_only(tags_of(discovery_images(inventory).inventory()))
-    wanted = union([inventory, index_of(inventory, tags_of(target.held(index)))])
-    run.on_event(PhaseStarted("comparing with the registry"))
-    found = observe(target, wanted, Depth.DEEP if deep else Depth.AUDIT, run=run)
-    findings = findings_of(wanted, found)
-    return RegistryReport(str(tree.root), inventory, inventory.digest(), deep, findings)
+    tree.client.ping()
+    state = read_state(tree)
+    for notice in state.notices:
+        run.on_event(Warned(notice))
+    kept = generations(tree)
+    # One more than is shown, to say what the first of them changed.
+    read = kept if last is None else kept[-(last + 1) :]
+    run.on_event(PhaseStarted("reading generations", len(read)))
+    found: list[tuple[Generation, Tags]] = []
+    for number in read:
+        try:
+            published = read_generation(tree, number)
+        except StatementError as err:
+            run.on_event(Warned(str(err)))
+            published = None
+        run.on_event(PhaseAdvanced())
+        if published is not None:
+            found.append(_generation(published, state))
+    if state.pending and not any(one.interrupted for one, _ in found):
+        found.append(_generation(state.pending, state))
+    shown = [
+        replace(one, changes=changes(before, tags)) for (_, before), (one, tags) in pairwise(found)
+    ]
+    if found and (last is None or len(kept) <= last):
+        shown.insert(0, replace(found[0][0], changes=changes({}, found[0][1])))
+    older = len(set(kept).difference(one.number for one in shown))
+    return HistoryReport(tree.name, tuple(reversed(shown)), older)
+
+
+def _generation(published: Published, state: PublicationState) -> tuple[Generation, Tags]:
+    """What history keeps of a statement, with its tags. Its graph is let go."""
+    statement, digest = published.statement, published.digest
+    tags = tags_of(statement.inventory)
+    one = Generation(
+        statement.generation,
+        statement.inventory.digest(),
+        digest,
+        sum(map(len, tags.values())),
+        TagChanges(),
+        statement.restores,
+        statement.tool,
+        current=state.current is not None and state.current.digest == digest,
+        interrupted=state.pending is not None and state.pending.digest == digest,
+    )
+    return one, tags
+
+
+def _of_stage(stage: int, tags: tuple[tuple[str, str], ...]) -> tuple[str, ...]:
+    """Those of `tags` that a publication turns in this stage: 1 for versions, 2 for channels."""
+    return tuple(f"{path}:{tag}" for path, tag in tags if publication_stage(path, tag) == stage)

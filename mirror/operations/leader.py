@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import threading
-import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TypeVar
 
 from mirror.errors import (
@@ -14,27 +13,28 @@ from mirror.errors import (
     IncompleteError,
     MirrorError,
     NotFoundError,
-    RegistryError,
     RegistryNotFoundError,
-    UnreachableError,
 )
+from mirror.layout import is_attachment_tag, is_digest_tag, parse_version, publication_stage
 from mirror.oci import Digest
-from mirror.operations.results import Outcome, ReplicaResult, SyncOptions
-from mirror.operations.trees import ask_at_once, listed_repositories, usual_repositories, walk_tree
+from mirror.operations.trees import (
+    ask_at_once,
+    walk_open,
+    walk_tree,
+)
 from mirror.run import Run
 from mirror.sync import (
-    Finding,
     Inventory,
     InventoryBuilder,
     ManifestNode,
-    Plan,
+    RepositoryContent,
     make_plan,
     transfer,
+    union,
 )
-from mirror.sync.difference import lacking
 from mirror.sync.failover import FailoverSource
-from mirror.sync.observation import Depth, Failure, Item, Observation
-from mirror.sync.observe import observe
+from mirror.sync.observation import Failure, Item, complete_subset
+from mirror.sync.plan import Tags, laid_over, tags_of
 from mirror.sync.publication_state import (
     LATEST,
     PublicationState,
@@ -43,15 +43,9 @@ from mirror.sync.publication_state import (
     read_state,
     read_statement,
 )
-from mirror.sync.repair import (
-    Repairer,
-    RepairingTarget,
-    describe_damage,
-    repaired,
-    without_manifests,
-)
-from mirror.sync.statement import REPOSITORY, Artifact, Statement, generation_of
+from mirror.sync.statement import REPOSITORY, Artifact, generation_of, reachable
 from mirror.sync.tree import RegistryTree
+from mirror.sync.walk import Memory
 
 Answer = TypeVar("Answer")
 
@@ -217,208 +211,115 @@ def _on_its_way(generation: int, leader: RegistryTree, highest: int) -> Conflict
     )
 
 
-class LeaderAudit:
-    """Compares the leader with its statement. Call `carry_out` once, in a thread of its own.
+# -- where nobody states anything ------------------------------------------------------------------
 
-    With `deep`, lost or damaged content is taken from a replica: equal digests mean equal content.
-    Tags are the leader's own decision, so differences are only reported.
+
+@dataclass(frozen=True, slots=True)
+class Adoption:
+    """What was taken over. `inventory` is all that peers have and the replica does not contradict.
+
+    The replica holds it now, unless there are failures. `sent` is in bytes.
     """
 
-    def __init__(
-        self,
-        leader: Leader,
-        others: Sequence[RegistryTree],
-        options: SyncOptions,
-        *,
-        run: Run,
-    ) -> None:
-        self._leader, self._others, self._options = leader, others, options
-        self._run = run
-        self.tree = leader.tree.within(run)
-        self._place = self.tree.target(run)
-        self._started = time.monotonic()
-        self._damaged: tuple[Finding, ...] = ()
-        self._healed: tuple[Finding, ...] = ()
-        self._failures: tuple[Failure, ...] = ()
-        self._extras: tuple[str, ...] = ()
-        self._untold: tuple[Failure, ...] = ()  # of repositories beyond its statement
-        self._facts: Facts | None = None
+    inventory: Inventory
+    sent: int
+    failures: tuple[Failure, ...]
 
-    def carry_out(self) -> ReplicaResult:
-        """Do all of it. What fails is in the result and is never raised."""
+
+def may_move(_path: str, tag: str) -> bool:
+    """Whether a tag is likely to name something else one day: a channel does, a version does not.
+
+    What is attached to an image changes, although its tag is made of the image's digest.
+    """
+    is_fixed = is_digest_tag(tag) or parse_version(tag) is not None
+    return is_attachment_tag(tag) or not is_fixed
+
+
+def adopt(
+    replica: RegistryTree,
+    peers: Sequence[RegistryTree],
+    *,
+    memories: Mapping[str, Memory] | None = None,
+    run: Run | None = None,
+) -> Adoption:
+    """Copy to `replica` every tag that it does not have and a peer has, with all it leads to.
+
+    A tag that names something else at the replica than at a peer stays as it is and is among the
+    failures: to decide that takes a leader, or a push by mirror, which numbers what it brings.
+    A peer that does not answer is among them too, and the others are looked at all the same.
+
+    `memories` (name of a registry → what it answered before) spare questions to whoever looks again
+    and again: then each repository lists its tags, and only what is new or may have moved is asked
+    about.
+
+    Raises:
+        CancelledError: `run` was stopped.
+    """
+    run = Run.of(run)
+    memories = memories or {}
+    failures: list[Failure] = []
+    offers: list[tuple[RegistryTree, Inventory]] = []
+    for peer in (peer.within(run) for peer in peers):
         try:
-            self._facts = self._leader.facts()
-            self._failures = self._audit(self._facts)
+            found = walk_tree(peer, memory=memories.get(peer.name), run=run)
         except MirrorError as err:
-            self._failures = (Failure(self.tree.name, "the leader as a whole", err),)
-        finally:
-            self._leader.judge((*self._failures, *self._as_failures()))
-        return self.result()
-
-    def _as_failures(self) -> tuple[Failure, ...]:
-        return tuple(
-            Failure(one.place, str(one.digest), NotFoundError(one.problem)) for one in self._damaged
-        )
-
-    def result(self) -> ReplicaResult:
-        """What was found."""
-        published = self._facts.published if self._facts else None
-        failures = (*self._failures, *self._untold)
-        outcome = Outcome.SYNCED if self._healed else Outcome.EQUAL
-        if self._damaged:
-            outcome = Outcome.DIFFERS
-        return ReplicaResult(
-            self.tree.name,
-            Outcome.FAILED if failures else outcome,
-            self._leader.digest,
-            published.statement.generation if published else None,
-            damaged=self._damaged,
-            healed=self._healed,
-            extras=self._extras,
-            failures=failures,
-            elapsed_s=time.monotonic() - self._started,
-        )
-
-    def _audit(self, facts: Facts) -> tuple[Failure, ...]:
-        if facts.published is None:
-            return facts.failures  # it was walked, so there is no statement to compare with
-        depth = Depth.DEEP if self._options.deep else Depth.LISTED
-        found = self._observe(facts, depth, also=self._repositories())
-        self._extras = tuple(_unstated(facts, found))
-        self._untold += found.unlisted_failures
-        if not self._options.deep:
-            return self._judged(facts, found)
-        place, options = self._place, self._options
-        damaged = found.all_damage()
-        wanted = facts.with_statement()
-        blobs = wanted.blob_sizes()
-        broken = {d: error for d, error in damaged.items() if d not in blobs}
-        plan = make_plan(wanted, without_manifests(found.held, broken))
-        plan = replace(plan, tags=())
-        if not damaged and not plan:
-            return self._judged(facts, found)
-        lost = [step.digest for step in plan.blobs]
-        lost += [step.digest for wave in plan.manifests for step in wave]
-        if options.dry_run or not self._others:
-            self._damaged = (
-                *describe_damage(place.name, damaged),
-                *(Finding(place.name, f"{d} is missing", digest=d) for d in lost),
-            )
-            return () if options.dry_run else self._as_failures()
-        failures = self._heal(facts, plan, damaged, broken)
-        found = self._observe(facts, Depth.AUDIT)
-        return (*failures, *self._judged(facts, found))
-
-    def _heal(
-        self,
-        facts: Facts,
-        plan: Plan,
-        damaged: Mapping[Digest, MirrorError],
-        broken: Mapping[Digest, MirrorError],
-    ) -> tuple[Failure, ...]:
-        """Replace what is damaged, and bring what is missing; `broken` are manifests."""
-        place, wanted = self._place, facts.with_statement()
-        source = FailoverSource(
-            [one.source() for one in self._others], wanted, on_event=self._run.on_event
-        )
-        repairer = Repairer(place, source, self.tree.storage, run=self._run)
-        healed, failures = repairer.repair_blobs(damaged, wanted)
-        target = RepairingTarget(place, repairer, broken)
-        missing = [(step.into[0], step.digest) for step in plan.blobs]
-        missing += [(step.repository, step.digest) for wave in plan.manifests for step in wave]
-        try:
-            transfer(
-                plan,
-                source,
-                target,
-                run=self._run,
-            )
-        except IncompleteError as err:
-            failures += tuple(Failure(place.name, item, reason) for item, reason in err.failures)
+            run.check()
+            failures.append(Failure(peer.name, "the peer as a whole", err))
         else:
-            healed += tuple(
-                repaired(place.name, path, digest)
-                for path, digest in missing
-                if digest not in broken
-            )
-        self._healed = (*healed, *target.healed)
-        return failures
-
-    def _judged(self, facts: Facts, found: Observation) -> tuple[Failure, ...]:
-        """What the leader states and does not hold."""
-        rest = lacking(facts.inventory, found.held)
-        coming = None
-        if any(content.tags for content in rest.repositories.values()):
-            newest = read_state(self.tree).newest
-            if newest is not None and newest != facts.published:
-                coming = newest.statement
-        return _lost(rest, found, coming, self._place.name)
-
-    def _repositories(self) -> frozenset[str]:
-        """All below its root, as it lists them: another tool may have brought new ones.
-
-        Where it does not list them, those that a release tree has by its nature.
-        """
-        listed: set[str] | RegistryError
-        try:
-            listed = listed_repositories(self.tree)
-        except UnreachableError as err:  # by this request, which costs large registries much
-            listed = err
-        if not isinstance(listed, RegistryError):
-            return frozenset(listed)
-        try:
-            return frozenset(usual_repositories(self.tree))
-        except RegistryError as err:
-            self._untold = (Failure(self._place.name, "its list of repositories", err),)
-            return frozenset()
-
-    def _observe(self, facts: Facts, depth: Depth, also: Iterable[str] = ()) -> Observation:
-        wanted = facts.with_statement() if self._options.deep else facts.inventory
-        return observe(self._place, wanted, depth, also=also, run=self._run)
+            failures += found.failures
+            offers.append((peer, found.held))
+    replica = replica.within(run)
+    adopted: list[Inventory] = []
+    sent = 0
+    try:
+        offered = union(inventory for _, inventory in offers)
+        here = walk_open(replica, offered, memory=memories.get(replica.name), run=run)
+        failures += here.failures
+        doubtful = {item.repository for item in here.unclear}
+        place, (held, _) = replica.target(run), complete_subset(here.held)
+        tags = tags_of(here.held)
+        for peer, inventory in offers:
+            clear = inventory.filtered(lambda path: path not in doubtful)
+            wanted, conflicts = undisputed(clear, tags)
+            tags = laid_over(tags, tags_of(wanted))
+            failures += (_conflict(replica, peer, item) for item in conflicts)
+            plan = make_plan(wanted, held, stage=publication_stage)
+            if plan:
+                source = FailoverSource([peer.source()], wanted, on_event=run.on_event)
+                try:
+                    sent += transfer(plan, source, place, run=run).sent
+                except IncompleteError as err:
+                    failures += (Failure(replica.name, item, why) for item, why in err.failures)
+                    continue
+            adopted.append(wanted)
+            held = union([held, wanted])
+    except MirrorError as err:
+        run.check()
+        failures.append(Failure(replica.name, "the replica as a whole", err))
+    return Adoption(union(adopted), sent, tuple(failures))
 
 
-def _unstated(facts: Facts, found: Observation) -> Iterator[str]:
-    """Tags of the leader's tree that its statement does not have."""
-    for path, tags in sorted(found.listed.items()):
-        if path != REPOSITORY:
-            for tag in sorted(tags - facts.inventory.repository(path).tags.keys()):
-                yield f"tag {path or '/'}:{tag}"
+def undisputed(offered: Inventory, there: Tags) -> tuple[Inventory, tuple[Item, ...]]:
+    """The part of `offered` that contradicts no tag in `there`, and the tags that contradict."""
+    kept: dict[str, RepositoryContent] = {}
+    conflicts: list[Item] = []
+    for path, content in offered.repositories.items():
+        named = there.get(path, {})
+        tags = {tag: d for tag, d in content.tags.items() if named.get(tag, d) == d}
+        conflicts += (Item(path, named[tag], tag) for tag in sorted(content.tags.keys() - tags))
+        untagged = content.manifests.keys() - reachable(content, content.tags.values())
+        digests = reachable(content, {*tags.values(), *untagged})
+        nodes = {d: node for d, node in content.manifests.items() if d in digests}
+        needed = {blob.digest for node in nodes.values() for blob in node.blobs}
+        blobs = {d: size for d, size in content.blobs.items() if d in needed}
+        if nodes:
+            kept[path] = RepositoryContent(tags, nodes, blobs)
+    return Inventory(kept), tuple(conflicts)
 
 
-def _lost(
-    rest: Inventory, found: Observation, coming: Statement | None, name: str
-) -> tuple[Failure, ...]:
-    """What the leader states and does not hold, which is `rest`; `coming` is what it publishes."""
-    failures = [Failure(name, str(item), error) for item, error in found.unclear.items()]
-    unclear = {(item.repository, item.tag, item.digest) for item in found.unclear}
-    for path, content in rest.repositories.items():
-        there = found.held.repository(path).tags
-        items = [
-            *(Item(path, digest, tag) for tag, digest in content.tags.items()),
-            *(Item(path, digest) for digest in content.manifests),
-            *(Item(path, digest, is_blob=True) for digest in content.blobs),
-        ]
-        for item in items:
-            if (path, item.tag, item.digest) in unclear:
-                continue
-            now = there.get(item.tag) if item.tag else None
-            if now is None:
-                told = (
-                    "the leader states it and does not have it; sync with --deep takes content "
-                    "back from the replicas, and a new push restores everything"
-                )
-            elif coming and coming.inventory.repository(path).tags.get(item.tag or "") == now:
-                told = (
-                    f"the leader states {item.digest} and the tag names {now} for the sake of "
-                    f"generation {coming.generation}, whose publication is under way, was finished "
-                    "just now or was interrupted: run this again when that push is over, and if "
-                    "none runs, the push"
-                )
-            else:
-                told = (
-                    f"the leader states {item.digest} and the tag names {now}: somebody changed it "
-                    "without stating it, so no replica follows; `mirror push` to the leader the "
-                    "bundle that it is to have, which states it and sends only what lacks"
-                )
-            failures.append(Failure(name, str(item), NotFoundError(told)))
-    return tuple(failures)
+def _conflict(replica: RegistryTree, peer: RegistryTree, item: Item) -> Failure:
+    error = ConflictError(
+        f"it names {item.digest} here and something else at {peer.name}, and neither states an "
+        "inventory that would decide; name a leader, or push with mirror to the one that is right"
+    )
+    return Failure(replica.name, str(item), error)

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mirror.bundle.compress import Compressed
-from mirror.bundle.delta import Carriage, Omissions, missing_findings
+from mirror.bundle.archive import Compressed, Coverage, Omissions, missing_findings
 from mirror.bundle.folder import check_folder
 from mirror.bundle.reader import BundleReader
 from mirror.bundle.seal import check_limits, read_files
@@ -17,7 +16,7 @@ from mirror.bundle.writer import AS_USUAL, Packing
 from mirror.errors import InputError, MissingBaseError
 from mirror.events import PhaseStarted
 from mirror.oci import Digest
-from mirror.operations.pack import pack
+from mirror.operations.pull import pack
 from mirror.run import Run
 from mirror.sync import FailoverSource, Holder, Inventory, RepositoryContent, union
 
@@ -107,7 +106,7 @@ def merge(
             [finding.located for finding in missing],
         )
     files = read_files(last.folder, last.seal)
-    seal = last.seal.carried_as(Carriage(once=dedupe))
+    seal = last.seal.carried_as(Coverage(once=dedupe))
     check_limits(seal)
     # The newest first: what a delta carries was just made.
     source = FailoverSource([Holder(reader, reader.carried()) for reader in reversed(readers)])

@@ -10,13 +10,15 @@ from typing import Any
 from mirror.bundle.reader import read_inventory
 from mirror.errors import ConflictError, PruneRefusedError, common_exit_code
 from mirror.events import PhaseStarted
+from mirror.layout import tool_name
 from mirror.oci import Digest
 from mirror.operations.leader import Leader
 from mirror.release.discovery import discovery_images
 from mirror.run import Run
 from mirror.sync import Inventory, InventoryBuilder, Plan, union
-from mirror.sync.difference import lacking, tags_of, tags_only
+from mirror.sync.inventory import RepositoryContent
 from mirror.sync.observation import Failure, Observation
+from mirror.sync.plan import lacking, tags_of, tags_only
 from mirror.sync.publication import Goal, Publication, check_state
 from mirror.sync.publication_state import (
     PublicationState,
@@ -27,8 +29,7 @@ from mirror.sync.publication_state import (
     read_tips,
 )
 from mirror.sync.removal import DropManifest, DropTag, Removal, check_deletes, plan_removal, remove
-from mirror.sync.repository_content import RepositoryContent
-from mirror.sync.statement import REPOSITORY, Statement, following, tool_name
+from mirror.sync.statement import REPOSITORY, Statement, following
 from mirror.sync.tree import RegistryTree
 from mirror.sync.walk import walk
 

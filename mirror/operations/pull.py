@@ -3,29 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from mirror.bundle.archive import Archive
-from mirror.bundle.compress import Compressed
-from mirror.bundle.delta import Carriage, against
+from mirror.bundle.archive import Archive, Compressed, Coverage, against
 from mirror.bundle.folder import check_folder
 from mirror.bundle.format import source_reference
 from mirror.bundle.seal import Seal, check_limits, lay_out_all
-from mirror.bundle.writer import AS_USUAL, Packing
-from mirror.errors import SourceContentError
+from mirror.bundle.writer import AS_USUAL, BundleWriter, Packing
+from mirror.errors import ChangedLeftoversError, SourceContentError
 from mirror.events import Warned
+from mirror.layout import tool_name
 from mirror.oci import Digest
-from mirror.operations.pack import pack
 from mirror.registry import RegistryReader
 from mirror.release.images import Attachments, resolve
 from mirror.release.select import SelectedContent, select
 from mirror.release.selection import Selection
 from mirror.release.source import ReleaseSource, SourceTree
 from mirror.run import Run
-from mirror.sync import Inventory, union
-from mirror.sync.statement import tool_name
+from mirror.sync import Inventory, Source, make_plan, transfer, union
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,10 +189,10 @@ def plan_pull(
     inventories = resolve(source, selected.images, attachments, wanted.platforms)
     if not inventories:
         raise SourceContentError(f"nothing at {tree.root} was selected; there is no bundle to make")
-    carriage = Carriage(once=dedupe)
+    coverage = Coverage(once=dedupe)
     if base is not None:
-        carriage = against(base, union(inventories.values()), once=dedupe)
-        if carriage.base is None:
+        coverage = against(base, union(inventories.values()), once=dedupe)
+        if coverage.base is None:
             run.on_event(
                 Warned("the base holds nothing of what is selected: the bundle is complete")
             )
@@ -203,8 +200,8 @@ def plan_pull(
         name: {path: tree.origin(path) for path in inventory.repositories}
         for name, inventory in inventories.items()
     }
-    archives = lay_out_all(inventories, origins, carriage)
-    seal = Seal.over(archives, selection or {}, tool_name(), selected.files, carriage)
+    archives = lay_out_all(inventories, origins, coverage)
+    seal = Seal.over(archives, selection or {}, tool_name(), selected.files, coverage)
     check_limits(seal)
     return PullPlan(tree, selected, archives, seal, source)
 
@@ -242,3 +239,61 @@ def pull(
     check_folder(folder, force=force)
     planned = plan_pull(client, tree, wanted, base=base, dedupe=dedupe, run=run)
     return planned.carry_out(folder, force=force, packing=packing, run=run)
+
+
+# -- packing ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """A bundle that was written. `archives` maps archives to their sizes, `taken` is bytes of blobs
+    that came from the source, each once however many layouts hold it."""
+
+    archives: Mapping[str, int]
+    taken: int
+    compressed: Compressed | None
+
+
+def pack(
+    seal: Seal,
+    files: Mapping[str, bytes],
+    source: Source,
+    folder: Path,
+    packing: Packing,
+    *,
+    run: Run | None = None,
+) -> Packed:
+    """Write the bundle that `seal` describes, with `files` beside it.
+
+    Raises:
+        NoSpaceError: the disk is too small; nothing was taken.
+        IncompleteError: some content could not be had.
+        CancelledError: `run` was stopped.
+    """
+    run = Run.of(run)
+    taken: list[int] = []
+    try:
+        return _pack(seal, files, source, folder, packing, taken, run)
+    except ChangedLeftoversError as err:
+        run.on_event(Warned(f"{err.problem}; all is checked again, and fetched anew where needed"))
+        return _pack(seal, files, source, folder, packing, taken, run)
+
+
+def _pack(
+    seal: Seal,
+    files: Mapping[str, bytes],
+    source: Source,
+    folder: Path,
+    packing: Packing,
+    taken: list[int],
+    run: Run,
+) -> Packed:
+    carried = seal.carried
+    with BundleWriter(folder, seal, files, packing) as writer:
+        plan = make_plan(carried, writer.held(carried))
+        plan = replace(plan, blobs=writer.in_archive_order(plan.blobs))
+        taken.append(transfer(plan, source, writer, run=run).sent)
+        writer.finish()
+    sizes = {archive.name: archive.size for archive in seal.archives.values()}
+    compressed = Compressed(sizes, writer.stored) if packing.compress else None
+    return Packed(sizes, sum(taken), compressed)

@@ -11,7 +11,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from typing import TypeVar
 
-from mirror.bundle.delta import missing_findings
+from mirror.bundle.archive import missing_findings
 from mirror.bundle.reader import BundleReader
 from mirror.bundle.verify import check_signature
 from mirror.errors import (
@@ -22,10 +22,10 @@ from mirror.errors import (
     MissingBaseError,
 )
 from mirror.events import PhaseStarted, Warned, side_by_side
-from mirror.layout import publication_stage
+from mirror.layout import publication_stage, tool_name
 from mirror.operations.push_reports import MemberReport, PushPlan, PushReport, QuorumReport
 from mirror.release.discovery import discovery_images
-from mirror.run import Run
+from mirror.run import Run, for_each
 from mirror.sync import Inventory, MemoryStore, Plan, TransferReport, make_plan, union
 from mirror.sync.content import Source
 from mirror.sync.failover import FailoverSource, Holder
@@ -40,9 +40,8 @@ from mirror.sync.publication_state import (
     read_state,
     statement_digest,
 )
-from mirror.sync.statement import REPOSITORY, tool_name
+from mirror.sync.statement import REPOSITORY
 from mirror.sync.tree import RegistryTarget, RegistryTree
-from mirror.sync.workers import for_each
 
 Result = TypeVar("Result")
 

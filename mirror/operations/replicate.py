@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from enum import StrEnum
 from typing import Any
 
 from mirror.errors import IncompleteError, MirrorError, RegistryError, RegistryNotFoundError
@@ -19,14 +20,12 @@ from mirror.layout import (
 from mirror.oci import Digest
 from mirror.operations.leader import Facts, Leader
 from mirror.operations.prune import find_extras, refuse_to_prune, remove_extras
-from mirror.operations.results import Outcome, ReplicaResult, SyncOptions
-from mirror.run import Run
-from mirror.sync import Inventory, InventoryBuilder, Plan, make_plan, union
-from mirror.sync.difference import lacking
+from mirror.run import PerItemErrors, Run
+from mirror.sync import Finding, Inventory, InventoryBuilder, make_plan, union
 from mirror.sync.failover import FailoverSource
 from mirror.sync.observation import Depth, Failure, Observation, speaks_of_damage
 from mirror.sync.observe import observe
-from mirror.sync.plan import PutManifest
+from mirror.sync.plan import PutManifest, PutTag, lacking
 from mirror.sync.publication import Goal, Publication, retract
 from mirror.sync.publication_state import (
     PublicationState,
@@ -37,7 +36,83 @@ from mirror.sync.publication_state import (
 from mirror.sync.repair import Repairer, RepairingTarget, describe_damage, without_manifests
 from mirror.sync.transfer import Independence, Interim
 from mirror.sync.tree import RegistryTree
-from mirror.sync.workers import PerItemErrors
+
+
+class Outcome(StrEnum):
+    """How a replica stands at the end."""
+
+    EQUAL = "equal"  # it was as it should be
+    SYNCED = "synced"  # it is now
+    DIFFERS = "differs"  # a dry run found something to do
+    FAILED = "failed"  # it is not; the failures say why
+
+
+@dataclass(frozen=True, slots=True)
+class SyncOptions:
+    """What a sync does besides carrying what is new."""
+
+    audit: bool = False
+    deep: bool = False
+    prune: bool = False
+    dry_run: bool = False
+
+    @property
+    def full(self) -> bool:
+        """Whether more is asked for than comparing what registries state."""
+        return self.audit or self.deep or self.prune
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaResult:
+    """What was found at one replica and done there; counts are of what moved, `sent` in bytes.
+
+    `statement` and `generation` are what it states at the end; None where it states nothing.
+    `extras` are tags and manifests that the leader does not have, and that are still there.
+    `damaged` is what a dry run found and would replace.
+    """
+
+    name: str
+    outcome: Outcome
+    statement: Digest | None = None
+    generation: int | None = None
+    blobs: int = 0
+    sent: int = 0
+    manifests: int = 0
+    tags: int = 0
+    damaged: tuple[Finding, ...] = ()
+    healed: tuple[Finding, ...] = ()
+    extras: tuple[str, ...] = ()
+    removed: tuple[str, ...] = ()
+    failures: tuple[Failure, ...] = ()
+    elapsed_s: float = 0.0
+
+    def adding(self, **more: Iterable[Any]) -> ReplicaResult:
+        """The same with more items in the named fields."""
+        longer: dict[str, Any] = {
+            name: (*getattr(self, name), *items) for name, items in more.items()
+        }
+        return replace(self, **longer)
+
+    def to_document(self) -> dict[str, Any]:
+        """As JSON values, for `--json`."""
+        return {
+            "replica": self.name,
+            "outcome": self.outcome.value,
+            "statement": str(self.statement) if self.statement else None,
+            "generation": self.generation,
+            "sent": {
+                "blobs": self.blobs,
+                "bytes": self.sent,
+                "manifests": self.manifests,
+                "tags": self.tags,
+            },
+            "damaged": [finding.to_document() for finding in self.damaged],
+            "healed": [finding.to_document() for finding in self.healed],
+            "extras": list(self.extras),
+            "removed": list(self.removed),
+            "failures": [failure.to_document() for failure in self.failures],
+            "elapsedSeconds": round(self.elapsed_s, 3),
+        }
 
 
 class Replication:
@@ -91,19 +166,25 @@ class Replication:
         known = self._known(standing)
         trusted = not (self._options.full or standing.pending or standing.notices)
         if trusted and standing.current is not None and facts.published is not None:
-            held = self._by_statements(facts.inventory, known)
+            self._run.on_event(PhaseStarted(f"{self.tree.name}: comparing what is stated"))
+            # The statement is believed, so only the difference is asked about.
+            rest = lacking(facts.inventory, known)
+            held = union([known, observe(self._place, rest, Depth.LISTED, run=self._run).held])
             if self._carry(facts, standing, held, unclear=frozenset(), quick=True):
                 self._add(
                     extras=(
                         f"tag {path or '/'}:{tag}"
                         for path, content in sorted(known.repositories.items())
-                        for tag in sorted(
-                            content.tags.keys() - facts.inventory.repository(path).tags.keys()
-                        )
+                        for tag in sorted(content.tags)
+                        if tag not in facts.inventory.repository(path).tags
                     )
                 )
                 return
-        found = self._survey(facts, known)
+        self._run.on_event(PhaseStarted(f"{self.tree.name}: comparing by digest"))
+        depth = Depth.DEEP if self._options.deep else Depth.LISTED
+        found = observe(
+            self._place, self._wanted(facts), depth, also=known.repositories, run=self._run
+        )
         held = found.held
         if self._options.deep:
             held, found = self._repair_damage(facts, found)
@@ -131,25 +212,8 @@ class Replication:
 
         return union(stated())
 
-    def _by_statements(self, wanted: Inventory, known: Inventory) -> Inventory:
-        """What the replica holds, if its statement is believed; asks about the difference only."""
-        self._run.on_event(PhaseStarted(f"{self.tree.name}: comparing what is stated"))
-        rest = lacking(wanted, known)
-        found = observe(self._place, rest, Depth.LISTED, run=self._run)
-        return union([known, found.held])
-
     def _wanted(self, facts: Facts) -> Inventory:
         return facts.with_statement() if self._options.deep else facts.inventory
-
-    def _survey(self, facts: Facts, known: Inventory) -> Observation:
-        self._run.on_event(PhaseStarted(f"{self.tree.name}: comparing by digest"))
-        return observe(
-            self._place,
-            self._wanted(facts),
-            Depth.DEEP if self._options.deep else Depth.LISTED,
-            also=known.repositories,
-            run=self._run,
-        )
 
     def _repair_damage(self, facts: Facts, found: Observation) -> tuple[Inventory, Observation]:
         """Replace what the look found damaged; return what is held and what stays unclear."""
@@ -178,12 +242,7 @@ class Replication:
         return held.build(), replace(found, unclear=unclear)
 
     def _repairer(self, facts: Facts) -> Repairer:
-        return Repairer(
-            self._place,
-            self._copies(facts),
-            self.tree.storage,
-            run=self._run,
-        )
+        return Repairer(self._place, self._copies(facts), self.tree.storage, run=self._run)
 
     def _copies(self, facts: Facts) -> FailoverSource:
         """The leader and then the other replicas, as one source that remembers who failed."""
@@ -213,7 +272,12 @@ class Replication:
         plan = make_plan(wanted, held, stage=publication_stage)
         if facts.failures:
             # Tags that lead to versions wait until every version could be read.
-            plan = replace(plan, tags=plan.tags[:1] if _begins_with_images(plan) else ())
+            images = [
+                tags
+                for tags in plan.tags
+                if publication_stage(tags[0].repository, tags[0].tag) == 0
+            ]
+            plan = replace(plan, tags=tuple(images))
         if self._unrepaired:
             plan = replace(plan, tags=())
         stale = facts.published is not None and (
@@ -243,7 +307,7 @@ class Replication:
                 raise IncompleteError("what is stated is not all there", interim.failures)
             self._confirm(interim.manifests, facts)
 
-        errors = PerItemErrors(self.tree.client, self._run)
+        errors = PerItemErrors(self.tree.client.ping, self._run)
         repairing = RepairingTarget(self._place, self._repairer(facts), self._damaged)
         try:
             report = Publication(self.tree, standing, goal, retracts=True).carry_out(
@@ -309,7 +373,7 @@ class Replication:
             IncompleteError: one is not, and cannot be brought there.
         """
         client, locate = self.tree.client, self.tree.locate
-        answers = PerItemErrors(client, self._run).ask_all(
+        answers = PerItemErrors(client.ping, self._run).ask_all(
             steps, lambda step: client.resolve(locate(step.repository), step.digest)
         )
         lost = {
@@ -366,11 +430,8 @@ class Replication:
         self._add(failures=[Failure(self.tree.name, item, error)])
 
 
-def _begins_with_images(plan: Plan) -> bool:
-    if not plan.tags:
-        return False
-    first = plan.tags[0][0]
-    return publication_stage(first.repository, first.tag) == 0
+def _stage_of(step: PutTag) -> int:
+    return publication_stage(step.repository, step.tag)
 
 
 def _awaited(path: str, tag: str) -> tuple[str, str] | None:

@@ -26,9 +26,9 @@ from mirror.errors import (
     StatementError,
 )
 from mirror.events import PhaseStarted, Warned
-from mirror.layout import publication_stage
+from mirror.layout import publication_stage, tool_name
 from mirror.oci import Digest
-from mirror.run import Run
+from mirror.run import Run, for_each
 from mirror.sync import (
     Inventory,
     InventoryBuilder,
@@ -38,12 +38,11 @@ from mirror.sync import (
     RepositoryContent,
     make_plan,
 )
-from mirror.sync.difference import Tags, differing, laid_over, tags_of, tags_only, unaccounted
+from mirror.sync.plan import Tags, differing, laid_over, tags_of, tags_only, unaccounted
 from mirror.sync.publication import Goal, Publication, tags_of_steps
 from mirror.sync.publication_state import PublicationState, generations, read_generation, read_state
-from mirror.sync.statement import Statement, following, reachable, state_before, succeed, tool_name
+from mirror.sync.statement import Statement, following, reachable, state_before, succeed
 from mirror.sync.tree import RegistrySource, RegistryTarget, RegistryTree
-from mirror.sync.workers import for_each
 
 Result = TypeVar("Result")
 

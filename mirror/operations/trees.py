@@ -31,14 +31,13 @@ from mirror.modes.endpoints import replica_endpoints
 from mirror.modes.settings import ClusterAccess, RegistrySettings
 from mirror.oci import Digest
 from mirror.registry import ConnectionOptions, Credentials
-from mirror.run import Run
+from mirror.run import Run, gather
 from mirror.sync import Inventory
 from mirror.sync.observation import Failure, Observation
 from mirror.sync.publication_state import read_state
 from mirror.sync.statement import REPOSITORY
 from mirror.sync.tree import RegistryTree
 from mirror.sync.walk import Memory, walk
-from mirror.sync.workers import gather
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ import select
 import socket
 import ssl
 import time
+import zlib
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -24,6 +25,7 @@ SLICE_S = 0.2
 _MAX_HEAD = 100 << 10
 _READ = 64 << 10
 _PIECE = 1 << 20
+_ANY_WINDOW = 47  # zlib finds out which format it is
 
 _HEAD_END = re.compile(rb"\r?\n\r?\n")
 _STATUS = re.compile(r"HTTP/1\.([01]) ([1-9][0-9][0-9])(?: .*)?")
@@ -205,7 +207,10 @@ class Headers(dict[str, str]):
         super().__init__()
         self._fields = list(fields)
         for name, value in self._fields:
-            self[name] = f"{self[name]}, {value}" if name in self else value
+            if name not in self:
+                self[name] = value
+            elif name != "content-length" or self[name] != value:  # may be said twice
+                self[name] += f", {value}"
 
     def all(self, name: str) -> list[str]:
         """The values of `name`, in order."""
@@ -235,7 +240,11 @@ class Response:
         Raises:
             WireError: the network failed.
         """
-        yield from self._pieces
+        try:
+            yield from self._pieces
+        except WireError as err:
+            err.url = self.url
+            raise
         self._connection.done(keep=self._keeps)
 
     def close(self) -> None:
@@ -251,10 +260,8 @@ class Response:
             if coding.lower() != "chunked":
                 raise WireError(Fault.BROKEN, "an unknown transfer coding")
             return connection.chunks()
-        if (text := headers.get("content-length")) is not None:
-            lengths = {part.strip() for part in text.split(",")}
-            length = lengths.pop()
-            if lengths or not (length.isascii() and length.isdigit() and len(length) < 20):
+        if (length := headers.get("content-length")) is not None:
+            if not (length.isascii() and length.isdigit() and len(length) < 20):
                 raise WireError(Fault.BROKEN, "an answer with a wrong Content-Length")
             return connection.counted(int(length)) if int(length) else None
         self._keeps = False
@@ -405,6 +412,16 @@ def _parsed(text: str) -> tuple[int, str, list[tuple[str, str]]]:
     if status is None:
         raise WireError(Fault.BROKEN, "an answer that is not HTTP")
     return int(status[2]), status[1], fields
+
+
+def decoded(headers: Headers, data: bytearray, limit: int) -> bytearray:
+    """`data` without a compression that nobody asked for; little more than `limit` bytes of it."""
+    if headers.get("content-encoding", "").lower() not in ("gzip", "x-gzip", "deflate"):
+        return data
+    try:
+        return bytearray(zlib.decompressobj(_ANY_WINDOW).decompress(data, limit + 1))
+    except zlib.error as err:
+        raise WireError(Fault.BROKEN, "an answer that cannot be decompressed") from err
 
 
 def head_of(method: str, target: str, host: str, headers: Mapping[str, str]) -> bytes:

@@ -12,8 +12,8 @@ from urllib.parse import quote
 
 from mirror.documents import parse_json
 from mirror.errors import InvalidManifestError, MirrorError, RegistryError, RegistryNotFoundError
-from mirror.oci import Child, Digest, Manifest, media_types
-from mirror.oci.manifest import MAX_MANIFEST_BYTES
+from mirror.oci import Child, Digest, Manifest
+from mirror.oci.manifest import INDEXES, MAX_MANIFEST_BYTES, OCI_INDEX
 from mirror.oci.reference import referrers_tag, valid_repository, valid_tag
 from mirror.registry import manifests, scopes
 from mirror.registry.failures import clean, reworded
@@ -110,10 +110,10 @@ def _filtered(children: list[Child], artifact_type: str | None) -> list[Child]:
 def _index(answer: Answer) -> Manifest | None:
     """The answer as an index; None from a web server that answers every path with some page."""
     try:
-        index = Manifest.parse(answer.body, media_types.OCI_INDEX)
+        index = Manifest.parse(answer.body, OCI_INDEX)
     except InvalidManifestError:
         media_type = answer.headers.get("content-type", "").partition(";")[0].strip().lower()
-        if media_type in media_types.INDEXES:
+        if media_type in INDEXES:
             raise
         return None
     return index if index.is_index else None

@@ -12,8 +12,15 @@ from mirror.errors import (
     RegistryError,
     RegistryNotFoundError,
 )
-from mirror.oci import Descriptor, Digest, Manifest, media_types
-from mirror.oci.manifest import MAX_MANIFEST_BYTES
+from mirror.oci import Descriptor, Digest, Manifest
+from mirror.oci.manifest import (
+    DOCKER_INDEX,
+    DOCKER_MANIFEST,
+    MANIFESTS,
+    MAX_MANIFEST_BYTES,
+    OCI_INDEX,
+    OCI_MANIFEST,
+)
 from mirror.oci.reference import check_tag
 from mirror.registry import scopes
 from mirror.registry.failures import reworded
@@ -21,10 +28,10 @@ from mirror.registry.transport import Answer, Transport
 
 ACCEPT = ", ".join(
     (
-        media_types.OCI_INDEX,
-        media_types.OCI_MANIFEST,
-        media_types.DOCKER_INDEX,
-        media_types.DOCKER_MANIFEST,
+        OCI_INDEX,
+        OCI_MANIFEST,
+        DOCKER_INDEX,
+        DOCKER_MANIFEST,
     )
 )
 _MAX_ANSWER_BYTES = 64 << 10
@@ -197,6 +204,6 @@ def _told(answer: Answer) -> Descriptor | None:
     """The descriptor that the headers tell, if they tell all of it."""
     digest, media_type = _told_digest(answer), _media_type(answer)
     length = answer.headers.get("content-length", "")
-    if digest is None or media_type not in media_types.MANIFESTS or not length.isdigit():
+    if digest is None or media_type not in MANIFESTS or not length.isdigit():
         return None
     return Descriptor(media_type, digest, int(length))

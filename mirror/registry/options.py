@@ -16,8 +16,6 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import unquote, urlsplit
 
-import certifi
-
 from mirror.errors import InputError
 
 _log = logging.getLogger(__name__)
@@ -198,8 +196,10 @@ def tls_context(options: ConnectionOptions) -> ssl.SSLContext:
         InputError: `ca_file` or `ca` cannot be read or holds no certificate.
     """
     if options.verify and not _system_has_roots():
-        _log.debug("this system has no certificate authorities; using those packed with certifi")
-        context = ssl.create_default_context(cafile=certifi.where())
+        _log.debug("this system has no certificate authorities; using those packed with httpx")
+        from httpx import create_ssl_context  # it takes a while to load
+
+        context = create_ssl_context(trust_env=False)
     else:
         context = ssl.create_default_context()
     context.set_alpn_protocols(["http/1.1"])

@@ -7,9 +7,7 @@ go wrong leaves it as one of our errors.
 from __future__ import annotations
 
 import logging
-import time
-import zlib
-from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple, TypeVar
@@ -21,10 +19,10 @@ from mirror.oci import Repository
 from mirror.oci.reference import check_repository
 from mirror.registry import failures
 from mirror.registry.auth import Authenticator, Credentials, parse_challenges
-from mirror.registry.connections import Connections, Home, host_of, path_of
+from mirror.registry.connections import Connections, Home, Origin, host_of, path_of
 from mirror.registry.failures import Backoff, TransientFailure
-from mirror.registry.gate import HostGate
-from mirror.registry.http1 import Body, Headers, Patience, Response, WireError
+from mirror.registry.gate import Admission, HostGate, StallWatch
+from mirror.registry.http1 import Body, Headers, Patience, Response, WireError, decoded
 from mirror.registry.options import ConnectionOptions
 from mirror.registry.scopes import Scopes
 from mirror.run import Cancellation, Run
@@ -36,9 +34,6 @@ Result = TypeVar("Result")
 _BODIED = ("POST", "PUT", "PATCH")
 _MAX_REDIRECTS = 5
 _MAX_ERROR_BYTES = 64 << 10
-_MAX_TOKEN_BYTES = 1 << 20
-_CODINGS, _ANY_WINDOW = ("gzip", "x-gzip", "deflate"), 47  # zlib finds out which
-_SLOW_PIECE_S, _MIN_PIECE, _MAX_PIECE = 1.0, 16 << 10, 256 << 10
 _ALIASES = {"docker.io": "registry-1.docker.io", "index.docker.io": "registry-1.docker.io"}
 
 
@@ -75,10 +70,17 @@ class Wire:
         self.base = f"{options.scheme}://{_ALIASES.get(host, host)}"
         self.home = Home(host, self.base)
         self.closing = Cancellation()
-        self.slept_s = 0.0  # only where `RetryPolicy.sleep` takes the place of waiting
-        self.gate = HostGate(options, lambda: time.monotonic() + self.slept_s)
+        self.gates: dict[Origin, HostGate] = {}
+        self.gate = self.gate_of(self.base)
         self.connections = Connections(options)
         self.auth = Authenticator(host, secure=not options.plain_http, credentials=credentials)
+
+    def gate_of(self, url: str) -> HostGate:
+        """The gate of the host that `url` leads to."""
+        origin = Origin.of(url)
+        if origin not in self.gates:
+            self.gates[origin] = HostGate.of(origin.host, origin.port, self.options)
+        return self.gates[origin]
 
     def close(self) -> None:
         """End all connections; requests under way fail with CancelledError."""
@@ -164,7 +166,8 @@ class Transport:
         """Wait; the run, its deadline and closing the client end it at once, as in `check`."""
         if (sleep := self.options.retries.sleep) is not None:
             sleep(delay_s)
-            self._wire.slept_s += delay_s
+            for gate in self._wire.gates.values():
+                gate.slept_s += delay_s
             return
         either = Cancellation(self.run.cancellation)
         remaining_s = self.run.remaining_s()
@@ -258,38 +261,46 @@ class Transport:
             TransientFailure: the network failed, here or while the block read the body.
             MirrorError: it failed in a way that does not pass, or the token server refused.
         """
-        response: Response | None = None
         sending = self._sending(method, headers, body, answer_timeout_s)
-        with self._wire.gate.admitted(self.check, self.pause) as admission:
+        with self._guarded(method, url, self._wire.gate) as admission:
+            response = self._exchange(sending, url, scopes)
             try:
-                response = self._exchange(sending, url, scopes)
-                asked = failures.retry_after_s(response.headers.get("retry-after"))
+                asked = response.headers.get("retry-after")
                 admission.head(response.status, asked, quick=body is None)
                 yield response
+            finally:
+                response.close()
+
+    @contextmanager
+    def _guarded(
+        self, method: str, url: str, gate: HostGate | None = None
+    ) -> Generator[Admission, None, None]:
+        """The block is one request to `url`, which its host's gate lets through and hears about.
+
+        Raises:
+            TransientFailure, MirrorError: as `open`.
+        """
+        with (gate or self._wire.gate_of(url)).admitted(self.check, self.pause) as admission:
+            try:
+                yield admission
             except WireError as err:
-                failure = self._translated(err, self.where(method, url), response)
+                failure = self._translated(err, method, url, in_body=admission.is_answered)
                 if isinstance(failure, TransientFailure):
                     admission.failed(failure)
                 raise failure from err
             except TransientFailure as failure:  # the block found it
                 admission.failed(failure)
                 raise
-            finally:
-                if response is not None:
-                    response.close()
 
     def _translated(
-        self, err: WireError, where: str, response: Response | None
+        self, err: WireError, method: str, url: str, *, in_body: bool
     ) -> TransientFailure | MirrorError:
+        where = self.where(method, url)
         if self._wire.closing.requested:
             return CancelledError(f"{where}: stopped, the connection to {self.host} was closed")
-        url = err.url if response is None else response.url
+        host = self._named(err.url or url)
         return failures.from_network(
-            err,
-            where=where,
-            host=self._named(url) if url else self.host,
-            options=self.options,
-            in_body=response is not None,
+            err, where=where, host=host, options=self.options, in_body=in_body
         )
 
     def _named(self, url: str) -> str:
@@ -317,7 +328,7 @@ class Transport:
         method: str,
         headers: Mapping[str, str] | None,
         body: Body | None,
-        answer_timeout_s: float | None = None,
+        answer_timeout_s: float | None,
     ) -> _Sending:
         fields = {**self._headers, **headers} if headers else dict(self._headers)
         if body is not None:
@@ -349,16 +360,15 @@ class Transport:
         url: str,
         home: Home,
         authorization: str | None,
-        redirects: int = _MAX_REDIRECTS,
     ) -> Response:
         """Send, and follow redirects by hand: `Authorization` goes to `home` alone."""
-        for _ in range(redirects + 1):
+        for _ in range(_MAX_REDIRECTS + 1):
             response = self._send(sending, url, home, authorization)
             location = response.headers.get("location")
             moved = response.status in (307, 308) or (
                 response.status in (301, 302, 303) and sending.method in ("GET", "HEAD")
             )
-            if not moved or not location or not redirects:
+            if not moved or not location:
                 return response
             self._discard(response)
             url = home.resolved(location, url)
@@ -384,8 +394,7 @@ class Transport:
             collected += chunk
             if len(collected) > limit:
                 break
-        if response.headers.get("content-encoding", "").lower() in _CODINGS:
-            collected = _decoded(collected, limit, where)  # though we ask for none
+        collected = decoded(response.headers, collected, limit)
         if len(collected) > limit and strict:
             raise RegistryError(
                 f"{where}: the answer of {self.host} is larger than {limit} bytes",
@@ -399,9 +408,7 @@ class Transport:
         length = response.headers.get("content-length", "")
         try:
             if length.isdigit() and int(length) <= _MAX_ERROR_BYTES:
-                watch = self.watch(self.where(response.method, response.url))
-                for _ in watch.received(response.pieces()):
-                    pass
+                self._read(response, _MAX_ERROR_BYTES, "", strict=False)
         except (TransientFailure, WireError) as err:
             _log.debug("a body that nobody needs could not be read: %s", err)
         finally:
@@ -411,103 +418,32 @@ class Transport:
         self, method: str, url: str, *, headers: Mapping[str, str], content: bytes
     ) -> bytes:
         """Carry a request of the authenticator, which alone decides what it may contain."""
-        where = f"{method} {path_of(url)}"
-        body = Body(len(content), lambda: (content,)) if method == "POST" else None
-        # An identity token travels in the body, which goes where it was meant to and no further.
-        carried = {name: value for name, value in headers.items() if name != "Authorization"}
-        sending, realm = self._sending(method, carried, body), Home(self.host, url)
-        redirects = _MAX_REDIRECTS if body is None else 0
+        from mirror.registry import token_server  # httpx takes a while to load
+
+        fields, where = {**self._headers, **headers}, self.where(method, url)
+        shown = headers.get("Authorization") or ("token" if content else None)
 
         def attempt() -> bytes:
-            self.check()
-            shown = headers.get("Authorization")
-            response: Response | None = None
-            try:
-                response = self._follow(sending, url, realm, shown, redirects)
-                answer = self._read(response, _MAX_TOKEN_BYTES, where, strict=True)
-            except WireError as err:
-                raise self._translated(err, where, response) from err
-            finally:
-                if response is not None:
-                    response.close()
-            if response.status == 200:
-                return answer
+            with self._guarded(method, url) as admission:
+                answer, body = token_server.ask(
+                    self._wire.connections,
+                    self._patience,
+                    method,
+                    url,
+                    fields,
+                    content,
+                    head=admission.head,
+                    watched=self.watch(where).received,
+                )
+            if answer.status_code == 200:
+                return body
             raise failures.from_token_server(
-                response.status,
-                response.headers,
-                answer,
+                answer.status_code,
+                answer.headers,
+                body,
                 where=where,
                 host=self.host,
-                login=self._auth.login(shown or ("token" if body else None)),
+                login=self._auth.login(shown),
             )
 
         return self.patiently(where, attempt)
-
-
-def _decoded(data: bytearray, limit: int, where: str) -> bytearray:
-    try:
-        return bytearray(zlib.decompressobj(_ANY_WINDOW).decompress(data, limit + 1))
-    except zlib.error as err:
-        raise RegistryError(f"{where}: the answer is compressed and damaged", where=where) from err
-
-
-class StallWatch:
-    """Judges one direction of one transfer in windows of `window_s` seconds spent waiting.
-
-    Only the time that the network takes counts: a slow disk on our side is no stall. Sockets have
-    time-outs of their own for moving nothing at all; this catches the connection that trickles.
-    `spend` hears of all bytes and may wait, for a rate to be kept.
-    """
-
-    def __init__(
-        self,
-        window_s: float,
-        min_bytes: int,
-        error: Callable[[], Exception],
-        clock: Callable[[], float] = time.monotonic,
-        spend: Callable[[int], None] | None = None,
-    ) -> None:
-        self._spend = spend
-        self._window_s, self._min_bytes = window_s, min_bytes
-        self._error, self._clock = error, clock
-        self._waited_s, self._moved = 0.0, 0
-
-    def _note(self, count: int, waited_s: float) -> None:
-        self._moved += count
-        self._waited_s += waited_s
-        if self._waited_s >= self._window_s:
-            if self._moved < self._min_bytes:
-                raise self._error()
-            self._waited_s, self._moved = 0.0, 0
-
-    def received(self, chunks: Iterable[bytes]) -> Iterator[bytes]:
-        """Pass on what arrives; raise the error once it has stalled."""
-        iterator = iter(chunks)
-        while True:
-            began = self._clock()
-            chunk = next(iterator, None)
-            if chunk is None:
-                return
-            self._note(len(chunk), self._clock() - began)
-            if self._spend is not None:
-                self._spend(len(chunk))
-            yield chunk
-
-    def sent(self, chunks: Iterable[bytes]) -> Iterator[memoryview]:
-        """Hand out `chunks` in pieces; raise the error once their receiver has stalled.
-
-        A piece counts when the next is asked for. Pieces shrink when the line is slow, so that
-        this is soon enough to tell, and grow when it is fast, so that it costs nothing.
-        """
-        size = _MIN_PIECE
-        for chunk in chunks:
-            view = memoryview(chunk)
-            while view:
-                piece, view = view[:size], view[size:]
-                began = self._clock()
-                yield piece
-                waited_s = self._clock() - began
-                self._note(len(piece), waited_s)
-                if self._spend is not None:
-                    self._spend(len(piece))
-                size = _MIN_PIECE if waited_s > _SLOW_PIECE_S else min(size * 2, _MAX_PIECE)

@@ -16,9 +16,9 @@ from dataclasses import replace
 
 from mirror.layout import INDEX_REPOSITORIES, describes_package
 from mirror.oci import Digest
-from mirror.oci.media_types import OCI_CONFIG, OCI_LAYER_GZIP, OCI_MANIFEST
+from mirror.oci.manifest import OCI_CONFIG, OCI_LAYER_GZIP, OCI_MANIFEST
 from mirror.sync import Inventory, MemoryStore
-from mirror.sync.difference import Tags
+from mirror.sync.plan import Tags
 
 
 def discovery_images(bundle: Inventory) -> MemoryStore:

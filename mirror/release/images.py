@@ -13,11 +13,11 @@ from mirror.documents import parse_json
 from mirror.errors import SourceContentError
 from mirror.layout import archive_of
 from mirror.oci import Digest, Manifest, Platform
-from mirror.oci.media_types import OCI_INDEX
+from mirror.oci.manifest import OCI_INDEX
 from mirror.oci.reference import referrers_tag
 from mirror.release.source import ReleaseSource
 from mirror.sync import Inventory, InventoryBuilder, ManifestNode
-from mirror.sync.repository_content import canonical_json
+from mirror.sync.inventory import canonical_json
 
 
 @dataclass(frozen=True, slots=True, order=True)

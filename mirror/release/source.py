@@ -36,9 +36,8 @@ from mirror.oci.layers import read_files
 from mirror.oci.manifest import descriptor_json
 from mirror.registry import RegistryReader
 from mirror.release.metadata import VERSION_JSON, ReleaseInfo, parse_release
-from mirror.run import Run
+from mirror.run import Item, Result, Run, gather
 from mirror.sync.tree import RegistrySource
-from mirror.sync.workers import Item, Result, gather
 
 _METADATA_PLATFORM = Platform("linux", "amd64")
 """The image of an index whose files are read; the others hold the same files."""

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from mirror.bundle.compress import Compressed
-from mirror.bundle.delta import Omissions
+from mirror.bundle.archive import Compressed, Omissions
 from mirror.bundle.format import size_text
-from mirror.bundle.report import compression_rows, omission_rows
 from mirror.bundle.verify import BundleReport
 from mirror.layout import (
     CHANNELS,
@@ -56,7 +54,7 @@ def pull_summary(report: PullReport, elapsed_s: float) -> str:
                 [
                     *_selection_rows(report.tree, report.selection),
                     *_contents_rows(report.inventory),
-                    *omission_rows(report.seal.omissions),
+                    *report.seal.omissions.rows(),
                 ]
             ),
             "",
@@ -70,7 +68,8 @@ def pull_summary(report: PullReport, elapsed_s: float) -> str:
 
 
 def _compression_lines(compressed: Compressed | None) -> list[str]:
-    return [f"  {title.lower()} {text}" for title, text in compression_rows(compressed)]
+    rows = () if compressed is None else compressed.rows()
+    return [f"  {title.lower()} {text}" for title, text in rows]
 
 
 def plan_summary(plan: PullPlan, elapsed_s: float) -> str:
@@ -89,7 +88,7 @@ def plan_summary(plan: PullPlan, elapsed_s: float) -> str:
                     *_version_rows(plan.selection),
                     *_plugin_rows(plan.selection),
                     _total_row(inventory),
-                    *omission_rows(omissions),
+                    *omissions.rows(),
                 ]
             ),
             "",
@@ -286,7 +285,7 @@ def bundle_summary(report: BundleReport, elapsed_s: float) -> str:
                     ("Archives", f"{report.archives}, {size_text(report.size)}"),
                     ("Contents", f"{report.repositories} repositories, {report.tags} tags"),
                     ("", f"{report.manifests} manifests, {report.blobs} blobs"),
-                    *omission_rows(report.omissions),
+                    *report.omissions.rows(),
                 ]
             ),
             "",
@@ -300,7 +299,7 @@ def merge_summary(report: MergeReport, elapsed_s: float) -> str:
     return "\n".join(
         [
             f"Bundle {report.folder} is complete",
-            *table([*_contents_rows(report.inventory), *omission_rows(report.omissions)]),
+            *table([*_contents_rows(report.inventory), *report.omissions.rows()]),
             "",
             *_archive_lines(report.archives),
             *_compression_lines(report.compressed),

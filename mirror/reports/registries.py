@@ -5,16 +5,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from mirror.bundle.format import size_text
-from mirror.operations.compare import DiffReport, ReplicaStatus, StatusReport
-from mirror.operations.history import Generation, HistoryReport
+from mirror.operations.compare import (
+    DiffReport,
+    Generation,
+    HistoryReport,
+    ReplicaStatus,
+    StatusReport,
+)
 from mirror.operations.prune import PruneReport
 from mirror.operations.push_reports import QuorumReport
-from mirror.operations.results import Outcome, ReplicaResult
+from mirror.operations.replicate import Outcome, ReplicaResult
 from mirror.operations.rollback import RollbackReport
 from mirror.operations.sync import SyncReport
 from mirror.reports.bundles import duration_text, table
-from mirror.sync.difference import TagDifference
 from mirror.sync.observation import Failure
+from mirror.sync.plan import TagDifference
 
 _MOST = 50
 

@@ -14,8 +14,7 @@ from starlette.types import Receive, Scope, Send
 
 from mirror.errors import InvalidManifestError
 from mirror.oci import Digest, Manifest
-from mirror.oci.manifest import MAX_MANIFEST_BYTES, descriptor_json
-from mirror.oci.media_types import MANIFESTS, OCI_INDEX
+from mirror.oci.manifest import MANIFESTS, MAX_MANIFEST_BYTES, OCI_INDEX, descriptor_json
 from mirror.oci.reference import valid_tag
 from mirror.serve.call import Call, RefusedError, in_thread
 from mirror.serve.store import BlobReader, ReadableStore, Store, StoredManifest

@@ -2,10 +2,16 @@
 
 from mirror.sync.content import MemoryStore, Source, Target
 from mirror.sync.failover import BlobContent, FailoverSource, Holder
-from mirror.sync.inventory import Gap, Inventory, InventoryBuilder, union
+from mirror.sync.inventory import (
+    Gap,
+    Inventory,
+    InventoryBuilder,
+    ManifestNode,
+    RepositoryContent,
+    union,
+)
 from mirror.sync.observation import Dependents, Finding
 from mirror.sync.plan import CopyBlob, Plan, PutManifest, PutTag, make_plan
-from mirror.sync.repository_content import ManifestNode, RepositoryContent
 from mirror.sync.transfer import TransferReport, transfer
 
 __all__ = [

@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING, Protocol
 
 from mirror.errors import NotFoundError
 from mirror.oci import Digest, Manifest
-from mirror.sync.inventory import Inventory, InventoryBuilder
+from mirror.sync.inventory import Inventory, InventoryBuilder, ManifestNode
 from mirror.sync.plan import CopyBlob
-from mirror.sync.repository_content import ManifestNode
 
 if TYPE_CHECKING:
     from mirror.sync.failover import BlobContent

@@ -11,23 +11,76 @@ which is how a half-filled or damaged registry looks. `gaps` lists them; a *clos
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from graphlib import CycleError, TopologicalSorter
 from typing import Any
 
-from mirror.errors import DamagedBundleError, InputError, InvalidManifestError
-from mirror.oci import Descriptor, Digest
-from mirror.sync.repository_content import (
-    NOTHING,
-    ManifestNode,
-    RepositoryContent,
-    content_document,
-    members,
-    node_document,
-    read_contents,
-    read_nodes,
-    reason,
+from mirror.errors import (
+    DamagedBundleError,
+    InputError,
+    InvalidDigestError,
+    InvalidManifestError,
+    InvalidReferenceError,
 )
+from mirror.oci import Descriptor, Digest, Manifest
+from mirror.oci.reference import check_repository, check_tag
+
+
+@dataclass(frozen=True, slots=True)
+class ManifestNode:
+    """A manifest as the graph sees it: what it is, and what it needs beside it.
+
+    `blobs` are its config and the layers that must be carried; `children` the manifests of an
+    index. A `subject` is no child: a signature may arrive before, after or without what it signs.
+    `artifact_type` is what an index says of an artifact; None for an image.
+    """
+
+    descriptor: Descriptor
+    blobs: tuple[Descriptor, ...] = ()
+    children: tuple[Descriptor, ...] = ()
+    artifact_type: str | None = None
+
+    @classmethod
+    def of(cls, manifest: Manifest) -> ManifestNode:
+        """The node of a manifest."""
+        return cls(
+            manifest.descriptor,
+            manifest.blobs,
+            tuple(child.descriptor for child in manifest.children),
+            manifest.artifact_type,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class RepositoryContent:
+    """What one repository holds. `blobs` maps digests to sizes in bytes."""
+
+    tags: Mapping[str, Digest] = field(default_factory=dict)
+    manifests: Mapping[Digest, ManifestNode] = field(default_factory=dict)
+    blobs: Mapping[Digest, int] = field(default_factory=dict)
+
+    def __bool__(self) -> bool:
+        return bool(self.tags or self.manifests or self.blobs)
+
+    def closure_size(self, digest: Digest) -> int:
+        """Bytes of a manifest and all that it reaches here, each piece counted once."""
+        sizes: dict[Digest, int] = {}
+        pending = [digest]
+        while pending:
+            node = self.manifests.get(pending.pop())
+            if node is None or node.descriptor.digest in sizes:
+                continue
+            sizes[node.descriptor.digest] = node.descriptor.size
+            sizes.update((blob.digest, blob.size) for blob in node.blobs)
+            pending.extend(child.digest for child in node.children)
+        return sum(sizes.values())
+
+
+_NOTHING = RepositoryContent()
+
 
 SCHEMA_VERSION = 1
 
@@ -57,7 +110,7 @@ class Inventory:
 
     def repository(self, path: str) -> RepositoryContent:
         """What the repository `path` holds; nothing if the inventory does not know it."""
-        return self.repositories.get(path, NOTHING)
+        return self.repositories.get(path, _NOTHING)
 
     def digest(self) -> Digest:
         """Identity of all content: equal for two places if and only if they hold the same."""
@@ -120,34 +173,38 @@ class Inventory:
 
     def manifests_document(self) -> dict[str, Any]:
         """The table of manifests that all repositories share."""
-        return {str(digest): node_document(node) for digest, node in self.manifest_nodes().items()}
+        return dict(self._manifests())
 
     def repositories_document(self) -> dict[str, Any]:
         """What each repository holds; its manifests by digest only."""
-        return {
-            path: content_document(content)
-            for path, content in sorted(self.repositories.items())
-            if content
-        }
+        return dict(self._contents())
 
     def to_json(self) -> bytes:
         """The one canonical serialisation: UTF-8, keys sorted, no white space."""
         return b"".join(self._pieces())
 
     def _pieces(self) -> Iterator[bytes]:
-        """That, a manifest or a repository at a time: as a whole it takes several times its size
-        while it is made."""
+        """The serialisation, one manifest or repository at a time, to bound its memory."""
         yield b'{"manifests":{'
-        yield from members(
-            (str(digest), node_document(node)) for digest, node in self.manifest_nodes().items()
-        )
+        yield from _members(self._manifests())
         yield b'},"repositories":{'
-        yield from members(
-            (path, content_document(content))
-            for path, content in sorted(self.repositories.items())
-            if content
-        )
+        yield from _members(self._contents())
         yield b'},"schemaVersion":%d}' % SCHEMA_VERSION
+
+    def _manifests(self) -> Iterator[tuple[str, Any]]:
+        return ((str(d), _node_document(node)) for d, node in self.manifest_nodes().items())
+
+    def _contents(self) -> Iterator[tuple[str, Any]]:
+        for path, content in sorted(self.repositories.items()):
+            if content:
+                yield (
+                    path,
+                    {
+                        "blobs": {str(d): size for d, size in sorted(content.blobs.items())},
+                        "manifests": [str(d) for d in sorted(content.manifests)],
+                        "tags": {tag: str(d) for tag, d in sorted(content.tags.items())},
+                    },
+                )
 
     @classmethod
     def from_document(cls, document: Any) -> Inventory:
@@ -155,41 +212,150 @@ class Inventory:
 
         Raises:
             DamagedBundleError: the document is not an inventory.
-            InputError: it is one of a newer schema.
+            InputError: its schema is newer than this program.
         """
-        try:
+        with _reading():
             version = document["schemaVersion"]
             if version != SCHEMA_VERSION:
                 raise InputError(
                     f"the inventory has schema version {version}; this release of mirror reads "
                     f"version {SCHEMA_VERSION}: use a newer one"
                 )
-            return cls.from_tables(document["manifests"], document["repositories"])
-        except (KeyError, TypeError) as err:
-            raise DamagedBundleError(f"this is not an inventory: {reason(err)}") from err
-
-    @classmethod
-    def from_tables(
-        cls, manifests: Mapping[str, Any], repositories: Mapping[str, Any]
-    ) -> Inventory:
-        """Read what `manifests_document` and `repositories_document` wrote.
-
-        Raises:
-            DamagedBundleError: these are other things.
-        """
-        return cls.from_nodes(read_nodes(manifests), repositories)
+            return cls.from_nodes(read_nodes(document["manifests"]), document["repositories"])
 
     @classmethod
     def from_nodes(
         cls, nodes: Mapping[Digest, ManifestNode], repositories: Mapping[str, Any]
     ) -> Inventory:
-        """The same where several inventories share one table of manifests, read by `read_nodes`.
+        """Read what `repositories_document` wrote; `nodes` come from `read_nodes`.
+
+        Several inventories may share one table of manifests.
 
         Raises:
             DamagedBundleError: `repositories` is something else.
         """
-        contents = read_contents(nodes, repositories)
+        with _reading():
+            contents = {
+                path_of(path): RepositoryContent(
+                    tags={tag_of(t): Digest.parse(d) for t, d in value["tags"].items()},
+                    manifests={(d := Digest.parse(text)): nodes[d] for text in value["manifests"]},
+                    blobs={Digest.parse(d): _size(size) for d, size in value["blobs"].items()},
+                )
+                for path, value in repositories.items()
+            }
         return cls({path: content for path, content in contents.items() if content})
+
+
+# -- documents -------------------------------------------------------------------------------------
+
+
+def canonical_json(document: Any) -> bytes:
+    """The one serialisation of our own documents: UTF-8, keys sorted, no white space."""
+    return json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+
+
+def _members(documents: Iterator[tuple[str, Any]]) -> Iterator[bytes]:
+    """The inside of a JSON object, member by member."""
+    for number, (key, document) in enumerate(documents):
+        yield (b"," if number else b"") + canonical_json(key) + b":" + canonical_json(document)
+
+
+def _node_document(node: ManifestNode) -> dict[str, Any]:
+    document: dict[str, Any] = {
+        "mediaType": node.descriptor.media_type,
+        "size": node.descriptor.size,
+    }
+    if node.artifact_type is not None:
+        document["artifactType"] = node.artifact_type
+    for key, descriptors in (("blobs", node.blobs), ("children", node.children)):
+        if descriptors:
+            document[key] = [[d.media_type, str(d.digest), d.size] for d in descriptors]
+    return document
+
+
+def read_nodes(manifests: Mapping[str, Any]) -> dict[Digest, ManifestNode]:
+    """Read what `Inventory.manifests_document` wrote.
+
+    Raises:
+        DamagedBundleError: it is something else.
+    """
+    with _reading():
+        nodes = {
+            (digest := Digest.parse(text)): _node(digest, value)
+            for text, value in manifests.items()
+        }
+        # No bytes have such digests; walks of the graph rely on coming to an end.
+        TopologicalSorter(
+            {digest: [c.digest for c in node.children] for digest, node in nodes.items()}
+        ).prepare()
+        return nodes
+
+
+def _node(digest: Digest, document: Mapping[str, Any]) -> ManifestNode:
+    def descriptors(key: str) -> tuple[Descriptor, ...]:
+        return tuple(
+            Descriptor(text_of(media_type), Digest.parse(text), _size(size))
+            for media_type, text, size in document.get(key, ())
+        )
+
+    artifact_type = document.get("artifactType")
+    return ManifestNode(
+        Descriptor(text_of(document["mediaType"]), digest, _size(document["size"])),
+        descriptors("blobs"),
+        descriptors("children"),
+        None if artifact_type is None else text_of(artifact_type),
+    )
+
+
+@contextmanager
+def _reading() -> Iterator[None]:
+    """Turn every error about a malformed document into DamagedBundleError."""
+    try:
+        yield
+    except (
+        KeyError,
+        TypeError,
+        ValueError,
+        AttributeError,
+        InvalidDigestError,
+        InvalidReferenceError,
+    ) as err:
+        problem = str(err)
+        if isinstance(err, KeyError):
+            problem = f"no {err.args[0]}"
+        elif isinstance(err, CycleError):
+            problem = f"manifest {err.args[1][0]} lies below itself"
+        raise DamagedBundleError(f"this is not an inventory: {problem}") from err
+
+
+def path_of(path: str) -> str:
+    """Return a valid repository path; raises what `check_repository` raises."""
+    if path:
+        check_repository(path)
+    return path
+
+
+def tag_of(tag: str) -> str:
+    """Return a valid tag; raises what `check_tag` raises."""
+    check_tag(tag)
+    return tag
+
+
+def text_of(value: Any) -> str:
+    """Return a text that UTF-8 can encode; raises ValueError for anything else."""
+    if not isinstance(value, str):
+        raise ValueError(f"{value!r:.50} is not a text")
+    value.encode()  # JSON can spell what UTF-8 cannot
+    return value
+
+
+def _size(value: Any) -> int:
+    if type(value) is not int or value < 0:
+        raise ValueError(f"{value!r:.50} is not a size in bytes")
+    return value
+
+
+# -- making them -----------------------------------------------------------------------------------
 
 
 def union(inventories: Iterable[Inventory]) -> Inventory:
@@ -210,22 +376,22 @@ def size_conflict(
     )
 
 
+_Parts = tuple[dict[str, Digest], dict[Digest, ManifestNode], dict[Digest, int]]
+"""Tags, manifests and blobs of one repository."""
+
+
 class InventoryBuilder:
     """Collects an inventory piece by piece. Not thread-safe."""
 
     def __init__(self) -> None:
-        self._repositories: dict[
-            str, tuple[dict[str, Digest], dict[Digest, ManifestNode], dict[Digest, int]]
-        ] = {}
+        self._repositories: dict[str, _Parts] = {}
 
-    def _content(
-        self, path: str
-    ) -> tuple[dict[str, Digest], dict[Digest, ManifestNode], dict[Digest, int]]:
+    def _parts(self, path: str) -> _Parts:
         return self._repositories.setdefault(path, ({}, {}, {}))
 
     def add_tag(self, repository: str, tag: str, digest: Digest) -> None:
         """Let `repository:tag` name `digest`."""
-        self._content(repository)[0][tag] = digest
+        self._parts(repository)[0][tag] = digest
 
     def add_manifest(self, repository: str, node: ManifestNode, *, closed: bool = True) -> None:
         """Add a manifest to `repository` and, if `closed`, the blobs that it needs.
@@ -234,7 +400,7 @@ class InventoryBuilder:
             InvalidManifestError: another manifest there gives another size for one of these blobs;
                 nothing of this one was added.
         """
-        _, manifests, blobs = self._content(repository)
+        _, manifests, blobs = self._parts(repository)
         fresh: dict[Digest, int] = {}
         for blob in node.blobs if closed else ():
             known = blobs.get(blob.digest, fresh.setdefault(blob.digest, blob.size))
@@ -245,12 +411,12 @@ class InventoryBuilder:
 
     def add_blob(self, repository: str, digest: Digest, size: int) -> None:
         """Add a blob of `size` bytes to `repository`."""
-        self._content(repository)[2][digest] = size
+        self._parts(repository)[2][digest] = size
 
     def add_inventory(self, inventory: Inventory) -> None:
         """Add everything in `inventory`."""
         for path, content in inventory.repositories.items():
-            tags, manifests, blobs = self._content(path)
+            tags, manifests, blobs = self._parts(path)
             tags.update(content.tags)
             manifests.update(content.manifests)
             blobs.update(content.blobs)

@@ -21,8 +21,7 @@ from mirror.errors import (
 )
 from mirror.layout import is_digest_tag
 from mirror.oci import Digest
-from mirror.sync.inventory import Inventory, InventoryBuilder, size_conflict
-from mirror.sync.repository_content import RepositoryContent
+from mirror.sync.inventory import Inventory, InventoryBuilder, RepositoryContent, size_conflict
 
 
 class Depth(IntEnum):

@@ -17,11 +17,9 @@ from mirror.events import BlobDone, BytesMoved, OnEvent, TransferStarted
 from mirror.events import ignore as ignore_events
 from mirror.oci import Digest, Verifier
 from mirror.registry import RegistryReader
-from mirror.run import Run
-from mirror.sync.inventory import Inventory, InventoryBuilder
+from mirror.run import PerItemErrors, Run
+from mirror.sync.inventory import Inventory, InventoryBuilder, RepositoryContent
 from mirror.sync.observation import Depth, Item, Observation, items_of
-from mirror.sync.repository_content import RepositoryContent
-from mirror.sync.workers import PerItemErrors
 
 
 class Place(Protocol):
@@ -76,7 +74,7 @@ class _Look:
 
     def __init__(self, place: Place, wanted: Inventory, depth: Depth, run: Run) -> None:
         self._place, self._wanted, self._depth, self._run = place, wanted, depth, run
-        self._questions = PerItemErrors(place.client, run)
+        self._questions = PerItemErrors(place.client.ping, run)
         self._held = InventoryBuilder()
         self.listed: dict[str, frozenset[str]] = {}
         self._unclear: dict[Item, MirrorError] = {}

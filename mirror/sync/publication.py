@@ -25,9 +25,8 @@ from mirror.layout import publication_stage
 from mirror.oci import Digest
 from mirror.run import Run
 from mirror.sync.content import Source, Target
-from mirror.sync.difference import Tags, differing, laid_over, tags_of, tags_only
 from mirror.sync.inventory import Inventory
-from mirror.sync.plan import Plan, PutTag, make_plan
+from mirror.sync.plan import Plan, PutTag, Tags, differing, laid_over, make_plan, tags_of, tags_only
 from mirror.sync.publication_state import (
     LATEST,
     PENDING,

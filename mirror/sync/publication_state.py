@@ -25,8 +25,8 @@ from mirror.errors import (
     StatementError,
 )
 from mirror.oci import Digest
-from mirror.sync.difference import Tags, tags_of, unaccounted
 from mirror.sync.inventory import Inventory
+from mirror.sync.plan import Tags, tags_of, unaccounted
 from mirror.sync.statement import REPOSITORY, Artifact, Statement, following, layer_of, succeed
 from mirror.sync.tree import RegistryTree
 

@@ -25,14 +25,12 @@ from mirror.errors import (
 from mirror.events import Warned
 from mirror.layout import publication_stage
 from mirror.oci import Digest
-from mirror.run import Run
-from mirror.sync.inventory import Inventory
+from mirror.run import Run, for_each
+from mirror.sync.inventory import Inventory, RepositoryContent
 from mirror.sync.observation import Failure
 from mirror.sync.plan import PutTag, TagStage
-from mirror.sync.repository_content import RepositoryContent
 from mirror.sync.statement import REPOSITORY, make_artifact, put_artifact
 from mirror.sync.tree import RegistryTree
-from mirror.sync.workers import for_each
 
 Item = TypeVar("Item")
 Drop = TypeVar("Drop", bound="DropTag | DropManifest")

@@ -26,7 +26,7 @@ from mirror.errors import (
 )
 from mirror.events import BytesMoved
 from mirror.oci import Digest, Manifest, Verifier
-from mirror.run import Run
+from mirror.run import PerItemErrors, Run
 from mirror.sync.failover import BlobContent, FailoverSource
 from mirror.sync.inventory import Inventory
 from mirror.sync.observation import Failure, Finding, Item, speaks_of_damage
@@ -34,7 +34,6 @@ from mirror.sync.observe import read_blob, read_manifest
 from mirror.sync.plan import CopyBlob
 from mirror.sync.transfer import copy_blob
 from mirror.sync.tree import RegistryTarget
-from mirror.sync.workers import PerItemErrors
 
 _log = logging.getLogger(__name__)
 
@@ -74,7 +73,7 @@ class Repairer:
                 error,
             )
 
-        outcomes = PerItemErrors(self._place.client, self._run).ask_all(found, mend)
+        outcomes = PerItemErrors(self._place.client.ping, self._run).ask_all(found, mend)
         healed, failures = [], []
         for (digest, path, _), outcome in zip(found, outcomes, strict=True):
             if outcome is None:

@@ -15,7 +15,6 @@ import re
 from collections.abc import Generator, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from importlib import metadata
 from typing import Any
 
 from mirror.documents import parse_json
@@ -27,18 +26,17 @@ from mirror.errors import (
     StatementError,
 )
 from mirror.oci import Descriptor, Digest, Manifest
-from mirror.oci.manifest import descriptor_json
-from mirror.oci.media_types import OCI_EMPTY, OCI_MANIFEST
+from mirror.oci.manifest import OCI_EMPTY, OCI_MANIFEST, descriptor_json
 from mirror.registry import RegistryWriter
-from mirror.sync.difference import Tags, tags_of
-from mirror.sync.inventory import Inventory
-from mirror.sync.repository_content import (
+from mirror.sync.inventory import (
+    Inventory,
     RepositoryContent,
     canonical_json,
     path_of,
     tag_of,
     text_of,
 )
+from mirror.sync.plan import Tags, tags_of
 
 SCHEMA_VERSION = 1
 
@@ -162,11 +160,6 @@ class Statement:
                 INVENTORY: str(self.inventory.digest()),
             },
         )
-
-
-def tool_name() -> str:
-    """What this program calls itself in what it writes: `mirror <version>`."""
-    return f"mirror {metadata.version('mirror')}"
 
 
 def generation_of(manifest: Manifest) -> int | None:

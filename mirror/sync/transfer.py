@@ -25,13 +25,11 @@ from mirror.events import (
     Warned,
 )
 from mirror.oci import Digest, Manifest
-from mirror.run import Run
+from mirror.run import PerItemErrors, Run, for_each
 from mirror.sync.content import Source, Target
 from mirror.sync.failover import BlobContent, FailoverSource
-from mirror.sync.inventory import Inventory, InventoryBuilder
+from mirror.sync.inventory import Inventory, InventoryBuilder, ManifestNode
 from mirror.sync.plan import CopyBlob, Plan, PutManifest, PutTag, make_plan
-from mirror.sync.repository_content import ManifestNode
-from mirror.sync.workers import PerItemErrors, for_each
 
 _log = logging.getLogger(__name__)
 

@@ -15,13 +15,12 @@ from mirror.events import Warned
 from mirror.layout import MODULES, join_path, with_modules_suffix
 from mirror.oci import Digest, Manifest, Repository
 from mirror.registry import OpenUpload, RegistryReader, RegistryWriter, UploadJournal
-from mirror.run import Run
+from mirror.run import Run, gather
 from mirror.sync.failover import BlobContent
 from mirror.sync.inventory import Inventory
 from mirror.sync.observation import Depth
 from mirror.sync.observe import listed_tags, observe
 from mirror.sync.plan import CopyBlob, Plan, places_written
-from mirror.sync.workers import gather
 
 
 @dataclass(frozen=True, slots=True)

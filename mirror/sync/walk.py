@@ -13,13 +13,11 @@ from dataclasses import dataclass, field, replace
 
 from mirror.errors import MirrorError, RegistryNotFoundError
 from mirror.oci import Digest
-from mirror.run import Run
-from mirror.sync.inventory import Inventory, InventoryBuilder
+from mirror.run import PerItemErrors, Run
+from mirror.sync.inventory import Inventory, InventoryBuilder, ManifestNode
 from mirror.sync.observation import Item, Observation
 from mirror.sync.observe import listed_tags
-from mirror.sync.repository_content import ManifestNode
 from mirror.sync.tree import RegistrySource
-from mirror.sync.workers import PerItemErrors
 
 _Held = tuple[str, Digest]
 """A manifest in a repository."""
@@ -97,7 +95,7 @@ class _Walker:
         self._source, self._client = source, source.client
         self._known, self._only, self._memory = known, only, memory
         self._seen = memory.seen if memory is not None else _Seen()
-        self._questions = PerItemErrors(source.client, run)
+        self._questions = PerItemErrors(source.client.ping, run)
         self._nodes = known.manifest_nodes()
         self._nodes.update((node.descriptor.digest, node) for node in self._seen.there.values())
         self._has_referrers = self._seen.has_referrers

@@ -10,10 +10,9 @@ from typing import Any
 
 from mirror.errors import MirrorError, NotFoundError, UnreachableError
 from mirror.oci import Digest
-from mirror.operations.adopt import adopt, may_move
-from mirror.operations.leader import Leader, LeaderAudit, choose_leader
-from mirror.operations.results import Outcome, ReplicaResult, SyncOptions
-from mirror.operations.sync import sync_replicas
+from mirror.operations.leader import Leader, adopt, choose_leader, may_move
+from mirror.operations.replicate import Outcome, ReplicaResult, SyncOptions
+from mirror.operations.sync import LeaderAudit, sync_replicas
 from mirror.operations.trees import ask_at_once
 from mirror.run import Run
 from mirror.sync import Inventory

@@ -23,9 +23,9 @@ from hypothesis import strategies as st
 from mirror.bundle.compress import Compression, Compressor
 from mirror.bundle.files import PartedReader, ReadAt
 from mirror.bundle.follow import SHA256
-from mirror.bundle.format import PARTIAL_SUFFIX
+from mirror.bundle.format import FRAME, PARTIAL_SUFFIX, compressed_bound
 from mirror.bundle.reader import BundleReader
-from mirror.bundle.seekable import FRAME, MAX_FRAME, Forward, SeekableFile, bound
+from mirror.bundle.seekable import MAX_FRAME, Forward, SeekableFile
 from mirror.bundle.verify import BundleReport, verify_bundle
 from mirror.bundle.writer import BundleWriter, Packing
 from mirror.errors import DamagedBundleError, InputError, NoSpaceError
@@ -165,7 +165,7 @@ def test_decompressing_undoes_compressing(
     assert b"".join(path.read_bytes() for path in paths) == b"".join(
         path.read_bytes() for path in sorted(squeezed_again(folder, data, threads=1).iterdir())
     )
-    assert made.size == sum(path.stat().st_size for path in paths) <= bound(len(data))
+    assert made.size == sum(path.stat().st_size for path in paths) <= compressed_bound(len(data))
     if part_size:
         assert {path.stat().st_size for path in paths[:-1]} <= {part_size}
     for path, done in zip(paths, made.files, strict=True):

@@ -17,7 +17,7 @@ from mirror.bundle.format import REF_NAME, SHORT_TAG
 from mirror.bundle.reader import BundleReader
 from mirror.errors import DamagedBundleError
 from mirror.oci import Digest
-from mirror.oci import media_types as types
+from mirror.oci import manifest as types
 from mirror.oci.manifest import MAX_MANIFEST_BYTES
 from mirror.run import Run
 from mirror.sync import Finding, Inventory, MemoryStore, make_plan, transfer, union

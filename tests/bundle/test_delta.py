@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mirror.bundle.delta import EVERYTHING, Carriage, against
+from mirror.bundle.archive import COMPLETE, Coverage, against
 from mirror.bundle.reader import BundleReader, read_inventory
 from mirror.bundle.seal import Seal
 from mirror.bundle.staging import JOURNAL, Journal
@@ -61,7 +61,7 @@ def load(folder: Path, registry: EmbeddedRegistry) -> int:
 def delta(tmp_path: Path) -> tuple[MemoryStore, MemoryStore, Path]:
     before, after = before_and_after()
     wanted = after.inventory()
-    pack(after, wanted, tmp_path / "delta", carriage=against(before.inventory(), wanted))
+    pack(after, wanted, tmp_path / "delta", coverage=against(before.inventory(), wanted))
     return before, after, tmp_path / "delta"
 
 
@@ -89,7 +89,7 @@ def test_a_delta_answers_for_what_it_carries_and_speaks_of_all(
 
 def test_a_deduplicated_bundle_answers_for_every_layout(tmp_path: Path) -> None:
     store = sample_store()
-    seal = pack(store, store.inventory(), tmp_path, carriage=Carriage(once=True))
+    seal = pack(store, store.inventory(), tmp_path, coverage=Coverage(once=True))
     with BundleReader([tmp_path]) as reader:
         assert reader.inventory() == store.inventory()
         for path, content in store.inventory().repositories.items():
@@ -110,8 +110,8 @@ def test_a_delta_comes_in_parts_too(
 ) -> None:
     before, after, whole = delta
     wanted, folder = after.inventory(), tmp_path / "parts"
-    carriage = against(before.inventory(), wanted)
-    pack(after, wanted, folder, carriage=carriage, part_size=part_size)
+    coverage = against(before.inventory(), wanted)
+    pack(after, wanted, folder, coverage=coverage, part_size=part_size)
     for archive in whole.glob("*.tar"):
         parts = sorted(folder.glob(f"{archive.name}.*.chunk"))
         assert b"".join(part.read_bytes() for part in parts) == archive.read_bytes()
@@ -130,7 +130,7 @@ def test_a_pull_that_gets_another_base_keeps_what_it_has(tmp_path: Path) -> None
             writer.put_blob(step, _content(after, step.source, step.digest, step.size))
     # Now as a delta: nothing has to come from the source again.
     delta = full.carried_as(against(before.inventory(), wanted))
-    pack(after, wanted, tmp_path / "clean", carriage=delta.carriage)
+    pack(after, wanted, tmp_path / "clean", coverage=delta.coverage)
     with BundleWriter(tmp_path / "new", delta) as writer:
         plan = make_plan(delta.carried, writer.held(delta.carried))
         for step in plan.blobs:
@@ -147,8 +147,8 @@ def test_a_delta_without_any_content_is_completed_after_its_very_end_was_cut_off
 ) -> None:
     before, _ = before_and_after()
     wanted, folder = before.inventory(), tmp_path / "delta"
-    carriage = against(wanted, wanted)
-    seal = pack(before, wanted, tmp_path / "whole", carriage=carriage)
+    coverage = against(wanted, wanted)
+    seal = pack(before, wanted, tmp_path / "whole", coverage=coverage)
     assert seal.carried.blob_sizes() == {}
     with pytest.MonkeyPatch.context() as patch, BundleWriter(folder, seal) as writer:
         # Archives have their names by then, and the seal has not.
@@ -160,7 +160,7 @@ def test_a_delta_without_any_content_is_completed_after_its_very_end_was_cut_off
             writer.finish()
     assert (folder / "platform.tar").exists()
     assert not (folder / "inventory.json").exists()
-    pack(before, wanted, folder, carriage=carriage)
+    pack(before, wanted, folder, coverage=coverage)
     assert _files(folder) == _files(tmp_path / "whole")
 
 
@@ -226,7 +226,7 @@ def test_a_layer_that_is_held_in_an_unwanted_repository_is_found_there(
     put_image(before, "modules/given-up", "v1", layers=(LAYER,))
     put_image(after, "modules/console", "v1", layers=(LAYER, b"new"))
     wanted = after.inventory()
-    pack(after, wanted, tmp_path, carriage=against(before.inventory(), wanted))
+    pack(after, wanted, tmp_path, coverage=against(before.inventory(), wanted))
     fill(before, embedded_registry)
     assert load(tmp_path, embedded_registry) < len(LAYER)
     assert embedded_registry.requests.count("POST", "from=dkp%2Fee%2Fmodules%2Fgiven-up") == 2
@@ -263,9 +263,9 @@ def test_bases_and_deltas_merge_into_what_a_complete_pull_makes(
     wanted = [store.inventory() for store in (older, newer, newest)]
     with TemporaryDirectory() as name:
         folder = Path(name)
-        pack(older, wanted[0], folder / "base", carriage=Carriage(once=once))
-        pack(newer, wanted[1], folder / "one", carriage=against(wanted[0], wanted[1], once=once))
-        pack(newest, wanted[2], folder / "two", carriage=against(wanted[1], wanted[2]))
+        pack(older, wanted[0], folder / "base", coverage=Coverage(once=once))
+        pack(newer, wanted[1], folder / "one", coverage=against(wanted[0], wanted[1], once=once))
+        pack(newest, wanted[2], folder / "two", coverage=against(wanted[1], wanted[2]))
         pack(newest, wanted[2], folder / "all")
         names = ("base", "one", "two")
         readers = [BundleReader([folder / one]) for one in names]
@@ -282,8 +282,8 @@ def test_a_delta_may_lead_back_to_what_was_before(tmp_path: Path) -> None:
     before, after = before_and_after()
     old, new = before.inventory(), after.inventory()
     pack(before, old, tmp_path / "base")
-    pack(after, new, tmp_path / "forth", carriage=against(old, new))
-    pack(before, old, tmp_path / "back", carriage=against(new, old))
+    pack(after, new, tmp_path / "forth", coverage=against(old, new))
+    pack(before, old, tmp_path / "back", coverage=against(new, old))
     with ExitStack() as opened:
         names = ("base", "forth", "back")
         readers = [opened.enter_context(BundleReader([tmp_path / one])) for one in names]
@@ -294,7 +294,7 @@ def test_a_delta_may_lead_back_to_what_was_before(tmp_path: Path) -> None:
 def test_what_is_in_no_bundle_is_named(tmp_path: Path) -> None:
     before, after = before_and_after()
     wanted = after.inventory()
-    pack(after, wanted, tmp_path / "delta", carriage=against(before.inventory(), wanted))
+    pack(after, wanted, tmp_path / "delta", coverage=against(before.inventory(), wanted))
     with (
         BundleReader([tmp_path / "delta"]) as reader,
         pytest.raises(MissingBaseError, match="no base was named; name the base in front") as told,
@@ -309,7 +309,7 @@ def test_a_bundle_without_a_seal_may_be_the_base_and_not_the_end(tmp_path: Path)
     wanted = after.inventory()
     pack(before, before.inventory(), tmp_path / "base")
     (tmp_path / "base" / "inventory.json").unlink()
-    pack(after, wanted, tmp_path / "delta", carriage=against(before.inventory(), wanted))
+    pack(after, wanted, tmp_path / "delta", coverage=against(before.inventory(), wanted))
     pack(after, wanted, tmp_path / "all")
     with BundleReader([tmp_path / "base"]) as base, BundleReader([tmp_path / "delta"]) as delta:
         merge([base, delta], tmp_path / "out")
@@ -322,9 +322,9 @@ def test_an_interrupted_merge_is_completed_by_the_next(tmp_path: Path) -> None:
     before, after = before_and_after()
     wanted = after.inventory()
     pack(before, before.inventory(), tmp_path / "base")
-    seal = pack(after, wanted, tmp_path / "delta", carriage=against(before.inventory(), wanted))
+    seal = pack(after, wanted, tmp_path / "delta", coverage=against(before.inventory(), wanted))
     pack(after, wanted, tmp_path / "all")
-    complete = seal.carried_as(EVERYTHING)
+    complete = seal.carried_as(COMPLETE)
     with BundleWriter(tmp_path / "out", complete) as writer:
         step = make_plan(wanted, writer.held(wanted)).blobs[0]
         writer.put_blob(step, _content(after, step.source, step.digest, step.size))

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mirror.bundle.delta import (
-    EVERYTHING,
-    Carriage,
+from mirror.bundle.archive import (
+    COMPLETE,
+    Coverage,
     against,
     left_out,
     missing_findings,
@@ -49,10 +49,10 @@ def parts_of(wanted: Inventory) -> dict[str, Inventory]:
     return {**parts, "package-versions.tar": described} if described.repositories else parts
 
 
-def sealed(wanted: Inventory, carriage: Carriage) -> Seal:
+def sealed(wanted: Inventory, coverage: Coverage) -> Seal:
     parts = parts_of(wanted)
     named = {name: origins(part) for name, part in parts.items()}
-    return Seal.over(lay_out_all(parts, named, carriage), {}, "mirror 0.test", None, carriage)
+    return Seal.over(lay_out_all(parts, named, coverage), {}, "mirror 0.test", None, coverage)
 
 
 def pieces(inventory: Inventory) -> set[tuple[str, str, Digest]]:
@@ -72,7 +72,7 @@ def test_what_a_delta_needs_and_what_it_carries_are_all_that_is_wanted(
 ) -> None:
     wanted, base = case
     seal = sealed(wanted, against(base, wanted, once=once))
-    needed, carried = pieces(seal.carriage.needed), pieces(seal.carried)
+    needed, carried = pieces(seal.coverage.needed), pieces(seal.carried)
     anywhere = {digest for _, kind, digest in needed | carried if kind == "blob"}
     for path, kind, digest in pieces(wanted):
         if kind == "manifest":
@@ -114,7 +114,7 @@ def test_where_the_needed_is_held_only_what_is_carried_is_read_from_the_bundle(
 ) -> None:
     wanted, base = case
     seal = sealed(wanted, against(base, wanted, once=once))
-    held = seal.carriage.needed
+    held = seal.coverage.needed
     assert missing_findings(wanted, held, held, "there") == ()
     plan = make_plan(wanted, held)
     there = seal.carried.blob_sizes()
@@ -142,7 +142,7 @@ def test_each_missing_piece_of_the_base_is_told(
 
 @given(inventories())
 def test_deduplicated_each_blob_lies_in_one_layout(wanted: Inventory) -> None:
-    seal = sealed(wanted, Carriage(once=True))
+    seal = sealed(wanted, Coverage(once=True))
     copies = Counter(
         entry.digest
         for archive in seal.archives.values()
@@ -153,7 +153,7 @@ def test_deduplicated_each_blob_lies_in_one_layout(wanted: Inventory) -> None:
     assert set(copies.values()) <= {1}
     assert seal.carried.blob_sizes() == wanted.blob_sizes()
     assert seal.carried.manifest_nodes() == wanted.manifest_nodes()
-    plain = sealed(wanted, EVERYTHING)
+    plain = sealed(wanted, COMPLETE)
     saved = seal.omissions.repeats
     assert saved is not None
     blocks = sum(one.size for one in plain.archives.values()) - sum(
@@ -165,8 +165,8 @@ def test_deduplicated_each_blob_lies_in_one_layout(wanted: Inventory) -> None:
 @given(inventories())
 def test_an_ordinary_bundle_leaves_nothing_out(wanted: Inventory) -> None:
     parts = parts_of(wanted)
-    assert not any(left.repositories for left in left_out(parts, EVERYTHING).values())
-    assert sealed(wanted, EVERYTHING).carried == wanted
+    assert not any(left.repositories for left in left_out(parts, COMPLETE).values())
+    assert sealed(wanted, COMPLETE).carried == wanted
 
 
 @given(bases(), st.booleans())
@@ -179,8 +179,8 @@ def test_a_seal_is_read_back_as_it_was_written(
     assert again == seal
     assert again.to_json() == seal.to_json()
     # Carried in full it is the seal that the complete bundle has.
-    assert again.carried_as(EVERYTHING) == sealed(wanted, EVERYTHING)
-    assert again.carried_as(EVERYTHING).to_json() == sealed(wanted, EVERYTHING).to_json()
+    assert again.carried_as(COMPLETE) == sealed(wanted, COMPLETE)
+    assert again.carried_as(COMPLETE).to_json() == sealed(wanted, COMPLETE).to_json()
 
 
 @given(bases())
@@ -207,8 +207,8 @@ def test_a_manifest_that_the_base_has_in_another_repository_is_carried() -> None
     seal = sealed(wanted, against(base, wanted))
     assert seal.carried.blob_sizes() == {}
     assert len(seal.carried.manifest_nodes()) == 1
-    assert list(seal.carriage.needed.repositories) == ["install"]
-    assert seal.carriage.needed.blob_sizes() == wanted.blob_sizes()
+    assert list(seal.coverage.needed.repositories) == ["install"]
+    assert seal.coverage.needed.blob_sizes() == wanted.blob_sizes()
 
 
 def test_a_blob_that_is_held_at_another_size_counts_as_absent() -> None:
@@ -219,8 +219,8 @@ def test_a_blob_that_is_held_at_another_size_counts_as_absent() -> None:
 
 
 def test_of_a_base_that_shares_nothing_a_complete_bundle_is_made() -> None:
-    carriage = against(holding("install", 1), holding("install", 2))
-    assert carriage == EVERYTHING
+    coverage = against(holding("install", 1), holding("install", 2))
+    assert coverage == COMPLETE
 
 
 def test_layouts_of_a_delta_name_all_tags_also_those_of_what_is_left_out() -> None:
@@ -233,7 +233,7 @@ def test_layouts_of_a_delta_name_all_tags_also_those_of_what_is_left_out() -> No
 
 
 def test_a_seal_of_a_complete_bundle_has_no_trace_of_any_of_this() -> None:
-    text = sealed(holding("install", 1), EVERYTHING).to_json()
+    text = sealed(holding("install", 1), COMPLETE).to_json()
     assert b'"schemaVersion":1' in text
     assert b'"base"' not in text
     assert b'"dedupe"' not in text

@@ -11,7 +11,7 @@ import pytest
 from mirror.bundle.inspect import BundleInsight, insight
 from mirror.bundle.report import html
 from mirror.oci import Descriptor, Digest
-from mirror.oci import media_types as types
+from mirror.oci import manifest as types
 from mirror.sync import Inventory, InventoryBuilder, ManifestNode
 from tests.support.tools import require_tool
 

@@ -95,7 +95,7 @@ class Counting:
 def pull(source: Counting, folder: Path, seal: Seal = SEAL, *, jobs: int = 1) -> Plan:
     """What a pull does with a plan; return what it had to carry.
 
-    As `mirror.operations.pack`, it goes on once without what an earlier run had written wrongly.
+    Like `operations.pull.pack`, it goes on once without what an earlier run had written wrongly.
     """
     try:
         return pull_once(source, folder, seal, jobs=jobs)

@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mirror.bundle.seal import CARRIAGE_SCHEMA_VERSION, Seal
+from mirror.bundle.seal import PARTIAL_SCHEMA_VERSION, Seal
 from mirror.errors import DamagedBundleError, InputError
 from mirror.oci import Digest
 from mirror.sync import Inventory
-from mirror.sync.repository_content import canonical_json
+from mirror.sync.inventory import canonical_json
 from tests.support.bundles import archives_of, seal_of
 from tests.support.inventories import inventories, sample_store
 
@@ -180,7 +180,7 @@ def test_nesting_without_end_is_no_seal() -> None:
 
 
 def test_a_seal_of_a_newer_release_says_so() -> None:
-    newer = {**json.loads(SEALED), "schemaVersion": CARRIAGE_SCHEMA_VERSION + 1}
+    newer = {**json.loads(SEALED), "schemaVersion": PARTIAL_SCHEMA_VERSION + 1}
     with pytest.raises(InputError, match=r"schema version 3; .* versions 1 and 2: use a newer one"):
         Seal.from_json(resealed(newer))
 

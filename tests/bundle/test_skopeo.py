@@ -11,7 +11,7 @@ import pytest
 from examples.release_tree.images import AMD64, ARM64, image, index, layer
 from mirror.bundle.format import REF_NAME
 from mirror.oci import Digest
-from mirror.oci.media_types import DOCKER_MANIFEST
+from mirror.oci.manifest import DOCKER_MANIFEST
 from mirror.sync import MemoryStore
 from tests.support.bundles import ORIGIN, pack_store
 from tests.support.skopeo import SkopeoError, run_skopeo, skopeo_copy, skopeo_inspect

@@ -20,7 +20,7 @@ from mirror.modes.constants import LOGICAL_BASE, LOGICAL_PATH, REGISTRY_PORT
 from mirror.modes.routes import Plane
 from mirror.modes.settings import RegistrySettings
 from mirror.nodeconfig.cluster import load_access
-from mirror.operations.compare import verify_registry
+from mirror.operations.compare import verify
 from mirror.operations.pull import plan_pull
 from mirror.operations.push import push
 from mirror.release.selection import Selection
@@ -283,7 +283,7 @@ def test_the_library_takes_the_client_of_a_cluster_where_it_takes_one_of_a_regis
         connect(local, access=where, plane=Plane.API) as client,
         BundleReader([bundle]) as reader,
     ):
-        assert not verify_registry(reader, RegistryTree(client, client.root), deep=True).findings
+        assert not verify(reader, against=RegistryTree(client, client.root), deep=True).findings
         storage = stand.registry.storage
         assert isinstance(storage, MemoryStorage)
         storage.delete_tag(f"{LOGICAL_PATH}/install", "v1.70.0")

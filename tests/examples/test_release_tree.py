@@ -19,7 +19,7 @@ import zstandard
 from examples.release_tree import CHANNELS, LARGE, SMALL, ReleaseTree, TreeSpec, build, spread
 from examples.release_tree.images import image, layer
 from mirror.oci import Descriptor, Digest, Manifest
-from mirror.oci import media_types as types
+from mirror.oci import manifest as types
 from mirror.oci.layers import LayerOpener, read_files
 from mirror.sync.content import MemoryStore
 

@@ -16,10 +16,10 @@ from mirror.bundle.reader import BundleReader
 from mirror.errors import CancelledError, DeadlineError, StalledError
 from mirror.job import Job, start
 from mirror.oci import Repository
-from mirror.operations.compare import status, verify_registry
+from mirror.operations.compare import status, verify
 from mirror.operations.pull import pull
 from mirror.operations.push import push
-from mirror.operations.results import Outcome
+from mirror.operations.replicate import Outcome
 from mirror.operations.sync import sync_replicas
 from mirror.registry import ConnectionOptions, RegistryClient, RegistryReader
 from mirror.release.selection import Selection
@@ -130,7 +130,7 @@ def _verify(two: list[Replica], folder: Path) -> Scene:
 
     def operation(*, run: Run) -> object:
         with BundleReader([folder / "bundle"]) as reader:
-            return verify_registry(reader, tree, deep=True, run=run)
+            return verify(reader, against=tree, deep=True, run=run)
 
     return Scene(two[0].registry, tree.client, operation)
 

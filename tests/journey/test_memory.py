@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from mirror.oci import media_types as types
+from mirror.oci import manifest as types
 from mirror.serve import FolderStorage
 from mirror.testing import EmbeddedRegistry
 from tests.support.measured import measured

@@ -14,9 +14,10 @@ import pytest
 
 from examples.release_tree import DEMO, TreeSpec
 from mirror.serve import MemoryStorage
-from mirror.testing import EmbeddedRegistry, RequestLog
+from mirror.testing import EmbeddedRegistry
+from tests.support.counted_program import Meter
 from tests.support.inventories import put_image
-from tests.support.program import RunningMirror, call_mirror
+from tests.support.program import RunningMirror
 from tests.support.release_source import TINY, Shelf, Source, serve
 
 KILLS = 100
@@ -36,13 +37,6 @@ def on_disk(folder: Path) -> int:
     return sum(path.stat().st_blocks * 512 for path in folder.glob("*.partial"))
 
 
-def sent_since(requests: RequestLog) -> int:
-    """Bytes that were sent since this was asked last."""
-    sent = requests.sent()
-    requests.clear()
-    return sent
-
-
 def kill_and_resume(source: Source, work: Path, kills: int, options: tuple[str, ...] = ()) -> str:
     """Kill pulls `kills` times, each at a random moment between its start and its end, and complete
     each bundle by running the same command again; answer what that took."""
@@ -50,15 +44,18 @@ def kill_and_resume(source: Source, work: Path, kills: int, options: tuple[str, 
     arguments = ("--source", source.root, "--insecure", *options)
     requests = source.registry.requests
     requests.clear()
-    call_mirror("pull", work / "whole", *arguments).succeeded()
+    meter = Meter(work / "read")
+    with RunningMirror("pull", work / "whole", *arguments, program=meter.program) as pull:
+        pull.finished().succeeded()
     whole, asked = files(work / "whole"), len(requests.matching())
     size = sum(path.stat().st_size for path in (work / "whole").iterdir())
-    once = requests.sent()
+    once = meter.read()
+    assert once >= requests.sent(), "the meter is not where the program reads"
     requests.clear()
     fetched = killed = completed = 0
     while killed < kills:
         folder = work / "bundle"
-        with RunningMirror("pull", folder, *arguments) as pull:
+        with RunningMirror("pull", folder, *arguments, program=meter.program) as pull:
             # By what was asked or written and not by time, so that on a busy machine it is in its
             # midst as often. Moments behind the last request are for what is done at the end.
             moment = dice.uniform(0, 1.1)
@@ -72,14 +69,16 @@ def kill_and_resume(source: Source, work: Path, kills: int, options: tuple[str, 
             if moment > 1:
                 time.sleep(dice.uniform(0, 0.2))
             killed += pull.stop(signal.SIGKILL).code == -signal.SIGKILL
-        fetched += sent_since(requests)
+        requests.clear()
         if not (folder / "inventory.json").exists():
             partial = (folder / "inventory.json.partial").exists()
             assert partial or not list(folder.glob("*.tar*"))
             if killed < kills:
                 continue
-            call_mirror("pull", folder, *arguments).succeeded()
-            fetched += sent_since(requests)
+            with RunningMirror("pull", folder, *arguments, program=meter.program) as pull:
+                pull.finished().succeeded()
+            requests.clear()
+        fetched += meter.read()
         assert files(folder) == whole
         completed += 1
         for path in folder.iterdir():
@@ -94,11 +93,7 @@ def kill_and_resume(source: Source, work: Path, kills: int, options: tuple[str, 
 
 
 def tree(spec: TreeSpec, layer_bytes: int) -> Iterator[Source]:
-    """A tree with images of every size: `spec`, and a database of four layers of `layer_bytes`.
-
-    Large ones, since bytes count when the registry has sent them: what lay in the kernel's buffers
-    when their reader died, up to 10 MB per connection here, was sent for nothing.
-    """
+    """A tree with images of every size: `spec`, and a database of four layers of `layer_bytes`."""
     dice = random.Random(layer_bytes)
     with EmbeddedRegistry(MemoryStorage()) as registry:
         source = serve(spec, registry)

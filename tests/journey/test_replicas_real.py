@@ -13,8 +13,8 @@ import pytest
 from mirror.bundle.reader import BundleReader, read_inventory
 from mirror.errors import DamagedReplicaError
 from mirror.oci import Digest
-from mirror.operations.compare import diff, status, verify_registry
-from mirror.operations.results import Outcome
+from mirror.operations.compare import diff, status, verify
+from mirror.operations.replicate import Outcome
 from mirror.operations.sync import sync_replicas
 from mirror.release.discovery import discovery_images
 from mirror.run import Run
@@ -224,14 +224,14 @@ def test_each_blob_that_a_replica_loses_is_found_with_all_that_it_breaks(
         for victim in sorted(wanted.blob_sizes()):
             file = replica.registry.blob_path(str(victim))
             aside = file.rename(file.with_name("aside"))
-            report = verify_registry(reader, site, run=Run(jobs=4))
+            report = verify(reader, against=site, run=Run(jobs=4))
             aside.rename(file)
             named = {(f.repository, f.tags) for f in report.findings}
             assert named == broken_images(wanted, victim)
             assert {f.digest for f in report.findings} == {victim}
             assert all(str(victim) in f.problem for f in report.findings)
             told += len(named)
-        assert verify_registry(reader, site).findings == ()
+        assert verify(reader, against=site).findings == ()
     assert told > len(wanted.blob_sizes()), "some of them are needed in several repositories"
     # And as a person sees it, of the largest: a layer of the platform.
     victim = max(bundle.repository("").blobs, key=bundle.repository("").blobs.__getitem__)

@@ -14,7 +14,7 @@ import pytest
 
 from mirror.errors import MirrorError, NotFoundError
 from mirror.oci import Digest, Repository
-from mirror.operations.results import Outcome
+from mirror.operations.replicate import Outcome
 from mirror.operations.sync import sync_replicas
 from mirror.registry import ConnectionOptions, RegistryClient, RetryPolicy
 from mirror.sync import Inventory

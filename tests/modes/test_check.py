@@ -37,7 +37,8 @@ from mirror.modes.constants import RegistryUser
 from mirror.modes.required import RequiredImage, RequiredSet
 from mirror.modes.routes import ModeKind, Role
 from mirror.modes.settings import CheckMode, ClusterAccess, RegistrySettings
-from mirror.oci import Descriptor, Digest, Manifest, media_types
+from mirror.oci import Descriptor, Digest, Manifest
+from mirror.oci.manifest import OCI_CONFIG, OCI_MANIFEST
 from mirror.registry import ConnectionOptions, Credentials, RegistryClient
 from mirror.run import Cancellation, Run
 from tests.conftest import MakeRealRegistry
@@ -51,18 +52,18 @@ CONFIG = b"{}"
 def manifest(number: int) -> Manifest:
     """Image `number`: all have one and the same blob."""
     config = {
-        "mediaType": media_types.OCI_CONFIG,
+        "mediaType": OCI_CONFIG,
         "digest": str(Digest.of(CONFIG)),
         "size": len(CONFIG),
     }
     document = {
         "schemaVersion": 2,
-        "mediaType": media_types.OCI_MANIFEST,
+        "mediaType": OCI_MANIFEST,
         "config": config,
         "layers": [],
         "annotations": {"number": str(number)},
     }
-    return Manifest.parse(json.dumps(document).encode(), media_types.OCI_MANIFEST)
+    return Manifest.parse(json.dumps(document).encode(), OCI_MANIFEST)
 
 
 IMAGES = [manifest(number) for number in range(20)]

@@ -14,7 +14,7 @@ from mirror.operations.compare import status
 from mirror.operations.prune import prune
 from mirror.operations.push import push, push_to_all
 from mirror.operations.push_reports import PushReport
-from mirror.operations.results import Outcome
+from mirror.operations.replicate import Outcome
 from mirror.operations.rollback import rollback
 from mirror.operations.sync import sync_replicas
 from mirror.run import Run

@@ -23,13 +23,13 @@ from mirror.errors import (
 from mirror.events import Event, Warned
 from mirror.layout import component_of, publication_stage
 from mirror.oci import Digest, Manifest
-from mirror.operations.leader import Leader, LeaderAudit
-from mirror.operations.results import Outcome, ReplicaResult, SyncOptions
-from mirror.operations.sync import sync_replicas
+from mirror.operations.leader import Leader
+from mirror.operations.replicate import Outcome, ReplicaResult, SyncOptions
+from mirror.operations.sync import LeaderAudit, sync_replicas
 from mirror.reports.registries import sync_summary
 from mirror.run import Cancellation, Run
 from mirror.sync import Inventory, InventoryBuilder, MemoryStore
-from mirror.sync.difference import tags_of
+from mirror.sync.plan import tags_of
 from mirror.sync.publication import announce
 from mirror.sync.publication_state import PENDING, read_state, statement_digest
 from mirror.sync.removal import TRIAL

@@ -163,6 +163,7 @@ def test_a_field_may_be_folded_and_repeated() -> None:
         (b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\n", "HEAD", True),
         (b"HTTP/1.1 304 No\r\nContent-Length: 3\r\n\r\n", "GET", True),
         (b"HTTP/1.1 204 No\r\n\r\n", "GET", True),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\nContent-Length: 1\r\n\r\na", "GET", True),
         (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", "GET", True),
         (b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n", "GET", False),
         (b"HTTP/1.0 200 OK\r\nContent-Length: 0\r\n\r\n", "GET", False),

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from mirror.errors import InvalidManifestError, RegistryError, RegistryNotFoundError
 from mirror.events import Event, Warned
-from mirror.oci import Digest, media_types
+from mirror.oci import Digest
+from mirror.oci.manifest import OCI_INDEX, OCI_MANIFEST
 from mirror.registry.listings import next_link
 from mirror.run import Run
 from tests.registry.conftest import MakeClient, Serve
@@ -163,18 +164,18 @@ def test_proper_names_cause_no_warning(
 def index_of(*types: str) -> bytes:
     manifests = [
         {
-            "mediaType": media_types.OCI_MANIFEST,
+            "mediaType": OCI_MANIFEST,
             "digest": str(Digest.of(str(n).encode())),
             "size": n,
             "artifactType": artifact_type,
         }
         for n, artifact_type in enumerate(types)
     ]
-    index = {"schemaVersion": 2, "mediaType": media_types.OCI_INDEX, "manifests": manifests}
+    index = {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": manifests}
     return json.dumps(index).encode()
 
 
-OCI = {"Content-Type": media_types.OCI_INDEX}
+OCI = {"Content-Type": OCI_INDEX}
 
 
 def test_referrers_come_from_the_api_and_are_filtered_by_us_where_it_does_not(

@@ -17,8 +17,8 @@ from mirror.errors import (
     RegistryNotFoundError,
     UnreachableError,
 )
-from mirror.oci import Descriptor, Digest, Manifest, media_types
-from mirror.oci.manifest import MAX_MANIFEST_BYTES
+from mirror.oci import Descriptor, Digest, Manifest
+from mirror.oci.manifest import MANIFESTS, MAX_MANIFEST_BYTES, OCI_CONFIG, OCI_MANIFEST
 from mirror.registry import RegistryClient
 from tests.registry.conftest import MakeClient, Serve
 from tests.support.fake_api import error, times
@@ -27,9 +27,9 @@ from tests.support.scripted_server import Hangup, Reply, Request, Script, Script
 RAW = json.dumps(
     {
         "schemaVersion": 2,
-        "mediaType": media_types.OCI_MANIFEST,
+        "mediaType": OCI_MANIFEST,
         "config": {
-            "mediaType": media_types.OCI_CONFIG,
+            "mediaType": OCI_CONFIG,
             "digest": str(Digest.of(b"{}")),
             "size": 2,
         },
@@ -38,7 +38,7 @@ RAW = json.dumps(
     indent=3,
 ).encode()
 MANIFEST = Manifest.parse(RAW)
-TOLD = {"Content-Type": media_types.OCI_MANIFEST, "Docker-Content-Digest": str(MANIFEST.digest)}
+TOLD = {"Content-Type": OCI_MANIFEST, "Docker-Content-Digest": str(MANIFEST.digest)}
 Connect = Callable[[Script], tuple[RegistryClient, ScriptedServer]]
 
 
@@ -66,7 +66,7 @@ def test_a_manifest_keeps_its_exact_bytes(connect: Connect) -> None:
         "GET /v2/a/b/manifests/v1",
         *[f"GET /v2/a/b/manifests/{MANIFEST.digest}"] * 2,
     ]
-    for media_type in media_types.MANIFESTS:
+    for media_type in MANIFESTS:
         assert media_type in server.log[0].headers["accept"]
 
 
@@ -135,7 +135,7 @@ def test_a_reference_that_is_none_reaches_no_registry(connect: Connect, referenc
 
 def test_what_a_tag_names_is_told_by_head_alone(connect: Connect) -> None:
     client, server = connect(good)
-    expected = Descriptor(media_types.OCI_MANIFEST, MANIFEST.digest, len(RAW))
+    expected = Descriptor(OCI_MANIFEST, MANIFEST.digest, len(RAW))
     assert client.resolve("a", "v1") == expected
     assert client.resolve("a", MANIFEST.digest) == expected
     assert {r.method for r in server.log} == {"HEAD"}
@@ -147,7 +147,7 @@ def test_what_a_tag_names_is_told_by_head_alone(connect: Connect) -> None:
         Reply(405),
         Reply(403),
         Reply(400),
-        Reply(200, {"Content-Type": media_types.OCI_MANIFEST}, RAW),
+        Reply(200, {"Content-Type": OCI_MANIFEST}, RAW),
         Reply(200, {**TOLD, "Content-Type": "text/html"}, RAW),
         Reply(200, {**TOLD, "Docker-Content-Digest": "x"}, RAW),
         Reply(200, {**TOLD, "Docker-Content-Digest": str(Digest.of(b"other"))}, RAW),
@@ -191,7 +191,7 @@ def test_a_manifest_is_put_with_its_media_type_and_bytes(connect: Connect) -> No
     client, server = connect(take)
     client.put_manifest("a", "v1", MANIFEST)
     client.put_manifest("a", MANIFEST.digest, MANIFEST)
-    assert got == [(media_types.OCI_MANIFEST, RAW)] * 2
+    assert got == [(OCI_MANIFEST, RAW)] * 2
     assert server.lines()[1] == f"PUT /v2/a/manifests/{MANIFEST.digest}"
 
 

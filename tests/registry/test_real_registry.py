@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from mirror.errors import DeniedError, RegistryError, RegistryNotFoundError
-from mirror.oci import Digest, Manifest, media_types
+from mirror.oci import Digest, Manifest
+from mirror.oci.manifest import OCI_CONFIG, OCI_LAYER, OCI_MANIFEST
 from mirror.registry import Credentials, RegistryClient
 from tests.conftest import MakeRealRegistry
 from tests.registry.conftest import MakeClient
@@ -99,15 +100,15 @@ def line_to(registry: RealRegistry, cuts: list[int]) -> Iterator[Line]:
 def manifest_of(*layers: bytes) -> Manifest:
     document = {
         "schemaVersion": 2,
-        "mediaType": media_types.OCI_MANIFEST,
+        "mediaType": OCI_MANIFEST,
         "config": {
-            "mediaType": media_types.OCI_CONFIG,
+            "mediaType": OCI_CONFIG,
             "digest": str(Digest.of(CONFIG)),
             "size": len(CONFIG),
         },
         "layers": [
             {
-                "mediaType": media_types.OCI_LAYER,
+                "mediaType": OCI_LAYER,
                 "digest": str(Digest.of(layer)),
                 "size": len(layer),
             }

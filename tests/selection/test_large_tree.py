@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import re
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +19,7 @@ from mirror.oci import Digest
 from mirror.sync import MemoryStore
 from tests.support.depot import difference, dry_run, lay_out_storage, references
 from tests.support.expected_bundle import ALL, FIVE, Truth, thinned
+from tests.support.patience import wait_until
 from tests.support.program import Finished
 from tests.support.real_registry import RealRegistry
 
@@ -50,10 +50,8 @@ class LargeSource:
         self.marks += 1
         mark = f"/v2/mark-{self.marks}/tags/list"
         httpx.get(self.registry.url + mark)
-        deadline = time.monotonic() + 10
-        while mark not in (text := self.log.read_text()):
-            assert time.monotonic() < deadline, "the registry keeps no log of requests"
-            time.sleep(0.01)
+        wait_until(lambda: mark in self.log.read_text())
+        text = self.log.read_text()
         found = [(method, path, int(code)) for method, path, code in _ACCESS.findall(text)]
         return [one for one in found if "/v2/mark-" not in one[1]]
 

@@ -16,7 +16,7 @@ import pytest
 
 from mirror.errors import InvalidReferenceError
 from mirror.oci import Digest, Manifest
-from mirror.oci.media_types import OCI_MANIFEST
+from mirror.oci.manifest import OCI_MANIFEST
 from mirror.serve import FolderStorage, put_blob
 from mirror.serve.folder import StagingFolder
 from tests.conftest import MakeEmbeddedRegistry

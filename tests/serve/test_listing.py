@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from mirror.oci import Digest
-from mirror.oci.media_types import OCI_CONFIG, OCI_INDEX, OCI_MANIFEST
+from mirror.oci.manifest import OCI_CONFIG, OCI_INDEX, OCI_MANIFEST
 from mirror.serve import Store, put_blob
 from tests.conftest import MakeEmbeddedRegistry
 from tests.support.sample_images import codes, descriptor, fill, image

@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from mirror.oci import Digest
-from mirror.oci.media_types import DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFEST
+from mirror.oci.manifest import DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFEST
 from mirror.serve import Store, put_blob
 from tests.support.sample_images import CONFIG, LAYER, codes, descriptor, fill, image, index
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from mirror.oci import Digest
-from mirror.oci.media_types import OCI_CONFIG, OCI_LAYER_GZIP, OCI_MANIFEST
+from mirror.oci.manifest import OCI_CONFIG, OCI_LAYER_GZIP, OCI_MANIFEST
 from mirror.serve import BasicAuth, Store, TokenAuth, User
 from mirror.testing import EmbeddedRegistry
 from tests.conftest import MakeEmbeddedRegistry, MakeRealRegistry

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mirror.oci import Digest, Manifest
-from mirror.oci.media_types import OCI_MANIFEST
+from mirror.oci.manifest import OCI_MANIFEST
 from mirror.serve import FolderStorage, MemoryStorage, Store, put_blob
 from tests.support.sample_images import descriptor, image
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import itertools
 from pathlib import Path
 
-from mirror.bundle.archive import Archive, lay_out
-from mirror.bundle.delta import EVERYTHING, Carriage
+from mirror.bundle.archive import COMPLETE, Archive, Coverage, lay_out
 from mirror.bundle.seal import Seal
 from mirror.bundle.writer import BundleWriter, Packing
 from mirror.layout import archive_of
@@ -43,11 +42,11 @@ def pack(
     folder: Path,
     *,
     jobs: int = 2,
-    carriage: Carriage = EVERYTHING,
+    coverage: Coverage = COMPLETE,
     part_size: int = 0,
 ) -> Seal:
     """Make a bundle of `inventory` in `folder`; whatever bundle is there is replaced."""
-    seal = seal_of(archives_of(inventory)).carried_as(carriage)
+    seal = seal_of(archives_of(inventory)).carried_as(coverage)
     with BundleWriter(folder, seal, packing=Packing(part_size=part_size)) as writer:
         plan = make_plan(seal.carried, writer.held(seal.carried))
         transfer(plan, source, writer, run=Run(jobs=jobs))

@@ -12,8 +12,8 @@ from pydantic import SecretStr
 
 from mirror.modes.constants import REGISTRY_PORT, RegistryUser
 from mirror.modes.settings import Account, ClusterAccess
-from mirror.oci import Descriptor, Digest, Manifest, media_types
-from mirror.oci.manifest import descriptor_json
+from mirror.oci import Descriptor, Digest, Manifest
+from mirror.oci.manifest import OCI_CONFIG, OCI_LAYER_GZIP, OCI_MANIFEST, descriptor_json
 from mirror.registry import ConnectionOptions, RetryPolicy
 from mirror.serve import MemoryStorage, put_blob
 from mirror.testing import EmbeddedRegistry, TlsFiles
@@ -77,11 +77,11 @@ def image(seed: int = 1, layer_bytes: int = 1000) -> Image:
     config = json.dumps({"seed": seed}).encode()
     document = {
         "schemaVersion": 2,
-        "mediaType": media_types.OCI_MANIFEST,
-        "config": _descriptor(media_types.OCI_CONFIG, config),
-        "layers": [_descriptor(media_types.OCI_LAYER_GZIP, layer)],
+        "mediaType": OCI_MANIFEST,
+        "config": _descriptor(OCI_CONFIG, config),
+        "layers": [_descriptor(OCI_LAYER_GZIP, layer)],
     }
-    manifest = Manifest.parse(json.dumps(document).encode(), media_types.OCI_MANIFEST)
+    manifest = Manifest.parse(json.dumps(document).encode(), OCI_MANIFEST)
     return Image(manifest, config, layer)
 
 

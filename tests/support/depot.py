@@ -11,7 +11,7 @@ from typing import Any
 from examples.release_tree import ReleaseTree, TreeSpec, build
 from examples.release_tree.images import Image, image, layer
 from mirror.oci import Digest, Manifest
-from mirror.oci.media_types import OCI_CONFIG, OCI_INDEX, OCI_MANIFEST
+from mirror.oci.manifest import OCI_CONFIG, OCI_INDEX, OCI_MANIFEST
 from mirror.serve import MemoryStorage, put_blob
 from mirror.sync import MemoryStore
 from mirror.testing import EmbeddedRegistry

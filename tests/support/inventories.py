@@ -14,7 +14,7 @@ from typing import Protocol
 from hypothesis import strategies as st
 
 from mirror.oci import Descriptor, Digest, Manifest
-from mirror.oci import media_types as types
+from mirror.oci import manifest as types
 from mirror.oci.manifest import descriptor_json
 from mirror.sync import Inventory, InventoryBuilder, ManifestNode, MemoryStore
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
+import os
 import random
 import socket
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -21,13 +23,32 @@ __all__ = ["ServerProcess", "free_port", "require_tool", "wait_for_port"]
 _START_S = 20.0
 _STOP_S = 5.0
 _LOG_TAIL = 8_000
+_FIRST_PORT, _LAST_PORT, _SHARES = 12_000, 32_000, 8
+
+
+def _own_ports() -> Iterator[int]:
+    """Ports for this process of the test run, again and again.
+
+    They lie below those that the kernel hands out to sockets without a wish, and each process of
+    a run has a share of its own: nobody takes one between its choice and its use.
+    """
+    process = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % _SHARES
+    size = (_LAST_PORT - _FIRST_PORT) // _SHARES
+    share = range(_FIRST_PORT + process * size, _FIRST_PORT + (process + 1) * size)
+    begin = random.randrange(size)  # other runs on this machine begin elsewhere
+    return itertools.cycle([*share[begin:], *share[:begin]])
+
+
+_ports = _own_ports()
 
 
 def free_port() -> int:
-    """A TCP port of 127.0.0.1 that nobody used a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A TCP port of 127.0.0.1 that nobody uses and that no other test is given."""
+    for port in _ports:
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise AssertionError("the ports have no end")
 
 
 def free_loopback(port: int) -> str:

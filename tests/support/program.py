@@ -155,5 +155,9 @@ class RunningMirror:
     def stop(self, number: signal.Signals) -> Finished:
         """Send it a signal and wait for its end; a death by signal has the signal's negative."""
         self.send(number)
+        return self.finished()
+
+    def finished(self) -> Finished:
+        """Wait for its end."""
         out, err = self._process.communicate(timeout=_TIMEOUT_S)
         return Finished(self._process.returncode, out, err)

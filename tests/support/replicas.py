@@ -13,6 +13,7 @@ from mirror.sync.statement import REPOSITORY, Statement
 from mirror.sync.tree import RegistryTree
 from mirror.testing import EmbeddedRegistry
 from tests.support.places import client_of, state, stored, tree_of
+from tests.support.processes import free_port
 
 ROOT = "system/deckhouse"
 
@@ -55,11 +56,11 @@ class Replica:
 
 @contextmanager
 def replicas(count: int) -> Iterator[list[Replica]]:
-    """That many empty ones."""
+    """That many empty ones. Nobody else is given the port of one that a test stops."""
     with ExitStack() as opened:
         made = []
         for _ in range(count):
-            registry = opened.enter_context(EmbeddedRegistry(MemoryStorage()))
+            registry = opened.enter_context(EmbeddedRegistry(MemoryStorage(), port=free_port()))
             client = opened.enter_context(client_of(registry))
             made.append(Replica(registry, tree_of(client, ROOT)))
         yield made

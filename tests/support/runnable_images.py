@@ -13,7 +13,8 @@ from pathlib import Path
 
 from mirror.modes.client import ModeClient
 from mirror.modes.settings import Account
-from mirror.oci import Digest, Manifest, media_types
+from mirror.oci import Digest, Manifest
+from mirror.oci.manifest import OCI_MANIFEST
 from mirror.registry import ConnectionOptions, Credentials, RegistryClient, RetryPolicy
 from mirror.sync import MemoryStore
 from tests.support.bundles import pack_store
@@ -94,6 +95,6 @@ def pack_images(folder: Path, images: Mapping[str, Image], tag: str = "v1.70.0")
     for repository, one in images.items():
         for blob in one.blobs:
             store.add_blob(repository, blob)
-        store.add_manifest(repository, one.manifest, media_types.OCI_MANIFEST, tags=[tag])
+        store.add_manifest(repository, one.manifest, OCI_MANIFEST, tags=[tag])
     pack_store(store, folder)
     return folder

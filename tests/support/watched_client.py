@@ -41,6 +41,9 @@ def watch(
     sent: Sent = lambda method, url, headers: None,
     answered: Callable[[Response], None] = lambda response: None,
 ) -> None:
-    """Call `sent` before each request of `client` and `answered` after each head of an answer."""
+    """Call `sent` before each request of `client` and `answered` after each head of an answer.
+
+    Threads may call them at the same time.
+    """
     wire = client._transport._wire
     wire.connections = _Watched(wire.connections, sent, answered)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 
 from mirror.sync import Inventory, InventoryBuilder, make_plan, union
-from mirror.sync.difference import differ, lacking
+from mirror.sync.plan import differ, lacking
 from tests.support.inventories import fake_blob, fake_manifest, inventories, sample_store
 
 

@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 from mirror.errors import DamagedBundleError, InputError, InvalidManifestError
 from mirror.oci import Digest
 from mirror.sync import Gap, Inventory, InventoryBuilder, union
-from mirror.sync.inventory import SCHEMA_VERSION
-from mirror.sync.repository_content import canonical_json
+from mirror.sync.inventory import SCHEMA_VERSION, canonical_json
 from tests.support.inventories import (
     fake_blob,
     fake_manifest,

@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mirror.errors import InvalidManifestError, NotFoundError
-from mirror.oci import Descriptor, Digest, media_types
+from mirror.oci import Descriptor, Digest
+from mirror.oci.manifest import OCI_LAYER_GZIP
 from mirror.sync import Inventory, InventoryBuilder, ManifestNode
 from mirror.sync.observation import Item, complete_subset
 from tests.support.inventories import (
@@ -65,7 +66,7 @@ def test_of_what_is_open_exactly_that_stays_which_reaches_nothing_that_lacks(
 
 def test_manifests_that_disagree_about_the_size_of_a_blob_are_not_both_whole() -> None:
     blob = fake_blob(1)
-    longer = Descriptor(media_types.OCI_LAYER_GZIP, blob.digest, blob.size + 1)
+    longer = Descriptor(OCI_LAYER_GZIP, blob.digest, blob.size + 1)
     made = [fake_manifest([one], salt=at) for at, one in enumerate((blob, longer))]
     nodes = sorted(made, key=lambda node: node.descriptor.digest)
     above = fake_manifest((), nodes)

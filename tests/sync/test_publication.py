@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from mirror.errors import StatementError
 from mirror.oci import Digest, Manifest
-from mirror.oci.media_types import OCI_MANIFEST
+from mirror.oci.manifest import OCI_MANIFEST
 from mirror.registry import ConnectionOptions, RegistryClient
 from mirror.serve import MemoryStorage, put_blob
 from mirror.sync import Inventory

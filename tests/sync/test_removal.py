@@ -10,6 +10,7 @@ from mirror.events import Event, Warned
 from mirror.registry import ConnectionOptions, RegistryClient, RegistryWriter, RetryPolicy
 from mirror.run import Run
 from mirror.sync import Inventory, MemoryStore, PutTag, make_plan, transfer
+from mirror.sync.inventory import RepositoryContent
 from mirror.sync.publication import announce
 from mirror.sync.publication_state import read_state
 from mirror.sync.removal import (
@@ -21,7 +22,6 @@ from mirror.sync.removal import (
     remove,
     remove_tags,
 )
-from mirror.sync.repository_content import RepositoryContent
 from mirror.sync.statement import REPOSITORY, Statement
 from mirror.sync.tree import RegistryTree
 from mirror.testing import Answer, EmbeddedRegistry, Fault, LoseAnswer

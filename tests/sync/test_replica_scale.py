@@ -7,11 +7,11 @@ import sys
 import time
 
 from mirror.oci import Descriptor, Digest
-from mirror.oci import media_types as types
+from mirror.oci import manifest as types
 from mirror.sync import Inventory, ManifestNode, make_plan
-from mirror.sync.difference import differ, lacking
+from mirror.sync.inventory import RepositoryContent
+from mirror.sync.plan import differ, lacking
 from mirror.sync.removal import plan_removal
-from mirror.sync.repository_content import RepositoryContent
 from tests.support.measured import peak
 from tests.support.program import ROOT
 

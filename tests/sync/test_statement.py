@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from mirror.errors import InputError, StatementError
 from mirror.oci import Digest, Manifest
-from mirror.oci.media_types import OCI_EMPTY, OCI_MANIFEST
+from mirror.oci.manifest import OCI_EMPTY, OCI_MANIFEST
 from mirror.sync import Inventory, InventoryBuilder, union
 from mirror.sync.statement import (
     ARTIFACT_TYPE,

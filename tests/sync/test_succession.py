@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from mirror.oci import Digest
 from mirror.sync import Inventory, InventoryBuilder
-from mirror.sync.difference import (
+from mirror.sync.plan import (
     Tags,
     changes,
     differing,

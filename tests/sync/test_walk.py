@@ -8,8 +8,7 @@ import pytest
 from mirror.errors import CancelledError, DeniedError, InvalidManifestError, RegistryError
 from mirror.events import Event, PhaseAdvanced, PhaseStarted
 from mirror.oci import Digest
-from mirror.oci.manifest import descriptor_json
-from mirror.oci.media_types import OCI_MANIFEST
+from mirror.oci.manifest import OCI_MANIFEST, descriptor_json
 from mirror.run import Cancellation, Run
 from mirror.sync import Gap, Inventory, MemoryStore, make_plan, transfer
 from mirror.sync.observation import Observation

@@ -14,8 +14,7 @@ from mirror.errors import (
     NotFoundError,
     UnreachableError,
 )
-from mirror.run import Run
-from mirror.sync.workers import for_each, gather
+from mirror.run import Run, for_each, gather
 
 _PATIENCE_S = 20.0
 """Longer than any machine takes; only a test that fails waits for it."""

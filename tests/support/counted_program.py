@@ -1,0 +1,63 @@
+"""`mirror` with a meter at its sockets: `python -m tests.support.counted_program FILE ARGUMENTS`.
+
+A registry can count only what it sent. When its reader is killed, megabytes of that lie unread in
+buffers of the kernel, the more of them the busier the machine is. This counts what the program has
+read, in FILE, where the count outlives the program.
+"""
+
+from __future__ import annotations
+
+import mmap
+import socket
+import struct
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from mirror.__main__ import main
+
+_COUNT = struct.Struct("<Q")
+
+
+class Meter:
+    """Bytes that programs have read from their sockets, kept in a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.program = (sys.executable, "-m", __name__, str(path))
+        self._path = path
+        path.write_bytes(bytes(_COUNT.size))
+
+    def read(self) -> int:
+        """Bytes that were read since this was asked last. No program may be running."""
+        (count,) = _COUNT.unpack(self._path.read_bytes())
+        self._path.write_bytes(bytes(_COUNT.size))
+        return int(count)
+
+
+def _install(path: Path) -> None:
+    with path.open("r+b") as file:
+        memory = mmap.mmap(file.fileno(), _COUNT.size)
+    lock = threading.Lock()  # guards `memory`
+
+    def counted(method: Callable[..., Any], size: Callable[[Any], int]) -> Callable[..., Any]:
+        def read(*args: Any, **options: Any) -> Any:
+            answer = method(*args, **options)
+            with lock:
+                _COUNT.pack_into(memory, 0, _COUNT.unpack_from(memory)[0] + size(answer))
+            return answer
+
+        return read
+
+    # Both are methods of the class that `socket.socket` extends.
+    vars_of: Any = socket.socket
+    vars_of.recv = counted(socket.socket.recv, len)
+    vars_of.recv_into = counted(socket.socket.recv_into, int)
+
+
+if __name__ == "__main__":
+    file, *arguments = sys.argv[1:]
+    _install(Path(file))
+    sys.argv[1:] = arguments
+    main()
