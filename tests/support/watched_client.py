@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Mapping
 
 from mirror.registry import RegistryClient
@@ -17,6 +18,7 @@ class _Watched(Connections):
         self, inner: Connections, sent: Sent, answered: Callable[[Response], None]
     ) -> None:
         self._inner, self._heard_sent, self._heard_answered = inner, sent, answered
+        self._one_at_a_time = threading.RLock()  # lets callers count without a lock of their own
 
     def send(
         self,
@@ -26,9 +28,11 @@ class _Watched(Connections):
         body: Body | None,
         patience: Patience,
     ) -> Response:
-        self._heard_sent(method, url, headers)
+        with self._one_at_a_time:
+            self._heard_sent(method, url, headers)
         response = self._inner.send(method, url, headers, body, patience)
-        self._heard_answered(response)
+        with self._one_at_a_time:
+            self._heard_answered(response)
         return response
 
     def close(self) -> None:
@@ -43,7 +47,7 @@ def watch(
 ) -> None:
     """Call `sent` before each request of `client` and `answered` after each head of an answer.
 
-    Threads may call them at the same time.
+    Threads call them one at a time.
     """
     wire = client._transport._wire
     wire.connections = _Watched(wire.connections, sent, answered)
