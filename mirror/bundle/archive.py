@@ -338,12 +338,19 @@ def lay_out(
     entries: list[Entry] = []
     offset = 0
     for _, path, size, digest, layout, own in files:
-        data_offset = offset + len(tar_header(path, size))
+        data_offset = offset + header_size(path)
         entry = Entry(path, offset, data_offset, size, digest, layout, own)
         entries.append(entry)
         offset = entry.end
     size = offset + TRAILER_SIZE
     return Archive(name, inventory, dict(origins), tuple(entries), size, left_out)
+
+
+def header_size(path: str) -> int:
+    """Return the length of `tar_header` for a file of any size at `path`."""
+    length = len(path.encode())
+    # A longer name comes first, in a member of its own: header, name, and its end.
+    return BLOCK if length <= 100 else 2 * BLOCK + length + 1 + -(length + 1) % BLOCK
 
 
 def tar_header(path: str, size: int) -> bytes:

@@ -119,8 +119,8 @@ class Follower:
         # At these offsets a window begins or ends; no step of the thread crosses one.
         self._stops = sorted({0, *(stop for w in windows for stop in (w.start, w.end))})
         self._changed = threading.Condition()
+        self._position = 0  # changed by the thread alone
         self._ranges = _Ranges()  # under the condition, like all below
-        self._position = 0
         self._awaited: tuple[int, int] | None = None  # what the thread sleeps for: from, up to
         self._finishing = False
         self._stopped = False
@@ -153,8 +153,7 @@ class Follower:
     @property
     def position(self) -> int:
         """How many bytes from the beginning are hashed."""
-        with self._changed:
-            return self._position
+        return self._position
 
     @property
     def gaps(self) -> int:
@@ -219,23 +218,25 @@ class Follower:
         ]
         if self._watch is not None:
             receivers.append(self._watch)
+        written = start
         while start < stop:
-            end = self._available(start, min(start + CHUNK, stop))
+            end = min(start + CHUNK, stop)
+            if written < end:
+                written = self._available(start, end)
             for chunk in self._chunks(start, end - start):
                 for receive in receivers:
                     receive(chunk)
-            with self._changed:
-                self._position = start = end
+            self._position = start = end
 
     def _available(self, start: int, enough: int) -> int:
-        """Wait until all bytes from `start` to `enough` are written; return `enough`."""
+        """Wait until all bytes from `start` to `enough` are written; return where they end."""
         with self._changed:
             while True:
                 if self._stopped or self._run.stopped:
                     raise CancelledError(f"{self._name}: hashing stopped on request")
                 end = self._ranges.contiguous(start)
                 if end >= enough:
-                    return enough
+                    return end
                 if self._finishing:
                     raise IntegrityError(
                         f"byte {end} of {self._end} was never written",

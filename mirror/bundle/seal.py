@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +63,7 @@ class SealedFile:
     digest: Digest
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Seal:
     """A bundle's table of contents. `selection` is what was asked for, as JSON values."""
 
@@ -93,17 +94,17 @@ class Seal:
             coverage,
         )
 
-    @property
+    @cached_property
     def inventory(self) -> Inventory:
         """All that the bundle speaks of: what a target holds after a push."""
         return union(archive.inventory for _, archive in sorted(self.archives.items()))
 
-    @property
+    @cached_property
     def carried(self) -> Inventory:
         """The part of that which lies in the archives, each piece where it lies."""
         return union(archive.carried for _, archive in sorted(self.archives.items()))
 
-    @property
+    @cached_property
     def omissions(self) -> Omissions:
         """How much the bundle leaves out."""
         needed = self.coverage.needed
@@ -159,7 +160,7 @@ class Seal:
             }
         if coverage.once:
             document["dedupe"] = True
-        return canonical_json({**document, "digest": str(Digest.of(canonical_json(document)))})
+        return _digested(document)[1]
 
     @classmethod
     def from_json(cls, data: bytes) -> Seal:
@@ -174,9 +175,8 @@ class Seal:
         try:
             document = parse_json(data)
             stated = document.pop("digest")
-            actual = str(Digest.of(canonical_json(document)))
-            whole = canonical_json({**document, "digest": actual}) == data
-            if stated != actual or not whole:
+            actual, rendered = _digested(document)
+            if stated != actual or rendered != data:
                 raise DamagedBundleError(
                     f"its bytes were changed: it states digest {stated!s:.80} and has {actual}"
                 )
@@ -230,6 +230,19 @@ class Seal:
         ) as err:
             what = str(err) if isinstance(err, ValueError) else repr(err)
             raise DamagedBundleError(f"it is not a bundle's inventory: {what}") from err
+
+
+def _digested(document: Mapping[str, Any]) -> tuple[str, bytes]:
+    """The digest of a seal's `document`, and the file that holds it and states its digest."""
+    members = {key: canonical_json(value) for key, value in document.items()}
+    digest = str(Digest.of(_joined(members)))
+    return digest, _joined({**members, "digest": canonical_json(digest)})
+
+
+def _joined(members: Mapping[str, bytes]) -> bytes:
+    """What `canonical_json` makes of an object, from its rendered members."""
+    pairs = (canonical_json(key) + b":" + value for key, value in sorted(members.items()))
+    return b"{" + b",".join(pairs) + b"}"
 
 
 def lay_out_all(

@@ -46,7 +46,7 @@ from mirror.sync import BlobContent, CopyBlob, Inventory, InventoryBuilder
 if TYPE_CHECKING:
     from mirror.bundle.compress import Compressor
 
-_WRITE_BYTES = 256 << 10
+_WRITE_BYTES = 1 << 20
 """Smaller pieces of a blob are written together, and noted in the journal: so much is fetched
 twice at most."""
 

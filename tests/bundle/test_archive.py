@@ -12,7 +12,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mirror.bundle.archive import BLOCK, OCI_LAYOUT, TRAILER_SIZE, Archive, lay_out, tar_header
+from mirror.bundle.archive import (
+    BLOCK,
+    OCI_LAYOUT,
+    TRAILER_SIZE,
+    Archive,
+    header_size,
+    lay_out,
+    tar_header,
+)
 from mirror.bundle.format import REF_NAME, SHORT_TAG, blob_path, inside, source_reference
 from mirror.errors import InputError
 from mirror.layout import archive_of
@@ -79,6 +87,7 @@ def test_every_file_is_there_once_in_the_order_of_a_directory_walk(inventory: In
 def test_headers_are_those_of_the_tarfile_module(path: str, size: int) -> None:
     header = tar_header(path, size)
     assert len(header) % BLOCK == 0
+    assert len(header) == header_size(path)
     with tarfile.open(fileobj=io.BytesIO(header + bytes(TRAILER_SIZE))) as tar:
         info = tar.next()
     assert info is not None
