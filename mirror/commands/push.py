@@ -45,6 +45,14 @@ from mirror.run import Run
     help="Say what would be sent, repository by repository, and write nothing.",
 )
 @click.option(
+    "--check",
+    type=click.Choice(["manifests", "blobs"]),
+    default="manifests",
+    show_default=True,
+    help="What to ask the registry for: tags and manifests, or also the blobs of manifests that are "
+    "there, which finds those that it lost.",
+)
+@click.option(
     "--state-dir",
     type=click.Path(file_okay=False, path_type=Path),
     envvar="MIRROR_STATE_DIR",
@@ -83,6 +91,7 @@ def push_command(
     files: Sequence[Path],
     verify_key: Path | None,
     dry_run: bool,
+    check: str,
     state_dir: Path | None,
     no_access_check: bool,
     replicas: Sequence[str],
@@ -154,10 +163,17 @@ def push_command(
         run = Run(jobs, on_event)
         if dry_run:
             with target.open(on_event) as tree:
-                plan = plan_push(reader, tree, key=key, run=run)
+                plan = plan_push(reader, tree, key=key, check_blobs=check == "blobs", run=run)
         else:
             with target.open_for_uploads(on_event, state_dir) as tree:
-                report = push(reader, tree, key=key, check_access=not no_access_check, run=run)
+                report = push(
+                    reader,
+                    tree,
+                    key=key,
+                    check_access=not no_access_check,
+                    check_blobs=check == "blobs",
+                    run=run,
+                )
     if dry_run:
         show(as_json, plan.to_document(), push_plan_summary, plan, started)
     else:
