@@ -1,14 +1,18 @@
-"""The registry of a cluster, as `--module-config` and `--sites` describe it."""
+"""The registries of a cluster, as `--module-config` and `--sites` describe it."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import click
 from pydantic import SecretStr
 
-from mirror.commands.login import AccessOptions, credentials_for
+from mirror.commands.access import AccessOptions, TreeAccess, credentials_for
+from mirror.commands.options import FILE, Decorator, grouped
 from mirror.errors import InputError, UnreachableError
+from mirror.layout import normalised_suffix
 from mirror.modes.addressing import (
     ClusterRepository,
     RepositoryNames,
@@ -16,22 +20,13 @@ from mirror.modes.addressing import (
     check_write,
     routes_for,
 )
-from mirror.modes.constants import LOGICAL_HOST, LOGICAL_PATH, RegistryUser
+from mirror.modes.constants import LOGICAL_HOST, LOGICAL_PATH, REGISTRY_PORT, RegistryUser
 from mirror.modes.endpoints import Endpoint, replica_endpoints
 from mirror.modes.routes import Plane, Role
 from mirror.modes.settings import NO_ACCESS, Account, ClusterAccess, RegistrySettings
 from mirror.nodeconfig.cluster import load_access
 from mirror.oci import Repository
 from mirror.registry import ConnectionOptions, Credentials
-
-
-@dataclass(frozen=True, slots=True)
-class Reached:
-    """A registry's repository and all that is needed to speak with it."""
-
-    root: Repository
-    options: ConnectionOptions
-    credentials: Credentials | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +52,7 @@ class Cluster:
         asked: AccessOptions,
         *,
         writes: bool,
-    ) -> Reached:
+    ) -> TreeAccess:
         """The registry into which images are brought, or from which they are read.
 
         `registry` is its logical address, its real one, or None for the root. The login is the one
@@ -82,13 +77,12 @@ class Cluster:
         endpoint = Endpoint.of(route, given)
         credentials = endpoint.credentials
         if credentials is None:
-            credentials = credentials_for(route.host, None, None)
-        return Reached(
-            Repository(route.host, route.repository), endpoint.connection(options), credentials
-        )
+            credentials = credentials_for(route.host)
+        root = Repository(route.host, route.repository)
+        return TreeAccess(root, _suffix(asked), endpoint.connection(options), credentials)
 
-    def replicas(self, asked: AccessOptions) -> tuple[Reached, ...]:
-        """The replicas of a cluster in Local mode, one for each master, to be read and written.
+    def replicas(self, asked: AccessOptions) -> dict[str, TreeAccess]:
+        """The replicas of a cluster in Local mode by name, one for each master.
 
         The login is the one that is given, or that of `mirror-pusher`, or of `rw`.
 
@@ -98,10 +92,12 @@ class Cluster:
         """
         options = _connection(asked)
         given = asked.given_credentials(f"the replicas of {LOGICAL_HOST}")
-        return tuple(
-            Reached(root, endpoint.connection(options), endpoint.credentials)
+        return {
+            str(root): TreeAccess(
+                root, _suffix(asked), endpoint.connection(options), endpoint.credentials
+            )
             for root, endpoint in replica_endpoints(self.settings, self.access, given)
-        )
+        }
 
     def _routes(
         self,
@@ -119,7 +115,7 @@ class Cluster:
         given = asked.given_credentials(host)
         if self.settings.kind.row.holds_own_images and access.account(RegistryUser.RW) is None:
             # What was given or stored for the push address stands in for the unknown password.
-            given = given or (credentials_for(host, None, None) if access.public_host else None)
+            given = given or (credentials_for(host) if access.public_host else None)
             if given is not None:
                 account = Account(RegistryUser.RW.value, SecretStr(""))  # `given` goes before it
                 access = replace(access, accounts={**access.accounts, RegistryUser.RW: account})
@@ -129,6 +125,10 @@ class Cluster:
         if plane is Plane.API:  # single replicas: the Service is for those inside
             routes = tuple(route for route in routes if route.role is Role.MASTER)
         return routes, given
+
+
+def _suffix(asked: AccessOptions) -> str:
+    return normalised_suffix(asked.modules_path_suffix)
 
 
 def _connection(asked: AccessOptions) -> ConnectionOptions:
@@ -156,14 +156,77 @@ def _first_that_answers(
     )
 
 
-def cluster_of(module_config: Path | None, sites_file: Path | None) -> Cluster | None:
-    """The cluster that a command line describes; None if it does not.
+@dataclass(frozen=True, slots=True)
+class ClusterFiles:
+    """The files that describe a cluster; none where a command line names none."""
 
-    Raises:
-        InputError: as `Cluster.load`, or `--sites` came alone.
-    """
-    if module_config is not None:
-        return Cluster.load(module_config, sites_file)
-    if sites_file is not None:
-        raise InputError("--sites goes with --module-config FILE, which says what mode it is")
-    return None
+    module_config: Path | None = None
+    sites_file: Path | None = None
+
+    def __bool__(self) -> bool:
+        return self.module_config is not None or self.sites_file is not None
+
+    def load(self) -> Cluster | None:
+        """The cluster; None without files.
+
+        Raises:
+            InputError: as `Cluster.load`, or `--sites` came alone.
+        """
+        if self.module_config is not None:
+            return Cluster.load(self.module_config, self.sites_file)
+        if self.sites_file is not None:
+            raise InputError("--sites goes with --module-config FILE, which says what mode it is")
+        return None
+
+    def reach(self, registry: str | None, access: AccessOptions, *, writes: bool) -> TreeAccess:
+        """The tree below `registry`, which may be a logical address, or None for the root.
+
+        Raises:
+            InputError: no registry is named in either way, or the options contradict each other.
+            ForbiddenByModeError: `writes`, and the cluster's mode takes none; it says where.
+        """
+        cluster = self.load()
+        if cluster is not None:
+            return cluster.reach(registry, access, writes=writes)
+        if registry is None:
+            raise InputError(
+                "name the REGISTRY (host[:port]/path), or the cluster's settings with "
+                "--module-config FILE"
+            )
+        return access.to(registry)
+
+
+def full_name(name: str, masters: Mapping[str, TreeAccess]) -> str:
+    """`name`, or the name of the master that it is a shorter form of: an address, `host:port`."""
+    for known, target in masters.items():
+        host = target.root.host
+        if name in (host, host.removesuffix(f":{REGISTRY_PORT}").strip("[]")):
+            return known
+    return name
+
+
+def _options(make: Callable[..., object], *, required: bool) -> Decorator:
+    return grouped(
+        "cluster",
+        make,
+        click.option(
+            "--module-config",
+            type=FILE,
+            required=required,
+            help="YAML file with ModuleConfig deckhouse: the mode, address, login and authority "
+            "of the cluster's registry.",
+        ),
+        click.option(
+            "--sites",
+            "sites_file",
+            type=FILE,
+            help="With --module-config: YAML file with the cluster's masters, users, authority "
+            "and public domain.",
+        ),
+    )
+
+
+cluster_options = _options(ClusterFiles, required=False)
+"""How to find the registry of a cluster by its own settings."""
+
+required_cluster_options = _options(Cluster.load, required=True)

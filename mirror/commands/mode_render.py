@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import datetime
-import json
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import click
 
+from mirror.commands import options
+from mirror.commands.options import FILE, Work, flag
 from mirror.errors import RenderingError
 from mirror.modes.settings import RegistrySettings
-from mirror.nodeconfig.cluster import Node, load_nodes, read_text
+from mirror.nodeconfig.cluster import Node, Ports, load_nodes, read_text
 from mirror.nodeconfig.hosts import Containerd
 from mirror.nodeconfig.pods import Images
 from mirror.nodeconfig.proxies import Nginx
@@ -30,14 +31,14 @@ IMAGE_NAMES = ("distribution", "auth", "mirror", "nginx")
 @click.option(
     "--module-config",
     "config",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    type=FILE,
     required=True,
     help="ModuleConfig deckhouse, or its registry section: the mode to configure.",
 )
 @click.option(
     "--from",
     "previous",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    type=FILE,
     help="The settings in force now: render the transition, which keeps the old ways too.",
 )
 @click.option(
@@ -94,7 +95,7 @@ IMAGE_NAMES = ("distribution", "auth", "mirror", "nginx")
 )
 @click.option(
     "--ingress-client-ca",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    type=FILE,
     help="Who vouches for the push ingress's client certificate (Local mode).",
 )
 @click.option(
@@ -105,11 +106,18 @@ IMAGE_NAMES = ("distribution", "auth", "mirror", "nginx")
     help="A module source's registry and its CA, for containerd on every node.",
 )
 @click.option(
-    "--in-place",
-    is_flag=True,
-    help="Let files speak of their places below OUT, for services that run without containers.",
+    "--in-cluster-port",
+    "in_cluster_ports",
+    multiple=True,
+    metavar="NAME=PORT",
+    help="A port of Direct mode's in-cluster proxy: registry, debug or token. Without it, the "
+    "module's own.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print what was done as JSON.")
+@flag(
+    "--in-place",
+    text="Let files speak of their places below OUT, for services that run without containers.",
+)
+@options.as_json
 def render_command(
     config: Path,
     previous: Path | None,
@@ -123,8 +131,9 @@ def render_command(
     nginx_modules: tuple[str, ...],
     ingress_client_ca: Path | None,
     source_cas: tuple[str, ...],
+    in_cluster_ports: tuple[str, ...],
     in_place: bool,
-    as_json: bool,
+    work: Work,
 ) -> None:
     """Write the configuration of nodes and services for a mode.
 
@@ -133,11 +142,12 @@ def render_command(
     once and kept, so that the same settings render the same files.
     """
     all_nodes = [*_nodes(nodes, master=True), *_nodes(workers, master=False)]
-    options = RenderOptions(
+    how = RenderOptions(
         containerd=Containerd(containerd or flavour),
         distribution=Distribution(flavour),
         nginx=Nginx(modules=nginx_modules),
         images=_images(images),
+        in_cluster_ports=_ports(in_cluster_ports),
         ingress_client_ca=None if ingress_client_ca is None else read_text(ingress_client_ca),
         sources=_sources(source_cas),
         in_place_root=PurePosixPath(out.resolve()) if in_place else None,
@@ -147,14 +157,14 @@ def render_command(
     kept_at = secrets_path or out / SECRETS_FILE
     now = datetime.datetime.now(datetime.UTC)
     kept = prepare_secrets(read_secrets(kept_at), all_nodes, now)
-    rendered = render(settings, all_nodes, kept, previous=before, options=options)
+    rendered = render(settings, all_nodes, kept, previous=before, options=how)
     # Before the files that depend on them: a run cut short here leaves nothing to be forgotten.
     write_secrets(kept, kept_at)
     done = write_cluster(rendered, out)
-    if as_json:
-        click.echo(json.dumps(_document(settings, before, rendered, done, kept_at), indent=2))
-    else:
-        click.echo(_summary(settings, before, rendered, done, out))
+    work.say(
+        _document(settings, before, rendered, done, kept_at),
+        _summary(settings, before, rendered, done, out),
+    )
 
 
 def _nodes(texts: tuple[str, ...], *, master: bool) -> list[Node]:
@@ -190,6 +200,21 @@ def _images(texts: tuple[str, ...]) -> Images:
             )
         found[name] = image
     return Images(**found)
+
+
+def _ports(texts: tuple[str, ...]) -> Ports:
+    found: dict[str, int] = {}
+    for text in texts:
+        name, _, number = text.partition("=")
+        if name not in ("registry", "debug", "token") or not (
+            number.isascii() and number.isdigit() and len(number) < 6
+        ):
+            raise RenderingError(
+                "in-cluster ports: expected NAME=PORT with registry, debug or token as the name, "
+                f"found {text!r}; write registry=7001"
+            )
+        found[name] = int(number)
+    return Ports(**found)
 
 
 def _sources(texts: tuple[str, ...]) -> dict[str, str]:
@@ -235,7 +260,7 @@ def _summary(
     rendered: Rendered,
     done: Mapping[str, TreeChanges],
     out: Path,
-) -> str:
+) -> list[str]:
     what = f"{settings.mode} mode" if before is None else f"{before.mode} → {settings.mode}"
     rows = [f"Configuration of {what} in {out}, version {rendered.version[:12]}"]
     rows += [
@@ -245,4 +270,4 @@ def _summary(
         for name, one in done.items()
     ]
     rows += [f"Note: {note}" for note in rendered.notes]
-    return "\n".join(rows)
+    return rows

@@ -200,9 +200,6 @@ def logical(reference: Reference, settings: RegistrySettings) -> Reference:
     """The logical name of an image that is named by its place at the upstream.
 
     One that has its logical name already stays.
-
-    Raises:
-        RouteError: the upstream is not known, or the image does not lie there.
     """
     if _asked(reference).below is not None:
         return reference
@@ -217,11 +214,7 @@ def logical(reference: Reference, settings: RegistrySettings) -> Reference:
 
 
 def upstream_repository(relative: str, upstream: Upstream) -> str:
-    """The repository at the upstream of what lies at `relative` under the logical path.
-
-    Raises:
-        RouteError: the upstream has no path, and so no repository for what lies at the very top.
-    """
+    """The repository at the upstream of what lies at `relative` under the logical path."""
     path = "/".join(part for part in (upstream.path, relative) if part)
     if not path:
         raise RouteError(
@@ -316,10 +309,6 @@ class RepositoryNames:
 
         That is `registry.d8-system.svc:5001/system/deckhouse/install`, or the same by the host
         that the mode has it at, or `system/deckhouse/install`, or `install`.
-
-        Raises:
-            RouteError: it lies elsewhere.
-            InvalidReferenceError: it cannot be a repository.
         """
         first, _, rest = repository.partition("/")
         if first in self._cluster:
@@ -337,12 +326,7 @@ class RepositoryNames:
     def read_image(
         self, name: str, reference: str | Digest | None
     ) -> tuple[ClusterRepository, str | Digest]:
-        """A repository and a tag or digest there; without `reference`, `name` has it at its end.
-
-        Raises:
-            RouteError: it lies elsewhere.
-            InvalidReferenceError, InvalidDigestError: tag and digest are absent or invalid.
-        """
+        """A repository and a tag or digest there; without `reference`, `name` has it at its end."""
         if reference is not None:
             return self.read(name), reference
         repository, at, digest = name.partition("@")
@@ -410,9 +394,6 @@ def check_write(
     """Refuse `action`, which writes, where the mode or the plane does not take it.
 
     `external`: the caller named the external registry itself, not the cluster's address.
-
-    Raises:
-        ForbiddenByModeError: with the place where it is allowed.
     """
     row = settings.kind.row.planes[plane]
     if not row.refusal or (external and row.writes):
@@ -427,11 +408,7 @@ def check_write(
 
 
 def check_catalogue(settings: RegistrySettings, plane: Plane, access: ClusterAccess) -> None:
-    """Refuse to list all repositories where the accounts of that plane may not.
-
-    Raises:
-        ForbiddenByModeError: with what works instead.
-    """
+    """Refuse to list all repositories where the accounts of that plane may not."""
     row = settings.kind.row
     reason = row.planes[plane].no_catalogue
     if not reason:

@@ -33,12 +33,7 @@ class FoundSettings(NamedTuple):
 
 
 def find_registry(source: Path | str | Mapping[str, Any]) -> FoundSettings:
-    """Find the settings in a file (`Path`), in YAML text (`str`), or in a mapping.
-
-    Raises:
-        InvalidSettingsError: the documents are not built as they must be.
-        InputError: the file cannot be read, is not YAML, or has no registry settings.
-    """
+    """Find the settings in a file (`Path`), in YAML text (`str`), or in a mapping."""
     if isinstance(source, Mapping):
         return _of([source], "the settings")
     if isinstance(source, str):
@@ -177,11 +172,7 @@ def init_fields(deckhouse: Mapping[str, Any]) -> tuple[dict[str, Any], list[Mist
 
 
 def docker_login(encoded: object, host: str) -> tuple[str, str]:
-    """User and password for `host` in a docker configuration in base64; empty for anonymous use.
-
-    Raises:
-        InvalidSettingsError: it is something else, or does not list the host.
-    """
+    """User and password for `host` in a docker configuration in base64; empty for anonymous use."""
     auths = _auths(encoded)
     for name in auths:
         if not _HOST.fullmatch(name):

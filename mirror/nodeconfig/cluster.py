@@ -121,11 +121,7 @@ class NodePaths:
 
 
 def check_nodes(nodes: Sequence[Node]) -> None:
-    """Refuse two nodes of one name, or two masters at one address and port.
-
-    Raises:
-        RenderingError: says which.
-    """
+    """Refuse two nodes of one name, or two masters at one address and port."""
     if not nodes:
         raise RenderingError("nodes: expected at least one, found none; give every node's address")
     names: set[str] = set()
@@ -191,12 +187,7 @@ def _node(row: Any, where: str) -> Node:
 
 
 def read_text(path: Path) -> str:
-    """The text of a file that a person named.
-
-    Raises:
-        FileSystemError: it cannot be read.
-        RenderingError: it is not text.
-    """
+    """The text of a file that a person named."""
     try:
         return path.read_text(encoding="utf-8")
     except OSError as err:
@@ -326,11 +317,7 @@ def load_facts(path: Path) -> ClusterFacts:
 
 
 def read_document(path: Path) -> Mapping[str, Any]:
-    """The one mapping that a YAML or JSON file holds; an empty one if the file is empty.
-
-    Raises:
-        InputError: it cannot be read, or holds something else.
-    """
+    """The one mapping that a YAML or JSON file holds; an empty one if the file is empty."""
     documents = read_documents(_read(path), str(path), "expected keys and values")
     if len(documents) > 1:
         raise InputError(f"{path}: it holds {len(documents)} documents; keep one")

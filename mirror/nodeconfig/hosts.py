@@ -85,11 +85,7 @@ HostMirrors = Mapping[str, tuple[HostMirror, ...]]
 
 
 def upstream_mirror(upstream: Upstream, path: str | None) -> HostMirror:
-    """The registry outside, checked.
-
-    Raises:
-        RenderingError: a value may not be written.
-    """
+    """The registry outside, checked."""
     account = upstream.account
     if account is not None:
         checked_user_name(account.name, "upstream user name")
@@ -106,11 +102,7 @@ def upstream_mirror(upstream: Upstream, path: str | None) -> HostMirror:
 def mirrors_of(
     settings: RegistrySettings, node: Node, authority: str, reader: Account
 ) -> dict[str, tuple[HostMirror, ...]]:
-    """How `node` pulls in a mode. `authority` is the module's CA, `reader` its user `ro`.
-
-    Raises:
-        RenderingError: a value may not be written.
-    """
+    """How `node` pulls in a mode. `authority` is the module's CA, `reader` its user `ro`."""
     row, upstream = settings.kind.row, settings.upstream
     if row.planes[Plane.CRI].roles[0] is Role.BALANCER:
         ca = checked_authority(authority, "the module's CA")

@@ -11,6 +11,7 @@ import hashlib
 import hmac
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path, PurePosixPath
 from types import MappingProxyType
 
@@ -31,7 +32,6 @@ from mirror.nodeconfig.hosts import (
 from mirror.nodeconfig.pki import KeyPair
 from mirror.nodeconfig.pods import (
     Images,
-    PodParts,
     config_hash,
     notes_of_pods,
     static_pod,
@@ -68,7 +68,8 @@ from mirror.nodeconfig.tree import (
     place_tree,
 )
 
-IN_CLUSTER = constants.SERVICE_CONFIG / "in-cluster"
+_SERVICES = constants.SERVICE_CONFIG
+IN_CLUSTER = _SERVICES / "in-cluster"
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,13 +193,12 @@ class _Rendering:
             )
         notes: list[str] = []
         trees = {node.name: self._node_tree(node, notes) for node in self.nodes}
-        pods = self._pods(trees)
         in_cluster = self._in_cluster_tree()
         # The pods' manifests contain the version, so it is computed from manifests without one.
-        drafts = {name: trees[name] | _pod_file(*pod) for name, pod in pods.items()}
+        drafts = {name: trees[name] | pod for name, pod in self._pods(trees, "").items()}
         version = self._version({**trees, **drafts}, in_cluster)
-        for name, (node, parts) in pods.items():
-            trees[name] |= _pod_file(node, replace(parts, config_version=version))
+        for name, pod in self._pods(trees, version).items():
+            trees[name] |= pod
         notes += notes_of_pods(
             self.options.images,
             tuple(trees.values()),
@@ -306,31 +306,28 @@ class _Rendering:
         """Whether clients reach the token server under a port of its own."""
         return self.options.distribution is Distribution.STOCK
 
-    def _pods(self, trees: Mapping[str, Tree]) -> dict[str, tuple[Node, PodParts]]:
-        """The manifests of the masters' services, whose version is still empty."""
+    def _pods(
+        self, trees: Mapping[str, Tree], version: str
+    ) -> dict[str, dict[PurePosixPath, RenderedFile]]:
+        """The manifest of the services for each master, with this version."""
         service, images = self._service, self.options.images
         if service is None or not images.serve(replication=self._replicated):
             return {}
         pods = {}
-        for node in self.nodes:
-            if node.master:
-                places = self.options.places(f"nodes/{node.name}")
-                read = {
-                    path: file
-                    for path, file in trees[node.name].items()
-                    if path.is_relative_to(constants.SERVICE_CONFIG)
-                }
-                pods[node.name] = (
-                    node,
-                    PodParts(
-                        images,
-                        config_hash(read),
-                        "",
-                        node.address if self._own_port else "127.0.0.1",
-                        replication=self._replicated,
-                        environment=self._registry_config(node, service, places).environment,
-                    ),
-                )
+        for node in (one for one in self.nodes if one.master):
+            places = self.options.places(f"nodes/{node.name}")
+            files = trees[node.name].items()
+            read = {path: one for path, one in files if path.is_relative_to(_SERVICES)}
+            pod = static_pod(
+                node,
+                images,
+                config_hash(read),
+                version,
+                token_host=node.address if self._own_port else "127.0.0.1",
+                replication=self._replicated,
+                environment=self._registry_config(node, service, places).environment,
+            )
+            pods[node.name] = {constants.STATIC_POD: yaml_file(pod, PUBLIC)}
         return pods
 
     def _registry_config(
@@ -371,13 +368,9 @@ class _Rendering:
         if upstream.ca is not None:
             files[IN_CLUSTER / "upstream-ca.crt"] = _authority(upstream)
         if options.distribution is Distribution.STOCK:
-            authority = (
-                None if upstream.ca is None else places.config("in-cluster", "upstream-ca.crt")
-            )
-            tls = RelayTls(
-                places.config("in-cluster", "distribution.crt"),
-                places.config("in-cluster", "distribution.key"),
-            )
+            at = partial(places.config, "in-cluster")
+            authority = None if upstream.ca is None else at("upstream-ca.crt")
+            tls = RelayTls(at("distribution.crt"), at("distribution.key"))
             nginx = options.nginx_in(IN_CLUSTER, places)
             content = relay_conf(str(ports.registry), [Relayed(mirror, "", authority)], nginx, tls)
             files[IN_CLUSTER / "relay.conf"] = RenderedFile(content)
@@ -395,10 +388,6 @@ class _Rendering:
 
 
 # -- files -----------------------------------------------------------------------------------------
-
-
-def _pod_file(node: Node, parts: PodParts) -> dict[PurePosixPath, RenderedFile]:
-    return {constants.STATIC_POD: yaml_file(static_pod(node, parts), PUBLIC)}
 
 
 def _pair(stem: PurePosixPath, pair: KeyPair) -> dict[PurePosixPath, RenderedFile]:

@@ -111,11 +111,7 @@ class Placed:
     unchanged: tuple[PurePosixPath, ...]
 
     def clean(self) -> TreeChanges:
-        """Remove what the tree no longer has; then, last, forget it.
-
-        Raises:
-            FileSystemError: something could not be removed or written.
-        """
+        """Remove what the tree no longer has; then, last, forget it."""
         removed = [*_remove_hosts(self.root, self.former_hosts), *_remove_own(self.root, self.tree)]
         stale = list(_stale_authorities(self.root, self.tree, self.hosts))
         kept = tuple(one for one in stale if self._was_named(one))
@@ -143,10 +139,6 @@ def place_tree(tree: Tree, root: Path) -> Placed:
     """Write the module's files below `root` and remove nothing yet.
 
     Readers see the old route or the new one. Unchanged files keep their times.
-
-    Raises:
-        FileSystemError: a file could not be written.
-        RenderingError: the list of managed host directories on the disk is damaged.
     """
     state_path = constants.CONTAINERD_HOSTS_STATE
     before = _managed_hosts(_below(root, state_path))
@@ -181,12 +173,7 @@ def place_tree(tree: Tree, root: Path) -> Placed:
 
 
 def write_tree(tree: Tree, root: Path) -> TreeChanges:
-    """Make the module's files below `root` equal to `tree`: `place_tree`, then `clean`.
-
-    Raises:
-        FileSystemError: a file could not be written.
-        RenderingError: the list of managed host directories on the disk is damaged.
-    """
+    """Make the module's files below `root` equal to `tree`: `place_tree`, then `clean`."""
     return place_tree(tree, root).clean()
 
 
@@ -209,11 +196,7 @@ def _below(root: Path, path: PurePosixPath) -> Path:
 
 
 def write_file(path: Path, file: RenderedFile) -> bool:
-    """Put a file in its place, complete or not at all; False if it was there already.
-
-    Raises:
-        FileSystemError: it could not be written.
-    """
+    """Put a file in its place, complete or not at all; False if it was there already."""
     return write_if_changed(path, file.content, mode=file.mode)
 
 

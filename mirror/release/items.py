@@ -6,12 +6,19 @@ asks the source for the facts.
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from semver import Version
 
-from mirror.errors import DeniedError, InvalidManifestError, SourceContentError
+from mirror.errors import (
+    DeniedError,
+    InvalidManifestError,
+    InvalidReferenceError,
+    SourceContentError,
+)
 from mirror.layout import (
     CHANNELS,
     MODULES,
@@ -24,17 +31,19 @@ from mirror.layout import (
     tags_of_versions,
     version_tag,
 )
-from mirror.oci import Manifest
+from mirror.oci import Digest, Manifest
+from mirror.oci.reference import check_repository, valid_tag
 from mirror.release.constraints import find_by_probing
-from mirror.release.images import WantedImage
-from mirror.release.metadata import (
-    EXTRA_IMAGES,
-    MODULE_IMAGES_DIGESTS,
-    find_digests,
-    parse_extra_images,
-)
-from mirror.release.selection import Filter, ItemFilter, Selection, select_versions
-from mirror.release.source import ChannelFact, ReleaseSource, can_lead, read_channels
+from mirror.release.selection import Filter, ItemFilter, Selection, WantedImage, select_versions
+from mirror.release.source import ChannelFact, ReleaseSource, can_lead, json_object, read_channels
+
+MODULE_IMAGES_DIGESTS = "images_digests.json"
+EXTRA_IMAGES = "extra_images.json"
+
+_MOST_DIGITS = 18
+"""The most digits of a number that stands for a tag."""
+
+_SHA256 = re.compile(rb"sha256:[a-f0-9]{64}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -277,7 +286,7 @@ class _ItemSelecting:
         why = f"{MODULE_IMAGES_DIGESTS} of {where}"
         return [
             WantedImage.of(self._repository, tag, self._title, manifest.digest),
-            *(WantedImage.by_digest(self._repository, digest, why) for digest in internal),
+            *(WantedImage.of(self._repository, digest, why) for digest in internal),
         ]
 
     def _main(self, tag: str) -> Manifest:
@@ -362,3 +371,41 @@ def _is_complete(source: ReleaseSource, repository: str, tag: str) -> bool:
             return False
         pending += (source.manifest(repository, one.descriptor.digest) for one in manifest.children)
     return True
+
+
+# -- the lists in an item's main image -------------------------------------------------------------
+
+
+def find_digests(data: bytes) -> list[Digest]:
+    """Find every SHA-256 digest in a module's `images_digests.json`, once, in order.
+
+    Modules nest them as they like, so digests are recognised by their form, not by their place.
+    """
+    return [Digest.parse(text.decode()) for text in dict.fromkeys(_SHA256.findall(data))]
+
+
+def parse_extra_images(data: bytes, where: str) -> dict[str, str]:
+    """Extra image → tag, from a module's `extra_images.json`; a number counts as its digits.
+
+    Raises:
+        SourceContentError: it is not a JSON object, or a name or tag is none.
+    """
+    extras: dict[str, str] = {}
+    for name, value in json_object(data, where, EXTRA_IMAGES).items():
+        if isinstance(value, bool) or not isinstance(value, str | int | float):
+            continue  # other kinds of values are not images
+        tag = value if isinstance(value, str) else _number_tag(value)
+        if not valid_tag(tag):
+            raise SourceContentError(f"{where}: {EXTRA_IMAGES}: {name}: {tag!r} is not a tag")
+        try:
+            check_repository(name)
+        except InvalidReferenceError as err:
+            raise SourceContentError(f"{where}: {EXTRA_IMAGES}: {err}") from err
+        extras[name] = tag
+    return extras
+
+
+def _number_tag(value: float) -> str:
+    """A number's digits; an empty text, which is not a tag, for a number that cannot be one."""
+    whole = math.isfinite(value) if isinstance(value, float) else True
+    return f"{value:.0f}" if whole and abs(value) < 10**_MOST_DIGITS else ""

@@ -7,10 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
+import yaml
 from semver import Version
 
-from mirror.errors import NotFoundError, SourceContentError
+from mirror.documents import parse_yaml
+from mirror.errors import InvalidDigestError, NotFoundError, SourceContentError
 from mirror.layout import (
     CHANNELS,
     DEFAULT_CHANNELS,
@@ -25,22 +28,24 @@ from mirror.layout import (
     tags_of_versions,
     version_tag,
 )
+from mirror.oci import Digest
+from mirror.oci.reference import valid_tag
 from mirror.release.constraints import Constraint, find_by_probing
-from mirror.release.images import WantedImage
-from mirror.release.metadata import (
-    CHANGELOG_YAML,
-    IMAGES_DIGESTS,
-    IMAGES_TAGS,
+from mirror.release.selection import PlatformSelection, WantedImage, select_versions
+from mirror.release.source import (
     VERSION_JSON,
-    DescribedRelease,
-    deckhouse_releases,
-    parse_changelog,
-    parse_component_digests,
-    parse_component_tags,
+    ChannelFact,
+    ReleaseInfo,
+    ReleaseSource,
+    can_lead,
+    json_object,
     parse_release,
+    read_channel,
 )
-from mirror.release.selection import PlatformSelection, select_versions
-from mirror.release.source import ChannelFact, ReleaseSource, can_lead, read_channel
+
+CHANGELOG_YAML = "changelog.yaml"
+IMAGES_DIGESTS = "deckhouse/candi/images_digests.json"
+IMAGES_TAGS = "deckhouse/candi/images_tags.json"
 
 _NEWEST, _OLDEST = DEFAULT_CHANNELS[0], DEFAULT_CHANNELS[-1]
 
@@ -54,8 +59,8 @@ class SelectedReleases:
     of the release-channel repository whose image it gets; they win over `channels`.
     """
 
-    versions: tuple[Version, ...]
-    channels: tuple[ChannelFact, ...]
+    versions: tuple[Version, ...] = ()
+    channels: tuple[ChannelFact, ...] = ()
     custom_tags: tuple[str, ...] = ()
     aliases: Mapping[str, str] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
@@ -68,10 +73,9 @@ def select_platform(
     tags: Collection[str],
     wanted: PlatformSelection | None = None,
 ) -> SelectedReleases:
-    """Choose releases among those that `channels` and `tags` say exist.
+    """Choose releases among those that exist, whatever the order in which they are given.
 
-    `channels` are those that exist, `tags` the tags of the release-channel repository. The order
-    of either does not matter.
+    `channels` are those of the source, `tags` the tags of its release-channel repository.
 
     * Nothing asked: every channel's version, and between rock-solid and alpha the latest patch of
       each minor version, so that a cluster can update step by step. Whatever is older than
@@ -86,21 +90,37 @@ def select_platform(
     """
     wanted = wanted or PlatformSelection()
     check_channels(channels, wanted.tag)
+    concerned = [channels[name] for name in _named(channels)]
     if wanted.tag is not None:
-        return _pinned(channels, tags, wanted.tag, ignore_suspend=wanted.ignore_suspend)
-    missing = [name for name in DEFAULT_CHANNELS if name not in channels]
-    if missing and LTS not in channels:
+        version = parse_version(wanted.tag)
+        concerned = [
+            fact
+            for fact in concerned
+            if fact.name == wanted.tag or (version is not None and fact.version == version)
+        ]
+    else:
+        missing = [name for name in DEFAULT_CHANNELS if name not in channels]
+        if missing and LTS not in channels:
+            raise SourceContentError(
+                f"the source publishes no release channel {', '.join(missing)} "
+                f"(found: {', '.join(_named(channels))}); check that --source names an edition, "
+                "such as registry.example.com/deckhouse/ee, or name one release with "
+                "--deckhouse-tag"
+            )
+    suspended = sorted(f'"{fact.name}"' for fact in concerned if fact.suspended)
+    if suspended and not wanted.ignore_suspend:
+        said = f"release channel {suspended[0]} is"
+        if len(suspended) > 1:
+            said = f"release channels {', '.join(suspended)} are"
         raise SourceContentError(
-            f"the source publishes no release channel {', '.join(missing)} "
-            f"(found: {', '.join(_named(channels))}); check that --source names an edition, such "
-            "as registry.example.com/deckhouse/ee, or name one release with --deckhouse-tag"
+            f"{said} suspended at the source: the vendor asks not to install what is published "
+            "there; wait, or take it all the same with --ignore-suspend"
         )
-    every = [channels[name] for name in _named(channels)]
-    if not wanted.ignore_suspend:
-        _refuse_suspended(every)
+    if wanted.tag is not None:
+        return _pinned(concerned, tags, wanted.tag)
     if wanted.constraint is not None:
-        return _constrained(every, tags, wanted.constraint)
-    return _current(every, tags, wanted.since_version)
+        return _constrained(concerned, tags, wanted.constraint)
+    return _current(concerned, tags, wanted.since_version)
 
 
 def check_channels(available: Collection[str], tag: str | None = None) -> None:
@@ -132,49 +152,22 @@ def _named(available: Collection[str]) -> list[str]:
     return [name for name in CHANNELS if name in available]
 
 
-def _refuse_suspended(channels: Iterable[ChannelFact]) -> None:
-    names = sorted(f'"{fact.name}"' for fact in channels if fact.suspended)
-    if names:
-        plural = len(names) > 1
-        raise SourceContentError(
-            f"release channel{'s' if plural else ''} {', '.join(names)} "
-            f"{'are' if plural else 'is'} suspended at the source: the vendor asks not to install "
-            f"{'their versions' if plural else 'its version'}; wait, or take "
-            f"{'them' if plural else 'it'} all the same with --ignore-suspend"
-        )
-
-
-def _pinned(
-    channels: Mapping[str, ChannelFact],
-    tags: Collection[str],
-    tag: str,
-    *,
-    ignore_suspend: bool,
-) -> SelectedReleases:
+def _pinned(matched: Collection[ChannelFact], tags: Collection[str], tag: str) -> SelectedReleases:
     version = parse_version(tag)
-    matched = [
-        fact
-        for fact in (channels[name] for name in _named(channels))
-        if fact.name == tag or (version is not None and fact.version == version)
-    ]
-    if not ignore_suspend:
-        _refuse_suspended(matched)
     versions = [fact.version for fact in matched] + ([version] if version is not None else [])
     custom = () if version is not None or tag in CHANNELS else (tag,)
     # People may type a version without the v of its tag.
     release = tag
     if version is not None and tag not in tags:
         release = tags_of_versions(tags).get(version, version_tag(version))
-    aliases: dict[str, str] = {}
-    warnings: list[str] = []
-    if release in tags or release in channels:
+    if release in tags or tag in CHANNELS:
         aliases = dict.fromkeys(DEFAULT_CHANNELS, release)
-    else:
-        warnings.append(
-            f"the source's release-channel repository has no tag {release}, so the bundle gets no "
-            "release channels for it; a cluster can be installed from it, but not follow a channel"
-        )
-    return _selection(versions, matched, tags, custom, aliases, warnings)
+        return _selection(versions, matched, tags, custom, aliases)
+    warning = (
+        f"the source's release-channel repository has no tag {release}, so the bundle gets no "
+        "release channels for it; a cluster can be installed from it, but not follow a channel"
+    )
+    return _selection(versions, matched, tags, custom, warnings=(warning,))
 
 
 def _constrained(
@@ -227,10 +220,9 @@ def _selection(
     aliases: Mapping[str, str] | None = None,
     warnings: Iterable[str] = (),
 ) -> SelectedReleases:
-    """Put `versions` in order, and add the channels that may travel with them.
+    """Put `versions` in order, and add those `channels` that lead to one of them.
 
-    A channel travels if it leads to one of `versions` that is not older than rock-solid's, where
-    rock-solid is among `channels`.
+    A channel that lags behind rock-solid stays out.
     """
     chosen = in_order(versions)
     last = next((fact.version for fact in channels if fact.name == _OLDEST), None)
@@ -257,26 +249,21 @@ def _selection(
 class SelectedPlatform:
     """The platform's part of a bundle, with the file that describes its releases to a cluster."""
 
-    selection: SelectedReleases
-    images: tuple[WantedImage, ...]
-    files: dict[str, bytes] = field(default_factory=dict)
+    selection: SelectedReleases = SelectedReleases()
+    images: tuple[WantedImage, ...] = ()
+    files: Mapping[str, bytes] = field(default_factory=dict)
 
     @property
     def channels(self) -> tuple[str, ...]:
         """The release channels in the bundle, in their usual order."""
-        named = {fact.name for fact in self.selection.channels} | set(self.selection.aliases)
-        return tuple(name for name in CHANNELS if name in named)
+        selection = self.selection
+        return tuple(_named([*(fact.name for fact in selection.channels), *selection.aliases]))
 
 
 def select_platform_images(
     source: ReleaseSource, wanted: PlatformSelection, *, probing: bool
 ) -> SelectedPlatform:
-    """Select releases, and every image that they consist of.
-
-    Raises:
-        NotFoundError, SourceContentError: as `select_platform`; or an image does not describe its
-            release as it must.
-    """
+    """Select releases as `select_platform` does, and every image that they consist of."""
     channels, tags = _facts(source, wanted, probing=probing)
     selection = select_platform(channels, tags, wanted)
     for warning in selection.warnings:
@@ -297,7 +284,14 @@ def select_platform_images(
         for channel, tag in selection.aliases.items()
     ]
     for tag in releases:
-        images += _release_images(tag, described=not pinned)
+        why = f"platform release {tag}"
+        images += [
+            WantedImage.of("", tag, why),
+            WantedImage.of(INSTALL, tag, why),
+            WantedImage.of(INSTALL_STANDALONE, tag, why, optional=True),
+            # A release that the bundle describes to clusters must have its release image.
+            WantedImage.of(RELEASE_CHANNEL, tag, why, optional=pinned, notable=True),
+        ]
     listed = source.each("component lists", releases, lambda tag: _components(source, tag))
     # A component of several releases is taken once, in the name of the first of them.
     components = {wanted.tag: wanted for of_release in reversed(listed) for wanted in of_release}
@@ -310,15 +304,17 @@ def _facts(
     source: ReleaseSource, wanted: PlatformSelection, *, probing: bool
 ) -> tuple[dict[str, ChannelFact], Collection[str]]:
     """Ask which channels exist and where they lead, and for the tags that spell versions."""
-    listed = None if probing else _listed(source, wanted)
-    names = [name for name in CHANNELS if listed is None or name in listed]
-    if listed is not None:
+    names = list(CHANNELS)
+    tags: Collection[str] = ()
+    if not probing:
+        tags = _listed(source, wanted)
+        names = _named(tags)
         check_channels(names, wanted.tag)
     facts = source.each(
         "release channels", names, lambda name: read_channel(source, RELEASE_CHANNEL, name)
     )
     channels = {fact.name: fact for fact in facts if fact is not None}
-    return channels, _probed(source, wanted) if listed is None else listed
+    return channels, _probed(source, wanted) if probing else tags
 
 
 def _listed(source: ReleaseSource, wanted: PlatformSelection) -> frozenset[str]:
@@ -334,27 +330,14 @@ def _listed(source: ReleaseSource, wanted: PlatformSelection) -> frozenset[str]:
 
 def _probed(source: ReleaseSource, wanted: PlatformSelection) -> list[str]:
     """The versions of a source that cannot list tags, found by trying."""
+
+    def exists(tag: str) -> bool:
+        return source.manifest(RELEASE_CHANNEL, tag) is not None
+
     if wanted.constraint is None:
-        pinned = wanted.tag is not None and source.manifest(RELEASE_CHANNEL, wanted.tag)
-        return [wanted.tag] if wanted.tag is not None and pinned else []
-    return [
-        version_tag(version)
-        for version in find_by_probing(
-            wanted.constraint,
-            lambda version: source.manifest(RELEASE_CHANNEL, version_tag(version)) is not None,
-        )
-    ]
-
-
-def _release_images(tag: str, *, described: bool) -> list[WantedImage]:
-    """A release's own images. One that is `described` to clusters must have a release image."""
-    why = f"platform release {tag}"
-    return [
-        WantedImage.of("", tag, why),
-        WantedImage.of(INSTALL, tag, why),
-        WantedImage.of(INSTALL_STANDALONE, tag, why, optional=True),
-        WantedImage.of(RELEASE_CHANNEL, tag, why, optional=not described, notable=True),
-    ]
+        return [wanted.tag] if wanted.tag is not None and exists(wanted.tag) else []
+    found = find_by_probing(wanted.constraint, lambda version: exists(version_tag(version)))
+    return [version_tag(version) for version in found]
 
 
 def _components(source: ReleaseSource, tag: str) -> list[WantedImage]:
@@ -362,34 +345,104 @@ def _components(source: ReleaseSource, tag: str) -> list[WantedImage]:
     where = source.where(INSTALL, tag)
     installer = source.required(INSTALL, tag, f"platform release {tag}")
     found = source.files(INSTALL, installer, (IMAGES_DIGESTS, IMAGES_TAGS))
-    if IMAGES_TAGS in found:
-        # Old releases list tags, and that list counts even if a list of digests lies beside it.
-        by_tag = parse_component_tags(found[IMAGES_TAGS], where)
-        if by_tag:
-            return [
-                WantedImage.of("", name, f"component {component} of installer {where}")
-                for name, component in by_tag.items()
-            ]
-    if IMAGES_DIGESTS not in found:
+    # Old releases list tags, and that list counts even if a list of digests lies beside it.
+    listed = parse_components(found.get(IMAGES_TAGS, b"{}"), where, IMAGES_TAGS)
+    if not listed and IMAGES_DIGESTS not in found:
         raise SourceContentError(
             f"{where}: the installer has neither {IMAGES_DIGESTS} nor {IMAGES_TAGS}, so the "
             "release's components are not known"
         )
+    listed = listed or parse_components(found[IMAGES_DIGESTS], where, IMAGES_DIGESTS)
     return [
-        WantedImage.by_digest("", digest, f"component {component} of installer {where}")
-        for digest, component in parse_component_digests(found[IMAGES_DIGESTS], where).items()
+        WantedImage.of("", name, f"component {component} of installer {where}")
+        for name, component in listed.items()
     ]
 
 
 def _described(source: ReleaseSource, tags: Collection[str]) -> dict[str, bytes]:
     """Write the file that describes the releases to a cluster, from their release images."""
 
-    def describe(tag: str) -> DescribedRelease:
+    def describe(tag: str) -> tuple[ReleaseInfo, Mapping[str, Any]]:
         where = source.where(RELEASE_CHANNEL, tag)
         manifest = source.required(RELEASE_CHANNEL, tag, f"platform release {tag}")
         found = source.files(RELEASE_CHANNEL, manifest, (VERSION_JSON, CHANGELOG_YAML))
         info = parse_release(found.get(VERSION_JSON), where)
-        return DescribedRelease(info, parse_changelog(found.get(CHANGELOG_YAML, b""), where))
+        return info, parse_changelog(found.get(CHANGELOG_YAML, b""), where)
 
     releases = source.each("release descriptions", tags, describe)
     return {RELEASES_FILE: deckhouse_releases(releases)} if releases else {}
+
+
+def parse_components(data: bytes, where: str, file: str) -> dict[Digest | str, str]:
+    """Read an installer's list, in its order: digest, or tag in `IMAGES_TAGS` → `module/image`.
+
+    Raises:
+        SourceContentError: it is not a mapping of modules to mappings of images to these.
+    """
+    found: dict[Digest | str, str] = {}
+    for module, images in json_object(data, where, file).items():
+        if not isinstance(images, dict):
+            raise SourceContentError(f"{where}: {file}: {module}: not a mapping of images")
+        for image, text in images.items():
+            at = f"{where}: {file}: {module}/{image}"
+            if not isinstance(text, str):
+                raise SourceContentError(f"{at}: not a string")
+            if file == IMAGES_TAGS and not valid_tag(text):
+                raise SourceContentError(f"{at}: {text!r} is not a tag")
+            try:
+                reference = text if file == IMAGES_TAGS else Digest.parse(text)
+            except InvalidDigestError as err:
+                raise SourceContentError(f"{at}: {err}") from err
+            found.setdefault(reference, f"{module}/{image}")
+    return found
+
+
+def parse_changelog(data: bytes, where: str) -> Mapping[str, Any]:
+    """A release image's `changelog.yaml`: a mapping of modules to their changes.
+
+    Raises:
+        SourceContentError: it is not YAML, or not a mapping.
+    """
+    try:
+        document = parse_yaml(data)
+    except ValueError as err:
+        raise SourceContentError(f"{where}: {CHANGELOG_YAML} cannot be read: {err}") from err
+    if not isinstance(document, dict | None):
+        raise SourceContentError(f"{where}: {CHANGELOG_YAML} is not a mapping")
+    return document or {}
+
+
+def deckhouse_releases(releases: Iterable[tuple[ReleaseInfo, Mapping[str, Any]]]) -> bytes:
+    """Write `deckhousereleases.yaml`, from which a cluster without channels learns its releases.
+
+    `releases` are what their images say in `version.json` and `changelog.yaml`. The file has one
+    YAML document per release, oldest first, with sorted keys; each begins with `---`.
+    """
+    ordered = sorted(releases, key=lambda release: release[0].version)
+    text: str = yaml.safe_dump_all(
+        [_document(info, changelog) for info, changelog in ordered],
+        explicit_start=True,
+        allow_unicode=True,
+        default_flow_style=False,
+    )
+    return text.encode()
+
+
+def _document(info: ReleaseInfo, changelog: Mapping[str, Any]) -> dict[str, Any]:
+    tag = version_tag(info.version)
+    disruptions = info.disruptions.get(f"{info.version.major}.{info.version.minor}")
+    spec = {
+        "changelog": dict(changelog),
+        "changelogLink": f"https://github.com/deckhouse/deckhouse/releases/tag/{tag}",
+        "version": tag,
+        **({"disruptions": list(disruptions)} if disruptions else {}),
+        **({"requirements": dict(info.requirements)} if info.requirements else {}),
+    }
+    return {
+        "apiVersion": "deckhouse.io/v1alpha1",
+        "approved": False,
+        "kind": "DeckhouseRelease",
+        "metadata": {"name": tag},
+        "spec": spec,
+        "status": {"approved": False, "message": "", "transitionTime": "0001-01-01T00:00:00Z"},
+    }

@@ -8,10 +8,17 @@ from typing import NoReturn
 
 from semver import Version
 
-from mirror.errors import InputError, NotFoundError, SourceContentError
-from mirror.layout import parse_version, tags_of_versions
+from mirror.errors import DeniedError, InputError, NotFoundError, SourceContentError
+from mirror.layout import PLUGINS, parse_version, tags_of_versions
 from mirror.release.constraints import Constraint
-from mirror.release.contracts import BundleVersions, Contract, Requirement, valid_plugin_name
+from mirror.release.contracts import (
+    ANNOTATION,
+    BundleVersions,
+    Contract,
+    Requirement,
+    parse_contract,
+    valid_plugin_name,
+)
 from mirror.release.plugin_dependencies import (
     BUILT_IN,
     Candidate,
@@ -20,7 +27,8 @@ from mirror.release.plugin_dependencies import (
     PluginFacts,
     TooTangledError,
 )
-from mirror.release.selection import ExactTag, ItemFilter
+from mirror.release.selection import ExactTag, ItemFilter, Selection
+from mirror.release.source import ReleaseSource
 
 
 @dataclass(frozen=True, slots=True)
@@ -315,3 +323,82 @@ class _Selecting:
                         f"{', '.join(one.tag for one in there)}"
                     )
         return warnings
+
+
+# -- what the source says --------------------------------------------------------------------------
+
+
+def plugins_for(
+    source: ReleaseSource,
+    selection: Selection,
+    modules: Mapping[str, Collection[str]],
+    platform: Collection[Version],
+) -> tuple[PluginChoice, ...]:
+    """Choose the plugins for a bundle with these module tags and platform releases.
+
+    Raises:
+        NotFoundError, SourceContentError: a plugin that the user named cannot be had.
+    """
+    wanted = selection.plugins
+    if wanted is None or not (wanted.names or modules):
+        return ()
+    for warning in wanted.warnings:
+        source.warn(warning)
+    selected = select_plugins(
+        _SourcePlugins(source, wanted.names),
+        modules={
+            name: [version for tag in tags if (version := parse_version(tag)) is not None]
+            for name, tags in modules.items()
+        },
+        platform=platform,
+        wanted=[wanted.items[name] for name in wanted.names],
+        proxy=selection.probing,
+    )
+    for warning in (
+        *(f"plugin {one.name} is left out: {one.reason}" for one in selected.skipped),
+        *selected.warnings,
+    ):
+        source.warn(warning)
+    return selected.choices
+
+
+class _SourcePlugins:
+    """What the source says about its plugins (`PluginFacts`)."""
+
+    def __init__(self, source: ReleaseSource, named: Collection[str]) -> None:
+        self._source, self._named = source, named
+        self._denied: set[str] = set()  # each repository is asked for by one thread at a time
+
+    def names(self) -> Collection[str] | None:
+        names = self._tags(PLUGINS)
+        # They are needed one after the other; asked for in parallel, the answers are there by then.
+        asked = sorted(name for name in names or () if valid_plugin_name(name))
+        self._source.each("plugins", asked, self.tags)
+        return names
+
+    def tags(self, name: str) -> Collection[str] | None:
+        repository = f"{PLUGINS}/{name}"
+        # A plugin that the user named must not go missing with a mere warning.
+        return self._source.tags(repository) if name in self._named else self._tags(repository)
+
+    def _tags(self, repository: str) -> Collection[str] | None:
+        try:
+            return self._source.tags(repository)
+        except DeniedError:
+            # Plugins lie beside the edition, where not every licence reaches.
+            if repository not in self._denied:
+                self._denied.add(repository)
+                where = self._source.tree.origin(repository)
+                self._source.warn(f"access to {where} is denied; no plugins are taken from there")
+            return None
+
+    def contract(self, name: str, tag: str) -> Contract:
+        repository = f"{PLUGINS}/{name}"
+        manifest = self._source.required(repository, tag, f"plugin {name}")
+        annotation = manifest.annotations.get(ANNOTATION)
+        if annotation is None and manifest.children:
+            first = manifest.children[0].descriptor.digest
+            child = self._source.required(repository, first, f"index {manifest.digest}")
+            annotation = child.annotations.get(ANNOTATION)
+        where = self._source.where(repository, tag)
+        return parse_contract(annotation, name=name, version=tag, where=where)

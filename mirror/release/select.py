@@ -1,29 +1,29 @@
-"""What belongs in a bundle, part by part: platform, installer, databases, items, plugins."""
+"""What belongs in a bundle: every image that a selection leads to, with all that it reaches.
+
+First part by part: platform, installer, databases, modules, packages, plugins. Then image by image,
+with what is attached to it: cosign's tags and OCI 1.1 referrers.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any
 
-from semver import Version
-
-from mirror.errors import DeniedError
-from mirror.layout import (
-    CHANNELS,
-    INSTALLER,
-    PLUGINS,
-    SECURITY_DATABASES,
-    parse_version,
-)
-from mirror.release.contracts import ANNOTATION, Contract, parse_contract, valid_plugin_name
-from mirror.release.images import WantedImage
+from mirror.documents import parse_json
+from mirror.errors import DeniedError, SourceContentError
+from mirror.layout import CHANNELS, INSTALLER, PLUGINS, SECURITY_DATABASES
+from mirror.oci import Digest, Manifest, Platform
+from mirror.oci.manifest import OCI_INDEX
+from mirror.oci.reference import referrers_tag
 from mirror.release.items import MODULE, PACKAGE, package_version_images, select_items
-from mirror.release.platform import SelectedPlatform, SelectedReleases, select_platform_images
-from mirror.release.plugins import PluginChoice, select_plugins
-from mirror.release.selection import Selection
+from mirror.release.platform import SelectedPlatform, select_platform_images
+from mirror.release.plugins import PluginChoice, plugins_for
+from mirror.release.selection import Selection, WantedImage
 from mirror.release.source import ReleaseSource
+from mirror.sync import Inventory, InventoryBuilder, ManifestNode
+from mirror.sync.inventory import canonical_json
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +63,7 @@ def select(source: ReleaseSource, selection: Selection) -> SelectedContent:
         NotFoundError: the source does not have what the user named.
         DeniedError, UnreachableError: the registry does not answer as it should.
     """
-    platform = SelectedPlatform(SelectedReleases((), ()), ())
+    platform = SelectedPlatform()
     if selection.platform is not None:
         platform = select_platform_images(source, selection.platform, probing=selection.probing)
     images = [*platform.images]
@@ -84,8 +84,10 @@ def select(source: ReleaseSource, selection: Selection) -> SelectedContent:
     if not selection.probing and not selection.only_extra_images:
         images += _without_stray_channels(_described_packages(source, selection), images)
     module_versions = {item.name: item.versions for item in modules}
-    plugins = _plugins(source, selection, module_versions, platform.selection.versions)
-    images += map(_plugin_image, plugins)
+    plugins = plugins_for(source, selection, module_versions, platform.selection.versions)
+    for choice in plugins:
+        why = " and ".join(edge.subject for edge in choice.edges) or "the selection of plugins"
+        images.append(WantedImage.of(f"{PLUGINS}/{choice.name}", choice.tag, why))
     return SelectedContent(
         tuple(sorted(dict.fromkeys(images))),
         (*platform.selection.tags, *platform.selection.custom_tags),
@@ -135,85 +137,283 @@ def _without_stray_channels(
     ]
 
 
-# -- plugins ---------------------------------------------------------------------------------------
+# -- from images to manifests ----------------------------------------------------------------------
+
+_VEX_SUFFIX = ".att"
+_SIGNATURE_SUFFIXES = (".sig", ".sbom", "")
+"""What cosign appends to `sha256-<hex>`; the referrers tag schema appends nothing."""
+
+_MAX_GENERATIONS = 8
+"""Signatures may be signed in turn; real chains have one or two links."""
 
 
-def _plugins(
+@dataclass(frozen=True, slots=True)
+class Attachments:
+    """What travels with the images.
+
+    Attributes:
+        vex: their attestations (cosign's `.att` tags).
+        signatures: cosign's other tags, and OCI 1.1 referrers.
+        listing: whether the source can list tags.
+    """
+
+    vex: bool = True
+    signatures: bool = True
+    listing: bool = True
+
+    @property
+    def suffixes(self) -> tuple[str, ...]:
+        """Endings of the tags to look for."""
+        return ((_VEX_SUFFIX,) if self.vex else ()) + (
+            _SIGNATURE_SUFFIXES if self.signatures else ()
+        )
+
+
+def resolve(
     source: ReleaseSource,
-    selection: Selection,
-    modules: Mapping[str, Collection[str]],
-    platform: Collection[Version],
-) -> tuple[PluginChoice, ...]:
-    """Choose the plugins for a bundle with these module tags and platform releases.
+    images: Sequence[WantedImage],
+    attachments: Attachments,
+    platforms: Collection[Platform] = (),
+) -> Mapping[str, Inventory]:
+    """Read the manifests of `images` and of what belongs to them; return an inventory per archive.
+
+    The inventories are closed. Multi-arch indexes stay whole. With `platforms`, an index that a tag
+    names keeps only the images for these; an index that others reference by digest stays whole,
+    since it would get another digest.
 
     Raises:
-        NotFoundError, SourceContentError: a plugin that the user named cannot be had.
+        SourceContentError: an image that is not optional is missing at the source.
     """
-    wanted = selection.plugins
-    if wanted is None or not (wanted.names or modules):
-        return ()
-    for warning in wanted.warnings:
-        source.warn(warning)
-    selected = select_plugins(
-        _SourcePlugins(source, wanted.names),
-        modules={
-            name: [version for tag in tags if (version := parse_version(tag)) is not None]
-            for name, tags in modules.items()
-        },
-        platform=platform,
-        wanted=[wanted.items[name] for name in wanted.names],
-        proxy=selection.probing,
+    resolving = _Resolving(source, platforms)
+    fresh = resolving.add(images)
+    # Tried once, on an image that exists.
+    has_api = attachments.signatures and any(
+        source.referrers(one.repository, one.manifest.digest) is not None for one in fresh[:1]
     )
-    for warning in (
-        *(f"plugin {one.name} is left out: {one.reason}" for one in selected.skipped),
-        *selected.warnings,
-    ):
-        source.warn(warning)
-    return selected.choices
+    for _ in range(_MAX_GENERATIONS):
+        if not fresh or not attachments.suffixes:
+            break
+        fresh = resolving.add(_attached(source, fresh, attachments, has_api=has_api), thin=False)
+    else:
+        if fresh:
+            source.warn(
+                f"signatures of signatures were followed {_MAX_GENERATIONS} times and there are "
+                f"more, such as of {fresh[0].manifest.digest}; these are left out"
+            )
+    return resolving.inventories()
 
 
-def _plugin_image(choice: PluginChoice) -> WantedImage:
-    why = " and ".join(edge.subject for edge in choice.edges) or "the selection of plugins"
-    return WantedImage.of(f"{PLUGINS}/{choice.name}", choice.tag, why)
+@dataclass(frozen=True, slots=True)
+class _Added:
+    """A manifest that went into an archive."""
+
+    archive: str
+    repository: str
+    manifest: Manifest
 
 
-class _SourcePlugins:
-    """What the source says about its plugins (`PluginFacts`)."""
+class _Resolving:
+    """Collects manifests, archive by archive."""
 
-    def __init__(self, source: ReleaseSource, named: Collection[str]) -> None:
-        self._source, self._named = source, named
-        self._denied: set[str] = set()  # each repository is asked for by one thread at a time
+    def __init__(self, source: ReleaseSource, platforms: Collection[Platform]) -> None:
+        self._source, self._platforms = source, platforms
+        self._builders: dict[str, InventoryBuilder] = {}
+        self._seen: set[tuple[str, str, Digest]] = set()
 
-    def names(self) -> Collection[str] | None:
-        names = self._tags(PLUGINS)
-        # They are needed one after the other; asked for in parallel, the answers are there by then.
-        asked = sorted(name for name in names or () if valid_plugin_name(name))
-        self._source.each("plugins", asked, self.tags)
-        return names
+    def inventories(self) -> Mapping[str, Inventory]:
+        return {archive: builder.build() for archive, builder in sorted(self._builders.items())}
 
-    def tags(self, name: str) -> Collection[str] | None:
-        repository = f"{PLUGINS}/{name}"
-        # A plugin that the user named must not go missing with a mere warning.
-        return self._source.tags(repository) if name in self._named else self._tags(repository)
+    def add(self, images: Sequence[WantedImage], *, thin: bool = True) -> list[_Added]:
+        """Add images and all that they reach; return what was not there before.
 
-    def _tags(self, repository: str) -> Collection[str] | None:
-        try:
-            return self._source.tags(repository)
-        except DeniedError:
-            # Plugins lie beside the edition, where not every licence reaches.
-            if repository not in self._denied:
-                self._denied.add(repository)
-                where = self._source.tree.origin(repository)
-                self._source.warn(f"access to {where} is denied; no plugins are taken from there")
-            return None
+        Do not `thin` indexes of signatures: their entries have no platform.
+        """
+        # Many things may want one image; the source is asked for it once.
+        questions = list(dict.fromkeys((one.repository, one.reference) for one in images))
+        answers = self._source.each("manifests", questions, lambda ask: self._source.manifest(*ask))
+        found = dict(zip(questions, answers, strict=True))
+        added: list[_Added] = []
+        for wanted in images:
+            manifest = found[wanted.repository, wanted.reference]
+            if manifest is None:
+                self._absent(wanted)
+                continue
+            if (
+                thin
+                and self._platforms
+                and manifest.is_index
+                and wanted.tag != manifest.digest.encoded
+            ):
+                manifest = self._thinned(wanted, manifest)
+            builder = self._builders.setdefault(wanted.archive, InventoryBuilder())
+            builder.add_tag(wanted.repository, wanted.tag, manifest.digest)
+            added += self._note(wanted.archive, wanted.repository, manifest)
+        return added + self._children(added)
 
-    def contract(self, name: str, tag: str) -> Contract:
-        repository = f"{PLUGINS}/{name}"
-        manifest = self._source.required(repository, tag, f"plugin {name}")
-        annotation = manifest.annotations.get(ANNOTATION)
-        if annotation is None and manifest.children:
-            first = manifest.children[0].descriptor.digest
-            child = self._source.required(repository, first, f"index {manifest.digest}")
-            annotation = child.annotations.get(ANNOTATION)
-        where = self._source.where(repository, tag)
-        return parse_contract(annotation, name=name, version=tag, where=where)
+    def _note(self, archive: str, repository: str, manifest: Manifest) -> list[_Added]:
+        key = (archive, repository, manifest.digest)
+        if key in self._seen:
+            return []
+        self._seen.add(key)
+        self._builders[archive].add_manifest(repository, ManifestNode.of(manifest))
+        return [_Added(archive, repository, manifest)]
+
+    def _absent(self, wanted: WantedImage) -> None:
+        if not wanted.optional:
+            raise self._source.missing(wanted.repository, wanted.reference, wanted.needed_by)
+        if wanted.notable:
+            where = self._source.where(wanted.repository, wanted.reference)
+            self._source.warn(f"{where} is not there ({wanted.needed_by}); it is left out")
+
+    def _children(self, parents: Sequence[_Added]) -> list[_Added]:
+        """Add what indexes hold, generation by generation."""
+        all_added: list[_Added] = []
+        while parents:
+            wanted = {
+                (one.archive, one.repository, child.descriptor.digest): one.manifest.digest
+                for one in parents
+                for child in one.manifest.children
+            }
+            missing = {key: index for key, index in wanted.items() if key not in self._seen}
+            if not missing:
+                break
+            questions = list(dict.fromkeys((where, digest) for _, where, digest in missing))
+            reasons = {(where, digest): index for (_, where, digest), index in missing.items()}
+            found = self._read_children(questions, reasons)
+            parents = [
+                added
+                for archive, where, digest in missing
+                for added in self._note(archive, where, found[where, digest])
+            ]
+            all_added += parents
+        return all_added
+
+    def _read_children(
+        self, questions: Sequence[tuple[str, Digest]], reasons: Mapping[tuple[str, Digest], Digest]
+    ) -> Mapping[tuple[str, Digest], Manifest]:
+        def read(question: tuple[str, Digest]) -> Manifest:
+            return self._source.required(*question, f"index {reasons[question]}")
+
+        answers = self._source.each("images of indexes", questions, read)
+        return dict(zip(questions, answers, strict=True))
+
+    def _asked_for(self, platform: Platform) -> bool:
+        """Whether `--platform` names it. `linux/arm64` stands for all variants of it."""
+        return any(
+            (one.os, one.architecture) == (platform.os, platform.architecture)
+            and one.variant in ("", platform.variant)
+            for one in self._platforms
+        )
+
+    def _thinned(self, wanted: WantedImage, index: Manifest) -> Manifest:
+        """The index without the images for other platforms; whole if it has none for these."""
+        document = _document(index, self._source.where(wanted.repository, wanted.reference))
+        document["manifests"] = [
+            raw
+            for raw, child in zip(document.get("manifests") or (), index.children, strict=True)
+            if child.platform is not None and self._asked_for(child.platform)
+        ]
+        where = self._source.where(wanted.repository, wanted.reference)
+        if not document["manifests"]:
+            self._source.warn(f"{where} has no image for the platforms asked for; it stays whole")
+            return index
+        if len(document["manifests"]) == len(index.children):
+            return index
+        thinned = Manifest.parse(canonical_json(document), index.media_type)
+        self._source.content.remember(thinned)
+        return thinned
+
+
+def _attached(
+    source: ReleaseSource, images: Sequence[_Added], attachments: Attachments, *, has_api: bool
+) -> list[WantedImage]:
+    """What vouches for `images`, by tag."""
+    by_repository: dict[str, list[_Added]] = {}
+    for one in images:
+        by_repository.setdefault(one.repository, []).append(one)
+    listed: dict[str, frozenset[str] | None] = {}
+    if attachments.listing:
+        paths = sorted(by_repository)
+        listed = dict(zip(paths, source.each("signatures", paths, source.tags), strict=True))
+        found = [
+            _attachment(one, tag)
+            for path in paths
+            for one in by_repository[path]
+            for suffix in attachments.suffixes
+            if (tag := referrers_tag(one.manifest.digest) + suffix) in (listed[path] or ())
+        ]
+    else:
+        found = [
+            _attachment(one, referrers_tag(one.manifest.digest) + suffix)
+            for one in images
+            for suffix in attachments.suffixes
+            if suffix or not has_api  # the API knows what would be under the referrers' own tag
+        ]
+    if has_api:
+        referring = _referrers(source, by_repository, listed)
+        named = {(one.repository, one.tag) for one in referring}
+        found = [one for one in found if (one.repository, one.tag) not in named] + referring
+    return found
+
+
+def _referrers(
+    source: ReleaseSource,
+    by_repository: Mapping[str, Sequence[_Added]],
+    listed: Mapping[str, frozenset[str] | None],
+) -> list[WantedImage]:
+    """What the source's referrers API knows of the images, as indexes under the tag schema's tags.
+
+    So the bundle holds them under tags like everything else, and they are found in a target with
+    the API and in one without. What an index under such a tag at the source has beside them, from
+    before the source had the API, is in it too.
+    """
+    subjects = [one for path in sorted(by_repository) for one in by_repository[path]]
+    questions = list(dict.fromkeys((one.repository, one.manifest.digest) for one in subjects))
+
+    def ask(question: tuple[str, Digest]) -> list[dict[str, Any]]:
+        path, digest = question
+        found = [*(source.referrers(path, digest) or ())]
+        has_index = referrers_tag(digest) in (listed.get(path) or ())
+        earlier = source.manifest(path, referrers_tag(digest)) if has_index else None
+        if found and earlier is not None and earlier.is_index:
+            known = {one["digest"] for one in found}
+            every = _document(earlier, source.where(path, referrers_tag(digest)))
+            others = every.get("manifests") or ()
+            found += [one for one in others if one["digest"] not in known]
+            found.sort(key=lambda one: str(one["digest"]))
+        return found
+
+    answers = source.each("referrers", questions, ask)
+    indexes: dict[tuple[str, Digest], Manifest] = {}
+    for question, children in zip(questions, answers, strict=True):
+        if children:
+            document = {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": children}
+            index = Manifest.parse(canonical_json(document), OCI_INDEX)
+            source.content.remember(index)
+            indexes[question] = index
+    return [
+        WantedImage(
+            one.archive,
+            one.repository,
+            referrers_tag(one.manifest.digest),
+            referring.digest,
+            f"the referrers of {one.manifest.digest}",
+        )
+        for one in subjects
+        if (referring := indexes.get((one.repository, one.manifest.digest))) is not None
+    ]
+
+
+def _attachment(image: _Added, tag: str) -> WantedImage:
+    # Optional: it may have gone since the tags were listed, and the image stands without it.
+    why = f"the signatures of {image.manifest.digest}"
+    return WantedImage(image.archive, image.repository, tag, tag, why, optional=True)
+
+
+def _document(index: Manifest, where: str) -> dict[str, Any]:
+    """An index as JSON values, to be written down again with other manifests in it."""
+    try:
+        document: dict[str, Any] = parse_json(index.raw)
+    except ValueError as err:
+        raise SourceContentError(f"{where}: the index cannot be read: {err}") from err
+    return document

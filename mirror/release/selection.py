@@ -24,11 +24,12 @@ from semver import Version
 from mirror.errors import InputError
 from mirror.layout import (
     CHANNELS,
+    archive_of,
     latest_patches,
     parse_version,
     tags_of_versions,
 )
-from mirror.oci.manifest import Platform
+from mirror.oci import Digest, Platform
 from mirror.oci.reference import valid_tag
 from mirror.release.constraints import Constraint, read_version
 
@@ -354,3 +355,46 @@ class Selection:
     signatures: bool = True
     platforms: tuple[Platform, ...] = ()
     probing: bool = False
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class WantedImage:
+    """One image for the bundle.
+
+    Attributes:
+        archive: where it goes.
+        repository: its path in the release tree.
+        tag: its tag in the bundle.
+        reference: the tag or digest by which the source knows it.
+        needed_by: what leads to it, for the error if the source does not have it.
+        optional: leave it out if the source does not have it.
+        notable: tell the user when it is left out.
+    """
+
+    archive: str
+    repository: str
+    tag: str
+    reference: str | Digest = field(compare=False)
+    needed_by: str = field(compare=False)
+    optional: bool = field(default=False, compare=False)
+    notable: bool = field(default=False, compare=False)
+
+    @classmethod
+    def of(
+        cls,
+        repository: str,
+        name: str | Digest,
+        needed_by: str,
+        reference: str | Digest | None = None,
+        *,
+        optional: bool = False,
+        notable: bool = False,
+    ) -> WantedImage:
+        """An image in the archive where its repository belongs.
+
+        `name` is its tag; the tag of one that others reference by digest only is its bare hex.
+        Without a `reference` the source is asked for `name`.
+        """
+        tag = name.encoded if isinstance(name, Digest) else name
+        archive = archive_of(repository)
+        return cls(archive, repository, tag, reference or name, needed_by, optional, notable)

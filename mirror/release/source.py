@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from semver import Version
 
+from mirror.documents import parse_json, problems
 from mirror.errors import (
     InvalidManifestError,
     RegistryError,
@@ -35,7 +37,6 @@ from mirror.oci import Child, Descriptor, Digest, Manifest, Platform, Repository
 from mirror.oci.layers import read_files
 from mirror.oci.manifest import descriptor_json
 from mirror.registry import RegistryReader
-from mirror.release.metadata import VERSION_JSON, ReleaseInfo, parse_release
 from mirror.run import Item, Result, Run, gather
 from mirror.sync.tree import RegistrySource
 
@@ -190,22 +191,20 @@ class ReleaseSource:
 
         return self._once(("files", repository, manifest.digest, *paths), ask)
 
-    def has_referrers(self, repository: str, digest: Digest) -> bool:
-        """Whether the source has the referrers API. It is tried once, on an image that exists."""
-        return self._once("referrers", lambda: self._referrers(repository, digest) is not None)
+    def referrers(self, repository: str, digest: Digest) -> list[dict[str, Any]] | None:
+        """Return what refers to an image: descriptors as JSON values, sorted by digest.
 
-    def referrers(self, repository: str, digest: Digest) -> list[dict[str, Any]]:
-        """Return what refers to an image: descriptors as JSON values, sorted by digest."""
-        children = self._referrers(repository, digest) or ()
-        return [
-            _child_json(child) for child in sorted(children, key=lambda one: one.descriptor.digest)
-        ]
+        None if the source does not have the referrers API.
+        """
 
-    def _referrers(self, repository: str, digest: Digest) -> list[Child] | None:
-        return self._once(
-            ("referrers", repository, digest),
-            lambda: self.content.client.referrers_api(self.tree.locate(repository), digest),
-        )
+        def ask() -> list[dict[str, Any]] | None:
+            found = self.content.client.referrers_api(self.tree.locate(repository), digest)
+            if found is None:
+                return None
+            ordered = sorted(found, key=lambda child: child.descriptor.digest)
+            return [_child_json(child) for child in ordered]
+
+        return self._once(("referrers", repository, digest), ask)
 
     def _image(self, repository: str, manifest: Manifest) -> Manifest:
         image = manifest
@@ -282,7 +281,96 @@ def _child_json(child: Child) -> dict[str, Any]:
     return document
 
 
-# -- release channels ------------------------------------------------------------------------------
+# -- releases and their channels -------------------------------------------------------------------
+
+VERSION_JSON = "version.json"
+
+
+class _VersionDocument(BaseModel):
+    """`version.json` of a module's release image; other keys are ignored."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    version: str
+
+
+class _ReleaseDocument(_VersionDocument):
+    """`version.json` of a platform release image.
+
+    Programs in Go write null for what is empty, and people write versions as numbers.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="ignore", coerce_numbers_to_str=True)
+
+    suspend: bool = False
+    requirements: dict[str, str] = Field(default_factory=dict)
+    disruptions: dict[str, list[str]] = Field(default_factory=dict)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_nulls(cls, document: Any) -> Any:
+        if not isinstance(document, dict):
+            return document
+        return {key: value for key, value in document.items() if value is not None}
+
+
+@dataclass(frozen=True, slots=True)
+class ReleaseInfo:
+    """What a release image says in its `version.json`.
+
+    Attributes:
+        requirements: what a cluster needs → the version that it needs.
+        disruptions: `major.minor` → the modules that the update to it disrupts.
+    """
+
+    version: Version
+    suspended: bool = False
+    requirements: Mapping[str, str] = field(default_factory=dict)
+    disruptions: Mapping[str, Sequence[str]] = field(default_factory=dict)
+
+
+def parse_release(data: bytes | None, where: str, *, version_only: bool = False) -> ReleaseInfo:
+    """Read a release image's `version.json`; None if the image does not have the file.
+
+    With `version_only`, as for modules and packages, other keys are ignored.
+
+    Raises:
+        SourceContentError: the file is missing, is not JSON, or does not name a semantic version
+            that can be a tag.
+    """
+    if data is None:
+        raise SourceContentError(f"{where}: the image has no {VERSION_JSON}")
+    kind = _VersionDocument if version_only else _ReleaseDocument
+    try:
+        document = kind.model_validate_json(data)
+    except ValidationError as err:
+        raise SourceContentError(
+            f"{where}: {VERSION_JSON} cannot be read: {problems(err)[0]}"
+        ) from err
+    version = parse_version(document.version)
+    if version is None:
+        raise SourceContentError(
+            f"{where}: {VERSION_JSON} names {document.version!r}, which is not a semantic version"
+        )
+    if version.build:
+        raise SourceContentError(
+            f"{where}: {VERSION_JSON} names {document.version!r}, which no tag can spell, since "
+            "'+' is not allowed there; the source must name a version that it can publish"
+        )
+    if not isinstance(document, _ReleaseDocument):
+        return ReleaseInfo(version)
+    return ReleaseInfo(version, document.suspend, document.requirements, document.disruptions)
+
+
+def json_object(data: bytes, where: str, file: str) -> dict[str, Any]:
+    """Read a JSON object of an image, or raise SourceContentError with `where` and `file`."""
+    try:
+        document = parse_json(data)
+    except ValueError as err:
+        raise SourceContentError(f"{where}: {file} cannot be read: {err}") from err
+    if not isinstance(document, dict):
+        raise SourceContentError(f"{where}: {file} is not a JSON object")
+    return document
 
 
 @dataclass(frozen=True, slots=True)

@@ -49,12 +49,12 @@ def pull_summary(report: PullReport, elapsed_s: float) -> str:
     """What was packed, in words."""
     return "\n".join(
         [
-            f"{_title(report.seal.omissions)} {report.folder} is complete",
+            f"{_title(report.omissions)} {report.folder} is complete",
             *table(
                 [
                     *_selection_rows(report.tree, report.selection),
                     *_contents_rows(report.inventory),
-                    *report.seal.omissions.rows(),
+                    *report.omissions.rows(),
                 ]
             ),
             "",
@@ -74,7 +74,7 @@ def _compression_lines(compressed: Compressed | None) -> list[str]:
 
 def plan_summary(plan: PullPlan, elapsed_s: float) -> str:
     """What would be packed: in words, then the sizes, then every image by archive."""
-    inventory, omissions = plan.inventory, plan.seal.omissions
+    inventory, omissions = plan.inventory, plan.omissions
     saved = []
     if omissions.base is not None:
         saved = [f"  the base saves {size_text(omissions.size)}: the bundle is a delta"]
@@ -93,7 +93,7 @@ def plan_summary(plan: PullPlan, elapsed_s: float) -> str:
             ),
             "",
             "Archive sizes",
-            *_archive_lines({archive.name: archive.size for archive in plan.archives}),
+            *_archive_lines(plan.archives),
             "",
             f"To fetch: {size_text(plan.fetch)}; what images share is fetched once",
             *saved,
@@ -311,9 +311,8 @@ def merge_summary(report: MergeReport, elapsed_s: float) -> str:
     )
 
 
-def inventory_summary(written: tuple[RegistryInventory, str, int], elapsed_s: float) -> str:
-    """What a registry was seen to hold, and the file that says so."""
-    found, output, size = written
+def inventory_summary(found: RegistryInventory, elapsed_s: float, *, output: str, size: int) -> str:
+    """What a registry was seen to hold, and the file of `size` bytes that says so."""
     inventory = found.inventory
     blobs = inventory.blob_sizes()
     rows = [

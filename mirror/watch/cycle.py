@@ -90,11 +90,7 @@ class Replicator:
         self._memories = {tree.name: Memory(may_move) for tree in trees.values()}
 
     def __call__(self, replica: str, level: CheckLevel, run: Run) -> CycleResult:
-        """Bring `replica` up to date.
-
-        Raises:
-            MirrorError: of the leader, or of all registries that could lead.
-        """
+        """Bring `replica` up to date."""
         tree, run = self._trees[replica], run.quietly().with_jobs(self._jobs)
         unasked: tuple[Failure, ...] = ()
         if self._leader != AUTO:

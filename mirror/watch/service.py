@@ -39,10 +39,6 @@ def running(settings: WatchSettings) -> Iterator[tuple[Daemon, str | None]]:
     """The daemon, at work while the `with` block lasts, and the URL of its pages if it has any.
 
     Leaving the block stops what is under way; no thread of ours is left.
-
-    Raises:
-        FileSystemError: `listen` is an address that cannot be had.
-        InputError: a password file cannot be read.
     """
     with ExitStack() as opened:
         trees = {
@@ -156,11 +152,7 @@ def create_app(daemon: Daemon, *, notify_token: str | None = None) -> Starlette:
 
 
 def tells_of_change(envelope: Any) -> bool:
-    """Whether a notification's events change what a registry holds; pulls do not.
-
-    Raises:
-        ValueError: `envelope` is not a notification.
-    """
+    """Whether a notification's events change what a registry holds; pulls do not."""
     if not isinstance(envelope, dict) or not isinstance(events := envelope.get("events"), list):
         raise ValueError("there is no list of events")
     if not all(isinstance(event, dict) for event in events):

@@ -155,11 +155,7 @@ class WatchedRegistry(_Settings):
         return self
 
     def secret(self) -> str | None:
-        """The password, wherever it is; None for a registry that asks for none.
-
-        Raises:
-            InputError: its file cannot be read.
-        """
+        """The password, wherever it is; None for a registry that asks for none."""
         if self.password_file is None:
             return self.password.get_secret_value() if self.password is not None else None
         try:
@@ -197,12 +193,7 @@ class WatchSettings(_Settings):
 
     @classmethod
     def load(cls, path: Path) -> Self:
-        """The settings in a YAML file.
-
-        Raises:
-            InputError: the file cannot be read, or a value is not what it must be; all that is
-                wrong is told at once.
-        """
+        """The settings in a YAML file."""
         document = read_mapping(path)
         try:
             return cls.model_validate(from_mirrorer(document))
@@ -252,11 +243,7 @@ class WatchSettings(_Settings):
         return _repository(name, self.registries[name], self.root)
 
     def listener(self) -> tuple[str, int]:
-        """Host and port to listen on; `listen` must be given.
-
-        Raises:
-            ValueError: it is no such thing.
-        """
+        """Host and port to listen on; `listen` must be given."""
         host, colon, port = (self.listen or "").rpartition(":")
         if not colon or not port.isascii() or not port.isdigit() or int(port) > 65535:
             raise ValueError(f"listen: {self.listen!r} is not host:port")
@@ -276,9 +263,6 @@ def from_mirrorer(document: Mapping[str, Any]) -> dict[str, Any]:
 
     Every replica pulls from every other there. So does this: the registry `local` follows
     whichever peer has the newest complete release.
-
-    Raises:
-        ValueError: the mirrorer's keys contradict themselves, or ours that stand beside them.
     """
     used = [key for key in _MIRRORER_KEYS if key in document]
     if not used:

@@ -10,17 +10,15 @@ from semver import Version
 
 from mirror.errors import SourceContentError
 from mirror.release.contracts import parse_contract
-from mirror.release.metadata import (
-    DescribedRelease,
-    ReleaseInfo,
+from mirror.release.items import find_digests, parse_extra_images
+from mirror.release.platform import (
+    IMAGES_DIGESTS,
+    IMAGES_TAGS,
     deckhouse_releases,
-    find_digests,
     parse_changelog,
-    parse_component_digests,
-    parse_component_tags,
-    parse_extra_images,
-    parse_release,
+    parse_components,
 )
+from mirror.release.source import ReleaseInfo, parse_release
 from tests.support.hostile import json_documents, yaml_documents
 
 WHERE = "registry.example.com/deckhouse/ee/release-channel:alpha"
@@ -37,7 +35,7 @@ def test_any_version_json_is_read_or_refused(data: bytes) -> None:
     for version_only in (True, False):
         with contextlib.suppress(SourceContentError):
             info = parse_release(data, WHERE, version_only=version_only)
-            deckhouse_releases([DescribedRelease(info)])
+            deckhouse_releases([(info, {})])
 
 
 @settings(max_examples=300)
@@ -48,15 +46,17 @@ def test_any_changelog_is_read_and_can_be_written_down_or_is_refused(data: bytes
     except SourceContentError as err:
         assert str(err).startswith(f"{WHERE}: changelog.yaml ")  # noqa: PT017 - or it is read
         return
-    assert deckhouse_releases([DescribedRelease(ReleaseInfo(Version(1)), changelog)])
+    assert deckhouse_releases([(ReleaseInfo(Version(1)), changelog)])
 
 
 @settings(max_examples=300)
 @given(json_documents(["module", "image"]))
 def test_any_list_of_images_is_read_or_refused(data: bytes) -> None:
-    for parse in (parse_component_digests, parse_component_tags, parse_extra_images):
+    for file in (IMAGES_DIGESTS, IMAGES_TAGS):
         with contextlib.suppress(SourceContentError):
-            parse(data, WHERE)
+            parse_components(data, WHERE, file)
+    with contextlib.suppress(SourceContentError):
+        parse_extra_images(data, WHERE)
     find_digests(data)
 
 
