@@ -85,9 +85,8 @@ def push(
     """
     run = Run.of(run)
     tree = tree.within(run)
-    work = _Push.of(
-        bundle, key, run, check_access=check_access, check_blobs=check_blobs, whole=False
-    )
+    contents = wanted_from(bundle, key, run)
+    work = _Push(bundle, *contents, run, check_access, check_blobs, whole=False)
     state = work.look(tree)
     goal = work.goal(tree, state)
     plan, done = work.bring(tree, state, goal, (), run)
@@ -134,7 +133,7 @@ def push_to_all(
     if not 1 <= quorum <= len(trees):
         raise ValueError(f"a quorum of {quorum} out of {len(trees)}")
     trees = [tree.within(run) for tree in trees]
-    work = _Push.of(bundle, key, run, check_access=check_access, check_blobs=True, whole=True)
+    work = _Push(bundle, *wanted_from(bundle, key, run), run, check_access)
     run.on_event(PhaseStarted(f"asking {len(trees)} registries"))
     problems: _Problems = {}
     states = work.at_once(trees, work.look, problems)
@@ -268,27 +267,13 @@ class _Push:
     """
 
     reader: BundleReader
-    index: MemoryStore
     bundle: Inventory
+    index: MemoryStore
     wanted: Inventory
-    check_access: bool
-    check_blobs: bool
-    whole: bool
     run: Run
-
-    @classmethod
-    def of(
-        cls,
-        reader: BundleReader,
-        key: bytes | None,
-        run: Run,
-        *,
-        check_access: bool,
-        check_blobs: bool,
-        whole: bool,
-    ) -> _Push:
-        bundle, index, wanted = wanted_from(reader, key, run)
-        return cls(reader, index, bundle, wanted, check_access, check_blobs, whole, run)
+    check_access: bool
+    check_blobs: bool = True
+    whole: bool = True
 
     # -- one registry --------------------------------------------------------------------------
 
