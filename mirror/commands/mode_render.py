@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import datetime
-import json
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from mirror.commands import options
+from mirror.commands.options import FILE, Work, flag
 from mirror.errors import RenderingError
 from mirror.modes.settings import RegistrySettings
 from mirror.nodeconfig.cluster import Node, Ports, load_nodes, read_text
@@ -19,7 +20,9 @@ from mirror.nodeconfig.proxies import Nginx
 from mirror.nodeconfig.render import Rendered, RenderOptions, render, write_cluster
 from mirror.nodeconfig.service_secrets import prepare_secrets, read_secrets, write_secrets
 from mirror.nodeconfig.services import Distribution
-from mirror.nodeconfig.tree import TreeChanges
+
+if TYPE_CHECKING:
+    from mirror.nodeconfig.tree import TreeChanges
 
 SECRETS_FILE = "registry-secrets.json"
 FLAVOURS = ("deckhouse", "stock")
@@ -30,14 +33,14 @@ IMAGE_NAMES = ("distribution", "auth", "mirror", "nginx")
 @click.option(
     "--module-config",
     "config",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    type=FILE,
     required=True,
     help="ModuleConfig deckhouse, or its registry section: the mode to configure.",
 )
 @click.option(
     "--from",
     "previous",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    type=FILE,
     help="The settings in force now: render the transition, which keeps the old ways too.",
 )
 @click.option(
@@ -94,7 +97,7 @@ IMAGE_NAMES = ("distribution", "auth", "mirror", "nginx")
 )
 @click.option(
     "--ingress-client-ca",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    type=FILE,
     help="Who vouches for the push ingress's client certificate (Local mode).",
 )
 @click.option(
@@ -112,12 +115,11 @@ IMAGE_NAMES = ("distribution", "auth", "mirror", "nginx")
     help="A port of Direct mode's in-cluster proxy: registry, debug or token. Without it, the "
     "module's own.",
 )
-@click.option(
+@flag(
     "--in-place",
-    is_flag=True,
-    help="Let files speak of their places below OUT, for services that run without containers.",
+    text="Let files speak of their places below OUT, for services that run without containers.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print what was done as JSON.")
+@options.as_json
 def render_command(
     config: Path,
     previous: Path | None,
@@ -133,7 +135,7 @@ def render_command(
     source_cas: tuple[str, ...],
     in_cluster_ports: tuple[str, ...],
     in_place: bool,
-    as_json: bool,
+    work: Work,
 ) -> None:
     """Write the configuration of nodes and services for a mode.
 
@@ -142,7 +144,7 @@ def render_command(
     once and kept, so that the same settings render the same files.
     """
     all_nodes = [*_nodes(nodes, master=True), *_nodes(workers, master=False)]
-    options = RenderOptions(
+    how = RenderOptions(
         containerd=Containerd(containerd or flavour),
         distribution=Distribution(flavour),
         nginx=Nginx(modules=nginx_modules),
@@ -157,14 +159,14 @@ def render_command(
     kept_at = secrets_path or out / SECRETS_FILE
     now = datetime.datetime.now(datetime.UTC)
     kept = prepare_secrets(read_secrets(kept_at), all_nodes, now)
-    rendered = render(settings, all_nodes, kept, previous=before, options=options)
+    rendered = render(settings, all_nodes, kept, previous=before, options=how)
     # Before the files that depend on them: a run cut short here leaves nothing to be forgotten.
     write_secrets(kept, kept_at)
     done = write_cluster(rendered, out)
-    if as_json:
-        click.echo(json.dumps(_document(settings, before, rendered, done, kept_at), indent=2))
-    else:
-        click.echo(_summary(settings, before, rendered, done, out))
+    work.say(
+        _document(settings, before, rendered, done, kept_at),
+        _summary(settings, before, rendered, done, out),
+    )
 
 
 def _nodes(texts: tuple[str, ...], *, master: bool) -> list[Node]:
@@ -260,7 +262,7 @@ def _summary(
     rendered: Rendered,
     done: Mapping[str, TreeChanges],
     out: Path,
-) -> str:
+) -> list[str]:
     what = f"{settings.mode} mode" if before is None else f"{before.mode} → {settings.mode}"
     rows = [f"Configuration of {what} in {out}, version {rendered.version[:12]}"]
     rows += [
@@ -270,4 +272,4 @@ def _summary(
         for name, one in done.items()
     ]
     rows += [f"Note: {note}" for note in rendered.notes]
-    return "\n".join(rows)
+    return rows

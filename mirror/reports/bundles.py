@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
-from mirror.bundle.archive import Compressed, Omissions
 from mirror.bundle.format import size_text
-from mirror.bundle.verify import BundleReport
 from mirror.layout import (
     CHANNELS,
     INSTALL,
@@ -18,16 +17,20 @@ from mirror.layout import (
     is_attachment_tag,
     tags_of_versions,
 )
-from mirror.oci import Digest
-from mirror.operations.compare import RegistryReport
-from mirror.operations.merge import MergeReport
-from mirror.operations.pull import PlannedReference, PullPlan, PullReport
 from mirror.operations.push_reports import PushPlan, PushReport, Share, shares
-from mirror.operations.trees import RegistryInventory
-from mirror.release.select import SelectedContent
-from mirror.release.source import SourceTree
-from mirror.sync import Finding, Inventory
 from mirror.sync.observation import listed
+
+if TYPE_CHECKING:
+    from mirror.bundle.archive import Compressed, Omissions
+    from mirror.bundle.verify import BundleReport
+    from mirror.oci import Digest
+    from mirror.operations.compare import RegistryReport
+    from mirror.operations.merge import MergeReport
+    from mirror.operations.pull import PlannedReference, PullPlan, PullReport
+    from mirror.operations.trees import RegistryInventory
+    from mirror.release.select import SelectedContent
+    from mirror.release.source import SourceTree
+    from mirror.sync import Finding, Inventory
 
 
 def duration_text(seconds: float) -> str:
@@ -49,12 +52,12 @@ def pull_summary(report: PullReport, elapsed_s: float) -> str:
     """What was packed, in words."""
     return "\n".join(
         [
-            f"{_title(report.seal.omissions)} {report.folder} is complete",
+            f"{_title(report.omissions)} {report.folder} is complete",
             *table(
                 [
                     *_selection_rows(report.tree, report.selection),
                     *_contents_rows(report.inventory),
-                    *report.seal.omissions.rows(),
+                    *report.omissions.rows(),
                 ]
             ),
             "",
@@ -74,7 +77,7 @@ def _compression_lines(compressed: Compressed | None) -> list[str]:
 
 def plan_summary(plan: PullPlan, elapsed_s: float) -> str:
     """What would be packed: in words, then the sizes, then every image by archive."""
-    inventory, omissions = plan.inventory, plan.seal.omissions
+    inventory, omissions = plan.inventory, plan.omissions
     saved = []
     if omissions.base is not None:
         saved = [f"  the base saves {size_text(omissions.size)}: the bundle is a delta"]
@@ -93,7 +96,7 @@ def plan_summary(plan: PullPlan, elapsed_s: float) -> str:
             ),
             "",
             "Archive sizes",
-            *_archive_lines({archive.name: archive.size for archive in plan.archives}),
+            *_archive_lines(plan.archives),
             "",
             f"To fetch: {size_text(plan.fetch)}; what images share is fetched once",
             *saved,
@@ -311,9 +314,8 @@ def merge_summary(report: MergeReport, elapsed_s: float) -> str:
     )
 
 
-def inventory_summary(written: tuple[RegistryInventory, str, int], elapsed_s: float) -> str:
-    """What a registry was seen to hold, and the file that says so."""
-    found, output, size = written
+def inventory_summary(found: RegistryInventory, elapsed_s: float, *, output: str, size: int) -> str:
+    """What a registry was seen to hold, and the file of `size` bytes that says so."""
     inventory = found.inventory
     blobs = inventory.blob_sizes()
     rows = [
