@@ -34,6 +34,8 @@ class FoundSettings(NamedTuple):
 
 def find_registry(source: Path | str | Mapping[str, Any]) -> FoundSettings:
     """Find the settings in a file (`Path`), in YAML text (`str`), or in a mapping."""
+    if not isinstance(source, str | Path | Mapping):
+        raise InvalidSettingsError([Mistake("registry", no_mapping(source))])
     if isinstance(source, Mapping):
         return _of([source], "the settings")
     if isinstance(source, str):
@@ -359,7 +361,7 @@ def _problems(
     check_mode = texts.get("checkMode", "")
     if given.get("checkMode") is not None and check_mode not in ("Default", "Relax"):
         yield "checkMode", f"unknown registry check mode: {check_mode[:20]}"
-    if "ttl" in given and given["ttl"] is not None:
+    if has("ttl"):
         yield "ttl", ttl(texts.get("ttl", ""))
 
 

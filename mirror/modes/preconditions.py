@@ -245,13 +245,13 @@ def _check_registry(target: RegistrySettings, facts: ClusterFacts, found: Findin
             found.refusals.append(Refusal(Cause.SETTINGS, str(err)))
     # The switch to Local itself fills the replicas, and waits for that.
     asked = not row.holds_own_images and (row.configurable or facts.saved_parameters is not False)
-    if asked and facts.images_present is False:
+    if asked:
         where = "the registry" if upstream is None else upstream.base
         message = (
-            f"{where} does not hold all images that the cluster needs; push them there or correct "
-            "imagesRepo, then check again"
+            f"{where} must hold all images that the cluster needs; push what is absent there or "
+            "correct imagesRepo, then check again"
         )
-        found.refusals.append(Refusal(Cause.IMAGES, message))
+        found.demand(facts.images_present, Cause.IMAGES, message)
 
 
 # -- warnings --------------------------------------------------------------------------------------
