@@ -1,8 +1,6 @@
 """The registry's settings as people write them: where they stand, and the rules of each field.
 
-They stand in a ModuleConfig, in parts of it, among many documents, or in the older form
-`InitConfiguration.deckhouse`. Messages follow the cluster's own, so that whoever knows those
-recognises these. None repeats a value that could be secret: a password may be in the wrong place.
+Messages follow the cluster's own, and never repeat a value that could be secret.
 """
 
 from __future__ import annotations
@@ -90,10 +88,7 @@ def _called(document: Mapping[str, Any]) -> str:
 
 
 def _part(document: Mapping[str, Any]) -> FoundSettings:
-    """Read settings (with `registry`) or the section itself (with a mode or sections).
-
-    Anything else counts as the section, so that a misspelt key is reported, not ignored.
-    """
+    """Read settings (with `registry`), or else the section itself."""
     if "registry" in document and not {"mode", *SECTIONS} & document.keys():
         findings: list[Mistake] = []
         section = _mapping(document["registry"], "registry", findings)
@@ -148,10 +143,7 @@ INIT_PATHS = {
 
 
 def init_fields(deckhouse: Mapping[str, Any]) -> tuple[dict[str, Any], list[Mistake]]:
-    """The fields of a section as `InitConfiguration.deckhouse` gives them, and what is wrong.
-
-    This checks only the docker configuration, and ignores fields about other things.
-    """
+    """The fields of a section as `InitConfiguration.deckhouse` gives them, and what is wrong."""
     findings: list[Mistake] = []
     repo = deckhouse.get("imagesRepo")
     if repo is None:
@@ -373,10 +365,7 @@ def _lacks(one: str, other: str) -> str:
 
 
 def registry(path: str, given: Mapping[str, Any]) -> Iterator[Mistake]:
-    """What is wrong with the mode of a `registry` section and with the choice of sections.
-
-    The content of sections is not checked here.
-    """
+    """What is wrong with the mode of a `registry` section and with the choice of sections."""
     for key in given:
         if key != "mode" and key not in SECTIONS:
             yield _unknown(path, key, ("mode", *SECTIONS))

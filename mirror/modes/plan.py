@@ -1,9 +1,7 @@
 """Planning a switch between modes: what to reach in which order, what it costs, and why not.
 
-Pure: the same settings and facts give the same plan, and nothing is carried out here. Each step
-changes a small model of a cluster (`Routing`) in a known way: the two planes on which a running
-cluster reads images, and what answers at the ends of their routes. The model answers one question:
-does anybody ever ask where nothing answers?
+Each step changes a small model of the cluster (`Routing`): the routes on which it reads images, and
+what answers at their ends. So the plan can show that nobody ever asks where nothing answers.
 """
 
 from __future__ import annotations

@@ -72,11 +72,7 @@ def from_values(
     critical: Iterable[str],
     deployment: Mapping[str, Any] | None = None,
 ) -> RequiredSet:
-    """What a cluster's own values require (`global.modulesImages.digests`).
-
-    `critical` has the names of the critical embedded modules (`critical_modules`); `deployment`
-    is the Deployment `d8-system/deckhouse`.
-    """
+    """What a cluster's values require (`global.modulesImages.digests`) of its critical modules."""
     wanted = frozenset(map(kebab, critical))
     if not wanted:
         raise RequiredImagesError(
@@ -100,8 +96,7 @@ def from_digest_list(
 ) -> RequiredSet:
     """What a list requires: every entry.
 
-    The list is a release's `images_digests.json` (modules, images, digests), a JSON list, or text
-    with a digest, or a reference that ends with one, on each line; `#` begins a remark.
+    It is a release's `images_digests.json`, a JSON list, or lines that end with a digest.
     """
     found = list(_listed(text, where))
     if not found:

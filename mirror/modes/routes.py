@@ -1,8 +1,6 @@
 """The table of modes: what each means for routes, logins, backends, switches and conditions.
 
-This is the only module that looks at a mode. All others ask a row of the table: where images come
-from, who may write where, what masters run, which switch is open, what a switch must reach.
-docs/modes.md shows the same table; a test compares them.
+No other module looks at a mode: all ask a row of the table. docs/modes.md shows the same.
 """
 
 from __future__ import annotations

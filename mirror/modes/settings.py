@@ -1,7 +1,6 @@
 """How a cluster reaches its images: the registry's settings, and how to get at its replicas.
 
-However settings are made, by `RegistrySettings.load` or by their constructors, all rules hold
-afterwards, and one error tells all that is wrong. Secrets show in no `repr`, dump or message.
+All rules hold for constructors too. Secrets show in no `repr`, dump or message.
 """
 
 from __future__ import annotations

@@ -1,11 +1,7 @@
 """How far a switch is: conditions, and the Secret `registry-state` that keeps them.
 
-The machine is level-triggered. Each run begins at the first step, asks what is true now, and stops
-at the first step that is not ready; what an earlier run saw counts for nothing.
-
-Four keys of the Secret are public: `hash`, `mode` (last completed), `target_mode` and `conditions`.
-The fifth, `state`, is private to the module and full of secrets; it is carried along unread and
-never shown.
+Each run begins at the first step, asks what is true now, and stops at the first step that is not
+ready. The key `state` is private to the module and full of secrets: carried along and never shown.
 """
 
 from __future__ import annotations
@@ -104,10 +100,7 @@ Observe = Callable[[ConditionType], StepOutcome]
 
 
 def set_condition(conditions: Conditions, new: Condition) -> Conditions:
-    """The list with `new` at its end, in place of a condition of the same type.
-
-    The time of the last transition moves only when the status does.
-    """
+    """The list with `new` at its end; its time is the old one's if the status is the same."""
     old = next((one for one in conditions if one.type is new.type), None)
     if old is not None and old.status == new.status:
         new = replace(new, last_transition_time=old.last_transition_time)
@@ -123,10 +116,7 @@ def evaluate(
     saved_parameters: bool = True,
     generation: int | None = None,
 ) -> Conditions:
-    """One run of the machine: the conditions after it.
-
-    The last is `Ready`: false, `Transitioning to <mode>`, where a step is not reached.
-    """
+    """One run of the machine: the conditions after it, of which `Ready` is the last."""
     now = now.astimezone(UTC).replace(microsecond=0)
 
     def made(kind: ConditionType, ready: bool, message: str) -> Condition:

@@ -1,7 +1,6 @@
 """A cluster's nodes, ports and paths, and the files in which people describe a cluster.
 
-Messages never quote the files of accesses and facts, as those may hold passwords. A path inside a
-file is relative to the file.
+Messages never quote the files of accesses and facts. Paths in a file are relative to it.
 """
 
 from __future__ import annotations

@@ -1,8 +1,6 @@
 """All configuration of a mode, or of the transition between two: a function of values.
 
-`render` gives the files of each node and of the in-cluster proxy; `write_cluster` puts them below a
-folder, one tree per node. A transition keeps the old mirrors before the new ones, and the services
-of both sides: nothing goes away before its successor serves.
+A transition keeps the old mirrors before the new ones, and the services of both sides.
 """
 
 from __future__ import annotations

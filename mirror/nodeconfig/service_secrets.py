@@ -1,7 +1,6 @@
 """What the module's services share and keep: authority, token pair, leaves, users, the HTTP secret.
 
-It is made once and kept, since every node and client relies on it; `prepare_secrets` makes what is
-missing and replaces what is no longer sound. A JSON file that only its owner can read keeps it.
+It is made once and kept in a JSON file that only its owner can read.
 """
 
 from __future__ import annotations

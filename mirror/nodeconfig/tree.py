@@ -1,10 +1,7 @@
 """What is written on nodes: rendered files as values, the thin writer, and the checks of values.
 
-A file gets its mode before its first byte, and its name only when it is complete. Removal touches
-only files that the module itself has placed; stores and directories made by people stay.
-
-Programs that run as root, and shell scripts, read these files. So a value is written only if it is
-exactly what its place is for; quoting by the library that writes the format comes on top.
+Removal touches only files that the module itself has placed. Programs that run as root read these
+files, so a value is written only if it is exactly what its place is for.
 """
 
 from __future__ import annotations
@@ -109,10 +106,7 @@ class Placed:
 
 
 def place_tree(tree: Tree, root: Path) -> Placed:
-    """Write the module's files below `root` and remove nothing yet.
-
-    Readers see the old route or the new one. Unchanged files keep their times.
-    """
+    """Write files below `root` and remove nothing yet: readers see the old route or the new one."""
     state_path = constants.CONTAINERD_HOSTS_STATE
     on_disk = _below(root, state_path)
     known = _content(on_disk)

@@ -1,8 +1,4 @@
-"""The daemon: a thread per replica looks, waits and looks again, until somebody stops it.
-
-Each replica has its own schedule and back-off, so one that hangs or fails delays no other. What the
-daemon knows about its replicas and what it has measured is here, too.
-"""
+"""The daemon: a thread per replica looks, waits and looks again, until somebody stops it."""
 
 from __future__ import annotations
 
@@ -36,8 +32,7 @@ _CALM_S = 5.0
 class Daemon:
     """Runs `cycle` for every follower until `stop`; `wake` makes all of them look at once.
 
-    Whatever `cycle` raises ends that one cycle. It is logged and shown, and the next cycle follows
-    after a back-off: a peer's odd answer, or a bug of ours, must not end replication.
+    Whatever `cycle` raises ends that one cycle; the next follows after a back-off.
     """
 
     def __init__(
@@ -152,10 +147,7 @@ class State:
             self._results[replica] = result
 
     def ready(self) -> bool:
-        """Whether the replica beside the daemon holds everything; without one, all replicas.
-
-        False before the first cycle.
-        """
+        """Whether the replica beside the daemon, or else every replica, was last found complete."""
         with self._lock:
             results = [self._results[name] for name in self._asked]
         return all(result is not None and result.complete for result in results)

@@ -1,7 +1,6 @@
 """The whole daemon: clients, threads and pages from one settings file, until somebody stops it.
 
-The pages are `/healthz`, `/readyz`, `/metrics` and the webhook `/notify`, which takes CNCF
-distribution's notifications (its documentation, "Work with notifications").
+`/notify` takes CNCF distribution's notifications (its documentation, "Work with notifications").
 """
 
 from __future__ import annotations
