@@ -73,7 +73,9 @@ def _of(documents: Sequence[Mapping[str, Any]], where: str) -> FoundSettings:
             raise InputError(f"{where}: it holds {len(same)} documents {kind}; keep one")
     findings: list[Mistake] = []
     registry = _registry(configs[0], findings) if configs else None
-    init = _init(inits[0], findings) if inits else None
+    init = _mapping(inits[0].get("deckhouse"), "deckhouse", findings) if inits else None
+    if init is not None and not init.keys() & INIT_KEYS:
+        init = None  # it does not mention the registry
     if registry is None and init is None:
         registry = {}
     return FoundSettings(registry, init, tuple(findings))
@@ -109,13 +111,7 @@ def _registry(config: Mapping[str, Any], findings: list[Mistake]) -> Mapping[str
     return _mapping(settings["registry"], "spec.settings.registry", findings)
 
 
-def _init(document: Mapping[str, Any], findings: list[Mistake]) -> Mapping[str, Any] | None:
-    """The part about deckhouse; None if it does not mention the registry."""
-    section = _mapping(document.get("deckhouse"), "deckhouse", findings)
-    return section if any(key in INIT_KEYS for key in section) else None
-
-
-INIT_KEYS = ("imagesRepo", "registryDockerCfg", "registryScheme", "registryCA")
+INIT_KEYS = frozenset({"imagesRepo", "registryDockerCfg", "registryScheme", "registryCA"})
 """The fields of `InitConfiguration.deckhouse` that are about the registry; it has others too."""
 
 

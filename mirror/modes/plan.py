@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
+from functools import reduce
+from operator import or_
 from typing import Any
 
 from mirror.modes.constants import BALANCER, LOGICAL_BASE, LOGICAL_HOST, ConditionType
@@ -276,17 +278,17 @@ def plan_switch(
     aborted = None if facts.aborted is None else facts.aborted.kind
     if closed := transition_refusal(before, after, aborted, strict=strict):
         found.refusals.insert(0, closed)
-    if not after.row.configurable:
-        found.refusals += _legacy_conflicts(current, target, facts)
-    path = legal_path(before, after, aborted, strict=strict)
     there, wanted = layouts(current, target, facts)
+    if not after.row.configurable:
+        found.refusals += _legacy_conflicts(current, target, facts, there)
+    path = legal_path(before, after, aborted, strict=strict)
     renames = {layout.names for layout in there} != {wanted.names}
     return SwitchPlan(
         before,
         after,
         verdict,
         path,
-        () if found.refusals else _steps(current, target, facts),
+        () if found.refusals else _steps(there, wanted, target, facts),
         tuple(warnings_of(before, path, facts, renames=renames)),
         tuple(found.refusals),
         tuple(found.doubts),
@@ -304,7 +306,7 @@ def _verdict(current: RegistrySettings, target: RegistrySettings, facts: Cluster
 
 
 def _legacy_conflicts(
-    current: RegistrySettings, target: RegistrySettings, facts: ClusterFacts
+    current: RegistrySettings, target: RegistrySettings, facts: ClusterFacts, there: list[Layout]
 ) -> Iterator[Refusal]:
     """Refuse a deprecated Unmanaged whose nodes would have nothing to continue with."""
     wanted = target.upstream
@@ -315,7 +317,6 @@ def _legacy_conflicts(
             f"it to {wanted.base}; use the section unmanaged instead",
             (ModeKind.UNMANAGED,),
         )
-    there, _ = layouts(current, target, facts)
     if facts.saved_parameters is False and any(
         layout.kind.row.managed or layout.upstream != current.upstream for layout in there
     ):
@@ -331,12 +332,9 @@ def _legacy_conflicts(
 
 
 def _steps(
-    current: RegistrySettings, target: RegistrySettings, facts: ClusterFacts
+    there: list[Layout], wanted: Layout, target: RegistrySettings, facts: ClusterFacts
 ) -> tuple[SwitchStep, ...]:
-    there, wanted = layouts(current, target, facts)
-    routing = there[0].routing()
-    for layout in there[1:]:
-        routing |= layout.routing()
+    routing = reduce(or_, (layout.routing() for layout in there))
     # Each mode but Local saves its parameters; without an earlier mode there are none.
     saved = facts.saved_parameters is not False
     steps = []

@@ -208,7 +208,8 @@ def _check_first_switch(facts: ClusterFacts, found: Findings) -> None:
     )
     found.demand_of(
         facts.masters or None,
-        lambda node: _both(node.ready, node.schedulable),
+        # False if either is, else None if nobody looked at one of them.
+        lambda node: min((node.ready, node.schedulable), key=(False, None, True).index),
         Cause.MASTERS,
         "before the first switch, all masters must be Ready and schedulable",
     )
@@ -217,10 +218,6 @@ def _check_first_switch(facts: ClusterFacts, found: Findings) -> None:
         Cause.QUEUE,
         "before the first switch, Deckhouse's queue must be empty; wait until its tasks are done",
     )
-
-
-def _both(one: bool | None, other: bool | None) -> bool | None:
-    return False if False in (one, other) else None if None in (one, other) else True
 
 
 def _check_registry(target: RegistrySettings, facts: ClusterFacts, found: Findings) -> None:

@@ -342,10 +342,10 @@ class _Rendering:
         if options.distribution is services.Distribution.STOCK:
             at = partial(places.config, "in-cluster")
             authority = None if upstream.ca is None else at("upstream-ca.crt")
-            tls = proxies.RelayTls(at("distribution.crt"), at("distribution.key"))
+            pair = (at("distribution.crt"), at("distribution.key"))
             nginx = options.nginx_in(IN_CLUSTER, places)
             content = proxies.relay_conf(
-                str(ports.registry), [proxies.Relayed(mirror, "", authority)], nginx, tls
+                str(ports.registry), [proxies.Relayed(mirror, "", authority)], nginx, pair
             )
             files[IN_CLUSTER / "relay.conf"] = RenderedFile(content)
             return files

@@ -86,7 +86,12 @@ class Placed:
         gone = (path for path in OWN_FILES if path not in self.tree)
         removed += (path for path in gone if _unlink(_below(self.root, path)))
         stale = list(_stale_authorities(self.root, self.tree, self.hosts))
-        kept = tuple(one for one in stale if self._was_named(one))
+        # What a hosts.toml that this run replaced names beside it.
+        kept = tuple(
+            one
+            for one in stale
+            if one.name.encode() in self.replaced.get(one.parent / "hosts.toml", b"")
+        )
         removed += (one for one in stale if one not in kept and _unlink(_below(self.root, one)))
         state_path = constants.CONTAINERD_HOSTS_STATE
         on_disk = _below(self.root, state_path)
@@ -99,10 +104,6 @@ class Placed:
         elif _unlink(on_disk):
             removed.append(state_path)
         return TreeChanges(tuple(sorted(written)), tuple(sorted(unchanged)), tuple(removed), kept)
-
-    def _was_named(self, authority: PurePosixPath) -> bool:
-        """Whether a hosts.toml that this run replaced names this file beside it."""
-        return authority.name.encode() in self.replaced.get(authority.parent / "hosts.toml", b"")
 
 
 def place_tree(tree: Tree, root: Path) -> Placed:
