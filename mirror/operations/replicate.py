@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any
 
+from mirror.documents import document
 from mirror.errors import IncompleteError, MirrorError, RegistryError, RegistryNotFoundError
 from mirror.events import PhaseStarted
 from mirror.layout import (
@@ -96,21 +97,9 @@ class ReplicaResult:
     def to_document(self) -> dict[str, Any]:
         """As JSON values, for `--json`."""
         return {
-            "replica": self.name,
-            "outcome": self.outcome.value,
-            "statement": str(self.statement) if self.statement else None,
-            "generation": self.generation,
-            "sent": {
-                "blobs": self.blobs,
-                "bytes": self.sent,
-                "manifests": self.manifests,
-                "tags": self.tags,
-            },
-            "damaged": [finding.to_document() for finding in self.damaged],
-            "healed": [finding.to_document() for finding in self.healed],
-            "extras": list(self.extras),
-            "removed": list(self.removed),
-            "failures": [failure.to_document() for failure in self.failures],
+            **document(self, "replica=name", "outcome", "statement", "generation"),
+            "sent": document(self, "blobs", "bytes=sent", "manifests", "tags"),
+            **document(self, "damaged", "healed", "extras", "removed", "failures"),
             "elapsedSeconds": round(self.elapsed_s, 3),
         }
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
+from mirror.documents import document
 from mirror.errors import (
     CancelledError,
     DeadlineError,
@@ -81,15 +82,10 @@ class SyncReport:
 
     def to_document(self) -> dict[str, Any]:
         """As JSON values, for `--json`."""
+        stated = ("leader", "statement", "generation")
         return {
             "ok": not self.failures,
-            "leader": self.leader,
-            "statement": str(self.statement) if self.statement else None,
-            "generation": self.generation,
-            "dryRun": self.dry_run,
-            "replicas": [one.to_document() for one in self.replicas],
-            "audit": self.audit.to_document() if self.audit else None,
-            "failures": [failure.to_document() for failure in self.failures],
+            **document(self, *stated, "dry_run", "replicas", "audit", "failures"),
         }
 
 
