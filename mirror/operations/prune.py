@@ -325,7 +325,7 @@ def refuse_to_prune(tree: RegistryTree, leader: Leader, *, incomplete: bool) -> 
             f"{name}: nothing was pruned: the leader {head} states no inventory, so what it lacks "
             "may be its loss; push to it first"
         )
-    if leader.audited():
+    if not leader.is_sound():
         raise PruneRefusedError(
             f"{name}: nothing was pruned: the leader {head} does not hold all that it states; "
             "mend that first"
