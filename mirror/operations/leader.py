@@ -29,12 +29,12 @@ from mirror.sync import (
     ManifestNode,
     RepositoryContent,
     make_plan,
-    transfer,
     union,
 )
 from mirror.sync.failover import FailoverSource
 from mirror.sync.observation import Failure, Item, complete_subset
 from mirror.sync.plan import Tags, laid_over, tags_of
+from mirror.sync.publication import Publication
 from mirror.sync.publication_state import (
     LATEST,
     PublicationState,
@@ -286,8 +286,9 @@ def adopt(
             plan = make_plan(wanted, held, stage=publication_stage)
             if plan:
                 source = FailoverSource([peer.source()], wanted, on_event=run.on_event)
+                publication = Publication(replica, PublicationState(), seen=here.held)
                 try:
-                    sent += transfer(plan, source, place, run=run).sent
+                    sent += publication.carry_out(plan, source, place, run=run).done.sent
                 except IncompleteError as err:
                     failures += (Failure(replica.name, item, why) for item, why in err.failures)
                     continue
