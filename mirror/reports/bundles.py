@@ -190,9 +190,8 @@ def push_summary(report: PushReport, elapsed_s: float) -> str:
     """What the registry holds now, and what that took."""
     plan, done = report.plan, report.done
     uploaded = sum(step.mount_from is None for step in plan.blobs)
-    sent = (
-        f"{uploaded} blobs ({size_text(done.sent)}), {done.manifests} manifests, {done.tags} tags"
-    )
+    sent = f"{uploaded} blobs ({size_text(done.sent)})"
+    put = f"{done.manifests} manifests, {done.tags} tags"
     return page(
         f"Registry {report.target} holds the whole bundle",
         [
