@@ -1,16 +1,8 @@
 """The public names of the library, and where each lives; type checkers read this."""
 
-from mirror.bundle.archive import Archive as Archive
 from mirror.bundle.archive import Compressed as Compressed
-from mirror.bundle.archive import Coverage as Coverage
-from mirror.bundle.archive import Entry as Entry
 from mirror.bundle.archive import Omissions as Omissions
-from mirror.bundle.files import Readable as Readable
-from mirror.bundle.members import Member as Member
-from mirror.bundle.opening import OpenArchive as OpenArchive
 from mirror.bundle.reader import BundleReader as BundleReader
-from mirror.bundle.seal import Seal as Seal
-from mirror.bundle.seal import SealedFile as SealedFile
 from mirror.bundle.verify import BundleReport as BundleReport
 from mirror.bundle.writer import Packing as Packing
 from mirror.errors import IncompleteError as IncompleteError

@@ -66,12 +66,12 @@ def verbose_pull_summary(report: PullReport, elapsed_s: float) -> str:
 def pull_summary(report: PullReport, elapsed_s: float) -> str:
     """What was packed, in words."""
     return page(
-        f"{_title(report.seal.omissions)} {report.folder} is complete",
+        f"{_title(report.omissions)} {report.folder} is complete",
         [
             *_origin_rows(report.tree),
             *_plugin_rows(report.selection),
             *_contents_rows(report.inventory),
-            *report.seal.omissions.rows(),
+            *report.omissions.rows(),
         ],
         [*_archive_lines(report.archives), *_compression_lines(report.compressed)],
         foot=(
@@ -88,7 +88,7 @@ def _compression_lines(compressed: Compressed | None) -> list[str]:
 
 def plan_summary(plan: PullPlan, elapsed_s: float) -> str:
     """What would be packed: in words, then the sizes, then every image by archive."""
-    inventory, omissions = plan.inventory, plan.seal.omissions
+    inventory, omissions = plan.inventory, plan.omissions
     fetch = [f"To fetch: {size_text(plan.fetch)}; what images share is fetched once"]
     if omissions.base is not None:
         fetch.append(f"  the base saves {size_text(omissions.size)}: the bundle is a delta")
@@ -102,7 +102,7 @@ def plan_summary(plan: PullPlan, elapsed_s: float) -> str:
             _total_row(inventory),
             *omissions.rows(),
         ],
-        ["Archive sizes", *_archive_lines({one.name: one.size for one in plan.archives})],
+        ["Archive sizes", *_archive_lines(plan.archives)],
         fetch,
         _reference_lines(list(plan.references())),
         foot=(
