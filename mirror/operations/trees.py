@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from mirror.documents import document
 from mirror.errors import (
@@ -28,8 +28,6 @@ from mirror.layout import (
     names_component,
     repositories_of,
 )
-from mirror.modes.endpoints import replica_endpoints
-from mirror.modes.settings import ClusterAccess, RegistrySettings
 from mirror.oci import Digest
 from mirror.registry import ConnectionOptions, Credentials
 from mirror.run import Run, gather
@@ -39,6 +37,9 @@ from mirror.sync.publication_state import read_state
 from mirror.sync.statement import REPOSITORY
 from mirror.sync.tree import RegistryTree
 from mirror.sync.walk import Memory, walk
+
+if TYPE_CHECKING:
+    from mirror.modes.settings import ClusterAccess, RegistrySettings
 
 
 @dataclass(frozen=True)
@@ -180,6 +181,8 @@ def replica_trees(
         ForbiddenByModeError: in other modes there is no store to bring into line.
         RouteError: `access` does not have the masters, or none of those users.
     """
+    from mirror.modes.endpoints import replica_endpoints
+
     with ExitStack() as opened:
         yield [
             RegistryTree(
