@@ -37,7 +37,7 @@ from mirror.sync.observation import Failure, Observation
 from mirror.sync.publication_state import read_state
 from mirror.sync.statement import REPOSITORY
 from mirror.sync.tree import RegistryTree
-from mirror.sync.walk import Memory, walk
+from mirror.sync.walk import WalkMemory, walk
 
 
 @dataclass(frozen=True)
@@ -200,7 +200,7 @@ def walk_tree(
     tree: RegistryTree,
     known: Inventory | None = None,
     *,
-    memory: Memory | None = None,
+    memory: WalkMemory | None = None,
     run: Run | None = None,
 ) -> Observation:
     """The complete subset of what `walk_open` finds."""
@@ -211,7 +211,7 @@ def walk_open(
     tree: RegistryTree,
     known: Inventory | None = None,
     *,
-    memory: Memory | None = None,
+    memory: WalkMemory | None = None,
     run: Run | None = None,
 ) -> Observation:
     """What lies in the tree. Its repositories are those that the registry lists, and those of

@@ -20,7 +20,7 @@ from mirror.sync.observation import Depth, Failure
 from mirror.sync.observe import observe
 from mirror.sync.publication_state import Published, read_statement, statement_digest
 from mirror.sync.tree import RegistryTree
-from mirror.sync.walk import Memory
+from mirror.sync.walk import WalkMemory
 from mirror.watch.settings import AUTO, CheckLevel
 
 _PATIENCE_S = 5.0
@@ -87,7 +87,7 @@ class Replicator:
         self._silent = _Silent()
         self._lock = threading.Lock()
         self._stated: Published | None = None  # under the lock: the statement that was read last
-        self._memories = {tree.name: Memory(may_move) for tree in trees.values()}
+        self._memories = {tree.name: WalkMemory(may_move) for tree in trees.values()}
 
     def __call__(self, replica: str, level: CheckLevel, run: Run) -> CycleResult:
         """Bring `replica` up to date."""
@@ -109,6 +109,8 @@ class Replicator:
         elif leader is tree:
             result = self._audited(tree, level, run)
         else:
+            if level is not CheckLevel.STATEMENT:
+                self._memories[leader.name].forget()
             report = sync_replicas(
                 leader,
                 [tree],
@@ -116,6 +118,7 @@ class Replicator:
                 deep=level is CheckLevel.DEEP,
                 prune=self._prune and level is not CheckLevel.STATEMENT,
                 audit_leader=self._prune,
+                memory=self._memories[leader.name],
                 run=run,
             )
             (result,) = report.replicas

@@ -95,6 +95,26 @@ def test_a_look_at_unstated_content_that_did_not_change_asks_for_tags_alone(
         assert len(requests) <= 6 + 1 + 4, [str(one) for one in requests]
 
 
+def test_a_named_leader_that_states_nothing_is_not_walked_in_full_at_every_look(
+    three: list[Replica],
+) -> None:
+    store = MemoryStore()
+    for number in range(50):
+        put_image(store, f"modules/m{number % 5}", f"v1.{number}.0", layers=(b"%d" % number,))
+    for replica in three:
+        replica.fill(store, None)
+    cluster = Cluster(three, "a")
+    assert cluster.look("b").complete
+    leader = three[0].registry.requests
+    leader.clear()
+    assert cluster.look("b").complete
+    assert leader.count("GET", "/tags/list") == 5
+    assert len(leader) <= 5 + 4, [str(one) for one in leader]
+    leader.clear()
+    assert cluster.look("b", CheckLevel.AUDIT).complete
+    assert len(leader) >= 50, "an audit asks about everything"
+
+
 def test_what_changed_in_unstated_content_is_taken_over_at_the_next_look(
     three: list[Replica],
 ) -> None:
