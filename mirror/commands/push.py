@@ -11,7 +11,7 @@ import click
 from mirror.bundle.reader import BundleReader
 from mirror.commands import options
 from mirror.commands.access import AccessOptions, TreeAccess, login_options, registry_options
-from mirror.commands.cluster import ClusterFiles, cluster_options
+from mirror.commands.cluster_files import ClusterFiles, cluster_options
 from mirror.commands.options import FILE, Work, flag
 from mirror.errors import InputError, InvalidReferenceError
 from mirror.oci import Repository

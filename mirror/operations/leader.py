@@ -45,7 +45,7 @@ from mirror.sync.publication_state import (
 )
 from mirror.sync.statement import REPOSITORY, Artifact, generation_of, reachable
 from mirror.sync.tree import RegistryTree
-from mirror.sync.walk import WalkMemory
+from mirror.sync.walk import Memory
 
 Answer = TypeVar("Answer")
 
@@ -84,29 +84,24 @@ class Leader:
         digest: Digest | None,
         generation: int | None,
         *,
-        memory: WalkMemory | None = None,
         run: Run | None = None,
     ) -> None:
         self.tree, self.digest, self.generation = tree, digest, generation
-        self._memory = memory
         self._run = Run.of(run)
         self._lock = threading.Lock()
         self._facts: Facts | None = None
         self._audit: Future[tuple[Failure, ...]] = Future()
 
     @classmethod
-    def ask(
-        cls, tree: RegistryTree, *, memory: WalkMemory | None = None, run: Run | None = None
-    ) -> Leader:
+    def ask(cls, tree: RegistryTree, *, run: Run | None = None) -> Leader:
         """Ask which statement `tree` has published; `facts` reads it when somebody needs it.
 
-        One small request: the statement's layer may be large. `memory` is what a leader without a
-        statement answered before.
+        One small request: the statement's layer may be large.
         """
         try:
             manifest = tree.client.manifest(tree.locate(REPOSITORY), LATEST)
         except RegistryNotFoundError:
-            return cls(tree, None, None, memory=memory, run=run)
+            return cls(tree, None, None, run=run)
         return cls(tree, manifest.digest, generation_of(manifest), run=run)
 
     @property
@@ -140,7 +135,7 @@ class Leader:
             published = _read_at(tree, self.digest)
             self.generation = published.statement.generation
             return Facts(published.statement.inventory, published, read_artifact(tree, published))
-        found = walk_tree(tree, memory=self._memory, run=self._run)
+        found = walk_tree(tree, run=self._run)
         if not found.held.repositories:
             raise NotFoundError(
                 f"the leader {tree.name} states no inventory and holds no image; push to it first, "
@@ -244,7 +239,7 @@ def adopt(
     replica: RegistryTree,
     peers: Sequence[RegistryTree],
     *,
-    memories: Mapping[str, WalkMemory] | None = None,
+    memories: Mapping[str, Memory] | None = None,
     run: Run | None = None,
 ) -> Adoption:
     """Copy to `replica` every tag that it does not have and a peer has, with all it leads to.

@@ -50,7 +50,6 @@ from mirror.sync.repair import (
 )
 from mirror.sync.statement import REPOSITORY, Statement
 from mirror.sync.tree import RegistryTree
-from mirror.sync.walk import WalkMemory
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +104,6 @@ def sync_replicas(
     audit_leader: bool = True,
     deadline_s: float | None = None,
     on_replica: Callable[[ReplicaResult], None] = lambda _result: None,
-    memory: WalkMemory | None = None,
     run: Run | None = None,
 ) -> SyncReport:
     """Make every replica hold what the leader states, and state it itself.
@@ -115,8 +113,7 @@ def sync_replicas(
     difference asked about and carried. `audit` compares every tag and manifest by digest instead,
     and the leader with its own statement; `deep` reads every byte back as well and replaces what is
     damaged, at the leader too unless `audit_leader` is False (a prune needs that audit). A leader
-    that states nothing is walked, and nothing is stated then; with a `memory`, which the caller
-    keeps from sync to sync, that walk asks only about what is new or may have moved.
+    that states nothing is walked, and nothing is stated then.
 
     `prune` removes what the leader does not have; without it that is only reported.
 
@@ -149,7 +146,7 @@ def sync_replicas(
         raise InputError("a sync goes from one registry to others, each of them named once")
     options = SyncOptions(audit, deep, prune, dry_run)
     try:
-        head = Leader.ask(leader.within(timed), memory=memory, run=timed)
+        head = Leader.ask(leader.within(timed), run=timed)
     except DeadlineError as err:
         run.check()
         raise StalledError(

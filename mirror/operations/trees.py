@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from mirror.errors import (
     CancelledError,
@@ -27,8 +27,6 @@ from mirror.layout import (
     names_component,
     repositories_of,
 )
-from mirror.modes.endpoints import replica_endpoints
-from mirror.modes.settings import ClusterAccess, RegistrySettings
 from mirror.oci import Digest
 from mirror.registry import ConnectionOptions, Credentials
 from mirror.run import Run, gather
@@ -37,7 +35,10 @@ from mirror.sync.observation import Failure, Observation
 from mirror.sync.publication_state import read_state
 from mirror.sync.statement import REPOSITORY
 from mirror.sync.tree import RegistryTree
-from mirror.sync.walk import WalkMemory, walk
+from mirror.sync.walk import Memory, walk
+
+if TYPE_CHECKING:
+    from mirror.modes.settings import ClusterAccess, RegistrySettings
 
 
 @dataclass(frozen=True)
@@ -186,6 +187,8 @@ def replica_trees(
         ForbiddenByModeError: in other modes there is no store to bring into line.
         RouteError: `access` does not have the masters, or none of those users.
     """
+    from mirror.modes.endpoints import replica_endpoints
+
     with ExitStack() as opened:
         yield [
             RegistryTree(
@@ -200,7 +203,7 @@ def walk_tree(
     tree: RegistryTree,
     known: Inventory | None = None,
     *,
-    memory: WalkMemory | None = None,
+    memory: Memory | None = None,
     run: Run | None = None,
 ) -> Observation:
     """The complete subset of what `walk_open` finds."""
@@ -211,7 +214,7 @@ def walk_open(
     tree: RegistryTree,
     known: Inventory | None = None,
     *,
-    memory: WalkMemory | None = None,
+    memory: Memory | None = None,
     run: Run | None = None,
 ) -> Observation:
     """What lies in the tree. Its repositories are those that the registry lists, and those of

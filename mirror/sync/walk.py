@@ -33,7 +33,7 @@ class _Seen:
     has_referrers: bool | None = None
 
 
-class WalkMemory:
+class Memory:
     """What one registry answered at the last walk, kept by a caller who walks it again and again.
 
     With a memory every repository is asked for its tags, and then only tags that are new or that
@@ -59,7 +59,7 @@ def walk(
     known: Inventory | None = None,
     only: Mapping[str, Collection[str]] | None = None,
     blobs: bool = False,
-    memory: WalkMemory | None = None,
+    memory: Memory | None = None,
     run: Run | None = None,
 ) -> Observation:
     """Follow all tags of the repositories `paths`; one that does not exist holds nothing.
@@ -89,7 +89,7 @@ class _Walker:
         source: RegistrySource,
         known: Inventory,
         only: Mapping[str, Collection[str]] | None,
-        memory: WalkMemory | None,
+        memory: Memory | None,
         run: Run,
     ) -> None:
         self._source, self._client = source, source.client

@@ -13,7 +13,7 @@ from mirror.run import Cancellation, Run
 from mirror.sync import Gap, Inventory, MemoryStore, make_plan, transfer
 from mirror.sync.observation import Observation
 from mirror.sync.tree import RegistrySource, RegistryTarget, below
-from mirror.sync.walk import WalkMemory, walk
+from mirror.sync.walk import Memory, walk
 from mirror.testing import Answer, EmbeddedRegistry, Fault
 from tests.support.inventories import (
     Item,
@@ -300,7 +300,7 @@ def test_an_error_about_the_first_referrers_does_not_count_as_no_api(
     image = put_image(store, "install", "v1")
     signature = put_signature(store, "install", image)
     fill(embedded_registry, store)
-    memory = WalkMemory(lambda _path, _tag: False)
+    memory = Memory(lambda _path, _tag: False)
     broken = Fault(Answer(500), "GET", "/referrers/", times=None)
     embedded_registry.faults.add(broken)
     with client_of(embedded_registry) as client:
