@@ -136,19 +136,6 @@ def evaluate(
     return set_condition(conditions, made(ConditionType.READY, True, ""))
 
 
-def refuse(
-    before: ModeKind,
-    after: ModeKind,
-    conditions: Conditions,
-    now: datetime,
-    generation: int | None = None,
-) -> Conditions:
-    """The conditions after a refused switch."""
-    moment, message = now.astimezone(UTC).replace(microsecond=0), not_supported(before, after)
-    error = Condition(ConditionType.NOT_SUPPORTED, True, moment, Reason.ERROR, message, generation)
-    return set_condition(conditions, error)
-
-
 def not_supported(before: ModeKind, after: ModeKind) -> str:
     """The message of a forbidden switch."""
     return f"mode transition from {before} to {after} not supported"
@@ -209,7 +196,9 @@ class RegistryState:
 
     def refused(self, before: ModeKind, after: ModeKind, now: datetime) -> RegistryState:
         """The state with the error of a switch that is not supported."""
-        return replace(self, conditions=refuse(before, after, self.conditions, now))
+        moment, message = now.astimezone(UTC).replace(microsecond=0), not_supported(before, after)
+        error = Condition(ConditionType.NOT_SUPPORTED, True, moment, Reason.ERROR, message)
+        return replace(self, conditions=set_condition(self.conditions, error))
 
     def to_document(self) -> dict[str, Any]:
         """The public keys, as JSON values."""
