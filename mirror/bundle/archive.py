@@ -18,6 +18,7 @@ import json
 import tarfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 from mirror.bundle.format import (
@@ -107,6 +108,10 @@ class Compressed:
 
     sizes: Mapping[str, int]
     stored: Mapping[str, int]
+
+    def __post_init__(self) -> None:
+        for name in ("sizes", "stored"):
+            object.__setattr__(self, name, MappingProxyType(dict(getattr(self, name))))
 
     @property
     def size(self) -> int:

@@ -9,10 +9,10 @@ from pathlib import Path
 
 from mirror.bundle import sums
 from mirror.bundle.archive import BLOCK, TRAILER_SIZE, Archive, Entry
+from mirror.bundle.contents import OpenArchive
 from mirror.bundle.files import Readable, ReadAt
 from mirror.bundle.format import SEAL, SUMS, ZSTD_SUFFIX, blob_at, parse_part_name
 from mirror.bundle.gost import check_gostsum
-from mirror.bundle.opening import OpenArchive
 from mirror.bundle.seal import Seal
 from mirror.durable import os_errors
 from mirror.errors import DamagedBundleError, DigestMismatchError, FileSystemError, IntegrityError

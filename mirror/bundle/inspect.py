@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import Any
 
 from mirror.bundle.archive import NO_OMISSIONS, Compressed, Omissions
@@ -41,6 +42,9 @@ class ComponentInsight:
     channels: Mapping[str, tuple[str, ...]]
     images: int
     size: int
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "channels", MappingProxyType(dict(self.channels)))
 
     def to_document(self) -> dict[str, Any]:
         return {
@@ -237,18 +241,18 @@ def inspect_bundle(reader: BundleReader, *, layers: int = 20) -> BundleInsight:
 
     Of a damaged bundle it is what could be read; a verification reports the rest.
     """
-    sizes = {archive.name: archive.file.size for archive in reader.archives}
+    sizes = {archive.name: archive.file.size for archive in reader._archives}
     found = insight(
-        reader.name, reader.contents.archives, sizes, sealed=reader.seal is not None, layers=layers
+        reader.name, reader.contents.archives, sizes, sealed=reader._seal is not None, layers=layers
     )
     packed = {
         archive.name: archive.file.packed.size
-        for archive in reader.archives
+        for archive in reader._archives
         if isinstance(archive.file, SeekableFile)
     }
     return replace(
         found,
-        omissions=NO_OMISSIONS if reader.seal is None else reader.seal.omissions,
+        omissions=NO_OMISSIONS if reader._seal is None else reader._seal.omissions,
         compressed=Compressed({name: sizes[name] for name in packed}, packed) if packed else None,
     )
 

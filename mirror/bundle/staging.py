@@ -59,6 +59,10 @@ class Journal:
         with self._lock:
             return dict(self._progress)
 
+    def count(self, digest: Digest) -> int:
+        """How many bytes of a blob are in place."""
+        return self._progress.get(digest, 0)
+
     def note(self, digest: Digest, count: int) -> None:
         """Note that the first `count` bytes of a blob are written, wherever it belongs."""
         with self._lock:

@@ -30,14 +30,13 @@ from mirror.bundle.checks import (
     structure_checks,
     sums_findings,
 )
+from mirror.bundle.contents import OpenArchive, missing_archives, whole_archive
 from mirror.bundle.files import PartedReader
 from mirror.bundle.format import GOST_SUFFIX, SEAL, SIGNATURE, SUMS
 from mirror.bundle.gost import gostsum_path
-from mirror.bundle.opening import OpenArchive
-from mirror.bundle.reader import BundleReader, missing_archives, whole_archive
+from mirror.bundle.reader import BundleReader
 from mirror.bundle.seal import Seal, check_limits
 from mirror.bundle.seekable import Forward, SeekableFile, Unreadable
-from mirror.bundle.signing import verify as verify_signature
 from mirror.durable import os_errors
 from mirror.errors import (
     BundleLimitError,
@@ -117,6 +116,8 @@ def check_signature(reader: BundleReader, public_pem: bytes) -> None:
         SignatureError: there is no signature, or it is somebody else's, or of another bundle.
         InputError: the public key is not usable.
     """
+    from mirror.bundle import signing
+
     folder = reader.folder
     if folder is None or not (folder / SEAL).is_file() or not (folder / SIGNATURE).is_file():
         raise SignatureError(
@@ -124,9 +125,7 @@ def check_signature(reader: BundleReader, public_pem: bytes) -> None:
             advice="a pull with --sign-key makes one",
         )
     with os_errors(folder / SIGNATURE, "read"):
-        verify_signature(
-            (folder / SEAL).read_bytes(), (folder / SIGNATURE).read_bytes(), public_pem
-        )
+        signing.verify((folder / SEAL).read_bytes(), (folder / SIGNATURE).read_bytes(), public_pem)
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +149,7 @@ class _Verification:
 
     def __init__(self, reader: BundleReader, run: Run, *, quick: bool) -> None:
         self._reader, self._run, self._quick = reader, run, quick
-        self._seal = reader.seal
+        self._seal = reader._seal
         self._findings: list[Finding] = []
         self._notices: list[str] = []
         self._sums: Mapping[str, Digest] = {}
@@ -166,7 +165,7 @@ class _Verification:
             self._judge_contents()
         else:
             self._judge_companions(seal)
-        for archive in reader.archives:
+        for archive in reader._archives:
             self._plan_archive(archive)
         if key is not None:
             try:
@@ -183,8 +182,8 @@ class _Verification:
         inventory = seal.inventory if seal is not None else reader.contents.inventory
         return BundleReport(
             sealed=seal is not None,
-            archives=len(reader.archives),
-            size=sum(archive.file.size for archive in reader.archives),
+            archives=len(reader._archives),
+            size=sum(archive.file.size for archive in reader._archives),
             repositories=len(inventory.repositories),
             tags=sum(len(content.tags) for content in inventory.repositories.values()),
             manifests=len(inventory.manifest_nodes()),
@@ -209,7 +208,7 @@ class _Verification:
 
     def _judge_companions(self, seal: Seal) -> None:
         """With a seal, look at what is small: limits, missing archives, files beside them."""
-        folder, archives = self._reader.folder, self._reader.archives
+        folder, archives = self._reader.folder, self._reader._archives
         assert folder is not None, "the seal counts for one folder"
         self._inventories = {name: one.inventory for name, one in seal.archives.items()}
         try:
@@ -275,7 +274,7 @@ class _Verification:
         """Note the files that have a `.gostsum` beside them, d8's too."""
         paths = [
             path
-            for archive in self._reader.archives
+            for archive in self._reader._archives
             for path in archive.files
             if gostsum_path(path).is_file()
         ]

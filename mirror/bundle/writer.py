@@ -68,23 +68,19 @@ class Packing:
     resume: bool = True
     compress: bool = False
 
-    @property
-    def staged_part_size(self) -> int:
-        """How archives under way are cut: what is compressed is in one piece before."""
-        return 0 if self.compress else self.part_size
-
-    def names_of(self, archive: Archive) -> Iterator[str]:
-        """Name the files that an archive ends up in; of a compressed one, as many as may be."""
-        name, size = archive.name, archive.size
-        if self.compress:
-            name, size = name + ZSTD_SUFFIX, compressed_bound(size)
-        if not self.part_size:
-            yield name
-        else:
-            yield from (part_name(name, number) for number in range(-(-size // self.part_size)))
-
 
 AS_USUAL = Packing()
+
+
+def _names_of(packing: Packing, archive: Archive) -> Iterator[str]:
+    """Name the files that an archive ends up in; of a compressed one, as many as may be."""
+    name, size = archive.name, archive.size
+    if packing.compress:
+        name, size = name + ZSTD_SUFFIX, compressed_bound(size)
+    if not packing.part_size:
+        yield name
+    else:
+        yield from (part_name(name, number) for number in range(-(-size // packing.part_size)))
 
 
 class BundleWriter:
@@ -158,12 +154,13 @@ class BundleWriter:
         return self
 
     def _begin_archives(self, undo: ExitStack, sealed: bytes) -> None:
-        packing, part_size = self._packing, self._packing.staged_part_size
+        packing = self._packing
+        part_size = 0 if packing.compress else packing.part_size  # frames are cut, not the tar
         keep = packing.resume and sort_leftovers(self._folder, self._seal, part_size)
         if not packing.resume:
             clear_leftovers(self._folder)
         # What lies beside is written last, which would be a late moment to find the disk full.
-        names = (name for archive in self._archives for name in packing.names_of(archive))
+        names = (name for archive in self._archives for name in _names_of(packing, archive))
         needed = self.size + len(sealed) + self._companions.size(names)
         if packing.compress:
             # Nobody knows before how much smaller they become.
@@ -302,7 +299,7 @@ class BundleWriter:
         self, step: CopyBlob, places: Sequence[Place], content: BlobContent
     ) -> tuple[BlobContent, int]:
         """Offer what an interrupted pull has brought of a blob; tell how many bytes that is."""
-        begun = min(self._state.journal.progress.get(step.digest, 0), step.size)
+        begun = min(self._state.journal.count(step.digest), step.size)
         if begun:
             try:
                 content.begin_with(places[0].read(begun))
