@@ -12,6 +12,7 @@ from functools import reduce
 from operator import or_
 from typing import Any
 
+from mirror.documents import document
 from mirror.modes.constants import BALANCER, LOGICAL_BASE, LOGICAL_HOST, ConditionType
 from mirror.modes.outcomes import ClusterFacts
 from mirror.modes.preconditions import (
@@ -231,15 +232,10 @@ class SwitchPlan:
     def to_document(self) -> dict[str, Any]:
         """As JSON values, for `--json`."""
         return {
-            "current": self.current,
-            "target": self.target,
-            "verdict": self.verdict,
-            "allowed": self.allowed,
-            "path": list(self.path),
+            **document(self, "current", "target", "verdict", "allowed", "path"),
             "steps": [
                 {
-                    "condition": step.condition,
-                    "action": step.action,
+                    **document(step, "condition", "action"),
                     "routesAdded": [asdict(route) for route in sorted(step.added)],
                     "routesRemoved": [asdict(route) for route in sorted(step.removed)],
                 }

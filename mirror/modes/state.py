@@ -19,7 +19,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, SecretStr
 
-from mirror.documents import line
+from mirror.documents import document, line
 from mirror.durable import write_if_changed
 from mirror.errors import InvalidStateError
 from mirror.modes.constants import NAMESPACE, SECRET_STATE, SECRET_STATE_TYPE, ConditionType
@@ -202,18 +202,13 @@ class RegistryState:
 
     def to_document(self) -> dict[str, Any]:
         """The public keys, as JSON values."""
-        return {
-            "hash": self.hash,
-            "mode": self.mode.value,
-            "target_mode": self.target_mode.value,
-            "conditions": [condition.to_document() for condition in self.conditions],
-        }
+        return document(self, "hash", "mode", "target_mode=target_mode", "conditions")
 
     def to_secret(self) -> dict[str, Any]:
         """The whole Secret with the private key: store it, and do not show it."""
-        document = self.to_document()
-        conditions = yaml.safe_dump(document["conditions"], sort_keys=False, allow_unicode=True)
-        texts = {**document, "conditions": conditions}
+        texts = self.to_document()
+        conditions = texts["conditions"]
+        texts["conditions"] = yaml.safe_dump(conditions, sort_keys=False, allow_unicode=True)
         if self.private is not None:
             texts["state"] = self.private.get_secret_value()
         return {
@@ -251,12 +246,12 @@ class RegistryState:
                 raise InvalidStateError(f"cannot read {where}: {err.strerror}") from err
             except UnicodeDecodeError:
                 raise InvalidStateError(f"{where} is not text") from None
-        document = _yaml(source, where) if isinstance(source, str) else source
-        if document is None:
+        content = _yaml(source, where) if isinstance(source, str) else source
+        if content is None:
             return cls()
-        if not isinstance(document, Mapping):
+        if not isinstance(content, Mapping):
             raise InvalidStateError(f"{_EXPECTED}, found something that is not a mapping")
-        keys = _keys(document)
+        keys = _keys(content)
         conditions = keys.get("conditions") or []
         if isinstance(conditions, str):
             conditions = _yaml(conditions, "conditions") or []

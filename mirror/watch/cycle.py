@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from mirror.documents import document
 from mirror.errors import MirrorError, NotFoundError, UnreachableError
 from mirror.oci import Digest
 from mirror.operations.leader import Leader, adopt, choose_leader, may_move
@@ -61,17 +62,10 @@ class CycleResult:
 
     def to_document(self) -> dict[str, Any]:
         """As JSON values."""
-        return {
-            "complete": self.complete,
-            "depth": str(self.level),
-            "leader": self.leader,
-            "generation": self.generation,
-            "leaderGeneration": self.leader_generation,
-            "declaredDigests": self.declared,
-            "verifiedDigests": self.verified,
-            "bytes": self.sent,
-            "errors": list(self.errors),
-        }
+        return document(
+            *(self, "complete", "depth=level", "leader", "generation", "leader_generation"),
+            *("declaredDigests=declared", "verifiedDigests=verified", "bytes=sent", "errors"),
+        )
 
 
 class Replicator:
