@@ -12,7 +12,6 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING
 
 from mirror.bundle import gost
@@ -205,12 +204,7 @@ class BundleWriter:
         if self._earlier is not None:
             self._reusable = self._earlier.finished()
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_error: object) -> None:
         begun = self._now is not None and bool(self._now.journal.progress or self._reusable)
         with self._held:
             self._close()
