@@ -92,7 +92,6 @@ class PackedFile:
     size: int = 0
 
     def digests(self) -> dict[str, str]:
-        """Of all that was written, in lower-case hex by algorithm."""
         return {name: one.hexdigest() for name, one in self.hashes.items()}
 
 
@@ -125,11 +124,9 @@ class Compressor:
 
     @property
     def size(self) -> int:
-        """Bytes of what was written."""
         return sum(file.size for file in self.files)
 
     def update(self, data: bytes, /) -> None:
-        """Take the next bytes of the archive."""
         self._raise()
         if not self._pending and len(data) == FRAME:
             self._submit(data)  # as a follower hands them on: no copy
@@ -160,7 +157,6 @@ class Compressor:
         return ""
 
     def close(self) -> None:
-        """Wait for what is under way, and release the files."""
         with self._changed:
             self._changed.wait_for(lambda: self._written == self._submitted)
         for file in self.files:

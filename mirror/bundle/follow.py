@@ -44,7 +44,6 @@ class Window:
 
     @property
     def end(self) -> int:
-        """Where the byte behind it lies."""
         return self.start + self.size
 
 
@@ -256,7 +255,6 @@ class Recheck:
 
     @property
     def wrong(self) -> tuple[Digest, ...]:
-        """The digests of the entries so far that are not what they must be."""
         return tuple(self._wrong)
 
     def update(self, data: bytes) -> None:

@@ -38,12 +38,9 @@ _KEYS = {
 
 
 class _Values:
-    """A frozen value that shows itself as JSON, field by field."""
-
     __slots__: tuple[str, ...] = ()
 
     def to_document(self) -> dict[str, Any]:
-        """As JSON values."""
         return {_KEYS.get(name, name): _as_json(getattr(self, name)) for name in self.__slots__}
 
 
@@ -202,7 +199,6 @@ class BundleInsight:
         return by_size[:most]
 
     def to_document(self) -> dict[str, Any]:
-        """As JSON values, for `--json`."""
         return {
             "inventory": str(self.inventory),
             "sealed": self.sealed,
@@ -338,7 +334,6 @@ def _repository(path: str, content: RepositoryContent) -> RepositoryInsight:
 
 
 def _reached(digest: Digest, content: RepositoryContent) -> frozenset[Digest]:
-    """Everything that an image needs, itself included."""
     reached: set[Digest] = set()
     pending = [digest]
     while pending:

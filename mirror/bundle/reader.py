@@ -88,7 +88,6 @@ class BundleReader:
         self.close()
 
     def close(self) -> None:
-        """Release the archives."""
         for archive in self._archives:
             archive.file.close()
         self._archives = []
@@ -297,7 +296,6 @@ def _check_tree(folder: Path) -> None:
 
 
 def _check_folder(folder: Path, archives: Sequence[Path], *, sealed: bool) -> None:
-    """Raise InputError unless there is a bundle in `folder`."""
     if not sealed and (folder / PARTIAL_SEAL).is_file():
         raise InputError(
             f"{folder} holds no bundle yet: a pull into it was not finished; run it again, "

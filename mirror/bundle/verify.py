@@ -74,7 +74,6 @@ class BundleReport:
     quick: bool = False
 
     def to_document(self) -> dict[str, Any]:
-        """As JSON values, for `--json`."""
         return {
             "ok": not self.findings,
             "quick": self.quick,
