@@ -36,7 +36,6 @@ from mirror.bundle.gost import gostsum_path
 from mirror.bundle.reader import BundleReader
 from mirror.bundle.seal import Seal, check_limits
 from mirror.bundle.seekable import Forward, SeekableFile, Unreadable
-from mirror.bundle.signing import verify as verify_signature
 from mirror.durable import os_errors
 from mirror.errors import (
     BundleLimitError,
@@ -115,6 +114,8 @@ def check_signature(reader: BundleReader, public_pem: bytes) -> None:
         SignatureError: there is no signature, or it is somebody else's, or of another bundle.
         InputError: the public key is not usable.
     """
+    from mirror.bundle import signing
+
     folder = reader.folder
     if folder is None or not (folder / SEAL).is_file() or not (folder / SIGNATURE).is_file():
         raise SignatureError(
@@ -122,9 +123,7 @@ def check_signature(reader: BundleReader, public_pem: bytes) -> None:
             advice="a pull with --sign-key makes one",
         )
     with os_errors(folder / SIGNATURE, "read"):
-        verify_signature(
-            (folder / SEAL).read_bytes(), (folder / SIGNATURE).read_bytes(), public_pem
-        )
+        signing.verify((folder / SEAL).read_bytes(), (folder / SIGNATURE).read_bytes(), public_pem)
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import click
 
-from mirror.bundle.signing import passphrase_from, sign
 from mirror.commands.options import FILE, Decorator, flag, grouped, together
 from mirror.documents import parse_rate
 from mirror.errors import FileSystemError, InputError
@@ -99,6 +98,8 @@ def signer(key_file: Path) -> Callable[[bytes], bytes]:
     Raises:
         InputError: no usable private key, or its passphrase is missing or wrong.
     """
+    from mirror.bundle.signing import passphrase_from, sign
+
     key = key_file.read_bytes()
     prompt = None
     if sys.stdin.isatty():

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import click
 from pydantic import SecretStr
 
 from mirror.commands.access import AccessOptions, TreeAccess, credentials_for
-from mirror.commands.options import FILE, Decorator, grouped
 from mirror.errors import InputError, UnreachableError
 from mirror.layout import normalised_suffix
 from mirror.modes.addressing import (
@@ -20,7 +17,7 @@ from mirror.modes.addressing import (
     check_write,
     routes_for,
 )
-from mirror.modes.constants import LOGICAL_HOST, LOGICAL_PATH, REGISTRY_PORT, RegistryUser
+from mirror.modes.constants import LOGICAL_HOST, LOGICAL_PATH, RegistryUser
 from mirror.modes.endpoints import Endpoint, replica_endpoints
 from mirror.modes.routes import Plane, Role
 from mirror.modes.settings import NO_ACCESS, Account, ClusterAccess, RegistrySettings
@@ -154,79 +151,3 @@ def _first_that_answers(
     raise UnreachableError(
         "\n".join([f"none of {len(routes)} replicas answers:", *failures]), where=hosts
     )
-
-
-@dataclass(frozen=True, slots=True)
-class ClusterFiles:
-    """The files that describe a cluster; none where a command line names none."""
-
-    module_config: Path | None = None
-    sites_file: Path | None = None
-
-    def __bool__(self) -> bool:
-        return self.module_config is not None or self.sites_file is not None
-
-    def load(self) -> Cluster | None:
-        """The cluster; None without files.
-
-        Raises:
-            InputError: as `Cluster.load`, or `--sites` came alone.
-        """
-        if self.module_config is not None:
-            return Cluster.load(self.module_config, self.sites_file)
-        if self.sites_file is not None:
-            raise InputError("--sites goes with --module-config FILE, which says what mode it is")
-        return None
-
-    def reach(self, registry: str | None, access: AccessOptions, *, writes: bool) -> TreeAccess:
-        """The tree below `registry`, which may be a logical address, or None for the root.
-
-        Raises:
-            InputError: no registry is named in either way, or the options contradict each other.
-            ForbiddenByModeError: `writes`, and the cluster's mode takes none; it says where.
-        """
-        cluster = self.load()
-        if cluster is not None:
-            return cluster.reach(registry, access, writes=writes)
-        if registry is None:
-            raise InputError(
-                "name the REGISTRY (host[:port]/path), or the cluster's settings with "
-                "--module-config FILE"
-            )
-        return access.to(registry)
-
-
-def full_name(name: str, masters: Mapping[str, TreeAccess]) -> str:
-    """`name`, or the name of the master that it is a shorter form of: an address, `host:port`."""
-    for known, target in masters.items():
-        host = target.root.host
-        if name in (host, host.removesuffix(f":{REGISTRY_PORT}").strip("[]")):
-            return known
-    return name
-
-
-def _options(make: Callable[..., object], *, required: bool) -> Decorator:
-    return grouped(
-        "cluster",
-        make,
-        click.option(
-            "--module-config",
-            type=FILE,
-            required=required,
-            help="YAML file with ModuleConfig deckhouse: the mode, address, login and authority "
-            "of the cluster's registry.",
-        ),
-        click.option(
-            "--sites",
-            "sites_file",
-            type=FILE,
-            help="With --module-config: YAML file with the cluster's masters, users, authority "
-            "and public domain.",
-        ),
-    )
-
-
-cluster_options = _options(ClusterFiles, required=False)
-"""How to find the registry of a cluster by its own settings."""
-
-required_cluster_options = _options(Cluster.load, required=True)

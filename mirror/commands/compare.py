@@ -11,7 +11,7 @@ import click
 from mirror.bundle.reader import BundleReader, read_inventory
 from mirror.commands import options
 from mirror.commands.access import AccessOptions, open_trees, registry_options
-from mirror.commands.cluster import ClusterFiles, cluster_options
+from mirror.commands.cluster_files import ClusterFiles, cluster_options
 from mirror.commands.options import FILE, Work, flag
 from mirror.durable import write_durably
 from mirror.errors import InputError, IntegrityError, InvalidReferenceError

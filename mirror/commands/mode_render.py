@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -20,7 +20,9 @@ from mirror.nodeconfig.proxies import Nginx
 from mirror.nodeconfig.render import Rendered, RenderOptions, render, write_cluster
 from mirror.nodeconfig.service_secrets import prepare_secrets, read_secrets, write_secrets
 from mirror.nodeconfig.services import Distribution
-from mirror.nodeconfig.tree import TreeChanges
+
+if TYPE_CHECKING:
+    from mirror.nodeconfig.tree import TreeChanges
 
 SECRETS_FILE = "registry-secrets.json"
 FLAVOURS = ("deckhouse", "stock")

@@ -10,7 +10,8 @@ import click
 
 from mirror.bundle.reader import read_inventory
 from mirror.commands import options
-from mirror.commands.cluster import Cluster, required_cluster_options
+from mirror.commands.cluster import Cluster
+from mirror.commands.cluster_files import required_cluster_options
 from mirror.commands.options import FILE, Work, flag
 from mirror.errors import (
     InputError,

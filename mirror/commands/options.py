@@ -7,12 +7,11 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from functools import wraps
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypeVar, get_args, get_origin
+from typing import Any, Protocol, TypeVar
 
 import click
 
 from mirror.commands.errors import print_json
-from mirror.config import PullConfig
 from mirror.reports.progress import progress
 from mirror.run import DEFAULT_JOBS, Run
 
@@ -132,37 +131,3 @@ sign_key = click.option(
     "or taken from MIRROR_SIGN_PASSWORD.",
 )
 tmp_dir = click.option("--tmp-dir", hidden=True, help="Accepted for compatibility; none is needed.")
-
-
-def config_options(*, short: Mapping[str, str]) -> Decorator:
-    """One option for every setting of `PullConfig`, absent unless it is given.
-
-    A switch has an opposite, for what a file switches on: `--no-modules/--modules`.
-    """
-    options = []
-    for name, setting in PullConfig.model_fields.items():
-        long = name.replace("_", "-")
-        names = [f"--{long}", *([short[name]] if name in short else [])]
-        default, help_text = setting.get_default(), setting.description
-        if isinstance(default, bool):
-            names[0] += f"/--{_opposite(long)}"
-            options.append(click.option(*names, is_flag=True, default=None, help=help_text))
-        elif isinstance(default, tuple):
-            repeatable = f"{help_text} Repeatable."
-            options.append(click.option(*names, multiple=True, default=None, help=repeatable))
-        else:
-            shown = f"{help_text}  [default: {default}]" if default is not None else help_text
-            kind: Any = int if isinstance(default, int) else str
-            if get_origin(setting.annotation) is Literal:
-                kind = click.Choice(get_args(setting.annotation))
-            options.append(click.option(*names, type=kind, default=None, help=shown))
-    return together(*options)
-
-
-def _opposite(name: str) -> str:
-    """The flag that takes back what `name` says."""
-    if not name.startswith("no-"):
-        return f"no-{name}"
-    bare = name.removeprefix("no-")
-    # --platform is a setting of its own: what to thin multi-arch images to.
-    return f"with-{bare}" if bare.replace("-", "_") in PullConfig.model_fields else bare

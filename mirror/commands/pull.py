@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 import click
 
@@ -21,7 +22,7 @@ from mirror.commands.access import (
     signer,
     source_login_options,
 )
-from mirror.commands.cluster import ClusterFiles, cluster_options
+from mirror.commands.cluster_files import ClusterFiles, cluster_options
 from mirror.commands.errors import print_json
 from mirror.commands.options import FILE, Work, flag
 from mirror.config import PullConfig
@@ -32,6 +33,40 @@ from mirror.operations.pull import plan_pull
 from mirror.operations.trees import registry_inventory
 from mirror.release.source import SourceTree
 from mirror.reports.bundles import plan_summary, pull_summary, verbose_pull_summary
+
+
+def _config_options(*, short: Mapping[str, str]) -> options.Decorator:
+    """One option for every setting of `PullConfig`, absent unless it is given.
+
+    A switch has an opposite, for what a file switches on: `--no-modules/--modules`.
+    """
+    found = []
+    for name, setting in PullConfig.model_fields.items():
+        long = name.replace("_", "-")
+        names = [f"--{long}", *([short[name]] if name in short else [])]
+        default, help_text = setting.get_default(), setting.description
+        if isinstance(default, bool):
+            names[0] += f"/--{_opposite(long)}"
+            found.append(click.option(*names, is_flag=True, default=None, help=help_text))
+        elif isinstance(default, tuple):
+            repeatable = f"{help_text} Repeatable."
+            found.append(click.option(*names, multiple=True, default=None, help=repeatable))
+        else:
+            shown = f"{help_text}  [default: {default}]" if default is not None else help_text
+            kind: Any = int if isinstance(default, int) else str
+            if get_origin(setting.annotation) is Literal:
+                kind = click.Choice(get_args(setting.annotation))
+            found.append(click.option(*names, type=kind, default=None, help=shown))
+    return options.together(*found)
+
+
+def _opposite(name: str) -> str:
+    """The flag that takes back what `name` says."""
+    if not name.startswith("no-"):
+        return f"no-{name}"
+    bare = name.removeprefix("no-")
+    # --platform is a setting of its own: what to thin multi-arch images to.
+    return f"with-{bare}" if bare.replace("-", "_") in PullConfig.model_fields else bare
 
 
 @click.command("pull")
@@ -55,7 +90,7 @@ from mirror.reports.bundles import plan_summary, pull_summary, verbose_pull_summ
 @source_login_options
 @cluster_options
 @options.tmp_dir
-@options.config_options(
+@_config_options(
     short={"include_module": "-i", "exclude_module": "-e", "images_bundle_chunk_size": "-c"}
 )
 @options.as_json

@@ -11,7 +11,7 @@ import click
 from mirror.bundle.reader import BundleReader
 from mirror.commands import options
 from mirror.commands.access import AccessOptions, TreeAccess, login_options, registry_options
-from mirror.commands.cluster import ClusterFiles, cluster_options
+from mirror.commands.cluster_files import ClusterFiles, cluster_options
 from mirror.commands.options import FILE, Work, flag
 from mirror.errors import InputError, InvalidReferenceError
 from mirror.oci import Repository
@@ -35,6 +35,14 @@ from mirror.reports.registries import quorum_summary
     help="Public key (PEM) of who must have signed the bundle; nothing is pushed otherwise.",
 )
 @flag("--dry-run", text="Say what would be sent, repository by repository, and write nothing.")
+@click.option(
+    "--check",
+    type=click.Choice(["manifests", "blobs"]),
+    default="manifests",
+    show_default=True,
+    help="What to ask the registry for: tags and manifests, or also the blobs of the manifests "
+    "there, which finds those that it lost.",
+)
 @click.option(
     "--state-dir",
     type=click.Path(file_okay=False, path_type=Path),
@@ -78,6 +86,7 @@ def push_command(
     files: Sequence[Path],
     verify_key: Path | None,
     dry_run: bool,
+    check: str,
     state_dir: Path | None,
     no_access_check: bool,
     replicas: Sequence[str],
@@ -114,22 +123,26 @@ def push_command(
         raise InputError("--dry-run is for one registry at a time; leave --replica out")
     key = verify_key.read_bytes() if verify_key is not None else None
     reader = work.enter_context(BundleReader([*map(Path, folders), *files]))
+    blobs = check == "blobs"
     if dry_run:
         tree = work.enter_context(target.open(work.on_event))
-        work.show(plan_push(reader, tree, key=key, run=work.run), push_plan_summary)
+        plan = plan_push(reader, tree, key=key, check_blobs=blobs, run=work.run)
+        work.show(plan, push_plan_summary)
         return
     trees = [
         work.enter_context(one.open_for_uploads(work.on_event, state_dir))
         for one in (target, *others)
     ]
-    check = not no_access_check
+    writable = not no_access_check
     if others:
         result = push_to_all(
-            reader, trees, quorum=quorum, key=key, check_access=check, run=work.run
+            reader, trees, quorum=quorum, key=key, check_access=writable, run=work.run
         )
         work.show(result, quorum_summary)
     else:
-        report = push(reader, trees[0], key=key, check_access=check, run=work.run)
+        report = push(
+            reader, trees[0], key=key, check_access=writable, check_blobs=blobs, run=work.run
+        )
         work.show(report, push_summary)
 
 

@@ -16,13 +16,11 @@ from click.core import ParameterSource
 
 from mirror.commands import options
 from mirror.commands.access import AccessOptions, TreeAccess, open_trees, registry_options
-from mirror.commands.cluster import ClusterFiles, cluster_options, full_name
+from mirror.commands.cluster_files import ClusterFiles, cluster_options, full_name
 from mirror.commands.options import FILE, Work, flag
 from mirror.errors import InputError
 from mirror.operations.sync import sync_replicas
 from mirror.reports.registries import sync_summary
-from mirror.watch.service import running
-from mirror.watch.settings import WatchSettings
 
 _AUTO = "auto"
 
@@ -206,6 +204,9 @@ def watch(config: Path) -> None:
 
     What happens is logged to stderr, one line each.
     """
+    from mirror.watch.service import running
+    from mirror.watch.settings import WatchSettings
+
     settings = WatchSettings.load(config)
     stop = threading.Event()
     with _logging(), _stopped_by_signals(stop), running(settings) as (daemon, url):

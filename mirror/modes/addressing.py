@@ -62,9 +62,6 @@ class _Asked:
     what: str | Digest | None
     below: str | None
 
-    def __str__(self) -> str:
-        return str(self.repository)
-
 
 def routes_for(
     reference: Reference | Repository | str,
@@ -98,8 +95,8 @@ def _routes(
 ) -> Iterator[Route]:
     if row.roles == (Role.MASTER,) and not access.masters:
         raise RouteError(
-            f"{asked}: in mode Local replicas ask each other, and the addresses of the masters are "
-            "not known here; give them with the sites (--sites FILE, masters)"
+            f"{asked.repository}: in mode Local replicas ask each other, and the addresses "
+            "of the masters are not known here; give them with the sites (--sites FILE, masters)"
         )
     reader = _login(access, row.reader, upstream)
     writer = _login(access, row.writer, upstream) if row.writes else None
@@ -112,10 +109,16 @@ def _routes(
             continue
         ca = access.ca
         if row.reader is None and upstream is not None:
-            ca = _joined(access.ca, upstream.ca)
-        for end, host, trusted in _inside(asked, role, access, ca):
-            place = asked.repository.path
-            yield Route(end, "https", host, place, asked.what, trusted, reader, row.writes, writer)
+            # A proxy that only passes requests on also passes on the upstream's challenge, so
+            # clients ask the upstream's own token server and must trust both.
+            ca = access.ca or upstream.ca
+            if access.ca is not None and upstream.ca is not None:
+                ca = f"{access.ca.rstrip()}\n{upstream.ca}"
+        for end, host, authority in _inside(asked, role, access, ca):
+            yield Route(
+                *(end, "https", host, asked.repository.path, asked.what, authority),
+                *(reader, row.writes, writer),
+            )
 
 
 def _inside(
@@ -131,9 +134,10 @@ def _inside(
             yield role, access.public_host, access.public_ca
         case Role.PUBLIC if not access.masters:
             raise RouteError(
-                f"{asked}: in mode Local images are pushed to registry.<PUBLIC_DOMAIN>, which is "
-                "not known here; give the cluster's public domain, or the addresses of its "
-                "masters, with the sites (--sites FILE, publicHost or masters)"
+                f"{asked.repository}: in mode Local images are pushed to "
+                "registry.<PUBLIC_DOMAIN>, which is not known here; give the cluster's public "
+                "domain, or the addresses of its masters, with the sites (--sites FILE, publicHost "
+                "or masters)"
             )
         case _:
             for address in access.masters:
@@ -144,18 +148,6 @@ def master_host(address: str) -> str:
     """`host:port` of the replica on the master at `address`, which may be an IPv6 address."""
     bare = f"[{address}]" if ":" in address and not address.startswith("[") else address
     return f"{bare}:{constants.REGISTRY_PORT}"
-
-
-def _joined(module: str | None, upstream: str | None) -> str | None:
-    """Whom to trust on the way through the cluster to the upstream.
-
-    A proxy that only passes requests on also passes on the upstream's challenge, so clients ask the
-    upstream's own token server. The upstream's authority counts even if the module's is unknown
-    here: the caller may know that one by other means.
-    """
-    if module is None or upstream is None:
-        return module or upstream
-    return f"{module.rstrip()}\n{upstream}"
 
 
 def _login(
@@ -230,24 +222,28 @@ def upstream_repository(relative: str, upstream: Upstream) -> str:
 
 
 def _known_upstream(settings: RegistrySettings) -> Upstream:
-    upstream = settings.upstream
-    if upstream is None:
-        hint = (
-            ""
-            if settings.managed
-            else "; give the section unmanaged with imagesRepo, or what the cluster was installed "
-            "with (InitConfiguration)"
+    if settings.upstream is not None:
+        return settings.upstream
+    message = f"in mode {settings.mode} these settings name no registry outside of the cluster"
+    if not settings.managed:
+        message += (
+            "; give the section unmanaged with imagesRepo, or what the cluster was installed with "
+            "(InitConfiguration)"
         )
-        raise RouteError(
-            f"in mode {settings.mode} these settings name no registry outside of the cluster{hint}"
-        )
-    return upstream
+    raise RouteError(message)
 
 
 def _asked(reference: Reference | Repository | str) -> _Asked:
-    parsed = _parsed(reference)
-    repository = parsed.repository if isinstance(parsed, Reference) else parsed
-    what = (parsed.digest or parsed.tag) if isinstance(parsed, Reference) else None
+    parsed = reference
+    if isinstance(parsed, str):
+        last = parsed.rpartition("/")[2]
+        named = "@" in parsed or (":" in last and "/" in parsed)
+        parsed = Reference.parse(parsed) if named else Repository.parse(parsed)
+    what: str | Digest | None = None
+    if isinstance(parsed, Reference):
+        repository, what = parsed.repository, parsed.digest or parsed.tag
+    else:
+        repository = parsed
     place = None
     if repository.host == LOGICAL_HOST:
         place = below(repository.path, LOGICAL_PATH)
@@ -257,15 +253,6 @@ def _asked(reference: Reference | Repository | str) -> _Asked:
                 f"below it ({constants.LOGICAL_BASE}/…), and this is neither"
             )
     return _Asked(repository, what, place)
-
-
-def _parsed(reference: Reference | Repository | str) -> Reference | Repository:
-    if not isinstance(reference, str):
-        return reference
-    last = reference.rpartition("/")[2]
-    if "@" in reference or (":" in last and "/" in reference):
-        return Reference.parse(reference)
-    return Repository.parse(reference)
 
 
 def below(path: str, base: str) -> str | None:

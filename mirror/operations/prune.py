@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mirror.bundle.reader import read_inventory
 from mirror.errors import ConflictError, PruneRefusedError, common_exit_code
 from mirror.events import PhaseStarted
 from mirror.layout import tool_name
@@ -217,6 +216,8 @@ def after(there: Inventory, removal: Removal) -> Inventory:
 
 def _kept(one: Path | int, history: _History, name: str) -> Inventory:
     if isinstance(one, Path):
+        from mirror.bundle.reader import read_inventory
+
         found = read_inventory(one)
         # What a push of it would make, whatever is there by those names.
         return union([found, discovery_images(found).inventory()])

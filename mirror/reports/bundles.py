@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
-from mirror.bundle.archive import Compressed, Omissions
 from mirror.bundle.format import size_text
-from mirror.bundle.verify import BundleReport
 from mirror.layout import (
     CHANNELS,
     INSTALL,
@@ -18,16 +17,20 @@ from mirror.layout import (
     is_attachment_tag,
     tags_of_versions,
 )
-from mirror.oci import Digest
-from mirror.operations.compare import RegistryReport
-from mirror.operations.merge import MergeReport
-from mirror.operations.pull import PlannedReference, PullPlan, PullReport
 from mirror.operations.push_reports import PushPlan, PushReport, Share, shares
-from mirror.operations.trees import RegistryInventory
-from mirror.release.select import SelectedContent
-from mirror.release.source import SourceTree
-from mirror.sync import Finding, Inventory
 from mirror.sync.observation import listed
+
+if TYPE_CHECKING:
+    from mirror.bundle.archive import Compressed, Omissions
+    from mirror.bundle.verify import BundleReport
+    from mirror.oci import Digest
+    from mirror.operations.compare import RegistryReport
+    from mirror.operations.merge import MergeReport
+    from mirror.operations.pull import PlannedReference, PullPlan, PullReport
+    from mirror.operations.trees import RegistryInventory
+    from mirror.release.select import SelectedContent
+    from mirror.release.source import SourceTree
+    from mirror.sync import Finding, Inventory
 
 
 def duration_text(seconds: float) -> str:

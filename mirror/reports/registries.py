@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from mirror.bundle.format import size_text
-from mirror.operations.compare import (
-    DiffReport,
-    Generation,
-    HistoryReport,
-    ReplicaStatus,
-    StatusReport,
-)
-from mirror.operations.prune import PruneReport
-from mirror.operations.push_reports import QuorumReport
 from mirror.operations.replicate import Outcome, ReplicaResult
-from mirror.operations.rollback import RollbackReport
-from mirror.operations.sync import SyncReport
 from mirror.reports.bundles import duration_text, table
-from mirror.sync.observation import Failure
-from mirror.sync.plan import TagDifference
+
+if TYPE_CHECKING:
+    from mirror.operations.compare import (
+        DiffReport,
+        Generation,
+        HistoryReport,
+        ReplicaStatus,
+        StatusReport,
+    )
+    from mirror.operations.prune import PruneReport
+    from mirror.operations.push_reports import QuorumReport
+    from mirror.operations.rollback import RollbackReport
+    from mirror.operations.sync import SyncReport
+    from mirror.sync.observation import Failure
+    from mirror.sync.plan import TagDifference
 
 _MOST = 50
 

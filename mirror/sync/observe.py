@@ -135,7 +135,7 @@ class _Look:
             for digest, node in content.manifests.items():
                 if (path, digest) in there:
                     self._held.add_manifest(path, node, closed=False)
-                    if self._depth is Depth.LISTED:
+                    if self._depth < Depth.AUDIT:
                         certain.update(blob.digest for blob in node.blobs)
             for digest, size in content.blobs.items():
                 if digest in certain:

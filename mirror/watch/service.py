@@ -63,10 +63,8 @@ def _serve(settings: WatchSettings, daemon: Daemon, opened: ExitStack) -> str:
         raise FileSystemError(
             f"cannot listen on {settings.listen}: {err.strerror}; name another address as `listen`"
         ) from err
-    token = settings.notify_token
-    server = ServerThread(
-        create_app(daemon, notify_token=token.get_secret_value() if token else None), listener
-    )
+    token = settings.notify_token.get_secret_value() if settings.notify_token else None
+    server = ServerThread(create_app(daemon, notify_token=token), listener)
     server.start()
     opened.callback(server.stop)
     return f"http://{host}:{listener.getsockname()[1]}"
@@ -83,21 +81,16 @@ def _tree(
         limit_rate=settings.limit_rate,
         max_connections=settings.jobs * (len(settings.registries) + 1) + 8,
     )
-    if place.ca is not None:
-        # The mirrorer's settings hold the certificate itself, ours the path of its file.
-        is_text = "-----BEGIN" in place.ca
-        options = (
-            replace(options, ca=place.ca) if is_text else replace(options, ca_file=Path(place.ca))
-        )
+    if place.ca is not None and "-----BEGIN" in place.ca:  # as in the mirrorer's settings
+        options = replace(options, ca=place.ca)
+    elif place.ca is not None:
+        options = replace(options, ca_file=Path(place.ca))
     secret = place.secret()
-    credentials = (
-        Credentials(place.login, secret)
-        if place.login is not None and secret is not None
-        else find_credentials(str(root))
-    )
-    client = opened.enter_context(
-        RegistryClient(root.host, options=options, credentials=credentials)
-    )
+    if place.login is not None and secret is not None:
+        login: Credentials | None = Credentials(place.login, secret)
+    else:
+        login = find_credentials(str(root))
+    client = opened.enter_context(RegistryClient(root.host, options=options, credentials=login))
     suffix = normalised_suffix(settings.modules_path_suffix)
     return RegistryTree(client, root, suffix, storage=place.storage)
 
