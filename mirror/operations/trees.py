@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from mirror.documents import document
 from mirror.errors import (
     CancelledError,
     DeadlineError,
@@ -83,15 +84,8 @@ class RegistryInventory:
 
     def to_document(self) -> dict[str, Any]:
         """As JSON values, for `--json`."""
-        return {
-            "target": self.target,
-            "inventory": str(self.digest),
-            "requests": self.requests,
-            "gaps": self.gaps,
-            "notices": list(self.notices),
-            "failures": [failure.to_document() for failure in self.failures],
-            **self.inventory.counts(),
-        }
+        counted = ("target", "inventory=digest", "requests", "gaps")
+        return {**document(self, *counted, "notices", "failures"), **self.inventory.counts()}
 
 
 def registry_inventory(
