@@ -1,4 +1,4 @@
-"""`mirror mode render`: node and service configuration of a mode, or of the way to it."""
+"""`mirror mode render`: node and service configuration of a mode, or of the transition to it."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ IMAGE_NAMES = ("distribution", "auth", "mirror", "nginx")
     "--from",
     "previous",
     type=FILE,
-    help="The settings in force now: render the transition, which keeps the old ways too.",
+    help="The settings in force now: render the transition, which keeps the old routes too.",
 )
 @click.option(
     "--nodes",

@@ -66,8 +66,8 @@ from mirror.registry import ConnectionOptions
     "--facts",
     "facts_file",
     type=FILE,
-    help="YAML file with what is known of the cluster: bootstrapped, static, nodes, …; what is "
-    "not in it is listed as still to be looked at.",
+    help="YAML file with facts about the cluster (bootstrapped, static, nodes, …). The plan lists "
+    "what it does not hold as still to check.",
 )
 @flag("--installing", text="The cluster is being installed: there is no mode yet.")
 @flag(
@@ -85,10 +85,10 @@ def plan_command(
     undocumented: bool,
     work: Work,
 ) -> None:
-    """Plan a switch: its steps in their order, what it costs, and what stands against it.
+    """Plan a switch: its steps in order, what it costs, and what prevents it.
 
-    Nothing is done to the cluster. A switch that is refused ends with exit code 1 and names the
-    way by which the target is reached all the same.
+    This changes nothing in the cluster. A refused switch ends with exit code 1, and the output
+    names a path that reaches the target.
     """
     facts = ClusterFacts() if facts_file is None else load_facts(facts_file)
     target = RegistrySettings.load(target_file)
@@ -115,7 +115,7 @@ def _current(current_file: Path | None, state: RegistryState | None) -> Registry
         return current
     if state is None:
         raise InputError(
-            "say what the cluster has now: --from FILE (its ModuleConfig), --state FILE (the "
+            "give the cluster's present state: --from FILE (its ModuleConfig), --state FILE (the "
             "Secret registry-state), or --installing"
         )
     settings = _without_parameters(state.mode)
@@ -162,7 +162,7 @@ def _lines(plan: SwitchPlan) -> Iterator[str]:
         yield "Warnings"
         yield from (f"  {one.risk}: {one.message}" for one in plan.warnings)
     if plan.doubts:
-        yield "Still to be looked at"
+        yield "Still to check"
         yield from (f"  {one.cause}: {one.message}" for one in plan.doubts)
     if plan.refusals:
         yield "Refused"
@@ -170,7 +170,7 @@ def _lines(plan: SwitchPlan) -> Iterator[str]:
             yield f"  {refusal.cause}: {refusal.message}"
             way = " → ".join([before, *refusal.path])
             if refusal.path and refusal.cause is not Cause.NOT_SUPPORTED:  # which has it
-                yield f"    switch by this way instead: {way}"
+                yield f"    switch by this path instead: {way}"
 
 
 @click.command("check")
@@ -179,19 +179,19 @@ def _lines(plan: SwitchPlan) -> Iterator[str]:
     "--digests",
     "digests_file",
     type=FILE,
-    help="Required is what this lists: a release's images_digests.json, or a digest a line.",
+    help="Require what this file lists: a release's images_digests.json, or one digest a line.",
 )
 @click.option(
     "--inventory",
     "inventory_path",
     type=click.Path(exists=True, path_type=Path),
-    help="Required is what this bundle, or its inventory.json, holds.",
+    help="Require what this bundle, or its inventory.json, holds.",
 )
 @click.option(
     "--values",
     "values_file",
     type=FILE,
-    help="Required is what the cluster's values name (YAML or JSON with "
+    help="Require what the cluster's values name (YAML or JSON with "
     "global.modulesImages.digests), of critical modules.",
 )
 @click.option(
@@ -269,7 +269,7 @@ def _required(
         critical = critical_modules(one for one in modules if isinstance(one, dict))
         return from_values(read_document(values_file), critical, deployment)
     raise InputError(
-        "say what is required: --digests FILE, --inventory BUNDLE_DIR, or --values FILE with "
+        "give the required images: --digests FILE, --inventory BUNDLE_DIR, or --values FILE with "
         "--modules FILE"
     )
 
