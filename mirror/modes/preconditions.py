@@ -146,11 +146,7 @@ def transition_refusal(
 
 
 def check_preconditions(
-    current: RegistrySettings | None,
-    target: RegistrySettings,
-    facts: ClusterFacts,
-    *,
-    first: bool,
+    current: RegistrySettings | None, target: RegistrySettings, facts: ClusterFacts, *, first: bool
 ) -> Findings:
     """All preconditions of a switch; `first`: nobody has managed the nodes' configuration yet.
 

@@ -226,9 +226,7 @@ _UNMANAGED_PLANES = _planes(
 _DIRECT_PLANES = _planes(
     PlaneRow(_UPSTREAM, refusal="containerd only reads"),
     PlaneRow(
-        (Role.SERVICE,),
-        refusal=_PASSES_ON,
-        no_catalogue="the in-cluster proxy grants pulls only",
+        (Role.SERVICE,), refusal=_PASSES_ON, no_catalogue="the in-cluster proxy grants pulls only"
     ),
     _PUSHED,
     PlaneRow(_UPSTREAM, refusal=_PASSES_ON),
