@@ -72,8 +72,8 @@ def routes_for(
     With both tag and digest, the digest decides.
 
     Raises:
-        RouteError: the reference is not one of the cluster's in this mode, or the settings or `access`
-            do not tell what the route needs.
+        RouteError: the reference is not one of the cluster's in this mode, or the settings or
+            `access` do not tell what the route needs.
         InvalidReferenceError, InvalidDigestError: the reference cannot be read.
     """
     asked = _asked(reference)
