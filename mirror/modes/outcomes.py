@@ -9,6 +9,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from operator import attrgetter
+from typing import ClassVar
+
+from pydantic import ConfigDict
+from pydantic.alias_generators import to_camel
 
 from mirror.modes.constants import UNKNOWN_VERSION
 from mirror.modes.routes import StoreContent
@@ -46,6 +50,11 @@ class ClusterFacts:
     target's registry holds the required images. `stores`: what lies on the masters' disks.
     `aborted`: the settings of a switch that was begun and not completed.
     """
+
+    # As documents have it, with the nodes in it.
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(
+        extra="forbid", alias_generator=to_camel, hide_input_in_errors=True
+    )
 
     bootstrapped: bool | None = None
     managed_by_dkp: bool | None = None
