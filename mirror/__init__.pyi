@@ -1,16 +1,8 @@
 """The public names of the library, and where each lives; type checkers read this."""
 
-from mirror.bundle.archive import Archive as Archive
 from mirror.bundle.archive import Compressed as Compressed
-from mirror.bundle.archive import Coverage as Coverage
-from mirror.bundle.archive import Entry as Entry
 from mirror.bundle.archive import Omissions as Omissions
-from mirror.bundle.files import Readable as Readable
-from mirror.bundle.members import Member as Member
-from mirror.bundle.opening import OpenArchive as OpenArchive
 from mirror.bundle.reader import BundleReader as BundleReader
-from mirror.bundle.seal import Seal as Seal
-from mirror.bundle.seal import SealedFile as SealedFile
 from mirror.bundle.verify import BundleReport as BundleReport
 from mirror.bundle.writer import Packing as Packing
 from mirror.errors import IncompleteError as IncompleteError
@@ -49,7 +41,7 @@ from mirror.modes.client import connect as connect
 from mirror.modes.constants import ConditionType as ConditionType
 from mirror.modes.constants import RegistryUser as RegistryUser
 from mirror.modes.endpoints import Endpoint as Endpoint
-from mirror.modes.failover import HealthMemory as HealthMemory
+from mirror.modes.endpoints import HealthMemory as HealthMemory
 from mirror.modes.outcomes import ClusterFacts as ClusterFacts
 from mirror.modes.outcomes import ContainerdConfig as ContainerdConfig
 from mirror.modes.outcomes import NodeFacts as NodeFacts
@@ -215,5 +207,6 @@ from mirror.sync.transfer import transfer as transfer
 from mirror.sync.tree import RegistrySource as RegistrySource
 from mirror.sync.tree import RegistryTarget as RegistryTarget
 from mirror.sync.tree import RegistryTree as RegistryTree
+from mirror.sync.walk import Memory as Memory
 
 __all__: list[str]

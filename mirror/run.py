@@ -11,11 +11,11 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
-from itertools import islice
-from typing import TypeVar
+from operator import length_hint
+from queue import SimpleQueue
+from typing import TypeVar, cast
 
 from mirror.errors import (
     CancelledError,
@@ -225,82 +225,89 @@ _HOPELESS = (DeniedError, UnreachableError, NoSpaceError, FileSystemError)
 """Failures that the items behind would only repeat, each after its own retries."""
 
 
-class _NotBegunError(Exception):
-    """An item that came to its turn when nothing new was to begin."""
-
-
-@contextmanager
-def _pool(run: Run) -> Iterator[ThreadPoolExecutor]:
-    """A pool that a bug or Ctrl-C in the caller stops: `run` is cancelled, all threads joined."""
-    pool = ThreadPoolExecutor(max_workers=run.jobs, thread_name_prefix="mirror")
-    try:
-        yield pool
-    except BaseException:
-        run.cancellation.cancel()
-        raise
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-
-
 def for_each(
     items: Iterable[Item], work: Callable[[Item], Result], *, run: Run
 ) -> Generator[tuple[Item, Result | MirrorError], None, None]:
     """Do `work` on every item in `run.jobs` threads; yield each with its result or its failure.
 
     The order is that of completion. A `MirrorError` belongs to its item and the others carry on,
-    unless it is of a kind that would only repeat itself (denied, unreachable, disk): then items
-    that have not begun are left out. Any other exception stops the rest and is raised. On return
-    no thread of ours is running.
+    unless the next item would only repeat it (denied, unreachable, disk): then items that have not
+    begun are left out. Any other exception stops the rest and is raised. On return no thread of
+    ours is running.
 
     Close it (`contextlib.closing`), so that an exception in the loop over it, Ctrl-C for one, ends
     the threads at once and not when the generator is collected.
 
-    `work` asks `run` in whatever waits and long loops it has. What ends all of the work early
-    cancels `run`, which is therefore the operation's own (`Run.of`) and not its caller's. Once
-    `run` is stopped nothing new begins.
+    `work` asks `run` in its waits and long loops. What ends all of the work early cancels `run`,
+    which is therefore the operation's own (`Run.of`) and not its caller's.
 
     Raises:
         CancelledError: `run` was stopped from outside, or an item says that it was.
     """
-    over = threading.Event()
+    queue, turn = iter(items), threading.Lock()
+    over, room = threading.Event(), threading.Event()
+    # Of each thread: (item, outcome) pairs, then the exception that ended it, or None.
+    outcomes: SimpleQueue[tuple[Item, Result | MirrorError] | BaseException | None] = SimpleQueue()
 
-    def begin(item: Item) -> Result:
-        if over.is_set() or run.stopped:
-            raise _NotBegunError
+    def labour() -> None:
         try:
-            return work(item)
-        except MirrorError as err:
-            if isinstance(err, (*_HOPELESS, CancelledError)):
-                over.set()
-            raise
-        except BaseException:
+            while not (over.is_set() or run.stopped):
+                if outcomes.qsize() >= 2 * run.jobs:  # the caller is slower, so wait for it
+                    room.clear()
+                    if outcomes.qsize() < 2 * run.jobs or over.is_set():
+                        room.set()
+                    room.wait()
+                    continue
+                with turn:
+                    try:
+                        item = next(queue)
+                    except StopIteration:
+                        break
+                try:
+                    outcome: Result | MirrorError = work(item)
+                except CancelledError:
+                    raise
+                except MirrorError as err:
+                    outcome = err
+                    if isinstance(err, _HOPELESS):
+                        over.set()
+                outcomes.put((item, outcome))
+        except BaseException as err:  # noqa: BLE001 - the caller raises it
             over.set()
-            run.cancellation.cancel()  # wakes those that wait; the caller hears of it, below
-            raise
+            run.cancellation.cancel()  # wakes those that wait
+            outcomes.put(err)
+        else:
+            outcomes.put(None)
 
-    queue = iter(items)
+    count = min(run.jobs, length_hint(items, run.jobs))
+    threads = [threading.Thread(target=labour, name=f"mirror_{n}") for n in range(count)]
     stop: CancelledError | None = None
-    with _pool(run) as pool:
-        running: dict[Future[Result], Item] = {}
-        while True:
-            if not over.is_set() and not run.stopped:
-                # A short queue, so that 10^5 items do not become 10^5 futures at once.
-                for item in islice(queue, 2 * run.jobs - len(running)):
-                    running[pool.submit(begin, item)] = item
-            if not running:
-                break
-            for future in wait(running, return_when=FIRST_COMPLETED).done:
-                item = running.pop(future)
-                error = future.exception()
-                if error is None:
-                    yield item, future.result()
-                elif isinstance(error, CancelledError):
-                    stop = stop or error
-                    run.cancellation.cancel()
-                elif isinstance(error, MirrorError):
-                    yield item, error
-                elif not isinstance(error, _NotBegunError):
-                    raise error
+    try:
+        for thread in threads:
+            thread.start()
+        left = len(threads)
+        while left:
+            ended = outcomes.get()
+            if not room.is_set():
+                room.set()
+            match ended:
+                case (item, outcome):
+                    yield item, outcome
+                    continue
+                case CancelledError() as err:
+                    stop = stop or err
+                case BaseException() as err:
+                    raise err
+            left -= 1
+    except BaseException:
+        run.cancellation.cancel()  # a bug, or Ctrl-C in the caller
+        raise
+    finally:
+        over.set()
+        room.set()
+        for thread in threads:
+            if thread.ident is not None:
+                thread.join()
     if stop is not None:
         raise stop
     run.check()
@@ -330,7 +337,7 @@ class PerItemErrors:
     """Asks one registry about many items. Thread-safe.
 
     An error that belongs to its item is returned as a value. One that the next item would only
-    repeat is raised: the registry does not answer a ping either, or refuses everything.
+    repeat is raised: the registry does not answer `ping` either, or refuses everything.
     `asked` counts the questions.
     """
 
@@ -339,7 +346,7 @@ class PerItemErrors:
         self._lock = threading.Lock()  # guards the next two
         self._refused = 0
         self.asked = 0
-        self._answered = False
+        self._answered = False  # only ever set, so it needs no lock
 
     def ask(self, question: Callable[[], Result]) -> Result | MirrorError:
         """The answer, or the error that belongs to this question alone.
@@ -350,19 +357,7 @@ class PerItemErrors:
         """
         with self._lock:
             self.asked += 1
-        try:
-            answer = question()
-        except CancelledError:
-            raise
-        except UnreachableError as err:
-            self._ping()
-            return self._counted(err)
-        except DeniedError as err:
-            return self._counted(err)
-        except MirrorError as err:
-            return err
-        self._answered = True  # only ever set, so no lock is needed
-        return answer
+        return self._ask(lambda _: question(), None)
 
     def ask_all(
         self, items: Sequence[Item], question: Callable[[Item], Result], *, title: str | None = None
@@ -373,19 +368,35 @@ class PerItemErrors:
         """
         if not items:
             return []
+        with self._lock:
+            self.asked += len(items)
         on_event = self._run.on_event
-
-        def ask(item: Item) -> tuple[Result | MirrorError]:
-            try:
-                # In a tuple: an error that is returned is no error to the workers.
-                return (self.ask(lambda: question(item)),)
-            finally:
-                if title is not None:
-                    on_event(PhaseAdvanced())
-
         if title is not None:
             on_event(PhaseStarted(title, len(items)))
-        return [answer for (answer,) in gather(items, ask, run=self._run)]
+        answers: list[Result | MirrorError | None] = [None] * len(items)
+
+        def ask(number: int) -> None:
+            answers[number] = self._ask(question, items[number])
+            if title is not None:
+                on_event(PhaseAdvanced())
+
+        gather(range(len(items)), ask, run=self._run)
+        return cast("list[Result | MirrorError]", answers)
+
+    def _ask(self, question: Callable[[Item], Result], item: Item) -> Result | MirrorError:
+        try:
+            answer = question(item)
+        except CancelledError:
+            raise
+        except UnreachableError as err:
+            self._ping()
+            return self._counted(err)
+        except DeniedError as err:
+            return self._counted(err)
+        except MirrorError as err:
+            return err
+        self._answered = True
+        return answer
 
     def _counted(self, err: MirrorError) -> MirrorError:
         with self._lock:

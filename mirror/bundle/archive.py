@@ -18,6 +18,7 @@ import json
 import tarfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 from mirror.bundle.format import (
@@ -52,7 +53,6 @@ class Coverage:
 
     @property
     def is_ordinary(self) -> bool:
-        """Whether each layout has all that it needs."""
         return self.base is None and not self.once
 
 
@@ -88,7 +88,6 @@ class Omissions:
         return document
 
     def rows(self) -> Iterator[tuple[str, str]]:
-        """The same for people, as (title, text)."""
         if self.base is not None:
             left = f"{self.manifests} manifests and {self.blobs} blobs"
             yield "Delta", f"leaves {left} ({size_text(self.size)}) to its base"
@@ -108,14 +107,16 @@ class Compressed:
     sizes: Mapping[str, int]
     stored: Mapping[str, int]
 
+    def __post_init__(self) -> None:
+        for name in ("sizes", "stored"):
+            object.__setattr__(self, name, MappingProxyType(dict(getattr(self, name))))
+
     @property
     def size(self) -> int:
-        """Bytes on the disk."""
         return sum(self.stored.values())
 
     @property
     def before(self) -> int:
-        """Bytes without compression."""
         return sum(self.sizes.values())
 
     def to_document(self) -> dict[str, Any]:
@@ -127,7 +128,6 @@ class Compressed:
         }
 
     def rows(self) -> Iterator[tuple[str, str]]:
-        """What compressing saved, as (title, text)."""
         saved = max(0, self.before - self.size)
         share = f"{100 * saved / self.before:.1f}" if self.before else "0"
         saves = f"which saves {size_text(saved)} ({share} %)"

@@ -1,26 +1,35 @@
-"""What a bundle's archives hold, read from their indexes and manifests; errors become findings."""
+"""An archive where it lies, and what archives hold, read from their indexes and manifests.
+
+What is wrong with them becomes a finding, not an exception.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import NamedTuple
 
-from mirror.bundle.files import Readable
+from mirror.bundle.archive import NOTHING, Archive
+from mirror.bundle.files import PartedReader, Readable, ReadAt
 from mirror.bundle.format import (
     INDEX,
     MAX_FINDINGS,
     MAX_INDEX_BYTES,
     MAX_INDEX_MARKS,
     MAX_MANIFEST_MARKS,
+    MAX_MEMBERS,
     REF_NAME,
     SHORT_TAG,
     Budget,
+    blob_path,
     inside,
     marks,
 )
-from mirror.bundle.members import Member
-from mirror.bundle.opening import OpenArchive
-from mirror.bundle.seal import has_long_media_type
+from mirror.bundle.members import Member, members
+from mirror.bundle.seal import Seal, has_long_media_type
+from mirror.bundle.seekable import SeekableFile
 from mirror.documents import parse_json
 from mirror.errors import (
     DamagedBundleError,
@@ -30,11 +39,149 @@ from mirror.errors import (
     InvalidDigestError,
     InvalidManifestError,
     InvalidReferenceError,
+    MirrorError,
 )
 from mirror.oci import Digest, Manifest, verified
 from mirror.oci.manifest import MANIFESTS, MAX_MANIFEST_BYTES
 from mirror.oci.reference import check_repository, valid_tag
 from mirror.sync import Dependents, Finding, Inventory, InventoryBuilder, ManifestNode, union
+
+# -- open archives ---------------------------------------------------------------------------------
+
+
+class _Listing(NamedTuple):
+    """An archive's files by path, the problem that ended the list, where its end marker begins."""
+
+    members: Mapping[str, Member]
+    problem: MirrorError | None
+    end: int
+
+
+class OpenArchive:
+    """One archive as it lies there. Its headers are read once, when they are asked for.
+
+    `listing` yields its files, as `members` does. `broken` says why it could not be opened at
+    all, if that is so. `left_out` is the part of it that lies elsewhere, as its seal says.
+    """
+
+    def __init__(
+        self,
+        file: Readable,
+        listing: Callable[[Readable], Generator[Member, None, int]] = members,
+        *,
+        broken: MirrorError | None = None,
+        left_out: Inventory = NOTHING,
+    ) -> None:
+        self.file, self.left_out = file, left_out
+        self._files = listing
+        self._broken = broken
+
+    @property
+    def broken(self) -> MirrorError | None:
+        """Why nothing of it can be read, if that is so."""
+        return self._broken
+
+    @property
+    def name(self) -> str:
+        return self.file.path.name
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The files that it consists of; none for a folder, or what cannot be opened."""
+        file = self.file.packed if isinstance(self.file, SeekableFile) else self.file
+        if isinstance(file, PartedReader):
+            return file.parts
+        return (file.path,) if isinstance(file, ReadAt) else ()
+
+    @cached_property
+    def _listing(self) -> _Listing:
+        found: dict[str, Member] = {}
+        if self._broken is not None:
+            return _Listing(found, self._broken, 0)
+        try:
+            return _Listing(found, None, _collect(self.file, self._files(self.file), found))
+        except (DamagedBundleError, FileSystemError) as err:
+            return _Listing(found, err, 0)
+
+    @property
+    def members(self) -> Mapping[str, Member]:
+        """Its files by path; a `problem` ends the list."""
+        return self._listing.members
+
+    @property
+    def problem(self) -> MirrorError | None:
+        """A damaged header, or whatever else ended the list of files."""
+        return self._listing.problem
+
+    @property
+    def end(self) -> int:
+        """Where its end marker begins; 0 if a `problem` ended the list."""
+        return self._listing.end
+
+    def refuse(self, why: MirrorError) -> None:
+        """Treat it as unreadable from now on, and release what is known of its files."""
+        self._broken = why
+        self.__dict__.pop("_listing", None)
+
+    @cached_property
+    def prefix(self) -> str:
+        """Where its content belongs: archives of the first format lack their own path."""
+        return _legacy_prefix(self.name, self.members)
+
+    def layouts(self) -> dict[str, str]:
+        """Repository path → path of its layout inside the archive; sorted."""
+        inner = sorted(
+            path.removesuffix(INDEX).rstrip("/")
+            for path in self.members
+            if path == INDEX or path.endswith("/" + INDEX)
+        )
+        return {"/".join(part for part in (self.prefix, path) if part): path for path in inner}
+
+    def blob(self, repository: str, digest: Digest) -> Member | None:
+        """Return where the layout of `repository` keeps a blob or manifest; None if nowhere."""
+        layout = repository
+        if self.prefix:
+            if repository != self.prefix and not repository.startswith(f"{self.prefix}/"):
+                return None
+            layout = repository[len(self.prefix) + 1 :]
+        return self.members.get(blob_path(layout, digest))
+
+
+def _collect(
+    file: Readable, listing: Generator[Member, None, int], found: dict[str, Member]
+) -> int:
+    """Put the archive's files into `found`; return where its end marker begins."""
+    while True:
+        try:
+            member = next(listing)
+        except StopIteration as over:
+            return int(over.value)
+        if len(found) == MAX_MEMBERS:
+            raise DamagedBundleError(
+                f"it holds more than {MAX_MEMBERS} files, which no bundle's archive does",
+                where=file.path.name,
+            )
+        if member.path in found:
+            raise DamagedBundleError(
+                f"{member.path} is there twice",
+                where=file.path.name,
+                advice="this is not an archive of a bundle, or it was tampered with",
+            )
+        found[member.path] = member
+
+
+def _legacy_prefix(name: str, found: Mapping[str, Member]) -> str:
+    """Return where a first-format `module-<name>.tar` belongs, which has no path inside."""
+    stem = name.removesuffix(".tar")
+    if not stem.startswith("module-") or not found:
+        return ""
+    # Any path below modules/ means the newer format, whatever the file was renamed to since.
+    if any(path.startswith("modules/") for path in found):
+        return ""
+    return f"modules/{stem.removeprefix('module-')}"
+
+
+# -- indexes and manifests -------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,30 +210,21 @@ class _Manifests(Mapping[Digest, Manifest]):
     make all of them together fill the memory. Thread-safe once it is filled."""
 
     def __init__(self) -> None:
-        self._places: dict[Digest, tuple[Readable, Member, str]] = {}
-        self._nodes: dict[Digest, ManifestNode] = {}
-
-    def node(self, digest: Digest) -> ManifestNode | None:
-        """Return what is known of a manifest; None if it was not added."""
-        return self._nodes.get(digest)
-
-    def add(self, file: Readable, member: Member, node: ManifestNode) -> None:
-        """Remember where a manifest lies."""
-        digest = node.descriptor.digest
-        self._places[digest] = (file, member, node.descriptor.media_type)
-        self._nodes[digest] = node
+        self.places: dict[Digest, tuple[Readable, Member]] = {}
+        self.nodes: dict[Digest, ManifestNode] = {}
 
     def __getitem__(self, digest: Digest) -> Manifest:
-        return read_manifest(*self._places[digest][:2], digest, self._places[digest][2])
+        media_type = self.nodes[digest].descriptor.media_type
+        return _read_manifest(*self.places[digest], digest, media_type)
 
     def __iter__(self) -> Iterator[Digest]:
-        return iter(self._places)
+        return iter(self.places)
 
     def __len__(self) -> int:
-        return len(self._places)
+        return len(self.places)
 
 
-def read_manifest(file: Readable, member: Member, digest: Digest, media_type: str) -> Manifest:
+def _read_manifest(file: Readable, member: Member, digest: Digest, media_type: str) -> Manifest:
     """Read a manifest. `media_type` is its descriptor's, since old documents do not state it.
 
     Raises:
@@ -94,6 +232,8 @@ def read_manifest(file: Readable, member: Member, digest: Digest, media_type: st
         InvalidManifestError, IntegrityError, FileSystemError: it cannot be read.
     """
     where = f"manifest {digest}"
+    if member.size > MAX_MANIFEST_BYTES:
+        raise InvalidManifestError(f"{where} has {member.size} bytes, more than any manifest has")
     chunks = file.chunks(member.offset, member.size)
     raw = b"".join(verified(chunks, digest, member.size, where=where))
     if marks(raw) > MAX_MANIFEST_MARKS:
@@ -103,7 +243,6 @@ def read_manifest(file: Readable, member: Member, digest: Digest, media_type: st
 
 
 def read_contents(archives: Iterable[OpenArchive]) -> Contents:
-    """Read every index and manifest. What cannot be read becomes a finding, never an exception."""
     total = InventoryBuilder()
     per_archive: dict[str, Inventory] = {}
     findings: list[Finding] = []
@@ -127,9 +266,8 @@ def read_contents(archives: Iterable[OpenArchive]) -> Contents:
             except InvalidReferenceError as err:
                 findings.append(Finding(archive.name, f"{inside(layout, INDEX)}: {err}"))
                 continue
-            reading = _LayoutReading(archive, repository, layout, manifests, budget)
-            reading.run()
-            parts.add_inventory(reading.inventory)
+            reading = _LayoutReading(archive, repository, manifests, budget)
+            parts.add_inventory(reading.run(inside(layout, INDEX)))
             findings.extend(reading.findings())
             notices.extend(reading.notices)
         found = parts.build()
@@ -140,33 +278,26 @@ def read_contents(archives: Iterable[OpenArchive]) -> Contents:
 
 
 class _LayoutReading:
-    """Follows one layout's tags to everything they reach."""
-
     def __init__(
-        self,
-        archive: OpenArchive,
-        repository: str,
-        layout: str,
-        manifests: _Manifests,
-        budget: Budget,
+        self, archive: OpenArchive, repository: str, manifests: _Manifests, budget: Budget
     ) -> None:
-        self._archive, self._repository, self._layout = archive, repository, layout
+        self._archive, self._repository = archive, repository
         self._manifests, self._budget = manifests, budget
         self._left_out = archive.left_out.repository(repository)
         self._problems: dict[Digest | None, str] = {}
         self._beyond = 0
+        self._inventory = Inventory()
         self.notices: list[str] = []
-        self.inventory = Inventory()
 
-    def run(self) -> None:
+    def run(self, index: str) -> Inventory:
+        """Read the layout whose index lies at path `index`."""
         builder = InventoryBuilder()
         tags: dict[str, tuple[Digest, str]] = {}
-        path = inside(self._layout, INDEX)
         try:
             # Of two descriptors with one tag the later one counts.
-            tags.update(self._tagged(self._archive.members[path]))
+            tags.update(self._tagged(self._archive.members[index]))
         except (IntegrityError, FileSystemError) as err:
-            self._note(None, f"{path}: {err.seen_from(self._archive.name)}")
+            self._note(None, f"{index}: {err.seen_from(self._archive.name)}")
         for tag, (digest, _) in tags.items():
             builder.add_tag(self._repository, tag, digest)
         pending = list(tags.values())
@@ -187,17 +318,16 @@ class _LayoutReading:
             builder.add_manifest(self._repository, node, closed=False)
             for blob in node.blobs:
                 size = self._size_of(blob.digest)
-                if size is None:
-                    self._note(blob.digest, f"blob {blob.digest} is missing")
-                elif size != blob.size:
-                    self._note(
-                        blob.digest,
-                        f"blob {blob.digest} has {size} bytes instead of {blob.size}",
-                    )
-                else:
+                if size == blob.size:
                     builder.add_blob(self._repository, blob.digest, blob.size)
+                else:
+                    lack = (
+                        "is missing" if size is None else f"has {size} bytes instead of {blob.size}"
+                    )
+                    self._note(blob.digest, f"blob {blob.digest} {lack}")
             pending.extend((child.digest, child.media_type) for child in node.children)
-        self.inventory = builder.build()
+        self._inventory = builder.build()
+        return self._inventory
 
     def _size_of(self, digest: Digest) -> int | None:
         """Return the size of a blob that this layout has, or that its seal says it leaves out."""
@@ -208,27 +338,24 @@ class _LayoutReading:
         return None if there is None else there.size
 
     def _note(self, digest: Digest | None, problem: str) -> None:
-        """Note what is wrong with `digest`, or with the layout as a whole."""
         if digest is None or digest in self._problems or len(self._problems) < MAX_FINDINGS:
             self._problems[digest] = problem
         else:
             self._beyond += 1
 
     def findings(self) -> Iterator[Finding]:
-        """Yield all that is wrong, each with the tags that need it."""
-        if self._problems:
-            dependents = Dependents(self.inventory.repository(self._repository))
-            alike: dict[tuple[str, ...], tuple[str, ...]] = {}
-            # What is wrong with the layout as a whole comes first: lists are cut at their ends.
-            for digest, problem in sorted(
-                self._problems.items(), key=lambda item: item[0] is not None
-            ):
-                tags = dependents.tags(digest) if digest else ()
-                tags = alike.setdefault(tags, tags)
-                yield Finding(self._archive.name, problem, self._repository, tags, digest)
-            if self._beyond:
-                more = f"{self._beyond} more are missing or damaged"
-                yield Finding(self._archive.name, more, self._repository)
+        if not self._problems:
+            return
+        dependents = Dependents(self._inventory.repository(self._repository))
+        alike: dict[tuple[str, ...], tuple[str, ...]] = {}
+        # What is wrong with the layout as a whole comes first: lists are cut at their ends.
+        for digest, problem in sorted(self._problems.items(), key=lambda one: one[0] is not None):
+            tags = dependents.tags(digest) if digest else ()
+            tags = alike.setdefault(tags, tags)
+            yield Finding(self._archive.name, problem, self._repository, tags, digest)
+        if self._beyond:
+            more = f"{self._beyond} more are missing or damaged"
+            yield Finding(self._archive.name, more, self._repository)
 
     def _tagged(self, member: Member) -> Iterator[tuple[str, tuple[Digest, str]]]:
         """(short tag, (digest, media type)) of each descriptor in the layout's index, in its order.
@@ -266,20 +393,14 @@ class _LayoutReading:
             raise DamagedBundleError(f"not the index of a layout ({err})") from err
 
     def _manifest(self, digest: Digest, media_type: str) -> ManifestNode | None:
-        """Read this layout's own copy of a manifest; None, and a noted problem, if it is damaged.
-
-        `media_type` is what its descriptor says, since old documents do not state it.
-        """
+        """Read this layout's own copy of a manifest; None, with a note, if it is damaged."""
         member = self._archive.blob(self._repository, digest)
         if member is None:
             self._note(digest, f"manifest {digest} is missing")
             return None
         where = f"manifest {digest}"
-        if member.size > MAX_MANIFEST_BYTES:
-            self._note(digest, f"{where} has {member.size} bytes, more than any manifest has")
-            return None
         try:
-            node = ManifestNode.of(read_manifest(self._archive.file, member, digest, media_type))
+            node = ManifestNode.of(_read_manifest(self._archive.file, member, digest, media_type))
             if has_long_media_type(node):
                 raise InvalidManifestError(f"{where} has a media type longer than any")
         except DigestMismatchError as err:
@@ -288,8 +409,29 @@ class _LayoutReading:
         except (IntegrityError, InvalidManifestError, FileSystemError) as err:
             self._note(digest, err.seen_from(self._archive.name))
             return None
-        known = self._manifests.node(digest)
+        known = self._manifests.nodes.get(digest)
         if known == node:
             return known  # of equal ones a single copy is kept
-        self._manifests.add(self._archive.file, member, node)
+        self._manifests.places[digest] = (self._archive.file, member)
+        self._manifests.nodes[digest] = node
         return node
+
+
+# -- whole archives --------------------------------------------------------------------------------
+
+
+def missing_archives(seal: Seal, present: Iterable[str]) -> list[Finding]:
+    """Report every repository of the archives that the seal lists and that are missing."""
+    return [
+        finding
+        for name in sorted(set(seal.archives) - set(present))
+        for finding in whole_archive(seal.archives[name], "the archive is missing")
+    ]
+
+
+def whole_archive(archive: Archive, problem: str) -> Iterator[Finding]:
+    """Report what is wrong with all of an archive, for each repository with its tags."""
+    for repository, content in sorted(archive.inventory.repositories.items()):
+        tags = tuple(sorted(content.tags))
+        digest = content.tags[tags[0]] if tags else None
+        yield Finding(archive.name, problem, repository, tags, digest)

@@ -1,38 +1,54 @@
-"""Reading a bundle where it lies: nothing is unpacked, blobs are read at their offsets."""
+"""Reading a bundle where it lies: in a folder, alone, in parts, compressed, or unpacked.
+
+Nothing is unpacked for it: blobs are read at their offsets.
+"""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from types import TracebackType
 
-from mirror.bundle.archive import Archive, minus
-from mirror.bundle.contents import Contents, read_contents
-from mirror.bundle.format import SEAL, blob_at
-from mirror.bundle.members import Member
-from mirror.bundle.opening import (
-    OpenArchive,
-    archive_at,
-    check_loose,
-    find_archives,
-    open_archives,
+from mirror.bundle import sums
+from mirror.bundle.archive import NOTHING, Archive, minus
+from mirror.bundle.contents import Contents, OpenArchive, missing_archives, read_contents
+from mirror.bundle.files import PartedReader, Readable, ReadAt
+from mirror.bundle.format import (
+    PARTIAL_SEAL,
+    PARTIAL_SUFFIX,
+    SEAL,
+    SUMS,
+    ZSTD_SUFFIX,
+    blob_at,
+    parse_part_name,
+    part_sizes,
 )
-from mirror.bundle.seal import Seal, read_seal
+from mirror.bundle.members import Member, TreeFile, is_tree
+from mirror.bundle.seal import Seal, read_seal, try_seal
+from mirror.bundle.seekable import SeekableFile, Unreadable
 from mirror.documents import parse_json
 from mirror.durable import os_errors
-from mirror.errors import DamagedBundleError, InputError, NotFoundError, StatementError
+from mirror.errors import (
+    DamagedBundleError,
+    FileSystemError,
+    InputError,
+    NotFoundError,
+    StatementError,
+)
 from mirror.oci import Digest, Manifest
 from mirror.sync import Finding, Inventory, union
 from mirror.sync.observation import listed
 from mirror.sync.statement import Statement
+
+_MAX_INVENTORY_BYTES = 512 << 20
 
 
 class BundleReader:
     """A bundle as the source of a transfer. Thread-safe.
 
     `paths` are folders of archives, or archives. The seal counts when one folder is given; it is
-    the file `seal_name` there.
+    the file `seal_name` there. Attributes with an underscore are for this package alone.
 
     Raises:
         InputError: there is no bundle at a path, or an archive that needs its folder.
@@ -42,12 +58,12 @@ class BundleReader:
     def __init__(self, paths: Sequence[Path], *, seal_name: str = SEAL) -> None:
         self._paths = tuple(paths)
         found = find_archives(paths, seal_name)
-        self.seals: Mapping[Path, Seal] = {
+        self._seals: Mapping[Path, Seal] = {
             folder: seal
             for folder in dict.fromkeys(path for path in paths if path.is_dir())
             if (seal := read_seal(folder / seal_name)) is not None
         }
-        folders = {folder.absolute(): seal for folder, seal in self.seals.items()}
+        folders = {folder.absolute(): seal for folder, seal in self._seals.items()}
         check_loose(path for path in found if path.parent not in folders)
         self._archives = open_archives(found, folders)
 
@@ -57,32 +73,21 @@ class BundleReader:
         return self._paths[0] if len(self._paths) == 1 and self._paths[0].is_dir() else None
 
     @property
-    def seal(self) -> Seal | None:
+    def _seal(self) -> Seal | None:
         """What the bundle in `folder` must hold, if it is sealed."""
-        return self.seals.get(self.folder) if self.folder is not None else None
+        return self._seals.get(self.folder) if self.folder is not None else None
 
     @property
     def name(self) -> str:
         return "bundle " + ", ".join(str(path) for path in self._paths)
 
-    @property
-    def archives(self) -> Sequence[OpenArchive]:
-        """The archives found, sorted by name."""
-        return tuple(self._archives)
-
     def __enter__(self) -> BundleReader:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_error: object) -> None:
         self.close()
 
     def close(self) -> None:
-        """Release the archives."""
         for archive in self._archives:
             archive.file.close()
         self._archives = []
@@ -95,13 +100,13 @@ class BundleReader:
     @property
     def bases(self) -> tuple[Digest, ...]:
         """The digests of the inventories that deltas among this were made against."""
-        bases = (seal.coverage.base for seal in self.seals.values())
+        bases = (seal.coverage.base for seal in self._seals.values())
         return tuple(dict.fromkeys(base for base in bases if base is not None))
 
     @property
     def needed(self) -> Inventory:
         """What a target must hold before a push: the part of its base that a delta needs."""
-        return union(seal.coverage.needed for seal in self.seals.values())
+        return union(seal.coverage.needed for seal in self._seals.values())
 
     def inventory(self) -> Inventory:
         """Return all that the bundle speaks of: what it carries, and what it leaves to its base.
@@ -110,14 +115,14 @@ class BundleReader:
             DamagedBundleError: something is missing or unreadable; the message lists what.
         """
         findings = list(self.contents.findings)
-        for folder, seal in self.seals.items():
+        for folder, seal in self._seals.items():
             here = [one.name for one in self._archives if one.file.path.parent == folder.absolute()]
             findings += missing_archives(seal, here)
             findings += (
                 Finding(name, f"is not listed in {SEAL}; it does not belong to this bundle")
                 for name in sorted(set(here) - set(seal.archives))
             )
-        whole = None if findings else self.seal
+        whole = None if findings else self._seal
         if whole is not None and whole.inventory != self.contents.inventory:
             findings.append(Finding(SEAL, "the archives hold other images than it lists"))
         if findings:
@@ -131,7 +136,7 @@ class BundleReader:
 
     def hints(self) -> Iterator[str]:
         """Yield what, other than damage, may explain the findings in `contents`."""
-        if not self.seals and any(
+        if not self._seals and any(
             one.problem.endswith(" is missing") for one in self.contents.findings
         ):
             kinds = "a delta or a deduplicated bundle"
@@ -153,16 +158,13 @@ class BundleReader:
     def blob(
         self, repository: str, digest: Digest, size: int, offset: int = 0
     ) -> Generator[bytes, None, None]:
-        for archive in self._archives:
-            member = archive.blob(repository, digest)
-            if member is not None and member.size == size:
-                yield from archive.file.chunks(member.offset + offset, size - offset)
-                return
-        # A deduplicated bundle has it in one of the layouts that need it.
-        elsewhere = any(
-            digest in archive.left_out.repository(repository).blobs for archive in self._archives
-        )
-        found = self._anywhere.get(digest) if elsewhere else None
+        holders = ((one, one.blob(repository, digest)) for one in self._archives)
+        found = next(((a, m) for a, m in holders if m is not None and m.size == size), None)
+        if found is None and any(
+            digest in one.left_out.repository(repository).blobs for one in self._archives
+        ):
+            # A deduplicated bundle has it in one of the layouts that need it.
+            found = self._anywhere.get(digest)
         if found is None or found[1].size != size:
             raise NotFoundError(f"{self.name}: no blob {digest} in {repository or '/'}")
         archive, member = found
@@ -189,7 +191,7 @@ def read_inventory(path: Path) -> Inventory:
     """
     if path.is_dir():
         with BundleReader([path]) as reader:
-            return reader.seal.inventory if reader.seal is not None else reader.inventory()
+            return reader._seal.inventory if reader._seal is not None else reader.inventory()
     if archive_at(path) is not None:
         raise InputError(f"{path} is an archive", advice=f"name the bundle's folder, or its {SEAL}")
     if not path.exists():
@@ -201,11 +203,11 @@ def read_inventory(path: Path) -> Inventory:
         data = path.read_bytes() if path.stat().st_size <= _MAX_INVENTORY_BYTES else b""
     try:
         document = parse_json(data)
-        keys = set(document) if isinstance(document, dict) else set()
     except (ValueError, RecursionError) as err:
         raise InputError(
             f"{path} is neither a bundle's folder nor an inventory, which is JSON"
         ) from err
+    keys = document if isinstance(document, dict) else ()
     try:
         if "archives" in keys:
             return Seal.from_json(data).inventory
@@ -218,21 +220,198 @@ def read_inventory(path: Path) -> Inventory:
         ) from err
 
 
-_MAX_INVENTORY_BYTES = 512 << 20
+# -- finding ---------------------------------------------------------------------------------------
 
 
-def missing_archives(seal: Seal, present: Iterable[str]) -> list[Finding]:
-    """Report every repository of the archives that the seal lists and that are missing."""
-    return [
-        finding
-        for name in sorted(set(seal.archives) - set(present))
-        for finding in whole_archive(seal.archives[name], "the archive is missing")
+def find_archives(paths: Iterable[Path], seal_name: str = SEAL) -> dict[Path, tuple[Path, ...]]:
+    """Return the archives that `paths` name, sorted by name, each with its files.
+
+    A path is a folder, an archive, or a part of one (`X.tar.0000.chunk`), which stands for all
+    parts beside it. In a folder with a seal, archives may be missing; a verification reports that.
+
+    Raises:
+        InputError: a path does not exist, no archive is there, or one is there whole and in parts.
+    """
+    found: dict[Path, set[Path]] = {}
+    for path in paths:
+        if path.is_dir():
+            files = [entry for entry in _listed(path) if archive_at(entry) is not None]
+            if not files and is_tree(path):
+                _check_tree(path)
+                files = [path]
+            else:
+                _check_folder(path, files, sealed=(path / seal_name).is_file())
+        elif path.is_file():
+            files = [path]
+            if parse_part_name(path.name) is not None:
+                archive = archive_at(path)
+                files = [one for one in _listed(path.parent) if archive_at(one) == archive]
+        else:
+            raise InputError(f"{path} does not exist; name a bundle's folder or its archives")
+        for file in files:
+            file = file.absolute()
+            found.setdefault(archive_at(file) or file, set()).add(file)
+    for archive, consists in found.items():
+        if len({stored_file(file) for file in consists}) > 1:
+            raise InputError(
+                f"{archive} is there compressed and not compressed; remove the older one"
+            )
+        if len(consists) > 1 and any(stored_file(file) == file for file in consists):
+            raise InputError(f"{archive} is there whole and in parts; remove the older one")
+    ordered = sorted(found, key=lambda path: (path.name, path))
+    return {archive: tuple(sorted(found[archive])) for archive in ordered}
+
+
+def _listed(folder: Path) -> list[Path]:
+    with os_errors(folder, "read"):
+        return [entry for entry in folder.iterdir() if entry.is_file()]
+
+
+def archive_at(path: Path) -> Path | None:
+    """Return the archive that a file is, or is a part of, compressed or not; None for others."""
+    stored = stored_file(path)
+    archive = stored.with_name(stored.name.removesuffix(ZSTD_SUFFIX))
+    return archive if archive.suffix == ".tar" else None
+
+
+def stored_file(path: Path) -> Path:
+    """Return the file that would hold an archive in one piece: without the name of the part."""
+    part = parse_part_name(path.name)
+    return path if part is None else path.with_name(part[0])
+
+
+def _is_bundle(folder: Path) -> bool:
+    """Whether a folder is a bundle, or becomes one, whatever archives are there."""
+    return (folder / SEAL).is_file() or (folder / PARTIAL_SEAL).is_file()
+
+
+def _check_tree(folder: Path) -> None:
+    """Raise InputError if archives were unpacked beside their seal, which speaks of archives."""
+    if _is_bundle(folder):
+        raise InputError(
+            f"{folder} holds the {SEAL} of a bundle, but instead of its archives the layouts that "
+            "unpacking makes: put the archives back, or move the layouts into a folder of their "
+            "own; a delta or a deduplicated bundle can only be read from its archives"
+        )
+
+
+def _check_folder(folder: Path, archives: Sequence[Path], *, sealed: bool) -> None:
+    if not sealed and (folder / PARTIAL_SEAL).is_file():
+        raise InputError(
+            f"{folder} holds no bundle yet: a pull into it was not finished; run it again, "
+            "or remove its *.partial files if other archives are there"
+        )
+    if not archives and not sealed:
+        partial = any(entry.name.endswith(PARTIAL_SUFFIX) for entry in _listed(folder))
+        hint = "; a pull into it was not finished, run it again" if partial else ""
+        raise InputError(f"{folder} holds no bundle: it has no *.tar file{hint}")
+
+
+def check_loose(archives: Iterable[Path]) -> None:
+    """Raise InputError if archives that are named without their folder need it."""
+    for path in archives:
+        seal = try_seal(path.parent / SEAL)
+        sealed = seal.archives.get(path.name) if seal is not None else None
+        if seal is not None and sealed is not None and sealed.left_out.repositories:
+            kind = "a delta" if seal.coverage.base is not None else "a deduplicated bundle"
+            raise InputError(
+                f"{path.name} is an archive of {kind}: what it leaves out is known from the {SEAL} "
+                f"beside it, and lies elsewhere; name the folder {path.parent} instead"
+            )
+
+
+# -- opening ---------------------------------------------------------------------------------------
+
+
+def open_archives(
+    found: Mapping[Path, Sequence[Path]], seals: Mapping[Path, Seal]
+) -> list[OpenArchive]:
+    """Open what `find_archives` found; `seals` are those of its folders, by absolute path.
+
+    Raises:
+        FileSystemError: a file in one piece cannot be opened. Other archives that cannot be are
+            returned as broken ones.
+    """
+    archives: list[OpenArchive] = []
+    part_sizes_by_folder = {
+        folder: _part_size(folder, seal, found) for folder, seal in seals.items()
+    }
+    try:
+        for path, files in found.items():
+            seal = seals.get(path.parent)
+            sealed = seal.archives.get(path.name) if seal is not None else None
+            archives.append(_opened(path, files, sealed, part_sizes_by_folder.get(path.parent, 0)))
+    except BaseException:
+        for archive in archives:
+            archive.file.close()
+        raise
+    return archives
+
+
+def _opened(
+    path: Path, files: Sequence[Path], sealed: Archive | None, part_size: int
+) -> OpenArchive:
+    """Open an archive, of one file or of parts of `part_size` bytes, and list what is in it."""
+    left_out = sealed.left_out if sealed is not None else NOTHING
+    if path.is_dir():
+        tree = TreeFile(path)
+        return OpenArchive(tree, tree.members)
+    if files == (path,):
+        return OpenArchive(ReadAt(path), left_out=left_out)
+    try:
+        if stored_file(files[0]) == path:
+            stated = part_sizes(sealed.size, part_size) if sealed and part_size else None
+            return OpenArchive(PartedReader(files, stated), left_out=left_out)
+        part = parse_part_name(files[0].name) is not None
+        packed: Readable = PartedReader(files) if part else ReadAt(files[0])
+        try:
+            return OpenArchive(SeekableFile(packed), left_out=left_out)
+        except BaseException:
+            packed.close()
+            raise
+    except (DamagedBundleError, FileSystemError) as err:
+        # One finding of several, perhaps: who copies parts again wants to know all of them.
+        return OpenArchive(Unreadable(path), broken=err)
+
+
+def _part_size(folder: Path, seal: Seal, found: Mapping[Path, Sequence[Path]]) -> int:
+    """Return how large the parts of a folder's archives were made; 0 if none is in parts.
+
+    All but the last part of each archive have this size, and the last tells it from what is left.
+    Damaged parts are outvoted. Only a size counts that gives each archive the number of parts that
+    `SHA256SUMS` lists; without that file the largest part has the size.
+    """
+    counts: Counter[str] = Counter()
+    if (folder / SUMS).is_file():
+        try:
+            stated = sums.parse(sums.read(folder / SUMS))
+        except DamagedBundleError:
+            stated = {}
+        counts.update(part[0] for name in stated if (part := parse_part_name(name)) is not None)
+    votes: Counter[int] = Counter()
+    wholes: dict[str, int] = {}  # archive in parts → its size
+    for archive, files in found.items():
+        sealed = seal.archives.get(archive.name)
+        for path in files:
+            if sealed is None or path == archive or stored_file(path) != archive:
+                continue
+            wholes[archive.name] = sealed.size
+            number = int(path.name.rsplit(".", 2)[1])
+            with os_errors(path, "examine"):
+                size = path.stat().st_size
+            others = counts[archive.name] - 1
+            if others < 1 or number < others:
+                votes[size] += 1
+            elif number == others:
+                before, rest = divmod(sealed.size - size, others)
+                votes[before] += rest == 0
+    fitting = [
+        size
+        for size, count in votes.items()
+        if count
+        and size > 0
+        and all(counts[name] in (0, len(part_sizes(whole, size))) for name, whole in wholes.items())
     ]
-
-
-def whole_archive(archive: Archive, problem: str) -> Iterator[Finding]:
-    """Report what is wrong with all of an archive, for each repository with its tags."""
-    for repository, content in sorted(archive.inventory.repositories.items()):
-        tags = tuple(sorted(content.tags))
-        digest = content.tags[tags[0]] if tags else None
-        yield Finding(archive.name, problem, repository, tags, digest)
+    if not any(counts[name] for name in wholes):
+        return max(fitting, default=0)
+    return max(fitting, key=lambda size: (votes[size], size), default=0)

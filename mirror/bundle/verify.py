@@ -27,17 +27,15 @@ from mirror.bundle.checks import (
     part_findings,
     sealed_checks,
     shift_findings,
-    structure_checks,
     sums_findings,
 )
+from mirror.bundle.contents import OpenArchive, missing_archives, whole_archive
 from mirror.bundle.files import PartedReader
 from mirror.bundle.format import GOST_SUFFIX, SEAL, SIGNATURE, SUMS
 from mirror.bundle.gost import gostsum_path
-from mirror.bundle.opening import OpenArchive
-from mirror.bundle.reader import BundleReader, missing_archives, whole_archive
+from mirror.bundle.reader import BundleReader
 from mirror.bundle.seal import Seal, check_limits
 from mirror.bundle.seekable import Forward, SeekableFile, Unreadable
-from mirror.bundle.signing import verify as verify_signature
 from mirror.durable import os_errors
 from mirror.errors import (
     BundleLimitError,
@@ -75,7 +73,6 @@ class BundleReport:
     quick: bool = False
 
     def to_document(self) -> dict[str, Any]:
-        """As JSON values, for `--json`."""
         return {
             "ok": not self.findings,
             "quick": self.quick,
@@ -117,6 +114,8 @@ def check_signature(reader: BundleReader, public_pem: bytes) -> None:
         SignatureError: there is no signature, or it is somebody else's, or of another bundle.
         InputError: the public key is not usable.
     """
+    from mirror.bundle import signing
+
     folder = reader.folder
     if folder is None or not (folder / SEAL).is_file() or not (folder / SIGNATURE).is_file():
         raise SignatureError(
@@ -124,9 +123,7 @@ def check_signature(reader: BundleReader, public_pem: bytes) -> None:
             advice="a pull with --sign-key makes one",
         )
     with os_errors(folder / SIGNATURE, "read"):
-        verify_signature(
-            (folder / SEAL).read_bytes(), (folder / SIGNATURE).read_bytes(), public_pem
-        )
+        signing.verify((folder / SEAL).read_bytes(), (folder / SIGNATURE).read_bytes(), public_pem)
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +147,7 @@ class _Verification:
 
     def __init__(self, reader: BundleReader, run: Run, *, quick: bool) -> None:
         self._reader, self._run, self._quick = reader, run, quick
-        self._seal = reader.seal
+        self._seal = reader._seal
         self._findings: list[Finding] = []
         self._notices: list[str] = []
         self._sums: Mapping[str, Digest] = {}
@@ -166,7 +163,7 @@ class _Verification:
             self._judge_contents()
         else:
             self._judge_companions(seal)
-        for archive in reader.archives:
+        for archive in reader._archives:
             self._plan_archive(archive)
         if key is not None:
             try:
@@ -183,8 +180,8 @@ class _Verification:
         inventory = seal.inventory if seal is not None else reader.contents.inventory
         return BundleReport(
             sealed=seal is not None,
-            archives=len(reader.archives),
-            size=sum(archive.file.size for archive in reader.archives),
+            archives=len(reader._archives),
+            size=sum(archive.file.size for archive in reader._archives),
             repositories=len(inventory.repositories),
             tags=sum(len(content.tags) for content in inventory.repositories.values()),
             manifests=len(inventory.manifest_nodes()),
@@ -209,7 +206,7 @@ class _Verification:
 
     def _judge_companions(self, seal: Seal) -> None:
         """With a seal, look at what is small: limits, missing archives, files beside them."""
-        folder, archives = self._reader.folder, self._reader.archives
+        folder, archives = self._reader.folder, self._reader._archives
         assert folder is not None, "the seal counts for one folder"
         self._inventories = {name: one.inventory for name, one in seal.archives.items()}
         try:
@@ -243,8 +240,8 @@ class _Verification:
                 self._findings.append(Finding(name, archive.broken.seen_from(name)))
                 self._findings += whole_archive(expected, "the archive cannot be read")
         elif expected is not None and archive.file.size == expected.size:
-            make = structure_checks if self._quick else sealed_checks
-            self._works.append(self._works_of(make(expected, archive), archive))
+            checks = sealed_checks(expected, archive, quick=self._quick)
+            self._works.append(self._works_of(checks, archive))
             self._count += len(expected.entries) + 1
             self._size += sum(entry.size for entry in expected.entries)
         else:
@@ -275,7 +272,7 @@ class _Verification:
         """Note the files that have a `.gostsum` beside them, d8's too."""
         paths = [
             path
-            for archive in self._reader.archives
+            for archive in self._reader._archives
             for path in archive.files
             if gostsum_path(path).is_file()
         ]

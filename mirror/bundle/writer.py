@@ -12,7 +12,6 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING
 
 from mirror.bundle import gost
@@ -68,23 +67,19 @@ class Packing:
     resume: bool = True
     compress: bool = False
 
-    @property
-    def staged_part_size(self) -> int:
-        """How archives under way are cut: what is compressed is in one piece before."""
-        return 0 if self.compress else self.part_size
-
-    def names_of(self, archive: Archive) -> Iterator[str]:
-        """Name the files that an archive ends up in; of a compressed one, as many as may be."""
-        name, size = archive.name, archive.size
-        if self.compress:
-            name, size = name + ZSTD_SUFFIX, compressed_bound(size)
-        if not self.part_size:
-            yield name
-        else:
-            yield from (part_name(name, number) for number in range(-(-size // self.part_size)))
-
 
 AS_USUAL = Packing()
+
+
+def _names_of(packing: Packing, archive: Archive) -> Iterator[str]:
+    """Name the files that an archive ends up in; of a compressed one, as many as may be."""
+    name, size = archive.name, archive.size
+    if packing.compress:
+        name, size = name + ZSTD_SUFFIX, compressed_bound(size)
+    if not packing.part_size:
+        yield name
+    else:
+        yield from (part_name(name, number) for number in range(-(-size // packing.part_size)))
 
 
 class BundleWriter:
@@ -158,12 +153,13 @@ class BundleWriter:
         return self
 
     def _begin_archives(self, undo: ExitStack, sealed: bytes) -> None:
-        packing, part_size = self._packing, self._packing.staged_part_size
+        packing = self._packing
+        part_size = 0 if packing.compress else packing.part_size  # frames are cut, not the tar
         keep = packing.resume and sort_leftovers(self._folder, self._seal, part_size)
         if not packing.resume:
             clear_leftovers(self._folder)
         # What lies beside is written last, which would be a late moment to find the disk full.
-        names = (name for archive in self._archives for name in packing.names_of(archive))
+        names = (name for archive in self._archives for name in _names_of(packing, archive))
         needed = self.size + len(sealed) + self._companions.size(names)
         if packing.compress:
             # Nobody knows before how much smaller they become.
@@ -208,12 +204,7 @@ class BundleWriter:
         if self._earlier is not None:
             self._reusable = self._earlier.finished()
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_error: object) -> None:
         begun = self._now is not None and bool(self._now.journal.progress or self._reusable)
         with self._held:
             self._close()
@@ -255,12 +246,11 @@ class BundleWriter:
         spares file systems without holes (FAT) from writing zeros that are overwritten.
         """
 
-        def place(step: CopyBlob) -> tuple[str, int]:
-            return min(
-                (place.archive, place.entry.offset) for place in self._of(step.into, step.digest)
-            )
+        def first(step: CopyBlob) -> tuple[str, int]:
+            places = self._of(step.into, step.digest)
+            return min((place.archive, place.entry.offset) for place in places)
 
-        return tuple(sorted(blobs, key=place))
+        return tuple(sorted(blobs, key=first))
 
     def put_blob(self, step: CopyBlob, content: BlobContent) -> int:
         places = self._fitting(self._of(step.into, step.digest), f"blob {step.digest}", step.size)
@@ -268,7 +258,7 @@ class BundleWriter:
         if not self._take_over(step, places):
             content, begun = self._begin(step, places, content)
             try:
-                sent = self._write(step, places, content, begun)
+                sent = self._write(step, places, content, begun, final=not begun)
             except IntegrityError:
                 if not begun:
                     with self._lock:
@@ -289,20 +279,17 @@ class BundleWriter:
         if source is None or source.entry.size != step.size or not source.is_whole():
             return False
         position = 0
-        for chunk in source.read(step.size):
+        for chunk in source.read(step.size) if step.size else (b"",):
             for place in places:
                 place.write(position, chunk)
             position += len(chunk)
-        if step.size == 0:
-            for place in places:
-                place.write(0)
         return True
 
     def _begin(
         self, step: CopyBlob, places: Sequence[Place], content: BlobContent
     ) -> tuple[BlobContent, int]:
         """Offer what an interrupted pull has brought of a blob; tell how many bytes that is."""
-        begun = min(self._state.journal.progress.get(step.digest, 0), step.size)
+        begun = min(self._state.journal.count(step.digest), step.size)
         if begun:
             try:
                 content.begin_with(places[0].read(begun))
@@ -317,13 +304,12 @@ class BundleWriter:
         content: BlobContent,
         begun: int,
         *,
-        final: bool = True,
+        final: bool,
     ) -> int:
         """Write what comes from `begun` on; return how many bytes that were.
 
-        Until a blob that was begun in an earlier run has proved right, nothing of it is final.
+        Until a blob that was begun in an earlier run has proved right, nothing of it is `final`.
         """
-        final = final and not begun
         position, pieces, size = begun, list[bytes](), 0
         journal = self._state.journal
 
@@ -397,10 +383,14 @@ class BundleWriter:
         for archive in self._archives:
             files[archive.name].write(archive.trailer_offset, bytes(TRAILER_SIZE))
             self._followers[archive.name].done(archive.trailer_offset, TRAILER_SIZE)
-        for missing in self._missing():
-            raise IntegrityError(
-                f"{missing} was never written", where=self.name, advice="nothing is sealed"
-            )
+        for archive in self._archives:
+            for entry in archive.entries:
+                if (archive.name, entry.path) not in self._written:
+                    raise IntegrityError(
+                        f"{archive.name}: {entry.path} was never written",
+                        where=self.name,
+                        advice="nothing is sealed",
+                    )
         for archive in () if self._packing.compress else self._archives:
             size = files[archive.name].sync()
             if size != archive.size:
@@ -442,9 +432,3 @@ class BundleWriter:
                 where=self.name,
                 advice="run the same command again, which reads the archives once more",
             )
-
-    def _missing(self) -> Iterator[str]:
-        for archive in self._archives:
-            for entry in archive.entries:
-                if (archive.name, entry.path) not in self._written:
-                    yield f"{archive.name}: {entry.path}"

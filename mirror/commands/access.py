@@ -1,29 +1,195 @@
-"""The registries that a command line names, and how to reach them."""
+"""The registries that a command line names: logins, trust, keys, and how to reach them."""
 
 from __future__ import annotations
 
+import getpass
 import os
-from collections.abc import Iterator, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import cache, partial
 from pathlib import Path
-from typing import Self
 
-from mirror.commands.cluster import Cluster, Reached, cluster_of
-from mirror.commands.login import STANDARD_INPUT, AccessOptions
+import click
+
+from mirror.commands.options import FILE, Decorator, flag, grouped, together
+from mirror.documents import parse_rate
 from mirror.errors import FileSystemError, InputError
 from mirror.events import OnEvent, Warned
 from mirror.layout import normalised_suffix
-from mirror.modes.constants import REGISTRY_PORT
 from mirror.oci import Repository
 from mirror.registry import (
     ConnectionOptions,
     Credentials,
     RegistryClient,
     UploadJournal,
+    find_credentials,
 )
 from mirror.registry.options import BRIEF
 from mirror.sync.tree import RegistryTree
+
+_LICENSE_LOGIN = "license-token"
+_STANDARD_INPUT = "-"
+
+
+@dataclass(frozen=True, slots=True)
+class AccessOptions:
+    """How to reach whichever registry a command is about: what the options `registry` say."""
+
+    login: str | None = None
+    password: str | None = field(default=None, repr=False)
+    modules_path_suffix: str = ""
+    insecure: bool = False
+    tls_skip_verify: bool = False
+    ca: Path | None = None
+    limit_rate: float | None = None
+
+    def connection(self) -> ConnectionOptions:
+        """The same for a client."""
+        return ConnectionOptions(
+            plain_http=self.insecure,
+            verify=not self.tls_skip_verify,
+            ca_file=self.ca,
+            limit_rate=self.limit_rate,
+        )
+
+    def credentials(self, name: str) -> Credentials | None:
+        """The login at `host` or `host/path`, given or stored; None means anonymous."""
+        return credentials_for(name, self.login, self.password)
+
+    def given_credentials(self, host: str) -> Credentials | None:
+        """The login at `host` if the command line has one; stored ones do not count."""
+        return self.credentials(host) if self.login or self.password else None
+
+    def to(self, root: Repository | str) -> TreeAccess:
+        """The tree below `root` (host[:port]/path), reached in this way."""
+        root = Repository.parse(root) if isinstance(root, str) else root
+        suffix = normalised_suffix(self.modules_path_suffix)
+        return TreeAccess(root, suffix, self.connection(), self.credentials(str(root)))
+
+
+def credentials_for(
+    name: str, login: str | None = None, password: str | None = None
+) -> Credentials | None:
+    """What the user gave, or what docker or oras stored for `host` or `host/path`."""
+    host = name.partition("/")[0]
+    password = _read(password, f"Password of {login} at {host}: " if login else "Password: ")
+    if login:
+        if not password:
+            raise InputError(f"a password for {login} is missing; a login goes with a password")
+        return Credentials(login, password)
+    if password:
+        raise InputError("a password was given without a login; name the user too")
+    return find_credentials(name)
+
+
+def license_credentials(license_key: str) -> Credentials:
+    """The login that a licence key stands for."""
+    key = _read(license_key, "Licence key: ")
+    if not key:
+        raise InputError("--license - found no key on standard input")
+    return Credentials(_LICENSE_LOGIN, key)
+
+
+def signer(key_file: Path) -> Callable[[bytes], bytes]:
+    """Signs with the private key in a file. It is tried at once, before a long pull begins.
+
+    Raises:
+        InputError: no usable private key, or its passphrase is missing or wrong.
+    """
+    from mirror.bundle.signing import passphrase_from, sign
+
+    key = key_file.read_bytes()
+    prompt = None
+    if sys.stdin.isatty():
+        prompt = partial(getpass.getpass, f"Passphrase of {key_file}: ")
+    passphrase = cache(passphrase_from(prompt=prompt))
+    sign(b"", key, passphrase)
+    return lambda data: sign(data, key, passphrase)
+
+
+def _read(secret: str | None, prompt: str) -> str | None:
+    """`secret` itself, or in place of `-` what is typed unseen, or the first line of a pipe."""
+    if secret != _STANDARD_INPUT:
+        return secret
+    if not sys.stdin.isatty():
+        return sys.stdin.readline().rstrip("\r\n")
+    try:
+        return getpass.getpass(prompt)
+    except EOFError:
+        return ""
+
+
+# -- options ---------------------------------------------------------------------------------------
+
+
+def _rate(_ctx: click.Context, _option: click.Parameter, value: str | None) -> float | None:
+    try:
+        return None if value is None else parse_rate(value)
+    except ValueError as err:
+        raise click.BadParameter(str(err)) from None
+
+
+def login_options(whose: str, text: str, *more: Sequence[str]) -> Decorator:
+    """`--WHOSE-login` and `--WHOSE-password`, with `more` names of each."""
+    user_names, password_names = more or ((), ())
+    unseen = (
+        "Its password; '-' asks for it, or reads it from a pipe: process lists never show it then."
+    )
+    return together(
+        from_environment(f"--{whose}-login", *user_names, text=text),
+        from_environment(f"--{whose}-password", *password_names, text=unseen),
+    )
+
+
+def from_environment(name: str, *more: str, variable: str = "", text: str) -> Decorator:
+    """An option that an environment variable may give as well."""
+    variable = variable or "D8_MIRROR_" + name.removeprefix("--").replace("-", "_").upper()
+    return click.option(name, *more, envvar=variable, show_envvar=True, help=text)
+
+
+_STORED = "without one, the credentials that docker or oras stored."
+
+source_login_options = together(
+    login_options("source", f"User of the source; {_STORED}", ["login"], ["password"]),
+    from_environment(
+        "--license",
+        "-l",
+        "license_key",
+        variable="D8_MIRROR_LICENSE_TOKEN",
+        text="Deckhouse licence key, in place of user and password; '-' as there.",
+    ),
+)
+registry_options = grouped(
+    "access",
+    AccessOptions,
+    login_options(
+        "registry", f"User of the registry; {_STORED}", ["-u", "login"], ["-p", "password"]
+    ),
+    click.option(
+        "--modules-path-suffix",
+        default="/modules",
+        show_default=True,
+        help="Path of the modules below the registry's root.",
+    ),
+    flag("--insecure", text="Speak plain HTTP to the registry."),
+    flag("--tls-skip-verify", text="Accept any certificate of the registry."),
+    click.option(
+        "--ca",
+        type=FILE,
+        help="PEM file of certificate authorities to trust besides the system's.",
+    ),
+    click.option(
+        "--limit-rate",
+        callback=_rate,
+        help="Move at most so many bytes a second to and from each registry: 20MB/s, 512KiB/s.",
+    ),
+)
+"""How to reach the registry that a command works on."""
+
+
+# -- trees -----------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,59 +200,6 @@ class TreeAccess:
     modules_suffix: str
     options: ConnectionOptions
     credentials: Credentials | None
-
-    @classmethod
-    def of(cls, root: Repository, access: AccessOptions) -> Self:
-        """`root`, reached as `access` says."""
-        suffix = normalised_suffix(access.modules_path_suffix)
-        return cls(root, suffix, access.connection(), access.credentials(str(root)))
-
-    @classmethod
-    def named(
-        cls,
-        registry: str | None,
-        access: AccessOptions,
-        *,
-        module_config: Path | None,
-        sites_file: Path | None,
-        writes: bool,
-    ) -> Self:
-        """The registry that a command line names, reached as `access` and `options.cluster` say.
-
-        With `--module-config` that may be a logical address, or None for the cluster's own root;
-        `writes` says that the registry will be changed.
-
-        Raises:
-            InputError: no registry is named in either way, or the options contradict each other.
-            ForbiddenByModeError: the cluster's mode takes no writes; the message says where.
-        """
-        cluster = cluster_of(module_config, sites_file)
-        if cluster is None:
-            if registry is None:
-                raise InputError(
-                    "name the REGISTRY (host[:port]/path), or the cluster's settings with "
-                    "--module-config FILE"
-                )
-            return cls.of(Repository.parse(registry), access)
-        return cls._reached(cluster.reach(registry, access, writes=writes), access)
-
-    @classmethod
-    def replicas(
-        cls, access: AccessOptions, *, module_config: Path, sites_file: Path | None
-    ) -> list[Self]:
-        """The replicas of the cluster in Local mode that the options describe.
-
-        Raises:
-            ForbiddenByModeError: the cluster is in another mode, which has no replicas.
-            RouteError: the files do not say where they are, or who may write there.
-        """
-        cluster = Cluster.load(module_config, sites_file)
-        return [cls._reached(one, access) for one in cluster.replicas(access)]
-
-    @classmethod
-    def _reached(cls, reached: Reached, access: AccessOptions) -> Self:
-        suffix = normalised_suffix(access.modules_path_suffix)
-        return cls(reached.root, suffix, reached.options, reached.credentials)
 
     @contextmanager
     def open(self, on_event: OnEvent, *, storage: Path | None = None) -> Iterator[RegistryTree]:
@@ -150,72 +263,27 @@ def open_trees(
     access: AccessOptions,
     on_event: OnEvent,
     *,
-    storage: Sequence[tuple[str, Path]] = (),
+    storage: Mapping[str, Path] | None = None,
     connections: int = 100,
     masters: Mapping[str, TreeAccess] | None = None,
 ) -> Iterator[list[RegistryTree]]:
-    """Clients for all `registries`, closed at the end; `access` is what `options.registry` says.
+    """Clients for all `registries`, closed at the end.
 
     A registry among a cluster's `masters` is reached as the cluster's settings say. Its login is
     the cluster's, which goes to no other registry.
-
-    Raises:
-        InputError: `storage` names a registry that is not among `registries`.
     """
-    folders = dict(storage)
-    if unknown := sorted(folders.keys() - set(registries)):
-        raise InputError(f"--storage {unknown[0]}=…: that registry is none of those to work on")
     if masters:
         access = replace(access, login=None, password=None)
     with ExitStack() as opened:
         made = []
         for name in registries:
-            target = (masters or {}).get(name) or TreeAccess.of(Repository.parse(name), access)
-            if target.credentials is not None and access.password == STANDARD_INPUT:
+            target = (masters or {}).get(name) or access.to(name)
+            if target.credentials is not None and access.password == _STANDARD_INPUT:
                 # Asked for once, and meant for all.
                 access = replace(access, password=target.credentials.password)
             options = replace(target.options, retries=BRIEF, max_connections=connections)
-            access_to = replace(target, options=options)
-            made.append(opened.enter_context(access_to.open(on_event, storage=folders.get(name))))
+            tree = replace(target, options=options).open(
+                on_event, storage=(storage or {}).get(name)
+            )
+            made.append(opened.enter_context(tree))
         yield made
-
-
-def masters_of(
-    access: AccessOptions, *, module_config: Path | None, sites_file: Path | None
-) -> dict[str, TreeAccess]:
-    """The replicas of the cluster that `options.cluster` describes, by name; empty without it.
-
-    Raises:
-        InputError: `--sites` came alone.
-        ForbiddenByModeError: the cluster is in another mode, which has no replicas.
-        RouteError: the files do not say where they are, or who may write there.
-    """
-    if module_config is None:
-        cluster_of(module_config, sites_file)  # which refuses --sites alone
-        return {}
-    targets = TreeAccess.replicas(access, module_config=module_config, sites_file=sites_file)
-    return {str(target.root): target for target in targets}
-
-
-def full_name(name: str, masters: Mapping[str, TreeAccess]) -> str:
-    """`name`, or the name of the master that it is a shorter form of: an address, `host:port`."""
-    for known, target in masters.items():
-        host = target.root.host
-        if name in (host, host.removesuffix(f":{REGISTRY_PORT}").strip("[]")):
-            return known
-    return name
-
-
-def parse_storage(values: Sequence[str]) -> list[tuple[str, Path]]:
-    """`--storage REGISTRY=DIR`, taken apart.
-
-    Raises:
-        InputError: one is not of that form.
-    """
-    pairs = []
-    for value in values:
-        name, separator, folder = value.partition("=")
-        if not (separator and name and folder):
-            raise InputError(f"--storage {value}: write REGISTRY=DIR")
-        pairs.append((name, Path(folder)))
-    return pairs

@@ -1,4 +1,4 @@
-"""The registry of a cluster, as `--module-config` and `--sites` describe it."""
+"""The registries of a cluster, as `--module-config` and `--sites` describe it."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from pathlib import Path
 
 from pydantic import SecretStr
 
-from mirror.commands.login import AccessOptions, credentials_for
+from mirror.commands.access import AccessOptions, TreeAccess, credentials_for
 from mirror.errors import InputError, UnreachableError
+from mirror.layout import normalised_suffix
 from mirror.modes.addressing import (
     ClusterRepository,
     RepositoryNames,
@@ -23,15 +24,6 @@ from mirror.modes.settings import NO_ACCESS, Account, ClusterAccess, RegistrySet
 from mirror.nodeconfig.cluster import load_access
 from mirror.oci import Repository
 from mirror.registry import ConnectionOptions, Credentials
-
-
-@dataclass(frozen=True, slots=True)
-class Reached:
-    """A registry's repository and all that is needed to speak with it."""
-
-    root: Repository
-    options: ConnectionOptions
-    credentials: Credentials | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +49,7 @@ class Cluster:
         asked: AccessOptions,
         *,
         writes: bool,
-    ) -> Reached:
+    ) -> TreeAccess:
         """The registry into which images are brought, or from which they are read.
 
         `registry` is its logical address, its real one, or None for the root. The login is the one
@@ -82,13 +74,12 @@ class Cluster:
         endpoint = Endpoint.of(route, given)
         credentials = endpoint.credentials
         if credentials is None:
-            credentials = credentials_for(route.host, None, None)
-        return Reached(
-            Repository(route.host, route.repository), endpoint.connection(options), credentials
-        )
+            credentials = credentials_for(route.host)
+        root = Repository(route.host, route.repository)
+        return TreeAccess(root, _suffix(asked), endpoint.connection(options), credentials)
 
-    def replicas(self, asked: AccessOptions) -> tuple[Reached, ...]:
-        """The replicas of a cluster in Local mode, one for each master, to be read and written.
+    def replicas(self, asked: AccessOptions) -> dict[str, TreeAccess]:
+        """The replicas of a cluster in Local mode by name, one for each master.
 
         The login is the one that is given, or that of `mirror-pusher`, or of `rw`.
 
@@ -98,10 +89,12 @@ class Cluster:
         """
         options = _connection(asked)
         given = asked.given_credentials(f"the replicas of {LOGICAL_HOST}")
-        return tuple(
-            Reached(root, endpoint.connection(options), endpoint.credentials)
+        return {
+            str(root): TreeAccess(
+                root, _suffix(asked), endpoint.connection(options), endpoint.credentials
+            )
             for root, endpoint in replica_endpoints(self.settings, self.access, given)
-        )
+        }
 
     def _routes(
         self,
@@ -119,7 +112,7 @@ class Cluster:
         given = asked.given_credentials(host)
         if self.settings.kind.row.holds_own_images and access.account(RegistryUser.RW) is None:
             # What was given or stored for the push address stands in for the unknown password.
-            given = given or (credentials_for(host, None, None) if access.public_host else None)
+            given = given or (credentials_for(host) if access.public_host else None)
             if given is not None:
                 account = Account(RegistryUser.RW.value, SecretStr(""))  # `given` goes before it
                 access = replace(access, accounts={**access.accounts, RegistryUser.RW: account})
@@ -129,6 +122,10 @@ class Cluster:
         if plane is Plane.API:  # single replicas: the Service is for those inside
             routes = tuple(route for route in routes if route.role is Role.MASTER)
         return routes, given
+
+
+def _suffix(asked: AccessOptions) -> str:
+    return normalised_suffix(asked.modules_path_suffix)
 
 
 def _connection(asked: AccessOptions) -> ConnectionOptions:
@@ -154,16 +151,3 @@ def _first_that_answers(
     raise UnreachableError(
         "\n".join([f"none of {len(routes)} replicas answers:", *failures]), where=hosts
     )
-
-
-def cluster_of(module_config: Path | None, sites_file: Path | None) -> Cluster | None:
-    """The cluster that a command line describes; None if it does not.
-
-    Raises:
-        InputError: as `Cluster.load`, or `--sites` came alone.
-    """
-    if module_config is not None:
-        return Cluster.load(module_config, sites_file)
-    if sites_file is not None:
-        raise InputError("--sites goes with --module-config FILE, which says what mode it is")
-    return None

@@ -1,59 +1,54 @@
-"""`mirror status` and `diff`: how registries, bundles and inventories compare."""
+"""`mirror status`, `diff`, `verify` and `inventory`: what registries and bundles hold."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import click
 
+from mirror.bundle.reader import BundleReader, read_inventory
 from mirror.commands import options
-from mirror.commands.access import open_trees
-from mirror.commands.errors import show
-from mirror.commands.login import AccessOptions
-from mirror.errors import InputError, InvalidReferenceError
+from mirror.commands.access import AccessOptions, open_trees, registry_options
+from mirror.commands.cluster_files import ClusterFiles, cluster_options
+from mirror.commands.options import FILE, Work, flag
+from mirror.durable import write_durably
+from mirror.errors import InputError, IntegrityError, InvalidReferenceError
 from mirror.oci import Repository
-from mirror.operations.compare import diff, status
-from mirror.reports.progress import progress
+from mirror.operations.compare import diff, status, verify
+from mirror.operations.trees import registry_inventory
+from mirror.reports.bundles import bundle_summary, inventory_summary, registry_summary
 from mirror.reports.registries import diff_summary, status_summary
-from mirror.run import Run
+
+_DIFFER = 3
+_STANDARD_OUTPUT = "-"
 
 
 @click.command("status")
 @click.argument("registries", nargs=-1, required=True, metavar="REGISTRY...")
-@click.option("--blobs", is_flag=True, help="Ask about every blob, too, in every repository.")
-@options.registry
+@flag("--blobs", text="Ask about every blob, too, in every repository.")
+@registry_options
 @options.running
 def status_command(
-    *, registries: Sequence[str], blobs: bool, jobs: int, as_json: bool, **access: Any
+    *, registries: Sequence[str], blobs: bool, access: AccessOptions, work: Work
 ) -> None:
     """Show how complete each REGISTRY (host[:port]/path) is, and how far behind the others.
 
-    Each is held against the inventory that it states. The exit code is 4 if one is not complete,
+    Each is compared with the inventory that it states. The exit code is 4 if one is not complete,
     else 3 if they state different things.
     """
-    started = time.monotonic()
-    with (
-        progress(quiet=as_json) as on_event,
-        open_trees(registries, AccessOptions(**access), on_event) as opened,
-    ):
-        report = status(opened, thorough=blobs, run=Run(jobs, on_event))
-    show(as_json, report.to_document(), status_summary, report, started)
-    if report.exit_code:
-        click.get_current_context().exit(report.exit_code)
-
-
-_DIFFER = 3
+    trees = work.enter_context(open_trees(registries, access, work.on_event))
+    report = status(trees, thorough=blobs, run=work.run)
+    work.show(report, status_summary, code=report.exit_code)
 
 
 @click.command("diff")
 @click.argument("a")
 @click.argument("b")
-@options.registry
+@registry_options
 @options.running
-def diff_command(*, a: str, b: str, jobs: int, as_json: bool, **access: Any) -> None:
+def diff_command(*, a: str, b: str, access: AccessOptions, work: Work) -> None:
     """Show what A and B hold differently, by repository and tag, with sizes.
 
     Each is a bundle's folder, a file with an inventory, or a registry (host[:port]/path); what
@@ -61,19 +56,13 @@ def diff_command(*, a: str, b: str, jobs: int, as_json: bool, **access: Any) -> 
     """
     places = [_place(one) for one in (a, b)]
     registries = [one for one in places if isinstance(one, str)]
-    started = time.monotonic()
-    with (
-        progress(quiet=as_json) as on_event,
-        open_trees(registries, AccessOptions(**access), on_event) as opened,
-    ):
-        waiting = iter(opened)
-        one, other = (next(waiting) if isinstance(place, str) else place for place in places)
-        report = diff(one, other, run=Run(jobs, on_event))
-    show(as_json, report.to_document(), diff_summary, report, started)
+    opened = iter(work.enter_context(open_trees(registries, access, work.on_event)))
+    one, other = (next(opened) if isinstance(place, str) else place for place in places)
+    report = diff(one, other, run=work.run)
+    code = _DIFFER if report.difference else 0
     if report.failures:
-        click.get_current_context().exit(report.failures[0].error.exit_code)
-    if report.difference:
-        click.get_current_context().exit(_DIFFER)
+        code = report.failures[0].error.exit_code
+    work.show(report, diff_summary, code=code)
 
 
 def _place(text: str) -> Path | str:
@@ -86,3 +75,109 @@ def _place(text: str) -> Path | str:
     except InvalidReferenceError as err:
         raise InputError(f"{text} is no file or folder here, and no registry: {err}") from err
     return text
+
+
+@click.command("verify")
+@click.argument("bundle_dir", type=click.Path(path_type=Path))
+@click.option(
+    "--against",
+    metavar="REGISTRY",
+    help="Check that this registry holds all that the bundle holds; with --module-config it may "
+    "be left out, or be a logical address.",
+)
+@flag(
+    "--quick",
+    text="Check structure and sizes only; the bytes of layers stay unread and unproved.",
+)
+@flag("--deep", text="With --against: read every byte back and hash it.")
+@click.option(
+    "--key", "key_file", type=FILE, help="Public key (PEM) of who must have signed the bundle."
+)
+@registry_options
+@cluster_options
+@options.running
+def verify_command(
+    *,
+    bundle_dir: Path,
+    against: str | None,
+    quick: bool,
+    deep: bool,
+    key_file: Path | None,
+    cluster: ClusterFiles,
+    access: AccessOptions,
+    work: Work,
+) -> None:
+    """Prove that the bundle in BUNDLE_DIR is whole, or that a registry holds all of it.
+
+    Every byte of the bundle is read and checked, and every tag followed to all that it needs.
+    With --quick only headers, indexes and manifests are, and the size and place of the rest.
+    What is wrong is listed by archive, repository, tag and digest; the exit code is then 4.
+    """
+    registry = against is not None or bool(cluster)
+    if deep and not registry:
+        raise InputError("--deep goes with --against REGISTRY; a bundle is always read whole")
+    if quick and registry:
+        raise InputError(
+            "--quick is about a bundle and --against about a registry, where nothing is read back "
+            "without --deep; drop one of them"
+        )
+    if key_file is not None and registry:
+        raise InputError(
+            "--key is about a bundle and --against about a registry; use one at a time"
+        )
+    key = key_file.read_bytes() if key_file is not None else None
+    target = cluster.reach(against, access, writes=False) if registry else None
+    reader = work.enter_context(BundleReader([bundle_dir]))
+    if target is None:
+        whole = verify(reader, key=key, quick=quick, run=work.run)
+        work.show(whole, bundle_summary, code=IntegrityError.exit_code if whole.findings else 0)
+    else:
+        tree = work.enter_context(target.open(work.on_event))
+        held = verify(reader, against=tree, deep=deep, run=work.run)
+        work.show(held, registry_summary, code=IntegrityError.exit_code if held.findings else 0)
+
+
+@click.command("inventory")
+@click.argument("registry")
+@click.option(
+    "-o",
+    "--output",
+    required=True,
+    metavar="FILE",
+    help="Where to write the inventory; - for standard output.",
+)
+@click.option(
+    "--known",
+    multiple=True,
+    type=click.Path(exists=True, path_type=Path),
+    help="A bundle or an inventory whose repositories to look at too, where the registry does not "
+    "list all that it has. Repeatable.",
+)
+@registry_options
+@options.running
+def inventory_command(
+    *, registry: str, output: str, known: Sequence[Path], access: AccessOptions, work: Work
+) -> None:
+    """Write down what REGISTRY (host[:port]/path) holds, to be the base of the next delta.
+
+    Every tag is followed to its manifests, and every blob that they need is asked for; only what
+    is there is listed. What cannot be read is reported and left out, and the exit code is not 0.
+    Carry the file to where bundles are made: mirror pull --base FILE.
+    """
+    if output == _STANDARD_OUTPUT and work.as_json:
+        raise InputError("--json and -o - both want standard output; write the inventory to a file")
+    file = Path(output)
+    if output != _STANDARD_OUTPUT and (file.is_dir() or not file.absolute().parent.is_dir()):
+        # Before the registry is asked: that takes its time.
+        raise InputError(f"{output} is no file in a folder that exists; name another one")
+    target = access.to(registry)
+    paths = {path for one in known for path in read_inventory(one).repositories}
+    tree = work.enter_context(target.open(work.on_event))
+    found = registry_inventory(tree, known=paths, run=work.run)
+    data = found.inventory.to_json()
+    if output == _STANDARD_OUTPUT:
+        click.echo(data.decode(), nl=False)
+        click.get_current_context().exit(found.exit_code)
+    write_durably(file, data)
+    summary = partial(inventory_summary, output=output, size=len(data))
+    work.show(found, summary, code=found.exit_code, output=output, bytes=len(data))

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import click
 
@@ -18,43 +17,14 @@ from mirror.errors import (
     MissingBaseError,
 )
 
-Report = TypeVar("Report")
-
 _JSON, _TOLD = "mirror.json", "mirror.told"
-_REGISTRY_LOGIN = "--registry-login and --registry-password"
-_LOGIN_FLAGS = {
-    "inventory": _REGISTRY_LOGIN,
-    "pull": "--source-login and --source-password, or --license",
-    "push": _REGISTRY_LOGIN,
-    "sync": _REGISTRY_LOGIN,
-    "diff": _REGISTRY_LOGIN,
-    "status": _REGISTRY_LOGIN,
-    "prune": _REGISTRY_LOGIN,
-    "verify": _REGISTRY_LOGIN,
-    "history": _REGISTRY_LOGIN,
-    "rollback": _REGISTRY_LOGIN,
-}
-"""Command → its flags for credentials."""
+_OTHERS = frozenset({"inspect", "merge", "mode", "config"})
+"""Commands that ask no registry for which there are flags."""
 
 
 def print_json(document: Mapping[str, Any]) -> None:
     """Print a result for a program."""
     click.echo(json.dumps(document, indent=2, ensure_ascii=False))
-
-
-def show(
-    as_json: bool,
-    document: Mapping[str, Any],
-    summary: Callable[[Report, float], str],
-    report: Report,
-    started: float,
-) -> None:
-    """Print a result, for a program or for a person."""
-    elapsed = time.monotonic() - started
-    if as_json:
-        print_json({**document, "elapsedSeconds": round(elapsed, 3)})
-    else:
-        click.echo(summary(report, elapsed))
 
 
 class Group(click.Group):
@@ -152,7 +122,9 @@ def _hints(command: str | None, error: MirrorError) -> str:
         reasons = [reason for _, reason in error.failures]
         if command == "push" and all(isinstance(one, IntegrityError) for one in reasons):
             return "\n`mirror verify` names the archive"
-    flags = _LOGIN_FLAGS.get(command or "")
-    if flags and any(isinstance(one, DeniedError) for one in reasons):
+    if command not in _OTHERS and any(isinstance(one, DeniedError) for one in reasons):
+        flags = "--registry-login and --registry-password"
+        if command == "pull":
+            flags = "--source-login and --source-password, or --license"
         return f"\nCredentials are given by {flags}, or stored by `docker login`"
     return ""

@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import click
 
 from mirror.commands import options
-from mirror.commands.access import TreeAccess, open_trees
-from mirror.commands.errors import show
-from mirror.commands.login import AccessOptions
+from mirror.commands.access import AccessOptions, open_trees, registry_options
+from mirror.commands.options import Work, flag
 from mirror.errors import InputError
-from mirror.oci import Repository
 from mirror.operations.compare import history
 from mirror.operations.prune import prune
 from mirror.operations.rollback import rollback
-from mirror.reports.progress import progress
 from mirror.reports.registries import history_summary, prune_summary, rollback_summary
-from mirror.run import Run
 from mirror.sync.statement import MAX_GENERATION
 
 
@@ -34,18 +28,15 @@ from mirror.sync.statement import MAX_GENERATION
     show_default=True,
     help="How many generations to show, the newest first.",
 )
-@options.registry
+@registry_options
 @options.as_json
-def history_command(*, registry: str, last: int, as_json: bool, **access: Any) -> None:
+def history_command(*, registry: str, last: int, access: AccessOptions, work: Work) -> None:
     """List the generations of REGISTRY (host[:port]/path): every state that a push published.
 
     Each with its inventory's digest and what it changed. `mirror rollback` puts one back.
     """
-    target = TreeAccess.of(Repository.parse(registry), AccessOptions(**access))
-    started = time.monotonic()
-    with progress(quiet=as_json) as on_event, target.open(on_event) as tree:
-        report = history(tree, last=last, run=Run(on_event=on_event))
-    show(as_json, report.to_document(), history_summary, report, started)
+    tree = work.enter_context(access.to(registry).open(work.on_event))
+    work.show(history(tree, last=last, run=work.run), history_summary)
 
 
 @click.command("rollback")
@@ -57,11 +48,11 @@ def history_command(*, registry: str, last: int, as_json: bool, **access: Any) -
     help="The generation to put back; the one before the current by default, or the one that an "
     "interrupted push began to replace. 0: what was there before the first.",
 )
-@click.option("--dry-run", is_flag=True, help="Check, and list the tags, but change nothing.")
-@options.registry
+@flag("--dry-run", text="Check, and list the tags, but change nothing.")
+@registry_options
 @options.running
 def rollback_command(
-    *, registry: str, to: int | None, dry_run: bool, jobs: int, as_json: bool, **access: Any
+    *, registry: str, to: int | None, dry_run: bool, access: AccessOptions, work: Work
 ) -> None:
     """Put the tags of REGISTRY (host[:port]/path) back to an earlier generation.
 
@@ -69,11 +60,8 @@ def rollback_command(
     asked for; if something is not there any more, no tag changes. The state that comes of it is a
     new generation, so that replicas follow.
     """
-    target = TreeAccess.of(Repository.parse(registry), AccessOptions(**access))
-    started = time.monotonic()
-    with progress(quiet=as_json) as on_event, target.open(on_event) as tree:
-        report = rollback(tree, to=to, dry_run=dry_run, run=Run(jobs, on_event))
-    show(as_json, report.to_document(), rollback_summary, report, started)
+    tree = work.enter_context(access.to(registry).open(work.on_event))
+    work.show(rollback(tree, to=to, dry_run=dry_run, run=work.run), rollback_summary)
 
 
 @click.command("prune")
@@ -86,17 +74,11 @@ def rollback_command(
     help="What is to stay: a bundle's folder, a file with an inventory, or the number of a "
     "generation that the registry published; repeatable.",
 )
-@click.option("--dry-run", is_flag=True, help="Say what would be removed, and remove nothing.")
-@options.registry
+@flag("--dry-run", text="Say what would be removed, and remove nothing.")
+@registry_options
 @options.running
 def prune_command(
-    *,
-    registry: str,
-    keep: Sequence[str],
-    dry_run: bool,
-    jobs: int,
-    as_json: bool,
-    **access: Any,
+    *, registry: str, keep: Sequence[str], dry_run: bool, access: AccessOptions, work: Work
 ) -> None:
     """Remove from REGISTRY (host[:port]/path) what none of the kept inventories names.
 
@@ -105,15 +87,9 @@ def prune_command(
     collector afterwards.
     """
     kept = [_kept(one) for one in keep]
-    started = time.monotonic()
-    with (
-        progress(quiet=as_json) as on_event,
-        open_trees([registry], AccessOptions(**access), on_event) as opened,
-    ):
-        report = prune(opened[0], kept, dry_run=dry_run, run=Run(jobs, on_event))
-    show(as_json, report.to_document(), prune_summary, report, started)
-    if report.exit_code:
-        click.get_current_context().exit(report.exit_code)
+    (tree,) = work.enter_context(open_trees([registry], access, work.on_event))
+    report = prune(tree, kept, dry_run=dry_run, run=work.run)
+    work.show(report, prune_summary, code=report.exit_code)
 
 
 def _kept(text: str) -> Path | int:

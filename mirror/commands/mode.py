@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import click
@@ -12,9 +11,10 @@ from pydantic import SecretStr
 
 from mirror.commands import options
 from mirror.commands.cluster import Cluster
-from mirror.commands.errors import print_json
+from mirror.commands.cluster_files import required_cluster_options
 from mirror.commands.mode_render import render_command
 from mirror.commands.mode_switch import check_command, plan_command
+from mirror.commands.options import Work
 from mirror.errors import RouteError
 from mirror.modes.addressing import RepositoryNames, Route, push_address, routes_for
 from mirror.modes.constants import LOGICAL_BASE, RegistryUser
@@ -32,27 +32,23 @@ _PLANES = {
 
 
 @click.command("show")
-@options.cluster_required
+@required_cluster_options
 @options.as_json
-def show_command(*, module_config: Path, sites_file: Path | None, as_json: bool) -> None:
+def show_command(*, cluster: Cluster, work: Work) -> None:
     """Show what the settings mean: the mode, the registry, and the way that each plane takes.
 
     Secrets are left out. Without --sites, what only the cluster knows is left out too.
     """
-    cluster = Cluster.load(module_config, sites_file)
     document = _settings_document(cluster)
     document["planes"] = {
         plane.value: _ways(cluster, Repository.parse(LOGICAL_BASE), plane) for plane in Plane
     }
-    if as_json:
-        print_json(document)
-    else:
-        click.echo("\n".join([*_settings_lines(document), "", *_plane_lines(document["planes"])]))
+    work.say(document, [*_settings_lines(document), "", *_plane_lines(document["planes"])])
 
 
 @click.command("resolve")
 @click.argument("reference", metavar="REF")
-@options.cluster_required
+@required_cluster_options
 @click.option(
     "--plane",
     type=click.Choice([plane.value for plane in Plane]),
@@ -60,21 +56,13 @@ def show_command(*, module_config: Path, sites_file: Path | None, as_json: bool)
     "a replica. Without it all four are shown.",
 )
 @options.as_json
-def resolve_command(
-    *,
-    reference: str,
-    module_config: Path,
-    sites_file: Path | None,
-    plane: str | None,
-    as_json: bool,
-) -> None:
+def resolve_command(*, reference: str, cluster: Cluster, plane: str | None, work: Work) -> None:
     """Show where REF is asked for: the ways in their order, as whom, and whom one trusts there.
 
     REF is an image or a repository: by its logical address
     (registry.d8-system.svc:5001/system/deckhouse/install:v1.70.0), or relative to that root
     (install:v1.70.0). Nothing is asked; this only reads the files.
     """
-    cluster = Cluster.load(module_config, sites_file)
     asked = _asked(reference, cluster)
     if plane is not None:
         # Only one was asked for: that it leads nowhere is the command's failure.
@@ -85,10 +73,8 @@ def resolve_command(
     failures = [way["error"] for way in planes.values() if "error" in way]
     if len(failures) == len(planes):
         raise RouteError(failures[0])
-    if as_json:
-        print_json({"reference": str(asked), "mode": cluster.settings.mode.value, "planes": planes})
-    else:
-        click.echo("\n".join([str(asked), *_plane_lines(planes)]))
+    document = {"reference": str(asked), "mode": cluster.settings.mode.value, "planes": planes}
+    work.say(document, [str(asked), *_plane_lines(planes)])
 
 
 def _asked(text: str, cluster: Cluster) -> Reference | Repository:

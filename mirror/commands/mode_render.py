@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import datetime
-import json
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import TYPE_CHECKING
 
 import click
 
+from mirror.commands import options
+from mirror.commands.options import FILE, Work, flag
+from mirror.documents import document
 from mirror.errors import RenderingError
 from mirror.modes.settings import RegistrySettings
-from mirror.nodeconfig.cluster import Node, load_nodes, read_text
+from mirror.nodeconfig.cluster import Node, Ports, load_nodes, read_text
 from mirror.nodeconfig.hosts import Containerd
 from mirror.nodeconfig.pods import Images
 from mirror.nodeconfig.proxies import Nginx
 from mirror.nodeconfig.render import Rendered, RenderOptions, render, write_cluster
 from mirror.nodeconfig.service_secrets import prepare_secrets, read_secrets, write_secrets
 from mirror.nodeconfig.services import Distribution
-from mirror.nodeconfig.tree import TreeChanges
+
+if TYPE_CHECKING:
+    from mirror.nodeconfig.tree import TreeChanges
 
 SECRETS_FILE = "registry-secrets.json"
 FLAVOURS = ("deckhouse", "stock")
@@ -30,14 +34,14 @@ IMAGE_NAMES = ("distribution", "auth", "mirror", "nginx")
 @click.option(
     "--module-config",
     "config",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    type=FILE,
     required=True,
     help="ModuleConfig deckhouse, or its registry section: the mode to configure.",
 )
 @click.option(
     "--from",
     "previous",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    type=FILE,
     help="The settings in force now: render the transition, which keeps the old ways too.",
 )
 @click.option(
@@ -94,7 +98,7 @@ IMAGE_NAMES = ("distribution", "auth", "mirror", "nginx")
 )
 @click.option(
     "--ingress-client-ca",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    type=FILE,
     help="Who vouches for the push ingress's client certificate (Local mode).",
 )
 @click.option(
@@ -105,11 +109,18 @@ IMAGE_NAMES = ("distribution", "auth", "mirror", "nginx")
     help="A module source's registry and its CA, for containerd on every node.",
 )
 @click.option(
-    "--in-place",
-    is_flag=True,
-    help="Let files speak of their places below OUT, for services that run without containers.",
+    "--in-cluster-port",
+    "in_cluster_ports",
+    multiple=True,
+    metavar="NAME=PORT",
+    help="A port of Direct mode's in-cluster proxy: registry, debug or token. Without it, the "
+    "module's own.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print what was done as JSON.")
+@flag(
+    "--in-place",
+    text="Let files speak of their places below OUT, for services that run without containers.",
+)
+@options.as_json
 def render_command(
     config: Path,
     previous: Path | None,
@@ -123,8 +134,9 @@ def render_command(
     nginx_modules: tuple[str, ...],
     ingress_client_ca: Path | None,
     source_cas: tuple[str, ...],
+    in_cluster_ports: tuple[str, ...],
     in_place: bool,
-    as_json: bool,
+    work: Work,
 ) -> None:
     """Write the configuration of nodes and services for a mode.
 
@@ -133,11 +145,12 @@ def render_command(
     once and kept, so that the same settings render the same files.
     """
     all_nodes = [*_nodes(nodes, master=True), *_nodes(workers, master=False)]
-    options = RenderOptions(
+    how = RenderOptions(
         containerd=Containerd(containerd or flavour),
         distribution=Distribution(flavour),
         nginx=Nginx(modules=nginx_modules),
         images=_images(images),
+        in_cluster_ports=_ports(in_cluster_ports),
         ingress_client_ca=None if ingress_client_ca is None else read_text(ingress_client_ca),
         sources=_sources(source_cas),
         in_place_root=PurePosixPath(out.resolve()) if in_place else None,
@@ -147,86 +160,78 @@ def render_command(
     kept_at = secrets_path or out / SECRETS_FILE
     now = datetime.datetime.now(datetime.UTC)
     kept = prepare_secrets(read_secrets(kept_at), all_nodes, now)
-    rendered = render(settings, all_nodes, kept, previous=before, options=options)
+    rendered = render(settings, all_nodes, kept, previous=before, options=how)
     # Before the files that depend on them: a run cut short here leaves nothing to be forgotten.
     write_secrets(kept, kept_at)
     done = write_cluster(rendered, out)
-    if as_json:
-        click.echo(json.dumps(_document(settings, before, rendered, done, kept_at), indent=2))
-    else:
-        click.echo(_summary(settings, before, rendered, done, out))
-
-
-def _nodes(texts: tuple[str, ...], *, master: bool) -> list[Node]:
-    found: list[Node] = []
-    for text in texts:
-        if "=" not in text and master:
-            if not Path(text).exists():
-                raise RenderingError(
-                    f"nodes: expected NAME=ADDRESS or a YAML file of nodes, found {text!r}, which "
-                    "is no file; write master-0=10.0.0.1"
-                )
-            found += load_nodes(Path(text))
-            continue
-        for one in text.split(","):
-            name, equals, address = one.partition("=")
-            if not equals:
-                raise RenderingError(
-                    f"nodes: expected NAME=ADDRESS, found {one!r}; write master-0=10.0.0.1"
-                )
-            found.append(Node(name.strip(), address.strip(), master))
-    return found
-
-
-def _images(texts: tuple[str, ...]) -> Images:
-    found: dict[str, str] = {}
-    for text in texts:
-        name, equals, image = text.partition("=")
-        if not equals or name not in IMAGE_NAMES or name in found:
-            what = f"{name} twice" if name in found else repr(text)
-            raise RenderingError(
-                f"images: expected NAME=IMAGE with each of {', '.join(IMAGE_NAMES)} at most once, "
-                f"found {what}; correct it"
-            )
-        found[name] = image
-    return Images(**found)
-
-
-def _sources(texts: tuple[str, ...]) -> dict[str, str]:
-    found = {}
-    for text in texts:
-        host, equals, path = text.partition("=")
-        if not equals:
-            raise RenderingError(
-                f"module sources: expected HOST=FILE, found {text!r}; write registry.example=ca.crt"
-            )
-        found[host] = read_text(Path(path))
-    return found
-
-
-def _document(
-    settings: RegistrySettings,
-    before: RegistrySettings | None,
-    rendered: Rendered,
-    done: Mapping[str, TreeChanges],
-    kept_at: Path,
-) -> dict[str, Any]:
-    return {
+    result = {
         "mode": settings.mode.value,
         "from": None if before is None else before.mode.value,
         "version": rendered.version,
         "secrets": str(kept_at),
         "trees": {
-            name: {
-                "written": [str(path) for path in one.written],
-                "unchanged": [str(path) for path in one.unchanged],
-                "removed": [str(path) for path in one.removed],
-                "kept": [str(path) for path in one.kept],
-            }
+            name: document(one, "written", "unchanged", "removed", "kept")
             for name, one in done.items()
         },
         "notes": list(rendered.notes),
     }
+    work.say(result, _summary(settings, before, rendered, done, out))
+
+
+def _pairs(
+    texts: Iterable[str], what: str, expected: str, advice: str, names: Collection[str] = ()
+) -> dict[str, str]:
+    """NAME=VALUE as a mapping; each name once, and among `names` if there are any."""
+    found: dict[str, str] = {}
+    for text in texts:
+        name, equals, value = (part.strip() for part in text.partition("="))
+        if not equals or name in found or (names and name not in names):
+            odd = f"{name} twice" if name in found else repr(text)
+            raise RenderingError(f"{what}: expected {expected}, found {odd}; {advice}")
+        found[name] = value
+    return found
+
+
+def _nodes(texts: tuple[str, ...], *, master: bool) -> list[Node]:
+    files = [text for text in texts if "=" not in text and master]
+    for text in files:
+        if not Path(text).exists():
+            raise RenderingError(
+                f"nodes: expected NAME=ADDRESS or a YAML file of nodes, found {text!r}, which "
+                "is no file; write master-0=10.0.0.1"
+            )
+    listed = (one for text in texts if text not in files for one in text.split(","))
+    named = _pairs(listed, "nodes", "NAME=ADDRESS", "write master-0=10.0.0.1")
+    return [
+        *(node for text in files for node in load_nodes(Path(text))),
+        *(Node(name, address, master) for name, address in named.items()),
+    ]
+
+
+def _images(texts: tuple[str, ...]) -> Images:
+    expected = f"NAME=IMAGE with each of {', '.join(IMAGE_NAMES)} at most once"
+    return Images(**_pairs(texts, "images", expected, "correct it", IMAGE_NAMES))
+
+
+def _ports(texts: tuple[str, ...]) -> Ports:
+    found: dict[str, int] = {}
+    for text in texts:
+        name, _, number = text.partition("=")
+        if name not in ("registry", "debug", "token") or not (
+            number.isascii() and number.isdigit() and len(number) < 6
+        ):
+            raise RenderingError(
+                "in-cluster ports: expected NAME=PORT with registry, debug or token as the name, "
+                f"found {text!r}; write registry=7001"
+            )
+        found[name] = int(number)
+    return Ports(**found)
+
+
+def _sources(texts: tuple[str, ...]) -> dict[str, str]:
+    advice = "write registry.example=ca.crt"
+    found = _pairs(texts, "module sources", "HOST=FILE", advice)
+    return {host: read_text(Path(path)) for host, path in found.items()}
 
 
 def _summary(
@@ -235,7 +240,7 @@ def _summary(
     rendered: Rendered,
     done: Mapping[str, TreeChanges],
     out: Path,
-) -> str:
+) -> list[str]:
     what = f"{settings.mode} mode" if before is None else f"{before.mode} → {settings.mode}"
     rows = [f"Configuration of {what} in {out}, version {rendered.version[:12]}"]
     rows += [
@@ -245,4 +250,4 @@ def _summary(
         for name, one in done.items()
     ]
     rows += [f"Note: {note}" for note in rendered.notes]
-    return "\n".join(rows)
+    return rows

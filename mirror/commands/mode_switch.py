@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +11,8 @@ import click
 from mirror.bundle.reader import read_inventory
 from mirror.commands import options
 from mirror.commands.cluster import Cluster
-from mirror.commands.errors import print_json, show
+from mirror.commands.cluster_files import required_cluster_options
+from mirror.commands.options import FILE, Work, flag
 from mirror.errors import (
     InputError,
     IntegrityError,
@@ -39,47 +39,40 @@ from mirror.modes.settings import CheckMode, RegistrySettings
 from mirror.modes.state import RegistryState
 from mirror.nodeconfig.cluster import load_facts, read_document
 from mirror.registry import ConnectionOptions
-from mirror.reports.progress import progress
-from mirror.run import Run
-
-_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
 @click.command("plan")
 @click.option(
     "--from",
     "current_file",
-    type=_FILE,
+    type=FILE,
     help="YAML file with the ModuleConfig that the cluster has now.",
 )
 @click.option(
     "--state",
     "state_file",
-    type=_FILE,
+    type=FILE,
     help="YAML or JSON file with the Secret registry-state: which mode was completed last, and "
     "whether a switch is under way.",
 )
 @click.option(
     "--to",
     "target_file",
-    type=_FILE,
+    type=FILE,
     required=True,
     help="YAML file with the ModuleConfig that the cluster is to have.",
 )
 @click.option(
     "--facts",
     "facts_file",
-    type=_FILE,
+    type=FILE,
     help="YAML file with what is known of the cluster: bootstrapped, static, nodes, …; what is "
     "not in it is listed as still to be looked at.",
 )
-@click.option(
-    "--installing", is_flag=True, help="The cluster is being installed: there is no mode yet."
-)
-@click.option(
+@flag("--installing", text="The cluster is being installed: there is no mode yet.")
+@flag(
     "--undocumented",
-    is_flag=True,
-    help="Allow what the cluster would do although its documents advise against it.",
+    text="Allow what the cluster would do although its documents advise against it.",
 )
 @options.as_json
 def plan_command(
@@ -90,7 +83,7 @@ def plan_command(
     facts_file: Path | None,
     installing: bool,
     undocumented: bool,
-    as_json: bool,
+    work: Work,
 ) -> None:
     """Plan a switch: its steps in their order, what it costs, and what stands against it.
 
@@ -107,12 +100,7 @@ def plan_command(
     elif current_file is not None or state_file is not None:
         raise InputError("--installing excludes --from and --state: there is no mode yet")
     plan = plan_switch(current, target, facts, strict=not undocumented)
-    if as_json:
-        print_json(plan.to_document())
-    else:
-        click.echo("\n".join(_lines(plan)))
-    if not plan.allowed:
-        click.get_current_context().exit(MirrorError.exit_code)
+    work.say(plan.to_document(), _lines(plan), code=0 if plan.allowed else MirrorError.exit_code)
 
 
 def _current(current_file: Path | None, state: RegistryState | None) -> RegistrySettings:
@@ -186,11 +174,11 @@ def _lines(plan: SwitchPlan) -> Iterator[str]:
 
 
 @click.command("check")
-@options.cluster_required
+@required_cluster_options
 @click.option(
     "--digests",
     "digests_file",
-    type=_FILE,
+    type=FILE,
     help="Required is what this lists: a release's images_digests.json, or a digest a line.",
 )
 @click.option(
@@ -202,14 +190,14 @@ def _lines(plan: SwitchPlan) -> Iterator[str]:
 @click.option(
     "--values",
     "values_file",
-    type=_FILE,
+    type=FILE,
     help="Required is what the cluster's values name (YAML or JSON with "
     "global.modulesImages.digests), of critical modules.",
 )
 @click.option(
     "--modules",
     "modules_file",
-    type=_FILE,
+    type=FILE,
     help="With --values: the cluster's Module objects as a list (kubectl get modules -o yaml), "
     "which say what is critical.",
 )
@@ -218,27 +206,24 @@ def _lines(plan: SwitchPlan) -> Iterator[str]:
     help="The image of the platform's own container, required too; alone, by its tag, where the "
     "settings say checkMode Relax.",
 )
-@click.option("--tls-skip-verify", is_flag=True, help="Accept any certificate of the registry.")
+@flag("--tls-skip-verify", text="Accept any certificate of the registry.")
 @options.running
 def check_command(
     *,
-    module_config: Path,
-    sites_file: Path | None,
+    cluster: Cluster,
     digests_file: Path | None,
     inventory_path: Path | None,
     values_file: Path | None,
     modules_file: Path | None,
     deckhouse_image: str | None,
     tls_skip_verify: bool,
-    jobs: int,
-    as_json: bool,
+    work: Work,
 ) -> None:
     """Check that the registry of these settings holds every image that the cluster needs.
 
     That is the registry outside of the cluster, or in mode Local every master's replica. The exit
     code is 4 where images are missing.
     """
-    cluster = Cluster.load(module_config, sites_file)
     required = _required(
         cluster.settings.check_mode,
         digests_file,
@@ -247,20 +232,14 @@ def check_command(
         modules_file,
         deckhouse_image,
     )
-    targets = targets_for(cluster.settings, cluster.access)
-    connection = ConnectionOptions(verify=not tls_skip_verify)
-    started = time.monotonic()
-    with progress(quiet=as_json) as on_event:
-        report = check_images(
-            required,
-            targets,
-            connect_with(connection, on_event),
-            workers=jobs,
-            run=Run(on_event=on_event),
-        )
-    show(as_json, report.to_document(), _summary, report, started)
-    if not report.ready:
-        click.get_current_context().exit(_exit_code(report))
+    report = check_images(
+        required,
+        targets_for(cluster.settings, cluster.access),
+        connect_with(ConnectionOptions(verify=not tls_skip_verify), work.on_event),
+        workers=work.run.jobs,
+        run=work.run,
+    )
+    work.show(report, lambda one, _: one.message, code=0 if report.ready else _exit_code(report))
 
 
 def _required(
@@ -293,10 +272,6 @@ def _required(
         "say what is required: --digests FILE, --inventory BUNDLE_DIR, or --values FILE with "
         "--modules FILE"
     )
-
-
-def _summary(report: CheckReport, _elapsed_s: float) -> str:
-    return report.message
 
 
 def _exit_code(report: CheckReport) -> int:

@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import click
 
 from mirror.bundle.reader import BundleReader
 from mirror.commands import options
-from mirror.commands.access import TreeAccess
-from mirror.commands.errors import show
-from mirror.commands.login import AccessOptions
+from mirror.commands.access import AccessOptions, TreeAccess, login_options, registry_options
+from mirror.commands.cluster_files import ClusterFiles, cluster_options
+from mirror.commands.options import FILE, Work, flag
 from mirror.errors import InputError, InvalidReferenceError
 from mirror.oci import Repository
 from mirror.operations.push import plan_push, push, push_to_all
 from mirror.reports.bundles import push_plan_summary, push_summary
-from mirror.reports.progress import progress
 from mirror.reports.registries import quorum_summary
-from mirror.run import Run
 
 
 @click.command("push")
@@ -36,13 +31,17 @@ from mirror.run import Run
 )
 @click.option(
     "--verify-key",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    type=FILE,
     help="Public key (PEM) of who must have signed the bundle; nothing is pushed otherwise.",
 )
+@flag("--dry-run", text="Say what would be sent, repository by repository, and write nothing.")
 @click.option(
-    "--dry-run",
-    is_flag=True,
-    help="Say what would be sent, repository by repository, and write nothing.",
+    "--check",
+    type=click.Choice(["manifests", "blobs"]),
+    default="manifests",
+    show_default=True,
+    help="What to ask the registry for: tags and manifests, or also the blobs of the manifests "
+    "there, which finds those that it lost.",
 )
 @click.option(
     "--state-dir",
@@ -72,10 +71,14 @@ from mirror.run import Run
     help="How many of REGISTRY and the replicas must hold the whole release in the end, checked; "
     "all by default.",
 )
-@options.replica_login
+@login_options(
+    "replica",
+    "User of all replicas; without one, the credentials that docker or oras stored. The "
+    "registry's own login goes to no other host.",
+)
 @options.tmp_dir
-@options.registry
-@options.cluster
+@registry_options
+@cluster_options
 @options.running
 def push_command(
     *,
@@ -83,6 +86,7 @@ def push_command(
     files: Sequence[Path],
     verify_key: Path | None,
     dry_run: bool,
+    check: str,
     state_dir: Path | None,
     no_access_check: bool,
     replicas: Sequence[str],
@@ -90,11 +94,9 @@ def push_command(
     replica_login: str | None,
     replica_password: str | None,
     tmp_dir: str | None,
-    module_config: Path | None,
-    sites_file: Path | None,
-    jobs: int,
-    as_json: bool,
-    **access: Any,
+    cluster: ClusterFiles,
+    access: AccessOptions,
+    work: Work,
 ) -> None:
     """Load the bundle in BUNDLE_DIR into REGISTRY (host[:port]/path).
 
@@ -106,7 +108,7 @@ def push_command(
     then is published in it as a new generation, which `mirror rollback` can take back.
     """
     del tmp_dir
-    folders, registry = _arguments(paths, files, optional=module_config is not None)
+    folders, registry = _arguments(paths, files, optional=cluster.module_config is not None)
     if len(folders) > 1:
         raise InputError(
             "push takes one BUNDLE_DIR and one REGISTRY; name further archives with --file"
@@ -115,53 +117,33 @@ def push_command(
         _check_last(registry, [*folders, *files])
     if not folders and not files:
         raise InputError("name the bundle to push: mirror push BUNDLE_DIR REGISTRY, or use --file")
-    asked = AccessOptions(**access)
-    target = TreeAccess.named(
-        registry,
-        asked,
-        module_config=module_config,
-        sites_file=sites_file,
-        writes=True,
-    )
-    others = _replicas(target, replicas, quorum, asked, replica_login, replica_password)
+    target = cluster.reach(registry, access, writes=True)
+    others = _replicas(target, replicas, quorum, access, replica_login, replica_password)
     if others and dry_run:
         raise InputError("--dry-run is for one registry at a time; leave --replica out")
-    started = time.monotonic()
     key = verify_key.read_bytes() if verify_key is not None else None
-    if others:
-        with (
-            progress(quiet=as_json) as on_event,
-            BundleReader([*map(Path, folders), *files]) as reader,
-            ExitStack() as opened,
-        ):
-            result = push_to_all(
-                reader,
-                [
-                    opened.enter_context(one.open_for_uploads(on_event, state_dir))
-                    for one in (target, *others)
-                ],
-                quorum=quorum,
-                key=key,
-                check_access=not no_access_check,
-                run=Run(jobs, on_event),
-            )
-        show(as_json, result.to_document(), quorum_summary, result, started)
-        return
-    with (
-        progress(quiet=as_json) as on_event,
-        BundleReader([*map(Path, folders), *files]) as reader,
-    ):
-        run = Run(jobs, on_event)
-        if dry_run:
-            with target.open(on_event) as tree:
-                plan = plan_push(reader, tree, key=key, run=run)
-        else:
-            with target.open_for_uploads(on_event, state_dir) as tree:
-                report = push(reader, tree, key=key, check_access=not no_access_check, run=run)
+    reader = work.enter_context(BundleReader([*map(Path, folders), *files]))
+    blobs = check == "blobs"
     if dry_run:
-        show(as_json, plan.to_document(), push_plan_summary, plan, started)
+        tree = work.enter_context(target.open(work.on_event))
+        plan = plan_push(reader, tree, key=key, check_blobs=blobs, run=work.run)
+        work.show(plan, push_plan_summary)
+        return
+    trees = [
+        work.enter_context(one.open_for_uploads(work.on_event, state_dir))
+        for one in (target, *others)
+    ]
+    writable = not no_access_check
+    if others:
+        result = push_to_all(
+            reader, trees, quorum=quorum, key=key, check_access=writable, run=work.run
+        )
+        work.show(result, quorum_summary)
     else:
-        show(as_json, report.to_document(), push_summary, report, started)
+        report = push(
+            reader, trees[0], key=key, check_access=writable, check_blobs=blobs, run=work.run
+        )
+        work.show(report, push_summary)
 
 
 def _replicas(
@@ -189,8 +171,7 @@ def _replicas(
         )
     own = replace(asked, login=login, password=password)
     return [
-        TreeAccess.of(one, asked if one.host == root.host and login is None else own)
-        for one in roots[1:]
+        (asked if one.host == root.host and login is None else own).to(one) for one in roots[1:]
     ]
 
 

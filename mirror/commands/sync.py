@@ -6,27 +6,21 @@ import logging
 import signal
 import sys
 import threading
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
 import click
 from click.core import ParameterSource
 
 from mirror.commands import options
-from mirror.commands.access import TreeAccess, full_name, masters_of, open_trees, parse_storage
-from mirror.commands.errors import show
-from mirror.commands.login import AccessOptions
+from mirror.commands.access import AccessOptions, TreeAccess, open_trees, registry_options
+from mirror.commands.cluster_files import ClusterFiles, cluster_options, full_name
+from mirror.commands.options import FILE, Work, flag
 from mirror.errors import InputError
 from mirror.operations.sync import sync_replicas
-from mirror.reports.progress import progress
 from mirror.reports.registries import sync_summary
-from mirror.run import Run
-from mirror.watch.service import running
-from mirror.watch.settings import WatchSettings
 
 _AUTO = "auto"
 
@@ -47,22 +41,15 @@ _AUTO = "auto"
     help="A registry to bring to what the leader has; repeatable. With --module-config, all of the "
     "cluster's masters if none is named.",
 )
-@click.option(
-    "--audit",
-    is_flag=True,
-    help="Compare every tag and manifest by digest, whatever the replicas state.",
+@flag("--audit", text="Compare every tag and manifest by digest, whatever the replicas state.")
+@flag(
+    "--deep", text="Read every byte back and hash it as well; what is damaged or lost is replaced."
 )
-@click.option(
-    "--deep",
-    is_flag=True,
-    help="Read every byte back and hash it as well; what is damaged or lost is replaced.",
-)
-@click.option(
+@flag(
     "--prune",
-    is_flag=True,
-    help="Remove tags and manifests that the leader's inventory does not have; see --dry-run.",
+    text="Remove tags and manifests that the leader's inventory does not have; see --dry-run.",
 )
-@click.option("--dry-run", is_flag=True, help="Say what would be done, and do nothing.")
+@flag("--dry-run", text="Say what would be done, and do nothing.")
 @click.option(
     "--storage",
     multiple=True,
@@ -76,19 +63,18 @@ _AUTO = "auto"
     metavar="SECONDS",
     help="Stop replicas that are not finished by then.",
 )
-@click.option(
+@flag(
     "--watch",
     "watching",
-    is_flag=True,
-    help="Go on until stopped, as --config says: a daemon with health, readiness and metrics.",
+    text="Go on until stopped, as --config says: a daemon with health, readiness and metrics.",
 )
 @click.option(
     "--config",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    type=FILE,
     help="With --watch: its settings (YAML), also those of Deckhouse's mirrorer.",
 )
-@options.registry
-@options.cluster
+@registry_options
+@cluster_options
 @options.running
 def sync_command(
     *,
@@ -102,11 +88,9 @@ def sync_command(
     deadline: float | None,
     watching: bool,
     config: Path | None,
-    module_config: Path | None,
-    sites_file: Path | None,
-    jobs: int,
-    as_json: bool,
-    **access: Any,
+    cluster: ClusterFiles,
+    access: AccessOptions,
+    work: Work,
 ) -> None:
     """Bring replicas (host[:port]/path) to what the leader holds, straight from there.
 
@@ -119,39 +103,53 @@ def sync_command(
     if watching or config is not None:
         _watch(watching, config)
         return
-    asked = AccessOptions(**access)
-    masters = masters_of(asked, module_config=module_config, sites_file=sites_file)
+    described = cluster.load()
+    masters = described.replicas(access) if described else {}
     leader, replicas = _who(leader, replicas, masters)
     if storage and not deep:
         raise InputError("--storage goes with --deep, which finds what is damaged there")
     names = list(replicas) if leader == _AUTO else [leader, *replicas]
-    connections = jobs * (len(names) + 1) + 8
-    started = time.monotonic()
-    with (
-        progress(quiet=as_json) as on_event,
+    opened = work.enter_context(
         open_trees(
             names,
-            asked,
-            on_event,
-            storage=[(full_name(name, masters), at) for name, at in parse_storage(storage)],
-            connections=connections,
+            access,
+            work.on_event,
+            storage=_storage(storage, names, masters),
+            connections=work.run.jobs * (len(names) + 1) + 8,
             masters=masters,
-        ) as opened,
-    ):
-        head = None if leader == _AUTO else opened.pop(0)
-        report = sync_replicas(
-            head,
-            opened,
-            audit=audit,
-            deep=deep,
-            prune=prune,
-            dry_run=dry_run,
-            deadline_s=deadline,
-            run=Run(jobs, on_event),
         )
-    show(as_json, report.to_document(), sync_summary, report, started)
-    if report.exit_code:
-        click.get_current_context().exit(report.exit_code)
+    )
+    head = None if leader == _AUTO else opened.pop(0)
+    report = sync_replicas(
+        head,
+        opened,
+        audit=audit,
+        deep=deep,
+        prune=prune,
+        dry_run=dry_run,
+        deadline_s=deadline,
+        run=work.run,
+    )
+    work.show(report, sync_summary, code=report.exit_code)
+
+
+def _storage(
+    values: Sequence[str], names: Sequence[str], masters: Mapping[str, TreeAccess]
+) -> dict[str, Path]:
+    """`--storage REGISTRY=DIR`, by the full names of registries.
+
+    Raises:
+        InputError: one is not of that form, or not among `names`.
+    """
+    folders = {}
+    for value in values:
+        name, separator, folder = value.partition("=")
+        if not (separator and name and folder):
+            raise InputError(f"--storage {value}: write REGISTRY=DIR")
+        folders[full_name(name, masters)] = Path(folder)
+    if unknown := sorted(folders.keys() - set(names)):
+        raise InputError(f"--storage {unknown[0]}=…: that registry is none of those to work on")
+    return folders
 
 
 def _who(
@@ -206,6 +204,9 @@ def watch(config: Path) -> None:
 
     What happens is logged to stderr, one line each.
     """
+    from mirror.watch.service import running
+    from mirror.watch.settings import WatchSettings
+
     settings = WatchSettings.load(config)
     stop = threading.Event()
     with _logging(), _stopped_by_signals(stop), running(settings) as (daemon, url):

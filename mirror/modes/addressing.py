@@ -62,9 +62,6 @@ class _Asked:
     what: str | Digest | None
     below: str | None
 
-    def __str__(self) -> str:
-        return str(self.repository)
-
 
 def routes_for(
     reference: Reference | Repository | str,
@@ -98,8 +95,8 @@ def _routes(
 ) -> Iterator[Route]:
     if row.roles == (Role.MASTER,) and not access.masters:
         raise RouteError(
-            f"{asked}: in mode Local replicas ask each other, and the addresses of the masters are "
-            "not known here; give them with the sites (--sites FILE, masters)"
+            f"{asked.repository}: in mode Local replicas ask each other, and the addresses "
+            "of the masters are not known here; give them with the sites (--sites FILE, masters)"
         )
     reader = _login(access, row.reader, upstream)
     writer = _login(access, row.writer, upstream) if row.writes else None
@@ -112,10 +109,16 @@ def _routes(
             continue
         ca = access.ca
         if row.reader is None and upstream is not None:
-            ca = _joined(access.ca, upstream.ca)
-        for end, host, trusted in _inside(asked, role, access, ca):
-            place = asked.repository.path
-            yield Route(end, "https", host, place, asked.what, trusted, reader, row.writes, writer)
+            # A proxy that only passes requests on also passes on the upstream's challenge, so
+            # clients ask the upstream's own token server and must trust both.
+            ca = access.ca or upstream.ca
+            if access.ca is not None and upstream.ca is not None:
+                ca = f"{access.ca.rstrip()}\n{upstream.ca}"
+        for end, host, authority in _inside(asked, role, access, ca):
+            yield Route(
+                *(end, "https", host, asked.repository.path, asked.what, authority),
+                *(reader, row.writes, writer),
+            )
 
 
 def _inside(
@@ -131,9 +134,10 @@ def _inside(
             yield role, access.public_host, access.public_ca
         case Role.PUBLIC if not access.masters:
             raise RouteError(
-                f"{asked}: in mode Local images are pushed to registry.<PUBLIC_DOMAIN>, which is "
-                "not known here; give the cluster's public domain, or the addresses of its "
-                "masters, with the sites (--sites FILE, publicHost or masters)"
+                f"{asked.repository}: in mode Local images are pushed to "
+                "registry.<PUBLIC_DOMAIN>, which is not known here; give the cluster's public "
+                "domain, or the addresses of its masters, with the sites (--sites FILE, publicHost "
+                "or masters)"
             )
         case _:
             for address in access.masters:
@@ -144,18 +148,6 @@ def master_host(address: str) -> str:
     """`host:port` of the replica on the master at `address`, which may be an IPv6 address."""
     bare = f"[{address}]" if ":" in address and not address.startswith("[") else address
     return f"{bare}:{constants.REGISTRY_PORT}"
-
-
-def _joined(module: str | None, upstream: str | None) -> str | None:
-    """Whom to trust on the way through the cluster to the upstream.
-
-    A proxy that only passes requests on also passes on the upstream's challenge, so clients ask the
-    upstream's own token server. The upstream's authority counts even if the module's is unknown
-    here: the caller may know that one by other means.
-    """
-    if module is None or upstream is None:
-        return module or upstream
-    return f"{module.rstrip()}\n{upstream}"
 
 
 def _login(
@@ -200,9 +192,6 @@ def logical(reference: Reference, settings: RegistrySettings) -> Reference:
     """The logical name of an image that is named by its place at the upstream.
 
     One that has its logical name already stays.
-
-    Raises:
-        RouteError: the upstream is not known, or the image does not lie there.
     """
     if _asked(reference).below is not None:
         return reference
@@ -217,11 +206,7 @@ def logical(reference: Reference, settings: RegistrySettings) -> Reference:
 
 
 def upstream_repository(relative: str, upstream: Upstream) -> str:
-    """The repository at the upstream of what lies at `relative` under the logical path.
-
-    Raises:
-        RouteError: the upstream has no path, and so no repository for what lies at the very top.
-    """
+    """The repository at the upstream of what lies at `relative` under the logical path."""
     path = "/".join(part for part in (upstream.path, relative) if part)
     if not path:
         raise RouteError(
@@ -237,24 +222,28 @@ def upstream_repository(relative: str, upstream: Upstream) -> str:
 
 
 def _known_upstream(settings: RegistrySettings) -> Upstream:
-    upstream = settings.upstream
-    if upstream is None:
-        hint = (
-            ""
-            if settings.managed
-            else "; give the section unmanaged with imagesRepo, or what the cluster was installed "
-            "with (InitConfiguration)"
+    if settings.upstream is not None:
+        return settings.upstream
+    message = f"in mode {settings.mode} these settings name no registry outside of the cluster"
+    if not settings.managed:
+        message += (
+            "; give the section unmanaged with imagesRepo, or what the cluster was installed with "
+            "(InitConfiguration)"
         )
-        raise RouteError(
-            f"in mode {settings.mode} these settings name no registry outside of the cluster{hint}"
-        )
-    return upstream
+    raise RouteError(message)
 
 
 def _asked(reference: Reference | Repository | str) -> _Asked:
-    parsed = _parsed(reference)
-    repository = parsed.repository if isinstance(parsed, Reference) else parsed
-    what = (parsed.digest or parsed.tag) if isinstance(parsed, Reference) else None
+    parsed = reference
+    if isinstance(parsed, str):
+        last = parsed.rpartition("/")[2]
+        named = "@" in parsed or (":" in last and "/" in parsed)
+        parsed = Reference.parse(parsed) if named else Repository.parse(parsed)
+    what: str | Digest | None = None
+    if isinstance(parsed, Reference):
+        repository, what = parsed.repository, parsed.digest or parsed.tag
+    else:
+        repository = parsed
     place = None
     if repository.host == LOGICAL_HOST:
         place = below(repository.path, LOGICAL_PATH)
@@ -264,15 +253,6 @@ def _asked(reference: Reference | Repository | str) -> _Asked:
                 f"below it ({constants.LOGICAL_BASE}/…), and this is neither"
             )
     return _Asked(repository, what, place)
-
-
-def _parsed(reference: Reference | Repository | str) -> Reference | Repository:
-    if not isinstance(reference, str):
-        return reference
-    last = reference.rpartition("/")[2]
-    if "@" in reference or (":" in last and "/" in reference):
-        return Reference.parse(reference)
-    return Repository.parse(reference)
 
 
 def below(path: str, base: str) -> str | None:
@@ -316,10 +296,6 @@ class RepositoryNames:
 
         That is `registry.d8-system.svc:5001/system/deckhouse/install`, or the same by the host
         that the mode has it at, or `system/deckhouse/install`, or `install`.
-
-        Raises:
-            RouteError: it lies elsewhere.
-            InvalidReferenceError: it cannot be a repository.
         """
         first, _, rest = repository.partition("/")
         if first in self._cluster:
@@ -337,12 +313,7 @@ class RepositoryNames:
     def read_image(
         self, name: str, reference: str | Digest | None
     ) -> tuple[ClusterRepository, str | Digest]:
-        """A repository and a tag or digest there; without `reference`, `name` has it at its end.
-
-        Raises:
-            RouteError: it lies elsewhere.
-            InvalidReferenceError, InvalidDigestError: tag and digest are absent or invalid.
-        """
+        """A repository and a tag or digest there; without `reference`, `name` has it at its end."""
         if reference is not None:
             return self.read(name), reference
         repository, at, digest = name.partition("@")
@@ -410,9 +381,6 @@ def check_write(
     """Refuse `action`, which writes, where the mode or the plane does not take it.
 
     `external`: the caller named the external registry itself, not the cluster's address.
-
-    Raises:
-        ForbiddenByModeError: with the place where it is allowed.
     """
     row = settings.kind.row.planes[plane]
     if not row.refusal or (external and row.writes):
@@ -427,11 +395,7 @@ def check_write(
 
 
 def check_catalogue(settings: RegistrySettings, plane: Plane, access: ClusterAccess) -> None:
-    """Refuse to list all repositories where the accounts of that plane may not.
-
-    Raises:
-        ForbiddenByModeError: with what works instead.
-    """
+    """Refuse to list all repositories where the accounts of that plane may not."""
     row = settings.kind.row
     reason = row.planes[plane].no_catalogue
     if not reason:

@@ -250,7 +250,7 @@ def check_images(
         CancelledError: `run` was stopped.
         ValueError: there are no targets, or `again` is about something else.
     """
-    run = Run.of(run)
+    run, connect = Run.of(run), connect or connect_with(ConnectionOptions())
     if not targets or workers < 1:
         raise ValueError("a check needs targets, and workers to ask them")
     if again is not None and (
@@ -259,52 +259,34 @@ def check_images(
         or any(tuple(i.image for i in one.items) != required.images for one in again.registries)
     ):
         raise ValueError("the earlier report is about other images or registries")
-    earlier = [None] * len(targets) if again is None else again.registries
-    queues = [_Queue(*pair, required) for pair in zip(targets, earlier, strict=True)]
-    total = sum(len(queue.waiting) for queue in queues)
-    run.on_event(PhaseStarted("checking the required images", total))
-    _carry_out(queues, connect or connect_with(ConnectionOptions()), workers, limit_s, run)
-    return CheckReport(required.mode, tuple(queue.result() for queue in queues))
-
-
-def _carry_out(
-    queues: Sequence[_Queue], connect: Connect, workers: int, limit_s: float | None, run: Run
-) -> None:
-    """Ask, until everything has an answer or the time is up."""
-    with ExitStack() as stack, run.child(jobs=workers * len(queues)) as whole:
+    with ExitStack() as stack, run.child(jobs=workers * len(targets)) as whole:
         part = whole.with_deadline(limit_s)
-        askers = [
-            _Asker(queue, stack.enter_context(connect(queue.target.route)).within(part), part)
-            for queue in queues
-        ]
+        askers = []
+        for number, target in enumerate(targets):
+            client = stack.enter_context(connect(target.route)).within(part)
+            known = again.registries[number].items if again else map(ItemResult, required.images)
+            askers.append(_Asker(target, list(known), client, part))
+        total = sum(len(asker.waiting) for asker in askers)
+        run.on_event(PhaseStarted("checking the required images", total))
         with suppress(DeadlineError):  # this check's own limit; the caller's is checked below
             for _ in for_each(askers * workers, _Asker.work, run=part):
                 pass
     run.check()
-
-
-class _Queue:
-    """The questions to one registry and their answers."""
-
-    def __init__(
-        self, target: CheckTarget, earlier: RegistryResult | None, required: RequiredSet
-    ) -> None:
-        self.target = target
-        known = earlier.items if earlier else tuple(map(ItemResult, required.images))
-        self.items = list(known)  # each place is written by the one thread that asks for it
-        todo = [n for n, item in enumerate(known) if item.state is not ItemState.FOUND]
-        todo.sort(key=lambda n: known[n].state is not ItemState.PENDING)
-        self.waiting = deque(todo)
-
-    def result(self) -> RegistryResult:
-        return RegistryResult(self.target, tuple(self.items))
+    results = (RegistryResult(asker.target, tuple(asker.items)) for asker in askers)
+    return CheckReport(required.mode, tuple(results))
 
 
 class _Asker:
-    """Asks one registry, in several threads."""
+    """Asks one registry for images, in several threads. `items` are the answers."""
 
-    def __init__(self, queue: _Queue, client: RegistryClient, run: Run) -> None:
-        self._queue, self._client, self._run = queue, client, run
+    def __init__(
+        self, target: CheckTarget, items: list[ItemResult], client: RegistryClient, run: Run
+    ) -> None:
+        self.target, self.items = target, items  # one thread asks for an item, and writes it
+        self._client, self._run = client, run
+        todo = [n for n, item in enumerate(items) if item.state is not ItemState.FOUND]
+        todo.sort(key=lambda n: items[n].state is not ItemState.PENDING)
+        self.waiting = deque(todo)
         self._greeting = threading.Lock()  # guards the two below
         self._greeted = False
         self._hopeless: MirrorError | None = None
@@ -312,7 +294,7 @@ class _Asker:
     def work(self) -> None:
         """Ask until no question or no time is left."""
         with self._greeting:
-            if not self._greeted and self._queue.waiting and not self._run.stopped:
+            if not self._greeted and self.waiting and not self._run.stopped:
                 self._greeted = True
                 self._hopeless = self._greet()
                 if self._run.stopped:  # the report shall name what used up the time
@@ -323,21 +305,20 @@ class _Asker:
     def _next(self) -> bool:
         """Get the next answer; return False if no question is left."""
         try:
-            number = self._queue.waiting.popleft()
+            number = self.waiting.popleft()
         except IndexError:
             return False
-        image = self._queue.items[number].image
-        self._queue.items[number] = (
-            self._ask(image)
-            if self._hopeless is None
-            else ItemResult(image, ItemState.FAILED, self._hopeless)
-        )
+        image = self.items[number].image
+        if self._hopeless is not None:
+            self.items[number] = ItemResult(image, ItemState.FAILED, self._hopeless)
+        else:
+            self.items[number] = self._ask(image)
         self._run.on_event(PhaseAdvanced())
         return True
 
     def _greet(self) -> MirrorError | None:
         """Return why asking would be useless, or None."""
-        route = self._queue.target.route
+        route = self.target.route
         try:
             self._client.ping()
         except MirrorError as err:
@@ -345,10 +326,9 @@ class _Asker:
         return None
 
     def _ask(self, image: RequiredImage) -> ItemResult:
-        target = self._queue.target
-        where = target.request(image)
+        where = self.target.request(image)
         try:
-            found = self._client.resolve(target.repository(image), image.reference)
+            found = self._client.resolve(self.target.repository(image), image.reference)
         except MirrorError as err:
             return ItemResult(image, ItemState.FAILED, self._explained(err, where))
         if found is not None:

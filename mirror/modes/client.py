@@ -3,28 +3,24 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Generator, Iterator, Sequence
+import threading
+from collections.abc import Callable, Generator, Hashable, Iterator
 from dataclasses import replace
 from typing import TypeVar
 
-from mirror.errors import MirrorError, RegistryNotFoundError
+from mirror.errors import CancelledError, RegistryNotFoundError
 from mirror.events import OnEvent, ignore
 from mirror.modes.addressing import (
     LOGICAL_ROOT,
     ClusterRepository,
+    RepositoryNames,
     below,
     check_catalogue,
     check_write,
+    routes_for,
 )
 from mirror.modes.constants import LOGICAL_PATH
-from mirror.modes.endpoints import (
-    ANYWHERE,
-    Endpoint,
-    EndpointClients,
-    PlaneEndpoints,
-    reading_of,
-)
-from mirror.modes.failover import BlobReading, HealthMemory, ReadingPolicy
+from mirror.modes.endpoints import Endpoint, HealthMemory, Reading, ReadingPolicy
 from mirror.modes.routes import Plane
 from mirror.modes.settings import NO_ACCESS, ClusterAccess, RegistrySettings
 from mirror.oci import Child, Descriptor, Digest, Manifest, Repository
@@ -41,6 +37,9 @@ Found = TypeVar("Found")
 
 REPLICA_CONNECT_TIMEOUT_S = 5.0
 """How long to try for a connection where others can be asked instead."""
+
+ANYWHERE = ClusterRepository("install")
+"""Endpoints are the same for all repositories; an upstream without a path has none at the root."""
 
 
 def connect(
@@ -98,23 +97,26 @@ class ModeClient:
         on_event: OnEvent,
     ) -> None:
         self.settings, self.access, self.plane = settings, access, plane
-        self._to = PlaneEndpoints(settings, access, plane, credentials)
-        self._names = self._to.names
-        several = len(self.endpoints) > 1
+        self._credentials = credentials
+        self._names = RepositoryNames(settings, access)
+        self._endpoints = tuple(self._all_to(ANYWHERE))
+        self._choosing = threading.Lock()  # guards _chosen, which views share
+        self._chosen: list[Endpoint] = []
         if options is None:
             options = ConnectionOptions()
-            if several:
+            if len(self._endpoints) > 1:
                 options = replace(options, connect_timeout_s=REPLICA_CONNECT_TIMEOUT_S)
-        self._is_view = False
-        self._connections = EndpointClients(options, on_event)
-        self._patience = ReadingPolicy(
-            health or HealthMemory(), options.retries, self._connections.pause, on_event
-        )
+        self._options = options
+        self._own = self._run = Run(on_event=on_event)
+        self._lock = threading.Lock()  # guards _clients, which views share
+        self._clients: dict[tuple[Endpoint, bool], RegistryClient] = {}
+        sleep = options.retries.sleep or self._own.sleep
+        self._patience = ReadingPolicy(health or HealthMemory(), options.retries, sleep, on_event)
 
     @property
     def endpoints(self) -> tuple[Endpoint, ...]:
         """Where it reads, in the order in which they are asked while all are well."""
-        return self._to.endpoints
+        return self._endpoints
 
     def __enter__(self) -> ModeClient:
         return self
@@ -129,17 +131,19 @@ class ModeClient:
     def within(self, run: Run) -> ModeClient:
         """A view of this client for one run; see `RegistryClient.within`."""
         view = copy.copy(self)
-        view._connections = self._connections.within(run)
-        view._patience = replace(
-            self._patience, sleep=view._connections.pause, on_event=run.on_event
-        )
-        view._is_view = True
+        view._run = run
+        sleep = self._options.retries.sleep or run.sleep
+        view._patience = replace(self._patience, sleep=sleep, on_event=run.on_event)
         return view
 
     def close(self) -> None:
         """End all connections; requests under way in other threads fail with CancelledError."""
-        if not self._is_view:
-            self._connections.close()
+        if self._run is not self._own:  # a view
+            return
+        self._own.cancellation.cancel()
+        with self._lock:
+            for client in self._clients.values():
+                client.close()
 
     @property
     def host(self) -> str:
@@ -160,28 +164,15 @@ class ModeClient:
             client.ping()
             return True
 
-        self._read("a registry", ANYWHERE, ask)
+        next(self._answers("a registry", ANYWHERE, ask))
 
     def manifest(self, repository: str, reference: str | Digest | None = None) -> Manifest:
         """Fetch a manifest; see `RegistryClient.manifest`."""
-        place, named = self._names.read_image(repository, reference)
-        return self._read(
-            self._image(place, named),
-            place,
-            lambda client, repository: client.manifest(repository, named),
-        )
+        return next(self._images(repository, reference, RegistryClient.manifest))
 
     def resolve(self, repository: str, reference: str | Digest | None = None) -> Descriptor | None:
         """What a tag or digest names; None if no endpoint has it."""
-        place, named = self._names.read_image(repository, reference)
-        try:
-            return self._read(
-                self._image(place, named),
-                place,
-                lambda client, repository: client.resolve(repository, named),
-            )
-        except RegistryNotFoundError:
-            return None
+        return _first(self._images(repository, reference, RegistryClient.resolve))
 
     def exists(self, repository: str, reference: str | Digest | None = None) -> bool:
         """Whether some endpoint has a manifest by that tag or digest."""
@@ -190,14 +181,10 @@ class ModeClient:
     def blob_size(self, repository: str, digest: Digest) -> int | None:
         """The length of a blob in bytes; None if no endpoint has it."""
         place = self._names.read(repository)
-        try:
-            return self._read(
-                self._blob_name(place, digest),
-                place,
-                lambda client, repository: client.blob_size(repository, digest),
-            )
-        except RegistryNotFoundError:
-            return None
+        what = self._blob_name(place, digest)
+        return _first(
+            self._answers(what, place, lambda client, path: client.blob_size(path, digest))
+        )
 
     def blob(
         self,
@@ -214,39 +201,32 @@ class ModeClient:
         is held back until that has succeeded.
         """
         place = self._names.read(repository)
-        paths = self._routes_to(place)
-        reading = reading_of(self._blob_name(place, digest), tuple(paths), self._patience)
-        return BlobReading(
-            reading,
-            lambda endpoint, position: self._client(endpoint, reading.endpoints).blob(
-                paths[endpoint], digest, size=size, offset=position, verify=False
-            ),
-            digest,
-            size,
-            offset,
-            verify=verify,
-        ).chunks()
+        reading, at = self._reading(self._blob_name(place, digest), place)
+
+        def open_at(endpoint: Endpoint, position: int) -> Generator[bytes, None, None]:
+            client, path = at(endpoint)
+            return client.blob(path, digest, size=size, offset=position, verify=False)
+
+        return reading.blob(open_at, digest, size, offset, verify=verify)
 
     def tags(self, repository: str) -> list[str]:
         """All tags of a repository, each once."""
-        place = self._names.read(repository)
-        what = f"the tags of {self._name(place)}"
-        return self._list(what, place, lambda client, path: client.tags(path))
+        return self._list("the tags of", repository, "", RegistryClient.tags)
 
     def referrers(
         self, repository: str, digest: Digest, artifact_type: str | None = None
     ) -> list[Child]:
         """What refers to the manifest `digest`; see `RegistryClient.referrers`."""
-        place = self._names.read(repository)
-        return self._children(
-            place, digest, lambda client, path: client.referrers(path, digest, artifact_type)
-        )
+
+        def ask(client: RegistryClient, path: str) -> list[Child]:
+            return client.referrers(path, digest, artifact_type)
+
+        return self._list("the referrers of", repository, f"@{digest}", ask, _digest_of)
 
     def referrers_api(
         self, repository: str, digest: Digest, artifact_type: str | None = None
     ) -> list[Child] | None:
         """The same as the registry's own API has it; None from one without that API."""
-        place = self._names.read(repository)
         without: list[RegistryClient] = []
 
         def ask(client: RegistryClient, path: str) -> list[Child]:
@@ -255,25 +235,8 @@ class ModeClient:
                 without.append(client)
             return found or []
 
-        found = self._children(place, digest, ask)
+        found = self._list("the referrers of", repository, f"@{digest}", ask, _digest_of)
         return None if without and not found else found
-
-    def _children(
-        self,
-        place: ClusterRepository,
-        digest: Digest,
-        ask: Callable[[RegistryClient, str], list[Child]],
-    ) -> list[Child]:
-        """Referrers, each once. A `Child` cannot be hashed, so lists are merged by digest."""
-        known: dict[Digest, Child] = {}
-
-        def digests(client: RegistryClient, path: str) -> list[Digest]:
-            children = {child.descriptor.digest: child for child in ask(client, path)}
-            known.update(children)
-            return list(children)
-
-        found = self._list(f"the referrers of {self._name(place)}@{digest}", place, digests)
-        return [known[one] for one in found]
 
     def catalogue(self) -> Iterator[str]:
         """The logical paths (`system/deckhouse/install`) of all repositories, in order.
@@ -282,7 +245,6 @@ class ModeClient:
             ForbiddenByModeError: this plane's user may not ask that.
         """
         check_catalogue(self.settings, self.plane, self.access)
-        place = self._names.read("")
 
         def ask(client: RegistryClient, root: str) -> list[str]:
             return [
@@ -291,7 +253,7 @@ class ModeClient:
                 if below(name, root) is not None
             ]
 
-        yield from sorted(self._list(f"the repositories of {self._name(place)}", place, ask))
+        yield from sorted(self._list("the repositories of", "", "", ask))
 
     # -- writing -------------------------------------------------------------------------------
 
@@ -306,36 +268,36 @@ class ModeClient:
         journal: UploadJournal | None = None,
     ) -> int:
         """Send a blob; see `RegistryClient.upload`."""
-        client, path = self._writer(repository, "push")
+        client, path = self._writer(repository)
         return client.upload(path, digest, size, content, opened=opened, journal=journal)
 
     def open_upload(self, repository: str) -> OpenUpload:
         """Open an upload session, which proves that pushing is allowed."""
-        client, path = self._writer(repository, "push")
+        client, path = self._writer(repository)
         return client.open_upload(path)
 
     def cancel_upload(self, repository: str, upload: OpenUpload) -> bool:
         """Let the registry forget a session, and say whether it answered."""
-        client, path = self._writer(repository, "push")
+        client, path = self._writer(repository)
         return client.cancel_upload(path, upload)
 
     def mount_or_open(
         self, repository: str, digest: Digest, from_repository: str
     ) -> bool | OpenUpload:
         """As `mount`, but return the upload session that most registries open instead."""
-        client, path = self._writer(repository, "push")
-        _, from_path = self._writer(from_repository, "push")
+        client, path = self._writer(repository)
+        _, from_path = self._writer(from_repository)
         return client.mount_or_open(path, digest, from_path)
 
     def mount(self, repository: str, digest: Digest, from_repository: str) -> bool:
         """Make a blob of `from_repository` one of `repository` too, without sending it."""
-        client, path = self._writer(repository, "push")
-        _, from_path = self._writer(from_repository, "push")
+        client, path = self._writer(repository)
+        _, from_path = self._writer(from_repository)
         return client.mount(path, digest, from_path)
 
     def put_manifest(self, repository: str, reference: str | Digest, manifest: Manifest) -> None:
         """Put `manifest` under a tag or its own digest; see `RegistryClient.put_manifest`."""
-        client, path = self._writer(repository, "push")
+        client, path = self._writer(repository)
         client.put_manifest(path, reference, manifest)
 
     def delete_manifest(self, repository: str, digest: Digest) -> None:
@@ -358,79 +320,120 @@ class ModeClient:
 
     # -- which endpoint ------------------------------------------------------------------------
 
-    def _routes_to(self, place: ClusterRepository) -> dict[Endpoint, str]:
-        """Where to ask for `place`, and as which repository."""
-        return self._to.to(
-            place,
-            self._patience,
-            lambda endpoint: self._connections.client(endpoint, patient=False).ping(),
-        )
+    def _all_to(self, place: ClusterRepository) -> dict[Endpoint, str]:
+        """Where `place` can be asked for, in order, and as which repository."""
+        address = self._names.address(place, self.plane)
+        routes = routes_for(address, self.settings, self.plane, self.access)
+        return {Endpoint.of(route, self._credentials): route.repository for route in routes}
 
-    def _writer(self, repository: str, action: str) -> tuple[RegistryClient, str]:
+    def _routes_to(self, place: ClusterRepository) -> dict[Endpoint, str]:
+        """The same, but an operator reads from the one replica that takes the pushes.
+
+        That is the first that answers, and then always the same: what a push found or left at one
+        replica may not be at another.
+        """
+        paths = self._all_to(place)
+        if self.plane is not Plane.OPERATOR or len(paths) == 1:
+            return paths
+
+        def ping(endpoint: Endpoint) -> Endpoint:
+            self._client(endpoint, patient=False).ping()
+            return endpoint
+
+        with self._choosing:
+            if not self._chosen:
+                reading = Reading("a replica to push to", self._endpoints, self._patience)
+                self._chosen.append(next(reading.answers(ping)))
+            (chosen,) = self._chosen
+        return {chosen: paths[chosen]}
+
+    def _writer(self, repository: str, action: str = "push") -> tuple[RegistryClient, str]:
         place = self._names.read(repository)
         check_write(self.settings, self.plane, self.access, external=place.external, action=action)
         ((endpoint, path),) = self._routes_to(place).items()
-        return self._connections.client(endpoint, patient=True), path
+        return self._client(endpoint, patient=True), path
 
-    def _client(self, endpoint: Endpoint, among: Sequence[Endpoint]) -> RegistryClient:
-        # One endpoint alone is asked again by its own client; several are gone round by us.
-        return self._connections.client(endpoint, patient=len(among) == 1)
+    def _client(self, endpoint: Endpoint, *, patient: bool) -> RegistryClient:
+        """The client of `endpoint`, made when it is first needed.
+
+        A `patient` one tries again where that can help. A login is part of its endpoint, so that a
+        client never has the login of another one.
+        """
+        with self._lock:
+            if self._own.stopped:
+                raise CancelledError("stopped, the connections to the registry were closed")
+            known = self._clients.get((endpoint, patient))
+            if known is None:
+                options = self._options
+                if not patient:
+                    options = replace(options, retries=replace(options.retries, attempts=1))
+                known = endpoint.client(options)
+                self._clients[endpoint, patient] = known
+            return known.within(self._run)
 
     # -- one question --------------------------------------------------------------------------
 
-    def _read(
+    def _reading(
+        self, what: str, place: ClusterRepository
+    ) -> tuple[Reading, Callable[[Endpoint], tuple[RegistryClient, str]]]:
+        """A reading of `what`, and for each endpoint its client and the repository to name."""
+        paths = self._routes_to(place)
+        # One endpoint alone is asked again by its own client; several are gone round by us.
+        patient = len(paths) == 1
+
+        def at(endpoint: Endpoint) -> tuple[RegistryClient, str]:
+            return self._client(endpoint, patient=patient), paths[endpoint]
+
+        return Reading(what, tuple(paths), self._patience), at
+
+    def _answers(
         self,
         what: str,
         place: ClusterRepository,
         ask: Callable[[RegistryClient, str], Found | None],
-    ) -> Found:
-        """The answer of the first endpoint that has one.
+    ) -> Iterator[Found]:
+        reading, at = self._reading(what, place)
+        return reading.answers(lambda endpoint: ask(*at(endpoint)))
 
-        Raises:
-            RegistryNotFoundError: every endpoint said that it has none.
-        """
-        paths = self._routes_to(place)
-        reading = reading_of(what, tuple(paths), self._patience)
-        for endpoint in reading:
-            try:
-                found = ask(self._client(endpoint, reading.endpoints), paths[endpoint])
-            except MirrorError as err:
-                reading.failed(endpoint, err)
-                continue
-            if found is not None:
-                reading.served(endpoint)
-                return found
-            reading.absent(endpoint)
-        raise reading.verdict()
+    def _images(
+        self,
+        repository: str,
+        reference: str | Digest | None,
+        ask: Callable[[RegistryClient, str, str | Digest], Found | None],
+    ) -> Iterator[Found]:
+        place, named = self._names.read_image(repository, reference)
+        what = f"{self._name(place)}{'@' if isinstance(named, Digest) else ':'}{named}"
+        return self._answers(what, place, lambda client, path: ask(client, path, named))
 
     def _list(
-        self, what: str, place: ClusterRepository, ask: Callable[[RegistryClient, str], list[Found]]
+        self,
+        what: str,
+        repository: str,
+        rest: str,
+        ask: Callable[[RegistryClient, str], list[Found]],
+        key: Callable[[Found], Hashable] = lambda one: one,
     ) -> list[Found]:
         """A list of the first that answers; of all, where replicas fill up independently."""
+        place = self._names.read(repository)
+        answers = self._answers(f"{what} {self._name(place)}{rest}", place, ask)
         if not self.settings.kind.row.holds_own_images:
-            return self._read(what, place, ask)
-        paths = self._routes_to(place)
-        reading = reading_of(what, tuple(paths), self._patience)
-        found: dict[Found, None] = {}
-        for endpoint in reading:
-            try:
-                listed = ask(self._client(endpoint, reading.endpoints), paths[endpoint])
-            except MirrorError as err:
-                reading.failed(endpoint, err)
-                continue
-            reading.served(endpoint)
-            found.update(dict.fromkeys(listed))
-        if not reading.was_served:
-            raise reading.verdict()
-        return list(found)
-
-    # -- names ---------------------------------------------------------------------------------
+            return next(answers)
+        return list({key(one): one for listed in answers for one in listed}.values())
 
     def _name(self, place: ClusterRepository) -> str:
         return self._names.describe(place)
 
-    def _image(self, place: ClusterRepository, reference: str | Digest) -> str:
-        return f"{self._name(place)}{'@' if isinstance(reference, Digest) else ':'}{reference}"
-
     def _blob_name(self, place: ClusterRepository, digest: Digest) -> str:
         return f"blob {self._name(place)}@{digest}"
+
+
+def _first(answers: Iterator[Found]) -> Found | None:
+    """The answer of the first endpoint that has one; None if every one says that it has none."""
+    try:
+        return next(answers)
+    except RegistryNotFoundError:
+        return None
+
+
+def _digest_of(child: Child) -> Digest:
+    return child.descriptor.digest

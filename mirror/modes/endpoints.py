@@ -1,34 +1,41 @@
-"""Endpoints, connections to them, and which are asked for a repository.
+"""The registries at the ends of a plane's routes, and the order in which they are asked.
 
-Each endpoint has its own trust and its own login.
+A reading goes from one endpoint to the next until one delivers. The memory of their health only
+decides who is asked first and leaves nobody out, so an outdated memory costs time and never an
+answer.
 """
 
 from __future__ import annotations
 
-import copy
 import threading
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Generator, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Generic, TypeVar
 
 from pydantic import SecretStr
 
-from mirror.errors import CancelledError, ForbiddenByModeError, MirrorError
-from mirror.events import OnEvent, ignore
-from mirror.modes.addressing import (
-    LOGICAL_ROOT,
-    ClusterRepository,
-    RepositoryNames,
-    Route,
-    push_address,
-    routes_for,
+from mirror.errors import (
+    DeniedError,
+    ForbiddenByModeError,
+    IntegrityError,
+    InvalidManifestError,
+    MirrorError,
+    RegistryError,
+    RegistryNotFoundError,
+    UnreachableError,
 )
+from mirror.events import EndpointDown, EndpointUp, OnEvent, Retrying, Warned, ignore
+from mirror.modes.addressing import LOGICAL_ROOT, Route, push_address, routes_for
 from mirror.modes.constants import RegistryUser
-from mirror.modes.failover import Reading, ReadingPolicy
 from mirror.modes.routes import DOORS, Plane
 from mirror.modes.settings import Account, ClusterAccess, RegistrySettings
-from mirror.oci import Repository
-from mirror.registry import ConnectionOptions, Credentials, RegistryClient
-from mirror.run import Run
+from mirror.oci import Digest, Repository, verified
+from mirror.registry import ConnectionOptions, Credentials, RegistryClient, RetryPolicy
+from mirror.sync.failover import continued
+
+Name = TypeVar("Name", bound=Hashable)
+Found = TypeVar("Found")
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,12 +61,8 @@ class Endpoint:
 
     def connection(self, options: ConnectionOptions) -> ConnectionOptions:
         """`options`, with this endpoint's scheme and authority."""
-        authorities = [pem for pem in (self.ca, options.ca) if pem]
-        return replace(
-            options,
-            plain_http=self.scheme == "http",
-            ca="\n".join(authorities) if authorities else None,
-        )
+        ca = "\n".join(pem for pem in (self.ca, options.ca) if pem) or None
+        return replace(options, plain_http=self.scheme == "http", ca=ca)
 
     def client(self, options: ConnectionOptions, on_event: OnEvent = ignore) -> RegistryClient:
         """A new client; the caller closes it."""
@@ -78,10 +81,6 @@ def replica_endpoints(
 
     One for each master, in order. The login is `credentials`, or that of `mirror-pusher`, or of
     `rw`.
-
-    Raises:
-        ForbiddenByModeError: in other modes replicas have no images of their own.
-        RouteError: `access` does not name the masters, or has none of those users.
     """
     mode = settings.mode
     if not settings.kind.row.holds_own_images:
@@ -92,10 +91,8 @@ def replica_endpoints(
             plane=Plane.REPLICA,
         )
     writer = access.account(RegistryUser.MIRROR_PUSHER) or access.account(RegistryUser.RW)
-    if writer is None and credentials is not None:
-        writer = Account(
-            RegistryUser.MIRROR_PUSHER.value, SecretStr("")
-        )  # `credentials` go before it
+    if writer is None and credentials is not None:  # they take the place of this one
+        writer = Account(RegistryUser.MIRROR_PUSHER.value, SecretStr(""))
     if writer is not None:
         both = {RegistryUser.MIRROR_PULLER: writer, RegistryUser.MIRROR_PUSHER: writer}
         access = replace(access, accounts={**access.accounts, **both})
@@ -105,159 +102,337 @@ def replica_endpoints(
     )
 
 
-class EndpointClients:
-    """A client for each endpoint, made when it is first needed. Thread-safe.
+# -- what is remembered of endpoints ---------------------------------------------------------------
 
-    A login is part of its endpoint, so that a client never has the login of another one.
-    """
-
-    def __init__(self, options: ConnectionOptions, on_event: OnEvent) -> None:
-        self._options, self._on_event = options, on_event
-        self._run: Run | None = None
-        self._closed = threading.Event()
-        self._lock = threading.Lock()  # guards _clients
-        self._clients: dict[tuple[Endpoint, bool], RegistryClient] = {}
-
-    def client(self, endpoint: Endpoint, *, patient: bool) -> RegistryClient:
-        """The client of `endpoint`; a `patient` one tries again where that can help.
-
-        Raises:
-            CancelledError: closed already.
-            InputError: the endpoint's authority cannot be used.
-        """
-        with self._lock:
-            if self._closed.is_set():
-                raise _stopped()
-            known = self._clients.get((endpoint, patient))
-            if known is None:
-                known = self._made(endpoint, patient=patient)
-                self._clients[endpoint, patient] = known
-            return known if self._run is None else known.within(self._run)
-
-    def within(self, run: Run) -> EndpointClients:
-        """The same connections for one run, which every wait listens to."""
-        view = copy.copy(self)
-        view._run = run
-        return view
-
-    def _made(self, endpoint: Endpoint, *, patient: bool) -> RegistryClient:
-        options = self._options
-        if not patient:
-            options = replace(options, retries=replace(options.retries, attempts=1))
-        return endpoint.client(options, self._on_event)
-
-    def pause(self, delay_s: float) -> None:
-        """Wait, unless these connections are closed meanwhile or the run is stopped.
-
-        Raises:
-            CancelledError: that happened.
-        """
-        sleep = self._options.retries.sleep
-        if sleep is not None:
-            sleep(delay_s)
-        elif self._run is not None:
-            self._run.sleep(delay_s)
-        elif self._closed.wait(delay_s):
-            raise _stopped()
-
-    def close(self) -> None:
-        """End all connections; requests under way in other threads fail with CancelledError."""
-        self._closed.set()
-        with self._lock:
-            for client in self._clients.values():
-                client.close()
+_MOST_LACKS = 10_000
 
 
-def _stopped() -> CancelledError:
-    return CancelledError("stopped, the connections to the registry were closed")
+@dataclass(slots=True)
+class _Rest:
+    """How often an endpoint failed in a row, until when it rests, and whether one probed it."""
+
+    failures: int
+    until: float
+    probed: bool = False
 
 
-# -- which endpoints are asked ---------------------------------------------------------------------
+class HealthMemory(Generic[Name]):
+    """Remembers which endpoints failed and what they do not have. Thread-safe. Times in seconds.
 
-ANYWHERE = ClusterRepository("install")
-"""Endpoints are the same for all repositories; an upstream without a path has none at the root."""
+    An endpoint that fails rests for `first_rest_s`, and after each further failure in a row for
+    twice as long, up to `longest_rest_s`. While it rests, it is asked last. When the rest is over,
+    the first caller who reaches it probes it; the others ask it last until they know the result.
+    Missing content is remembered for `lack_s`.
 
-
-class PlaneEndpoints:
-    """The endpoints of one plane under given settings. Thread-safe.
-
-    `credentials` take the place of those of the routes.
-
-    Raises:
-        RouteError: the settings and the access do not say where the registry is on that plane.
+    `clock` counts seconds and never jumps.
     """
 
     def __init__(
         self,
-        settings: RegistrySettings,
-        access: ClusterAccess,
-        plane: Plane,
-        credentials: Credentials | None,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        first_rest_s: float = 2.0,
+        longest_rest_s: float = 60.0,
+        lack_s: float = 30.0,
     ) -> None:
-        self.names = RepositoryNames(settings, access)
-        self._settings, self._access, self._plane = settings, access, plane
-        self._credentials = credentials
-        self.endpoints = tuple(self.all_to(ANYWHERE))
-        self._lock = threading.Lock()  # guards _choice
-        self._choice: Endpoint | None = None
+        self._clock, self._lack_s = clock, lack_s
+        self._first_rest_s, self._longest_rest_s = first_rest_s, longest_rest_s
+        self._lock = threading.Lock()  # guards everything below
+        self._resting: dict[Name, _Rest] = {}
+        self._denying: set[Name] = set()
+        self._lacks: dict[tuple[Name, str], float] = {}  # the oldest first
 
-    def all_to(self, repository: ClusterRepository) -> dict[Endpoint, str]:
-        """Where `repository` can be asked for, in order, and as which repository."""
-        address = self.names.address(repository, self._plane)
-        routes = routes_for(address, self._settings, self._plane, self._access)
-        return {Endpoint.of(route, self._credentials): route.repository for route in routes}
+    def in_order(self, endpoints: Sequence[Name], content: str) -> Iterator[Name]:
+        """The order in which to ask `endpoints` for `content`; each is chosen when it is needed.
 
-    def to(
-        self,
-        repository: ClusterRepository,
-        patience: ReadingPolicy[Endpoint],
-        ping: Callable[[Endpoint], None],
-    ) -> dict[Endpoint, str]:
-        """The same, but an operator reads from the one endpoint that he writes to.
-
-        Raises:
-            UnreachableError: no endpoint answers `ping`.
+        They keep their own order, except that those that did not have it a moment ago come later,
+        and those that rest come last. The caller who reaches an endpoint whose rest is over probes
+        it for all.
         """
-        ways = self.all_to(repository)
-        if self._plane is not Plane.OPERATOR or len(ways) == 1:
-            return ways
-        chosen = self._chosen(patience, ping)
-        return {chosen: ways[chosen]}
+        left = list(endpoints)
+        while left:
+            with self._lock:
+                now = self._clock()
+                ranks = [
+                    (self._rests(one, now), self._lacks.get((one, content), now) > now)
+                    for one in left
+                ]
+                endpoint = left.pop(ranks.index(min(ranks)))  # the first of equals
+                rest = self._resting.get(endpoint)
+                if rest is not None and now >= rest.until:
+                    # This caller probes it; until it reports, or is lost, nobody else does.
+                    rest.probed, rest.until = True, now + self._rest_s(rest.failures)
+            yield endpoint
 
-    def _chosen(
-        self, patience: ReadingPolicy[Endpoint], ping: Callable[[Endpoint], None]
-    ) -> Endpoint:
-        """The replica that takes pushes: the first that answers, and then always the same.
+    def _rests(self, endpoint: Name, now: float) -> bool:
+        rest = self._resting.get(endpoint)
+        return rest is not None and now < rest.until
 
-        What a push found or left at one replica may not be at another.
-        """
+    def is_well(self, endpoint: Name) -> bool:
+        """Whether it answered the last time."""
         with self._lock:
-            if self._choice is None:
-                self._choice = _first_that_answers(self.endpoints, patience, ping)
-            return self._choice
+            return endpoint not in self._resting
+
+    def failed(self, endpoint: Name) -> float | None:
+        """Note a failure; return the length of its rest if it was well until now, else None."""
+        now = self._clock()
+        with self._lock:
+            rest = self._resting.get(endpoint)
+            if rest is None:
+                self._resting[endpoint] = _Rest(1, now + self._first_rest_s)
+                return self._first_rest_s
+            # All requests that were under way when it failed are one failure. A request that asks
+            # it last while it rests proves nothing new either.
+            if rest.probed or now >= rest.until:
+                failures = rest.failures + 1
+                self._resting[endpoint] = _Rest(failures, now + self._rest_s(failures))
+            return None
+
+    def _rest_s(self, failures: int) -> float:
+        return float(min(self._longest_rest_s, self._first_rest_s * 2.0 ** min(failures - 1, 30)))
+
+    def answered(self, endpoint: Name) -> bool:
+        """Note an answer, "not found" included; return whether it had been failing until now."""
+        with self._lock:
+            return self._resting.pop(endpoint, None) is not None
+
+    def denied(self, endpoint: Name) -> bool:
+        """Note that it refused the login or its rights; return True the first time in a row."""
+        with self._lock:
+            is_news = endpoint not in self._denying
+            self._denying.add(endpoint)
+            return is_news
+
+    def served(self, endpoint: Name, content: str) -> None:
+        """Note that it had `content`."""
+        with self._lock:
+            self._denying.discard(endpoint)
+            self._lacks.pop((endpoint, content), None)
+
+    def lacked(self, endpoint: Name, content: str) -> None:
+        """Note that it does not have `content`, or has it damaged."""
+        now = self._clock()
+        with self._lock:
+            self._lacks.pop((endpoint, content), None)
+            self._lacks[endpoint, content] = now + self._lack_s
+            if len(self._lacks) > _MOST_LACKS:
+                del self._lacks[next(iter(self._lacks))]
 
 
-def _first_that_answers(
-    endpoints: Sequence[Endpoint],
-    patience: ReadingPolicy[Endpoint],
-    ping: Callable[[Endpoint], None],
-) -> Endpoint:
-    reading = Reading("a replica to push to", endpoints, patience)
-    for endpoint in reading:
-        try:
-            ping(endpoint)
-        except MirrorError as err:
-            reading.failed(endpoint, err)
-        else:
-            reading.served(endpoint)
-            return endpoint
-    raise reading.verdict()
+@dataclass(frozen=True, slots=True)
+class ReadingPolicy:
+    """What all readings of a client share: memory, retries, waiting, the listener.
+
+    A reading asks all endpoints up to `policy.attempts` times while waiting may help. One endpoint
+    alone is asked once: its own client tries again.
+    """
+
+    health: HealthMemory[Endpoint]
+    policy: RetryPolicy
+    sleep: Callable[[float], object]
+    on_event: OnEvent
 
 
-def reading_of(
-    what: str, endpoints: Sequence[Endpoint], patience: ReadingPolicy[Endpoint]
-) -> Reading[Endpoint]:
-    """A reading at these endpoints. A single one is retried by its own client, not here."""
-    if len(endpoints) == 1:
-        patience = replace(patience, policy=replace(patience.policy, attempts=1))
-    return Reading(what, endpoints, patience)
+@dataclass(slots=True)
+class Reading:
+    """Chooses the endpoint to ask next for `what`, and the error to raise. Used by one thread.
+
+    `what` names the content, in the same words for all endpoints. `answers` and `blob` ask the
+    endpoints; whoever iterates over a reading instead reports each result (`served`, `failed`).
+    """
+
+    what: str
+    endpoints: Sequence[Endpoint]
+    patience: ReadingPolicy
+    _errors: dict[Endpoint, MirrorError] = field(default_factory=dict)
+    """What each endpoint said in this round."""
+    _rounds: int = 0
+    _was_served: bool = False
+
+    def __iter__(self) -> Iterator[Endpoint]:
+        patience = self.patience
+        attempts = patience.policy.attempts if len(self.endpoints) > 1 else 1
+        while True:
+            well = {one for one in self.endpoints if patience.health.is_well(one)}
+            self._errors.clear()
+            yield from patience.health.in_order(self.endpoints, self.what)
+            if self._was_served:  # the caller continued, to hear what the others have
+                return
+            self._rounds += 1
+            if self._rounds >= attempts or not self._may_help_to_wait(well):
+                return
+            delay_s = patience.policy.delay_s(self._rounds)
+            failing = [one.host for one, error in self._errors.items() if not _says_absent(error)]
+            reason = f"{', '.join(failing)} cannot be read from"
+            patience.on_event(Retrying(self.what, self._rounds, delay_s, reason))
+            patience.sleep(delay_s)
+
+    def answers(self, ask: Callable[[Endpoint], Found | None]) -> Iterator[Found]:
+        """What each endpoint that has it answers, the first one first; None means absence."""
+        for endpoint in self:
+            try:
+                found = ask(endpoint)
+            except MirrorError as err:
+                self.failed(endpoint, err)
+                continue
+            if found is None:
+                self.absent(endpoint)
+                continue
+            self.served(endpoint)
+            yield found
+        if not self._was_served:
+            raise self.verdict()
+
+    def blob(
+        self,
+        open_at: Callable[[Endpoint, int], Generator[bytes, None, None]],
+        digest: Digest,
+        size: int | None,
+        offset: int,
+        *,
+        verify: bool,
+    ) -> Generator[bytes, None, None]:
+        """A blob's bytes; see `ModeClient.blob`.
+
+        `open_at(endpoint, offset)` opens an endpoint's bytes from `offset` on, unverified.
+        """
+        endpoints = iter(self)
+        givers: list[Endpoint] = []
+        began = offset
+
+        def asked() -> Iterator[Endpoint]:
+            for endpoint in endpoints:
+                givers.append(endpoint)
+                yield endpoint
+
+        def failed(endpoint: Endpoint, position: int, error: MirrorError) -> None:
+            nonlocal began
+            brought, began = position - began, position
+            if brought >= _PROGRESS_BYTES:
+                self._rounds = 0
+            if brought and isinstance(error, IntegrityError):
+                raise error
+            if not brought:
+                givers.remove(endpoint)
+            self.failed(endpoint, error)
+
+        while True:
+            givers.clear()
+            began, passed = offset, False
+            chunks: Iterator[bytes] = continued(
+                asked(), open_at, failed, self.verdict, size=size, offset=offset
+            )
+            if verify and offset == 0:  # from the middle on, the holder of the beginning verifies
+                chunks = verified(chunks, digest, size, where=self.what)
+            try:
+                for chunk in chunks:
+                    passed = True
+                    yield chunk
+            except IntegrityError as err:
+                for one in givers:  # any may have sent wrong bytes; ask others first next time
+                    self.patience.health.lacked(one, self.what)
+                if passed or not givers:  # without givers it is the verdict
+                    raise
+                self.failed(givers[-1], err)
+                continue
+            self.served(givers[-1])
+            return
+
+    def served(self, endpoint: Endpoint) -> None:
+        """`endpoint` had it."""
+        self._was_served = True
+        self._well(endpoint)
+        self.patience.health.served(endpoint, self.what)
+
+    def absent(self, endpoint: Endpoint, error: RegistryNotFoundError | None = None) -> None:
+        """`endpoint` answered that it does not have it."""
+        self._well(endpoint)
+        self.patience.health.lacked(endpoint, self.what)
+        self._errors[endpoint] = error or RegistryNotFoundError(
+            f"{endpoint.host}: {self.what} is not there", where=self.what, status=404
+        )
+
+    def failed(self, endpoint: Endpoint, error: MirrorError) -> None:
+        """`endpoint` did not deliver."""
+        health, on_event = self.patience.health, self.patience.on_event
+        several = len(self.endpoints) > 1
+        match error:
+            case RegistryNotFoundError():
+                self.absent(endpoint, error)
+            case DeniedError():
+                self._well(endpoint)
+                # Another endpoint may let us in; warn, so that the refusal does not go unnoticed.
+                if several and health.denied(endpoint):
+                    on_event(Warned(str(error)))
+            case RegistryError() if _is_of_the_endpoint(error):
+                rest_s = health.failed(endpoint)
+                if several and rest_s is not None:
+                    on_event(EndpointDown(endpoint.host, str(error), rest_s))
+            case IntegrityError() | InvalidManifestError():
+                health.lacked(endpoint, self.what)
+                if several:
+                    on_event(Warned(f"{endpoint.host}: {error}"))
+            case _:
+                raise error
+        self._errors[endpoint] = error
+
+    def _well(self, endpoint: Endpoint) -> None:
+        if self.patience.health.answered(endpoint) and len(self.endpoints) > 1:
+            self.patience.on_event(EndpointUp(endpoint.host))
+
+    def _witnesses(self) -> list[Endpoint]:
+        """The endpoints that must all say "not found" before content counts as absent.
+
+        A door adds nothing if the replicas behind it were asked themselves.
+        """
+        return [one for one in self.endpoints if not one.is_door] or list(self.endpoints)
+
+    def _may_help_to_wait(self, well: set[Endpoint]) -> bool:
+        """Whether another round may end better than this one.
+
+        If some endpoint answered, "not found" included, do not wait for those that were failing
+        before: a machine that is gone for good must not delay each question.
+        """
+        errors = self._errors
+        passing = {one for one, error in errors.items() if _may_pass(error)}
+        if any(isinstance(one, RegistryNotFoundError | DeniedError) for one in errors.values()):
+            passing &= well & set(self._witnesses())
+        return bool(passing)
+
+    def verdict(self) -> MirrorError:
+        """The error to raise after the last endpoint; "not found" only if all witnesses say so."""
+        witnesses = [self._errors.get(one) for one in self._witnesses()]
+        every = witnesses if all(map(_says_absent, witnesses)) else self._errors.values()
+        errors = [error for error in every if error is not None]
+        worst = min(errors, key=_gravity)
+        if len(errors) == 1 or not isinstance(worst, RegistryError):
+            return worst
+        reasons = "".join(f"\n  {error}" for error in errors)
+        message = f"{self.what}: none of {len(errors)} endpoints delivers it:{reasons}"
+        error = type(worst)(message, where=worst.where, status=worst.status, codes=worst.codes)
+        error.may_pass = any(map(_may_pass, errors))
+        return error
+
+
+_PROGRESS_BYTES = 64 << 10
+"""A round of a blob that moved less counts as failed, or a trickle could go on for ever."""
+
+_GRAVITY = (DeniedError, UnreachableError, MirrorError, RegistryError, RegistryNotFoundError)
+
+
+def _gravity(error: MirrorError) -> int:
+    """The rank of an error: the lowest gives several failures their common type."""
+    return next(_GRAVITY.index(kind) for kind in type(error).__mro__ if kind in _GRAVITY)
+
+
+def _says_absent(error: MirrorError | None) -> bool:
+    return isinstance(error, RegistryNotFoundError)
+
+
+def _may_pass(error: MirrorError) -> bool:
+    return isinstance(error, RegistryError) and error.may_pass
+
+
+def _is_of_the_endpoint(error: RegistryError) -> bool:
+    """Whether the endpoint itself failed, so that another one may do better."""
+    return isinstance(error, UnreachableError) or not 400 <= (error.status or 0) < 500

@@ -33,12 +33,7 @@ class FoundSettings(NamedTuple):
 
 
 def find_registry(source: Path | str | Mapping[str, Any]) -> FoundSettings:
-    """Find the settings in a file (`Path`), in YAML text (`str`), or in a mapping.
-
-    Raises:
-        InvalidSettingsError: the documents are not built as they must be.
-        InputError: the file cannot be read, is not YAML, or has no registry settings.
-    """
+    """Find the settings in a file (`Path`), in YAML text (`str`), or in a mapping."""
     if isinstance(source, Mapping):
         return _of([source], "the settings")
     if isinstance(source, str):
@@ -51,14 +46,16 @@ def find_registry(source: Path | str | Mapping[str, Any]) -> FoundSettings:
         raise InputError(f"cannot read {where}: {err.strerror}") from err
     documents = read_documents(raw, where, _EXPECTED)
     if not documents:
-        # A redirection whose command failed leaves an empty file. Read as the deprecated kind of
-        # Unmanaged, which has no settings, it would plan a switch to that.
+        # A redirection whose command failed leaves an empty file, which must not pass for the
+        # deprecated kind of Unmanaged.
         raise InputError(f"{where} is empty; {_EXPECTED}")
     return _of(documents, where)
 
 
 def _of(documents: Sequence[Mapping[str, Any]], where: str) -> FoundSettings:
-    if len(documents) == 1 and "kind" not in documents[0] and "apiVersion" not in documents[0]:
+    if not documents:
+        return FoundSettings(registry={})  # an empty section: the deprecated kind of Unmanaged
+    if len(documents) == 1 and not documents[0].keys() & {"kind", "apiVersion"}:
         if "spec" in documents[0]:
             raise InputError(
                 f"{where}: {_EXPECTED}, found a document with spec and without kind; add "
@@ -67,8 +64,6 @@ def _of(documents: Sequence[Mapping[str, Any]], where: str) -> FoundSettings:
         return _part(documents[0])
     configs = [one for one in documents if _called(one) == "ModuleConfig deckhouse"]
     inits = [one for one in documents if one.get("kind") == "InitConfiguration"]
-    if not documents:
-        return FoundSettings(registry={})  # an empty section: the deprecated kind of Unmanaged
     if not configs and not inits:
         kinds = ", ".join(sorted({_called(one) for one in documents}))
         raise InputError(f"{where}: {_EXPECTED}, found {kinds}")
@@ -156,16 +151,14 @@ def init_fields(deckhouse: Mapping[str, Any]) -> tuple[dict[str, Any], list[Mist
     This checks only the docker configuration, and ignores fields about other things.
     """
     findings: list[Mistake] = []
-    given: dict[str, Any] = {}
-    for key, name, default in (
-        ("imagesRepo", "imagesRepo", DEFAULT_IMAGES_REPO),
-        ("registryScheme", "scheme", None),
-        ("registryCA", "ca", None),
-    ):
-        value = deckhouse.get(key)
-        given[name] = default if value is None else value
-    if isinstance(given["imagesRepo"], str):
-        given["imagesRepo"] = given["imagesRepo"].strip().rstrip("/")
+    repo = deckhouse.get("imagesRepo")
+    if repo is None:
+        repo = DEFAULT_IMAGES_REPO
+    given: dict[str, Any] = {
+        "imagesRepo": repo.strip().rstrip("/") if isinstance(repo, str) else repo,
+        "scheme": deckhouse.get("registryScheme"),
+        "ca": deckhouse.get("registryCA"),
+    }
     docker_config = deckhouse.get("registryDockerCfg")
     if docker_config is not None:
         try:
@@ -177,11 +170,7 @@ def init_fields(deckhouse: Mapping[str, Any]) -> tuple[dict[str, Any], list[Mist
 
 
 def docker_login(encoded: object, host: str) -> tuple[str, str]:
-    """User and password for `host` in a docker configuration in base64; empty for anonymous use.
-
-    Raises:
-        InvalidSettingsError: it is something else, or does not list the host.
-    """
+    """User and password for `host` in a docker configuration in base64; empty for anonymous use."""
     auths = _auths(encoded)
     for name in auths:
         if not _HOST.fullmatch(name):
@@ -326,19 +315,15 @@ def section(path: str, given: Mapping[str, Any], keys: tuple[str, ...]) -> Itera
         if key not in keys:
             yield _unknown(path, key, keys)
     texts: dict[str, str] = {}
-    odd = set()
     for key in keys:
         value = given.get(key)
         if value is None or isinstance(value, str):
             texts[key] = value or ""
         else:
-            odd.add(key)
-            yield Mistake(
-                f"{path}{key}",
-                f"expected a text, found {_kind(value)}; write the value in quotes",
-            )
+            message = f"expected a text, found {_kind(value)}; write the value in quotes"
+            yield Mistake(f"{path}{key}", message)
     for key, problem in _problems(texts, given):
-        if key in keys and key not in odd and problem is not None:
+        if key in texts and problem is not None:
             yield Mistake(f"{path}{key}", problem)
 
 
@@ -359,12 +344,12 @@ def _problems(
             yield "ca", "CA is not allowed when scheme is 'HTTP'"
         elif "ca" in texts:
             yield "ca", certificates(texts["ca"])
-    exclusive = "'license' and 'username'/'password' are mutually exclusive"
     if has("license") and (has("username") or has("password")):
-        yield (
-            "license",
-            f"License field must be empty when using credentials (username/password): {exclusive}",
+        problem = (
+            "License field must be empty when using credentials (username/password): "
+            "'license' and 'username'/'password' are mutually exclusive"
         )
+        yield "license", problem
     if has("password") and not has("username"):
         yield "username", _lacks("username", "password")
     elif ":" in texts.get("username", ""):
@@ -393,9 +378,7 @@ def registry(path: str, given: Mapping[str, Any]) -> Iterator[Mistake]:
     for key in given:
         if key != "mode" and key not in SECTIONS:
             yield _unknown(path, key, ("mode", *SECTIONS))
-    mode = given.get("mode")
-    if mode is None:
-        mode = "Unmanaged"
+    mode = "Unmanaged" if given.get("mode") is None else given["mode"]
     if not isinstance(mode, str) or mode not in MODES:
         shown = mode[:20] if isinstance(mode, str) else _kind(mode)
         yield Mistake(f"{path}mode", f"Unknown registry mode: {shown}; expected {', '.join(MODES)}")
@@ -403,16 +386,14 @@ def registry(path: str, given: Mapping[str, Any]) -> Iterator[Mistake]:
     for name, owner in SECTIONS.items():
         present = given.get(name) is not None
         if owner != mode and present:
-            yield Mistake(
-                f"{path}{name}",
+            message = (
                 f"Section '{name}' must be empty when mode is not '{owner}': when mode is not "
-                f"'{owner}', '{name}' section must be omitted",
+                f"'{owner}', '{name}' section must be omitted"
             )
+            yield Mistake(f"{path}{name}", message)
         elif owner == mode and not present and mode != "Unmanaged":
-            yield Mistake(
-                f"{path}{name}",
-                f"is required: when mode is '{owner}', '{name}' section must be specified",
-            )
+            message = f"is required: when mode is '{owner}', '{name}' section must be specified"
+            yield Mistake(f"{path}{name}", message)
 
 
 def may_be_legacy(given: Mapping[str, Any]) -> bool:

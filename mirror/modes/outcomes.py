@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from operator import attrgetter
 
 from mirror.modes.constants import UNKNOWN_VERSION
 from mirror.modes.routes import StoreContent
@@ -71,6 +72,7 @@ MOST_NODES = 10
 """A message names this many nodes and gives the number of the others."""
 
 _SHOWN = 8
+_name = attrgetter("name")
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,15 +103,13 @@ def preflight(nodes: Sequence[NodeFacts], *, node_config_managed: bool) -> StepO
     }
     unready = [
         f"{node.name}: {said[node.containerd_config]}"
-        for node in _sorted(nodes)
-        if node.containerd_config is not ContainerdConfig.DEFAULT
+        for node in sorted(nodes, key=_name)
+        if node.containerd_config in said
     ]
     if nodes and not unready:
         return StepOutcome(True)
-    lines = ["Check current nodes configuration"]
-    if unready:
-        lines.append(f"{len(unready)}/{len(nodes)} node(s) Unready:")
-    return StepOutcome(False, "\n".join([*lines, *_listed(unready)]))
+    count = [f"{len(unready)}/{len(nodes)} node(s) Unready:"] if unready else []
+    return _waiting("\n".join(["Check current nodes configuration", *count]), unready)
 
 
 def node_services(pods: Sequence[ReplicaPod], wanted: str) -> StepOutcome:
@@ -134,20 +134,17 @@ def containerd_config(
     `written`: the nodes can see it.
     """
     if wanted is None:
-        return StepOutcome(
-            False, f"Creating {'Managed' if managed else 'Unmanaged'} configuration..."
-        )
+        kind = "Managed" if managed else "Unmanaged"
+        return StepOutcome(False, f"Creating {kind} configuration...")
     if not written:
         return StepOutcome(False, "Applying configuration to nodes")
     waiting = [
         f'{node.name}: "{_short(node.version)}" → "{_short(wanted)}"'
-        for node in _sorted(nodes)
+        for node in sorted(nodes, key=_name)
         if node.version != wanted
     ]
-    outcome = _nodes(len(nodes), waiting)
-    if outcome.ready:
-        return StepOutcome(True, f"All {len(nodes)} node(s) updated to version {_short(wanted)}")
-    return outcome
+    done = f"All {len(nodes)} node(s) updated to version {_short(wanted)}"
+    return _nodes(len(nodes), waiting, done)
 
 
 def in_cluster_proxy(wanted: int, ready: int, updated: int | None = None) -> StepOutcome:
@@ -178,9 +175,7 @@ def registry_switch(
 def cleanup_node_services(left: Iterable[str]) -> StepOutcome:
     """No node runs a replica any more; `left` are those that do."""
     names = sorted(left)
-    if not names:
-        return StepOutcome(True)
-    return StepOutcome(False, "\n".join(["Waiting for nodes cleanup:", *_listed(names)]))
+    return _waiting("Waiting for nodes cleanup:", names) if names else StepOutcome(True)
 
 
 def cleanup_in_cluster_proxy(*, exists: bool) -> StepOutcome:
@@ -188,24 +183,19 @@ def cleanup_in_cluster_proxy(*, exists: bool) -> StepOutcome:
     return StepOutcome(not exists)
 
 
-def _nodes(total: int, waiting: Sequence[str]) -> StepOutcome:
+def _nodes(total: int, waiting: Sequence[str], done: str = "") -> StepOutcome:
     """Whether all of `total` nodes are ready; a cluster without nodes is not."""
     if total and not waiting:
-        return StepOutcome(True)
-    head = f"{total - len(waiting)}/{total} node(s) ready. Waiting:"
-    return StepOutcome(False, "\n".join([head, *_listed(waiting)]))
+        return StepOutcome(True, done)
+    return _waiting(f"{total - len(waiting)}/{total} node(s) ready. Waiting:", waiting)
 
 
-def _listed(lines: Sequence[str]) -> list[str]:
-    """A list of at most `MOST_NODES` entries."""
+def _waiting(head: str, lines: Sequence[str]) -> StepOutcome:
+    """Not ready: a message with a list of at most `MOST_NODES` entries."""
     shown = [f"- {line}" for line in lines[:MOST_NODES]]
     if (more := len(lines) - MOST_NODES) > 0:
         shown.append(f"...and {more} more")
-    return shown
-
-
-def _sorted(nodes: Iterable[NodeFacts]) -> list[NodeFacts]:
-    return sorted(nodes, key=lambda node: node.name)
+    return StepOutcome(False, "\n".join([head, *shown]))
 
 
 def _short(version: str) -> str:

@@ -9,7 +9,7 @@ does anybody ever ask where nothing answers?
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from mirror.modes.constants import BALANCER, LOGICAL_BASE, LOGICAL_HOST, ConditionType
@@ -86,7 +86,8 @@ class Layout:
         return INSTALLED_WITH if self.upstream is None else self.upstream.base
 
     @property
-    def _registry(self) -> str:
+    def registry(self) -> str:
+        """The backend that the registry outside is."""
         return f"registry {self.address}"
 
     @property
@@ -94,7 +95,7 @@ class Layout:
         """What the cluster itself runs; the upstream's name where it runs nothing."""
         row = self.kind.row
         if row.backend is None:
-            return self._registry
+            return self.registry
         return row.backend if row.holds_own_images else f"{row.backend}: {self.address}"
 
     @property
@@ -106,7 +107,7 @@ class Layout:
         """The first route of a plane."""
         role = self.kind.row.planes[plane].roles[0]
         if role is Role.UPSTREAM:
-            return PlannedRoute(plane, self.names, role, self.address, self._registry)
+            return PlannedRoute(plane, self.names, role, self.address, self.registry)
         host = BALANCER if role is Role.BALANCER else LOGICAL_HOST
         return PlannedRoute(plane, self.names, role, host, self.backend)
 
@@ -115,7 +116,7 @@ class Layout:
         routes = frozenset(map(self.route, (Plane.CRI, Plane.API)))
         serving = {route.backend for route in routes}
         if not self.kind.row.holds_own_images:
-            serving.add(self._registry)
+            serving.add(self.registry)
         return Routing(routes, frozenset(serving), frozenset({self.names}))
 
 
@@ -135,48 +136,42 @@ def _towards(current: RegistrySettings, target: RegistrySettings) -> Layout:
     return Layout(target.kind, kept.upstream)
 
 
+_C = ConditionType
 _REPLICAS = (ClusterBackend.STORE, ClusterBackend.CACHE)
 _PROXY = (ClusterBackend.PROXY,)
 
 
 def apply(step: ConditionType, now: Routing, target: Layout) -> Routing:
     """The routing once `step` of a switch to `target` is reached."""
-    final = target.routing()
     match step:
-        case ConditionType.IMAGES if not target.kind.row.holds_own_images:
+        case _C.IMAGES if not target.kind.row.holds_own_images:
             # The check has spoken with the upstream.
-            return replace(now, serving=now.serving | (final.serving & {target._registry}))
-        case ConditionType.NODE_SERVICES:
-            return _start(now, target.backend, _REPLICAS)
-        case ConditionType.IN_CLUSTER_PROXY:
-            return _start(now, target.backend, _PROXY)
-        case ConditionType.TRANSITION:
+            return replace(now, serving=now.serving | {target.registry})
+        case _C.NODE_SERVICES | _C.IN_CLUSTER_PROXY:
+            # One of its sort that runs already becomes it, behind the same address.
+            old = _of(now, _REPLICAS if step is _C.NODE_SERVICES else _PROXY)
+            routes = frozenset(
+                replace(route, backend=target.backend) if route.backend in old else route
+                for route in now.routes
+            )
+            return replace(now, routes=routes, serving=(now.serving - old) | {target.backend})
+        case _C.TRANSITION:
             return replace(now, routes=now.routes | {target.route(Plane.CRI)})
-        case ConditionType.REGISTRY_SWITCH:
+        case _C.REGISTRY_SWITCH:
             routes = now.of(Plane.CRI) | {target.route(Plane.API)}
-            return replace(now, routes=routes, names=final.names)
-        case ConditionType.FINAL:
+            return replace(now, routes=routes, names=frozenset({target.names}))
+        case _C.FINAL:
             return replace(now, routes=now.of(Plane.API) | {target.route(Plane.CRI)})
-        case ConditionType.CLEANUP_NODE_SERVICES:
-            return _stop(now, _REPLICAS)
-        case ConditionType.CLEANUP_IN_CLUSTER_PROXY:
-            return _stop(now, _PROXY)
+        case _C.CLEANUP_NODE_SERVICES | _C.CLEANUP_IN_CLUSTER_PROXY:
+            old = _of(now, _REPLICAS if step is _C.CLEANUP_NODE_SERVICES else _PROXY)
+            return replace(now, serving=now.serving - old)
         case _:
             return now
 
 
-def _start(now: Routing, backend: str, kinds: tuple[ClusterBackend, ...]) -> Routing:
-    """A backend comes up; one of its sort that runs already becomes it, behind the same address."""
-    old = frozenset(one for one in now.serving if one.startswith(kinds))
-    routes = frozenset(
-        replace(route, backend=backend) if route.backend in old else route for route in now.routes
-    )
-    return replace(now, routes=routes, serving=(now.serving - old) | {backend})
-
-
-def _stop(now: Routing, kinds: tuple[ClusterBackend, ...]) -> Routing:
-    left = frozenset(one for one in now.serving if not one.startswith(kinds))
-    return replace(now, serving=left)
+def _of(now: Routing, backends: tuple[ClusterBackend, ...]) -> frozenset[str]:
+    """What serves and is of these sorts."""
+    return frozenset(one for one in now.serving if one.startswith(backends))
 
 
 # -- the plan --------------------------------------------------------------------------------------
@@ -236,41 +231,24 @@ class SwitchPlan:
     def to_document(self) -> dict[str, Any]:
         """As JSON values, for `--json`."""
         return {
-            "current": None if self.current is None else self.current.value,
-            "target": self.target.value,
-            "verdict": self.verdict.value,
+            "current": self.current,
+            "target": self.target,
+            "verdict": self.verdict,
             "allowed": self.allowed,
-            "path": [kind.value for kind in self.path],
+            "path": list(self.path),
             "steps": [
                 {
-                    "condition": step.condition.value,
+                    "condition": step.condition,
                     "action": step.action,
-                    "routesAdded": [_route_document(route) for route in sorted(step.added)],
-                    "routesRemoved": [_route_document(route) for route in sorted(step.removed)],
+                    "routesAdded": [asdict(route) for route in sorted(step.added)],
+                    "routesRemoved": [asdict(route) for route in sorted(step.removed)],
                 }
                 for step in self.steps
             ],
-            "warnings": [{"risk": one.risk.value, "message": one.message} for one in self.warnings],
-            "refusals": [
-                {
-                    "cause": one.cause.value,
-                    "message": one.message,
-                    "path": [kind.value for kind in one.path],
-                }
-                for one in self.refusals
-            ],
-            "doubts": [{"cause": one.cause.value, "message": one.message} for one in self.doubts],
+            "warnings": [asdict(one) for one in self.warnings],
+            "refusals": [{**asdict(one), "path": list(one.path)} for one in self.refusals],
+            "doubts": [asdict(one) for one in self.doubts],
         }
-
-
-def _route_document(route: PlannedRoute) -> dict[str, str]:
-    return {
-        "plane": route.plane.value,
-        "names": route.names,
-        "role": route.role.value,
-        "host": route.host,
-        "backend": route.backend,
-    }
 
 
 def plan_switch(
@@ -287,63 +265,44 @@ def plan_switch(
     the cluster would make although its documents advise against them.
     """
     after = target.kind
+    first = current is None or not (facts.node_config_managed or current.managed)
+    found = check_preconditions(current, target, facts, first=first)
     if current is None:
-        found = check_preconditions(None, target, after, facts, first=True)
         path = next((one.path for one in found.refusals if one.path), (after,))
         refusals, doubts = tuple(found.refusals), tuple(found.doubts)
         return SwitchPlan(None, after, Verdict.SWITCH, path, refusals=refusals, doubts=doubts)
     before = current.kind
-    aborted = None if facts.aborted is None else facts.aborted.kind
-    verdict = _verdict(current, target, before, after, facts)
+    verdict = _verdict(current, target, facts)
     if verdict is Verdict.NOTHING:
         return SwitchPlan(before, after, verdict, (after,))
-    path = legal_path(before, after, aborted, strict=strict)
-    first = not facts.node_config_managed and not before.row.managed
-    found = check_preconditions(current, target, after, facts, first=first)
+    aborted = None if facts.aborted is None else facts.aborted.kind
     if closed := transition_refusal(before, after, aborted, strict=strict):
         found.refusals.insert(0, closed)
-    elif path != (after,):
-        raise AssertionError("an allowed switch is the shortest path")
     if not after.row.configurable:
         found.refusals += _legacy_conflicts(current, target, facts)
+    path = legal_path(before, after, aborted, strict=strict)
     there, wanted = layouts(current, target, facts)
     renames = {layout.names for layout in there} != {wanted.names}
-    warnings = warnings_of(current.kind, path, facts, renames=renames)
-    steps: tuple[SwitchStep, ...] = ()
-    if not found.refusals:
-        steps = _steps(current, target, facts)
     return SwitchPlan(
         before,
         after,
         verdict,
         path,
-        steps,
-        warnings,
+        () if found.refusals else _steps(current, target, facts),
+        tuple(warnings_of(before, path, facts, renames=renames)),
         tuple(found.refusals),
         tuple(found.doubts),
     )
 
 
-def _verdict(
-    current: RegistrySettings,
-    target: RegistrySettings,
-    before: ModeKind,
-    after: ModeKind,
-    facts: ClusterFacts,
-) -> Verdict:
-    verdict = before.row.switches[after]
-    if facts.aborted is not None and verdict is Verdict.NOTHING:
-        return Verdict.SWITCH  # back to where it came from
-    if verdict is Verdict.PARAMETERS and facts.aborted is None and _same(current, target):
-        return Verdict.NOTHING
-    return verdict
-
-
-def _same(one: RegistrySettings, other: RegistrySettings) -> bool:
-    """Whether two settings of one kind mean the same. The check mode does not count."""
-    if one.upstream != other.upstream:
-        return False
-    return (one.proxy and one.proxy.ttl_s) == (other.proxy and other.proxy.ttl_s)
+def _verdict(current: RegistrySettings, target: RegistrySettings, facts: ClusterFacts) -> Verdict:
+    verdict = current.kind.row.switches[target.kind]
+    if facts.aborted is not None:  # a switch back to where it came from is one
+        return Verdict.SWITCH if verdict is Verdict.NOTHING else verdict
+    same = current.upstream == target.upstream and (
+        (current.proxy and current.proxy.ttl_s) == (target.proxy and target.proxy.ttl_s)
+    )  # the check mode does not count
+    return Verdict.NOTHING if verdict is Verdict.PARAMETERS and same else verdict
 
 
 def _legacy_conflicts(
@@ -354,8 +313,8 @@ def _legacy_conflicts(
     if wanted is not None and wanted != current.upstream:
         yield Refusal(
             Cause.SETTINGS,
-            "the deprecated kind of Unmanaged keeps the registry that the cluster has, so it "
-            f"cannot be moved to {wanted.base} this way; use the section unmanaged",
+            "the deprecated kind of Unmanaged keeps the cluster's present registry and cannot move "
+            f"it to {wanted.base}; use the section unmanaged instead",
             (ModeKind.UNMANAGED,),
         )
     there, _ = layouts(current, target, facts)
@@ -364,8 +323,8 @@ def _legacy_conflicts(
     ):
         yield Refusal(
             Cause.SETTINGS,
-            "no parameters of an earlier mode are saved, so the nodes would lose their way to the "
-            "images and get no other; complete a switch to configurable Unmanaged first",
+            "no parameters of an earlier mode are saved, so the nodes would lose their route to "
+            "the images; complete a switch to configurable Unmanaged first",
             (ModeKind.UNMANAGED, ModeKind.LEGACY),
         )
 
@@ -393,40 +352,34 @@ def _steps(
 def _action(condition: ConditionType, wanted: Layout, target: RegistrySettings) -> str:
     """The action that reaches a condition."""
     row, registry = wanted.kind.row, wanted.address
-    local, serviced = row.holds_own_images, row.runs_replicas
-    what = "the required images" if target.check_mode == "Default" else "the platform's own image"
-    match condition:
-        case ConditionType.IMAGES if local:
-            return (
-                "push the bundle, let the replicas exchange it, and check that every master holds "
-                f"{what}"
-            )
-        case ConditionType.IMAGES:
-            return f"check that {registry} holds {what}"
-        case ConditionType.PREFLIGHT:
-            return "check that no node's containerd has registry settings of its own"
-        case ConditionType.NODE_SERVICES:
-            push = " and open the address for pushing" if local else ""
-            return f"start the {wanted.kind} replicas on the masters{push}"
-        case ConditionType.TRANSITION:
-            balancer = ", and start the balancer on every node" if serviced else ""
-            way = "the replicas" if serviced else registry
-            return f"give every node the route to {way}, beside the one it has{balancer}"
-        case ConditionType.IN_CLUSTER_PROXY:
-            return f"roll out the in-cluster proxy to {registry}"
-        case ConditionType.REGISTRY_SWITCH if serviced:
-            return (
-                "point the Service at the replicas and give the platform's components the address"
-            )
-        case ConditionType.REGISTRY_SWITCH if row.managed:
-            return "point the Service at the proxy and give the platform's components the address"
-        case ConditionType.REGISTRY_SWITCH:
-            return f"give the platform's components the address {registry}"
-        case ConditionType.FINAL:
-            return "take the old route from every node"
-        case ConditionType.CLEANUP_NODE_SERVICES:
-            return "stop the replicas on the masters; what they stored stays on their disks"
-        case ConditionType.CLEANUP_IN_CLUSTER_PROXY:
-            return "remove the in-cluster proxy"
-        case _:
-            return f"the cluster is in mode {wanted.kind.mode}"
+    local, replicas = row.holds_own_images, row.runs_replicas
+    images = "the required images" if target.check_mode == "Default" else "the platform's own image"
+    check = f"check that {registry} holds {images}"
+    if local:
+        check = (
+            "push the bundle, let the replicas exchange it, and check that every master holds "
+            f"{images}"
+        )
+    transition = f"give every node the route to {registry}, beside the one it has"
+    switch = f"give the platform's components the address {registry}"
+    if replicas:
+        transition = (
+            "give every node the route to the replicas, beside the one it has, and start the "
+            "balancer on every node"
+        )
+    if row.managed:
+        behind = "replicas" if replicas else "proxy"
+        switch = f"point the Service at the {behind} and give the platform's components the address"
+    return {
+        _C.IMAGES: check,
+        _C.PREFLIGHT: "check that no node's containerd has registry settings of its own",
+        _C.NODE_SERVICES: f"start the {wanted.kind} replicas on the masters"
+        + (" and open the address for pushing" if local else ""),
+        _C.TRANSITION: transition,
+        _C.IN_CLUSTER_PROXY: f"roll out the in-cluster proxy to {registry}",
+        _C.REGISTRY_SWITCH: switch,
+        _C.FINAL: "remove the old route from every node",
+        _C.CLEANUP_NODE_SERVICES: "stop the replicas on the masters; their data stays on the disks",
+        _C.CLEANUP_IN_CLUSTER_PROXY: "remove the in-cluster proxy",
+        _C.READY: f"the cluster is in mode {wanted.kind.mode}",
+    }[condition]

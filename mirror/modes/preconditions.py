@@ -7,15 +7,15 @@ begins what it loses, restarts or renews.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from operator import attrgetter
 
 from mirror.errors import RouteError
-from mirror.modes import constants
 from mirror.modes.addressing import upstream_repository
-from mirror.modes.constants import DATA_ROOT
-from mirror.modes.outcomes import MOST_NODES, ClusterFacts, ContainerdConfig
+from mirror.modes.constants import CONTAINERD_HOSTS, DATA_ROOT, SUPPORTED_CRI
+from mirror.modes.outcomes import MOST_NODES, ClusterFacts, ContainerdConfig, NodeFacts
 from mirror.modes.routes import STOPOVERS, ModeKind, StoreContent, Verdict
 from mirror.modes.settings import RegistrySettings
 from mirror.modes.state import not_supported
@@ -67,6 +67,23 @@ class Findings:
         elif not holds:
             self.refusals.append(Refusal(cause, message))
 
+    def demand_of(
+        self,
+        nodes: Sequence[NodeFacts] | None,
+        holds: Callable[[NodeFacts], bool | None],
+        cause: Cause,
+        message: str,
+        label: Callable[[NodeFacts], str] = attrgetter("name"),
+    ) -> None:
+        """Note a precondition of every node; the message ends with those that do not meet it."""
+        answers = [(node, holds(node)) for node in nodes or ()]
+        wrong = sorted(label(node) for node, answer in answers if answer is False)
+        unknown = nodes is None or any(answer is None for _, answer in answers)
+        if wrong:
+            more = f" and {len(wrong) - MOST_NODES} more" if len(wrong) > MOST_NODES else ""
+            message += f": {', '.join(wrong[:MOST_NODES])}{more}"
+        self.demand(False if wrong else None if unknown else True, cause, message)
+
 
 # -- which path ------------------------------------------------------------------------------------
 
@@ -104,7 +121,7 @@ def legal_path(
             for kind in _candidates(target, None)
             if kind not in path and allowed(path[-1], kind, strict=strict)
         )
-    raise AssertionError("Unmanaged is reached from everywhere and leads everywhere")
+    raise AssertionError("Unmanaged can be reached from every mode and leads to every mode")
 
 
 def _candidates(target: ModeKind, back: ModeKind | None) -> Iterator[ModeKind]:
@@ -143,126 +160,98 @@ def transition_refusal(
 def check_preconditions(
     current: RegistrySettings | None,
     target: RegistrySettings,
-    kind: ModeKind,
     facts: ClusterFacts,
     *,
     first: bool,
 ) -> Findings:
-    """All preconditions of a switch to `target`, whose kind is `kind`.
+    """All preconditions of a switch to `target`.
 
     `current` is None while a cluster is being installed. `first`: nobody has managed the nodes'
     configuration before.
     """
-    found = Findings()
-    if current is None:
-        if kind.row.runs_replicas:
-            found.refusals.append(
-                Refusal(
-                    Cause.BOOTSTRAP,
-                    f"a cluster cannot be installed in mode {kind}; install it in mode Direct or "
-                    "Unmanaged and switch when bootstrap is finished",
-                    (STOPOVERS[0], kind),
-                )
-            )
-    else:
+    found, kind = Findings(), target.kind
+    row = kind.row
+    if current is not None:
         found.demand(
             facts.bootstrapped,
             Cause.BOOTSTRAP,
-            "mode and parameters change only when bootstrap is completely finished; wait for it",
+            "mode and parameters can change only after bootstrap has completely finished; wait "
+            "until it has",
         )
-    if kind.row.configurable:
-        _check_platform(kind, facts, found)
-    if first and kind.row.configurable and current is not None:
-        _check_first_switch(facts, found)
-    _check_registry(target, kind, facts, found)
+    elif row.runs_replicas:
+        message = (
+            f"a cluster cannot be installed in mode {kind}; install it in mode Direct or Unmanaged "
+            "and switch after bootstrap has finished"
+        )
+        found.refusals.append(Refusal(Cause.BOOTSTRAP, message, (STOPOVERS[0], kind)))
+    if row.configurable:
+        found.demand(
+            facts.managed_by_dkp,
+            Cause.MANAGED_KUBERNETES,
+            f"mode {kind} configures the nodes, so the cluster must be managed by the platform and "
+            "not be a Managed Kubernetes",
+        )
+        found.demand_of(
+            facts.nodes,
+            lambda node: None if node.cri is None else node.cri in SUPPORTED_CRI,
+            Cause.CRI,
+            f"every node's container runtime must be {' or '.join(SUPPORTED_CRI)}",
+            lambda node: f"{node.name} ({node.cri})",
+        )
+        if row.runs_replicas:
+            found.demand(
+                facts.static,
+                Cause.NOT_STATIC,
+                f"mode {kind} works only in static clusters, without a cloud provider's machines",
+            )
+        if first and current is not None:
+            _check_first_switch(facts, found)
+    _check_registry(target, facts, found)
     return found
 
 
-def _check_platform(kind: ModeKind, facts: ClusterFacts, found: Findings) -> None:
-    found.demand(
-        facts.managed_by_dkp,
-        Cause.MANAGED_KUBERNETES,
-        f"mode {kind} configures the nodes, so the cluster must be managed by the platform and "
-        "not be a Managed Kubernetes",
-    )
-    supported = " or ".join(constants.SUPPORTED_CRI)
-    wrong = [
-        f"{node.name} ({node.cri})"
-        for node in facts.nodes or ()
-        if node.cri is not None and node.cri not in constants.SUPPORTED_CRI
-    ]
-    unknown = facts.nodes is None or any(node.cri is None for node in facts.nodes)
-    found.demand(
-        False if wrong else None if unknown else True,
-        Cause.CRI,
-        f"every node's container runtime must be {supported}{_names(wrong)}",
-    )
-    if kind.row.runs_replicas:
-        found.demand(
-            facts.static,
-            Cause.NOT_STATIC,
-            f"mode {kind} works in static clusters only, and not with machines of a cloud provider",
-        )
-
-
 def _check_first_switch(facts: ClusterFacts, found: Findings) -> None:
-    nodes = None if facts.nodes is None else facts.nodes
-    custom = [
-        node.name for node in nodes or () if node.containerd_config is ContainerdConfig.CUSTOM
-    ]
-    unlabelled = nodes is None or any(node.containerd_config is None for node in nodes)
-    found.demand(
-        False if custom else None if unlabelled else True,
+    default = ContainerdConfig.DEFAULT
+    found.demand_of(
+        facts.nodes,
+        lambda node: None if node.containerd_config is None else node.containerd_config is default,
         Cause.CONTAINERD_CONFIG,
-        "before the first switch, registry settings of one's own in containerd's configuration "
-        f"must be moved to {constants.CONTAINERD_HOSTS}{_names(custom)}",
+        "before the first switch, move custom registry settings from containerd's configuration to "
+        f"{CONTAINERD_HOSTS}",
     )
-    masters = facts.masters
-    idle = [node.name for node in masters or () if node.ready is False or node.schedulable is False]
-    unseen = not masters or any(None in (node.ready, node.schedulable) for node in masters)
-    found.demand(
-        False if idle else None if unseen else True,
+    found.demand_of(
+        facts.masters or None,
+        lambda node: _both(node.ready, node.schedulable),
         Cause.MASTERS,
-        f"before the first switch all masters must be Ready and schedulable{_names(idle)}",
+        "before the first switch, all masters must be Ready and schedulable",
     )
     found.demand(
         facts.queue_empty,
         Cause.QUEUE,
-        "before the first switch Deckhouse's queue must be empty; wait until it has done its tasks",
+        "before the first switch, Deckhouse's queue must be empty; wait until its tasks are done",
     )
 
 
-def _check_registry(
-    target: RegistrySettings, kind: ModeKind, facts: ClusterFacts, found: Findings
-) -> None:
-    upstream = target.upstream
+def _both(one: bool | None, other: bool | None) -> bool | None:
+    return False if False in (one, other) else None if None in (one, other) else True
+
+
+def _check_registry(target: RegistrySettings, facts: ClusterFacts, found: Findings) -> None:
+    upstream, row = target.upstream, target.kind.row
     if upstream is not None:
         try:
             upstream_repository("", upstream)
         except RouteError as err:
             found.refusals.append(Refusal(Cause.SETTINGS, str(err)))
-    if kind.row.holds_own_images:
-        return  # the switch itself fills the replicas, and waits for that
-    if not kind.row.configurable and facts.saved_parameters is False:
-        return
-    if facts.images_present is False:
+    # The switch to Local itself fills the replicas, and waits for that.
+    asked = not row.holds_own_images and (row.configurable or facts.saved_parameters is not False)
+    if asked and facts.images_present is False:
         where = "the registry" if upstream is None else upstream.base
-        found.refusals.append(
-            Refusal(
-                Cause.IMAGES,
-                f"{where} does not hold all images that the cluster needs; push them there, or "
-                "correct imagesRepo, and check again",
-            )
+        message = (
+            f"{where} does not hold all images that the cluster needs; push them there or correct "
+            "imagesRepo, then check again"
         )
-
-
-def _names(names: list[str]) -> str:
-    """`: a, b` for a message; nothing for no names."""
-    if not names:
-        return ""
-    names = sorted(names)
-    more = f" and {len(names) - MOST_NODES} more" if len(names) > MOST_NODES else ""
-    return f": {', '.join(names[:MOST_NODES])}{more}"
+        found.refusals.append(Refusal(Cause.IMAGES, message))
 
 
 # -- warnings --------------------------------------------------------------------------------------
@@ -288,98 +277,78 @@ class PlanWarning:
 
 def warnings_of(
     before: ModeKind, path: tuple[ModeKind, ...], facts: ClusterFacts, *, renames: bool
-) -> tuple[PlanWarning, ...]:
+) -> Iterator[PlanWarning]:
     """What to know before a switch from `before` by the kinds of `path`, the last its target.
 
     `renames`: image references change.
     """
-    warnings = _store_warnings(before, path, facts)
-    after = path[-1]
+    after, masters = path[-1], facts.masters
     unmanaged_between = any(not kind.row.managed for kind in path)
-    drops_users = next((kind for kind in path if kind.row.runs_in_cluster_proxy), None)
+    proxy = next((kind for kind in path if kind.row.runs_in_cluster_proxy), None)
+    in_place = before is after and after.row.managed and len(path) == 1
+    yield from _store_warnings(before, path, facts)
     if renames or (len(path) > 1 and unmanaged_between):
-        warnings.append(
-            PlanWarning(
-                Risk.RESTART,
-                "image references change, so all components of the platform restart and are "
-                "pulled anew",
-            )
+        yield PlanWarning(
+            Risk.RESTART,
+            "image references change, so all components of the platform restart and pull again",
         )
     if before.row.managed and unmanaged_between:
-        warnings.append(
-            PlanWarning(
-                Risk.CREDENTIALS,
-                "leaving the managed modes drops the registry's certificates and the passwords of "
-                "its users; a return makes new ones",
-            )
+        yield PlanWarning(
+            Risk.CREDENTIALS,
+            "leaving the managed modes drops the registry's certificates and the passwords of its "
+            "users; a return makes new ones",
         )
-    elif before.row.runs_replicas and drops_users is not None:
-        warnings.append(
-            PlanWarning(
-                Risk.CREDENTIALS,
-                f"mode {drops_users} drops the passwords of the registry's users; a return to "
-                "Proxy or Local makes new ones",
-            )
+    elif before.row.runs_replicas and proxy is not None:
+        yield PlanWarning(
+            Risk.CREDENTIALS,
+            f"mode {proxy} drops the passwords of the registry's users; a return to Proxy or Local "
+            "makes new ones",
         )
-    masters = facts.masters
-    in_place = before is after and after.row.managed and len(path) == 1
     if in_place and masters is not None and len(masters) == 1:
-        warnings.append(
-            PlanWarning(
-                Risk.GAP,
-                "with one master the registry's service is restarted with its new parameters "
-                "while nothing stands in for it; pulls in that moment are tried again",
-            )
+        yield PlanWarning(
+            Risk.GAP,
+            "the only master restarts the registry's service with its new parameters, and nothing "
+            "stands in for it; pulls fail at that moment and are retried",
         )
     if not before.row.configurable and after.row.managed:
-        warnings.append(
-            PlanWarning(
-                Risk.ADVICE,
-                "the cluster's documents advise to switch to configurable Unmanaged first; the "
-                "nodes' old parameters are recovered from the Secret deckhouse-registry",
-            )
+        yield PlanWarning(
+            Risk.ADVICE,
+            "the cluster's documents advise to switch to configurable Unmanaged first; the nodes' "
+            "old parameters are recovered from the Secret deckhouse-registry",
         )
-    return tuple(warnings)
 
 
 def _store_warnings(
     before: ModeKind, path: tuple[ModeKind, ...], facts: ClusterFacts
-) -> list[PlanWarning]:
-    """What the replicas of each step do to the store that they find."""
-    stores, certain = _stores(before, facts)
-    warnings = []
+) -> Iterator[PlanWarning]:
+    """What the replicas of each step do to the store on the masters' disks.
+
+    Replicas leave their store behind when they stop. So if none runs, an earlier mode or an aborted
+    switch may have left anything there.
+    """
+    kept = before.row.store
+    stores, certain = frozenset(StoreContent), False
+    if facts.stores is not None or kept is not None:
+        stores, certain = facts.stores or frozenset({kept or StoreContent.EMPTY}), True
     for kind in path:
         keeps = kind.row.store
         if keeps is None:
             continue
         if stores - {keeps, StoreContent.EMPTY}:
-            warnings.append(PlanWarning(Risk.DATA_LOSS, _loss(keeps, certain)))
+            yield PlanWarning(Risk.DATA_LOSS, _loss(keeps, certain))
         elif StoreContent.PLAIN in stores and not before.row.holds_own_images:
-            message = (
-                f"mode {kind} goes on with the images that an earlier one left in {DATA_ROOT}; "
-                "what was pushed since is not among them, so push the bundle again"
+            yield PlanWarning(
+                Risk.ADVICE,
+                f"mode {kind} keeps the images that an earlier mode left in {DATA_ROOT}; what was "
+                "pushed since is not among them, so push the bundle again",
             )
-            warnings.append(PlanWarning(Risk.ADVICE, message))
         stores, certain = frozenset({keeps}), True
     if before.row.holds_own_images and not any(kind.row.runs_replicas for kind in path):
-        message = (
+        yield PlanWarning(
+            Risk.ADVICE,
             f"the pushed images stay in {DATA_ROOT} of the masters; a later switch to mode Proxy "
-            "deletes them"
+            "deletes them",
         )
-        warnings.append(PlanWarning(Risk.ADVICE, message))
-    return warnings
-
-
-def _stores(before: ModeKind, facts: ClusterFacts) -> tuple[frozenset[StoreContent], bool]:
-    """What can lie on the masters' disks, and whether that is known.
-
-    Replicas leave their store behind when they stop. So if none runs, an earlier mode or an aborted
-    switch may have left anything there.
-    """
-    if facts.stores is not None:
-        return facts.stores, True
-    store = before.row.store
-    return (frozenset(StoreContent), False) if store is None else (frozenset({store}), True)
 
 
 def _loss(keeps: StoreContent, certain: bool) -> str:
@@ -387,11 +356,12 @@ def _loss(keeps: StoreContent, certain: bool) -> str:
     if keeps is StoreContent.PLAIN:
         found = "what a Proxy cache left" if certain else "what a Proxy cache may have left"
         return (
-            f"starting the Local replicas deletes {found} in {DATA_ROOT} of the masters, and they "
-            "start empty: push the bundle only after NodeServicesReady"
+            f"the Local replicas start empty and delete {found} in {DATA_ROOT} of the masters; "
+            "push the bundle only after NodeServicesReady"
         )
     found = "all images" if certain else "all images, if any,"
     return (
-        f"starting the Proxy replicas deletes {found} that mode Local keeps in {DATA_ROOT} of the "
-        "masters, the pushed bundle included; keep the bundle, for a return to Local starts empty"
+        f"when the Proxy replicas start, they delete {found} that mode Local keeps in {DATA_ROOT} "
+        "of the masters, the pushed bundle included; keep the bundle, since a return to Local "
+        "starts empty"
     )

@@ -13,11 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mirror.documents import parse_json
-from mirror.errors import (
-    InvalidDigestError,
-    InvalidReferenceError,
-    RequiredImagesError,
-)
+from mirror.errors import InvalidDigestError, InvalidReferenceError, RequiredImagesError
 from mirror.modes.settings import CheckMode
 from mirror.oci import Digest, Reference
 from mirror.sync.inventory import Inventory
@@ -81,10 +77,6 @@ def from_values(
 
     `critical` has the names of the critical embedded modules (`critical_modules`); `deployment`
     is the Deployment `d8-system/deckhouse`.
-
-    Raises:
-        RequiredImagesError: the values have no digests, none of a critical module, or one that is
-            none; no module is critical; or, for `Relax`, the deployment has no tag.
     """
     if mode is CheckMode.RELAX:
         return relaxed(deployment)
@@ -93,9 +85,7 @@ def from_values(
         raise RequiredImagesError(
             "no module is critical and embedded, which cannot be; give the cluster's Modules"
         )
-    digests: Any = values
-    for key in ("global", "modulesImages", "digests"):
-        digests = digests.get(key) if isinstance(digests, Mapping) else None
+    digests = _at(values, "global", "modulesImages", "digests")
     if not isinstance(digests, Mapping) or not digests:
         raise RequiredImagesError("the values have no digests at global.modulesImages.digests")
     chosen = {module: of for module, of in digests.items() if kebab(str(module)) in wanted}
@@ -118,9 +108,6 @@ def from_digest_list(
 
     The list is a release's `images_digests.json` (modules, images, digests), a JSON list, or text
     with a digest, or a reference that ends with one, on each line; `#` begins a remark.
-
-    Raises:
-        RequiredImagesError: it is something else, or empty.
     """
     if mode is CheckMode.RELAX:
         return relaxed(deployment)
@@ -135,11 +122,7 @@ def from_inventory(
     deployment: Mapping[str, Any] | None = None,
     mode: CheckMode = CheckMode.DEFAULT,
 ) -> RequiredSet:
-    """What an inventory requires: every image that one of its tags names.
-
-    Raises:
-        RequiredImagesError: it names none; or, for `Relax`, the deployment has no tag.
-    """
+    """What an inventory requires: every image that one of its tags names."""
     if mode is CheckMode.RELAX:
         return relaxed(deployment)
     found = [
@@ -171,11 +154,7 @@ def required_images(
 
 
 def relaxed(deployment: Mapping[str, Any] | None) -> RequiredSet:
-    """The platform's own image alone, by its tag.
-
-    Raises:
-        RequiredImagesError: the deployment is not given, or its image has no tag.
-    """
+    """The platform's own image alone, by its tag."""
     source = f"deckhouse/containers/{MAIN_CONTAINER}"
     for image in _deployment_images(deployment):
         if image.source != source:
@@ -193,11 +172,7 @@ def relaxed(deployment: Mapping[str, Any] | None) -> RequiredSet:
 
 
 def read_digest_list(path: Path) -> str:
-    """The text of a digest list.
-
-    Raises:
-        RequiredImagesError: it cannot be read.
-    """
+    """The text of a digest list."""
     try:
         return path.read_text(encoding="utf-8")
     except OSError as err:
@@ -208,14 +183,13 @@ def read_digest_list(path: Path) -> str:
 
 def critical_modules(modules: Iterable[Mapping[str, Any]]) -> tuple[str, ...]:
     """The names of those `Module` objects that are critical and embedded, sorted."""
-    names = set()
-    for module in modules:
-        metadata, properties = module.get("metadata"), module.get("properties")
-        if not isinstance(metadata, Mapping) or not isinstance(properties, Mapping):
-            continue
-        if properties.get("critical") is True and properties.get("source") == "Embedded":
-            names.add(str(metadata.get("name")))
-    return tuple(sorted(names))
+    names = {
+        _at(module, "metadata", "name")
+        for module in modules
+        if _at(module, "properties", "critical") is True
+        and _at(module, "properties", "source") == "Embedded"
+    }
+    return tuple(sorted(name for name in names if isinstance(name, str)))
 
 
 def deployment_of(image: str) -> dict[str, Any]:
@@ -272,27 +246,25 @@ def _deployment_images(deployment: Mapping[str, Any] | None) -> Iterable[Require
     """The images of a Deployment's containers, at the registry's base, with their tag or digest."""
     if deployment is None:
         return
-    pod: Any = deployment
-    for key in ("spec", "template", "spec"):
-        pod = pod.get(key) if isinstance(pod, Mapping) else None
+    where = "the Deployment deckhouse"
+    pod = _at(deployment, "spec", "template", "spec")
     if not isinstance(pod, Mapping):
-        raise RequiredImagesError("the Deployment deckhouse has no spec.template.spec")
+        raise RequiredImagesError(f"{where} has no spec.template.spec")
     for kind in ("containers", "initContainers"):
         for container in pod.get(kind) or ():
             if not isinstance(container, Mapping):
-                raise RequiredImagesError(
-                    f"the Deployment deckhouse: {kind} is not a list of containers"
-                )
+                raise RequiredImagesError(f"{where}: {kind} is not a list of containers")
             name, image = str(container.get("name")), str(container.get("image"))
-            yield RequiredImage("", _tag_or_digest(image, name), f"deckhouse/containers/{name}")
+            try:
+                parsed = Reference.parse(image)
+            except (InvalidReferenceError, InvalidDigestError) as err:
+                raise RequiredImagesError(f"{where}: container {name}: {err}") from err
+            named = parsed.digest or str(parsed.tag)
+            yield RequiredImage("", named, f"deckhouse/containers/{name}")
 
 
-def _tag_or_digest(image: str, name: str) -> str | Digest:
-    where = f"the Deployment deckhouse: container {name}"
-    try:
-        parsed = Reference.parse(image)
-        if parsed.digest is not None:
-            return parsed.digest
-        return str(parsed.tag)
-    except (InvalidReferenceError, InvalidDigestError) as err:
-        raise RequiredImagesError(f"{where}: {err}") from err
+def _at(document: Any, *keys: str) -> Any:
+    """What a document has at a path of keys; None where it ends before."""
+    for key in keys:
+        document = document.get(key) if isinstance(document, Mapping) else None
+    return document

@@ -198,21 +198,20 @@ _STORES = {ClusterBackend.CACHE: StoreContent.CACHE, ClusterBackend.STORE: Store
 # -- the planes of each mode -----------------------------------------------------------------------
 
 _READ_ONLY_CACHE = "the cluster's registry is a read-only cache"
-_ONLY_PULLS = f"user {RegistryUser.RO} may pull and nothing else"
-
-
-def _serves(asker: str) -> str:
-    return f"this address serves {asker} and takes nothing in"
-
-
+_ONLY_PULLS = f"user {RegistryUser.RO} may only pull"
+_PASSES_ON = "the route through the cluster only passes reads on to the external registry"
 _SERVED = {
-    Plane.CRI: _serves("the nodes' pulls"),
-    Plane.API: _serves("components of the cluster"),
-    Plane.REPLICA: _serves("replication"),
+    Plane.CRI: "this address only serves the nodes' pulls and accepts no writes",
+    Plane.API: "this address only serves the cluster's components and accepts no writes",
+    Plane.REPLICA: "this address only serves replication and accepts no writes",
 }
-_PASSES_ON = "the way through the cluster only passes reads on to the external registry"
 _UPSTREAM = (Role.UPSTREAM,)
 _PUSHED = PlaneRow(_UPSTREAM, writes=True)
+
+
+def _through_replicas(door: Role, refusal: str) -> PlaneRow:
+    return PlaneRow((door, Role.MASTER), RegistryUser.RO, refusal=refusal, no_catalogue=_ONLY_PULLS)
+
 
 _UNMANAGED_PLANES = MappingProxyType(
     {
@@ -226,18 +225,12 @@ _DIRECT_PLANES = MappingProxyType(
         Plane.API: PlaneRow(
             (Role.SERVICE,),
             refusal=_PASSES_ON,
-            no_catalogue="the in-cluster pass-through grants pulls only",
+            no_catalogue="the in-cluster proxy grants pulls only",
         ),
         Plane.OPERATOR: _PUSHED,
         Plane.REPLICA: PlaneRow(_UPSTREAM, refusal=_PASSES_ON),
     }
 )
-
-
-def _through_replicas(door: Role, refusal: str) -> PlaneRow:
-    return PlaneRow((door, Role.MASTER), RegistryUser.RO, refusal=refusal, no_catalogue=_ONLY_PULLS)
-
-
 _PROXY_PLANES = MappingProxyType(
     {
         Plane.CRI: _through_replicas(Role.BALANCER, _READ_ONLY_CACHE),
@@ -274,13 +267,11 @@ WITH_SAVED_PARAMETERS: Final = frozenset({_C.IMAGES, _C.TRANSITION, _C.REGISTRY_
 """What the deprecated kind of Unmanaged does only while parameters of an earlier mode are saved."""
 
 
-def _to(
-    direct: str, proxy: str, local: str, unmanaged: str, legacy: str
-) -> dict[ModeKind, Verdict]:
+def _to(*cells: str) -> Mapping[ModeKind, Verdict]:
     words = {"yes": Verdict.SWITCH, "other": Verdict.PARAMETERS, "same": Verdict.NOTHING}
     words |= {"no": Verdict.FORBIDDEN, "docs": Verdict.UNDOCUMENTED}
-    cells = zip(ModeKind, (direct, proxy, local, unmanaged, legacy), strict=True)
-    return {kind: words[cell] for kind, cell in cells}
+    verdicts = {kind: words[cell] for kind, cell in zip(ModeKind, cells, strict=True)}
+    return MappingProxyType(verdicts)
 
 
 TABLE: Final[Mapping[ModeKind, ModeRow]] = MappingProxyType(

@@ -210,26 +210,22 @@ class RegistrySettings(_Frozen):
     def _check(cls, data: Any, info: ValidationInfo) -> Any:
         if isinstance(data, RegistrySettings):
             return data
-        findings: list[Mistake] = []
         if not isinstance(data, Mapping):
             raise InvalidSettingsError([Mistake("registry", module_config.no_mapping(data))])
-        given = cls._by_key(data, info)
-        legacy = given.pop("legacy", None)
-        if legacy is not None and not isinstance(legacy, UpstreamSection):
-            given["legacy"] = legacy  # known to programs, and no field of a document
-        findings += module_config.registry("registry.", given)
+        keys = cls._by_key(data, info)
+        legacy = keys.get("legacy")
+        if legacy is None or isinstance(legacy, UpstreamSection):
+            keys.pop("legacy", None)  # known to programs, and not a field of a document
+        findings = [*module_config.registry("registry.", keys)]
+        given = {key: value for key, value in keys.items() if value is not None}
         for name, kind in _SECTION_TYPES.items():
             section = given.get(name)
-            if section is None:
-                given.pop(name, None)
-            elif not isinstance(section, kind):
+            if section is not None and not isinstance(section, kind):
                 findings += kind._inspect(f"registry.{name}.", section, info)[1]
         if legacy is not None and not module_config.may_be_legacy(given):
             findings.append(_TWICE)
         if findings:
             raise InvalidSettingsError(findings)
-        if given.get("mode") is None:
-            given.pop("mode", None)
         return given if legacy is None else {**given, "legacy": legacy}
 
     @classmethod
@@ -245,39 +241,28 @@ class RegistrySettings(_Frozen):
             InputError: the file cannot be read, is not YAML, or has no registry settings.
         """
         found = find_registry(source)
-        where = str(source) if isinstance(source, Path) else ""
-        findings = list(found.findings)
-        legacy = None
-        settings = None
+        findings, legacy = list(found.findings), None
         if found.init is not None:
-            legacy, wrong = cls._installed_with(found.init)
+            given, wrong = init_fields(found.init)
+            try:
+                legacy = UpstreamSection.model_validate(given)
+            except InvalidSettingsError as err:
+                wrong += (Mistake(INIT_PATHS.get(path, path), said) for path, said in err.findings)
+            if wrong:
+                legacy = None
             findings += wrong
+        registry = found.registry
+        if registry is None:
+            registry = {} if legacy is None else {"legacy": legacy}
+        elif legacy is not None:
+            findings.append(_TWICE)
         try:
-            if found.registry is not None and legacy is not None:
-                findings.append(_TWICE)
-            settings = cls.model_validate(
-                found.registry
-                if found.registry is not None
-                else ({} if legacy is None else {"legacy": legacy}),
-                context=_DOCUMENT,
-            )
+            settings = cls.model_validate(registry, context=_DOCUMENT)
         except InvalidSettingsError as err:
             findings += map(Mistake._make, err.findings)
-        if findings or settings is None:
-            raise InvalidSettingsError(findings, where)
+        if findings:
+            raise InvalidSettingsError(findings, str(source) if isinstance(source, Path) else "")
         return settings
-
-    @staticmethod
-    def _installed_with(
-        deckhouse: Mapping[str, Any],
-    ) -> tuple[UpstreamSection | None, list[Mistake]]:
-        given, findings = init_fields(deckhouse)
-        try:
-            section = UpstreamSection.model_validate(given)
-        except InvalidSettingsError as err:
-            findings += (Mistake(INIT_PATHS.get(path, path), said) for path, said in err.findings)
-            return None, findings
-        return None if findings else section, findings
 
     @property
     def kind(self) -> ModeKind:

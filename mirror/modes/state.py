@@ -11,10 +11,9 @@ never shown.
 from __future__ import annotations
 
 import base64
-import binascii
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -155,20 +154,14 @@ def refuse(
     generation: int | None = None,
 ) -> Conditions:
     """The conditions after a refused switch."""
-    message = not_supported(before, after)
-    now = now.astimezone(UTC).replace(microsecond=0)
-    error = Condition(ConditionType.NOT_SUPPORTED, True, now, Reason.ERROR, message, generation)
+    moment, message = now.astimezone(UTC).replace(microsecond=0), not_supported(before, after)
+    error = Condition(ConditionType.NOT_SUPPORTED, True, moment, Reason.ERROR, message, generation)
     return set_condition(conditions, error)
 
 
 def not_supported(before: ModeKind, after: ModeKind) -> str:
     """The message of a forbidden switch."""
     return f"mode transition from {before} to {after} not supported"
-
-
-def is_complete(conditions: Iterable[Condition]) -> bool:
-    """Whether the last run reached everything."""
-    return any(one.type is ConditionType.READY and one.status for one in conditions)
 
 
 # -- the Secret ------------------------------------------------------------------------------------
@@ -189,9 +182,8 @@ class RegistryState:
     @property
     def in_flight(self) -> bool:
         """Whether a switch has begun and is not complete."""
-        return self.mode is not self.target_mode or (
-            bool(self.conditions) and not is_complete(self.conditions)
-        )
+        complete = any(one.type is ConditionType.READY and one.status for one in self.conditions)
+        return self.mode is not self.target_mode or not (complete or not self.conditions)
 
     def aiming_at(self, target: Mode, inputs: str) -> RegistryState:
         """The state with this target. Another mode clears the conditions; parameters do not."""
@@ -241,7 +233,8 @@ class RegistryState:
     def to_secret(self) -> dict[str, Any]:
         """The whole Secret with the private key: store it, and do not show it."""
         document = self.to_document()
-        texts = {**document, "conditions": _dumped(document["conditions"])}
+        conditions = yaml.safe_dump(document["conditions"], sort_keys=False, allow_unicode=True)
+        texts = {**document, "conditions": conditions}
         if self.private is not None:
             texts["state"] = self.private.get_secret_value()
         return {
@@ -270,23 +263,16 @@ class RegistryState:
         Raises:
             InvalidStateError: it is something else, or a key is not what it must be.
         """
-        match source:
-            case None:
-                return cls()
-            case Path():
-                try:
-                    return cls._of(_yaml(source.read_text(encoding="utf-8"), str(source)))
-                except OSError as err:
-                    raise InvalidStateError(f"cannot read {source}: {err.strerror}") from err
-                except UnicodeDecodeError:
-                    raise InvalidStateError(f"{source} is not text") from None
-            case str():
-                return cls._of(_yaml(source, "the state"))
-            case _:
-                return cls._of(source)
-
-    @classmethod
-    def _of(cls, document: object) -> RegistryState:
+        where = "the state"
+        if isinstance(source, Path):
+            where = str(source)
+            try:
+                source = source.read_text(encoding="utf-8")
+            except OSError as err:
+                raise InvalidStateError(f"cannot read {where}: {err.strerror}") from err
+            except UnicodeDecodeError:
+                raise InvalidStateError(f"{where} is not text") from None
+        document = _yaml(source, where) if isinstance(source, str) else source
         if document is None:
             return cls()
         if not isinstance(document, Mapping):
@@ -297,17 +283,16 @@ class RegistryState:
             conditions = _yaml(conditions, "conditions") or []
         if not isinstance(conditions, list) or not all(isinstance(c, Mapping) for c in conditions):
             raise InvalidStateError("conditions: expected a list of conditions")
-        mode = _mode(keys, "mode", Mode.UNMANAGED)
-        private = keys.get("state")
         try:
             known = [Condition.from_document(one) for one in conditions]
         except ValueError as err:
             raise InvalidStateError(f"conditions: {err}") from None
+        mode, private = _mode(keys, "mode", Mode.UNMANAGED), keys.get("state")
         return cls(
             str(keys.get("hash") or ""),
             mode,
             _mode(keys, "target_mode", mode),
-            tuple(one for one in known if one is not None),
+            tuple(filter(None, known)),
             SecretStr(private) if isinstance(private, str) and private else None,
         )
 
@@ -346,21 +331,18 @@ def _keys(document: Mapping[str, Any]) -> Mapping[str, Any]:
     if name not in (None, SECRET_STATE):
         raise InvalidStateError(f"{_EXPECTED}, found another Secret")
     keys: dict[str, Any] = {}
-    for part, encoded in (("data", True), ("stringData", False)):
+    for part in ("data", "stringData"):
         values = document.get(part) or {}
         if not isinstance(values, Mapping):
             raise InvalidStateError(f"{part}: expected a mapping")
         for key, value in values.items():
-            keys[str(key)] = _decoded(value, f"{part}.{key}") if encoded else value
+            try:
+                decoded = part == "data" and base64.b64decode(str(value), validate=True).decode()
+            except ValueError:
+                # Not `from err`: the value may be secret.
+                raise InvalidStateError(f"{part}.{key}: expected text in base64") from None
+            keys[str(key)] = decoded if part == "data" else value
     return keys
-
-
-def _decoded(value: object, where: str) -> str:
-    try:
-        return base64.b64decode(str(value), validate=True).decode()
-    except (binascii.Error, ValueError):
-        # Not `from err`: the value may be secret.
-        raise InvalidStateError(f"{where}: expected text in base64") from None
 
 
 def _mode(keys: Mapping[str, Any], key: str, default: Mode) -> Mode:
@@ -375,12 +357,7 @@ def _mode(keys: Mapping[str, Any], key: str, default: Mode) -> Mode:
 def _yaml(text: str, where: str) -> Any:
     try:
         return yaml.safe_load(text)
-    except yaml.MarkedYAMLError as err:
+    except (yaml.YAMLError, ValueError, RecursionError) as err:
+        at = line(err) if isinstance(err, yaml.MarkedYAMLError) else ""
         # Not `from err`: its text may quote what is secret.
-        raise InvalidStateError(f"{where} is not YAML{line(err)}") from None
-    except (yaml.YAMLError, ValueError, RecursionError):
-        raise InvalidStateError(f"{where} is not YAML") from None
-
-
-def _dumped(conditions: list[dict[str, Any]]) -> str:
-    return yaml.safe_dump(conditions, sort_keys=False, allow_unicode=True)
+        raise InvalidStateError(f"{where} is not YAML{at}") from None

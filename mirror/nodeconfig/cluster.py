@@ -121,11 +121,7 @@ class NodePaths:
 
 
 def check_nodes(nodes: Sequence[Node]) -> None:
-    """Refuse two nodes of one name, or two masters at one address and port.
-
-    Raises:
-        RenderingError: says which.
-    """
+    """Refuse two nodes of one name, or two masters at one address and port."""
     if not nodes:
         raise RenderingError("nodes: expected at least one, found none; give every node's address")
     names: set[str] = set()
@@ -153,9 +149,8 @@ def load_nodes(path: Path) -> list[Node]:
         FileSystemError: it cannot be read.
         RenderingError: it is something else; the message says where.
     """
-    text = read_text(path)
     try:
-        rows = yaml.load(text, StrictLoader)  # noqa: S506 -- a SafeLoader
+        rows = yaml.load(read_text(path), StrictLoader)  # noqa: S506 -- a SafeLoader
     except yaml.MarkedYAMLError as err:
         raise RenderingError(f"{path}: expected YAML; {err.problem}{line(err)}") from err
     except (yaml.YAMLError, ValueError, RecursionError) as err:
@@ -171,32 +166,28 @@ def load_nodes(path: Path) -> list[Node]:
 def _node(row: Any, where: str) -> Node:
     if not isinstance(row, Mapping):
         raise RenderingError(f"{where}: expected a mapping with name and address, found {row!r}")
-    keys = {"name", "address", "master", "ports"}
-    ports = row.get("ports", {})
-    known = set(Ports.__slots__)
-    if (
-        not set(row) <= keys
-        or not isinstance(row.get("name"), str)
-        or not isinstance(row.get("address"), str)
-        or not isinstance(row.get("master", True), bool)
-        or not isinstance(ports, Mapping)
-        or not set(ports) <= known
-        or not all(isinstance(port, int) for port in ports.values())
-    ):
-        raise RenderingError(
-            f"{where}: expected name and address as texts, master as true or false, and ports as "
-            f"numbers ({', '.join(sorted(known))}), found {dict(row)!r}; correct it"
-        )
-    return Node(row["name"], row["address"], row.get("master", True), Ports(**ports))
+    match {"master": True, "ports": {}, **row}:
+        case {
+            "name": str(name),
+            "address": str(address),
+            "master": bool(master),
+            "ports": ports,
+            **rest,
+        } if (
+            not rest
+            and isinstance(ports, Mapping)
+            and set(ports) <= set(Ports.__slots__)
+            and all(isinstance(port, int) for port in ports.values())
+        ):
+            return Node(name, address, master, Ports(**ports))
+    raise RenderingError(
+        f"{where}: expected name and address as texts, master as true or false, and ports as "
+        f"numbers ({', '.join(sorted(Ports.__slots__))}), found {dict(row)!r}; correct it"
+    )
 
 
 def read_text(path: Path) -> str:
-    """The text of a file that a person named.
-
-    Raises:
-        FileSystemError: it cannot be read.
-        RenderingError: it is not text.
-    """
+    """The text of a file that a person named."""
     try:
         return path.read_text(encoding="utf-8")
     except OSError as err:
@@ -263,15 +254,15 @@ class AccessFile(_ClusterDocument):
         host = self.public_host
         if self.public_domain_template is not None:
             host = self.public_domain_template.replace(_NAME, PUSH_NAME)
+
+        def given_ca(text: str | None, file: Path | None) -> str | None:
+            return text if file is None else _authority(folder / file)
+
         return ClusterAccess(
             masters=self.masters,
-            ca=self.ca if self.ca_file is None else _authority(folder / self.ca_file),
+            ca=given_ca(self.ca, self.ca_file),
             public_host=host,
-            public_ca=(
-                self.public_ca
-                if self.public_ca_file is None
-                else _authority(folder / self.public_ca_file)
-            ),
+            public_ca=given_ca(self.public_ca, self.public_ca_file),
             accounts={user: Account(user.value, word) for user, word in self.users.items()},
         )
 
@@ -326,11 +317,7 @@ def load_facts(path: Path) -> ClusterFacts:
 
 
 def read_document(path: Path) -> Mapping[str, Any]:
-    """The one mapping that a YAML or JSON file holds; an empty one if the file is empty.
-
-    Raises:
-        InputError: it cannot be read, or holds something else.
-    """
+    """The one mapping that a YAML or JSON file holds; an empty one if the file is empty."""
     documents = read_documents(_read(path), str(path), "expected keys and values")
     if len(documents) > 1:
         raise InputError(f"{path}: it holds {len(documents)} documents; keep one")

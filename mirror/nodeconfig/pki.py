@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import datetime
 import ipaddress
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import TypeVar
@@ -74,13 +74,12 @@ class KeyPair:
             ) from err
         if not isinstance(key, ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey):
             raise InvalidCertificateError(
-                "private key: expected an ECDSA or RSA key, found another kind; "
-                "let a new pair be made"
+                "private key: expected an ECDSA or RSA key, found another kind; make a new pair"
             )
         if key.public_key() != self.parsed().public_key():
             raise InvalidCertificateError(
                 "private key: it does not belong to the certificate beside it; "
-                "take both from one place, or let a new pair be made"
+                "take both from one place, or make a new pair"
             )
         return key
 
@@ -98,25 +97,34 @@ def create_authority(now: datetime.datetime) -> KeyPair:
     certificate = (
         _builder(name, name, key.public_key(), now, now + AUTHORITY_LIFE)
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-        .add_extension(_usage(key_cert_sign=True, crl_sign=True), critical=True)
+        .add_extension(_usage("key_cert_sign", "crl_sign"), critical=True)
         .sign(key, hashes.SHA256())
     )
     return _pair(certificate, key)
 
 
-def create_token_pair(authority: KeyPair, now: datetime.datetime) -> KeyPair:
-    """The pair with which the token service signs and which registries trust (RS256)."""
-    return _issue(authority, TOKEN_NAME, (), now)
+def issue(authority: KeyPair, name: str, hosts: Sequence[str], now: datetime.datetime) -> KeyPair:
+    """A pair that `authority` signs, with `name` as its common name.
 
-
-def create_leaf(
-    authority: KeyPair, name: str, hosts: Iterable[str], now: datetime.datetime
-) -> KeyPair:
-    """A server's certificate for `hosts` (addresses or names), with `name` as its common name."""
-    hosts = tuple(hosts)
-    if not hosts:
-        raise ValueError("a server's certificate names at least one host")
-    return _issue(authority, name, hosts, now)
+    With `hosts` (addresses or names) it is a server's. Without, it is that with which the token
+    service signs and which registries trust (RS256).
+    """
+    issuer, issuer_key = authority.parsed(), authority.private_key()
+    key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+    end = issuer.not_valid_after_utc - BEFORE_AUTHORITY
+    identifier = x509.AuthorityKeyIdentifier.from_issuer_public_key(issuer_key.public_key())
+    usages = ("digital_signature", "key_encipherment") if hosts else ("digital_signature",)
+    builder = (
+        _builder(_name(name), issuer.subject, key.public_key(), now, end)
+        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+        .add_extension(identifier, critical=False)
+        .add_extension(_usage(*usages), critical=True)
+    )
+    if hosts:
+        names = x509.SubjectAlternativeName([_host(one) for one in hosts])
+        purpose = x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH])
+        builder = builder.add_extension(purpose, False).add_extension(names, False)
+    return _pair(builder.sign(issuer_key, hashes.SHA256()), key)
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,17 +143,18 @@ class Authorities:
 
 
 def authorities_to_use(held: Authorities | None, now: datetime.datetime) -> Authorities:
-    """What `held` becomes at `now`: a successor is added, or takes over, when that is due.
-
-    Raises:
-        InvalidCertificateError: an authority in `held` has a wrong key or may not sign. It is never
-            replaced silently, since every client of the registry trusts it.
-    """
+    """What `held` becomes at `now`: a successor is added, or takes over, when that is due."""
     if held is None:
         return Authorities(create_authority(now))
     signing, successor = held.signing, held.successor
     for pair in filter(None, (signing, successor)):
-        _check_authority(pair)
+        basic = _extension(pair.parsed(), x509.BasicConstraints)
+        pair.private_key()
+        if basic is None or not basic.ca:
+            raise InvalidCertificateError(
+                "authority: this certificate may not sign others (no CA basic constraint); "
+                "give the registry's own authority"
+            )
     certificate = signing.parsed()
     if is_due(certificate, now) and successor is None:
         successor = create_authority(now)
@@ -156,17 +165,6 @@ def authorities_to_use(held: Authorities | None, now: datetime.datetime) -> Auth
     ends = [parse_certificates(one, "authority")[0].not_valid_after_utc for one in former]
     trusted = (one for one, end in zip(former, ends, strict=True) if now < end)
     return Authorities(signing, successor, tuple(trusted))
-
-
-def _check_authority(held: KeyPair) -> None:
-    certificate = held.parsed()
-    held.private_key()
-    basic = _extension(certificate, x509.BasicConstraints)
-    if basic is None or not basic.ca:
-        raise InvalidCertificateError(
-            "authority: this certificate may not sign others (no CA basic constraint); "
-            "give the registry's own authority"
-        )
 
 
 def is_due(certificate: x509.Certificate, now: datetime.datetime) -> bool:
@@ -180,34 +178,21 @@ def _begin(certificate: x509.Certificate) -> datetime.datetime:
     return certificate.not_valid_before_utc + CLOCK_SKEW
 
 
-def token_pair_to_use(
-    held: KeyPair | None, authorities: Authorities, now: datetime.datetime
-) -> KeyPair:
-    """`held` while it is sound, else a new pair."""
-    if held is not None and _sound(held, authorities, (), now):
-        return held
-    return create_token_pair(authorities.signing, now)
-
-
-def leaf_to_use(
+def pair_to_use(
     held: KeyPair | None,
     authorities: Authorities,
     name: str,
     hosts: Sequence[str],
     now: datetime.datetime,
 ) -> KeyPair:
-    """`held` while it is sound and names all `hosts`, else a new leaf."""
+    """`held` while it is sound and names all `hosts`, else a new pair; see `issue`."""
     if held is not None and _sound(held, authorities, hosts, now):
         return held
-    return create_leaf(authorities.signing, name, hosts, now)
+    return issue(authorities.signing, name, hosts, now)
 
 
 def parse_certificates(pem: str, where: str) -> list[x509.Certificate]:
-    """The certificates of some PEM text, at least one.
-
-    Raises:
-        InvalidCertificateError: `where` is named in it.
-    """
+    """The certificates of some PEM text, at least one."""
     try:
         return x509.load_pem_x509_certificates(pem.encode())
     except ValueError as err:
@@ -218,12 +203,8 @@ def parse_certificates(pem: str, where: str) -> list[x509.Certificate]:
 
 
 def clean_pem(pem: str, where: str) -> str:
-    """The certificates of `pem` alone, without any text between them, as they are written to files.
-
-    Raises:
-        InvalidCertificateError: there is no certificate.
-    """
-    return "".join(_encode(certificate) for certificate in parse_certificates(pem, where))
+    """The certificates of `pem` alone, without any text between them."""
+    return "".join(map(_encode, parse_certificates(pem, where)))
 
 
 @lru_cache(maxsize=64)
@@ -242,9 +223,10 @@ def _sound(
     try:
         certificate = held.parsed()
         held.private_key()
-        if not _is_issued_by_one_of(certificate, authorities):
-            return False
+        trusted = parse_certificates(authorities.trusted, "authority")
     except (InvalidCertificateError, ValueError):
+        return False
+    if not any(_is_issued_by(certificate, authority) for authority in trusted):
         return False
     end = certificate.not_valid_after_utc
     if not certificate.not_valid_before_utc <= now < end:
@@ -256,14 +238,12 @@ def _sound(
     return set(hosts) <= covered_hosts(certificate)
 
 
-def _is_issued_by_one_of(certificate: x509.Certificate, authorities: Authorities) -> bool:
-    for authority in parse_certificates(authorities.trusted, "authority"):
-        try:
-            certificate.verify_directly_issued_by(authority)
-        except (InvalidSignature, ValueError, TypeError):
-            continue
-        return True
-    return False
+def _is_issued_by(certificate: x509.Certificate, authority: x509.Certificate) -> bool:
+    try:
+        certificate.verify_directly_issued_by(authority)
+    except (InvalidSignature, ValueError, TypeError):
+        return False
+    return True
 
 
 def covered_hosts(certificate: x509.Certificate) -> frozenset[str]:
@@ -280,29 +260,6 @@ def _extension(certificate: x509.Certificate, kind: type[_Extension]) -> _Extens
         return certificate.extensions.get_extension_for_class(kind).value
     except x509.ExtensionNotFound:
         return None
-
-
-def _issue(authority: KeyPair, name: str, hosts: Sequence[str], now: datetime.datetime) -> KeyPair:
-    issuer, issuer_key = authority.parsed(), authority.private_key()
-    key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
-    end = issuer.not_valid_after_utc - BEFORE_AUTHORITY
-    builder = (
-        _builder(_name(name), issuer.subject, key.public_key(), now, end)
-        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-        .add_extension(
-            x509.AuthorityKeyIdentifier.from_issuer_public_key(issuer_key.public_key()),
-            critical=False,
-        )
-    )
-    if hosts:
-        builder = (
-            builder.add_extension(_usage(digital_signature=True, key_encipherment=True), True)
-            .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), False)
-            .add_extension(x509.SubjectAlternativeName([_host(one) for one in hosts]), False)
-        )
-    else:
-        builder = builder.add_extension(_usage(digital_signature=True), True)
-    return _pair(builder.sign(issuer_key, hashes.SHA256()), key)
 
 
 def _builder(
@@ -335,24 +292,14 @@ def _host(text: str) -> x509.GeneralName:
         return x509.DNSName(text)
 
 
-def _usage(
-    *,
-    digital_signature: bool = False,
-    key_encipherment: bool = False,
-    key_cert_sign: bool = False,
-    crl_sign: bool = False,
-) -> x509.KeyUsage:
-    return x509.KeyUsage(
-        digital_signature=digital_signature,
-        content_commitment=False,
-        key_encipherment=key_encipherment,
-        data_encipherment=False,
-        key_agreement=False,
-        key_cert_sign=key_cert_sign,
-        crl_sign=crl_sign,
-        encipher_only=False,
-        decipher_only=False,
-    )
+_USAGES = (
+    *("digital_signature", "content_commitment", "key_encipherment", "data_encipherment"),
+    *("key_agreement", "key_cert_sign", "crl_sign", "encipher_only", "decipher_only"),
+)
+
+
+def _usage(*given: str) -> x509.KeyUsage:
+    return x509.KeyUsage(**{name: name in given for name in _USAGES})
 
 
 def _pair(

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import PurePosixPath
+from types import MappingProxyType
 from typing import Any
 
 import yaml
@@ -27,11 +28,12 @@ def manifest(
     name: str,
     labels: Mapping[str, str],
     annotations: Mapping[str, str],
-    *,
-    dns_policy: str,
     spec: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """A pod on the node's network. The kubelet adds the node's name to `name`."""
+    """A pod on the node's network. The kubelet adds the node's name to `name`.
+
+    It asks the node's DNS, since the image of the cluster's own DNS comes through these pods.
+    """
     return {
         "apiVersion": "v1",
         "kind": "Pod",
@@ -43,7 +45,7 @@ def manifest(
         },
         "spec": {
             "hostNetwork": True,
-            "dnsPolicy": dns_policy,
+            "dnsPolicy": "Default",
             "priorityClassName": "system-node-critical",
             **spec,
         },
@@ -68,11 +70,13 @@ def container(
     probes: Mapping[str, Any],
     mounts: Mapping[str, str],
     writable: Collection[str] = (),
-    environment: Mapping[str, str] | None = None,
+    ports: Mapping[str, int] = MappingProxyType({}),
+    environment: Mapping[str, str] = MappingProxyType({}),
 ) -> dict[str, Any]:
     """A container that runs `run` (`command`, `args`) and may do nothing else.
 
     `mounts` are names of volumes → paths; all but `writable` ones are read-only, like the root.
+    `ports` have the names by which Services look for them.
     """
     made: dict[str, Any] = {
         "name": name,
@@ -91,6 +95,8 @@ def container(
             for volume, path in mounts.items()
         ],
     }
+    if ports:
+        made["ports"] = [{"name": key, "containerPort": port} for key, port in ports.items()]
     if environment:
         made["env"] = [{"name": key, "value": value} for key, value in environment.items()]
     return made
@@ -170,10 +176,7 @@ class Images:
 
     def one(self, name: str) -> str:
         """The image of that name, which must be given."""
-        found = getattr(self, name)
-        if not isinstance(found, str):
-            raise ValueError(f"no image {name} was given")
-        return found
+        return str(getattr(self, name))
 
     def serve(self, *, replication: bool) -> bool:
         """Whether the masters' pod is wanted: False if none of its images is given.
@@ -182,20 +185,14 @@ class Images:
             RenderingError: it is wanted, and an image that it needs is missing.
         """
         given = [name for name in self.given if name in _SERVICES]
-        if not given:
-            return False
         needed = services_needed(replication=replication)
         missing = [name for name in needed if name not in given]
-        if missing:
+        if given and missing:
             raise RenderingError(
                 f"images: expected {', '.join(needed)} for the static pod of the masters, found "
                 f"{', '.join(given)}; give {' and '.join(missing)} too, or none of them"
             )
-        return True
-
-    def unused(self, used: Collection[str]) -> tuple[str, ...]:
-        """The names of the given images that are not `used`."""
-        return tuple(name for name in self.given if name not in used)
+        return bool(given)
 
 
 def services_needed(*, replication: bool) -> tuple[str, ...]:
@@ -209,37 +206,39 @@ POD_NAME = "registry-nodeservices"
 LABELS = {"component": "registry-service", "type": "node-services"}
 
 
-@dataclass(frozen=True, slots=True)
-class PodParts:
-    """What a master's pod depends on beside the node."""
+def static_pod(
+    node: Node,
+    images: Images,
+    config: str,
+    version: str,
+    *,
+    token_host: str,
+    replication: bool,
+    environment: Mapping[str, str],
+) -> dict[str, Any]:
+    """The manifest for `/etc/kubernetes/manifests`.
 
-    images: Images
-    config_hash: str
-    config_version: str
-    token_host: str
-    """Where the token server listens: 127.0.0.1, or the node's address."""
-    replication: bool = False
-    environment: Mapping[str, str] = field(default_factory=dict)
-    """Of the registry's container."""
-
-
-def static_pod(node: Node, parts: PodParts) -> dict[str, Any]:
-    """The manifest for `/etc/kubernetes/manifests`."""
+    `config` is the hash of the files that its containers read, `version` that of the whole
+    configuration. The token server listens at `token_host`: 127.0.0.1, or the node's address.
+    `environment` is the registry's.
+    """
     containers = [
         container(
             "distribution",
-            parts.images.one("distribution"),
+            images.one("distribution"),
             {"args": ["serve", "/config/config.yaml"]},
             probes=probes(http_get("HTTPS", node.address, node.ports.registry, "/")),
             mounts={"distribution-config": "/config", "pki": "/pki", "data": "/data"},
             writable={"data"},
-            environment=parts.environment,
+            ports={"distribution": node.ports.registry},
+            environment=environment,
         ),
         container(
             "auth",
-            parts.images.one("auth"),
-            {"args": ["/config/config.yaml"]},
-            probes=probes(http_get("HTTPS", parts.token_host, node.ports.token, "/")),
+            images.one("auth"),
+            # Its own log file would need a folder that it may write to.
+            {"args": ["-logtostderr", "/config/config.yaml"]},
+            probes=probes(http_get("HTTPS", token_host, node.ports.token, "/")),
             mounts={"auth-config": "/config", "pki": "/pki"},
         ),
     ]
@@ -249,11 +248,11 @@ def static_pod(node: Node, parts: PodParts) -> dict[str, Any]:
         host_path("pki", constants.PKI_CONFIG),
         host_path("data", constants.DATA_ROOT, "DirectoryOrCreate"),
     ]
-    if parts.replication:
+    if replication:
         containers.append(
             container(
                 "mirrorer",
-                parts.images.one("mirror"),
+                images.one("mirror"),
                 {"args": ["sync", "--watch", "--config", "/config/config.yaml"]},
                 # It lives while it answers; a restart would not make replicas equal.
                 probes=probes(http_get("HTTP", "127.0.0.1", node.ports.replication, "/healthz")),
@@ -264,9 +263,8 @@ def static_pod(node: Node, parts: PodParts) -> dict[str, Any]:
     return manifest(
         POD_NAME,
         LABELS,
-        {HASH_ANNOTATION: parts.config_hash, VERSION_ANNOTATION: parts.config_version},
-        dns_policy="ClusterFirstWithHostNet",
-        spec={"securityContext": security(0), "containers": containers, "volumes": volumes},
+        {HASH_ANNOTATION: config, VERSION_ANNOTATION: version},
+        {"securityContext": security(0), "containers": containers, "volumes": volumes},
     )
 
 
@@ -284,7 +282,7 @@ def notes_of_pods(
     notes: list[str] = []
     used: set[str] = set()
     if services and images.serve(replication=replication):
-        used |= {*services_needed(replication=replication)}
+        used.update(services_needed(replication=replication))
     elif services:
         of = "" if images.nginx is None else "of the masters' services "
         notes.append(
@@ -292,7 +290,7 @@ def notes_of_pods(
         )
     if any(constants.BALANCER_POD in tree or constants.RELAY_POD in tree for tree in trees):
         used.add("nginx")
-    if unused := images.unused(used):
+    if unused := [name for name in images.given if name not in used]:
         notes.append(f"no static pod here has a container of the image {', '.join(unused)}")
     if restarts:
         notes.append(

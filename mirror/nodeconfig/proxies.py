@@ -4,19 +4,12 @@ The **balancer** passes TCP through and reads no TLS: certificates and logins st
 and replica. It leaves out a replica that refuses a connection for ten seconds. The **relay**
 rewrites paths for clients that cannot do so: stock containerd on a node, and the API plane where
 the registry is not Deckhouse's fork. Logins, challenges and redirects pass through it unchanged; it
-only reads. nginx's format has no library that writes it, so `values` has checked every value.
+only reads. nginx's format has no library that writes it, so every value is checked before.
 
-Each has a static pod of its own. When the manifest of a static pod changes, the kubelet ends all of
-its containers and starts the new ones some ten seconds later. One pod for both would take away the
-old way and the new one at once in a switch between Direct mode behind a relay and a mode behind the
-balancer. So each manifest depends only on what its own nginx reads, and carries no version of the
-whole configuration. The balancer's file is the same in every mode, so no switch restarts it. A
-relay restarts where its upstream changes; from the first restart to the last its file has the ways
-of both sides.
-
-Each pod runs the file that was rendered, `nginx_new.conf` for the balancer. An `nginx.conf` beside
-it would be a copy that a reloader has tested; these pods have no reloader, and a restart in the
-middle of a switch could pick the older of two files.
+Each has a static pod of its own, which runs the file as rendered. When a static pod's manifest
+changes, the kubelet ends its containers and starts the new ones some ten seconds later. So a
+manifest depends only on what its own nginx reads: no switch restarts the balancer, and a relay
+restarts only where its upstream changes, with the ways of both sides in between.
 """
 
 from __future__ import annotations
@@ -30,20 +23,9 @@ from typing import Any
 from mirror.errors import RenderingError
 from mirror.modes import constants
 from mirror.modes.constants import LOGICAL_PATH
+from mirror.nodeconfig import pods
 from mirror.nodeconfig.cluster import Node, NodePaths
 from mirror.nodeconfig.hosts import HostMirror, relay_slot
-from mirror.nodeconfig.pods import (
-    HASH_ANNOTATION,
-    config_hash,
-    container,
-    host_path,
-    http_get,
-    manifest,
-    probes,
-    security,
-    tcp,
-    yaml_file,
-)
 from mirror.nodeconfig.tree import (
     PUBLIC,
     RenderedFile,
@@ -205,13 +187,10 @@ def _locations(one: Relayed, nginx: Nginx) -> str:
         "host": checked_registry_host(one.mirror.host, "upstream host"),
         "tls": _upstream_tls(one, nginx),
     }
-    ping = f"      rewrite ^{slot}(/v2/)$ $1 break;\n"
     # An upstream without a path has its images at the root: the slash goes with the prefix.
-    image = (
-        f"      rewrite ^{slot}/v2/{LOGICAL_PATH}/(.*)$ /v2/{path}/$1 break;\n"
-        if path
-        else f"      rewrite ^{slot}/v2/{LOGICAL_PATH}/(.*)$ /v2/$1 break;\n"
-    )
+    target = f"/v2/{path}/$1" if path else "/v2/$1"
+    ping = f"      rewrite ^{slot}(/v2/)$ $1 break;\n"
+    image = f"      rewrite ^{slot}/v2/{LOGICAL_PATH}/(.*)$ {target} break;\n"
     return (
         f"    location = {slot}/v2/ {{\n{_TARGET.substitute(common, rewrite=ping)}"
         f"    location {slot}/v2/{LOGICAL_PATH}/ {{\n{_TARGET.substitute(common, rewrite=image)}"
@@ -241,8 +220,6 @@ def _upstream_tls(one: Relayed, nginx: Nginx) -> str:
 
 # -- files and pods --------------------------------------------------------------------------------
 
-BALANCER_NAME = "registry-proxy"
-RELAY_NAME = "registry-relay"
 USER = 64535
 """Deckhouse's user without rights. As root, nginx would need capabilities to become another."""
 
@@ -251,38 +228,21 @@ GRACE_S = 5
 
 
 def balancer_files(node: Node, nodes: Sequence[Node], nginx: Nginx, image: str | None) -> Tree:
-    """The balancer of a node in front of the masters among `nodes`; its pod if there is an image.
-
-    Raises:
-        RenderingError: a value may not be written.
-    """
+    """A node's balancer in front of the masters among `nodes`; its pod if there is an image."""
     files = {constants.BALANCER_FILE: RenderedFile(balancer_conf(node, nodes, nginx))}
     if image is None:
         return files
     # It lives while it accepts, and is ready while it leads to a replica: a restart would not bring
     # a master back. A request for "/" needs no login.
-    ready = http_get("HTTPS", "127.0.0.1", node.ports.balancer, "/")
-    pod = _pod(
-        BALANCER_NAME,
-        f"node {node.name}: balancer port",
-        node.ports.balancer,
-        constants.BALANCER_FILE,
-        files,
-        nginx,
-        image,
-        ready,
-    )
-    return files | {constants.BALANCER_POD: yaml_file(pod, PUBLIC)}
+    ready = pods.http_get("HTTPS", "127.0.0.1", node.ports.balancer, "/")
+    pod = _pod("balancer", node, files, nginx, image, ready)
+    return files | {constants.BALANCER_POD: pod}
 
 
 def relay_files(
     node: Node, mirrors: Sequence[HostMirror], places: NodePaths, nginx: Nginx, image: str | None
 ) -> Tree:
-    """The relay of a node to `mirrors`, if there are any; its pod if there is an image.
-
-    Raises:
-        RenderingError: a value may not be written.
-    """
+    """The relay of a node to `mirrors`, if there are any; its pod if there is an image."""
     files: dict[PurePosixPath, RenderedFile] = {}
     behind = []
     for mirror in mirrors:
@@ -298,32 +258,27 @@ def relay_files(
     files[constants.RELAY_FILE] = RenderedFile(relay_conf(node.relay, behind, nginx))
     if image is None:
         return files
-    pod = _pod(
-        RELAY_NAME,
-        f"node {node.name}: relay port",
-        node.ports.relay,
-        constants.RELAY_FILE,
-        files,
-        nginx,
-        image,
-    )
-    return files | {constants.RELAY_POD: yaml_file(pod, PUBLIC)}
+    return files | {constants.RELAY_POD: _pod("relay", node, files, nginx, image)}
 
 
 def _pod(
-    name: str,
-    port_of: str,
-    port: int,
-    config: PurePosixPath,
-    files: Mapping[PurePosixPath, RenderedFile],
+    kind: str,
+    node: Node,
+    files: Tree,
     nginx: Nginx,
     image: str,
     ready: Mapping[str, Any] | None = None,
-) -> dict[str, Any]:
+) -> RenderedFile:
+    """The pod of a `balancer` or `relay`, which reads `files`."""
+    if kind == "balancer":
+        name, port, config = "registry-proxy", node.ports.balancer, constants.BALANCER_FILE
+    else:
+        name, port, config = "registry-relay", node.ports.relay, constants.RELAY_FILE
     if port < 1024:
         raise RenderingError(
-            f"{port_of}: expected 1024 or above, found {port}; in its static pod nginx has no "
-            "rights to listen below. Give another port, or leave the image nginx out"
+            f"node {node.name}: {kind} port: expected 1024 or above, found {port}; in its static "
+            "pod nginx has no rights to listen below. Give another port, or leave the image nginx "
+            "out"
         )
     runtime, folder = PurePosixPath(nginx.runtime), constants.BALANCER_CONFIG
     if runtime.is_relative_to(folder) or folder.is_relative_to(runtime):
@@ -332,27 +287,26 @@ def _pod(
             f"only read, found {runtime}; give another, such as /tmp"
         )
     arguments = ["nginx", "-e", "stderr", "-c", str(config), "-g", "daemon off;"]
-    one = container(
+    one = pods.container(
         "nginx",
         image,
         # As the command: an image's own entry point may try to write configuration.
         {"command": arguments},
-        probes=probes(tcp("127.0.0.1", port), ready),
+        probes=pods.probes(pods.tcp("127.0.0.1", port), ready),
         # At its path on the node, so that the paths in the file are valid.
         mounts={"config": str(folder), "runtime": str(runtime)},
         writable={"runtime"},
     )
-    return manifest(
+    pod = pods.manifest(
         name,
         # Never the labels of the Service, which must lead only to replicas.
         {"component": name},
-        {HASH_ANNOTATION: config_hash(files)},
-        # The node's own DNS: the cluster's DNS pulls its own images through this pod.
-        dns_policy="Default",
-        spec={
-            "securityContext": security(USER),
+        {pods.HASH_ANNOTATION: pods.config_hash(files)},
+        {
+            "securityContext": pods.security(USER),
             "terminationGracePeriodSeconds": GRACE_S,
             "containers": [one],
-            "volumes": [host_path("config", folder), {"name": "runtime", "emptyDir": {}}],
+            "volumes": [pods.host_path("config", folder), {"name": "runtime", "emptyDir": {}}],
         },
     )
+    return pods.yaml_file(pod, PUBLIC)

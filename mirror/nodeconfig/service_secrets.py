@@ -34,10 +34,7 @@ HTTP_SECRET_LENGTH = 25
 BCRYPT_COST = 10
 _ALPHANUMERICS = string.ascii_letters + string.digits
 _B64 = string.ascii_uppercase + string.ascii_lowercase + string.digits
-_TO_BCRYPT = bytes.maketrans(
-    f"{_B64}+/".encode(),
-    f"./{_B64}".encode(),
-)
+_TO_BCRYPT = bytes.maketrans(f"{_B64}+/".encode(), f"./{_B64}".encode())
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,11 +112,7 @@ def hashed(account: Account, *, salt: bytes | None = None) -> HashedAccount:
             f"user {account.name}: expected a password of at most 72 bytes, which is all that "
             f"bcrypt looks at, found {len(password)}; choose a shorter one"
         )
-    if salt is not None:
-        return HashedAccount(account, _salted(password, salt))
-    return HashedAccount(
-        account, bcrypt.hashpw(password, bcrypt.gensalt(BCRYPT_COST)).decode("ascii")
-    )
+    return HashedAccount(account, _salted(password, salt or secrets.token_bytes(16)))
 
 
 @lru_cache(maxsize=8)  # slow by design, and a controller renders the same settings again and again
@@ -144,10 +137,12 @@ def prepare_secrets(
     users = {}
     for user in RegistryUser:
         known = held.users.get(user) if held else None
-        users[user] = known if known and known.matches() else hashed(_account(user, known))
+        if known is None or not known.matches():  # keep a known password; the hash was unsound
+            known = hashed(known.account if known else new_account(user.value))
+        users[user] = known
     return ServiceSecrets(
         authorities.signing,
-        pki.token_pair_to_use(held.token if held else None, authorities, now),
+        pki.pair_to_use(held.token if held else None, authorities, pki.TOKEN_NAME, (), now),
         held.http_secret if held else _random(HTTP_SECRET_LENGTH),
         users,
         leaves,
@@ -157,20 +152,14 @@ def prepare_secrets(
     )
 
 
-def _account(user: RegistryUser, known: HashedAccount | None) -> Account:
-    """Keep a known password; only its hash was unsound."""
-    return known.account if known else new_account(user.value)
-
-
 def _leaves(
     held: Leaves | None, authorities: Authorities, address: str | None, now: datetime.datetime
 ) -> Leaves:
-    names = pki.node_names(address)
+    hosts = pki.node_names(address)
+    auth, distribution = (held.auth, held.distribution) if held else (None, None)
     return Leaves(
-        pki.leaf_to_use(held.auth if held else None, authorities, pki.AUTH_NAME, names, now),
-        pki.leaf_to_use(
-            held.distribution if held else None, authorities, pki.DISTRIBUTION_NAME, names, now
-        ),
+        pki.pair_to_use(auth, authorities, pki.AUTH_NAME, hosts, now),
+        pki.pair_to_use(distribution, authorities, pki.DISTRIBUTION_NAME, hosts, now),
     )
 
 
@@ -258,15 +247,8 @@ def write_secrets(kept: ServiceSecrets, path: Path) -> bool:
         )
         for user, one in sorted(kept.users.items())
     }
-    document = _Secrets(
-        authority=kept.authority,
-        token=kept.token,
-        http_secret=kept.http_secret,
-        users=users,
-        nodes=dict(sorted(kept.nodes.items())),
-        in_cluster=kept.in_cluster,
-        successor=kept.successor,
-        former=kept.former,
-    )
+    fields = {name: getattr(kept, name) for name in _Secrets.model_fields}
+    nodes = dict(sorted(kept.nodes.items()))
+    document = _Secrets.model_validate({**fields, "users": users, "nodes": nodes})
     content = document.model_dump_json(by_alias=True, exclude_defaults=True, indent=2) + "\n"
     return write_file(path, RenderedFile(content.encode(), SECRET))

@@ -11,9 +11,10 @@ the daemon's own: the address of its probes and notifications.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import partial
 from typing import Any
 
 from mirror.errors import RenderingError
@@ -69,36 +70,28 @@ def local_config(
     """A replica that holds what is pushed to it. With `notify` pushes wake the replication."""
     document = _common(node, places, flavour, http_secret)
     if notify:
-        document["notifications"] = {
-            "endpoints": [
-                {
-                    "name": "replication",
-                    "url": f"http://{host_port('127.0.0.1', node.ports.replication)}"
-                    f"{NOTIFICATION_PATH}",
-                    "timeout": "5s",
-                    "threshold": 3,
-                    "backoff": "5s",
-                    # Only writes matter to replication. (2.8 still reports pulls: it ignores only
-                    # what matches both an action and a media type.)
-                    "ignore": {"actions": ["pull"]},
-                }
-            ]
+        daemon = host_port("127.0.0.1", node.ports.replication)
+        endpoint = {
+            "name": "replication",
+            "url": f"http://{daemon}{NOTIFICATION_PATH}",
+            "timeout": "5s",
+            "threshold": 3,
+            "backoff": "5s",
+            # Only writes matter to replication. (2.8 still reports pulls: it ignores only what
+            # matches both an action and a media type.)
+            "ignore": {"actions": ["pull"]},
         }
+        document["notifications"] = {"endpoints": [endpoint]}
+    if ingress_client_ca and flavour is Distribution.STOCK:
+        note = (
+            f"{node.name}: stock docker-registry has no realip: behind the push ingress its log "
+            "shows the ingress's address"
+        )
+        return ServiceConfig(document, notes=(note,))
     if ingress_client_ca:
-        if flavour is Distribution.DECKHOUSE:
-            document["http"]["realip"] = {
-                "enabled": True,
-                "clientcert": {
-                    "ca": places.pki("ingress-client-ca.crt"),
-                    "cn": "kube-rbac-proxy-ca-key-pair",
-                },
-            }
-        else:
-            note = (
-                f"{node.name}: stock docker-registry has no realip: behind the push ingress its "
-                "log shows the ingress's address"
-            )
-            return ServiceConfig(document, notes=(note,))
+        authority = places.pki("ingress-client-ca.crt")
+        client = {"ca": authority, "cn": "kube-rbac-proxy-ca-key-pair"}
+        document["http"]["realip"] = {"enabled": True, "clientcert": client}
     return ServiceConfig(document)
 
 
@@ -111,11 +104,7 @@ def cache_config(
     *,
     ttl: str | None = None,
 ) -> ServiceConfig:
-    """A replica that fetches from `upstream` what it is asked for, and keeps it.
-
-    Raises:
-        RenderingError: the flavour cannot serve this upstream, or a value may not be written.
-    """
+    """A replica that fetches from `upstream` what it is asked for, and keeps it."""
     document = _common(node, places, flavour, http_secret)
     document["proxy"] = _proxy(upstream)
     if flavour is Distribution.DECKHOUSE:
@@ -149,10 +138,7 @@ def in_cluster_config(
     http = document["http"]
     http["addr"] = f":{ports.registry}"
     http["debug"]["addr"] = f":{ports.debug}"
-    http["tls"] = {
-        "certificate": places.config("in-cluster", "distribution.crt"),
-        "key": places.config("in-cluster", "distribution.key"),
-    }
+    http["tls"] = _pair(partial(places.config, "in-cluster"), "distribution")
     document["storage"]["maintenance"] = {
         "uploadpurging": {"enabled": False},
         "readonly": {"enabled": True},
@@ -201,10 +187,7 @@ def _common(
                 "addr": host_port("127.0.0.1", node.ports.debug),
                 "prometheus": {"enabled": True, "path": "/metrics"},
             },
-            "tls": {
-                "certificate": places.pki("distribution.crt"),
-                "key": places.pki("distribution.key"),
-            },
+            "tls": _pair(places.pki, "distribution"),
         },
         "auth": {"token": token},
     }
@@ -274,19 +257,12 @@ def replica_auth(
         if user in users
     ]
     listen = node.token if own_port else host_port("127.0.0.1", node.ports.token)
-    return _document(
-        listen,
-        {
-            "certificate": places.pki("auth.crt"),
-            "key": places.pki("auth.key"),
-        },
-        {
-            "certificate": places.pki("token.crt"),
-            "key": places.pki("token.key"),
-        },
-        {one.account.name: one.password_hash for one in users.values()},
-        access,
-    )
+    hashes = {one.account.name: one.password_hash for one in users.values()}
+    # The fork's registry passes requests on and says for whom. A client alone does not say that.
+    document = _token_server(listen, places.pki, hashes, access)
+    if own_port:
+        del document["server"]["real_ip_header"]
+    return document
 
 
 def in_cluster_auth(places: NodePaths, user: HashedAccount | None, port: int) -> dict[str, Any]:
@@ -296,16 +272,9 @@ def in_cluster_auth(places: NodePaths, user: HashedAccount | None, port: int) ->
     """
     name = "" if user is None else user.account.name
     hashes = {} if user is None else {name: user.password_hash}
-    document = _document(
+    document = _token_server(
         f":{port}",
-        {
-            "certificate": places.config("in-cluster", "auth.crt"),
-            "key": places.config("in-cluster", "auth.key"),
-        },
-        {
-            "certificate": places.config("in-cluster", "token.crt"),
-            "key": places.config("in-cluster", "token.key"),
-        },
+        partial(places.config, "in-cluster"),
         hashes,
         [{"match": {"account": name}, "actions": ["pull"]}],
     )
@@ -314,19 +283,27 @@ def in_cluster_auth(places: NodePaths, user: HashedAccount | None, port: int) ->
     return document
 
 
-def _document(
+def _token_server(
     listen: str,
-    tls: dict[str, str],
-    signing: dict[str, str],
+    path: Callable[[str], str],
     hashes: Mapping[str, str],
     access: list[dict[str, Any]],
 ) -> dict[str, Any]:
     return {
-        "server": {"addr": listen, "real_ip_header": "X-Forwarded-For", **tls},
-        "token": {"issuer": ISSUER, "expiration": LIFETIME_S, **signing},
+        "server": {
+            "addr": listen,
+            "real_ip_header": "X-Forwarded-For",
+            **_pair(path, "auth"),
+        },
+        "token": {"issuer": ISSUER, "expiration": LIFETIME_S, **_pair(path, "token")},
         "users": {name: {"password": value} for name, value in hashes.items()},
         "acl": access,
     }
+
+
+def _pair(path: Callable[[str], str], name: str) -> dict[str, str]:
+    """A certificate and its key, where `path` has them."""
+    return {"certificate": path(f"{name}.crt"), "key": path(f"{name}.key")}
 
 
 # -- replication -----------------------------------------------------------------------------------

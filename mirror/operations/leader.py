@@ -29,12 +29,12 @@ from mirror.sync import (
     ManifestNode,
     RepositoryContent,
     make_plan,
-    transfer,
     union,
 )
 from mirror.sync.failover import FailoverSource
 from mirror.sync.observation import Failure, Item, complete_subset
 from mirror.sync.plan import Tags, laid_over, tags_of
+from mirror.sync.publication import Publication
 from mirror.sync.publication_state import (
     LATEST,
     PublicationState,
@@ -90,7 +90,7 @@ class Leader:
         self._run = Run.of(run)
         self._lock = threading.Lock()
         self._facts: Facts | None = None
-        self._audit: Future[tuple[Failure, ...]] = Future()
+        self._sound: Future[bool] = Future()
 
     @classmethod
     def ask(cls, tree: RegistryTree, *, run: Run | None = None) -> Leader:
@@ -121,13 +121,13 @@ class Leader:
                 self._facts = self._read()
             return self._facts
 
-    def audited(self) -> tuple[Failure, ...]:
-        """What the leader states and does not hold; waits until the audit has called `judge`."""
-        return self._audit.result()
+    def is_sound(self) -> bool:
+        """Whether the leader holds all that it states; waits until its audit has called `judge`."""
+        return self._sound.result()
 
-    def judge(self, failures: tuple[Failure, ...]) -> None:
-        """Answer everybody who waits in `audited`. Call it once."""
-        self._audit.set_result(failures)
+    def judge(self, *, sound: bool) -> None:
+        """Answer everybody who waits in `is_sound`. Call it once."""
+        self._sound.set_result(sound)
 
     def _read(self) -> Facts:
         tree = self.tree
@@ -286,8 +286,9 @@ def adopt(
             plan = make_plan(wanted, held, stage=publication_stage)
             if plan:
                 source = FailoverSource([peer.source()], wanted, on_event=run.on_event)
+                publication = Publication(replica, PublicationState(), seen=here.held)
                 try:
-                    sent += transfer(plan, source, place, run=run).sent
+                    sent += publication.carry_out(plan, source, place, run=run).done.sent
                 except IncompleteError as err:
                     failures += (Failure(replica.name, item, why) for item, why in err.failures)
                     continue

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from mirror.bundle.archive import Compressed, Coverage, Omissions, missing_findings
@@ -35,6 +36,9 @@ class MergeReport:
     copied: int
     omissions: Omissions
     compressed: Compressed | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "archives", MappingProxyType(dict(self.archives)))
 
     def to_document(self) -> dict[str, Any]:
         """As JSON values, for `--json`."""
@@ -89,7 +93,7 @@ def merge(
         if key is not None:
             check_signature(reader, key)
     last = readers[-1]
-    if last.seal is None or last.folder is None:
+    if last._seal is None or last.folder is None:
         raise InputError(
             f"{last.name} has no inventory.json, which says what the merged bundle must hold"
         )
@@ -105,8 +109,8 @@ def merge(
             "deltas between it and the last one; nothing was written",
             [finding.located for finding in missing],
         )
-    files = read_files(last.folder, last.seal)
-    seal = last.seal.carried_as(Coverage(once=dedupe))
+    files = read_files(last.folder, last._seal)
+    seal = last._seal.carried_as(Coverage(once=dedupe))
     check_limits(seal)
     # The newest first: what a delta carries was just made.
     source = FailoverSource([Holder(reader, reader.carried()) for reader in reversed(readers)])

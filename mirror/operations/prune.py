@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mirror.bundle.reader import read_inventory
+from mirror.documents import document
 from mirror.errors import ConflictError, PruneRefusedError, common_exit_code
 from mirror.events import PhaseStarted
 from mirror.layout import tool_name
@@ -57,15 +57,12 @@ class PruneReport:
 
     def to_document(self) -> dict[str, Any]:
         """As JSON values, for `--json`."""
+        stated = self.published
         return {
-            "target": self.target,
-            "dryRun": self.dry_run,
-            "removed": self.removal.to_document(),
-            "freedBytes": self.freed,
-            "generations": list(self.generations),
-            "statement": str(self.published.digest) if self.published else None,
-            "generation": self.published.statement.generation if self.published else None,
-            "failures": [failure.to_document() for failure in self.failures],
+            **document(self, "target", "dry_run", "removed=removal", "freedBytes=freed"),
+            **document(self, "generations", "failures"),
+            "statement": str(stated.digest) if stated else None,
+            "generation": stated.statement.generation if stated else None,
         }
 
 
@@ -217,6 +214,8 @@ def after(there: Inventory, removal: Removal) -> Inventory:
 
 def _kept(one: Path | int, history: _History, name: str) -> Inventory:
     if isinstance(one, Path):
+        from mirror.bundle.reader import read_inventory
+
         found = read_inventory(one)
         # What a push of it would make, whatever is there by those names.
         return union([found, discovery_images(found).inventory()])
@@ -327,7 +326,7 @@ def refuse_to_prune(tree: RegistryTree, leader: Leader, *, incomplete: bool) -> 
             f"{name}: nothing was pruned: the leader {head} states no inventory, so what it lacks "
             "may be its loss; push to it first"
         )
-    if leader.audited():
+    if not leader.is_sound():
         raise PruneRefusedError(
             f"{name}: nothing was pruned: the leader {head} does not hold all that it states; "
             "mend that first"

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
-from mirror.bundle.archive import Archive, Compressed, Coverage, against
+from mirror.bundle.archive import Compressed, Coverage, Omissions, against
 from mirror.bundle.folder import check_folder
 from mirror.bundle.format import source_reference
 from mirror.bundle.seal import Seal, check_limits, lay_out_all
@@ -37,8 +38,11 @@ class PullReport:
     digest: Digest
     archives: Mapping[str, int]
     fetched: int
-    seal: Seal = field(repr=False)
+    omissions: Omissions
     compressed: Compressed | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "archives", MappingProxyType(dict(self.archives)))
 
     def to_document(self) -> dict[str, Any]:
         """As JSON values, for `--json`."""
@@ -51,7 +55,7 @@ class PullReport:
             "bytes": sum(self.archives.values()),
             "fetched": self.fetched,
             "inventory": str(self.digest),
-            **self.seal.omissions.to_document(),
+            **self.omissions.to_document(),
             **self.inventory.counts(),
             **({} if self.compressed is None else {"compressed": self.compressed.to_document()}),
         }
@@ -63,23 +67,32 @@ class PullPlan:
 
     tree: SourceTree
     selection: SelectedContent
-    archives: tuple[Archive, ...]
-    seal: Seal
-    source: ReleaseSource = field(repr=False)
+    _seal: Seal = field(repr=False)
+    _source: ReleaseSource = field(repr=False)
+
+    @property
+    def archives(self) -> Mapping[str, int]:
+        """The size in bytes of each archive, by its file name."""
+        return {name: archive.size for name, archive in self._seal.archives.items()}
+
+    @property
+    def omissions(self) -> Omissions:
+        """How much the bundle leaves out."""
+        return self._seal.omissions
 
     @property
     def inventory(self) -> Inventory:
         """All that the bundle will speak of: what a target holds after a push."""
-        return self.seal.inventory
+        return self._seal.inventory
 
     @property
     def fetch(self) -> int:
         """Bytes of blobs that are to be fetched."""
-        return sum(self.seal.carried.blob_sizes().values())
+        return sum(self._seal.carried.blob_sizes().values())
 
     def references(self) -> Iterator[PlannedReference]:
         """Yield every image that gets a name in the bundle, in canonical order."""
-        for archive in self.archives:
+        for archive in self._seal.archives.values():
             for path, content in archive.inventory.repositories.items():
                 for tag, digest in sorted(content.tags.items()):
                     source = source_reference(archive.origins[path], tag, digest)
@@ -104,11 +117,11 @@ class PullPlan:
                 }
                 for one in self.references()
             ],
-            "archives": {archive.name: archive.size for archive in self.archives},
-            "bytes": sum(archive.size for archive in self.archives),
+            "archives": self.archives,
+            "bytes": sum(self.archives.values()),
             "fetch": self.fetch,
             "inventory": str(inventory.digest()),
-            **self.seal.omissions.to_document(),
+            **self.omissions.to_document(),
             **inventory.counts(),
         }
 
@@ -125,9 +138,9 @@ class PullPlan:
         check_folder(folder, force=force)
         inventory = self.inventory
         packed = pack(
-            self.seal,
+            self._seal,
             self.selection.files,
-            self.source.content.within(run),
+            self._source.content.within(run),
             folder,
             packing,
             run=run,
@@ -140,7 +153,7 @@ class PullPlan:
             inventory.digest(),
             packed.archives,
             packed.taken,
-            self.seal,
+            self.omissions,
             packed.compressed,
         )
 
@@ -202,7 +215,7 @@ def plan_pull(
     archives = lay_out_all(inventories, origins, coverage)
     seal = Seal.over(archives, selection or {}, tool_name(), selected.files, coverage)
     check_limits(seal)
-    return PullPlan(tree, selected, archives, seal, source)
+    return PullPlan(tree, selected, seal, source)
 
 
 def pull(

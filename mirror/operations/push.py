@@ -55,6 +55,7 @@ def push(
     *,
     key: bytes | None = None,
     check_access: bool = True,
+    check_blobs: bool = False,
     run: Run | None = None,
 ) -> PushReport:
     """Make a registry hold everything that the bundle holds.
@@ -70,6 +71,8 @@ def push(
     Args:
         key: a public key in PEM; the bundle must have been signed by its holder.
         check_access: whether to prove the right to write before the first byte moves.
+        check_blobs: whether to ask for the blobs of manifests that are there. A registry takes a
+            manifest only together with its blobs, so this finds what it lost since then.
 
     Raises:
         MissingBaseError: the registry lacks what a delta leaves out; nothing was written.
@@ -82,7 +85,8 @@ def push(
     """
     run = Run.of(run)
     tree = tree.within(run)
-    work = _Push.of(bundle, key, run, check_access=check_access, whole=False)
+    contents = wanted_from(bundle, key, run)
+    work = _Push(bundle, *contents, run, check_access, check_blobs, whole=False)
     state = work.look(tree)
     goal = work.goal(tree, state)
     plan, done = work.bring(tree, state, goal, (), run)
@@ -129,7 +133,7 @@ def push_to_all(
     if not 1 <= quorum <= len(trees):
         raise ValueError(f"a quorum of {quorum} out of {len(trees)}")
     trees = [tree.within(run) for tree in trees]
-    work = _Push.of(bundle, key, run, check_access=check_access, whole=True)
+    work = _Push(bundle, *wanted_from(bundle, key, run), run, check_access)
     run.on_event(PhaseStarted(f"asking {len(trees)} registries"))
     problems: _Problems = {}
     states = work.at_once(trees, work.look, problems)
@@ -169,6 +173,7 @@ def plan_push(
     tree: RegistryTree,
     *,
     key: bytes | None = None,
+    check_blobs: bool = False,
     run: Run | None = None,
 ) -> PushPlan:
     """Say what `push` with the same arguments would do. The registry is only read.
@@ -181,7 +186,7 @@ def plan_push(
     inventory, _, wanted = wanted_from(bundle, key, run)
     tree.client.ping()
     run.on_event(PhaseStarted("comparing with the registry"))
-    held = held_for(bundle, tree.target(run), inventory, wanted)
+    held = held_for(bundle, tree.target(run), inventory, wanted, check_blobs=check_blobs)
     return PushPlan(tree, inventory, make_plan(wanted, held, stage=publication_stage))
 
 
@@ -207,7 +212,12 @@ def wanted_from(
 
 
 def held_for(
-    bundle: BundleReader, target: RegistryTarget, inventory: Inventory, wanted: Inventory
+    bundle: BundleReader,
+    target: RegistryTarget,
+    inventory: Inventory,
+    wanted: Inventory,
+    *,
+    check_blobs: bool,
 ) -> Inventory:
     """What `target` has of `wanted` and, if the bundle is a delta, of its base.
 
@@ -215,7 +225,7 @@ def held_for(
         MissingBaseError: it does not have all that the delta leaves to its base.
     """
     if not bundle.bases:
-        return target.held(wanted, Depth.PROBE)
+        return target.held(wanted, Depth.AUDIT if check_blobs else Depth.PROBE)
     held = target.held(union([wanted, bundle.needed]))
     check_base(bundle, inventory, held, target.name)
     return held
@@ -257,19 +267,13 @@ class _Push:
     """
 
     reader: BundleReader
-    index: MemoryStore
     bundle: Inventory
+    index: MemoryStore
     wanted: Inventory
-    check_access: bool
-    whole: bool
     run: Run
-
-    @classmethod
-    def of(
-        cls, reader: BundleReader, key: bytes | None, run: Run, *, check_access: bool, whole: bool
-    ) -> _Push:
-        bundle, index, wanted = wanted_from(reader, key, run)
-        return cls(reader, index, bundle, wanted, check_access, whole, run)
+    check_access: bool
+    check_blobs: bool = True
+    whole: bool = True
 
     # -- one registry --------------------------------------------------------------------------
 
@@ -295,7 +299,9 @@ class _Push:
             held = target.held(union([before, self.wanted, self.reader.needed]))
             check_base(self.reader, self.bundle, held, target.name)
         else:
-            held = held_for(self.reader, target, self.bundle, self.wanted)
+            held = held_for(
+                self.reader, target, self.bundle, self.wanted, check_blobs=self.check_blobs
+            )
         statement = next_statement(state, self.wanted, held, tool=tool_name(), above=above)
         if statement is not None:
             goal = Goal.of(statement)

@@ -16,6 +16,7 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
+from mirror.documents import document
 from mirror.errors import (
     IncompleteError,
     InputError,
@@ -57,13 +58,8 @@ class TagTurn:
     after: Digest
 
     def to_document(self) -> dict[str, Any]:
-        """As JSON values."""
-        return {
-            "repository": self.repository,
-            "tag": self.tag,
-            "before": str(self.before) if self.before else None,
-            "after": str(self.after),
-        }
+        """As JSON values, for `--json`."""
+        return document(self, "repository", "tag", "before", "after")
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,15 +90,9 @@ class RollbackReport:
 
     def to_document(self) -> dict[str, Any]:
         """As JSON values, for `--json`."""
+        numbers = ("target", "dry_run", "replaced", "restored", "generation", "interrupted")
         return {
-            "target": self.target,
-            "dryRun": self.dry_run,
-            "replaced": self.replaced,
-            "restored": self.restored,
-            "generation": self.generation,
-            "interrupted": self.interrupted,
-            "inventory": str(self.inventory),
-            "turned": [turn.to_document() for turn in self.turned],
+            **document(self, *numbers, "inventory", "turned"),
             "extras": [f"{path}:{tag}" for path, tag in self.extras],
             "removed": [f"{path}:{tag}" for path, tag in self.removed],
         }

@@ -6,8 +6,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
+from mirror.documents import document
 from mirror.errors import (
     CancelledError,
     DeadlineError,
@@ -27,8 +28,6 @@ from mirror.layout import (
     names_component,
     repositories_of,
 )
-from mirror.modes.endpoints import replica_endpoints
-from mirror.modes.settings import ClusterAccess, RegistrySettings
 from mirror.oci import Digest
 from mirror.registry import ConnectionOptions, Credentials
 from mirror.run import Run, gather
@@ -38,6 +37,9 @@ from mirror.sync.publication_state import read_state
 from mirror.sync.statement import REPOSITORY
 from mirror.sync.tree import RegistryTree
 from mirror.sync.walk import Memory, walk
+
+if TYPE_CHECKING:
+    from mirror.modes.settings import ClusterAccess, RegistrySettings
 
 
 @dataclass(frozen=True)
@@ -82,15 +84,8 @@ class RegistryInventory:
 
     def to_document(self) -> dict[str, Any]:
         """As JSON values, for `--json`."""
-        return {
-            "target": self.target,
-            "inventory": str(self.digest),
-            "requests": self.requests,
-            "gaps": self.gaps,
-            "notices": list(self.notices),
-            "failures": [failure.to_document() for failure in self.failures],
-            **self.inventory.counts(),
-        }
+        counted = ("target", "inventory=digest", "requests", "gaps")
+        return {**document(self, *counted, "notices", "failures"), **self.inventory.counts()}
 
 
 def registry_inventory(
@@ -186,6 +181,8 @@ def replica_trees(
         ForbiddenByModeError: in other modes there is no store to bring into line.
         RouteError: `access` does not have the masters, or none of those users.
     """
+    from mirror.modes.endpoints import replica_endpoints
+
     with ExitStack() as opened:
         yield [
             RegistryTree(

@@ -116,6 +116,11 @@ class Authenticator:
         self._widened: dict[Scopes, Scopes] = {}
         self._identity_token = credentials.identity_token if credentials else None
 
+    @property
+    def is_asked(self) -> bool:
+        """Whether the registry has asked for a login yet."""
+        return self._way is not None
+
     def header(self, scopes: Scopes, carrier: Carrier) -> str | None:
         """What to send along; None while the registry has not asked for anything.
 

@@ -1,290 +1,376 @@
-"""Connections that `ConnectionOptions` describe: trust, proxies, pooling."""
+"""Connections to servers: opened, kept while they are of use, and closed together.
+
+No redirect is followed and no cookie is known: one kept by accident makes some registries treat the
+program as a browser and want CSRF tokens of it.
+"""
 
 from __future__ import annotations
 
-import ipaddress
-import logging
 import os
+import re
+import select
+import socket
 import ssl
 import threading
-from collections.abc import Generator, Iterator, Mapping
-from contextlib import contextmanager, suppress
-from importlib.util import find_spec
-from pathlib import Path
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from functools import partial
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 from urllib.parse import urljoin, urlsplit, urlunsplit
 from urllib.request import getproxies
 
-import httpcore
-import httpx
-
-from mirror.errors import InputError, RegistryError
-from mirror.registry.options import ConnectionOptions
-from mirror.registry.sockets import Backend
-
-_log = logging.getLogger(__name__)
-
-_FAILURES = (
-    httpcore.TimeoutException,
-    httpcore.NetworkError,
-    httpcore.ProtocolError,
-    httpcore.ProxyError,
-    httpcore.UnsupportedProtocol,
+from mirror.errors import RegistryError
+from mirror.registry.http1 import (
+    SLICE_S,
+    Body,
+    Connection,
+    Fault,
+    Patience,
+    Response,
+    Stream,
+    Wait,
+    WireError,
+    head_of,
 )
+from mirror.registry.options import ConnectionOptions, Proxy, proxy_for, tls_context
+
+_IDLE_S = 30.0
+_FIRST_READ = 64 << 10
+_PORTS = {"http": 80, "https": 443}
+_ADDRESS = re.compile(r"(https?://[^/?#]+)([^#]*)(?:#.*)?", re.IGNORECASE | re.DOTALL)
+_HOST = re.compile(r"[A-Za-z0-9._~-]+|[0-9a-f:.]+")
+
+Result = TypeVar("Result")
+Address: TypeAlias = tuple[Any, ...]
 
 
-class Connections(httpx.BaseTransport):
-    """A pool of HTTP/1.1 connections, directly or through the environment's proxies; thread-safe.
+class Origin(NamedTuple):
+    """What two addresses share if they are at one server."""
 
-    An httpx transport over `Backend`. It has no number limit, as whoever sends requests keeps one,
-    follows no redirect and knows no cookies: one kept by accident makes some registries treat the
-    program as a browser and want CSRF tokens of it.
+    scheme: str
+    host: str
+    port: int | None
+
+    @classmethod
+    def of(cls, url: str) -> Origin:
+        """That of `url`.
+
+        Raises:
+            ValueError: the URL is malformed.
+        """
+        parts = urlsplit(url)
+        scheme = parts.scheme.lower()
+        return cls(scheme, (parts.hostname or "").lower(), parts.port or _PORTS.get(scheme))
+
+
+class _Route(NamedTuple):
+    """How to get to a server, and what it is called in a request."""
+
+    origin: Origin
+    proxy: Proxy | None
+    host: str
+
+
+class Connections:
+    """Connections to all hosts that requests go to, direct or through a proxy; thread-safe.
+
+    There is no limit to their number, as whoever sends requests keeps one.
 
     Raises:
         InputError: the CA file or the environment's proxy cannot be used.
     """
 
     def __init__(self, options: ConnectionOptions) -> None:
-        self._context = tls_context(options)
         self._proxies = getproxies()
-        self._direct = self._pool(None)
-        self._by_proxy: dict[str, httpcore.ConnectionPool] = {}
         for scheme in ("http", "https", "all"):
-            if (address := self._proxies.get(scheme)) and address not in self._by_proxy:
-                self._by_proxy[address] = self._pool(address)
-        _quieten()
+            if address := self._proxies.get(scheme):
+                Proxy.parse(address)
+        self._options = options
+        self._routes: dict[str, _Route] = {}
+        self._lock = threading.Lock()  # guards the next four
+        self._context = None if _may_be_plain(options) else tls_context(options)
+        self._idle: dict[Origin, list[Connection]] = {}
+        self._busy: set[Connection] = set()
+        self._is_closed = False
 
-    def handle_request(self, request: httpx.Request) -> httpx.Response:
-        """Send `request` and return the answer, its body unread.
+    def send(
+        self,
+        method: str,
+        url: str,
+        headers: Mapping[str, str],
+        body: Body | None,
+        patience: Patience,
+    ) -> Response:
+        """Send a request and return the answer, its body unread.
 
         Raises:
-            httpx.TransportError: the network failed; its cause says how.
+            WireError: the network failed.
         """
-        url = request.url
-        sent = httpcore.Request(
-            method=request.method,
-            url=httpcore.URL(
-                scheme=url.raw_scheme, host=url.raw_host, port=url.port, target=url.raw_path
-            ),
-            headers=request.headers.raw,
-            content=request.stream,
-            extensions=request.extensions,
-        )
-        proxy = proxy_for(url.scheme, url.raw_host.decode(), url.port, self._proxies)
-        pool = self._direct if proxy is None else self._by_proxy[proxy]
-        with _as_httpx(request), _unlogged():
-            got = pool.handle_request(sent)
-        return httpx.Response(
-            got.status, headers=got.headers, stream=_Body(got, request), request=request
-        )
+        try:
+            return self._sent(method, url, headers, body, patience)
+        except WireError as err:
+            err.url = url
+            raise
+
+    def _sent(
+        self,
+        method: str,
+        url: str,
+        headers: Mapping[str, str],
+        body: Body | None,
+        patience: Patience,
+    ) -> Response:
+        match = _ADDRESS.fullmatch(url)
+        if match is None:
+            raise WireError(Fault.UNSENDABLE, "an address that is not of the web")
+        server, target = match.groups()
+        route = self._routes.get(server) or self._route(server)
+        if not target.startswith("/"):
+            target = f"/{target}"
+        if route.proxy is not None and route.origin.scheme == "http":
+            target = server + target
+            headers = {**headers, **route.proxy.headers}
+        head = head_of(method, target, route.host, headers)
+        connection = self._kept(route.origin) or self._opened(route, patience)
+        try:
+            connection.send(head, body, patience)
+            return Response(connection, method, url, headers.get("Authorization"))
+        except BaseException:
+            connection.done(keep=False)
+            raise
 
     def close(self) -> None:
-        """End all connections, those in use included."""
-        for pool in (self._direct, *self._by_proxy.values()):
-            pool.close()
+        """End all connections; requests under way fail."""
+        with self._lock:
+            self._is_closed = True
+            idle = [one for kept in self._idle.values() for one in kept]
+            self._idle.clear()
+            for one in self._busy:
+                one.stream.interrupt()
+        for one in idle:
+            one.stream.close()
 
-    def _pool(self, proxy: str | None) -> httpcore.ConnectionPool:
-        return httpcore.ConnectionPool(
-            ssl_context=self._context,
-            proxy=None if proxy is None else _proxy(proxy, self._context),
-            max_connections=None,
-            max_keepalive_connections=None,
-            keepalive_expiry=30.0,
-            network_backend=Backend(),
-        )
+    def _route(self, server: str) -> _Route:
+        try:
+            origin = Origin.of(server)
+            host = origin.host.encode("idna").decode() if not origin.host.isascii() else origin.host
+        except ValueError as err:
+            raise WireError(Fault.UNSENDABLE, "an address that is not of the web") from err
+        address = proxy_for(*origin, self._proxies)
+        name = f"[{host}]" if ":" in host else host
+        if origin.port != _PORTS[origin.scheme]:
+            name += f":{origin.port}"
+        route = _Route(origin._replace(host=host), Proxy.parse(address) if address else None, name)
+        self._routes[server] = route
+        return route
 
+    def _kept(self, origin: Origin) -> Connection | None:
+        while True:
+            with self._lock:
+                idle = self._idle.get(origin)
+                if not idle:
+                    return None
+                connection = idle.pop()
+                self._busy.add(connection)
+            aged = time.monotonic() - connection.idle_since > _IDLE_S
+            if not aged and not connection.stream.is_stale():
+                return connection
+            self._done(connection, origin, keep=False)
 
-class _Body(httpx.SyncByteStream):
-    """The body of an answer, as httpx reads it."""
+    def _opened(self, route: _Route, patience: Patience) -> Connection:
+        origin, proxy, _ = route
+        wait = Wait(patience.connect_s, patience.check)
+        if proxy is None:
+            stream = connected(origin.host, origin.port or 0, wait)
+        else:
+            stream = connected(proxy.host, proxy.port, wait)
+        try:
+            if proxy is not None and proxy.scheme == "https":
+                stream = _encrypted(stream, self._tls(), proxy.host, wait)
+            if proxy is not None and origin.scheme == "https":
+                _tunnel(stream, proxy, origin, patience)
+            if origin.scheme == "https":
+                stream = _encrypted(stream, self._tls(), origin.host, wait)
+            connection = Connection(stream, lambda one, keep: self._done(one, origin, keep=keep))
+            with self._lock:
+                if self._is_closed:
+                    raise WireError(Fault.BROKEN, "the connection was closed")
+                self._busy.add(connection)
+        except BaseException:
+            stream.close()
+            raise
+        return connection
 
-    def __init__(self, response: httpcore.Response, request: httpx.Request) -> None:
-        self._response, self._request = response, request
+    def _done(self, connection: Connection, origin: Origin, *, keep: bool) -> None:
+        aged: list[Connection] = []
+        with self._lock:
+            self._busy.discard(connection)
+            if keep and not self._is_closed:
+                connection.idle_since = now = time.monotonic()
+                idle = self._idle.setdefault(origin, [])
+                while idle and now - idle[0].idle_since > _IDLE_S:
+                    aged.append(idle.pop(0))
+                idle.append(connection)
+            else:
+                aged.append(connection)
+        for one in aged:
+            one.stream.close()
 
-    def __iter__(self) -> Iterator[bytes]:
-        with _as_httpx(self._request):
-            yield from self._response.iter_stream()
-
-    def close(self) -> None:
-        with _as_httpx(self._request):
-            self._response.close()
-
-
-@contextmanager
-def _as_httpx(request: httpx.Request) -> Generator[None, None, None]:
-    """Errors of httpcore as those of httpx, which has one of the same name for each."""
-    try:
-        yield
-    except _FAILURES as err:
-        raise getattr(httpx, type(err).__name__)(str(err), request=request) from err
-
-
-class _Ours(threading.local):
-    """Whether this thread is inside of a request of ours."""
-
-    inside = False
-
-
-_ours = _Ours()
-
-
-@contextmanager
-def _unlogged() -> Generator[None, None, None]:
-    _ours.inside = True
-    try:
-        yield
-    finally:
-        _ours.inside = False
-
-
-def _quieten() -> None:
-    """Keep our requests out of httpcore's log: addresses of storage and uploads carry signatures.
-
-    Nothing changes for requests of others in this process, who may want to see theirs.
-    """
-    for name in ("connection", "http11", "proxy", "socks"):
-        logging.getLogger(f"httpcore.{name}").addFilter(_not_ours)
-
-
-def _not_ours(_record: logging.LogRecord) -> bool:
-    return not _ours.inside
-
-
-def proxy_for(scheme: str, host: str, port: int | None, proxies: Mapping[str, str]) -> str | None:
-    """The proxy to reach a host through, if any.
-
-    `proxies` is what `urllib.request.getproxies` finds in the environment; its `no` (`NO_PROXY`)
-    lists names, domains (with or without a leading dot), addresses, `host:port` and, as Go's
-    programs have it, networks such as `10.0.0.0/8`; `*` is everything.
-    """
-    proxy = proxies.get(scheme) or proxies.get("all")
-    if proxy is None:
-        return None
-    entries = [one.strip().lower() for one in proxies.get("no", "").split(",")]
-    return None if any(_covers(one, host.lower(), port) for one in entries) else proxy
+    def _tls(self) -> ssl.SSLContext:
+        with self._lock:
+            self._context = self._context or tls_context(self._options)
+            return self._context
 
 
-def _covers(entry: str, host: str, port: int | None) -> bool:
-    """Whether an entry of `NO_PROXY` means that host."""
-    if "/" in entry:
-        with suppress(ValueError):  # not a network, or not an address
-            return ipaddress.ip_address(host) in ipaddress.ip_network(entry, strict=False)
-        return False
-    name = entry.removeprefix("*").removeprefix(".").strip("[]")
-    if not name:
-        return entry == "*"
-    return host == name or host.endswith(f".{name}") or f"{host}:{port}" == name
+def _may_be_plain(options: ConnectionOptions) -> bool:
+    return options.plain_http and options.ca_file is None and options.ca is None
 
 
-def _proxy(address: str, context: ssl.SSLContext) -> httpcore.Proxy:
-    try:
-        proxy = httpx.Proxy(address if "://" in address else f"http://{address}")
-        if proxy.url.scheme.startswith("socks") and find_spec("socksio") is None:
-            raise ValueError("the package socksio is not installed")
-        return httpcore.Proxy(
-            url=httpcore.URL(
-                scheme=proxy.url.raw_scheme,
-                host=proxy.url.raw_host,
-                port=proxy.url.port,
-                target=proxy.url.raw_path,
-            ),
-            auth=proxy.raw_auth,
-            headers=proxy.headers.raw,
-            ssl_context=context if proxy.url.scheme == "https" else None,
-        )
-    except (ValueError, httpx.InvalidURL) as err:
-        # The text may hold a proxy's password, so it is not repeated.
-        raise InputError(
-            "the proxy named by HTTP_PROXY, HTTPS_PROXY or ALL_PROXY cannot be used "
-            f"({type(err).__name__}); write http://host:port"
-        ) from None
+def _tunnel(stream: Stream, proxy: Proxy, origin: Origin, patience: Patience) -> None:
+    """Let `proxy` connect `stream` with `origin`."""
+    server = f"[{origin.host}]" if ":" in origin.host else origin.host
+    server = f"{server}:{origin.port}"
+    connection = Connection(stream, lambda _one, _keep: None)
+    connection.send(head_of("CONNECT", server, server, proxy.headers), None, patience)
+    status, _, _ = connection.head()
+    if not 200 <= status < 300:
+        raise WireError(Fault.PROXY, f"HTTP {status}")
 
 
-def tls_context(options: ConnectionOptions) -> ssl.SSLContext:
-    """Build what decides whom to trust.
-
-    The system's roots are the default, not those packed with a Python library: a closed
-    environment adds its authority with `update-ca-certificates`, and every other tool on the
-    machine honours that. OpenSSL itself reads `SSL_CERT_FILE` and `SSL_CERT_DIR`. Only a system
-    without any roots (a bare container image) gets the packed ones.
+def connected(host: str, port: int, wait: Wait) -> Stream:
+    """A connection to `host`, one of its addresses after the other.
 
     Raises:
-        InputError: `ca_file` or `ca` cannot be read or holds no certificate.
+        WireError: there is none, for the reason that is its cause.
     """
-    if options.verify and not _system_has_roots():
-        _log.debug("this system has no certificate authorities; using those packed with httpx")
-        context = httpx.create_ssl_context(trust_env=False)
-    else:
-        context = ssl.create_default_context()
-    if not options.verify:
-        context.check_hostname = False
-        context.verify_mode = ssl.CERT_NONE
-    else:
-        if options.ca_file is not None:
-            _trust_file(context, options.ca_file)
-        if options.ca is not None:
-            _trust_text(context, options.ca)
-    return context
-
-
-def _trust_file(context: ssl.SSLContext, path: Path) -> None:
     try:
-        context.load_verify_locations(cafile=path)
-    except ssl.SSLError as err:
-        raise InputError(
-            f"--ca {path}: no certificate in PEM form "
-            "(-----BEGIN CERTIFICATE-----) could be read from it"
-        ) from err
-    except OSError as err:
-        raise InputError(f"--ca {path}: {err.strerror or err}") from err
+        addresses = _resolved(host, port, wait)
+        failure: Exception = OSError("the name has no address")
+        for number, (family, address) in enumerate(addresses):
+            try:
+                share_s = wait.left_s() / (len(addresses) - number)
+                return Stream(_connected(family, address, Wait(share_s, wait.check)))
+            except (OSError, WireError) as err:
+                failure = err
+        raise failure
+    except (OSError, ValueError, OverflowError) as err:  # names and ports that cannot be
+        raise WireError(Fault.CONNECT, str(err)) from err
 
 
-def _trust_text(context: ssl.SSLContext, pem: str) -> None:
-    try:
-        # Remarks between certificates may be in any language.
-        context.load_verify_locations(cadata=pem.encode("ascii", "ignore").decode())
-    except (ssl.SSLError, ValueError) as err:  # ValueError: empty
-        raise InputError(
-            "the certificate authority that was given as text is no certificate in PEM form "
-            "(-----BEGIN CERTIFICATE-----)"
-        ) from err
+def _resolved(host: str, port: int, wait: Wait) -> list[tuple[int, Address]]:
+    """The addresses of `host`, in the resolver's order.
 
-
-def _system_has_roots() -> bool:
-    paths = ssl.get_default_verify_paths()
-    if paths.openssl_cafile_env in os.environ or paths.openssl_capath_env in os.environ:
-        return True  # an explicit choice, even of nothing, is not to be widened
-    if paths.cafile and Path(paths.cafile).is_file():
-        return True
-    return bool(paths.capath and any(Path(paths.capath).glob("*.[0-9]")))
-
-
-_PORTS = {"http": 80, "https": 443}
-
-
-def origin(url: str) -> tuple[str, str, int | None]:
-    """Scheme, host and port: what two URLs must share for credentials to follow.
-
-    Raises:
-        ValueError: the URL is malformed.
+    The system's resolver cannot be interrupted, so a thread of its own waits for it. When nobody
+    wants the answer any more that thread stays until the resolver gives up.
     """
-    parts = urlsplit(url)
-    scheme = parts.scheme.lower()
-    return scheme, (parts.hostname or "").lower(), parts.port or _PORTS.get(scheme)
+    answers: list[list[tuple[int, Address]]] = []
+    failures: list[BaseException] = []
+    over = threading.Event()
+
+    def resolve() -> None:
+        try:
+            found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+            answers.append([(family, address) for family, _, _, _, address in found])
+        except BaseException as err:  # noqa: BLE001 (raised below, by the thread that asked)
+            failures.append(err)
+        finally:
+            over.set()
+
+    threading.Thread(target=resolve, name=f"resolve-{host[:40]}", daemon=True).start()
+    while not over.wait(min(wait.left_s(), SLICE_S)):
+        wait.check()
+    if failures:
+        raise failures[0]
+    return answers[0]
 
 
-def check_address(url: str) -> tuple[str, str, int | None]:
+def _connected(family: int, address: Address, wait: Wait) -> socket.socket:
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        sock.setblocking(False)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        with suppress(BlockingIOError):
+            sock.connect(address)
+        while not wait.slice(sock, select.POLLOUT):
+            pass
+        if failed := sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+            raise OSError(failed, os.strerror(failed))
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def _encrypted(stream: Stream, context: ssl.SSLContext, host: str, wait: Wait) -> Stream:
+    """The same connection with TLS. `stream` is not to be used any more, but may be closed."""
+    try:
+        sock: Any = (
+            context.wrap_socket(stream.sock, server_hostname=host, do_handshake_on_connect=False)
+            if stream.is_plain
+            else _TlsInTls(stream.sock, context, host)
+        )
+        stream.sock = sock
+        outer = Stream(sock)
+        outer.attempt(sock.do_handshake, select.POLLIN, wait)
+    except ValueError as err:  # a name that no certificate can have
+        raise WireError(Fault.CONNECT, str(err)) from err
+    return outer
+
+
+class _TlsInTls:
+    """TLS inside of TLS, for `Stream`: to a registry through a proxy that is reached by TLS."""
+
+    def __init__(self, outer: socket.socket, context: ssl.SSLContext, host: str) -> None:
+        self.outer = outer
+        self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self._tls = context.wrap_bio(self._incoming, self._outgoing, server_hostname=host)
+        self._unsent = b""
+        self.fileno, self.close = outer.fileno, outer.close
+
+    def recv(self, most: int) -> bytes:
+        return self._do(partial(self._tls.read, most))
+
+    def send(self, data: memoryview) -> int:
+        self._flush()
+        return self._do(partial(self._tls.write, data))
+
+    def do_handshake(self) -> None:
+        self._do(self._tls.do_handshake)
+
+    def _do(self, action: Callable[[], Result]) -> Result:
+        while True:
+            try:
+                result = action()
+            except ssl.SSLWantReadError:
+                self._flush()
+                if received := self.outer.recv(_FIRST_READ):
+                    self._incoming.write(received)
+                else:
+                    self._incoming.write_eof()
+                continue
+            with suppress(BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
+                self._flush()  # else with the next
+            return result
+
+    def _flush(self) -> None:
+        self._unsent += self._outgoing.read()
+        while self._unsent:
+            self._unsent = self._unsent[self.outer.send(self._unsent) :]
+
+
+def check_address(url: str) -> Origin:
     """The origin of an address that an answer named, if a request can be sent there.
 
     Raises:
         ValueError: it cannot.
     """
-    scheme, host, port = origin(url)
-    if scheme not in _PORTS or not host:
+    origin = Origin.of(url)
+    if origin.scheme not in _PORTS or not origin.host:
         raise ValueError("neither http nor https")
-    try:
-        httpx.URL(url).host.encode("idna")  # it decodes a name in punycode
-    except (httpx.InvalidURL, UnicodeError) as err:
-        raise ValueError("not an address") from err
-    return scheme, host, port
+    if _HOST.fullmatch(origin.host.encode("idna").decode()) is None:
+        raise ValueError("not an address")
+    return origin
 
 
 def host_of(url: str) -> str:
@@ -304,16 +390,16 @@ class Home:
     `host` is the registry that named it, for messages.
 
     Raises:
-        ValueError: as `origin`.
+        ValueError: as `Origin.of`.
     """
 
     def __init__(self, host: str, base: str) -> None:
-        self._host, self._base, self._origin = host, base, origin(base)
+        self._host, self._base, self._origin = host, base, Origin.of(base)
 
     def holds(self, url: str) -> bool:
         """Whether `url` has that server's own scheme, host and port."""
         try:
-            return origin(url) == self._origin
+            return Origin.of(url) == self._origin
         except ValueError:
             return False
 

@@ -8,12 +8,11 @@ from __future__ import annotations
 import re
 from collections.abc import Generator
 
-import httpx
-
 from mirror.errors import RegistryError, SizeMismatchError, UnreachableError
 from mirror.oci import Digest, Verifier
 from mirror.registry import failures, scopes
 from mirror.registry.failures import TransientFailure
+from mirror.registry.http1 import Response
 from mirror.registry.transport import Transport
 
 _CONTENT_RANGE = re.compile(r"bytes (?:([0-9]{1,18})-([0-9]{1,18})|\*)/([0-9]{1,18}|\*)")
@@ -83,7 +82,7 @@ class Download:
             if skip is None:
                 return
             watch = transport.watch(self._where)
-            for chunk in watch.received(response.iter_raw()):
+            for chunk in watch.received(response.pieces()):
                 fresh = chunk
                 if skip:
                     fresh, skip = chunk[skip:], max(0, skip - len(chunk))
@@ -106,9 +105,9 @@ class Download:
                 f"an answer of {self._transport.host} ended too early",
             )
 
-    def _judge(self, response: httpx.Response) -> int | None:
+    def _judge(self, response: Response) -> int | None:
         """How many bytes of this answer to skip; None when there is nothing left to come."""
-        status = response.status_code
+        status = response.status
         if status == 200:
             self._learn_size(_length(response.headers.get("content-length")))
             return self._position
@@ -154,7 +153,7 @@ def probe_size(
     url = _url(transport, repository, digest)
     where = transport.where("HEAD", url)
     with transport.open("HEAD", url, scopes=wanted) as response:
-        status = response.status_code
+        status = response.status
         size = _length(response.headers.get("content-length")) if status == 200 else None
         if status == 404 or size is not None:
             return size
@@ -171,7 +170,7 @@ def _size_by_first_byte(transport: Transport, url: str, wanted: scopes.Scopes) -
     where = transport.where("GET", url)
     headers = {"Range": "bytes=0-0"}
     with transport.open("GET", url, scopes=wanted, headers=headers) as response:
-        status, size = response.status_code, None
+        status, size = response.status, None
         if status == 404:
             return None
         if status == 200:

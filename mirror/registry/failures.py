@@ -3,7 +3,7 @@
 A retry helps against the weather (a connection that breaks, a server that is busy), never against
 an answer: 401, 403, 404 or wrong bytes are final.
 
-Everything foreign (httpx, ssl, sockets) is translated here and nowhere else. Each function returns
+Everything foreign (ssl, sockets) is translated here and nowhere else. Each function returns
 what to raise: a `TransientFailure` where sending the same again can help, else the error itself.
 Messages name the host and the next step, and never contain a query (it may carry a signature) or
 a header.
@@ -22,8 +22,6 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any
 
-import httpx
-
 from mirror.documents import parse_json
 from mirror.errors import (
     DeniedError,
@@ -34,6 +32,7 @@ from mirror.errors import (
     UnreachableError,
 )
 from mirror.events import OnEvent, Retrying
+from mirror.registry.http1 import Fault, WireError
 from mirror.registry.options import ConnectionOptions, RetryPolicy
 
 _MAX_REASON = 300
@@ -155,11 +154,11 @@ _NOBODY = Login()
 
 
 def from_network(
-    err: Exception, *, where: str, host: str, options: ConnectionOptions, in_body: bool = False
+    err: WireError, *, where: str, host: str, options: ConnectionOptions, in_body: bool = False
 ) -> TransientFailure | MirrorError:
     """Translate an exception of the network; `in_body`: the answer's head had arrived."""
-    match err:
-        case httpx.ConnectTimeout():
+    match err.fault:
+        case Fault.CONNECT_LATE:
             happened = f"no connection to {host} within {options.connect_timeout_s:g} s"
             return TransientFailure(
                 UnreachableError(
@@ -170,7 +169,7 @@ def from_network(
                 happened,
                 unreachable=True,
             )
-        case httpx.ReadTimeout() if not in_body:
+        case Fault.READ_LATE if not in_body:
             return TransientFailure(
                 StalledError(
                     f"{where}: {host} took the request but did not answer in time; "
@@ -180,26 +179,17 @@ def from_network(
                 f"{host} did not answer in time",
                 unreachable=True,
             )
-        case httpx.ReadTimeout() | httpx.WriteTimeout():
+        case Fault.READ_LATE | Fault.WRITE_LATE:
             return stalled(where, host, options)
-        case httpx.PoolTimeout():
-            return TransientFailure(
-                UnreachableError(
-                    f"{where}: all {options.max_connections} connections to {host} are in use; "
-                    "lower the number of parallel transfers",
-                    where=where,
-                ),
-                f"all connections to {host} are in use",
-            )
-        case httpx.ProxyError():
+        case Fault.PROXY:
             return UnreachableError(
                 f"{where}: the proxy on the way to {host} refused: {_reason(err)}; check "
                 "HTTPS_PROXY and HTTP_PROXY, or name the host in NO_PROXY",
                 where=where,
             )
-        case httpx.ConnectError():
+        case Fault.CONNECT:
             return _from_connect(err, where=where, host=host)
-        case httpx.RemoteProtocolError() | httpx.NetworkError():
+        case Fault.BROKEN:
             return TransientFailure(
                 UnreachableError(
                     f"{where}: the connection to {host} broke: {_reason(err)}; "
@@ -208,7 +198,8 @@ def from_network(
                 ),
                 f"the connection to {host} broke",
             )
-    return RegistryError(f"{where}: {host} cannot be used this way: {_reason(err)}", where=where)
+    problem = f"{host} cannot be used this way: {_reason(err)}"
+    return RegistryError(f"{where}: {problem}", where=where)
 
 
 def _from_connect(err: Exception, *, where: str, host: str) -> TransientFailure | MirrorError:
@@ -413,6 +404,4 @@ def _causes(err: BaseException) -> Iterator[BaseException]:
 
 
 def _reason(err: Exception) -> str:
-    if isinstance(err, httpx.LocalProtocolError):
-        return "a request that HTTP does not allow"  # the text may quote a header
     return clean(str(err) or type(err).__name__)

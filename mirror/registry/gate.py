@@ -17,13 +17,14 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import inf
+from weakref import WeakValueDictionary
 
 from mirror.errors import RegistryError
-from mirror.registry.failures import TransientFailure, same
+from mirror.registry.failures import TransientFailure, retry_after_s, same
 from mirror.registry.options import ConnectionOptions
 
 _CUT = 0.7  # what a refusal leaves of the width
@@ -36,6 +37,7 @@ _CLIMBS = ((0.7, 0.3), (0.95, 0.02), (inf, 0.0005))
 _SLOWEST, _SOON_S, _SHORTEST_S = 0.2, 1e-6, 1e-3
 _STEADY_S = 5.0  # how long a pace must have held for its average to mean something
 _LOOK_S, _NESTED_S = 0.2, 10.0
+_SLOW_PIECE_S, _MIN_PIECE, _MAX_PIECE = 1.0, 16 << 10, 256 << 10
 
 
 @dataclass(slots=True, eq=False)
@@ -128,14 +130,14 @@ class HostState:
             self.width = min(self.width + 1, self._most)
             self._ceiling = max(self._ceiling, self.width)
 
-    def refused(self, permit: Permit, now: float, status: int, retry_after_s: float | None) -> None:
+    def refused(self, permit: Permit, now: float, status: int, after_s: float | None) -> None:
         """The host answered 429 or 503."""
         self._is_alive(now)
         self._leave(permit)
         wait_s = 0.0
-        if retry_after_s is not None:
+        if after_s is not None:
             policy = self._policy
-            wait_s = min(retry_after_s, policy.max_retry_after_s)
+            wait_s = min(after_s, policy.max_retry_after_s)
             wait_s *= 1 + policy.jitter * policy.random() / 10
             self.not_before = max(self.not_before, now + wait_s)
             if status == 429:
@@ -255,13 +257,15 @@ class Admission:
 
     def __init__(self, gate: HostGate, permit: Permit) -> None:
         self._gate, self._permit = gate, permit
+        self.is_answered = False
 
-    def head(self, status: int, retry_after_s: float | None, *, quick: bool) -> None:
-        """The head of the answer came."""
+    def head(self, status: int, retry_after: str | None = None, *, quick: bool = True) -> None:
+        """The head of the answer came. `retry_after` is that field of it."""
+        self.is_answered = True
         with self._gate._changed:
-            state, now = self._gate._state, self._gate._clock()
+            state, now = self._gate._state, self._gate.now()
             if status in (429, 503):
-                state.refused(self._permit, now, status, retry_after_s)
+                state.refused(self._permit, now, status, retry_after_s(retry_after))
             elif status < 500:
                 state.answered(self._permit, now, quick=quick)
                 self._gate._answers[threading.get_ident()] += 1
@@ -270,7 +274,7 @@ class Admission:
     def failed(self, failure: TransientFailure) -> None:
         """The network failed."""
         with self._gate._changed:
-            state, now = self._gate._state, self._gate._clock()
+            state, now = self._gate._state, self._gate.now()
             if failure.unreachable:
                 state.unreachable(self._permit, now, failure.error)
             elif failure.error.status is None:
@@ -280,14 +284,31 @@ class Admission:
 class HostGate:
     """Lets requests to one host through as `HostState` decides. Thread-safe."""
 
-    def __init__(
-        self, options: ConnectionOptions, clock: Callable[[], float] = time.monotonic
-    ) -> None:
-        self._clock = clock
+    def __init__(self, options: ConnectionOptions) -> None:
+        self.slept_s = 0.0  # only where `RetryPolicy.sleep` takes the place of waiting
         self._changed = threading.Condition()  # guards the next three
         self._state = HostState(options)
         self._queue: deque[object] = deque()
         self._answers: Counter[int] = Counter()  # by thread
+
+    @classmethod
+    def of(cls, host: str, port: int | None, options: ConnectionOptions) -> HostGate:
+        """The gate of a host in this process, for all who use it with the same limits."""
+        limits = (
+            options.max_connections,
+            options.limit_rate,
+            options.requests_per_s,
+            options.retries,
+        )
+        with _gates_lock:
+            gate = _gates.get((host, port, limits))
+            if gate is None:
+                gate = _gates[host, port, limits] = cls(options)
+            return gate
+
+    def now(self) -> float:
+        """Seconds of the gate's clock."""
+        return time.monotonic() + self.slept_s
 
     def answers_to_others(self) -> int:
         """How many requests of other threads were answered so far."""
@@ -320,13 +341,13 @@ class HostGate:
     def spend(self, count: int) -> float:
         """Seconds to wait after `count` bytes have moved."""
         with self._changed:
-            return self._state.spend(count, self._clock())
+            return self._state.spend(count, self.now())
 
     def _admit(
         self, thread: int, check: Callable[[], None], pause: Callable[[float], None]
     ) -> Permit:
         here, anywhere = _holders.of(thread, id(self))
-        over_width_at = 0.0 if here else self._clock() + _NESTED_S if anywhere else inf
+        over_width_at = 0.0 if here else self.now() + _NESTED_S if anywhere else inf
         ticket = object()
         with self._changed:
             (self._queue.appendleft if anywhere else self._queue.append)(ticket)
@@ -334,7 +355,7 @@ class HostGate:
             while True:
                 check()
                 with self._changed:
-                    now = self._clock()
+                    now = self.now()
                     if (error := self._state.remembered(now)) is not None:
                         raise same(error)
                     hold_s = self._state.hold_s(now)
@@ -350,3 +371,70 @@ class HostGate:
             with self._changed:
                 self._queue.remove(ticket)
                 self._changed.notify_all()
+
+
+_gates_lock = threading.Lock()  # guards the next
+_gates: WeakValueDictionary[tuple[object, ...], HostGate] = WeakValueDictionary()
+"""As long as somebody uses them: what was learnt of a host is forgotten with its last client."""
+
+
+class StallWatch:
+    """Judges one direction of one transfer in windows of `window_s` seconds spent waiting.
+
+    Only the time that the network takes counts: a slow disk on our side is no stall. Sockets have
+    time-outs of their own for moving nothing at all; this catches the connection that trickles.
+    `spend` hears of all bytes and may wait, for a rate to be kept.
+    """
+
+    def __init__(
+        self,
+        window_s: float,
+        min_bytes: int,
+        error: Callable[[], Exception],
+        clock: Callable[[], float] = time.monotonic,
+        spend: Callable[[int], None] | None = None,
+    ) -> None:
+        self._spend = spend
+        self._window_s, self._min_bytes = window_s, min_bytes
+        self._error, self._clock = error, clock
+        self._waited_s, self._moved = 0.0, 0
+
+    def _note(self, count: int, waited_s: float) -> None:
+        self._moved += count
+        self._waited_s += waited_s
+        if self._waited_s >= self._window_s:
+            if self._moved < self._min_bytes:
+                raise self._error()
+            self._waited_s, self._moved = 0.0, 0
+
+    def received(self, chunks: Iterable[bytes]) -> Iterator[bytes]:
+        """Pass on what arrives; raise the error once it has stalled."""
+        iterator = iter(chunks)
+        while True:
+            began = self._clock()
+            chunk = next(iterator, None)
+            if chunk is None:
+                return
+            self._note(len(chunk), self._clock() - began)
+            if self._spend is not None:
+                self._spend(len(chunk))
+            yield chunk
+
+    def sent(self, chunks: Iterable[bytes]) -> Iterator[memoryview]:
+        """Hand out `chunks` in pieces; raise the error once their receiver has stalled.
+
+        A piece counts when the next is asked for. Pieces shrink when the line is slow, so that
+        this is soon enough to tell, and grow when it is fast, so that it costs nothing.
+        """
+        size = _MIN_PIECE
+        for chunk in chunks:
+            view = memoryview(chunk)
+            while view:
+                piece, view = view[:size], view[size:]
+                began = self._clock()
+                yield piece
+                waited_s = self._clock() - began
+                self._note(len(piece), waited_s)
+                if self._spend is not None:
+                    self._spend(len(piece))
+                size = _MIN_PIECE if waited_s > _SLOW_PIECE_S else min(size * 2, _MAX_PIECE)

@@ -127,7 +127,7 @@ def _pages(transport: Transport, url: str, wanted: scopes.Scopes, limit: int) ->
         seen.add(url)
         answer = transport.call("GET", url, accept=(200,), limit=limit, scopes=wanted)
         yield answer
-        link = next_link(answer.headers.get_list("link"))
+        link = next_link(answer.headers.all("link"))
         if link is None:
             return
         url = transport.resolved(link, answer.url)

@@ -1,12 +1,26 @@
-"""How to connect to a registry: TLS, time-outs, patience, number of connections."""
+"""How to connect to a registry: time-outs, patience, whom to trust, which proxy to use."""
 
 from __future__ import annotations
 
+import base64
+import ipaddress
+import logging
+import os
 import random
-from collections.abc import Callable
+import ssl
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import NamedTuple
+from urllib.parse import unquote, urlsplit
+
+from mirror.errors import InputError
+
+_log = logging.getLogger(__name__)
+
+_PROXY_PORTS = {"http": 80, "https": 443}
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,3 +117,130 @@ class ConnectionOptions:
     def scheme(self) -> str:
         """`http` or `https`."""
         return "http" if self.plain_http else "https"
+
+
+class Proxy(NamedTuple):
+    """A proxy of the environment."""
+
+    scheme: str
+    host: str
+    port: int
+    username: str
+    password: str
+
+    @classmethod
+    def parse(cls, address: str) -> Proxy:
+        """Read `[scheme://][user:password@]host[:port]`.
+
+        Raises:
+            InputError: it cannot be used.
+        """
+        try:
+            parts = urlsplit(address if "://" in address else f"http://{address}")
+            scheme, host, port = parts.scheme.lower(), parts.hostname, parts.port
+            if scheme not in _PROXY_PORTS or not host:
+                raise ValueError("not the address of a proxy")
+        except ValueError as err:
+            # The text may hold a proxy's password, so it is not repeated.
+            raise InputError(
+                "the proxy named by HTTP_PROXY, HTTPS_PROXY or ALL_PROXY cannot be used "
+                f"({type(err).__name__}); write http://host:port"
+            ) from None
+        user, password = unquote(parts.username or ""), unquote(parts.password or "")
+        return cls(scheme, host, port or _PROXY_PORTS[scheme], user, password)
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """What to show to the proxy itself."""
+        if not self.username:
+            return {}
+        pair = f"{self.username}:{self.password}".encode()
+        return {"Proxy-Authorization": f"Basic {base64.b64encode(pair).decode()}"}
+
+
+def proxy_for(scheme: str, host: str, port: int | None, proxies: Mapping[str, str]) -> str | None:
+    """The proxy to reach a host through, if any.
+
+    `proxies` is what `urllib.request.getproxies` finds in the environment; its `no` (`NO_PROXY`)
+    lists names, domains (with or without a leading dot), addresses, `host:port` and, as Go's
+    programs have it, networks such as `10.0.0.0/8`; `*` is everything.
+    """
+    proxy = proxies.get(scheme) or proxies.get("all")
+    if proxy is None:
+        return None
+    entries = [one.strip().lower() for one in proxies.get("no", "").split(",")]
+    return None if any(_covers(one, host.lower(), port) for one in entries) else proxy
+
+
+def _covers(entry: str, host: str, port: int | None) -> bool:
+    """Whether an entry of `NO_PROXY` means that host."""
+    if "/" in entry:
+        with suppress(ValueError):  # not a network, or not an address
+            return ipaddress.ip_address(host) in ipaddress.ip_network(entry, strict=False)
+        return False
+    name = entry.removeprefix("*").removeprefix(".").strip("[]")
+    if not name:
+        return entry == "*"
+    return host == name or host.endswith(f".{name}") or f"{host}:{port}" == name
+
+
+def tls_context(options: ConnectionOptions) -> ssl.SSLContext:
+    """Build what decides whom to trust.
+
+    The system's roots are the default, not those packed with a Python library: a closed
+    environment adds its authority with `update-ca-certificates`, and every other tool on the
+    machine honours that. OpenSSL itself reads `SSL_CERT_FILE` and `SSL_CERT_DIR`. Only a system
+    without any roots (a bare container image) gets the packed ones.
+
+    Raises:
+        InputError: `ca_file` or `ca` cannot be read or holds no certificate.
+    """
+    if options.verify and not _system_has_roots():
+        _log.debug("this system has no certificate authorities; using those packed with httpx")
+        from httpx import create_ssl_context  # it takes a while to load
+
+        context = create_ssl_context(trust_env=False)
+    else:
+        context = ssl.create_default_context()
+    context.set_alpn_protocols(["http/1.1"])
+    if not options.verify:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    else:
+        if options.ca_file is not None:
+            _trust_file(context, options.ca_file)
+        if options.ca is not None:
+            _trust_text(context, options.ca)
+    return context
+
+
+def _trust_file(context: ssl.SSLContext, path: Path) -> None:
+    try:
+        context.load_verify_locations(cafile=path)
+    except ssl.SSLError as err:
+        raise InputError(
+            f"--ca {path}: no certificate in PEM form "
+            "(-----BEGIN CERTIFICATE-----) could be read from it"
+        ) from err
+    except OSError as err:
+        raise InputError(f"--ca {path}: {err.strerror or err}") from err
+
+
+def _trust_text(context: ssl.SSLContext, pem: str) -> None:
+    try:
+        # Remarks between certificates may be in any language.
+        context.load_verify_locations(cadata=pem.encode("ascii", "ignore").decode())
+    except (ssl.SSLError, ValueError) as err:  # ValueError: empty
+        raise InputError(
+            "the certificate authority that was given as text is no certificate in PEM form "
+            "(-----BEGIN CERTIFICATE-----)"
+        ) from err
+
+
+def _system_has_roots() -> bool:
+    paths = ssl.get_default_verify_paths()
+    if paths.openssl_cafile_env in os.environ or paths.openssl_capath_env in os.environ:
+        return True  # an explicit choice, even of nothing, is not to be widened
+    if paths.cafile and Path(paths.cafile).is_file():
+        return True
+    return bool(paths.capath and any(Path(paths.capath).glob("*.[0-9]")))

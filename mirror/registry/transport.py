@@ -7,14 +7,11 @@ go wrong leaves it as one of our errors.
 from __future__ import annotations
 
 import logging
-import time
-from collections.abc import Callable, Collection, Generator, Iterable, Mapping
+from collections.abc import Callable, Collection, Generator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import TypeVar
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple, TypeVar
 from urllib.parse import urlsplit
-
-import httpx
 
 from mirror.errors import CancelledError, InvalidReferenceError, MirrorError, RegistryError
 from mirror.events import Warned
@@ -22,12 +19,12 @@ from mirror.oci import Repository
 from mirror.oci.reference import check_repository
 from mirror.registry import failures
 from mirror.registry.auth import Authenticator, Credentials, parse_challenges
-from mirror.registry.connections import Connections, Home, host_of, path_of
+from mirror.registry.connections import Connections, Home, Origin, host_of, path_of
 from mirror.registry.failures import Backoff, TransientFailure
-from mirror.registry.gate import HostGate
+from mirror.registry.gate import Admission, HostGate, StallWatch
+from mirror.registry.http1 import Body, Headers, Patience, Response, WireError, decoded
 from mirror.registry.options import ConnectionOptions
 from mirror.registry.scopes import Scopes
-from mirror.registry.sockets import Patience, StallWatch, bound_head
 from mirror.run import Cancellation, Run
 
 _log = logging.getLogger(__name__)
@@ -37,26 +34,16 @@ Result = TypeVar("Result")
 _BODIED = ("POST", "PUT", "PATCH")
 _MAX_REDIRECTS = 5
 _MAX_ERROR_BYTES = 64 << 10
-_MAX_TOKEN_BYTES = 1 << 20
 _ALIASES = {"docker.io": "registry-1.docker.io", "index.docker.io": "registry-1.docker.io"}
 
 
-@dataclass(frozen=True, slots=True)
-class Body:
-    """What a request sends: `size` bytes that `opened` yields, anew for each attempt."""
-
-    size: int
-    opened: Callable[[], Iterable[bytes]] = field(repr=False)
-
-
-@dataclass(frozen=True, slots=True)
-class _Sending:
+class _Sending(NamedTuple):
     """A request as each attempt, and each address that it is redirected to, gets it."""
 
     method: str
-    headers: Mapping[str, str]
-    body: Body | None = None
-    answer_timeout_s: float | None = None
+    headers: dict[str, str]
+    body: Body | None
+    patience: Patience
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +51,7 @@ class Answer:
     """A whole answer. `url` is where it came from after redirects."""
 
     status: int
-    headers: httpx.Headers = field(repr=False)
+    headers: Headers = field(repr=False)
     body: bytes = field(repr=False)
     url: str = field(repr=False)
 
@@ -83,10 +70,17 @@ class Wire:
         self.base = f"{options.scheme}://{_ALIASES.get(host, host)}"
         self.home = Home(host, self.base)
         self.closing = Cancellation()
-        self.slept_s = 0.0  # only where `RetryPolicy.sleep` takes the place of waiting
-        self.gate = HostGate(options, lambda: time.monotonic() + self.slept_s)
-        self.connections: httpx.BaseTransport = Connections(options)
+        self.gates: dict[Origin, HostGate] = {}
+        self.gate = self.gate_of(self.base)
+        self.connections = Connections(options)
         self.auth = Authenticator(host, secure=not options.plain_http, credentials=credentials)
+
+    def gate_of(self, url: str) -> HostGate:
+        """The gate of the host that `url` leads to."""
+        origin = Origin.of(url)
+        if origin not in self.gates:
+            self.gates[origin] = HostGate.of(origin.host, origin.port, self.options)
+        return self.gates[origin]
 
     def close(self) -> None:
         """End all connections; requests under way fail with CancelledError."""
@@ -100,7 +94,17 @@ class Transport:
     def __init__(self, wire: Wire, run: Run) -> None:
         self._wire, self.run = wire, run
         self.host, self.options = wire.host, wire.options
-        self._home, self._auth = wire.home, wire.auth
+        self._base, self._home, self._auth = f"{wire.base}/", wire.home, wire.auth
+        options = wire.options
+        self._patience = Patience(
+            options.connect_timeout_s, options.stall_timeout_s, options.stall_timeout_s, self.check
+        )
+        # Identity: blobs are carried as they are stored, and their digests are of those bytes.
+        self._headers = {
+            "User-Agent": options.user_agent,
+            "Accept": "*/*",
+            "Accept-Encoding": "identity",
+        }
         self._warnings: set[str] = set()
 
     def within(self, run: Run) -> Transport:
@@ -148,7 +152,7 @@ class Transport:
 
     def at_home(self, url: str) -> bool:
         """Whether `url` is at the registry itself, so that credentials may go there."""
-        return self._home.holds(url)
+        return url.startswith(self._base) or self._home.holds(url)
 
     # -- requests ------------------------------------------------------------------------------
 
@@ -162,7 +166,8 @@ class Transport:
         """Wait; the run, its deadline and closing the client end it at once, as in `check`."""
         if (sleep := self.options.retries.sleep) is not None:
             sleep(delay_s)
-            self._wire.slept_s += delay_s
+            for gate in self._wire.gates.values():
+                gate.slept_s += delay_s
             return
         either = Cancellation(self.run.cancellation)
         remaining_s = self.run.remaining_s()
@@ -175,6 +180,8 @@ class Transport:
 
     def where(self, method: str, url: str) -> str:
         """How messages name a request: `METHOD host/path`, never the query."""
+        if url.startswith(self._base):
+            return f"{method} {self.host}/{url[len(self._base) :].partition('?')[0]}"
         if self.at_home(url):
             return f"{method} {self.host}{urlsplit(url).path}"
         return f"{method} {path_of(url)}"
@@ -218,22 +225,21 @@ class Transport:
                 backoff.wait(failure)
 
     def whole(
-        self, response: httpx.Response, *, accept: Collection[int], limit: int, where: str
+        self, response: Response, *, accept: Collection[int], limit: int, where: str
     ) -> Answer:
         """Read the rest of `response`; as `call`, but TransientFailure may leave it."""
-        good = response.status_code in accept
+        good = response.status in accept
         body = self._read(response, limit if good else _MAX_ERROR_BYTES, where, strict=good)
-        if not good:
-            host = self.host if self.at_home(str(response.url)) else host_of(str(response.url))
-            raise failures.from_answer(
-                response.status_code,
-                response.headers,
-                body,
-                where=where,
-                host=host,
-                login=self._auth.login(response.request.headers.get("authorization")),
-            )
-        return Answer(response.status_code, response.headers, body, str(response.url))
+        if good:
+            return Answer(response.status, response.headers, body, response.url)
+        raise failures.from_answer(
+            response.status,
+            response.headers,
+            body,
+            where=where,
+            host=self._named(response.url),
+            login=self._auth.login(response.authorization),
+        )
 
     @contextmanager
     def open(
@@ -245,7 +251,7 @@ class Transport:
         headers: Mapping[str, str] | None = None,
         body: Body | None = None,
         answer_timeout_s: float | None = None,
-    ) -> Generator[httpx.Response, None, None]:
+    ) -> Generator[Response, None, None]:
         """Send one request and hand out the answer, whatever its status, with its body unread.
 
         Authorisation is proved (and renewed once, on a 401), redirects are followed, nothing is
@@ -255,52 +261,51 @@ class Transport:
             TransientFailure: the network failed, here or while the block read the body.
             MirrorError: it failed in a way that does not pass, or the token server refused.
         """
-        where, quick = self.where(method, url), body is None
-        with self._wire.gate.admitted(self.check, self.pause) as admission:
+        sending = self._sending(method, headers, body, answer_timeout_s)
+        with self._guarded(method, url, self._wire.gate) as admission:
+            response = self._exchange(sending, url, scopes)
             try:
-                with self._failures_of(where) as got:
-                    sending = _Sending(method, headers or {}, body, answer_timeout_s)
-                    got += [self._exchange(sending, url, scopes)]
-                    asked = failures.retry_after_s(got[0].headers.get("retry-after"))
-                    admission.head(got[0].status_code, asked, quick=quick)
-                    yield got[0]
-            except TransientFailure as failure:
+                asked = response.headers.get("retry-after")
+                admission.head(response.status, asked, quick=body is None)
+                yield response
+            finally:
+                response.close()
+
+    @contextmanager
+    def _guarded(
+        self, method: str, url: str, gate: HostGate | None = None
+    ) -> Generator[Admission, None, None]:
+        """The block is one request to `url`, which its host's gate lets through and hears about.
+
+        Raises:
+            TransientFailure, MirrorError: as `open`.
+        """
+        with (gate or self._wire.gate_of(url)).admitted(self.check, self.pause) as admission:
+            try:
+                yield admission
+            except WireError as err:
+                failure = self._translated(err, method, url, in_body=admission.is_answered)
+                if isinstance(failure, TransientFailure):
+                    admission.failed(failure)
+                raise failure from err
+            except TransientFailure as failure:  # the block found it
                 admission.failed(failure)
                 raise
 
-    @contextmanager
-    def _failures_of(self, where: str) -> Generator[list[httpx.Response], None, None]:
-        """Translate what the network does to the answer that the block puts into the list.
-
-        Whatever else leaves the block is the block's own. The answer is closed in the end.
-        """
-        self.check()
-        got: list[httpx.Response] = []
-        try:
-            yield got
-        except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError) as err:
-            if self._wire.closing.requested:
-                raise CancelledError(
-                    f"{where}: stopped, the connection to {self.host} was closed"
-                ) from err
-            raise self._translated(err, where, *got) from err
-        finally:
-            for response in got:
-                response.close()
-
     def _translated(
-        self, err: Exception, where: str, response: httpx.Response | None = None
+        self, err: WireError, method: str, url: str, *, in_body: bool
     ) -> TransientFailure | MirrorError:
-        host = self.host
-        if isinstance(err, httpx.RequestError):
-            try:
-                url = str(err.request.url)
-                host = self.host if self.at_home(url) else host_of(url)
-            except RuntimeError:  # no request known
-                pass
+        where = self.where(method, url)
+        if self._wire.closing.requested:
+            return CancelledError(f"{where}: stopped, the connection to {self.host} was closed")
+        host = self._named(err.url or url)
         return failures.from_network(
-            err, where=where, host=host, options=self.options, in_body=response is not None
+            err, where=where, host=host, options=self.options, in_body=in_body
         )
+
+    def _named(self, url: str) -> str:
+        """The host of `url`, as messages name it."""
+        return self.host if self.at_home(url) else host_of(url)
 
     def watch(self, where: str) -> StallWatch:
         """What notices that a transfer has stalled; one for each direction of each transfer."""
@@ -318,12 +323,27 @@ class Transport:
 
     # -- one exchange --------------------------------------------------------------------------
 
-    def _exchange(self, sending: _Sending, url: str, scopes: Scopes) -> httpx.Response:
-        authorization = self._auth.header(scopes, self)
+    def _sending(
+        self,
+        method: str,
+        headers: Mapping[str, str] | None,
+        body: Body | None,
+        answer_timeout_s: float | None,
+    ) -> _Sending:
+        fields = {**self._headers, **headers} if headers else dict(self._headers)
+        if body is not None:
+            fields["Content-Length"] = str(body.size)
+        patience = self._patience
+        if answer_timeout_s is not None:
+            patience = replace(patience, answer_s=answer_timeout_s)
+        return _Sending(method, fields, body, patience)
+
+    def _exchange(self, sending: _Sending, url: str, scopes: Scopes) -> Response:
+        authorization = self._auth.header(scopes, self) if self._auth.is_asked else None
         response = self._follow(sending, url, self._home, authorization)
-        if response.status_code != 401 or not self.at_home(str(response.url)):
+        if response.status != 401 or not self.at_home(response.url):
             return response
-        challenges = parse_challenges(response.headers.get_list("www-authenticate"))
+        challenges = parse_challenges(response.headers.all("www-authenticate"))
         try:
             renewed = self._auth.renewed(challenges, scopes, authorization, self)
         except BaseException:
@@ -340,16 +360,15 @@ class Transport:
         url: str,
         home: Home,
         authorization: str | None,
-        redirects: int = _MAX_REDIRECTS,
-    ) -> httpx.Response:
+    ) -> Response:
         """Send, and follow redirects by hand: `Authorization` goes to `home` alone."""
-        for _ in range(redirects + 1):
-            response = self._send(sending, url, authorization if home.trusts(url) else None)
+        for _ in range(_MAX_REDIRECTS + 1):
+            response = self._send(sending, url, home, authorization)
             location = response.headers.get("location")
-            moved = response.status_code in (307, 308) or (
-                response.status_code in (301, 302, 303) and sending.method in ("GET", "HEAD")
+            moved = response.status in (307, 308) or (
+                response.status in (301, 302, 303) and sending.method in ("GET", "HEAD")
             )
-            if not moved or not location or not redirects:
+            if not moved or not location:
                 return response
             self._discard(response)
             url = home.resolved(location, url)
@@ -360,61 +379,37 @@ class Transport:
             where=where,
         )
 
-    def _send(self, sending: _Sending, url: str, authorization: str | None) -> httpx.Response:
-        options, body = self.options, sending.body
-        # Identity: blobs are carried as they are stored, and their digests are of those bytes.
-        headers = {"User-Agent": options.user_agent, "Accept": "*/*", "Accept-Encoding": "identity"}
-        headers |= sending.headers
-        if authorization is not None:
-            headers["Authorization"] = authorization
-        if body is not None:
-            headers["Content-Length"] = str(body.size)
-        answer = Patience.of(sending.answer_timeout_s or options.stall_timeout_s, self.check)
-        patience = {
-            "connect": Patience.of(options.connect_timeout_s, self.check),
-            "write": Patience.of(options.stall_timeout_s, self.check),
-            "read": answer,
-        }
-        content = iter(body.opened()) if body is not None else None
-        try:
-            request = httpx.Request(
-                sending.method,
-                url,
-                headers=headers,
-                content=content,
-                extensions={"timeout": patience, "trace": bound_head(answer)},
-            )
-            response = self._wire.connections.handle_request(request)
-        finally:
-            # A refused request leaves its body half read; whatever feeds it is to be let go.
-            if isinstance(content, Generator):
-                content.close()
-        _log.debug("%s: %s", self.where(sending.method, url), response.status_code)
+    def _send(self, sending: _Sending, url: str, home: Home, authorization: str | None) -> Response:
+        method, headers, body, patience = sending
+        if authorization is not None and home.trusts(url):
+            headers = {**headers, "Authorization": authorization}
+        response = self._wire.connections.send(method, url, headers, body, patience)
+        if _log.isEnabledFor(logging.DEBUG):
+            _log.debug("%s: %s", self.where(method, url), response.status)
         return response
 
-    def _read(self, response: httpx.Response, limit: int, where: str, *, strict: bool) -> bytes:
+    def _read(self, response: Response, limit: int, where: str, *, strict: bool) -> bytes:
         collected = bytearray()
-        for chunk in self.watch(where).received(response.iter_bytes()):
+        for chunk in self.watch(where).received(response.pieces()):
             collected += chunk
             if len(collected) > limit:
-                if strict:
-                    raise RegistryError(
-                        f"{where}: the answer of {self.host} is larger than {limit} bytes",
-                        where=where,
-                        status=response.status_code,
-                    )
                 break
+        collected = decoded(response.headers, collected, limit)
+        if len(collected) > limit and strict:
+            raise RegistryError(
+                f"{where}: the answer of {self.host} is larger than {limit} bytes",
+                where=where,
+                status=response.status,
+            )
         return bytes(collected[:limit])
 
-    def _discard(self, response: httpx.Response) -> None:
+    def _discard(self, response: Response) -> None:
         """Read a short body away, so that the connection can be used again; else close it."""
         length = response.headers.get("content-length", "")
         try:
             if length.isdigit() and int(length) <= _MAX_ERROR_BYTES:
-                watch = self.watch(self.where(response.request.method, str(response.url)))
-                for _ in watch.received(response.iter_raw()):
-                    pass
-        except (TransientFailure, httpx.HTTPError) as err:
+                self._read(response, _MAX_ERROR_BYTES, "", strict=False)
+        except (TransientFailure, WireError) as err:
             _log.debug("a body that nobody needs could not be read: %s", err)
         finally:
             response.close()
@@ -423,27 +418,32 @@ class Transport:
         self, method: str, url: str, *, headers: Mapping[str, str], content: bytes
     ) -> bytes:
         """Carry a request of the authenticator, which alone decides what it may contain."""
-        where = f"{method} {path_of(url)}"
-        body = Body(len(content), lambda: (content,)) if method == "POST" else None
-        # An identity token travels in the body, which goes where it was meant to and no further.
-        carried = {name: value for name, value in headers.items() if name != "Authorization"}
-        sending, realm = _Sending(method, carried, body), Home(self.host, url)
-        redirects = _MAX_REDIRECTS if body is None else 0
+        from mirror.registry import token_server  # httpx takes a while to load
+
+        fields, where = {**self._headers, **headers}, self.where(method, url)
+        shown = headers.get("Authorization") or ("token" if content else None)
 
         def attempt() -> bytes:
-            with self._failures_of(where) as got:
-                shown = headers.get("Authorization")
-                got += [self._follow(sending, url, realm, shown, redirects)]
-                answer = self._read(got[0], _MAX_TOKEN_BYTES, where, strict=True)
-            if got[0].status_code == 200:
-                return answer
+            with self._guarded(method, url) as admission:
+                answer, body = token_server.ask(
+                    self._wire.connections,
+                    self._patience,
+                    method,
+                    url,
+                    fields,
+                    content,
+                    head=admission.head,
+                    watched=self.watch(where).received,
+                )
+            if answer.status_code == 200:
+                return body
             raise failures.from_token_server(
-                got[0].status_code,
-                got[0].headers,
-                answer,
+                answer.status_code,
+                answer.headers,
+                body,
                 where=where,
                 host=self.host,
-                login=self._auth.login(shown or ("token" if body else None)),
+                login=self._auth.login(shown),
             )
 
         return self.patiently(where, attempt)

@@ -37,7 +37,8 @@ from mirror.oci import Digest
 from mirror.oci.reference import check_repository
 from mirror.registry import scopes
 from mirror.registry.failures import TransientFailure
-from mirror.registry.transport import Answer, Body, Transport
+from mirror.registry.http1 import Body
+from mirror.registry.transport import Answer, Transport
 from mirror.run import Run
 
 _log = logging.getLogger(__name__)

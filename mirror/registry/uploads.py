@@ -30,7 +30,8 @@ from mirror.errors import (
 from mirror.oci import Digest
 from mirror.registry import downloads, scopes, upload_sessions
 from mirror.registry.failures import TransientFailure
-from mirror.registry.transport import Answer, Body, Transport
+from mirror.registry.http1 import Body
+from mirror.registry.transport import Answer, Transport
 from mirror.registry.upload_sessions import (
     Content,
     OpenUpload,
@@ -412,13 +413,13 @@ class Upload:
                 response, accept=accept, limit=upload_sessions.MAX_ANSWER_BYTES, where=where
             )
 
-    def _bytes(self, start: int, count: int) -> Generator[bytes, None, None]:
+    def _bytes(self, start: int, count: int) -> Generator[memoryview, None, None]:
         """`count` bytes of the content from `start` on, as pieces for the socket."""
         if not count:
             return
         watch = self._transport.watch(self._where)
         for piece in watch.sent(self._outgoing.pieces(start, count)):
-            yield piece  # type: ignore[misc] # httpx and h11 take any bytes-like piece
+            yield piece
             self._sent += len(piece)
 
 

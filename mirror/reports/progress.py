@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, TextIO
-
-from tqdm import tqdm
+from typing import TYPE_CHECKING, Any, TextIO
 
 from mirror.bundle.format import size_text
 from mirror.events import (
@@ -25,8 +24,10 @@ from mirror.events import (
     TagDone,
     TransferStarted,
     Warned,
-    serialised,
 )
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
 
 @contextmanager
@@ -37,8 +38,14 @@ def progress(stream: TextIO | None = None, *, quiet: bool = False) -> Iterator[O
     """
     stream = stream or sys.stderr
     listener = _Bars(stream) if stream.isatty() and not quiet else _Lines(stream, quiet=quiet)
+    lock = threading.Lock()
+
+    def hear(event: Event) -> None:
+        with lock:
+            listener(event)
+
     try:
-        yield serialised(listener)
+        yield hear
     finally:
         listener.close()
 
@@ -61,7 +68,9 @@ class _Bars:
     """tqdm bars: one at a time, the phase's name before it."""
 
     def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
+        from tqdm import tqdm
+
+        self._stream, self._made = stream, tqdm
         self._bar: tqdm[Any] | None = None
         self._moved = _Moved()
         self._in_bytes = False
@@ -82,12 +91,12 @@ class _Bars:
             case BytesMoved() | BlobDone() if self._bar is not None and self._in_bytes:
                 self._bar.update(self._moved.advance(event))
             case Retrying() | Warned() | EndpointDown() | EndpointUp():
-                tqdm.write(_line(event), file=self._stream)
+                self._made.write(_line(event), file=self._stream)
 
     def _begin(self, name: str, total: int | None, *, in_bytes: bool) -> None:
         self.close()
         self._in_bytes = in_bytes
-        self._bar = tqdm(
+        self._bar = self._made(
             desc=name,
             total=total,
             file=self._stream,

@@ -40,6 +40,7 @@ def continued(
     places: Iterable[Place],
     open_at: Callable[[Place, int], Generator[bytes, None, None]],
     failed: Callable[[Place, int, MirrorError], None],
+    verdict: Callable[[], MirrorError],
     *,
     size: int | None,
     offset: int = 0,
@@ -48,8 +49,10 @@ def continued(
 
     `open_at` opens what a place has from an offset on. `failed` hears of each place that did not
     bring the blob to its end, with the position reached; it may raise to end the attempt. The next
-    place is taken from `places` only then. The bytes end early when places run out, and they are
-    not verified here.
+    place is taken from `places` only then. The bytes are not verified here.
+
+    Raises:
+        MirrorError: what `verdict` gives, when places run out.
     """
     position = offset
     for place in places:
@@ -66,6 +69,7 @@ def continued(
         except MirrorError as err:
             error = err
         failed(place, position, error)
+    raise verdict()
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,22 +165,14 @@ class FailoverSource:
                 self._givers[digest] = self._givers.get(digest, frozenset()) | {copy.place}
             return copy.source.blob(copy.repository, digest, size, position)
 
-        done = False
-
-        def copies() -> Iterator[_Copy]:
-            nonlocal done
-            yield from self._copies(repository, digest, is_blob=True)
-            done = True
-
         yield from continued(
-            copies(),
+            self._copies(repository, digest, is_blob=True),
             open_at,
             lambda copy, _position, error: self._failed(copy, digest, error),
+            lambda: self._verdict(f"blob {digest}", digest),
             size=size,
             offset=offset,
         )
-        if done:
-            raise self._verdict(f"blob {digest}", digest)
 
     def reject(self, digest: Digest, error: MirrorError) -> None:
         """Take note that the bytes read last as the blob `digest` are wrong, as `error` says.

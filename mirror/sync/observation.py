@@ -27,8 +27,8 @@ from mirror.sync.inventory import Inventory, InventoryBuilder, RepositoryContent
 class Depth(IntEnum):
     """How closely a registry is looked at; each depth asks more questions than the one before.
 
-    `PROBE`: tags, manifests and blobs of repositories that have tags. Of the others a few blobs
-    tell whether they hold anything; what is overlooked there is carried again, and nothing worse.
+    `PROBE`: as `LISTED`, where a repository has tags. Elsewhere a few blobs tell whether there is
+    anything; what is overlooked there is carried again, and nothing worse.
     `LISTED`: tags, and manifests that no tag answers for. A registry takes a manifest only together
     with its blobs, so blobs are asked for only where their manifest is absent.
     `AUDIT`: every tag, manifest and blob of each repository.
@@ -366,8 +366,6 @@ def _damaged(wanted: Inventory, found: Observation) -> Iterator[Finding]:
     if 2 * len(broken) > len(found.held.blob_sizes()):
         raise broken[0]  # hardly anything can be read, so this is no matter of single blobs
     for digest, error in found.damaged.items():
-        if not speaks_of_damage(error):
-            raise error
         yield from _everywhere(wanted, found.place, digest, error)
 
 

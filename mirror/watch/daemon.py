@@ -176,70 +176,63 @@ class State:
 
 
 _CYCLE_BUCKETS_S = (0.05, 0.25, 1, 5, 30, 120, 600, 3600)
+_GAUGES = {
+    "mirror_replica_complete": "1 if the replica holds all that its leader declares.",
+    "mirror_replica_declared_digests": "Manifests and blobs that the leader declares.",
+    "mirror_replica_verified_digests": "Of those, the ones that the replica is known to hold.",
+    "mirror_replica_generation": "Generation that it states to hold.",
+    "mirror_replica_lag_generations": "Generations that it is behind its leader.",
+    "mirror_replica_last_success_timestamp_seconds": "When it was last found complete.",
+}
+_COUNTERS = {
+    "mirror_sync_cycles_total": "Cycles that were finished.",
+    "mirror_sync_bytes_total": "Bytes of blobs sent to the replica.",
+    "mirror_sync_errors_total": "Items and cycles that failed.",
+    "mirror_sync_bugs_total": "Cycles that a bug in mirror ended.",
+}
 
 
 class Metrics:
     """What one daemon measures, in a Prometheus registry of its own. Thread-safe."""
 
     def __init__(self, followers: tuple[str, ...]) -> None:
-        self._registry = CollectorRegistry()
-
-        def gauge(name: str, text: str) -> Gauge:
-            return Gauge(name, text, ["replica"], registry=self._registry)
-
-        def counter(name: str, text: str) -> Counter:
-            return Counter(name, text, ["replica"], registry=self._registry)
-
-        self._complete = gauge(
-            "mirror_replica_complete", "1 if the replica holds all that its leader declares."
-        )
-        self._declared = gauge(
-            "mirror_replica_declared_digests", "Manifests and blobs that the leader declares."
-        )
-        self._verified = gauge(
-            "mirror_replica_verified_digests",
-            "Of those, the ones that the replica is known to hold.",
-        )
-        self._generation = gauge("mirror_replica_generation", "Generation that it states to hold.")
-        self._lag = gauge(
-            "mirror_replica_lag_generations", "Generations that it is behind its leader."
-        )
-        self._success = gauge(
-            "mirror_replica_last_success_timestamp_seconds", "When it was last found complete."
-        )
-        self._cycles = counter("mirror_sync_cycles_total", "Cycles that were finished.")
-        self._sent = counter("mirror_sync_bytes_total", "Bytes of blobs sent to the replica.")
-        self._errors = counter("mirror_sync_errors_total", "Items and cycles that failed.")
-        self._bugs = counter("mirror_sync_bugs_total", "Cycles that a bug in mirror ended.")
+        self._registry = one = CollectorRegistry()
+        self._gauges = {
+            name: Gauge(name, text, ["replica"], registry=one) for name, text in _GAUGES.items()
+        }
+        self._counters = {
+            name: Counter(name, text, ["replica"], registry=one) for name, text in _COUNTERS.items()
+        }
         self._duration = Histogram(
             "mirror_sync_cycle_seconds",
             "How long cycles took.",
             ["replica", "depth"],
-            registry=self._registry,
+            registry=one,
             buckets=_CYCLE_BUCKETS_S,
         )
         # From the first second on: nobody can set an alarm on what the page does not show.
         for replica in followers:
-            for one in (self._complete, self._cycles, self._sent, self._errors, self._bugs):
-                one.labels(replica)
+            self._gauges["mirror_replica_complete"].labels(replica)
+            for counter in self._counters.values():
+                counter.labels(replica)
 
     def record(self, replica: str, result: CycleResult, *, now_s: float) -> None:
         """Count one finished cycle; `now_s` is seconds since 1970."""
-        self._cycles.labels(replica).inc()
-        self._sent.labels(replica).inc(result.sent)
-        self._errors.labels(replica).inc(len(result.errors))
-        self._bugs.labels(replica).inc(1 if result.bug else 0)
+        amounts = (1, result.sent, len(result.errors), 1 if result.bug else 0)
+        for counter, amount in zip(self._counters.values(), amounts, strict=True):
+            counter.labels(replica).inc(amount)
         self._duration.labels(replica, result.level).observe(result.duration_s)
-        self._complete.labels(replica).set(result.complete)
-        if result.declared is not None:
-            self._declared.labels(replica).set(result.declared)
-            self._verified.labels(replica).set(result.verified or 0)
-        if result.generation is not None:
-            self._generation.labels(replica).set(result.generation)
-        if result.lag is not None:
-            self._lag.labels(replica).set(result.lag)
-        if result.complete:
-            self._success.labels(replica).set(now_s)
+        values = (
+            result.complete,
+            result.declared,
+            None if result.declared is None else result.verified or 0,
+            result.generation,
+            result.lag,
+            now_s if result.complete else None,
+        )
+        for gauge, value in zip(self._gauges.values(), values, strict=True):
+            if value is not None:
+                gauge.labels(replica).set(value)
 
     def page(self) -> bytes:
         """All of it, in the text format of Prometheus 0.0.4."""

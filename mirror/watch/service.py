@@ -39,10 +39,6 @@ def running(settings: WatchSettings) -> Iterator[tuple[Daemon, str | None]]:
     """The daemon, at work while the `with` block lasts, and the URL of its pages if it has any.
 
     Leaving the block stops what is under way; no thread of ours is left.
-
-    Raises:
-        FileSystemError: `listen` is an address that cannot be had.
-        InputError: a password file cannot be read.
     """
     with ExitStack() as opened:
         trees = {
@@ -67,10 +63,8 @@ def _serve(settings: WatchSettings, daemon: Daemon, opened: ExitStack) -> str:
         raise FileSystemError(
             f"cannot listen on {settings.listen}: {err.strerror}; name another address as `listen`"
         ) from err
-    token = settings.notify_token
-    server = ServerThread(
-        create_app(daemon, notify_token=token.get_secret_value() if token else None), listener
-    )
+    token = settings.notify_token.get_secret_value() if settings.notify_token else None
+    server = ServerThread(create_app(daemon, notify_token=token), listener)
     server.start()
     opened.callback(server.stop)
     return f"http://{host}:{listener.getsockname()[1]}"
@@ -87,21 +81,16 @@ def _tree(
         limit_rate=settings.limit_rate,
         max_connections=settings.jobs * (len(settings.registries) + 1) + 8,
     )
-    if place.ca is not None:
-        # The mirrorer's settings hold the certificate itself, ours the path of its file.
-        is_text = "-----BEGIN" in place.ca
-        options = (
-            replace(options, ca=place.ca) if is_text else replace(options, ca_file=Path(place.ca))
-        )
+    if place.ca is not None and "-----BEGIN" in place.ca:  # as in the mirrorer's settings
+        options = replace(options, ca=place.ca)
+    elif place.ca is not None:
+        options = replace(options, ca_file=Path(place.ca))
     secret = place.secret()
-    credentials = (
-        Credentials(place.login, secret)
-        if place.login is not None and secret is not None
-        else find_credentials(str(root))
-    )
-    client = opened.enter_context(
-        RegistryClient(root.host, options=options, credentials=credentials)
-    )
+    if place.login is not None and secret is not None:
+        login: Credentials | None = Credentials(place.login, secret)
+    else:
+        login = find_credentials(str(root))
+    client = opened.enter_context(RegistryClient(root.host, options=options, credentials=login))
     suffix = normalised_suffix(settings.modules_path_suffix)
     return RegistryTree(client, root, suffix, storage=place.storage)
 
@@ -156,11 +145,7 @@ def create_app(daemon: Daemon, *, notify_token: str | None = None) -> Starlette:
 
 
 def tells_of_change(envelope: Any) -> bool:
-    """Whether a notification's events change what a registry holds; pulls do not.
-
-    Raises:
-        ValueError: `envelope` is not a notification.
-    """
+    """Whether a notification's events change what a registry holds; pulls do not."""
     if not isinstance(envelope, dict) or not isinstance(events := envelope.get("events"), list):
         raise ValueError("there is no list of events")
     if not all(isinstance(event, dict) for event in events):

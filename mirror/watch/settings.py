@@ -102,7 +102,7 @@ def seconds(value: Any) -> Any:
     if isinstance(value, str):
         match = _DURATION.fullmatch(value)
         if not value or match is None:
-            raise ValueError(f"{value!r} is no duration; write 30s, 5m, 1h30m or 2d")
+            raise ValueError(f"{value!r} is not a duration; write 30s, 5m, 1h30m or 2d")
         days, hours, minutes, rest = (float(part or 0) for part in match.groups())
         return ((days * 24 + hours) * 60 + minutes) * 60 + rest
     if isinstance(value, bool):
@@ -155,11 +155,7 @@ class WatchedRegistry(_Settings):
         return self
 
     def secret(self) -> str | None:
-        """The password, wherever it is; None for a registry that asks for none.
-
-        Raises:
-            InputError: its file cannot be read.
-        """
+        """The password, wherever it is; None for a registry that asks for none."""
         if self.password_file is None:
             return self.password.get_secret_value() if self.password is not None else None
         try:
@@ -197,12 +193,7 @@ class WatchSettings(_Settings):
 
     @classmethod
     def load(cls, path: Path) -> Self:
-        """The settings in a YAML file.
-
-        Raises:
-            InputError: the file cannot be read, or a value is not what it must be; all that is
-                wrong is told at once.
-        """
+        """The settings in a YAML file."""
         document = read_mapping(path)
         try:
             return cls.model_validate(from_mirrorer(document))
@@ -214,15 +205,11 @@ class WatchSettings(_Settings):
 
     @model_validator(mode="after")
     def _names_and_places(self) -> Self:
-        for key, names in (
-            ("leader", [] if self.leader == AUTO else [self.leader]),
-            ("this", [self.this] if self.this is not None else []),
-            ("replicas", list(self.replicas)),
-        ):
-            for name in names:
-                if name not in self.registries:
-                    known = ", ".join(sorted(self.registries))
-                    raise ValueError(f"{key}: {name!r} is none of the registries ({known})")
+        named = [("leader", self.leader), ("this", self.this)]
+        for key, name in [*named, *(("replicas", name) for name in self.replicas)]:
+            if name is not None and name not in self.registries and (key, name) != ("leader", AUTO):
+                known = ", ".join(sorted(self.registries))
+                raise ValueError(f"{key}: {name!r} is not one of the registries ({known})")
         if self.leader in self.followers:
             raise ValueError(f"replicas: {self.leader} is the leader, which follows nobody")
         for name, place in self.registries.items():
@@ -252,11 +239,7 @@ class WatchSettings(_Settings):
         return _repository(name, self.registries[name], self.root)
 
     def listener(self) -> tuple[str, int]:
-        """Host and port to listen on; `listen` must be given.
-
-        Raises:
-            ValueError: it is no such thing.
-        """
+        """Host and port to listen on; `listen` must be given."""
         host, colon, port = (self.listen or "").rpartition(":")
         if not colon or not port.isascii() or not port.isdigit() or int(port) > 65535:
             raise ValueError(f"listen: {self.listen!r} is not host:port")
@@ -276,15 +259,11 @@ def from_mirrorer(document: Mapping[str, Any]) -> dict[str, Any]:
 
     Every replica pulls from every other there. So does this: the registry `local` follows
     whichever peer has the newest complete release.
-
-    Raises:
-        ValueError: the mirrorer's keys contradict themselves, or ours that stand beside them.
     """
     used = [key for key in _MIRRORER_KEYS if key in document]
     if not used:
         return dict(document)
-    theirs = (*_MIRRORER_KEYS, *_COMMON_KEYS)
-    ours = {key: value for key, value in document.items() if key not in theirs}
+    ours = {k: v for k, v in document.items() if k not in (*_MIRRORER_KEYS, *_COMMON_KEYS)}
     clash = sorted({"registries", "this", "replicas"} & ours.keys())
     if clash:
         raise ValueError(f"{clash[0]} and {used[0]} exclude each other: two forms of one thing")

@@ -254,7 +254,7 @@ def test_a_compressed_bundle_in_parts_is_too(packed: Path, tmp_path: Path, part_
     with BundleReader([tmp_path]) as reader:
         assert reader.inventory() == WANTED
     with BundleReader([parts[1]]) as reader:
-        assert [one.name for one in reader.archives] == ["platform.tar"]
+        assert [one.name for one in reader._archives] == ["platform.tar"]
     parts[1].unlink()
     told = r"platform.tar.zst.0001.chunk of \d+ parts is missing"
     with BundleReader([tmp_path]) as reader, pytest.raises(DamagedBundleError, match=told):
@@ -305,8 +305,8 @@ def test_frames_of_other_writers_are_read(plain: Path, tmp_path: Path) -> None:
     table += struct.pack("<IBI", count, 0, 0x8F92EAB1)
     (tmp_path / "platform.tar.zst").write_bytes(frames + table)
     with BundleReader([tmp_path]) as reader:
-        assert reader.archives[0].problem is None
-        assert reader.archives[0].file.read(0, len(data)) == data
+        assert reader._archives[0].problem is None
+        assert reader._archives[0].file.read(0, len(data)) == data
     assert verify(tmp_path).findings == ()
 
 
@@ -351,7 +351,7 @@ def test_a_flipped_byte_anywhere_in_a_compressed_archive_is_found(copy: Path) ->
 def test_damage_is_located_and_hides_nothing_behind_it(copy: Path) -> None:
     path = copy / "platform.tar.zst"
     with BundleReader([copy]) as reader:
-        file = next(one.file for one in reader.archives if one.name == "platform.tar")
+        file = next(one.file for one in reader._archives if one.name == "platform.tar")
         assert isinstance(file, SeekableFile)
         assert file.frames > 4
     flip(path, 2000)

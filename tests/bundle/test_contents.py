@@ -438,6 +438,6 @@ def test_whatever_happened_to_the_bytes_the_answer_is_ours(
             assert finding.problem
         if not contents.findings:
             assert list(reader.inventory().gaps()) == []
-        elif not reader.archives[0].problem:
+        elif not reader._archives[0].problem:
             with pytest.raises(DamagedBundleError, match=r"module-x.tar is damaged or incomplete"):
                 reader.inventory()

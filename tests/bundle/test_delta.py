@@ -75,7 +75,7 @@ def test_a_delta_answers_for_what_it_carries_and_speaks_of_all(
     with BundleReader([folder]) as reader:
         assert reader.inventory() == after.inventory()
         assert reader.bases == (before.inventory().digest(),)
-        assert reader.carried() == reader.seals[folder].carried
+        assert reader.carried() == reader._seals[folder].carried
         assert b"".join(reader.blob("modules/console", Digest.of(b"new"), 3)) == b"new"
         for repository in ("install", "modules/console"):
             with pytest.raises(NotFoundError, match="no blob"):

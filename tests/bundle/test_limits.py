@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mirror.bundle import contents, members, opening, seal
+from mirror.bundle import contents, members, seal
 from mirror.bundle import format as bundle_format
 from mirror.bundle.reader import BundleReader
 from mirror.bundle.seal import check_limits
@@ -67,7 +67,7 @@ def test_writer_verification_and_reader_agree_on_every_limit(
     name: str, value: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pack_store(STORE, tmp_path)
-    for module in (bundle_format, seal, members, opening, contents):
+    for module in (bundle_format, seal, members, contents):
         if hasattr(module, name):
             monkeypatch.setattr(module, name, value)
     with pytest.raises(BundleLimitError):

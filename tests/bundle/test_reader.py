@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 
 from mirror.bundle.format import part_name
-from mirror.bundle.opening import find_archives
-from mirror.bundle.reader import BundleReader
+from mirror.bundle.reader import BundleReader, find_archives
 from mirror.bundle.verify import verify_bundle
 from mirror.errors import DamagedBundleError, FileSystemError, InputError, NotFoundError
 from mirror.oci import Digest
@@ -129,7 +128,7 @@ def test_folders_and_archives_make_one_bundle_together(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
         (tmp_path / name / "platform.tar").write_bytes(tar_of(layout_files(store, "")))
     with BundleReader([tmp_path / "one", tmp_path / "other/platform.tar"]) as reader:
-        assert reader.seal is None
+        assert reader._seal is None
         assert reader.inventory() == union([one.inventory(), other.inventory()])
         assert reader.contents.archives == {"platform.tar": reader.inventory()}
         target = MemoryStore()
@@ -144,7 +143,7 @@ def test_closing_lets_go_of_every_file(tmp_path: Path) -> None:
         return sum(path.is_relative_to(tmp_path) for path in _opened().values())
 
     with BundleReader([tmp_path]) as reader:
-        assert held() == len(reader.archives) == 4
+        assert held() == len(reader._archives) == 4
     assert held() == 0
     reader.close()  # harmless
 
@@ -328,5 +327,5 @@ def test_a_damaged_seal_is_refused_at_once(tmp_path: Path) -> None:
     with pytest.raises(DamagedBundleError, match=told):
         BundleReader([tmp_path])
     with BundleReader([tmp_path / "platform.tar"]) as reader:  # an archive on its own has none
-        assert reader.seal is None
+        assert reader._seal is None
         assert "v1.0.0" in reader.inventory().repository("").tags

@@ -122,7 +122,7 @@ def test_a_blob_of_several_layouts_is_fetched_once_and_written_to_each(tmp_path:
     with BundleReader([tmp_path]) as reader:
         copies = [
             archive.name
-            for archive in reader.archives
+            for archive in reader._archives
             for path in archive.members
             if path.endswith(base.encoded)
         ]

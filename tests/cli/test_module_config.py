@@ -11,8 +11,8 @@ import pytest
 import yaml
 
 from mirror.bundle.reader import BundleReader
-from mirror.commands.access import TreeAccess
-from mirror.commands.login import AccessOptions
+from mirror.commands.access import AccessOptions
+from mirror.commands.cluster import Cluster
 from mirror.errors import ForbiddenByModeError, RouteError
 from mirror.events import ignore
 from mirror.modes.client import connect
@@ -287,23 +287,23 @@ def test_the_library_takes_the_client_of_a_cluster_where_it_takes_one_of_a_regis
         storage = stand.registry.storage
         assert isinstance(storage, MemoryStorage)
         storage.delete_tag(f"{LOGICAL_PATH}/install", "v1.70.0")
-        with pytest.raises(ForbiddenByModeError, match="takes nothing in; push to"):
+        with pytest.raises(ForbiddenByModeError, match="accepts no writes; push to"):
             push(reader, RegistryTree(client, client.root))
 
 
 def test_the_replicas_of_a_local_cluster_are_targets_each(stand: Stand) -> None:
     asked = AccessOptions()
     sites = stand.sites(users={"rw": "rw-word"})
-    (target,) = TreeAccess.replicas(asked, module_config=stand.config, sites_file=sites)
+    (target,) = Cluster.load(stand.config, sites).replicas(asked).values()
     assert str(target.root) == f"{stand.registry.address}/{LOGICAL_PATH}"
     with target.open(ignore) as tree:
         tree.client.ping()
         assert list(tree.client.catalogue()) == []
     direct = stand.write("direct.yaml", upstream("Direct", "reg.example/dkp"))
     with pytest.raises(ForbiddenByModeError, match=r"no replicas .* reg.example/dkp"):
-        TreeAccess.replicas(asked, module_config=direct, sites_file=None)
+        Cluster.load(direct, None).replicas(asked)
     with pytest.raises(RouteError, match="mirror-pu"):
-        TreeAccess.replicas(asked, module_config=stand.config, sites_file=stand.sites())
+        Cluster.load(stand.config, stand.sites()).replicas(asked)
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from mirror.commands.login import AccessOptions
+from mirror.commands.access import AccessOptions
 from mirror.serve import BasicAuth, User
 from mirror.sync import MemoryStore
 from mirror.testing import Answer, EmbeddedRegistry, Fault

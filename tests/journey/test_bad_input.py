@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-import mirror.commands.login
+import mirror.commands.access
 from examples.release_tree import TreeSpec
 from examples.release_tree.images import image, layer
 from mirror.bundle.format import size_text
@@ -37,7 +37,7 @@ def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Retries wait for next to nothing."""
     retries = RetryPolicy(base_delay_s=0.01, max_delay_s=0.01, max_retry_after_s=0.01)
     options = functools.partial(ConnectionOptions, retries=retries)
-    monkeypatch.setattr(mirror.commands.login, "ConnectionOptions", options)
+    monkeypatch.setattr(mirror.commands.access, "ConnectionOptions", options)
 
 
 def pull(folder: Path, root: str, *more: str | Path, **run: Any) -> Finished:

@@ -9,7 +9,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-import mirror.commands.login
+import mirror.commands.access
 from mirror.oci import Digest
 from mirror.registry import ConnectionOptions, RegistryClient, RetryPolicy
 from mirror.sync.publication_state import read_statement, statement_digest
@@ -88,7 +88,7 @@ def test_a_quorum_goes_on_without_a_registry_that_is_dead_even_if_it_is_the_firs
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     options = functools.partial(ConnectionOptions, retries=RetryPolicy(2, 0.01, 0.01))
-    monkeypatch.setattr(mirror.commands.login, "ConnectionOptions", options)
+    monkeypatch.setattr(mirror.commands.access, "ConnectionOptions", options)
     first, second, third = addresses = [registry.address for registry in embedded]
     push(releases[0], [first, second]).succeeded()
     embedded[0].faults.add(Fault(Refuse(), times=None))

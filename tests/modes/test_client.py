@@ -28,8 +28,7 @@ from mirror.errors import (
 from mirror.events import EndpointDown, EndpointUp, Event, Retrying, Warned
 from mirror.modes.client import ModeClient, connect
 from mirror.modes.constants import LOGICAL_BASE, LOGICAL_PATH, REGISTRY_PORT, SERVICE_NAME
-from mirror.modes.endpoints import Endpoint
-from mirror.modes.failover import HealthMemory
+from mirror.modes.endpoints import Endpoint, HealthMemory
 from mirror.modes.routes import Plane
 from mirror.modes.settings import RegistrySettings
 from mirror.oci import Digest

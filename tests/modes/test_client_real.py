@@ -17,8 +17,7 @@ from mirror.errors import RegistryNotFoundError
 from mirror.events import EndpointDown, EndpointUp, Event
 from mirror.modes.client import ModeClient, connect
 from mirror.modes.constants import LOGICAL_BASE, LOGICAL_PATH, REGISTRY_PORT
-from mirror.modes.endpoints import Endpoint
-from mirror.modes.failover import HealthMemory
+from mirror.modes.endpoints import Endpoint, HealthMemory
 from mirror.modes.routes import Plane
 from mirror.modes.settings import RegistrySettings
 from mirror.oci import Digest

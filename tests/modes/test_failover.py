@@ -15,8 +15,7 @@ from mirror.errors import (
     UnreachableError,
 )
 from mirror.events import Event, Retrying
-from mirror.modes.endpoints import Endpoint
-from mirror.modes.failover import HealthMemory, Reading, ReadingPolicy
+from mirror.modes.endpoints import Endpoint, HealthMemory, Reading, ReadingPolicy
 from mirror.registry import RetryPolicy
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mirror.modes.failover import HealthMemory
+from mirror.modes.endpoints import HealthMemory
 
 ABC = ("a", "b", "c")
 

@@ -199,6 +199,19 @@ def test_nodes_come_from_a_file_with_their_ports(folder: Path) -> None:
         assert Path(document["http"]["tls"][name]).is_file()
 
 
+def test_the_in_cluster_proxy_gets_the_ports_that_are_given(folder: Path) -> None:
+    section = {"mode": "Direct", "direct": {"imagesRepo": "reg.example/deckhouse/ee"}}
+    (folder / "direct.yaml").write_text(yaml.safe_dump(section))
+    arguments = ["--module-config", str(folder / "direct.yaml"), "--nodes", MASTERS]
+    done = run(folder, *arguments, "--in-cluster-port", "registry=7001")
+    assert done.exit_code == 0, done.output
+    config = folder / "out/in-cluster/etc/kubernetes/registry/in-cluster/distribution.yaml"
+    assert yaml.safe_load(config.read_text())["http"]["addr"] == ":7001"
+    for wrong in ("relay=7004", "registry", "registry=no", "registry=70000"):
+        with pytest.raises(RenderingError, match=r"in-cluster ports: expected|expected a port"):
+            run(folder, *arguments, "--in-cluster-port", wrong)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

@@ -35,7 +35,7 @@ def authorities() -> Authorities:
 
 @cache
 def leaf() -> KeyPair:
-    return pki.create_leaf(authority(), pki.DISTRIBUTION_NAME, NAMES, NOW)
+    return pki.issue(authority(), pki.DISTRIBUTION_NAME, NAMES, NOW)
 
 
 def test_the_authority_is_ecdsa_p256_and_lives_ten_years() -> None:
@@ -52,7 +52,7 @@ def test_the_authority_is_ecdsa_p256_and_lives_ten_years() -> None:
 
 @pytest.mark.parametrize("name", ["registry-auth", "registry-distribution"])
 def test_a_leaf_is_rsa_2048_and_ends_an_hour_before_the_authority(name: str) -> None:
-    certificate = pki.create_leaf(authority(), name, NAMES, NOW).parsed()
+    certificate = pki.issue(authority(), name, NAMES, NOW).parsed()
     key = certificate.public_key()
     assert isinstance(key, rsa.RSAPublicKey)
     assert key.key_size == 2048
@@ -65,7 +65,7 @@ def test_a_master_is_named_by_its_address_and_the_in_cluster_proxy_is_not() -> N
     assert pki.covered_hosts(leaf().parsed()) == {"10.0.0.1", *always}
     assert set(pki.node_names(None)) == always
     assert pki.node_names("127.0.0.1") == pki.node_names(None)
-    six = pki.create_leaf(authority(), "registry-auth", pki.node_names("fd00::1"), NOW)
+    six = pki.issue(authority(), "registry-auth", pki.node_names("fd00::1"), NOW)
     assert pki.covered_hosts(six.parsed()) == {"fd00::1", *always}
 
 
@@ -85,7 +85,7 @@ def _address(text: str) -> x509.IPAddress:
 
 
 def test_the_token_pair_signs_and_serves_nothing() -> None:
-    certificate = pki.create_token_pair(authority(), NOW).parsed()
+    certificate = pki.issue(authority(), pki.TOKEN_NAME, (), NOW).parsed()
     certificate.verify_directly_issued_by(authority().parsed())
     usage = certificate.extensions.get_extension_for_class(x509.KeyUsage).value
     assert usage.digital_signature
@@ -94,33 +94,33 @@ def test_the_token_pair_signs_and_serves_nothing() -> None:
 
 
 def test_a_sound_leaf_is_kept() -> None:
-    kept = pki.leaf_to_use(leaf(), authorities(), pki.DISTRIBUTION_NAME, NAMES, NOW)
+    kept = pki.pair_to_use(leaf(), authorities(), pki.DISTRIBUTION_NAME, NAMES, NOW)
     assert kept is leaf()
-    fewer = pki.leaf_to_use(leaf(), authorities(), pki.DISTRIBUTION_NAME, NAMES[:2], NOW)
+    fewer = pki.pair_to_use(leaf(), authorities(), pki.DISTRIBUTION_NAME, NAMES[:2], NOW)
     assert fewer is leaf()
 
 
 def test_a_leaf_is_replaced_when_a_name_is_missing() -> None:
     more = [*NAMES, "10.0.0.2"]
-    fresh = pki.leaf_to_use(leaf(), authorities(), pki.DISTRIBUTION_NAME, more, NOW)
+    fresh = pki.pair_to_use(leaf(), authorities(), pki.DISTRIBUTION_NAME, more, NOW)
     assert fresh != leaf()
     assert set(more) <= pki.covered_hosts(fresh.parsed())
 
 
 def test_a_leaf_is_replaced_when_the_authority_is_another() -> None:
     other = pki.create_authority(NOW)
-    fresh = pki.leaf_to_use(leaf(), Authorities(other), pki.DISTRIBUTION_NAME, NAMES, NOW)
+    fresh = pki.pair_to_use(leaf(), Authorities(other), pki.DISTRIBUTION_NAME, NAMES, NOW)
     fresh.parsed().verify_directly_issued_by(other.parsed())
 
 
 def test_a_leaf_is_replaced_when_it_has_ended_or_its_key_is_another() -> None:
     late = leaf().parsed().not_valid_after_utc + HOUR
     assert not pki._sound(leaf(), authorities(), NAMES, late)
-    stranger = pki.create_leaf(authority(), "registry-auth", NAMES, NOW)
+    stranger = pki.issue(authority(), "registry-auth", NAMES, NOW)
     mixed = KeyPair(leaf().certificate, stranger.key)
-    assert pki.leaf_to_use(mixed, authorities(), "registry-auth", NAMES, NOW) != mixed
+    assert pki.pair_to_use(mixed, authorities(), "registry-auth", NAMES, NOW) != mixed
     damaged = KeyPair("-----BEGIN", leaf().key)
-    assert pki.leaf_to_use(damaged, authorities(), "registry-auth", NAMES, NOW) != damaged
+    assert pki.pair_to_use(damaged, authorities(), "registry-auth", NAMES, NOW) != damaged
 
 
 def test_an_authority_is_kept_until_it_can_sign_no_more() -> None:
@@ -164,11 +164,11 @@ def test_a_leaf_is_renewed_a_third_of_its_life_before_it_ends() -> None:
     later = Authorities(pki.create_authority(NOW + 5 * DAY), None, (authority().certificate,))
     third = (end - NOW) / 3
     arguments = (pki.DISTRIBUTION_NAME, NAMES)
-    assert pki.leaf_to_use(leaf(), later, *arguments, end - third - DAY) is leaf()
-    fresh = pki.leaf_to_use(leaf(), later, *arguments, end - third)
+    assert pki.pair_to_use(leaf(), later, *arguments, end - third - DAY) is leaf()
+    fresh = pki.pair_to_use(leaf(), later, *arguments, end - third)
     fresh.parsed().verify_directly_issued_by(later.signing.parsed())
     # By the same authority it would end at the same moment, and be due again and again.
-    assert pki.leaf_to_use(leaf(), authorities(), *arguments, end - third) is leaf()
+    assert pki.pair_to_use(leaf(), authorities(), *arguments, end - third) is leaf()
 
 
 def test_no_client_ever_meets_a_certificate_that_it_does_not_trust_yet() -> None:

@@ -372,6 +372,7 @@ POD: dict[str, Any] = {
                 "command": [str],
                 "args": [str],
                 "env": [{"name": str, "value": str}],
+                "ports": [{"name": str, "containerPort": int}],
                 "securityContext": {
                     "allowPrivilegeEscalation": bool,
                     "readOnlyRootFilesystem": bool,

@@ -171,9 +171,10 @@ def test_the_stock_registry_gets_only_keys_that_it_knows() -> None:
     assert set(config["auth"]["token"]) == {"realm", "service", "issuer", "rootcertbundle"}
     auth = document(rendered, SERVICES / "auth/config.yaml")
     assert auth["server"]["addr"] == "10.0.0.1:5051", "clients reach it by its own port"
-    assert document(done(local()), SERVICES / "auth/config.yaml")["server"]["addr"] == (
-        "127.0.0.1:5051"
-    )
+    # docker_auth refuses who comes without that header, and clients alone do not set it.
+    assert "real_ip_header" not in auth["server"]
+    behind = document(done(local()), SERVICES / "auth/config.yaml")["server"]
+    assert (behind["addr"], behind["real_ip_header"]) == ("127.0.0.1:5051", "X-Forwarded-For")
 
 
 def test_a_stock_cache_says_that_it_cannot_map_paths() -> None:
@@ -327,6 +328,12 @@ def test_the_static_pod_of_a_master() -> None:
     assert spec["priorityClassName"] == "system-node-critical"
     distribution, auth, mirrorer = spec["containers"]
     assert distribution["args"] == ["serve", "/config/config.yaml"]
+    # The port by whose name Deckhouse's Services `registry` and `registry-push` find it.
+    assert distribution["ports"] == [{"name": "distribution", "containerPort": 5001}]
+    # On a read-only root docker_auth ends at once if it is to write its log to a file.
+    assert auth["args"] == ["-logtostderr", "/config/config.yaml"]
+    # The cluster's DNS pulls its own image through this pod.
+    assert spec["dnsPolicy"] == "Default"
     assert distribution["livenessProbe"]["httpGet"] == {
         "scheme": "HTTPS",
         "host": "10.0.0.1",
@@ -356,7 +363,7 @@ def test_the_config_hash_changes_with_the_files_and_with_nothing_else() -> None:
 @pytest.mark.parametrize(
     "changed",
     [
-        lambda held: replace(held, token=pki.create_token_pair(held.authority, NOW)),
+        lambda held: replace(held, token=pki.issue(held.authority, pki.TOKEN_NAME, (), NOW)),
         lambda held: replace(held, nodes={**held.nodes, "master-1": held.nodes["master-2"]}),
         lambda held: replace(held, former=(upstream_ca(),)),
         lambda held: replace(

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import FrameType
 from typing import TypeAlias
 
@@ -29,7 +29,7 @@ from tests.conftest import MakeRealRegistry
 from tests.support.inventories import put_image
 from tests.support.patience import PATIENCE_S
 from tests.support.places import state, tree_of
-from tests.support.watched_client import watch
+from tests.support.scripted_server import Reply, Request, ScriptedServer
 
 JOBS = 8
 REPOSITORIES = 10
@@ -132,19 +132,29 @@ def counted_calls() -> Iterator[Counter[int]]:
 
 
 def test_an_audit_has_as_many_questions_under_way_as_it_has_jobs(make_scene: MakeScene) -> None:
-    """No question is sent before the others of its group are there, too."""
+    """No question is answered before the others of its group are there, too."""
     scene = make_scene(160)
     urls = scene.urls()
     meeting, asked = threading.Barrier(JOBS, timeout=PATIENCE_S), list[str]()
 
-    def sent(request: httpx.Request) -> None:
-        if request.url.path in urls:
+    def script(request: Request) -> Reply:
+        if request.path in urls:
             meeting.wait()
-            asked.append(request.url.path)
+            asked.append(request.path)
+        answer = scene.http.request(
+            request.method,
+            request.path,
+            params=request.query,
+            headers={"Accept": request.headers.get("accept", "*/*")},
+        )
+        return Reply(answer.status_code, dict(answer.headers), answer.content)
 
-    assert isinstance(scene.replica.client, RegistryClient)
-    watch(scene.replica.client, sent=sent)
-    scene.audit()
+    options = ConnectionOptions(plain_http=True)
+    with (
+        ScriptedServer(script) as server,
+        RegistryClient(server.host, options=options) as client,
+    ):
+        replace(scene, replica=tree_of(client, "dkp")).audit()
     assert sorted(asked) == sorted(urls), "each tag is asked about once"
 
 

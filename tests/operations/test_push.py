@@ -11,9 +11,10 @@ import pytest
 from mirror.bundle.reader import BundleReader
 from mirror.errors import IncompleteError, UnreachableError
 from mirror.events import Event, TransferStarted
-from mirror.operations.push import push_to_all
+from mirror.operations.push import push, push_to_all
+from mirror.release.discovery import discovery_images
 from mirror.run import Run
-from mirror.sync import MemoryStore
+from mirror.sync import MemoryStore, union
 from mirror.sync.plan import CopyBlob, Plan
 from mirror.sync.publication_state import read_state
 from mirror.testing import Answer, Fault, Refuse
@@ -112,3 +113,37 @@ def test_uploads_that_nobody_used_are_given_up_at_once_where_the_registry_died(
     assert replica.registry.requests.count("DELETE") <= 2
     with pytest.raises(UnreachableError):
         replica.tree.client.ping()
+
+
+def test_a_push_of_what_is_there_asks_once_for_each_tag(
+    three: list[Replica], bundle: BundleReader
+) -> None:
+    """A registry took each manifest together with its blobs, so these need no question."""
+    *_, replica = three
+    push(bundle, replica.tree)
+    log = replica.registry.requests
+    log.clear()
+    assert not push(bundle, replica.tree).plan
+    inventory = bundle.inventory()
+    contents = union([inventory, discovery_images(inventory).inventory()]).repositories.values()
+    tags = sum(len(one.tags) for one in contents)
+    untagged = sum(len(one.manifests.keys() - set(one.tags.values())) for one in contents)
+    assert log.count("HEAD", "/blobs/") == 0
+    assert log.count("HEAD") == tags + untagged + 2  # what `pending` and `latest` name
+    assert log.count("GET", "/tags/list") == len(contents)
+    assert log.count() == log.count("HEAD") + log.count("GET")
+
+
+def test_a_push_finds_a_lost_blob_of_a_manifest_that_is_there_if_it_is_asked_to(
+    three: list[Replica], bundle: BundleReader
+) -> None:
+    *_, replica = three
+    push(bundle, replica.tree)
+    path, content = next(
+        (path, one) for path, one in bundle.inventory().repositories.items() if one.blobs
+    )
+    lost = min(content.blobs)
+    replica.tree.client.delete_blob(replica.tree.locate(path), lost)
+    report = push(bundle, replica.tree, check_blobs=True)
+    assert [step.digest for step in report.plan.blobs] == [lost]
+    assert replica.tree.client.blob_size(replica.tree.locate(path), lost) == content.blobs[lost]

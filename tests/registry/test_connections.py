@@ -24,7 +24,8 @@ from mirror.errors import (
 )
 from mirror.oci import Digest
 from mirror.registry import ConnectionOptions, Credentials, RegistryClient, RetryPolicy
-from mirror.registry.connections import Home, proxy_for, tls_context
+from mirror.registry.connections import Home
+from mirror.registry.options import proxy_for, tls_context
 from tests.registry.conftest import MakeClient, Serve
 from tests.support.processes import free_port
 from tests.support.scripted_server import Reply, Request, ScriptedServer
@@ -266,6 +267,7 @@ def test_connections_are_kept_and_used_again(serve: Serve, make_client: MakeClie
     client = make_client(server.host)
     for _ in range(20):
         client.ping()
+        client.blob_size("a", Digest.of(b""))
     assert len(peers) == 1
 
 

@@ -7,11 +7,11 @@ import random
 from collections.abc import Generator
 from pathlib import Path
 
-import httpx
 import pytest
 
 from mirror.oci import Digest
 from mirror.registry import uploads
+from mirror.registry.http1 import Response
 from mirror.serve import FolderStorage
 from mirror.testing import EmbeddedRegistry
 from tests.conftest import MakeEmbeddedRegistry
@@ -102,9 +102,9 @@ def test_distribution_goes_on_where_the_break_falls_between_two_chunks(
 ) -> None:
     chunks: list[int] = []
 
-    def restart(response: httpx.Response) -> None:
-        if response.request.method == "PATCH" and response.status_code == 202:
-            chunks.append(response.status_code)
+    def restart(response: Response) -> None:
+        if response.method == "PATCH" and response.status == 202:
+            chunks.append(response.status)
             if len(chunks) == 6:
                 real_registry.restart()
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mirror.errors import StalledError
-from mirror.registry.sockets import StallWatch
+from mirror.registry.gate import StallWatch
 
 
 class Clock:

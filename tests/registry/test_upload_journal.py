@@ -8,12 +8,12 @@ import time
 from collections.abc import Callable, Generator
 from pathlib import Path
 
-import httpx
 import pytest
 
 from mirror.errors import CancelledError, DigestMismatchError, FileSystemError, UnreachableError
 from mirror.oci import Digest, verified
 from mirror.registry import RegistryClient, UploadJournal, uploads
+from mirror.registry.http1 import Response
 from mirror.run import Run
 from tests.conftest import MakeRealRegistry
 from tests.registry.conftest import MakeClient
@@ -334,9 +334,9 @@ def test_distribution_goes_on_after_a_process_that_stopped_between_two_chunks(
     with UploadJournal(folder, registry.address) as journal:
         run = Run()
 
-        def confirmed(response: httpx.Response) -> None:
+        def confirmed(response: Response) -> None:
             kept = journal.find("a", DIGEST)
-            if kept is not None and kept.offset == chunk and response.status_code == 202:
+            if kept is not None and kept.offset == chunk and response.status == 202:
                 run.cancellation.cancel()
 
         # The answer to the second chunk is here, and no byte of the third is on its way.

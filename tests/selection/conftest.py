@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 
 import pytest
 
-import mirror.commands.login
+import mirror.commands.access
 from examples.release_tree import SMALL, TreeSpec
 from mirror.registry import ConnectionOptions
 from mirror.registry.options import RetryPolicy
@@ -42,7 +42,7 @@ def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Retries wait for next to nothing."""
     retries = RetryPolicy(base_delay_s=0.01, max_delay_s=0.01, max_retry_after_s=0.01)
     options = functools.partial(ConnectionOptions, retries=retries)
-    monkeypatch.setattr(mirror.commands.login, "ConnectionOptions", options)
+    monkeypatch.setattr(mirror.commands.access, "ConnectionOptions", options)
 
 
 @pytest.fixture

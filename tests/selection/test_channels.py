@@ -45,20 +45,16 @@ def strays(source: Offer, plan: PullPlan) -> list[str]:
     bundle has them in its own archive alone.
     """
     found = []
-    for archive in plan.archives:
-        for path, content in archive.inventory.repositories.items():
-            item, _, last = path.rpartition("/")
-            if last not in ("release-channel", "release", "version"):
-                continue
-            named = set(ALL) & content.tags.keys()
-            if archive.name == "package-versions.tar":
-                own = f"package-{item.rpartition('/')[2]}.tar"
-                assert not named or own not in plan.seal.archives
-                continue
-            for channel in named:
-                version = said(source, path, content.tags[channel])
-                if version not in plan.inventory.repository(item).tags:
-                    found.append(f"{archive.name} {path}:{channel} leads to {version}")
+    for one in plan.references():
+        item, _, last = one.repository.rpartition("/")
+        if last not in ("release-channel", "release", "version") or one.tag not in ALL:
+            continue
+        if one.archive == "package-versions.tar":
+            assert f"package-{item.rpartition('/')[2]}.tar" not in plan.archives
+            continue
+        version = said(source, one.repository, one.digest)
+        if version not in plan.inventory.repository(item).tags:
+            found.append(f"{one.archive} {one.repository}:{one.tag} leads to {version}")
     return found
 
 

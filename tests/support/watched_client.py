@@ -3,29 +3,36 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
-
-import httpx
+from collections.abc import Callable, Mapping
 
 from mirror.registry import RegistryClient
+from mirror.registry.connections import Connections
+from mirror.registry.http1 import Body, Patience, Response
+
+Sent = Callable[[str, str, Mapping[str, str]], None]
+"""Hears of the method, the address and the header fields of a request."""
 
 
-class _Watched(httpx.BaseTransport):
+class _Watched(Connections):
     def __init__(
-        self,
-        inner: httpx.BaseTransport,
-        sent: Callable[[httpx.Request], None],
-        answered: Callable[[httpx.Response], None],
+        self, inner: Connections, sent: Sent, answered: Callable[[Response], None]
     ) -> None:
-        self._inner, self._sent, self._answered = inner, sent, answered
-        self._lock = threading.RLock()  # lets callers count without one of their own
+        self._inner, self._heard_sent, self._heard_answered = inner, sent, answered
+        self._one_at_a_time = threading.RLock()  # lets callers count without a lock of their own
 
-    def handle_request(self, request: httpx.Request) -> httpx.Response:
-        with self._lock:
-            self._sent(request)
-        response = self._inner.handle_request(request)
-        with self._lock:
-            self._answered(response)
+    def send(
+        self,
+        method: str,
+        url: str,
+        headers: Mapping[str, str],
+        body: Body | None,
+        patience: Patience,
+    ) -> Response:
+        with self._one_at_a_time:
+            self._heard_sent(method, url, headers)
+        response = self._inner.send(method, url, headers, body, patience)
+        with self._one_at_a_time:
+            self._heard_answered(response)
         return response
 
     def close(self) -> None:
@@ -35,8 +42,8 @@ class _Watched(httpx.BaseTransport):
 def watch(
     client: RegistryClient,
     *,
-    sent: Callable[[httpx.Request], None] = lambda request: None,
-    answered: Callable[[httpx.Response], None] = lambda response: None,
+    sent: Sent = lambda method, url, headers: None,
+    answered: Callable[[Response], None] = lambda response: None,
 ) -> None:
     """Call `sent` before each request of `client` and `answered` after each head of an answer.
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-
-import httpx
+from collections.abc import Mapping
 
 from mirror.registry import ConnectionOptions, RegistryClient
 from mirror.sync import MemoryStore, Plan, make_plan, transfer
@@ -40,10 +39,10 @@ class Counting:
         self.uploaded = 0
         watch(client, sent=self._count)
 
-    def _count(self, request: httpx.Request) -> None:
-        self.methods[request.method] += 1
-        if "/blobs/uploads/" in request.url.path:
-            self.uploaded += int(request.headers.get("content-length", "0"))
+    def _count(self, method: str, url: str, headers: Mapping[str, str]) -> None:
+        self.methods[method] += 1
+        if "/blobs/uploads/" in url:
+            self.uploaded += int(headers.get("Content-Length", "0"))
 
     @property
     def requests(self) -> int:

@@ -1,27 +1,53 @@
-"""`mirror merge`."""
+"""`mirror inspect` and `merge`: bundles on the disk, without any registry."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
-from contextlib import ExitStack
 from pathlib import Path
 
 import click
 
 from mirror.bundle import gost
 from mirror.bundle.format import parse_part_size
+from mirror.bundle.inspect import inspect_bundle
 from mirror.bundle.reader import BundleReader
+from mirror.bundle.report import html, insight_text
 from mirror.bundle.writer import Packing
 from mirror.commands import options
-from mirror.commands.errors import show
-from mirror.commands.login import signer
+from mirror.commands.access import signer
+from mirror.commands.options import FILE, Work, flag
 from mirror.config import PullConfig
+from mirror.durable import write_durably
 from mirror.errors import InputError
 from mirror.operations.merge import merge
 from mirror.reports.bundles import merge_summary
-from mirror.reports.progress import progress
-from mirror.run import Run
+
+
+@click.command("inspect")
+@click.argument("bundle_dir", type=click.Path(path_type=Path))
+@click.option(
+    "--html",
+    "html_file",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Write a report with a map of sizes to this file: one page, to be opened offline.",
+)
+@options.as_json
+def inspect_command(*, bundle_dir: Path, html_file: Path | None, work: Work) -> None:
+    """Show what is in the bundle in BUNDLE_DIR: versions, channels, counts, sizes.
+
+    Indexes and manifests are read; `mirror verify` checks all other bytes.
+    """
+    reader = work.enter_context(BundleReader([bundle_dir]))
+    found = inspect_bundle(reader)
+    if problems := len(reader.contents.findings):
+        click.echo(
+            f"warning: {problems} indexes, manifests, blobs or archives are missing or damaged; "
+            "this is what could be read, and `mirror verify` tells the rest",
+            err=True,
+        )
+    if html_file is not None:
+        write_durably(html_file, html(found).encode())
+    work.show(found, lambda shown, _: insight_text(shown))
 
 
 def _about(setting: str) -> str | None:
@@ -37,7 +63,7 @@ def _about(setting: str) -> str | None:
     metavar="BASE [DELTA]... OUT",
     type=click.Path(path_type=Path),
 )
-@click.option("--force", is_flag=True, help="Replace the bundle that is in OUT.")
+@flag("--force", text="Replace the bundle that is in OUT.")
 @click.option("-c", "--images-bundle-chunk-size", help=_about("images_bundle_chunk_size"))
 @click.option(
     "--compress",
@@ -50,7 +76,7 @@ def _about(setting: str) -> str | None:
 @click.option("--dedupe", is_flag=True, help=_about("dedupe"))
 @click.option(
     "--verify-key",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    type=FILE,
     help="Public key (PEM) of who must have signed each of the bundles.",
 )
 @options.sign_key
@@ -65,8 +91,7 @@ def merge_command(
     dedupe: bool,
     verify_key: Path | None,
     sign_key: Path | None,
-    jobs: int,
-    as_json: bool,
+    work: Work,
 ) -> None:
     """Make a complete bundle in OUT out of BASE and the DELTAs made behind it, oldest first.
 
@@ -85,17 +110,13 @@ def merge_command(
         sign=signer(sign_key) if sign_key is not None else None,
         compress=compress == "zstd",
     )
-    key = verify_key.read_bytes() if verify_key is not None else None
-    started = time.monotonic()
-    with progress(quiet=as_json) as on_event, ExitStack() as opened:
-        readers = [opened.enter_context(BundleReader([path])) for path in bundles]
-        report = merge(
-            readers,
-            out,
-            dedupe=dedupe,
-            force=force,
-            key=key,
-            packing=packing,
-            run=Run(jobs, on_event),
-        )
-    show(as_json, report.to_document(), merge_summary, report, started)
+    report = merge(
+        [work.enter_context(BundleReader([path])) for path in bundles],
+        out,
+        dedupe=dedupe,
+        force=force,
+        key=verify_key.read_bytes() if verify_key is not None else None,
+        packing=packing,
+        run=work.run,
+    )
+    work.show(report, merge_summary)

@@ -1,0 +1,1 @@
+"""Measures `mirror` against other tools that copy images, on this machine: `./run bench`."""

@@ -1,0 +1,103 @@
+"""How a command line names a cluster; what reads its files is imported when there are some."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from mirror.commands.access import AccessOptions, TreeAccess
+from mirror.commands.options import FILE, Decorator, grouped
+from mirror.errors import InputError
+
+if TYPE_CHECKING:
+    from mirror.commands.cluster import Cluster
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterFiles:
+    """The files that describe a cluster; none where a command line names none."""
+
+    module_config: Path | None = None
+    sites_file: Path | None = None
+
+    def __bool__(self) -> bool:
+        return self.module_config is not None or self.sites_file is not None
+
+    def load(self) -> Cluster | None:
+        """The cluster; None without files.
+
+        Raises:
+            InputError: as `Cluster.load`, or `--sites` came alone.
+        """
+        if self.module_config is not None:
+            return _load(self.module_config, self.sites_file)
+        if self.sites_file is not None:
+            raise InputError("--sites goes with --module-config FILE, which says what mode it is")
+        return None
+
+    def reach(self, registry: str | None, access: AccessOptions, *, writes: bool) -> TreeAccess:
+        """The tree below `registry`, which may be a logical address, or None for the root.
+
+        Raises:
+            InputError: no registry is named in either way, or the options contradict each other.
+            ForbiddenByModeError: `writes`, and the cluster's mode takes none; it says where.
+        """
+        cluster = self.load()
+        if cluster is not None:
+            return cluster.reach(registry, access, writes=writes)
+        if registry is None:
+            raise InputError(
+                "name the REGISTRY (host[:port]/path), or the cluster's settings with "
+                "--module-config FILE"
+            )
+        return access.to(registry)
+
+
+def full_name(name: str, masters: Mapping[str, TreeAccess]) -> str:
+    """`name`, or the name of the master that it is a shorter form of: an address, `host:port`."""
+    from mirror.modes.constants import REGISTRY_PORT
+
+    for known, target in masters.items():
+        host = target.root.host
+        if name in (host, host.removesuffix(f":{REGISTRY_PORT}").strip("[]")):
+            return known
+    return name
+
+
+def _options(make: Callable[..., object], *, required: bool) -> Decorator:
+    """The options that name a cluster's files; a command gets what `make` makes of them."""
+    return grouped(
+        "cluster",
+        make,
+        click.option(
+            "--module-config",
+            type=FILE,
+            required=required,
+            help="YAML file with ModuleConfig deckhouse: the mode, address, login and authority "
+            "of the cluster's registry.",
+        ),
+        click.option(
+            "--sites",
+            "sites_file",
+            type=FILE,
+            help="With --module-config: YAML file with the cluster's masters, users, authority "
+            "and public domain.",
+        ),
+    )
+
+
+cluster_options = _options(ClusterFiles, required=False)
+"""How to find the registry of a cluster by its own settings."""
+
+
+def _load(module_config: Path, sites_file: Path | None) -> Cluster:
+    from mirror.commands.cluster import Cluster
+
+    return Cluster.load(module_config, sites_file)
+
+
+required_cluster_options = _options(_load, required=True)

@@ -1,0 +1,439 @@
+"""HTTP/1.1 on one connection, of which every wait listens to the work that waits (RFC 9112).
+
+All sockets are non-blocking. A wait is a `poll` in slices, and between two slices `check` is asked,
+which raises once there is no more reason to wait. So a cancelled run leaves a connection at any
+point, the client stays open, and nothing is closed under another thread's hands.
+"""
+
+from __future__ import annotations
+
+import re
+import select
+import socket
+import ssl
+import time
+import zlib
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from enum import Enum
+from functools import partial
+from typing import TypeVar
+from urllib.parse import quote
+
+SLICE_S = 0.2
+_MAX_HEAD = 100 << 10
+_READ = 64 << 10
+_PIECE = 1 << 20
+_ANY_WINDOW = 47  # zlib finds out which format it is
+
+_HEAD_END = re.compile(rb"\r?\n\r?\n")
+_STATUS = re.compile(r"HTTP/1\.([01]) ([1-9][0-9][0-9])(?: .*)?")
+_FOLD = re.compile(r"\r?\n[ \t]+")
+_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_TARGET = re.compile(r"[!-~]*")
+_SIZE = re.compile(rb"([0-9A-Fa-f]{1,15})[ \t]*(?:;.*)?")
+_PRINTABLE = "".join(chr(code) for code in range(0x21, 0x7F))
+
+Result = TypeVar("Result")
+
+
+class Fault(Enum):
+    """What the network did."""
+
+    CONNECT = "no connection"
+    CONNECT_LATE = "no connection in time"
+    PROXY = "the proxy refused"
+    READ_LATE = "nothing to read in time"
+    WRITE_LATE = "nothing taken in time"
+    BROKEN = "the connection broke"
+    UNSENDABLE = "a request that HTTP does not allow"
+
+
+class WireError(Exception):
+    """The network failed on the way to `url`; the cause, if there is one, says more."""
+
+    def __init__(self, fault: Fault, text: str) -> None:
+        super().__init__(text)
+        self.fault = fault
+        self.url: str | None = None
+
+
+class Wait:
+    """How long some operations may take together, and the faults to raise if they do not succeed.
+
+    `check` is called at the beginning and in every slice.
+    """
+
+    __slots__ = ("broken", "check", "late", "until")
+
+    def __init__(
+        self,
+        seconds: float,
+        check: Callable[[], None],
+        *,
+        late: Fault = Fault.CONNECT_LATE,
+        broken: Fault = Fault.CONNECT,
+    ) -> None:
+        self.check, self.late, self.broken = check, late, broken
+        self.until = time.monotonic() + seconds
+        check()
+
+    def left_s(self) -> float:
+        """Seconds until it is over.
+
+        Raises:
+            WireError: it is over.
+        """
+        left_s = self.until - time.monotonic()
+        if left_s <= 0:
+            raise WireError(self.late, "timed out")
+        return left_s
+
+    def slice(self, sock: socket.socket, event: int) -> bool:
+        """Wait for `event` of `select.poll`, for one slice; whether it came."""
+        poll = select.poll()
+        poll.register(sock, event)
+        if poll.poll(min(self.left_s(), SLICE_S) * 1000):
+            return True
+        self.check()
+        return False
+
+
+class Stream:
+    """A connected socket, in the clear or encrypted. One thread uses it at a time."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.sock = sock
+        self.is_plain = type(sock) is socket.socket
+        self._least = 1
+
+    def receive(self, most: int, wait: Wait, *, least: int = 1) -> bytes:
+        """What has arrived, `most` bytes at most; nothing at the end.
+
+        Each system call hands the interpreter's lock over twice, so it is only made once `least`
+        bytes have come, unless the line is too slow for that.
+        """
+        if least != self._least:
+            self._expect(least)
+        return self.attempt(partial(self._received, most), select.POLLIN, wait)
+
+    def send(self, data: bytes | memoryview, wait: Wait, seconds: float) -> None:
+        """Send all of `data`, of which each piece that gets away may take so many seconds."""
+        rest = memoryview(data)
+        while rest:
+            wait.until = time.monotonic() + seconds
+            rest = rest[self.attempt(partial(self.sock.send, rest), select.POLLOUT, wait) :]
+
+    def close(self) -> None:
+        """End the connection."""
+        self.sock.close()
+
+    def interrupt(self) -> None:
+        """Wake the thread that uses the connection, which finds it broken."""
+        with suppress(OSError):  # the other side was faster
+            # Not TLS's own, which would touch what that thread reads with.
+            socket.socket.shutdown(getattr(self.sock, "outer", self.sock), socket.SHUT_RDWR)
+
+    def is_stale(self) -> bool:
+        """Whether a byte, or the end, waits to be read."""
+        poll = select.poll()
+        poll.register(self.sock, select.POLLIN)
+        return bool(poll.poll(0))
+
+    def _received(self, most: int) -> bytes:
+        first = self.sock.recv(most)
+        if self.is_plain or not first:
+            return first
+        # TLS hands out a record of 16 KiB at most. Take those that are here already; if there is
+        # something else, such as a break, the next read meets it, and what came before counts.
+        pieces, size = [first], len(first)
+        with suppress(OSError):
+            while size < most and (piece := self.sock.recv(most - size)):
+                pieces.append(piece)
+                size += len(piece)
+        return b"".join(pieces)
+
+    def _expect(self, least: int) -> None:
+        self._least = least
+        if self.is_plain:
+            with suppress(OSError):  # a help, no more
+                self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, least)
+
+    def attempt(self, action: Callable[[], Result], event: int, wait: Wait) -> Result:
+        """Try `action` until it need not wait any more; `event` is what it mostly waits for."""
+        try:
+            while True:
+                awaited = event
+                try:
+                    return action()
+                except ssl.SSLWantReadError:
+                    awaited = select.POLLIN
+                except ssl.SSLWantWriteError:
+                    awaited = select.POLLOUT
+                except BlockingIOError:
+                    pass
+                if not wait.slice(self.sock, awaited) and self._least > 1:
+                    self._expect(1)
+        except OSError as err:
+            raise WireError(wait.broken, str(err)) from err
+
+
+@dataclass(frozen=True, slots=True)
+class Body:
+    """What a request sends: `size` bytes that `opened` yields, anew for each attempt."""
+
+    size: int
+    opened: Callable[[], Iterable[bytes | memoryview]] = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """How long to wait, in seconds: for a connection, for a byte to move, for an answer to begin.
+
+    `check` raises once there is no more reason to.
+    """
+
+    connect_s: float
+    stall_s: float
+    answer_s: float
+    check: Callable[[], None]
+
+
+class Headers(dict[str, str]):
+    """The fields of an answer by lower-case name; what is repeated is joined by commas."""
+
+    def __init__(self, fields: Iterable[tuple[str, str]]) -> None:
+        super().__init__()
+        self._fields = list(fields)
+        for name, value in self._fields:
+            if name not in self:
+                self[name] = value
+            elif name != "content-length" or self[name] != value:  # may be said twice
+                self[name] += f", {value}"
+
+    def all(self, name: str) -> list[str]:
+        """The values of `name`, in order."""
+        return [value for other, value in self._fields if other == name]
+
+
+class Response:
+    """An answer whose body is unread. To be closed; used by one thread.
+
+    `url` is where it came from, and `authorization` what was shown there.
+    """
+
+    def __init__(
+        self, connection: Connection, method: str, url: str, authorization: str | None
+    ) -> None:
+        self._connection: Connection | None = connection
+        self.method, self.url, self.authorization = method, url, authorization
+        self.status, self.headers, self._keeps = connection.head()
+        pieces = self._framed(connection)
+        self._pieces: Iterator[bytes] = pieces or iter(())
+        if pieces is None:
+            self._done(keep=self._keeps)
+
+    def pieces(self) -> Iterator[bytes]:
+        """The body as it arrives, in pieces that belong to the caller.
+
+        Raises:
+            WireError: the network failed.
+        """
+        try:
+            yield from self._pieces
+        except WireError as err:
+            err.url = self.url
+            raise
+        self._done(keep=self._keeps)
+
+    def close(self) -> None:
+        """Let go of the connection. It serves again if the body was read to its end."""
+        self._done(keep=False)
+
+    def _done(self, *, keep: bool) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:  # else it may serve another request by now
+            connection.done(keep=keep)
+
+    def _framed(self, connection: Connection) -> Iterator[bytes] | None:
+        """How the body ends; None if there is none."""
+        headers = self.headers
+        if self.method == "HEAD" or self.status in (204, 304):
+            return None
+        if (coding := headers.get("transfer-encoding")) is not None:
+            if coding.lower() != "chunked":
+                raise WireError(Fault.BROKEN, "an unknown transfer coding")
+            return connection.chunks()
+        if (length := headers.get("content-length")) is not None:
+            if not (length.isascii() and length.isdigit() and len(length) < 20):
+                raise WireError(Fault.BROKEN, "an answer with a wrong Content-Length")
+            return connection.counted(int(length)) if int(length) else None
+        self._keeps = False
+        return connection.rest()
+
+
+class Connection:
+    """One connection, in use for one request."""
+
+    def __init__(self, stream: Stream, give_back: Callable[[Connection, bool], None]) -> None:
+        self.stream, self._give_back = stream, give_back
+        self.idle_since = 0.0
+        self._buffer = b""
+        self._patience: Patience
+        self._wait: Wait
+        self._is_broken = False
+
+    def send(self, head: bytes, body: Body | None, patience: Patience) -> None:
+        """Send a request. A server that will not take all of it may have answered already."""
+        self._patience = patience
+        self._wait = Wait(patience.stall_s, patience.check, late=Fault.WRITE_LATE)
+        self._wait.broken = Fault.BROKEN
+        pieces = iter(body.opened()) if body is not None else iter(())
+        try:
+            first = next(pieces, b"")
+            # One system call, and one packet, for a small request.
+            if len(first) <= _READ:
+                head, first = head + first, b""
+            self.stream.send(head, self._wait, patience.stall_s)
+            self.stream.send(first, self._wait, patience.stall_s)
+            for piece in pieces:
+                self.stream.send(piece, self._wait, patience.stall_s)
+        except WireError as err:
+            if err.fault is not Fault.BROKEN or body is None:
+                raise
+            self._is_broken = True
+        finally:
+            # A refused request leaves its body half read; whatever feeds it is to be let go.
+            if isinstance(pieces, Generator):
+                pieces.close()
+
+    def head(self) -> tuple[int, Headers, bool]:
+        """The status and the fields of the answer, and whether the connection may be kept."""
+        wait = self._wait
+        wait.until, wait.late = time.monotonic() + self._patience.answer_s, Fault.READ_LATE
+        while True:
+            status, version, fields = self._one_head()
+            wait.check()
+            wait.left_s()  # a server may send interim answers for ever
+            if status == 101:
+                raise WireError(Fault.BROKEN, "an answer in another protocol")
+            if status >= 200:
+                break
+        headers = Headers(fields)
+        closes = version == "0" or "close" in headers.get("connection", "").lower()
+        return status, headers, not closes and not self._is_broken
+
+    def counted(self, left: int) -> Generator[bytes, None, None]:
+        """The next `left` bytes."""
+        if left and self._buffer:
+            piece, self._buffer = self._buffer[:left], self._buffer[left:]
+            left -= len(piece)
+            yield piece
+        while left:
+            most = min(left, _PIECE)
+            piece = self._receive(most, least=most if most > _READ else 1)
+            if not piece:
+                raise WireError(Fault.BROKEN, f"it ended {left} bytes before the answer did")
+            left -= len(piece)
+            yield piece
+
+    def chunks(self) -> Generator[bytes, None, None]:
+        """A body in chunks, of which the last is empty."""
+        while True:
+            match = _SIZE.fullmatch(self._line())
+            if match is None:
+                raise WireError(Fault.BROKEN, "an answer with a wrong chunk")
+            if not (size := int(match[1], 16)):
+                break
+            yield from self.counted(size)
+            if self._line():
+                raise WireError(Fault.BROKEN, "an answer with a wrong chunk")
+        while self._line():
+            pass  # trailers
+
+    def rest(self) -> Generator[bytes, None, None]:
+        """All that comes until the other side closes."""
+        piece, self._buffer = self._buffer, b""
+        if piece:
+            yield piece
+        while piece := self._receive(_PIECE):
+            yield piece
+
+    def done(self, *, keep: bool) -> None:
+        """The request is over."""
+        self._give_back(self, keep and not self._buffer)
+
+    def _receive(self, most: int, *, least: int = 1) -> bytes:
+        wait = self._wait
+        wait.check()
+        wait.until = time.monotonic() + self._patience.stall_s
+        return self.stream.receive(most, wait, least=least)
+
+    def _line(self) -> bytes:
+        """The next line, without its end."""
+        while (end := self._buffer.find(b"\n")) < 0:
+            if len(self._buffer) > _MAX_HEAD:
+                raise WireError(Fault.BROKEN, "an answer with a line without an end")
+            if not (more := self._receive(_READ)):
+                raise WireError(Fault.BROKEN, "it ended before the answer did")
+            self._buffer += more
+        line, self._buffer = self._buffer[:end], self._buffer[end + 1 :]
+        return line.removesuffix(b"\r")
+
+    def _one_head(self) -> tuple[int, str, list[tuple[str, str]]]:
+        data, self._buffer = self._buffer, b""
+        while (end := _HEAD_END.search(data)) is None:
+            if len(data) > _MAX_HEAD:
+                raise WireError(Fault.BROKEN, f"a head of more than {_MAX_HEAD} bytes")
+            if not (more := self.stream.receive(_READ, self._wait)):
+                raise WireError(Fault.BROKEN, "it ended without an answer")
+            data += more
+        self._buffer = data[end.end() :]
+        raw = data[: end.start()]
+        try:
+            text = raw.decode()
+        except UnicodeDecodeError:
+            text = raw.decode("latin-1")
+        return _parsed(text)
+
+
+def _parsed(text: str) -> tuple[int, str, list[tuple[str, str]]]:
+    """The head of an answer: status, minor version, fields.
+
+    Raises:
+        WireError: that is not HTTP.
+    """
+    first, *lines = _FOLD.sub(" ", text).replace("\r\n", "\n").split("\n")
+    status = _STATUS.fullmatch(first)
+    fields = []
+    for line in lines:
+        name, colon, value = line.partition(":")
+        if not colon or _NAME.fullmatch(name) is None or "\0" in value or "\r" in value:
+            raise WireError(Fault.BROKEN, "an answer that is not HTTP")
+        fields.append((name.lower(), value.strip(" \t")))
+    if status is None:
+        raise WireError(Fault.BROKEN, "an answer that is not HTTP")
+    return int(status[2]), status[1], fields
+
+
+def decoded(headers: Headers, data: bytearray, limit: int) -> bytearray:
+    """`data` without a compression that nobody asked for; little more than `limit` bytes of it."""
+    if headers.get("content-encoding", "").lower() not in ("gzip", "x-gzip", "deflate"):
+        return data
+    try:
+        return bytearray(zlib.decompressobj(_ANY_WINDOW).decompress(data, limit + 1))
+    except zlib.error as err:
+        raise WireError(Fault.BROKEN, "an answer that cannot be decompressed") from err
+
+
+def head_of(method: str, target: str, host: str, headers: Mapping[str, str]) -> bytes:
+    if _TARGET.fullmatch(target) is None:
+        target = quote(target, safe=_PRINTABLE)
+    lines = [f"{method} {target} HTTP/1.1", f"Host: {host}"]
+    lines += [f"{name}: {value}" for name, value in headers.items()]
+    text = "\r\n".join([*lines, "", ""])
+    ends = len(lines) + 1
+    if text.count("\n") != ends or text.count("\r") != ends or "\0" in text or not text.isascii():
+        raise WireError(Fault.UNSENDABLE, "")  # the text may hold a secret
+    return text.encode()

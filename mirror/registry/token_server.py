@@ -1,0 +1,98 @@
+"""Requests to token servers, by httpx over our connections.
+
+They are few, and httpx knows how redirects treat a login. It is loaded with the first of them, as
+that takes a while.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import closing
+
+import httpx
+
+from mirror.errors import RegistryError
+from mirror.registry.connections import Connections, path_of
+from mirror.registry.http1 import Body, Patience, Response
+
+_MAX_REDIRECTS = 5
+_MAX_BYTES = 1 << 20
+
+
+class _Body(httpx.SyncByteStream):
+    def __init__(self, response: Response) -> None:
+        self._response = response
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self._response.pieces()
+
+    def close(self) -> None:
+        self._response.close()
+
+
+class _OurConnections(httpx.BaseTransport):
+    """Our connections, and with them trust, proxies and patience, for httpx."""
+
+    def __init__(self, connections: Connections, patience: Patience) -> None:
+        self._connections, self._patience = connections, patience
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        content = request.read()
+        headers = {name: value for name, value in request.headers.items() if name != "host"}
+        body = Body(len(content), lambda: (content,)) if content else None
+        url = str(request.url)
+        response = self._connections.send(request.method, url, headers, body, self._patience)
+        return httpx.Response(
+            response.status,
+            headers=list(response.headers.items()),
+            stream=_Body(response),
+            request=request,
+        )
+
+
+def ask(
+    connections: Connections,
+    patience: Patience,
+    method: str,
+    url: str,
+    headers: Mapping[str, str],
+    content: bytes,
+    *,
+    head: Callable[[int, str | None], None],
+    watched: Callable[[Iterable[bytes]], Iterable[bytes]],
+) -> tuple[httpx.Response, bytes]:
+    """Send a request and return the answer and its body.
+
+    `head` hears of status and `Retry-After`, and `watched` passes the body on. An identity token
+    travels in the body of a request, which goes where it was meant to and no further.
+
+    Raises:
+        WireError: the network failed.
+        RegistryError: it is not what a token server answers.
+    """
+    where = f"{method} {path_of(url)}"
+    carrier = _OurConnections(connections, patience)
+    try:
+        with httpx.Client(
+            transport=carrier, trust_env=False, max_redirects=_MAX_REDIRECTS
+        ) as client:
+            request = httpx.Request(method, url, headers=headers, content=content)
+            response = client.send(request, stream=True, follow_redirects=method == "GET")
+            with closing(response):
+                head(response.status_code, response.headers.get("retry-after"))
+                body = b""
+                for piece in watched(response.iter_bytes()):
+                    body += piece
+                    if len(body) > _MAX_BYTES:
+                        raise RegistryError(
+                            f"{where}: the answer is larger than {_MAX_BYTES} bytes",
+                            where=where,
+                            status=response.status_code,
+                        )
+                return response, body
+    except (httpx.RequestError, httpx.InvalidURL, UnicodeError) as err:
+        raise RegistryError(
+            f"{where}: the token server cannot be used this way ({type(err).__name__}); "
+            "check the registry's configuration",
+            where=where,
+        ) from err
