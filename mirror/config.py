@@ -129,9 +129,6 @@ class PullConfig(BaseModel):
 
         A flag takes the place of the file's value as a whole, lists too. Of settings that exclude
         each other, the command line's beats the file's; one that is switched off excludes nothing.
-
-        Raises:
-            InputError: the file cannot be read, or a value is not what it must be.
         """
         document = read_mapping(path, _HELP) if path is not None else {}
         given = {_kebab(name): value for name, value in flags.items()}
@@ -146,40 +143,24 @@ class PullConfig(BaseModel):
             raise InputError(f"{where}{problems}; {_HELP}") from err
 
     def bytes_per_s(self) -> float | None:
-        """The rate that `limit_rate` allows; None for any.
-
-        Raises:
-            InputError: `limit_rate` cannot be read.
-        """
+        """The rate that `limit_rate` allows; None for any."""
         try:
             return None if self.limit_rate is None else parse_rate(self.limit_rate)
         except ValueError as err:
             raise InputError(f"--limit-rate: {err}") from None
 
     def part_size(self) -> int:
-        """Bytes of an archive's parts; 0 leaves archives whole.
-
-        Raises:
-            InputError: `images_bundle_chunk_size` is no size.
-        """
+        """Bytes of an archive's parts; 0 leaves archives whole."""
         return parse_part_size(str(self.images_bundle_chunk_size or 0))
 
     def tree(self) -> SourceTree:
-        """Where the source keeps its release tree.
-
-        Raises:
-            InvalidReferenceError: `source` names no place.
-        """
+        """Where the source keeps its release tree."""
         return SourceTree(
             Repository.parse(self.source), normalised_suffix(self.modules_path_suffix)
         )
 
     def selection(self) -> tuple[Selection, tuple[str, ...]]:
-        """What to select, and what the user should know of how that was understood.
-
-        Raises:
-            InputError: settings contradict each other; the message says which to drop.
-        """
+        """What to select, and what the user should know of how that was understood."""
         platform = PlatformSelection.from_flags(
             deckhouse_tag=self.deckhouse_tag,
             include_platform=self.include_platform,

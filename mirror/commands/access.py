@@ -93,11 +93,7 @@ def license_credentials(license_key: str) -> Credentials:
 
 
 def signer(key_file: Path) -> Callable[[bytes], bytes]:
-    """Signs with the private key in a file. It is tried at once, before a long pull begins.
-
-    Raises:
-        InputError: no usable private key, or its passphrase is missing or wrong.
-    """
+    """Signs with the private key in a file. It is tried at once, before a long pull begins."""
     from mirror.bundle.signing import passphrase_from, sign
 
     key = key_file.read_bytes()
@@ -211,11 +207,7 @@ class TreeAccess:
 
     @contextmanager
     def open_for_uploads(self, on_event: OnEvent, state_dir: Path | None) -> Iterator[RegistryTree]:
-        """The same, with a journal of uploads.
-
-        Raises:
-            FileSystemError: `state_dir`, which somebody asked for, cannot be used.
-        """
+        """The same, with a journal of uploads."""
         with (
             self.open(on_event) as tree,
             upload_journal(state_dir, self.root.host, on_event) as journal,

@@ -184,11 +184,7 @@ class _Required:
     deckhouse_image: str | None
 
     def images(self, mode: CheckMode) -> RequiredSet:
-        """The required images.
-
-        Raises:
-            InputError: too little or too much is given.
-        """
+        """The required images."""
         image = self.deckhouse_image
         deployment = None if image is None else deployment_of(image)
         sources = (self.digests_file, self.inventory_path, self.values_file)

@@ -154,11 +154,7 @@ def _replicas(
     login: str | None,
     password: str | None,
 ) -> list[TreeAccess]:
-    """The replicas, and how to reach them: as REGISTRY, but for the login, which is for one host.
-
-    Raises:
-        InputError: one is named twice, or the quorum is larger than the number of registries.
-    """
+    """The replicas, reached as REGISTRY is, but for the login, which is for one host."""
     root = target.root
     roots = [root, *map(Repository.parse, replicas)]
     twice = next((one for number, one in enumerate(roots) if one in roots[:number]), None)

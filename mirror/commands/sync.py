@@ -136,11 +136,7 @@ def sync_command(
 def _storage(
     values: Sequence[str], names: Sequence[str], masters: Mapping[str, TreeAccess]
 ) -> dict[str, Path]:
-    """`--storage REGISTRY=DIR`, by the full names of registries.
-
-    Raises:
-        InputError: one is not of that form, or not among `names`.
-    """
+    """`--storage REGISTRY=DIR`, by the full names of registries."""
     folders = {}
     for value in values:
         name, separator, folder = value.partition("=")
@@ -155,11 +151,7 @@ def _storage(
 def _who(
     leader: str | None, replicas: Sequence[str], masters: Mapping[str, TreeAccess]
 ) -> tuple[str, list[str]]:
-    """Leader and replicas, the `masters` of a cluster by their full names.
-
-    Raises:
-        InputError: too little is named.
-    """
+    """Leader and replicas, the `masters` of a cluster by their full names."""
     if not masters:
         if leader is None or not replicas:
             raise InputError(

@@ -313,12 +313,7 @@ def find_extras(
 
 
 def refuse_to_prune(tree: RegistryTree, leader: Leader, *, incomplete: bool) -> None:
-    """Check that both registries are sound enough for a prune.
-
-    Raises:
-        PruneRefusedError: the leader states nothing or lacks part of what it states, or the
-            replica is `incomplete`.
-    """
+    """Check that both registries are sound enough for a prune."""
     name, head = tree.name, leader.tree.name
     if leader.digest is None:
         raise PruneRefusedError(
@@ -345,9 +340,6 @@ def remove_extras(
     """Carry out `removal`, then remove all statements but `current`.
 
     Returns what is gone, and what could not be removed.
-
-    Raises:
-        PruneRefusedError: the registry deletes nothing.
     """
     if not removal:
         return removal, ()

@@ -193,12 +193,7 @@ class _Rollback:
     def to_generation(
         cls, to: int | None, tree: RegistryTree, state: PublicationState, run: Run
     ) -> _Rollback:
-        """Decide which generation comes back, and read what is known about it.
-
-        Raises:
-            NotFoundError: the registry states no inventory.
-            InputError: it keeps no such generation, or none before the current one.
-        """
+        """Decide which generation comes back, and read what is known about it."""
         newest = state.newest
         if newest is None:
             raise NotFoundError(
@@ -232,11 +227,7 @@ class _Rollback:
         return self.tree.target(self.run)
 
     def wanted(self) -> Inventory:
-        """Everything that the registry held then; what other tools had set is read from it.
-
-        Raises:
-            IncompleteError: some of that is lost or damaged.
-        """
+        """Everything that the registry held then; what other tools had set is read from it."""
         others = differing(self.former, tags_of(self.base))
         if not others:
             return self.base
@@ -281,9 +272,6 @@ class _Rollback:
 
         What the current statement names in the same repository counts as there. The manifests that
         tags will name are read, so that nothing but tags is left to do when these turn.
-
-        Raises:
-            IncompleteError: something is lost or damaged.
         """
         current = self.state.current
         stated = current.statement.inventory if current else Inventory()
@@ -336,11 +324,7 @@ class _Rollback:
     def _read(
         self, items: Sequence[tuple[str, Digest]], read: Callable[[str, Digest], Result]
     ) -> tuple[list[tuple[str, Result]], list[tuple[str, MirrorError]]]:
-        """The results of `read` by repository, and which of the manifests are lost or damaged.
-
-        Raises:
-            MirrorError: the first failure of another kind.
-        """
+        """The results of `read` by repository, and which of the manifests are lost or damaged."""
         found: list[tuple[str, Result]] = []
         lost: list[tuple[str, MirrorError]] = []
         failure: MirrorError | None = None

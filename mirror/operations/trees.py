@@ -237,9 +237,6 @@ def see_registry(
 
     What it states spares reading the manifests, and names manifests that no tag leads to. It counts
     for nothing else: a tag that somebody moved is seen where it is.
-
-    Raises:
-        RegistryError: it states nothing and does not list its repositories.
     """
     state = read_state(tree)
     known = state.newest.statement.inventory if state.newest else None
@@ -251,9 +248,6 @@ def listed_repositories(tree: RegistryTree) -> set[str] | RegistryError:
     """The paths of the tree's repositories that the registry lists, that of statements left out.
 
     Or the reason why it lists none: many registries refuse that to everybody but administrators.
-
-    Raises:
-        UnreachableError: it does not answer.
     """
     try:
         paths = {tree.path_of(repository) for repository in tree.client.catalogue()}
