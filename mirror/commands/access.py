@@ -172,9 +172,7 @@ registry_options = grouped(
     flag("--insecure", text="Speak plain HTTP to the registry."),
     flag("--tls-skip-verify", text="Accept any certificate of the registry."),
     click.option(
-        "--ca",
-        type=FILE,
-        help="PEM file of certificate authorities to trust besides the system's.",
+        "--ca", type=FILE, help="PEM file of certificate authorities to trust besides the system's."
     ),
     click.option(
         "--limit-rate",

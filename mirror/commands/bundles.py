@@ -57,11 +57,7 @@ def _about(setting: str) -> str | None:
 
 @click.command("merge")
 @click.argument(
-    "paths",
-    nargs=-1,
-    required=True,
-    metavar="BASE [DELTA]... OUT",
-    type=click.Path(path_type=Path),
+    "paths", nargs=-1, required=True, metavar="BASE [DELTA]... OUT", type=click.Path(path_type=Path)
 )
 @flag("--force", text="Replace the bundle that is in OUT.")
 @click.option("-c", "--images-bundle-chunk-size", help=_about("images_bundle_chunk_size"))
@@ -75,9 +71,7 @@ def _about(setting: str) -> str | None:
 @click.option("--gost-digest", is_flag=True, help=_about("gost_digest"))
 @click.option("--dedupe", is_flag=True, help=_about("dedupe"))
 @click.option(
-    "--verify-key",
-    type=FILE,
-    help="Public key (PEM) of who must have signed each of the bundles.",
+    "--verify-key", type=FILE, help="Public key (PEM) of who must have signed each of the bundles."
 )
 @options.sign_key
 @options.running

@@ -39,13 +39,7 @@ class Cluster:
         settings = RegistrySettings.load(module_config)
         return cls(settings, NO_ACCESS if sites_file is None else load_access(sites_file))
 
-    def reach(
-        self,
-        registry: str | None,
-        asked: AccessOptions,
-        *,
-        writes: bool,
-    ) -> TreeAccess:
+    def reach(self, registry: str | None, asked: AccessOptions, *, writes: bool) -> TreeAccess:
         """The registry into which images are brought, or from which they are read.
 
         `registry` is its logical address, its real one, or None for the root. The login is the one
@@ -84,11 +78,7 @@ class Cluster:
         }
 
     def _routes(
-        self,
-        names: RepositoryNames,
-        place: ClusterRepository,
-        writes: bool,
-        asked: AccessOptions,
+        self, names: RepositoryNames, place: ClusterRepository, writes: bool, asked: AccessOptions
     ) -> tuple[tuple[Route, ...], Credentials | None]:
         """The ways there, and the login that takes the place of theirs."""
         access, plane = self.access, Plane.OPERATOR

@@ -86,8 +86,7 @@ def _place(text: str) -> Path | str:
     "be left out, or be a logical address.",
 )
 @flag(
-    "--quick",
-    text="Check structure and sizes only; the bytes of layers stay unread and unproved.",
+    "--quick", text="Check structure and sizes only; the bytes of layers stay unread and unproved."
 )
 @flag("--deep", text="With --against: read every byte back and hash it.")
 @click.option(

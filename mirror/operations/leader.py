@@ -17,11 +17,7 @@ from mirror.errors import (
 )
 from mirror.layout import is_attachment_tag, is_digest_tag, parse_version, publication_stage
 from mirror.oci import Digest
-from mirror.operations.trees import (
-    ask_at_once,
-    walk_open,
-    walk_tree,
-)
+from mirror.operations.trees import ask_at_once, walk_open, walk_tree
 from mirror.run import Run
 from mirror.sync import (
     Inventory,
@@ -160,10 +156,7 @@ def choose_leader(
     standings: list[tuple[PublicationState, RegistryTree]] = []
     stating: list[tuple[Published, bool, RegistryTree]] = []
     answers = ask_at_once(
-        trees,
-        lambda tree: read_state(tree),
-        patience_s=patience_s,
-        run=Run.of(run),
+        trees, lambda tree: read_state(tree), patience_s=patience_s, run=Run.of(run)
     )
     for tree, answer in zip(trees, answers, strict=True):
         if isinstance(answer, MirrorError):

@@ -67,11 +67,7 @@ class PruneReport:
 
 
 def prune(
-    tree: RegistryTree,
-    keep: Sequence[Path | int],
-    *,
-    dry_run: bool = False,
-    run: Run | None = None,
+    tree: RegistryTree, keep: Sequence[Path | int], *, dry_run: bool = False, run: Run | None = None
 ) -> PruneReport:
     """Remove tags and manifests that nothing in `keep` names: bundles, inventories, generations.
 
@@ -284,11 +280,7 @@ class Extras:
 
 
 def find_extras(
-    tree: RegistryTree,
-    wanted: Inventory,
-    known: Inventory,
-    found: Observation,
-    run: Run,
+    tree: RegistryTree, wanted: Inventory, known: Inventory, found: Observation, run: Run
 ) -> Extras:
     """Find what the replica has beyond `wanted`, all of which it has by now.
 
@@ -301,11 +293,7 @@ def find_extras(
     }
     scope = frozenset({*wanted.repositories, *known.repositories})
     beyond = walk(
-        tree.source(),
-        scope,
-        known=lacking(known, wanted),
-        only=listed,
-        run=run.quietly(),
+        tree.source(), scope, known=lacking(known, wanted), only=listed, run=run.quietly()
     ).complete()
     # By now the tags that the leader has too name what they name there.
     there = union([found.held, beyond.held, tags_only(tags_of(wanted))])
@@ -332,10 +320,7 @@ def refuse_to_prune(tree: RegistryTree, leader: Leader, *, incomplete: bool) -> 
 
 
 def remove_extras(
-    tree: RegistryTree,
-    removal: Removal,
-    current: Digest,
-    run: Run,
+    tree: RegistryTree, removal: Removal, current: Digest, run: Run
 ) -> tuple[Removal, tuple[Failure, ...]]:
     """Carry out `removal`, then remove all statements but `current`.
 

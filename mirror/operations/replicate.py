@@ -273,12 +273,7 @@ class Replication(RegistryTask):
         return held.build(), replace(found, unclear=unclear)
 
     def _carry(
-        self,
-        standing: PublicationState,
-        held: Inventory,
-        *,
-        unclear: frozenset[str],
-        quick: bool,
+        self, standing: PublicationState, held: Inventory, *, unclear: frozenset[str], quick: bool
     ) -> bool:
         """Carry what is missing and state it; False if statements misled a `quick` one.
 

@@ -22,12 +22,7 @@ from mirror.errors import (
     common_exit_code,
 )
 from mirror.events import OnEvent, Warned, ignore
-from mirror.layout import (
-    FIXED_REPOSITORIES,
-    INDEX_REPOSITORIES,
-    names_component,
-    repositories_of,
-)
+from mirror.layout import FIXED_REPOSITORIES, INDEX_REPOSITORIES, names_component, repositories_of
 from mirror.oci import Digest
 from mirror.registry import ConnectionOptions, Credentials
 from mirror.run import Run, gather
@@ -89,10 +84,7 @@ class RegistryInventory:
 
 
 def registry_inventory(
-    tree: RegistryTree,
-    *,
-    known: Iterable[str] = (),
-    run: Run | None = None,
+    tree: RegistryTree, *, known: Iterable[str] = (), run: Run | None = None
 ) -> RegistryInventory:
     """Take the inventory of everything that the registry holds below the tree's root.
 
