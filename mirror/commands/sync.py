@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import logging
-import signal
 import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 
 import click
 from click.core import ParameterSource
@@ -18,6 +16,7 @@ from mirror.commands import options
 from mirror.commands.access import AccessOptions, TreeAccess, open_trees, registry_options
 from mirror.commands.cluster_files import ClusterFiles, cluster_options, full_name
 from mirror.commands.options import FILE, Work, flag
+from mirror.commands.signals import handling
 from mirror.errors import InputError
 from mirror.operations.sync import sync_replicas
 from mirror.reports.registries import sync_summary
@@ -188,9 +187,6 @@ def _watch(watching: bool, config: Path | None) -> None:
     watch(config)
 
 
-_log = logging.getLogger(__name__)
-
-
 def watch(config: Path) -> None:
     """Keep replicas equal until SIGTERM or Ctrl-C; then end with exit code 0.
 
@@ -201,33 +197,12 @@ def watch(config: Path) -> None:
 
     settings = WatchSettings.load(config)
     stop = threading.Event()
-    with _logging(), _stopped_by_signals(stop), running(settings) as (daemon, url):
+    with _logging(), handling(stop.set, once=True), running(settings) as (daemon, url):
         click.echo(f"following {', '.join(daemon.followers)}", err=True)
         if url is not None:
             click.echo(f"health, readiness and metrics at {url}", err=True)
         stop.wait()
     click.echo("stopped", err=True)
-
-
-@contextmanager
-def _stopped_by_signals(stop: threading.Event) -> Iterator[None]:
-    """SIGTERM and Ctrl-C set `stop`; a second one ends the process the usual way."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def ask(_number: int, _frame: FrameType | None) -> None:
-        restore()
-        stop.set()
-
-    def restore() -> None:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-    for number in before:
-        signal.signal(number, ask)
-    try:
-        yield
-    finally:
-        restore()
 
 
 @contextmanager
