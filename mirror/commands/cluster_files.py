@@ -68,15 +68,14 @@ def _options(make: Callable[..., object], *, required: bool) -> Decorator:
             "--module-config",
             type=FILE,
             required=required,
-            help="YAML file with ModuleConfig deckhouse: the mode, address, login and authority "
-            "of the cluster's registry.",
+            help="YAML file with ModuleConfig deckhouse, which configures the cluster's registry.",
         ),
         click.option(
             "--sites",
             "sites_file",
             type=FILE,
-            help="With --module-config: YAML file with the cluster's masters, users, authority "
-            "and public domain.",
+            help="With --module-config: YAML file with the cluster's masters, users, CA and "
+            "public domain.",
         ),
     )
 

@@ -53,8 +53,8 @@ def show_command(*, cluster: Cluster, work: Work) -> None:
 @click.option(
     "--plane",
     type=click.Choice([plane.value for plane in Plane]),
-    help="Who asks: containerd on a node (cri), a pod (api), who brings images in (operator), or "
-    "a replica. Without it all four are shown.",
+    help="Who asks: containerd on a node (cri), a pod (api), whoever pushes (operator), or a "
+    "replica.  [default: all]",
 )
 @options.as_json
 def resolve_command(*, reference: str, cluster: Cluster, plane: str | None, work: Work) -> None:

@@ -43,37 +43,31 @@ from mirror.registry import ConnectionOptions
 
 @click.command("plan")
 @click.option(
-    "--from",
-    "current_file",
-    type=FILE,
-    help="YAML file with the ModuleConfig that the cluster has now.",
+    "--from", "current_file", type=FILE, help="YAML file with the cluster's present ModuleConfig."
 )
 @click.option(
     "--state",
     "state_file",
     type=FILE,
-    help="YAML or JSON file with the Secret registry-state: which mode was completed last, and "
-    "whether a switch is under way.",
+    help="YAML or JSON file with the Secret registry-state: the present mode and any switch under "
+    "way.",
 )
 @click.option(
     "--to",
     "target_file",
     type=FILE,
     required=True,
-    help="YAML file with the ModuleConfig that the cluster is to have.",
+    help="YAML file with the ModuleConfig to switch to.",
 )
 @click.option(
     "--facts",
     "facts_file",
     type=FILE,
-    help="YAML file with what is known of the cluster: bootstrapped, static, nodes, …; what is "
-    "not in it is listed as still to be looked at.",
+    help="YAML file with facts about the cluster (bootstrapped, static, nodes, …). The plan lists "
+    "what it does not say as still to be checked.",
 )
 @flag("--installing", text="The cluster is being installed: there is no mode yet.")
-@flag(
-    "--undocumented",
-    text="Allow what the cluster would do although its documents advise against it.",
-)
+@flag("--undocumented", text="Allow what the cluster can do and its documentation advises against.")
 @options.as_json
 def plan_command(
     *,
@@ -220,32 +214,32 @@ class _Required:
         "--digests",
         "digests_file",
         type=FILE,
-        help="Required is what this lists: a release's images_digests.json, or a digest a line.",
+        help="Require these images: a release's images_digests.json, or one digest a line.",
     ),
     click.option(
         "--inventory",
         "inventory_path",
         type=click.Path(exists=True, path_type=Path),
-        help="Required is what this bundle, or its inventory.json, holds.",
+        help="Require the images of this bundle or inventory.json.",
     ),
     click.option(
         "--values",
         "values_file",
         type=FILE,
-        help="Required is what the cluster's values name (YAML or JSON with "
-        "global.modulesImages.digests), of critical modules.",
+        help="Require the images of critical modules that these values name (YAML or JSON with "
+        "global.modulesImages.digests).",
     ),
     click.option(
         "--modules",
         "modules_file",
         type=FILE,
-        help="With --values: the cluster's Module objects as a list (kubectl get modules -o yaml), "
-        "which say what is critical.",
+        help="With --values: the cluster's modules (kubectl get modules -o yaml), which say what "
+        "is critical.",
     ),
     click.option(
         "--deckhouse-image",
-        help="The image of the platform's own container, required too; alone, by its tag, where "
-        "the settings say checkMode Relax.",
+        help="Also require this image of the platform's own container; with checkMode Relax, only "
+        "this.",
     ),
 )
 @flag("--tls-skip-verify", text="Accept any certificate of the registry.")

@@ -29,48 +29,45 @@ _AUTO = "auto"
     "--from",
     "leader",
     metavar="LEADER",
-    help="The registry that decides; 'auto': the one of --to that states the highest generation, "
-    "which is the default with --module-config.",
+    help="The registry to copy from; 'auto' (default with --module-config): the one of --to that "
+    "states the highest generation.",
 )
 @click.option(
     "--to",
     "replicas",
     multiple=True,
     metavar="REPLICA",
-    help="A registry to bring to what the leader has; repeatable. With --module-config, all of the "
-    "cluster's masters if none is named.",
+    help="A registry to copy to. Repeatable; with --module-config by default all masters of the "
+    "cluster.",
 )
-@flag("--audit", text="Compare every tag and manifest by digest, whatever the replicas state.")
+@flag("--audit", text="Compare every tag and manifest by digest; trust no statement.")
+@flag("--deep", text="Also read back and hash every byte; replace what is damaged or lost.")
 @flag(
-    "--deep", text="Read every byte back and hash it as well; what is damaged or lost is replaced."
+    "--prune", text="Remove tags and manifests that the leader does not state. Try with --dry-run."
 )
-@flag(
-    "--prune",
-    text="Remove tags and manifests that the leader's inventory does not have; see --dry-run.",
-)
-@flag("--dry-run", text="Say what would be done, and do nothing.")
+@flag("--dry-run", text="Print what would be done; change nothing.")
 @click.option(
     "--storage",
     multiple=True,
     metavar="REPLICA=DIR",
-    help="With --deep: the data root of that registry, where damaged files are removed, after "
-    "proof, so that they can be replaced; repeatable.",
+    help="With --deep: the data folder of that registry, in which damaged files may be removed to "
+    "replace them. Repeatable.",
 )
 @click.option(
     "--deadline",
     type=click.FloatRange(min=0, min_open=True),
     metavar="SECONDS",
-    help="Stop replicas that are not finished by then.",
+    help="Stop whatever is not finished by then.",
 )
 @flag(
     "--watch",
     "watching",
-    text="Go on until stopped, as --config says: a daemon with health, readiness and metrics.",
+    text="Run as a daemon, as --config says, with health, readiness and metrics.",
 )
 @click.option(
     "--config",
     type=FILE,
-    help="With --watch: its settings (YAML), also those of Deckhouse's mirrorer.",
+    help="With --watch: its settings (YAML, or those of Deckhouse's mirrorer).",
 )
 @registry_options
 @cluster_options
