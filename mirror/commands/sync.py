@@ -189,7 +189,7 @@ def watch(config: Path) -> None:
 
     What happens is logged to stderr, one line each.
     """
-    from mirror.watch.service import running
+    from mirror.watch.daemon import running
     from mirror.watch.settings import WatchSettings
 
     settings = WatchSettings.load(config)
