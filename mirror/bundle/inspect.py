@@ -16,6 +16,7 @@ from typing import Any
 from mirror.bundle.archive import NO_OMISSIONS, Compressed, Omissions
 from mirror.bundle.reader import BundleReader
 from mirror.bundle.seekable import SeekableFile
+from mirror.documents import document
 from mirror.layout import (
     KINDS,
     component_of,
@@ -27,38 +28,9 @@ from mirror.layout import (
 from mirror.oci import Digest
 from mirror.sync import Inventory, ManifestNode, RepositoryContent, union
 
-_KEYS = {
-    "media_type": "mediaType",
-    "own": "ownBytes",
-    "shared": "sharedBytes",
-    "size": "bytes",
-    "untagged": "untaggedBytes",
-}
-"""Fields that have another name in JSON."""
-
-
-class _Values:
-    __slots__: tuple[str, ...] = ()
-
-    def to_document(self) -> dict[str, Any]:
-        return {_KEYS.get(name, name): _as_json(getattr(self, name)) for name in self.__slots__}
-
-
-def _as_json(value: object) -> object:
-    match value:
-        case _Values():
-            return value.to_document()
-        case tuple():
-            return [_as_json(one) for one in value]
-        case Mapping():
-            return {key: _as_json(one) for key, one in value.items()}
-        case Digest():
-            return str(value)
-    return value
-
 
 @dataclass(frozen=True, slots=True)
-class ComponentInsight(_Values):
+class ComponentInsight:
     """The platform, a module, a package and so on, over all its repositories.
 
     `versions` are newest first. `channels` maps each to the versions that it leads to: those that
@@ -75,9 +47,12 @@ class ComponentInsight(_Values):
     def __post_init__(self) -> None:
         object.__setattr__(self, "channels", MappingProxyType(dict(self.channels)))
 
+    def to_document(self) -> dict[str, Any]:
+        return document(self, "kind", "name", "versions", "channels", "images", "bytes=size")
+
 
 @dataclass(frozen=True, slots=True)
-class ImageInsight(_Values):
+class ImageInsight:
     """One image (or index, or artifact) of a repository, with all the tags that name it.
 
     `size` is everything that it reaches; `own` is the part that no other image of its repository
@@ -100,9 +75,12 @@ class ImageInsight(_Values):
         """Its names, or the start of its digest where it goes by that alone."""
         return ", ".join(self.names) or f"{self.digest.algorithm}:{self.digest.encoded[:12]}"
 
+    def to_document(self) -> dict[str, Any]:
+        return document(self, "digest", "tags", "bytes=size", "ownBytes=own", "layers")
+
 
 @dataclass(frozen=True, slots=True)
-class RepositoryInsight(_Values):
+class RepositoryInsight:
     """One layout of an archive. `size` is what its manifests and blobs take there: the `own` bytes
     of its images, `shared` by several of them, and `untagged`, which no tag reaches."""
 
@@ -115,9 +93,22 @@ class RepositoryInsight(_Values):
     shared: int
     untagged: int
 
+    def to_document(self) -> dict[str, Any]:
+        return document(
+            self,
+            "path",
+            "tags",
+            "manifests",
+            "blobs",
+            "bytes=size",
+            "sharedBytes=shared",
+            "untaggedBytes=untagged",
+            "images",
+        )
+
 
 @dataclass(frozen=True, slots=True)
-class ArchiveInsight(_Values):
+class ArchiveInsight:
     """One archive; `size` is that of its file or parts, headers and indexes included, and if they
     are compressed, what they hold."""
 
@@ -131,11 +122,11 @@ class ArchiveInsight(_Values):
         return sum(repository.size for repository in self.repositories)
 
     def to_document(self) -> dict[str, Any]:
-        return {**_Values.to_document(self), "contentBytes": self.content}
+        return document(self, "name", "bytes=size", "contentBytes=content", "repositories")
 
 
 @dataclass(frozen=True, slots=True)
-class LayerInsight(_Values):
+class LayerInsight:
     """A blob. `images` counts the manifests that need it, `copies` the layouts that have it."""
 
     digest: Digest
@@ -143,6 +134,9 @@ class LayerInsight(_Values):
     size: int
     images: int
     copies: int
+
+    def to_document(self) -> dict[str, Any]:
+        return document(self, "digest", "media_type", "bytes=size", "images", "copies")
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,17 +199,15 @@ class BundleInsight:
             **self.omissions.to_document(),
             "bytes": self.size,
             **({} if self.compressed is None else {"compressed": self.compressed.to_document()}),
-            "contentBytes": self.content,
-            "uniqueBytes": self.unique,
-            "sharedLayersSaveBytes": self.shared,
-            "repeatedBytes": self.repeated,
-            "images": self.images,
-            "tags": self.tags,
-            "manifests": self.manifests,
-            "blobs": self.blobs,
-            "components": _as_json(self.components),
-            "archives": _as_json(self.archives),
-            "largestLayers": _as_json(self.layers),
+            **document(
+                self,
+                "contentBytes=content",
+                "uniqueBytes=unique",
+                "sharedLayersSaveBytes=shared",
+                "repeatedBytes=repeated",
+                *("images", "tags", "manifests", "blobs", "components", "archives"),
+                "largestLayers=layers",
+            ),
         }
 
 
