@@ -83,7 +83,15 @@ def select(source: ReleaseSource, selection: Selection) -> SelectedContent:
     if not selection.probing and not selection.only_extra_images:
         images += _without_stray_channels(_described_packages(source, selection), images)
     module_versions = {item.name: item.versions for item in modules}
-    plugins = plugins_for(source, selection, module_versions, platform.selection.versions)
+    plugins: tuple[PluginChoice, ...] = ()
+    if selection.plugins is not None and (selection.plugins.names or module_versions):
+        plugins = plugins_for(
+            source,
+            selection.plugins,
+            module_versions,
+            platform.selection.versions,
+            proxy=selection.probing,
+        )
     for choice in plugins:
         why = " and ".join(edge.subject for edge in choice.edges) or "the selection of plugins"
         images.append(WantedImage.of(f"{PLUGINS}/{choice.name}", choice.tag, why))
