@@ -17,11 +17,7 @@ from mirror.errors import (
 )
 from mirror.layout import is_attachment_tag, is_digest_tag, parse_version, publication_stage
 from mirror.oci import Digest
-from mirror.operations.trees import (
-    ask_at_once,
-    walk_open,
-    walk_tree,
-)
+from mirror.operations.trees import ask_at_once, walk_open, walk_tree
 from mirror.run import Run
 from mirror.sync import (
     Inventory,
@@ -110,12 +106,7 @@ class Leader:
         return self._facts.failures if self._facts else ()
 
     def facts(self) -> Facts:
-        """Its inventory: what it states, else what its tags lead to.
-
-        Raises:
-            NotFoundError: it states nothing and holds nothing.
-            StatementError: what it states cannot be read.
-        """
+        """Its inventory: what it states, else what its tags lead to."""
         with self._lock:
             if self._facts is None:
                 self._facts = self._read()
@@ -160,19 +151,12 @@ def choose_leader(
     a publication that is under way or was interrupted, is not to be turned back by who finds it so:
     such trees are in the failures, like those that could not be asked. All are asked at once, and
     whoever has not answered after `patience_s` seconds counts as unreachable.
-
-    Raises:
-        NotFoundError: none states an inventory that can be read.
-        ConflictError: two state different inventories as the same generation.
     """
     failures: list[Failure] = []
     standings: list[tuple[PublicationState, RegistryTree]] = []
     stating: list[tuple[Published, bool, RegistryTree]] = []
     answers = ask_at_once(
-        trees,
-        lambda tree: read_state(tree),
-        patience_s=patience_s,
-        run=Run.of(run),
+        trees, lambda tree: read_state(tree), patience_s=patience_s, run=Run.of(run)
     )
     for tree, answer in zip(trees, answers, strict=True):
         if isinstance(answer, MirrorError):
@@ -251,9 +235,6 @@ def adopt(
     `memories` (name of a registry → what it answered before) spare questions to whoever looks again
     and again: then each repository lists its tags, and only what is new or may have moved is asked
     about.
-
-    Raises:
-        CancelledError: `run` was stopped.
     """
     run = Run.of(run)
     memories = memories or {}

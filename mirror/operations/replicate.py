@@ -273,12 +273,7 @@ class Replication(RegistryTask):
         return held.build(), replace(found, unclear=unclear)
 
     def _carry(
-        self,
-        standing: PublicationState,
-        held: Inventory,
-        *,
-        unclear: frozenset[str],
-        quick: bool,
+        self, standing: PublicationState, held: Inventory, *, unclear: frozenset[str], quick: bool
     ) -> bool:
         """Carry what is missing and state it; False if statements misled a `quick` one.
 
@@ -368,11 +363,7 @@ class Replication(RegistryTask):
             self._note(statement=None, generation=None)
 
     def _confirm(self, steps: Sequence[PutManifest]) -> None:
-        """Check that every manifest that was put is there; a cache may have swallowed it.
-
-        Raises:
-            IncompleteError: one is not, and cannot be brought there.
-        """
+        """Check that every manifest that was put is there; a cache may have swallowed it."""
         client, locate = self._tree.client, self._tree.locate
         answers = PerItemErrors(client.ping, self._run).ask_all(
             steps, lambda step: client.resolve(locate(step.repository), step.digest)

@@ -32,18 +32,10 @@ from mirror.operations.replicate import (
 )
 from mirror.operations.trees import listed_repositories, usual_repositories
 from mirror.run import Run, gather
-from mirror.sync import (
-    Finding,
-    Inventory,
-    Plan,
-    make_plan,
-    transfer,
-)
+from mirror.sync import Finding, Inventory, Plan, make_plan, transfer
 from mirror.sync.observation import Depth, Failure, Observation, items_of
 from mirror.sync.plan import lacking
-from mirror.sync.publication_state import (
-    read_state,
-)
+from mirror.sync.publication_state import read_state
 from mirror.sync.repair import (
     RepairingTarget,
     Storage,
