@@ -156,12 +156,7 @@ class Dependencies:
             raise
 
     def take(
-        self,
-        candidate: Candidate,
-        chain: tuple[str, ...] = (),
-        *,
-        module: str = "",
-        strict: bool,
+        self, candidate: Candidate, chain: tuple[str, ...] = (), *, module: str = "", strict: bool
     ) -> str | None:
         """See that the bundle has what a plugin needs, and choose the plugins it depends on.
 
