@@ -7,7 +7,6 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +18,6 @@ from bench.peers import CACHE, PEERS, Mirror, Peer
 from bench.scenarios import LINES, OPERATIONS, SHAPES, Measurement, measure, say, scenario
 
 _NAMES = [f"{shape}-{line}" if line else shape for line in LINES for shape in SHAPES]
-_SLOW_LINE = (
-    "ip link set lo up && "
-    "tc qdisc add dev lo root netem delay 20ms rate 200mbit limit 100000 && exec"
-)
 
 
 @click.command()
@@ -96,9 +91,6 @@ def main(
         document["growth"] = growth([10] if quick else [1_000, 10_000], folder)
         shutil.rmtree(folder, ignore_errors=True)
     for name in names or _NAMES:
-        if name.endswith("-slow") and "BENCH_SLOW" not in os.environ:
-            document["scenarios"] += _over_a_slow_line(name, operations, peers, rounds, quick)
-            continue
         wanted = scenario(name, quick=quick)
         found = measure(wanted, tools, operations or list(OPERATIONS), rounds, folder)
         document["scenarios"].append(_scenario_document(found))
@@ -122,29 +114,6 @@ def _scenario_document(found: Measurement) -> dict[str, Any]:
             for operation, by_tool in found.samples.items()
         },
     }
-
-
-def _over_a_slow_line(
-    name: str, operations: tuple[str, ...], peers: tuple[str, ...], rounds: int, quick: bool
-) -> list[dict[str, Any]]:
-    """Measure in a network of its own, whose loopback is slow; nothing where that is forbidden."""
-    output = (CACHE / "slow").absolute()
-    words = [sys.executable, "-m", "bench", "--only", "--scenario", name, "--pairs", str(rounds)]
-    words += [word for one in operations for word in ("--operation", one)]
-    words += [word for one in peers for word in ("--peer", one)]
-    words += [*(["--quick"] if quick else []), "--output", str(output)]
-    mapped = [] if os.geteuid() == 0 else ["--map-root-user"]
-    done = subprocess.run(
-        ["unshare", "--net", *mapped, "sh", "-c", f'{_SLOW_LINE} "$@"', "sh", *words],
-        check=False,
-        stdout=subprocess.DEVNULL,
-        env={**os.environ, "BENCH_SLOW": "1"},
-    )
-    if done.returncode:
-        say(f"{name}: left out, as this machine allows no network namespace with a slow line")
-        return []
-    found: list[dict[str, Any]] = json.loads((output / "bench.json").read_text())["scenarios"]
-    return found
 
 
 def _commit() -> str:

@@ -10,7 +10,13 @@ from typing import Any
 from bench.scenarios import OPERATIONS
 
 _OURS = "mirror"
-_COLOURS = {_OURS: "#2563eb", "skopeo": "#9ca3af", "crane": "#d97706", "regsync": "#059669"}
+_COLOURS = {
+    _OURS: "#2563eb",
+    "skopeo": "#9ca3af",
+    "crane": "#d97706",
+    "regsync": "#059669",
+    "hashlib": "#7c3aed",
+}
 _STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:62rem;margin:2rem auto;padding:0 1rem}
 table{border-collapse:collapse;margin:.5rem 0 1.5rem}
 td,th{border-bottom:1px solid #ddd;padding:.15rem .7rem;text-align:right;white-space:nowrap}

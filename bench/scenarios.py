@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Self
 
@@ -86,9 +87,9 @@ def measure(
             # Whoever came first comes last in the next round.
             for peer in peers if number % 2 == 0 else [*reversed(peers)]:
                 say(f"{wanted.name}: round {number + 1} of {pairs}: {peer.name}")
-                for operation, sample in places.course(peer, operations, folder / "work"):
-                    by_tool = found.samples.setdefault(operation, {})
-                    by_tool.setdefault(peer.name, []).append(sample)
+                course = places.course(peer, operations, folder / "work")
+                for operation, tool, sample in course:
+                    found.samples.setdefault(operation, {}).setdefault(tool, []).append(sample)
     return found
 
 
@@ -108,18 +109,20 @@ class _Places:
     """The same, after a push of a bundle in which one image differs."""
     job: Job
     tls: Tls | None
+    slow: bool
     environment: dict[str, str]
 
     @classmethod
     def prepare(cls, wanted: Scenario, folder: Path, opened: ExitStack) -> Self:
         """Make content and start the registries."""
+        slow = wanted.line == "slow"
         tls = Tls.make(folder) if wanted.line == "tls" else None
         environment = {"SSL_CERT_FILE": str(tls.certificate)} if tls else {}
         depot = build(wanted.shape, folder / "source")
         build(wanted.shape, folder / "changed", changed=(0,))
         names = ("source", "changed", "leader", "leader-changed")
         source, changed, leader, leader_changed = (
-            opened.enter_context(Registry(folder / name, tls)) for name in names
+            opened.enter_context(Registry(folder / name, tls, slow=slow)) for name in names
         )
         repositories = dict.fromkeys(one.partition(":")[0] for one in depot.references)
         bundle = folder / "bundle"
@@ -148,18 +151,19 @@ class _Places:
             run(script, log=folder / "log", environment=environment)
         for made in (bundle, later.bundle, changed.folder):
             shutil.rmtree(made)
-        return cls(source, leader, leader_changed, job, tls, environment)
+        return cls(source, leader, leader_changed, job, tls, slow, environment)
 
     def course(
         self, peer: Peer, operations: Sequence[str], folder: Path
-    ) -> Iterator[tuple[str, Sample]]:
+    ) -> Iterator[tuple[str, str, Sample]]:
         """One tool's way through the operations, with registries of its own to write to."""
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         with ExitStack() as opened:
             opened.callback(shutil.rmtree, folder, ignore_errors=True)
-            target = opened.enter_context(Registry(folder / "target", self.tls))
-            replica = opened.enter_context(Registry(folder / "replica", self.tls))
+            registry = partial(Registry, tls=self.tls, slow=self.slow)
+            target = opened.enter_context(registry(folder / "target"))
+            replica = opened.enter_context(registry(folder / "replica"))
             registries = (self.source, self.leader, self.leader_changed, target, replica)
             job = replace(self.job, target=target.address, bundle=folder / "bundle")
             sync = replace(job, source=self.leader.address, target=replica.address)
@@ -182,7 +186,10 @@ class _Places:
                 sample = run(script, log=folder / "log", environment=self.environment)
                 did = _load(registries) - before
                 if operation in operations:
-                    yield operation, sample.beside(did)
+                    yield operation, peer.name, sample.beside(did)
+                if operation == "verify":
+                    hashing = f"{sys.executable} -m bench.hashing {job.bundle}"
+                    yield operation, "hashlib", run(hashing, log=folder / "log", environment={})
 
 
 _BEFORE = {

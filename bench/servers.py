@@ -8,8 +8,11 @@ import os
 import re
 import socket
 import subprocess
+import sys
 import time
 import urllib.request
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -70,15 +73,40 @@ class Load:
 NOTHING = Load(0, 0, 0, 0.0)
 
 
-class Registry:
-    """A `docker-registry` on loopback that keeps its content in `folder`, while the block lasts."""
+@contextlib.contextmanager
+def _server(argv: Sequence[str], port: int) -> Iterator[subprocess.Popen[bytes]]:
+    """A program that serves a port of loopback, while the block lasts."""
+    nothing = subprocess.DEVNULL
+    environment = {**os.environ, "OTEL_TRACES_EXPORTER": "none"}
+    process = subprocess.Popen(argv, stdin=nothing, stdout=nothing, stderr=nothing, env=environment)
+    try:
+        until = time.monotonic() + _START_S
+        while True:
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+                break
+            if process.poll() is not None or time.monotonic() > until:
+                raise SystemExit(f"{argv[0]} does not start on port {port}")
+            time.sleep(0.02)
+        yield process
+    finally:
+        process.terminate()
+        process.wait()
 
-    def __init__(self, folder: Path, tls: Tls | None = None) -> None:
+
+class Registry:
+    """A `docker-registry` on loopback that keeps its content in `folder`, while the block lasts.
+
+    `slow` puts a line (`bench.line`) before it.
+    """
+
+    def __init__(self, folder: Path, tls: Tls | None = None, *, slow: bool = False) -> None:
         self.folder = folder
-        self.address = f"127.0.0.1:{_free_port()}"
+        self._own_port = _free_port()
+        self._port = _free_port() if slow else self._own_port
+        self.address = f"127.0.0.1:{self._port}"
         self._metrics = f"http://127.0.0.1:{(port := _free_port())}/metrics"
         http: dict[str, object] = {
-            "addr": self.address,
+            "addr": f"127.0.0.1:{self._own_port}",
             "secret": "bench",
             "debug": {
                 "addr": f"127.0.0.1:{port}",
@@ -96,21 +124,14 @@ class Registry:
         )
 
     def __enter__(self) -> Self:
-        self._process = subprocess.Popen(
-            ["docker-registry", "serve", str(self._config)],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            env={**os.environ, "OTEL_TRACES_EXPORTER": "none"},
-        )
-        host, _, port = self.address.rpartition(":")
-        until = time.monotonic() + _START_S
-        while True:
-            with contextlib.suppress(OSError), socket.create_connection((host, int(port)), 1):
-                return self
-            if self._process.poll() is not None or time.monotonic() > until:
-                raise SystemExit(f"docker-registry does not start on {self.address}")
-            time.sleep(0.02)
+        with ExitStack() as opened:
+            program = ["docker-registry", "serve", str(self._config)]
+            self._process = opened.enter_context(_server(program, self._own_port))
+            if self._port != self._own_port:
+                line = [sys.executable, "-m", "bench.line", str(self._port), str(self._own_port)]
+                opened.enter_context(_server(line, self._port))
+            self._opened = opened.pop_all()
+        return self
 
     def __exit__(
         self,
@@ -118,8 +139,7 @@ class Registry:
         _error: BaseException | None,
         _trace: TracebackType | None,
     ) -> None:
-        self._process.terminate()
-        self._process.wait()
+        self._opened.close()
 
     def load(self) -> Load:
         """What it did since it started."""
