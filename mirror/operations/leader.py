@@ -6,7 +6,6 @@ import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import TypeVar
 
 from mirror.errors import (
     ConflictError,
@@ -17,7 +16,7 @@ from mirror.errors import (
 )
 from mirror.layout import is_attachment_tag, is_digest_tag, parse_version, publication_stage
 from mirror.oci import Digest
-from mirror.operations.trees import ask_at_once, walk_open, walk_tree
+from mirror.operations.trees import ask_at_once, walk_tree
 from mirror.run import Run
 from mirror.sync import (
     Inventory,
@@ -42,8 +41,6 @@ from mirror.sync.publication_state import (
 from mirror.sync.statement import REPOSITORY, Artifact, generation_of, reachable
 from mirror.sync.tree import RegistryTree
 from mirror.sync.walk import Memory
-
-Answer = TypeVar("Answer")
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +123,7 @@ class Leader:
             published = _read_at(tree, self.digest)
             self.generation = published.statement.generation
             return Facts(published.statement.inventory, published, read_artifact(tree, published))
-        found = walk_tree(tree, run=self._run)
+        found = walk_tree(tree, run=self._run).complete()
         if not found.held.repositories:
             raise NotFoundError(
                 f"the leader {tree.name} states no inventory and holds no image; push to it first, "
@@ -242,7 +239,7 @@ def adopt(
     offers: list[tuple[RegistryTree, Inventory]] = []
     for peer in (peer.within(run) for peer in peers):
         try:
-            found = walk_tree(peer, memory=memories.get(peer.name), run=run)
+            found = walk_tree(peer, memory=memories.get(peer.name), run=run).complete()
         except MirrorError as err:
             run.check()
             failures.append(Failure(peer.name, "the peer as a whole", err))
@@ -254,7 +251,7 @@ def adopt(
     sent = 0
     try:
         offered = union(inventory for _, inventory in offers)
-        here = walk_open(replica, offered, memory=memories.get(replica.name), run=run)
+        here = walk_tree(replica, offered, memory=memories.get(replica.name), run=run)
         failures += here.failures
         doubtful = {item.repository for item in here.unclear}
         place, (held, _) = replica.target(run), complete_subset(here.held)

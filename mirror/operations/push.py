@@ -7,7 +7,6 @@ equality: each gets everything that the first one states, and is asked for all o
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -24,8 +23,9 @@ from mirror.errors import (
 from mirror.events import PhaseStarted, Warned, side_by_side
 from mirror.layout import publication_stage, tool_name
 from mirror.operations.push_reports import MemberReport, PushPlan, PushReport, QuorumReport
+from mirror.operations.trees import ask_at_once
 from mirror.release.discovery import discovery_images
-from mirror.run import Run, for_each
+from mirror.run import Run
 from mirror.sync import Inventory, MemoryStore, Plan, TransferReport, make_plan, union
 from mirror.sync.content import Source
 from mirror.sync.failover import FailoverSource, Holder
@@ -384,21 +384,12 @@ class _Push:
     ) -> dict[str, Result]:
         """The results of `work` on all registries, by name; failures are put into `problems`."""
 
-        def caught(tree: RegistryTree) -> Result | MirrorError:
-            try:
-                return work(tree)
-            except CancelledError:
-                raise
-            except MirrorError as err:  # one that cannot be reached must not end the others
-                return err
-
         results: dict[str, Result] = {}
-        with closing(for_each(trees, caught, run=self.run.with_jobs(len(trees)))) as outcomes:
-            for tree, outcome in outcomes:
-                if isinstance(outcome, MirrorError):
-                    problems[tree.name] = outcome
-                else:
-                    results[tree.name] = outcome
+        for tree, answer in zip(trees, ask_at_once(trees, work, run=self.run), strict=True):
+            if isinstance(answer, MirrorError):
+                problems[tree.name] = answer
+            else:
+                results[tree.name] = answer
         return results
 
     def first_goal(
