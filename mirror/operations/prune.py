@@ -1,4 +1,4 @@
-"""Prune: remove from a registry what nobody names that is to be kept, or what its leader lacks."""
+"""Prune: remove from a registry what nothing kept names, from a replica what its leader has not."""
 
 from __future__ import annotations
 
@@ -268,7 +268,7 @@ def _carry_out(
 
 @dataclass(frozen=True, slots=True)
 class Extras:
-    """What a replica has and its leader lacks. `unread` may be extras too but could not be read."""
+    """What a replica has and its leader does not. `unread` could not be read and may be extras."""
 
     removal: Removal
     unread: tuple[Failure, ...] = ()
@@ -302,21 +302,19 @@ def find_extras(
 
 def refuse_to_prune(tree: RegistryTree, leader: Leader, *, incomplete: bool) -> None:
     """Check that both registries are sound enough for a prune."""
-    name, head = tree.name, leader.tree.name
+    head = leader.tree.name
     if leader.digest is None:
-        raise PruneRefusedError(
-            f"{name}: nothing was pruned: the leader {head} states no inventory, so what it lacks "
-            "may be its loss; push to it first"
+        problem = (
+            f"the leader {head} states no inventory, so what it does not have may be its loss; "
+            "push to it first"
         )
-    if not leader.is_sound():
-        raise PruneRefusedError(
-            f"{name}: nothing was pruned: the leader {head} does not hold all that it states; "
-            "mend that first"
-        )
-    if incomplete:
-        raise PruneRefusedError(
-            f"{name}: nothing was pruned: this replica is not complete; mend that first"
-        )
+    elif not leader.is_sound():
+        problem = f"the leader {head} does not hold all that it states; repair that first"
+    elif incomplete:
+        problem = "this replica is not complete; repair that first"
+    else:
+        return
+    raise PruneRefusedError(f"{tree.name}: nothing was pruned: {problem}")
 
 
 def remove_extras(

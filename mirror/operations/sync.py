@@ -342,22 +342,22 @@ def _lost(
                 continue
             now = there.get(item.tag) if item.tag else None
             if now is None:
-                told = (
+                problem = (
                     "the leader states it and does not have it; sync with --deep takes content "
                     "back from the replicas, and a new push restores everything"
                 )
             elif coming and coming.inventory.repository(path).tags.get(item.tag or "") == now:
-                told = (
+                problem = (
                     f"the leader states {item.digest} and the tag names {now} for the sake of "
                     f"generation {coming.generation}, whose publication is under way, was finished "
                     "just now or was interrupted: run this again when that push is over, and if "
                     "none runs, the push"
                 )
             else:
-                told = (
+                problem = (
                     f"the leader states {item.digest} and the tag names {now}: somebody changed it "
                     "without stating it, so no replica follows; `mirror push` to the leader the "
-                    "bundle that it is to have, which states it and sends only what lacks"
+                    "bundle that it is to have, which states it and sends only what is missing"
                 )
-            failures.append(Failure(name, str(item), NotFoundError(told)))
+            failures.append(Failure(name, str(item), NotFoundError(problem)))
     return tuple(failures)
