@@ -102,28 +102,35 @@ class Verifier:
         if actual != self._expected:
             raise DigestMismatchError(where=self._where, expected=self._expected, actual=actual)
 
+    def passing(self, chunks: Iterable[bytes], position: int = 0) -> Iterator[bytes]:
+        """Pass `chunks` on, but hold the last one back until the whole has been verified.
+
+        A receiver that needs all bytes, such as an upload of known length, therefore never
+        completes with wrong ones. `chunks` begin at `position`, at most `count`; what was counted
+        before is not hashed again.
+
+        Raises:
+            SizeMismatchError, DigestMismatchError: the whole is not what it should be.
+        """
+        held: bytes | None = None
+        for chunk in chunks:
+            known = self.count - position
+            if known < len(chunk):
+                self.update(chunk[known:] if known else chunk)
+            position += len(chunk)
+            if held is not None:
+                yield held
+            held = chunk
+        self.finish()
+        if held is not None:
+            yield held
+
 
 def verified(
     chunks: Iterable[bytes], expected: Digest, size: int | None, *, where: str
 ) -> Iterator[bytes]:
-    """Pass `chunks` on, but hold the last one back until the whole has been verified.
-
-    A receiver that needs all bytes, such as an upload of known length, therefore never completes
-    with wrong ones.
-
-    Raises:
-        SizeMismatchError, DigestMismatchError: as `Verifier`.
-    """
-    verifier = Verifier(expected, size, where)
-    held: bytes | None = None
-    for chunk in chunks:
-        verifier.update(chunk)
-        if held is not None:
-            yield held
-        held = chunk
-    verifier.finish()
-    if held is not None:
-        yield held
+    """Pass `chunks` on, which begin with the first byte; see `Verifier.passing`."""
+    return Verifier(expected, size, where).passing(chunks)
 
 
 # -- references ------------------------------------------------------------------------------------
