@@ -120,7 +120,11 @@ class Leader:
     def _read(self) -> Facts:
         tree = self.tree
         if self.digest is not None:
-            published = _read_at(tree, self.digest)
+            published = read_statement(tree, self.digest)
+            if published is None:
+                raise NotFoundError(
+                    f"{tree.name}: the statement {self.digest} is gone; run the command again"
+                )
             self.generation = published.statement.generation
             return Facts(published.statement.inventory, published, read_artifact(tree, published))
         found = walk_tree(tree, run=self._run).complete()
@@ -130,13 +134,6 @@ class Leader:
                 "or name another leader with --from"
             )
         return Facts(found.held, failures=found.failures)
-
-
-def _read_at(tree: RegistryTree, digest: Digest) -> Published:
-    published = read_statement(tree, digest)
-    if published is None:
-        raise NotFoundError(f"{tree.name}: the statement {digest} is gone; run the command again")
-    return published
 
 
 def choose_leader(
@@ -150,18 +147,18 @@ def choose_leader(
     whoever has not answered after `patience_s` seconds counts as unreachable.
     """
     failures: list[Failure] = []
-    standings: list[tuple[PublicationState, RegistryTree]] = []
-    stating: list[tuple[Published, bool, RegistryTree]] = []
-    answers = ask_at_once(
-        trees, lambda tree: read_state(tree), patience_s=patience_s, run=Run.of(run)
-    )
+    states: list[tuple[RegistryTree, PublicationState]] = []
+    answers = ask_at_once(trees, read_state, patience_s=patience_s, run=Run.of(run))
     for tree, answer in zip(trees, answers, strict=True):
         if isinstance(answer, MirrorError):
             failures.append(Failure(tree.name, "its statement", answer))
-            continue
-        standings.append((answer, tree))
-        if answer.current is not None and not answer.notices:
-            stating.append((answer.current, answer.pending is not None, tree))
+        else:
+            states.append((tree, answer))
+    stating = [
+        (one.current, one.pending is not None, tree)
+        for tree, one in states
+        if one.current is not None and not one.notices
+    ]
     if not stating:
         raise NotFoundError(
             f"none of {', '.join(tree.name for tree in trees)} states a complete inventory; "
@@ -178,7 +175,7 @@ def choose_leader(
     leader = min(ahead, key=lambda one: one[1])[2]
     failures += (
         Failure(tree.name, "its statement", _on_its_way(one.generation, leader, highest))
-        for one, tree in standings
+        for tree, one in states
         if one.generation > highest
     )
     return leader, tuple(failures)
