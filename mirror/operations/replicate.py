@@ -229,8 +229,7 @@ class Replication(RegistryTask):
         held = found.held
         if self._options.deep:
             held, found = self._repair_damage(found)
-        for item, error in found.unclear.items():
-            self._fail(str(item), error)
+        self._add(failures=found.failures)
         unclear = frozenset(item.repository for item in found.unclear)
         self._carry(standing, held, unclear=unclear, quick=False)
         self._retract(standing, held)

@@ -294,8 +294,7 @@ class LeaderAudit(RegistryTask):
 
     def _report_lost(self, facts: Facts, found: Observation) -> None:
         """Report what the leader states and does not hold."""
-        for item, error in found.unclear.items():
-            self._fail(str(item), error)
+        failures = list(found.failures)
         unclear = {(item.repository, item.tag, item.digest) for item in found.unclear}
         lost = [
             item
@@ -325,7 +324,8 @@ class LeaderAudit(RegistryTask):
                     "just now or was interrupted: run this again when that push is over, and if "
                     "none runs, the push"
                 )
-            self._fail(str(item), NotFoundError(problem))
+            failures.append(Failure(self._place.name, str(item), NotFoundError(problem)))
+        self._add(failures=failures)
 
     def _repositories(self) -> frozenset[str]:
         """All below its root, as it lists them: another tool may have brought new ones.
