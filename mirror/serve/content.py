@@ -311,13 +311,8 @@ def _referrers(store: ReadableStore, repository: str, subject: Digest) -> list[d
         if held is None:
             continue  # deleted since the listing
         manifest = Manifest.parse(held.raw, held.media_type, algorithm=digest.algorithm)
-        entry = descriptor_json(manifest.descriptor)
-        kind = manifest.artifact_type or (manifest.config and manifest.config.media_type)
-        if kind:
-            entry["artifactType"] = kind
-        if manifest.annotations:
-            entry["annotations"] = dict(manifest.annotations)
-        entries.append(entry)
+        kind = manifest.artifact_type or (manifest.config and manifest.config.media_type) or None
+        entries.append(descriptor_json(manifest.descriptor, kind, manifest.annotations))
     return entries
 
 
