@@ -150,7 +150,12 @@ def prune(
         failures = _carry_out(tree, removal, doomed, gone, run)
         removal = removal.only(gone)
         if read_tips(tree) != tips:
-            failures += (Failure(tree.name, "the registry as a whole", _overtaken(tree)),)
+            overtaken = ConflictError(
+                f"{tree.name}: another push, rollback or sync published something while this prune "
+                "removed things that it may have counted on; run that one again, which brings what "
+                "is missing, and `mirror status --blobs` to see that everything is there"
+            )
+            failures += (Failure(tree.name, "the registry as a whole", overtaken),)
     left, before = after(there, removal).blob_sizes(), there.blob_sizes()
     freed = sum(size for digest, size in before.items() if digest not in left)
     numbers = tuple(sorted(doomed))
@@ -196,21 +201,15 @@ class _Generation:
 def after(there: Inventory, removal: Removal) -> Inventory:
     """What `removal` leaves of `there`, without blobs that only the removed manifests need."""
     gone = {(one.repository, one.digest) for one in removal.manifests}
-    tags = {(one.repository, one.tag) for one in removal.tags}
+    untagged = {(one.repository, one.tag) for one in removal.tags}
     contents = {}
     for path, content in there.repositories.items():
         manifests = {d: node for d, node in content.manifests.items() if (path, d) not in gone}
-        content_left = RepositoryContent(
-            {
-                tag: digest
-                for tag, digest in content.tags.items()
-                if (path, tag) not in tags and digest in manifests
-            },
-            manifests,
-            {blob.digest: blob.size for node in manifests.values() for blob in node.blobs},
-        )
-        if content_left:
-            contents[path] = content_left
+        named = {tag: d for tag, d in content.tags.items() if d in manifests}
+        tags = {tag: d for tag, d in named.items() if (path, tag) not in untagged}
+        blobs = {blob.digest: blob.size for node in manifests.values() for blob in node.blobs}
+        if left := RepositoryContent(tags, manifests, blobs):
+            contents[path] = left
     return Inventory(contents)
 
 
@@ -220,14 +219,6 @@ def _inventory_of(place: Path) -> Inventory:
 
     found = read_inventory(place)
     return union([found, discovery_images(found).inventory()])
-
-
-def _overtaken(tree: RegistryTree) -> ConflictError:
-    return ConflictError(
-        f"{tree.name}: another push, rollback or sync published something while this prune removed "
-        "things that it may have counted on; run that one again, which brings what is missing, and "
-        "`mirror status --blobs` to see that everything is there"
-    )
 
 
 def _state_rest(
