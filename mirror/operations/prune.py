@@ -257,23 +257,10 @@ def _carry_out(
 # -- a replica, of what its leader does not have ---------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class Extras:
-    """What a replica has and its leader does not. `unread` could not be read and may be extras."""
-
-    removal: Removal
-    unread: tuple[Failure, ...] = ()
-
-    @property
-    def items(self) -> list[str]:
-        """Each of them as text."""
-        return self.removal.items
-
-
 def find_extras(
     tree: RegistryTree, wanted: Inventory, known: Inventory, found: Observation, run: Run
-) -> Extras:
-    """Find what the replica has beyond `wanted`, all of which it has by now.
+) -> tuple[Removal, tuple[Failure, ...]]:
+    """What the replica has beyond `wanted`, all of which it has by now, and what cannot be read.
 
     `known` is what it stated; that names manifests which no tag leads to.
     """
@@ -288,7 +275,7 @@ def find_extras(
     ).complete()
     # By now the tags that the leader has too name what they name there.
     there = union([found.held, beyond.held, tags_only(tags_of(wanted))])
-    return Extras(plan_removal(there, wanted, scope), beyond.failures)
+    return plan_removal(there, wanted, scope), beyond.failures
 
 
 def refuse_to_prune(tree: RegistryTree, leader: Leader, *, incomplete: bool) -> None:

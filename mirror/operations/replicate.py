@@ -389,20 +389,20 @@ class Replication(RegistryTask):
     def _extras(self, known: Inventory, found: Observation) -> None:
         """Find what the leader does not have, and remove it if that was asked for."""
         options, facts = self._options, self._facts
-        extras = find_extras(self._tree, facts.inventory, known, found, self._run)
-        items = extras.items
+        removal, unread = find_extras(self._tree, facts.inventory, known, found, self._run)
+        items = removal.items
         if not options.prune:
             self._add(extras=items)
             return
         refuse_to_prune(self._tree, self._leader, incomplete=bool(self._result.failures))
-        self._add(failures=extras.unread)
-        if extras.removal:
+        self._add(failures=unread)
+        if removal:
             self._note(outcome=Outcome.DIFFERS if options.dry_run else Outcome.SYNCED)
         if options.dry_run or facts.published is None:
             self._add(extras=items)
             return
         current = facts.published.digest
-        gone, failures = remove_extras(self._tree, extras.removal, current, self._run)
+        gone, failures = remove_extras(self._tree, removal, current, self._run)
         removed = gone.items
         left = [one for one in items if one not in set(removed)]
         self._add(failures=failures, removed=removed, extras=left)
