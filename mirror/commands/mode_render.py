@@ -1,4 +1,4 @@
-"""`mirror mode render`: node and service configuration of a mode, or of the way to it."""
+"""`mirror mode render`: node and service configuration of a mode, or of the transition to it."""
 
 from __future__ import annotations
 
