@@ -207,5 +207,6 @@ from mirror.sync.transfer import transfer as transfer
 from mirror.sync.tree import RegistrySource as RegistrySource
 from mirror.sync.tree import RegistryTarget as RegistryTarget
 from mirror.sync.tree import RegistryTree as RegistryTree
+from mirror.sync.walk import Memory as Memory
 
 __all__: list[str]

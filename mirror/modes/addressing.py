@@ -1,8 +1,6 @@
 """Where an image is asked for, under given settings: names, routes, and what may be done there.
 
-All images have one logical name, below `registry.d8-system.svc:5001/system/deckhouse`. What is
-behind it, whom to trust there and with which login follow from the row of the table (`routes`) that
-the settings and the asker's plane choose, and from what is known of this cluster. Pure functions.
+The table in `routes` decides by the settings and by who asks. Pure functions.
 """
 
 from __future__ import annotations
@@ -27,9 +25,8 @@ LOGICAL_ROOT = Repository(LOGICAL_HOST, LOGICAL_PATH)
 class Route:
     """One route to an image: where to ask, for what, whom to trust, which login to use.
 
-    `repository` is the path at `host`; `reference` is None where a repository was asked for. `ca`
-    is PEM; None stands for the system's roots. `credential` is None for anonymous use. `writes`
-    tells whether the mode lets this plane push here; `writer` is the login for that.
+    `reference` is None where a repository was asked for. `ca` is PEM; None stands for the system's
+    roots. `credential` None is anonymous. `writes`: this plane may push here, as `writer`.
     """
 
     role: Role
@@ -62,9 +59,6 @@ class _Asked:
     what: str | Digest | None
     below: str | None
 
-    def __str__(self) -> str:
-        return str(self.repository)
-
 
 def routes_for(
     reference: Reference | Repository | str,
@@ -74,8 +68,8 @@ def routes_for(
 ) -> tuple[Route, ...]:
     """The routes to an image or a repository, in the order in which to try them.
 
-    The first is that of the table in docs/modes.md. Where `access` names single replicas, they
-    follow. With both tag and digest, the digest decides.
+    The first is that of the table in docs/modes.md; single replicas that `access` names follow.
+    With both tag and digest, the digest decides.
 
     Raises:
         RouteError: the reference is not one of the cluster's in this mode, or the settings or
@@ -98,8 +92,8 @@ def _routes(
 ) -> Iterator[Route]:
     if row.roles == (Role.MASTER,) and not access.masters:
         raise RouteError(
-            f"{asked}: in mode Local replicas ask each other, and the addresses of the masters are "
-            "not known here; give them with the sites (--sites FILE, masters)"
+            f"{asked.repository}: in mode Local replicas ask each other, and the addresses "
+            "of the masters are not known here; give them with the sites (--sites FILE, masters)"
         )
     reader = _login(access, row.reader, upstream)
     writer = _login(access, row.writer, upstream) if row.writes else None
@@ -112,10 +106,16 @@ def _routes(
             continue
         ca = access.ca
         if row.reader is None and upstream is not None:
-            ca = _joined(access.ca, upstream.ca)
-        for end, host, trusted in _inside(asked, role, access, ca):
-            place = asked.repository.path
-            yield Route(end, "https", host, place, asked.what, trusted, reader, row.writes, writer)
+            # A proxy that only passes requests on also passes on the upstream's challenge, so
+            # clients ask the upstream's own token server and must trust both.
+            ca = access.ca or upstream.ca
+            if access.ca is not None and upstream.ca is not None:
+                ca = f"{access.ca.rstrip()}\n{upstream.ca}"
+        for end, host, authority in _inside(asked, role, access, ca):
+            yield Route(
+                *(end, "https", host, asked.repository.path, asked.what, authority),
+                *(reader, row.writes, writer),
+            )
 
 
 def _inside(
@@ -131,9 +131,10 @@ def _inside(
             yield role, access.public_host, access.public_ca
         case Role.PUBLIC if not access.masters:
             raise RouteError(
-                f"{asked}: in mode Local images are pushed to registry.<PUBLIC_DOMAIN>, which is "
-                "not known here; give the cluster's public domain, or the addresses of its "
-                "masters, with the sites (--sites FILE, publicHost or masters)"
+                f"{asked.repository}: in mode Local images are pushed to "
+                "registry.<PUBLIC_DOMAIN>, which is not known here; give the cluster's public "
+                "domain, or the addresses of its masters, with the sites (--sites FILE, publicHost "
+                "or masters)"
             )
         case _:
             for address in access.masters:
@@ -144,18 +145,6 @@ def master_host(address: str) -> str:
     """`host:port` of the replica on the master at `address`, which may be an IPv6 address."""
     bare = f"[{address}]" if ":" in address and not address.startswith("[") else address
     return f"{bare}:{constants.REGISTRY_PORT}"
-
-
-def _joined(module: str | None, upstream: str | None) -> str | None:
-    """Whom to trust on the way through the cluster to the upstream.
-
-    A proxy that only passes requests on also passes on the upstream's challenge, so clients ask the
-    upstream's own token server. The upstream's authority counts even if the module's is unknown
-    here: the caller may know that one by other means.
-    """
-    if module is None or upstream is None:
-        return module or upstream
-    return f"{module.rstrip()}\n{upstream}"
 
 
 def _login(
@@ -197,10 +186,7 @@ def _real_route(asked: _Asked, settings: RegistrySettings) -> Route:
 
 
 def logical(reference: Reference, settings: RegistrySettings) -> Reference:
-    """The logical name of an image that is named by its place at the upstream.
-
-    One that has its logical name already stays.
-    """
+    """The logical name of an image that is named by its place at the upstream, or by that name."""
     if _asked(reference).below is not None:
         return reference
     upstream = _known_upstream(settings)
@@ -230,24 +216,28 @@ def upstream_repository(relative: str, upstream: Upstream) -> str:
 
 
 def _known_upstream(settings: RegistrySettings) -> Upstream:
-    upstream = settings.upstream
-    if upstream is None:
-        hint = (
-            ""
-            if settings.managed
-            else "; give the section unmanaged with imagesRepo, or what the cluster was installed "
-            "with (InitConfiguration)"
+    if settings.upstream is not None:
+        return settings.upstream
+    message = f"in mode {settings.mode} these settings name no registry outside of the cluster"
+    if not settings.managed:
+        message += (
+            "; give the section unmanaged with imagesRepo, or what the cluster was installed with "
+            "(InitConfiguration)"
         )
-        raise RouteError(
-            f"in mode {settings.mode} these settings name no registry outside of the cluster{hint}"
-        )
-    return upstream
+    raise RouteError(message)
 
 
 def _asked(reference: Reference | Repository | str) -> _Asked:
-    parsed = _parsed(reference)
-    repository = parsed.repository if isinstance(parsed, Reference) else parsed
-    what = (parsed.digest or parsed.tag) if isinstance(parsed, Reference) else None
+    parsed = reference
+    if isinstance(parsed, str):
+        last = parsed.rpartition("/")[2]
+        named = "@" in parsed or (":" in last and "/" in parsed)
+        parsed = Reference.parse(parsed) if named else Repository.parse(parsed)
+    what: str | Digest | None = None
+    if isinstance(parsed, Reference):
+        repository, what = parsed.repository, parsed.digest or parsed.tag
+    else:
+        repository = parsed
     place = None
     if repository.host == LOGICAL_HOST:
         place = below(repository.path, LOGICAL_PATH)
@@ -259,20 +249,8 @@ def _asked(reference: Reference | Repository | str) -> _Asked:
     return _Asked(repository, what, place)
 
 
-def _parsed(reference: Reference | Repository | str) -> Reference | Repository:
-    if not isinstance(reference, str):
-        return reference
-    last = reference.rpartition("/")[2]
-    if "@" in reference or (":" in last and "/" in reference):
-        return Reference.parse(reference)
-    return Repository.parse(reference)
-
-
 def below(path: str, base: str) -> str | None:
-    """What of `path` follows `base`, without a slash; None if it lies elsewhere.
-
-    A part of a path is never half of a name.
-    """
+    """What of `path` follows `base`, without a slash; None if it lies elsewhere."""
     if not base or path == base:
         return "" if base else path
     return path.removeprefix(f"{base}/") if path.startswith(f"{base}/") else None
@@ -283,10 +261,7 @@ def below(path: str, base: str) -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class ClusterRepository:
-    """A repository of the cluster's registry: `path` is relative to its root, "" the root itself.
-
-    `external`: the caller named it by the address of the external registry.
-    """
+    """A repository, relative to the cluster's root; `external`: named by the upstream's address."""
 
     path: str
     external: bool = False
@@ -305,11 +280,7 @@ class RepositoryNames:
         self._upstream_path = upstream.path.strip("/") if upstream else ""
 
     def read(self, repository: str) -> ClusterRepository:
-        """The repository that a text names.
-
-        That is `registry.d8-system.svc:5001/system/deckhouse/install`, or the same by the host
-        that the mode has it at, or `system/deckhouse/install`, or `install`.
-        """
+        """The repository that `install`, `system/deckhouse/install` or a whole address names."""
         first, _, rest = repository.partition("/")
         if first in self._cluster:
             return ClusterRepository(self._below(LOGICAL_PATH, rest, repository))
@@ -346,10 +317,7 @@ class RepositoryNames:
         return str(self.address(repository, Plane.CRI))
 
     def address(self, repository: ClusterRepository, plane: Plane) -> Repository:
-        """The address by which to look for it.
-
-        An operator may name images by their real place and means the same ones.
-        """
+        """The address by which to look for it; an operator may mean it by its real one."""
         is_real = repository.external and plane is not Plane.OPERATOR and self._managed
         if is_real and self._upstream:
             return Repository(self._upstream, self._upstream_path).join(repository.path)
@@ -391,10 +359,7 @@ def push_address(settings: RegistrySettings, access: ClusterAccess) -> str:
 def check_write(
     settings: RegistrySettings, plane: Plane, access: ClusterAccess, *, external: bool, action: str
 ) -> None:
-    """Refuse `action`, which writes, where the mode or the plane does not take it.
-
-    `external`: the caller named the external registry itself, not the cluster's address.
-    """
+    """Refuse `action` where the mode or plane forbids it; `external`: the upstream was named."""
     row = settings.kind.row.planes[plane]
     if not row.refusal or (external and row.writes):
         return

@@ -8,39 +8,25 @@ from pathlib import PurePosixPath
 NAMESPACE = "d8-system"
 """Where the module's objects live."""
 
-# -- the logical address ---------------------------------------------------------------------------
-
-SERVICE = "registry"
-"""The headless Service behind the logical host."""
-
 REGISTRY_PORT = 5001
 """The registry itself, with TLS: of a master's replica, of the balancer, of the Service."""
-
 DEBUG_PORT = 5002
 """Health and Prometheus metrics of a replica."""
-
 TOKEN_PORT = 5051
 """The token server beside a replica, with TLS."""
 
-SERVICE_NAME = f"{SERVICE}.{NAMESPACE}.svc"
-"""The name that certificates of replicas and of the in-cluster proxy carry."""
-
+SERVICE_NAME = f"registry.{NAMESPACE}.svc"
+"""The headless Service behind the logical host; certificates inside the cluster carry it."""
 LOGICAL_HOST = f"{SERVICE_NAME}:{REGISTRY_PORT}"
 """The host of every image reference in a managed mode."""
-
 LOGICAL_PATH = "system/deckhouse"
 """The repository below which all images lie, without a slash in front."""
-
 LOGICAL_BASE = f"{LOGICAL_HOST}/{LOGICAL_PATH}"
 """What every image reference of a managed mode begins with."""
-
 BALANCER = f"127.0.0.1:{REGISTRY_PORT}"
 """The per-node balancer, in Proxy and Local mode."""
-
 PUSH_NAME = "registry"
 """What stands for the name in the public domain template: `registry.<PUBLIC_DOMAIN>`."""
-
-# -- accounts --------------------------------------------------------------------------------------
 
 
 class RegistryUser(StrEnum):
@@ -54,18 +40,12 @@ class RegistryUser(StrEnum):
 
 LICENSE_USER = "license-token"
 """The user name of a login whose password is a license key."""
-
-DEFAULT_REGISTRY_HOST = "registry.deckhouse.io"
+DEFAULT_IMAGES_REPO = "registry.deckhouse.io/deckhouse/ce"
 """The vendor's registry, as the legacy form names it where nothing is given."""
 
-DEFAULT_IMAGES_REPO = f"{DEFAULT_REGISTRY_HOST}/deckhouse/ce"
-
-# -- on the nodes ----------------------------------------------------------------------------------
-
-STORAGE_ROOT = PurePosixPath("/opt/deckhouse/registry")
-DATA_ROOT = STORAGE_ROOT / "local_data"
+# Files on the nodes.
+DATA_ROOT = PurePosixPath("/opt/deckhouse/registry/local_data")
 """Mounted as `/data` into the replica."""
-
 CONTAINERD_HOSTS = PurePosixPath("/etc/containerd/registry.d")
 CONTAINERD_HOSTS_STATE = CONTAINERD_HOSTS / "deckhouse_hosts_state.json"
 MANIFESTS = PurePosixPath("/etc/kubernetes/manifests")
@@ -79,26 +59,15 @@ BALANCER_CONFIG = PurePosixPath("/etc/kubernetes/registry-proxy")
 BALANCER_FILE = BALANCER_CONFIG / "nginx_new.conf"
 """The balancer's configuration as it is rendered. Deckhouse's own balancer has a reloader, which
 tests this one and copies it to `nginx.conf`; the static pod made here runs this one itself."""
-
 RELAY_FILE = BALANCER_CONFIG / "relay.conf"
 
-# -- what nodes report -----------------------------------------------------------------------------
-
-VERSION_ANNOTATION = "registry.deckhouse.io/version"
-"""The version of the registry configuration that a node has applied."""
-
 UNKNOWN_VERSION = "unknown"
-"""Stands for the version of a node without that annotation."""
-
+"""Stands for the version of a node without the annotation `registry.deckhouse.io/version`."""
 SUPPORTED_CRI = ("Containerd", "ContainerdV2")
-
-# -- objects ---------------------------------------------------------------------------------------
 
 SECRET_STATE = "registry-state"  # noqa: S105 -- the names of Secrets are public
 SECRET_STATE_TYPE = "registry/state"  # noqa: S105
 SECRET_USER_PREFIX = "registry-user-"  # noqa: S105
-
-# -- conditions ------------------------------------------------------------------------------------
 
 
 class ConditionType(StrEnum):

@@ -1,8 +1,6 @@
 """The registry's settings as people write them: where they stand, and the rules of each field.
 
-They stand in a ModuleConfig, in parts of it, among many documents, or in the older form
-`InitConfiguration.deckhouse`. Messages follow the cluster's own, so that whoever knows those
-recognises these. None repeats a value that could be secret: a password may be in the wrong place.
+Messages follow the cluster's own, and never repeat a value that could be secret.
 """
 
 from __future__ import annotations
@@ -34,6 +32,8 @@ class FoundSettings(NamedTuple):
 
 def find_registry(source: Path | str | Mapping[str, Any]) -> FoundSettings:
     """Find the settings in a file (`Path`), in YAML text (`str`), or in a mapping."""
+    if not isinstance(source, str | Path | Mapping):
+        raise InvalidSettingsError([Mistake("registry", no_mapping(source))])
     if isinstance(source, Mapping):
         return _of([source], "the settings")
     if isinstance(source, str):
@@ -46,14 +46,16 @@ def find_registry(source: Path | str | Mapping[str, Any]) -> FoundSettings:
         raise InputError(f"cannot read {where}: {err.strerror}") from err
     documents = read_documents(raw, where, _EXPECTED)
     if not documents:
-        # A redirection whose command failed leaves an empty file. Read as the deprecated kind of
-        # Unmanaged, which has no settings, it would plan a switch to that.
+        # A redirection whose command failed leaves an empty file, which must not pass for the
+        # deprecated kind of Unmanaged.
         raise InputError(f"{where} is empty; {_EXPECTED}")
     return _of(documents, where)
 
 
 def _of(documents: Sequence[Mapping[str, Any]], where: str) -> FoundSettings:
-    if len(documents) == 1 and "kind" not in documents[0] and "apiVersion" not in documents[0]:
+    if not documents:
+        return FoundSettings(registry={})  # an empty section: the deprecated kind of Unmanaged
+    if len(documents) == 1 and not documents[0].keys() & {"kind", "apiVersion"}:
         if "spec" in documents[0]:
             raise InputError(
                 f"{where}: {_EXPECTED}, found a document with spec and without kind; add "
@@ -62,8 +64,6 @@ def _of(documents: Sequence[Mapping[str, Any]], where: str) -> FoundSettings:
         return _part(documents[0])
     configs = [one for one in documents if _called(one) == "ModuleConfig deckhouse"]
     inits = [one for one in documents if one.get("kind") == "InitConfiguration"]
-    if not documents:
-        return FoundSettings(registry={})  # an empty section: the deprecated kind of Unmanaged
     if not configs and not inits:
         kinds = ", ".join(sorted({_called(one) for one in documents}))
         raise InputError(f"{where}: {_EXPECTED}, found {kinds}")
@@ -73,7 +73,9 @@ def _of(documents: Sequence[Mapping[str, Any]], where: str) -> FoundSettings:
             raise InputError(f"{where}: it holds {len(same)} documents {kind}; keep one")
     findings: list[Mistake] = []
     registry = _registry(configs[0], findings) if configs else None
-    init = _init(inits[0], findings) if inits else None
+    init = _mapping(inits[0].get("deckhouse"), "deckhouse", findings) if inits else None
+    if init is not None and not init.keys() & INIT_KEYS:
+        init = None  # it does not mention the registry
     if registry is None and init is None:
         registry = {}
     return FoundSettings(registry, init, tuple(findings))
@@ -88,10 +90,7 @@ def _called(document: Mapping[str, Any]) -> str:
 
 
 def _part(document: Mapping[str, Any]) -> FoundSettings:
-    """Read settings (with `registry`) or the section itself (with a mode or sections).
-
-    Anything else counts as the section, so that a misspelt key is reported, not ignored.
-    """
+    """Read settings (with `registry`), or else the section itself."""
     if "registry" in document and not {"mode", *SECTIONS} & document.keys():
         findings: list[Mistake] = []
         section = _mapping(document["registry"], "registry", findings)
@@ -112,13 +111,7 @@ def _registry(config: Mapping[str, Any], findings: list[Mistake]) -> Mapping[str
     return _mapping(settings["registry"], "spec.settings.registry", findings)
 
 
-def _init(document: Mapping[str, Any], findings: list[Mistake]) -> Mapping[str, Any] | None:
-    """The part about deckhouse; None if it does not mention the registry."""
-    section = _mapping(document.get("deckhouse"), "deckhouse", findings)
-    return section if any(key in INIT_KEYS for key in section) else None
-
-
-INIT_KEYS = ("imagesRepo", "registryDockerCfg", "registryScheme", "registryCA")
+INIT_KEYS = frozenset({"imagesRepo", "registryDockerCfg", "registryScheme", "registryCA"})
 """The fields of `InitConfiguration.deckhouse` that are about the registry; it has others too."""
 
 
@@ -146,21 +139,16 @@ INIT_PATHS = {
 
 
 def init_fields(deckhouse: Mapping[str, Any]) -> tuple[dict[str, Any], list[Mistake]]:
-    """The fields of a section as `InitConfiguration.deckhouse` gives them, and what is wrong.
-
-    This checks only the docker configuration, and ignores fields about other things.
-    """
+    """The fields of a section as `InitConfiguration.deckhouse` gives them, and what is wrong."""
     findings: list[Mistake] = []
-    given: dict[str, Any] = {}
-    for key, name, default in (
-        ("imagesRepo", "imagesRepo", DEFAULT_IMAGES_REPO),
-        ("registryScheme", "scheme", None),
-        ("registryCA", "ca", None),
-    ):
-        value = deckhouse.get(key)
-        given[name] = default if value is None else value
-    if isinstance(given["imagesRepo"], str):
-        given["imagesRepo"] = given["imagesRepo"].strip().rstrip("/")
+    repo = deckhouse.get("imagesRepo")
+    if repo is None:
+        repo = DEFAULT_IMAGES_REPO
+    given: dict[str, Any] = {
+        "imagesRepo": repo.strip().rstrip("/") if isinstance(repo, str) else repo,
+        "scheme": deckhouse.get("registryScheme"),
+        "ca": deckhouse.get("registryCA"),
+    }
     docker_config = deckhouse.get("registryDockerCfg")
     if docker_config is not None:
         try:
@@ -317,19 +305,15 @@ def section(path: str, given: Mapping[str, Any], keys: tuple[str, ...]) -> Itera
         if key not in keys:
             yield _unknown(path, key, keys)
     texts: dict[str, str] = {}
-    odd = set()
     for key in keys:
         value = given.get(key)
         if value is None or isinstance(value, str):
             texts[key] = value or ""
         else:
-            odd.add(key)
-            yield Mistake(
-                f"{path}{key}",
-                f"expected a text, found {_kind(value)}; write the value in quotes",
-            )
+            message = f"expected a text, found {_kind(value)}; write the value in quotes"
+            yield Mistake(f"{path}{key}", message)
     for key, problem in _problems(texts, given):
-        if key in keys and key not in odd and problem is not None:
+        if key in texts and problem is not None:
             yield Mistake(f"{path}{key}", problem)
 
 
@@ -350,12 +334,12 @@ def _problems(
             yield "ca", "CA is not allowed when scheme is 'HTTP'"
         elif "ca" in texts:
             yield "ca", certificates(texts["ca"])
-    exclusive = "'license' and 'username'/'password' are mutually exclusive"
     if has("license") and (has("username") or has("password")):
-        yield (
-            "license",
-            f"License field must be empty when using credentials (username/password): {exclusive}",
+        problem = (
+            "License field must be empty when using credentials (username/password): "
+            "'license' and 'username'/'password' are mutually exclusive"
         )
+        yield "license", problem
     if has("password") and not has("username"):
         yield "username", _lacks("username", "password")
     elif ":" in texts.get("username", ""):
@@ -365,7 +349,7 @@ def _problems(
     check_mode = texts.get("checkMode", "")
     if given.get("checkMode") is not None and check_mode not in ("Default", "Relax"):
         yield "checkMode", f"unknown registry check mode: {check_mode[:20]}"
-    if "ttl" in given and given["ttl"] is not None:
+    if has("ttl"):
         yield "ttl", ttl(texts.get("ttl", ""))
 
 
@@ -377,16 +361,11 @@ def _lacks(one: str, other: str) -> str:
 
 
 def registry(path: str, given: Mapping[str, Any]) -> Iterator[Mistake]:
-    """What is wrong with the mode of a `registry` section and with the choice of sections.
-
-    The content of sections is not checked here.
-    """
+    """What is wrong with the mode of a `registry` section and with the choice of sections."""
     for key in given:
         if key != "mode" and key not in SECTIONS:
             yield _unknown(path, key, ("mode", *SECTIONS))
-    mode = given.get("mode")
-    if mode is None:
-        mode = "Unmanaged"
+    mode = "Unmanaged" if given.get("mode") is None else given["mode"]
     if not isinstance(mode, str) or mode not in MODES:
         shown = mode[:20] if isinstance(mode, str) else _kind(mode)
         yield Mistake(f"{path}mode", f"Unknown registry mode: {shown}; expected {', '.join(MODES)}")
@@ -394,16 +373,14 @@ def registry(path: str, given: Mapping[str, Any]) -> Iterator[Mistake]:
     for name, owner in SECTIONS.items():
         present = given.get(name) is not None
         if owner != mode and present:
-            yield Mistake(
-                f"{path}{name}",
+            message = (
                 f"Section '{name}' must be empty when mode is not '{owner}': when mode is not "
-                f"'{owner}', '{name}' section must be omitted",
+                f"'{owner}', '{name}' section must be omitted"
             )
+            yield Mistake(f"{path}{name}", message)
         elif owner == mode and not present and mode != "Unmanaged":
-            yield Mistake(
-                f"{path}{name}",
-                f"is required: when mode is '{owner}', '{name}' section must be specified",
-            )
+            message = f"is required: when mode is '{owner}', '{name}' section must be specified"
+            yield Mistake(f"{path}{name}", message)
 
 
 def may_be_legacy(given: Mapping[str, Any]) -> bool:

@@ -1,8 +1,6 @@
 """The table of modes: what each means for routes, logins, backends, switches and conditions.
 
-This is the only module that looks at a mode. All others ask a row of the table: where images come
-from, who may write where, what masters run, which switch is open, what a switch must reach.
-docs/modes.md shows the same table; a test compares them.
+No other module looks at a mode: all ask a row of the table. docs/modes.md shows the same.
 """
 
 from __future__ import annotations
@@ -129,8 +127,7 @@ class PlaneRow:
     """How one plane reaches images in one mode.
 
     Attributes:
-        roles: where to ask, in order. After a door follow the single replicas, since a client
-            behind the door cannot choose one.
+        roles: where to ask, in order; after a door the single replicas behind it.
         reader: the module's user to log in as; None stands for the upstream's own login.
         writer: the user to write as, where `writes`; None as for `reader`.
         writes: whether the route itself may be written to.
@@ -198,70 +195,61 @@ _STORES = {ClusterBackend.CACHE: StoreContent.CACHE, ClusterBackend.STORE: Store
 # -- the planes of each mode -----------------------------------------------------------------------
 
 _READ_ONLY_CACHE = "the cluster's registry is a read-only cache"
-_ONLY_PULLS = f"user {RegistryUser.RO} may pull and nothing else"
-
-
-def _serves(asker: str) -> str:
-    return f"this address serves {asker} and takes nothing in"
-
-
+_ONLY_PULLS = f"user {RegistryUser.RO} may only pull"
+_PASSES_ON = "the route through the cluster only passes reads on to the external registry"
 _SERVED = {
-    Plane.CRI: _serves("the nodes' pulls"),
-    Plane.API: _serves("components of the cluster"),
-    Plane.REPLICA: _serves("replication"),
+    Plane.CRI: "this address only serves the nodes' pulls and accepts no writes",
+    Plane.API: "this address only serves the cluster's components and accepts no writes",
+    Plane.REPLICA: "this address only serves replication and accepts no writes",
 }
-_PASSES_ON = "the way through the cluster only passes reads on to the external registry"
 _UPSTREAM = (Role.UPSTREAM,)
 _PUSHED = PlaneRow(_UPSTREAM, writes=True)
-
-_UNMANAGED_PLANES = MappingProxyType(
-    {
-        **{plane: PlaneRow(_UPSTREAM, refusal=refusal) for plane, refusal in _SERVED.items()},
-        Plane.OPERATOR: _PUSHED,
-    }
-)
-_DIRECT_PLANES = MappingProxyType(
-    {
-        Plane.CRI: PlaneRow(_UPSTREAM, refusal="containerd only reads"),
-        Plane.API: PlaneRow(
-            (Role.SERVICE,),
-            refusal=_PASSES_ON,
-            no_catalogue="the in-cluster pass-through grants pulls only",
-        ),
-        Plane.OPERATOR: _PUSHED,
-        Plane.REPLICA: PlaneRow(_UPSTREAM, refusal=_PASSES_ON),
-    }
-)
 
 
 def _through_replicas(door: Role, refusal: str) -> PlaneRow:
     return PlaneRow((door, Role.MASTER), RegistryUser.RO, refusal=refusal, no_catalogue=_ONLY_PULLS)
 
 
-_PROXY_PLANES = MappingProxyType(
-    {
-        Plane.CRI: _through_replicas(Role.BALANCER, _READ_ONLY_CACHE),
-        Plane.API: _through_replicas(Role.SERVICE, _READ_ONLY_CACHE),
-        # The upstream takes pushes under its own name; the logical one would mean a cache.
-        Plane.OPERATOR: PlaneRow(_UPSTREAM, writes=True, refusal=_READ_ONLY_CACHE),
-        Plane.REPLICA: PlaneRow(_UPSTREAM, refusal=_READ_ONLY_CACHE),
-    }
+def _planes(
+    cri: PlaneRow, api: PlaneRow, operator: PlaneRow, replica: PlaneRow
+) -> Mapping[Plane, PlaneRow]:
+    return MappingProxyType(dict(zip(Plane, (cri, api, operator, replica), strict=True)))
+
+
+_UNMANAGED_PLANES = _planes(
+    PlaneRow(_UPSTREAM, refusal=_SERVED[Plane.CRI]),
+    PlaneRow(_UPSTREAM, refusal=_SERVED[Plane.API]),
+    _PUSHED,
+    PlaneRow(_UPSTREAM, refusal=_SERVED[Plane.REPLICA]),
 )
-_LOCAL_PLANES = MappingProxyType(
-    {
-        Plane.CRI: _through_replicas(Role.BALANCER, _SERVED[Plane.CRI]),
-        Plane.API: _through_replicas(Role.SERVICE, _SERVED[Plane.API]),
-        # Without a public domain, images are pushed to a master.
-        Plane.OPERATOR: PlaneRow((Role.PUBLIC,), RegistryUser.RW, RegistryUser.RW, writes=True),
-        # A replica reads its peers as the puller, and writes its own store as the pusher.
-        Plane.REPLICA: PlaneRow(
-            (Role.MASTER,),
-            RegistryUser.MIRROR_PULLER,
-            RegistryUser.MIRROR_PUSHER,
-            writes=True,
-            refusal=_SERVED[Plane.REPLICA],
-        ),
-    }
+_DIRECT_PLANES = _planes(
+    PlaneRow(_UPSTREAM, refusal="containerd only reads"),
+    PlaneRow(
+        (Role.SERVICE,), refusal=_PASSES_ON, no_catalogue="the in-cluster proxy grants pulls only"
+    ),
+    _PUSHED,
+    PlaneRow(_UPSTREAM, refusal=_PASSES_ON),
+)
+_PROXY_PLANES = _planes(
+    _through_replicas(Role.BALANCER, _READ_ONLY_CACHE),
+    _through_replicas(Role.SERVICE, _READ_ONLY_CACHE),
+    # The upstream takes pushes under its own name; the logical one would mean a cache.
+    PlaneRow(_UPSTREAM, writes=True, refusal=_READ_ONLY_CACHE),
+    PlaneRow(_UPSTREAM, refusal=_READ_ONLY_CACHE),
+)
+_LOCAL_PLANES = _planes(
+    _through_replicas(Role.BALANCER, _SERVED[Plane.CRI]),
+    _through_replicas(Role.SERVICE, _SERVED[Plane.API]),
+    # Without a public domain, images are pushed to a master.
+    PlaneRow((Role.PUBLIC,), RegistryUser.RW, RegistryUser.RW, writes=True),
+    # A replica reads its peers as the puller, and writes its own store as the pusher.
+    PlaneRow(
+        (Role.MASTER,),
+        RegistryUser.MIRROR_PULLER,
+        RegistryUser.MIRROR_PUSHER,
+        writes=True,
+        refusal=_SERVED[Plane.REPLICA],
+    ),
 )
 
 # -- switches and conditions -----------------------------------------------------------------------
@@ -274,13 +262,11 @@ WITH_SAVED_PARAMETERS: Final = frozenset({_C.IMAGES, _C.TRANSITION, _C.REGISTRY_
 """What the deprecated kind of Unmanaged does only while parameters of an earlier mode are saved."""
 
 
-def _to(
-    direct: str, proxy: str, local: str, unmanaged: str, legacy: str
-) -> dict[ModeKind, Verdict]:
+def _to(*cells: str) -> Mapping[ModeKind, Verdict]:
     words = {"yes": Verdict.SWITCH, "other": Verdict.PARAMETERS, "same": Verdict.NOTHING}
     words |= {"no": Verdict.FORBIDDEN, "docs": Verdict.UNDOCUMENTED}
-    cells = zip(ModeKind, (direct, proxy, local, unmanaged, legacy), strict=True)
-    return {kind: words[cell] for kind, cell in cells}
+    verdicts = {kind: words[cell] for kind, cell in zip(ModeKind, cells, strict=True)}
+    return MappingProxyType(verdicts)
 
 
 TABLE: Final[Mapping[ModeKind, ModeRow]] = MappingProxyType(

@@ -1,7 +1,6 @@
 """How a cluster reaches its images: the registry's settings, and how to get at its replicas.
 
-However settings are made, by `RegistrySettings.load` or by their constructors, all rules hold
-afterwards, and one error tells all that is wrong. Secrets show in no `repr`, dump or message.
+All rules hold for constructors too. Secrets show in no `repr`, dump or message.
 """
 
 from __future__ import annotations
@@ -35,10 +34,10 @@ class Account:
 class ClusterAccess:
     """Where a cluster's registry replicas are, whom to trust there, and who we are.
 
-    `masters` are addresses (InternalIP) without a port, in the order in which to try them. `ca` is
-    the module's own authority in PEM. `public_host` is `registry.<PUBLIC_DOMAIN>`, None where the
-    cluster has no public domain; clients trust `public_ca` there beside the system's roots. Leave
-    out what the mode and plane at hand do not need.
+    `masters` are addresses (InternalIP) without a port, in the order of trying; `ca` is the
+    module's own authority in PEM. Clients trust `public_ca` at `public_host`
+    (`registry.<PUBLIC_DOMAIN>`) beside the system's roots. Leave out what the mode and plane at
+    hand do not need.
     """
 
     masters: tuple[str, ...] = ()
@@ -98,7 +97,9 @@ _DOCUMENT = object()
 """The context in which what is validated was written by people."""
 
 
-class _Frozen(BaseModel):
+class CamelModel(BaseModel):
+    """Frozen, with keys as Kubernetes spells them, and no others. Its errors quote no value."""
+
     model_config = ConfigDict(
         frozen=True,
         extra="forbid",
@@ -107,6 +108,8 @@ class _Frozen(BaseModel):
         hide_input_in_errors=True,
     )
 
+
+class _Section(CamelModel):
     @classmethod
     def _by_key(cls, data: Mapping[Any, Any], info: ValidationInfo) -> dict[str, Any]:
         """The given fields by their names in documents. Only programs may also use ours."""
@@ -116,7 +119,7 @@ class _Frozen(BaseModel):
         return {aliases.get(str(key), str(key)): value for key, value in data.items()}
 
 
-class UpstreamSection(_Frozen):
+class UpstreamSection(_Section):
     """The section of a mode that has an upstream.
 
     Raises:
@@ -189,11 +192,11 @@ _SECTION_TYPES: dict[str, type[UpstreamSection]] = {
 }
 
 
-class RegistrySettings(_Frozen):
+class RegistrySettings(_Section):
     """How a cluster reaches its images: the mode, and the section that belongs to it.
 
-    `legacy` is not a field of documents: in the deprecated kind of Unmanaged it has the settings of
-    the installation (`InitConfiguration`), if they are known.
+    `legacy` is not a field of documents: it has the settings of the installation, if they are
+    known, in the deprecated kind of Unmanaged.
 
     Raises:
         InvalidSettingsError: a rule is broken; `findings` has all of them.
@@ -210,74 +213,58 @@ class RegistrySettings(_Frozen):
     def _check(cls, data: Any, info: ValidationInfo) -> Any:
         if isinstance(data, RegistrySettings):
             return data
-        findings: list[Mistake] = []
         if not isinstance(data, Mapping):
             raise InvalidSettingsError([Mistake("registry", module_config.no_mapping(data))])
-        given = cls._by_key(data, info)
-        legacy = given.pop("legacy", None)
-        if legacy is not None and not isinstance(legacy, UpstreamSection):
-            given["legacy"] = legacy  # known to programs, and no field of a document
-        findings += module_config.registry("registry.", given)
+        keys = cls._by_key(data, info)
+        legacy = keys.get("legacy")
+        if legacy is None or isinstance(legacy, UpstreamSection):
+            keys.pop("legacy", None)  # known to programs, and not a field of a document
+        findings = [*module_config.registry("registry.", keys)]
+        given = {key: value for key, value in keys.items() if value is not None}
         for name, kind in _SECTION_TYPES.items():
             section = given.get(name)
-            if section is None:
-                given.pop(name, None)
-            elif not isinstance(section, kind):
+            if section is not None and not isinstance(section, kind):
                 findings += kind._inspect(f"registry.{name}.", section, info)[1]
         if legacy is not None and not module_config.may_be_legacy(given):
             findings.append(_TWICE)
         if findings:
             raise InvalidSettingsError(findings)
-        if given.get("mode") is None:
-            given.pop("mode", None)
         return given if legacy is None else {**given, "legacy": legacy}
 
     @classmethod
     def load(cls, source: Path | str | Mapping[str, Any]) -> RegistrySettings:
         """Settings from a file (`Path`), from YAML text (`str`), or from a mapping.
 
-        Each may be a whole ModuleConfig `deckhouse`, its `settings`, the `registry` section
-        itself, or an InitConfiguration. A file or text may hold several documents, of which
-        others are passed over.
+        That is a whole ModuleConfig `deckhouse`, its `settings`, the `registry` section itself, or
+        an InitConfiguration; other documents of a file or text are ignored.
 
         Raises:
             InvalidSettingsError: a rule is broken; `findings` has all of them.
             InputError: the file cannot be read, is not YAML, or has no registry settings.
         """
         found = find_registry(source)
-        where = str(source) if isinstance(source, Path) else ""
-        findings = list(found.findings)
-        legacy = None
-        settings = None
+        findings, legacy = list(found.findings), None
         if found.init is not None:
-            legacy, wrong = cls._installed_with(found.init)
+            given, wrong = init_fields(found.init)
+            try:
+                legacy = UpstreamSection.model_validate(given)
+            except InvalidSettingsError as err:
+                wrong += (Mistake(INIT_PATHS.get(path, path), said) for path, said in err.findings)
+            if wrong:
+                legacy = None
             findings += wrong
+        registry = found.registry
+        if registry is None:
+            registry = {} if legacy is None else {"legacy": legacy}
+        elif legacy is not None:
+            findings.append(_TWICE)
         try:
-            if found.registry is not None and legacy is not None:
-                findings.append(_TWICE)
-            settings = cls.model_validate(
-                found.registry
-                if found.registry is not None
-                else ({} if legacy is None else {"legacy": legacy}),
-                context=_DOCUMENT,
-            )
+            settings = cls.model_validate(registry, context=_DOCUMENT)
         except InvalidSettingsError as err:
             findings += map(Mistake._make, err.findings)
-        if findings or settings is None:
-            raise InvalidSettingsError(findings, where)
+        if findings:
+            raise InvalidSettingsError(findings, str(source) if isinstance(source, Path) else "")
         return settings
-
-    @staticmethod
-    def _installed_with(
-        deckhouse: Mapping[str, Any],
-    ) -> tuple[UpstreamSection | None, list[Mistake]]:
-        given, findings = init_fields(deckhouse)
-        try:
-            section = UpstreamSection.model_validate(given)
-        except InvalidSettingsError as err:
-            findings += (Mistake(INIT_PATHS.get(path, path), said) for path, said in err.findings)
-            return None, findings
-        return None if findings else section, findings
 
     @property
     def kind(self) -> ModeKind:

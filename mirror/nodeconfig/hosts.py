@@ -1,17 +1,14 @@
 """containerd's `hosts.toml`: the mirrors from which a node pulls what an image reference names.
 
-One directory per host of references; in it one table per mirror, in the order of trying. In a
-transition the old mirrors come first and the new ones follow, so nothing that worked stops working.
-Deckhouse's containerd knows two more keys than the stock one: `rewrite` and `auth`.
-`Containerd.STOCK` tells what replaces them.
+One folder per host of references; in it one table per mirror, in the order of trying.
 """
 
 from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import PurePosixPath
 from types import MappingProxyType
@@ -117,26 +114,15 @@ def mirrors_of(
 def join_mirrors(old: HostMirrors, new: HostMirrors) -> dict[str, tuple[HostMirror, ...]]:
     """The mirrors of a transition: the old ones, then the new.
 
-    A new mirror with the same registry and path takes the old one's place (a changed password or
-    CA). The same registry with another path is another mirror: the old path serves until the end.
+    A new one with the same registry and path takes the old one's place (a changed password or CA).
     """
     joined = dict(old)
     for host, fresh in new.items():
         mirrors = {mirror.key: mirror for mirror in joined.get(host, ())}
-        mirrors.update(
-            (mirror.key, mirror) for mirror in fresh
-        )  # keeps the place of what it replaces
+        # This keeps the place of what it replaces.
+        mirrors.update((mirror.key, mirror) for mirror in fresh)
         joined[host] = tuple(mirrors.values())
     return joined
-
-
-@dataclass(frozen=True, slots=True)
-class _Entry:
-    """A mirror as one table of the file."""
-
-    mirror: HostMirror
-    url: str
-    override_path: bool = False
 
 
 def render_hosts(
@@ -146,10 +132,9 @@ def render_hosts(
     node: Node,
     sources: Mapping[str, str] = MappingProxyType({}),
 ) -> Tree:
-    """The directory tree of `/etc/containerd/registry.d`, with the list of managed directories.
+    """The tree of `/etc/containerd/registry.d`, with the list of managed directories.
 
-    `sources` are other registries (of module sources) that are asked directly: host → CA in PEM.
-    The mode's own mirrors for the same host take precedence.
+    `sources` are other registries, asked directly: host → CA in PEM. The mode's own mirrors win.
     """
     others = {
         checked_registry_host(host, "module source"): checked_authority(ca, f"CA of {host}")
@@ -160,15 +145,14 @@ def render_hosts(
     for host, row in mirrors.items():
         folder = constants.CONTAINERD_HOSTS / checked_registry_host(host, "host of references")
         tables: dict[str, dict[str, Any]] = {}
-        for entry in _entries(row, containerd, node):
-            table = _table(entry, containerd)
-            if entry.mirror.ca is not None and entry.url.startswith("https://"):
-                path = folder / f"{_file_stem(entry.url)}-ca.crt"
-                files[path] = RenderedFile(entry.mirror.ca.encode(), PUBLIC)
+        for url, mirror, table in _tables(row, containerd, node):
+            if mirror.ca is not None and url.startswith("https://"):
+                path = folder / f"{_file_stem(url)}-ca.crt"
+                files[path] = RenderedFile(mirror.ca.encode(), PUBLIC)
                 table["ca"] = [places.on_node(path)]
-            if entry.url in tables:
-                raise ValueError(f"two mirrors of {host} have the address {entry.url}")
-            tables[entry.url] = table
+            if url in tables:
+                raise ValueError(f"two mirrors of {host} have the address {url}")
+            tables[url] = table
         # containerd reads the order of the tables in the file, and dicts keep it.
         secret = any(mirror.account is not None for mirror in row)
         content = tomli_w.dumps({"host": tables}).encode()
@@ -200,10 +184,8 @@ def needing_relay(mirrors: HostMirrors, containerd: Containerd) -> tuple[HostMir
     """The mirrors that this containerd cannot express; the node's relay serves them."""
     if containerd is Containerd.DECKHOUSE:
         return ()
-    found = {
-        mirror.key: mirror for row in mirrors.values() for mirror in row if _needs_relay(mirror)
-    }
-    return tuple(found.values())
+    every = (mirror for row in mirrors.values() for mirror in row)
+    return tuple({mirror.key: mirror for mirror in every if _prefix(mirror) is None}.values())
 
 
 def relay_slot(mirror: HostMirror) -> str:
@@ -212,29 +194,40 @@ def relay_slot(mirror: HostMirror) -> str:
     return f"to-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
 
-def _entries(row: Sequence[HostMirror], containerd: Containerd, node: Node) -> list[_Entry]:
-    if containerd is Containerd.STOCK:
-        return [_stock_entry(mirror, node) for mirror in row]
-    entries = []
+def _tables(
+    row: Sequence[HostMirror], containerd: Containerd, node: Node
+) -> Iterator[tuple[str, HostMirror, dict[str, Any]]]:
+    """Each mirror with its address and its table of the file, but without its authority."""
     for place, mirror in enumerate(row):
         url = f"{mirror.scheme}://{mirror.host}"
-        # A table's name is an address and must be unique. containerd adds `/v2` to one that does
-        # not end so: both spellings mean one registry, and the older mirror gets the longer one.
-        if any(later.server == mirror.server for later in row[place + 1 :]):
-            url += "/v2"
-        entries.append(_Entry(mirror, url))
-    return entries
-
-
-def _stock_entry(mirror: HostMirror, node: Node) -> _Entry:
-    if _needs_relay(mirror):
-        url = f"http://{node.relay}/{relay_slot(mirror)}/v2"
-        return _Entry(replace(mirror, scheme="http", ca=None), url)
-    url = f"{mirror.scheme}://{mirror.host}"
-    prefix = _prefix(mirror)
-    return (
-        _Entry(mirror, f"{url}/v2/{prefix}", override_path=True) if prefix else _Entry(mirror, url)
-    )
+        table: dict[str, Any] = {"capabilities": ["pull", "resolve"]}
+        prefix = _prefix(mirror)
+        if containerd is Containerd.DECKHOUSE:
+            # A table's name is an address and must be unique. containerd adds `/v2` to one that
+            # does not end so: both spellings mean one registry, and the older mirror gets the
+            # longer one.
+            if any(later.server == mirror.server for later in row[place + 1 :]):
+                url += "/v2"
+            if mirror.scheme == "http":
+                # A stock one of recent versions would take it as a wish for TLS, and try that.
+                table["skip_verify"] = True
+        elif prefix is None:
+            url = f"http://{node.relay}/{relay_slot(mirror)}/v2"
+        elif prefix:
+            url += f"/v2/{prefix}"
+            table["override_path"] = True
+        if mirror.account is not None:
+            login = f"{mirror.account.name}:{mirror.account.password.get_secret_value()}"
+            token = base64.b64encode(login.encode()).decode()
+            if containerd is Containerd.STOCK:
+                table["header"] = {"Authorization": f"Basic {token}"}
+            else:
+                table["auth"] = {"auth": token}
+        if containerd is Containerd.DECKHOUSE and mirror.path is not None:
+            # `${1}` is the slash or the end: what follows the prefix stays as it is.
+            replacement = f"{mirror.path}${{1}}" if mirror.path else "${1}"
+            table["rewrite"] = [{"regex": PREFIX_REGEX, "replace": replacement}]
+        yield url, mirror, table
 
 
 def _prefix(mirror: HostMirror) -> str | None:
@@ -244,32 +237,6 @@ def _prefix(mirror: HostMirror) -> str | None:
     if mirror.path.endswith(f"/{LOGICAL_PATH}"):
         return mirror.path.removesuffix(f"/{LOGICAL_PATH}")
     return None
-
-
-def _needs_relay(mirror: HostMirror) -> bool:
-    return _prefix(mirror) is None
-
-
-def _table(entry: _Entry, containerd: Containerd) -> dict[str, Any]:
-    mirror = entry.mirror
-    table: dict[str, Any] = {"capabilities": ["pull", "resolve"]}
-    if mirror.scheme == "http" and containerd is Containerd.DECKHOUSE:
-        # A stock one of recent versions would take it as a wish for TLS and try that first.
-        table["skip_verify"] = True
-    if entry.override_path:
-        table["override_path"] = True
-    if mirror.account is not None:
-        login = f"{mirror.account.name}:{mirror.account.password.get_secret_value()}"
-        token = base64.b64encode(login.encode()).decode()
-        if containerd is Containerd.STOCK:
-            table["header"] = {"Authorization": f"Basic {token}"}
-        else:
-            table["auth"] = {"auth": token}
-    if containerd is Containerd.DECKHOUSE and mirror.path is not None:
-        # `${1}` is the slash or the end: what follows the prefix stays as it is.
-        replacement = f"{mirror.path}${{1}}" if mirror.path else "${1}"
-        table["rewrite"] = [{"regex": PREFIX_REGEX, "replace": replacement}]
-    return table
 
 
 def _file_stem(url: str) -> str:

@@ -4,19 +4,12 @@ The **balancer** passes TCP through and reads no TLS: certificates and logins st
 and replica. It leaves out a replica that refuses a connection for ten seconds. The **relay**
 rewrites paths for clients that cannot do so: stock containerd on a node, and the API plane where
 the registry is not Deckhouse's fork. Logins, challenges and redirects pass through it unchanged; it
-only reads. nginx's format has no library that writes it, so `values` has checked every value.
+only reads. nginx's format has no library that writes it, so every value is checked before.
 
-Each has a static pod of its own. When the manifest of a static pod changes, the kubelet ends all of
-its containers and starts the new ones some ten seconds later. One pod for both would take away the
-old way and the new one at once in a switch between Direct mode behind a relay and a mode behind the
-balancer. So each manifest depends only on what its own nginx reads, and carries no version of the
-whole configuration. The balancer's file is the same in every mode, so no switch restarts it. A
-relay restarts where its upstream changes; from the first restart to the last its file has the ways
-of both sides.
-
-Each pod runs the file that was rendered, `nginx_new.conf` for the balancer. An `nginx.conf` beside
-it would be a copy that a reloader has tested; these pods have no reloader, and a restart in the
-middle of a switch could pick the older of two files.
+Each has a static pod of its own, which runs the file as rendered. When a static pod's manifest
+changes, the kubelet ends its containers and starts the new ones some ten seconds later. So a
+manifest depends only on what its own nginx reads: no switch restarts the balancer, and a relay
+restarts only where its upstream changes, with the ways of both sides in between.
 """
 
 from __future__ import annotations
@@ -30,20 +23,9 @@ from typing import Any
 from mirror.errors import RenderingError
 from mirror.modes import constants
 from mirror.modes.constants import LOGICAL_PATH
+from mirror.nodeconfig import pods
 from mirror.nodeconfig.cluster import Node, NodePaths
 from mirror.nodeconfig.hosts import HostMirror, relay_slot
-from mirror.nodeconfig.pods import (
-    HASH_ANNOTATION,
-    config_hash,
-    container,
-    host_path,
-    http_get,
-    manifest,
-    probes,
-    security,
-    tcp,
-    yaml_file,
-)
 from mirror.nodeconfig.tree import (
     PUBLIC,
     RenderedFile,
@@ -60,9 +42,8 @@ from mirror.nodeconfig.tree import (
 class Nginx:
     """What differs between installations of nginx. The defaults suit an image of nginx.
 
-    `modules` are paths of modules to load, which packages keep apart: Debian's stream module is
-    `/usr/lib/nginx/modules/ngx_stream_module.so`. `runtime` is a folder that nginx may write to,
-    for its pid file and the relay's temporary files.
+    `modules` are paths of modules to load, such as Debian's ngx_stream_module.so. `runtime` is a
+    folder that nginx may write to.
     """
 
     modules: tuple[str, ...] = ()
@@ -170,27 +151,17 @@ class Relayed:
     """A file of certificates to trust in the system's place."""
 
 
-@dataclass(frozen=True, slots=True)
-class RelayTls:
-    """Files of the relay's own certificate."""
-
-    certificate: str
-    key: str
-
-
 def relay_conf(
-    listen: str, registries: Sequence[Relayed], nginx: Nginx, tls: RelayTls | None = None
+    listen: str, registries: Sequence[Relayed], nginx: Nginx, pair: tuple[str, str] | None = None
 ) -> bytes:
-    """A relay on `listen` (host:port, or a port for all addresses), with TLS if there is a pair."""
+    """A relay on `listen` (host:port, or a port); `pair` are its certificate's and key's files."""
     own = ""
-    if tls is not None:
-        own = (
-            f"    ssl_certificate {checked_file_path(tls.certificate, 'certificate')};\n"
-            f"    ssl_certificate_key {checked_file_path(tls.key, 'key')};\n"
-        )
+    if pair is not None:
+        certificate, key = (checked_file_path(path, "file of a certificate") for path in pair)
+        own = f"    ssl_certificate {certificate};\n    ssl_certificate_key {key};\n"
     return _RELAY.substitute(
         runtime=nginx.runtime,
-        listen=listen if tls is None else f"{listen} ssl",
+        listen=listen if pair is None else f"{listen} ssl",
         tls=own,
         locations="\n".join(_locations(one, nginx) for one in registries),
         logical=LOGICAL_PATH,
@@ -252,7 +223,7 @@ def balancer_files(node: Node, nodes: Sequence[Node], nginx: Nginx, image: str |
         return files
     # It lives while it accepts, and is ready while it leads to a replica: a restart would not bring
     # a master back. A request for "/" needs no login.
-    ready = http_get("HTTPS", "127.0.0.1", node.ports.balancer, "/")
+    ready = pods.http_get("HTTPS", "127.0.0.1", node.ports.balancer, "/")
     pod = _pod("balancer", node, files, nginx, image, ready)
     return files | {constants.BALANCER_POD: pod}
 
@@ -305,26 +276,26 @@ def _pod(
             f"only read, found {runtime}; give another, such as /tmp"
         )
     arguments = ["nginx", "-e", "stderr", "-c", str(config), "-g", "daemon off;"]
-    one = container(
+    one = pods.container(
         "nginx",
         image,
         # As the command: an image's own entry point may try to write configuration.
         {"command": arguments},
-        probes=probes(tcp("127.0.0.1", port), ready),
+        probes=pods.probes(pods.tcp("127.0.0.1", port), ready),
         # At its path on the node, so that the paths in the file are valid.
         mounts={"config": str(folder), "runtime": str(runtime)},
         writable={"runtime"},
     )
-    pod = manifest(
+    pod = pods.manifest(
         name,
         # Never the labels of the Service, which must lead only to replicas.
         {"component": name},
-        {HASH_ANNOTATION: config_hash(files)},
+        {pods.HASH_ANNOTATION: pods.config_hash(files)},
         {
-            "securityContext": security(USER),
+            "securityContext": pods.security(USER),
             "terminationGracePeriodSeconds": GRACE_S,
             "containers": [one],
-            "volumes": [host_path("config", folder), {"name": "runtime", "emptyDir": {}}],
+            "volumes": [pods.host_path("config", folder), {"name": "runtime", "emptyDir": {}}],
         },
     )
-    return yaml_file(pod, PUBLIC)
+    return pods.yaml_file(pod, PUBLIC)

@@ -1,8 +1,6 @@
 """All configuration of a mode, or of the transition between two: a function of values.
 
-`render` gives the files of each node and of the in-cluster proxy; `write_cluster` puts them below a
-folder, one tree per node. A transition keeps the old mirrors before the new ones, and the services
-of both sides: nothing goes away before its successor serves.
+A transition keeps the old mirrors before the new ones, and the services of both sides.
 """
 
 from __future__ import annotations
@@ -19,44 +17,10 @@ from mirror.errors import RenderingError
 from mirror.modes import constants
 from mirror.modes.constants import RegistryUser
 from mirror.modes.settings import ClusterAccess, ProxySection, RegistrySettings, Upstream
+from mirror.nodeconfig import hosts, pods, proxies, services
 from mirror.nodeconfig.cluster import Node, NodePaths, Ports, check_nodes
-from mirror.nodeconfig.hosts import (
-    Containerd,
-    HostMirror,
-    join_mirrors,
-    mirrors_of,
-    needing_relay,
-    render_hosts,
-    upstream_mirror,
-)
 from mirror.nodeconfig.pki import KeyPair
-from mirror.nodeconfig.pods import (
-    Images,
-    config_hash,
-    notes_of_pods,
-    static_pod,
-    yaml_file,
-)
-from mirror.nodeconfig.proxies import (
-    Nginx,
-    Relayed,
-    RelayTls,
-    balancer_files,
-    relay_conf,
-    relay_files,
-)
 from mirror.nodeconfig.service_secrets import ServiceSecrets, hashed
-from mirror.nodeconfig.services import (
-    Distribution,
-    ServiceConfig,
-    cache_config,
-    in_cluster_auth,
-    in_cluster_config,
-    local_config,
-    peers_of,
-    replica_auth,
-    replication_config,
-)
 from mirror.nodeconfig.tree import (
     PUBLIC,
     SECRET,
@@ -76,10 +40,10 @@ IN_CLUSTER = _SERVICES / "in-cluster"
 class RenderOptions:
     """For which programs, and where they run. The defaults are a Deckhouse cluster's."""
 
-    containerd: Containerd = Containerd.DECKHOUSE
-    distribution: Distribution = Distribution.DECKHOUSE
-    nginx: Nginx = field(default_factory=Nginx)
-    images: Images = field(default_factory=Images)
+    containerd: hosts.Containerd = hosts.Containerd.DECKHOUSE
+    distribution: services.Distribution = services.Distribution.DECKHOUSE
+    nginx: proxies.Nginx = field(default_factory=proxies.Nginx)
+    images: pods.Images = field(default_factory=pods.Images)
     """A static pod whose images are not given is not written."""
     environment: Mapping[str, str] = field(default_factory=dict)
     """HTTP_PROXY, HTTPS_PROXY, NO_PROXY of caches."""
@@ -102,7 +66,7 @@ class RenderOptions:
             return NodePaths()
         return NodePaths(self.in_place_root / tree, in_place=True)
 
-    def nginx_in(self, folder: PurePosixPath, places: NodePaths) -> Nginx:
+    def nginx_in(self, folder: PurePosixPath, places: NodePaths) -> proxies.Nginx:
         """nginx as it runs from `folder`: in place, several of them share one machine."""
         if not places.in_place:
             return self.nginx
@@ -124,7 +88,9 @@ class Rendered:
     """What a flavour cannot do of what was asked for, in sentences."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "nodes", MappingProxyType(dict(self.nodes)))
+        nodes = {name: MappingProxyType(dict(tree)) for name, tree in self.nodes.items()}
+        object.__setattr__(self, "nodes", MappingProxyType(nodes))
+        object.__setattr__(self, "in_cluster", MappingProxyType(dict(self.in_cluster)))
 
 
 def render(
@@ -199,7 +165,7 @@ class _Rendering:
         version = self._version({**trees, **drafts}, in_cluster)
         for name, pod in self._pods(trees, version).items():
             trees[name] |= pod
-        notes += notes_of_pods(
+        notes += pods.notes_of_pods(
             self.options.images,
             tuple(trees.values()),
             services=service is not None,
@@ -212,7 +178,7 @@ class _Rendering:
         """SHA-256 of all files, keyed: it is public, and must not help to guess passwords."""
         digest = hmac.new(self.kept.http_secret.encode(), digestmod=hashlib.sha256)
         for name, tree in sorted([*trees.items(), ("", in_cluster)]):
-            digest.update(f"{name}\0{config_hash(tree)}\0".encode())
+            digest.update(f"{name}\0{pods.config_hash(tree)}\0".encode())
         return digest.hexdigest()
 
     @property
@@ -234,13 +200,13 @@ class _Rendering:
         """All files of a node but the manifest of its services."""
         places, options = self.options.places(f"nodes/{node.name}"), self.options
         mirrors = self._mirrors(node, self.sides)
-        files = dict(render_hosts(mirrors, places, options.containerd, node, options.sources))
+        files = dict(hosts.render_hosts(mirrors, places, options.containerd, node, options.sources))
         files |= self._relay_tree(node, self.sides)
         service = self._service
         if service is None:
             return files
         nginx = options.nginx_in(constants.BALANCER_CONFIG, places)
-        files |= balancer_files(node, self.nodes, nginx, options.images.nginx)
+        files |= proxies.balancer_files(node, self.nodes, nginx, options.images.nginx)
         if node.master:
             if node.registry == node.balancer:
                 raise RenderingError(
@@ -254,19 +220,19 @@ class _Rendering:
 
     def _mirrors(
         self, node: Node, sides: Sequence[RegistrySettings]
-    ) -> dict[str, tuple[HostMirror, ...]]:
+    ) -> dict[str, tuple[hosts.HostMirror, ...]]:
         reader = self.kept.users[RegistryUser.RO].account
-        mirrors: dict[str, tuple[HostMirror, ...]] = {}
+        mirrors: dict[str, tuple[hosts.HostMirror, ...]] = {}
         for side in sides:
-            new = mirrors_of(side, node, self.kept.trusted, reader)
-            mirrors = join_mirrors(mirrors, new)
+            new = hosts.mirrors_of(side, node, self.kept.trusted, reader)
+            mirrors = hosts.join_mirrors(mirrors, new)
         return mirrors
 
     def _relay_tree(self, node: Node, sides: Sequence[RegistrySettings]) -> Tree:
         places = self.options.places(f"nodes/{node.name}")
         nginx = self.options.nginx_in(constants.BALANCER_CONFIG, places)
-        behind = needing_relay(self._mirrors(node, sides), self.options.containerd)
-        return relay_files(node, behind, places, nginx, self.options.images.nginx)
+        behind = hosts.needing_relay(self._mirrors(node, sides), self.options.containerd)
+        return proxies.relay_files(node, behind, places, nginx, self.options.images.nginx)
 
     def _relay_restarts(self, node: Node, tree: Tree) -> bool:
         """Whether the pod of the node's relay changes against the time before the transition."""
@@ -276,15 +242,19 @@ class _Rendering:
     # -- the services of a master --------------------------------------------------------------
 
     def _service_files(
-        self, node: Node, service: RegistrySettings, places: NodePaths, config: ServiceConfig
+        self,
+        node: Node,
+        service: RegistrySettings,
+        places: NodePaths,
+        config: services.ServiceConfig,
     ) -> dict[PurePosixPath, RenderedFile]:
         kept, options, base = self.kept, self.options, constants.SERVICE_CONFIG
         leaves = kept.nodes[node.name]
         users = {user: kept.users[user] for user in service.kind.row.users}
-        auth = replica_auth(node, places, users, own_port=self._own_port)
+        auth = services.replica_auth(node, places, users, own_port=self._own_port)
         files = {
-            base / "distribution/config.yaml": yaml_file(config.document),
-            base / "auth/config.yaml": yaml_file(auth),
+            base / "distribution/config.yaml": pods.yaml_file(config.document),
+            base / "auth/config.yaml": pods.yaml_file(auth),
             constants.PKI_CONFIG / "ca.crt": RenderedFile(kept.trusted.encode()),
             **_pair(constants.PKI_CONFIG / "auth", leaves.auth),
             **_pair(constants.PKI_CONFIG / "distribution", leaves.distribution),
@@ -296,15 +266,15 @@ class _Rendering:
             text = checked_authority(options.ingress_client_ca, "ingress client CA")
             files[constants.PKI_CONFIG / "ingress-client-ca.crt"] = RenderedFile(text.encode())
         if self._replicated:
-            peers = peers_of(node, self.nodes)
-            replication = replication_config(node, peers, places, kept.accounts())
-            files[base / "mirrorer/config.yaml"] = yaml_file(replication)
+            peers = services.peers_of(node, self.nodes)
+            replication = services.replication_config(node, peers, places, kept.accounts())
+            files[base / "mirrorer/config.yaml"] = pods.yaml_file(replication)
         return files
 
     @property
     def _own_port(self) -> bool:
         """Whether clients reach the token server under a port of its own."""
-        return self.options.distribution is Distribution.STOCK
+        return self.options.distribution is services.Distribution.STOCK
 
     def _pods(
         self, trees: Mapping[str, Tree], version: str
@@ -313,29 +283,29 @@ class _Rendering:
         service, images = self._service, self.options.images
         if service is None or not images.serve(replication=self._replicated):
             return {}
-        pods = {}
+        made = {}
         for node in (one for one in self.nodes if one.master):
             places = self.options.places(f"nodes/{node.name}")
             files = trees[node.name].items()
             read = {path: one for path, one in files if path.is_relative_to(_SERVICES)}
-            pod = static_pod(
+            pod = pods.static_pod(
                 node,
                 images,
-                config_hash(read),
+                pods.config_hash(read),
                 version,
                 token_host=node.address if self._own_port else "127.0.0.1",
                 replication=self._replicated,
                 environment=self._registry_config(node, service, places).environment,
             )
-            pods[node.name] = {constants.STATIC_POD: yaml_file(pod, PUBLIC)}
-        return pods
+            made[node.name] = {constants.STATIC_POD: pods.yaml_file(pod, PUBLIC)}
+        return made
 
     def _registry_config(
         self, node: Node, service: RegistrySettings, places: NodePaths
-    ) -> ServiceConfig:
+    ) -> services.ServiceConfig:
         flavour, http_secret = self.options.distribution, self.kept.http_secret
         if service.kind.row.holds_own_images:
-            return local_config(
+            return services.local_config(
                 node,
                 places,
                 flavour,
@@ -347,12 +317,14 @@ class _Rendering:
         if upstream is None:
             raise ValueError("a cache has an upstream")
         ttl = service.proxy.ttl if isinstance(service.proxy, ProxySection) else None
-        config = cache_config(node, places, flavour, http_secret, upstream, ttl=ttl)
+        config = services.cache_config(node, places, flavour, http_secret, upstream, ttl=ttl)
         environment = {
             name: checked_secret(value, name)
             for name, value in sorted(self.options.environment.items())
         }
-        return ServiceConfig(config.document, environment | config.environment, config.notes)
+        return services.ServiceConfig(
+            config.document, environment | config.environment, config.notes
+        )
 
     # -- the in-cluster proxy ------------------------------------------------------------------
 
@@ -363,24 +335,28 @@ class _Rendering:
             return {}
         kept, options, places = self.kept, self.options, self.options.places("in-cluster")
         ports = options.in_cluster_ports
-        mirror = upstream_mirror(upstream, upstream.path)  # checks every value
+        mirror = hosts.upstream_mirror(upstream, upstream.path)  # checks every value
         files = _pair(IN_CLUSTER / "distribution", kept.in_cluster.distribution)
         if upstream.ca is not None:
             files[IN_CLUSTER / "upstream-ca.crt"] = _authority(upstream)
-        if options.distribution is Distribution.STOCK:
+        if options.distribution is services.Distribution.STOCK:
             at = partial(places.config, "in-cluster")
             authority = None if upstream.ca is None else at("upstream-ca.crt")
-            tls = RelayTls(at("distribution.crt"), at("distribution.key"))
+            pair = (at("distribution.crt"), at("distribution.key"))
             nginx = options.nginx_in(IN_CLUSTER, places)
-            content = relay_conf(str(ports.registry), [Relayed(mirror, "", authority)], nginx, tls)
+            content = proxies.relay_conf(
+                str(ports.registry), [proxies.Relayed(mirror, "", authority)], nginx, pair
+            )
             files[IN_CLUSTER / "relay.conf"] = RenderedFile(content)
             return files
         account = upstream.account
         user = None if account is None else hashed(account, salt=_salt(kept, account.name))
-        config = in_cluster_config(places, kept.http_secret, upstream, ports)
+        config = services.in_cluster_config(places, kept.http_secret, upstream, ports)
         return files | {
-            IN_CLUSTER / "distribution.yaml": yaml_file(config.document),
-            IN_CLUSTER / "auth.yaml": yaml_file(in_cluster_auth(places, user, ports.token)),
+            IN_CLUSTER / "distribution.yaml": pods.yaml_file(config.document),
+            IN_CLUSTER / "auth.yaml": pods.yaml_file(
+                services.in_cluster_auth(places, user, ports.token)
+            ),
             IN_CLUSTER / "ca.crt": RenderedFile(kept.trusted.encode()),
             **_pair(IN_CLUSTER / "auth", kept.in_cluster.auth),
             **_pair(IN_CLUSTER / "token", kept.token),

@@ -1,10 +1,7 @@
 """What is written on nodes: rendered files as values, the thin writer, and the checks of values.
 
-A file gets its mode before its first byte, and its name only when it is complete. Removal touches
-only files that the module itself has placed; stores and directories made by people stay.
-
-Programs that run as root, and shell scripts, read these files. So a value is written only if it is
-exactly what its place is for; quoting by the library that writes the format comes on top.
+Removal touches only files that the module itself has placed. Programs that run as root read these
+files, so a value is written only if it is exactly what its place is for.
 """
 
 from __future__ import annotations
@@ -19,7 +16,7 @@ from pathlib import Path, PurePosixPath
 
 from mirror.documents import parse_json
 from mirror.durable import make_folder, os_errors, write_if_changed
-from mirror.errors import FileSystemError, InvalidCertificateError, RenderingError
+from mirror.errors import InvalidCertificateError, RenderingError
 from mirror.modes import constants
 from mirror.nodeconfig.pki import clean_pem
 
@@ -41,44 +38,17 @@ class RenderedFile:
 Tree = Mapping[PurePosixPath, RenderedFile]
 """Absolute paths of one node (or of the in-cluster proxy) → files."""
 
+_SERVICES = ("auth", "distribution", "mirrorer")
+_IN_CLUSTER = constants.SERVICE_CONFIG / "in-cluster"
+_KEYS = (f"{name}.{kind}" for name in ("auth", "distribution", "token") for kind in ("crt", "key"))
+_PAIRS = ("ca.crt", "upstream-ca.crt", *_KEYS)
 OWN_FILES: tuple[PurePosixPath, ...] = (
     *constants.STATIC_PODS,  # before the files that their containers read
-    *(
-        constants.SERVICE_CONFIG / name
-        for name in ("auth/config.yaml", "distribution/config.yaml", "mirrorer/config.yaml")
-    ),
-    *(
-        constants.PKI_CONFIG / name
-        for name in (
-            "ca.crt",
-            "auth.crt",
-            "auth.key",
-            "distribution.crt",
-            "distribution.key",
-            "token.crt",
-            "token.key",
-            "ingress-client-ca.crt",
-            "upstream-ca.crt",
-        )
-    ),
+    *(constants.SERVICE_CONFIG / f"{name}/config.yaml" for name in _SERVICES),
+    *(constants.PKI_CONFIG / name for name in (*_PAIRS, "ingress-client-ca.crt")),
     constants.BALANCER_FILE,
     constants.RELAY_FILE,
-    *(
-        constants.SERVICE_CONFIG / "in-cluster" / name
-        for name in (
-            "distribution.yaml",
-            "auth.yaml",
-            "relay.conf",
-            "ca.crt",
-            "auth.crt",
-            "auth.key",
-            "distribution.crt",
-            "distribution.key",
-            "token.crt",
-            "token.key",
-            "upstream-ca.crt",
-        )
-    ),
+    *(_IN_CLUSTER / name for name in ("distribution.yaml", "auth.yaml", "relay.conf", *_PAIRS)),
 )
 """The files outside containerd's directory that are the module's own: gone when not rendered."""
 
@@ -112,36 +82,36 @@ class Placed:
 
     def clean(self) -> TreeChanges:
         """Remove what the tree no longer has; then, last, forget it."""
-        removed = [*_remove_hosts(self.root, self.former_hosts), *_remove_own(self.root, self.tree)]
+        removed = [*_remove_hosts(self.root, self.former_hosts)]
+        gone = (path for path in OWN_FILES if path not in self.tree)
+        removed += (path for path in gone if _unlink(_below(self.root, path)))
         stale = list(_stale_authorities(self.root, self.tree, self.hosts))
-        kept = tuple(one for one in stale if self._was_named(one))
+        # What a hosts.toml that this run replaced names beside it.
+        kept = tuple(
+            one
+            for one in stale
+            if one.name.encode() in self.replaced.get(one.parent / "hosts.toml", b"")
+        )
         removed += (one for one in stale if one not in kept and _unlink(_below(self.root, one)))
         state_path = constants.CONTAINERD_HOSTS_STATE
         on_disk = _below(self.root, state_path)
-        written, unchanged = [*self.written], [*self.unchanged]
+        written, unchanged = {*self.written}, {*self.unchanged}
         if listed := self.tree.get(state_path):
             # It was made with the former hosts still in it, if there were any.
-            fresh = write_file(on_disk, listed) or state_path in written
-            if fresh and state_path not in written:
-                written.append(state_path)
-            elif not fresh:
-                unchanged.append(state_path)
+            if write_file(on_disk, listed):
+                written.add(state_path)
+            unchanged |= {state_path} - written
         elif _unlink(on_disk):
             removed.append(state_path)
         return TreeChanges(tuple(sorted(written)), tuple(sorted(unchanged)), tuple(removed), kept)
 
-    def _was_named(self, authority: PurePosixPath) -> bool:
-        """Whether a hosts.toml that this run replaced names this file beside it."""
-        return authority.name.encode() in self.replaced.get(authority.parent / "hosts.toml", b"")
-
 
 def place_tree(tree: Tree, root: Path) -> Placed:
-    """Write the module's files below `root` and remove nothing yet.
-
-    Readers see the old route or the new one. Unchanged files keep their times.
-    """
+    """Write files below `root` and remove nothing yet: readers see the old route or the new one."""
     state_path = constants.CONTAINERD_HOSTS_STATE
-    before = _managed_hosts(_below(root, state_path))
+    on_disk = _below(root, state_path)
+    known = _content(on_disk)
+    before = () if known is None else _host_names(known, str(on_disk))
     after: tuple[str, ...] = ()
     written: list[PurePosixPath] = []
     unchanged: list[PurePosixPath] = []
@@ -150,7 +120,7 @@ def place_tree(tree: Tree, root: Path) -> Placed:
     if listed := tree.get(state_path):
         after = _host_names(listed.content, str(state_path))
         union = RenderedFile(hosts_state(sorted({*before, *after})), listed.mode)
-        if write_file(_below(root, state_path), union):
+        if write_file(on_disk, union):
             written.append(state_path)
     modes: dict[PurePosixPath, set[int]] = {}
     for path, file in tree.items():
@@ -201,17 +171,11 @@ def write_file(path: Path, file: RenderedFile) -> bool:
 
 
 def _content(path: Path) -> bytes | None:
-    try:
-        return path.read_bytes()
-    except FileNotFoundError:
-        return None
-    except OSError as err:
-        raise FileSystemError(f"cannot read {path}: {err.strerror}") from err
-
-
-def _managed_hosts(path: Path) -> tuple[str, ...]:
-    content = _content(path)
-    return () if content is None else _host_names(content, str(path))
+    with os_errors(path, "read"):
+        try:
+            return path.read_bytes()
+        except FileNotFoundError:
+            return None
 
 
 def _host_names(content: bytes, where: str) -> tuple[str, ...]:
@@ -234,22 +198,14 @@ def _remove_hosts(root: Path, hosts: frozenset[str]) -> Iterator[PurePosixPath]:
     for host in sorted(hosts):
         path = constants.CONTAINERD_HOSTS / host
         folder = _below(root, path)
-        try:
+        with os_errors(folder, "remove"):
             if folder.is_symlink():
                 folder.unlink()
             elif folder.is_dir():
                 shutil.rmtree(folder)
             else:
                 continue
-        except OSError as err:
-            raise FileSystemError(f"cannot remove {folder}: {err.strerror}") from err
         yield path
-
-
-def _remove_own(root: Path, tree: Tree) -> Iterator[PurePosixPath]:
-    for path in OWN_FILES:
-        if path not in tree and _unlink(_below(root, path)):
-            yield path
 
 
 def _stale_authorities(root: Path, tree: Tree, hosts: tuple[str, ...]) -> Iterator[PurePosixPath]:
@@ -262,12 +218,11 @@ def _stale_authorities(root: Path, tree: Tree, hosts: tuple[str, ...]) -> Iterat
 
 
 def _unlink(path: Path) -> bool:
-    try:
-        path.unlink()
-    except (FileNotFoundError, NotADirectoryError):
-        return False
-    except OSError as err:
-        raise FileSystemError(f"cannot remove {path}: {err.strerror}") from err
+    with os_errors(path, "remove"):
+        try:
+            path.unlink()
+        except (FileNotFoundError, NotADirectoryError):
+            return False
     return True
 
 
@@ -282,19 +237,16 @@ _IMAGE = re.compile(r"[0-9A-Za-z.:/_-]+(@sha256:[0-9a-f]{64})?", re.ASCII)
 
 def checked_node_name(text: str) -> str:
     """A Kubernetes node's name (a DNS subdomain)."""
-    if len(text) > 253 or not _NAME.fullmatch(text):
-        raise _refused("node name", text, "lower-case letters, digits, '-' and '.', as in master-0")
-    return text
+    expected = "lower-case letters, digits, '-' and '.', as in master-0"
+    return _checked(text, "node name", expected, len(text) <= 253 and _NAME.fullmatch(text))
 
 
 def checked_address(text: str, where: str) -> str:
     """An IP address without a port, in its canonical form."""
-    try:
-        found = ipaddress.ip_address(text)
-    except ValueError:
-        raise _refused(where, text, "an IP address, as in 10.0.0.1") from None
-    if found.is_unspecified or found.is_multicast:
-        raise _refused(where, text, "the address of one node")
+    _checked(text, where, "an IP address, as in 10.0.0.1", is_address(text))
+    found = ipaddress.ip_address(text)
+    is_one = not found.is_unspecified and not found.is_multicast
+    _checked(text, where, "the address of one node", is_one)
     return str(found)
 
 
@@ -309,8 +261,8 @@ def is_address(text: str) -> bool:
 
 def checked_port(number: int, where: str) -> int:
     """A TCP port."""
-    if isinstance(number, bool) or not 1 <= number <= 65535:
-        raise _refused(where, str(number), "a port from 1 to 65535")
+    is_port = not isinstance(number, bool) and 1 <= number <= 65535
+    _checked(str(number), where, "a port from 1 to 65535", is_port)
     return number
 
 
@@ -321,8 +273,8 @@ def host_port(host: str, number: int) -> str:
 
 def checked_registry_host(text: str, where: str) -> str:
     """A registry's host with its port, if it has one."""
-    if not _HOST.fullmatch(text) or ".." in text:
-        raise _refused(where, text, "host or host:port, as in registry.example:5000")
+    is_host = _HOST.fullmatch(text) and ".." not in text
+    _checked(text, where, "host or host:port, as in registry.example:5000", is_host)
     if ":" in text:
         checked_port(int(text.rpartition(":")[2]), where)
     return text
@@ -330,30 +282,25 @@ def checked_registry_host(text: str, where: str) -> str:
 
 def checked_repository_path(text: str, where: str) -> str:
     """The path of a repository without a slash around it; empty is a registry's root."""
-    if text and (not _REPOSITORY.fullmatch(text) or {".", ".."} & set(text.split("/"))):
-        raise _refused(where, text, "names with '/' between them, as in deckhouse/ee")
-    return text
+    is_path = not text or (_REPOSITORY.fullmatch(text) and not {".", ".."} & {*text.split("/")})
+    return _checked(text, where, "names with '/' between them, as in deckhouse/ee", is_path)
 
 
 def checked_scheme(text: str, where: str) -> str:
     """`http` or `https`."""
-    if text not in {"http", "https"}:
-        raise _refused(where, text, "http or https")
-    return text
+    return _checked(text, where, "http or https", text in {"http", "https"})
 
 
 def checked_file_path(text: str, where: str) -> str:
     """An absolute path without anything that a shell or nginx could take for syntax."""
-    if not _PATH.fullmatch(text) or ".." in text.split("/"):
-        raise _refused(where, text, "an absolute path of letters, digits and . _ - / : @ = +")
-    return text
+    expected = "an absolute path of letters, digits and . _ - / : @ = +"
+    is_path = _PATH.fullmatch(text) and ".." not in text.split("/")
+    return _checked(text, where, expected, is_path)
 
 
 def checked_image(text: str, where: str) -> str:
     """A container's image."""
-    if not _IMAGE.fullmatch(text):
-        raise _refused(where, text, "an image reference")
-    return text
+    return _checked(text, where, "an image reference", _IMAGE.fullmatch(text))
 
 
 def checked_secret(text: str, where: str) -> str:
@@ -384,7 +331,9 @@ def checked_authority(pem: str, where: str) -> str:
         raise RenderingError(str(err)) from err
 
 
-def _refused(where: str, found: str, expected: str) -> RenderingError:
-    return RenderingError(
-        f"{where}: expected {expected}, found {found!r}; correct it and try again"
-    )
+def _checked(text: str, where: str, expected: str, is_good: object) -> str:
+    if not is_good:
+        raise RenderingError(
+            f"{where}: expected {expected}, found {text!r}; correct it and try again"
+        )
+    return text

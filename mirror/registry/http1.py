@@ -226,13 +226,13 @@ class Response:
     def __init__(
         self, connection: Connection, method: str, url: str, authorization: str | None
     ) -> None:
-        self._connection = connection
+        self._connection: Connection | None = connection
         self.method, self.url, self.authorization = method, url, authorization
         self.status, self.headers, self._keeps = connection.head()
-        pieces = self._framed(method)
+        pieces = self._framed(connection)
         self._pieces: Iterator[bytes] = pieces or iter(())
         if pieces is None:
-            connection.done(keep=self._keeps)
+            self._done(keep=self._keeps)
 
     def pieces(self) -> Iterator[bytes]:
         """The body as it arrives, in pieces that belong to the caller.
@@ -245,16 +245,21 @@ class Response:
         except WireError as err:
             err.url = self.url
             raise
-        self._connection.done(keep=self._keeps)
+        self._done(keep=self._keeps)
 
     def close(self) -> None:
         """Let go of the connection. It serves again if the body was read to its end."""
-        self._connection.done(keep=False)
+        self._done(keep=False)
 
-    def _framed(self, method: str) -> Iterator[bytes] | None:
+    def _done(self, *, keep: bool) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:  # else it may serve another request by now
+            connection.done(keep=keep)
+
+    def _framed(self, connection: Connection) -> Iterator[bytes] | None:
         """How the body ends; None if there is none."""
-        connection, headers = self._connection, self.headers
-        if method == "HEAD" or self.status in (204, 304):
+        headers = self.headers
+        if self.method == "HEAD" or self.status in (204, 304):
             return None
         if (coding := headers.get("transfer-encoding")) is not None:
             if coding.lower() != "chunked":
@@ -277,11 +282,11 @@ class Connection:
         self._buffer = b""
         self._patience: Patience
         self._wait: Wait
-        self._in_use = self._is_broken = False
+        self._is_broken = False
 
     def send(self, head: bytes, body: Body | None, patience: Patience) -> None:
         """Send a request. A server that will not take all of it may have answered already."""
-        self._in_use, self._patience = True, patience
+        self._patience = patience
         self._wait = Wait(patience.stall_s, patience.check, late=Fault.WRITE_LATE)
         self._wait.broken = Fault.BROKEN
         pieces = iter(body.opened()) if body is not None else iter(())
@@ -356,10 +361,8 @@ class Connection:
             yield piece
 
     def done(self, *, keep: bool) -> None:
-        """The request is over; later calls do nothing."""
-        if self._in_use:
-            self._in_use = False
-            self._give_back(self, keep and not self._buffer)
+        """The request is over."""
+        self._give_back(self, keep and not self._buffer)
 
     def _receive(self, most: int, *, least: int = 1) -> bytes:
         wait = self._wait

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,7 +24,6 @@ from mirror.events import (
     TagDone,
     TransferStarted,
     Warned,
-    serialised,
 )
 
 if TYPE_CHECKING:
@@ -38,8 +38,14 @@ def progress(stream: TextIO | None = None, *, quiet: bool = False) -> Iterator[O
     """
     stream = stream or sys.stderr
     listener = _Bars(stream) if stream.isatty() and not quiet else _Lines(stream, quiet=quiet)
+    lock = threading.Lock()
+
+    def hear(event: Event) -> None:
+        with lock:
+            listener(event)
+
     try:
-        yield serialised(listener)
+        yield hear
     finally:
         listener.close()
 
@@ -116,7 +122,7 @@ class _Lines:
         self._stream, self._quiet = stream, quiet
         self._moved = _Moved()
         self._total = self._done = 0
-        self._told_at = 0.0
+        self._reported_at = 0.0
 
     def __call__(self, event: Event) -> None:
         match event:
@@ -129,15 +135,15 @@ class _Lines:
             case TransferStarted(blobs, size, manifests, tags, beside):
                 if not beside:
                     self._total = self._done = 0
-                self._total, self._told_at = self._total + size, time.monotonic()
+                self._total, self._reported_at = self._total + size, time.monotonic()
                 self._say(
                     f"{beside}{': ' if beside else ''}{blobs} blobs ({size_text(size)})"
                     + (f", {manifests} manifests, {tags} tags" if manifests or tags else "")
                 )
             case BytesMoved() | BlobDone():
                 self._done += self._moved.advance(event)
-                if time.monotonic() - self._told_at >= self._INTERVAL_S:
-                    self._told_at = time.monotonic()
+                if time.monotonic() - self._reported_at >= self._INTERVAL_S:
+                    self._reported_at = time.monotonic()
                     share = self._done / self._total if self._total else 1.0
                     self._say(f"{share:4.0%}  {size_text(self._done)} of {size_text(self._total)}")
             case PhaseAdvanced() | ManifestDone() | TagDone():

@@ -19,7 +19,7 @@ from mirror.oci import Digest, Verifier
 from mirror.registry import RegistryReader
 from mirror.run import PerItemErrors, Run
 from mirror.sync.inventory import Inventory, InventoryBuilder, RepositoryContent
-from mirror.sync.observation import Depth, Item, Observation, items_of
+from mirror.sync.observation import Depth, Item, Observation, items_of, speaks_of_damage
 
 
 class Place(Protocol):
@@ -215,11 +215,16 @@ class _Look:
             for digest, path in manifests.items()
         ]
         outcomes = self._questions.ask_all(readings, lambda one: one[1]())
-        return {
-            digest: outcome
-            for (digest, _), outcome in zip(readings, outcomes, strict=True)
-            if outcome is not None
-        }
+        damaged: dict[Digest, MirrorError] = {}
+        for (digest, _), outcome in zip(readings, outcomes, strict=True):
+            if outcome is None:
+                continue
+            if speaks_of_damage(outcome):
+                damaged[digest] = outcome
+            else:
+                path = blobs[digest][0] if digest in blobs else manifests[digest]
+                self._unclear[Item(path, digest, is_blob=digest in blobs)] = outcome
+        return damaged
 
 
 def read_blob(

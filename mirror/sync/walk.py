@@ -246,11 +246,10 @@ class _Walker:
         }
         self._referrers_seen.update(remembered)
         fresh = [one for one in found if one not in remembered]
-        if fresh and self._has_referrers is None:  # one question settles it for all
-            answer = self._questions.ask(lambda: self._asked_referrers(fresh[0]))
-            self._has_referrers = isinstance(answer, list)
-            self._note_referrers(fresh.pop(0), answer)
-        if self._has_referrers:
+        if fresh and self._has_referrers is None:  # one clear answer settles it for all
+            one = fresh.pop(0)
+            self._note_referrers(one, self._questions.ask(lambda: self._asked_referrers(one)))
+        if self._has_referrers is not False:
             answers = self._questions.ask_all(
                 fresh, self._asked_referrers, title=_title("referrers")
             )
@@ -263,10 +262,13 @@ class _Walker:
         return None if found is None else [child.descriptor.digest for child in found]
 
     def _note_referrers(self, one: _Held, answer: list[Digest] | MirrorError | None) -> None:
-        if isinstance(answer, list):
-            self._referrers_seen[one] = tuple(answer)
-        elif isinstance(answer, MirrorError) and self._has_referrers:
+        if isinstance(answer, MirrorError):
             self._unclear[Item(*one)] = answer
+            return
+        if self._has_referrers is None:
+            self._has_referrers = answer is not None
+        if answer is not None:
+            self._referrers_seen[one] = tuple(answer)
 
 
 def _title(what: str) -> str:

@@ -8,14 +8,15 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from mirror.documents import document
 from mirror.errors import MirrorError, NotFoundError, UnreachableError
 from mirror.oci import Digest
 from mirror.operations.leader import Leader, adopt, choose_leader, may_move
 from mirror.operations.replicate import Outcome, ReplicaResult, SyncOptions
 from mirror.operations.sync import LeaderAudit, sync_replicas
-from mirror.operations.trees import ask_at_once
+from mirror.operations.trees import ask_at_once, walk_tree
 from mirror.run import Run
-from mirror.sync import Inventory
+from mirror.sync import Inventory, make_plan
 from mirror.sync.observation import Depth, Failure
 from mirror.sync.observe import observe
 from mirror.sync.publication_state import Published, read_statement, statement_digest
@@ -35,9 +36,9 @@ class CycleResult:
     """What one cycle found and did about one replica.
 
     `declared` is how many manifests and blobs the leader declares, `verified` how many of them the
-    replica is known to hold; both None where the leader could not be asked. `sent` in bytes.
-    `leader` names the registry that the cycle followed; None where there was none. `bug` is the
-    exception that ended the cycle if that was not a `MirrorError`.
+    replica is known to hold; None where that is unknown. `sent` in bytes. `leader` names the
+    registry that the cycle followed. `bug` is an exception other than a `MirrorError`, which ended
+    it.
     """
 
     level: CheckLevel
@@ -61,24 +62,14 @@ class CycleResult:
 
     def to_document(self) -> dict[str, Any]:
         """As JSON values."""
-        return {
-            "complete": self.complete,
-            "depth": str(self.level),
-            "leader": self.leader,
-            "generation": self.generation,
-            "leaderGeneration": self.leader_generation,
-            "declaredDigests": self.declared,
-            "verifiedDigests": self.verified,
-            "bytes": self.sent,
-            "errors": list(self.errors),
-        }
+        return document(
+            *(self, "complete", "depth=level", "leader", "generation", "leader_generation"),
+            *("declaredDigests=declared", "verifiedDigests=verified", "bytes=sent", "errors"),
+        )
 
 
 class Replicator:
-    """Looks after replicas; one thread per replica calls it (`daemon.Cycle`).
-
-    `leader` is a name in `trees`, or `auto`: the registry that states the highest generation.
-    """
+    """Looks after replicas, one thread each; `leader` is a name in `trees`, or `auto`."""
 
     def __init__(
         self, trees: Mapping[str, RegistryTree], leader: str, *, prune: bool = False, jobs: int = 4
@@ -87,14 +78,20 @@ class Replicator:
         self._silent = _Silent()
         self._lock = threading.Lock()
         self._stated: Published | None = None  # under the lock: the statement that was read last
+        self._unstated = False  # whether the leader stated nothing when it was last asked
         self._memories = {tree.name: Memory(may_move) for tree in trees.values()}
 
     def __call__(self, replica: str, level: CheckLevel, run: Run) -> CycleResult:
         """Bring `replica` up to date."""
         tree, run = self._trees[replica], run.quietly().with_jobs(self._jobs)
         unasked: tuple[Failure, ...] = ()
+        if level is not CheckLevel.STATEMENT:
+            for memory in self._memories.values():
+                memory.forget()
         if self._leader != AUTO:
             leader = self._trees[self._leader]
+            if level is CheckLevel.STATEMENT and (equal := self._walked_equal(leader, tree, run)):
+                return equal
         else:
             if level is CheckLevel.STATEMENT and (equal := self._all_equal(tree, run)):
                 return equal
@@ -145,10 +142,9 @@ class Replicator:
         return leader, (*resting, *unasked)
 
     def _all_equal(self, tree: RegistryTree, run: Run) -> CycleResult | None:
-        """The result if every registry states what was read last: one request per registry.
+        """The result if every registry states what was read last; else None. One request each.
 
-        None if one of them states something else. A peer that does not answer is reported, and
-        counts as unchanged.
+        A peer that does not answer is reported, and counts as unchanged.
         """
         with self._lock:
             known = self._stated
@@ -157,12 +153,7 @@ class Replicator:
         asked, unasked = self._asked()
         if tree not in asked:
             return None
-        answers = ask_at_once(
-            asked,
-            lambda one: statement_digest(one),
-            patience_s=_PATIENCE_S,
-            run=run,
-        )
+        answers = ask_at_once(asked, statement_digest, patience_s=_PATIENCE_S, run=run)
         for one, answer in zip(asked, answers, strict=True):
             error = answer if isinstance(answer, MirrorError) else None
             self._silent.note(one.name, error)
@@ -182,6 +173,27 @@ class Replicator:
             verified=declared,
         )
 
+    def _walked_equal(
+        self, leader: RegistryTree, tree: RegistryTree, run: Run
+    ) -> CycleResult | None:
+        """The result if `leader` still states nothing and `tree` has all that its tags name."""
+        if leader is tree or not self._unstated or statement_digest(leader.within(run)) is not None:
+            return None
+        wanted, here = (
+            walk_tree(one.within(run), memory=self._memories[one.name], run=run).complete()
+            for one in (leader, tree)
+        )
+        if wanted.failures or here.failures or make_plan(wanted.held, here.held):
+            return None
+        declared = count(wanted.held)
+        return CycleResult(
+            CheckLevel.STATEMENT,
+            complete=True,
+            leader=leader.name,
+            declared=declared,
+            verified=declared,
+        )
+
     def _audited(self, tree: RegistryTree, level: CheckLevel, run: Run) -> ReplicaResult:
         """Compare the replica that leads with its own statement."""
         options = SyncOptions(audit=level is CheckLevel.AUDIT, deep=level is CheckLevel.DEEP)
@@ -195,9 +207,6 @@ class Replicator:
     def _adopted(self, tree: RegistryTree, level: CheckLevel, run: Run) -> CycleResult:
         """No registry states anything: copy what other tools pushed and no tag contradicts."""
         peers = [one for one in self._trees.values() if one is not tree]
-        if level is not CheckLevel.STATEMENT:
-            for memory in self._memories.values():
-                memory.forget()
         done = adopt(tree, peers, memories=self._memories, run=run)
         declared = count(done.inventory)
         return CycleResult(
@@ -221,6 +230,7 @@ class Replicator:
         run: Run,
     ) -> CycleResult:
         published = self._published(leader.within(run))
+        self._unstated = published is None
         declared = count(published.statement.inventory) if published else None
         complete = not result.failures
         return CycleResult(

@@ -287,7 +287,7 @@ def test_the_library_takes_the_client_of_a_cluster_where_it_takes_one_of_a_regis
         storage = stand.registry.storage
         assert isinstance(storage, MemoryStorage)
         storage.delete_tag(f"{LOGICAL_PATH}/install", "v1.70.0")
-        with pytest.raises(ForbiddenByModeError, match="takes nothing in; push to"):
+        with pytest.raises(ForbiddenByModeError, match="accepts no writes; push to"):
             push(reader, RegistryTree(client, client.root))
 
 

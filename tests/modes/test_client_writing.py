@@ -60,7 +60,7 @@ def everywhere() -> ClusterAccess:
     ("mode", "plane", "reason", "instead"),
     [
         ("Unmanaged", Plane.CRI, "the nodes' pulls", f"external registry itself, {UPSTREAM}"),
-        ("Unmanaged", Plane.API, "components of the", f"external registry itself, {UPSTREAM}"),
+        ("Unmanaged", Plane.API, "cluster's components", f"external registry itself, {UPSTREAM}"),
         ("Direct", Plane.CRI, "containerd only reads", f"external registry itself, {UPSTREAM}"),
         ("Direct", Plane.API, "only passes reads on", f"external registry itself, {UPSTREAM}"),
         ("Proxy", Plane.CRI, "read-only cache", f"external registry itself, {UPSTREAM}"),
@@ -76,7 +76,7 @@ def everywhere() -> ClusterAccess:
         (
             "Local",
             Plane.API,
-            "components of the",
+            "cluster's components",
             PUSH,
         ),
         (
@@ -117,10 +117,10 @@ def test_a_cluster_without_a_known_domain_is_told_the_form_of_the_address() -> N
     ("mode", "plane", "reason"),
     [
         ("Direct", Plane.API, "grants pulls only"),
-        ("Proxy", Plane.CRI, "user ro may pull"),
-        ("Proxy", Plane.API, "user ro may pull"),
-        ("Local", Plane.CRI, "user ro may pull"),
-        ("Local", Plane.API, "user ro may pull"),
+        ("Proxy", Plane.CRI, "user ro may only pull"),
+        ("Proxy", Plane.API, "user ro may only pull"),
+        ("Local", Plane.CRI, "user ro may only pull"),
+        ("Local", Plane.API, "user ro may only pull"),
     ],
 )
 def test_who_may_only_pull_cannot_list_the_repositories(

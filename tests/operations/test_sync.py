@@ -30,9 +30,8 @@ from mirror.reports.registries import sync_summary
 from mirror.run import Cancellation, Run
 from mirror.sync import Inventory, InventoryBuilder, MemoryStore
 from mirror.sync.plan import tags_of
-from mirror.sync.publication import announce
+from mirror.sync.publication import TRIAL, announce
 from mirror.sync.publication_state import PENDING, read_state, statement_digest
-from mirror.sync.removal import TRIAL
 from mirror.sync.statement import (
     ARTIFACT_TYPE,
     GENERATION,
@@ -474,6 +473,23 @@ def test_a_statement_is_kept_where_no_tag_turns(two: list[Replica]) -> None:
         report = sync_replicas(unstated.tree, [replica.tree])
     assert report.exit_code != 0
     assert digest_of(replica) == stated
+
+
+def test_a_blob_that_may_not_be_read_is_no_damage(two: list[Replica]) -> None:
+    """A refusal proves nothing about the bytes, so nothing is sent over them."""
+    leader, replica = two
+    sync_replicas(leader.tree, [replica.tree])
+    refused = max(STORE.inventory().blob_sizes())
+    replica.registry.faults.add(Fault(Answer(403), "GET", f"/blobs/{refused}", times=None))
+    replica.registry.requests.clear()
+    report = sync_replicas(leader.tree, [replica.tree], deep=True)
+    assert report.exit_code == DeniedError.exit_code
+    (result,) = report.replicas
+    assert [type(one.error) for one in result.failures] == [DeniedError]
+    assert str(refused) in result.failures[0].item
+    assert result.damaged == result.healed == ()
+    assert replica.registry.requests.count("POST") == 0
+    assert digest_of(replica) == digest_of(leader)
 
 
 def test_what_cannot_be_mended_is_named_and_the_replica_states_nothing_any_more(

@@ -181,6 +181,16 @@ def test_a_connection_is_kept_if_nothing_speaks_against_it(
         assert end.kept == [kept]
 
 
+def test_an_answer_that_is_closed_late_leaves_the_next_one_its_connection() -> None:
+    with line() as end:
+        first = end.ask(b"HTTP/1.1 204 No\r\n\r\n", ends=False)
+        second = end.ask(b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nabc")
+        first.close()
+        assert end.kept == [True]
+        assert b"".join(second.pieces()) == b"abc"
+        assert end.kept == [True, True]
+
+
 def test_a_connection_whose_answer_was_not_read_is_not_kept() -> None:
     with line() as end:
         end.ask(b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nabc").close()

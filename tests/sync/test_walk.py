@@ -12,8 +12,8 @@ from mirror.oci.manifest import OCI_MANIFEST, descriptor_json
 from mirror.run import Cancellation, Run
 from mirror.sync import Gap, Inventory, MemoryStore, make_plan, transfer
 from mirror.sync.observation import Observation
-from mirror.sync.tree import RegistrySource, RegistryTarget, below
-from mirror.sync.walk import walk
+from mirror.sync.tree import RegistrySource, RegistryTarget
+from mirror.sync.walk import Memory, walk
 from mirror.testing import Answer, EmbeddedRegistry, Fault
 from tests.support.inventories import (
     Item,
@@ -23,7 +23,7 @@ from tests.support.inventories import (
     sample_store,
     without,
 )
-from tests.support.places import client_of
+from tests.support.places import below, client_of
 
 STORE = sample_store()
 
@@ -291,6 +291,26 @@ def test_referrers_that_cannot_be_listed_are_told_of(embedded_registry: Embedded
     assert [one.item for one in seen.failures] == [f"manifest modules/console@{digest}"]
     assert "/referrers/" in str(seen.failures[0])
     assert seen.held == STORE.inventory()
+
+
+def test_an_error_about_the_first_referrers_does_not_count_as_no_api(
+    embedded_registry: EmbeddedRegistry,
+) -> None:
+    store = MemoryStore()
+    image = put_image(store, "install", "v1")
+    signature = put_signature(store, "install", image)
+    fill(embedded_registry, store)
+    memory = Memory(lambda _path, _tag: False)
+    broken = Fault(Answer(500), "GET", "/referrers/", times=None)
+    embedded_registry.faults.add(broken)
+    with client_of(embedded_registry) as client:
+        source = RegistrySource(client, below("root"))
+        first = walk(source, ["install"], memory=memory).complete()
+        assert [str(one.item) for one in first.failures] == [f"manifest install@{image}"]
+        embedded_registry.faults.clear()
+        second = walk(source, ["install"], memory=memory).complete()
+    assert second.failures == ()
+    assert set(second.held.repository("install").manifests) == {image, signature}
 
 
 def test_each_question_is_told_of_as_progress(embedded_registry: EmbeddedRegistry) -> None:

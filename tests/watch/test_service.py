@@ -181,7 +181,7 @@ def test_all_that_is_wrong_with_a_settings_file_is_told_at_once(tmp_path: Path) 
     config = tmp_path / "watch.yaml"
     config.write_text("interval: soon\njitter: 7\nregistries: {a: {address: a.example}}\n")
     call_mirror("sync", "--watch", "--config", config).failed(
-        2, "registries:", "interval: 'soon' is no duration", "jitter:"
+        2, "registries:", "interval: 'soon' is not a duration", "jitter:"
     )
 
 

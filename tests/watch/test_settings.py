@@ -102,12 +102,12 @@ def test_what_the_mirrorer_would_have_passed_over_is_told(
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"leader": "d"}, "leader: 'd' is none of the registries (a, b, c)"),
-        ({"this": "d"}, "this: 'd' is none of the registries"),
-        ({"replicas": ["b", "x"]}, "replicas: 'x' is none of the registries"),
+        ({"leader": "d"}, "leader: 'd' is not one of the registries (a, b, c)"),
+        ({"this": "d"}, "this: 'd' is not one of the registries"),
+        ({"replicas": ["b", "x"]}, "replicas: 'x' is not one of the registries"),
         ({"replicas": ["a"]}, "a is the leader, which follows nobody"),
-        ({"interval": "10 minutes"}, "'10 minutes' is no duration; write 30s, 5m, 1h30m or 2d"),
-        ({"interval": ""}, "'' is no duration"),
+        ({"interval": "10 minutes"}, "'10 minutes' is not a duration; write 30s, 5m, 1h30m or 2d"),
+        ({"interval": ""}, "'' is not a duration"),
         ({"interval": True}, "a duration is needed"),
         ({"interval": 0}, "interval: Input should be greater than 0"),
         ({"jitter": 0.9}, "jitter: Input should be less than or equal to 0.5"),
