@@ -16,7 +16,7 @@ from typing import Any
 from mirror.bundle.archive import NO_OMISSIONS, Compressed, Omissions
 from mirror.bundle.reader import BundleReader
 from mirror.bundle.seekable import SeekableFile
-from mirror.documents import document
+from mirror.documents import json_value
 from mirror.layout import (
     KINDS,
     component_of,
@@ -28,9 +28,25 @@ from mirror.layout import (
 from mirror.oci import Digest
 from mirror.sync import Inventory, ManifestNode, RepositoryContent, union
 
+_KEYS = {
+    "media_type": "mediaType",
+    "own": "ownBytes",
+    "shared": "sharedBytes",
+    "size": "bytes",
+    "untagged": "untaggedBytes",
+}
+"""Fields that have another name in JSON."""
+
+
+class _Values:
+    __slots__: tuple[str, ...] = ()
+
+    def to_document(self) -> dict[str, Any]:
+        return {_KEYS.get(name, name): json_value(getattr(self, name)) for name in self.__slots__}
+
 
 @dataclass(frozen=True, slots=True)
-class ComponentInsight:
+class ComponentInsight(_Values):
     """The platform, a module, a package and so on, over all its repositories.
 
     `versions` are newest first. `channels` maps each to the versions that it leads to: those that
@@ -47,12 +63,9 @@ class ComponentInsight:
     def __post_init__(self) -> None:
         object.__setattr__(self, "channels", MappingProxyType(dict(self.channels)))
 
-    def to_document(self) -> dict[str, Any]:
-        return document(self, "kind", "name", "versions", "channels", "images", "bytes=size")
-
 
 @dataclass(frozen=True, slots=True)
-class ImageInsight:
+class ImageInsight(_Values):
     """One image (or index, or artifact) of a repository, with all the tags that name it.
 
     `size` is everything that it reaches; `own` is the part that no other image of its repository
@@ -75,12 +88,9 @@ class ImageInsight:
         """Its names, or the start of its digest where it goes by that alone."""
         return ", ".join(self.names) or f"{self.digest.algorithm}:{self.digest.encoded[:12]}"
 
-    def to_document(self) -> dict[str, Any]:
-        return document(self, "digest", "tags", "bytes=size", "ownBytes=own", "layers")
-
 
 @dataclass(frozen=True, slots=True)
-class RepositoryInsight:
+class RepositoryInsight(_Values):
     """One layout of an archive. `size` is what its manifests and blobs take there: the `own` bytes
     of its images, `shared` by several of them, and `untagged`, which no tag reaches."""
 
@@ -93,22 +103,9 @@ class RepositoryInsight:
     shared: int
     untagged: int
 
-    def to_document(self) -> dict[str, Any]:
-        return document(
-            self,
-            "path",
-            "tags",
-            "manifests",
-            "blobs",
-            "bytes=size",
-            "sharedBytes=shared",
-            "untaggedBytes=untagged",
-            "images",
-        )
-
 
 @dataclass(frozen=True, slots=True)
-class ArchiveInsight:
+class ArchiveInsight(_Values):
     """One archive; `size` is that of its file or parts, headers and indexes included, and if they
     are compressed, what they hold."""
 
@@ -122,11 +119,11 @@ class ArchiveInsight:
         return sum(repository.size for repository in self.repositories)
 
     def to_document(self) -> dict[str, Any]:
-        return document(self, "name", "bytes=size", "contentBytes=content", "repositories")
+        return {**_Values.to_document(self), "contentBytes": self.content}
 
 
 @dataclass(frozen=True, slots=True)
-class LayerInsight:
+class LayerInsight(_Values):
     """A blob. `images` counts the manifests that need it, `copies` the layouts that have it."""
 
     digest: Digest
@@ -134,9 +131,6 @@ class LayerInsight:
     size: int
     images: int
     copies: int
-
-    def to_document(self) -> dict[str, Any]:
-        return document(self, "digest", "media_type", "bytes=size", "images", "copies")
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,15 +193,17 @@ class BundleInsight:
             **self.omissions.to_document(),
             "bytes": self.size,
             **({} if self.compressed is None else {"compressed": self.compressed.to_document()}),
-            **document(
-                self,
-                "contentBytes=content",
-                "uniqueBytes=unique",
-                "sharedLayersSaveBytes=shared",
-                "repeatedBytes=repeated",
-                *("images", "tags", "manifests", "blobs", "components", "archives"),
-                "largestLayers=layers",
-            ),
+            "contentBytes": self.content,
+            "uniqueBytes": self.unique,
+            "sharedLayersSaveBytes": self.shared,
+            "repeatedBytes": self.repeated,
+            "images": self.images,
+            "tags": self.tags,
+            "manifests": self.manifests,
+            "blobs": self.blobs,
+            "components": json_value(self.components),
+            "archives": json_value(self.archives),
+            "largestLayers": json_value(self.layers),
         }
 
 

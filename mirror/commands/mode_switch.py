@@ -169,7 +169,7 @@ def _lines(plan: SwitchPlan) -> Iterator[str]:
 
 @dataclass(frozen=True, slots=True)
 class _Required:
-    """What a check is told about the images that the cluster needs."""
+    """The options of a check that say which images the cluster needs."""
 
     digests_file: Path | None
     inventory_path: Path | None

@@ -180,7 +180,7 @@ class Replicator:
         if leader is tree or not self._unstated or statement_digest(leader.within(run)) is not None:
             return None
         wanted, here = (
-            walk_tree(one.within(run), memory=self._memories[one.name], run=run)
+            walk_tree(one.within(run), memory=self._memories[one.name], run=run).complete()
             for one in (leader, tree)
         )
         if wanted.failures or here.failures or make_plan(wanted.held, here.held):
