@@ -18,13 +18,12 @@ from mirror.events import Warned
 from mirror.oci import Repository
 from mirror.oci.reference import check_repository
 from mirror.registry import failures
-from mirror.registry.auth import Authenticator, Credentials, parse_challenges
+from mirror.registry.auth import Authenticator, Credentials, Scopes, parse_challenges
 from mirror.registry.connections import Connections, Home, Origin, host_of, path_of
 from mirror.registry.failures import Backoff, TransientFailure
 from mirror.registry.gate import Admission, HostGate, StallWatch
 from mirror.registry.http1 import Body, Headers, Patience, Response, WireError, decoded
 from mirror.registry.options import ConnectionOptions
-from mirror.registry.scopes import Scopes
 from mirror.run import Cancellation, Run
 
 _log = logging.getLogger(__name__)

@@ -28,7 +28,8 @@ from mirror.errors import (
     UnreachableError,
 )
 from mirror.oci import Digest
-from mirror.registry import downloads, scopes, upload_sessions
+from mirror.registry import downloads, upload_sessions
+from mirror.registry.auth import PUSH
 from mirror.registry.failures import TransientFailure
 from mirror.registry.http1 import Body
 from mirror.registry.transport import Answer, Transport
@@ -106,7 +107,7 @@ class Upload:
         self._transport, self._repository, self._digest = transport, repository, digest
         self._size, self._opened = size, opened
         self._journal = journal if size >= _WORTH_KEEPING else None
-        self._scopes = scopes.push(repository)
+        self._scopes = (PUSH.format(repository),)
         self._what = f"{transport.host}/{repository}@{digest}"
         self._where = f"PUT {self._what}"
         self._outgoing = Outgoing(content, size, transport.check, self._what)
