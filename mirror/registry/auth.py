@@ -131,16 +131,11 @@ class Authenticator:
         self._host, self._secure, self._credentials = host, secure, credentials
         self._clock = clock
         self._lock = threading.Lock()  # guards all fields below
-        self._way: Challenge | None = None
+        self.way: Challenge | None = None  # how to prove who we are; None until we are asked
         self._tokens: dict[Scopes, _Token] = {}
         self._flights: dict[Scopes, _Flight] = {}
         self._widened: dict[Scopes, Scopes] = {}
         self._identity_token = credentials.identity_token if credentials else None
-
-    @property
-    def is_asked(self) -> bool:
-        """Whether the registry has asked for a login yet."""
-        return self._way is not None
 
     def header(self, scopes: Scopes, carrier: Carrier) -> str | None:
         """What to send along; None while the registry has not asked for anything.
@@ -152,7 +147,7 @@ class Authenticator:
             UnreachableError, RegistryError: it does not answer as it must.
         """
         with self._lock:
-            way = self._way
+            way = self.way
             wanted = self._widened.get(scopes, scopes)
         if way is None:
             return None
@@ -185,7 +180,7 @@ class Authenticator:
         if way is None:
             return None
         with self._lock:
-            self._way = way
+            self.way = way
             wanted = self._widened.get(scopes, scopes)
             # What the registry says it needs wins over what we thought; but its challenge for
             # a request without a scope (`GET /v2/`) often names some example.

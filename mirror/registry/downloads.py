@@ -71,8 +71,8 @@ class Download:
                 return
             except TransientFailure as failure:
                 if self._position - began >= _PROGRESS_BYTES:
-                    backoff.progressed()
-                backoff.wait(failure)
+                    backoff().progressed()
+                backoff().wait(failure)
 
     def _attempt(self) -> Generator[bytes, None, None]:
         """Everything from the present position to the end, or as far as one connection goes."""

@@ -138,7 +138,7 @@ class Upload:
                     session = None
                     if not restart.at_once:
                         lost = f"{self._transport.host} lost the beginning of an upload"
-                        self._backoff.wait(TransientFailure(restart.error, lost))
+                        self._backoff().wait(TransientFailure(restart.error, lost))
         except BaseException as err:
             actual = err.error if isinstance(err, SourceFailedError) else err
             if self._journal is None or not _to_be_continued(actual):
@@ -307,7 +307,7 @@ class Upload:
             self._chunk = max(_SHORT_CHUNK, self._chunk // 2)
         while True:
             try:
-                self._backoff.wait(failure)
+                self._backoff().wait(failure)
             except RegistryError:
                 if session is not None and self._arrived_after_all():
                     return _DONE
@@ -355,7 +355,7 @@ class Upload:
     def _confirmed(self, offset: int) -> None:
         if offset - self._best >= _PROGRESS_BYTES:
             self._best = offset
-            self._backoff.progressed()
+            self._backoff().progressed()
 
     def _smaller(self) -> bool:
         """Go over to chunks, or to smaller ones; False when they cannot become smaller."""
