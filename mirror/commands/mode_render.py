@@ -1,4 +1,4 @@
-"""`mirror mode render`: node and service configuration of a mode, or of the way to it."""
+"""`mirror mode render`: node and service configuration of a mode, or of the transition to it."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ IMAGE_NAMES = ("distribution", "auth", "mirror", "nginx")
     "--from",
     "previous",
     type=FILE,
-    help="The settings in force now: render the transition, which keeps the old ways too.",
+    help="The present settings: render the transition, which keeps the old routes as well.",
 )
 @click.option(
     "--nodes",
@@ -61,7 +61,7 @@ IMAGE_NAMES = ("distribution", "auth", "mirror", "nginx")
     "--out",
     type=click.Path(file_okay=False, path_type=Path),
     required=True,
-    help="Folder for the trees nodes/NAME and in-cluster; what is no longer wanted is removed.",
+    help="Folder for the trees nodes/NAME and in-cluster. Files no longer needed are removed.",
 )
 @click.option(
     "--secrets",
@@ -74,20 +74,16 @@ IMAGE_NAMES = ("distribution", "auth", "mirror", "nginx")
     type=click.Choice(FLAVOURS),
     default="deckhouse",
     show_default=True,
-    help="For whose containerd and registry: Deckhouse's, or the stock ones.",
+    help="Whose containerd and registry: Deckhouse's or the stock ones.",
 )
-@click.option(
-    "--containerd",
-    type=click.Choice(FLAVOURS),
-    help="Whose containerd, where it differs from --flavour.",
-)
+@click.option("--containerd", type=click.Choice(FLAVOURS), help="Flavour of containerd alone.")
 @click.option(
     "--image",
     "images",
     multiple=True,
     metavar="NAME=IMAGE",
-    help="Images of static pods: distribution, auth and, in Local, mirror of the masters' one; "
-    "nginx of each node's balancer and relay. A pod whose images are not given is not written.",
+    help="Images of static pods: distribution, auth and (Local) mirror on masters; nginx of each "
+    "node's balancer and relay. Without its images, a pod is not written.",
 )
 @click.option(
     "--nginx-module",
@@ -99,7 +95,7 @@ IMAGE_NAMES = ("distribution", "auth", "mirror", "nginx")
 @click.option(
     "--ingress-client-ca",
     type=FILE,
-    help="Who vouches for the push ingress's client certificate (Local mode).",
+    help="CA of the push ingress's client certificate (Local mode).",
 )
 @click.option(
     "--source-ca",
@@ -113,12 +109,12 @@ IMAGE_NAMES = ("distribution", "auth", "mirror", "nginx")
     "in_cluster_ports",
     multiple=True,
     metavar="NAME=PORT",
-    help="A port of Direct mode's in-cluster proxy: registry, debug or token. Without it, the "
+    help="A port of Direct mode's in-cluster proxy (registry, debug, token) that is not the "
     "module's own.",
 )
 @flag(
     "--in-place",
-    text="Let files speak of their places below OUT, for services that run without containers.",
+    text="Let files name their paths below OUT, for services that run without containers.",
 )
 @options.as_json
 def render_command(
@@ -198,7 +194,7 @@ def _nodes(texts: tuple[str, ...], *, master: bool) -> list[Node]:
         if not Path(text).exists():
             raise RenderingError(
                 f"nodes: expected NAME=ADDRESS or a YAML file of nodes, found {text!r}, which "
-                "is no file; write master-0=10.0.0.1"
+                "is not a file; write master-0=10.0.0.1"
             )
     listed = (one for text in texts if text not in files for one in text.split(","))
     named = _pairs(listed, "nodes", "NAME=ADDRESS", "write master-0=10.0.0.1")

@@ -1,8 +1,6 @@
 """Where an image is asked for, under given settings: names, routes, and what may be done there.
 
-All images have one logical name, below `registry.d8-system.svc:5001/system/deckhouse`. What is
-behind it, whom to trust there and with which login follow from the row of the table (`routes`) that
-the settings and the asker's plane choose, and from what is known of this cluster. Pure functions.
+The table in `routes` decides by the settings and by who asks. Pure functions.
 """
 
 from __future__ import annotations
@@ -27,9 +25,8 @@ LOGICAL_ROOT = Repository(LOGICAL_HOST, LOGICAL_PATH)
 class Route:
     """One route to an image: where to ask, for what, whom to trust, which login to use.
 
-    `repository` is the path at `host`; `reference` is None where a repository was asked for. `ca`
-    is PEM; None stands for the system's roots. `credential` is None for anonymous use. `writes`
-    tells whether the mode lets this plane push here; `writer` is the login for that.
+    `reference` is None where a repository was asked for. `ca` is PEM; None stands for the system's
+    roots. `credential` None is anonymous. `writes`: this plane may push here, as `writer`.
     """
 
     role: Role
@@ -71,8 +68,8 @@ def routes_for(
 ) -> tuple[Route, ...]:
     """The routes to an image or a repository, in the order in which to try them.
 
-    The first is that of the table in docs/modes.md. Where `access` names single replicas, they
-    follow. With both tag and digest, the digest decides.
+    The first is that of the table in docs/modes.md; single replicas that `access` names follow.
+    With both tag and digest, the digest decides.
 
     Raises:
         RouteError: the reference is not one of the cluster's in this mode, or the settings or
@@ -189,10 +186,7 @@ def _real_route(asked: _Asked, settings: RegistrySettings) -> Route:
 
 
 def logical(reference: Reference, settings: RegistrySettings) -> Reference:
-    """The logical name of an image that is named by its place at the upstream.
-
-    One that has its logical name already stays.
-    """
+    """The logical name of an image that is named by its place at the upstream, or by that name."""
     if _asked(reference).below is not None:
         return reference
     upstream = _known_upstream(settings)
@@ -256,10 +250,7 @@ def _asked(reference: Reference | Repository | str) -> _Asked:
 
 
 def below(path: str, base: str) -> str | None:
-    """What of `path` follows `base`, without a slash; None if it lies elsewhere.
-
-    A part of a path is never half of a name.
-    """
+    """What of `path` follows `base`, without a slash; None if it lies elsewhere."""
     if not base or path == base:
         return "" if base else path
     return path.removeprefix(f"{base}/") if path.startswith(f"{base}/") else None
@@ -270,10 +261,7 @@ def below(path: str, base: str) -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class ClusterRepository:
-    """A repository of the cluster's registry: `path` is relative to its root, "" the root itself.
-
-    `external`: the caller named it by the address of the external registry.
-    """
+    """A repository, relative to the cluster's root; `external`: named by the upstream's address."""
 
     path: str
     external: bool = False
@@ -292,11 +280,7 @@ class RepositoryNames:
         self._upstream_path = upstream.path.strip("/") if upstream else ""
 
     def read(self, repository: str) -> ClusterRepository:
-        """The repository that a text names.
-
-        That is `registry.d8-system.svc:5001/system/deckhouse/install`, or the same by the host
-        that the mode has it at, or `system/deckhouse/install`, or `install`.
-        """
+        """The repository that `install`, `system/deckhouse/install` or a whole address names."""
         first, _, rest = repository.partition("/")
         if first in self._cluster:
             return ClusterRepository(self._below(LOGICAL_PATH, rest, repository))
@@ -333,10 +317,7 @@ class RepositoryNames:
         return str(self.address(repository, Plane.CRI))
 
     def address(self, repository: ClusterRepository, plane: Plane) -> Repository:
-        """The address by which to look for it.
-
-        An operator may name images by their real place and means the same ones.
-        """
+        """The address by which to look for it; an operator may mean it by its real one."""
         is_real = repository.external and plane is not Plane.OPERATOR and self._managed
         if is_real and self._upstream:
             return Repository(self._upstream, self._upstream_path).join(repository.path)
@@ -378,10 +359,7 @@ def push_address(settings: RegistrySettings, access: ClusterAccess) -> str:
 def check_write(
     settings: RegistrySettings, plane: Plane, access: ClusterAccess, *, external: bool, action: str
 ) -> None:
-    """Refuse `action`, which writes, where the mode or the plane does not take it.
-
-    `external`: the caller named the external registry itself, not the cluster's address.
-    """
+    """Refuse `action` where the mode or plane forbids it; `external`: the upstream was named."""
     row = settings.kind.row.planes[plane]
     if not row.refusal or (external and row.writes):
         return

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any
 
+from mirror.documents import document
 from mirror.errors import (
     CancelledError,
     DeadlineError,
@@ -163,9 +164,7 @@ class CheckReport:
     def to_document(self) -> dict[str, Any]:
         """As JSON values, for `--json`."""
         return {
-            "mode": self.mode.value,
-            "ready": self.ready,
-            "message": self.message,
+            **document(self, "mode", "ready", "message"),
             "registries": [
                 {
                     "name": one.target.name,
@@ -177,8 +176,7 @@ class CheckReport:
                         {
                             "source": item.image.source,
                             "image": one.target.address(item.image),
-                            "state": item.state.value,
-                            "error": str(item.error),
+                            **document(item, "state", "error"),
                         }
                         for item in one.errors
                     ],
@@ -204,7 +202,7 @@ def targets_for(
 ) -> tuple[CheckTarget, ...]:
     """The registries to ask before a switch to `settings`: the upstream, or in Local every master.
 
-    `names` has the nodes' names by address; without it messages call a master by its address.
+    `names` (address → name) are what messages call the masters.
 
     Raises:
         RouteError: the settings or `access` do not tell where it is.
@@ -240,11 +238,10 @@ def check_images(
 ) -> CheckReport:
     """Ask every target for every required image; all targets at once, each by `workers` threads.
 
-    Without `connect`, clients follow the routes and have `impatient` options. A registry that does
-    not answer at all, or refuses the login, is asked once. After `limit_s` seconds no new question
-    begins, those under way fail with `Request timeout`, and the rest stay pending. With `again`, a
-    report about the same images and targets, the call asks only for what that report did not find:
-    first the pending images, then the failed ones.
+    Without `connect`, clients have `impatient` options. A registry that does not answer at all, or
+    refuses the login, is asked once. After `limit_s` seconds questions under way fail with `Request
+    timeout`, and the rest stay pending. With `again`, an earlier report about the same, the call
+    asks only for what that did not find, pending images first.
 
     Raises:
         CancelledError: `run` was stopped.

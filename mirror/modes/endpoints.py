@@ -1,8 +1,6 @@
 """The registries at the ends of a plane's routes, and the order in which they are asked.
 
-A reading goes from one endpoint to the next until one delivers. The memory of their health only
-decides who is asked first and leaves nobody out, so an outdated memory costs time and never an
-answer.
+The memory of their health only decides the order. Every endpoint is asked in the end.
 """
 
 from __future__ import annotations
@@ -77,10 +75,9 @@ class Endpoint:
 def replica_endpoints(
     settings: RegistrySettings, access: ClusterAccess, credentials: Credentials | None = None
 ) -> tuple[tuple[Repository, Endpoint], ...]:
-    """Root and endpoint of every replica of a cluster in Local mode, to be read and written.
+    """Root and endpoint of every replica in Local mode, in order, to be read and written.
 
-    One for each master, in order. The login is `credentials`, or that of `mirror-pusher`, or of
-    `rw`.
+    The login is `credentials`, or that of `mirror-pusher`, or of `rw`.
     """
     mode = settings.mode
     if not settings.kind.row.holds_own_images:
@@ -120,11 +117,8 @@ class HealthMemory(Generic[Name]):
     """Remembers which endpoints failed and what they do not have. Thread-safe. Times in seconds.
 
     An endpoint that fails rests for `first_rest_s`, and after each further failure in a row for
-    twice as long, up to `longest_rest_s`. While it rests, it is asked last. When the rest is over,
-    the first caller who reaches it probes it; the others ask it last until they know the result.
-    Missing content is remembered for `lack_s`.
-
-    `clock` counts seconds and never jumps.
+    twice as long, up to `longest_rest_s`: it is asked last. When the rest is over, the first caller
+    probes it for all. Missing content is remembered for `lack_s`. `clock` never jumps.
     """
 
     def __init__(
@@ -143,11 +137,10 @@ class HealthMemory(Generic[Name]):
         self._lacks: dict[tuple[Name, str], float] = {}  # the oldest first
 
     def in_order(self, endpoints: Sequence[Name], content: str) -> Iterator[Name]:
-        """The order in which to ask `endpoints` for `content`; each is chosen when it is needed.
+        """The order in which to ask for `content`; each endpoint is chosen when it is needed.
 
-        They keep their own order, except that those that did not have it a moment ago come later,
-        and those that rest come last. The caller who reaches an endpoint whose rest is over probes
-        it for all.
+        They keep their own order, but those that did not have it come later, and those that rest
+        last.
         """
         left = list(endpoints)
         while left:
@@ -221,11 +214,7 @@ class HealthMemory(Generic[Name]):
 
 @dataclass(frozen=True, slots=True)
 class ReadingPolicy:
-    """What all readings of a client share: memory, retries, waiting, the listener.
-
-    A reading asks all endpoints up to `policy.attempts` times while waiting may help. One endpoint
-    alone is asked once: its own client tries again.
-    """
+    """What all readings of a client share; `policy.attempts` bounds the rounds."""
 
     health: HealthMemory[Endpoint]
     policy: RetryPolicy
@@ -237,8 +226,7 @@ class ReadingPolicy:
 class Reading:
     """Chooses the endpoint to ask next for `what`, and the error to raise. Used by one thread.
 
-    `what` names the content, in the same words for all endpoints. `answers` and `blob` ask the
-    endpoints; whoever iterates over a reading instead reports each result (`served`, `failed`).
+    Who iterates over it, instead of using `answers` or `blob`, reports what came of it.
     """
 
     what: str
@@ -292,10 +280,7 @@ class Reading:
         *,
         verify: bool,
     ) -> Generator[bytes, None, None]:
-        """A blob's bytes; see `ModeClient.blob`.
-
-        `open_at(endpoint, offset)` opens an endpoint's bytes from `offset` on, unverified.
-        """
+        """A blob's bytes; see `ModeClient.blob`. Those of `open_at` are unverified."""
         endpoints = iter(self)
         givers: list[Endpoint] = []
         began = offset
@@ -381,17 +366,13 @@ class Reading:
             self.patience.on_event(EndpointUp(endpoint.host))
 
     def _witnesses(self) -> list[Endpoint]:
-        """The endpoints that must all say "not found" before content counts as absent.
-
-        A door adds nothing if the replicas behind it were asked themselves.
-        """
+        """Who must all say "not found": no door, if the replicas behind it were asked."""
         return [one for one in self.endpoints if not one.is_door] or list(self.endpoints)
 
     def _may_help_to_wait(self, well: set[Endpoint]) -> bool:
         """Whether another round may end better than this one.
 
-        If some endpoint answered, "not found" included, do not wait for those that were failing
-        before: a machine that is gone for good must not delay each question.
+        If some endpoint answered, nobody waits for those that were failing before.
         """
         errors = self._errors
         passing = {one for one, error in errors.items() if _may_pass(error)}

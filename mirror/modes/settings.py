@@ -1,7 +1,6 @@
 """How a cluster reaches its images: the registry's settings, and how to get at its replicas.
 
-However settings are made, by `RegistrySettings.load` or by their constructors, all rules hold
-afterwards, and one error tells all that is wrong. Secrets show in no `repr`, dump or message.
+All rules hold for constructors too. Secrets show in no `repr`, dump or message.
 """
 
 from __future__ import annotations
@@ -35,10 +34,10 @@ class Account:
 class ClusterAccess:
     """Where a cluster's registry replicas are, whom to trust there, and who we are.
 
-    `masters` are addresses (InternalIP) without a port, in the order in which to try them. `ca` is
-    the module's own authority in PEM. `public_host` is `registry.<PUBLIC_DOMAIN>`, None where the
-    cluster has no public domain; clients trust `public_ca` there beside the system's roots. Leave
-    out what the mode and plane at hand do not need.
+    `masters` are addresses (InternalIP) without a port, in the order of trying; `ca` is the
+    module's own authority in PEM. Clients trust `public_ca` at `public_host`
+    (`registry.<PUBLIC_DOMAIN>`) beside the system's roots. Leave out what the mode and plane at
+    hand do not need.
     """
 
     masters: tuple[str, ...] = ()
@@ -98,7 +97,9 @@ _DOCUMENT = object()
 """The context in which what is validated was written by people."""
 
 
-class _Frozen(BaseModel):
+class CamelModel(BaseModel):
+    """Frozen, with keys as Kubernetes spells them, and no others. Its errors quote no value."""
+
     model_config = ConfigDict(
         frozen=True,
         extra="forbid",
@@ -107,6 +108,8 @@ class _Frozen(BaseModel):
         hide_input_in_errors=True,
     )
 
+
+class _Section(CamelModel):
     @classmethod
     def _by_key(cls, data: Mapping[Any, Any], info: ValidationInfo) -> dict[str, Any]:
         """The given fields by their names in documents. Only programs may also use ours."""
@@ -116,7 +119,7 @@ class _Frozen(BaseModel):
         return {aliases.get(str(key), str(key)): value for key, value in data.items()}
 
 
-class UpstreamSection(_Frozen):
+class UpstreamSection(_Section):
     """The section of a mode that has an upstream.
 
     Raises:
@@ -189,11 +192,11 @@ _SECTION_TYPES: dict[str, type[UpstreamSection]] = {
 }
 
 
-class RegistrySettings(_Frozen):
+class RegistrySettings(_Section):
     """How a cluster reaches its images: the mode, and the section that belongs to it.
 
-    `legacy` is not a field of documents: in the deprecated kind of Unmanaged it has the settings of
-    the installation (`InitConfiguration`), if they are known.
+    `legacy` is not a field of documents: it has the settings of the installation, if they are
+    known, in the deprecated kind of Unmanaged.
 
     Raises:
         InvalidSettingsError: a rule is broken; `findings` has all of them.
@@ -232,9 +235,8 @@ class RegistrySettings(_Frozen):
     def load(cls, source: Path | str | Mapping[str, Any]) -> RegistrySettings:
         """Settings from a file (`Path`), from YAML text (`str`), or from a mapping.
 
-        Each may be a whole ModuleConfig `deckhouse`, its `settings`, the `registry` section
-        itself, or an InitConfiguration. A file or text may hold several documents, of which
-        others are passed over.
+        That is a whole ModuleConfig `deckhouse`, its `settings`, the `registry` section itself, or
+        an InitConfiguration; other documents of a file or text are ignored.
 
         Raises:
             InvalidSettingsError: a rule is broken; `findings` has all of them.

@@ -1,8 +1,4 @@
-"""Static pods: the shape of a manifest, the images that it needs, and the masters' services.
-
-The kubelet adds the node's name, so the pod of the services is `registry-nodeservices-<master>` in
-the cluster.
-"""
+"""Static pods: the shape of a manifest, the images that it needs, and the masters' services."""
 
 from __future__ import annotations
 
@@ -25,10 +21,7 @@ VERSION_ANNOTATION = "registry.deckhouse.io/config-version"
 
 
 def manifest(
-    name: str,
-    labels: Mapping[str, str],
-    annotations: Mapping[str, str],
-    spec: Mapping[str, Any],
+    name: str, labels: Mapping[str, str], annotations: Mapping[str, str], spec: Mapping[str, Any]
 ) -> dict[str, Any]:
     """A pod on the node's network. The kubelet adds the node's name to `name`.
 
@@ -274,11 +267,7 @@ def static_pod(
 def notes_of_pods(
     images: Images, trees: Sequence[Tree], *, services: bool, replication: bool, restarts: bool
 ) -> list[str]:
-    """Sentences about the static pods in `trees`.
-
-    `services` and `replication` say what masters run, in a pod or not; `restarts`, whether the pod
-    of some node's relay restarts now.
-    """
+    """Sentences about the static pods in `trees`; `services`, `replication`: what masters run."""
     notes: list[str] = []
     used: set[str] = set()
     if services and images.serve(replication=replication):

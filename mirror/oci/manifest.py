@@ -238,10 +238,19 @@ def _config_artifact_type(config: _WireDescriptor | None) -> str | None:
     return config.media_type or None
 
 
-def descriptor_json(descriptor: Descriptor) -> dict[str, Any]:
+def descriptor_json(
+    descriptor: Descriptor,
+    artifact_type: str | None = None,
+    annotations: Mapping[str, str] | None = None,
+) -> dict[str, Any]:
     """`descriptor` as a JSON object, keys in the specification's order."""
-    return {
+    document: dict[str, Any] = {
         "mediaType": descriptor.media_type,
         "digest": str(descriptor.digest),
         "size": descriptor.size,
     }
+    if artifact_type is not None:
+        document["artifactType"] = artifact_type
+    if annotations:
+        document["annotations"] = dict(annotations)
+    return document

@@ -43,10 +43,7 @@ def duration_text(seconds: float) -> str:
 
 
 def page(
-    title: str,
-    rows: Sequence[tuple[str, str]],
-    *sections: Sequence[str],
-    foot: Sequence[str],
+    title: str, rows: Sequence[tuple[str, str]], *sections: Sequence[str], foot: Sequence[str]
 ) -> str:
     """A title and a table, then sections and a foot, with an empty line before each."""
     lines = [title, *table(rows)]

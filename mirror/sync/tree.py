@@ -12,7 +12,7 @@ from typing import Literal
 
 from mirror.errors import DeniedError
 from mirror.events import Warned
-from mirror.layout import MODULES, join_path, with_modules_suffix
+from mirror.layout import MODULES, with_modules_suffix
 from mirror.oci import Digest, Manifest, Repository
 from mirror.registry import OpenUpload, RegistryReader, RegistryWriter, UploadJournal
 from mirror.run import Run, gather
@@ -49,7 +49,9 @@ class RegistryTree:
 
     def locate(self, path: str) -> str:
         """The registry's repository for `path`, a repository path of an inventory."""
-        return join_path(self.root.path, with_modules_suffix(path, self.modules_suffix))
+        if self.modules_suffix != MODULES:
+            path = with_modules_suffix(path, self.modules_suffix)
+        return "/".join(filter(None, (self.root.path, path)))
 
     def path_of(self, repository: str) -> str | None:
         """The path that `locate` maps to `repository`; None if no path is mapped to it."""
@@ -83,12 +85,6 @@ class RegistryTree:
 
 Locate = Callable[[str], str]
 """Repository path of an inventory → repository of the registry."""
-
-
-def below(root: str) -> Locate:
-    """Everything lies below repository `root`; the empty path is `root` itself."""
-    return lambda path: f"{root}/{path}" if path else root
-
 
 _SMALL_BLOB = 256 << 10
 _SMALL_BLOBS = 32 << 20
@@ -150,30 +146,28 @@ class RegistrySource:
     def blob(
         self, repository: str, digest: Digest, size: int, offset: int = 0
     ) -> Generator[bytes, None, None]:
-        with self._lock:
-            kept = self._small.get(digest)
+        kept = self._small.get(digest)
         if kept is not None:
-            yield kept[offset:]
-            return
+            return (piece for piece in [kept[offset:]])
         chunks = self.client.blob(
             self.locate(repository), digest, size=size, offset=offset, verify=False
         )
-        with closing(chunks):
-            if size > _SMALL_BLOB or offset or size > self._room:
-                yield from chunks
-                return
-            data = b"".join(chunks)
-        self._keep(digest, data)
-        yield data
+        if size > _SMALL_BLOB or offset or size > self._room:
+            return chunks
+        return self._keeping(digest, chunks)
 
-    def _keep(self, digest: Digest, data: bytes) -> None:
-        """Keep a small blob, if it is what it should be and there is room."""
-        if Digest.of(data, digest.algorithm) != digest:
-            return
-        with self._lock:
-            if digest not in self._small and len(data) <= self._room:
-                self._room -= len(data)
-                self._small[digest] = data
+    def _keeping(
+        self, digest: Digest, chunks: Generator[bytes, None, None]
+    ) -> Generator[bytes, None, None]:
+        """Pass a small blob on, and keep it if it is what it should be and there is room."""
+        with closing(chunks):
+            data = b"".join(chunks)
+        if Digest.of(data, digest.algorithm) == digest:
+            with self._lock:
+                if digest not in self._small and len(data) <= self._room:
+                    self._room -= len(data)
+                    self._small[digest] = data
+        yield data
 
 
 class _Mounting:

@@ -1,17 +1,13 @@
 """The settings of `mirror sync --watch`: one YAML file, in our form or in the mirrorer's.
 
-They name the registries to keep equal, and say how often and how deep to look (`Schedule`).
-
-The mirrorer is the container that replicates in Deckhouse's Local mode today. Its keys (`local`,
-`remote`, `users`, `ca`, `sleep`, `parallelizm`) are understood too, so its configuration works
-unchanged. Our own keys may stand beside them.
+The mirrorer is the container that replicates in Deckhouse's Local mode. Its configuration works
+unchanged, and our own keys may stand beside its keys.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Self
@@ -56,43 +52,6 @@ class CheckLevel(StrEnum):
     """Every byte, read back and hashed."""
 
 
-@dataclass(frozen=True, slots=True)
-class Schedule:
-    """How often to look. `jitter` is the share of a delay by which it varies either way.
-
-    None for `audit_every_s` or `deep_every_s` means that it never becomes due.
-    """
-
-    interval_s: float = 10.0
-    jitter: float = 0.1
-    backoff_limit_s: float = 300.0
-    audit_every_s: float | None = 3600.0
-    deep_every_s: float | None = None
-
-    def delay(self, failures: int, chance: float) -> float:
-        """How long to wait after `failures` failed cycles in a row (0: the last one succeeded).
-
-        `chance` is a random number in [0, 1), so that replicas which a power cut stopped together
-        do not come back in step. After a failure the wait is never shorter than the interval.
-        """
-        base = self.interval_s
-        if failures:
-            doubled = max(base, _FIRST_BACKOFF_S) * 2.0 ** min(failures - 1, 32)
-            base = max(base, min(doubled, self.backoff_limit_s))
-        return base * (1 + self.jitter * (2 * chance - 1))
-
-    def level(self, now_s: float, audited_s: float | None, read_s: float | None) -> CheckLevel:
-        """What is due at `now_s`, after a last audit and a last deep reading at those times.
-
-        None means that none was made since the start. Then one is due, because nothing is known
-        about the time before. A deep reading counts as an audit, too.
-        """
-        if _due(self.deep_every_s, now_s, read_s):
-            return CheckLevel.DEEP
-        latest = max((t for t in (audited_s, read_s) if t is not None), default=None)
-        return CheckLevel.AUDIT if _due(self.audit_every_s, now_s, latest) else CheckLevel.STATEMENT
-
-
 def _due(every_s: float | None, now_s: float, last_s: float | None) -> bool:
     return every_s is not None and (last_s is None or now_s - last_s >= every_s)
 
@@ -127,13 +86,42 @@ class _Settings(BaseModel):
     )
 
 
+class Schedule(_Settings):
+    """How often to look, in seconds; `jitter` is a share of the delay. None: that is never due."""
+
+    interval: Seconds = 10.0
+    jitter: Annotated[float, Field(ge=0, le=0.5)] = 0.1
+    backoff_limit: Seconds = 300.0
+    audit_every: Seconds | None = 3600.0
+    deep_every: Seconds | None = None
+
+    def delay(self, failures: int, chance: float) -> float:
+        """How long to wait after `failures` failed cycles in a row; `chance` in [0, 1) spreads it.
+
+        After a failure the wait is never shorter than the interval.
+        """
+        base = self.interval
+        if failures:
+            doubled = max(base, _FIRST_BACKOFF_S) * 2.0 ** min(failures - 1, 32)
+            base = max(base, min(doubled, self.backoff_limit))
+        return base * (1 + self.jitter * (2 * chance - 1))
+
+    def level(self, now_s: float, audited_s: float | None, read_s: float | None) -> CheckLevel:
+        """What is due at `now_s`, after a last audit and a last deep reading (an audit, too).
+
+        None means that none was made since the start, and one is due.
+        """
+        if _due(self.deep_every, now_s, read_s):
+            return CheckLevel.DEEP
+        latest = max((t for t in (audited_s, read_s) if t is not None), default=None)
+        return CheckLevel.AUDIT if _due(self.audit_every, now_s, latest) else CheckLevel.STATEMENT
+
+
 class WatchedRegistry(_Settings):
     """A registry that takes part, and how to reach it.
 
-    `address` is host[:port], with a path where that differs from the common `root`. The password
-    comes from the file, which is read anew at every start, or stands here. `storage` is the
-    registry's own data folder, where this daemon sees it: damaged files are removed there, as no
-    registry replaces what it believes to have.
+    `address` is host[:port], with a path where that differs from `root`. `storage` is its own data
+    folder, from which damaged files are removed: no registry replaces what it believes to have.
     """
 
     address: str
@@ -164,12 +152,11 @@ class WatchedRegistry(_Settings):
             raise InputError(f"cannot read the password file {self.password_file}: {err}") from err
 
 
-class WatchSettings(_Settings):
+class WatchSettings(Schedule):
     """What to keep equal, how often to look, and where to show it.
 
-    `leader` names the registry that the others follow, or `auto`. `this` names the one beside the
-    daemon, whose completeness `/readyz` tells; without it, that of all replicas. `replicas` are
-    those that this daemon brings up to date: by default `this`, or all but the leader.
+    `this` is the registry beside the daemon, of which `/readyz` tells; `replicas` are those to
+    bring up to date: by default `this`, or all but the leader.
     """
 
     registries: Annotated[dict[str, WatchedRegistry], Field(min_length=2)]
@@ -179,11 +166,6 @@ class WatchSettings(_Settings):
     root: str = ""
     modules_path_suffix: str = "/modules"
 
-    interval: Seconds = 10.0
-    jitter: Annotated[float, Field(ge=0, le=0.5)] = 0.1
-    backoff_limit: Seconds = 300.0
-    audit_every: Seconds | None = 3600.0
-    deep_every: Seconds | None = None
     prune: bool = False
     jobs: Annotated[int, Field(ge=1, le=64)] = 4
     limit_rate: Rate | None = None
@@ -227,13 +209,6 @@ class WatchSettings(_Settings):
             return (self.this,)
         return tuple(sorted(name for name in self.registries if name != self.leader))
 
-    @property
-    def schedule(self) -> Schedule:
-        """How often to look."""
-        return Schedule(
-            self.interval, self.jitter, self.backoff_limit, self.audit_every, self.deep_every
-        )
-
     def repository(self, name: str) -> Repository:
         """The root of what the registry `name` holds."""
         return _repository(name, self.registries[name], self.root)
@@ -255,11 +230,7 @@ def _repository(name: str, place: WatchedRegistry, root: str) -> Repository:
 
 
 def from_mirrorer(document: Mapping[str, Any]) -> dict[str, Any]:
-    """`document` with the mirrorer's keys, if it has any, said in ours.
-
-    Every replica pulls from every other there. So does this: the registry `local` follows
-    whichever peer has the newest complete release.
-    """
+    """`document` with the mirrorer's keys said in ours: `local` follows whoever has the newest."""
     used = [key for key in _MIRRORER_KEYS if key in document]
     if not used:
         return dict(document)

@@ -12,7 +12,7 @@ from mirror.oci.manifest import OCI_MANIFEST, descriptor_json
 from mirror.run import Cancellation, Run
 from mirror.sync import Gap, Inventory, MemoryStore, make_plan, transfer
 from mirror.sync.observation import Observation
-from mirror.sync.tree import RegistrySource, RegistryTarget, below
+from mirror.sync.tree import RegistrySource, RegistryTarget
 from mirror.sync.walk import Memory, walk
 from mirror.testing import Answer, EmbeddedRegistry, Fault
 from tests.support.inventories import (
@@ -23,7 +23,7 @@ from tests.support.inventories import (
     sample_store,
     without,
 )
-from tests.support.places import client_of
+from tests.support.places import below, client_of
 
 STORE = sample_store()
 
