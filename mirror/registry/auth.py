@@ -277,12 +277,7 @@ class Authenticator:
         return carrier.fetch_token("GET", url, headers=headers, content=b"")
 
     def _ask_oauth(
-        self,
-        realm: str,
-        way: Challenge,
-        wanted: Scopes,
-        identity_token: str,
-        carrier: Carrier,
+        self, realm: str, way: Challenge, wanted: Scopes, identity_token: str, carrier: Carrier
     ) -> bytes:
         form = {
             "grant_type": "refresh_token",

@@ -205,13 +205,7 @@ class RegistryClient:
             StalledError: too little moved for too long, in every attempt.
         """
         return uploads.Upload(
-            self._transport,
-            repository,
-            digest,
-            size,
-            content,
-            opened=opened,
-            journal=journal,
+            self._transport, repository, digest, size, content, opened=opened, journal=journal
         ).run()
 
     def open_upload(self, repository: str) -> OpenUpload:

@@ -357,11 +357,7 @@ class Transport:
         return self._follow(sending, url, self._home, renewed)
 
     def _follow(
-        self,
-        sending: _Sending,
-        url: str,
-        home: Home,
-        authorization: str | None,
+        self, sending: _Sending, url: str, home: Home, authorization: str | None
     ) -> Response:
         """Send, and follow redirects by hand: `Authorization` goes to `home` alone."""
         for _ in range(_MAX_REDIRECTS + 1):

@@ -49,12 +49,7 @@ _RANGE = re.compile(r"(?:bytes[= ])?0-([0-9]{1,18})")
 
 
 def attempt(
-    transport: Transport,
-    method: str,
-    url: str,
-    *,
-    accept: tuple[int, ...],
-    wanted: Scopes,
+    transport: Transport, method: str, url: str, *, accept: tuple[int, ...], wanted: Scopes
 ) -> Answer:
     """One small request of an upload's life, without retries of its own (TransientFailure)."""
     where = transport.where(method, url)

@@ -20,13 +20,7 @@ import logging
 from collections.abc import Generator
 from dataclasses import dataclass
 
-from mirror.errors import (
-    CancelledError,
-    DeniedError,
-    MirrorError,
-    RegistryError,
-    UnreachableError,
-)
+from mirror.errors import CancelledError, DeniedError, MirrorError, RegistryError, UnreachableError
 from mirror.oci import Digest
 from mirror.registry import downloads, upload_sessions
 from mirror.registry.auth import PUSH
@@ -274,11 +268,7 @@ class Upload:
         """Learn from the registry how far the session got ("Pushing a blob in chunks")."""
         try:
             answer = upload_sessions.attempt(
-                self._transport,
-                "GET",
-                session.location,
-                accept=(200, 204),
-                wanted=self._scopes,
+                self._transport, "GET", session.location, accept=(200, 204), wanted=self._scopes
             )
         except RegistryError as err:
             if err.status is None or err.status in (401, 403):
