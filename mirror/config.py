@@ -64,24 +64,26 @@ class PullConfig(BaseModel):
     modules_path_suffix: str = _about("Path of the modules below the source.", "/modules")
     insecure: bool = _about("Speak plain HTTP to the registry.", False)
     tls_skip_verify: bool = _about("Accept any certificate of the registry.", False)
-    ca: Path | None = _about("PEM file of certificate authorities to trust besides the system's.")
+    ca: Path | None = _about("PEM file of additional certificate authorities to trust.")
     jobs: Annotated[
-        int, Field(ge=1, le=64, strict=True, description="Items worked on at a time.")
+        int, Field(ge=1, le=64, strict=True, description="How many items to work on at a time.")
     ] = DEFAULT_JOBS
 
-    limit_rate: StrictStr | None = _about("Fetch at most so many bytes a second: 20MB/s, 512KiB/s.")
+    limit_rate: StrictStr | None = _about("Limit of the download rate: 20MB/s, 512KiB/s.")
 
     images_bundle_chunk_size: StrictStr | StrictInt | StrictFloat | None = _about(
         "Cut archives into parts of this size: GB (4, 0.7), 700MB, 4GiB, or dvd, bd, fat32."
     )
     compress: Literal["none", "zstd"] = _about(
-        "Compress archives (*.tar.zst). Layers mostly are already, so this saves little.", "none"
+        "Compress archives (*.tar.zst). This saves little: most layers are compressed already.",
+        "none",
     )
     gost_digest: bool = _about(
         "Write a GOST R 34.11-2012 digest beside each archive (*.gostsum).", False
     )
     dedupe: bool = _about(
-        "Keep one copy of each blob in the whole bundle; no other tool reads it then.", False
+        "Keep one copy of each blob in the whole bundle. Other tools cannot read such a bundle.",
+        False,
     )
 
     since_version: str | None = _about(
@@ -111,7 +113,7 @@ class PullConfig(BaseModel):
     )
     no_plugins: bool = _about("Leave plugins out.", False)
     only_extra_images: bool = _about(
-        "Of modules and packages take their extra images only, such as databases.", False
+        "Take only the extra images of modules and packages, such as databases.", False
     )
 
     skip_vex_images: bool = _about("Leave VEX attestations (.att) out.", False)
@@ -119,9 +121,7 @@ class PullConfig(BaseModel):
     platform: Texts = _about(
         "Thin multi-arch images that tags name to these: os/architecture[/variant].", ()
     )
-    proxy_registry: bool = _about(
-        "The source cannot list tags: find versions by asking for one after the other.", False
-    )
+    proxy_registry: bool = _about("The source cannot list tags: try versions one by one.", False)
 
     @classmethod
     def load(cls, path: Path | None, flags: Mapping[str, Any]) -> Self:
@@ -129,9 +129,6 @@ class PullConfig(BaseModel):
 
         A flag takes the place of the file's value as a whole, lists too. Of settings that exclude
         each other, the command line's beats the file's; one that is switched off excludes nothing.
-
-        Raises:
-            InputError: the file cannot be read, or a value is not what it must be.
         """
         document = read_mapping(path, _HELP) if path is not None else {}
         given = {_kebab(name): value for name, value in flags.items()}
@@ -146,40 +143,24 @@ class PullConfig(BaseModel):
             raise InputError(f"{where}{problems}; {_HELP}") from err
 
     def bytes_per_s(self) -> float | None:
-        """The rate that `limit_rate` allows; None for any.
-
-        Raises:
-            InputError: `limit_rate` cannot be read.
-        """
+        """The rate that `limit_rate` allows; None for any."""
         try:
             return None if self.limit_rate is None else parse_rate(self.limit_rate)
         except ValueError as err:
             raise InputError(f"--limit-rate: {err}") from None
 
     def part_size(self) -> int:
-        """Bytes of an archive's parts; 0 leaves archives whole.
-
-        Raises:
-            InputError: `images_bundle_chunk_size` is no size.
-        """
+        """Bytes of an archive's parts; 0 leaves archives whole."""
         return parse_part_size(str(self.images_bundle_chunk_size or 0))
 
     def tree(self) -> SourceTree:
-        """Where the source keeps its release tree.
-
-        Raises:
-            InvalidReferenceError: `source` names no place.
-        """
+        """Where the source keeps its release tree."""
         return SourceTree(
             Repository.parse(self.source), normalised_suffix(self.modules_path_suffix)
         )
 
     def selection(self) -> tuple[Selection, tuple[str, ...]]:
-        """What to select, and what the user should know of how that was understood.
-
-        Raises:
-            InputError: settings contradict each other; the message says which to drop.
-        """
+        """What to select, and what the user should know of how that was understood."""
         platform = PlatformSelection.from_flags(
             deckhouse_tag=self.deckhouse_tag,
             include_platform=self.include_platform,

@@ -258,3 +258,28 @@ def _rate(value: Any) -> Any:
 
 Rate = Annotated[float, BeforeValidator(_rate, json_schema_input_type=float | str), Field(gt=0)]
 """Bytes a second in a settings file: a number, or a text as `parse_rate` takes it."""
+
+
+def document(value: object, *fields: str) -> dict[str, Any]:
+    """Attributes of `value` as JSON values: `"dry_run"` becomes `dryRun`, `"target=name"` is `name`
+    under the key `target`."""
+    pairs = (field.rpartition("=") for field in fields)
+    return {
+        key or re.sub("_(.)", lambda part: part[1].upper(), name): json_value(getattr(value, name))
+        for key, _, name in pairs
+    }
+
+
+def json_value(value: Any) -> Any:
+    """Numbers, texts and None as they are, collections item by item, all else as it shows itself.
+
+    That is its `to_document`, or else its text: of a digest, a path, an error.
+    """
+    match value:
+        case None | bool() | int() | float():
+            return value
+        case Mapping():
+            return {str(key): json_value(one) for key, one in value.items()}
+        case tuple() | list():
+            return [json_value(one) for one in value]
+    return value.to_document() if hasattr(value, "to_document") else str(value)

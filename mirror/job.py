@@ -90,10 +90,7 @@ class Job(Generic[Result]):
 
 
 def start(
-    operation: Callable[Parameters, Result],
-    /,
-    *args: Parameters.args,
-    **kwargs: Parameters.kwargs,
+    operation: Callable[Parameters, Result], /, *args: Parameters.args, **kwargs: Parameters.kwargs
 ) -> Job[Result]:
     """Begin `operation(*args, **kwargs)`, any function here that takes `run`, in a thread.
 

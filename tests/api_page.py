@@ -33,6 +33,10 @@ An operation takes its options by name, and `run`, which says how it works: how 
 hears the events, and when to stop. It returns a report and raises a `MirrorError`
 (`mirror.errors`) if it fails.
 
+* **Names.** An operation is called like its command: `push(bundle, tree)`, `verify(bundle,
+  against=tree)`, `prune(tree, keep)`. `sync_replicas(leader, replicas)` is the exception: a public
+  function `sync` would stand where Python keeps the package `mirror.sync`, and whoever imported one
+  of the two last would decide what `mirror.sync` means.
 * **Threads.** All classes that say so are safe to use from several threads. No thread outlives
   the call that began it.
 * **Stopping.** `run.cancellation.cancel()`, from any thread, ends every wait at once and the

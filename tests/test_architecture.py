@@ -32,7 +32,7 @@ _BELOW = {
     "config": "release bundle sync registry layout oci documents run",
     "modes": "bundle sync registry oci documents run durable",
     "nodeconfig": "modes oci documents durable",
-    "operations": "modes release bundle sync registry layout oci run",
+    "operations": "modes release bundle sync registry layout oci documents run",
     "watch": "operations release bundle sync registry layout oci serve documents run",
     "serve": "oci durable",
     "testing": "serve",
@@ -248,6 +248,25 @@ def test_the_library_neither_prints_nor_exits() -> None:
             }:
                 wrong.append(f"mirror/{path}:{node.lineno} uses {ast.unparse(node)}")
     assert wrong == []
+
+
+def test_tags_are_set_and_removed_in_one_place() -> None:
+    """`sync.transfer` sets those of a plan, for whoever plans some: that is a publication."""
+    callers: dict[str, set[str]] = {}
+    for path, tree in sources().items():
+        if path.parts[0] in ("sync", "operations", "bundle", "watch", "commands"):
+            for node in ast.walk(tree):
+                if isinstance(node, ast.Call):
+                    name = ast.unparse(node.func).rpartition(".")[2]
+                    callers.setdefault(name, set()).add(path.as_posix())
+    assert callers["put_artifact"] == {"sync/publication.py"}
+    assert callers["delete_tag"] <= {"sync/publication.py", "sync/removal.py"}
+    # Besides, targets pass on to each other what a transfer asks of them.
+    assert callers["put_tag"] == {"sync/transfer.py", "sync/content.py", "sync/repair.py"}
+    # The last two carry plans without tags to registries, or into a bundle.
+    assert callers["transfer"] == {
+        *("sync/publication.py", "operations/sync.py", "operations/pull.py")
+    }
 
 
 def test_no_module_configures_logging() -> None:

@@ -10,7 +10,11 @@ import yaml
 from hypothesis import given, settings
 from pydantic import BaseModel, ValidationError
 
-from mirror.documents import MAX_DIGITS, parse_json, parse_rate, parse_yaml, problems
+from mirror.documents import MAX_DIGITS, document, parse_json, parse_rate, parse_yaml, problems
+from mirror.errors import MirrorError
+from mirror.operations.prune import PruneReport
+from mirror.sync.observation import Failure
+from mirror.sync.removal import Removal
 from tests.support.hostile import json_documents, yaml_documents
 
 
@@ -29,6 +33,19 @@ from tests.support.hostile import json_documents, yaml_documents
 def test_json_that_cannot_be_written_down_again_is_refused(text: str | bytes, why: str) -> None:
     with pytest.raises(ValueError, match=why):
         parse_json(text)
+
+
+def test_attributes_become_json_values() -> None:
+    failure = Failure("reg", "tag a:b", MirrorError("why"))
+    named = document(failure, "place", "tag=item", "error")
+    assert named == {"place": "reg", "tag": "tag a:b", "error": "why"}
+    report = PruneReport("reg", False, Removal(), 7, (1, 2), None, (failure,))
+    assert document(report, "dry_run", "generations", "published", "failures") == {
+        "dryRun": False,
+        "generations": [1, 2],
+        "published": None,
+        "failures": [failure.to_document()],
+    }
 
 
 def test_json_is_read() -> None:

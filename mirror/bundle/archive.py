@@ -53,7 +53,6 @@ class Coverage:
 
     @property
     def is_ordinary(self) -> bool:
-        """Whether each layout has all that it needs."""
         return self.base is None and not self.once
 
 
@@ -89,7 +88,6 @@ class Omissions:
         return document
 
     def rows(self) -> Iterator[tuple[str, str]]:
-        """The same for people, as (title, text)."""
         if self.base is not None:
             left = f"{self.manifests} manifests and {self.blobs} blobs"
             yield "Delta", f"leaves {left} ({size_text(self.size)}) to its base"
@@ -115,12 +113,10 @@ class Compressed:
 
     @property
     def size(self) -> int:
-        """Bytes on the disk."""
         return sum(self.stored.values())
 
     @property
     def before(self) -> int:
-        """Bytes without compression."""
         return sum(self.sizes.values())
 
     def to_document(self) -> dict[str, Any]:
@@ -132,7 +128,6 @@ class Compressed:
         }
 
     def rows(self) -> Iterator[tuple[str, str]]:
-        """What compressing saved, as (title, text)."""
         saved = max(0, self.before - self.size)
         share = f"{100 * saved / self.before:.1f}" if self.before else "0"
         saves = f"which saves {size_text(saved)} ({share} %)"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from mirror.bundle import sums
@@ -77,36 +77,29 @@ def _first_nonzero(file: Readable, offset: int, size: int) -> int | None:
     return None
 
 
-def sealed_checks(expected: Archive, archive: OpenArchive) -> Iterator[Check]:
-    """Check every byte of an archive against the seal, in the order in which it lies there."""
+def sealed_checks(expected: Archive, archive: OpenArchive, *, quick: bool) -> Iterator[Check]:
+    """Check an archive against the seal, in the order in which it lies there.
+
+    A `quick` check leaves out the bytes of blobs: headers, indexes and manifests remain.
+    """
     for entry in expected.entries:
-        header = entry.header
+        manifests = expected.inventory.repository(entry.repository).manifests
+        whole = not quick or entry.content is not None or entry.digest in manifests
         yield Check(
             archive.file,
             _title(entry),
-            entry.offset + len(header),
+            entry.data_offset,
             entry.size,
             entry.repository,
-            entry.digest,
-            before=header,
-            after=entry.padding,
+            entry.digest if whole else None,
+            before=entry.header,
+            after=entry.padding if whole else 0,
         )
-    yield Check(
-        archive.file, "the end marker", expected.trailer_offset, 0, None, after=TRAILER_SIZE
-    )
+    yield _end_marker(archive, expected.trailer_offset, TRAILER_SIZE)
 
 
-def structure_checks(expected: Archive, archive: OpenArchive) -> Iterator[Check]:
-    """Check the same without the bytes of blobs: headers, and what indexes and manifests say."""
-    for check, entry in zip(sealed_checks(expected, archive), expected.entries, strict=False):
-        manifests = expected.inventory.repository(entry.repository).manifests
-        if entry.content is not None or entry.digest in manifests:
-            yield check
-        else:
-            yield replace(check, digest=None, after=0)
-    yield Check(
-        archive.file, "the end marker", expected.trailer_offset, 0, None, after=TRAILER_SIZE
-    )
+def _end_marker(archive: OpenArchive, offset: int, size: int) -> Check:
+    return Check(archive.file, "the end marker", offset, 0, None, after=size)
 
 
 def _title(entry: Entry) -> str:
@@ -149,8 +142,7 @@ def found_checks(archive: OpenArchive) -> Iterator[Check]:
         )
     if archive.problem is None:
         # GNU tar fills the last record of 10 KiB with zeros; nothing else may follow.
-        size = archive.file.size - archive.end
-        yield Check(archive.file, "the end marker", archive.end, 0, None, after=size)
+        yield _end_marker(archive, archive.end, archive.file.size - archive.end)
 
 
 # -- files beside the archives ---------------------------------------------------------------------

@@ -14,7 +14,6 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
 
 import zstandard
 
@@ -45,12 +44,7 @@ class Compression:
     def __enter__(self) -> Compression:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_error: object) -> None:
         self._pool.shutdown(wait=True)
 
     def submit(self, data: bytes, done: Callable[[bytes | BaseException], int]) -> None:
@@ -98,7 +92,6 @@ class PackedFile:
     size: int = 0
 
     def digests(self) -> dict[str, str]:
-        """Of all that was written, in lower-case hex by algorithm."""
         return {name: one.hexdigest() for name, one in self.hashes.items()}
 
 
@@ -131,11 +124,9 @@ class Compressor:
 
     @property
     def size(self) -> int:
-        """Bytes of what was written."""
         return sum(file.size for file in self.files)
 
     def update(self, data: bytes, /) -> None:
-        """Take the next bytes of the archive."""
         self._raise()
         if not self._pending and len(data) == FRAME:
             self._submit(data)  # as a follower hands them on: no copy
@@ -166,7 +157,6 @@ class Compressor:
         return ""
 
     def close(self) -> None:
-        """Wait for what is under way, and release the files."""
         with self._changed:
             self._changed.wait_for(lambda: self._written == self._submitted)
         for file in self.files:

@@ -83,7 +83,6 @@ class OpenArchive:
 
     @property
     def name(self) -> str:
-        """The archive's file name."""
         return self.file.path.name
 
     @property
@@ -279,8 +278,6 @@ def read_contents(archives: Iterable[OpenArchive]) -> Contents:
 
 
 class _LayoutReading:
-    """Follows one layout's tags to everything they reach."""
-
     def __init__(
         self, archive: OpenArchive, repository: str, manifests: _Manifests, budget: Budget
     ) -> None:
@@ -341,14 +338,12 @@ class _LayoutReading:
         return None if there is None else there.size
 
     def _note(self, digest: Digest | None, problem: str) -> None:
-        """Note what is wrong with `digest`, or with the layout as a whole."""
         if digest is None or digest in self._problems or len(self._problems) < MAX_FINDINGS:
             self._problems[digest] = problem
         else:
             self._beyond += 1
 
     def findings(self) -> Iterator[Finding]:
-        """Yield all that is wrong, each with the tags that need it."""
         if not self._problems:
             return
         dependents = Dependents(self._inventory.repository(self._repository))

@@ -40,9 +40,7 @@ class Readable(Protocol):
         """
         ...
 
-    def close(self) -> None:
-        """Release what was opened."""
-        ...
+    def close(self) -> None: ...
 
     def read(self, offset: int, size: int) -> bytes:
         """Read the same as one piece."""
@@ -59,7 +57,6 @@ class ReadAt(Readable):
             self.size = os.fstat(self._fd).st_size
 
     def close(self) -> None:
-        """Release the file."""
         os.close(self._fd)
 
     def chunks(self, offset: int, size: int) -> Generator[bytes, None, None]:
@@ -103,7 +100,6 @@ class WriteAt:
 
     @property
     def parts(self) -> tuple[Path, ...]:
-        """The files it consists of."""
         return (self.path,)
 
     def chunks(self, offset: int, size: int) -> Generator[bytes, None, None]:
@@ -134,7 +130,6 @@ class WriteAt:
             return os.fstat(self._fd).st_size
 
     def close(self) -> None:
-        """Release the file; a second call does nothing."""
         if self._fd is not None:
             os.close(self._fd)
             self._fd = None
@@ -219,7 +214,6 @@ class _Parts:
                     return
 
     def close(self) -> None:
-        """Release the files, those in use as soon as they are not. A second call does nothing."""
         with self._lock:
             self._closed = True
             self._trim(0)
@@ -260,7 +254,6 @@ class PartedReader(Readable):
 
     @property
     def parts(self) -> tuple[Path, ...]:
-        """The parts' files, in order."""
         return self._files.paths
 
     @property
@@ -269,7 +262,6 @@ class PartedReader(Readable):
         return self._files.ends
 
     def close(self) -> None:
-        """Release the files."""
         self._files.close()
 
     def chunks(self, offset: int, size: int) -> Generator[bytes, None, None]:
@@ -416,12 +408,10 @@ class PartedWriter:
         return total
 
     def close(self) -> None:
-        """Release the files; a second call does nothing."""
         self._files.close()
 
 
 def _taken(views: list[memoryview], size: int) -> list[memoryview]:
-    """Take the first `size` bytes off `views`."""
     taken: list[memoryview] = []
     while size:
         view = views[0][:size]

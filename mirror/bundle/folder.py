@@ -145,7 +145,6 @@ def only_writer(folder: Path) -> Iterator[None]:
 
 
 def listed(folder: Path) -> list[Path]:
-    """Return what is in a folder, sorted."""
     with os_errors(folder, "read"):
         return sorted(folder.iterdir())
 
@@ -159,7 +158,6 @@ def is_leftover(name: str) -> bool:
 
 
 def clear_leftovers(folder: Path) -> None:
-    """Remove what interrupted pulls left."""
     with os_errors(folder, "clear"):
         for path in listed(folder):
             if is_leftover(path.name):
@@ -177,7 +175,6 @@ def allocated(folder: Path) -> int:
 
 
 def remove(path: Path) -> None:
-    """Remove a file or a folder, if it is there."""
     with os_errors(path, "remove"):
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
@@ -228,7 +225,6 @@ def _take_names_back(
 
 
 def earlier_staging(folder: Path) -> Staging | None:
-    """Return the archives of another plan that were put aside, if there are any."""
     aside = folder / EARLIER
     old = try_seal(aside / PARTIAL_SEAL)
     if old is None:

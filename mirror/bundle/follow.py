@@ -14,7 +14,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from types import MappingProxyType, TracebackType
+from types import MappingProxyType
 from typing import Protocol
 
 from mirror.bundle.archive import Entry
@@ -44,7 +44,6 @@ class Window:
 
     @property
     def end(self) -> int:
-        """Where the byte behind it lies."""
         return self.start + self.size
 
 
@@ -131,12 +130,7 @@ class Follower:
         self._thread.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_error: object) -> None:
         self._stop()
         self._thread.join()
         for hashes in self._hashes:
@@ -261,7 +255,6 @@ class Recheck:
 
     @property
     def wrong(self) -> tuple[Digest, ...]:
-        """The digests of the entries so far that are not what they must be."""
         return tuple(self._wrong)
 
     def update(self, data: bytes) -> None:

@@ -20,7 +20,6 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from types import TracebackType
 
 from mirror.bundle.format import GOST_SUFFIX
 from mirror.durable import os_errors
@@ -195,27 +194,15 @@ class GostHash:
         if context is not None:
             self._openssl.library.EVP_MD_CTX_free(context)
 
-    def __enter__(self) -> GostHash:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
-
-    def __del__(self) -> None:
-        self.close()
+    __del__ = close
 
 
 def gost_digest(chunks: Iterable[bytes]) -> str:
     """Return the digest of some bytes, as `GostHash.hexdigest` does."""
-    with GostHash() as gost:
-        for chunk in chunks:
-            gost.update(chunk)
-        return gost.hexdigest()
+    gost = GostHash()
+    for chunk in chunks:
+        gost.update(chunk)
+    return gost.hexdigest()
 
 
 # -- .gostsum --------------------------------------------------------------------------------------

@@ -27,9 +27,38 @@ from mirror.layout import (
 from mirror.oci import Digest
 from mirror.sync import Inventory, ManifestNode, RepositoryContent, union
 
+_KEYS = {
+    "media_type": "mediaType",
+    "own": "ownBytes",
+    "shared": "sharedBytes",
+    "size": "bytes",
+    "untagged": "untaggedBytes",
+}
+"""Fields that have another name in JSON."""
+
+
+class _Values:
+    __slots__: tuple[str, ...] = ()
+
+    def to_document(self) -> dict[str, Any]:
+        return {_KEYS.get(name, name): _as_json(getattr(self, name)) for name in self.__slots__}
+
+
+def _as_json(value: object) -> object:
+    match value:
+        case _Values():
+            return value.to_document()
+        case tuple():
+            return [_as_json(one) for one in value]
+        case Mapping():
+            return {key: _as_json(one) for key, one in value.items()}
+        case Digest():
+            return str(value)
+    return value
+
 
 @dataclass(frozen=True, slots=True)
-class ComponentInsight:
+class ComponentInsight(_Values):
     """The platform, a module, a package and so on, over all its repositories.
 
     `versions` are newest first. `channels` maps each to the versions that it leads to: those that
@@ -46,19 +75,9 @@ class ComponentInsight:
     def __post_init__(self) -> None:
         object.__setattr__(self, "channels", MappingProxyType(dict(self.channels)))
 
-    def to_document(self) -> dict[str, Any]:
-        return {
-            "kind": self.kind,
-            "name": self.name,
-            "versions": list(self.versions),
-            "channels": {channel: list(versions) for channel, versions in self.channels.items()},
-            "images": self.images,
-            "bytes": self.size,
-        }
-
 
 @dataclass(frozen=True, slots=True)
-class ImageInsight:
+class ImageInsight(_Values):
     """One image (or index, or artifact) of a repository, with all the tags that name it.
 
     `size` is everything that it reaches; `own` is the part that no other image of its repository
@@ -81,18 +100,9 @@ class ImageInsight:
         """Its names, or the start of its digest where it goes by that alone."""
         return ", ".join(self.names) or f"{self.digest.algorithm}:{self.digest.encoded[:12]}"
 
-    def to_document(self) -> dict[str, Any]:
-        return {
-            "digest": str(self.digest),
-            "tags": list(self.tags),
-            "bytes": self.size,
-            "ownBytes": self.own,
-            "layers": self.layers,
-        }
-
 
 @dataclass(frozen=True, slots=True)
-class RepositoryInsight:
+class RepositoryInsight(_Values):
     """One layout of an archive. `size` is what its manifests and blobs take there: the `own` bytes
     of its images, `shared` by several of them, and `untagged`, which no tag reaches."""
 
@@ -105,21 +115,9 @@ class RepositoryInsight:
     shared: int
     untagged: int
 
-    def to_document(self) -> dict[str, Any]:
-        return {
-            "path": self.path,
-            "tags": self.tags,
-            "manifests": self.manifests,
-            "blobs": self.blobs,
-            "bytes": self.size,
-            "sharedBytes": self.shared,
-            "untaggedBytes": self.untagged,
-            "images": [image.to_document() for image in self.images],
-        }
-
 
 @dataclass(frozen=True, slots=True)
-class ArchiveInsight:
+class ArchiveInsight(_Values):
     """One archive; `size` is that of its file or parts, headers and indexes included, and if they
     are compressed, what they hold."""
 
@@ -133,16 +131,11 @@ class ArchiveInsight:
         return sum(repository.size for repository in self.repositories)
 
     def to_document(self) -> dict[str, Any]:
-        return {
-            "name": self.name,
-            "bytes": self.size,
-            "contentBytes": self.content,
-            "repositories": [repository.to_document() for repository in self.repositories],
-        }
+        return {**_Values.to_document(self), "contentBytes": self.content}
 
 
 @dataclass(frozen=True, slots=True)
-class LayerInsight:
+class LayerInsight(_Values):
     """A blob. `images` counts the manifests that need it, `copies` the layouts that have it."""
 
     digest: Digest
@@ -150,15 +143,6 @@ class LayerInsight:
     size: int
     images: int
     copies: int
-
-    def to_document(self) -> dict[str, Any]:
-        return {
-            "digest": str(self.digest),
-            "mediaType": self.media_type,
-            "bytes": self.size,
-            "images": self.images,
-            "copies": self.copies,
-        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,7 +199,6 @@ class BundleInsight:
         return by_size[:most]
 
     def to_document(self) -> dict[str, Any]:
-        """As JSON values, for `--json`."""
         return {
             "inventory": str(self.inventory),
             "sealed": self.sealed,
@@ -230,9 +213,9 @@ class BundleInsight:
             "tags": self.tags,
             "manifests": self.manifests,
             "blobs": self.blobs,
-            "components": [component.to_document() for component in self.components],
-            "archives": [archive.to_document() for archive in self.archives],
-            "largestLayers": [layer.to_document() for layer in self.layers],
+            "components": _as_json(self.components),
+            "archives": _as_json(self.archives),
+            "largestLayers": _as_json(self.layers),
         }
 
 
@@ -351,7 +334,6 @@ def _repository(path: str, content: RepositoryContent) -> RepositoryInsight:
 
 
 def _reached(digest: Digest, content: RepositoryContent) -> frozenset[Digest]:
-    """Everything that an image needs, itself included."""
     reached: set[Digest] = set()
     pending = [digest]
     while pending:

@@ -281,6 +281,5 @@ class TreeFile(Readable):
 
 
 def _is_blob(name: str) -> bool:
-    """Whether a layout keeps content under such a name."""
     *_, kind, _algorithm, _encoded = ("", "", *name.split("/"))
     return kind == "blobs"

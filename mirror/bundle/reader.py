@@ -9,7 +9,6 @@ from collections import Counter
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from types import TracebackType
 
 from mirror.bundle import sums
 from mirror.bundle.archive import NOTHING, Archive, minus
@@ -85,16 +84,10 @@ class BundleReader:
     def __enter__(self) -> BundleReader:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_error: object) -> None:
         self.close()
 
     def close(self) -> None:
-        """Release the archives."""
         for archive in self._archives:
             archive.file.close()
         self._archives = []
@@ -303,7 +296,6 @@ def _check_tree(folder: Path) -> None:
 
 
 def _check_folder(folder: Path, archives: Sequence[Path], *, sealed: bool) -> None:
-    """Raise InputError unless there is a bundle in `folder`."""
     if not sealed and (folder / PARTIAL_SEAL).is_file():
         raise InputError(
             f"{folder} holds no bundle yet: a pull into it was not finished; run it again, "

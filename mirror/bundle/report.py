@@ -36,7 +36,6 @@ def channels_text(channels: Mapping[str, Sequence[str]]) -> str:
 
 
 def insight_text(found: BundleInsight) -> str:
-    """Render an insight for a terminal."""
     return "\n".join(
         [
             f"{found.name[:1].upper()}{found.name[1:]} holds",

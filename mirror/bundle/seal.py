@@ -106,7 +106,6 @@ class Seal:
 
     @cached_property
     def omissions(self) -> Omissions:
-        """How much the bundle leaves out."""
         needed = self.coverage.needed
         at_base = needed.blob_sizes()
         repeats = sum(
@@ -296,7 +295,6 @@ def read_seal(path: Path) -> Seal | None:
 
 
 def try_seal(path: Path) -> Seal | None:
-    """Read the seal at `path`; None if that cannot be done."""
     try:
         return read_seal(path)
     except MirrorError:

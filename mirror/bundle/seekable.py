@@ -17,7 +17,6 @@ from collections import OrderedDict, deque
 from collections.abc import Generator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from types import TracebackType
 
 import zstandard
 
@@ -74,11 +73,11 @@ class SeekableFile(Readable):
     def __init__(self, packed: Readable) -> None:
         self.packed = packed
         self.path = packed.path.with_name(packed.path.name.removesuffix(ZSTD_SUFFIX))
-        self._starts = array("Q", [0])  # of frame n in the archive; behind the last, its size
-        self._places = array("Q", [0])  # of frame n in the compressed file
+        self.starts = array("Q", [0])  # of frame n in the archive; behind the last, its size
+        self.places = array("Q", [0])  # of frame n in the compressed file
         self._checksums = array("I")
         self._read_table()
-        self.size = self._starts[-1]
+        self.size = self.starts[-1]
         self._local = threading.local()
         self._lock = threading.Lock()
         self._cache: OrderedDict[int, bytes] = OrderedDict()  # under the lock
@@ -112,40 +111,29 @@ class SeekableFile(Readable):
                         where=packed.path.name,
                         advice=f"unpack it with `zstd -d --rm {packed.path.name}`",
                     )
-                self._places.append(self._places[-1] + entry[0])
-                self._starts.append(self._starts[-1] + entry[1])
+                self.places.append(self.places[-1] + entry[0])
+                self.starts.append(self.starts[-1] + entry[1])
                 if width == 3:
                     self._checksums.append(entry[2])
-        if self._places[-1] != start:
+        if self.places[-1] != start:
             raise self._damaged(
-                f"frames of {self._places[-1]} bytes in all, and a table of them at byte {start}"
+                f"frames of {self.places[-1]} bytes in all, and a table of them at byte {start}"
             )
 
     @property
     def frames(self) -> int:
-        """How many frames there are."""
-        return len(self._starts) - 1
-
-    def starts(self, number: int) -> int:
-        """Where in the archive frame `number` begins."""
-        return self._starts[number]
+        return len(self.starts) - 1
 
     def length(self, number: int) -> int:
-        """How many bytes frame `number` holds."""
-        return self._starts[number + 1] - self._starts[number]
+        return self.starts[number + 1] - self.starts[number]
 
     def number_at(self, offset: int) -> int:
         """The frame that holds the byte at `offset`."""
-        return bisect_right(self._starts, offset) - 1
-
-    def places(self, number: int) -> int:
-        """Where in the compressed file frame `number` begins; behind the last, the table."""
-        return self._places[number]
+        return bisect_right(self.starts, offset) - 1
 
     def packed_frame(self, number: int) -> bytes:
-        """Read a frame as it lies in the compressed file."""
-        start = self._places[number]
-        return self.packed.read(start, self._places[number + 1] - start)
+        start = self.places[number]
+        return self.packed.read(start, self.places[number + 1] - start)
 
     def unpacked(self, number: int, frame: bytes) -> bytes:
         """Decompress a frame.
@@ -186,7 +174,7 @@ class SeekableFile(Readable):
         while offset < end:
             number = self.number_at(offset)
             data = self._frame(number)
-            start = offset - self._starts[number]
+            start = offset - self.starts[number]
             piece = data[start : start + end - offset]
             yield piece
             offset += len(piece)
@@ -205,7 +193,6 @@ class SeekableFile(Readable):
         return data
 
     def close(self) -> None:
-        """Release the compressed file."""
         self.packed.close()
 
     def _foreign(self) -> DamagedBundleError:
@@ -270,12 +257,7 @@ class Forward(Readable):
     def __enter__(self) -> Forward:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_error: object) -> None:
         self._pool.shutdown(wait=True, cancel_futures=True)
 
     def close(self) -> None:
@@ -294,7 +276,7 @@ class Forward(Readable):
         while offset < end:
             number = self._file.number_at(offset)
             data = self._frame(number)
-            start = offset - self._file.starts(number)
+            start = offset - self._file.starts[number]
             piece = data[start : start + end - offset]
             yield piece
             offset += len(piece)
@@ -310,7 +292,6 @@ class Forward(Readable):
         return data
 
     def _advance(self) -> None:
-        """Go to the next frame."""
         self._now = (self._now[0], b"")  # before the next one is waited for
         ahead = sum(self._file.length(number) for number, _ in self._ahead)
         while self._next < self._file.frames and (
@@ -341,7 +322,7 @@ class Forward(Readable):
         """Read the rest; return the digest of the compressed file, or of each part, by name.
 
         In place of a digest there may be the error that kept the file from being read."""
-        packed, at = self._file.packed, self._file.places(self._next)
+        packed, at = self._file.packed, self._file.places[self._next]
         try:
             for chunk in packed.chunks(at, packed.size - at):
                 self._hashes.update(chunk)

@@ -60,7 +60,6 @@ class Journal:
             return dict(self._progress)
 
     def count(self, digest: Digest) -> int:
-        """How many bytes of a blob are in place."""
         return self._progress.get(digest, 0)
 
     def note(self, digest: Digest, count: int) -> None:
@@ -73,14 +72,12 @@ class Journal:
                 self._rewrite()
 
     def forget(self, digests: Iterable[Digest]) -> None:
-        """Take back what was said of these blobs."""
         with self._lock:
             for digest in digests:
                 self._progress.pop(digest, None)
             self._rewrite()
 
     def close(self) -> None:
-        """Release the file, which stays."""
         with self._lock:
             self._close()
 
@@ -166,7 +163,6 @@ class Place:
             self.follower.done(self.entry.offset, self.entry.end - self.entry.offset)
 
     def read(self, size: int) -> Generator[bytes, None, None]:
-        """Read the first `size` bytes of the content."""
         return self.file.chunks(self.entry.data_offset, size)
 
     def has_room_for(self, count: int) -> bool:
@@ -176,7 +172,6 @@ class Place:
         return self.file.reaches(entry.offset, end)
 
     def is_whole(self) -> bool:
-        """Whether the content is all there and right."""
         verifier = Verifier(self.entry.digest, self.entry.size, self.entry.path)
         try:
             for chunk in self.read(self.entry.size):
@@ -258,7 +253,6 @@ class Staging:
         }
 
     def close(self) -> None:
-        """Release the files."""
         self.journal.close()
         for file in self.files.values():
             file.close()

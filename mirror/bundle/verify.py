@@ -27,7 +27,6 @@ from mirror.bundle.checks import (
     part_findings,
     sealed_checks,
     shift_findings,
-    structure_checks,
     sums_findings,
 )
 from mirror.bundle.contents import OpenArchive, missing_archives, whole_archive
@@ -74,7 +73,6 @@ class BundleReport:
     quick: bool = False
 
     def to_document(self) -> dict[str, Any]:
-        """As JSON values, for `--json`."""
         return {
             "ok": not self.findings,
             "quick": self.quick,
@@ -242,8 +240,8 @@ class _Verification:
                 self._findings.append(Finding(name, archive.broken.seen_from(name)))
                 self._findings += whole_archive(expected, "the archive cannot be read")
         elif expected is not None and archive.file.size == expected.size:
-            make = structure_checks if self._quick else sealed_checks
-            self._works.append(self._works_of(make(expected, archive), archive))
+            checks = sealed_checks(expected, archive, quick=self._quick)
+            self._works.append(self._works_of(checks, archive))
             self._count += len(expected.entries) + 1
             self._size += sum(entry.size for entry in expected.entries)
         else:

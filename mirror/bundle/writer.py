@@ -12,7 +12,6 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING
 
 from mirror.bundle import gost
@@ -205,12 +204,7 @@ class BundleWriter:
         if self._earlier is not None:
             self._reusable = self._earlier.finished()
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_error: object) -> None:
         begun = self._now is not None and bool(self._now.journal.progress or self._reusable)
         with self._held:
             self._close()
@@ -252,12 +246,11 @@ class BundleWriter:
         spares file systems without holes (FAT) from writing zeros that are overwritten.
         """
 
-        def place(step: CopyBlob) -> tuple[str, int]:
-            return min(
-                (place.archive, place.entry.offset) for place in self._of(step.into, step.digest)
-            )
+        def first(step: CopyBlob) -> tuple[str, int]:
+            places = self._of(step.into, step.digest)
+            return min((place.archive, place.entry.offset) for place in places)
 
-        return tuple(sorted(blobs, key=place))
+        return tuple(sorted(blobs, key=first))
 
     def put_blob(self, step: CopyBlob, content: BlobContent) -> int:
         places = self._fitting(self._of(step.into, step.digest), f"blob {step.digest}", step.size)
@@ -265,7 +258,7 @@ class BundleWriter:
         if not self._take_over(step, places):
             content, begun = self._begin(step, places, content)
             try:
-                sent = self._write(step, places, content, begun)
+                sent = self._write(step, places, content, begun, final=not begun)
             except IntegrityError:
                 if not begun:
                     with self._lock:
@@ -286,13 +279,10 @@ class BundleWriter:
         if source is None or source.entry.size != step.size or not source.is_whole():
             return False
         position = 0
-        for chunk in source.read(step.size):
+        for chunk in source.read(step.size) if step.size else (b"",):
             for place in places:
                 place.write(position, chunk)
             position += len(chunk)
-        if step.size == 0:
-            for place in places:
-                place.write(0)
         return True
 
     def _begin(
@@ -314,13 +304,12 @@ class BundleWriter:
         content: BlobContent,
         begun: int,
         *,
-        final: bool = True,
+        final: bool,
     ) -> int:
         """Write what comes from `begun` on; return how many bytes that were.
 
-        Until a blob that was begun in an earlier run has proved right, nothing of it is final.
+        Until a blob that was begun in an earlier run has proved right, nothing of it is `final`.
         """
-        final = final and not begun
         position, pieces, size = begun, list[bytes](), 0
         journal = self._state.journal
 
@@ -394,10 +383,14 @@ class BundleWriter:
         for archive in self._archives:
             files[archive.name].write(archive.trailer_offset, bytes(TRAILER_SIZE))
             self._followers[archive.name].done(archive.trailer_offset, TRAILER_SIZE)
-        for missing in self._missing():
-            raise IntegrityError(
-                f"{missing} was never written", where=self.name, advice="nothing is sealed"
-            )
+        for archive in self._archives:
+            for entry in archive.entries:
+                if (archive.name, entry.path) not in self._written:
+                    raise IntegrityError(
+                        f"{archive.name}: {entry.path} was never written",
+                        where=self.name,
+                        advice="nothing is sealed",
+                    )
         for archive in () if self._packing.compress else self._archives:
             size = files[archive.name].sync()
             if size != archive.size:
@@ -439,9 +432,3 @@ class BundleWriter:
                 where=self.name,
                 advice="run the same command again, which reads the archives once more",
             )
-
-    def _missing(self) -> Iterator[str]:
-        for archive in self._archives:
-            for entry in archive.entries:
-                if (archive.name, entry.path) not in self._written:
-                    yield f"{archive.name}: {entry.path}"

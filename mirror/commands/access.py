@@ -93,11 +93,7 @@ def license_credentials(license_key: str) -> Credentials:
 
 
 def signer(key_file: Path) -> Callable[[bytes], bytes]:
-    """Signs with the private key in a file. It is tried at once, before a long pull begins.
-
-    Raises:
-        InputError: no usable private key, or its passphrase is missing or wrong.
-    """
+    """Signs with the private key in a file. It is tried at once, before a long pull begins."""
     from mirror.bundle.signing import passphrase_from, sign
 
     key = key_file.read_bytes()
@@ -135,7 +131,7 @@ def login_options(whose: str, text: str, *more: Sequence[str]) -> Decorator:
     """`--WHOSE-login` and `--WHOSE-password`, with `more` names of each."""
     user_names, password_names = more or ((), ())
     unseen = (
-        "Its password; '-' asks for it, or reads it from a pipe: process lists never show it then."
+        "Its password; '-' asks for it or reads it from a pipe, so that no process list shows it."
     )
     return together(
         from_environment(f"--{whose}-login", *user_names, text=text),
@@ -158,7 +154,7 @@ source_login_options = together(
         "-l",
         "license_key",
         variable="D8_MIRROR_LICENSE_TOKEN",
-        text="Deckhouse licence key, in place of user and password; '-' as there.",
+        text="Deckhouse license key, instead of user and password; '-' as above.",
     ),
 )
 registry_options = grouped(
@@ -176,14 +172,12 @@ registry_options = grouped(
     flag("--insecure", text="Speak plain HTTP to the registry."),
     flag("--tls-skip-verify", text="Accept any certificate of the registry."),
     click.option(
-        "--ca",
-        type=FILE,
-        help="PEM file of certificate authorities to trust besides the system's.",
+        "--ca", type=FILE, help="PEM file of additional certificate authorities to trust."
     ),
     click.option(
         "--limit-rate",
         callback=_rate,
-        help="Move at most so many bytes a second to and from each registry: 20MB/s, 512KiB/s.",
+        help="Limit of the traffic with each registry: 20MB/s, 512KiB/s.",
     ),
 )
 """How to reach the registry that a command works on."""
@@ -211,11 +205,7 @@ class TreeAccess:
 
     @contextmanager
     def open_for_uploads(self, on_event: OnEvent, state_dir: Path | None) -> Iterator[RegistryTree]:
-        """The same, with a journal of uploads.
-
-        Raises:
-            FileSystemError: `state_dir`, which somebody asked for, cannot be used.
-        """
+        """The same, with a journal of uploads."""
         with (
             self.open(on_event) as tree,
             upload_journal(state_dir, self.root.host, on_event) as journal,

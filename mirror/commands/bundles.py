@@ -29,7 +29,7 @@ from mirror.reports.bundles import merge_summary
     "--html",
     "html_file",
     type=click.Path(dir_okay=False, path_type=Path),
-    help="Write a report with a map of sizes to this file: one page, to be opened offline.",
+    help="Write a self-contained HTML report with a map of sizes to this file.",
 )
 @options.as_json
 def inspect_command(*, bundle_dir: Path, html_file: Path | None, work: Work) -> None:
@@ -57,11 +57,7 @@ def _about(setting: str) -> str | None:
 
 @click.command("merge")
 @click.argument(
-    "paths",
-    nargs=-1,
-    required=True,
-    metavar="BASE [DELTA]... OUT",
-    type=click.Path(path_type=Path),
+    "paths", nargs=-1, required=True, metavar="BASE [DELTA]... OUT", type=click.Path(path_type=Path)
 )
 @flag("--force", text="Replace the bundle that is in OUT.")
 @click.option("-c", "--images-bundle-chunk-size", help=_about("images_bundle_chunk_size"))
@@ -75,9 +71,7 @@ def _about(setting: str) -> str | None:
 @click.option("--gost-digest", is_flag=True, help=_about("gost_digest"))
 @click.option("--dedupe", is_flag=True, help=_about("dedupe"))
 @click.option(
-    "--verify-key",
-    type=FILE,
-    help="Public key (PEM) of who must have signed each of the bundles.",
+    "--verify-key", type=FILE, help="Check each bundle's signature with this public key (PEM)."
 )
 @options.sign_key
 @options.running

@@ -35,32 +35,17 @@ class Cluster:
 
     @classmethod
     def load(cls, module_config: Path, sites_file: Path | None) -> Cluster:
-        """Read the files that a command line names.
-
-        Raises:
-            InputError: one of them cannot be read or breaks a rule.
-        """
+        """Read the files that a command line names."""
         settings = RegistrySettings.load(module_config)
         return cls(settings, NO_ACCESS if sites_file is None else load_access(sites_file))
 
-    def reach(
-        self,
-        registry: str | None,
-        asked: AccessOptions,
-        *,
-        writes: bool,
-    ) -> TreeAccess:
+    def reach(self, registry: str | None, asked: AccessOptions, *, writes: bool) -> TreeAccess:
         """The registry into which images are brought, or from which they are read.
 
         `registry` is its logical address, its real one, or None for the root. The login is the one
         that the command line gives, else the one in the files, else the one that docker or oras
         stored. If there are several replicas and no common push address, the first replica that
         answers is used.
-
-        Raises:
-            ForbiddenByModeError: `writes`, and the mode accepts no writes there.
-            RouteError: the files do not say where it is, or it is not in this cluster's registry.
-            UnreachableError: there are several replicas and none answers.
         """
         names = RepositoryNames(self.settings, self.access)
         place = names.read(registry or "")
@@ -82,10 +67,6 @@ class Cluster:
         """The replicas of a cluster in Local mode by name, one for each master.
 
         The login is the one that is given, or that of `mirror-pusher`, or of `rw`.
-
-        Raises:
-            ForbiddenByModeError: the cluster is in another mode, which has no replicas.
-            RouteError: the files do not name the masters, or none of those users.
         """
         options = _connection(asked)
         given = asked.given_credentials(f"the replicas of {LOGICAL_HOST}")
@@ -97,11 +78,7 @@ class Cluster:
         }
 
     def _routes(
-        self,
-        names: RepositoryNames,
-        place: ClusterRepository,
-        writes: bool,
-        asked: AccessOptions,
+        self, names: RepositoryNames, place: ClusterRepository, writes: bool, asked: AccessOptions
     ) -> tuple[tuple[Route, ...], Credentials | None]:
         """The ways there, and the login that takes the place of theirs."""
         access, plane = self.access, Plane.OPERATOR

@@ -28,11 +28,7 @@ class ClusterFiles:
         return self.module_config is not None or self.sites_file is not None
 
     def load(self) -> Cluster | None:
-        """The cluster; None without files.
-
-        Raises:
-            InputError: as `Cluster.load`, or `--sites` came alone.
-        """
+        """The cluster; None without files."""
         if self.module_config is not None:
             return _load(self.module_config, self.sites_file)
         if self.sites_file is not None:
@@ -40,12 +36,7 @@ class ClusterFiles:
         return None
 
     def reach(self, registry: str | None, access: AccessOptions, *, writes: bool) -> TreeAccess:
-        """The tree below `registry`, which may be a logical address, or None for the root.
-
-        Raises:
-            InputError: no registry is named in either way, or the options contradict each other.
-            ForbiddenByModeError: `writes`, and the cluster's mode takes none; it says where.
-        """
+        """The tree below `registry`, which may be a logical address, or None for the root."""
         cluster = self.load()
         if cluster is not None:
             return cluster.reach(registry, access, writes=writes)
@@ -77,15 +68,14 @@ def _options(make: Callable[..., object], *, required: bool) -> Decorator:
             "--module-config",
             type=FILE,
             required=required,
-            help="YAML file with ModuleConfig deckhouse: the mode, address, login and authority "
-            "of the cluster's registry.",
+            help="YAML file with ModuleConfig deckhouse, which configures the cluster's registry.",
         ),
         click.option(
             "--sites",
             "sites_file",
             type=FILE,
-            help="With --module-config: YAML file with the cluster's masters, users, authority "
-            "and public domain.",
+            help="With --module-config: YAML file with the cluster's masters, users, CA and "
+            "public domain.",
         ),
     )
 

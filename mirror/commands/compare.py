@@ -27,7 +27,7 @@ _STANDARD_OUTPUT = "-"
 
 @click.command("status")
 @click.argument("registries", nargs=-1, required=True, metavar="REGISTRY...")
-@flag("--blobs", text="Ask about every blob, too, in every repository.")
+@flag("--blobs", text="Also check every blob in every repository.")
 @registry_options
 @options.running
 def status_command(
@@ -82,16 +82,13 @@ def _place(text: str) -> Path | str:
 @click.option(
     "--against",
     metavar="REGISTRY",
-    help="Check that this registry holds all that the bundle holds; with --module-config it may "
-    "be left out, or be a logical address.",
+    help="Check that this registry holds the whole bundle. With --module-config, optional, or a "
+    "logical address.",
 )
-@flag(
-    "--quick",
-    text="Check structure and sizes only; the bytes of layers stay unread and unproved.",
-)
-@flag("--deep", text="With --against: read every byte back and hash it.")
+@flag("--quick", text="Check structure and sizes only, not the bytes of layers.")
+@flag("--deep", text="With --against: also read back and hash every byte.")
 @click.option(
-    "--key", "key_file", type=FILE, help="Public key (PEM) of who must have signed the bundle."
+    "--key", "key_file", type=FILE, help="Check the bundle's signature with this public key (PEM)."
 )
 @registry_options
 @cluster_options
@@ -144,14 +141,13 @@ def verify_command(
     "--output",
     required=True,
     metavar="FILE",
-    help="Where to write the inventory; - for standard output.",
+    help="Where to write the inventory; - is standard output.",
 )
 @click.option(
     "--known",
     multiple=True,
     type=click.Path(exists=True, path_type=Path),
-    help="A bundle or an inventory whose repositories to look at too, where the registry does not "
-    "list all that it has. Repeatable.",
+    help="A bundle or inventory with repositories that the registry may not list. Repeatable.",
 )
 @registry_options
 @options.running

@@ -26,7 +26,7 @@ from mirror.sync.statement import MAX_GENERATION
     type=click.IntRange(min=1),
     default=10,
     show_default=True,
-    help="How many generations to show, the newest first.",
+    help="How many of the newest generations to show.",
 )
 @registry_options
 @options.as_json
@@ -45,10 +45,10 @@ def history_command(*, registry: str, last: int, access: AccessOptions, work: Wo
     "--to",
     type=click.IntRange(min=0),
     metavar="GENERATION",
-    help="The generation to put back; the one before the current by default, or the one that an "
-    "interrupted push began to replace. 0: what was there before the first.",
+    help="The generation to go back to; 0 is the state before the first.  [default: the one "
+    "before the current, or before an interrupted push]",
 )
-@flag("--dry-run", text="Check, and list the tags, but change nothing.")
+@flag("--dry-run", text="Check, and list the tags; change nothing.")
 @registry_options
 @options.running
 def rollback_command(
@@ -71,10 +71,10 @@ def rollback_command(
     multiple=True,
     required=True,
     metavar="WHAT",
-    help="What is to stay: a bundle's folder, a file with an inventory, or the number of a "
-    "generation that the registry published; repeatable.",
+    help="What to keep: a bundle's folder, a file with an inventory, or the number of a published "
+    "generation. Repeatable.",
 )
-@flag("--dry-run", text="Say what would be removed, and remove nothing.")
+@flag("--dry-run", text="Print what would be removed; remove nothing.")
 @registry_options
 @options.running
 def prune_command(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -15,6 +15,7 @@ from mirror.commands.cluster_files import required_cluster_options
 from mirror.commands.mode_render import render_command
 from mirror.commands.mode_switch import check_command, plan_command
 from mirror.commands.options import Work
+from mirror.documents import document
 from mirror.errors import RouteError
 from mirror.modes.addressing import RepositoryNames, Route, push_address, routes_for
 from mirror.modes.constants import LOGICAL_BASE, RegistryUser
@@ -39,11 +40,11 @@ def show_command(*, cluster: Cluster, work: Work) -> None:
 
     Secrets are left out. Without --sites, what only the cluster knows is left out too.
     """
-    document = _settings_document(cluster)
-    document["planes"] = {
+    found = _settings_document(cluster)
+    found["planes"] = {
         plane.value: _ways(cluster, Repository.parse(LOGICAL_BASE), plane) for plane in Plane
     }
-    work.say(document, [*_settings_lines(document), "", *_plane_lines(document["planes"])])
+    work.say(found, [*_settings_lines(found), "", *_plane_lines(found["planes"])])
 
 
 @click.command("resolve")
@@ -52,8 +53,8 @@ def show_command(*, cluster: Cluster, work: Work) -> None:
 @click.option(
     "--plane",
     type=click.Choice([plane.value for plane in Plane]),
-    help="Who asks: containerd on a node (cri), a pod (api), who brings images in (operator), or "
-    "a replica. Without it all four are shown.",
+    help="Who asks: containerd on a node (cri), a pod (api), whoever pushes (operator), or a "
+    "replica.  [default: all]",
 )
 @options.as_json
 def resolve_command(*, reference: str, cluster: Cluster, plane: str | None, work: Work) -> None:
@@ -64,17 +65,12 @@ def resolve_command(*, reference: str, cluster: Cluster, plane: str | None, work
     (install:v1.70.0). Nothing is asked; this only reads the files.
     """
     asked = _asked(reference, cluster)
-    if plane is not None:
-        # Only one was asked for: that it leads nowhere is the command's failure.
-        routes_for(asked, cluster.settings, Plane(plane), _with_names(cluster.access))
-    planes = {
-        one.value: _ways(cluster, asked, one) for one in ([Plane(plane)] if plane else list(Plane))
-    }
-    failures = [way["error"] for way in planes.values() if "error" in way]
-    if len(failures) == len(planes):
-        raise RouteError(failures[0])
-    document = {"reference": str(asked), "mode": cluster.settings.mode.value, "planes": planes}
-    work.say(document, [str(asked), *_plane_lines(planes)])
+    asking = [Plane(plane)] if plane else list(Plane)
+    planes = {one.value: _ways(cluster, asked, one) for one in asking}
+    if all("error" in way for way in planes.values()):
+        raise RouteError(next(iter(planes.values()))["error"])
+    found = {"reference": str(asked), "mode": cluster.settings.mode.value, "planes": planes}
+    work.say(found, [str(asked), *_plane_lines(planes)])
 
 
 def _asked(text: str, cluster: Cluster) -> Reference | Repository:
@@ -93,26 +89,18 @@ def _asked(text: str, cluster: Cluster) -> Reference | Repository:
 
 
 def _settings_document(cluster: Cluster) -> dict[str, Any]:
-    settings = cluster.settings
-    document: dict[str, Any] = {
-        "mode": settings.mode.value,
-        "kind": settings.kind.value,
-        "checkMode": settings.check_mode.value,
-        "upstream": None,
+    settings, upstream = cluster.settings, cluster.settings.upstream
+    return {
+        **document(settings, "mode", "kind", "check_mode"),
         "push": push_address(settings, cluster.access),
-    }
-    upstream = settings.upstream
-    if upstream is not None:
-        document["upstream"] = {
-            "address": upstream.base,
-            "scheme": upstream.scheme,
-            "user": upstream.username,
+        "upstream": upstream
+        and {
+            **document(upstream, "address=base", "scheme", "user=username"),
             "trust": _trust(upstream.scheme, upstream.ca),
-        }
-    document["images"] = LOGICAL_BASE if settings.managed else upstream and upstream.base
-    if settings.proxy is not None:
-        document["ttlSeconds"] = settings.proxy.ttl_s
-    return document
+        },
+        "images": LOGICAL_BASE if settings.managed else upstream and upstream.base,
+        **({"ttlSeconds": settings.proxy.ttl_s} if settings.proxy is not None else {}),
+    }
 
 
 def _ways(cluster: Cluster, asked: Reference | Repository, plane: Plane) -> dict[str, Any]:
@@ -137,53 +125,42 @@ def _route_document(route: Route, upstream: Upstream | None) -> dict[str, Any]:
         # Whoever is only passed on is trusted as at the upstream itself.
         theirs = upstream.ca if upstream is not None else None
         given = theirs if theirs and theirs in (route.ca or "") else None
+    # Where the manifest is asked for; of a repository, where it lies.
+    place = f"{route.scheme}://{route.host}/{route.repository}"
     return {
-        "role": route.role.value,
-        "address": _address(route),
-        "host": route.host,
-        "repository": route.repository,
+        **document(route, "role", "host", "repository"),
+        "address": place if route.reference is None else route.url,
         "user": None if route.credential is None else route.credential.name,
         "trust": _trust(route.scheme, given, inside=inside),
     }
-
-
-def _address(route: Route) -> str:
-    """Where the manifest is asked for; of a repository, where it lies."""
-    if route.reference is not None:
-        return route.url
-    return f"{route.scheme}://{route.host}/{route.repository}"
 
 
 def _trust(scheme: str, ca: str | None, *, inside: bool = False) -> str:
     """Whom one trusts, in a few words. `ca` is the authority that the settings or sites give."""
     if scheme == "http":
         return "none (plain HTTP)"
-    match inside, ca is not None:
-        case True, True:
-            return "the module's authority, the given one and the system's roots"
-        case True, False:
-            return "the module's authority and the system's roots"
-        case False, True:
-            return "the given authority and the system's roots"
-    return "the system's roots"
+    module = "the module's authority" if inside else ""
+    given = f"the given {'one' if inside else 'authority'}" if ca is not None else ""
+    whom = ", ".join(filter(None, (module, given)))
+    return f"{whom} and the system's roots" if whom else "the system's roots"
 
 
 # -- text ------------------------------------------------------------------------------------------
 
 
-def _settings_lines(document: Mapping[str, Any]) -> list[str]:
-    images = document["images"] or "the registry of the installation, which is not named here"
-    rows = [("mode", document["kind"]), ("images go by", images)]
-    upstream = document["upstream"]
+def _settings_lines(found: Mapping[str, Any]) -> list[str]:
+    images = found["images"] or "the registry of the installation, which is not named here"
+    rows = [("mode", found["kind"]), ("images go by", images)]
+    upstream = found["upstream"]
     if upstream is not None:
         rows += [
             ("registry", f"{upstream['scheme']}://{upstream['address']}"),
             ("login", upstream["user"] or "anonymous"),
             ("trust", upstream["trust"]),
         ]
-    if document.get("ttlSeconds"):
-        rows.append(("cached for", _duration(document["ttlSeconds"])))
-    rows += [("required images", document["checkMode"]), ("push to", document["push"])]
+    if found.get("ttlSeconds"):
+        rows.append(("cached for", _duration(found["ttlSeconds"])))
+    rows += [("required images", found["checkMode"]), ("push to", found["push"])]
     width = max(len(name) for name, _ in rows)
     return [f"{name:<{width}}  {text}" for name, text in rows]
 
@@ -195,21 +172,14 @@ def _duration(seconds: int) -> str:
     return " ".join(f"{count} {unit}" for count, unit in parts if count)
 
 
-def _plane_lines(planes: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    lines = []
+def _plane_lines(planes: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
     for name, ways in planes.items():
-        lines.append(f"{name}: how {_PLANES[Plane(name)]}")
-        lines += [f"  {text}" for text in _way_texts(ways)]
-    return lines
-
-
-def _way_texts(ways: Mapping[str, Any]) -> Iterable[str]:
-    if "error" in ways:
-        yield f"not known: {ways['error']}"
-        return
-    for route in ways["routes"]:
-        who = f"as {route['user']}" if route["user"] else "anonymously"
-        yield f"{route['address']}  ({route['role']}, {who}; trusts {route['trust']})"
+        yield f"{name}: how {_PLANES[Plane(name)]}"
+        if "error" in ways:
+            yield f"  not known: {ways['error']}"
+        for route in ways.get("routes", ()):
+            who = f"as {route['user']}" if route["user"] else "anonymously"
+            yield f"  {route['address']}  ({route['role']}, {who}; trusts {route['trust']})"
 
 
 @click.group("mode")

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from mirror.commands import options
 from mirror.commands.options import FILE, Work, flag
+from mirror.documents import document
 from mirror.errors import RenderingError
 from mirror.modes.settings import RegistrySettings
 from mirror.nodeconfig.cluster import Node, Ports, load_nodes, read_text
@@ -41,7 +42,7 @@ IMAGE_NAMES = ("distribution", "auth", "mirror", "nginx")
     "--from",
     "previous",
     type=FILE,
-    help="The settings in force now: render the transition, which keeps the old ways too.",
+    help="The present settings: render the transition, which keeps the old routes as well.",
 )
 @click.option(
     "--nodes",
@@ -60,7 +61,7 @@ IMAGE_NAMES = ("distribution", "auth", "mirror", "nginx")
     "--out",
     type=click.Path(file_okay=False, path_type=Path),
     required=True,
-    help="Folder for the trees nodes/NAME and in-cluster; what is no longer wanted is removed.",
+    help="Folder for the trees nodes/NAME and in-cluster. Files no longer needed are removed.",
 )
 @click.option(
     "--secrets",
@@ -73,20 +74,16 @@ IMAGE_NAMES = ("distribution", "auth", "mirror", "nginx")
     type=click.Choice(FLAVOURS),
     default="deckhouse",
     show_default=True,
-    help="For whose containerd and registry: Deckhouse's, or the stock ones.",
+    help="Whose containerd and registry: Deckhouse's or the stock ones.",
 )
-@click.option(
-    "--containerd",
-    type=click.Choice(FLAVOURS),
-    help="Whose containerd, where it differs from --flavour.",
-)
+@click.option("--containerd", type=click.Choice(FLAVOURS), help="Flavour of containerd alone.")
 @click.option(
     "--image",
     "images",
     multiple=True,
     metavar="NAME=IMAGE",
-    help="Images of static pods: distribution, auth and, in Local, mirror of the masters' one; "
-    "nginx of each node's balancer and relay. A pod whose images are not given is not written.",
+    help="Images of static pods: distribution, auth and (Local) mirror on masters; nginx of each "
+    "node's balancer and relay. Without its images, a pod is not written.",
 )
 @click.option(
     "--nginx-module",
@@ -98,7 +95,7 @@ IMAGE_NAMES = ("distribution", "auth", "mirror", "nginx")
 @click.option(
     "--ingress-client-ca",
     type=FILE,
-    help="Who vouches for the push ingress's client certificate (Local mode).",
+    help="CA of the push ingress's client certificate (Local mode).",
 )
 @click.option(
     "--source-ca",
@@ -112,12 +109,12 @@ IMAGE_NAMES = ("distribution", "auth", "mirror", "nginx")
     "in_cluster_ports",
     multiple=True,
     metavar="NAME=PORT",
-    help="A port of Direct mode's in-cluster proxy: registry, debug or token. Without it, the "
+    help="A port of Direct mode's in-cluster proxy (registry, debug, token) that is not the "
     "module's own.",
 )
 @flag(
     "--in-place",
-    text="Let files speak of their places below OUT, for services that run without containers.",
+    text="Let files name their paths below OUT, for services that run without containers.",
 )
 @options.as_json
 def render_command(
@@ -163,45 +160,53 @@ def render_command(
     # Before the files that depend on them: a run cut short here leaves nothing to be forgotten.
     write_secrets(kept, kept_at)
     done = write_cluster(rendered, out)
-    work.say(
-        _document(settings, before, rendered, done, kept_at),
-        _summary(settings, before, rendered, done, out),
-    )
+    result = {
+        "mode": settings.mode.value,
+        "from": None if before is None else before.mode.value,
+        "version": rendered.version,
+        "secrets": str(kept_at),
+        "trees": {
+            name: document(one, "written", "unchanged", "removed", "kept")
+            for name, one in done.items()
+        },
+        "notes": list(rendered.notes),
+    }
+    work.say(result, _summary(settings, before, rendered, done, out))
 
 
-def _nodes(texts: tuple[str, ...], *, master: bool) -> list[Node]:
-    found: list[Node] = []
+def _pairs(
+    texts: Iterable[str], what: str, expected: str, advice: str, names: Collection[str] = ()
+) -> dict[str, str]:
+    """NAME=VALUE as a mapping; each name once, and among `names` if there are any."""
+    found: dict[str, str] = {}
     for text in texts:
-        if "=" not in text and master:
-            if not Path(text).exists():
-                raise RenderingError(
-                    f"nodes: expected NAME=ADDRESS or a YAML file of nodes, found {text!r}, which "
-                    "is no file; write master-0=10.0.0.1"
-                )
-            found += load_nodes(Path(text))
-            continue
-        for one in text.split(","):
-            name, equals, address = one.partition("=")
-            if not equals:
-                raise RenderingError(
-                    f"nodes: expected NAME=ADDRESS, found {one!r}; write master-0=10.0.0.1"
-                )
-            found.append(Node(name.strip(), address.strip(), master))
+        name, equals, value = (part.strip() for part in text.partition("="))
+        if not equals or name in found or (names and name not in names):
+            odd = f"{name} twice" if name in found else repr(text)
+            raise RenderingError(f"{what}: expected {expected}, found {odd}; {advice}")
+        found[name] = value
     return found
 
 
-def _images(texts: tuple[str, ...]) -> Images:
-    found: dict[str, str] = {}
-    for text in texts:
-        name, equals, image = text.partition("=")
-        if not equals or name not in IMAGE_NAMES or name in found:
-            what = f"{name} twice" if name in found else repr(text)
+def _nodes(texts: tuple[str, ...], *, master: bool) -> list[Node]:
+    files = [text for text in texts if "=" not in text and master]
+    for text in files:
+        if not Path(text).exists():
             raise RenderingError(
-                f"images: expected NAME=IMAGE with each of {', '.join(IMAGE_NAMES)} at most once, "
-                f"found {what}; correct it"
+                f"nodes: expected NAME=ADDRESS or a YAML file of nodes, found {text!r}, which "
+                "is no file; write master-0=10.0.0.1"
             )
-        found[name] = image
-    return Images(**found)
+    listed = (one for text in texts if text not in files for one in text.split(","))
+    named = _pairs(listed, "nodes", "NAME=ADDRESS", "write master-0=10.0.0.1")
+    return [
+        *(node for text in files for node in load_nodes(Path(text))),
+        *(Node(name, address, master) for name, address in named.items()),
+    ]
+
+
+def _images(texts: tuple[str, ...]) -> Images:
+    expected = f"NAME=IMAGE with each of {', '.join(IMAGE_NAMES)} at most once"
+    return Images(**_pairs(texts, "images", expected, "correct it", IMAGE_NAMES))
 
 
 def _ports(texts: tuple[str, ...]) -> Ports:
@@ -220,40 +225,9 @@ def _ports(texts: tuple[str, ...]) -> Ports:
 
 
 def _sources(texts: tuple[str, ...]) -> dict[str, str]:
-    found = {}
-    for text in texts:
-        host, equals, path = text.partition("=")
-        if not equals:
-            raise RenderingError(
-                f"module sources: expected HOST=FILE, found {text!r}; write registry.example=ca.crt"
-            )
-        found[host] = read_text(Path(path))
-    return found
-
-
-def _document(
-    settings: RegistrySettings,
-    before: RegistrySettings | None,
-    rendered: Rendered,
-    done: Mapping[str, TreeChanges],
-    kept_at: Path,
-) -> dict[str, Any]:
-    return {
-        "mode": settings.mode.value,
-        "from": None if before is None else before.mode.value,
-        "version": rendered.version,
-        "secrets": str(kept_at),
-        "trees": {
-            name: {
-                "written": [str(path) for path in one.written],
-                "unchanged": [str(path) for path in one.unchanged],
-                "removed": [str(path) for path in one.removed],
-                "kept": [str(path) for path in one.kept],
-            }
-            for name, one in done.items()
-        },
-        "notes": list(rendered.notes),
-    }
+    advice = "write registry.example=ca.crt"
+    found = _pairs(texts, "module sources", "HOST=FILE", advice)
+    return {host: read_text(Path(path)) for host, path in found.items()}
 
 
 def _summary(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import click
@@ -12,7 +12,7 @@ from mirror.bundle.reader import read_inventory
 from mirror.commands import options
 from mirror.commands.cluster import Cluster
 from mirror.commands.cluster_files import required_cluster_options
-from mirror.commands.options import FILE, Work, flag
+from mirror.commands.options import FILE, Work, flag, grouped
 from mirror.errors import (
     InputError,
     IntegrityError,
@@ -43,37 +43,31 @@ from mirror.registry import ConnectionOptions
 
 @click.command("plan")
 @click.option(
-    "--from",
-    "current_file",
-    type=FILE,
-    help="YAML file with the ModuleConfig that the cluster has now.",
+    "--from", "current_file", type=FILE, help="YAML file with the cluster's present ModuleConfig."
 )
 @click.option(
     "--state",
     "state_file",
     type=FILE,
-    help="YAML or JSON file with the Secret registry-state: which mode was completed last, and "
-    "whether a switch is under way.",
+    help="YAML or JSON file with the Secret registry-state: the present mode and any switch under "
+    "way.",
 )
 @click.option(
     "--to",
     "target_file",
     type=FILE,
     required=True,
-    help="YAML file with the ModuleConfig that the cluster is to have.",
+    help="YAML file with the ModuleConfig to switch to.",
 )
 @click.option(
     "--facts",
     "facts_file",
     type=FILE,
-    help="YAML file with what is known of the cluster: bootstrapped, static, nodes, …; what is "
-    "not in it is listed as still to be looked at.",
+    help="YAML file with facts about the cluster (bootstrapped, static, nodes, …). The plan lists "
+    "what it does not say as still to be checked.",
 )
 @flag("--installing", text="The cluster is being installed: there is no mode yet.")
-@flag(
-    "--undocumented",
-    text="Allow what the cluster would do although its documents advise against it.",
-)
+@flag("--undocumented", text="Allow what the cluster can do and its documentation advises against.")
 @options.as_json
 def plan_command(
     *,
@@ -173,105 +167,99 @@ def _lines(plan: SwitchPlan) -> Iterator[str]:
                 yield f"    switch by this way instead: {way}"
 
 
+@dataclass(frozen=True, slots=True)
+class _Required:
+    """What a check is told about the images that the cluster needs."""
+
+    digests_file: Path | None
+    inventory_path: Path | None
+    values_file: Path | None
+    modules_file: Path | None
+    deckhouse_image: str | None
+
+    def images(self, mode: CheckMode) -> RequiredSet:
+        """The required images."""
+        image = self.deckhouse_image
+        deployment = None if image is None else deployment_of(image)
+        sources = (self.digests_file, self.inventory_path, self.values_file)
+        if sum(path is not None for path in sources) > 1:
+            raise InputError("--digests, --inventory and --values exclude each other; keep one")
+        if (self.modules_file is None) is not (self.values_file is None):
+            raise InputError("--values and --modules go together; give both")
+        if mode is CheckMode.RELAX:
+            return relaxed(deployment)
+        if self.digests_file is not None:
+            digests = read_digest_list(self.digests_file)
+            return from_digest_list(digests, str(self.digests_file), deployment)
+        if self.inventory_path is not None:
+            return from_inventory(read_inventory(self.inventory_path), deployment)
+        if self.values_file is not None and self.modules_file is not None:
+            modules = read_document(self.modules_file).get("items")
+            if not isinstance(modules, list):
+                raise InputError(f"{self.modules_file}: no list of Module objects (items)")
+            critical = critical_modules(one for one in modules if isinstance(one, dict))
+            return from_values(read_document(self.values_file), critical, deployment)
+        raise InputError(
+            "say what is required: --digests FILE, --inventory BUNDLE_DIR, or --values FILE with "
+            "--modules FILE"
+        )
+
+
 @click.command("check")
 @required_cluster_options
-@click.option(
-    "--digests",
-    "digests_file",
-    type=FILE,
-    help="Required is what this lists: a release's images_digests.json, or a digest a line.",
-)
-@click.option(
-    "--inventory",
-    "inventory_path",
-    type=click.Path(exists=True, path_type=Path),
-    help="Required is what this bundle, or its inventory.json, holds.",
-)
-@click.option(
-    "--values",
-    "values_file",
-    type=FILE,
-    help="Required is what the cluster's values name (YAML or JSON with "
-    "global.modulesImages.digests), of critical modules.",
-)
-@click.option(
-    "--modules",
-    "modules_file",
-    type=FILE,
-    help="With --values: the cluster's Module objects as a list (kubectl get modules -o yaml), "
-    "which say what is critical.",
-)
-@click.option(
-    "--deckhouse-image",
-    help="The image of the platform's own container, required too; alone, by its tag, where the "
-    "settings say checkMode Relax.",
+@grouped(
+    "required",
+    _Required,
+    click.option(
+        "--digests",
+        "digests_file",
+        type=FILE,
+        help="Require these images: a release's images_digests.json, or one digest a line.",
+    ),
+    click.option(
+        "--inventory",
+        "inventory_path",
+        type=click.Path(exists=True, path_type=Path),
+        help="Require the images of this bundle or inventory.json.",
+    ),
+    click.option(
+        "--values",
+        "values_file",
+        type=FILE,
+        help="Require the images of critical modules that these values name (YAML or JSON with "
+        "global.modulesImages.digests).",
+    ),
+    click.option(
+        "--modules",
+        "modules_file",
+        type=FILE,
+        help="With --values: the cluster's modules (kubectl get modules -o yaml), which say what "
+        "is critical.",
+    ),
+    click.option(
+        "--deckhouse-image",
+        help="Also require this image of the platform's own container; with checkMode Relax, only "
+        "this.",
+    ),
 )
 @flag("--tls-skip-verify", text="Accept any certificate of the registry.")
 @options.running
 def check_command(
-    *,
-    cluster: Cluster,
-    digests_file: Path | None,
-    inventory_path: Path | None,
-    values_file: Path | None,
-    modules_file: Path | None,
-    deckhouse_image: str | None,
-    tls_skip_verify: bool,
-    work: Work,
+    *, cluster: Cluster, required: _Required, tls_skip_verify: bool, work: Work
 ) -> None:
     """Check that the registry of these settings holds every image that the cluster needs.
 
     That is the registry outside of the cluster, or in mode Local every master's replica. The exit
     code is 4 where images are missing.
     """
-    required = _required(
-        cluster.settings.check_mode,
-        digests_file,
-        inventory_path,
-        values_file,
-        modules_file,
-        deckhouse_image,
-    )
     report = check_images(
-        required,
+        required.images(cluster.settings.check_mode),
         targets_for(cluster.settings, cluster.access),
         connect_with(ConnectionOptions(verify=not tls_skip_verify), work.on_event),
         workers=work.run.jobs,
         run=work.run,
     )
     work.show(report, lambda one, _: one.message, code=0 if report.ready else _exit_code(report))
-
-
-def _required(
-    mode: CheckMode,
-    digests_file: Path | None,
-    inventory_path: Path | None,
-    values_file: Path | None,
-    modules_file: Path | None,
-    deckhouse_image: str | None,
-) -> RequiredSet:
-    deployment = None if deckhouse_image is None else deployment_of(deckhouse_image)
-    given = [path for path in (digests_file, inventory_path, values_file) if path is not None]
-    if len(given) > 1:
-        raise InputError("--digests, --inventory and --values exclude each other; keep one")
-    if (modules_file is None) is not (values_file is None):
-        raise InputError("--values and --modules go together; give both")
-    if mode is CheckMode.RELAX:
-        return relaxed(deployment)
-    if digests_file is not None:
-        return from_digest_list(read_digest_list(digests_file), str(digests_file), deployment)
-    if inventory_path is not None:
-        return from_inventory(read_inventory(inventory_path), deployment)
-    if values_file is not None and modules_file is not None:
-        modules = read_document(modules_file).get("items")
-        if not isinstance(modules, list):
-            raise InputError(f"{modules_file}: no list of Module objects (items)")
-        critical = critical_modules(one for one in modules if isinstance(one, dict))
-        return from_values(read_document(values_file), critical, deployment)
-    raise InputError(
-        "say what is required: --digests FILE, --inventory BUNDLE_DIR, or --values FILE with "
-        "--modules FILE"
-    )
 
 
 def _exit_code(report: CheckReport) -> int:

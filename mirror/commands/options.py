@@ -117,7 +117,7 @@ running = grouped(
         type=click.IntRange(1, 64),
         default=DEFAULT_JOBS,
         show_default=True,
-        help="Items worked on at a time.",
+        help="How many items to work on at a time.",
     ),
     _JSON,
 )
@@ -127,7 +127,7 @@ running = grouped(
 sign_key = click.option(
     "--sign-key",
     type=FILE,
-    help="Private key (PEM, also cosign's) to sign the bundle with; its passphrase is asked for, "
-    "or taken from MIRROR_SIGN_PASSWORD.",
+    help="Sign the bundle with this private key (PEM or cosign's). MIRROR_SIGN_PASSWORD or a "
+    "prompt gives its passphrase.",
 )
 tmp_dir = click.option("--tmp-dir", hidden=True, help="Accepted for compatibility; none is needed.")

@@ -75,16 +75,16 @@ def _opposite(name: str) -> str:
     "--config",
     "config_file",
     type=FILE,
-    help="YAML file with any of the settings below; flags override it.",
+    help="YAML file with any of the settings below. Flags override it.",
 )
-@flag("--dry-run", text="Print what would be pulled, and pull nothing.")
+@flag("--dry-run", text="Print what would be pulled; pull nothing.")
 @click.option(
     "--base",
-    help="Make a delta: leave out what this holds; a bundle, an inventory, or a registry (the "
-    "source's connection settings count, and the login that docker or oras stored).",
+    help="Make a delta that leaves out what this bundle, inventory or registry holds. A registry "
+    "is reached like the source, with its own stored login.",
 )
 @flag("--force", text="Replace the bundle that is in BUNDLE_DIR.")
-@flag("--no-pull-resume", text="Begin anew, whatever an interrupted pull has left.")
+@flag("--no-pull-resume", text="Start over; ignore what an interrupted pull left.")
 @flag("--verbose-summary", text="List the versions of every module and package.")
 @options.sign_key
 @source_login_options

@@ -27,14 +27,14 @@ from mirror.reports.registries import quorum_summary
     "files",
     multiple=True,
     type=click.Path(exists=True, path_type=Path),
-    help="An archive to push, beside or instead of BUNDLE_DIR; repeatable.",
+    help="An archive to push, in addition to or instead of BUNDLE_DIR. Repeatable.",
 )
 @click.option(
     "--verify-key",
     type=FILE,
-    help="Public key (PEM) of who must have signed the bundle; nothing is pushed otherwise.",
+    help="Refuse a bundle that was not signed with the key of this public key (PEM).",
 )
-@flag("--dry-run", text="Say what would be sent, repository by repository, and write nothing.")
+@flag("--dry-run", text="Print what would be sent, by repository; write nothing.")
 @click.option(
     "--check",
     type=click.Choice(["manifests", "blobs"]),
@@ -48,33 +48,33 @@ from mirror.reports.registries import quorum_summary
     type=click.Path(file_okay=False, path_type=Path),
     envvar="MIRROR_STATE_DIR",
     show_envvar=True,
-    help="Where unfinished uploads are written down, so that a push which died goes on in the "
-    "midst of a blob.  [default: mirror in XDG_STATE_HOME or ~/.local/state]",
+    help="Where to keep the state of uploads, so that a killed push continues within a blob.  "
+    "[default: mirror in XDG_STATE_HOME or ~/.local/state]",
 )
 @click.option(
     "--no-access-check",
     is_flag=True,
     envvar="MIRROR_BYPASS_ACCESS_CHECKS",
     show_envvar=True,
-    help="Do not try whether the registry may be written to before the first byte is sent.",
+    help="Do not check the right to write before the first byte is sent.",
 )
 @click.option(
     "--replica",
     "replicas",
     multiple=True,
     metavar="REGISTRY",
-    help="Another registry to bring to the same state at the same time; repeatable.",
+    help="Another registry to push to at the same time. Repeatable.",
 )
 @click.option(
     "--quorum",
     type=click.IntRange(min=1),
-    help="How many of REGISTRY and the replicas must hold the whole release in the end, checked; "
-    "all by default.",
+    help="How many of REGISTRY and the replicas must verifiably hold the whole release.  "
+    "[default: all]",
 )
 @login_options(
     "replica",
-    "User of all replicas; without one, the credentials that docker or oras stored. The "
-    "registry's own login goes to no other host.",
+    "User of all replicas; without one, the credentials that docker or oras stored. The login of "
+    "REGISTRY is not used for other hosts.",
 )
 @options.tmp_dir
 @registry_options
@@ -154,11 +154,7 @@ def _replicas(
     login: str | None,
     password: str | None,
 ) -> list[TreeAccess]:
-    """The replicas, and how to reach them: as REGISTRY, but for the login, which is for one host.
-
-    Raises:
-        InputError: one is named twice, or the quorum is larger than the number of registries.
-    """
+    """The replicas, reached as REGISTRY is, but for the login, which is for one host."""
     root = target.root
     roots = [root, *map(Repository.parse, replicas)]
     twice = next((one for number, one in enumerate(roots) if one in roots[:number]), None)

@@ -15,6 +15,29 @@ _PATIENCE_S = 1.5
 
 
 @contextmanager
+def handling(handle: Callable[[], None], *, once: bool = False) -> Iterator[None]:
+    """Ctrl-C and SIGTERM call `handle`; with `once` the second one acts as it did before."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    def called(_number: int, _frame: FrameType | None) -> None:
+        if once:
+            restore()
+        handle()
+
+    for number, handler in before.items():
+        if handler is not signal.SIG_IGN:  # as `nohup` and shells have it for background jobs
+            signal.signal(number, called)
+    try:
+        yield
+    finally:
+        restore()
+
+
+@contextmanager
 def stopping(tell: Callable[[], None]) -> Iterator[Callable[[], bool]]:
     """Ctrl-C and SIGTERM end the work; `_PATIENCE_S` later, or the second time, the process too.
 
@@ -35,19 +58,12 @@ def stopping(tell: Callable[[], None]) -> Iterator[Callable[[], bool]]:
     timer = threading.Timer(_PATIENCE_S, give_up)
     timer.daemon = True
 
-    def interrupt(_signal: int, _frame: FrameType | None) -> None:
+    def interrupt() -> None:
         if timer.ident is not None:
             give_up()
         timer.start()
         raise KeyboardInterrupt
 
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    for number, handler in before.items():
-        if handler is not signal.SIG_IGN:  # as `nohup` and shells have it for background jobs
-            signal.signal(number, interrupt)
-    try:
+    with handling(interrupt):
         yield lambda: timer.ident is not None
-    finally:
-        # The timer goes on: threads that were left behind would hold up the end of the process.
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    # The timer goes on: threads that were left behind would hold up the end of the process.

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import logging
-import signal
 import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 
 import click
 from click.core import ParameterSource
@@ -18,6 +16,7 @@ from mirror.commands import options
 from mirror.commands.access import AccessOptions, TreeAccess, open_trees, registry_options
 from mirror.commands.cluster_files import ClusterFiles, cluster_options, full_name
 from mirror.commands.options import FILE, Work, flag
+from mirror.commands.signals import handling
 from mirror.errors import InputError
 from mirror.operations.sync import sync_replicas
 from mirror.reports.registries import sync_summary
@@ -30,48 +29,45 @@ _AUTO = "auto"
     "--from",
     "leader",
     metavar="LEADER",
-    help="The registry that decides; 'auto': the one of --to that states the highest generation, "
-    "which is the default with --module-config.",
+    help="The registry to copy from; 'auto' (default with --module-config): the one of --to that "
+    "states the highest generation.",
 )
 @click.option(
     "--to",
     "replicas",
     multiple=True,
     metavar="REPLICA",
-    help="A registry to bring to what the leader has; repeatable. With --module-config, all of the "
-    "cluster's masters if none is named.",
+    help="A registry to copy to. Repeatable; with --module-config by default all masters of the "
+    "cluster.",
 )
-@flag("--audit", text="Compare every tag and manifest by digest, whatever the replicas state.")
+@flag("--audit", text="Compare every tag and manifest by digest; trust no statement.")
+@flag("--deep", text="Also read back and hash every byte; replace what is damaged or lost.")
 @flag(
-    "--deep", text="Read every byte back and hash it as well; what is damaged or lost is replaced."
+    "--prune", text="Remove tags and manifests that the leader does not state. Try with --dry-run."
 )
-@flag(
-    "--prune",
-    text="Remove tags and manifests that the leader's inventory does not have; see --dry-run.",
-)
-@flag("--dry-run", text="Say what would be done, and do nothing.")
+@flag("--dry-run", text="Print what would be done; change nothing.")
 @click.option(
     "--storage",
     multiple=True,
     metavar="REPLICA=DIR",
-    help="With --deep: the data root of that registry, where damaged files are removed, after "
-    "proof, so that they can be replaced; repeatable.",
+    help="With --deep: the data folder of that registry, in which damaged files may be removed to "
+    "replace them. Repeatable.",
 )
 @click.option(
     "--deadline",
     type=click.FloatRange(min=0, min_open=True),
     metavar="SECONDS",
-    help="Stop replicas that are not finished by then.",
+    help="Stop whatever is not finished by then.",
 )
 @flag(
     "--watch",
     "watching",
-    text="Go on until stopped, as --config says: a daemon with health, readiness and metrics.",
+    text="Run as a daemon, as --config says, with health, readiness and metrics.",
 )
 @click.option(
     "--config",
     type=FILE,
-    help="With --watch: its settings (YAML), also those of Deckhouse's mirrorer.",
+    help="With --watch: its settings (YAML, or those of Deckhouse's mirrorer).",
 )
 @registry_options
 @cluster_options
@@ -136,11 +132,7 @@ def sync_command(
 def _storage(
     values: Sequence[str], names: Sequence[str], masters: Mapping[str, TreeAccess]
 ) -> dict[str, Path]:
-    """`--storage REGISTRY=DIR`, by the full names of registries.
-
-    Raises:
-        InputError: one is not of that form, or not among `names`.
-    """
+    """`--storage REGISTRY=DIR`, by the full names of registries."""
     folders = {}
     for value in values:
         name, separator, folder = value.partition("=")
@@ -155,11 +147,7 @@ def _storage(
 def _who(
     leader: str | None, replicas: Sequence[str], masters: Mapping[str, TreeAccess]
 ) -> tuple[str, list[str]]:
-    """Leader and replicas, the `masters` of a cluster by their full names.
-
-    Raises:
-        InputError: too little is named.
-    """
+    """Leader and replicas, the `masters` of a cluster by their full names."""
     if not masters:
         if leader is None or not replicas:
             raise InputError(
@@ -196,46 +184,22 @@ def _watch(watching: bool, config: Path | None) -> None:
     watch(config)
 
 
-_log = logging.getLogger(__name__)
-
-
 def watch(config: Path) -> None:
     """Keep replicas equal until SIGTERM or Ctrl-C; then end with exit code 0.
 
     What happens is logged to stderr, one line each.
     """
-    from mirror.watch.service import running
+    from mirror.watch.daemon import running
     from mirror.watch.settings import WatchSettings
 
     settings = WatchSettings.load(config)
     stop = threading.Event()
-    with _logging(), _stopped_by_signals(stop), running(settings) as (daemon, url):
+    with _logging(), handling(stop.set, once=True), running(settings) as (daemon, url):
         click.echo(f"following {', '.join(daemon.followers)}", err=True)
         if url is not None:
             click.echo(f"health, readiness and metrics at {url}", err=True)
         stop.wait()
     click.echo("stopped", err=True)
-
-
-@contextmanager
-def _stopped_by_signals(stop: threading.Event) -> Iterator[None]:
-    """SIGTERM and Ctrl-C set `stop`; a second one ends the process the usual way."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def ask(_number: int, _frame: FrameType | None) -> None:
-        restore()
-        stop.set()
-
-    def restore() -> None:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-    for number in before:
-        signal.signal(number, ask)
-    try:
-        yield
-    finally:
-        restore()
 
 
 @contextmanager

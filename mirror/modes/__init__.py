@@ -1,8 +1,4 @@
-"""The cluster's registry module: settings, addressing, transitions, required images, configuration.
-
-In every mode one fixed logical address names all images; what lies behind it depends on the mode.
-Settings, addressing and planning are pure: they are functions of values and open no connection.
-"""
+"""The cluster's registry module: settings, addresses, switches, required images. Mostly pure."""
 
 from mirror.modes import outcomes
 

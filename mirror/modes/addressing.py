@@ -1,8 +1,6 @@
 """Where an image is asked for, under given settings: names, routes, and what may be done there.
 
-All images have one logical name, below `registry.d8-system.svc:5001/system/deckhouse`. What is
-behind it, whom to trust there and with which login follow from the row of the table (`routes`) that
-the settings and the asker's plane choose, and from what is known of this cluster. Pure functions.
+The table in `routes` decides by the settings and by who asks. Pure functions.
 """
 
 from __future__ import annotations
@@ -189,10 +187,7 @@ def _real_route(asked: _Asked, settings: RegistrySettings) -> Route:
 
 
 def logical(reference: Reference, settings: RegistrySettings) -> Reference:
-    """The logical name of an image that is named by its place at the upstream.
-
-    One that has its logical name already stays.
-    """
+    """The logical name of an image that is named by its place at the upstream, or by that name."""
     if _asked(reference).below is not None:
         return reference
     upstream = _known_upstream(settings)
@@ -256,10 +251,7 @@ def _asked(reference: Reference | Repository | str) -> _Asked:
 
 
 def below(path: str, base: str) -> str | None:
-    """What of `path` follows `base`, without a slash; None if it lies elsewhere.
-
-    A part of a path is never half of a name.
-    """
+    """What of `path` follows `base`, without a slash; None if it lies elsewhere."""
     if not base or path == base:
         return "" if base else path
     return path.removeprefix(f"{base}/") if path.startswith(f"{base}/") else None
@@ -270,10 +262,7 @@ def below(path: str, base: str) -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class ClusterRepository:
-    """A repository of the cluster's registry: `path` is relative to its root, "" the root itself.
-
-    `external`: the caller named it by the address of the external registry.
-    """
+    """A repository, relative to the cluster's root; `external`: named by the upstream's address."""
 
     path: str
     external: bool = False
@@ -292,11 +281,7 @@ class RepositoryNames:
         self._upstream_path = upstream.path.strip("/") if upstream else ""
 
     def read(self, repository: str) -> ClusterRepository:
-        """The repository that a text names.
-
-        That is `registry.d8-system.svc:5001/system/deckhouse/install`, or the same by the host
-        that the mode has it at, or `system/deckhouse/install`, or `install`.
-        """
+        """The repository that `install`, `system/deckhouse/install` or a whole address names."""
         first, _, rest = repository.partition("/")
         if first in self._cluster:
             return ClusterRepository(self._below(LOGICAL_PATH, rest, repository))
@@ -333,10 +318,7 @@ class RepositoryNames:
         return str(self.address(repository, Plane.CRI))
 
     def address(self, repository: ClusterRepository, plane: Plane) -> Repository:
-        """The address by which to look for it.
-
-        An operator may name images by their real place and means the same ones.
-        """
+        """The address by which to look for it; an operator may mean it by its real one."""
         is_real = repository.external and plane is not Plane.OPERATOR and self._managed
         if is_real and self._upstream:
             return Repository(self._upstream, self._upstream_path).join(repository.path)
@@ -378,10 +360,7 @@ def push_address(settings: RegistrySettings, access: ClusterAccess) -> str:
 def check_write(
     settings: RegistrySettings, plane: Plane, access: ClusterAccess, *, external: bool, action: str
 ) -> None:
-    """Refuse `action`, which writes, where the mode or the plane does not take it.
-
-    `external`: the caller named the external registry itself, not the cluster's address.
-    """
+    """Refuse `action` where the mode or plane forbids it; `external`: the upstream was named."""
     row = settings.kind.row.planes[plane]
     if not row.refusal or (external and row.writes):
         return

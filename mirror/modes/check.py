@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any
 
+from mirror.documents import document
 from mirror.errors import (
     CancelledError,
     DeadlineError,
@@ -163,9 +164,7 @@ class CheckReport:
     def to_document(self) -> dict[str, Any]:
         """As JSON values, for `--json`."""
         return {
-            "mode": self.mode.value,
-            "ready": self.ready,
-            "message": self.message,
+            **document(self, "mode", "ready", "message"),
             "registries": [
                 {
                     "name": one.target.name,
@@ -177,8 +176,7 @@ class CheckReport:
                         {
                             "source": item.image.source,
                             "image": one.target.address(item.image),
-                            "state": item.state.value,
-                            "error": str(item.error),
+                            **document(item, "state", "error"),
                         }
                         for item in one.errors
                     ],

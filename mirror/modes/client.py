@@ -329,8 +329,7 @@ class ModeClient:
     def _routes_to(self, place: ClusterRepository) -> dict[Endpoint, str]:
         """The same, but an operator reads from the one replica that takes the pushes.
 
-        That is the first that answers, and then always the same: what a push found or left at one
-        replica may not be at another.
+        That is always the first that answered: the others may not have what a push left there.
         """
         paths = self._all_to(place)
         if self.plane is not Plane.OPERATOR or len(paths) == 1:
@@ -354,11 +353,7 @@ class ModeClient:
         return self._client(endpoint, patient=True), path
 
     def _client(self, endpoint: Endpoint, *, patient: bool) -> RegistryClient:
-        """The client of `endpoint`, made when it is first needed.
-
-        A `patient` one tries again where that can help. A login is part of its endpoint, so that a
-        client never has the login of another one.
-        """
+        """The client of `endpoint`, made when it is first needed; a `patient` one tries again."""
         with self._lock:
             if self._own.stopped:
                 raise CancelledError("stopped, the connections to the registry were closed")

@@ -1,8 +1,6 @@
 """The registries at the ends of a plane's routes, and the order in which they are asked.
 
-A reading goes from one endpoint to the next until one delivers. The memory of their health only
-decides who is asked first and leaves nobody out, so an outdated memory costs time and never an
-answer.
+The memory of their health only decides the order. Every endpoint is asked in the end.
 """
 
 from __future__ import annotations
@@ -77,10 +75,9 @@ class Endpoint:
 def replica_endpoints(
     settings: RegistrySettings, access: ClusterAccess, credentials: Credentials | None = None
 ) -> tuple[tuple[Repository, Endpoint], ...]:
-    """Root and endpoint of every replica of a cluster in Local mode, to be read and written.
+    """Root and endpoint of every replica in Local mode, in order, to be read and written.
 
-    One for each master, in order. The login is `credentials`, or that of `mirror-pusher`, or of
-    `rw`.
+    The login is `credentials`, or that of `mirror-pusher`, or of `rw`.
     """
     mode = settings.mode
     if not settings.kind.row.holds_own_images:
@@ -221,11 +218,7 @@ class HealthMemory(Generic[Name]):
 
 @dataclass(frozen=True, slots=True)
 class ReadingPolicy:
-    """What all readings of a client share: memory, retries, waiting, the listener.
-
-    A reading asks all endpoints up to `policy.attempts` times while waiting may help. One endpoint
-    alone is asked once: its own client tries again.
-    """
+    """What all readings of a client share; `policy.attempts` bounds the rounds."""
 
     health: HealthMemory[Endpoint]
     policy: RetryPolicy
@@ -237,8 +230,7 @@ class ReadingPolicy:
 class Reading:
     """Chooses the endpoint to ask next for `what`, and the error to raise. Used by one thread.
 
-    `what` names the content, in the same words for all endpoints. `answers` and `blob` ask the
-    endpoints; whoever iterates over a reading instead reports each result (`served`, `failed`).
+    Who iterates over it, instead of using `answers` or `blob`, reports what came of it.
     """
 
     what: str
@@ -292,10 +284,7 @@ class Reading:
         *,
         verify: bool,
     ) -> Generator[bytes, None, None]:
-        """A blob's bytes; see `ModeClient.blob`.
-
-        `open_at(endpoint, offset)` opens an endpoint's bytes from `offset` on, unverified.
-        """
+        """A blob's bytes; see `ModeClient.blob`. Those of `open_at` are unverified."""
         endpoints = iter(self)
         givers: list[Endpoint] = []
         began = offset
@@ -381,17 +370,13 @@ class Reading:
             self.patience.on_event(EndpointUp(endpoint.host))
 
     def _witnesses(self) -> list[Endpoint]:
-        """The endpoints that must all say "not found" before content counts as absent.
-
-        A door adds nothing if the replicas behind it were asked themselves.
-        """
+        """Who must all say "not found": no door, if the replicas behind it were asked."""
         return [one for one in self.endpoints if not one.is_door] or list(self.endpoints)
 
     def _may_help_to_wait(self, well: set[Endpoint]) -> bool:
         """Whether another round may end better than this one.
 
-        If some endpoint answered, "not found" included, do not wait for those that were failing
-        before: a machine that is gone for good must not delay each question.
+        If some endpoint answered, nobody waits for those that were failing before.
         """
         errors = self._errors
         passing = {one for one, error in errors.items() if _may_pass(error)}

@@ -1,8 +1,6 @@
 """The registry's settings as people write them: where they stand, and the rules of each field.
 
-They stand in a ModuleConfig, in parts of it, among many documents, or in the older form
-`InitConfiguration.deckhouse`. Messages follow the cluster's own, so that whoever knows those
-recognises these. None repeats a value that could be secret: a password may be in the wrong place.
+Messages follow the cluster's own, and never repeat a value that could be secret.
 """
 
 from __future__ import annotations
@@ -34,6 +32,8 @@ class FoundSettings(NamedTuple):
 
 def find_registry(source: Path | str | Mapping[str, Any]) -> FoundSettings:
     """Find the settings in a file (`Path`), in YAML text (`str`), or in a mapping."""
+    if not isinstance(source, str | Path | Mapping):
+        raise InvalidSettingsError([Mistake("registry", no_mapping(source))])
     if isinstance(source, Mapping):
         return _of([source], "the settings")
     if isinstance(source, str):
@@ -73,7 +73,9 @@ def _of(documents: Sequence[Mapping[str, Any]], where: str) -> FoundSettings:
             raise InputError(f"{where}: it holds {len(same)} documents {kind}; keep one")
     findings: list[Mistake] = []
     registry = _registry(configs[0], findings) if configs else None
-    init = _init(inits[0], findings) if inits else None
+    init = _mapping(inits[0].get("deckhouse"), "deckhouse", findings) if inits else None
+    if init is not None and not init.keys() & INIT_KEYS:
+        init = None  # it does not mention the registry
     if registry is None and init is None:
         registry = {}
     return FoundSettings(registry, init, tuple(findings))
@@ -88,10 +90,7 @@ def _called(document: Mapping[str, Any]) -> str:
 
 
 def _part(document: Mapping[str, Any]) -> FoundSettings:
-    """Read settings (with `registry`) or the section itself (with a mode or sections).
-
-    Anything else counts as the section, so that a misspelt key is reported, not ignored.
-    """
+    """Read settings (with `registry`), or else the section itself."""
     if "registry" in document and not {"mode", *SECTIONS} & document.keys():
         findings: list[Mistake] = []
         section = _mapping(document["registry"], "registry", findings)
@@ -112,13 +111,7 @@ def _registry(config: Mapping[str, Any], findings: list[Mistake]) -> Mapping[str
     return _mapping(settings["registry"], "spec.settings.registry", findings)
 
 
-def _init(document: Mapping[str, Any], findings: list[Mistake]) -> Mapping[str, Any] | None:
-    """The part about deckhouse; None if it does not mention the registry."""
-    section = _mapping(document.get("deckhouse"), "deckhouse", findings)
-    return section if any(key in INIT_KEYS for key in section) else None
-
-
-INIT_KEYS = ("imagesRepo", "registryDockerCfg", "registryScheme", "registryCA")
+INIT_KEYS = frozenset({"imagesRepo", "registryDockerCfg", "registryScheme", "registryCA"})
 """The fields of `InitConfiguration.deckhouse` that are about the registry; it has others too."""
 
 
@@ -146,10 +139,7 @@ INIT_PATHS = {
 
 
 def init_fields(deckhouse: Mapping[str, Any]) -> tuple[dict[str, Any], list[Mistake]]:
-    """The fields of a section as `InitConfiguration.deckhouse` gives them, and what is wrong.
-
-    This checks only the docker configuration, and ignores fields about other things.
-    """
+    """The fields of a section as `InitConfiguration.deckhouse` gives them, and what is wrong."""
     findings: list[Mistake] = []
     repo = deckhouse.get("imagesRepo")
     if repo is None:
@@ -359,7 +349,7 @@ def _problems(
     check_mode = texts.get("checkMode", "")
     if given.get("checkMode") is not None and check_mode not in ("Default", "Relax"):
         yield "checkMode", f"unknown registry check mode: {check_mode[:20]}"
-    if "ttl" in given and given["ttl"] is not None:
+    if has("ttl"):
         yield "ttl", ttl(texts.get("ttl", ""))
 
 
@@ -371,10 +361,7 @@ def _lacks(one: str, other: str) -> str:
 
 
 def registry(path: str, given: Mapping[str, Any]) -> Iterator[Mistake]:
-    """What is wrong with the mode of a `registry` section and with the choice of sections.
-
-    The content of sections is not checked here.
-    """
+    """What is wrong with the mode of a `registry` section and with the choice of sections."""
     for key in given:
         if key != "mode" and key not in SECTIONS:
             yield _unknown(path, key, ("mode", *SECTIONS))

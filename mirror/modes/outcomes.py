@@ -1,7 +1,6 @@
 """What somebody observed of a cluster: facts before a switch, and the outcome of each of its steps.
 
-A fact that nobody looked at is None: it refuses nothing, and the plan asks to look at it. Outcomes
-follow from nodes, pods and Secrets, and have the cluster's own messages.
+A fact that nobody looked at is None. Outcomes have the cluster's own messages.
 """
 
 from __future__ import annotations
@@ -129,10 +128,7 @@ def node_services(pods: Sequence[ReplicaPod], wanted: str) -> StepOutcome:
 def containerd_config(
     nodes: Sequence[NodeFacts], wanted: str | None, *, managed: bool = True, written: bool = True
 ) -> StepOutcome:
-    """Every node has applied the configuration of version `wanted`, None while it is being made.
-
-    `written`: the nodes can see it.
-    """
+    """Every node has applied version `wanted` (None: it is being made); `written`: nodes see it."""
     if wanted is None:
         kind = "Managed" if managed else "Unmanaged"
         return StepOutcome(False, f"Creating {kind} configuration...")

@@ -1,17 +1,18 @@
 """Planning a switch between modes: what to reach in which order, what it costs, and why not.
 
-Pure: the same settings and facts give the same plan, and nothing is carried out here. Each step
-changes a small model of a cluster (`Routing`) in a known way: the two planes on which a running
-cluster reads images, and what answers at the ends of their routes. The model answers one question:
-does anybody ever ask where nothing answers?
+Each step changes a small model of the cluster (`Routing`): the routes on which it reads images, and
+what answers at their ends. So the plan can show that nobody ever asks where nothing answers.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
+from functools import reduce
+from operator import or_
 from typing import Any
 
+from mirror.documents import document
 from mirror.modes.constants import BALANCER, LOGICAL_BASE, LOGICAL_HOST, ConditionType
 from mirror.modes.outcomes import ClusterFacts
 from mirror.modes.preconditions import (
@@ -231,15 +232,10 @@ class SwitchPlan:
     def to_document(self) -> dict[str, Any]:
         """As JSON values, for `--json`."""
         return {
-            "current": self.current,
-            "target": self.target,
-            "verdict": self.verdict,
-            "allowed": self.allowed,
-            "path": list(self.path),
+            **document(self, "current", "target", "verdict", "allowed", "path"),
             "steps": [
                 {
-                    "condition": step.condition,
-                    "action": step.action,
+                    **document(step, "condition", "action"),
                     "routesAdded": [asdict(route) for route in sorted(step.added)],
                     "routesRemoved": [asdict(route) for route in sorted(step.removed)],
                 }
@@ -278,17 +274,17 @@ def plan_switch(
     aborted = None if facts.aborted is None else facts.aborted.kind
     if closed := transition_refusal(before, after, aborted, strict=strict):
         found.refusals.insert(0, closed)
-    if not after.row.configurable:
-        found.refusals += _legacy_conflicts(current, target, facts)
-    path = legal_path(before, after, aborted, strict=strict)
     there, wanted = layouts(current, target, facts)
+    if not after.row.configurable:
+        found.refusals += _legacy_conflicts(current, target, facts, there)
+    path = legal_path(before, after, aborted, strict=strict)
     renames = {layout.names for layout in there} != {wanted.names}
     return SwitchPlan(
         before,
         after,
         verdict,
         path,
-        () if found.refusals else _steps(current, target, facts),
+        () if found.refusals else _steps(there, wanted, target, facts),
         tuple(warnings_of(before, path, facts, renames=renames)),
         tuple(found.refusals),
         tuple(found.doubts),
@@ -306,7 +302,7 @@ def _verdict(current: RegistrySettings, target: RegistrySettings, facts: Cluster
 
 
 def _legacy_conflicts(
-    current: RegistrySettings, target: RegistrySettings, facts: ClusterFacts
+    current: RegistrySettings, target: RegistrySettings, facts: ClusterFacts, there: list[Layout]
 ) -> Iterator[Refusal]:
     """Refuse a deprecated Unmanaged whose nodes would have nothing to continue with."""
     wanted = target.upstream
@@ -317,7 +313,6 @@ def _legacy_conflicts(
             f"it to {wanted.base}; use the section unmanaged instead",
             (ModeKind.UNMANAGED,),
         )
-    there, _ = layouts(current, target, facts)
     if facts.saved_parameters is False and any(
         layout.kind.row.managed or layout.upstream != current.upstream for layout in there
     ):
@@ -333,12 +328,9 @@ def _legacy_conflicts(
 
 
 def _steps(
-    current: RegistrySettings, target: RegistrySettings, facts: ClusterFacts
+    there: list[Layout], wanted: Layout, target: RegistrySettings, facts: ClusterFacts
 ) -> tuple[SwitchStep, ...]:
-    there, wanted = layouts(current, target, facts)
-    routing = there[0].routing()
-    for layout in there[1:]:
-        routing |= layout.routing()
+    routing = reduce(or_, (layout.routing() for layout in there))
     # Each mode but Local saves its parameters; without an earlier mode there are none.
     saved = facts.saved_parameters is not False
     steps = []

@@ -1,8 +1,4 @@
-"""Why a cluster cannot be switched now, by which path it could, and what a switch costs.
-
-Refusals are known to be wrong; nobody has checked doubts; warnings tell a person before the switch
-begins what it loses, restarts or renews.
-"""
+"""Why a cluster cannot be switched now, by which path it could, and what a switch costs."""
 
 from __future__ import annotations
 
@@ -89,10 +85,7 @@ class Findings:
 
 
 def allowed(before: ModeKind, after: ModeKind, *, strict: bool = True) -> bool:
-    """Whether `after` can follow `before` directly; staying is allowed.
-
-    Without `strict`, switches that documents advise against are allowed.
-    """
+    """Whether `after` can follow `before` directly; `strict`: documented switches alone."""
     verdict = before.row.switches[after]
     if verdict is Verdict.UNDOCUMENTED:
         return not strict
@@ -102,10 +95,9 @@ def allowed(before: ModeKind, after: ModeKind, *, strict: bool = True) -> bool:
 def legal_path(
     current: ModeKind, target: ModeKind, aborted: ModeKind | None = None, *, strict: bool = True
 ) -> tuple[ModeKind, ...]:
-    """The fewest switches that lead from `current` to `target`, each of them allowed.
+    """The fewest allowed switches that lead from `current` to `target`.
 
-    `aborted` is the target of a switch that was begun and not completed: its replicas and routes
-    may be in place, so the first step must be allowed from there too.
+    The first must also be allowed from `aborted`, whose replicas and routes may be in place.
     """
     origins = (current,) if aborted is None else (current, aborted)
     paths: deque[tuple[ModeKind, ...]] = deque()
@@ -135,11 +127,7 @@ def _candidates(target: ModeKind, back: ModeKind | None) -> Iterator[ModeKind]:
 def transition_refusal(
     current: ModeKind, target: ModeKind, aborted: ModeKind | None, *, strict: bool
 ) -> Refusal | None:
-    """Why the switch from `current` to `target` itself is closed; None if it is open.
-
-    An aborted switch counts like a completed one: its replicas have run and its routes may be in
-    use, although the cluster's own guard looks only at the last completed mode.
-    """
+    """Why the switch itself is closed; None if it is open. `aborted` counts like `current`."""
     for origin in (current, aborted):
         if origin is None or allowed(origin, target, strict=strict):
             continue
@@ -164,10 +152,9 @@ def check_preconditions(
     *,
     first: bool,
 ) -> Findings:
-    """All preconditions of a switch to `target`.
+    """All preconditions of a switch; `first`: nobody has managed the nodes' configuration yet.
 
-    `current` is None while a cluster is being installed. `first`: nobody has managed the nodes'
-    configuration before.
+    `current` is None while a cluster is being installed.
     """
     found, kind = Findings(), target.kind
     row = kind.row
@@ -221,7 +208,8 @@ def _check_first_switch(facts: ClusterFacts, found: Findings) -> None:
     )
     found.demand_of(
         facts.masters or None,
-        lambda node: _both(node.ready, node.schedulable),
+        # False if either is, else None if nobody looked at one of them.
+        lambda node: min((node.ready, node.schedulable), key=(False, None, True).index),
         Cause.MASTERS,
         "before the first switch, all masters must be Ready and schedulable",
     )
@@ -230,10 +218,6 @@ def _check_first_switch(facts: ClusterFacts, found: Findings) -> None:
         Cause.QUEUE,
         "before the first switch, Deckhouse's queue must be empty; wait until its tasks are done",
     )
-
-
-def _both(one: bool | None, other: bool | None) -> bool | None:
-    return False if False in (one, other) else None if None in (one, other) else True
 
 
 def _check_registry(target: RegistrySettings, facts: ClusterFacts, found: Findings) -> None:
@@ -245,13 +229,13 @@ def _check_registry(target: RegistrySettings, facts: ClusterFacts, found: Findin
             found.refusals.append(Refusal(Cause.SETTINGS, str(err)))
     # The switch to Local itself fills the replicas, and waits for that.
     asked = not row.holds_own_images and (row.configurable or facts.saved_parameters is not False)
-    if asked and facts.images_present is False:
+    if asked:
         where = "the registry" if upstream is None else upstream.base
         message = (
-            f"{where} does not hold all images that the cluster needs; push them there or correct "
-            "imagesRepo, then check again"
+            f"{where} must hold all images that the cluster needs; push what is absent there or "
+            "correct imagesRepo, then check again"
         )
-        found.refusals.append(Refusal(Cause.IMAGES, message))
+        found.demand(facts.images_present, Cause.IMAGES, message)
 
 
 # -- warnings --------------------------------------------------------------------------------------
@@ -278,10 +262,7 @@ class PlanWarning:
 def warnings_of(
     before: ModeKind, path: tuple[ModeKind, ...], facts: ClusterFacts, *, renames: bool
 ) -> Iterator[PlanWarning]:
-    """What to know before a switch from `before` by the kinds of `path`, the last its target.
-
-    `renames`: image references change.
-    """
+    """What to know before a switch by the kinds of `path`; `renames`: image references change."""
     after, masters = path[-1], facts.masters
     unmanaged_between = any(not kind.row.managed for kind in path)
     proxy = next((kind for kind in path if kind.row.runs_in_cluster_proxy), None)
@@ -321,11 +302,7 @@ def warnings_of(
 def _store_warnings(
     before: ModeKind, path: tuple[ModeKind, ...], facts: ClusterFacts
 ) -> Iterator[PlanWarning]:
-    """What the replicas of each step do to the store on the masters' disks.
-
-    Replicas leave their store behind when they stop. So if none runs, an earlier mode or an aborted
-    switch may have left anything there.
-    """
+    """What the replicas of each step do to the store that earlier ones left on the masters."""
     kept = before.row.store
     stores, certain = frozenset(StoreContent), False
     if facts.stores is not None or kept is not None:

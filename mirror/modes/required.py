@@ -71,15 +71,8 @@ def from_values(
     values: Mapping[str, Any],
     critical: Iterable[str],
     deployment: Mapping[str, Any] | None = None,
-    mode: CheckMode = CheckMode.DEFAULT,
 ) -> RequiredSet:
-    """What a cluster's own values require (`global.modulesImages.digests`).
-
-    `critical` has the names of the critical embedded modules (`critical_modules`); `deployment`
-    is the Deployment `d8-system/deckhouse`.
-    """
-    if mode is CheckMode.RELAX:
-        return relaxed(deployment)
+    """What a cluster's values require (`global.modulesImages.digests`) of its critical modules."""
     wanted = frozenset(map(kebab, critical))
     if not wanted:
         raise RequiredImagesError(
@@ -95,36 +88,26 @@ def from_values(
             "global.modulesImages.digests has no digest of a critical module: "
             f"{', '.join(sorted(wanted)[:10])}"
         )
-    return RequiredSet.of(mode, [*found, *_deployment_images(deployment)])
+    return RequiredSet.of(CheckMode.DEFAULT, [*found, *_deployment_images(deployment)])
 
 
 def from_digest_list(
-    text: str,
-    where: str = "the digest list",
-    deployment: Mapping[str, Any] | None = None,
-    mode: CheckMode = CheckMode.DEFAULT,
+    text: str, where: str = "the digest list", deployment: Mapping[str, Any] | None = None
 ) -> RequiredSet:
     """What a list requires: every entry.
 
-    The list is a release's `images_digests.json` (modules, images, digests), a JSON list, or text
-    with a digest, or a reference that ends with one, on each line; `#` begins a remark.
+    It is a release's `images_digests.json`, a JSON list, or lines that end with a digest.
     """
-    if mode is CheckMode.RELAX:
-        return relaxed(deployment)
     found = list(_listed(text, where))
     if not found:
         raise RequiredImagesError(f"{where} has no digest in it")
-    return RequiredSet.of(mode, [*found, *_deployment_images(deployment)])
+    return RequiredSet.of(CheckMode.DEFAULT, [*found, *_deployment_images(deployment)])
 
 
 def from_inventory(
-    inventory: Inventory,
-    deployment: Mapping[str, Any] | None = None,
-    mode: CheckMode = CheckMode.DEFAULT,
+    inventory: Inventory, deployment: Mapping[str, Any] | None = None
 ) -> RequiredSet:
     """What an inventory requires: every image that one of its tags names."""
-    if mode is CheckMode.RELAX:
-        return relaxed(deployment)
     found = [
         RequiredImage(path, digest, f"inventory/{path}:{tag}" if path else f"inventory/{tag}")
         for path, content in sorted(inventory.repositories.items())
@@ -132,7 +115,7 @@ def from_inventory(
     ]
     if not found:
         raise RequiredImagesError("the inventory names no image")
-    return RequiredSet.of(mode, [*found, *_deployment_images(deployment)])
+    return RequiredSet.of(CheckMode.DEFAULT, [*found, *_deployment_images(deployment)])
 
 
 def required_images(
@@ -156,19 +139,18 @@ def required_images(
 def relaxed(deployment: Mapping[str, Any] | None) -> RequiredSet:
     """The platform's own image alone, by its tag."""
     source = f"deckhouse/containers/{MAIN_CONTAINER}"
-    for image in _deployment_images(deployment):
-        if image.source != source:
-            continue
-        if isinstance(image.reference, Digest):
-            raise RequiredImagesError(
-                "the check Relax wants the image of the container deckhouse by its tag, and the "
-                "deployment names it by digest"
-            )
-        return RequiredSet.of(CheckMode.RELAX, [image])
-    raise RequiredImagesError(
-        "the check Relax needs the Deployment d8-system/deckhouse with the image of its container "
-        "deckhouse"
-    )
+    own = [image for image in _deployment_images(deployment) if image.source == source]
+    if not own:
+        raise RequiredImagesError(
+            "the check Relax needs the Deployment d8-system/deckhouse with the image of its "
+            "container deckhouse"
+        )
+    if isinstance(own[0].reference, Digest):
+        raise RequiredImagesError(
+            "the check Relax needs the image of the container deckhouse by its tag, and the "
+            "deployment names it by digest"
+        )
+    return RequiredSet.of(CheckMode.RELAX, own[:1])
 
 
 def read_digest_list(path: Path) -> str:

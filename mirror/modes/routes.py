@@ -1,8 +1,6 @@
 """The table of modes: what each means for routes, logins, backends, switches and conditions.
 
-This is the only module that looks at a mode. All others ask a row of the table: where images come
-from, who may write where, what masters run, which switch is open, what a switch must reach.
-docs/modes.md shows the same table; a test compares them.
+No other module looks at a mode: all ask a row of the table. docs/modes.md shows the same.
 """
 
 from __future__ import annotations
@@ -213,48 +211,48 @@ def _through_replicas(door: Role, refusal: str) -> PlaneRow:
     return PlaneRow((door, Role.MASTER), RegistryUser.RO, refusal=refusal, no_catalogue=_ONLY_PULLS)
 
 
-_UNMANAGED_PLANES = MappingProxyType(
-    {
-        **{plane: PlaneRow(_UPSTREAM, refusal=refusal) for plane, refusal in _SERVED.items()},
-        Plane.OPERATOR: _PUSHED,
-    }
+def _planes(
+    cri: PlaneRow, api: PlaneRow, operator: PlaneRow, replica: PlaneRow
+) -> Mapping[Plane, PlaneRow]:
+    return MappingProxyType(dict(zip(Plane, (cri, api, operator, replica), strict=True)))
+
+
+_UNMANAGED_PLANES = _planes(
+    PlaneRow(_UPSTREAM, refusal=_SERVED[Plane.CRI]),
+    PlaneRow(_UPSTREAM, refusal=_SERVED[Plane.API]),
+    _PUSHED,
+    PlaneRow(_UPSTREAM, refusal=_SERVED[Plane.REPLICA]),
 )
-_DIRECT_PLANES = MappingProxyType(
-    {
-        Plane.CRI: PlaneRow(_UPSTREAM, refusal="containerd only reads"),
-        Plane.API: PlaneRow(
-            (Role.SERVICE,),
-            refusal=_PASSES_ON,
-            no_catalogue="the in-cluster proxy grants pulls only",
-        ),
-        Plane.OPERATOR: _PUSHED,
-        Plane.REPLICA: PlaneRow(_UPSTREAM, refusal=_PASSES_ON),
-    }
+_DIRECT_PLANES = _planes(
+    PlaneRow(_UPSTREAM, refusal="containerd only reads"),
+    PlaneRow(
+        (Role.SERVICE,),
+        refusal=_PASSES_ON,
+        no_catalogue="the in-cluster proxy grants pulls only",
+    ),
+    _PUSHED,
+    PlaneRow(_UPSTREAM, refusal=_PASSES_ON),
 )
-_PROXY_PLANES = MappingProxyType(
-    {
-        Plane.CRI: _through_replicas(Role.BALANCER, _READ_ONLY_CACHE),
-        Plane.API: _through_replicas(Role.SERVICE, _READ_ONLY_CACHE),
-        # The upstream takes pushes under its own name; the logical one would mean a cache.
-        Plane.OPERATOR: PlaneRow(_UPSTREAM, writes=True, refusal=_READ_ONLY_CACHE),
-        Plane.REPLICA: PlaneRow(_UPSTREAM, refusal=_READ_ONLY_CACHE),
-    }
+_PROXY_PLANES = _planes(
+    _through_replicas(Role.BALANCER, _READ_ONLY_CACHE),
+    _through_replicas(Role.SERVICE, _READ_ONLY_CACHE),
+    # The upstream takes pushes under its own name; the logical one would mean a cache.
+    PlaneRow(_UPSTREAM, writes=True, refusal=_READ_ONLY_CACHE),
+    PlaneRow(_UPSTREAM, refusal=_READ_ONLY_CACHE),
 )
-_LOCAL_PLANES = MappingProxyType(
-    {
-        Plane.CRI: _through_replicas(Role.BALANCER, _SERVED[Plane.CRI]),
-        Plane.API: _through_replicas(Role.SERVICE, _SERVED[Plane.API]),
-        # Without a public domain, images are pushed to a master.
-        Plane.OPERATOR: PlaneRow((Role.PUBLIC,), RegistryUser.RW, RegistryUser.RW, writes=True),
-        # A replica reads its peers as the puller, and writes its own store as the pusher.
-        Plane.REPLICA: PlaneRow(
-            (Role.MASTER,),
-            RegistryUser.MIRROR_PULLER,
-            RegistryUser.MIRROR_PUSHER,
-            writes=True,
-            refusal=_SERVED[Plane.REPLICA],
-        ),
-    }
+_LOCAL_PLANES = _planes(
+    _through_replicas(Role.BALANCER, _SERVED[Plane.CRI]),
+    _through_replicas(Role.SERVICE, _SERVED[Plane.API]),
+    # Without a public domain, images are pushed to a master.
+    PlaneRow((Role.PUBLIC,), RegistryUser.RW, RegistryUser.RW, writes=True),
+    # A replica reads its peers as the puller, and writes its own store as the pusher.
+    PlaneRow(
+        (Role.MASTER,),
+        RegistryUser.MIRROR_PULLER,
+        RegistryUser.MIRROR_PUSHER,
+        writes=True,
+        refusal=_SERVED[Plane.REPLICA],
+    ),
 )
 
 # -- switches and conditions -----------------------------------------------------------------------

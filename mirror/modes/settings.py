@@ -1,7 +1,6 @@
 """How a cluster reaches its images: the registry's settings, and how to get at its replicas.
 
-However settings are made, by `RegistrySettings.load` or by their constructors, all rules hold
-afterwards, and one error tells all that is wrong. Secrets show in no `repr`, dump or message.
+All rules hold for constructors too. Secrets show in no `repr`, dump or message.
 """
 
 from __future__ import annotations
@@ -98,7 +97,9 @@ _DOCUMENT = object()
 """The context in which what is validated was written by people."""
 
 
-class _Frozen(BaseModel):
+class CamelModel(BaseModel):
+    """Frozen, with keys as Kubernetes spells them, and no others. Its errors quote no value."""
+
     model_config = ConfigDict(
         frozen=True,
         extra="forbid",
@@ -107,6 +108,8 @@ class _Frozen(BaseModel):
         hide_input_in_errors=True,
     )
 
+
+class _Section(CamelModel):
     @classmethod
     def _by_key(cls, data: Mapping[Any, Any], info: ValidationInfo) -> dict[str, Any]:
         """The given fields by their names in documents. Only programs may also use ours."""
@@ -116,7 +119,7 @@ class _Frozen(BaseModel):
         return {aliases.get(str(key), str(key)): value for key, value in data.items()}
 
 
-class UpstreamSection(_Frozen):
+class UpstreamSection(_Section):
     """The section of a mode that has an upstream.
 
     Raises:
@@ -189,7 +192,7 @@ _SECTION_TYPES: dict[str, type[UpstreamSection]] = {
 }
 
 
-class RegistrySettings(_Frozen):
+class RegistrySettings(_Section):
     """How a cluster reaches its images: the mode, and the section that belongs to it.
 
     `legacy` is not a field of documents: in the deprecated kind of Unmanaged it has the settings of

@@ -1,11 +1,7 @@
 """How far a switch is: conditions, and the Secret `registry-state` that keeps them.
 
-The machine is level-triggered. Each run begins at the first step, asks what is true now, and stops
-at the first step that is not ready; what an earlier run saw counts for nothing.
-
-Four keys of the Secret are public: `hash`, `mode` (last completed), `target_mode` and `conditions`.
-The fifth, `state`, is private to the module and full of secrets; it is carried along unread and
-never shown.
+Each run begins at the first step, asks what is true now, and stops at the first step that is not
+ready. The key `state` is private to the module and full of secrets: carried along and never shown.
 """
 
 from __future__ import annotations
@@ -23,7 +19,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, SecretStr
 
-from mirror.documents import line
+from mirror.documents import document, line
 from mirror.durable import write_if_changed
 from mirror.errors import InvalidStateError
 from mirror.modes.constants import NAMESPACE, SECRET_STATE, SECRET_STATE_TYPE, ConditionType
@@ -104,10 +100,7 @@ Observe = Callable[[ConditionType], StepOutcome]
 
 
 def set_condition(conditions: Conditions, new: Condition) -> Conditions:
-    """The list with `new` at its end, in place of a condition of the same type.
-
-    The time of the last transition moves only when the status does.
-    """
+    """The list with `new` at its end; its time is the old one's if the status is the same."""
     old = next((one for one in conditions if one.type is new.type), None)
     if old is not None and old.status == new.status:
         new = replace(new, last_transition_time=old.last_transition_time)
@@ -123,10 +116,7 @@ def evaluate(
     saved_parameters: bool = True,
     generation: int | None = None,
 ) -> Conditions:
-    """One run of the machine: the conditions after it.
-
-    The last is `Ready`: false, `Transitioning to <mode>`, where a step is not reached.
-    """
+    """One run of the machine: the conditions after it, of which `Ready` is the last."""
     now = now.astimezone(UTC).replace(microsecond=0)
 
     def made(kind: ConditionType, ready: bool, message: str) -> Condition:
@@ -144,19 +134,6 @@ def evaluate(
             waiting = f"Transitioning to {target.mode}"
             return set_condition(conditions, made(ConditionType.READY, False, waiting))
     return set_condition(conditions, made(ConditionType.READY, True, ""))
-
-
-def refuse(
-    before: ModeKind,
-    after: ModeKind,
-    conditions: Conditions,
-    now: datetime,
-    generation: int | None = None,
-) -> Conditions:
-    """The conditions after a refused switch."""
-    moment, message = now.astimezone(UTC).replace(microsecond=0), not_supported(before, after)
-    error = Condition(ConditionType.NOT_SUPPORTED, True, moment, Reason.ERROR, message, generation)
-    return set_condition(conditions, error)
 
 
 def not_supported(before: ModeKind, after: ModeKind) -> str:
@@ -219,22 +196,19 @@ class RegistryState:
 
     def refused(self, before: ModeKind, after: ModeKind, now: datetime) -> RegistryState:
         """The state with the error of a switch that is not supported."""
-        return replace(self, conditions=refuse(before, after, self.conditions, now))
+        moment, message = now.astimezone(UTC).replace(microsecond=0), not_supported(before, after)
+        error = Condition(ConditionType.NOT_SUPPORTED, True, moment, Reason.ERROR, message)
+        return replace(self, conditions=set_condition(self.conditions, error))
 
     def to_document(self) -> dict[str, Any]:
         """The public keys, as JSON values."""
-        return {
-            "hash": self.hash,
-            "mode": self.mode.value,
-            "target_mode": self.target_mode.value,
-            "conditions": [condition.to_document() for condition in self.conditions],
-        }
+        return document(self, "hash", "mode", "target_mode=target_mode", "conditions")
 
     def to_secret(self) -> dict[str, Any]:
         """The whole Secret with the private key: store it, and do not show it."""
-        document = self.to_document()
-        conditions = yaml.safe_dump(document["conditions"], sort_keys=False, allow_unicode=True)
-        texts = {**document, "conditions": conditions}
+        texts = self.to_document()
+        conditions = texts["conditions"]
+        texts["conditions"] = yaml.safe_dump(conditions, sort_keys=False, allow_unicode=True)
         if self.private is not None:
             texts["state"] = self.private.get_secret_value()
         return {
@@ -272,12 +246,12 @@ class RegistryState:
                 raise InvalidStateError(f"cannot read {where}: {err.strerror}") from err
             except UnicodeDecodeError:
                 raise InvalidStateError(f"{where} is not text") from None
-        document = _yaml(source, where) if isinstance(source, str) else source
-        if document is None:
+        content = _yaml(source, where) if isinstance(source, str) else source
+        if content is None:
             return cls()
-        if not isinstance(document, Mapping):
+        if not isinstance(content, Mapping):
             raise InvalidStateError(f"{_EXPECTED}, found something that is not a mapping")
-        keys = _keys(document)
+        keys = _keys(content)
         conditions = keys.get("conditions") or []
         if isinstance(conditions, str):
             conditions = _yaml(conditions, "conditions") or []

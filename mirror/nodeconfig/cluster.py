@@ -1,7 +1,6 @@
 """A cluster's nodes, ports and paths, and the files in which people describe a cluster.
 
-Messages never quote the files of accesses and facts, as those may hold passwords. A path inside a
-file is relative to the file.
+Messages never quote the files of accesses and facts. Paths in a file are relative to it.
 """
 
 from __future__ import annotations
@@ -14,8 +13,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Self, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, SecretStr, ValidationError, model_validator
-from pydantic.alias_generators import to_camel
+from pydantic import SecretStr, ValidationError, model_validator
 
 from mirror.documents import StrictLoader, line, problems, read_documents
 from mirror.errors import FileSystemError, InputError, RenderingError
@@ -23,7 +21,7 @@ from mirror.modes import constants, module_config
 from mirror.modes.constants import PUSH_NAME, RegistryUser
 from mirror.modes.outcomes import ClusterFacts, NodeFacts
 from mirror.modes.routes import StoreContent
-from mirror.modes.settings import Account, ClusterAccess, RegistrySettings
+from mirror.modes.settings import Account, CamelModel, ClusterAccess, RegistrySettings
 from mirror.nodeconfig.tree import (
     checked_address,
     checked_file_path,
@@ -199,10 +197,8 @@ def read_text(path: Path) -> str:
 _NAME = "%s"
 
 
-class _ClusterDocument(BaseModel):
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", alias_generator=to_camel, hide_input_in_errors=True
-    )
+class _ClusterDocument(CamelModel, populate_by_name=False):
+    pass
 
 
 class AccessFile(_ClusterDocument):

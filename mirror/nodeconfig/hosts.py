@@ -1,9 +1,6 @@
 """containerd's `hosts.toml`: the mirrors from which a node pulls what an image reference names.
 
-One directory per host of references; in it one table per mirror, in the order of trying. In a
-transition the old mirrors come first and the new ones follow, so nothing that worked stops working.
-Deckhouse's containerd knows two more keys than the stock one: `rewrite` and `auth`.
-`Containerd.STOCK` tells what replaces them.
+One folder per host of references; in it one table per mirror, in the order of trying.
 """
 
 from __future__ import annotations
@@ -117,8 +114,7 @@ def mirrors_of(
 def join_mirrors(old: HostMirrors, new: HostMirrors) -> dict[str, tuple[HostMirror, ...]]:
     """The mirrors of a transition: the old ones, then the new.
 
-    A new mirror with the same registry and path takes the old one's place (a changed password or
-    CA). The same registry with another path is another mirror: the old path serves until the end.
+    A new one with the same registry and path takes the old one's place (a changed password or CA).
     """
     joined = dict(old)
     for host, fresh in new.items():
@@ -136,10 +132,9 @@ def render_hosts(
     node: Node,
     sources: Mapping[str, str] = MappingProxyType({}),
 ) -> Tree:
-    """The directory tree of `/etc/containerd/registry.d`, with the list of managed directories.
+    """The tree of `/etc/containerd/registry.d`, with the list of managed directories.
 
-    `sources` are other registries (of module sources) that are asked directly: host → CA in PEM.
-    The mode's own mirrors for the same host take precedence.
+    `sources` are other registries, asked directly: host → CA in PEM. The mode's own mirrors win.
     """
     others = {
         checked_registry_host(host, "module source"): checked_authority(ca, f"CA of {host}")

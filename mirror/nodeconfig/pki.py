@@ -1,15 +1,9 @@
-"""The certificates of the cluster's registry: an authority and what it signs.
+"""The certificates of the cluster's registry: an authority (ECDSA P-256) and what it signs (RSA).
 
-The authority is ECDSA P-256 and lives ten years. It signs the pair with which tokens are signed,
-and one leaf per service and node (RSA-2048). Everything that it signs ends an hour before it does.
-
-An authority is renewed early, in two steps, so that no client meets a certificate whose authority
-it has not learnt yet. When a third of its life is left, a successor is made and trusted beside it.
-`OVERLAP` later the successor takes over: it signs from then on, and the old authority stays trusted
-until it ends. A leaf is kept while a trusted authority signed it and it names every host that it
-must; it is replaced when a third of its life is left and the new one would last longer.
-
-Functions here take the time as an argument and touch no file.
+An authority is renewed in two steps, so that no client meets one that it has not learnt yet. When a
+third of its life is left, a successor is made and trusted beside it. `OVERLAP` later the successor
+signs, and the old authority stays trusted until it ends. A pair is replaced when it is no longer
+sound, or when a third of its life is left and a new one would last longer.
 """
 
 from __future__ import annotations
@@ -104,10 +98,9 @@ def create_authority(now: datetime.datetime) -> KeyPair:
 
 
 def issue(authority: KeyPair, name: str, hosts: Sequence[str], now: datetime.datetime) -> KeyPair:
-    """A pair that `authority` signs, with `name` as its common name.
+    """A pair that `authority` signs; with `hosts` (addresses, names) a server's.
 
-    With `hosts` (addresses or names) it is a server's. Without, it is that with which the token
-    service signs and which registries trust (RS256).
+    Without, it is that with which the token service signs and which registries trust (RS256).
     """
     issuer, issuer_key = authority.parsed(), authority.private_key()
     key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
@@ -209,10 +202,7 @@ def clean_pem(pem: str, where: str) -> str:
 
 @lru_cache(maxsize=64)
 def _loaded(pem: str) -> PrivateKeyTypes:
-    """The key in a PEM text; raises as cryptography does.
-
-    Verifying its numbers takes tens of milliseconds, and a controller asks in every pass.
-    """
+    """The key in a PEM text. Verifying its numbers takes long, and a controller asks again."""
     return serialization.load_pem_private_key(pem.encode(), password=None)
 
 

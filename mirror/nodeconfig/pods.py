@@ -1,8 +1,4 @@
-"""Static pods: the shape of a manifest, the images that it needs, and the masters' services.
-
-The kubelet adds the node's name, so the pod of the services is `registry-nodeservices-<master>` in
-the cluster.
-"""
+"""Static pods: the shape of a manifest, the images that it needs, and the masters' services."""
 
 from __future__ import annotations
 
@@ -274,11 +270,7 @@ def static_pod(
 def notes_of_pods(
     images: Images, trees: Sequence[Tree], *, services: bool, replication: bool, restarts: bool
 ) -> list[str]:
-    """Sentences about the static pods in `trees`.
-
-    `services` and `replication` say what masters run, in a pod or not; `restarts`, whether the pod
-    of some node's relay restarts now.
-    """
+    """Sentences about the static pods in `trees`; `services`, `replication`: what masters run."""
     notes: list[str] = []
     used: set[str] = set()
     if services and images.serve(replication=replication):

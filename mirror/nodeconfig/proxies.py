@@ -152,27 +152,17 @@ class Relayed:
     """A file of certificates to trust in the system's place."""
 
 
-@dataclass(frozen=True, slots=True)
-class RelayTls:
-    """Files of the relay's own certificate."""
-
-    certificate: str
-    key: str
-
-
 def relay_conf(
-    listen: str, registries: Sequence[Relayed], nginx: Nginx, tls: RelayTls | None = None
+    listen: str, registries: Sequence[Relayed], nginx: Nginx, pair: tuple[str, str] | None = None
 ) -> bytes:
-    """A relay on `listen` (host:port, or a port for all addresses), with TLS if there is a pair."""
+    """A relay on `listen` (host:port, or a port); `pair` are its certificate's and key's files."""
     own = ""
-    if tls is not None:
-        own = (
-            f"    ssl_certificate {checked_file_path(tls.certificate, 'certificate')};\n"
-            f"    ssl_certificate_key {checked_file_path(tls.key, 'key')};\n"
-        )
+    if pair is not None:
+        certificate, key = (checked_file_path(path, "file of a certificate") for path in pair)
+        own = f"    ssl_certificate {certificate};\n    ssl_certificate_key {key};\n"
     return _RELAY.substitute(
         runtime=nginx.runtime,
-        listen=listen if tls is None else f"{listen} ssl",
+        listen=listen if pair is None else f"{listen} ssl",
         tls=own,
         locations="\n".join(_locations(one, nginx) for one in registries),
         logical=LOGICAL_PATH,

@@ -1,8 +1,6 @@
 """All configuration of a mode, or of the transition between two: a function of values.
 
-`render` gives the files of each node and of the in-cluster proxy; `write_cluster` puts them below a
-folder, one tree per node. A transition keeps the old mirrors before the new ones, and the services
-of both sides: nothing goes away before its successor serves.
+A transition keeps the old mirrors before the new ones, and the services of both sides.
 """
 
 from __future__ import annotations
@@ -344,10 +342,10 @@ class _Rendering:
         if options.distribution is services.Distribution.STOCK:
             at = partial(places.config, "in-cluster")
             authority = None if upstream.ca is None else at("upstream-ca.crt")
-            tls = proxies.RelayTls(at("distribution.crt"), at("distribution.key"))
+            pair = (at("distribution.crt"), at("distribution.key"))
             nginx = options.nginx_in(IN_CLUSTER, places)
             content = proxies.relay_conf(
-                str(ports.registry), [proxies.Relayed(mirror, "", authority)], nginx, tls
+                str(ports.registry), [proxies.Relayed(mirror, "", authority)], nginx, pair
             )
             files[IN_CLUSTER / "relay.conf"] = RenderedFile(content)
             return files

@@ -1,7 +1,6 @@
 """What the module's services share and keep: authority, token pair, leaves, users, the HTTP secret.
 
-It is made once and kept, since every node and client relies on it; `prepare_secrets` makes what is
-missing and replaces what is no longer sound. A JSON file that only its owner can read keeps it.
+It is made once and kept in a JSON file that only its owner can read.
 """
 
 from __future__ import annotations
@@ -17,13 +16,12 @@ from pathlib import Path
 from types import MappingProxyType
 
 import bcrypt
-from pydantic import BaseModel, ConfigDict, SecretStr, ValidationError
-from pydantic.alias_generators import to_camel
+from pydantic import SecretStr, ValidationError
 
 from mirror.documents import problems
 from mirror.errors import FileSystemError, InvalidCertificateError, RenderingError
 from mirror.modes.constants import RegistryUser
-from mirror.modes.settings import Account
+from mirror.modes.settings import Account, CamelModel
 from mirror.nodeconfig import pki
 from mirror.nodeconfig.cluster import Node
 from mirror.nodeconfig.pki import Authorities, KeyPair
@@ -170,23 +168,13 @@ def _random(length: int) -> str:
 # -- the file --------------------------------------------------------------------------------------
 
 
-class _SecretsDocument(BaseModel):
-    model_config = ConfigDict(
-        frozen=True,
-        extra="forbid",
-        alias_generator=to_camel,
-        populate_by_name=True,
-        hide_input_in_errors=True,
-    )
-
-
-class _User(_SecretsDocument):
+class _User(CamelModel):
     name: str
     password: str
     password_hash: str
 
 
-class _Secrets(_SecretsDocument):
+class _Secrets(CamelModel):
     authority: KeyPair
     token: KeyPair
     http_secret: str

@@ -1,12 +1,8 @@
 """Configuration of the registry's own services: the registry, its token server, replication.
 
 The registry is CNCF `distribution`: a replica (Local), a cache (Proxy) or the in-cluster proxy
-(Direct). Deckhouse runs a fork of 2.8 that knows more keys than the one that Debian ships. Where
-the stock one could not serve images, rendering fails; where it does less than was asked for, a note
-says so. The token server's form is that of `docker_auth`, which knows users by bcrypt hashes.
-Replication is `mirror sync --watch`, in the keys of the mirrorer whose place it takes: `ca`,
-`users`, `local`, `remote`, `sleep` (seconds) and `parallelizm` (spelled so), and `listen`, which is
-the daemon's own: the address of its probes and notifications.
+(Direct), in Deckhouse's fork or the stock one. The token server's form is that of `docker_auth`.
+Replication is `mirror sync --watch`, in the keys of the mirrorer whose place it takes.
 """
 
 from __future__ import annotations
@@ -246,11 +242,7 @@ _ACCESS: tuple[tuple[RegistryUser, str, dict[str, str]], ...] = (
 def replica_auth(
     node: Node, places: NodePaths, users: Mapping[RegistryUser, HashedAccount], *, own_port: bool
 ) -> dict[str, Any]:
-    """The token server beside a replica that knows `users`.
-
-    With `own_port` clients come to it directly, so it listens on the node's address; else only the
-    registry on this node talks to it.
-    """
+    """The token server beside a replica; with `own_port` clients come to it directly."""
     access = [
         {"match": {"account": user.value, **match}, "actions": [action]}
         for user, action, match in _ACCESS
@@ -266,10 +258,7 @@ def replica_auth(
 
 
 def in_cluster_auth(places: NodePaths, user: HashedAccount | None, port: int) -> dict[str, Any]:
-    """The token server of Direct mode's proxy: clients log in with the upstream's own account.
-
-    An upstream without a login is open to everybody inside the cluster too.
-    """
+    """The token server of Direct mode's proxy: clients use the upstream's login, if it has one."""
     name = "" if user is None else user.account.name
     hashes = {} if user is None else {name: user.password_hash}
     document = _token_server(
@@ -318,10 +307,7 @@ PARALLEL = 3
 def replication_config(
     node: Node, peers: Sequence[Node], places: NodePaths, accounts: Mapping[RegistryUser, Account]
 ) -> dict[str, Any]:
-    """The settings of the daemon on `node`. Without `peers` there is no daemon.
-
-    It contains pace and parallelism although they are the defaults, so that they can be read there.
-    """
+    """The settings of the daemon on `node`, its pace included although that is the default."""
     if not peers:
         raise ValueError("replication needs at least one peer")
     return {

@@ -1,10 +1,7 @@
 """What is written on nodes: rendered files as values, the thin writer, and the checks of values.
 
-A file gets its mode before its first byte, and its name only when it is complete. Removal touches
-only files that the module itself has placed; stores and directories made by people stay.
-
-Programs that run as root, and shell scripts, read these files. So a value is written only if it is
-exactly what its place is for; quoting by the library that writes the format comes on top.
+Removal touches only files that the module itself has placed. Programs that run as root read these
+files, so a value is written only if it is exactly what its place is for.
 """
 
 from __future__ import annotations
@@ -89,7 +86,12 @@ class Placed:
         gone = (path for path in OWN_FILES if path not in self.tree)
         removed += (path for path in gone if _unlink(_below(self.root, path)))
         stale = list(_stale_authorities(self.root, self.tree, self.hosts))
-        kept = tuple(one for one in stale if self._was_named(one))
+        # What a hosts.toml that this run replaced names beside it.
+        kept = tuple(
+            one
+            for one in stale
+            if one.name.encode() in self.replaced.get(one.parent / "hosts.toml", b"")
+        )
         removed += (one for one in stale if one not in kept and _unlink(_below(self.root, one)))
         state_path = constants.CONTAINERD_HOSTS_STATE
         on_disk = _below(self.root, state_path)
@@ -103,16 +105,9 @@ class Placed:
             removed.append(state_path)
         return TreeChanges(tuple(sorted(written)), tuple(sorted(unchanged)), tuple(removed), kept)
 
-    def _was_named(self, authority: PurePosixPath) -> bool:
-        """Whether a hosts.toml that this run replaced names this file beside it."""
-        return authority.name.encode() in self.replaced.get(authority.parent / "hosts.toml", b"")
-
 
 def place_tree(tree: Tree, root: Path) -> Placed:
-    """Write the module's files below `root` and remove nothing yet.
-
-    Readers see the old route or the new one. Unchanged files keep their times.
-    """
+    """Write files below `root` and remove nothing yet: readers see the old route or the new one."""
     state_path = constants.CONTAINERD_HOSTS_STATE
     on_disk = _below(root, state_path)
     known = _content(on_disk)

@@ -10,6 +10,7 @@ from typing import Any, overload
 
 from mirror.bundle.reader import BundleReader, read_inventory
 from mirror.bundle.verify import BundleReport, verify_bundle
+from mirror.documents import document
 from mirror.errors import MirrorError, StatementError
 from mirror.events import PhaseAdvanced, PhaseStarted, Warned
 from mirror.layout import publication_stage
@@ -58,7 +59,7 @@ class Counts:
 
     def to_document(self) -> dict[str, int]:
         """As JSON values, for `--json`."""
-        return {"tags": self.tags, "manifests": self.manifests, "blobs": self.blobs}
+        return document(self, "tags", "manifests", "blobs")
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,18 +87,8 @@ class ReplicaStatus:
 
     def to_document(self) -> dict[str, Any]:
         """As JSON values, for `--json`."""
-        return {
-            "replica": self.name,
-            "complete": self.complete,
-            "statement": str(self.statement) if self.statement else None,
-            "generation": self.generation,
-            "publishing": self.publishing,
-            "lag": self.lag,
-            "declared": self.declared.to_document(),
-            "verified": self.verified.to_document(),
-            "missing": list(self.missing),
-            "failures": [failure.to_document() for failure in self.failures],
-        }
+        said = ("replica=name", "complete", "statement", "generation", "publishing", "lag")
+        return document(self, *said, "declared", "verified", "missing", "failures")
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,8 +112,7 @@ class StatusReport:
 
     def to_document(self) -> dict[str, Any]:
         """As JSON values, for `--json`."""
-        documents = [one.to_document() for one in self.replicas]
-        return {"ok": self.exit_code == 0, "replicas": documents}
+        return {"ok": self.exit_code == 0, **document(self, "replicas")}
 
 
 _LOOKS = 3
@@ -207,10 +197,10 @@ class DiffReport:
         """As JSON values, for `--json`."""
         return {
             "equal": not self.difference and not self.failures,
-            "a": {"place": self.a, "inventory": str(self.a_digest)},
-            "b": {"place": self.b, "inventory": str(self.b_digest)},
+            "a": document(self, "place=a", "inventory=a_digest"),
+            "b": document(self, "place=b", "inventory=b_digest"),
             **self.difference.to_document(),
-            "failures": [failure.to_document() for failure in self.failures],
+            **document(self, "failures"),
         }
 
 
@@ -259,11 +249,8 @@ class RegistryReport:
         """As JSON values, for `--json`."""
         return {
             "ok": not self.findings,
-            "target": self.target,
-            "deep": self.deep,
-            "inventory": str(self.digest),
+            **document(self, "target", "deep", "inventory=digest", "findings"),
             **self.inventory.counts(),
-            "findings": [finding.to_document() for finding in self.findings],
         }
 
 
@@ -344,22 +331,11 @@ class Generation:
 
     def to_document(self) -> dict[str, Any]:
         """As JSON values, for `--json`."""
+        named = ("generation=number", "current", "interrupted", "restores", "inventory")
+        kinds = ("added", "changed", "removed")
         return {
-            "generation": self.number,
-            "current": self.current,
-            "interrupted": self.interrupted,
-            "restores": self.restores,
-            "inventory": str(self.inventory),
-            "digest": str(self.statement),
-            "tool": self.tool,
-            "tags": {
-                "total": self.tags,
-                "added": len(self.changes.added),
-                "changed": len(self.changes.changed),
-                "removed": len(self.changes.removed),
-            },
-            "versions": list(self.versions),
-            "channels": list(self.channels),
+            **document(self, *named, "digest=statement", "tool", "versions", "channels"),
+            "tags": {"total": self.tags, **{one: len(getattr(self.changes, one)) for one in kinds}},
         }
 
 
@@ -375,11 +351,9 @@ class HistoryReport:
         """As JSON values, for `--json`."""
         numbers = {one.number: one for one in self.generations}
         return {
-            "target": self.target,
             "current": next((n for n, one in numbers.items() if one.current), None),
             "interrupted": next((n for n, one in numbers.items() if one.interrupted), None),
-            "generations": [one.to_document() for one in self.generations],
-            "older": self.older,
+            **document(self, "target", "generations", "older"),
         }
 
 

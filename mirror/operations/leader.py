@@ -17,11 +17,7 @@ from mirror.errors import (
 )
 from mirror.layout import is_attachment_tag, is_digest_tag, parse_version, publication_stage
 from mirror.oci import Digest
-from mirror.operations.trees import (
-    ask_at_once,
-    walk_open,
-    walk_tree,
-)
+from mirror.operations.trees import ask_at_once, walk_open, walk_tree
 from mirror.run import Run
 from mirror.sync import (
     Inventory,
@@ -29,12 +25,12 @@ from mirror.sync import (
     ManifestNode,
     RepositoryContent,
     make_plan,
-    transfer,
     union,
 )
 from mirror.sync.failover import FailoverSource
 from mirror.sync.observation import Failure, Item, complete_subset
 from mirror.sync.plan import Tags, laid_over, tags_of
+from mirror.sync.publication import Publication
 from mirror.sync.publication_state import (
     LATEST,
     PublicationState,
@@ -90,7 +86,7 @@ class Leader:
         self._run = Run.of(run)
         self._lock = threading.Lock()
         self._facts: Facts | None = None
-        self._audit: Future[tuple[Failure, ...]] = Future()
+        self._sound: Future[bool] = Future()
 
     @classmethod
     def ask(cls, tree: RegistryTree, *, run: Run | None = None) -> Leader:
@@ -110,24 +106,19 @@ class Leader:
         return self._facts.failures if self._facts else ()
 
     def facts(self) -> Facts:
-        """Its inventory: what it states, else what its tags lead to.
-
-        Raises:
-            NotFoundError: it states nothing and holds nothing.
-            StatementError: what it states cannot be read.
-        """
+        """Its inventory: what it states, else what its tags lead to."""
         with self._lock:
             if self._facts is None:
                 self._facts = self._read()
             return self._facts
 
-    def audited(self) -> tuple[Failure, ...]:
-        """What the leader states and does not hold; waits until the audit has called `judge`."""
-        return self._audit.result()
+    def is_sound(self) -> bool:
+        """Whether the leader holds all that it states; waits until its audit has called `judge`."""
+        return self._sound.result()
 
-    def judge(self, failures: tuple[Failure, ...]) -> None:
-        """Answer everybody who waits in `audited`. Call it once."""
-        self._audit.set_result(failures)
+    def judge(self, *, sound: bool) -> None:
+        """Answer everybody who waits in `is_sound`. Call it once."""
+        self._sound.set_result(sound)
 
     def _read(self) -> Facts:
         tree = self.tree
@@ -160,19 +151,12 @@ def choose_leader(
     a publication that is under way or was interrupted, is not to be turned back by who finds it so:
     such trees are in the failures, like those that could not be asked. All are asked at once, and
     whoever has not answered after `patience_s` seconds counts as unreachable.
-
-    Raises:
-        NotFoundError: none states an inventory that can be read.
-        ConflictError: two state different inventories as the same generation.
     """
     failures: list[Failure] = []
     standings: list[tuple[PublicationState, RegistryTree]] = []
     stating: list[tuple[Published, bool, RegistryTree]] = []
     answers = ask_at_once(
-        trees,
-        lambda tree: read_state(tree),
-        patience_s=patience_s,
-        run=Run.of(run),
+        trees, lambda tree: read_state(tree), patience_s=patience_s, run=Run.of(run)
     )
     for tree, answer in zip(trees, answers, strict=True):
         if isinstance(answer, MirrorError):
@@ -251,9 +235,6 @@ def adopt(
     `memories` (name of a registry → what it answered before) spare questions to whoever looks again
     and again: then each repository lists its tags, and only what is new or may have moved is asked
     about.
-
-    Raises:
-        CancelledError: `run` was stopped.
     """
     run = Run.of(run)
     memories = memories or {}
@@ -286,8 +267,9 @@ def adopt(
             plan = make_plan(wanted, held, stage=publication_stage)
             if plan:
                 source = FailoverSource([peer.source()], wanted, on_event=run.on_event)
+                publication = Publication(replica, PublicationState(), seen=here.held)
                 try:
-                    sent += transfer(plan, source, place, run=run).sent
+                    sent += publication.carry_out(plan, source, place, run=run).done.sent
                 except IncompleteError as err:
                     failures += (Failure(replica.name, item, why) for item, why in err.failures)
                     continue

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mirror.documents import document
 from mirror.errors import ConflictError, PruneRefusedError, common_exit_code
 from mirror.events import PhaseStarted
 from mirror.layout import tool_name
@@ -56,24 +57,17 @@ class PruneReport:
 
     def to_document(self) -> dict[str, Any]:
         """As JSON values, for `--json`."""
+        stated = self.published
         return {
-            "target": self.target,
-            "dryRun": self.dry_run,
-            "removed": self.removal.to_document(),
-            "freedBytes": self.freed,
-            "generations": list(self.generations),
-            "statement": str(self.published.digest) if self.published else None,
-            "generation": self.published.statement.generation if self.published else None,
-            "failures": [failure.to_document() for failure in self.failures],
+            **document(self, "target", "dry_run", "removed=removal", "freedBytes=freed"),
+            **document(self, "generations", "failures"),
+            "statement": str(stated.digest) if stated else None,
+            "generation": stated.statement.generation if stated else None,
         }
 
 
 def prune(
-    tree: RegistryTree,
-    keep: Sequence[Path | int],
-    *,
-    dry_run: bool = False,
-    run: Run | None = None,
+    tree: RegistryTree, keep: Sequence[Path | int], *, dry_run: bool = False, run: Run | None = None
 ) -> PruneReport:
     """Remove tags and manifests that nothing in `keep` names: bundles, inventories, generations.
 
@@ -93,51 +87,64 @@ def prune(
     tree = tree.within(run)
     run.on_event(PhaseStarted(f"looking at {tree.name}"))
     state = read_state(tree)
+
+    def refused(why: str) -> PruneRefusedError:
+        return PruneRefusedError(f"{tree.name}: nothing was pruned: {why}")
+
     if state.pending is not None:
-        raise PruneRefusedError(
-            f"{tree.name}: nothing was pruned: the publication of generation "
-            f"{state.pending.statement.generation} was interrupted; push or sync again first"
+        number = state.pending.statement.generation
+        raise refused(
+            f"the publication of generation {number} was interrupted; push or sync again first"
         )
-    history = _History()
-    wanted = {one for one in keep if isinstance(one, int)}
-    for number, published in kept_statements(tree):
-        history.add(number, published, keep=number in wanted)
-    if state.current is not None:
-        number = state.current.statement.generation
-        history.add(number, state.current, keep=number in wanted)
-    kept = union(_kept(one, history, tree.name) for one in keep)
-    stated = history.stated.build()
-    scope = frozenset({*stated.repositories, *kept.repositories})
+    promised: dict[int, _Generation] = {}
+    inventories: list[Inventory] = []
+    stated = InventoryBuilder()
+    same: dict[Digest, Digest] = {}  # equal digests as one object
+    for number, published in _published(tree, state):
+        inventory = published.statement.inventory
+        stated.add_inventory(inventory)
+        if number in keep:
+            inventories.append(inventory)
+        promised[number] = _Generation.of(published, same)
+    for one in keep:
+        if isinstance(one, Path):
+            inventories.append(_inventory_of(one))
+        elif one not in promised:
+            held = ", ".join(map(str, sorted(promised))) or "none"
+            raise refused(f"it has no generation {one}; those it has: {held}")
+    kept, known = union(inventories), stated.build()
+    scope = frozenset({*known.repositories, *kept.repositories})
     if not kept.repositories:
-        raise PruneRefusedError(f"{tree.name}: nothing was pruned: what is to be kept is empty")
-    known = union([kept, stated])
-    found = walk(tree.source(), scope, known=known, run=run.quietly()).complete()
+        raise refused("what is to be kept is empty")
+    found = walk(tree.source(), scope, known=union([kept, known]), run=run.quietly()).complete()
     if found.failures:
-        raise PruneRefusedError(
-            f"{tree.name}: nothing was pruned: {len(found.failures)} of its items cannot be read, "
-            f"the first being {found.failures[0].item}: {found.failures[0].error}"
+        first = found.failures[0]
+        raise refused(
+            f"{len(found.failures)} of its items cannot be read, "
+            f"the first being {first.item}: {first.error}"
         )
     there = found.held
     removal = plan_removal(there, kept, scope)
     rest = after(there, removal)
     if not rest.repositories and removal:
-        raise PruneRefusedError(
-            f"{tree.name}: nothing was pruned: the registry has nothing of what is to be kept, so "
-            "all of it would go; check --keep, and the registry's path"
+        raise refused(
+            "the registry has nothing of what is to be kept, so all of it would go; check --keep, "
+            "and the registry's path"
         )
     current = state.current
-    doomed = [
-        one
-        for one in history.generations.values()
+    doomed = {
+        number: one
+        for number, one in promised.items()
         if not one.is_within(rest) and (current is None or one.digest != current.digest)
-    ]
+    }
     failures: tuple[Failure, ...] = ()
     if removal and not dry_run:
         check_deletes(tree)  # before a smaller state is published
         current = _state_rest(tree, state, rest, run)
         if state.current is not None and current is not state.current:
-            replaced = history.generations[state.current.statement.generation]
-            doomed += [] if replaced.is_within(rest) else [replaced]
+            number = state.current.statement.generation
+            if not promised[number].is_within(rest):
+                doomed[number] = promised[number]
         tips = read_tips(tree)
         gone: list[DropTag | DropManifest] = []
         failures = _carry_out(tree, removal, doomed, gone, run)
@@ -146,50 +153,43 @@ def prune(
             failures += (Failure(tree.name, "the registry as a whole", _overtaken(tree)),)
     left, before = after(there, removal).blob_sizes(), there.blob_sizes()
     freed = sum(size for digest, size in before.items() if digest not in left)
-    numbers = tuple(sorted(one.number for one in doomed))
+    numbers = tuple(sorted(doomed))
     return PruneReport(tree.name, dry_run, removal, freed, numbers, current, failures)
+
+
+def _published(tree: RegistryTree, state: PublicationState) -> Iterator[tuple[int, Published]]:
+    """Each generation whose statement the registry keeps, once; one in memory at a time."""
+    seen = set()
+    for number, published in kept_statements(tree):
+        seen.add(number)
+        yield number, published
+    current = state.current
+    if current is not None and current.statement.generation not in seen:
+        yield current.statement.generation, current
 
 
 @dataclass(frozen=True, slots=True)
 class _Generation:
     """What is kept of a statement while others are read: which manifests it promises."""
 
-    number: int
     digest: Digest
     manifests: Mapping[str, frozenset[Digest]]
+
+    @classmethod
+    def of(cls, published: Published, same: dict[Digest, Digest]) -> _Generation:
+        """What `published` promises; `same` has each digest once, for all generations."""
+        contents = published.statement.inventory.repositories.items()
+        manifests = {
+            path: frozenset(same.setdefault(one, one) for one in content.manifests)
+            for path, content in contents
+        }
+        return cls(published.digest, manifests)
 
     def is_within(self, rest: Inventory) -> bool:
         """Whether all of them are in `rest`, so that a rollback can go back to it."""
         return all(
             digests <= rest.repository(path).manifests.keys()
             for path, digests in self.manifests.items()
-        )
-
-
-class _History:
-    """The generations that a registry keeps. Their graphs are held once, as one inventory."""
-
-    def __init__(self) -> None:
-        self.generations: dict[int, _Generation] = {}
-        self.kept: dict[int, Inventory] = {}
-        self.stated = InventoryBuilder()
-        self._digests: dict[Digest, Digest] = {}  # equal ones as one object
-
-    def add(self, number: int, published: Published, *, keep: bool) -> None:
-        """Take note of a generation; with `keep` its whole inventory is held."""
-        if number in self.generations:
-            return
-        inventory = published.statement.inventory
-        self.stated.add_inventory(inventory)
-        if keep:
-            self.kept[number] = inventory
-        self.generations[number] = _Generation(
-            number,
-            published.digest,
-            {
-                path: frozenset(self._digests.setdefault(one, one) for one in content.manifests)
-                for path, content in inventory.repositories.items()
-            },
         )
 
 
@@ -214,19 +214,12 @@ def after(there: Inventory, removal: Removal) -> Inventory:
     return Inventory(contents)
 
 
-def _kept(one: Path | int, history: _History, name: str) -> Inventory:
-    if isinstance(one, Path):
-        from mirror.bundle.reader import read_inventory
+def _inventory_of(place: Path) -> Inventory:
+    """What a push of a bundle or an inventory would make, whatever is there by those names."""
+    from mirror.bundle.reader import read_inventory
 
-        found = read_inventory(one)
-        # What a push of it would make, whatever is there by those names.
-        return union([found, discovery_images(found).inventory()])
-    if one not in history.kept:
-        held = ", ".join(map(str, sorted(history.generations))) or "none"
-        raise PruneRefusedError(
-            f"{name}: nothing was pruned: it has no generation {one}; those it has: {held}"
-        )
-    return history.kept[one]
+    found = read_inventory(place)
+    return union([found, discovery_images(found).inventory()])
 
 
 def _overtaken(tree: RegistryTree) -> ConflictError:
@@ -254,7 +247,7 @@ def _state_rest(
 def _carry_out(
     tree: RegistryTree,
     removal: Removal,
-    doomed: Sequence[_Generation],
+    doomed: Mapping[int, _Generation],
     gone: list[DropTag | DropManifest],
     run: Run,
 ) -> tuple[Failure, ...]:
@@ -262,8 +255,8 @@ def _carry_out(
     run.on_event(PhaseStarted("removing", len(removal.tags) + len(removal.manifests)))
     statements = Removal(
         manifests=tuple(
-            DropManifest(REPOSITORY, one.digest, (generation_tag(one.number),))
-            for one in sorted(doomed, key=lambda one: one.number)
+            DropManifest(REPOSITORY, one.digest, (generation_tag(number),))
+            for number, one in sorted(doomed.items())
         )
     )
     failures = remove(statements, tree, run=run)
@@ -287,11 +280,7 @@ class Extras:
 
 
 def find_extras(
-    tree: RegistryTree,
-    wanted: Inventory,
-    known: Inventory,
-    found: Observation,
-    run: Run,
+    tree: RegistryTree, wanted: Inventory, known: Inventory, found: Observation, run: Run
 ) -> Extras:
     """Find what the replica has beyond `wanted`, all of which it has by now.
 
@@ -304,11 +293,7 @@ def find_extras(
     }
     scope = frozenset({*wanted.repositories, *known.repositories})
     beyond = walk(
-        tree.source(),
-        scope,
-        known=lacking(known, wanted),
-        only=listed,
-        run=run.quietly(),
+        tree.source(), scope, known=lacking(known, wanted), only=listed, run=run.quietly()
     ).complete()
     # By now the tags that the leader has too name what they name there.
     there = union([found.held, beyond.held, tags_only(tags_of(wanted))])
@@ -316,19 +301,14 @@ def find_extras(
 
 
 def refuse_to_prune(tree: RegistryTree, leader: Leader, *, incomplete: bool) -> None:
-    """Check that both registries are sound enough for a prune.
-
-    Raises:
-        PruneRefusedError: the leader states nothing or lacks part of what it states, or the
-            replica is `incomplete`.
-    """
+    """Check that both registries are sound enough for a prune."""
     name, head = tree.name, leader.tree.name
     if leader.digest is None:
         raise PruneRefusedError(
             f"{name}: nothing was pruned: the leader {head} states no inventory, so what it lacks "
             "may be its loss; push to it first"
         )
-    if leader.audited():
+    if not leader.is_sound():
         raise PruneRefusedError(
             f"{name}: nothing was pruned: the leader {head} does not hold all that it states; "
             "mend that first"
@@ -340,17 +320,11 @@ def refuse_to_prune(tree: RegistryTree, leader: Leader, *, incomplete: bool) -> 
 
 
 def remove_extras(
-    tree: RegistryTree,
-    removal: Removal,
-    current: Digest,
-    run: Run,
+    tree: RegistryTree, removal: Removal, current: Digest, run: Run
 ) -> tuple[Removal, tuple[Failure, ...]]:
     """Carry out `removal`, then remove all statements but `current`.
 
     Returns what is gone, and what could not be removed.
-
-    Raises:
-        PruneRefusedError: the registry deletes nothing.
     """
     if not removal:
         return removal, ()

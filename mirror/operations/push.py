@@ -402,10 +402,7 @@ class _Push:
         return results
 
     def first_goal(
-        self,
-        alive: list[RegistryTree],
-        states: Mapping[str, PublicationState],
-        problems: _Problems,
+        self, alive: list[RegistryTree], states: Mapping[str, PublicationState], problems: _Problems
     ) -> _Goal | None:
         """What all of `alive` are to state; registries that prove dead are taken out of it."""
         ahead = sorted(alive[1:], key=lambda tree: -states[tree.name].generation)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from mirror.documents import document
 from mirror.errors import MirrorError
 from mirror.oci import Digest
 from mirror.sync import Inventory, Plan, TransferReport
@@ -23,14 +24,8 @@ class Share:
     tags: list[str] = field(default_factory=list)
 
     def to_document(self) -> dict[str, Any]:
-        """As JSON values."""
-        return {
-            "blobs": self.blobs,
-            "bytes": self.size,
-            "mounts": self.mounts,
-            "manifests": self.manifests,
-            "tags": self.tags,
-        }
+        """As JSON values, for `--json`."""
+        return document(self, "blobs", "bytes=size", "mounts", "manifests", "tags")
 
 
 def shares(plan: Plan) -> dict[str, Share]:
@@ -74,20 +69,18 @@ class PushPlan:
 
     def to_document(self) -> dict[str, Any]:
         """As JSON values, for `--json`."""
+        by_repository = {
+            self.tree.locate(path): share.to_document() for path, share in shares(self.plan).items()
+        }
+        counts = ("bytes=size", "manifests=manifest_count", "tags=tag_count")
         return {
             "target": self.tree.name,
             "inventory": str(self.inventory.digest()),
             "upload": {
-                "blobs": self.uploads,
-                "bytes": self.plan.size,
-                "mounts": self.mounts,
-                "manifests": self.plan.manifest_count,
-                "tags": self.plan.tag_count,
+                **document(self, "blobs=uploads", "mounts"),
+                **document(self.plan, *counts),
             },
-            "uploadByRepository": {
-                self.tree.locate(path): share.to_document()
-                for path, share in shares(self.plan).items()
-            },
+            "uploadByRepository": by_repository,
             **self.inventory.counts(),
         }
 
@@ -133,7 +126,7 @@ class MemberReport:
     problem: MirrorError | None
 
     def to_document(self) -> dict[str, Any]:
-        """As JSON values."""
+        """As JSON values, for `--json`."""
         return {
             "target": self.target,
             "complete": self.problem is None,
@@ -169,7 +162,7 @@ class QuorumReport:
 
 
 def _uploaded(done: TransferReport) -> dict[str, int]:
-    return {"bytes": done.sent, "manifests": done.manifests, "tags": done.tags}
+    return document(done, "bytes=sent", "manifests", "tags")
 
 
 def _published(published: Published, *, new: bool) -> dict[str, Any]:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from functools import cached_property
 from typing import Any
 
+from mirror.documents import document
 from mirror.errors import IncompleteError, MirrorError, RegistryError, RegistryNotFoundError
 from mirror.events import PhaseStarted
 from mirror.layout import (
@@ -86,37 +88,23 @@ class ReplicaResult:
     failures: tuple[Failure, ...] = ()
     elapsed_s: float = 0.0
 
-    def adding(self, **more: Iterable[Any]) -> ReplicaResult:
-        """The same with more items in the named fields."""
-        longer: dict[str, Any] = {
-            name: (*getattr(self, name), *items) for name, items in more.items()
-        }
-        return replace(self, **longer)
-
     def to_document(self) -> dict[str, Any]:
         """As JSON values, for `--json`."""
         return {
-            "replica": self.name,
-            "outcome": self.outcome.value,
-            "statement": str(self.statement) if self.statement else None,
-            "generation": self.generation,
-            "sent": {
-                "blobs": self.blobs,
-                "bytes": self.sent,
-                "manifests": self.manifests,
-                "tags": self.tags,
-            },
-            "damaged": [finding.to_document() for finding in self.damaged],
-            "healed": [finding.to_document() for finding in self.healed],
-            "extras": list(self.extras),
-            "removed": list(self.removed),
-            "failures": [failure.to_document() for failure in self.failures],
+            **document(self, "replica=name", "outcome", "statement", "generation"),
+            "sent": document(self, "blobs", "bytes=sent", "manifests", "tags"),
+            **document(self, "damaged", "healed", "extras", "removed", "failures"),
             "elapsedSeconds": round(self.elapsed_s, 3),
         }
 
 
-class Replication:
-    """Brings one replica to what the leader has. `carry_out` once, in a thread of its own."""
+class RegistryTask:
+    """What a sync does at one registry, and what came of it. Each has a thread of its own.
+
+    `others` are registries that may have what it needs, in their order.
+    """
+
+    what = "the replica as a whole"
 
     def __init__(
         self,
@@ -127,50 +115,105 @@ class Replication:
         *,
         run: Run,
     ) -> None:
-        self.tree, self._leader, self._others, self._options = tree, leader, others, options
-        self._run = run
-        self._place = self.tree.target(run)
+        self._tree, self._leader, self._others, self._options = tree, leader, others, options
+        self._run, self._place = run, tree.target(run)
         self._result = ReplicaResult(tree.name, Outcome.EQUAL)
-        self._unrepaired = False
-        self._source: FailoverSource | None = None
-        self._damaged: dict[Digest, MirrorError] = {}
+        self._damaged: dict[Digest, MirrorError] = {}  # manifests
         self._started = time.monotonic()
 
     def carry_out(self) -> ReplicaResult:
-        """Do all of it. What fails is in the result and is never raised."""
+        """Do all of it, once. What fails is in the result and is never raised."""
         try:
             self._carry_out()
         except MirrorError as err:
-            self._fail("the replica as a whole", err)
-        result = replace(self._result, elapsed_s=time.monotonic() - self._started)
-        return replace(result, outcome=Outcome.FAILED) if result.failures else result
+            self._fail(self.what, err)
+        self._note(elapsed_s=time.monotonic() - self._started)
+        if self._result.failures:
+            self._note(outcome=Outcome.FAILED)
+        return self._result
+
+    def _carry_out(self) -> None:
+        raise NotImplementedError
 
     def _note(self, **changes: Any) -> None:
         self._result = replace(self._result, **changes)
 
     def _add(self, **more: Iterable[Any]) -> None:
-        self._result = self._result.adding(**more)
+        """Add items to fields of the result."""
+        self._note(**{name: (*getattr(self._result, name), *new) for name, new in more.items()})
 
-    # -- the steps -----------------------------------------------------------------------------
+    def _fail(self, item: str, error: MirrorError) -> None:
+        if isinstance(error, IncompleteError):
+            for part, reason in error.failures:
+                self._fail(part, reason)
+        else:
+            self._add(failures=[Failure(self._tree.name, item, error)])
+
+    @cached_property
+    def _facts(self) -> Facts:
+        return self._leader.facts()
+
+    @cached_property
+    def _wanted(self) -> Inventory:
+        return self._facts.with_statement() if self._options.deep else self._facts.inventory
+
+    @cached_property
+    def _copies(self) -> FailoverSource:
+        """The other registries as one source, which remembers who failed."""
+        places = [one.source() for one in self._others]
+        return FailoverSource(places, self._wanted, on_event=self._run.on_event)
+
+    @cached_property
+    def _repairer(self) -> Repairer:
+        return Repairer(self._place, self._copies, self._tree.storage, run=self._run)
+
+    def _observe(self, wanted: Inventory, depth: Depth, also: Iterable[str] = ()) -> Observation:
+        return observe(self._place, wanted, depth, also=also, run=self._run)
+
+    def _repair_blobs(self, damaged: Mapping[Digest, MirrorError]) -> bool:
+        """Replace damaged blobs and note which manifests are; whether all could be replaced."""
+        blobs = self._wanted.blob_sizes()
+        # Manifests follow when all blobs are there: they count as absent, so a plan puts them.
+        self._damaged = {d: error for d, error in damaged.items() if d not in blobs}
+        healed, failures = self._repairer.repair_blobs(damaged, self._wanted)
+        self._note(outcome=Outcome.SYNCED)
+        self._add(healed=healed, failures=failures)
+        return not failures
+
+
+class Replication(RegistryTask):
+    """Brings one replica to what the leader has."""
+
+    def __init__(
+        self,
+        tree: RegistryTree,
+        leader: Leader,
+        others: Sequence[RegistryTree],
+        options: SyncOptions,
+        *,
+        run: Run,
+    ) -> None:
+        super().__init__(tree, leader, (leader.tree.within(run), *others), options, run=run)
+        self._unrepaired = False
 
     def _carry_out(self) -> None:
-        stated = statement_digest(self.tree)
+        stated = statement_digest(self._tree)
         self._note(statement=stated)
         if stated is not None and stated == self._leader.digest and not self._options.full:
             self._note(generation=self._leader.generation)
             return  # both state the same, so the replica holds all that the leader does
-        facts = self._leader.facts()
-        standing = read_state(self.tree)
+        facts, name = self._facts, self._tree.name
+        standing = read_state(self._tree)
         if standing.current is not None:
             self._note(generation=standing.current.statement.generation)
         known = self._known(standing)
         trusted = not (self._options.full or standing.pending or standing.notices)
         if trusted and standing.current is not None and facts.published is not None:
-            self._run.on_event(PhaseStarted(f"{self.tree.name}: comparing what is stated"))
+            self._run.on_event(PhaseStarted(f"{name}: comparing what is stated"))
             # The statement is believed, so only the difference is asked about.
             rest = lacking(facts.inventory, known)
-            held = union([known, observe(self._place, rest, Depth.LISTED, run=self._run).held])
-            if self._carry(facts, standing, held, unclear=frozenset(), quick=True):
+            held = union([known, self._observe(rest, Depth.LISTED).held])
+            if self._carry(standing, held, unclear=frozenset(), quick=True):
                 self._add(
                     extras=(
                         f"tag {path or '/'}:{tag}"
@@ -180,21 +223,19 @@ class Replication:
                     )
                 )
                 return
-        self._run.on_event(PhaseStarted(f"{self.tree.name}: comparing by digest"))
+        self._run.on_event(PhaseStarted(f"{name}: comparing by digest"))
         depth = Depth.DEEP if self._options.deep else Depth.LISTED
-        found = observe(
-            self._place, self._wanted(facts), depth, also=known.repositories, run=self._run
-        )
+        found = self._observe(self._wanted, depth, known.repositories)
         held = found.held
         if self._options.deep:
-            held, found = self._repair_damage(facts, found)
+            held, found = self._repair_damage(found)
         for item, error in found.unclear.items():
             self._fail(str(item), error)
         unclear = frozenset(item.repository for item in found.unclear)
-        self._carry(facts, standing, held, unclear=unclear, quick=False)
-        self._retract(standing, facts, held)
+        self._carry(standing, held, unclear=unclear, quick=False)
+        self._retract(standing, held)
         self._add(failures=found.unlisted_failures)
-        self._extras(facts, known, found)
+        self._extras(known, found)
 
     def _known(self, standing: PublicationState) -> Inventory:
         """What the replica states, and what it ever stated if it is pruned.
@@ -204,7 +245,7 @@ class Replication:
 
         def stated() -> Iterator[Inventory]:
             if self._options.prune:
-                for _, published in kept_statements(self.tree):  # one in memory at a time
+                for _, published in kept_statements(self._tree):  # one in memory at a time
                     yield published.statement.inventory
             for newest in (standing.pending, standing.current):
                 if newest is not None:
@@ -212,27 +253,17 @@ class Replication:
 
         return union(stated())
 
-    def _wanted(self, facts: Facts) -> Inventory:
-        return facts.with_statement() if self._options.deep else facts.inventory
-
-    def _repair_damage(self, facts: Facts, found: Observation) -> tuple[Inventory, Observation]:
+    def _repair_damage(self, found: Observation) -> tuple[Inventory, Observation]:
         """Replace what the look found damaged; return what is held and what stays unclear."""
         damaged = found.all_damage()
         if not damaged:
             return found.held, found
         if self._options.dry_run:
             self._note(outcome=Outcome.DIFFERS)
-            self._add(damaged=describe_damage(self.tree.name, damaged))
+            self._add(damaged=describe_damage(self._tree.name, damaged))
             return found.held, replace(found, unclear={})
-        wanted = self._wanted(facts)
-        blobs = wanted.blob_sizes()
-        # Manifests follow when all blobs are there: they count as absent, so the plan puts them.
-        self._damaged = {d: error for d, error in damaged.items() if d not in blobs}
-        repairer = self._repairer(facts)
-        healed, failures = repairer.repair_blobs(damaged, wanted)
-        self._note(outcome=Outcome.SYNCED)
-        self._add(healed=healed, failures=failures)
-        self._unrepaired = bool(failures)
+        self._unrepaired = not self._repair_blobs(damaged)
+        blobs = self._wanted.blob_sizes()
         unclear = {i: error for i, error in found.unclear.items() if not speaks_of_damage(error)}
         held = InventoryBuilder()
         held.add_inventory(without_manifests(found.held, self._damaged))
@@ -241,43 +272,19 @@ class Replication:
                 held.add_blob(item.repository, item.digest, blobs[item.digest])
         return held.build(), replace(found, unclear=unclear)
 
-    def _repairer(self, facts: Facts) -> Repairer:
-        return Repairer(self._place, self._copies(facts), self.tree.storage, run=self._run)
-
-    def _copies(self, facts: Facts) -> FailoverSource:
-        """The leader and then the other replicas, as one source that remembers who failed."""
-        if self._source is None:
-            leader = self._leader.tree.within(self._run)
-            self._source = FailoverSource(
-                [one.source() for one in (leader, *self._others)],
-                self._wanted(facts),
-                on_event=self._run.on_event,
-            )
-        return self._source
-
     def _carry(
-        self,
-        facts: Facts,
-        standing: PublicationState,
-        held: Inventory,
-        *,
-        unclear: frozenset[str],
-        quick: bool,
+        self, standing: PublicationState, held: Inventory, *, unclear: frozenset[str], quick: bool
     ) -> bool:
         """Carry what is missing and state it; False if statements misled a `quick` one.
 
         Nothing is carried into `unclear` repositories: a refusal is no absence.
         """
-        wanted = self._wanted(facts).filtered(lambda path: path not in unclear)
+        facts = self._facts
+        wanted = self._wanted.filtered(lambda path: path not in unclear)
         plan = make_plan(wanted, held, stage=publication_stage)
         if facts.failures:
             # Tags that lead to versions wait until every version could be read.
-            images = [
-                tags
-                for tags in plan.tags
-                if publication_stage(tags[0].repository, tags[0].tag) == 0
-            ]
-            plan = replace(plan, tags=tuple(images))
+            plan = replace(plan, tags=tuple(tags for tags in plan.tags if _stage(tags[0]) == 0))
         if self._unrepaired:
             plan = replace(plan, tags=())
         stale = facts.published is not None and (
@@ -288,12 +295,8 @@ class Replication:
         if self._options.dry_run:
             if plan or stale:
                 self._note(outcome=Outcome.DIFFERS)
-            self._note(
-                blobs=len(plan.blobs),
-                sent=plan.size,
-                manifests=plan.manifest_count,
-                tags=plan.tag_count,
-            )
+            counts = {"manifests": plan.manifest_count, "tags": plan.tag_count}
+            self._note(blobs=len(plan.blobs), sent=plan.size, **counts)
             return True
         if not plan and not stale:
             return True
@@ -305,38 +308,31 @@ class Replication:
         def before_tags(interim: Interim) -> None:
             if quick and any(_misled(reason) for _, reason in interim.failures):
                 raise IncompleteError("what is stated is not all there", interim.failures)
-            self._confirm(interim.manifests, facts)
+            self._confirm(interim.manifests)
 
-        errors = PerItemErrors(self.tree.client.ping, self._run)
-        repairing = RepairingTarget(self._place, self._repairer(facts), self._damaged)
+        errors = PerItemErrors(self._tree.client.ping, self._run)
+        repairing = RepairingTarget(self._place, self._repairer, self._damaged)
         try:
-            report = Publication(self.tree, standing, goal, retracts=True).carry_out(
+            report = Publication(self._tree, standing, goal, retracts=True).carry_out(
                 plan,
-                self._copies(facts),
+                self._copies,
                 repairing if self._damaged else self._place,
-                independence=Independence(
-                    wanted, component_of, _awaited, errors, unclear, before_tags
-                ),
+                independence=Independence(wanted, component_of, _awaited, errors, unclear),
+                before_tags=before_tags,
                 run=self._run,
             )
         except IncompleteError as err:
             if quick and any(_misled(reason) for _, reason in err.failures):
                 return False  # something that was stated is gone, so ask about everything
-            for item, reason in err.failures:
-                self._fail(item, reason)
+            self._fail("", err)
             return True
         finally:
             self._add(healed=repairing.healed)
         done = report.done
         for item, reason in done.failures:
             self._fail(item, reason)
-        self._note(
-            outcome=Outcome.SYNCED,
-            blobs=done.blobs,
-            sent=done.sent,
-            manifests=done.manifests,
-            tags=done.tags,
-        )
+        counts = {"blobs": done.blobs, "sent": done.sent, "manifests": done.manifests}
+        self._note(outcome=Outcome.SYNCED, tags=done.tags, **counts)
         if report.retracted:
             self._note(statement=None, generation=None)
         elif report.stated is not None:
@@ -344,15 +340,14 @@ class Replication:
             self._note(statement=stated.digest, generation=stated.statement.generation)
         return True
 
-    def _retract(self, standing: PublicationState, facts: Facts, held: Inventory) -> None:
+    def _retract(self, standing: PublicationState, held: Inventory) -> None:
         """Remove a statement that proved false and could not be made true.
 
         Otherwise this replica would count as complete, and the next sync would believe it.
         """
-        current = standing.current
+        current, facts = standing.current, self._facts
         if current is None or self._options.dry_run:
             return
-        stated = current.statement.inventory
         if self._result.statement != current.digest:
             return  # it states something newer by now
         if facts.published is not None and not self._result.failures:
@@ -360,77 +355,60 @@ class Replication:
         broken = self._unrepaired or any(
             content.manifests.keys() & wanted.manifests.keys() - there.manifests.keys()
             or content.blobs.keys() & wanted.blobs.keys() - there.blobs.keys()
-            for path, content in stated.repositories.items()
+            for path, content in current.statement.inventory.repositories.items()
             for wanted, there in [(facts.inventory.repository(path), held.repository(path))]
         )
-        if broken and retract(self.tree, standing, self._run):
+        if broken and retract(self._tree, standing, self._run):
             self._note(statement=None, generation=None)
 
-    def _confirm(self, steps: Sequence[PutManifest], facts: Facts) -> None:
-        """Check that every manifest that was put is there; a cache may have swallowed it.
-
-        Raises:
-            IncompleteError: one is not, and cannot be brought there.
-        """
-        client, locate = self.tree.client, self.tree.locate
+    def _confirm(self, steps: Sequence[PutManifest]) -> None:
+        """Check that every manifest that was put is there; a cache may have swallowed it."""
+        client, locate = self._tree.client, self._tree.locate
         answers = PerItemErrors(client.ping, self._run).ask_all(
             steps, lambda step: client.resolve(locate(step.repository), step.digest)
         )
-        lost = {
-            step: answer
-            if isinstance(answer, MirrorError)
-            else RegistryNotFoundError(
-                f"{self.tree.name}: manifest {step.digest} was accepted and is not there",
-                where=f"HEAD {step.repository}",
-            )
-            for step, answer in zip(steps, answers, strict=True)
-            if answer is None or isinstance(answer, MirrorError)
-        }
-        repairer, source, failures = self._repairer(facts), self._copies(facts), []
-        for step, error in lost.items():
-            try:
-                manifest = source.manifest(step.repository, step.digest)
-                repairer.repair_manifest(step.repository, manifest, error)
-            except MirrorError as err:
-                failures.append((f"manifest {step.repository}@{step.digest}", err))
+        failures = []
+        for step, answer in zip(steps, answers, strict=True):
+            path, digest = step.repository, step.digest
+            if answer is None:
+                answer = RegistryNotFoundError(
+                    f"{self._tree.name}: manifest {digest} was accepted and is not there",
+                    where=f"HEAD {path}",
+                )
+            if isinstance(answer, MirrorError):
+                try:
+                    manifest = self._copies.manifest(path, digest)
+                    self._repairer.repair_manifest(path, manifest, answer)
+                except MirrorError as err:
+                    failures.append((f"manifest {path}@{digest}", err))
         if failures:
             raise IncompleteError(
-                f"{len(failures)} manifests do not stay in {self.tree.name}", failures
+                f"{len(failures)} manifests do not stay in {self._tree.name}", failures
             )
 
-    def _extras(self, facts: Facts, known: Inventory, found: Observation) -> None:
+    def _extras(self, known: Inventory, found: Observation) -> None:
         """Find what the leader does not have, and remove it if that was asked for."""
-        options = self._options
-        extras = find_extras(self.tree, facts.inventory, known, found, self._run)
+        options, facts = self._options, self._facts
+        extras = find_extras(self._tree, facts.inventory, known, found, self._run)
         items = extras.items
         if not options.prune:
             self._add(extras=items)
             return
-        refuse_to_prune(self.tree, self._leader, incomplete=bool(self._result.failures))
+        refuse_to_prune(self._tree, self._leader, incomplete=bool(self._result.failures))
         self._add(failures=extras.unread)
-        removal = extras.removal
-        if removal:
+        if extras.removal:
             self._note(outcome=Outcome.DIFFERS if options.dry_run else Outcome.SYNCED)
         if options.dry_run or facts.published is None:
             self._add(extras=items)
             return
-        gone, failures = remove_extras(self.tree, removal, facts.published.digest, self._run)
-        removed = set(gone.items)
-        self._add(
-            failures=failures,
-            removed=gone.items,
-            extras=[one for one in items if one not in removed],
-        )
-
-    def _fail(self, item: str, error: MirrorError) -> None:
-        if isinstance(error, IncompleteError):
-            for part, reason in error.failures:
-                self._fail(part, reason)
-            return
-        self._add(failures=[Failure(self.tree.name, item, error)])
+        current = facts.published.digest
+        gone, failures = remove_extras(self._tree, extras.removal, current, self._run)
+        removed = gone.items
+        left = [one for one in items if one not in set(removed)]
+        self._add(failures=failures, removed=removed, extras=left)
 
 
-def _stage_of(step: PutTag) -> int:
+def _stage(step: PutTag) -> int:
     return publication_stage(step.repository, step.tag)
 
 

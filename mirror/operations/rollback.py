@@ -16,6 +16,7 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
+from mirror.documents import document
 from mirror.errors import (
     IncompleteError,
     InputError,
@@ -33,7 +34,6 @@ from mirror.sync import (
     Inventory,
     InventoryBuilder,
     ManifestNode,
-    Plan,
     PutTag,
     RepositoryContent,
     make_plan,
@@ -42,7 +42,7 @@ from mirror.sync.plan import Tags, differing, laid_over, tags_of, tags_only, una
 from mirror.sync.publication import Goal, Publication, tags_of_steps
 from mirror.sync.publication_state import PublicationState, generations, read_generation, read_state
 from mirror.sync.statement import Statement, following, state_before, succeed
-from mirror.sync.tree import RegistrySource, RegistryTarget, RegistryTree
+from mirror.sync.tree import RegistryTarget, RegistryTree
 
 Result = TypeVar("Result")
 
@@ -57,13 +57,8 @@ class TagTurn:
     after: Digest
 
     def to_document(self) -> dict[str, Any]:
-        """As JSON values."""
-        return {
-            "repository": self.repository,
-            "tag": self.tag,
-            "before": str(self.before) if self.before else None,
-            "after": str(self.after),
-        }
+        """As JSON values, for `--json`."""
+        return document(self, "repository", "tag", "before", "after")
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,15 +89,9 @@ class RollbackReport:
 
     def to_document(self) -> dict[str, Any]:
         """As JSON values, for `--json`."""
+        numbers = ("target", "dry_run", "replaced", "restored", "generation", "interrupted")
         return {
-            "target": self.target,
-            "dryRun": self.dry_run,
-            "replaced": self.replaced,
-            "restored": self.restored,
-            "generation": self.generation,
-            "interrupted": self.interrupted,
-            "inventory": str(self.inventory),
-            "turned": [turn.to_document() for turn in self.turned],
+            **document(self, *numbers, "inventory", "turned"),
             "extras": [f"{path}:{tag}" for path, tag in self.extras],
             "removed": [f"{path}:{tag}" for path, tag in self.removed],
         }
@@ -132,32 +121,37 @@ def rollback(
     run = Run.of(run)
     tree = tree.within(run)
     tree.client.ping()
-    target, source = tree.target(run), tree.source()
     state = read_state(tree)
     for notice in state.notices:
         run.on_event(Warned(notice))
-    back = find_target(tree, state, to, run)
-    wanted = back.wanted(source, run)
-    check = _Check(wanted, state, source, target, back.to, run)
-    turning = _expected_turns(wanted, state)
-    run.on_event(PhaseStarted(f"checking what {_count(turning)} tags are to lead to"))
-    check.refuse_if_lost(turning, untagged=True)
+    back = _Rollback.to_generation(to, tree, state, run)
+    wanted = back.wanted()
+    turning: Tags = {}  # judging by what the registry states
+    for known in state.known_tags():
+        turning = laid_over(turning, differing(tags_of(wanted), known))
+    count = sum(map(len, turning.values()))
+    run.on_event(PhaseStarted(f"checking what {count} tags are to lead to"))
+    back.refuse_if_lost(wanted, turning, untagged=True)
     # The tags themselves are looked at last, so that they turn right after.
     run.on_event(PhaseStarted("comparing tags"))
     tags = tags_only(tags_of(wanted))
-    held = target.held(tags)
+    held = back.target.held(tags)
     plan = make_plan(tags, held, stage=publication_stage)
-    if surprising := differing(_tags_of_plan(plan), turning):
-        check.refuse_if_lost(surprising)
-    extras = _extras(target, state, tags_of(wanted))
-    statement = back.statement(state, wanted, tags_of(held))
+    steps = [step for stage in plan.tags for step in stage]
+    if surprising := differing(tags_of_steps(steps), turning):
+        back.refuse_if_lost(wanted, surprising)
+    extras = back.extras(tags_of(wanted))
+    statement = back.statement(wanted, tags_of(held))
     report = RollbackReport(
         tree.name,
         back.replaced.generation,
         back.to,
         statement.generation if statement else back.replaced.generation,
         state.pending is not None,
-        tuple(_turns(plan, held)),
+        tuple(
+            TagTurn(path, step.tag, held.repository(path).tags.get(step.tag), step.digest)
+            for path, step in ((step.repository, step) for step in steps)
+        ),
         tuple((step.repository, step.tag) for step in extras),
         (),
         wanted.digest(),
@@ -175,207 +169,188 @@ def rollback(
         heard=False,
     )
     run.on_event(PhaseStarted(f"turning {plan.tag_count} tags back"))
-    return replace(report, removed=publication.carry_out(plan, source, target, run=run).removed)
-
-
-def _expected_turns(wanted: Inventory, state: PublicationState) -> Tags:
-    """Tags that will have to turn, judging by what the registry states."""
-    turns: Tags = {}
-    for known in state.known_tags():
-        turns = laid_over(turns, differing(tags_of(wanted), known))
-    return turns
+    done = publication.carry_out(plan, tree.source(), back.target, run=run)
+    return replace(report, removed=done.removed)
 
 
 @dataclass(frozen=True, slots=True)
-class _Check:
-    """The check that a rollback of `target` to `wanted` leads only to what is there."""
-
-    wanted: Inventory
-    state: PublicationState
-    source: RegistrySource
-    target: RegistryTarget
-    to: int
-    run: Run
-
-    def refuse_if_lost(self, turning: Tags, *, untagged: bool = False) -> None:
-        """Check that everything is there that `turning` tags will lead to; with `untagged` also
-        everything that no tag leads to.
-
-        What the current statement names in the same repository counts as there. The manifests that
-        tags will name are read, so that nothing but tags is left to do when these turn.
-
-        Raises:
-            IncompleteError: something is lost or damaged.
-        """
-        current = self.state.current
-        stated = current.statement.inventory if current else Inventory()
-        manifests: list[tuple[str, Digest]] = []
-        blobs: dict[str, RepositoryContent] = {}
-        for path, content in self.wanted.repositories.items():
-            trusted = stated.repository(path)
-            named = set(turning.get(path, {}).values())
-            loose = content.manifests.keys() - content.reachable(content.tags.values())
-            needed = content.reachable(named | loose if untagged else named)
-            manifests += ((path, one) for one in sorted(named | needed - trusted.manifests.keys()))
-            lacking = {
-                blob.digest: blob.size
-                for digest in needed
-                for blob in content.manifests[digest].blobs
-                if blob.digest not in trusted.blobs
-            }
-            if lacking:
-                blobs[path] = RepositoryContent(blobs=lacking)
-        read = self.source.manifest
-        lost = read_all(manifests, lambda one: read(*one), self.run)[1]
-        gone = NotFoundError("is not there any more")
-        needed_blobs = Inventory(blobs)
-        for step in make_plan(needed_blobs, self.target.held(needed_blobs)).blobs:
-            lost += [(f"blob {step.digest} in {path or '/'}", gone) for path in step.into]
-        if lost:
-            raise incomplete(self.target.name, self.to, sorted(lost, key=lambda one: one[0]))
-
-
-def _extras(target: RegistryTarget, state: PublicationState, wanted: Tags) -> tuple[PutTag, ...]:
-    """Tags that later generations added, in the order of their removal: channels before versions.
-
-    Tags that somebody else has set to something else meanwhile are left out.
-    """
-    brought: dict[tuple[str, str], set[Digest]] = {}
-    for known in state.known_tags():
-        for path, tags in known.items():
-            for tag, digest in tags.items():
-                if tag not in wanted.get(path, {}):
-                    brought.setdefault((path, tag), set()).add(digest)
-    asked: dict[str, dict[str, Digest]] = {}
-    for (path, tag), digests in brought.items():
-        asked.setdefault(path, {})[tag] = min(digests)
-    held = target.held(tags_only(asked))
-    steps = [
-        PutTag(path, tag, digest)
-        for path, content in held.repositories.items()
-        for tag, digest in content.tags.items()
-        if digest in brought[path, tag]
-    ]
-    return tuple(sorted(steps, key=_last_first))
-
-
-def _last_first(step: PutTag) -> tuple[int, str, str]:
-    return (-publication_stage(step.repository, step.tag), step.repository, step.tag)
-
-
-def _tags_of_plan(plan: Plan) -> Tags:
-    return tags_of_steps([step for steps in plan.tags for step in steps])
-
-
-def _count(tags: Tags) -> int:
-    return sum(map(len, tags.values()))
-
-
-def _turns(plan: Plan, held: Inventory) -> Iterator[TagTurn]:
-    for stage in plan.tags:
-        for step in stage:
-            before = held.repository(step.repository).tags.get(step.tag)
-            yield TagTurn(step.repository, step.tag, before, step.digest)
-
-
-# -- which generation comes back -------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class RollbackTarget:
-    """Generation `to`, which a rollback puts back in place of the statement `replaced`.
+class _Rollback:
+    """A rollback to generation `to`, in place of the statement `replaced`.
 
     `base` is what generation `to` states (nothing for 0), `former` what tags named besides when
     the next generation began.
     """
 
+    tree: RegistryTree
+    state: PublicationState
+    run: Run
     to: int
     base: Inventory
     former: Tags
     replaced: Statement
 
-    def wanted(self, source: RegistrySource, run: Run) -> Inventory:
-        """Everything that the registry held then; what other tools had set is read from it.
+    @classmethod
+    def to_generation(
+        cls, to: int | None, tree: RegistryTree, state: PublicationState, run: Run
+    ) -> _Rollback:
+        """Decide which generation comes back, and read what is known about it."""
+        newest = state.newest
+        if newest is None:
+            raise NotFoundError(
+                f"registry {tree.name} states no inventory, so there is nothing to go back to; a "
+                "push writes one"
+            )
+        kept = generations(tree)
+        current = state.current.statement.generation if state.current else 0
+        to = _default_target(state, current, kept) if to is None else to
+        top = newest.statement.generation
+        if to >= top:
+            raise InputError(
+                f"generation {to} is not before the current one, {top}; `mirror history` lists them"
+            )
+        base = Inventory()
+        if to > 0:
+            found = state.current if to == current else read_generation(tree, to)
+            if found is None:
+                raise InputError(
+                    f"registry {tree.name} keeps no generation {to}, but "
+                    + (", ".join(map(str, kept[-20:])) or "none at all")
+                )
+            base = found.statement.inventory
+        numbers = [number for number in kept if to < number < top]
+        later = _later(tree, numbers, newest.statement, run)
+        return cls(tree, state, run, to, base, state_before(base, later), newest.statement)
 
-        Raises:
-            IncompleteError: some of that is lost or damaged.
-        """
+    @property
+    def target(self) -> RegistryTarget:
+        """Where tags turn."""
+        return self.tree.target(self.run)
+
+    def wanted(self) -> Inventory:
+        """Everything that the registry held then; what other tools had set is read from it."""
         others = differing(self.former, tags_of(self.base))
         if not others:
             return self.base
         builder = InventoryBuilder()
         builder.add_inventory(tags_only(others))
-        roots = sorted(
-            {(path, digest) for path, tags in others.items() for digest in tags.values()}
-        )
+        source = self.tree.source()
 
-        def graph(root: tuple[str, Digest]) -> list[ManifestNode]:
-            nodes, pending = [], [root[1]]
+        def graph(path: str, root: Digest) -> list[ManifestNode]:
+            nodes, pending = [], [root]
             while pending:
-                node = ManifestNode.of(source.manifest(root[0], pending.pop()))
+                node = ManifestNode.of(source.manifest(path, pending.pop()))
                 nodes.append(node)
                 pending += [child.digest for child in node.children]
             return nodes
 
-        graphs, lost = read_all(roots, graph, run)
+        roots = {(path, digest) for path, tags in others.items() for digest in tags.values()}
+        graphs, lost = self._read(sorted(roots), graph)
         if lost:
-            raise incomplete(source.name, self.to, lost)
-        for (path, _), nodes in graphs.items():
+            raise self._incomplete(lost)
+        for path, nodes in graphs:
             for node in nodes:
                 builder.add_manifest(path, node)
         return succeed(self.base, builder.build())
 
-    def statement(self, state: PublicationState, wanted: Inventory, held: Tags) -> Statement | None:
+    def statement(self, wanted: Inventory, held: Tags) -> Statement | None:
         """What the registry is to state; None if `replaced` states it already."""
-        former = unaccounted(held, *state.known_tags())
+        former = unaccounted(held, *self.state.known_tags())
         same = wanted == self.replaced.inventory
-        if state.pending is None:
+        if self.state.pending is None:
             if same and not former:
                 return None
         else:
             if same and self.replaced.restores == self.to:
                 return None  # the same rollback, interrupted: it goes on
             former = laid_over(former, self.replaced.former)
-        number = following(state.generation)
+        number = following(self.state.generation)
         return Statement(wanted, number, former, restores=self.to, tool=tool_name())
 
+    def refuse_if_lost(self, wanted: Inventory, turning: Tags, *, untagged: bool = False) -> None:
+        """Check that everything is there that `turning` tags will lead to; with `untagged` also
+        everything that no tag leads to.
 
-def find_target(
-    tree: RegistryTree, state: PublicationState, to: int | None, run: Run
-) -> RollbackTarget:
-    """Decide which generation a rollback puts back, and read what is known about it.
+        What the current statement names in the same repository counts as there. The manifests that
+        tags will name are read, so that nothing but tags is left to do when these turn.
+        """
+        current = self.state.current
+        stated = current.statement.inventory if current else Inventory()
+        manifests: list[tuple[str, Digest]] = []
+        blobs: dict[str, RepositoryContent] = {}
+        for path, content in wanted.repositories.items():
+            trusted = stated.repository(path)
+            named = set(turning.get(path, {}).values())
+            loose = content.manifests.keys() - content.reachable(content.tags.values())
+            needed = content.reachable(named | loose if untagged else named)
+            manifests += ((path, one) for one in sorted(named | needed - trusted.manifests.keys()))
+            sizes = {
+                blob.digest: blob.size
+                for digest in needed
+                for blob in content.manifests[digest].blobs
+                if blob.digest not in trusted.blobs
+            }
+            if sizes:
+                blobs[path] = RepositoryContent(blobs=sizes)
+        lost = self._read(manifests, self.tree.source().manifest)[1]
+        gone = NotFoundError("is not there any more")
+        needed_blobs = Inventory(blobs)
+        for step in make_plan(needed_blobs, self.target.held(needed_blobs)).blobs:
+            lost += [(f"blob {step.digest} in {path or '/'}", gone) for path in step.into]
+        if lost:
+            raise self._incomplete(sorted(lost, key=lambda one: one[0]))
 
-    Raises:
-        NotFoundError: the registry states no inventory.
-        InputError: it keeps no such generation, or none before the current one.
-    """
-    newest = state.newest
-    if newest is None:
-        raise NotFoundError(
-            f"registry {tree.name} states no inventory, so there is nothing to go back to; a push "
-            "writes one"
+    def extras(self, wanted: Tags) -> tuple[PutTag, ...]:
+        """Tags that later generations added, in the order of their removal: channels first.
+
+        Tags that somebody else has set to something else meanwhile are left out.
+        """
+        brought: dict[tuple[str, str], set[Digest]] = {}
+        for known in self.state.known_tags():
+            for path, tags in known.items():
+                for tag, digest in tags.items():
+                    if tag not in wanted.get(path, {}):
+                        brought.setdefault((path, tag), set()).add(digest)
+        asked: dict[str, dict[str, Digest]] = {}
+        for (path, tag), digests in brought.items():
+            asked.setdefault(path, {})[tag] = min(digests)
+        steps = [
+            PutTag(path, tag, digest)
+            for path, content in self.target.held(tags_only(asked)).repositories.items()
+            for tag, digest in content.tags.items()
+            if digest in brought[path, tag]
+        ]
+        return tuple(sorted(steps, key=_last_first))
+
+    def _read(
+        self, items: Sequence[tuple[str, Digest]], read: Callable[[str, Digest], Result]
+    ) -> tuple[list[tuple[str, Result]], list[tuple[str, MirrorError]]]:
+        """The results of `read` by repository, and which of the manifests are lost or damaged."""
+        found: list[tuple[str, Result]] = []
+        lost: list[tuple[str, MirrorError]] = []
+        failure: MirrorError | None = None
+        with closing(for_each(items, lambda one: read(*one), run=self.run)) as outcomes:
+            for (path, digest), outcome in outcomes:
+                if isinstance(outcome, NotFoundError | IntegrityError | InvalidManifestError):
+                    lost.append((f"manifest {path or '/'}@{digest}", outcome))
+                elif isinstance(outcome, MirrorError):
+                    failure = failure or outcome
+                else:
+                    found.append((path, outcome))
+        if failure is not None:
+            raise failure  # not inside the loop, which would cancel the run
+        return found, lost
+
+    def _incomplete(self, lost: Sequence[tuple[str, MirrorError]]) -> IncompleteError:
+        return IncompleteError(
+            f"{self.tree.name} does not hold all of generation {self.to} any more, so no tag was "
+            "changed; push the bundle of that release to bring it back. "
+            f"{len(lost)} things are missing",
+            lost,
         )
-    kept = generations(tree)
-    current = state.current.statement.generation if state.current else 0
-    to = _default_target(state, current, kept) if to is None else to
-    top = newest.statement.generation
-    if to >= top:
-        raise InputError(
-            f"generation {to} is not before the current one, {top}; `mirror history` lists them"
-        )
-    base = Inventory()
-    if to > 0:
-        found = state.current if to == current else None
-        found = found or read_generation(tree, to)
-        if found is None:
-            raise InputError(
-                f"registry {tree.name} keeps no generation {to}, but "
-                + (", ".join(map(str, kept[-20:])) or "none at all")
-            )
-        base = found.statement.inventory
-    numbers = [number for number in kept if to < number < top]
-    later = _later(tree, numbers, newest.statement, run)
-    return RollbackTarget(to, base, state_before(base, later), newest.statement)
+
+
+def _last_first(step: PutTag) -> tuple[int, str, str]:
+    return (-publication_stage(step.repository, step.tag), step.repository, step.tag)
 
 
 def _default_target(state: PublicationState, current: int, kept: Sequence[int]) -> int:
@@ -405,38 +380,3 @@ def _later(
         if found is not None:
             yield found.statement
     yield newest
-
-
-def read_all(
-    items: Sequence[tuple[str, Digest]],
-    read: Callable[[tuple[str, Digest]], Result],
-    run: Run,
-) -> tuple[dict[tuple[str, Digest], Result], list[tuple[str, MirrorError]]]:
-    """The results of `read` for manifests (repository, digest), and those lost or damaged.
-
-    Raises:
-        MirrorError: the first failure of another kind.
-    """
-    found: dict[tuple[str, Digest], Result] = {}
-    lost: list[tuple[str, MirrorError]] = []
-    failure: MirrorError | None = None
-    with closing(for_each(items, read, run=run)) as outcomes:
-        for (path, digest), outcome in outcomes:
-            if isinstance(outcome, NotFoundError | IntegrityError | InvalidManifestError):
-                lost.append((f"manifest {path or '/'}@{digest}", outcome))
-            elif isinstance(outcome, MirrorError):
-                failure = failure or outcome
-            else:
-                found[path, digest] = outcome
-    if failure is not None:
-        raise failure  # not inside the loop, which would cancel the run
-    return found, lost
-
-
-def incomplete(name: str, to: int, lost: Sequence[tuple[str, MirrorError]]) -> IncompleteError:
-    """The error of a rollback of `name` to generation `to`, of which `lost` is not there."""
-    return IncompleteError(
-        f"{name} does not hold all of generation {to} any more, so no tag was changed; push the "
-        f"bundle of that release to bring it back. {len(lost)} things are missing",
-        lost,
-    )

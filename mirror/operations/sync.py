@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
+from mirror.documents import document
 from mirror.errors import (
     CancelledError,
     DeadlineError,
@@ -23,25 +23,20 @@ from mirror.errors import (
 from mirror.events import PhaseAdvanced, PhaseStarted, side_by_side
 from mirror.oci import Digest
 from mirror.operations.leader import Facts, Leader, choose_leader
-from mirror.operations.replicate import Outcome, ReplicaResult, Replication, SyncOptions
+from mirror.operations.replicate import (
+    Outcome,
+    RegistryTask,
+    ReplicaResult,
+    Replication,
+    SyncOptions,
+)
 from mirror.operations.trees import listed_repositories, usual_repositories
 from mirror.run import Run, gather
-from mirror.sync import (
-    Finding,
-    Inventory,
-    Plan,
-    make_plan,
-    transfer,
-)
-from mirror.sync.failover import FailoverSource
-from mirror.sync.observation import Depth, Failure, Item, Observation
-from mirror.sync.observe import observe
+from mirror.sync import Finding, Inventory, Plan, make_plan, transfer
+from mirror.sync.observation import Depth, Failure, Observation, items_of
 from mirror.sync.plan import lacking
-from mirror.sync.publication_state import (
-    read_state,
-)
+from mirror.sync.publication_state import read_state
 from mirror.sync.repair import (
-    Repairer,
     RepairingTarget,
     Storage,
     describe_damage,
@@ -81,15 +76,10 @@ class SyncReport:
 
     def to_document(self) -> dict[str, Any]:
         """As JSON values, for `--json`."""
+        stated = ("leader", "statement", "generation")
         return {
             "ok": not self.failures,
-            "leader": self.leader,
-            "statement": str(self.statement) if self.statement else None,
-            "generation": self.generation,
-            "dryRun": self.dry_run,
-            "replicas": [one.to_document() for one in self.replicas],
-            "audit": self.audit.to_document() if self.audit else None,
-            "failures": [failure.to_document() for failure in self.failures],
+            **document(self, *stated, "dry_run", "replicas", "audit", "failures"),
         }
 
 
@@ -214,139 +204,100 @@ def _overdue(result: ReplicaResult, deadline_s: float) -> ReplicaResult:
     return replace(result, failures=(*kept, Failure(result.name, "the replica as a whole", error)))
 
 
-class LeaderAudit:
-    """Compares the leader with its statement. Call `carry_out` once, in a thread of its own.
+class LeaderAudit(RegistryTask):
+    """Compares the leader with its statement.
 
     With `deep`, lost or damaged content is taken from a replica: equal digests mean equal content.
     Tags are the leader's own decision, so differences are only reported.
     """
 
+    what = "the leader as a whole"
+
     def __init__(
-        self,
-        leader: Leader,
-        others: Sequence[RegistryTree],
-        options: SyncOptions,
-        *,
-        run: Run,
+        self, leader: Leader, others: Sequence[RegistryTree], options: SyncOptions, *, run: Run
     ) -> None:
-        self._leader, self._others, self._options = leader, others, options
-        self._run = run
-        self.tree = leader.tree.within(run)
-        self._place = self.tree.target(run)
-        self._started = time.monotonic()
-        self._damaged: tuple[Finding, ...] = ()
-        self._healed: tuple[Finding, ...] = ()
-        self._failures: tuple[Failure, ...] = ()
-        self._extras: tuple[str, ...] = ()
-        self._untold: tuple[Failure, ...] = ()  # of repositories beyond its statement
-        self._facts: Facts | None = None
+        super().__init__(leader.tree.within(run), leader, others, options, run=run)
+        self._note(statement=leader.digest)
+        self._unlisted: tuple[Failure, ...] = ()  # of repositories beyond its statement
 
     def carry_out(self) -> ReplicaResult:
-        """Do all of it. What fails is in the result and is never raised."""
+        """Do all of it, once. What fails is in the result and is never raised."""
+        sound = False
         try:
-            self._facts = self._leader.facts()
-            self._failures = self._audit(self._facts)
-        except MirrorError as err:
-            self._failures = (Failure(self.tree.name, "the leader as a whole", err),)
+            result = super().carry_out()
+            sound = not (result.failures or result.damaged)
         finally:
-            self._leader.judge((*self._failures, *self._as_failures()))
-        return self.result()
+            self._leader.judge(sound=sound)
+        self._add(failures=self._unlisted)
+        if self._unlisted:
+            self._note(outcome=Outcome.FAILED)
+        return self._result
 
-    def _as_failures(self) -> tuple[Failure, ...]:
-        return tuple(
-            Failure(one.place, str(one.digest), NotFoundError(one.problem)) for one in self._damaged
-        )
-
-    def result(self) -> ReplicaResult:
-        """What was found."""
-        published = self._facts.published if self._facts else None
-        failures = (*self._failures, *self._untold)
-        outcome = Outcome.SYNCED if self._healed else Outcome.EQUAL
-        if self._damaged:
-            outcome = Outcome.DIFFERS
-        return ReplicaResult(
-            self.tree.name,
-            Outcome.FAILED if failures else outcome,
-            self._leader.digest,
-            published.statement.generation if published else None,
-            damaged=self._damaged,
-            healed=self._healed,
-            extras=self._extras,
-            failures=failures,
-            elapsed_s=time.monotonic() - self._started,
-        )
-
-    def _audit(self, facts: Facts) -> tuple[Failure, ...]:
+    def _carry_out(self) -> None:
+        facts = self._facts
         if facts.published is None:
-            return facts.failures  # it was walked, so there is no statement to compare with
+            self._add(failures=facts.failures)
+            return  # it was walked, so there is no statement to compare with
+        self._note(generation=facts.published.statement.generation)
         depth = Depth.DEEP if self._options.deep else Depth.LISTED
-        found = self._observe(facts, depth, also=self._repositories())
-        self._extras = tuple(_unstated(facts, found))
-        self._untold += found.unlisted_failures
-        if not self._options.deep:
-            return self._judged(facts, found)
-        place, options = self._place, self._options
-        damaged = found.all_damage()
-        wanted = facts.with_statement()
-        blobs = wanted.blob_sizes()
-        broken = {d: error for d, error in damaged.items() if d not in blobs}
-        plan = make_plan(wanted, without_manifests(found.held, broken))
-        plan = replace(plan, tags=())
-        if not damaged and not plan:
-            return self._judged(facts, found)
-        lost = [step.digest for step in plan.blobs]
-        lost += [step.digest for wave in plan.manifests for step in wave]
-        if options.dry_run or not self._others:
-            self._damaged = (
-                *describe_damage(place.name, damaged),
-                *(Finding(place.name, f"{d} is missing", digest=d) for d in lost),
-            )
-            return () if options.dry_run else self._as_failures()
-        failures = self._heal(facts, plan, damaged, broken)
-        found = self._observe(facts, Depth.AUDIT)
-        return (*failures, *self._judged(facts, found))
+        found = self._observe(self._wanted, depth, self._repositories())
+        self._add(extras=_unstated(facts, found))
+        self._unlisted += found.unlisted_failures
+        if self._options.deep:
+            damaged = found.all_damage()
+            blobs = self._wanted.blob_sizes()
+            broken = {d: error for d, error in damaged.items() if d not in blobs}
+            plan = make_plan(self._wanted, without_manifests(found.held, broken))
+            if damaged or plan.blobs or plan.manifests:
+                if not self._heal(replace(plan, tags=()), damaged):
+                    return
+                found = self._observe(self._wanted, Depth.AUDIT)
+        self._add(failures=self._judged(facts, found))
 
-    def _heal(
-        self,
-        facts: Facts,
-        plan: Plan,
-        damaged: Mapping[Digest, MirrorError],
-        broken: Mapping[Digest, MirrorError],
-    ) -> tuple[Failure, ...]:
-        """Replace what is damaged, and bring what is missing; `broken` are manifests."""
-        place, wanted = self._place, facts.with_statement()
-        source = FailoverSource(
-            [one.source() for one in self._others], wanted, on_event=self._run.on_event
-        )
-        repairer = Repairer(place, source, self.tree.storage, run=self._run)
-        healed, failures = repairer.repair_blobs(damaged, wanted)
-        target = RepairingTarget(place, repairer, broken)
-        missing = [(step.into[0], step.digest) for step in plan.blobs]
-        missing += [(step.repository, step.digest) for wave in plan.manifests for step in wave]
+    def _heal(self, plan: Plan, damaged: Mapping[Digest, MirrorError]) -> bool:
+        """Replace what is damaged, and bring what is missing; False if only a report is wanted."""
+        name = self._place.name
+        manifests = [step for wave in plan.manifests for step in wave]
+        if self._options.dry_run or not self._others:
+            lost = [*(step.digest for step in plan.blobs), *(step.digest for step in manifests)]
+            found = [
+                *describe_damage(name, damaged),
+                *(Finding(name, f"{d} is missing", digest=d) for d in lost),
+            ]
+            self._note(outcome=Outcome.DIFFERS, damaged=tuple(found))
+            if not self._options.dry_run:
+                self._add(
+                    failures=(
+                        Failure(one.place, str(one.digest), NotFoundError(one.problem))
+                        for one in found
+                    )
+                )
+            return False
+        self._repair_blobs(damaged)
+        target = RepairingTarget(self._place, self._repairer, self._damaged)
         try:
-            transfer(
-                plan,
-                source,
-                target,
-                run=self._run,
-            )
+            transfer(plan, self._copies, target, run=self._run)
         except IncompleteError as err:
-            failures += tuple(Failure(place.name, item, reason) for item, reason in err.failures)
+            self._fail("", err)
         else:
-            healed += tuple(
-                repaired(place.name, path, digest)
-                for path, digest in missing
-                if digest not in broken
+            missing = [(step.into[0], step.digest) for step in plan.blobs]
+            missing += [(step.repository, step.digest) for step in manifests]
+            self._add(
+                healed=(
+                    repaired(name, path, digest)
+                    for path, digest in missing
+                    if digest not in self._damaged
+                )
             )
-        self._healed = (*healed, *target.healed)
-        return failures
+        self._add(healed=target.healed)
+        return True
 
     def _judged(self, facts: Facts, found: Observation) -> tuple[Failure, ...]:
         """What the leader states and does not hold."""
         rest = lacking(facts.inventory, found.held)
         coming = None
         if any(content.tags for content in rest.repositories.values()):
-            newest = read_state(self.tree).newest
+            newest = read_state(self._tree).newest
             if newest is not None and newest != facts.published:
                 coming = newest.statement
         return _lost(rest, found, coming, self._place.name)
@@ -358,20 +309,16 @@ class LeaderAudit:
         """
         listed: set[str] | RegistryError
         try:
-            listed = listed_repositories(self.tree)
+            listed = listed_repositories(self._tree)
         except UnreachableError as err:  # by this request, which costs large registries much
             listed = err
         if not isinstance(listed, RegistryError):
             return frozenset(listed)
         try:
-            return frozenset(usual_repositories(self.tree))
+            return frozenset(usual_repositories(self._tree))
         except RegistryError as err:
-            self._untold = (Failure(self._place.name, "its list of repositories", err),)
+            self._unlisted = (Failure(self._place.name, "its list of repositories", err),)
             return frozenset()
-
-    def _observe(self, facts: Facts, depth: Depth, also: Iterable[str] = ()) -> Observation:
-        wanted = facts.with_statement() if self._options.deep else facts.inventory
-        return observe(self._place, wanted, depth, also=also, run=self._run)
 
 
 def _unstated(facts: Facts, found: Observation) -> Iterator[str]:
@@ -390,12 +337,7 @@ def _lost(
     unclear = {(item.repository, item.tag, item.digest) for item in found.unclear}
     for path, content in rest.repositories.items():
         there = found.held.repository(path).tags
-        items = [
-            *(Item(path, digest, tag) for tag, digest in content.tags.items()),
-            *(Item(path, digest) for digest in content.manifests),
-            *(Item(path, digest, is_blob=True) for digest in content.blobs),
-        ]
-        for item in items:
+        for item in items_of(path, content):
             if (path, item.tag, item.digest) in unclear:
                 continue
             now = there.get(item.tag) if item.tag else None

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from mirror.documents import document
 from mirror.errors import (
     CancelledError,
     DeadlineError,
@@ -21,12 +22,7 @@ from mirror.errors import (
     common_exit_code,
 )
 from mirror.events import OnEvent, Warned, ignore
-from mirror.layout import (
-    FIXED_REPOSITORIES,
-    INDEX_REPOSITORIES,
-    names_component,
-    repositories_of,
-)
+from mirror.layout import FIXED_REPOSITORIES, INDEX_REPOSITORIES, names_component, repositories_of
 from mirror.oci import Digest
 from mirror.registry import ConnectionOptions, Credentials
 from mirror.run import Run, gather
@@ -83,22 +79,12 @@ class RegistryInventory:
 
     def to_document(self) -> dict[str, Any]:
         """As JSON values, for `--json`."""
-        return {
-            "target": self.target,
-            "inventory": str(self.digest),
-            "requests": self.requests,
-            "gaps": self.gaps,
-            "notices": list(self.notices),
-            "failures": [failure.to_document() for failure in self.failures],
-            **self.inventory.counts(),
-        }
+        counted = ("target", "inventory=digest", "requests", "gaps")
+        return {**document(self, *counted, "notices", "failures"), **self.inventory.counts()}
 
 
 def registry_inventory(
-    tree: RegistryTree,
-    *,
-    known: Iterable[str] = (),
-    run: Run | None = None,
+    tree: RegistryTree, *, known: Iterable[str] = (), run: Run | None = None
 ) -> RegistryInventory:
     """Take the inventory of everything that the registry holds below the tree's root.
 
@@ -243,9 +229,6 @@ def see_registry(
 
     What it states spares reading the manifests, and names manifests that no tag leads to. It counts
     for nothing else: a tag that somebody moved is seen where it is.
-
-    Raises:
-        RegistryError: it states nothing and does not list its repositories.
     """
     state = read_state(tree)
     known = state.newest.statement.inventory if state.newest else None
@@ -257,9 +240,6 @@ def listed_repositories(tree: RegistryTree) -> set[str] | RegistryError:
     """The paths of the tree's repositories that the registry lists, that of statements left out.
 
     Or the reason why it lists none: many registries refuse that to everybody but administrators.
-
-    Raises:
-        UnreachableError: it does not answer.
     """
     try:
         paths = {tree.path_of(repository) for repository in tree.client.catalogue()}

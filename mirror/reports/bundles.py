@@ -42,31 +42,42 @@ def duration_text(seconds: float) -> str:
     return f"{hours}h{minutes:02}m{rest:02}s" if hours else f"{minutes}m{rest:02}s"
 
 
+def page(
+    title: str, rows: Sequence[tuple[str, str]], *sections: Sequence[str], foot: Sequence[str]
+) -> str:
+    """A title and a table, then sections and a foot, with an empty line before each."""
+    lines = [title, *table(rows)]
+    for section in (*sections, [f"  {line}" for line in foot]):
+        lines += ["", *section] if section else []
+    return "\n".join(lines)
+
+
+def table(rows: Sequence[tuple[str, str]]) -> list[str]:
+    """Rows of a title and a text, the texts aligned."""
+    width = max((len(title) for title, _ in rows), default=0)
+    return [f"  {title:<{width}}  {text}" for title, text in rows]
+
+
 def verbose_pull_summary(report: PullReport, elapsed_s: float) -> str:
     """The same as `pull_summary`, with the versions of every module, package and plugin."""
-    rows = _version_rows(report.selection)
-    return "\n".join([pull_summary(report, elapsed_s), "", *(table(rows) if rows else ())])
+    return "\n".join([pull_summary(report, elapsed_s), "", *table(_version_rows(report.selection))])
 
 
 def pull_summary(report: PullReport, elapsed_s: float) -> str:
     """What was packed, in words."""
-    return "\n".join(
+    return page(
+        f"{_title(report.omissions)} {report.folder} is complete",
         [
-            f"{_title(report.omissions)} {report.folder} is complete",
-            *table(
-                [
-                    *_selection_rows(report.tree, report.selection),
-                    *_contents_rows(report.inventory),
-                    *report.omissions.rows(),
-                ]
-            ),
-            "",
-            *_archive_lines(report.archives),
-            *_compression_lines(report.compressed),
-            "",
-            f"  inventory {report.digest}",
-            f"  {size_text(report.fetched)} fetched in {duration_text(elapsed_s)}",
-        ]
+            *_origin_rows(report.tree),
+            *_plugin_rows(report.selection),
+            *_contents_rows(report.inventory),
+            *report.omissions.rows(),
+        ],
+        [*_archive_lines(report.archives), *_compression_lines(report.compressed)],
+        foot=(
+            f"inventory {report.digest}",
+            f"{size_text(report.fetched)} fetched in {duration_text(elapsed_s)}",
+        ),
     )
 
 
@@ -78,34 +89,26 @@ def _compression_lines(compressed: Compressed | None) -> list[str]:
 def plan_summary(plan: PullPlan, elapsed_s: float) -> str:
     """What would be packed: in words, then the sizes, then every image by archive."""
     inventory, omissions = plan.inventory, plan.omissions
-    saved = []
+    fetch = [f"To fetch: {size_text(plan.fetch)}; what images share is fetched once"]
     if omissions.base is not None:
-        saved = [f"  the base saves {size_text(omissions.size)}: the bundle is a delta"]
-    return "\n".join(
+        fetch.append(f"  the base saves {size_text(omissions.size)}: the bundle is a delta")
+    return page(
+        "This would be pulled",
         [
-            "This would be pulled",
-            *table(
-                [
-                    *_origin_rows(plan.tree),
-                    *_part_rows(inventory),
-                    *_version_rows(plan.selection),
-                    *_plugin_rows(plan.selection),
-                    _total_row(inventory),
-                    *omissions.rows(),
-                ]
-            ),
-            "",
-            "Archive sizes",
-            *_archive_lines(plan.archives),
-            "",
-            f"To fetch: {size_text(plan.fetch)}; what images share is fetched once",
-            *saved,
-            "",
-            *_reference_lines(list(plan.references())),
-            "",
-            f"  inventory {inventory.digest()}",
-            f"  planned in {duration_text(elapsed_s)}; nothing was pulled",
-        ]
+            *_origin_rows(plan.tree),
+            *_part_rows(inventory),
+            *_version_rows(plan.selection),
+            *_plugin_rows(plan.selection),
+            _total_row(inventory),
+            *omissions.rows(),
+        ],
+        ["Archive sizes", *_archive_lines(plan.archives)],
+        fetch,
+        _reference_lines(list(plan.references())),
+        foot=(
+            f"inventory {inventory.digest()}",
+            f"planned in {duration_text(elapsed_s)}; nothing was pulled",
+        ),
     )
 
 
@@ -151,10 +154,6 @@ def _counted(count: int, noun: str) -> str:
     return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
-def _selection_rows(tree: SourceTree, selection: SelectedContent) -> list[tuple[str, str]]:
-    return [*_origin_rows(tree), *_plugin_rows(selection)]
-
-
 def _origin_rows(tree: SourceTree) -> list[tuple[str, str]]:
     rows = [("Source", str(tree.root))]
     if tree.edition:
@@ -191,26 +190,17 @@ def push_summary(report: PushReport, elapsed_s: float) -> str:
     """What the registry holds now, and what that took."""
     plan, done = report.plan, report.done
     uploaded = sum(step.mount_from is None for step in plan.blobs)
-    rows = [
-        *_contents_rows(report.inventory),
-        (
-            "Uploaded",
-            f"{uploaded} blobs ({size_text(done.sent)}), {done.manifests} manifests, "
-            f"{done.tags} tags"
-            if plan
-            else "nothing: all of it was there",
-        ),
-        ("Published", _published_text(report)),
-        *(("Onto base", f"inventory {base}") for base in report.bases),
-    ]
-    return "\n".join(
+    sent = f"{uploaded} blobs ({size_text(done.sent)})"
+    put = f"{done.manifests} manifests, {done.tags} tags"
+    return page(
+        f"Registry {report.target} holds the whole bundle",
         [
-            f"Registry {report.target} holds the whole bundle",
-            *table(rows),
-            "",
-            f"  inventory {report.digest}",
-            f"  done in {duration_text(elapsed_s)}",
-        ]
+            *_contents_rows(report.inventory),
+            ("Uploaded", f"{sent}, {put}" if plan else "nothing: all of it was there"),
+            ("Published", _published_text(report)),
+            *(("Onto base", f"inventory {base}") for base in report.bases),
+        ],
+        foot=(f"inventory {report.digest}", f"done in {duration_text(elapsed_s)}"),
     )
 
 
@@ -231,17 +221,14 @@ def push_plan_summary(report: PushPlan, elapsed_s: float) -> str:
             ("To mount", f"{_counted(report.mounts, 'blob')} that another repository has"),
             ("To write", f"{_counted(plan.manifest_count, 'manifest')}, {plan.tag_count} tags"),
         ]
-    by_repository = {report.tree.locate(path): share for path, share in shares(plan).items()}
-    return "\n".join(
-        [
-            f"This would be pushed to {report.tree.root}",
-            *table(rows),
-            "",
-            *(_share_line(repository, share) for repository, share in by_repository.items()),
-            *([""] if by_repository else []),
-            f"  inventory {report.inventory.digest()}",
-            f"  planned in {duration_text(elapsed_s)}; nothing was written",
-        ]
+    return page(
+        f"This would be pushed to {report.tree.root}",
+        rows,
+        [_share_line(report.tree.locate(path), one) for path, one in shares(plan).items()],
+        foot=(
+            f"inventory {report.inventory.digest()}",
+            f"planned in {duration_text(elapsed_s)}; nothing was written",
+        ),
     )
 
 
@@ -280,37 +267,29 @@ def bundle_summary(report: BundleReport, elapsed_s: float) -> str:
             seal = f"not sealed: what is here is right, but {alone}"
         title = f"The {what} is whole ({seal})"
         how = "read in"
-    return "\n".join(
+    return page(
+        title,
         [
-            title,
-            *table(
-                [
-                    ("Archives", f"{report.archives}, {size_text(report.size)}"),
-                    ("Contents", f"{report.repositories} repositories, {report.tags} tags"),
-                    ("", f"{report.manifests} manifests, {report.blobs} blobs"),
-                    *report.omissions.rows(),
-                ]
-            ),
-            "",
-            f"  {how} {duration_text(elapsed_s)}",
-        ]
+            ("Archives", f"{report.archives}, {size_text(report.size)}"),
+            ("Contents", f"{report.repositories} repositories, {report.tags} tags"),
+            ("", f"{report.manifests} manifests, {report.blobs} blobs"),
+            *report.omissions.rows(),
+        ],
+        foot=[f"{how} {duration_text(elapsed_s)}"],
     )
 
 
 def merge_summary(report: MergeReport, elapsed_s: float) -> str:
     """What was merged into one bundle."""
-    return "\n".join(
-        [
-            f"Bundle {report.folder} is complete",
-            *table([*_contents_rows(report.inventory), *report.omissions.rows()]),
-            "",
-            *_archive_lines(report.archives),
-            *_compression_lines(report.compressed),
-            "",
-            f"  inventory {report.digest}",
-            f"  {size_text(report.copied)} copied in {duration_text(elapsed_s)}, from "
-            + ", ".join(report.merged),
-        ]
+    copied, merged = size_text(report.copied), ", ".join(report.merged)
+    return page(
+        f"Bundle {report.folder} is complete",
+        [*_contents_rows(report.inventory), *report.omissions.rows()],
+        [*_archive_lines(report.archives), *_compression_lines(report.compressed)],
+        foot=(
+            f"inventory {report.digest}",
+            f"{copied} copied in {duration_text(elapsed_s)}, from {merged}",
+        ),
     )
 
 
@@ -326,15 +305,14 @@ def inventory_summary(found: RegistryInventory, elapsed_s: float, *, output: str
         rows.append(("Missing", f"{found.gaps} of what its manifests need"))
     if found.failures:
         rows.append(("Not read", f"{len(found.failures)} (see the warning)"))
-    return "\n".join(
-        [
-            f"Registry {found.target} holds {size_text(sum(blobs.values()))}",
-            *table(rows),
-            "",
-            f"  inventory {found.digest}",
-            f"  {output} has {size_text(size)}",
-            f"  {found.requests} requests in {duration_text(elapsed_s)}",
-        ]
+    return page(
+        f"Registry {found.target} holds {size_text(sum(blobs.values()))}",
+        rows,
+        foot=(
+            f"inventory {found.digest}",
+            f"{output} has {size_text(size)}",
+            f"{found.requests} requests in {duration_text(elapsed_s)}",
+        ),
     )
 
 
@@ -353,14 +331,10 @@ def registry_summary(report: RegistryReport, elapsed_s: float) -> str:
         if report.deep
         else "every tag, manifest and blob is there; --deep reads them back too"
     )
-    return "\n".join(
-        [
-            f"Registry {report.target} holds the whole bundle ({how})",
-            *table(_contents_rows(report.inventory)),
-            "",
-            f"  inventory {report.digest}",
-            f"  checked in {duration_text(elapsed_s)}",
-        ]
+    return page(
+        f"Registry {report.target} holds the whole bundle ({how})",
+        _contents_rows(report.inventory),
+        foot=(f"inventory {report.digest}", f"checked in {duration_text(elapsed_s)}"),
     )
 
 
@@ -409,9 +383,3 @@ def _platform_text(inventory: Inventory) -> str:
 
 def _below(path: str, root: str) -> bool:
     return path.startswith(f"{root}/")
-
-
-def table(rows: Sequence[tuple[str, str]]) -> list[str]:
-    """Rows of a title and a text, the texts aligned."""
-    width = max(len(title) for title, _ in rows)
-    return [f"  {title:<{width}}  {text}" for title, text in rows]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,7 +24,6 @@ from mirror.events import (
     TagDone,
     TransferStarted,
     Warned,
-    serialised,
 )
 
 if TYPE_CHECKING:
@@ -38,8 +38,14 @@ def progress(stream: TextIO | None = None, *, quiet: bool = False) -> Iterator[O
     """
     stream = stream or sys.stderr
     listener = _Bars(stream) if stream.isatty() and not quiet else _Lines(stream, quiet=quiet)
+    lock = threading.Lock()
+
+    def hear(event: Event) -> None:
+        with lock:
+            listener(event)
+
     try:
-        yield serialised(listener)
+        yield hear
     finally:
         listener.close()
 

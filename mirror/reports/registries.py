@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from mirror.bundle.format import size_text
 from mirror.operations.replicate import Outcome, ReplicaResult
-from mirror.reports.bundles import duration_text, table
+from mirror.reports.bundles import duration_text, page, table
 
 if TYPE_CHECKING:
     from mirror.operations.compare import (
@@ -32,22 +32,29 @@ _OUTCOMES = {
     Outcome.DIFFERS: "would be changed",
     Outcome.FAILED: "is not complete",
 }
+_LEADER_OUTCOMES = {
+    Outcome.EQUAL: "holds what it states",
+    Outcome.SYNCED: "was repaired",
+    Outcome.DIFFERS: "would be repaired",
+    Outcome.FAILED: "does not hold what it states",
+}
+_UNSTATED = "not stated, so no replica gets them (`mirror push` of their bundle states them)"
 
 
 def sync_summary(report: SyncReport, elapsed_s: float) -> str:
     """How each replica stands, and everything that could not be done."""
     state = f"generation {report.generation}" if report.generation else "no stated inventory"
-    failed = {one.name for one in report.replicas if one.outcome is Outcome.FAILED}
-    good = len(report.replicas) - len(failed)
+    good = sum(one.outcome is not Outcome.FAILED for one in report.replicas)
+    title = f"{good} of {len(report.replicas)} replicas hold what {report.leader} has ({state})"
     if report.dry_run:
         title = f"This would be done, following {report.leader} ({state})"
-    else:
-        title = f"{good} of {len(report.replicas)} replicas hold what {report.leader} has ({state})"
     lines = [title]
+    extras = f"not at the leader, {'' if report.dry_run else 'left alone; '}--prune removes it"
     for one in report.replicas:
-        lines += _replica_lines(one, dry_run=report.dry_run)
+        lines += _result_lines(one, f"{one.name}: {_OUTCOMES[one.outcome]}", extras)
     if report.audit is not None:
-        lines += _replica_lines(report.audit, leader=True)
+        said = f"{report.audit.name}: the leader {_LEADER_OUTCOMES[report.audit.outcome]}"
+        lines += _result_lines(report.audit, said, _UNSTATED)
     lines += _failure_lines(report.failures)
     if report.statement is not None:
         lines += ["", f"  statement {report.statement}"]
@@ -55,39 +62,27 @@ def sync_summary(report: SyncReport, elapsed_s: float) -> str:
     return "\n".join(lines)
 
 
-def _replica_lines(one: ReplicaResult, *, leader: bool = False, dry_run: bool = False) -> list[str]:
-    said = _OUTCOMES[one.outcome]
-    if leader:
-        said = {
-            Outcome.EQUAL: "the leader holds what it states",
-            Outcome.SYNCED: "the leader was mended",
-            Outcome.DIFFERS: "the leader would be mended",
-            Outcome.FAILED: "the leader does not hold what it states",
-        }[one.outcome]
-    lines = [f"  {one.name}: {said}"]
+def _result_lines(one: ReplicaResult, said: str, extras: str) -> list[str]:
+    lines = [f"  {said}"]
     if one.blobs or one.manifests or one.tags:
         lines.append(
             f"    {one.blobs} blobs ({size_text(one.sent)}), {one.manifests} manifests, "
             f"{one.tags} tags"
         )
-    extras = f"not at the leader, {'' if dry_run else 'left alone; '}--prune removes it"
-    if leader:
-        extras = "not stated, so no replica gets them (`mirror push` of their bundle states them)"
-    for title, items in (
-        ("damaged", one.damaged),
-        ("mended", one.healed),
-        ("removed", one.removed),
-        (extras, one.extras),
-    ):
-        lines += _listed(title, [str(item) for item in items])
-    return lines
+    return [
+        *lines,
+        *_listed("damaged", one.damaged),
+        *_listed("repaired", one.healed),
+        *_listed("removed", one.removed),
+        *_listed(extras, one.extras),
+    ]
 
 
 def _failure_lines(failures: Sequence[Failure]) -> list[str]:
-    return ["", *_listed("could not be done", [str(one) for one in failures])] if failures else []
+    return ["", *_listed("could not be done", failures)] if failures else []
 
 
-def _listed(title: str, items: Sequence[str]) -> list[str]:
+def _listed(title: str, items: Sequence[object]) -> list[str]:
     if not items:
         return []
     more = [f"      and {len(items) - _MOST} more"] if len(items) > _MOST else []
@@ -159,7 +154,7 @@ def _status_lines(one: ReplicaStatus) -> list[str]:
         ),
     ]
     lines += _listed("missing", one.missing)
-    return lines + _listed("could not be asked", [str(failure) for failure in one.failures])
+    return lines + _listed("could not be asked", one.failures)
 
 
 def prune_summary(report: PruneReport, elapsed_s: float) -> str:
@@ -174,8 +169,8 @@ def prune_summary(report: PruneReport, elapsed_s: float) -> str:
             f"  {removal.tag_count} tags, {len(removal.manifests)} manifests; "
             f"{size_text(report.freed)} of blobs that nothing needs any more"
         ),
-        *_listed("tags", [str(one) for one in removal.tags]),
-        *_listed("manifests", [str(one) for one in removal.manifests]),
+        *_listed("tags", removal.tags),
+        *_listed("manifests", removal.manifests),
     ]
     if report.generations:
         numbers = ", ".join(map(str, report.generations))
@@ -251,23 +246,15 @@ def rollback_summary(report: RollbackReport, elapsed_s: float) -> str:
     if report.extras:
         extras = [f"{path or '/'}:{tag}" for path, tag in report.extras]
         rows.append(("Newer tags", f"{len(extras)}{_fate(report)}: {_names_text(extras)}"))
-    if not report.dry_run:
-        rows.append(("Published", f"generation {report.generation}"))
     if report.dry_run:
         turned = [
-            f"{turn.repository or '/'}:{turn.tag}  {turn.before or 'nothing'} → {turn.after}"
+            f"    {turn.repository or '/'}:{turn.tag}  {turn.before or 'nothing'} → {turn.after}"
             for turn in report.turned
         ]
-        return "\n".join([title, *table(rows), *(f"    {line}" for line in turned)])
-    return "\n".join(
-        [
-            title,
-            *table(rows),
-            "",
-            f"  inventory {report.inventory}",
-            f"  done in {duration_text(elapsed_s)}",
-        ]
-    )
+        return "\n".join([title, *table(rows), *turned])
+    rows.append(("Published", f"generation {report.generation}"))
+    foot = (f"inventory {report.inventory}", f"done in {duration_text(elapsed_s)}")
+    return page(title, rows, foot=foot)
 
 
 def _fate(report: RollbackReport) -> str:
@@ -290,13 +277,12 @@ def quorum_summary(report: QuorumReport, elapsed_s: float) -> str:
             continue
         sent = f"{size_text(one.done.sent)} uploaded, {one.done.tags} tags set"
         rows.append((one.target, f"complete, checked ({sent})"))
-    return "\n".join(
-        [
-            f"{how_many} hold the whole release ({report.quorum} had to)",
-            *table(rows),
-            "",
-            f"  generation {number}{'' if report.new else ', as before'}",
-            f"  inventory {report.published.statement.inventory.digest()}",
-            f"  done in {duration_text(elapsed_s)}",
-        ]
+    return page(
+        f"{how_many} hold the whole release ({report.quorum} had to)",
+        rows,
+        foot=(
+            f"generation {number}{'' if report.new else ', as before'}",
+            f"inventory {report.published.statement.inventory.digest()}",
+            f"done in {duration_text(elapsed_s)}",
+        ),
     )

@@ -1,8 +1,7 @@
 """An OCI registry as a server: its application, authentication and stores."""
 
 from mirror.serve.app import create_app
-from mirror.serve.auth import Anonymous, BasicAuth, TokenAuth, User
-from mirror.serve.call import Auth
+from mirror.serve.call import Anonymous, Auth, BasicAuth, TokenAuth, User
 from mirror.serve.folder import FolderStorage
 from mirror.serve.store import (
     BlobReader,

@@ -14,8 +14,18 @@ from starlette.routing import BaseRoute, Route
 
 from mirror.oci.reference import check_repository
 from mirror.serve import content
-from mirror.serve.auth import ALL, PULL, PUSH, Anonymous, TokenAuth
-from mirror.serve.call import HANDLERS, Auth, Call, Service
+from mirror.serve.call import (
+    ALL,
+    HANDLERS,
+    PULL,
+    PUSH,
+    Anonymous,
+    Auth,
+    Call,
+    Service,
+    TokenAuth,
+    in_thread,
+)
 from mirror.serve.store import ReadableStore, Store
 from mirror.serve.uploads import Uploads
 
@@ -48,12 +58,12 @@ def create_app(
     @contextlib.asynccontextmanager
     async def lifespan(_app: Starlette) -> AsyncIterator[None]:
         yield
-        await uploads.end()
+        await in_thread(uploads.discard_all)
 
     app = Starlette(
         routes=_routes(service, uploads),
         middleware=middleware,
-        exception_handlers=dict(HANDLERS),
+        exception_handlers=HANDLERS,
         lifespan=lifespan,
     )
     app.router.redirect_slashes = False  # /v2/x/blobs/uploads/ means what it says
@@ -98,18 +108,16 @@ def _routes(service: Service, uploads: Uploads) -> list[BaseRoute]:
         route(f"{name}/referrers/{{digest}}", "GET", content.list_referrers),
         route(f"{name}/tags/list", "GET", content.list_tags),
     ]
-    if isinstance(service.auth, TokenAuth):
-        routes.append(Route("/token", _token_endpoint(service.auth), methods=["GET"]))
+    tokens = service.auth
+    if isinstance(tokens, TokenAuth):
+
+        async def issue(request: Request) -> Response:
+            header = request.headers.get("authorization")
+            return JSONResponse(tokens.issue(header, request.query_params.getlist("scope")))
+
+        routes.append(Route("/token", issue, methods=["GET"]))
     return routes
 
 
 async def _root(_call: Call) -> Response:
     return JSONResponse({})
-
-
-def _token_endpoint(auth: TokenAuth) -> Callable[[Request], Awaitable[Response]]:
-    async def issue(request: Request) -> Response:
-        header = request.headers.get("authorization")
-        return JSONResponse(auth.issue(header, request.query_params.getlist("scope")))
-
-    return issue

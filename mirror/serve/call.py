@@ -1,16 +1,22 @@
-"""What the handlers of all requests share, and how errors become answers.
+"""What the handlers of all requests share: permissions, and how errors become answers.
 
-Error bodies follow the distribution specification ("Error Codes").
+Error bodies follow the distribution specification ("Error Codes"); `pull`, `push` and `delete` are
+the words of the token specification (distribution, "Token Scope Documentation").
 """
 
 from __future__ import annotations
 
 import asyncio
+import base64
 import errno
+import hmac
 import logging
+import secrets
+import threading
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ParamSpec, TypeVar
 
 from starlette.exceptions import HTTPException
@@ -122,54 +128,214 @@ def error_response(
     return JSONResponse(body, status_code=status, headers=headers)
 
 
-_CODES: dict[type[MirrorError], str] = {
-    InvalidDigestError: "DIGEST_INVALID",
-    DigestMismatchError: "DIGEST_INVALID",
-    InvalidReferenceError: "NAME_INVALID",
-    InvalidManifestError: "MANIFEST_INVALID",
-}
-"""Errors of the client; every other `MirrorError` is a failure of the registry."""
+def empty(status: int, headers: Mapping[str, str] | None = None) -> Response:
+    """An answer without a body."""
+    length = {} if status == 204 else {"Content-Length": "0"}
+    return Response(status_code=status, headers={**(headers or {}), **length})
 
 
-async def _refused(_request: Request, err: Exception) -> Response:
-    assert isinstance(err, RefusedError)
-    return error_response(err.status, err.code, err.message, err.headers)
-
-
-async def _failed(_request: Request, err: Exception) -> Response:
-    for kind, code in _CODES.items():
-        if isinstance(err, kind):
-            return error_response(400, code, str(err))
-    full = isinstance(err, NoSpaceError) or (
-        isinstance(err, OSError) and err.errno in (errno.ENOSPC, errno.EDQUOT)
-    )
-    if full:
-        logger.error("the registry's disk is full: %s", err)
-        return error_response(507, "UNKNOWN", "the registry's disk is full; free space there")
-    logger.error("request failed: %s", err, exc_info=err)
+async def _answer(_request: Request, err: Exception) -> Response:
+    match err:
+        case RefusedError():
+            return error_response(err.status, err.code, err.message, err.headers)
+        case HTTPException(status_code=status):
+            code = "UNSUPPORTED" if status == 405 else "NAME_UNKNOWN"
+            return error_response(status, code, err.detail, err.headers)
+        case ClientDisconnect():
+            return Response(status_code=CLIENT_GONE)
+        case InvalidDigestError() | DigestMismatchError():
+            return error_response(400, "DIGEST_INVALID", str(err))
+        case InvalidReferenceError():
+            return error_response(400, "NAME_INVALID", str(err))
+        case InvalidManifestError():
+            return error_response(400, "MANIFEST_INVALID", str(err))
+        case NoSpaceError() | OSError(errno=errno.ENOSPC | errno.EDQUOT):
+            logger.error("the registry's disk is full: %s", err)
+            return error_response(507, "UNKNOWN", "the registry's disk is full; free space there")
+        case MirrorError() | OSError():  # another failure of the registry
+            logger.error("request failed: %s", err, exc_info=err)
     return error_response(500, "UNKNOWN", "internal error")
 
 
-async def _http(_request: Request, err: Exception) -> Response:
-    assert isinstance(err, HTTPException)
-    code = "UNSUPPORTED" if err.status_code == 405 else "NAME_UNKNOWN"
-    return error_response(err.status_code, code, err.detail, err.headers)
-
-
-async def _gone(_request: Request, _err: Exception) -> Response:
-    return Response(status_code=CLIENT_GONE)
-
-
-async def _bug(_request: Request, _err: Exception) -> Response:
-    return error_response(500, "UNKNOWN", "internal error")
-
-
-HANDLERS = {
-    RefusedError: _refused,
-    MirrorError: _failed,
-    HTTPException: _http,
-    ClientDisconnect: _gone,
-    OSError: _failed,
-    Exception: _bug,
-}
+HANDLERS = dict.fromkeys(
+    (RefusedError, MirrorError, HTTPException, ClientDisconnect, OSError, Exception), _answer
+)
 """Exception → the handler that answers it; `Exception` itself is a bug, which the server logs."""
+
+
+# -- who may do what -------------------------------------------------------------------------------
+
+PULL = frozenset({"pull"})
+PUSH = frozenset({"pull", "push"})
+ALL = frozenset({"pull", "push", "delete"})
+
+
+class Anonymous(Auth):
+    """Anybody may do anything."""
+
+    def check(self, request: Request, repository: str, actions: Set[str]) -> None:  # noqa: ARG002
+        return
+
+
+@dataclass(frozen=True, slots=True)
+class User:
+    """A password, and what its owner may do in every repository."""
+
+    password: str = field(repr=False)
+    actions: frozenset[str] = ALL
+
+
+class _Users:
+    """The accounts of a registry, and what a client without one may do."""
+
+    def __init__(self, users: Mapping[str, User], anonymous: Set[str]) -> None:
+        self._users, self._anonymous = dict(users), frozenset(anonymous)
+
+    def actions(self, header: str | None) -> frozenset[str] | None:
+        """What a client with this `Authorization: Basic` header may do.
+
+        None if the header is wrong, or missing where clients without an account may do nothing.
+        """
+        if header is None:
+            return self._anonymous or None
+        kind, _, encoded = header.partition(" ")
+        try:
+            text = base64.b64decode(encoded.strip(), validate=True).decode()
+        except ValueError:  # not base64, or not text in it
+            text = ""
+        name, _, password = text.partition(":") if kind.lower() == "basic" else ("", "", "")
+        user = self._users.get(name)
+        # An unknown name takes as long as a known one, so that time does not reveal names.
+        expected = (user.password if user else secrets.token_hex()).encode()
+        if not hmac.compare_digest(expected, password.encode()) or user is None:
+            return None
+        return user.actions
+
+
+class BasicAuth(Auth):
+    """Name and password with every request; actions in `anonymous` need neither."""
+
+    def __init__(
+        self,
+        users: Mapping[str, User],
+        *,
+        anonymous: Set[str] = frozenset(),
+        realm: str = "registry",
+    ) -> None:
+        self._users = _Users(users, anonymous)
+        self._challenge = {"WWW-Authenticate": f'Basic realm="{realm}"'}
+
+    def check(self, request: Request, repository: str, actions: Set[str]) -> None:
+        header = request.headers.get("authorization")
+        allowed = self._users.actions(header)
+        if allowed is not None and (actions <= allowed if repository else allowed):
+            return
+        if allowed is None or header is None:
+            raise RefusedError(
+                401, "UNAUTHORIZED", "authentication required", headers=self._challenge
+            )
+        raise RefusedError(403, "DENIED", "this account may not do that")
+
+
+@dataclass(frozen=True, slots=True)
+class _Grant:
+    expires_at: float
+    scopes: frozenset[tuple[str, str]]  # (repository, action)
+    welcome: bool
+    """Whether the owner may do anything; only then do the root and the catalogue open."""
+
+
+class TokenAuth(Auth):
+    """Bearer tokens, issued by this app at `/token` (distribution, "Token Authentication").
+
+    A token is valid for `expires_s` seconds and for those of the requested scopes that its owner
+    is allowed. Clients are sent to `realm`, by default `/token` of the address they called. A test
+    can name another server there, to find a client that hands its credentials to anybody.
+
+    A client without credentials gets a token for what is open to everybody. If nothing is, it gets
+    a 401: the specification leaves it to the server whether a request must be authenticated, and a
+    token that opens nothing would send the client back for another one.
+    """
+
+    def __init__(
+        self,
+        users: Mapping[str, User],
+        *,
+        anonymous: Set[str] = frozenset(),
+        expires_s: float = 300.0,
+        service: str = "registry",
+        realm: str | None = None,
+    ) -> None:
+        self._users = _Users(users, anonymous)
+        self._expires_s, self._service, self._realm = expires_s, service, realm
+        self._lock = threading.Lock()  # guards _grants
+        self._grants: dict[str, _Grant] = {}
+
+    def check(self, request: Request, repository: str, actions: Set[str]) -> None:
+        grant = self._grant(request.headers.get("authorization"))
+        if grant is not None and (
+            all((repository, action) in grant.scopes for action in actions)
+            if repository
+            else grant.welcome
+        ):
+            return
+        raise RefusedError(
+            401,
+            "UNAUTHORIZED",
+            "authentication required" if grant is None else "the token does not cover this",
+            headers={"WWW-Authenticate": self._challenge(request, repository, actions, grant)},
+        )
+
+    def issue(self, authorization: str | None, scopes: list[str]) -> dict[str, object]:
+        """Answer a request to `/token` with these `scopes`, each such as `repository:a/b:pull`.
+
+        Raises:
+            RefusedError: 401, the name or the password is wrong, or missing where it is needed.
+        """
+        allowed = self._users.actions(authorization)
+        if allowed is None:
+            wrong = "authentication required" if authorization is None else "wrong name or password"
+            challenge = {"WWW-Authenticate": f'Basic realm="{self._service}"'}
+            raise RefusedError(401, "UNAUTHORIZED", wrong, headers=challenge)
+        granted: set[tuple[str, str]] = set()
+        for scope in " ".join(scopes).split():
+            kind, _, rest = scope.partition(":")
+            name, _, actions = rest.rpartition(":")
+            if kind == "repository":
+                granted.update((name, action) for action in actions.split(",") if action in allowed)
+        token, now = secrets.token_urlsafe(32), time.monotonic()
+        with self._lock:
+            self._grants = {
+                text: grant for text, grant in self._grants.items() if grant.expires_at > now
+            }
+            self._grants[token] = _Grant(now + self._expires_s, frozenset(granted), bool(allowed))
+        return {
+            "token": token,
+            "access_token": token,
+            "expires_in": int(self._expires_s),
+            "issued_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        }
+
+    def revoke_all(self) -> None:
+        """Invalidate every token, as a token server does that restarts."""
+        with self._lock:
+            self._grants = {}
+
+    def _grant(self, header: str | None) -> _Grant | None:
+        kind, _, token = (header or "").partition(" ")
+        if kind.lower() != "bearer":
+            return None
+        with self._lock:
+            grant = self._grants.get(token.strip())
+        return grant if grant is not None and grant.expires_at > time.monotonic() else None
+
+    def _challenge(
+        self, request: Request, repository: str, actions: Set[str], grant: _Grant | None
+    ) -> str:
+        realm = self._realm or str(request.url.replace(path="/token", query="", fragment=""))
+        parts = [f'realm="{realm}"', f'service="{self._service}"']
+        if repository:
+            parts.append(f'scope="repository:{repository}:{",".join(sorted(actions))}"')
+        if grant is not None:
+            parts.append('error="insufficient_scope"')
+        return "Bearer " + ",".join(parts)

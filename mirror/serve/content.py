@@ -16,7 +16,7 @@ from mirror.errors import InvalidManifestError
 from mirror.oci import Digest, Manifest
 from mirror.oci.manifest import MANIFESTS, MAX_MANIFEST_BYTES, OCI_INDEX, descriptor_json
 from mirror.oci.reference import valid_tag
-from mirror.serve.call import Call, RefusedError, in_thread
+from mirror.serve.call import Call, RefusedError, empty, in_thread
 from mirror.serve.store import BlobReader, ReadableStore, Store, StoredManifest
 
 CHUNK_BYTES = 1 << 20
@@ -59,12 +59,11 @@ async def put_manifest(call: Call) -> Response:
     headers = {
         "Location": call.url(f"manifests/{manifest.digest}"),
         "Docker-Content-Digest": str(manifest.digest),
-        "Content-Length": "0",
     }
     if manifest.subject:
         # With this header the client need not maintain the referrers tag.
         headers["OCI-Subject"] = str(manifest.subject.digest)
-    return Response(status_code=201, headers=headers)
+    return empty(201, headers)
 
 
 async def delete_manifest(call: Call) -> Response:
@@ -78,22 +77,7 @@ async def delete_manifest(call: Call) -> Response:
         )
     if not found:
         raise _no_manifest(reference)
-    return Response(status_code=202, headers={"Content-Length": "0"})
-
-
-def missing(store: ReadableStore, repository: str, manifest: Manifest) -> tuple[str, Digest] | None:
-    """The first descriptor of `manifest` that `repository` does not hold, with its error code.
-
-    The subject may be missing: it may be pushed later (distribution-spec, "Pushing Manifests with
-    Subject").
-    """
-    for blob in manifest.blobs:
-        if store.blob_size(repository, blob.digest) is None:
-            return "MANIFEST_BLOB_UNKNOWN", blob.digest
-    for child in manifest.children:
-        if store.manifest(repository, child.descriptor.digest) is None:
-            return "MANIFEST_UNKNOWN", child.descriptor.digest
-    return None
+    return empty(202)
 
 
 def _find_manifest(
@@ -111,11 +95,22 @@ def _find_manifest(
 
 
 def _keep_manifest(store: Store, repository: str, manifest: Manifest, tag: str | None) -> None:
-    lacking = missing(store, repository, manifest)
-    if lacking:
-        code, digest = lacking
-        raise RefusedError(400, code, f"{digest} is not in this repository; push it first")
+    """Keep a manifest if the repository holds all that it needs.
+
+    The subject may be missing: it may be pushed later (distribution-spec, "Pushing Manifests with
+    Subject").
+    """
+    for blob in manifest.blobs:
+        if store.blob_size(repository, blob.digest) is None:
+            raise _missing("MANIFEST_BLOB_UNKNOWN", blob.digest)
+    for child in manifest.children:
+        if store.manifest(repository, child.descriptor.digest) is None:
+            raise _missing("MANIFEST_UNKNOWN", child.descriptor.digest)
     store.put_manifest(repository, manifest, tag)
+
+
+def _missing(code: str, digest: Digest) -> RefusedError:
+    return RefusedError(400, code, f"{digest} is not in this repository; push it first")
 
 
 def _parsed(raw: bytes, content_type: str | None, algorithm: str) -> Manifest:
@@ -129,8 +124,7 @@ def _parsed(raw: bytes, content_type: str | None, algorithm: str) -> Manifest:
 
 
 def _no_manifest(reference: str) -> RefusedError:
-    message = f"{reference[:200]} is not in this repository"
-    return RefusedError(404, "MANIFEST_UNKNOWN", message)
+    return RefusedError(404, "MANIFEST_UNKNOWN", f"{reference[:200]} is not in this repository")
 
 
 async def get_blob(call: Call) -> Response:
@@ -172,7 +166,7 @@ async def delete_blob(call: Call) -> Response:
     digest = Digest.parse(call.part("digest"))
     if not await in_thread(call.target.delete_blob, call.repository, digest):
         raise _no_blob(digest)
-    return Response(status_code=202, headers={"Content-Length": "0"})
+    return empty(202)
 
 
 def _no_blob(digest: Digest) -> RefusedError:

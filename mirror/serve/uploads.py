@@ -16,7 +16,7 @@ from starlette.responses import Response
 from mirror.errors import InvalidReferenceError
 from mirror.oci import Digest
 from mirror.oci.reference import check_repository
-from mirror.serve.call import Call, RefusedError, in_thread
+from mirror.serve.call import Call, RefusedError, empty, in_thread
 from mirror.serve.content import CHUNK_BYTES
 from mirror.serve.store import Staging
 
@@ -35,8 +35,8 @@ class Session:
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
-class UploadSessions:
-    """The open uploads of one server; they end with it, and clients begin anew.
+class Uploads:
+    """The handlers of uploads, and their sessions, which end with the server.
 
     Only the event loop uses it. A session that is idle for `idle_s` seconds is dropped. At most
     `limit` are open, since each holds an open file.
@@ -89,16 +89,11 @@ class UploadSessions:
         while self._sessions:
             self._sessions.popitem()[1].staging.discard()
 
-
-class Uploads:
-    """The handlers of uploads, and the sessions that they share."""
-
-    def __init__(self) -> None:
-        self._sessions = UploadSessions()
+    # -- the handlers ----------------------------------------------------------------------------
 
     async def start(self, call: Call) -> Response:
         """POST: mount a blob, take one whole (`?digest=`), or open a session for one."""
-        self._sessions.make_room()
+        self.make_room()
         query = call.request.query_params
         if "mount" in query:
             digest = Digest.parse(query["mount"])
@@ -118,7 +113,7 @@ class Uploads:
                 await in_thread(staging.discard)
             return _created(call, digest)
         staging = await in_thread(call.target.stage, algorithm)
-        return _progress(call, self._sessions.open(call.repository, staging), 202)
+        return _progress(call, self.open(call.repository, staging), 202)
 
     async def append(self, call: Call) -> Response:
         """PATCH: append the body. A `Content-Range` must begin where the upload ends."""
@@ -134,7 +129,7 @@ class Uploads:
         digest = Digest.parse(text)
         async with self._session(call) as session:
             await self._take(call, session)
-            self._sessions.close(session)
+            self.close(session)
             await in_thread(session.staging.commit, call.repository, digest)
         return _created(call, digest)
 
@@ -146,19 +141,15 @@ class Uploads:
     async def cancel(self, call: Call) -> Response:
         """DELETE: drop the upload."""
         async with self._session(call) as session:
-            self._sessions.close(session)
+            self.close(session)
             await in_thread(session.staging.discard)
-        return Response(status_code=204)
-
-    async def end(self) -> None:
-        """Drop all unfinished uploads: the server ends."""
-        await in_thread(self._sessions.discard_all)
+        return empty(204)
 
     @asynccontextmanager
     async def _session(self, call: Call) -> AsyncIterator[Session]:
         """The session of the request's path, locked."""
         _ = call.target  # refuses if nothing can be written
-        session = self._sessions.find(call.repository, call.part("session"))
+        session = self.find(call.repository, call.part("session"))
         try:
             # A client whose connection broke may be back before its old request has ended here.
             async with asyncio.timeout(_LOCK_WAIT_S):
@@ -169,7 +160,7 @@ class Uploads:
             ) from None
         try:
             # Again: the request that held the lock may have ended the session.
-            self._sessions.find(call.repository, session.id)
+            self.find(call.repository, session.id)
             yield session
         finally:
             session.lock.release()
@@ -182,7 +173,7 @@ class Uploads:
             await receive_into(call.request, session.staging)
         except OSError:
             # The count no longer matches the disk, so the upload cannot continue.
-            self._sessions.close(session)
+            self.close(session)
             await in_thread(session.staging.discard)
             raise
         _check_length(call, session.staging.size - before)
@@ -242,9 +233,8 @@ def _check_position(call: Call, session: Session) -> None:
         raise RefusedError(400, "BLOB_UPLOAD_INVALID", "Content-Range is <first>-<last>")
     first, last = int(match[1]), int(match[2])
     if first != session.staging.size:
-        headers = {"Location": _location(call, session), "Range": _range(session)}
         message = f"the upload has {session.staging.size} bytes; go on from there"
-        raise RefusedError(416, "BLOB_UPLOAD_INVALID", message, headers=headers)
+        raise RefusedError(416, "BLOB_UPLOAD_INVALID", message, headers=_state(call, session))
     length = call.request.headers.get("content-length")
     if length is not None and int(length) != last - first + 1:
         raise RefusedError(400, "SIZE_INVALID", "Content-Range and Content-Length disagree")
@@ -257,30 +247,21 @@ def _check_length(call: Call, received: int) -> None:
         raise RefusedError(400, "SIZE_INVALID", f"{length} bytes announced, {received} received")
 
 
-def _location(call: Call, session: Session) -> str:
-    return call.url(f"blobs/uploads/{session.id}")
-
-
-def _range(session: Session) -> str:
-    # An empty range cannot be written; registries send 0-0 for it.
-    return f"0-{max(0, session.staging.size - 1)}"
+def _state(call: Call, session: Session) -> dict[str, str]:
+    """The headers that say where an upload goes on."""
+    return {
+        "Location": call.url(f"blobs/uploads/{session.id}"),
+        # An empty range cannot be written; registries send 0-0 for it.
+        "Range": f"0-{max(0, session.staging.size - 1)}",
+    }
 
 
 def _progress(call: Call, session: Session, status: int) -> Response:
-    headers = {
-        "Location": _location(call, session),
-        "Range": _range(session),
-        "Docker-Upload-UUID": session.id,
-    }
-    if status != 204:
-        headers["Content-Length"] = "0"
-    return Response(status_code=status, headers=headers)
+    headers = _state(call, session) | {"Docker-Upload-UUID": session.id}
+    return empty(status, headers)
 
 
 def _created(call: Call, digest: Digest) -> Response:
-    headers = {
-        "Location": call.url(f"blobs/{digest}"),
-        "Docker-Content-Digest": str(digest),
-        "Content-Length": "0",
-    }
-    return Response(status_code=201, headers=headers)
+    return empty(
+        201, {"Location": call.url(f"blobs/{digest}"), "Docker-Content-Digest": str(digest)}
+    )

@@ -1,4 +1,4 @@
-"""Publication: the one place where tags turn.
+"""Publication: the one place where tags are set and removed.
 
 A push deletes nothing, so whatever a tag names is complete at every moment, and the order of the
 stages makes a tag turn after everything that it leads to. The new statement is announced before the
@@ -9,24 +9,37 @@ publication interrupted can finish it.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
-from contextlib import suppress
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import closing, suppress
+from dataclasses import dataclass
 from enum import Enum, auto
+from itertools import groupby
 
 from mirror.errors import (
     ConflictError,
     IncompleteError,
+    MirrorError,
     RegistryError,
     RegistryNotFoundError,
+    UnreachableError,
 )
 from mirror.events import PhaseStarted, Warned
 from mirror.layout import publication_stage
 from mirror.oci import Digest
-from mirror.run import Run
+from mirror.run import Run, for_each
 from mirror.sync.content import Source, Target
 from mirror.sync.inventory import Inventory
-from mirror.sync.plan import Plan, PutTag, Tags, differing, laid_over, make_plan, tags_of, tags_only
+from mirror.sync.plan import (
+    Plan,
+    PutTag,
+    Tags,
+    TagStage,
+    differing,
+    laid_over,
+    make_plan,
+    tags_of,
+    tags_only,
+)
 from mirror.sync.publication_state import (
     LATEST,
     PENDING,
@@ -36,8 +49,7 @@ from mirror.sync.publication_state import (
     read_tips,
     statement_digest,
 )
-from mirror.sync.removal import deletes_tags, remove_tags
-from mirror.sync.statement import REPOSITORY, Artifact, Statement, put_artifact
+from mirror.sync.statement import REPOSITORY, Artifact, Statement, make_artifact, put_artifact
 from mirror.sync.transfer import Independence, Interim, TransferReport, transfer
 from mirror.sync.tree import RegistryTree
 
@@ -155,12 +167,14 @@ class Publication:
         target: Target,
         *,
         independence: Independence | None = None,
+        before_tags: Callable[[Interim], None] = lambda _interim: None,
         run: Run,
     ) -> PublicationReport:
         """Carry the content of `plan` from `source` to `target`, then turn its tags.
 
         With `independence` everything is carried and turned that does not depend on what failed,
-        and the goal is stated only if nothing failed.
+        and the goal is stated only if nothing failed. `before_tags` is called before the first
+        step that others can see; it may raise.
 
         Raises:
             IncompleteError: some content could not be brought, or something that an interrupted
@@ -170,28 +184,22 @@ class Publication:
         """
         retracted = False
 
-        def prepare(interim: Interim | None = None) -> None:
+        def prepare(interim: Interim) -> None:
             nonlocal retracted
-            steps = self.steps()
-            if interim is not None:
-                steps = self.steps(complete=not interim.failures, turns=interim.turns)
+            before_tags(interim)
+            steps = self.steps(complete=not interim.failures, turns=interim.turns)
             for step in itertools.takewhile(lambda step: step.value < Step.TURN.value, steps):
                 self._prepare(step, plan, run)
             retracted = Step.RETRACT in steps and retract(self.tree, self.state, run)
 
-        items_run = run if self.heard else run.quietly()
-        if independence is None:
-            done = transfer(plan, source, target, before_tags=prepare, run=items_run)
-        else:
-            first = independence.before_tags
-
-            def before_tags(interim: Interim) -> None:
-                first(interim)
-                prepare(interim)
-
-            # `prepare` once only: without the interim it would announce what cannot be reached.
-            independence = replace(independence, before_tags=before_tags)
-            done = transfer(plan, source, target, independence=independence, run=items_run)
+        done = transfer(
+            plan,
+            source,
+            target,
+            before_tags=prepare,
+            independence=independence,
+            run=run if self.heard else run.quietly(),
+        )
         removed: tuple[tuple[str, str], ...] = ()
         if self.goal is None or done.failures:
             return PublicationReport(done, retracted=retracted)
@@ -336,3 +344,92 @@ def _state(tree: RegistryTree, published: Published) -> None:
     tags = (generation_tag(statement.generation), statement.inventory.digest().encoded, LATEST)
     for tag in tags:
         tree.client.put_manifest(repository, tag, manifest)
+
+
+# -- removing tags ---------------------------------------------------------------------------------
+
+TRIAL = make_artifact("application/vnd.deckhouse.mirror.probe.v1")
+"""The artifact of our own on which `deletes_tags` tries what a registry does."""
+
+
+def deletes_tags(tree: RegistryTree, tag: str) -> bool:
+    """Whether the registry deletes a tag when asked to, and keeps the manifest that it named.
+
+    Most registries that cannot refuse, but some would delete the manifest, with all its other
+    tags. So it is tried on a manifest of our own, beside the statements, under `tag`. Where it
+    cannot be deleted, `tag` goes on naming that manifest: pass one that is about to be set anyway.
+    """
+    client, repository, trial = tree.client, tree.locate(REPOSITORY), TRIAL.manifest
+    put_artifact(client, repository, TRIAL, tag)
+    try:
+        with suppress(RegistryNotFoundError):  # gone, by a request whose answer was lost
+            client.delete_tag(repository, tag)
+        kept = client.resolve(repository, trial.digest) is not None
+        gone = client.resolve(repository, tag) is None
+    except UnreachableError:
+        raise
+    except RegistryError:
+        return False
+    finally:
+        with suppress(RegistryError):  # a few bytes, where even that is not allowed
+            client.delete_manifest(repository, trial.digest)
+    return kept and gone
+
+
+def remove_tags(
+    tree: RegistryTree, tags: Iterable[PutTag], *, stage: TagStage = publication_stage, run: Run
+) -> tuple[tuple[str, str], ...]:
+    """Delete tags of a registry that `deletes_tags`, the last stage first.
+
+    Returns the (repository, tag) of each that is gone, sorted; a warning names each other one.
+
+    Raises:
+        CancelledError: the run was stopped.
+    """
+
+    def drop(step: PutTag) -> None:
+        delete_tag(tree, step.repository, step.tag)
+
+    def stage_of(step: PutTag) -> int:
+        return stage(step.repository, step.tag)
+
+    gone: list[tuple[str, str]] = []
+    for _, steps in groupby(sorted(tags, key=stage_of, reverse=True), stage_of):
+        with closing(for_each(list(steps), drop, run=run)) as outcomes:
+            for step, outcome in outcomes:
+                if isinstance(outcome, MirrorError):
+                    name = f"{step.repository or '/'}:{step.tag}"
+                    run.on_event(Warned(f"{tree.name}: tag {name} could not be removed: {outcome}"))
+                else:
+                    gone.append((step.repository, step.tag))
+    return tuple(sorted(gone))
+
+
+def delete_tag(tree: RegistryTree, path: str, tag: str) -> None:
+    """Delete a tag of a registry that `deletes_tags`; one that is gone already is no failure."""
+    with suppress(RegistryNotFoundError):
+        tree.client.delete_tag(tree.locate(path), tag)
+
+
+_ATTEMPTS = 3
+"""How often a tag is set and deleted anew where the registry deletes its manifest and keeps it."""
+
+
+def drop_tag(tree: RegistryTree, path: str, tag: str) -> None:
+    """Delete a tag by way of a manifest of our own: no other manifest goes with it."""
+    repository = tree.locate(path)
+    # Nothing else names it, so that deleting it deletes this tag alone.
+    stand_in = make_artifact(
+        "application/vnd.deckhouse.mirror.removed-tag.v1",
+        annotations={"io.deckhouse.mirror.removed-tag": f"{path}:{tag}"},
+    )
+    for attempt in range(1, _ATTEMPTS + 1):
+        put_artifact(tree.client, repository, stand_in, tag)
+        try:
+            tree.client.delete_manifest(repository, stand_in.manifest.digest)
+        except RegistryNotFoundError:
+            # As above: deleted by a request that then failed, or whose answer was lost.
+            if attempt == _ATTEMPTS and tag in tree.listed_tags(path):
+                raise
+        else:
+            return

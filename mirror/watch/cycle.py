@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from mirror.documents import document
 from mirror.errors import MirrorError, NotFoundError, UnreachableError
 from mirror.oci import Digest
 from mirror.operations.leader import Leader, adopt, choose_leader, may_move
@@ -61,24 +62,14 @@ class CycleResult:
 
     def to_document(self) -> dict[str, Any]:
         """As JSON values."""
-        return {
-            "complete": self.complete,
-            "depth": str(self.level),
-            "leader": self.leader,
-            "generation": self.generation,
-            "leaderGeneration": self.leader_generation,
-            "declaredDigests": self.declared,
-            "verifiedDigests": self.verified,
-            "bytes": self.sent,
-            "errors": list(self.errors),
-        }
+        return document(
+            *(self, "complete", "depth=level", "leader", "generation", "leader_generation"),
+            *("declaredDigests=declared", "verifiedDigests=verified", "bytes=sent", "errors"),
+        )
 
 
 class Replicator:
-    """Looks after replicas; one thread per replica calls it (`daemon.Cycle`).
-
-    `leader` is a name in `trees`, or `auto`: the registry that states the highest generation.
-    """
+    """Looks after replicas, one thread each; `leader` is a name in `trees`, or `auto`."""
 
     def __init__(
         self, trees: Mapping[str, RegistryTree], leader: str, *, prune: bool = False, jobs: int = 4
@@ -151,10 +142,9 @@ class Replicator:
         return leader, (*resting, *unasked)
 
     def _all_equal(self, tree: RegistryTree, run: Run) -> CycleResult | None:
-        """The result if every registry states what was read last: one request per registry.
+        """The result if every registry states what was read last; else None. One request each.
 
-        None if one of them states something else. A peer that does not answer is reported, and
-        counts as unchanged.
+        A peer that does not answer is reported, and counts as unchanged.
         """
         with self._lock:
             known = self._stated
@@ -186,10 +176,7 @@ class Replicator:
     def _walked_equal(
         self, leader: RegistryTree, tree: RegistryTree, run: Run
     ) -> CycleResult | None:
-        """The result if `leader` still states nothing and `tree` has all that its tags name.
-
-        Each repository lists its tags, and only what is new or may have moved is asked about.
-        """
+        """The result if `leader` still states nothing and `tree` has all that its tags name."""
         if leader is tree or not self._unstated or statement_digest(leader.within(run)) is not None:
             return None
         wanted, here = (

@@ -1,25 +1,38 @@
 """The daemon: a thread per replica looks, waits and looks again, until somebody stops it.
 
-Each replica has its own schedule and back-off, so one that hangs or fails delays no other. What the
-daemon knows about its replicas and what it has measured is here, too.
+`running` puts it together from one settings file: clients, threads and pages. `/notify` takes CNCF
+distribution's notifications (its documentation, "Work with notifications").
 """
 
 from __future__ import annotations
 
+import hmac
 import logging
 import random
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from starlette.applications import Starlette
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.routing import Route
 
-from mirror.errors import MirrorError
+from mirror.documents import parse_json
+from mirror.errors import FileSystemError, MirrorError
+from mirror.layout import normalised_suffix
+from mirror.registry import ConnectionOptions, Credentials, RegistryClient, find_credentials
+from mirror.registry.options import BRIEF
 from mirror.run import Run
-from mirror.watch.cycle import CycleResult
-from mirror.watch.settings import CheckLevel, Schedule
+from mirror.serve.server import ServerThread, listen
+from mirror.sync.tree import RegistryTree
+from mirror.watch.cycle import CycleResult, Replicator
+from mirror.watch.settings import CheckLevel, Schedule, WatchedRegistry, WatchSettings
 
 _log = logging.getLogger(__name__)
 
@@ -36,8 +49,7 @@ _CALM_S = 5.0
 class Daemon:
     """Runs `cycle` for every follower until `stop`; `wake` makes all of them look at once.
 
-    Whatever `cycle` raises ends that one cycle. It is logged and shown, and the next cycle follows
-    after a back-off: a peer's odd answer, or a bug of ours, must not end replication.
+    Whatever `cycle` raises ends that one cycle; the next follows after a back-off.
     """
 
     def __init__(
@@ -152,10 +164,7 @@ class State:
             self._results[replica] = result
 
     def ready(self) -> bool:
-        """Whether the replica beside the daemon holds everything; without one, all replicas.
-
-        False before the first cycle.
-        """
+        """Whether the replica beside the daemon, or else every replica, was last found complete."""
         with self._lock:
             results = [self._results[name] for name in self._asked]
         return all(result is not None and result.complete for result in results)
@@ -237,3 +246,140 @@ class Metrics:
     def page(self) -> bytes:
         """All of it, in the text format of Prometheus 0.0.4."""
         return generate_latest(self._registry)
+
+
+# -- from settings to a running daemon -------------------------------------------------------------
+
+_METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+_MAX_ENVELOPE_BYTES = 4 << 20
+_CHANGES = frozenset({"push", "mount", "delete"})
+
+
+@contextmanager
+def running(settings: WatchSettings) -> Iterator[tuple[Daemon, str | None]]:
+    """The daemon, at work while the `with` block lasts, and the URL of its pages if it has any.
+
+    Leaving the block stops what is under way; no thread of ours is left.
+    """
+    with ExitStack() as opened:
+        trees = {
+            name: _tree(settings, name, place, opened)
+            for name, place in settings.registries.items()
+        }
+        replicator = Replicator(trees, settings.leader, prune=settings.prune, jobs=settings.jobs)
+        daemon = Daemon(
+            settings.followers, replicator, schedule=settings.schedule, this=settings.this
+        )
+        url = _serve(settings, daemon, opened) if settings.listen else None
+        opened.callback(daemon.stop)
+        daemon.start()
+        yield daemon, url
+
+
+def _serve(settings: WatchSettings, daemon: Daemon, opened: ExitStack) -> str:
+    host, port = settings.listener()
+    try:
+        listener = listen(host, port)
+    except OSError as err:
+        raise FileSystemError(
+            f"cannot listen on {settings.listen}: {err.strerror}; name another address as `listen`"
+        ) from err
+    token = settings.notify_token.get_secret_value() if settings.notify_token else None
+    server = ServerThread(create_app(daemon, notify_token=token), listener)
+    server.start()
+    opened.callback(server.stop)
+    return f"http://{host}:{listener.getsockname()[1]}"
+
+
+def _tree(
+    settings: WatchSettings, name: str, place: WatchedRegistry, opened: ExitStack
+) -> RegistryTree:
+    root = settings.repository(name)
+    options = ConnectionOptions(
+        plain_http=place.insecure,
+        verify=not place.tls_skip_verify,
+        retries=BRIEF,
+        limit_rate=settings.limit_rate,
+        max_connections=settings.jobs * (len(settings.registries) + 1) + 8,
+    )
+    if place.ca is not None and "-----BEGIN" in place.ca:  # as in the mirrorer's settings
+        options = replace(options, ca=place.ca)
+    elif place.ca is not None:
+        options = replace(options, ca_file=Path(place.ca))
+    secret = place.secret()
+    if place.login is not None and secret is not None:
+        login: Credentials | None = Credentials(place.login, secret)
+    else:
+        login = find_credentials(str(root))
+    client = opened.enter_context(RegistryClient(root.host, options=options, credentials=login))
+    suffix = normalised_suffix(settings.modules_path_suffix)
+    return RegistryTree(client, root, suffix, storage=place.storage)
+
+
+# -- pages -----------------------------------------------------------------------------------------
+
+
+def create_app(daemon: Daemon, *, notify_token: str | None = None) -> Starlette:
+    """The pages of `daemon`. With a token, notifications must carry it as their bearer."""
+
+    async def healthz(_: Request) -> Response:
+        if not daemon.alive():
+            return PlainTextResponse("a thread ended", 500)
+        # Not 500: restarting for a bug that one peer provokes would end replication from all.
+        bugs = [
+            f"\nthe last cycle of {n} ended with {bug}" for n, bug in daemon.state.bugs().items()
+        ]
+        return PlainTextResponse("".join(["ok", *bugs]))
+
+    async def readyz(_: Request) -> Response:
+        document = daemon.state.to_document()
+        return JSONResponse(document, 200 if document["ready"] else 503)
+
+    async def metrics(_: Request) -> Response:
+        return Response(daemon.metrics.page(), media_type=_METRICS_TYPE)
+
+    async def notify(request: Request) -> Response:
+        given = request.headers.get("authorization", "").encode()
+        wanted = None if notify_token is None else f"Bearer {notify_token}".encode()
+        if wanted is not None and not hmac.compare_digest(given, wanted):
+            return PlainTextResponse("a bearer token is needed", 401)
+        try:
+            body = await _read(request)
+        except ClientDisconnect:
+            return Response(status_code=400)
+        if body is None:
+            return PlainTextResponse("too large", 413)
+        try:
+            changed = tells_of_change(parse_json(body))
+        except (ValueError, RecursionError) as err:
+            return PlainTextResponse(f"not a notification: {err}", 400)
+        if changed:
+            daemon.wake()
+        return Response(status_code=202)
+
+    return Starlette(
+        routes=[
+            Route("/healthz", healthz),
+            Route("/readyz", readyz),
+            Route("/metrics", metrics),
+            Route("/notify", notify, methods=["POST"]),
+        ]
+    )
+
+
+def tells_of_change(envelope: Any) -> bool:
+    """Whether a notification's events change what a registry holds; pulls do not."""
+    if not isinstance(envelope, dict) or not isinstance(events := envelope.get("events"), list):
+        raise ValueError("there is no list of events")
+    if not all(isinstance(event, dict) for event in events):
+        raise ValueError("an event is no object")
+    return any(event.get("action") in _CHANGES for event in events)
+
+
+async def _read(request: Request) -> bytes | None:
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > _MAX_ENVELOPE_BYTES:
+            return None
+    return bytes(body)

@@ -1,10 +1,7 @@
 """The settings of `mirror sync --watch`: one YAML file, in our form or in the mirrorer's.
 
-They name the registries to keep equal, and say how often and how deep to look (`Schedule`).
-
-The mirrorer is the container that replicates in Deckhouse's Local mode today. Its keys (`local`,
-`remote`, `users`, `ca`, `sleep`, `parallelizm`) are understood too, so its configuration works
-unchanged. Our own keys may stand beside them.
+The mirrorer is the container that replicates in Deckhouse's Local mode. Its configuration works
+unchanged, and our own keys may stand beside its keys.
 """
 
 from __future__ import annotations
@@ -58,10 +55,7 @@ class CheckLevel(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """How often to look. `jitter` is the share of a delay by which it varies either way.
-
-    None for `audit_every_s` or `deep_every_s` means that it never becomes due.
-    """
+    """How often to look; `jitter` is a share of the delay. None: that never becomes due."""
 
     interval_s: float = 10.0
     jitter: float = 0.1
@@ -70,10 +64,9 @@ class Schedule:
     deep_every_s: float | None = None
 
     def delay(self, failures: int, chance: float) -> float:
-        """How long to wait after `failures` failed cycles in a row (0: the last one succeeded).
+        """How long to wait after `failures` failed cycles in a row; `chance` in [0, 1) spreads it.
 
-        `chance` is a random number in [0, 1), so that replicas which a power cut stopped together
-        do not come back in step. After a failure the wait is never shorter than the interval.
+        After a failure the wait is never shorter than the interval.
         """
         base = self.interval_s
         if failures:
@@ -82,10 +75,9 @@ class Schedule:
         return base * (1 + self.jitter * (2 * chance - 1))
 
     def level(self, now_s: float, audited_s: float | None, read_s: float | None) -> CheckLevel:
-        """What is due at `now_s`, after a last audit and a last deep reading at those times.
+        """What is due at `now_s`, after a last audit and a last deep reading (an audit, too).
 
-        None means that none was made since the start. Then one is due, because nothing is known
-        about the time before. A deep reading counts as an audit, too.
+        None means that none was made since the start, and one is due.
         """
         if _due(self.deep_every_s, now_s, read_s):
             return CheckLevel.DEEP
@@ -130,10 +122,8 @@ class _Settings(BaseModel):
 class WatchedRegistry(_Settings):
     """A registry that takes part, and how to reach it.
 
-    `address` is host[:port], with a path where that differs from the common `root`. The password
-    comes from the file, which is read anew at every start, or stands here. `storage` is the
-    registry's own data folder, where this daemon sees it: damaged files are removed there, as no
-    registry replaces what it believes to have.
+    `address` is host[:port], with a path where that differs from `root`. `storage` is its own data
+    folder, from which damaged files are removed: no registry replaces what it believes to have.
     """
 
     address: str
@@ -167,9 +157,8 @@ class WatchedRegistry(_Settings):
 class WatchSettings(_Settings):
     """What to keep equal, how often to look, and where to show it.
 
-    `leader` names the registry that the others follow, or `auto`. `this` names the one beside the
-    daemon, whose completeness `/readyz` tells; without it, that of all replicas. `replicas` are
-    those that this daemon brings up to date: by default `this`, or all but the leader.
+    `this` is the registry beside the daemon, of which `/readyz` tells; `replicas` are those to
+    bring up to date: by default `this`, or all but the leader.
     """
 
     registries: Annotated[dict[str, WatchedRegistry], Field(min_length=2)]
@@ -255,11 +244,7 @@ def _repository(name: str, place: WatchedRegistry, root: str) -> Repository:
 
 
 def from_mirrorer(document: Mapping[str, Any]) -> dict[str, Any]:
-    """`document` with the mirrorer's keys, if it has any, said in ours.
-
-    Every replica pulls from every other there. So does this: the registry `local` follows
-    whichever peer has the newest complete release.
-    """
+    """`document` with the mirrorer's keys said in ours: `local` follows whoever has the newest."""
     used = [key for key in _MIRRORER_KEYS if key in document]
     if not used:
         return dict(document)

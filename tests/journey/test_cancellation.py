@@ -33,15 +33,15 @@ from mirror.watch.settings import Schedule
 from tests.crossings import ONE_IMAGE
 from tests.support.bundles import pack_store
 from tests.support.inventories import sample_store
+from tests.support.patience import ends_within
 from tests.support.program import RunningMirror
 from tests.support.release_source import serve
 from tests.support.replicas import Replica, replicas
 
 STORE = sample_store()
 
-BOUND_S = 8.0
-"""Two seconds are promised; on a machine that does other things too, this. Every fault lasts a
-multiple of it."""
+BOUND_S = 2.0
+"""What is promised, by a clock that slows down with the machine. Every fault lasts far longer."""
 
 _PATIENCE_S = 30.0
 
@@ -195,11 +195,10 @@ def test_an_operation_that_is_cancelled_ends_wherever_it_waits(
     made.registry.faults.add(FAULTS[fault]())
     callers = Run(4)
     job = made.start(callers)
-    begun = time.monotonic()
-    job.cancel()
-    with pytest.raises(CancelledError):
-        job.result(_PATIENCE_S)
-    assert time.monotonic() - begun < BOUND_S
+    with ends_within(BOUND_S):
+        job.cancel()
+        with pytest.raises(CancelledError):
+            job.result(_PATIENCE_S)
     callers.check()
     made.check_client(fault)
     assert not [one.name for one in threading.enumerate() if one.name.startswith("mirror_")]
@@ -209,10 +208,8 @@ def test_an_operation_that_is_cancelled_ends_wherever_it_waits(
 def test_an_operation_ends_at_its_deadline(two: list[Replica], tmp_path: Path, fault: str) -> None:
     made = _push(two, tmp_path)
     made.registry.faults.add(FAULTS[fault]())
-    begun = time.monotonic()
-    with pytest.raises(DeadlineError):
+    with ends_within(1.0 + BOUND_S), pytest.raises(DeadlineError):
         start(made.operation, run=Run(4).with_deadline(1.0)).result(_PATIENCE_S)
-    assert time.monotonic() - begun < BOUND_S
     made.check_client(fault)
 
 
@@ -230,11 +227,10 @@ def test_a_pull_that_is_cancelled_ends_wherever_it_waits(tmp_path: Path, fault: 
             made = Scene(registry, client, operation)
             registry.faults.add(FAULTS[fault]())
             job = made.start(Run(4))
-            begun = time.monotonic()
-            job.cancel()
-            with pytest.raises(CancelledError):
-                job.result(_PATIENCE_S)
-            assert time.monotonic() - begun < BOUND_S
+            with ends_within(BOUND_S):
+                job.cancel()
+                with pytest.raises(CancelledError):
+                    job.result(_PATIENCE_S)
             made.check_client(fault)
 
 
@@ -242,20 +238,18 @@ def test_a_sync_with_a_deadline_does_not_wait_for_a_silent_leader(two: list[Repl
     leader, replica = two
     leader.fill(STORE)
     leader.registry.faults.add(Fault(Delay(120.0), times=None))
-    begun = time.monotonic()
-    with pytest.raises(StalledError, match="did not say within 1 s what it holds"):
+    silent = pytest.raises(StalledError, match="did not say within 1 s what it holds")
+    with ends_within(1.0 + BOUND_S), silent:
         sync_replicas(leader.tree, [replica.tree], deadline_s=1.0)
-    assert time.monotonic() - begun < BOUND_S
 
 
 def test_a_sync_with_a_deadline_chooses_a_leader_among_those_that_answer_in_time() -> None:
     with patient(3) as (silent, leader, replica):
         leader.fill(STORE)
         silent.registry.faults.add(Fault(Delay(120.0), times=None))
-        begun = time.monotonic()
         trees = [one.tree for one in (silent, leader, replica)]
-        report = sync_replicas(None, trees, deadline_s=8.0)
-        assert time.monotonic() - begun < 8.0
+        with ends_within(8.0):
+            report = sync_replicas(None, trees, deadline_s=8.0)
         assert report.leader == leader.name
         assert [one.outcome for one in report.replicas] == [Outcome.SYNCED]
         (failure,) = report.failures
@@ -274,9 +268,8 @@ def test_a_daemon_that_is_stopped_ends_wherever_it_waits(two: list[Replica], fau
     until = time.monotonic() + _PATIENCE_S
     while not leader.registry.faults.struck and time.monotonic() < until:
         time.sleep(0.01)
-    begun = time.monotonic()
-    daemon.stop()
-    assert time.monotonic() - begun < BOUND_S
+    with ends_within(BOUND_S):
+        daemon.stop()
     assert leader.registry.faults.struck
     assert not daemon.alive()
     leader.registry.faults.clear()
@@ -297,8 +290,7 @@ def test_a_command_that_gets_sigterm_ends_wherever_it_waits(
     }
     with RunningMirror(*arguments[command], "--insecure") as program:
         program.wait_until(lambda: registry.faults.struck > 0)
-        begun = time.monotonic()
-        ended = program.stop(signal.SIGTERM)
-        assert time.monotonic() - begun < BOUND_S
+        with ends_within(BOUND_S):
+            ended = program.stop(signal.SIGTERM)
     assert ended.code == 130
     assert ended.stderr.endswith("error: interrupted; run the same command again\n")

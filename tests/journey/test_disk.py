@@ -26,7 +26,7 @@ _WRITES_WITH_TWO_FILES = ("copy_file_range", "truncate", "ftruncate", "fallocate
 _NAMES = ("rename", "renameat", "renameat2", "unlink", "unlinkat", "mkdir", "mkdirat", "link")
 _LINKS = ("linkat", "symlink", "symlinkat", "mknod", "mknodat")
 _CALL = re.compile(r"(\w+)\((.*)\)\s+= (-?\d+)")
-_NO_FILE = ("socket:", "pipe:", "anon_inode:", "/dev/", "/proc/", "TCP:", "UNIX:")
+_NO_FILE = re.compile(r"(socket|pipe|anon_inode|TCP|UNIX):|/proc/|/dev/(?!shm/)")
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Call:
         """The path behind its first file descriptor; empty where that is no file of a disk."""
         match = re.match(r"\d+<([^>]*)>", self.arguments)
         path = match[1] if match else ""
-        return "" if path.startswith(_NO_FILE) or not path.startswith("/") else path
+        return "" if _NO_FILE.match(path) or not path.startswith("/") else path
 
 
 def traced(folder: Path, *args: str | Path) -> tuple[Finished, list[Call]]:

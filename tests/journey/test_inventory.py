@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from examples.release_tree import SMALL, spread
 from mirror.bundle.reader import read_inventory
 from mirror.errors import DeniedError
 from mirror.oci import Digest
@@ -18,16 +20,34 @@ from mirror.sync import Inventory, union
 from mirror.testing import Answer, EmbeddedRegistry, Fault
 from tests.support.inventories import Item, put_image, sample_store, without
 from tests.support.program import call_mirror
+from tests.support.release_source import serve
 from tests.support.replicas import replicas
+
+VERSIONS = SMALL.versions[-2:]
+TREE = replace(
+    SMALL, versions=VERSIONS, channels=spread(VERSIONS), components=6, dev_tags=(), multi_arch=0.4
+)
+"""Of every kind something, and few of each: every test looks at all of it."""
 
 
 @pytest.fixture(scope="module")
-def _filled(_this_machine_only: None, small_bundle: Path) -> Iterator[EmbeddedRegistry]:
+def bundle(_this_machine_only: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What a pull makes of the tree."""
+    folder = tmp_path_factory.mktemp("inventory") / "bundle"
+    with EmbeddedRegistry(MemoryStorage()) as registry:
+        call_mirror(
+            "pull", folder, "--source", serve(TREE, registry).root, "--insecure"
+        ).succeeded()
+    return folder
+
+
+@pytest.fixture(scope="module")
+def _filled(_this_machine_only: None, bundle: Path) -> Iterator[EmbeddedRegistry]:
     with EmbeddedRegistry(MemoryStorage()) as registry:
         root = f"{registry.address}/dkp/ee"
-        call_mirror("push", small_bundle, root, "--insecure").succeeded()
+        call_mirror("push", bundle, root, "--insecure").succeeded()
         for other in ("dkp/ee-of-others", "others", "others/dkp/ee"):
-            archive, place = small_bundle / "security.tar", f"{registry.address}/{other}"
+            archive, place = bundle / "security.tar", f"{registry.address}/{other}"
             call_mirror("push", place, "--file", archive, "--insecure").succeeded()
         yield registry
 
@@ -55,13 +75,13 @@ def expected(bundle: Path) -> Inventory:
 
 
 def test_a_registry_holds_what_was_pushed_to_it(
-    target: EmbeddedRegistry, small_bundle: Path, tmp_path: Path
+    target: EmbeddedRegistry, bundle: Path, tmp_path: Path
 ) -> None:
-    assert held_in(target, tmp_path) == expected(small_bundle)
+    assert held_in(target, tmp_path) == expected(bundle)
 
 
 def test_the_file_is_canonical_and_told_about(
-    target: EmbeddedRegistry, small_bundle: Path, tmp_path: Path
+    target: EmbeddedRegistry, bundle: Path, tmp_path: Path
 ) -> None:
     file, root = tmp_path / "held.json", f"{target.address}/dkp/ee"
     run = call_mirror("inventory", root, "-o", file, "--insecure", "--json").succeeded()
@@ -74,7 +94,7 @@ def test_the_file_is_canonical_and_told_about(
     assert run.document["notices"] == run.document["failures"] == []
     asked = target.requests.count() - target.requests.count(path="/v2/_catalog|/v2/[?]")
     assert 0 < run.document["requests"] <= asked
-    content = expected(small_bundle)
+    content = expected(bundle)
     assert run.document["blobs"] == len(content.blob_sizes())
     assert data == content.to_json()
     told = call_mirror("inventory", root, "-o", file, "--insecure").succeeded().stdout
@@ -83,21 +103,21 @@ def test_the_file_is_canonical_and_told_about(
 
 
 def test_standard_output_gets_the_inventory_and_nothing_else(
-    target: EmbeddedRegistry, small_bundle: Path
+    target: EmbeddedRegistry, bundle: Path
 ) -> None:
     root = f"{target.address}/dkp/ee"
     run = call_mirror("inventory", root, "-o", "-", "--insecure").succeeded()
-    assert Inventory.from_document(json.loads(run.stdout)) == expected(small_bundle)
+    assert Inventory.from_document(json.loads(run.stdout)) == expected(bundle)
     call_mirror("inventory", root, "-o", "-", "--json").failed(2, "write the inventory to a file")
 
 
 @pytest.mark.parametrize("status", [401, 404])
 def test_where_repositories_are_not_listed_those_of_the_release_tree_are_looked_at(
-    target: EmbeddedRegistry, small_bundle: Path, tmp_path: Path, status: int
+    target: EmbeddedRegistry, bundle: Path, tmp_path: Path, status: int
 ) -> None:
     target.faults.add(Fault(Answer(status), "GET", "/v2/_catalog", times=None))
     target.faults.add(Fault(Answer(404), None, "/dkp/ee/mirror/inventory/", times=None))
-    complete = expected(small_bundle)
+    complete = expected(bundle)
     extras = {path for path in complete.repositories if "/extra/" in path}
     described = {"packages/redis/version", "packages/grafana/version"}
     assert extras
@@ -107,18 +127,18 @@ def test_where_repositories_are_not_listed_those_of_the_release_tree_are_looked_
     assert "does not list its repositories" in run.stderr
     assert "--known" in run.stderr
     assert read_inventory(file) == complete.filtered(lambda path: path not in extras)
-    assert held_in(target, tmp_path, "--known", small_bundle) == complete
-    assert held_in(target, tmp_path, "--known", small_bundle / "inventory.json") == complete
+    assert held_in(target, tmp_path, "--known", bundle) == complete
+    assert held_in(target, tmp_path, "--known", bundle / "inventory.json") == complete
 
 
 def test_a_registry_that_states_what_it_has_need_not_list_its_repositories(
-    target: EmbeddedRegistry, small_bundle: Path, tmp_path: Path
+    target: EmbeddedRegistry, bundle: Path, tmp_path: Path
 ) -> None:
     target.faults.add(Fault(Answer(401), "GET", "/v2/_catalog", times=None))
     file, root = tmp_path / "held.json", f"{target.address}/dkp/ee"
     run = call_mirror("inventory", root, "-o", file, "--insecure").succeeded()
     assert "warning" not in run.stderr
-    assert read_inventory(file) == expected(small_bundle)
+    assert read_inventory(file) == expected(bundle)
     # Nor is any of its manifests read.
     assert target.requests.count("GET", "/dkp/ee/(?!mirror/inventory/).*manifests/") == 0
 
@@ -132,7 +152,7 @@ def test_a_registry_that_states_what_it_has_need_not_list_its_repositories(
 )
 def test_a_statement_that_cannot_be_used_is_told_of(
     target: EmbeddedRegistry,
-    small_bundle: Path,
+    bundle: Path,
     tmp_path: Path,
     answer: Answer,
     methods: tuple[str, ...],
@@ -143,7 +163,7 @@ def test_a_statement_that_cannot_be_used_is_told_of(
     file, root = tmp_path / "held.json", f"{target.address}/dkp/ee"
     run = call_mirror("inventory", root, "-o", file, "--insecure").succeeded()
     assert re.search(f"warning: .*{told}", run.stderr)
-    assert read_inventory(file) == expected(small_bundle)
+    assert read_inventory(file) == expected(bundle)
 
 
 def test_manifests_that_no_tag_names_are_listed_where_the_registry_states_them(
@@ -162,9 +182,9 @@ def test_manifests_that_no_tag_names_are_listed_where_the_registry_states_them(
 
 
 def test_what_cannot_be_read_is_told_of_and_left_out(
-    target: EmbeddedRegistry, small_bundle: Path, tmp_path: Path
+    target: EmbeddedRegistry, bundle: Path, tmp_path: Path
 ) -> None:
-    complete = expected(small_bundle)
+    complete = expected(bundle)
     blob = min(complete.repository("security/trivy-db").blobs)
     path = f"/dkp/ee/security/trivy-db/blobs/{blob}"
     target.faults.add(Fault(Answer(403), None, path, times=None))
@@ -197,7 +217,7 @@ def test_where_nothing_can_be_read_nothing_is_written(
 
 
 def test_what_is_no_manifest_is_a_notice_and_no_failure(
-    target: EmbeddedRegistry, small_bundle: Path, tmp_path: Path
+    target: EmbeddedRegistry, bundle: Path, tmp_path: Path
 ) -> None:
     headers = {"Content-Type": "application/vnd.docker.distribution.manifest.v1+prettyjws"}
     old = Answer(200, headers, b'{"schemaVersion": 1}')

@@ -105,7 +105,7 @@ def tree(spec: TreeSpec, layer_bytes: int) -> Iterator[Source]:
 
 @pytest.fixture(scope="module")
 def small(_this_machine_only: None) -> Iterator[Source]:
-    yield from tree(TINY, 64 << 20)
+    yield from tree(TINY, 32 << 20)
 
 
 @pytest.fixture(scope="module")

@@ -150,7 +150,7 @@ def test_a_damaged_blob_is_named_where_its_file_cannot_be_reached(
     assert str(file.relative_to(replica.registry.root)) in failure["message"]
     storage = f"{replica.name}={replica.registry.root}"
     healed = call_mirror(*words, "--storage", storage).succeeded()
-    assert "mended: 1" in healed.stdout
+    assert "repaired: 1" in healed.stdout
     held_alike(leader, replica)
 
 

@@ -27,7 +27,6 @@ from mirror.modes.state import (
     RegistryState,
     evaluate,
     inputs_hash,
-    refuse,
     set_condition,
 )
 from tests.support.mode_samples import SETTINGS, node
@@ -112,7 +111,7 @@ def test_another_message_moves_no_time() -> None:
 
 
 def test_a_refused_switch_is_a_true_condition_and_goes_with_the_next_run() -> None:
-    conditions = refuse(ModeKind.PROXY, ModeKind.LOCAL, (), NOW)
+    conditions = RegistryState().refused(ModeKind.PROXY, ModeKind.LOCAL, NOW).conditions
     (error,) = conditions
     assert error.to_document() == {
         "type": "ErrTransitionNotSupported",

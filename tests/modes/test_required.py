@@ -20,6 +20,8 @@ from mirror.modes.required import (
     from_values,
     kebab,
     read_digest_list,
+    relaxed,
+    required_images,
 )
 from mirror.modes.settings import CheckMode
 from mirror.oci import Digest
@@ -88,10 +90,9 @@ def test_a_clusters_values_require_its_critical_modules_and_its_deployment() -> 
 
 def test_relax_requires_the_platforms_own_image_by_its_tag() -> None:
     for required in (
-        from_values(VALUES, CRITICAL, DEPLOYMENT, RELAX),
-        from_digest_list("", deployment=DEPLOYMENT, mode=RELAX),
-        from_inventory(Inventory(), DEPLOYMENT, RELAX),
-        from_inventory(Inventory(), deployment_of("h/x:v1"), RELAX),
+        relaxed(DEPLOYMENT),
+        required_images(RELAX, inventory=Inventory(), deckhouse_image="h/x:v1"),
+        required_images(RELAX, inventory=None, deckhouse_image="h/x:v1"),
     ):
         assert by_source(required) == {"deckhouse/containers/deckhouse": "v1"}
         assert required.mode is RELAX
@@ -109,7 +110,7 @@ def test_relax_requires_the_platforms_own_image_by_its_tag() -> None:
 )
 def test_relax_without_a_tag_is_refused(deployment: Any, said: str) -> None:
     with pytest.raises(RequiredImagesError, match=said):
-        from_values(VALUES, CRITICAL, deployment, RELAX)
+        relaxed(deployment)
 
 
 @pytest.mark.parametrize(

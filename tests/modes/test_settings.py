@@ -332,7 +332,7 @@ def test_a_time_to_live_is_read(ttl: str, seconds: int) -> None:
 @pytest.mark.parametrize(
     "ttl",
     [
-        *("4m59s", "0s", "1.5h", "7d", "5", "m", "10m5h", "5m5m", "-5m", "5m\n", "٥h", " 5m", ""),
+        *("4m59s", "0s", "1.5h", "7d", "5", "m", "10m5h", "5m5m", "-5m", "5m\n", "٥h", " 5m"),
         *("2562048h", "9" * 5000 + "h"),
     ],
 )
@@ -340,6 +340,18 @@ def test_another_time_to_live_is_a_finding(ttl: str) -> None:
     said = findings(proxy(ttl=ttl))["registry.proxy.ttl"]
     assert said.startswith(f'invalid ttl format "{ttl[:64]}')
     assert 'must be at least "5m0s"' in said or 'must be at most "2562047h"' in said
+
+
+def test_an_empty_time_to_live_counts_as_absent() -> None:
+    settings = RegistrySettings.load(proxy(ttl=""))
+    assert settings.proxy is not None
+    assert settings.proxy.ttl_s is None
+
+
+def test_what_is_no_settings_at_all_is_said_so() -> None:
+    wrong: Any = [1]
+    with pytest.raises(InvalidSettingsError, match="expected a mapping of fields, found a list"):
+        RegistrySettings.load(wrong)
 
 
 def test_only_a_cache_has_a_time_to_live() -> None:

@@ -337,6 +337,8 @@ def test_what_nobody_has_looked_at_is_a_doubt_and_no_refusal() -> None:
         *(Cause.CONTAINERD_CONFIG, Cause.MASTERS, Cause.QUEUE),
     }
     assert planned(OLD, L).doubts == ()
+    unknown = planned(OLD, D, changed(images_present=None))
+    assert [doubt.cause for doubt in unknown.doubts] == [Cause.IMAGES]
 
 
 def test_a_cluster_whose_nodes_were_not_found_is_in_doubt() -> None:

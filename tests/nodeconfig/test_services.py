@@ -30,8 +30,7 @@ from mirror.nodeconfig.service_secrets import (
 )
 from mirror.nodeconfig.services import NOTIFICATION_PATH, Distribution
 from mirror.watch.cycle import CycleResult
-from mirror.watch.daemon import Daemon
-from mirror.watch.service import create_app
+from mirror.watch.daemon import Daemon, create_app
 from mirror.watch.settings import WatchSettings
 from tests.support.rendered_cluster import (
     IMAGES,

@@ -30,9 +30,8 @@ from mirror.reports.registries import sync_summary
 from mirror.run import Cancellation, Run
 from mirror.sync import Inventory, InventoryBuilder, MemoryStore
 from mirror.sync.plan import tags_of
-from mirror.sync.publication import announce
+from mirror.sync.publication import TRIAL, announce
 from mirror.sync.publication_state import PENDING, read_state, statement_digest
-from mirror.sync.removal import TRIAL
 from mirror.sync.statement import (
     ARTIFACT_TYPE,
     GENERATION,

@@ -1,4 +1,4 @@
-"""Every kind of wish against a tree as large as real ones, in the registry that people run.
+"""Every kind of wish against trees of many modules, in the registry that people run.
 
 What each must select is written out by hand, as versions and channels, from the reference's rules.
 """
@@ -8,13 +8,14 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import httpx
 import pytest
 
-from examples.release_tree import LARGE, ReleaseTree, build
+from examples.release_tree import LARGE, ReleaseTree, TreeSpec, build
 from mirror.oci import Digest
 from mirror.sync import MemoryStore
 from tests.support.depot import difference, dry_run, lay_out_storage, references
@@ -28,9 +29,12 @@ pytestmark = pytest.mark.timeout(120)
 _ACCESS = re.compile(r'"([A-Z]+) (/v2/\S*) HTTP/1\.1" (\d{3}) ')
 
 
+MANY = replace(LARGE, components=30, modules=LARGE.modules[:20], packages=LARGE.packages[:6])
+
+
 @dataclass
-class LargeSource:
-    """The large tree in a `docker-registry` that notes every request."""
+class Served:
+    """A tree in a `docker-registry` that notes every request."""
 
     tree: ReleaseTree
     store: MemoryStore
@@ -56,20 +60,31 @@ class LargeSource:
         return [one for one in found if "/v2/mark-" not in one[1]]
 
 
-@pytest.fixture(scope="session")
-def large(
-    _this_machine_only: None, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[LargeSource]:
-    folder = tmp_path_factory.mktemp("large")
+@contextmanager
+def served(spec: TreeSpec, folder: Path) -> Iterator[Served]:
     store = MemoryStore()
-    tree = build(LARGE, store)
+    tree = build(spec, store)
     logging = {"log": {"level": "warn", "accesslog": {"disabled": False}}}
     server = RealRegistry(folder, read_only=True, extra=logging)
     lay_out_storage(store, list(tree.repositories), server.root)
     log = folder / "registry.log"
     with server:
-        yield LargeSource(tree, store, server, log)
+        yield Served(tree, store, server, log)
         os.truncate(log, 0)  # or the server's end would print it
+
+
+@pytest.fixture(scope="module")
+def many(_this_machine_only: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """All versions of the large tree, with fewer components, modules and packages."""
+    with served(MANY, tmp_path_factory.mktemp("many")) as source:
+        yield source
+
+
+@pytest.fixture(scope="module")
+def large(_this_machine_only: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """A tree as large as real ones."""
+    with served(LARGE, tmp_path_factory.mktemp("large")) as source:
+        yield source
 
 
 # -- the wishes ------------------------------------------------------------------------------------
@@ -87,9 +102,9 @@ CHANNELS = {
 """Where the channels of every module and package lead."""
 LED_TO = ("v1.0.1", "v1.1.0", "v1.2.0")
 
-MODULES = [f"module-{number:02}" for number in range(40)]
-PACKAGES = [f"package-{number:02}" for number in range(20)]
-PLUGINS = [f"plugin-{number:02}" for number in range(10)]
+MODULES, PACKAGES, PLUGINS = (
+    [one.name for one in kind] for kind in (MANY.modules, MANY.packages, MANY.plugins)
+)
 VEX, SIGNATURES = (".att",), (".sig", ".sbom", "")
 
 BARE = ("--no-modules", "--no-packages", "--no-security-db", "--no-installer")
@@ -348,9 +363,9 @@ def thinned_plugins(truth: Truth) -> Truth:
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_a_dry_run_lists_exactly_what_the_rules_select(large: LargeSource, case: Case) -> None:
-    run = large.plan(*case.flags).succeeded()
-    expected = case.expected(large.truth()).references(case.suffixes)
+def test_a_dry_run_lists_exactly_what_the_rules_select(many: Served, case: Case) -> None:
+    run = many.plan(*case.flags).succeeded()
+    expected = case.expected(many.truth()).references(case.suffixes)
     assert not difference(references(run.document), expected)
     if case.versions is not None:
         assert sorted(run.document["platform"]["versions"]) == sorted(case.versions)
@@ -359,13 +374,14 @@ def test_a_dry_run_lists_exactly_what_the_rules_select(large: LargeSource, case:
 
 
 def test_without_flags_a_dry_run_lists_all_that_is_current_with_few_requests(
-    large: LargeSource,
+    large: Served,
 ) -> None:
     before = len(large.requests())
     document = large.plan().succeeded().document
     asked = large.requests()[before:]
     truth = large.truth().platform(CURRENT, ALL).installer().databases()
-    expected = packages(modules(truth)).references()
+    names = [[one.name for one in kind] for kind in (LARGE.modules, LARGE.packages)]
+    expected = packages(modules(truth, names[0]), names[1]).references()
     assert not difference(references(document), expected)
     assert len(asked) <= 1.3 * document["manifests"], (len(asked), document["manifests"])
     assert {method for method, _, _ in asked} <= {"GET", "HEAD"}
@@ -393,9 +409,9 @@ def describing_images(tree: ReleaseTree) -> Iterator[tuple[str, Digest]]:
             yield item.release_repository, version.release
 
 
-def test_a_plan_is_the_same_every_time(large: LargeSource) -> None:
+def test_a_plan_is_the_same_every_time(many: Served) -> None:
     flags = ("--include-platform", "~1.71.0", "-i", "module-00", "-i", "module-01@<1", *BARE[1:])
-    runs = [large.plan(*flags, *jobs).succeeded() for jobs in ((), ("--jobs=1",), ("--jobs=16",))]
+    runs = [many.plan(*flags, *jobs).succeeded() for jobs in ((), ("--jobs=1",), ("--jobs=16",))]
     documents = [run.document for run in runs]
     for document in documents:
         del document["elapsedSeconds"]

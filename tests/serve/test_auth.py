@@ -94,16 +94,22 @@ def test_a_header_that_cannot_be_read_allows_nothing(
             assert httpx.get(f"{registry.url}/token", headers=headers).status_code == 401
 
 
-@pytest.mark.parametrize("who", [None, ("guest", "g-secret")])
+def test_without_credentials_there_is_no_token_where_nothing_is_open_to_all(
+    make_embedded_registry: MakeEmbeddedRegistry, storage: MemoryStorage
+) -> None:
+    registry = make_embedded_registry(storage, auth=TokenAuth(USERS))
+    answer = httpx.get(f"{registry.url}/token", params={"scope": "repository:a/b:pull"})
+    assert (answer.status_code, codes(answer)) == (401, ["UNAUTHORIZED"])
+    assert answer.headers["WWW-Authenticate"] == 'Basic realm="registry"'
+
+
 def test_the_token_of_somebody_who_may_do_nothing_opens_nothing(
-    make_embedded_registry: MakeEmbeddedRegistry,
-    storage: MemoryStorage,
-    who: tuple[str, str] | None,
+    make_embedded_registry: MakeEmbeddedRegistry, storage: MemoryStorage
 ) -> None:
     users = {**USERS, "guest": User("g-secret", frozenset())}
     registry = make_embedded_registry(storage, auth=TokenAuth(users))
     with httpx.Client(base_url=registry.url) as client:
-        token = token_for(client.get("/v2/"), who)
+        token = token_for(client.get("/v2/"), ("guest", "g-secret"))
         for path in ("/v2/", "/v2", "/v2/_catalog", "/v2/a/b/tags/list"):
             answer = client.get(path, headers=token)
             assert challenge(answer)["error"] == "insufficient_scope"

@@ -14,7 +14,7 @@ import pytest
 from mirror.oci import Digest
 from mirror.serve import Store, put_blob
 from mirror.serve.call import RefusedError
-from mirror.serve.uploads import UploadSessions
+from mirror.serve.uploads import Uploads
 from mirror.testing import EmbeddedRegistry
 from tests.conftest import MakeEmbeddedRegistry
 from tests.support.sample_images import codes
@@ -224,7 +224,7 @@ def test_a_registry_that_only_serves_takes_nothing(
 
 
 def test_a_session_that_nobody_touches_makes_room(storage: Store) -> None:
-    sessions = UploadSessions(idle_s=0, limit=1)
+    sessions = Uploads(idle_s=0, limit=1)
     old = sessions.open("a/b", storage.stage())
     sessions.make_room()
     new = sessions.open("a/b", storage.stage())
@@ -235,7 +235,7 @@ def test_a_session_that_nobody_touches_makes_room(storage: Store) -> None:
 
 
 def test_open_sessions_are_limited(storage: Store) -> None:
-    sessions = UploadSessions(limit=1)
+    sessions = Uploads(limit=1)
     sessions.open("a/b", storage.stage())
     with pytest.raises(RefusedError, match="too many uploads"):
         sessions.make_room()

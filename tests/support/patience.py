@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -24,3 +25,33 @@ def without_waiting(seconds: float) -> Iterator[None]:
     began = time.monotonic()
     yield
     assert time.monotonic() - began < seconds, "it waited"
+
+
+_TICK_S = 0.01
+
+
+@contextmanager
+def ends_within(seconds: float) -> Iterator[None]:
+    """Fail if the block takes longer, by a clock that slows down with the machine.
+
+    The clock is a thread that counts its own short sleeps. Where threads wait for a processor, or
+    for the interpreter's lock, each of its ticks takes longer, as each step of the block does. On a
+    quiet machine it goes as any other clock. A wait of a fixed length counts in full there.
+    """
+    over = threading.Event()
+    ticks = 0
+
+    def count() -> None:
+        nonlocal ticks
+        while not over.is_set():
+            time.sleep(_TICK_S)
+            ticks += 1
+
+    clock = threading.Thread(target=count, name="clock")
+    clock.start()
+    try:
+        yield
+    finally:
+        over.set()
+        clock.join()
+    assert ticks * _TICK_S < seconds, f"it took {ticks * _TICK_S:.2f} s"

@@ -10,8 +10,7 @@ import pytest
 import yaml
 
 from mirror.watch.cycle import CycleResult
-from mirror.watch.daemon import Daemon, Metrics
-from mirror.watch.service import create_app
+from mirror.watch.daemon import Daemon, Metrics, create_app
 from mirror.watch.settings import CheckLevel, Schedule, WatchedRegistry, WatchSettings
 from tests.support.program import ROOT
 

@@ -11,8 +11,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from mirror.serve.server import ServerThread, listen
 from mirror.watch.cycle import CycleResult
-from mirror.watch.daemon import Daemon
-from mirror.watch.service import create_app, tells_of_change
+from mirror.watch.daemon import Daemon, create_app, tells_of_change
 from tests.support.patience import wait_until
 from tests.watch.test_daemon import HOURLY, Cycles
 
