@@ -21,14 +21,13 @@ from mirror.documents import parse_json
 from mirror.errors import (
     DamagedBundleError,
     InputError,
-    InvalidDigestError,
-    InvalidReferenceError,
     StatementError,
 )
 from mirror.oci import Descriptor, Digest, Manifest
 from mirror.oci.manifest import OCI_EMPTY, OCI_MANIFEST, descriptor_json
 from mirror.registry import RegistryWriter
 from mirror.sync.inventory import (
+    MALFORMED,
     Inventory,
     RepositoryContent,
     canonical_json,
@@ -136,16 +135,7 @@ class Statement:
                 None if "restores" not in document else _generation(document["restores"]),
                 text_of(document["tool"]),
             )
-        except (
-            KeyError,
-            TypeError,
-            ValueError,
-            AttributeError,
-            RecursionError,
-            DamagedBundleError,
-            InvalidDigestError,
-            InvalidReferenceError,
-        ) as err:
+        except (*MALFORMED, RecursionError, DamagedBundleError) as err:
             raise StatementError(f"it is no published inventory: {str(err)[:300]}") from err
 
     def artifact(self) -> Artifact:
@@ -197,11 +187,11 @@ def layer_of(manifest: Manifest) -> Descriptor:
 
 
 def succeed(previous: Inventory, pushed: Inventory) -> Inventory:
-    """What a registry that published `previous` holds when all of `pushed` has come.
+    """What a registry that published `previous` states when all of `pushed` has come.
 
-    That is everything of both, except manifests (and their blobs) that only overridden tags led to.
-    Those are still in the registry, so that a rollback finds them, but are no longer promised. What
-    no tag led to before, such as signatures, stays.
+    That is everything of both, except manifests (and their blobs) that only overridden tags led to:
+    they stay in the registry, for a rollback, and are no longer promised. What no tag led to
+    before, such as signatures, stays.
     """
     return Inventory(
         {
@@ -223,9 +213,9 @@ def _succeeded(previous: RepositoryContent, pushed: RepositoryContent) -> Reposi
     }
     if not overridden:
         return everything
-    untagged = previous.manifests.keys() - reachable(previous, previous.tags.values())
-    kept = reachable(everything, {*tags.values(), *pushed.manifests, *untagged})
-    dropped = reachable(previous, overridden) - kept
+    untagged = previous.manifests.keys() - previous.reachable(previous.tags.values())
+    kept = everything.reachable({*tags.values(), *pushed.manifests, *untagged})
+    dropped = previous.reachable(overridden) - kept
     if not dropped:
         return everything
     needed = {blob.digest for digest in kept for blob in manifests[digest].blobs}
@@ -236,18 +226,6 @@ def _succeeded(previous: RepositoryContent, pushed: RepositoryContent) -> Reposi
         {digest: node for digest, node in manifests.items() if digest not in dropped},
         {digest: size for digest, size in blobs.items() if digest not in lost},
     )
-
-
-def reachable(content: RepositoryContent, roots: Iterable[Digest]) -> set[Digest]:
-    """The manifests of `content` among `roots`, and all below them."""
-    found: set[Digest] = set()
-    pending = list(roots)
-    while pending:
-        digest = pending.pop()
-        if digest not in found and digest in content.manifests:
-            found.add(digest)
-            pending.extend(child.digest for child in content.manifests[digest].children)
-    return found
 
 
 def following(generation: int) -> int:

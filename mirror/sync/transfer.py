@@ -82,7 +82,6 @@ class Independence:
             None if the tag depends on its manifest alone.
         errors: tells an item that the target refuses from a target that does not work.
         doubtful: repositories that were left out of the plan; their units count as failed.
-        before_tags: called once, before the first tag turns; it may raise.
     """
 
     wanted: Inventory
@@ -90,7 +89,6 @@ class Independence:
     awaited: Callable[[str, str], Hashable | None]
     errors: PerItemErrors
     doubtful: frozenset[str]
-    before_tags: Callable[[Interim], None]
 
 
 def transfer(
@@ -98,13 +96,14 @@ def transfer(
     source: Source,
     target: Target,
     *,
-    before_tags: Callable[[], None] = lambda: None,
+    before_tags: Callable[[Interim], None] = lambda _interim: None,
     independence: Independence | None = None,
     run: Run | None = None,
 ) -> TransferReport:
     """Carry out `plan`: blobs, then manifests children first, then tags stage by stage.
 
-    `before_tags` is called once, when all blobs and manifests are in place and no tag has turned.
+    `before_tags` is called once, when all blobs and manifests are in place and no tag has turned;
+    it may raise.
 
     Within a step of that order items run in `run.jobs` threads. An item that fails does not stop
     its siblings. What comes after them does not begin, so a tag never names what is not there;
@@ -160,7 +159,7 @@ class _Transfer:
         self._indexes: dict[PutTag, Manifest] = {}  # tags of one stage that wait for its others
         self._sent = 0
 
-    def carry_out(self, before_tags: Callable[[], None]) -> TransferReport:
+    def carry_out(self, before_tags: Callable[[Interim], None]) -> TransferReport:
         """Do it all, in order."""
         plan = self._plan
         self._run.on_event(
@@ -173,20 +172,18 @@ class _Transfer:
         )
         blobs = self._carry(plan.blobs, self._copy)
         manifests = sum(self._carry(wave, self._put) for wave in plan.manifests)
-        before_tags()
-        if self._losses is not None:
-            self._losses.rule.before_tags(self._interim(self._losses))
+        before_tags(self._interim())
         tags = sum(map(self._turn, plan.tags))
         return TransferReport(blobs, self._sent, manifests, tags, tuple(self._failures))
 
-    def _interim(self, losses: _Losses) -> Interim:
-        manifests = (step for wave in self._plan.manifests for step in wave)
-        tags = (step for stage in self._plan.tags for step in stage)
-        return Interim(
-            tuple(step for step in manifests if not losses.has(step)),
-            tuple(self._failures),
-            any(map(losses.is_free, tags)),
-        )
+    def _interim(self) -> Interim:
+        manifests = tuple(step for wave in self._plan.manifests for step in wave)
+        tags = [step for stage in self._plan.tags for step in stage]
+        losses = self._losses
+        if losses is None:
+            return Interim(manifests, (), bool(tags))
+        arrived = tuple(step for step in manifests if not losses.has(step))
+        return Interim(arrived, tuple(self._failures), any(map(losses.is_free, tags)))
 
     def _turn(self, stage: Sequence[PutTag]) -> int:
         """Set the tags of one stage; return how many were set.

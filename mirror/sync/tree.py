@@ -170,27 +170,8 @@ class RegistrySource:
         yield data
 
 
-class _Mounting:
-    """Whether it is worth asking a registry for mounts, judging by its answers. Thread-safe."""
-
-    PATIENCE = 3
-    """Refusals without a single success after which mounts are no longer asked for."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._succeeded, self._refusals = False, 0
-
-    @property
-    def hopeless(self) -> bool:
-        with self._lock:
-            return not self._succeeded and self._refusals >= self.PATIENCE
-
-    def learn(self, *, mounted: bool) -> bool:
-        """Take note of an answer; True if mounts are no longer worth asking for because of it."""
-        with self._lock:
-            self._succeeded |= mounted
-            self._refusals += not mounted
-            return not self._succeeded and self._refusals == self.PATIENCE
+_MOUNT_REFUSALS = 3
+"""Refusals without a single success after which mounts are no longer asked for."""
 
 
 class RegistryTarget:
@@ -213,9 +194,9 @@ class RegistryTarget:
         self._name = name or f"registry {client.host}"
         self._run = Run.of(run)
         self._journal = journal
-        self._mounting = _Mounting()
-        self._lock = threading.Lock()
-        self._opened: dict[str, OpenUpload] = {}  # by repository; under the lock
+        self._lock = threading.Lock()  # guards the next three
+        self._opened: dict[str, OpenUpload] = {}  # by repository
+        self._mounted, self._refusals = False, 0
 
     @property
     def name(self) -> str:
@@ -234,10 +215,6 @@ class RegistryTarget:
             for digest in content.blobs:
                 self._over(path, digest)
         return held
-
-    def listed_tags(self, path: str) -> frozenset[str]:
-        """All tags of a repository of the tree; see the function of this name."""
-        return listed_tags(self.client, self.locate(path))
 
     # -- access --------------------------------------------------------------------------------
 
@@ -336,18 +313,23 @@ class RegistryTarget:
 
     def _mount(self, path: str, digest: Digest, holder: str) -> Literal[True] | OpenUpload | None:
         """True if the blob is there now; else the upload that was opened instead, if one was."""
-        if self._mounting.hopeless:
+        if not self._mounted and self._refusals >= _MOUNT_REFUSALS:
             return None
         answer = self.client.mount_or_open(self.locate(path), digest, self.locate(holder))
-        if self._mounting.learn(mounted=answer is True):
+        if answer is True:
+            self._mounted = True  # only ever set
+            self._over(path, digest)
+            return True
+        with self._lock:
+            self._refusals += 1
+            hopeless = not self._mounted and self._refusals == _MOUNT_REFUSALS
+        if hopeless:
             self._run.on_event(
                 Warned(
                     f"{self._name} lets no repository have a blob of another; what several of them "
                     "share is sent to each"
                 )
             )
-        if answer is True:
-            self._over(path, digest)
         return answer or None
 
     def put_manifest(self, repository: str, manifest: Manifest) -> None:
