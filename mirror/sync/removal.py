@@ -228,11 +228,9 @@ def _each_in_order(
                 return
             try:
                 drop(one)
-            except ConflictError as err:
+            except (ConflictError, RegistryError) as err:
                 found.append(Failure(tree.name, str(one), err))
-            except RegistryError as err:
-                found.append(Failure(tree.name, str(one), err))
-                if err.status is None or err.status in (401, 403, 405):
+                if isinstance(err, RegistryError) and err.status in (None, 401, 403, 405):
                     return  # the next would only repeat it
 
     beyond = _each(tuple(drops_of), drop_all, tree, run)
