@@ -238,6 +238,17 @@ def _config_artifact_type(config: _WireDescriptor | None) -> str | None:
     return config.media_type or None
 
 
+def referrer_json(manifest: Manifest) -> dict[str, Any]:
+    """What an index of referrers says of `manifest`, which refers to something as its subject."""
+    entry = descriptor_json(manifest.descriptor)
+    kind = manifest.artifact_type or (manifest.config and manifest.config.media_type)
+    if kind:
+        entry["artifactType"] = kind
+    if manifest.annotations:
+        entry["annotations"] = dict(manifest.annotations)
+    return entry
+
+
 def descriptor_json(descriptor: Descriptor) -> dict[str, Any]:
     """`descriptor` as a JSON object, keys in the specification's order."""
     return {

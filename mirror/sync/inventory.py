@@ -26,7 +26,7 @@ from mirror.errors import (
     InvalidReferenceError,
 )
 from mirror.oci import Descriptor, Digest, Manifest
-from mirror.oci.reference import check_repository, check_tag
+from mirror.oci.reference import check_repository, check_tag, referrers_tag
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +75,13 @@ class RepositoryContent:
                 found.add(digest)
                 pending.extend(child.digest for child in self.manifests[digest].children)
         return found
+
+    def referrers_tags(self) -> set[str]:
+        """Tags under which a registry without the referrers API lists what refers to these.
+
+        They follow from the manifests: no statement has to have them, and they are no extras.
+        """
+        return set(map(referrers_tag, self.manifests))
 
     def closure_size(self, digest: Digest) -> int:
         """Bytes of a manifest and all that it reaches here, each piece counted once."""

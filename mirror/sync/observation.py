@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from typing import Any
 
+from mirror.documents import document
 from mirror.errors import (
     CancelledError,
     DeniedError,
@@ -262,13 +263,7 @@ class Finding:
 
     def to_document(self) -> dict[str, Any]:
         """As JSON values, for `--json`."""
-        return {
-            "place": self.place,
-            "repository": self.repository,
-            "tags": list(self.tags),
-            "digest": str(self.digest) if self.digest else None,
-            "problem": self.problem,
-        }
+        return document(self, "place", "repository", "tags", "digest", "problem")
 
 
 def _shown(tag: str) -> str:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import copy
+import json
 import threading
 from collections.abc import Callable, Generator, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from mirror.errors import DeniedError
+from mirror.errors import DeniedError, RegistryNotFoundError
 from mirror.events import Warned
 from mirror.layout import MODULES, with_modules_suffix
 from mirror.oci import Digest, Manifest, Repository
+from mirror.oci.manifest import OCI_INDEX, referrer_json
+from mirror.oci.reference import referrers_tag
 from mirror.registry import OpenUpload, RegistryReader, RegistryWriter, UploadJournal
 from mirror.run import Run, gather
 from mirror.sync.failover import BlobContent
@@ -197,6 +200,8 @@ class RegistryTarget:
         self._lock = threading.Lock()  # guards the next three
         self._opened: dict[str, OpenUpload] = {}  # by repository
         self._mounted, self._refusals = False, 0
+        self._referrers = threading.Lock()  # held while an index of referrers is read and written
+        self._has_referrers_api: bool | None = None
 
     @property
     def name(self) -> str:
@@ -334,6 +339,28 @@ class RegistryTarget:
 
     def put_manifest(self, repository: str, manifest: Manifest) -> None:
         self.client.put_manifest(self.locate(repository), manifest.digest, manifest)
+        if manifest.subject is not None and not self._has_referrers_api:
+            self._list_referrer(self.locate(repository), manifest, manifest.subject.digest)
+
+    def _list_referrer(self, repository: str, manifest: Manifest, subject: Digest) -> None:
+        """Let a registry without the referrers API list `manifest` under its subject's tag.
+
+        Distribution-spec, "Pushing Manifests with Subject".
+        """
+        with self._referrers:
+            if self._has_referrers_api is None:
+                self._has_referrers_api = self.client.referrers_api(repository, subject) is not None
+            if self._has_referrers_api:
+                return
+            tag, entry = referrers_tag(subject), referrer_json(manifest)
+            index: dict[str, Any] = {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": []}
+            with suppress(RegistryNotFoundError):
+                index = json.loads(self.client.manifest(repository, tag).raw)
+            listed = index.setdefault("manifests", [])
+            if all(one["digest"] != entry["digest"] for one in listed):
+                listed.append(entry)
+                new = Manifest.parse(json.dumps(index, separators=(",", ":")).encode(), OCI_INDEX)
+                self.client.put_manifest(repository, tag, new)
 
     def put_tag(self, repository: str, tag: str, manifest: Manifest) -> None:
         self.client.put_manifest(self.locate(repository), tag, manifest)
