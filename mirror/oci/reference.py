@@ -10,7 +10,7 @@ import hashlib
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from mirror.errors import (
     DigestMismatchError,
@@ -23,13 +23,14 @@ _HEX_LENGTH = {"sha256": 64, "sha512": 128}
 _ENCODED = {name: re.compile(f"[0-9a-f]{{{length}}}") for name, length in _HEX_LENGTH.items()}
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class Digest:
+class Digest(NamedTuple):
     """Identity of some bytes, written `algorithm:encoded`.
 
     Only the registered algorithms `sha256` and `sha512` are known. Others are refused, since a
     digest that cannot be computed proves nothing.
     """
+
+    # A tuple: inventories compare, hash and sort digests by the hundred thousand.
 
     algorithm: str
     encoded: str

@@ -61,7 +61,6 @@ def select(source: ReleaseSource, selection: Selection) -> SelectedContent:
     Raises:
         SourceContentError: the release tree contradicts itself; the message says where.
         NotFoundError: the source does not have what the user named.
-        DeniedError, UnreachableError: the registry does not answer as it should.
     """
     platform = SelectedPlatform()
     if selection.platform is not None:
@@ -238,12 +237,8 @@ class _Resolving:
             if manifest is None:
                 self._absent(wanted)
                 continue
-            if (
-                thin
-                and self._platforms
-                and manifest.is_index
-                and wanted.tag != manifest.digest.encoded
-            ):
+            named = wanted.tag != manifest.digest.encoded
+            if thin and self._platforms and manifest.is_index and named:
                 manifest = self._thinned(wanted, manifest)
             builder = self._builders.setdefault(wanted.archive, InventoryBuilder())
             builder.add_tag(wanted.repository, wanted.tag, manifest.digest)
@@ -277,9 +272,13 @@ class _Resolving:
             missing = {key: index for key, index in wanted.items() if key not in self._seen}
             if not missing:
                 break
-            questions = list(dict.fromkeys((where, digest) for _, where, digest in missing))
             reasons = {(where, digest): index for (_, where, digest), index in missing.items()}
-            found = self._read_children(questions, reasons)
+            answers = self._source.each(
+                "images of indexes",
+                list(reasons.items()),
+                lambda asked: self._source.required(*asked[0], f"index {asked[1]}"),
+            )
+            found = dict(zip(reasons, answers, strict=True))
             parents = [
                 added
                 for archive, where, digest in missing
@@ -287,15 +286,6 @@ class _Resolving:
             ]
             all_added += parents
         return all_added
-
-    def _read_children(
-        self, questions: Sequence[tuple[str, Digest]], reasons: Mapping[tuple[str, Digest], Digest]
-    ) -> Mapping[tuple[str, Digest], Manifest]:
-        def read(question: tuple[str, Digest]) -> Manifest:
-            return self._source.required(*question, f"index {reasons[question]}")
-
-        answers = self._source.each("images of indexes", questions, read)
-        return dict(zip(questions, answers, strict=True))
 
     def _asked_for(self, platform: Platform) -> bool:
         """Whether `--platform` names it. `linux/arm64` stands for all variants of it."""
@@ -307,13 +297,13 @@ class _Resolving:
 
     def _thinned(self, wanted: WantedImage, index: Manifest) -> Manifest:
         """The index without the images for other platforms; whole if it has none for these."""
-        document = _document(index, self._source.where(wanted.repository, wanted.reference))
+        where = self._source.where(wanted.repository, wanted.reference)
+        document = _document(index, where)
         document["manifests"] = [
             raw
             for raw, child in zip(document.get("manifests") or (), index.children, strict=True)
             if child.platform is not None and self._asked_for(child.platform)
         ]
-        where = self._source.where(wanted.repository, wanted.reference)
         if not document["manifests"]:
             self._source.warn(f"{where} has no image for the platforms asked for; it stays whole")
             return index
