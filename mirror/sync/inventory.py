@@ -34,7 +34,7 @@ class ManifestNode:
     """A manifest as the graph sees it: what it is, and what it needs beside it.
 
     `blobs` are its config and the layers that must be carried; `children` the manifests of an
-    index. A `subject` is no child: a signature may arrive before, after or without what it signs.
+    index. A `subject` is not a child: a signature may come before, after or without its image.
     `artifact_type` is what an index says of an artifact; None for an image.
     """
 
@@ -79,7 +79,7 @@ class RepositoryContent:
     def referrers_tags(self) -> set[str]:
         """Tags under which a registry without the referrers API lists what refers to these.
 
-        They follow from the manifests: no statement has to have them, and they are no extras.
+        They follow from the manifests, so no statement names them and they are not extras.
         """
         return set(map(referrers_tag, self.manifests))
 

@@ -102,7 +102,7 @@ class Observation:
             absent, and nothing may be concluded from them.
         unlisted: repositories of which nothing was wanted, and which do not list their tags.
         damaged: what was read and is not what its digest promises (`Depth.DEEP` only).
-        general: what could not be seen and is no single item.
+        general: what could not be seen, where it is more than a single item.
         requests: how many questions were asked.
     """
 
@@ -164,7 +164,7 @@ class Observation:
 def speaks_of_damage(error: MirrorError) -> bool:
     """Whether an error about one item may mean that its bytes are lost or wrong.
 
-    A refusal of access does not: 403 is no absence, and copying over it would not help.
+    A refusal of access (403) says nothing about the bytes, and copying over them would not help.
     """
     if isinstance(error, DeniedError | CancelledError):
         return False
@@ -348,7 +348,7 @@ def _damaged(wanted: Inventory, found: Observation) -> Iterator[Finding]:
     """One finding per repository that needs damaged content."""
     broken = [error for error in found.damaged.values() if isinstance(error, UnreachableError)]
     if 2 * len(broken) > len(found.held.blob_sizes()):
-        raise broken[0]  # hardly anything can be read, so this is no matter of single blobs
+        raise broken[0]  # hardly anything can be read, so the registry itself is at fault
     for digest, error in found.damaged.items():
         problem = str(error)
         if isinstance(error, DigestMismatchError):

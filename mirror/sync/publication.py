@@ -122,7 +122,7 @@ class Publication:
             one takes its place.
         removals: tags that are to go when all others have turned, which takes a goal.
         retracts: where tags turn and no statement will cover them, the present one is removed.
-        heard: whether the run's listener hears of the single items that are carried.
+        heard: whether the run's listener gets an event for each item that is carried.
 
     Raises:
         ValueError: there are removals and no goal.
@@ -406,13 +406,13 @@ def remove_tags(
 
 
 def delete_tag(tree: RegistryTree, path: str, tag: str) -> None:
-    """Delete a tag of a registry that `deletes_tags`; one that is gone already is no failure."""
+    """Delete a tag of a registry that `deletes_tags`. One that is gone counts as deleted."""
     with suppress(RegistryNotFoundError):
         tree.client.delete_tag(tree.locate(path), tag)
 
 
 _ATTEMPTS = 3
-"""How often a tag is set and deleted anew where the registry deletes its manifest and keeps it."""
+"""How often a tag is set and deleted again if the registry deletes its manifest and keeps it."""
 
 
 def drop_tag(tree: RegistryTree, path: str, tag: str) -> None:

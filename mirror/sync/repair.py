@@ -241,7 +241,7 @@ class Storage:
     def discard_damaged(self, digest: Digest) -> bool:
         """Remove the file of `digest` if what is in it has another digest; say whether it did.
 
-        False where there is no file, a sound one, or one that is being written.
+        False if the file does not exist, is sound, or is being written.
 
         Raises:
             FileSystemError: it cannot be read or removed.

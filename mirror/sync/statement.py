@@ -5,7 +5,7 @@ statements from registries.
 
 A statement is written when everything that it names is in place. It is numbered: generations only
 ever rise, so of two replicas the one with the higher generation is ahead, whatever their clocks
-say. There is no clock and no host name in it: equal content makes equal bytes, on every replica.
+say. It contains neither a time nor a host name: equal content makes equal bytes, on every replica.
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ class Statement:
         """Read what `to_json` wrote.
 
         Raises:
-            StatementError: this is no statement.
+            StatementError: this is not a statement.
             InputError: it is one of a newer schema.
         """
         try:
@@ -155,7 +155,7 @@ class Statement:
 def generation_of(manifest: Manifest) -> int | None:
     """The generation that the annotation of a statement's manifest names.
 
-    None where there is no such annotation, or it does not name a generation.
+    None if that annotation is missing or does not name a generation.
     """
     text = manifest.annotations.get(GENERATION, "")
     return int(text) if _GENERATION.fullmatch(text) else None

@@ -188,7 +188,7 @@ class _Transfer:
     def _turn(self, stage: Sequence[PutTag]) -> int:
         """Set the tags of one stage; return how many were set.
 
-        Distribution writes a manifest's file anew for each of its tags, and takes no index that
+        Distribution rewrites a manifest's file for each of its tags, and refuses an index that
         names it at that moment. So what is in an index gets its tags before the index does.
         """
         done = self._carry(stage, self._name) - len(self._indexes)
@@ -284,8 +284,8 @@ class _Transfer:
                 if brought is None:
                     if "MANIFEST_BLOB_UNKNOWN" not in err.codes:
                         raise
-                    # All is there, and some of it was being written anew that very moment, by
-                    # another process: distribution empties such a file first.
+                    # All is there, and another process was rewriting some of it at that moment:
+                    # distribution empties such a file first.
                     self._run.sleep(_PAUSE_S)
                     continue
                 _log.debug("%s lost what %s needs: %s", self._target.name, manifest.digest, err)

@@ -174,7 +174,7 @@ class RegistrySource:
 
 
 _MOUNT_REFUSALS = 3
-"""Refusals without a single success after which mounts are no longer asked for."""
+"""After this many refusals without a success, no more mounts are asked for."""
 
 
 class RegistryTarget:
