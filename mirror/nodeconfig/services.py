@@ -273,10 +273,7 @@ def in_cluster_auth(places: NodePaths, user: HashedAccount | None, port: int) ->
 
 
 def _token_server(
-    listen: str,
-    path: Callable[[str], str],
-    hashes: Mapping[str, str],
-    access: list[dict[str, Any]],
+    listen: str, path: Callable[[str], str], hashes: Mapping[str, str], access: list[dict[str, Any]]
 ) -> dict[str, Any]:
     return {
         "server": {
