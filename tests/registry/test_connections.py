@@ -279,6 +279,24 @@ def test_one_client_serves_many_threads(serve: Serve, make_client: MakeClient) -
     assert all(done)
 
 
+def test_answers_of_many_threads_do_not_change_places(
+    serve: Serve, make_client: MakeClient
+) -> None:
+    """With and without bodies, which give their connection back at different moments."""
+    server = serve(lambda r: Reply(body=b"" if r.method == "DELETE" else r.path.encode()))
+    client = make_client(server.host)
+
+    def ask(number: int) -> None:
+        data = f"/v2/{'a' * (number % 50 + 1)}/blobs/{Digest.of(b'x')}".encode()
+        repository = data.decode().split("/")[2]
+        assert client.blob_size(repository, Digest.of(b"x")) == len(data)
+        assert b"".join(client.blob(repository, Digest.of(b"x"), verify=False)) == data
+        client.delete_blob(repository, Digest.of(b"x"))
+
+    with ThreadPoolExecutor(16) as pool:
+        list(pool.map(ask, range(400)))
+
+
 def test_cookies_are_not_kept(serve: Serve, make_client: MakeClient) -> None:
     server = serve(lambda request: Reply(200, {"Set-Cookie": "sid=1; Path=/"}))
     client = make_client(server.host)
