@@ -158,5 +158,5 @@ def test_a_rate_is_bytes_a_second(text: str, rate: float) -> None:
     "text", ["", "20", "MB/s", "20MB/h", "0MB/s", "-1MB/s", "20 Mbit/s", "1e3B"]
 )
 def test_what_is_no_rate_is_refused(text: str) -> None:
-    with pytest.raises(ValueError, match="is no rate; write bytes a second, such as 20MB/s"):
+    with pytest.raises(ValueError, match="is not a rate; write bytes a second, such as 20MB/s"):
         parse_rate(text)

@@ -193,11 +193,12 @@ class Manifest:
             raise InvalidManifestError(f"manifest {digest} is an image without a config")
         try:
             config = _descriptor(wire.config) if wire.config else None
-            layers = tuple(_descriptor(layer) for layer in wire.layers or ())
+            written = wire.layers or ()
+            layers = tuple(map(_descriptor, written))
             blobs = tuple(
-                _descriptor(layer)
-                for layer in wire.layers or ()
-                if not (layer.urls and layer.media_type in NONDISTRIBUTABLE_LAYERS)
+                layer
+                for layer, one in zip(layers, written, strict=True)
+                if not (one.urls and one.media_type in NONDISTRIBUTABLE_LAYERS)
             )
             return cls(
                 raw=raw,

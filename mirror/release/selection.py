@@ -339,7 +339,7 @@ class WantedImage:
         reference: the tag or digest by which the source knows it.
         needed_by: what leads to it, for the error if the source does not have it.
         optional: leave it out if the source does not have it.
-        notable: tell the user when it is left out.
+        notable: warn the user when it is left out.
     """
 
     archive: str
