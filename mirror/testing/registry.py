@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from starlette.middleware import Middleware
@@ -256,10 +257,12 @@ class _Watched:
                 status=self.status,
                 received=self._received,
                 sent=self._sent,
-                headers={
-                    name.decode("latin-1"): value.decode("latin-1")
-                    for name, value in scope["headers"]
-                },
+                headers=MappingProxyType(
+                    {
+                        name.decode("latin-1"): value.decode("latin-1")
+                        for name, value in scope["headers"]
+                    }
+                ),
             )
         )
 
