@@ -280,6 +280,6 @@ def json_value(value: Any) -> Any:
             return value
         case Mapping():
             return {str(key): json_value(one) for key, one in value.items()}
-        case tuple() | list():
-            return [json_value(one) for one in value]
+    if type(value) in (tuple, list):  # a named tuple, as a digest is, shows itself
+        return [json_value(one) for one in value]
     return value.to_document() if hasattr(value, "to_document") else str(value)
