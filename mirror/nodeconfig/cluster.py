@@ -5,7 +5,6 @@ Messages never quote the files of accesses and facts. Paths in a file are relati
 
 from __future__ import annotations
 
-import ipaddress
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -28,6 +27,7 @@ from mirror.nodeconfig.tree import (
     checked_node_name,
     checked_port,
     host_port,
+    is_address,
 )
 
 
@@ -225,7 +225,7 @@ class AccessFile(CamelModel, populate_by_name=False):
             if one is not None and other is not None:
                 raise ValueError(f"{names} exclude each other; keep one")
         for number, master in enumerate(self.masters):
-            if not _is_address(master):
+            if not _is_host(master):
                 raise ValueError(
                     f"masters.{number}: expected an address or a name without scheme, port and "
                     "path, as in 10.0.0.1"
@@ -259,13 +259,10 @@ class AccessFile(CamelModel, populate_by_name=False):
         )
 
 
-def _is_address(text: str) -> bool:
+def _is_host(text: str) -> bool:
     """Whether it is an IP address, with or without brackets, or a host's name."""
-    try:
-        ipaddress.ip_address(text.removeprefix("[").removesuffix("]"))
-    except ValueError:
-        return re.fullmatch(r"[0-9A-Za-z]([0-9A-Za-z.-]*[0-9A-Za-z])?", text) is not None
-    return True
+    bare = text.removeprefix("[").removesuffix("]")
+    return is_address(bare) or bool(re.fullmatch(r"[0-9A-Za-z]([0-9A-Za-z.-]*[0-9A-Za-z])?", text))
 
 
 def load_access(path: Path) -> ClusterAccess:

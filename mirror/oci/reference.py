@@ -80,23 +80,14 @@ class Verifier:
         self.count = 0
 
     def update(self, chunk: bytes) -> None:
-        """Take the next bytes into account.
-
-        Raises:
-            SizeMismatchError: there are more bytes than expected.
-        """
+        """Take the next bytes into account; raise SizeMismatchError if there are too many."""
         self.count += len(chunk)
         if self._size is not None and self.count > self._size:
             raise SizeMismatchError(where=self._where, expected=self._size, actual=self.count)
         self._hash.update(chunk)
 
     def finish(self) -> None:
-        """Judge the whole.
-
-        Raises:
-            SizeMismatchError: bytes are missing.
-            DigestMismatchError: the bytes have another digest.
-        """
+        """Judge the whole, or raise SizeMismatchError or DigestMismatchError."""
         if self._size is not None and self.count != self._size:
             raise SizeMismatchError(where=self._where, expected=self._size, actual=self.count)
         actual = Digest(self._expected.algorithm, self._hash.hexdigest())

@@ -360,11 +360,7 @@ def find_digests(data: bytes) -> list[Digest]:
 
 
 def parse_extra_images(data: bytes, where: str) -> dict[str, str]:
-    """Extra image → tag, from a module's `extra_images.json`; a number counts as its digits.
-
-    Raises:
-        SourceContentError: it is not a JSON object, or a name or tag cannot be one.
-    """
+    """Extra image → tag, from a module's `extra_images.json`; a number counts as its digits."""
     extras: dict[str, str] = {}
     for name, value in json_object(data, where, EXTRA_IMAGES).items():
         if isinstance(value, bool) or not isinstance(value, str | int | float):

@@ -146,12 +146,7 @@ class Dependencies:
 
     @contextmanager
     def budget(self) -> Iterator[None]:
-        """Allow `MAX_TRIES` tries within the block.
-
-        Raises:
-            TooTangledError: they did not suffice; it says the first reason for which a version was
-                passed over.
-        """
+        """Allow `MAX_TRIES` tries within the block, which raises TooTangledError otherwise."""
         self._tries, self._first_reason = 0, None
         mark = self.journal.mark()
         try:
@@ -161,12 +156,7 @@ class Dependencies:
             raise
 
     def take(
-        self,
-        candidate: Candidate,
-        chain: tuple[str, ...] = (),
-        *,
-        module: str = "",
-        strict: bool,
+        self, candidate: Candidate, chain: tuple[str, ...] = (), *, module: str = "", strict: bool
     ) -> str | None:
         """See that the bundle has what a plugin needs, and choose the plugins it depends on.
 

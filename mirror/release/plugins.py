@@ -27,7 +27,7 @@ from mirror.release.plugin_dependencies import (
     PluginFacts,
     TooTangledError,
 )
-from mirror.release.selection import ExactTag, ItemFilter, Selection
+from mirror.release.selection import ExactTag, Filter, ItemFilter
 from mirror.release.source import ReleaseSource
 
 
@@ -327,14 +327,13 @@ class _Selecting:
 
 def plugins_for(
     source: ReleaseSource,
-    selection: Selection,
+    wanted: Filter,
     modules: Mapping[str, Collection[str]],
     platform: Collection[Version],
+    *,
+    proxy: bool,
 ) -> tuple[PluginChoice, ...]:
     """Choose the plugins for a bundle with these module tags and platform releases."""
-    wanted = selection.plugins
-    if wanted is None or not (wanted.names or modules):
-        return ()
     for warning in wanted.warnings:
         source.warn(warning)
     selected = select_plugins(
@@ -345,7 +344,7 @@ def plugins_for(
         },
         platform=platform,
         wanted=[wanted.items[name] for name in wanted.names],
-        proxy=selection.probing,
+        proxy=proxy,
     )
     for warning in (
         *(f"plugin {one.name} is left out: {one.reason}" for one in selected.skipped),

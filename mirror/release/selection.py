@@ -22,13 +22,7 @@ from dataclasses import dataclass, field
 from semver import Version
 
 from mirror.errors import InputError
-from mirror.layout import (
-    CHANNELS,
-    archive_of,
-    latest_patches,
-    parse_version,
-    tags_of_versions,
-)
+from mirror.layout import CHANNELS, archive_of, latest_patches, parse_version, tags_of_versions
 from mirror.oci import Digest, Platform
 from mirror.oci.reference import valid_tag
 from mirror.release.constraints import Constraint, read_version

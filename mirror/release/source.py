@@ -158,11 +158,7 @@ class ReleaseSource:
         return self._once(("manifest", repository, reference), ask)
 
     def required(self, repository: str, reference: str | Digest, needed_by: str) -> Manifest:
-        """Return a manifest that `needed_by` leads to.
-
-        Raises:
-            SourceContentError: the source does not have it.
-        """
+        """Return a manifest that `needed_by` leads to; SourceContentError if it is not there."""
         manifest = self.manifest(repository, reference)
         if manifest is None:
             raise self.missing(repository, reference, needed_by)
@@ -315,11 +311,8 @@ class ReleaseInfo:
 def parse_release(data: bytes | None, where: str, *, version_only: bool = False) -> ReleaseInfo:
     """Read a release image's `version.json`; `data` is None if the image does not have the file.
 
-    With `version_only`, as for modules and packages, other keys are ignored.
-
-    Raises:
-        SourceContentError: the file is missing, is not JSON, or does not name a semantic version
-            that can be a tag.
+    With `version_only`, as for modules and packages, other keys are ignored. A document without a
+    semantic version that can be a tag raises SourceContentError.
     """
     if data is None:
         raise SourceContentError(f"{where}: the image has no {VERSION_JSON}")
@@ -402,10 +395,8 @@ def can_lead(
     """Whether a bundle with the tags `taken` may publish the release image `tag` to channels.
 
     It may not if the image does not exist, or if it leads clusters to a version that the bundle
-    does not have, as the images of development builds do. The user is then warned by `warn`.
-
-    Raises:
-        SourceContentError: `tag` is a version, and its image does not say which.
+    does not have, as the images of development builds do. The user is then warned by `warn`. A
+    `tag` that is a version, and whose image does not say which, raises SourceContentError.
     """
     where = source.where(repository, tag)
     manifest = source.manifest(repository, tag)
