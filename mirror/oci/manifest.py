@@ -240,6 +240,12 @@ def _config_artifact_type(config: _WireDescriptor | None) -> str | None:
     return config.media_type or None
 
 
+def referrer_json(manifest: Manifest) -> dict[str, Any]:
+    """What an index of referrers says of `manifest`, which refers to something as its subject."""
+    kind = manifest.artifact_type or (manifest.config and manifest.config.media_type) or None
+    return descriptor_json(manifest.descriptor, kind, manifest.annotations)
+
+
 def descriptor_json(
     descriptor: Descriptor,
     artifact_type: str | None = None,

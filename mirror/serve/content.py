@@ -14,7 +14,7 @@ from starlette.types import Receive, Scope, Send
 
 from mirror.errors import InvalidManifestError
 from mirror.oci import Digest, Manifest
-from mirror.oci.manifest import MANIFESTS, MAX_MANIFEST_BYTES, OCI_INDEX, descriptor_json
+from mirror.oci.manifest import MANIFESTS, MAX_MANIFEST_BYTES, OCI_INDEX, referrer_json
 from mirror.oci.reference import valid_tag
 from mirror.serve.call import Call, RefusedError, empty, in_thread
 from mirror.serve.store import BlobReader, ReadableStore, Store, StoredManifest
@@ -297,8 +297,7 @@ def _referrers(store: ReadableStore, repository: str, subject: Digest) -> list[d
         if held is None:
             continue  # deleted since the listing
         manifest = Manifest.parse(held.raw, held.media_type, algorithm=digest.algorithm)
-        kind = manifest.artifact_type or (manifest.config and manifest.config.media_type) or None
-        entries.append(descriptor_json(manifest.descriptor, kind, manifest.annotations))
+        entries.append(referrer_json(manifest))
     return entries
 
 
