@@ -8,7 +8,6 @@ import select
 import socket
 import ssl
 import threading
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -390,20 +389,21 @@ def test_cookies_are_not_kept(serve: Serve, make_client: MakeClient) -> None:
 def test_closing_the_client_stops_transfers_of_other_threads(
     serve: Serve, make_client: MakeClient
 ) -> None:
-    data = bytes(1 << 20)
+    data, closed = bytes(4 << 20), threading.Event()
 
     def slow(request: Request) -> Reply:
         def chunks() -> Iterator[bytes]:
             yield data
-            time.sleep(0.3)
+            closed.wait(10)
             yield data
 
-        return Reply(body=chunks(), length=2 << 20)
+        return Reply(body=chunks(), length=2 * len(data))
 
     client = make_client(serve(slow).host)
     blob = client.blob("a", Digest.of(data * 2))
     next(blob)
     client.close()
+    closed.set()
     with pytest.raises(CancelledError, match="was closed"):
         list(blob)
 
