@@ -38,7 +38,7 @@ from mirror.sync.publication_state import (
     read_state,
     read_statement,
 )
-from mirror.sync.statement import REPOSITORY, Artifact, generation_of, reachable
+from mirror.sync.statement import REPOSITORY, Artifact, generation_of
 from mirror.sync.tree import RegistryTree
 from mirror.sync.walk import Memory
 
@@ -283,8 +283,8 @@ def undisputed(offered: Inventory, there: Tags) -> tuple[Inventory, tuple[Item, 
         named = there.get(path, {})
         tags = {tag: d for tag, d in content.tags.items() if named.get(tag, d) == d}
         conflicts += (Item(path, named[tag], tag) for tag in sorted(content.tags.keys() - tags))
-        untagged = content.manifests.keys() - reachable(content, content.tags.values())
-        digests = reachable(content, {*tags.values(), *untagged})
+        untagged = content.manifests.keys() - content.reachable(content.tags.values())
+        digests = content.reachable({*tags.values(), *untagged})
         nodes = {d: node for d, node in content.manifests.items() if d in digests}
         needed = {blob.digest for node in nodes.values() for blob in node.blobs}
         blobs = {d: size for d, size in content.blobs.items() if d in needed}

@@ -265,9 +265,10 @@ def find_extras(
     `known` is what it stated; that names manifests which no tag leads to.
     """
     listed = {
-        path: tags - wanted.repository(path).tags.keys()
+        path: tags - content.tags.keys() - content.referrers_tags()
         for path, tags in found.listed.items()
         if path != REPOSITORY
+        for content in [wanted.repository(path)]
     }
     scope = frozenset({*wanted.repositories, *known.repositories})
     beyond = walk(

@@ -316,9 +316,8 @@ class Replication(RegistryTask):
                 plan,
                 self._copies,
                 repairing if self._damaged else self._place,
-                independence=Independence(
-                    wanted, component_of, _awaited, errors, unclear, before_tags
-                ),
+                independence=Independence(wanted, component_of, _awaited, errors, unclear),
+                before_tags=before_tags,
                 run=self._run,
             )
         except IncompleteError as err:

@@ -350,5 +350,6 @@ def _unstated(facts: Facts, found: Observation) -> Iterator[str]:
     """Tags of the leader's tree that its statement does not have."""
     for path, tags in sorted(found.listed.items()):
         if path != REPOSITORY:
-            for tag in sorted(tags - facts.inventory.repository(path).tags.keys()):
+            content = facts.inventory.repository(path)
+            for tag in sorted(tags - content.tags.keys() - content.referrers_tags()):
                 yield f"tag {path or '/'}:{tag}"

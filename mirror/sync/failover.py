@@ -47,9 +47,9 @@ def continued(
 ) -> Generator[bytes, None, None]:
     """The bytes of one blob from `offset` on; where one place breaks off, the next continues.
 
-    `open_at` opens what a place has from an offset on. `failed` hears of each place that did not
-    bring the blob to its end, with the position reached; it may raise to end the attempt. The next
-    place is taken from `places` only then. The bytes are not verified here.
+    `open_at` opens what a place has from an offset on. `failed` is called for each place that did
+    not bring the blob to its end, with the position reached; it may raise to end the attempt. Only
+    then the next place is taken from `places`. The bytes are not verified here.
 
     Raises:
         MirrorError: what `verdict` gives, when places run out.
@@ -110,9 +110,9 @@ class FailoverSource:
     """Several sources as one, asked in their order. Thread-safe.
 
     A place that gave wrong bytes, or none, is not asked for the same content again, and one that
-    does not answer is asked last from then on. `on_event` hears of both (`Warned`), but not of mere
-    absence. `wanted` says in which other repositories of each source the same content should lie,
-    for a registry that lost it in one of them.
+    does not answer is asked last from then on. `on_event` gets a `Warned` about both, but not about
+    mere absence. `wanted` says in which other repositories of each source the same content should
+    be, for a registry that lost it in one of them.
 
     Where no place has the content, reading it raises:
         UnreachableError, DeniedError: no place answers, or every place refuses.
@@ -175,7 +175,7 @@ class FailoverSource:
         )
 
     def reject(self, digest: Digest, error: MirrorError) -> None:
-        """Take note that the bytes read last as the blob `digest` are wrong, as `error` says.
+        """Record that the bytes read last as the blob `digest` are wrong, as `error` says.
 
         Returns if it is worth reading the blob once more, from its beginning.
 
