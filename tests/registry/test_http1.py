@@ -141,7 +141,9 @@ def test_damage_is_an_error_or_what_another_reader_reads(
         b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabcd\r\n0\r\n\r\n",
         b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nab",
         b"HTTP/1.1 200 OK\r\nX: " + b"y" * (200 << 10),
-        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n" + b"X: y\r\n" * (20 << 10),
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n"
+        + b"X: y\r\n" * (50 << 10)
+        + b"\r\n",
     ],
 )
 def test_what_is_no_answer_is_a_broken_connection(answer: bytes) -> None:
