@@ -6,7 +6,6 @@ import logging
 import socket
 import ssl
 import threading
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -292,15 +291,15 @@ def test_cookies_are_not_kept(serve: Serve, make_client: MakeClient) -> None:
 def test_closing_the_client_stops_transfers_of_other_threads(
     serve: Serve, make_client: MakeClient
 ) -> None:
-    data = bytes(1 << 20)
+    data, closed = bytes(3 << 20), threading.Event()  # more than one reading takes
 
     def slow(request: Request) -> Reply:
         def chunks() -> Iterator[bytes]:
             yield data
-            time.sleep(0.3)
+            closed.wait(PATIENCE_S)
             yield data
 
-        return Reply(body=chunks(), length=2 << 20)
+        return Reply(body=chunks(), length=2 * len(data))
 
     client = make_client(serve(slow).host)
     blob = client.blob("a", Digest.of(data * 2))
@@ -308,6 +307,7 @@ def test_closing_the_client_stops_transfers_of_other_threads(
     client.close()
     with pytest.raises(CancelledError, match="was closed"):
         list(blob)
+    closed.set()
 
 
 def test_an_address_at_home_keeps_our_scheme_and_never_falls_back() -> None:
