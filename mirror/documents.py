@@ -64,11 +64,7 @@ class StrictLoader(yaml.SafeLoader):
 
 
 def read_mapping(path: Path, help_text: str = "") -> dict[str, Any]:
-    """The settings in a YAML file; an empty file has none. `help_text` ends messages.
-
-    Raises:
-        InputError: the file cannot be read, or is no YAML, or no mapping.
-    """
+    """The settings in a YAML file, or InputError, whose message `help_text` ends."""
     hint = f"; {help_text}" if help_text else ""
     try:
         document = yaml.load(path.read_bytes(), StrictLoader)  # noqa: S506 -- a SafeLoader
@@ -240,11 +236,7 @@ _MULTIPLES = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**2
 
 
 def parse_rate(text: str) -> float:
-    """`20MB/s`, `512KiB/s`, `1.5 GB/s` as bytes a second; the `/s` may be left out.
-
-    Raises:
-        ValueError: it is none of these, or not above zero.
-    """
+    """`20MB/s`, `512KiB/s`, `1.5 GB/s` or `1GB` as bytes a second; ValueError for other text."""
     match = _RATE.fullmatch(text.strip())
     rate = float(match[1]) * _MULTIPLES[(match[2] or "").lower()] if match else 0.0
     if not rate:
@@ -280,6 +272,6 @@ def json_value(value: Any) -> Any:
             return value
         case Mapping():
             return {str(key): json_value(one) for key, one in value.items()}
-        case tuple() | list():
+        case tuple() | list() if type(value) in (tuple, list):  # a digest is a text
             return [json_value(one) for one in value]
     return value.to_document() if hasattr(value, "to_document") else str(value)

@@ -163,11 +163,7 @@ PACKAGE_VERSIONS_ARCHIVE = "package-versions.tar"
 
 
 def archive_of(path: str) -> str:
-    """Return the archive in which a repository travels, such as `module-ingress-nginx.tar`.
-
-    Raises:
-        InputError: the bundle format has no archive for such a path.
-    """
+    """Return the archive in which a repository travels, such as `module-x.tar`, or raise."""
     kind, name = component_of(path)
     if kind == "other":
         raise InputError(f"{path!r} has no place in a bundle")

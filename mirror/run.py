@@ -330,7 +330,7 @@ def gather(items: Iterable[Item], work: Callable[[Item], Result], *, run: Run) -
 
 
 _REFUSALS = 32
-"""This many refusals without one good answer are no longer the items' fault."""
+"""After this many refusals without a good answer, the registry is at fault and not the items."""
 
 
 class PerItemErrors:

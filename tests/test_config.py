@@ -574,7 +574,7 @@ def test_a_base_is_a_bundle_or_its_inventory(tmp_path: Path) -> None:
         2, str(wrong), "neither a bundle's folder nor an inventory"
     )
     call_mirror("pull", tmp_path / "b", "--base", tmp_path / "nowhere").failed(
-        2, str(tmp_path / "nowhere"), "no file or folder of that name", "no registry"
+        2, str(tmp_path / "nowhere"), "no file or folder of that name", "not a registry"
     )
 
 

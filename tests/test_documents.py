@@ -10,8 +10,17 @@ import yaml
 from hypothesis import given, settings
 from pydantic import BaseModel, ValidationError
 
-from mirror.documents import MAX_DIGITS, document, parse_json, parse_rate, parse_yaml, problems
+from mirror.documents import (
+    MAX_DIGITS,
+    document,
+    json_value,
+    parse_json,
+    parse_rate,
+    parse_yaml,
+    problems,
+)
 from mirror.errors import MirrorError
+from mirror.oci import Digest
 from mirror.operations.prune import PruneReport
 from mirror.sync.observation import Failure
 from mirror.sync.removal import Removal
@@ -33,6 +42,12 @@ from tests.support.hostile import json_documents, yaml_documents
 def test_json_that_cannot_be_written_down_again_is_refused(text: str | bytes, why: str) -> None:
     with pytest.raises(ValueError, match=why):
         parse_json(text)
+
+
+def test_a_digest_becomes_a_text_alone_and_in_collections() -> None:
+    digest = Digest.of(b"")
+    text = f"sha256:{digest.encoded}"
+    assert json_value({"one": digest, "more": (digest,)}) == {"one": text, "more": [text]}
 
 
 def test_attributes_become_json_values() -> None:

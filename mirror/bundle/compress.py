@@ -161,10 +161,6 @@ class Compressor:
             self._changed.wait_for(lambda: self._written == self._submitted)
         for file in self.files:
             file.file.close()
-            for one in file.hashes.values():
-                close = getattr(one, "close", None)
-                if close is not None:
-                    close()
 
     def _raise(self) -> None:
         if self._error is not None:

@@ -12,8 +12,6 @@ import hashlib
 import threading
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import pairwise
 from types import MappingProxyType
 from typing import Protocol
 
@@ -33,28 +31,6 @@ class Hash(Protocol):
 
 MakeHash = Callable[[], Hash]
 SHA256: Mapping[str, MakeHash] = MappingProxyType({"sha256": hashlib.sha256})
-
-
-@dataclass(frozen=True, slots=True, order=True)
-class Window:
-    """A stretch of a file: `size` bytes from `start`."""
-
-    start: int
-    size: int
-
-    @property
-    def end(self) -> int:
-        return self.start + self.size
-
-
-def windows_of(sizes: Iterable[int]) -> tuple[Window, ...]:
-    """Windows of these sizes, one behind the other, as the parts of an archive lie."""
-    windows: list[Window] = []
-    start = 0
-    for size in sizes:
-        windows.append(Window(start, size))
-        start += size
-    return tuple(windows)
 
 
 class _Ranges:
@@ -83,47 +59,44 @@ class _Ranges:
 
 
 class Follower:
-    """Computes digests of windows of a file while the file is written. Thread-safe.
+    """Computes digests of the parts of a file while the file is written. Thread-safe.
 
-    `chunks` reads the file back, as `files.ReadAt.chunks` and `parts.PartedWriter.chunks` do.
-    `windows` are what gets digests of its own: the whole, or each part, or both. `hashes` makes
-    the algorithms, by name; all see each byte in one pass, and so does `watch`, in the order of the
-    file. A stopped `run` ends the thread.
+    `chunks` reads the file back, as `files.ReadAt.chunks` does. `sizes` are those of its parts, one
+    behind the other; each gets digests of its own. `hashes` makes the algorithms, by name; all see
+    each byte in one pass, and so does `watch`, in the order of the file. A stopped `run` ends the
+    thread.
 
     Use it as a context manager: the thread begins with the block and never outlives it. Memory is
     one chunk, and a pair of numbers per gap in what is written.
 
     Raises:
-        ValueError: a window reaches below zero, or there are no windows.
+        ValueError: a part has less than no bytes, or there are no parts.
     """
 
     def __init__(
         self,
         chunks: Callable[[int, int], Iterable[bytes]],
-        windows: Sequence[Window],
+        sizes: Sequence[int],
         *,
         hashes: Mapping[str, MakeHash] = SHA256,
         watch: Callable[[bytes], None] | None = None,
         run: Run | None = None,
         name: str = "archive",
     ) -> None:
-        if not windows or any(window.start < 0 or window.size < 0 for window in windows):
-            raise ValueError("a follower needs windows of a file, which begin at byte 0 or later")
-        self._chunks, self._windows = chunks, tuple(windows)
-        self._hashes = [{key: make() for key, make in hashes.items()} for _ in windows]
-        self._watch = watch
+        if not sizes or min(sizes) < 0:
+            raise ValueError("a follower needs the sizes of a file's parts, each 0 or more")
+        self._chunks, self._sizes, self._end = chunks, tuple(sizes), sum(sizes)
+        self._hashes, self._watch = hashes, watch
         self._run = Run.of(run)
         self._name = name
-        self._end = max(window.end for window in windows)
-        # At these offsets a window begins or ends; no step of the thread crosses one.
-        self._stops = sorted({0, *(stop for w in windows for stop in (w.start, w.end))})
+        self._position = 0  # changed by the thread alone, like the next two
+        self._digests: list[Mapping[str, str]] = []
+        self._error: BaseException | None = None
         self._changed = threading.Condition()
-        self._position = 0  # changed by the thread alone
         self._ranges = _Ranges()  # under the condition, like all below
         self._awaited: tuple[int, int] | None = None  # what the thread sleeps for: from, up to
         self._finishing = False
         self._stopped = False
-        self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._follow, name=f"follow-{name}", daemon=True)
 
     def __enter__(self) -> Follower:
@@ -133,11 +106,6 @@ class Follower:
     def __exit__(self, *_error: object) -> None:
         self._stop()
         self._thread.join()
-        for hashes in self._hashes:
-            for one in hashes.values():
-                close = getattr(one, "close", None)
-                if close is not None:
-                    close()
 
     def _stop(self) -> None:
         with self._changed:
@@ -161,7 +129,7 @@ class Follower:
         It never waits. Errors of the following thread are raised by `finish`.
 
         Raises:
-            ValueError: they lie outside the windows.
+            ValueError: they lie outside the file.
         """
         if offset < 0 or size < 0 or offset + size > self._end:
             raise ValueError(f"bytes {offset} to {offset + size} are not all below {self._end}")
@@ -176,7 +144,7 @@ class Follower:
                         self._changed.notify_all()
 
     def finish(self) -> tuple[Mapping[str, str], ...]:
-        """Wait for the end of the hashing; per window, its digests in lower-case hex by algorithm.
+        """Wait for the end of the hashing; per part, its digests in lower-case hex by algorithm.
 
         Raises:
             IntegrityError: not all bytes were reported as done; it says from where on.
@@ -189,38 +157,33 @@ class Follower:
         self._thread.join()
         if self._error is not None:
             raise self._error
-        return tuple({key: one.hexdigest() for key, one in each.items()} for each in self._hashes)
+        return tuple(self._digests)
 
     # -- the thread ----------------------------------------------------------------------------
 
     def _follow(self) -> None:
         try:
             with self._run.cancellation.calling(self._stop):
-                for start, stop in pairwise(self._stops):
-                    if any(w.start <= start and stop <= w.end for w in self._windows):
-                        self._hash(start, stop)
+                for size in self._sizes:
+                    made = {name: make() for name, make in self._hashes.items()}
+                    self._feed([one.update for one in made.values()], size)
+                    self._digests.append({name: one.hexdigest() for name, one in made.items()})
         except BaseException as error:  # noqa: BLE001 - `finish` raises it where it is awaited
             self._error = error
 
-    def _hash(self, start: int, stop: int) -> None:
-        """Hash a stretch into every window around it, as it gets written."""
-        receivers = [
-            one.update
-            for window, hashes in zip(self._windows, self._hashes, strict=True)
-            if window.start <= start and stop <= window.end
-            for one in hashes.values()
-        ]
+    def _feed(self, receivers: list[Callable[[bytes], None]], size: int) -> None:
+        """Give the next `size` bytes to `receivers`, as they get written."""
         if self._watch is not None:
             receivers.append(self._watch)
-        written = start
-        while start < stop:
-            end = min(start + CHUNK, stop)
+        stop, written = self._position + size, self._position
+        while self._position < stop:
+            end = min(self._position + CHUNK, stop)
             if written < end:
-                written = self._available(start, end)
-            for chunk in self._chunks(start, end - start):
+                written = self._available(self._position, end)
+            for chunk in self._chunks(self._position, end - self._position):
                 for receive in receivers:
                     receive(chunk)
-            self._position = start = end
+            self._position = end
 
     def _available(self, start: int, enough: int) -> int:
         """Wait until all bytes from `start` to `enough` are written; return where they end."""

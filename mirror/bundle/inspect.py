@@ -16,6 +16,7 @@ from typing import Any
 from mirror.bundle.archive import NO_OMISSIONS, Compressed, Omissions
 from mirror.bundle.reader import BundleReader
 from mirror.bundle.seekable import SeekableFile
+from mirror.documents import json_value
 from mirror.layout import (
     KINDS,
     component_of,
@@ -41,20 +42,7 @@ class _Values:
     __slots__: tuple[str, ...] = ()
 
     def to_document(self) -> dict[str, Any]:
-        return {_KEYS.get(name, name): _as_json(getattr(self, name)) for name in self.__slots__}
-
-
-def _as_json(value: object) -> object:
-    match value:
-        case _Values():
-            return value.to_document()
-        case tuple():
-            return [_as_json(one) for one in value]
-        case Mapping():
-            return {key: _as_json(one) for key, one in value.items()}
-        case Digest():
-            return str(value)
-    return value
+        return {_KEYS.get(name, name): json_value(getattr(self, name)) for name in self.__slots__}
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,9 +201,9 @@ class BundleInsight:
             "tags": self.tags,
             "manifests": self.manifests,
             "blobs": self.blobs,
-            "components": _as_json(self.components),
-            "archives": _as_json(self.archives),
-            "largestLayers": _as_json(self.layers),
+            "components": json_value(self.components),
+            "archives": json_value(self.archives),
+            "largestLayers": json_value(self.layers),
         }
 
 

@@ -26,7 +26,7 @@ from mirror.bundle.folder import (
     take_the_place,
     write_partial_seal,
 )
-from mirror.bundle.follow import Follower, MakeHash, Recheck, windows_of
+from mirror.bundle.follow import Follower, MakeHash, Recheck
 from mirror.bundle.format import (
     PARTIAL_SUFFIX,
     ZSTD_SUFFIX,
@@ -184,14 +184,15 @@ class BundleWriter:
 
         def follow(archive: Archive, file: ArchiveFile, claimed: list[Entry]) -> Follower:
             recheck = self._rechecks[archive.name] = Recheck(claimed)
-            made, windows = hashes, part_sizes(archive.size, part_size or archive.size)
+            made = hashes
             if compress is not None:
                 compressor = compress(self._folder / archive.name)
+                undo.callback(compressor.close)
                 self._compressors[archive.name] = compressor
                 made = {"zstd": lambda: compressor}
             follower = Follower(
                 file.chunks,
-                windows_of(windows),
+                part_sizes(archive.size, part_size or archive.size),
                 hashes=made,
                 watch=recheck.update if claimed else None,
                 name=archive.name,

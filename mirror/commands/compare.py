@@ -73,7 +73,7 @@ def _place(text: str) -> Path | str:
     try:
         Repository.parse(text)
     except InvalidReferenceError as err:
-        raise InputError(f"{text} is no file or folder here, and no registry: {err}") from err
+        raise InputError(f"{text} is neither a file or folder here nor a registry: {err}") from err
     return text
 
 
@@ -165,7 +165,7 @@ def inventory_command(
     file = Path(output)
     if output != _STANDARD_OUTPUT and (file.is_dir() or not file.absolute().parent.is_dir()):
         # Before the registry is asked: that takes its time.
-        raise InputError(f"{output} is no file in a folder that exists; name another one")
+        raise InputError(f"{output} is not a file in a folder that exists; name another one")
     target = access.to(registry)
     paths = {path for one in known for path in read_inventory(one).repositories}
     tree = work.enter_context(target.open(work.on_event))

@@ -17,7 +17,7 @@ from mirror.errors import (
     MissingBaseError,
 )
 
-_JSON, _TOLD = "mirror.json", "mirror.told"
+_JSON, _REPORTED = "mirror.json", "mirror.reported"
 _OTHERS = frozenset({"inspect", "merge", "mode", "config"})
 """Commands that ask no registry for which there are flags."""
 
@@ -96,8 +96,8 @@ def _tell_usage(error: click.UsageError, *, as_json: bool) -> None:
 
 
 def _tell_interrupted(ctx: click.Context) -> None:
-    if not ctx.meta.setdefault(_TOLD, False):
-        ctx.meta[_TOLD] = True
+    if not ctx.meta.setdefault(_REPORTED, False):
+        ctx.meta[_REPORTED] = True
         _tell(ctx, MESSAGE, INTERRUPTED, "Interrupted")
 
 

@@ -36,9 +36,9 @@ _PLANES = {
 @required_cluster_options
 @options.as_json
 def show_command(*, cluster: Cluster, work: Work) -> None:
-    """Show what the settings mean: the mode, the registry, and the way that each plane takes.
+    """Show what the settings mean: the mode, the registry, and the routes of each plane.
 
-    Secrets are left out. Without --sites, what only the cluster knows is left out too.
+    The output has no secrets, and without --sites nothing that only the cluster knows.
     """
     found = _settings_document(cluster)
     found["planes"] = {
@@ -58,11 +58,11 @@ def show_command(*, cluster: Cluster, work: Work) -> None:
 )
 @options.as_json
 def resolve_command(*, reference: str, cluster: Cluster, plane: str | None, work: Work) -> None:
-    """Show where REF is asked for: the ways in their order, as whom, and whom one trusts there.
+    """Show where REF is asked for: the routes in order, the login and the trusted authority.
 
     REF is an image or a repository: by its logical address
     (registry.d8-system.svc:5001/system/deckhouse/install:v1.70.0), or relative to that root
-    (install:v1.70.0). Nothing is asked; this only reads the files.
+    (install:v1.70.0). This only reads the files and asks no registry.
     """
     asked = _asked(reference, cluster)
     asking = [Plane(plane)] if plane else list(Plane)

@@ -1,4 +1,4 @@
-"""`mirror mode render`: node and service configuration of a mode, or of the way to it."""
+"""`mirror mode render`: node and service configuration of a mode, or of the transition to it."""
 
 from __future__ import annotations
 
@@ -194,7 +194,7 @@ def _nodes(texts: tuple[str, ...], *, master: bool) -> list[Node]:
         if not Path(text).exists():
             raise RenderingError(
                 f"nodes: expected NAME=ADDRESS or a YAML file of nodes, found {text!r}, which "
-                "is no file; write master-0=10.0.0.1"
+                "is not a file; write master-0=10.0.0.1"
             )
     listed = (one for text in texts if text not in files for one in text.split(","))
     named = _pairs(listed, "nodes", "NAME=ADDRESS", "write master-0=10.0.0.1")

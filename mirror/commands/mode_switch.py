@@ -79,10 +79,10 @@ def plan_command(
     undocumented: bool,
     work: Work,
 ) -> None:
-    """Plan a switch: its steps in their order, what it costs, and what stands against it.
+    """Plan a switch: its steps in order, what it costs, and what prevents it.
 
-    Nothing is done to the cluster. A switch that is refused ends with exit code 1 and names the
-    way by which the target is reached all the same.
+    This changes nothing in the cluster. A refused switch ends with exit code 1, and the output
+    names a path that reaches the target.
     """
     facts = ClusterFacts() if facts_file is None else load_facts(facts_file)
     target = RegistrySettings.load(target_file)
@@ -109,7 +109,7 @@ def _current(current_file: Path | None, state: RegistryState | None) -> Registry
         return current
     if state is None:
         raise InputError(
-            "say what the cluster has now: --from FILE (its ModuleConfig), --state FILE (the "
+            "give the cluster's present state: --from FILE (its ModuleConfig), --state FILE (the "
             "Secret registry-state), or --installing"
         )
     settings = _without_parameters(state.mode)
@@ -156,7 +156,7 @@ def _lines(plan: SwitchPlan) -> Iterator[str]:
         yield "Warnings"
         yield from (f"  {one.risk}: {one.message}" for one in plan.warnings)
     if plan.doubts:
-        yield "Still to be looked at"
+        yield "Still to check"
         yield from (f"  {one.cause}: {one.message}" for one in plan.doubts)
     if plan.refusals:
         yield "Refused"
@@ -164,12 +164,12 @@ def _lines(plan: SwitchPlan) -> Iterator[str]:
             yield f"  {refusal.cause}: {refusal.message}"
             way = " → ".join([before, *refusal.path])
             if refusal.path and refusal.cause is not Cause.NOT_SUPPORTED:  # which has it
-                yield f"    switch by this way instead: {way}"
+                yield f"    switch by this path instead: {way}"
 
 
 @dataclass(frozen=True, slots=True)
 class _Required:
-    """What a check is told about the images that the cluster needs."""
+    """The options of a check that say which images the cluster needs."""
 
     digests_file: Path | None
     inventory_path: Path | None

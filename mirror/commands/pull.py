@@ -190,8 +190,8 @@ def _base(base: str, source: TreeAccess) -> TreeAccess:
         root = Repository.parse(base)
     except InvalidReferenceError as err:
         raise InputError(
-            f"--base {base}: no file or folder of that name is here, and it is no registry "
-            f"(host[:port]/path) either: {err}"
+            f"--base {base}: there is no file or folder of that name here, and it is not a "
+            f"registry (host[:port]/path): {err}"
         ) from err
     login = source.credentials if root.host == source.root.host else None
     return replace(source, root=root, credentials=login or credentials_for(root.host))

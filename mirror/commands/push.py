@@ -103,7 +103,7 @@ def push_command(
     With --module-config, REGISTRY may be left out, or be a logical address
     (registry.d8-system.svc:5001/system/deckhouse).
 
-    Only what the registry lacks is sent; an interrupted push is completed by running it again.
+    Only what is missing is sent; to complete an interrupted push, run it again.
     Release channels turn last, when all images they lead to are there. What the registry holds
     then is published in it as a new generation, which `mirror rollback` can take back.
     """

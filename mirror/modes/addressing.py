@@ -25,9 +25,8 @@ LOGICAL_ROOT = Repository(LOGICAL_HOST, LOGICAL_PATH)
 class Route:
     """One route to an image: where to ask, for what, whom to trust, which login to use.
 
-    `repository` is the path at `host`; `reference` is None where a repository was asked for. `ca`
-    is PEM; None stands for the system's roots. `credential` is None for anonymous use. `writes`
-    tells whether the mode lets this plane push here; `writer` is the login for that.
+    `reference` is None where a repository was asked for. `ca` is PEM; None stands for the system's
+    roots. `credential` None is anonymous. `writes`: this plane may push here, as `writer`.
     """
 
     role: Role
@@ -69,8 +68,8 @@ def routes_for(
 ) -> tuple[Route, ...]:
     """The routes to an image or a repository, in the order in which to try them.
 
-    The first is that of the table in docs/modes.md. Where `access` names single replicas, they
-    follow. With both tag and digest, the digest decides.
+    The first is that of the table in docs/modes.md; single replicas that `access` names follow.
+    With both tag and digest, the digest decides.
 
     Raises:
         RouteError: the reference is not one of the cluster's in this mode, or the settings or

@@ -202,7 +202,7 @@ def targets_for(
 ) -> tuple[CheckTarget, ...]:
     """The registries to ask before a switch to `settings`: the upstream, or in Local every master.
 
-    `names` has the nodes' names by address; without it messages call a master by its address.
+    `names` (address → name) are what messages call the masters.
 
     Raises:
         RouteError: the settings or `access` do not tell where it is.
@@ -238,11 +238,10 @@ def check_images(
 ) -> CheckReport:
     """Ask every target for every required image; all targets at once, each by `workers` threads.
 
-    Without `connect`, clients follow the routes and have `impatient` options. A registry that does
-    not answer at all, or refuses the login, is asked once. After `limit_s` seconds no new question
-    begins, those under way fail with `Request timeout`, and the rest stay pending. With `again`, a
-    report about the same images and targets, the call asks only for what that report did not find:
-    first the pending images, then the failed ones.
+    Without `connect`, clients have `impatient` options. A registry that does not answer at all, or
+    refuses the login, is asked once. After `limit_s` seconds questions under way fail with `Request
+    timeout`, and the rest stay pending. With `again`, an earlier report about the same, the call
+    asks only for what that did not find, pending images first.
 
     Raises:
         CancelledError: `run` was stopped.

@@ -52,12 +52,11 @@ def connect(
     health: HealthMemory[Endpoint] | None = None,
     on_event: OnEvent = ignore,
 ) -> ModeClient:
-    """The registry of a cluster with these settings, as `plane` reaches it.
+    """The registry of a cluster with these settings, as `plane` reaches it. Touches no network.
 
-    `access` says where the cluster's own replicas are and who we are there. `options` hold for
-    every endpoint; scheme and authority come from the settings. `credentials` take the place of
-    those in the settings and in `access`. Several clients may share `health`. No network is
-    touched.
+    `access` says where the cluster's own replicas are and who we are there; `credentials` take the
+    place of all others. `options` hold for every endpoint, whose scheme and authority come from the
+    settings. Several clients may share `health`.
 
     Raises:
         RouteError: the settings and `access` do not say where the registry is on that plane.
@@ -68,17 +67,16 @@ def connect(
 class ModeClient:
     """Reads, and where the mode allows it writes, a cluster's registry. See `connect`.
 
-    A context manager, safe to use from many threads; it can be used wherever a `RegistryClient`
-    can. Repositories are named by their logical address
-    (`registry.d8-system.svc:5001/system/deckhouse/install`), the address that the mode has them
-    at, without host, or relative to the root (`install`; the root itself is the empty text). What
-    takes a tag or digest takes it as second argument, or at the end of the first.
+    A context manager, safe to use from many threads, usable wherever a `RegistryClient` is.
+    Repositories go by their logical address, by the address that the mode has them at, or relative
+    to the root (`install`; the root itself is the empty text). A tag or digest is the second
+    argument, or the end of the first.
 
-    Each reading goes from endpoint to endpoint until one delivers: past those that cannot be
-    reached, fail (5xx), refuse the login, do not have the content or have it damaged. Content is
-    absent when every endpoint says so. An endpoint that failed is asked last for a while. If a blob
-    breaks off, the next endpoint continues it. In Local mode replicas fill up independently, so
-    lists (tags, referrers) combine the answers of all that answer.
+    Each reading goes from endpoint to endpoint until one delivers, past those that cannot be
+    reached, fail (5xx), refuse the login, or have the content damaged or not at all; a blob that
+    breaks off is continued. Content is absent when every endpoint says so. An endpoint that failed
+    is asked last for a while. In Local mode, tags and referrers combine the answers of all that
+    answer.
 
     Every method raises what the same method of `RegistryClient` does, and:
 

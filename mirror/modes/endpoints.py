@@ -117,11 +117,8 @@ class HealthMemory(Generic[Name]):
     """Remembers which endpoints failed and what they do not have. Thread-safe. Times in seconds.
 
     An endpoint that fails rests for `first_rest_s`, and after each further failure in a row for
-    twice as long, up to `longest_rest_s`. While it rests, it is asked last. When the rest is over,
-    the first caller who reaches it probes it; the others ask it last until they know the result.
-    Missing content is remembered for `lack_s`.
-
-    `clock` counts seconds and never jumps.
+    twice as long, up to `longest_rest_s`: it is asked last. When the rest is over, the first caller
+    probes it for all. Missing content is remembered for `lack_s`. `clock` never jumps.
     """
 
     def __init__(
@@ -140,11 +137,10 @@ class HealthMemory(Generic[Name]):
         self._lacks: dict[tuple[Name, str], float] = {}  # the oldest first
 
     def in_order(self, endpoints: Sequence[Name], content: str) -> Iterator[Name]:
-        """The order in which to ask `endpoints` for `content`; each is chosen when it is needed.
+        """The order in which to ask for `content`; each endpoint is chosen when it is needed.
 
-        They keep their own order, except that those that did not have it a moment ago come later,
-        and those that rest come last. The caller who reaches an endpoint whose rest is over probes
-        it for all.
+        They keep their own order, but those that did not have it come later, and those that rest
+        last.
         """
         left = list(endpoints)
         while left:

@@ -9,6 +9,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from operator import attrgetter
+from typing import ClassVar
+
+from pydantic import ConfigDict
+from pydantic.alias_generators import to_camel
 
 from mirror.modes.constants import UNKNOWN_VERSION
 from mirror.modes.routes import StoreContent
@@ -39,14 +43,18 @@ class NodeFacts:
 class ClusterFacts:
     """A cluster as it is before a switch.
 
-    `bootstrapped`: bootstrap is completely finished. `managed_by_dkp`: no Managed Kubernetes.
-    `static`: no machines from a cloud provider. `queue_empty`: Deckhouse's queue of tasks.
-    `node_config_managed`: the Secret `registry-bashible-config` exists, so that an earlier switch
-    has brought the nodes' configuration into order. `saved_parameters`: an earlier mode left its
-    parameters for the deprecated kind of Unmanaged. `images_present`: the target's registry holds
-    the required images. `stores`: what lies on the masters' disks, left by whatever mode.
-    `aborted`: the settings to which a switch was under way that was not completed.
+    `bootstrapped`: bootstrap is completely finished. `managed_by_dkp`: not a Managed Kubernetes.
+    `static`: without a cloud provider's machines. `queue_empty`: Deckhouse's queue of tasks.
+    `node_config_managed`: the Secret `registry-bashible-config` exists. `saved_parameters`: an
+    earlier mode left its parameters for the deprecated kind of Unmanaged. `images_present`: the
+    target's registry holds the required images. `stores`: what lies on the masters' disks.
+    `aborted`: the settings of a switch that was begun and not completed.
     """
+
+    # As documents have it, with the nodes in it.
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(
+        extra="forbid", alias_generator=to_camel, hide_input_in_errors=True
+    )
 
     bootstrapped: bool | None = None
     managed_by_dkp: bool | None = None

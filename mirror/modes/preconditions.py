@@ -146,11 +146,7 @@ def transition_refusal(
 
 
 def check_preconditions(
-    current: RegistrySettings | None,
-    target: RegistrySettings,
-    facts: ClusterFacts,
-    *,
-    first: bool,
+    current: RegistrySettings | None, target: RegistrySettings, facts: ClusterFacts, *, first: bool
 ) -> Findings:
     """All preconditions of a switch; `first`: nobody has managed the nodes' configuration yet.
 
@@ -232,7 +228,7 @@ def _check_registry(target: RegistrySettings, facts: ClusterFacts, found: Findin
     if asked:
         where = "the registry" if upstream is None else upstream.base
         message = (
-            f"{where} must hold all images that the cluster needs; push what is absent there or "
+            f"{where} must hold all images that the cluster needs; push the absent ones there or "
             "correct imagesRepo, then check again"
         )
         found.demand(facts.images_present, Cause.IMAGES, message)

@@ -68,9 +68,7 @@ class RequiredSet:
 
 
 def from_values(
-    values: Mapping[str, Any],
-    critical: Iterable[str],
-    deployment: Mapping[str, Any] | None = None,
+    values: Mapping[str, Any], critical: Iterable[str], deployment: Mapping[str, Any] | None = None
 ) -> RequiredSet:
     """What a cluster's values require (`global.modulesImages.digests`) of its critical modules."""
     wanted = frozenset(map(kebab, critical))

@@ -127,8 +127,7 @@ class PlaneRow:
     """How one plane reaches images in one mode.
 
     Attributes:
-        roles: where to ask, in order. After a door follow the single replicas, since a client
-            behind the door cannot choose one.
+        roles: where to ask, in order; after a door the single replicas behind it.
         reader: the module's user to log in as; None stands for the upstream's own login.
         writer: the user to write as, where `writes`; None as for `reader`.
         writes: whether the route itself may be written to.
@@ -226,9 +225,7 @@ _UNMANAGED_PLANES = _planes(
 _DIRECT_PLANES = _planes(
     PlaneRow(_UPSTREAM, refusal="containerd only reads"),
     PlaneRow(
-        (Role.SERVICE,),
-        refusal=_PASSES_ON,
-        no_catalogue="the in-cluster proxy grants pulls only",
+        (Role.SERVICE,), refusal=_PASSES_ON, no_catalogue="the in-cluster proxy grants pulls only"
     ),
     _PUSHED,
     PlaneRow(_UPSTREAM, refusal=_PASSES_ON),

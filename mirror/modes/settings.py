@@ -34,10 +34,10 @@ class Account:
 class ClusterAccess:
     """Where a cluster's registry replicas are, whom to trust there, and who we are.
 
-    `masters` are addresses (InternalIP) without a port, in the order in which to try them. `ca` is
-    the module's own authority in PEM. `public_host` is `registry.<PUBLIC_DOMAIN>`, None where the
-    cluster has no public domain; clients trust `public_ca` there beside the system's roots. Leave
-    out what the mode and plane at hand do not need.
+    `masters` are addresses (InternalIP) without a port, in the order of trying; `ca` is the
+    module's own authority in PEM. Clients trust `public_ca` at `public_host`
+    (`registry.<PUBLIC_DOMAIN>`) beside the system's roots. Leave out what the mode and plane at
+    hand do not need.
     """
 
     masters: tuple[str, ...] = ()
@@ -195,8 +195,8 @@ _SECTION_TYPES: dict[str, type[UpstreamSection]] = {
 class RegistrySettings(_Section):
     """How a cluster reaches its images: the mode, and the section that belongs to it.
 
-    `legacy` is not a field of documents: in the deprecated kind of Unmanaged it has the settings of
-    the installation (`InitConfiguration`), if they are known.
+    `legacy` is not a field of documents: it has the settings of the installation, if they are
+    known, in the deprecated kind of Unmanaged.
 
     Raises:
         InvalidSettingsError: a rule is broken; `findings` has all of them.
@@ -235,9 +235,8 @@ class RegistrySettings(_Section):
     def load(cls, source: Path | str | Mapping[str, Any]) -> RegistrySettings:
         """Settings from a file (`Path`), from YAML text (`str`), or from a mapping.
 
-        Each may be a whole ModuleConfig `deckhouse`, its `settings`, the `registry` section
-        itself, or an InitConfiguration. A file or text may hold several documents, of which
-        others are passed over.
+        That is a whole ModuleConfig `deckhouse`, its `settings`, the `registry` section itself, or
+        an InitConfiguration; other documents of a file or text are ignored.
 
         Raises:
             InvalidSettingsError: a rule is broken; `findings` has all of them.

@@ -5,22 +5,21 @@ Messages never quote the files of accesses and facts. Paths in a file are relati
 
 from __future__ import annotations
 
-import ipaddress
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from pathlib import Path, PurePosixPath
 from typing import Any, Self, TypeVar
 
 import yaml
-from pydantic import SecretStr, ValidationError, model_validator
+from pydantic import SecretStr, TypeAdapter, ValidationError, model_validator
+from pydantic.alias_generators import to_camel
 
 from mirror.documents import StrictLoader, line, problems, read_documents
 from mirror.errors import FileSystemError, InputError, RenderingError
 from mirror.modes import constants, module_config
 from mirror.modes.constants import PUSH_NAME, RegistryUser
-from mirror.modes.outcomes import ClusterFacts, NodeFacts
-from mirror.modes.routes import StoreContent
+from mirror.modes.outcomes import ClusterFacts
 from mirror.modes.settings import Account, CamelModel, ClusterAccess, RegistrySettings
 from mirror.nodeconfig.tree import (
     checked_address,
@@ -28,6 +27,7 @@ from mirror.nodeconfig.tree import (
     checked_node_name,
     checked_port,
     host_port,
+    is_address,
 )
 
 
@@ -197,11 +197,7 @@ def read_text(path: Path) -> str:
 _NAME = "%s"
 
 
-class _ClusterDocument(CamelModel, populate_by_name=False):
-    pass
-
-
-class AccessFile(_ClusterDocument):
+class AccessFile(CamelModel, populate_by_name=False):
     """Where a cluster's registry replicas are, as `--sites` reads it."""
 
     masters: tuple[str, ...] = ()
@@ -229,7 +225,7 @@ class AccessFile(_ClusterDocument):
             if one is not None and other is not None:
                 raise ValueError(f"{names} exclude each other; keep one")
         for number, master in enumerate(self.masters):
-            if not _is_address(master):
+            if not _is_host(master):
                 raise ValueError(
                     f"masters.{number}: expected an address or a name without scheme, port and "
                     "path, as in 10.0.0.1"
@@ -263,35 +259,10 @@ class AccessFile(_ClusterDocument):
         )
 
 
-def _is_address(text: str) -> bool:
+def _is_host(text: str) -> bool:
     """Whether it is an IP address, with or without brackets, or a host's name."""
-    try:
-        ipaddress.ip_address(text.removeprefix("[").removesuffix("]"))
-    except ValueError:
-        return re.fullmatch(r"[0-9A-Za-z]([0-9A-Za-z.-]*[0-9A-Za-z])?", text) is not None
-    return True
-
-
-class FactsFile(_ClusterDocument):
-    """The state of a cluster before a switch, as `--facts` reads it. What is left out is unknown,
-    and a plan then asks to check it."""
-
-    bootstrapped: bool | None = None
-    managed_by_dkp: bool | None = None
-    static: bool | None = None
-    queue_empty: bool | None = None
-    node_config_managed: bool | None = None
-    saved_parameters: bool | None = None
-    images_present: bool | None = None
-    nodes: tuple[NodeFacts, ...] | None = None
-    stores: frozenset[StoreContent] | None = None
-    aborted: Mapping[str, Any] | None = None
-    """The registry section of a switch that was begun and not completed."""
-
-    def facts(self) -> ClusterFacts:
-        """What the file says, as values."""
-        aborted = None if self.aborted is None else RegistrySettings.load(self.aborted)
-        return ClusterFacts(**{**dict(self), "aborted": aborted})
+    bare = text.removeprefix("[").removesuffix("]")
+    return is_address(bare) or bool(re.fullmatch(r"[0-9A-Za-z]([0-9A-Za-z.-]*[0-9A-Za-z])?", text))
 
 
 def load_access(path: Path) -> ClusterAccess:
@@ -300,16 +271,26 @@ def load_access(path: Path) -> ClusterAccess:
     Raises:
         InputError: it, or a file that it names, cannot be read or is not what it must be.
     """
-    return _parsed(AccessFile, path).access(path.parent)
+    keys = [field.alias or name for name, field in AccessFile.model_fields.items()]
+    return _parsed(AccessFile.model_validate, keys, read_document(path), path).access(path.parent)
 
 
 def load_facts(path: Path) -> ClusterFacts:
-    """Read a file with the keys of `FactsFile`.
+    """Read a file with the fields of `ClusterFacts` as keys (`queueEmpty`).
+
+    `aborted` is the registry section of that switch. What is left out is unknown, and a plan then
+    asks to check it.
 
     Raises:
         InputError: it cannot be read or is not what it must be.
     """
-    return _parsed(FactsFile, path).facts()
+    document = dict(read_document(path))
+    if (aborted := document.get("aborted")) is not None:
+        if not isinstance(aborted, Mapping):
+            raise InputError(f"{path}: aborted: expected keys and values")
+        document["aborted"] = RegistrySettings.load(aborted)
+    keys = [to_camel(field.name) for field in fields(ClusterFacts)]
+    return _parsed(TypeAdapter(ClusterFacts).validate_python, keys, document, path)
 
 
 def read_document(path: Path) -> Mapping[str, Any]:
@@ -320,18 +301,19 @@ def read_document(path: Path) -> Mapping[str, Any]:
     return documents[0] if documents else {}
 
 
-_File = TypeVar("_File", bound=_ClusterDocument)
+_File = TypeVar("_File")
 
 
-def _parsed(kind: type[_File], path: Path) -> _File:
-    document = read_document(path)
+def _parsed(
+    parse: Callable[[Any], _File], keys: Sequence[str], document: Mapping[str, Any], path: Path
+) -> _File:
     try:
-        return kind.model_validate(document)
+        return parse(document)
     except ValidationError as err:
-        known = ", ".join(field.alias or name for name, field in kind.model_fields.items())
         lines = [f"  {problem}" for problem in problems(err, "the document")]
+        known = f"  keys: {', '.join(keys)}"
         # Not `from err`, whose text may quote the document.
-        raise InputError("\n".join([f"{path} has mistakes:", *lines, f"  keys: {known}"])) from None
+        raise InputError("\n".join([f"{path} has mistakes:", *lines, known])) from None
 
 
 def _authority(path: Path) -> str:

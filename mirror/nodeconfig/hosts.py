@@ -111,7 +111,7 @@ def mirrors_of(
     return {upstream.host: (upstream_mirror(upstream, None),)}
 
 
-def join_mirrors(old: HostMirrors, new: HostMirrors) -> dict[str, tuple[HostMirror, ...]]:
+def join_mirrors(old: HostMirrors, new: HostMirrors) -> HostMirrors:
     """The mirrors of a transition: the old ones, then the new.
 
     A new one with the same registry and path takes the old one's place (a changed password or CA).

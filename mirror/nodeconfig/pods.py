@@ -21,10 +21,7 @@ VERSION_ANNOTATION = "registry.deckhouse.io/config-version"
 
 
 def manifest(
-    name: str,
-    labels: Mapping[str, str],
-    annotations: Mapping[str, str],
-    spec: Mapping[str, Any],
+    name: str, labels: Mapping[str, str], annotations: Mapping[str, str], spec: Mapping[str, Any]
 ) -> dict[str, Any]:
     """A pod on the node's network. The kubelet adds the node's name to `name`.
 

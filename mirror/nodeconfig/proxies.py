@@ -42,9 +42,8 @@ from mirror.nodeconfig.tree import (
 class Nginx:
     """What differs between installations of nginx. The defaults suit an image of nginx.
 
-    `modules` are paths of modules to load, which packages keep apart: Debian's stream module is
-    `/usr/lib/nginx/modules/ngx_stream_module.so`. `runtime` is a folder that nginx may write to,
-    for its pid file and the relay's temporary files.
+    `modules` are paths of modules to load, such as Debian's ngx_stream_module.so. `runtime` is a
+    folder that nginx may write to.
     """
 
     modules: tuple[str, ...] = ()

@@ -9,7 +9,7 @@ import hashlib
 import hmac
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import partial, reduce
 from pathlib import Path, PurePosixPath
 from types import MappingProxyType
 
@@ -218,15 +218,10 @@ class _Rendering:
             files |= self._service_files(node, service, places, config)
         return files
 
-    def _mirrors(
-        self, node: Node, sides: Sequence[RegistrySettings]
-    ) -> dict[str, tuple[hosts.HostMirror, ...]]:
-        reader = self.kept.users[RegistryUser.RO].account
-        mirrors: dict[str, tuple[hosts.HostMirror, ...]] = {}
-        for side in sides:
-            new = hosts.mirrors_of(side, node, self.kept.trusted, reader)
-            mirrors = hosts.join_mirrors(mirrors, new)
-        return mirrors
+    def _mirrors(self, node: Node, sides: Sequence[RegistrySettings]) -> hosts.HostMirrors:
+        reader, ca = self.kept.users[RegistryUser.RO].account, self.kept.trusted
+        each = (hosts.mirrors_of(side, node, ca, reader) for side in sides)
+        return reduce(hosts.join_mirrors, each, {})
 
     def _relay_tree(self, node: Node, sides: Sequence[RegistrySettings]) -> Tree:
         places = self.options.places(f"nodes/{node.name}")
@@ -235,7 +230,6 @@ class _Rendering:
         return proxies.relay_files(node, behind, places, nginx, self.options.images.nginx)
 
     def _relay_restarts(self, node: Node, tree: Tree) -> bool:
-        """Whether the pod of the node's relay changes against the time before the transition."""
         before = self._relay_tree(node, self.sides[:-1]).get(constants.RELAY_POD)
         return before is not None and tree.get(constants.RELAY_POD) != before
 

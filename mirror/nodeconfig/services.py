@@ -17,15 +17,9 @@ from mirror.errors import RenderingError
 from mirror.modes.constants import LOGICAL_PATH, RegistryUser
 from mirror.modes.settings import Account, Upstream
 from mirror.nodeconfig.cluster import Node, NodePaths, Ports
+from mirror.nodeconfig.hosts import upstream_mirror
 from mirror.nodeconfig.service_secrets import HashedAccount
-from mirror.nodeconfig.tree import (
-    checked_registry_host,
-    checked_repository_path,
-    checked_scheme,
-    checked_secret,
-    checked_user_name,
-    host_port,
-)
+from mirror.nodeconfig.tree import checked_repository_path, checked_secret, host_port
 
 
 class Distribution(StrEnum):
@@ -190,27 +184,18 @@ def _common(
 
 
 def _proxy(upstream: Upstream) -> dict[str, Any]:
-    scheme = checked_scheme(upstream.scheme, "upstream scheme")
-    proxy: dict[str, Any] = {
-        "remoteurl": f"{scheme}://{checked_registry_host(upstream.host, 'upstream host')}"
-    }
-    if upstream.account is not None:
-        proxy["username"] = checked_user_name(upstream.account.name, "upstream user name")
-        proxy["password"] = checked_secret(
-            upstream.account.password.get_secret_value(), "upstream password"
-        )
+    mirror = upstream_mirror(upstream, None)  # checks every value
+    proxy = {"remoteurl": f"{mirror.scheme}://{mirror.host}"}
+    if mirror.account is not None:
+        proxy["username"] = mirror.account.name
+        proxy["password"] = mirror.account.password.get_secret_value()
     return proxy
 
 
 def _fork_proxy(upstream: Upstream, places: NodePaths) -> dict[str, Any]:
     path = checked_repository_path(upstream.path, "upstream path")
-    keys: dict[str, Any] = {
-        "remotepathonly": f"/{path}" if path else "",
-        "localpathalias": f"/{LOGICAL_PATH}",
-    }
-    if upstream.ca is not None:
-        keys["ca"] = places.pki("upstream-ca.crt")
-    return keys
+    keys = {"remotepathonly": f"/{path}" if path else "", "localpathalias": f"/{LOGICAL_PATH}"}
+    return keys if upstream.ca is None else {**keys, "ca": places.pki("upstream-ca.crt")}
 
 
 def peers_of(node: Node, masters: Sequence[Node]) -> tuple[Node, ...]:
@@ -273,17 +258,10 @@ def in_cluster_auth(places: NodePaths, user: HashedAccount | None, port: int) ->
 
 
 def _token_server(
-    listen: str,
-    path: Callable[[str], str],
-    hashes: Mapping[str, str],
-    access: list[dict[str, Any]],
+    listen: str, path: Callable[[str], str], hashes: Mapping[str, str], access: list[dict[str, Any]]
 ) -> dict[str, Any]:
     return {
-        "server": {
-            "addr": listen,
-            "real_ip_header": "X-Forwarded-For",
-            **_pair(path, "auth"),
-        },
+        "server": {"addr": listen, "real_ip_header": "X-Forwarded-For", **_pair(path, "auth")},
         "token": {"issuer": ISSUER, "expiration": LIFETIME_S, **_pair(path, "token")},
         "users": {name: {"password": value} for name, value in hashes.items()},
         "acl": access,
@@ -310,19 +288,19 @@ def replication_config(
     """The settings of the daemon on `node`, its pace included although that is the default."""
     if not peers:
         raise ValueError("replication needs at least one peer")
+    users = {
+        role: {"name": account.name, "password": account.password.get_secret_value()}
+        for role, account in (
+            ("puller", accounts[RegistryUser.MIRROR_PULLER]),
+            ("pusher", accounts[RegistryUser.MIRROR_PUSHER]),
+        )
+    }
     return {
         "ca": places.pki("ca.crt"),
-        "users": {
-            "puller": _user(accounts[RegistryUser.MIRROR_PULLER]),
-            "pusher": _user(accounts[RegistryUser.MIRROR_PUSHER]),
-        },
+        "users": users,
         "local": node.registry,
         "remote": [peer.registry for peer in peers],
         "sleep": SLEEP_S,
         "parallelizm": PARALLEL,
         "listen": host_port("127.0.0.1", node.ports.replication),
     }
-
-
-def _user(account: Account) -> dict[str, str]:
-    return {"name": account.name, "password": account.password.get_secret_value()}

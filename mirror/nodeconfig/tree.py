@@ -142,11 +142,6 @@ def place_tree(tree: Tree, root: Path) -> Placed:
     return Placed(tree, root, after, former, replaced, tuple(written), tuple(unchanged))
 
 
-def write_tree(tree: Tree, root: Path) -> TreeChanges:
-    """Make the module's files below `root` equal to `tree`: `place_tree`, then `clean`."""
-    return place_tree(tree, root).clean()
-
-
 def hosts_state(hosts: list[str]) -> bytes:
     """The list of host directories that the module manages, as nodes keep it."""
     return json.dumps(hosts, separators=(",", ":")).encode()

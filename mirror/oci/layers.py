@@ -247,11 +247,7 @@ class _Image:
         self._views = [_LayerView() for _ in layers]
 
     def file(self, path: str) -> bytes | None:
-        """The content of the regular file at `path`; None if there is no such file.
-
-        Raises:
-            _UnreadError: a layer must be read for this path first.
-        """
+        """The content of the regular file at `path`; None if there is no such file."""
         node = self._resolve(path, len(self._layers) - 1, itertools.count(1), follow=True)
         if node is None or node.kind is not EntryKind.FILE:
             return None

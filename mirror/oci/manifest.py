@@ -238,10 +238,25 @@ def _config_artifact_type(config: _WireDescriptor | None) -> str | None:
     return config.media_type or None
 
 
-def descriptor_json(descriptor: Descriptor) -> dict[str, Any]:
+def referrer_json(manifest: Manifest) -> dict[str, Any]:
+    """What an index of referrers says of `manifest`, which refers to something as its subject."""
+    kind = manifest.artifact_type or (manifest.config and manifest.config.media_type) or None
+    return descriptor_json(manifest.descriptor, kind, manifest.annotations)
+
+
+def descriptor_json(
+    descriptor: Descriptor,
+    artifact_type: str | None = None,
+    annotations: Mapping[str, str] | None = None,
+) -> dict[str, Any]:
     """`descriptor` as a JSON object, keys in the specification's order."""
-    return {
+    document: dict[str, Any] = {
         "mediaType": descriptor.media_type,
         "digest": str(descriptor.digest),
         "size": descriptor.size,
     }
+    if artifact_type is not None:
+        document["artifactType"] = artifact_type
+    if annotations:
+        document["annotations"] = dict(annotations)
+    return document

@@ -10,7 +10,7 @@ import hashlib
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from mirror.errors import (
     DigestMismatchError,
@@ -23,13 +23,14 @@ _HEX_LENGTH = {"sha256": 64, "sha512": 128}
 _ENCODED = {name: re.compile(f"[0-9a-f]{{{length}}}") for name, length in _HEX_LENGTH.items()}
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class Digest:
+class Digest(NamedTuple):
     """Identity of some bytes, written `algorithm:encoded`.
 
     Only the registered algorithms `sha256` and `sha512` are known. Others are refused, since a
     digest that cannot be computed proves nothing.
     """
+
+    # A tuple: inventories compare, hash and sort digests by the hundred thousand.
 
     algorithm: str
     encoded: str
@@ -79,51 +80,49 @@ class Verifier:
         self.count = 0
 
     def update(self, chunk: bytes) -> None:
-        """Take the next bytes into account.
-
-        Raises:
-            SizeMismatchError: there are more bytes than expected.
-        """
+        """Take the next bytes into account; raise SizeMismatchError if there are too many."""
         self.count += len(chunk)
         if self._size is not None and self.count > self._size:
             raise SizeMismatchError(where=self._where, expected=self._size, actual=self.count)
         self._hash.update(chunk)
 
     def finish(self) -> None:
-        """Judge the whole.
-
-        Raises:
-            SizeMismatchError: bytes are missing.
-            DigestMismatchError: the bytes have another digest.
-        """
+        """Judge the whole, or raise SizeMismatchError or DigestMismatchError."""
         if self._size is not None and self.count != self._size:
             raise SizeMismatchError(where=self._where, expected=self._size, actual=self.count)
         actual = Digest(self._expected.algorithm, self._hash.hexdigest())
         if actual != self._expected:
             raise DigestMismatchError(where=self._where, expected=self._expected, actual=actual)
 
+    def passing(self, chunks: Iterable[bytes], position: int = 0) -> Iterator[bytes]:
+        """Pass `chunks` on, but hold the last one back until the whole has been verified.
+
+        A receiver that needs all bytes, such as an upload of known length, therefore never
+        completes with wrong ones. `chunks` begin at `position`, at most `count`; what was counted
+        before is not hashed again.
+
+        Raises:
+            SizeMismatchError, DigestMismatchError: the whole is not what it should be.
+        """
+        held: bytes | None = None
+        for chunk in chunks:
+            known = self.count - position
+            if known < len(chunk):
+                self.update(chunk[known:] if known else chunk)
+            position += len(chunk)
+            if held is not None:
+                yield held
+            held = chunk
+        self.finish()
+        if held is not None:
+            yield held
+
 
 def verified(
     chunks: Iterable[bytes], expected: Digest, size: int | None, *, where: str
 ) -> Iterator[bytes]:
-    """Pass `chunks` on, but hold the last one back until the whole has been verified.
-
-    A receiver that needs all bytes, such as an upload of known length, therefore never completes
-    with wrong ones.
-
-    Raises:
-        SizeMismatchError, DigestMismatchError: as `Verifier`.
-    """
-    verifier = Verifier(expected, size, where)
-    held: bytes | None = None
-    for chunk in chunks:
-        verifier.update(chunk)
-        if held is not None:
-            yield held
-        held = chunk
-    verifier.finish()
-    if held is not None:
-        yield held
+    """Pass `chunks` on, which begin with the first byte; see `Verifier.passing`."""
+    return Verifier(expected, size, where).passing(chunks)
 
 
 # -- references ------------------------------------------------------------------------------------

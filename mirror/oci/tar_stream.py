@@ -12,14 +12,14 @@ of any size into memory, recurses once per extended header and remembers every m
 from __future__ import annotations
 
 import enum
+import io
 import itertools
 import re
 import tarfile
 import zlib
-from collections import deque
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import zstandard
 
@@ -270,7 +270,9 @@ class TarStream:
     """
 
     def __init__(self, chunks: Iterator[bytes], where: str, *, end_marker: bool) -> None:
-        self._source = _Bytes(chunks)
+        self._chunks = chunks
+        self._source = io.BufferedReader(_Chunks(chunks), _PIECE)
+        self._position = 0
         self._where, self._end_marker = where, end_marker
         self._data = 0  # bytes of the entry's data not read yet
         self._padding = 0
@@ -278,7 +280,7 @@ class TarStream:
     def __iter__(self) -> Iterator[TarEntry]:
         while entry := self._next():
             yield entry
-        for _ in self._source.chunks:  # to the stream's very end
+        for _ in self._chunks:  # to the stream's very end
             pass
 
     def read(self) -> bytes:
@@ -338,12 +340,15 @@ class TarStream:
         """Skip the rest of the last entry and read the next header block, if there is one."""
         left = self._data + self._padding
         self._data = self._padding = 0
-        if self._source.skip(left) != left:
-            self._fail("cut off inside a file")
-        at = self._source.position
-        block = self._source.take(_BLOCK)
+        while left:
+            skipped = len(self._take(min(left, _PIECE)))
+            if not skipped:
+                self._fail("cut off inside a file")
+            left -= skipped
+        at = self._position
+        block = self._take(_BLOCK)
         if block == _ZEROS:
-            following = self._source.take(_BLOCK)
+            following = self._take(_BLOCK)
             if extended or following not in (_ZEROS, b""):
                 self._fail(f"a block of zeros in the middle, at byte {at}")
             return None
@@ -370,11 +375,17 @@ class TarStream:
                 more = self._exactly(_BLOCK, padded=False)[504]
         return header
 
+    def _take(self, size: int) -> bytes:
+        """Read `size` bytes; fewer only at the end."""
+        data = self._source.read(size)
+        self._position += len(data)
+        return data
+
     def _expect(self, size: int) -> None:
         self._data, self._padding = size, -size % _BLOCK
 
     def _exactly(self, size: int, *, padded: bool = True) -> bytes:
-        data = self._source.take(size)
+        data = self._take(size)
         if len(data) != size:
             self._fail("cut off inside a file" if padded else "cut off at a header")
         return data
@@ -402,46 +413,24 @@ def _text(field: bytes) -> str:
     return field.split(b"\0", 1)[0].decode("utf-8", "surrogateescape")
 
 
-class _Bytes:
+class _Chunks(io.RawIOBase):
     """Chunks of any length, as a file that is read forwards."""
 
     def __init__(self, chunks: Iterator[bytes]) -> None:
-        self.chunks = chunks
+        super().__init__()
+        self._chunks = chunks
         self._held = memoryview(b"")
-        self.position = 0
 
-    def take(self, size: int) -> bytes:
-        """Read `size` bytes; fewer only at the end."""
-        if size <= len(self._held):  # nearly always
-            data = bytes(self._held[:size])
-            self._held = self._held[size:]
-        else:
-            pieces: deque[memoryview] = deque()
-            missing = size
-            while missing and self._fill():
-                piece = self._held[:missing]
-                self._held = self._held[missing:]
-                missing -= len(piece)
-                pieces.append(piece)
-            data = b"".join(pieces)
-        self.position += len(data)
-        return data
-
-    def skip(self, size: int) -> int:
-        """Skip `size` bytes; return how many there were."""
-        missing = size
-        while missing and self._fill():
-            step = min(missing, len(self._held))
-            self._held = self._held[step:]
-            missing -= step
-        self.position += size - missing
-        return size - missing
-
-    def _fill(self) -> bool:
-        """Make some bytes available; False at the end."""
-        while not len(self._held):
-            chunk = next(self.chunks, None)
-            if chunk is None:
-                return False
-            self._held = memoryview(chunk)
+    def readable(self) -> bool:
         return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not self._held:
+            chunk = next(self._chunks, None)
+            if chunk is None:
+                return 0
+            self._held = memoryview(chunk)
+        size = min(len(buffer), len(self._held))
+        buffer[:size] = self._held[:size]
+        self._held = self._held[size:]
+        return size

@@ -15,7 +15,7 @@ from mirror.errors import MirrorError, StatementError
 from mirror.events import PhaseAdvanced, PhaseStarted, Warned
 from mirror.layout import publication_stage
 from mirror.oci import Digest
-from mirror.operations.trees import see_registry
+from mirror.operations.trees import walk_tree
 from mirror.release.discovery import discovery_images, has_index, index_of
 from mirror.run import Run, gather
 from mirror.sync import Finding, Inventory, union
@@ -221,9 +221,14 @@ def diff(a: Path | RegistryTree, b: Path | RegistryTree, *, run: Run | None = No
         if isinstance(place, Path):
             return str(place), read_inventory(place)
         run.on_event(PhaseStarted(f"looking at {place.name}"))
-        inventory, unread = see_registry(place.within(run), run=run)
-        failures.extend(unread)
-        return place.name, inventory
+        tree = place.within(run)
+        state = read_state(tree)
+        # A statement spares reading manifests, and names those that no tag leads to. No more: a tag
+        # that somebody moved is seen where it is.
+        known = state.newest.statement.inventory if state.newest else None
+        found = walk_tree(tree, known, run=run).complete()
+        failures.extend(found.failures)
+        return tree.name, found.held
 
     (a_name, ours), (b_name, theirs) = seen(a), seen(b)
     if has_index(theirs) and not has_index(ours) and isinstance(a, Path):

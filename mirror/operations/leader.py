@@ -6,7 +6,6 @@ import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import TypeVar
 
 from mirror.errors import (
     ConflictError,
@@ -17,7 +16,7 @@ from mirror.errors import (
 )
 from mirror.layout import is_attachment_tag, is_digest_tag, parse_version, publication_stage
 from mirror.oci import Digest
-from mirror.operations.trees import ask_at_once, walk_open, walk_tree
+from mirror.operations.trees import ask_at_once, walk_tree
 from mirror.run import Run
 from mirror.sync import (
     Inventory,
@@ -39,11 +38,9 @@ from mirror.sync.publication_state import (
     read_state,
     read_statement,
 )
-from mirror.sync.statement import REPOSITORY, Artifact, generation_of, reachable
+from mirror.sync.statement import REPOSITORY, Artifact, generation_of
 from mirror.sync.tree import RegistryTree
 from mirror.sync.walk import Memory
-
-Answer = TypeVar("Answer")
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,23 +120,20 @@ class Leader:
     def _read(self) -> Facts:
         tree = self.tree
         if self.digest is not None:
-            published = _read_at(tree, self.digest)
+            published = read_statement(tree, self.digest)
+            if published is None:
+                raise NotFoundError(
+                    f"{tree.name}: the statement {self.digest} is gone; run the command again"
+                )
             self.generation = published.statement.generation
             return Facts(published.statement.inventory, published, read_artifact(tree, published))
-        found = walk_tree(tree, run=self._run)
+        found = walk_tree(tree, run=self._run).complete()
         if not found.held.repositories:
             raise NotFoundError(
                 f"the leader {tree.name} states no inventory and holds no image; push to it first, "
                 "or name another leader with --from"
             )
         return Facts(found.held, failures=found.failures)
-
-
-def _read_at(tree: RegistryTree, digest: Digest) -> Published:
-    published = read_statement(tree, digest)
-    if published is None:
-        raise NotFoundError(f"{tree.name}: the statement {digest} is gone; run the command again")
-    return published
 
 
 def choose_leader(
@@ -153,18 +147,18 @@ def choose_leader(
     whoever has not answered after `patience_s` seconds counts as unreachable.
     """
     failures: list[Failure] = []
-    standings: list[tuple[PublicationState, RegistryTree]] = []
-    stating: list[tuple[Published, bool, RegistryTree]] = []
-    answers = ask_at_once(
-        trees, lambda tree: read_state(tree), patience_s=patience_s, run=Run.of(run)
-    )
+    states: list[tuple[RegistryTree, PublicationState]] = []
+    answers = ask_at_once(trees, read_state, patience_s=patience_s, run=Run.of(run))
     for tree, answer in zip(trees, answers, strict=True):
         if isinstance(answer, MirrorError):
             failures.append(Failure(tree.name, "its statement", answer))
-            continue
-        standings.append((answer, tree))
-        if answer.current is not None and not answer.notices:
-            stating.append((answer.current, answer.pending is not None, tree))
+        else:
+            states.append((tree, answer))
+    stating = [
+        (one.current, one.pending is not None, tree)
+        for tree, one in states
+        if one.current is not None and not one.notices
+    ]
     if not stating:
         raise NotFoundError(
             f"none of {', '.join(tree.name for tree in trees)} states a complete inventory; "
@@ -181,7 +175,7 @@ def choose_leader(
     leader = min(ahead, key=lambda one: one[1])[2]
     failures += (
         Failure(tree.name, "its statement", _on_its_way(one.generation, leader, highest))
-        for one, tree in standings
+        for tree, one in states
         if one.generation > highest
     )
     return leader, tuple(failures)
@@ -242,7 +236,7 @@ def adopt(
     offers: list[tuple[RegistryTree, Inventory]] = []
     for peer in (peer.within(run) for peer in peers):
         try:
-            found = walk_tree(peer, memory=memories.get(peer.name), run=run)
+            found = walk_tree(peer, memory=memories.get(peer.name), run=run).complete()
         except MirrorError as err:
             run.check()
             failures.append(Failure(peer.name, "the peer as a whole", err))
@@ -254,7 +248,7 @@ def adopt(
     sent = 0
     try:
         offered = union(inventory for _, inventory in offers)
-        here = walk_open(replica, offered, memory=memories.get(replica.name), run=run)
+        here = walk_tree(replica, offered, memory=memories.get(replica.name), run=run)
         failures += here.failures
         doubtful = {item.repository for item in here.unclear}
         place, (held, _) = replica.target(run), complete_subset(here.held)
@@ -289,8 +283,8 @@ def undisputed(offered: Inventory, there: Tags) -> tuple[Inventory, tuple[Item, 
         named = there.get(path, {})
         tags = {tag: d for tag, d in content.tags.items() if named.get(tag, d) == d}
         conflicts += (Item(path, named[tag], tag) for tag in sorted(content.tags.keys() - tags))
-        untagged = content.manifests.keys() - reachable(content, content.tags.values())
-        digests = reachable(content, {*tags.values(), *untagged})
+        untagged = content.manifests.keys() - content.reachable(content.tags.values())
+        digests = content.reachable({*tags.values(), *untagged})
         nodes = {d: node for d, node in content.manifests.items() if d in digests}
         needed = {blob.digest for node in nodes.values() for blob in node.blobs}
         blobs = {d: size for d, size in content.blobs.items() if d in needed}

@@ -1,4 +1,4 @@
-"""Prune: remove from a registry what nobody names that is to be kept, or what its leader lacks."""
+"""Prune: remove from a registry what nothing kept names, from a replica what its leader has not."""
 
 from __future__ import annotations
 
@@ -150,7 +150,12 @@ def prune(
         failures = _carry_out(tree, removal, doomed, gone, run)
         removal = removal.only(gone)
         if read_tips(tree) != tips:
-            failures += (Failure(tree.name, "the registry as a whole", _overtaken(tree)),)
+            overtaken = ConflictError(
+                f"{tree.name}: another push, rollback or sync published something while this prune "
+                "removed things that it may have counted on; run that one again, which brings what "
+                "is missing, and `mirror status --blobs` to see that everything is there"
+            )
+            failures += (Failure(tree.name, "the registry as a whole", overtaken),)
     left, before = after(there, removal).blob_sizes(), there.blob_sizes()
     freed = sum(size for digest, size in before.items() if digest not in left)
     numbers = tuple(sorted(doomed))
@@ -196,21 +201,15 @@ class _Generation:
 def after(there: Inventory, removal: Removal) -> Inventory:
     """What `removal` leaves of `there`, without blobs that only the removed manifests need."""
     gone = {(one.repository, one.digest) for one in removal.manifests}
-    tags = {(one.repository, one.tag) for one in removal.tags}
+    untagged = {(one.repository, one.tag) for one in removal.tags}
     contents = {}
     for path, content in there.repositories.items():
         manifests = {d: node for d, node in content.manifests.items() if (path, d) not in gone}
-        content_left = RepositoryContent(
-            {
-                tag: digest
-                for tag, digest in content.tags.items()
-                if (path, tag) not in tags and digest in manifests
-            },
-            manifests,
-            {blob.digest: blob.size for node in manifests.values() for blob in node.blobs},
-        )
-        if content_left:
-            contents[path] = content_left
+        named = {tag: d for tag, d in content.tags.items() if d in manifests}
+        tags = {tag: d for tag, d in named.items() if (path, tag) not in untagged}
+        blobs = {blob.digest: blob.size for node in manifests.values() for blob in node.blobs}
+        if left := RepositoryContent(tags, manifests, blobs):
+            contents[path] = left
     return Inventory(contents)
 
 
@@ -220,14 +219,6 @@ def _inventory_of(place: Path) -> Inventory:
 
     found = read_inventory(place)
     return union([found, discovery_images(found).inventory()])
-
-
-def _overtaken(tree: RegistryTree) -> ConflictError:
-    return ConflictError(
-        f"{tree.name}: another push, rollback or sync published something while this prune removed "
-        "things that it may have counted on; run that one again, which brings what is missing, and "
-        "`mirror status --blobs` to see that everything is there"
-    )
 
 
 def _state_rest(
@@ -266,30 +257,18 @@ def _carry_out(
 # -- a replica, of what its leader does not have ---------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class Extras:
-    """What a replica has and its leader lacks. `unread` may be extras too but could not be read."""
-
-    removal: Removal
-    unread: tuple[Failure, ...] = ()
-
-    @property
-    def items(self) -> list[str]:
-        """Each of them as text."""
-        return self.removal.items
-
-
 def find_extras(
     tree: RegistryTree, wanted: Inventory, known: Inventory, found: Observation, run: Run
-) -> Extras:
-    """Find what the replica has beyond `wanted`, all of which it has by now.
+) -> tuple[Removal, tuple[Failure, ...]]:
+    """What the replica has beyond `wanted`, all of which it has by now, and what cannot be read.
 
     `known` is what it stated; that names manifests which no tag leads to.
     """
     listed = {
-        path: tags - wanted.repository(path).tags.keys()
+        path: tags - content.tags.keys() - content.referrers_tags()
         for path, tags in found.listed.items()
         if path != REPOSITORY
+        for content in [wanted.repository(path)]
     }
     scope = frozenset({*wanted.repositories, *known.repositories})
     beyond = walk(
@@ -297,26 +276,24 @@ def find_extras(
     ).complete()
     # By now the tags that the leader has too name what they name there.
     there = union([found.held, beyond.held, tags_only(tags_of(wanted))])
-    return Extras(plan_removal(there, wanted, scope), beyond.failures)
+    return plan_removal(there, wanted, scope), beyond.failures
 
 
 def refuse_to_prune(tree: RegistryTree, leader: Leader, *, incomplete: bool) -> None:
     """Check that both registries are sound enough for a prune."""
-    name, head = tree.name, leader.tree.name
+    head = leader.tree.name
     if leader.digest is None:
-        raise PruneRefusedError(
-            f"{name}: nothing was pruned: the leader {head} states no inventory, so what it lacks "
-            "may be its loss; push to it first"
+        problem = (
+            f"the leader {head} states no inventory, so what it does not have may be its loss; "
+            "push to it first"
         )
-    if not leader.is_sound():
-        raise PruneRefusedError(
-            f"{name}: nothing was pruned: the leader {head} does not hold all that it states; "
-            "mend that first"
-        )
-    if incomplete:
-        raise PruneRefusedError(
-            f"{name}: nothing was pruned: this replica is not complete; mend that first"
-        )
+    elif not leader.is_sound():
+        problem = f"the leader {head} does not hold all that it states; repair that first"
+    elif incomplete:
+        problem = "this replica is not complete; repair that first"
+    else:
+        return
+    raise PruneRefusedError(f"{tree.name}: nothing was pruned: {problem}")
 
 
 def remove_extras(

@@ -18,7 +18,7 @@ from mirror.events import Warned
 from mirror.layout import tool_name
 from mirror.oci import Digest
 from mirror.registry import RegistryReader
-from mirror.release.select import Attachments, SelectedContent, resolve, select
+from mirror.release.select import SelectedContent, resolve, select
 from mirror.release.selection import Selection
 from mirror.release.source import ReleaseSource, SourceTree
 from mirror.run import Run
@@ -197,8 +197,7 @@ def plan_pull(
     client.ping()  # one clear answer about name, TLS and login, before many ask in parallel
     source = ReleaseSource(client, tree, run=run)
     selected = select(source, wanted)
-    attachments = Attachments(wanted.vex, wanted.signatures, listing=not wanted.probing)
-    inventories = resolve(source, selected.images, attachments, wanted.platforms)
+    inventories = resolve(source, selected.images, wanted)
     if not inventories:
         raise SourceContentError(f"nothing at {tree.root} was selected; there is no bundle to make")
     coverage = Coverage(once=dedupe)

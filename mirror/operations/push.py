@@ -7,7 +7,6 @@ equality: each gets everything that the first one states, and is asked for all o
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -24,8 +23,9 @@ from mirror.errors import (
 from mirror.events import PhaseStarted, Warned, side_by_side
 from mirror.layout import publication_stage, tool_name
 from mirror.operations.push_reports import MemberReport, PushPlan, PushReport, QuorumReport
+from mirror.operations.trees import ask_at_once
 from mirror.release.discovery import discovery_images
-from mirror.run import Run, for_each
+from mirror.run import Run
 from mirror.sync import Inventory, MemoryStore, Plan, TransferReport, make_plan, union
 from mirror.sync.content import Source
 from mirror.sync.failover import FailoverSource, Holder
@@ -85,8 +85,7 @@ def push(
     """
     run = Run.of(run)
     tree = tree.within(run)
-    contents = wanted_from(bundle, key, run)
-    work = _Push(bundle, *contents, run, check_access, check_blobs, whole=False)
+    work = _Push.of(bundle, key, run, check_access, check_blobs, whole=False)
     state = work.look(tree)
     goal = work.goal(tree, state)
     plan, done = work.bring(tree, state, goal, (), run)
@@ -133,7 +132,7 @@ def push_to_all(
     if not 1 <= quorum <= len(trees):
         raise ValueError(f"a quorum of {quorum} out of {len(trees)}")
     trees = [tree.within(run) for tree in trees]
-    work = _Push(bundle, *wanted_from(bundle, key, run), run, check_access)
+    work = _Push.of(bundle, key, run, check_access)
     run.on_event(PhaseStarted(f"asking {len(trees)} registries"))
     problems: _Problems = {}
     states = work.at_once(trees, work.look, problems)
@@ -183,63 +182,14 @@ def plan_push(
     """
     run = Run.of(run)
     tree = tree.within(run)
-    inventory, _, wanted = wanted_from(bundle, key, run)
+    work = _Push.of(bundle, key, run, check_blobs=check_blobs, whole=False)
     tree.client.ping()
     run.on_event(PhaseStarted("comparing with the registry"))
-    held = held_for(bundle, tree.target(run), inventory, wanted, check_blobs=check_blobs)
-    return PushPlan(tree, inventory, make_plan(wanted, held, stage=publication_stage))
+    held = work.held(tree.target(run))
+    return PushPlan(tree, work.bundle, make_plan(work.wanted, held, stage=publication_stage))
 
 
 # -- the work --------------------------------------------------------------------------------------
-
-
-def wanted_from(
-    bundle: BundleReader, key: bytes | None, run: Run
-) -> tuple[Inventory, MemoryStore, Inventory]:
-    """The bundle's inventory, the images that index it, and both as what a registry is to hold.
-
-    Raises:
-        SignatureError: the bundle was not signed by the holder of `key`.
-        DamagedBundleError: it is not whole.
-    """
-    if key is not None:
-        check_signature(bundle, key)
-    inventory = bundle.inventory()
-    for notice in bundle.contents.warnings():
-        run.on_event(Warned(notice))
-    index = discovery_images(inventory)
-    return inventory, index, union([inventory, index.inventory()])
-
-
-def held_for(
-    bundle: BundleReader,
-    target: RegistryTarget,
-    inventory: Inventory,
-    wanted: Inventory,
-    *,
-    check_blobs: bool,
-) -> Inventory:
-    """What `target` has of `wanted` and, if the bundle is a delta, of its base.
-
-    Raises:
-        MissingBaseError: it does not have all that the delta leaves to its base.
-    """
-    if not bundle.bases:
-        return target.held(wanted, Depth.AUDIT if check_blobs else Depth.PROBE)
-    held = target.held(union([wanted, bundle.needed]))
-    check_base(bundle, inventory, held, target.name)
-    return held
-
-
-def check_base(bundle: BundleReader, inventory: Inventory, held: Inventory, place: str) -> None:
-    missing = missing_findings(inventory, bundle.needed, held, place)
-    if missing:
-        raise MissingBaseError(
-            f"{place} lacks {len(missing)} of the manifests and blobs that {bundle.name}, a delta, "
-            f"leaves to its base (inventory {', '.join(map(str, bundle.bases))}); push that base "
-            "first, or a complete bundle; nothing was written",
-            [finding.located for finding in missing],
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -275,7 +225,49 @@ class _Push:
     check_blobs: bool = True
     whole: bool = True
 
+    @classmethod
+    def of(
+        cls,
+        reader: BundleReader,
+        key: bytes | None,
+        run: Run,
+        check_access: bool = True,
+        check_blobs: bool = True,
+        *,
+        whole: bool = True,
+    ) -> _Push:
+        """A push of a bundle and of the images that index it, signed by the holder of `key`."""
+        if key is not None:
+            check_signature(reader, key)
+        bundle = reader.inventory()
+        for notice in reader.contents.warnings():
+            run.on_event(Warned(notice))
+        index = discovery_images(bundle)
+        wanted = union([bundle, index.inventory()])
+        return cls(reader, bundle, index, wanted, run, check_access, check_blobs, whole)
+
     # -- one registry --------------------------------------------------------------------------
+
+    def held(self, target: RegistryTarget, stated: Inventory | None = None) -> Inventory:
+        """What `target` has of all that is wanted or `stated` and, before a delta, of its base.
+
+        Raises:
+            MissingBaseError: it does not have all that the delta leaves to its base.
+        """
+        reader = self.reader
+        if not (reader.bases or self.whole):
+            return target.held(self.wanted, Depth.AUDIT if self.check_blobs else Depth.PROBE)
+        held = target.held(union([stated or Inventory(), self.wanted, reader.needed]))
+        missing = missing_findings(self.bundle, reader.needed, held, target.name)
+        if missing:
+            raise MissingBaseError(
+                f"{target.name} lacks {len(missing)} of the manifests and blobs that "
+                f"{reader.name}, a delta, leaves to its base (inventory "
+                f"{', '.join(map(str, reader.bases))}); push that base first, or a complete "
+                "bundle; nothing was written",
+                [finding.located for finding in missing],
+            )
+        return held
 
     def look(self, tree: RegistryTree) -> PublicationState:
         """What a registry states."""
@@ -295,13 +287,7 @@ class _Push:
         """
         target = tree.target(self.run)
         before = state.newest.statement.inventory if state.newest else Inventory()
-        if self.whole:
-            held = target.held(union([before, self.wanted, self.reader.needed]))
-            check_base(self.reader, self.bundle, held, target.name)
-        else:
-            held = held_for(
-                self.reader, target, self.bundle, self.wanted, check_blobs=self.check_blobs
-            )
+        held = self.held(target, before if self.whole else None)
         statement = next_statement(state, self.wanted, held, tool=tool_name(), above=above)
         if statement is not None:
             goal = Goal.of(statement)
@@ -384,21 +370,12 @@ class _Push:
     ) -> dict[str, Result]:
         """The results of `work` on all registries, by name; failures are put into `problems`."""
 
-        def caught(tree: RegistryTree) -> Result | MirrorError:
-            try:
-                return work(tree)
-            except CancelledError:
-                raise
-            except MirrorError as err:  # one that cannot be reached must not end the others
-                return err
-
         results: dict[str, Result] = {}
-        with closing(for_each(trees, caught, run=self.run.with_jobs(len(trees)))) as outcomes:
-            for tree, outcome in outcomes:
-                if isinstance(outcome, MirrorError):
-                    problems[tree.name] = outcome
-                else:
-                    results[tree.name] = outcome
+        for tree, answer in zip(trees, ask_at_once(trees, work, run=self.run), strict=True):
+            if isinstance(answer, MirrorError):
+                problems[tree.name] = answer
+            else:
+                results[tree.name] = answer
         return results
 
     def first_goal(

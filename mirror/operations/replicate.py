@@ -229,8 +229,7 @@ class Replication(RegistryTask):
         held = found.held
         if self._options.deep:
             held, found = self._repair_damage(found)
-        for item, error in found.unclear.items():
-            self._fail(str(item), error)
+        self._add(failures=found.failures)
         unclear = frozenset(item.repository for item in found.unclear)
         self._carry(standing, held, unclear=unclear, quick=False)
         self._retract(standing, held)
@@ -277,7 +276,7 @@ class Replication(RegistryTask):
     ) -> bool:
         """Carry what is missing and state it; False if statements misled a `quick` one.
 
-        Nothing is carried into `unclear` repositories: a refusal is no absence.
+        Nothing is carried into `unclear` repositories: a refused answer does not mean absence.
         """
         facts = self._facts
         wanted = self._wanted.filtered(lambda path: path not in unclear)
@@ -317,9 +316,8 @@ class Replication(RegistryTask):
                 plan,
                 self._copies,
                 repairing if self._damaged else self._place,
-                independence=Independence(
-                    wanted, component_of, _awaited, errors, unclear, before_tags
-                ),
+                independence=Independence(wanted, component_of, _awaited, errors, unclear),
+                before_tags=before_tags,
                 run=self._run,
             )
         except IncompleteError as err:
@@ -390,20 +388,20 @@ class Replication(RegistryTask):
     def _extras(self, known: Inventory, found: Observation) -> None:
         """Find what the leader does not have, and remove it if that was asked for."""
         options, facts = self._options, self._facts
-        extras = find_extras(self._tree, facts.inventory, known, found, self._run)
-        items = extras.items
+        removal, unread = find_extras(self._tree, facts.inventory, known, found, self._run)
+        items = removal.items
         if not options.prune:
             self._add(extras=items)
             return
         refuse_to_prune(self._tree, self._leader, incomplete=bool(self._result.failures))
-        self._add(failures=extras.unread)
-        if extras.removal:
+        self._add(failures=unread)
+        if removal:
             self._note(outcome=Outcome.DIFFERS if options.dry_run else Outcome.SYNCED)
         if options.dry_run or facts.published is None:
             self._add(extras=items)
             return
         current = facts.published.digest
-        gone, failures = remove_extras(self._tree, extras.removal, current, self._run)
+        gone, failures = remove_extras(self._tree, removal, current, self._run)
         removed = gone.items
         left = [one for one in items if one not in set(removed)]
         self._add(failures=failures, removed=removed, extras=left)

@@ -41,7 +41,7 @@ from mirror.sync import (
 from mirror.sync.plan import Tags, differing, laid_over, tags_of, tags_only, unaccounted
 from mirror.sync.publication import Goal, Publication, tags_of_steps
 from mirror.sync.publication_state import PublicationState, generations, read_generation, read_state
-from mirror.sync.statement import Statement, following, reachable, state_before, succeed
+from mirror.sync.statement import Statement, following, state_before, succeed
 from mirror.sync.tree import RegistryTarget, RegistryTree
 
 Result = TypeVar("Result")
@@ -280,8 +280,8 @@ class _Rollback:
         for path, content in wanted.repositories.items():
             trusted = stated.repository(path)
             named = set(turning.get(path, {}).values())
-            loose = content.manifests.keys() - reachable(content, content.tags.values())
-            needed = reachable(content, named | loose if untagged else named)
+            loose = content.manifests.keys() - content.reachable(content.tags.values())
+            needed = content.reachable(named | loose if untagged else named)
             manifests += ((path, one) for one in sorted(named | needed - trusted.manifests.keys()))
             sizes = {
                 blob.digest: blob.size

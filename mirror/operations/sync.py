@@ -32,7 +32,7 @@ from mirror.operations.replicate import (
 )
 from mirror.operations.trees import listed_repositories, usual_repositories
 from mirror.run import Run, gather
-from mirror.sync import Finding, Inventory, Plan, make_plan, transfer
+from mirror.sync import Finding, Plan, make_plan, transfer
 from mirror.sync.observation import Depth, Failure, Observation, items_of
 from mirror.sync.plan import lacking
 from mirror.sync.publication_state import read_state
@@ -43,7 +43,7 @@ from mirror.sync.repair import (
     repaired,
     without_manifests,
 )
-from mirror.sync.statement import REPOSITORY, Statement
+from mirror.sync.statement import REPOSITORY
 from mirror.sync.tree import RegistryTree
 
 
@@ -252,7 +252,7 @@ class LeaderAudit(RegistryTask):
                 if not self._heal(replace(plan, tags=()), damaged):
                     return
                 found = self._observe(self._wanted, Depth.AUDIT)
-        self._add(failures=self._judged(facts, found))
+        self._report_lost(facts, found)
 
     def _heal(self, plan: Plan, damaged: Mapping[Digest, MirrorError]) -> bool:
         """Replace what is damaged, and bring what is missing; False if only a report is wanted."""
@@ -292,15 +292,40 @@ class LeaderAudit(RegistryTask):
         self._add(healed=target.healed)
         return True
 
-    def _judged(self, facts: Facts, found: Observation) -> tuple[Failure, ...]:
-        """What the leader states and does not hold."""
-        rest = lacking(facts.inventory, found.held)
-        coming = None
-        if any(content.tags for content in rest.repositories.values()):
-            newest = read_state(self._tree).newest
-            if newest is not None and newest != facts.published:
-                coming = newest.statement
-        return _lost(rest, found, coming, self._place.name)
+    def _report_lost(self, facts: Facts, found: Observation) -> None:
+        """Report what the leader states and does not hold."""
+        failures = list(found.failures)
+        unclear = {(item.repository, item.tag, item.digest) for item in found.unclear}
+        lost = [
+            item
+            for path, content in lacking(facts.inventory, found.held).repositories.items()
+            for item in items_of(path, content)
+            if (path, item.tag, item.digest) not in unclear
+        ]
+        newest = read_state(self._tree).newest if any(item.tag for item in lost) else None
+        coming = newest.statement if newest and newest != facts.published else None
+        for item in lost:
+            path, tag = item.repository, item.tag or ""
+            now = found.held.repository(path).tags.get(tag)
+            problem = (
+                f"the leader states {item.digest} and the tag names {now}: somebody changed it "
+                "without stating it, so no replica follows; `mirror push` to the leader the "
+                "bundle that it is to have, which states it and sends only what is missing"
+            )
+            if now is None:
+                problem = (
+                    "the leader states it and does not have it; sync with --deep takes content "
+                    "back from the replicas, and a new push restores everything"
+                )
+            elif coming and coming.inventory.repository(path).tags.get(tag) == now:
+                problem = (
+                    f"the leader states {item.digest} and the tag names {now} for the sake of "
+                    f"generation {coming.generation}, whose publication is under way, was finished "
+                    "just now or was interrupted: run this again when that push is over, and if "
+                    "none runs, the push"
+                )
+            failures.append(Failure(self._place.name, str(item), NotFoundError(problem)))
+        self._add(failures=failures)
 
     def _repositories(self) -> frozenset[str]:
         """All below its root, as it lists them: another tool may have brought new ones.
@@ -325,39 +350,6 @@ def _unstated(facts: Facts, found: Observation) -> Iterator[str]:
     """Tags of the leader's tree that its statement does not have."""
     for path, tags in sorted(found.listed.items()):
         if path != REPOSITORY:
-            for tag in sorted(tags - facts.inventory.repository(path).tags.keys()):
+            content = facts.inventory.repository(path)
+            for tag in sorted(tags - content.tags.keys() - content.referrers_tags()):
                 yield f"tag {path or '/'}:{tag}"
-
-
-def _lost(
-    rest: Inventory, found: Observation, coming: Statement | None, name: str
-) -> tuple[Failure, ...]:
-    """What the leader states and does not hold, which is `rest`; `coming` is what it publishes."""
-    failures = [Failure(name, str(item), error) for item, error in found.unclear.items()]
-    unclear = {(item.repository, item.tag, item.digest) for item in found.unclear}
-    for path, content in rest.repositories.items():
-        there = found.held.repository(path).tags
-        for item in items_of(path, content):
-            if (path, item.tag, item.digest) in unclear:
-                continue
-            now = there.get(item.tag) if item.tag else None
-            if now is None:
-                told = (
-                    "the leader states it and does not have it; sync with --deep takes content "
-                    "back from the replicas, and a new push restores everything"
-                )
-            elif coming and coming.inventory.repository(path).tags.get(item.tag or "") == now:
-                told = (
-                    f"the leader states {item.digest} and the tag names {now} for the sake of "
-                    f"generation {coming.generation}, whose publication is under way, was finished "
-                    "just now or was interrupted: run this again when that push is over, and if "
-                    "none runs, the push"
-                )
-            else:
-                told = (
-                    f"the leader states {item.digest} and the tag names {now}: somebody changed it "
-                    "without stating it, so no replica follows; `mirror push` to the leader the "
-                    "bundle that it is to have, which states it and sends only what lacks"
-                )
-            failures.append(Failure(name, str(item), NotFoundError(told)))
-    return tuple(failures)

@@ -192,17 +192,6 @@ def walk_tree(
     memory: Memory | None = None,
     run: Run | None = None,
 ) -> Observation:
-    """The complete subset of what `walk_open` finds."""
-    return walk_open(tree, known, memory=memory, run=run).complete()
-
-
-def walk_open(
-    tree: RegistryTree,
-    known: Inventory | None = None,
-    *,
-    memory: Memory | None = None,
-    run: Run | None = None,
-) -> Observation:
     """What lies in the tree. Its repositories are those that the registry lists, and those of
     `known`, whose manifests need not be read again.
 
@@ -220,20 +209,6 @@ def walk_open(
         unlisted = (Failure(tree.name, "its list of repositories", listed),)
     found = walk(tree.source(), paths, known=known, memory=memory, run=Run.of(run).quietly())
     return replace(found, general=unlisted)
-
-
-def see_registry(
-    tree: RegistryTree, *, run: Run | None = None
-) -> tuple[Inventory, tuple[Failure, ...]]:
-    """What a registry has below its root, by its tags, and what of it could not be read.
-
-    What it states spares reading the manifests, and names manifests that no tag leads to. It counts
-    for nothing else: a tag that somebody moved is seen where it is.
-    """
-    state = read_state(tree)
-    known = state.newest.statement.inventory if state.newest else None
-    found = walk_tree(tree, known, run=run)
-    return found.held, found.failures
 
 
 def listed_repositories(tree: RegistryTree) -> set[str] | RegistryError:
@@ -275,7 +250,8 @@ def ask_at_once(
     def ask(tree: RegistryTree) -> tuple[Answer | MirrorError]:
         # In a tuple: to the workers an error that is returned is not an error.
         try:
-            return (question(tree.within(run.with_deadline(patience_s))),)
+            patient = patience_s is None
+            return (question(tree if patient else tree.within(run.with_deadline(patience_s))),)
         except DeadlineError as err:
             run.check()
             silent = StalledError(f"no answer within {patience_s:g} s", where=tree.name)

@@ -80,7 +80,36 @@ class Term:
 
     def accepts(self, version: Version) -> bool:
         """Whether `version` satisfies this term alone; pre-releases are compared too."""
-        return _COMPARISONS[self.operator](version, self)
+        bound, parts = self.version, self.parts
+        match self.operator:
+            case "=" if parts == 3:
+                return version == bound
+            case "=" | "~" | "~>":
+                # ~0.0.0 and ~* take all.
+                every = bound.to_tuple()[:3] == (0, 0, 0) and parts in (0, 3)
+                return version >= bound and (every or self._alike(version, min(parts or 2, 2)))
+            case "^":
+                same = 1 if bound.major or parts == 1 else 2 if bound.minor or parts == 2 else 3
+                return version >= bound and self._alike(version, same)
+            case "!=" if parts in (1, 2):
+                # Of the same minor version only pre-releases can differ still.
+                early = parts == 2 and version.prerelease != bound.prerelease
+                return early or not self._alike(version, parts)
+            case "!=":
+                return version != bound
+            case ">" if parts in (1, 2):
+                return version > bound and not self._alike(version, parts)
+            case ">":
+                return version > bound
+            case "<":
+                return version < bound
+            case "<=" | "=<":
+                return version <= bound or (parts < 3 and self._alike(version, min(parts or 2, 2)))
+        return version >= bound
+
+    def _alike(self, version: Version, parts: int) -> bool:
+        """Whether the first `parts` numbers of `version` are those of this term."""
+        return version.to_tuple()[:parts] == self.version.to_tuple()[:parts]
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,71 +244,6 @@ class _Reader:
             f"{self.written[:120]!r} is not a version constraint: {at}, {why}; "
             "write for example '>=1.64 <1.70', '~1.69.2' or '^1.2 || >=3.0'"
         )
-
-
-def _equal(version: Version, term: Term) -> bool:
-    return version == term.version if term.parts == 3 else _tilde(version, term)
-
-
-def _not_equal(version: Version, term: Term) -> bool:
-    mine, its = version.to_tuple()[:3], term.version.to_tuple()[:3]
-    if term.parts == 1:
-        return mine[0] != its[0]
-    if term.parts == 2:
-        # Of the same minor version only pre-releases can differ still.
-        return mine[:2] != its[:2] or version.prerelease != term.version.prerelease
-    return version != term.version
-
-
-def _greater(version: Version, term: Term) -> bool:
-    if term.parts in (1, 2):
-        return version.to_tuple()[: term.parts] > term.version.to_tuple()[: term.parts]
-    return version > term.version
-
-
-def _at_most(version: Version, term: Term) -> bool:
-    if term.parts == 3:
-        return version <= term.version
-    given = 1 if term.parts == 1 else 2
-    return version.to_tuple()[:given] <= term.version.to_tuple()[:given]
-
-
-def _tilde(version: Version, term: Term) -> bool:
-    bound = term.version
-    if version < bound:
-        return False
-    if bound.to_tuple()[:3] == (0, 0, 0) and term.parts in (0, 3):
-        return True  # ~0.0.0 and ~* take all
-    given = 1 if term.parts == 1 else 2
-    return version.to_tuple()[:given] == bound.to_tuple()[:given]
-
-
-def _caret(version: Version, term: Term) -> bool:
-    bound = term.version
-    if version < bound:
-        return False
-    if bound.major or term.parts == 1:
-        same = 1
-    elif bound.minor or term.parts == 2:
-        same = 2
-    else:
-        same = 3
-    return version.to_tuple()[:same] == bound.to_tuple()[:same]
-
-
-_COMPARISONS: dict[str, Callable[[Version, Term], bool]] = {
-    "=": _equal,
-    "!=": _not_equal,
-    ">": _greater,
-    "<": lambda version, term: version < term.version,
-    ">=": lambda version, term: version >= term.version,
-    "=>": lambda version, term: version >= term.version,
-    "<=": _at_most,
-    "=<": _at_most,
-    "~": _tilde,
-    "~>": _tilde,
-    "^": _caret,
-}
 
 
 # -- where tags cannot be listed -------------------------------------------------------------------

@@ -230,9 +230,8 @@ def _decoded(annotation: str) -> Any:
 
 
 def _checked(wire: _WrittenContract, name: str, version: str) -> Contract:
-    needs = wire.requirements
+    needs, at = wire.requirements, "requirements.modules"
     modules, plugins = needs.modules, needs.plugins
-    at = "requirements.modules"
     contract = Contract(
         wire.name or name,
         wire.version or version,
@@ -282,26 +281,22 @@ def _groups(groups: Iterable[_WrittenGroup], at: str) -> Iterator[ModuleGroup]:
         members = tuple(_needs(group.modules, f"{here}.modules"))
         if not members:
             raise ValueError(f"{here} ({group.name[:80]}) has no modules")
-        counted = Counter(member.name for member in members)
-        twice = [name for name, count in counted.items() if count > 1]
-        if twice:
-            raise ValueError(f"{here} ({group.name[:80]}) names {twice[0][:80]!r} twice")
+        [(name, count)] = Counter(member.name for member in members).most_common(1)
+        if count > 1:
+            raise ValueError(f"{here} ({group.name[:80]}) names {name[:80]!r} twice")
         yield ModuleGroup(group.name, members)
 
 
 def _check_apart(contract: Contract) -> None:
     """Refuse a contract that asks for one module in two ways."""
-    kinds = {
-        "mandatory": {need.name for need in contract.mandatory_modules},
-        "conditional": {need.name for need in contract.conditional_modules},
-        "anyOf": {member.name for group in contract.any_of for member in group.members},
-        "noneOf": {member.name for group in contract.none_of for member in group.members},
-    }
     seen: dict[str, str] = {}
-    for kind, names in kinds.items():
-        for name in sorted(names):
-            if name in seen:
-                raise ValueError(
-                    f"requirements.modules: {name[:80]!r} is both {seen[name]} and {kind}"
-                )
-            seen[name] = kind
+    for kind, needs in (
+        ("mandatory", contract.mandatory_modules),
+        ("conditional", contract.conditional_modules),
+        ("anyOf", [member for group in contract.any_of for member in group.members]),
+        ("noneOf", [member for group in contract.none_of for member in group.members]),
+    ):
+        for name in sorted({need.name for need in needs}):
+            before = seen.setdefault(name, kind)
+            if before != kind:
+                raise ValueError(f"requirements.modules: {name[:80]!r} is both {before} and {kind}")

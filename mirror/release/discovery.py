@@ -7,7 +7,6 @@ are. It does not read the images that these tags name, so one tiny image does fo
 from __future__ import annotations
 
 import gzip
-import hashlib
 import io
 import json
 import tarfile
@@ -15,8 +14,8 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from mirror.layout import INDEX_REPOSITORIES, describes_package
-from mirror.oci import Digest
-from mirror.oci.manifest import OCI_CONFIG, OCI_LAYER_GZIP, OCI_MANIFEST
+from mirror.oci import Descriptor, Digest
+from mirror.oci.manifest import OCI_CONFIG, OCI_LAYER_GZIP, OCI_MANIFEST, descriptor_json
 from mirror.sync import Inventory, MemoryStore
 from mirror.sync.plan import Tags
 
@@ -62,31 +61,21 @@ def _placeholder(store: MemoryStore, repository: str, tags: Iterable[str]) -> No
     with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as layer:
         layer.addfile(tarfile.TarInfo(".index"))
     plain = buffer.getvalue()
-    packed = gzip.compress(plain, mtime=0)
-    config = json.dumps(
-        {
-            "architecture": "amd64",
-            "os": "linux",
-            "config": {},
-            "rootfs": {"type": "layers", "diff_ids": [f"sha256:{_sha256(plain)}"]},
-        },
-        separators=(",", ":"),
-    ).encode()
-    manifest = json.dumps(
-        {
-            "schemaVersion": 2,
-            "mediaType": OCI_MANIFEST,
-            "config": _descriptor(OCI_CONFIG, store.add_blob(repository, config), config),
-            "layers": [_descriptor(OCI_LAYER_GZIP, store.add_blob(repository, packed), packed)],
-        },
-        separators=(",", ":"),
-    ).encode()
-    store.add_manifest(repository, manifest, OCI_MANIFEST, tags=tags)
+    rootfs = {"type": "layers", "diff_ids": [str(Digest.of(plain))]}
+    config = {"architecture": "amd64", "os": "linux", "config": {}, "rootfs": rootfs}
+
+    def added(media_type: str, data: bytes) -> dict[str, object]:
+        digest = store.add_blob(repository, data)
+        return descriptor_json(Descriptor(media_type, digest, len(data)))
+
+    manifest = {
+        "schemaVersion": 2,
+        "mediaType": OCI_MANIFEST,
+        "config": added(OCI_CONFIG, _json(config)),
+        "layers": [added(OCI_LAYER_GZIP, gzip.compress(plain, mtime=0))],
+    }
+    store.add_manifest(repository, _json(manifest), OCI_MANIFEST, tags=tags)
 
 
-def _sha256(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
-
-
-def _descriptor(media_type: str, digest: Digest, data: bytes) -> dict[str, object]:
-    return {"mediaType": media_type, "digest": str(digest), "size": len(data)}
+def _json(document: object) -> bytes:
+    return json.dumps(document, separators=(",", ":")).encode()

@@ -1,12 +1,10 @@
 """Modules and packages: which versions and channels belong in a bundle, and their images.
 
-The two are published alike and selected alike. The first half decides, from facts alone; the second
-asks the source for the facts.
+The first part decides, from facts alone; the second asks the source for the facts.
 """
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -71,8 +69,7 @@ def select_item(
     """Choose what an item's channels lead to, and what the filter names.
 
     `channels` says where each existing channel leads; `tags` are the item's. A filter of exact tags
-    ignores both, and one without constraints ignores `tags`. `left_out` says which tags the user
-    excluded; a channel that leads to one of them is left out too.
+    ignores both. A channel that leads to a tag which the user excluded (`left_out`) is left out.
     """
     if wanted.is_exact:
         kept = [tag for tag in select_versions(wanted, tags) if not left_out(tag)]
@@ -135,11 +132,7 @@ class SelectedItem:
 def select_items(
     source: ReleaseSource, kind: ItemKind, wanted: Filter, selection: Selection
 ) -> list[SelectedItem]:
-    """Select every item of a kind that `wanted` takes, with its versions; sorted by name.
-
-    Raises:
-        SourceContentError: an item that the user named does not exist, or contradicts itself.
-    """
+    """Select every item of a kind that `wanted` takes, with its versions; sorted by name."""
     for warning in wanted.warnings:
         source.warn(warning)
     names = _names(source, kind, wanted, selection)
@@ -196,16 +189,17 @@ class _ItemSelecting:
         self, source: ReleaseSource, kind: ItemKind, name: str, wanted: Filter, selection: Selection
     ) -> None:
         self._source, self._kind, self._name, self._selection = source, kind, name, selection
-        self._filter = wanted
-        self._entry: ItemFilter = wanted.constraint_for(name)
-        self._repository = f"{kind.index}/{name}"
-        self._releases = kind.releases(name)
+        self._filter, self._entry = wanted, wanted.constraint_for(name)
+        self._repository, self._releases = f"{kind.index}/{name}", kind.releases(name)
         named = f" ({self._entry})" if self._entry.wanted else ""
         self._title = f"{kind.noun} {name}{named}"
         self._warnings: list[str] = []
 
     def select(self) -> SelectedItem:
-        facts = {} if self._entry.is_exact else self._channels()
+        facts: Mapping[str, ChannelFact] = {}
+        if not self._entry.is_exact:
+            listed = None if self._selection.probing else self._source.tags(self._releases) or ()
+            facts = read_channels(self._source, self._releases, listed)
         tags = self._tags()
         for constraint in self._entry.constraints:
             if not select_versions(constraint, tags):
@@ -229,19 +223,19 @@ class _ItemSelecting:
             images += self._extra_images(tag)
         return SelectedItem(self._name, chosen.tags, tuple(images), tuple(self._warnings))
 
-    def _channels(self) -> dict[str, ChannelFact]:
-        tags = None if self._selection.probing else self._source.tags(self._releases) or frozenset()
-        return read_channels(self._source, self._releases, tags)
-
     def _tags(self) -> Collection[str]:
         """The item's tags; none are asked for if there is no constraint that needs them."""
         if not self._entry.constraints:
             return ()
         if self._selection.probing:
+
+            def exists(version: Version) -> bool:
+                return self._source.manifest(self._repository, version_tag(version)) is not None
+
             return [
                 version_tag(version)
                 for constraint in self._entry.constraints
-                for version in find_by_probing(constraint, self._exists)
+                for version in find_by_probing(constraint, exists)
             ]
         tags = self._source.tags(self._repository)
         if tags is None:
@@ -249,33 +243,23 @@ class _ItemSelecting:
             self._warnings.append(f"{where} does not exist; nothing of it fits a constraint")
         return tags or ()
 
-    def _exists(self, version: Version) -> bool:
-        return self._source.manifest(self._repository, version_tag(version)) is not None
-
     def _release_images(
         self, chosen: SelectedVersions, facts: Mapping[str, ChannelFact]
     ) -> list[WantedImage]:
         """The release images: one for each version and channel."""
-
         leading = {
             tag
             for tag in sorted(set(chosen.aliases.values()))
             if can_lead(self._source, self._releases, tag, chosen.tags, self._warnings.append)
         }
+        wanted: list[tuple[str, str | Digest | None, bool]] = [
+            *((tag, None, True) for tag in chosen.tags),
+            *((name, facts[name].digest, False) for name in chosen.channels),
+            *((name, tag, True) for name, tag in chosen.aliases.items() if tag in leading),
+        ]
         return [
-            *(
-                WantedImage.of(self._releases, tag, self._title, optional=True)
-                for tag in chosen.tags
-            ),
-            *(
-                WantedImage.of(self._releases, name, self._title, facts[name].digest)
-                for name in chosen.channels
-            ),
-            *(
-                WantedImage.of(self._releases, name, self._title, tag, optional=True)
-                for name, tag in chosen.aliases.items()
-                if tag in leading
-            ),
+            WantedImage.of(self._releases, name, self._title, reference, optional=optional)
+            for name, reference, optional in wanted
         ]
 
     def _version_images(self, tag: str) -> list[WantedImage]:
@@ -304,18 +288,13 @@ class _ItemSelecting:
     def _extra_images(self, tag: str) -> list[WantedImage]:
         """Images in repositories of their own below the item's, such as databases."""
         where = self._source.where(self._repository, tag)
-        data = self._files(tag).get(EXTRA_IMAGES)
-        if data is None:
-            return []
+        extras = parse_extra_images(self._files(tag).get(EXTRA_IMAGES, b"{}"), where)
+        why = f"{EXTRA_IMAGES} of {where}"
         return [
             WantedImage.of(
-                f"{self._repository}/extra/{name}",
-                extra_tag,
-                f"{EXTRA_IMAGES} of {where}",
-                optional=True,
-                notable=True,
+                f"{self._repository}/extra/{name}", tag, why, optional=True, notable=True
             )
-            for name, extra_tag in parse_extra_images(data, where).items()
+            for name, tag in extras.items()
         ]
 
     def _files(self, tag: str) -> dict[str, bytes]:
@@ -329,10 +308,6 @@ def package_version_images(source: ReleaseSource, wanted: Filter | None) -> list
 
     A cluster learns from it which packages exist, whichever of them the bundle holds. For a package
     that `wanted` does not name, what the source does not give is left out with a warning.
-    Signatures follow the images that they belong to.
-
-    Raises:
-        DeniedError: access is denied to a package that the user named.
     """
     published = _published(source, PACKAGE)
     if not published:
@@ -385,16 +360,15 @@ def find_digests(data: bytes) -> list[Digest]:
 
 
 def parse_extra_images(data: bytes, where: str) -> dict[str, str]:
-    """Extra image → tag, from a module's `extra_images.json`; a number counts as its digits.
-
-    Raises:
-        SourceContentError: it is not a JSON object, or a name or tag is none.
-    """
+    """Extra image → tag, from a module's `extra_images.json`; a number counts as its digits."""
     extras: dict[str, str] = {}
     for name, value in json_object(data, where, EXTRA_IMAGES).items():
         if isinstance(value, bool) or not isinstance(value, str | int | float):
             continue  # other kinds of values are not images
-        tag = value if isinstance(value, str) else _number_tag(value)
+        if isinstance(value, str):
+            tag = value
+        else:
+            tag = f"{value:.0f}" if abs(value) < 10**_MOST_DIGITS else ""
         if not valid_tag(tag):
             raise SourceContentError(f"{where}: {EXTRA_IMAGES}: {name}: {tag!r} is not a tag")
         try:
@@ -403,9 +377,3 @@ def parse_extra_images(data: bytes, where: str) -> dict[str, str]:
             raise SourceContentError(f"{where}: {EXTRA_IMAGES}: {err}") from err
         extras[name] = tag
     return extras
-
-
-def _number_tag(value: float) -> str:
-    """A number's digits; an empty text, which is not a tag, for a number that cannot be one."""
-    whole = math.isfinite(value) if isinstance(value, float) else True
-    return f"{value:.0f}" if whole and abs(value) < 10**_MOST_DIGITS else ""

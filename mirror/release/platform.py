@@ -127,9 +127,6 @@ def check_channels(available: Collection[str], tag: str | None = None) -> None:
     """Check that the source publishes the channels that a pull starts from. `tag` is pinned.
 
     A pinned tag that does not name a channel needs no channel.
-
-    Raises:
-        NotFoundError: the source publishes no channel at all, or not the one that `tag` names.
     """
     if tag is not None and tag not in CHANNELS:
         return
@@ -374,11 +371,7 @@ def _described(source: ReleaseSource, tags: Collection[str]) -> dict[str, bytes]
 
 
 def parse_components(data: bytes, where: str, file: str) -> dict[Digest | str, str]:
-    """Read an installer's list, in its order: digest, or tag in `IMAGES_TAGS` → `module/image`.
-
-    Raises:
-        SourceContentError: it is not a mapping of modules to mappings of images to these.
-    """
+    """Read an installer's list, in its order: digest, or tag in `IMAGES_TAGS` → `module/image`."""
     found: dict[Digest | str, str] = {}
     for module, images in json_object(data, where, file).items():
         if not isinstance(images, dict):
@@ -398,11 +391,7 @@ def parse_components(data: bytes, where: str, file: str) -> dict[Digest | str, s
 
 
 def parse_changelog(data: bytes, where: str) -> Mapping[str, Any]:
-    """A release image's `changelog.yaml`: a mapping of modules to their changes.
-
-    Raises:
-        SourceContentError: it is not YAML, or not a mapping.
-    """
+    """A release image's `changelog.yaml`: a mapping of modules to their changes."""
     try:
         document = parse_yaml(data)
     except ValueError as err:

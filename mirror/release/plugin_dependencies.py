@@ -32,24 +32,15 @@ other in many circles come near.
 
 
 class PluginFacts(Protocol):
-    """What a source says about its plugins. Failures other than those named are passed on."""
+    """What a source says about its plugins; None where there is nothing, or access is denied.
 
-    def names(self) -> Collection[str] | None:
-        """All plugins; None if there is no such list, or access to it is denied."""
-        ...
+    `contract` raises SourceContentError if the contract is invalid, and the version is then passed
+    over, or NotFoundError if the version does not exist.
+    """
 
-    def tags(self, name: str) -> Collection[str] | None:
-        """A plugin's tags; None if there is no such plugin, or access to it is denied."""
-        ...
-
-    def contract(self, name: str, tag: str) -> Contract:
-        """The contract of one version.
-
-        Raises:
-            SourceContentError: it is invalid; the version is passed over then.
-            NotFoundError: there is no such version.
-        """
-        ...
+    def names(self) -> Collection[str] | None: ...
+    def tags(self, name: str) -> Collection[str] | None: ...
+    def contract(self, name: str, tag: str) -> Contract: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,17 +72,15 @@ class Edge:
 
 @dataclass(slots=True)
 class ChoiceLog:
-    """What was chosen and warned of so far; the end of it can be taken back."""
+    """What was chosen and warned of so far; `back_to` forgets what came after a `mark`."""
 
     choices: list[tuple[Candidate, Edge]] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
     def mark(self) -> tuple[int, int]:
-        """Where it ends now, for `back_to`."""
         return len(self.choices), len(self.warnings)
 
     def back_to(self, mark: tuple[int, int]) -> None:
-        """Forget what came after `mark`."""
         del self.choices[mark[0] :]
         del self.warnings[mark[1] :]
 
@@ -157,12 +146,7 @@ class Dependencies:
 
     @contextmanager
     def budget(self) -> Iterator[None]:
-        """Allow `MAX_TRIES` tries within the block.
-
-        Raises:
-            TooTangledError: they did not suffice; it says the first reason for which a version was
-                passed over.
-        """
+        """Allow `MAX_TRIES` tries within the block, which raises TooTangledError otherwise."""
         self._tries, self._first_reason = 0, None
         mark = self.journal.mark()
         try:
@@ -172,12 +156,7 @@ class Dependencies:
             raise
 
     def take(
-        self,
-        candidate: Candidate,
-        chain: tuple[str, ...] = (),
-        *,
-        module: str = "",
-        strict: bool,
+        self, candidate: Candidate, chain: tuple[str, ...] = (), *, module: str = "", strict: bool
     ) -> str | None:
         """See that the bundle has what a plugin needs, and choose the plugins it depends on.
 
@@ -185,14 +164,12 @@ class Dependencies:
         known to be there as needed. `chain` are the plugins that led here.
         """
         contract = self.contract(candidate)
-        if isinstance(contract, SourceContentError):
-            return str(contract)
-        if strict:
-            missing = self._bundle.missing(contract, module)
+        if isinstance(contract, Contract):
+            missing = self._bundle.missing(contract, module) if strict else ()
             if missing:
                 return missing[0]
-        else:
-            self.warn_of_unmet_needs(candidate, contract)
+            if not strict:
+                self.warn_of_unmet_needs(candidate, contract)
         return self.complete(candidate, chain, strict=strict)
 
     def warn_of_unmet_needs(self, candidate: Candidate, contract: Contract) -> None:

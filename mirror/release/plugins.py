@@ -27,7 +27,7 @@ from mirror.release.plugin_dependencies import (
     PluginFacts,
     TooTangledError,
 )
-from mirror.release.selection import ExactTag, ItemFilter, Selection
+from mirror.release.selection import ExactTag, Filter, ItemFilter
 from mirror.release.source import ReleaseSource
 
 
@@ -74,10 +74,8 @@ def select_plugins(
     `proxy` the source cannot list, so only exact versions can be wanted, dependencies included.
 
     Raises:
-        InputError: `wanted` names what cannot be a plugin to take.
-        NotFoundError: the source does not publish what `wanted` names.
-        SourceContentError: what `wanted` names has no readable contract, or a dependency of it
-            cannot be had.
+        InputError, NotFoundError, SourceContentError: `wanted` names what cannot be a plugin, what
+            the source does not publish, or what cannot be taken.
     """
     bundle = BundleVersions(modules, platform)
     selecting = _Selecting(facts, bundle, Dependencies(facts, bundle, proxy=proxy), proxy=proxy)
@@ -143,14 +141,13 @@ class _Selecting:
     ) -> str | None:
         """Choose the newest version that is for this version of the module."""
         first: str | None = None
+        take = self._dependencies.take
         try:
             with self._dependencies.budget():
                 for candidate in versions:
                     mark = self._journal.mark()
                     needs, reason = self._needs_of(candidate, module, version)
-                    reason = reason or self._dependencies.take(
-                        candidate, module=module, strict=True
-                    )
+                    reason = reason or take(candidate, module=module, strict=True)
                     if reason is None:
                         texts = " || ".join(str(need.constraint or "") for need in needs)
                         self._journal.choices.append((candidate, Edge("module", module, texts)))
@@ -330,18 +327,13 @@ class _Selecting:
 
 def plugins_for(
     source: ReleaseSource,
-    selection: Selection,
+    wanted: Filter,
     modules: Mapping[str, Collection[str]],
     platform: Collection[Version],
+    *,
+    proxy: bool,
 ) -> tuple[PluginChoice, ...]:
-    """Choose the plugins for a bundle with these module tags and platform releases.
-
-    Raises:
-        NotFoundError, SourceContentError: a plugin that the user named cannot be had.
-    """
-    wanted = selection.plugins
-    if wanted is None or not (wanted.names or modules):
-        return ()
+    """Choose the plugins for a bundle with these module tags and platform releases."""
     for warning in wanted.warnings:
         source.warn(warning)
     selected = select_plugins(
@@ -352,7 +344,7 @@ def plugins_for(
         },
         platform=platform,
         wanted=[wanted.items[name] for name in wanted.names],
-        proxy=selection.probing,
+        proxy=proxy,
     )
     for warning in (
         *(f"plugin {one.name} is left out: {one.reason}" for one in selected.skipped),

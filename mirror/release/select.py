@@ -61,7 +61,6 @@ def select(source: ReleaseSource, selection: Selection) -> SelectedContent:
     Raises:
         SourceContentError: the release tree contradicts itself; the message says where.
         NotFoundError: the source does not have what the user named.
-        DeniedError, UnreachableError: the registry does not answer as it should.
     """
     platform = SelectedPlatform()
     if selection.platform is not None:
@@ -84,7 +83,15 @@ def select(source: ReleaseSource, selection: Selection) -> SelectedContent:
     if not selection.probing and not selection.only_extra_images:
         images += _without_stray_channels(_described_packages(source, selection), images)
     module_versions = {item.name: item.versions for item in modules}
-    plugins = plugins_for(source, selection, module_versions, platform.selection.versions)
+    plugins: tuple[PluginChoice, ...] = ()
+    if selection.plugins is not None and (selection.plugins.names or module_versions):
+        plugins = plugins_for(
+            source,
+            selection.plugins,
+            module_versions,
+            platform.selection.versions,
+            proxy=selection.probing,
+        )
     for choice in plugins:
         why = " and ".join(edge.subject for edge in choice.edges) or "the selection of plugins"
         images.append(WantedImage.of(f"{PLUGINS}/{choice.name}", choice.tag, why))
@@ -139,7 +146,7 @@ def _without_stray_channels(
 
 # -- from images to manifests ----------------------------------------------------------------------
 
-_VEX_SUFFIX = ".att"
+_VEX_SUFFIXES = (".att",)
 _SIGNATURE_SUFFIXES = (".sig", ".sbom", "")
 """What cosign appends to `sha256-<hex>`; the referrers tag schema appends nothing."""
 
@@ -147,53 +154,29 @@ _MAX_GENERATIONS = 8
 """Signatures may be signed in turn; real chains have one or two links."""
 
 
-@dataclass(frozen=True, slots=True)
-class Attachments:
-    """What travels with the images.
-
-    Attributes:
-        vex: their attestations (cosign's `.att` tags).
-        signatures: cosign's other tags, and OCI 1.1 referrers.
-        listing: whether the source can list tags.
-    """
-
-    vex: bool = True
-    signatures: bool = True
-    listing: bool = True
-
-    @property
-    def suffixes(self) -> tuple[str, ...]:
-        """Endings of the tags to look for."""
-        return ((_VEX_SUFFIX,) if self.vex else ()) + (
-            _SIGNATURE_SUFFIXES if self.signatures else ()
-        )
-
-
 def resolve(
-    source: ReleaseSource,
-    images: Sequence[WantedImage],
-    attachments: Attachments,
-    platforms: Collection[Platform] = (),
+    source: ReleaseSource, images: Sequence[WantedImage], selection: Selection
 ) -> Mapping[str, Inventory]:
     """Read the manifests of `images` and of what belongs to them; return an inventory per archive.
 
-    The inventories are closed. Multi-arch indexes stay whole. With `platforms`, an index that a tag
-    names keeps only the images for these; an index that others reference by digest stays whole,
-    since it would get another digest.
+    The inventories are closed. Multi-arch indexes stay whole, unless the selection names platforms
+    and a tag names the index; one that others reference by digest would get another digest.
 
     Raises:
         SourceContentError: an image that is not optional is missing at the source.
     """
-    resolving = _Resolving(source, platforms)
+    resolving = _Resolving(source, selection.platforms)
     fresh = resolving.add(images)
+    suffixes = _VEX_SUFFIXES * selection.vex + _SIGNATURE_SUFFIXES * selection.signatures
     # Tried once, on an image that exists.
-    has_api = attachments.signatures and any(
+    has_api = selection.signatures and any(
         source.referrers(one.repository, one.manifest.digest) is not None for one in fresh[:1]
     )
     for _ in range(_MAX_GENERATIONS):
-        if not fresh or not attachments.suffixes:
+        if not fresh or not suffixes:
             break
-        fresh = resolving.add(_attached(source, fresh, attachments, has_api=has_api), thin=False)
+        attached = _attached(source, fresh, suffixes, selection, has_api=has_api)
+        fresh = resolving.add(attached, thin=False)
     else:
         if fresh:
             source.warn(
@@ -210,6 +193,14 @@ class _Added:
     archive: str
     repository: str
     manifest: Manifest
+
+    def attachment(
+        self, suffix: str, why: str, reference: Digest | None = None, *, optional: bool = False
+    ) -> WantedImage:
+        """What is attached to it under the tag of its digest with `suffix`."""
+        tag = referrers_tag(self.manifest.digest) + suffix
+        where = self.archive, self.repository
+        return WantedImage(*where, tag, reference or tag, why, optional=optional)
 
 
 class _Resolving:
@@ -238,12 +229,8 @@ class _Resolving:
             if manifest is None:
                 self._absent(wanted)
                 continue
-            if (
-                thin
-                and self._platforms
-                and manifest.is_index
-                and wanted.tag != manifest.digest.encoded
-            ):
+            named = wanted.tag != manifest.digest.encoded
+            if thin and self._platforms and manifest.is_index and named:
                 manifest = self._thinned(wanted, manifest)
             builder = self._builders.setdefault(wanted.archive, InventoryBuilder())
             builder.add_tag(wanted.repository, wanted.tag, manifest.digest)
@@ -277,9 +264,13 @@ class _Resolving:
             missing = {key: index for key, index in wanted.items() if key not in self._seen}
             if not missing:
                 break
-            questions = list(dict.fromkeys((where, digest) for _, where, digest in missing))
             reasons = {(where, digest): index for (_, where, digest), index in missing.items()}
-            found = self._read_children(questions, reasons)
+            answers = self._source.each(
+                "images of indexes",
+                list(reasons.items()),
+                lambda asked: self._source.required(*asked[0], f"index {asked[1]}"),
+            )
+            found = dict(zip(reasons, answers, strict=True))
             parents = [
                 added
                 for archive, where, digest in missing
@@ -287,15 +278,6 @@ class _Resolving:
             ]
             all_added += parents
         return all_added
-
-    def _read_children(
-        self, questions: Sequence[tuple[str, Digest]], reasons: Mapping[tuple[str, Digest], Digest]
-    ) -> Mapping[tuple[str, Digest], Manifest]:
-        def read(question: tuple[str, Digest]) -> Manifest:
-            return self._source.required(*question, f"index {reasons[question]}")
-
-        answers = self._source.each("images of indexes", questions, read)
-        return dict(zip(questions, answers, strict=True))
 
     def _asked_for(self, platform: Platform) -> bool:
         """Whether `--platform` names it. `linux/arm64` stands for all variants of it."""
@@ -307,13 +289,13 @@ class _Resolving:
 
     def _thinned(self, wanted: WantedImage, index: Manifest) -> Manifest:
         """The index without the images for other platforms; whole if it has none for these."""
-        document = _document(index, self._source.where(wanted.repository, wanted.reference))
+        where = self._source.where(wanted.repository, wanted.reference)
+        document = _document(index, where)
         document["manifests"] = [
             raw
             for raw, child in zip(document.get("manifests") or (), index.children, strict=True)
             if child.platform is not None and self._asked_for(child.platform)
         ]
-        where = self._source.where(wanted.repository, wanted.reference)
         if not document["manifests"]:
             self._source.warn(f"{where} has no image for the platforms asked for; it stays whole")
             return index
@@ -325,32 +307,34 @@ class _Resolving:
 
 
 def _attached(
-    source: ReleaseSource, images: Sequence[_Added], attachments: Attachments, *, has_api: bool
+    source: ReleaseSource,
+    images: Sequence[_Added],
+    suffixes: Sequence[str],
+    selection: Selection,
+    *,
+    has_api: bool,
 ) -> list[WantedImage]:
     """What vouches for `images`, by tag."""
-    by_repository: dict[str, list[_Added]] = {}
-    for one in images:
-        by_repository.setdefault(one.repository, []).append(one)
+    subjects = sorted(images, key=lambda one: one.repository)
     listed: dict[str, frozenset[str] | None] = {}
-    if attachments.listing:
-        paths = sorted(by_repository)
+    if not selection.probing:
+        paths = sorted({one.repository for one in images})
         listed = dict(zip(paths, source.each("signatures", paths, source.tags), strict=True))
-        found = [
-            _attachment(one, tag)
-            for path in paths
-            for one in by_repository[path]
-            for suffix in attachments.suffixes
-            if (tag := referrers_tag(one.manifest.digest) + suffix) in (listed[path] or ())
-        ]
-    else:
-        found = [
-            _attachment(one, referrers_tag(one.manifest.digest) + suffix)
-            for one in images
-            for suffix in attachments.suffixes
-            if suffix or not has_api  # the API knows what would be under the referrers' own tag
-        ]
+
+    def may_exist(one: _Added, suffix: str) -> bool:
+        if selection.probing:
+            return bool(suffix) or not has_api  # the API knows what the referrers' own tag names
+        return referrers_tag(one.manifest.digest) + suffix in (listed[one.repository] or ())
+
+    # Optional: it may have gone since the tags were listed, and the image stands without it.
+    found = [
+        one.attachment(suffix, f"the signatures of {one.manifest.digest}", optional=True)
+        for one in subjects
+        for suffix in suffixes
+        if may_exist(one, suffix)
+    ]
     if has_api:
-        referring = _referrers(source, by_repository, listed)
+        referring = _referrers(source, subjects, listed)
         named = {(one.repository, one.tag) for one in referring}
         found = [one for one in found if (one.repository, one.tag) not in named] + referring
     return found
@@ -358,7 +342,7 @@ def _attached(
 
 def _referrers(
     source: ReleaseSource,
-    by_repository: Mapping[str, Sequence[_Added]],
+    subjects: Sequence[_Added],
     listed: Mapping[str, frozenset[str] | None],
 ) -> list[WantedImage]:
     """What the source's referrers API knows of the images, as indexes under the tag schema's tags.
@@ -367,7 +351,6 @@ def _referrers(
     the API and in one without. What an index under such a tag at the source has beside them, from
     before the source had the API, is in it too.
     """
-    subjects = [one for path in sorted(by_repository) for one in by_repository[path]]
     questions = list(dict.fromkeys((one.repository, one.manifest.digest) for one in subjects))
 
     def ask(question: tuple[str, Digest]) -> list[dict[str, Any]]:
@@ -392,22 +375,10 @@ def _referrers(
             source.content.remember(index)
             indexes[question] = index
     return [
-        WantedImage(
-            one.archive,
-            one.repository,
-            referrers_tag(one.manifest.digest),
-            referring.digest,
-            f"the referrers of {one.manifest.digest}",
-        )
+        one.attachment("", f"the referrers of {one.manifest.digest}", referring.digest)
         for one in subjects
         if (referring := indexes.get((one.repository, one.manifest.digest))) is not None
     ]
-
-
-def _attachment(image: _Added, tag: str) -> WantedImage:
-    # Optional: it may have gone since the tags were listed, and the image stands without it.
-    why = f"the signatures of {image.manifest.digest}"
-    return WantedImage(image.archive, image.repository, tag, tag, why, optional=True)
 
 
 def _document(index: Manifest, where: str) -> dict[str, Any]:

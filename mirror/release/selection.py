@@ -22,13 +22,7 @@ from dataclasses import dataclass, field
 from semver import Version
 
 from mirror.errors import InputError
-from mirror.layout import (
-    CHANNELS,
-    archive_of,
-    latest_patches,
-    parse_version,
-    tags_of_versions,
-)
+from mirror.layout import CHANNELS, archive_of, latest_patches, parse_version, tags_of_versions
 from mirror.oci import Digest, Platform
 from mirror.oci.reference import valid_tag
 from mirror.release.constraints import Constraint, read_version
@@ -82,13 +76,12 @@ class ItemFilter:
     def covers(self, tag: str) -> bool:
         """Whether `wanted` names `tag`."""
         version = parse_version(tag)
-        for one in self.wanted:
-            if isinstance(one, ExactTag):
-                if one.tag == tag or (version is not None and parse_version(one.tag) == version):
-                    return True
-            elif version is not None and one.accepts(version):
-                return True
-        return False
+        if any(one.tag == tag for one in self.exact_tags):
+            return True
+        return version is not None and (
+            any(parse_version(one.tag) == version for one in self.exact_tags)
+            or any(one.accepts(version) for one in self.constraints)
+        )
 
     def __str__(self) -> str:
         return " ".join(f"{self.name}@{one}" for one in self.wanted) or self.name
@@ -116,11 +109,7 @@ class Filter:
 
     @classmethod
     def excluding(cls, texts: Iterable[str], flag: str = "--exclude-module") -> Filter:
-        """Take all but what `texts` name.
-
-        Raises:
-            InputError: one of them is not a filter; the message names `flag`.
-        """
+        """Take all but what `texts` name; raises as `including`."""
         return cls(_merged(texts, flag), excludes=True)
 
     @property
@@ -157,11 +146,7 @@ class Filter:
 
 
 def parse_filter(text: str, flag: str = "--include-module") -> ItemFilter:
-    """Read `name[@version]`, as a user gave it to `flag`.
-
-    Raises:
-        InputError: it is not a filter; the message says what to write instead.
-    """
+    """Read `name[@version]`, as a user gave it to `flag`, or raise InputError."""
     name, at, version = (part.strip() for part in text.strip().partition("@"))
     if not name:
         raise InputError(f"{flag} {text[:120]!r} names nothing; write name or name@version")
@@ -182,11 +167,7 @@ def parse_filter(text: str, flag: str = "--include-module") -> ItemFilter:
 
 
 def parse_platform(text: str, flag: str = "--include-platform") -> ExactTag | Constraint:
-    """Read what may stand behind `@`, for the platform.
-
-    Raises:
-        InputError: it has none of the forms; the message says what to write instead.
-    """
+    """Read what may stand behind `@`, for the platform, or raise InputError."""
     version = text.strip()
     if not version:
         raise InputError(
@@ -226,10 +207,8 @@ def _merged(texts: Iterable[str], flag: str) -> dict[str, ItemFilter]:
     items: dict[str, ItemFilter] = {}
     for text in texts:
         item = parse_filter(text, flag)
-        before = items.get(item.name, ItemFilter(item.name))
-        items[item.name] = ItemFilter(
-            item.name, tuple(dict.fromkeys((*before.wanted, *item.wanted)))
-        )
+        before = items.get(item.name, item).wanted
+        items[item.name] = ItemFilter(item.name, tuple(dict.fromkeys((*before, *item.wanted))))
     return items
 
 
@@ -251,8 +230,7 @@ def _parse_wanted(text: str, where: str) -> ExactTag | Constraint:
 
 def _parse_exact(text: str, where: str) -> ExactTag:
     tag, plus, suffix = (part.strip() for part in text.rpartition("+"))
-    if not plus:
-        tag, suffix = text.strip(), ""
+    tag, suffix = (tag, suffix) if plus else (suffix, "")
     if tag.startswith((">", "<", "=")):
         raise InputError(
             f"{where}: '=' asks for exactly the tag {tag[:120]!r}, which no registry can hold; "
@@ -260,9 +238,7 @@ def _parse_exact(text: str, where: str) -> ExactTag:
         )
     if not valid_tag(tag):
         raise InputError(f"{where}: {tag[:120]!r} is not a tag; {_FORMS}")
-    if suffix in CHANNELS:
-        return ExactTag(tag, suffix)
-    return ExactTag(tag, ignored=suffix)
+    return ExactTag(tag, suffix) if suffix in CHANNELS else ExactTag(tag, ignored=suffix)
 
 
 @dataclass(frozen=True, slots=True)
@@ -298,12 +274,9 @@ class PlatformSelection:
         Raises:
             InputError: one of them cannot be understood, or they contradict each other.
         """
-        flags = {
-            "--deckhouse-tag": deckhouse_tag,
-            "--include-platform": include_platform,
-            "--since-version": since_version,
-        }
-        given = [flag for flag, text in flags.items() if text is not None]
+        flags = ("--deckhouse-tag", "--include-platform", "--since-version")
+        texts = (deckhouse_tag, include_platform, since_version)
+        given = [flag for flag, text in zip(flags, texts, strict=True) if text is not None]
         if len(given) > 1:
             raise InputError(
                 f"{' and '.join(given)} contradict each other: each says alone which platform "
@@ -317,10 +290,8 @@ class PlatformSelection:
             )
         if include_platform is not None:
             wanted = parse_platform(include_platform)
-            if isinstance(wanted, ExactTag):
-                tag = wanted.tag
-            else:
-                constraint = wanted
+            tag = wanted.tag if isinstance(wanted, ExactTag) else None
+            constraint = wanted if isinstance(wanted, Constraint) else None
         if since_version is not None:
             since = read_version(since_version.strip())
             if since is None:

@@ -33,7 +33,7 @@ from mirror.layout import (
     version_tag,
     with_modules_suffix,
 )
-from mirror.oci import Child, Descriptor, Digest, Manifest, Platform, Repository, verified
+from mirror.oci import Descriptor, Digest, Manifest, Platform, Repository, verified
 from mirror.oci.layers import read_files
 from mirror.oci.manifest import descriptor_json
 from mirror.registry import RegistryReader
@@ -70,9 +70,7 @@ class SourceTree:
     @property
     def bare(self) -> str:
         """The path that editions share: the root's without its edition."""
-        if self.edition is None:
-            return self.root.path
-        return self.root.path.removesuffix(self.edition).removesuffix("/")
+        return self.root.path.removesuffix(self.edition or "").removesuffix("/")
 
     def locate(self, path: str) -> str:
         """Return the registry's repository for a path of the tree."""
@@ -92,13 +90,7 @@ class ReleaseSource:
     threads ask it. This class only asks; other modules decide what follows from the answers.
     """
 
-    def __init__(
-        self,
-        client: RegistryReader,
-        tree: SourceTree,
-        *,
-        run: Run | None = None,
-    ) -> None:
+    def __init__(self, client: RegistryReader, tree: SourceTree, *, run: Run | None = None) -> None:
         self.tree = tree
         self.content = RegistrySource(client, tree.locate, f"source {tree.root}", keep_small=True)
         self._run = Run.of(run)
@@ -115,9 +107,7 @@ class ReleaseSource:
     def each(
         self, phase: str, items: Collection[Item], work: Callable[[Item], Result]
     ) -> list[Result]:
-        """Do `work` on all items in parallel; return the results in order, or raise
-        the first failure.
-        """
+        """Do `work` on all items in parallel; return the results in order, or raise a failure."""
 
         def one(item: Item) -> Result:
             result = work(item)
@@ -168,11 +158,7 @@ class ReleaseSource:
         return self._once(("manifest", repository, reference), ask)
 
     def required(self, repository: str, reference: str | Digest, needed_by: str) -> Manifest:
-        """Return a manifest that `needed_by` leads to.
-
-        Raises:
-            SourceContentError: the source does not have it.
-        """
+        """Return a manifest that `needed_by` leads to; SourceContentError if it is not there."""
         manifest = self.manifest(repository, reference)
         if manifest is None:
             raise self.missing(repository, reference, needed_by)
@@ -201,8 +187,10 @@ class ReleaseSource:
             found = self.content.client.referrers_api(self.tree.locate(repository), digest)
             if found is None:
                 return None
-            ordered = sorted(found, key=lambda child: child.descriptor.digest)
-            return [_child_json(child) for child in ordered]
+            return [
+                descriptor_json(child.descriptor, child.artifact_type, child.annotations)
+                for child in sorted(found, key=lambda child: child.descriptor.digest)
+            ]
 
         return self._once(("referrers", repository, digest), ask)
 
@@ -272,15 +260,6 @@ def _own(error: BaseException) -> BaseException:
     return copy
 
 
-def _child_json(child: Child) -> dict[str, Any]:
-    document = descriptor_json(child.descriptor)
-    if child.artifact_type is not None:
-        document["artifactType"] = child.artifact_type
-    if child.annotations:
-        document["annotations"] = dict(child.annotations)
-    return document
-
-
 # -- releases and their channels -------------------------------------------------------------------
 
 VERSION_JSON = "version.json"
@@ -330,32 +309,28 @@ class ReleaseInfo:
 
 
 def parse_release(data: bytes | None, where: str, *, version_only: bool = False) -> ReleaseInfo:
-    """Read a release image's `version.json`; None if the image does not have the file.
+    """Read a release image's `version.json`; `data` is None if the image does not have the file.
 
-    With `version_only`, as for modules and packages, other keys are ignored.
-
-    Raises:
-        SourceContentError: the file is missing, is not JSON, or does not name a semantic version
-            that can be a tag.
+    With `version_only`, as for modules and packages, other keys are ignored. A document without a
+    semantic version that can be a tag raises SourceContentError.
     """
     if data is None:
         raise SourceContentError(f"{where}: the image has no {VERSION_JSON}")
+    at = f"{where}: {VERSION_JSON}"
     kind = _VersionDocument if version_only else _ReleaseDocument
     try:
         document = kind.model_validate_json(data)
     except ValidationError as err:
-        raise SourceContentError(
-            f"{where}: {VERSION_JSON} cannot be read: {problems(err)[0]}"
-        ) from err
+        raise SourceContentError(f"{at} cannot be read: {problems(err)[0]}") from err
     version = parse_version(document.version)
     if version is None:
         raise SourceContentError(
-            f"{where}: {VERSION_JSON} names {document.version!r}, which is not a semantic version"
+            f"{at} names {document.version!r}, which is not a semantic version"
         )
     if version.build:
         raise SourceContentError(
-            f"{where}: {VERSION_JSON} names {document.version!r}, which no tag can spell, since "
-            "'+' is not allowed there; the source must name a version that it can publish"
+            f"{at} names {document.version!r}, which no tag can spell, since '+' is not allowed "
+            "there; the source must name a version that it can publish"
         )
     if not isinstance(document, _ReleaseDocument):
         return ReleaseInfo(version)
@@ -384,11 +359,7 @@ class ChannelFact:
 
 
 def read_channel(source: ReleaseSource, repository: str, name: str) -> ChannelFact | None:
-    """Find out where a channel leads; None if it does not exist.
-
-    Raises:
-        SourceContentError: its image does not say.
-    """
+    """Find out where a channel leads; None if it does not exist."""
     manifest = source.manifest(repository, name)
     if manifest is None:
         return None
@@ -424,27 +395,22 @@ def can_lead(
     """Whether a bundle with the tags `taken` may publish the release image `tag` to channels.
 
     It may not if the image does not exist, or if it leads clusters to a version that the bundle
-    does not have, as the images of development builds do. The user is then warned by `warn`.
-
-    Raises:
-        SourceContentError: `tag` is a version, and its image does not say which.
+    does not have, as the images of development builds do. The user is then warned by `warn`. A
+    `tag` that is a version, and whose image does not say which, raises SourceContentError.
     """
     where = source.where(repository, tag)
     manifest = source.manifest(repository, tag)
-    if manifest is None:
-        warn(f"{where} is not there, so no release channel of the bundle leads to {tag}")
-        return False
-    try:
-        version = release_info(source, repository, manifest, where).version
-    except SourceContentError as err:
-        if parse_version(tag) is not None:
-            raise
-        warn(f"no release channel of the bundle leads to {tag}: {err}")
-        return False
-    if version in map(parse_version, taken):
-        return True
-    warn(
-        f"{where} leads to {version_tag(version)}, which is not in the bundle, so no release "
-        f"channel of the bundle leads to {tag}"
-    )
+    reason = f"{where} is not there"
+    if manifest is not None:
+        try:
+            version = release_info(source, repository, manifest, where).version
+        except SourceContentError as err:
+            if parse_version(tag) is not None:
+                raise
+            reason = str(err)
+        else:
+            if version in map(parse_version, taken):
+                return True
+            reason = f"{where} leads to {version_tag(version)}, which is not in the bundle"
+    warn(f"no release channel of the bundle leads to {tag}: {reason}")
     return False

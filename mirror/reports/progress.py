@@ -122,7 +122,7 @@ class _Lines:
         self._stream, self._quiet = stream, quiet
         self._moved = _Moved()
         self._total = self._done = 0
-        self._told_at = 0.0
+        self._reported_at = 0.0
 
     def __call__(self, event: Event) -> None:
         match event:
@@ -135,15 +135,15 @@ class _Lines:
             case TransferStarted(blobs, size, manifests, tags, beside):
                 if not beside:
                     self._total = self._done = 0
-                self._total, self._told_at = self._total + size, time.monotonic()
+                self._total, self._reported_at = self._total + size, time.monotonic()
                 self._say(
                     f"{beside}{': ' if beside else ''}{blobs} blobs ({size_text(size)})"
                     + (f", {manifests} manifests, {tags} tags" if manifests or tags else "")
                 )
             case BytesMoved() | BlobDone():
                 self._done += self._moved.advance(event)
-                if time.monotonic() - self._told_at >= self._INTERVAL_S:
-                    self._told_at = time.monotonic()
+                if time.monotonic() - self._reported_at >= self._INTERVAL_S:
+                    self._reported_at = time.monotonic()
                     share = self._done / self._total if self._total else 1.0
                     self._say(f"{share:4.0%}  {size_text(self._done)} of {size_text(self._total)}")
             case PhaseAdvanced() | ManifestDone() | TagDone():

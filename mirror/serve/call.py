@@ -58,11 +58,7 @@ class Auth(ABC):
 
     @abstractmethod
     def check(self, request: Request, repository: str, actions: Set[str]) -> None:
-        """Let the request pass.
-
-        Raises:
-            RefusedError: 401 with a challenge, or 403.
-        """
+        """Let the request pass, or raise RefusedError: 401 with a challenge, or 403."""
 
     def allows(self, request: Request, repository: str, actions: Set[str]) -> bool:
         """Whether `check` would let it pass."""
@@ -97,11 +93,7 @@ class Call:
 
     @property
     def target(self) -> Store:
-        """The store, for changing it.
-
-        Raises:
-            RefusedError: the registry is read-only.
-        """
+        """The store, for changing it; a read-only registry raises RefusedError."""
         if self.service.writable is None:
             raise RefusedError(405, "UNSUPPORTED", "this registry is read-only")
         return self.service.writable

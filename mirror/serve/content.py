@@ -14,7 +14,7 @@ from starlette.types import Receive, Scope, Send
 
 from mirror.errors import InvalidManifestError
 from mirror.oci import Digest, Manifest
-from mirror.oci.manifest import MANIFESTS, MAX_MANIFEST_BYTES, OCI_INDEX, descriptor_json
+from mirror.oci.manifest import MANIFESTS, MAX_MANIFEST_BYTES, OCI_INDEX, referrer_json
 from mirror.oci.reference import valid_tag
 from mirror.serve.call import Call, RefusedError, empty, in_thread
 from mirror.serve.store import BlobReader, ReadableStore, Store, StoredManifest
@@ -185,12 +185,7 @@ def _blob_headers(digest: Digest, length: int) -> dict[str, str]:
 
 
 async def read_bounded(request: Request, limit: int, code: str) -> bytes:
-    """Read the request's body of at most `limit` bytes.
-
-    Raises:
-        RefusedError: 413 with `code`, the body is larger.
-        ClientDisconnect: the body broke off.
-    """
+    """Read the request's body; one of more than `limit` bytes is refused with 413 and `code`."""
     body = bytearray()
     async for chunk in request.stream():
         body += chunk
@@ -202,10 +197,8 @@ async def read_bounded(request: Request, limit: int, code: str) -> bytes:
 def requested_range(header: str | None, size: int) -> tuple[int, int] | None:
     """First and last offset that a `Range` header asks for; None for everything (RFC 9110, 14.2).
 
-    A header with several ranges, or in an unknown form, is ignored, as the RFC allows.
-
-    Raises:
-        RefusedError: 416, the range begins behind the `size` bytes.
+    A header with several ranges, or in an unknown form, is ignored, as the RFC allows. A range that
+    begins behind the `size` bytes is refused with 416.
     """
     match = _RANGE.fullmatch(header.replace(" ", "")) if header else None
     if match is None:
@@ -311,13 +304,7 @@ def _referrers(store: ReadableStore, repository: str, subject: Digest) -> list[d
         if held is None:
             continue  # deleted since the listing
         manifest = Manifest.parse(held.raw, held.media_type, algorithm=digest.algorithm)
-        entry = descriptor_json(manifest.descriptor)
-        kind = manifest.artifact_type or (manifest.config and manifest.config.media_type)
-        if kind:
-            entry["artifactType"] = kind
-        if manifest.annotations:
-            entry["annotations"] = dict(manifest.annotations)
-        entries.append(entry)
+        entries.append(referrer_json(manifest))
     return entries
 
 

@@ -125,11 +125,7 @@ class ServerThread:
         self._thread = threading.Thread(target=self._run, name="mirror-serve")
 
     def start(self) -> None:
-        """Begin to serve; on return the server answers.
-
-        Raises:
-            RuntimeError: the server could not start.
-        """
+        """Begin to serve; on return the server answers, or RuntimeError says that it cannot."""
         self._thread.start()
         if not self._server.running.wait(_START_TIMEOUT_S) or self._failure:
             self.stop()
@@ -150,11 +146,7 @@ class ServerThread:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A listening socket. Clients can connect at once, and wait for the server to start.
-
-    Raises:
-        OSError: the address is in use, or does not belong to this machine.
-    """
+    """A listening socket. Clients can connect at once, and wait for the server to start."""
     family, kind, protocol, _, address = socket.getaddrinfo(
         host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
     )[0]
@@ -170,22 +162,14 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 async def abort(scope: Scope) -> None:
-    """Break the connection at once; unsent bytes are lost.
-
-    Raises:
-        RuntimeError: the app runs under another server than ours.
-    """
+    """Break the connection at once; unsent bytes are lost."""
     _transport(scope).abort()
     for _ in range(3):  # the server notices in the next turns of the loop
         await asyncio.sleep(0)
 
 
 async def close(scope: Scope, receive: Receive) -> None:
-    """Send what is buffered, then close the connection before the answer is complete.
-
-    Raises:
-        RuntimeError: as `abort`.
-    """
+    """Send what is buffered, then close the connection before the answer is complete."""
     _transport(scope).close()
     while (await receive())["type"] != "http.disconnect":
         pass

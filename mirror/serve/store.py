@@ -139,13 +139,10 @@ class RunningDigest:
         self.size += len(data)
 
     def check(self, expected: Digest, again: Callable[[], Iterable[bytes]]) -> None:
-        """Compare with `expected`.
+        """Compare with `expected`, or raise DigestMismatchError.
 
         `again` gives the same bytes once more. It is called only if the client named a digest in
         another algorithm than the one it had announced (sha256 if none).
-
-        Raises:
-            DigestMismatchError: the digests differ.
         """
         if expected.algorithm != self.algorithm:
             rehashed = RunningDigest(expected.algorithm)

@@ -47,11 +47,7 @@ class Uploads:
         self._sessions: dict[str, Session] = {}
 
     def make_room(self) -> None:
-        """Drop idle sessions before one more is opened.
-
-        Raises:
-            RefusedError: TOOMANYREQUESTS, `limit` sessions are in use.
-        """
+        """Drop idle sessions before one more is opened; refuse that if `limit` are in use."""
         oldest = time.monotonic() - self._idle_s
         for session in [held for held in self._sessions.values() if held.used_at < oldest]:
             if not session.lock.locked():
@@ -69,11 +65,7 @@ class Uploads:
         return session
 
     def find(self, repository: str, session_id: str) -> Session:
-        """The open session of that repository and id.
-
-        Raises:
-            RefusedError: BLOB_UPLOAD_UNKNOWN.
-        """
+        """The open session of that repository and id."""
         session = self._sessions.get(session_id)
         if session is None or session.repository != repository:
             raise RefusedError(404, "BLOB_UPLOAD_UNKNOWN", "no such upload; begin a new one")
@@ -195,9 +187,6 @@ async def receive_into(request: Request, staging: Staging) -> None:
     """Move the request's body into `staging`; on return or error no thread is writing there.
 
     The bytes that arrived before a connection broke are kept: the client continues there.
-
-    Raises:
-        ClientDisconnect: the connection broke.
     """
     loop = asyncio.get_running_loop()
     writing: asyncio.Future[None] | None = None

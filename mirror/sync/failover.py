@@ -47,9 +47,9 @@ def continued(
 ) -> Generator[bytes, None, None]:
     """The bytes of one blob from `offset` on; where one place breaks off, the next continues.
 
-    `open_at` opens what a place has from an offset on. `failed` hears of each place that did not
-    bring the blob to its end, with the position reached; it may raise to end the attempt. The next
-    place is taken from `places` only then. The bytes are not verified here.
+    `open_at` opens what a place has from an offset on. `failed` is called for each place that did
+    not bring the blob to its end, with the position reached; it may raise to end the attempt. Only
+    then the next place is taken from `places`. The bytes are not verified here.
 
     Raises:
         MirrorError: what `verdict` gives, when places run out.
@@ -110,9 +110,9 @@ class FailoverSource:
     """Several sources as one, asked in their order. Thread-safe.
 
     A place that gave wrong bytes, or none, is not asked for the same content again, and one that
-    does not answer is asked last from then on. `on_event` hears of both (`Warned`), but not of mere
-    absence. `wanted` says in which other repositories of each source the same content should lie,
-    for a registry that lost it in one of them.
+    does not answer is asked last from then on. `on_event` gets a `Warned` about both, but not about
+    mere absence. `wanted` says in which other repositories of each source the same content should
+    be, for a registry that lost it in one of them.
 
     Where no place has the content, reading it raises:
         UnreachableError, DeniedError: no place answers, or every place refuses.
@@ -165,7 +165,7 @@ class FailoverSource:
                 self._givers[digest] = self._givers.get(digest, frozenset()) | {copy.place}
             return copy.source.blob(copy.repository, digest, size, position)
 
-        yield from continued(
+        return continued(
             self._copies(repository, digest, is_blob=True),
             open_at,
             lambda copy, _position, error: self._failed(copy, digest, error),
@@ -175,7 +175,7 @@ class FailoverSource:
         )
 
     def reject(self, digest: Digest, error: MirrorError) -> None:
-        """Take note that the bytes read last as the blob `digest` are wrong, as `error` says.
+        """Record that the bytes read last as the blob `digest` are wrong, as `error` says.
 
         Returns if it is worth reading the blob once more, from its beginning.
 
@@ -308,8 +308,8 @@ def _paths(inventory: Inventory, *, manifests: bool = True) -> dict[Digest, list
 class BlobContent:
     """The bytes of one blob on their way: verified, counted, and cut short on cancellation.
 
-    One transfer owns one of these and reads it as often as it needs to, from any offset: bytes
-    are hashed the first time they pass, so a continued upload is still verified as a whole.
+    One transfer owns one of these and reads it as often as it needs to, from any offset. Bytes are
+    hashed the first time they pass, so a continued upload is still verified as a whole.
     Not thread-safe.
     """
 
@@ -328,7 +328,6 @@ class BlobContent:
         self._on_bytes, self._run = on_bytes, run or Run()
         self._where = f"{source.name}: blob {digest} of {repository or 'the root repository'}"
         self._verifier = Verifier(digest, size, self._where)
-        self._judged = False
         self._reported = 0
 
     def chunks(self, offset: int = 0) -> Generator[bytes, None, None]:
@@ -343,27 +342,15 @@ class BlobContent:
         if self._verifier.count > self.size:
             self._verifier.finish()  # too long before, so its first bytes look whole; raises
         position = min(offset, self._verifier.count)
-        held: bytes | None = None
         with closing(
             self._source.blob(self._repository, self.digest, self.size, position)
         ) as stream:
-            for piece in stream:
+            for piece in self._verifier.passing(stream, position):
                 self._run.check(self._where)
-                end = position + len(piece)
-                if end > self._verifier.count:  # a part that was read before is not hashed again
-                    self._verifier.update(piece[self._verifier.count - position :])
-                if end > offset:
-                    if held is not None:
-                        yield held
-                        self._passed(position)
-                    held = piece[max(0, offset - position) :]
-                position = end
-        if not self._judged:
-            self._verifier.finish()
-            self._judged = True
-        if held is not None:
-            yield held
-            self._passed(position)
+                position += len(piece)
+                if position > offset:
+                    yield piece[max(0, offset - position + len(piece)) :]
+                    self._passed(position)
 
     def is_blamed_by(self, error: MirrorError) -> bool:
         """Whether `error` says that the source has other bytes under this digest."""
@@ -383,15 +370,8 @@ class BlobContent:
             self._passed(self._verifier.count)
 
     def restarted(self) -> BlobContent:
-        """The same blob, read from its beginning."""
-        return BlobContent(
-            self._source,
-            self._repository,
-            self.digest,
-            self.size,
-            on_bytes=lambda _count: None,  # what is read again was reported
-            run=self._run,
-        )
+        """The same blob, read from its beginning. What is read again was reported before."""
+        return BlobContent(self._source, self._repository, self.digest, self.size, run=self._run)
 
     def _passed(self, position: int) -> None:
         """Report progress once per byte, however often a broken attempt is begun again."""

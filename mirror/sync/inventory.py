@@ -26,7 +26,7 @@ from mirror.errors import (
     InvalidReferenceError,
 )
 from mirror.oci import Descriptor, Digest, Manifest
-from mirror.oci.reference import check_repository, check_tag
+from mirror.oci.reference import check_repository, check_tag, referrers_tag
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +34,7 @@ class ManifestNode:
     """A manifest as the graph sees it: what it is, and what it needs beside it.
 
     `blobs` are its config and the layers that must be carried; `children` the manifests of an
-    index. A `subject` is no child: a signature may arrive before, after or without what it signs.
+    index. A `subject` is not a child: a signature may come before, after or without its image.
     `artifact_type` is what an index says of an artifact; None for an image.
     """
 
@@ -65,18 +65,29 @@ class RepositoryContent:
     def __bool__(self) -> bool:
         return bool(self.tags or self.manifests or self.blobs)
 
+    def reachable(self, roots: Iterable[Digest]) -> set[Digest]:
+        """The manifests among `roots` that are here, and all below them."""
+        found: set[Digest] = set()
+        pending = list(roots)
+        while pending:
+            digest = pending.pop()
+            if digest not in found and digest in self.manifests:
+                found.add(digest)
+                pending.extend(child.digest for child in self.manifests[digest].children)
+        return found
+
+    def referrers_tags(self) -> set[str]:
+        """Tags under which a registry without the referrers API lists what refers to these.
+
+        They follow from the manifests, so no statement names them and they are not extras.
+        """
+        return set(map(referrers_tag, self.manifests))
+
     def closure_size(self, digest: Digest) -> int:
         """Bytes of a manifest and all that it reaches here, each piece counted once."""
-        sizes: dict[Digest, int] = {}
-        pending = [digest]
-        while pending:
-            node = self.manifests.get(pending.pop())
-            if node is None or node.descriptor.digest in sizes:
-                continue
-            sizes[node.descriptor.digest] = node.descriptor.size
-            sizes.update((blob.digest, blob.size) for blob in node.blobs)
-            pending.extend(child.digest for child in node.children)
-        return sum(sizes.values())
+        nodes = [self.manifests[one] for one in self.reachable([digest])]
+        pieces = (piece for node in nodes for piece in (node.descriptor, *node.blobs))
+        return sum({piece.digest: piece.size for piece in pieces}.values())
 
 
 _NOTHING = RepositoryContent()
@@ -307,19 +318,23 @@ def _node(digest: Digest, document: Mapping[str, Any]) -> ManifestNode:
     )
 
 
+MALFORMED = (
+    KeyError,
+    TypeError,
+    ValueError,
+    AttributeError,
+    InvalidDigestError,
+    InvalidReferenceError,
+)
+"""What reading a document of another shape raises."""
+
+
 @contextmanager
 def _reading() -> Iterator[None]:
     """Turn every error about a malformed document into DamagedBundleError."""
     try:
         yield
-    except (
-        KeyError,
-        TypeError,
-        ValueError,
-        AttributeError,
-        InvalidDigestError,
-        InvalidReferenceError,
-    ) as err:
+    except MALFORMED as err:
         problem = str(err)
         if isinstance(err, KeyError):
             problem = f"no {err.args[0]}"

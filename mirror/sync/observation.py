@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from typing import Any
 
+from mirror.documents import document
 from mirror.errors import (
     CancelledError,
     DeniedError,
@@ -101,7 +102,7 @@ class Observation:
             absent, and nothing may be concluded from them.
         unlisted: repositories of which nothing was wanted, and which do not list their tags.
         damaged: what was read and is not what its digest promises (`Depth.DEEP` only).
-        general: what could not be seen and is no single item.
+        general: what could not be seen, where it is more than a single item.
         requests: how many questions were asked.
     """
 
@@ -132,11 +133,12 @@ class Observation:
 
     def all_damage(self) -> dict[Digest, MirrorError]:
         """Everything that is not what its digest promises, or that the registry cannot serve."""
-        damage = dict(self.damaged)
-        for item, error in self.unclear.items():
-            if item.digest is not None and speaks_of_damage(error):
-                damage.setdefault(item.digest, error)
-        return damage
+        unclear = {
+            item.digest: error
+            for item, error in self.unclear.items()
+            if item.digest is not None and speaks_of_damage(error)
+        }
+        return {**unclear, **self.damaged}
 
     def certain(self) -> Inventory:
         """`held`, if every answer was clear. A blob of another size is clearly not the wanted one.
@@ -162,7 +164,7 @@ class Observation:
 def speaks_of_damage(error: MirrorError) -> bool:
     """Whether an error about one item may mean that its bytes are lost or wrong.
 
-    A refusal of access does not: 403 is no absence, and copying over it would not help.
+    A refusal of access (403) says nothing about the bytes, and copying over them would not help.
     """
     if isinstance(error, DeniedError | CancelledError):
         return False
@@ -181,7 +183,7 @@ def complete_subset(inventory: Inventory) -> tuple[Inventory, dict[Item, MirrorE
     for path, content in inventory.repositories.items():
         reasons = dict(_reasons(path, content))
         broken.update((Item(path, digest), reason) for digest, reason in reasons.items())
-        left_out = _with_all_above(reasons, content)
+        left_out = Dependents(content).above(reasons)
         for digest, node in content.manifests.items():
             if digest not in left_out:
                 builder.add_manifest(path, node)
@@ -210,13 +212,12 @@ def _reasons(path: str, content: RepositoryContent) -> Iterator[tuple[Digest, Mi
 def _agreed_sizes(content: RepositoryContent) -> dict[Digest, int]:
     """The size of each blob in bytes: the one that was seen, else the one that most manifests give.
 
-    If two sizes are given equally often, the manifest with the lowest digest decides.
+    Of sizes given equally often the first counts: that of the manifest with the lowest digest.
     """
     given: dict[Digest, Counter[int]] = {}
     for _, node in sorted(content.manifests.items()):
         for blob in {blob.digest: blob for blob in reversed(node.blobs)}.values():
             given.setdefault(blob.digest, Counter())[blob.size] += 1
-    # `most_common` keeps the order of first appearance among equals.
     agreed = {digest: sizes.most_common(1)[0][0] for digest, sizes in given.items()}
     agreed.update((d, size) for d, size in content.blobs.items() if d in given)
     return agreed
@@ -224,22 +225,6 @@ def _agreed_sizes(content: RepositoryContent) -> dict[Digest, int]:
 
 def _absent(why: str) -> NotFoundError:
     return NotFoundError(f"it is not there, though {why}; push again what it belongs to")
-
-
-def _with_all_above(digests: Iterable[Digest], content: RepositoryContent) -> set[Digest]:
-    """`digests`, and all manifests that reach one of them."""
-    parents: dict[Digest, list[Digest]] = {}
-    for digest, node in content.manifests.items():
-        for child in node.children:
-            parents.setdefault(child.digest, []).append(digest)
-    reached = set(digests)
-    pending = list(reached)
-    while pending:
-        for parent in parents.get(pending.pop(), ()):
-            if parent not in reached:
-                reached.add(parent)
-                pending.append(parent)
-    return reached
 
 
 @dataclass(frozen=True, slots=True)
@@ -278,13 +263,7 @@ class Finding:
 
     def to_document(self) -> dict[str, Any]:
         """As JSON values, for `--json`."""
-        return {
-            "place": self.place,
-            "repository": self.repository,
-            "tags": list(self.tags),
-            "digest": str(self.digest) if self.digest else None,
-            "problem": self.problem,
-        }
+        return document(self, "place", "repository", "tags", "digest", "problem")
 
 
 def _shown(tag: str) -> str:
@@ -300,7 +279,7 @@ def listed(findings: Iterable[Finding], *, most: int = 20) -> str:
 
 
 class Dependents:
-    """Answers which tags of a repository need some manifest or blob, directly or further up."""
+    """What in a repository needs some manifest or blob, directly or further up."""
 
     def __init__(self, content: RepositoryContent) -> None:
         self._parents: dict[Digest, list[Digest]] = {}
@@ -311,14 +290,20 @@ class Dependents:
         for tag, digest in content.tags.items():
             self._tags.setdefault(digest, []).append(tag)
 
-    def tags(self, digest: Digest) -> tuple[str, ...]:
-        """The tags that reach `digest`, sorted."""
-        reached, pending = {digest}, [digest]
+    def above(self, digests: Iterable[Digest]) -> set[Digest]:
+        """`digests`, and all manifests that reach one of them."""
+        reached = set(digests)
+        pending = list(reached)
         while pending:
             for parent in self._parents.get(pending.pop(), ()):
                 if parent not in reached:
                     reached.add(parent)
                     pending.append(parent)
+        return reached
+
+    def tags(self, digest: Digest) -> tuple[str, ...]:
+        """The tags that reach `digest`, sorted."""
+        reached = self.above([digest])
         return tuple(sorted(tag for one in reached for tag in self._tags.get(one, ())))
 
 
@@ -343,15 +328,13 @@ def _missing(wanted: Inventory, held: Inventory, place: str) -> Iterator[Finding
             continue
         dependents = Dependents(content)
 
-        def finding(
-            problem: str, digest: Digest, dependents: Dependents = dependents, path: str = path
-        ) -> Finding:
-            return Finding(place, problem, path, dependents.tags(digest), digest)
-
-        for blob in sorted(set(content.blobs) - set(there.blobs)):
-            yield finding(f"blob {blob} is missing", blob)
-        for manifest in sorted(set(content.manifests) - set(there.manifests)):
-            yield finding(f"manifest {manifest} is missing", manifest)
+        for kind, all_of_it, held_of_it in (
+            ("blob", content.blobs, there.blobs),
+            ("manifest", content.manifests, there.manifests),
+        ):
+            for digest in sorted(all_of_it.keys() - held_of_it.keys()):
+                problem = f"{kind} {digest} is missing"
+                yield Finding(place, problem, path, dependents.tags(digest), digest)
         for tag, digest in sorted(content.tags.items()):
             named = there.tags.get(tag)
             if named is None:
@@ -362,24 +345,19 @@ def _missing(wanted: Inventory, held: Inventory, place: str) -> Iterator[Finding
 
 
 def _damaged(wanted: Inventory, found: Observation) -> Iterator[Finding]:
+    """One finding per repository that needs damaged content."""
     broken = [error for error in found.damaged.values() if isinstance(error, UnreachableError)]
     if 2 * len(broken) > len(found.held.blob_sizes()):
-        raise broken[0]  # hardly anything can be read, so this is no matter of single blobs
+        raise broken[0]  # hardly anything can be read, so the registry itself is at fault
     for digest, error in found.damaged.items():
-        yield from _everywhere(wanted, found.place, digest, error)
-
-
-def _everywhere(
-    wanted: Inventory, name: str, digest: Digest, error: MirrorError
-) -> Iterator[Finding]:
-    """One finding per repository that needs the damaged content."""
-    problem = str(error)
-    if isinstance(error, DigestMismatchError):
-        # A push alone would find it there and leave it as it is.
-        problem = (
-            f"what is there as {digest} is damaged, it hashes to {error.actual}; delete it in the "
-            "registry, then push again"
-        )
-    for path, content in sorted(wanted.repositories.items()):
-        if digest in content.blobs or digest in content.manifests:
-            yield Finding(name, problem, path, Dependents(content).tags(digest), digest)
+        problem = str(error)
+        if isinstance(error, DigestMismatchError):
+            # A push alone would find it there and leave it as it is.
+            problem = (
+                f"what is there as {digest} is damaged, it hashes to {error.actual}; delete it in "
+                "the registry, then push again"
+            )
+        for path, content in sorted(wanted.repositories.items()):
+            if digest in content.blobs or digest in content.manifests:
+                tags = Dependents(content).tags(digest)
+                yield Finding(found.place, problem, path, tags, digest)

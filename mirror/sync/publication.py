@@ -9,9 +9,9 @@ publication interrupted can finish it.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import Enum, auto
 from itertools import groupby
 
@@ -122,7 +122,7 @@ class Publication:
             one takes its place.
         removals: tags that are to go when all others have turned, which takes a goal.
         retracts: where tags turn and no statement will cover them, the present one is removed.
-        heard: whether the run's listener hears of the single items that are carried.
+        heard: whether the run's listener gets an event for each item that is carried.
 
     Raises:
         ValueError: there are removals and no goal.
@@ -167,12 +167,14 @@ class Publication:
         target: Target,
         *,
         independence: Independence | None = None,
+        before_tags: Callable[[Interim], None] = lambda _interim: None,
         run: Run,
     ) -> PublicationReport:
         """Carry the content of `plan` from `source` to `target`, then turn its tags.
 
         With `independence` everything is carried and turned that does not depend on what failed,
-        and the goal is stated only if nothing failed.
+        and the goal is stated only if nothing failed. `before_tags` is called before the first
+        step that others can see; it may raise.
 
         Raises:
             IncompleteError: some content could not be brought, or something that an interrupted
@@ -182,28 +184,22 @@ class Publication:
         """
         retracted = False
 
-        def prepare(interim: Interim | None = None) -> None:
+        def prepare(interim: Interim) -> None:
             nonlocal retracted
-            steps = self.steps()
-            if interim is not None:
-                steps = self.steps(complete=not interim.failures, turns=interim.turns)
+            before_tags(interim)
+            steps = self.steps(complete=not interim.failures, turns=interim.turns)
             for step in itertools.takewhile(lambda step: step.value < Step.TURN.value, steps):
                 self._prepare(step, plan, run)
             retracted = Step.RETRACT in steps and retract(self.tree, self.state, run)
 
-        items_run = run if self.heard else run.quietly()
-        if independence is None:
-            done = transfer(plan, source, target, before_tags=prepare, run=items_run)
-        else:
-            first = independence.before_tags
-
-            def before_tags(interim: Interim) -> None:
-                first(interim)
-                prepare(interim)
-
-            # `prepare` once only: without the interim it would announce what cannot be reached.
-            independence = replace(independence, before_tags=before_tags)
-            done = transfer(plan, source, target, independence=independence, run=items_run)
+        done = transfer(
+            plan,
+            source,
+            target,
+            before_tags=prepare,
+            independence=independence,
+            run=run if self.heard else run.quietly(),
+        )
         removed: tuple[tuple[str, str], ...] = ()
         if self.goal is None or done.failures:
             return PublicationReport(done, retracted=retracted)
@@ -410,13 +406,13 @@ def remove_tags(
 
 
 def delete_tag(tree: RegistryTree, path: str, tag: str) -> None:
-    """Delete a tag of a registry that `deletes_tags`; one that is gone already is no failure."""
+    """Delete a tag of a registry that `deletes_tags`. One that is gone counts as deleted."""
     with suppress(RegistryNotFoundError):
         tree.client.delete_tag(tree.locate(path), tag)
 
 
 _ATTEMPTS = 3
-"""How often a tag is set and deleted anew where the registry deletes its manifest and keeps it."""
+"""How often a tag is set and deleted again if the registry deletes its manifest and keeps it."""
 
 
 def drop_tag(tree: RegistryTree, path: str, tag: str) -> None:

@@ -24,7 +24,7 @@ from mirror.errors import (
     RegistryNotFoundError,
     StatementError,
 )
-from mirror.oci import Digest
+from mirror.oci import Digest, Manifest
 from mirror.sync.inventory import Inventory
 from mirror.sync.plan import Tags, tags_of, unaccounted
 from mirror.sync.statement import REPOSITORY, Artifact, Statement, following, layer_of, succeed
@@ -137,10 +137,7 @@ def read_statement(tree: RegistryTree, reference: str | Digest = LATEST) -> Publ
     except (IntegrityError, InvalidManifestError) as err:
         raise StatementError(f"{where} cannot be read: {err}") from err
     try:
-        layer = layer_of(manifest)
-        # `size` bounds what is read.
-        data = b"".join(tree.client.blob(repository, layer.digest, size=layer.size))
-        return Published(manifest.digest, Statement.from_json(data))
+        return Published(manifest.digest, Statement.from_json(_layer(tree, manifest)))
     except (IntegrityError, RegistryNotFoundError) as err:
         raise StatementError(
             f"{where} cannot be read: {err}; push the bundle again to state anew what is there"
@@ -189,10 +186,14 @@ def read_artifact(tree: RegistryTree, published: Published) -> Artifact:
     artifact = published.statement.artifact()
     if artifact.manifest.digest == published.digest:
         return artifact
-    repository = tree.locate(REPOSITORY)
-    manifest = tree.client.manifest(repository, published.digest)
+    manifest = tree.client.manifest(tree.locate(REPOSITORY), published.digest)
+    return Artifact(manifest, _layer(tree, manifest))
+
+
+def _layer(tree: RegistryTree, manifest: Manifest) -> bytes:
     layer = layer_of(manifest)
-    return Artifact(manifest, b"".join(tree.client.blob(repository, layer.digest, size=layer.size)))
+    # `size` bounds what is read.
+    return b"".join(tree.client.blob(tree.locate(REPOSITORY), layer.digest, size=layer.size))
 
 
 def read_state(tree: RegistryTree) -> PublicationState:

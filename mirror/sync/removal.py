@@ -21,6 +21,7 @@ from mirror.errors import (
     RegistryNotFoundError,
 )
 from mirror.oci import Digest
+from mirror.oci.reference import referrers_tag
 from mirror.run import Run, for_each
 from mirror.sync.inventory import Inventory, RepositoryContent
 from mirror.sync.observation import Failure
@@ -106,16 +107,18 @@ def plan_removal(there: Inventory, keep: Inventory, scope: Collection[str]) -> R
     """Decide what to remove from `there`, so that `scope` has only what `keep` names. Pure.
 
     `scope` are the repositories to look at. A tag stays if `keep` has one of that name, and with it
-    whatever it names now and all that this reaches.
+    whatever it names now and all that this reaches. So does a tag under which a registry without
+    the referrers API lists what refers to something that stays.
     """
     tags: list[DropTag] = []
     manifests: list[DropManifest] = []
     for path in sorted(set(scope) & there.repositories.keys()):
         content, kept = there.repository(path), keep.repository(path)
         needed = _needed(content, kept)
+        staying = kept.tags.keys() | set(map(referrers_tag, needed))
         going: dict[Digest, list[str]] = {}
         for tag, digest in sorted(content.tags.items()):
-            if tag in kept.tags:
+            if tag in staying:
                 continue
             if digest in needed:
                 tags.append(DropTag(path, tag, digest))
@@ -138,19 +141,22 @@ def plan_removal(there: Inventory, keep: Inventory, scope: Collection[str]) -> R
     return Removal(tuple(tags), tuple(manifests))
 
 
-def _needed(content: RepositoryContent, kept: RepositoryContent) -> frozenset[Digest]:
-    """Manifests that stay: those `kept` names, those its tags name now, and what these reach."""
-    needed = set(kept.manifests) | set(kept.tags.values())
-    needed |= {digest for tag, digest in content.tags.items() if tag in kept.tags}
-    pending = list(needed)
-    while pending:
-        digest = pending.pop()
-        node = content.manifests.get(digest) or kept.manifests.get(digest)
-        for child in node.children if node else ():
-            if child.digest not in needed:
-                needed.add(child.digest)
-                pending.append(child.digest)
-    return frozenset(needed)
+def _needed(content: RepositoryContent, kept: RepositoryContent) -> set[Digest]:
+    """Manifests that stay: those `kept` names, those its tags name now, and what these reach.
+
+    What refers to one of them stays, too, if the registry lists it under a tag of its own.
+    """
+    known = RepositoryContent(manifests={**kept.manifests, **content.manifests})
+    needed: set[Digest] = set()
+    more = {*kept.manifests, *kept.tags.values()}
+    more |= {digest for tag, digest in content.tags.items() if tag in kept.tags}
+    while more:
+        reached = known.reachable(more)
+        needed |= more | reached
+        needed |= {child.digest for one in reached for child in known.manifests[one].children}
+        own = set(map(referrers_tag, needed))
+        more = {digest for tag, digest in content.tags.items() if tag in own} - needed
+    return needed
 
 
 def check_deletes(tree: RegistryTree) -> None:
@@ -222,11 +228,9 @@ def _each_in_order(
                 return
             try:
                 drop(one)
-            except ConflictError as err:
+            except (ConflictError, RegistryError) as err:
                 found.append(Failure(tree.name, str(one), err))
-            except RegistryError as err:
-                found.append(Failure(tree.name, str(one), err))
-                if err.status is None or err.status in (401, 403, 405):
+                if isinstance(err, RegistryError) and err.status in (None, 401, 403, 405):
                     return  # the next would only repeat it
 
     beyond = _each(tuple(drops_of), drop_all, tree, run)

@@ -62,26 +62,27 @@ class Repairer:
         """
         found = [(digest, *home) for digest in damaged if (home := _home(digest, wanted))]
 
-        def mend(one: tuple[Digest, str, int]) -> None:
+        def replace_blob(one: tuple[Digest, str, int]) -> None:
             digest, path, size = one
-            error = damaged[digest]
             self._discard(digest)
-            self._send(digest, size, path)
-            self._confirm(
-                partial(read_blob, self._place, path, digest, size),
-                digest,
-                error,
+            copy_blob(
+                CopyBlob(digest, size, (path,), path),
+                self._source,
+                self._place,
+                on_bytes=lambda count: self._run.on_event(BytesMoved(digest, count)),
+                run=self._run,
             )
+            read = partial(read_blob, self._place, path, digest, size)
+            self._confirm(read, digest, damaged[digest])
 
-        outcomes = PerItemErrors(self._place.client.ping, self._run).ask_all(found, mend)
+        outcomes = PerItemErrors(self._place.client.ping, self._run).ask_all(found, replace_blob)
         healed, failures = [], []
         for (digest, path, _), outcome in zip(found, outcomes, strict=True):
             if outcome is None:
                 healed.append(repaired(self._place.name, path, digest))
             else:
-                failures.append(
-                    Failure(self._place.name, str(Item(path, digest, is_blob=True)), outcome)
-                )
+                item = Item(path, digest, is_blob=True)
+                failures.append(Failure(self._place.name, str(item), outcome))
         return tuple(healed), tuple(failures)
 
     def repair_manifest(self, path: str, manifest: Manifest, error: MirrorError) -> None:
@@ -105,15 +106,6 @@ class Repairer:
             # A registry that stores both kinds in one place has deleted the manifest, too.
             self._place.client.put_manifest(repository, digest, manifest)
         self._confirm(partial(read_manifest, self._place, path, digest), digest, error)
-
-    def _send(self, digest: Digest, size: int, path: str) -> None:
-        copy_blob(
-            CopyBlob(digest, size, (path,), path),
-            self._source,
-            self._place,
-            on_bytes=lambda count: self._run.on_event(BytesMoved(digest, count)),
-            run=self._run,
-        )
 
     def _discard(self, digest: Digest) -> None:
         if self._storage is not None and self._storage.discard_damaged(digest):
@@ -217,6 +209,7 @@ def _home(digest: Digest, wanted: Inventory) -> tuple[str, int] | None:
 
 _LAYOUT = Path("docker/registry/v2")
 _CHUNK = 1 << 20
+_IDENTITY = ("st_ino", "st_mtime_ns", "st_size")
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,7 +241,7 @@ class Storage:
     def discard_damaged(self, digest: Digest) -> bool:
         """Remove the file of `digest` if what is in it has another digest; say whether it did.
 
-        False where there is no file, a sound one, or one that is being written.
+        False if the file does not exist, is sound, or is being written.
 
         Raises:
             FileSystemError: it cannot be read or removed.
@@ -276,16 +269,12 @@ class Storage:
                 else:
                     return False
             now = path.lstat()
-            if _state(now) != _state(before):
+            if any(getattr(now, of) != getattr(before, of) for of in _IDENTITY):
                 return False  # the registry wrote it meanwhile, so this reading proves nothing
             path.unlink()
         except OSError as err:
             raise FileSystemError(f"{path} cannot be replaced: {err.strerror}") from err
         return True
-
-
-def _state(of: os.stat_result) -> tuple[int, int, int]:
-    return of.st_ino, of.st_mtime_ns, of.st_size
 
 
 def relative_path(digest: Digest) -> Path:

@@ -5,7 +5,7 @@ statements from registries.
 
 A statement is written when everything that it names is in place. It is numbered: generations only
 ever rise, so of two replicas the one with the higher generation is ahead, whatever their clocks
-say. There is no clock and no host name in it: equal content makes equal bytes, on every replica.
+say. It contains neither a time nor a host name: equal content makes equal bytes, on every replica.
 """
 
 from __future__ import annotations
@@ -21,14 +21,13 @@ from mirror.documents import parse_json
 from mirror.errors import (
     DamagedBundleError,
     InputError,
-    InvalidDigestError,
-    InvalidReferenceError,
     StatementError,
 )
 from mirror.oci import Descriptor, Digest, Manifest
 from mirror.oci.manifest import OCI_EMPTY, OCI_MANIFEST, descriptor_json
 from mirror.registry import RegistryWriter
 from mirror.sync.inventory import (
+    MALFORMED,
     Inventory,
     RepositoryContent,
     canonical_json,
@@ -115,7 +114,7 @@ class Statement:
         """Read what `to_json` wrote.
 
         Raises:
-            StatementError: this is no statement.
+            StatementError: this is not a statement.
             InputError: it is one of a newer schema.
         """
         try:
@@ -136,16 +135,7 @@ class Statement:
                 None if "restores" not in document else _generation(document["restores"]),
                 text_of(document["tool"]),
             )
-        except (
-            KeyError,
-            TypeError,
-            ValueError,
-            AttributeError,
-            RecursionError,
-            DamagedBundleError,
-            InvalidDigestError,
-            InvalidReferenceError,
-        ) as err:
+        except (*MALFORMED, RecursionError, DamagedBundleError) as err:
             raise StatementError(f"it is no published inventory: {str(err)[:300]}") from err
 
     def artifact(self) -> Artifact:
@@ -165,7 +155,7 @@ class Statement:
 def generation_of(manifest: Manifest) -> int | None:
     """The generation that the annotation of a statement's manifest names.
 
-    None where there is no such annotation, or it does not name a generation.
+    None if that annotation is missing or does not name a generation.
     """
     text = manifest.annotations.get(GENERATION, "")
     return int(text) if _GENERATION.fullmatch(text) else None
@@ -197,11 +187,11 @@ def layer_of(manifest: Manifest) -> Descriptor:
 
 
 def succeed(previous: Inventory, pushed: Inventory) -> Inventory:
-    """What a registry that published `previous` holds when all of `pushed` has come.
+    """What a registry that published `previous` states when all of `pushed` has come.
 
-    That is everything of both, except manifests (and their blobs) that only overridden tags led to.
-    Those are still in the registry, so that a rollback finds them, but are no longer promised. What
-    no tag led to before, such as signatures, stays.
+    That is everything of both, except manifests (and their blobs) that only overridden tags led to:
+    they stay in the registry, for a rollback, and are no longer promised. What no tag led to
+    before, such as signatures, stays.
     """
     return Inventory(
         {
@@ -223,9 +213,9 @@ def _succeeded(previous: RepositoryContent, pushed: RepositoryContent) -> Reposi
     }
     if not overridden:
         return everything
-    untagged = previous.manifests.keys() - reachable(previous, previous.tags.values())
-    kept = reachable(everything, {*tags.values(), *pushed.manifests, *untagged})
-    dropped = reachable(previous, overridden) - kept
+    untagged = previous.manifests.keys() - previous.reachable(previous.tags.values())
+    kept = everything.reachable({*tags.values(), *pushed.manifests, *untagged})
+    dropped = previous.reachable(overridden) - kept
     if not dropped:
         return everything
     needed = {blob.digest for digest in kept for blob in manifests[digest].blobs}
@@ -236,18 +226,6 @@ def _succeeded(previous: RepositoryContent, pushed: RepositoryContent) -> Reposi
         {digest: node for digest, node in manifests.items() if digest not in dropped},
         {digest: size for digest, size in blobs.items() if digest not in lost},
     )
-
-
-def reachable(content: RepositoryContent, roots: Iterable[Digest]) -> set[Digest]:
-    """The manifests of `content` among `roots`, and all below them."""
-    found: set[Digest] = set()
-    pending = list(roots)
-    while pending:
-        digest = pending.pop()
-        if digest not in found and digest in content.manifests:
-            found.add(digest)
-            pending.extend(child.digest for child in content.manifests[digest].children)
-    return found
 
 
 def following(generation: int) -> int:

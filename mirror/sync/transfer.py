@@ -82,7 +82,6 @@ class Independence:
             None if the tag depends on its manifest alone.
         errors: tells an item that the target refuses from a target that does not work.
         doubtful: repositories that were left out of the plan; their units count as failed.
-        before_tags: called once, before the first tag turns; it may raise.
     """
 
     wanted: Inventory
@@ -90,7 +89,6 @@ class Independence:
     awaited: Callable[[str, str], Hashable | None]
     errors: PerItemErrors
     doubtful: frozenset[str]
-    before_tags: Callable[[Interim], None]
 
 
 def transfer(
@@ -98,13 +96,14 @@ def transfer(
     source: Source,
     target: Target,
     *,
-    before_tags: Callable[[], None] = lambda: None,
+    before_tags: Callable[[Interim], None] = lambda _interim: None,
     independence: Independence | None = None,
     run: Run | None = None,
 ) -> TransferReport:
     """Carry out `plan`: blobs, then manifests children first, then tags stage by stage.
 
-    `before_tags` is called once, when all blobs and manifests are in place and no tag has turned.
+    `before_tags` is called once, when all blobs and manifests are in place and no tag has turned;
+    it may raise.
 
     Within a step of that order items run in `run.jobs` threads. An item that fails does not stop
     its siblings. What comes after them does not begin, so a tag never names what is not there;
@@ -160,7 +159,7 @@ class _Transfer:
         self._indexes: dict[PutTag, Manifest] = {}  # tags of one stage that wait for its others
         self._sent = 0
 
-    def carry_out(self, before_tags: Callable[[], None]) -> TransferReport:
+    def carry_out(self, before_tags: Callable[[Interim], None]) -> TransferReport:
         """Do it all, in order."""
         plan = self._plan
         self._run.on_event(
@@ -173,25 +172,23 @@ class _Transfer:
         )
         blobs = self._carry(plan.blobs, self._copy)
         manifests = sum(self._carry(wave, self._put) for wave in plan.manifests)
-        before_tags()
-        if self._losses is not None:
-            self._losses.rule.before_tags(self._interim(self._losses))
+        before_tags(self._interim())
         tags = sum(map(self._turn, plan.tags))
         return TransferReport(blobs, self._sent, manifests, tags, tuple(self._failures))
 
-    def _interim(self, losses: _Losses) -> Interim:
-        manifests = (step for wave in self._plan.manifests for step in wave)
-        tags = (step for stage in self._plan.tags for step in stage)
-        return Interim(
-            tuple(step for step in manifests if not losses.has(step)),
-            tuple(self._failures),
-            any(map(losses.is_free, tags)),
-        )
+    def _interim(self) -> Interim:
+        manifests = tuple(step for wave in self._plan.manifests for step in wave)
+        tags = [step for stage in self._plan.tags for step in stage]
+        losses = self._losses
+        if losses is None:
+            return Interim(manifests, (), bool(tags))
+        arrived = tuple(step for step in manifests if not losses.has(step))
+        return Interim(arrived, tuple(self._failures), any(map(losses.is_free, tags)))
 
     def _turn(self, stage: Sequence[PutTag]) -> int:
         """Set the tags of one stage; return how many were set.
 
-        Distribution writes a manifest's file anew for each of its tags, and takes no index that
+        Distribution rewrites a manifest's file for each of its tags, and refuses an index that
         names it at that moment. So what is in an index gets its tags before the index does.
         """
         done = self._carry(stage, self._name) - len(self._indexes)
@@ -287,8 +284,8 @@ class _Transfer:
                 if brought is None:
                     if "MANIFEST_BLOB_UNKNOWN" not in err.codes:
                         raise
-                    # All is there, and some of it was being written anew that very moment, by
-                    # another process: distribution empties such a file first.
+                    # All is there, and another process was rewriting some of it at that moment:
+                    # distribution empties such a file first.
                     self._run.sleep(_PAUSE_S)
                     continue
                 _log.debug("%s lost what %s needs: %s", self._target.name, manifest.digest, err)

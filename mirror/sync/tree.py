@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import copy
+import json
 import threading
 from collections.abc import Callable, Generator, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from mirror.errors import DeniedError
+from mirror.errors import DeniedError, RegistryNotFoundError
 from mirror.events import Warned
-from mirror.layout import MODULES, join_path, with_modules_suffix
+from mirror.layout import MODULES, with_modules_suffix
 from mirror.oci import Digest, Manifest, Repository
+from mirror.oci.manifest import OCI_INDEX, referrer_json
+from mirror.oci.reference import referrers_tag
 from mirror.registry import OpenUpload, RegistryReader, RegistryWriter, UploadJournal
 from mirror.run import Run, gather
 from mirror.sync.failover import BlobContent
@@ -49,7 +52,9 @@ class RegistryTree:
 
     def locate(self, path: str) -> str:
         """The registry's repository for `path`, a repository path of an inventory."""
-        return join_path(self.root.path, with_modules_suffix(path, self.modules_suffix))
+        if self.modules_suffix != MODULES:
+            path = with_modules_suffix(path, self.modules_suffix)
+        return "/".join(filter(None, (self.root.path, path)))
 
     def path_of(self, repository: str) -> str | None:
         """The path that `locate` maps to `repository`; None if no path is mapped to it."""
@@ -83,12 +88,6 @@ class RegistryTree:
 
 Locate = Callable[[str], str]
 """Repository path of an inventory → repository of the registry."""
-
-
-def below(root: str) -> Locate:
-    """Everything lies below repository `root`; the empty path is `root` itself."""
-    return lambda path: f"{root}/{path}" if path else root
-
 
 _SMALL_BLOB = 256 << 10
 _SMALL_BLOBS = 32 << 20
@@ -150,53 +149,32 @@ class RegistrySource:
     def blob(
         self, repository: str, digest: Digest, size: int, offset: int = 0
     ) -> Generator[bytes, None, None]:
-        with self._lock:
-            kept = self._small.get(digest)
+        kept = self._small.get(digest)
         if kept is not None:
-            yield kept[offset:]
-            return
+            return (piece for piece in [kept[offset:]])
         chunks = self.client.blob(
             self.locate(repository), digest, size=size, offset=offset, verify=False
         )
+        if size > _SMALL_BLOB or offset or size > self._room:
+            return chunks
+        return self._keeping(digest, chunks)
+
+    def _keeping(
+        self, digest: Digest, chunks: Generator[bytes, None, None]
+    ) -> Generator[bytes, None, None]:
+        """Pass a small blob on, and keep it if it is what it should be and there is room."""
         with closing(chunks):
-            if size > _SMALL_BLOB or offset or size > self._room:
-                yield from chunks
-                return
             data = b"".join(chunks)
-        self._keep(digest, data)
+        if Digest.of(data, digest.algorithm) == digest:
+            with self._lock:
+                if digest not in self._small and len(data) <= self._room:
+                    self._room -= len(data)
+                    self._small[digest] = data
         yield data
 
-    def _keep(self, digest: Digest, data: bytes) -> None:
-        """Keep a small blob, if it is what it should be and there is room."""
-        if Digest.of(data, digest.algorithm) != digest:
-            return
-        with self._lock:
-            if digest not in self._small and len(data) <= self._room:
-                self._room -= len(data)
-                self._small[digest] = data
 
-
-class _Mounting:
-    """Whether it is worth asking a registry for mounts, judging by its answers. Thread-safe."""
-
-    PATIENCE = 3
-    """Refusals without a single success after which mounts are no longer asked for."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._succeeded, self._refusals = False, 0
-
-    @property
-    def hopeless(self) -> bool:
-        with self._lock:
-            return not self._succeeded and self._refusals >= self.PATIENCE
-
-    def learn(self, *, mounted: bool) -> bool:
-        """Take note of an answer; True if mounts are no longer worth asking for because of it."""
-        with self._lock:
-            self._succeeded |= mounted
-            self._refusals += not mounted
-            return not self._succeeded and self._refusals == self.PATIENCE
+_MOUNT_REFUSALS = 3
+"""After this many refusals without a success, no more mounts are asked for."""
 
 
 class RegistryTarget:
@@ -219,9 +197,11 @@ class RegistryTarget:
         self._name = name or f"registry {client.host}"
         self._run = Run.of(run)
         self._journal = journal
-        self._mounting = _Mounting()
-        self._lock = threading.Lock()
-        self._opened: dict[str, OpenUpload] = {}  # by repository; under the lock
+        self._lock = threading.Lock()  # guards the next three
+        self._opened: dict[str, OpenUpload] = {}  # by repository
+        self._mounted, self._refusals = False, 0
+        self._referrers = threading.Lock()  # held while an index of referrers is read and written
+        self._has_referrers_api: bool | None = None
 
     @property
     def name(self) -> str:
@@ -240,10 +220,6 @@ class RegistryTarget:
             for digest in content.blobs:
                 self._over(path, digest)
         return held
-
-    def listed_tags(self, path: str) -> frozenset[str]:
-        """All tags of a repository of the tree; see the function of this name."""
-        return listed_tags(self.client, self.locate(path))
 
     # -- access --------------------------------------------------------------------------------
 
@@ -342,22 +318,49 @@ class RegistryTarget:
 
     def _mount(self, path: str, digest: Digest, holder: str) -> Literal[True] | OpenUpload | None:
         """True if the blob is there now; else the upload that was opened instead, if one was."""
-        if self._mounting.hopeless:
+        if not self._mounted and self._refusals >= _MOUNT_REFUSALS:
             return None
         answer = self.client.mount_or_open(self.locate(path), digest, self.locate(holder))
-        if self._mounting.learn(mounted=answer is True):
+        if answer is True:
+            self._mounted = True  # only ever set
+            self._over(path, digest)
+            return True
+        with self._lock:
+            self._refusals += 1
+            hopeless = not self._mounted and self._refusals == _MOUNT_REFUSALS
+        if hopeless:
             self._run.on_event(
                 Warned(
                     f"{self._name} lets no repository have a blob of another; what several of them "
                     "share is sent to each"
                 )
             )
-        if answer is True:
-            self._over(path, digest)
         return answer or None
 
     def put_manifest(self, repository: str, manifest: Manifest) -> None:
         self.client.put_manifest(self.locate(repository), manifest.digest, manifest)
+        if manifest.subject is not None and not self._has_referrers_api:
+            self._list_referrer(self.locate(repository), manifest, manifest.subject.digest)
+
+    def _list_referrer(self, repository: str, manifest: Manifest, subject: Digest) -> None:
+        """Let a registry without the referrers API list `manifest` under its subject's tag.
+
+        Distribution-spec, "Pushing Manifests with Subject".
+        """
+        with self._referrers:
+            if self._has_referrers_api is None:
+                self._has_referrers_api = self.client.referrers_api(repository, subject) is not None
+            if self._has_referrers_api:
+                return
+            tag, entry = referrers_tag(subject), referrer_json(manifest)
+            index: dict[str, Any] = {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": []}
+            with suppress(RegistryNotFoundError):
+                index = json.loads(self.client.manifest(repository, tag).raw)
+            listed = index.setdefault("manifests", [])
+            if all(one["digest"] != entry["digest"] for one in listed):
+                listed.append(entry)
+                new = Manifest.parse(json.dumps(index, separators=(",", ":")).encode(), OCI_INDEX)
+                self.client.put_manifest(repository, tag, new)
 
     def put_tag(self, repository: str, tag: str, manifest: Manifest) -> None:
         self.client.put_manifest(self.locate(repository), tag, manifest)

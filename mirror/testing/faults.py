@@ -9,15 +9,16 @@ faults = Faults(
 from __future__ import annotations
 
 import asyncio
-import json
 import re
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from mirror.serve.call import error_response
 from mirror.serve.server import abort, close
 
 
@@ -190,7 +191,7 @@ def _struck(app: ASGIApp, action: Action) -> ASGIApp:
     async def faulty(scope: Scope, receive: Receive, send: Send) -> None:
         match action:
             case Answer():
-                await _answer(action, send)
+                await _answer(action)(scope, receive, send)
             case Refuse():
                 await abort(scope)
             case Delay(seconds):
@@ -214,19 +215,13 @@ def _struck(app: ASGIApp, action: Action) -> ASGIApp:
     return faulty
 
 
-async def _answer(action: Answer, send: Send) -> None:
-    body = action.body
-    headers = {"content-type": "application/json", **action.headers}
-    if body is None:
-        codes = {401: "UNAUTHORIZED", 403: "DENIED", 429: "TOOMANYREQUESTS"}
-        code = codes.get(action.status, "UNKNOWN")
-        body = json.dumps({"errors": [{"code": code, "message": "fault on demand"}]}).encode()
-    raw = [
-        (name.lower().encode("latin-1"), text.encode("latin-1")) for name, text in headers.items()
-    ]
-    raw.append((b"content-length", str(len(body)).encode()))
-    await send({"type": "http.response.start", "status": action.status, "headers": raw})
-    await send({"type": "http.response.body", "body": body, "more_body": False})
+def _answer(action: Answer) -> Response:
+    if action.body is not None:
+        headers = {"content-type": "application/json", **action.headers}
+        return Response(action.body, action.status, headers)
+    codes = {401: "UNAUTHORIZED", 403: "DENIED", 429: "TOOMANYREQUESTS"}
+    code = codes.get(action.status, "UNKNOWN")
+    return error_response(action.status, code, "fault on demand", action.headers)
 
 
 def _cut_upload(scope: Scope, receive: Receive, after: int) -> Receive:

@@ -8,7 +8,6 @@ from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from starlette.middleware import Middleware
@@ -73,12 +72,9 @@ class EmbeddedRegistry:
         listener = listen(self._host, self._port)
         try:
             self._port = listener.getsockname()[1]  # a second `with` restarts on the same port
-            thread = ServerThread(
-                self._app,
-                listener,
-                certificate=self._tls.certificate if self._tls else None,
-                key=self._tls.key if self._tls else None,
-            )
+            tls = self._tls
+            certificate, key = (tls.certificate, tls.key) if tls else (None, None)
+            thread = ServerThread(self._app, listener, certificate=certificate, key=key)
             thread.start()
         except BaseException:
             listener.close()
@@ -86,12 +82,7 @@ class EmbeddedRegistry:
         self._thread = thread
         return self
 
-    def __exit__(
-        self,
-        _kind: type[BaseException] | None,
-        _error: BaseException | None,
-        _trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_error: object) -> None:
         if self._thread is not None:
             self._thread.stop()
             self._thread = None
@@ -238,16 +229,13 @@ class _Watched:
         return message
 
     async def send(self, message: Message) -> None:
+        body = self._scope["method"] != "HEAD"
         if message["type"] == "http.response.start":
             status = message["status"]
             self.status = None if status == CLIENT_GONE else status
-            if self._scope["method"] != "HEAD":
-                self._length = _content_length(message)
-            else:
-                self._length = 0
+            self._length = _content_length(message) if body else 0
         elif message["type"] == "http.response.body":
-            if self._scope["method"] != "HEAD":
-                self._sent += len(message.get("body", b""))
+            self._sent += len(message.get("body", b"")) if body else 0
             if not message.get("more_body", False):
                 self._length = self._sent
         if self._length is not None and self._sent >= self._length:

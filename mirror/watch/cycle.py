@@ -36,9 +36,9 @@ class CycleResult:
     """What one cycle found and did about one replica.
 
     `declared` is how many manifests and blobs the leader declares, `verified` how many of them the
-    replica is known to hold; both None where the leader could not be asked. `sent` in bytes.
-    `leader` names the registry that the cycle followed; None where there was none. `bug` is the
-    exception that ended the cycle if that was not a `MirrorError`.
+    replica is known to hold; None where that is unknown. `sent` in bytes. `leader` names the
+    registry that the cycle followed. `bug` is an exception other than a `MirrorError`, which ended
+    it.
     """
 
     level: CheckLevel
@@ -180,7 +180,7 @@ class Replicator:
         if leader is tree or not self._unstated or statement_digest(leader.within(run)) is not None:
             return None
         wanted, here = (
-            walk_tree(one.within(run), memory=self._memories[one.name], run=run)
+            walk_tree(one.within(run), memory=self._memories[one.name], run=run).complete()
             for one in (leader, tree)
         )
         if wanted.failures or here.failures or make_plan(wanted.held, here.held):

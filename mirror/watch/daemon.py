@@ -267,9 +267,7 @@ def running(settings: WatchSettings) -> Iterator[tuple[Daemon, str | None]]:
             for name, place in settings.registries.items()
         }
         replicator = Replicator(trees, settings.leader, prune=settings.prune, jobs=settings.jobs)
-        daemon = Daemon(
-            settings.followers, replicator, schedule=settings.schedule, this=settings.this
-        )
+        daemon = Daemon(settings.followers, replicator, schedule=settings, this=settings.this)
         url = _serve(settings, daemon, opened) if settings.listen else None
         opened.callback(daemon.stop)
         daemon.start()

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Self
@@ -53,38 +52,6 @@ class CheckLevel(StrEnum):
     """Every byte, read back and hashed."""
 
 
-@dataclass(frozen=True, slots=True)
-class Schedule:
-    """How often to look; `jitter` is a share of the delay. None: that never becomes due."""
-
-    interval_s: float = 10.0
-    jitter: float = 0.1
-    backoff_limit_s: float = 300.0
-    audit_every_s: float | None = 3600.0
-    deep_every_s: float | None = None
-
-    def delay(self, failures: int, chance: float) -> float:
-        """How long to wait after `failures` failed cycles in a row; `chance` in [0, 1) spreads it.
-
-        After a failure the wait is never shorter than the interval.
-        """
-        base = self.interval_s
-        if failures:
-            doubled = max(base, _FIRST_BACKOFF_S) * 2.0 ** min(failures - 1, 32)
-            base = max(base, min(doubled, self.backoff_limit_s))
-        return base * (1 + self.jitter * (2 * chance - 1))
-
-    def level(self, now_s: float, audited_s: float | None, read_s: float | None) -> CheckLevel:
-        """What is due at `now_s`, after a last audit and a last deep reading (an audit, too).
-
-        None means that none was made since the start, and one is due.
-        """
-        if _due(self.deep_every_s, now_s, read_s):
-            return CheckLevel.DEEP
-        latest = max((t for t in (audited_s, read_s) if t is not None), default=None)
-        return CheckLevel.AUDIT if _due(self.audit_every_s, now_s, latest) else CheckLevel.STATEMENT
-
-
 def _due(every_s: float | None, now_s: float, last_s: float | None) -> bool:
     return every_s is not None and (last_s is None or now_s - last_s >= every_s)
 
@@ -117,6 +84,37 @@ class _Settings(BaseModel):
         populate_by_name=True,
         hide_input_in_errors=True,  # the input may be a password
     )
+
+
+class Schedule(_Settings):
+    """How often to look, in seconds; `jitter` is a share of the delay. None: that is never due."""
+
+    interval: Seconds = 10.0
+    jitter: Annotated[float, Field(ge=0, le=0.5)] = 0.1
+    backoff_limit: Seconds = 300.0
+    audit_every: Seconds | None = 3600.0
+    deep_every: Seconds | None = None
+
+    def delay(self, failures: int, chance: float) -> float:
+        """How long to wait after `failures` failed cycles in a row; `chance` in [0, 1) spreads it.
+
+        After a failure the wait is never shorter than the interval.
+        """
+        base = self.interval
+        if failures:
+            doubled = max(base, _FIRST_BACKOFF_S) * 2.0 ** min(failures - 1, 32)
+            base = max(base, min(doubled, self.backoff_limit))
+        return base * (1 + self.jitter * (2 * chance - 1))
+
+    def level(self, now_s: float, audited_s: float | None, read_s: float | None) -> CheckLevel:
+        """What is due at `now_s`, after a last audit and a last deep reading (an audit, too).
+
+        None means that none was made since the start, and one is due.
+        """
+        if _due(self.deep_every, now_s, read_s):
+            return CheckLevel.DEEP
+        latest = max((t for t in (audited_s, read_s) if t is not None), default=None)
+        return CheckLevel.AUDIT if _due(self.audit_every, now_s, latest) else CheckLevel.STATEMENT
 
 
 class WatchedRegistry(_Settings):
@@ -154,7 +152,7 @@ class WatchedRegistry(_Settings):
             raise InputError(f"cannot read the password file {self.password_file}: {err}") from err
 
 
-class WatchSettings(_Settings):
+class WatchSettings(Schedule):
     """What to keep equal, how often to look, and where to show it.
 
     `this` is the registry beside the daemon, of which `/readyz` tells; `replicas` are those to
@@ -168,11 +166,6 @@ class WatchSettings(_Settings):
     root: str = ""
     modules_path_suffix: str = "/modules"
 
-    interval: Seconds = 10.0
-    jitter: Annotated[float, Field(ge=0, le=0.5)] = 0.1
-    backoff_limit: Seconds = 300.0
-    audit_every: Seconds | None = 3600.0
-    deep_every: Seconds | None = None
     prune: bool = False
     jobs: Annotated[int, Field(ge=1, le=64)] = 4
     limit_rate: Rate | None = None
@@ -215,13 +208,6 @@ class WatchSettings(_Settings):
         if self.this is not None and self.this != self.leader:
             return (self.this,)
         return tuple(sorted(name for name in self.registries if name != self.leader))
-
-    @property
-    def schedule(self) -> Schedule:
-        """How often to look."""
-        return Schedule(
-            self.interval, self.jitter, self.backoff_limit, self.audit_every, self.deep_every
-        )
 
     def repository(self, name: str) -> Repository:
         """The root of what the registry `name` holds."""

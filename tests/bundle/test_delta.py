@@ -23,11 +23,11 @@ from mirror.operations.push import push
 from mirror.run import Run
 from mirror.serve import MemoryStorage
 from mirror.sync import BlobContent, Inventory, MemoryStore, make_plan, transfer, union
-from mirror.sync.tree import RegistryTarget, below
+from mirror.sync.tree import RegistryTarget
 from mirror.testing import Answer, EmbeddedRegistry, Fault
 from tests.support.bundles import archives_of, pack, seal_of
 from tests.support.inventories import put_image, put_index, sample_store, stores
-from tests.support.places import client_of, stored, tree_of
+from tests.support.places import below, client_of, stored, tree_of
 
 LAYER = b"a layer that two repositories have" * 40
 

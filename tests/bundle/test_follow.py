@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import gc
 import hashlib
 import threading
 import time
+import weakref
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from random import Random
 
@@ -13,7 +16,7 @@ from hypothesis import strategies as st
 
 from mirror.bundle import follow
 from mirror.bundle.files import CHUNK, PartedWriter, ReadAt
-from mirror.bundle.follow import Follower, Window, windows_of
+from mirror.bundle.follow import Follower, Hash
 from mirror.errors import CancelledError, DamagedBundleError, IntegrityError
 from mirror.run import Cancellation, Run
 from tests.support.patience import PATIENCE_S, without_waiting
@@ -50,7 +53,7 @@ def _no_thread_is_left() -> Iterator[None]:
 
 
 @given(data=st.data())
-def test_any_order_of_ranges_gives_the_digests_of_the_whole_and_of_each_window(
+def test_any_order_of_ranges_gives_the_digests_of_each_part(
     data: st.DataObject,
 ) -> None:
     content = data.draw(st.binary(max_size=300))
@@ -58,22 +61,20 @@ def test_any_order_of_ranges_gives_the_digests_of_the_whole_and_of_each_window(
     cuts = sorted(data.draw(st.lists(st.integers(0, size), max_size=10)))
     ranges = list(zip([0, *cuts], [*cuts, size], strict=True))
     again = data.draw(st.lists(st.sampled_from(ranges), max_size=3))  # resumed work overlaps
-    windows = [Window(0, size)]
-    for _ in range(data.draw(st.integers(0, 3))):
-        start = data.draw(st.integers(0, size))
-        windows.append(Window(start, data.draw(st.integers(0, size - start))))
+    edges = [0, *sorted(data.draw(st.lists(st.integers(0, size), max_size=4))), size]
     file = Written(size)
     hashes = {"sha256": hashlib.sha256, "md5": hashlib.md5}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(follow, "CHUNK", data.draw(st.sampled_from([1, 7, 64, 1 << 20])))
-        with Follower(file.chunks, windows, hashes=hashes) as follower:
+        sizes = [end - start for start, end in pairwise(edges)]
+        with Follower(file.chunks, sizes, hashes=hashes) as follower:
             for start, end in data.draw(st.permutations(ranges + again)):
                 file.write(start, content[start:end])
                 follower.done(start, end - start)
             digests = follower.finish()
     assert follower.position == size
-    for window, found in zip(windows, digests, strict=True):
-        part = content[window.start : window.end]
+    for (start, end), found in zip(pairwise(edges), digests, strict=True):
+        part = content[start:end]
         assert found == {name: make(part).hexdigest() for name, make in hashes.items()}
 
 
@@ -95,10 +96,9 @@ def test_ranges_are_merged_as_sets_of_bytes_are(spans: list[tuple[int, int]]) ->
 def test_parts_are_hashed_while_they_are_written_and_by_several_threads(tmp_path: Path) -> None:
     content = Random(1).randbytes(9 * CHUNK + 12345)
     writer = PartedWriter(tmp_path / "x.tar.partial", len(content), 4_000_000)
-    windows = (Window(0, len(content)), *windows_of(writer.sizes))
     steps = [(start, content[start : start + 77_777]) for start in range(0, len(content), 77_777)]
     Random(2).shuffle(steps)
-    with Follower(writer.chunks, windows, name="x.tar") as follower:
+    with Follower(writer.chunks, writer.sizes, name="x.tar") as follower:
 
         def work(share: list[tuple[int, bytes]]) -> None:
             for start, piece in share:
@@ -112,15 +112,14 @@ def test_parts_are_hashed_while_they_are_written_and_by_several_threads(tmp_path
             worker.join()
         digests = [one["sha256"] for one in follower.finish()]
     writer.close()
-    assert digests[0] == hashlib.sha256(content).hexdigest()
-    assert digests[1:] == [hashlib.sha256(part.read_bytes()).hexdigest() for part in writer.parts]
+    assert digests == [hashlib.sha256(part.read_bytes()).hexdigest() for part in writer.parts]
 
 
 def test_it_does_not_wait_for_the_end() -> None:
     size = 5 * CHUNK
     file = Written(size)
     file.write(0, bytes(size))
-    with Follower(file.chunks, [Window(0, size)]) as follower:
+    with Follower(file.chunks, [size]) as follower:
         follower.done(4 * CHUNK, CHUNK)
         follower.done(0, 3 * CHUNK)
         deadline = time.monotonic() + 30
@@ -136,26 +135,17 @@ def test_it_does_not_wait_for_the_end() -> None:
 def test_it_reads_each_byte_once_in_whole_steps() -> None:
     file = Written(2 * CHUNK + 100)
     file.write(0, bytes(len(file.data)))
-    with Follower(file.chunks, [Window(0, len(file.data))]) as follower:
+    with Follower(file.chunks, [len(file.data)]) as follower:
         for start in range(0, len(file.data), 4096):
             follower.done(start, min(4096, len(file.data) - start))
         follower.finish()
     assert file.reads == [(0, CHUNK), (CHUNK, CHUNK), (2 * CHUNK, 100)]
 
 
-def test_what_lies_in_no_window_is_not_read() -> None:
-    file = Written(100)
-    file.write(0, bytes(100))
-    with Follower(file.chunks, [Window(90, 10), Window(10, 5)]) as follower:
-        follower.done(0, 100)
-        follower.finish()
-    assert sorted(file.reads) == [(10, 5), (90, 10)]
-
-
 def test_a_gap_is_named_and_gives_no_digest() -> None:
     file = Written(100)
     file.write(0, bytes(100))
-    with Follower(file.chunks, [Window(0, 100)], name="x.tar") as follower:
+    with Follower(file.chunks, [100], name="x.tar") as follower:
         follower.done(0, 40)
         follower.done(60, 40)
         with pytest.raises(IntegrityError, match=r"x\.tar: byte 40 of 100 was never written"):
@@ -166,7 +156,7 @@ def test_what_goes_wrong_while_following_shows_at_the_end(tmp_path: Path) -> Non
     path = tmp_path / "x.tar"
     path.write_bytes(b"short")
     file = ReadAt(path)
-    with Follower(file.chunks, [Window(0, 100)]) as follower:
+    with Follower(file.chunks, [100]) as follower:
         follower.done(0, 100)
         follower.done(0, 100)
         with pytest.raises(DamagedBundleError, match="ends at byte 5"):
@@ -180,7 +170,7 @@ def test_a_bug_in_the_thread_is_not_swallowed() -> None:
     def broken(_offset: int, _size: int) -> Iterator[bytes]:
         raise ZeroDivisionError
 
-    with Follower(broken, [Window(0, 1)]) as follower:
+    with Follower(broken, [1]) as follower:
         follower.done(0, 1)
         with pytest.raises(ZeroDivisionError):
             follower.finish()
@@ -191,7 +181,7 @@ def test_leaving_early_stops_the_thread() -> None:
     with (
         without_waiting(PATIENCE_S),
         pytest.raises(KeyboardInterrupt),
-        Follower(file.chunks, [Window(0, 100)]),
+        Follower(file.chunks, [100]),
     ):
         raise KeyboardInterrupt
     assert threads() == 0
@@ -200,37 +190,43 @@ def test_leaving_early_stops_the_thread() -> None:
 def test_it_can_be_cancelled_while_it_waits() -> None:
     cancel = Cancellation()
     file = Written(100)
-    with Follower(file.chunks, [Window(0, 100)], run=Run(cancellation=cancel)) as follower:
+    with Follower(file.chunks, [100], run=Run(cancellation=cancel)) as follower:
         cancel.cancel()
         with pytest.raises(CancelledError):
             follower.finish()
 
 
 def test_hashes_that_hold_something_are_released() -> None:
-    closed: list[bool] = []
+    held: list[weakref.ref[Hash]] = []
+
+    def make() -> Hash:
+        one = Held()
+        held.append(weakref.ref(one))
+        return one
 
     class Held:
         def update(self, data: bytes, /) -> None: ...
         def hexdigest(self) -> str:
             return ""
 
-        def close(self) -> None:
-            closed.append(True)
+    file = Written(3)
+    file.write(0, b"abc")
+    with Follower(file.chunks, [1, 2], hashes={"x": make}) as follower:
+        follower.done(0, 1)
+    del follower
+    gc.collect()
+    assert held
+    assert not any(one() for one in held)
 
-    windows = [Window(0, 1), Window(0, 0)]
-    with Follower(Written(1).chunks, windows, hashes={"x": Held}):
-        pass
-    assert closed == [True, True]
 
-
-@pytest.mark.parametrize("windows", [[], [Window(-1, 2)], [Window(0, -1)]])
-def test_windows_lie_in_the_file(windows: list[Window]) -> None:
-    with pytest.raises(ValueError, match="begin at byte 0"):
-        Follower(Written(1).chunks, windows)
+@pytest.mark.parametrize("sizes", [[], [2, -1]])
+def test_parts_have_sizes(sizes: list[int]) -> None:
+    with pytest.raises(ValueError, match="each 0 or more"):
+        Follower(Written(1).chunks, sizes)
 
 
 @pytest.mark.parametrize(("offset", "size"), [(-1, 1), (0, 101), (101, 0), (5, -1)])
 def test_only_bytes_of_the_file_can_be_done(offset: int, size: int) -> None:
-    follower = Follower(Written(100).chunks, [Window(0, 100)])
+    follower = Follower(Written(100).chunks, [100])
     with follower, pytest.raises(ValueError, match="not all below 100"):
         follower.done(offset, size)

@@ -240,7 +240,7 @@ def test_a_plan_lists_its_steps_and_what_it_costs(write: Write) -> None:
     run = call_mirror("mode", "plan", *arguments).succeeded()
     assert "Direct → Local" in run.stdout
     assert "1. ContainerdConfigPreflightReady: " in run.stdout
-    assert "Still to be looked at" not in run.stdout
+    assert "Still to check" not in run.stdout
     document = call_mirror("mode", "plan", *arguments, "--json").succeeded().document
     assert document["allowed"]
     assert [step["condition"] for step in document["steps"]][-1] == "Ready"
@@ -265,7 +265,7 @@ def test_what_is_known_to_be_wrong_refuses_and_what_is_unknown_is_listed(write: 
     run = call_mirror("mode", "plan", *arguments, "--facts", facts)
     assert run.code == 1
     assert "NotStatic" in run.stdout.partition("Refused")[2]
-    assert "Bootstrap" in run.stdout.partition("Still to be looked at")[2].partition("Refused")[0]
+    assert "Bootstrap" in run.stdout.partition("Still to check")[2].partition("Refused")[0]
 
 
 def test_nothing_to_change_is_no_failure(write: Write) -> None:

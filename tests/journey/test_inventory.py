@@ -253,7 +253,7 @@ def test_what_cannot_be_reached_or_understood_is_told(
     call_mirror("inventory", "no registry", "-o", file).failed(2, "no registry")
     for place in (tmp_path, tmp_path / "nowhere" / "held.json"):
         call_mirror("inventory", f"{embedded_registry.address}/dkp", "-o", place).failed(
-            2, f"{place} is no file in a folder that exists"
+            2, f"{place} is not a file in a folder that exists"
         )
     assert len(embedded_registry.requests) == 0
     call_mirror("inventory", f"{embedded_registry.address}/dkp").failed(2, "--output")

@@ -23,10 +23,11 @@ from mirror.modes.settings import RegistrySettings
 from mirror.oci import Digest
 from mirror.registry import ConnectionOptions, Credentials, RegistryClient
 from mirror.sync import MemoryStore, make_plan, transfer
-from mirror.sync.tree import RegistryTarget, RegistryTree, below
+from mirror.sync.tree import RegistryTarget, RegistryTree
 from mirror.testing import TlsFiles
 from tests.support.cluster_replicas import READER, at, certificate, hasty, sites
 from tests.support.inventories import put_image
+from tests.support.places import below
 from tests.support.processes import free_loopback
 from tests.support.real_registry import ACCOUNT, HTPASSWD, RealRegistry
 from tests.support.tls import Authority

@@ -295,7 +295,7 @@ def test_the_daemon_runs_by_what_was_rendered_and_hears_of_pushes_where_it_liste
     (endpoint,) = notified["notifications"]["endpoints"]
     assert endpoint["url"] == f"http://{host}:{port}{NOTIFICATION_PATH}"
     looks: dict[str, CycleResult] = {}
-    pages = create_app(Daemon(["local"], lambda name, *_: looks[name], schedule=settings.schedule))
+    pages = create_app(Daemon(["local"], lambda name, *_: looks[name], schedule=settings))
     assert NOTIFICATION_PATH in {route.path for route in pages.routes if isinstance(route, Route)}
 
 

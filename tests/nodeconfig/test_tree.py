@@ -22,7 +22,6 @@ from mirror.nodeconfig.tree import (
     hosts_state,
     place_tree,
     write_file,
-    write_tree,
 )
 from tests.support.rendered_cluster import (
     ALL_IMAGES,
@@ -128,7 +127,7 @@ def test_static_pods_come_after_their_files_and_go_before_them(
     place_tree(tree, tmp_path)
     assert sorted(seen[-3:]) == sorted(pods)
     seen.clear()
-    write_tree(hosts_tree(), tmp_path)
+    place_tree(hosts_tree(), tmp_path).clean()
     services = [path for path in seen if not path.is_relative_to(tmp_path / "etc/containerd")]
     assert services[:3] == pods
     assert len(services) > 10
@@ -140,8 +139,8 @@ def test_peoples_own_hosts_and_the_store_stay(tmp_path: Path) -> None:
     for path in (mine, store):
         path.parent.mkdir(parents=True)
         path.write_text("mine")
-    write_tree(hosts_tree(LOGICAL, "old.example"), tmp_path)
-    done = write_tree(hosts_tree(LOGICAL), tmp_path)
+    place_tree(hosts_tree(LOGICAL, "old.example"), tmp_path).clean()
+    done = place_tree(hosts_tree(LOGICAL), tmp_path).clean()
     assert done.removed == (HOSTS / "old.example",)
     assert mine.read_text() == store.read_text() == "mine"
     assert json.loads((tmp_path / "etc/containerd/registry.d" / STATE.name).read_text()) == [
@@ -151,8 +150,8 @@ def test_peoples_own_hosts_and_the_store_stay(tmp_path: Path) -> None:
 
 def test_an_authority_that_nothing_named_goes_at_once(tmp_path: Path) -> None:
     before = hosts_tree(LOGICAL) | {HOSTS / LOGICAL / "https-a-ca.crt": RenderedFile(b"a")}
-    write_tree(before, tmp_path)
-    done = write_tree(hosts_tree(LOGICAL), tmp_path)
+    place_tree(before, tmp_path).clean()
+    done = place_tree(hosts_tree(LOGICAL), tmp_path).clean()
     assert done.removed == (HOSTS / LOGICAL / "https-a-ca.crt",)
     assert done.kept == ()
 
@@ -168,20 +167,20 @@ def test_an_authority_of_a_former_way_goes_when_nobody_can_be_about_to_read_it(
         ),
         authority: RenderedFile(b"a"),
     }
-    write_tree(hosts_tree(LOGICAL) | before, tmp_path)
+    place_tree(hosts_tree(LOGICAL) | before, tmp_path).clean()
     final = hosts_tree(LOGICAL)
-    done = write_tree(final, tmp_path)
+    done = place_tree(final, tmp_path).clean()
     assert done.kept == (authority,)
     assert done.removed == ()
     assert (tmp_path / authority.relative_to("/")).read_bytes() == b"a"
-    again = write_tree(final, tmp_path)
+    again = place_tree(final, tmp_path).clean()
     assert again.removed == (authority,)
     assert again.kept == ()
 
 
 def test_what_is_there_already_is_not_written_again(tmp_path: Path) -> None:
-    first = write_tree(hosts_tree(LOGICAL), tmp_path)
-    second = write_tree(hosts_tree(LOGICAL), tmp_path)
+    first = place_tree(hosts_tree(LOGICAL), tmp_path).clean()
+    second = place_tree(hosts_tree(LOGICAL), tmp_path).clean()
     assert first.written == second.unchanged
     assert second.written == second.removed == ()
 
@@ -252,7 +251,7 @@ def test_a_damaged_list_of_hosts_removes_nothing(tmp_path: Path, text: str) -> N
     path.parent.mkdir(parents=True)
     path.write_text(text)
     with pytest.raises(RenderingError, match="expected a JSON list of host names"):
-        write_tree(hosts_tree(LOGICAL), tmp_path)
+        place_tree(hosts_tree(LOGICAL), tmp_path).clean()
     assert [one.name for one in path.parent.iterdir()] == [STATE.name]
 
 

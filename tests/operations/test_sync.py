@@ -24,6 +24,7 @@ from mirror.events import Event, Warned
 from mirror.layout import component_of, publication_stage
 from mirror.oci import Digest, Manifest
 from mirror.operations.leader import Leader
+from mirror.operations.prune import prune
 from mirror.operations.replicate import Outcome, ReplicaResult, SyncOptions
 from mirror.operations.sync import LeaderAudit, sync_replicas
 from mirror.reports.registries import sync_summary
@@ -41,7 +42,7 @@ from mirror.sync.statement import (
     put_artifact,
 )
 from mirror.testing import Answer, CorruptBody, Delay, Fault, LoseAnswer, Refuse
-from tests.support.inventories import put_image, sample_store
+from tests.support.inventories import put_image, put_signature, sample_store
 from tests.support.patience import PATIENCE_S, without_waiting
 from tests.support.places import client_of, state, tree_of
 from tests.support.program import call_mirror
@@ -473,6 +474,29 @@ def test_a_statement_is_kept_where_no_tag_turns(two: list[Replica]) -> None:
         report = sync_replicas(unstated.tree, [replica.tree])
     assert report.exit_code != 0
     assert digest_of(replica) == stated
+
+
+def test_a_registry_without_the_referrers_api_lists_signatures_under_the_tag_of_the_image(
+    two: list[Replica],
+) -> None:
+    """The leader has the API, so nothing there says under which tag others look for them."""
+    leader, replica = two
+    store = MemoryStore()
+    image = put_image(store, "install", "v1.0.0")
+    signatures = {put_signature(store, "install", image, note) for note in ("one", "two")}
+    leader.fill(store)
+    replica.registry.faults.add(Fault(Answer(404), "GET", "/referrers/", times=None))
+    assert sync_replicas(leader.tree, [replica.tree]).exit_code == 0
+    found = replica.tree.client.referrers(replica.tree.locate("install"), image)
+    assert {one.descriptor.digest for one in found} == signatures
+    assert digest_of(replica) == digest_of(leader)
+    # The list is the registry's own: a prune lets it stand, and nothing calls it an extra.
+    (result,) = sync_replicas(leader.tree, [replica.tree], prune=True).replicas
+    assert (result.outcome, result.extras, result.removed) == (Outcome.EQUAL, (), ())
+    assert not prune(replica.tree, [1]).removal
+    found = replica.tree.client.referrers(replica.tree.locate("install"), image)
+    assert {one.descriptor.digest for one in found} == signatures
+    assert not leader.tree.listed_tags("install") - {"v1.0.0"}
 
 
 def test_a_blob_that_may_not_be_read_is_no_damage(two: list[Replica]) -> None:

@@ -28,7 +28,7 @@ def site() -> Iterator[Replica]:
 
 
 def test_a_walk_takes_one_request_per_tag_and_child_where_nothing_is_known(site: Replica) -> None:
-    found = walk_tree(site.tree)
+    found = walk_tree(site.tree).complete()
     assert found.held == site.held()
     assert found.failures == ()
     assert site.registry.requests.count("GET", "/manifests/") == 3
@@ -42,6 +42,6 @@ def test_a_list_of_repositories_that_breaks_off_is_not_taken_for_the_whole(site:
         Fault(Answer(200, link, page), "GET", "/v2/_catalog.n=", times=None),
         Fault(Answer(400), "GET", "/v2/_catalog.last=", times=None),
     )
-    found = walk_tree(site.tree)
+    found = walk_tree(site.tree).complete()
     assert list(found.held.repositories) == ["install"]
     assert [one.item for one in found.failures] == ["its list of repositories"]

@@ -253,3 +253,11 @@ def stores(draw: st.DrawFn, *, most: int = 4) -> MemoryStore:
             note = f"{number}"
             made.append(put_index(store, path, f"index-{number}", children=children, note=note))
     return store
+
+
+def put_signature(store: MemoryStore, repository: str, subject: Digest, note: str = "") -> Digest:
+    """An artifact that refers to `subject` and has no tag."""
+    signature = put_image(store, repository, layers=(b"signed" + note.encode(),), artifact=True)
+    document = json.loads(store.manifest(repository, signature).raw)
+    document["subject"] = descriptor_json(store.manifest(repository, subject).descriptor)
+    return store.add_manifest(repository, json.dumps(document).encode(), types.OCI_MANIFEST).digest

@@ -29,9 +29,15 @@ from mirror.sync import (
 from mirror.sync.publication import Goal, Publication
 from mirror.sync.publication_state import read_state
 from mirror.sync.statement import Statement
-from mirror.sync.tree import RegistrySource, RegistryTarget, RegistryTree, below
+from mirror.sync.tree import Locate, RegistrySource, RegistryTarget, RegistryTree
 from mirror.testing import EmbeddedRegistry
 from tests.support.bundles import archives_of, pack, seal_of
+
+
+def below(root: str) -> Locate:
+    """Everything lies below repository `root`; the empty path is `root` itself."""
+    return lambda path: f"{root}/{path}" if path else root
+
 
 KINDS = ("memory", "registry", "bundle")
 

@@ -13,7 +13,7 @@ from mirror.serve import MemoryStorage
 from mirror.sync import Dependents, Finding, Inventory, MemoryStore, make_plan, transfer
 from mirror.sync.observation import Depth, findings_of, listed
 from mirror.sync.observe import observe
-from mirror.sync.tree import RegistryTarget, below
+from mirror.sync.tree import RegistryTarget
 from mirror.testing import Answer, CorruptBody, CutResponse, EmbeddedRegistry, Fault
 from tests.support.inventories import (
     Item,
@@ -24,7 +24,7 @@ from tests.support.inventories import (
     sample_store,
     without,
 )
-from tests.support.places import client_of
+from tests.support.places import below, client_of
 
 STORE = sample_store()
 WANTED = STORE.inventory()

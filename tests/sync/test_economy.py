@@ -9,8 +9,9 @@ from collections.abc import Mapping
 from mirror.registry import ConnectionOptions, RegistryClient
 from mirror.sync import MemoryStore, Plan, make_plan, transfer
 from mirror.sync.observation import Depth
-from mirror.sync.tree import RegistryTarget, below
+from mirror.sync.tree import RegistryTarget
 from tests.support.inventories import put_image
+from tests.support.places import below
 from tests.support.real_registry import RealRegistry
 from tests.support.watched_client import watch
 

@@ -17,10 +17,10 @@ from mirror.run import Cancellation, Run
 from mirror.sync import Inventory, InventoryBuilder, MemoryStore, Plan, make_plan, transfer
 from mirror.sync.observation import Depth, Item
 from mirror.sync.observe import probe_candidates, probe_sample
-from mirror.sync.tree import RegistryTarget, below
+from mirror.sync.tree import RegistryTarget
 from mirror.testing import EmbeddedRegistry, Fault, Refuse
 from tests.support.inventories import fake_blob, put_image, sample_store
-from tests.support.places import client_of
+from tests.support.places import below, client_of
 from tests.support.real_registry import RealRegistry
 
 STORE = sample_store()

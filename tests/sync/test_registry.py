@@ -10,10 +10,10 @@ from mirror.registry import RegistryClient
 from mirror.run import Cancellation, Run
 from mirror.serve import MemoryStorage
 from mirror.sync import Inventory, MemoryStore, make_plan, transfer
-from mirror.sync.tree import RegistrySource, RegistryTarget, below
+from mirror.sync.tree import RegistrySource, RegistryTarget
 from mirror.testing import Answer, EmbeddedRegistry, Fault
 from tests.support.inventories import items, lost_with_manifest, put_image, sample_store, without
-from tests.support.places import client_of
+from tests.support.places import below, client_of
 
 STORE = sample_store()
 WANTED = STORE.inventory()

@@ -39,12 +39,12 @@ from mirror.sync import (
 )
 from mirror.sync.observation import Depth
 from mirror.sync.plan import places_written
-from mirror.sync.tree import RegistryTarget, below
+from mirror.sync.tree import RegistryTarget
 from mirror.testing import Answer, EmbeddedRegistry, Fault
 from tests.conftest import MakeEmbeddedRegistry
 from tests.support.inventories import put_image, put_index, sample_store
 from tests.support.patience import PATIENCE_S
-from tests.support.places import client_of, stored
+from tests.support.places import below, client_of, stored
 from tests.support.real_registry import RealRegistry
 
 STORE = sample_store()

@@ -12,10 +12,10 @@ from mirror.oci import Digest
 from mirror.serve import MemoryStorage
 from mirror.sync import FailoverSource, Inventory, make_plan, transfer
 from mirror.sync.repair import Repairer, Storage
-from mirror.sync.tree import RegistryTarget, below
+from mirror.sync.tree import RegistryTarget
 from mirror.testing import EmbeddedRegistry
 from tests.support.inventories import sample_store
-from tests.support.places import client_of
+from tests.support.places import below, client_of
 
 DATA = b"what was stored"
 DIGEST = Digest.of(DATA)

@@ -23,7 +23,6 @@ from mirror.sync.statement import (
     generation_of,
     layer_of,
     make_artifact,
-    reachable,
     succeed,
 )
 from tests.support.inventories import (
@@ -249,9 +248,9 @@ def test_nothing_leaves_but_what_only_overridden_tags_led_to(
     for path, content in everything.repositories.items():
         before, after = old.repository(path), both.repository(path)
         left = content.manifests.keys() - after.manifests.keys()
-        assert not left & reachable(content, after.tags.values())
+        assert not left & content.reachable(after.tags.values())
         moved = [d for tag, d in before.tags.items() if after.tags[tag] != d]
-        assert left <= reachable(before, moved)
+        assert left <= before.reachable(moved)
         needed = {blob.digest for node in after.manifests.values() for blob in node.blobs}
         assert not (content.blobs.keys() - after.blobs.keys()) & needed
 

@@ -43,7 +43,7 @@ from mirror.sync import (
     make_plan,
     transfer,
 )
-from mirror.sync.tree import RegistrySource, RegistryTarget, below
+from mirror.sync.tree import RegistrySource, RegistryTarget
 from mirror.testing import (
     Action,
     Answer,
@@ -56,7 +56,15 @@ from mirror.testing import (
 )
 from tests.conftest import MakeEmbeddedRegistry
 from tests.support.inventories import put_image, put_index, sample_store, stores
-from tests.support.places import KINDS, Destination, client_of, destination_of, source_of, stored
+from tests.support.places import (
+    KINDS,
+    Destination,
+    below,
+    client_of,
+    destination_of,
+    source_of,
+    stored,
+)
 from tests.support.real_registry import RealRegistry
 
 STORE = sample_store()

@@ -1,18 +1,15 @@
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 
 import pytest
 
 from mirror.errors import CancelledError, DeniedError, InvalidManifestError, RegistryError
 from mirror.events import Event, PhaseAdvanced, PhaseStarted
-from mirror.oci import Digest
-from mirror.oci.manifest import OCI_MANIFEST, descriptor_json
 from mirror.run import Cancellation, Run
 from mirror.sync import Gap, Inventory, MemoryStore, make_plan, transfer
 from mirror.sync.observation import Observation
-from mirror.sync.tree import RegistrySource, RegistryTarget, below
+from mirror.sync.tree import RegistrySource, RegistryTarget
 from mirror.sync.walk import Memory, walk
 from mirror.testing import Answer, EmbeddedRegistry, Fault
 from tests.support.inventories import (
@@ -20,10 +17,11 @@ from tests.support.inventories import (
     items,
     put_image,
     put_index,
+    put_signature,
     sample_store,
     without,
 )
-from tests.support.places import client_of
+from tests.support.places import below, client_of
 
 STORE = sample_store()
 
@@ -255,14 +253,6 @@ def test_manifests_that_no_tag_names_are_found_by_what_is_known(
     paths = store.inventory().repositories
     assert look(embedded_registry, paths).held == STORE.inventory()
     assert look(embedded_registry, paths, store.inventory()).held == store.inventory()
-
-
-def put_signature(store: MemoryStore, repository: str, subject: Digest, note: str = "") -> Digest:
-    """An artifact that refers to `subject` and has no tag."""
-    signature = put_image(store, repository, layers=(b"signed" + note.encode(),), artifact=True)
-    document = json.loads(store.manifest(repository, signature).raw)
-    document["subject"] = descriptor_json(store.manifest(repository, subject).descriptor)
-    return store.add_manifest(repository, json.dumps(document).encode(), OCI_MANIFEST).digest
 
 
 def test_referrers_are_found_and_what_refers_to_them(embedded_registry: EmbeddedRegistry) -> None:

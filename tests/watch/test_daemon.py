@@ -15,7 +15,7 @@ from mirror.watch.daemon import Cycle, Daemon
 from mirror.watch.settings import CheckLevel, Schedule
 from tests.support.patience import PATIENCE_S, wait_until, without_waiting
 
-HOURLY = Schedule(interval_s=3600, jitter=0, audit_every_s=None)
+HOURLY = Schedule(interval=3600, jitter=0, audit_every=None)
 
 
 class Cycles:
@@ -51,9 +51,7 @@ class Running:
 
 def test_every_replica_is_looked_at_at_once_and_then_at_its_pace() -> None:
     cycles = Cycles()
-    with Running(
-        cycles, "a", "b", schedule=Schedule(interval_s=0.01, jitter=0, audit_every_s=None)
-    ):
+    with Running(cycles, "a", "b", schedule=Schedule(interval=0.01, jitter=0, audit_every=None)):
         wait_until(lambda: cycles.count("a") > 3 and cycles.count("b") > 3)
 
 
@@ -66,7 +64,7 @@ def test_a_replica_that_hangs_holds_up_no_other() -> None:
 
     cycles.behaviour["slow"] = hang
     with Running(
-        cycles, "slow", "quick", schedule=Schedule(interval_s=0.01, jitter=0, audit_every_s=None)
+        cycles, "slow", "quick", schedule=Schedule(interval=0.01, jitter=0, audit_every=None)
     ) as daemon:
         wait_until(lambda: cycles.count("quick") > 5)
         assert cycles.count("slow") == 1
@@ -135,9 +133,7 @@ def test_the_deepest_look_due_is_taken_first_and_again_until_it_succeeded() -> N
     cycles = Cycles()
     looks = iter([CycleResult(CheckLevel.DEEP, complete=False, errors=("one blob is missing",))])
     cycles.behaviour["a"] = lambda _: next(looks, CycleResult(CheckLevel.DEEP, complete=True))
-    schedule = Schedule(
-        interval_s=0.01, jitter=0, audit_every_s=None, deep_every_s=3600, backoff_limit_s=1
-    )
+    schedule = Schedule(interval=0.01, jitter=0, audit_every=None, deep_every=3600, backoff_limit=1)
     with Running(cycles, "a", schedule=schedule):
         wait_until(lambda: cycles.count("a") > 3)
     assert cycles.levels["a"][:4] == [
@@ -194,7 +190,7 @@ def test_a_bug_in_one_replicas_cycle_ends_no_replication() -> None:
         return CycleResult(CheckLevel.STATEMENT, complete=True)
 
     cycles.behaviour["a"] = bug
-    often = Schedule(interval_s=0.01, jitter=0, audit_every_s=None, backoff_limit_s=0.01)
+    often = Schedule(interval=0.01, jitter=0, audit_every=None, backoff_limit=0.01)
     with Running(cycles, "a", "b", schedule=often) as daemon:
         wait_until(lambda: cycles.count("a") > 3 and cycles.count("b") > 5)
         wait_until(daemon.state.ready)

@@ -8,9 +8,7 @@ from hypothesis import strategies as st
 
 from mirror.watch.settings import CheckLevel, Schedule
 
-SCHEDULE = Schedule(
-    interval_s=10, jitter=0.1, backoff_limit_s=300, audit_every_s=3600, deep_every_s=86400
-)
+SCHEDULE = Schedule(interval=10, jitter=0.1, backoff_limit=300, audit_every=3600, deep_every=86400)
 chances = st.floats(0, 1, exclude_max=True)
 
 
@@ -32,15 +30,14 @@ def test_trouble_never_makes_it_look_more_often(failures: int, chance: float) ->
 
 
 def test_an_interval_above_the_limit_is_kept_in_trouble() -> None:
-    assert Schedule(interval_s=900, jitter=0, backoff_limit_s=300).delay(5, 0.5) == 900
+    assert Schedule(interval=900, jitter=0, backoff_limit=300).delay(5, 0.5) == 900
 
 
 def test_the_first_look_is_as_deep_as_any_will_be() -> None:
     assert SCHEDULE.level(0.0, None, None) is CheckLevel.DEEP
-    assert Schedule(deep_every_s=None).level(0.0, None, None) is CheckLevel.AUDIT
+    assert Schedule(deep_every=None).level(0.0, None, None) is CheckLevel.AUDIT
     assert (
-        Schedule(deep_every_s=None, audit_every_s=None).level(0.0, None, None)
-        is CheckLevel.STATEMENT
+        Schedule(deep_every=None, audit_every=None).level(0.0, None, None) is CheckLevel.STATEMENT
     )
 
 
