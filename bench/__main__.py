@@ -19,6 +19,8 @@ from bench.scenarios import LINES, OPERATIONS, SHAPES, Measurement, measure, say
 
 _NAMES = [f"{shape}-{line}" if line else shape for line in LINES for shape in SHAPES]
 
+_BEGIN, _END = "<!-- figures -->", "<!-- end of figures -->"
+
 
 @click.command()
 @click.option(
@@ -59,6 +61,11 @@ _NAMES = [f"{shape}-{line}" if line else shape for line in LINES for shape in SH
     show_default=True,
     help="Where results are written to: bench.md, bench.json, bench.html.",
 )
+@click.option(
+    "--page",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Markdown file whose figures are to be replaced: docs/performance.md.",
+)
 def main(
     names: tuple[str, ...],
     operations: tuple[str, ...],
@@ -68,6 +75,7 @@ def main(
     only_scenarios: bool,
     folder: Path,
     output: Path,
+    page: Path | None,
 ) -> None:
     """Measure `mirror` and its peers against a real docker-registry, in turn, on this machine."""
     folder = folder.absolute()
@@ -99,6 +107,8 @@ def main(
     (output / "bench.md").write_text(report.text(document))
     (output / "bench.html").write_text(report.page(document))
     click.echo(report.text(document))
+    if page is not None:
+        _replace_figures(page, document)
     say(f"written to {output}/: bench.md, bench.json, bench.html")
 
 
@@ -114,6 +124,17 @@ def _scenario_document(found: Measurement) -> dict[str, Any]:
             for operation, by_tool in found.samples.items()
         },
     }
+
+
+def _replace_figures(page: Path, document: dict[str, Any]) -> None:
+    """Put the tables between the two marks of a page."""
+    before, begin, rest = page.read_text().partition(_BEGIN)
+    _, end, after = rest.partition(_END)
+    if not (begin and end):
+        raise click.UsageError(f"{page} has no lines {_BEGIN} and {_END}")
+    taken = f"Taken {document['date']} at {document['commit']}, {document['pairs']} rounds."
+    middle = f"\n{taken}\n\n{report.summary(document)}"
+    page.write_text(f"{before}{begin}{middle}{end}{after}")
 
 
 def _commit() -> str:

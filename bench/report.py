@@ -64,6 +64,8 @@ HEADS = [
     "memory MiB",
 ]
 
+_SHORT = ["seconds", "processor s", "registries' s", "requests", "memory MiB"]
+
 
 def text(document: Document) -> str:
     """All tables, in Markdown."""
@@ -71,6 +73,29 @@ def text(document: Document) -> str:
     for title, heads, rows in _tables(document):
         lines += [f"### {title}", "", _line(heads), _line(["---"] * len(heads))]
         lines += [*map(_line, rows), ""]
+    return "\n".join(lines)
+
+
+def summary(document: Document) -> str:
+    """One table for each scenario, with all tools side by side, in Markdown."""
+    lines = []
+    for title, heads, rows in _tables(document):
+        if heads is not HEADS:
+            lines += [f"**{title}**", "", _line(heads), _line(["---"] * len(heads))]
+            lines += [*map(_line, rows), ""]
+    for scenario in document["scenarios"]:
+        operations: Mapping[str, Mapping[str, Sequence[Document]]] = scenario["operations"]
+        peers = list(dict.fromkeys(tool for by_tool in operations.values() for tool in by_tool))
+        peers.remove(_OURS)
+        heads = ["", *_SHORT, *(f"× {peer}" for peer in peers)]
+        lines += [f"**{scenario['title']}**", "", _line(heads), _line(["---"] * len(heads))]
+        for operation, by_tool in operations.items():
+            by_name = {row[0]: row for row in rows_of(by_tool)}
+            ours = by_name[_OURS]
+            cells = [ours[HEADS.index(name)] for name in _SHORT]
+            ratios = [by_name[peer][2] if peer in by_name else "" for peer in peers]
+            lines.append(_line([OPERATIONS[operation], *cells, *ratios]))
+        lines.append("")
     return "\n".join(lines)
 
 

@@ -280,6 +280,24 @@ def test_one_client_serves_many_threads(serve: Serve, make_client: MakeClient) -
     assert all(done)
 
 
+def test_answers_of_many_threads_do_not_change_places(
+    serve: Serve, make_client: MakeClient
+) -> None:
+    """With and without bodies, which give their connection back at different moments."""
+    server = serve(lambda r: Reply(body=b"" if r.method == "DELETE" else r.path.encode()))
+    client = make_client(server.host)
+
+    def ask(number: int) -> None:
+        data = f"/v2/{'a' * (number % 50 + 1)}/blobs/{Digest.of(b'x')}".encode()
+        repository = data.decode().split("/")[2]
+        assert client.blob_size(repository, Digest.of(b"x")) == len(data)
+        assert b"".join(client.blob(repository, Digest.of(b"x"), verify=False)) == data
+        client.delete_blob(repository, Digest.of(b"x"))
+
+    with ThreadPoolExecutor(16) as pool:
+        list(pool.map(ask, range(400)))
+
+
 def test_cookies_are_not_kept(serve: Serve, make_client: MakeClient) -> None:
     server = serve(lambda request: Reply(200, {"Set-Cookie": "sid=1; Path=/"}))
     client = make_client(server.host)
@@ -291,7 +309,7 @@ def test_cookies_are_not_kept(serve: Serve, make_client: MakeClient) -> None:
 def test_closing_the_client_stops_transfers_of_other_threads(
     serve: Serve, make_client: MakeClient
 ) -> None:
-    data, closed = bytes(3 << 20), threading.Event()  # more than one reading takes
+    data, closed = bytes(4 << 20), threading.Event()
 
     def slow(request: Request) -> Reply:
         def chunks() -> Iterator[bytes]:
@@ -305,9 +323,9 @@ def test_closing_the_client_stops_transfers_of_other_threads(
     blob = client.blob("a", Digest.of(data * 2))
     next(blob)
     client.close()
+    closed.set()
     with pytest.raises(CancelledError, match="was closed"):
         list(blob)
-    closed.set()
 
 
 def test_an_address_at_home_keeps_our_scheme_and_never_falls_back() -> None:
