@@ -47,18 +47,8 @@ class Download:
 
     def chunks(self) -> Generator[bytes, None, None]:
         """The blob's bytes; see `RegistryClient.blob`."""
-        if self._verifier is None:
-            yield from self._resumed()
-            return
-        held = b""
-        for chunk in self._resumed():
-            self._verifier.update(chunk)
-            if held:
-                yield held
-            held = chunk
-        self._verifier.finish()
-        if held:
-            yield held
+        chunks = self._resumed()
+        return chunks if self._verifier is None else self._verifier.passing(chunks)
 
     def _resumed(self) -> Generator[bytes, None, None]:
         if self._position == self._size and self._position > 0:
