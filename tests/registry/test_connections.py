@@ -28,6 +28,7 @@ from mirror.registry import ConnectionOptions, Credentials, RegistryClient, Retr
 from mirror.registry.connections import Home
 from mirror.registry.options import proxy_for, tls_context
 from tests.registry.conftest import MakeClient, Serve
+from tests.support.patience import PATIENCE_S
 from tests.support.processes import free_port
 from tests.support.scripted_server import Reply, Request, Script, ScriptedServer
 from tests.support.tls import Authority
@@ -180,7 +181,7 @@ def test_a_registry_that_does_not_answer_is_not_waited_for_for_ever(
     release = threading.Event()
 
     def silent(request: Request) -> Reply:
-        release.wait(5)
+        release.wait(PATIENCE_S)
         return Reply()
 
     client = make_client(serve(silent).host, attempts=1, stall_timeout_s=0.1)
@@ -394,7 +395,7 @@ def test_closing_the_client_stops_transfers_of_other_threads(
     def slow(request: Request) -> Reply:
         def chunks() -> Iterator[bytes]:
             yield data
-            closed.wait(10)
+            closed.wait(PATIENCE_S)
             yield data
 
         return Reply(body=chunks(), length=2 * len(data))
