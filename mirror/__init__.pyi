@@ -150,9 +150,9 @@ from mirror.operations.trees import registry_inventory as registry_inventory
 from mirror.operations.trees import replica_trees as replica_trees
 from mirror.registry.auth import Credentials as Credentials
 from mirror.registry.client import RegistryClient as RegistryClient
+from mirror.registry.client import RegistryReader as RegistryReader
+from mirror.registry.client import RegistryWriter as RegistryWriter
 from mirror.registry.credentials import find_credentials as find_credentials
-from mirror.registry.interfaces import RegistryReader as RegistryReader
-from mirror.registry.interfaces import RegistryWriter as RegistryWriter
 from mirror.registry.options import ConnectionOptions as ConnectionOptions
 from mirror.registry.options import RetryPolicy as RetryPolicy
 from mirror.registry.upload_sessions import KeptUpload as KeptUpload

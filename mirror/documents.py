@@ -73,11 +73,11 @@ def read_mapping(path: Path, help_text: str = "") -> dict[str, Any]:
     except ConstructorError as err:
         raise InputError(f"{path}: {err.problem}{line(err)}{hint}") from err
     except (yaml.YAMLError, ValueError, RecursionError) as err:
-        raise InputError(f"{path} is no YAML: {err}") from err
+        raise InputError(f"{path} is not YAML: {err}") from err
     if document is None:
         return {}
     if not isinstance(document, dict):
-        raise InputError(f"{path} is no mapping of settings{hint}")
+        raise InputError(f"{path} is not a mapping of settings{hint}")
     return document
 
 
@@ -240,7 +240,7 @@ def parse_rate(text: str) -> float:
     match = _RATE.fullmatch(text.strip())
     rate = float(match[1]) * _MULTIPLES[(match[2] or "").lower()] if match else 0.0
     if not rate:
-        raise ValueError(f"{text[:100]!r} is no rate; write bytes a second, such as 20MB/s")
+        raise ValueError(f"{text[:100]!r} is not a rate; write bytes a second, such as 20MB/s")
     return rate
 
 

@@ -107,7 +107,7 @@ def sync_file(fd: int) -> None:
 def sync_folder(folder: Path) -> None:
     """Bring the names in `folder` onto the disk.
 
-    Some file systems (FAT, network shares) cannot do that; it is no failure there.
+    Some file systems (FAT, network shares) cannot do that, which is not a failure.
     """
     fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:

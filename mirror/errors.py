@@ -239,7 +239,7 @@ class DamagedBundleError(IntegrityError):
 
 
 class StatementError(IntegrityError):
-    """What a registry publishes as its inventory is none, or cannot be trusted."""
+    """What a registry publishes as its inventory cannot be read, or cannot be trusted."""
 
 
 class DamagedReplicaError(IntegrityError):

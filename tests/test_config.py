@@ -278,10 +278,10 @@ def test_an_empty_file_says_nothing(tmp_path: Path) -> None:
         ("? [a]\n: 1", ["unhashable key"]),
         ("1: x", ["1"]),
         ("source: 1\njobs: 99", ["source: ", "jobs: ", "less than or equal to 64"]),
-        ("- a", ["no mapping of settings"]),
-        ("a: [", ["is no YAML"]),
+        ("- a", ["not a mapping of settings"]),
+        ("a: [", ["is not YAML"]),
         ("a: !!python/object:os.system x", ["could not determine a constructor", "(line 1)"]),
-        ("\x00", ["is no YAML"]),
+        ("\x00", ["is not YAML"]),
     ],
 )
 def test_a_file_that_is_none_is_told_by_key(tmp_path: Path, text: str, words: list[str]) -> None:

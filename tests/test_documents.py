@@ -23,7 +23,7 @@ from mirror.errors import MirrorError
 from mirror.oci import Digest
 from mirror.operations.prune import PruneReport
 from mirror.sync.observation import Failure
-from mirror.sync.removal import Removal
+from mirror.sync.removal import DropManifest, Removal
 from tests.support.hostile import json_documents, yaml_documents
 
 
@@ -54,6 +54,11 @@ def test_attributes_become_json_values() -> None:
     failure = Failure("reg", "tag a:b", MirrorError("why"))
     named = document(failure, "place", "tag=item", "error")
     assert named == {"place": "reg", "tag": "tag a:b", "error": "why"}
+    digest = Digest.of(b"x")
+    assert document(DropManifest("a", digest), "digest", "tags") == {
+        "digest": str(digest),
+        "tags": [],
+    }
     report = PruneReport("reg", False, Removal(), 7, (1, 2), None, (failure,))
     assert document(report, "dry_run", "generations", "published", "failures") == {
         "dryRun": False,
@@ -158,5 +163,5 @@ def test_a_rate_is_bytes_a_second(text: str, rate: float) -> None:
     "text", ["", "20", "MB/s", "20MB/h", "0MB/s", "-1MB/s", "20 Mbit/s", "1e3B"]
 )
 def test_what_is_no_rate_is_refused(text: str) -> None:
-    with pytest.raises(ValueError, match="is no rate; write bytes a second, such as 20MB/s"):
+    with pytest.raises(ValueError, match="is not a rate; write bytes a second, such as 20MB/s"):
         parse_rate(text)

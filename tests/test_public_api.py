@@ -6,8 +6,12 @@ import logging
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
-from mirror import UploadJournal
+import pytest
+
+from mirror import Filter, ItemFilter, Manifest, SelectedContent, UploadJournal
+from mirror.testing import Answer
 from tests import api_page, surface
 from tests.support.bundles import pack_store
 from tests.support.inventories import sample_store
@@ -51,3 +55,19 @@ def test_the_asyncio_example_verifies_a_bundle(tmp_path: Path) -> None:
 def test_making_a_journal_of_uploads_touches_no_disk(tmp_path: Path) -> None:
     UploadJournal(tmp_path / "uploads", "registry.example:5000")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_mappings_inside_frozen_values_are_read_only() -> None:
+    items, headers = {"a": ItemFilter("a")}, {"Retry-After": "1"}
+    selected = SelectedContent((), modules={"a": ("v1.0.0",)}, files={"f": b""})
+    mappings: list[Any] = [
+        Filter(items).items,
+        *(selected.modules, selected.packages, selected.plugins, selected.files),
+        Manifest.parse(b'{"schemaVersion": 2, "manifests": [], "annotations": {}}').annotations,
+        Answer(429, headers).headers,
+    ]
+    for mapping in mappings:
+        with pytest.raises(TypeError, match="does not support item assignment"):
+            mapping["b"] = None
+    items["b"] = ItemFilter("b")  # the caller's own stays the caller's
+    assert set(mappings[0]) == {"a"}

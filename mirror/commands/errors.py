@@ -41,24 +41,24 @@ class Group(click.Group):
         try:
             ctx = super().make_context(info_name, args, parent, **extra)
         except click.UsageError as error:
-            _tell_usage(error, as_json=as_json)
+            _report_usage(error, as_json=as_json)
             raise
         ctx.meta[_JSON] = as_json
         return ctx
 
     def invoke(self, ctx: click.Context) -> Any:
-        with stopping(lambda: _tell_interrupted(ctx)) as asked:
+        with stopping(lambda: _report_interruption(ctx)) as asked:
             try:
                 return super().invoke(ctx)
             except click.UsageError as error:
-                _tell_usage(error, as_json=ctx.meta[_JSON])
+                _report_usage(error, as_json=ctx.meta[_JSON])
                 raise  # click shows it with the command's usage
             except MirrorError as error:
                 message = str(error) + _hints(ctx.invoked_subcommand, error)
-                _tell(ctx, message, error.exit_code, type(error).__name__, _failures(error))
+                _report(ctx, message, error.exit_code, type(error).__name__, _failures(error))
                 ctx.exit(error.exit_code)
             except KeyboardInterrupt:
-                _tell_interrupted(ctx)
+                _report_interruption(ctx)
                 ctx.exit(INTERRUPTED)
             except (click.exceptions.Exit, click.ClickException):
                 raise
@@ -67,7 +67,7 @@ class Group(click.Group):
                 # which then raises something else. Without an interruption this is a bug.
                 if not asked():
                     raise
-                _tell_interrupted(ctx)
+                _report_interruption(ctx)
                 ctx.exit(INTERRUPTED)
 
 
@@ -77,7 +77,7 @@ def _asks_for_json(args: Sequence[str]) -> bool:
     return "--json" in options
 
 
-def _tell(
+def _report(
     ctx: click.Context, message: str, code: int, kind: str, more: Mapping[str, Any] | None = None
 ) -> None:
     """Report a failure: as text, and with `--json` as a document, too."""
@@ -90,15 +90,15 @@ def _print_error(message: str, code: int, kind: str, more: Mapping[str, Any] | N
     print_json({"error": {"type": kind, "message": message, "exitCode": code, **(more or {})}})
 
 
-def _tell_usage(error: click.UsageError, *, as_json: bool) -> None:
+def _report_usage(error: click.UsageError, *, as_json: bool) -> None:
     if as_json:
         _print_error(error.format_message(), error.exit_code, click.UsageError.__name__)
 
 
-def _tell_interrupted(ctx: click.Context) -> None:
+def _report_interruption(ctx: click.Context) -> None:
     if not ctx.meta.setdefault(_REPORTED, False):
         ctx.meta[_REPORTED] = True
-        _tell(ctx, MESSAGE, INTERRUPTED, "Interrupted")
+        _report(ctx, MESSAGE, INTERRUPTED, "Interrupted")
 
 
 def _failures(error: MirrorError) -> dict[str, Any]:

@@ -38,13 +38,13 @@ def handling(handle: Callable[[], None], *, once: bool = False) -> Iterator[None
 
 
 @contextmanager
-def stopping(tell: Callable[[], None]) -> Iterator[Callable[[], bool]]:
+def stopping(report: Callable[[], None]) -> Iterator[Callable[[], bool]]:
     """Ctrl-C and SIGTERM end the work; `_PATIENCE_S` later, or the second time, the process too.
 
     A signal raises KeyboardInterrupt in the main thread, which cancels the run of the operation and
-    waits for its threads. If that takes longer than `_PATIENCE_S`, or a second signal comes, `tell`
-    reports the interruption and the process ends at once. Nothing is lost by that: every command
-    can be stopped anywhere and run again.
+    waits for its threads. If that takes longer than `_PATIENCE_S`, or a second signal comes,
+    `report` is called and the process ends at once. Nothing is lost by that: every command can be
+    stopped anywhere and run again.
 
     Yields a function that says whether a signal has come. KeyboardInterrupt may strike anywhere,
     also inside a lock of the standard library, which then raises its own complaint ("release
@@ -52,7 +52,7 @@ def stopping(tell: Callable[[], None]) -> Iterator[Callable[[], bool]]:
     """
 
     def give_up() -> None:
-        tell()
+        report()
         os._exit(INTERRUPTED)
 
     timer = threading.Timer(_PATIENCE_S, give_up)

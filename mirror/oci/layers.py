@@ -49,7 +49,10 @@ def read_files(
             names the image; the base is layer 1.
         ValueError: a path is the root itself or leads out of it.
     """
-    wanted = {path: _path_inside(path) for path in paths}
+    wanted = {path: _clean(path) or "" for path in paths}
+    for path, inside in wanted.items():
+        if not inside:
+            raise ValueError(f"{path!r} does not name a file inside an image")
     image = _Image(layers, where, max_file_bytes, max_unpacked_bytes)
     found: dict[str, bytes] = {}
     while wanted:
@@ -68,13 +71,6 @@ def read_files(
             layer = max(question.layer for question in questions)
             image.scan(layer, {q.path for q in questions if q.layer == layer})
     return {path: found[path] for path in paths if path in found}
-
-
-def _path_inside(path: str) -> str:
-    inside = _clean(path)
-    if not inside:
-        raise ValueError(f"{path!r} does not name a file inside an image")
-    return inside
 
 
 # -- what one layer says --------------------------------------------------------------------------
@@ -140,15 +136,12 @@ class _LayerView:
 
     wanted: frozenset[str] = frozenset()
     nodes: dict[str, _PathContent] = field(default_factory=dict)
-    _tracked: frozenset[str] = frozenset()
+    _tracked: frozenset[str] = field(init=False)
     _whiteouts: set[str] = field(default_factory=set)
     _opaque: set[str] = field(default_factory=set)
 
-    @classmethod
-    def of(cls, wanted: frozenset[str]) -> _LayerView:
-        """A view that will note what concerns `wanted` (clean paths)."""
-        tracked = wanted | {above for path in wanted for above in _above(path)}
-        return cls(wanted=wanted, _tracked=tracked)
+    def __post_init__(self) -> None:
+        self._tracked = self.wanted | {above for path in self.wanted for above in _above(path)}
 
     def hides(self, path: str) -> bool:
         """Whether lower layers do not show at `path`, where this layer itself has nothing."""
@@ -204,20 +197,17 @@ class _LayerView:
             target = _clean(entry.target) or ""
             # Resolved now, because a later entry of that name is another file.
             now = self.nodes.get(target) if target in self.wanted else None
-            return (
-                now if now not in (None, _DIRECTORY) else _PathContent(EntryKind.HARDLINK, target)
-            )
-        if entry.kind is EntryKind.FILE and path in self.wanted:
-            # This matters only if no upper layer hides the file.
-            if entry.sparse:
-                return _PathContent(
-                    EntryKind.FILE, problem="is stored as a sparse file, which is not read"
-                )
-            if entry.size > max_file_bytes:
-                problem = f"has {entry.size} bytes; at most {max_file_bytes} are read"
-                return _PathContent(EntryKind.FILE, problem=problem)
-            return _PathContent(EntryKind.FILE, data=archive.read())
-        return _PathContent(entry.kind, entry.target)
+            if now is not None and now is not _DIRECTORY:
+                return now
+            return _PathContent(EntryKind.HARDLINK, target)
+        if entry.kind is not EntryKind.FILE or path not in self.wanted:
+            return _PathContent(entry.kind, entry.target)
+        # A problem matters only if no upper layer hides the file.
+        problem = "is stored as a sparse file, which is not read" if entry.sparse else ""
+        if not problem and entry.size > max_file_bytes:
+            problem = f"has {entry.size} bytes; at most {max_file_bytes} are read"
+        data = None if problem else archive.read()
+        return _PathContent(EntryKind.FILE, data=data, problem=problem)
 
 
 # -- what all layers say together ------------------------------------------------------------------
@@ -325,7 +315,7 @@ class _Image:
     def scan(self, layer: int, wanted: Collection[str]) -> None:
         """Read a whole layer, and note what it says about `wanted` paths."""
         # Again those of earlier passes: a hard link is resolved where both names are noted.
-        view = _LayerView.of(self._views[layer].wanted.union(wanted))
+        view = _LayerView(self._views[layer].wanted.union(wanted))
         name = self._name(layer)
         raw = self._layers[layer]()
         with contextlib.ExitStack() as stack:

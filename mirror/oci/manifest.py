@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -113,7 +114,7 @@ class Child:
 
     descriptor: Descriptor
     platform: Platform | None
-    annotations: Mapping[str, str] = field(default_factory=dict)
+    annotations: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     artifact_type: str | None = None
 
 
@@ -193,11 +194,12 @@ class Manifest:
             raise InvalidManifestError(f"manifest {digest} is an image without a config")
         try:
             config = _descriptor(wire.config) if wire.config else None
-            layers = tuple(_descriptor(layer) for layer in wire.layers or ())
+            written = wire.layers or ()
+            layers = tuple(map(_descriptor, written))
             blobs = tuple(
-                _descriptor(layer)
-                for layer in wire.layers or ()
-                if not (layer.urls and layer.media_type in NONDISTRIBUTABLE_LAYERS)
+                layer
+                for layer, one in zip(layers, written, strict=True)
+                if not (one.urls and one.media_type in NONDISTRIBUTABLE_LAYERS)
             )
             return cls(
                 raw=raw,
@@ -208,7 +210,7 @@ class Manifest:
                 children=tuple(_child(child) for child in wire.manifests or ()),
                 blobs=((config, *blobs) if config else blobs),
                 subject=_descriptor(wire.subject) if wire.subject else None,
-                annotations=wire.annotations or {},
+                annotations=MappingProxyType(wire.annotations or {}),
                 artifact_type=wire.artifact_type or _config_artifact_type(wire.config),
             )
         except InvalidDigestError as err:
@@ -226,7 +228,7 @@ def _child(wire: _WireDescriptor) -> Child:
         platform=Platform(platform.os, platform.architecture, platform.variant)
         if platform
         else None,
-        annotations=wire.annotations or {},
+        annotations=MappingProxyType(wire.annotations or {}),
         artifact_type=wire.artifact_type,
     )
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol
 
@@ -94,7 +94,7 @@ class Verifier:
         if actual != self._expected:
             raise DigestMismatchError(where=self._where, expected=self._expected, actual=actual)
 
-    def passing(self, chunks: Iterable[bytes], position: int = 0) -> Iterator[bytes]:
+    def passing(self, chunks: Iterable[bytes], position: int = 0) -> Generator[bytes, None, None]:
         """Pass `chunks` on, but hold the last one back until the whole has been verified.
 
         A receiver that needs all bytes, such as an upload of known length, therefore never

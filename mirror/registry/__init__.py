@@ -1,9 +1,8 @@
 """A client of the OCI Distribution API: authentication, retries, resumed transfers, credentials."""
 
 from mirror.registry.auth import Credentials
-from mirror.registry.client import RegistryClient
+from mirror.registry.client import RegistryClient, RegistryReader, RegistryWriter
 from mirror.registry.credentials import find_credentials
-from mirror.registry.interfaces import RegistryReader, RegistryWriter
 from mirror.registry.options import ConnectionOptions, RetryPolicy
 from mirror.registry.upload_sessions import OpenUpload, UploadJournal
 

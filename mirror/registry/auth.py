@@ -16,15 +16,13 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, TypeAlias
 from urllib.parse import urlencode, urlsplit
 
 from mirror.documents import parse_json
 from mirror.errors import CancelledError, DeniedError, InputError, MirrorError, RegistryError
-from mirror.registry import scopes as scoping
 from mirror.registry.connections import check_address
 from mirror.registry.failures import Login, same
-from mirror.registry.scopes import Scopes
 
 _log = logging.getLogger(__name__)
 
@@ -33,6 +31,29 @@ _MIN_LIFETIME_S = 60.0  # the token specification's default, and its lower bound
 _MARGIN_S = 10.0
 _LOOK_UP_S = 0.2  # how often a thread that waits for another's token looks whether it may go on
 _MARGIN_SHARE = 0.1
+
+
+Scopes: TypeAlias = tuple[str, ...]
+"""In canonical form, as `merge_scopes` makes them: one entry a resource, sorted; a key."""
+
+CATALOGUE: Scopes = ("registry:catalog:*",)
+
+
+PULL, PUSH, DELETE = (f"repository:{{}}:{actions}" for actions in ("pull", "pull,push", "delete"))
+"""The scope of one repository, once its path is put in. Registries want reading with writing."""
+
+
+def merge_scopes(*groups: Iterable[str]) -> Scopes:
+    """All of `groups` in canonical form: the actions on one resource together, in order."""
+    actions: dict[str, set[str]] = {}
+    for group in groups:
+        for scope in group:
+            resource, _, wanted = scope.rpartition(":")
+            if resource:
+                actions.setdefault(resource, set()).update(a for a in wanted.split(",") if a)
+    return tuple(
+        f"{resource}:{','.join(sorted(actions[resource]))}" for resource in sorted(actions)
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,16 +131,11 @@ class Authenticator:
         self._host, self._secure, self._credentials = host, secure, credentials
         self._clock = clock
         self._lock = threading.Lock()  # guards all fields below
-        self._way: Challenge | None = None
+        self.way: Challenge | None = None  # how to prove who we are; None until we are asked
         self._tokens: dict[Scopes, _Token] = {}
         self._flights: dict[Scopes, _Flight] = {}
         self._widened: dict[Scopes, Scopes] = {}
         self._identity_token = credentials.identity_token if credentials else None
-
-    @property
-    def is_asked(self) -> bool:
-        """Whether the registry has asked for a login yet."""
-        return self._way is not None
 
     def header(self, scopes: Scopes, carrier: Carrier) -> str | None:
         """What to send along; None while the registry has not asked for anything.
@@ -131,7 +147,7 @@ class Authenticator:
             UnreachableError, RegistryError: it does not answer as it must.
         """
         with self._lock:
-            way = self._way
+            way = self.way
             wanted = self._widened.get(scopes, scopes)
         if way is None:
             return None
@@ -164,12 +180,12 @@ class Authenticator:
         if way is None:
             return None
         with self._lock:
-            self._way = way
+            self.way = way
             wanted = self._widened.get(scopes, scopes)
             # What the registry says it needs wins over what we thought; but its challenge for
             # a request without a scope (`GET /v2/`) often names some example.
             if scopes or way.get("error") == "insufficient_scope":
-                wanted = scoping.merge(wanted, way.get("scope").split())
+                wanted = merge_scopes(wanted, way.get("scope").split())
                 self._widened[scopes] = wanted
         if way.scheme == "basic":
             basic = self._credentials.basic if self._credentials else None
@@ -261,12 +277,7 @@ class Authenticator:
         return carrier.fetch_token("GET", url, headers=headers, content=b"")
 
     def _ask_oauth(
-        self,
-        realm: str,
-        way: Challenge,
-        wanted: Scopes,
-        identity_token: str,
-        carrier: Carrier,
+        self, realm: str, way: Challenge, wanted: Scopes, identity_token: str, carrier: Carrier
     ) -> bytes:
         form = {
             "grant_type": "refresh_token",

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Generator, Iterator
+from typing import Protocol, Self
 
 from mirror.errors import RegistryNotFoundError, UnreachableError
 from mirror.events import OnEvent, ignore
 from mirror.oci import Child, Descriptor, Digest, Manifest
-from mirror.registry import downloads, listings, manifests, scopes, upload_sessions, uploads
-from mirror.registry.auth import Credentials
+from mirror.registry import downloads, manifests, upload_sessions, uploads
+from mirror.registry.auth import PUSH, Credentials
 from mirror.registry.failures import reworded
 from mirror.registry.options import ConnectionOptions
 from mirror.registry.transport import Transport, Wire
@@ -204,13 +205,7 @@ class RegistryClient:
             StalledError: too little moved for too long, in every attempt.
         """
         return uploads.Upload(
-            self._transport,
-            repository,
-            digest,
-            size,
-            content,
-            opened=opened,
-            journal=journal,
+            self._transport, repository, digest, size, content, opened=opened, journal=journal
         ).run()
 
     def open_upload(self, repository: str) -> OpenUpload:
@@ -225,7 +220,7 @@ class RegistryClient:
 
         Nothing is raised: the registry also forgets by itself.
         """
-        return upload_sessions.cancel(self._transport, upload.location, scopes.push(repository))
+        return upload_sessions.cancel(self._transport, upload.location, (PUSH.format(repository),))
 
     def mount(self, repository: str, digest: Digest, from_repository: str) -> bool:
         """Make a blob of `from_repository` one of `repository` too, without sending it (end-11).
@@ -263,7 +258,7 @@ class RegistryClient:
         Raises:
             RegistryNotFoundError: the registry does not know the repository.
         """
-        return listings.tags(self._transport, repository)
+        return manifests.tags(self._transport, repository)
 
     def catalogue(self) -> Iterator[str]:
         """All repositories of the registry, in its order, page by page (`GET /v2/_catalog`).
@@ -271,7 +266,7 @@ class RegistryClient:
         Not part of the specification: many registries lack it or keep it to administrators.
         Names that are no repositories are left out, with a warning.
         """
-        return listings.catalogue(self._transport)
+        return manifests.catalogue(self._transport)
 
     def referrers(
         self, repository: str, digest: Digest, artifact_type: str | None = None
@@ -281,10 +276,90 @@ class RegistryClient:
         Registries without that API are asked for the tag schema's index in its place
         ("Unavailable Referrers API"). Empty if there is nothing, the manifest itself included.
         """
-        return listings.referrers(self._transport, repository, digest, artifact_type)
+        return manifests.referrers(self._transport, repository, digest, artifact_type)
 
     def referrers_api(
         self, repository: str, digest: Digest, artifact_type: str | None = None
     ) -> list[Child] | None:
         """The same as the registry's own API has it; None from a registry without that API."""
-        return listings.referrers_api(self._transport, repository, digest, artifact_type)
+        return manifests.referrers_api(self._transport, repository, digest, artifact_type)
+
+
+# What is asked of a registry, whoever answers: one host, or the replicas of a cluster's registry.
+# `RegistryClient` says what each method promises.
+
+
+class RegistryReader(Protocol):
+    """Reads content; thread-safe. `host` is for messages."""
+
+    @property
+    def host(self) -> str: ...
+
+    def within(self, run: Run) -> Self: ...
+
+    def close(self) -> None: ...
+
+    def ping(self) -> None: ...
+
+    def manifest(self, repository: str, reference: str | Digest) -> Manifest: ...
+
+    def resolve(self, repository: str, reference: str | Digest) -> Descriptor | None: ...
+
+    def blob_size(self, repository: str, digest: Digest) -> int | None: ...
+
+    def blob(
+        self,
+        repository: str,
+        digest: Digest,
+        *,
+        size: int | None = None,
+        offset: int = 0,
+        verify: bool = True,
+    ) -> Generator[bytes, None, None]: ...
+
+    def tags(self, repository: str) -> list[str]: ...
+
+    def catalogue(self) -> Iterator[str]: ...
+
+    def referrers(
+        self, repository: str, digest: Digest, artifact_type: str | None = None
+    ) -> list[Child]: ...
+
+    def referrers_api(
+        self, repository: str, digest: Digest, artifact_type: str | None = None
+    ) -> list[Child] | None: ...
+
+
+class RegistryWriter(RegistryReader, Protocol):
+    """Reads and writes content; thread-safe."""
+
+    def upload(
+        self,
+        repository: str,
+        digest: Digest,
+        size: int,
+        content: Callable[[int], Generator[bytes, None, None]],
+        *,
+        opened: OpenUpload | None = ...,
+        journal: UploadJournal | None = ...,
+    ) -> int: ...
+
+    def open_upload(self, repository: str) -> OpenUpload: ...
+
+    def cancel_upload(self, repository: str, upload: OpenUpload) -> bool: ...
+
+    def mount_or_open(
+        self, repository: str, digest: Digest, from_repository: str
+    ) -> bool | OpenUpload: ...
+
+    def mount(self, repository: str, digest: Digest, from_repository: str) -> bool: ...
+
+    def put_manifest(
+        self, repository: str, reference: str | Digest, manifest: Manifest
+    ) -> None: ...
+
+    def delete_manifest(self, repository: str, digest: Digest) -> None: ...
+
+    def delete_tag(self, repository: str, tag: str) -> None: ...
+
+    def delete_blob(self, repository: str, digest: Digest) -> None: ...

@@ -10,7 +10,8 @@ from collections.abc import Generator
 
 from mirror.errors import RegistryError, SizeMismatchError, UnreachableError
 from mirror.oci import Digest, Verifier
-from mirror.registry import failures, scopes
+from mirror.registry import failures
+from mirror.registry.auth import PULL, Scopes
 from mirror.registry.failures import TransientFailure
 from mirror.registry.http1 import Response
 from mirror.registry.transport import Transport
@@ -37,7 +38,7 @@ class Download:
             raise ValueError(f"offset {offset} lies outside of the blob's {size} bytes")
         self._transport, self._size = transport, size
         self._url = _url(transport, repository, digest)
-        self._scopes = scopes.pull(repository)
+        self._scopes = (PULL.format(repository),)
         self._what = f"{transport.host}/{repository}@{digest}"
         self._where = f"GET {self._what}"
         self._position = offset
@@ -46,18 +47,8 @@ class Download:
 
     def chunks(self) -> Generator[bytes, None, None]:
         """The blob's bytes; see `RegistryClient.blob`."""
-        if self._verifier is None:
-            yield from self._resumed()
-            return
-        held = b""
-        for chunk in self._resumed():
-            self._verifier.update(chunk)
-            if held:
-                yield held
-            held = chunk
-        self._verifier.finish()
-        if held:
-            yield held
+        chunks = self._resumed()
+        return chunks if self._verifier is None else self._verifier.passing(chunks)
 
     def _resumed(self) -> Generator[bytes, None, None]:
         if self._position == self._size and self._position > 0:
@@ -70,8 +61,8 @@ class Download:
                 return
             except TransientFailure as failure:
                 if self._position - began >= _PROGRESS_BYTES:
-                    backoff.progressed()
-                backoff.wait(failure)
+                    backoff().progressed()
+                backoff().wait(failure)
 
     def _attempt(self) -> Generator[bytes, None, None]:
         """Everything from the present position to the end, or as far as one connection goes."""
@@ -141,14 +132,12 @@ class Download:
 
 def blob_size(transport: Transport, repository: str, digest: Digest) -> int | None:
     """A blob's length in bytes; see `RegistryClient.blob_size`."""
-    wanted = scopes.pull(repository)
+    wanted = (PULL.format(repository),)
     where = transport.where("HEAD", _url(transport, repository, digest))
     return transport.patiently(where, lambda: probe_size(transport, repository, digest, wanted))
 
 
-def probe_size(
-    transport: Transport, repository: str, digest: Digest, wanted: scopes.Scopes
-) -> int | None:
+def probe_size(transport: Transport, repository: str, digest: Digest, wanted: Scopes) -> int | None:
     """As `blob_size`, without retries: TransientFailure may leave it."""
     url = _url(transport, repository, digest)
     where = transport.where("HEAD", url)
@@ -165,7 +154,7 @@ def probe_size(
     return _size_by_first_byte(transport, url, wanted)
 
 
-def _size_by_first_byte(transport: Transport, url: str, wanted: scopes.Scopes) -> int | None:
+def _size_by_first_byte(transport: Transport, url: str, wanted: Scopes) -> int | None:
     """Some storage behind registries refuses HEAD, or answers it without a length."""
     where = transport.where("GET", url)
     headers = {"Range": "bytes=0-0"}

@@ -68,7 +68,8 @@ class TransientFailure(Exception):
 class Backoff:
     """The failures of one piece of work in a row; used by one thread.
 
-    `answers` counts what the host has answered to others so far.
+    `answers` counts what the host has answered to others so far, and `answered` is what it had at
+    the beginning.
     """
 
     def __init__(
@@ -78,9 +79,10 @@ class Backoff:
         where: str,
         on_event: OnEvent,
         answers: Callable[[], int] = lambda: 0,
+        answered: int = 0,
     ) -> None:
         self._policy, self._sleep, self._where, self._on_event = policy, sleep, where, on_event
-        self._answers, self._answered = answers, answers()
+        self._answers, self._answered = answers, answered
         self.failures = 0
         self._refusals, self._waited_s = 0, 0.0
 

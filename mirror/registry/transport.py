@@ -10,6 +10,7 @@ import logging
 from collections.abc import Callable, Collection, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import cache
 from typing import NamedTuple, TypeVar
 from urllib.parse import urlsplit
 
@@ -18,13 +19,12 @@ from mirror.events import Warned
 from mirror.oci import Repository
 from mirror.oci.reference import check_repository
 from mirror.registry import failures
-from mirror.registry.auth import Authenticator, Credentials, parse_challenges
+from mirror.registry.auth import Authenticator, Credentials, Scopes, parse_challenges
 from mirror.registry.connections import Connections, Home, Origin, host_of, path_of
 from mirror.registry.failures import Backoff, TransientFailure
 from mirror.registry.gate import Admission, HostGate, StallWatch
 from mirror.registry.http1 import Body, Headers, Patience, Response, WireError, decoded
 from mirror.registry.options import ConnectionOptions
-from mirror.registry.scopes import Scopes
 from mirror.run import Cancellation, Run
 
 _log = logging.getLogger(__name__)
@@ -156,11 +156,13 @@ class Transport:
 
     # -- requests ------------------------------------------------------------------------------
 
-    def backoff(self, where: str) -> Backoff:
-        """Patience for one piece of work, as the options have it."""
-        policy = self.options.retries
-        answers = self._wire.gate.answers_to_others
-        return Backoff(policy, self.pause, where, self.run.on_event, answers)
+    def backoff(self, where: str) -> Callable[[], Backoff]:
+        """Patience for one piece of work, as the options have it; made when it is needed first."""
+        policy, answers = self.options.retries, self._wire.gate.answers_to_others
+        answered = answers()
+        return cache(
+            lambda: Backoff(policy, self.pause, where, self.run.on_event, answers, answered)
+        )
 
     def pause(self, delay_s: float) -> None:
         """Wait; the run, its deadline and closing the client end it at once, as in `check`."""
@@ -222,7 +224,7 @@ class Transport:
             try:
                 return attempt()
             except TransientFailure as failure:
-                backoff.wait(failure)
+                backoff().wait(failure)
 
     def whole(
         self, response: Response, *, accept: Collection[int], limit: int, where: str
@@ -339,7 +341,7 @@ class Transport:
         return _Sending(method, fields, body, patience)
 
     def _exchange(self, sending: _Sending, url: str, scopes: Scopes) -> Response:
-        authorization = self._auth.header(scopes, self) if self._auth.is_asked else None
+        authorization = self._auth.header(scopes, self) if self._auth.way is not None else None
         response = self._follow(sending, url, self._home, authorization)
         if response.status != 401 or not self.at_home(response.url):
             return response
@@ -355,11 +357,7 @@ class Transport:
         return self._follow(sending, url, self._home, renewed)
 
     def _follow(
-        self,
-        sending: _Sending,
-        url: str,
-        home: Home,
-        authorization: str | None,
+        self, sending: _Sending, url: str, home: Home, authorization: str | None
     ) -> Response:
         """Send, and follow redirects by hand: `Authorization` goes to `home` alone."""
         for _ in range(_MAX_REDIRECTS + 1):

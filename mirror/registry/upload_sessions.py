@@ -35,7 +35,7 @@ from mirror.errors import (
 )
 from mirror.oci import Digest
 from mirror.oci.reference import check_repository
-from mirror.registry import scopes
+from mirror.registry.auth import PULL, PUSH, Scopes, merge_scopes
 from mirror.registry.failures import TransientFailure
 from mirror.registry.http1 import Body
 from mirror.registry.transport import Answer, Transport
@@ -49,12 +49,7 @@ _RANGE = re.compile(r"(?:bytes[= ])?0-([0-9]{1,18})")
 
 
 def attempt(
-    transport: Transport,
-    method: str,
-    url: str,
-    *,
-    accept: tuple[int, ...],
-    wanted: scopes.Scopes,
+    transport: Transport, method: str, url: str, *, accept: tuple[int, ...], wanted: Scopes
 ) -> Answer:
     """One small request of an upload's life, without retries of its own (TransientFailure)."""
     where = transport.where(method, url)
@@ -74,7 +69,7 @@ def open_upload(transport: Transport, repository: str) -> OpenUpload:
     """See `RegistryClient.open_upload`."""
     url = transport.at(repository, "blobs/uploads/")
     answer = transport.call(
-        "POST", url, accept=(202,), limit=MAX_ANSWER_BYTES, scopes=scopes.push(repository)
+        "POST", url, accept=(202,), limit=MAX_ANSWER_BYTES, scopes=(PUSH.format(repository),)
     )
     return OpenUpload(location_of(transport, answer))
 
@@ -86,7 +81,7 @@ def mount_or_open(
     check_repository(from_repository)
     query = f"mount={quote(str(digest), safe='')}&from={quote(from_repository, safe='')}"
     url = transport.at(repository, f"blobs/uploads/?{query}")
-    wanted = scopes.merge(scopes.push(repository), scopes.pull(from_repository))
+    wanted = merge_scopes((PUSH.format(repository),), (PULL.format(from_repository),))
     try:
         answer = transport.call(
             "POST", url, accept=(201, 202), limit=MAX_ANSWER_BYTES, scopes=wanted
@@ -104,7 +99,7 @@ def mount_or_open(
     return False
 
 
-def cancel(transport: Transport, location: str, wanted: scopes.Scopes) -> bool:
+def cancel(transport: Transport, location: str, wanted: Scopes) -> bool:
     """DELETE a session, and say whether the registry answered.
 
     It takes a few seconds at most and raises nothing: registries forget old sessions anyway. It is

@@ -20,15 +20,10 @@ import logging
 from collections.abc import Generator
 from dataclasses import dataclass
 
-from mirror.errors import (
-    CancelledError,
-    DeniedError,
-    MirrorError,
-    RegistryError,
-    UnreachableError,
-)
+from mirror.errors import CancelledError, DeniedError, MirrorError, RegistryError, UnreachableError
 from mirror.oci import Digest
-from mirror.registry import downloads, scopes, upload_sessions
+from mirror.registry import downloads, upload_sessions
+from mirror.registry.auth import PUSH
 from mirror.registry.failures import TransientFailure
 from mirror.registry.http1 import Body
 from mirror.registry.transport import Answer, Transport
@@ -106,7 +101,7 @@ class Upload:
         self._transport, self._repository, self._digest = transport, repository, digest
         self._size, self._opened = size, opened
         self._journal = journal if size >= _WORTH_KEEPING else None
-        self._scopes = scopes.push(repository)
+        self._scopes = (PUSH.format(repository),)
         self._what = f"{transport.host}/{repository}@{digest}"
         self._where = f"PUT {self._what}"
         self._outgoing = Outgoing(content, size, transport.check, self._what)
@@ -137,7 +132,7 @@ class Upload:
                     session = None
                     if not restart.at_once:
                         lost = f"{self._transport.host} lost the beginning of an upload"
-                        self._backoff.wait(TransientFailure(restart.error, lost))
+                        self._backoff().wait(TransientFailure(restart.error, lost))
         except BaseException as err:
             actual = err.error if isinstance(err, SourceFailedError) else err
             if self._journal is None or not _to_be_continued(actual):
@@ -273,11 +268,7 @@ class Upload:
         """Learn from the registry how far the session got ("Pushing a blob in chunks")."""
         try:
             answer = upload_sessions.attempt(
-                self._transport,
-                "GET",
-                session.location,
-                accept=(200, 204),
-                wanted=self._scopes,
+                self._transport, "GET", session.location, accept=(200, 204), wanted=self._scopes
             )
         except RegistryError as err:
             if err.status is None or err.status in (401, 403):
@@ -306,7 +297,7 @@ class Upload:
             self._chunk = max(_SHORT_CHUNK, self._chunk // 2)
         while True:
             try:
-                self._backoff.wait(failure)
+                self._backoff().wait(failure)
             except RegistryError:
                 if session is not None and self._arrived_after_all():
                     return _DONE
@@ -354,7 +345,7 @@ class Upload:
     def _confirmed(self, offset: int) -> None:
         if offset - self._best >= _PROGRESS_BYTES:
             self._best = offset
-            self._backoff.progressed()
+            self._backoff().progressed()
 
     def _smaller(self) -> bool:
         """Go over to chunks, or to smaller ones; False when they cannot become smaller."""

@@ -72,7 +72,7 @@ def _literal_version(literal: re.Match[str], parts: int) -> Version | None:
 
 @dataclass(frozen=True, slots=True)
 class Term:
-    """One comparison: an operator and a version, of which only the first `parts` were given."""
+    """One comparison: an operator and a version, of whose numbers `parts` were given."""
 
     operator: str
     version: Version

@@ -224,7 +224,7 @@ class _ItemSelecting:
         return SelectedItem(self._name, chosen.tags, tuple(images), tuple(self._warnings))
 
     def _tags(self) -> Collection[str]:
-        """The item's tags; none are asked for if there is no constraint that needs them."""
+        """The item's tags, asked for only if a constraint needs them."""
         if not self._entry.constraints:
             return ()
         if self._selection.probing:

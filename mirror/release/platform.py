@@ -54,8 +54,8 @@ _NEWEST, _OLDEST = DEFAULT_CHANNELS[0], DEFAULT_CHANNELS[-1]
 class SelectedReleases:
     """The releases to take, oldest first, and the channels that may travel with them.
 
-    `channels` lead to versions of the selection only. `custom_tags` are wanted like versions, but
-    are none. `aliases` says which channels a bundle with a pinned tag publishes: channel → the tag
+    `channels` lead to versions of the selection only. `custom_tags` are wanted tags that name no
+    version. `aliases` says which channels a bundle with a pinned tag publishes: channel → the tag
     of the release-channel repository whose image it gets; they win over `channels`.
     """
 

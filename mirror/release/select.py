@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
+from types import MappingProxyType
 from typing import Any
 
 from mirror.documents import parse_json
@@ -41,6 +42,10 @@ class SelectedContent:
     packages: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     plugins: Mapping[str, tuple[PluginChoice, ...]] = field(default_factory=dict)
     files: Mapping[str, bytes] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in ("modules", "packages", "plugins", "files"):
+            object.__setattr__(self, name, MappingProxyType(dict(getattr(self, name))))
 
     def to_document(self) -> dict[str, Any]:
         """The names of what was selected, as JSON values."""

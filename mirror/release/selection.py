@@ -18,6 +18,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 from semver import Version
 
@@ -96,6 +97,9 @@ class Filter:
 
     items: Mapping[str, ItemFilter] = field(default_factory=dict)
     excludes: bool = True
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "items", MappingProxyType(dict(self.items)))
 
     @classmethod
     def including(cls, texts: Iterable[str], flag: str = "--include-module") -> Filter:
@@ -339,7 +343,7 @@ class WantedImage:
         reference: the tag or digest by which the source knows it.
         needed_by: what leads to it, for the error if the source does not have it.
         optional: leave it out if the source does not have it.
-        notable: tell the user when it is left out.
+        notable: warn the user when it is left out.
     """
 
     archive: str

@@ -53,9 +53,16 @@ def page(
 
 
 def table(rows: Sequence[tuple[str, str]]) -> list[str]:
-    """Rows of a title and a text, the texts aligned."""
-    width = max((len(title) for title, _ in rows), default=0)
-    return [f"  {title:<{width}}  {text}" for title, text in rows]
+    """Rows of a title and a text, the texts aligned; those without a text are left out."""
+    shown = [(title, text) for title, text in rows if text]
+    width = max((len(title) for title, _ in shown), default=0)
+    return [f"  {title:<{width}}  {text}" for title, text in shown]
+
+
+def few(names: Sequence[str], most: int, separator: str = ", ") -> str:
+    """The first of `names`, and how many more there are."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return separator.join(names[:most]) + more
 
 
 def verbose_pull_summary(report: PullReport, elapsed_s: float) -> str:
@@ -155,10 +162,7 @@ def _counted(count: int, noun: str) -> str:
 
 
 def _origin_rows(tree: SourceTree) -> list[tuple[str, str]]:
-    rows = [("Source", str(tree.root))]
-    if tree.edition:
-        rows.append(("Edition", tree.edition.upper()))
-    return rows
+    return [("Source", str(tree.root)), ("Edition", (tree.edition or "").upper())]
 
 
 def _version_rows(selection: SelectedContent) -> list[tuple[str, str]]:
@@ -192,38 +196,33 @@ def push_summary(report: PushReport, elapsed_s: float) -> str:
     uploaded = sum(step.mount_from is None for step in plan.blobs)
     sent = f"{uploaded} blobs ({size_text(done.sent)})"
     put = f"{done.manifests} manifests, {done.tags} tags"
+    number = report.published.statement.generation
     return page(
         f"Registry {report.target} holds the whole bundle",
         [
             *_contents_rows(report.inventory),
             ("Uploaded", f"{sent}, {put}" if plan else "nothing: all of it was there"),
-            ("Published", _published_text(report)),
+            ("Published", f"generation {number}{'' if report.new else ', as before'}"),
             *(("Onto base", f"inventory {base}") for base in report.bases),
         ],
         foot=(f"inventory {report.digest}", f"done in {duration_text(elapsed_s)}"),
     )
 
 
-def _published_text(report: PushReport) -> str:
-    number = report.published.statement.generation
-    return f"generation {number}" if report.new else f"generation {number}, as before"
-
-
 def push_plan_summary(report: PushPlan, elapsed_s: float) -> str:
     """What a push would send, in words and by repository."""
     plan = report.plan
-    rows = _contents_rows(report.inventory)
-    if not plan:
-        rows.append(("To send", "nothing: all of it is there"))
-    else:
-        rows += [
-            ("To send", f"{_counted(report.uploads, 'blob')}, {size_text(plan.size)}"),
-            ("To mount", f"{_counted(report.mounts, 'blob')} that another repository has"),
-            ("To write", f"{_counted(plan.manifest_count, 'manifest')}, {plan.tag_count} tags"),
-        ]
+    sent = f"{_counted(report.uploads, 'blob')}, {size_text(plan.size)}"
+    mounted = f"{_counted(report.mounts, 'blob')} that another repository has"
+    written = f"{_counted(plan.manifest_count, 'manifest')}, {plan.tag_count} tags"
     return page(
         f"This would be pushed to {report.tree.root}",
-        rows,
+        [
+            *_contents_rows(report.inventory),
+            ("To send", sent if plan else "nothing: all of it is there"),
+            ("To mount", mounted if plan else ""),
+            ("To write", written if plan else ""),
+        ],
         [_share_line(report.tree.locate(path), one) for path, one in shares(plan).items()],
         foot=(
             f"inventory {report.inventory.digest()}",
@@ -238,14 +237,9 @@ def _share_line(repository: str, share: Share) -> str:
         f"{_counted(share.blobs, 'blob')} ({size_text(share.size)})" if share.blobs else "",
         f"{share.mounts} mounted" if share.mounts else "",
         _counted(share.manifests, "manifest") if share.manifests else "",
-        f"tags {_few(share.tags)}" if share.tags else "",
+        f"tags {few(share.tags, 5, ' ')}" if share.tags else "",
     ]
     return f"  {repository}: {', '.join(filter(None, parts))}"
-
-
-def _few(names: Sequence[str], most: int = 5) -> str:
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return " ".join(names[:most]) + more
 
 
 def bundle_summary(report: BundleReport, elapsed_s: float) -> str:
@@ -296,18 +290,15 @@ def merge_summary(report: MergeReport, elapsed_s: float) -> str:
 def inventory_summary(found: RegistryInventory, elapsed_s: float, *, output: str, size: int) -> str:
     """What a registry was seen to hold, and the file of `size` bytes that says so."""
     inventory = found.inventory
-    blobs = inventory.blob_sizes()
-    rows = [
-        *_contents_rows(inventory),
-        ("", f"{len(inventory.manifest_nodes())} manifests, {len(blobs)} blobs"),
-    ]
-    if found.gaps:
-        rows.append(("Missing", f"{found.gaps} of what its manifests need"))
-    if found.failures:
-        rows.append(("Not read", f"{len(found.failures)} (see the warning)"))
+    blobs, unread = inventory.blob_sizes(), len(found.failures)
     return page(
         f"Registry {found.target} holds {size_text(sum(blobs.values()))}",
-        rows,
+        [
+            *_contents_rows(inventory),
+            ("", f"{len(inventory.manifest_nodes())} manifests, {len(blobs)} blobs"),
+            ("Missing", f"{found.gaps} of what its manifests need" if found.gaps else ""),
+            ("Not read", f"{unread} (see the warning)" if unread else ""),
+        ],
         foot=(
             f"inventory {found.digest}",
             f"{output} has {size_text(size)}",
@@ -345,30 +336,29 @@ def _findings_text(title: str, findings: Sequence[Finding]) -> str:
 
 def _contents_rows(inventory: Inventory) -> list[tuple[str, str]]:
     """Counts of what an inventory has of each kind."""
-    present = inventory.repositories
     rows = _part_rows(inventory)
     for title, root in (("Modules", "modules"), ("Packages", PACKAGES), ("Plugins", PLUGINS)):
-        names = {path[len(root) + 1 :].partition("/")[0] for path in present if _below(path, root)}
-        if names:
-            rows.append((title, str(len(names))))
+        below = f"{root}/"
+        paths = (path for path in inventory.repositories if path.startswith(below))
+        names = {path.removeprefix(below).partition("/")[0] for path in paths}
+        rows.append((title, str(len(names)) if names else ""))
     return [*rows, _total_row(inventory)]
 
 
 def _part_rows(inventory: Inventory) -> list[tuple[str, str]]:
     """The platform and what stands beside it."""
-    present = inventory.repositories
-    rows = [("Platform", _platform_text(inventory))]
-    databases = sum(path in present for path in SECURITY_DATABASES)
-    if INSTALLER in present:
-        rows.append(("Installer", ", ".join(sorted(present[INSTALLER].tags))))
-    rows.append(("Security", f"{databases} databases" if databases else "none"))
-    return rows
+    databases = sum(path in inventory.repositories for path in SECURITY_DATABASES)
+    return [
+        ("Platform", _platform_text(inventory)),
+        ("Installer", ", ".join(sorted(inventory.repository(INSTALLER).tags))),
+        ("Security", f"{databases} databases" if databases else "none"),
+    ]
 
 
 def _total_row(inventory: Inventory) -> tuple[str, str]:
-    present = inventory.repositories
-    tags = sum(len(content.tags) for content in present.values())
-    return ("Contents", f"{len(present)} repositories, {tags} tags")
+    contents = inventory.repositories.values()
+    tags = sum(len(content.tags) for content in contents)
+    return ("Contents", f"{len(contents)} repositories, {tags} tags")
 
 
 def _platform_text(inventory: Inventory) -> str:
@@ -379,7 +369,3 @@ def _platform_text(inventory: Inventory) -> str:
     channels = [name for name in CHANNELS if name in inventory.repository(RELEASE_CHANNEL).tags]
     releases = ", ".join([*reversed(versions.values()), *others])
     return (releases or "none") + (f" ({', '.join(channels)})" if channels else "")
-
-
-def _below(path: str, root: str) -> bool:
-    return path.startswith(f"{root}/")

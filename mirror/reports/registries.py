@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from mirror.bundle.format import size_text
 from mirror.operations.replicate import Outcome, ReplicaResult
-from mirror.reports.bundles import duration_text, page, table
+from mirror.reports.bundles import duration_text, few, page, table
 
 if TYPE_CHECKING:
     from mirror.operations.compare import (
@@ -218,18 +218,13 @@ def _mark(one: Generation) -> str:
 def _described(one: Generation) -> list[str]:
     counts = ("added", "changed", "removed")
     changes = ", ".join(f"{len(getattr(one.changes, name))} {name}" for name in counts)
-    rows = [("Tags", f"{one.tags}: {changes}")]
-    if one.versions:
-        rows.append(("Versions", _names_text(one.versions)))
-    if one.channels:
-        rows.append(("Channels", _names_text(one.channels)))
-    rows.append(("Inventory", str(one.inventory)))
+    rows = [
+        ("Tags", f"{one.tags}: {changes}"),
+        ("Versions", few(one.versions, _MOST_NAMES)),
+        ("Channels", few(one.channels, _MOST_NAMES)),
+        ("Inventory", str(one.inventory)),
+    ]
     return [f"  {line}" for line in table(rows)]
-
-
-def _names_text(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
-    return ", ".join(names[:_MOST_NAMES]) + more
 
 
 def rollback_summary(report: RollbackReport, elapsed_s: float) -> str:
@@ -242,10 +237,12 @@ def rollback_summary(report: RollbackReport, elapsed_s: float) -> str:
         f"{'This would turn' if report.dry_run else 'Turned'} registry {report.target} back from "
         f"{was} to {back}"
     )
-    rows = [("Tags", f"{len(report.turned)} name again what they did then")]
-    if report.extras:
-        extras = [f"{path or '/'}:{tag}" for path, tag in report.extras]
-        rows.append(("Newer tags", f"{len(extras)}{_fate(report)}: {_names_text(extras)}"))
+    extras = [f"{path or '/'}:{tag}" for path, tag in report.extras]
+    newer = f"{len(extras)}{_fate(report)}: {few(extras, _MOST_NAMES)}"
+    rows = [
+        ("Tags", f"{len(report.turned)} name again what they did then"),
+        ("Newer tags", newer if extras else ""),
+    ]
     if report.dry_run:
         turned = [
             f"    {turn.repository or '/'}:{turn.tag}  {turn.before or 'nothing'} → {turn.after}"

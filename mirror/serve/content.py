@@ -43,14 +43,10 @@ async def get_manifest(call: Call) -> Response:
 async def put_manifest(call: Call) -> Response:
     """PUT: keep the manifest if its digest is right and the repository has what it needs."""
     store, reference = call.target, call.part("reference")
-    tag: str | None = None
-    algorithm = "sha256"
-    if ":" in reference:
-        algorithm = Digest.parse(reference).algorithm
-    elif valid_tag(reference):
-        tag = reference
-    else:
-        raise RefusedError(400, "MANIFEST_INVALID", f"{reference[:200]!r} is not a tag")
+    tag = None if ":" in reference else reference
+    algorithm = Digest.parse(reference).algorithm if tag is None else "sha256"
+    if tag is not None and not valid_tag(tag):
+        raise RefusedError(400, "MANIFEST_INVALID", f"{tag[:200]!r} is not a tag")
     raw = await read_bounded(call.request, MAX_MANIFEST_BYTES, "SIZE_INVALID")
     manifest = _parsed(raw, call.request.headers.get("content-type"), algorithm)
     if tag is None and str(manifest.digest) != reference:
@@ -83,11 +79,10 @@ async def delete_manifest(call: Call) -> Response:
 def _find_manifest(
     store: ReadableStore, repository: str, reference: str
 ) -> tuple[Digest, StoredManifest]:
-    digest: Digest | None = None
     if ":" in reference:
-        digest = Digest.parse(reference)
-    elif valid_tag(reference):
-        digest = store.resolve(repository, reference)
+        digest: Digest | None = Digest.parse(reference)
+    else:
+        digest = store.resolve(repository, reference) if valid_tag(reference) else None
     held = store.manifest(repository, digest) if digest else None
     if digest is None or held is None:
         raise _no_manifest(reference)
@@ -134,13 +129,11 @@ async def get_blob(call: Call) -> Response:
     if reader is None:
         raise _no_blob(digest)
     headers = call.request.headers
+    # A validator of another state of the resource gets all of it (RFC 9110, 13.1.5). A digest has
+    # one state only, so the digest is the one validator that matches.
+    same = headers.get("if-range", f'"{digest}"') == f'"{digest}"'
     try:
-        # A validator of another state of the resource gets all of it (RFC 9110, 13.1.5). A digest
-        # has one state only, so the digest is the one validator that matches.
-        wanted = headers.get("range")
-        if headers.get("if-range", f'"{digest}"') != f'"{digest}"':
-            wanted = None
-        span = requested_range(wanted, reader.size)
+        span = requested_range(headers.get("range") if same else None, reader.size)
     except RefusedError:
         reader.close()
         raise

@@ -75,14 +75,8 @@ class FolderStorage:
 
     def repositories(self) -> Sequence[str]:
         root = self.path / "repositories"
-        found = []
-        for folder, children, _files in os.walk(root):
-            if "_manifests" in children:
-                name = Path(folder).relative_to(root).as_posix()
-                if self.has_repository(name):
-                    found.append(name)
-            children[:] = [child for child in children if not child.startswith("_")]
-        return sorted(found)
+        names = [folder.relative_to(root).as_posix() for folder in self._walk("_manifests")]
+        return sorted(filter(self.has_repository, names))
 
     def has_repository(self, repository: str) -> bool:
         return any(True for _ in self._digests(self._folder(repository) / "_manifests"))
@@ -187,13 +181,17 @@ class FolderStorage:
 
     def _forget(self, digest: Digest) -> None:
         """Remove bytes that no repository links to; call it while nobody adds."""
-        root = self.path / "repositories"
-        for folder, children, _files in os.walk(root):
-            for kind in ("_blobs", "_manifests"):
-                if kind in children and _digest_path(Path(folder) / kind, digest).exists():
-                    return
-            children[:] = [child for child in children if not child.startswith("_")]
+        for kind in ("_blobs", "_manifests"):
+            if any(_digest_path(folder / kind, digest).exists() for folder in self._walk(kind)):
+                return
         _remove(self._content(digest))
+
+    def _walk(self, kind: str) -> Iterator[Path]:
+        """The folders of the repositories that have `kind`."""
+        for folder, children, _files in os.walk(self.path / "repositories"):
+            if kind in children:
+                yield Path(folder)
+            children[:] = [child for child in children if not child.startswith("_")]
 
     # -- paths -----------------------------------------------------------------------------------
 

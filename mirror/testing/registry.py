@@ -8,8 +8,10 @@ from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
+from starlette.datastructures import Headers
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -233,7 +235,8 @@ class _Watched:
         if message["type"] == "http.response.start":
             status = message["status"]
             self.status = None if status == CLIENT_GONE else status
-            self._length = _content_length(message) if body else 0
+            length = Headers(raw=message["headers"]).get("content-length") if body else "0"
+            self._length = None if length is None else int(length)
         elif message["type"] == "http.response.body":
             self._sent += len(message.get("body", b"")) if body else 0
             if not message.get("more_body", False):
@@ -256,17 +259,6 @@ class _Watched:
                 status=self.status,
                 received=self._received,
                 sent=self._sent,
-                headers={
-                    name.decode("latin-1"): value.decode("latin-1")
-                    for name, value in scope["headers"]
-                },
+                headers=MappingProxyType(dict(Headers(scope=scope).items())),
             )
         )
-
-
-def _content_length(start: Message) -> int | None:
-    """The length of an answer's body by its headers; None if they do not say."""
-    for name, value in start["headers"]:
-        if name.lower() == b"content-length":
-            return int(value)
-    return None

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from mirror.commands.access import AccessOptions
+from mirror.registry.gate import HostState
 from mirror.serve import BasicAuth, User
 from mirror.sync import MemoryStore
 from mirror.testing import Answer, EmbeddedRegistry, Fault
@@ -175,6 +176,33 @@ def test_a_rate_that_is_none_is_refused_before_anything_is_sent(
     for command in (("push", bundle, target), ("verify", bundle, "--against", target)):
         call_mirror(*command, "--insecure", "--limit-rate", "fast").failed(2, "such as 20MB/s")
     assert len(embedded_registry.requests) == 0
+
+
+def test_every_byte_of_a_command_counts_against_its_rate(
+    bundle: Path,
+    embedded_registry: EmbeddedRegistry,
+    make_embedded_registry: MakeEmbeddedRegistry,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What goes out and what comes in, of both sides, as the gates are told; nobody waits."""
+    spent: list[tuple[float | None, int]] = []
+
+    def spend(state: HostState, count: int, _now: float) -> float:
+        spent.append((state._limit_rate, count))
+        return 0.0
+
+    monkeypatch.setattr(HostState, "spend", spend)
+    leader, replica = embedded_registry.address, make_embedded_registry().address
+    flags = ("--insecure", "--limit-rate", "20MB/s", "--json")
+    done = call_mirror("push", bundle, f"{leader}/dkp/ee", *flags).succeeded().document
+    sent = done["uploaded"]["bytes"]
+    assert {rate for rate, _ in spent} == {20e6}
+    assert sum(count for _, count in spent) >= sent > 0
+
+    spent.clear()
+    call_mirror("sync", "--from", f"{leader}/dkp/ee", "--to", f"{replica}/x", *flags).succeeded()
+    assert {rate for rate, _ in spent} == {20e6}
+    assert sum(count for _, count in spent) >= 2 * sent
 
 
 def test_a_rate_reaches_the_connections_of_a_command() -> None:

@@ -15,8 +15,8 @@ import pytest
 from mirror.errors import DeniedError, InputError, MirrorError, RegistryError, UnreachableError
 from mirror.oci import Digest
 from mirror.registry import Credentials
-from mirror.registry.auth import Authenticator, Challenge
-from mirror.registry.scopes import merge, pull, push
+from mirror.registry.auth import PULL, PUSH, Authenticator, Challenge, Scopes
+from mirror.registry.auth import merge_scopes as merge
 from tests.registry.conftest import MakeClient, Serve
 from tests.support.fake_api import error
 from tests.support.scripted_server import Reply, Request, ScriptedServer
@@ -24,6 +24,14 @@ from tests.support.scripted_server import Reply, Request, ScriptedServer
 SECRET = "hunter2-s3cr3t"
 BASIC = "Basic " + base64.b64encode(f"alice:{SECRET}".encode()).decode()
 ALICE = Credentials("alice", SECRET)
+
+
+def pull(repository: str) -> Scopes:
+    return (PULL.format(repository),)
+
+
+def push(repository: str) -> Scopes:
+    return (PUSH.format(repository),)
 
 
 class Carrier:

@@ -6,7 +6,6 @@ import logging
 import socket
 import ssl
 import threading
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -280,6 +279,24 @@ def test_one_client_serves_many_threads(serve: Serve, make_client: MakeClient) -
     assert all(done)
 
 
+def test_answers_of_many_threads_do_not_change_places(
+    serve: Serve, make_client: MakeClient
+) -> None:
+    """With and without bodies, which give their connection back at different moments."""
+    server = serve(lambda r: Reply(body=b"" if r.method == "DELETE" else r.path.encode()))
+    client = make_client(server.host)
+
+    def ask(number: int) -> None:
+        data = f"/v2/{'a' * (number % 50 + 1)}/blobs/{Digest.of(b'x')}".encode()
+        repository = data.decode().split("/")[2]
+        assert client.blob_size(repository, Digest.of(b"x")) == len(data)
+        assert b"".join(client.blob(repository, Digest.of(b"x"), verify=False)) == data
+        client.delete_blob(repository, Digest.of(b"x"))
+
+    with ThreadPoolExecutor(16) as pool:
+        list(pool.map(ask, range(400)))
+
+
 def test_cookies_are_not_kept(serve: Serve, make_client: MakeClient) -> None:
     server = serve(lambda request: Reply(200, {"Set-Cookie": "sid=1; Path=/"}))
     client = make_client(server.host)
@@ -291,20 +308,21 @@ def test_cookies_are_not_kept(serve: Serve, make_client: MakeClient) -> None:
 def test_closing_the_client_stops_transfers_of_other_threads(
     serve: Serve, make_client: MakeClient
 ) -> None:
-    data = bytes(1 << 20)
+    data, closed = bytes(4 << 20), threading.Event()
 
     def slow(request: Request) -> Reply:
         def chunks() -> Iterator[bytes]:
             yield data
-            time.sleep(0.3)
+            closed.wait(10)
             yield data
 
-        return Reply(body=chunks(), length=2 << 20)
+        return Reply(body=chunks(), length=2 * len(data))
 
     client = make_client(serve(slow).host)
     blob = client.blob("a", Digest.of(data * 2))
     next(blob)
     client.close()
+    closed.set()
     with pytest.raises(CancelledError, match="was closed"):
         list(blob)
 

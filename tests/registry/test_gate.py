@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import heapq
 import itertools
 import threading
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 from mirror.errors import RegistryError, UnreachableError
 from mirror.oci import Digest
 from mirror.registry import ConnectionOptions, RegistryClient, RetryPolicy
-from mirror.registry.gate import HostState, Permit
+from mirror.registry.gate import HostGate, HostState, Permit
 from tests.registry.conftest import MakeClient, Serve
 from tests.support.fake_api import FakeRegistry
 from tests.support.processes import free_port
@@ -218,6 +219,49 @@ def test_refusals_at_one_moment_are_no_pace() -> None:
     assert state.has_room()
 
 
+def ask(state: HostState, now: float, latency_s: float, at_once: int = 8) -> float:
+    """So many requests at a time, all answered after so long; the time then."""
+    permits = [state.start(now) for _ in range(at_once) if state.has_room()]
+    for permit in permits:
+        state.answered(permit, now + latency_s, quick=True)
+    for permit in permits:
+        state.finish(permit)
+    return now + latency_s
+
+
+def test_a_host_that_slows_down_is_asked_less_at_a_time() -> None:
+    state, now, widths = HostState(ConnectionOptions(retries=POLICY)), 0.0, list[float]()
+    for _ in range(5):
+        now = ask(state, now, 0.1)
+    quick = state.width
+    for _ in range(20):
+        now = ask(state, now, 4.0)
+        widths.append(state.width)
+    assert widths[-1] < min(quick, 8)
+    # Once in five seconds: what was under way before the cut says nothing about it.
+    assert all(after >= int(before * 0.8) for before, after in itertools.pairwise(widths))
+    assert min(widths) >= 1
+    assert state.has_room()
+
+
+def test_a_host_that_was_slow_from_the_beginning_is_asked_as_much_as_before() -> None:
+    state, now = HostState(ConnectionOptions(retries=POLICY)), 0.0
+    for _ in range(20):
+        now = ask(state, now, 4.0)
+    assert state.width == ConnectionOptions().max_connections
+
+
+def test_long_uploads_say_nothing_about_the_host() -> None:
+    state, now = HostState(ConnectionOptions(retries=POLICY)), 0.0
+    for latency_s in [0.1] * 5 + [60.0] * 20:
+        permits = [state.start(now) for _ in range(8)]
+        now += latency_s
+        for permit in permits:
+            state.answered(permit, now, quick=False)
+            state.finish(permit)
+    assert state.width == ConnectionOptions().max_connections
+
+
 def test_bytes_keep_to_the_rate_together() -> None:
     state = HostState(ConnectionOptions(limit_rate=1000))
     assert state.spend(500, 10.0) == 0.5
@@ -237,6 +281,60 @@ def test_transfers_of_one_client_keep_to_its_rate(
     assert sum(slept) == pytest.approx(2.0, abs=0.2)
     assert len(b"".join(slow.blob("a", Digest.of(data)))) == len(data)
     assert sum(slept) == pytest.approx(4.0, abs=0.2)
+
+
+def test_clients_of_one_host_share_its_rate(
+    fake: FakeRegistry, fake_server: ScriptedServer, make_client: MakeClient
+) -> None:
+    data, slept = bytes(200_000), list[float]()
+    options = {"limit_rate": 100_000, "retries": RetryPolicy(sleep=slept.append)}
+    digest, content = Digest.of(data), lambda at: (c for c in [data[at:]])
+    for repository in ("a", "b"):
+        make_client(fake_server.host, **options).upload(repository, digest, len(data), content)
+    assert sum(slept) == pytest.approx(4.0, abs=0.2)
+
+
+def test_clients_of_one_host_share_what_it_bears(
+    serve: Serve, make_client: MakeClient, waits: list[float]
+) -> None:
+    answers = iter([Reply(429, {"Retry-After": "7"})])
+    server = serve(lambda request: next(answers, Reply()))
+    first, second = make_client(server.host), make_client(server.host)
+    assert first._transport._wire.gate is second._transport._wire.gate
+    narrow = make_client(server.host, max_connections=2)
+    assert narrow._transport._wire.gate is not first._transport._wire.gate
+    first.ping()
+    second.ping()
+    assert waits == [7]
+
+
+def test_a_token_server_has_a_gate_as_every_host(
+    serve: Serve, make_client: MakeClient, waits: list[float]
+) -> None:
+    token = iter([Reply(429, {"Retry-After": "7"})])
+    tokens = serve(lambda request: next(token, Reply(body=b'{"token": "t"}')))
+
+    def registry(request: Request) -> Reply:
+        if request.headers.get("authorization") == "Bearer t":
+            return Reply(body=b'{"tags": []}')
+        return Reply(401, {"WWW-Authenticate": f'Bearer realm="{tokens.url}/t",service="s"'})
+
+    client = make_client(serve(registry).host)
+    assert client.tags("a") == []
+    assert waits == [7]
+    gate = client._transport._wire.gate_of(tokens.url)
+    assert gate.answers_to_others() == 0
+    assert gate is make_client(tokens.host)._transport._wire.gate
+
+
+def test_what_was_learnt_of_a_host_is_forgotten_with_its_last_client() -> None:
+    options = ConnectionOptions(retries=POLICY)
+    first = HostGate.of("example.com", 443, options)
+    first.slept_s = 5.0
+    assert HostGate.of("example.com", 443, options).slept_s == 5.0
+    del first
+    gc.collect()
+    assert HostGate.of("example.com", 443, options).slept_s == 0.0
 
 
 # -- in a client -----------------------------------------------------------------------------------

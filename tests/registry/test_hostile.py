@@ -10,7 +10,7 @@ import pytest
 from mirror.errors import MirrorError, RegistryError, RegistryNotFoundError
 from mirror.oci import Digest
 from mirror.registry import RegistryClient
-from mirror.registry.listings import next_link
+from mirror.registry.manifests import next_link
 from tests.registry.conftest import MakeClient, Serve
 from tests.support.fake_api import FakeRegistry
 from tests.support.scripted_server import Reply, Request, ScriptedServer

@@ -13,7 +13,7 @@ from mirror.errors import InvalidManifestError, RegistryError, RegistryNotFoundE
 from mirror.events import Event, Warned
 from mirror.oci import Digest
 from mirror.oci.manifest import OCI_INDEX, OCI_MANIFEST
-from mirror.registry.listings import next_link
+from mirror.registry.manifests import next_link
 from mirror.run import Run
 from tests.registry.conftest import MakeClient, Serve
 from tests.support.fake_api import error

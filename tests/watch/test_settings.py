@@ -170,4 +170,4 @@ def test_a_rate_is_a_text_or_bytes_a_second(tmp_path: Path, written: object, rat
 def test_what_is_no_rate_is_named(tmp_path: Path) -> None:
     message = complaint(tmp_path, {**THREE, "limit-rate": "fast"})
     assert "limit-rate" in message
-    assert "'fast' is no rate; write bytes a second, such as 20MB/s" in message
+    assert "'fast' is not a rate; write bytes a second, such as 20MB/s" in message
