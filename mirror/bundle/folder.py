@@ -241,10 +241,7 @@ def write_partial_seal(folder: Path, sealed: bytes) -> None:
 
 
 def take_the_place(
-    folder: Path,
-    archives: Iterable[Path],
-    files: Mapping[str, bytes],
-    names: Collection[str],
+    folder: Path, archives: Iterable[Path], files: Mapping[str, bytes], names: Collection[str]
 ) -> None:
     """Turn a finished pull into the folder's bundle; the partial seal is there and durable.
 

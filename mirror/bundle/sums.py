@@ -27,8 +27,7 @@ _LINE = re.compile(
     re.DOTALL,
 )
 _TAGGED = re.compile(  # `sha256sum --tag`, and the BSDs
-    rb"[ \t]*(?P<escaped>\\?)SHA256 ?\((?P<name>[^\0]+)\) = (?P<digest>[0-9A-Fa-f]{64})",
-    re.DOTALL,
+    rb"[ \t]*(?P<escaped>\\?)SHA256 ?\((?P<name>[^\0]+)\) = (?P<digest>[0-9A-Fa-f]{64})", re.DOTALL
 )
 _ESCAPES = {b"\\": b"\\\\", b"\n": b"\\n", b"\r": b"\\r"}
 _COPY_AGAIN = "copy the file again from its origin"

@@ -36,6 +36,7 @@ from mirror.bundle.gost import gostsum_path
 from mirror.bundle.reader import BundleReader
 from mirror.bundle.seal import Seal, check_limits
 from mirror.bundle.seekable import Forward, SeekableFile, Unreadable
+from mirror.documents import document
 from mirror.durable import os_errors
 from mirror.errors import (
     BundleLimitError,
@@ -75,26 +76,15 @@ class BundleReport:
     def to_document(self) -> dict[str, Any]:
         return {
             "ok": not self.findings,
-            "quick": self.quick,
-            "sealed": self.sealed,
-            "archives": self.archives,
-            "bytes": self.size,
-            "repositories": self.repositories,
-            "tags": self.tags,
-            "manifests": self.manifests,
-            "blobs": self.blobs,
+            **document(self, "quick", "sealed", "archives", "bytes=size", "repositories"),
+            **document(self, "tags", "manifests", "blobs"),
             **self.omissions.to_document(),
-            "findings": [finding.to_document() for finding in self.findings],
-            "notices": list(self.notices),
+            **document(self, "findings", "notices"),
         }
 
 
 def verify_bundle(
-    reader: BundleReader,
-    *,
-    key: bytes | None = None,
-    quick: bool = False,
-    run: Run | None = None,
+    reader: BundleReader, *, key: bytes | None = None, quick: bool = False, run: Run | None = None
 ) -> BundleReport:
     """Check every byte of the bundle; nothing is changed. `key` is who must have signed it (PEM).
 

@@ -13,6 +13,7 @@ from mirror.bundle.folder import check_folder
 from mirror.bundle.format import source_reference
 from mirror.bundle.seal import Seal, check_limits, lay_out_all
 from mirror.bundle.writer import AS_USUAL, BundleWriter, Packing
+from mirror.documents import document
 from mirror.errors import ChangedLeftoversError, SourceContentError
 from mirror.events import Warned
 from mirror.layout import tool_name
@@ -106,18 +107,8 @@ class PullPlan:
             "source": str(self.tree.root),
             "edition": self.tree.edition,
             **self.selection.to_document(),
-            "references": [
-                {
-                    "archive": one.archive,
-                    "repository": one.repository,
-                    "tag": one.tag,
-                    "digest": str(one.digest),
-                    "bytes": one.size,
-                    "source": one.source,
-                }
-                for one in self.references()
-            ],
-            "archives": self.archives,
+            "references": [one.to_document() for one in self.references()],
+            "archives": dict(self.archives),
             "bytes": sum(self.archives.values()),
             "fetch": self.fetch,
             "inventory": str(inventory.digest()),
@@ -168,6 +159,10 @@ class PlannedReference:
     digest: Digest
     size: int
     source: str
+
+    def to_document(self) -> dict[str, Any]:
+        """As JSON values."""
+        return document(self, "archive", "repository", "tag", "digest", "bytes=size", "source")
 
 
 def plan_pull(

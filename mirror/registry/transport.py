@@ -168,7 +168,7 @@ class Transport:
         """Wait; the run, its deadline and closing the client end it at once, as in `check`."""
         if (sleep := self.options.retries.sleep) is not None:
             sleep(delay_s)
-            for gate in self._wire.gates.values():
+            for gate in list(self._wire.gates.values()):
                 gate.slept_s += delay_s
             return
         either = Cancellation(self.run.cancellation)

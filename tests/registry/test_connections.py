@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+import random
+import select
 import socket
 import ssl
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import httpx
@@ -26,18 +28,23 @@ from mirror.registry import ConnectionOptions, Credentials, RegistryClient, Retr
 from mirror.registry.connections import Home
 from mirror.registry.options import proxy_for, tls_context
 from tests.registry.conftest import MakeClient, Serve
+from tests.support.patience import PATIENCE_S
 from tests.support.processes import free_port
-from tests.support.scripted_server import Reply, Request, ScriptedServer
+from tests.support.scripted_server import Reply, Request, Script, ScriptedServer
 from tests.support.tls import Authority
 
 
 @contextmanager
-def tls_server(authority: Authority, hosts: tuple[str, ...] = ("127.0.0.1",)) -> Iterator[str]:
+def tls_server(
+    authority: Authority,
+    hosts: tuple[str, ...] = ("127.0.0.1",),
+    script: Script = lambda request: Reply(),
+) -> Iterator[str]:
     """A registry behind TLS whose certificate `authority` signed; its host."""
     files = authority.issue(f"server-{'-'.join(hosts)}", hosts)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(files.certificate, files.key)
-    server = ScriptedServer(lambda request: Reply())
+    server = ScriptedServer(script)
     server._server.socket = context.wrap_socket(server._server.socket, server_side=True)
     with server:
         yield server.host
@@ -174,7 +181,7 @@ def test_a_registry_that_does_not_answer_is_not_waited_for_for_ever(
     release = threading.Event()
 
     def silent(request: Request) -> Reply:
-        release.wait(5)
+        release.wait(PATIENCE_S)
         return Reply()
 
     client = make_client(serve(silent).host, attempts=1, stall_timeout_s=0.1)
@@ -241,6 +248,81 @@ def test_a_proxy_that_refuses_is_named(serve: Serve, monkeypatch: pytest.MonkeyP
     refused = pytest.raises(UnreachableError, match=r"the proxy on the way .* NO_PROXY")
     with https("registry.example.com") as client, refused:
         client.ping()
+
+
+@contextmanager
+def connecting_proxy(context: ssl.SSLContext | None, asked: list[bytes]) -> Iterator[str]:
+    """A proxy that connects with the host that `CONNECT` names; itself behind TLS or not."""
+
+    def serve(accepted: socket.socket) -> None:
+        wrapped = context.wrap_socket(accepted, server_side=True) if context else accepted
+        with suppress(OSError), wrapped as client:
+            head = b""
+            while b"\r\n\r\n" not in head:
+                head += client.recv(1)
+            asked.append(head)
+            host, _, port = head.split()[1].decode().rpartition(":")
+            with socket.create_connection((host, int(port))) as server:
+                client.sendall(b"HTTP/1.1 200 Connection established\r\n\r\n")
+                carry(client, server)
+
+    def carry(client: socket.socket, server: socket.socket) -> None:
+        """Both ways, in one thread: a TLS connection bears no two."""
+        while True:
+            here, there = select.select([client, server], [], [])[0], {client: server}
+            for source in here:
+                target = there.get(source, client)
+                data = source.recv(1 << 16)
+                while isinstance(source, ssl.SSLSocket) and source.pending():
+                    data += source.recv(1 << 16)
+                if not data:
+                    return
+                target.sendall(data)
+
+    def accept(listener: socket.socket) -> None:
+        with suppress(OSError):
+            while True:
+                client, _ = listener.accept()
+                threading.Thread(target=serve, args=(client,), daemon=True).start()
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        threading.Thread(target=accept, args=(listener,), daemon=True).start()
+        yield f"127.0.0.1:{listener.getsockname()[1]}"
+        listener.shutdown(socket.SHUT_RDWR)
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_a_registry_behind_tls_is_reached_through_a_proxy(
+    scheme: str, authority: Authority, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Through a proxy that is itself behind TLS, too: TLS inside of TLS."""
+    context: ssl.SSLContext | None = None
+    if scheme == "https":
+        files = authority.issue("proxy", ("127.0.0.1",))
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(files.certificate, files.key)
+    data, asked = random.Random(1).randbytes(3 << 20), list[bytes]()
+    replies = {"GET": Reply(body=data), "POST": Reply(202, {"Location": "/v2/a/blobs/uploads/1"})}
+    got: list[bytes] = []
+
+    def script(request: Request) -> Reply:
+        if request.method == "PUT":
+            got.append(request.body)
+        return replies.get(request.method, Reply(201))
+
+    with (
+        tls_server(authority, script=script) as host,
+        connecting_proxy(context, asked) as proxy,
+    ):
+        monkeypatch.setenv("HTTPS_PROXY", f"{scheme}://user:pass%40@{proxy}")
+        monkeypatch.delenv("NO_PROXY", raising=False)
+        with https(host, ca_file=authority.certificate) as client:
+            assert b"".join(client.blob("a", Digest.of(data), size=len(data))) == data
+            client.upload("a", Digest.of(data), len(data), lambda at: (c for c in [data[at:]]))
+    assert got == [data]
+    assert len(asked) == 1
+    assert asked[0].startswith(f"CONNECT {host} HTTP/1.1\r\n".encode())
+    assert b"Proxy-Authorization: Basic dXNlcjpwYXNzQA==\r\n" in asked[0]
 
 
 def test_a_proxy_that_makes_no_sense_is_reported_without_its_password(
@@ -313,7 +395,7 @@ def test_closing_the_client_stops_transfers_of_other_threads(
     def slow(request: Request) -> Reply:
         def chunks() -> Iterator[bytes]:
             yield data
-            closed.wait(10)
+            closed.wait(PATIENCE_S)
             yield data
 
         return Reply(body=chunks(), length=2 * len(data))
