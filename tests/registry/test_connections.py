@@ -325,11 +325,14 @@ def test_a_registry_behind_tls_is_reached_through_a_proxy(
     assert b"Proxy-Authorization: Basic dXNlcjpwYXNzQA==\r\n" in asked[0]
 
 
+@pytest.mark.parametrize(
+    ("scheme", "message"), [("gopher", "HTTPS_PROXY"), ("socks5", "speaks SOCKS")]
+)
 def test_a_proxy_that_makes_no_sense_is_reported_without_its_password(
-    monkeypatch: pytest.MonkeyPatch,
+    scheme: str, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("HTTPS_PROXY", "gopher://user:s3cr3t@proxy:1")
-    with pytest.raises(InputError, match="HTTPS_PROXY") as caught:
+    monkeypatch.setenv("HTTPS_PROXY", f"{scheme}://user:s3cr3t@proxy:1")
+    with pytest.raises(InputError, match=message) as caught:
         https("registry.example.com")
     assert "s3cr3t" not in str(caught.value)
 
