@@ -6,6 +6,7 @@ import datetime
 import json
 import os
 import shutil
+import signal
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -78,6 +79,7 @@ def main(
     page: Path | None,
 ) -> None:
     """Measure `mirror` and its peers against a real docker-registry, in turn, on this machine."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # registries end with us, too
     folder = folder.absolute()
     rounds = 1 if quick else pairs
     tools: list[Peer] = [Mirror()]
@@ -102,14 +104,18 @@ def main(
         wanted = scenario(name, quick=quick)
         found = measure(wanted, tools, operations or list(OPERATIONS), rounds, folder)
         document["scenarios"].append(_scenario_document(found))
-    output.mkdir(parents=True, exist_ok=True)
-    (output / "bench.json").write_text(json.dumps(document, indent=1) + "\n")
-    (output / "bench.md").write_text(report.text(document))
-    (output / "bench.html").write_text(report.page(document))
+        _write(output, document)  # each time, for whoever stops it early
     click.echo(report.text(document))
     if page is not None:
         _replace_figures(page, document)
     say(f"written to {output}/: bench.md, bench.json, bench.html")
+
+
+def _write(output: Path, document: dict[str, Any]) -> None:
+    output.mkdir(parents=True, exist_ok=True)
+    (output / "bench.json").write_text(json.dumps(document, indent=1) + "\n")
+    (output / "bench.md").write_text(report.text(document))
+    (output / "bench.html").write_text(report.page(document))
 
 
 def _scenario_document(found: Measurement) -> dict[str, Any]:

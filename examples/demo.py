@@ -11,17 +11,16 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
 from examples.release_tree import DEMO, ReleaseTree, TreeSpec, build
 from mirror.bundle.format import size_text
-from mirror.oci import Repository
+from mirror.oci import Digest, Manifest, Repository
 from mirror.registry import ConnectionOptions, RegistryClient
 from mirror.reports.bundles import duration_text
-from mirror.serve import FolderStorage, MemoryStorage
-from mirror.sync import MemoryStore, make_plan, transfer
-from mirror.sync.tree import RegistryTarget
+from mirror.serve import FolderStorage, MemoryStorage, put_blob
 from mirror.testing import EmbeddedRegistry
 
 FOLDER = Path(".demo")
@@ -39,13 +38,14 @@ def main() -> None:
     started = time.monotonic()
     shutil.rmtree(FOLDER, ignore_errors=True)
     bundle, delta = FOLDER / "bundle", FOLDER / "delta"
+    offered = MemoryStorage()
     with (
-        EmbeddedRegistry(MemoryStorage()) as connected,
+        EmbeddedRegistry(offered) as connected,
         EmbeddedRegistry(FolderStorage(FOLDER / "closed-zone")) as closed,
         EmbeddedRegistry(MemoryStorage()) as second,
     ):
         title("A registry in the connected zone is filled with a made-up release tree")
-        tree = fill(connected.address, DEMO)
+        tree = fill(offered, DEMO)
         source = f"{connected.address}/{tree.root}"
         target = f"{closed.address}/system/deckhouse"
 
@@ -66,7 +66,7 @@ def main() -> None:
             mirror("verify", str(bundle), expect=4)
 
         title("The vendor publishes a release. A delta carries what the closed zone lacks")
-        tree = fill(connected.address, LATER)
+        tree = fill(offered, LATER)
         mirror("pull", str(delta), "--source", source, "--base", str(bundle), "--insecure")
         mirror("push", str(delta), target, "--insecure")
 
@@ -99,17 +99,32 @@ def mirror(*arguments: str, expect: int = 0) -> None:
         print(f"{DIM}(exit code {done.returncode}){RESET}", flush=True)
 
 
-def fill(address: str, spec: TreeSpec) -> ReleaseTree:
-    """Make a release tree up and put it into the registry."""
-    store = MemoryStore("release tree")
-    tree = build(spec, store)
-    inventory = store.inventory()
-    with RegistryClient(address, options=ConnectionOptions(plain_http=True)) as client:
-        target = RegistryTarget(client, lambda path: path)
-        done = transfer(make_plan(inventory, target.held(inventory)), store, target)
+class Shelves:
+    """A registry's storage as the store that a release tree is built into."""
+
+    def __init__(self, storage: MemoryStorage) -> None:
+        self._storage = storage
+
+    def add_blob(self, repository: str, data: bytes) -> Digest:
+        return put_blob(self._storage, repository, data)
+
+    def add_manifest(
+        self, repository: str, raw: bytes, media_type: str, *, tags: Iterable[str] = ()
+    ) -> Manifest:
+        manifest = Manifest.parse(raw, media_type=media_type)
+        for tag in [None, *tags]:
+            self._storage.put_manifest(repository, manifest, tag)
+        return manifest
+
+
+def fill(storage: MemoryStorage, spec: TreeSpec) -> ReleaseTree:
+    """Make a release tree up in a registry's storage."""
+    tree = build(spec, Shelves(storage))
+    repositories = tree.repositories.values()
     print(
-        f"{address}/{tree.root} offers {done.tags} tags in {len(inventory.repositories)} "
-        f"repositories: {done.manifests} manifests, {done.blobs} blobs, {size_text(done.sent)}"
+        f"{tree.root} and the repositories beside it: {size_text(tree.size)} in "
+        f"{sum(len(one.manifests) for one in repositories)} manifests and what they need, under "
+        f"{sum(len(one.tags) for one in repositories)} tags"
     )
     return tree
 

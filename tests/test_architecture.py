@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from functools import cache
 from graphlib import CycleError, TopologicalSorter
@@ -196,6 +197,22 @@ def test_the_house_does_not_grow() -> None:
     assert [str(path) for path, count in lines.items() if count > MOST_LINES_OF_A_MODULE] == []
 
 
+DOCS = PACKAGE.parent / "docs"
+
+
+@pytest.mark.parametrize(
+    "page", [DOCS / "architecture.md", *sorted(DOCS.glob("adr/*.md"))], ids=str
+)
+def test_the_picture_of_the_house_names_modules_that_exist(page: Path) -> None:
+    """Names are written as `sync.plan` or `sync.plan.make_plan`."""
+    modules = {_dotted(path).removeprefix("mirror.") for path in sources()}
+    rooms = "|".join({name.partition(".")[0] for name in modules if "." in name})
+    text = page.read_text(encoding="utf-8")
+    named = re.findall(rf"`(?:mirror\.)?((?:{rooms})\.[a-z_0-9]+)[.\w]*`", text)
+    assert set(named) <= modules
+    assert not re.search(r"^(<<<<<<<|>>>>>>>) ", text, re.MULTILINE), "a merge was not finished"
+
+
 def test_nothing_imports_the_command_line() -> None:
     program = COMMAND_LINE | {"__main__"}
     wrong = [
@@ -204,10 +221,9 @@ def test_nothing_imports_the_command_line() -> None:
     assert wrong == []
 
 
-def test_nothing_but_the_command_line_imports_the_console() -> None:
-    consoles = {"console", "publication_text", "replicas_text"}
-    users = {one.room for one in imports() if one.target in consoles}
-    assert users <= {"commands", *consoles}
+def test_only_commands_import_reports_for_people() -> None:
+    users = {one.room for one in imports() if one.target == "reports"}
+    assert users == {"commands", "reports"}
 
 
 @pytest.mark.parametrize("library", ["oras", "httpx", "tqdm", "click", "uvicorn"])

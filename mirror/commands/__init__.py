@@ -1,1 +1,1 @@
-"""The commands of `mirror`, one module each: options in, one library call, results printed."""
+"""The commands of `mirror`: options in, one library call, the result printed."""

@@ -138,6 +138,11 @@ class Proxy(NamedTuple):
         try:
             parts = urlsplit(address if "://" in address else f"http://{address}")
             scheme, host, port = parts.scheme.lower(), parts.hostname, parts.port
+            if scheme.startswith("socks"):
+                raise InputError(
+                    "the proxy named by HTTP_PROXY, HTTPS_PROXY or ALL_PROXY speaks SOCKS, which "
+                    "mirror does not; name one that speaks HTTP: http://host:port"
+                )
             if scheme not in _PROXY_PORTS or not host:
                 raise ValueError("not the address of a proxy")
         except ValueError as err:

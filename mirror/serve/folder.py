@@ -31,17 +31,42 @@ from mirror.serve.store import RunningDigest, StoredManifest
 _REREAD_BYTES = 1 << 20
 
 
+class _Access:
+    """Many threads may add to a folder at a time; one that removes does so alone."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Condition()
+        self._adding = 0
+
+    @contextlib.contextmanager
+    def adding(self) -> Iterator[None]:
+        with self._lock:
+            self._adding += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._adding -= 1
+                self._lock.notify_all()
+
+    @contextlib.contextmanager
+    def removing(self) -> Iterator[None]:
+        with self._lock:
+            self._lock.wait_for(lambda: not self._adding)
+            yield
+
+
 class FolderStorage:
     """A `Store` in the folder `path`, which is created if it is missing.
 
     Several processes may read and push at once. Only one process may delete, and only while no
-    other uses the folder: this object's lock guards the check that nothing else needs the bytes.
+    other uses the folder: this object alone knows that nothing else needs the bytes.
     """
 
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
         self._staging = StagingFolder(self.path / "staging")
-        self._lock = threading.Lock()  # no bytes are removed while a link to them is made
+        self._access = _Access()  # no bytes are removed while a link to them is made
         for part in ("blobs", "repositories", "staging"):
             make_folder(self.path / part)
         self._staging.sweep()
@@ -100,7 +125,7 @@ class FolderStorage:
         return _FileStaging(self, self._staging.create(), algorithm)
 
     def mount_blob(self, source: str, target: str, digest: Digest) -> bool:
-        with self._lock:
+        with self._access.adding():
             if self.blob_size(source, digest) is None:
                 return False
             self._staging.write(self._link(target, "_blobs", digest), b"")
@@ -108,7 +133,7 @@ class FolderStorage:
 
     def put_manifest(self, repository: str, manifest: Manifest, tag: str | None = None) -> None:
         digest = manifest.digest
-        with self._lock:
+        with self._access.adding():
             self._staging.write(self._content(digest), manifest.raw)
             if manifest.subject:
                 subject = manifest.subject.digest
@@ -120,7 +145,7 @@ class FolderStorage:
                 self._staging.write(self._tag(repository, tag), str(digest).encode())
 
     def delete_manifest(self, repository: str, digest: Digest) -> bool:
-        with self._lock:
+        with self._access.removing():
             held = self.manifest(repository, digest)
             if held is None:
                 return False
@@ -135,11 +160,11 @@ class FolderStorage:
             return True
 
     def delete_tag(self, repository: str, tag: str) -> bool:
-        with self._lock:
+        with self._access.removing():
             return _remove(self._tag(repository, tag))
 
     def delete_blob(self, repository: str, digest: Digest) -> bool:
-        with self._lock:
+        with self._access.removing():
             if not _remove(self._link(repository, "_blobs", digest)):
                 return False
             self._forget(digest)
@@ -148,14 +173,14 @@ class FolderStorage:
     def _adopt(self, staged: Path, repository: str, digest: Digest) -> None:
         """Give a finished file its final name, then link `repository` to it."""
         content = self._content(digest)
-        with self._lock:
+        with self._access.adding():
             make_folder(content.parent)
             staged.rename(content)
             sync_folder(content.parent)
             self._staging.write(self._link(repository, "_blobs", digest), b"")
 
     def _forget(self, digest: Digest) -> None:
-        """Remove bytes that no repository links to; call it with the lock held."""
+        """Remove bytes that no repository links to; call it while nobody adds."""
         for kind in ("_blobs", "_manifests"):
             if any(_digest_path(folder / kind, digest).exists() for folder in self._walk(kind)):
                 return

@@ -1,4 +1,4 @@
-"""Removal: decided purely, then done one by one. Nothing else in mirror deletes in a registry.
+"""Removal: what goes is decided purely, then removed one by one. Only here images are deleted.
 
 A registry deletes a manifest together with every tag that names it, and many cannot delete a tag
 alone (`deletes_tags`). There a tag whose manifest has to stay is first set to a small manifest of

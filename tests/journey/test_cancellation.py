@@ -248,13 +248,13 @@ def test_a_sync_with_a_deadline_chooses_a_leader_among_those_that_answer_in_time
         leader.fill(STORE)
         silent.registry.faults.add(Fault(Delay(120.0), times=None))
         trees = [one.tree for one in (silent, leader, replica)]
-        with ends_within(8.0):
-            report = sync_replicas(None, trees, deadline_s=8.0)
+        with ends_within(12.0):
+            report = sync_replicas(None, trees, deadline_s=12.0)
         assert report.leader == leader.name
         assert [one.outcome for one in report.replicas] == [Outcome.SYNCED]
         (failure,) = report.failures
         assert failure.place == silent.name
-        assert "no answer within 4 s" in str(failure.error)
+        assert "no answer within 6 s" in str(failure.error)
 
 
 @pytest.mark.parametrize("fault", ["told to come back later", "never answered"])

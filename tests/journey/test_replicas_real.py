@@ -6,10 +6,13 @@ import os
 import random
 import signal
 import subprocess
+import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from examples.release_tree import ModuleSpec, spread
 from mirror.bundle.reader import BundleReader, read_inventory
 from mirror.errors import DamagedReplicaError
 from mirror.oci import Digest
@@ -18,11 +21,16 @@ from mirror.operations.replicate import Outcome
 from mirror.operations.sync import sync_replicas
 from mirror.release.discovery import discovery_images
 from mirror.run import Run
+from mirror.serve import MemoryStorage
 from mirror.sync import Inventory, MemoryStore, make_plan, transfer, union
 from mirror.sync.publication_state import read_state
+from mirror.testing import EmbeddedRegistry
+from tests.journey.test_sync import ROOT as SYNCED
 from tests.journey.test_sync import MakeReplica, Replica, held_alike, make_replica, push
 from tests.support.inventories import put_image
-from tests.support.program import PROGRAM, ROOT, call_mirror, environment
+from tests.support.lines import BreakingLine
+from tests.support.program import RunningMirror, call_mirror
+from tests.support.release_source import TINY, serve
 from tests.support.tools import require_tool
 
 __all__ = ["make_replica"]
@@ -63,29 +71,25 @@ def test_a_sync_killed_at_any_moment_leaves_no_dangling_tag_and_the_next_complet
     leader, replica = make_replica(), make_replica()
     push(tiny_bundle, leader)
     wanted = leader.stated()
-    command = [*PROGRAM, "sync", "--insecure", "--from", leader.name, "--to", replica.name]
+    size = sum(wanted.blob_sizes().values())
     chance = random.Random(5)
     killed = 0
-    for _ in range(kills):
-        process = subprocess.Popen(
-            [*map(str, command), "--jobs", "2"],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            cwd=ROOT,
-            env=environment(),
-        )
-        try:
-            process.wait(chance.uniform(0.4, 2.5))
-        except subprocess.TimeoutExpired:
-            os.kill(process.pid, signal.SIGKILL)
-            killed += 1
-        process.wait()
-        assert dangling(replica, wanted) == []
-        if process.returncode == 0:
-            # It was through: from the beginning, then.
-            replica.registry.kill()
-            subprocess.run(["rm", "-rf", str(replica.registry.root)], check=True)
-            replica.registry.start()
+    with BreakingLine(replica.registry.port) as line:
+        command = ("sync", "--insecure", "--from", leader.name, "--to", f"{line.address}/{SYNCED}")
+        for _ in range(kills):
+            # By bytes and not by time: as often in its midst on every machine.
+            until = line.carried + chance.randrange(1, size)
+            with RunningMirror(*command, "--jobs", "2") as sync:
+                while sync.running and line.carried < until:
+                    time.sleep(0.002)
+                code = sync.stop(signal.SIGKILL).code
+            killed += code == -signal.SIGKILL
+            assert dangling(replica, wanted) == []
+            if code == 0:
+                # It was through: from the beginning, then.
+                replica.registry.kill()
+                subprocess.run(["rm", "-rf", str(replica.registry.root)], check=True)
+                replica.registry.start()
     assert killed
     report = sync_replicas(leader.tree, [replica.tree])
     assert report.exit_code == 0, report.failures
@@ -209,18 +213,33 @@ def broken_images(wanted: Inventory, victim: Digest) -> set[tuple[str, tuple[str
     return found
 
 
+@pytest.fixture(scope="module")
+def least_bundle(_this_machine_only: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One version of everything."""
+    module = ModuleSpec("console", ("v1.0.0",), spread(("v1.0.0",)))
+    versions = TINY.versions[-1:]
+    spec = replace(
+        TINY, versions=versions, channels=spread(versions), components=2, modules=(module,)
+    )
+    folder = tmp_path_factory.mktemp("least") / "bundle"
+    with EmbeddedRegistry(MemoryStorage()) as registry:
+        root = serve(spec, registry).root
+        call_mirror("pull", folder, "--source", root, "--insecure").succeeded()
+    return folder
+
+
 def test_each_blob_that_a_replica_loses_is_found_with_all_that_it_breaks(
-    tiny_bundle: Path, make_replica: MakeReplica
+    least_bundle: Path, make_replica: MakeReplica
 ) -> None:
     replica = make_replica()
-    push(tiny_bundle, replica)
-    bundle = read_inventory(tiny_bundle)
+    push(least_bundle, replica)
+    bundle = read_inventory(least_bundle)
     index = discovery_images(bundle).inventory()
     assert index.repositories
     wanted = union([bundle, index])
     assert wanted == replica.stated()
     site, told = replica.tree, 0
-    with BundleReader([tiny_bundle]) as reader:
+    with BundleReader([least_bundle]) as reader:
         for victim in sorted(wanted.blob_sizes()):
             file = replica.registry.blob_path(str(victim))
             aside = file.rename(file.with_name("aside"))
@@ -236,7 +255,7 @@ def test_each_blob_that_a_replica_loses_is_found_with_all_that_it_breaks(
     # And as a person sees it, of the largest: a layer of the platform.
     victim = max(bundle.repository("").blobs, key=bundle.repository("").blobs.__getitem__)
     replica.registry.blob_path(str(victim)).unlink()
-    shown = call_mirror("verify", tiny_bundle, "--against", replica.name, "--insecure")
+    shown = call_mirror("verify", least_bundle, "--against", replica.name, "--insecure")
     assert shown.code == 4
     for path, tags in broken_images(wanted, victim):
         assert f"repository {path or '/'}, tag" in shown.text

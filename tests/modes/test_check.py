@@ -43,6 +43,7 @@ from mirror.registry import ConnectionOptions, Credentials, RegistryClient
 from mirror.run import Cancellation, Run
 from tests.conftest import MakeRealRegistry
 from tests.support.mode_samples import ACCOUNTS, SETTINGS, SITES
+from tests.support.patience import PATIENCE_S
 from tests.support.real_registry import ACCOUNT, HTPASSWD, RealRegistry
 from tests.support.tls import Authority
 
@@ -335,7 +336,7 @@ def test_registries_are_asked_at_the_same_time_and_each_by_a_few(
     make_real_registry: MakeRealRegistry,
 ) -> None:
     targets = [target(make_real_registry(), str(number)) for number in range(2)]
-    meeting = threading.Barrier(2, timeout=20)
+    meeting = threading.Barrier(2, timeout=PATIENCE_S)
     together: list[str] = []
     lock = threading.Lock()
     running: dict[str, int] = {}

@@ -93,7 +93,7 @@ def questions(asked: list[Replica], expected: int) -> list[int]:
 
     A request is recorded a moment after its answer; so are those that wrote, which do not count.
     """
-    until = time.monotonic() + 5.0
+    until = time.monotonic() + PATIENCE_S
     while True:
         counts = [
             sum(request.method in ("GET", "HEAD") for request in one.registry.requests)
@@ -294,14 +294,14 @@ def test_a_hung_replica_is_stopped_at_the_deadline_and_delays_nobody(
         report = sync_replicas(
             leader.tree,
             [hung.tree, alive.tree],
-            deadline_s=5.0,
+            deadline_s=8.0,
             on_replica=lambda one: heard.append(one.name),
         )
     stuck, done = report.replicas
     assert done.outcome is Outcome.SYNCED
     assert stuck.outcome is Outcome.FAILED
     assert isinstance(stuck.failures[-1].error, StalledError)
-    assert "was not finished within 5 s" in str(stuck.failures[-1].error)
+    assert "was not finished within 8 s" in str(stuck.failures[-1].error)
     assert heard == [alive.name, hung.name]  # as soon as each was there, not when all were
     assert not own_threads()
 
@@ -888,7 +888,7 @@ def test_nobody_leads_where_nobody_states_anything() -> None:
 # -- the cost of nothing to do -------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("tags", [1_000, pytest.param(10_000, marks=pytest.mark.soak)])
+@pytest.mark.parametrize("tags", [300, pytest.param(10_000, marks=pytest.mark.soak)])
 def test_many_tags_are_compared_by_one_head_each(three_empty: list[Replica], tags: int) -> None:
     store = MemoryStore()
     made = [put_image(store, f"modules/m{n}", layers=(b"layer %d" % n,)) for n in range(20)]

@@ -30,6 +30,7 @@ from mirror.registry.connections import Connections, Home
 from mirror.registry.http1 import Patience
 from mirror.registry.options import proxy_for, tls_context
 from tests.registry.conftest import MakeClient, Serve
+from tests.support.patience import PATIENCE_S
 from tests.support.processes import free_port
 from tests.support.scripted_server import Reply, Request, Script, ScriptedServer
 from tests.support.tls import Authority
@@ -182,7 +183,7 @@ def test_a_registry_that_does_not_answer_is_not_waited_for_for_ever(
     release = threading.Event()
 
     def silent(request: Request) -> Reply:
-        release.wait(5)
+        release.wait(PATIENCE_S)
         return Reply()
 
     client = make_client(serve(silent).host, attempts=1, stall_timeout_s=0.1)
@@ -326,11 +327,14 @@ def test_a_registry_behind_tls_is_reached_through_a_proxy(
     assert b"Proxy-Authorization: Basic dXNlcjpwYXNzQA==\r\n" in asked[0]
 
 
+@pytest.mark.parametrize(
+    ("scheme", "message"), [("gopher", "HTTPS_PROXY"), ("socks5", "speaks SOCKS")]
+)
 def test_a_proxy_that_makes_no_sense_is_reported_without_its_password(
-    monkeypatch: pytest.MonkeyPatch,
+    scheme: str, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("HTTPS_PROXY", "gopher://user:s3cr3t@proxy:1")
-    with pytest.raises(InputError, match="HTTPS_PROXY") as caught:
+    monkeypatch.setenv("HTTPS_PROXY", f"{scheme}://user:s3cr3t@proxy:1")
+    with pytest.raises(InputError, match=message) as caught:
         https("registry.example.com")
     assert "s3cr3t" not in str(caught.value)
 
@@ -500,7 +504,7 @@ def test_closing_the_client_stops_transfers_of_other_threads(
     def slow(request: Request) -> Reply:
         def chunks() -> Iterator[bytes]:
             yield data
-            closed.wait(10)
+            closed.wait(PATIENCE_S)
             yield data
 
         return Reply(body=chunks(), length=2 * len(data))

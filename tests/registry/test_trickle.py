@@ -17,6 +17,9 @@ from mirror.registry import Credentials, RegistryClient
 from tests.registry.conftest import MakeClient
 
 LIMIT_S = 0.5
+QUICKLY_S = 10.0
+"""Much longer than the limit, for machines that do other things too, and much shorter than what the
+servers here do for."""
 Talk: TypeAlias = Callable[[socket.socket, bytes], None]
 """What a server does with a connection, of whose first request it has read the head."""
 
@@ -60,7 +63,7 @@ def trickle(connection: socket.socket, text: bytes) -> None:
 
 
 def a_slow_head(connection: socket.socket, _head: bytes) -> None:
-    trickle(connection, b"HTTP/1.1 200 OK\r\nX-Padding: " + b"x" * 400)
+    trickle(connection, b"HTTP/1.1 200 OK\r\nX-Padding: " + b"x" * 4000)
 
 
 def interim_answers_for_ever(connection: socket.socket, _head: bytes) -> None:
@@ -69,16 +72,16 @@ def interim_answers_for_ever(connection: socket.socket, _head: bytes) -> None:
 
 
 def a_slow_error(connection: socket.socket, _head: bytes) -> None:
-    connection.sendall(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 400\r\n\r\n")
-    trickle(connection, b"x" * 400)
+    connection.sendall(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 4000\r\n\r\n")
+    trickle(connection, b"x" * 4000)
 
 
 def quickly(client: RegistryClient, ask: Callable[[RegistryClient], object]) -> None:
-    """Expect StalledError within a few limits."""
+    """Expect StalledError, after the limit and not long after it."""
     began = time.monotonic()
     with pytest.raises(StalledError):
         ask(client)
-    assert LIMIT_S * 0.9 < time.monotonic() - began < LIMIT_S * 4
+    assert LIMIT_S * 0.9 < time.monotonic() - began < QUICKLY_S
 
 
 @pytest.mark.parametrize("talk", [a_slow_head, interim_answers_for_ever, a_slow_error])
@@ -124,7 +127,8 @@ def test_a_finished_upload_may_be_thought_about_for_longer(make_client: MakeClie
 
 
 def test_a_long_download_has_no_deadline_but_its_head(make_client: MakeClient) -> None:
-    data = bytes(20 << 10)
+    data = bytes(40 << 10)
+    limit_s = 1.5  # it takes longer, and no part of it nearly as long
 
     def talk(connection: socket.socket, _head: bytes) -> None:
         connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(data))
@@ -133,7 +137,7 @@ def test_a_long_download_has_no_deadline_but_its_head(make_client: MakeClient) -
             time.sleep(0.05)
 
     with raw_server(talk) as host:
-        client = make_client(host, attempts=1, stall_timeout_s=LIMIT_S, stall_min_bytes=1024)
+        client = make_client(host, attempts=1, stall_timeout_s=limit_s, stall_min_bytes=1024)
         assert b"".join(client.blob("a", Digest.of(data))) == data
 
 
@@ -153,7 +157,7 @@ def test_a_challenge_whose_body_trickles_does_not_hold_up_the_login(
         client = make_client(host, Credentials("u", "p"), attempts=1, stall_timeout_s=LIMIT_S)
         began = time.monotonic()
         client.ping()
-        assert time.monotonic() - began < LIMIT_S * 4
+        assert time.monotonic() - began < QUICKLY_S
 
 
 def test_a_quick_refusal_is_still_what_it_is(make_client: MakeClient) -> None:

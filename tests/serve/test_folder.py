@@ -292,3 +292,38 @@ def test_staging_is_on_the_disk_before_it_has_a_name(tmp_path: Path) -> None:
     folder.write(tmp_path / "x/y/z", b"data")
     assert (tmp_path / "x/y/z").read_bytes() == b"data"
     assert files(tmp_path) == ["x/y/z"]
+
+
+def test_one_upload_does_not_wait_until_another_is_on_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage = FolderStorage(tmp_path)
+    sync, waiting, go_on = os.fsync, threading.Event(), threading.Event()
+
+    def slow(fd: int) -> None:
+        if threading.current_thread() is first and not waiting.is_set():
+            waiting.set()
+            assert go_on.wait(60)
+        sync(fd)
+
+    def write_link(staging: StagingFolder, target: Path, data: bytes) -> None:
+        if threading.current_thread() is first:
+            monkeypatch.setattr(os, "fsync", slow)
+        write(staging, target, data)
+
+    write = StagingFolder.write
+    monkeypatch.setattr(StagingFolder, "write", write_link)
+    first = threading.Thread(target=put_blob, args=(storage, "a/b", b"one"))
+    first.start()
+    assert waiting.wait(60)
+    second = put_blob(storage, "a/b", b"two")
+    assert storage.blob_size("a/b", second) == 3
+    removal = threading.Thread(target=storage.delete_blob, args=("a/b", second))
+    removal.start()
+    removal.join(0.1)
+    assert removal.is_alive(), "what removes must wait for what adds"
+    go_on.set()
+    removal.join(60)
+    first.join(60)
+    assert storage.blob_size("a/b", second) is None
+    assert storage.blob_size("a/b", Digest.of(b"one")) == 3

@@ -43,6 +43,7 @@ from mirror.sync.tree import RegistryTarget
 from mirror.testing import Answer, EmbeddedRegistry, Fault
 from tests.conftest import MakeEmbeddedRegistry
 from tests.support.inventories import put_image, put_index, sample_store
+from tests.support.patience import PATIENCE_S
 from tests.support.places import below, client_of, stored
 from tests.support.real_registry import RealRegistry
 
@@ -66,7 +67,7 @@ def storage(embedded_registry: EmbeddedRegistry) -> MemoryStorage:
 
 def soon(condition: Callable[[], bool]) -> bool:
     """Whether it holds in a moment: an answer without a body may arrive before it is recorded."""
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + PATIENCE_S
     while not condition() and time.monotonic() < deadline:
         time.sleep(0.005)
     return condition()
@@ -408,7 +409,7 @@ def test_a_blob_is_mounted_into_many_repositories_at_a_time(
         def mount_together(repository: str, digest: Digest, holder: str) -> bool | OpenUpload:
             asked.append(repository)
             if len(asked) > 1:  # the first one shows whether the registry mounts at all
-                together.wait(timeout=20.0)
+                together.wait(PATIENCE_S)
             return mount(repository, digest, holder)
 
         monkeypatch.setattr(client, "mount_or_open", mount_together)

@@ -1,10 +1,12 @@
-"""A hundred thousand tags: the arithmetic of a sync, in bounded time and memory."""
+"""Very many tags: the arithmetic of a sync, in bounded time and memory."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
 import time
+
+import pytest
 
 from mirror.oci import Descriptor, Digest
 from mirror.oci import manifest as types
@@ -15,17 +17,16 @@ from mirror.sync.removal import plan_removal
 from tests.support.measured import peak
 from tests.support.program import ROOT
 
-TAGS = 100_000
-_REPOSITORIES = 1_000
+_TAGS_OF_EACH = 100
 
 
-def tree(*, changed: int) -> Inventory:
-    """Every tag with an image of its own of three blobs; every `changed`-th one is different."""
+def tree(tags: int, *, changed: int) -> Inventory:
+    """So many tags with an image of three blobs each; every `changed`-th one is different."""
     contents = {}
     config = Descriptor(types.OCI_CONFIG, Digest.of(b"config"), 100)
-    for number in range(_REPOSITORIES):
-        tags, manifests, blobs = {}, {}, {config.digest: 100}
-        for index in range(TAGS // _REPOSITORIES):
+    for number in range(tags // _TAGS_OF_EACH):
+        names, manifests, blobs = {}, {}, {config.digest: 100}
+        for index in range(_TAGS_OF_EACH):
             serial = number * 1000 + index
             salt = b"new" if changed and serial % changed == 0 else b""
             layers = [
@@ -36,40 +37,48 @@ def tree(*, changed: int) -> Inventory:
             descriptor = Descriptor(types.OCI_MANIFEST, digest, 500)
             manifests[digest] = ManifestNode(descriptor, (config, *layers))
             blobs.update((layer.digest, layer.size) for layer in layers)
-            tags[f"v{index}"] = digest
-        contents[f"modules/m{number}"] = RepositoryContent(tags, manifests, blobs)
+            names[f"v{index}"] = digest
+        contents[f"modules/m{number}"] = RepositoryContent(names, manifests, blobs)
     return Inventory(contents)
 
 
-def main() -> None:
+def main(tags: int) -> None:
     """In a process of its own, so that its memory is that of this work alone."""
-    wanted, held = tree(changed=10), tree(changed=0)
-    started = time.process_time()  # others may use the machine, too
+    began = time.process_time()  # others may use the machine, too
+    wanted, held = tree(tags, changed=10), tree(tags, changed=0)
+    made_s = time.process_time() - began
     rest = lacking(wanted, held)
     plan = make_plan(wanted, held)
     difference = differ(wanted, held)
     everything = make_plan(wanted, Inventory())
     removal = plan_removal(held, Inventory(), frozenset(held.repositories))
-    took_s = time.process_time() - started
-    assert plan.tag_count == plan.manifest_count == len(difference.tags) == TAGS // 10
-    assert len(rest.repositories) == _REPOSITORIES
-    assert len(removal.manifests) == everything.tag_count == TAGS
-    assert len(everything.blobs) == 2 * TAGS + 1
-    print(took_s, peak() >> 10)
+    took_s = time.process_time() - began - made_s
+    assert plan.tag_count == plan.manifest_count == len(difference.tags) == tags // 10
+    assert len(rest.repositories) == tags // _TAGS_OF_EACH
+    assert len(removal.manifests) == everything.tag_count == tags
+    assert len(everything.blobs) == 2 * tags + 1
+    print(made_s, took_s, peak())
 
 
-def test_diff_and_plan_of_a_hundred_thousand_tags_take_ten_seconds_and_500_mb_at_most() -> None:
+@pytest.mark.parametrize(
+    ("tags", "most_memory"),
+    [(20_000, 140_000_000), pytest.param(100_000, 500_000_000, marks=pytest.mark.soak)],
+)
+def test_diff_and_plan_of_very_many_tags_cost_little_more_than_the_inventories_themselves(
+    tags: int, most_memory: int
+) -> None:
+    """The making of the inventories measures how fast this machine is."""
     done = subprocess.run(
-        [sys.executable, "-m", "tests.sync.test_replica_scale"],
+        [sys.executable, "-m", "tests.sync.test_replica_scale", str(tags)],
         capture_output=True,
         text=True,
         cwd=ROOT,
     )
     assert done.returncode == 0, done.stderr
-    took_s, kilobytes = map(float, done.stdout.split())
-    assert took_s < 10.0
-    assert kilobytes < 500 << 10
+    made_s, took_s, most = map(float, done.stdout.split())
+    assert took_s < 3 * made_s
+    assert most < most_memory
 
 
 if __name__ == "__main__":
-    main()
+    main(int(sys.argv[1]))
