@@ -142,7 +142,7 @@ def test_damage_is_an_error_or_what_another_reader_reads(
         b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nab",
         b"HTTP/1.1 200 OK\r\nX: " + b"y" * (200 << 10),
         b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n"
-        + b"X: y\r\n" * (50 << 10)
+        + (b"X: " + b"y" * 1000 + b"\r\n") * 110
         + b"\r\n",
     ],
 )
