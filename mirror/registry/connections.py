@@ -89,11 +89,11 @@ class Connections:
                 Proxy.parse(address)
         self._options = options
         self._routes: dict[str, _Route] = {}
-        self._lock = threading.Lock()  # guards the next four
+        self._lock = threading.Lock()  # guards the next five
         self._context = None if _may_be_plain(options) else tls_context(options)
         self._idle: dict[Origin, list[Connection]] = {}
         self._busy: set[Connection] = set()
-        self._is_closed = False
+        self._is_closed, self._pid = False, os.getpid()
 
     def send(
         self,
@@ -175,6 +175,11 @@ class Connections:
     def _kept(self, origin: Origin) -> Connection | None:
         while True:
             with self._lock:
+                if self._pid != os.getpid():  # in a fork, whose parent goes on with them
+                    self._pid = os.getpid()
+                    while self._idle:
+                        for one in self._idle.popitem()[1]:
+                            one.stream.close()
                 idle = self._idle.get(origin)
                 if not idle:
                     return None

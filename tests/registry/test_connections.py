@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import os
 import random
 import select
 import socket
@@ -424,6 +425,24 @@ def test_a_kept_connection_that_closes_on_a_request_costs_nothing(
         client.ping()
         client.ping()
     assert waits == []
+
+
+def test_a_forked_process_leaves_its_parent_the_connections(
+    make_client: MakeClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[int, int]] = []
+
+    def answer(connection: int, number: int) -> bytes:
+        asked.append((connection, number))
+        return b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
+
+    with answering(answer) as host:
+        client = make_client(host)
+        client.ping()
+        monkeypatch.setattr(os, "getpid", lambda: -1)
+        client.ping()
+        client.ping()
+    assert asked == [(0, 0), (1, 0), (1, 1)]
 
 
 def test_a_new_connection_that_closes_on_a_request_is_a_failure(
