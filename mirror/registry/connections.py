@@ -37,6 +37,7 @@ from mirror.registry.options import ConnectionOptions, Proxy, proxy_for, tls_con
 
 _IDLE_S = 30.0
 _FIRST_READ = 64 << 10
+_SAFE = ("GET", "HEAD")
 _PORTS = {"http": 80, "https": 443}
 _ADDRESS = re.compile(r"(https?://[^/?#]+)([^#]*)(?:#.*)?", re.IGNORECASE | re.DOTALL)
 _HOST = re.compile(r"[A-Za-z0-9._~-]+|[0-9a-f:.]+")
@@ -132,13 +133,19 @@ class Connections:
             target = server + target
             headers = {**headers, **route.proxy.headers}
         head = head_of(method, target, route.host, headers)
-        connection = self._kept(route.origin) or self._opened(route, patience)
-        try:
-            connection.send(head, body, patience)
-            return Response(connection, method, url, headers.get("Authorization"))
-        except BaseException:
-            connection.done(keep=False)
-            raise
+        kept = self._kept(route.origin)
+        while True:
+            connection = kept or self._opened(route, patience)
+            try:
+                connection.send(head, body, patience)
+                return Response(connection, method, url, headers.get("Authorization"))
+            except BaseException as err:
+                connection.done(keep=False)
+                # The server may have closed a kept connection in the very moment of the request.
+                closed = isinstance(err, WireError) and err.fault is Fault.BROKEN
+                if kept is None or not closed or connection.is_answered or method not in _SAFE:
+                    raise
+                kept = None
 
     def close(self) -> None:
         """End all connections; requests under way fail."""
@@ -208,10 +215,10 @@ class Connections:
             self._busy.discard(connection)
             if keep and not self._is_closed:
                 connection.idle_since = now = time.monotonic()
-                idle = self._idle.setdefault(origin, [])
-                while idle and now - idle[0].idle_since > _IDLE_S:
-                    aged.append(idle.pop(0))
-                idle.append(connection)
+                for kept in self._idle.values():  # of hosts that nobody asks any more, too
+                    while kept and now - kept[0].idle_since > _IDLE_S:
+                        aged.append(kept.pop(0))
+                self._idle.setdefault(origin, []).append(connection)
             else:
                 aged.append(connection)
         for one in aged:
@@ -327,6 +334,9 @@ class _TlsInTls:
         self._tls = context.wrap_bio(self._incoming, self._outgoing, server_hostname=host)
         self._unsent = b""
         self.fileno, self.close = outer.fileno, outer.close
+
+    def pending(self) -> int:
+        return self._tls.pending() + self._incoming.pending
 
     def recv(self, most: int) -> bytes:
         return self._do(partial(self._tls.read, most))

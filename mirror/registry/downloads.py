@@ -100,7 +100,7 @@ class Download:
         """How many bytes of this answer to skip; None when there is nothing left to come."""
         status = response.status
         if status == 200:
-            self._learn_size(_length(response.headers.get("content-length")))
+            self._learn_size(response.headers.length)
             return self._position
         if status in (206, 416) and self._position:
             match = _CONTENT_RANGE.fullmatch(response.headers.get("content-range", "").strip())
@@ -143,7 +143,7 @@ def probe_size(transport: Transport, repository: str, digest: Digest, wanted: Sc
     where = transport.where("HEAD", url)
     with transport.open("HEAD", url, scopes=wanted) as response:
         status = response.status
-        size = _length(response.headers.get("content-length")) if status == 200 else None
+        size = response.headers.length if status == 200 else None
         if status == 404 or size is not None:
             return size
         failure = failures.from_answer(
@@ -163,7 +163,7 @@ def _size_by_first_byte(transport: Transport, url: str, wanted: Scopes) -> int |
         if status == 404:
             return None
         if status == 200:
-            size = _length(response.headers.get("content-length"))
+            size = response.headers.length
         elif status in (206, 416):
             match = _CONTENT_RANGE.fullmatch(response.headers.get("content-range", ""))
             size = int(match[3]) if match and match[3] != "*" else None
@@ -181,7 +181,3 @@ def _size_by_first_byte(transport: Transport, url: str, wanted: Scopes) -> int |
 
 def _url(transport: Transport, repository: str, digest: Digest) -> str:
     return transport.at(repository, f"blobs/{digest}")
-
-
-def _length(text: str | None) -> int | None:
-    return int(text) if text and text.isascii() and text.isdigit() and len(text) < 19 else None

@@ -67,15 +67,8 @@ class Wait:
 
     __slots__ = ("broken", "check", "late", "until")
 
-    def __init__(
-        self,
-        seconds: float,
-        check: Callable[[], None],
-        *,
-        late: Fault = Fault.CONNECT_LATE,
-        broken: Fault = Fault.CONNECT,
-    ) -> None:
-        self.check, self.late, self.broken = check, late, broken
+    def __init__(self, seconds: float, check: Callable[[], None]) -> None:
+        self.check, self.late, self.broken = check, Fault.CONNECT_LATE, Fault.CONNECT
         self.until = time.monotonic() + seconds
         check()
 
@@ -137,9 +130,11 @@ class Stream:
 
     def is_stale(self) -> bool:
         """Whether a byte, or the end, waits to be read."""
+        if self._least > 1:
+            self._expect(1)  # else a poll overlooks fewer
         poll = select.poll()
         poll.register(self.sock, select.POLLIN)
-        return bool(poll.poll(0))
+        return bool(poll.poll(0) or getattr(self.sock, "pending", int)())  # TLS may hold some
 
     def _received(self, most: int) -> bytes:
         first = self.sock.recv(most)
@@ -212,6 +207,12 @@ class Headers(dict[str, str]):
             elif name != "content-length" or self[name] != value:  # may be said twice
                 self[name] += f", {value}"
 
+    @property
+    def length(self) -> int | None:
+        """Content-Length, in bytes; None where it is absent or no number."""
+        text = self.get("content-length", "")
+        return int(text) if text.isascii() and text.isdigit() and len(text) < 19 else None
+
     def all(self, name: str) -> list[str]:
         """The values of `name`, in order."""
         return [value for other, value in self._fields if other == name]
@@ -264,11 +265,13 @@ class Response:
         if (coding := headers.get("transfer-encoding")) is not None:
             if coding.lower() != "chunked":
                 raise WireError(Fault.BROKEN, "an unknown transfer coding")
+            if headers.pop("content-length", None) is not None:
+                self._keeps = False  # one of the two is wrong
             return connection.chunks()
-        if (length := headers.get("content-length")) is not None:
-            if not (length.isascii() and length.isdigit() and len(length) < 20):
+        if "content-length" in headers:
+            if (length := headers.length) is None:
                 raise WireError(Fault.BROKEN, "an answer with a wrong Content-Length")
-            return connection.counted(int(length)) if int(length) else None
+            return connection.counted(length) if length else None
         self._keeps = False
         return connection.rest()
 
@@ -279,6 +282,7 @@ class Connection:
     def __init__(self, stream: Stream, give_back: Callable[[Connection, bool], None]) -> None:
         self.stream, self._give_back = stream, give_back
         self.idle_since = 0.0
+        self.is_answered = False  # not even in part
         self._buffer = b""
         self._patience: Patience
         self._wait: Wait
@@ -286,9 +290,9 @@ class Connection:
 
     def send(self, head: bytes, body: Body | None, patience: Patience) -> None:
         """Send a request. A server that will not take all of it may have answered already."""
-        self._patience = patience
-        self._wait = Wait(patience.stall_s, patience.check, late=Fault.WRITE_LATE)
-        self._wait.broken = Fault.BROKEN
+        self._patience, self.is_answered = patience, False
+        self._wait = Wait(patience.stall_s, patience.check)
+        self._wait.late, self._wait.broken = Fault.WRITE_LATE, Fault.BROKEN
         pieces = iter(body.opened()) if body is not None else iter(())
         try:
             first = next(pieces, b"")
@@ -341,16 +345,20 @@ class Connection:
     def chunks(self) -> Generator[bytes, None, None]:
         """A body in chunks, of which the last is empty."""
         while True:
+            self._wait_anew()
             match = _SIZE.fullmatch(self._line())
             if match is None:
                 raise WireError(Fault.BROKEN, "an answer with a wrong chunk")
             if not (size := int(match[1], 16)):
                 break
             yield from self.counted(size)
+            self._wait_anew()
             if self._line():
                 raise WireError(Fault.BROKEN, "an answer with a wrong chunk")
-        while self._line():
-            pass  # trailers
+        left = _MAX_HEAD
+        while trailer := self._line():
+            if (left := left - len(trailer)) < 0:
+                raise WireError(Fault.BROKEN, f"trailers of more than {_MAX_HEAD} bytes")
 
     def rest(self) -> Generator[bytes, None, None]:
         """All that comes until the other side closes."""
@@ -364,18 +372,20 @@ class Connection:
         """The request is over."""
         self._give_back(self, keep and not self._buffer)
 
+    def _wait_anew(self) -> None:
+        self._wait.check()
+        self._wait.until = time.monotonic() + self._patience.stall_s
+
     def _receive(self, most: int, *, least: int = 1) -> bytes:
-        wait = self._wait
-        wait.check()
-        wait.until = time.monotonic() + self._patience.stall_s
-        return self.stream.receive(most, wait, least=least)
+        self._wait_anew()
+        return self.stream.receive(most, self._wait, least=least)
 
     def _line(self) -> bytes:
-        """The next line, without its end."""
+        """The next line, without its end; it all has to come in the wait that has begun."""
         while (end := self._buffer.find(b"\n")) < 0:
             if len(self._buffer) > _MAX_HEAD:
                 raise WireError(Fault.BROKEN, "an answer with a line without an end")
-            if not (more := self._receive(_READ)):
+            if not (more := self.stream.receive(_READ, self._wait)):
                 raise WireError(Fault.BROKEN, "it ended before the answer did")
             self._buffer += more
         line, self._buffer = self._buffer[:end], self._buffer[end + 1 :]
@@ -388,6 +398,7 @@ class Connection:
                 raise WireError(Fault.BROKEN, f"a head of more than {_MAX_HEAD} bytes")
             if not (more := self.stream.receive(_READ, self._wait)):
                 raise WireError(Fault.BROKEN, "it ended without an answer")
+            self.is_answered = True
             data += more
         self._buffer = data[end.end() :]
         raw = data[: end.start()]

@@ -13,7 +13,7 @@ import httpx
 
 from mirror.errors import RegistryError
 from mirror.registry.connections import Connections, path_of
-from mirror.registry.http1 import Body, Patience, Response
+from mirror.registry.http1 import Body, Headers, Patience, Response, decoded
 
 _MAX_REDIRECTS = 5
 _MAX_BYTES = 1 << 20
@@ -42,11 +42,14 @@ class _OurConnections(httpx.BaseTransport):
         body = Body(len(content), lambda: (content,)) if content else None
         url = str(request.url)
         response = self._connections.send(request.method, url, headers, body, self._patience)
+        fields = dict(response.headers)
+        if 300 <= response.status < 400:
+            # httpx would read and decompress whatever comes with a redirect.
+            response.close()
+            fields.pop("content-encoding", None)
+            return httpx.Response(response.status, headers=fields, request=request)
         return httpx.Response(
-            response.status,
-            headers=list(response.headers.items()),
-            stream=_Body(response),
-            request=request,
+            response.status, headers=fields, stream=_Body(response), request=request
         )
 
 
@@ -80,16 +83,20 @@ def ask(
             response = client.send(request, stream=True, follow_redirects=method == "GET")
             with closing(response):
                 head(response.status_code, response.headers.get("retry-after"))
-                body = b""
-                for piece in watched(response.iter_bytes()):
+                body = bytearray()
+                # Raw: httpx would decompress a whole piece, to whatever size.
+                for piece in watched(response.iter_raw()):
                     body += piece
                     if len(body) > _MAX_BYTES:
-                        raise RegistryError(
-                            f"{where}: the answer is larger than {_MAX_BYTES} bytes",
-                            where=where,
-                            status=response.status_code,
-                        )
-                return response, body
+                        break
+                body = decoded(Headers(response.headers.items()), body, _MAX_BYTES)
+                if len(body) > _MAX_BYTES:
+                    raise RegistryError(
+                        f"{where}: the answer is larger than {_MAX_BYTES} bytes",
+                        where=where,
+                        status=response.status_code,
+                    )
+                return response, bytes(body)
     except (httpx.RequestError, httpx.InvalidURL, UnicodeError) as err:
         raise RegistryError(
             f"{where}: the token server cannot be used this way ({type(err).__name__}); "

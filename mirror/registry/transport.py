@@ -403,9 +403,9 @@ class Transport:
 
     def _discard(self, response: Response) -> None:
         """Read a short body away, so that the connection can be used again; else close it."""
-        length = response.headers.get("content-length", "")
+        length = response.headers.length
         try:
-            if length.isdigit() and int(length) <= _MAX_ERROR_BYTES:
+            if length is not None and length <= _MAX_ERROR_BYTES:
                 self._read(response, _MAX_ERROR_BYTES, "", strict=False)
         except (TransientFailure, WireError) as err:
             _log.debug("a body that nobody needs could not be read: %s", err)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import random
 import select
 import socket
 import ssl
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -24,8 +25,9 @@ from mirror.errors import (
     UnreachableError,
 )
 from mirror.oci import Digest
-from mirror.registry import ConnectionOptions, Credentials, RegistryClient, RetryPolicy
-from mirror.registry.connections import Home
+from mirror.registry import ConnectionOptions, Credentials, RegistryClient, RetryPolicy, connections
+from mirror.registry.connections import Connections, Home
+from mirror.registry.http1 import Patience
 from mirror.registry.options import proxy_for, tls_context
 from tests.registry.conftest import MakeClient, Serve
 from tests.support.patience import PATIENCE_S
@@ -353,6 +355,110 @@ def test_connections_are_kept_and_used_again(serve: Serve, make_client: MakeClie
         client.ping()
         client.blob_size("a", Digest.of(b""))
     assert len(peers) == 1
+
+
+@contextmanager
+def answering(
+    answer: Callable[[int, int], bytes | None], tls: ssl.SSLContext | None = None
+) -> Iterator[str]:
+    """A server by hand; its host. `answer` gets the number of a connection, and of a request there.
+
+    No answer closes the connection.
+    """
+
+    def serve(sock: socket.socket, connection: int) -> None:
+        with sock, suppress(OSError), tls.wrap_socket(sock, server_side=True) if tls else sock as c:
+            for number in itertools.count():
+                head = b""
+                while not head.endswith(b"\r\n\r\n"):
+                    if not (more := c.recv(1 << 16)):
+                        return
+                    head += more
+                if (said := answer(connection, number)) is None:
+                    return
+                c.sendall(said)
+
+    def accept() -> None:
+        with suppress(OSError):
+            for number in itertools.count():
+                sock, _ = listening.accept()
+                threading.Thread(target=serve, args=(sock, number), daemon=True).start()
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        threading.Thread(target=accept, daemon=True).start()
+        yield f"127.0.0.1:{listening.getsockname()[1]}"
+        with suppress(OSError):
+            listening.shutdown(socket.SHUT_RDWR)  # wakes the thread
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_what_comes_after_an_answer_is_not_the_next_one(scheme: str, authority: Authority) -> None:
+    size = 1 << 20  # as much as is waited for at once
+    head = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n"
+    said = head % size + bytes(size) + head % 4 + b"evil"
+    context = None
+    if scheme == "https":
+        files = authority.issue("after", ("127.0.0.1",))
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(files.certificate, files.key)
+    options = ConnectionOptions(plain_http=scheme == "http", ca_file=authority.certificate)
+    with (
+        answering(lambda connection, number: said, context) as host,
+        RegistryClient(host, options=options) as client,
+    ):
+        digest = Digest.of(bytes(size))
+        for _ in range(3):
+            assert sum(map(len, client.blob("a", digest))) == size
+            # The bytes behind the answer are there, or come; both are noticed.
+            for kept in client._transport._wire.connections._idle.values():
+                for one in kept:
+                    select.select([one.stream.sock], [], [], 5)
+
+
+def test_a_kept_connection_that_closes_on_a_request_costs_nothing(
+    make_client: MakeClient, waits: list[float]
+) -> None:
+    good = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
+    with answering(lambda connection, number: good if connection or not number else None) as host:
+        client = make_client(host)
+        client.ping()
+        client.ping()
+    assert waits == []
+
+
+def test_a_new_connection_that_closes_on_a_request_is_a_failure(
+    make_client: MakeClient, waits: list[float]
+) -> None:
+    with (
+        answering(lambda connection, number: None) as host,
+        pytest.raises(UnreachableError, match="it ended without an answer"),
+    ):
+        make_client(host, attempts=3).ping()
+    assert len(waits) == 2
+
+
+def test_connections_to_hosts_that_nobody_asks_any_more_are_closed(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connections, "_IDLE_S", -1.0)
+    pool = Connections(ConnectionOptions(plain_http=True))
+    patience = Patience(5.0, 5.0, 5.0, lambda: None)
+    for server in (serve(lambda request: Reply()), serve(lambda request: Reply())):
+        response = pool.send("GET", f"http://{server.host}/", {}, None, patience)
+        list(response.pieces())
+        response.close()
+    assert sum(map(len, pool._idle.values())) == 1
+    pool.close()
+
+
+@pytest.mark.parametrize("length", ["²", "1" * 5000])
+def test_a_redirect_with_a_length_that_is_none_is_followed(
+    length: str, make_client: MakeClient
+) -> None:
+    moved = f"HTTP/1.1 307 X\r\nLocation: /b\r\nContent-Length: {length}\r\n\r\n".encode()
+    good = b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\n"
+    with answering(lambda connection, number: moved if not connection + number else good) as host:
+        assert make_client(host).blob_size("a", Digest.of(b"abc")) == 3
 
 
 def test_one_client_serves_many_threads(serve: Serve, make_client: MakeClient) -> None:

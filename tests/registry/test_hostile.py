@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import gzip
 import time
+import tracemalloc
 from collections.abc import Generator
 
 import pytest
+import zstandard
 
 from mirror.errors import MirrorError, RegistryError, RegistryNotFoundError
 from mirror.oci import Digest
@@ -107,3 +110,24 @@ def test_a_token_server_that_redirects_is_followed(serve: Serve, make_client: Ma
 
     assert make_client(serve(registry).host).tags("a") == ["v1"]
     assert [request.path for request in tokens.log] == ["/old", "/new"]
+
+
+@pytest.mark.parametrize("status", [200, 302])
+@pytest.mark.parametrize("coding", ["gzip", "zstd"])
+def test_a_token_that_decompresses_without_end_is_refused(
+    coding: str, status: int, serve: Serve, make_client: MakeClient
+) -> None:
+    size = 64 << 20
+    data = gzip.compress(bytes(size)) if coding == "gzip" else zstandard.compress(bytes(size))
+    tokens = serve(
+        lambda request: Reply(status, {"Content-Encoding": coding, "Location": "/t"}, data)
+    )
+    challenge = {"WWW-Authenticate": f'Bearer realm="{tokens.url}/t",service="s"'}
+    client = make_client(serve(lambda request: Reply(401, challenge)).host)
+    tracemalloc.start()
+    try:
+        with pytest.raises(RegistryError, match=r"larger than|cannot be (understood|used)"):
+            client.ping()
+        assert tracemalloc.get_traced_memory()[1] < size / 2
+    finally:
+        tracemalloc.stop()

@@ -141,6 +141,9 @@ def test_damage_is_an_error_or_what_another_reader_reads(
         b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabcd\r\n0\r\n\r\n",
         b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nab",
         b"HTTP/1.1 200 OK\r\nX: " + b"y" * (200 << 10),
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n"
+        + (b"X: " + b"y" * 1000 + b"\r\n") * 110
+        + b"\r\n",
     ],
 )
 def test_what_is_no_answer_is_a_broken_connection(answer: bytes) -> None:
@@ -166,6 +169,11 @@ def test_a_field_may_be_folded_and_repeated() -> None:
         (b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\nContent-Length: 1\r\n\r\na", "GET", True),
         (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", "GET", True),
         (b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n", "GET", False),
+        (
+            b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+            "GET",
+            False,
+        ),
         (b"HTTP/1.0 200 OK\r\nContent-Length: 0\r\n\r\n", "GET", False),
         (b"HTTP/1.1 200 OK\r\n\r\nabc", "GET", False),
         (b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\nabc", "GET", False),
