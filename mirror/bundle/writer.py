@@ -340,6 +340,9 @@ class BundleWriter:
             place.write(0, manifest.raw)
         self._record(places)
 
+    def list_referrer(self, repository: str, manifest: Manifest) -> None:
+        """Do nothing: a bundle has the lists that were selected."""
+
     def put_tag(self, repository: str, tag: str, manifest: Manifest) -> None:
         """Do nothing: tags lie in the layouts' indexes, which `finish` writes."""
 

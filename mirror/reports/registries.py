@@ -174,7 +174,8 @@ def prune_summary(report: PruneReport, elapsed_s: float) -> str:
     ]
     if report.generations:
         numbers = ", ".join(map(str, report.generations))
-        lines.append(f"  no way back to generations {numbers}")
+        word = "generation" if len(report.generations) == 1 else "generations"
+        lines.append(f"  no way back to {word} {numbers}")
     lines += _failure_lines(report.failures)
     if not report.dry_run:
         lines.append("  run the registry's garbage collector to free the space (docs/sync.md)")
@@ -196,7 +197,7 @@ def history_summary(report: HistoryReport, elapsed_s: float) -> str:
     for one in report.generations:
         lines += ["", f"  {one.number}{_mark(one)}", *_described(one)]
     if report.older:
-        lines += ["", f"  and {report.older} older ones (--last)"]
+        lines += ["", f"  and {report.older} older (--last)"]
     return "\n".join([*lines, "", f"  read in {duration_text(elapsed_s)}"])
 
 

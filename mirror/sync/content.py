@@ -67,6 +67,13 @@ class Target(Protocol):
         """Store a manifest by its digest. All it reaches is there already."""
         ...
 
+    def list_referrer(self, repository: str, manifest: Manifest) -> None:
+        """List `manifest`, which has a subject, where others look for what refers to that.
+
+        Called when it is stored, unless a tag that is about to turn holds the list.
+        """
+        ...
+
     def put_tag(self, repository: str, tag: str, manifest: Manifest) -> None:
         """Let `tag` name `manifest`, which is there already."""
         ...
@@ -172,6 +179,9 @@ class MemoryStore:
     def put_manifest(self, repository: str, manifest: Manifest) -> None:
         with self._lock:
             self._manifests.setdefault(repository, {})[manifest.digest] = manifest
+
+    def list_referrer(self, repository: str, manifest: Manifest) -> None:
+        """Do nothing: the manifests themselves say what they refer to."""
 
     def put_tag(self, repository: str, tag: str, manifest: Manifest) -> None:
         with self._lock:

@@ -170,6 +170,9 @@ class RepairingTarget:
         with self._lock:
             self._healed[manifest.digest] = repaired(self.name, repository, manifest.digest)
 
+    def list_referrer(self, repository: str, manifest: Manifest) -> None:
+        self._place.list_referrer(repository, manifest)
+
     def put_tag(self, repository: str, tag: str, manifest: Manifest) -> None:
         self._place.put_tag(repository, tag, manifest)
 

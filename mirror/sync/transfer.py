@@ -25,6 +25,7 @@ from mirror.events import (
     Warned,
 )
 from mirror.oci import Digest, Manifest
+from mirror.oci.reference import referrers_tag
 from mirror.run import PerItemErrors, Run, for_each
 from mirror.sync.content import Source, Target
 from mirror.sync.failover import BlobContent, FailoverSource
@@ -158,6 +159,7 @@ class _Transfer:
         self._failures: list[tuple[str, MirrorError]] = []
         self._indexes: dict[PutTag, Manifest] = {}  # tags of one stage that wait for its others
         self._sent = 0
+        self._turning = {(step.repository, step.tag) for stage in plan.tags for step in stage}
 
     def carry_out(self, before_tags: Callable[[Interim], None]) -> TransferReport:
         """Do it all, in order."""
@@ -261,9 +263,13 @@ class _Transfer:
         return sent
 
     def _put_manifest(self, repository: str, manifest: Manifest) -> int:
-        return self._settle(
+        sent = self._settle(
             repository, manifest, lambda: self._target.put_manifest(repository, manifest)
         )
+        subject = manifest.subject
+        if subject and (repository, referrers_tag(subject.digest)) not in self._turning:
+            self._target.list_referrer(repository, manifest)
+        return sent
 
     # -- what a target lost --------------------------------------------------------------------
 

@@ -339,28 +339,30 @@ class RegistryTarget:
 
     def put_manifest(self, repository: str, manifest: Manifest) -> None:
         self.client.put_manifest(self.locate(repository), manifest.digest, manifest)
-        if manifest.subject is not None and not self._has_referrers_api:
-            self._list_referrer(self.locate(repository), manifest, manifest.subject.digest)
 
-    def _list_referrer(self, repository: str, manifest: Manifest, subject: Digest) -> None:
-        """Let a registry without the referrers API list `manifest` under its subject's tag.
+    def list_referrer(self, repository: str, manifest: Manifest) -> None:
+        """List `manifest` under its subject's tag, if the registry has no referrers API.
 
         Distribution-spec, "Pushing Manifests with Subject".
         """
+        path, subject = self.locate(repository), manifest.subject
+        if subject is None or self._has_referrers_api:
+            return
         with self._referrers:
             if self._has_referrers_api is None:
-                self._has_referrers_api = self.client.referrers_api(repository, subject) is not None
+                api = self.client.referrers_api(path, subject.digest)
+                self._has_referrers_api = api is not None
             if self._has_referrers_api:
                 return
-            tag, entry = referrers_tag(subject), referrer_json(manifest)
+            tag, entry = referrers_tag(subject.digest), referrer_json(manifest)
             index: dict[str, Any] = {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": []}
             with suppress(RegistryNotFoundError):
-                index = json.loads(self.client.manifest(repository, tag).raw)
+                index = json.loads(self.client.manifest(path, tag).raw)
             listed = index.setdefault("manifests", [])
             if all(one["digest"] != entry["digest"] for one in listed):
                 listed.append(entry)
                 new = Manifest.parse(json.dumps(index, separators=(",", ":")).encode(), OCI_INDEX)
-                self.client.put_manifest(repository, tag, new)
+                self.client.put_manifest(path, tag, new)
 
     def put_tag(self, repository: str, tag: str, manifest: Manifest) -> None:
         self.client.put_manifest(self.locate(repository), tag, manifest)

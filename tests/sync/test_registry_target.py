@@ -245,6 +245,9 @@ class Collector:
         self._collect(repository, manifest)
         self._target.put_manifest(repository, manifest)
 
+    def list_referrer(self, repository: str, manifest: Manifest) -> None:
+        self._target.list_referrer(repository, manifest)
+
     def put_tag(self, repository: str, tag: str, manifest: Manifest) -> None:
         self._collect(repository, manifest, tagged=True)
         self._target.put_tag(repository, tag, manifest)
