@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path, PurePosixPath
@@ -107,14 +108,16 @@ class World:
         self.version = version.read_text() if version.exists() else "unknown"
         self.report()
 
-    def settle(self, most: int = 8) -> Pass:
-        """Passes, between which the nodes do their part, until the wanted mode is reached."""
-        for _ in range(most):
-            done = self.controller.reconcile()
-            if done.reached:
-                return done
+    def settle(self) -> Pass:
+        """Passes, between which the nodes do their part, until the wanted mode is reached.
+
+        How many it takes depends on how long a replica's programs take to start.
+        """
+        deadline = time.monotonic() + 120
+        while not (done := self.controller.reconcile()).reached:
+            assert time.monotonic() < deadline, done.summary()
             self.apply()
-        raise AssertionError(done.summary())
+        return done
 
     @property
     def state(self) -> RegistryState:
