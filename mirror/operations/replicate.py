@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -98,7 +99,7 @@ class ReplicaResult:
         }
 
 
-class RegistryTask:
+class RegistryTask(ABC):
     """What a sync does at one registry, and what came of it. Each has a thread of its own.
 
     `others` are registries that may have what it needs, in their order.
@@ -132,8 +133,9 @@ class RegistryTask:
             self._note(outcome=Outcome.FAILED)
         return self._result
 
+    @abstractmethod
     def _carry_out(self) -> None:
-        raise NotImplementedError
+        """Do the work; a MirrorError that leaves it is a failure of the registry as a whole."""
 
     def _note(self, **changes: Any) -> None:
         self._result = replace(self._result, **changes)

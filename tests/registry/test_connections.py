@@ -56,7 +56,7 @@ def tls_server(
 def https(host: str, **options: object) -> RegistryClient:
     settings = ConnectionOptions(
         retries=RetryPolicy(attempts=2, sleep=lambda delay_s: None),
-        **options,  # type: ignore[arg-type]
+        **options,  # type: ignore[arg-type]  # of several types, as the options have them
     )
     return RegistryClient(host, options=settings)
 
@@ -350,7 +350,7 @@ def test_connections_are_kept_and_used_again(serve: Serve, make_client: MakeClie
         peers.add(address[1])
         return sock, address
 
-    server._server.get_request = counted  # type: ignore[method-assign]
+    server._server.get_request = counted  # type: ignore[method-assign]  # to count
     client = make_client(server.host)
     for _ in range(20):
         client.ping()

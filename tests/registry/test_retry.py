@@ -168,7 +168,7 @@ def test_a_registry_that_takes_no_pushes_is_called_read_only(
 @pytest.mark.parametrize("wrong", [{"attempts": 0}, {"jitter": 2}])
 def test_a_policy_that_makes_no_sense_is_the_callers_mistake(wrong: dict[str, int]) -> None:
     with pytest.raises(ValueError, match="attempts >= 1"):
-        RetryPolicy(**wrong)  # type: ignore[arg-type]
+        RetryPolicy(**wrong)  # type: ignore[arg-type]  # wrong on purpose
 
 
 @pytest.mark.parametrize(

@@ -411,4 +411,4 @@ def test_a_since_version_at_rock_solid_changes_nothing(
 )
 def test_any_flag_is_read_or_refused(flag: str, text: str) -> None:
     with contextlib.suppress(InputError):
-        PlatformSelection.from_flags(**{flag: text})  # type: ignore[arg-type]
+        PlatformSelection.from_flags(**{flag: text})  # type: ignore[arg-type]  # by name

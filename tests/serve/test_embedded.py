@@ -55,7 +55,7 @@ def test_no_thread_and_no_signal_handler_stays_behind() -> None:
 
 def test_it_comes_back_on_its_port_with_its_content() -> None:
     registry = EmbeddedRegistry(MemoryStorage())
-    fill(registry.storage)  # type: ignore[arg-type]
+    fill(registry.storage)  # type: ignore[arg-type]  # a Store here
     addresses = []
     for _ in range(3):
         with registry:
@@ -83,7 +83,7 @@ def test_a_bad_certificate_is_told_before_anything_starts(tmp_path: Path) -> Non
 def test_it_speaks_tls_to_those_who_trust_it(authority: Authority) -> None:
     with EmbeddedRegistry(MemoryStorage(), tls=authority.issue()) as registry:
         trust = ssl.create_default_context(cafile=str(authority.certificate))
-        digest = put_blob(registry.storage, "a/b", LAYER)  # type: ignore[arg-type]
+        digest = put_blob(registry.storage, "a/b", LAYER)  # type: ignore[arg-type]  # a Store here
         blob = f"{registry.url}/v2/a/b/blobs/{digest}"
         with httpx.Client(verify=trust) as client:
             assert client.get(blob).content == LAYER
@@ -125,7 +125,7 @@ def test_a_store_that_can_only_be_read_is_served_read_only() -> None:
 
 def test_a_client_that_hangs_up_stops_the_reading_of_its_blob() -> None:
     with EmbeddedRegistry(MemoryStorage()) as registry:
-        digest = put_blob(registry.storage, "a/b", bytes(64 * MIB))  # type: ignore[arg-type]
+        digest = put_blob(registry.storage, "a/b", bytes(64 * MIB))  # type: ignore[arg-type]  # a Store here
         with httpx.stream("GET", f"{registry.url}/v2/a/b/blobs/{digest}") as answer:
             next(answer.iter_raw(1000))
         wait_until(lambda: len(registry.requests))
