@@ -187,6 +187,10 @@ class Fault:
     nth: int = 1
     times: int | None = 1
 
+    def concerns(self, method: str, target: str) -> bool:
+        """Whether a request to `target` (`path?query`) is one of those that are counted."""
+        return self.method in (None, method) and re.search(self.path, target) is not None
+
 
 class Faults:
     """The faults of a server. Thread-safe; they may be changed while it runs."""
@@ -224,11 +228,11 @@ class _Armed:
     """A fault with its count of matching requests."""
 
     def __init__(self, fault: Fault) -> None:
-        self.fault, self._pattern, self._seen = fault, re.compile(fault.path), 0
+        self.fault, self._seen = fault, 0
 
     def hit(self, method: str, target: str) -> bool:
         fault = self.fault
-        if fault.method not in (None, method) or not self._pattern.search(target):
+        if not fault.concerns(method, target):
             return False
         self._seen += 1
         end = None if fault.times is None else fault.nth + fault.times
