@@ -274,6 +274,8 @@ def from_answer(
     login: Login = _NOBODY,
 ) -> TransientFailure | RegistryError:
     """Translate an answer that is not what was asked for (distribution-spec, "Error Codes")."""
+    if status < 300 and is_page(headers, body):
+        return page(status, where, host)
     codes, detail = _registry_errors(body)
     said = f"HTTP {status}" + (f", {detail}" if detail else "")
     fields: dict[str, Any] = {"where": where, "status": status, "codes": codes}
@@ -311,6 +313,21 @@ def from_answer(
             **fields,
         )
     return RegistryError(f"{where}: {host} refuses ({said})", **fields)
+
+
+def is_page(headers: Mapping[str, str], body: bytes = b"<") -> bool:
+    """Whether an answer is a page for people. Some registries call what they answer HTML."""
+    return "html" in headers.get("content-type", "").lower() and body.lstrip().startswith(b"<")
+
+
+def page(status: int, where: str, host: str) -> UnreachableError:
+    """Something that shows a page has answered in the place of a registry."""
+    return UnreachableError(
+        f"{where}: a web page came in the place of {host}'s answer (HTTP {status}); a portal or a "
+        "firewall stands between, or this is a web server: log in there, or check host and port",
+        where=where,
+        status=status,
+    )
 
 
 def _denial(status: int, said: str, host: str, login: Login) -> str:
