@@ -105,7 +105,7 @@ def check_signature(reader: BundleReader, public_pem: bytes) -> None:
         SignatureError: there is no signature, or it is somebody else's, or of another bundle.
         InputError: the public key is not usable.
     """
-    from mirror.bundle import signing
+    from mirror import signing
 
     folder = reader.folder
     if folder is None or not (folder / SEAL).is_file() or not (folder / SIGNATURE).is_file():
