@@ -10,7 +10,7 @@ from collections.abc import Generator
 
 from mirror.errors import RegistryError, SizeMismatchError, UnreachableError
 from mirror.oci import Digest, Verifier
-from mirror.registry import failures
+from mirror.registry import refusals
 from mirror.registry.auth import PULL, Scopes
 from mirror.registry.failures import TransientFailure
 from mirror.registry.http1 import Response
@@ -101,8 +101,8 @@ class Download:
         status = response.status
         if status == 200:
             length = response.headers.length
-            if failures.is_page(response.headers) and length != self._size:
-                raise failures.page(status, self._where, self._transport.host)
+            if refusals.is_page(response.headers) and length != self._size:
+                raise refusals.page(status, self._where, self._transport.host)
             self._learn_size(length)
             return self._position
         if status in (206, 416) and self._position:
@@ -149,13 +149,13 @@ def probe_size(transport: Transport, repository: str, digest: Digest, wanted: Sc
         size = headers.length if status == 200 else None
         if (
             size is not None
-            and failures.is_page(headers)
+            and refusals.is_page(headers)
             and "docker-content-digest" not in headers
         ):
-            raise failures.page(status, where, transport.host)
+            raise refusals.page(status, where, transport.host)
         if status == 404 or size is not None:
             return size
-        failure = failures.from_answer(status, headers, b"", where=where, host=transport.host)
+        failure = refusals.from_answer(status, headers, b"", where=where, host=transport.host)
     if isinstance(failure, TransientFailure):
         raise failure
     return _size_by_first_byte(transport, url, wanted)

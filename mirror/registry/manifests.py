@@ -233,17 +233,30 @@ _MAX_PAGE_BYTES = 64 << 20  # some registries ignore `n` and send all at once
 
 # No `<` within a target: a header full of them is read in linear time.
 _LINK = re.compile(r'<([^<>]*)>((?:\s*;\s*[^\s;,="]+(?:\s*=\s*(?:"[^"]*"|[^\s;,"]*))?)*)')
-_NEXT = re.compile(
-    r';\s*rel\s*=\s*(?:"(?:[^"]*\s)?next(?:\s[^"]*)?"|next(?![^\s;]))', re.IGNORECASE
-)
+_RELATION = re.compile(r';\s*rel\s*=\s*(?:"([^"]*)"|([^\s;]+))', re.IGNORECASE)
 
 
 def next_link(headers: list[str]) -> str | None:
-    """The target with `rel=next` among `Link` headers (RFC 8288), as it stands there."""
+    """The target with `rel=next` among `Link` headers (RFC 8288), as it stands there.
+
+    None if they lead elsewhere.
+
+    Raises:
+        ValueError: no target is next, and one has no relation or is not spelt as the RFC says, so
+            nobody knows whether it is; it names the header.
+    """
+    unclear: str | None = None
     for header in headers:
         for target, parameters in _LINK.findall(header):
-            if _NEXT.search(parameters):
+            relation = _RELATION.search(parameters)
+            if relation is None:
+                unclear = unclear or header
+            elif "next" in (relation[1] or relation[2] or "").lower().split():
                 return str(target)
+        if _LINK.sub("", header).strip(" \t,;"):
+            unclear = unclear or header
+    if unclear is not None:
+        raise ValueError(unclear)
     return None
 
 
@@ -336,7 +349,15 @@ def _pages(transport: Transport, url: str, wanted: Scopes, limit: int) -> Iterat
         seen.add(url)
         answer = transport.call("GET", url, accept=statuses.READ, limit=limit, scopes=wanted)
         yield answer
-        link = next_link(answer.headers.all("link"))
+        try:
+            link = next_link(answer.headers.all("link"))
+        except ValueError as err:
+            raise RegistryError(
+                f"{where}: {transport.host} may continue its list, but where cannot be understood "
+                f"(Link: {clean(str(err))}); let the registry, or the proxy before it, write "
+                'Link: <address>; rel="next"',
+                where=where,
+            ) from err
         if link is None:
             return
         url = transport.resolved(link, answer.url)
