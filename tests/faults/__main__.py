@@ -10,10 +10,8 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from tests.faults.matrix import Outcome
+from tests.faults.matrix import VERDICTS, Outcome
 from tests.faults.shares import KINDS, Share, at_once
-
-VERDICTS = ("survived", "failed cleanly", "wrong")
 
 
 def table(found: list[Outcome]) -> str:
@@ -21,8 +19,8 @@ def table(found: list[Outcome]) -> str:
     rows: dict[tuple[str, str], Counter[str]] = {}
     for one in found:
         rows.setdefault((one.case.kind, one.case.scene), Counter())[one.verdict] += 1
-    lines = ["| Registry | Command | Cases | Survived | Clean failures | Wrong |"]
-    lines.append("|---|---|---:|---:|---:|---:|")
+    lines = ["| Registry | Command | Cases | Survived | Failed cleanly | Misled | Wrong |"]
+    lines.append("|---|---|---:|---:|---:|---:|---:|")
     for (kind, scene), count in rows.items():
         numbers = " | ".join(str(count[verdict]) for verdict in VERDICTS)
         lines.append(f"| {kind} | {scene} | {count.total()} | {numbers} |")

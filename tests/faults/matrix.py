@@ -31,6 +31,7 @@ SLOW = (Delay, Stall, Drip)
 FEW = 5
 """Of a fault that takes its time, so many requests are struck and not all."""
 ABSENCES = {"404 once", "listing unknown"}
+"""Faults that say of something that it does not exist: a lie that nobody can see through."""
 HANG_S = DEADLINE_S + 5
 
 
@@ -47,6 +48,10 @@ class Case:
         return f"{self.kind}: {self.scene}: {self.fault} at request {self.nth}"
 
 
+VERDICTS = ("survived", "failed cleanly", "misled", "wrong")
+"""Misled: it believed that something does not exist, did the rest, and lost nothing."""
+
+
 @dataclass(frozen=True)
 class Outcome:
     """How a case went. `code` is what the command ended with; `wrong` is empty if all is well."""
@@ -57,12 +62,15 @@ class Outcome:
     seconds: float
     error: str = ""
     wrong: list[str] = field(default_factory=list)
+    believed: bool = False
 
     @property
     def verdict(self) -> str:
-        """`survived`, `failed cleanly` or `wrong`."""
+        """One of `VERDICTS`."""
         if self.wrong:
             return "wrong"
+        if self.believed:
+            return "misled"
         return "failed cleanly" if self.code else "survived"
 
     def document(self) -> dict[str, Any]:
@@ -75,6 +83,7 @@ class Measured:
     """What a command does when nothing fails."""
 
     requests: tuple[tuple[str, str], ...]  # method, path?query
+    before: tuple[Goal, ...]
     goals: tuple[Goal, ...]
     files: dict[str, str]
 
@@ -95,12 +104,14 @@ class Matrix:
         """Run a command without faults, once."""
         if scene.name not in self._measured:
             with self._workshop.staged(scene.states) as stage:
+                before = tuple(goals(stage))
+                log = stage.shelves[scene.faulty].server.requests
+                log.clear()
                 code = scene.work(stage)
                 assert code == 0, scene
-                log = stage.shelves[scene.faulty].server.requests
                 asked = tuple((one.method, f"{one.path}?{one.query}") for one in log)
                 found = files(stage.folder / "bundle")
-                self._measured[scene.name] = Measured(asked, tuple(goals(stage)), found)
+                self._measured[scene.name] = Measured(asked, before, tuple(goals(stage)), found)
                 shutil.rmtree(stage.folder, ignore_errors=True)
         return self._measured[scene.name]
 
@@ -139,21 +150,36 @@ class Matrix:
             wrong.append(f"it took {seconds:.0f} s")
         struck = server.faults.struck > 0
         server.faults.clear()
+        needed = len(stage.shelves) if scene.needed is None else scene.needed
+        missing: list[str] = []
         if code == 0 and not wrong:
-            needed = len(stage.shelves) if scene.needed is None else scene.needed
             missing = self._lacking(scene, stage, measured, needed)
-            # Whoever hears that a thing does not exist can but say so.
-            believed = measured.files and case.fault in ABSENCES and stage.warnings
-            wrong += [] if believed else missing
-        if code or len(stage.shelves) != (scene.needed or len(stage.shelves)):
+        if code or needed < len(stage.shelves):
             again, reason, bad = attempt(scene, stage)
             wrong += [f"the next run: {one}" for one in bad]
             if again:
                 wrong.append(f"the next run ends with {again}: {reason}")
             else:
                 found = self._lacking(scene, stage, measured, len(stage.shelves))
-                wrong += [f"after the next run: {one}" for one in found]
-        return Outcome(case, code, struck, round(seconds, 3), error, wrong)
+                missing += [f"after the next run: {one}" for one in found]
+        believed = bool(missing) and case.fault in ABSENCES
+        if believed:
+            missing = self._lost(stage, measured)
+        return Outcome(case, code, struck, round(seconds, 3), error, wrong + missing, believed)
+
+    def _lost(self, stage: Stage, measured: Measured) -> list[str]:
+        """What a command that was misled has made worse."""
+        if measured.files:
+            return [] if stage.warnings else ["it left something out and did not say so"]
+        lost = []
+        for before, goal, found in zip(measured.before, measured.goals, goals(stage), strict=True):
+            for path, content in before.held.repositories.items():
+                wanted, there = goal.held.repository(path), found.held.repository(path)
+                kept = content.manifests.keys() & wanted.manifests.keys() - there.manifests.keys()
+                tags = content.tags.keys() & wanted.tags.keys() - there.tags.keys()
+                lost += [f"{path}@{digest} is lost" for digest in kept]
+                lost += [f"{path}:{tag} is lost" for tag in tags]
+        return lost
 
     def _lacking(self, scene: Scene, stage: Stage, measured: Measured, needed: int) -> list[str]:
         if measured.files:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from unittest import mock
 
 from examples.release_tree import TreeSpec, build, spread
 from mirror.bundle.reader import BundleReader
@@ -18,7 +19,7 @@ from mirror.operations.pull import pull
 from mirror.operations.push import push, push_to_all
 from mirror.operations.rollback import rollback
 from mirror.operations.sync import sync_replicas
-from mirror.registry import ConnectionOptions, RegistryClient, RetryPolicy
+from mirror.registry import ConnectionOptions, RegistryClient, RetryPolicy, upload_forms
 from mirror.release.selection import Selection
 from mirror.release.source import SourceTree
 from mirror.run import Run
@@ -35,6 +36,10 @@ ROOT = "dkp/ee"
 DEADLINE_S = 30.0
 JOBS = 2
 STALL_S = 0.4
+
+SMALL_CHUNKS = mock.patch.multiple(upload_forms, CHUNK=400, SHORT_CHUNK=100, SMALLEST_CHUNK=50)
+"""So that small images have layers that travel in chunks."""
+LARGE_LAYER = b"layer in chunks " * 70
 
 SPEC = TreeSpec(
     versions=("v1.70.0",),
@@ -63,10 +68,10 @@ def options() -> ConnectionOptions:
 def releases() -> tuple[MemoryStore, MemoryStore]:
     """Two successive releases of three images each, one of them an index."""
     made = []
-    base = b"base layer " * 30
+    base = b"base layer " * 20
     for number in (0, 1):
         store, version = MemoryStore(), f"v1.{number}.0"
-        child = put_image(store, "", layers=(base, b"component %d" % number))
+        child = put_image(store, "", layers=(base, b"component %d" % number, LARGE_LAYER))
         put_index(store, "", version, children=[child], note=version)
         channel = (version, "stable")
         put_image(store, "release-channel", *channel, layers=(b"version: %d" % number,))
@@ -176,6 +181,7 @@ SCENES = (
     Scene("sync, its leader fails", ("both", "early"), _sync),
     Scene("sync, its replica fails", ("both", "empty"), _sync, faulty=1),
     Scene("sync with prune", ("late", "both"), _sync_and_prune, faulty=1, exact=True),
+    Scene("sync with prune, its leader fails", ("late", "both"), _sync_and_prune, exact=True),
     Scene("prune", ("both",), _prune, exact=True),
     Scene("rollback", ("both",), _rollback, leftovers=True),
 )
@@ -215,7 +221,7 @@ class Workshop:
     @contextmanager
     def staged(self, states: tuple[str, ...]) -> Iterator[Stage]:
         """Fresh registries in these states, and a folder of its own."""
-        with ExitStack() as shelves, ExitStack() as clients:
+        with SMALL_CHUNKS, ExitStack() as shelves, ExitStack() as clients:
             opened = [shelves.enter_context(self.kind.open(name)) for name in states]
             self._count += 1
             folder = self._work / f"case-{self._count}"

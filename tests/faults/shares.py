@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import multiprocessing
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, redirect_stdout
 from dataclasses import dataclass, replace
 from multiprocessing.queues import Queue
 from pathlib import Path
@@ -49,8 +50,9 @@ class Share:
 
 def _worker(queue: Queue[Outcome | None], share: Share) -> None:
     try:
-        for outcome in share.outcomes():
-            queue.put(outcome)
+        with redirect_stdout(io.StringIO()):  # the logs of registries, which tests print
+            for outcome in share.outcomes():
+                queue.put(outcome)
     finally:
         queue.put(None)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import threading
 from abc import ABC, abstractmethod
@@ -21,7 +22,8 @@ from tests.support.real_registry import RealRegistry
 from tests.support.wire import reached
 
 _LOOKS = 4
-_PAUSE_S = 0.01
+_BROKEN = "the reader broke down"
+_PAUSE_S = 0.03
 
 
 @dataclass
@@ -174,8 +176,12 @@ class DataFolder:
         self._names = root / "docker/registry/v2/repositories"
 
     def repositories(self) -> Sequence[str]:
-        found = (path.parent for path in self._names.rglob("_manifests"))
-        return sorted(path.relative_to(self._names).as_posix() for path in found)
+        found = []
+        for folder, names, _ in os.walk(self._names):  # which bears folders that vanish meanwhile
+            if "_manifests" in names:
+                found.append(Path(folder).relative_to(self._names).as_posix())
+            names[:] = [name for name in names if not name.startswith("_")]
+        return sorted(found)
 
     def tags(self, repository: str) -> Sequence[str]:
         try:
@@ -259,9 +265,11 @@ def polled(shelf: Shelf) -> Iterator[None]:
     over = threading.Event()
 
     def poll() -> None:
+        shelf.dangling.append(_BROKEN)  # until it has ended well
         while not over.wait(_PAUSE_S):
             _look(shelf, over)
         _look(shelf, over)
+        shelf.dangling.remove(_BROKEN)
 
     thread = threading.Thread(target=poll, name="reader")
     thread.start()

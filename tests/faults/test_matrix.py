@@ -18,14 +18,19 @@ from tests.faults.shelves import Embedded, WatchedStorage
 from tests.support.tools import require_tool
 
 
-@pytest.mark.parametrize(("kind", "step"), [("embedded", 211), ("docker-registry", 997)])
-def test_every_command_survives_a_sample_of_faults_or_fails_cleanly(kind: str, step: int) -> None:
+@pytest.mark.parametrize(
+    ("kind", "scenes", "step"),
+    [("embedded", "", 211), ("docker-registry", "push of the next release", 199)],
+)
+def test_commands_survive_a_sample_of_faults_or_fail_cleanly(
+    kind: str, scenes: str, step: int
+) -> None:
     if kind != "embedded":
         require_tool(kind)
-    found = list(Share(kind, ("",), step=step).outcomes())
+    found = list(Share(kind, (scenes,), step=step).outcomes())
     assert [(str(one.case), one.code, one.wrong) for one in found if one.wrong] == []
-    assert len({one.case.scene for one in found}) == len(SCENES)
     assert sum(one.struck for one in found) > 0.9 * len(found)
+    assert len(found) > 5
 
 
 @pytest.fixture
@@ -75,7 +80,10 @@ def test_a_command_that_breaks_down_is_wrong_and_its_traceback_is_told(workshop:
 
 def test_a_tag_that_leads_to_nothing_for_a_moment_is_seen() -> None:
     storage = WatchedStorage()
-    document = b'{"schemaVersion":2,"config":{"mediaType":"a/b","size":1,"digest":"sha256:%b"},"layers":[]}'
+    document = (
+        b'{"schemaVersion":2,"config":{"mediaType":"a/b","size":1,"digest":"sha256:%b"},'
+        b'"layers":[]}'
+    )
     manifest = Manifest.parse(document % (b"a" * 64), OCI_MANIFEST)
     storage.put_manifest("a", manifest)
     assert storage.dangling == []
@@ -104,6 +112,6 @@ def test_the_table_counts_by_registry_and_command() -> None:
     found = [Outcome(case, code, True, 0.1) for code in (0, 5)]
     found.append(Outcome(case, 0, True, 0.1, wrong=["it says so, and it is not there"]))
     assert table(found).splitlines()[2:] == [
-        "| embedded | push | 3 | 1 | 1 | 1 |",
-        "| | all | 3 | 1 | 1 | 1 |",
+        "| embedded | push | 3 | 1 | 1 | 0 | 1 |",
+        "| | all | 3 | 1 | 1 | 0 | 1 |",
     ]
