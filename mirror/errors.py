@@ -242,6 +242,10 @@ class StatementError(IntegrityError):
     """What a registry publishes as its inventory cannot be read, or cannot be trusted."""
 
 
+class UntrustedStatementError(StatementError):
+    """Nobody whose key is trusted signed what a registry publishes as its inventory."""
+
+
 class DamagedReplicaError(IntegrityError):
     """A registry keeps serving damaged content (what, and which file to remove)."""
 

@@ -288,9 +288,12 @@ class _Push:
         target = tree.target(self.run)
         before = state.newest.statement.inventory if state.newest else Inventory()
         held = self.held(target, before if self.whole else None)
-        statement = next_statement(state, self.wanted, held, tool=tool_name(), above=above)
+        signs = tree.keys.sign is not None
+        statement = next_statement(
+            state, self.wanted, held, tool=tool_name(), above=above, signs=signs
+        )
         if statement is not None:
-            goal = Goal.of(statement)
+            goal = Goal.of(statement, tree.keys)
             inventory = statement.inventory if self.whole else self.wanted
             return _Goal(tree, held, inventory, goal.published, goal, new=True)
         assert state.newest is not None, "where nothing is stated, the statement is new"
