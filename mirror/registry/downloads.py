@@ -10,7 +10,7 @@ from collections.abc import Generator
 
 from mirror.errors import RegistryError, SizeMismatchError, UnreachableError
 from mirror.oci import Digest, Verifier
-from mirror.registry import failures
+from mirror.registry import refusals
 from mirror.registry.auth import PULL, Scopes
 from mirror.registry.failures import TransientFailure
 from mirror.registry.http1 import Response
@@ -146,7 +146,7 @@ def probe_size(transport: Transport, repository: str, digest: Digest, wanted: Sc
         size = response.headers.length if status == 200 else None
         if status == 404 or size is not None:
             return size
-        failure = failures.from_answer(
+        failure = refusals.from_answer(
             status, response.headers, b"", where=where, host=transport.host
         )
     if isinstance(failure, TransientFailure):

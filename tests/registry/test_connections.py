@@ -27,7 +27,8 @@ from mirror.errors import (
 )
 from mirror.oci import Digest
 from mirror.registry import ConnectionOptions, Credentials, RegistryClient, RetryPolicy, connections
-from mirror.registry.connections import Connections, Home
+from mirror.registry.addresses import Home
+from mirror.registry.connections import Connections
 from mirror.registry.http1 import Patience
 from mirror.registry.options import proxy_for, tls_context
 from tests.registry.conftest import MakeClient, Serve
