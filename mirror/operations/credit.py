@@ -8,12 +8,17 @@ of a trusted key signed it; and what is older than what a replica has seen needs
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
-from mirror.errors import ConflictError, MirrorError, NotFoundError, StatementError
+from semver import Version
+
+from mirror.errors import ConflictError, DowngradeError, MirrorError, NotFoundError, StatementError
+from mirror.events import Warned
+from mirror.layout import CHANNELS, holds_releases, parse_version
 from mirror.oci import Digest
 from mirror.run import Run
+from mirror.sync import Inventory
 from mirror.sync.plan import Plan, Tags, differing, laid_over, tags_of, tags_of_steps, tags_only
 from mirror.sync.publication_state import (
     PENDING,
@@ -137,15 +142,82 @@ def refuse_older(
     back what came since.
 
     Raises:
-        StatementError: it does, and nobody allowed that.
+        DowngradeError: it does, and nobody allowed that.
     """
     if stated is None or not replica.keys.forbids_downgrade:
         return
     theirs, ours = stated.statement.generation, seen.statement.generation
     if theirs < ours:
-        raise StatementError(
+        raise DowngradeError(
             f"the leader {leader.name} states generation {theirs}, and this registry has seen "
             f"generation {ours}",
             where=replica.name,
             advice="if the older one is what you want, run it with --allow-downgrade",
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Downgrade:
+    """A release channel that is to lead from version `before` back to `after`."""
+
+    repository: str
+    channel: str
+    before: Version
+    after: Version
+
+    def __str__(self) -> str:
+        return f"{self.repository}:{self.channel} from {self.before} to {self.after}"
+
+
+def downgrades(before: Tags, after: Tags) -> list[Downgrade]:
+    """The channels that `after` takes back to an older version than in `before`. Pure.
+
+    A channel's version is that of the tag beside it that names the same image; without one on
+    either side nothing is said of that channel.
+    """
+    found = []
+    for path in filter(holds_releases, sorted(before.keys() & after.keys())):
+        for channel in sorted(before[path].keys() & after[path].keys() & set(CHANNELS)):
+            old, new = (_version(tags[path], tags[path][channel]) for tags in (before, after))
+            if old is not None and new is not None and new < old:
+                found.append(Downgrade(path, channel, old, new))
+    return found
+
+
+def _version(tags: Mapping[str, Digest], digest: Digest) -> Version | None:
+    """The highest version whose tag names `digest`."""
+    named = (parse_version(tag) for tag, one in tags.items() if one == digest)
+    return max(filter(None, named), default=None)
+
+
+def refuse_downgrade(
+    tree: RegistryTree,
+    state: PublicationState,
+    held: Inventory,
+    wanted: Inventory,
+    *,
+    strict: bool,
+    run: Run,
+) -> None:
+    """Tell that `wanted` leads channels back to older versions than the registry has.
+
+    `held` is what of it the registry has, in the `state` in which it was.
+
+    Raises:
+        DowngradeError: it does, `strict` is asked for or keys are trusted, and nobody allowed that.
+    """
+    stated = tags_of(state.newest.statement.inventory) if state.newest else {}
+    found = downgrades(laid_over(stated, tags_of(held)), tags_of(wanted))
+    if not found:
+        return
+    more = f" and {len(found) - 3} more channels" if len(found) > 3 else ""
+    listed = ", ".join(map(str, found[:3])) + more
+    problem = f"the bundle is older than what is there: it takes {listed}"
+    if tree.keys.allow_downgrade or not (strict or tree.keys.trusted):
+        run.on_event(Warned(f"{tree.name}: {problem}"))
+        return
+    raise DowngradeError(
+        problem,
+        where=tree.name,
+        advice="nothing was written; if that is what you want, push with --allow-downgrade",
+    )

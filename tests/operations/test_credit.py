@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -15,41 +17,55 @@ from cryptography.hazmat.primitives.serialization import (
     PublicFormat,
 )
 
-from mirror.errors import ConflictError, MirrorError, StatementError
+from mirror.bundle.reader import BundleReader
+from mirror.errors import (
+    ConflictError,
+    DowngradeError,
+    IncompleteError,
+    MirrorError,
+    StatementError,
+)
+from mirror.events import Event, Warned
 from mirror.oci import Digest
+from mirror.operations.credit import downgrades
 from mirror.operations.leader import choose_leader
 from mirror.operations.prune import prune
+from mirror.operations.push import push, push_to_all
 from mirror.operations.replicate import Outcome, ReplicaResult
 from mirror.operations.rollback import rollback
 from mirror.operations.sync import sync_replicas
 from mirror.run import Run, gather
 from mirror.signing import sign
 from mirror.sync import Inventory, MemoryStore, RepositoryContent, publication
-from mirror.sync.plan import Plan
+from mirror.sync.plan import Plan, Tags, tags_of
 from mirror.sync.publication import Goal, Publication, announce
 from mirror.sync.publication_state import read_state, statement_digest
 from mirror.sync.statement import Artifact, Statement, StatementKeys
 from mirror.sync.tree import RegistryTree
+from tests.support.bundles import pack
 from tests.support.inventories import put_image, sample_store
 from tests.support.patience import PATIENCE_S
 from tests.support.places import state
+from tests.support.program import call_mirror
 from tests.support.replicas import ROOT, Replica, replicas
 
 STORE = sample_store()
 CHANNELS = "release-channel"
 
 
-def pair() -> tuple[Callable[[bytes], bytes], bytes]:
-    """What signs with a new key, and its public half in PEM."""
+def pair() -> tuple[bytes, bytes]:
+    """A new key in PEM, and its public half."""
     key = Ed25519PrivateKey.generate()
     private = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
     public = key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
-    return lambda data: sign(data, private), public
+    return private, public
 
 
-SIGN, KEY = pair()
-STRANGER, STRANGERS_KEY = pair()
-SIGNED = StatementKeys(SIGN, (KEY,))
+PRIVATE, KEY = pair()
+STRANGERS_PRIVATE, STRANGERS_KEY = pair()
+SIGNED = StatementKeys(partial(sign, key_pem=PRIVATE), (KEY,))
+STRANGER = partial(sign, key_pem=STRANGERS_PRIVATE)
+SIGN = SIGNED.sign
 
 
 @pytest.fixture
@@ -288,7 +304,7 @@ def test_with_trusted_keys_an_older_generation_than_seen_takes_a_word(
         assert (result.failures, result.generation) == ((), 2)
         return
     error = error_of(result)
-    assert isinstance(error, StatementError)
+    assert isinstance(error, DowngradeError)
     assert "states generation 2, and this registry has seen generation 3" in str(error)
     assert "--allow-downgrade" in str(error)
     assert replica.storage.resolve(ROOT, "v9.0.0") is not None
@@ -307,6 +323,111 @@ def test_a_rollback_and_a_prune_sign_what_they_state(two: list[Replica]) -> None
     assert report.exit_code == 0
     assert not sync_replicas(trees[0], [trees[1]]).failures
     assert replica.held().repository("").tags.keys() == STORE.inventory().repository("").tags.keys()
+
+
+# -- what is older ---------------------------------------------------------------------------------
+
+
+def release(*versions: str, stable: str) -> MemoryStore:
+    """A tree whose channel `stable` leads to one of its versions."""
+    store = MemoryStore()
+    for version in versions:
+        channel = ["stable"] if version == stable else []
+        put_image(store, CHANNELS, version, *channel, layers=(version.encode(),))
+        put_image(store, "", version, layers=(b"image " + version.encode(),))
+    return store
+
+
+def tags_in(store: MemoryStore) -> Tags:
+    return tags_of(store.inventory())
+
+
+def test_a_channel_goes_back_if_the_version_beside_it_is_older() -> None:
+    newer, older = (release("v1.9.0", "v1.10.0", stable=one) for one in ("v1.10.0", "v1.9.0"))
+    assert [str(one) for one in downgrades(tags_in(newer), tags_in(older))] == [
+        "release-channel:stable from 1.10.0 to 1.9.0"
+    ]
+    assert downgrades(tags_in(older), tags_in(newer)) == []
+    assert downgrades(tags_in(older), tags_in(older)) == []
+
+
+def test_a_channel_without_a_version_beside_it_is_not_judged() -> None:
+    bare = MemoryStore()
+    put_image(bare, CHANNELS, "stable", layers=(b"no version",))
+    full = release("v1.10.0", stable="v1.10.0")
+    assert downgrades(tags_in(full), tags_in(bare)) == []
+    assert downgrades(tags_in(bare), tags_in(full)) == []
+
+
+@pytest.fixture
+def old_bundle(tmp_path: Path) -> Iterator[BundleReader]:
+    store = release("v1.9.0", stable="v1.9.0")
+    pack(store, store.inventory(), tmp_path / "old")
+    with BundleReader([tmp_path / "old"]) as reader:
+        yield reader
+
+
+def test_a_push_of_something_older_is_told(two: list[Replica], old_bundle: BundleReader) -> None:
+    target = two[1]
+    target.fill(release("v1.10.0", stable="v1.10.0"))
+    events: list[Event] = []
+    push(old_bundle, target.tree, run=Run(on_event=events.append))
+    (warned,) = [event.message for event in events if isinstance(event, Warned)]
+    assert warned == (
+        f"{target.name}: the bundle is older than what is there: it takes "
+        "release-channel:stable from 1.10.0 to 1.9.0"
+    )
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_where_keys_are_trusted_a_push_of_something_older_takes_a_word(
+    two: list[Replica], old_bundle: BundleReader, several: bool
+) -> None:
+    target = two[1]
+    state_signed(target, release("v1.10.0", stable="v1.10.0"), 1, SIGNED)
+    before = target.held()
+    tree = keyed(target, SIGNED)
+    work = partial(push_to_all, trees=[tree]) if several else partial(push, tree=tree)
+    with pytest.raises(IncompleteError if several else DowngradeError) as caught:
+        work(old_bundle)
+    assert "it takes release-channel:stable from 1.10.0 to 1.9.0" in str(caught.value)
+    assert "push with --allow-downgrade" in str(caught.value)
+    assert target.held() == before
+    push(old_bundle, keyed(target, replace(SIGNED, allow_downgrade=True)))
+    assert (
+        target.held().repository(CHANNELS).tags["stable"]
+        != before.repository(CHANNELS).tags["stable"]
+    )
+
+
+def test_a_push_that_signs_states_anew_what_was_not_signed(
+    two: list[Replica], old_bundle: BundleReader
+) -> None:
+    target = two[1]
+    first = push(old_bundle, target.tree)
+    assert first.published.statement.generation == 1
+    second = push(old_bundle, keyed(target, StatementKeys(SIGN)))
+    assert (second.published.statement.generation, second.published.signed) == (2, True)
+    third = push(old_bundle, keyed(target, SIGNED))
+    assert third.published == second.published
+
+
+def test_the_command_line_signs_and_asks_for_signatures(
+    two: list[Replica], old_bundle: BundleReader, tmp_path: Path
+) -> None:
+    leader, replica = (one.name for one in two)
+    private, public = tmp_path / "key.pem", tmp_path / "pub.pem"
+    private.write_bytes(PRIVATE)
+    public.write_bytes(KEY)
+    del old_bundle
+    bundle = tmp_path / "old"
+    sync = ("sync", "--insecure", "--from", leader, "--to", replica)
+    refused = call_mirror(*sync, "--trusted-key", public).failed(4)
+    assert "it is not signed" in refused.stdout
+    push_it = ("push", bundle, leader, "--insecure")
+    call_mirror(*push_it, "--sign-key", private).succeeded()
+    call_mirror(*sync, "--trusted-key", public).succeeded()
+    assert read_state(keyed(two[1], SIGNED)).current is not None
 
 
 # -- two at once -----------------------------------------------------------------------------------
