@@ -333,8 +333,8 @@ def _attached(
         listed = dict(zip(paths, source.each("signatures", paths, source.tags), strict=True))
     for path in (path for path, tags in listed.items() if tags is None):
         source.warn(
-            f"{source.tree.origin(path)}: images are there, and the list of tags is not (HTTP 404); "
-            "signatures and attestations were not looked for; pull again if there should be some"
+            f"{source.tree.origin(path)}: images are there, and the list of tags is not (HTTP "
+            "404); what vouches for them was not looked for; pull again if there should be some"
         )
 
     def may_exist(one: _Added, suffix: str) -> bool:

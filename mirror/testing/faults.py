@@ -198,7 +198,7 @@ class Faults:
     def __init__(self, *faults: Fault) -> None:
         self._lock = threading.Lock()  # guards _armed and _struck
         self._armed: list[_Armed] = [_Armed(fault) for fault in faults]
-        self._struck = 0
+        self._struck: list[str] = []
 
     def add(self, *faults: Fault) -> None:
         """Add faults, which count requests from now on."""
@@ -213,14 +213,19 @@ class Faults:
     @property
     def struck(self) -> int:
         """How often faults have struck, so that a test can check that they did."""
+        return len(self.victims)
+
+    @property
+    def victims(self) -> tuple[str, ...]:
+        """What they have struck, each as `METHOD path?query`."""
         with self._lock:
-            return self._struck
+            return tuple(self._struck)
 
     def strike(self, method: str, target: str) -> list[Action]:
         """Count a request to `target` (`path?query`) and return what is to happen to it."""
         with self._lock:
             actions = [armed.fault.action for armed in self._armed if armed.hit(method, target)]
-            self._struck += len(actions)
+            self._struck += [f"{method} {target}"] * len(actions)
             return actions
 
 

@@ -32,6 +32,8 @@ FEW = 5
 """Of a fault that takes its time, so many requests are struck and not all."""
 ABSENCES = {"404 once", "listing unknown"}
 """Faults that say of something that it does not exist: a lie that nobody can see through."""
+DAMAGE = {"flipped byte in every blob"}
+"""What a registry states cannot be read: a push says so, and states anew what it brings."""
 HANG_S = DEADLINE_S + 5
 
 
@@ -49,7 +51,7 @@ class Case:
 
 
 VERDICTS = ("survived", "failed cleanly", "misled", "wrong")
-"""Misled: it believed that something does not exist, did the rest, and lost nothing."""
+"""Misled: it took something for gone or damaged, did the rest, and lost nothing."""
 
 
 @dataclass(frozen=True)
@@ -145,10 +147,11 @@ class Matrix:
     ) -> Outcome:
         begun = time.monotonic()
         code, error, wrong = attempt(scene, stage)
+        warnings = list(stage.warnings)
         seconds = time.monotonic() - begun
         if seconds > HANG_S:
             wrong.append(f"it took {seconds:.0f} s")
-        struck = server.faults.struck > 0
+        struck = server.faults.victims
         server.faults.clear()
         needed = len(stage.shelves) if scene.needed is None else scene.needed
         missing: list[str] = []
@@ -162,15 +165,19 @@ class Matrix:
             else:
                 found = self._lacking(scene, stage, measured, len(stage.shelves))
                 missing += [f"after the next run: {one}" for one in found]
-        believed = bool(missing) and case.fault in ABSENCES
-        if believed:
+        told = case.fault in ABSENCES or (case.fault in DAMAGE and bool(warnings))
+        believed = bool(missing) and told
+        if believed and measured.files:
+            # Who has no API of referrers answers 404, too.
+            silent = not warnings and not any("/referrers/" in one for one in struck)
+            missing = ["it left something out and did not say so"] if silent else []
+        elif believed:
             missing = self._lost(stage, measured)
-        return Outcome(case, code, struck, round(seconds, 3), error, wrong + missing, believed)
+        seconds = round(seconds, 3)
+        return Outcome(case, code, bool(struck), seconds, error, wrong + missing, believed)
 
     def _lost(self, stage: Stage, measured: Measured) -> list[str]:
         """What a command that was misled has made worse."""
-        if measured.files:
-            return [] if stage.warnings else ["it left something out and did not say so"]
         lost = []
         for before, goal, found in zip(measured.before, measured.goals, goals(stage), strict=True):
             for path, content in before.held.repositories.items():

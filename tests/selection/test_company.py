@@ -298,7 +298,10 @@ def contents(seal: Mapping[str, Any]) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("path", "told"),
     [
-        ("/tags/list", "images are there, and the list of tags is not (HTTP 404)"),
+        (
+            "/tags/list",
+            "404); what vouches for them was not looked for",
+        ),
         (r"/manifests/sha256-.*\.sig", "is not there (what vouches for sha256:"),
         ("/referrers/", "denies to know it of this one (HTTP 404)"),
     ],
