@@ -14,6 +14,8 @@ from mirror.commands.access import AccessOptions, TreeAccess, login_options, reg
 from mirror.commands.cluster_files import ClusterFiles, cluster_options
 from mirror.commands.options import FILE, Work, flag
 from mirror.errors import InputError, InvalidReferenceError
+from mirror.events import Warned
+from mirror.layout import MODULES
 from mirror.oci import Repository
 from mirror.operations.push import plan_push, push, push_to_all
 from mirror.reports.bundles import push_plan_summary, push_summary
@@ -124,6 +126,9 @@ def push_command(
     if not folders and not files:
         raise InputError("name the bundle to push: mirror push BUNDLE_DIR REGISTRY, or use --file")
     target = cluster.reach(registry, access, writes=True)
+    if target.modules_suffix != MODULES:
+        where = "/".join(filter(None, (str(target.root), target.modules_suffix)))
+        work.on_event(Warned(f"modules go to {where}, not to {target.root}/{MODULES}"))
     others = _replicas(target, replicas, quorum, access, replica_login, replica_password)
     if others and dry_run:
         raise InputError("--dry-run is for one registry at a time; leave --replica out")
