@@ -497,9 +497,9 @@ def test_of_all_pairs_of_settings_exactly_the_contradictions_are_refused() -> No
         except InputError as err:
             refusals[frozenset(pair)] = str(err)
     assert set(refusals) == CONTRADICTIONS
-    for pair, message in refusals.items():
+    for refused_pair, message in refusals.items():
         assert re.search("(contradict|exclude) each other.*(drop|keep) one of them", message)
-        assert all(f"--{name.replace('_', '-')}" in message for name in pair)
+        assert all(f"--{name.replace('_', '-')}" in message for name in refused_pair)
 
 
 def test_every_setting_that_says_what_is_taken_is_in_the_table_of_pairs() -> None:

@@ -116,6 +116,7 @@ def push_command(
     then is published in it as a new generation, which `mirror rollback` can take back.
     """
     del tmp_dir
+    options.tell_ignored_variables(work.on_event)
     folders, registry = _arguments(paths, files, optional=cluster.module_config is not None)
     if len(folders) > 1:
         raise InputError(
@@ -177,7 +178,7 @@ def _replicas(
             f"--quorum {quorum} cannot be reached with {len(roots)} registries; name more "
             "with --replica"
         )
-    own = replace(asked, login=login, password=password)
+    own = replace(asked, login=login, password=password, whose="replica")
     return [
         (asked if one.host == root.host and login is None else own).to(one) for one in roots[1:]
     ]
