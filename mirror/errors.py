@@ -7,6 +7,7 @@ This module is the ground floor: every room may import it and it imports none of
 
 from __future__ import annotations
 
+import errno
 import re
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
@@ -122,6 +123,34 @@ class FileSystemError(MirrorError):
 
 class NoSpaceError(FileSystemError):
     """The disk has no room: for what the plan would write, before a blob moves, or for a file."""
+
+
+class ResourceError(MirrorError):
+    """The operating system gives this process no more files, threads or memory (which limit)."""
+
+
+_SHORTAGES = {
+    "files": ("too many open files", "ulimit -n, LimitNOFILE of a service"),
+    "threads": ("no more threads can be started", "ulimit -u, ulimit -v, a container's pids"),
+    "memory": ("there is no more memory", "ulimit -v, a container's memory"),
+}
+_SCARCE = {errno.EMFILE: "files", errno.ENFILE: "files", errno.ENOMEM: "memory"}
+
+
+def shortage(err: BaseException) -> ResourceError | None:
+    """What `err` says that this process lacks, as the error to raise; None if it says no such."""
+    kind = _SCARCE.get(err.errno or 0) if isinstance(err, OSError) else None
+    if isinstance(err, MemoryError):
+        kind = "memory"
+    elif isinstance(err, RuntimeError) and "start new thread" in str(err):
+        kind = "threads"
+    if kind is None:
+        return None
+    problem, limit = _SHORTAGES[kind]
+    return ResourceError(
+        f"{problem}: the limit of this process is reached",
+        advice=f"raise it ({limit}), or work with fewer --jobs; nothing is lost, run it again",
+    )
 
 
 class CancelledError(MirrorError):

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping, Sequence
-from typing import Any
+from contextlib import suppress
+from typing import Any, NoReturn
 
 import click
 
 from mirror.commands.signals import INTERRUPTED, MESSAGE, stopping
+from mirror.commands.terminal import error_lost, show, shows_unicode, tell
 from mirror.errors import (
     DeniedError,
     IncompleteError,
     IntegrityError,
     MirrorError,
     MissingBaseError,
+    shortage,
 )
+from mirror.text import json_escaped, paragraph
 
 _JSON, _REPORTED = "mirror.json", "mirror.reported"
 _OTHERS = frozenset({"inspect", "merge", "mode", "config"})
@@ -24,7 +29,7 @@ _OTHERS = frozenset({"inspect", "merge", "mode", "config"})
 
 def print_json(document: Mapping[str, Any]) -> None:
     """Print a result for a program."""
-    click.echo(json.dumps(document, indent=2, ensure_ascii=False))
+    show(json_escaped(json.dumps(document, indent=2, ensure_ascii=not shows_unicode())))
 
 
 class Group(click.Group):
@@ -42,7 +47,6 @@ class Group(click.Group):
             ctx = super().make_context(info_name, args, parent, **extra)
         except click.UsageError as error:
             _report_usage(error, as_json=as_json)
-            raise
         ctx.meta[_JSON] = as_json
         return ctx
 
@@ -52,19 +56,20 @@ class Group(click.Group):
                 return super().invoke(ctx)
             except click.UsageError as error:
                 _report_usage(error, as_json=ctx.meta[_JSON])
-                raise  # click shows it with the command's usage
             except MirrorError as error:
-                message = str(error) + _hints(ctx.invoked_subcommand, error)
-                _report(ctx, message, error.exit_code, type(error).__name__, _failures(error))
+                _report_error(ctx, error)
                 ctx.exit(error.exit_code)
             except KeyboardInterrupt:
                 _report_interruption(ctx)
                 ctx.exit(INTERRUPTED)
             except (click.exceptions.Exit, click.ClickException):
                 raise
-            except Exception:
+            except Exception as error:
                 # After an interruption: KeyboardInterrupt may strike inside a lock or a callback,
                 # which then raises something else. Without an interruption this is a bug.
+                if (lacking := shortage(error)) is not None and not asked():
+                    _report_error(ctx, lacking)
+                    ctx.exit(lacking.exit_code)
                 if not asked():
                     raise
                 _report_interruption(ctx)
@@ -81,18 +86,30 @@ def _report(
     ctx: click.Context, message: str, code: int, kind: str, more: Mapping[str, Any] | None = None
 ) -> None:
     """Report a failure: as text, and with `--json` as a document, too."""
-    click.echo(f"error: {message}", err=True)
-    if ctx.meta[_JSON]:
-        _print_error(message, code, kind, more)
+    as_json = ctx.meta[_JSON]
+    tell(f"error: {paragraph(message)}", surely=not as_json)
+    if as_json:
+        with suppress(click.ClickException):  # standard output is full; standard error has it
+            _print_error(message, code, kind, more)
+
+
+def _report_error(ctx: click.Context, error: MirrorError) -> None:
+    message = str(error) + _hints(ctx.invoked_subcommand, error)
+    _report(ctx, message, error.exit_code, type(error).__name__, _failures(error))
 
 
 def _print_error(message: str, code: int, kind: str, more: Mapping[str, Any] | None = None) -> None:
     print_json({"error": {"type": kind, "message": message, "exitCode": code, **(more or {})}})
 
 
-def _report_usage(error: click.UsageError, *, as_json: bool) -> None:
+def _report_usage(error: click.UsageError, *, as_json: bool) -> NoReturn:
+    """Show it with the command's usage, as click does."""
     if as_json:
         _print_error(error.format_message(), error.exit_code, click.UsageError.__name__)
+    error.show(sys.stderr)
+    if error_lost() and not as_json:
+        error.show(sys.stdout)
+    raise click.exceptions.Exit(error.exit_code) from None
 
 
 def _report_interruption(ctx: click.Context) -> None:

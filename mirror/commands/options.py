@@ -12,8 +12,10 @@ from typing import Any, Protocol, TypeVar
 import click
 
 from mirror.commands.errors import print_json
+from mirror.commands.terminal import show
 from mirror.reports.progress import progress
 from mirror.run import DEFAULT_JOBS, Run
+from mirror.text import lines_of
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
@@ -95,12 +97,20 @@ class Work(ExitStack):
 
     def say(self, document: Mapping[str, Any], lines: Iterable[str], *, code: int = 0) -> None:
         """Print the one or the other, and end the command if `code` is not 0."""
+        try:
+            self._print(document, lines)
+        except click.ClickException as unwritten:
+            if not code:
+                raise
+            unwritten.show()  # what was found still decides how the command ends
+        if code:
+            click.get_current_context().exit(code)
+
+    def _print(self, document: Mapping[str, Any], lines: Iterable[str]) -> None:
         if self.as_json:
             print_json(document)
         else:
-            click.echo("\n".join(lines))
-        if code:
-            click.get_current_context().exit(code)
+            show(lines_of(line for text in lines for line in text.split("\n")))
 
 
 def _work(**values: Any) -> Work:

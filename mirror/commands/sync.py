@@ -17,9 +17,11 @@ from mirror.commands.access import AccessOptions, TreeAccess, open_trees, regist
 from mirror.commands.cluster_files import ClusterFiles, cluster_options, full_name
 from mirror.commands.options import FILE, Work, flag
 from mirror.commands.signals import handling
+from mirror.commands.terminal import tell
 from mirror.errors import InputError
 from mirror.operations.sync import sync_replicas
 from mirror.reports.registries import sync_summary
+from mirror.text import paragraph
 
 _AUTO = "auto"
 
@@ -195,18 +197,25 @@ def watch(config: Path) -> None:
     settings = WatchSettings.load(config)
     stop = threading.Event()
     with _logging(), handling(stop.set, once=True), running(settings) as (daemon, url):
-        click.echo(f"following {', '.join(daemon.followers)}", err=True)
+        tell(f"following {', '.join(daemon.followers)}")
         if url is not None:
-            click.echo(f"health, readiness and metrics at {url}", err=True)
+            tell(f"health, readiness and metrics at {url}")
         stop.wait()
-    click.echo("stopped", err=True)
+    tell("stopped")
+
+
+class Cleaned(logging.Formatter):
+    """Records as people may see them: one message and its traceback are one paragraph."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return paragraph(super().format(record))
 
 
 @contextmanager
 def _logging() -> Iterator[None]:
     """The library's own messages on stderr; of others' only warnings."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    handler.setFormatter(Cleaned("%(asctime)s %(levelname)s %(message)s"))
     ours = logging.getLogger("mirror")
     level = ours.level
     ours.addHandler(handler)

@@ -30,10 +30,12 @@ from mirror.errors import (
     RegistryNotFoundError,
     StalledError,
     UnreachableError,
+    shortage,
 )
 from mirror.events import OnEvent, Retrying
 from mirror.registry.http1 import Fault, WireError
 from mirror.registry.options import ConnectionOptions, RetryPolicy
+from mirror.text import printable
 
 _MAX_REASON = 300
 _PUSHES = ("POST ", "PUT ", "PATCH ")
@@ -209,6 +211,8 @@ def _from_connect(err: Exception, *, where: str, host: str) -> TransientFailure 
         return UnreachableError(f"{where}: {text}", where=where)
 
     for cause in _causes(err):
+        if (lacking := shortage(cause)) is not None:
+            return lacking
         if isinstance(cause, ssl.SSLCertVerificationError):
             return unreachable(
                 f"the certificate of {host} is not trusted ({cause.verify_message}); name the "
@@ -378,7 +382,7 @@ def _words(error: Mapping[str, Any]) -> tuple[str, str]:
 
 def clean(text: str) -> str:
     """Foreign text for a message: without control characters, and not long."""
-    return "".join(c if c.isprintable() else " " for c in text)[:_MAX_REASON]
+    return printable(" ".join(text[: 2 * _MAX_REASON].split()))[:_MAX_REASON]
 
 
 def same(err: MirrorError) -> MirrorError:

@@ -24,7 +24,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
 from mirror.documents import parse_json
-from mirror.errors import FileSystemError, MirrorError
+from mirror.errors import FileSystemError, MirrorError, shortage
 from mirror.layout import normalised_suffix
 from mirror.registry import ConnectionOptions, Credentials, RegistryClient, find_credentials
 from mirror.registry.options import BRIEF
@@ -144,6 +144,8 @@ class Daemon:
         except MirrorError as err:
             return CycleResult(level, complete=False, errors=(str(err),))
         except Exception as err:  # noqa: BLE001 - a bug must not end the replication of all
+            if (lacking := shortage(err)) is not None:
+                return CycleResult(level, complete=False, errors=(str(lacking),))
             _log.exception("%s: the cycle ended with a bug in mirror", replica)
             bug = f"{type(err).__name__}: {err}"
             problem = f"a bug in mirror ended this cycle ({bug}); the log has the traceback"

@@ -40,8 +40,9 @@ def test_the_program_presents_itself_without_loading_any_command(option: str) ->
     assert libraries(names) <= {"click"}
     ours = {name for name in names if name.split(".")[0] == "mirror"}
     assert ours == {
-        *("mirror", "mirror.cli", "mirror.errors"),
+        *("mirror", "mirror.cli", "mirror.errors", "mirror.text"),
         *("mirror.commands", "mirror.commands.errors", "mirror.commands.signals"),
+        "mirror.commands.terminal",
     }
 
 
