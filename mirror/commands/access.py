@@ -94,7 +94,7 @@ def license_credentials(license_key: str) -> Credentials:
 
 def signer(key_file: Path) -> Callable[[bytes], bytes]:
     """Signs with the private key in a file. It is tried at once, before a long pull begins."""
-    from mirror.bundle.signing import passphrase_from, sign
+    from mirror.signing import passphrase_from, sign
 
     key = key_file.read_bytes()
     prompt = None

@@ -58,6 +58,11 @@ from mirror.reports.registries import quorum_summary
     show_envvar=True,
     help="Do not check the right to write before the first byte is sent.",
 )
+@flag(
+    "--accept-flattened",
+    text="Take a bundle in which multi-arch images were reduced to one platform, as d8 packs them. "
+    "Clusters that ask for one by its digest will not find it.",
+)
 @click.option(
     "--replica",
     "replicas",
@@ -89,6 +94,7 @@ def push_command(
     check: str,
     state_dir: Path | None,
     no_access_check: bool,
+    accept_flattened: bool,
     replicas: Sequence[str],
     quorum: int | None,
     replica_login: str | None,
@@ -122,7 +128,8 @@ def push_command(
     if others and dry_run:
         raise InputError("--dry-run is for one registry at a time; leave --replica out")
     key = verify_key.read_bytes() if verify_key is not None else None
-    reader = work.enter_context(BundleReader([*map(Path, folders), *files]))
+    paths_given = [*map(Path, folders), *files]
+    reader = work.enter_context(BundleReader(paths_given, flattened=accept_flattened))
     blobs = check == "blobs"
     if dry_run:
         tree = work.enter_context(target.open(work.on_event))

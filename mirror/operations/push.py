@@ -240,7 +240,7 @@ class _Push:
         if key is not None:
             check_signature(reader, key)
         bundle = reader.inventory()
-        for notice in reader.contents.warnings():
+        for notice in reader.warnings():
             run.on_event(Warned(notice))
         index = discovery_images(bundle)
         wanted = union([bundle, index.inventory()])
