@@ -13,7 +13,13 @@ import click
 from click.core import ParameterSource
 
 from mirror.commands import options
-from mirror.commands.access import AccessOptions, TreeAccess, open_trees, registry_options
+from mirror.commands.access import (
+    AccessOptions,
+    TreeAccess,
+    following_keys,
+    open_trees,
+    registry_options,
+)
 from mirror.commands.cluster_files import ClusterFiles, cluster_options, full_name
 from mirror.commands.options import FILE, Work, flag
 from mirror.commands.signals import handling
@@ -21,6 +27,7 @@ from mirror.commands.terminal import tell
 from mirror.errors import InputError
 from mirror.operations.sync import sync_replicas
 from mirror.reports.registries import sync_summary
+from mirror.sync.statement import StatementKeys
 from mirror.text import paragraph
 
 _AUTO = "auto"
@@ -71,6 +78,7 @@ _AUTO = "auto"
     type=FILE,
     help="With --watch: its settings (YAML, or those of Deckhouse's mirrorer).",
 )
+@following_keys
 @registry_options
 @cluster_options
 @options.running
@@ -88,6 +96,7 @@ def sync_command(
     config: Path | None,
     cluster: ClusterFiles,
     access: AccessOptions,
+    keys: StatementKeys,
     work: Work,
 ) -> None:
     """Bring replicas (host[:port]/path) to what the leader holds, straight from there.
@@ -113,6 +122,7 @@ def sync_command(
             access,
             work.on_event,
             storage=_storage(storage, names, masters),
+            keys=keys,
             connections=work.run.jobs * (len(names) + 1) + 8,
             masters=masters,
         )
