@@ -13,7 +13,7 @@ from contextlib import suppress
 from types import FrameType
 from typing import NoReturn
 
-from mirror.commands.signals import INTERRUPTED, MESSAGE
+from mirror.commands.process import INTERRUPTED, MESSAGE, prepare
 
 
 def main() -> None:
@@ -22,8 +22,6 @@ def main() -> None:
         if signal.getsignal(number) is not signal.SIG_IGN:  # as `nohup` has it
             signal.signal(number, _stop)
     try:
-        from mirror.commands.terminal import prepare
-
         prepare()
         from mirror.cli import main as command_line
 
@@ -39,8 +37,9 @@ def _stop(_signal: int = 0, _frame: FrameType | None = None) -> NoReturn:
     """
     with suppress(OSError):  # closed, or full: the exit code still says it
         os.write(2, f"error: {MESSAGE}\n".encode())
-        if "--json" in sys.argv:
-            error = f'{{"type": "Interrupted", "message": "{MESSAGE}", "exitCode": {INTERRUPTED}}}'
+    if "--json" in sys.argv:
+        error = f'{{"type": "Interrupted", "message": "{MESSAGE}", "exitCode": {INTERRUPTED}}}'
+        with suppress(OSError):
             os.write(1, f'{{"error": {error}}}\n'.encode())
     os._exit(INTERRUPTED)
 

@@ -16,7 +16,7 @@ from mirror.bundle.writer import Packing
 from mirror.commands import options
 from mirror.commands.access import signer
 from mirror.commands.options import FILE, Work, flag
-from mirror.commands.terminal import tell
+from mirror.commands.process import tell
 from mirror.config import PullConfig
 from mirror.durable import write_durably
 from mirror.errors import InputError

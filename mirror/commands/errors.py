@@ -10,8 +10,15 @@ from typing import Any, NoReturn
 
 import click
 
-from mirror.commands.signals import INTERRUPTED, MESSAGE, stopping
-from mirror.commands.terminal import error_lost, show, shows_unicode, tell
+from mirror.commands.process import (
+    INTERRUPTED,
+    MESSAGE,
+    error_lost,
+    show,
+    shows_unicode,
+    stopping,
+    tell,
+)
 from mirror.errors import (
     DeniedError,
     IncompleteError,

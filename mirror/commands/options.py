@@ -12,7 +12,7 @@ from typing import Any, Protocol, TypeVar
 import click
 
 from mirror.commands.errors import print_json
-from mirror.commands.terminal import show
+from mirror.commands.process import show
 from mirror.reports.progress import progress
 from mirror.run import DEFAULT_JOBS, Run
 from mirror.text import lines_of

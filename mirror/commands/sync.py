@@ -22,8 +22,7 @@ from mirror.commands.access import (
 )
 from mirror.commands.cluster_files import ClusterFiles, cluster_options, full_name
 from mirror.commands.options import FILE, Work, flag
-from mirror.commands.signals import handling
-from mirror.commands.terminal import tell
+from mirror.commands.process import handling, tell
 from mirror.errors import InputError
 from mirror.operations.sync import sync_replicas
 from mirror.reports.registries import sync_summary

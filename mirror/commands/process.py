@@ -1,8 +1,11 @@
-"""Standard output and standard error as the caller left them: closed, full, or short of letters.
+"""The process of a command: its standard streams, Ctrl-C and SIGTERM.
 
-A result that cannot be written is told and ends the command with 1. Progress that cannot be written
-is lost, and the work goes on. A stream that was closed, or whose reader went away, is wanted by
-nobody: what goes there is dropped, and the exit code says how the work ended.
+Streams are as the caller left them: closed, full, or short of letters. A result that cannot be
+written is told and ends the command with 1. Progress that cannot be written is lost, and the work
+goes on. A stream that was closed, or whose reader went away, is wanted by nobody: what goes there
+is dropped, and the exit code says how the work ended.
+
+The program loads this before it can be interrupted, so it imports little.
 """
 
 from __future__ import annotations
@@ -11,13 +14,18 @@ import codecs
 import errno
 import io
 import os
+import signal
 import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
 from typing import TYPE_CHECKING, TextIO
-
-import click
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
+
+# -- standard streams ------------------------------------------------------------------------------
 
 _UNWANTED = frozenset({errno.EPIPE, errno.EBADF})
 _IN_ASCII = {"→": "->", "…": "..."}
@@ -41,6 +49,8 @@ class _Stream(io.FileIO):
         except OSError as err:
             self.lost = True
             if self._needed and err.errno not in _UNWANTED:
+                import click
+
                 raise click.ClickException(
                     f"the result cannot be written to standard output: {err.strerror}; "
                     "send it to another place"
@@ -96,17 +106,85 @@ def error_lost() -> bool:
 
 
 def show(text: str) -> None:
-    """Print a result. Not to click's own stream, which takes ASCII for a mistake."""
-    click.echo(text, sys.stdout)
+    """Print a result."""
+    _print(text, sys.stdout)
 
 
 def tell(text: str, *, surely: bool = False) -> None:
     """Print a message on standard error; where that is lost, `surely` prints it as a result."""
-    click.echo(text, sys.stderr, err=True)
+    _print(text, sys.stderr)
     if surely and error_lost():
         show(text)
+
+
+def _print(text: str, stream: TextIO | None) -> None:
+    if stream is not None:
+        stream.write(f"{text}\n")
+        stream.flush()
 
 
 def shows_unicode() -> bool:
     """Whether standard output takes every character."""
     return (getattr(sys.stdout, "encoding", None) or "utf-8").lower().startswith("utf")
+
+
+# -- Ctrl-C and SIGTERM ----------------------------------------------------------------------------
+
+INTERRUPTED = 130
+MESSAGE = "interrupted; run the same command again"
+_PATIENCE_S = 1.5
+
+
+@contextmanager
+def handling(handle: Callable[[], None], *, once: bool = False) -> Iterator[None]:
+    """Ctrl-C and SIGTERM call `handle`; with `once` the second one acts as it did before."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    def called(_number: int, _frame: FrameType | None) -> None:
+        if once:
+            restore()
+        handle()
+
+    for number, handler in before.items():
+        if handler is not signal.SIG_IGN:  # as `nohup` and shells have it for background jobs
+            signal.signal(number, called)
+    try:
+        yield
+    finally:
+        restore()
+
+
+@contextmanager
+def stopping(report: Callable[[], None]) -> Iterator[Callable[[], bool]]:
+    """Ctrl-C and SIGTERM end the work; `_PATIENCE_S` later, or the second time, the process too.
+
+    A signal raises KeyboardInterrupt in the main thread, which cancels the run of the operation and
+    waits for its threads. If that takes longer than `_PATIENCE_S`, or a second signal comes,
+    `report` is called and the process ends at once. Nothing is lost by that: every command can be
+    stopped anywhere and run again.
+
+    Yields a function that says whether a signal has come. KeyboardInterrupt may strike anywhere,
+    also inside a lock of the standard library, which then raises its own complaint ("release
+    unlocked lock"): whatever is raised after a signal is a consequence of it.
+    """
+
+    def give_up() -> None:
+        report()
+        os._exit(INTERRUPTED)
+
+    timer = threading.Timer(_PATIENCE_S, give_up)
+    timer.daemon = True
+
+    def interrupt() -> None:
+        if timer.ident is not None:
+            give_up()
+        timer.start()
+        raise KeyboardInterrupt
+
+    with handling(interrupt):
+        yield lambda: timer.ident is not None
+    # The timer goes on: threads that were left behind would hold up the end of the process.
