@@ -29,7 +29,7 @@ from mirror.layout import normalised_suffix
 from mirror.registry import ConnectionOptions, Credentials, RegistryClient, find_credentials
 from mirror.registry.options import BRIEF
 from mirror.run import Run
-from mirror.serve.server import ServerThread, listen
+from mirror.serve.server import Limits, ServerThread, listen
 from mirror.sync.statement import StatementKeys
 from mirror.sync.tree import RegistryTree
 from mirror.watch.cycle import CycleResult, Replicator
@@ -255,6 +255,7 @@ class Metrics:
 
 _METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _MAX_ENVELOPE_BYTES = 4 << 20
+_SILENCE_S = 30.0
 _CHANGES = frozenset({"push", "mount", "delete"})
 
 
@@ -286,7 +287,8 @@ def _serve(settings: WatchSettings, daemon: Daemon, opened: ExitStack) -> str:
             f"cannot listen on {settings.listen}: {err.strerror}; name another address as `listen`"
         ) from err
     token = settings.notify_token.get_secret_value() if settings.notify_token else None
-    server = ServerThread(create_app(daemon, notify_token=token), listener)
+    app = create_app(daemon, notify_token=token)
+    server = ServerThread(app, listener, limits=Limits(silence_s=_SILENCE_S, connections=128))
     server.start()
     opened.callback(server.stop)
     return f"http://{host}:{listener.getsockname()[1]}"
