@@ -28,6 +28,35 @@ EXIT_CODES = {
 """The whole table of exit codes; `docs/` and the tests are checked against it."""
 
 
+_NOT_PLAIN = re.compile(r"[^ -~]")
+
+
+def printable(text: str) -> str:
+    """Foreign `text` for people, on one line: what does not print is an escape (`\\x1b`).
+
+    Names and answers come from registries, bundles and settings of others. What is not printable
+    in them could move a terminal's cursor, turn the direction of a line, or forge a line of our
+    own: control and format characters, separators other than the space, halves of surrogate pairs
+    (bytes of a path that are no text), and what Unicode has not assigned. Every place that renders
+    text for people cleans it with this; JSON keeps the true values, escaped.
+    """
+    return text if text.isprintable() else _NOT_PLAIN.sub(_escaped, text)
+
+
+def _escaped(found: re.Match[str]) -> str:
+    return found[0] if found[0].isprintable() else ascii(found[0])[1:-1]
+
+
+def paragraph(text: str, indent: str = "  ") -> str:
+    """A message for people: each line `printable`, and none but the first without `indent`.
+
+    So nothing in a message looks like the beginning of another one.
+    """
+    first, *others = text.split("\n")
+    further = (line if line.startswith(indent) else indent + line for line in others)
+    return "\n".join(map(printable, (first, *further)))
+
+
 class MirrorError(Exception):
     """Every failure raised on purpose; anything else is a bug.
 

@@ -27,8 +27,7 @@ from tests.support.release_source import serve
 from tests.test_architecture import DOORS
 
 PACKAGE = f"{Path(mirror.__file__).parent}/"
-LEFT_OUT = DOORS | {"serve", "testing", "text"}
-"""`text` cleans what the program prints: on its way through the library nothing meets it."""
+LEFT_OUT = DOORS | {"serve", "testing"}
 
 ONE_IMAGE = TreeSpec(
     versions=("v1.70.0",),

@@ -16,7 +16,7 @@ import mirror
 
 PACKAGE = Path(mirror.__file__).parent
 
-GROUND = frozenset({"errors", "events", "text"})
+GROUND = frozenset({"errors", "events"})
 """Every room may stand on these; what they say about rooms is for type checkers alone."""
 
 _BELOW = {

@@ -19,8 +19,8 @@ from typing import Any
 
 from mirror.bundle.format import size_text
 from mirror.bundle.inspect import ArchiveInsight, BundleInsight, RepositoryInsight
+from mirror.errors import printable
 from mirror.layout import KINDS, component_of
-from mirror.text import lines_of, printable
 
 # -- text ------------------------------------------------------------------------------------------
 
@@ -37,61 +37,60 @@ def channels_text(channels: Mapping[str, Sequence[str]]) -> str:
 
 
 def insight_text(found: BundleInsight) -> str:
-    return lines_of(
-        [
-            f"{found.name[:1].upper()}{found.name[1:]} holds",
-            *_overview(found),
-            "",
-            *_text_table(
-                ("Component", "Size", "Versions", "Channels"),
-                [
-                    (
-                        component.name
-                        if component.kind in ("platform", "installer")
-                        else f"{component.kind} {component.name}",
-                        size_text(component.size),
-                        _some(component.versions),
-                        channels_text(component.channels),
-                    )
-                    for component in found.components
-                ],
-            ),
-            "",
-            *_text_table(
-                ("Archive", "Size", "Repositories", "Images"),
-                [
-                    (
-                        archive.name,
-                        size_text(archive.size),
-                        f"{len(archive.repositories)}",
-                        f"{sum(len(one.images) for one in archive.repositories)}",
-                    )
-                    for archive in found.archives
-                ],
-            ),
-            "",
-            *_text_table(
-                ("Largest images", "Size", "Layers"),
-                [
-                    (f"{path or '/'} {image.title}", size_text(image.size), f"{image.layers}")
-                    for path, image in found.largest_images(_SHOWN)
-                ],
-            ),
-            "",
-            *_text_table(
-                ("Largest layers", "Size", "Images", "Copies"),
-                [
-                    (
-                        f"{layer.digest.algorithm}:{layer.digest.encoded[:12]}",
-                        size_text(layer.size),
-                        f"{layer.images}",
-                        f"{layer.copies}",
-                    )
-                    for layer in found.layers[:_SHOWN]
-                ],
-            ),
-        ]
-    )
+    lines = [
+        f"{found.name[:1].upper()}{found.name[1:]} holds",
+        *_overview(found),
+        "",
+        *_text_table(
+            ("Component", "Size", "Versions", "Channels"),
+            [
+                (
+                    component.name
+                    if component.kind in ("platform", "installer")
+                    else f"{component.kind} {component.name}",
+                    size_text(component.size),
+                    _some(component.versions),
+                    channels_text(component.channels),
+                )
+                for component in found.components
+            ],
+        ),
+        "",
+        *_text_table(
+            ("Archive", "Size", "Repositories", "Images"),
+            [
+                (
+                    archive.name,
+                    size_text(archive.size),
+                    f"{len(archive.repositories)}",
+                    f"{sum(len(one.images) for one in archive.repositories)}",
+                )
+                for archive in found.archives
+            ],
+        ),
+        "",
+        *_text_table(
+            ("Largest images", "Size", "Layers"),
+            [
+                (f"{path or '/'} {image.title}", size_text(image.size), f"{image.layers}")
+                for path, image in found.largest_images(_SHOWN)
+            ],
+        ),
+        "",
+        *_text_table(
+            ("Largest layers", "Size", "Images", "Copies"),
+            [
+                (
+                    f"{layer.digest.algorithm}:{layer.digest.encoded[:12]}",
+                    size_text(layer.size),
+                    f"{layer.images}",
+                    f"{layer.copies}",
+                )
+                for layer in found.layers[:_SHOWN]
+            ],
+        ),
+    ]
+    return "\n".join(map(printable, lines))
 
 
 def _overview(found: BundleInsight) -> Iterator[str]:

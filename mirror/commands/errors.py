@@ -25,9 +25,9 @@ from mirror.errors import (
     IntegrityError,
     MirrorError,
     MissingBaseError,
+    paragraph,
     shortage,
 )
-from mirror.text import json_escaped, paragraph
 
 _JSON, _REPORTED = "mirror.json", "mirror.reported"
 _OTHERS = frozenset({"inspect", "merge", "mode", "config"})
@@ -36,7 +36,10 @@ _OTHERS = frozenset({"inspect", "merge", "mode", "config"})
 
 def print_json(document: Mapping[str, Any]) -> None:
     """Print a result for a program."""
-    show(json_escaped(json.dumps(document, indent=2, ensure_ascii=not shows_unicode())))
+    text = json.dumps(document, indent=2, ensure_ascii=False)
+    if not (shows_unicode() and text.replace("\n", "").isprintable()):
+        text = json.dumps(document, indent=2)
+    show(text)
 
 
 class Group(click.Group):

@@ -13,9 +13,9 @@ import click
 
 from mirror.commands.errors import print_json
 from mirror.commands.process import show
+from mirror.errors import printable
 from mirror.reports.progress import progress
 from mirror.run import DEFAULT_JOBS, Run
-from mirror.text import lines_of
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
@@ -110,7 +110,7 @@ class Work(ExitStack):
         if self.as_json:
             print_json(document)
         else:
-            show(lines_of(line for text in lines for line in text.split("\n")))
+            show("\n".join(printable(line) for text in lines for line in text.split("\n")))
 
 
 def _work(**values: Any) -> Work:

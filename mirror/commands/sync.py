@@ -23,11 +23,10 @@ from mirror.commands.access import (
 from mirror.commands.cluster_files import ClusterFiles, cluster_options, full_name
 from mirror.commands.options import FILE, Work, flag
 from mirror.commands.process import handling, tell
-from mirror.errors import InputError
+from mirror.errors import InputError, paragraph
 from mirror.operations.sync import sync_replicas
 from mirror.reports.registries import sync_summary
 from mirror.sync.statement import StatementKeys
-from mirror.text import paragraph
 
 _AUTO = "auto"
 

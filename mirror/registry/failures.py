@@ -23,12 +23,12 @@ from mirror.errors import (
     RegistryError,
     StalledError,
     UnreachableError,
+    printable,
     shortage,
 )
 from mirror.events import OnEvent, Retrying
 from mirror.registry.http1 import Fault, WireError
 from mirror.registry.options import ConnectionOptions, RetryPolicy
-from mirror.text import printable
 
 _MAX_REASON = 300
 

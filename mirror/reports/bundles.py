@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from mirror.bundle.format import size_text
+from mirror.errors import paragraph, printable
 from mirror.layout import (
     CHANNELS,
     INSTALL,
@@ -19,7 +20,6 @@ from mirror.layout import (
 )
 from mirror.operations.push_reports import PushPlan, PushReport, Share, shares
 from mirror.sync.observation import listed
-from mirror.text import lines_of, paragraph, printable
 
 if TYPE_CHECKING:
     from mirror.bundle.archive import Compressed, Omissions
@@ -51,6 +51,11 @@ def page(
     for section in (*sections, [f"  {line}" for line in foot]):
         lines += ["", *section] if section else []
     return lines_of(lines)
+
+
+def lines_of(lines: Iterable[str]) -> str:
+    """The text of these lines: what is in a line makes no line of its own."""
+    return "\n".join(map(printable, lines))
 
 
 def table(rows: Sequence[tuple[str, str]]) -> list[str]:

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TextIO
 
 from mirror.bundle.format import size_text
+from mirror.errors import paragraph, printable
 from mirror.events import (
     BlobDone,
     BytesMoved,
@@ -25,7 +26,6 @@ from mirror.events import (
     TransferStarted,
     Warned,
 )
-from mirror.text import paragraph, printable
 
 if TYPE_CHECKING:
     from tqdm import tqdm

@@ -7,9 +7,9 @@ from itertools import chain
 from typing import TYPE_CHECKING
 
 from mirror.bundle.format import size_text
+from mirror.errors import paragraph
 from mirror.operations.replicate import Outcome, ReplicaResult
-from mirror.reports.bundles import duration_text, few, page, table
-from mirror.text import lines_of, paragraph
+from mirror.reports.bundles import duration_text, few, lines_of, page, table
 
 if TYPE_CHECKING:
     from mirror.operations.compare import (

@@ -13,10 +13,11 @@ from typing import Any
 import pytest
 
 from mirror.bundle.format import SEAL
+from mirror.commands.errors import print_json
 from mirror.commands.sync import Cleaned
+from mirror.errors import paragraph, printable
 from mirror.events import EndpointDown, PhaseStarted, Retrying, Warned
 from mirror.reports.progress import progress
-from mirror.text import json_escaped, lines_of, paragraph, printable
 from tests.support.program import Finished, call_mirror
 from tests.support.release_source import Source
 from tests.support.scripted_server import Reply, Request, ScriptedServer
@@ -48,14 +49,13 @@ def test_further_lines_of_a_message_are_indented() -> None:
     assert paragraph("a:\n  b\nerror: c\x1b") == "a:\n  b\n  error: c\\x1b"
 
 
-def test_what_is_in_a_line_makes_no_line_of_its_own() -> None:
-    assert lines_of(["a", "b\nc"]) == "a\nb\\nc"
-
-
-def test_escaped_json_means_the_same() -> None:
-    text = json_escaped(json.dumps({EVIL: [EVIL, "\U000e0001"]}, indent=1, ensure_ascii=False))
+def test_json_means_the_same_and_prints(capsys: pytest.CaptureFixture[str]) -> None:
+    print_json({EVIL: [EVIL, "\U000e0001"]})
+    text = capsys.readouterr().out
     assert json.loads(text) == {EVIL: [EVIL, "\U000e0001"]}
     assert all(line.isprintable() for line in text.split("\n"))
+    print_json({"é": "🦊"})
+    assert "é" in capsys.readouterr().out
 
 
 # -- progress and logs -----------------------------------------------------------------------------
