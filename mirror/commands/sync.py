@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import logging
-import sys
 import threading
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import click
@@ -23,7 +21,7 @@ from mirror.commands.access import (
 from mirror.commands.cluster_files import ClusterFiles, cluster_options, full_name
 from mirror.commands.options import FILE, Work, flag
 from mirror.commands.process import handling, tell
-from mirror.errors import InputError, paragraph
+from mirror.errors import InputError
 from mirror.operations.sync import sync_replicas
 from mirror.reports.registries import sync_summary
 from mirror.sync.statement import StatementKeys
@@ -204,32 +202,13 @@ def watch(config: Path) -> None:
 
     settings = WatchSettings.load(config)
     stop = threading.Event()
-    with _logging(), handling(stop.set, once=True), running(settings) as (daemon, url):
+    with (
+        options.logging_to_stderr(logging.INFO),
+        handling(stop.set, once=True),
+        running(settings) as (daemon, url),
+    ):
         tell(f"following {', '.join(daemon.followers)}")
         if url is not None:
             tell(f"health, readiness and metrics at {url}")
         stop.wait()
     tell("stopped")
-
-
-class Cleaned(logging.Formatter):
-    """Records as people may see them: one message and its traceback are one paragraph."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        return paragraph(super().format(record))
-
-
-@contextmanager
-def _logging() -> Iterator[None]:
-    """The library's own messages on stderr; of others' only warnings."""
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(Cleaned("%(asctime)s %(levelname)s %(message)s"))
-    ours = logging.getLogger("mirror")
-    level = ours.level
-    ours.addHandler(handler)
-    ours.setLevel(logging.INFO)
-    try:
-        yield
-    finally:
-        ours.removeHandler(handler)
-        ours.setLevel(level)

@@ -14,7 +14,7 @@ import pytest
 
 from mirror.bundle.format import SEAL
 from mirror.commands.errors import print_json
-from mirror.commands.sync import Cleaned
+from mirror.commands.options import Cleaned
 from mirror.errors import paragraph, printable
 from mirror.events import EndpointDown, PhaseStarted, Retrying, Warned
 from mirror.reports.progress import progress
