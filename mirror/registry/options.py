@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import base64
 import ipaddress
-import logging
-import os
 import random
-import ssl
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -17,8 +14,6 @@ from typing import NamedTuple
 from urllib.parse import unquote, urlsplit
 
 from mirror.errors import InputError
-
-_log = logging.getLogger(__name__)
 
 _PROXY_PORTS = {"http": 80, "https": 443}
 
@@ -74,12 +69,25 @@ def _user_agent() -> str:
 
 
 @dataclass(frozen=True, slots=True)
+class ClientCertificate:
+    """A certificate in PEM form and its private key, not encrypted; None: in the same file."""
+
+    cert_file: Path
+    key_file: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class ConnectionOptions:
     """Settings for the connections to one registry (times in seconds, sizes in bytes).
 
     `plain_http` speaks HTTP without TLS. `verify` False accepts any certificate. `ca_file` is a
     PEM file of certificate authorities trusted besides those of the system; `ca` is the same as
-    text, for who has them from a document and not in a file.
+    text, for who has them from a document and not in a file. `certificate` proves who we are to a
+    registry that asks for one, and to no other host. What docker and podman keep for a host in a
+    folder `certs.d` counts too (`mirror.registry.trust`).
+
+    `trusted_hosts` are names of other hosts to which the registry may lead us although they are in
+    a private network and it is not, or that may get our login without TLS as its token server.
 
     No limit is set on a whole transfer, since a large blob on a slow line is no failure. A
     transfer has stalled when it moves nothing for `stall_timeout_s`, or fewer than
@@ -98,6 +106,8 @@ class ConnectionOptions:
     verify: bool = True
     ca_file: Path | None = None
     ca: str | None = field(default=None, repr=False)
+    certificate: ClientCertificate | None = None
+    trusted_hosts: frozenset[str] = frozenset()
     connect_timeout_s: float = 30.0
     stall_timeout_s: float = 60.0
     stall_min_bytes: int = 64 << 10
@@ -187,65 +197,3 @@ def _covers(entry: str, host: str, port: int | None) -> bool:
     if not name:
         return entry == "*"
     return host == name or host.endswith(f".{name}") or f"{host}:{port}" == name
-
-
-def tls_context(options: ConnectionOptions) -> ssl.SSLContext:
-    """Build what decides whom to trust.
-
-    The system's roots are the default, not those packed with a Python library: a closed
-    environment adds its authority with `update-ca-certificates`, and every other tool on the
-    machine honours that. OpenSSL itself reads `SSL_CERT_FILE` and `SSL_CERT_DIR`. Only a system
-    without any roots (a bare container image) gets the packed ones.
-
-    Raises:
-        InputError: `ca_file` or `ca` cannot be read or holds no certificate.
-    """
-    if options.verify and not _system_has_roots():
-        _log.debug("this system has no certificate authorities; using those packed with httpx")
-        from httpx import create_ssl_context  # it takes a while to load
-
-        context = create_ssl_context(trust_env=False)
-    else:
-        context = ssl.create_default_context()
-    context.set_alpn_protocols(["http/1.1"])
-    if not options.verify:
-        context.check_hostname = False
-        context.verify_mode = ssl.CERT_NONE
-    else:
-        if options.ca_file is not None:
-            _trust_file(context, options.ca_file)
-        if options.ca is not None:
-            _trust_text(context, options.ca)
-    return context
-
-
-def _trust_file(context: ssl.SSLContext, path: Path) -> None:
-    try:
-        context.load_verify_locations(cafile=path)
-    except ssl.SSLError as err:
-        raise InputError(
-            f"--ca {path}: no certificate in PEM form "
-            "(-----BEGIN CERTIFICATE-----) could be read from it"
-        ) from err
-    except OSError as err:
-        raise InputError(f"--ca {path}: {err.strerror or err}") from err
-
-
-def _trust_text(context: ssl.SSLContext, pem: str) -> None:
-    try:
-        # Remarks between certificates may be in any language.
-        context.load_verify_locations(cadata=pem.encode("ascii", "ignore").decode())
-    except (ssl.SSLError, ValueError) as err:  # ValueError: empty
-        raise InputError(
-            "the certificate authority that was given as text is no certificate in PEM form "
-            "(-----BEGIN CERTIFICATE-----)"
-        ) from err
-
-
-def _system_has_roots() -> bool:
-    paths = ssl.get_default_verify_paths()
-    if paths.openssl_cafile_env in os.environ or paths.openssl_capath_env in os.environ:
-        return True  # an explicit choice, even of nothing, is not to be widened
-    if paths.cafile and Path(paths.cafile).is_file():
-        return True
-    return bool(paths.capath and any(Path(paths.capath).glob("*.[0-9]")))

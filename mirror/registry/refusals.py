@@ -11,6 +11,7 @@ import errno
 import json
 import os
 import re
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,13 +19,17 @@ from typing import Any
 from mirror.documents import parse_json
 from mirror.errors import DeniedError, RegistryError, RegistryNotFoundError, UnreachableError
 from mirror.registry.failures import TransientFailure, clean, retry_after_s
+from mirror.registry.http1 import Fault, WireError
 
 TRANSIENT_STATUSES = frozenset({408, 429, 500, 502, 503, 504})
 """Answers that say "not now" and not "no"."""
 
+_ANY_WINDOW = 47  # zlib finds out which format it is
 _PUSHES = ("POST ", "PUT ", "PATCH ")
 _FULL = re.compile(r"(?i)no space left|disk full|quota.{0,20} exceeded|insufficient storage")
 _KIND = re.compile(r"(?i)media ?type|artifact|config type|not (an )?accepted")
+_CERTIFICATE = re.compile(rb"No required SSL certificate was sent|The SSL certificate error")
+"""How nginx says so, in a page."""
 _NO_LOGIN = frozenset({"invalid_grant", "invalid_client", "unauthorized", "UNAUTHORIZED", "DENIED"})
 """Codes by which a token server that answers 400 or 404 does mean the login."""
 
@@ -62,6 +67,13 @@ def from_answer(
     codes, reason = reason_in(headers, body)
     said = f"HTTP {status}" + (f", {reason}" if reason else "")
     fields: dict[str, Any] = {"where": where, "status": status, "codes": codes}
+    if status == 400 and (match := _CERTIFICATE.search(body)):
+        return UnreachableError(
+            f"{where}: {host} wants a client certificate that it accepts (HTTP 400, "
+            f"{match[0].decode()}); give one that its authority signed with --cert and --key, or "
+            "put it into certs.d",
+            **fields,
+        )
     if status == 507 or (status >= 400 and _FULL.search(reason)):
         # Patience does not help: somebody has to make room.
         return RegistryError(
@@ -169,11 +181,46 @@ def from_token_server(
     return from_answer(status, headers, body, where=where, host=server)
 
 
+def decoded(headers: Mapping[str, str], data: bytes, limit: int) -> bytes | None:
+    """`data` without a compression that nobody asked for; little more than `limit` bytes of it.
+
+    None where it is encoded in another way than by one gzip or deflate, which some caches send to
+    whoever asks.
+
+    Raises:
+        WireError: it is damaged.
+    """
+    coding = headers.get("content-encoding", "").strip().lower()
+    if coding in ("", "identity"):
+        return data
+    if coding not in ("gzip", "x-gzip", "deflate"):
+        return None
+    try:
+        return zlib.decompressobj(_ANY_WINDOW).decompress(data, limit + 1)
+    except zlib.error as err:
+        raise WireError(Fault.BROKEN, "an answer that cannot be decompressed") from err
+
+
+def unreadable(
+    status: int, headers: Mapping[str, str], limit: int, where: str, host: str
+) -> RegistryError:
+    """The error for an answer that is larger than `limit` bytes, or encoded as nobody asked for."""
+    told = f"the answer of {host} is larger than {limit} bytes"
+    if decoded(headers, b"", 0) is None:
+        told = (
+            f"the answer of {host} comes encoded ({clean(headers['content-encoding'])}), although "
+            "it was asked for as it is; check the cache or proxy between"
+        )
+    return RegistryError(f"{where}: {told}", where=where, status=status)
+
+
 def reason_in(headers: Mapping[str, str], body: bytes) -> tuple[Sequence[str], str]:
     """The codes in an error answer, and its text for people, clean and bounded.
 
     Nothing where it says nothing: from a page of HTML, the status says enough.
     """
+    if decoded(headers, b"", 0) is None:
+        return (), f"a reason encoded as {clean(headers['content-encoding'])}, unasked"
     try:
         document = parse_json(body)
     except (ValueError, RecursionError):

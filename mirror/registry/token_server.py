@@ -12,9 +12,10 @@ from contextlib import closing
 import httpx
 
 from mirror.errors import RegistryError
-from mirror.registry.addresses import path_of
+from mirror.registry.addresses import host_of, path_of
 from mirror.registry.connections import Connections
-from mirror.registry.http1 import Body, Headers, Patience, Response, decoded
+from mirror.registry.http1 import Body, Patience, Response
+from mirror.registry.refusals import decoded, unreadable
 
 _MAX_REDIRECTS = 5
 _MAX_BYTES = 1 << 20
@@ -90,14 +91,11 @@ def ask(
                     body += piece
                     if len(body) > _MAX_BYTES:
                         break
-                body = decoded(Headers(response.headers.items()), body, _MAX_BYTES)
-                if len(body) > _MAX_BYTES:
-                    raise RegistryError(
-                        f"{where}: the answer is larger than {_MAX_BYTES} bytes",
-                        where=where,
-                        status=response.status_code,
-                    )
-                return response, bytes(body)
+                data = decoded(response.headers, bytes(body), _MAX_BYTES)
+                if response.status_code == 200 and (data is None or len(data) > _MAX_BYTES):
+                    server = host_of(str(response.url))
+                    raise unreadable(200, response.headers, _MAX_BYTES, where, server)
+                return response, (data or b"")[:_MAX_BYTES]
     except (httpx.RequestError, httpx.InvalidURL, UnicodeError) as err:
         raise RegistryError(
             f"{where}: the token server cannot be used this way ({type(err).__name__}); "

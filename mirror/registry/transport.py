@@ -24,7 +24,7 @@ from mirror.registry.auth import Authenticator, Credentials, Scopes, parse_chall
 from mirror.registry.connections import Connections
 from mirror.registry.failures import Backoff, TransientFailure
 from mirror.registry.gate import Admission, HostGate, StallWatch
-from mirror.registry.http1 import Body, Headers, Patience, Response, WireError, decoded
+from mirror.registry.http1 import Body, Headers, Patience, Response, WireError
 from mirror.registry.options import ConnectionOptions
 from mirror.run import Cancellation, Run
 
@@ -73,8 +73,13 @@ class Wire:
         self.closing = Cancellation()
         self.gates: dict[Origin, HostGate] = {}
         self.gate = self.gate_of(self.base)
-        self.connections = Connections(options)
-        self.auth = Authenticator(host, secure=not options.plain_http, credentials=credentials)
+        self.connections = Connections(options, Origin.of(self.base))
+        self.auth = Authenticator(
+            host,
+            secure=not options.plain_http,
+            credentials=credentials,
+            trusted_hosts=options.trusted_hosts,
+        )
 
     def gate_of(self, url: str) -> HostGate:
         """The gate of the host that `url` leads to."""
@@ -394,14 +399,10 @@ class Transport:
             collected += chunk
             if len(collected) > limit:
                 break
-        collected = decoded(response.headers, collected, limit)
-        if len(collected) > limit and strict:
-            raise RegistryError(
-                f"{where}: the answer of {self.host} is larger than {limit} bytes",
-                where=where,
-                status=response.status,
-            )
-        return bytes(collected[:limit])
+        body = refusals.decoded(response.headers, bytes(collected), limit)
+        if strict and (body is None or len(body) > limit):
+            raise refusals.unreadable(response.status, response.headers, limit, where, self.host)
+        return (body or b"")[:limit]
 
     def _discard(self, response: Response) -> None:
         """Read a short body away, so that the connection can be used again; else close it."""
