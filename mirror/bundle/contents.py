@@ -11,8 +11,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
-from mirror.bundle.archive import NOTHING, Archive
+from mirror.bundle.archive import NOTHING
 from mirror.bundle.files import PartedReader, Readable, ReadAt
+from mirror.bundle.foreign import disputes, legacy_prefix
 from mirror.bundle.format import (
     INDEX,
     MAX_FINDINGS,
@@ -28,7 +29,7 @@ from mirror.bundle.format import (
     marks,
 )
 from mirror.bundle.members import Member, members
-from mirror.bundle.seal import Seal, has_long_media_type
+from mirror.bundle.seal import has_long_media_type
 from mirror.bundle.seekable import SeekableFile
 from mirror.documents import parse_json
 from mirror.errors import (
@@ -41,6 +42,7 @@ from mirror.errors import (
     InvalidReferenceError,
     MirrorError,
 )
+from mirror.layout import PACKAGE_VERSIONS_ARCHIVE
 from mirror.oci import Digest, Manifest, verified
 from mirror.oci.manifest import MANIFESTS, MAX_MANIFEST_BYTES
 from mirror.oci.reference import check_repository, valid_tag
@@ -126,7 +128,7 @@ class OpenArchive:
     @cached_property
     def prefix(self) -> str:
         """Where its content belongs: archives of the first format lack their own path."""
-        return _legacy_prefix(self.name, self.members)
+        return legacy_prefix(self.name, self.members)
 
     def layouts(self) -> dict[str, str]:
         """Repository path → path of its layout inside the archive; sorted."""
@@ -170,17 +172,6 @@ def _collect(
         found[member.path] = member
 
 
-def _legacy_prefix(name: str, found: Mapping[str, Member]) -> str:
-    """Return where a first-format `module-<name>.tar` belongs, which has no path inside."""
-    stem = name.removesuffix(".tar")
-    if not stem.startswith("module-") or not found:
-        return ""
-    # Any path below modules/ means the newer format, whatever the file was renamed to since.
-    if any(path.startswith("modules/") for path in found):
-        return ""
-    return f"modules/{stem.removeprefix('module-')}"
-
-
 # -- indexes and manifests -------------------------------------------------------------------------
 
 
@@ -189,7 +180,8 @@ class Contents:
     """What all archives hold together. `inventory` is open where findings say so.
 
     Layouts that several archives share are merged; of a tag that two of them name, the later
-    archive's counts. `notices` are oddities that harm nothing.
+    archive's counts, but one of the package's own before `package-versions.tar`. `notices` are
+    oddities that harm nothing.
     """
 
     inventory: Inventory
@@ -249,7 +241,8 @@ def read_contents(archives: Iterable[OpenArchive]) -> Contents:
     notices: list[str] = []
     manifests = _Manifests()
     budget = Budget()
-    for archive in archives:
+    # Of a tag that two archives name, the later one's counts.
+    for archive in sorted(archives, key=lambda one: one.name != PACKAGE_VERSIONS_ARCHIVE):
         try:
             budget.take_files(archive.members)
         except DamagedBundleError as err:
@@ -274,6 +267,7 @@ def read_contents(archives: Iterable[OpenArchive]) -> Contents:
         # Folders may each have an archive of that name.
         per_archive[archive.name] = union([per_archive.get(archive.name, Inventory()), found])
         total.add_inventory(found)
+    notices += disputes(per_archive)
     return Contents(total.build(), per_archive, tuple(findings), tuple(notices), manifests)
 
 
@@ -415,23 +409,3 @@ class _LayoutReading:
         self._manifests.places[digest] = (self._archive.file, member)
         self._manifests.nodes[digest] = node
         return node
-
-
-# -- whole archives --------------------------------------------------------------------------------
-
-
-def missing_archives(seal: Seal, present: Iterable[str]) -> list[Finding]:
-    """Report every repository of the archives that the seal lists and that are missing."""
-    return [
-        finding
-        for name in sorted(set(seal.archives) - set(present))
-        for finding in whole_archive(seal.archives[name], "the archive is missing")
-    ]
-
-
-def whole_archive(archive: Archive, problem: str) -> Iterator[Finding]:
-    """Report what is wrong with all of an archive, for each repository with its tags."""
-    for repository, content in sorted(archive.inventory.repositories.items()):
-        tags = tuple(sorted(content.tags))
-        digest = content.tags[tags[0]] if tags else None
-        yield Finding(archive.name, problem, repository, tags, digest)

@@ -29,12 +29,13 @@ from mirror.bundle.checks import (
     shift_findings,
     sums_findings,
 )
-from mirror.bundle.contents import OpenArchive, missing_archives, whole_archive
+from mirror.bundle.contents import OpenArchive
 from mirror.bundle.files import PartedReader
+from mirror.bundle.foreign import flattened
 from mirror.bundle.format import GOST_SUFFIX, SEAL, SIGNATURE, SUMS
 from mirror.bundle.gost import gostsum_path
 from mirror.bundle.reader import BundleReader
-from mirror.bundle.seal import Seal, check_limits
+from mirror.bundle.seal import Seal, check_limits, missing_archives, whole_archive
 from mirror.bundle.seekable import Forward, SeekableFile, Unreadable
 from mirror.documents import document
 from mirror.durable import os_errors
@@ -188,6 +189,7 @@ class _Verification:
         """Without a seal, indexes and manifests say what must be there."""
         contents, hints = self._reader.contents, tuple(self._reader.hints())
         self._findings += contents.findings
+        self._findings += flattened(contents.archives)
         self._findings += lost_findings(self._reader.folder)
         self._notices += (*hints, *contents.notices)
         for notice in (*hints, *contents.warnings()):

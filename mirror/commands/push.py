@@ -10,7 +10,13 @@ import click
 
 from mirror.bundle.reader import BundleReader
 from mirror.commands import options
-from mirror.commands.access import AccessOptions, TreeAccess, login_options, registry_options
+from mirror.commands.access import (
+    AccessOptions,
+    TreeAccess,
+    login_options,
+    pushing_keys,
+    registry_options,
+)
 from mirror.commands.cluster_files import ClusterFiles, cluster_options
 from mirror.commands.options import FILE, Work, flag
 from mirror.errors import InputError, InvalidReferenceError
@@ -18,6 +24,7 @@ from mirror.oci import Repository
 from mirror.operations.push import plan_push, push, push_to_all
 from mirror.reports.bundles import push_plan_summary, push_summary
 from mirror.reports.registries import quorum_summary
+from mirror.sync.statement import StatementKeys
 
 
 @click.command("push")
@@ -58,6 +65,11 @@ from mirror.reports.registries import quorum_summary
     show_envvar=True,
     help="Do not check the right to write before the first byte is sent.",
 )
+@flag(
+    "--accept-flattened",
+    text="Take a bundle in which multi-arch images were reduced to one platform, as d8 packs them. "
+    "Clusters that ask for one by its digest will not find it.",
+)
 @click.option(
     "--replica",
     "replicas",
@@ -77,6 +89,7 @@ from mirror.reports.registries import quorum_summary
     "REGISTRY is not used for other hosts.",
 )
 @options.tmp_dir
+@pushing_keys
 @registry_options
 @cluster_options
 @options.running
@@ -89,6 +102,7 @@ def push_command(
     check: str,
     state_dir: Path | None,
     no_access_check: bool,
+    accept_flattened: bool,
     replicas: Sequence[str],
     quorum: int | None,
     replica_login: str | None,
@@ -96,6 +110,7 @@ def push_command(
     tmp_dir: str | None,
     cluster: ClusterFiles,
     access: AccessOptions,
+    keys: StatementKeys,
     work: Work,
 ) -> None:
     """Load the bundle in BUNDLE_DIR into REGISTRY (host[:port]/path).
@@ -122,7 +137,8 @@ def push_command(
     if others and dry_run:
         raise InputError("--dry-run is for one registry at a time; leave --replica out")
     key = verify_key.read_bytes() if verify_key is not None else None
-    reader = work.enter_context(BundleReader([*map(Path, folders), *files]))
+    paths_given = [*map(Path, folders), *files]
+    reader = work.enter_context(BundleReader(paths_given, flattened=accept_flattened))
     blobs = check == "blobs"
     if dry_run:
         tree = work.enter_context(target.open(work.on_event))
@@ -130,7 +146,7 @@ def push_command(
         work.show(plan, push_plan_summary)
         return
     trees = [
-        work.enter_context(one.open_for_uploads(work.on_event, state_dir))
+        replace(work.enter_context(one.open_for_uploads(work.on_event, state_dir)), keys=keys)
         for one in (target, *others)
     ]
     writable = not no_access_check

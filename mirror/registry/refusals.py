@@ -64,6 +64,8 @@ def from_answer(
     login: Login = _NOBODY,
 ) -> TransientFailure | RegistryError:
     """Translate an answer that is not what was asked for (distribution-spec, "Error Codes")."""
+    if status < 300 and is_page(headers, body):
+        return page(status, where, host)
     codes, reason = reason_in(headers, body)
     said = f"HTTP {status}" + (f", {reason}" if reason else "")
     fields: dict[str, Any] = {"where": where, "status": status, "codes": codes}
@@ -111,6 +113,21 @@ def from_answer(
     advice = _advice(status, reason, where)
     return RegistryError(
         f"{where}: {host} refuses ({said})" + (f"; {advice}" if advice else ""), **fields
+    )
+
+
+def is_page(headers: Mapping[str, str], body: bytes = b"<") -> bool:
+    """Whether an answer is a page for people. Some registries call what they answer HTML."""
+    return "html" in headers.get("content-type", "").lower() and body.lstrip().startswith(b"<")
+
+
+def page(status: int, where: str, host: str) -> UnreachableError:
+    """Something that shows a page has answered in the place of a registry."""
+    return UnreachableError(
+        f"{where}: a web page came in the place of {host}'s answer (HTTP {status}); a portal or a "
+        "firewall stands between, or this is a web server: log in there, or check host and port",
+        where=where,
+        status=status,
     )
 
 

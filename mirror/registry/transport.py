@@ -236,17 +236,18 @@ class Transport:
         self, response: Response, *, accept: Collection[int], limit: int, where: str
     ) -> Answer:
         """Read the rest of `response`; as `call`, but TransientFailure may leave it."""
-        good = response.status in accept
+        good, headers = response.status in accept, response.headers
         body = self._read(response, limit if good else _MAX_ERROR_BYTES, where, strict=good)
-        if good:
-            return Answer(response.status, response.headers, body, response.url)
-        raise refusals.from_answer(
-            response.status,
-            response.headers,
-            body,
-            where=where,
-            host=self._named(response.url),
-            login=self._auth.login(response.authorization),
+        answer = Answer(response.status, headers, body, response.url)
+        if good and not refusals.is_page(headers, body):
+            return answer
+        raise self.refused(answer, where, response.authorization)
+
+    def refused(self, answer: Answer, where: str, authorization: str | None = None) -> Exception:
+        """What an answer means that is not what was asked for."""
+        host, login = self._named(answer.url), self._auth.login(authorization)
+        return refusals.from_answer(
+            answer.status, answer.headers, answer.body, where=where, host=host, login=login
         )
 
     @contextmanager

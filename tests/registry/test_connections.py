@@ -495,7 +495,7 @@ def test_answers_of_many_threads_do_not_change_places(
     serve: Serve, make_client: MakeClient
 ) -> None:
     """With and without bodies, which give their connection back at different moments."""
-    server = serve(lambda r: Reply(body=b"" if r.method == "DELETE" else r.path.encode()))
+    server = serve(lambda r: Reply(202) if r.method == "DELETE" else Reply(body=r.path.encode()))
     client = make_client(server.host)
 
     def ask(number: int) -> None:
