@@ -12,7 +12,7 @@ import json
 import os
 import re
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -198,22 +198,27 @@ def from_token_server(
     return from_answer(status, headers, body, where=where, host=server)
 
 
-def decoded(headers: Mapping[str, str], data: bytes, limit: int) -> bytes | None:
-    """`data` without a compression that nobody asked for; little more than `limit` bytes of it.
+def read_whole(headers: Mapping[str, str], pieces: Iterable[bytes], limit: int) -> bytes | None:
+    """The body that comes in `pieces`, or little more than `limit` bytes of it.
 
-    None where it is encoded in another way than by one gzip or deflate, which some caches send to
-    whoever asks.
+    One gzip or deflate, which some caches send to whoever asks, is undone within that limit. None
+    for any other encoding: nobody asked for one.
 
     Raises:
         WireError: it is damaged.
     """
+    collected = bytearray()
+    for piece in pieces:
+        collected += piece
+        if len(collected) > limit:
+            break
     coding = headers.get("content-encoding", "").strip().lower()
     if coding in ("", "identity"):
-        return data
+        return bytes(collected)
     if coding not in ("gzip", "x-gzip", "deflate"):
         return None
     try:
-        return zlib.decompressobj(_ANY_WINDOW).decompress(data, limit + 1)
+        return zlib.decompressobj(_ANY_WINDOW).decompress(collected, limit + 1)
     except zlib.error as err:
         raise WireError(Fault.BROKEN, "an answer that cannot be decompressed") from err
 
@@ -223,7 +228,7 @@ def unreadable(
 ) -> RegistryError:
     """The error for an answer that is larger than `limit` bytes, or encoded as nobody asked for."""
     told = f"the answer of {host} is larger than {limit} bytes"
-    if decoded(headers, b"", 0) is None:
+    if read_whole(headers, (), 0) is None:
         told = (
             f"the answer of {host} comes encoded ({clean(headers['content-encoding'])}), although "
             "it was asked for as it is; check the cache or proxy between"
@@ -236,7 +241,7 @@ def reason_in(headers: Mapping[str, str], body: bytes) -> tuple[Sequence[str], s
 
     Nothing where it says nothing: from a page of HTML, the status says enough.
     """
-    if decoded(headers, b"", 0) is None:
+    if read_whole(headers, (), 0) is None:
         return (), f"a reason encoded as {clean(headers['content-encoding'])}, unasked"
     try:
         document = parse_json(body)

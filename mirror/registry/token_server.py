@@ -15,7 +15,7 @@ from mirror.errors import RegistryError
 from mirror.registry.addresses import host_of, path_of
 from mirror.registry.connections import Connections
 from mirror.registry.http1 import Body, Patience, Response
-from mirror.registry.refusals import decoded, unreadable
+from mirror.registry.refusals import read_whole, unreadable
 
 _MAX_REDIRECTS = 5
 _MAX_BYTES = 1 << 20
@@ -85,13 +85,9 @@ def ask(
             response = client.send(request, stream=True, follow_redirects=method == "GET")
             with closing(response):
                 head(response.status_code, response.headers.get("retry-after"))
-                body = bytearray()
                 # Raw: httpx would decompress a whole piece, to whatever size.
-                for piece in watched(response.iter_raw()):
-                    body += piece
-                    if len(body) > _MAX_BYTES:
-                        break
-                data = decoded(response.headers, bytes(body), _MAX_BYTES)
+                pieces = watched(response.iter_raw())
+                data = read_whole(response.headers, pieces, _MAX_BYTES)
                 if response.status_code == 200 and (data is None or len(data) > _MAX_BYTES):
                     server = host_of(str(response.url))
                     raise unreadable(200, response.headers, _MAX_BYTES, where, server)

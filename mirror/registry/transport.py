@@ -395,12 +395,8 @@ class Transport:
         return response
 
     def _read(self, response: Response, limit: int, where: str, *, strict: bool) -> bytes:
-        collected = bytearray()
-        for chunk in self.watch(where).received(response.pieces()):
-            collected += chunk
-            if len(collected) > limit:
-                break
-        body = refusals.decoded(response.headers, bytes(collected), limit)
+        pieces = self.watch(where).received(response.pieces())
+        body = refusals.read_whole(response.headers, pieces, limit)
         if strict and (body is None or len(body) > limit):
             raise refusals.unreadable(response.status, response.headers, limit, where, self.host)
         return (body or b"")[:limit]
