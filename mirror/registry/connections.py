@@ -14,7 +14,8 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+import zlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Any, NamedTuple, TypeAlias, TypeVar
@@ -33,12 +34,19 @@ from mirror.registry.http1 import (
     Wait,
     WireError,
 )
-from mirror.registry.options import ConnectionOptions, Proxy, proxy_for
-from mirror.registry.trust import NO_FILES, HostFiles, tls_context
+from mirror.registry.options import (
+    NO_FILES,
+    ConnectionOptions,
+    HostFiles,
+    Proxy,
+    proxy_for,
+    tls_context,
+)
 
 _IDLE_S = 30.0
 _FIRST_READ = 64 << 10
 _SAFE = ("GET", "HEAD")
+_ANY_WINDOW = 47  # zlib finds out which format it is
 _TARGET = re.compile(r"[!-~]*")
 _PRINTABLE = "".join(chr(code) for code in range(0x21, 0x7F))
 _ADDRESS = re.compile(r"(https?://[^/?#]+)([^#]*)(?:#.*)?", re.IGNORECASE | re.DOTALL)
@@ -406,3 +414,28 @@ class _TlsInTls:
         self._unsent += self._outgoing.read()
         while self._unsent:
             self._unsent = self._unsent[self.outer.send(self._unsent) :]
+
+
+def read_whole(headers: Mapping[str, str], pieces: Iterable[bytes], limit: int) -> bytes | None:
+    """The body that comes in `pieces`, or little more than `limit` bytes of it.
+
+    One gzip or deflate, which some caches send to whoever asks, is undone within that limit. None
+    for any other encoding: nobody asked for one.
+
+    Raises:
+        WireError: it is damaged.
+    """
+    collected = bytearray()
+    for piece in pieces:
+        collected += piece
+        if len(collected) > limit:
+            break
+    coding = headers.get("content-encoding", "").strip().lower()
+    if coding in ("", "identity"):
+        return bytes(collected)
+    if coding not in ("gzip", "x-gzip", "deflate"):
+        return None
+    try:
+        return zlib.decompressobj(_ANY_WINDOW).decompress(collected, limit + 1)
+    except zlib.error as err:
+        raise WireError(Fault.BROKEN, "an answer that cannot be decompressed") from err

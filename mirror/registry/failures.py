@@ -26,10 +26,8 @@ from mirror.errors import (
     UnreachableError,
 )
 from mirror.events import OnEvent, Retrying
-from mirror.registry.http1 import Fault, WireError
+from mirror.registry.http1 import Fault, WireError, clean
 from mirror.registry.options import ConnectionOptions, RetryPolicy
-
-_MAX_REASON = 300
 
 
 class TransientFailure(Exception):
@@ -282,24 +280,12 @@ def stalled(where: str, host: str, options: ConnectionOptions) -> TransientFailu
     )
 
 
-def clean(text: str) -> str:
-    """Foreign text for a message: without control characters, and not long."""
-    return "".join(c if c.isprintable() else " " for c in text)[:_MAX_REASON]
-
-
 def same(err: MirrorError) -> MirrorError:
     """An error of its own with the same content, for another thread to raise."""
     twin = type(err).__new__(type(err), *err.args)
     twin.__dict__.update(err.__dict__)
     twin.__cause__ = err.__cause__
     return twin
-
-
-def reworded(
-    err: RegistryError, text: str, kind: type[RegistryError] | None = None
-) -> RegistryError:
-    """The same answer said in other words, as `kind` where that is given."""
-    return (kind or type(err))(text, where=err.where, status=err.status, codes=err.codes)
 
 
 def _causes(err: BaseException) -> Iterator[BaseException]:

@@ -12,7 +12,7 @@ import select
 import socket
 import ssl
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import Enum
@@ -23,6 +23,7 @@ SLICE_S = 0.2
 _MAX_HEAD = 100 << 10
 _READ = 64 << 10
 _PIECE = 1 << 20
+_MAX_REASON = 300
 
 _HEAD_END = re.compile(rb"\r?\n\r?\n")
 _STATUS = re.compile(r"HTTP/1\.([01]) ([1-9][0-9][0-9])(?: .*)?")
@@ -422,3 +423,13 @@ def _parsed(text: str) -> tuple[int, str, list[tuple[str, str]]]:
     if status is None:
         raise WireError(Fault.BROKEN, "an answer that is not HTTP")
     return int(status[2]), status[1], fields
+
+
+def is_page(headers: Mapping[str, str], body: bytes = b"<") -> bool:
+    """Whether an answer is a page for people. Some registries call what they answer HTML."""
+    return "html" in headers.get("content-type", "").lower() and body.lstrip().startswith(b"<")
+
+
+def clean(text: str) -> str:
+    """Foreign text for a message: without control characters, and not long."""
+    return "".join(c if c.isprintable() else " " for c in text)[:_MAX_REASON]

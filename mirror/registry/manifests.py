@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit, urlunsplit
 
 from mirror.documents import parse_json
 from mirror.errors import (
@@ -32,7 +32,8 @@ from mirror.oci.manifest import (
 from mirror.oci.reference import check_tag, referrers_tag, valid_repository, valid_tag
 from mirror.registry import statuses
 from mirror.registry.auth import CATALOGUE, DELETE, PULL, PUSH, Scopes
-from mirror.registry.failures import clean, reworded
+from mirror.registry.http1 import clean
+from mirror.registry.refusals import reworded
 from mirror.registry.transport import Answer, Transport
 
 ACCEPT = ", ".join((OCI_INDEX, OCI_MANIFEST, DOCKER_INDEX, DOCKER_MANIFEST))
@@ -361,6 +362,11 @@ def _pages(transport: Transport, url: str, wanted: Scopes, limit: int) -> Iterat
         if link is None:
             return
         url = transport.resolved(link, answer.url)
+        # Some name their list as another port or an inner host of theirs knows it (Nexus): the rest
+        # of it is asked for where it began.
+        inner, own = urlsplit(url), urlsplit(answer.url)
+        if inner.path.endswith(own.path):
+            url = urlunsplit(own._replace(query=inner.query))
         if not transport.at_home(url):
             raise _broken(where, f"{transport.host} continues its list at another host")
         if url in seen or len(seen) >= _MAX_PAGES:

@@ -11,20 +11,19 @@ import errno
 import json
 import os
 import re
-import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from mirror.documents import parse_json
 from mirror.errors import DeniedError, RegistryError, RegistryNotFoundError, UnreachableError
-from mirror.registry.failures import TransientFailure, clean, retry_after_s
-from mirror.registry.http1 import Fault, WireError
+from mirror.registry.connections import read_whole
+from mirror.registry.failures import TransientFailure, retry_after_s
+from mirror.registry.http1 import clean, is_page
 
 TRANSIENT_STATUSES = frozenset({408, 429, 500, 502, 503, 504})
 """Answers that say "not now" and not "no"."""
 
-_ANY_WINDOW = 47  # zlib finds out which format it is
 _PUSHES = ("POST ", "PUT ", "PATCH ")
 _FULL = re.compile(r"(?i)no space left|disk full|quota.{0,20} exceeded|insufficient storage")
 _KIND = re.compile(r"(?i)media ?type|artifact|config type|not (an )?accepted")
@@ -116,11 +115,6 @@ def from_answer(
     )
 
 
-def is_page(headers: Mapping[str, str], body: bytes = b"<") -> bool:
-    """Whether an answer is a page for people. Some registries call what they answer HTML."""
-    return "html" in headers.get("content-type", "").lower() and body.lstrip().startswith(b"<")
-
-
 def page(status: int, where: str, host: str) -> UnreachableError:
     """Something that shows a page has answered in the place of a registry."""
     return UnreachableError(
@@ -198,31 +192,6 @@ def from_token_server(
     return from_answer(status, headers, body, where=where, host=server)
 
 
-def read_whole(headers: Mapping[str, str], pieces: Iterable[bytes], limit: int) -> bytes | None:
-    """The body that comes in `pieces`, or little more than `limit` bytes of it.
-
-    One gzip or deflate, which some caches send to whoever asks, is undone within that limit. None
-    for any other encoding: nobody asked for one.
-
-    Raises:
-        WireError: it is damaged.
-    """
-    collected = bytearray()
-    for piece in pieces:
-        collected += piece
-        if len(collected) > limit:
-            break
-    coding = headers.get("content-encoding", "").strip().lower()
-    if coding in ("", "identity"):
-        return bytes(collected)
-    if coding not in ("gzip", "x-gzip", "deflate"):
-        return None
-    try:
-        return zlib.decompressobj(_ANY_WINDOW).decompress(collected, limit + 1)
-    except zlib.error as err:
-        raise WireError(Fault.BROKEN, "an answer that cannot be decompressed") from err
-
-
 def unreadable(
     status: int, headers: Mapping[str, str], limit: int, where: str, host: str
 ) -> RegistryError:
@@ -277,3 +246,10 @@ def _words(error: Mapping[str, Any]) -> Iterator[str]:
         yield f"{os.strerror(number)}: {json.dumps(detail)}"
     elif detail:
         yield detail if isinstance(detail, str) else json.dumps(detail)
+
+
+def reworded(
+    err: RegistryError, text: str, kind: type[RegistryError] | None = None
+) -> RegistryError:
+    """The same answer said in other words, as `kind` where that is given."""
+    return (kind or type(err))(text, where=err.where, status=err.status, codes=err.codes)

@@ -21,10 +21,10 @@ from mirror.oci.reference import check_repository
 from mirror.registry import failures, refusals
 from mirror.registry.addresses import Home, Origin, host_of, path_of
 from mirror.registry.auth import Authenticator, Credentials, Scopes, parse_challenges
-from mirror.registry.connections import Connections
+from mirror.registry.connections import Connections, read_whole
 from mirror.registry.failures import Backoff, TransientFailure
 from mirror.registry.gate import Admission, HostGate, StallWatch
-from mirror.registry.http1 import Body, Headers, Patience, Response, WireError
+from mirror.registry.http1 import Body, Headers, Patience, Response, WireError, is_page
 from mirror.registry.options import ConnectionOptions
 from mirror.run import Cancellation, Run
 
@@ -239,7 +239,7 @@ class Transport:
         good, headers = response.status in accept, response.headers
         body = self._read(response, limit if good else _MAX_ERROR_BYTES, where, strict=good)
         answer = Answer(response.status, headers, body, response.url)
-        if good and not refusals.is_page(headers, body):
+        if good and not is_page(headers, body):
             return answer
         raise self.refused(answer, where, response.authorization)
 
@@ -396,7 +396,7 @@ class Transport:
 
     def _read(self, response: Response, limit: int, where: str, *, strict: bool) -> bytes:
         pieces = self.watch(where).received(response.pieces())
-        body = refusals.read_whole(response.headers, pieces, limit)
+        body = read_whole(response.headers, pieces, limit)
         if strict and (body is None or len(body) > limit):
             raise refusals.unreadable(response.status, response.headers, limit, where, self.host)
         return (body or b"")[:limit]

@@ -30,8 +30,7 @@ from mirror.registry import ConnectionOptions, Credentials, RegistryClient, Retr
 from mirror.registry.addresses import Home, Origin
 from mirror.registry.connections import Connections
 from mirror.registry.http1 import Patience
-from mirror.registry.options import proxy_for
-from mirror.registry.trust import tls_context
+from mirror.registry.options import proxy_for, tls_context
 from tests.registry.conftest import MakeClient, Serve
 from tests.support.patience import PATIENCE_S
 from tests.support.processes import free_port
