@@ -69,6 +69,7 @@ class Case:
 
 CASES = {
     "an empty folder": Case(WHOLE, Path.mkdir),
+    "parts": Case(Packing(5_000), Path.mkdir),
     "parts, compressed and signed": Case(ALL, Path.mkdir),
     "over another bundle": Case(WHOLE, pull_old),
     "after another plan": Case(Packing(5_000), pull_old_in_part),
@@ -100,11 +101,15 @@ def cut_anywhere(case: Case, folder: Path, seeds: Iterable[int], step: int = 1) 
     expected, count = files_in(start), 0
     known = (None, OLD.inventory(), STORE.inventory())
     for seed in seeds:
-        for at in range(seed % step, len(disk.changes) + 1, step):
+        end = len(disk.changes)
+        for at in (*range(seed % step, end, step), end):
             cut = folder / f"{seed}-{at}"
             changes = disk.changes[:at]
-            after_a_power_cut(disk.at_first, changes, keeping(seed + at)).put_into(cut)
-            assert believed(cut) in known, (seed, at)
+            after_a_power_cut(
+                disk.at_first, changes, keeping(0 if at == end else seed + at)
+            ).put_into(cut)
+            found = believed(cut)
+            assert found in known[2 if at == end else 0 :], (seed, at)
             pull(cut, case.packing)
             assert files_in(cut) == expected, (seed, at)
             count += 1
