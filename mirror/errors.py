@@ -46,6 +46,11 @@ class MirrorError(Exception):
         """The text without the place: for whoever has named that already."""
         return f"{self.problem}; {self.advice}" if self.advice else self.problem
 
+    def relocate(self, where: str) -> None:
+        """Name another place: whoever passes this on may know better where it happened."""
+        self.where = where
+        self.args = (f"{where}: {self.explanation}",)
+
     def seen_from(self, place: str) -> str:
         """The text for a list about `place`, which it does not name again."""
         return self.explanation if self.where == place else str(self)
@@ -106,6 +111,10 @@ class NotFoundError(MirrorError):
 
 class ConflictError(MirrorError):
     """Somebody else changed the same registry meanwhile; what is there was left as it is."""
+
+
+class DowngradeError(MirrorError):
+    """What a registry has is newer, and nobody allowed to put something older in its place."""
 
 
 class PruneRefusedError(MirrorError):
@@ -240,6 +249,10 @@ class DamagedBundleError(IntegrityError):
 
 class StatementError(IntegrityError):
     """What a registry publishes as its inventory cannot be read, or cannot be trusted."""
+
+
+class UntrustedStatementError(StatementError):
+    """Nobody whose key is trusted signed what a registry publishes as its inventory."""
 
 
 class DamagedReplicaError(IntegrityError):

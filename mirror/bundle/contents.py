@@ -5,13 +5,13 @@ What is wrong with them becomes a finding, not an exception.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
-from mirror.bundle.archive import NOTHING, Archive
+from mirror.bundle.archive import NOTHING
 from mirror.bundle.files import PartedReader, Readable, ReadAt
 from mirror.bundle.format import (
     INDEX,
@@ -28,7 +28,7 @@ from mirror.bundle.format import (
     marks,
 )
 from mirror.bundle.members import Member, members
-from mirror.bundle.seal import Seal, has_long_media_type
+from mirror.bundle.seal import has_long_media_type
 from mirror.bundle.seekable import SeekableFile
 from mirror.documents import parse_json
 from mirror.errors import (
@@ -41,6 +41,7 @@ from mirror.errors import (
     InvalidReferenceError,
     MirrorError,
 )
+from mirror.layout import PACKAGE_VERSIONS_ARCHIVE
 from mirror.oci import Digest, Manifest, verified
 from mirror.oci.manifest import MANIFESTS, MAX_MANIFEST_BYTES
 from mirror.oci.reference import check_repository, valid_tag
@@ -170,13 +171,13 @@ def _collect(
         found[member.path] = member
 
 
-def _legacy_prefix(name: str, found: Mapping[str, Member]) -> str:
+def _legacy_prefix(name: str, paths: Collection[str]) -> str:
     """Return where a first-format `module-<name>.tar` belongs, which has no path inside."""
     stem = name.removesuffix(".tar")
-    if not stem.startswith("module-") or not found:
+    if not stem.startswith("module-") or not paths:
         return ""
     # Any path below modules/ means the newer format, whatever the file was renamed to since.
-    if any(path.startswith("modules/") for path in found):
+    if any(path.startswith("modules/") for path in paths):
         return ""
     return f"modules/{stem.removeprefix('module-')}"
 
@@ -189,7 +190,8 @@ class Contents:
     """What all archives hold together. `inventory` is open where findings say so.
 
     Layouts that several archives share are merged; of a tag that two of them name, the later
-    archive's counts. `notices` are oddities that harm nothing.
+    archive's counts, but one of the package's own before `package-versions.tar`. `notices` are
+    oddities that harm nothing.
     """
 
     inventory: Inventory
@@ -249,7 +251,8 @@ def read_contents(archives: Iterable[OpenArchive]) -> Contents:
     notices: list[str] = []
     manifests = _Manifests()
     budget = Budget()
-    for archive in archives:
+    # Of a tag that two archives name, the later one's counts.
+    for archive in sorted(archives, key=lambda one: one.name != PACKAGE_VERSIONS_ARCHIVE):
         try:
             budget.take_files(archive.members)
         except DamagedBundleError as err:
@@ -274,7 +277,30 @@ def read_contents(archives: Iterable[OpenArchive]) -> Contents:
         # Folders may each have an archive of that name.
         per_archive[archive.name] = union([per_archive.get(archive.name, Inventory()), found])
         total.add_inventory(found)
+    notices += _disputes(per_archive)
     return Contents(total.build(), per_archive, tuple(findings), tuple(notices), manifests)
+
+
+def _disputes(archives: Mapping[str, Inventory]) -> Iterator[str]:
+    """Say of each tag that several archives give to different images whose image counts.
+
+    That is the last one's, in the order of `archives`.
+    """
+    holders: dict[str, list[str]] = {}
+    for name, inventory in archives.items():
+        for path in inventory.repositories:
+            holders.setdefault(path, []).append(name)
+    for path, names in holders.items():
+        known: dict[str, tuple[str, Digest]] = {}
+        for name in names if len(names) > 1 else ():
+            for tag, digest in sorted(archives[name].repositories[path].tags.items()):
+                other, before = known.get(tag, (name, digest))
+                if before != digest:
+                    yield (
+                        f"{path or '/'}:{tag} is {before} in {other} and {digest} in {name}; "
+                        f"that of {name} counts"
+                    )
+                known[tag] = (name, digest)
 
 
 class _LayoutReading:
@@ -415,23 +441,3 @@ class _LayoutReading:
         self._manifests.places[digest] = (self._archive.file, member)
         self._manifests.nodes[digest] = node
         return node
-
-
-# -- whole archives --------------------------------------------------------------------------------
-
-
-def missing_archives(seal: Seal, present: Iterable[str]) -> list[Finding]:
-    """Report every repository of the archives that the seal lists and that are missing."""
-    return [
-        finding
-        for name in sorted(set(seal.archives) - set(present))
-        for finding in whole_archive(seal.archives[name], "the archive is missing")
-    ]
-
-
-def whole_archive(archive: Archive, problem: str) -> Iterator[Finding]:
-    """Report what is wrong with all of an archive, for each repository with its tags."""
-    for repository, content in sorted(archive.inventory.repositories.items()):
-        tags = tuple(sorted(content.tags))
-        digest = content.tags[tags[0]] if tags else None
-        yield Finding(archive.name, problem, repository, tags, digest)

@@ -57,7 +57,7 @@ class Packing:
 
     `part_size` in bytes cuts archives into parts; 0 leaves them whole. `gost_digest` writes a
     GOST R 34.11-2012 digest beside each file. `sign` makes a signature over the seal
-    (`mirror.bundle.signing.sign`). Without `resume` nothing of an interrupted run is used, and
+    (`mirror.signing.sign`). Without `resume` nothing of an interrupted run is used, and
     nothing is kept for the next one. `compress` writes archives in zstd frames, which `part_size`
     then cuts; until they have their names, the disk holds both forms.
     """

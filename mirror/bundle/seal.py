@@ -11,7 +11,7 @@ a seal, and go on reading those of complete bundles.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -47,7 +47,7 @@ from mirror.errors import (
     MirrorError,
 )
 from mirror.oci import Digest
-from mirror.sync import Inventory, ManifestNode, union
+from mirror.sync import Finding, Inventory, ManifestNode, union
 from mirror.sync.inventory import canonical_json, read_nodes
 
 SCHEMA_VERSION = 1
@@ -398,3 +398,23 @@ def has_long_media_type(node: ManifestNode) -> bool:
     """Whether a manifest has a media type that is longer than any may be."""
     types = [node.artifact_type or "", *(one.media_type for one in (*node.blobs, *node.children))]
     return any(len(one) > MAX_MEDIA_TYPE for one in types)
+
+
+# -- whole archives --------------------------------------------------------------------------------
+
+
+def missing_archives(seal: Seal, present: Iterable[str]) -> list[Finding]:
+    """Report every repository of the archives that the seal lists and that are missing."""
+    return [
+        finding
+        for name in sorted(set(seal.archives) - set(present))
+        for finding in whole_archive(seal.archives[name], "the archive is missing")
+    ]
+
+
+def whole_archive(archive: Archive, problem: str) -> Iterator[Finding]:
+    """Report what is wrong with all of an archive, for each repository with its tags."""
+    for repository, content in sorted(archive.inventory.repositories.items()):
+        tags = tuple(sorted(content.tags))
+        digest = content.tags[tags[0]] if tags else None
+        yield Finding(archive.name, problem, repository, tags, digest)

@@ -36,6 +36,7 @@ from mirror.errors import (
 )
 from mirror.oci import Digest
 from mirror.oci.reference import check_repository
+from mirror.registry import statuses
 from mirror.registry.auth import PULL, PUSH, Scopes, merge_scopes
 from mirror.registry.failures import TransientFailure
 from mirror.registry.http1 import Body
@@ -70,7 +71,7 @@ def open_upload(transport: Transport, repository: str) -> OpenUpload:
     """See `RegistryClient.open_upload`."""
     url = transport.at(repository, "blobs/uploads/")
     answer = transport.call(
-        "POST", url, accept=(202,), limit=MAX_ANSWER_BYTES, scopes=(PUSH.format(repository),)
+        "POST", url, accept=statuses.OPEN, limit=MAX_ANSWER_BYTES, scopes=(PUSH.format(repository),)
     )
     return OpenUpload(location_of(transport, answer))
 
@@ -85,7 +86,7 @@ def mount_or_open(
     wanted = merge_scopes((PUSH.format(repository),), (PULL.format(from_repository),))
     try:
         answer = transport.call(
-            "POST", url, accept=(201, 202), limit=MAX_ANSWER_BYTES, scopes=wanted
+            "POST", url, accept=statuses.MOUNT, limit=MAX_ANSWER_BYTES, scopes=wanted
         )
     except RegistryError as err:
         # Mounting only spares an upload: where it is refused, the upload tells the real reason.
@@ -109,7 +110,7 @@ def cancel(transport: Transport, location: str, wanted: Scopes) -> bool:
     patience_s = _STOPPED_CANCEL_S if transport.run.stopped else _CANCEL_S
     try:
         aside = transport.within(Run().with_deadline(patience_s))
-        attempt(aside, "DELETE", location, accept=(200, 202, 204), wanted=wanted)
+        attempt(aside, "DELETE", location, accept=statuses.CANCEL, wanted=wanted)
     except (MirrorError, TransientFailure) as err:
         _log.debug("an upload session could not be cancelled: %s", err)
         error = err.error if isinstance(err, TransientFailure) else err

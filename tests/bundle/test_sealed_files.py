@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.serialization import (
     PublicFormat,
 )
 
-from mirror.bundle import signing
+from mirror import signing
 from mirror.bundle.folder import Packing
 from mirror.bundle.gost import gost_digest
 from mirror.bundle.reader import BundleReader
