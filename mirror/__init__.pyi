@@ -155,9 +155,9 @@ from mirror.registry.client import RegistryWriter as RegistryWriter
 from mirror.registry.credentials import find_credentials as find_credentials
 from mirror.registry.options import ConnectionOptions as ConnectionOptions
 from mirror.registry.options import RetryPolicy as RetryPolicy
-from mirror.registry.upload_sessions import KeptUpload as KeptUpload
+from mirror.registry.upload_journal import KeptUpload as KeptUpload
+from mirror.registry.upload_journal import UploadJournal as UploadJournal
 from mirror.registry.upload_sessions import OpenUpload as OpenUpload
-from mirror.registry.upload_sessions import UploadJournal as UploadJournal
 from mirror.release.constraints import Constraint as Constraint
 from mirror.release.constraints import Term as Term
 from mirror.release.plugin_dependencies import Edge as Edge
