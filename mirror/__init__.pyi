@@ -200,6 +200,7 @@ from mirror.sync.removal import Removal as Removal
 from mirror.sync.repair import Storage as Storage
 from mirror.sync.statement import Artifact as Artifact
 from mirror.sync.statement import Statement as Statement
+from mirror.sync.statement import StatementKeys as StatementKeys
 from mirror.sync.transfer import Independence as Independence
 from mirror.sync.transfer import Interim as Interim
 from mirror.sync.transfer import TransferReport as TransferReport

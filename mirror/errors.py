@@ -108,6 +108,10 @@ class ConflictError(MirrorError):
     """Somebody else changed the same registry meanwhile; what is there was left as it is."""
 
 
+class DowngradeError(MirrorError):
+    """What a registry has is newer, and nobody allowed to put something older in its place."""
+
+
 class PruneRefusedError(MirrorError):
     """Nothing was deleted, since what there is to keep is not certain (what, and why)."""
 
@@ -240,6 +244,10 @@ class DamagedBundleError(IntegrityError):
 
 class StatementError(IntegrityError):
     """What a registry publishes as its inventory cannot be read, or cannot be trusted."""
+
+
+class UntrustedStatementError(StatementError):
+    """Nobody whose key is trusted signed what a registry publishes as its inventory."""
 
 
 class DamagedReplicaError(IntegrityError):

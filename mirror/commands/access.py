@@ -27,6 +27,7 @@ from mirror.registry import (
     find_credentials,
 )
 from mirror.registry.options import BRIEF
+from mirror.sync.statement import UNSIGNED, StatementKeys
 from mirror.sync.tree import RegistryTree
 
 _LICENSE_LOGIN = "license-token"
@@ -103,6 +104,14 @@ def signer(key_file: Path) -> Callable[[bytes], bytes]:
     passphrase = cache(passphrase_from(prompt=prompt))
     sign(b"", key, passphrase)
     return lambda data: sign(data, key, passphrase)
+
+
+def statement_keys(
+    trusted_key: Sequence[Path] = (), sign_key: Path | None = None, allow_downgrade: bool = False
+) -> StatementKeys:
+    """What the options `keys` say."""
+    sign = signer(sign_key) if sign_key is not None else None
+    return StatementKeys(sign, tuple(one.read_bytes() for one in trusted_key), allow_downgrade)
 
 
 def _read(secret: str | None, prompt: str) -> str | None:
@@ -183,6 +192,28 @@ registry_options = grouped(
 """How to reach the registry that a command works on."""
 
 
+_trusted_key = click.option(
+    "--trusted-key",
+    multiple=True,
+    type=FILE,
+    help="Believe only statements of registries that this public key (PEM) signed. Repeatable.",
+)
+_allow_downgrade = flag(
+    "--allow-downgrade",
+    text="Let something older take the place of something newer, which keys refuse otherwise.",
+)
+_sign_statement = click.option(
+    "--sign-key",
+    type=FILE,
+    help="Sign what the registry states afterwards with this private key (PEM or cosign's), for "
+    "replicas that trust its public half. MIRROR_SIGN_PASSWORD or a prompt gives its passphrase.",
+)
+following_keys = grouped("keys", statement_keys, _trusted_key, _allow_downgrade)
+publishing_keys = grouped("keys", statement_keys, _sign_statement, _trusted_key)
+pushing_keys = grouped("keys", statement_keys, _sign_statement, _trusted_key, _allow_downgrade)
+"""Whose statements are believed, and how those are signed that a command publishes."""
+
+
 # -- trees -----------------------------------------------------------------------------------------
 
 
@@ -254,6 +285,7 @@ def open_trees(
     on_event: OnEvent,
     *,
     storage: Mapping[str, Path] | None = None,
+    keys: StatementKeys = UNSIGNED,
     connections: int = 100,
     masters: Mapping[str, TreeAccess] | None = None,
 ) -> Iterator[list[RegistryTree]]:
@@ -275,5 +307,5 @@ def open_trees(
             tree = replace(target, options=options).open(
                 on_event, storage=(storage or {}).get(name)
             )
-            made.append(opened.enter_context(tree))
+            made.append(replace(opened.enter_context(tree), keys=keys))
         yield made

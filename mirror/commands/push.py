@@ -10,7 +10,13 @@ import click
 
 from mirror.bundle.reader import BundleReader
 from mirror.commands import options
-from mirror.commands.access import AccessOptions, TreeAccess, login_options, registry_options
+from mirror.commands.access import (
+    AccessOptions,
+    TreeAccess,
+    login_options,
+    pushing_keys,
+    registry_options,
+)
 from mirror.commands.cluster_files import ClusterFiles, cluster_options
 from mirror.commands.options import FILE, Work, flag
 from mirror.errors import InputError, InvalidReferenceError
@@ -18,6 +24,7 @@ from mirror.oci import Repository
 from mirror.operations.push import plan_push, push, push_to_all
 from mirror.reports.bundles import push_plan_summary, push_summary
 from mirror.reports.registries import quorum_summary
+from mirror.sync.statement import StatementKeys
 
 
 @click.command("push")
@@ -82,6 +89,7 @@ from mirror.reports.registries import quorum_summary
     "REGISTRY is not used for other hosts.",
 )
 @options.tmp_dir
+@pushing_keys
 @registry_options
 @cluster_options
 @options.running
@@ -102,6 +110,7 @@ def push_command(
     tmp_dir: str | None,
     cluster: ClusterFiles,
     access: AccessOptions,
+    keys: StatementKeys,
     work: Work,
 ) -> None:
     """Load the bundle in BUNDLE_DIR into REGISTRY (host[:port]/path).
@@ -137,7 +146,7 @@ def push_command(
         work.show(plan, push_plan_summary)
         return
     trees = [
-        work.enter_context(one.open_for_uploads(work.on_event, state_dir))
+        replace(work.enter_context(one.open_for_uploads(work.on_event, state_dir)), keys=keys)
         for one in (target, *others)
     ]
     writable = not no_access_check

@@ -13,13 +13,20 @@ import click
 from click.core import ParameterSource
 
 from mirror.commands import options
-from mirror.commands.access import AccessOptions, TreeAccess, open_trees, registry_options
+from mirror.commands.access import (
+    AccessOptions,
+    TreeAccess,
+    following_keys,
+    open_trees,
+    registry_options,
+)
 from mirror.commands.cluster_files import ClusterFiles, cluster_options, full_name
 from mirror.commands.options import FILE, Work, flag
 from mirror.commands.signals import handling
 from mirror.errors import InputError
 from mirror.operations.sync import sync_replicas
 from mirror.reports.registries import sync_summary
+from mirror.sync.statement import StatementKeys
 
 _AUTO = "auto"
 
@@ -69,6 +76,7 @@ _AUTO = "auto"
     type=FILE,
     help="With --watch: its settings (YAML, or those of Deckhouse's mirrorer).",
 )
+@following_keys
 @registry_options
 @cluster_options
 @options.running
@@ -86,6 +94,7 @@ def sync_command(
     config: Path | None,
     cluster: ClusterFiles,
     access: AccessOptions,
+    keys: StatementKeys,
     work: Work,
 ) -> None:
     """Bring replicas (host[:port]/path) to what the leader holds, straight from there.
@@ -111,6 +120,7 @@ def sync_command(
             access,
             work.on_event,
             storage=_storage(storage, names, masters),
+            keys=keys,
             connections=work.run.jobs * (len(names) + 1) + 8,
             masters=masters,
         )

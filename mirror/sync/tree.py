@@ -24,6 +24,7 @@ from mirror.sync.inventory import Inventory
 from mirror.sync.observation import Depth
 from mirror.sync.observe import listed_tags, observe
 from mirror.sync.plan import CopyBlob, Plan, places_written
+from mirror.sync.statement import UNSIGNED, StatementKeys
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +38,7 @@ class RegistryTree:
         storage: the registry's data folder, where this machine can reach it. A repair replaces
             damaged files there.
         journal: writes unfinished uploads down, so that the next process continues them.
+        keys: how its statements are signed, and whose are believed.
     """
 
     client: RegistryWriter
@@ -44,6 +46,7 @@ class RegistryTree:
     modules_suffix: str = MODULES
     storage: Path | None = None
     journal: UploadJournal | None = None
+    keys: StatementKeys = UNSIGNED
 
     @property
     def name(self) -> str:
