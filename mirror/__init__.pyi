@@ -134,6 +134,7 @@ from mirror.operations.pull import pull as pull
 from mirror.operations.push import plan_push as plan_push
 from mirror.operations.push import push as push
 from mirror.operations.push import push_to_all as push_to_all
+from mirror.operations.push_check import Verification as Verification
 from mirror.operations.push_reports import MemberReport as MemberReport
 from mirror.operations.push_reports import PushPlan as PushPlan
 from mirror.operations.push_reports import PushReport as PushReport

@@ -14,7 +14,7 @@ from pathlib import Path
 import click
 
 from mirror.commands.options import FILE, Decorator, flag, grouped, together
-from mirror.documents import parse_rate
+from mirror.documents import parse_duration, parse_rate
 from mirror.errors import FileSystemError, InputError
 from mirror.events import OnEvent, Warned
 from mirror.layout import normalised_suffix
@@ -23,6 +23,7 @@ from mirror.registry import (
     ConnectionOptions,
     Credentials,
     RegistryClient,
+    RetryPolicy,
     UploadJournal,
     find_credentials,
 )
@@ -32,6 +33,8 @@ from mirror.sync.tree import RegistryTree
 
 _LICENSE_LOGIN = "license-token"
 _STANDARD_INPUT = "-"
+RETRY_FOR_S = 300.0
+"""A registry, or the node below it, restarts in less; the administrator has left the console."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +48,14 @@ class AccessOptions:
     tls_skip_verify: bool = False
     ca: Path | None = None
     limit_rate: float | None = None
+    retry_for: float | None = None
+
+    @property
+    def retries(self) -> RetryPolicy:
+        """How patient to be. Whoever asks for patience wants it from the first request on."""
+        if self.retry_for is None:
+            return RetryPolicy(retry_for_s=RETRY_FOR_S)
+        return RetryPolicy(retry_for_s=self.retry_for, from_start=True)
 
     def connection(self) -> ConnectionOptions:
         """The same for a client."""
@@ -53,6 +64,7 @@ class AccessOptions:
             verify=not self.tls_skip_verify,
             ca_file=self.ca,
             limit_rate=self.limit_rate,
+            retries=self.retries,
         )
 
     def credentials(self, name: str) -> Credentials | None:
@@ -136,6 +148,13 @@ def _rate(_ctx: click.Context, _option: click.Parameter, value: str | None) -> f
         raise click.BadParameter(str(err)) from None
 
 
+def _duration(_ctx: click.Context, _option: click.Parameter, value: str | None) -> float | None:
+    try:
+        return None if value is None else parse_duration(value)
+    except ValueError as err:
+        raise click.BadParameter(str(err)) from None
+
+
 def login_options(whose: str, text: str, *more: Sequence[str]) -> Decorator:
     """`--WHOSE-login` and `--WHOSE-password`, with `more` names of each."""
     user_names, password_names = more or ((), ())
@@ -187,6 +206,13 @@ registry_options = grouped(
         "--limit-rate",
         callback=_rate,
         help="Limit of the traffic with each registry: 20MB/s, 512KiB/s.",
+    ),
+    click.option(
+        "--retry-for",
+        callback=_duration,
+        help="How long to wait for a registry that is away or busy before giving up, counted from "
+        "the last thing that got through: 30s, 5m, 1h30m.  [default: 5m for a registry that has "
+        "answered, a few seconds for one that has not]",
     ),
 )
 """How to reach the registry that a command works on."""
@@ -303,7 +329,9 @@ def open_trees(
             if target.credentials is not None and access.password == _STANDARD_INPUT:
                 # Asked for once, and meant for all.
                 access = replace(access, password=target.credentials.password)
-            options = replace(target.options, retries=BRIEF, max_connections=connections)
+            policy = target.options.retries
+            brief = replace(BRIEF, retry_for_s=policy.retry_for_s, from_start=policy.from_start)
+            options = replace(target.options, retries=brief, max_connections=connections)
             tree = replace(target, options=options).open(
                 on_event, storage=(storage or {}).get(name)
             )

@@ -135,6 +135,7 @@ def pull_command(
         config.tls_skip_verify,
         config.ca,
         config.bytes_per_s(),
+        config.retry_for_s(),
     )
     source = _source(config, access, license_key, cluster)
     selection, warnings = config.selection()

@@ -359,7 +359,9 @@ class ModeClient:
             if known is None:
                 options = self._options
                 if not patient:
-                    options = replace(options, retries=replace(options.retries, attempts=1))
+                    options = replace(
+                        options, retries=replace(options.retries, attempts=1, retry_for_s=0.0)
+                    )
                 known = endpoint.client(options)
                 self._clients[endpoint, patient] = known
             return known.within(self._run)

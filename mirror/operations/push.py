@@ -15,7 +15,6 @@ from mirror.bundle.reader import BundleReader
 from mirror.bundle.verify import check_signature
 from mirror.errors import (
     CancelledError,
-    ConflictError,
     IncompleteError,
     MirrorError,
     MissingBaseError,
@@ -23,6 +22,12 @@ from mirror.errors import (
 from mirror.events import PhaseStarted, Warned, side_by_side
 from mirror.layout import publication_stage, tool_name
 from mirror.operations.credit import refuse_downgrade
+from mirror.operations.push_check import (
+    Verification,
+    check_all,
+    check_content,
+    check_tags,
+)
 from mirror.operations.push_reports import MemberReport, PushPlan, PushReport, QuorumReport
 from mirror.operations.trees import ask_at_once
 from mirror.release.discovery import discovery_images
@@ -30,8 +35,7 @@ from mirror.run import Run
 from mirror.sync import Inventory, MemoryStore, Plan, TransferReport, make_plan, union
 from mirror.sync.content import Source
 from mirror.sync.failover import FailoverSource, Holder
-from mirror.sync.observation import Depth, findings_of, listed
-from mirror.sync.observe import observe
+from mirror.sync.observation import Depth
 from mirror.sync.publication import Goal, Publication
 from mirror.sync.publication_state import (
     PublicationState,
@@ -39,7 +43,6 @@ from mirror.sync.publication_state import (
     next_statement,
     read_artifact,
     read_state,
-    statement_digest,
 )
 from mirror.sync.statement import REPOSITORY
 from mirror.sync.tree import RegistryTarget, RegistryTree
@@ -57,6 +60,7 @@ def push(
     key: bytes | None = None,
     check_access: bool = True,
     check_blobs: bool = False,
+    verification: Verification = Verification.TAGS,
     run: Run | None = None,
 ) -> PushReport:
     """Make a registry hold everything that the bundle holds.
@@ -74,6 +78,7 @@ def push(
         check_access: whether to prove the right to write before the first byte moves.
         check_blobs: whether to ask for the blobs of manifests that are there. A registry takes a
             manifest only together with its blobs, so this finds what it lost since then.
+        verification: what the registry is asked for afterwards.
 
     Raises:
         MissingBaseError: the registry lacks what a delta leaves out; nothing was written.
@@ -82,13 +87,14 @@ def push(
             than now, and `tree.keys` does not allow that; nothing was written.
         DamagedBundleError: the bundle is not whole; nothing was written.
         DeniedError: the registry may not be written to; nothing was written.
-        IncompleteError: some content could not be brought over; no tag names what is missing.
+        IncompleteError: some content could not be brought over, or was accepted and is not there;
+            no tag names what is missing.
         ConflictError: somebody else changed the same tags meanwhile.
         CancelledError: the run was stopped.
     """
     run = Run.of(run)
     tree = tree.within(run)
-    work = _Push.of(bundle, key, run, check_access, check_blobs, whole=False)
+    work = _Push.of(bundle, key, run, check_access, check_blobs, verification, whole=False)
     state = work.look(tree)
     goal = work.goal(tree, state)
     plan, done = work.bring(tree, state, goal, (), run)
@@ -101,6 +107,7 @@ def push(
         goal.published,
         goal.new,
         bundle.bases,
+        verification,
     )
 
 
@@ -226,6 +233,7 @@ class _Push:
     run: Run
     check_access: bool
     check_blobs: bool = True
+    verification: Verification = Verification.ALL
     whole: bool = True
     strict: bool = False
 
@@ -237,6 +245,7 @@ class _Push:
         run: Run,
         check_access: bool = True,
         check_blobs: bool = True,
+        verification: Verification = Verification.ALL,
         *,
         whole: bool = True,
     ) -> _Push:
@@ -248,7 +257,7 @@ class _Push:
             run.on_event(Warned(notice))
         index = discovery_images(bundle)
         wanted = union([bundle, index.inventory()])
-        how = check_access, check_blobs, whole, key is not None
+        how = check_access, check_blobs, verification, whole, key is not None
         return cls(reader, bundle, index, wanted, run, *how)
 
     # -- one registry --------------------------------------------------------------------------
@@ -342,33 +351,19 @@ class _Push:
         try:
             if self.check_access:
                 target.check_access(plan, *([REPOSITORY] if new else []))
-            report = publication.carry_out(plan, source, target, run=run)
+            report = publication.carry_out(
+                plan,
+                source,
+                target,
+                before_tags=lambda _interim: check_content(tree, plan, self.verification, run),
+                after_tags=lambda: check_tags(tree, plan, self.verification, run),
+                run=run,
+            )
         finally:
             target.release()
-        if self.whole:
-            self._check(tree, target, goal, run)
+        if self.verification is Verification.ALL:
+            check_all(tree, goal.inventory, goal.published.digest, run)
         return plan, report.done
-
-    def _check(self, tree: RegistryTree, target: RegistryTarget, goal: _Goal, run: Run) -> None:
-        """Ask a registry for everything that it states.
-
-        Raises:
-            IncompleteError: something is missing.
-            ConflictError: it states something else by now.
-        """
-        found = observe(tree, goal.inventory, Depth.AUDIT, run=run.quietly())
-        findings = findings_of(goal.inventory, found)
-        if findings:
-            raise IncompleteError(
-                f"{target.name}: {len(findings)} things are missing after the push; run it again"
-                + listed(findings),
-                (),
-            )
-        if statement_digest(tree) != goal.published.digest:
-            raise ConflictError(
-                f"{target.name} states another inventory by now: another push, rollback or sync "
-                "ran at the same time; run it again, one at a time"
-            )
 
     # -- several -------------------------------------------------------------------------------
 

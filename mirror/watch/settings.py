@@ -6,7 +6,6 @@ unchanged, and our own keys may stand beside its keys.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
@@ -14,7 +13,6 @@ from typing import Annotated, Any, Self
 
 from pydantic import (
     BaseModel,
-    BeforeValidator,
     ConfigDict,
     Field,
     SecretStr,
@@ -22,14 +20,13 @@ from pydantic import (
     model_validator,
 )
 
-from mirror.documents import Rate, problems, read_mapping
+from mirror.documents import Patience, Rate, Seconds, problems, read_mapping
 from mirror.errors import InputError
 from mirror.oci import Repository
 
 AUTO = "auto"
 """In place of a leader's name: whichever complete registry has the highest generation."""
 
-_DURATION = re.compile(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d+)?)s)?", re.ASCII)
 _MIRRORER_KEYS = ("local", "remote", "users", "sleep", "parallelizm")
 _COMMON_KEYS = ("ca", "insecure", "tls-skip-verify")
 """What holds for all registries there; in our form each has its own."""
@@ -54,22 +51,6 @@ class CheckLevel(StrEnum):
 
 def _due(every_s: float | None, now_s: float, last_s: float | None) -> bool:
     return every_s is not None and (last_s is None or now_s - last_s >= every_s)
-
-
-def seconds(value: Any) -> Any:
-    """`90`, `"90s"`, `"1h30m"` or `"2d"` as seconds."""
-    if isinstance(value, str):
-        match = _DURATION.fullmatch(value)
-        if not value or match is None:
-            raise ValueError(f"{value!r} is not a duration; write 30s, 5m, 1h30m or 2d")
-        days, hours, minutes, rest = (float(part or 0) for part in match.groups())
-        return ((days * 24 + hours) * 60 + minutes) * 60 + rest
-    if isinstance(value, bool):
-        raise ValueError("a duration is needed: 30s, 5m, 1h30m or 2d")
-    return value
-
-
-Seconds = Annotated[float, BeforeValidator(seconds), Field(gt=0, le=366 * 86400)]
 
 
 def _kebab(name: str) -> str:
@@ -171,6 +152,7 @@ class WatchSettings(Schedule):
     allow_downgrade: bool = False
     jobs: Annotated[int, Field(ge=1, le=64)] = 4
     limit_rate: Rate | None = None
+    retry_for: Patience | None = None
 
     listen: str | None = "127.0.0.1:5003"
     notify_token: SecretStr | None = None
