@@ -2,9 +2,9 @@
 
 from mirror.bundle.archive import Compressed as Compressed
 from mirror.bundle.archive import Omissions as Omissions
+from mirror.bundle.packing import Packing as Packing
 from mirror.bundle.reader import BundleReader as BundleReader
 from mirror.bundle.verify import BundleReport as BundleReport
-from mirror.bundle.writer import Packing as Packing
 from mirror.errors import IncompleteError as IncompleteError
 from mirror.errors import MirrorError as MirrorError
 from mirror.errors import SourceContentError as SourceContentError

@@ -11,8 +11,8 @@ import click
 
 from mirror.bundle import gost
 from mirror.bundle.folder import check_folder
+from mirror.bundle.packing import Packing
 from mirror.bundle.reader import read_inventory
-from mirror.bundle.writer import Packing
 from mirror.commands import options
 from mirror.commands.access import (
     AccessOptions,

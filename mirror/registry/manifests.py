@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit, urlunsplit
 
 from mirror.documents import parse_json
 from mirror.errors import (
@@ -361,6 +361,11 @@ def _pages(transport: Transport, url: str, wanted: Scopes, limit: int) -> Iterat
         if link is None:
             return
         url = transport.resolved(link, answer.url)
+        # Some name their list as another port or an inner host of theirs knows it (Nexus): the rest
+        # of it is asked for where it began.
+        inner, own = urlsplit(url), urlsplit(answer.url)
+        if inner.path.endswith(own.path):
+            url = urlunsplit(own._replace(query=inner.query))
         if not transport.at_home(url):
             raise _broken(where, f"{transport.host} continues its list at another host")
         if url in seen or len(seen) >= _MAX_PAGES:
