@@ -134,7 +134,6 @@ from mirror.operations.pull import pull as pull
 from mirror.operations.push import plan_push as plan_push
 from mirror.operations.push import push as push
 from mirror.operations.push import push_to_all as push_to_all
-from mirror.operations.push_check import Verification as Verification
 from mirror.operations.push_reports import MemberReport as MemberReport
 from mirror.operations.push_reports import PushPlan as PushPlan
 from mirror.operations.push_reports import PushReport as PushReport
@@ -186,6 +185,7 @@ from mirror.sync.inventory import RepositoryContent as RepositoryContent
 from mirror.sync.observation import Depth as Depth
 from mirror.sync.observation import Failure as Failure
 from mirror.sync.observation import Finding as Finding
+from mirror.sync.observe import Verification as Verification
 from mirror.sync.plan import CopyBlob as CopyBlob
 from mirror.sync.plan import Difference as Difference
 from mirror.sync.plan import Plan as Plan

@@ -22,9 +22,9 @@ from mirror.commands.options import FILE, Work, flag
 from mirror.errors import InputError, InvalidReferenceError
 from mirror.oci import Repository
 from mirror.operations.push import plan_push, push, push_to_all
-from mirror.operations.push_check import Verification
 from mirror.reports.bundles import push_plan_summary, push_summary
 from mirror.reports.registries import quorum_summary
+from mirror.sync.observe import Verification
 from mirror.sync.statement import StatementKeys
 
 

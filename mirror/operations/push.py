@@ -15,6 +15,7 @@ from mirror.bundle.reader import BundleReader
 from mirror.bundle.verify import check_signature
 from mirror.errors import (
     CancelledError,
+    ConflictError,
     IncompleteError,
     MirrorError,
     MissingBaseError,
@@ -22,12 +23,6 @@ from mirror.errors import (
 from mirror.events import PhaseStarted, Warned, side_by_side
 from mirror.layout import publication_stage, tool_name
 from mirror.operations.credit import refuse_downgrade
-from mirror.operations.push_check import (
-    Verification,
-    check_all,
-    check_content,
-    check_tags,
-)
 from mirror.operations.push_reports import MemberReport, PushPlan, PushReport, QuorumReport
 from mirror.operations.trees import ask_at_once
 from mirror.release.discovery import discovery_images
@@ -35,7 +30,8 @@ from mirror.run import Run
 from mirror.sync import Inventory, MemoryStore, Plan, TransferReport, make_plan, union
 from mirror.sync.content import Source
 from mirror.sync.failover import FailoverSource, Holder
-from mirror.sync.observation import Depth
+from mirror.sync.observation import Depth, findings_of, listed
+from mirror.sync.observe import Verification, check_content, check_tags, observe
 from mirror.sync.publication import Goal, Publication
 from mirror.sync.publication_state import (
     PublicationState,
@@ -43,6 +39,7 @@ from mirror.sync.publication_state import (
     next_statement,
     read_artifact,
     read_state,
+    statement_digest,
 )
 from mirror.sync.statement import REPOSITORY
 from mirror.sync.tree import RegistryTarget, RegistryTree
@@ -362,8 +359,29 @@ class _Push:
         finally:
             target.release()
         if self.verification is Verification.ALL:
-            check_all(tree, goal.inventory, goal.published.digest, run)
+            self._check(tree, goal, run)
         return plan, report.done
+
+    def _check(self, tree: RegistryTree, goal: _Goal, run: Run) -> None:
+        """Ask a registry for everything that it states.
+
+        Raises:
+            IncompleteError: something is missing.
+            ConflictError: it states something else by now.
+        """
+        found = observe(tree, goal.inventory, Depth.AUDIT, run=run.quietly())
+        findings = findings_of(goal.inventory, found)
+        if findings:
+            raise IncompleteError(
+                f"{tree.name}: {len(findings)} things are missing after the push; run it again"
+                + listed(findings),
+                (),
+            )
+        if statement_digest(tree) != goal.published.digest:
+            raise ConflictError(
+                f"{tree.name} states another inventory by now: another push, rollback or sync "
+                "ran at the same time; run it again, one at a time"
+            )
 
     # -- several -------------------------------------------------------------------------------
 

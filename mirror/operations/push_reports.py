@@ -8,8 +8,8 @@ from typing import Any
 from mirror.documents import document
 from mirror.errors import MirrorError
 from mirror.oci import Digest
-from mirror.operations.push_check import Verification
 from mirror.sync import Inventory, Plan, TransferReport
+from mirror.sync.observe import Verification
 from mirror.sync.publication_state import Published
 from mirror.sync.tree import RegistryTree
 

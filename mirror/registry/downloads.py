@@ -101,7 +101,7 @@ class Download:
         status = response.status
         if status == 200:
             length = response.headers.length
-            if refusals.is_page(response.headers) and length != self._size:
+            if length != self._size and refusals.is_page(response.headers):
                 raise refusals.page(status, self._where, self._transport.host)
             self._learn_size(length)
             return self._position
@@ -149,8 +149,8 @@ def probe_size(transport: Transport, repository: str, digest: Digest, wanted: Sc
         size = headers.length if status == 200 else None
         if (
             size is not None
-            and refusals.is_page(headers)
             and "docker-content-digest" not in headers
+            and refusals.is_page(headers)
         ):
             raise refusals.page(status, where, transport.host)
         if status == 404 or size is not None:

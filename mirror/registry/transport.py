@@ -233,7 +233,8 @@ class Transport:
         good, headers = response.status in accept, response.headers
         body = self._read(response, limit if good else _MAX_ERROR_BYTES, where, strict=good)
         answer = Answer(response.status, headers, body, response.url)
-        if good and not refusals.is_page(headers, body):
+        is_html = "html" in headers.get("content-type", "")
+        if good and not (is_html and refusals.is_page(headers, body)):
             return answer
         raise self.refused(answer, where, response.authorization)
 

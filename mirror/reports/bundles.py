@@ -17,9 +17,9 @@ from mirror.layout import (
     is_attachment_tag,
     tags_of_versions,
 )
-from mirror.operations.push_check import Verification
 from mirror.operations.push_reports import PushPlan, PushReport, Share, shares
 from mirror.sync.observation import listed
+from mirror.sync.observe import Verification
 
 if TYPE_CHECKING:
     from mirror.bundle.archive import Compressed, Omissions

@@ -11,10 +11,10 @@ from mirror.bundle.reader import BundleReader
 from mirror.errors import IncompleteError
 from mirror.oci import Digest
 from mirror.oci.manifest import OCI_MANIFEST
-from mirror.operations import push_check
 from mirror.operations.push import push
-from mirror.operations.push_check import Verification
 from mirror.reports.bundles import push_summary
+from mirror.sync import observe
+from mirror.sync.observe import Verification
 from mirror.sync.publication_state import read_state
 from mirror.testing import Answer, Fault
 from tests.support.bundles import pack_store
@@ -40,7 +40,7 @@ def bundle(tmp_path: Path) -> Iterator[BundleReader]:
 
 @pytest.fixture(autouse=True)
 def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(push_check, "_PAUSES_S", (0.0, 0.0))
+    monkeypatch.setattr(observe, "_PAUSES_S", (0.0, 0.0))
 
 
 def digest_of(tag: str) -> Digest:
@@ -100,7 +100,7 @@ def test_who_wants_no_check_gets_none(replica: Replica, bundle: BundleReader) ->
 def test_the_whole_is_held_only_where_all_of_it_was_asked_for(
     replica: Replica, bundle: BundleReader, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(push_check, "_SAMPLE", 1)
+    monkeypatch.setattr(observe, "_SAMPLE", 1)
     wanted = sample_store().inventory()
     lost = min(wanted.repository("modules/console/release").blobs)
     replica.registry.faults.add(Fault(Answer(404), "HEAD", f"/console/release/blobs/{lost}"))
