@@ -46,6 +46,11 @@ class MirrorError(Exception):
         """The text without the place: for whoever has named that already."""
         return f"{self.problem}; {self.advice}" if self.advice else self.problem
 
+    def relocate(self, where: str) -> None:
+        """Name another place: whoever passes this on may know better where it happened."""
+        self.where = where
+        self.args = (f"{where}: {self.explanation}",)
+
     def seen_from(self, place: str) -> str:
         """The text for a list about `place`, which it does not name again."""
         return self.explanation if self.where == place else str(self)

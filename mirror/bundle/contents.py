@@ -5,7 +5,7 @@ What is wrong with them becomes a finding, not an exception.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -13,7 +13,6 @@ from typing import NamedTuple
 
 from mirror.bundle.archive import NOTHING
 from mirror.bundle.files import PartedReader, Readable, ReadAt
-from mirror.bundle.foreign import disputes, legacy_prefix
 from mirror.bundle.format import (
     INDEX,
     MAX_FINDINGS,
@@ -128,7 +127,7 @@ class OpenArchive:
     @cached_property
     def prefix(self) -> str:
         """Where its content belongs: archives of the first format lack their own path."""
-        return legacy_prefix(self.name, self.members)
+        return _legacy_prefix(self.name, self.members)
 
     def layouts(self) -> dict[str, str]:
         """Repository path → path of its layout inside the archive; sorted."""
@@ -170,6 +169,17 @@ def _collect(
                 advice="this is not an archive of a bundle, or it was tampered with",
             )
         found[member.path] = member
+
+
+def _legacy_prefix(name: str, paths: Collection[str]) -> str:
+    """Return where a first-format `module-<name>.tar` belongs, which has no path inside."""
+    stem = name.removesuffix(".tar")
+    if not stem.startswith("module-") or not paths:
+        return ""
+    # Any path below modules/ means the newer format, whatever the file was renamed to since.
+    if any(path.startswith("modules/") for path in paths):
+        return ""
+    return f"modules/{stem.removeprefix('module-')}"
 
 
 # -- indexes and manifests -------------------------------------------------------------------------
@@ -267,8 +277,30 @@ def read_contents(archives: Iterable[OpenArchive]) -> Contents:
         # Folders may each have an archive of that name.
         per_archive[archive.name] = union([per_archive.get(archive.name, Inventory()), found])
         total.add_inventory(found)
-    notices += disputes(per_archive)
+    notices += _disputes(per_archive)
     return Contents(total.build(), per_archive, tuple(findings), tuple(notices), manifests)
+
+
+def _disputes(archives: Mapping[str, Inventory]) -> Iterator[str]:
+    """Say of each tag that several archives give to different images whose image counts.
+
+    That is the last one's, in the order of `archives`.
+    """
+    holders: dict[str, list[str]] = {}
+    for name, inventory in archives.items():
+        for path in inventory.repositories:
+            holders.setdefault(path, []).append(name)
+    for path, names in holders.items():
+        known: dict[str, tuple[str, Digest]] = {}
+        for name in names if len(names) > 1 else ():
+            for tag, digest in sorted(archives[name].repositories[path].tags.items()):
+                other, before = known.get(tag, (name, digest))
+                if before != digest:
+                    yield (
+                        f"{path or '/'}:{tag} is {before} in {other} and {digest} in {name}; "
+                        f"that of {name} counts"
+                    )
+                known[tag] = (name, digest)
 
 
 class _LayoutReading:

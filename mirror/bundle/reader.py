@@ -12,9 +12,9 @@ from pathlib import Path
 
 from mirror.bundle import sums
 from mirror.bundle.archive import NOTHING, Archive, minus
+from mirror.bundle.checks import flattened
 from mirror.bundle.contents import Contents, OpenArchive, read_contents
 from mirror.bundle.files import PartedReader, Readable, ReadAt
-from mirror.bundle.foreign import flattened
 from mirror.bundle.format import (
     PARTIAL_SEAL,
     PARTIAL_SUFFIX,

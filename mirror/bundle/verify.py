@@ -21,6 +21,7 @@ from mirror.bundle.archive import NO_OMISSIONS, Omissions
 from mirror.bundle.checks import (
     Check,
     file_findings,
+    flattened,
     found_checks,
     gost_finding,
     lost_findings,
@@ -31,7 +32,6 @@ from mirror.bundle.checks import (
 )
 from mirror.bundle.contents import OpenArchive
 from mirror.bundle.files import PartedReader
-from mirror.bundle.foreign import flattened
 from mirror.bundle.format import GOST_SUFFIX, SEAL, SIGNATURE, SUMS
 from mirror.bundle.gost import gostsum_path
 from mirror.bundle.reader import BundleReader

@@ -49,6 +49,7 @@ class AccessOptions:
     ca: Path | None = None
     limit_rate: float | None = None
     retry_for: float | None = None
+    whose: str = "registry"
 
     @property
     def retries(self) -> RetryPolicy:
@@ -69,7 +70,7 @@ class AccessOptions:
 
     def credentials(self, name: str) -> Credentials | None:
         """The login at `host` or `host/path`, given or stored; None means anonymous."""
-        return credentials_for(name, self.login, self.password)
+        return credentials_for(name, self.login, self.password, self.whose)
 
     def given_credentials(self, host: str) -> Credentials | None:
         """The login at `host` if the command line has one; stored ones do not count."""
@@ -83,14 +84,22 @@ class AccessOptions:
 
 
 def credentials_for(
-    name: str, login: str | None = None, password: str | None = None
+    name: str, login: str | None = None, password: str | None = None, whose: str = "registry"
 ) -> Credentials | None:
-    """What the user gave, or what docker or oras stored for `host` or `host/path`."""
+    """What the user gave, or what docker or oras stored for `host` or `host/path`.
+
+    A password that is missing is asked for, where somebody sits at a terminal.
+    """
     host = name.partition("/")[0]
+    if login and password is None and sys.stdin.isatty():
+        password = _STANDARD_INPUT
     password = _read(password, f"Password of {login} at {host}: " if login else "Password: ")
     if login:
         if not password:
-            raise InputError(f"a password for {login} is missing; a login goes with a password")
+            raise InputError(
+                f"a password for {login} is missing; give it by --{whose}-password - (which asks "
+                f"for it, or reads a pipe) or by {_variable(f'--{whose}-password')}"
+            )
         return Credentials(login, password)
     if password:
         raise InputError("a password was given without a login; name the user too")
@@ -167,9 +176,13 @@ def login_options(whose: str, text: str, *more: Sequence[str]) -> Decorator:
     )
 
 
+def _variable(name: str) -> str:
+    return "D8_MIRROR_" + name.removeprefix("--").replace("-", "_").upper()
+
+
 def from_environment(name: str, *more: str, variable: str = "", text: str) -> Decorator:
     """An option that an environment variable may give as well."""
-    variable = variable or "D8_MIRROR_" + name.removeprefix("--").replace("-", "_").upper()
+    variable = variable or _variable(name)
     return click.option(name, *more, envvar=variable, show_envvar=True, help=text)
 
 

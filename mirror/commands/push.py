@@ -20,6 +20,8 @@ from mirror.commands.access import (
 from mirror.commands.cluster_files import ClusterFiles, cluster_options
 from mirror.commands.options import FILE, Work, flag
 from mirror.errors import InputError, InvalidReferenceError
+from mirror.events import Warned
+from mirror.layout import MODULES
 from mirror.oci import Repository
 from mirror.operations.push import plan_push, push, push_to_all
 from mirror.reports.bundles import push_plan_summary, push_summary
@@ -134,6 +136,7 @@ def push_command(
     then is published in it as a new generation, which `mirror rollback` can take back.
     """
     del tmp_dir
+    options.tell_ignored_variables(work.on_event)
     folders, registry = _arguments(paths, files, optional=cluster.module_config is not None)
     if len(folders) > 1:
         raise InputError(
@@ -144,6 +147,9 @@ def push_command(
     if not folders and not files:
         raise InputError("name the bundle to push: mirror push BUNDLE_DIR REGISTRY, or use --file")
     target = cluster.reach(registry, access, writes=True)
+    if target.modules_suffix != MODULES:
+        where = "/".join(filter(None, (str(target.root), target.modules_suffix)))
+        work.on_event(Warned(f"modules go to {where}, not to {target.root}/{MODULES}"))
     others = _replicas(target, replicas, quorum, access, replica_login, replica_password)
     if others and dry_run:
         raise InputError("--dry-run is for one registry at a time; leave --replica out")
@@ -198,7 +204,7 @@ def _replicas(
             f"--quorum {quorum} cannot be reached with {len(roots)} registries; name more "
             "with --replica"
         )
-    own = replace(asked, login=login, password=password)
+    own = replace(asked, login=login, password=password, whose="replica")
     return [
         (asked if one.host == root.host and login is None else own).to(one) for one in roots[1:]
     ]

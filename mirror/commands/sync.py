@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import logging
-import sys
 import threading
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import click
@@ -204,25 +202,13 @@ def watch(config: Path) -> None:
 
     settings = WatchSettings.load(config)
     stop = threading.Event()
-    with _logging(), handling(stop.set, once=True), running(settings) as (daemon, url):
+    with (
+        options.logging_to_stderr(logging.INFO),
+        handling(stop.set, once=True),
+        running(settings) as (daemon, url),
+    ):
         click.echo(f"following {', '.join(daemon.followers)}", err=True)
         if url is not None:
             click.echo(f"health, readiness and metrics at {url}", err=True)
         stop.wait()
     click.echo("stopped", err=True)
-
-
-@contextmanager
-def _logging() -> Iterator[None]:
-    """The library's own messages on stderr; of others' only warnings."""
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    ours = logging.getLogger("mirror")
-    level = ours.level
-    ours.addHandler(handler)
-    ours.setLevel(logging.INFO)
-    try:
-        yield
-    finally:
-        ours.removeHandler(handler)
-        ours.setLevel(level)

@@ -42,16 +42,25 @@ Tree = Mapping[PurePosixPath, RenderedFile]
 _SERVICES = ("auth", "distribution", "mirrorer")
 _IN_CLUSTER = constants.SERVICE_CONFIG / "in-cluster"
 _KEYS = (f"{name}.{kind}" for name in ("auth", "distribution", "token") for kind in ("crt", "key"))
-_PAIRS = ("ca.crt", "upstream-ca.crt", *_KEYS)
+_PAIRS = ("ca.crt", constants.UPSTREAM_CA, *_KEYS)
 OWN_FILES: tuple[PurePosixPath, ...] = (
     *constants.STATIC_PODS,  # before the files that their containers read
     *(constants.SERVICE_CONFIG / f"{name}/config.yaml" for name in _SERVICES),
     *(constants.PKI_CONFIG / name for name in (*_PAIRS, "ingress-client-ca.crt")),
     constants.BALANCER_FILE,
     constants.RELAY_FILE,
-    *(_IN_CLUSTER / name for name in ("distribution.yaml", "auth.yaml", "relay.conf", *_PAIRS)),
+    *(
+        _IN_CLUSTER / name
+        for name in ("distribution_config.yaml", "auth_config.yaml", "relay.conf", *_PAIRS)
+    ),
 )
 """The files outside containerd's directory that are the module's own: gone when not rendered."""
+
+FORMER_FILES = (
+    constants.PKI_CONFIG / "upstream-ca.crt",
+    *(_IN_CLUSTER / name for name in ("upstream-ca.crt", "distribution.yaml", "auth.yaml")),
+)
+"""What earlier releases called some of these: gone as well."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +94,7 @@ class Placed:
         """Remove what the tree no longer has; then, last, forget it."""
         with _root(self.root) as root:
             removed = [*_remove_hosts(root, self.former_hosts)]
-            gone = (path for path in OWN_FILES if path not in self.tree)
+            gone = (path for path in (*OWN_FILES, *FORMER_FILES) if path not in self.tree)
             removed += (path for path in gone if _unlink(root, path))
             stale = list(_stale_authorities(root, self.tree, self.hosts))
             # What a hosts.toml that this run replaced names beside it.

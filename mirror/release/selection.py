@@ -179,6 +179,12 @@ def parse_platform(text: str, flag: str = "--include-platform") -> ExactTag | Co
             f"they are quoted, so write {flag} '>=1.64', or check the variable that should have "
             "filled it"
         )
+    if version.startswith("-"):
+        raise InputError(
+            f"{flag} {version[:120]!r} is another flag, not a version; the shell takes > and < for "
+            f"redirections unless they are quoted, so write {flag} '>=1.64' (and remove the file "
+            "that it made, such as '=1.64')"
+        )
     if "/" in version or "\\" in version or version in (".", "..", "~"):
         raise InputError(
             f"{flag} {version[:120]!r} is a path, not a version; the constraint seems to be "
@@ -317,6 +323,7 @@ class Selection:
         signatures: take cosign's other tags, and OCI referrers.
         platforms: keep only the images for these in multi-arch indexes that tags name.
         probing: the source cannot list tags; find versions by trying them.
+        modules_must_exist: a source without a repository of modules is an error.
     """
 
     platform: PlatformSelection | None = field(default_factory=PlatformSelection)
@@ -330,6 +337,7 @@ class Selection:
     signatures: bool = True
     platforms: tuple[Platform, ...] = ()
     probing: bool = False
+    modules_must_exist: bool = False
 
 
 @dataclass(frozen=True, slots=True, order=True)

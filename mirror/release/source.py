@@ -15,6 +15,7 @@ from semver import Version
 
 from mirror.documents import parse_json, problems
 from mirror.errors import (
+    DeniedError,
     InvalidManifestError,
     RegistryError,
     RegistryNotFoundError,
@@ -374,6 +375,26 @@ def release_info(
     found = source.files(repository, manifest, (VERSION_JSON,))
     of_platform = repository == RELEASE_CHANNEL
     return parse_release(found.get(VERSION_JSON), where, version_only=not of_platform)
+
+
+def editions_near(source: ReleaseSource) -> list[str]:
+    """The editions below the path that `--source` names and beside it: `host/path` of each."""
+    root = source.tree.root
+    above = root.path.rpartition("/")[0]
+    paths = [
+        join_path(parent, edition)
+        for parent in dict.fromkeys((root.path, above))
+        for edition in sorted(EDITIONS)
+    ]
+
+    def is_edition(path: str) -> bool:
+        try:
+            return any(True for _ in source.content.client.tags(f"{path}/{RELEASE_CHANNEL}"))
+        except (RegistryError, DeniedError):  # no answer is none: this only looks for advice
+            return False
+
+    found = source.each("editions", paths, is_edition)
+    return [f"{root.host}/{path}" for path, there in zip(paths, found, strict=True) if there]
 
 
 def read_channels(

@@ -88,6 +88,15 @@ def test_leaving_the_managed_modes_leaves_nothing_but_an_empty_list(tmp_path: Pa
     }
 
 
+def test_files_that_have_another_name_by_now_are_removed(tmp_path: Path) -> None:
+    former = tmp_path / "in-cluster" / str(IN_CLUSTER / "distribution.yaml").lstrip("/")
+    former.parent.mkdir(parents=True)
+    former.write_text("of an earlier release")
+    apply(tmp_path, direct(ca=upstream_ca()))
+    assert not former.exists()
+    assert former.with_name("distribution_config.yaml").exists()
+
+
 def test_own_files_are_all_that_are_ever_rendered_outside_of_containerds_folder() -> None:
     options = RenderOptions(images=ALL_IMAGES, ingress_client_ca=upstream_ca())
     stock = RenderOptions(Containerd.STOCK, images=ALL_IMAGES)
