@@ -2,7 +2,7 @@
 
 from mirror.bundle.archive import Compressed as Compressed
 from mirror.bundle.archive import Omissions as Omissions
-from mirror.bundle.packing import Packing as Packing
+from mirror.bundle.folder import Packing as Packing
 from mirror.bundle.reader import BundleReader as BundleReader
 from mirror.bundle.verify import BundleReport as BundleReport
 from mirror.errors import IncompleteError as IncompleteError

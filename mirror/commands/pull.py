@@ -10,8 +10,7 @@ from typing import Any, Literal, get_args, get_origin
 import click
 
 from mirror.bundle import gost
-from mirror.bundle.folder import check_folder
-from mirror.bundle.packing import Packing
+from mirror.bundle.folder import Packing, check_folder
 from mirror.bundle.reader import read_inventory
 from mirror.commands import options
 from mirror.commands.access import (
