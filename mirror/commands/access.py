@@ -188,18 +188,14 @@ def _read(secret: str | None, prompt: str) -> str | None:
 # -- options ---------------------------------------------------------------------------------------
 
 
-def _rate(_ctx: click.Context, _option: click.Parameter, value: str | None) -> float | None:
-    try:
-        return None if value is None else parse_rate(value)
-    except ValueError as err:
-        raise click.BadParameter(str(err)) from None
+def _read_by(parse: Callable[[str], float]) -> Callable[..., float | None]:
+    def read(_ctx: click.Context, _option: click.Parameter, value: str | None) -> float | None:
+        try:
+            return None if value is None else parse(value)
+        except ValueError as err:
+            raise click.BadParameter(str(err)) from None
 
-
-def _duration(_ctx: click.Context, _option: click.Parameter, value: str | None) -> float | None:
-    try:
-        return None if value is None else parse_duration(value)
-    except ValueError as err:
-        raise click.BadParameter(str(err)) from None
+    return read
 
 
 def _host(text: str) -> str:
@@ -286,12 +282,12 @@ _registry_options = (
     ),
     click.option(
         "--limit-rate",
-        callback=_rate,
+        callback=_read_by(parse_rate),
         help="Limit of the traffic with each registry: 20MB/s, 512KiB/s.",
     ),
     click.option(
         "--retry-for",
-        callback=_duration,
+        callback=_read_by(parse_duration),
         help="How long to wait for a registry that is away or busy before giving up, counted from "
         "the last thing that got through: 30s, 5m, 1h30m.  [default: 5m for a registry that has "
         "answered, a few seconds for one that has not]",
