@@ -153,6 +153,7 @@ from mirror.registry.client import RegistryClient as RegistryClient
 from mirror.registry.client import RegistryReader as RegistryReader
 from mirror.registry.client import RegistryWriter as RegistryWriter
 from mirror.registry.credentials import find_credentials as find_credentials
+from mirror.registry.options import ClientCertificate as ClientCertificate
 from mirror.registry.options import ConnectionOptions as ConnectionOptions
 from mirror.registry.options import RetryPolicy as RetryPolicy
 from mirror.registry.upload_sessions import KeptUpload as KeptUpload
