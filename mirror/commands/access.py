@@ -26,18 +26,15 @@ from mirror.registry import (
     ConnectionOptions,
     Credentials,
     RegistryClient,
-    RetryPolicy,
     UploadJournal,
     find_credentials,
 )
-from mirror.registry.options import BRIEF, ClientCertificate
+from mirror.registry.options import BRIEF, ClientCertificate, patience
 from mirror.sync.statement import UNSIGNED, StatementKeys
 from mirror.sync.tree import RegistryTree
 
 _LICENSE_LOGIN = "license-token"
 _STANDARD_INPUT = "-"
-RETRY_FOR_S = 300.0
-"""A registry, or the node below it, restarts in less; the administrator has left the console."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,13 +55,6 @@ class AccessOptions:
     same_login: bool = False
     whose: str = "registry"
 
-    @property
-    def retries(self) -> RetryPolicy:
-        """How patient to be. Whoever asks for patience wants it from the first request on."""
-        if self.retry_for is None:
-            return RetryPolicy(retry_for_s=RETRY_FOR_S)
-        return RetryPolicy(retry_for_s=self.retry_for, from_start=True)
-
     def connection(self) -> ConnectionOptions:
         """The same for a client."""
         if self.cert_key is not None and self.cert is None:
@@ -76,7 +66,7 @@ class AccessOptions:
             certificate=ClientCertificate(self.cert, self.cert_key) if self.cert else None,
             trusted_hosts=frozenset(map(_host, self.trust_host)),
             limit_rate=self.limit_rate,
-            retries=self.retries,
+            retries=patience(self.retry_for),
         )
 
     def credentials(self, name: str) -> Credentials | None:
@@ -441,8 +431,8 @@ def open_trees(
             if target.credentials is not None and access.password == _STANDARD_INPUT:
                 # Asked for once, and meant for all.
                 access = replace(access, password=target.credentials.password)
-            policy = target.options.retries
-            brief = replace(BRIEF, retry_for_s=policy.retry_for_s, from_start=policy.from_start)
+            asked = target.options.retries
+            brief = replace(BRIEF, retry_for_s=asked.retry_for_s, from_start=asked.from_start)
             options = replace(target.options, retries=brief, max_connections=connections)
             tree = replace(target, options=options).open(
                 on_event, storage=(storage or {}).get(name)

@@ -88,6 +88,17 @@ class RetryPolicy:
         return failures >= self.attempts and waited_s >= patience_s
 
 
+_RETRY_FOR_S = 300.0
+"""A registry, or the node below it, restarts in less; the administrator has left the console."""
+
+
+def patience(asked_s: float | None = None) -> RetryPolicy:
+    """That of commands. Whoever asks for some, in seconds, wants it from the first request on."""
+    if asked_s is None:
+        return RetryPolicy(retry_for_s=_RETRY_FOR_S)
+    return RetryPolicy(retry_for_s=asked_s, from_start=True)
+
+
 BRIEF = RetryPolicy(attempts=4, base_delay_s=0.5, max_delay_s=5.0)
 """For those who look at a registry again soon. Some answer HTTP 500 for each damaged manifest."""
 

@@ -34,7 +34,7 @@ from tests.support.wire import reached
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Retries wait for next to nothing."""
     retries = RetryPolicy(base_delay_s=0.01, max_delay_s=0.01, max_retry_after_s=0.01)
-    monkeypatch.setattr(mirror.commands.access, "RetryPolicy", lambda **_asked: retries)
+    monkeypatch.setattr(mirror.commands.access, "patience", lambda _asked: retries)
 
 
 def pull(folder: Path, root: str, *more: str | Path, **run: Any) -> Finished:

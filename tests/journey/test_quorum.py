@@ -87,7 +87,7 @@ def test_a_quorum_goes_on_without_a_registry_that_is_dead_even_if_it_is_the_firs
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     policy = RetryPolicy(2, 0.01, 0.01)
-    monkeypatch.setattr(mirror.commands.access, "RetryPolicy", lambda **_asked: policy)
+    monkeypatch.setattr(mirror.commands.access, "patience", lambda _asked: policy)
     first, second, third = addresses = [registry.address for registry in embedded]
     push(releases[0], [first, second]).succeeded()
     embedded[0].faults.add(Fault(Refuse(), times=None))

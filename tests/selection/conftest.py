@@ -39,7 +39,7 @@ TINY = replace(
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Retries wait for next to nothing."""
     retries = RetryPolicy(base_delay_s=0.01, max_delay_s=0.01, max_retry_after_s=0.01)
-    monkeypatch.setattr(mirror.commands.access, "RetryPolicy", lambda **_asked: retries)
+    monkeypatch.setattr(mirror.commands.access, "patience", lambda _asked: retries)
 
 
 @pytest.fixture
