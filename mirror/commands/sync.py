@@ -7,6 +7,7 @@ import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -15,13 +16,18 @@ from click.core import ParameterSource
 from mirror.commands import options
 from mirror.commands.access import AccessOptions, TreeAccess, open_trees, registry_options
 from mirror.commands.cluster_files import ClusterFiles, cluster_options, full_name
-from mirror.commands.options import FILE, Work, flag
+from mirror.commands.options import FILE, Work, flag, grouped
 from mirror.commands.signals import handling
 from mirror.errors import InputError
 from mirror.operations.sync import sync_replicas
 from mirror.reports.registries import sync_summary
+from mirror.sync.content import ContentRules, ForeignLayers, SparseIndexes
 
 _AUTO = "auto"
+
+
+def _rules(foreign_layers: str, sparse_indexes: str) -> ContentRules:
+    return ContentRules(ForeignLayers(foreign_layers), SparseIndexes(sparse_indexes))
 
 
 @click.command("sync")
@@ -46,6 +52,24 @@ _AUTO = "auto"
     "--prune", text="Remove tags and manifests that the leader does not state. Try with --dry-run."
 )
 @flag("--dry-run", text="Print what would be done; change nothing.")
+@grouped(
+    "rules",
+    _rules,
+    click.option(
+        "--foreign-layers",
+        type=click.Choice([*map(str, ForeignLayers)]),
+        default=str(ForeignLayers.CARRY),
+        show_default=True,
+        help="Non-distributable layers (layers with `urls`) that the leader holds.",
+    ),
+    click.option(
+        "--sparse-indexes",
+        type=click.Choice([*map(str, SparseIndexes)]),
+        default=str(SparseIndexes.REFUSE),
+        show_default=True,
+        help="Multi-arch indexes of which a leader that states nothing lacks some images.",
+    ),
+)
 @click.option(
     "--storage",
     multiple=True,
@@ -84,6 +108,7 @@ def sync_command(
     deadline: float | None,
     watching: bool,
     config: Path | None,
+    rules: ContentRules,
     cluster: ClusterFiles,
     access: AccessOptions,
     work: Work,
@@ -115,6 +140,7 @@ def sync_command(
             masters=masters,
         )
     )
+    opened = [replace(tree, rules=rules) for tree in opened]
     head = None if leader == _AUTO else opened.pop(0)
     report = sync_replicas(
         head,

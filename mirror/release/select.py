@@ -6,8 +6,8 @@ with what is attached to it: cosign's tags and OCI 1.1 referrers.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 from types import MappingProxyType
 from typing import Any
@@ -15,15 +15,16 @@ from typing import Any
 from mirror.documents import parse_json
 from mirror.errors import DeniedError, SourceContentError
 from mirror.layout import CHANNELS, INSTALLER, PLUGINS, SECURITY_DATABASES
-from mirror.oci import Digest, Manifest, Platform
+from mirror.oci import Descriptor, Digest, Manifest, Platform
 from mirror.oci.manifest import OCI_INDEX
 from mirror.oci.reference import referrers_tag
 from mirror.release.items import MODULE, PACKAGE, package_version_images, select_items
 from mirror.release.platform import SelectedPlatform, select_platform_images
 from mirror.release.plugins import PluginChoice, plugins_for
 from mirror.release.selection import Selection, WantedImage
-from mirror.release.source import ReleaseSource
+from mirror.release.source import ReleaseSource, combined
 from mirror.sync import Inventory, InventoryBuilder, ManifestNode
+from mirror.sync.content import ForeignLayers, SparseIndexes, foreign_notice, sparse_notice
 from mirror.sync.inventory import canonical_json
 
 
@@ -170,7 +171,7 @@ def resolve(
     Raises:
         SourceContentError: an image that is not optional is missing at the source.
     """
-    resolving = _Resolving(source, selection.platforms)
+    resolving = _Resolving(source, selection)
     fresh = resolving.add(images)
     suffixes = _VEX_SUFFIXES * selection.vex + _SIGNATURE_SUFFIXES * selection.signatures
     # Tried once, on an image that exists.
@@ -211,13 +212,62 @@ class _Added:
 class _Resolving:
     """Collects manifests, archive by archive."""
 
-    def __init__(self, source: ReleaseSource, platforms: Collection[Platform]) -> None:
-        self._source, self._platforms = source, platforms
+    def __init__(self, source: ReleaseSource, selection: Selection) -> None:
+        self._source, self._platforms = source, selection.platforms
+        self._rules = selection.rules
         self._builders: dict[str, InventoryBuilder] = {}
-        self._seen: set[tuple[str, str, Digest]] = set()
+        self._seen: dict[tuple[str, str, Digest], ManifestNode] = {}
+        self._missing: dict[tuple[str, str | Digest], str] = {}  # what → what leads to it
 
     def inventories(self) -> Mapping[str, Inventory]:
+        """All that was added, with the foreign layers that the source has.
+
+        Raises:
+            SourceContentError: something is missing; it names all that is.
+        """
+        self._mark_sparse_indexes()
+        if self._missing:
+            lacks = (self._source.missing(*what, why) for what, why in self._missing.items())
+            raise combined(lacks)
+        self._add_foreign_layers()
         return {archive: builder.build() for archive, builder in sorted(self._builders.items())}
+
+    def _mark_sparse_indexes(self) -> None:
+        """Note which images of an index the source does not have."""
+        absent: dict[Digest, set[Digest]] = {}
+        for (archive, path, digest), node in self._seen.items():
+            for child in node.children:
+                if (archive, path, child.digest) not in self._seen:
+                    absent.setdefault(digest, set()).add(child.digest)
+                    if self._rules.sparse_indexes is SparseIndexes.REFUSE:
+                        self._missing.setdefault((path, child.digest), f"index {digest}")
+        if self._missing:
+            return
+        for (archive, path, digest), node in self._seen.items():
+            if digest in absent:  # the same in every repository, since they share one table
+                sparse = replace(node, absent=frozenset(absent[digest]))
+                self._builders[archive].add_manifest(path, sparse)
+        if absent:
+            self._source.warn(sparse_notice(self._source.content.name, absent))
+
+    def _add_foreign_layers(self) -> None:
+        """Add the layers that a registry need not hold and that this one holds."""
+        wanted = {
+            (archive, path, layer)
+            for (archive, path, _), node in self._seen.items()
+            for layer in node.foreign
+        }
+        held: dict[tuple[str, Descriptor], int | None] = {}
+        if self._rules.foreign_layers is ForeignLayers.CARRY:
+            places = sorted({place[1:] for place in wanted})
+            sizes = self._source.each("foreign layers", places, self._source.blob_size)
+            held = dict(zip(places, sizes, strict=True))
+        for archive, path, layer in sorted(wanted):
+            if held.get((path, layer)) == layer.size:
+                self._builders[archive].add_blob(path, layer.digest, layer.size)
+        lacking = {layer for _, path, layer in wanted if held.get((path, layer)) != layer.size}
+        if lacking:
+            self._source.warn(foreign_notice(self._source.content.name, len(lacking), self._rules))
 
     def add(self, images: Sequence[WantedImage], *, thin: bool = True) -> list[_Added]:
         """Add images and all that they reach; return what was not there before.
@@ -246,14 +296,14 @@ class _Resolving:
         key = (archive, repository, manifest.digest)
         if key in self._seen:
             return []
-        self._seen.add(key)
-        self._builders[archive].add_manifest(repository, ManifestNode.of(manifest))
+        self._seen[key] = node = ManifestNode.of(manifest)
+        self._builders[archive].add_manifest(repository, node)
         return [_Added(archive, repository, manifest)]
 
     def _absent(self, wanted: WantedImage) -> None:
         if not wanted.optional:
-            raise self._source.missing(wanted.repository, wanted.reference, wanted.needed_by)
-        if wanted.notable:
+            self._missing.setdefault((wanted.repository, wanted.reference), wanted.needed_by)
+        elif wanted.notable:
             where = self._source.where(wanted.repository, wanted.reference)
             self._source.warn(f"{where} is not there ({wanted.needed_by}); it is left out")
 
@@ -261,25 +311,24 @@ class _Resolving:
         """Add what indexes hold, generation by generation."""
         all_added: list[_Added] = []
         while parents:
-            wanted = {
-                (one.archive, one.repository, child.descriptor.digest): one.manifest.digest
+            wanted = dict.fromkeys(
+                (one.archive, one.repository, child.descriptor.digest)
                 for one in parents
                 for child in one.manifest.children
-            }
-            missing = {key: index for key, index in wanted.items() if key not in self._seen}
+            )
+            missing = [key for key in wanted if key not in self._seen]
             if not missing:
                 break
-            reasons = {(where, digest): index for (_, where, digest), index in missing.items()}
+            places = list(dict.fromkeys(key[1:] for key in missing))
             answers = self._source.each(
-                "images of indexes",
-                list(reasons.items()),
-                lambda asked: self._source.required(*asked[0], f"index {asked[1]}"),
+                "images of indexes", places, lambda asked: self._source.manifest(*asked)
             )
-            found = dict(zip(reasons, answers, strict=True))
+            found = dict(zip(places, answers, strict=True))
             parents = [
                 added
                 for archive, where, digest in missing
-                for added in self._note(archive, where, found[where, digest])
+                if (child := found[where, digest]) is not None
+                for added in self._note(archive, where, child)
             ]
             all_added += parents
         return all_added

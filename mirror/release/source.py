@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -157,6 +157,11 @@ class ReleaseSource:
 
         return self._once(("manifest", repository, reference), ask)
 
+    def blob_size(self, place: tuple[str, Descriptor]) -> int | None:
+        """Return the size in bytes of a blob of (repository, blob); None if it is not there."""
+        repository, blob = place
+        return self.content.client.blob_size(self.tree.locate(repository), blob.digest)
+
     def required(self, repository: str, reference: str | Digest, needed_by: str) -> Manifest:
         """Return a manifest that `needed_by` leads to; SourceContentError if it is not there."""
         manifest = self.manifest(repository, reference)
@@ -247,10 +252,23 @@ class ReleaseSource:
         self, repository: str, reference: str | Digest, needed_by: str
     ) -> SourceContentError:
         """Return the error for an image that `needed_by` leads to and the source does not have."""
+        whole = needed_by.startswith("index ")
         return SourceContentError(
             f"{self.where(repository, reference)} is not there, though {needed_by} leads to it; "
             "the source is incomplete: ask its owner, or select other releases"
+            + ", or take the index without it (--sparse-indexes carry)"
+            * whole
         )
+
+
+def combined(errors: Iterable[SourceContentError], *, most: int = 20) -> SourceContentError:
+    """Return one error that has the messages of all; the first `most` of them in full."""
+    found = list(dict.fromkeys(map(str, errors)))
+    if len(found) == 1:
+        return SourceContentError(found[0])
+    more = f"\n  and {len(found) - most} more" if len(found) > most else ""
+    lines = "".join(f"\n  {text}" for text in found[:most])
+    return SourceContentError(f"the source lacks {len(found)} images:{lines}{more}")
 
 
 def _own(error: BaseException) -> BaseException:

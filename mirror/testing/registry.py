@@ -51,6 +51,7 @@ class EmbeddedRegistry:
         faults: Faults | None = None,
         read_only: bool = False,
         page_limit: int | None = None,
+        sparse_indexes: bool = False,
     ) -> None:
         self.storage = storage
         self.faults = faults if faults is not None else Faults()
@@ -61,6 +62,7 @@ class EmbeddedRegistry:
             auth=auth,
             read_only=read_only,
             page_limit=page_limit,
+            sparse_indexes=sparse_indexes,
             middleware=[
                 Middleware(RequestLogMiddleware, log=self.requests),
                 Middleware(FaultMiddleware, faults=self.faults),  # struck requests are in the log

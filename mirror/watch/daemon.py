@@ -311,7 +311,7 @@ def _tree(
         login = find_credentials(str(root))
     client = opened.enter_context(RegistryClient(root.host, options=options, credentials=login))
     suffix = normalised_suffix(settings.modules_path_suffix)
-    return RegistryTree(client, root, suffix, storage=place.storage)
+    return RegistryTree(client, root, suffix, storage=place.storage, rules=settings.rules)
 
 
 # -- pages -----------------------------------------------------------------------------------------

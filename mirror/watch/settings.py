@@ -25,6 +25,7 @@ from pydantic import (
 from mirror.documents import Rate, problems, read_mapping
 from mirror.errors import InputError
 from mirror.oci import Repository
+from mirror.sync.content import ContentRules, ForeignLayers, SparseIndexes
 
 AUTO = "auto"
 """In place of a leader's name: whichever complete registry has the highest generation."""
@@ -167,6 +168,8 @@ class WatchSettings(Schedule):
     modules_path_suffix: str = "/modules"
 
     prune: bool = False
+    foreign_layers: ForeignLayers = ForeignLayers.CARRY
+    sparse_indexes: SparseIndexes = SparseIndexes.REFUSE
     jobs: Annotated[int, Field(ge=1, le=64)] = 4
     limit_rate: Rate | None = None
 
@@ -199,6 +202,11 @@ class WatchSettings(Schedule):
         if self.listen is not None:
             self.listener()
         return self
+
+    @property
+    def rules(self) -> ContentRules:
+        """How much of an image must be there."""
+        return ContentRules(self.foreign_layers, self.sparse_indexes)
 
     @property
     def followers(self) -> tuple[str, ...]:
