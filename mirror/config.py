@@ -27,7 +27,7 @@ from pydantic_core import ErrorDetails
 from mirror.bundle.format import parse_part_size
 from mirror.documents import mistake, parse_rate, read_mapping
 from mirror.errors import InputError
-from mirror.layout import normalised_suffix
+from mirror.layout import MODULES, normalised_suffix
 from mirror.oci import Platform, Repository
 from mirror.release.selection import Filter, PlatformSelection, Selection
 from mirror.release.source import SourceTree
@@ -168,36 +168,18 @@ class PullConfig(BaseModel):
 
     def selection(self) -> tuple[Selection, tuple[str, ...]]:
         """What to select, and what the user should know of how that was understood."""
+        self._check_contradictions()
         platform = PlatformSelection.from_flags(
             deckhouse_tag=self.deckhouse_tag,
             include_platform=self.include_platform,
             since_version=self.since_version,
             ignore_suspend=self.ignore_suspend,
         )
-        if self.no_platform and platform != PlatformSelection(ignore_suspend=self.ignore_suspend):
-            raise InputError(
-                "--no-platform leaves out all releases, and --deckhouse-tag, --include-platform "
-                "and --since-version ask for some; drop one or the other"
-            )
-        warnings = [
-            f"--no-{noun}s has no effect beside --include-{noun}"
-            for noun, left_out, named in (
-                ("module", self.no_modules, self.include_module),
-                ("package", self.no_packages, self.include_package),
-            )
-            if left_out and named
-        ]
-        no_modules = self.no_modules and not self.include_module and not self.only_extra_images
-        no_packages = self.no_packages and not self.include_package and not self.only_extra_images
+        no_modules = self.no_modules and not self.only_extra_images
+        no_packages = self.no_packages and not self.only_extra_images
         modules = _filter("module", self.include_module, self.exclude_module)
         packages = _filter("package", self.include_package, self.exclude_package)
         plugins = Filter.including(self.include_plugin, "--include-plugin")
-        if self.only_extra_images and self.include_plugin:
-            raise InputError(
-                "--only-extra-images takes no plugins; drop it, or drop --include-plugin"
-            )
-        if self.no_plugins and self.include_plugin:
-            raise InputError("--no-plugins and --include-plugin contradict each other; drop one")
         if self.proxy_registry and not self.include_package:
             # Which packages there are cannot be asked of such a source.
             no_packages = True
@@ -216,10 +198,26 @@ class PullConfig(BaseModel):
             rules=ContentRules(
                 ForeignLayers(self.foreign_layers), SparseIndexes(self.sparse_indexes)
             ),
+            modules_must_exist="modules_path_suffix" in self.model_fields_set,
         )
         if self.proxy_registry:
             self._check_probing(selection)
-        return selection, tuple(warnings)
+        suffix = normalised_suffix(self.modules_path_suffix)
+        if suffix == MODULES or selection.modules is None:
+            return selection, ()
+        where = f"{suffix} below the source" if suffix else "the source itself"
+        return selection, (f"modules are read from {where}, not from {MODULES}",)
+
+    def _check_contradictions(self) -> None:
+        """Refuse settings of which the one leaves out what the other asks for."""
+        given = {
+            name for name in self.model_fields_set if getattr(self, name) not in (None, False, ())
+        }
+        for one, others, why in _CONTRADICTIONS:
+            for other in others:
+                if {one, other} <= given:
+                    flags = f"--{_kebab(one)} and --{_kebab(other)}"
+                    raise InputError(f"{flags} contradict each other: {why}; drop one of them")
 
     def _check_probing(self, selection: Selection) -> None:
         """A source that cannot list must be told where to begin."""
@@ -289,6 +287,33 @@ _OUTWARD = frozenset(
 )
 """Settings that change nothing of what is in a bundle."""
 
+_CONTRADICTIONS = (
+    (
+        "no_platform",
+        ("deckhouse_tag", "include_platform", "since_version"),
+        "the one leaves out all releases, the other asks for some",
+    ),
+    ("no_installer", ("installer_tag",), "the one leaves the installer out, the other asks for it"),
+    ("no_modules", ("include_module",), "the one leaves out all modules, the other asks for some"),
+    (
+        "no_packages",
+        ("include_package",),
+        "the one leaves out all packages, the other asks for some",
+    ),
+    ("no_plugins", ("include_plugin",), "the one leaves out all plugins, the other asks for some"),
+    ("only_extra_images", ("include_plugin",), "--only-extra-images takes no plugins"),
+)
+"""Settings that exclude others, and why; those of the platform's releases exclude each other too,
+and an inclusion excludes an exclusion (`PlatformSelection.from_flags`, `_filter`)."""
+
+_SECRETS = {
+    **dict.fromkeys(("license", "license-key", "license-token"), "D8_MIRROR_LICENSE_TOKEN"),
+    **dict.fromkeys(("source-login", "login", "user", "username"), "D8_MIRROR_SOURCE_LOGIN"),
+    **dict.fromkeys(("source-password", "password"), "D8_MIRROR_SOURCE_PASSWORD"),
+    "sign-key": "--sign-key",
+}
+"""What people write into the file and must not → where it belongs."""
+
 _EXCLUSIVE = (
     frozenset({"no-platform", "since-version", "include-platform", "deckhouse-tag"}),
     frozenset({"no-installer", "installer-tag"}),
@@ -303,6 +328,11 @@ def _problem(error: ErrorDetails) -> str:
     """What is wrong with one setting, by its key."""
     key = ".".join(str(part) for part in error["loc"])
     if error["type"] == "extra_forbidden":
+        if _kebab(key) in _SECRETS:
+            return (
+                f"unknown setting {key!r}: no secret is read from the file; give it by "
+                f"{_SECRETS[_kebab(key)]}"
+            )
         known = [_kebab(name) for name in PullConfig.model_fields]
         close = get_close_matches(_kebab(key), known, n=1)
         return f"unknown setting {key!r}" + (f"; did you mean {close[0]}?" if close else "")

@@ -8,7 +8,7 @@ This module is the ground floor: every room may import it and it imports none of
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -45,6 +45,11 @@ class MirrorError(Exception):
     def explanation(self) -> str:
         """The text without the place: for whoever has named that already."""
         return f"{self.problem}; {self.advice}" if self.advice else self.problem
+
+    def relocate(self, where: str) -> None:
+        """Name another place: whoever passes this on may know better where it happened."""
+        self.where = where
+        self.args = (f"{where}: {self.explanation}",)
 
     def seen_from(self, place: str) -> str:
         """The text for a list about `place`, which it does not name again."""
@@ -95,6 +100,15 @@ class UnreadableImageError(MirrorError):
 class SourceContentError(MirrorError):
     """The source registry's release tree does not say what it must (where, and what is wrong)."""
 
+    @classmethod
+    def of_all(cls, texts: Collection[str], *, most: int = 20) -> SourceContentError:
+        """One error for images that the source lacks; it has the first `most` of `texts`."""
+        if len(texts) == 1:
+            return cls(*texts)
+        more = f"\n  and {len(texts) - most} more" if len(texts) > most else ""
+        lines = "".join(f"\n  {text}" for text in list(texts)[:most])
+        return cls(f"the source lacks {len(texts)} images:{lines}{more}")
+
 
 class BundleLimitError(MirrorError):
     """A bundle would have more of something than any reader takes in (of what, and how much)."""
@@ -106,6 +120,10 @@ class NotFoundError(MirrorError):
 
 class ConflictError(MirrorError):
     """Somebody else changed the same registry meanwhile; what is there was left as it is."""
+
+
+class DowngradeError(MirrorError):
+    """What a registry has is newer, and nobody allowed to put something older in its place."""
 
 
 class PruneRefusedError(MirrorError):
@@ -240,6 +258,10 @@ class DamagedBundleError(IntegrityError):
 
 class StatementError(IntegrityError):
     """What a registry publishes as its inventory cannot be read, or cannot be trusted."""
+
+
+class UntrustedStatementError(StatementError):
+    """Nobody whose key is trusted signed what a registry publishes as its inventory."""
 
 
 class DamagedReplicaError(IntegrityError):

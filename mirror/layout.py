@@ -14,7 +14,7 @@ from importlib import metadata
 from semver import Version
 
 from mirror.errors import InputError, InvalidReferenceError
-from mirror.oci.reference import check_repository
+from mirror.oci.reference import Digest, check_repository
 
 DEFAULT_CHANNELS = ("alpha", "beta", "early-access", "stable", "rock-solid")
 """The channels that every full edition publishes, from the newest releases to the oldest."""
@@ -184,6 +184,13 @@ _BARE_HEX = re.compile(r"[0-9a-f]{64}|[0-9a-f]{128}")
 def is_attachment_tag(tag: str) -> bool:
     """Whether a tag names what is attached to an image: `sha256-<hex>`, `sha256-<hex>.sig`, ..."""
     return _ATTACHMENT_TAG.fullmatch(tag) is not None
+
+
+def digest_of_tag(tag: str) -> Digest | None:
+    """Return the digest whose bare hex a tag is: what goes by its digest alone has such a tag."""
+    if not _BARE_HEX.fullmatch(tag):
+        return None
+    return Digest("sha256" if len(tag) == 64 else "sha512", tag)
 
 
 def is_digest_tag(tag: str) -> bool:

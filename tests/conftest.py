@@ -11,8 +11,7 @@ from typing import Any, TypeAlias
 import pytest
 from hypothesis import HealthCheck, settings
 
-from mirror.serve import MemoryStorage, ReadableStore
-from mirror.testing import EmbeddedRegistry
+from mirror.testing.plugin import MakeEmbeddedRegistry as MakeEmbeddedRegistry
 from tests.support.loopback import leave_home, stay_on_loopback
 from tests.support.real_registry import RealRegistry
 from tests.support.tls import Authority
@@ -28,7 +27,8 @@ settings.register_profile(
 settings.register_profile("ci", settings.get_profile("local"), derandomize=True)
 settings.load_profile("ci" if os.environ.get("CI") == "true" else "local")
 
-MakeEmbeddedRegistry: TypeAlias = Callable[..., EmbeddedRegistry]
+pytest_plugins = ["mirror.testing.plugin"]
+
 MakeRealRegistry: TypeAlias = Callable[..., RealRegistry]
 
 
@@ -38,24 +38,6 @@ def _this_machine_only(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Non
         leave_home(patch, tmp_path_factory.mktemp("home"))
         stay_on_loopback(patch)
         yield
-
-
-@pytest.fixture
-def make_embedded_registry() -> Iterator[MakeEmbeddedRegistry]:
-    """Start embedded registries: `make(storage=None, **options)` as `EmbeddedRegistry` has them."""
-    with ExitStack() as running:
-
-        def make(storage: ReadableStore | None = None, **options: Any) -> EmbeddedRegistry:
-            registry = EmbeddedRegistry(MemoryStorage() if storage is None else storage, **options)
-            return running.enter_context(registry)
-
-        yield make
-
-
-@pytest.fixture
-def embedded_registry(make_embedded_registry: MakeEmbeddedRegistry) -> EmbeddedRegistry:
-    """An embedded registry with nothing in it, in memory."""
-    return make_embedded_registry()
 
 
 @pytest.fixture

@@ -24,11 +24,12 @@ _BELOW = {
     "job": "run",
     "durable": "",
     "documents": "",
+    "signing": "documents",
     "oci": "documents",
     "layout": "oci",
-    "registry": "oci documents run",
-    "sync": "registry layout oci documents run",
-    "bundle": "sync registry layout oci documents run durable",
+    "registry": "oci documents run durable",
+    "sync": "registry layout oci signing documents run durable",
+    "bundle": "sync registry layout oci signing documents run durable",
     "release": "sync registry layout oci documents run",
     "config": "release bundle sync registry layout oci documents run",
     "modes": "bundle sync registry oci documents run durable",
@@ -47,8 +48,8 @@ COMMAND_LINE = frozenset({"cli", "commands", "reports"})
 DOORS = COMMAND_LINE | {"config", "__main__", "__init__"}
 """What stands above all rooms and may use any."""
 
-MOST_MODULES = 158
-MOST_LINES = 44_000
+MOST_MODULES = 166
+MOST_LINES = 46_000
 MOST_LINES_OF_A_MODULE = 450
 
 

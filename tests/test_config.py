@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from collections.abc import Mapping
@@ -258,7 +259,12 @@ def test_an_empty_file_says_nothing(tmp_path: Path) -> None:
             ["unknown setting 'include-modul'; did you mean include-module?"],
         ),
         ("no_modules: true", ["unknown setting 'no_modules'; did you mean no-modules?"]),
-        ("source-password: x", ["unknown setting 'source-password'; see"]),
+        (
+            "source-password: x",
+            ["unknown setting 'source-password': no secret is read", "D8_MIRROR_SOURCE_PASSWORD"],
+        ),
+        ("license: x", ["unknown setting 'license': no secret", "D8_MIRROR_LICENSE_TOKEN"]),
+        ("license_token: x", ["'license_token': no secret", "D8_MIRROR_LICENSE_TOKEN"]),
         ("include-module: 1", ["include-module: expected a list"]),
         ("include-module: [1]", ["include-module.0: Input should be a valid string"]),
         ("no-modules: maybe", ["no-modules: Input should be a valid boolean"]),
@@ -365,7 +371,7 @@ CONFLICTS: list[tuple[dict[str, Any], tuple[str, ...]]] = [
     ),
     (
         {"only_extra_images": True, "include_plugin": ("a",)},
-        ("--only-extra-images takes no plugins", "drop --include-plugin"),
+        ("--only-extra-images takes no plugins", "--include-plugin contradict", "drop one"),
     ),
     (
         {"no_plugins": True, "include_plugin": ("a",)},
@@ -415,6 +421,7 @@ CONFLICTS: list[tuple[dict[str, Any], tuple[str, ...]]] = [
     ({"include_package": ("a@=>1.2",)}, ("no registry can hold", "'>=1.2'")),
     ({"include_platform": ""}, ("has no version constraint", "'>=1.64'")),
     ({"include_platform": "./bundle"}, ("is a path, not a version",)),
+    ({"include_platform": "--dry-run"}, ("is another flag", "unless they are quoted", "'>=1.64'")),
     ({"deckhouse_tag": "a b"}, ("--deckhouse-tag 'a b' is not a tag",)),
     ({"since_version": "new"}, ("--since-version 'new' is not a version",)),
     ({"platform": ("linux",)}, ("--platform 'linux'", "os/architecture")),
@@ -440,12 +447,67 @@ def test_a_contradiction_is_told_before_any_request() -> None:
     ).failed(2, "contradict each other")
 
 
-@pytest.mark.parametrize("noun", ["module", "package"])
-def test_leaving_a_kind_out_has_no_effect_where_one_is_named(noun: str) -> None:
-    flags = {f"no_{noun}s": True, f"include_{noun}": ("a",)}
-    selection, warnings = PullConfig.load(None, flags).selection()
-    assert getattr(selection, f"{noun}s") is not None
-    assert warnings == (f"--no-{noun}s has no effect beside --include-{noun}",)
+GIVEN: dict[str, Any] = {
+    "since_version": "1.68",
+    "include_platform": ">=1.68",
+    "deckhouse_tag": "stable",
+    "ignore_suspend": True,
+    "no_platform": True,
+    "installer_tag": "latest",
+    "no_installer": True,
+    "no_security_db": True,
+    "include_module": ("a",),
+    "exclude_module": ("b",),
+    "no_modules": True,
+    "include_package": ("c",),
+    "exclude_package": ("d",),
+    "no_packages": True,
+    "include_plugin": ("e",),
+    "no_plugins": True,
+    "only_extra_images": True,
+    "skip_vex_images": True,
+    "no_signatures": True,
+    "platform": ("linux/amd64",),
+}
+"""Every setting that says what is taken, as a flag gives it."""
+
+CONTRADICTIONS = {
+    *map(
+        frozenset, itertools.combinations(("since_version", "include_platform", "deckhouse_tag"), 2)
+    ),
+    frozenset({"no_platform", "since_version"}),
+    frozenset({"no_platform", "include_platform"}),
+    frozenset({"no_platform", "deckhouse_tag"}),
+    frozenset({"no_installer", "installer_tag"}),
+    frozenset({"include_module", "exclude_module"}),
+    frozenset({"include_package", "exclude_package"}),
+    frozenset({"no_modules", "include_module"}),
+    frozenset({"no_packages", "include_package"}),
+    frozenset({"no_plugins", "include_plugin"}),
+    frozenset({"only_extra_images", "include_plugin"}),
+}
+"""The pairs of them of which one takes back what the other asks for."""
+
+
+def test_of_all_pairs_of_settings_exactly_the_contradictions_are_refused() -> None:
+    refusals: dict[frozenset[str], str] = {}
+    for pair in itertools.combinations(GIVEN, 2):
+        try:
+            PullConfig.load(None, {name: GIVEN[name] for name in pair}).selection()
+        except InputError as err:
+            refusals[frozenset(pair)] = str(err)
+    assert set(refusals) == CONTRADICTIONS
+    for refused_pair, message in refusals.items():
+        assert re.search("(contradict|exclude) each other.*(drop|keep) one of them", message)
+        assert all(f"--{name.replace('_', '-')}" in message for name in refused_pair)
+
+
+def test_every_setting_that_says_what_is_taken_is_in_the_table_of_pairs() -> None:
+    assert set(PullConfig.model_fields) - set(GIVEN) == {
+        *("source", "modules_path_suffix", "insecure", "tls_skip_verify", "ca", "jobs"),
+        *("limit_rate", "images_bundle_chunk_size", "compress", "gost_digest", "dedupe"),
+        "proxy_registry",  # which needs others: see the cases above
+    }
 
 
 @pytest.mark.parametrize(

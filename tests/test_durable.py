@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from mirror.durable import make_folder, write_at, write_durably, write_if_changed
+from mirror.durable import Folder, make_folder, write_at, write_durably, write_if_changed
 from mirror.errors import FileSystemError, NoSpaceError
 from mirror.serve import FolderStorage
 from tests.support.sample_images import fill
@@ -19,32 +20,34 @@ class Recorder:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.steps: list[str] = []
         self.names: list[tuple[int, Path, Path]] = []  # number of the step, old and new name
-        fsync, rename, replace = os.fsync, Path.rename, Path.replace
+        fsync, replace = os.fsync, os.replace
 
         def recording_fsync(fd: int) -> None:
             self.steps.append(f"fsync {Path(f'/proc/self/fd/{fd}').readlink().name}")
             fsync(fd)
 
-        def recording_rename(path: Path, target: Path) -> Path:
-            self.names.append((len(self.steps), path, Path(target)))
-            self.steps.append(f"rename {Path(target).name}")
-            return rename(path, target)
-
-        def recording_replace(path: Path, target: Path) -> Path:
-            self.names.append((len(self.steps), path, Path(target)))
-            self.steps.append(f"rename {Path(target).name}")
-            return replace(path, target)
+        def recording_replace(source: Any, target: Any, **folders: int) -> None:
+            old, new = _path(source, folders, "src_dir_fd"), _path(target, folders, "dst_dir_fd")
+            self.names.append((len(self.steps), old, new))
+            self.steps.append(f"rename {new.name}")
+            replace(source, target, **folders)
 
         monkeypatch.setattr(os, "fsync", recording_fsync)
-        monkeypatch.setattr(Path, "rename", recording_rename)
-        monkeypatch.setattr(Path, "replace", recording_replace)
+        monkeypatch.setattr(os, "replace", recording_replace)
+        monkeypatch.setattr(os, "rename", recording_replace)
+
+
+def _path(name: Any, folders: dict[str, int], which: str) -> Path:
+    folder = folders.get(which)
+    return Path(name) if folder is None else Path(f"/proc/self/fd/{folder}").readlink() / name
 
 
 def test_bytes_come_before_the_name_and_the_folder_after_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recorder = Recorder(monkeypatch)
-    write_durably(tmp_path / "a", b"data", staged="a.partial")
+    with Folder(tmp_path) as folder:
+        folder.write("a", b"data", staged="a.partial")
     assert recorder.steps == ["fsync a.partial", "rename a", f"fsync {tmp_path.name}"]
     assert (tmp_path / "a").read_bytes() == b"data"
 
@@ -63,7 +66,8 @@ def test_a_leftover_of_the_staged_name_is_replaced_and_a_link_is_not_followed(
     victim = tmp_path / "victim"
     victim.write_bytes(b"mine")
     (tmp_path / "a.partial").symlink_to(victim)
-    write_durably(tmp_path / "a", b"data", staged="a.partial")
+    with Folder(tmp_path) as folder:
+        folder.write("a", b"data", staged="a.partial")
     assert victim.read_bytes() == b"mine"
     assert (tmp_path / "a").read_bytes() == b"data"
     assert not (tmp_path / "a").is_symlink()
@@ -124,3 +128,39 @@ def test_a_registry_acknowledges_what_is_on_the_disk(
     for number, source, target in recorder.names:
         assert f"fsync {source.name}" in recorder.steps[:number], f"{target} may be empty"
         assert recorder.steps[number + 1] == f"fsync {target.parent.name}", f"{target} may be lost"
+
+
+# -- links -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "a/b", "/etc", "../a"])
+def test_a_folder_takes_names_and_no_paths(name: str, tmp_path: Path) -> None:
+    with Folder(tmp_path) as folder:
+        for work in (folder.unlink, folder.create, folder.remove, folder.status):
+            with pytest.raises(ValueError, match="is not the name of one thing in a folder"):
+                work(name)
+
+
+def test_no_component_below_a_folder_is_a_link(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere/b").mkdir(parents=True)
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in/a").symlink_to(tmp_path / "elsewhere")
+    with Folder(tmp_path / "in") as folder:
+        for below in ("a", "a/b", "a/new"):
+            for opened in (folder.inside, folder.make):
+                with pytest.raises(OSError, match="Too many levels of symbolic links"):
+                    opened(below)
+    assert [path.name for path in (tmp_path / "elsewhere").iterdir()] == ["b"]
+
+
+@pytest.mark.parametrize("umask", [0o000, 0o022, 0o077, 0o177])
+def test_a_folder_of_secrets_is_its_owners_whatever_the_umask(umask: int, tmp_path: Path) -> None:
+    before = os.umask(umask)
+    try:
+        assert write_if_changed(tmp_path / "new/secrets/key", b"x", mode=0o600)
+    finally:
+        os.umask(before)
+    assert (tmp_path / "new/secrets").stat().st_mode & 0o777 == 0o700
+    # Who may rename in the folder above could put another one in its place.
+    assert (tmp_path / "new").stat().st_mode & 0o022 == 0
+    assert (tmp_path / "new/secrets/key").stat().st_mode & 0o777 == 0o600

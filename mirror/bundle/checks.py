@@ -16,10 +16,10 @@ from mirror.bundle.gost import check_gostsum
 from mirror.bundle.seal import Seal
 from mirror.durable import os_errors
 from mirror.errors import DamagedBundleError, DigestMismatchError, FileSystemError, IntegrityError
-from mirror.layout import RELEASES_FILE
+from mirror.layout import RELEASES_FILE, digest_of_tag
 from mirror.oci import Digest, Verifier
 from mirror.run import Run
-from mirror.sync import Dependents, Finding
+from mirror.sync import Dependents, Finding, Inventory
 
 # -- stretches of archives -------------------------------------------------------------------------
 
@@ -143,6 +143,25 @@ def found_checks(archive: OpenArchive) -> Iterator[Check]:
     if archive.problem is None:
         # GNU tar fills the last record of 10 KiB with zeros; nothing else may follow.
         yield _end_marker(archive, archive.end, archive.file.size - archive.end)
+
+
+def flattened(archives: Mapping[str, Inventory]) -> Iterator[Finding]:
+    """Find the multi-arch images of which only the image for one platform is there.
+
+    `d8 mirror pull` packs components like that. Each still goes by the digest of the whole, which
+    a cluster asks for and no registry can give it any more.
+    """
+    for archive, inventory in archives.items():
+        for path, content in inventory.repositories.items():
+            for tag, digest in content.tags.items():
+                whole = digest_of_tag(tag)
+                if whole is None or whole == digest or whole in content.manifests:
+                    continue
+                problem = (
+                    f"of the multi-arch image {whole} only the image for one platform is there, "
+                    f"{digest}"
+                )
+                yield Finding(archive, problem, path, (tag,), digest)
 
 
 # -- files beside the archives ---------------------------------------------------------------------

@@ -12,8 +12,7 @@ import threading
 from array import array
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 
 import zstandard
 
@@ -21,6 +20,7 @@ from mirror.bundle.files import WriteAt
 from mirror.bundle.follow import Hash, MakeHash
 from mirror.bundle.format import FRAME, PARTIAL_SUFFIX, ZSTD_SUFFIX, part_name
 from mirror.bundle.seekable import table
+from mirror.durable import Folder
 
 LEVEL = 3
 _FASTEST = -50
@@ -86,9 +86,8 @@ def _compressor(level: int) -> zstandard.ZstdCompressor:
 class PackedFile:
     """A file that is written from front to back. `hashes` follow what is written."""
 
-    path: Path
+    file: WriteAt
     hashes: Mapping[str, Hash]
-    file: WriteAt = field(repr=False)
     size: int = 0
 
     def digests(self) -> dict[str, str]:
@@ -99,19 +98,20 @@ class Compressor:
     """Makes `X.tar.zst.partial`, or its parts, of the bytes of an archive. Its `update` and
     `hexdigest` are those of a hash, which is what a `follow.Follower` feeds.
 
-    `path` is the archive's, such as `platform.tar`. `part_size` cuts the compressed file; 0 does
+    `archive` is its name, such as `platform.tar`. `part_size` cuts the compressed file; 0 does
     not. The same bytes give the same file, with the same release of zstd.
     """
 
     def __init__(
         self,
         compression: Compression,
-        path: Path,
+        folder: Folder,
+        archive: str,
         *,
         part_size: int = 0,
         hashes: Mapping[str, MakeHash],
     ) -> None:
-        self._compression, self._path = compression, path
+        self._compression, self._folder, self._archive = compression, folder, archive
         self._part_size, self._hashes = part_size, hashes
         self.files: list[PackedFile] = []
         self._pending = bytearray()
@@ -205,8 +205,8 @@ class Compressor:
             file.size += len(piece)
 
     def _next_file(self) -> PackedFile:
-        name = self._path.name + ZSTD_SUFFIX
+        name = self._archive + ZSTD_SUFFIX
         if self._part_size:
             name = part_name(name, len(self.files))
-        path = self._path.with_name(name + PARTIAL_SUFFIX)
-        return PackedFile(path, {key: make() for key, make in self._hashes.items()}, WriteAt(path))
+        file = WriteAt(self._folder, name + PARTIAL_SUFFIX)
+        return PackedFile(file, {key: make() for key, make in self._hashes.items()})

@@ -5,7 +5,7 @@ What is wrong with them becomes a finding, not an exception.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -28,7 +28,7 @@ from mirror.bundle.format import (
     marks,
 )
 from mirror.bundle.members import Member, members
-from mirror.bundle.seal import Seal, has_long_media_type
+from mirror.bundle.seal import has_long_media_type
 from mirror.bundle.seekable import SeekableFile
 from mirror.documents import parse_json
 from mirror.errors import (
@@ -41,6 +41,7 @@ from mirror.errors import (
     InvalidReferenceError,
     MirrorError,
 )
+from mirror.layout import PACKAGE_VERSIONS_ARCHIVE
 from mirror.oci import Digest, Manifest, verified
 from mirror.oci.manifest import MANIFESTS, MAX_MANIFEST_BYTES
 from mirror.oci.reference import check_repository, valid_tag
@@ -60,9 +61,7 @@ class _Listing(NamedTuple):
 class OpenArchive:
     """One archive as it lies there. Its headers are read once, when they are asked for.
 
-    `listing` yields its files, as `members` does. `broken` says why it could not be opened at
-    all, if that is so. Its seal says what `left_out` lies elsewhere, and what is `absent` of
-    sparse indexes.
+    `listing` yields its files, as `members` does; `broken` says why it could not be opened, if so.
     """
 
     def __init__(
@@ -74,9 +73,7 @@ class OpenArchive:
         sealed: Archive | None = None,
     ) -> None:
         self.file = file
-        self.left_out = sealed.left_out if sealed is not None else NOTHING
-        nodes = sealed.inventory.manifest_nodes() if sealed is not None else {}
-        self.absent = {digest: node.absent for digest, node in nodes.items() if node.absent}
+        self.left_out, self.absent = (sealed.left_out, sealed.absent) if sealed else (NOTHING, {})
         self._files = listing
         self._broken = broken
 
@@ -174,13 +171,13 @@ def _collect(
         found[member.path] = member
 
 
-def _legacy_prefix(name: str, found: Mapping[str, Member]) -> str:
+def _legacy_prefix(name: str, paths: Collection[str]) -> str:
     """Return where a first-format `module-<name>.tar` belongs, which has no path inside."""
     stem = name.removesuffix(".tar")
-    if not stem.startswith("module-") or not found:
+    if not stem.startswith("module-") or not paths:
         return ""
     # Any path below modules/ means the newer format, whatever the file was renamed to since.
-    if any(path.startswith("modules/") for path in found):
+    if any(path.startswith("modules/") for path in paths):
         return ""
     return f"modules/{stem.removeprefix('module-')}"
 
@@ -193,7 +190,8 @@ class Contents:
     """What all archives hold together. `inventory` is open where findings say so.
 
     Layouts that several archives share are merged; of a tag that two of them name, the later
-    archive's counts. `notices` are oddities that harm nothing.
+    archive's counts, but one of the package's own before `package-versions.tar`. `notices` are
+    oddities that harm nothing.
     """
 
     inventory: Inventory
@@ -253,7 +251,8 @@ def read_contents(archives: Iterable[OpenArchive]) -> Contents:
     notices: list[str] = []
     manifests = _Manifests()
     budget = Budget()
-    for archive in archives:
+    # Of a tag that two archives name, the later one's counts.
+    for archive in sorted(archives, key=lambda one: one.name != PACKAGE_VERSIONS_ARCHIVE):
         try:
             budget.take_files(archive.members)
         except DamagedBundleError as err:
@@ -278,7 +277,30 @@ def read_contents(archives: Iterable[OpenArchive]) -> Contents:
         # Folders may each have an archive of that name.
         per_archive[archive.name] = union([per_archive.get(archive.name, Inventory()), found])
         total.add_inventory(found)
+    notices += _disputes(per_archive)
     return Contents(total.build(), per_archive, tuple(findings), tuple(notices), manifests)
+
+
+def _disputes(archives: Mapping[str, Inventory]) -> Iterator[str]:
+    """Say of each tag that several archives give to different images whose image counts.
+
+    That is the last one's, in the order of `archives`.
+    """
+    holders: dict[str, list[str]] = {}
+    for name, inventory in archives.items():
+        for path in inventory.repositories:
+            holders.setdefault(path, []).append(name)
+    for path, names in holders.items():
+        known: dict[str, tuple[str, Digest]] = {}
+        for name in names if len(names) > 1 else ():
+            for tag, digest in sorted(archives[name].repositories[path].tags.items()):
+                other, before = known.get(tag, (name, digest))
+                if before != digest:
+                    yield (
+                        f"{path or '/'}:{tag} is {before} in {other} and {digest} in {name}; "
+                        f"that of {name} counts"
+                    )
+                known[tag] = (name, digest)
 
 
 class _LayoutReading:
@@ -324,11 +346,11 @@ class _LayoutReading:
                 size = self._size_of(blob.digest)
                 if size == blob.size:
                     builder.add_blob(self._repository, blob.digest, blob.size)
-                elif size is not None or position < len(node.blobs):
-                    lack = (
-                        "is missing" if size is None else f"has {size} bytes instead of {blob.size}"
-                    )
-                    self._note(blob.digest, f"blob {blob.digest} {lack}")
+                elif size is not None:
+                    wrong = f"blob {blob.digest} has {size} bytes instead of {blob.size}"
+                    self._note(blob.digest, wrong)
+                elif position < len(node.blobs):
+                    self._note(blob.digest, f"blob {blob.digest} is missing")
             pending.extend(
                 (child.digest, child.media_type)
                 for child in node.children
@@ -411,8 +433,7 @@ class _LayoutReading:
         where = f"manifest {digest}"
         try:
             node = ManifestNode.of(_read_manifest(self._archive.file, member, digest, media_type))
-            if digest in self._archive.absent:
-                node = replace(node, absent=self._archive.absent[digest])
+            node = replace(node, absent=self._archive.absent.get(digest, node.absent))
             if has_long_media_type(node):
                 raise InvalidManifestError(f"{where} has a media type longer than any")
         except DigestMismatchError as err:
@@ -427,23 +448,3 @@ class _LayoutReading:
         self._manifests.places[digest] = (self._archive.file, member)
         self._manifests.nodes[digest] = node
         return node
-
-
-# -- whole archives --------------------------------------------------------------------------------
-
-
-def missing_archives(seal: Seal, present: Iterable[str]) -> list[Finding]:
-    """Report every repository of the archives that the seal lists and that are missing."""
-    return [
-        finding
-        for name in sorted(set(seal.archives) - set(present))
-        for finding in whole_archive(seal.archives[name], "the archive is missing")
-    ]
-
-
-def whole_archive(archive: Archive, problem: str) -> Iterator[Finding]:
-    """Report what is wrong with all of an archive, for each repository with its tags."""
-    for repository, content in sorted(archive.inventory.repositories.items()):
-        tags = tuple(sorted(content.tags))
-        digest = content.tags[tags[0]] if tags else None
-        yield Finding(archive.name, problem, repository, tags, digest)

@@ -10,14 +10,14 @@ import os
 import threading
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import accumulate
 from pathlib import Path
 from typing import Protocol
 
 from mirror.bundle.format import parse_part_name, part_name, part_paths, part_sizes
-from mirror.durable import os_errors, sync_file, write_at
+from mirror.durable import Folder, os_errors, sync_file, write_at
 from mirror.errors import DamagedBundleError, InputError
 
 CHUNK = 1 << 20
@@ -53,7 +53,7 @@ class ReadAt(Readable):
     def __init__(self, path: Path) -> None:
         self.path = path
         with os_errors(path, "open"):
-            self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            self._fd = _open_to_read(path)
             self.size = os.fstat(self._fd).st_size
 
     def close(self) -> None:
@@ -62,6 +62,10 @@ class ReadAt(Readable):
     def chunks(self, offset: int, size: int) -> Generator[bytes, None, None]:
         """Read `size` bytes from `offset`, in pieces of at most `CHUNK` bytes."""
         yield from _read(self._fd, self.path, offset, size)
+
+
+def _open_to_read(path: Path) -> int:
+    return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
 
 
 def _read(fd: int, path: Path, offset: int, size: int) -> Generator[bytes, None, None]:
@@ -85,18 +89,15 @@ def ended_early(path: Path, offset: int, missing: int) -> DamagedBundleError:
 
 
 class WriteAt:
-    """A file written at offsets, by any number of threads; each byte once.
+    """A file of `folder` written at offsets, by any number of threads; each byte once.
 
     With `keep`, what an earlier run left in it stays.
     """
 
-    def __init__(self, path: Path, *, keep: bool = False) -> None:
-        self.path = path
-        # A link there would lead the archive out of the bundle's folder.
-        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
-        flags |= 0 if keep else os.O_TRUNC
-        with os_errors(path, "create"):
-            self._fd: int | None = os.open(path, flags, 0o644)
+    def __init__(self, folder: Folder, name: str, *, keep: bool = False) -> None:
+        self.path = folder / name
+        with os_errors(self.path, "create"):
+            self._fd: int | None = folder.open_anew(name, keep=keep)
 
     @property
     def parts(self) -> tuple[Path, ...]:
@@ -144,10 +145,12 @@ class _Parts:
     An archive may have thousands of parts, so at most `_OPEN_FILES` stay open besides those in use.
     """
 
-    def __init__(self, paths: Sequence[Path], sizes: Sequence[int], flags: int) -> None:
+    def __init__(
+        self, paths: Sequence[Path], sizes: Sequence[int], open_part: Callable[[Path], int]
+    ) -> None:
         self.paths = tuple(paths)
         self._starts = (0, *accumulate(sizes))
-        self._flags = flags | os.O_CLOEXEC
+        self._open_part = open_part
         self._lock = threading.Lock()
         self._open: OrderedDict[int, int] = OrderedDict()  # part → descriptor, least used first
         self._users: dict[int, int] = {}  # both under the lock
@@ -192,7 +195,7 @@ class _Parts:
             fd = self._open.get(number)
             if fd is None:
                 with os_errors(path, "open"):
-                    fd = self._open[number] = os.open(path, self._flags)
+                    fd = self._open[number] = self._open_part(path)
             self._open.move_to_end(number)
             self._users[number] = self._users.get(number, 0) + 1
             self._trim(_OPEN_FILES)
@@ -250,7 +253,7 @@ class PartedReader(Readable):
         for number, size in enumerate(found):
             _check_size(ordered[number], number, size, found, sizes)
         self.size = sum(found)
-        self._files = _Parts(ordered, found, os.O_RDONLY)
+        self._files = _Parts(ordered, found, _open_to_read)
 
     @property
     def parts(self) -> tuple[Path, ...]:
@@ -343,7 +346,7 @@ def _listed(archive: str, numbers: Sequence[int]) -> str:
 class PartedWriter:
     """An archive of `size` bytes written at offsets into parts, by any number of threads.
 
-    It offers what `WriteAt` does, and each byte is written once here too. `path` is the archive's,
+    It offers what `WriteAt` does, and each byte is written once here too. `name` is the archive's,
     such as `platform.tar.partial`, where no file lies; `parts` are the files, such as
     `platform.tar.0000.chunk.partial`. With `keep`, what an earlier run left in them stays.
 
@@ -352,19 +355,20 @@ class PartedWriter:
         FileSystemError, NoSpaceError: a part cannot be created.
     """
 
-    def __init__(self, path: Path, size: int, part_size: int, *, keep: bool = False) -> None:
-        self.path, self.size = path, size
+    def __init__(
+        self, folder: Folder, name: str, size: int, part_size: int, *, keep: bool = False
+    ) -> None:
+        self.path, self.size = folder / name, size
         self.sizes = part_sizes(size, part_size)
-        self.parts = part_paths(path, len(self.sizes))
-        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW  # as `WriteAt` has it
+        self.parts = part_paths(self.path, len(self.sizes))
         for part, most in zip(self.parts, self.sizes, strict=True):
             with os_errors(part, "create"):
-                fd = os.open(part, flags, 0o644)
+                fd = folder.open_anew(part.name, keep=keep)
                 try:
-                    os.ftruncate(fd, min(most, os.fstat(fd).st_size) if keep else 0)
+                    os.ftruncate(fd, min(most, os.fstat(fd).st_size))
                 finally:
                     os.close(fd)
-        self._files = _Parts(self.parts, self.sizes, os.O_RDWR)
+        self._files = _Parts(self.parts, self.sizes, lambda part: folder.open(part.name, os.O_RDWR))
 
     def write(self, offset: int, *pieces: bytes) -> None:
         """Put `pieces`, one behind the other, at `offset`.

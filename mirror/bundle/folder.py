@@ -10,28 +10,30 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-import shutil
+import stat
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from pathlib import Path
+from contextlib import closing, contextmanager
+from pathlib import Path, PurePath
 
+from mirror.bundle import sums
 from mirror.bundle.format import (
     GOST_SUFFIX,
+    MAX_SUMS_BYTES,
     PARTIAL_SEAL,
     PARTIAL_SUFFIX,
     SEAL,
     SIGNATURE,
     SUMS,
     ZSTD_SUFFIX,
+    file_names,
     parse_part_name,
-    part_paths,
-    part_sizes,
     size_text,
 )
-from mirror.bundle.seal import Seal, try_seal
+from mirror.bundle.packing import Packing, stored_as
+from mirror.bundle.seal import Seal, seal_in
 from mirror.bundle.staging import JOURNAL, Staging, read_journal
-from mirror.durable import os_errors, sync_folder, write_durably
-from mirror.errors import InputError, NoSpaceError
+from mirror.durable import Folder, os_errors
+from mirror.errors import DamagedBundleError, InputError, NoSpaceError
 from mirror.layout import RELEASES_FILE, is_archive_name
 from mirror.oci import Digest
 
@@ -47,9 +49,10 @@ def check_folder(folder: Path, *, force: bool) -> None:
     """Check that a new bundle may go into `folder`; nothing is changed.
 
     A folder may be missing, be empty, or hold only what an interrupted pull left and a folder
-    `.tmp`. With `force` anything else may be there, except what a push would take for a part of
-    the bundle. Once the new bundle is complete it takes the place of an earlier one, of which
-    nothing stays behind; files that are not a bundle's stay.
+    `.tmp`. It may hold a complete bundle and nothing else, too: it may be the very one that is
+    wanted (`complete_bundle`). With `force` anything else may be there, except what a push would
+    take for a part of the bundle. Once the new bundle is complete it takes the place of an earlier
+    one, of which nothing stays behind; files that are not a bundle's stay.
 
     Raises:
         InputError: it is not a folder, cannot be written, or other files are there and `force`
@@ -66,87 +69,100 @@ def check_folder(folder: Path, *, force: bool) -> None:
         raise InputError(f"{folder} is not a folder; name a new or empty one for the bundle")
     if not os.access(folder, os.W_OK | os.X_OK):
         raise InputError(f"{folder} is not writable for you; name another folder for the bundle")
-    unfinished = try_seal(folder / PARTIAL_SEAL) if not (folder / SEAL).exists() else None
+    with os_errors(folder, "open"), Folder(folder) as held:
+        check_content(held, force=force)
+
+
+def check_content(folder: Folder, *, force: bool) -> None:
+    """Do what `check_folder` does with a folder that is there.
+
+    Raises:
+        InputError: as `check_folder`.
+    """
+    names = listed(folder)
+    known = seal_in(folder, SEAL if SEAL in names else PARTIAL_SEAL)
     others = [
-        path.name
-        for path in listed(folder)
-        if not is_leftover(path.name)
-        and path.name != ".tmp"
-        and not (unfinished is not None and _belongs(path.name, unfinished))
+        name
+        for name in names
+        if not is_leftover(name)
+        and name != ".tmp"
+        and not (known is not None and _belongs(name, known))
     ]
     if others and not force:
-        raise InputError(
-            f"{folder} is not empty (it has {others[0]}); name an empty folder, or add --force "
-            "to replace the bundle that is there"
-        )
+        raise not_empty(folder, others[0])
     for name in others:
         if not _of_a_bundle(name) and (
             name.removesuffix(ZSTD_SUFFIX).endswith(".tar") or parse_part_name(name)
         ):
             raise InputError(
-                f"{folder} has {name}, which is not a bundle's archive, but a push would take it "
-                "for one; move it elsewhere"
+                f"{folder.path} has {name}, which is not a bundle's archive, but a push would take "
+                "it for one; move it elsewhere"
             )
-    for path in listed(folder):
+    for name in names:
         # It would get in the way only after everything was fetched.
-        if path.is_dir() and not path.is_symlink() and path.name != EARLIER:
-            final = path.name.removesuffix(PARTIAL_SUFFIX)
-            if path.name == JOURNAL or final in (SEAL, *_OWN_FILES) or _of_a_bundle(final):
+        if name != EARLIER and folder.has_folder(name):
+            final = name.removesuffix(PARTIAL_SUFFIX)
+            if name == JOURNAL or final in (SEAL, *_OWN_FILES) or _of_a_bundle(final):
                 raise InputError(
-                    f"{path} is a folder, and a file of the bundle has this name; move it elsewhere"
+                    f"{folder / name} is a folder, and a file of the bundle has this name; "
+                    "move it elsewhere"
                 )
+
+
+def not_empty(folder: Folder, name: str) -> InputError:
+    return InputError(
+        f"{folder.path} is not empty (it has {name}); name an empty folder, or add --force "
+        "to replace the bundle that is there"
+    )
 
 
 def _belongs(name: str, seal: Seal) -> bool:
     """Whether a file of this name belongs to the sealed bundle: a pull that was stopped at its very
     end has named some files already."""
-    part = parse_part_name(name)
-    archive = (part[0] if part else name).removesuffix(ZSTD_SUFFIX)
-    return name in (*seal.files, SUMS, SIGNATURE) or archive in seal.archives
+    return name in (*seal.files, SEAL, SUMS, SIGNATURE) or _archive_of(name) in seal.archives
 
 
-def check_space(folder: Path, needed: int) -> None:
+def check_space(folder: Folder, needed: int) -> None:
     """Raise NoSpaceError unless the disk of `folder` has `needed` bytes free for us."""
-    with os_errors(folder, "examine"):
-        stat = os.statvfs(folder)
-    free = stat.f_bavail * stat.f_frsize
+    with os_errors(folder.path, "examine"):
+        disk = os.statvfs(folder.fd)
+    free = disk.f_bavail * disk.f_frsize
     if needed > free:
         raise NoSpaceError(
-            f"the bundle needs {size_text(needed)} and the disk of {folder} has {size_text(free)} "
+            f"the bundle needs {size_text(needed)} and the disk of {folder.path} has "
+            f"{size_text(free)} "
             f"free: {needed - free} bytes too few; nothing was fetched",
             advice="free some space there, or use another disk",
         )
 
 
 @contextmanager
-def only_writer(folder: Path) -> Iterator[None]:
-    """Keep others from making a bundle in `folder` for the length of the block.
+def only_writer(path: Path) -> Iterator[Folder]:
+    """Give the folder at `path`, and keep others from making a bundle there during the block.
 
     Raises:
         InputError: somebody does so already.
     """
-    with os_errors(folder, "open"):
-        fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
+    with os_errors(path, "open"):
+        folder = Folder(path)
+    with folder:
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(folder.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as err:
             raise InputError(
-                f"another pull is making a bundle in {folder}; wait for it, or name another folder"
+                f"another pull is making a bundle in {path}; wait for it, or name another folder"
             ) from err
         except OSError as err:
             # Some network file systems have no locks.
             if err.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
-                with os_errors(folder, "lock"):
+                with os_errors(path, "lock"):
                     raise
-        yield
-    finally:
-        os.close(fd)
+        yield folder
 
 
-def listed(folder: Path) -> list[Path]:
-    with os_errors(folder, "read"):
-        return sorted(folder.iterdir())
+def listed(folder: Folder) -> list[str]:
+    with os_errors(folder.path, "read"):
+        return folder.names()
 
 
 def is_leftover(name: str) -> bool:
@@ -157,91 +173,92 @@ def is_leftover(name: str) -> bool:
     return final != name and (final in _OWN_FILES or _of_a_bundle(final))
 
 
-def clear_leftovers(folder: Path) -> None:
-    with os_errors(folder, "clear"):
-        for path in listed(folder):
-            if is_leftover(path.name):
-                remove(path)
+def clear_leftovers(folder: Folder) -> None:
+    for name in listed(folder):
+        if is_leftover(name):
+            remove(folder, name)
 
 
-def allocated(folder: Path) -> int:
+def allocated(folder: Folder) -> int:
     """Return how many bytes of the disk the partial archives in `folder` have already."""
-    with os_errors(folder, "examine"):
-        return sum(
-            path.stat().st_blocks * 512
-            for path in listed(folder)
-            if is_leftover(path.name) and path.is_file()
-        )
+    with os_errors(folder.path, "examine"):
+        found = (folder.status(name) for name in folder.names() if is_leftover(name))
+        return sum(one.st_blocks * 512 for one in found if one and stat.S_ISREG(one.st_mode))
 
 
-def remove(path: Path) -> None:
-    with os_errors(path, "remove"):
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
+def remove(folder: Folder, name: str) -> None:
+    with os_errors(folder / name, "remove"):
+        folder.remove(name)
 
 
 # -- an interrupted pull ---------------------------------------------------------------------------
 
 
-def sort_leftovers(folder: Path, seal: Seal, part_size: int) -> bool:
+def sort_leftovers(folder: Folder, seal: Seal, part_size: int) -> bool:
     """Whether this very bundle was under way in `folder`; what was of another is put aside."""
-    old = try_seal(folder / PARTIAL_SEAL)
-    known_size, progress = read_journal(folder / JOURNAL)
+    old = seal_in(folder, PARTIAL_SEAL)
+    known_size, progress = read_journal(folder)
     if old is None or known_size is None:
         clear_leftovers(folder)
         return False
     if old == seal and known_size == part_size:
         _take_names_back(folder, seal, part_size, progress)
         return True
-    aside = folder / EARLIER
-    remove(aside)
-    with os_errors(aside, "create"):
-        leftovers = [path for path in listed(folder) if is_leftover(path.name)]
-        aside.mkdir()
-        for path in leftovers:
-            path.replace(aside / path.name)
+    remove(folder, EARLIER)
+    with os_errors(folder / EARLIER, "create"):
+        leftovers = [name for name in folder.names() if is_leftover(name)]
+        with folder.make(EARLIER) as aside:
+            for name in leftovers:
+                folder.rename(name, name, into=aside)
     return False
 
 
 def _take_names_back(
-    folder: Path, seal: Seal, part_size: int, progress: Mapping[Digest, int]
+    folder: Folder, seal: Seal, part_size: int, progress: Mapping[Digest, int]
 ) -> None:
     """Undo the renaming that an interrupted `BundleWriter.finish` had begun; it is done again."""
     wanted = seal.carried.blob_sizes()
     # A bundle without any blob, as a delta may be, has nothing to tell by, and nothing to lose.
     complete = wanted and all(progress.get(d) == n for d, n in wanted.items())
-    if (folder / SEAL).exists() or not complete:
+    if folder.has(SEAL) or not complete:
         return  # it had not begun: files with these names are of an earlier bundle
     for archive in seal.archives.values():
-        path = folder / (archive.name + PARTIAL_SUFFIX)
-        count = len(part_sizes(archive.size, part_size)) if part_size else 0
-        for partial in part_paths(path, count) if count else (path,):
-            final = partial.with_name(partial.name.removesuffix(PARTIAL_SUFFIX))
-            if not partial.exists() and final.exists():
-                with os_errors(final, "rename"):
-                    final.replace(partial)
+        for final in file_names(archive.name, archive.size, part_size):
+            partial = final + PARTIAL_SUFFIX
+            if not folder.has(partial) and folder.has(final):
+                with os_errors(folder / final, "rename"):
+                    folder.rename(final, partial)
 
 
-def earlier_staging(folder: Path) -> Staging | None:
-    aside = folder / EARLIER
-    old = try_seal(aside / PARTIAL_SEAL)
-    if old is None:
-        return None
-    return Staging(aside, old, read_journal(aside / JOURNAL)[0] or 0, keep=True)
+@contextmanager
+def earlier_staging(folder: Folder) -> Iterator[Staging | None]:
+    """What a pull of another plan has left and is put aside; None if there is nothing."""
+    if not folder.has_folder(EARLIER):
+        yield None
+        return
+    with os_errors(folder / EARLIER, "open"):
+        aside = folder.inside(EARLIER)
+    with aside:
+        old = seal_in(aside, PARTIAL_SEAL)
+        if old is None:
+            yield None
+        else:
+            part_size = read_journal(aside)[0] or 0
+            with closing(Staging(aside, old, part_size, keep=True)) as staging:
+                yield staging
 
 
 # -- a finished pull -------------------------------------------------------------------------------
 
 
-def write_partial_seal(folder: Path, sealed: bytes) -> None:
+def write_partial_seal(folder: Folder, sealed: bytes) -> None:
     """Say, durably, which bundle is being made in `folder`."""
-    write_durably(folder / PARTIAL_SEAL, sealed, staged=PARTIAL_SEAL + PARTIAL_SUFFIX)
+    with os_errors(folder / PARTIAL_SEAL, "write"):
+        folder.write(PARTIAL_SEAL, sealed, staged=PARTIAL_SEAL + PARTIAL_SUFFIX)
 
 
 def take_the_place(
-    folder: Path, archives: Iterable[Path], files: Mapping[str, bytes], names: Collection[str]
+    folder: Folder, archives: Iterable[str], files: Mapping[str, bytes], names: Collection[str]
 ) -> None:
     """Turn a finished pull into the folder's bundle; the partial seal is there and durable.
 
@@ -249,26 +266,52 @@ def take_the_place(
     its name last of all: whenever this is cut short, the folder says that it is not a bundle yet,
     and the next pull completes it.
     """
-    with os_errors(folder, "replace the bundle in"):
+    with os_errors(folder.path, "replace the bundle in"):
         # First, since it would speak for archives that are about to change.
-        (folder / SEAL).unlink(missing_ok=True)
-        sync_folder(folder)
+        folder.unlink(SEAL)
+        folder.sync()
         for name in _OWN_FILES:
-            (folder / name).unlink(missing_ok=True)
-        for path in archives:
-            path.replace(path.with_name(path.name.removesuffix(PARTIAL_SUFFIX)))
-        for path in listed(folder):
-            if _of_a_bundle(path.name) and path.name not in names and path.is_file():
-                path.unlink()
+            folder.unlink(name)
+        for name in archives:
+            folder.rename(name, name.removesuffix(PARTIAL_SUFFIX))
+        for name in folder.names():
+            if _of_a_bundle(name) and name not in names and not folder.has_folder(name):
+                folder.unlink(name)
         for name, data in files.items():
             # Brings all names in the folder onto the disk, those of the archives too.
-            write_durably(folder / name, data, staged=name + PARTIAL_SUFFIX)
-        (folder / PARTIAL_SEAL).replace(folder / SEAL)
-        sync_folder(folder)
+            folder.write(name, data, staged=name + PARTIAL_SUFFIX)
+        folder.rename(PARTIAL_SEAL, SEAL)
+        folder.sync()
+
+
+def complete_bundle(
+    folder: Folder, seal: Seal, sealed: bytes, packing: Packing
+) -> dict[str, int] | None:
+    """Archive → bytes on the disk, if `folder` holds the bundle of this seal (and `sealed`, its
+    file) complete and packed in this way; else None.
+
+    A pull that was killed behind its very last step has made it: the seal takes its name last, so
+    all else was on the disk by then. Files that were taken away or cut short since are noticed;
+    changed bytes are a matter of `mirror verify`.
+    """
+    try:
+        if folder.read(SEAL, len(sealed)) != sealed:
+            return None
+        stated = sums.parse_whole(folder.read(SUMS, MAX_SUMS_BYTES))
+    except (OSError, DamagedBundleError):
+        return None
+    found = {name: folder.status(name) for name in stated if name == PurePath(name).name}
+    sizes = {name: one.st_size for name, one in found.items() if one and stat.S_ISREG(one.st_mode)}
+    return stored_as(packing, seal, sizes) if len(sizes) == len(stated) else None
 
 
 def _of_a_bundle(name: str) -> bool:
     """Whether the format has files of this name: archives, their parts, and sums beside them."""
+    return is_archive_name(_archive_of(name))
+
+
+def _archive_of(name: str) -> str:
+    """The archive that a file holds, or a part of, or the sum of one of these."""
     bare = name.removesuffix(GOST_SUFFIX)
     part = parse_part_name(bare)
-    return is_archive_name((part[0] if part else bare).removesuffix(ZSTD_SUFFIX))
+    return (part[0] if part else bare).removesuffix(ZSTD_SUFFIX)

@@ -122,6 +122,13 @@ def part_paths(path: Path, count: int) -> tuple[Path, ...]:
     return tuple(path.with_name(part_name(archive, number) + suffix) for number in range(count))
 
 
+def file_names(archive: str, size: int, part_size: int) -> tuple[str, ...]:
+    """Return the names of the files of an archive: its own, or those of parts (0: it is whole)."""
+    if not part_size:
+        return (archive,)
+    return tuple(part_name(archive, number) for number in range(-(-size // part_size)))
+
+
 # -- compressed archives ---------------------------------------------------------------------------
 
 FRAME = 1 << 20

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mirror.bundle.archive import BLOCK
-from mirror.bundle.files import CHUNK, Readable
+from mirror.bundle.files import CHUNK, PartedReader, Readable
 from mirror.bundle.format import INDEX, MAX_MEMBERS
 from mirror.durable import os_errors
 from mirror.errors import DamagedBundleError, MirrorError
@@ -61,7 +61,7 @@ def members(file: Readable) -> Generator[Member, None, int]:
     start: int | None = None
     while True:
         if offset + BLOCK > file.size:
-            raise _damaged(file, offset, "the archive ends without its end marker")
+            raise _cut(file, offset, "the archive ends without its end marker")
         block = file.read(offset, BLOCK)
         if not any(block):
             return offset
@@ -73,11 +73,8 @@ def members(file: Readable) -> Generator[Member, None, int]:
         offset += BLOCK
         size = info.size if pax_size is None or info.type in (_PAX, _LONG_NAME) else pax_size
         if size < 0 or offset + size > file.size:
-            raise _damaged(
-                file,
-                offset - BLOCK,
-                f"{_shown(path or info.name)} of {size} bytes, beyond the archive's end",
-            )
+            beyond = f"{_shown(path or info.name)} of {size} bytes, beyond the archive's end"
+            raise _cut(file, offset - BLOCK, beyond)
         end = offset + size + (-size % BLOCK)
         if info.type in (_LONG_NAME, _LONG_LINK, _PAX, _PAX_GLOBAL):
             if size > _MAX_EXTENDED_HEADER:
@@ -148,12 +145,21 @@ def _shown(name: str) -> str:
     return ascii(name if len(name) <= 200 else name[:200] + "…")
 
 
-def _damaged(file: Readable, offset: int, found: str) -> DamagedBundleError:
+def _damaged(file: Readable, offset: int, found: str, advice: str = "") -> DamagedBundleError:
     return DamagedBundleError(
         f"at byte {offset}: {found}",
         where=file.path.name,
-        advice="the archive is damaged or not part of a bundle, copy it again from its origin",
+        advice=advice
+        or "the archive is damaged or not part of a bundle, copy it again from its origin",
     )
+
+
+def _cut(file: Readable, offset: int, found: str) -> DamagedBundleError:
+    advice = "the archive was cut short, copy it again from its origin"
+    if isinstance(file, PartedReader):
+        last = file.parts[-1].name
+        advice = f"the part behind {last} seems to be missing, copy it too, or else {last} again"
+    return _damaged(file, offset, found, advice)
 
 
 # -- folders ---------------------------------------------------------------------------------------

@@ -12,7 +12,8 @@ from pathlib import Path
 
 from mirror.bundle import sums
 from mirror.bundle.archive import Archive, minus
-from mirror.bundle.contents import Contents, OpenArchive, missing_archives, read_contents
+from mirror.bundle.checks import flattened
+from mirror.bundle.contents import Contents, OpenArchive, read_contents
 from mirror.bundle.files import PartedReader, Readable, ReadAt
 from mirror.bundle.format import (
     PARTIAL_SEAL,
@@ -25,7 +26,7 @@ from mirror.bundle.format import (
     part_sizes,
 )
 from mirror.bundle.members import Member, TreeFile, is_tree
-from mirror.bundle.seal import Seal, read_seal, try_seal
+from mirror.bundle.seal import Seal, missing_archives, read_seal, try_seal
 from mirror.bundle.seekable import SeekableFile, Unreadable
 from mirror.documents import parse_json
 from mirror.durable import os_errors
@@ -48,15 +49,19 @@ class BundleReader:
     """A bundle as the source of a transfer. Thread-safe.
 
     `paths` are folders of archives, or archives. The seal counts when one folder is given; it is
-    the file `seal_name` there. Attributes with an underscore are for this package alone.
+    the file `seal_name` there. A bundle in which another tool reduced multi-arch images to one
+    platform has no `inventory` unless that is accepted with `flattened`. Attributes with an
+    underscore are for this package alone.
 
     Raises:
         InputError: there is no bundle at a path, or an archive that needs its folder.
         DamagedBundleError: the seal cannot be read.
     """
 
-    def __init__(self, paths: Sequence[Path], *, seal_name: str = SEAL) -> None:
-        self._paths = tuple(paths)
+    def __init__(
+        self, paths: Sequence[Path], *, seal_name: str = SEAL, flattened: bool = False
+    ) -> None:
+        self._paths, self._flattened = tuple(paths), flattened
         found = find_archives(paths, seal_name)
         self._seals: Mapping[Path, Seal] = {
             folder: seal
@@ -112,7 +117,8 @@ class BundleReader:
         """Return all that the bundle speaks of: what it carries, and what it leaves to its base.
 
         Raises:
-            DamagedBundleError: something is missing or unreadable; the message lists what.
+            DamagedBundleError: something is missing, unreadable or flattened; the message lists
+                what.
         """
         findings = list(self.contents.findings)
         for folder, seal in self._seals.items():
@@ -132,7 +138,28 @@ class BundleReader:
                 + "".join(f"; {hint}" for hint in self.hints())
                 + f":{listed(findings)}"
             )
+        if self._reduced and not self._flattened:
+            raise DamagedBundleError(
+                f"{self.name} has {len(self._reduced)} multi-arch images of which the tool that "
+                "packed them kept one platform only, as d8 does: a cluster asks for them by the "
+                "digest of the whole and does not find it. Pull them again with `mirror pull`, or "
+                f"push what is there with --accept-flattened:{listed(self._reduced)}"
+            )
         return self.contents.inventory
+
+    @cached_property
+    def _reduced(self) -> Sequence[Finding]:
+        # A seal's tags are those of the source, whatever they look like.
+        return () if self._seals else tuple(flattened(self.contents.archives))
+
+    def warnings(self) -> Iterator[str]:
+        """Yield what is odd about the bundle and harms no push."""
+        if self._reduced:
+            yield (
+                f"{len(self._reduced)} multi-arch images are there for one platform only; who asks "
+                "for them by the digest of the whole will not find them"
+            )
+        yield from self.contents.warnings()
 
     def hints(self) -> Iterator[str]:
         """Yield what, other than damage, may explain the findings in `contents`."""
@@ -190,7 +217,7 @@ def read_inventory(path: Path) -> Inventory:
         DamagedBundleError: it is damaged.
     """
     if path.is_dir():
-        with BundleReader([path]) as reader:
+        with BundleReader([path], flattened=True) as reader:
             return reader._seal.inventory if reader._seal is not None else reader.inventory()
     if archive_at(path) is not None:
         raise InputError(f"{path} is an archive", advice=f"name the bundle's folder, or its {SEAL}")

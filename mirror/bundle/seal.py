@@ -11,7 +11,7 @@ a seal, and go on reading those of complete bundles.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -38,7 +38,7 @@ from mirror.bundle.format import (
     marks,
 )
 from mirror.documents import parse_json
-from mirror.durable import os_errors
+from mirror.durable import Folder, os_errors
 from mirror.errors import (
     BundleLimitError,
     DamagedBundleError,
@@ -47,7 +47,7 @@ from mirror.errors import (
     MirrorError,
 )
 from mirror.oci import Digest
-from mirror.sync import Inventory, ManifestNode, union
+from mirror.sync import Finding, Inventory, ManifestNode, union
 from mirror.sync.inventory import canonical_json, read_nodes
 
 SCHEMA_VERSION = 1
@@ -279,18 +279,27 @@ def read_seal(path: Path) -> Seal | None:
     """
     if not path.exists():
         return None
-    with os_errors(path, "read"):
-        if path.stat().st_size > MAX_SEAL_BYTES:
-            raise DamagedBundleError(f"{path} is larger than any bundle's table of contents")
-        data = path.read_bytes()
+    with os_errors(path, "read"), path.open("rb") as file:
+        data = file.read(MAX_SEAL_BYTES + 1)
+    return parse_seal(data, str(path))
+
+
+def parse_seal(data: bytes, where: str) -> Seal:
+    """Read a seal within the limits of one; `where` it came from is for messages.
+
+    Raises:
+        DamagedBundleError: it is not whole.
+    """
+    if len(data) > MAX_SEAL_BYTES:
+        raise DamagedBundleError(f"{where} is larger than any bundle's table of contents")
     if marks(data) > MAX_SEAL_MARKS:
         # A parser makes up to 30 times the text of it.
-        raise DamagedBundleError(f"{path} has more values than any bundle's table of contents")
+        raise DamagedBundleError(f"{where} has more values than any bundle's table of contents")
     try:
         return Seal.from_json(data)
     except DamagedBundleError as err:
         raise DamagedBundleError(
-            err.problem, where=str(path), advice="copy it again from its origin"
+            err.problem, where=where, advice="copy it again from its origin"
         ) from err
 
 
@@ -298,6 +307,14 @@ def try_seal(path: Path) -> Seal | None:
     try:
         return read_seal(path)
     except MirrorError:
+        return None
+
+
+def seal_in(folder: Folder, name: str) -> Seal | None:
+    """The seal of that name in `folder`; None if there is none, or not a whole one."""
+    try:
+        return parse_seal(folder.read(name, MAX_SEAL_BYTES), name)
+    except (OSError, MirrorError):
         return None
 
 
@@ -381,3 +398,23 @@ def has_long_media_type(node: ManifestNode) -> bool:
     """Whether a manifest has a media type that is longer than any may be."""
     types = [node.artifact_type or "", *(one.media_type for one in node.named)]
     return any(len(one) > MAX_MEDIA_TYPE for one in types)
+
+
+# -- whole archives --------------------------------------------------------------------------------
+
+
+def missing_archives(seal: Seal, present: Iterable[str]) -> list[Finding]:
+    """Report every repository of the archives that the seal lists and that are missing."""
+    return [
+        finding
+        for name in sorted(set(seal.archives) - set(present))
+        for finding in whole_archive(seal.archives[name], "the archive is missing")
+    ]
+
+
+def whole_archive(archive: Archive, problem: str) -> Iterator[Finding]:
+    """Report what is wrong with all of an archive, for each repository with its tags."""
+    for repository, content in sorted(archive.inventory.repositories.items()):
+        tags = tuple(sorted(content.tags))
+        digest = content.tags[tags[0]] if tags else None
+        yield Finding(archive.name, problem, repository, tags, digest)

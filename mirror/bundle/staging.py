@@ -17,14 +17,13 @@ import re
 import threading
 from collections.abc import Callable, Generator, Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 from mirror.bundle.archive import Archive, Entry
 from mirror.bundle.files import PartedWriter, WriteAt
 from mirror.bundle.follow import Follower
 from mirror.bundle.format import PARTIAL_SUFFIX
 from mirror.bundle.seal import Seal
-from mirror.durable import os_errors, write_durably
+from mirror.durable import Folder, os_errors
 from mirror.errors import IntegrityError, InvalidDigestError
 from mirror.oci import Digest, Verifier
 
@@ -32,6 +31,8 @@ JOURNAL = "pull.journal" + PARTIAL_SUFFIX
 _MOST_LINES = 5000
 """A longer journal is rewritten with what still counts: it stays below some 400 KB, or 80 bytes
 per blob."""
+_MOST_BYTES = 32 << 20
+"""A journal of our own is far below; what somebody else put in its place claims nothing."""
 _FIRST = re.compile(r"parts (?P<size>[0-9]{1,18})")
 _COUNT = re.compile(r"[0-9]{1,18}")
 
@@ -41,15 +42,18 @@ ArchiveFile = WriteAt | PartedWriter
 class Journal:
     """Says how many bytes of each blob are in place, from its beginning on. Thread-safe."""
 
-    def __init__(self, path: Path, part_size: int = 0) -> None:
-        """Go on with the journal at `path`, or begin one for archives in parts of `part_size`."""
-        self._path = path
+    def __init__(self, folder: Folder, part_size: int = 0) -> None:
+        """Go on with the journal in `folder`, or begin one for archives in parts of `part_size`."""
+        self._folder, self._path = folder, folder / JOURNAL
         self._lock = threading.Lock()
-        known_size, self._progress = read_journal(path)
+        known_size, self._progress = read_journal(folder)
         self.part_size = part_size if known_size is None else known_size
         self._lines = len(self._progress)
-        with os_errors(path, "write"):
-            self._fd: int | None = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        with os_errors(self._path, "write"):
+            if known_size is None:
+                folder.unlink(JOURNAL)
+                os.close(folder.create(JOURNAL))
+            self._fd: int | None = folder.open(JOURNAL, os.O_WRONLY | os.O_APPEND)
         if known_size is None:
             self._append(self._header())
 
@@ -89,12 +93,12 @@ class Journal:
     def _rewrite(self) -> None:
         """Write one line per blob, in place of all lines; readers see the one or the other."""
         lines = [self._header(), *(f"{d} {n}\n" for d, n in self._progress.items())]
-        write_durably(
-            self._path, "".join(lines).encode("ascii"), staged=self._path.name + PARTIAL_SUFFIX
-        )
-        self._close()
         with os_errors(self._path, "write"):
-            self._fd = os.open(self._path, os.O_WRONLY | os.O_APPEND)
+            self._folder.write(
+                JOURNAL, "".join(lines).encode("ascii"), staged=JOURNAL + PARTIAL_SUFFIX
+            )
+            self._close()
+            self._fd = self._folder.open(JOURNAL, os.O_WRONLY | os.O_APPEND)
         self._lines = len(self._progress)
 
     def _header(self) -> str:
@@ -106,13 +110,13 @@ class Journal:
             os.write(self._fd, line.encode("ascii"))  # one call: a line is there or is not
 
 
-def read_journal(path: Path) -> tuple[int | None, dict[Digest, int]]:
-    """Return the part size and the claims of a journal; None where there is none to be read.
+def read_journal(folder: Folder) -> tuple[int | None, dict[Digest, int]]:
+    """Return the part size and the claims of a folder's journal; None if there is none to be read.
 
     Lines that are torn, or not of a journal, claim nothing.
     """
     try:
-        text = path.read_text(encoding="ascii")
+        text = folder.read(JOURNAL, _MOST_BYTES).decode("ascii")
     except (OSError, UnicodeError):
         return None, {}
     first, newline, rest = text.partition("\n")
@@ -192,24 +196,24 @@ class Staging:
 
     def __init__(
         self,
-        folder: Path,
+        folder: Folder,
         seal: Seal,
         part_size: int,
         *,
         keep: bool,
         follow: Callable[[Archive, ArchiveFile, list[Entry]], Follower] | None = None,
     ) -> None:
-        self.journal = Journal(folder / JOURNAL, part_size)
+        self.journal = Journal(folder, part_size)
         self.files: dict[str, ArchiveFile] = {}
         self.places: dict[tuple[str, Digest], list[Place]] = {}
         self.own: list[Place] = []
         try:
             for name, archive in sorted(seal.archives.items()):
-                path = folder / (name + PARTIAL_SUFFIX)
+                staged = name + PARTIAL_SUFFIX
                 self.files[name] = (
-                    PartedWriter(path, archive.size, part_size, keep=keep)
+                    PartedWriter(folder, staged, archive.size, part_size, keep=keep)
                     if part_size
-                    else WriteAt(path, keep=keep)
+                    else WriteAt(folder, staged, keep=keep)
                 )
             self._drop_claims_beyond_the_files(seal)
             claims = self.journal.progress

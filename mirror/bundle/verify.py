@@ -21,6 +21,7 @@ from mirror.bundle.archive import NO_OMISSIONS, Omissions
 from mirror.bundle.checks import (
     Check,
     file_findings,
+    flattened,
     found_checks,
     gost_finding,
     lost_findings,
@@ -29,12 +30,12 @@ from mirror.bundle.checks import (
     shift_findings,
     sums_findings,
 )
-from mirror.bundle.contents import OpenArchive, missing_archives, whole_archive
+from mirror.bundle.contents import OpenArchive
 from mirror.bundle.files import PartedReader
 from mirror.bundle.format import GOST_SUFFIX, SEAL, SIGNATURE, SUMS
 from mirror.bundle.gost import gostsum_path
 from mirror.bundle.reader import BundleReader
-from mirror.bundle.seal import Seal, check_limits
+from mirror.bundle.seal import Seal, check_limits, missing_archives, whole_archive
 from mirror.bundle.seekable import Forward, SeekableFile, Unreadable
 from mirror.documents import document
 from mirror.durable import os_errors
@@ -104,7 +105,7 @@ def check_signature(reader: BundleReader, public_pem: bytes) -> None:
         SignatureError: there is no signature, or it is somebody else's, or of another bundle.
         InputError: the public key is not usable.
     """
-    from mirror.bundle import signing
+    from mirror import signing
 
     folder = reader.folder
     if folder is None or not (folder / SEAL).is_file() or not (folder / SIGNATURE).is_file():
@@ -188,6 +189,7 @@ class _Verification:
         """Without a seal, indexes and manifests say what must be there."""
         contents, hints = self._reader.contents, tuple(self._reader.hints())
         self._findings += contents.findings
+        self._findings += flattened(contents.archives)
         self._findings += lost_findings(self._reader.folder)
         self._notices += (*hints, *contents.notices)
         for notice in (*hints, *contents.warnings()):

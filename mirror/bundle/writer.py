@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,27 +17,27 @@ from mirror.bundle import gost
 from mirror.bundle.archive import TRAILER_SIZE, Archive, Entry
 from mirror.bundle.folder import (
     allocated,
+    check_content,
     check_space,
     clear_leftovers,
+    complete_bundle,
     earlier_staging,
+    is_leftover,
+    listed,
+    not_empty,
     only_writer,
     sort_leftovers,
     take_the_place,
     write_partial_seal,
 )
 from mirror.bundle.follow import Follower, MakeHash, Recheck
-from mirror.bundle.format import (
-    PARTIAL_SUFFIX,
-    ZSTD_SUFFIX,
-    compressed_bound,
-    part_name,
-    part_sizes,
-)
+from mirror.bundle.format import PARTIAL_SEAL, PARTIAL_SUFFIX, SEAL, compressed_bound, part_sizes
+from mirror.bundle.packing import AS_USUAL, Packing, possible_names
 from mirror.bundle.seal import Seal, check_limits
 from mirror.bundle.staging import ArchiveFile, Place, Staging
 from mirror.bundle.sums import CompanionFiles
-from mirror.durable import make_folder, os_errors
-from mirror.errors import ChangedLeftoversError, IntegrityError, SizeMismatchError
+from mirror.durable import Folder, make_folder, os_errors
+from mirror.errors import ChangedLeftoversError, IntegrityError, MirrorError, SizeMismatchError
 from mirror.oci import Digest, Manifest
 from mirror.sync import BlobContent, CopyBlob, Inventory, InventoryBuilder
 
@@ -48,38 +47,6 @@ if TYPE_CHECKING:
 _WRITE_BYTES = 1 << 20
 """Smaller pieces of a blob are written together, and noted in the journal: so much is fetched
 twice at most."""
-
-
-@dataclass(frozen=True, slots=True)
-class Packing:
-    """How a bundle is written, whatever is in it.
-
-    `part_size` in bytes cuts archives into parts; 0 leaves them whole. `gost_digest` writes a
-    GOST R 34.11-2012 digest beside each file. `sign` makes a signature over the seal
-    (`mirror.bundle.signing.sign`). Without `resume` nothing of an interrupted run is used, and
-    nothing is kept for the next one. `compress` writes archives in zstd frames, which `part_size`
-    then cuts; until they have their names, the disk holds both forms.
-    """
-
-    part_size: int = 0
-    gost_digest: bool = False
-    sign: Callable[[bytes], bytes] | None = None
-    resume: bool = True
-    compress: bool = False
-
-
-AS_USUAL = Packing()
-
-
-def _names_of(packing: Packing, archive: Archive) -> Iterator[str]:
-    """Name the files that an archive ends up in; of a compressed one, as many as may be."""
-    name, size = archive.name, archive.size
-    if packing.compress:
-        name, size = name + ZSTD_SUFFIX, compressed_bound(size)
-    if not packing.part_size:
-        yield name
-    else:
-        yield from (part_name(name, number) for number in range(-(-size // packing.part_size)))
 
 
 class BundleWriter:
@@ -92,6 +59,10 @@ class BundleWriter:
     Content that several layouts hold is taken once and written to each. Digests of archives and
     parts are computed while they are written, by a thread for each archive that follows the writers
     and may compress what it reads.
+
+    Where the folder holds this bundle already, `is_complete` says so and there is nothing to do:
+    always behind a pull that was stopped while it cleared up, otherwise without `force`. `notices`
+    are what to tell a person in the end.
     """
 
     def __init__(
@@ -100,10 +71,13 @@ class BundleWriter:
         seal: Seal,
         files: Mapping[str, bytes] | None = None,
         packing: Packing = AS_USUAL,
+        *,
+        force: bool = True,
     ) -> None:
         if packing.gost_digest:
             gost.require()
-        self._folder, self._seal, self._packing = folder, seal, packing
+        self._path, self._seal, self._packing, self._force = folder, seal, packing, force
+        self._folder: Folder
         self._companions = CompanionFiles(files or {}, packing.sign, packing.gost_digest)
         self._archives = tuple(archive for _, archive in sorted(seal.archives.items()))
         self._followers: dict[str, Follower] = {}
@@ -116,11 +90,13 @@ class BundleWriter:
         self._earlier: Staging | None = None
         self._reusable: dict[Digest, Place] = {}
         self._naming = self._done = False
+        self._stored: dict[str, int] | None = None
         self._held = ExitStack()
+        self.notices: list[str] = []
 
     @property
     def name(self) -> str:
-        return f"bundle {self._folder}"
+        return f"bundle {self._path}"
 
     @property
     def size(self) -> int:
@@ -128,10 +104,17 @@ class BundleWriter:
         return sum(archive.size for archive in self._archives)
 
     @property
-    def stored(self) -> dict[str, int]:
+    def stored(self) -> Mapping[str, int]:
         """Archive → bytes that it takes on the disk, once `finish` is over."""
+        if self._stored is not None:
+            return self._stored
         packed = {name: one.size for name, one in self._compressors.items()}
         return {archive.name: archive.size for archive in self._archives} | packed
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the folder held this very bundle when the context began."""
+        return self._stored is not None
 
     # -- beginning and end ---------------------------------------------------------------------
 
@@ -139,18 +122,36 @@ class BundleWriter:
         """Create the archives, or go on with those of an interrupted pull.
 
         Raises:
+            InputError: another bundle, or something else, is in the folder, and `force` is not
+                given; or somebody makes a bundle there.
             BundleLimitError: no reader would take a bundle of this size.
             NoSpaceError: the folder's disk has not enough room for all of them.
             FileSystemError: the folder cannot be written.
         """
         sealed = check_limits(self._seal)
-        with os_errors(self._folder, "create"):
-            make_folder(self._folder)
+        with os_errors(self._path, "create"):
+            make_folder(self._path)
         with ExitStack() as undo:
-            undo.enter_context(only_writer(self._folder))
-            self._begin_archives(undo, sealed)
+            self._folder = undo.enter_context(only_writer(self._path))
+            check_content(self._folder, force=self._force)
+            if not self._is_there(sealed):
+                self._begin_archives(undo, sealed)
             self._held = undo.pop_all()
         return self
+
+    def _is_there(self, sealed: bytes) -> bool:
+        """Whether the folder holds this very bundle, so that nothing is left to be done."""
+        names = listed(self._folder)
+        # Behind the last step the partial seal has become the seal.
+        stopped = PARTIAL_SEAL not in names and any(map(is_leftover, names))
+        if stopped or not self._force:
+            self._stored = complete_bundle(self._folder, self._seal, sealed, self._packing)
+        if self._stored is not None:
+            self._done = True
+            self.notices.append(f"{self._path} holds this bundle already; nothing was written")
+        elif not self._force and SEAL in names:
+            raise not_empty(self._folder, SEAL)
+        return self._done
 
     def _begin_archives(self, undo: ExitStack, sealed: bytes) -> None:
         packing = self._packing
@@ -159,7 +160,7 @@ class BundleWriter:
         if not packing.resume:
             clear_leftovers(self._folder)
         # What lies beside is written last, which would be a late moment to find the disk full.
-        names = (name for archive in self._archives for name in _names_of(packing, archive))
+        names = (name for archive in self._archives for name in possible_names(packing, archive))
         needed = self.size + len(sealed) + self._companions.size(names)
         if packing.compress:
             # Nobody knows before how much smaller they become.
@@ -186,7 +187,7 @@ class BundleWriter:
             recheck = self._rechecks[archive.name] = Recheck(claimed)
             made = hashes
             if compress is not None:
-                compressor = compress(self._folder / archive.name)
+                compressor = compress(self._folder, archive.name)
                 undo.callback(compressor.close)
                 self._compressors[archive.name] = compressor
                 made = {"zstd": lambda: compressor}
@@ -201,7 +202,7 @@ class BundleWriter:
             return undo.enter_context(follower)
 
         self._now = Staging(self._folder, self._seal, part_size, keep=keep, follow=follow)
-        self._earlier = earlier_staging(self._folder)
+        self._earlier = undo.enter_context(earlier_staging(self._folder))
         if self._earlier is not None:
             self._reusable = self._earlier.finished()
 
@@ -210,7 +211,13 @@ class BundleWriter:
         with self._held:
             self._close()
             # Once archives take their names, what is left over is what says that not all have.
-            if self._done or not (self._naming or (self._packing.resume and begun)):
+            if self._done:
+                try:
+                    clear_leftovers(self._folder)
+                except MirrorError as err:
+                    # The bundle has its seal. The next run finds it complete, and clears up.
+                    self.notices.append(f"the bundle is complete, but {err}")
+            elif not (self._naming or (self._packing.resume and begun)):
                 clear_leftovers(self._folder)
 
     def _close(self) -> None:
@@ -399,17 +406,20 @@ class BundleWriter:
             size = files[archive.name].sync()
             if size != archive.size:
                 raise SizeMismatchError(where=archive.name, expected=archive.size, actual=size)
-        digests: dict[Path, Mapping[str, str]] = {}
+        digests: dict[str, Mapping[str, str]] = {}
         for archive in self._archives:
             of_windows = self._followers[archive.name].finish()
             compressor = self._compressors.get(archive.name)
             digests |= (
-                dict(zip(files[archive.name].parts, of_windows, strict=True))
+                {
+                    part.name: each
+                    for part, each in zip(files[archive.name].parts, of_windows, strict=True)
+                }
                 if compressor is None
-                else {one.path: one.digests() for one in compressor.files}
+                else {one.file.path.name: one.digests() for one in compressor.files}
             )
         self._check_leftovers()
-        named = {path.name.removesuffix(PARTIAL_SUFFIX): each for path, each in digests.items()}
+        named = {name.removesuffix(PARTIAL_SUFFIX): each for name, each in digests.items()}
         companions = self._companions.render(self._seal.to_json(), named)
         self._close()
         self._naming = True

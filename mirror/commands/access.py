@@ -27,6 +27,7 @@ from mirror.registry import (
     find_credentials,
 )
 from mirror.registry.options import BRIEF
+from mirror.sync.statement import UNSIGNED, StatementKeys
 from mirror.sync.tree import RegistryTree
 
 _LICENSE_LOGIN = "license-token"
@@ -44,6 +45,7 @@ class AccessOptions:
     tls_skip_verify: bool = False
     ca: Path | None = None
     limit_rate: float | None = None
+    whose: str = "registry"
 
     def connection(self) -> ConnectionOptions:
         """The same for a client."""
@@ -56,7 +58,7 @@ class AccessOptions:
 
     def credentials(self, name: str) -> Credentials | None:
         """The login at `host` or `host/path`, given or stored; None means anonymous."""
-        return credentials_for(name, self.login, self.password)
+        return credentials_for(name, self.login, self.password, self.whose)
 
     def given_credentials(self, host: str) -> Credentials | None:
         """The login at `host` if the command line has one; stored ones do not count."""
@@ -70,14 +72,22 @@ class AccessOptions:
 
 
 def credentials_for(
-    name: str, login: str | None = None, password: str | None = None
+    name: str, login: str | None = None, password: str | None = None, whose: str = "registry"
 ) -> Credentials | None:
-    """What the user gave, or what docker or oras stored for `host` or `host/path`."""
+    """What the user gave, or what docker or oras stored for `host` or `host/path`.
+
+    A password that is missing is asked for, where somebody sits at a terminal.
+    """
     host = name.partition("/")[0]
+    if login and password is None and sys.stdin.isatty():
+        password = _STANDARD_INPUT
     password = _read(password, f"Password of {login} at {host}: " if login else "Password: ")
     if login:
         if not password:
-            raise InputError(f"a password for {login} is missing; a login goes with a password")
+            raise InputError(
+                f"a password for {login} is missing; give it by --{whose}-password - (which asks "
+                f"for it, or reads a pipe) or by {_variable(f'--{whose}-password')}"
+            )
         return Credentials(login, password)
     if password:
         raise InputError("a password was given without a login; name the user too")
@@ -94,7 +104,7 @@ def license_credentials(license_key: str) -> Credentials:
 
 def signer(key_file: Path) -> Callable[[bytes], bytes]:
     """Signs with the private key in a file. It is tried at once, before a long pull begins."""
-    from mirror.bundle.signing import passphrase_from, sign
+    from mirror.signing import passphrase_from, sign
 
     key = key_file.read_bytes()
     prompt = None
@@ -103,6 +113,14 @@ def signer(key_file: Path) -> Callable[[bytes], bytes]:
     passphrase = cache(passphrase_from(prompt=prompt))
     sign(b"", key, passphrase)
     return lambda data: sign(data, key, passphrase)
+
+
+def statement_keys(
+    trusted_key: Sequence[Path] = (), sign_key: Path | None = None, allow_downgrade: bool = False
+) -> StatementKeys:
+    """What the options `keys` say."""
+    sign = signer(sign_key) if sign_key is not None else None
+    return StatementKeys(sign, tuple(one.read_bytes() for one in trusted_key), allow_downgrade)
 
 
 def _read(secret: str | None, prompt: str) -> str | None:
@@ -139,9 +157,13 @@ def login_options(whose: str, text: str, *more: Sequence[str]) -> Decorator:
     )
 
 
+def _variable(name: str) -> str:
+    return "D8_MIRROR_" + name.removeprefix("--").replace("-", "_").upper()
+
+
 def from_environment(name: str, *more: str, variable: str = "", text: str) -> Decorator:
     """An option that an environment variable may give as well."""
-    variable = variable or "D8_MIRROR_" + name.removeprefix("--").replace("-", "_").upper()
+    variable = variable or _variable(name)
     return click.option(name, *more, envvar=variable, show_envvar=True, help=text)
 
 
@@ -181,6 +203,28 @@ registry_options = grouped(
     ),
 )
 """How to reach the registry that a command works on."""
+
+
+_trusted_key = click.option(
+    "--trusted-key",
+    multiple=True,
+    type=FILE,
+    help="Believe only statements of registries that this public key (PEM) signed. Repeatable.",
+)
+_allow_downgrade = flag(
+    "--allow-downgrade",
+    text="Let something older take the place of something newer, which keys refuse otherwise.",
+)
+_sign_statement = click.option(
+    "--sign-key",
+    type=FILE,
+    help="Sign what the registry states afterwards with this private key (PEM or cosign's), for "
+    "replicas that trust its public half. MIRROR_SIGN_PASSWORD or a prompt gives its passphrase.",
+)
+following_keys = grouped("keys", statement_keys, _trusted_key, _allow_downgrade)
+publishing_keys = grouped("keys", statement_keys, _sign_statement, _trusted_key)
+pushing_keys = grouped("keys", statement_keys, _sign_statement, _trusted_key, _allow_downgrade)
+"""Whose statements are believed, and how those are signed that a command publishes."""
 
 
 # -- trees -----------------------------------------------------------------------------------------
@@ -254,6 +298,7 @@ def open_trees(
     on_event: OnEvent,
     *,
     storage: Mapping[str, Path] | None = None,
+    keys: StatementKeys = UNSIGNED,
     connections: int = 100,
     masters: Mapping[str, TreeAccess] | None = None,
 ) -> Iterator[list[RegistryTree]]:
@@ -275,5 +320,5 @@ def open_trees(
             tree = replace(target, options=options).open(
                 on_event, storage=(storage or {}).get(name)
             )
-            made.append(opened.enter_context(tree))
+            made.append(replace(opened.enter_context(tree), keys=keys))
         yield made

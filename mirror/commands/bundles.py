@@ -10,9 +10,9 @@ import click
 from mirror.bundle import gost
 from mirror.bundle.format import parse_part_size
 from mirror.bundle.inspect import inspect_bundle
+from mirror.bundle.packing import Packing
 from mirror.bundle.reader import BundleReader
 from mirror.bundle.report import html, insight_text
-from mirror.bundle.writer import Packing
 from mirror.commands import options
 from mirror.commands.access import signer
 from mirror.commands.options import FILE, Work, flag

@@ -18,6 +18,7 @@ from mirror.errors import (
 )
 
 _JSON, _REPORTED = "mirror.json", "mirror.reported"
+_CONSTRAINTS = frozenset({"--include-platform"})
 _OTHERS = frozenset({"inspect", "merge", "mode", "config"})
 """Commands that ask no registry for which there are flags."""
 
@@ -50,6 +51,10 @@ class Group(click.Group):
         with stopping(lambda: _report_interruption(ctx)) as asked:
             try:
                 return super().invoke(ctx)
+            except click.BadOptionUsage as error:
+                hinted = _with_hint(error)
+                _report_usage(hinted, as_json=ctx.meta[_JSON])
+                raise hinted from None
             except click.UsageError as error:
                 _report_usage(error, as_json=ctx.meta[_JSON])
                 raise  # click shows it with the command's usage
@@ -90,6 +95,14 @@ def _print_error(message: str, code: int, kind: str, more: Mapping[str, Any] | N
     print_json({"error": {"type": kind, "message": message, "exitCode": code, **(more or {})}})
 
 
+def _with_hint(error: click.BadOptionUsage) -> click.BadOptionUsage:
+    """The same error, which says why a constraint may be missing at the end of a line."""
+    if error.option_name not in _CONSTRAINTS:
+        return error
+    hint = f"quote constraints, or the shell takes > and <: {error.option_name} '>=1.68'"
+    return click.BadOptionUsage(error.option_name, f"{error.message} ({hint})", error.ctx)
+
+
 def _report_usage(error: click.UsageError, *, as_json: bool) -> None:
     if as_json:
         _print_error(error.format_message(), error.exit_code, click.UsageError.__name__)
@@ -123,8 +136,9 @@ def _hints(command: str | None, error: MirrorError) -> str:
         if command == "push" and all(isinstance(one, IntegrityError) for one in reasons):
             return "\n`mirror verify` names the archive"
     if command not in _OTHERS and any(isinstance(one, DeniedError) for one in reasons):
-        flags = "--registry-login and --registry-password"
+        flags, more = "--registry-login and --registry-password", ""
         if command == "pull":
             flags = "--source-login and --source-password, or --license"
-        return f"\nCredentials are given by {flags}, or stored by `docker login`"
+            more = "; a licence may have expired, or not cover this edition"
+        return f"\nCredentials are given by {flags}, or stored by `docker login`{more}"
     return ""

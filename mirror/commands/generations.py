@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import click
 
 from mirror.commands import options
-from mirror.commands.access import AccessOptions, open_trees, registry_options
+from mirror.commands.access import AccessOptions, open_trees, publishing_keys, registry_options
 from mirror.commands.options import Work, flag
 from mirror.errors import InputError
 from mirror.operations.compare import history
 from mirror.operations.prune import prune
 from mirror.operations.rollback import rollback
 from mirror.reports.registries import history_summary, prune_summary, rollback_summary
-from mirror.sync.statement import MAX_GENERATION
+from mirror.sync.statement import MAX_GENERATION, StatementKeys
 
 
 @click.command("history")
@@ -49,10 +50,17 @@ def history_command(*, registry: str, last: int, access: AccessOptions, work: Wo
     "before the current, or before an interrupted push]",
 )
 @flag("--dry-run", text="Check, and list the tags; change nothing.")
+@publishing_keys
 @registry_options
 @options.running
 def rollback_command(
-    *, registry: str, to: int | None, dry_run: bool, access: AccessOptions, work: Work
+    *,
+    registry: str,
+    to: int | None,
+    dry_run: bool,
+    access: AccessOptions,
+    keys: StatementKeys,
+    work: Work,
 ) -> None:
     """Put the tags of REGISTRY (host[:port]/path) back to an earlier generation.
 
@@ -61,6 +69,7 @@ def rollback_command(
     new generation, so that replicas follow.
     """
     tree = work.enter_context(access.to(registry).open(work.on_event))
+    tree = replace(tree, keys=keys)
     work.show(rollback(tree, to=to, dry_run=dry_run, run=work.run), rollback_summary)
 
 
@@ -75,10 +84,17 @@ def rollback_command(
     "generation. Repeatable.",
 )
 @flag("--dry-run", text="Print what would be removed; remove nothing.")
+@publishing_keys
 @registry_options
 @options.running
 def prune_command(
-    *, registry: str, keep: Sequence[str], dry_run: bool, access: AccessOptions, work: Work
+    *,
+    registry: str,
+    keep: Sequence[str],
+    dry_run: bool,
+    access: AccessOptions,
+    keys: StatementKeys,
+    work: Work,
 ) -> None:
     """Remove from REGISTRY (host[:port]/path) what none of the kept inventories names.
 
@@ -87,7 +103,7 @@ def prune_command(
     collector afterwards.
     """
     kept = [_kept(one) for one in keep]
-    (tree,) = work.enter_context(open_trees([registry], access, work.on_event))
+    (tree,) = work.enter_context(open_trees([registry], access, work.on_event, keys=keys))
     report = prune(tree, kept, dry_run=dry_run, run=work.run)
     work.show(report, prune_summary, code=report.exit_code)
 

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import logging
+import os
+import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from functools import wraps
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import click
+from click.core import ParameterSource
 
 from mirror.commands.errors import print_json
+from mirror.events import OnEvent, Warned
 from mirror.reports.progress import progress
 from mirror.run import DEFAULT_JOBS, Run
 
@@ -121,6 +126,42 @@ running = grouped(
     ),
     _JSON,
 )
+
+# -- the environment -------------------------------------------------------------------------------
+
+
+def is_from_environment(name: str) -> bool:
+    """Whether a parameter of the command has its value from an environment variable."""
+    source = click.get_current_context().get_parameter_source(name)
+    return source is ParameterSource.ENVIRONMENT
+
+
+def tell_ignored_variables(on_event: OnEvent) -> None:
+    """Warn of the variable by which `d8 mirror` is given time, and which has no effect here."""
+    if os.environ.get("D8_MIRROR_TIMEOUT"):
+        on_event(
+            Warned(
+                "D8_MIRROR_TIMEOUT has no effect: a transfer may take any time as long as bytes "
+                "move, and a registry that stops answering is noticed without it"
+            )
+        )
+
+
+@contextmanager
+def logging_to_stderr(level: int) -> Iterator[None]:
+    """The library's own messages on stderr; of others' only warnings."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    ours = logging.getLogger("mirror")
+    before = ours.level
+    ours.addHandler(handler)
+    ours.setLevel(level)
+    try:
+        yield
+    finally:
+        ours.removeHandler(handler)
+        ours.setLevel(before)
+
 
 # -- options ---------------------------------------------------------------------------------------
 

@@ -11,8 +11,8 @@ import click
 
 from mirror.bundle import gost
 from mirror.bundle.folder import check_folder
+from mirror.bundle.packing import Packing
 from mirror.bundle.reader import read_inventory
-from mirror.bundle.writer import Packing
 from mirror.commands import options
 from mirror.commands.access import (
     AccessOptions,
@@ -125,6 +125,13 @@ def pull_command(
       1.2.0            this and all later versions of its major version
     """
     del tmp_dir
+    if password and not login and options.is_from_environment("password"):
+        # d8 ignores it, too: scripts leave it set.
+        work.on_event(Warned("D8_MIRROR_SOURCE_PASSWORD is not used: no login goes with it"))
+        password = None
+    if license_key and login:
+        work.on_event(Warned("the licence key is not used, since --source-login is given"))
+    options.tell_ignored_variables(work.on_event)
     flags = {name: value for name, value in settings.items() if value not in (None, ())}
     config = PullConfig.load(config_file, flags)
     access = AccessOptions(
@@ -135,6 +142,7 @@ def pull_command(
         config.tls_skip_verify,
         config.ca,
         config.bytes_per_s(),
+        whose="source",
     )
     source = _source(config, access, license_key, cluster)
     selection, warnings = config.selection()

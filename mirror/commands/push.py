@@ -10,14 +10,23 @@ import click
 
 from mirror.bundle.reader import BundleReader
 from mirror.commands import options
-from mirror.commands.access import AccessOptions, TreeAccess, login_options, registry_options
+from mirror.commands.access import (
+    AccessOptions,
+    TreeAccess,
+    login_options,
+    pushing_keys,
+    registry_options,
+)
 from mirror.commands.cluster_files import ClusterFiles, cluster_options
 from mirror.commands.options import FILE, Work, flag
 from mirror.errors import InputError, InvalidReferenceError
+from mirror.events import Warned
+from mirror.layout import MODULES
 from mirror.oci import Repository
 from mirror.operations.push import plan_push, push, push_to_all
 from mirror.reports.bundles import push_plan_summary, push_summary
 from mirror.reports.registries import quorum_summary
+from mirror.sync.statement import StatementKeys
 
 
 @click.command("push")
@@ -58,6 +67,11 @@ from mirror.reports.registries import quorum_summary
     show_envvar=True,
     help="Do not check the right to write before the first byte is sent.",
 )
+@flag(
+    "--accept-flattened",
+    text="Take a bundle in which multi-arch images were reduced to one platform, as d8 packs them. "
+    "Clusters that ask for one by its digest will not find it.",
+)
 @click.option(
     "--replica",
     "replicas",
@@ -77,6 +91,7 @@ from mirror.reports.registries import quorum_summary
     "REGISTRY is not used for other hosts.",
 )
 @options.tmp_dir
+@pushing_keys
 @registry_options
 @cluster_options
 @options.running
@@ -89,6 +104,7 @@ def push_command(
     check: str,
     state_dir: Path | None,
     no_access_check: bool,
+    accept_flattened: bool,
     replicas: Sequence[str],
     quorum: int | None,
     replica_login: str | None,
@@ -96,6 +112,7 @@ def push_command(
     tmp_dir: str | None,
     cluster: ClusterFiles,
     access: AccessOptions,
+    keys: StatementKeys,
     work: Work,
 ) -> None:
     """Load the bundle in BUNDLE_DIR into REGISTRY (host[:port]/path).
@@ -108,6 +125,7 @@ def push_command(
     then is published in it as a new generation, which `mirror rollback` can take back.
     """
     del tmp_dir
+    options.tell_ignored_variables(work.on_event)
     folders, registry = _arguments(paths, files, optional=cluster.module_config is not None)
     if len(folders) > 1:
         raise InputError(
@@ -118,11 +136,15 @@ def push_command(
     if not folders and not files:
         raise InputError("name the bundle to push: mirror push BUNDLE_DIR REGISTRY, or use --file")
     target = cluster.reach(registry, access, writes=True)
+    if target.modules_suffix != MODULES:
+        where = "/".join(filter(None, (str(target.root), target.modules_suffix)))
+        work.on_event(Warned(f"modules go to {where}, not to {target.root}/{MODULES}"))
     others = _replicas(target, replicas, quorum, access, replica_login, replica_password)
     if others and dry_run:
         raise InputError("--dry-run is for one registry at a time; leave --replica out")
     key = verify_key.read_bytes() if verify_key is not None else None
-    reader = work.enter_context(BundleReader([*map(Path, folders), *files]))
+    paths_given = [*map(Path, folders), *files]
+    reader = work.enter_context(BundleReader(paths_given, flattened=accept_flattened))
     blobs = check == "blobs"
     if dry_run:
         tree = work.enter_context(target.open(work.on_event))
@@ -130,7 +152,7 @@ def push_command(
         work.show(plan, push_plan_summary)
         return
     trees = [
-        work.enter_context(one.open_for_uploads(work.on_event, state_dir))
+        replace(work.enter_context(one.open_for_uploads(work.on_event, state_dir)), keys=keys)
         for one in (target, *others)
     ]
     writable = not no_access_check
@@ -165,7 +187,7 @@ def _replicas(
             f"--quorum {quorum} cannot be reached with {len(roots)} registries; name more "
             "with --replica"
         )
-    own = replace(asked, login=login, password=password)
+    own = replace(asked, login=login, password=password, whose="replica")
     return [
         (asked if one.host == root.host and login is None else own).to(one) for one in roots[1:]
     ]

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import logging
-import sys
 import threading
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +12,13 @@ import click
 from click.core import ParameterSource
 
 from mirror.commands import options
-from mirror.commands.access import AccessOptions, TreeAccess, open_trees, registry_options
+from mirror.commands.access import (
+    AccessOptions,
+    TreeAccess,
+    following_keys,
+    open_trees,
+    registry_options,
+)
 from mirror.commands.cluster_files import ClusterFiles, cluster_options, full_name
 from mirror.commands.options import FILE, Work, flag, grouped
 from mirror.commands.signals import handling
@@ -22,6 +26,7 @@ from mirror.errors import InputError
 from mirror.operations.sync import sync_replicas
 from mirror.reports.registries import sync_summary
 from mirror.sync.content import ContentRules, ForeignLayers, SparseIndexes
+from mirror.sync.statement import StatementKeys
 
 _AUTO = "auto"
 
@@ -93,6 +98,7 @@ def _rules(foreign_layers: str, sparse_indexes: str) -> ContentRules:
     type=FILE,
     help="With --watch: its settings (YAML, or those of Deckhouse's mirrorer).",
 )
+@following_keys
 @registry_options
 @cluster_options
 @options.running
@@ -111,6 +117,7 @@ def sync_command(
     rules: ContentRules,
     cluster: ClusterFiles,
     access: AccessOptions,
+    keys: StatementKeys,
     work: Work,
 ) -> None:
     """Bring replicas (host[:port]/path) to what the leader holds, straight from there.
@@ -136,6 +143,7 @@ def sync_command(
             access,
             work.on_event,
             storage=_storage(storage, names, masters),
+            keys=keys,
             connections=work.run.jobs * (len(names) + 1) + 8,
             masters=masters,
         )
@@ -220,25 +228,13 @@ def watch(config: Path) -> None:
 
     settings = WatchSettings.load(config)
     stop = threading.Event()
-    with _logging(), handling(stop.set, once=True), running(settings) as (daemon, url):
+    with (
+        options.logging_to_stderr(logging.INFO),
+        handling(stop.set, once=True),
+        running(settings) as (daemon, url),
+    ):
         click.echo(f"following {', '.join(daemon.followers)}", err=True)
         if url is not None:
             click.echo(f"health, readiness and metrics at {url}", err=True)
         stop.wait()
     click.echo("stopped", err=True)
-
-
-@contextmanager
-def _logging() -> Iterator[None]:
-    """The library's own messages on stderr; of others' only warnings."""
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    ours = logging.getLogger("mirror")
-    level = ours.level
-    ours.addHandler(handler)
-    ours.setLevel(logging.INFO)
-    try:
-        yield
-    finally:
-        ours.removeHandler(handler)
-        ours.setLevel(level)

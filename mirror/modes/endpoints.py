@@ -316,7 +316,12 @@ class Reading:
             except IntegrityError as err:
                 for one in givers:  # any may have sent wrong bytes; ask others first next time
                     self.patience.health.lacked(one, self.what)
-                if passed or not givers:  # without givers it is the verdict
+                if not givers:  # it is the verdict
+                    raise
+                if passed:
+                    hosts = " or ".join(one.host for one in givers)
+                    self.patience.on_event(Warned(f"{hosts}: {err}"))
+                    err.relocate(f"{hosts}: {self.what}")
                     raise
                 self.failed(givers[-1], err)
                 continue

@@ -9,13 +9,13 @@ from __future__ import annotations
 import ipaddress
 import json
 import re
-import shutil
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from mirror.documents import parse_json
-from mirror.durable import make_folder, os_errors, write_if_changed
+from mirror.durable import PRIVATE_FOLDER, Folder, os_errors, write_if_changed
 from mirror.errors import InvalidCertificateError, RenderingError
 from mirror.modes import constants
 from mirror.nodeconfig.pki import clean_pem
@@ -24,6 +24,7 @@ PUBLIC = 0o644
 SECRET = 0o600
 """The mode of every file that holds a password, a key, or a hash of one."""
 
+_MOST_BYTES = 1 << 20
 _HOST_FOLDER = re.compile(r"[0-9A-Za-z_][0-9A-Za-z._:-]*", re.ASCII)
 
 
@@ -41,16 +42,25 @@ Tree = Mapping[PurePosixPath, RenderedFile]
 _SERVICES = ("auth", "distribution", "mirrorer")
 _IN_CLUSTER = constants.SERVICE_CONFIG / "in-cluster"
 _KEYS = (f"{name}.{kind}" for name in ("auth", "distribution", "token") for kind in ("crt", "key"))
-_PAIRS = ("ca.crt", "upstream-ca.crt", *_KEYS)
+_PAIRS = ("ca.crt", constants.UPSTREAM_CA, *_KEYS)
 OWN_FILES: tuple[PurePosixPath, ...] = (
     *constants.STATIC_PODS,  # before the files that their containers read
     *(constants.SERVICE_CONFIG / f"{name}/config.yaml" for name in _SERVICES),
     *(constants.PKI_CONFIG / name for name in (*_PAIRS, "ingress-client-ca.crt")),
     constants.BALANCER_FILE,
     constants.RELAY_FILE,
-    *(_IN_CLUSTER / name for name in ("distribution.yaml", "auth.yaml", "relay.conf", *_PAIRS)),
+    *(
+        _IN_CLUSTER / name
+        for name in ("distribution_config.yaml", "auth_config.yaml", "relay.conf", *_PAIRS)
+    ),
 )
 """The files outside containerd's directory that are the module's own: gone when not rendered."""
+
+FORMER_FILES = (
+    constants.PKI_CONFIG / "upstream-ca.crt",
+    *(_IN_CLUSTER / name for name in ("upstream-ca.crt", "distribution.yaml", "auth.yaml")),
+)
+"""What earlier releases called some of these: gone as well."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,36 +92,48 @@ class Placed:
 
     def clean(self) -> TreeChanges:
         """Remove what the tree no longer has; then, last, forget it."""
-        removed = [*_remove_hosts(self.root, self.former_hosts)]
-        gone = (path for path in OWN_FILES if path not in self.tree)
-        removed += (path for path in gone if _unlink(_below(self.root, path)))
-        stale = list(_stale_authorities(self.root, self.tree, self.hosts))
-        # What a hosts.toml that this run replaced names beside it.
-        kept = tuple(
-            one
-            for one in stale
-            if one.name.encode() in self.replaced.get(one.parent / "hosts.toml", b"")
-        )
-        removed += (one for one in stale if one not in kept and _unlink(_below(self.root, one)))
-        state_path = constants.CONTAINERD_HOSTS_STATE
-        on_disk = _below(self.root, state_path)
-        written, unchanged = {*self.written}, {*self.unchanged}
-        if listed := self.tree.get(state_path):
-            # It was made with the former hosts still in it, if there were any.
-            if write_file(on_disk, listed):
-                written.add(state_path)
-            unchanged |= {state_path} - written
-        elif _unlink(on_disk):
-            removed.append(state_path)
+        with _root(self.root) as root:
+            removed = [*_remove_hosts(root, self.former_hosts)]
+            gone = (path for path in (*OWN_FILES, *FORMER_FILES) if path not in self.tree)
+            removed += (path for path in gone if _unlink(root, path))
+            stale = list(_stale_authorities(root, self.tree, self.hosts))
+            # What a hosts.toml that this run replaced names beside it.
+            kept = tuple(
+                one
+                for one in stale
+                if one.name.encode() in self.replaced.get(one.parent / "hosts.toml", b"")
+            )
+            removed += (one for one in stale if one not in kept and _unlink(root, one))
+            state_path = constants.CONTAINERD_HOSTS_STATE
+            written, unchanged = {*self.written}, {*self.unchanged}
+            if listed := self.tree.get(state_path):
+                # It was made with the former hosts still in it, if there were any.
+                if _write(root, state_path, listed):
+                    written.add(state_path)
+                unchanged |= {state_path} - written
+            elif _unlink(root, state_path):
+                removed.append(state_path)
         return TreeChanges(tuple(sorted(written)), tuple(sorted(unchanged)), tuple(removed), kept)
 
 
 def place_tree(tree: Tree, root: Path) -> Placed:
-    """Write files below `root` and remove nothing yet: readers see the old route or the new one."""
+    """Write files below `root` and remove nothing yet: readers see the old route or the new one.
+
+    No link below `root` is followed.
+    """
+    with _root(root) as held:
+        return _place(tree, held)
+
+
+def _root(path: Path) -> Folder:
+    with os_errors(path, "write"):
+        return Folder.made(path)
+
+
+def _place(tree: Tree, root: Folder) -> Placed:
     state_path = constants.CONTAINERD_HOSTS_STATE
-    on_disk = _below(root, state_path)
-    known = _content(on_disk)
-    before = () if known is None else _host_names(known, str(on_disk))
+    known = _content(root, state_path)
+    before = () if known is None else _host_names(known, str(_below(root, state_path)))
     after: tuple[str, ...] = ()
     written: list[PurePosixPath] = []
     unchanged: list[PurePosixPath] = []
@@ -120,7 +142,7 @@ def place_tree(tree: Tree, root: Path) -> Placed:
     if listed := tree.get(state_path):
         after = _host_names(listed.content, str(state_path))
         union = RenderedFile(hosts_state(sorted({*before, *after})), listed.mode)
-        if write_file(on_disk, union):
+        if _write(root, state_path, union):
             written.append(state_path)
     modes: dict[PurePosixPath, set[int]] = {}
     for path, file in tree.items():
@@ -128,18 +150,18 @@ def place_tree(tree: Tree, root: Path) -> Placed:
     for folder, found in sorted(modes.items()):
         # nginx reads its files as a user without rights, and secrets are for their owner alone.
         with os_errors(_below(root, folder), "write"):
-            make_folder(_below(root, folder), 0o700 if SECRET in found else 0o755)
+            root.make(_relative(folder), PRIVATE_FOLDER if SECRET in found else 0o755).close()
     replaced: dict[PurePosixPath, bytes] = {}
     for path, file in sorted(tree.items(), key=lambda item: _order(item[0])):
         if path == state_path:
             continue
-        there = _content(_below(root, path)) if path.name == "hosts.toml" else None
-        fresh = write_file(_below(root, path), file)
+        there = _content(root, path) if path.name == "hosts.toml" else None
+        fresh = _write(root, path, file)
         (written if fresh else unchanged).append(path)
         if fresh and there is not None:
             replaced[path] = there
     former = frozenset(before) - frozenset(after)
-    return Placed(tree, root, after, former, replaced, tuple(written), tuple(unchanged))
+    return Placed(tree, root.path, after, former, replaced, tuple(written), tuple(unchanged))
 
 
 def hosts_state(hosts: list[str]) -> bytes:
@@ -154,10 +176,15 @@ def _order(path: PurePosixPath) -> tuple[int, PurePosixPath]:
     return (2 if path.name == "hosts.toml" else 1), path
 
 
-def _below(root: Path, path: PurePosixPath) -> Path:
+def _relative(path: PurePosixPath) -> PurePosixPath:
     if not path.is_absolute() or ".." in path.parts:
         raise ValueError(f"{path} is not an absolute path of a node")
-    return root / path.relative_to("/")
+    return path.relative_to("/")
+
+
+def _below(root: Folder, path: PurePosixPath) -> Path:
+    """Where a path of the node lies, for messages."""
+    return root.path / _relative(path)
 
 
 def write_file(path: Path, file: RenderedFile) -> bool:
@@ -165,12 +192,35 @@ def write_file(path: Path, file: RenderedFile) -> bool:
     return write_if_changed(path, file.content, mode=file.mode)
 
 
-def _content(path: Path) -> bytes | None:
-    with os_errors(path, "read"):
+def _write(root: Folder, path: PurePosixPath, file: RenderedFile) -> bool:
+    mode = None if file.mode & 0o077 else PRIVATE_FOLDER
+    with os_errors(_below(root, path), "write"), root.make(_relative(path.parent), mode) as folder:
+        return folder.write_if_changed(path.name, file.content, mode=file.mode)
+
+
+@contextmanager
+def _opened(root: Folder, path: PurePosixPath, doing: str) -> Iterator[Folder | None]:
+    """The folder of a path; None if there is none."""
+    with os_errors(_below(root, path), doing):
         try:
-            return path.read_bytes()
-        except FileNotFoundError:
+            folder = root.inside(_relative(path.parent))
+        except (FileNotFoundError, NotADirectoryError):
+            yield None
+            return
+        with folder:
+            yield folder
+
+
+def _content(root: Folder, path: PurePosixPath) -> bytes | None:
+    with _opened(root, path, "read") as folder:
+        if folder is None or not folder.has(path.name):
             return None
+        return folder.read(path.name, _MOST_BYTES)
+
+
+def _unlink(root: Folder, path: PurePosixPath) -> bool:
+    with _opened(root, path, "remove") as folder:
+        return folder is not None and folder.unlink(path.name)
 
 
 def _host_names(content: bytes, where: str) -> tuple[str, ...]:
@@ -189,36 +239,24 @@ def _host_names(content: bytes, where: str) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _remove_hosts(root: Path, hosts: frozenset[str]) -> Iterator[PurePosixPath]:
+def _remove_hosts(root: Folder, hosts: frozenset[str]) -> Iterator[PurePosixPath]:
     for host in sorted(hosts):
         path = constants.CONTAINERD_HOSTS / host
-        folder = _below(root, path)
-        with os_errors(folder, "remove"):
-            if folder.is_symlink():
-                folder.unlink()
-            elif folder.is_dir():
-                shutil.rmtree(folder)
-            else:
-                continue
-        yield path
+        with _opened(root, path, "remove") as folder:
+            removed = folder is not None and folder.remove(path.name)
+        if removed:
+            yield path
 
 
-def _stale_authorities(root: Path, tree: Tree, hosts: tuple[str, ...]) -> Iterator[PurePosixPath]:
+def _stale_authorities(root: Folder, tree: Tree, hosts: tuple[str, ...]) -> Iterator[PurePosixPath]:
     """CA files of former mirrors in directories that stay."""
     folders = [*(constants.CONTAINERD_HOSTS / host for host in hosts), constants.BALANCER_CONFIG]
     for folder in folders:
-        for found in sorted(_below(root, folder).glob("*-ca.crt")):
-            if folder / found.name not in tree:
-                yield folder / found.name
-
-
-def _unlink(path: Path) -> bool:
-    with os_errors(path, "remove"):
-        try:
-            path.unlink()
-        except (FileNotFoundError, NotADirectoryError):
-            return False
-    return True
+        with _opened(root, folder / "ca.crt", "read") as opened:
+            names = opened.names() if opened is not None else []
+        for name in names:
+            if name.endswith("-ca.crt") and folder / name not in tree:
+                yield folder / name
 
 
 # -- values ----------------------------------------------------------------------------------------

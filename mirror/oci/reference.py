@@ -147,12 +147,13 @@ class Repository:
 
     @classmethod
     def parse(cls, text: str) -> Repository:
-        """Read `host[:port]/path`. One trailing `/` and a leading `http(s)://` are ignored.
+        """Read `host[:port]/path`. A leading `http(s)://` and slashes at the end are ignored, and
+        several slashes in a row count as one, as `d8 mirror` takes them.
 
         Raises:
             InvalidReferenceError: it has no path, or one that no registry accepts.
         """
-        bare = re.sub(r"^https?://", "", text.strip()).removesuffix("/")
+        bare = re.sub("/+", "/", re.sub(r"^https?://", "", text.strip())).removesuffix("/")
         before, at, behind = bare.rpartition("@")
         if at and _DIGEST.fullmatch(behind) and "@" not in before:
             raise InvalidReferenceError(

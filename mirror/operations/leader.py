@@ -6,6 +6,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
+from typing import TypeAlias
 
 from mirror.errors import (
     ConflictError,
@@ -13,10 +14,12 @@ from mirror.errors import (
     MirrorError,
     NotFoundError,
     RegistryNotFoundError,
+    StatementError,
 )
 from mirror.events import Warned
 from mirror.layout import is_attachment_tag, is_digest_tag, parse_version, publication_stage
 from mirror.oci import Digest
+from mirror.operations.credit import Credit
 from mirror.operations.trees import ask_at_once, walk_tree
 from mirror.run import Run
 from mirror.sync import (
@@ -30,15 +33,17 @@ from mirror.sync import (
 from mirror.sync.content import ForeignLayers, foreign_notice, sparse_notice
 from mirror.sync.failover import FailoverSource
 from mirror.sync.observation import Failure, Item, complete_subset
-from mirror.sync.plan import Tags, laid_over, tags_of
+from mirror.sync.plan import Tags, differing, laid_over, tags_of
 from mirror.sync.publication import Publication
 from mirror.sync.publication_state import (
     LATEST,
+    PENDING,
     PublicationState,
     Published,
     read_artifact,
     read_state,
     read_statement,
+    statement_digest,
 )
 from mirror.sync.statement import REPOSITORY, Artifact, generation_of
 from mirror.sync.tree import RegistryTree
@@ -49,13 +54,15 @@ from mirror.sync.walk import Memory
 class Facts:
     """What the leader has. `published` None: it states nothing, and its tags were followed.
 
-    `failures` are what could not be read then; `artifact` is the statement as it lies there.
+    `failures` are what could not be read then; `artifact` is the statement as it lies there, and
+    `pending` what the leader announced before it was read.
     """
 
     inventory: Inventory
     published: Published | None = None
     artifact: Artifact | None = None
     failures: tuple[Failure, ...] = ()
+    pending: Digest | None = None
 
     def with_statement(self) -> Inventory:
         """The inventory and the statement of it, which can be damaged like anything else."""
@@ -70,7 +77,8 @@ class Facts:
 class Leader:
     """The registry that decides, and the statement that it has published. Thread-safe.
 
-    `digest` and `generation` are the statement's; None where the leader states nothing.
+    `digest` and `generation` are the statement's; None where the leader states nothing. `credit`
+    says whether it may be followed.
     """
 
     def __init__(
@@ -83,6 +91,7 @@ class Leader:
     ) -> None:
         self.tree, self.digest, self.generation = tree, digest, generation
         self._run = Run.of(run)
+        self.credit = Credit(tree, digest, self._run)
         self._lock = threading.Lock()
         self._facts: Facts | None = None
         self._sound: Future[bool] = Future()
@@ -122,6 +131,7 @@ class Leader:
     def _read(self) -> Facts:
         tree = self.tree
         if self.digest is not None:
+            pending = statement_digest(tree, PENDING)
             published = read_statement(tree, self.digest)
             if published is None:
                 raise NotFoundError(
@@ -135,7 +145,15 @@ class Leader:
                     # What is left is not what the leader states, so nobody else may state it.
                     self._tell(stated)
                     return Facts(less)
-            return Facts(stated, published, read_artifact(tree, published))
+            artifact = read_artifact(tree, published)
+            return Facts(stated, published, artifact, pending=pending)
+        if tree.keys.trusted:
+            raise StatementError(
+                "it states nothing, and trusted keys are given: nothing says that its tags are "
+                "what they should be",
+                where=tree.name,
+                advice="push to it with --sign-key",
+            )
         found = walk_tree(tree, run=self._run).complete()
         self._tell(found.held)
         if not found.held.repositories:
@@ -175,12 +193,17 @@ def without_foreign_layers(inventory: Inventory) -> Inventory:
     return Inventory(contents)
 
 
+_Stating: TypeAlias = tuple[Published, bool, RegistryTree]
+"""What a registry states, whether it publishes something now, and the registry."""
+
+
 def choose_leader(
     trees: Sequence[RegistryTree], *, patience_s: float | None = None, run: Run | None = None
 ) -> tuple[RegistryTree, tuple[Failure, ...]]:
     """The tree that states the highest generation; of several, one that is publishing nothing.
 
-    Clocks and dates of images do not count. What is on its way to a generation beyond that one, by
+    Clocks and dates of images do not count, and neither does a statement that the tags of its own
+    registry contradict. What is on its way to a generation beyond that one, by
     a publication that is under way or was interrupted, is not to be turned back by who finds it so:
     such trees are in the failures, like those that could not be asked. All are asked at once, and
     whoever has not answered after `patience_s` seconds counts as unreachable.
@@ -203,6 +226,10 @@ def choose_leader(
             f"none of {', '.join(tree.name for tree in trees)} states a complete inventory; "
             "push to one of them, or name the leader with --from"
         )
+    stating, refused = _credible(stating, run)
+    failures += refused
+    if not stating:
+        raise refused[0].error
     highest = max(published.statement.generation for published, _, _ in stating)
     ahead = [one for one in stating if one[0].statement.generation == highest]
     if len({published.digest for published, _, _ in ahead}) > 1:
@@ -215,9 +242,35 @@ def choose_leader(
     failures += (
         Failure(tree.name, "its statement", _on_its_way(one.generation, leader, highest))
         for tree, one in states
-        if one.generation > highest
+        if one.generation > highest and tree.name not in {failure.place for failure in refused}
     )
     return leader, tuple(failures)
+
+
+def _credible(stating: Sequence[_Stating], run: Run | None) -> tuple[list[_Stating], list[Failure]]:
+    """Those whose tags confirm what their statements say and the others' do not, in their order.
+
+    Only what has a higher generation than another is asked about: nobody follows the rest.
+    """
+    credible: list[_Stating] = []
+    refused: list[Failure] = []
+    for one in stating:
+        published, _, tree = one
+        tags = tags_of(published.statement.inventory)
+        news: Tags = {}
+        for other, _, _ in stating:
+            if other.statement.generation < published.statement.generation:
+                more = differing(tags, tags_of(other.statement.inventory))
+                news = laid_over(news, more)
+        try:
+            Credit(tree, published.digest, Run.of(run)).confirm(news)
+        except ConflictError:
+            pass  # a publication is under way there, which its replicas are told of
+        except StatementError as err:
+            refused.append(Failure(tree.name, "its statement", err))
+            continue
+        credible.append(one)
+    return credible, refused
 
 
 def _on_its_way(generation: int, leader: RegistryTree, highest: int) -> ConflictError:

@@ -10,10 +10,10 @@ from typing import Any
 
 from mirror.bundle.archive import Compressed, Coverage, Omissions, missing_findings
 from mirror.bundle.folder import check_folder
+from mirror.bundle.packing import AS_USUAL, Packing
 from mirror.bundle.reader import BundleReader
 from mirror.bundle.seal import check_limits, read_files
 from mirror.bundle.verify import check_signature
-from mirror.bundle.writer import AS_USUAL, Packing
 from mirror.errors import InputError, MissingBaseError
 from mirror.events import PhaseStarted
 from mirror.oci import Digest
@@ -75,8 +75,9 @@ def merge(
     signed each of the bundles.
 
     Raises:
-        InputError: `folder` is not empty and `force` is not given, or is one of the bundles, or
-            the last bundle has no seal, or a delta comes before what it was made against.
+        InputError: `folder` holds something else than the outcome and `force` is not given, or is
+            one of the bundles, or the last bundle has no seal, or a delta comes before what it was
+            made against.
         SignatureError: a bundle was not signed by the holder of `key`.
         DamagedBundleError: a bundle is not whole.
         BundleLimitError: the outcome would be larger than any reader takes.
@@ -114,7 +115,7 @@ def merge(
     check_limits(seal)
     # The newest first: what a delta carries was just made.
     source = FailoverSource([Holder(reader, reader.carried()) for reader in reversed(readers)])
-    packed = pack(seal, files, source, folder, packing, run=run)
+    packed = pack(seal, files, source, folder, packing, force=force, run=run)
     return MergeReport(
         folder,
         tuple(reader.name for reader in readers),

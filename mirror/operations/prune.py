@@ -235,7 +235,8 @@ def _state_rest(
     if current is None or current.statement.inventory == rest:
         check_state(tree, state)
         return current
-    goal = Goal.of(Statement(rest, following(state.generation), tool=tool_name()))
+    statement = Statement(rest, following(state.generation), tool=tool_name())
+    goal = Goal.of(statement, tree.keys)
     publication = Publication(tree, state, goal, heard=False)
     publication.carry_out(Plan(), tree.source(), tree.target(run), run=run)
     return goal.published

@@ -11,8 +11,9 @@ from typing import Any
 from mirror.bundle.archive import Compressed, Coverage, Omissions, against
 from mirror.bundle.folder import check_folder
 from mirror.bundle.format import source_reference
+from mirror.bundle.packing import AS_USUAL, Packing
 from mirror.bundle.seal import Seal, check_limits, lay_out_all
-from mirror.bundle.writer import AS_USUAL, BundleWriter, Packing
+from mirror.bundle.writer import BundleWriter
 from mirror.documents import document
 from mirror.errors import ChangedLeftoversError, SourceContentError
 from mirror.events import Warned
@@ -134,6 +135,7 @@ class PullPlan:
             self._source.content.within(run),
             folder,
             packing,
+            force=force,
             run=run,
         )
         return PullReport(
@@ -234,7 +236,7 @@ def pull(
     earlier bundle in `folder` (see `force`) is left as it was until then.
 
     Raises:
-        InputError: `folder` is not empty and `force` is not given.
+        InputError: `folder` holds something else than this bundle, and `force` is not given.
         NoSpaceError: the disk is too small for the plan; nothing was fetched.
         SourceContentError: the source's release tree is incomplete or contradicts itself.
         BundleLimitError: the bundle would be larger than any reader takes.
@@ -267,11 +269,13 @@ def pack(
     folder: Path,
     packing: Packing,
     *,
+    force: bool = False,
     run: Run | None = None,
 ) -> Packed:
     """Write the bundle that `seal` describes, with `files` beside it.
 
     Raises:
+        InputError: another bundle is in `folder`, and `force` is not given.
         NoSpaceError: the disk is too small; nothing was taken.
         IncompleteError: some content could not be had.
         CancelledError: `run` was stopped.
@@ -279,10 +283,10 @@ def pack(
     run = Run.of(run)
     taken: list[int] = []
     try:
-        return _pack(seal, files, source, folder, packing, taken, run)
+        return _pack(seal, files, source, folder, packing, force, taken, run)
     except ChangedLeftoversError as err:
         run.on_event(Warned(f"{err.problem}; all is checked again, and fetched anew where needed"))
-        return _pack(seal, files, source, folder, packing, taken, run)
+        return _pack(seal, files, source, folder, packing, force, taken, run)
 
 
 def _pack(
@@ -291,15 +295,19 @@ def _pack(
     source: Source,
     folder: Path,
     packing: Packing,
+    force: bool,
     taken: list[int],
     run: Run,
 ) -> Packed:
     carried = seal.carried
-    with BundleWriter(folder, seal, files, packing) as writer:
-        plan = make_plan(carried, writer.held(carried))
-        plan = replace(plan, blobs=writer.in_archive_order(plan.blobs))
-        taken.append(transfer(plan, source, writer, run=run).sent)
-        writer.finish()
+    with BundleWriter(folder, seal, files, packing, force=force) as writer:
+        if not writer.is_complete:
+            plan = make_plan(carried, writer.held(carried))
+            plan = replace(plan, blobs=writer.in_archive_order(plan.blobs))
+            taken.append(transfer(plan, source, writer, run=run).sent)
+            writer.finish()
+    for notice in writer.notices:
+        run.on_event(Warned(notice))
     sizes = {archive.name: archive.size for archive in seal.archives.values()}
     compressed = Compressed(sizes, writer.stored) if packing.compress else None
     return Packed(sizes, sum(taken), compressed)

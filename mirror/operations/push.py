@@ -22,6 +22,7 @@ from mirror.errors import (
 )
 from mirror.events import PhaseStarted, Warned, side_by_side
 from mirror.layout import publication_stage, tool_name
+from mirror.operations.credit import refuse_downgrade
 from mirror.operations.push_reports import MemberReport, PushPlan, PushReport, QuorumReport
 from mirror.operations.trees import ask_at_once
 from mirror.release.discovery import discovery_images
@@ -77,6 +78,8 @@ def push(
     Raises:
         MissingBaseError: the registry lacks what a delta leaves out; nothing was written.
         SignatureError: the bundle was not signed by the holder of `key`; nothing was written.
+        DowngradeError: with `key` or trusted keys: a release channel would lead to an older version
+            than now, and `tree.keys` does not allow that; nothing was written.
         DamagedBundleError: the bundle is not whole; nothing was written.
         DeniedError: the registry may not be written to; nothing was written.
         IncompleteError: some content could not be brought over; no tag names what is missing.
@@ -122,7 +125,7 @@ def push_to_all(
         key, check_access: as `push`, the latter for each registry.
 
     Raises:
-        SignatureError, DamagedBundleError: as `push`; nothing was written.
+        SignatureError, DowngradeError, DamagedBundleError: as `push`; nothing was written.
         IncompleteError: fewer than `quorum` count; `failures` has every other one with its reason.
         CancelledError: the run was stopped.
         ValueError: `quorum` is not between 1 and the number of registries.
@@ -213,7 +216,7 @@ class _Push:
     """What a push carries, and how.
 
     With `whole` a registry must hold everything that it will state, and is asked for it; without,
-    what the bundle brings is enough.
+    what the bundle brings is enough. `strict` refuses a bundle that is older than what is there.
     """
 
     reader: BundleReader
@@ -224,6 +227,7 @@ class _Push:
     check_access: bool
     check_blobs: bool = True
     whole: bool = True
+    strict: bool = False
 
     @classmethod
     def of(
@@ -240,11 +244,12 @@ class _Push:
         if key is not None:
             check_signature(reader, key)
         bundle = reader.inventory()
-        for notice in reader.contents.warnings():
+        for notice in reader.warnings():
             run.on_event(Warned(notice))
         index = discovery_images(bundle)
         wanted = union([bundle, index.inventory()])
-        return cls(reader, bundle, index, wanted, run, check_access, check_blobs, whole)
+        how = check_access, check_blobs, whole, key is not None
+        return cls(reader, bundle, index, wanted, run, *how)
 
     # -- one registry --------------------------------------------------------------------------
 
@@ -284,13 +289,18 @@ class _Push:
 
         Raises:
             MissingBaseError: it lacks what a delta leaves out.
+            DowngradeError: what it has is newer.
         """
         target = tree.target(self.run)
         before = state.newest.statement.inventory if state.newest else Inventory()
         held = self.held(target, before if self.whole else None)
-        statement = next_statement(state, self.wanted, held, tool=tool_name(), above=above)
+        refuse_downgrade(tree, state, held, self.wanted, strict=self.strict, run=self.run)
+        signs = tree.keys.sign is not None
+        statement = next_statement(
+            state, self.wanted, held, tool=tool_name(), above=above, signs=signs
+        )
         if statement is not None:
-            goal = Goal.of(statement)
+            goal = Goal.of(statement, tree.keys)
             inventory = statement.inventory if self.whole else self.wanted
             return _Goal(tree, held, inventory, goal.published, goal, new=True)
         assert state.newest is not None, "where nothing is stated, the statement is new"

@@ -7,11 +7,16 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 from mirror.documents import document
-from mirror.errors import IncompleteError, MirrorError, RegistryError, RegistryNotFoundError
+from mirror.errors import (
+    IncompleteError,
+    MirrorError,
+    RegistryError,
+    RegistryNotFoundError,
+)
 from mirror.events import PhaseStarted
 from mirror.layout import (
     INDEX_REPOSITORIES,
@@ -21,6 +26,7 @@ from mirror.layout import (
     publication_stage,
 )
 from mirror.oci import Digest
+from mirror.operations.credit import refuse_older
 from mirror.operations.leader import Facts, Leader
 from mirror.operations.prune import find_extras, refuse_to_prune, remove_extras
 from mirror.run import PerItemErrors, Run
@@ -202,12 +208,15 @@ class Replication(RegistryTask):
         stated = statement_digest(self._tree)
         self._note(statement=stated)
         if stated is not None and stated == self._leader.digest and not self._options.full:
+            if self._tree.keys.trusted:
+                _ = self._facts  # whose signature is checked
             self._note(generation=self._leader.generation)
             return  # both state the same, so the replica holds all that the leader does
         facts, name = self._facts, self._tree.name
         standing = read_state(self._tree)
         if standing.current is not None:
             self._note(generation=standing.current.statement.generation)
+            refuse_older(self._leader.tree, facts.published, self._tree, standing.current)
         known = self._known(standing)
         trusted = not (self._options.full or standing.pending or standing.notices)
         if trusted and standing.current is not None and facts.published is not None:
@@ -288,6 +297,11 @@ class Replication(RegistryTask):
             plan = replace(plan, tags=tuple(tags for tags in plan.tags if _stage(tags[0]) == 0))
         if self._unrepaired:
             plan = replace(plan, tags=())
+        plan, missing = self._leader.credit.confirmed(plan)
+        if missing and quick:
+            return False  # what else is gone?
+        for item, problem in missing:
+            self._fail(item, problem)
         stale = facts.published is not None and (
             standing.pending is not None
             or standing.current is None
@@ -314,7 +328,11 @@ class Replication(RegistryTask):
         errors = PerItemErrors(self._tree.client.ping, self._run)
         repairing = RepairingTarget(self._place, self._repairer, self._damaged)
         try:
-            report = Publication(self._tree, standing, goal, retracts=True).carry_out(
+            credit = self._leader.credit
+            no_exchange = partial(credit.refuse_exchange, facts.published, facts.pending, standing)
+            report = Publication(
+                self._tree, standing, goal, retracts=True, announced=no_exchange
+            ).carry_out(
                 plan,
                 self._copies,
                 repairing if self._damaged else self._place,

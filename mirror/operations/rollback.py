@@ -38,9 +38,23 @@ from mirror.sync import (
     RepositoryContent,
     make_plan,
 )
-from mirror.sync.plan import Tags, differing, laid_over, tags_of, tags_only, unaccounted
-from mirror.sync.publication import Goal, Publication, tags_of_steps
-from mirror.sync.publication_state import PublicationState, generations, read_generation, read_state
+from mirror.sync.plan import (
+    Tags,
+    differing,
+    laid_over,
+    tags_of,
+    tags_of_steps,
+    tags_only,
+    unaccounted,
+)
+from mirror.sync.publication import Goal, Publication
+from mirror.sync.publication_state import (
+    PublicationState,
+    generations,
+    read_artifact,
+    read_generation,
+    read_state,
+)
 from mirror.sync.statement import Statement, following, state_before, succeed
 from mirror.sync.tree import RegistryTarget, RegistryTree
 
@@ -163,7 +177,7 @@ def rollback(
         tree,
         state,
         # A repair that changes no statement publishes the one that holds once more.
-        Goal.of(statement or back.replaced),
+        Goal.of(statement, tree.keys) if statement else back.restated(),
         seen=held if surprising else None,  # to check what those lead to took its time
         removals=extras,
         heard=False,
@@ -265,6 +279,11 @@ class _Rollback:
             former = laid_over(former, self.replaced.former)
         number = following(self.state.generation)
         return Statement(wanted, number, former, restores=self.to, tool=tool_name())
+
+    def restated(self) -> Goal:
+        """The statement that is there, as it is there."""
+        assert self.state.newest is not None, "a rollback has something to replace"
+        return Goal(self.replaced, read_artifact(self.tree, self.state.newest))
 
     def refuse_if_lost(self, wanted: Inventory, turning: Tags, *, untagged: bool = False) -> None:
         """Check that everything is there that `turning` tags will lead to; with `untagged` also

@@ -21,8 +21,9 @@ from urllib.parse import urlencode, urlsplit
 
 from mirror.documents import parse_json
 from mirror.errors import CancelledError, DeniedError, InputError, MirrorError, RegistryError
-from mirror.registry.connections import check_address
-from mirror.registry.failures import Login, same
+from mirror.registry.addresses import check_address
+from mirror.registry.failures import same
+from mirror.registry.refusals import Login
 
 _log = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ from typing import Protocol, Self
 from mirror.errors import RegistryNotFoundError, UnreachableError
 from mirror.events import OnEvent, ignore
 from mirror.oci import Child, Descriptor, Digest, Manifest
-from mirror.registry import downloads, manifests, upload_sessions, uploads
+from mirror.registry import downloads, manifests, statuses, upload_sessions, uploads
 from mirror.registry.auth import PUSH, Credentials
 from mirror.registry.failures import reworded
 from mirror.registry.options import ConnectionOptions
@@ -92,7 +92,7 @@ class RegistryClient:
         """
         url = self._transport.url("/v2/")
         try:
-            self._transport.call("GET", url, accept=(200,), limit=1 << 20)
+            self._transport.call("GET", url, accept=statuses.READ, limit=1 << 20)
         except RegistryNotFoundError as err:
             text = f"{self.host} is no registry (HTTP 404 for /v2/); check host and port"
             raise reworded(err, text, UnreachableError) from err

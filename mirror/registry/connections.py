@@ -17,10 +17,9 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import partial
 from typing import Any, NamedTuple, TypeAlias, TypeVar
-from urllib.parse import urljoin, urlsplit, urlunsplit
 from urllib.request import getproxies
 
-from mirror.errors import RegistryError
+from mirror.registry.addresses import PORTS, Origin
 from mirror.registry.http1 import (
     SLICE_S,
     Body,
@@ -38,31 +37,10 @@ from mirror.registry.options import ConnectionOptions, Proxy, proxy_for, tls_con
 _IDLE_S = 30.0
 _FIRST_READ = 64 << 10
 _SAFE = ("GET", "HEAD")
-_PORTS = {"http": 80, "https": 443}
 _ADDRESS = re.compile(r"(https?://[^/?#]+)([^#]*)(?:#.*)?", re.IGNORECASE | re.DOTALL)
-_HOST = re.compile(r"[A-Za-z0-9._~-]+|[0-9a-f:.]+")
 
 Result = TypeVar("Result")
 Address: TypeAlias = tuple[Any, ...]
-
-
-class Origin(NamedTuple):
-    """What two addresses share if they are at one server."""
-
-    scheme: str
-    host: str
-    port: int | None
-
-    @classmethod
-    def of(cls, url: str) -> Origin:
-        """That of `url`.
-
-        Raises:
-            ValueError: the URL is malformed.
-        """
-        parts = urlsplit(url)
-        scheme = parts.scheme.lower()
-        return cls(scheme, (parts.hostname or "").lower(), parts.port or _PORTS.get(scheme))
 
 
 class _Route(NamedTuple):
@@ -166,7 +144,7 @@ class Connections:
             raise WireError(Fault.UNSENDABLE, "an address that is not of the web") from err
         address = proxy_for(*origin, self._proxies)
         name = f"[{host}]" if ":" in host else host
-        if origin.port != _PORTS[origin.scheme]:
+        if origin.port != PORTS[origin.scheme]:
             name += f":{origin.port}"
         route = _Route(origin._replace(host=host), Proxy.parse(address) if address else None, name)
         self._routes[server] = route
@@ -372,79 +350,3 @@ class _TlsInTls:
         self._unsent += self._outgoing.read()
         while self._unsent:
             self._unsent = self._unsent[self.outer.send(self._unsent) :]
-
-
-def check_address(url: str) -> Origin:
-    """The origin of an address that an answer named, if a request can be sent there.
-
-    Raises:
-        ValueError: it cannot.
-    """
-    origin = Origin.of(url)
-    if origin.scheme not in _PORTS or not origin.host:
-        raise ValueError("neither http nor https")
-    if _HOST.fullmatch(origin.host.encode("idna").decode()) is None:
-        raise ValueError("not an address")
-    return origin
-
-
-def host_of(url: str) -> str:
-    """The host of `url`, for messages."""
-    return urlsplit(url).hostname or ""
-
-
-def path_of(url: str) -> str:
-    """`url` without its query, for messages."""
-    parts = urlsplit(url)
-    return f"{parts.netloc.rpartition('@')[2]}{parts.path}"
-
-
-class Home:
-    """The server at `base` (scheme, host and port), the only place for its credentials.
-
-    `host` is the registry that named it, for messages.
-
-    Raises:
-        ValueError: as `Origin.of`.
-    """
-
-    def __init__(self, host: str, base: str) -> None:
-        self._host, self._base, self._origin = host, base, Origin.of(base)
-
-    def holds(self, url: str) -> bool:
-        """Whether `url` has that server's own scheme, host and port."""
-        try:
-            return Origin.of(url) == self._origin
-        except ValueError:
-            return False
-
-    def trusts(self, url: str) -> bool:
-        """Whether credentials may go to `url`: it is here, or the same host reached by TLS."""
-        scheme, host, port = self._origin
-        usual = (scheme, port) == ("http", _PORTS["http"])
-        return self.holds(url) or (usual and Home(host, f"https://{host}").holds(url))
-
-    def resolved(self, location: str, base: str) -> str:
-        """The absolute address that `location`, relative or not, means in an answer from `base`.
-
-        Registries behind a TLS proxy that they do not know of call themselves `http://`; an
-        address at our own host therefore keeps our own scheme and never falls back to plain HTTP.
-
-        Raises:
-            RegistryError: it is no address.
-        """
-        try:
-            joined = urljoin(base, location)
-            parts = urlsplit(joined)
-            scheme, host, port = check_address(joined)
-        except ValueError as err:
-            raise RegistryError(
-                f"{self._host} sends an address that cannot be used ({err}); "
-                "check the registry's configuration",
-                where=self._host,
-            ) from err
-        home_scheme, home_host, home_port = self._origin
-        ours = host == home_host and (port == home_port or parts.port is None)
-        if ours and scheme == "http" and home_scheme == "https":
-            return urlunsplit(("https", urlsplit(self._base).netloc, *parts[2:]))
-        return joined

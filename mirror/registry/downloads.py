@@ -10,7 +10,7 @@ from collections.abc import Generator
 
 from mirror.errors import RegistryError, SizeMismatchError, UnreachableError
 from mirror.oci import Digest, Verifier
-from mirror.registry import failures
+from mirror.registry import refusals
 from mirror.registry.auth import PULL, Scopes
 from mirror.registry.failures import TransientFailure
 from mirror.registry.http1 import Response
@@ -100,7 +100,10 @@ class Download:
         """How many bytes of this answer to skip; None when there is nothing left to come."""
         status = response.status
         if status == 200:
-            self._learn_size(response.headers.length)
+            length = response.headers.length
+            if refusals.is_page(response.headers) and length != self._size:
+                raise refusals.page(status, self._where, self._transport.host)
+            self._learn_size(length)
             return self._position
         if status in (206, 416) and self._position:
             match = _CONTENT_RANGE.fullmatch(response.headers.get("content-range", "").strip())
@@ -142,13 +145,17 @@ def probe_size(transport: Transport, repository: str, digest: Digest, wanted: Sc
     url = _url(transport, repository, digest)
     where = transport.where("HEAD", url)
     with transport.open("HEAD", url, scopes=wanted) as response:
-        status = response.status
-        size = response.headers.length if status == 200 else None
+        status, headers = response.status, response.headers
+        size = headers.length if status == 200 else None
+        if (
+            size is not None
+            and refusals.is_page(headers)
+            and "docker-content-digest" not in headers
+        ):
+            raise refusals.page(status, where, transport.host)
         if status == 404 or size is not None:
             return size
-        failure = failures.from_answer(
-            status, response.headers, b"", where=where, host=transport.host
-        )
+        failure = refusals.from_answer(status, headers, b"", where=where, host=transport.host)
     if isinstance(failure, TransientFailure):
         raise failure
     return _size_by_first_byte(transport, url, wanted)

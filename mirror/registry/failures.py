@@ -1,9 +1,10 @@
-"""What went wrong, in our words, and whether sending the same again can help.
+"""What went wrong on the way, in our words, and whether sending the same again can help.
 
 A retry helps against the weather (a connection that breaks, a server that is busy), never against
 an answer: 401, 403, 404 or wrong bytes are final.
 
-Everything foreign (ssl, sockets) is translated here and nowhere else. Each function returns
+Everything foreign (ssl, sockets) is translated here and nowhere else; what answers mean is in
+`refusals`. Each function returns
 what to raise: a `TransientFailure` where sending the same again can help, else the error itself.
 Messages name the host and the next step, and never contain a query (it may carry a signature) or
 a header.
@@ -11,23 +12,15 @@ a header.
 
 from __future__ import annotations
 
-import errno
-import json
-import os
 import socket
 import ssl
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from typing import Any
 
-from mirror.documents import parse_json
 from mirror.errors import (
-    DeniedError,
     MirrorError,
     RegistryError,
-    RegistryNotFoundError,
     StalledError,
     UnreachableError,
 )
@@ -36,11 +29,6 @@ from mirror.registry.http1 import Fault, WireError
 from mirror.registry.options import ConnectionOptions, RetryPolicy
 
 _MAX_REASON = 300
-_PUSHES = ("POST ", "PUT ", "PATCH ")
-
-
-TRANSIENT_STATUSES = frozenset({408, 429, 500, 502, 503, 504})
-"""Answers that say "not now" and not "no"."""
 
 
 class TransientFailure(Exception):
@@ -135,37 +123,33 @@ def retry_after_s(value: str | None, now: datetime | None = None) -> float | Non
     return max(0.0, (moment - (now or datetime.now(UTC))).total_seconds())
 
 
-@dataclass(frozen=True, slots=True)
-class Login:
-    """Who asked, as far as messages may tell: never a password or a token.
-
-    `user` None: no login was given; "": one without a name, an identity token. `proof` is the
-    scheme of the `Authorization` that was sent, in lower case; None if none was.
-    """
-
-    user: str | None = None
-    proof: str | None = None
-
-    @property
-    def name(self) -> str:
-        """The user, for the middle of a sentence."""
-        return f"user {self.user}" if self.user else "the holder of the stored token"
-
-
-_NOBODY = Login()
-
-
 def from_network(
-    err: WireError, *, where: str, host: str, options: ConnectionOptions, in_body: bool = False
+    err: WireError,
+    *,
+    where: str,
+    host: str,
+    options: ConnectionOptions,
+    in_body: bool = False,
+    named_by: str = "",
 ) -> TransientFailure | MirrorError:
-    """Translate an exception of the network; `in_body`: the answer's head had arrived."""
+    """Translate an exception of the network.
+
+    `in_body`: the answer's head had arrived. `named_by` is the registry in whose answer the address
+    of `host` stood, if that is another.
+    """
+    origin = ""
+    if named_by:
+        origin = (
+            f". {named_by} named this address; if only its own network knows it, correct that "
+            "there (`http.host`, realm), or let the proxy in front of it pass on `Host`"
+        )
     match err.fault:
         case Fault.CONNECT_LATE:
             happened = f"no connection to {host} within {options.connect_timeout_s:g} s"
             return TransientFailure(
                 UnreachableError(
                     f"{where}: {happened}; "
-                    "check the address, the firewall between, and the proxy settings",
+                    f"check the address, the firewall between, and the proxy settings{origin}",
                     where=where,
                 ),
                 happened,
@@ -190,7 +174,7 @@ def from_network(
                 where=where,
             )
         case Fault.CONNECT:
-            return _from_connect(err, where=where, host=host)
+            return _from_connect(err, where=where, host=host, origin=origin)
         case Fault.BROKEN:
             return TransientFailure(
                 UnreachableError(
@@ -204,9 +188,11 @@ def from_network(
     return RegistryError(f"{where}: {problem}", where=where)
 
 
-def _from_connect(err: Exception, *, where: str, host: str) -> TransientFailure | MirrorError:
+def _from_connect(
+    err: Exception, *, where: str, host: str, origin: str
+) -> TransientFailure | MirrorError:
     def unreachable(text: str) -> UnreachableError:
-        return UnreachableError(f"{where}: {text}", where=where)
+        return UnreachableError(f"{where}: {text}{origin}", where=where)
 
     for cause in _causes(err):
         if isinstance(cause, ssl.SSLCertVerificationError):
@@ -262,118 +248,6 @@ def stalled(where: str, host: str, options: ConnectionOptions) -> TransientFailu
         ),
         happened,
     )
-
-
-def from_answer(
-    status: int,
-    headers: Mapping[str, str],
-    body: bytes,
-    *,
-    where: str,
-    host: str,
-    login: Login = _NOBODY,
-) -> TransientFailure | RegistryError:
-    """Translate an answer that is not what was asked for (distribution-spec, "Error Codes")."""
-    codes, detail = _registry_errors(body)
-    said = f"HTTP {status}" + (f", {detail}" if detail else "")
-    fields: dict[str, Any] = {"where": where, "status": status, "codes": codes}
-    if status in TRANSIENT_STATUSES:
-        busy = f"{host} {'is rate limiting' if status == 429 else 'has trouble'}"
-        return TransientFailure(
-            UnreachableError(f"{where}: {busy} ({said}); wait, or check the registry", **fields),
-            f"{busy} (HTTP {status})",
-            retry_after_s(headers.get("retry-after")),
-        )
-    if status in (401, 403):
-        return DeniedError(f"{where}: {_denial(status, said, host, login)}", **fields)
-    if status == 404:
-        return RegistryNotFoundError(
-            f"{where}: {host} does not have this ({said}); check the repository path", **fields
-        )
-    if status == 400 and b"HTTPS server" in body:  # Go's and nginx' words for this mistake
-        return UnreachableError(
-            f"{where}: {host} wants TLS; leave out --insecure", where=where, status=status
-        )
-    if 300 <= status < 400:
-        return RegistryError(
-            f"{where}: {host} answers with a redirect that cannot be followed ({said})", **fields
-        )
-    if status < 300:
-        return RegistryError(
-            f"{where}: {host} answers {said} where the specification has another status; "
-            "check that this is a registry",
-            **fields,
-        )
-    if status == 405 and where.startswith(_PUSHES):
-        return RegistryError(
-            f"{where}: {host} refuses ({said}); the registry, or this path of it, is read-only or "
-            "does not accept pushes",
-            **fields,
-        )
-    return RegistryError(f"{where}: {host} refuses ({said})", **fields)
-
-
-def _denial(status: int, said: str, host: str, login: Login) -> str:
-    """What a 401 or 403 means for whom, and what to do about it."""
-    if login.user is None:
-        asks = "asks for a login and none was given"
-        verb = asks if status == 401 else "denies this without a login"
-        return f"{host} {verb} ({said}); give credentials"
-    # A bearer token is proof that the login itself was accepted.
-    if status == 403 or login.proof == "bearer":
-        return (
-            f"{login.name} may not do this at {host} ({said}); "
-            "give the credentials of a user who may"
-        )
-    if login.proof is None:
-        return f"{host} asks for another kind of login than the given ({said}); check the registry"
-    return f"{host} refuses the login of {login.name} ({said}); give other credentials"
-
-
-def from_token_server(
-    status: int,
-    headers: Mapping[str, str],
-    body: bytes,
-    *,
-    where: str,
-    host: str,
-    login: Login = _NOBODY,
-) -> TransientFailure | RegistryError:
-    """Translate the refusal of the token server that the registry `host` named."""
-    server = f"the token server of {host}"
-    if status in (400, 401, 403, 404):
-        codes, detail = _registry_errors(body)
-        said = f"HTTP {status}" + (f", {detail}" if detail else "")
-        told = f"{server} refuses ({said}); check the registry's configuration"
-        # 400 and 404 are how some refuse identity tokens (RFC 6749, 5.2), and accounts.
-        if login.user is not None or status in (401, 403):
-            told = _denial(403 if status == 403 else 401, said, server, login)
-        return DeniedError(f"{where}: {told}", where=where, status=status, codes=codes)
-    return from_answer(status, headers, body, where=where, host=server)
-
-
-def _registry_errors(body: bytes) -> tuple[Sequence[str], str]:
-    """The codes in an error answer, and its text for people."""
-    try:
-        errors = parse_json(body)["errors"]
-        pairs = [(str(e.get("code", "")), *_words(e)) for e in errors]
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
-        return (), ""  # a proxy's page, most often: the status says enough
-    text = "; ".join(": ".join(dict.fromkeys(part for part in pair if part)) for pair in pairs)
-    return tuple(pair[0] for pair in pairs if pair[0]), clean(text)
-
-
-def _words(error: Mapping[str, Any]) -> tuple[str, str]:
-    """What an error says for people: its message, and the reason that `detail` may hold."""
-    detail = error.get("detail")
-    if isinstance(detail, Mapping) and len(detail) == 1:
-        (detail,) = detail.values()
-    reason = detail if isinstance(detail, str) else json.dumps(detail) if detail else ""
-    enclosed = detail.get("Enclosed") if isinstance(detail, Mapping) else None
-    number = enclosed.get("Err") if isinstance(enclosed, Mapping) else None
-    if type(number) is int and number in errno.errorcode:  # how distribution tells of a full disk
-        reason = f"{os.strerror(number)}: {reason}"
-    return str(error.get("message", "")), reason
 
 
 def clean(text: str) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit, urlunsplit
 
 from mirror.documents import parse_json
 from mirror.errors import (
@@ -30,6 +30,7 @@ from mirror.oci.manifest import (
     OCI_MANIFEST,
 )
 from mirror.oci.reference import check_tag, referrers_tag, valid_repository, valid_tag
+from mirror.registry import statuses
 from mirror.registry.auth import CATALOGUE, DELETE, PULL, PUSH, Scopes
 from mirror.registry.failures import clean, reworded
 from mirror.registry.transport import Answer, Transport
@@ -60,7 +61,7 @@ def get(transport: Transport, repository: str, reference: str | Digest) -> Manif
         answer = transport.call(
             "GET",
             url,
-            accept=(200,),
+            accept=statuses.READ,
             limit=MAX_MANIFEST_BYTES + 1,
             scopes=(PULL.format(repository),),
             headers={"Accept": ACCEPT},
@@ -88,7 +89,7 @@ def resolve(transport: Transport, repository: str, reference: str | Digest) -> D
         answer = transport.call(
             "HEAD",
             _url(transport, repository, reference),
-            accept=(200,),
+            accept=statuses.READ,
             limit=0,
             scopes=(PULL.format(repository),),
             headers={"Accept": ACCEPT},
@@ -114,15 +115,20 @@ def put(transport: Transport, repository: str, reference: str | Digest, manifest
     reference = parsed(reference)
     if isinstance(reference, Digest) and reference != manifest.digest:
         raise ValueError(f"manifest {manifest.digest} cannot be put under {reference}")
+    url = _url(transport, repository, reference)
     answer = transport.call(
         "PUT",
-        _url(transport, repository, reference),
-        accept=(200, 201, 202, 204),
+        url,
+        accept=(*statuses.PUT_MANIFEST, *statuses.UNSAID),
         limit=_MAX_ANSWER_BYTES,
         scopes=(PUSH.format(repository),),
         headers={"Content-Type": manifest.media_type},
         content=manifest.raw,
     )
+    if answer.status not in statuses.PUT_MANIFEST:
+        there = resolve(transport, repository, reference)
+        if there is None or there.digest != manifest.digest:
+            raise transport.refused(answer, transport.where("PUT", url))
     told = _told_digest(answer)
     # A digest by another algorithm is no contradiction.
     if told is None or told.algorithm != manifest.digest.algorithm or told == manifest.digest:
@@ -152,13 +158,15 @@ def delete_at(transport: Transport, repository: str, url: str) -> None:
     """DELETE `url`; registries that do not delete say so with 405, some with 400."""
     where = transport.where("DELETE", url)
     try:
-        transport.call(
+        answer = transport.call(
             "DELETE",
             url,
-            accept=(200, 202, 204),
+            accept=(*statuses.DELETE, *statuses.UNSAID),
             limit=_MAX_ANSWER_BYTES,
             scopes=(DELETE.format(repository),),
         )
+        if answer.status not in statuses.DELETE and not _is_gone(transport, repository, url):
+            raise transport.refused(answer, where)
     except RegistryError as err:
         if err.status == 405 or "UNSUPPORTED" in err.codes:
             raise reworded(
@@ -167,6 +175,15 @@ def delete_at(transport: Transport, repository: str, url: str) -> None:
                 "registry's configuration (distribution: storage.delete.enabled)",
             ) from err
         raise
+
+
+def _is_gone(transport: Transport, repository: str, url: str) -> bool:
+    scopes, headers = (PULL.format(repository),), {"Accept": ACCEPT}
+    try:
+        transport.call("HEAD", url, accept=statuses.READ, limit=0, scopes=scopes, headers=headers)
+    except RegistryNotFoundError:
+        return True
+    return False
 
 
 def _url(transport: Transport, repository: str, reference: str | Digest) -> str:
@@ -286,8 +303,9 @@ def referrers_api(
                 return None
             found.update((child.descriptor.digest, child) for child in index.children)
     except RegistryError as err:
-        # 404 is what the specification says; 405 comes from registries that only know fixed routes.
-        if err.status not in (404, 405):
+        # 404 is what the specification says; 405 comes from registries that only know fixed routes,
+        # 200 with a page from web servers in front that answer every other path with one.
+        if err.status not in (200, 404, 405):
             raise
         return None
     return _filtered(list(found.values()), artifact_type)
@@ -329,7 +347,7 @@ def _pages(transport: Transport, url: str, wanted: Scopes, limit: int) -> Iterat
     where = transport.where("GET", url)
     while True:
         seen.add(url)
-        answer = transport.call("GET", url, accept=(200,), limit=limit, scopes=wanted)
+        answer = transport.call("GET", url, accept=statuses.READ, limit=limit, scopes=wanted)
         yield answer
         try:
             link = next_link(answer.headers.all("link"))
@@ -343,6 +361,11 @@ def _pages(transport: Transport, url: str, wanted: Scopes, limit: int) -> Iterat
         if link is None:
             return
         url = transport.resolved(link, answer.url)
+        # Some name their list as another port or an inner host of theirs knows it (Nexus): the rest
+        # of it is asked for where it began.
+        inner, own = urlsplit(url), urlsplit(answer.url)
+        if inner.path.endswith(own.path):
+            url = urlunsplit(own._replace(query=inner.query))
         if not transport.at_home(url):
             raise _broken(where, f"{transport.host} continues its list at another host")
         if url in seen or len(seen) >= _MAX_PAGES:

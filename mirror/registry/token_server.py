@@ -12,7 +12,8 @@ from contextlib import closing
 import httpx
 
 from mirror.errors import RegistryError
-from mirror.registry.connections import Connections, path_of
+from mirror.registry.addresses import path_of
+from mirror.registry.connections import Connections
 from mirror.registry.http1 import Body, Headers, Patience, Response, decoded
 
 _MAX_REDIRECTS = 5

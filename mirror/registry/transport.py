@@ -18,9 +18,10 @@ from mirror.errors import CancelledError, InvalidReferenceError, MirrorError, Re
 from mirror.events import Warned
 from mirror.oci import Repository
 from mirror.oci.reference import check_repository
-from mirror.registry import failures
+from mirror.registry import failures, refusals
+from mirror.registry.addresses import Home, Origin, host_of, path_of
 from mirror.registry.auth import Authenticator, Credentials, Scopes, parse_challenges
-from mirror.registry.connections import Connections, Home, Origin, host_of, path_of
+from mirror.registry.connections import Connections
 from mirror.registry.failures import Backoff, TransientFailure
 from mirror.registry.gate import Admission, HostGate, StallWatch
 from mirror.registry.http1 import Body, Headers, Patience, Response, WireError, decoded
@@ -230,17 +231,18 @@ class Transport:
         self, response: Response, *, accept: Collection[int], limit: int, where: str
     ) -> Answer:
         """Read the rest of `response`; as `call`, but TransientFailure may leave it."""
-        good = response.status in accept
+        good, headers = response.status in accept, response.headers
         body = self._read(response, limit if good else _MAX_ERROR_BYTES, where, strict=good)
-        if good:
-            return Answer(response.status, response.headers, body, response.url)
-        raise failures.from_answer(
-            response.status,
-            response.headers,
-            body,
-            where=where,
-            host=self._named(response.url),
-            login=self._auth.login(response.authorization),
+        answer = Answer(response.status, headers, body, response.url)
+        if good and not refusals.is_page(headers, body):
+            return answer
+        raise self.refused(answer, where, response.authorization)
+
+    def refused(self, answer: Answer, where: str, authorization: str | None = None) -> Exception:
+        """What an answer means that is not what was asked for."""
+        host, login = self._named(answer.url), self._auth.login(authorization)
+        return refusals.from_answer(
+            answer.status, answer.headers, answer.body, where=where, host=host, login=login
         )
 
     @contextmanager
@@ -301,8 +303,9 @@ class Transport:
         if self._wire.closing.requested:
             return CancelledError(f"{where}: stopped, the connection to {self.host} was closed")
         host = self._named(err.url or url)
+        named_by = "" if host == self.host else self.host
         return failures.from_network(
-            err, where=where, host=host, options=self.options, in_body=in_body
+            err, where=where, host=host, options=self.options, in_body=in_body, named_by=named_by
         )
 
     def _named(self, url: str) -> str:
@@ -435,7 +438,7 @@ class Transport:
                 )
             if answer.status_code == 200:
                 return body
-            raise failures.from_token_server(
+            raise refusals.from_token_server(
                 answer.status_code,
                 answer.headers,
                 body,

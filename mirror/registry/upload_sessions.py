@@ -19,13 +19,14 @@ import re
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO, Self, TypeAlias
 from urllib.parse import quote
 
 from mirror.documents import parse_json
+from mirror.durable import PRIVATE_FOLDER, Folder
 from mirror.errors import (
     FileSystemError,
     InvalidDigestError,
@@ -35,6 +36,7 @@ from mirror.errors import (
 )
 from mirror.oci import Digest
 from mirror.oci.reference import check_repository
+from mirror.registry import statuses
 from mirror.registry.auth import PULL, PUSH, Scopes, merge_scopes
 from mirror.registry.failures import TransientFailure
 from mirror.registry.http1 import Body
@@ -69,7 +71,7 @@ def open_upload(transport: Transport, repository: str) -> OpenUpload:
     """See `RegistryClient.open_upload`."""
     url = transport.at(repository, "blobs/uploads/")
     answer = transport.call(
-        "POST", url, accept=(202,), limit=MAX_ANSWER_BYTES, scopes=(PUSH.format(repository),)
+        "POST", url, accept=statuses.OPEN, limit=MAX_ANSWER_BYTES, scopes=(PUSH.format(repository),)
     )
     return OpenUpload(location_of(transport, answer))
 
@@ -84,7 +86,7 @@ def mount_or_open(
     wanted = merge_scopes((PUSH.format(repository),), (PULL.format(from_repository),))
     try:
         answer = transport.call(
-            "POST", url, accept=(201, 202), limit=MAX_ANSWER_BYTES, scopes=wanted
+            "POST", url, accept=statuses.MOUNT, limit=MAX_ANSWER_BYTES, scopes=wanted
         )
     except RegistryError as err:
         # Mounting only spares an upload: where it is refused, the upload tells the real reason.
@@ -108,7 +110,7 @@ def cancel(transport: Transport, location: str, wanted: Scopes) -> bool:
     patience_s = _STOPPED_CANCEL_S if transport.run.stopped else _CANCEL_S
     try:
         aside = transport.within(Run().with_deadline(patience_s))
-        attempt(aside, "DELETE", location, accept=(200, 202, 204), wanted=wanted)
+        attempt(aside, "DELETE", location, accept=statuses.CANCEL, wanted=wanted)
     except (MirrorError, TransientFailure) as err:
         _log.debug("an upload session could not be cancelled: %s", err)
         error = err.error if isinstance(err, TransientFailure) else err
@@ -236,6 +238,7 @@ class Outgoing:
 
 _OLDEST_S = 7 * 24 * 3600.0
 """What registries keep unfinished uploads for, at most (CNCF distribution: `uploadpurging`)."""
+_PRIVATE = 0o600
 _MAX_BYTES = 64 << 20  # some 100,000 lines; what lies behind them is forgotten
 
 
@@ -262,19 +265,20 @@ class UploadJournal:
     def __init__(self, folder: Path, host: str, *, clock: Callable[[], float] = time.time) -> None:
         self.path = folder / f"{hashlib.sha256(host.encode()).hexdigest()[:32]}.jsonl"
         self._clock = clock
+        self._folder: Folder
         self._lock = threading.Lock()  # guards the next two
         self._file: BinaryIO | None = None
         self._kept: dict[tuple[str, Digest], KeptUpload] = {}
 
     def __enter__(self) -> Self:
-        with _errors(self.path):
-            self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            self._file = _locked(self.path)
-        if self._file is None:
-            _log.debug("%s is in use; uploads are not written down", self.path)
-            return self
-        with _errors(self.path):
+        with _errors(self.path), ExitStack() as undo:
+            self._folder = undo.enter_context(Folder.made(self.path.parent, PRIVATE_FOLDER))
+            self._file = _locked(self._folder, self.path.name)
+            if self._file is None:
+                _log.debug("%s is in use; uploads are not written down", self.path)
+                return self
             self._read(self._file)
+            undo.pop_all()
         return self
 
     def __exit__(self, *_raised: object) -> None:
@@ -286,11 +290,11 @@ class UploadJournal:
             file, self._file = self._file, None
             if file is None:
                 return
-            with file, suppress(OSError):  # an aid: whatever fails here fails quietly
+            with file, self._folder, suppress(OSError):  # an aid: it fails quietly
                 if self._kept:
                     self._rewrite()
                 else:
-                    self.path.unlink()
+                    self._folder.unlink(self.path.name)
 
     def find(self, repository: str, digest: Digest) -> KeptUpload | None:
         """The unfinished upload of that blob into that repository, if one is known."""
@@ -349,28 +353,32 @@ class UploadJournal:
 
     def _rewrite(self) -> None:
         """Only what is unfinished, in a file that takes the place of the grown one."""
-        fresh = self.path.with_suffix(".new")
-        with os.fdopen(os.open(fresh, os.O_CREAT | os.O_TRUNC | os.O_WRONLY, 0o600), "wb") as out:
+        fresh = self.path.with_suffix(".new").name
+        self._folder.unlink(fresh)
+        with os.fdopen(self._folder.create(fresh, _PRIVATE), "wb") as out:
             for (repository, digest), upload in self._kept.items():
                 out.write(_line(repository, digest, upload))
-        fresh.replace(self.path)
+        self._folder.rename(fresh, self.path.name)
 
 
-def _locked(path: Path) -> BinaryIO | None:
-    """The file at `path`, open for this process alone; None while another one has it."""
+def _locked(folder: Folder, name: str) -> BinaryIO | None:
+    """The file of that name, open for this process alone; None while another one has it."""
     while True:
-        fd = os.open(path, os.O_CREAT | os.O_RDWR | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        with suppress(FileExistsError):
+            os.close(folder.create(name, _PRIVATE))
+        try:
+            fd = folder.open(name, os.O_RDWR | os.O_APPEND)
+        except FileNotFoundError:
+            continue  # whoever had it has just removed it
         file = os.fdopen(fd, "r+b", buffering=0)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             file.close()
             return None
-        try:
-            if os.fstat(fd).st_ino == path.stat().st_ino:
-                return file
-        except FileNotFoundError:
-            pass
+        found = folder.status(name)
+        if found is not None and os.fstat(fd).st_ino == found.st_ino:
+            return file
         file.close()  # whoever had it put another in its place, or removed it
 
 

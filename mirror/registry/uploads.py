@@ -22,11 +22,12 @@ from dataclasses import dataclass
 
 from mirror.errors import CancelledError, DeniedError, MirrorError, RegistryError, UnreachableError
 from mirror.oci import Digest
-from mirror.registry import downloads, upload_sessions
+from mirror.registry import downloads, statuses, upload_sessions
 from mirror.registry.auth import PUSH
 from mirror.registry.failures import TransientFailure
 from mirror.registry.http1 import Body
 from mirror.registry.transport import Answer, Transport
+from mirror.registry.upload_forms import WANTS_ANOTHER, WANTS_CHUNKS, Form
 from mirror.registry.upload_sessions import (
     Content,
     OpenUpload,
@@ -37,21 +38,12 @@ from mirror.registry.upload_sessions import (
 
 _log = logging.getLogger(__name__)
 
-_CHUNK = 16 << 20
-"""Bytes that a break costs, at most, and above which a blob is sent in chunks."""
 _WORTH_KEEPING = 1 << 20
 """Bytes of a blob whose session is written down: smaller ones are as soon sent again."""
-_SHORT_CHUNK = 1 << 20
-"""What chunks shrink to on a line that keeps breaking; they grow again when some get through."""
-_SMALLEST_CHUNK = 64 << 10
-"""What they shrink to where a registry or a proxy finds them too large."""
 _PROGRESS_BYTES = 64 << 10
-_BREAKS_BEFORE_CHUNKS = 2
 _FAULTS_OF_A_SESSION = 2
-_WANTS_CHUNKS = frozenset({405, 411, 413, 416, 501})
-"""Answers to a whole blob in one PUT that a registry or a proxy before it gives for its form."""
-_WANTS_WHOLE = frozenset({400, 404, 405, 411, 415, 416, 501})
-"""The same to the first chunk."""
+_UNANSWERED = (405, 501)
+"""Of registries that do not tell how far a session got."""
 
 
 @dataclass(slots=True)
@@ -59,8 +51,8 @@ class _Session:
     """An upload under way: where it continues and how many bytes the registry has of it.
 
     `resumed`: bytes of a broken connection may be in it, so that its content is not certain.
-    `unsure`: so is how far it got; the registry has to be asked. `faults`: how often in a row the
-    registry broke down over it.
+    `unsure`: so is how far it got; the registry has to be asked. `doubted`: it said that it has
+    less than it had accepted. `faults`: how often in a row the registry broke down over it.
     """
 
     location: str
@@ -68,6 +60,7 @@ class _Session:
     min_chunk: int = 0
     resumed: bool = False
     unsure: bool = False
+    doubted: bool = False
     faults: int = 0
 
 
@@ -106,10 +99,8 @@ class Upload:
         self._where = f"PUT {self._what}"
         self._outgoing = Outgoing(content, size, transport.check, self._what)
         self._backoff = transport.backoff(self._where)
-        self._chunk = _CHUNK if size > _CHUNK else None  # bytes; None sends all in one piece
-        self._by_choice = True  # chunks, if any, are ours and not what the registry asked for
+        self._form = Form(size)
         self._best = 0  # the furthest offset that a registry has confirmed
-        self._breaks = 0
         self._sent = 0
 
     def run(self) -> int:
@@ -130,7 +121,7 @@ class Upload:
                 except _RestartError as restart:
                     self._cancel(session)
                     session = None
-                    if not restart.at_once:
+                    if not (restart.at_once or self._form.failed()):
                         lost = f"{self._transport.host} lost the beginning of an upload"
                         self._backoff().wait(TransientFailure(restart.error, lost))
         except BaseException as err:
@@ -182,7 +173,9 @@ class Upload:
         transport = self._transport
         url = transport.at(self._repository, "blobs/uploads/")
         # One attempt here, as `run` has the patience: two loops would multiply.
-        answer = upload_sessions.attempt(transport, "POST", url, accept=(202,), wanted=self._scopes)
+        answer = upload_sessions.attempt(
+            transport, "POST", url, accept=statuses.OPEN, wanted=self._scopes
+        )
         session = _Session(upload_sessions.location_of(transport, answer))
         self._learn(session, answer)
         self._note(session)
@@ -190,12 +183,12 @@ class Upload:
 
     def _carry(self, session: _Session) -> None:
         """Bring the session from its offset to its end."""
-        done = False
+        done, form = False, self._form
         while not done:
             left = self._size - session.offset
-            chunk = max(self._chunk, session.min_chunk) if self._chunk is not None else left
+            chunk = max(form.chunk, session.min_chunk) if form.chunk is not None else left
             # Who asked for chunks is not sent bytes with the PUT.
-            if not left or (left <= chunk and (self._chunk is None or self._by_choice)):
+            if not left or (left <= chunk and (form.chunk is None or form.is_usual)):
                 done = self._put(session)
             else:
                 self._patch(session, chunk)
@@ -211,17 +204,27 @@ class Upload:
             headers["Content-Range"] = f"{start}-{self._size - 1}"
         url = upload_sessions.with_digest(session.location, self._digest)
         try:
-            self._send("PUT", url, headers, start, count, (200, 201, 202, 204))
+            self._complete(url, headers, start, count)
         except RegistryError as err:
-            if count and err.status in _WANTS_CHUNKS and self._smaller():
+            if count and err.status in WANTS_CHUNKS and self._form.shrink():
                 if start:
                     self._ask(session, err)
                     return False
                 raise _RestartError(err, at_once=True) from err
             if _session_lost(err, session):
                 raise _RestartError(err) from err
+            # What was put together of chunks may be refused for that.
+            in_pieces = start > 0 or not self._form.is_first
+            if in_pieces and err.status in WANTS_ANOTHER and self._form.change():
+                raise _RestartError(err, at_once=True) from err
             raise
         return True
+
+    def _complete(self, url: str, headers: dict[str, str], start: int, count: int) -> None:
+        said = (*statuses.PUT_BLOB, *statuses.UNSAID)
+        answer = self._send("PUT", url, headers, start, count, said)
+        if answer.status not in statuses.PUT_BLOB and not self._arrived():
+            raise self._transport.refused(answer, self._where)
 
     def _patch(self, session: _Session, length: int) -> None:
         start = session.offset
@@ -231,20 +234,19 @@ class Upload:
             "Content-Range": f"{start}-{start + count - 1}",
         }
         try:
-            answer = self._send("PATCH", session.location, headers, start, count, (200, 202, 204))
+            answer = self._send("PATCH", session.location, headers, start, count, statuses.CHUNK)
         except RegistryError as err:
-            if err.status == 413 and length > session.min_chunk and self._smaller():
+            if err.status == 413 and length > session.min_chunk and self._form.shrink():
                 self._ask(session, err)
                 return
-            if not start and self._by_choice and err.status in _WANTS_WHOLE:
-                self._chunk, self._by_choice = None, False
+            if not start and err.status in WANTS_ANOTHER and self._form.change():
                 raise _RestartError(err, at_once=True) from err
             if err.status == 416:
                 self._ask(session, err)
                 if session.offset == start:
                     raise _RestartError(err) from err
                 return
-            if _session_lost(err, session):
+            if _session_lost(err, session) or (start and err.status in WANTS_ANOTHER):
                 raise _RestartError(err) from err
             raise
         session.location = upload_sessions.location_of(self._transport, answer, session.location)
@@ -254,29 +256,43 @@ class Upload:
         session.offset = start + count
         self._learn(session, answer)
         if told is not None and start < told < start + count:
-            self._ask(session, _unasked(self._where))
+            self._ask(session, _unasked(self._where), believed=True)
             session.resumed = False
             if not start < session.offset <= start + count:
                 session.offset = start + count
-        session.faults = 0
+        session.faults, session.doubted = 0, False
         self._confirmed(session.offset)
         self._note(session)
-        if self._by_choice and self._chunk is not None:
-            self._chunk = min(_CHUNK, 2 * self._chunk)
+        self._form.passed()
 
-    def _ask(self, session: _Session, reason: RegistryError) -> None:
-        """Learn from the registry how far the session got ("Pushing a blob in chunks")."""
+    def _ask(self, session: _Session, reason: RegistryError, *, believed: bool = False) -> None:
+        """Learn from the registry how far the session got ("Pushing a blob in chunks").
+
+        What it has accepted it has, whatever it says: that is `believed` when it is said again.
+        """
+        confirmed = None if session.unsure else session.offset
         try:
             answer = upload_sessions.attempt(
-                self._transport, "GET", session.location, accept=(200, 204), wanted=self._scopes
+                self._transport,
+                "GET",
+                session.location,
+                accept=statuses.SESSION,
+                wanted=self._scopes,
             )
         except RegistryError as err:
             if err.status is None or err.status in (401, 403):
                 raise
+            if err.status in _UNANSWERED and confirmed:
+                session.resumed = True
+                return
             raise _RestartError(reason) from err
         told = upload_sessions.offset_told(answer)
+        if told is None:
+            told = confirmed
         if told is None or told > self._size:
             raise _RestartError(reason)
+        if confirmed is not None and told < confirmed and not (believed or session.doubted):
+            told, session.doubted = confirmed, True
         session.offset, session.resumed, session.unsure = told, True, False
         session.location = upload_sessions.location_of(self._transport, answer, session.location)
         self._learn(session, answer)
@@ -288,13 +304,8 @@ class Upload:
         Raises:
             RegistryError: patience is at its end.
         """
-        self._breaks += 1
-        if session is not None and self._chunk is None and self._breaks >= _BREAKS_BEFORE_CHUNKS:
-            # A proxy that finds a body too large may cut the line before its 413 can be read.
-            self._smaller()
-        elif self._chunk is not None and self._by_choice:
-            # Shorter than what lies between two breaks, or nothing ever gets through.
-            self._chunk = max(_SHORT_CHUNK, self._chunk // 2)
+        if session is not None:
+            self._form.broke()
         while True:
             try:
                 self._backoff().wait(failure)
@@ -304,11 +315,13 @@ class Upload:
                 raise
             if session is None:
                 return None
-            if session.resumed and failure.error.status == 500:
-                # Distribution that was killed may leave a session which it can never read again.
+            if failure.error.status == 500:
+                # Distribution that was killed may leave a session which it can never read again,
+                # and there are registries that break down over any second chunk.
                 session.faults += 1
                 if session.faults >= _FAULTS_OF_A_SESSION:
                     self._cancel(session)
+                    self._form.failed()
                     return None
             try:
                 # The answer to a completed upload may be what got lost.
@@ -345,18 +358,8 @@ class Upload:
     def _confirmed(self, offset: int) -> None:
         if offset - self._best >= _PROGRESS_BYTES:
             self._best = offset
+            self._form.progressed()
             self._backoff().progressed()
-
-    def _smaller(self) -> bool:
-        """Go over to chunks, or to smaller ones; False when they cannot become smaller."""
-        self._by_choice = False
-        if self._chunk is None:
-            self._chunk = _CHUNK
-            return True
-        if self._chunk <= _SMALLEST_CHUNK:
-            return False
-        self._chunk //= 4
-        return True
 
     def _learn(self, session: _Session, answer: Answer) -> None:
         text = answer.headers.get("oci-chunk-min-length", "")

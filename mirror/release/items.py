@@ -163,6 +163,11 @@ def _names(
                 f"{where} does not exist, so there is no {kind.noun} {', '.join(wanted.names)}; "
                 "check --source, and that your licence covers it"
             )
+        if selection.modules_must_exist and kind is MODULE:
+            raise SourceContentError(
+                f"{where} does not exist, where --modules-path-suffix says that modules are; "
+                "correct it, or leave modules out with --no-modules"
+            )
         source.warn(f"{where} does not exist; no {kind.noun}s are taken")
         return ()
     unknown = sorted(set(wanted.names) - published)

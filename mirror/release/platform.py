@@ -7,21 +7,19 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from difflib import get_close_matches
 
-import yaml
 from semver import Version
 
-from mirror.documents import parse_yaml
 from mirror.errors import InvalidDigestError, NotFoundError, SourceContentError
 from mirror.layout import (
     CHANNELS,
     DEFAULT_CHANNELS,
+    EDITIONS,
     INSTALL,
     INSTALL_STANDALONE,
     LTS,
     RELEASE_CHANNEL,
-    RELEASES_FILE,
     in_order,
     latest_patches,
     parse_version,
@@ -31,19 +29,17 @@ from mirror.layout import (
 from mirror.oci import Digest
 from mirror.oci.reference import valid_tag
 from mirror.release.constraints import Constraint, find_by_probing
+from mirror.release.releases_file import releases_file
 from mirror.release.selection import PlatformSelection, WantedImage, select_versions
 from mirror.release.source import (
-    VERSION_JSON,
     ChannelFact,
-    ReleaseInfo,
     ReleaseSource,
     can_lead,
+    editions_near,
     json_object,
-    parse_release,
     read_channel,
 )
 
-CHANGELOG_YAML = "changelog.yaml"
 IMAGES_DIGESTS = "deckhouse/candi/images_digests.json"
 IMAGES_TAGS = "deckhouse/candi/images_tags.json"
 
@@ -79,9 +75,9 @@ def select_platform(
 
     * Nothing asked: every channel's version, and between rock-solid and alpha the latest patch of
       each minor version, so that a cluster can update step by step. Whatever is older than
-      rock-solid stays out. `since_version` begins earlier.
+      rock-solid stays out, but for the version of lts. `since_version` begins earlier.
     * A constraint: of what it accepts every channel's version, the latest patch of each minor
-      version, and its inclusive bounds. A channel behind rock-solid does not travel.
+      version, and its inclusive bounds. A channel behind rock-solid does not travel, but lts does.
     * A tag: that release alone, whatever the channels say, and the channels that lead to it.
 
     Raises:
@@ -179,7 +175,8 @@ def _constrained(
             f"the source has no platform release that fits {constraint}; it offers "
             f"{version_tag(min(offered))} to {version_tag(max(offered))}"
         )
-    return _selection(versions, channels, tags)
+    accepted = [one for one in channels if constraint.accepts(one.version) or one.name == _OLDEST]
+    return _selection(versions, accepted, tags)
 
 
 def _current(
@@ -202,7 +199,7 @@ def _current(
     end = of.get(_NEWEST)
     if end is None and since is not None:
         end = max(of.values())
-    versions = [fact.version for fact in channels if oldest is None or fact.version >= start]
+    versions = [fact.version for fact in channels if fact.name == LTS or fact.version >= start]
     if end is not None:
         between = [version for version in tags_of_versions(tags) if start <= version <= end]
         versions += latest_patches(between, releases_first=True)
@@ -219,15 +216,23 @@ def _selection(
 ) -> SelectedReleases:
     """Put `versions` in order, and add those `channels` that lead to one of them.
 
-    A channel that lags behind rock-solid stays out.
+    A channel that lags behind rock-solid stays out, except for lts, which always does.
     """
     chosen = in_order(versions)
     last = next((fact.version for fact in channels if fact.name == _OLDEST), None)
-    kept = [
-        fact
-        for fact in channels
-        if fact.version in chosen and (last is None or fact.version >= last)
-    ]
+    kept = [fact for fact in channels if fact.version in chosen]
+    if last is not None:
+        behind = [fact for fact in channels if fact.version < last and fact.name != LTS]
+        kept = [fact for fact in kept if fact not in behind]
+        warnings = [
+            *warnings,
+            *(
+                f"release channel {fact.name} is left out: it leads to "
+                f"{version_tag(fact.version)}, which is older than rock-solid's "
+                f"{version_tag(last)}; take it by itself with --deckhouse-tag {fact.name}"
+                for fact in behind
+            ),
+        ]
     spelled = tags_of_versions(tags)
     return SelectedReleases(
         tuple(chosen),
@@ -266,6 +271,8 @@ def select_platform_images(
     for warning in selection.warnings:
         source.warn(warning)
     releases = (*selection.tags, *selection.custom_tags)
+    if wanted.tag is not None and not selection.channels:
+        _check_published(source, wanted.tag, releases, tags)
     # All aliases lead to one release image.
     for tag in set(selection.aliases.values()):
         if not can_lead(source, RELEASE_CHANNEL, tag, releases, source.warn):
@@ -293,8 +300,50 @@ def select_platform_images(
     # A component of several releases is taken once, in the name of the first of them.
     components = {wanted.tag: wanted for of_release in reversed(listed) for wanted in of_release}
     images += components.values()
-    files = {} if pinned else _described(source, selection.tags)
+    files = {} if pinned else releases_file(source, selection.tags)
     return SelectedPlatform(selection, tuple(images), files)
+
+
+def _check_published(
+    source: ReleaseSource, tag: str, releases: Collection[str], tags: Collection[str]
+) -> None:
+    """Raise NotFoundError if nothing at the source goes by a tag that the user named.
+
+    `tags` are those of release images. What one of them promises and is not there is the source's
+    fault, not the user's.
+    """
+    if not set(releases).isdisjoint(tags) or any(
+        source.manifest(path, one) is not None for one in releases for path in ("", INSTALL)
+    ):
+        return
+    channels, newest = _named(tags), list(reversed(tags_of_versions(tags).values()))
+    near = "".join(
+        f" (did you mean {one}?)" for one in get_close_matches(tag, [*channels, *newest], n=1)
+    )
+    offers = [
+        f"its {what} are {', '.join(names)}"
+        for what, names in (("release channels", channels), ("newest versions", newest[:5]))
+        if names
+    ]
+    advice = "name one of these with --deckhouse-tag" if offers else _edition_hint(source)
+    raise NotFoundError(
+        "; ".join([f"the source has no platform release {tag}{near}", *offers, advice])
+    )
+
+
+def _edition_hint(source: ReleaseSource) -> str:
+    """What to do where `--source` leads to no edition: name those that are near."""
+    found = editions_near(source)
+    if len(found) == 1:
+        return f"an edition is at {found[0]}: name it with --source"
+    if found:
+        return f"editions are at {', '.join(found)}: name one of them with --source"
+    known = ", ".join(sorted(EDITIONS))
+    ending = f"{source.tree.root} ends in no edition ({known}); " if not source.tree.edition else ""
+    return (
+        f"{ending}check that --source names an edition's repository, and that your licence covers "
+        "it"
+    )
 
 
 def _facts(
@@ -318,9 +367,8 @@ def _listed(source: ReleaseSource, wanted: PlatformSelection) -> frozenset[str]:
     tags = source.tags(RELEASE_CHANNEL)
     if tags is None and (wanted.tag is None or wanted.tag in CHANNELS):
         raise SourceContentError(
-            f"{source.tree.origin(RELEASE_CHANNEL)} does not exist; check that --source names an "
-            "edition's repository, and that your licence covers it; a source that cannot list "
-            "tags, such as a proxy, takes --proxy-registry"
+            f"{source.tree.origin(RELEASE_CHANNEL)} does not exist; {_edition_hint(source)}; a "
+            "source that cannot list tags, such as a proxy, takes --proxy-registry"
         )
     return tags or frozenset()
 
@@ -356,20 +404,6 @@ def _components(source: ReleaseSource, tag: str) -> list[WantedImage]:
     ]
 
 
-def _described(source: ReleaseSource, tags: Collection[str]) -> dict[str, bytes]:
-    """Write the file that describes the releases to a cluster, from their release images."""
-
-    def describe(tag: str) -> tuple[ReleaseInfo, Mapping[str, Any]]:
-        where = source.where(RELEASE_CHANNEL, tag)
-        manifest = source.required(RELEASE_CHANNEL, tag, f"platform release {tag}")
-        found = source.files(RELEASE_CHANNEL, manifest, (VERSION_JSON, CHANGELOG_YAML))
-        info = parse_release(found.get(VERSION_JSON), where)
-        return info, parse_changelog(found.get(CHANGELOG_YAML, b""), where)
-
-    releases = source.each("release descriptions", tags, describe)
-    return {RELEASES_FILE: deckhouse_releases(releases)} if releases else {}
-
-
 def parse_components(data: bytes, where: str, file: str) -> dict[Digest | str, str]:
     """Read an installer's list, in its order: digest, or tag in `IMAGES_TAGS` → `module/image`."""
     found: dict[Digest | str, str] = {}
@@ -388,50 +422,3 @@ def parse_components(data: bytes, where: str, file: str) -> dict[Digest | str, s
                 raise SourceContentError(f"{at}: {err}") from err
             found.setdefault(reference, f"{module}/{image}")
     return found
-
-
-def parse_changelog(data: bytes, where: str) -> Mapping[str, Any]:
-    """A release image's `changelog.yaml`: a mapping of modules to their changes."""
-    try:
-        document = parse_yaml(data)
-    except ValueError as err:
-        raise SourceContentError(f"{where}: {CHANGELOG_YAML} cannot be read: {err}") from err
-    if not isinstance(document, dict | None):
-        raise SourceContentError(f"{where}: {CHANGELOG_YAML} is not a mapping")
-    return document or {}
-
-
-def deckhouse_releases(releases: Iterable[tuple[ReleaseInfo, Mapping[str, Any]]]) -> bytes:
-    """Write `deckhousereleases.yaml`, from which a cluster without channels learns its releases.
-
-    `releases` are what their images say in `version.json` and `changelog.yaml`. The file has one
-    YAML document per release, oldest first, with sorted keys; each begins with `---`.
-    """
-    ordered = sorted(releases, key=lambda release: release[0].version)
-    text: str = yaml.safe_dump_all(
-        [_document(info, changelog) for info, changelog in ordered],
-        explicit_start=True,
-        allow_unicode=True,
-        default_flow_style=False,
-    )
-    return text.encode()
-
-
-def _document(info: ReleaseInfo, changelog: Mapping[str, Any]) -> dict[str, Any]:
-    tag = version_tag(info.version)
-    disruptions = info.disruptions.get(f"{info.version.major}.{info.version.minor}")
-    spec = {
-        "changelog": dict(changelog),
-        "changelogLink": f"https://github.com/deckhouse/deckhouse/releases/tag/{tag}",
-        "version": tag,
-        **({"disruptions": list(disruptions)} if disruptions else {}),
-        **({"requirements": dict(info.requirements)} if info.requirements else {}),
-    }
-    return {
-        "apiVersion": "deckhouse.io/v1alpha1",
-        "approved": False,
-        "kind": "DeckhouseRelease",
-        "metadata": {"name": tag},
-        "spec": spec,
-        "status": {"approved": False, "message": "", "transitionTime": "0001-01-01T00:00:00Z"},
-    }

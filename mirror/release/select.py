@@ -12,7 +12,6 @@ from itertools import groupby
 from types import MappingProxyType
 from typing import Any
 
-from mirror.documents import parse_json
 from mirror.errors import DeniedError, SourceContentError
 from mirror.layout import CHANNELS, INSTALLER, PLUGINS, SECURITY_DATABASES
 from mirror.oci import Descriptor, Digest, Manifest, Platform
@@ -22,7 +21,7 @@ from mirror.release.items import MODULE, PACKAGE, package_version_images, select
 from mirror.release.platform import SelectedPlatform, select_platform_images
 from mirror.release.plugins import PluginChoice, plugins_for
 from mirror.release.selection import Selection, WantedImage
-from mirror.release.source import ReleaseSource, combined
+from mirror.release.source import ReleaseSource, json_object
 from mirror.sync import Inventory, InventoryBuilder, ManifestNode
 from mirror.sync.content import ForeignLayers, SparseIndexes, foreign_notice, sparse_notice
 from mirror.sync.inventory import canonical_json
@@ -209,6 +208,9 @@ class _Added:
         return WantedImage(*where, tag, reference or tag, why, optional=optional)
 
 
+_WITHOUT = ", or take the index without it (--sparse-indexes carry)"
+
+
 class _Resolving:
     """Collects manifests, archive by archive."""
 
@@ -217,7 +219,7 @@ class _Resolving:
         self._rules = selection.rules
         self._builders: dict[str, InventoryBuilder] = {}
         self._seen: dict[tuple[str, str, Digest], ManifestNode] = {}
-        self._missing: dict[tuple[str, str | Digest], str] = {}  # what → what leads to it
+        self._missing: dict[tuple[str, str | Digest], SourceContentError] = {}
 
     def inventories(self) -> Mapping[str, Inventory]:
         """All that was added, with the foreign layers that the source has.
@@ -227,8 +229,7 @@ class _Resolving:
         """
         self._mark_sparse_indexes()
         if self._missing:
-            lacks = (self._source.missing(*what, why) for what, why in self._missing.items())
-            raise combined(lacks)
+            raise SourceContentError.of_all([*map(str, self._missing.values())])
         self._add_foreign_layers()
         return {archive: builder.build() for archive, builder in sorted(self._builders.items())}
 
@@ -240,7 +241,10 @@ class _Resolving:
                 if (archive, path, child.digest) not in self._seen:
                     absent.setdefault(digest, set()).add(child.digest)
                     if self._rules.sparse_indexes is SparseIndexes.REFUSE:
-                        self._missing.setdefault((path, child.digest), f"index {digest}")
+                        error = self._source.missing(
+                            path, child.digest, f"index {digest}", _WITHOUT
+                        )
+                        self._missing.setdefault((path, child.digest), error)
         if self._missing:
             return
         for (archive, path, digest), node in self._seen.items():
@@ -252,22 +256,28 @@ class _Resolving:
 
     def _add_foreign_layers(self) -> None:
         """Add the layers that a registry need not hold and that this one holds."""
-        wanted = {
-            (archive, path, layer)
-            for (archive, path, _), node in self._seen.items()
-            for layer in node.foreign
-        }
-        held: dict[tuple[str, Descriptor], int | None] = {}
+        wanted = sorted(
+            {
+                (archive, path, layer)
+                for (archive, path, _), node in self._seen.items()
+                for layer in node.foreign
+            }
+        )
+        sizes: Sequence[int | None] = [None] * len(wanted)
         if self._rules.foreign_layers is ForeignLayers.CARRY:
-            places = sorted({place[1:] for place in wanted})
-            sizes = self._source.each("foreign layers", places, self._source.blob_size)
-            held = dict(zip(places, sizes, strict=True))
-        for archive, path, layer in sorted(wanted):
-            if held.get((path, layer)) == layer.size:
-                self._builders[archive].add_blob(path, layer.digest, layer.size)
-        lacking = {layer for _, path, layer in wanted if held.get((path, layer)) != layer.size}
+            sizes = self._source.each("foreign layers", wanted, self._foreign_size)
+        lacking: set[Descriptor] = set()
+        for (archive, path, layer), size in zip(wanted, sizes, strict=True):
+            if size == layer.size:
+                self._builders[archive].add_blob(path, layer.digest, size)
+            else:
+                lacking.add(layer)
         if lacking:
             self._source.warn(foreign_notice(self._source.content.name, len(lacking), self._rules))
+
+    def _foreign_size(self, place: tuple[str, str, Descriptor]) -> int | None:
+        _, path, layer = place
+        return self._source.content.client.blob_size(self._source.tree.locate(path), layer.digest)
 
     def add(self, images: Sequence[WantedImage], *, thin: bool = True) -> list[_Added]:
         """Add images and all that they reach; return what was not there before.
@@ -302,7 +312,8 @@ class _Resolving:
 
     def _absent(self, wanted: WantedImage) -> None:
         if not wanted.optional:
-            self._missing.setdefault((wanted.repository, wanted.reference), wanted.needed_by)
+            what = wanted.repository, wanted.reference
+            self._missing.setdefault(what, self._source.missing(*what, wanted.needed_by))
         elif wanted.notable:
             where = self._source.where(wanted.repository, wanted.reference)
             self._source.warn(f"{where} is not there ({wanted.needed_by}); it is left out")
@@ -344,7 +355,7 @@ class _Resolving:
     def _thinned(self, wanted: WantedImage, index: Manifest) -> Manifest:
         """The index without the images for other platforms; whole if it has none for these."""
         where = self._source.where(wanted.repository, wanted.reference)
-        document = _document(index, where)
+        document = json_object(index.raw, where, "the index")
         document["manifests"] = [
             raw
             for raw, child in zip(document.get("manifests") or (), index.children, strict=True)
@@ -414,7 +425,7 @@ def _referrers(
         earlier = source.manifest(path, referrers_tag(digest)) if has_index else None
         if found and earlier is not None and earlier.is_index:
             known = {one["digest"] for one in found}
-            every = _document(earlier, source.where(path, referrers_tag(digest)))
+            every = json_object(earlier.raw, source.where(path, referrers_tag(digest)), "the index")
             others = every.get("manifests") or ()
             found += [one for one in others if one["digest"] not in known]
             found.sort(key=lambda one: str(one["digest"]))
@@ -433,12 +444,3 @@ def _referrers(
         for one in subjects
         if (referring := indexes.get((one.repository, one.manifest.digest))) is not None
     ]
-
-
-def _document(index: Manifest, where: str) -> dict[str, Any]:
-    """An index as JSON values, to be written down again with other manifests in it."""
-    try:
-        document: dict[str, Any] = parse_json(index.raw)
-    except ValueError as err:
-        raise SourceContentError(f"{where}: the index cannot be read: {err}") from err
-    return document

@@ -180,6 +180,12 @@ def parse_platform(text: str, flag: str = "--include-platform") -> ExactTag | Co
             f"they are quoted, so write {flag} '>=1.64', or check the variable that should have "
             "filled it"
         )
+    if version.startswith("-"):
+        raise InputError(
+            f"{flag} {version[:120]!r} is another flag, not a version; the shell takes > and < for "
+            f"redirections unless they are quoted, so write {flag} '>=1.64' (and remove the file "
+            "that it made, such as '=1.64')"
+        )
     if "/" in version or "\\" in version or version in (".", "..", "~"):
         raise InputError(
             f"{flag} {version[:120]!r} is a path, not a version; the constraint seems to be "
@@ -319,6 +325,7 @@ class Selection:
         platforms: keep only the images for these in multi-arch indexes that tags name.
         probing: the source cannot list tags; find versions by trying them.
         rules: how much of each image must be at the source.
+        modules_must_exist: a source without a repository of modules is an error.
     """
 
     platform: PlatformSelection | None = field(default_factory=PlatformSelection)
@@ -333,6 +340,7 @@ class Selection:
     platforms: tuple[Platform, ...] = ()
     probing: bool = False
     rules: ContentRules = AS_USUAL
+    modules_must_exist: bool = False
 
 
 @dataclass(frozen=True, slots=True, order=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -15,6 +15,7 @@ from semver import Version
 
 from mirror.documents import parse_json, problems
 from mirror.errors import (
+    DeniedError,
     InvalidManifestError,
     RegistryError,
     RegistryNotFoundError,
@@ -157,11 +158,6 @@ class ReleaseSource:
 
         return self._once(("manifest", repository, reference), ask)
 
-    def blob_size(self, place: tuple[str, Descriptor]) -> int | None:
-        """Return the size in bytes of a blob of (repository, blob); None if it is not there."""
-        repository, blob = place
-        return self.content.client.blob_size(self.tree.locate(repository), blob.digest)
-
     def required(self, repository: str, reference: str | Digest, needed_by: str) -> Manifest:
         """Return a manifest that `needed_by` leads to; SourceContentError if it is not there."""
         manifest = self.manifest(repository, reference)
@@ -249,26 +245,13 @@ class ReleaseSource:
         return f"{self.tree.origin(repository)}{separator}{reference}"
 
     def missing(
-        self, repository: str, reference: str | Digest, needed_by: str
+        self, repository: str, reference: str | Digest, needed_by: str, way_out: str = ""
     ) -> SourceContentError:
         """Return the error for an image that `needed_by` leads to and the source does not have."""
-        whole = needed_by.startswith("index ")
         return SourceContentError(
             f"{self.where(repository, reference)} is not there, though {needed_by} leads to it; "
-            "the source is incomplete: ask its owner, or select other releases"
-            + ", or take the index without it (--sparse-indexes carry)"
-            * whole
+            f"the source is incomplete: ask its owner, or select other releases{way_out}"
         )
-
-
-def combined(errors: Iterable[SourceContentError], *, most: int = 20) -> SourceContentError:
-    """Return one error that has the messages of all; the first `most` of them in full."""
-    found = list(dict.fromkeys(map(str, errors)))
-    if len(found) == 1:
-        return SourceContentError(found[0])
-    more = f"\n  and {len(found) - most} more" if len(found) > most else ""
-    lines = "".join(f"\n  {text}" for text in found[:most])
-    return SourceContentError(f"the source lacks {len(found)} images:{lines}{more}")
 
 
 def _own(error: BaseException) -> BaseException:
@@ -392,6 +375,26 @@ def release_info(
     found = source.files(repository, manifest, (VERSION_JSON,))
     of_platform = repository == RELEASE_CHANNEL
     return parse_release(found.get(VERSION_JSON), where, version_only=not of_platform)
+
+
+def editions_near(source: ReleaseSource) -> list[str]:
+    """The editions below the path that `--source` names and beside it: `host/path` of each."""
+    root = source.tree.root
+    above = root.path.rpartition("/")[0]
+    paths = [
+        join_path(parent, edition)
+        for parent in dict.fromkeys((root.path, above))
+        for edition in sorted(EDITIONS)
+    ]
+
+    def is_edition(path: str) -> bool:
+        try:
+            return any(True for _ in source.content.client.tags(f"{path}/{RELEASE_CHANNEL}"))
+        except (RegistryError, DeniedError):  # no answer is none: this only looks for advice
+            return False
+
+    found = source.each("editions", paths, is_edition)
+    return [f"{root.host}/{path}" for path, there in zip(paths, found, strict=True) if there]
 
 
 def read_channels(

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import socket
+import struct
 import threading
 from pathlib import Path
 
@@ -161,21 +162,26 @@ def listen(host: str, port: int) -> socket.socket:
     return listener
 
 
-async def abort(scope: Scope) -> None:
-    """Break the connection at once; unsent bytes are lost."""
-    _transport(scope).abort()
+async def abort(scope: Scope, *, reset: bool = False) -> None:
+    """Break the connection at once; unsent bytes are lost. `reset` says so to the client."""
+    connection = connection_of(scope)
+    if reset:
+        sock: socket.socket = connection.get_extra_info("socket")
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    connection.abort()
     for _ in range(3):  # the server notices in the next turns of the loop
         await asyncio.sleep(0)
 
 
 async def close(scope: Scope, receive: Receive) -> None:
     """Send what is buffered, then close the connection before the answer is complete."""
-    _transport(scope).close()
+    connection_of(scope).close()
     while (await receive())["type"] != "http.disconnect":
         pass
 
 
-def _transport(scope: Scope) -> asyncio.Transport:
+def connection_of(scope: Scope) -> asyncio.Transport:
+    """The connection that a request came on, for bytes that HTTP has no place for."""
     transport = scope.get("extensions", {}).get(_EXTENSION, {}).get("transport")
     if not isinstance(transport, asyncio.Transport):
         raise RuntimeError("only the server of mirror.serve can cut a connection")

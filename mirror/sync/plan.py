@@ -6,7 +6,7 @@ and a transfer carries it out.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -327,6 +327,14 @@ Tags = Mapping[str, Mapping[str, Digest]]
 def tags_of(inventory: Inventory) -> Tags:
     """The tags of every repository."""
     return {path: content.tags for path, content in inventory.repositories.items() if content.tags}
+
+
+def tags_of_steps(steps: Sequence[PutTag]) -> Tags:
+    """What tags name after `steps`."""
+    tags: dict[str, dict[str, Digest]] = {}
+    for step in steps:
+        tags.setdefault(step.repository, {})[step.tag] = step.digest
+    return tags
 
 
 def tags_only(tags: Tags) -> Inventory:

@@ -9,7 +9,7 @@ publication interrupted can finish it.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from enum import Enum, auto
@@ -32,12 +32,9 @@ from mirror.sync.inventory import Inventory
 from mirror.sync.plan import (
     Plan,
     PutTag,
-    Tags,
     TagStage,
-    differing,
-    laid_over,
     make_plan,
-    tags_of,
+    tags_of_steps,
     tags_only,
 )
 from mirror.sync.publication_state import (
@@ -48,8 +45,17 @@ from mirror.sync.publication_state import (
     generation_tag,
     read_tips,
     statement_digest,
+    tags_to_finish,
 )
-from mirror.sync.statement import REPOSITORY, Artifact, Statement, make_artifact, put_artifact
+from mirror.sync.statement import (
+    REPOSITORY,
+    SIGNATURE,
+    Artifact,
+    Statement,
+    StatementKeys,
+    make_artifact,
+    put_artifact,
+)
 from mirror.sync.transfer import Independence, Interim, TransferReport, transfer
 from mirror.sync.tree import RegistryTree
 
@@ -85,14 +91,15 @@ class Goal:
     artifact: Artifact
 
     @classmethod
-    def of(cls, statement: Statement) -> Goal:
-        """The goal of a statement that this program writes. Keep it: the layer may be large."""
-        return cls(statement, statement.artifact())
+    def of(cls, statement: Statement, keys: StatementKeys | None = None) -> Goal:
+        """The goal of a statement of our own, signed by `keys`. Keep it: the layer may be large."""
+        return cls(statement, statement.artifact(keys))
 
     @property
     def published(self) -> Published:
         """What a registry states that has reached it."""
-        return Published(self.artifact.manifest.digest, self.statement)
+        manifest = self.artifact.manifest
+        return Published(manifest.digest, self.statement, SIGNATURE in manifest.annotations)
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +130,7 @@ class Publication:
         removals: tags that are to go when all others have turned, which takes a goal.
         retracts: where tags turn and no statement will cover them, the present one is removed.
         heard: whether the run's listener gets an event for each item that is carried.
+        announced: called before the first tag turns; a ConflictError withdraws the announcement.
 
     Raises:
         ValueError: there are removals and no goal.
@@ -136,6 +144,7 @@ class Publication:
     removals: tuple[PutTag, ...] = ()
     retracts: bool = False
     heard: bool = True
+    announced: Callable[[], None] = lambda: None
 
     def __post_init__(self) -> None:
         if self.removals and self.goal is None:
@@ -220,6 +229,23 @@ class Publication:
                 _finish(self.tree, self.state, self.state.pending, run)
             case Step.ANNOUNCE if self.goal is not None:
                 announce(self.tree, self.goal.artifact)
+                try:
+                    self.announced()
+                except ConflictError:
+                    self._withdraw(self.goal, run)
+                    raise
+
+    def _withdraw(self, goal: Goal, run: Run) -> None:
+        """Let `pending` name again what it did, or the present statement, which says as much."""
+        client, repository = self.tree.client, self.tree.locate(REPOSITORY)
+        before = self.state.tips[0] or self.state.tips[1]
+        try:
+            if before is None:
+                client.delete_manifest(repository, goal.artifact.manifest.digest)
+            else:
+                client.put_manifest(repository, PENDING, client.manifest(repository, before))
+        except RegistryError as err:
+            run.on_event(Warned(f"{self.tree.name} goes on announcing what was given up: {err}"))
 
     def _remove(self, goal: Goal, run: Run) -> tuple[tuple[str, str], ...]:
         """Remove what is to go, where the registry can delete a tag and keep its manifest."""
@@ -244,25 +270,6 @@ def retract(tree: RegistryTree, state: PublicationState, run: Run) -> bool:
         run.on_event(Warned(f"{tree.name} goes on stating what it does not have: {err}"))
         return False
     return True
-
-
-def tags_to_finish(state: PublicationState) -> Tags:
-    """What the tags of an interrupted publication are to name; nothing without one. Pure."""
-    if state.pending is None:
-        return {}
-    statement = state.pending.statement
-    before = tags_of(state.current.statement.inventory) if state.current else {}
-    # A tag that somebody else had moved turns too, though neither statement says so.
-    before = laid_over(before, statement.former)
-    return differing(tags_of(statement.inventory), before)
-
-
-def tags_of_steps(steps: Sequence[PutTag]) -> Tags:
-    """What tags name after `steps`."""
-    tags: dict[str, dict[str, Digest]] = {}
-    for step in steps:
-        tags.setdefault(step.repository, {})[step.tag] = step.digest
-    return tags
 
 
 # -- the single steps ------------------------------------------------------------------------------

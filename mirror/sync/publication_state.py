@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -23,11 +24,20 @@ from mirror.errors import (
     InvalidManifestError,
     RegistryNotFoundError,
     StatementError,
+    UntrustedStatementError,
 )
 from mirror.oci import Digest, Manifest
 from mirror.sync.inventory import Inventory
-from mirror.sync.plan import Tags, tags_of, unaccounted
-from mirror.sync.statement import REPOSITORY, Artifact, Statement, following, layer_of, succeed
+from mirror.sync.plan import Tags, differing, laid_over, tags_of, unaccounted
+from mirror.sync.statement import (
+    REPOSITORY,
+    SIGNATURE,
+    Artifact,
+    Statement,
+    following,
+    layer_of,
+    succeed,
+)
 from mirror.sync.tree import RegistryTree
 
 LATEST = "latest"
@@ -42,10 +52,14 @@ Tips: TypeAlias = tuple[Digest | None, Digest | None]
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """A statement that a registry has. `digest` is that of its artifact: equal on all replicas."""
+    """A statement that a registry has. `digest` is that of its artifact: equal on all replicas.
+
+    `signed` says whether it has a signature; the keys of a tree decide whose are believed.
+    """
 
     digest: Digest
     statement: Statement
+    signed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,19 +98,38 @@ class PublicationState:
 
 
 def next_statement(
-    state: PublicationState, pushed: Inventory, held: Inventory, *, tool: str, above: int = 0
+    state: PublicationState,
+    pushed: Inventory,
+    held: Inventory,
+    *,
+    tool: str,
+    above: int = 0,
+    signs: bool = False,
 ) -> Statement | None:
     """What the registry states once all of `pushed` has come; None if it states that already.
 
     `held` is what was there before, tags above all. The generation rises by one, and lies above
-    `above`: the highest of a replica that states something else.
+    `above`: the highest of a replica that states something else. If it `signs`, an unsigned
+    statement is stated again.
     """
     before = state.newest.statement.inventory if state.newest else Inventory()
     inventory = succeed(before, pushed)
     former = unaccounted(tags_of(held), *state.known_tags())
-    if state.newest and inventory == before and not former and above < state.generation:
+    same = inventory == before and not former and above < state.generation
+    if state.newest and same and (state.newest.signed or not signs):
         return None
     return Statement(inventory, following(max(state.generation, above)), former, tool=tool)
+
+
+def tags_to_finish(state: PublicationState) -> Tags:
+    """What the tags of an interrupted publication are to name; nothing without one. Pure."""
+    if state.pending is None:
+        return {}
+    statement = state.pending.statement
+    before = tags_of(state.current.statement.inventory) if state.current else {}
+    # A tag that somebody else had moved turns too, though neither statement says so.
+    before = laid_over(before, statement.former)
+    return differing(tags_of(statement.inventory), before)
 
 
 # -- reading ---------------------------------------------------------------------------------------
@@ -126,6 +159,7 @@ def read_statement(tree: RegistryTree, reference: str | Digest = LATEST) -> Publ
 
     Raises:
         StatementError: what is there is not a statement, or is damaged.
+        UntrustedStatementError: nobody whom `tree.keys` trusts signed it.
         InputError: it has a newer schema.
     """
     repository = tree.locate(REPOSITORY)
@@ -136,12 +170,19 @@ def read_statement(tree: RegistryTree, reference: str | Digest = LATEST) -> Publ
         return None
     except (IntegrityError, InvalidManifestError) as err:
         raise StatementError(f"{where} cannot be read: {err}") from err
+    signature = manifest.annotations.get(SIGNATURE)
     try:
-        return Published(manifest.digest, Statement.from_json(_layer(tree, manifest)))
+        document = _layer(tree, manifest)
+        statement = Statement.from_json(document)
     except (IntegrityError, RegistryNotFoundError) as err:
         raise StatementError(
             f"{where} cannot be read: {err}; push the bundle again to state anew what is there"
         ) from err
+    try:
+        tree.keys.check(document, signature)
+    except UntrustedStatementError as err:
+        raise UntrustedStatementError(err.problem, where=where, advice=err.advice) from err
+    return Published(manifest.digest, statement, signature is not None)
 
 
 def generations(tree: RegistryTree) -> list[int]:
@@ -170,14 +211,18 @@ def read_generation(tree: RegistryTree, generation: int) -> Published | None:
 def kept_statements(tree: RegistryTree) -> Iterator[tuple[int, Published]]:
     """The generations that the registry keeps, rising, each with its statement.
 
-    Each is read when it is asked for: a caller that keeps none holds one in memory at a time.
+    Each is read when it is asked for: a caller that keeps none holds one in memory at a time. One
+    that nobody whom `tree.keys` trusts signed, from before the keys perhaps, is left out.
 
     Raises:
         StatementError: one cannot be read.
         InputError: one has a newer schema.
     """
     for generation in generations(tree):
-        if published := read_statement(tree, generation_tag(generation)):
+        published = None
+        with suppress(UntrustedStatementError):
+            published = read_statement(tree, generation_tag(generation))
+        if published is not None:
             yield generation, published
 
 

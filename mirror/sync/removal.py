@@ -210,7 +210,13 @@ def remove(
     if failures:
         return failures
     # Likewise, and an index has to go before what is in it.
-    return _each_in_order(removal.manifests, dropping(_drop_manifest), tree, run)
+    failures = _each_in_order(removal.manifests, dropping(_drop_manifest), tree, run)
+    tagged: dict[str, list[DropManifest]] = {}
+    for one in done:
+        if isinstance(one, DropManifest) and one.tags:
+            tagged.setdefault(one.repository, []).append(one)
+    left = _each(tuple(tagged), lambda path: _drop_left_tags(tree, path, tagged[path]), tree, run)
+    return (*failures, *left)
 
 
 def _each_in_order(
@@ -271,11 +277,28 @@ def _drop_tag(tree: RegistryTree, one: DropTag) -> None:
 def _drop_manifest(tree: RegistryTree, one: DropManifest) -> None:
     repository = tree.locate(one.repository)
     try:
-        tree.client.delete_manifest(repository, one.digest)
-    except RegistryNotFoundError:
-        # It was gone, or went just now in a request that failed before it came to the tags: then
-        # these are left, and name nothing.
-        for tag in one.tags:
-            left = tag in tree.listed_tags(one.repository)
-            if left and tree.client.resolve(repository, tag) is None:
-                drop_tag(tree, one.repository, tag)
+        with suppress(RegistryNotFoundError):
+            tree.client.delete_manifest(repository, one.digest)
+    except RegistryError as err:
+        if not one.tags or err.status not in (400, 409):
+            raise
+        # Google's registries refuse it as long as a tag names it.
+        _drop_left_tags(tree, one.repository, [one])
+        with suppress(RegistryNotFoundError):
+            tree.client.delete_manifest(repository, one.digest)
+
+
+def _drop_left_tags(tree: RegistryTree, path: str, manifests: Iterable[DropManifest]) -> None:
+    """Delete tags that are there though their manifest was deleted.
+
+    Crane's registry keeps them, with the manifest; distribution keeps them without it where a
+    request failed before it came to the tags.
+    """
+    repository, listed = tree.locate(path), tree.listed_tags(path)
+    for one in manifests:
+        for tag in listed.intersection(one.tags):
+            found = tree.client.resolve(repository, tag)
+            if found is None:
+                drop_tag(tree, path, tag)
+            elif found.digest == one.digest:
+                delete_tag(tree, path, tag)

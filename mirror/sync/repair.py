@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import os
-import stat
 import threading
 from collections.abc import Collection, Mapping
 from contextlib import suppress
@@ -17,6 +16,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
+from mirror.durable import Folder, os_errors
 from mirror.errors import (
     DamagedReplicaError,
     FileSystemError,
@@ -252,32 +252,33 @@ class Storage:
         path = self.path_of(digest)
         try:
             # Never through a link: only the registry's own file may go.
-            handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+            with Folder(self.root) as root, root.inside(relative_path(digest).parent) as folder:
+                before = _damaged(folder, path.name, digest)
+                if before is None:
+                    return False
+                now = folder.status(path.name)
+                if any(getattr(now, of, None) != getattr(before, of) for of in _IDENTITY):
+                    return False  # the registry wrote it meanwhile: the reading proves nothing
+                with os_errors(path, "replace"):
+                    return folder.unlink(path.name)
         except FileNotFoundError:
             return False
         except OSError as err:
             raise FileSystemError(f"{path} cannot be read: {err.strerror}") from err
+
+
+def _damaged(folder: Folder, name: str, digest: Digest) -> os.stat_result | None:
+    """What the file was that was read and does not hash to `digest`; None if it does."""
+    with os.fdopen(folder.open(name, os.O_RDONLY), "rb") as file:
+        found = os.fstat(file.fileno())
+        verifier = Verifier(digest, found.st_size, str(folder / name))
         try:
-            with os.fdopen(handle, "rb") as file:
-                before = os.fstat(file.fileno())
-                if not stat.S_ISREG(before.st_mode):
-                    raise FileSystemError(f"{path} is no regular file; it is left alone")
-                verifier = Verifier(digest, before.st_size, str(path))
-                try:
-                    while chunk := file.read(_CHUNK):
-                        verifier.update(chunk)
-                    verifier.finish()
-                except IntegrityError:
-                    pass
-                else:
-                    return False
-            now = path.lstat()
-            if any(getattr(now, of) != getattr(before, of) for of in _IDENTITY):
-                return False  # the registry wrote it meanwhile, so this reading proves nothing
-            path.unlink()
-        except OSError as err:
-            raise FileSystemError(f"{path} cannot be replaced: {err.strerror}") from err
-        return True
+            while chunk := file.read(_CHUNK):
+                verifier.update(chunk)
+            verifier.finish()
+        except IntegrityError:
+            return found
+    return None
 
 
 def relative_path(digest: Digest) -> Path:

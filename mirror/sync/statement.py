@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Generator, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -21,7 +21,9 @@ from mirror.documents import parse_json
 from mirror.errors import (
     DamagedBundleError,
     InputError,
+    SignatureError,
     StatementError,
+    UntrustedStatementError,
 )
 from mirror.oci import Descriptor, Digest, Manifest
 from mirror.oci.manifest import OCI_EMPTY, OCI_MANIFEST, descriptor_json
@@ -47,6 +49,8 @@ LAYER_TYPE = "application/vnd.deckhouse.mirror.inventory.v1+json"
 GENERATION = "io.deckhouse.mirror.generation"
 INVENTORY = "io.deckhouse.mirror.inventory"
 """Annotations of the artifact: the generation's number, and the inventory's digest."""
+SIGNATURE = "io.deckhouse.mirror.signature"
+"""Annotation of a signed statement: the signature over its layer (`mirror.signing`)."""
 
 MAX_STATEMENT_BYTES = 512 << 20
 """More than a statement over a million images has; whoever sends more means harm."""
@@ -138,18 +142,76 @@ class Statement:
         except (*MALFORMED, RecursionError, DamagedBundleError) as err:
             raise StatementError(f"it is no published inventory: {str(err)[:300]}") from err
 
-    def artifact(self) -> Artifact:
-        """The statement as registries keep it. The layer is serialised once; keep the result."""
+    def artifact(self, keys: StatementKeys | None = None) -> Artifact:
+        """The statement as registries keep it, signed if `keys` can sign.
+
+        The layer is serialised once; keep the result.
+        """
+        layer = self.to_json()
+        annotations = {GENERATION: str(self.generation), INVENTORY: str(self.inventory.digest())}
+        if keys is not None and keys.sign is not None:
+            annotations[SIGNATURE] = keys.sign(layer).decode("ascii")
         return make_artifact(
             ARTIFACT_TYPE,
-            layer=self.to_json(),
+            layer=layer,
             layer_type=LAYER_TYPE,
             file_name="inventory.json",
-            annotations={
-                GENERATION: str(self.generation),
-                INVENTORY: str(self.inventory.digest()),
-            },
+            annotations=annotations,
         )
+
+
+@dataclass(frozen=True, slots=True)
+class StatementKeys:
+    """How a registry's statements are signed, and whose are believed.
+
+    Attributes:
+        sign: makes the signature over a statement's document (`mirror.signing.sign`); None leaves
+            statements unsigned.
+        trusted: public keys in PEM. With any of them given, a statement that the holder of none
+            signed counts as unreadable, and a registry that states nothing leads nobody.
+        allow_downgrade: lets a signed statement of an older generation, or an older release, take
+            the place of a newer one, which `trusted` keys refuse otherwise.
+    """
+
+    sign: Callable[[bytes], bytes] | None = field(default=None, repr=False)
+    trusted: tuple[bytes, ...] = field(default=(), repr=False)
+    allow_downgrade: bool = False
+
+    @property
+    def forbids_downgrade(self) -> bool:
+        """Whether what is older is refused."""
+        return bool(self.trusted) and not self.allow_downgrade
+
+    def check(self, document: bytes, signature: str | None) -> None:
+        """Check that the holder of a trusted key signed `document`; any does where none is given.
+
+        Raises:
+            UntrustedStatementError: nobody who is trusted did.
+            InputError: a trusted key is not usable.
+        """
+        if not self.trusted:
+            return None
+        from mirror.signing import verify  # a tenth of a second, which few need
+
+        if signature is None:
+            raise UntrustedStatementError(
+                "it is not signed, and trusted keys are given",
+                advice="push with --sign-key to the registry that states it, and sync again",
+            )
+        for key in self.trusted:
+            try:
+                return verify(document, signature.encode(), key)
+            except SignatureError:
+                continue
+        raise UntrustedStatementError(
+            "none of the trusted keys made its signature: somebody else published it, or changed "
+            "it",
+            advice="find out who may write there; `mirror push --sign-key` states what is right",
+        )
+
+
+UNSIGNED = StatementKeys()
+"""Statements are not signed, and whatever the tags of their registry confirm is believed."""
 
 
 def generation_of(manifest: Manifest) -> int | None:

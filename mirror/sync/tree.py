@@ -25,6 +25,7 @@ from mirror.sync.inventory import Inventory
 from mirror.sync.observation import Depth
 from mirror.sync.observe import listed_tags, observe
 from mirror.sync.plan import CopyBlob, Plan, places_written
+from mirror.sync.statement import UNSIGNED, StatementKeys
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +40,7 @@ class RegistryTree:
             damaged files there.
         journal: writes unfinished uploads down, so that the next process continues them.
         rules: how much of an image must be there, for who copies what it finds in the tree.
+        keys: how its statements are signed, and whose are believed.
     """
 
     client: RegistryWriter
@@ -47,6 +49,7 @@ class RegistryTree:
     storage: Path | None = None
     journal: UploadJournal | None = None
     rules: ContentRules = AS_USUAL
+    keys: StatementKeys = UNSIGNED
 
     @property
     def name(self) -> str:

@@ -4,23 +4,18 @@ faults = Faults(
     Fault(Answer(429, {"Retry-After": "1"}), method="PUT", path="/manifests/", nth=2),
     Fault(CutResponse(after=1000), path="/blobs/", times=None),
 )
+
+An `EmbeddedRegistry` plays them, and a `FaultyProxy` before any other registry.
 """
 
 from __future__ import annotations
 
-import asyncio
 import re
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TypeAlias
-
-from starlette.responses import Response
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
-
-from mirror.serve.call import error_response
-from mirror.serve.server import abort, close
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,9 +33,10 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class CutResponse:
-    """Close the connection after `after` bytes of the answer's body."""
+    """Close the connection after `after` bytes of the answer's body; `reset` breaks it instead."""
 
     after: int
+    reset: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +75,14 @@ class Stall:
 
 
 @dataclass(frozen=True, slots=True)
+class Drip:
+    """Send the answer's body in pieces of `size` bytes, with `seconds` between them."""
+
+    size: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
 class CorruptBody:
     """Flip one bit of the answer's byte at offset `at`, if the body is that long."""
 
@@ -90,16 +94,82 @@ class IgnoreRange:
     """Answer as if the request had no `Range` header: with status 200 and the whole body."""
 
 
+@dataclass(frozen=True, slots=True)
+class ShiftRange:
+    """Answer as if the request's `Range` began `by` bytes later."""
+
+    by: int
+
+
+@dataclass(frozen=True, slots=True)
+class WrongLength:
+    """Announce `by` bytes more than the answer's body has (fewer if negative) and send all of it.
+
+    An answer that is too short ends with the connection. Bytes beyond the announced length follow
+    on it.
+    """
+
+    by: int
+
+
+@dataclass(frozen=True, slots=True)
+class ChangeHeaders:
+    """Set headers of the answer, such as `Docker-Content-Digest` or `Link`; None removes one."""
+
+    changes: Mapping[str, str | None]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "changes", MappingProxyType(dict(self.changes)))
+
+
+@dataclass(frozen=True, slots=True)
+class Encode:
+    """Send the answer's body compressed (`gzip` or `deflate`), whatever the client accepts."""
+
+    coding: str
+
+
+@dataclass(frozen=True, slots=True)
+class RepeatAnswer:
+    """Do the work, and send the answer twice on the connection."""
+
+
+@dataclass(frozen=True, slots=True)
+class EndlessBody:
+    """Do no work, and send status 200 with `piece` again and again until the client hangs up."""
+
+    piece: bytes = b" " * 65536
+
+
+@dataclass(frozen=True, slots=True)
+class Redirect:
+    """Answer 307 with a `Location`: the request's own `path?query` behind `to`.
+
+    That leads the client home without `to`, in a loop if the fault strikes without an end, and to
+    somebody else with `http://host:port`.
+    """
+
+    to: str = ""
+
+
 Action: TypeAlias = (
     Answer
     | CutResponse
     | CutUpload
     | Refuse
     | LoseAnswer
+    | RepeatAnswer
     | Delay
     | Stall
+    | Drip
     | CorruptBody
+    | EndlessBody
+    | WrongLength
+    | ChangeHeaders
+    | Encode
     | IgnoreRange
+    | ShiftRange
+    | Redirect
 )
 
 
@@ -163,115 +233,3 @@ class _Armed:
         self._seen += 1
         end = None if fault.times is None else fault.nth + fault.times
         return self._seen >= fault.nth and (end is None or self._seen < end)
-
-
-class _CutError(Exception):
-    """Ends the work on a request after its connection was cut."""
-
-
-class FaultMiddleware:
-    """Applies `faults` to the requests of `app`."""
-
-    def __init__(self, app: ASGIApp, faults: Faults) -> None:
-        self._app, self._faults = app, faults
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        query = scope.get("query_string", b"").decode("latin-1")
-        app = self._app
-        for action in self._faults.strike(scope["method"], f"{scope['path']}?{query}"):
-            app = _struck(app, action)
-        try:
-            await app(scope, receive, send)
-        except _CutError:
-            return
-
-
-def _struck(app: ASGIApp, action: Action) -> ASGIApp:
-    """`app` with one fault in front of it."""
-
-    async def faulty(scope: Scope, receive: Receive, send: Send) -> None:
-        match action:
-            case Answer():
-                await _answer(action)(scope, receive, send)
-            case Refuse():
-                await abort(scope)
-            case Delay(seconds):
-                await asyncio.sleep(seconds)
-                await app(scope, receive, send)
-            case IgnoreRange():
-                headers = [pair for pair in scope["headers"] if pair[0] != b"range"]
-                await app({**scope, "headers": headers}, receive, send)
-            case CutUpload(after):
-                await app(scope, _cut_upload(scope, receive, after), send)
-            case LoseAnswer():
-
-                async def lose(_message: Message) -> None:
-                    await abort(scope)
-                    raise _CutError
-
-                await app(scope, receive, lose)
-            case CutResponse() | Stall() | CorruptBody():
-                await app(scope, receive, _Body(action, scope, receive, send).send)
-
-    return faulty
-
-
-def _answer(action: Answer) -> Response:
-    if action.body is not None:
-        headers = {"content-type": "application/json", **action.headers}
-        return Response(action.body, action.status, headers)
-    codes = {401: "UNAUTHORIZED", 403: "DENIED", 429: "TOOMANYREQUESTS"}
-    code = codes.get(action.status, "UNKNOWN")
-    return error_response(action.status, code, "fault on demand", action.headers)
-
-
-def _cut_upload(scope: Scope, receive: Receive, after: int) -> Receive:
-    left = after
-    over = False
-
-    async def cutting() -> Message:
-        nonlocal left, over
-        if over:
-            await abort(scope)
-            return {"type": "http.disconnect"}
-        message = await receive()
-        body = message.get("body", b"")
-        if len(body) > left:
-            over = True
-            return {"type": "http.request", "body": body[:left], "more_body": True}
-        left -= len(body)
-        return message
-
-    return cutting
-
-
-class _Body:
-    """An outgoing body, which is cut, stalled or changed at one offset."""
-
-    def __init__(
-        self, action: CutResponse | Stall | CorruptBody, scope: Scope, receive: Receive, send: Send
-    ) -> None:
-        self._action, self._scope, self._receive, self._send = action, scope, receive, send
-        self._at = action.at if isinstance(action, CorruptBody) else action.after
-        self._sent = 0
-
-    async def send(self, message: Message) -> None:
-        body = message.get("body", b"")
-        here = self._at - self._sent
-        self._sent += len(body)
-        if message["type"] != "http.response.body" or not 0 <= here < len(body):
-            await self._send(message)
-            return
-        if isinstance(self._action, CorruptBody):
-            body = body[:here] + bytes([body[here] ^ 1]) + body[here + 1 :]
-            await self._send({**message, "body": body})
-            return
-        await self._send({"type": "http.response.body", "body": body[:here], "more_body": True})
-        if isinstance(self._action, CutResponse):
-            await close(self._scope, self._receive)
-            raise _CutError
-        await asyncio.sleep(self._action.seconds)
-        await self._send({**message, "body": body[here:]})

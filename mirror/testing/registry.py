@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Self
 
 from starlette.datastructures import Headers
 from starlette.middleware import Middleware
@@ -19,7 +19,8 @@ from mirror.serve.app import create_app
 from mirror.serve.call import CLIENT_GONE, Auth
 from mirror.serve.server import ServerThread, listen
 from mirror.serve.store import ReadableStore
-from mirror.testing.faults import FaultMiddleware, Faults
+from mirror.testing.faults import Faults
+from mirror.testing.middleware import FaultMiddleware
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,49 +31,32 @@ class TlsFiles:
     key: Path
 
 
-class EmbeddedRegistry:
-    """Serves `storage` while the `with` block lasts.
-
-        with EmbeddedRegistry(FolderStorage("/srv/images"), port=5000) as registry:
-            print(registry.address)
+class FaultyServer:
+    """A server on a port of its own while the `with` block lasts, with faults and a log.
 
     Port 0 takes a free port. `requests` records every request. `faults` may be changed at any
-    time. `create_app` explains the other arguments.
+    time.
     """
 
     def __init__(
-        self,
-        storage: ReadableStore,
-        *,
-        host: str = "127.0.0.1",
-        port: int = 0,
-        tls: TlsFiles | None = None,
-        auth: Auth | None = None,
-        faults: Faults | None = None,
-        read_only: bool = False,
-        page_limit: int | None = None,
-        sparse_indexes: bool = False,
+        self, *, host: str, port: int, tls: TlsFiles | None, faults: Faults | None
     ) -> None:
-        self.storage = storage
         self.faults = faults if faults is not None else Faults()
         self.requests = RequestLog()
         self._host, self._port, self._tls = host, port, tls
-        self._app = create_app(
-            storage,
-            auth=auth,
-            read_only=read_only,
-            page_limit=page_limit,
-            sparse_indexes=sparse_indexes,
-            middleware=[
-                Middleware(RequestLogMiddleware, log=self.requests),
-                Middleware(FaultMiddleware, faults=self.faults),  # struck requests are in the log
-            ],
-        )
         self._thread: ServerThread | None = None
+        self._app: ASGIApp
 
-    def __enter__(self) -> EmbeddedRegistry:
+    def _middleware(self) -> list[Middleware]:
+        """What an app is to be wrapped in, from outside to inside."""
+        return [
+            Middleware(RequestLogMiddleware, log=self.requests),
+            Middleware(FaultMiddleware, faults=self.faults),  # struck requests are in the log
+        ]
+
+    def __enter__(self) -> Self:
         if self._thread is not None:
-            raise ValueError("this registry is running already")
+            raise ValueError("this server is running already")
         listener = listen(self._host, self._port)
         try:
             self._port = listener.getsockname()[1]  # a second `with` restarts on the same port
@@ -106,6 +90,40 @@ class EmbeddedRegistry:
     def url(self) -> str:
         """`address` with its scheme."""
         return f"{'https' if self._tls else 'http'}://{self.address}"
+
+
+class EmbeddedRegistry(FaultyServer):
+    """Serves `storage` while the `with` block lasts.
+
+        with EmbeddedRegistry(FolderStorage("/srv/images"), port=5000) as registry:
+            print(registry.address)
+
+    `create_app` explains `auth`, `read_only`, `page_limit` and `sparse_indexes`.
+    """
+
+    def __init__(
+        self,
+        storage: ReadableStore,
+        *,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        tls: TlsFiles | None = None,
+        auth: Auth | None = None,
+        faults: Faults | None = None,
+        read_only: bool = False,
+        page_limit: int | None = None,
+        sparse_indexes: bool = False,
+    ) -> None:
+        super().__init__(host=host, port=port, tls=tls, faults=faults)
+        self.storage = storage
+        self._app = create_app(
+            storage,
+            auth=auth,
+            read_only=read_only,
+            page_limit=page_limit,
+            sparse_indexes=sparse_indexes,
+            middleware=self._middleware(),
+        )
 
 
 @dataclass(frozen=True, slots=True)

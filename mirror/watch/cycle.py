@@ -98,6 +98,8 @@ class Replicator:
             try:
                 leader, unasked = self._highest(run)
             except NotFoundError:
+                if tree.keys.trusted:
+                    raise  # without statements nothing says what is right
                 return self._adopted(tree, level, run)
         own = tuple(failure for failure in unasked if failure.place == tree.name)
         if own:  # it cannot be asked, or is on its way to something newer
@@ -177,7 +179,9 @@ class Replicator:
         self, leader: RegistryTree, tree: RegistryTree, run: Run
     ) -> CycleResult | None:
         """The result if `leader` still states nothing and `tree` has all that its tags name."""
-        if leader is tree or not self._unstated or statement_digest(leader.within(run)) is not None:
+        if leader is tree or tree.keys.trusted or not self._unstated:
+            return None
+        if statement_digest(leader.within(run)) is not None:
             return None
         wanted, here = (
             walk_tree(one.within(run), memory=self._memories[one.name], run=run).complete()

@@ -30,6 +30,7 @@ from mirror.registry import ConnectionOptions, Credentials, RegistryClient, find
 from mirror.registry.options import BRIEF
 from mirror.run import Run
 from mirror.serve.server import ServerThread, listen
+from mirror.sync.statement import StatementKeys
 from mirror.sync.tree import RegistryTree
 from mirror.watch.cycle import CycleResult, Replicator
 from mirror.watch.settings import CheckLevel, Schedule, WatchedRegistry, WatchSettings
@@ -311,7 +312,10 @@ def _tree(
         login = find_credentials(str(root))
     client = opened.enter_context(RegistryClient(root.host, options=options, credentials=login))
     suffix = normalised_suffix(settings.modules_path_suffix)
-    return RegistryTree(client, root, suffix, storage=place.storage, rules=settings.rules)
+    keys = StatementKeys(None, settings.public_keys(), settings.allow_downgrade)
+    return RegistryTree(
+        client, root, suffix, storage=place.storage, keys=keys, rules=settings.rules
+    )
 
 
 # -- pages -----------------------------------------------------------------------------------------

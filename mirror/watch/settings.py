@@ -170,6 +170,8 @@ class WatchSettings(Schedule):
     prune: bool = False
     foreign_layers: ForeignLayers = ForeignLayers.CARRY
     sparse_indexes: SparseIndexes = SparseIndexes.REFUSE
+    trusted_keys: tuple[Path, ...] = ()
+    allow_downgrade: bool = False
     jobs: Annotated[int, Field(ge=1, le=64)] = 4
     limit_rate: Rate | None = None
 
@@ -220,6 +222,15 @@ class WatchSettings(Schedule):
     def repository(self, name: str) -> Repository:
         """The root of what the registry `name` holds."""
         return _repository(name, self.registries[name], self.root)
+
+    def public_keys(self) -> tuple[bytes, ...]:
+        """The keys whose holders are believed, in PEM."""
+        try:
+            return tuple(path.read_bytes() for path in self.trusted_keys)
+        except OSError as err:
+            raise InputError(
+                f"trusted-keys: {err.filename} cannot be read: {err.strerror}"
+            ) from err
 
     def listener(self) -> tuple[str, int]:
         """Host and port to listen on; `listen` must be given."""

@@ -24,10 +24,12 @@ from mirror.bundle.compress import Compression, Compressor
 from mirror.bundle.files import PartedReader, ReadAt
 from mirror.bundle.follow import SHA256
 from mirror.bundle.format import FRAME, PARTIAL_SUFFIX, compressed_bound
+from mirror.bundle.packing import Packing
 from mirror.bundle.reader import BundleReader
 from mirror.bundle.seekable import MAX_FRAME, Forward, SeekableFile
 from mirror.bundle.verify import BundleReport, verify_bundle
-from mirror.bundle.writer import BundleWriter, Packing
+from mirror.bundle.writer import BundleWriter
+from mirror.durable import Folder
 from mirror.errors import DamagedBundleError, InputError, NoSpaceError
 from mirror.oci import Digest
 from mirror.run import Run
@@ -96,13 +98,16 @@ def squeeze(
 ) -> Compressor:
     """Compress `data` as the archive `path`, and give it its name."""
     with Compression(threads) as compression:
-        made = Compressor(compression, path, part_size=part_size, hashes=SHA256)
+        made = Compressor(
+            compression, Folder(path.parent), path.name, part_size=part_size, hashes=SHA256
+        )
         for start in range(0, len(data), step):
             made.update(data[start : start + step])
         made.hexdigest()
         made.close()
     for file in made.files:
-        file.path.replace(file.path.with_name(file.path.name.removesuffix(PARTIAL_SUFFIX)))
+        staged = file.file.path
+        staged.replace(staged.with_name(staged.name.removesuffix(PARTIAL_SUFFIX)))
     return made
 
 

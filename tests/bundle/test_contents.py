@@ -115,8 +115,8 @@ def test_of_two_archives_with_one_layout_both_count(bundle: Bundle) -> None:
             "package-versions.tar": tar_of(layout_files(other, path)),
         }
     )
-    # As when they are unpacked over each other, one after the other.
-    assert reader.inventory() == union([one.inventory(), other.inventory()])
+    # As when they are unpacked over each other, that of the package last.
+    assert reader.inventory() == union([other.inventory(), one.inventory()])
     target = MemoryStore()
     transfer(make_plan(reader.inventory(), Inventory()), reader, target)
     assert target.inventory() == reader.inventory()

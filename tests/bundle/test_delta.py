@@ -11,11 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mirror.bundle.archive import COMPLETE, Coverage, against
+from mirror.bundle.packing import Packing
 from mirror.bundle.reader import BundleReader, read_inventory
 from mirror.bundle.seal import Seal
-from mirror.bundle.staging import JOURNAL, Journal
+from mirror.bundle.staging import Journal
 from mirror.bundle.verify import verify_bundle
-from mirror.bundle.writer import BundleWriter, Packing
+from mirror.bundle.writer import BundleWriter
+from mirror.durable import Folder
 from mirror.errors import InputError, MissingBaseError, NotFoundError
 from mirror.oci import Digest
 from mirror.operations.merge import merge
@@ -152,7 +154,7 @@ def test_a_delta_without_any_content_is_completed_after_its_very_end_was_cut_off
     assert seal.carried.blob_sizes() == {}
     with pytest.MonkeyPatch.context() as patch, BundleWriter(folder, seal) as writer:
         # Archives have their names by then, and the seal has not.
-        patch.setattr("mirror.bundle.folder.write_durably", _interrupted)
+        patch.setattr(Folder, "write", _interrupted)
         for wave in make_plan(seal.carried, Inventory()).manifests:
             for put in wave:
                 writer.put_manifest(put.repository, before.manifest(put.repository, put.digest))
@@ -173,7 +175,7 @@ def test_a_delta_without_any_content_takes_no_archive_for_its_own_that_was_there
     # It was killed before it had made its first archive; these are of a bundle without a seal.
     (tmp_path / "platform.tar").write_bytes(b"earlier")
     (tmp_path / "inventory.json.partial").write_bytes(seal.to_json())
-    Journal(tmp_path / JOURNAL).close()
+    Journal(Folder(tmp_path)).close()
     with BundleWriter(tmp_path, seal):
         assert (tmp_path / "platform.tar").read_bytes() == b"earlier"
     assert (tmp_path / "platform.tar").read_bytes() == b"earlier"

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mirror.bundle.files import CHUNK, ReadAt, WriteAt
-from mirror.durable import os_errors, sync_folder
+from mirror.durable import Folder, os_errors, sync_folder
 from mirror.errors import DamagedBundleError, FileSystemError, NoSpaceError
 
 
@@ -22,7 +22,7 @@ def test_pieces_land_where_they_belong_whoever_writes_them_first(tmp_path: Path)
     data = random.Random(1).randbytes(200_000)
     pieces = [(at, data[at : at + 700]) for at in range(0, len(data), 700)]
     random.Random(2).shuffle(pieces)
-    with closing(WriteAt(tmp_path / "a")) as file, ThreadPoolExecutor(4) as pool:
+    with closing(WriteAt(Folder(tmp_path), "a")) as file, ThreadPoolExecutor(4) as pool:
         list(pool.map(lambda piece: file.write(piece[0], piece[1][:300], piece[1][300:]), pieces))
         assert file.sync() == len(data)
     assert (tmp_path / "a").read_bytes() == data
@@ -44,7 +44,11 @@ def test_a_kernel_that_takes_little_at_a_time_loses_nothing(
         turns += 1
         return real(fd, [b"".join(buffers)[: bites[turns % len(bites)]]], offset)
 
-    with pytest.MonkeyPatch.context() as patch, closing(WriteAt(path)) as file:
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        Folder(path.parent) as folder,
+        closing(WriteAt(folder, path.name)) as file,
+    ):
         patch.setattr(os, "pwritev", little)
         file.write(3, *pieces)
     written = path.read_bytes()
@@ -98,7 +102,7 @@ def test_the_systems_refusals_are_put_into_words(
     def refuse(*_: Any) -> int:
         raise OSError(number, os.strerror(number))
 
-    with closing(WriteAt(tmp_path / "a.tar")) as file:
+    with closing(WriteAt(Folder(tmp_path), "a.tar")) as file:
         monkeypatch.setattr(os, "pwritev", refuse)
         told = f"^cannot write {tmp_path}/a.tar: {os.strerror(number)}.*{advice}"
         with pytest.raises(error, match=told) as caught:
@@ -109,8 +113,11 @@ def test_the_systems_refusals_are_put_into_words(
 def test_what_is_not_there_cannot_be_opened(tmp_path: Path) -> None:
     with pytest.raises(FileSystemError, match=f"^cannot open {tmp_path}/x: No such file"):
         ReadAt(tmp_path / "x")
-    with pytest.raises(FileSystemError, match=f"^cannot create {tmp_path}/x/y: No such file"):
-        WriteAt(tmp_path / "x" / "y")
+    (tmp_path / "gone").mkdir()
+    gone = Folder(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    with pytest.raises(FileSystemError, match=f"^cannot create {tmp_path}/gone/y: No such file"):
+        WriteAt(gone, "y")
     with pytest.raises(FileSystemError, match="cannot write"), os_errors(tmp_path, "write"):
         sync_folder(tmp_path / "x")
 

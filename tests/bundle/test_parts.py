@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from mirror.bundle.files import PartedReader, PartedWriter, ReadAt, WriteAt
 from mirror.bundle.format import parse_part_name, part_name, part_sizes
+from mirror.durable import Folder
 from mirror.errors import DamagedBundleError, FileSystemError, InputError
 
 
@@ -265,7 +266,8 @@ def test_writes_in_any_order_fill_the_parts_exactly(
     cuts = sorted(data.draw(st.lists(st.integers(0, len(whole)), max_size=8)))
     ranges = list(zip([0, *cuts], [*cuts, len(whole)], strict=True))
     folder = tmp_path_factory.mktemp("parts")
-    writer = PartedWriter(folder / "x.tar.partial", len(whole), part_size)
+    opened = Folder(folder)
+    writer = PartedWriter(opened, "x.tar.partial", len(whole), part_size)
     for start, end in data.draw(st.permutations(ranges)):
         middle = data.draw(st.integers(start, end))
         writer.write(start, whole[start:middle], b"", whole[middle:end])
@@ -273,6 +275,7 @@ def test_writes_in_any_order_fill_the_parts_exactly(
     assert writer.sync() == len(whole)
     writer.close()
     writer.close()
+    opened.close()
     assert tuple(part.stat().st_size for part in writer.parts) == part_sizes(len(whole), part_size)
     assert b"".join(part.read_bytes() for part in writer.parts) == whole
     names = [part.name.removesuffix(".partial") for part in writer.parts]
@@ -280,7 +283,7 @@ def test_writes_in_any_order_fill_the_parts_exactly(
 
 
 def test_what_was_written_reads_as_an_archive(tmp_path: Path) -> None:
-    writer = PartedWriter(tmp_path / "x.tar", 10, 4)
+    writer = PartedWriter(Folder(tmp_path), "x.tar", 10, 4)
     writer.write(0, b"0123", b"456789")
     writer.close()
     reader = PartedReader(reversed(writer.parts), writer.sizes)
@@ -289,7 +292,7 @@ def test_what_was_written_reads_as_an_archive(tmp_path: Path) -> None:
 
 
 def test_a_part_that_was_not_written_to_its_end_shows_in_the_size(tmp_path: Path) -> None:
-    writer = PartedWriter(tmp_path / "x.tar", 10, 4)
+    writer = PartedWriter(Folder(tmp_path), "x.tar", 10, 4)
     writer.write(0, b"012")
     writer.write(4, b"456789")
     assert writer.sync() == 9
@@ -298,25 +301,28 @@ def test_a_part_that_was_not_written_to_its_end_shows_in_the_size(tmp_path: Path
 
 @pytest.mark.parametrize(("offset", "data"), [(-1, b"x"), (9, b"xy"), (11, b"x")])
 def test_nothing_is_written_outside(tmp_path: Path, offset: int, data: bytes) -> None:
-    writer = PartedWriter(tmp_path / "x.tar", 10, 4)
+    writer = PartedWriter(Folder(tmp_path), "x.tar", 10, 4)
     with pytest.raises(ValueError, match=r"not all in x\.tar"):
         writer.write(offset, data)
     writer.close()
 
 
 def test_what_an_earlier_run_left_is_kept_on_request_and_cut_to_its_window(tmp_path: Path) -> None:
-    folder = tmp_path
-    (folder / "x.tar.0000.chunk.partial").write_bytes(b"012345")
-    writer = PartedWriter(folder / "x.tar.partial", 6, 4, keep=True)
+    folder = Folder(tmp_path)
+    (tmp_path / "x.tar.0000.chunk.partial").write_bytes(b"012345")
+    writer = PartedWriter(folder, "x.tar.partial", 6, 4, keep=True)
     assert [part.read_bytes() for part in writer.parts] == [b"0123", b""]
     writer.close()
-    writer = PartedWriter(folder / "x.tar.partial", 6, 4)
+    writer = PartedWriter(folder, "x.tar.partial", 6, 4)
     assert [part.read_bytes() for part in writer.parts] == [b"", b""]
     with pytest.raises(DamagedBundleError, match=r"x\.tar\.0000\.chunk\.partial: ends 4 bytes"):
         b"".join(writer.chunks(0, 6))
     writer.close()
 
 
-def test_a_folder_that_is_not_there_is_told(tmp_path: Path) -> None:
+def test_a_folder_that_is_gone_is_told(tmp_path: Path) -> None:
+    (tmp_path / "gone").mkdir()
+    folder = Folder(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
     with pytest.raises(FileSystemError, match=r"cannot create .*x\.tar\.0000\.chunk"):
-        PartedWriter(tmp_path / "nowhere" / "x.tar", 6, 4)
+        PartedWriter(folder, "x.tar", 6, 4)

@@ -14,11 +14,13 @@ from hypothesis import strategies as st
 
 from mirror.bundle.archive import Entry
 from mirror.bundle.folder import EARLIER
+from mirror.bundle.packing import Packing
 from mirror.bundle.reader import BundleReader
 from mirror.bundle.seal import Seal
 from mirror.bundle.staging import JOURNAL, Journal
 from mirror.bundle.verify import verify_bundle
-from mirror.bundle.writer import BundleWriter, Packing
+from mirror.bundle.writer import BundleWriter
+from mirror.durable import Folder
 from mirror.errors import CancelledError, ChangedLeftoversError, IncompleteError, IntegrityError
 from mirror.oci import Digest, Manifest
 from mirror.run import Cancellation, Run
@@ -145,13 +147,13 @@ def test_finished_blobs_are_not_fetched_again_and_a_half_one_continues(tmp_path:
     big = max(sizes, key=lambda digest: sizes[digest])
     with pytest.raises(StopError):
         pull(Counting(STORE, stop_after=11 << 20), tmp_path)
-    noted = Journal(tmp_path / JOURNAL).progress[big]
+    noted = Journal(Folder(tmp_path)).progress[big]
     assert (10 << 20) <= noted <= (11 << 20)
     first = Counting(STORE, stop_after=(2 << 20) + 1)
     with pytest.raises(StopError):
         pull(first, tmp_path)
     assert first.asked[0] == (big, noted), "the noted half is not read again"
-    finished = {d for d, n in Journal(tmp_path / JOURNAL).progress.items() if n == sizes[d]}
+    finished = {d for d, n in Journal(Folder(tmp_path)).progress.items() if n == sizes[d]}
     assert finished
     second = Counting(STORE)
     plan = pull(second, tmp_path)
@@ -375,37 +377,37 @@ def test_a_wrong_beginning_costs_that_blob_and_no_more(
 def test_a_journal_that_cannot_be_read_claims_nothing(tmp_path: Path, text: str) -> None:
     path = tmp_path / JOURNAL
     path.write_text(text, encoding="latin-1")
-    assert Journal(path).progress == {}
+    assert Journal(Folder(tmp_path)).progress == {}
 
 
 @pytest.mark.parametrize("count", ["1e999", "9" * 5000, "-1", "0x10", "\u0665"])
 def test_a_count_that_no_blob_has_claims_nothing(tmp_path: Path, count: str) -> None:
     path = tmp_path / JOURNAL
     path.write_text(f"parts 0\n{Digest.of(b'a')} {count}\n{Digest.of(b'b')} 6\n")
-    assert Journal(path).progress in ({Digest.of(b"b"): 6}, {})
+    assert dict(Journal(Folder(tmp_path)).progress) in ({Digest.of(b"b"): 6}, {})
 
 
 def test_a_torn_last_line_is_no_claim(tmp_path: Path) -> None:
     path = tmp_path / JOURNAL
-    journal = Journal(path)
+    journal = Journal(Folder(tmp_path))
     journal.note(Digest.of(b"a"), 5)
     journal.note(Digest.of(b"b"), 6)
     journal.close()
     path.write_bytes(path.read_bytes()[:-1])
-    again = Journal(path)
+    again = Journal(Folder(tmp_path))
     assert again.progress == {Digest.of(b"a"): 5}
 
 
 def test_a_journal_stays_small_however_much_it_is_told(tmp_path: Path) -> None:
     path = tmp_path / JOURNAL
-    journal = Journal(path)
+    journal = Journal(Folder(tmp_path))
     digests = [Digest.of(bytes([number])) for number in range(10)]
     for count in range(1200):
         for digest in digests:
             journal.note(digest, count)
         assert path.stat().st_size < 500_000
     journal.close()
-    assert Journal(path).progress == dict.fromkeys(digests, 1199)
+    assert Journal(Folder(tmp_path)).progress == dict.fromkeys(digests, 1199)
     assert list(tmp_path.iterdir()) == [path]
 
 

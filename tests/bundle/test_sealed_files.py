@@ -15,11 +15,12 @@ from cryptography.hazmat.primitives.serialization import (
     PublicFormat,
 )
 
-from mirror.bundle import signing
+from mirror import signing
 from mirror.bundle.gost import gost_digest
+from mirror.bundle.packing import Packing
 from mirror.bundle.reader import BundleReader
 from mirror.bundle.verify import check_signature, verify_bundle
-from mirror.bundle.writer import BundleWriter, Packing
+from mirror.bundle.writer import BundleWriter
 from mirror.errors import IntegrityError, MirrorError, SignatureError
 from mirror.run import Run
 from mirror.sync import make_plan, transfer

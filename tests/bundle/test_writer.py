@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 from mirror.bundle.archive import lay_out
 from mirror.bundle.folder import check_folder, check_space
 from mirror.bundle.format import size_text
+from mirror.bundle.packing import Packing
 from mirror.bundle.reader import BundleReader
-from mirror.bundle.writer import BundleWriter, Packing
-from mirror.durable import write_durably
+from mirror.bundle.writer import BundleWriter
+from mirror.durable import Folder, write_durably
 from mirror.errors import (
     CancelledError,
     FileSystemError,
@@ -498,7 +499,7 @@ def test_room_is_asked_for_before_anything_is_written(
         pytest.fail("it began nonetheless")
     assert list((tmp_path / "new").iterdir()) == []
     Stat.f_bavail += 1
-    check_space(tmp_path, needed)
+    check_space(Folder(tmp_path), needed)
 
 
 def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
@@ -535,12 +536,12 @@ def test_a_finish_that_is_cut_anywhere_leaves_no_seal_on_a_half(
     calls = 0
 
     def cutting(real: Any) -> Any:
-        def call(self: Path, *args: Any, **more: Any) -> Any:
+        def call(*args: Any, **more: Any) -> Any:
             nonlocal calls
             calls += 1
             if calls > at:
                 raise CutError
-            return real(self, *args, **more)
+            return real(*args, **more)
 
         return call
 
@@ -548,7 +549,7 @@ def test_a_finish_that_is_cut_anywhere_leaves_no_seal_on_a_half(
         with BundleWriter(tmp_path, SEAL) as writer:
             transfer(make_plan(WANTED, Inventory()), STORE, writer)
             for name in ("unlink", "replace"):
-                monkeypatch.setattr(Path, name, cutting(getattr(Path, name)))
+                monkeypatch.setattr(os, name, cutting(getattr(os, name)))
             writer.finish()
 
     with suppress(CutError):
@@ -569,6 +570,8 @@ def test_the_folder_itself_outlives_a_power_cut(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     synced: list[Path] = []
-    monkeypatch.setattr("mirror.durable.sync_folder", synced.append)
+    monkeypatch.setattr(
+        os, "fsync", lambda fd: synced.append(Path(f"/proc/self/fd/{fd}").readlink())
+    )
     with BundleWriter(tmp_path / "new" / "bundle", SEAL):
         assert synced[:2] == [tmp_path, tmp_path / "new"]

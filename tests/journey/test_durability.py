@@ -21,8 +21,9 @@ from tests.support.program import run_mirror
 from tests.support.release_source import Source, serve
 from tests.support.tools import require_tool
 
-_CALLS = "write,pwrite64,writev,pwritev,pwritev2,fsync,fdatasync,rename,renameat,renameat2,unlink"
+_CALLS = "write,pwrite64,writev,pwritev,pwritev2,fsync,fdatasync,rename,renameat,renameat2,unlinkat"
 _LINE = re.compile(r"(?P<time>[0-9.]+) (?P<call>\w+)\((?P<arguments>.*)\) += (?P<result>-?[0-9]+)")
+_NAMED = re.compile(r'\d+<([^>]*)>, "([^"]*)"')
 
 
 @dataclass(frozen=True, order=True)
@@ -62,15 +63,16 @@ def _steps(trace: Path, folder: Path) -> Iterator[Step]:
         if match is None or int(match["result"]) < 0:
             continue
         at, call, arguments = float(match["time"]), match["call"], match["arguments"]
-        names = re.findall(r'"([^"]*)"', arguments)
+        # Names of a folder that is held by its descriptor: `5</the/folder>, "name"`.
+        names = [Path(folder) / name for folder, name in re.findall(_NAMED, arguments)]
         behind = re.match(r"\d+<([^>]*)>", arguments)
         if call.startswith("rename"):
-            old, new = (Path(name) for name in names)
+            old, new = names
             if new.parent == folder:
                 yield Step(at, "rename", old.name, new.name)
-        elif call == "unlink":
-            if Path(names[0]).parent == folder:
-                yield Step(at, "unlink", Path(names[0]).name)
+        elif call == "unlinkat":
+            if names[0].parent == folder:
+                yield Step(at, "unlink", names[0].name)
         elif behind is not None:
             path = Path(behind[1])
             kind = "sync" if call in ("fsync", "fdatasync") else "write"

@@ -9,6 +9,7 @@ from pathlib import Path, PurePosixPath
 
 import pytest
 
+from mirror.durable import Folder
 from mirror.errors import FileSystemError, RenderingError
 from mirror.modes import constants
 from mirror.modes.settings import RegistrySettings
@@ -87,6 +88,15 @@ def test_leaving_the_managed_modes_leaves_nothing_but_an_empty_list(tmp_path: Pa
     }
 
 
+def test_files_that_have_another_name_by_now_are_removed(tmp_path: Path) -> None:
+    former = tmp_path / "in-cluster" / str(IN_CLUSTER / "distribution.yaml").lstrip("/")
+    former.parent.mkdir(parents=True)
+    former.write_text("of an earlier release")
+    apply(tmp_path, direct(ca=upstream_ca()))
+    assert not former.exists()
+    assert former.with_name("distribution_config.yaml").exists()
+
+
 def test_own_files_are_all_that_are_ever_rendered_outside_of_containerds_folder() -> None:
     options = RenderOptions(images=ALL_IMAGES, ingress_client_ca=upstream_ca())
     stock = RenderOptions(Containerd.STOCK, images=ALL_IMAGES)
@@ -110,19 +120,19 @@ def test_static_pods_come_after_their_files_and_go_before_them(
     tree = render(local(), NODES, kept(), previous=direct(), options=options).nodes["master-0"]
     assert set(constants.STATIC_PODS) <= set(tree)
     seen: list[Path] = []
-    renamed, unlinked = Path.replace, Path.unlink
+    renamed, unlinked = Folder.rename, Folder.unlink
 
-    def replaced(self: Path, target: Path) -> Path:
-        seen.append(target)
-        return renamed(self, target)
+    def replaced(self: Folder, old: str, new: str) -> None:
+        seen.append(self / new)
+        renamed(self, old, new)
 
-    def removed(self: Path, missing_ok: bool = False) -> None:
-        if not self.name.startswith("."):  # our own temporary files
-            seen.append(self)
-        unlinked(self, missing_ok)
+    def removed(self: Folder, name: str) -> bool:
+        if not name.startswith("."):  # our own temporary files
+            seen.append(self / name)
+        return unlinked(self, name)
 
-    monkeypatch.setattr(Path, "replace", replaced)
-    monkeypatch.setattr(Path, "unlink", removed)
+    monkeypatch.setattr(Folder, "rename", replaced)
+    monkeypatch.setattr(Folder, "unlink", removed)
     pods = [tmp_path / path.relative_to("/") for path in constants.STATIC_PODS]
     place_tree(tree, tmp_path)
     assert sorted(seen[-3:]) == sorted(pods)
@@ -192,9 +202,10 @@ def test_a_secret_is_for_its_owner_from_its_first_byte_on(
     seen: list[int] = []
     opened = os.open
 
-    def watched(path: Path, flags: int, mode: int = 0o777) -> int:
-        handle = opened(path, flags, mode)
-        seen.append(os.fstat(handle).st_mode & 0o077)
+    def watched(path: Path, flags: int, mode: int = 0o777, **folder: int) -> int:
+        handle = opened(path, flags, mode, **folder)
+        if flags & os.O_CREAT:
+            seen.append(os.fstat(handle).st_mode & 0o077)
         return handle
 
     monkeypatch.setattr(os, "open", watched)
@@ -330,16 +341,36 @@ def test_no_node_loses_anything_before_every_node_has_its_new_files(
     apply(tmp_path, local())
     rendered = render(direct(), NODES, kept())
     seen = []
-    unlinked = Path.unlink
+    unlinked = Folder.unlink
 
-    def watched(self: Path, missing_ok: bool = False) -> None:
-        if not self.name.startswith("."):  # our own temporary files
-            seen.append(self)
+    def watched(self: Folder, name: str) -> bool:
+        if not name.startswith("."):  # our own temporary files
+            seen.append(name)
             for node in NODES:
                 hosts = tmp_path / f"nodes/{node.name}{HOSTS}/{LOGICAL}/hosts.toml"
                 assert "nexus.example" in hosts.read_text()
-        unlinked(self, missing_ok)
+        return unlinked(self, name)
 
-    monkeypatch.setattr(Path, "unlink", watched)
+    monkeypatch.setattr(Folder, "unlink", watched)
     write_cluster(rendered, tmp_path)
     assert len(seen) > 10
+
+
+@pytest.mark.parametrize("at", ["etc", "etc/containerd", "etc/containerd/registry.d"])
+def test_no_folder_below_the_root_is_reached_through_a_link(tmp_path: Path, at: str) -> None:
+    """Who may write below the root would have files of the node written, or removed, elsewhere."""
+    root, elsewhere = tmp_path / "root", tmp_path / "elsewhere"
+    place_tree(hosts_tree(LOGICAL), elsewhere).clean()
+    before = {path: path.read_bytes() for path in elsewhere.rglob("*") if path.is_file()}
+    (root / at).parent.mkdir(parents=True)
+    (root / at).symlink_to(elsewhere / at)
+    with pytest.raises(FileSystemError, match="symbolic links; remove the symbolic link there"):
+        place_tree(hosts_tree("other.example"), root).clean()
+    assert {path: path.read_bytes() for path in elsewhere.rglob("*") if path.is_file()} == before
+
+
+def test_a_root_may_be_reached_through_a_link(tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    (tmp_path / "root").symlink_to(tmp_path / "there")
+    place_tree(hosts_tree(LOGICAL), tmp_path / "root").clean()
+    assert (tmp_path / "there/etc/containerd/registry.d" / LOGICAL / "hosts.toml").is_file()

@@ -17,6 +17,7 @@ SECRET = "s3cr3t%!"
         ("reg.example.com/dkp", Repository("reg.example.com", "dkp")),
         ("localhost:5000/dkp/ee/", Repository("localhost:5000", "dkp/ee")),
         (" https://reg.example.com/dkp ", Repository("reg.example.com", "dkp")),
+        ("reg.example.com//dkp///ee//", Repository("reg.example.com", "dkp/ee")),
         ("[::1]:5000/x", Repository("[::1]:5000", "x")),
     ],
 )

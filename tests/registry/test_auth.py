@@ -201,8 +201,11 @@ def test_a_token_server_that_is_lost_says_nothing_about_logins(
     tokens: TokenRegistry, make_client: MakeClient
 ) -> None:
     tokens.realm.script = lambda request: Reply(404)
-    with pytest.raises(DeniedError, match=r"refuses \(HTTP 404\); check the registry's config"):
+    with pytest.raises(
+        RegistryError, match=r"refuses \(HTTP 404\); check the registry's config"
+    ) as caught:
         make_client(tokens.host).tags("a")
+    assert caught.value.exit_code == 1
 
 
 def test_no_flag_of_a_command_is_named_by_the_library(

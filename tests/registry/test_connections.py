@@ -27,7 +27,8 @@ from mirror.errors import (
 )
 from mirror.oci import Digest
 from mirror.registry import ConnectionOptions, Credentials, RegistryClient, RetryPolicy, connections
-from mirror.registry.connections import Connections, Home
+from mirror.registry.addresses import Home
+from mirror.registry.connections import Connections
 from mirror.registry.http1 import Patience
 from mirror.registry.options import proxy_for, tls_context
 from tests.registry.conftest import MakeClient, Serve
@@ -493,7 +494,7 @@ def test_answers_of_many_threads_do_not_change_places(
     serve: Serve, make_client: MakeClient
 ) -> None:
     """With and without bodies, which give their connection back at different moments."""
-    server = serve(lambda r: Reply(body=b"" if r.method == "DELETE" else r.path.encode()))
+    server = serve(lambda r: Reply(202) if r.method == "DELETE" else Reply(body=r.path.encode()))
     client = make_client(server.host)
 
     def ask(number: int) -> None:

@@ -68,6 +68,26 @@ def test_a_list_that_goes_on_elsewhere_is_refused(serve: Serve, make_client: Mak
     assert other.log == []
 
 
+@pytest.mark.parametrize("host", ["", "http://{host}", "http://inner.example:8081"])
+@pytest.mark.parametrize("inner", ["/repository/docker-proxy", "/artifactory/api/docker/dkp"])
+def test_a_list_that_goes_on_below_an_inner_path_is_followed_where_it_began(
+    inner: str, host: str, serve: Serve, make_client: MakeClient
+) -> None:
+    """Nexus names the path that the repository has on its main port alone."""
+
+    def pages(request: Request) -> Reply:
+        if not request.path.startswith("/v2/a/"):
+            return Reply(400)
+        if "last" in request.query:
+            assert request.query["n"] == ["1000"]
+            return tags_reply(["v2"])
+        link = f"{host.format(host=server.host)}{inner}/v2/a/tags/list?n=1000&last=v1"
+        return tags_reply(["v1"], link)
+
+    server = serve(pages)
+    assert make_client(server.host).tags("a") == ["v1", "v2"]
+
+
 @pytest.mark.parametrize(
     "body",
     [

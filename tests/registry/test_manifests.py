@@ -257,3 +257,70 @@ def test_a_registry_that_deletes_nothing_is_told_so(connect: Connect) -> None:
     client, _ = connect(lambda r: error(404, "MANIFEST_UNKNOWN"))
     with pytest.raises(RegistryNotFoundError):
         client.delete_manifest("a", MANIFEST.digest)
+
+
+PORTAL = Reply(200, {"Content-Type": "text/html; charset=utf-8"}, b"<!doctype html><h1>Log in</h1>")
+
+
+def test_a_page_of_a_portal_is_no_answer_of_a_registry(connect: Connect) -> None:
+    client, server = connect(lambda r: (r.body, PORTAL)[1])
+    blob = Digest.of(b"{}")
+    requests: list[Callable[[], object]] = [
+        client.ping,
+        lambda: client.manifest("a", "v1"),
+        lambda: client.manifest("a", MANIFEST.digest),
+        lambda: client.resolve("a", "v1"),
+        lambda: client.put_manifest("a", "v1", MANIFEST),
+        lambda: client.delete_tag("a", "v1"),
+        lambda: client.delete_manifest("a", MANIFEST.digest),
+        lambda: client.delete_blob("a", blob),
+        lambda: client.tags("a"),
+        lambda: list(client.catalogue()),
+        lambda: client.blob_size("a", blob),
+        lambda: b"".join(client.blob("a", blob, size=2)),
+        lambda: client.open_upload("a"),
+        lambda: client.mount("a", blob, "b"),
+        lambda: client.upload("a", blob, 2, lambda _offset: (one for one in [b"{}"])),
+    ]
+    for request in requests:
+        with pytest.raises(UnreachableError, match="a web page came in the place of"):
+            request()
+    assert len(server.log) <= len(requests) + 1  # none of them was asked again, and one by GET
+
+
+@pytest.mark.parametrize("status", [200, 204, 206])
+def test_another_status_than_the_specifications_is_believed_if_the_manifest_is_there(
+    status: int, connect: Connect
+) -> None:
+    held: list[bytes] = []
+
+    def script(request: Request) -> Reply:
+        if request.method == "PUT":
+            held.append(request.body)
+            return Reply(status)
+        return good(request) if held and status != 204 else error(404, "MANIFEST_UNKNOWN")
+
+    client, server = connect(script)
+    if status == 200:
+        client.put_manifest("a", "v1", MANIFEST)
+        assert [r.method for r in server.log] == ["PUT", "HEAD"]
+        return
+    with pytest.raises(RegistryError, match=f"HTTP {status} where the specification has another"):
+        client.put_manifest("a", "v1", MANIFEST)
+
+
+def test_a_deletion_with_another_status_is_believed_if_the_manifest_is_gone(
+    connect: Connect,
+) -> None:
+    gone = False
+
+    def script(request: Request) -> Reply:
+        if request.method == "DELETE":
+            return Reply(204)
+        return error(404, "MANIFEST_UNKNOWN") if gone else good(request)
+
+    client, _ = connect(script)
+    with pytest.raises(RegistryError, match="HTTP 204 where the specification has another"):
+        client.delete_manifest("a", MANIFEST.digest)
+    gone = True
+    client.delete_manifest("a", MANIFEST.digest)

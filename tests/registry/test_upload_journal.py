@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 import stat
 import time
 from collections.abc import Callable, Generator
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 
 from mirror.errors import CancelledError, DigestMismatchError, FileSystemError, UnreachableError
 from mirror.oci import Digest, verified
-from mirror.registry import RegistryClient, UploadJournal, uploads
+from mirror.registry import RegistryClient, UploadJournal, upload_forms
 from mirror.registry.http1 import Response
 from mirror.run import Run
 from tests.conftest import MakeRealRegistry
@@ -326,7 +328,7 @@ def test_distribution_goes_on_after_a_process_that_stopped_between_two_chunks(
     folder: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(uploads, "_CHUNK", 1 << 20)
+    monkeypatch.setattr(upload_forms, "CHUNK", 1 << 20)
     registry = make_real_registry()
     client = make_client(registry.address)
     chunk = 1 << 20
@@ -384,3 +386,43 @@ def test_a_number_that_makes_no_sense_costs_that_line(
 def test_the_constructor_touches_no_disk(folder: Path) -> None:
     UploadJournal(folder, HOST)
     assert not folder.exists()
+
+
+# -- others who may write there --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".new"])
+@pytest.mark.parametrize("kind", ["symlink", "hard link", "pipe"])
+def test_what_is_planted_in_its_place_leads_nowhere(kind: str, suffix: str, tmp_path: Path) -> None:
+    victim, folder = tmp_path / "victim", tmp_path / "state"
+    victim.write_bytes(b"mine")
+    folder.mkdir()
+    planted = UploadJournal(folder, HOST).path.with_suffix(suffix)
+    match kind:
+        case "symlink":
+            planted.symlink_to(victim)
+        case "hard link":
+            os.link(victim, planted)
+        case _:
+            os.mkfifo(planted)
+    refused = (
+        pytest.raises(FileSystemError, match="cannot be written down there, name another folder")
+        if suffix == ".jsonl"
+        else nullcontext()
+    )
+    with refused, UploadJournal(folder, HOST) as journal:
+        journal.note("a", Digest.of(b"a"), "http://r.example/1", 5)
+    assert victim.read_bytes() == b"mine"
+    assert victim.stat().st_mode & 0o777 == 0o644
+
+
+@pytest.mark.parametrize("umask", [0o000, 0o077, 0o277])
+def test_its_folder_is_its_owners_whatever_the_umask(umask: int, tmp_path: Path) -> None:
+    before = os.umask(umask)
+    try:
+        with UploadJournal(tmp_path / "state", HOST) as journal:
+            journal.note("a", Digest.of(b"a"), "http://r.example/1", 5)
+    finally:
+        os.umask(before)
+    assert (tmp_path / "state").stat().st_mode & 0o777 == 0o700
+    assert journal.path.stat().st_mode & 0o777 == 0o600

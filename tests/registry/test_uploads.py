@@ -16,7 +16,7 @@ from mirror.errors import (
     UnreachableError,
 )
 from mirror.oci import Digest, verified
-from mirror.registry import Credentials, OpenUpload, RegistryClient, uploads
+from mirror.registry import Credentials, OpenUpload, RegistryClient, upload_forms
 from mirror.run import Run
 from tests.registry.conftest import MakeClient, Serve
 from tests.support.fake_api import FakeRegistry, error, once, times
@@ -464,8 +464,8 @@ def test_a_mount_at_a_failing_registry_is_an_error(
 @pytest.fixture
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> int:
     """Chunks of which a small blob has several; their size."""
-    monkeypatch.setattr(uploads, "_CHUNK", 300_000)
-    monkeypatch.setattr(uploads, "_SHORT_CHUNK", 20_000)
+    monkeypatch.setattr(upload_forms, "CHUNK", 300_000)
+    monkeypatch.setattr(upload_forms, "SHORT_CHUNK", 20_000)
     return 300_000
 
 
@@ -629,7 +629,7 @@ def test_a_chunk_that_was_accepted_is_there_whatever_range_says(
     source: Source,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(uploads, "_CHUNK", 1 << 18)
+    monkeypatch.setattr(upload_forms, "CHUNK", 1 << 18)
     answer = FakeRegistry.__call__
 
     def lie(self: FakeRegistry, request: Request) -> Reply:
@@ -641,3 +641,29 @@ def test_a_chunk_that_was_accepted_is_there_whatever_range_says(
     monkeypatch.setattr(FakeRegistry, "__call__", lie)
     assert client.upload("a", DIGEST, len(DATA), source) == len(DATA)
     assert fake.blobs == {str(DIGEST): DATA}
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_an_upload_that_ends_with_another_status_is_believed_if_the_blob_is_there(
+    kept: bool,
+    client: RegistryClient,
+    fake: FakeRegistry,
+    source: Source,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    answer = FakeRegistry.__call__
+
+    def swallow(self: FakeRegistry, request: Request) -> Reply:
+        reply = answer(self, request)
+        if request.method == "PUT":
+            reply.status = 200
+            if not kept:
+                self.blobs.clear()
+        return reply
+
+    monkeypatch.setattr(FakeRegistry, "__call__", swallow)
+    if kept:
+        assert client.upload("a", DIGEST, len(DATA), source) == len(DATA)
+        return
+    with pytest.raises(RegistryError, match="HTTP 200 where the specification has another"):
+        client.upload("a", DIGEST, len(DATA), source)

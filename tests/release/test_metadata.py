@@ -14,10 +14,9 @@ from mirror.release.items import find_digests, parse_extra_images
 from mirror.release.platform import (
     IMAGES_DIGESTS,
     IMAGES_TAGS,
-    deckhouse_releases,
-    parse_changelog,
     parse_components,
 )
+from mirror.release.releases_file import deckhouse_releases, parse_changelog
 from mirror.release.source import ReleaseInfo, parse_release
 from tests.support.hostile import json_documents, yaml_documents
 

@@ -181,9 +181,33 @@ def test_since_version_reaches_back_in_an_edition_of_lts_alone() -> None:
     assert selected(selection) == ("1.65.2 1.66.3", "lts")
 
 
-def test_lts_behind_rock_solid_stays_out() -> None:
+def test_lts_behind_rock_solid_travels_with_its_version() -> None:
     selection = select_platform(facts({**LEADS, "lts": "1.66.3"}), TAGS)
-    assert selected(selection) == (DEFAULT, ALL)
+    assert selected(selection) == (f"1.66.3 {DEFAULT}", f"{ALL} lts")
+    assert selection.warnings == ()
+    for wishes in ({"since": "1.67"}, {"since": "1.66"}, {"include": "<=1.68"}):
+        selection = select_platform(facts({**LEADS, "lts": "1.66.3"}), TAGS, flags(**wishes))
+        assert "1.66.3" in map(str, selection.versions)
+        assert "lts" in [fact.name for fact in selection.channels]
+
+
+@pytest.mark.parametrize("wishes", [{}, {"since": "1.67"}, {"include": ">=1.67 <=1.70"}])
+def test_another_channel_behind_rock_solid_is_left_out_and_told(wishes: dict[str, str]) -> None:
+    leads = {**LEADS, "stable": "1.67.5"}
+    selection = select_platform(facts(leads), TAGS, flags(**wishes))
+    assert "stable" not in [fact.name for fact in selection.channels]
+    (warning,) = selection.warnings
+    assert warning == (
+        "release channel stable is left out: it leads to v1.67.5, which is older than "
+        "rock-solid's v1.68.0; take it by itself with --deckhouse-tag stable"
+    )
+
+
+def test_a_channel_that_a_constraint_leaves_out_is_not_worth_a_word() -> None:
+    leads = {**LEADS, "stable": "1.67.5", "lts": "1.66.3"}
+    selection = select_platform(facts(leads), TAGS, flags(include=">=1.70"))
+    assert selection.warnings == ()
+    assert [fact.name for fact in selection.channels] == ["alpha", "beta", "early-access"]
 
 
 def test_lts_ahead_of_rock_solid_travels() -> None:
@@ -195,7 +219,7 @@ def test_lts_ahead_of_rock_solid_travels() -> None:
 def test_without_rock_solid_the_oldest_channel_stands_in() -> None:
     leads = {"alpha": "1.70.1", "beta": "1.69.0", "lts": "1.66.3"}
     selection = select_platform(facts(leads), ["v1.66.3", "v1.68.9", "v1.69.4", "v1.70.0"])
-    assert selected(selection) == ("1.69.0 1.69.4 1.70.0 1.70.1", "alpha beta")
+    assert selected(selection) == ("1.66.3 1.69.0 1.69.4 1.70.0 1.70.1", "alpha beta lts")
 
 
 def test_without_alpha_only_what_channels_lead_to_is_taken() -> None:

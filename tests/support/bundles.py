@@ -6,8 +6,9 @@ import itertools
 from pathlib import Path
 
 from mirror.bundle.archive import COMPLETE, Archive, Coverage, lay_out
+from mirror.bundle.packing import Packing
 from mirror.bundle.seal import Seal
-from mirror.bundle.writer import BundleWriter, Packing
+from mirror.bundle.writer import BundleWriter
 from mirror.layout import archive_of
 from mirror.run import Run
 from mirror.sync import Inventory, MemoryStore, Source, make_plan, transfer

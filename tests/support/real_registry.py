@@ -23,6 +23,7 @@ class RealRegistry(ServerProcess):
 
     `htpasswd` is the content of a password file (bcrypt lines); `proxy` is the address of a
     registry to be a pull-through cache of; `extra` is merged into the configuration last.
+    `program` is another version of it than Debian's.
     """
 
     def __init__(
@@ -39,8 +40,9 @@ class RealRegistry(ServerProcess):
         delete: bool = True,
         read_only: bool = False,
         extra: Mapping[str, Any] | None = None,
+        program: Path | None = None,
     ) -> None:
-        program = require_tool("docker-registry")
+        program = program or require_tool("docker-registry")
         port = free_port() if port is None else port
         folder.mkdir(parents=True, exist_ok=True)
         self.root = folder / "data"

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from examples.release_tree import ModuleSpec, ReleaseTree, TreeSpec, build, spread
 from mirror.oci import Digest, Manifest
-from mirror.registry import ConnectionOptions, RegistryClient
+from mirror.registry import ConnectionOptions, Credentials, RegistryClient
 from mirror.serve import Store, put_blob
 from mirror.sync import MemoryStore, make_plan, transfer
 from mirror.sync.tree import RegistryTarget
@@ -37,13 +37,18 @@ class Published:
         return f"{self.address}/{self.tree.root}"
 
 
-def publish(spec: TreeSpec, address: str) -> Published:
+def publish(
+    spec: TreeSpec,
+    address: str,
+    *,
+    options: ConnectionOptions = ConnectionOptions(plain_http=True),  # noqa: B008 it is frozen
+    credentials: Credentials | None = None,
+) -> Published:
     """Build the tree of `spec` into the registry at `address`."""
     store = MemoryStore()
     tree = build(spec, store)
     wanted = store.inventory()
-    options = ConnectionOptions(plain_http=True)
-    with RegistryClient(address, options=options) as client:
+    with RegistryClient(address, options=options, credentials=credentials) as client:
         target = RegistryTarget(client, lambda path: path)
         transfer(make_plan(wanted, target.held(wanted)), store, target)
     return Published(tree, address)

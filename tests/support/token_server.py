@@ -42,17 +42,22 @@ class Asked:
 
 
 class Signer:
-    """Signs tokens with a rendered key pair."""
+    """Signs tokens with a rendered key pair.
 
-    def __init__(self, certificate: Path, key: Path) -> None:
+    `legacy_key_id` names the key as distribution 2 knows it; distribution 3 knows it by its
+    thumbprint (RFC 7638).
+    """
+
+    def __init__(self, certificate: Path, key: Path, *, legacy_key_id: bool = True) -> None:
         loaded = serialization.load_pem_private_key(key.read_bytes(), password=None)
         assert isinstance(loaded, rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey)
         self._key = loaded
         public = x509.load_pem_x509_certificate(certificate.read_bytes()).public_key()
-        self.key_id = libtrust_key_id(
-            public.public_bytes(
-                serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
-            )
+        spelled = serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
+        self.key_id = (
+            libtrust_key_id(public.public_bytes(*spelled))
+            if legacy_key_id
+            else jwk_thumbprint(loaded)
         )
         self.algorithm = "RS256" if isinstance(loaded, rsa.RSAPrivateKey) else "ES256"
 
@@ -73,6 +78,23 @@ def libtrust_key_id(public_key: bytes) -> str:
     """The name by which distribution knows a key (DER): twelve groups of four base32 letters."""
     text = base64.b32encode(hashlib.sha256(public_key).digest()[:30]).decode()
     return ":".join(text[at : at + 4] for at in range(0, 48, 4))
+
+
+def jwk_thumbprint(key: rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey) -> str:
+    """The name of a key by RFC 7638: the hash of its public part as a JSON Web Key."""
+    if isinstance(key, rsa.RSAPrivateKey):
+        public = key.public_key().public_numbers()
+        members = {"e": _number(public.e), "kty": "RSA", "n": _number(public.n)}
+    else:
+        point, size = key.public_key().public_numbers(), (key.key_size + 7) // 8
+        x, y = (_number(one, size) for one in (point.x, point.y))
+        members = {"crv": f"P-{key.key_size}", "kty": "EC", "x": x, "y": y}
+    text = json.dumps(members, separators=(",", ":"), sort_keys=True)
+    return _encode(hashlib.sha256(text.encode()).digest())
+
+
+def _number(value: int, size: int | None = None) -> str:
+    return _encode(value.to_bytes(size or (value.bit_length() + 7) // 8, "big"))
 
 
 class Rules:
@@ -116,7 +138,8 @@ class TokenServer:
         document = yaml.safe_load(config.read_text())
         token, server = document["token"], document["server"]
         self._issuer, self._lifetime_s = token["issuer"], int(token["expiration"])
-        self._signer = Signer(Path(token["certificate"]), Path(token["key"]))
+        legacy = not token.get("disable_legacy_key_id", False)
+        self._signer = Signer(Path(token["certificate"]), Path(token["key"]), legacy_key_id=legacy)
         self._rules = Rules(document["users"], document["acl"])
         self.asked: list[Asked] = []
         host, _, port = server["addr"].rpartition(":")

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
+
+from bench.programs import built
 
 PACKAGES = {
     "docker-registry": "docker-registry",
@@ -27,9 +31,20 @@ def require_tool(name: str) -> Path:
     """Where the program is; without it the test is skipped, and fails where CI runs it."""
     # nginx lives in sbin, which is not on everybody's PATH.
     found = shutil.which(name) or shutil.which(name, path="/usr/sbin:/sbin")
-    if found is not None:
-        return Path(found)
-    message = f"{name} is missing; install the Debian package {PACKAGES.get(name, name)}"
+    if found is None:
+        _missing(f"{name} is missing; install the Debian package {PACKAGES.get(name, name)}")
+    return Path(found)
+
+
+def require_program(name: str) -> Path:
+    """A program of the Go module proxy, built if need be; else as `require_tool`."""
+    try:
+        return built(name)
+    except (OSError, subprocess.CalledProcessError) as err:
+        _missing(f"{name} cannot be built: {err}")
+
+
+def _missing(message: str) -> NoReturn:
     if os.environ.get("CI") == "true":
         pytest.fail(message)
     pytest.skip(message)

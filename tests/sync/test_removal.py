@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 
@@ -26,6 +28,7 @@ from mirror.testing import Answer, EmbeddedRegistry, Fault, LoseAnswer
 from tests.conftest import MakeRealRegistry
 from tests.support.inventories import fake_blob, fake_manifest, inventories, put_image
 from tests.support.places import client_of, tree_of
+from tests.support.registries import CRANE
 
 
 def _everywhere(*places: Inventory) -> frozenset[str]:
@@ -140,6 +143,43 @@ def test_tags_that_a_registry_forgot_to_delete_with_their_manifest_go_as_well(
         revisions = registry.root / "docker/registry/v2/repositories/dkp/ee/modules/_manifests"
         (revisions / f"revisions/sha256/{image.digest.encoded}/link").unlink()
         assert tree.listed_tags("modules") == {"v1.0.0", "latest"}
+        assert remove(Removal(manifests=(image,)), tree, run=Run()) == ()
+        assert tree.listed_tags("modules") == set()
+
+
+def test_a_registry_that_deletes_no_manifest_that_a_tag_names_is_asked_for_the_tags_first(
+    embedded_registry: EmbeddedRegistry,
+) -> None:
+    """As Google's: Container Registry and Artifact Registry."""
+    dangling = b'{"errors":[{"code":"GOOGLE_MANIFEST_DANGLING_TAG","message":"still referenced"}]}'
+    with client_of(embedded_registry) as client:
+        tree, image = _filled(client, "v1.0.0", "latest")
+        refusal = Fault(Answer(400, body=dangling), "DELETE", "/modules/manifests/sha256:")
+        embedded_registry.faults.add(refusal)
+        assert remove(Removal(manifests=(image,)), tree, run=Run()) == ()
+        assert tree.listed_tags("modules") == set()
+        assert client.resolve("dkp/ee/modules", image.digest) is None
+
+
+def test_a_manifest_that_a_registry_refuses_to_delete_is_a_failure_that_names_its_tags(
+    embedded_registry: EmbeddedRegistry,
+) -> None:
+    with client_of(embedded_registry) as client:
+        tree, image = _filled(client, "v1.0.0")
+        refusal = Fault(Answer(409), "DELETE", "/modules/manifests/sha256:", times=None)
+        embedded_registry.faults.add(refusal)
+        (failure,) = remove(Removal(manifests=(image,)), tree, run=Run())
+        assert failure.item == f"manifest modules@{image.digest} (v1.0.0)"
+        assert "HTTP 409" in str(failure.error)
+
+
+def test_tags_that_stay_when_their_manifest_is_deleted_are_deleted_by_themselves(
+    tmp_path: Path,
+) -> None:
+    """As in crane's registry, which goes on serving the manifest under them."""
+    options = ConnectionOptions(plain_http=True)
+    with CRANE.start(tmp_path / "crane") as address, RegistryClient(address, options=options) as c:
+        tree, image = _filled(c, "v1.0.0", "latest")
         assert remove(Removal(manifests=(image,)), tree, run=Run()) == ()
         assert tree.listed_tags("modules") == set()
 

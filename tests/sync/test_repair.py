@@ -77,6 +77,19 @@ def test_no_link_is_followed_and_nothing_but_a_file_removed(
     assert other.exists()
 
 
+@pytest.mark.parametrize("at", ["docker", "docker/registry/v2/blobs/sha256"])
+def test_no_folder_of_the_registrys_is_reached_through_a_link(
+    storage: Storage, tmp_path: Path, at: str
+) -> None:
+    storage.path_of(DIGEST).write_bytes(b"damaged, and of another registry")
+    other = Storage(tmp_path / "linked")
+    (other.root / at).parent.mkdir(parents=True)
+    (other.root / at).symlink_to(storage.root / at)
+    with pytest.raises(FileSystemError, match="cannot be read: Too many levels of symbolic links"):
+        other.discard_damaged(DIGEST)
+    assert storage.path_of(DIGEST).exists()
+
+
 def test_a_folder_that_is_no_data_root_is_refused(storage: Storage, tmp_path: Path) -> None:
     storage.check()
     Storage(tmp_path / "not-yet").check()

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 
-from mirror.errors import DeniedError, MirrorError, UnreachableError
+from mirror.errors import DeniedError, MirrorError, NotFoundError, UnreachableError
 from mirror.oci import Digest
 from mirror.run import Run
 from mirror.sync import MemoryStore, union
 from mirror.sync.publication import announce
-from mirror.sync.statement import Statement
+from mirror.sync.statement import Statement, StatementKeys
 from mirror.testing import Delay, Fault
 from mirror.watch.cycle import CycleResult, Replicator, _Silent, count
 from mirror.watch.settings import AUTO, CheckLevel
@@ -55,6 +56,21 @@ def newer() -> MemoryStore:
     store = sample_store()
     put_image(store, "", "v1.2.0", layers=(b"the next release",))
     return store
+
+
+def test_with_trusted_keys_registries_that_state_nothing_lead_nobody(three: list[Replica]) -> None:
+    three[0].fill(STORE, generation=None)
+    keys = StatementKeys(trusted=(b"never looked at",))
+    for one in three:
+        one.tree = replace(one.tree, keys=keys)
+    named = Cluster(three, "a")
+    for _ in range(2):  # the second look knows that nothing was stated
+        result = named.look("b")
+        assert not result.complete
+        assert "it states nothing, and trusted keys are given" in result.errors[0]
+    with pytest.raises(NotFoundError, match="states a complete inventory"):
+        Cluster(three, AUTO).look("b")
+    assert not three[1].held().repositories
 
 
 def test_a_replica_follows_the_leader_that_was_named(three: list[Replica]) -> None:

@@ -13,14 +13,14 @@ from cryptography.hazmat.primitives.asymmetric import dsa, ec, ed25519, rsa
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mirror.bundle.signing import (
+from mirror.errors import InputError, IntegrityError, SignatureError
+from mirror.signing import (
     PASSWORD_VARIABLE,
     open_secretbox,
     passphrase_from,
     sign,
     verify,
 )
-from mirror.errors import InputError, IntegrityError, SignatureError
 from tests.support.tools import require_tool
 
 DATA = b'{"inventory":"sha256:0"}'

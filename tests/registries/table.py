@@ -1,0 +1,67 @@
+"""The table of `docs/registries.md`, out of what a run of the journeys reported.
+
+`python -m tests.registries.table RESULTS` reads pytest's JUnit XML and writes the table.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Mapping
+from pathlib import Path
+
+from tests.support.registries import FRONTS, KINDS, Kind
+
+PAGE = Path(__file__).parents[2] / "docs/registries.md"
+BEGIN, END = "<!-- matrix -->", "<!-- end of the matrix -->"
+
+Cells = Mapping[tuple[str, str], str]
+
+
+def cells(results: Path) -> Cells:
+    """(registry, front) → what came out, of each journey that was made."""
+    found: dict[tuple[str, str], str] = {}
+    for case in ElementTree.parse(results).iter("testcase"):
+        named = re.fullmatch(r".*\[(.+) (\S+)\]", case.get("name", ""))
+        if not named or not case.get("classname", "").endswith("test_journey"):
+            continue
+        said = {one.get("name"): one.get("value") for one in case.iter("property")}
+        cell = (named[1], named[2])
+        if case.find("failure") is not None or case.find("error") is not None:
+            found[cell] = "failed"
+        elif "hashed" in said and found.get(cell) != "failed":
+            found[cell] = f"0 of {said['hashed']} wrong"
+    return found
+
+
+def table(found: Cells) -> str:
+    """One row for each registry, one column for each front."""
+    lines = [
+        f"| registry | how it runs | {' | '.join(FRONTS)} |",
+        "|---" * (len(FRONTS) + 2) + "|",
+    ]
+    for kind in KINDS:
+        row = [_cell(kind, front, found) for front in FRONTS]
+        lines.append(f"| {kind.name} {kind.version} | {kind.how} | {' | '.join(row)} |")
+    return "\n".join(lines)
+
+
+def _cell(kind: Kind, front: str, found: Cells) -> str:
+    if front == "tokens" and kind.with_tokens is None:
+        return "–"
+    return found.get((kind.name, front), "not run")
+
+
+def main() -> None:
+    """Replace the table in the page."""
+    text = PAGE.read_text()
+    before, rest = text.split(BEGIN)
+    _, after = rest.split(END)
+    new = table(cells(Path(sys.argv[1])))
+    PAGE.write_text(f"{before}{BEGIN}\n{new}\n{END}{after}")
+    print(new)
+
+
+if __name__ == "__main__":
+    main()
