@@ -2,7 +2,7 @@
 
 from mirror.bundle.archive import Compressed as Compressed
 from mirror.bundle.archive import Omissions as Omissions
-from mirror.bundle.packing import Packing as Packing
+from mirror.bundle.folder import Packing as Packing
 from mirror.bundle.reader import BundleReader as BundleReader
 from mirror.bundle.verify import BundleReport as BundleReport
 from mirror.errors import IncompleteError as IncompleteError
@@ -154,6 +154,7 @@ from mirror.registry.client import RegistryClient as RegistryClient
 from mirror.registry.client import RegistryReader as RegistryReader
 from mirror.registry.client import RegistryWriter as RegistryWriter
 from mirror.registry.credentials import find_credentials as find_credentials
+from mirror.registry.options import ClientCertificate as ClientCertificate
 from mirror.registry.options import ConnectionOptions as ConnectionOptions
 from mirror.registry.options import RetryPolicy as RetryPolicy
 from mirror.registry.upload_sessions import KeptUpload as KeptUpload

@@ -66,6 +66,13 @@ class PullConfig(BaseModel):
     insecure: bool = _about("Speak plain HTTP to the registry.", False)
     tls_skip_verify: bool = _about("Accept any certificate of the registry.", False)
     ca: Path | None = _about("PEM file of additional certificate authorities to trust.")
+    cert: Path | None = _about("Certificate (PEM) to show to a registry that asks for one.")
+    cert_key: Path | None = _about("Private key (PEM) of cert, if that file does not have it.")
+    trust_host: Texts = _about(
+        "Hosts to which the source may lead although they are in a private network, and which may "
+        "get the login as its token server although they have no TLS.",
+        (),
+    )
     jobs: Annotated[
         int, Field(ge=1, le=64, strict=True, description="How many items to work on at a time.")
     ] = DEFAULT_JOBS
@@ -282,6 +289,7 @@ class PullConfig(BaseModel):
 _OUTWARD = frozenset(
     {
         *("insecure", "tls-skip-verify", "ca", "jobs", "limit-rate"),
+        *("cert", "cert-key", "trust-host"),
         *("images-bundle-chunk-size", "gost-digest", "compress", "dedupe"),
     }
 )

@@ -8,9 +8,9 @@ from pathlib import Path
 import click
 
 from mirror.bundle import gost
+from mirror.bundle.folder import Packing
 from mirror.bundle.format import parse_part_size
 from mirror.bundle.inspect import inspect_bundle
-from mirror.bundle.packing import Packing
 from mirror.bundle.reader import BundleReader
 from mirror.bundle.report import html, insight_text
 from mirror.commands import options

@@ -108,8 +108,20 @@ class Work(ExitStack):
             click.get_current_context().exit(code)
 
 
+_WARNINGS = "mirror.warnings"
+
+
+def warn_at_start(ctx: click.Context, about: str, text: str) -> None:
+    """Warn once of a kind of thing, when the command begins: options are read before that."""
+    ctx.meta.setdefault(_WARNINGS, {}).setdefault(about, text)
+
+
 def _work(**values: Any) -> Work:
-    return click.get_current_context().with_resource(Work(**values))
+    ctx = click.get_current_context()
+    work = ctx.with_resource(Work(**values))
+    for text in ctx.meta.pop(_WARNINGS, {}).values():
+        work.on_event(Warned(text))
+    return work
 
 
 _JSON = flag("--json", "as_json", text="Print the result as JSON and no progress.")

@@ -178,7 +178,7 @@ def _replicas(
 ) -> list[TreeAccess]:
     """The replicas, reached as REGISTRY is, but for the login, which is for one host."""
     root = target.root
-    roots = [root, *map(Repository.parse, replicas)]
+    roots = [root, *map(asked.root, replicas)]
     twice = next((one for number, one in enumerate(roots) if one in roots[:number]), None)
     if twice is not None:
         raise InputError(f"{twice} is named twice; every replica is another registry")
@@ -187,7 +187,7 @@ def _replicas(
             f"--quorum {quorum} cannot be reached with {len(roots)} registries; name more "
             "with --replica"
         )
-    own = replace(asked, login=login, password=password, whose="replica")
+    own = replace(asked, login=login, password=password, cert=None, cert_key=None, whose="replica")
     return [
         (asked if one.host == root.host and login is None else own).to(one) for one in roots[1:]
     ]

@@ -17,7 +17,7 @@ from mirror.commands.access import (
     TreeAccess,
     following_keys,
     open_trees,
-    registry_options,
+    registries_options,
 )
 from mirror.commands.cluster_files import ClusterFiles, cluster_options, full_name
 from mirror.commands.options import FILE, Work, flag, grouped
@@ -99,7 +99,7 @@ def _rules(foreign_layers: str, sparse_indexes: str) -> ContentRules:
     help="With --watch: its settings (YAML, or those of Deckhouse's mirrorer).",
 )
 @following_keys
-@registry_options
+@registries_options
 @cluster_options
 @options.running
 def sync_command(

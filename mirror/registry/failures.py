@@ -12,6 +12,7 @@ a header.
 
 from __future__ import annotations
 
+import re
 import socket
 import ssl
 from collections.abc import Callable, Iterator
@@ -25,10 +26,8 @@ from mirror.errors import (
     UnreachableError,
 )
 from mirror.events import OnEvent, Retrying
-from mirror.registry.http1 import Fault, WireError
+from mirror.registry.http1 import Fault, WireError, clean
 from mirror.registry.options import ConnectionOptions, RetryPolicy
-
-_MAX_REASON = 300
 
 
 class TransientFailure(Exception):
@@ -173,8 +172,17 @@ def from_network(
                 "HTTPS_PROXY and HTTP_PROXY, or name the host in NO_PROXY",
                 where=where,
             )
+        case Fault.INNER:
+            return RegistryError(
+                f"{where}: {named_by}, which is no private address, leads to {host} ({err}), which "
+                "is one in a private network; nothing was asked there. If that is right, allow it "
+                f"with --trust-host {host}",
+                where=where,
+            )
         case Fault.CONNECT:
             return _from_connect(err, where=where, host=host, origin=origin)
+        case Fault.BROKEN if told := _alert(err, host):
+            return UnreachableError(f"{where}: {told}", where=where)
         case Fault.BROKEN:
             return TransientFailure(
                 UnreachableError(
@@ -211,7 +219,8 @@ def _from_connect(
                     "if that is intended, add --insecure"
                 )
             return unreachable(
-                f"no TLS connection to {host}: {reason}; check that the port is the registry's "
+                _alert(err, host)
+                or f"no TLS connection to {host}: {reason}; check that the port is the registry's "
                 "and name its authority with --ca, or try --tls-skip-verify"
             )
         if isinstance(cause, socket.gaierror):
@@ -237,6 +246,27 @@ def _from_connect(
     )
 
 
+_ABOUT_CERTIFICATES = re.compile(r"(?i)alert_.*(certificate|unknown_ca|access_denied)")
+
+
+def _alert(err: Exception, host: str) -> str:
+    """What to tell where the server ends TLS over our certificate; else nothing."""
+    for cause in _causes(err):
+        alert = cause.reason or "" if isinstance(cause, ssl.SSLError) else ""
+        what = alert.lower().partition("alert_")[2].replace("_", " ")
+        if _ABOUT_CERTIFICATES.search(alert):
+            return (
+                f"{host} wants a client certificate that it accepts (TLS alert: {what}); give one "
+                "that its authority signed with --cert and --key, or put it into certs.d"
+            )
+        if "handshake failure" in what:
+            return (
+                f"{host} ends TLS (alert: {what}); if it wants a client certificate, give it with "
+                "--cert and --key; else check that the port is the registry's"
+            )
+    return ""
+
+
 def stalled(where: str, host: str, options: ConnectionOptions) -> TransientFailure:
     """A transfer that moves too little."""
     happened = f"the transfer with {host} stalled"
@@ -250,24 +280,12 @@ def stalled(where: str, host: str, options: ConnectionOptions) -> TransientFailu
     )
 
 
-def clean(text: str) -> str:
-    """Foreign text for a message: without control characters, and not long."""
-    return "".join(c if c.isprintable() else " " for c in text)[:_MAX_REASON]
-
-
 def same(err: MirrorError) -> MirrorError:
     """An error of its own with the same content, for another thread to raise."""
     twin = type(err).__new__(type(err), *err.args)
     twin.__dict__.update(err.__dict__)
     twin.__cause__ = err.__cause__
     return twin
-
-
-def reworded(
-    err: RegistryError, text: str, kind: type[RegistryError] | None = None
-) -> RegistryError:
-    """The same answer said in other words, as `kind` where that is given."""
-    return (kind or type(err))(text, where=err.where, status=err.status, codes=err.codes)
 
 
 def _causes(err: BaseException) -> Iterator[BaseException]:

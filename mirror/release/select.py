@@ -200,12 +200,18 @@ class _Added:
     manifest: Manifest
 
     def attachment(
-        self, suffix: str, why: str, reference: Digest | None = None, *, optional: bool = False
+        self, suffix: str, why: str, reference: Digest | None = None, *, listed: bool = True
     ) -> WantedImage:
-        """What is attached to it under the tag of its digest with `suffix`."""
+        """What is attached to it under the tag of its digest with `suffix`.
+
+        A tag may have gone since it was `listed`, and the image stands without it.
+        """
         tag = referrers_tag(self.manifest.digest) + suffix
         where = self.archive, self.repository
-        return WantedImage(*where, tag, reference or tag, why, optional=optional)
+        optional = reference is None
+        return WantedImage(
+            *where, tag, reference or tag, why, optional=optional, notable=optional and listed
+        )
 
 
 _WITHOUT = ", or take the index without it (--sparse-indexes carry)"
@@ -385,15 +391,19 @@ def _attached(
     if not selection.probing:
         paths = sorted({one.repository for one in images})
         listed = dict(zip(paths, source.each("signatures", paths, source.tags), strict=True))
+    for path in (path for path, tags in listed.items() if tags is None):
+        source.warn(
+            f"{source.tree.origin(path)}: images are there, and the list of tags is not (HTTP "
+            "404); what vouches for them was not looked for; pull again if there should be some"
+        )
 
     def may_exist(one: _Added, suffix: str) -> bool:
         if selection.probing:
             return bool(suffix) or not has_api  # the API knows what the referrers' own tag names
         return referrers_tag(one.manifest.digest) + suffix in (listed[one.repository] or ())
 
-    # Optional: it may have gone since the tags were listed, and the image stands without it.
     found = [
-        one.attachment(suffix, f"the signatures of {one.manifest.digest}", optional=True)
+        one.attachment(suffix, f"what vouches for {one.manifest.digest}", listed=bool(listed))
         for one in subjects
         for suffix in suffixes
         if may_exist(one, suffix)
@@ -420,7 +430,13 @@ def _referrers(
 
     def ask(question: tuple[str, Digest]) -> list[dict[str, Any]]:
         path, digest = question
-        found = [*(source.referrers(path, digest) or ())]
+        answer = source.referrers(path, digest)
+        if answer is None:
+            source.warn(
+                f"{source.where(path, digest)}: the registry knows what refers to other images and "
+                "denies to know it of this one (HTTP 404); it was not looked for"
+            )
+        found = [*(answer or ())]
         has_index = referrers_tag(digest) in (listed.get(path) or ())
         earlier = source.manifest(path, referrers_tag(digest)) if has_index else None
         if found and earlier is not None and earlier.is_index:

@@ -14,7 +14,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -26,7 +25,7 @@ from starlette.routing import Route
 from mirror.documents import parse_json
 from mirror.errors import FileSystemError, MirrorError
 from mirror.layout import normalised_suffix
-from mirror.registry import ConnectionOptions, Credentials, RegistryClient, find_credentials
+from mirror.registry import Credentials, RegistryClient, find_credentials
 from mirror.registry.options import BRIEF
 from mirror.run import Run
 from mirror.serve.server import ServerThread, listen
@@ -294,17 +293,12 @@ def _tree(
     settings: WatchSettings, name: str, place: WatchedRegistry, opened: ExitStack
 ) -> RegistryTree:
     root = settings.repository(name)
-    options = ConnectionOptions(
-        plain_http=place.insecure,
-        verify=not place.tls_skip_verify,
+    options = replace(
+        place.connection(),
         retries=BRIEF,
         limit_rate=settings.limit_rate,
         max_connections=settings.jobs * (len(settings.registries) + 1) + 8,
     )
-    if place.ca is not None and "-----BEGIN" in place.ca:  # as in the mirrorer's settings
-        options = replace(options, ca=place.ca)
-    elif place.ca is not None:
-        options = replace(options, ca_file=Path(place.ca))
     secret = place.secret()
     if place.login is not None and secret is not None:
         login: Credentials | None = Credentials(place.login, secret)

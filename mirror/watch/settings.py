@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Self
@@ -25,6 +26,7 @@ from pydantic import (
 from mirror.documents import Rate, problems, read_mapping
 from mirror.errors import InputError
 from mirror.oci import Repository
+from mirror.registry import ClientCertificate, ConnectionOptions
 from mirror.sync.content import ContentRules, ForeignLayers, SparseIndexes
 
 AUTO = "auto"
@@ -121,12 +123,18 @@ class Schedule(_Settings):
 class WatchedRegistry(_Settings):
     """A registry that takes part, and how to reach it.
 
-    `address` is host[:port], with a path where that differs from `root`. `storage` is its own data
-    folder, from which damaged files are removed: no registry replaces what it believes to have.
+    `address` is host[:port], with a path where that differs from `root`. `cert` and `cert_key` are
+    what to show to a registry that asks for a certificate. `trusted_hosts` are those to which it
+    may lead although they are in a private network or, as its token server, have no TLS. `storage`
+    is its own data folder, from which damaged files are removed: no registry replaces what it
+    believes to have.
     """
 
     address: str
     ca: str | None = None
+    cert: Path | None = None
+    cert_key: Path | None = None
+    trusted_hosts: tuple[str, ...] = ()
     insecure: bool = False
     tls_skip_verify: bool = False
     login: str | None = None
@@ -135,13 +143,29 @@ class WatchedRegistry(_Settings):
     storage: Path | None = None
 
     @model_validator(mode="after")
-    def _one_password(self) -> Self:
+    def _no_contradictions(self) -> Self:
+        if self.insecure and self.address.startswith("https://"):
+            raise ValueError("insecure is plain HTTP, and the address says https://; drop one")
+        if self.cert_key is not None and self.cert is None:
+            raise ValueError("cert-key goes with cert, the certificate that it belongs to")
         if self.password is not None and self.password_file is not None:
             raise ValueError("password and password-file exclude each other")
         given = self.password is not None or self.password_file is not None
         if given != (self.login is not None):
             raise ValueError("a login goes with a password or password-file, and neither alone")
         return self
+
+    def connection(self) -> ConnectionOptions:
+        """How to connect to it."""
+        options = ConnectionOptions(
+            plain_http=self.insecure,
+            verify=not self.tls_skip_verify,
+            certificate=ClientCertificate(self.cert, self.cert_key) if self.cert else None,
+            trusted_hosts=frozenset(self.trusted_hosts),
+        )
+        if self.ca is not None and "-----BEGIN" in self.ca:  # as in the mirrorer's settings
+            return replace(options, ca=self.ca)
+        return replace(options, ca_file=Path(self.ca)) if self.ca is not None else options
 
     def secret(self) -> str | None:
         """The password, wherever it is; None for a registry that asks for none."""

@@ -16,8 +16,8 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from mirror import signing
+from mirror.bundle.folder import Packing
 from mirror.bundle.gost import gost_digest
-from mirror.bundle.packing import Packing
 from mirror.bundle.reader import BundleReader
 from mirror.bundle.verify import check_signature, verify_bundle
 from mirror.bundle.writer import BundleWriter

@@ -17,18 +17,17 @@ import pytest
 
 import mirror.commands.access
 from examples.release_tree import TreeSpec
-from examples.release_tree.images import image, layer
 from mirror.bundle.format import size_text
 from mirror.oci import Digest
 from mirror.registry import ConnectionOptions, RegistryClient
 from mirror.registry.options import RetryPolicy
 from mirror.serve import BasicAuth, MemoryStorage, TokenAuth, User
 from mirror.testing import Answer as FaultAnswer
-from mirror.testing import CorruptBody, EmbeddedRegistry, Fault
+from mirror.testing import CorruptBody, Fault
 from tests.conftest import MakeEmbeddedRegistry
 from tests.support.processes import free_port
 from tests.support.program import Finished, call_mirror
-from tests.support.release_source import TINY, Shelf, Source, serve
+from tests.support.release_source import TINY, Source, replace_images, serve
 from tests.support.wire import reached
 
 
@@ -356,19 +355,6 @@ def test_a_module_that_is_not_there_is_named_beside_those_that_are(
 ) -> None:
     run = pull(tmp_path / "bundle", source.root, "-i", "consol")
     run.failed(1, "no module consol", "it has: console")
-
-
-def replace_images(
-    registry: EmbeddedRegistry, files: Mapping[str, Mapping[str, bytes | str]]
-) -> None:
-    """Replace images of a source: `repository:tag` (under the edition) → files in the image."""
-    shelf = Shelf(registry)
-    for name, content in files.items():
-        repository, _, tag = f"{TINY.root}/{name}".rpartition(":")
-        made = image([layer(dict(content))])
-        for data in made.blobs.values():
-            shelf.add_blob(repository, data)
-        shelf.add_manifest(repository, made.raw, made.media_type, tags=[tag])
 
 
 def test_a_suspended_channel_stops_a_pull_until_told_otherwise(

@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from mirror.errors import InputError
+from mirror.registry import ClientCertificate
 from mirror.watch.settings import WatchSettings, seconds
 
 THREE: dict[str, Any] = {
@@ -130,6 +131,30 @@ def test_a_login_goes_with_one_password_or_its_file(tmp_path: Path) -> None:
     both = problem(login="rw", password="geheim", **{"password-file": "/p"})
     assert "password and password-file exclude each other" in both
     assert "geheim" not in both
+
+
+def test_a_registry_has_a_certificate_and_hosts_to_trust_of_its_own(tmp_path: Path) -> None:
+    more = {"cert": "/pki/c.crt", "cert-key": "/pki/c.key", "trusted-hosts": ["auth.lan"]}
+    registries = {**THREE["registries"], "a": {"address": "10.0.0.1:5001", **more}}
+    settings = load(tmp_path, {**THREE, "registries": registries})
+    options = settings.registries["a"].connection()
+    assert options.certificate == ClientCertificate(Path("/pki/c.crt"), Path("/pki/c.key"))
+    assert options.trusted_hosts == {"auth.lan"}
+    other = settings.registries["b"].connection()
+    assert (other.certificate, other.trusted_hosts) == (None, frozenset())
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        ({"address": "https://10.0.0.1/x", "insecure": True}, "insecure is plain HTTP, and the"),
+        ({"address": "10.0.0.1:5001", "cert-key": "/k"}, "cert-key goes with cert"),
+    ],
+)
+def test_settings_of_a_registry_that_contradict_each_other_are_refused(
+    wrong: dict[str, Any], told: str, tmp_path: Path
+) -> None:
+    assert told in complaint(tmp_path, {**THREE, "registries": {**THREE["registries"], "a": wrong}})
 
 
 def test_a_password_is_read_from_its_file_without_the_line_end(tmp_path: Path) -> None:
