@@ -26,7 +26,7 @@ from mirror.bundle.format import (
     part_sizes,
 )
 from mirror.bundle.members import Member, TreeFile, is_tree
-from mirror.bundle.seal import Seal, missing_archives, read_seal, try_seal
+from mirror.bundle.seal import Seal, missing_archives, parse_seal, seal_bytes, try_seal
 from mirror.bundle.seekable import SeekableFile, Unreadable
 from mirror.documents import parse_json
 from mirror.durable import os_errors
@@ -63,11 +63,13 @@ class BundleReader:
     ) -> None:
         self._paths, self._flattened = tuple(paths), flattened
         found = find_archives(paths, seal_name)
-        self._seals: Mapping[Path, Seal] = {
-            folder: seal
-            for folder in dict.fromkeys(path for path in paths if path.is_dir())
-            if (seal := read_seal(folder / seal_name)) is not None
-        }
+        self._seals: dict[Path, Seal] = {}
+        self._sealed: dict[Path, Digest] = {}  # of the very bytes that were read
+        for folder in dict.fromkeys(path for path in paths if path.is_dir()):
+            data = seal_bytes(folder / seal_name)
+            if data is not None:
+                self._seals[folder] = parse_seal(data, str(folder / seal_name))
+                self._sealed[folder] = Digest.of(data)
         folders = {folder.absolute(): seal for folder, seal in self._seals.items()}
         check_loose(path for path in found if path.parent not in folders)
         self._archives = open_archives(found, folders)

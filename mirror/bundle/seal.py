@@ -277,11 +277,16 @@ def read_seal(path: Path) -> Seal | None:
     Raises:
         DamagedBundleError: it is not whole.
     """
+    data = seal_bytes(path)
+    return None if data is None else parse_seal(data, str(path))
+
+
+def seal_bytes(path: Path) -> bytes | None:
+    """Read the file of a seal; None where there is none. One that is too long is cut short."""
     if not path.exists():
         return None
     with os_errors(path, "read"), path.open("rb") as file:
-        data = file.read(MAX_SEAL_BYTES + 1)
-    return parse_seal(data, str(path))
+        return file.read(MAX_SEAL_BYTES + 1)
 
 
 def parse_seal(data: bytes, where: str) -> Seal:

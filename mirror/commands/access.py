@@ -6,7 +6,7 @@ import getpass
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from pathlib import Path
@@ -381,15 +381,16 @@ def upload_journal(
 
 def _default_state_dir() -> Path:
     """Where the XDG base directory specification puts what is to survive a restart."""
-    base = os.environ.get("XDG_STATE_HOME", "")
+    base = Path(os.environ.get("XDG_STATE_HOME", ""))
     # The specification has relative paths ignored.
-    try:
-        return (Path(base) if base.startswith("/") else Path.home() / ".local/state") / "mirror"
-    except RuntimeError as err:
+    with suppress(RuntimeError):  # there is no home
+        base = base if base.is_absolute() else Path.home() / ".local/state"
+    if not base.is_absolute():
         raise FileSystemError(
             "this user has no home directory; uploads under way are not written down, name a "
             "folder with --state-dir"
-        ) from err
+        )
+    return base / "mirror"
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from mirror.commands.access import (
 )
 from mirror.commands.cluster_files import ClusterFiles, cluster_options, full_name
 from mirror.commands.options import FILE, Work, flag, grouped
-from mirror.commands.signals import handling
+from mirror.commands.process import handling, tell
 from mirror.errors import InputError
 from mirror.operations.sync import sync_replicas
 from mirror.reports.registries import sync_summary
@@ -233,8 +233,8 @@ def watch(config: Path) -> None:
         handling(stop.set, once=True),
         running(settings) as (daemon, url),
     ):
-        click.echo(f"following {', '.join(daemon.followers)}", err=True)
+        tell(f"following {', '.join(daemon.followers)}")
         if url is not None:
-            click.echo(f"health, readiness and metrics at {url}", err=True)
+            tell(f"health, readiness and metrics at {url}")
         stop.wait()
-    click.echo("stopped", err=True)
+    tell("stopped")

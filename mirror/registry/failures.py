@@ -24,6 +24,7 @@ from mirror.errors import (
     RegistryError,
     StalledError,
     UnreachableError,
+    shortage,
 )
 from mirror.events import OnEvent, Retrying
 from mirror.registry.http1 import Fault, WireError, clean
@@ -203,6 +204,8 @@ def _from_connect(
         return UnreachableError(f"{where}: {text}{origin}", where=where)
 
     for cause in _causes(err):
+        if (lacking := shortage(cause)) is not None:
+            return lacking
         if isinstance(cause, ssl.SSLCertVerificationError):
             return unreachable(
                 f"the certificate of {host} is not trusted ({cause.verify_message}); name the "
