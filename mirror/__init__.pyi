@@ -107,6 +107,7 @@ from mirror.nodeconfig.tree import TreeChanges as TreeChanges
 from mirror.oci.manifest import Child as Child
 from mirror.oci.manifest import Descriptor as Descriptor
 from mirror.oci.manifest import Manifest as Manifest
+from mirror.oci.manifest import ManifestNode as ManifestNode
 from mirror.oci.manifest import Platform as Platform
 from mirror.oci.reference import Digest as Digest
 from mirror.oci.reference import Reference as Reference
@@ -175,13 +176,15 @@ from mirror.release.source import SourceTree as SourceTree
 from mirror.run import Cancellation as Cancellation
 from mirror.run import PerItemErrors as PerItemErrors
 from mirror.run import Run as Run
+from mirror.sync.content import ContentRules as ContentRules
+from mirror.sync.content import ForeignLayers as ForeignLayers
 from mirror.sync.content import MemoryStore as MemoryStore
 from mirror.sync.content import Source as Source
+from mirror.sync.content import SparseIndexes as SparseIndexes
 from mirror.sync.content import Target as Target
 from mirror.sync.failover import BlobContent as BlobContent
 from mirror.sync.inventory import Gap as Gap
 from mirror.sync.inventory import Inventory as Inventory
-from mirror.sync.inventory import ManifestNode as ManifestNode
 from mirror.sync.inventory import RepositoryContent as RepositoryContent
 from mirror.sync.observation import Depth as Depth
 from mirror.sync.observation import Failure as Failure

@@ -32,6 +32,7 @@ from mirror.oci import Platform, Repository
 from mirror.release.selection import Filter, PlatformSelection, Selection
 from mirror.release.source import SourceTree
 from mirror.run import DEFAULT_JOBS
+from mirror.sync.content import ContentRules, ForeignLayers, SparseIndexes
 
 _HELP = "see `mirror config schema`"
 DEFAULT_SOURCE = "registry.deckhouse.ru/deckhouse/ee"
@@ -133,6 +134,12 @@ class PullConfig(BaseModel):
     platform: Texts = _about(
         "Thin multi-arch images that tags name to these: os/architecture[/variant].", ()
     )
+    foreign_layers: Literal["carry", "leave-out"] = _about(
+        "Non-distributable layers (layers with `urls`) that the source holds.", "carry"
+    )
+    sparse_indexes: Literal["refuse", "carry"] = _about(
+        "Multi-arch indexes of which the source lacks some images.", "refuse"
+    )
     proxy_registry: bool = _about("The source cannot list tags: try versions one by one.", False)
 
     @classmethod
@@ -207,6 +214,9 @@ class PullConfig(BaseModel):
             signatures=not self.no_signatures,
             platforms=tuple(_platform(text) for text in self.platform),
             probing=self.proxy_registry,
+            rules=ContentRules(
+                ForeignLayers(self.foreign_layers), SparseIndexes(self.sparse_indexes)
+            ),
             modules_must_exist="modules_path_suffix" in self.model_fields_set,
         )
         if self.proxy_registry:

@@ -314,7 +314,9 @@ def _tree(
     client = opened.enter_context(RegistryClient(root.host, options=options, credentials=login))
     suffix = normalised_suffix(settings.modules_path_suffix)
     keys = StatementKeys(None, settings.public_keys(), settings.allow_downgrade)
-    return RegistryTree(client, root, suffix, storage=place.storage, keys=keys)
+    return RegistryTree(
+        client, root, suffix, storage=place.storage, keys=keys, rules=settings.rules
+    )
 
 
 # -- pages -----------------------------------------------------------------------------------------

@@ -25,6 +25,7 @@ from mirror.documents import Patience, Rate, Seconds, problems, read_mapping
 from mirror.errors import InputError
 from mirror.oci import Repository
 from mirror.registry import ClientCertificate, ConnectionOptions
+from mirror.sync.content import ContentRules, ForeignLayers, SparseIndexes
 
 AUTO = "auto"
 """In place of a leader's name: whichever complete registry has the highest generation."""
@@ -172,6 +173,8 @@ class WatchSettings(Schedule):
     modules_path_suffix: str = "/modules"
 
     prune: bool = False
+    foreign_layers: ForeignLayers = ForeignLayers.CARRY
+    sparse_indexes: SparseIndexes = SparseIndexes.REFUSE
     trusted_keys: tuple[Path, ...] = ()
     allow_downgrade: bool = False
     jobs: Annotated[int, Field(ge=1, le=64)] = 4
@@ -207,6 +210,11 @@ class WatchSettings(Schedule):
         if self.listen is not None:
             self.listener()
         return self
+
+    @property
+    def rules(self) -> ContentRules:
+        """How much of an image must be there."""
+        return ContentRules(self.foreign_layers, self.sparse_indexes)
 
     @property
     def followers(self) -> tuple[str, ...]:
