@@ -90,8 +90,8 @@ from mirror.nodeconfig.pki import Authorities as Authorities
 from mirror.nodeconfig.pki import KeyPair as KeyPair
 from mirror.nodeconfig.pods import Images as Images
 from mirror.nodeconfig.proxies import Nginx as Nginx
-from mirror.nodeconfig.render import RenderOptions as RenderOptions
 from mirror.nodeconfig.render import Rendered as Rendered
+from mirror.nodeconfig.render import RenderOptions as RenderOptions
 from mirror.nodeconfig.render import access_of as access_of
 from mirror.nodeconfig.render import render as render
 from mirror.nodeconfig.render import write_cluster as write_cluster
