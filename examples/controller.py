@@ -88,7 +88,9 @@ class Controller:
                 state = state.refused(plan.current, plan.target, now)
                 state.save(self.state_file)
             return Pass(plan, state)
-
+        rests = plan.verdict is mirror.Verdict.NOTHING and "begun" not in memory
+        if rests and not target.managed:
+            return Pass(plan, state)  # nothing of ours is there, and nothing is to come
         state = state.aiming_at(target.mode, mirror.inputs_hash(target))
         if target != current:  # saved before anything is done, for who comes after a crash
             memory["begun"] = wanted
@@ -173,8 +175,7 @@ class Switch:
         return report.outcome
 
     def _check(self, required: mirror.RequiredSet) -> mirror.CheckReport:
-        names = {node.address: node.name for node in self.nodes}
-        targets = mirror.targets_for(self.target, self.access, names)
+        targets = mirror.targets_for(self.target, self.access)
         return mirror.check_images(required, targets, limit_s=60.0)
 
     def _push(self, reader: mirror.BundleReader) -> None:

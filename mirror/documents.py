@@ -262,6 +262,32 @@ Rate = Annotated[float, BeforeValidator(_rate, json_schema_input_type=float | st
 """Bytes a second in a settings file: a number, or a text as `parse_rate` takes it."""
 
 
+_DURATION = re.compile(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d+)?)s)?", re.ASCII)
+
+
+def parse_duration(text: str) -> float:
+    """`90s`, `5m`, `1h30m` or `2d` as seconds; ValueError for other text."""
+    match = _DURATION.fullmatch(text)
+    if not text or match is None:
+        raise ValueError(f"{text[:100]!r} is not a duration; write 30s, 5m, 1h30m or 2d")
+    days, hours, minutes, rest = (float(part or 0) for part in match.groups())
+    return ((days * 24 + hours) * 60 + minutes) * 60 + rest
+
+
+def seconds(value: Any) -> Any:
+    """`90`, or a text as `parse_duration` takes it, as seconds."""
+    if isinstance(value, bool):
+        raise ValueError("a duration is needed: 30s, 5m, 1h30m or 2d")
+    return parse_duration(value) if isinstance(value, str) else value
+
+
+_YEAR_S = 366 * 86400
+Seconds = Annotated[float, BeforeValidator(seconds), Field(gt=0, le=_YEAR_S)]
+"""A duration in a settings file: seconds, or a text as `parse_duration` takes it."""
+Patience = Annotated[float, BeforeValidator(seconds), Field(ge=0, le=_YEAR_S)]
+"""The same, which may be none."""
+
+
 def document(value: object, *fields: str) -> dict[str, Any]:
     """Attributes of `value` as JSON values: `"dry_run"` becomes `dryRun`, `"target=name"` is `name`
     under the key `target`."""

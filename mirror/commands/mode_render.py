@@ -112,6 +112,14 @@ IMAGE_NAMES = ("distribution", "auth", "mirror", "nginx")
     help="A port of Direct mode's in-cluster proxy (registry, debug, token) that is not the "
     "module's own.",
 )
+@click.option(
+    "--cache-proxy",
+    "cache_proxies",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="Proxy through which the caches of mode Proxy reach the upstream: HTTP_PROXY, HTTPS_PROXY "
+    "or NO_PROXY. Repeatable.",
+)
 @flag(
     "--in-place",
     text="Let files name their paths below OUT, for services that run without containers.",
@@ -131,6 +139,7 @@ def render_command(
     ingress_client_ca: Path | None,
     source_cas: tuple[str, ...],
     in_cluster_ports: tuple[str, ...],
+    cache_proxies: tuple[str, ...],
     in_place: bool,
     work: Work,
 ) -> None:
@@ -146,6 +155,7 @@ def render_command(
         distribution=Distribution(flavour),
         nginx=Nginx(modules=nginx_modules),
         images=_images(images),
+        environment=_proxies(cache_proxies),
         in_cluster_ports=_ports(in_cluster_ports),
         ingress_client_ca=None if ingress_client_ca is None else read_text(ingress_client_ca),
         sources=_sources(source_cas),
@@ -222,6 +232,14 @@ def _ports(texts: tuple[str, ...]) -> Ports:
             )
         found[name] = int(number)
     return Ports(**found)
+
+
+def _proxies(texts: tuple[str, ...]) -> dict[str, str]:
+    """The environment of the caches, in both spellings: programs differ in which they read."""
+    names = ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY")
+    advice = "write HTTPS_PROXY=http://proxy.example.com:3128"
+    found = _pairs(texts, "cache proxies", f"NAME=VALUE of {', '.join(names)}", advice, names)
+    return found | {name.lower(): value for name, value in found.items()}
 
 
 def _sources(texts: tuple[str, ...]) -> dict[str, str]:

@@ -37,7 +37,7 @@ from mirror.modes.required import (
 from mirror.modes.routes import Mode, Verdict
 from mirror.modes.settings import CheckMode, RegistrySettings
 from mirror.modes.state import RegistryState
-from mirror.nodeconfig.cluster import load_facts, read_document
+from mirror.nodeconfig.cluster import load_facts, read_document, read_modules
 from mirror.registry import ConnectionOptions
 
 
@@ -194,10 +194,7 @@ class _Required:
         if self.inventory_path is not None:
             return from_inventory(read_inventory(self.inventory_path), deployment)
         if self.values_file is not None and self.modules_file is not None:
-            modules = read_document(self.modules_file).get("items")
-            if not isinstance(modules, list):
-                raise InputError(f"{self.modules_file}: no list of Module objects (items)")
-            critical = critical_modules(one for one in modules if isinstance(one, dict))
+            critical = critical_modules(read_modules(self.modules_file))
             return from_values(read_document(self.values_file), critical, deployment)
         raise InputError(
             "say what is required: --digests FILE, --inventory BUNDLE_DIR, or --values FILE with "

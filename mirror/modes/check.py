@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -196,13 +196,11 @@ QUESTION_S = 10.0
 
 
 def targets_for(
-    settings: RegistrySettings,
-    access: ClusterAccess = NO_ACCESS,
-    names: Mapping[str, str] | None = None,
+    settings: RegistrySettings, access: ClusterAccess = NO_ACCESS
 ) -> tuple[CheckTarget, ...]:
     """The registries to ask before a switch to `settings`: the upstream, or in Local every master.
 
-    `names` (address → name) are what messages call the masters.
+    Messages call a master by the name of its node if `access.names` has it.
 
     Raises:
         RouteError: the settings or `access` do not tell where it is.
@@ -216,7 +214,7 @@ def targets_for(
     if not masters:
         # Nothing asked would be nothing missing.
         routes_for(LOGICAL_ROOT, settings, Plane.REPLICA, access)
-    return tuple(CheckTarget((names or {}).get(a, a), route) for a, route in named)
+    return tuple(CheckTarget(access.names.get(a, a), route) for a, route in named)
 
 
 Connect = Callable[[Route], RegistryClient]
@@ -358,5 +356,5 @@ def impatient(options: ConnectionOptions, limit_s: float | None = None) -> Conne
         options,
         connect_timeout_s=min(options.connect_timeout_s, limit_s),
         stall_timeout_s=min(options.stall_timeout_s, limit_s),
-        retries=replace(options.retries, attempts=1),
+        retries=replace(options.retries, attempts=1, retry_for_s=0.0),
     )

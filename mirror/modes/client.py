@@ -38,6 +38,9 @@ Found = TypeVar("Found")
 REPLICA_CONNECT_TIMEOUT_S = 5.0
 """How long to try for a connection where others can be asked instead."""
 
+REPLICA_STALL_TIMEOUT_S = 10.0
+"""How long one of several replicas may be silent before the next is asked."""
+
 ANYWHERE = ClusterRepository("install")
 """Endpoints are the same for all repositories; an upstream without a path has none at the root."""
 
@@ -100,10 +103,10 @@ class ModeClient:
         self._endpoints = tuple(self._all_to(ANYWHERE))
         self._choosing = threading.Lock()  # guards _chosen, which views share
         self._chosen: list[Endpoint] = []
-        if options is None:
-            options = ConnectionOptions()
-            if len(self._endpoints) > 1:
-                options = replace(options, connect_timeout_s=REPLICA_CONNECT_TIMEOUT_S)
+        self._hasty = options is None and len(self._endpoints) > 1
+        options = options or ConnectionOptions()
+        if self._hasty:
+            options = replace(options, connect_timeout_s=REPLICA_CONNECT_TIMEOUT_S)
         self._options = options
         self._own = self._run = Run(on_event=on_event)
         self._lock = threading.Lock()  # guards _clients, which views share
@@ -359,7 +362,10 @@ class ModeClient:
             if known is None:
                 options = self._options
                 if not patient:
-                    options = replace(options, retries=replace(options.retries, attempts=1))
+                    once = replace(options.retries, attempts=1, retry_for_s=0.0)
+                    options = replace(options, retries=once)
+                    if self._hasty:  # who takes a push may think longer
+                        options = replace(options, stall_timeout_s=REPLICA_STALL_TIMEOUT_S)
                 known = endpoint.client(options)
                 self._clients[endpoint, patient] = known
             return known.within(self._run)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import binascii
 import re
+import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -334,6 +335,9 @@ def _problems(
             yield "ca", "CA is not allowed when scheme is 'HTTP'"
         elif "ca" in texts:
             yield "ca", certificates(texts["ca"])
+    for key in ("username", "password", "license"):
+        if any(unicodedata.category(one) == "Cc" for one in texts.get(key, "")):
+            yield key, f"{key.capitalize()} has a line break or another control character in it"
     if has("license") and (has("username") or has("password")):
         problem = (
             "License field must be empty when using credentials (username/password): "
@@ -347,7 +351,7 @@ def _problems(
     if has("username") and not has("password"):
         yield "password", _lacks("password", "username")
     check_mode = texts.get("checkMode", "")
-    if given.get("checkMode") is not None and check_mode not in ("Default", "Relax"):
+    if has("checkMode") and check_mode not in ("Default", "Relax"):
         yield "checkMode", f"unknown registry check mode: {check_mode[:20]}"
     if has("ttl"):
         yield "ttl", ttl(texts.get("ttl", ""))

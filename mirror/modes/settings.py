@@ -34,10 +34,11 @@ class Account:
 class ClusterAccess:
     """Where a cluster's registry replicas are, whom to trust there, and who we are.
 
-    `masters` are addresses (InternalIP) without a port, in the order of trying; `ca` is the
-    module's own authority in PEM. Clients trust `public_ca` at `public_host`
-    (`registry.<PUBLIC_DOMAIN>`) beside the system's roots. Leave out what the mode and plane at
-    hand do not need.
+    `masters` are addresses (InternalIP) without a port, in the order of trying, and `names` the
+    names of their nodes, by address, as far as they are known; `ca` is the module's own authority
+    in PEM. Clients trust `public_ca` at `public_host` (`registry.<PUBLIC_DOMAIN>`) beside the
+    system's roots, and show `public_cert_file` with its key (PEM) there if the ingress asks for a
+    certificate. Leave out what the mode and plane at hand do not need.
     """
 
     masters: tuple[str, ...] = ()
@@ -45,9 +46,13 @@ class ClusterAccess:
     public_host: str | None = None
     public_ca: str | None = None
     accounts: Mapping[RegistryUser, Account] = field(default_factory=dict)
+    names: Mapping[str, str] = field(default_factory=dict)
+    public_cert_file: Path | None = None
+    public_key_file: Path | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "accounts", MappingProxyType(dict(self.accounts)))
+        for name in ("accounts", "names"):
+            object.__setattr__(self, name, MappingProxyType(dict(getattr(self, name))))
 
     def account(self, user: RegistryUser) -> Account | None:
         """The login of one of the module's users; None if it is not known here."""

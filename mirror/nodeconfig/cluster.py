@@ -200,8 +200,8 @@ _NAME = "%s"
 class AccessFile(CamelModel, populate_by_name=False):
     """Where a cluster's registry replicas are, as `--sites` reads it."""
 
-    masters: tuple[str, ...] = ()
-    """Addresses (InternalIP), without a port."""
+    masters: tuple[str, ...] | Mapping[str, str] = ()
+    """Addresses (InternalIP), without a port; or names of nodes with their addresses."""
     ca: str | None = None
     """The module's own authority, in PEM."""
     ca_file: Path | None = None
@@ -212,6 +212,10 @@ class AccessFile(CamelModel, populate_by_name=False):
     public_ca: str | None = None
     """Whom clients trust at the push address beside the system's roots."""
     public_ca_file: Path | None = None
+    public_cert_file: Path | None = None
+    """The certificate (PEM) to show at the push address, if its ingress asks for one."""
+    public_key_file: Path | None = None
+    """Its private key, if that is not in the same file."""
     users: Mapping[RegistryUser, SecretStr] = {}
     """The passwords of the registry's users: ro, rw, mirror-puller, mirror-pusher."""
 
@@ -224,13 +228,15 @@ class AccessFile(CamelModel, populate_by_name=False):
         ):
             if one is not None and other is not None:
                 raise ValueError(f"{names} exclude each other; keep one")
-        for number, master in enumerate(self.masters):
+        if self.public_key_file is not None and self.public_cert_file is None:
+            raise ValueError("publicKeyFile goes with publicCertFile, whose key it is")
+        for number, master in enumerate(self.addresses):
             if not _is_host(master):
                 raise ValueError(
                     f"masters.{number}: expected an address or a name without scheme, port and "
                     "path, as in 10.0.0.1"
                 )
-            if master in self.masters[:number]:
+            if master in self.addresses[:number]:
                 raise ValueError(f"masters.{number}: it is there twice; give each master once")
         template = self.public_domain_template
         if template is not None and template.count(_NAME) != 1:
@@ -240,6 +246,12 @@ class AccessFile(CamelModel, populate_by_name=False):
             if problem is not None:
                 raise ValueError(f"{key}: {problem}")
         return self
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """The addresses of the masters, in their order."""
+        named = self.masters
+        return tuple(named.values()) if isinstance(named, Mapping) else named
 
     def access(self, folder: Path) -> ClusterAccess:
         """What the file says, with the content of the files that it names."""
@@ -251,10 +263,17 @@ class AccessFile(CamelModel, populate_by_name=False):
             return text if file is None else _authority(folder / file)
 
         return ClusterAccess(
-            masters=self.masters,
+            masters=self.addresses,
+            names=(
+                {address: name for name, address in self.masters.items()}
+                if isinstance(self.masters, Mapping)
+                else {}
+            ),
             ca=given_ca(self.ca, self.ca_file),
             public_host=host,
             public_ca=given_ca(self.public_ca, self.public_ca_file),
+            public_cert_file=self.public_cert_file and folder / self.public_cert_file,
+            public_key_file=self.public_key_file and folder / self.public_key_file,
             accounts={user: Account(user.value, word) for user, word in self.users.items()},
         )
 
@@ -299,6 +318,22 @@ def read_document(path: Path) -> Mapping[str, Any]:
     if len(documents) > 1:
         raise InputError(f"{path}: it holds {len(documents)} documents; keep one")
     return documents[0] if documents else {}
+
+
+def read_modules(path: Path) -> list[Mapping[str, Any]]:
+    """The objects Module that a file holds: those of a `List`, or each as a document of its own."""
+    documents = read_documents(
+        _read(path), str(path), "expected what `kubectl get modules -o yaml` prints"
+    )
+    found: Any = documents
+    if len(documents) == 1 and documents[0].get("kind") != "Module":
+        found = documents[0].get("items")
+    if not isinstance(found, list):
+        raise InputError(
+            f"{path}: no list of Module objects (items); write what `kubectl get modules -o yaml` "
+            "prints to it"
+        )
+    return [one for one in found if isinstance(one, Mapping)]
 
 
 _File = TypeVar("_File")

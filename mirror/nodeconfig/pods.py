@@ -196,7 +196,14 @@ def services_needed(*, replication: bool) -> tuple[str, ...]:
 # -- the masters' services -------------------------------------------------------------------------
 
 POD_NAME = "registry-nodeservices"
-LABELS = {"component": "registry-service", "type": "node-services"}
+LABELS = {
+    "app": "registry",
+    "app.kubernetes.io/managed-by": POD_NAME,
+    "component": "registry-service",
+    "tier": "control-plane",
+    "type": "node-services",
+}
+"""Deckhouse's own; its Services select `component` and `type`."""
 
 
 def static_pod(

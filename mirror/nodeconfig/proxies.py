@@ -59,10 +59,13 @@ class Nginx:
 
 _BALANCER = Template("""\
 ${modules}worker_processes 2;
+worker_rlimit_nofile 130048;
+worker_shutdown_timeout 10s;
 pid ${runtime}/registry-proxy.pid;
 error_log stderr notice;
 
 events {
+  multi_accept on;
   worker_connections 16384;
 }
 
@@ -83,10 +86,13 @@ ${servers}
 
 _RELAY = Template("""\
 worker_processes 2;
+worker_rlimit_nofile 130048;
+worker_shutdown_timeout 10s;
 pid ${runtime}/registry-relay.pid;
 error_log stderr notice;
 
 events {
+  multi_accept on;
   worker_connections 4096;
 }
 

@@ -122,6 +122,7 @@ def access_of(nodes: Sequence[Node], kept: ServiceSecrets) -> ClusterAccess:
     """How to reach the registry of the rendered cluster."""
     return ClusterAccess(
         masters=tuple(node.address for node in nodes if node.master),
+        names={node.address: node.name for node in nodes if node.master},
         ca=kept.trusted,
         accounts=kept.accounts(),
     )
@@ -137,7 +138,7 @@ def write_cluster(rendered: Rendered, out: Path) -> dict[str, TreeChanges]:
     if rendered.in_cluster or (out / "in-cluster").exists():
         trees = {"in-cluster": rendered.in_cluster, **trees}
     # Write on all nodes before removing: no route may lead to what another node has lost.
-    placed = {name: place_tree(tree, out / name) for name, tree in trees.items()}
+    placed = {name: place_tree(tree, out, name) for name, tree in trees.items()}
     return {name: one.clean() for name, one in placed.items()}
 
 
@@ -255,7 +256,7 @@ class _Rendering:
             **_pair(constants.PKI_CONFIG / "token", kept.token),
         }
         if service.upstream is not None and service.upstream.ca is not None:
-            files[constants.PKI_CONFIG / "upstream-ca.crt"] = _authority(service.upstream)
+            files[constants.PKI_CONFIG / constants.UPSTREAM_CA] = _authority(service.upstream)
         if options.ingress_client_ca is not None and service.kind.row.holds_own_images:
             text = checked_authority(options.ingress_client_ca, "ingress client CA")
             files[constants.PKI_CONFIG / "ingress-client-ca.crt"] = RenderedFile(text.encode())
@@ -332,10 +333,10 @@ class _Rendering:
         mirror = hosts.upstream_mirror(upstream, upstream.path)  # checks every value
         files = _pair(IN_CLUSTER / "distribution", kept.in_cluster.distribution)
         if upstream.ca is not None:
-            files[IN_CLUSTER / "upstream-ca.crt"] = _authority(upstream)
+            files[IN_CLUSTER / constants.UPSTREAM_CA] = _authority(upstream)
         if options.distribution is services.Distribution.STOCK:
             at = partial(places.config, "in-cluster")
-            authority = None if upstream.ca is None else at("upstream-ca.crt")
+            authority = None if upstream.ca is None else at(constants.UPSTREAM_CA)
             pair = (at("distribution.crt"), at("distribution.key"))
             nginx = options.nginx_in(IN_CLUSTER, places)
             content = proxies.relay_conf(
@@ -347,8 +348,8 @@ class _Rendering:
         user = None if account is None else hashed(account, salt=_salt(kept, account.name))
         config = services.in_cluster_config(places, kept.http_secret, upstream, ports)
         return files | {
-            IN_CLUSTER / "distribution.yaml": pods.yaml_file(config.document),
-            IN_CLUSTER / "auth.yaml": pods.yaml_file(
+            IN_CLUSTER / "distribution_config.yaml": pods.yaml_file(config.document),
+            IN_CLUSTER / "auth_config.yaml": pods.yaml_file(
                 services.in_cluster_auth(places, user, ports.token)
             ),
             IN_CLUSTER / "ca.crt": RenderedFile(kept.trusted.encode()),

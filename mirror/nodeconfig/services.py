@@ -14,7 +14,7 @@ from functools import partial
 from typing import Any
 
 from mirror.errors import RenderingError
-from mirror.modes.constants import LOGICAL_PATH, RegistryUser
+from mirror.modes.constants import LOGICAL_PATH, UPSTREAM_CA, RegistryUser
 from mirror.modes.settings import Account, Upstream
 from mirror.nodeconfig.cluster import Node, NodePaths, Ports
 from mirror.nodeconfig.hosts import upstream_mirror
@@ -109,7 +109,7 @@ def cache_config(
             "repository names that it is itself asked for. Publish the images under "
             f"{upstream.host}/{LOGICAL_PATH}, use Direct mode, or render for the deckhouse flavour"
         )
-    environment = {} if upstream.ca is None else {"SSL_CERT_FILE": places.pki("upstream-ca.crt")}
+    environment = {} if upstream.ca is None else {"SSL_CERT_FILE": places.pki(UPSTREAM_CA)}
     if ttl is None:
         return ServiceConfig(document, environment)
     note = (
@@ -140,7 +140,7 @@ def in_cluster_config(
     token["proxy"] = {"url": loopback, "ca": places.config("in-cluster", "ca.crt")}
     document["proxy"] = _proxy(upstream) | _fork_proxy(upstream, places) | {"nocache": True}
     if upstream.ca is not None:
-        document["proxy"]["ca"] = places.config("in-cluster", "upstream-ca.crt")
+        document["proxy"]["ca"] = places.config("in-cluster", UPSTREAM_CA)
     return ServiceConfig(document)
 
 
@@ -195,7 +195,7 @@ def _proxy(upstream: Upstream) -> dict[str, Any]:
 def _fork_proxy(upstream: Upstream, places: NodePaths) -> dict[str, Any]:
     path = checked_repository_path(upstream.path, "upstream path")
     keys = {"remotepathonly": f"/{path}" if path else "", "localpathalias": f"/{LOGICAL_PATH}"}
-    return keys if upstream.ca is None else {**keys, "ca": places.pki("upstream-ca.crt")}
+    return keys if upstream.ca is None else {**keys, "ca": places.pki(UPSTREAM_CA)}
 
 
 def peers_of(node: Node, masters: Sequence[Node]) -> tuple[Node, ...]:

@@ -11,7 +11,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
 from mirror.documents import parse_json
@@ -42,16 +42,25 @@ Tree = Mapping[PurePosixPath, RenderedFile]
 _SERVICES = ("auth", "distribution", "mirrorer")
 _IN_CLUSTER = constants.SERVICE_CONFIG / "in-cluster"
 _KEYS = (f"{name}.{kind}" for name in ("auth", "distribution", "token") for kind in ("crt", "key"))
-_PAIRS = ("ca.crt", "upstream-ca.crt", *_KEYS)
+_PAIRS = ("ca.crt", constants.UPSTREAM_CA, *_KEYS)
 OWN_FILES: tuple[PurePosixPath, ...] = (
     *constants.STATIC_PODS,  # before the files that their containers read
     *(constants.SERVICE_CONFIG / f"{name}/config.yaml" for name in _SERVICES),
     *(constants.PKI_CONFIG / name for name in (*_PAIRS, "ingress-client-ca.crt")),
     constants.BALANCER_FILE,
     constants.RELAY_FILE,
-    *(_IN_CLUSTER / name for name in ("distribution.yaml", "auth.yaml", "relay.conf", *_PAIRS)),
+    *(
+        _IN_CLUSTER / name
+        for name in ("distribution_config.yaml", "auth_config.yaml", "relay.conf", *_PAIRS)
+    ),
 )
 """The files outside containerd's directory that are the module's own: gone when not rendered."""
+
+FORMER_FILES = (
+    constants.PKI_CONFIG / "upstream-ca.crt",
+    *(_IN_CLUSTER / name for name in ("upstream-ca.crt", "distribution.yaml", "auth.yaml")),
+)
+"""What earlier releases called some of these: gone as well."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +83,7 @@ class Placed:
 
     tree: Tree
     root: Path
+    below: str
     hosts: tuple[str, ...]
     former_hosts: frozenset[str]
     replaced: Mapping[PurePosixPath, bytes]
@@ -83,9 +93,9 @@ class Placed:
 
     def clean(self) -> TreeChanges:
         """Remove what the tree no longer has; then, last, forget it."""
-        with _root(self.root) as root:
+        with _root(self.root, self.below) as root:
             removed = [*_remove_hosts(root, self.former_hosts)]
-            gone = (path for path in OWN_FILES if path not in self.tree)
+            gone = (path for path in (*OWN_FILES, *FORMER_FILES) if path not in self.tree)
             removed += (path for path in gone if _unlink(root, path))
             stale = list(_stale_authorities(root, self.tree, self.hosts))
             # What a hosts.toml that this run replaced names beside it.
@@ -107,18 +117,20 @@ class Placed:
         return TreeChanges(tuple(sorted(written)), tuple(sorted(unchanged)), tuple(removed), kept)
 
 
-def place_tree(tree: Tree, root: Path) -> Placed:
-    """Write files below `root` and remove nothing yet: readers see the old route or the new one.
+def place_tree(tree: Tree, root: Path, below: str = "") -> Placed:
+    """Write files into `below`, a folder in `root`, and remove nothing yet: readers see the old
+    route or the new one.
 
-    No link below `root` is followed.
+    `root` may be reached through a link; no link below it is followed.
     """
-    with _root(root) as held:
-        return _place(tree, held)
+    with _root(root, below) as held:
+        placed = _place(tree, held)
+    return replace(placed, root=root, below=below)
 
 
-def _root(path: Path) -> Folder:
-    with os_errors(path, "write"):
-        return Folder.made(path)
+def _root(path: Path, below: str) -> Folder:
+    with os_errors(path / below, "write"), Folder.made(path) as root:
+        return root.make(below, 0o755)
 
 
 def _place(tree: Tree, root: Folder) -> Placed:
@@ -152,7 +164,7 @@ def _place(tree: Tree, root: Folder) -> Placed:
         if fresh and there is not None:
             replaced[path] = there
     former = frozenset(before) - frozenset(after)
-    return Placed(tree, root.path, after, former, replaced, tuple(written), tuple(unchanged))
+    return Placed(tree, root.path, "", after, former, replaced, tuple(written), tuple(unchanged))
 
 
 def hosts_state(hosts: list[str]) -> bytes:

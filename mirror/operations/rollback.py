@@ -171,7 +171,8 @@ def rollback(
         wanted.digest(),
         dry_run,
     )
-    if dry_run or (statement is None and not plan and not extras):
+    finished = statement is None and state.pending is None and not plan and not extras
+    if dry_run or finished:
         return report
     publication = Publication(
         tree,

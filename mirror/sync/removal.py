@@ -236,6 +236,8 @@ def _each_in_order(
                 drop(one)
             except (ConflictError, RegistryError) as err:
                 found.append(Failure(tree.name, str(one), err))
+                if isinstance(one, DropManifest):
+                    return  # what an index holds has to stay as long as it does
                 if isinstance(err, RegistryError) and err.status in (None, 401, 403, 405):
                     return  # the next would only repeat it
 
@@ -277,8 +279,10 @@ def _drop_tag(tree: RegistryTree, one: DropTag) -> None:
 def _drop_manifest(tree: RegistryTree, one: DropManifest) -> None:
     repository = tree.locate(one.repository)
     try:
-        with suppress(RegistryNotFoundError):
-            tree.client.delete_manifest(repository, one.digest)
+        tree.client.delete_manifest(repository, one.digest)
+    except RegistryNotFoundError:
+        if tree.client.resolve(repository, one.digest) is not None:
+            raise  # it was not gone: some proxies know no DELETE
     except RegistryError as err:
         if not one.tags or err.status not in (400, 409):
             raise

@@ -187,6 +187,10 @@ class Fault:
     nth: int = 1
     times: int | None = 1
 
+    def concerns(self, method: str, target: str) -> bool:
+        """Whether a request to `target` (`path?query`) is one of those that are counted."""
+        return self.method in (None, method) and re.search(self.path, target) is not None
+
 
 class Faults:
     """The faults of a server. Thread-safe; they may be changed while it runs."""
@@ -194,7 +198,7 @@ class Faults:
     def __init__(self, *faults: Fault) -> None:
         self._lock = threading.Lock()  # guards _armed and _struck
         self._armed: list[_Armed] = [_Armed(fault) for fault in faults]
-        self._struck = 0
+        self._struck: list[str] = []
 
     def add(self, *faults: Fault) -> None:
         """Add faults, which count requests from now on."""
@@ -209,14 +213,19 @@ class Faults:
     @property
     def struck(self) -> int:
         """How often faults have struck, so that a test can check that they did."""
+        return len(self.victims)
+
+    @property
+    def victims(self) -> tuple[str, ...]:
+        """What they have struck, each as `METHOD path?query`."""
         with self._lock:
-            return self._struck
+            return tuple(self._struck)
 
     def strike(self, method: str, target: str) -> list[Action]:
         """Count a request to `target` (`path?query`) and return what is to happen to it."""
         with self._lock:
             actions = [armed.fault.action for armed in self._armed if armed.hit(method, target)]
-            self._struck += len(actions)
+            self._struck += [f"{method} {target}"] * len(actions)
             return actions
 
 
@@ -224,11 +233,11 @@ class _Armed:
     """A fault with its count of matching requests."""
 
     def __init__(self, fault: Fault) -> None:
-        self.fault, self._pattern, self._seen = fault, re.compile(fault.path), 0
+        self.fault, self._seen = fault, 0
 
     def hit(self, method: str, target: str) -> bool:
         fault = self.fault
-        if fault.method not in (None, method) or not self._pattern.search(target):
+        if not fault.concerns(method, target):
             return False
         self._seen += 1
         end = None if fault.times is None else fault.nth + fault.times

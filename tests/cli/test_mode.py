@@ -421,9 +421,28 @@ def test_check_takes_the_clusters_values(
     files = (
         *("--module-config", write("mc.yaml", {"mode": "Direct", "direct": section})),
         *("--values", write("values.yaml", values)),
-        *("--modules", write("modules.yaml", {"kind": "List", "items": [core]})),
     )
-    call_mirror("mode", "check", *files).succeeded()
+    core["kind"] = "Module"
+    for modules in ({"kind": "List", "items": [core]}, core):  # kubectl gets one as itself
+        call_mirror(
+            "mode", "check", *files, "--modules", write("modules.yaml", modules)
+        ).succeeded()
+    for wrong in ([core], {"kind": "List"}):
+        call_mirror("mode", "check", *files, "--modules", write("modules.yaml", wrong)).failed(
+            2, "modules.yaml", "kubectl get modules -o yaml"
+        )
+
+
+def test_check_calls_masters_by_the_names_of_their_nodes(write: Write, tmp_path: Path) -> None:
+    digests = tmp_path / "digests.txt"
+    digests.write_text(f"sha256:{1:064}")
+    sites = {"masters": {"master-0": "127.0.0.9"}, "users": {"ro": "x"}}
+    done = call_mirror(
+        *("mode", "check", "--module-config", write("mc.yaml", LOCAL)),
+        *("--sites", write("sites.yaml", sites), "--digests", digests),
+    )
+    assert done.code == 5
+    assert "master-0: 0 of 1 items processed" in done.stdout
 
 
 @pytest.mark.parametrize(

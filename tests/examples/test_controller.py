@@ -267,6 +267,22 @@ def dead(*_: object, **__: object) -> None:
     raise Crash
 
 
+@pytest.mark.parametrize("saved", [None, True, False])
+def test_a_cluster_whose_registry_was_set_at_its_installation_is_at_rest(
+    world: World, saved: bool | None
+) -> None:
+    config = {"kind": "ModuleConfig", "metadata": {"name": "deckhouse"}, "spec": {"version": 1}}
+    world.write("module-config.yaml", config)
+    facts = yaml.safe_load((world.folder / "facts.yaml").read_text())
+    world.write("facts.yaml", {**facts, "savedParameters": saved})
+    before = world.files()
+    for _ in range(2):
+        done = world.controller.reconcile()
+        assert done.reached
+        assert done.summary() == "Unmanaged (legacy) → Unmanaged (legacy)"
+    assert world.files() == before
+
+
 def test_a_switch_that_was_begun_can_be_withdrawn(world: World) -> None:
     world.want("Local")
     assert not world.controller.reconcile().reached

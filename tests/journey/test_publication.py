@@ -16,7 +16,12 @@ from mirror.registry import ConnectionOptions, RegistryClient
 from mirror.release.discovery import discovery_images
 from mirror.run import Run
 from mirror.sync import MemoryStore, make_plan, transfer, union
-from mirror.sync.publication_state import generations, read_statement, statement_digest
+from mirror.sync.publication_state import (
+    generations,
+    read_state,
+    read_statement,
+    statement_digest,
+)
 from mirror.testing import Answer, EmbeddedRegistry, Fault
 from tests.conftest import MakeEmbeddedRegistry
 from tests.support.inventories import put_image, put_index
@@ -259,18 +264,33 @@ def test_a_phase_that_was_interrupted_is_turned_back_by_a_rollback(
     assert embedded.run("history").succeeded().document["interrupted"] is None
 
 
+@pytest.mark.parametrize(
+    ("moment", "nth"),
+    [
+        (CHANNEL, 3),
+        # All tags have turned: what is left is to state it.
+        (f"{STATEMENTS}/manifests/generation-3", 1),
+        (f"{STATEMENTS}/manifests/latest", 1),
+    ],
+)
 def test_an_interrupted_rollback_goes_on_when_it_is_run_again(
-    embedded_registry: EmbeddedRegistry, embedded: Place, releases: tuple[Release, ...]
+    embedded_registry: EmbeddedRegistry,
+    embedded: Place,
+    releases: tuple[Release, ...],
+    moment: str,
+    nth: int,
 ) -> None:
     embedded.push(releases[0]).succeeded()
     before = embedded.tags()
     embedded.push(releases[1]).succeeded()
-    embedded_registry.faults.add(Fault(Answer(400), "PUT", CHANNEL, nth=3, times=None))
+    embedded_registry.faults.add(Fault(Answer(400), "PUT", moment, nth=nth, times=None))
     embedded.run("rollback").failed(1)
     embedded_registry.faults.clear()
-    document = embedded.run("rollback").succeeded().document
+    document = embedded.run("rollback", "--to", "1").succeeded().document
     assert (document["restored"], document["generation"]) == (1, 3)
     assert embedded.tags() == before
+    assert embedded.generation() == 3
+    assert read_state(embedded.tree).pending is None
 
 
 def test_tags_that_somebody_else_moves_during_a_push_are_not_overwritten(

@@ -132,7 +132,7 @@ def test_the_upstream_is_asked_where_there_is_one(kind: ModeKind) -> None:
 
 
 def test_every_master_is_asked_in_local() -> None:
-    targets = targets_for(SETTINGS[ModeKind.LOCAL], SITES, {"10.0.0.1": "master-0"})
+    targets = targets_for(SETTINGS[ModeKind.LOCAL], replace(SITES, names={"10.0.0.1": "master-0"}))
     assert [one.name for one in targets] == ["master-0", "10.0.0.2", "10.0.0.3"]
     assert [one.route.host for one in targets] == [
         *("10.0.0.1:5001", "10.0.0.2:5001", "10.0.0.3:5001"),

@@ -32,7 +32,7 @@ from mirror.modes.endpoints import Endpoint, HealthMemory
 from mirror.modes.routes import Plane
 from mirror.modes.settings import RegistrySettings
 from mirror.oci import Digest
-from mirror.registry import Credentials
+from mirror.registry import ConnectionOptions, Credentials, RegistryClient
 from mirror.serve import BasicAuth, TokenAuth
 from mirror.serve import User as Person
 from mirror.testing import Answer, CorruptBody, CutResponse, EmbeddedRegistry, Fault, Refuse, Stall
@@ -494,6 +494,42 @@ def test_a_small_damaged_blob_is_taken_from_another_replica(
     damaged.faults.add(Fault(CorruptBody(at=1), method="GET", path="/blobs/", times=None))
     config = Digest.of(IMAGE.config)
     assert b"".join(connect_local(damaged, well).blob("install", config)) == IMAGE.config
+
+
+def test_the_error_and_an_event_name_the_replicas_whose_blob_is_damaged(
+    make_replica: MakeReplica, connect_local: Connect, events: list[Event]
+) -> None:
+    first, second = make_replica(), make_replica()
+    first.faults.add(Fault(CutResponse(300_000), method="GET", path="/blobs/", nth=1, times=None))
+    second.faults.add(Fault(CorruptBody(at=1000), method="GET", path="/blobs/", nth=1, times=None))
+    with pytest.raises(DigestMismatchError) as caught:
+        b"".join(connect_local(first, second).blob("install", LAYER))
+    both = f"{first.address} or {second.address}: "
+    assert str(caught.value).startswith(f"{both}blob ")
+    warned = [one.message for one in events if isinstance(one, Warned)]
+    assert any(one.startswith(both) for one in warned)
+
+
+@pytest.mark.parametrize(("asked", "patience_s"), [(None, 10.0), (ConnectionOptions(), 60.0)])
+def test_one_of_several_replicas_that_is_silent_is_not_waited_for_a_minute(
+    authority: Authority,
+    asked: ConnectionOptions | None,
+    patience_s: float,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Unless the caller says how long; and who takes a push may think longer."""
+    made: list[float] = []
+
+    def recorded(_endpoint: Endpoint, options: ConnectionOptions, *_: Any) -> RegistryClient:
+        made.append(options.stall_timeout_s)
+        return RegistryClient("127.0.0.2:1", options=options)
+
+    monkeypatch.setattr(Endpoint, "client", recorded)
+    access = sites(authority, ("127.0.0.2", "127.0.0.3"))
+    with connect(LOCAL, access=access, options=asked) as client:
+        for patient in (False, True):
+            client._client(client.endpoints[0], patient=patient)
+    assert made == [patience_s, 60.0]
 
 
 @pytest.mark.parametrize("offset", [0, 1, 400_000, len(IMAGE.layer)])

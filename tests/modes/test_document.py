@@ -138,6 +138,7 @@ def test_the_program_of_the_page_runs(tmp_path: Path, monkeypatch: pytest.Monkey
         "{mode: Direct, direct: {imagesRepo: nexus.corp.example/dkp/ee}}"
     )
     (tmp_path / "wanted.yaml").write_text("mode: Local")
+    (tmp_path / "sites.yaml").write_text("masters: [10.0.0.1]")
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {}
     exec(compile(block, "docs/modes.md", "exec"), names)

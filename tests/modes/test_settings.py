@@ -150,6 +150,28 @@ def test_empty_texts_and_nulls_mean_that_nothing_is_given() -> None:
     assert RegistrySettings.load(same) == RegistrySettings.load(direct())
 
 
+@pytest.mark.parametrize("key", ["checkMode", "ttl", "license", "ca"])
+def test_every_empty_text_is_as_good_as_none(key: str) -> None:
+    document = {"mode": "Proxy", "proxy": {"imagesRepo": REPO}}
+    empty = {"mode": "Proxy", "proxy": {"imagesRepo": REPO, key: ""}}
+    assert RegistrySettings.load(empty) == RegistrySettings.load(document)
+
+
+@pytest.mark.parametrize("key", ["username", "password", "license"])
+def test_a_login_with_a_line_break_is_a_finding_that_does_not_quote_it(key: str) -> None:
+    given = {"license": ""} if key != "license" else {"username": "", "password": ""}
+    said = findings(direct(**{"username": "u", "password": "p", **given, key: "se\ncret"}))
+    assert said.keys() == {f"registry.direct.{key}"}
+    (message,) = said.values()
+    assert message == f"{key.capitalize()} has a line break or another control character in it"
+
+
+@pytest.mark.parametrize("source", [[1], 1, None])
+def test_what_can_hold_no_settings_is_refused(source: Any) -> None:
+    with pytest.raises(InvalidSettingsError, match="expected a mapping of fields"):
+        RegistrySettings.load(source)
+
+
 def test_settings_are_frozen() -> None:
     settings = RegistrySettings.load(direct())
     with pytest.raises(ValidationError):

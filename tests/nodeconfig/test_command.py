@@ -11,6 +11,7 @@ from click.testing import CliRunner, Result
 
 from mirror.commands.mode_render import render_command
 from mirror.errors import InvalidSettingsError, MirrorError, RenderingError
+from mirror.modes import constants
 
 MASTERS = "master-0=10.0.0.1,master-1=10.0.0.2"
 DIRECT = """\
@@ -205,11 +206,35 @@ def test_the_in_cluster_proxy_gets_the_ports_that_are_given(folder: Path) -> Non
     arguments = ["--module-config", str(folder / "direct.yaml"), "--nodes", MASTERS]
     done = run(folder, *arguments, "--in-cluster-port", "registry=7001")
     assert done.exit_code == 0, done.output
-    config = folder / "out/in-cluster/etc/kubernetes/registry/in-cluster/distribution.yaml"
+    config = folder / "out/in-cluster/etc/kubernetes/registry/in-cluster/distribution_config.yaml"
     assert yaml.safe_load(config.read_text())["http"]["addr"] == ":7001"
     for wrong in ("relay=7004", "registry", "registry=no", "registry=70000"):
         with pytest.raises(RenderingError, match=r"in-cluster ports: expected|expected a port"):
             run(folder, *arguments, "--in-cluster-port", wrong)
+
+
+def test_caches_reach_their_upstream_through_the_proxy_that_is_given(folder: Path) -> None:
+    section = {"mode": "Proxy", "proxy": {"imagesRepo": "reg.example/deckhouse/ee"}}
+    (folder / "proxy.yaml").write_text(yaml.safe_dump(section))
+    images = [f"--image={name}=reg.example/{name}:1" for name in ("distribution", "auth")]
+    arguments = ["--module-config", str(folder / "proxy.yaml"), "--nodes", MASTERS, *images]
+    proxy = "http://proxy.example.com:3128"
+    done = run(
+        folder,
+        *arguments,
+        *("--cache-proxy", f"HTTPS_PROXY={proxy}", "--cache-proxy", "NO_PROXY=10.0.0.0/8"),
+    )
+    assert done.exit_code == 0, done.output
+    manifest = folder / f"out/nodes/master-0{constants.STATIC_POD}"
+    registry, token_server = yaml.safe_load(manifest.read_text())["spec"]["containers"]
+    assert {one["name"]: one["value"] for one in registry["env"]} == {
+        **dict.fromkeys(("HTTPS_PROXY", "https_proxy"), proxy),
+        **dict.fromkeys(("NO_PROXY", "no_proxy"), "10.0.0.0/8"),
+    }
+    assert "env" not in token_server
+    for wrong in ("PROXY=x", "HTTPS_PROXY"):
+        with pytest.raises(RenderingError, match="cache proxies: expected NAME=VALUE"):
+            run(folder, *arguments, "--cache-proxy", wrong)
 
 
 @pytest.mark.parametrize(

@@ -62,6 +62,19 @@ def done(flavour: str, after: str, before: str | None = None) -> Rendered:
     return render(EVERY[after], NODES, kept(), previous=previous, options=options)
 
 
+def test_nginx_may_open_as_many_files_as_it_takes_connections_and_ends_old_workers() -> None:
+    """Each passed connection has two ends; 1,024 files, a usual limit, would be 512 of them."""
+    for mode in ("Local", "Direct"):
+        files = done("stock", mode).nodes[WORKER.name]
+        for path in (constants.BALANCER_FILE, constants.RELAY_FILE):
+            if path in files:
+                text = files[path].content.decode()
+                assert "\nworker_rlimit_nofile 130048;\n" in text
+                assert "\nworker_shutdown_timeout 10s;\n" in text
+                (most,) = re.findall(r"worker_connections (\d+);", text)
+                assert 2 * int(most) < 130048
+
+
 def document(files: Tree, path: PurePosixPath) -> dict[str, Any]:
     found = yaml.safe_load(files[path].content)
     assert isinstance(found, dict)

@@ -144,18 +144,21 @@ def test_a_cache_of_the_fork_maps_the_paths() -> None:
         "password": "p",
         "remotepathonly": "/dkp/ee",
         "localpathalias": "/system/deckhouse",
-        "ca": "/pki/upstream-ca.crt",
+        "ca": "/pki/upstream-registry-ca.crt",
         "ttl": "72h",
     }
     assert "notifications" not in config
-    assert rendered.nodes["master-0"][PKI / "upstream-ca.crt"].content.decode() == upstream_ca()
+    assert (
+        rendered.nodes["master-0"][PKI / "upstream-registry-ca.crt"].content.decode()
+        == upstream_ca()
+    )
 
 
 def test_the_in_cluster_proxy_keeps_nothing() -> None:
     rendered = done(direct(ca=upstream_ca()))
-    config = in_cluster(rendered, "distribution.yaml")
+    config = in_cluster(rendered, "distribution_config.yaml")
     assert config["proxy"]["nocache"] is True
-    assert config["proxy"]["ca"] == "/config/upstream-ca.crt"
+    assert config["proxy"]["ca"] == "/config/upstream-registry-ca.crt"
     assert config["http"]["addr"] == ":5001"
     assert config["storage"]["maintenance"] == {
         "uploadpurging": {"enabled": False},
@@ -193,7 +196,7 @@ def test_a_stock_cache_trusts_its_upstream_by_the_environment_and_says_what_it_i
     assert set(registry(rendered)["proxy"]) == {"remoteurl", "username", "password"}
     pod = document(rendered, POD)
     environment = pod["spec"]["containers"][0]["env"]
-    assert environment == [{"name": "SSL_CERT_FILE", "value": "/pki/upstream-ca.crt"}]
+    assert environment == [{"name": "SSL_CERT_FILE", "value": "/pki/upstream-registry-ca.crt"}]
     assert any("168h whatever ttl says (found 72h)" in note for note in rendered.notes)
 
 
@@ -243,10 +246,10 @@ def test_users_are_known_by_bcrypt_of_cost_10_and_never_by_password() -> None:
 
 
 def test_the_in_cluster_proxy_asks_for_the_upstreams_own_login() -> None:
-    auth = in_cluster(done(direct()), "auth.yaml")
+    auth = in_cluster(done(direct()), "auth_config.yaml")
     assert auth["acl"] == [{"match": {"account": "u"}, "actions": ["pull"]}]
     assert bcrypt.checkpw(b"p", auth["users"]["u"]["password"].encode())
-    anonymous = in_cluster(done(direct(anonymous=True)), "auth.yaml")
+    anonymous = in_cluster(done(direct(anonymous=True)), "auth_config.yaml")
     assert anonymous["users"] == {"": {}}
     assert anonymous["acl"] == [{"match": {"account": ""}, "actions": ["pull"]}]
 
@@ -408,7 +411,7 @@ def test_the_in_cluster_proxy_has_ports_of_its_own() -> None:
     own = replace(FORK, in_cluster_ports=Ports(registry=7001))
     for options, address in ((FORK, ":5001"), (own, ":7001")):
         rendered = render(direct(), apart, held, options=options)
-        assert in_cluster(rendered, "distribution.yaml")["http"]["addr"] == address
+        assert in_cluster(rendered, "distribution_config.yaml")["http"]["addr"] == address
 
 
 def test_without_images_no_pod_is_written_and_that_is_said() -> None:

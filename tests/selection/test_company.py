@@ -290,3 +290,31 @@ def contents(seal: Mapping[str, Any]) -> dict[str, Any]:
         "files": seal["files"],
         "archives": {name: one["repositories"] for name, one in seal["archives"].items()},
     }
+
+
+# -- what a registry denies ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("path", "told"),
+    [
+        (
+            "/tags/list",
+            "404); what vouches for them was not looked for",
+        ),
+        (r"/manifests/sha256-.*\.sig", "is not there (what vouches for sha256:"),
+        ("/referrers/", "denies to know it of this one (HTTP 404)"),
+    ],
+)
+def test_what_vouches_for_images_is_never_left_out_in_silence(
+    source: Offer, path: str, told: str
+) -> None:
+    root, depot = source.at(""), source.depot
+    subject = source.tree.platform["v1.70.0"].image
+    depot.refer(root, subject, cosign(subject, ".sig"), native=False)
+    depot.refer(root, subject)
+    # The first question about referrers finds out whether the registry knows any.
+    nth = 2 if path == "/referrers/" else 1
+    source.registry.faults.add(Fault(Answer(404), "GET", path, nth=nth, times=None))
+    run = source.plan(*PLATFORM).succeeded()
+    assert told in run.stderr

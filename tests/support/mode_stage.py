@@ -133,7 +133,7 @@ class Stage:
             environment: Mapping[str, str] = {}
             if settings.mode is Mode.PROXY:  # which the static pod would have
                 tree = f"nodes/{node.name}"
-                trust = constants.PKI_CONFIG / "upstream-ca.crt"
+                trust = constants.PKI_CONFIG / "upstream-registry-ca.crt"
                 environment = {"SSL_CERT_FILE": str(in_tree(self.cluster.out, tree, trust))}
             self.cluster.registries[node.name] = self._masters.enter_context(
                 master(self.cluster.out, node, environment)

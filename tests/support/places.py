@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +15,7 @@ from mirror.oci import Digest, Manifest, Repository
 from mirror.registry import ConnectionOptions, RegistryClient, RegistryWriter, RetryPolicy
 from mirror.run import Run
 from mirror.serve import Store
+from mirror.serve.store import StoredManifest
 from mirror.sync import (
     Inventory,
     InventoryBuilder,
@@ -60,7 +61,17 @@ def state(tree: RegistryTree, statement: Statement) -> None:
     publication.carry_out(Plan(), tree.source(), tree.target(), run=Run())
 
 
-def stored(store: Store, root: str) -> Inventory:
+class Contents(Protocol):
+    """What is read of a registry's storage behind its server's back."""
+
+    def repositories(self) -> Sequence[str]: ...
+    def tags(self, repository: str) -> Sequence[str]: ...
+    def resolve(self, repository: str, tag: str) -> Digest | None: ...
+    def manifest(self, repository: str, digest: Digest) -> StoredManifest | None: ...
+    def blob_size(self, repository: str, digest: Digest) -> int | None: ...
+
+
+def stored(store: Contents, root: str) -> Inventory:
     """What a registry's storage really holds below `root`, read behind the server's back.
 
     Blobs are those that its manifests need.

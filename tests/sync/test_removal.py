@@ -26,7 +26,7 @@ from mirror.sync.statement import REPOSITORY, Statement
 from mirror.sync.tree import RegistryTree
 from mirror.testing import Answer, EmbeddedRegistry, Fault, LoseAnswer
 from tests.conftest import MakeRealRegistry
-from tests.support.inventories import fake_blob, fake_manifest, inventories, put_image
+from tests.support.inventories import fake_blob, fake_manifest, inventories, put_image, put_index
 from tests.support.places import client_of, tree_of
 from tests.support.registries import CRANE
 
@@ -171,6 +171,27 @@ def test_a_manifest_that_a_registry_refuses_to_delete_is_a_failure_that_names_it
         (failure,) = remove(Removal(manifests=(image,)), tree, run=Run())
         assert failure.item == f"manifest modules@{image.digest} (v1.0.0)"
         assert "HTTP 409" in str(failure.error)
+
+
+@pytest.mark.parametrize("status", [404, 409, 416])
+def test_what_an_index_holds_stays_where_the_index_is_not_deleted(
+    embedded_registry: EmbeddedRegistry, status: int
+) -> None:
+    with client_of(embedded_registry) as client:
+        store, tree = MemoryStore(), tree_of(client)
+        child = put_image(store, "modules")
+        index = put_index(store, "modules", "v1.0.0", children=[child])
+        transfer(make_plan(store.inventory(), Inventory()), store, tree.target())
+        removal = plan_removal(store.inventory(), Inventory(), {"modules"})
+        assert [one.digest for one in removal.manifests] == [index, child]
+        refusal = Fault(Answer(status), "DELETE", f"/modules/manifests/{index}", times=None)
+        embedded_registry.faults.add(refusal)
+        (failure,) = remove(removal, tree, run=Run())
+        assert failure.item == f"manifest modules@{index} (v1.0.0)"
+        assert client.resolve("dkp/ee/modules", child) is not None
+        embedded_registry.faults.clear()
+        assert remove(removal, tree, run=Run()) == ()
+        assert client.resolve("dkp/ee/modules", child) is None
 
 
 def test_tags_that_stay_when_their_manifest_is_deleted_are_deleted_by_themselves(

@@ -93,6 +93,7 @@ def test_an_answer_is_given_to_the_nth_matching_request(
     client.get("/v2/")  # another path
     assert [client.get(BLOB).status_code for _ in range(4)] == [200, 429, 429, 200]
     assert faulty.faults.struck == 2
+    assert faulty.faults.victims == (f"GET {BLOB}?",) * 2
     faulty.faults.add(fault)
     client.get(BLOB)
     answer = client.get(BLOB)
