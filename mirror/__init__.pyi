@@ -2,7 +2,7 @@
 
 from mirror.bundle.archive import Compressed as Compressed
 from mirror.bundle.archive import Omissions as Omissions
-from mirror.bundle.packing import Packing as Packing
+from mirror.bundle.folder import Packing as Packing
 from mirror.bundle.reader import BundleReader as BundleReader
 from mirror.bundle.verify import BundleReport as BundleReport
 from mirror.errors import IncompleteError as IncompleteError
@@ -107,6 +107,7 @@ from mirror.nodeconfig.tree import TreeChanges as TreeChanges
 from mirror.oci.manifest import Child as Child
 from mirror.oci.manifest import Descriptor as Descriptor
 from mirror.oci.manifest import Manifest as Manifest
+from mirror.oci.manifest import ManifestNode as ManifestNode
 from mirror.oci.manifest import Platform as Platform
 from mirror.oci.reference import Digest as Digest
 from mirror.oci.reference import Reference as Reference
@@ -153,11 +154,12 @@ from mirror.registry.client import RegistryClient as RegistryClient
 from mirror.registry.client import RegistryReader as RegistryReader
 from mirror.registry.client import RegistryWriter as RegistryWriter
 from mirror.registry.credentials import find_credentials as find_credentials
+from mirror.registry.options import ClientCertificate as ClientCertificate
 from mirror.registry.options import ConnectionOptions as ConnectionOptions
 from mirror.registry.options import RetryPolicy as RetryPolicy
-from mirror.registry.upload_sessions import KeptUpload as KeptUpload
+from mirror.registry.upload_journal import KeptUpload as KeptUpload
+from mirror.registry.upload_journal import UploadJournal as UploadJournal
 from mirror.registry.upload_sessions import OpenUpload as OpenUpload
-from mirror.registry.upload_sessions import UploadJournal as UploadJournal
 from mirror.release.constraints import Constraint as Constraint
 from mirror.release.constraints import Term as Term
 from mirror.release.plugin_dependencies import Edge as Edge
@@ -174,17 +176,20 @@ from mirror.release.source import SourceTree as SourceTree
 from mirror.run import Cancellation as Cancellation
 from mirror.run import PerItemErrors as PerItemErrors
 from mirror.run import Run as Run
+from mirror.sync.content import ContentRules as ContentRules
+from mirror.sync.content import ForeignLayers as ForeignLayers
 from mirror.sync.content import MemoryStore as MemoryStore
 from mirror.sync.content import Source as Source
+from mirror.sync.content import SparseIndexes as SparseIndexes
 from mirror.sync.content import Target as Target
 from mirror.sync.failover import BlobContent as BlobContent
 from mirror.sync.inventory import Gap as Gap
 from mirror.sync.inventory import Inventory as Inventory
-from mirror.sync.inventory import ManifestNode as ManifestNode
 from mirror.sync.inventory import RepositoryContent as RepositoryContent
 from mirror.sync.observation import Depth as Depth
 from mirror.sync.observation import Failure as Failure
 from mirror.sync.observation import Finding as Finding
+from mirror.sync.observe import Verification as Verification
 from mirror.sync.plan import CopyBlob as CopyBlob
 from mirror.sync.plan import Difference as Difference
 from mirror.sync.plan import Plan as Plan

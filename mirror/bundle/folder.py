@@ -1,5 +1,5 @@
-"""The folder of a bundle: what may be there before a pull, what an interrupted one left there, and
-the change to the new bundle.
+"""The folder of a bundle: which files a packing makes, what may be there before a pull, what an
+interrupted one left there, and the change to the new bundle.
 
 What lies in partial archives stays there if the plan is the same. If the source or the selection
 has changed since, it is put aside, and what both plans have in common is taken over from there.
@@ -11,11 +11,13 @@ import errno
 import fcntl
 import os
 import stat
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from pathlib import Path, PurePath
 
 from mirror.bundle import sums
+from mirror.bundle.archive import Archive
 from mirror.bundle.format import (
     GOST_SUFFIX,
     MAX_SUMS_BYTES,
@@ -25,11 +27,12 @@ from mirror.bundle.format import (
     SIGNATURE,
     SUMS,
     ZSTD_SUFFIX,
+    compressed_bound,
     file_names,
     parse_part_name,
+    part_sizes,
     size_text,
 )
-from mirror.bundle.packing import Packing, stored_as
 from mirror.bundle.seal import Seal, seal_in
 from mirror.bundle.staging import JOURNAL, Staging, read_journal
 from mirror.durable import Folder, os_errors
@@ -43,6 +46,71 @@ EARLIER = "earlier" + PARTIAL_SUFFIX
 _OWN_FILES = (RELEASES_FILE, SUMS, SIGNATURE)
 """What the format has beside archives and seal. Only these names are removed with a bundle: a seal
 may list any name, and it may come from anywhere."""
+
+
+# -- which files a bundle is -----------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Packing:
+    """How a bundle is written, whatever is in it.
+
+    `part_size` in bytes cuts archives into parts; 0 leaves them whole. `gost_digest` writes a
+    GOST R 34.11-2012 digest beside each file. `sign` makes a signature over the seal
+    (`mirror.signing.sign`). Without `resume` nothing of an interrupted run is used, and
+    nothing is kept for the next one. `compress` writes archives in zstd frames, which `part_size`
+    then cuts; until they have their names, the disk holds both forms.
+    """
+
+    part_size: int = 0
+    gost_digest: bool = False
+    sign: Callable[[bytes], bytes] | None = None
+    resume: bool = True
+    compress: bool = False
+
+
+AS_USUAL = Packing()
+
+
+def possible_names(packing: Packing, archive: Archive) -> Iterator[str]:
+    """Name the files of an archive; of a compressed one, as many as there may be."""
+    name, size = archive.name, archive.size
+    if packing.compress:
+        name, size = name + ZSTD_SUFFIX, compressed_bound(size)
+    yield from file_names(name, size, packing.part_size)
+
+
+def stored_as(packing: Packing, seal: Seal, files: Mapping[str, int]) -> dict[str, int] | None:
+    """Archive → bytes on the disk, if `files` (name → size) are exactly those that a bundle of this
+    packing has, `SHA256SUMS` aside; else None."""
+    names = {*seal.files, SEAL}
+    if packing.sign is not None:
+        names.add(SIGNATURE)
+    stored: dict[str, int] = {}
+    for archive in seal.archives.values():
+        name, size = archive.name, archive.size
+        if packing.compress:
+            name += ZSTD_SUFFIX
+            size = sum(n for one, n in files.items() if name in (one, _whole(one)))
+        if not size:
+            return None
+        own = file_names(name, size, packing.part_size)
+        sizes = part_sizes(size, packing.part_size or size)
+        if any(files.get(one) != n for one, n in zip(own, sizes, strict=True)):
+            return None
+        names.update(own)
+        if packing.gost_digest:
+            names.update(one + GOST_SUFFIX for one in own)
+        stored[archive.name] = size
+    return stored if names == files.keys() else None
+
+
+def _whole(name: str) -> str | None:
+    part = parse_part_name(name)
+    return part[0] if part else None
+
+
+# -- what may be there before ----------------------------------------------------------------------
 
 
 def check_folder(folder: Path, *, force: bool) -> None:
@@ -86,7 +154,7 @@ def check_content(folder: Folder, *, force: bool) -> None:
         for name in names
         if not is_leftover(name)
         and name != ".tmp"
-        and not (known is not None and _belongs(name, known))
+        and not (known is not None and belongs(name, known))
     ]
     if others and not force:
         raise not_empty(folder, others[0])
@@ -116,9 +184,8 @@ def not_empty(folder: Folder, name: str) -> InputError:
     )
 
 
-def _belongs(name: str, seal: Seal) -> bool:
-    """Whether a file of this name belongs to the sealed bundle: a pull that was stopped at its very
-    end has named some files already."""
+def belongs(name: str, seal: Seal) -> bool:
+    """Whether a file of this name belongs to the sealed bundle, complete or under way."""
     return name in (*seal.files, SEAL, SUMS, SIGNATURE) or _archive_of(name) in seal.archives
 
 

@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING
 from mirror.bundle import gost
 from mirror.bundle.archive import TRAILER_SIZE, Archive, Entry
 from mirror.bundle.folder import (
+    AS_USUAL,
+    Packing,
     allocated,
     check_content,
     check_space,
@@ -26,13 +28,13 @@ from mirror.bundle.folder import (
     listed,
     not_empty,
     only_writer,
+    possible_names,
     sort_leftovers,
     take_the_place,
     write_partial_seal,
 )
 from mirror.bundle.follow import Follower, MakeHash, Recheck
 from mirror.bundle.format import PARTIAL_SEAL, PARTIAL_SUFFIX, SEAL, compressed_bound, part_sizes
-from mirror.bundle.packing import AS_USUAL, Packing, possible_names
 from mirror.bundle.seal import Seal, check_limits
 from mirror.bundle.staging import ArchiveFile, Place, Staging
 from mirror.bundle.sums import CompanionFiles

@@ -5,17 +5,20 @@ from __future__ import annotations
 import getpass
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
 
 import click
+from click.core import ParameterSource
 
-from mirror.commands.options import FILE, Decorator, flag, grouped, together
-from mirror.documents import parse_rate
-from mirror.errors import FileSystemError, InputError
+from mirror.commands.options import FILE, Decorator, flag, grouped, together, warn_at_start
+from mirror.documents import parse_duration, parse_rate
+from mirror.errors import FileSystemError, InputError, InvalidReferenceError
 from mirror.events import OnEvent, Warned
 from mirror.layout import normalised_suffix
 from mirror.oci import Repository
@@ -26,7 +29,7 @@ from mirror.registry import (
     UploadJournal,
     find_credentials,
 )
-from mirror.registry.options import BRIEF
+from mirror.registry.options import BRIEF, ClientCertificate, patience
 from mirror.sync.statement import UNSIGNED, StatementKeys
 from mirror.sync.tree import RegistryTree
 
@@ -44,16 +47,26 @@ class AccessOptions:
     insecure: bool = False
     tls_skip_verify: bool = False
     ca: Path | None = None
+    cert: Path | None = None
+    cert_key: Path | None = None
+    trust_host: Sequence[str] = ()
     limit_rate: float | None = None
+    retry_for: float | None = None
+    same_login: bool = False
     whose: str = "registry"
 
     def connection(self) -> ConnectionOptions:
         """The same for a client."""
+        if self.cert_key is not None and self.cert is None:
+            raise InputError("--cert-key goes with --cert, the certificate that it belongs to")
         return ConnectionOptions(
             plain_http=self.insecure,
             verify=not self.tls_skip_verify,
             ca_file=self.ca,
+            certificate=ClientCertificate(self.cert, self.cert_key) if self.cert else None,
+            trusted_hosts=frozenset(map(_host, self.trust_host)),
             limit_rate=self.limit_rate,
+            retries=patience(self.retry_for),
         )
 
     def credentials(self, name: str) -> Credentials | None:
@@ -64,9 +77,36 @@ class AccessOptions:
         """The login at `host` if the command line has one; stored ones do not count."""
         return self.credentials(host) if self.login or self.password else None
 
+    def root(self, text: str) -> Repository:
+        """The registry and path that `text` names.
+
+        Raises:
+            InputError: it asks for TLS, and the options for plain HTTP.
+        """
+        if self.insecure and text.strip().startswith("https://"):
+            raise InputError(
+                f"{text} asks for TLS and --insecure for plain HTTP; leave out one of the two"
+            )
+        return Repository.parse(text)
+
+    def for_one(self, names: Iterable[str]) -> AccessOptions:
+        """The same, unless a login for one host would go to the several that `names` are at.
+
+        Raises:
+            InputError: it would.
+        """
+        hosts = sorted({self.root(name).host for name in names})
+        if len(hosts) > 1 and not self.same_login and (self.login or self.password or self.cert):
+            raise InputError(
+                f"a login or certificate is given, and {len(hosts)} registries are named: "
+                f"{', '.join(hosts)}. It would go to each of them; if it is meant for all, say so "
+                "with --same-login, else store a login for each with `docker login`"
+            )
+        return self
+
     def to(self, root: Repository | str) -> TreeAccess:
         """The tree below `root` (host[:port]/path), reached in this way."""
-        root = Repository.parse(root) if isinstance(root, str) else root
+        root = self.root(root) if isinstance(root, str) else root
         suffix = normalised_suffix(self.modules_path_suffix)
         return TreeAccess(root, suffix, self.connection(), self.credentials(str(root)))
 
@@ -138,11 +178,38 @@ def _read(secret: str | None, prompt: str) -> str | None:
 # -- options ---------------------------------------------------------------------------------------
 
 
-def _rate(_ctx: click.Context, _option: click.Parameter, value: str | None) -> float | None:
+def _read_by(parse: Callable[[str], float]) -> Callable[..., float | None]:
+    def read(_ctx: click.Context, _option: click.Parameter, value: str | None) -> float | None:
+        try:
+            return None if value is None else parse(value)
+        except ValueError as err:
+            raise click.BadParameter(str(err)) from None
+
+    return read
+
+
+def _host(text: str) -> str:
+    """The name of a host, of which a port does not matter."""
     try:
-        return None if value is None else parse_rate(value)
-    except ValueError as err:
-        raise click.BadParameter(str(err)) from None
+        host = Repository.parse(f"{text.strip().lower()}/any").host
+    except InvalidReferenceError:
+        raise InputError(f"--trust-host {text}: write the name or address of a host") from None
+    return urlsplit(f"//{host}").hostname or host
+
+
+def _secret(ctx: click.Context, option: click.Parameter, value: str | None) -> str | None:
+    """`value`, with a warning if everybody on this machine can see it."""
+    typed = ctx.get_parameter_source(option.name or "") is ParameterSource.COMMANDLINE
+    if typed and value and value != _STANDARD_INPUT:
+        name = max(option.opts, key=len)
+        warn_at_start(
+            ctx,
+            "secret",
+            f"what {name} was given shows in the process list and in the shell's history; better "
+            f"give it as `{name} -`, which asks for it or reads it from a pipe, or by "
+            f"{option.envvar}, or store it with `docker login`",
+        )
+    return value
 
 
 def login_options(whose: str, text: str, *more: Sequence[str]) -> Decorator:
@@ -153,7 +220,7 @@ def login_options(whose: str, text: str, *more: Sequence[str]) -> Decorator:
     )
     return together(
         from_environment(f"--{whose}-login", *user_names, text=text),
-        from_environment(f"--{whose}-password", *password_names, text=unseen),
+        from_environment(f"--{whose}-password", *password_names, text=unseen, callback=_secret),
     )
 
 
@@ -161,10 +228,12 @@ def _variable(name: str) -> str:
     return "D8_MIRROR_" + name.removeprefix("--").replace("-", "_").upper()
 
 
-def from_environment(name: str, *more: str, variable: str = "", text: str) -> Decorator:
+def from_environment(
+    name: str, *more: str, variable: str = "", text: str, **settings: Any
+) -> Decorator:
     """An option that an environment variable may give as well."""
     variable = variable or _variable(name)
-    return click.option(name, *more, envvar=variable, show_envvar=True, help=text)
+    return click.option(name, *more, envvar=variable, show_envvar=True, help=text, **settings)
 
 
 _STORED = "without one, the credentials that docker or oras stored."
@@ -177,11 +246,10 @@ source_login_options = together(
         "license_key",
         variable="D8_MIRROR_LICENSE_TOKEN",
         text="Deckhouse license key, instead of user and password; '-' as above.",
+        callback=_secret,
     ),
 )
-registry_options = grouped(
-    "access",
-    AccessOptions,
+_registry_options = (
     login_options(
         "registry", f"User of the registry; {_STORED}", ["-u", "login"], ["-p", "password"]
     ),
@@ -196,13 +264,58 @@ registry_options = grouped(
     click.option(
         "--ca", type=FILE, help="PEM file of additional certificate authorities to trust."
     ),
+    from_environment(
+        "--cert",
+        variable="D8_MIRROR_REGISTRY_CERT",
+        type=FILE,
+        text="Certificate (PEM) to show to a registry that asks for one.",
+    ),
     click.option(
         "--limit-rate",
-        callback=_rate,
+        callback=_read_by(parse_rate),
         help="Limit of the traffic with each registry: 20MB/s, 512KiB/s.",
     ),
+    click.option(
+        "--retry-for",
+        callback=_read_by(parse_duration),
+        help="How long to wait for a registry that is away or busy before giving up, counted from "
+        "the last thing that got through: 30s, 5m, 1h30m.  [default: 5m for a registry that has "
+        "answered, a few seconds for one that has not]",
+    ),
+    click.option(
+        "--trust-host",
+        multiple=True,
+        metavar="HOST",
+        help="Follow the registry to this host although it is in a private network, and send it "
+        "the login as the registry's token server although that has no TLS. Repeatable.",
+    ),
 )
+
+
+def _cert_key(*more: str) -> Decorator:
+    return from_environment(
+        "--cert-key",
+        *more,
+        variable="D8_MIRROR_REGISTRY_KEY",
+        type=FILE,
+        text="Private key (PEM) of --cert, if that file does not have it.",
+    )
+
+
+registry_options = grouped("access", AccessOptions, *_registry_options, _cert_key("--key"))
 """How to reach the registry that a command works on."""
+
+keyed_registry_options = grouped("access", AccessOptions, *_registry_options, _cert_key())
+"""The same for a command whose `--key` is another one."""
+
+registries_options = grouped(
+    "access",
+    AccessOptions,
+    *_registry_options,
+    _cert_key("--key"),
+    flag("--same-login", text="The login, or certificate, is meant for all registries named."),
+)
+"""The same for a command that works on several."""
 
 
 _trusted_key = click.option(
@@ -280,15 +393,16 @@ def upload_journal(
 
 def _default_state_dir() -> Path:
     """Where the XDG base directory specification puts what is to survive a restart."""
-    base = os.environ.get("XDG_STATE_HOME", "")
+    base = Path(os.environ.get("XDG_STATE_HOME", ""))
     # The specification has relative paths ignored.
-    try:
-        return (Path(base) if base.startswith("/") else Path.home() / ".local/state") / "mirror"
-    except RuntimeError as err:
+    with suppress(RuntimeError):  # there is no home
+        base = base if base.is_absolute() else Path.home() / ".local/state"
+    if not base.is_absolute():
         raise FileSystemError(
             "this user has no home directory; uploads under way are not written down, name a "
             "folder with --state-dir"
-        ) from err
+        )
+    return base / "mirror"
 
 
 @contextmanager
@@ -308,7 +422,8 @@ def open_trees(
     the cluster's, which goes to no other registry.
     """
     if masters:
-        access = replace(access, login=None, password=None)
+        access = replace(access, login=None, password=None, cert=None, cert_key=None)
+    access.for_one(name for name in registries if name not in (masters or {}))
     with ExitStack() as opened:
         made = []
         for name in registries:
@@ -316,7 +431,9 @@ def open_trees(
             if target.credentials is not None and access.password == _STANDARD_INPUT:
                 # Asked for once, and meant for all.
                 access = replace(access, password=target.credentials.password)
-            options = replace(target.options, retries=BRIEF, max_connections=connections)
+            asked = target.options.retries
+            brief = replace(BRIEF, retry_for_s=asked.retry_for_s, from_start=asked.from_start)
+            options = replace(target.options, retries=brief, max_connections=connections)
             tree = replace(target, options=options).open(
                 on_event, storage=(storage or {}).get(name)
             )

@@ -59,7 +59,7 @@ class Cluster:
         endpoint = Endpoint.of(route, given)
         credentials = endpoint.credentials
         if credentials is None:
-            credentials = credentials_for(route.host)
+            credentials = credentials_for(f"{route.host}/{route.repository}")
         root = Repository(route.host, route.repository)
         return TreeAccess(root, _suffix(asked), endpoint.connection(options), credentials)
 
@@ -89,7 +89,8 @@ class Cluster:
         given = asked.given_credentials(host)
         if self.settings.kind.row.holds_own_images and access.account(RegistryUser.RW) is None:
             # What was given or stored for the push address stands in for the unknown password.
-            given = given or (credentials_for(host) if access.public_host else None)
+            stored = access.public_host and credentials_for(f"{access.public_host}/{LOGICAL_PATH}")
+            given = given or stored or None
             if given is not None:
                 account = Account(RegistryUser.RW.value, SecretStr(""))  # `given` goes before it
                 access = replace(access, accounts={**access.accounts, RegistryUser.RW: account})
@@ -114,7 +115,7 @@ def _connection(asked: AccessOptions) -> ConnectionOptions:
 def _first_that_answers(
     routes: tuple[Route, ...], given: Credentials | None, options: ConnectionOptions
 ) -> Route:
-    hasty = replace(options, retries=replace(options.retries, attempts=1))
+    hasty = replace(options, retries=replace(options.retries, attempts=1, retry_for_s=0.0))
     failures: list[str] = []
     for route in routes:
         try:

@@ -10,7 +10,13 @@ import click
 
 from mirror.bundle.reader import BundleReader, read_inventory
 from mirror.commands import options
-from mirror.commands.access import AccessOptions, open_trees, registry_options
+from mirror.commands.access import (
+    AccessOptions,
+    keyed_registry_options,
+    open_trees,
+    registries_options,
+    registry_options,
+)
 from mirror.commands.cluster_files import ClusterFiles, cluster_options
 from mirror.commands.options import FILE, Work, flag
 from mirror.durable import write_durably
@@ -28,7 +34,7 @@ _STANDARD_OUTPUT = "-"
 @click.command("status")
 @click.argument("registries", nargs=-1, required=True, metavar="REGISTRY...")
 @flag("--blobs", text="Also check every blob in every repository.")
-@registry_options
+@registries_options
 @options.running
 def status_command(
     *, registries: Sequence[str], blobs: bool, access: AccessOptions, work: Work
@@ -46,7 +52,7 @@ def status_command(
 @click.command("diff")
 @click.argument("a")
 @click.argument("b")
-@registry_options
+@registries_options
 @options.running
 def diff_command(*, a: str, b: str, access: AccessOptions, work: Work) -> None:
     """Show what A and B hold differently, by repository and tag, with sizes.
@@ -90,7 +96,7 @@ def _place(text: str) -> Path | str:
 @click.option(
     "--key", "key_file", type=FILE, help="Check the bundle's signature with this public key (PEM)."
 )
-@registry_options
+@keyed_registry_options
 @cluster_options
 @options.running
 def verify_command(

@@ -10,8 +10,7 @@ from typing import Any, Literal, get_args, get_origin
 import click
 
 from mirror.bundle import gost
-from mirror.bundle.folder import check_folder
-from mirror.bundle.packing import Packing
+from mirror.bundle.folder import Packing, check_folder
 from mirror.bundle.reader import read_inventory
 from mirror.commands import options
 from mirror.commands.access import (
@@ -28,15 +27,16 @@ from mirror.commands.options import FILE, Work, flag
 from mirror.config import PullConfig
 from mirror.errors import InputError, InvalidReferenceError
 from mirror.events import Warned
-from mirror.oci import Repository
 from mirror.operations.pull import plan_pull
 from mirror.operations.trees import registry_inventory
 from mirror.release.source import SourceTree
 from mirror.reports.bundles import plan_summary, pull_summary, verbose_pull_summary
 
 
-def _config_options(*, short: Mapping[str, str]) -> options.Decorator:
+def _config_options(*, short: Mapping[str, str], variables: Mapping[str, str]) -> options.Decorator:
     """One option for every setting of `PullConfig`, absent unless it is given.
+
+    `short` has second names of some, and `variables` those of the environment that may give them.
 
     A switch has an opposite, for what a file switches on: `--no-modules/--modules`.
     """
@@ -56,7 +56,16 @@ def _config_options(*, short: Mapping[str, str]) -> options.Decorator:
             kind: Any = int if isinstance(default, int) else str
             if get_origin(setting.annotation) is Literal:
                 kind = click.Choice(get_args(setting.annotation))
-            found.append(click.option(*names, type=kind, default=None, help=shown))
+            found.append(
+                click.option(
+                    *names,
+                    type=kind,
+                    default=None,
+                    help=shown,
+                    envvar=variables.get(name),
+                    show_envvar=True,
+                )
+            )
     return options.together(*found)
 
 
@@ -91,7 +100,13 @@ def _opposite(name: str) -> str:
 @cluster_options
 @options.tmp_dir
 @_config_options(
-    short={"include_module": "-i", "exclude_module": "-e", "images_bundle_chunk_size": "-c"}
+    short={
+        "include_module": "-i",
+        "exclude_module": "-e",
+        "images_bundle_chunk_size": "-c",
+        "cert_key": "--key",
+    },
+    variables={"cert": "D8_MIRROR_SOURCE_CERT", "cert_key": "D8_MIRROR_SOURCE_KEY"},
 )
 @options.as_json
 def pull_command(
@@ -141,7 +156,11 @@ def pull_command(
         config.insecure,
         config.tls_skip_verify,
         config.ca,
+        config.cert,
+        config.cert_key,
+        config.trust_host,
         config.bytes_per_s(),
+        config.retry_for_s(),
         whose="source",
     )
     source = _source(config, access, license_key, cluster)
@@ -155,7 +174,9 @@ def pull_command(
     )
     if config.gost_digest:
         gost.require()
-    base_tree = _base(base, source) if base is not None and not Path(base).exists() else None
+    base_tree = None
+    if base is not None and not Path(base).exists():
+        base_tree = _base(base, source, access, given=bool(login or license_key))
     held = read_inventory(Path(base)) if base is not None and base_tree is None else None
     run = replace(work.run, jobs=config.jobs)
     client = work.enter_context(source.open(work.on_event)).client
@@ -192,17 +213,25 @@ def _source(
     return cluster.reach(named, access, writes=False)
 
 
-def _base(base: str, source: TreeAccess) -> TreeAccess:
-    """The registry that `--base` names, reached as the source is, with a login of its own."""
+def _base(base: str, source: TreeAccess, access: AccessOptions, *, given: bool) -> TreeAccess:
+    """The registry that `--base` names, reached as the source is, with a login of its own.
+
+    `given`: that of the source was given, and not found.
+    """
     try:
-        root = Repository.parse(base)
+        root = access.root(base)
     except InvalidReferenceError as err:
         raise InputError(
             f"--base {base}: there is no file or folder of that name here, and it is not a "
             f"registry (host[:port]/path): {err}"
         ) from err
-    login = source.credentials if root.host == source.root.host else None
-    return replace(source, root=root, credentials=login or credentials_for(root.host))
+    login = credentials_for(str(root))
+    if root.host != source.root.host:
+        options = replace(source.options, certificate=None)  # who we are at the source
+        return replace(source, root=root, options=options, credentials=login)
+    if given or login is None:
+        login = source.credentials
+    return replace(source, root=root, credentials=login)
 
 
 @click.group("config")

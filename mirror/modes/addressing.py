@@ -16,6 +16,7 @@ from mirror.modes.routes import Plane, PlaneRow, Role
 from mirror.modes.settings import NO_ACCESS, Account, ClusterAccess, RegistrySettings, Upstream
 from mirror.oci import Digest, Reference, Repository
 from mirror.oci.reference import check_repository, check_tag
+from mirror.registry import ClientCertificate
 
 LOGICAL_ROOT = Repository(LOGICAL_HOST, LOGICAL_PATH)
 """The logical address of everything."""
@@ -26,7 +27,8 @@ class Route:
     """One route to an image: where to ask, for what, whom to trust, which login to use.
 
     `reference` is None where a repository was asked for. `ca` is PEM; None stands for the system's
-    roots. `credential` None is anonymous. `writes`: this plane may push here, as `writer`.
+    roots. `credential` None is anonymous. `certificate` is what to show there. `writes`: this plane
+    may push here, as `writer`.
     """
 
     role: Role
@@ -38,6 +40,7 @@ class Route:
     credential: Account | None = None
     writes: bool = False
     writer: Account | None = None
+    certificate: ClientCertificate | None = None
 
     @property
     def url(self) -> str:
@@ -115,7 +118,13 @@ def _routes(
             yield Route(
                 *(end, "https", host, asked.repository.path, asked.what, authority),
                 *(reader, row.writes, writer),
+                _certificate(access) if end is Role.PUBLIC else None,
             )
+
+
+def _certificate(access: ClusterAccess) -> ClientCertificate | None:
+    cert = access.public_cert_file
+    return None if cert is None else ClientCertificate(cert, access.public_key_file)
 
 
 def _inside(

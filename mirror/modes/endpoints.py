@@ -29,7 +29,13 @@ from mirror.modes.constants import RegistryUser
 from mirror.modes.routes import DOORS, Plane
 from mirror.modes.settings import Account, ClusterAccess, RegistrySettings
 from mirror.oci import Digest, Repository, verified
-from mirror.registry import ConnectionOptions, Credentials, RegistryClient, RetryPolicy
+from mirror.registry import (
+    ClientCertificate,
+    ConnectionOptions,
+    Credentials,
+    RegistryClient,
+    RetryPolicy,
+)
 from mirror.sync.failover import continued
 
 Name = TypeVar("Name", bound=Hashable)
@@ -38,7 +44,7 @@ Found = TypeVar("Found")
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """A registry's address, the authority to trust there (PEM), and our login.
+    """A registry's address, the authority to trust there (PEM), and our login and certificate.
 
     `is_door`: any of several replicas may answer behind it.
     """
@@ -48,6 +54,7 @@ class Endpoint:
     ca: str | None = field(default=None, repr=False)
     credentials: Credentials | None = None
     is_door: bool = False
+    certificate: ClientCertificate | None = None
 
     @classmethod
     def of(cls, route: Route, credentials: Credentials | None = None) -> Endpoint:
@@ -55,12 +62,17 @@ class Endpoint:
         if credentials is None and route.credential is not None:
             account = route.credential
             credentials = Credentials(account.name, account.password.get_secret_value())
-        return cls(route.scheme, route.host, route.ca, credentials, route.role in DOORS)
+        return cls(
+            *(route.scheme, route.host, route.ca, credentials, route.role in DOORS),
+            route.certificate,
+        )
 
     def connection(self, options: ConnectionOptions) -> ConnectionOptions:
-        """`options`, with this endpoint's scheme and authority."""
+        """`options`, with this endpoint's scheme, authority and certificate."""
         ca = "\n".join(pem for pem in (self.ca, options.ca) if pem) or None
-        return replace(options, plain_http=self.scheme == "http", ca=ca)
+        certificate = self.certificate or options.certificate
+        plain = self.scheme == "http"
+        return replace(options, plain_http=plain, ca=ca, certificate=certificate)
 
     def client(self, options: ConnectionOptions, on_event: OnEvent = ignore) -> RegistryClient:
         """A new client; the caller closes it."""

@@ -36,9 +36,9 @@ class ClusterAccess:
 
     `masters` are addresses (InternalIP) without a port, in the order of trying, and `names` the
     names of their nodes, by address, as far as they are known; `ca` is the module's own authority
-    in PEM. Clients trust `public_ca` at `public_host`
-    (`registry.<PUBLIC_DOMAIN>`) beside the system's roots. Leave out what the mode and plane at
-    hand do not need.
+    in PEM. Clients trust `public_ca` at `public_host` (`registry.<PUBLIC_DOMAIN>`) beside the
+    system's roots, and show `public_cert_file` with its key (PEM) there if the ingress asks for a
+    certificate. Leave out what the mode and plane at hand do not need.
     """
 
     masters: tuple[str, ...] = ()
@@ -47,6 +47,8 @@ class ClusterAccess:
     public_ca: str | None = None
     accounts: Mapping[RegistryUser, Account] = field(default_factory=dict)
     names: Mapping[str, str] = field(default_factory=dict)
+    public_cert_file: Path | None = None
+    public_key_file: Path | None = None
 
     def __post_init__(self) -> None:
         for name in ("accounts", "names"):

@@ -212,6 +212,10 @@ class AccessFile(CamelModel, populate_by_name=False):
     public_ca: str | None = None
     """Whom clients trust at the push address beside the system's roots."""
     public_ca_file: Path | None = None
+    public_cert_file: Path | None = None
+    """The certificate (PEM) to show at the push address, if its ingress asks for one."""
+    public_key_file: Path | None = None
+    """Its private key, if that is not in the same file."""
     users: Mapping[RegistryUser, SecretStr] = {}
     """The passwords of the registry's users: ro, rw, mirror-puller, mirror-pusher."""
 
@@ -224,6 +228,8 @@ class AccessFile(CamelModel, populate_by_name=False):
         ):
             if one is not None and other is not None:
                 raise ValueError(f"{names} exclude each other; keep one")
+        if self.public_key_file is not None and self.public_cert_file is None:
+            raise ValueError("publicKeyFile goes with publicCertFile, whose key it is")
         for number, master in enumerate(self.addresses):
             if not _is_host(master):
                 raise ValueError(
@@ -266,6 +272,8 @@ class AccessFile(CamelModel, populate_by_name=False):
             ca=given_ca(self.ca, self.ca_file),
             public_host=host,
             public_ca=given_ca(self.public_ca, self.public_ca_file),
+            public_cert_file=self.public_cert_file and folder / self.public_cert_file,
+            public_key_file=self.public_key_file and folder / self.public_key_file,
             accounts={user: Account(user.value, word) for user, word in self.users.items()},
         )
 
@@ -337,7 +345,7 @@ def _parsed(
     try:
         return parse(document)
     except ValidationError as err:
-        lines = [f"  {problem}" for problem in problems(err, "the document")]
+        lines = [f"  {problem}" for problem in problems(err, "the document", keys)]
         known = f"  keys: {', '.join(keys)}"
         # Not `from err`, whose text may quote the document.
         raise InputError("\n".join([f"{path} has mistakes:", *lines, known])) from None

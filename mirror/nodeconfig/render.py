@@ -138,7 +138,7 @@ def write_cluster(rendered: Rendered, out: Path) -> dict[str, TreeChanges]:
     if rendered.in_cluster or (out / "in-cluster").exists():
         trees = {"in-cluster": rendered.in_cluster, **trees}
     # Write on all nodes before removing: no route may lead to what another node has lost.
-    placed = {name: place_tree(tree, out / name) for name, tree in trees.items()}
+    placed = {name: place_tree(tree, out, name) for name, tree in trees.items()}
     return {name: one.clean() for name, one in placed.items()}
 
 

@@ -11,7 +11,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
 from mirror.documents import parse_json
@@ -83,6 +83,7 @@ class Placed:
 
     tree: Tree
     root: Path
+    below: str
     hosts: tuple[str, ...]
     former_hosts: frozenset[str]
     replaced: Mapping[PurePosixPath, bytes]
@@ -92,7 +93,7 @@ class Placed:
 
     def clean(self) -> TreeChanges:
         """Remove what the tree no longer has; then, last, forget it."""
-        with _root(self.root) as root:
+        with _root(self.root, self.below) as root:
             removed = [*_remove_hosts(root, self.former_hosts)]
             gone = (path for path in (*OWN_FILES, *FORMER_FILES) if path not in self.tree)
             removed += (path for path in gone if _unlink(root, path))
@@ -116,18 +117,20 @@ class Placed:
         return TreeChanges(tuple(sorted(written)), tuple(sorted(unchanged)), tuple(removed), kept)
 
 
-def place_tree(tree: Tree, root: Path) -> Placed:
-    """Write files below `root` and remove nothing yet: readers see the old route or the new one.
+def place_tree(tree: Tree, root: Path, below: str = "") -> Placed:
+    """Write files into `below`, a folder in `root`, and remove nothing yet: readers see the old
+    route or the new one.
 
-    No link below `root` is followed.
+    `root` may be reached through a link; no link below it is followed.
     """
-    with _root(root) as held:
-        return _place(tree, held)
+    with _root(root, below) as held:
+        placed = _place(tree, held)
+    return replace(placed, root=root, below=below)
 
 
-def _root(path: Path) -> Folder:
-    with os_errors(path, "write"):
-        return Folder.made(path)
+def _root(path: Path, below: str) -> Folder:
+    with os_errors(path / below, "write"), Folder.made(path) as root:
+        return root.make(below, 0o755)
 
 
 def _place(tree: Tree, root: Folder) -> Placed:
@@ -161,7 +164,7 @@ def _place(tree: Tree, root: Folder) -> Placed:
         if fresh and there is not None:
             replaced[path] = there
     former = frozenset(before) - frozenset(after)
-    return Placed(tree, root.path, after, former, replaced, tuple(written), tuple(unchanged))
+    return Placed(tree, root.path, "", after, former, replaced, tuple(written), tuple(unchanged))
 
 
 def hosts_state(hosts: list[str]) -> bytes:

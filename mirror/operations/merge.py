@@ -9,8 +9,7 @@ from types import MappingProxyType
 from typing import Any
 
 from mirror.bundle.archive import Compressed, Coverage, Omissions, missing_findings
-from mirror.bundle.folder import check_folder
-from mirror.bundle.packing import AS_USUAL, Packing
+from mirror.bundle.folder import AS_USUAL, Packing, check_folder
 from mirror.bundle.reader import BundleReader
 from mirror.bundle.seal import check_limits, read_files
 from mirror.bundle.verify import check_signature

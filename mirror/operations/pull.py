@@ -9,9 +9,8 @@ from types import MappingProxyType
 from typing import Any
 
 from mirror.bundle.archive import Compressed, Coverage, Omissions, against
-from mirror.bundle.folder import check_folder
+from mirror.bundle.folder import AS_USUAL, Packing, check_folder
 from mirror.bundle.format import source_reference
-from mirror.bundle.packing import AS_USUAL, Packing
 from mirror.bundle.seal import Seal, check_limits, lay_out_all
 from mirror.bundle.writer import BundleWriter
 from mirror.documents import document
@@ -20,7 +19,8 @@ from mirror.events import Warned
 from mirror.layout import tool_name
 from mirror.oci import Digest
 from mirror.registry import RegistryReader
-from mirror.release.select import SelectedContent, resolve, select
+from mirror.release.resolve import resolve
+from mirror.release.select import SelectedContent, select
 from mirror.release.selection import Selection
 from mirror.release.source import ReleaseSource, SourceTree
 from mirror.run import Run

@@ -1,7 +1,11 @@
-"""Addresses that a registry names in its answers: what they mean, and where credentials may go."""
+"""Addresses that a registry names in its answers: what they mean, and where we let them lead us.
+
+SECURITY.md has the policy, "Addresses and credentials".
+"""
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from typing import NamedTuple
 from urllib.parse import urljoin, urlsplit, urlunsplit
@@ -9,6 +13,7 @@ from urllib.parse import urljoin, urlsplit, urlunsplit
 from mirror.errors import RegistryError
 
 PORTS = {"http": 80, "https": 443}
+_NAT64 = ipaddress.ip_network("64:ff9b::/96").network_address.packed[:12]
 _HOST = re.compile(r"[A-Za-z0-9._~-]+|[0-9a-f:.]+")
 
 
@@ -29,6 +34,22 @@ class Origin(NamedTuple):
         parts = urlsplit(url)
         scheme = parts.scheme.lower()
         return cls(scheme, (parts.hostname or "").lower(), parts.port or PORTS.get(scheme))
+
+
+def is_inner(address: str) -> bool:
+    """Whether an IP address is of a private network, of this machine, or of no network at all.
+
+    What IPv6 wraps around an IPv4 address is judged by that one.
+    """
+    ip = ipaddress.ip_address(address.partition("%")[0])
+    if isinstance(ip, ipaddress.IPv6Address):
+        packed = ip.packed
+        wrapped = ip.ipv4_mapped or ip.sixtofour
+        if packed.startswith(_NAT64) or not any(packed[:12]):  # the latter is obsolete
+            wrapped = ipaddress.IPv4Address(packed[12:])
+        if wrapped is not None:
+            return not wrapped.is_global
+    return not ip.is_global
 
 
 def check_address(url: str) -> Origin:

@@ -3,8 +3,8 @@
 Follows "Token Authentication Specification" and "OAuth2 Token Authentication" of the distribution
 project. Nothing is sent before the registry asks; after its first challenge the authenticator
 knows where tokens come from and fetches one a scope ahead of the request. Credentials go to the
-registry itself and to the token server it names, nowhere else, and never over plain HTTP when the
-registry itself speaks TLS.
+registry itself and to the token server it names, nowhere else, and to the latter over plain HTTP
+only where the registry's own host, spoken to without TLS, is that server, or the options say so.
 """
 
 from __future__ import annotations
@@ -116,7 +116,8 @@ class _Flight:
 class Authenticator:
     """Knows what to put into `Authorization` for one registry; safe to use from many threads.
 
-    `secure` says that the registry itself is reached by TLS. `clock` counts seconds and never
+    `secure` says that the registry itself is reached by TLS. `trusted_hosts` may get the login
+    without it. `clock` counts seconds and never
     jumps: expiry counts from the moment when the token was requested, so the clocks of two
     machines need not agree.
     """
@@ -127,9 +128,13 @@ class Authenticator:
         *,
         secure: bool,
         credentials: Credentials | None,
+        trusted_hosts: frozenset[str] = frozenset(),
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._host, self._secure, self._credentials = host, secure, credentials
+        # Without TLS, whoever listens at the registry's own host has the login already.
+        own = frozenset() if secure else frozenset({urlsplit(f"//{host}").hostname or ""})
+        self._may_be_plain = trusted_hosts | own
         self._clock = clock
         self._lock = threading.Lock()  # guards all fields below
         self.way: Challenge | None = None  # how to prove who we are; None until we are asked
@@ -250,11 +255,12 @@ class Authenticator:
                 "check the registry's configuration",
                 where=where,
             ) from err
-        if scheme == "http" and self._secure and self._credentials is not None:
+        plain = scheme == "http" and server not in self._may_be_plain
+        if plain and self._credentials is not None:
             raise DeniedError(
-                f"{self._host} is reached by TLS but names a token server without it "
-                f"(http://{server}); the credentials are not sent there. Correct the "
-                "registry's configuration, or pull without a login",
+                f"{self._host} names a token server that is reached without TLS (http://{server}); "
+                "the credentials are not sent there. Correct the registry's configuration, allow "
+                f"it with --trust-host {server}, or do without a login",
                 where=where,
             )
         began = self._clock()

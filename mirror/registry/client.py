@@ -11,10 +11,11 @@ from mirror.events import OnEvent, ignore
 from mirror.oci import Child, Descriptor, Digest, Manifest
 from mirror.registry import downloads, manifests, statuses, upload_sessions, uploads
 from mirror.registry.auth import PUSH, Credentials
-from mirror.registry.failures import reworded
 from mirror.registry.options import ConnectionOptions
+from mirror.registry.refusals import reworded
 from mirror.registry.transport import Transport, Wire
-from mirror.registry.upload_sessions import OpenUpload, UploadJournal
+from mirror.registry.upload_journal import UploadJournal
+from mirror.registry.upload_sessions import OpenUpload
 from mirror.run import Run
 
 

@@ -6,6 +6,7 @@ program as a browser and want CSRF tokens of it.
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import re
 import select
@@ -13,13 +14,15 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Callable, Mapping
+import zlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Any, NamedTuple, TypeAlias, TypeVar
+from urllib.parse import quote
 from urllib.request import getproxies
 
-from mirror.registry.addresses import PORTS, Origin
+from mirror.registry.addresses import PORTS, Origin, is_inner
 from mirror.registry.http1 import (
     SLICE_S,
     Body,
@@ -30,17 +33,28 @@ from mirror.registry.http1 import (
     Stream,
     Wait,
     WireError,
-    head_of,
 )
-from mirror.registry.options import ConnectionOptions, Proxy, proxy_for, tls_context
+from mirror.registry.options import (
+    NO_FILES,
+    ConnectionOptions,
+    HostFiles,
+    Proxy,
+    proxy_for,
+    tls_context,
+)
 
 _IDLE_S = 30.0
 _FIRST_READ = 64 << 10
 _SAFE = ("GET", "HEAD")
+_ANY_WINDOW = 47  # zlib finds out which format it is
+_TARGET = re.compile(r"[!-~]*")
+_PRINTABLE = "".join(chr(code) for code in range(0x21, 0x7F))
 _ADDRESS = re.compile(r"(https?://[^/?#]+)([^#]*)(?:#.*)?", re.IGNORECASE | re.DOTALL)
 
 Result = TypeVar("Result")
 Address: TypeAlias = tuple[Any, ...]
+Resolved: TypeAlias = tuple[int, Address]
+"""An address family, and an address as sockets have it."""
 
 
 class _Route(NamedTuple):
@@ -54,21 +68,27 @@ class _Route(NamedTuple):
 class Connections:
     """Connections to all hosts that requests go to, direct or through a proxy; thread-safe.
 
-    There is no limit to their number, as whoever sends requests keeps one.
+    There is no limit to their number, as whoever sends requests keeps one. `home` is the registry
+    itself. Wherever else its answers lead, a host in a private network is only connected to if
+    `home` is in one, too, or if the options trust that host.
 
     Raises:
-        InputError: the CA file or the environment's proxy cannot be used.
+        InputError: a certificate or the environment's proxy cannot be used.
     """
 
-    def __init__(self, options: ConnectionOptions) -> None:
+    def __init__(self, options: ConnectionOptions, home: Origin) -> None:
         self._proxies = getproxies()
         for scheme in ("http", "https", "all"):
             if address := self._proxies.get(scheme):
                 Proxy.parse(address)
         self._options = options
         self._routes: dict[str, _Route] = {}
+        self._home = home
+        self._home_is_inner: bool | None = None  # once it was asked
         self._lock = threading.Lock()  # guards the next five
-        self._context = None if _may_be_plain(options) else tls_context(options)
+        self._contexts: dict[Origin | None, ssl.SSLContext] = {}
+        if home.scheme == "https" or options.ca_file or options.ca or options.certificate:
+            self._tls(home)
         self._idle: dict[Origin, list[Connection]] = {}
         self._busy: set[Connection] = set()
         self._is_closed, self._pid = False, os.getpid()
@@ -172,16 +192,21 @@ class Connections:
         origin, proxy, _ = route
         wait = Wait(patience.connect_s, patience.check)
         if proxy is None:
-            stream = connected(origin.host, origin.port or 0, wait)
+            addresses = resolved(origin.host, origin.port or 0, wait)
+            self._check(origin, [address[0] for _, address in addresses], wait)
+            stream = connected(addresses, wait)
         else:
-            stream = connected(proxy.host, proxy.port, wait)
+            with suppress(ValueError):  # a name, which the proxy resolves
+                ipaddress.ip_address(origin.host)
+                self._check(origin, [origin.host], wait)
+            stream = connected(resolved(proxy.host, proxy.port, wait), wait)
         try:
             if proxy is not None and proxy.scheme == "https":
-                stream = _encrypted(stream, self._tls(), proxy.host, wait)
+                stream = _encrypted(stream, self._tls(None), proxy.host, wait)
             if proxy is not None and origin.scheme == "https":
                 _tunnel(stream, proxy, origin, patience)
             if origin.scheme == "https":
-                stream = _encrypted(stream, self._tls(), origin.host, wait)
+                stream = _encrypted(stream, self._tls(origin), origin.host, wait)
             connection = Connection(stream, lambda one, keep: self._done(one, origin, keep=keep))
             with self._lock:
                 if self._is_closed:
@@ -207,14 +232,49 @@ class Connections:
         for one in aged:
             one.stream.close()
 
-    def _tls(self) -> ssl.SSLContext:
+    def _check(self, origin: Origin, addresses: Sequence[str], wait: Wait) -> None:
+        """Refuse to be led into a private network by a registry that is outside of it.
+
+        Raises:
+            WireError: that is where `addresses` are.
+        """
+        home = self._home
+        if origin.host in (home.host, *self._options.trusted_hosts):
+            return
+        inner = [address for address in addresses if is_inner(address)]
+        if inner and not self._is_home_inner(wait):
+            raise WireError(Fault.INNER, inner[0])
+
+    def _is_home_inner(self, wait: Wait) -> bool:
+        """Whether the registry itself is in a private network; behind a proxy it is not."""
+        if self._home_is_inner is None:
+            found: list[Resolved] = []
+            if proxy_for(*self._home, self._proxies) is None:
+                found = resolved(self._home.host, self._home.port or 0, wait)
+            self._home_is_inner = any(is_inner(address[0]) for _, address in found)
+        return self._home_is_inner
+
+    def _tls(self, origin: Origin | None) -> ssl.SSLContext:
+        """What to use with `origin`; None: a host that shows us nothing but its own certificate."""
         with self._lock:
-            self._context = self._context or tls_context(self._options)
-            return self._context
+            if (context := self._contexts.get(origin)) is not None:
+                return context
+            files = NO_FILES if origin is None else HostFiles.of(origin)
+            context = tls_context(self._options, files, ours=origin == self._home)
+            self._contexts[origin] = context
+            return context
 
 
-def _may_be_plain(options: ConnectionOptions) -> bool:
-    return options.plain_http and options.ca_file is None and options.ca is None
+def head_of(method: str, target: str, host: str, headers: Mapping[str, str]) -> bytes:
+    if _TARGET.fullmatch(target) is None:
+        target = quote(target, safe=_PRINTABLE)
+    lines = [f"{method} {target} HTTP/1.1", f"Host: {host}"]
+    lines += [f"{name}: {value}" for name, value in headers.items()]
+    text = "\r\n".join([*lines, "", ""])
+    ends = len(lines) + 1
+    if text.count("\n") != ends or text.count("\r") != ends or "\0" in text or not text.isascii():
+        raise WireError(Fault.UNSENDABLE, "")  # the text may hold a secret
+    return text.encode()
 
 
 def _tunnel(stream: Stream, proxy: Proxy, origin: Origin, patience: Patience) -> None:
@@ -228,14 +288,13 @@ def _tunnel(stream: Stream, proxy: Proxy, origin: Origin, patience: Patience) ->
         raise WireError(Fault.PROXY, f"HTTP {status}")
 
 
-def connected(host: str, port: int, wait: Wait) -> Stream:
-    """A connection to `host`, one of its addresses after the other.
+def connected(addresses: Sequence[Resolved], wait: Wait) -> Stream:
+    """A connection to a host, one of its addresses after the other.
 
     Raises:
         WireError: there is none, for the reason that is its cause.
     """
     try:
-        addresses = _resolved(host, port, wait)
         failure: Exception = OSError("the name has no address")
         for number, (family, address) in enumerate(addresses):
             try:
@@ -244,17 +303,20 @@ def connected(host: str, port: int, wait: Wait) -> Stream:
             except (OSError, WireError) as err:
                 failure = err
         raise failure
-    except (OSError, ValueError, OverflowError) as err:  # names and ports that cannot be
+    except OSError as err:
         raise WireError(Fault.CONNECT, str(err)) from err
 
 
-def _resolved(host: str, port: int, wait: Wait) -> list[tuple[int, Address]]:
+def resolved(host: str, port: int, wait: Wait) -> list[Resolved]:
     """The addresses of `host`, in the resolver's order.
 
     The system's resolver cannot be interrupted, so a thread of its own waits for it. When nobody
     wants the answer any more that thread stays until the resolver gives up.
+
+    Raises:
+        WireError: it has none, for the reason that is its cause.
     """
-    answers: list[list[tuple[int, Address]]] = []
+    answers: list[list[Resolved]] = []
     failures: list[BaseException] = []
     over = threading.Event()
 
@@ -270,6 +332,8 @@ def _resolved(host: str, port: int, wait: Wait) -> list[tuple[int, Address]]:
     threading.Thread(target=resolve, name=f"resolve-{host[:40]}", daemon=True).start()
     while not over.wait(min(wait.left_s(), SLICE_S)):
         wait.check()
+    if failures and isinstance(failures[0], (OSError, ValueError, OverflowError)):
+        raise WireError(Fault.CONNECT, str(failures[0])) from failures[0]  # a name that cannot be
     if failures:
         raise failures[0]
     return answers[0]
@@ -350,3 +414,28 @@ class _TlsInTls:
         self._unsent += self._outgoing.read()
         while self._unsent:
             self._unsent = self._unsent[self.outer.send(self._unsent) :]
+
+
+def read_whole(headers: Mapping[str, str], pieces: Iterable[bytes], limit: int) -> bytes | None:
+    """The body that comes in `pieces`, or little more than `limit` bytes of it.
+
+    One gzip or deflate, which some caches send to whoever asks, is undone within that limit. None
+    for any other encoding: nobody asked for one.
+
+    Raises:
+        WireError: it is damaged.
+    """
+    collected = bytearray()
+    for piece in pieces:
+        collected += piece
+        if len(collected) > limit:
+            break
+    coding = headers.get("content-encoding", "").strip().lower()
+    if coding in ("", "identity"):
+        return bytes(collected)
+    if coding not in ("gzip", "x-gzip", "deflate"):
+        return None
+    try:
+        return zlib.decompressobj(_ANY_WINDOW).decompress(collected, limit + 1)
+    except zlib.error as err:
+        raise WireError(Fault.BROKEN, "an answer that cannot be decompressed") from err

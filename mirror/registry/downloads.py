@@ -13,7 +13,7 @@ from mirror.oci import Digest, Verifier
 from mirror.registry import refusals
 from mirror.registry.auth import PULL, Scopes
 from mirror.registry.failures import TransientFailure
-from mirror.registry.http1 import Response
+from mirror.registry.http1 import Response, is_page
 from mirror.registry.transport import Transport
 
 _CONTENT_RANGE = re.compile(r"bytes (?:([0-9]{1,18})-([0-9]{1,18})|\*)/([0-9]{1,18}|\*)")
@@ -101,7 +101,7 @@ class Download:
         status = response.status
         if status == 200:
             length = response.headers.length
-            if refusals.is_page(response.headers) and length != self._size:
+            if is_page(response.headers) and length != self._size:
                 raise refusals.page(status, self._where, self._transport.host)
             self._learn_size(length)
             return self._position
@@ -147,11 +147,7 @@ def probe_size(transport: Transport, repository: str, digest: Digest, wanted: Sc
     with transport.open("HEAD", url, scopes=wanted) as response:
         status, headers = response.status, response.headers
         size = headers.length if status == 200 else None
-        if (
-            size is not None
-            and refusals.is_page(headers)
-            and "docker-content-digest" not in headers
-        ):
+        if size is not None and is_page(headers) and "docker-content-digest" not in headers:
             raise refusals.page(status, where, transport.host)
         if status == 404 or size is not None:
             return size

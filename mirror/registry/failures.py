@@ -12,6 +12,7 @@ a header.
 
 from __future__ import annotations
 
+import re
 import socket
 import ssl
 from collections.abc import Callable, Iterator
@@ -23,12 +24,11 @@ from mirror.errors import (
     RegistryError,
     StalledError,
     UnreachableError,
+    shortage,
 )
 from mirror.events import OnEvent, Retrying
-from mirror.registry.http1 import Fault, WireError
+from mirror.registry.http1 import Fault, WireError, clean
 from mirror.registry.options import ConnectionOptions, RetryPolicy
-
-_MAX_REASON = 300
 
 
 class TransientFailure(Exception):
@@ -57,7 +57,7 @@ class Backoff:
     """The failures of one piece of work in a row; used by one thread.
 
     `answers` counts what the host has answered to others so far, and `answered` is what it had at
-    the beginning.
+    the beginning. `known`: it has answered somebody.
     """
 
     def __init__(
@@ -68,15 +68,16 @@ class Backoff:
         on_event: OnEvent,
         answers: Callable[[], int] = lambda: 0,
         answered: int = 0,
+        known: Callable[[], bool] = lambda: True,
     ) -> None:
         self._policy, self._sleep, self._where, self._on_event = policy, sleep, where, on_event
-        self._answers, self._answered = answers, answered
+        self._answers, self._answered, self._known = answers, answered, known
         self.failures = 0
-        self._refusals, self._waited_s = 0, 0.0
+        self._own, self._refusals, self._waited_s = 0, 0, 0.0
 
     def progressed(self) -> None:
         """The work got further: patience starts anew."""
-        self.failures = self._refusals = 0
+        self.failures = self._own = self._refusals = 0
         self._waited_s = 0.0
 
     def wait(self, failure: TransientFailure) -> None:
@@ -89,16 +90,21 @@ class Backoff:
         others = self._answered > answered
         if others:
             self._waited_s = 0.0
-        refused = failure.error.status in (429, 503)
-        if refused and (others or failure.retry_after_s is not None):
+        status, policy = failure.error.status, self._policy
+        if status in (429, 503) and (others or failure.retry_after_s is not None):
             self._refusals += 1
         else:
             self.failures += 1
-        over = self._waited_s >= self._policy.patience_s
-        if over or self.failures >= self._policy.attempts:
-            raise failure.error from failure.__cause__
+            self._own += others or status == 500
         number = self.failures + self._refusals
-        delay_s = self._policy.delay_s(number, failure.retry_after_s)
+        over = self._own >= policy.attempts or (
+            self._waited_s >= policy.patience_with_refusals_s
+            if self._refusals and number >= policy.attempts
+            else policy.is_over(self.failures, self._waited_s, known=self._known())
+        )
+        if over:
+            raise failure.error from failure.__cause__
+        delay_s = policy.delay_s(number, failure.retry_after_s)
         self._on_event(Retrying(self._where, number, delay_s, failure.happened))
         self._waited_s += delay_s
         self._sleep(delay_s)
@@ -173,8 +179,17 @@ def from_network(
                 "HTTPS_PROXY and HTTP_PROXY, or name the host in NO_PROXY",
                 where=where,
             )
+        case Fault.INNER:
+            return RegistryError(
+                f"{where}: {named_by}, which is no private address, leads to {host} ({err}), which "
+                "is one in a private network; nothing was asked there. If that is right, allow it "
+                f"with --trust-host {host}",
+                where=where,
+            )
         case Fault.CONNECT:
             return _from_connect(err, where=where, host=host, origin=origin)
+        case Fault.BROKEN if told := _alert(err, host):
+            return UnreachableError(f"{where}: {told}", where=where)
         case Fault.BROKEN:
             return TransientFailure(
                 UnreachableError(
@@ -195,6 +210,8 @@ def _from_connect(
         return UnreachableError(f"{where}: {text}{origin}", where=where)
 
     for cause in _causes(err):
+        if (lacking := shortage(cause)) is not None:
+            return lacking
         if isinstance(cause, ssl.SSLCertVerificationError):
             return unreachable(
                 f"the certificate of {host} is not trusted ({cause.verify_message}); name the "
@@ -211,7 +228,8 @@ def _from_connect(
                     "if that is intended, add --insecure"
                 )
             return unreachable(
-                f"no TLS connection to {host}: {reason}; check that the port is the registry's "
+                _alert(err, host)
+                or f"no TLS connection to {host}: {reason}; check that the port is the registry's "
                 "and name its authority with --ca, or try --tls-skip-verify"
             )
         if isinstance(cause, socket.gaierror):
@@ -237,6 +255,27 @@ def _from_connect(
     )
 
 
+_ABOUT_CERTIFICATES = re.compile(r"(?i)alert_.*(certificate|unknown_ca|access_denied)")
+
+
+def _alert(err: Exception, host: str) -> str:
+    """What to tell where the server ends TLS over our certificate; else nothing."""
+    for cause in _causes(err):
+        alert = cause.reason or "" if isinstance(cause, ssl.SSLError) else ""
+        what = alert.lower().partition("alert_")[2].replace("_", " ")
+        if _ABOUT_CERTIFICATES.search(alert):
+            return (
+                f"{host} wants a client certificate that it accepts (TLS alert: {what}); give one "
+                "that its authority signed with --cert and --key, or put it into certs.d"
+            )
+        if "handshake failure" in what:
+            return (
+                f"{host} ends TLS (alert: {what}); if it wants a client certificate, give it with "
+                "--cert and --key; else check that the port is the registry's"
+            )
+    return ""
+
+
 def stalled(where: str, host: str, options: ConnectionOptions) -> TransientFailure:
     """A transfer that moves too little."""
     happened = f"the transfer with {host} stalled"
@@ -250,24 +289,12 @@ def stalled(where: str, host: str, options: ConnectionOptions) -> TransientFailu
     )
 
 
-def clean(text: str) -> str:
-    """Foreign text for a message: without control characters, and not long."""
-    return "".join(c if c.isprintable() else " " for c in text)[:_MAX_REASON]
-
-
 def same(err: MirrorError) -> MirrorError:
     """An error of its own with the same content, for another thread to raise."""
     twin = type(err).__new__(type(err), *err.args)
     twin.__dict__.update(err.__dict__)
     twin.__cause__ = err.__cause__
     return twin
-
-
-def reworded(
-    err: RegistryError, text: str, kind: type[RegistryError] | None = None
-) -> RegistryError:
-    """The same answer said in other words, as `kind` where that is given."""
-    return (kind or type(err))(text, where=err.where, status=err.status, codes=err.codes)
 
 
 def _causes(err: BaseException) -> Iterator[BaseException]:

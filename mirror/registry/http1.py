@@ -12,28 +12,26 @@ import select
 import socket
 import ssl
 import time
-import zlib
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import Enum
 from functools import partial
 from typing import TypeVar
-from urllib.parse import quote
+
+from mirror.errors import printable
 
 SLICE_S = 0.2
 _MAX_HEAD = 100 << 10
 _READ = 64 << 10
 _PIECE = 1 << 20
-_ANY_WINDOW = 47  # zlib finds out which format it is
+_MAX_REASON = 300
 
 _HEAD_END = re.compile(rb"\r?\n\r?\n")
 _STATUS = re.compile(r"HTTP/1\.([01]) ([1-9][0-9][0-9])(?: .*)?")
 _FOLD = re.compile(r"\r?\n[ \t]+")
 _NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
-_TARGET = re.compile(r"[!-~]*")
 _SIZE = re.compile(rb"([0-9A-Fa-f]{1,15})[ \t]*(?:;.*)?")
-_PRINTABLE = "".join(chr(code) for code in range(0x21, 0x7F))
 
 Result = TypeVar("Result")
 
@@ -44,6 +42,7 @@ class Fault(Enum):
     CONNECT = "no connection"
     CONNECT_LATE = "no connection in time"
     PROXY = "the proxy refused"
+    INNER = "a host in a private network"
     READ_LATE = "nothing to read in time"
     WRITE_LATE = "nothing taken in time"
     BROKEN = "the connection broke"
@@ -304,8 +303,8 @@ class Connection:
             for piece in pieces:
                 self.stream.send(piece, self._wait, patience.stall_s)
         except WireError as err:
-            if err.fault is not Fault.BROKEN or body is None:
-                raise
+            if err.fault is not Fault.BROKEN:
+                raise  # else what is still there to be read, a TLS alert too, says why
             self._is_broken = True
         finally:
             # A refused request leaves its body half read; whatever feeds it is to be let go.
@@ -428,23 +427,11 @@ def _parsed(text: str) -> tuple[int, str, list[tuple[str, str]]]:
     return int(status[2]), status[1], fields
 
 
-def decoded(headers: Headers, data: bytearray, limit: int) -> bytearray:
-    """`data` without a compression that nobody asked for; little more than `limit` bytes of it."""
-    if headers.get("content-encoding", "").lower() not in ("gzip", "x-gzip", "deflate"):
-        return data
-    try:
-        return bytearray(zlib.decompressobj(_ANY_WINDOW).decompress(data, limit + 1))
-    except zlib.error as err:
-        raise WireError(Fault.BROKEN, "an answer that cannot be decompressed") from err
+def is_page(headers: Mapping[str, str], body: bytes = b"<") -> bool:
+    """Whether an answer is a page for people. Some registries call what they answer HTML."""
+    return "html" in headers.get("content-type", "").lower() and body.lstrip().startswith(b"<")
 
 
-def head_of(method: str, target: str, host: str, headers: Mapping[str, str]) -> bytes:
-    if _TARGET.fullmatch(target) is None:
-        target = quote(target, safe=_PRINTABLE)
-    lines = [f"{method} {target} HTTP/1.1", f"Host: {host}"]
-    lines += [f"{name}: {value}" for name, value in headers.items()]
-    text = "\r\n".join([*lines, "", ""])
-    ends = len(lines) + 1
-    if text.count("\n") != ends or text.count("\r") != ends or "\0" in text or not text.isascii():
-        raise WireError(Fault.UNSENDABLE, "")  # the text may hold a secret
-    return text.encode()
+def clean(text: str) -> str:
+    """Foreign text for a message: without control characters, and not long."""
+    return printable(" ".join(text[: 2 * _MAX_REASON].split()))[:_MAX_REASON]

@@ -32,7 +32,8 @@ from mirror.oci.manifest import (
 from mirror.oci.reference import check_tag, referrers_tag, valid_repository, valid_tag
 from mirror.registry import statuses
 from mirror.registry.auth import CATALOGUE, DELETE, PULL, PUSH, Scopes
-from mirror.registry.failures import clean, reworded
+from mirror.registry.http1 import clean
+from mirror.registry.refusals import reworded
 from mirror.registry.transport import Answer, Transport
 
 ACCEPT = ", ".join((OCI_INDEX, OCI_MANIFEST, DOCKER_INDEX, DOCKER_MANIFEST))

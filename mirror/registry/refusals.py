@@ -17,7 +17,9 @@ from typing import Any
 
 from mirror.documents import parse_json
 from mirror.errors import DeniedError, RegistryError, RegistryNotFoundError, UnreachableError
-from mirror.registry.failures import TransientFailure, clean, retry_after_s
+from mirror.registry.connections import read_whole
+from mirror.registry.failures import TransientFailure, retry_after_s
+from mirror.registry.http1 import clean, is_page
 
 TRANSIENT_STATUSES = frozenset({408, 429, 500, 502, 503, 504})
 """Answers that say "not now" and not "no"."""
@@ -25,6 +27,8 @@ TRANSIENT_STATUSES = frozenset({408, 429, 500, 502, 503, 504})
 _PUSHES = ("POST ", "PUT ", "PATCH ")
 _FULL = re.compile(r"(?i)no space left|disk full|quota.{0,20} exceeded|insufficient storage")
 _KIND = re.compile(r"(?i)media ?type|artifact|config type|not (an )?accepted")
+_CERTIFICATE = re.compile(rb"No required SSL certificate was sent|The SSL certificate error")
+"""How nginx says so, in a page."""
 _NO_LOGIN = frozenset({"invalid_grant", "invalid_client", "unauthorized", "UNAUTHORIZED", "DENIED"})
 """Codes by which a token server that answers 400 or 404 does mean the login."""
 
@@ -64,6 +68,13 @@ def from_answer(
     codes, reason = reason_in(headers, body)
     said = f"HTTP {status}" + (f", {reason}" if reason else "")
     fields: dict[str, Any] = {"where": where, "status": status, "codes": codes}
+    if status == 400 and (match := _CERTIFICATE.search(body)):
+        return UnreachableError(
+            f"{where}: {host} wants a client certificate that it accepts (HTTP 400, "
+            f"{match[0].decode()}); give one that its authority signed with --cert and --key, or "
+            "put it into certs.d",
+            **fields,
+        )
     if status == 507 or (status >= 400 and _FULL.search(reason)):
         # Patience does not help: somebody has to make room.
         return RegistryError(
@@ -102,11 +113,6 @@ def from_answer(
     return RegistryError(
         f"{where}: {host} refuses ({said})" + (f"; {advice}" if advice else ""), **fields
     )
-
-
-def is_page(headers: Mapping[str, str], body: bytes = b"<") -> bool:
-    """Whether an answer is a page for people. Some registries call what they answer HTML."""
-    return "html" in headers.get("content-type", "").lower() and body.lstrip().startswith(b"<")
 
 
 def page(status: int, where: str, host: str) -> UnreachableError:
@@ -186,11 +192,26 @@ def from_token_server(
     return from_answer(status, headers, body, where=where, host=server)
 
 
+def unreadable(
+    status: int, headers: Mapping[str, str], limit: int, where: str, host: str
+) -> RegistryError:
+    """The error for an answer that is larger than `limit` bytes, or encoded as nobody asked for."""
+    told = f"the answer of {host} is larger than {limit} bytes"
+    if read_whole(headers, (), 0) is None:
+        told = (
+            f"the answer of {host} comes encoded ({clean(headers['content-encoding'])}), although "
+            "it was asked for as it is; check the cache or proxy between"
+        )
+    return RegistryError(f"{where}: {told}", where=where, status=status)
+
+
 def reason_in(headers: Mapping[str, str], body: bytes) -> tuple[Sequence[str], str]:
     """The codes in an error answer, and its text for people, clean and bounded.
 
     Nothing where it says nothing: from a page of HTML, the status says enough.
     """
+    if read_whole(headers, (), 0) is None:
+        return (), f"a reason encoded as {clean(headers['content-encoding'])}, unasked"
     try:
         document = parse_json(body)
     except (ValueError, RecursionError):
@@ -225,3 +246,10 @@ def _words(error: Mapping[str, Any]) -> Iterator[str]:
         yield f"{os.strerror(number)}: {json.dumps(detail)}"
     elif detail:
         yield detail if isinstance(detail, str) else json.dumps(detail)
+
+
+def reworded(
+    err: RegistryError, text: str, kind: type[RegistryError] | None = None
+) -> RegistryError:
+    """The same answer said in other words, as `kind` where that is given."""
+    return (kind or type(err))(text, where=err.where, status=err.status, codes=err.codes)

@@ -12,9 +12,10 @@ from contextlib import closing
 import httpx
 
 from mirror.errors import RegistryError
-from mirror.registry.addresses import path_of
-from mirror.registry.connections import Connections
-from mirror.registry.http1 import Body, Headers, Patience, Response, decoded
+from mirror.registry.addresses import host_of, path_of
+from mirror.registry.connections import Connections, read_whole
+from mirror.registry.http1 import Body, Patience, Response
+from mirror.registry.refusals import unreadable
 
 _MAX_REDIRECTS = 5
 _MAX_BYTES = 1 << 20
@@ -84,20 +85,13 @@ def ask(
             response = client.send(request, stream=True, follow_redirects=method == "GET")
             with closing(response):
                 head(response.status_code, response.headers.get("retry-after"))
-                body = bytearray()
                 # Raw: httpx would decompress a whole piece, to whatever size.
-                for piece in watched(response.iter_raw()):
-                    body += piece
-                    if len(body) > _MAX_BYTES:
-                        break
-                body = decoded(Headers(response.headers.items()), body, _MAX_BYTES)
-                if len(body) > _MAX_BYTES:
-                    raise RegistryError(
-                        f"{where}: the answer is larger than {_MAX_BYTES} bytes",
-                        where=where,
-                        status=response.status_code,
-                    )
-                return response, bytes(body)
+                pieces = watched(response.iter_raw())
+                data = read_whole(response.headers, pieces, _MAX_BYTES)
+                if response.status_code == 200 and (data is None or len(data) > _MAX_BYTES):
+                    server = host_of(str(response.url))
+                    raise unreadable(200, response.headers, _MAX_BYTES, where, server)
+                return response, (data or b"")[:_MAX_BYTES]
     except (httpx.RequestError, httpx.InvalidURL, UnicodeError) as err:
         raise RegistryError(
             f"{where}: the token server cannot be used this way ({type(err).__name__}); "

@@ -21,10 +21,10 @@ from mirror.oci.reference import check_repository
 from mirror.registry import failures, refusals
 from mirror.registry.addresses import Home, Origin, host_of, path_of
 from mirror.registry.auth import Authenticator, Credentials, Scopes, parse_challenges
-from mirror.registry.connections import Connections
+from mirror.registry.connections import Connections, read_whole
 from mirror.registry.failures import Backoff, TransientFailure
 from mirror.registry.gate import Admission, HostGate, StallWatch
-from mirror.registry.http1 import Body, Headers, Patience, Response, WireError, decoded
+from mirror.registry.http1 import Body, Headers, Patience, Response, WireError, is_page
 from mirror.registry.options import ConnectionOptions
 from mirror.run import Cancellation, Run
 
@@ -73,8 +73,13 @@ class Wire:
         self.closing = Cancellation()
         self.gates: dict[Origin, HostGate] = {}
         self.gate = self.gate_of(self.base)
-        self.connections = Connections(options)
-        self.auth = Authenticator(host, secure=not options.plain_http, credentials=credentials)
+        self.connections = Connections(options, Origin.of(self.base))
+        self.auth = Authenticator(
+            host,
+            secure=not options.plain_http,
+            credentials=credentials,
+            trusted_hosts=options.trusted_hosts,
+        )
 
     def gate_of(self, url: str) -> HostGate:
         """The gate of the host that `url` leads to."""
@@ -159,11 +164,10 @@ class Transport:
 
     def backoff(self, where: str) -> Callable[[], Backoff]:
         """Patience for one piece of work, as the options have it; made when it is needed first."""
-        policy, answers = self.options.retries, self._wire.gate.answers_to_others
+        policy, gate = self.options.retries, self._wire.gate
+        heard, answers, known = self.run.on_event, gate.answers_to_others, gate.has_answered
         answered = answers()
-        return cache(
-            lambda: Backoff(policy, self.pause, where, self.run.on_event, answers, answered)
-        )
+        return cache(lambda: Backoff(policy, self.pause, where, heard, answers, answered, known))
 
     def pause(self, delay_s: float) -> None:
         """Wait; the run, its deadline and closing the client end it at once, as in `check`."""
@@ -234,7 +238,7 @@ class Transport:
         good, headers = response.status in accept, response.headers
         body = self._read(response, limit if good else _MAX_ERROR_BYTES, where, strict=good)
         answer = Answer(response.status, headers, body, response.url)
-        if good and not refusals.is_page(headers, body):
+        if good and not is_page(headers, body):
             return answer
         raise self.refused(answer, where, response.authorization)
 
@@ -390,19 +394,11 @@ class Transport:
         return response
 
     def _read(self, response: Response, limit: int, where: str, *, strict: bool) -> bytes:
-        collected = bytearray()
-        for chunk in self.watch(where).received(response.pieces()):
-            collected += chunk
-            if len(collected) > limit:
-                break
-        collected = decoded(response.headers, collected, limit)
-        if len(collected) > limit and strict:
-            raise RegistryError(
-                f"{where}: the answer of {self.host} is larger than {limit} bytes",
-                where=where,
-                status=response.status,
-            )
-        return bytes(collected[:limit])
+        pieces = self.watch(where).received(response.pieces())
+        body = read_whole(response.headers, pieces, limit)
+        if strict and (body is None or len(body) > limit):
+            raise refusals.unreadable(response.status, response.headers, limit, where, self.host)
+        return (body or b"")[:limit]
 
     def _discard(self, response: Response) -> None:
         """Read a short body away, so that the connection can be used again; else close it."""

@@ -6,15 +6,14 @@ unchanged, and our own keys may stand beside its keys.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
+from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Self
 
 from pydantic import (
     BaseModel,
-    BeforeValidator,
     ConfigDict,
     Field,
     SecretStr,
@@ -22,14 +21,15 @@ from pydantic import (
     model_validator,
 )
 
-from mirror.documents import Rate, problems, read_mapping
+from mirror.documents import Patience, Rate, Seconds, problems, read_mapping
 from mirror.errors import InputError
 from mirror.oci import Repository
+from mirror.registry import ClientCertificate, ConnectionOptions
+from mirror.sync.content import ContentRules, ForeignLayers, SparseIndexes
 
 AUTO = "auto"
 """In place of a leader's name: whichever complete registry has the highest generation."""
 
-_DURATION = re.compile(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d+)?)s)?", re.ASCII)
 _MIRRORER_KEYS = ("local", "remote", "users", "sleep", "parallelizm")
 _COMMON_KEYS = ("ca", "insecure", "tls-skip-verify")
 """What holds for all registries there; in our form each has its own."""
@@ -54,22 +54,6 @@ class CheckLevel(StrEnum):
 
 def _due(every_s: float | None, now_s: float, last_s: float | None) -> bool:
     return every_s is not None and (last_s is None or now_s - last_s >= every_s)
-
-
-def seconds(value: Any) -> Any:
-    """`90`, `"90s"`, `"1h30m"` or `"2d"` as seconds."""
-    if isinstance(value, str):
-        match = _DURATION.fullmatch(value)
-        if not value or match is None:
-            raise ValueError(f"{value!r} is not a duration; write 30s, 5m, 1h30m or 2d")
-        days, hours, minutes, rest = (float(part or 0) for part in match.groups())
-        return ((days * 24 + hours) * 60 + minutes) * 60 + rest
-    if isinstance(value, bool):
-        raise ValueError("a duration is needed: 30s, 5m, 1h30m or 2d")
-    return value
-
-
-Seconds = Annotated[float, BeforeValidator(seconds), Field(gt=0, le=366 * 86400)]
 
 
 def _kebab(name: str) -> str:
@@ -120,12 +104,18 @@ class Schedule(_Settings):
 class WatchedRegistry(_Settings):
     """A registry that takes part, and how to reach it.
 
-    `address` is host[:port], with a path where that differs from `root`. `storage` is its own data
-    folder, from which damaged files are removed: no registry replaces what it believes to have.
+    `address` is host[:port], with a path where that differs from `root`. `cert` and `cert_key` are
+    what to show to a registry that asks for a certificate. `trusted_hosts` are those to which it
+    may lead although they are in a private network or, as its token server, have no TLS. `storage`
+    is its own data folder, from which damaged files are removed: no registry replaces what it
+    believes to have.
     """
 
     address: str
     ca: str | None = None
+    cert: Path | None = None
+    cert_key: Path | None = None
+    trusted_hosts: tuple[str, ...] = ()
     insecure: bool = False
     tls_skip_verify: bool = False
     login: str | None = None
@@ -134,13 +124,29 @@ class WatchedRegistry(_Settings):
     storage: Path | None = None
 
     @model_validator(mode="after")
-    def _one_password(self) -> Self:
+    def _no_contradictions(self) -> Self:
+        if self.insecure and self.address.startswith("https://"):
+            raise ValueError("insecure is plain HTTP, and the address says https://; drop one")
+        if self.cert_key is not None and self.cert is None:
+            raise ValueError("cert-key goes with cert, the certificate that it belongs to")
         if self.password is not None and self.password_file is not None:
             raise ValueError("password and password-file exclude each other")
         given = self.password is not None or self.password_file is not None
         if given != (self.login is not None):
             raise ValueError("a login goes with a password or password-file, and neither alone")
         return self
+
+    def connection(self) -> ConnectionOptions:
+        """How to connect to it."""
+        options = ConnectionOptions(
+            plain_http=self.insecure,
+            verify=not self.tls_skip_verify,
+            certificate=ClientCertificate(self.cert, self.cert_key) if self.cert else None,
+            trusted_hosts=frozenset(self.trusted_hosts),
+        )
+        if self.ca is not None and "-----BEGIN" in self.ca:  # as in the mirrorer's settings
+            return replace(options, ca=self.ca)
+        return replace(options, ca_file=Path(self.ca)) if self.ca is not None else options
 
     def secret(self) -> str | None:
         """The password, wherever it is; None for a registry that asks for none."""
@@ -167,10 +173,13 @@ class WatchSettings(Schedule):
     modules_path_suffix: str = "/modules"
 
     prune: bool = False
+    foreign_layers: ForeignLayers = ForeignLayers.CARRY
+    sparse_indexes: SparseIndexes = SparseIndexes.REFUSE
     trusted_keys: tuple[Path, ...] = ()
     allow_downgrade: bool = False
     jobs: Annotated[int, Field(ge=1, le=64)] = 4
     limit_rate: Rate | None = None
+    retry_for: Patience | None = None
 
     listen: str | None = "127.0.0.1:5003"
     notify_token: SecretStr | None = None
@@ -182,7 +191,9 @@ class WatchSettings(Schedule):
         try:
             return cls.model_validate(from_mirrorer(document))
         except ValidationError as err:
-            found = "; ".join(problems(err, "the document"))
+            models = (cls, WatchedRegistry)
+            keys = [_kebab(name) for model in models for name in model.model_fields]
+            found = "; ".join(problems(err, "the document", keys))
             raise InputError(f"{path}: {found}") from err
         except ValueError as err:
             raise InputError(f"{path}: {err}") from err
@@ -201,6 +212,11 @@ class WatchSettings(Schedule):
         if self.listen is not None:
             self.listener()
         return self
+
+    @property
+    def rules(self) -> ContentRules:
+        """How much of an image must be there."""
+        return ContentRules(self.foreign_layers, self.sparse_indexes)
 
     @property
     def followers(self) -> tuple[str, ...]:

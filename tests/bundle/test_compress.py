@@ -22,9 +22,9 @@ from hypothesis import strategies as st
 
 from mirror.bundle.compress import Compression, Compressor
 from mirror.bundle.files import PartedReader, ReadAt
+from mirror.bundle.folder import Packing
 from mirror.bundle.follow import SHA256
 from mirror.bundle.format import FRAME, PARTIAL_SUFFIX, compressed_bound
-from mirror.bundle.packing import Packing
 from mirror.bundle.reader import BundleReader
 from mirror.bundle.seekable import MAX_FRAME, Forward, SeekableFile
 from mirror.bundle.verify import BundleReport, verify_bundle

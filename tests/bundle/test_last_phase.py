@@ -11,8 +11,7 @@ from pathlib import Path
 import pytest
 
 from mirror.bundle import gost
-from mirror.bundle.folder import check_folder
-from mirror.bundle.packing import Packing
+from mirror.bundle.folder import Packing, check_folder
 from mirror.bundle.reader import BundleReader
 from mirror.bundle.seal import Seal
 from mirror.bundle.verify import verify_bundle

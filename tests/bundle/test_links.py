@@ -13,8 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from mirror.bundle.folder import EARLIER
-from mirror.bundle.packing import Packing
+from mirror.bundle.folder import EARLIER, Packing
 from mirror.bundle.reader import BundleReader
 from mirror.bundle.staging import JOURNAL
 from mirror.bundle.writer import BundleWriter

@@ -13,9 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mirror.bundle.archive import lay_out
-from mirror.bundle.folder import check_folder, check_space
+from mirror.bundle.folder import Packing, check_folder, check_space
 from mirror.bundle.format import size_text
-from mirror.bundle.packing import Packing
 from mirror.bundle.reader import BundleReader
 from mirror.bundle.writer import BundleWriter
 from mirror.durable import Folder, write_durably

@@ -30,6 +30,7 @@ from mirror.sync.tree import RegistryTree
 from mirror.testing import EmbeddedRegistry
 from tests.conftest import MakeEmbeddedRegistry
 from tests.support.cluster_replicas import certificate
+from tests.support.nginx import Nginx
 from tests.support.processes import free_loopback
 from tests.support.program import call_mirror
 from tests.support.release_source import TINY, Source, serve
@@ -168,6 +169,34 @@ def test_local_mode_is_pushed_to_as_rw_and_read_as_ro(bundle: Path, stand: Stand
     call_mirror("push", bundle, *files, stand.sites(users={"ro": "ro-word"})).failed(
         2, "registry-user-rw"
     )
+
+
+def test_a_push_address_that_asks_for_a_certificate_is_shown_that_of_the_sites(
+    bundle: Path,
+    stand: Stand,
+    authority: Authority,
+    embedded_registry: EmbeddedRegistry,
+    tmp_path: Path,
+) -> None:
+    files = authority.issue("ingress-client", client=True)
+    with Nginx(
+        tmp_path / "nginx",
+        embedded_registry.address,
+        tls=authority.issue(),
+        clients=authority.certificate,
+    ) as nginx:
+        known = {
+            "publicHost": nginx.url.removeprefix("https://"),
+            "publicCaFile": str(authority.certificate),
+            "users": {"rw": "rw-word"},
+        }
+        push = ("push", bundle, "--module-config", stand.config, "--sites")
+        call_mirror(*push, stand.sites(**known)).failed(5, "wants a client certificate")
+        known |= {"publicCertFile": str(files.certificate), "publicKeyFile": str(files.key)}
+        call_mirror(*push, stand.sites(**known)).succeeded()
+        assert f"{LOGICAL_PATH}/install" in embedded_registry.storage.repositories()
+        del known["publicCertFile"]
+        call_mirror(*push, stand.sites(**known)).failed(2, "publicKeyFile goes with publicCertFile")
 
 
 def test_without_a_public_domain_a_replica_that_answers_takes_the_push(

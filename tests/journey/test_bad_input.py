@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import os
 import shutil
@@ -17,18 +16,17 @@ import pytest
 
 import mirror.commands.access
 from examples.release_tree import TreeSpec
-from examples.release_tree.images import image, layer
 from mirror.bundle.format import size_text
 from mirror.oci import Digest
 from mirror.registry import ConnectionOptions, RegistryClient
 from mirror.registry.options import RetryPolicy
 from mirror.serve import BasicAuth, MemoryStorage, TokenAuth, User
 from mirror.testing import Answer as FaultAnswer
-from mirror.testing import CorruptBody, EmbeddedRegistry, Fault
+from mirror.testing import CorruptBody, Fault
 from tests.conftest import MakeEmbeddedRegistry
 from tests.support.processes import free_port
 from tests.support.program import Finished, call_mirror
-from tests.support.release_source import TINY, Shelf, Source, serve
+from tests.support.release_source import TINY, Source, replace_images, serve
 from tests.support.wire import reached
 
 
@@ -36,8 +34,7 @@ from tests.support.wire import reached
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Retries wait for next to nothing."""
     retries = RetryPolicy(base_delay_s=0.01, max_delay_s=0.01, max_retry_after_s=0.01)
-    options = functools.partial(ConnectionOptions, retries=retries)
-    monkeypatch.setattr(mirror.commands.access, "ConnectionOptions", options)
+    monkeypatch.setattr(mirror.commands.access, "patience", lambda _asked: retries)
 
 
 def pull(folder: Path, root: str, *more: str | Path, **run: Any) -> Finished:
@@ -356,19 +353,6 @@ def test_a_module_that_is_not_there_is_named_beside_those_that_are(
 ) -> None:
     run = pull(tmp_path / "bundle", source.root, "-i", "consol")
     run.failed(1, "no module consol", "it has: console")
-
-
-def replace_images(
-    registry: EmbeddedRegistry, files: Mapping[str, Mapping[str, bytes | str]]
-) -> None:
-    """Replace images of a source: `repository:tag` (under the edition) → files in the image."""
-    shelf = Shelf(registry)
-    for name, content in files.items():
-        repository, _, tag = f"{TINY.root}/{name}".rpartition(":")
-        made = image([layer(dict(content))])
-        for data in made.blobs.values():
-            shelf.add_blob(repository, data)
-        shelf.add_manifest(repository, made.raw, made.media_type, tags=[tag])
 
 
 def test_a_suspended_channel_stops_a_pull_until_told_otherwise(

@@ -24,6 +24,7 @@ from mirror.nodeconfig.tree import (
     place_tree,
     write_file,
 )
+from tests.support.disk import Disk, after_a_power_cut, keeping
 from tests.support.rendered_cluster import (
     ALL_IMAGES,
     LOGICAL,
@@ -356,6 +357,15 @@ def test_no_node_loses_anything_before_every_node_has_its_new_files(
     assert len(seen) > 10
 
 
+def test_no_nodes_tree_is_reached_through_a_link(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/nodes").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(FileSystemError, match=r"symbolic links; remove the symbolic link there"):
+        apply(tmp_path / "out", local())
+    assert not list((tmp_path / "elsewhere").iterdir())
+
+
 @pytest.mark.parametrize("at", ["etc", "etc/containerd", "etc/containerd/registry.d"])
 def test_no_folder_below_the_root_is_reached_through_a_link(tmp_path: Path, at: str) -> None:
     """Who may write below the root would have files of the node written, or removed, elsewhere."""
@@ -374,3 +384,27 @@ def test_a_root_may_be_reached_through_a_link(tmp_path: Path) -> None:
     (tmp_path / "root").symlink_to(tmp_path / "there")
     place_tree(hosts_tree(LOGICAL), tmp_path / "root").clean()
     assert (tmp_path / "there/etc/containerd/registry.d" / LOGICAL / "hosts.toml").is_file()
+
+
+def test_a_power_cut_at_any_moment_loses_no_secret_that_a_node_trusts(tmp_path: Path) -> None:
+    """And the next run ends with the same files."""
+    rendered = rendered_once(local(), None)
+    with Disk(tmp_path / "out") as disk:
+        write_secrets(kept(), tmp_path / "out/secrets.json")
+        write_cluster(rendered, tmp_path / "out")
+    expected = content_of(tmp_path / "out")
+    for at in range(0, len(disk.changes), len(disk.changes) // 25):
+        cut = tmp_path / str(at)
+        after_a_power_cut(disk.at_first, disk.changes[:at], keeping(at)).put_into(cut)
+        for path, data in content_of(cut).items():
+            assert path.name.startswith(".") or data == expected[path], (at, path)
+            assert path.parts[0] != "nodes" or read_secrets(cut / "secrets.json") == kept(), at
+        write_secrets(kept(), cut / "secrets.json")
+        write_cluster(rendered, cut)
+        found = content_of(cut)
+        assert {path: found[path] for path in found if path.name[0] != "."} == expected, at
+
+
+def content_of(folder: Path) -> dict[Path, bytes]:
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return {path.relative_to(folder): path.read_bytes() for path in files}

@@ -27,7 +27,7 @@ from mirror.errors import (
 )
 from mirror.oci import Digest
 from mirror.registry import ConnectionOptions, Credentials, RegistryClient, RetryPolicy, connections
-from mirror.registry.addresses import Home
+from mirror.registry.addresses import Home, Origin
 from mirror.registry.connections import Connections
 from mirror.registry.http1 import Patience
 from mirror.registry.options import proxy_for, tls_context
@@ -461,7 +461,7 @@ def test_connections_to_hosts_that_nobody_asks_any_more_are_closed(
     serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(connections, "_IDLE_S", -1.0)
-    pool = Connections(ConnectionOptions(plain_http=True))
+    pool = Connections(ConnectionOptions(plain_http=True), Origin("http", "127.0.0.1", 80))
     patience = Patience(5.0, 5.0, 5.0, lambda: None)
     for server in (serve(lambda request: Reply()), serve(lambda request: Reply())):
         response = pool.send("GET", f"http://{server.host}/", {}, None, patience)

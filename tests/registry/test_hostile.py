@@ -113,13 +113,23 @@ def test_a_token_server_that_redirects_is_followed(serve: Serve, make_client: Ma
     assert [request.path for request in tokens.log] == ["/old", "/new"]
 
 
-@pytest.mark.parametrize("status", [200, 302])
-@pytest.mark.parametrize("coding", ["gzip", "zstd"])
+@pytest.mark.parametrize(
+    ("coding", "status", "told"),
+    [
+        ("gzip", 200, "larger than"),
+        ("zstd", 200, r"comes encoded \(zstd\), although it was asked for as it is"),
+        ("gzip, gzip", 200, r"comes encoded \(gzip, gzip\), although"),
+        ("gzip", 302, "cannot be used"),
+        ("zstd", 302, "cannot be used"),
+    ],
+)
 def test_a_token_that_decompresses_without_end_is_refused(
-    coding: str, status: int, serve: Serve, make_client: MakeClient
+    coding: str, status: int, told: str, serve: Serve, make_client: MakeClient
 ) -> None:
     size = 64 << 20
-    data = gzip.compress(bytes(size)) if coding == "gzip" else zstandard.compress(bytes(size))
+    data = zstandard.compress(bytes(size)) if coding == "zstd" else gzip.compress(bytes(size))
+    if coding == "gzip, gzip":
+        data = gzip.compress(data)
     tokens = serve(
         lambda request: Reply(status, {"Content-Encoding": coding, "Location": "/t"}, data)
     )
@@ -127,7 +137,7 @@ def test_a_token_that_decompresses_without_end_is_refused(
     client = make_client(serve(lambda request: Reply(401, challenge)).host)
     tracemalloc.start()
     try:
-        with pytest.raises(RegistryError, match=r"larger than|cannot be (understood|used)"):
+        with pytest.raises(RegistryError, match=told):
             client.ping()
         assert tracemalloc.get_traced_memory()[1] < size / 2
     finally:

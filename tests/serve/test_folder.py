@@ -20,6 +20,7 @@ from mirror.oci.manifest import OCI_MANIFEST
 from mirror.serve import FolderStorage, put_blob
 from mirror.serve.folder import StagingFolder
 from tests.conftest import MakeEmbeddedRegistry
+from tests.support.disk import Disk, after_a_power_cut, keeping
 from tests.support.sample_images import CONFIG, LAYER, codes, descriptor, fill, image
 
 
@@ -285,6 +286,37 @@ def test_what_is_acknowledged_is_on_the_disk_name_and_all(
             assert ("sync", str(folder)) in steps[:at], "a folder on its way may be lost"
     assert storage.resolve("a/b", "v1") == manifest.digest
     assert steps[-2][1].endswith("_tags/v1"), "the tag comes last"
+
+
+def test_what_was_acknowledged_outlives_a_power_cut_at_any_moment(tmp_path: Path) -> None:
+    """And what was not is there as a whole or not at all."""
+    manifest, blobs = Manifest.parse(image()), (CONFIG, LAYER)
+    acknowledged: list[int] = []
+    with Disk(tmp_path / "store") as disk:
+        storage = FolderStorage(tmp_path / "store")
+        for data in blobs:
+            put_blob(storage, "a/b", data)
+            acknowledged.append(len(disk.changes))
+        storage.put_manifest("a/b", manifest, "v1")
+        acknowledged.append(len(disk.changes))
+    for at in range(len(disk.changes) + 1):
+        cut = tmp_path / str(at)
+        after_a_power_cut(disk.at_first, disk.changes[:at], keeping(at)).put_into(cut)
+        found = FolderStorage(cut)
+        for data, when in zip(blobs, acknowledged, strict=False):
+            reader = found.open_blob("a/b", Digest.of(data))
+            assert reader is not None or at < when, at
+            if reader is not None:
+                assert reader.read_at(0, len(data) + 1) == data, at
+                reader.close()
+        held = found.manifest("a/b", manifest.digest)
+        assert held is not None or at < acknowledged[-1], at
+        assert held is None or held.raw == manifest.raw, at
+        assert not found.tags("a/b") or held is not None, "a tag names nothing"
+        for data in blobs:
+            put_blob(found, "a/b", data)
+        found.put_manifest("a/b", manifest, "v1")
+        assert found.resolve("a/b", "v1") == manifest.digest
 
 
 def test_staging_is_on_the_disk_before_it_has_a_name(tmp_path: Path) -> None:

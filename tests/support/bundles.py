@@ -6,7 +6,7 @@ import itertools
 from pathlib import Path
 
 from mirror.bundle.archive import COMPLETE, Archive, Coverage, lay_out
-from mirror.bundle.packing import Packing
+from mirror.bundle.folder import Packing
 from mirror.bundle.seal import Seal
 from mirror.bundle.writer import BundleWriter
 from mirror.layout import archive_of

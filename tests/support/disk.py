@@ -7,12 +7,15 @@ process, while its block lasts. What lies outside of its root passes by.
 from __future__ import annotations
 
 import errno
+import io
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any, Self
+from random import Random
+from typing import Any, Self, TypeAlias
 
 import pytest
 
@@ -49,6 +52,7 @@ class Disk:
     changes: list[Change] = field(default_factory=list)
 
     def __post_init__(self) -> None:
+        self.at_first = Tree()
         self._lock = threading.RLock()
         self._patch = pytest.MonkeyPatch()
         self._nodes: dict[tuple[int, int], int] = {}
@@ -94,6 +98,8 @@ class Disk:
 
     def __enter__(self) -> Self:
         self.root.mkdir(parents=True, exist_ok=True)
+        self._look(self.root)
+        self._patch.setattr(io, "open", self._open_file)
         for name in _STAND_INS:
             self._real[name] = getattr(os, name)
             self._patch.setattr(os, name, getattr(self, "_" + name))
@@ -101,6 +107,21 @@ class Disk:
 
     def __exit__(self, *_error: object) -> None:
         self._patch.undo()
+
+    def _look(self, folder: Path) -> None:
+        names = self.at_first.folders[self.node(folder.stat())] = {}
+        for path in folder.iterdir():
+            number = names[path.name] = self.node(path.lstat())
+            if path.is_dir():
+                self._look(path)
+            else:
+                self.at_first.files[number] = path.read_bytes()
+
+    def _open_file(self, path: Any, mode: str = "r", *more: Any, **named: Any) -> Any:
+        """Files that are not opened by a descriptor are created like all others."""
+        if "x" in mode:
+            named["opener"] = lambda name, flags: os.open(name, flags, 0o666)
+        return _io_open(path, mode, *more, **named)
 
     def _change(self, change: Change) -> None:
         self.before(change)
@@ -201,6 +222,7 @@ class Disk:
             self._real[kind](path, dir_fd=dir_fd)
 
 
+_io_open = io.open
 _STAND_INS = (
     *("open", "mkdir", "pwritev", "write", "ftruncate", "fsync"),
     *("replace", "rename", "unlink", "rmdir"),
@@ -217,3 +239,118 @@ def _is_there(path: Any, dir_fd: int | None) -> bool:
 
 def _die() -> None:
     raise KilledError
+
+
+# -- power cuts ------------------------------------------------------------------------------------
+
+
+@dataclass
+class Tree:
+    """Folders and files by number: what is on a disk. Folder 0 is the root."""
+
+    folders: dict[int, dict[str, int]] = field(default_factory=dict)
+    files: dict[int, bytes] = field(default_factory=dict)
+
+    def put_into(self, path: Path, folder: int = 0) -> None:
+        """Make it at `path`, which must not exist."""
+        path.mkdir()
+        for name, number in self.folders[folder].items():
+            if number in self.folders:
+                self.put_into(path / name, number)
+            else:
+                (path / name).write_bytes(self.files[number])
+
+
+def after_a_power_cut(
+    first: Tree, changes: Sequence[Change], keep: Callable[[Change], float]
+) -> Tree:
+    """What may be on the disk if the power fails behind `changes`.
+
+    POSIX promises what was synced: the bytes of a file, and the names of a folder. Of all later
+    changes `keep` says how much of each arrived: 1 all of it, 0 nothing, and of bytes also a part.
+    What a file was extended by and did not arrive is zeros.
+    """
+    now = Tree({n: {**names} for n, names in first.folders.items()}, {**first.files})
+    disk = Tree({n: {**names} for n, names in first.folders.items()}, {**first.files})
+    kept: dict[int, list[tuple[Effect, float]]] = {}  # by the number of the file or folder
+    for change in changes:
+        for number, apply in _effects(now, change):
+            apply(now, 1.0)
+            kept.setdefault(number, []).append((apply, keep(change)))
+        if change.kind == "sync":
+            for apply, _ in kept.pop(change.node, ()):
+                apply(disk, 1.0)
+    for late in kept.values():
+        for apply, share in late:
+            if share:
+                apply(disk, share)
+    return disk
+
+
+Effect: TypeAlias = "Callable[[Tree, float], None]"
+
+
+def _effects(now: Tree, change: Change) -> Iterator[tuple[int, Effect]]:
+    """What a change does, each with the file or folder whose sync makes it durable."""
+    match change.kind:
+        case "create" | "mkdir":
+            yield change.node, partial(_name, change.node, change.name, change.made, change.kind)
+        case "unlink" | "rmdir":
+            yield change.node, partial(_name, change.node, change.name, None, "")
+        case "rename":
+            moved = now.folders[change.node][change.name]
+            kind = "mkdir" if moved in now.folders else "create"
+            if change.into != change.node:
+                yield change.into, partial(_name, change.into, change.new, moved, kind)
+                yield change.node, partial(_name, change.node, change.name, None, "")
+            else:
+                yield change.node, partial(_rename, change.node, change.name, change.new, moved)
+        case "write":
+            yield change.node, partial(_write, change.node, change.offset, change.data)
+        case "truncate":
+            yield change.node, partial(_truncate, change.node, change.offset)
+
+
+def _name(folder: int, name: str, number: int | None, kind: str, tree: Tree, _share: float) -> None:
+    names = tree.folders.setdefault(folder, {})
+    if number is None:
+        names.pop(name, None)
+        return
+    names[name] = number
+    if kind == "mkdir":
+        tree.folders.setdefault(number, {})
+    else:
+        tree.files.setdefault(number, b"")
+
+
+def _rename(folder: int, name: str, new: str, number: int, tree: Tree, _share: float) -> None:
+    names = tree.folders.setdefault(folder, {})
+    names.pop(name, None)
+    names[new] = number
+    if number not in tree.folders:
+        tree.files.setdefault(number, b"")
+
+
+def _write(file: int, offset: int, data: bytes, tree: Tree, share: float) -> None:
+    before = tree.files.get(file, b"").ljust(offset + len(data), b"\0")
+    arrived = data[: int(len(data) * share)]
+    tree.files[file] = before[:offset] + arrived + before[offset + len(arrived) :]
+
+
+def _truncate(file: int, size: int, tree: Tree, _share: float) -> None:
+    tree.files[file] = tree.files.get(file, b"")[:size].ljust(size, b"\0")
+
+
+def keeping(seed: int) -> Callable[[Change], float]:
+    """How much arrives of what was not synced: nothing, names or bytes alone, all, or by chance."""
+    random = Random(seed)
+    match seed % 5:
+        case 0:
+            return lambda _: 0.0
+        case 1:
+            return lambda change: float(change.kind not in ("write", "truncate"))
+        case 2:
+            return lambda change: float(change.kind in ("write", "truncate"))
+        case 3:
+            return lambda _: 1.0
+    return lambda _: random.choice((0.0, random.random(), 1.0))

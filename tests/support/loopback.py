@@ -38,7 +38,7 @@ def stay_on_loopback(patch: pytest.MonkeyPatch) -> None:
     def guarded_getaddrinfo(host: Any, *args: Any, **kwargs: Any) -> Any:
         if not _is_local(host) and not _is_address(host):
             # The answer of a machine without DNS, at once and everywhere.
-            raise socket.gaierror(socket.EAI_NONAME, f"tests resolve no names: {host}")
+            raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
         return getaddrinfo(host, *args, **kwargs)
 
     patch.setattr(socket.socket, "connect", guarded_connect)

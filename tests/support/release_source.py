@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from examples.release_tree import ModuleSpec, ReleaseTree, TreeSpec, build, spread
+from examples.release_tree.images import image, layer
 from mirror.oci import Digest, Manifest
 from mirror.registry import ConnectionOptions, Credentials, RegistryClient
 from mirror.serve import Store, put_blob
@@ -84,3 +85,16 @@ class Shelf:
 def serve(spec: TreeSpec, registry: EmbeddedRegistry) -> Source:
     """Build the tree of `spec` into a registry of this process."""
     return Source(build(spec, Shelf(registry)), registry.address, registry)
+
+
+def replace_images(
+    registry: EmbeddedRegistry, files: Mapping[str, Mapping[str, bytes | str]]
+) -> None:
+    """Replace images of a source: `repository:tag` (under the edition) → files in the image."""
+    shelf = Shelf(registry)
+    for name, content in files.items():
+        repository, _, tag = f"{TINY.root}/{name}".rpartition(":")
+        made = image([layer(dict(content))])
+        for data in made.blobs.values():
+            shelf.add_blob(repository, data)
+        shelf.add_manifest(repository, made.raw, made.media_type, tags=[tag])

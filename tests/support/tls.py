@@ -49,16 +49,18 @@ class Authority:
         hosts: tuple[str, ...] = ("127.0.0.1", "::1", "localhost"),
         *,
         expired: bool = False,
+        client: bool = False,
     ) -> TlsFiles:
-        """A certificate and key for a server that is known by `hosts`."""
+        """A certificate and key for a server that is known by `hosts`, or for a client."""
         key = ec.generate_private_key(ec.SECP256R1())
         issuer_key = x509.AuthorityKeyIdentifier.from_issuer_public_key(self.key.public_key())
+        usage = ExtendedKeyUsageOID.CLIENT_AUTH if client else ExtendedKeyUsageOID.SERVER_AUTH
         builder = _builder(_name(name), self.own.subject, key.public_key(), expired=expired)
         made = (
             builder.add_extension(x509.SubjectAlternativeName([_host(h) for h in hosts]), False)
             .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
             .add_extension(_usage(sign_certificates=False), critical=True)
-            .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), False)
+            .add_extension(x509.ExtendedKeyUsage([usage]), False)
             .add_extension(issuer_key, False)
             .sign(self.key, hashes.SHA256())
         )
