@@ -128,9 +128,8 @@ def _answer(data: bytes) -> object:
     connection = http1.Connection(Line(data), lambda _connection, _keep: None)
     connection.send(b"", None, _PATIENCE)
     response = http1.Response(connection, "GET", "http://x/", None)
-    body = bytearray().join(response.pieces())
-    http1.decoded(response.headers, body, 1 << 16)
-    return response.status
+    size = sum(map(len, response.pieces()))
+    return response.status, http1.is_page(response.headers), min(size, 3)
 
 
 def _layer(data: bytes) -> object:
