@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -35,6 +35,19 @@ ABSENCES = {"404 once", "listing unknown"}
 DAMAGE = {"flipped byte in every blob"}
 """What a registry states cannot be read: a push says so, and states anew what it brings."""
 HANG_S = DEADLINE_S + 5
+UNREACHABLE, DENIED, CORRUPT, FAILED = 5, 6, 4, 1
+CODES: Mapping[str, frozenset[int]] = {
+    **dict.fromkeys(("reset", "cut", "lost", "stall", "slow", "drip"), frozenset({UNREACHABLE})),
+    **dict.fromkeys(("silence", "429", "500", "502", "503", "504"), frozenset({UNREACHABLE})),
+    **dict.fromkeys(("401", "403", "listing refused"), frozenset({DENIED})),
+    **dict.fromkeys(("409", "413", "416", "507"), frozenset({FAILED})),
+    "flipped byte": frozenset({CORRUPT}),
+    "404": frozenset({FAILED, CORRUPT, UNREACHABLE}),
+}
+"""Beginning of a fault's name → the exit codes that tell what it is; others may have any but 2.
+
+FAILED besides, where a command sums several failures up, or refuses to go on for one (a prune).
+"""
 
 
 @dataclass(frozen=True)
@@ -155,6 +168,8 @@ class Matrix:
         server.faults.clear()
         needed = len(stage.shelves) if scene.needed is None else scene.needed
         missing: list[str] = []
+        if code and not fits(case.fault, code):
+            wrong.append(f"exit code {code} says something else: {error}")
         if code == 0 and not wrong:
             missing = self._lacking(scene, stage, measured, needed)
         if code or needed < len(stage.shelves):
@@ -217,6 +232,14 @@ def attempt(scene: Scene, stage: Stage) -> tuple[int, str, list[str]]:
         return error.exit_code, str(error), []
     except Exception:  # noqa: BLE001 - which is what these cases look for
         return 1, "", [traceback.format_exc()]
+
+
+def fits(fault: str, code: int) -> bool:
+    """Whether an exit code tells the kind of a fault."""
+    for name, codes in CODES.items():
+        if fault.startswith(name):
+            return code in codes or code == FAILED
+    return code in (FAILED, CORRUPT, UNREACHABLE, DENIED)
 
 
 def spread(count: int, most: int) -> list[int]:

@@ -10,8 +10,8 @@ import pytest
 from mirror.oci import Digest, Manifest
 from mirror.oci.manifest import OCI_MANIFEST
 from mirror.testing import every_fault
-from tests.faults.__main__ import table
-from tests.faults.matrix import Case, Matrix, Outcome, spread
+from tests.faults.__main__ import MARKS, put, table
+from tests.faults.matrix import Case, Matrix, Outcome, fits, spread
 from tests.faults.scenes import SCENES, Scene, Stage, Workshop
 from tests.faults.shares import Share, kind_of
 from tests.faults.shelves import Embedded, WatchedStorage
@@ -115,3 +115,19 @@ def test_the_table_counts_by_registry_and_command() -> None:
         "| embedded | push | 3 | 1 | 1 | 0 | 1 |",
         "| | all | 3 | 1 | 1 | 0 | 1 |",
     ]
+
+
+def test_the_table_takes_the_place_of_the_former_one_in_its_page(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(f"before\n{MARKS[0]}\n\nold\n\n{MARKS[1]}\nafter\n")
+    put(page, "new")
+    put(page, "newer")
+    assert page.read_text() == f"before\n{MARKS[0]}\n\nnewer\n\n{MARKS[1]}\nafter\n"
+
+
+@pytest.mark.parametrize(
+    ("fault", "code", "fit"),
+    [("403 once", 6, True), ("403 once", 5, False), ("reset", 4, False), ("portal", 2, False)],
+)
+def test_an_exit_code_tells_the_kind_of_the_fault(fault: str, code: int, fit: bool) -> None:
+    assert fits(fault, code) is fit
