@@ -157,9 +157,9 @@ from mirror.registry.credentials import find_credentials as find_credentials
 from mirror.registry.options import ClientCertificate as ClientCertificate
 from mirror.registry.options import ConnectionOptions as ConnectionOptions
 from mirror.registry.options import RetryPolicy as RetryPolicy
-from mirror.registry.upload_sessions import KeptUpload as KeptUpload
+from mirror.registry.upload_journal import KeptUpload as KeptUpload
+from mirror.registry.upload_journal import UploadJournal as UploadJournal
 from mirror.registry.upload_sessions import OpenUpload as OpenUpload
-from mirror.registry.upload_sessions import UploadJournal as UploadJournal
 from mirror.release.constraints import Constraint as Constraint
 from mirror.release.constraints import Term as Term
 from mirror.release.plugin_dependencies import Edge as Edge
@@ -189,6 +189,7 @@ from mirror.sync.inventory import RepositoryContent as RepositoryContent
 from mirror.sync.observation import Depth as Depth
 from mirror.sync.observation import Failure as Failure
 from mirror.sync.observation import Finding as Finding
+from mirror.sync.observe import Verification as Verification
 from mirror.sync.plan import CopyBlob as CopyBlob
 from mirror.sync.plan import Difference as Difference
 from mirror.sync.plan import Plan as Plan

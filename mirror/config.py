@@ -25,7 +25,7 @@ from pydantic import (
 from pydantic_core import ErrorDetails
 
 from mirror.bundle.format import parse_part_size
-from mirror.documents import mistake, parse_rate, read_mapping
+from mirror.documents import mistake, parse_duration, parse_rate, read_mapping
 from mirror.errors import InputError
 from mirror.layout import MODULES, normalised_suffix
 from mirror.oci import Platform, Repository
@@ -78,6 +78,11 @@ class PullConfig(BaseModel):
     ] = DEFAULT_JOBS
 
     limit_rate: StrictStr | None = _about("Limit of the download rate: 20MB/s, 512KiB/s.")
+
+    retry_for: StrictStr | None = _about(
+        "How long to wait for a registry that is away or busy: 30s, 5m, 1h30m.  [default: 5m, once "
+        "it has answered]"
+    )
 
     images_bundle_chunk_size: StrictStr | StrictInt | StrictFloat | None = _about(
         "Cut archives into parts of this size: GB (4, 0.7), 700MB, 4GiB, or dvd, bd, fat32."
@@ -162,6 +167,13 @@ class PullConfig(BaseModel):
             return None if self.limit_rate is None else parse_rate(self.limit_rate)
         except ValueError as err:
             raise InputError(f"--limit-rate: {err}") from None
+
+    def retry_for_s(self) -> float | None:
+        """The seconds that `retry_for` allows; None for the default."""
+        try:
+            return None if self.retry_for is None else parse_duration(self.retry_for)
+        except ValueError as err:
+            raise InputError(f"--retry-for: {err}") from None
 
     def part_size(self) -> int:
         """Bytes of an archive's parts; 0 leaves archives whole."""
@@ -288,7 +300,7 @@ class PullConfig(BaseModel):
 
 _OUTWARD = frozenset(
     {
-        *("insecure", "tls-skip-verify", "ca", "jobs", "limit-rate"),
+        *("insecure", "tls-skip-verify", "ca", "jobs", "limit-rate", "retry-for"),
         *("cert", "cert-key", "trust-host"),
         *("images-bundle-chunk-size", "gost-digest", "compress", "dedupe"),
     }

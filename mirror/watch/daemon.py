@@ -297,9 +297,12 @@ def _tree(
     settings: WatchSettings, name: str, place: WatchedRegistry, opened: ExitStack
 ) -> RegistryTree:
     root = settings.repository(name)
+    retries, patience_s = BRIEF, settings.retry_for
+    if patience_s is not None:
+        retries = replace(BRIEF, retry_for_s=patience_s, from_start=True)
     options = replace(
         place.connection(),
-        retries=BRIEF,
+        retries=retries,
         limit_rate=settings.limit_rate,
         max_connections=settings.jobs * (len(settings.registries) + 1) + 8,
     )
