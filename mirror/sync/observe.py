@@ -11,12 +11,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
 from enum import StrEnum
 from functools import partial
-from typing import Any, Protocol
 
-from mirror.documents import parse_json
 from mirror.errors import (
     IncompleteError,
-    InvalidManifestError,
     MirrorError,
     RegistryNotFoundError,
     SizeMismatchError,
@@ -24,10 +21,9 @@ from mirror.errors import (
 from mirror.events import BlobDone, BytesMoved, OnEvent, TransferStarted
 from mirror.events import ignore as ignore_events
 from mirror.oci import Digest
-from mirror.oci.manifest import OCI_INDEX
-from mirror.oci.reference import referrers_tag
 from mirror.registry import RegistryReader
 from mirror.run import PerItemErrors, Run
+from mirror.sync.content import Place
 from mirror.sync.inventory import Inventory, InventoryBuilder, RepositoryContent
 from mirror.sync.observation import (
     Depth,
@@ -39,17 +35,7 @@ from mirror.sync.observation import (
     speaks_of_damage,
 )
 from mirror.sync.plan import Plan
-
-
-class Place(Protocol):
-    """A tree of repositories in a registry, which can be looked at."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def client(self) -> RegistryReader: ...
-    @property
-    def locate(self) -> Callable[[str], str]: ...
+from mirror.sync.referrers import unlisted
 
 
 def listed_tags(client: RegistryReader, repository: str) -> frozenset[str]:
@@ -62,21 +48,6 @@ def listed_tags(client: RegistryReader, repository: str) -> frozenset[str]:
         return frozenset(client.tags(repository))
     except RegistryNotFoundError:
         return frozenset()
-
-
-def referrers_list(client: RegistryReader, repository: str, subject: Digest) -> Any:
-    """The index in which a registry without the referrers API lists what refers to `subject`.
-
-    As JSON values (distribution-spec, "Referrers Tag Schema"); an empty one where there is none,
-    and None where its tag names something else, which somebody set for a purpose of his own.
-    """
-    try:
-        found = client.manifest(repository, referrers_tag(subject))
-    except RegistryNotFoundError:
-        return {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": []}
-    except InvalidManifestError:
-        return None
-    return {"manifests": [], **parse_json(found.raw)} if found.is_index else None
 
 
 def observe(
@@ -163,7 +134,7 @@ class _Look:
             if (path, digest) not in there
         ]
         there |= {(item.repository, item.digest) for item, answer in self._answers(loose) if answer}
-        there -= self._unlisted_referrers(asked, there)
+        there -= unlisted(self._place, self._questions, asked, there)
         doubtful: list[Item] = []
         for path, content in asked.items():
             certain: set[Digest] = set()
@@ -178,42 +149,6 @@ class _Look:
                 else:
                     doubtful.append(Item(path, digest, is_blob=True))
         self._blobs(doubtful)
-
-    def _unlisted_referrers(
-        self, asked: Mapping[str, RepositoryContent], there: set[tuple[str, Digest | None]]
-    ) -> set[tuple[str, Digest | None]]:
-        """Those `there` that have a subject and that nobody finds from it.
-
-        A registry without the referrers API lists them under a tag, which a push that is killed
-        between a manifest and its entry leaves as it was. So these are put again. Where the list is
-        one of the wanted tags, it turns with them.
-        """
-        referring: dict[tuple[str, Digest], list[Digest]] = {}
-        for path, content in asked.items():
-            for digest, node in content.manifests.items():
-                subject = node.subject
-                if (
-                    subject is not None
-                    and (path, digest) in there
-                    and referrers_tag(subject) not in content.tags
-                ):
-                    referring.setdefault((path, subject), []).append(digest)
-        if not referring:
-            return set()
-        client, locate = self._place.client, self._place.locate
-        path, subject = next(iter(referring))
-        answer = self._questions.ask(lambda: client.referrers_api(locate(path), subject))
-        if answer is not None:
-            return set()
-        lists = self._questions.ask_all(
-            list(referring), lambda one: referrers_list(client, locate(one[0]), one[1])
-        )
-        unlisted: set[tuple[str, Digest | None]] = set()
-        for ((path, _), digests), listed in zip(referring.items(), lists, strict=True):
-            if listed is not None and not isinstance(listed, MirrorError):
-                entries = {one["digest"] for one in listed["manifests"]}
-                unlisted.update((path, one) for one in digests if str(one) not in entries)
-        return unlisted
 
     def _tags(self, asked: Mapping[str, RepositoryContent]) -> set[tuple[str, Digest | None]]:
         """Ask for the tags that are listed; return the manifests that they name."""

@@ -23,8 +23,9 @@ from mirror.sync.content import AS_USUAL, ContentRules
 from mirror.sync.failover import BlobContent
 from mirror.sync.inventory import Inventory
 from mirror.sync.observation import Depth
-from mirror.sync.observe import listed_tags, observe, referrers_list
+from mirror.sync.observe import listed_tags, observe
 from mirror.sync.plan import CopyBlob, Plan, places_written
+from mirror.sync.referrers import referrers_list
 from mirror.sync.statement import UNSIGNED, StatementKeys
 
 
