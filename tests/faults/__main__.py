@@ -48,6 +48,7 @@ def main() -> None:
     parser.add_argument("--scene", action="append", help="commands whose name begins like this")
     parser.add_argument("--fault", default="", help="faults that have this in their name")
     parser.add_argument("--step", type=int, default=1, help="run each STEP-th case only")
+    parser.add_argument("--kills", type=int, default=0, help="kill each command so often instead")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes")
     parser.add_argument("--page", type=Path, help="put the table between the marks of this page")
     parser.add_argument("--json", type=Path, help="write every outcome there")
@@ -56,7 +57,13 @@ def main() -> None:
     begun = time.monotonic()
     found: list[Outcome] = []
     shares = [
-        Share(kind, tuple(chosen.scene or [""]), step=chosen.step, only=chosen.fault)
+        Share(
+            kind,
+            tuple(chosen.scene or [""]),
+            step=chosen.step,
+            only=chosen.fault,
+            kills=chosen.kills,
+        )
         for kind in chosen.kind or KINDS
     ]
     for one in (outcome for share in shares for outcome in at_once(share, chosen.jobs)):

@@ -6,6 +6,7 @@ import shutil
 import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -111,6 +112,24 @@ class Matrix:
         self._scenes = {scene.name: scene for scene in scenes}
         self._measured: dict[str, Measured] = {}
 
+    @property
+    def scenes(self) -> tuple[Scene, ...]:
+        """The commands."""
+        return tuple(self._scenes.values())
+
+    @property
+    def kind(self) -> str:
+        """Which registries these are."""
+        return self._workshop.kind.name
+
+    def scene(self, case: Case) -> Scene:
+        """The command of a case."""
+        return self._scenes[case.scene]
+
+    def staged(self, scene: Scene) -> AbstractContextManager[Stage]:
+        """Fresh registries in the states with which a command begins."""
+        return self._workshop.staged(scene.states)
+
     @cached_property
     def _faults(self) -> dict[str, Fault]:
         return every_fault(wait_s=WAIT_S)
@@ -171,14 +190,14 @@ class Matrix:
         if code and not fits(case.fault, code):
             wrong.append(f"exit code {code} says something else: {error}")
         if code == 0 and not wrong:
-            missing = self._lacking(scene, stage, measured, needed)
+            missing = self.lacking(scene, stage, measured, needed)
         if code or needed < len(stage.shelves):
             again, reason, bad = attempt(scene, stage)
             wrong += [f"the next run: {one}" for one in bad]
             if again:
                 wrong.append(f"the next run ends with {again}: {reason}")
             else:
-                found = self._lacking(scene, stage, measured, len(stage.shelves))
+                found = self.lacking(scene, stage, measured, len(stage.shelves))
                 missing += [f"after the next run: {one}" for one in found]
         told = case.fault in ABSENCES or (case.fault in DAMAGE and bool(warnings))
         believed = bool(missing) and told
@@ -203,7 +222,8 @@ class Matrix:
                 lost += [f"{path}:{tag} is lost" for tag in tags]
         return lost
 
-    def _lacking(self, scene: Scene, stage: Stage, measured: Measured, needed: int) -> list[str]:
+    def lacking(self, scene: Scene, stage: Stage, measured: Measured, needed: int) -> list[str]:
+        """How far fewer than `needed` registries, or the bundle, are from what they must hold."""
         if measured.files:
             found = files(stage.folder / "bundle")
             differ = sorted(

@@ -80,6 +80,7 @@ def _put(path: Path, text: str) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="./run mutants", description=__doc__)
     parser.add_argument("--file", default="", help="only files that have this in their path")
+    parser.add_argument("--skip-whole", action="store_true", help="trust that the tests pass")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes")
     chosen = parser.parse_args()
     wanted = [one for one in mutants() if chosen.file in one.file]
@@ -97,7 +98,7 @@ def main() -> None:
 
         with ThreadPoolExecutor(chosen.jobs) as pool:
             # First unbroken: tests that fail anyway notice nothing.
-            sets = sorted({one.tests for one in wanted})
+            sets = [] if chosen.skip_whole else sorted({one.tests for one in wanted})
             whole = list(pool.map(lambda tests: work(None, tests), sets))
             for one in whole:
                 if one.word != "survived":
