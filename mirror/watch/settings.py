@@ -191,7 +191,9 @@ class WatchSettings(Schedule):
         try:
             return cls.model_validate(from_mirrorer(document))
         except ValidationError as err:
-            found = "; ".join(problems(err, "the document"))
+            models = (cls, WatchedRegistry)
+            keys = [_kebab(name) for model in models for name in model.model_fields]
+            found = "; ".join(problems(err, "the document", keys))
             raise InputError(f"{path}: {found}") from err
         except ValueError as err:
             raise InputError(f"{path}: {err}") from err

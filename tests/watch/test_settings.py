@@ -92,7 +92,12 @@ def test_the_mirrorers_pace_is_kept_and_our_own_keys_may_stand_beside_it(tmp_pat
         ({"users": {"pusher": {"name": "x"}}}, "users.pusher: name and password are needed"),
         ({"users": {"pusher": {"nam": "x"}}}, "users.pusher.nam: unknown setting"),
         ({"registries": {}}, "registries and local exclude each other"),
-        ({"unknown": 1}, "unknown: Extra inputs are not permitted"),
+        ({"unknown": 1}, "unknown: unknown key"),
+        ({"intervall": 1}, "intervall: unknown key; did you mean interval?"),
+        (
+            {"registries": {"a": {"adress": "a:5001"}, "b": {"address": "b:5001"}}},
+            "registries.a.adress: unknown key; did you mean address?",
+        ),
     ],
 )
 def test_what_the_mirrorer_would_have_passed_over_is_told(
