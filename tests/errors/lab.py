@@ -9,7 +9,6 @@ import shutil
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -135,8 +134,8 @@ class Lab:
         raise AssertionError("nothing failed")
 
     def _call(self, *args: str | Path, **more: Any) -> Finished:
-        once = partial(ConnectionOptions, retries=RetryPolicy(attempts=1))
-        with mock.patch.object(mirror.commands.access, "ConnectionOptions", once):
+        once = RetryPolicy(attempts=1)
+        with mock.patch.object(mirror.commands.access, "patience", lambda _asked: once):
             done = call_mirror(*args, "--json", **more)
         assert done.code, done
         return done
