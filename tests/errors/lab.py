@@ -135,7 +135,7 @@ class Lab:
 
     def _call(self, *args: str | Path, **more: Any) -> Finished:
         once = RetryPolicy(attempts=1)
-        with mock.patch.object(mirror.commands.access, "patience", lambda _asked: once):
+        with mock.patch.object(mirror.commands.access, "patience", return_value=once):
             done = call_mirror(*args, "--json", **more)
         assert done.code, done
         return done
