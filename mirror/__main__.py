@@ -9,10 +9,11 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from contextlib import suppress
 from types import FrameType
 from typing import NoReturn
 
-from mirror.commands.signals import INTERRUPTED, MESSAGE
+from mirror.commands.process import INTERRUPTED, MESSAGE, prepare
 
 
 def main() -> None:
@@ -21,6 +22,7 @@ def main() -> None:
         if signal.getsignal(number) is not signal.SIG_IGN:  # as `nohup` has it
             signal.signal(number, _stop)
     try:
+        prepare()
         from mirror.cli import main as command_line
 
         command_line(prog_name="mirror")
@@ -33,10 +35,12 @@ def _stop(_signal: int = 0, _frame: FrameType | None = None) -> NoReturn:
 
     An exception would not do, as what interrupts an import may be swallowed by it or be shown.
     """
-    os.write(2, f"error: {MESSAGE}\n".encode())
+    with suppress(OSError):  # closed, or full: the exit code still says it
+        os.write(2, f"error: {MESSAGE}\n".encode())
     if "--json" in sys.argv:
         error = f'{{"type": "Interrupted", "message": "{MESSAGE}", "exitCode": {INTERRUPTED}}}'
-        os.write(1, f'{{"error": {error}}}\n'.encode())
+        with suppress(OSError):
+            os.write(1, f'{{"error": {error}}}\n'.encode())
     os._exit(INTERRUPTED)
 
 

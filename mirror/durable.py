@@ -364,6 +364,8 @@ def _translated(err: OSError, path: Path, doing: str) -> MirrorError:
             advice = "check the permissions, or use another folder"
         case errno.ELOOP:
             advice = "remove the symbolic link there"
+        case errno.EMFILE | errno.ENFILE:
+            advice = "raise the limit of open files (ulimit -n), or work with fewer --jobs"
         case errno.EMLINK:
             advice = "remove it: what is written there would change a file elsewhere, or wait"
         case errno.EIO:

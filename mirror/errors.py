@@ -7,8 +7,9 @@ This module is the ground floor: every room may import it and it imports none of
 
 from __future__ import annotations
 
+import errno
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -25,6 +26,35 @@ EXIT_CODES = {
     130: "interrupted",
 }
 """The whole table of exit codes; `docs/` and the tests are checked against it."""
+
+
+_NOT_PLAIN = re.compile(r"[^ -~]")
+
+
+def printable(text: str) -> str:
+    """Foreign `text` for people, on one line: what does not print is an escape (`\\x1b`).
+
+    Names and answers come from registries, bundles and settings of others. What is not printable
+    in them could move a terminal's cursor, turn the direction of a line, or forge a line of our
+    own: control and format characters, separators other than the space, halves of surrogate pairs
+    (bytes of a path that are no text), and what Unicode has not assigned. Every place that renders
+    text for people cleans it with this; JSON keeps the true values, escaped.
+    """
+    return text if text.isprintable() else _NOT_PLAIN.sub(_escaped, text)
+
+
+def _escaped(found: re.Match[str]) -> str:
+    return found[0] if found[0].isprintable() else ascii(found[0])[1:-1]
+
+
+def paragraph(text: str, indent: str = "  ") -> str:
+    """A message for people: each line `printable`, and none but the first without `indent`.
+
+    So nothing in a message looks like the beginning of another one.
+    """
+    first, *others = text.split("\n")
+    further = (line if line.startswith(indent) else indent + line for line in others)
+    return "\n".join(map(printable, (first, *further)))
 
 
 class MirrorError(Exception):
@@ -100,6 +130,15 @@ class UnreadableImageError(MirrorError):
 class SourceContentError(MirrorError):
     """The source registry's release tree does not say what it must (where, and what is wrong)."""
 
+    @classmethod
+    def of_all(cls, texts: Collection[str], *, most: int = 20) -> SourceContentError:
+        """One error for images that the source lacks; it has the first `most` of `texts`."""
+        if len(texts) == 1:
+            return cls(*texts)
+        more = f"\n  and {len(texts) - most} more" if len(texts) > most else ""
+        lines = "".join(f"\n  {text}" for text in list(texts)[:most])
+        return cls(f"the source lacks {len(texts)} images:{lines}{more}")
+
 
 class BundleLimitError(MirrorError):
     """A bundle would have more of something than any reader takes in (of what, and how much)."""
@@ -131,6 +170,34 @@ class FileSystemError(MirrorError):
 
 class NoSpaceError(FileSystemError):
     """The disk has no room: for what the plan would write, before a blob moves, or for a file."""
+
+
+class ResourceError(MirrorError):
+    """The operating system gives this process no more files, threads or memory (which limit)."""
+
+
+_SHORTAGES = {
+    "files": ("too many open files", "ulimit -n, LimitNOFILE of a service"),
+    "threads": ("no more threads can be started", "ulimit -u, ulimit -v, a container's pids"),
+    "memory": ("there is no more memory", "ulimit -v, a container's memory"),
+}
+_SCARCE = {errno.EMFILE: "files", errno.ENFILE: "files", errno.ENOMEM: "memory"}
+
+
+def shortage(err: BaseException) -> ResourceError | None:
+    """What `err` says that this process lacks, as the error to raise; None if it says no such."""
+    kind = _SCARCE.get(err.errno or 0) if isinstance(err, OSError) else None
+    if isinstance(err, MemoryError):
+        kind = "memory"
+    elif isinstance(err, RuntimeError) and "start new thread" in str(err):
+        kind = "threads"
+    if kind is None:
+        return None
+    problem, limit = _SHORTAGES[kind]
+    return ResourceError(
+        f"{problem}: the limit of this process is reached",
+        advice=f"raise it ({limit}), or work with fewer --jobs; nothing is lost, run it again",
+    )
 
 
 class CancelledError(MirrorError):

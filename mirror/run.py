@@ -25,6 +25,7 @@ from mirror.errors import (
     MirrorError,
     NoSpaceError,
     UnreachableError,
+    shortage,
 )
 from mirror.events import OnEvent, PhaseAdvanced, PhaseStarted, ignore
 
@@ -280,11 +281,18 @@ def for_each(
             outcomes.put(None)
 
     count = min(run.jobs, length_hint(items, run.jobs))
-    threads = [threading.Thread(target=labour, name=f"mirror_{n}") for n in range(count)]
+    threads: list[threading.Thread] = []
     stop: CancelledError | None = None
     try:
-        for thread in threads:
-            thread.start()
+        for n in range(count):
+            threads.append(threading.Thread(target=labour, name=f"mirror_{n}"))
+            try:
+                threads[-1].start()
+            except RuntimeError as refusal:
+                if n == 0:
+                    raise shortage(refusal) or refusal from refusal
+                threads.pop()  # the system allows no more, and fewer do the same work
+                break
         left = len(threads)
         while left:
             ended = outcomes.get()

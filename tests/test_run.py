@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import gc
+import re
 import threading
 import time
 import weakref
+from pathlib import Path
 
 import pytest
 
+import mirror
 from mirror.errors import CancelledError, DeadlineError
 from mirror.run import Cancellation, Run
 
@@ -109,3 +112,19 @@ def test_a_run_says_where_it_was_stopped() -> None:
     run.cancellation.cancel()
     with pytest.raises(CancelledError, match=r"^the leader: stopped on request$"):
         run.check("the leader")
+
+
+def test_no_wait_and_no_lifetime_asks_the_clock_on_the_wall() -> None:
+    """That clock jumps; what a jump may change is named here."""
+    package = Path(mirror.__file__).parent
+    asking = {
+        str(path.relative_to(package))
+        for path in package.rglob("*.py")
+        if path.parent.name != "testing"
+        and re.search(r"\btime\.time\(|datetime\.now\(", path.read_text(encoding="utf-8"))
+    }
+    assert asking == {
+        "commands/mode_render.py",  # certificates begin and end by it
+        "registry/failures.py",  # a date in Retry-After, whose wait has an upper bound
+        "watch/daemon.py",  # a metric that is such a time
+    }

@@ -6,12 +6,12 @@ What is wrong with them becomes a finding, not an exception.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
-from mirror.bundle.archive import NOTHING
+from mirror.bundle.archive import NOTHING, Archive
 from mirror.bundle.files import PartedReader, Readable, ReadAt
 from mirror.bundle.format import (
     INDEX,
@@ -61,8 +61,7 @@ class _Listing(NamedTuple):
 class OpenArchive:
     """One archive as it lies there. Its headers are read once, when they are asked for.
 
-    `listing` yields its files, as `members` does. `broken` says why it could not be opened at
-    all, if that is so. `left_out` is the part of it that lies elsewhere, as its seal says.
+    `listing` yields its files, as `members` does; `broken` says why it could not be opened, if so.
     """
 
     def __init__(
@@ -71,9 +70,10 @@ class OpenArchive:
         listing: Callable[[Readable], Generator[Member, None, int]] = members,
         *,
         broken: MirrorError | None = None,
-        left_out: Inventory = NOTHING,
+        sealed: Archive | None = None,
     ) -> None:
-        self.file, self.left_out = file, left_out
+        self.file = file
+        self.left_out, self.absent = (sealed.left_out, sealed.absent) if sealed else (NOTHING, {})
         self._files = listing
         self._broken = broken
 
@@ -337,21 +337,27 @@ class _LayoutReading:
             if node is None:
                 continue
             try:
-                self._budget.take_names(1 + len(node.blobs) + len(node.children))
+                self._budget.take_names(1 + len(node.named))
             except DamagedBundleError as err:
                 self._note(None, str(err))
                 break
             builder.add_manifest(self._repository, node, closed=False)
-            for blob in node.blobs:
+            for position, blob in enumerate((*node.blobs, *node.foreign)):
                 size = self._size_of(blob.digest)
                 if size == blob.size:
                     builder.add_blob(self._repository, blob.digest, blob.size)
-                else:
-                    lack = (
-                        "is missing" if size is None else f"has {size} bytes instead of {blob.size}"
-                    )
-                    self._note(blob.digest, f"blob {blob.digest} {lack}")
-            pending.extend((child.digest, child.media_type) for child in node.children)
+                elif size is not None:
+                    wrong = f"blob {blob.digest} has {size} bytes instead of {blob.size}"
+                    self._note(blob.digest, wrong)
+                elif position < len(node.blobs):
+                    self._note(blob.digest, f"blob {blob.digest} is missing")
+            pending.extend(
+                (child.digest, child.media_type)
+                for child in node.children
+                if child.digest not in node.absent
+                or child.digest in self._left_out.manifests
+                or self._archive.blob(self._repository, child.digest)
+            )
         self._inventory = builder.build()
         return self._inventory
 
@@ -427,6 +433,7 @@ class _LayoutReading:
         where = f"manifest {digest}"
         try:
             node = ManifestNode.of(_read_manifest(self._archive.file, member, digest, media_type))
+            node = replace(node, absent=self._archive.absent.get(digest, node.absent))
             if has_long_media_type(node):
                 raise InvalidManifestError(f"{where} has a media type longer than any")
         except DigestMismatchError as err:

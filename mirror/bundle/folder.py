@@ -154,7 +154,7 @@ def check_content(folder: Folder, *, force: bool) -> None:
         for name in names
         if not is_leftover(name)
         and name != ".tmp"
-        and not (known is not None and _belongs(name, known))
+        and not (known is not None and belongs(name, known))
     ]
     if others and not force:
         raise not_empty(folder, others[0])
@@ -184,9 +184,8 @@ def not_empty(folder: Folder, name: str) -> InputError:
     )
 
 
-def _belongs(name: str, seal: Seal) -> bool:
-    """Whether a file of this name belongs to the sealed bundle: a pull that was stopped at its very
-    end has named some files already."""
+def belongs(name: str, seal: Seal) -> bool:
+    """Whether a file of this name belongs to the sealed bundle, complete or under way."""
     return name in (*seal.files, SEAL, SUMS, SIGNATURE) or _archive_of(name) in seal.archives
 
 

@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 
 from mirror.bundle import sums
-from mirror.bundle.archive import NOTHING, Archive, minus
+from mirror.bundle.archive import Archive, minus
 from mirror.bundle.checks import flattened
 from mirror.bundle.contents import Contents, OpenArchive, read_contents
 from mirror.bundle.files import PartedReader, Readable, ReadAt
@@ -26,7 +26,7 @@ from mirror.bundle.format import (
     part_sizes,
 )
 from mirror.bundle.members import Member, TreeFile, is_tree
-from mirror.bundle.seal import Seal, missing_archives, read_seal, try_seal
+from mirror.bundle.seal import Seal, missing_archives, parse_seal, seal_bytes, try_seal
 from mirror.bundle.seekable import SeekableFile, Unreadable
 from mirror.documents import parse_json
 from mirror.durable import os_errors
@@ -63,11 +63,13 @@ class BundleReader:
     ) -> None:
         self._paths, self._flattened = tuple(paths), flattened
         found = find_archives(paths, seal_name)
-        self._seals: Mapping[Path, Seal] = {
-            folder: seal
-            for folder in dict.fromkeys(path for path in paths if path.is_dir())
-            if (seal := read_seal(folder / seal_name)) is not None
-        }
+        self._seals: dict[Path, Seal] = {}
+        self._sealed: dict[Path, Digest] = {}  # of the very bytes that were read
+        for folder in dict.fromkeys(path for path in paths if path.is_dir()):
+            data = seal_bytes(folder / seal_name)
+            if data is not None:
+                self._seals[folder] = parse_seal(data, str(folder / seal_name))
+                self._sealed[folder] = Digest.of(data)
         folders = {folder.absolute(): seal for folder, seal in self._seals.items()}
         check_loose(path for path in found if path.parent not in folders)
         self._archives = open_archives(found, folders)
@@ -379,20 +381,19 @@ def _opened(
     path: Path, files: Sequence[Path], sealed: Archive | None, part_size: int
 ) -> OpenArchive:
     """Open an archive, of one file or of parts of `part_size` bytes, and list what is in it."""
-    left_out = sealed.left_out if sealed is not None else NOTHING
     if path.is_dir():
         tree = TreeFile(path)
         return OpenArchive(tree, tree.members)
     if files == (path,):
-        return OpenArchive(ReadAt(path), left_out=left_out)
+        return OpenArchive(ReadAt(path), sealed=sealed)
     try:
         if stored_file(files[0]) == path:
             stated = part_sizes(sealed.size, part_size) if sealed and part_size else None
-            return OpenArchive(PartedReader(files, stated), left_out=left_out)
+            return OpenArchive(PartedReader(files, stated), sealed=sealed)
         part = parse_part_name(files[0].name) is not None
         packed: Readable = PartedReader(files) if part else ReadAt(files[0])
         try:
-            return OpenArchive(SeekableFile(packed), left_out=left_out)
+            return OpenArchive(SeekableFile(packed), sealed=sealed)
         except BaseException:
             packed.close()
             raise

@@ -13,12 +13,13 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from html import escape
+from html import escape as html_escape
 from importlib import resources
 from typing import Any
 
 from mirror.bundle.format import size_text
 from mirror.bundle.inspect import ArchiveInsight, BundleInsight, RepositoryInsight
+from mirror.errors import printable
 from mirror.layout import KINDS, component_of
 
 # -- text ------------------------------------------------------------------------------------------
@@ -36,61 +37,60 @@ def channels_text(channels: Mapping[str, Sequence[str]]) -> str:
 
 
 def insight_text(found: BundleInsight) -> str:
-    return "\n".join(
-        [
-            f"{found.name[:1].upper()}{found.name[1:]} holds",
-            *_overview(found),
-            "",
-            *_text_table(
-                ("Component", "Size", "Versions", "Channels"),
-                [
-                    (
-                        component.name
-                        if component.kind in ("platform", "installer")
-                        else f"{component.kind} {component.name}",
-                        size_text(component.size),
-                        _some(component.versions),
-                        channels_text(component.channels),
-                    )
-                    for component in found.components
-                ],
-            ),
-            "",
-            *_text_table(
-                ("Archive", "Size", "Repositories", "Images"),
-                [
-                    (
-                        archive.name,
-                        size_text(archive.size),
-                        f"{len(archive.repositories)}",
-                        f"{sum(len(one.images) for one in archive.repositories)}",
-                    )
-                    for archive in found.archives
-                ],
-            ),
-            "",
-            *_text_table(
-                ("Largest images", "Size", "Layers"),
-                [
-                    (f"{path or '/'} {image.title}", size_text(image.size), f"{image.layers}")
-                    for path, image in found.largest_images(_SHOWN)
-                ],
-            ),
-            "",
-            *_text_table(
-                ("Largest layers", "Size", "Images", "Copies"),
-                [
-                    (
-                        f"{layer.digest.algorithm}:{layer.digest.encoded[:12]}",
-                        size_text(layer.size),
-                        f"{layer.images}",
-                        f"{layer.copies}",
-                    )
-                    for layer in found.layers[:_SHOWN]
-                ],
-            ),
-        ]
-    )
+    lines = [
+        f"{found.name[:1].upper()}{found.name[1:]} holds",
+        *_overview(found),
+        "",
+        *_text_table(
+            ("Component", "Size", "Versions", "Channels"),
+            [
+                (
+                    component.name
+                    if component.kind in ("platform", "installer")
+                    else f"{component.kind} {component.name}",
+                    size_text(component.size),
+                    _some(component.versions),
+                    channels_text(component.channels),
+                )
+                for component in found.components
+            ],
+        ),
+        "",
+        *_text_table(
+            ("Archive", "Size", "Repositories", "Images"),
+            [
+                (
+                    archive.name,
+                    size_text(archive.size),
+                    f"{len(archive.repositories)}",
+                    f"{sum(len(one.images) for one in archive.repositories)}",
+                )
+                for archive in found.archives
+            ],
+        ),
+        "",
+        *_text_table(
+            ("Largest images", "Size", "Layers"),
+            [
+                (f"{path or '/'} {image.title}", size_text(image.size), f"{image.layers}")
+                for path, image in found.largest_images(_SHOWN)
+            ],
+        ),
+        "",
+        *_text_table(
+            ("Largest layers", "Size", "Images", "Copies"),
+            [
+                (
+                    f"{layer.digest.algorithm}:{layer.digest.encoded[:12]}",
+                    size_text(layer.size),
+                    f"{layer.images}",
+                    f"{layer.copies}",
+                )
+                for layer in found.layers[:_SHOWN]
+            ],
+        ),
+    ]
+    return "\n".join(map(printable, lines))
 
 
 def _overview(found: BundleInsight) -> Iterator[str]:
@@ -115,7 +115,7 @@ def _some(names: Sequence[str], most: int = 4) -> str:
 
 def _text_table(titles: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> Iterator[str]:
     """Columns under their titles; those of numbers to the right."""
-    lines = [titles, *rows]
+    lines = [titles, *(tuple(map(printable, row)) for row in rows)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(titles))]
     right = {column for column, title in enumerate(titles) if title in _NUMBERS}
     for line in lines:
@@ -127,6 +127,11 @@ def _text_table(titles: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> Ite
 
 
 # -- HTML ------------------------------------------------------------------------------------------
+
+
+def escape(text: str) -> str:
+    """Foreign text as a page may show it."""
+    return html_escape(printable(text))
 
 
 def html(found: BundleInsight) -> str:
@@ -264,7 +269,7 @@ def _tree(found: BundleInsight) -> dict[str, Any]:
     that go by their digest.
     """
     return {
-        "name": found.name,
+        "name": printable(found.name),
         "size": sum(map(_spoken_of, found.archives)),
         "children": [_archive_node(archive) for archive in found.archives],
     }
@@ -279,8 +284,8 @@ def _archive_node(archive: ArchiveInsight) -> dict[str, Any]:
     paths = [repository.path for repository in archive.repositories]
     kind, name = component_of(paths[0]) if paths else ("other", archive.name)
     return {
-        "name": archive.name,
-        "label": name if archive.name == f"{kind}-{name}.tar" else archive.name,
+        "name": printable(archive.name),
+        "label": printable(name if archive.name == f"{kind}-{name}.tar" else archive.name),
         "size": _spoken_of(archive),
         "kind": kind,
         "children": [
@@ -298,14 +303,14 @@ def _repository_node(repository: RepositoryInsight) -> dict[str, Any]:
     elif kind == "security":
         label = name
     return {
-        "name": repository.path or "/",
-        "label": label,
+        "name": printable(repository.path or "/"),
+        "label": printable(label),
         "size": repository.size,
         "children": [
             *(
                 {
-                    "name": image.title,
-                    "label": image.title.removeprefix(f"{image.digest.algorithm}:"),
+                    "name": printable(image.title),
+                    "label": printable(image.title).removeprefix(f"{image.digest.algorithm}:"),
                     "nameless": not image.names,
                     "size": image.own,
                     "facts": {

@@ -277,11 +277,16 @@ def read_seal(path: Path) -> Seal | None:
     Raises:
         DamagedBundleError: it is not whole.
     """
+    data = seal_bytes(path)
+    return None if data is None else parse_seal(data, str(path))
+
+
+def seal_bytes(path: Path) -> bytes | None:
+    """Read the file of a seal; None where there is none. One that is too long is cut short."""
     if not path.exists():
         return None
     with os_errors(path, "read"), path.open("rb") as file:
-        data = file.read(MAX_SEAL_BYTES + 1)
-    return parse_seal(data, str(path))
+        return file.read(MAX_SEAL_BYTES + 1)
 
 
 def parse_seal(data: bytes, where: str) -> Seal:
@@ -368,7 +373,7 @@ def check_limits(seal: Seal) -> bytes:
             for content in archive.inventory.repositories.values():
                 budget.take_names(len(content.tags))
                 for node in content.manifests.values():
-                    budget.take_names(1 + len(node.blobs) + len(node.children))
+                    budget.take_names(1 + len(node.named))
         except DamagedBundleError as err:
             raise BundleLimitError(err.problem, where=err.where, advice=_SPLIT) from err
         for entry in archive.entries:
@@ -396,7 +401,7 @@ _SPLIT = "split it: make several bundles of a part of the selection each"
 
 def has_long_media_type(node: ManifestNode) -> bool:
     """Whether a manifest has a media type that is longer than any may be."""
-    types = [node.artifact_type or "", *(one.media_type for one in (*node.blobs, *node.children))]
+    types = [node.artifact_type or "", *(one.media_type for one in node.named)]
     return any(len(one) > MAX_MEDIA_TYPE for one in types)
 
 

@@ -32,10 +32,11 @@ from mirror.bundle.checks import (
 )
 from mirror.bundle.contents import OpenArchive
 from mirror.bundle.files import PartedReader
+from mirror.bundle.folder import belongs, is_leftover
 from mirror.bundle.format import GOST_SUFFIX, SEAL, SIGNATURE, SUMS
 from mirror.bundle.gost import gostsum_path
-from mirror.bundle.reader import BundleReader
-from mirror.bundle.seal import Seal, check_limits, missing_archives, whole_archive
+from mirror.bundle.reader import BundleReader, archive_at
+from mirror.bundle.seal import Seal, check_limits, missing_archives, seal_bytes, whole_archive
 from mirror.bundle.seekable import Forward, SeekableFile, Unreadable
 from mirror.documents import document
 from mirror.durable import os_errors
@@ -48,9 +49,11 @@ from mirror.errors import (
     SignatureError,
 )
 from mirror.events import BlobDone, BytesMoved, TransferStarted, Warned
+from mirror.layout import RELEASES_FILE
 from mirror.oci import Digest
 from mirror.run import Run, for_each
 from mirror.sync import Dependents, Finding, Inventory
+from mirror.sync.observation import listed
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,8 +116,57 @@ def check_signature(reader: BundleReader, public_pem: bytes) -> None:
             f"{reader.name} is not signed: it has no {SIGNATURE} beside its {SEAL}",
             advice="a pull with --sign-key makes one",
         )
-    with os_errors(folder / SIGNATURE, "read"):
-        signing.verify((folder / SEAL).read_bytes(), (folder / SIGNATURE).read_bytes(), public_pem)
+    with os_errors(folder / SIGNATURE, "read"), (folder / SIGNATURE).open("rb") as file:
+        signature = file.read(_MOST_SIGNATURE_BYTES)
+    sealed = seal_bytes(folder / SEAL) or b""
+    signing.verify(sealed, signature, public_pem)
+    if Digest.of(sealed) != reader._sealed[folder]:
+        # All that follows goes by what was read first.
+        raise SignatureError(
+            f"{folder / SEAL} was exchanged while the bundle was read, and the signature is not "
+            "that of the first one",
+            advice="find out who may write there, and copy the bundle to where nobody else may",
+        )
+
+
+def check_signed_files(reader: BundleReader) -> tuple[str, ...]:
+    """Check the files beside the archives, for which the signed seal speaks too; return notices
+    about files for which it does not.
+
+    Raises:
+        DamagedBundleError: one is missing or changed.
+    """
+    folder, seal = reader.folder, reader._seal
+    assert folder is not None, "a signed bundle is a folder"
+    assert seal is not None, "its seal is signed"
+    findings = list(file_findings(seal, folder))
+    if findings:
+        raise DamagedBundleError(
+            f"{reader.name} is signed, and not what was signed: copy it again from its origin"
+            + listed(findings)
+        )
+    return unlisted(seal, folder)
+
+
+def unlisted(seal: Seal, folder: Path) -> tuple[str, ...]:
+    """Say which files lie in a bundle's folder and are nothing that its seal speaks for."""
+    with os_errors(folder, "read"):
+        paths = sorted(folder.iterdir())
+    # Archives and a list of releases that do not belong there are findings of their own.
+    strange = [
+        path.name
+        for path in paths
+        if not (belongs(path.name, seal) or is_leftover(path.name) or archive_at(path))
+        and path.name not in (".tmp", RELEASES_FILE)
+    ]
+    if not strange:
+        return ()
+    shown = ", ".join(strange[:_MOST_SHOWN]) + (", …" if strange[_MOST_SHOWN:] else "")
+    return (f"not listed in {SEAL}, so that no seal or signature speaks for it: {shown}",)
+
+
+_MOST_SIGNATURE_BYTES = 64 << 10
+_MOST_SHOWN = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,6 +259,7 @@ class _Verification:
             self._findings.append(Finding(SEAL, str(err)))
         self._findings += missing_archives(seal, [archive.name for archive in archives])
         self._findings += file_findings(seal, folder)
+        self._notices += unlisted(seal, folder)
         if not (folder / SUMS).is_file():
             self._findings.append(Finding(SUMS, "the file is missing"))
             return

@@ -16,6 +16,7 @@ from mirror.bundle.report import html, insight_text
 from mirror.commands import options
 from mirror.commands.access import signer
 from mirror.commands.options import FILE, Work, flag
+from mirror.commands.process import tell
 from mirror.config import PullConfig
 from mirror.durable import write_durably
 from mirror.errors import InputError
@@ -40,10 +41,9 @@ def inspect_command(*, bundle_dir: Path, html_file: Path | None, work: Work) -> 
     reader = work.enter_context(BundleReader([bundle_dir]))
     found = inspect_bundle(reader)
     if problems := len(reader.contents.findings):
-        click.echo(
+        tell(
             f"warning: {problems} indexes, manifests, blobs or archives are missing or damaged; "
-            "this is what could be read, and `mirror verify` tells the rest",
-            err=True,
+            "this is what could be read, and `mirror verify` tells the rest"
         )
     if html_file is not None:
         write_durably(html_file, html(found).encode())

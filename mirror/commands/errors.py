@@ -3,18 +3,30 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping, Sequence
-from typing import Any
+from contextlib import suppress
+from typing import Any, NoReturn
 
 import click
 
-from mirror.commands.signals import INTERRUPTED, MESSAGE, stopping
+from mirror.commands.process import (
+    INTERRUPTED,
+    MESSAGE,
+    error_lost,
+    show,
+    shows_unicode,
+    stopping,
+    tell,
+)
 from mirror.errors import (
     DeniedError,
     IncompleteError,
     IntegrityError,
     MirrorError,
     MissingBaseError,
+    paragraph,
+    shortage,
 )
 
 _JSON, _REPORTED = "mirror.json", "mirror.reported"
@@ -25,7 +37,10 @@ _OTHERS = frozenset({"inspect", "merge", "mode", "config"})
 
 def print_json(document: Mapping[str, Any]) -> None:
     """Print a result for a program."""
-    click.echo(json.dumps(document, indent=2, ensure_ascii=False))
+    text = json.dumps(document, indent=2, ensure_ascii=False)
+    if not (shows_unicode() and text.replace("\n", "").isprintable()):
+        text = json.dumps(document, indent=2)
+    show(text)
 
 
 class Group(click.Group):
@@ -43,7 +58,6 @@ class Group(click.Group):
             ctx = super().make_context(info_name, args, parent, **extra)
         except click.UsageError as error:
             _report_usage(error, as_json=as_json)
-            raise
         ctx.meta[_JSON] = as_json
         return ctx
 
@@ -52,24 +66,23 @@ class Group(click.Group):
             try:
                 return super().invoke(ctx)
             except click.BadOptionUsage as error:
-                hinted = _with_hint(error)
-                _report_usage(hinted, as_json=ctx.meta[_JSON])
-                raise hinted from None
+                _report_usage(_with_hint(error), as_json=ctx.meta[_JSON])
             except click.UsageError as error:
                 _report_usage(error, as_json=ctx.meta[_JSON])
-                raise  # click shows it with the command's usage
             except MirrorError as error:
-                message = str(error) + _hints(ctx.invoked_subcommand, error)
-                _report(ctx, message, error.exit_code, type(error).__name__, _failures(error))
+                _report_error(ctx, error)
                 ctx.exit(error.exit_code)
             except KeyboardInterrupt:
                 _report_interruption(ctx)
                 ctx.exit(INTERRUPTED)
             except (click.exceptions.Exit, click.ClickException):
                 raise
-            except Exception:
+            except Exception as error:
                 # After an interruption: KeyboardInterrupt may strike inside a lock or a callback,
                 # which then raises something else. Without an interruption this is a bug.
+                if (lacking := shortage(error)) is not None and not asked():
+                    _report_error(ctx, lacking)
+                    ctx.exit(lacking.exit_code)
                 if not asked():
                     raise
                 _report_interruption(ctx)
@@ -86,9 +99,16 @@ def _report(
     ctx: click.Context, message: str, code: int, kind: str, more: Mapping[str, Any] | None = None
 ) -> None:
     """Report a failure: as text, and with `--json` as a document, too."""
-    click.echo(f"error: {message}", err=True)
-    if ctx.meta[_JSON]:
-        _print_error(message, code, kind, more)
+    as_json = ctx.meta[_JSON]
+    tell(f"error: {paragraph(message)}", surely=not as_json)
+    if as_json:
+        with suppress(click.ClickException):  # standard output is full; standard error has it
+            _print_error(message, code, kind, more)
+
+
+def _report_error(ctx: click.Context, error: MirrorError) -> None:
+    message = str(error) + _hints(ctx.invoked_subcommand, error)
+    _report(ctx, message, error.exit_code, type(error).__name__, _failures(error))
 
 
 def _print_error(message: str, code: int, kind: str, more: Mapping[str, Any] | None = None) -> None:
@@ -103,9 +123,14 @@ def _with_hint(error: click.BadOptionUsage) -> click.BadOptionUsage:
     return click.BadOptionUsage(error.option_name, f"{error.message} ({hint})", error.ctx)
 
 
-def _report_usage(error: click.UsageError, *, as_json: bool) -> None:
+def _report_usage(error: click.UsageError, *, as_json: bool) -> NoReturn:
+    """Show it with the command's usage, as click does."""
     if as_json:
         _print_error(error.format_message(), error.exit_code, click.UsageError.__name__)
+    error.show(sys.stderr)
+    if error_lost() and not as_json:
+        error.show(sys.stdout)
+    raise click.exceptions.Exit(error.exit_code) from None
 
 
 def _report_interruption(ctx: click.Context) -> None:

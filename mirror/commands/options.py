@@ -16,6 +16,8 @@ import click
 from click.core import ParameterSource
 
 from mirror.commands.errors import print_json
+from mirror.commands.process import show
+from mirror.errors import paragraph, printable
 from mirror.events import OnEvent, Warned
 from mirror.reports.progress import progress
 from mirror.run import DEFAULT_JOBS, Run
@@ -100,12 +102,20 @@ class Work(ExitStack):
 
     def say(self, document: Mapping[str, Any], lines: Iterable[str], *, code: int = 0) -> None:
         """Print the one or the other, and end the command if `code` is not 0."""
+        try:
+            self._print(document, lines)
+        except click.ClickException as unwritten:
+            if not code:
+                raise
+            unwritten.show()  # what was found still decides how the command ends
+        if code:
+            click.get_current_context().exit(code)
+
+    def _print(self, document: Mapping[str, Any], lines: Iterable[str]) -> None:
         if self.as_json:
             print_json(document)
         else:
-            click.echo("\n".join(lines))
-        if code:
-            click.get_current_context().exit(code)
+            show("\n".join(printable(line) for text in lines for line in text.split("\n")))
 
 
 _WARNINGS = "mirror.warnings"
@@ -159,11 +169,18 @@ def tell_ignored_variables(on_event: OnEvent) -> None:
         )
 
 
+class Cleaned(logging.Formatter):
+    """Records as people may see them: one message and its traceback are one paragraph."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return paragraph(super().format(record))
+
+
 @contextmanager
 def logging_to_stderr(level: int) -> Iterator[None]:
     """The library's own messages on stderr; of others' only warnings."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    handler.setFormatter(Cleaned("%(asctime)s %(levelname)s %(message)s"))
     ours = logging.getLogger("mirror")
     before = ours.level
     ours.addHandler(handler)

@@ -19,6 +19,8 @@ from enum import Enum
 from functools import partial
 from typing import TypeVar
 
+from mirror.errors import printable
+
 SLICE_S = 0.2
 _MAX_HEAD = 100 << 10
 _READ = 64 << 10
@@ -432,4 +434,4 @@ def is_page(headers: Mapping[str, str], body: bytes = b"<") -> bool:
 
 def clean(text: str) -> str:
     """Foreign text for a message: without control characters, and not long."""
-    return "".join(c if c.isprintable() else " " for c in text)[:_MAX_REASON]
+    return printable(" ".join(text[: 2 * _MAX_REASON].split()))[:_MAX_REASON]

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from mirror.bundle.format import size_text
+from mirror.errors import paragraph, printable
 from mirror.layout import (
     CHANNELS,
     INSTALL,
@@ -19,6 +20,7 @@ from mirror.layout import (
 )
 from mirror.operations.push_reports import PushPlan, PushReport, Share, shares
 from mirror.sync.observation import listed
+from mirror.sync.observe import Verification
 
 if TYPE_CHECKING:
     from mirror.bundle.archive import Compressed, Omissions
@@ -49,14 +51,24 @@ def page(
     lines = [title, *table(rows)]
     for section in (*sections, [f"  {line}" for line in foot]):
         lines += ["", *section] if section else []
-    return "\n".join(lines)
+    return lines_of(lines)
+
+
+def lines_of(lines: Iterable[str]) -> str:
+    """The text of these lines: what is in a line makes no line of its own."""
+    return "\n".join(map(printable, lines))
 
 
 def table(rows: Sequence[tuple[str, str]]) -> list[str]:
     """Rows of a title and a text, the texts aligned; those without a text are left out."""
-    shown = [(title, text) for title, text in rows if text]
+    shown = [(printable(title), text) for title, text in rows if text]
     width = max((len(title) for title, _ in shown), default=0)
-    return [f"  {title:<{width}}  {text}" for title, text in shown]
+    gap = " " * (width + 4)
+    return [
+        line
+        for title, text in shown
+        for line in paragraph(f"  {title:<{width}}  {text}", gap).split("\n")
+    ]
 
 
 def few(names: Sequence[str], most: int, separator: str = ", ") -> str:
@@ -67,7 +79,8 @@ def few(names: Sequence[str], most: int, separator: str = ", ") -> str:
 
 def verbose_pull_summary(report: PullReport, elapsed_s: float) -> str:
     """The same as `pull_summary`, with the versions of every module, package and plugin."""
-    return "\n".join([pull_summary(report, elapsed_s), "", *table(_version_rows(report.selection))])
+    versions = lines_of(table(_version_rows(report.selection)))
+    return f"{pull_summary(report, elapsed_s)}\n\n{versions}"
 
 
 def pull_summary(report: PullReport, elapsed_s: float) -> str:
@@ -190,6 +203,14 @@ def _archive_lines(archives: Mapping[str, int]) -> list[str]:
     return [f"  {name:<{width}}  {size:>10}" for name, size in files]
 
 
+_SEEN = {
+    Verification.NONE: "accepted the whole bundle (--verify none: nothing was asked for)",
+    Verification.TAGS: "has every tag of the bundle",
+    Verification.ALL: "holds the whole bundle",
+}
+"""What may be said of a registry after a push that asked for so much."""
+
+
 def push_summary(report: PushReport, elapsed_s: float) -> str:
     """What the registry holds now, and what that took."""
     plan, done = report.plan, report.done
@@ -198,7 +219,7 @@ def push_summary(report: PushReport, elapsed_s: float) -> str:
     put = f"{done.manifests} manifests, {done.tags} tags"
     number = report.published.statement.generation
     return page(
-        f"Registry {report.target} holds the whole bundle",
+        f"Registry {report.target} {_SEEN[report.verification]}",
         [
             *_contents_rows(report.inventory),
             ("Uploaded", f"{sent}, {put}" if plan else "nothing: all of it was there"),
@@ -331,7 +352,7 @@ def registry_summary(report: RegistryReport, elapsed_s: float) -> str:
 
 def _findings_text(title: str, findings: Sequence[Finding]) -> str:
     count = f"{len(findings)} finding{'s' if len(findings) > 1 else ''}"
-    return f"{title}: {count}{listed(findings, most=50)}"
+    return paragraph(f"{title}: {count}{listed(findings, most=50)}")
 
 
 def _contents_rows(inventory: Inventory) -> list[tuple[str, str]]:

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TextIO
 
 from mirror.bundle.format import size_text
+from mirror.errors import paragraph, printable
 from mirror.events import (
     BlobDone,
     BytesMoved,
@@ -91,13 +92,13 @@ class _Bars:
             case BytesMoved() | BlobDone() if self._bar is not None and self._in_bytes:
                 self._bar.update(self._moved.advance(event))
             case Retrying() | Warned() | EndpointDown() | EndpointUp():
-                self._made.write(_line(event), file=self._stream)
+                self._made.write(paragraph(_line(event)), file=self._stream)
 
     def _begin(self, name: str, total: int | None, *, in_bytes: bool) -> None:
         self.close()
         self._in_bytes = in_bytes
         self._bar = self._made(
-            desc=name,
+            desc=printable(name),
             total=total,
             file=self._stream,
             unit="B" if in_bytes else "",
@@ -150,7 +151,7 @@ class _Lines:
                 pass
 
     def _say(self, text: str) -> None:
-        print(text, file=self._stream, flush=True)
+        print(paragraph(text), file=self._stream, flush=True)
 
     def close(self) -> None:
         pass

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
 from typing import TYPE_CHECKING
 
 from mirror.bundle.format import size_text
+from mirror.errors import paragraph
 from mirror.operations.replicate import Outcome, ReplicaResult
-from mirror.reports.bundles import duration_text, few, page, table
+from mirror.reports.bundles import duration_text, few, lines_of, page, table
 
 if TYPE_CHECKING:
     from mirror.operations.compare import (
@@ -59,7 +61,7 @@ def sync_summary(report: SyncReport, elapsed_s: float) -> str:
     if report.statement is not None:
         lines += ["", f"  statement {report.statement}"]
     lines.append(f"  done in {duration_text(elapsed_s)}")
-    return "\n".join(lines)
+    return lines_of(lines)
 
 
 def _result_lines(one: ReplicaResult, said: str, extras: str) -> list[str]:
@@ -86,16 +88,20 @@ def _listed(title: str, items: Sequence[object]) -> list[str]:
     if not items:
         return []
     more = [f"      and {len(items) - _MOST} more"] if len(items) > _MOST else []
-    return [f"    {title}: {len(items)}", *(f"      {item}" for item in items[:_MOST]), *more]
+    shown = [paragraph(f"      {item}", " " * 8).split("\n") for item in items[:_MOST]]
+    return [f"    {title}: {len(items)}", *chain.from_iterable(shown), *more]
 
 
 def diff_summary(report: DiffReport, elapsed_s: float) -> str:
     """What two places hold differently: `-` only in A, `+` only in B, `~` in both, otherwise."""
     found = report.difference
     if not found and not report.failures:
-        return (
-            f"{report.a} and {report.b} hold the same\n"
-            f"  inventory {report.a_digest}\n  compared in {duration_text(elapsed_s)}"
+        return lines_of(
+            [
+                f"{report.a} and {report.b} hold the same",
+                f"  inventory {report.a_digest}",
+                f"  compared in {duration_text(elapsed_s)}",
+            ]
         )
     lines = [f"--- {report.a}", f"+++ {report.b}"]
     repository: str | None = None
@@ -115,7 +121,7 @@ def diff_summary(report: DiffReport, elapsed_s: float) -> str:
         *_failure_lines(report.failures),
         f"  compared in {duration_text(elapsed_s)}",
     ]
-    return "\n".join(lines)
+    return lines_of(lines)
 
 
 def _tag_line(one: TagDifference) -> str:
@@ -136,7 +142,7 @@ def status_summary(report: StatusReport, elapsed_s: float) -> str:
     if len({one.statement for one in report.replicas}) > 1:
         lines.append("  they do not state the same: `mirror sync` makes them equal")
     lines.append(f"  asked in {duration_text(elapsed_s)}")
-    return "\n".join(lines)
+    return lines_of(lines)
 
 
 def _status_lines(one: ReplicaStatus) -> list[str]:
@@ -180,7 +186,7 @@ def prune_summary(report: PruneReport, elapsed_s: float) -> str:
     if not report.dry_run:
         lines.append("  run the registry's garbage collector to free the space (docs/sync.md)")
     lines.append(f"  done in {duration_text(elapsed_s)}")
-    return "\n".join(lines)
+    return lines_of(lines)
 
 
 _MOST_NAMES = 12
@@ -198,7 +204,7 @@ def history_summary(report: HistoryReport, elapsed_s: float) -> str:
         lines += ["", f"  {one.number}{_mark(one)}", *_described(one)]
     if report.older:
         lines += ["", f"  and {report.older} older (--last)"]
-    return "\n".join([*lines, "", f"  read in {duration_text(elapsed_s)}"])
+    return lines_of([*lines, "", f"  read in {duration_text(elapsed_s)}"])
 
 
 def _mark(one: Generation) -> str:
@@ -249,7 +255,7 @@ def rollback_summary(report: RollbackReport, elapsed_s: float) -> str:
             f"    {turn.repository or '/'}:{turn.tag}  {turn.before or 'nothing'} → {turn.after}"
             for turn in report.turned
         ]
-        return "\n".join([title, *table(rows), *turned])
+        return lines_of([title, *table(rows), *turned])
     rows.append(("Published", f"generation {report.generation}"))
     foot = (f"inventory {report.inventory}", f"done in {duration_text(elapsed_s)}")
     return page(title, rows, foot=foot)

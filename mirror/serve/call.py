@@ -77,6 +77,7 @@ class Service:
     writable: Store | None
     auth: Auth
     page_limit: int | None
+    sparse_indexes: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,7 +235,10 @@ class _Grant:
     expires_at: float
     scopes: frozenset[tuple[str, str]]  # (repository, action)
     welcome: bool
-    """Whether the owner may do anything; only then do the root and the catalogue open."""
+    """Whether the owner may do anything; only then does the root open."""
+
+
+_CATALOGUE = "registry:catalog:*"
 
 
 class TokenAuth(Auth):
@@ -244,9 +248,10 @@ class TokenAuth(Auth):
     is allowed. Clients are sent to `realm`, by default `/token` of the address they called. A test
     can name another server there, to find a client that hands its credentials to anybody.
 
-    A client without credentials gets a token for what is open to everybody. If nothing is, it gets
-    a 401: the specification leaves it to the server whether a request must be authenticated, and a
-    token that opens nothing would send the client back for another one.
+    A client without credentials gets a token for what is open to everybody, which the catalogue
+    never is. If nothing is, it gets a 401: the specification leaves it to the server whether a
+    request must be authenticated, and a token that opens nothing would send the client back for
+    another one.
     """
 
     def __init__(
@@ -265,10 +270,10 @@ class TokenAuth(Auth):
 
     def check(self, request: Request, repository: str, actions: Set[str]) -> None:
         grant = self._grant(request.headers.get("authorization"))
+        catalogue = request.url.path == "/v2/_catalog"
+        needed = {("", "catalog")} if catalogue else {(repository, one) for one in actions}
         if grant is not None and (
-            all((repository, action) in grant.scopes for action in actions)
-            if repository
-            else grant.welcome
+            needed <= grant.scopes if repository or catalogue else grant.welcome
         ):
             return
         raise RefusedError(
@@ -295,6 +300,8 @@ class TokenAuth(Auth):
             name, _, actions = rest.rpartition(":")
             if kind == "repository":
                 granted.update((name, action) for action in actions.split(",") if action in allowed)
+            elif scope == _CATALOGUE and allowed and authorization is not None:
+                granted.add(("", "catalog"))
         token, now = secrets.token_urlsafe(32), time.monotonic()
         with self._lock:
             self._grants = {
@@ -328,6 +335,8 @@ class TokenAuth(Auth):
         parts = [f'realm="{realm}"', f'service="{self._service}"']
         if repository:
             parts.append(f'scope="repository:{repository}:{",".join(sorted(actions))}"')
+        elif request.url.path == "/v2/_catalog":
+            parts.append(f'scope="{_CATALOGUE}"')
         if grant is not None:
             parts.append('error="insufficient_scope"')
         return "Bearer " + ",".join(parts)

@@ -8,6 +8,7 @@ import logging
 import socket
 import struct
 import threading
+from dataclasses import dataclass
 from pathlib import Path
 
 import uvicorn
@@ -22,14 +23,121 @@ _EXTENSION = "mirror.connection"
 KEEP_ALIVE_S = 75
 _START_TIMEOUT_S = 30.0
 _BACKLOG = 1024
+_TOO_LONG = (
+    b"HTTP/1.1 431 Request Header Fields Too Large\r\n"
+    b"Connection: close\r\nContent-Length: 0\r\n\r\n"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a client may take of a server before it has said all that it wants.
+
+    Attributes:
+        head_bytes: the longest head of a request; also of trailers, and of what comes with chunks.
+        head_s: from the connection, or the first byte of a later request, to the end of the head.
+        silence_s: without a byte of a body that the server waits for.
+        connections: the most at a time. One more makes the one leave that has been without a
+            request for the longest time, or leaves itself if all have one.
+    """
+
+    head_bytes: int = 64 << 10
+    head_s: float = 30.0
+    silence_s: float = 300.0
+    connections: int = 512
 
 
 class _Protocol(HttpToolsProtocol):
-    """Uvicorn's HTTP protocol, which hands its connection to the app."""
+    """Uvicorn's HTTP protocol, which hands its connection to the app and holds `limits`."""
+
+    limits = Limits()
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._in_head, self._too_long = True, False
+        self._count = 0  # bytes since the last that belonged to a body, or ended a head
+        self._owed: asyncio.TimerHandle | None = None  # the client has to send something until then
+        self._idle_since = self._heard = self.loop.time()
+        self._await(self.limits.head_s)
+        if len(self.connections) > self.limits.connections:
+            self._make_room()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._await(None)
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        self._heard = self.loop.time()
+        if self._in_head and self._owed is None:  # the next request begins
+            self._await(self.limits.head_s)
+        self._count += len(data)
+        super().data_received(data)
+        if self._count > self.limits.head_bytes:
+            self._refuse()
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
         self.scope["extensions"] = {_EXTENSION: {"transport": self.transport}}
+
+    def on_headers_complete(self) -> None:
+        size = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
+        self._too_long = size > self.limits.head_bytes
+        if self._too_long:
+            raise ValueError("the head is too long")
+        self._in_head, self._count = False, 0
+        self._await(self.limits.silence_s)
+        super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        self._count = 0
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        self._in_head, self._count = True, 0
+        self._await(None)
+        super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        self._idle_since = self.loop.time()
+        super().on_response_complete()
+
+    def send_400_response(self, msg: str) -> None:
+        if self._too_long:
+            self._refuse()
+        else:
+            super().send_400_response(msg)
+
+    def _await(self, seconds: float | None) -> None:
+        """Look in so many seconds whether the client is late; never where it owes nothing."""
+        if self._owed is not None:
+            self._owed.cancel()
+        self._owed = None if seconds is None else self.loop.call_later(seconds, self._late)
+
+    def _late(self) -> None:
+        left_s = self._heard + self.limits.silence_s - self.loop.time()
+        if self.flow.read_paused:  # the server is what is late
+            self._await(self.limits.silence_s)
+        elif left_s > 0 and not self._in_head:
+            self._await(left_s)
+        else:
+            self.transport.abort()
+
+    def _refuse(self) -> None:
+        if self._idle and not self.transport.is_closing():
+            self.transport.write(_TOO_LONG)
+        self.transport.close()
+
+    @property
+    def _idle(self) -> bool:
+        return self.cycle is None or self.cycle.response_complete
+
+    def _make_room(self) -> None:
+        """Abort the connection that has been without a request for the longest time."""
+        here = [one for one in self.connections if isinstance(one, _Protocol)]
+        here = [one for one in here if not one.transport.is_closing()]
+        if len(here) > self.limits.connections:
+            idle = [one for one in here if one._idle]
+            min(idle, key=lambda one: one._idle_since, default=self).transport.abort()
 
 
 class _Server(uvicorn.Server):
@@ -96,6 +204,7 @@ class ServerThread:
         certificate: Path | None = None,
         key: Path | None = None,
         grace_s: float = 0.2,
+        limits: Limits | None = None,
     ) -> None:
         async def app_until_stopped(scope: Scope, receive: Receive, send: Send) -> None:
             try:
@@ -108,7 +217,7 @@ class ServerThread:
         config = uvicorn.Config(
             app_until_stopped,
             loop="asyncio",
-            http=_Protocol,
+            http=type("_Limited", (_Protocol,), {"limits": limits or Limits()}),
             ws="none",
             lifespan="on",
             log_config=None,
@@ -154,6 +263,8 @@ def listen(host: str, port: int) -> socket.socket:
     listener = socket.socket(family, kind, protocol)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        # Connections take this over: one whose client lost its power ends some day.
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         listener.bind(address)
         listener.listen(_BACKLOG)
     except BaseException:

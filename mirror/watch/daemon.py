@@ -23,12 +23,12 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
 from mirror.documents import parse_json
-from mirror.errors import FileSystemError, MirrorError
+from mirror.errors import FileSystemError, MirrorError, shortage
 from mirror.layout import normalised_suffix
 from mirror.registry import Credentials, RegistryClient, find_credentials
 from mirror.registry.options import BRIEF
 from mirror.run import Run
-from mirror.serve.server import ServerThread, listen
+from mirror.serve.server import Limits, ServerThread, listen
 from mirror.sync.statement import StatementKeys
 from mirror.sync.tree import RegistryTree
 from mirror.watch.cycle import CycleResult, Replicator
@@ -144,6 +144,8 @@ class Daemon:
         except MirrorError as err:
             return CycleResult(level, complete=False, errors=(str(err),))
         except Exception as err:  # noqa: BLE001 - a bug must not end the replication of all
+            if (lacking := shortage(err)) is not None:
+                return CycleResult(level, complete=False, errors=(str(lacking),))
             _log.exception("%s: the cycle ended with a bug in mirror", replica)
             bug = f"{type(err).__name__}: {err}"
             problem = f"a bug in mirror ended this cycle ({bug}); the log has the traceback"
@@ -252,6 +254,7 @@ class Metrics:
 
 _METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _MAX_ENVELOPE_BYTES = 4 << 20
+_SILENCE_S = 30.0
 _CHANGES = frozenset({"push", "mount", "delete"})
 
 
@@ -283,7 +286,8 @@ def _serve(settings: WatchSettings, daemon: Daemon, opened: ExitStack) -> str:
             f"cannot listen on {settings.listen}: {err.strerror}; name another address as `listen`"
         ) from err
     token = settings.notify_token.get_secret_value() if settings.notify_token else None
-    server = ServerThread(create_app(daemon, notify_token=token), listener)
+    app = create_app(daemon, notify_token=token)
+    server = ServerThread(app, listener, limits=Limits(silence_s=_SILENCE_S, connections=128))
     server.start()
     opened.callback(server.stop)
     return f"http://{host}:{listener.getsockname()[1]}"
@@ -293,9 +297,12 @@ def _tree(
     settings: WatchSettings, name: str, place: WatchedRegistry, opened: ExitStack
 ) -> RegistryTree:
     root = settings.repository(name)
+    retries, patience_s = BRIEF, settings.retry_for
+    if patience_s is not None:
+        retries = replace(BRIEF, retry_for_s=patience_s, from_start=True)
     options = replace(
         place.connection(),
-        retries=BRIEF,
+        retries=retries,
         limit_rate=settings.limit_rate,
         max_connections=settings.jobs * (len(settings.registries) + 1) + 8,
     )
@@ -307,7 +314,9 @@ def _tree(
     client = opened.enter_context(RegistryClient(root.host, options=options, credentials=login))
     suffix = normalised_suffix(settings.modules_path_suffix)
     keys = StatementKeys(None, settings.public_keys(), settings.allow_downgrade)
-    return RegistryTree(client, root, suffix, storage=place.storage, keys=keys)
+    return RegistryTree(
+        client, root, suffix, storage=place.storage, keys=keys, rules=settings.rules
+    )
 
 
 # -- pages -----------------------------------------------------------------------------------------

@@ -19,13 +19,17 @@ from mirror import signing
 from mirror.bundle.folder import Packing
 from mirror.bundle.gost import gost_digest
 from mirror.bundle.reader import BundleReader
-from mirror.bundle.verify import check_signature, verify_bundle
+from mirror.bundle.seal import Seal
+from mirror.bundle.verify import check_signature, check_signed_files, verify_bundle
 from mirror.bundle.writer import BundleWriter
-from mirror.errors import IntegrityError, MirrorError, SignatureError
+from mirror.errors import DamagedBundleError, IntegrityError, MirrorError, SignatureError
+from mirror.operations.push import plan_push
+from mirror.registry import RegistryClient
 from mirror.run import Run
 from mirror.sync import make_plan, transfer
 from tests.support.bundles import archives_of, seal_of
 from tests.support.inventories import sample_store
+from tests.support.places import tree_of
 
 STORE = sample_store()
 WANTED = STORE.inventory()
@@ -207,6 +211,52 @@ def test_a_bundle_must_be_signed_by_the_key_that_is_asked_for(tmp_path: Path) ->
             check_signature(reader, PUBLIC)
         (finding,) = verify_bundle(reader, key=PUBLIC).findings
         assert "a pull with --sign-key makes one" in finding.problem
+
+
+def test_a_seal_that_is_exchanged_behind_its_reading_does_not_pass_for_the_signed_one(
+    tmp_path: Path,
+) -> None:
+    """What is pushed is what was read; so that, and no other, must be what was signed."""
+    pack(tmp_path, signed=True)
+    signed = (tmp_path / "inventory.json").read_bytes()
+    forged = Seal.over(SEAL.archives.values(), {"forged": True}, SEAL.tool, FILES)
+    (tmp_path / "inventory.json").write_bytes(forged.to_json())
+    with BundleReader([tmp_path]) as reader:
+        (tmp_path / "inventory.json").write_bytes(signed)
+        told = "was exchanged while the bundle was read, .*; find out who may write there"
+        with pytest.raises(SignatureError, match=told):
+            check_signature(reader, PUBLIC)
+
+
+@pytest.mark.parametrize("spoil", ["change", "lose"])
+def test_a_signed_bundle_is_pushed_only_with_every_file_that_was_signed(
+    spoil: str, tmp_path: Path
+) -> None:
+    """A list of releases goes into the cluster beside the images."""
+    pack(tmp_path, signed=True)
+    (name,) = FILES
+    file = tmp_path / name
+    if spoil == "change":
+        file.write_bytes(file.read_bytes().replace(b"a", b"b"))
+    else:
+        file.unlink()
+    with BundleReader([tmp_path]) as reader, RegistryClient("nowhere.invalid") as registry:
+        told = f"is signed, and not what was signed: copy it again from its origin\n  {name}: "
+        with pytest.raises(DamagedBundleError, match=told):
+            plan_push(reader, tree_of(registry), key=PUBLIC)
+
+
+def test_files_that_nothing_speaks_for_are_told(tmp_path: Path) -> None:
+    pack(tmp_path, signed=True, gost=True)
+    for name in ("install.sh", "NOTES.txt"):
+        (tmp_path / name).write_text("mine")
+    (tmp_path / "platform.tar.0000.chunk.partial").write_text("a leftover")
+    with BundleReader([tmp_path]) as reader:
+        told = "not listed in inventory.json, so that no seal or signature speaks for it: "
+        assert check_signed_files(reader) == (f"{told}NOTES.txt, install.sh",)
+        report = verify_bundle(reader)
+        assert not report.findings
+        assert report.notices == (f"{told}NOTES.txt, install.sh",)
 
 
 @pytest.mark.parametrize("name", ["SHA256SUMS", "deckhousereleases.yaml"])

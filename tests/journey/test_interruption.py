@@ -20,8 +20,8 @@ from tests.support.wire import Wire, sealed_repositories
 
 STALL_S = 45.0
 _RUN = """
-import mirror.commands.signals as signals
-signals._PATIENCE_S = 300.0
+from mirror.commands import process
+process._PATIENCE_S = 300.0
 from mirror.__main__ import main
 main()
 """

@@ -225,4 +225,4 @@ def test_an_identity_token_that_is_used_up_is_a_refused_login(
 def test_a_token_servers_plain_words_are_shown(serve: Serve, make_client: MakeClient) -> None:
     reply = Reply(401, TEXT, b"Auth failed: account is\x1b[2J locked")
     error = told_by_token_server(reply, serve, make_client, ALICE)
-    assert "(HTTP 401, Auth failed: account is [2J locked)" in str(error)
+    assert "(HTTP 401, Auth failed: account is\\x1b[2J locked)" in str(error)

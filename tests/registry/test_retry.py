@@ -175,7 +175,7 @@ def test_a_policy_that_makes_no_sense_is_the_callers_mistake(wrong: dict[str, in
     ("detail", "shown"),
     [
         ({"message": "no space left on device"}, "UNKNOWN: refused: no space left on device"),
-        ("text/x is not\x1b[2J accepted", "UNKNOWN: refused: text/x is not [2J accepted"),
+        ("text/x is not\x1b[2J accepted", "UNKNOWN: refused: text/x is not\\x1b[2J accepted"),
         ({"a": 1, "b": 2}, 'UNKNOWN: refused: {"a": 1, "b": 2}'),
         (
             {"Driver": "fs", "Enclosed": {"Err": 28}},

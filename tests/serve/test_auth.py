@@ -126,6 +126,23 @@ def test_a_scope_without_a_repository_opens_nothing(
         assert client.get("/v2/a/b/tags/list", headers=headers).status_code == 401
 
 
+def test_the_catalogue_opens_with_a_right_of_its_own_that_nobody_has_without_an_account(
+    make_embedded_registry: MakeEmbeddedRegistry, storage: MemoryStorage
+) -> None:
+    registry = make_embedded_registry(storage, auth=TokenAuth(USERS, anonymous={"pull"}))
+    with httpx.Client(base_url=registry.url) as client:
+        asked = client.get("/v2/_catalog")
+        assert challenge(asked)["scope"] == "registry:catalog:*"
+        everybody = token_for(asked, None)
+        assert client.get("/v2/", headers=everybody).status_code == 200
+        refused = client.get("/v2/_catalog", headers=everybody)
+        assert challenge(refused)["error"] == "insufficient_scope"
+        # A token for something else is none for the catalogue, whoever has it.
+        other = token_for(client.get("/v2/a/b/tags/list"), OWNER)
+        assert challenge(client.get("/v2/_catalog", headers=other))["scope"] == "registry:catalog:*"
+        assert client.get("/v2/_catalog", headers=token_for(asked, READER)).status_code == 200
+
+
 def challenge(answer: httpx.Response) -> dict[str, str]:
     kind, _, rest = answer.headers["WWW-Authenticate"].partition(" ")
     assert (answer.status_code, kind) == (401, "Bearer")
