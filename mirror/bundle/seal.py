@@ -11,6 +11,7 @@ a seal, and go on reading those of complete bundles.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -159,7 +160,8 @@ class Seal:
             }
         if coverage.once:
             document["dedupe"] = True
-        return _digested(document)[1]
+        members = _rendered(document)
+        return b"".join(_pieces(members, _digest_of(members)))
 
     @classmethod
     def from_json(cls, data: bytes) -> Seal:
@@ -174,11 +176,13 @@ class Seal:
         try:
             document = parse_json(data)
             stated = document.pop("digest")
-            actual, rendered = _digested(document)
-            if stated != actual or rendered != data:
+            members = _rendered(document)
+            actual = _digest_of(members)
+            if stated != actual or not _is_joined(members, actual, data):
                 raise DamagedBundleError(
                     f"its bytes were changed: it states digest {stated!s:.80} and has {actual}"
                 )
+            del members
             # Only now, since damage could also have made a higher version.
             version = document["schemaVersion"]
             if version not in (SCHEMA_VERSION, PARTIAL_SCHEMA_VERSION):
@@ -187,7 +191,7 @@ class Seal:
                     f"reads versions {SCHEMA_VERSION} and {PARTIAL_SCHEMA_VERSION}: use a newer "
                     "one"
                 )
-            nodes = read_nodes(document["manifests"])
+            nodes = read_nodes(document.pop("manifests"))
             coverage = _coverage(document, nodes)
             if coverage.is_ordinary != (version == SCHEMA_VERSION):
                 raise DamagedBundleError(f"its schema version {version} does not match its keys")
@@ -231,17 +235,36 @@ class Seal:
             raise DamagedBundleError(f"it is not a bundle's inventory: {what}") from err
 
 
-def _digested(document: Mapping[str, Any]) -> tuple[str, bytes]:
-    """The digest of a seal's `document`, and the file that holds it and states its digest."""
-    members = {key: canonical_json(value) for key, value in document.items()}
-    digest = str(Digest.of(_joined(members)))
-    return digest, _joined({**members, "digest": canonical_json(digest)})
+def _rendered(document: Mapping[str, Any]) -> dict[str, bytes]:
+    return {key: canonical_json(value) for key, value in document.items()}
 
 
-def _joined(members: Mapping[str, bytes]) -> bytes:
-    """What `canonical_json` makes of an object, from its rendered members."""
-    pairs = (canonical_json(key) + b":" + value for key, value in sorted(members.items()))
-    return b"{" + b",".join(pairs) + b"}"
+def _pieces(members: Mapping[str, bytes], digest: str | None = None) -> Iterator[bytes]:
+    """What `canonical_json` makes of an object, from its rendered members; with `digest`, the file
+    of a seal, which states that. In pieces, as a large seal is not to be in memory twice."""
+    if digest is not None:
+        members = {**members, "digest": canonical_json(digest)}
+    for number, (key, value) in enumerate(sorted(members.items())):
+        yield (b"," if number else b"{") + canonical_json(key) + b":"
+        yield value
+    yield b"}"
+
+
+def _digest_of(members: Mapping[str, bytes]) -> str:
+    found = hashlib.sha256()
+    for piece in _pieces(members):
+        found.update(piece)
+    return str(Digest("sha256", found.hexdigest()))
+
+
+def _is_joined(members: Mapping[str, bytes], digest: str, data: bytes) -> bool:
+    """Whether `data` is the file of such a seal."""
+    position = 0
+    for piece in _pieces(members, digest):
+        if not data.startswith(piece, position):
+            return False
+        position += len(piece)
+    return position == len(data)
 
 
 def lay_out_all(

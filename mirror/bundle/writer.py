@@ -85,7 +85,7 @@ class BundleWriter:
         self._followers: dict[str, Follower] = {}
         self._rechecks: dict[str, Recheck] = {}
         self._compressors: dict[str, Compressor] = {}
-        self._written: set[tuple[str, str]] = set()  # (archive, path), under the lock
+        self._written: set[tuple[str, int]] = set()  # (archive, offset), under the lock
         self._replaced: set[Digest] = set()  # wrong bytes of these were final; under the lock
         self._lock = threading.Lock()
         self._now: Staging | None = None
@@ -373,7 +373,7 @@ class BundleWriter:
 
     def _record(self, places: Iterable[Place]) -> None:
         with self._lock:
-            self._written.update((place.archive, place.entry.path) for place in places)
+            self._written.update((place.archive, place.entry.offset) for place in places)
 
     # -- completion ----------------------------------------------------------------------------
 
@@ -398,7 +398,7 @@ class BundleWriter:
             self._followers[archive.name].done(archive.trailer_offset, TRAILER_SIZE)
         for archive in self._archives:
             for entry in archive.entries:
-                if (archive.name, entry.path) not in self._written:
+                if (archive.name, entry.offset) not in self._written:
                     raise IntegrityError(
                         f"{archive.name}: {entry.path} was never written",
                         where=self.name,
