@@ -25,13 +25,14 @@ from pydantic import (
 from pydantic_core import ErrorDetails
 
 from mirror.bundle.format import parse_part_size
-from mirror.documents import mistake, parse_rate, read_mapping
+from mirror.documents import mistake, parse_duration, parse_rate, read_mapping
 from mirror.errors import InputError
 from mirror.layout import MODULES, normalised_suffix
 from mirror.oci import Platform, Repository
 from mirror.release.selection import Filter, PlatformSelection, Selection
 from mirror.release.source import SourceTree
 from mirror.run import DEFAULT_JOBS
+from mirror.sync.content import ContentRules, ForeignLayers, SparseIndexes
 
 _HELP = "see `mirror config schema`"
 DEFAULT_SOURCE = "registry.deckhouse.ru/deckhouse/ee"
@@ -77,6 +78,11 @@ class PullConfig(BaseModel):
     ] = DEFAULT_JOBS
 
     limit_rate: StrictStr | None = _about("Limit of the download rate: 20MB/s, 512KiB/s.")
+
+    retry_for: StrictStr | None = _about(
+        "How long to wait for a registry that is away or busy: 30s, 5m, 1h30m.  [default: 5m, once "
+        "it has answered]"
+    )
 
     images_bundle_chunk_size: StrictStr | StrictInt | StrictFloat | None = _about(
         "Cut archives into parts of this size: GB (4, 0.7), 700MB, 4GiB, or dvd, bd, fat32."
@@ -128,6 +134,12 @@ class PullConfig(BaseModel):
     platform: Texts = _about(
         "Thin multi-arch images that tags name to these: os/architecture[/variant].", ()
     )
+    foreign_layers: Literal["carry", "leave-out"] = _about(
+        "Non-distributable layers (layers with `urls`) that the source holds.", "carry"
+    )
+    sparse_indexes: Literal["refuse", "carry"] = _about(
+        "Multi-arch indexes of which the source lacks some images.", "refuse"
+    )
     proxy_registry: bool = _about("The source cannot list tags: try versions one by one.", False)
 
     @classmethod
@@ -155,6 +167,13 @@ class PullConfig(BaseModel):
             return None if self.limit_rate is None else parse_rate(self.limit_rate)
         except ValueError as err:
             raise InputError(f"--limit-rate: {err}") from None
+
+    def retry_for_s(self) -> float | None:
+        """The seconds that `retry_for` allows; None for the default."""
+        try:
+            return None if self.retry_for is None else parse_duration(self.retry_for)
+        except ValueError as err:
+            raise InputError(f"--retry-for: {err}") from None
 
     def part_size(self) -> int:
         """Bytes of an archive's parts; 0 leaves archives whole."""
@@ -195,6 +214,9 @@ class PullConfig(BaseModel):
             signatures=not self.no_signatures,
             platforms=tuple(_platform(text) for text in self.platform),
             probing=self.proxy_registry,
+            rules=ContentRules(
+                ForeignLayers(self.foreign_layers), SparseIndexes(self.sparse_indexes)
+            ),
             modules_must_exist="modules_path_suffix" in self.model_fields_set,
         )
         if self.proxy_registry:
@@ -278,7 +300,7 @@ class PullConfig(BaseModel):
 
 _OUTWARD = frozenset(
     {
-        *("insecure", "tls-skip-verify", "ca", "jobs", "limit-rate"),
+        *("insecure", "tls-skip-verify", "ca", "jobs", "limit-rate", "retry-for"),
         *("cert", "cert-key", "trust-host"),
         *("images-bundle-chunk-size", "gost-digest", "compress", "dedupe"),
     }

@@ -8,7 +8,8 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Hashable, Mapping
+from collections.abc import Collection, Hashable, Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -121,23 +122,32 @@ _MISTAKES = {
     **dict.fromkeys(("tuple_type", "list_type", "frozen_set_type", "set_type"), "expected a list"),
     **dict.fromkeys(("dict_type", "mapping_type", "model_type"), "expected keys and values"),
     "dataclass_type": "expected keys and values",
-    "unexpected_keyword_argument": "Extra inputs are not permitted",
 }
 """pydantic's kinds of errors that speak of Python → the same in words of YAML."""
 
 
-def mistake(error: ErrorDetails) -> str:
-    """What pydantic finds wrong with a value of a document, without the value itself."""
+_UNKNOWN = frozenset({"extra_forbidden", "unexpected_keyword_argument"})
+
+
+def mistake(error: ErrorDetails, keys: Collection[str] = ()) -> str:
+    """What pydantic finds wrong with a value of a document, without the value itself.
+
+    `keys` are those that the document may have; the nearest is suggested for one that it may not.
+    """
+    if error["type"] in _UNKNOWN:
+        near = get_close_matches(str(error["loc"][-1]), keys, n=1)
+        return "unknown key" + (f"; did you mean {near[0]}?" if near else "")
     return _MISTAKES.get(error["type"]) or error["msg"].removeprefix("Value error, ")
 
 
-def problems(err: ValidationError, whole: str = "") -> list[str]:
+def problems(err: ValidationError, whole: str = "", keys: Collection[str] = ()) -> list[str]:
     """What pydantic finds wrong with a document, one text per mistake: `where: what`.
 
-    No text quotes a value, which may be secret. `whole` stands for the document itself.
+    No text quotes a value, which may be secret. `whole` stands for the document itself, `keys` are
+    those that it may have, at whatever depth.
     """
     return [
-        f"{where}: {mistake(one)}" if where else mistake(one)
+        f"{where}: {mistake(one, keys)}" if where else mistake(one, keys)
         for one in err.errors(include_url=False, include_context=False, include_input=False)
         for where in (".".join(map(str, one["loc"])) or whole,)
     ]
@@ -250,6 +260,32 @@ def _rate(value: Any) -> Any:
 
 Rate = Annotated[float, BeforeValidator(_rate, json_schema_input_type=float | str), Field(gt=0)]
 """Bytes a second in a settings file: a number, or a text as `parse_rate` takes it."""
+
+
+_DURATION = re.compile(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d+)?)s)?", re.ASCII)
+
+
+def parse_duration(text: str) -> float:
+    """`90s`, `5m`, `1h30m` or `2d` as seconds; ValueError for other text."""
+    match = _DURATION.fullmatch(text)
+    if not text or match is None:
+        raise ValueError(f"{text[:100]!r} is not a duration; write 30s, 5m, 1h30m or 2d")
+    days, hours, minutes, rest = (float(part or 0) for part in match.groups())
+    return ((days * 24 + hours) * 60 + minutes) * 60 + rest
+
+
+def seconds(value: Any) -> Any:
+    """`90`, or a text as `parse_duration` takes it, as seconds."""
+    if isinstance(value, bool):
+        raise ValueError("a duration is needed: 30s, 5m, 1h30m or 2d")
+    return parse_duration(value) if isinstance(value, str) else value
+
+
+_YEAR_S = 366 * 86400
+Seconds = Annotated[float, BeforeValidator(seconds), Field(gt=0, le=_YEAR_S)]
+"""A duration in a settings file: seconds, or a text as `parse_duration` takes it."""
+Patience = Annotated[float, BeforeValidator(seconds), Field(ge=0, le=_YEAR_S)]
+"""The same, which may be none."""
 
 
 def document(value: object, *fields: str) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import errno
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -129,6 +129,15 @@ class UnreadableImageError(MirrorError):
 
 class SourceContentError(MirrorError):
     """The source registry's release tree does not say what it must (where, and what is wrong)."""
+
+    @classmethod
+    def of_all(cls, texts: Collection[str], *, most: int = 20) -> SourceContentError:
+        """One error for images that the source lacks; it has the first `most` of `texts`."""
+        if len(texts) == 1:
+            return cls(*texts)
+        more = f"\n  and {len(texts) - most} more" if len(texts) > most else ""
+        lines = "".join(f"\n  {text}" for text in list(texts)[:most])
+        return cls(f"the source lacks {len(texts)} images:{lines}{more}")
 
 
 class BundleLimitError(MirrorError):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -173,6 +175,20 @@ def test_marks_of_origin_are_no_pre_releases(text: str, early: bool, compared: s
     version = Version.parse(text)
     assert is_early(version) is early
     assert str(comparable(version)) == compared
+
+
+_early = st.lists(
+    st.sampled_from(["0", "1", "2", "10", "99999999999999999999", "alpha", "rc", "Z", "-", "a-1"]),
+    max_size=4,
+).map(".".join)
+
+
+@given(st.lists(st.builds(Version, st.integers(0, 1), st.just(0), st.just(0), _early), max_size=6))
+def test_versions_are_ordered_by_precedence_whatever_their_pre_releases_are(
+    found: list[Version],
+) -> None:
+    ordered = in_order(version.replace(prerelease=version.prerelease or None) for version in found)
+    assert all(one < other for one, other in itertools.pairwise(ordered))
 
 
 @given(st.lists(versions(early=True)))

@@ -307,6 +307,12 @@ class Archive:
         return minus(self.inventory, self.left_out)
 
     @property
+    def absent(self) -> dict[Digest, frozenset[Digest]]:
+        """The sparse indexes in it, each with the images that nobody had."""
+        nodes = self.inventory.manifest_nodes().items()
+        return {digest: node.absent for digest, node in nodes if node.absent}
+
+    @property
     def trailer_offset(self) -> int:
         """Where the end-of-archive blocks begin."""
         return self.size - TRAILER_SIZE

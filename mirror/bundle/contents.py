@@ -6,12 +6,12 @@ What is wrong with them becomes a finding, not an exception.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
-from mirror.bundle.archive import NOTHING
+from mirror.bundle.archive import NOTHING, Archive
 from mirror.bundle.files import PartedReader, Readable, ReadAt
 from mirror.bundle.format import (
     INDEX,
@@ -61,8 +61,7 @@ class _Listing(NamedTuple):
 class OpenArchive:
     """One archive as it lies there. Its headers are read once, when they are asked for.
 
-    `listing` yields its files, as `members` does. `broken` says why it could not be opened at
-    all, if that is so. `left_out` is the part of it that lies elsewhere, as its seal says.
+    `listing` yields its files, as `members` does; `broken` says why it could not be opened, if so.
     """
 
     def __init__(
@@ -71,9 +70,10 @@ class OpenArchive:
         listing: Callable[[Readable], Generator[Member, None, int]] = members,
         *,
         broken: MirrorError | None = None,
-        left_out: Inventory = NOTHING,
+        sealed: Archive | None = None,
     ) -> None:
-        self.file, self.left_out = file, left_out
+        self.file = file
+        self.left_out, self.absent = (sealed.left_out, sealed.absent) if sealed else (NOTHING, {})
         self._files = listing
         self._broken = broken
 
@@ -270,7 +270,7 @@ def read_contents(archives: Iterable[OpenArchive], limits: Limits = ORDINARY) ->
             except InvalidReferenceError as err:
                 findings.append(Finding(archive.name, f"{inside(layout, INDEX)}: {err}"))
                 continue
-            reading = _LayoutReading(archive, repository, manifests, budget, limits)
+            reading = _LayoutReading(archive, repository, manifests, budget)
             parts.add_inventory(reading.run(inside(layout, INDEX)))
             findings.extend(reading.findings())
             notices.extend(reading.notices)
@@ -306,14 +306,8 @@ def _disputes(archives: Mapping[str, Inventory]) -> Iterator[str]:
 
 class _LayoutReading:
     def __init__(
-        self,
-        archive: OpenArchive,
-        repository: str,
-        manifests: _Manifests,
-        budget: Budget,
-        limits: Limits,
+        self, archive: OpenArchive, repository: str, manifests: _Manifests, budget: Budget
     ) -> None:
-        self._limits = limits
         self._archive, self._repository = archive, repository
         self._manifests, self._budget = manifests, budget
         self._left_out = archive.left_out.repository(repository)
@@ -344,21 +338,27 @@ class _LayoutReading:
             if node is None:
                 continue
             try:
-                self._budget.take_names(1 + len(node.blobs) + len(node.children))
+                self._budget.take_names(1 + len(node.named))
             except DamagedBundleError as err:
                 self._note(None, str(err))
                 break
             builder.add_manifest(self._repository, node, closed=False)
-            for blob in node.blobs:
+            for position, blob in enumerate((*node.blobs, *node.foreign)):
                 size = self._size_of(blob.digest)
                 if size == blob.size:
                     builder.add_blob(self._repository, blob.digest, blob.size)
-                else:
-                    lack = (
-                        "is missing" if size is None else f"has {size} bytes instead of {blob.size}"
-                    )
-                    self._note(blob.digest, f"blob {blob.digest} {lack}")
-            pending.extend((child.digest, child.media_type) for child in node.children)
+                elif size is not None:
+                    wrong = f"blob {blob.digest} has {size} bytes instead of {blob.size}"
+                    self._note(blob.digest, wrong)
+                elif position < len(node.blobs):
+                    self._note(blob.digest, f"blob {blob.digest} is missing")
+            pending.extend(
+                (child.digest, child.media_type)
+                for child in node.children
+                if child.digest not in node.absent
+                or child.digest in self._left_out.manifests
+                or self._archive.blob(self._repository, child.digest)
+            )
         self._inventory = builder.build()
         return self._inventory
 
@@ -395,11 +395,11 @@ class _LayoutReading:
 
         The index's own media type is not looked at: archives of other writers have a wrong one.
         """
-        if member.size > self._limits.index_bytes:
+        if member.size > self._budget.limits.index_bytes:
             raise DamagedBundleError(f"an index of {member.size} bytes is larger than any layout's")
         try:
             data = self._archive.file.read(member.offset, member.size)
-            if marks(data) > self._limits.index_marks:
+            if marks(data) > self._budget.limits.index_marks:
                 raise DamagedBundleError("it has more values than the index of any layout")
             document = parse_json(data)
             del data
@@ -434,6 +434,7 @@ class _LayoutReading:
         where = f"manifest {digest}"
         try:
             node = ManifestNode.of(_read_manifest(self._archive.file, member, digest, media_type))
+            node = replace(node, absent=self._archive.absent.get(digest, node.absent))
             if has_long_media_type(node):
                 raise InvalidManifestError(f"{where} has a media type longer than any")
         except DigestMismatchError as err:

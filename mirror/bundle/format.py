@@ -294,7 +294,7 @@ class Budget:
     """
 
     def __init__(self, limits: Limits) -> None:
-        self._limits = limits
+        self.limits = limits
         self._names, self._files = limits.names, limits.files
 
     def take_names(self, count: int) -> None:
@@ -302,7 +302,7 @@ class Budget:
         self._names -= count
         if self._names < 0:
             raise DamagedBundleError(
-                f"the bundle has more than {self._limits.names} tags and references in all",
+                f"the bundle has more than {self.limits.names} tags and references in all",
                 advice="split it",
             )
 
@@ -311,5 +311,5 @@ class Budget:
         self._files -= max(len(paths), sum(map(len, paths)) // 128)
         if self._files < 0:
             raise DamagedBundleError(
-                f"the bundle has more than {self._limits.files} files in all", advice="split it"
+                f"the bundle has more than {self.limits.files} files in all", advice="split it"
             )

@@ -253,8 +253,8 @@ def insight(
     types = dict.fromkeys((digest for digest, _ in largest), "")
     users: Counter[Digest] = Counter()
     for node in nodes.values():
-        users.update({blob.digest for blob in node.blobs})
-        types.update((b.digest, b.media_type) for b in node.blobs if b.digest in types)
+        users.update({blob.digest for blob in (*node.blobs, *node.foreign)})
+        types.update((b.digest, b.media_type) for b in node.named if b.digest in types)
     copies = Counter(
         digest
         for inventory in archives.values()
@@ -330,7 +330,7 @@ def _reached(digest: Digest, content: RepositoryContent) -> frozenset[Digest]:
             reached.add(one)
             node = content.manifests.get(one)
             if node is not None:
-                reached.update(blob.digest for blob in node.blobs)
+                reached.update(blob.digest for blob in (*node.blobs, *node.foreign))
                 pending += [child.digest for child in node.children]
     return frozenset(reached)
 
@@ -338,7 +338,7 @@ def _reached(digest: Digest, content: RepositoryContent) -> frozenset[Digest]:
 def _layers(reached: Iterable[Digest], content: RepositoryContent) -> int:
     """How many of the blobs are layers: all but a manifest's first, which is its config."""
     nodes = [content.manifests[digest] for digest in reached if digest in content.manifests]
-    return len({blob.digest for node in nodes for blob in node.blobs[1:]})
+    return len({blob.digest for node in nodes for blob in (*node.blobs[1:], *node.foreign)})
 
 
 # -- components ------------------------------------------------------------------------------------

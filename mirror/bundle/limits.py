@@ -40,7 +40,7 @@ def check_limits(seal: Seal, *, compressed: bool = False) -> bytes:
             for content in archive.inventory.repositories.values():
                 budget.take_names(len(content.tags))
                 for node in content.manifests.values():
-                    budget.take_names(1 + len(node.blobs) + len(node.children))
+                    budget.take_names(1 + len(node.named))
         except DamagedBundleError as err:
             raise BundleLimitError(err.problem, where=err.where, advice=_SPLIT) from err
         for entry in archive.entries:
@@ -68,5 +68,5 @@ _SPLIT = "split it: make several bundles of a part of the selection each"
 
 def has_long_media_type(node: ManifestNode) -> bool:
     """Whether a manifest has a media type that is longer than any may be."""
-    types = [node.artifact_type or "", *(one.media_type for one in (*node.blobs, *node.children))]
+    types = [node.artifact_type or "", *(one.media_type for one in node.named)]
     return any(len(one) > MAX_MEDIA_TYPE for one in types)

@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 
 from mirror.bundle import sums
-from mirror.bundle.archive import NOTHING, Archive, minus
+from mirror.bundle.archive import Archive, minus
 from mirror.bundle.checks import flattened
 from mirror.bundle.contents import Contents, OpenArchive, read_contents
 from mirror.bundle.files import PartedReader, Readable, ReadAt, uncompressed_bytes
@@ -384,20 +384,19 @@ def _opened(
     path: Path, files: Sequence[Path], sealed: Archive | None, part_size: int
 ) -> OpenArchive:
     """Open an archive, of one file or of parts of `part_size` bytes, and list what is in it."""
-    left_out = sealed.left_out if sealed is not None else NOTHING
     if path.is_dir():
         tree = TreeFile(path)
         return OpenArchive(tree, tree.members)
     if files == (path,):
-        return OpenArchive(ReadAt(path), left_out=left_out)
+        return OpenArchive(ReadAt(path), sealed=sealed)
     try:
         if stored_file(files[0]) == path:
             stated = part_sizes(sealed.size, part_size) if sealed and part_size else None
-            return OpenArchive(PartedReader(files, stated), left_out=left_out)
+            return OpenArchive(PartedReader(files, stated), sealed=sealed)
         part = parse_part_name(files[0].name) is not None
         packed: Readable = PartedReader(files) if part else ReadAt(files[0])
         try:
-            return OpenArchive(SeekableFile(packed), left_out=left_out)
+            return OpenArchive(SeekableFile(packed), sealed=sealed)
         except BaseException:
             packed.close()
             raise

@@ -17,7 +17,7 @@ import click
 from click.core import ParameterSource
 
 from mirror.commands.options import FILE, Decorator, flag, grouped, together, warn_at_start
-from mirror.documents import parse_rate
+from mirror.documents import parse_duration, parse_rate
 from mirror.errors import FileSystemError, InputError, InvalidReferenceError
 from mirror.events import OnEvent, Warned
 from mirror.layout import normalised_suffix
@@ -29,7 +29,7 @@ from mirror.registry import (
     UploadJournal,
     find_credentials,
 )
-from mirror.registry.options import BRIEF, ClientCertificate
+from mirror.registry.options import BRIEF, ClientCertificate, patience
 from mirror.sync.statement import UNSIGNED, StatementKeys
 from mirror.sync.tree import RegistryTree
 
@@ -51,6 +51,7 @@ class AccessOptions:
     cert_key: Path | None = None
     trust_host: Sequence[str] = ()
     limit_rate: float | None = None
+    retry_for: float | None = None
     same_login: bool = False
     whose: str = "registry"
 
@@ -65,6 +66,7 @@ class AccessOptions:
             certificate=ClientCertificate(self.cert, self.cert_key) if self.cert else None,
             trusted_hosts=frozenset(map(_host, self.trust_host)),
             limit_rate=self.limit_rate,
+            retries=patience(self.retry_for),
         )
 
     def credentials(self, name: str) -> Credentials | None:
@@ -176,11 +178,14 @@ def _read(secret: str | None, prompt: str) -> str | None:
 # -- options ---------------------------------------------------------------------------------------
 
 
-def _rate(_ctx: click.Context, _option: click.Parameter, value: str | None) -> float | None:
-    try:
-        return None if value is None else parse_rate(value)
-    except ValueError as err:
-        raise click.BadParameter(str(err)) from None
+def _read_by(parse: Callable[[str], float]) -> Callable[..., float | None]:
+    def read(_ctx: click.Context, _option: click.Parameter, value: str | None) -> float | None:
+        try:
+            return None if value is None else parse(value)
+        except ValueError as err:
+            raise click.BadParameter(str(err)) from None
+
+    return read
 
 
 def _host(text: str) -> str:
@@ -267,8 +272,15 @@ _registry_options = (
     ),
     click.option(
         "--limit-rate",
-        callback=_rate,
+        callback=_read_by(parse_rate),
         help="Limit of the traffic with each registry: 20MB/s, 512KiB/s.",
+    ),
+    click.option(
+        "--retry-for",
+        callback=_read_by(parse_duration),
+        help="How long to wait for a registry that is away or busy before giving up, counted from "
+        "the last thing that got through: 30s, 5m, 1h30m.  [default: 5m for a registry that has "
+        "answered, a few seconds for one that has not]",
     ),
     click.option(
         "--trust-host",
@@ -419,7 +431,9 @@ def open_trees(
             if target.credentials is not None and access.password == _STANDARD_INPUT:
                 # Asked for once, and meant for all.
                 access = replace(access, password=target.credentials.password)
-            options = replace(target.options, retries=BRIEF, max_connections=connections)
+            asked = target.options.retries
+            brief = replace(BRIEF, retry_for_s=asked.retry_for_s, from_start=asked.from_start)
+            options = replace(target.options, retries=brief, max_connections=connections)
             tree = replace(target, options=options).open(
                 on_event, storage=(storage or {}).get(name)
             )

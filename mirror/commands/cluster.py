@@ -115,7 +115,7 @@ def _connection(asked: AccessOptions) -> ConnectionOptions:
 def _first_that_answers(
     routes: tuple[Route, ...], given: Credentials | None, options: ConnectionOptions
 ) -> Route:
-    hasty = replace(options, retries=replace(options.retries, attempts=1))
+    hasty = replace(options, retries=replace(options.retries, attempts=1, retry_for_s=0.0))
     failures: list[str] = []
     for route in routes:
         try:

@@ -160,6 +160,7 @@ def pull_command(
         config.cert_key,
         config.trust_host,
         config.bytes_per_s(),
+        config.retry_for_s(),
         whose="source",
     )
     source = _source(config, access, license_key, cluster)

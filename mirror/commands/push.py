@@ -26,6 +26,7 @@ from mirror.oci import Repository
 from mirror.operations.push import plan_push, push, push_to_all
 from mirror.reports.bundles import push_plan_summary, push_summary
 from mirror.reports.registries import quorum_summary
+from mirror.sync.observe import Verification
 from mirror.sync.statement import StatementKeys
 
 
@@ -51,6 +52,15 @@ from mirror.sync.statement import StatementKeys
     show_default=True,
     help="What to ask the registry for: tags and manifests, or also the blobs of the manifests "
     "there, which finds those that it lost.",
+)
+@click.option(
+    "--verify",
+    "verification",
+    type=click.Choice([one.value for one in Verification]),
+    default=Verification.TAGS.value,
+    show_default=True,
+    help="What to ask the registry for when it has accepted everything: what was put, with some of "
+    "the blobs, and the tags; or everything, as always with --replica.",
 )
 @click.option(
     "--state-dir",
@@ -102,6 +112,7 @@ def push_command(
     verify_key: Path | None,
     dry_run: bool,
     check: str,
+    verification: str,
     state_dir: Path | None,
     no_access_check: bool,
     accept_flattened: bool,
@@ -163,7 +174,13 @@ def push_command(
         work.show(result, quorum_summary)
     else:
         report = push(
-            reader, trees[0], key=key, check_access=writable, check_blobs=blobs, run=work.run
+            reader,
+            trees[0],
+            key=key,
+            check_access=writable,
+            check_blobs=blobs,
+            verification=Verification(verification),
+            run=work.run,
         )
         work.show(report, push_summary)
 

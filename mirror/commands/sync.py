@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -19,14 +20,19 @@ from mirror.commands.access import (
     registries_options,
 )
 from mirror.commands.cluster_files import ClusterFiles, cluster_options, full_name
-from mirror.commands.options import FILE, Work, flag
+from mirror.commands.options import FILE, Work, flag, grouped
 from mirror.commands.process import handling, tell
 from mirror.errors import InputError
 from mirror.operations.sync import sync_replicas
 from mirror.reports.registries import sync_summary
+from mirror.sync.content import ContentRules, ForeignLayers, SparseIndexes
 from mirror.sync.statement import StatementKeys
 
 _AUTO = "auto"
+
+
+def _rules(foreign_layers: str, sparse_indexes: str) -> ContentRules:
+    return ContentRules(ForeignLayers(foreign_layers), SparseIndexes(sparse_indexes))
 
 
 @click.command("sync")
@@ -51,6 +57,24 @@ _AUTO = "auto"
     "--prune", text="Remove tags and manifests that the leader does not state. Try with --dry-run."
 )
 @flag("--dry-run", text="Print what would be done; change nothing.")
+@grouped(
+    "rules",
+    _rules,
+    click.option(
+        "--foreign-layers",
+        type=click.Choice([*map(str, ForeignLayers)]),
+        default=str(ForeignLayers.CARRY),
+        show_default=True,
+        help="Non-distributable layers (layers with `urls`) that the leader holds.",
+    ),
+    click.option(
+        "--sparse-indexes",
+        type=click.Choice([*map(str, SparseIndexes)]),
+        default=str(SparseIndexes.REFUSE),
+        show_default=True,
+        help="Multi-arch indexes of which a leader that states nothing lacks some images.",
+    ),
+)
 @click.option(
     "--storage",
     multiple=True,
@@ -90,6 +114,7 @@ def sync_command(
     deadline: float | None,
     watching: bool,
     config: Path | None,
+    rules: ContentRules,
     cluster: ClusterFiles,
     access: AccessOptions,
     keys: StatementKeys,
@@ -123,6 +148,7 @@ def sync_command(
             masters=masters,
         )
     )
+    opened = [replace(tree, rules=rules) for tree in opened]
     head = None if leader == _AUTO else opened.pop(0)
     report = sync_replicas(
         head,

@@ -356,5 +356,5 @@ def impatient(options: ConnectionOptions, limit_s: float | None = None) -> Conne
         options,
         connect_timeout_s=min(options.connect_timeout_s, limit_s),
         stall_timeout_s=min(options.stall_timeout_s, limit_s),
-        retries=replace(options.retries, attempts=1),
+        retries=replace(options.retries, attempts=1, retry_for_s=0.0),
     )

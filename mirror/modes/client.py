@@ -362,7 +362,8 @@ class ModeClient:
             if known is None:
                 options = self._options
                 if not patient:
-                    options = replace(options, retries=replace(options.retries, attempts=1))
+                    once = replace(options.retries, attempts=1, retry_for_s=0.0)
+                    options = replace(options, retries=once)
                     if self._hasty:  # who takes a push may think longer
                         options = replace(options, stall_timeout_s=REPLICA_STALL_TIMEOUT_S)
                 known = endpoint.client(options)

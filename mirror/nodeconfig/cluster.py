@@ -345,7 +345,7 @@ def _parsed(
     try:
         return parse(document)
     except ValidationError as err:
-        lines = [f"  {problem}" for problem in problems(err, "the document")]
+        lines = [f"  {problem}" for problem in problems(err, "the document", keys)]
         known = f"  keys: {', '.join(keys)}"
         # Not `from err`, whose text may quote the document.
         raise InputError("\n".join([f"{path} has mistakes:", *lines, known])) from None

@@ -1,6 +1,6 @@
 """Values and rules of the OCI specifications. No I/O beyond streams handed in."""
 
-from mirror.oci.manifest import Child, Descriptor, Manifest, Platform
+from mirror.oci.manifest import Child, Descriptor, Manifest, ManifestNode, Platform
 from mirror.oci.reference import Digest, Reference, Repository, Verifier, verified
 
 __all__ = [
@@ -8,6 +8,7 @@ __all__ = [
     "Descriptor",
     "Digest",
     "Manifest",
+    "ManifestNode",
     "Platform",
     "Reference",
     "Repository",

@@ -123,7 +123,8 @@ class Manifest:
     """An image, artifact or index, with the bytes that give it its digest.
 
     `layers` runs from the base upwards, as in the document. Layers that registries need not hold
-    (`NONDISTRIBUTABLE_LAYERS` with `urls`) are left out of `blobs`, which is what must be carried.
+    (`NONDISTRIBUTABLE_LAYERS` with `urls`) are `foreign` and not among `blobs`, which a registry
+    must hold.
     """
 
     raw: bytes = field(repr=False)
@@ -136,6 +137,7 @@ class Manifest:
     subject: Descriptor | None
     annotations: Mapping[str, str] = field(repr=False)
     artifact_type: str | None
+    foreign: tuple[Descriptor, ...] = ()
 
     @property
     def descriptor(self) -> Descriptor:
@@ -196,10 +198,13 @@ class Manifest:
             config = _descriptor(wire.config) if wire.config else None
             written = wire.layers or ()
             layers = tuple(map(_descriptor, written))
-            blobs = tuple(
-                layer
-                for layer, one in zip(layers, written, strict=True)
-                if not (one.urls and one.media_type in NONDISTRIBUTABLE_LAYERS)
+            may_lack = [one.urls and one.media_type in NONDISTRIBUTABLE_LAYERS for one in written]
+            blobs = tuple(one for one, may in zip(layers, may_lack, strict=True) if not may)
+            required = {one.digest for one in blobs} if any(may_lack) else set()
+            foreign = tuple(
+                one
+                for one, may in zip(layers, may_lack, strict=True)
+                if may and one.digest not in required
             )
             return cls(
                 raw=raw,
@@ -212,9 +217,48 @@ class Manifest:
                 subject=_descriptor(wire.subject) if wire.subject else None,
                 annotations=MappingProxyType(wire.annotations or {}),
                 artifact_type=wire.artifact_type or _config_artifact_type(wire.config),
+                foreign=foreign,
             )
         except InvalidDigestError as err:
             raise InvalidManifestError(f"manifest {digest} cannot be read: {err}") from err
+
+
+@dataclass(frozen=True, slots=True)
+class ManifestNode:
+    """A manifest as the graph sees it: what it is, and what it needs beside it.
+
+    A `subject` is not a child: a signature may come before, after or without its image.
+
+    Attributes:
+        blobs: its config and the layers that must be there.
+        children: the manifests that an index names.
+        artifact_type: what an index says of an artifact; None for an image.
+        foreign: layers that may be there, and need not (`Manifest.foreign`).
+        absent: those of `children` without which the index was taken: a sparse index.
+    """
+
+    descriptor: Descriptor
+    blobs: tuple[Descriptor, ...] = ()
+    children: tuple[Descriptor, ...] = ()
+    artifact_type: str | None = None
+    foreign: tuple[Descriptor, ...] = ()
+    absent: frozenset[Digest] = frozenset()
+
+    @property
+    def named(self) -> tuple[Descriptor, ...]:
+        """All that it names: blobs, foreign layers, children."""
+        return (*self.blobs, *self.foreign, *self.children)
+
+    @classmethod
+    def of(cls, manifest: Manifest) -> ManifestNode:
+        """The node of a manifest."""
+        return cls(
+            manifest.descriptor,
+            manifest.blobs,
+            tuple(child.descriptor for child in manifest.children),
+            manifest.artifact_type,
+            manifest.foreign,
+        )
 
 
 def _descriptor(wire: _WireDescriptor) -> Descriptor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 from mirror.errors import (
@@ -16,6 +16,7 @@ from mirror.errors import (
     RegistryNotFoundError,
     StatementError,
 )
+from mirror.events import Warned
 from mirror.layout import is_attachment_tag, is_digest_tag, parse_version, publication_stage
 from mirror.oci import Digest
 from mirror.operations.credit import Credit
@@ -29,6 +30,7 @@ from mirror.sync import (
     make_plan,
     union,
 )
+from mirror.sync.content import ForeignLayers, foreign_notice, sparse_notice
 from mirror.sync.failover import FailoverSource
 from mirror.sync.observation import Failure, Item, complete_subset
 from mirror.sync.plan import Tags, differing, laid_over, tags_of
@@ -136,8 +138,15 @@ class Leader:
                     f"{tree.name}: the statement {self.digest} is gone; run the command again"
                 )
             self.generation = published.statement.generation
+            stated = published.statement.inventory
+            if tree.rules.foreign_layers is ForeignLayers.LEAVE_OUT:
+                less = without_foreign_layers(stated)
+                if less != stated:
+                    # What is left is not what the leader states, so nobody else may state it.
+                    self._tell(stated)
+                    return Facts(less)
             artifact = read_artifact(tree, published)
-            return Facts(published.statement.inventory, published, artifact, pending=pending)
+            return Facts(stated, published, artifact, pending=pending)
         if tree.keys.trusted:
             raise StatementError(
                 "it states nothing, and trusted keys are given: nothing says that its tags are "
@@ -146,12 +155,42 @@ class Leader:
                 advice="push to it with --sign-key",
             )
         found = walk_tree(tree, run=self._run).complete()
+        self._tell(found.held)
         if not found.held.repositories:
             raise NotFoundError(
                 f"the leader {tree.name} states no inventory and holds no image; push to it first, "
                 "or name another leader with --from"
             )
         return Facts(found.held, failures=found.failures)
+
+    def _tell(self, found: Inventory) -> None:
+        """Warn of what of the images is not carried."""
+        rules, name = self.tree.rules, self.tree.name
+        contents = found.repositories.values()
+        nodes = [(content, node) for content in contents for node in content.manifests.values()]
+        carried = rules.foreign_layers is ForeignLayers.CARRY
+        foreign = {
+            one.digest
+            for content, node in nodes
+            for one in node.foreign
+            if not (carried and one.digest in content.blobs)
+        }
+        if foreign:
+            self._run.on_event(Warned(foreign_notice(name, len(foreign), rules)))
+        if absent := {node.descriptor.digest: node.absent for _, node in nodes if node.absent}:
+            self._run.on_event(Warned(sparse_notice(name, absent)))
+
+
+def without_foreign_layers(inventory: Inventory) -> Inventory:
+    """`inventory` without blobs that no manifest requires and some name as foreign layers."""
+    contents = {}
+    for path, content in inventory.repositories.items():
+        nodes = content.manifests.values()
+        foreign = {one.digest for node in nodes for one in node.foreign}
+        foreign -= {one.digest for node in nodes for one in node.blobs}
+        blobs = {digest: size for digest, size in content.blobs.items() if digest not in foreign}
+        contents[path] = replace(content, blobs=blobs) if foreign else content
+    return Inventory(contents)
 
 
 _Stating: TypeAlias = tuple[Published, bool, RegistryTree]
@@ -339,7 +378,7 @@ def undisputed(offered: Inventory, there: Tags) -> tuple[Inventory, tuple[Item, 
         untagged = content.manifests.keys() - content.reachable(content.tags.values())
         digests = content.reachable({*tags.values(), *untagged})
         nodes = {d: node for d, node in content.manifests.items() if d in digests}
-        needed = {blob.digest for node in nodes.values() for blob in node.blobs}
+        needed = {one.digest for node in nodes.values() for one in node.named}
         blobs = {d: size for d, size in content.blobs.items() if d in needed}
         if nodes:
             kept[path] = RepositoryContent(tags, nodes, blobs)

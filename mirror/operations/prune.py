@@ -208,6 +208,12 @@ def after(there: Inventory, removal: Removal) -> Inventory:
         named = {tag: d for tag, d in content.tags.items() if d in manifests}
         tags = {tag: d for tag, d in named.items() if (path, tag) not in untagged}
         blobs = {blob.digest: blob.size for node in manifests.values() for blob in node.blobs}
+        blobs |= {
+            layer.digest: layer.size
+            for node in manifests.values()
+            for layer in node.foreign
+            if layer.digest in content.blobs
+        }
         if left := RepositoryContent(tags, manifests, blobs):
             contents[path] = left
     return Inventory(contents)

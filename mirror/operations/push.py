@@ -31,7 +31,7 @@ from mirror.sync import Inventory, MemoryStore, Plan, TransferReport, make_plan,
 from mirror.sync.content import Source
 from mirror.sync.failover import FailoverSource, Holder
 from mirror.sync.observation import Depth, findings_of, listed
-from mirror.sync.observe import observe
+from mirror.sync.observe import Verification, check_content, check_tags, observe
 from mirror.sync.publication import Goal, Publication
 from mirror.sync.publication_state import (
     PublicationState,
@@ -57,6 +57,7 @@ def push(
     key: bytes | None = None,
     check_access: bool = True,
     check_blobs: bool = False,
+    verification: Verification = Verification.TAGS,
     run: Run | None = None,
 ) -> PushReport:
     """Make a registry hold everything that the bundle holds.
@@ -74,6 +75,7 @@ def push(
         check_access: whether to prove the right to write before the first byte moves.
         check_blobs: whether to ask for the blobs of manifests that are there. A registry takes a
             manifest only together with its blobs, so this finds what it lost since then.
+        verification: what the registry is asked for afterwards.
 
     Raises:
         MissingBaseError: the registry lacks what a delta leaves out; nothing was written.
@@ -82,13 +84,14 @@ def push(
             than now, and `tree.keys` does not allow that; nothing was written.
         DamagedBundleError: the bundle is not whole; nothing was written.
         DeniedError: the registry may not be written to; nothing was written.
-        IncompleteError: some content could not be brought over; no tag names what is missing.
+        IncompleteError: some content could not be brought over, or was accepted and is not there;
+            no tag names what is missing.
         ConflictError: somebody else changed the same tags meanwhile.
         CancelledError: the run was stopped.
     """
     run = Run.of(run)
     tree = tree.within(run)
-    work = _Push.of(bundle, key, run, check_access, check_blobs, whole=False)
+    work = _Push.of(bundle, key, run, check_access, check_blobs, verification, whole=False)
     state = work.look(tree)
     goal = work.goal(tree, state)
     plan, done = work.bring(tree, state, goal, (), run)
@@ -101,6 +104,7 @@ def push(
         goal.published,
         goal.new,
         bundle.bases,
+        verification,
     )
 
 
@@ -226,6 +230,7 @@ class _Push:
     run: Run
     check_access: bool
     check_blobs: bool = True
+    verification: Verification = Verification.ALL
     whole: bool = True
     strict: bool = False
 
@@ -237,6 +242,7 @@ class _Push:
         run: Run,
         check_access: bool = True,
         check_blobs: bool = True,
+        verification: Verification = Verification.ALL,
         *,
         whole: bool = True,
     ) -> _Push:
@@ -250,7 +256,7 @@ class _Push:
             run.on_event(Warned(notice))
         index = discovery_images(bundle)
         wanted = union([bundle, index.inventory()])
-        how = check_access, check_blobs, whole, key is not None
+        how = check_access, check_blobs, verification, whole, key is not None
         return cls(reader, bundle, index, wanted, run, *how)
 
     # -- one registry --------------------------------------------------------------------------
@@ -344,14 +350,21 @@ class _Push:
         try:
             if self.check_access:
                 target.check_access(plan, *([REPOSITORY] if new else []))
-            report = publication.carry_out(plan, source, target, run=run)
+            report = publication.carry_out(
+                plan,
+                source,
+                target,
+                before_tags=lambda _interim: check_content(tree, plan, self.verification, run),
+                after_tags=lambda: check_tags(tree, plan, self.verification, run),
+                run=run,
+            )
         finally:
             target.release()
-        if self.whole:
-            self._check(tree, target, goal, run)
+        if self.verification is Verification.ALL:
+            self._check(tree, goal, run)
         return plan, report.done
 
-    def _check(self, tree: RegistryTree, target: RegistryTarget, goal: _Goal, run: Run) -> None:
+    def _check(self, tree: RegistryTree, goal: _Goal, run: Run) -> None:
         """Ask a registry for everything that it states.
 
         Raises:
@@ -362,13 +375,13 @@ class _Push:
         findings = findings_of(goal.inventory, found)
         if findings:
             raise IncompleteError(
-                f"{target.name}: {len(findings)} things are missing after the push; run it again"
+                f"{tree.name}: {len(findings)} things are missing after the push; run it again"
                 + listed(findings),
                 (),
             )
         if statement_digest(tree) != goal.published.digest:
             raise ConflictError(
-                f"{target.name} states another inventory by now: another push, rollback or sync "
+                f"{tree.name} states another inventory by now: another push, rollback or sync "
                 "ran at the same time; run it again, one at a time"
             )
 

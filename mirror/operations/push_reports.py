@@ -9,6 +9,7 @@ from mirror.documents import document
 from mirror.errors import MirrorError
 from mirror.oci import Digest
 from mirror.sync import Inventory, Plan, TransferReport
+from mirror.sync.observe import Verification
 from mirror.sync.publication_state import Published
 from mirror.sync.tree import RegistryTree
 
@@ -87,9 +88,10 @@ class PushPlan:
 
 @dataclass(frozen=True, slots=True)
 class PushReport:
-    """A finished push: the target holds all of `inventory`.
+    """A finished push: the target has accepted all of `inventory` that it did not have.
 
-    `published` is what the target states now; `new`, whether this push stated it.
+    `verification` says what it was asked for afterwards. `published` is what the target states now;
+    `new`, whether this push stated it.
     `bases` are the inventories that deltas among what was pushed were made against.
     """
 
@@ -101,6 +103,7 @@ class PushReport:
     published: Published
     new: bool
     bases: tuple[Digest, ...] = ()
+    verification: Verification = Verification.TAGS
 
     def to_document(self) -> dict[str, Any]:
         """As JSON values, for `--json`."""
@@ -112,6 +115,7 @@ class PushReport:
                 "blobs": sum(step.mount_from is None for step in self.plan.blobs),
                 **_uploaded(self.done),
             },
+            "verified": self.verification.value,
             "published": _published(self.published, new=self.new),
             **self.inventory.counts(),
         }

@@ -251,12 +251,14 @@ class _Rollback:
         source = self.tree.source()
 
         def graph(path: str, root: Digest) -> list[ManifestNode]:
-            nodes, pending = [], [root]
+            nodes: dict[Digest, ManifestNode] = {}
+            pending = [root]
             while pending:
-                node = ManifestNode.of(source.manifest(path, pending.pop()))
-                nodes.append(node)
-                pending += [child.digest for child in node.children]
-            return nodes
+                digest = pending.pop()
+                if digest not in nodes:  # indexes may name one image in many ways
+                    nodes[digest] = ManifestNode.of(source.manifest(path, digest))
+                    pending += [child.digest for child in nodes[digest].children]
+            return [*nodes.values()]
 
         roots = {(path, digest) for path, tags in others.items() for digest in tags.values()}
         graphs, lost = self._read(sorted(roots), graph)

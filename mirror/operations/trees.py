@@ -207,7 +207,13 @@ def walk_tree(
     elif not paths:
         paths.update(usual_repositories(tree))
         unlisted = (Failure(tree.name, "its list of repositories", listed),)
-    found = walk(tree.source(), paths, known=known, memory=memory, run=Run.of(run).quietly())
+    found = walk(
+        *(tree.source(), paths),
+        known=known,
+        memory=memory,
+        rules=tree.rules,
+        run=Run.of(run).quietly(),
+    )
     return replace(found, general=unlisted)
 
 

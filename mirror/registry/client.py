@@ -14,7 +14,8 @@ from mirror.registry.auth import PUSH, Credentials
 from mirror.registry.options import ConnectionOptions
 from mirror.registry.refusals import reworded
 from mirror.registry.transport import Transport, Wire
-from mirror.registry.upload_sessions import OpenUpload, UploadJournal
+from mirror.registry.upload_journal import UploadJournal
+from mirror.registry.upload_sessions import OpenUpload
 from mirror.run import Run
 
 

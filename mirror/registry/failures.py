@@ -57,7 +57,7 @@ class Backoff:
     """The failures of one piece of work in a row; used by one thread.
 
     `answers` counts what the host has answered to others so far, and `answered` is what it had at
-    the beginning.
+    the beginning. `known`: it has answered somebody.
     """
 
     def __init__(
@@ -68,15 +68,16 @@ class Backoff:
         on_event: OnEvent,
         answers: Callable[[], int] = lambda: 0,
         answered: int = 0,
+        known: Callable[[], bool] = lambda: True,
     ) -> None:
         self._policy, self._sleep, self._where, self._on_event = policy, sleep, where, on_event
-        self._answers, self._answered = answers, answered
+        self._answers, self._answered, self._known = answers, answered, known
         self.failures = 0
-        self._refusals, self._waited_s = 0, 0.0
+        self._own, self._refusals, self._waited_s = 0, 0, 0.0
 
     def progressed(self) -> None:
         """The work got further: patience starts anew."""
-        self.failures = self._refusals = 0
+        self.failures = self._own = self._refusals = 0
         self._waited_s = 0.0
 
     def wait(self, failure: TransientFailure) -> None:
@@ -89,16 +90,21 @@ class Backoff:
         others = self._answered > answered
         if others:
             self._waited_s = 0.0
-        refused = failure.error.status in (429, 503)
-        if refused and (others or failure.retry_after_s is not None):
+        status, policy = failure.error.status, self._policy
+        if status in (429, 503) and (others or failure.retry_after_s is not None):
             self._refusals += 1
         else:
             self.failures += 1
-        over = self._waited_s >= self._policy.patience_s
-        if over or self.failures >= self._policy.attempts:
-            raise failure.error from failure.__cause__
+            self._own += others or status == 500
         number = self.failures + self._refusals
-        delay_s = self._policy.delay_s(number, failure.retry_after_s)
+        over = self._own >= policy.attempts or (
+            self._waited_s >= policy.patience_with_refusals_s
+            if self._refusals and number >= policy.attempts
+            else policy.is_over(self.failures, self._waited_s, known=self._known())
+        )
+        if over:
+            raise failure.error from failure.__cause__
+        delay_s = policy.delay_s(number, failure.retry_after_s)
         self._on_event(Retrying(self._where, number, delay_s, failure.happened))
         self._waited_s += delay_s
         self._sleep(delay_s)

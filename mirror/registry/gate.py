@@ -7,9 +7,9 @@
   down, and grows by one when a whole round was answered. The number at which it was refused is
   remembered and tried again ever more rarely.
 * *Pace*: requests a second, learnt from 429; it starts at what was accepted and grows slowly.
-* *Suspect and dead*: after a failed connection one request probes and the others wait. After as
-  many failures as the policy has attempts they all get the error, and so does whoever comes later,
-  except for one probe after each ever longer pause.
+* *Suspect and dead*: after a failed connection one request probes and the others wait. When the
+  policy's patience is over they all get the error, and so does whoever comes later, except for one
+  probe after each ever longer pause.
 """
 
 from __future__ import annotations
@@ -72,7 +72,8 @@ class HostState:
         self.pace, self._pace_ceiling = self._fastest, inf
         self._pace_at = self._window_at = self._span_s = 0.0
         self._started = self._borne = 0
-        self._failures, self._failed_at, self._answered_at = 0, -inf, -inf
+        self._failures, self._failed_at, self.answered_at = 0, -inf, -inf
+        self._failing_since = 0.0
         self._probe: Permit | None = None
         self._error: RegistryError | None = None
 
@@ -80,7 +81,8 @@ class HostState:
 
     def remembered(self, now: float) -> RegistryError | None:
         """The error of a host that is dead, for a request that would not be its probe."""
-        if self._failures < self._policy.attempts:
+        away_s = max(0.0, self._failed_at - self._failing_since)
+        if not self._policy.is_over(self._failures, away_s, known=self.answered_at > -inf):
             return None
         return self._error if self._probe is not None or now < self.not_before else None
 
@@ -160,8 +162,10 @@ class HostState:
 
     def unreachable(self, permit: Permit, now: float, error: RegistryError) -> None:
         """No connection, or no answer in time."""
-        if permit.began < max(self._failed_at, self._answered_at):
+        if permit.began < max(self._failed_at, self.answered_at):
             return  # the same failure again, or the host has answered another request meanwhile
+        if not self._failures:
+            self._failing_since = now
         self._failures += 1
         self._failed_at, self._error = now, error
         self.not_before = max(self.not_before, now + self._policy.delay_s(self._failures))
@@ -184,7 +188,7 @@ class HostState:
     # -- rules ---------------------------------------------------------------------------------
 
     def _is_alive(self, now: float) -> None:
-        self._failures, self._error, self._answered_at = 0, None, now
+        self._failures, self._error, self.answered_at = 0, None, now
 
     def _leave(self, permit: Permit) -> None:
         if permit.counts:
@@ -314,6 +318,10 @@ class HostGate:
         """How many requests of other threads were answered so far."""
         with self._changed:
             return self._state.successes - self._answers[threading.get_ident()]
+
+    def has_answered(self) -> bool:
+        """Whether the host ever did, if only to refuse."""
+        return self._state.answered_at > -inf
 
     @contextmanager
     def admitted(

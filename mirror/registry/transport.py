@@ -164,11 +164,10 @@ class Transport:
 
     def backoff(self, where: str) -> Callable[[], Backoff]:
         """Patience for one piece of work, as the options have it; made when it is needed first."""
-        policy, answers = self.options.retries, self._wire.gate.answers_to_others
+        policy, gate = self.options.retries, self._wire.gate
+        heard, answers, known = self.run.on_event, gate.answers_to_others, gate.has_answered
         answered = answers()
-        return cache(
-            lambda: Backoff(policy, self.pause, where, self.run.on_event, answers, answered)
-        )
+        return cache(lambda: Backoff(policy, self.pause, where, heard, answers, answered, known))
 
     def pause(self, delay_s: float) -> None:
         """Wait; the run, its deadline and closing the client end it at once, as in `check`."""

@@ -1,35 +1,18 @@
-"""What an upload is made of: its session, its bytes on their way out, and the journal of sessions.
+"""What an upload is made of: its session, its bytes on their way out, the form that they go in.
 
 Distribution-spec, "Pushing blobs": POST opens a session, GET asks how far it got, DELETE ends it.
-
-The journal lets a later process go on where a dead one stopped. It is an aid and never trusted: the
-registry is asked what a session holds before a byte is sent. A journal that is lost or wrong costs
-bytes and nothing else, so no line is forced to the disk. A session's address may carry the
-registry's signature, hence only the owner may read the file; it never holds a credential of ours.
 """
 
 from __future__ import annotations
 
-import fcntl
-import hashlib
-import json
 import logging
-import os
 import re
-import threading
-import time
 from collections.abc import Callable, Generator, Iterator
-from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import BinaryIO, Self, TypeAlias
+from typing import TypeAlias
 from urllib.parse import quote
 
-from mirror.documents import parse_json
-from mirror.durable import PRIVATE_FOLDER, Folder
 from mirror.errors import (
-    FileSystemError,
-    InvalidDigestError,
     MirrorError,
     RegistryError,
     SizeMismatchError,
@@ -236,165 +219,87 @@ class Outgoing:
         )
 
 
-_OLDEST_S = 7 * 24 * 3600.0
-"""What registries keep unfinished uploads for, at most (CNCF distribution: `uploadpurging`)."""
-_PRIVATE = 0o600
-_MAX_BYTES = 64 << 20  # some 100,000 lines; what lies behind them is forgotten
+CHUNK = 16 << 20
+"""Bytes that a break costs, at most, and above which a blob is sent in chunks."""
+SHORT_CHUNK = 1 << 20
+"""What chunks shrink to on a line that keeps breaking; they grow again when some get through."""
+SMALLEST_CHUNK = 64 << 10
+"""What they shrink to where a registry or a proxy finds them too large."""
+_BREAKS_BEFORE_CHUNKS = 2
+_FRUITLESS = 2
+"""How many sessions of one form may come to nothing before the next form is tried."""
+
+WANTS_CHUNKS = frozenset({405, 411, 413, 416, 501})
+"""Answers to a whole blob in one PUT that a registry or a proxy before it gives for its form."""
+WANTS_ANOTHER = WANTS_CHUNKS | {400, 404, 415}
+"""The same to a chunk, and to a form that took the place of another."""
 
 
-@dataclass(frozen=True, slots=True)
-class KeptUpload:
-    """A session as an earlier run left it. `offset`: bytes that the registry had confirmed."""
+class Form:
+    """In which pieces one blob of `size` bytes is sent, as registries let it. Used by one thread.
 
-    location: str = field(repr=False)
-    offset: int
-    at: float
+    The specification has two forms: all with the PUT, or chunks. Most registries take both; some
+    refuse one, some let chunks be no larger than so much, or no smaller, and not all of them say
+    so. What failed decides what is tried next: chunks, then one PUT, then smaller chunks that an
+    empty PUT completes, as docker and skopeo have it. A blob that fits into one chunk begins with
+    the PUT.
 
-
-class UploadJournal:
-    """The unfinished uploads to one registry (`host[:port]`), kept in `folder`. Thread-safe.
-
-    A context manager: the journal is opened and read when the block begins. While another process
-    holds the journal of the same registry, this one stays empty and writes nothing, so that two
-    processes never feed one session. Once every upload is finished the file is removed.
-
-    Raises:
-        FileSystemError: at the beginning of the block, if the folder cannot be used.
+    `chunk` is the length of a chunk in bytes, None for the whole in one PUT. `is_usual`: nobody
+    asked for chunks; the last of them goes with the PUT, which saves a request.
     """
 
-    def __init__(self, folder: Path, host: str, *, clock: Callable[[], float] = time.time) -> None:
-        self.path = folder / f"{hashlib.sha256(host.encode()).hexdigest()[:32]}.jsonl"
-        self._clock = clock
-        self._folder: Folder
-        self._lock = threading.Lock()  # guards the next two
-        self._file: BinaryIO | None = None
-        self._kept: dict[tuple[str, Digest], KeptUpload] = {}
+    def __init__(self, size: int) -> None:
+        self.chunk = CHUNK if size > CHUNK else None
+        self.is_usual = True
+        self._may_be_whole = self.chunk is not None
+        self._breaks = self._fruitless = 0
 
-    def __enter__(self) -> Self:
-        with _errors(self.path), ExitStack() as undo:
-            self._folder = undo.enter_context(Folder.made(self.path.parent, PRIVATE_FOLDER))
-            self._file = _locked(self._folder, self.path.name)
-            if self._file is None:
-                _log.debug("%s is in use; uploads are not written down", self.path)
-                return self
-            self._read(self._file)
-            undo.pop_all()
-        return self
+    @property
+    def is_first(self) -> bool:
+        """Whether no other has failed."""
+        return self.is_usual and (self.chunk is None or self._may_be_whole)
 
-    def __exit__(self, *_raised: object) -> None:
-        self.close()
+    def passed(self) -> None:
+        """A chunk got through."""
+        if self.is_usual and self.chunk is not None:
+            self.chunk = min(CHUNK, 2 * self.chunk)
 
-    def close(self) -> None:
-        """Leave what is unfinished to the next run; remove the file if nothing is."""
-        with self._lock:
-            file, self._file = self._file, None
-            if file is None:
-                return
-            with file, self._folder, suppress(OSError):  # an aid: it fails quietly
-                if self._kept:
-                    self._rewrite()
-                else:
-                    self._folder.unlink(self.path.name)
+    def progressed(self) -> None:
+        """The upload got further than ever before."""
+        self._fruitless = 0
 
-    def find(self, repository: str, digest: Digest) -> KeptUpload | None:
-        """The unfinished upload of that blob into that repository, if one is known."""
-        with self._lock:
-            return self._kept.get((repository, digest))
+    def broke(self) -> None:
+        """The line broke."""
+        self._breaks += 1
+        if self.chunk is None:
+            # A proxy that finds a body too large may cut the line before its 413 can be read.
+            if self._breaks >= _BREAKS_BEFORE_CHUNKS:
+                self.shrink()
+        elif self.is_usual:
+            # Shorter than what lies between two breaks, or nothing ever gets through.
+            self.chunk = max(SHORT_CHUNK, self.chunk // 2)
 
-    def note(self, repository: str, digest: Digest, location: str, offset: int) -> None:
-        """The registry has `offset` bytes in the session at `location`."""
-        upload = KeptUpload(location, offset, self._clock())
-        with self._lock:
-            if self._file is not None:
-                self._kept[repository, digest] = upload
-                self._write(_line(repository, digest, upload))
+    def shrink(self) -> bool:
+        """Go over to chunks, or to smaller ones; False when they cannot become smaller."""
+        if self.chunk is None:
+            self.chunk = CHUNK if self.is_usual else CHUNK // 4
+        elif self.chunk > SMALLEST_CHUNK:
+            self.chunk //= 4
+        else:
+            return False
+        self.is_usual = self._may_be_whole = False
+        self._fruitless = 0
+        return True
 
-    def forget(self, repository: str, digest: Digest) -> None:
-        """The upload of that blob is over, whichever way."""
-        with self._lock:
-            if self._kept.pop((repository, digest), None) is not None:
-                self._write(_line(repository, digest, None))
+    def change(self) -> bool:
+        """Go over to the next form; False after the last."""
+        if self._may_be_whole:
+            self.chunk, self.is_usual, self._may_be_whole = None, False, False
+            self._fruitless = 0
+            return True
+        return (self.chunk is None or self.chunk > CHUNK // 4) and self.shrink()
 
-    # -- the file ------------------------------------------------------------------------------
-
-    def _read(self, file: BinaryIO) -> None:
-        oldest = self._clock() - _OLDEST_S
-        text = file.read(_MAX_BYTES)
-        for line in text.splitlines():
-            # torn, or not ours
-            with suppress(
-                ValueError,
-                TypeError,
-                KeyError,
-                RecursionError,
-                AttributeError,
-                OverflowError,
-                InvalidDigestError,
-            ):
-                entry = parse_json(line)
-                key = (str(entry["repository"]), Digest.parse(entry["digest"]))
-                self._kept.pop(key, None)
-                if entry.get("location") and float(entry["at"]) > oldest:
-                    self._kept[key] = KeptUpload(
-                        str(entry["location"]), int(entry["offset"]), float(entry["at"])
-                    )
-        if text and not text.endswith(b"\n"):
-            file.write(b"\n")
-
-    def _write(self, line: bytes) -> None:
-        if self._file is None:
-            return
-        try:
-            self._file.write(line)
-        except OSError as err:  # a full disk, say: the push itself needs no room
-            _log.debug("%s: %s; uploads are no longer written down", self.path, err)
-            self._file.close()
-            self._file = None
-
-    def _rewrite(self) -> None:
-        """Only what is unfinished, in a file that takes the place of the grown one."""
-        fresh = self.path.with_suffix(".new").name
-        self._folder.unlink(fresh)
-        with os.fdopen(self._folder.create(fresh, _PRIVATE), "wb") as out:
-            for (repository, digest), upload in self._kept.items():
-                out.write(_line(repository, digest, upload))
-        self._folder.rename(fresh, self.path.name)
-
-
-def _locked(folder: Folder, name: str) -> BinaryIO | None:
-    """The file of that name, open for this process alone; None while another one has it."""
-    while True:
-        with suppress(FileExistsError):
-            os.close(folder.create(name, _PRIVATE))
-        try:
-            fd = folder.open(name, os.O_RDWR | os.O_APPEND)
-        except FileNotFoundError:
-            continue  # whoever had it has just removed it
-        file = os.fdopen(fd, "r+b", buffering=0)
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            file.close()
-            return None
-        found = folder.status(name)
-        if found is not None and os.fstat(fd).st_ino == found.st_ino:
-            return file
-        file.close()  # whoever had it put another in its place, or removed it
-
-
-def _line(repository: str, digest: Digest, upload: KeptUpload | None) -> bytes:
-    entry: dict[str, object] = {"repository": repository, "digest": str(digest)}
-    if upload is not None:
-        entry |= {"location": upload.location, "offset": upload.offset, "at": upload.at}
-    return json.dumps(entry).encode() + b"\n"
-
-
-@contextmanager
-def _errors(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as err:
-        raise FileSystemError(
-            f"{path}: {err.strerror or err}; uploads under way cannot be written down there, name "
-            "another folder with --state-dir"
-        ) from err
+    def failed(self) -> bool:
+        """A session came to nothing; whether the next one has another form."""
+        self._fruitless += 1
+        return self._fruitless >= _FRUITLESS and self.change()

@@ -27,13 +27,15 @@ from mirror.registry.auth import PUSH
 from mirror.registry.failures import TransientFailure
 from mirror.registry.http1 import Body
 from mirror.registry.transport import Answer, Transport
-from mirror.registry.upload_forms import WANTS_ANOTHER, WANTS_CHUNKS, Form
+from mirror.registry.upload_journal import UploadJournal
 from mirror.registry.upload_sessions import (
+    WANTS_ANOTHER,
+    WANTS_CHUNKS,
     Content,
+    Form,
     OpenUpload,
     Outgoing,
     SourceFailedError,
-    UploadJournal,
 )
 
 _log = logging.getLogger(__name__)

@@ -42,6 +42,11 @@ class Requirement:
     name: str
     constraint: Constraint | None = None
 
+    @property
+    def weight(self) -> int:
+        """How much work it is to judge a version by it, in terms of an ordinary constraint."""
+        return 1 + len(str(self.constraint or "")) // 16
+
     def accepts(self, version: Version) -> bool:
         """Whether this version of it will do. Marks of origin (`-main`) do not count."""
         return self.constraint is None or self.constraint.accepts(comparable(version))
@@ -95,6 +100,7 @@ class BundleVersions:
     ) -> None:
         self.modules = {name: in_order(found) for name, found in sorted(modules.items()) if found}
         self.platform = in_order(platform)
+        self._met: dict[tuple[str, str], bool] = {}  # module and constraint → whether it is there
 
     def missing(self, contract: Contract, module: str = "") -> list[str]:
         """What a plugin needs and the bundle does not have. `module` is known to fit.
@@ -123,7 +129,11 @@ class BundleVersions:
 
     def has(self, need: Requirement) -> bool:
         """Whether the bundle has a version of the module that will do."""
-        return any(need.accepts(version) for version in self.modules.get(need.name, ()))
+        key = need.name, str(need.constraint or "")
+        if key not in self._met:
+            versions = self.modules.get(need.name, ())
+            self._met[key] = any(need.accepts(version) for version in versions)
+        return self._met[key]
 
     def describe(self, module: str) -> str:
         """Which versions of a module the bundle has; continues a sentence after `the bundle`."""

@@ -344,12 +344,16 @@ def package_version_images(source: ReleaseSource, wanted: Filter | None) -> list
 
 def _is_complete(source: ReleaseSource, repository: str, tag: str) -> bool:
     """Whether the source has an image with all that its index names."""
-    pending = [source.manifest(repository, tag)]
+    pending: list[str | Digest] = [tag]
+    seen: set[Digest] = set()
     while pending:
-        manifest = pending.pop()
+        manifest = source.manifest(repository, pending.pop())
         if manifest is None:
             return False
-        pending += (source.manifest(repository, one.descriptor.digest) for one in manifest.children)
+        # Indexes may name one image in many ways, and so twice as many with each generation.
+        fresh = {one.descriptor.digest for one in manifest.children} - seen
+        seen |= fresh
+        pending += sorted(fresh)
     return True
 
 

@@ -6,6 +6,7 @@ dependency fails only if no version that fits it can be had with all that this o
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -28,6 +29,13 @@ MAX_TRIES = 20_000
 
 A version that fails is not tried again in the same circumstances, so only plugins that need each
 other in many circles come near.
+"""
+
+MAX_STEPS = 500_000
+"""How much is looked at for all plugins together: needs, versions, and what is remembered of them.
+
+A source decides how many of these there are, and their numbers multiply. Real ones take a few
+hundred steps.
 """
 
 
@@ -76,22 +84,32 @@ class ChoiceLog:
 
     choices: list[tuple[Candidate, Edge]] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    _by_name: dict[str, Counter[Candidate]] = field(default_factory=dict)
+
+    def choose(self, candidate: Candidate, edge: Edge) -> None:
+        self.choices.append((candidate, edge))
+        self._by_name.setdefault(candidate.name, Counter())[candidate] += 1
 
     def mark(self) -> tuple[int, int]:
         return len(self.choices), len(self.warnings)
 
     def back_to(self, mark: tuple[int, int]) -> None:
-        del self.choices[mark[0] :]
+        while len(self.choices) > mark[0]:
+            candidate = self.choices.pop()[0]
+            counts = self._by_name[candidate.name]
+            counts[candidate] -= 1
+            if not counts[candidate]:
+                del counts[candidate]
         del self.warnings[mark[1] :]
 
     def chosen(self, name: str) -> list[Candidate]:
         """The chosen versions of a plugin, newest first."""
-        found = {one.version: one for one, _ in self.choices if one.name == name}
+        found = {one.version: one for one in self._by_name.get(name, ())}
         return [found[version] for version in reversed(in_order(found))]
 
 
 class TooTangledError(Exception):
-    """`MAX_TRIES` versions were tried. Control flow that never leaves the selection of plugins."""
+    """`MAX_TRIES` or `MAX_STEPS` are used up. It never leaves the selection of plugins."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,8 +139,21 @@ class Dependencies:
             tuple[Candidate, bool], dict[frozenset[str], dict[_Circumstances, str]]
         ] = {}
         self._looked_at: set[str] = set()  # since the candidate at hand was taken up
-        self._tries = 0
+        self._tries = self._steps = 0
         self._first_reason: str | None = None
+
+    def afresh(self) -> None:
+        """Allow `MAX_STEPS` once more."""
+        self._steps = 0
+
+    def spend(self, steps: int) -> None:
+        """Count what was looked at, or raise TooTangledError if that was too much."""
+        self._steps += steps
+        if self._steps > MAX_STEPS:
+            raise TooTangledError(
+                f"the plugins of this source are too tangled: {MAX_STEPS} needs and versions were "
+                "looked at; name exact versions with --include-plugin"
+            )
 
     def stable(self, name: str) -> list[Candidate]:
         """All versions of a plugin that are meant for use, newest first."""
@@ -165,6 +196,7 @@ class Dependencies:
         """
         contract = self.contract(candidate)
         if isinstance(contract, Contract):
+            self.spend(1 + len(contract.served_modules))
             missing = self._bundle.missing(contract, module) if strict else ()
             if missing:
                 return missing[0]
@@ -198,9 +230,11 @@ class Dependencies:
         self, need: Requirement, edge: Edge, chain: tuple[str, ...], *, strict: bool
     ) -> str | None:
         self._looked_at.add(need.name)
-        for chosen in self.journal.chosen(need.name):
+        there = self.journal.chosen(need.name)
+        self.spend(need.weight * len(there))
+        for chosen in there:
             if need.accepts(chosen.version):
-                self.journal.choices.append((chosen, edge))
+                self.journal.choose(chosen, edge)
                 return None
         wish = f"it needs plugin {need}"
         if self._proxy:
@@ -211,11 +245,12 @@ class Dependencies:
             return f"{wish}, at the end of a chain of more than {MAX_DEPTH} plugins"
         first: str | None = None
         for candidate in self.stable(need.name):
+            self.spend(need.weight)
             if not need.accepts(candidate.version):
                 continue
             reason = self._try(candidate, chain, strict=strict)
             if reason is None:
-                self.journal.choices.append((candidate, edge))
+                self.journal.choose(candidate, edge)
                 return None
             first = first or f"{candidate}: {reason}"
         reason = f"{wish}, but {first or 'no such version is published'}"
@@ -226,6 +261,7 @@ class Dependencies:
         """`take` it; a failure leaves no trace, and is remembered for the same circumstances."""
         failures = self._failures.setdefault((candidate, strict), {})
         for looked_at, known in failures.items():
+            self.spend(len(looked_at))
             reason = known.get(self._circumstances(looked_at, chain))
             if reason is not None:
                 self._looked_at |= looked_at
@@ -248,5 +284,5 @@ class Dependencies:
         return reason
 
     def _circumstances(self, looked_at: frozenset[str], chain: tuple[str, ...]) -> _Circumstances:
-        chosen = frozenset(one for one, _ in self.journal.choices if one.name in looked_at)
+        chosen = frozenset(one for name in looked_at for one in self.journal.chosen(name))
         return _Circumstances(looked_at, looked_at.intersection(chain), chosen, len(chain))

@@ -30,6 +30,9 @@ from mirror.release.plugin_dependencies import (
 from mirror.release.selection import ExactTag, Filter, ItemFilter
 from mirror.release.source import ReleaseSource
 
+_FEW = 5
+"""How many reasons of one kind are told."""
+
 
 @dataclass(frozen=True, slots=True)
 class PluginChoice:
@@ -80,6 +83,7 @@ def select_plugins(
     bundle = BundleVersions(modules, platform)
     selecting = _Selecting(facts, bundle, Dependencies(facts, bundle, proxy=proxy), proxy=proxy)
     selecting.take_for_modules()
+    selecting.afresh()
     selecting.take_wanted(sorted(wanted, key=lambda item: item.name))
     return selecting.selected()
 
@@ -93,6 +97,10 @@ class _Selecting:
         self._facts, self._bundle, self._proxy = facts, bundle, proxy
         self._dependencies, self._journal = dependencies, dependencies.journal
         self._skipped: dict[str, str] = {}
+
+    def afresh(self) -> None:
+        """Let what a user names be found, however much the rest of the source took."""
+        self._dependencies.afresh()
 
     # -- by the bundle's modules ------------------------------------------------------------------
 
@@ -122,10 +130,13 @@ class _Selecting:
             for module, version in served
             if (reason := self._take_for_module(versions, module, version))
         ]
+        told = failed[:_FEW]
+        if len(failed) > _FEW:
+            told.append(f"{len(failed) - _FEW} more versions of modules")
         if failed and len(failed) == len(served):
-            self._skipped[name] = "; ".join(failed)
+            self._skipped[name] = "; ".join(told)
         else:
-            self._journal.warnings += [f"plugin {name} has no version for {one}" for one in failed]
+            self._journal.warnings += [f"plugin {name} has no version for {one}" for one in told]
 
     def _newest_contract(self, versions: Iterable[Candidate]) -> tuple[Contract | None, str | None]:
         problem: str | None = None
@@ -141,16 +152,17 @@ class _Selecting:
     ) -> str | None:
         """Choose the newest version that is for this version of the module."""
         first: str | None = None
-        take = self._dependencies.take
+        take, spend = self._dependencies.take, self._dependencies.spend
         try:
             with self._dependencies.budget():
                 for candidate in versions:
                     mark = self._journal.mark()
                     needs, reason = self._needs_of(candidate, module, version)
+                    spend(1 + sum(need.weight for need in needs))
                     reason = reason or take(candidate, module=module, strict=True)
                     if reason is None:
                         texts = " || ".join(str(need.constraint or "") for need in needs)
-                        self._journal.choices.append((candidate, Edge("module", module, texts)))
+                        self._journal.choose(candidate, Edge("module", module, texts))
                         return None
                     self._journal.back_to(mark)
                     first = first or f"{candidate}: {reason}"
@@ -228,7 +240,7 @@ class _Selecting:
         if isinstance(contract, SourceContentError):
             raise SourceContentError(f"--include-plugin {flag} cannot be taken: {contract}")
         self._dependencies.warn_of_unmet_needs(candidate, contract)
-        self._journal.choices.append((candidate, Edge("explicit", flag, str(exact))))
+        self._journal.choose(candidate, Edge("explicit", flag, str(exact)))
         return candidate, flag
 
     def _take_newest(self, name: str, constraint: Constraint | None) -> None:
@@ -243,7 +255,7 @@ class _Selecting:
             raise SourceContentError(f"--include-plugin {flag} cannot be taken: {first}")
         if taken is None:
             self._not_published(flag, tags_of_versions(tags).values())
-        self._journal.choices.append((taken, Edge("explicit", flag, str(constraint or ""))))
+        self._journal.choose(taken, Edge("explicit", flag, str(constraint or "")))
         if first:
             self._journal.warnings.append(
                 f"--include-plugin {flag}: {taken.tag} is taken, because {first}"

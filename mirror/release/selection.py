@@ -27,6 +27,7 @@ from mirror.layout import CHANNELS, archive_of, latest_patches, parse_version, t
 from mirror.oci import Digest, Platform
 from mirror.oci.reference import valid_tag
 from mirror.release.constraints import Constraint, read_version
+from mirror.sync.content import AS_USUAL, ContentRules
 
 _NAME = re.compile(r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*")
 _MAX_NAME = 128  # a name is a tag too, in the index of what exists
@@ -323,6 +324,7 @@ class Selection:
         signatures: take cosign's other tags, and OCI referrers.
         platforms: keep only the images for these in multi-arch indexes that tags name.
         probing: the source cannot list tags; find versions by trying them.
+        rules: how much of each image must be at the source.
         modules_must_exist: a source without a repository of modules is an error.
     """
 
@@ -337,6 +339,7 @@ class Selection:
     signatures: bool = True
     platforms: tuple[Platform, ...] = ()
     probing: bool = False
+    rules: ContentRules = AS_USUAL
     modules_must_exist: bool = False
 
 

@@ -245,12 +245,12 @@ class ReleaseSource:
         return f"{self.tree.origin(repository)}{separator}{reference}"
 
     def missing(
-        self, repository: str, reference: str | Digest, needed_by: str
+        self, repository: str, reference: str | Digest, needed_by: str, way_out: str = ""
     ) -> SourceContentError:
         """Return the error for an image that `needed_by` leads to and the source does not have."""
         return SourceContentError(
             f"{self.where(repository, reference)} is not there, though {needed_by} leads to it; "
-            "the source is incomplete: ask its owner, or select other releases"
+            f"the source is incomplete: ask its owner, or select other releases{way_out}"
         )
 
 

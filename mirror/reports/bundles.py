@@ -20,6 +20,7 @@ from mirror.layout import (
 )
 from mirror.operations.push_reports import PushPlan, PushReport, Share, shares
 from mirror.sync.observation import listed
+from mirror.sync.observe import Verification
 
 if TYPE_CHECKING:
     from mirror.bundle.archive import Compressed, Omissions
@@ -202,6 +203,14 @@ def _archive_lines(archives: Mapping[str, int]) -> list[str]:
     return [f"  {name:<{width}}  {size:>10}" for name, size in files]
 
 
+_SEEN = {
+    Verification.NONE: "accepted the whole bundle (--verify none: nothing was asked for)",
+    Verification.TAGS: "has every tag of the bundle",
+    Verification.ALL: "holds the whole bundle",
+}
+"""What may be said of a registry after a push that asked for so much."""
+
+
 def push_summary(report: PushReport, elapsed_s: float) -> str:
     """What the registry holds now, and what that took."""
     plan, done = report.plan, report.done
@@ -210,7 +219,7 @@ def push_summary(report: PushReport, elapsed_s: float) -> str:
     put = f"{done.manifests} manifests, {done.tags} tags"
     number = report.published.statement.generation
     return page(
-        f"Registry {report.target} holds the whole bundle",
+        f"Registry {report.target} {_SEEN[report.verification]}",
         [
             *_contents_rows(report.inventory),
             ("Uploaded", f"{sent}, {put}" if plan else "nothing: all of it was there"),

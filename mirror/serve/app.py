@@ -39,12 +39,14 @@ def create_app(
     auth: Auth | None = None,
     read_only: bool = False,
     page_limit: int | None = None,
+    sparse_indexes: bool = False,
     middleware: Sequence[Middleware] = (),
 ) -> Starlette:
     """A registry that serves `storage` and, unless `read_only`, takes pushes into it.
 
     Lists come in pages of at most `page_limit` names, even if the client asks for more. Requests
-    pass through `middleware` first, in its order.
+    pass through `middleware` first, in its order. With `sparse_indexes` an index is taken before
+    its images, or without them.
 
     Raises:
         ValueError: `storage` cannot be written to, and `read_only` is not set.
@@ -52,7 +54,7 @@ def create_app(
     if not read_only and not isinstance(storage, Store):
         raise ValueError("this storage can only be read; say read_only=True")
     writable = storage if not read_only and isinstance(storage, Store) else None
-    service = Service(storage, writable, auth or Anonymous(), page_limit)
+    service = Service(storage, writable, auth or Anonymous(), page_limit, sparse_indexes)
     uploads = Uploads()
 
     @contextlib.asynccontextmanager

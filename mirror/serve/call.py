@@ -77,6 +77,7 @@ class Service:
     writable: Store | None
     auth: Auth
     page_limit: int | None
+    sparse_indexes: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -51,7 +51,8 @@ async def put_manifest(call: Call) -> Response:
     manifest = _parsed(raw, call.request.headers.get("content-type"), algorithm)
     if tag is None and str(manifest.digest) != reference:
         raise RefusedError(400, "DIGEST_INVALID", f"the manifest's digest is {manifest.digest}")
-    await in_thread(_keep_manifest, store, call.repository, manifest, tag)
+    sparse = call.service.sparse_indexes
+    await in_thread(_keep_manifest, store, call.repository, manifest, tag, sparse)
     headers = {
         "Location": call.url(f"manifests/{manifest.digest}"),
         "Docker-Content-Digest": str(manifest.digest),
@@ -89,8 +90,10 @@ def _find_manifest(
     return digest, held
 
 
-def _keep_manifest(store: Store, repository: str, manifest: Manifest, tag: str | None) -> None:
-    """Keep a manifest if the repository holds all that it needs.
+def _keep_manifest(
+    store: Store, repository: str, manifest: Manifest, tag: str | None, sparse: bool
+) -> None:
+    """Keep a manifest if the repository holds all that it needs; of a `sparse` index nothing.
 
     The subject may be missing: it may be pushed later (distribution-spec, "Pushing Manifests with
     Subject").
@@ -98,7 +101,7 @@ def _keep_manifest(store: Store, repository: str, manifest: Manifest, tag: str |
     for blob in manifest.blobs:
         if store.blob_size(repository, blob.digest) is None:
             raise _missing("MANIFEST_BLOB_UNKNOWN", blob.digest)
-    for child in manifest.children:
+    for child in () if sparse else manifest.children:
         if store.manifest(repository, child.descriptor.digest) is None:
             raise _missing("MANIFEST_UNKNOWN", child.descriptor.digest)
     store.put_manifest(repository, manifest, tag)

@@ -1,12 +1,12 @@
 """Inventory, diff, plan, transfer: what is wanted, what is there, and carrying the difference."""
 
+from mirror.oci import ManifestNode
 from mirror.sync.content import MemoryStore, Source, Target
 from mirror.sync.failover import BlobContent, FailoverSource, Holder
 from mirror.sync.inventory import (
     Gap,
     Inventory,
     InventoryBuilder,
-    ManifestNode,
     RepositoryContent,
     union,
 )

@@ -7,16 +7,67 @@ targets. Repository paths are relative to the root that the inventory shares.
 from __future__ import annotations
 
 import threading
-from collections.abc import Generator, Iterable
+from collections.abc import Collection, Generator, Iterable, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
 from typing import TYPE_CHECKING, Protocol
 
 from mirror.errors import NotFoundError
-from mirror.oci import Digest, Manifest
-from mirror.sync.inventory import Inventory, InventoryBuilder, ManifestNode
+from mirror.oci import Digest, Manifest, ManifestNode
+from mirror.sync.inventory import Inventory, InventoryBuilder
 from mirror.sync.plan import CopyBlob
 
 if TYPE_CHECKING:
     from mirror.sync.failover import BlobContent
+
+
+class ForeignLayers(StrEnum):
+    """What to do with layers that registries need not hold (`ManifestNode.foreign`)."""
+
+    CARRY = "carry"
+    """Carry those that the source holds."""
+    LEAVE_OUT = "leave-out"
+
+
+class SparseIndexes(StrEnum):
+    """What to do with an index of which the source does not have all images."""
+
+    REFUSE = "refuse"
+    CARRY = "carry"
+    """Carry it with those that are there."""
+
+
+@dataclass(frozen=True, slots=True)
+class ContentRules:
+    """How much of an image must be there."""
+
+    foreign_layers: ForeignLayers = ForeignLayers.CARRY
+    sparse_indexes: SparseIndexes = SparseIndexes.REFUSE
+
+
+AS_USUAL = ContentRules()
+"""Carry foreign layers that are there, and refuse sparse indexes."""
+
+
+def foreign_notice(place: str, count: int, rules: ContentRules) -> str:
+    """What to tell of foreign layers that are not carried from `place`."""
+    kinds = f"{count} non-distributable layers" if count > 1 else "a non-distributable layer"
+    if rules.foreign_layers is ForeignLayers.LEAVE_OUT:
+        return f"{place}: {kinds}: left out, as --foreign-layers says"
+    return (
+        f"{place} does not hold {kinds} of the images: left out; whoever runs these images "
+        "fetches them from the addresses that the images name"
+    )
+
+
+def sparse_notice(place: str, absent: Mapping[Digest, Collection[Digest]]) -> str:
+    """What to tell of sparse indexes: index → its images that are not at `place`."""
+    lacking, first = sum(map(len, absent.values())), min(absent)
+    more = f" and {len(absent) - 1} more" if len(absent) > 1 else ""
+    return (
+        f"{place} does not have all images of sparse indexes: {first}{more} (images that are not "
+        f"there: {lacking}); carried without these; many registries refuse such an index"
+    )
 
 
 class Source(Protocol):

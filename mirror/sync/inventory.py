@@ -26,33 +26,8 @@ from mirror.errors import (
     InvalidManifestError,
     InvalidReferenceError,
 )
-from mirror.oci import Descriptor, Digest, Manifest
+from mirror.oci import Descriptor, Digest, ManifestNode
 from mirror.oci.reference import check_repository, check_tag, referrers_tag
-
-
-@dataclass(frozen=True, slots=True)
-class ManifestNode:
-    """A manifest as the graph sees it: what it is, and what it needs beside it.
-
-    `blobs` are its config and the layers that must be carried; `children` the manifests of an
-    index. A `subject` is not a child: a signature may come before, after or without its image.
-    `artifact_type` is what an index says of an artifact; None for an image.
-    """
-
-    descriptor: Descriptor
-    blobs: tuple[Descriptor, ...] = ()
-    children: tuple[Descriptor, ...] = ()
-    artifact_type: str | None = None
-
-    @classmethod
-    def of(cls, manifest: Manifest) -> ManifestNode:
-        """The node of a manifest."""
-        return cls(
-            manifest.descriptor,
-            manifest.blobs,
-            tuple(child.descriptor for child in manifest.children),
-            manifest.artifact_type,
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,8 +62,9 @@ class RepositoryContent:
     def closure_size(self, digest: Digest) -> int:
         """Bytes of a manifest and all that it reaches here, each piece counted once."""
         nodes = [self.manifests[one] for one in self.reachable([digest])]
+        foreign = (one for node in nodes for one in node.foreign if one.digest in self.blobs)
         pieces = (piece for node in nodes for piece in (node.descriptor, *node.blobs))
-        return sum({piece.digest: piece.size for piece in pieces}.values())
+        return sum({piece.digest: piece.size for piece in (*pieces, *foreign)}.values())
 
 
 _NOTHING = RepositoryContent()
@@ -157,7 +133,7 @@ class Inventory:
                     if blob not in content.blobs:
                         yield Gap(path, blob, digest)
                 for child in dict.fromkeys(child.digest for child in node.children):
-                    if child not in content.manifests:
+                    if child not in content.manifests and child not in node.absent:
                         yield Gap(path, child, digest)
 
     def counts(self) -> dict[str, int]:
@@ -279,9 +255,12 @@ def _node_document(node: ManifestNode) -> dict[str, Any]:
     }
     if node.artifact_type is not None:
         document["artifactType"] = node.artifact_type
-    for key, descriptors in (("blobs", node.blobs), ("children", node.children)):
+    for key in ("blobs", "foreign", "children"):
+        descriptors: tuple[Descriptor, ...] = getattr(node, key)
         if descriptors:
             document[key] = [[d.media_type, str(d.digest), d.size] for d in descriptors]
+    if node.absent:
+        document["absent"] = [str(digest) for digest in sorted(node.absent)]
     return document
 
 
@@ -316,6 +295,8 @@ def _node(digest: Digest, document: Mapping[str, Any]) -> ManifestNode:
         descriptors("blobs"),
         descriptors("children"),
         None if artifact_type is None else text_of(artifact_type),
+        descriptors("foreign"),
+        frozenset(map(Digest.parse, document.get("absent", ()))),
     )
 
 

@@ -187,6 +187,9 @@ def complete_subset(inventory: Inventory) -> tuple[Inventory, dict[Item, MirrorE
         for digest, node in content.manifests.items():
             if digest not in left_out:
                 builder.add_manifest(path, node)
+                for layer in node.foreign:  # no manifest vouches for these
+                    if content.blobs.get(layer.digest) == layer.size:
+                        builder.add_blob(path, layer.digest, layer.size)
         for tag, digest in content.tags.items():
             if digest not in left_out:
                 builder.add_tag(path, tag, digest)
@@ -202,8 +205,8 @@ def _reasons(path: str, content: RepositoryContent) -> Iterator[tuple[Digest, Mi
                 yield digest, size_conflict(path, node, blob, sizes[blob.digest])
                 break
         for child in node.children:
-            if child.digest not in content.manifests:
-                yield child.digest, _absent(f"index {digest} of {where} leads to it")
+            if child.digest not in content.manifests and child.digest not in node.absent:
+                yield child.digest, _absent(f"index {digest} of {where} leads to it", sparse=True)
     for tag, digest in sorted(content.tags.items()):
         if digest not in content.manifests:
             yield digest, _absent(f"tag {tag} of {where} names it")
@@ -223,8 +226,9 @@ def _agreed_sizes(content: RepositoryContent) -> dict[Digest, int]:
     return agreed
 
 
-def _absent(why: str) -> NotFoundError:
-    return NotFoundError(f"it is not there, though {why}; push again what it belongs to")
+def _absent(why: str, *, sparse: bool = False) -> NotFoundError:
+    way = ", or let --sparse-indexes carry take the index without it" if sparse else ""
+    return NotFoundError(f"it is not there, though {why}; push again what it belongs to{way}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -284,7 +288,7 @@ class Dependents:
     def __init__(self, content: RepositoryContent) -> None:
         self._parents: dict[Digest, list[Digest]] = {}
         for digest, node in content.manifests.items():
-            for below in (*node.blobs, *node.children):
+            for below in node.named:
                 self._parents.setdefault(below.digest, []).append(digest)
         self._tags: dict[Digest, list[str]] = {}
         for tag, digest in content.tags.items():

@@ -9,17 +9,27 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
+from enum import StrEnum
 from functools import partial
 from typing import Protocol
 
-from mirror.errors import MirrorError, RegistryNotFoundError, SizeMismatchError
+from mirror.errors import IncompleteError, MirrorError, RegistryNotFoundError, SizeMismatchError
 from mirror.events import BlobDone, BytesMoved, OnEvent, TransferStarted
 from mirror.events import ignore as ignore_events
 from mirror.oci import Digest
 from mirror.registry import RegistryReader
 from mirror.run import PerItemErrors, Run
 from mirror.sync.inventory import Inventory, InventoryBuilder, RepositoryContent
-from mirror.sync.observation import Depth, Item, Observation, items_of, speaks_of_damage
+from mirror.sync.observation import (
+    Depth,
+    Finding,
+    Item,
+    Observation,
+    items_of,
+    listed,
+    speaks_of_damage,
+)
+from mirror.sync.plan import Plan
 
 
 class Place(Protocol):
@@ -278,3 +288,102 @@ def probe_sample(candidates: Sequence[Item], jobs: int) -> list[Item]:
     rest = candidates[jobs:]
     step = max(1, -(-len(rest) // jobs))
     return [*candidates[:jobs], *rest[step - 1 :: step]]
+
+
+# -- after a push --------------------------------------------------------------------------------
+
+_SAMPLE = 64
+_PAUSES_S = (0.2, 1.0)
+"""How long to wait before what is absent is asked for again: some registries are late."""
+
+
+class Verification(StrEnum):
+    """What a push asks the registry for, once that has accepted everything.
+
+    `NONE`: nothing. `TAGS`: before a tag turns, each manifest that was put and some of the blobs,
+    and afterwards each tag that turned; what the comparison had seen is not asked for again. `ALL`:
+    besides, every tag, manifest and blob of the bundle.
+    """
+
+    NONE = "none"
+    TAGS = "tags"
+    ALL = "all"
+
+
+def check_content(place: Place, plan: Plan, verification: Verification, run: Run) -> None:
+    """Ask for the manifests that `plan` put, and for some of its blobs, before tags turn.
+
+    Raises:
+        IncompleteError: something is not there.
+    """
+    if verification is Verification.NONE:
+        return
+    manifests = [Item(put.repository, put.digest) for wave in plan.manifests for put in wave]
+    blobs = [Item(path, step.digest, is_blob=True) for step in plan.blobs for path in step.into]
+    sample = blobs[:: max(1, -(-len(blobs) // _SAMPLE))]
+    if findings := _unkept(place, [*manifests, *sample], run):
+        raise IncompleteError(
+            f"{place.name}: {len(findings)} things that it accepted are not there, and no tag was "
+            "set; look for a cache or a proxy in front that keeps uploads to itself, and at the "
+            "registry's storage" + listed(findings),
+            (),
+        )
+
+
+def check_tags(place: Place, plan: Plan, verification: Verification, run: Run) -> None:
+    """Ask for the tags that `plan` set.
+
+    Raises:
+        IncompleteError: one of them names something else.
+    """
+    if verification is Verification.NONE:
+        return
+    tags = [Item(put.repository, put.digest, put.tag) for stage in plan.tags for put in stage]
+    if findings := _unkept(place, tags, run):
+        raise IncompleteError(
+            f"{place.name}: {len(findings)} tags that it accepted do not name what was put; a "
+            "registry that converts manifests, or a cache in front, cannot serve a cluster, which "
+            "asks for digests. If somebody else pushed at the same time, run it again"
+            + listed(findings),
+            (),
+        )
+
+
+def _unkept(place: Place, items: Sequence[Item], run: Run) -> list[Finding]:
+    """The items that are not there."""
+    questions = PerItemErrors(place.client.ping, run)
+    findings: list[Finding] = []
+    for pause_s in (*_PAUSES_S, 0.0):
+        answers = questions.ask_all(items, lambda item: _digest_there(place, item))
+        doubtful = [
+            (item, answer)
+            for item, answer in zip(items, answers, strict=True)
+            if answer != item.digest
+        ]
+        findings = [_unkept_one(place, item, answer) for item, answer in doubtful]
+        items = [item for item, _ in doubtful]
+        if not items:
+            break
+        run.sleep(pause_s)
+    return findings
+
+
+def _digest_there(place: Place, item: Item) -> Digest | None:
+    """What the registry has under an item's name."""
+    repository = place.locate(item.repository)
+    assert item.digest is not None, "all that was put has a digest"
+    if item.is_blob:
+        there = place.client.blob_size(repository, item.digest)
+        return None if there is None else item.digest
+    found = place.client.resolve(repository, item.tag or item.digest)
+    return found.digest if found else None
+
+
+def _unkept_one(place: Place, item: Item, answer: Digest | MirrorError | None) -> Finding:
+    problem = f"{'blob' if item.is_blob else 'manifest'} {item.digest} is not there"
+    if isinstance(answer, MirrorError):
+        problem = str(answer)
+    elif answer is not None:
+        problem = f"it names {answer} instead of {item.digest}"
+    tags = (item.tag,) if item.tag is not None else ()
+    return Finding(place.name, problem, item.repository, tags, item.digest)

@@ -177,13 +177,15 @@ class Publication:
         *,
         independence: Independence | None = None,
         before_tags: Callable[[Interim], None] = lambda _interim: None,
+        after_tags: Callable[[], None] = lambda: None,
         run: Run,
     ) -> PublicationReport:
         """Carry the content of `plan` from `source` to `target`, then turn its tags.
 
         With `independence` everything is carried and turned that does not depend on what failed,
         and the goal is stated only if nothing failed. `before_tags` is called before the first
-        step that others can see; it may raise.
+        step that others can see, `after_tags` when all have turned and nothing is stated yet; both
+        may raise.
 
         Raises:
             IncompleteError: some content could not be brought, or something that an interrupted
@@ -209,6 +211,7 @@ class Publication:
             independence=independence,
             run=run if self.heard else run.quietly(),
         )
+        after_tags()
         removed: tuple[tuple[str, str], ...] = ()
         if self.goal is None or done.failures:
             return PublicationReport(done, retracted=retracted)

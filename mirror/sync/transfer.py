@@ -24,12 +24,12 @@ from mirror.events import (
     TransferStarted,
     Warned,
 )
-from mirror.oci import Digest, Manifest
+from mirror.oci import Digest, Manifest, ManifestNode
 from mirror.oci.reference import referrers_tag
 from mirror.run import PerItemErrors, Run, for_each
 from mirror.sync.content import Source, Target
 from mirror.sync.failover import BlobContent, FailoverSource
-from mirror.sync.inventory import Inventory, InventoryBuilder, ManifestNode
+from mirror.sync.inventory import Inventory, InventoryBuilder
 from mirror.sync.plan import CopyBlob, Plan, PutManifest, PutTag, make_plan
 
 _log = logging.getLogger(__name__)

@@ -19,6 +19,7 @@ from mirror.oci.manifest import OCI_INDEX, referrer_json
 from mirror.oci.reference import referrers_tag
 from mirror.registry import OpenUpload, RegistryReader, RegistryWriter, UploadJournal
 from mirror.run import Run, gather
+from mirror.sync.content import AS_USUAL, ContentRules
 from mirror.sync.failover import BlobContent
 from mirror.sync.inventory import Inventory
 from mirror.sync.observation import Depth
@@ -38,6 +39,7 @@ class RegistryTree:
         storage: the registry's data folder, where this machine can reach it. A repair replaces
             damaged files there.
         journal: writes unfinished uploads down, so that the next process continues them.
+        rules: how much of an image must be there, for who copies what it finds in the tree.
         keys: how its statements are signed, and whose are believed.
     """
 
@@ -46,6 +48,7 @@ class RegistryTree:
     modules_suffix: str = MODULES
     storage: Path | None = None
     journal: UploadJournal | None = None
+    rules: ContentRules = AS_USUAL
     keys: StatementKeys = UNSIGNED
 
     @property

@@ -12,9 +12,10 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from mirror.errors import MirrorError, RegistryNotFoundError
-from mirror.oci import Digest
+from mirror.oci import Digest, ManifestNode
 from mirror.run import PerItemErrors, Run
-from mirror.sync.inventory import Inventory, InventoryBuilder, ManifestNode
+from mirror.sync.content import AS_USUAL, ContentRules, ForeignLayers, SparseIndexes
+from mirror.sync.inventory import Inventory, InventoryBuilder
 from mirror.sync.observation import Item, Observation
 from mirror.sync.observe import listed_tags
 from mirror.sync.tree import RegistrySource
@@ -60,6 +61,7 @@ def walk(
     only: Mapping[str, Collection[str]] | None = None,
     blobs: bool = False,
     memory: Memory | None = None,
+    rules: ContentRules = AS_USUAL,
     run: Run | None = None,
 ) -> Observation:
     """Follow all tags of the repositories `paths`; one that does not exist holds nothing.
@@ -69,7 +71,9 @@ def walk(
 
     What is held has the manifests that are there and the tags that name them. It has no blob, and
     `Observation.complete` takes them for there, unless `blobs` asks each repository for each blob
-    that its manifests need (HEAD). It is open where manifests need what is not there.
+    that its manifests need (HEAD). Foreign layers are asked for in any case, unless `rules` leave
+    them out. It is open where manifests need what is not there, indexes excepted that `rules` take
+    without some of their images.
 
     Raises:
         UnreachableError, DeniedError: the registry as a whole does not answer, or refuses.
@@ -77,8 +81,9 @@ def walk(
         CancelledError: `run` was stopped.
     """
     walker = _Walker(source, known or Inventory(), only, memory, Run.of(run))
-    found = walker.walk(sorted(set(paths)))
-    return walker.with_blobs(found) if blobs else found
+    found = walker.walk(sorted(set(paths)), rules)
+    foreign = rules.foreign_layers is ForeignLayers.CARRY
+    return walker.with_blobs(found, required=blobs, foreign=foreign)
 
 
 class _Walker:
@@ -102,7 +107,7 @@ class _Walker:
         self._referrers_seen: dict[_Held, tuple[Digest, ...]] = {}
         self._unclear: dict[Item, MirrorError] = {}
 
-    def walk(self, paths: list[str]) -> Observation:
+    def walk(self, paths: list[str], rules: ContentRules) -> Observation:
         """See what lies in these repositories."""
         listed = self._listed(paths)
         tags = self._tags(listed)
@@ -123,8 +128,11 @@ class _Walker:
         if self._memory is not None:
             self._memory.seen = _Seen(tags, there, self._referrers_seen, self._has_referrers)
         builder = InventoryBuilder()
-        for (path, _), node in there.items():
-            builder.add_manifest(path, node, closed=False)
+        carries_sparse = rules.sparse_indexes is SparseIndexes.CARRY
+        absent = self._absent(there) if carries_sparse else {}
+        for (path, digest), node in there.items():
+            sparse = replace(node, absent=frozenset(absent[digest])) if digest in absent else node
+            builder.add_manifest(path, sparse, closed=False)
         for (path, tag), digest in tags.items():
             if (path, digest) in there:
                 builder.add_tag(path, tag, digest)
@@ -136,8 +144,18 @@ class _Walker:
             requests=self._questions.asked,
         )
 
-    def with_blobs(self, found: Observation) -> Observation:
-        """`found`, and of the blobs that its manifests need those that are there.
+    def _absent(self, there: Mapping[_Held, ManifestNode]) -> dict[Digest, set[Digest]]:
+        """Sparse index → its images that are clearly not there, in some repository."""
+        absent: dict[Digest, set[Digest]] = {}
+        for (path, digest), node in there.items():
+            for child in node.children:
+                one = path, child.digest
+                if one not in there and Item(*one) not in self._unclear:
+                    absent.setdefault(digest, set()).add(child.digest)
+        return absent
+
+    def with_blobs(self, found: Observation, *, required: bool, foreign: bool) -> Observation:
+        """`found`, and those that are there of the blobs that its manifests require or may have.
 
         A blob of another size than they give is not.
         """
@@ -148,7 +166,7 @@ class _Walker:
                 (path, blob.digest, blob.size)
                 for path, content in found.held.repositories.items()
                 for node in content.manifests.values()
-                for blob in node.blobs
+                for blob in (*node.blobs * required, *node.foreign * foreign)
             }
         )
         answers = self._questions.ask_all(

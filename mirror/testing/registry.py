@@ -98,7 +98,7 @@ class EmbeddedRegistry(FaultyServer):
         with EmbeddedRegistry(FolderStorage("/srv/images"), port=5000) as registry:
             print(registry.address)
 
-    `create_app` explains `auth`, `read_only` and `page_limit`.
+    `create_app` explains `auth`, `read_only`, `page_limit` and `sparse_indexes`.
     """
 
     def __init__(
@@ -112,6 +112,7 @@ class EmbeddedRegistry(FaultyServer):
         faults: Faults | None = None,
         read_only: bool = False,
         page_limit: int | None = None,
+        sparse_indexes: bool = False,
     ) -> None:
         super().__init__(host=host, port=port, tls=tls, faults=faults)
         self.storage = storage
@@ -120,6 +121,7 @@ class EmbeddedRegistry(FaultyServer):
             auth=auth,
             read_only=read_only,
             page_limit=page_limit,
+            sparse_indexes=sparse_indexes,
             middleware=self._middleware(),
         )
 

@@ -297,9 +297,12 @@ def _tree(
     settings: WatchSettings, name: str, place: WatchedRegistry, opened: ExitStack
 ) -> RegistryTree:
     root = settings.repository(name)
+    retries, patience_s = BRIEF, settings.retry_for
+    if patience_s is not None:
+        retries = replace(BRIEF, retry_for_s=patience_s, from_start=True)
     options = replace(
         place.connection(),
-        retries=BRIEF,
+        retries=retries,
         limit_rate=settings.limit_rate,
         max_connections=settings.jobs * (len(settings.registries) + 1) + 8,
     )
@@ -311,7 +314,9 @@ def _tree(
     client = opened.enter_context(RegistryClient(root.host, options=options, credentials=login))
     suffix = normalised_suffix(settings.modules_path_suffix)
     keys = StatementKeys(None, settings.public_keys(), settings.allow_downgrade)
-    return RegistryTree(client, root, suffix, storage=place.storage, keys=keys)
+    return RegistryTree(
+        client, root, suffix, storage=place.storage, keys=keys, rules=settings.rules
+    )
 
 
 # -- pages -----------------------------------------------------------------------------------------

@@ -6,7 +6,6 @@ unchanged, and our own keys may stand beside its keys.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import replace
 from enum import StrEnum
@@ -15,7 +14,6 @@ from typing import Annotated, Any, Self
 
 from pydantic import (
     BaseModel,
-    BeforeValidator,
     ConfigDict,
     Field,
     SecretStr,
@@ -23,15 +21,15 @@ from pydantic import (
     model_validator,
 )
 
-from mirror.documents import Rate, problems, read_mapping
+from mirror.documents import Patience, Rate, Seconds, problems, read_mapping
 from mirror.errors import InputError
 from mirror.oci import Repository
 from mirror.registry import ClientCertificate, ConnectionOptions
+from mirror.sync.content import ContentRules, ForeignLayers, SparseIndexes
 
 AUTO = "auto"
 """In place of a leader's name: whichever complete registry has the highest generation."""
 
-_DURATION = re.compile(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d+)?)s)?", re.ASCII)
 _MIRRORER_KEYS = ("local", "remote", "users", "sleep", "parallelizm")
 _COMMON_KEYS = ("ca", "insecure", "tls-skip-verify")
 """What holds for all registries there; in our form each has its own."""
@@ -56,22 +54,6 @@ class CheckLevel(StrEnum):
 
 def _due(every_s: float | None, now_s: float, last_s: float | None) -> bool:
     return every_s is not None and (last_s is None or now_s - last_s >= every_s)
-
-
-def seconds(value: Any) -> Any:
-    """`90`, `"90s"`, `"1h30m"` or `"2d"` as seconds."""
-    if isinstance(value, str):
-        match = _DURATION.fullmatch(value)
-        if not value or match is None:
-            raise ValueError(f"{value!r} is not a duration; write 30s, 5m, 1h30m or 2d")
-        days, hours, minutes, rest = (float(part or 0) for part in match.groups())
-        return ((days * 24 + hours) * 60 + minutes) * 60 + rest
-    if isinstance(value, bool):
-        raise ValueError("a duration is needed: 30s, 5m, 1h30m or 2d")
-    return value
-
-
-Seconds = Annotated[float, BeforeValidator(seconds), Field(gt=0, le=366 * 86400)]
 
 
 def _kebab(name: str) -> str:
@@ -191,10 +173,13 @@ class WatchSettings(Schedule):
     modules_path_suffix: str = "/modules"
 
     prune: bool = False
+    foreign_layers: ForeignLayers = ForeignLayers.CARRY
+    sparse_indexes: SparseIndexes = SparseIndexes.REFUSE
     trusted_keys: tuple[Path, ...] = ()
     allow_downgrade: bool = False
     jobs: Annotated[int, Field(ge=1, le=64)] = 4
     limit_rate: Rate | None = None
+    retry_for: Patience | None = None
 
     listen: str | None = "127.0.0.1:5003"
     notify_token: SecretStr | None = None
@@ -206,7 +191,9 @@ class WatchSettings(Schedule):
         try:
             return cls.model_validate(from_mirrorer(document))
         except ValidationError as err:
-            found = "; ".join(problems(err, "the document"))
+            models = (cls, WatchedRegistry)
+            keys = [_kebab(name) for model in models for name in model.model_fields]
+            found = "; ".join(problems(err, "the document", keys))
             raise InputError(f"{path}: {found}") from err
         except ValueError as err:
             raise InputError(f"{path}: {err}") from err
@@ -225,6 +212,11 @@ class WatchSettings(Schedule):
         if self.listen is not None:
             self.listener()
         return self
+
+    @property
+    def rules(self) -> ContentRules:
+        """How much of an image must be there."""
+        return ContentRules(self.foreign_layers, self.sparse_indexes)
 
     @property
     def followers(self) -> tuple[str, ...]:

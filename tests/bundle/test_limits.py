@@ -123,8 +123,7 @@ def test_whatever_a_pull_may_seal_every_reader_takes(
     seal = pack_store(store, folder)
     has = {
         "names": sum(
-            len(content.tags)
-            + sum(1 + len(node.blobs) + len(node.children) for node in content.manifests.values())
+            len(content.tags) + sum(1 + len(node.named) for node in content.manifests.values())
             for archive in seal.archives.values()
             for content in archive.inventory.repositories.values()
         ),

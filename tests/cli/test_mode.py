@@ -324,7 +324,7 @@ def test_a_cluster_that_is_being_installed_has_no_mode_yet(write: Write) -> None
 @pytest.mark.parametrize(
     ("document", "words"),
     [
-        ({"master": ["10.0.0.1"]}, ["master: Extra inputs", "masters"]),
+        ({"master": ["10.0.0.1"]}, ["master: unknown key; did you mean masters?"]),
         ({"ca": "x", "caFile": "y"}, ["ca and caFile exclude each other"]),
         ({"ca": "hidden-pem"}, ["ca: CA cannot be read"]),
         ({"publicDomainTemplate": "apps.corp.example"}, ["publicDomainTemplate must have %s"]),

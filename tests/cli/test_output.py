@@ -60,7 +60,10 @@ def test_a_push_answers_with_what_it_sent(bundle: Path, target: str) -> None:
     run = call_mirror("push", bundle, target, "--insecure", "--json").succeeded()
     document = run.document
     assert run.stderr == ""
-    assert document.keys() == {"target", "inventory", "uploaded", "published", *COUNTS}
+    assert document.keys() == {
+        *("target", "inventory", "uploaded", "verified", "published"),
+        *COUNTS,
+    }
     assert document["target"] == target
     published = document["published"]
     assert published.keys() == {"generation", "inventory", "digest", "new"}
@@ -124,7 +127,7 @@ def test_results_go_to_stdout_and_progress_to_stderr(
     verify = call_mirror("verify", folder).succeeded()
     assert verify.stdout.startswith("The bundle is whole (sealed: every byte is accounted for)\n")
     push = call_mirror("push", folder, target, "--insecure").succeeded()
-    assert push.stdout.startswith(f"Registry {target} holds the whole bundle\n")
+    assert push.stdout.startswith(f"Registry {target} has every tag of the bundle\n")
     assert "comparing with the registry" in push.stderr
     assert "blobs" in push.stderr
 

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import stat
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from mirror.commands.access import AccessOptions
+from mirror.commands.access import AccessOptions, open_trees
+from mirror.events import ignore
+from mirror.registry import RegistryClient, RetryPolicy
 from mirror.registry.gate import HostState
+from mirror.registry.options import BRIEF
 from mirror.serve import BasicAuth, User
 from mirror.sync import MemoryStore
 from mirror.testing import Answer, EmbeddedRegistry, Fault
@@ -203,6 +207,40 @@ def test_every_byte_of_a_command_counts_against_its_rate(
     call_mirror("sync", "--from", f"{leader}/dkp/ee", "--to", f"{replica}/x", *flags).succeeded()
     assert {rate for rate, _ in spent} == {20e6}
     assert sum(count for _, count in spent) >= 2 * sent
+
+
+def test_patience_is_a_setting_of_every_command_that_reaches_a_registry() -> None:
+    usual = AccessOptions().connection().retries
+    assert (usual.retry_for_s, usual.from_start) == (300, False)
+    asked = AccessOptions(retry_for=90)
+    assert asked.connection().retries == RetryPolicy(retry_for_s=90, from_start=True)
+    with open_trees(["127.0.0.1:1/x"], asked, ignore) as (tree,):
+        assert isinstance(tree.client, RegistryClient)
+        policy = tree.client._transport.options.retries
+    assert policy == replace(BRIEF, retry_for_s=90, from_start=True)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["push", ".", "127.0.0.1:1/x"],
+        ["pull", "{folder}", "--source", "127.0.0.1:1/x"],
+        ["sync", "--from", "127.0.0.1:1/x", "--to", "127.0.0.1:2/x"],
+        ["status", "127.0.0.1:1/x", "127.0.0.1:2/x"],
+        ["diff", "127.0.0.1:1/x", "127.0.0.1:2/x"],
+        ["history", "127.0.0.1:1/x"],
+        ["rollback", "127.0.0.1:1/x"],
+        ["prune", "127.0.0.1:1/x"],
+        ["inventory", "127.0.0.1:1/x", "-o", "{folder}/x.json"],
+        ["verify", ".", "--against", "127.0.0.1:1/x"],
+    ],
+    ids=lambda command: command[0],
+)
+def test_a_patience_that_is_no_duration_is_refused(command: list[str], tmp_path: Path) -> None:
+    words = [word.format(folder=tmp_path / "new") for word in command]
+    call_mirror(*words, "--insecure", "--retry-for", "long").failed(
+        2, "'long' is not a duration; write 30s, 5m, 1h30m or 2d"
+    )
 
 
 def test_a_rate_reaches_the_connections_of_a_command() -> None:

@@ -19,7 +19,7 @@ from mirror.operations.pull import pull
 from mirror.operations.push import push, push_to_all
 from mirror.operations.rollback import rollback
 from mirror.operations.sync import sync_replicas
-from mirror.registry import ConnectionOptions, RegistryClient, RetryPolicy, upload_forms
+from mirror.registry import ConnectionOptions, RegistryClient, RetryPolicy, upload_sessions
 from mirror.release.selection import Selection
 from mirror.release.source import SourceTree
 from mirror.run import Run
@@ -37,7 +37,7 @@ DEADLINE_S = 30.0
 JOBS = 2
 STALL_S = 0.4
 
-SMALL_CHUNKS = mock.patch.multiple(upload_forms, CHUNK=400, SHORT_CHUNK=100, SMALLEST_CHUNK=50)
+SMALL_CHUNKS = mock.patch.multiple(upload_sessions, CHUNK=400, SHORT_CHUNK=100, SMALLEST_CHUNK=50)
 """So that small images have layers that travel in chunks."""
 LARGE_LAYER = b"layer in chunks " * 70
 

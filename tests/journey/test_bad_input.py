@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import os
 import shutil
@@ -35,8 +34,7 @@ from tests.support.wire import reached
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Retries wait for next to nothing."""
     retries = RetryPolicy(base_delay_s=0.01, max_delay_s=0.01, max_retry_after_s=0.01)
-    options = functools.partial(ConnectionOptions, retries=retries)
-    monkeypatch.setattr(mirror.commands.access, "ConnectionOptions", options)
+    monkeypatch.setattr(mirror.commands.access, "patience", lambda _asked: retries)
 
 
 def pull(folder: Path, root: str, *more: str | Path, **run: Any) -> Finished:

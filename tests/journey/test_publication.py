@@ -24,7 +24,7 @@ from mirror.sync.publication_state import (
 )
 from mirror.testing import Answer, EmbeddedRegistry, Fault
 from tests.conftest import MakeEmbeddedRegistry
-from tests.support.inventories import put_image
+from tests.support.inventories import put_image, put_index
 from tests.support.places import tree_of
 from tests.support.program import Finished, call_mirror
 from tests.support.real_registry import RealRegistry
@@ -404,6 +404,24 @@ def test_a_tag_that_another_tool_moved_between_two_pushes_comes_back_as_it_was(
     now = embedded.tags()
     for path, tags in before.items():
         assert now[path].items() >= tags.items()
+
+
+def test_what_another_tool_nested_is_read_once_however_often_it_is_named(
+    embedded_registry: EmbeddedRegistry, embedded: Place, releases: tuple[Release, ...]
+) -> None:
+    embedded.push(releases[0]).succeeded()
+    other = MemoryStore()
+    nested = put_image(other, "release-channel", layers=(b"by hand",))
+    for _ in range(8):
+        nested = put_index(other, "release-channel", children=[nested, nested])
+    other.put_tag("release-channel", "stable", other.manifest("release-channel", nested))
+    embedded.put(other)
+    embedded.push(releases[1]).succeeded()
+    embedded_registry.requests.clear()
+    embedded.run("rollback").succeeded()
+    asked = embedded_registry.requests.matching("GET", "/release-channel/manifests/sha256:", 200)
+    assert len(asked) < 40, "not 2 ** 8"
+    assert embedded.tags()["release-channel"]["stable"] == str(nested)
 
 
 def test_a_rollback_stays_until_the_next_release(

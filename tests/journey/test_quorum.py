@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import shutil
 from pathlib import Path
 
@@ -87,8 +86,8 @@ def test_a_quorum_goes_on_without_a_registry_that_is_dead_even_if_it_is_the_firs
     releases: tuple[Release, ...],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    options = functools.partial(ConnectionOptions, retries=RetryPolicy(2, 0.01, 0.01))
-    monkeypatch.setattr(mirror.commands.access, "ConnectionOptions", options)
+    policy = RetryPolicy(2, 0.01, 0.01)
+    monkeypatch.setattr(mirror.commands.access, "patience", lambda _asked: policy)
     first, second, third = addresses = [registry.address for registry in embedded]
     push(releases[0], [first, second]).succeeded()
     embedded[0].faults.add(Fault(Refuse(), times=None))

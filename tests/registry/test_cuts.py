@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from mirror.oci import Digest
-from mirror.registry import upload_forms
+from mirror.registry import upload_sessions
 from mirror.registry.http1 import Response
 from mirror.serve import FolderStorage
 from mirror.testing import EmbeddedRegistry
@@ -23,7 +23,7 @@ from tests.support.watched_client import watch
 
 SIZE = 200 << 20
 CUTS = 20
-CHUNK = upload_forms.CHUNK
+CHUNK = upload_sessions.CHUNK
 BLOCK = random.Random(7).randbytes(1 << 20)
 OVERHEAD = 1 << 20
 """Heads of requests, and what was on its way when the line broke."""

@@ -14,7 +14,7 @@ import pytest
 
 from mirror.errors import RegistryError
 from mirror.oci import Digest
-from mirror.registry import upload_forms
+from mirror.registry import upload_sessions
 from tests.registry.conftest import MakeClient, Serve
 from tests.support.fake_api import FakeRegistry, error
 from tests.support.scripted_server import Hangup, Reply, Request
@@ -53,7 +53,7 @@ def share(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> in
     """By what all sizes are divided."""
     part: int = request.param
     for name in ("CHUNK", "SHORT_CHUNK", "SMALLEST_CHUNK"):
-        monkeypatch.setattr(upload_forms, name, getattr(upload_forms, name) // part)
+        monkeypatch.setattr(upload_sessions, name, getattr(upload_sessions, name) // part)
     return part
 
 
@@ -279,14 +279,14 @@ def test_a_session_whose_state_nobody_tells_goes_on_where_it_was_confirmed(
     with cuts(registry, layer, whole=True, answer=False):
         sent = make_client(serve(registry).host).upload("a", layer.digest, layer.size, layer)
     assert registry.opened == 1
-    assert sent < layer.size + 5 * upload_forms.CHUNK
+    assert sent < layer.size + 5 * upload_sessions.CHUNK
 
 
 def test_a_session_that_says_it_has_less_than_was_confirmed_is_believed_the_second_time(
     share: int, serve: Serve, make_client: MakeClient
 ) -> None:
     registry, layer = Odd(share), Layer(SIZE // share)
-    chunk, lost = upload_forms.CHUNK, False
+    chunk, lost = upload_sessions.CHUNK, False
 
     def lose(request: Request) -> Reply | None:
         nonlocal lost
@@ -316,7 +316,7 @@ def test_a_registry_that_takes_no_form_is_told_after_each_has_had_its_turn(
     server = serve(registry)
     with pytest.raises(RegistryError, match="BLOB_UPLOAD_INVALID: not like this"):
         make_client(server.host).upload("a", layer.digest, layer.size, layer)
-    chunk = upload_forms.CHUNK
+    chunk = upload_sessions.CHUNK
     assert [(one.method, one.length) for one in server.log if one.length] == [
         ("PATCH", chunk),
         ("PUT", layer.size),

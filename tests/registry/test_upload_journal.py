@@ -14,7 +14,7 @@ import pytest
 
 from mirror.errors import CancelledError, DigestMismatchError, FileSystemError, UnreachableError
 from mirror.oci import Digest, verified
-from mirror.registry import RegistryClient, UploadJournal, upload_forms
+from mirror.registry import RegistryClient, UploadJournal, upload_sessions
 from mirror.registry.http1 import Response
 from mirror.run import Run
 from tests.conftest import MakeRealRegistry
@@ -328,7 +328,7 @@ def test_distribution_goes_on_after_a_process_that_stopped_between_two_chunks(
     folder: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(upload_forms, "CHUNK", 1 << 20)
+    monkeypatch.setattr(upload_sessions, "CHUNK", 1 << 20)
     registry = make_real_registry()
     client = make_client(registry.address)
     chunk = 1 << 20

@@ -16,7 +16,7 @@ from mirror.errors import (
     UnreachableError,
 )
 from mirror.oci import Digest, verified
-from mirror.registry import Credentials, OpenUpload, RegistryClient, upload_forms
+from mirror.registry import Credentials, OpenUpload, RegistryClient, upload_sessions
 from mirror.run import Run
 from tests.registry.conftest import MakeClient, Serve
 from tests.support.fake_api import FakeRegistry, error, once, times
@@ -464,8 +464,8 @@ def test_a_mount_at_a_failing_registry_is_an_error(
 @pytest.fixture
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> int:
     """Chunks of which a small blob has several; their size."""
-    monkeypatch.setattr(upload_forms, "CHUNK", 300_000)
-    monkeypatch.setattr(upload_forms, "SHORT_CHUNK", 20_000)
+    monkeypatch.setattr(upload_sessions, "CHUNK", 300_000)
+    monkeypatch.setattr(upload_sessions, "SHORT_CHUNK", 20_000)
     return 300_000
 
 
@@ -629,7 +629,7 @@ def test_a_chunk_that_was_accepted_is_there_whatever_range_says(
     source: Source,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(upload_forms, "CHUNK", 1 << 18)
+    monkeypatch.setattr(upload_sessions, "CHUNK", 1 << 18)
     answer = FakeRegistry.__call__
 
     def lie(self: FakeRegistry, request: Request) -> Reply:

@@ -397,6 +397,85 @@ def test_plugins_that_need_each_other_in_all_ways_are_given_up_and_the_rest_is_t
         solve(TANGLED, "t0")
 
 
+MANY = [f"v1.{minor}.0" for minor in range(40)]
+
+
+def alike(contract: Contract) -> dict[str, Contract]:
+    """Many versions of a plugin that need the same."""
+    return dict.fromkeys(MANY, contract)
+
+
+LONG = " || ".join(["1"] * 200)
+
+
+@pytest.mark.parametrize(
+    "plugins",
+    [
+        {f"p{n}": alike(needs({"m": ">5"})) for n in range(40)},
+        {f"p{n}": alike(needs({"m": ""} if not n else {}, {f"p{n + 1}": ""})) for n in range(16)},
+        {
+            "p": alike(needs({"m": ""}, {f"d{n:03}": "" for n in range(300)})),
+            **{f"d{n:03}": {"v1.0.0": needs()} for n in range(299)},
+        },
+        {
+            f"p{n}": alike(needs({"m": ""}, {f"p{k}": LONG for k in range(n + 1, 9)}))
+            for n in range(8)
+        },
+        {
+            f"p{n}": alike(needs({"m": ""}, {f"p{k}": "" for k in range(9) if k != n}))
+            for n in range(9)
+        },
+    ],
+    ids=["none fits", "chain", "wide", "long constraints", "circles"],
+)
+def test_whatever_a_source_publishes_the_work_is_bounded(
+    plugins: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Versions of modules, of plugins, and needs multiply; nobody waits for all of them."""
+    judged = 0
+    accepts = Constraint.accepts
+
+    def counted(constraint: Constraint, version: Version) -> bool:
+        nonlocal judged
+        judged += 1
+        return accepts(constraint, version)
+
+    monkeypatch.setattr(Constraint, "accepts", counted)
+    monkeypatch.setattr("mirror.release.plugin_dependencies.MAX_STEPS", 5000)
+    modules = {"m": [Version(1, minor) for minor in range(60)]}
+    found = {**plugins, "zz": {"v1.0.0": needs()}}
+    wanted = Filter.including(["zz"], "--include-plugin").items.values()
+    selection = select_plugins(Facts(found), modules=modules, platform=[], wanted=wanted)
+    assert judged <= 2 * 5000
+    assert chosen(selection).endswith("zz@v1.0.0"), "what a flag names is found all the same"
+    for skipped in selection.skipped:
+        assert skipped.reason.count("module m 1.") <= 5
+        assert len(skipped.reason) < 20_000
+
+
+def test_a_source_that_takes_too_much_work_is_told_as_that(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("mirror.release.plugin_dependencies.MAX_STEPS", 50)
+    plugins = {f"p{n}": {tag: needs({"m": ">5"}) for tag in MANY} for n in range(3)}
+    selection = solve(plugins, modules={"m": "1.0.0"})
+    reasons = [skipped.reason for skipped in selection.skipped]
+    assert "it needs module m >5" in reasons[0]
+    told = (
+        "module m 1.0.0: the plugins of this source are too tangled: 50 needs and versions were "
+        "looked at; name exact versions with --include-plugin"
+    )
+    assert reasons[1:] == [told, told]
+
+
+def test_of_many_versions_without_a_plugin_a_few_are_told() -> None:
+    modules = {"m": " ".join(f"1.{minor}.0" for minor in range(9))}
+    plugin = {"v1.0.0": needs({"m": "=1.8.0"})}
+    warnings = solve({"a": plugin}, modules=modules).warnings
+    assert len(warnings) == 6
+    assert warnings[-1] == "plugin a has no version for 3 more versions of modules"
+
+
 # -- by flag --------------------------------------------------------------------------------------
 
 SOME = {"a": {"v1.0.0": needs(), "v1.1.0": needs(), "v1.2.0-rc.1": needs(), "v2.0.0": needs()}}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any, TypeAlias
@@ -11,7 +10,6 @@ import pytest
 
 import mirror.commands.access
 from examples.release_tree import SMALL, TreeSpec
-from mirror.registry import ConnectionOptions
 from mirror.registry.options import RetryPolicy
 from mirror.testing import EmbeddedRegistry
 from tests.conftest import MakeEmbeddedRegistry
@@ -41,8 +39,7 @@ TINY = replace(
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Retries wait for next to nothing."""
     retries = RetryPolicy(base_delay_s=0.01, max_delay_s=0.01, max_retry_after_s=0.01)
-    options = functools.partial(ConnectionOptions, retries=retries)
-    monkeypatch.setattr(mirror.commands.access, "ConnectionOptions", options)
+    monkeypatch.setattr(mirror.commands.access, "patience", lambda _asked: retries)
 
 
 @pytest.fixture

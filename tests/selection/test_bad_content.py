@@ -10,6 +10,7 @@ import pytest
 from examples.release_tree import SMALL
 from examples.release_tree.images import image, layer
 from mirror.oci import Digest
+from mirror.oci.manifest import OCI_INDEX
 from mirror.testing import Answer, CorruptBody, Fault
 from tests.selection.conftest import TINY, MakeOffer
 from tests.support.depot import Offer, cosign, files_image, references, release_image
@@ -532,3 +533,22 @@ def test_a_constraint_that_nothing_fits_and_an_unknown_exclusion_are_told(source
     assert "no version of module console fits >=9" in run.stderr
     run = source.plan("-e", "consol").succeeded()
     assert "there is no module consol to leave out; is the name right?" in run.stderr
+
+
+# -- indexes that name one image in many ways ------------------------------------------------------
+
+
+def test_nested_indexes_are_read_once_however_often_they_are_named(source: Offer) -> None:
+    path = source.at("packages/grafana/version")
+    nested = source.depot.put(path, release_image("v9.0.0"))
+    for _ in range(40):
+        held = source.depot.manifest(path, nested)
+        one = {"mediaType": held.media_type, "digest": str(nested), "size": len(held.raw)}
+        document = {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": [one, one]}
+        raw = json.dumps(document).encode()
+        nested = source.depot.add_manifest(path, raw, OCI_INDEX, tags=["v9.0.0"]).digest
+    source.registry.requests.clear()
+    plan = source.plan("--no-platform", "--no-modules", "--no-packages").succeeded().document
+    assert ("package-versions.tar", "packages/grafana/version", "v9.0.0") in references(plan)
+    # Each of the 41 manifests, and no 2 ** 40 of them.
+    assert len(source.registry.requests) < 200

@@ -23,7 +23,7 @@ from mirror.registry import (
     RegistryClient,
     RetryPolicy,
     UploadJournal,
-    upload_forms,
+    upload_sessions,
     uploads,
 )
 from mirror.run import Run
@@ -364,7 +364,7 @@ def test_a_refusal_that_is_none_of_a_loss_is_not_asked_about(
 def test_a_token_that_expires_in_the_midst_of_a_blob_is_renewed(
     make_embedded_registry: MakeEmbeddedRegistry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(upload_forms, "CHUNK", 1 << 20)
+    monkeypatch.setattr(upload_sessions, "CHUNK", 1 << 20)
     auth = TokenAuth({"ci": User("right")})
     registry = make_embedded_registry(auth=auth)
 

@@ -161,7 +161,8 @@ def test_a_missing_child_is_a_gap_and_asked_for_once(embedded_registry: Embedded
     (failure,) = closed.failures
     assert str(failure) == (
         f"the registry: manifest install@{child}: it is not there, though index {index} of install "
-        "leads to it; push again what it belongs to"
+        "leads to it; push again what it belongs to, or let --sparse-indexes carry take the index "
+        "without it"
     )
 
 

@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 import yaml
 
+from mirror.documents import seconds
 from mirror.errors import InputError
 from mirror.registry import ClientCertificate
-from mirror.watch.settings import WatchSettings, seconds
+from mirror.watch.settings import WatchSettings
 
 THREE: dict[str, Any] = {
     "root": "system/deckhouse",
@@ -91,7 +92,12 @@ def test_the_mirrorers_pace_is_kept_and_our_own_keys_may_stand_beside_it(tmp_pat
         ({"users": {"pusher": {"name": "x"}}}, "users.pusher: name and password are needed"),
         ({"users": {"pusher": {"nam": "x"}}}, "users.pusher.nam: unknown setting"),
         ({"registries": {}}, "registries and local exclude each other"),
-        ({"unknown": 1}, "unknown: Extra inputs are not permitted"),
+        ({"unknown": 1}, "unknown: unknown key"),
+        ({"intervall": 1}, "intervall: unknown key; did you mean interval?"),
+        (
+            {"registries": {"a": {"adress": "a:5001"}, "b": {"address": "b:5001"}}},
+            "registries.a.adress: unknown key; did you mean address?",
+        ),
     ],
 )
 def test_what_the_mirrorer_would_have_passed_over_is_told(
@@ -190,6 +196,13 @@ def test_durations_are_written_as_people_write_them(text: Any, expected: float) 
 def test_a_rate_is_a_text_or_bytes_a_second(tmp_path: Path, written: object, rate: float) -> None:
     assert load(tmp_path, {**THREE, "limit-rate": written}).limit_rate == rate
     assert load(tmp_path, THREE).limit_rate is None
+
+
+def test_patience_with_a_registry_is_a_duration(tmp_path: Path) -> None:
+    assert load(tmp_path, {**THREE, "retry-for": "5m"}).retry_for == 300
+    assert load(tmp_path, {**THREE, "retry-for": 0}).retry_for == 0
+    assert load(tmp_path, THREE).retry_for is None
+    assert "'long' is not a duration" in complaint(tmp_path, {**THREE, "retry-for": "long"})
 
 
 def test_what_is_no_rate_is_named(tmp_path: Path) -> None:
