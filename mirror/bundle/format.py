@@ -268,7 +268,6 @@ def limits_for(size: int) -> Limits:
     return LARGE if size >= LARGE_FROM else ORDINARY
 
 
-MAX_MANIFEST_MARKS = 250_000
 MAX_MEDIA_TYPE = 255
 """Characters: RFC 6838, 4.2, allows 127 on either side of the slash."""
 MAX_FINDINGS = 5_000
@@ -276,15 +275,6 @@ MAX_FINDINGS = 5_000
 MAX_SUMS_BYTES = 4 << 20
 MAX_COMPANION_BYTES = 32 << 20
 """A file beside the archives."""
-
-
-def marks(data: bytes) -> int:
-    """Count the marks that JSON text has between its values.
-
-    A parser makes some 50 bytes of each, which may be 30 times the text. The count tells how much
-    memory it will take before it parses anything.
-    """
-    return sum(map(data.count, (b",", b":", b"[", b"{")))
 
 
 class Budget:

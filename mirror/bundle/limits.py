@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from mirror.bundle.format import MAX_MEDIA_TYPE, ORDINARY, SEAL, Budget, limits_for, marks
+from mirror.bundle.format import MAX_MEDIA_TYPE, ORDINARY, SEAL, Budget, limits_for
 from mirror.bundle.seal import Seal
+from mirror.documents import marks
 from mirror.errors import BundleLimitError, DamagedBundleError
 from mirror.sync import ManifestNode
 

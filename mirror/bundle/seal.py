@@ -32,9 +32,8 @@ from mirror.bundle.format import (
     MAX_COMPANION_BYTES,
     SEAL,
     Limits,
-    marks,
 )
-from mirror.documents import parse_json
+from mirror.documents import marks, parse_json
 from mirror.durable import Folder, os_errors
 from mirror.errors import (
     DamagedBundleError,
