@@ -18,19 +18,17 @@ from mirror.bundle.format import (
     MAX_FINDINGS,
     MAX_INDEX_BYTES,
     MAX_INDEX_MARKS,
-    MAX_MANIFEST_MARKS,
     MAX_MEMBERS,
     REF_NAME,
     SHORT_TAG,
     Budget,
     blob_path,
     inside,
-    marks,
 )
 from mirror.bundle.members import Member, members
 from mirror.bundle.seal import has_long_media_type
 from mirror.bundle.seekable import SeekableFile
-from mirror.documents import parse_json
+from mirror.documents import marks, parse_json
 from mirror.errors import (
     DamagedBundleError,
     DigestMismatchError,
@@ -238,8 +236,6 @@ def _read_manifest(file: Readable, member: Member, digest: Digest, media_type: s
         raise InvalidManifestError(f"{where} has {member.size} bytes, more than any manifest has")
     chunks = file.chunks(member.offset, member.size)
     raw = b"".join(verified(chunks, digest, member.size, where=where))
-    if marks(raw) > MAX_MANIFEST_MARKS:
-        raise InvalidManifestError(f"{where} has more values than any manifest has")
     said = media_type if media_type in MANIFESTS else None
     return Manifest.parse(raw, said, algorithm=digest.algorithm)
 

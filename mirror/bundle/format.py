@@ -237,21 +237,11 @@ MAX_NAMES = 120_000
 MAX_INDEX_BYTES = 8 << 20
 """A layout's index has some 400 bytes per tag: room for 20,000 tags in one repository."""
 MAX_INDEX_MARKS = 1_000_000
-MAX_MANIFEST_MARKS = 250_000
 MAX_MEDIA_TYPE = 255
 """Characters: RFC 6838, 4.2, allows 127 on either side of the slash."""
 MAX_FINDINGS = 5_000
 """Findings about one layout; the rest is counted."""
 MAX_SUMS_BYTES = 4 << 20
-
-
-def marks(data: bytes) -> int:
-    """Count the marks that JSON text has between its values.
-
-    A parser makes some 50 bytes of each, which may be 30 times the text. The count tells how much
-    memory it will take before it parses anything.
-    """
-    return sum(map(data.count, (b",", b":", b"[", b"{")))
 
 
 class Budget:

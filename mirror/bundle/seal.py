@@ -35,9 +35,8 @@ from mirror.bundle.format import (
     MAX_SEAL_MARKS,
     SEAL,
     Budget,
-    marks,
 )
-from mirror.documents import parse_json
+from mirror.documents import marks, parse_json
 from mirror.durable import Folder, os_errors
 from mirror.errors import (
     BundleLimitError,

@@ -201,7 +201,7 @@ def parse_certificates(pem: str, where: str) -> list[x509.Certificate]:
     """The certificates of some PEM text, at least one."""
     try:
         return x509.load_pem_x509_certificates(pem.encode())
-    except ValueError as err:
+    except (ValueError, x509.InvalidVersion) as err:
         raise InvalidCertificateError(
             f"{where}: expected PEM certificates (-----BEGIN CERTIFICATE-----), found none that "
             "can be read; give the text of the certificate file"

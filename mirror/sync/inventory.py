@@ -260,6 +260,8 @@ def _node_document(node: ManifestNode) -> dict[str, Any]:
             document[key] = [[d.media_type, str(d.digest), d.size] for d in descriptors]
     if node.absent:
         document["absent"] = [str(digest) for digest in sorted(node.absent)]
+    if node.subject is not None:
+        document["subject"] = str(node.subject)
     return document
 
 
@@ -288,7 +290,7 @@ def _node(digest: Digest, document: Mapping[str, Any]) -> ManifestNode:
             for media_type, text, size in document.get(key, ())
         )
 
-    artifact_type = document.get("artifactType")
+    artifact_type, subject = document.get("artifactType"), document.get("subject")
     return ManifestNode(
         Descriptor(text_of(document["mediaType"]), digest, _size(document["size"])),
         descriptors("blobs"),
@@ -296,6 +298,7 @@ def _node(digest: Digest, document: Mapping[str, Any]) -> ManifestNode:
         None if artifact_type is None else text_of(artifact_type),
         descriptors("foreign"),
         frozenset(map(Digest.parse, document.get("absent", ()))),
+        None if subject is None else Digest.parse(subject),
     )
 
 
