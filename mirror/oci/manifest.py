@@ -240,6 +240,7 @@ class ManifestNode:
         artifact_type: what an index says of an artifact; None for an image.
         foreign: layers that may be there, and need not (`Manifest.foreign`).
         absent: those of `children` without which the index was taken: a sparse index.
+        subject: what it refers to. Documents of earlier releases do not say so.
     """
 
     descriptor: Descriptor
@@ -248,6 +249,7 @@ class ManifestNode:
     artifact_type: str | None = None
     foreign: tuple[Descriptor, ...] = ()
     absent: frozenset[Digest] = frozenset()
+    subject: Digest | None = field(default=None, compare=False)
 
     @property
     def named(self) -> tuple[Descriptor, ...]:
@@ -263,6 +265,7 @@ class ManifestNode:
             tuple(child.descriptor for child in manifest.children),
             manifest.artifact_type,
             manifest.foreign,
+            subject=manifest.subject.digest if manifest.subject else None,
         )
 
 
