@@ -21,8 +21,9 @@ from mirror.modes.state import RegistryState
 from mirror.nodeconfig.cluster import load_access, load_nodes
 from mirror.nodeconfig.pki import parse_certificates
 from mirror.oci import Digest, Manifest, Reference, Repository
+from mirror.oci.compression import decompressed
 from mirror.oci.layers import read_files
-from mirror.oci.tar_stream import TarStream, decompressed
+from mirror.oci.tar_stream import TarStream
 from mirror.registry import credentials as stored
 from mirror.registry import http1, streams
 from mirror.registry.addresses import Home

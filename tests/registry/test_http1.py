@@ -76,6 +76,18 @@ def as_h11_reads(answer: bytes, method: str) -> tuple[int, dict[str, str], bytes
         return None
 
 
+def test_lines_may_end_without_a_carriage_return() -> None:
+    """Docker Hub's limiter of requests writes them so."""
+    limited = (
+        b"HTTP/1.1 429 Too Many Requests\nCache-Control: no-cache\nConnection: close\n"
+        b"Content-Type: text/plain\nRetry-After: 60\n\nToo Many Requests (HAP429).\n\n"
+    )
+    with line() as end:
+        answer = end.ask(limited)
+        assert (answer.status, answer.headers.get("retry-after")) == (429, "60")
+        assert b"".join(answer.pieces()).strip() == b"Too Many Requests (HAP429)."
+
+
 TEXT = st.text('abcXYZ019 -;,=/"', max_size=12)
 NAMES = st.sampled_from(["ETag", "Link", "X-a", "Docker-Content-Digest", "Location"])
 PARTS = st.lists(st.binary(min_size=1, max_size=40), max_size=4)
