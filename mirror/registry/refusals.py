@@ -108,6 +108,13 @@ def from_answer(
         return UnreachableError(
             f"{where}: {host} wants TLS; leave out --insecure", where=where, status=status
         )
+    if status == 407:
+        return UnreachableError(
+            f"{where}: the proxy on the way to {host} asks for a login ({said}); write "
+            "http://user:password@host:port into HTTP_PROXY, or name the host in NO_PROXY",
+            where=where,
+            status=status,
+        )
     if 300 <= status < 400:
         return RegistryError(
             f"{where}: {host} answers with a redirect that cannot be followed ({said})", **fields

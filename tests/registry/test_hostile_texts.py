@@ -24,7 +24,8 @@ from mirror.registry import (
 )
 from mirror.registry.addresses import Origin
 from mirror.registry.connections import Connections, _Route
-from mirror.registry.http1 import Body, Connection, Fault, Headers, Patience, Response, WireError
+from mirror.registry.http1 import Body, Connection, Headers, Patience, Response
+from mirror.registry.streams import Fault, WireError
 from tests.support.hostile import json_documents
 
 HOST = "registry.example"

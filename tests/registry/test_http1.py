@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mirror.registry.connections import head_of as head
-from mirror.registry.http1 import Body, Connection, Fault, Patience, Response, Stream, WireError
+from mirror.registry.http1 import Body, Connection, Patience, Response
+from mirror.registry.streams import Fault, Stream, WireError
 
 PATIENCE = Patience(5.0, 5.0, 5.0, lambda: None)
 
