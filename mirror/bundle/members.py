@@ -21,7 +21,7 @@ from pathlib import Path
 
 from mirror.bundle.archive import BLOCK
 from mirror.bundle.files import CHUNK, PartedReader, Readable
-from mirror.bundle.format import INDEX, MAX_MEMBERS
+from mirror.bundle.format import INDEX, ORDINARY
 from mirror.durable import os_errors
 from mirror.errors import DamagedBundleError, MirrorError
 
@@ -197,7 +197,7 @@ class TreeFile(Readable):
         self.size = 0
         try:
             for name, file, size in self._files_below(self._root, ""):
-                if len(self._members) > MAX_MEMBERS:
+                if len(self._members) > ORDINARY.members:
                     break  # one more than the reader takes, which then says so
                 self._members.append(Member(name, self.size, self.size, size))
                 self._files.append(file)

@@ -19,7 +19,12 @@ from mirror.nodeconfig.hosts import Containerd
 from mirror.nodeconfig.pods import Images
 from mirror.nodeconfig.proxies import Nginx
 from mirror.nodeconfig.render import Rendered, RenderOptions, render, write_cluster
-from mirror.nodeconfig.service_secrets import prepare_secrets, read_secrets, write_secrets
+from mirror.nodeconfig.service_secrets import (
+    prepare_secrets,
+    read_secrets,
+    renewed,
+    write_secrets,
+)
 from mirror.nodeconfig.services import Distribution
 
 if TYPE_CHECKING:
@@ -165,7 +170,9 @@ def render_command(
     before = None if previous is None else RegistrySettings.load(previous)
     kept_at = secrets_path or out / SECRETS_FILE
     now = datetime.datetime.now(datetime.UTC)
-    kept = prepare_secrets(read_secrets(kept_at), all_nodes, now)
+    held = read_secrets(kept_at)
+    kept = prepare_secrets(held, all_nodes, now)
+    changes = renewed(held, kept)
     rendered = render(settings, all_nodes, kept, previous=before, options=how)
     # Before the files that depend on them: a run cut short here leaves nothing to be forgotten.
     write_secrets(kept, kept_at)
@@ -179,9 +186,12 @@ def render_command(
             name: document(one, "written", "unchanged", "removed", "kept")
             for name, one in done.items()
         },
+        "renewed": list(changes),
         "notes": list(rendered.notes),
     }
-    work.say(result, _summary(settings, before, rendered, done, out))
+    rows = [*_summary(settings, before, rendered, done, out)]
+    rows += (f"  new: {one}" for one in changes)
+    work.say(result, [*rows, *(f"Note: {note}" for note in rendered.notes)])
 
 
 def _pairs(
@@ -263,5 +273,4 @@ def _summary(
         + (f", {len(one.kept)} kept for containerd until the next run" if one.kept else "")
         for name, one in done.items()
     ]
-    rows += [f"Note: {note}" for note in rendered.notes]
     return rows

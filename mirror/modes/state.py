@@ -19,7 +19,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, SecretStr
 
-from mirror.documents import document, line
+from mirror.documents import StrictLoader, document, line
 from mirror.durable import write_if_changed
 from mirror.errors import InvalidStateError
 from mirror.modes.constants import NAMESPACE, SECRET_STATE, SECRET_STATE_TYPE, ConditionType
@@ -330,7 +330,7 @@ def _mode(keys: Mapping[str, Any], key: str, default: Mode) -> Mode:
 
 def _yaml(text: str, where: str) -> Any:
     try:
-        return yaml.safe_load(text)
+        return yaml.load(text, StrictLoader)  # noqa: S506 -- a SafeLoader
     except (yaml.YAMLError, ValueError, RecursionError) as err:
         at = line(err) if isinstance(err, yaml.MarkedYAMLError) else ""
         # Not `from err`: its text may quote what is secret.

@@ -3,12 +3,14 @@
 An authority is renewed in two steps, so that no client meets one that it has not learnt yet. When a
 third of its life is left, a successor is made and trusted beside it. `OVERLAP` later the successor
 signs, and the old authority stays trusted until it ends. A pair is replaced when it is no longer
-sound, or when a third of its life is left and a new one would last longer.
+sound, or when a third of its life is left and a new one would last longer; the nodes take their
+turns, each on a day of its own within `OVERLAP` after the new authority has begun to sign.
 """
 
 from __future__ import annotations
 
 import datetime
+import hashlib
 import ipaddress
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -140,6 +142,7 @@ def authorities_to_use(held: Authorities | None, now: datetime.datetime) -> Auth
     if held is None:
         return Authorities(create_authority(now))
     signing, successor = held.signing, held.successor
+    _check_clock(signing, now)
     for pair in filter(None, (signing, successor)):
         basic = _extension(pair.parsed(), x509.BasicConstraints)
         pair.private_key()
@@ -158,6 +161,16 @@ def authorities_to_use(held: Authorities | None, now: datetime.datetime) -> Auth
     ends = [parse_certificates(one, "authority")[0].not_valid_after_utc for one in former]
     trusted = (one for one, end in zip(former, ends, strict=True) if now < end)
     return Authorities(signing, successor, tuple(trusted))
+
+
+def _check_clock(signing: KeyPair, now: datetime.datetime) -> None:
+    """A clock that is far behind must not replace what is good."""
+    begin = signing.parsed().not_valid_before_utc
+    if now < begin:
+        raise InvalidCertificateError(
+            f"authority: it begins at {begin:%Y-%m-%d %H:%M} UTC, and this machine's clock says "
+            f"{now:%Y-%m-%d %H:%M}; set the clock"
+        )
 
 
 def is_due(certificate: x509.Certificate, now: datetime.datetime) -> bool:
@@ -188,7 +201,7 @@ def parse_certificates(pem: str, where: str) -> list[x509.Certificate]:
     """The certificates of some PEM text, at least one."""
     try:
         return x509.load_pem_x509_certificates(pem.encode())
-    except ValueError as err:
+    except (ValueError, x509.InvalidVersion) as err:
         raise InvalidCertificateError(
             f"{where}: expected PEM certificates (-----BEGIN CERTIFICATE-----), found none that "
             "can be read; give the text of the certificate file"
@@ -222,10 +235,18 @@ def _sound(
     if not certificate.not_valid_before_utc <= now < end:
         return False
     # A new one by the same authority would end at the same moment.
-    longest = authorities.signing.parsed().not_valid_after_utc - BEFORE_AUTHORITY
-    if is_due(certificate, now) and longest > end:
+    signing = authorities.signing.parsed()
+    longest = signing.not_valid_after_utc - BEFORE_AUTHORITY
+    turn = _begin(signing) + OVERLAP + _own_delay(hosts)
+    if is_due(certificate, now) and longest > end and (now >= turn or now >= end - 2 * OVERLAP):
         return False
     return set(hosts) <= covered_hosts(certificate)
+
+
+def _own_delay(hosts: Sequence[str]) -> datetime.timedelta:
+    """Whole days, less than `OVERLAP`: the same for both services of a node, another for others."""
+    number = int.from_bytes(hashlib.sha256("\n".join(hosts).encode()).digest())
+    return datetime.timedelta(days=number % OVERLAP.days)
 
 
 def _is_issued_by(certificate: x509.Certificate, authority: x509.Certificate) -> bool:

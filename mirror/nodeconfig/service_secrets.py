@@ -161,6 +161,41 @@ def _leaves(
     )
 
 
+def renewed(before: ServiceSecrets | None, after: ServiceSecrets) -> tuple[str, ...]:
+    """What is new in `after`, in words; nothing where `before` is None, as all of it is.
+
+    For people; of users only those that were added.
+    """
+    if before is None:
+        return ()
+    told = []
+    if after.authority != before.authority:
+        told.append(f"authority {_named(after.authority)} signs from now on; {_FORMER}")
+    if after.successor is not None and after.successor != before.successor:
+        begins = f"it signs {pki.OVERLAP.days} days later"
+        told.append(f"next authority {_named(after.successor)}, trusted from now on; {begins}")
+    if gone := len(set(before.former) - set(after.former)):
+        told.append(f"{gone} former authorities have ended and are not trusted any more")
+    pairs: dict[str, tuple[KeyPair | None, KeyPair]] = {"token pair": (before.token, after.token)}
+    places = {
+        "in-cluster proxy": (before.in_cluster, after.in_cluster),
+        **{name: (before.nodes.get(name), leaves) for name, leaves in after.nodes.items()},
+    }
+    for place, (old, new) in places.items():
+        for service in ("auth", "distribution"):
+            pair = getattr(new, service)
+            pairs[f"{service} of {place}"] = (getattr(old, service, None), pair)
+    told += [f"{what} {_named(new)}" for what, (old, new) in pairs.items() if old != new]
+    return (*told, *(f"user {user}" for user in after.users if user not in before.users))
+
+
+_FORMER = "the former one stays trusted until it ends"
+
+
+def _named(pair: KeyPair) -> str:
+    return f"(until {pair.parsed().not_valid_after_utc:%Y-%m-%d})"
+
+
 def _random(length: int) -> str:
     return "".join(secrets.choice(_ALPHANUMERICS) for _ in range(length))
 

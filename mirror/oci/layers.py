@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from mirror.errors import UnreadableImageError
-from mirror.oci.tar_stream import EntryKind, TarEntry, TarStream, decompressed
+from mirror.oci.compression import decompressed
+from mirror.oci.tar_stream import EntryKind, TarEntry, TarStream
 
 LayerOpener: TypeAlias = Callable[[], Iterator[bytes]]
 """Opens the compressed bytes of one layer and verifies them; it can be called again."""
@@ -324,6 +325,7 @@ class _Image:
                 stack.callback(close)
             try:
                 unpacked = decompressed(raw, name)
+                stack.callback(getattr(unpacked.chunks, "close", lambda: None))
                 archive = TarStream(
                     self._counted(unpacked.chunks, name),
                     name,

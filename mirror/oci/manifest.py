@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from mirror.documents import problems
+from mirror.documents import marks, problems
 from mirror.errors import InvalidDigestError, InvalidManifestError
 from mirror.oci.reference import Digest
 
@@ -48,6 +48,9 @@ NONDISTRIBUTABLE_LAYERS = frozenset(
 
 MAX_MANIFEST_BYTES = 4 << 20
 """Larger documents are refused; distribution-spec asks registries for this much at least."""
+
+MAX_MANIFEST_MARKS = 250_000
+"""The most values, as `documents.marks` counts them: a parser makes up to 30 times the text."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -168,6 +171,8 @@ class Manifest:
             raise InvalidManifestError(
                 f"manifest {digest} has {len(raw)} bytes; at most {MAX_MANIFEST_BYTES} are read"
             )
+        if marks(raw) > MAX_MANIFEST_MARKS:
+            raise InvalidManifestError(f"manifest {digest} has more values than any manifest has")
         try:
             wire = _WireManifest.model_validate_json(raw)
         except ValidationError as err:
@@ -235,6 +240,7 @@ class ManifestNode:
         artifact_type: what an index says of an artifact; None for an image.
         foreign: layers that may be there, and need not (`Manifest.foreign`).
         absent: those of `children` without which the index was taken: a sparse index.
+        subject: what it refers to. Documents of earlier releases do not say so.
     """
 
     descriptor: Descriptor
@@ -243,6 +249,7 @@ class ManifestNode:
     artifact_type: str | None = None
     foreign: tuple[Descriptor, ...] = ()
     absent: frozenset[Digest] = frozenset()
+    subject: Digest | None = field(default=None, compare=False)
 
     @property
     def named(self) -> tuple[Descriptor, ...]:
@@ -258,6 +265,7 @@ class ManifestNode:
             tuple(child.descriptor for child in manifest.children),
             manifest.artifact_type,
             manifest.foreign,
+            subject=manifest.subject.digest if manifest.subject else None,
         )
 
 

@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Iterator
 from urllib.parse import quote, urlsplit, urlunsplit
 
-from mirror.documents import parse_json
+from mirror.documents import marks, parse_json
 from mirror.errors import (
     DigestMismatchError,
     InvalidDigestError,
@@ -230,7 +230,8 @@ def _told(answer: Answer) -> Descriptor | None:
 
 _PAGE = 1000
 _MAX_PAGES = 10_000
-_MAX_PAGE_BYTES = 64 << 20  # some registries ignore `n` and send all at once
+_MAX_LIST_BYTES = 16 << 20  # of all pages; some registries ignore `n` and send all at once
+_MAX_LIST_NAMES = 1_000_000
 
 # No `<` within a target: a header full of them is read in linear time.
 _LINK = re.compile(r'<([^<>]*)>((?:\s*;\s*[^\s;,="]+(?:\s*=\s*(?:"[^"]*"|[^\s;,"]*))?)*)')
@@ -266,7 +267,7 @@ def tags(transport: Transport, repository: str) -> list[str]:
     url = transport.at(repository, f"tags/list?n={_PAGE}")
     names: dict[str, None] = {}
     try:
-        for answer in _pages(transport, url, (PULL.format(repository),), _MAX_PAGE_BYTES):
+        for answer in _pages(transport, url, (PULL.format(repository),), _MAX_LIST_BYTES):
             names.update(dict.fromkeys(_names(transport, answer, "tags")))
     except RegistryNotFoundError as err:
         missing = f"{transport.host}/{repository}: no such repository in the registry"
@@ -277,7 +278,7 @@ def tags(transport: Transport, repository: str) -> list[str]:
 def catalogue(transport: Transport) -> Iterator[str]:
     """See `RegistryClient.catalogue`."""
     url = transport.url(f"/v2/_catalog?n={_PAGE}")
-    for answer in _pages(transport, url, CATALOGUE, _MAX_PAGE_BYTES):
+    for answer in _pages(transport, url, CATALOGUE, _MAX_LIST_BYTES):
         names = _names(transport, answer, "repositories")
         yield from _valid(transport, names, valid_repository, ": its list of repositories")
 
@@ -298,7 +299,7 @@ def referrers_api(
     url = transport.at(repository, f"referrers/{digest}{query}")
     found: dict[Digest, Child] = {}
     try:
-        for answer in _pages(transport, url, (PULL.format(repository),), MAX_MANIFEST_BYTES):
+        for answer in _pages(transport, url, (PULL.format(repository),), _MAX_LIST_BYTES):
             index = _index(answer)
             if index is None:
                 return None
@@ -343,12 +344,16 @@ def _index(answer: Answer) -> Manifest | None:
 
 
 def _pages(transport: Transport, url: str, wanted: Scopes, limit: int) -> Iterator[Answer]:
-    """Follow `Link` from page to page, at this registry only and never in a circle."""
+    """Follow `Link` from page to page, at this registry only and never in a circle.
+
+    All pages together have at most `limit` bytes.
+    """
     seen: set[str] = set()
     where = transport.where("GET", url)
     while True:
         seen.add(url)
         answer = transport.call("GET", url, accept=statuses.READ, limit=limit, scopes=wanted)
+        limit -= len(answer.body)
         yield answer
         try:
             link = next_link(answer.headers.all("link"))
@@ -377,6 +382,8 @@ def _pages(transport: Transport, url: str, wanted: Scopes, limit: int) -> Iterat
 
 def _names(transport: Transport, answer: Answer, key: str) -> list[str]:
     where = transport.where("GET", answer.url)
+    if marks(answer.body) > _MAX_LIST_NAMES:
+        raise _broken(where, f"{transport.host} lists more than {_MAX_LIST_NAMES} {key}")
     try:
         names = parse_json(answer.body)[key] or []
     except (ValueError, TypeError, KeyError, RecursionError) as err:

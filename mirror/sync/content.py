@@ -7,18 +7,30 @@ targets. Repository paths are relative to the root that the inventory shares.
 from __future__ import annotations
 
 import threading
-from collections.abc import Collection, Generator, Iterable, Mapping
+from collections.abc import Callable, Collection, Generator, Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Protocol
 
 from mirror.errors import NotFoundError
 from mirror.oci import Digest, Manifest, ManifestNode
+from mirror.registry import RegistryReader
 from mirror.sync.inventory import Inventory, InventoryBuilder
 from mirror.sync.plan import CopyBlob
 
 if TYPE_CHECKING:
     from mirror.sync.failover import BlobContent
+
+
+class Place(Protocol):
+    """A tree of repositories in a registry, which can be looked at."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def client(self) -> RegistryReader: ...
+    @property
+    def locate(self) -> Callable[[str], str]: ...
 
 
 class ForeignLayers(StrEnum):

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -260,6 +261,8 @@ def _node_document(node: ManifestNode) -> dict[str, Any]:
             document[key] = [[d.media_type, str(d.digest), d.size] for d in descriptors]
     if node.absent:
         document["absent"] = [str(digest) for digest in sorted(node.absent)]
+    if node.subject is not None:
+        document["subject"] = str(node.subject)
     return document
 
 
@@ -284,18 +287,19 @@ def read_nodes(manifests: Mapping[str, Any]) -> dict[Digest, ManifestNode]:
 def _node(digest: Digest, document: Mapping[str, Any]) -> ManifestNode:
     def descriptors(key: str) -> tuple[Descriptor, ...]:
         return tuple(
-            Descriptor(text_of(media_type), Digest.parse(text), _size(size))
+            Descriptor(sys.intern(text_of(media_type)), Digest.parse(text), _size(size))
             for media_type, text, size in document.get(key, ())
         )
 
-    artifact_type = document.get("artifactType")
+    artifact_type, subject = document.get("artifactType"), document.get("subject")
     return ManifestNode(
-        Descriptor(text_of(document["mediaType"]), digest, _size(document["size"])),
+        Descriptor(sys.intern(text_of(document["mediaType"])), digest, _size(document["size"])),
         descriptors("blobs"),
         descriptors("children"),
         None if artifact_type is None else text_of(artifact_type),
         descriptors("foreign"),
         frozenset(map(Digest.parse, document.get("absent", ()))),
+        None if subject is None else Digest.parse(subject),
     )
 
 

@@ -11,14 +11,19 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
 from enum import StrEnum
 from functools import partial
-from typing import Protocol
 
-from mirror.errors import IncompleteError, MirrorError, RegistryNotFoundError, SizeMismatchError
+from mirror.errors import (
+    IncompleteError,
+    MirrorError,
+    RegistryNotFoundError,
+    SizeMismatchError,
+)
 from mirror.events import BlobDone, BytesMoved, OnEvent, TransferStarted
 from mirror.events import ignore as ignore_events
 from mirror.oci import Digest
 from mirror.registry import RegistryReader
 from mirror.run import PerItemErrors, Run
+from mirror.sync.content import Place
 from mirror.sync.inventory import Inventory, InventoryBuilder, RepositoryContent
 from mirror.sync.observation import (
     Depth,
@@ -30,17 +35,7 @@ from mirror.sync.observation import (
     speaks_of_damage,
 )
 from mirror.sync.plan import Plan
-
-
-class Place(Protocol):
-    """A tree of repositories in a registry, which can be looked at."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def client(self) -> RegistryReader: ...
-    @property
-    def locate(self) -> Callable[[str], str]: ...
+from mirror.sync.referrers import unlisted
 
 
 def listed_tags(client: RegistryReader, repository: str) -> frozenset[str]:
@@ -139,6 +134,7 @@ class _Look:
             if (path, digest) not in there
         ]
         there |= {(item.repository, item.digest) for item, answer in self._answers(loose) if answer}
+        there -= unlisted(self._place, self._questions, asked, there)
         doubtful: list[Item] = []
         for path, content in asked.items():
             certain: set[Digest] = set()

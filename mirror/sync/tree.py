@@ -6,12 +6,12 @@ import copy
 import json
 import threading
 from collections.abc import Callable, Generator, Sequence
-from contextlib import closing, suppress
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from mirror.errors import DeniedError, RegistryNotFoundError
+from mirror.errors import DeniedError
 from mirror.events import Warned
 from mirror.layout import MODULES, with_modules_suffix
 from mirror.oci import Digest, Manifest, Repository
@@ -25,6 +25,7 @@ from mirror.sync.inventory import Inventory
 from mirror.sync.observation import Depth
 from mirror.sync.observe import listed_tags, observe
 from mirror.sync.plan import CopyBlob, Plan, places_written
+from mirror.sync.referrers import referrers_list
 from mirror.sync.statement import UNSIGNED, StatementKeys
 
 
@@ -361,12 +362,18 @@ class RegistryTarget:
             if self._has_referrers_api:
                 return
             tag, entry = referrers_tag(subject.digest), referrer_json(manifest)
-            index: dict[str, Any] = {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": []}
-            with suppress(RegistryNotFoundError):
-                index = json.loads(self.client.manifest(path, tag).raw)
-            listed = index.setdefault("manifests", [])
-            if all(one["digest"] != entry["digest"] for one in listed):
-                listed.append(entry)
+            index = referrers_list(self.client, path, subject.digest)
+            if index is None:
+                self._run.on_event(
+                    Warned(
+                        f"{self._name}: {path}:{tag} is not a list of what refers to the image "
+                        f"{subject.digest}; it stays as it is, so nobody finds {manifest.digest} "
+                        "from that image; remove the tag and run this again"
+                    )
+                )
+                return
+            if all(one["digest"] != entry["digest"] for one in index["manifests"]):
+                index["manifests"].append(entry)
                 new = Manifest.parse(json.dumps(index, separators=(",", ":")).encode(), OCI_INDEX)
                 self.client.put_manifest(path, tag, new)
 

@@ -9,6 +9,7 @@ import random
 import shutil
 import struct
 import subprocess
+import sys
 import tarfile
 import threading
 from contextlib import closing, suppress
@@ -36,6 +37,7 @@ from mirror.run import Run
 from mirror.sync import Inventory, MemoryStore, Plan, make_plan, transfer
 from tests.support.bundles import archives_of, pack_store, seal_of
 from tests.support.inventories import put_image, sample_store
+from tests.support.program import ROOT
 from tests.support.tools import require_tool
 
 
@@ -442,6 +444,52 @@ def test_a_frame_that_holds_more_than_it_says_is_refused(
     with pytest.raises(DamagedBundleError, match=r"a.tar.zst: it has frame 0"):
         file.read(0, 1000)
     file.close()
+
+
+def lying(path: Path, stated: int) -> None:
+    """A frame of 300 MiB whose own header, and the table, state `stated` bytes of it."""
+    frame = bytearray(zstandard.ZstdCompressor().compress(bytes(300 << 20)))
+    assert frame[4] >> 6 == 2  # four bytes of content size
+    at = 5 if frame[4] & 0x20 else 6
+    frame[at : at + 4] = struct.pack("<I", stated)
+    entry = struct.pack("<II", len(frame), stated)
+    table = struct.pack("<II", 0x184D2A5E, len(entry) + 9) + entry
+    path.write_bytes(bytes(frame) + table + struct.pack("<IBI", 1, 0, 0x8F92EAB1))
+
+
+_READ_LIES = """
+import sys
+from pathlib import Path
+from mirror.bundle.files import ReadAt
+from mirror.bundle.seekable import SeekableFile
+from mirror.errors import DamagedBundleError
+from tests.support.measured import peak
+before = peak()
+for name in sys.argv[1:]:
+    file = SeekableFile(ReadAt(Path(name)))
+    try:
+        file.read(0, file.size)
+    except DamagedBundleError as err:
+        print(err)
+print(peak() - before)
+"""
+
+
+def test_a_frame_whose_header_lies_takes_no_memory(tmp_path: Path) -> None:
+    paths = [tmp_path / name for name in ("small.tar.zst", "large.tar.zst", "unknown.tar.zst")]
+    lying(paths[0], 1000)
+    lying(paths[1], MAX_FRAME)
+    bomb(paths[2], MAX_FRAME, 300 << 20, content_size=False)
+    done = subprocess.run(
+        [sys.executable, "-c", _READ_LIES, *paths],
+        capture_output=True,
+        check=True,
+        text=True,
+        cwd=ROOT,
+    )
+    *refused, grown = done.stdout.splitlines()
+    assert [line.partition(":")[0] for line in refused] == [path.name for path in paths]
+    assert int(grown) < 64 << 20
 
 
 def test_frames_beyond_what_is_read_are_refused_with_what_to_do(tmp_path: Path) -> None:

@@ -367,6 +367,7 @@ def test_conditions_of_another_version_are_dropped() -> None:
     [
         ("- a", "not a mapping"),
         ("a: [", "not YAML"),
+        ("mode: !!int", "not YAML \\(line 1\\)"),
         ({"replicas": 1}, "found other keys"),
         ({"kind": "ConfigMap", "data": {}}, "another kind of object"),
         ({"kind": "Secret", "metadata": {"name": "other"}, "data": {}}, "another Secret"),

@@ -79,6 +79,17 @@ def test_the_same_settings_write_nothing_anew(folder: Path) -> None:
         assert tree["unchanged"]
 
 
+def test_what_was_renewed_is_told(folder: Path) -> None:
+    arguments = ["--module-config", str(folder / "local.yaml"), "--nodes"]
+    first = run(folder, *arguments, "master-0=10.0.0.1")
+    assert "new:" not in first.output
+    second = run(folder, *arguments, "master-0=10.0.0.7")
+    assert "\n  new: auth of master-0 (until 20" in second.output
+    assert "\n  new: distribution of master-0 (until 20" in second.output
+    again = json.loads(run(folder, *arguments, "master-0=10.0.0.7", "--json").output)
+    assert again["renewed"] == []
+
+
 def test_a_transition_is_rendered_from_two_settings(folder: Path) -> None:
     new, old = str(folder / "local.yaml"), str(folder / "direct.yaml")
     done = run(folder, "--module-config", new, "--from", old, "--nodes", MASTERS, "--json")

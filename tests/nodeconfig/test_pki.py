@@ -15,7 +15,7 @@ from mirror.errors import InvalidCertificateError
 from mirror.nodeconfig import pki
 from mirror.nodeconfig.cluster import Node
 from mirror.nodeconfig.pki import Authorities, KeyPair
-from mirror.nodeconfig.service_secrets import prepare_secrets
+from mirror.nodeconfig.service_secrets import prepare_secrets, renewed
 
 NOW = datetime.datetime(2026, 3, 1, 12, tzinfo=datetime.UTC)
 HOUR = datetime.timedelta(hours=1)
@@ -186,6 +186,115 @@ def test_no_client_ever_meets_a_certificate_that_it_does_not_trust_yet() -> None
         now += pki.OVERLAP - DAY
         signers.add(kept.authority.certificate)
     assert len(signers) == 3
+
+
+@pytest.fixture
+def quick_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One RSA key for all leaves: making one takes long, and their certificates tell them apart."""
+    key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+    monkeypatch.setattr(rsa, "generate_private_key", lambda **_: key)
+
+
+@pytest.mark.usefixtures("quick_keys")
+def test_nodes_change_to_a_new_authority_on_different_days() -> None:
+    nodes = [Node(f"master-{n}", f"10.0.0.{n}") for n in range(5)]
+    kept = prepare_secrets(None, nodes, NOW)
+    end = kept.authority.parsed().not_valid_after_utc
+    changed: dict[str, datetime.datetime] = {}
+    signs = trusted = None
+    now = end - pki.AUTHORITY_LIFE / 3 - DAY
+    while now < end - pki.AUTHORITY_LIFE / 3 + 3 * pki.OVERLAP:
+        before, kept = kept, prepare_secrets(kept, nodes, now)
+        if kept.successor != before.successor and kept.successor is not None:
+            trusted = now
+        if kept.authority != before.authority:
+            signs = now
+        for name, leaves in kept.nodes.items():
+            if leaves != before.nodes[name]:
+                assert leaves.auth != before.nodes[name].auth
+                assert leaves.distribution != before.nodes[name].distribution
+                assert name not in changed
+                changed[name] = now
+        now += DAY
+    assert trusted is not None
+    assert signs is not None
+    assert signs - trusted >= pki.OVERLAP
+    assert changed.keys() == kept.nodes.keys()
+    assert len(set(changed.values())) > 2
+    assert all(signs <= day <= signs + pki.OVERLAP for day in changed.values())
+    assert prepare_secrets(kept, nodes, now) == kept
+
+
+@pytest.mark.usefixtures("quick_keys")
+def test_a_leaf_near_its_end_waits_for_no_day_of_its_own() -> None:
+    """Whoever has not rendered for years is served at once."""
+    held = prepare_secrets(None, [MASTER], NOW)
+    now = authority().parsed().not_valid_after_utc - DAY
+    begun = prepare_secrets(held, [MASTER], now - 2 * pki.OVERLAP)
+    fresh = prepare_secrets(begun, [MASTER], now - pki.OVERLAP)
+    assert fresh.authority == begun.successor
+    assert fresh.nodes[MASTER.name] != held.nodes[MASTER.name]
+
+
+@pytest.mark.usefixtures("quick_keys")
+def test_a_clock_that_is_behind_replaces_nothing() -> None:
+    held = prepare_secrets(None, [MASTER], NOW)
+    assert prepare_secrets(held, [MASTER], NOW - pki.CLOCK_SKEW) == held
+    with pytest.raises(InvalidCertificateError) as caught:
+        prepare_secrets(held, [MASTER], NOW - 2 * DAY)
+    assert str(caught.value) == (
+        "authority: it begins at 2026-03-01 11:00 UTC, and this machine's clock says "
+        "2026-02-27 12:00; set the clock"
+    )
+
+
+@pytest.mark.usefixtures("quick_keys")
+def test_what_was_renewed_is_told() -> None:
+    held = prepare_secrets(None, [MASTER], NOW)
+    assert renewed(None, held) == ()
+    assert renewed(held, held) == ()
+    more = prepare_secrets(held, [MASTER, Node("master-1", "10.0.0.2")], NOW)
+    assert renewed(held, more) == (
+        "auth of master-1 (until 2036-02-27)",
+        "distribution of master-1 (until 2036-02-27)",
+    )
+    third = authority().parsed().not_valid_after_utc - pki.AUTHORITY_LIFE / 3
+    begun = prepare_secrets(held, [MASTER], third)
+    assert renewed(held, begun) == (
+        "next authority (until 2042-10-26), trusted from now on; it signs 30 days later",
+    )
+    later = third + 3 * pki.OVERLAP
+    taken = prepare_secrets(begun, [MASTER], later)
+    former = "the former one stays trusted until it ends"
+    assert renewed(begun, taken) == (
+        f"authority (until 2042-10-26) signs from now on; {former}",
+        "token pair (until 2042-10-26)",
+        "auth of in-cluster proxy (until 2042-10-26)",
+        "distribution of in-cluster proxy (until 2042-10-26)",
+        "auth of master-0 (until 2042-10-26)",
+        "distribution of master-0 (until 2042-10-26)",
+    )
+    ended = prepare_secrets(taken, [MASTER], authority().parsed().not_valid_after_utc + DAY)
+    assert renewed(taken, ended) == (
+        "1 former authorities have ended and are not trusted any more",
+    )
+
+
+def test_leaves_are_for_servers_and_no_more() -> None:
+    def of(certificate: x509.Certificate) -> dict[str, object]:
+        return {one.oid._name: one.value for one in certificate.extensions}
+
+    server, token = of(leaf().parsed()), of(pki.issue(authority(), "t", (), NOW).parsed())
+    assert server.keys() == {
+        *("basicConstraints", "subjectKeyIdentifier", "authorityKeyIdentifier", "keyUsage"),
+        *("extendedKeyUsage", "subjectAltName"),
+    }
+    assert token.keys() == server.keys() - {"extendedKeyUsage", "subjectAltName"}
+    assert server["extendedKeyUsage"] == x509.ExtendedKeyUsage(
+        [x509.oid.ExtendedKeyUsageOID.SERVER_AUTH]
+    )
+    assert server["keyUsage"] == pki._usage("digital_signature", "key_encipherment")
+    assert token["keyUsage"] == pki._usage("digital_signature")
 
 
 def test_a_key_shows_in_no_repr() -> None:

@@ -5,6 +5,8 @@ import gzip
 import io
 import itertools
 import random
+import subprocess
+import sys
 import tarfile
 import tracemalloc
 from collections.abc import Iterator, Sequence
@@ -18,6 +20,7 @@ from hypothesis import strategies as st
 from mirror.errors import DigestMismatchError, UnreadableImageError
 from mirror.oci import Digest, verified
 from mirror.oci.layers import LayerOpener, read_files
+from tests.support.program import ROOT
 
 FILE, DIR, SYM, LINK = tarfile.REGTYPE, tarfile.DIRTYPE, tarfile.SYMTYPE, tarfile.LNKTYPE
 
@@ -516,6 +519,55 @@ def test_a_bomb_is_stopped_in_bounded_memory(pack: type[bytes]) -> None:
         assert tracemalloc.get_traced_memory()[1] < 8 << 20
     finally:
         tracemalloc.stop()
+
+
+def _long_window(data: bytes) -> bytes:
+    parameters = zstandard.ZstdCompressionParameters(window_log=27)
+    packer = zstandard.ZstdCompressor(compression_params=parameters).compressobj()
+    return packer.compress(data) + packer.flush()
+
+
+_EIGHT_BOMBS = """
+import sys, threading
+from mirror.errors import UnreadableImageError
+from mirror.oci.layers import read_files
+from tests.support.measured import peak
+bomb = sys.stdin.buffer.read()
+before, refused = peak(), []
+def work():
+    try:
+        read_files([lambda: iter([bomb])], ["a"], max_unpacked_bytes=150 << 20)
+    except UnreadableImageError as err:
+        refused.append(err)
+threads = [threading.Thread(target=work) for _ in range(8)]
+[one.start() for one in threads]
+[one.join(60) for one in threads]
+print(len(refused), peak() - before)
+"""
+
+
+def test_large_windows_of_many_layers_are_held_one_after_the_other() -> None:
+    info = tarfile.TarInfo("zeros")
+    info.size = 160 << 20
+    bomb = _long_window(info.tobuf() + bytes(info.size))
+    done = subprocess.run(
+        [sys.executable, "-c", _EIGHT_BOMBS], input=bomb, capture_output=True, check=True, cwd=ROOT
+    )
+    refused, grown = map(int, done.stdout.split())
+    assert refused == 8
+    assert grown < 200 << 20
+
+
+def test_a_layer_that_was_given_up_lets_the_next_large_window_begin() -> None:
+    info = tarfile.TarInfo("zeros")
+    info.size = 20 << 20
+    bomb = _long_window(info.tobuf() + bytes(info.size))
+    kept = []
+    for _ in range(3):  # the errors live on, and with them what they came from
+        with pytest.raises(UnreadableImageError) as caught:
+            read_files([Layer(bomb)], ["a"], max_unpacked_bytes=10 << 20)
+        kept.append(caught.value)
+    assert len(kept) == 3
 
 
 def test_a_layer_of_many_entries_is_read_in_bounded_memory() -> None:

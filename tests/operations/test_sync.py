@@ -23,6 +23,7 @@ from mirror.errors import (
 from mirror.events import Event, Warned
 from mirror.layout import component_of, publication_stage
 from mirror.oci import Digest, Manifest
+from mirror.oci.reference import referrers_tag
 from mirror.operations.leader import Leader
 from mirror.operations.prune import prune
 from mirror.operations.replicate import Outcome, ReplicaResult, SyncOptions
@@ -497,6 +498,60 @@ def test_a_registry_without_the_referrers_api_lists_signatures_under_the_tag_of_
     found = replica.tree.client.referrers(replica.tree.locate("install"), image)
     assert {one.descriptor.digest for one in found} == signatures
     assert not leader.tree.listed_tags("install") - {"v1.0.0"}
+
+
+def without_referrers_api(replica: Replica) -> None:
+    replica.registry.faults.add(Fault(Answer(404), "GET", "/referrers/", times=None))
+
+
+@pytest.mark.parametrize("generation", [1, None])
+def test_an_entry_that_was_not_made_before_a_kill_is_made_by_the_next_sync(
+    three_empty: list[Replica], generation: int | None
+) -> None:
+    leader, replica, _ = three_empty
+    store = MemoryStore()
+    image = put_image(store, "install", "v1.0.0")
+    signature = put_signature(store, "install", image)
+    leader.fill(store, generation)
+    without_referrers_api(replica)
+    tag = referrers_tag(image)
+    replica.registry.faults.add(Fault(Refuse(), "PUT", f"/manifests/{tag}", times=None))
+    assert sync_replicas(leader.tree, [replica.tree]).exit_code
+    assert replica.storage.manifest(f"{ROOT}/install", signature) is not None
+    replica.registry.faults.clear()
+    without_referrers_api(replica)
+    assert sync_replicas(leader.tree, [replica.tree]).exit_code == 0
+    (found,) = replica.tree.client.referrers(replica.tree.locate("install"), image)
+    assert found.descriptor.digest == signature
+    (result,) = sync_replicas(leader.tree, [replica.tree], audit=True).replicas
+    assert result.outcome is Outcome.EQUAL
+
+
+def test_an_odd_tag_in_the_place_of_the_list_of_referrers_is_told_and_stays(
+    two: list[Replica],
+) -> None:
+    leader, replica = two
+    store = MemoryStore()
+    image = put_image(store, "install", "v1.0.0")
+    signature = put_signature(store, "install", image)
+    leader.fill(store)
+    without_referrers_api(replica)
+    tag = referrers_tag(image)
+    odd = MemoryStore()
+    put_image(odd, "install", tag, layers=(b"somebody's own",))
+    replica.fill(odd, None)
+    heard: list[Event] = []
+    report = sync_replicas(leader.tree, [replica.tree], run=Run(on_event=heard.append))
+    assert report.exit_code == 0
+    assert replica.storage.manifest(f"{ROOT}/install", signature) is not None
+    assert digest_of(replica) == digest_of(leader)
+    (told,) = [one.message for one in heard if isinstance(one, Warned)]
+    assert f"{tag} is not a list of what refers to the image {image}" in told
+    assert f"nobody finds {signature} from that image; remove the tag and run this again" in told
+    named = replica.storage.resolve(f"{ROOT}/install", tag)
+    assert named == odd.inventory().repository("install").tags[tag]
+    (result,) = sync_replicas(leader.tree, [replica.tree], audit=True).replicas
+    assert (result.outcome, result.sent) == (Outcome.EQUAL, 0)
 
 
 def test_a_blob_that_may_not_be_read_is_no_damage(two: list[Replica]) -> None:

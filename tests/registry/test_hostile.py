@@ -5,7 +5,8 @@ from __future__ import annotations
 import gzip
 import time
 import tracemalloc
-from collections.abc import Generator
+from collections.abc import Callable, Generator
+from functools import cache
 
 import pytest
 import zstandard
@@ -142,3 +143,71 @@ def test_a_token_that_decompresses_without_end_is_refused(
         assert tracemalloc.get_traced_memory()[1] < size / 2
     finally:
         tracemalloc.stop()
+
+
+QUESTIONS: dict[str, Callable[[RegistryClient], object]] = {
+    "a list": lambda client: client.tags("a"),
+    "a manifest": lambda client: client.manifest("a", "v1"),
+    "an upload": lambda client: client.upload(
+        "a", Digest.of(b"x"), 1, lambda offset: (piece for piece in [b"x"])
+    ),
+}
+
+
+@cache
+def _bombs() -> dict[str, bytes]:
+    size = 64 << 20
+    once = gzip.compress(bytes(size))
+    return {
+        "gzip": once,
+        "gzip, gzip": gzip.compress(once),
+        "zstd": zstandard.compress(bytes(size)),
+        "br": once,
+    }
+
+
+@pytest.mark.parametrize("coding", ["gzip", "gzip, gzip", "zstd", "br"])
+@pytest.mark.parametrize("status", [200, 400])
+@pytest.mark.parametrize("what", QUESTIONS)
+def test_no_answer_takes_the_memory_that_it_decompresses_to(
+    what: str, status: int, coding: str, serve: Serve, make_client: MakeClient
+) -> None:
+    bomb = _bombs()[coding]
+    status = 202 if (what, status) == ("an upload", 200) else status
+    client = make_client(
+        serve(lambda request: Reply(status, {"Content-Encoding": coding}, bomb)).host, attempts=1
+    )
+    tracemalloc.start()
+    try:
+        with pytest.raises(MirrorError) as caught:
+            QUESTIONS[what](client)
+        assert tracemalloc.get_traced_memory()[1] < 48 << 20
+    finally:
+        tracemalloc.stop()
+    if coding != "gzip" and what != "an upload":
+        wanted = f"comes encoded ({coding})" if status == 200 else f"a reason encoded as {coding}"
+        assert wanted in str(caught.value)
+
+
+def test_a_manifest_of_nothing_but_values_is_refused_before_it_is_parsed(
+    serve: Serve, make_client: MakeClient
+) -> None:
+    raw = b'{"schemaVersion": 2, "manifests": [' + b"{}," * 1_300_000 + b"{}]}"
+    client = make_client(serve(lambda request: Reply(body=raw)).host)
+    tracemalloc.start()
+    try:
+        with pytest.raises(MirrorError, match="more values than any manifest has"):
+            client.manifest("a", "v1")
+        assert tracemalloc.get_traced_memory()[1] < 32 << 20
+    finally:
+        tracemalloc.stop()
+
+
+def test_an_error_without_end_is_not_read_to_its_end(serve: Serve, make_client: MakeClient) -> None:
+    def endless() -> Generator[bytes, None, None]:
+        while True:
+            yield bytes(1 << 16)
+
+    client = make_client(serve(lambda request: Reply(404, body=endless())).host)
+    with pytest.raises(RegistryNotFoundError):
+        client.tags("a")

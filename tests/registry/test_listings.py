@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import string
+import tracemalloc
 from contextlib import suppress
 
 import pytest
@@ -308,3 +310,38 @@ def test_a_link_that_is_not_understood_is_an_error_and_not_the_end_of_the_list(
 def test_no_link_header_breaks_the_reader(headers: list[str]) -> None:
     with suppress(ValueError):
         next_link(headers)
+
+
+@pytest.mark.parametrize(
+    ("page", "told"),
+    [
+        (b'{"tags": [' + b'"a",' * 1_100_000 + b'"a"]}', "lists more than 1000000 tags"),
+        (b'{"tags": ["' + b"a" * (17 << 20) + b'"]}', "is larger than 16777216 bytes"),
+    ],
+)
+def test_no_list_takes_more_memory_than_the_longest_that_is_true(
+    page: bytes, told: str, serve: Serve, make_client: MakeClient
+) -> None:
+    client = make_client(serve(lambda request: Reply(body=page)).host)
+    tracemalloc.start()
+    try:
+        with pytest.raises(RegistryError, match=told):
+            client.tags("a")
+        assert tracemalloc.get_traced_memory()[1] < 100 << 20
+    finally:
+        tracemalloc.stop()
+
+
+def test_pages_without_end_count_together(serve: Serve, make_client: MakeClient) -> None:
+    names = ",".join(f'"{"n" * 100}-{number}"' for number in range(50_000))
+    page = f'{{"tags": [{names}]}}'.encode()
+    numbers = itertools.count()
+
+    def endless(request: Request) -> Reply:
+        link = f'</v2/a/tags/list?last={next(numbers)}>; rel="next"'
+        return Reply(200, {"Link": link}, page)
+
+    server = serve(endless)
+    with pytest.raises(RegistryError, match="is larger than"):
+        make_client(server.host).tags("a")
+    assert len(server.log) == 4
