@@ -260,7 +260,7 @@ def test_a_tag_that_is_not_there(small: Offer) -> None:
 
 def test_a_pull_of_nothing(small: Offer) -> None:
     small.plan(
-        *("--no-platform", "--no-modules", "--only-extra-images", "--no-security-db"),
+        *("--no-platform", "--only-extra-images", "--no-security-db"),
         *("--no-installer", "-i", "console", "--include-package", "grafana"),
     ).failed(1, "nothing at", "was selected")
 
