@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import io
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any, NoReturn
@@ -13,7 +13,6 @@ import click
 from mirror.commands.process import (
     INTERRUPTED,
     MESSAGE,
-    error_lost,
     show,
     shows_unicode,
     stopping,
@@ -26,6 +25,7 @@ from mirror.errors import (
     MirrorError,
     MissingBaseError,
     paragraph,
+    printable,
     shortage,
 )
 
@@ -96,19 +96,25 @@ def _asks_for_json(args: Sequence[str]) -> bool:
 
 
 def _report(
-    ctx: click.Context, message: str, code: int, kind: str, more: Mapping[str, Any] | None = None
+    ctx: click.Context,
+    message: str,
+    code: int,
+    kind: str,
+    more: Mapping[str, Any] | None = None,
+    *,
+    hint: str = "",
 ) -> None:
     """Report a failure: as text, and with `--json` as a document, too."""
     as_json = ctx.meta[_JSON]
-    tell(f"error: {paragraph(message)}", surely=not as_json)
+    tell(f"error: {paragraph(message)}{hint}", surely=not as_json)
     if as_json:
         with suppress(click.ClickException):  # standard output is full; standard error has it
-            _print_error(message, code, kind, more)
+            _print_error(message + hint, code, kind, more)
 
 
 def _report_error(ctx: click.Context, error: MirrorError) -> None:
-    message = str(error) + _hints(ctx.invoked_subcommand, error)
-    _report(ctx, message, error.exit_code, type(error).__name__, _failures(error))
+    hint = _hints(ctx.invoked_subcommand, error)
+    _report(ctx, str(error), error.exit_code, type(error).__name__, _failures(error), hint=hint)
 
 
 def _print_error(message: str, code: int, kind: str, more: Mapping[str, Any] | None = None) -> None:
@@ -127,9 +133,10 @@ def _report_usage(error: click.UsageError, *, as_json: bool) -> NoReturn:
     """Show it with the command's usage, as click does."""
     if as_json:
         _print_error(error.format_message(), error.exit_code, click.UsageError.__name__)
-    error.show(sys.stderr)
-    if error_lost() and not as_json:
-        error.show(sys.stdout)
+    shown = io.StringIO()
+    error.show(shown)
+    lines = shown.getvalue().rstrip("\n").split("\n")
+    tell("\n".join(map(printable, lines)), surely=not as_json)
     raise click.exceptions.Exit(error.exit_code) from None
 
 

@@ -32,43 +32,64 @@ _REREAD_BYTES = 1 << 20
 
 
 class _Access:
-    """Many threads may add to a folder at a time; one that removes does so alone."""
+    """Many threads may add to a folder at a time; one that removes does so alone.
 
-    def __init__(self) -> None:
-        self._lock = threading.Condition()
+    That holds among processes too: those of one that adds hold the folder's lock (`flock`)
+    together, and one that removes holds it alone.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._lock = threading.Condition()  # guards the next two
         self._adding = 0
+        self._held = contextlib.ExitStack()
 
     @contextlib.contextmanager
     def adding(self) -> Iterator[None]:
         with self._lock:
+            if not self._adding:
+                self._held.enter_context(self._locked(fcntl.LOCK_SH))
             self._adding += 1
         try:
             yield
         finally:
             with self._lock:
                 self._adding -= 1
+                if not self._adding:
+                    self._held.close()
                 self._lock.notify_all()
 
     @contextlib.contextmanager
     def removing(self) -> Iterator[None]:
         with self._lock:
             self._lock.wait_for(lambda: not self._adding)
+            with self._locked(fcntl.LOCK_EX):
+                yield
+
+    @contextlib.contextmanager
+    def _locked(self, how: int) -> Iterator[None]:
+        folder = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            with contextlib.suppress(OSError):  # NFS locks no folders; there one process may remove
+                fcntl.flock(folder, how)
             yield
+        finally:
+            os.close(folder)
 
 
 class FolderStorage:
     """A `Store` in the folder `path`, which is created if it is missing.
 
-    Several processes may read and push at once. Only one process may delete, and only while no
-    other uses the folder: this object alone knows that nothing else needs the bytes.
+    Several processes may use it at once. On file systems that lock no folders (NFS) only one may
+    delete, and only while no other uses it.
     """
 
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
         self._staging = StagingFolder(self.path / "staging")
-        self._access = _Access()  # no bytes are removed while a link to them is made
         for part in ("blobs", "repositories", "staging"):
             make_folder(self.path / part)
+        self._access = _Access(self.path / "blobs")  # no bytes go while a link to them is made
         self._staging.sweep()
 
     # -- reading ---------------------------------------------------------------------------------

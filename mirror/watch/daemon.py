@@ -23,7 +23,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
 from mirror.documents import parse_json
-from mirror.errors import FileSystemError, MirrorError, shortage
+from mirror.errors import FileSystemError, MirrorError, printable, shortage
 from mirror.layout import normalised_suffix
 from mirror.registry import Credentials, RegistryClient, find_credentials
 from mirror.registry.options import BRIEF
@@ -330,7 +330,8 @@ def create_app(daemon: Daemon, *, notify_token: str | None = None) -> Starlette:
             return PlainTextResponse("a thread ended", 500)
         # Not 500: restarting for a bug that one peer provokes would end replication from all.
         bugs = [
-            f"\nthe last cycle of {n} ended with {bug}" for n, bug in daemon.state.bugs().items()
+            f"\nthe last cycle of {n} ended with {printable(bug)}"
+            for n, bug in daemon.state.bugs().items()
         ]
         return PlainTextResponse("".join(["ok", *bugs]))
 

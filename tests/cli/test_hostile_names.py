@@ -194,6 +194,30 @@ def test_no_command_prints_what_a_registry_says_as_it_is(
             json.loads(run.stdout)
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("verify", EVIL),
+        ("push", EVIL, EVIL),
+        (EVIL,),
+        ("status", EVIL),
+        ("verify", f"--{IN_HEADERS}"),
+        ("sync", "--from", EVIL, "--to", EVIL),
+        ("pull", "/nonexistent", "--source", EVIL, "--include-module", EVIL),
+        ("merge", EVIL, EVIL, EVIL),
+        ("mode", "show", "--module-config", EVIL),
+        ("inventory", EVIL, "-o", EVIL),
+        ("prune", "registry.example/x", "--keep", EVIL),
+    ],
+)
+def test_no_command_repeats_its_arguments_as_they_are(arguments: tuple[str, ...]) -> None:
+    possible = (one.replace("\0", "").replace("\ud83d", "\udc9b") for one in arguments)
+    run = call_mirror(*possible)
+    assert run.code == 2
+    for line in run.text.split("\n"):
+        assert line.isprintable(), ascii(line)
+
+
 # -- bundles that were altered on their way --------------------------------------------------------
 
 

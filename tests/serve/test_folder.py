@@ -231,6 +231,46 @@ def test_processes_that_start_do_not_disturb_one_that_writes(tmp_path: Path) -> 
     assert all(storage.blob_size("a/b", digest) for digest in digests)
 
 
+@pytest.mark.parametrize("kind", ["blob", "manifest", "mount"])
+def test_a_process_that_removes_waits_for_one_that_adds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """Two objects lock each other out as two processes do."""
+    adding, removing = FolderStorage(tmp_path), FolderStorage(tmp_path)
+    manifest = Manifest.parse(image())
+    digest = put_blob(removing, "b", LAYER)
+    removing.put_manifest("b", manifest)
+    write = StagingFolder.write
+
+    def remove() -> None:
+        removing.delete_blob("b", digest)
+        removing.delete_manifest("b", manifest.digest)
+
+    remover = threading.Thread(target=remove)
+
+    def slow(staging: StagingFolder, target: Path, data: bytes) -> None:
+        if remover.ident is None and "repositories/a" in str(target):  # the bytes are there
+            remover.start()
+            remover.join(0.3)
+            assert remover.is_alive()
+        write(staging, target, data)
+
+    monkeypatch.setattr(StagingFolder, "write", slow)
+    match kind:
+        case "blob":
+            put_blob(adding, "a", LAYER)
+        case "mount":
+            assert adding.mount_blob("b", "a", digest)
+        case _:
+            adding.put_manifest("a", manifest, "v1")
+    remover.join()
+    if kind == "manifest":
+        assert adding.manifest("a", manifest.digest) is not None
+    else:
+        assert adding.blob_size("a", digest) == len(LAYER)
+    assert adding.blob_size("b", digest) is None
+
+
 def test_what_others_put_into_the_folder_is_passed_over(tmp_path: Path) -> None:
     storage = FolderStorage(tmp_path)
     subject = fill(storage)
