@@ -19,10 +19,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 def printed(page: Path) -> list[str]:
     """The lines in a page's blocks of commands that call the program, without their comments."""
     text = page.read_text(encoding="utf-8")
-    blocks = re.findall(r"^```(?:console|sh|bash)
-(.*?)^```", text, re.MULTILINE | re.DOTALL)
-        r"^```(?:console|sh|bash)\n(.*?)^```", page.read_text("utf-8"), re.MULTILINE | re.DOTALL
-    )
+    blocks = re.findall(r"^```(?:console|sh|bash)\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
     lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
     return [line.removeprefix("$ ") for line in lines if re.match(r"(\$ )?mirror ", line)]
 
