@@ -253,16 +253,23 @@ class Entry:
     """One file of an archive: a header at `offset`, `size` bytes at `data_offset`, then zeros.
 
     `digest` is what its bytes hash to; `content` the bytes themselves where they are not carried
-    from elsewhere. `repository` is the layout it belongs to.
+    from elsewhere; they have a `name` in the layout `repository`.
     """
 
-    path: str
+    repository: str
     offset: int
     data_offset: int
     size: int
     digest: Digest
-    repository: str
+    name: str = ""
     content: bytes | None = field(default=None, repr=False)
+
+    @property
+    def path(self) -> str:
+        """Where it lies in the archive; a large bundle has too many of these to keep them."""
+        if self.name:
+            return inside(self.repository, self.name)
+        return blob_path(self.repository, self.digest)
 
     @property
     def header(self) -> bytes:
@@ -319,37 +326,33 @@ def lay_out(
     `origins` maps each repository path to what it was called at the source, `host/path`. Indexes
     name all tags; what these reach has a place, except for `left_out`.
     """
-    files: list[tuple[tuple[str, ...], str, int, Digest, str, bytes | None]] = []
-
-    def add(path: str, size: int, digest: Digest, layout: str, content: bytes | None) -> None:
-        files.append((tuple(path.split("/")), path, size, digest, layout, content))
-
+    files: list[Entry] = []
     carried = minus(inventory, left_out)
     for layout, spoken_of in inventory.repositories.items():
         for file_name, content in (
             (INDEX, index_json(spoken_of, origins[layout])),
             ("oci-layout", OCI_LAYOUT),
         ):
-            path = inside(layout, file_name)
-            add(path, len(content), Digest.of(content), layout, content)
+            own = Entry(layout, 0, 0, len(content), Digest.of(content), file_name, content)
+            files.append(own)
         held = carried.repository(layout)
         for digest, node in held.manifests.items():
-            add(blob_path(layout, digest), node.descriptor.size, digest, layout, None)
+            files.append(Entry(layout, 0, 0, node.descriptor.size, digest))
         for digest, size in held.blobs.items():
             if digest not in held.manifests:
-                add(blob_path(layout, digest), size, digest, layout, None)
+                files.append(Entry(layout, 0, 0, size, digest))
 
     # The order of a directory walk, in which each folder's names are sorted.
-    files.sort(key=lambda file: file[0])
-    entries: list[Entry] = []
+    files.sort(key=lambda file: file.path.replace("/", "\0"))
     offset = 0
-    for _, path, size, digest, layout, own in files:
-        data_offset = offset + header_size(path)
-        entry = Entry(path, offset, data_offset, size, digest, layout, own)
-        entries.append(entry)
-        offset = entry.end
+    for number, file in enumerate(files):
+        start = offset + header_size(file.path)
+        files[number] = Entry(
+            file.repository, offset, start, file.size, file.digest, file.name, file.content
+        )
+        offset = files[number].end
     size = offset + TRAILER_SIZE
-    return Archive(name, inventory, dict(origins), tuple(entries), size, left_out)
+    return Archive(name, inventory, dict(origins), tuple(files), size, left_out)
 
 
 def header_size(path: str) -> int:

@@ -16,17 +16,17 @@ from mirror.bundle.files import PartedReader, Readable, ReadAt
 from mirror.bundle.format import (
     INDEX,
     MAX_FINDINGS,
-    MAX_INDEX_BYTES,
-    MAX_INDEX_MARKS,
-    MAX_MEMBERS,
+    ORDINARY,
     REF_NAME,
     SHORT_TAG,
     Budget,
+    Limits,
     blob_path,
     inside,
+    limits_for,
 )
+from mirror.bundle.limits import has_long_media_type
 from mirror.bundle.members import Member, members
-from mirror.bundle.seal import has_long_media_type
 from mirror.bundle.seekable import SeekableFile
 from mirror.documents import marks, parse_json
 from mirror.errors import (
@@ -150,14 +150,15 @@ def _collect(
     file: Readable, listing: Generator[Member, None, int], found: dict[str, Member]
 ) -> int:
     """Put the archive's files into `found`; return where its end marker begins."""
+    most = (ORDINARY if isinstance(file, SeekableFile) else limits_for(file.size)).members
     while True:
         try:
             member = next(listing)
         except StopIteration as over:
             return int(over.value)
-        if len(found) == MAX_MEMBERS:
+        if len(found) == most:
             raise DamagedBundleError(
-                f"it holds more than {MAX_MEMBERS} files, which no bundle's archive does",
+                f"it holds more than {most} files, which no bundle's archive does",
                 where=file.path.name,
             )
         if member.path in found:
@@ -240,13 +241,13 @@ def _read_manifest(file: Readable, member: Member, digest: Digest, media_type: s
     return Manifest.parse(raw, said, algorithm=digest.algorithm)
 
 
-def read_contents(archives: Iterable[OpenArchive]) -> Contents:
+def read_contents(archives: Iterable[OpenArchive], limits: Limits = ORDINARY) -> Contents:
     total = InventoryBuilder()
     per_archive: dict[str, Inventory] = {}
     findings: list[Finding] = []
     notices: list[str] = []
     manifests = _Manifests()
-    budget = Budget()
+    budget = Budget(limits)
     # Of a tag that two archives name, the later one's counts.
     for archive in sorted(archives, key=lambda one: one.name != PACKAGE_VERSIONS_ARCHIVE):
         try:
@@ -390,11 +391,11 @@ class _LayoutReading:
 
         The index's own media type is not looked at: archives of other writers have a wrong one.
         """
-        if member.size > MAX_INDEX_BYTES:
+        if member.size > self._budget.limits.index_bytes:
             raise DamagedBundleError(f"an index of {member.size} bytes is larger than any layout's")
         try:
             data = self._archive.file.read(member.offset, member.size)
-            if marks(data) > MAX_INDEX_MARKS:
+            if marks(data) > self._budget.limits.index_marks:
                 raise DamagedBundleError("it has more values than the index of any layout")
             document = parse_json(data)
             del data

@@ -16,7 +16,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Protocol
 
-from mirror.bundle.format import parse_part_name, part_name, part_paths, part_sizes
+from mirror.bundle.format import ZSTD_SUFFIX, parse_part_name, part_name, part_paths, part_sizes
 from mirror.durable import Folder, os_errors, sync_file, write_at
 from mirror.errors import DamagedBundleError, InputError
 
@@ -66,6 +66,16 @@ class ReadAt(Readable):
 
 def _open_to_read(path: Path) -> int:
     return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+
+def uncompressed_bytes(paths: Iterable[Path]) -> int:
+    """Return how many bytes files have; compressed ones and folders have none."""
+    plain = (path for path in paths if not path.is_dir())
+    return sum(
+        _size(path)
+        for path in plain
+        if not (parse_part_name(path.name) or (path.name,))[0].endswith(ZSTD_SUFFIX)
+    )
 
 
 def _read(fd: int, path: Path, offset: int, size: int) -> Generator[bytes, None, None]:

@@ -6,14 +6,16 @@ the order of their numbers are the archive, byte for byte; ours have exactly the
 for, except for the last one.
 
 Archives come on disks from elsewhere, so a reader takes in no more than these limits, and refuses
-a bundle that was made to exhaust it with less than 200 MB in use. Whoever makes a bundle checks
-the same limits before the first byte is fetched (`mirror.bundle.seal.check_limits`).
+a bundle that was made to exhaust it with less than 200 MB in use; of one with archives of 256 MiB
+and more it takes in more. Whoever makes a bundle checks the same limits before the first byte is
+fetched (`mirror.bundle.limits.check_limits`).
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Collection
+from dataclasses import dataclass
 from decimal import ROUND_FLOOR, Decimal, localcontext
 from pathlib import Path
 
@@ -225,23 +227,54 @@ def size_text(count: int) -> str:
 
 # -- limits ----------------------------------------------------------------------------------------
 
-MAX_SEAL_BYTES = 32 << 20
-"""A seal has some 500 bytes per image: room for 60,000 of them."""
-MAX_SEAL_MARKS = 2_500_000
-MAX_MEMBERS = 100_000
-"""Files of one archive. The largest of the platform's so far have some 20,000."""
-MAX_FILES = 150_000
-"""Files of all archives of a bundle together."""
-MAX_NAMES = 120_000
-"""Tags of a bundle, and descriptors in its manifests: room for 12,000 images of 9 layers."""
-MAX_INDEX_BYTES = 8 << 20
-"""A layout's index has some 400 bytes per tag: room for 20,000 tags in one repository."""
-MAX_INDEX_MARKS = 1_000_000
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How much a reader takes in of one bundle.
+
+    Attributes:
+        seal_bytes: bytes of its seal, which has some 500 per image, and 100 per blob.
+        seal_marks: `marks` of its seal.
+        members: files of one archive.
+        files: files of all its archives together.
+        names: tags, and descriptors in its manifests, each as often as it is mentioned.
+        index_bytes: bytes of one layout's index, which has some 400 per tag.
+        index_marks: `marks` of that.
+    """
+
+    seal_bytes: int
+    seal_marks: int
+    members: int
+    files: int
+    names: int
+    index_bytes: int
+    index_marks: int
+
+
+ORDINARY = Limits(32 << 20, 2_500_000, 100_000, 150_000, 120_000, 8 << 20, 1_000_000)
+"""Room for 12,000 images of 9 layers, in less than 200 MB of memory. The platform so far has some
+20,000 files in its largest archive."""
+LARGE = Limits(256 << 20, 16_000_000, 1_000_000, 1_200_000, 1_500_000, 64 << 20, 8_000_000)
+"""Room for 100,000 images of 10 layers, all of them in one repository if need be. Some 5 KB of
+memory per image are in use then."""
+LARGE_FROM = 256 << 20
+"""Bytes of archives from which on the large limits count: who wants to exhaust a reader must bring
+that much, and who has that many images has far more. A compressed archive does not count, since a
+few bytes may claim to be any number of them."""
+
+
+def limits_for(size: int) -> Limits:
+    """Return the limits of a bundle whose archives have `size` bytes, compressed ones aside."""
+    return LARGE if size >= LARGE_FROM else ORDINARY
+
+
 MAX_MEDIA_TYPE = 255
 """Characters: RFC 6838, 4.2, allows 127 on either side of the slash."""
 MAX_FINDINGS = 5_000
 """Findings about one layout; the rest is counted."""
 MAX_SUMS_BYTES = 4 << 20
+MAX_COMPANION_BYTES = 32 << 20
+"""A file beside the archives."""
 
 
 class Budget:
@@ -250,15 +283,16 @@ class Budget:
     Each takes some hundreds of bytes for as long as the bundle is open.
     """
 
-    def __init__(self) -> None:
-        self._names, self._files = MAX_NAMES, MAX_FILES
+    def __init__(self, limits: Limits) -> None:
+        self.limits = limits
+        self._names, self._files = limits.names, limits.files
 
     def take_names(self, count: int) -> None:
         """Raise DamagedBundleError if `count` more are too many."""
         self._names -= count
         if self._names < 0:
             raise DamagedBundleError(
-                f"the bundle has more than {MAX_NAMES} tags and references in all",
+                f"the bundle has more than {self.limits.names} tags and references in all",
                 advice="split it",
             )
 
@@ -267,5 +301,5 @@ class Budget:
         self._files -= max(len(paths), sum(map(len, paths)) // 128)
         if self._files < 0:
             raise DamagedBundleError(
-                f"the bundle has more than {MAX_FILES} files in all", advice="split it"
+                f"the bundle has more than {self.limits.files} files in all", advice="split it"
             )

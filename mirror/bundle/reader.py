@@ -14,7 +14,7 @@ from mirror.bundle import sums
 from mirror.bundle.archive import Archive, minus
 from mirror.bundle.checks import flattened
 from mirror.bundle.contents import Contents, OpenArchive, read_contents
-from mirror.bundle.files import PartedReader, Readable, ReadAt
+from mirror.bundle.files import PartedReader, Readable, ReadAt, uncompressed_bytes
 from mirror.bundle.format import (
     PARTIAL_SEAL,
     PARTIAL_SUFFIX,
@@ -22,6 +22,7 @@ from mirror.bundle.format import (
     SUMS,
     ZSTD_SUFFIX,
     blob_at,
+    limits_for,
     parse_part_name,
     part_sizes,
 )
@@ -63,12 +64,14 @@ class BundleReader:
     ) -> None:
         self._paths, self._flattened = tuple(paths), flattened
         found = find_archives(paths, seal_name)
+        # A small bundle may not have what takes much memory.
+        self._limits = limits_for(sum(map(uncompressed_bytes, found.values())))
         self._seals: dict[Path, Seal] = {}
         self._sealed: dict[Path, Digest] = {}  # of the very bytes that were read
         for folder in dict.fromkeys(path for path in paths if path.is_dir()):
-            data = seal_bytes(folder / seal_name)
+            data = seal_bytes(folder / seal_name, self._limits)
             if data is not None:
-                self._seals[folder] = parse_seal(data, str(folder / seal_name))
+                self._seals[folder] = parse_seal(data, str(folder / seal_name), self._limits)
                 self._sealed[folder] = Digest.of(data)
         folders = {folder.absolute(): seal for folder, seal in self._seals.items()}
         check_loose(path for path in found if path.parent not in folders)
@@ -102,7 +105,7 @@ class BundleReader:
     @cached_property
     def contents(self) -> Contents:
         """Every index and manifest, read once; what cannot be read is a finding in it."""
-        return read_contents(self._archives)
+        return read_contents(self._archives, self._limits)
 
     @property
     def bases(self) -> tuple[Digest, ...]:

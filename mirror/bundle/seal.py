@@ -11,6 +11,7 @@ a seal, and go on reading those of complete bundles.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -27,19 +28,14 @@ from mirror.bundle.archive import (
     needed_from,
 )
 from mirror.bundle.format import (
-    MAX_INDEX_BYTES,
-    MAX_INDEX_MARKS,
-    MAX_MEDIA_TYPE,
-    MAX_MEMBERS,
-    MAX_SEAL_BYTES,
-    MAX_SEAL_MARKS,
+    LARGE,
+    MAX_COMPANION_BYTES,
     SEAL,
-    Budget,
+    Limits,
 )
 from mirror.documents import marks, parse_json
 from mirror.durable import Folder, os_errors
 from mirror.errors import (
-    BundleLimitError,
     DamagedBundleError,
     InputError,
     InvalidDigestError,
@@ -158,7 +154,8 @@ class Seal:
             }
         if coverage.once:
             document["dedupe"] = True
-        return _digested(document)[1]
+        members = _rendered(document)
+        return b"".join(_pieces(members, _digest_of(members)))
 
     @classmethod
     def from_json(cls, data: bytes) -> Seal:
@@ -173,11 +170,13 @@ class Seal:
         try:
             document = parse_json(data)
             stated = document.pop("digest")
-            actual, rendered = _digested(document)
-            if stated != actual or rendered != data:
+            members = _rendered(document)
+            actual = _digest_of(members)
+            if stated != actual or not _is_joined(members, actual, data):
                 raise DamagedBundleError(
                     f"its bytes were changed: it states digest {stated!s:.80} and has {actual}"
                 )
+            del members
             # Only now, since damage could also have made a higher version.
             version = document["schemaVersion"]
             if version not in (SCHEMA_VERSION, PARTIAL_SCHEMA_VERSION):
@@ -186,7 +185,7 @@ class Seal:
                     f"reads versions {SCHEMA_VERSION} and {PARTIAL_SCHEMA_VERSION}: use a newer "
                     "one"
                 )
-            nodes = read_nodes(document["manifests"])
+            nodes = read_nodes(document.pop("manifests"))
             coverage = _coverage(document, nodes)
             if coverage.is_ordinary != (version == SCHEMA_VERSION):
                 raise DamagedBundleError(f"its schema version {version} does not match its keys")
@@ -230,17 +229,36 @@ class Seal:
             raise DamagedBundleError(f"it is not a bundle's inventory: {what}") from err
 
 
-def _digested(document: Mapping[str, Any]) -> tuple[str, bytes]:
-    """The digest of a seal's `document`, and the file that holds it and states its digest."""
-    members = {key: canonical_json(value) for key, value in document.items()}
-    digest = str(Digest.of(_joined(members)))
-    return digest, _joined({**members, "digest": canonical_json(digest)})
+def _rendered(document: Mapping[str, Any]) -> dict[str, bytes]:
+    return {key: canonical_json(value) for key, value in document.items()}
 
 
-def _joined(members: Mapping[str, bytes]) -> bytes:
-    """What `canonical_json` makes of an object, from its rendered members."""
-    pairs = (canonical_json(key) + b":" + value for key, value in sorted(members.items()))
-    return b"{" + b",".join(pairs) + b"}"
+def _pieces(members: Mapping[str, bytes], digest: str | None = None) -> Iterator[bytes]:
+    """What `canonical_json` makes of an object, from its rendered members; with `digest`, the file
+    of a seal, which states that. In pieces, as a large seal is not to be in memory twice."""
+    if digest is not None:
+        members = {**members, "digest": canonical_json(digest)}
+    for number, (key, value) in enumerate(sorted(members.items())):
+        yield (b"," if number else b"{") + canonical_json(key) + b":"
+        yield value
+    yield b"}"
+
+
+def _digest_of(members: Mapping[str, bytes]) -> str:
+    found = hashlib.sha256()
+    for piece in _pieces(members):
+        found.update(piece)
+    return str(Digest("sha256", found.hexdigest()))
+
+
+def _is_joined(members: Mapping[str, bytes], digest: str, data: bytes) -> bool:
+    """Whether `data` is the file of such a seal."""
+    position = 0
+    for piece in _pieces(members, digest):
+        if not data.startswith(piece, position):
+            return False
+        position += len(piece)
+    return position == len(data)
 
 
 def lay_out_all(
@@ -270,33 +288,23 @@ def _coverage(document: Mapping[str, Any], nodes: Mapping[Digest, ManifestNode])
 # -- files -----------------------------------------------------------------------------------------
 
 
-def read_seal(path: Path) -> Seal | None:
-    """Read the seal at `path`; None where there is none, as in bundles of other tools.
-
-    Raises:
-        DamagedBundleError: it is not whole.
-    """
-    data = seal_bytes(path)
-    return None if data is None else parse_seal(data, str(path))
-
-
-def seal_bytes(path: Path) -> bytes | None:
+def seal_bytes(path: Path, limits: Limits = LARGE) -> bytes | None:
     """Read the file of a seal; None where there is none. One that is too long is cut short."""
     if not path.exists():
         return None
     with os_errors(path, "read"), path.open("rb") as file:
-        return file.read(MAX_SEAL_BYTES + 1)
+        return file.read(limits.seal_bytes + 1)
 
 
-def parse_seal(data: bytes, where: str) -> Seal:
+def parse_seal(data: bytes, where: str, limits: Limits = LARGE) -> Seal:
     """Read a seal within the limits of one; `where` it came from is for messages.
 
     Raises:
         DamagedBundleError: it is not whole.
     """
-    if len(data) > MAX_SEAL_BYTES:
+    if len(data) > limits.seal_bytes:
         raise DamagedBundleError(f"{where} is larger than any bundle's table of contents")
-    if marks(data) > MAX_SEAL_MARKS:
+    if marks(data) > limits.seal_marks:
         # A parser makes up to 30 times the text of it.
         raise DamagedBundleError(f"{where} has more values than any bundle's table of contents")
     try:
@@ -308,8 +316,10 @@ def parse_seal(data: bytes, where: str) -> Seal:
 
 
 def try_seal(path: Path) -> Seal | None:
+    """The seal at `path`; None if there is none, or not a whole one."""
     try:
-        return read_seal(path)
+        data = seal_bytes(path)
+        return None if data is None else parse_seal(data, str(path))
     except MirrorError:
         return None
 
@@ -317,7 +327,7 @@ def try_seal(path: Path) -> Seal | None:
 def seal_in(folder: Folder, name: str) -> Seal | None:
     """The seal of that name in `folder`; None if there is none, or not a whole one."""
     try:
-        return parse_seal(folder.read(name, MAX_SEAL_BYTES), name)
+        return parse_seal(folder.read(name, LARGE.seal_bytes), name)
     except (OSError, MirrorError):
         return None
 
@@ -332,7 +342,7 @@ def read_files(folder: Path, seal: Seal) -> dict[str, bytes]:
     for name, sealed in seal.files.items():
         path = folder / name
         with os_errors(path, "read"):
-            found = path.is_file() and path.stat().st_size == sealed.size <= MAX_SEAL_BYTES
+            found = path.is_file() and path.stat().st_size == sealed.size <= MAX_COMPANION_BYTES
             files[name] = path.read_bytes() if found else b""
         if not found or Digest.of(files[name]) != sealed.digest:
             raise DamagedBundleError(
@@ -340,68 +350,6 @@ def read_files(folder: Path, seal: Seal) -> dict[str, bytes]:
                 advice="copy it again from its origin",
             )
     return files
-
-
-# -- limits ----------------------------------------------------------------------------------------
-
-
-def check_limits(seal: Seal) -> bytes:
-    """Refuse a bundle that no reader takes (`mirror.bundle.format`); return its seal as JSON.
-
-    Raises:
-        BundleLimitError: it has too much of something; the message says of what.
-    """
-    budget = Budget()
-    sealed = seal.to_json()
-    if len(sealed) > MAX_SEAL_BYTES or marks(sealed) > MAX_SEAL_MARKS:
-        raise BundleLimitError(
-            f"its {SEAL} would have {len(sealed)} bytes, and {MAX_SEAL_BYTES} are read at most, "
-            f"with {MAX_SEAL_MARKS} values",
-            where="the bundle",
-            advice=_SPLIT,
-        )
-    for archive in seal.archives.values():
-        if len(archive.entries) > MAX_MEMBERS:
-            raise BundleLimitError(
-                f"it would hold {len(archive.entries)} files, and {MAX_MEMBERS} are read at most",
-                where=archive.name,
-                advice=_SPLIT,
-            )
-        try:
-            budget.take_files([entry.path for entry in archive.entries])
-            for content in archive.inventory.repositories.values():
-                budget.take_names(len(content.tags))
-                for node in content.manifests.values():
-                    budget.take_names(1 + len(node.named))
-        except DamagedBundleError as err:
-            raise BundleLimitError(err.problem, where=err.where, advice=_SPLIT) from err
-        for entry in archive.entries:
-            if entry.content is not None and (
-                len(entry.content) > MAX_INDEX_BYTES or marks(entry.content) > MAX_INDEX_MARKS
-            ):
-                raise BundleLimitError(
-                    f"{entry.path} would have {len(entry.content)} bytes, and {MAX_INDEX_BYTES} "
-                    f"are read at most, with {MAX_INDEX_MARKS} values",
-                    where=archive.name,
-                    advice=_SPLIT,
-                )
-    for digest, node in seal.inventory.manifest_nodes().items():
-        if has_long_media_type(node):
-            raise BundleLimitError(
-                f"manifest {digest} has a media type of more than {MAX_MEDIA_TYPE} characters",
-                where="the bundle",
-                advice="leave its image out",
-            )
-    return sealed
-
-
-_SPLIT = "split it: make several bundles of a part of the selection each"
-
-
-def has_long_media_type(node: ManifestNode) -> bool:
-    """Whether a manifest has a media type that is longer than any may be."""
-    types = [node.artifact_type or "", *(one.media_type for one in node.named)]
-    return any(len(one) > MAX_MEDIA_TYPE for one in types)
 
 
 # -- whole archives --------------------------------------------------------------------------------

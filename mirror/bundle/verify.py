@@ -35,8 +35,9 @@ from mirror.bundle.files import PartedReader
 from mirror.bundle.folder import belongs, is_leftover
 from mirror.bundle.format import GOST_SUFFIX, SEAL, SIGNATURE, SUMS
 from mirror.bundle.gost import gostsum_path
+from mirror.bundle.limits import check_limits
 from mirror.bundle.reader import BundleReader, archive_at
-from mirror.bundle.seal import Seal, check_limits, missing_archives, seal_bytes, whole_archive
+from mirror.bundle.seal import Seal, missing_archives, seal_bytes, whole_archive
 from mirror.bundle.seekable import Forward, SeekableFile, Unreadable
 from mirror.documents import document
 from mirror.durable import os_errors
@@ -254,7 +255,8 @@ class _Verification:
         assert folder is not None, "the seal counts for one folder"
         self._inventories = {name: one.inventory for name, one in seal.archives.items()}
         try:
-            check_limits(seal)
+            compressed = any(isinstance(one.file, SeekableFile) for one in archives)
+            check_limits(seal, compressed=compressed)
         except BundleLimitError as err:
             self._findings.append(Finding(SEAL, str(err)))
         self._findings += missing_archives(seal, [archive.name for archive in archives])

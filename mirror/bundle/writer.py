@@ -35,7 +35,8 @@ from mirror.bundle.folder import (
 )
 from mirror.bundle.follow import Follower, MakeHash, Recheck
 from mirror.bundle.format import PARTIAL_SEAL, PARTIAL_SUFFIX, SEAL, compressed_bound, part_sizes
-from mirror.bundle.seal import Seal, check_limits
+from mirror.bundle.limits import check_limits
+from mirror.bundle.seal import Seal
 from mirror.bundle.staging import ArchiveFile, Place, Staging
 from mirror.bundle.sums import CompanionFiles
 from mirror.durable import Folder, make_folder, os_errors
@@ -85,7 +86,7 @@ class BundleWriter:
         self._followers: dict[str, Follower] = {}
         self._rechecks: dict[str, Recheck] = {}
         self._compressors: dict[str, Compressor] = {}
-        self._written: set[tuple[str, str]] = set()  # (archive, path), under the lock
+        self._written: set[tuple[str, int]] = set()  # (archive, offset), under the lock
         self._replaced: set[Digest] = set()  # wrong bytes of these were final; under the lock
         self._lock = threading.Lock()
         self._now: Staging | None = None
@@ -130,7 +131,7 @@ class BundleWriter:
             NoSpaceError: the folder's disk has not enough room for all of them.
             FileSystemError: the folder cannot be written.
         """
-        sealed = check_limits(self._seal)
+        sealed = check_limits(self._seal, compressed=self._packing.compress)
         with os_errors(self._path, "create"):
             make_folder(self._path)
         with ExitStack() as undo:
@@ -144,9 +145,8 @@ class BundleWriter:
     def _is_there(self, sealed: bytes) -> bool:
         """Whether the folder holds this very bundle, so that nothing is left to be done."""
         names = listed(self._folder)
-        # Behind the last step the partial seal has become the seal.
-        stopped = PARTIAL_SEAL not in names and any(map(is_leftover, names))
-        if stopped or not self._force:
+        # Behind the last step the partial seal has become the seal, and leftovers are cleared up.
+        if not self._force or (PARTIAL_SEAL not in names and any(map(is_leftover, names))):
             self._stored = complete_bundle(self._folder, self._seal, sealed, self._packing)
         if self._stored is not None:
             self._done = True
@@ -373,7 +373,7 @@ class BundleWriter:
 
     def _record(self, places: Iterable[Place]) -> None:
         with self._lock:
-            self._written.update((place.archive, place.entry.path) for place in places)
+            self._written.update((place.archive, place.entry.offset) for place in places)
 
     # -- completion ----------------------------------------------------------------------------
 
@@ -398,7 +398,7 @@ class BundleWriter:
             self._followers[archive.name].done(archive.trailer_offset, TRAILER_SIZE)
         for archive in self._archives:
             for entry in archive.entries:
-                if (archive.name, entry.path) not in self._written:
+                if (archive.name, entry.offset) not in self._written:
                     raise IntegrityError(
                         f"{archive.name}: {entry.path} was never written",
                         where=self.name,

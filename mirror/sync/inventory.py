@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -286,13 +287,13 @@ def read_nodes(manifests: Mapping[str, Any]) -> dict[Digest, ManifestNode]:
 def _node(digest: Digest, document: Mapping[str, Any]) -> ManifestNode:
     def descriptors(key: str) -> tuple[Descriptor, ...]:
         return tuple(
-            Descriptor(text_of(media_type), Digest.parse(text), _size(size))
+            Descriptor(sys.intern(text_of(media_type)), Digest.parse(text), _size(size))
             for media_type, text, size in document.get(key, ())
         )
 
     artifact_type, subject = document.get("artifactType"), document.get("subject")
     return ManifestNode(
-        Descriptor(text_of(document["mediaType"]), digest, _size(document["size"])),
+        Descriptor(sys.intern(text_of(document["mediaType"])), digest, _size(document["size"])),
         descriptors("blobs"),
         descriptors("children"),
         None if artifact_type is None else text_of(artifact_type),

@@ -13,10 +13,7 @@ import pytest
 import zstandard
 
 from mirror.bundle.format import (
-    MAX_FILES,
-    MAX_INDEX_BYTES,
-    MAX_MEMBERS,
-    MAX_NAMES,
+    ORDINARY,
     REF_NAME,
     SHORT_TAG,
 )
@@ -109,7 +106,7 @@ def tiny_entries(folder: Path) -> None:
 def many_archives_of_many_entries(folder: Path) -> None:
     """Nearly as many as an archive may have, in each of two."""
     for archive in range(2):
-        data = entries(f"modules/m{archive}", 0, MAX_MEMBERS - 10)
+        data = entries(f"modules/m{archive}", 0, ORDINARY.members - 10)
         (folder / f"module-m{archive}.tar").write_bytes(data + END)
 
 
@@ -156,7 +153,7 @@ def index_of_million(folder: Path) -> None:
 def index_of_nothings(folder: Path) -> None:
     """8 MB of text that become 200 MB of objects."""
     tar = Tar(folder / "platform.tar")
-    tar.close(b'{"manifests":[' + b",".join([b"{}"] * (MAX_INDEX_BYTES // 3 - 10)) + b"]}")
+    tar.close(b'{"manifests":[' + b",".join([b"{}"] * (ORDINARY.index_bytes // 3 - 10)) + b"]}")
 
 
 def nested_json(folder: Path) -> None:
@@ -280,8 +277,8 @@ def huge_seal(folder: Path) -> None:
 
 
 BOMBS: dict[Callable[[Path], None], str] = {
-    tiny_entries: f"it holds more than {MAX_MEMBERS} files",
-    many_archives_of_many_entries: f"the bundle has more than {MAX_FILES} files in all",
+    tiny_entries: f"it holds more than {ORDINARY.members} files",
+    many_archives_of_many_entries: f"the bundle has more than {ORDINARY.files} files in all",
     compressed_entries: "is there twice",
     zstd_bomb: "unpack it with `zstd -d",
     huge_table: "frame 0, which cannot be decompressed",
@@ -291,8 +288,8 @@ BOMBS: dict[Callable[[Path], None], str] = {
     deep_indexes: "",
     manifests_of_objects: "has more values than any manifest",
     manifests_of_text: "",
-    manifests_of_layers: f"more than {MAX_NAMES} tags and references in all",
-    more_manifests_of_layers: f"more than {MAX_NAMES} tags and references in all",
+    manifests_of_layers: f"more than {ORDINARY.names} tags and references in all",
+    more_manifests_of_layers: f"more than {ORDINARY.names} tags and references in all",
     long_media_types: "has a media type longer than any",
     everybody_needs_everything: "",
     untagged: "is missing",

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Generator
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from mirror.bundle import contents, members, seal
+from mirror.bundle import contents, limits, members
 from mirror.bundle import format as bundle_format
+from mirror.bundle.format import LARGE, ORDINARY, Limits
+from mirror.bundle.limits import check_limits
 from mirror.bundle.reader import BundleReader
-from mirror.bundle.seal import check_limits
 from mirror.bundle.verify import verify_bundle
 from mirror.errors import BundleLimitError, DamagedBundleError
-from mirror.oci import Descriptor, Digest
+from mirror.oci import Descriptor, Digest, Manifest
 from mirror.sync import Inventory, InventoryBuilder, ManifestNode, MemoryStore
-from tests.support.bundles import archives_of, pack_store, seal_of
-from tests.support.inventories import put_image, sample_store
+from tests.support.bundles import archives_of, pack, pack_store, seal_of
+from tests.support.inventories import put_image, sample_store, stores
+from tests.support.measured import measured
 
 STORE = sample_store()
 
@@ -56,20 +63,28 @@ def test_a_media_type_longer_than_any_is_refused() -> None:
         check_limits(sealed)
 
 
+def limit(patch: pytest.MonkeyPatch, **values: int) -> None:
+    """Make ordinary limits smaller, by their names, or MAX_MEDIA_TYPE."""
+    if "media_type" in values:
+        patch.setattr(limits, "MAX_MEDIA_TYPE", values["media_type"])
+        return
+    smaller = replace(ORDINARY, **values)
+    for module in (bundle_format, limits, members, contents):
+        patch.setattr(module, "ORDINARY", smaller)
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        *(("MAX_NAMES", 20), ("MAX_FILES", 20), ("MAX_MEMBERS", 10)),
-        *(("MAX_INDEX_BYTES", 100), ("MAX_INDEX_MARKS", 5), ("MAX_MEDIA_TYPE", 10)),
+        *(("names", 20), ("files", 20), ("members", 10)),
+        *(("index_bytes", 100), ("index_marks", 5), ("media_type", 10)),
     ],
 )
 def test_writer_verification_and_reader_agree_on_every_limit(
     name: str, value: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pack_store(STORE, tmp_path)
-    for module in (bundle_format, seal, members, contents):
-        if hasattr(module, name):
-            monkeypatch.setattr(module, name, value)
+    limit(monkeypatch, **{name: value})
     with pytest.raises(BundleLimitError):
         check_limits(seal_of(archives_of(STORE.inventory())))
     with BundleReader([tmp_path]) as reader:
@@ -84,7 +99,7 @@ def test_what_a_reader_refuses_gets_no_seal(
     """The writer asks for the reader's limits before it writes anything."""
     store = MemoryStore()
     put_image(store, "", "v1", layers=(b"x" * 5000,))
-    monkeypatch.setattr(seal, "MAX_INDEX_BYTES", 10)
+    limit(monkeypatch, index_bytes=10)
     with pytest.raises(BundleLimitError, match="would have"):
         pack_store(store, tmp_path)
     assert not list(tmp_path.iterdir())
@@ -92,3 +107,140 @@ def test_what_a_reader_refuses_gets_no_seal(
     pack_store(store, tmp_path)
     with BundleReader([tmp_path]) as reader:
         assert not verify_bundle(reader).findings
+
+
+@settings(max_examples=25)
+@given(
+    store=stores(),
+    name=st.sampled_from(["names", "files", "members", "index_bytes", "index_marks"]),
+    share=st.floats(0.3, 1.5),
+)
+def test_whatever_a_pull_may_seal_every_reader_takes(
+    store: MemoryStore, name: str, share: float, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """The limits lie anywhere around what the bundle has; both sides draw the line in one place."""
+    folder = tmp_path_factory.mktemp("limits")
+    seal = pack_store(store, folder)
+    has = {
+        "names": sum(
+            len(content.tags) + sum(1 + len(node.named) for node in content.manifests.values())
+            for archive in seal.archives.values()
+            for content in archive.inventory.repositories.values()
+        ),
+        "files": sum(len(archive.entries) for archive in seal.archives.values()),
+        "members": max(len(archive.entries) for archive in seal.archives.values()),
+        "index_bytes": max(
+            len(entry.content)
+            for archive in seal.archives.values()
+            for entry in archive.entries
+            if entry.content is not None
+        ),
+        "index_marks": 40,
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        limit(patch, **{name: int(has[name] * share)})
+        try:
+            check_limits(seal)
+        except BundleLimitError:
+            allowed = False
+        else:
+            allowed = True
+        with BundleReader([folder]) as reader:
+            if allowed:
+                assert reader.inventory() == store.inventory()
+            else:
+                with pytest.raises(DamagedBundleError):
+                    reader.inventory()
+        with BundleReader([folder]) as reader:
+            assert allowed != bool(verify_bundle(reader).findings)
+
+
+# -- large bundles ---------------------------------------------------------------------------------
+
+
+def test_a_bundle_with_large_archives_may_have_more_of_everything(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limit(monkeypatch, names=5, files=5, members=5, index_bytes=100, index_marks=5, seal_bytes=100)
+    with pytest.raises(BundleLimitError):
+        pack_store(STORE, tmp_path / "small")
+    monkeypatch.setattr(bundle_format, "LARGE_FROM", 10_000)
+    pack_store(STORE, tmp_path)
+    with BundleReader([tmp_path]) as reader:
+        assert not verify_bundle(reader).findings
+        assert reader.inventory() == STORE.inventory()
+
+
+def test_compressed_archives_do_not_make_a_bundle_large(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A few bytes of them may claim to be any number of bytes."""
+    limit(monkeypatch, names=5)
+    monkeypatch.setattr(bundle_format, "LARGE_FROM", 10_000)
+    with pytest.raises(BundleLimitError, match="more than 5 tags and references"):
+        check_limits(seal_of(archives_of(STORE.inventory())), compressed=True)
+
+
+def test_the_large_limits_are_the_larger_ones() -> None:
+    for field in fields(Limits):
+        assert getattr(LARGE, field.name) > 2 * getattr(ORDINARY, field.name)
+
+
+class Many:
+    """A release tree of so many small images, which is nowhere in memory as a whole."""
+
+    name = "many"
+
+    def __init__(self, count: int, repositories: int) -> None:
+        self.manifests: dict[Digest, int] = {}
+        self.blobs: dict[Digest, bytes] = {}
+        builder = InventoryBuilder()
+        for number in range(count):
+            manifest = self._manifest(number)
+            path = f"modules/m{number % repositories}"
+            builder.add_tag(path, f"v{number}", manifest.digest)
+            builder.add_manifest(path, ManifestNode.of(manifest))
+            self.manifests[manifest.digest] = number
+        self.inventory = builder.build()
+
+    @staticmethod
+    def _manifest(number: int) -> Manifest:
+        config, *layers = (
+            {"mediaType": "a/b", "digest": str(Digest.of(data)), "size": len(data)}
+            for data in Many.content(number)
+        )
+        document = {"schemaVersion": 2, "config": config, "layers": layers}
+        return Manifest.parse(json.dumps(document).encode(), MEDIA_TYPE)
+
+    @staticmethod
+    def content(number: int) -> tuple[bytes, ...]:
+        return (f"config {number}".encode(), f"layer {number}".encode(), b"shared by all")
+
+    def manifest(self, repository: str, digest: Digest) -> Manifest:
+        return self._manifest(self.manifests[digest])
+
+    def blob(
+        self, repository: str, digest: Digest, size: int, offset: int = 0
+    ) -> Generator[bytes, None, None]:
+        if not self.blobs:
+            self.blobs = {
+                Digest.of(data): data
+                for number in self.manifests.values()
+                for data in self.content(number)
+            }
+        yield self.blobs[digest][offset:]
+
+
+COUNT = 100_000
+MEDIA_TYPE = "application/vnd.oci.image.manifest.v1+json"
+
+
+@pytest.mark.soak
+def test_a_bundle_of_100_000_images_is_made_and_read_in_bounded_memory(tmp_path: Path) -> None:
+    many = Many(COUNT, 30)
+    pack(many, many.inventory, tmp_path)
+    del many
+    runs, peak = measured(("verify", tmp_path), ("verify", "--quick", tmp_path))
+    print(f"verify of {COUNT:,} images: {peak / 1e6:.0f} MB")
+    assert [run.code for run in runs] == [0, 0], runs
+    assert peak < 1_500_000_000

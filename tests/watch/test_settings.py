@@ -209,3 +209,9 @@ def test_what_is_no_rate_is_named(tmp_path: Path) -> None:
     message = complaint(tmp_path, {**THREE, "limit-rate": "fast"})
     assert "limit-rate" in message
     assert "'fast' is not a rate; write bytes a second, such as 20MB/s" in message
+
+
+def test_a_key_that_is_mistyped_is_answered_with_the_nearest(tmp_path: Path) -> None:
+    registries = {"a": {"adress": "a:5001/x"}, "b": {"address": "b:5001/x"}}
+    told = complaint(tmp_path, {"registries": registries})
+    assert "registries.a.adress: unknown key; did you mean address?" in told
