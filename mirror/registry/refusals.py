@@ -30,6 +30,8 @@ _FULL = re.compile(
     r"|exceed the configured upper limit"  # Harbor, with 403 or 412
 )
 _KIND = re.compile(r"(?i)media ?type|artifact|config type|not (an )?accepted")
+_PLAIN = frozenset({"NAME_UNKNOWN", "MANIFEST_UNKNOWN", "BLOB_UNKNOWN", "UNSUPPORTED"})
+"""Codes that say what 404 and 405 say by themselves."""
 _CERTIFICATE = re.compile(rb"No required SSL certificate was sent|The SSL certificate error")
 """How nginx says so, in a page."""
 _NO_LOGIN = frozenset({"invalid_grant", "invalid_client", "unauthorized", "UNAUTHORIZED", "DENIED"})
@@ -70,7 +72,12 @@ def from_answer(
         return page(status, where, host)
     codes, reason = reason_in(headers, body)
     said = f"HTTP {status}" + (f", {reason}" if reason else "")
-    fields: dict[str, Any] = {"where": where, "status": status, "codes": codes}
+    fields: dict[str, Any] = {
+        "where": where,
+        "status": status,
+        "codes": codes,
+        "reason": reason,
+    }
     if status == 400 and (match := _CERTIFICATE.search(body)):
         return UnreachableError(
             f"{where}: {host} wants a client certificate that it accepts (HTTP 400, "
@@ -196,7 +203,12 @@ def from_token_server(
     server = f"the token server of {host}"
     codes, reason = reason_in(headers, body)
     said = f"HTTP {status}" + (f", {reason}" if reason else "")
-    fields: dict[str, Any] = {"where": where, "status": status, "codes": codes}
+    fields: dict[str, Any] = {
+        "where": where,
+        "status": status,
+        "codes": codes,
+        "reason": reason,
+    }
     if status in (401, 403) or (
         status in (400, 404) and login.user is not None and _NO_LOGIN.intersection(codes)
     ):
@@ -272,5 +284,13 @@ def _words(error: Mapping[str, Any]) -> Iterator[str]:
 def reworded(
     err: RegistryError, text: str, kind: type[RegistryError] | None = None
 ) -> RegistryError:
-    """The same answer said in other words, as `kind` where that is given."""
-    return (kind or type(err))(text, where=err.where, status=err.status, codes=err.codes)
+    """The same answer said in other words, as `kind` where that is given.
+
+    What the server says of its reasons goes before the advice in `text`, unless it says no more
+    than its status does.
+    """
+    if err.reason and not _PLAIN.issuperset(err.codes or [""]):
+        problem, joint, advice = text.partition("; ")
+        text = f"{problem} ({err.reason}){joint}{advice}"
+    fields: dict[str, Any] = {"status": err.status, "codes": err.codes, "reason": err.reason}
+    return (kind or type(err))(text, where=err.where, **fields)

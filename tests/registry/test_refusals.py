@@ -226,3 +226,28 @@ def test_a_token_servers_plain_words_are_shown(serve: Serve, make_client: MakeCl
     reply = Reply(401, TEXT, b"Auth failed: account is\x1b[2J locked")
     error = told_by_token_server(reply, serve, make_client, ALICE)
     assert "(HTTP 401, Auth failed: account is\\x1b[2J locked)" in str(error)
+
+
+def test_the_reason_is_kept_where_an_answer_is_said_in_our_words(
+    serve: Serve, make_client: MakeClient
+) -> None:
+    body = errors(code="NOT_FOUND", message="upstream nexus.corp is offline")
+    client = make_client(serve(lambda request: Reply(404, JSON, body)).host)
+    with pytest.raises(RegistryNotFoundError) as caught:
+        client.manifest("a", "v1")
+    assert str(caught.value) == (
+        f"{client.host}/a:v1: no such manifest in the registry (NOT_FOUND: upstream nexus.corp is "
+        "offline); check the repository path and the tag"
+    )
+    assert caught.value.reason == "NOT_FOUND: upstream nexus.corp is offline"
+    with pytest.raises(RegistryNotFoundError, match=r"repository in the registry \(NOT_FOUND: up"):
+        client.tags("a")
+    with pytest.raises(UnreachableError, match=r"\(HTTP 404 for /v2/\) \(NOT_FOUND: upstream"):
+        client.ping()
+
+
+def test_what_a_code_alone_says_is_not_said_twice(serve: Serve, make_client: MakeClient) -> None:
+    body = errors(code="MANIFEST_UNKNOWN", message="manifest unknown", detail={"Tag": "v1"})
+    client = make_client(serve(lambda request: Reply(404, JSON, body)).host)
+    with pytest.raises(RegistryNotFoundError, match=r"no such manifest in the registry; check"):
+        client.manifest("a", "v1")
