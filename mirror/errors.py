@@ -350,17 +350,24 @@ class RegistryError(MirrorError):
     """A registry answered with an error.
 
     `where` is the request as `METHOD host/path`, `status` the HTTP status, `codes` the error codes
-    of the answer's body (distribution-spec, "Error Codes"), such as `MANIFEST_BLOB_UNKNOWN`.
+    of the answer's body (distribution-spec, "Error Codes"), such as `MANIFEST_BLOB_UNKNOWN`, and
+    `reason` what the body says for people, clean and bounded.
     `may_pass` says that it was the weather and no answer: the same request can succeed later.
     """
 
     may_pass: bool = False
 
     def __init__(
-        self, message: str, *, where: str, status: int | None = None, codes: Sequence[str] = ()
+        self,
+        message: str,
+        *,
+        where: str,
+        status: int | None = None,
+        codes: Sequence[str] = (),
+        reason: str = "",
     ) -> None:
         super().__init__(message)
-        self.where, self.status, self.codes = where, status, tuple(codes)
+        self.where, self.status, self.codes, self.reason = where, status, tuple(codes), reason
 
 
 class RegistryNotFoundError(RegistryError, NotFoundError):

@@ -28,6 +28,9 @@ from mirror.errors import DamagedBundleError, MirrorError
 _MAX_EXTENDED_HEADER = 64 << 10
 """Bytes of a long name or pax header; real ones have a few hundred."""
 
+_IMPLAUSIBLE = 1 << 40
+"""Bytes that no member has."""
+
 _MAX_NAME = 512
 """Bytes of a name as Python keeps it. A repository's path has 255 at most, and a digest 128."""
 
@@ -74,7 +77,9 @@ def members(file: Readable) -> Generator[Member, None, int]:
         size = info.size if pax_size is None or info.type in (_PAX, _LONG_NAME) else pax_size
         if size < 0 or offset + size > file.size:
             beyond = f"{_shown(path or info.name)} of {size} bytes, beyond the archive's end"
-            raise _cut(file, offset - BLOCK, beyond)
+            # A size that nothing has says more about the header than about the end.
+            refusal = _cut if 0 <= size < _IMPLAUSIBLE else _damaged
+            raise refusal(file, offset - BLOCK, beyond)
         end = offset + size + (-size % BLOCK)
         if info.type in (_LONG_NAME, _LONG_LINK, _PAX, _PAX_GLOBAL):
             if size > _MAX_EXTENDED_HEADER:

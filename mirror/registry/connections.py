@@ -23,17 +23,7 @@ from urllib.parse import quote
 from urllib.request import getproxies
 
 from mirror.registry.addresses import PORTS, Origin, is_inner
-from mirror.registry.http1 import (
-    SLICE_S,
-    Body,
-    Connection,
-    Fault,
-    Patience,
-    Response,
-    Stream,
-    Wait,
-    WireError,
-)
+from mirror.registry.http1 import Body, Connection, Patience, Response
 from mirror.registry.options import (
     NO_FILES,
     ConnectionOptions,
@@ -42,6 +32,7 @@ from mirror.registry.options import (
     proxy_for,
     tls_context,
 )
+from mirror.registry.streams import SLICE_S, Fault, Stream, Wait, WireError, blaming
 
 _IDLE_S = 30.0
 _FIRST_READ = 64 << 10
@@ -199,12 +190,14 @@ class Connections:
             with suppress(ValueError):  # a name, which the proxy resolves
                 ipaddress.ip_address(origin.host)
                 self._check(origin, [origin.host], wait)
-            stream = connected(resolved(proxy.host, proxy.port, wait), wait)
+            with blaming(proxy.name):
+                stream = connected(resolved(proxy.host, proxy.port, wait), wait)
         try:
-            if proxy is not None and proxy.scheme == "https":
-                stream = _encrypted(stream, self._tls(None), proxy.host, wait)
-            if proxy is not None and origin.scheme == "https":
-                _tunnel(stream, proxy, origin, patience)
+            with blaming(proxy.name if proxy is not None else None):
+                if proxy is not None and proxy.scheme == "https":
+                    stream = _encrypted(stream, self._tls(None), proxy.host, wait)
+                if proxy is not None and origin.scheme == "https":
+                    _tunnel(stream, proxy, origin, patience)
             if origin.scheme == "https":
                 stream = _encrypted(stream, self._tls(origin), origin.host, wait)
             connection = Connection(stream, lambda one, keep: self._done(one, origin, keep=keep))

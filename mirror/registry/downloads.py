@@ -5,6 +5,7 @@ Distribution-spec, "Pulling blobs"; ranges as in RFC 9110, section 14.
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Generator
 
@@ -13,8 +14,10 @@ from mirror.oci import Digest, Verifier
 from mirror.registry import refusals
 from mirror.registry.auth import PULL, Scopes
 from mirror.registry.failures import TransientFailure
-from mirror.registry.http1 import Response, is_page
+from mirror.registry.http1 import Headers, Response, clean, is_page
 from mirror.registry.transport import Transport
+
+_log = logging.getLogger(__name__)
 
 _CONTENT_RANGE = re.compile(r"bytes (?:([0-9]{1,18})-([0-9]{1,18})|\*)/([0-9]{1,18}|\*)")
 _PROGRESS_BYTES = 64 << 10
@@ -42,6 +45,7 @@ class Download:
         self._what = f"{transport.host}/{repository}@{digest}"
         self._where = f"GET {self._what}"
         self._position = offset
+        self._past_caches = False
         # From the middle on there is nothing to hash: whoever holds the beginning checks the whole.
         self._verifier = Verifier(digest, size, self._what) if verify and offset == 0 else None
 
@@ -63,10 +67,17 @@ class Download:
                 if self._position - began >= _PROGRESS_BYTES:
                     backoff().progressed()
                 backoff().wait(failure)
+            except SizeMismatchError as err:
+                if self._past_caches:
+                    raise
+                _log.debug("%s: asking past caches: %s", self._where, err)
+                self._past_caches = True
 
     def _attempt(self) -> Generator[bytes, None, None]:
         """Everything from the present position to the end, or as far as one connection goes."""
         headers = {"Range": f"bytes={self._position}-"} if self._position else {}
+        if self._past_caches:
+            headers["Cache-Control"] = "no-cache"
         transport = self._transport
         with transport.open("GET", self._url, scopes=self._scopes, headers=headers) as response:
             skip = self._judge(response)
@@ -98,15 +109,13 @@ class Download:
 
     def _judge(self, response: Response) -> int | None:
         """How many bytes of this answer to skip; None when there is nothing left to come."""
-        status = response.status
+        status, headers = response.status, response.headers
         if status == 200:
-            length = response.headers.length
-            if is_page(response.headers) and length != self._size:
-                raise refusals.page(status, self._where, self._transport.host)
-            self._learn_size(length)
+            self._check_form(headers)
+            self._learn_size(headers.length)
             return self._position
         if status in (206, 416) and self._position:
-            match = _CONTENT_RANGE.fullmatch(response.headers.get("content-range", "").strip())
+            match = _CONTENT_RANGE.fullmatch(headers.get("content-range", "").strip())
             total = None if match is None or match[3] == "*" else int(match[3])
             self._learn_size(total)
             if status == 416 and total is not None and total == self._position:
@@ -116,13 +125,32 @@ class Download:
                     return 0
                 raise RegistryError(
                     f"{self._where}: asked for bytes from {self._position} on, the registry "
-                    f"answers with {response.headers.get('content-range', 'no range')!r:.100}; "
+                    f"answers with {headers.get('content-range', 'no range')!r:.100}; "
                     "check for a proxy between that mishandles ranges",
                     where=self._where,
                     status=status,
                 )
         self._transport.whole(response, accept=(), limit=0, where=self._where)
         raise AssertionError("a refused answer always raises")
+
+    def _check_form(self, headers: Headers) -> None:
+        """Find out bytes that are not the blob's own. What has its length has its form.
+
+        Some storages call stored bytes encoded that were compressed before they got there.
+        """
+        if self._size is not None and headers.length == self._size:
+            return
+        host, coding = self._transport.host, headers.get("content-encoding", "identity")
+        if is_page(headers):
+            raise refusals.page(200, self._where, host)
+        if coding.lower() != "identity":
+            raise RegistryError(
+                f"{self._where}: {host} sends this blob encoded ({clean(coding)}) although its "
+                "own bytes were asked for; switch compression off in the proxy or cache before "
+                "it (nginx: gzip off)",
+                where=self._where,
+                status=200,
+            )
 
     def _learn_size(self, total: int | None) -> None:
         if total is None:

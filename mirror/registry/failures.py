@@ -27,8 +27,9 @@ from mirror.errors import (
     shortage,
 )
 from mirror.events import OnEvent, Retrying
-from mirror.registry.http1 import Fault, WireError, clean
+from mirror.registry.http1 import clean
 from mirror.registry.options import ConnectionOptions, RetryPolicy
+from mirror.registry.streams import Fault, WireError
 
 
 class TransientFailure(Exception):
@@ -149,6 +150,8 @@ def from_network(
             f". {named_by} named this address; if only its own network knows it, correct that "
             "there (`http.host`, realm), or let the proxy in front of it pass on `Host`"
         )
+    if err.proxy is not None:
+        return _from_proxy(err, err.proxy, where=where, host=host, options=options)
     match err.fault:
         case Fault.CONNECT_LATE:
             happened = f"no connection to {host} within {options.connect_timeout_s:g} s"
@@ -173,12 +176,6 @@ def from_network(
             )
         case Fault.READ_LATE | Fault.WRITE_LATE:
             return stalled(where, host, options)
-        case Fault.PROXY:
-            return UnreachableError(
-                f"{where}: the proxy on the way to {host} refused: {_reason(err)}; check "
-                "HTTPS_PROXY and HTTP_PROXY, or name the host in NO_PROXY",
-                where=where,
-            )
         case Fault.INNER:
             return RegistryError(
                 f"{where}: {named_by}, which is no private address, leads to {host} ({err}), which "
@@ -201,6 +198,47 @@ def from_network(
             )
     problem = f"{host} cannot be used this way: {_reason(err)}"
     return RegistryError(f"{where}: {problem}", where=where)
+
+
+_REFUSED_BY_PROXIES = {
+    "HTTP 407": "asks for a login (HTTP 407): write http://user:password@host:port",
+    "HTTP 502": "does not reach it (HTTP 502)",
+    "HTTP 503": "does not reach it (HTTP 503)",
+    "HTTP 504": "does not reach it in time (HTTP 504)",
+}
+
+
+def _from_proxy(
+    err: WireError, proxy: str, *, where: str, host: str, options: ConnectionOptions
+) -> TransientFailure | MirrorError:
+    """What a proxy of the environment did, or is not there to do."""
+    causes = tuple(_causes(err))
+    passes = True
+    match err.fault:
+        case Fault.CONNECT_LATE:
+            what = f"takes no connection within {options.connect_timeout_s:g} s"
+        case Fault.CONNECT if any(isinstance(one, ConnectionRefusedError) for one in causes):
+            what = "refuses connections"
+        case Fault.CONNECT if found := [one for one in causes if isinstance(one, socket.gaierror)]:
+            what = f"has a name that cannot be resolved ({found[0].strerror})"
+            passes = found[0].errno == socket.EAI_AGAIN
+        case Fault.CONNECT:
+            what = f"cannot be connected to: {_reason(err)}"
+            passes = not any(isinstance(one, ssl.SSLError) for one in causes)
+        case Fault.PROXY:
+            what = _REFUSED_BY_PROXIES.get(str(err), f"refused: {_reason(err)}")
+            passes = "not reach" in what
+        case Fault.READ_LATE | Fault.WRITE_LATE:
+            what = "did not answer in time"
+        case _:
+            what = f"broke off: {_reason(err)}"
+    error = UnreachableError(
+        f"{where}: the proxy on the way to {host}, {proxy}, {what}; check HTTPS_PROXY and "
+        "HTTP_PROXY, or name the host in NO_PROXY",
+        where=where,
+    )
+    happened = f"the proxy {proxy} {what}"
+    return TransientFailure(error, happened, unreachable=True) if passes else error
 
 
 def _from_connect(

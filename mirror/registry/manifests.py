@@ -264,14 +264,26 @@ def next_link(headers: list[str]) -> str | None:
 
 def tags(transport: Transport, repository: str) -> list[str]:
     """See `RegistryClient.tags`."""
-    url = transport.at(repository, f"tags/list?n={_PAGE}")
-    names: dict[str, None] = {}
+    url: str | None = transport.at(repository, f"tags/list?n={_PAGE}")
+    scopes, names = (PULL.format(repository),), dict[str, None]()
     try:
-        for answer in _pages(transport, url, (PULL.format(repository),), _MAX_LIST_BYTES):
-            names.update(dict.fromkeys(_names(transport, answer, "tags")))
+        while url is not None:
+            page, before = list[str](), len(names)
+            for answer in _pages(transport, url, scopes, _MAX_LIST_BYTES):
+                page = _names(transport, answer, "tags")
+                names.update(dict.fromkeys(page))
+            if len(names) > _MAX_LIST_NAMES:
+                raise _broken(
+                    transport.where("GET", url), f"it lists more than {_MAX_LIST_NAMES} tags"
+                )
+            # A group of Nexus ends a full page without a `Link` to the next.
+            ends = len(page) != _PAGE or len(names) == before
+            rest = "" if ends else f"tags/list?n={_PAGE}&last={quote(page[-1], safe='')}"
+            url = transport.at(repository, rest) if rest else None
     except RegistryNotFoundError as err:
-        missing = f"{transport.host}/{repository}: no such repository in the registry"
-        raise reworded(err, f"{missing}; check the path") from err
+        if not names:
+            missing = f"{transport.host}/{repository}: no such repository in the registry"
+            raise reworded(err, f"{missing}; check the path") from err
     return _valid(transport, list(names), valid_tag, f"/{repository}: its list of tags")
 
 

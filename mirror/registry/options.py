@@ -207,6 +207,11 @@ class Proxy(NamedTuple):
         return cls(scheme, host, port or PORTS[scheme], user, password)
 
     @property
+    def name(self) -> str:
+        """For messages: `host:port`."""
+        return f"{self.host}:{self.port}"
+
+    @property
     def headers(self) -> dict[str, str]:
         """What to show to the proxy itself."""
         if not self.username:

@@ -25,8 +25,13 @@ TRANSIENT_STATUSES = frozenset({408, 429, 500, 502, 503, 504})
 """Answers that say "not now" and not "no"."""
 
 _PUSHES = ("POST ", "PUT ", "PATCH ")
-_FULL = re.compile(r"(?i)no space left|disk full|quota.{0,20} exceeded|insufficient storage")
+_FULL = re.compile(
+    r"(?i)no space left|disk full|quota.{0,20} exceeded|insufficient storage"
+    r"|exceed the configured upper limit"  # Harbor, with 403 or 412
+)
 _KIND = re.compile(r"(?i)media ?type|artifact|config type|not (an )?accepted")
+_PLAIN = frozenset({"NAME_UNKNOWN", "MANIFEST_UNKNOWN", "BLOB_UNKNOWN", "UNSUPPORTED"})
+"""Codes that say what 404 and 405 say by themselves."""
 _CERTIFICATE = re.compile(rb"No required SSL certificate was sent|The SSL certificate error")
 """How nginx says so, in a page."""
 _NO_LOGIN = frozenset({"invalid_grant", "invalid_client", "unauthorized", "UNAUTHORIZED", "DENIED"})
@@ -67,7 +72,12 @@ def from_answer(
         return page(status, where, host)
     codes, reason = reason_in(headers, body)
     said = f"HTTP {status}" + (f", {reason}" if reason else "")
-    fields: dict[str, Any] = {"where": where, "status": status, "codes": codes}
+    fields: dict[str, Any] = {
+        "where": where,
+        "status": status,
+        "codes": codes,
+        "reason": reason,
+    }
     if status == 400 and (match := _CERTIFICATE.search(body)):
         return UnreachableError(
             f"{where}: {host} wants a client certificate that it accepts (HTTP 400, "
@@ -78,8 +88,8 @@ def from_answer(
     if status == 507 or (status >= 400 and _FULL.search(reason)):
         # Patience does not help: somebody has to make room.
         return RegistryError(
-            f"{where}: the storage of {host} is full ({said}); make room there, then run the same "
-            "again: what has arrived is not sent twice",
+            f"{where}: the storage of {host} is full, or a quota ({said}); make room there, then "
+            "run the same again: what has arrived is not sent twice",
             **fields,
         )
     if status in TRANSIENT_STATUSES:
@@ -92,12 +102,25 @@ def from_answer(
     if status in (401, 403):
         return DeniedError(f"{where}: {_denial(status, said, host, login)}", **fields)
     if status == 404:
+        missing = "check the repository path"
+        if where.startswith("POST ") and where.endswith("/blobs/uploads/"):
+            missing = (
+                "where a registry makes no repository by itself (ECR), or no project (Harbor), "
+                "create it there first; else check the path"
+            )
         return RegistryNotFoundError(
-            f"{where}: {host} does not have this ({said}); check the repository path", **fields
+            f"{where}: {host} does not have this ({said}); {missing}", **fields
         )
     if status == 400 and b"HTTPS server" in body:  # Go's and nginx' words for this mistake
         return UnreachableError(
             f"{where}: {host} wants TLS; leave out --insecure", where=where, status=status
+        )
+    if status == 407:
+        return UnreachableError(
+            f"{where}: the proxy on the way to {host} asks for a login ({said}); write "
+            "http://user:password@host:port into HTTP_PROXY, or name the host in NO_PROXY",
+            where=where,
+            status=status,
         )
     if 300 <= status < 400:
         return RegistryError(
@@ -133,6 +156,11 @@ def _advice(status: int, reason: str, where: str) -> str:
         return (
             "the registry, or a proxy in front of it, limits how large a request may be; raise "
             "that limit (nginx: client_max_body_size)"
+        )
+    if "/manifests/" in where and status < 500 and "immutab" in reason.lower():
+        return (
+            "a rule of the registry keeps this tag from changing; exempt the tags that turn with "
+            "each release from it: release channels and `mirror/inventory`"
         )
     if "/manifests/" in where and (status == 415 or (status < 500 and _KIND.search(reason))):
         return (
@@ -175,7 +203,12 @@ def from_token_server(
     server = f"the token server of {host}"
     codes, reason = reason_in(headers, body)
     said = f"HTTP {status}" + (f", {reason}" if reason else "")
-    fields: dict[str, Any] = {"where": where, "status": status, "codes": codes}
+    fields: dict[str, Any] = {
+        "where": where,
+        "status": status,
+        "codes": codes,
+        "reason": reason,
+    }
     if status in (401, 403) or (
         status in (400, 404) and login.user is not None and _NO_LOGIN.intersection(codes)
     ):
@@ -251,5 +284,13 @@ def _words(error: Mapping[str, Any]) -> Iterator[str]:
 def reworded(
     err: RegistryError, text: str, kind: type[RegistryError] | None = None
 ) -> RegistryError:
-    """The same answer said in other words, as `kind` where that is given."""
-    return (kind or type(err))(text, where=err.where, status=err.status, codes=err.codes)
+    """The same answer said in other words, as `kind` where that is given.
+
+    What the server says of its reasons goes before the advice in `text`, unless it says no more
+    than its status does.
+    """
+    if err.reason and not _PLAIN.issuperset(err.codes or [""]):
+        problem, joint, advice = text.partition("; ")
+        text = f"{problem} ({err.reason}){joint}{advice}"
+    fields: dict[str, Any] = {"status": err.status, "codes": err.codes, "reason": err.reason}
+    return (kind or type(err))(text, where=err.where, **fields)

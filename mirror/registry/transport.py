@@ -24,8 +24,9 @@ from mirror.registry.auth import Authenticator, Credentials, Scopes, parse_chall
 from mirror.registry.connections import Connections, read_whole
 from mirror.registry.failures import Backoff, TransientFailure
 from mirror.registry.gate import Admission, HostGate, StallWatch
-from mirror.registry.http1 import Body, Headers, Patience, Response, WireError, is_page
+from mirror.registry.http1 import Body, Headers, Patience, Response, is_page
 from mirror.registry.options import ConnectionOptions
+from mirror.registry.streams import WireError
 from mirror.run import Cancellation, Run
 
 _log = logging.getLogger(__name__)

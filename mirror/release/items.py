@@ -41,7 +41,7 @@ EXTRA_IMAGES = "extra_images.json"
 _MOST_DIGITS = 18
 """The most digits of a number that stands for a tag."""
 
-_SHA256 = re.compile(rb"sha256:[a-f0-9]{64}")
+_DIGEST = re.compile(rb"sha512:[a-f0-9]{128}|sha256:[a-f0-9]{64}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -361,11 +361,11 @@ def _is_complete(source: ReleaseSource, repository: str, tag: str) -> bool:
 
 
 def find_digests(data: bytes) -> list[Digest]:
-    """Find every SHA-256 digest in a module's `images_digests.json`, once, in order.
+    """Find every digest in a module's `images_digests.json`, once, in order.
 
     Modules nest them as they like, so digests are recognised by their form, not by their place.
     """
-    return [Digest.parse(text.decode()) for text in dict.fromkeys(_SHA256.findall(data))]
+    return [Digest.parse(text.decode()) for text in dict.fromkeys(_DIGEST.findall(data))]
 
 
 def parse_extra_images(data: bytes, where: str) -> dict[str, str]:

@@ -165,19 +165,25 @@ class MemoryStore:
 
     # -- filling it by hand --------------------------------------------------------------------
 
-    def add_blob(self, repository: str, data: bytes) -> Digest:
+    def add_blob(self, repository: str, data: bytes, *, algorithm: str = "sha256") -> Digest:
         """Put `data` into `repository`; return its digest."""
-        digest = Digest.of(data)
+        digest = Digest.of(data, algorithm)
         with self._lock:
             self._data.setdefault(digest, data)
             self._blobs.setdefault(repository, set()).add(digest)
         return digest
 
     def add_manifest(
-        self, repository: str, raw: bytes, media_type: str, *, tags: Iterable[str] = ()
+        self,
+        repository: str,
+        raw: bytes,
+        media_type: str,
+        *,
+        tags: Iterable[str] = (),
+        algorithm: str = "sha256",
     ) -> Manifest:
         """Put a manifest into `repository`, under its digest and `tags`."""
-        manifest = Manifest.parse(raw, media_type)
+        manifest = Manifest.parse(raw, media_type, algorithm=algorithm)
         self.put_manifest(repository, manifest)
         for tag in tags:
             self.put_tag(repository, tag, manifest)

@@ -50,6 +50,19 @@ def listed_tags(client: RegistryReader, repository: str) -> frozenset[str]:
         return frozenset()
 
 
+def named(
+    client: RegistryReader, repository: str, tag: str, wanted: Digest | None
+) -> Digest | None:
+    """What a tag names, by the algorithm of `wanted`; None if it names nothing.
+
+    Most registries name a tagged manifest by SHA-256, whatever digest it was put under.
+    """
+    found = client.resolve(repository, tag)
+    if found is None or wanted is None or found.digest.algorithm == wanted.algorithm:
+        return found.digest if found else None
+    return Digest.of(client.manifest(repository, tag).raw, wanted.algorithm)
+
+
 def observe(
     place: Place,
     wanted: Inventory,
@@ -162,7 +175,8 @@ class _Look:
         for item, answer in self._answers(items):
             if isinstance(answer, Digest) and item.tag is not None:
                 self._held.add_tag(item.repository, item.tag, answer)
-                there.add((item.repository, answer))
+                if answer.algorithm == "sha256":  # by others a registry need not know the manifest
+                    there.add((item.repository, answer))
         return there
 
     def _blobs(self, items: Sequence[Item]) -> None:
@@ -195,6 +209,8 @@ class _Look:
         assert reference is not None, "only a tag can be without a digest"
         if isinstance(reference, Digest) and item.is_blob:
             return self._place.client.blob_size(repository, reference)
+        if isinstance(reference, str):
+            return named(self._place.client, repository, reference, item.digest)
         found = self._place.client.resolve(repository, reference)
         return found.digest if found else None
 
@@ -371,7 +387,9 @@ def _digest_there(place: Place, item: Item) -> Digest | None:
     if item.is_blob:
         there = place.client.blob_size(repository, item.digest)
         return None if there is None else item.digest
-    found = place.client.resolve(repository, item.tag or item.digest)
+    if item.tag is not None:
+        return named(place.client, repository, item.tag, item.digest)
+    found = place.client.resolve(repository, item.digest)
     return found.digest if found else None
 
 

@@ -17,7 +17,7 @@ from mirror.run import PerItemErrors, Run
 from mirror.sync.content import AS_USUAL, ContentRules, ForeignLayers, SparseIndexes
 from mirror.sync.inventory import Inventory, InventoryBuilder
 from mirror.sync.observation import Item, Observation
-from mirror.sync.observe import listed_tags
+from mirror.sync.observe import listed_tags, named
 from mirror.sync.tree import RegistrySource
 
 _Held = tuple[str, Digest]
@@ -224,8 +224,8 @@ class _Walker:
     def _named(self, name: tuple[str, str]) -> Digest | ManifestNode | None:
         path, tag = name
         if self._known.repositories or name in self._seen.tags:
-            found = self._client.resolve(self._source.locate(path), tag)
-            return found.digest if found else None
+            known = self._known.repository(path).tags.get(tag)
+            return named(self._client, self._source.locate(path), tag, known)
         return self._read(path, tag)
 
     def _look(self, wanted: list[_Held], named: set[_Held]) -> dict[_Held, ManifestNode]:

@@ -97,6 +97,27 @@ def _unknown_setting(lab: Lab) -> Told:
 
 
 @situation(
+    InputError,
+    "`https://` and `--insecure` at once",
+    cause="The address asks for TLS, and the flag for none.",
+    cure="Leave one of them out.",
+)
+def _contradiction(lab: Lab) -> Told:
+    return lab.mirror("push", lab.sealed, "https://registry.example.com/dkp", "--insecure")
+
+
+@situation(
+    InputError,
+    "One login for several registries",
+    cause="`-u` and `-p`, or a certificate, are given to a command that speaks to several hosts.",
+    cure="Store a login for each (`docker login`), or say `--same-login`.",
+)
+def _same_login(lab: Lab) -> Told:
+    where = ("--from", "a.example.com/dkp", "--to", "b.example.com/dkp")
+    return lab.mirror("sync", *where, "-u", "ci", "-p", "-", stdin="secret\n")
+
+
+@situation(
     InvalidReferenceError,
     "An address that no registry can have",
     cause="Capital letters in a path, a space, a scheme other than `http` and `https`.",

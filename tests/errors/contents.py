@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 from contextlib import suppress
 from unittest import mock
 
@@ -21,6 +22,7 @@ from mirror.errors import (
     MissingBaseError,
     NoSpaceError,
     NotFoundError,
+    ResourceError,
     SignatureError,
     SourceContentError,
     UnreadableImageError,
@@ -120,6 +122,19 @@ def _no_space(lab: Lab) -> Told:
 
     with mock.patch.object(os, "statvfs", return_value=Stat):
         return lab.raised(lambda: check_space(Folder(lab.folder), 20 << 30))
+
+
+@situation(
+    ResourceError,
+    "A limit of the process",
+    cause="The system, a service's unit or a container allows too few files, threads or too little "
+    "memory.",
+    cure="Raise the limit that the message names, or use fewer `--jobs`.",
+)
+def _shortage(lab: Lab) -> Told:
+    scarce = RuntimeError("can't start new thread")
+    with mock.patch.object(threading.Thread, "start", side_effect=scarce):
+        return lab.mirror("verify", lab.sealed)
 
 
 @situation(

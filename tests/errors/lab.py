@@ -9,7 +9,6 @@ import shutil
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -29,6 +28,7 @@ from tests.support.program import Finished, call_mirror
 from tests.support.release_source import TINY, Source, serve
 from tests.support.tls import Authority
 
+ONCE = RetryPolicy(attempts=1, patience_s=0.0)
 _DIGEST = re.compile(r"\b[0-9a-f]{64}\b|\b[0-9a-f]{19}…")
 
 
@@ -83,7 +83,7 @@ class Lab:
 
     def client(self, address: str, **options: Any) -> RegistryClient:
         """A client of a registry that does not wait."""
-        options = {"plain_http": True, "retries": RetryPolicy(attempts=1), **options}
+        options = {"plain_http": True, "retries": ONCE, **options}
         host = address.partition("/")[0]
         client = RegistryClient(host, options=ConnectionOptions(**options))
         return self._running.enter_context(client)
@@ -135,8 +135,7 @@ class Lab:
         raise AssertionError("nothing failed")
 
     def _call(self, *args: str | Path, **more: Any) -> Finished:
-        once = partial(ConnectionOptions, retries=RetryPolicy(attempts=1))
-        with mock.patch.object(mirror.commands.access, "ConnectionOptions", once):
+        with mock.patch.object(mirror.commands.access, "patience", return_value=ONCE):
             done = call_mirror(*args, "--json", **more)
         assert done.code, done
         return done

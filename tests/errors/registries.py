@@ -26,6 +26,8 @@ from tests.errors.situation import situation
 from tests.support.processes import free_port
 
 CI = {"ci": User("right")}
+EMPTY = Manifest.parse(b'{"schemaVersion":2,"manifests":[]}', OCI_INDEX)
+_ENOSPC = {"Driver": "filesystem", "Enclosed": {"Op": "write", "Path": "/data", "Err": 28}}
 READER = {"reader": User("secret", frozenset({"pull"}))}
 
 
@@ -116,6 +118,31 @@ def _portal(lab: Lab) -> Told:
 
 
 @situation(
+    UnreachableError,
+    "A proxy that is down",
+    cause="`HTTPS_PROXY`, `HTTP_PROXY` or `ALL_PROXY` names a proxy that does not answer.",
+    cure="Correct the variable, or except the registry from it by `NO_PROXY`.",
+)
+def _proxy(lab: Lab) -> Told:
+    address = f"127.0.0.1:{free_port()}"
+    lab.called(address, "proxy.example.com:3128")
+    push = ("push", lab.sealed, "registry.example.com/dkp", "--insecure")
+    return lab.mirror(*push, HTTP_PROXY=f"http://{address}")
+
+
+@situation(
+    IncompleteError,
+    "An upload that is sent to an inner host",
+    cause="The registry names itself by an address that only its own network knows.",
+    cure="Let the proxy before it pass on `Host`, or set `http.host` in the registry.",
+)
+def _inner_host(lab: Lab) -> Told:
+    inner = {"Location": "http://registry.invalid:5000/v2/dkp/blobs/uploads/1"}
+    address = lab.registry(Fault(Answer(202, inner), "POST", "/blobs/uploads/", times=None))
+    return lab.mirror("push", lab.sealed, address, "--insecure", "--no-access-check", "--jobs=1")
+
+
+@situation(
     StalledError,
     "A transfer that stands still",
     cause="The line, a proxy or the registry lets next to nothing through.",
@@ -129,6 +156,42 @@ def _stalled(lab: Lab) -> Told:
     manifest = client.manifest(source.tree.root, release.image)
     blob = manifest.blobs[0]
     return lab.raised(lambda: list(client.blob(source.tree.root, blob.digest, size=blob.size)))
+
+
+@situation(
+    RegistryError,
+    "A storage that is full",
+    cause="The registry's disk is full, or a quota of the project is used up.",
+    cure="Make room there, then run the same command again: what has arrived is not sent twice.",
+)
+def _full(lab: Lab) -> Told:
+    said = _refusal(500, "UNKNOWN", "unknown error", _ENOSPC)
+    client = lab.client(lab.registry(Fault(said, "PUT", "/manifests/")))
+    return lab.raised(lambda: client.put_manifest("dkp/ee", "v1.70.0", EMPTY))
+
+
+@situation(
+    RegistryError,
+    "A body that is too large",
+    cause="The registry, or a proxy before it, limits how large a request may be, and takes not "
+    "even small pieces.",
+    cure="Raise the limit (nginx: `client_max_body_size 0;`).",
+)
+def _too_large(lab: Lab) -> Told:
+    client = lab.client(lab.registry(Fault(Answer(413), "PUT", "/manifests/")))
+    return lab.raised(lambda: client.put_manifest("dkp/ee", "v1.70.0", EMPTY))
+
+
+@situation(
+    RegistryNotFoundError,
+    "A repository that has to be created first",
+    cause="Some registries make no repository (Amazon ECR) or no project (Harbor) by themselves.",
+    cure="Create it there, then run the same command again.",
+)
+def _create_first(lab: Lab) -> Told:
+    said = _refusal(404, "NAME_UNKNOWN", "The repository with name 'dkp' does not exist")
+    address = lab.registry(Fault(said, "POST", "/blobs/uploads/", times=None))
+    return lab.mirror("push", lab.sealed, address, "--insecure")
 
 
 # -- refusals --------------------------------------------------------------------------------------
@@ -214,8 +277,7 @@ def _no_repository(lab: Lab) -> Told:
 def _rule(lab: Lab) -> Told:
     said = _refusal(412, "PRECONDITION", "Failed to process request due to 'stable' is immutable.")
     client = lab.client(lab.registry(Fault(said, "PUT", "/manifests/")))
-    image = Manifest.parse(b'{"schemaVersion":2,"manifests":[]}', OCI_INDEX)
-    return lab.raised(lambda: client.put_manifest("dkp/release-channel", "stable", image))
+    return lab.raised(lambda: client.put_manifest("dkp/release-channel", "stable", EMPTY))
 
 
 @situation(

@@ -25,7 +25,7 @@ from mirror.oci.compression import decompressed
 from mirror.oci.layers import read_files
 from mirror.oci.tar_stream import TarStream
 from mirror.registry import credentials as stored
-from mirror.registry import http1
+from mirror.registry import http1, streams
 from mirror.registry.addresses import Home
 from mirror.registry.auth import Authenticator, parse_challenges
 from mirror.registry.downloads import _CONTENT_RANGE
@@ -106,19 +106,19 @@ class Folder:
         return self._data[:most]
 
 
-class Line(http1.Stream):
+class Line(streams.Stream):
     """A connection on which an answer has come, in pieces of a size that it tells itself."""
 
     def __init__(self, data: bytes) -> None:
         self._data, self._at = data, 0
         self._piece = 1 + (data[0] % 64 if data else 0)
 
-    def receive(self, most: int, wait: http1.Wait, *, least: int = 1) -> bytes:
+    def receive(self, most: int, wait: streams.Wait, *, least: int = 1) -> bytes:
         piece = self._data[self._at : self._at + min(most, max(least, self._piece))]
         self._at += len(piece)
         return piece
 
-    def send(self, data: bytes | memoryview, wait: http1.Wait, seconds: float) -> None:
+    def send(self, data: bytes | memoryview, wait: streams.Wait, seconds: float) -> None:
         pass
 
 
@@ -347,7 +347,7 @@ TARGETS: dict[str, Target] = {
         b"HTTP/1.1 100 C\r\n\r\nHTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
         b"5;x\r\nhello\r\n0\r\nA: b\r\n\r\n",
         b"HTTP/1.0 404 N\nContent-Encoding: gzip\n\n" + gzip.compress(b"hello", mtime=0),
-        allowed=(MirrorError, http1.WireError),
+        allowed=(MirrorError, streams.WireError),
         tokens="HTTP/1.1 Content-Length: Transfer-Encoding: chunked 0 ffffffff Connection: close",
     ),
     "token answer": of(

@@ -93,6 +93,23 @@ def test_a_member_that_cannot_be_filled_names_every_place_that_failed_it(
     assert f"{second.name}: " in text
 
 
+def test_a_registry_that_dies_in_mid_push_is_told_once_and_not_per_blob(
+    three: list[Replica], tmp_path: Path
+) -> None:
+    *_, empty = three
+    store = MemoryStore()
+    for number in range(40):
+        put_image(store, f"modules/m{number}", "v1", layers=(b"own %d" % number,))
+    pack(store, store.inventory(), tmp_path / "large")
+    with BundleReader([tmp_path / "large"]) as bundle, pytest.raises(IncompleteError) as caught:
+        push(bundle, empty.tree, run=dies_when_content_moves(empty, []))
+    lines = str(caught.value).splitlines()
+    assert len(lines) <= 4, lines
+    assert "blobs could not be brought" in lines[0]
+    assert "more were not tried" in lines[0]
+    assert sum("blob sha256:" in line for line in lines) == len(lines) - 1
+
+
 def test_uploads_that_nobody_used_are_given_up_at_once_where_the_registry_died(
     three: list[Replica],
 ) -> None:

@@ -72,9 +72,11 @@ class Journey:
 
     def mirror(self, step: str, *args: str | Path, code: int = 0) -> Finished:
         """One command; it must end with `code`."""
-        reached = self.target
+        flags = self.target.flags
+        if self.target.certificate and args[0] in ("sync", "diff"):
+            flags += ("--same-login",)  # one certificate for both
         env = {"DOCKER_CONFIG": str(self.folder / "login")}
-        done = call_mirror(*args, *reached.flags, "--json", env=env)
+        done = call_mirror(*args, *flags, "--json", env=env)
         assert done.code == code, (step, done)
         self.runs[step] = done
         return done

@@ -16,6 +16,9 @@ from tests.support.registries import FRONTS, KINDS, Kind
 PAGE = Path(__file__).parents[2] / "docs/registries.md"
 BEGIN, END = "<!-- matrix -->", "<!-- end of the matrix -->"
 
+LIMITS = {"1m": "bodies ≤ 1 MiB", "16m": "bodies ≤ 16 MiB"}
+"""Limits of a proxy, as `test_body_limit` names them, and their columns."""
+
 Cells = Mapping[tuple[str, str], str]
 
 
@@ -24,7 +27,7 @@ def cells(results: Path) -> Cells:
     found: dict[tuple[str, str], str] = {}
     for case in ElementTree.parse(results).iter("testcase"):
         named = re.fullmatch(r".*\[(.+) (\S+)\]", case.get("name", ""))
-        if not named or not case.get("classname", "").endswith("test_journey"):
+        if not named or not case.get("classname", "").endswith(("test_journey", "test_body_limit")):
             continue
         said = {one.get("name"): one.get("value") for one in case.iter("property")}
         cell = (named[1], named[2])
@@ -32,17 +35,19 @@ def cells(results: Path) -> Cells:
             found[cell] = "failed"
         elif "hashed" in said and found.get(cell) != "failed":
             found[cell] = f"0 of {said['hashed']} wrong"
+        elif "bytes" in said:
+            found[cell] = f"{int(said['bytes'] or 0) >> 20} MiB whole"
     return found
 
 
 def table(found: Cells) -> str:
     """One row for each registry, one column for each front."""
     lines = [
-        f"| registry | how it runs | {' | '.join(FRONTS)} |",
-        "|---" * (len(FRONTS) + 2) + "|",
+        f"| registry | how it runs | {' | '.join([*FRONTS, *LIMITS.values()])} |",
+        "|---" * (len(FRONTS) + len(LIMITS) + 2) + "|",
     ]
     for kind in KINDS:
-        row = [_cell(kind, front, found) for front in FRONTS]
+        row = [_cell(kind, front, found) for front in (*FRONTS, *LIMITS)]
         lines.append(f"| {kind.name} {kind.version} | {kind.how} | {' | '.join(row)} |")
     return "\n".join(lines)
 

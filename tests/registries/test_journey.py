@@ -23,7 +23,7 @@ from tests.support.wire import joined
 ALWAYS = {
     (EMBEDDED, "bare"),
     (CRANE, "nginx"),
-    (OLAREG, "password"),
+    (OLAREG, "certificate"),
     (DOCKER_REGISTRY, "tokens"),
 }
 """What the ordinary run of the tests travels; `./run registries` travels all."""

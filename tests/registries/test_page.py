@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
-from tests.registries.table import BEGIN, END, PAGE, cells, table
+from tests.registries.table import BEGIN, END, LIMITS, PAGE, cells, table
 from tests.support.registries import FRONTS, KINDS
 
 
@@ -15,9 +16,28 @@ def test_the_table_has_every_registry_of_today_and_every_journey_was_right() -> 
         [f"| {kind.name} {kind.version}", kind.how] for kind in KINDS
     ]
     for kind, line in zip(KINDS, lines, strict=True):
-        for front, cell in zip(FRONTS, line.strip("| ").split(" | ")[2:], strict=True):
+        for front, cell in zip((*FRONTS, *LIMITS), line.strip("| ").split(" | ")[2:], strict=True):
             impossible = front == "tokens" and kind.with_tokens is None
-            assert cell == "–" if impossible else cell.startswith("0 of "), (kind.name, front)
+            right = (
+                "–" if impossible else r"0 of \d+ wrong" if front in FRONTS else r"\d+ MiB whole"
+            )
+            assert re.fullmatch(right, cell), (kind.name, front, cell)
+
+
+def test_every_quirk_names_a_test_that_there_is() -> None:
+    rows = [line for line in PAGE.read_text().partition("## Quirks")[2].splitlines() if "|" in line]
+    assert len(rows) > 30
+    for row in rows[2:]:
+        who, what, since, answer, tests = (cell.strip() for cell in row.strip("| ").split(" | "))
+        assert all((who, what, since, answer)), row
+        if tests == "–":
+            continue
+        text = ""
+        for named in re.findall("`([^`]+)`", tests):
+            if named.endswith(".py"):
+                text = (PAGE.parents[1] / "tests" / named).read_text()
+            elif "." not in named.replace("…", "") and " " not in named:
+                assert re.search(rf"(def|class) {named.rstrip('…')}", text), named
 
 
 def test_a_journey_of_which_one_test_failed_is_a_failed_one(tmp_path: Path) -> None:
@@ -33,4 +53,4 @@ def test_a_journey_of_which_one_test_failed_is_a_failed_one(tmp_path: Path) -> N
     )
     found = cells(results)
     assert found == {("olareg", "bare"): "failed", ("embedded", "nginx"): "0 of 7 wrong"}
-    assert "| not run | 0 of 7 wrong | not run | not run |" in table(found)
+    assert "| not run | 0 of 7 wrong | not run | not run | not run |" in table(found)

@@ -254,6 +254,100 @@ def test_a_proxy_that_refuses_is_named(serve: Serve, monkeypatch: pytest.MonkeyP
         client.ping()
 
 
+REGISTRY = "registry.example.com"
+ADVICE = "; check HTTPS_PROXY and HTTP_PROXY, or name the host in NO_PROXY"
+
+
+def silent() -> Iterator[str]:
+    """A server that takes connections and answers nothing."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        yield f"127.0.0.1:{listener.getsockname()[1]}"
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_a_dead_proxy_is_named_and_not_the_registry(
+    scheme: str, monkeypatch: pytest.MonkeyPatch, make_client: MakeClient, waits: list[float]
+) -> None:
+    proxy = f"127.0.0.1:{free_port()}"
+    monkeypatch.setenv(f"{scheme.upper()}_PROXY", f"http://{proxy}")
+    client = make_client(REGISTRY, plain_http=scheme == "http")
+    with pytest.raises(UnreachableError) as caught:
+        client.ping()
+    told = f"the proxy on the way to {REGISTRY}, {proxy}, refuses connections{ADVICE}"
+    assert told in str(caught.value)
+    assert waits == [1, 2, 4, 8]
+
+
+def test_a_proxy_whose_name_is_wrong_is_named_at_once(
+    monkeypatch: pytest.MonkeyPatch, make_client: MakeClient, waits: list[float]
+) -> None:
+    monkeypatch.setenv("HTTP_PROXY", "http://proxy.invalid:3128")
+    with pytest.raises(UnreachableError) as caught:
+        make_client(REGISTRY).ping()
+    assert f"{REGISTRY}, proxy.invalid:3128, has a name that cannot be resolved" in str(
+        caught.value
+    )
+    assert ADVICE in str(caught.value)
+
+
+def test_a_proxy_that_does_not_answer_is_named(
+    monkeypatch: pytest.MonkeyPatch, make_client: MakeClient, waits: list[float]
+) -> None:
+    for proxy in silent():
+        monkeypatch.setenv("HTTPS_PROXY", f"http://{proxy}")
+        client = make_client(REGISTRY, plain_http=False, stall_timeout_s=0.1, attempts=2)
+        with pytest.raises(UnreachableError, match="did not answer in time") as caught:
+            client.ping()
+        assert f"the proxy on the way to {REGISTRY}, {proxy}, did" in str(caught.value)
+    assert waits == [1]
+
+
+@pytest.mark.parametrize(
+    ("status", "told", "attempts"),
+    [
+        (403, "refused: HTTP 403", 1),
+        (407, "asks for a login (HTTP 407): write http://user:password@host:port", 1),
+        (502, "does not reach it (HTTP 502)", 5),
+        (504, "does not reach it in time (HTTP 504)", 5),
+    ],
+)
+def test_what_a_proxy_answers_to_connect_is_told_of_the_proxy(
+    status: int,
+    told: str,
+    attempts: int,
+    serve: Serve,
+    monkeypatch: pytest.MonkeyPatch,
+    make_client: MakeClient,
+) -> None:
+    lines = b"HTTP/1.1 %d No\r\nContent-Length: 0\r\n\r\n" % status
+    asked: list[bytes] = []
+
+    def answer(listener: socket.socket) -> None:
+        with suppress(OSError):
+            while True:
+                with listener.accept()[0] as accepted:
+                    asked.append(accepted.recv(4096))
+                    accepted.sendall(lines)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        threading.Thread(target=answer, args=(listener,), daemon=True).start()
+        proxy = f"127.0.0.1:{listener.getsockname()[1]}"
+        monkeypatch.setenv("HTTPS_PROXY", f"http://{proxy}")
+        with pytest.raises(UnreachableError) as caught:
+            make_client(REGISTRY, plain_http=False).ping()
+        listener.shutdown(socket.SHUT_RDWR)
+    assert f"the proxy on the way to {REGISTRY}, {proxy}, {told}{ADVICE}" in str(caught.value)
+    assert len(asked) == attempts
+
+
+def test_a_proxy_that_wants_a_login_for_plain_http_is_named(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch, make_client: MakeClient
+) -> None:
+    monkeypatch.setenv("HTTP_PROXY", serve(lambda request: Reply(407)).url)
+    with pytest.raises(UnreachableError, match=r"the proxy on the way to .* asks for a login"):
+        make_client(REGISTRY).ping()
+
+
 @contextmanager
 def connecting_proxy(context: ssl.SSLContext | None, asked: list[bytes]) -> Iterator[str]:
     """A proxy that connects with the host that `CONNECT` names; itself behind TLS or not."""

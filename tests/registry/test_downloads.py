@@ -169,6 +169,53 @@ def test_another_size_than_the_descriptors_is_damage(size: int, client: Registry
         list(client.blob("a", DIGEST, size=size))
 
 
+def test_a_cache_with_a_short_copy_is_passed_by(
+    client: RegistryClient, fake: FakeRegistry, fake_server: ScriptedServer
+) -> None:
+    fake.fault = lambda r: None if "cache-control" in r.headers else Reply(body=DATA[:300_000])
+    assert b"".join(client.blob("a", DIGEST, size=len(DATA))) == DATA
+    assert [r.headers.get("cache-control") for r in fake_server.log] == [None, "no-cache"]
+
+
+def test_a_cache_whose_copy_ends_early_is_passed_by(
+    client: RegistryClient, fake: FakeRegistry, fake_server: ScriptedServer, waits: list[float]
+) -> None:
+    def cached(request: Request) -> Reply | None:
+        if "cache-control" in request.headers:
+            return None
+        start = start_of(request)
+        if start is None:
+            return Reply(body=iter([DATA[:300_000]]))
+        return Reply(416, {"Content-Range": "bytes */300000"})
+
+    fake.fault = cached
+    assert b"".join(client.blob("a", DIGEST, size=len(DATA))) == DATA
+    assert waits == [1]
+
+
+@pytest.mark.parametrize("coding", ["gzip", "zstd", "br, gzip"])
+@pytest.mark.parametrize("length", [True, False])
+def test_a_blob_that_comes_encoded_is_told_as_that(
+    coding: str, length: bool, client: RegistryClient, fake: FakeRegistry
+) -> None:
+    body = DATA[:1000]
+    reply = Reply(200, {"Content-Encoding": coding}, body if length else iter([body]))
+    fake.fault = lambda request: reply
+    with pytest.raises(RegistryError) as caught:
+        list(client.blob("a", DIGEST, size=len(DATA)))
+    assert f"sends this blob encoded ({coding}) although its own bytes were asked for" in str(
+        caught.value
+    )
+    assert "nginx: gzip off" in str(caught.value)
+
+
+def test_stored_bytes_that_a_storage_calls_encoded_are_taken_as_they_are(
+    client: RegistryClient, fake: FakeRegistry
+) -> None:
+    fake.fault = lambda request: Reply(200, {"Content-Encoding": "gzip"}, DATA)
+    assert b"".join(client.blob("a", DIGEST, size=len(DATA))) == DATA
+
+
 def test_a_missing_blob_is_told_from_a_failing_registry(
     client: RegistryClient, fake: FakeRegistry
 ) -> None:

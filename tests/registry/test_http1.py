@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mirror.registry.connections import head_of as head
-from mirror.registry.http1 import Body, Connection, Fault, Patience, Response, Stream, WireError
+from mirror.registry.http1 import Body, Connection, Patience, Response
+from mirror.registry.streams import Fault, Stream, WireError
 
 PATIENCE = Patience(5.0, 5.0, 5.0, lambda: None)
 
@@ -73,6 +74,18 @@ def as_h11_reads(answer: bytes, method: str) -> tuple[int, dict[str, str], bytes
                     return None
     except h11.RemoteProtocolError:
         return None
+
+
+def test_lines_may_end_without_a_carriage_return() -> None:
+    """Docker Hub's limiter of requests writes them so."""
+    limited = (
+        b"HTTP/1.1 429 Too Many Requests\nCache-Control: no-cache\nConnection: close\n"
+        b"Content-Type: text/plain\nRetry-After: 60\n\nToo Many Requests (HAP429).\n\n"
+    )
+    with line() as end:
+        answer = end.ask(limited)
+        assert (answer.status, answer.headers.get("retry-after")) == (429, "60")
+        assert b"".join(answer.pieces()).strip() == b"Too Many Requests (HAP429)."
 
 
 TEXT = st.text('abcXYZ019 -;,=/"', max_size=12)

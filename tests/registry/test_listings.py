@@ -16,6 +16,7 @@ from mirror.errors import InvalidManifestError, RegistryError, RegistryNotFoundE
 from mirror.events import Event, Warned
 from mirror.oci import Digest
 from mirror.oci.manifest import OCI_INDEX, OCI_MANIFEST
+from mirror.registry import manifests
 from mirror.registry.manifests import next_link
 from mirror.run import Run
 from tests.registry.conftest import MakeClient, Serve
@@ -43,6 +44,52 @@ def test_tags_of_all_pages_come_in_order_and_once(serve: Serve, make_client: Mak
     server = serve(pages)
     host = server.host
     assert make_client(host).tags("a") == ["v2", "v1", "v3", "v0"]
+
+
+MANY = [f"v{number}" for number in range(2500)]
+
+
+@pytest.mark.parametrize("count", [2000, 2500])
+@pytest.mark.parametrize(
+    "at_the_end", [tags_reply([]), tags_reply(None), error(404, "NAME_UNKNOWN")]
+)
+def test_a_full_page_without_a_link_is_no_end(
+    at_the_end: Reply, count: int, serve: Serve, make_client: MakeClient
+) -> None:
+    """A group of Nexus lists as many tags as it is asked for, and no `Link` to the others."""
+
+    tags = MANY[:count]
+
+    def pages(request: Request) -> Reply:
+        begin = tags.index(request.query["last"][0]) + 1 if "last" in request.query else 0
+        page = tags[begin : begin + int(request.query["n"][0])]
+        return tags_reply(page) if page else at_the_end
+
+    server = serve(pages)
+    assert make_client(server.host).tags("a") == tags
+    assert len(server.log) == 3
+
+
+@pytest.mark.parametrize("count", [999, 1000, 1001, 2000])
+def test_a_registry_that_knows_no_pages_is_asked_once_more_at_most(
+    count: int, serve: Serve, make_client: MakeClient
+) -> None:
+    server = serve(lambda request: tags_reply(MANY[:count]))
+    assert make_client(server.host).tags("a") == MANY[:count]
+    assert len(server.log) == 1 + (count == 1000)
+
+
+def test_a_list_of_full_pages_that_never_ends_is_refused(
+    serve: Serve, make_client: MakeClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(manifests, "_MAX_LIST_NAMES", 3500)
+
+    def endless(request: Request) -> Reply:
+        begin = int(request.query.get("last", ["v0"])[0][1:])
+        return tags_reply([f"v{number}" for number in range(begin + 1, begin + 1001)])
+
+    with pytest.raises(RegistryError, match="lists more than 3500 tags"):
+        make_client(serve(endless).host).tags("a")
 
 
 def test_no_tags_are_an_empty_list_and_no_repository_is_an_error(

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mirror.errors import DeniedError, RegistryError, UnreachableError
+from mirror.errors import DeniedError, RegistryError, RegistryNotFoundError, UnreachableError
 from mirror.oci import Digest, Manifest
 from mirror.oci.manifest import OCI_INDEX
 from mirror.registry import Credentials, RegistryClient
@@ -73,12 +73,20 @@ def test_no_text_of_a_registry_brings_control_characters_along(text: str) -> Non
     assert reason_in(JSON, errors(message=text, detail=text))[1].isprintable()
 
 
+_HARBOR_QUOTA = (
+    "of storage resource, which when updated to current usage of 95.0 MiB will exceed the "
+    "configured upper limit of 100.0 MiB."
+)
+
+
 @pytest.mark.parametrize(
     "reply",
     [
         Reply(500, body=errors(code="UNKNOWN", detail={"D": "fs", "Enclosed": {"Err": 28}})),
         Reply(500, body=errors(code="UNKNOWN", detail="write x: no space left on device")),
         Reply(403, body=errors(code="DENIED", message="quota has been exceeded")),
+        Reply(403, body=errors(code="DENIED", message=f"adding 9 MiB {_HARBOR_QUOTA}")),
+        Reply(412, body=errors(code="PRECONDITION", message=f"adding 9 MiB {_HARBOR_QUOTA}")),
         Reply(507),
     ],
 )
@@ -87,7 +95,7 @@ def test_a_full_disk_is_called_a_full_disk_and_not_waited_for(
 ) -> None:
     client = make_client(serve(lambda request: reply).host)
     told = refused_manifest(client)
-    assert f"the storage of {client.host} is full (HTTP {reply.status}" in told
+    assert f"the storage of {client.host} is full, or a quota (HTTP {reply.status}" in told
     assert "make room there" in told
     assert waits == []
 
@@ -114,6 +122,38 @@ def test_a_manifest_that_is_broken_is_not_called_a_foreign_kind(
 ) -> None:
     reply = Reply(400, body=errors(code="MANIFEST_BLOB_UNKNOWN", message="blob unknown"))
     assert "artifact" not in refused_manifest(make_client(serve(lambda request: reply).host))
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        Reply(412, body=errors(code="PRECONDITION", message="'a:v1' configured as immutable.")),
+        Reply(400, body=errors(code="TAG_INVALID", message="because the tag is immutable.")),
+        Reply(409, body=errors(code="DENIED", detail="tag immutability is on")),
+    ],
+    ids=["Harbor", "ECR", "others"],
+)
+def test_a_tag_that_may_not_change_is_told_with_which_tags_have_to(
+    reply: Reply, serve: Serve, make_client: MakeClient
+) -> None:
+    told = refused_manifest(make_client(serve(lambda request: reply).host))
+    assert "a rule of the registry keeps this tag from changing" in told
+    assert "release channels and `mirror/inventory`" in told
+
+
+@pytest.mark.parametrize("code", ["NAME_UNKNOWN", "NOT_FOUND"])
+def test_a_repository_that_has_to_be_made_first_is_told_where_a_blob_is_brought(
+    code: str, serve: Serve, make_client: MakeClient
+) -> None:
+    """ECR makes no repository by itself, Harbor no project."""
+    reply = Reply(404, body=errors(code=code, message="the repository does not exist"))
+    client = make_client(serve(lambda request: reply).host)
+    with pytest.raises(RegistryNotFoundError, match="create it there first") as caught:
+        client.upload("a", Digest.of(b"x"), 1, lambda offset: (piece for piece in [b"x"]))
+    assert "check the path" in str(caught.value)
+    with pytest.raises(RegistryNotFoundError) as caught:
+        client.manifest("a", "v1")
+    assert "create" not in str(caught.value)
 
 
 def test_a_body_that_is_too_large_names_the_limit_of_a_proxy(
@@ -186,3 +226,28 @@ def test_a_token_servers_plain_words_are_shown(serve: Serve, make_client: MakeCl
     reply = Reply(401, TEXT, b"Auth failed: account is\x1b[2J locked")
     error = told_by_token_server(reply, serve, make_client, ALICE)
     assert "(HTTP 401, Auth failed: account is\\x1b[2J locked)" in str(error)
+
+
+def test_the_reason_is_kept_where_an_answer_is_said_in_our_words(
+    serve: Serve, make_client: MakeClient
+) -> None:
+    body = errors(code="NOT_FOUND", message="upstream nexus.corp is offline")
+    client = make_client(serve(lambda request: Reply(404, JSON, body)).host)
+    with pytest.raises(RegistryNotFoundError) as caught:
+        client.manifest("a", "v1")
+    assert str(caught.value) == (
+        f"{client.host}/a:v1: no such manifest in the registry (NOT_FOUND: upstream nexus.corp is "
+        "offline); check the repository path and the tag"
+    )
+    assert caught.value.reason == "NOT_FOUND: upstream nexus.corp is offline"
+    with pytest.raises(RegistryNotFoundError, match=r"repository in the registry \(NOT_FOUND: up"):
+        client.tags("a")
+    with pytest.raises(UnreachableError, match=r"\(HTTP 404 for /v2/\) \(NOT_FOUND: upstream"):
+        client.ping()
+
+
+def test_what_a_code_alone_says_is_not_said_twice(serve: Serve, make_client: MakeClient) -> None:
+    body = errors(code="MANIFEST_UNKNOWN", message="manifest unknown", detail={"Tag": "v1"})
+    client = make_client(serve(lambda request: Reply(404, JSON, body)).host)
+    with pytest.raises(RegistryNotFoundError, match=r"no such manifest in the registry; check"):
+        client.manifest("a", "v1")

@@ -230,9 +230,37 @@ def sample_store() -> MemoryStore:
     return store
 
 
+def put_image_by_sha512(store: MemoryStore, repository: str, *tags: str, note: int = 0) -> Digest:
+    """Put an image that goes by SHA-512, as one of its layers does; the other goes by SHA-256."""
+    data = b"layer %d " % (note // 2) * 30
+    layers = [
+        descriptor_json(
+            Descriptor(
+                types.OCI_LAYER,
+                store.add_blob(repository, data, algorithm=algorithm),
+                len(data),
+            )
+        )
+        for algorithm in ("sha512", "sha256")
+    ]
+    document = {
+        "schemaVersion": 2,
+        "mediaType": types.OCI_MANIFEST,
+        "config": _put(store, repository, b'{"n":%d}' % note, types.OCI_CONFIG),
+        "layers": layers,
+    }
+    raw = json.dumps(document).encode()
+    return store.add_manifest(
+        repository, raw, types.OCI_MANIFEST, tags=tags, algorithm="sha512"
+    ).digest
+
+
 @st.composite
 def stores(draw: st.DrawFn, *, most: int = 4) -> MemoryStore:
-    """A store whose every manifest a tag leads to, as in bundles; the bytes are real."""
+    """A store whose every manifest a tag leads to, as in bundles; the bytes are real.
+
+    Some blobs, and some images of indexes, go by SHA-512.
+    """
     store = MemoryStore()
     for path in draw(st.lists(st.sampled_from(PATHS), min_size=1, max_size=most, unique=True)):
         made: list[Digest] = []
@@ -250,6 +278,8 @@ def stores(draw: st.DrawFn, *, most: int = 4) -> MemoryStore:
             )
         for number in range(draw(st.integers(0, 2))):
             children = draw(st.lists(st.sampled_from(made), max_size=3, unique=True))
+            if draw(st.integers(0, 2)) == 0:
+                children.append(put_image_by_sha512(store, path, note=number))
             note = f"{number}"
             made.append(put_index(store, path, f"index-{number}", children=children, note=note))
     return store

@@ -91,7 +91,8 @@ def stored(store: Contents, root: str) -> Inventory:
             held = store.manifest(name, digest := pending.pop())
             if held is None:
                 continue
-            node = ManifestNode.of(Manifest.parse(held.raw, held.media_type))
+            read = Manifest.parse(held.raw, held.media_type, algorithm=digest.algorithm)
+            node = ManifestNode.of(read)
             assert node.descriptor.digest == digest
             builder.add_manifest(path, node, closed=False)
             pending += [child.digest for child in node.children]

@@ -14,7 +14,7 @@ from typing import TypeAlias
 import bcrypt
 
 from bench.programs import PROGRAMS
-from mirror.registry import ConnectionOptions, Credentials
+from mirror.registry import ClientCertificate, ConnectionOptions, Credentials
 from mirror.serve import FolderStorage, TokenAuth, User
 from mirror.testing import EmbeddedRegistry, TlsFiles
 from tests.support.nginx import Nginx
@@ -36,16 +36,27 @@ class Reached:
     address: str
     authority: Path | None = None
     login: tuple[str, str] | None = None
+    certificate: TlsFiles | None = None
+    """What a client has to show."""
 
     @property
     def flags(self) -> tuple[str | Path, ...]:
         """What a command line is told besides the address."""
-        return ("--insecure",) if self.authority is None else ("--ca", self.authority)
+        if self.authority is None:
+            return ("--insecure",)
+        shown = self.certificate
+        own = ("--cert", shown.certificate, "--cert-key", shown.key) if shown else ()
+        return ("--ca", self.authority, *own)
 
     @property
     def options(self) -> ConnectionOptions:
         """The same for the library."""
-        return ConnectionOptions(plain_http=self.authority is None, ca_file=self.authority)
+        shown = self.certificate
+        return ConnectionOptions(
+            plain_http=self.authority is None,
+            ca_file=self.authority,
+            certificate=ClientCertificate(shown.certificate, shown.key) if shown else None,
+        )
 
     @property
     def credentials(self) -> Credentials | None:
@@ -61,7 +72,13 @@ class Reached:
     def walker(self) -> Walker:
         """Who looks at it without any code of ours."""
         scheme = "http" if self.authority is None else "https"
-        return Walker(f"{scheme}://{self.address}", authority=self.authority, login=self.login)
+        shown = self.certificate
+        return Walker(
+            f"{scheme}://{self.address}",
+            authority=self.authority,
+            login=self.login,
+            client=(shown.certificate, shown.key) if shown else None,
+        )
 
 
 Start: TypeAlias = Callable[[Path], AbstractContextManager[str]]
@@ -239,6 +256,17 @@ def passwords(kind: Kind, folder: Path, authority: Authority) -> Iterator[Reache
 
 
 @contextlib.contextmanager
+def certificate(kind: Kind, folder: Path, authority: Authority) -> Iterator[Reached]:
+    """nginx with TLS, which asks its clients for a certificate."""
+    tls, own = authority.issue(), authority.issue("client", client=True)
+    with (
+        kind.start(folder / "behind") as behind,
+        Nginx(folder, behind, tls=tls, clients=authority.certificate) as front,
+    ):
+        yield Reached(front.address, authority.certificate, certificate=own)
+
+
+@contextlib.contextmanager
 def tokens(kind: Kind, folder: Path, authority: Authority) -> Iterator[Reached]:
     """The registry's own TLS, and tokens by which each request is allowed."""
     assert kind.with_tokens is not None
@@ -246,4 +274,10 @@ def tokens(kind: Kind, folder: Path, authority: Authority) -> Iterator[Reached]:
         yield reached
 
 
-FRONTS: dict[str, Front] = {"bare": bare, "nginx": nginx, "password": passwords, "tokens": tokens}
+FRONTS: dict[str, Front] = {
+    "bare": bare,
+    "nginx": nginx,
+    "password": passwords,
+    "certificate": certificate,
+    "tokens": tokens,
+}

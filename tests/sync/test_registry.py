@@ -11,9 +11,17 @@ from mirror.run import Cancellation, Run
 from mirror.serve import MemoryStorage
 from mirror.sync import Inventory, MemoryStore, make_plan, transfer
 from mirror.sync.tree import RegistrySource, RegistryTarget
+from mirror.sync.walk import walk
 from mirror.testing import Answer, EmbeddedRegistry, Fault
-from tests.support.inventories import items, lost_with_manifest, put_image, sample_store, without
-from tests.support.places import below, client_of
+from tests.support.inventories import (
+    items,
+    lost_with_manifest,
+    put_image,
+    put_image_by_sha512,
+    sample_store,
+    without,
+)
+from tests.support.places import below, client_of, tree_of
 
 STORE = sample_store()
 WANTED = STORE.inventory()
@@ -178,3 +186,26 @@ def test_a_blob_is_read_from_any_offset(client: RegistryClient, target: Registry
         assert b"".join(source.blob("", digest, 9, offset)) == b"component"[offset:]
     with pytest.raises(NotFoundError, match=f"{ROOT}/install"):
         b"".join(source.blob("install", digest, 9))
+
+
+def test_a_tag_of_an_image_by_sha512_is_told_by_its_bytes(
+    embedded_registry: EmbeddedRegistry,
+) -> None:
+    """The registry names what a tag names by SHA-256, whatever digest it was put under."""
+    store = MemoryStore()
+    image = put_image_by_sha512(store, "modules/console", "v1")
+    wanted = store.inventory()
+    with client_of(embedded_registry) as client:
+        place = tree_of(client).target()
+        transfer(make_plan(wanted, place.held(wanted)), store, place)
+        told = client.resolve("dkp/ee/modules/console", "v1")
+        assert told is not None
+        assert told.digest.algorithm == "sha256"
+        held = place.held(wanted)
+        assert held == wanted
+        assert not make_plan(wanted, held)
+        found = walk(tree_of(client).source(), ["modules/console"], known=wanted)
+        assert found.held.repository("modules/console").tags == {"v1": image}
+        other = put_image_by_sha512(store, "modules/console", "v1", note=7)
+        (stage,) = make_plan(store.inventory(), place.held(store.inventory())).tags
+        assert [step.digest for step in stage] == [other]
