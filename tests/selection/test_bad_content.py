@@ -255,12 +255,12 @@ def test_a_constraint_that_no_release_fits(small: Offer) -> None:
 
 def test_a_tag_that_is_not_there(small: Offer) -> None:
     for tag in ("pr999", "v1.66.0"):
-        small.plan("--deckhouse-tag", tag).failed(1, tag, "is not there")
+        small.plan("--deckhouse-tag", tag).failed(1, f"no platform release {tag}")
 
 
 def test_a_pull_of_nothing(small: Offer) -> None:
     small.plan(
-        *("--no-platform", "--no-modules", "--only-extra-images", "--no-security-db"),
+        *("--no-platform", "--only-extra-images", "--no-security-db"),
         *("--no-installer", "-i", "console", "--include-package", "grafana"),
     ).failed(1, "nothing at", "was selected")
 

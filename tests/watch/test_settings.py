@@ -94,10 +94,6 @@ def test_the_mirrorers_pace_is_kept_and_our_own_keys_may_stand_beside_it(tmp_pat
         ({"registries": {}}, "registries and local exclude each other"),
         ({"unknown": 1}, "unknown: unknown key"),
         ({"intervall": 1}, "intervall: unknown key; did you mean interval?"),
-        (
-            {"registries": {"a": {"adress": "a:5001"}, "b": {"address": "b:5001"}}},
-            "registries.a.adress: unknown key; did you mean address?",
-        ),
     ],
 )
 def test_what_the_mirrorer_would_have_passed_over_is_told(
@@ -209,3 +205,9 @@ def test_what_is_no_rate_is_named(tmp_path: Path) -> None:
     message = complaint(tmp_path, {**THREE, "limit-rate": "fast"})
     assert "limit-rate" in message
     assert "'fast' is not a rate; write bytes a second, such as 20MB/s" in message
+
+
+def test_a_key_that_is_mistyped_is_answered_with_the_nearest(tmp_path: Path) -> None:
+    registries = {"a": {"adress": "a:5001/x"}, "b": {"address": "b:5001/x"}}
+    told = complaint(tmp_path, {"registries": registries})
+    assert "registries.a.adress: unknown key; did you mean address?" in told
