@@ -118,6 +118,10 @@ def test_what_the_mirrorer_would_have_passed_over_is_told(
         ({"listen": "5003"}, "listen: '5003' is not host:port"),
         ({"root": "Not A Path"}, "registries.a.address:"),
         ({"registries": {"a": {"address": "a.example"}}}, "registries:"),
+        (
+            {"registries": {"a": {"adress": "a:5001"}, "b": {"address": "b:5001"}}},
+            "registries.a.adress: unknown key; did you mean address?",
+        ),
     ],
 )
 def test_a_wrong_setting_is_named(tmp_path: Path, change: dict[str, Any], words: str) -> None:
