@@ -164,3 +164,14 @@ def test_a_folder_of_secrets_is_its_owners_whatever_the_umask(umask: int, tmp_pa
     # Who may rename in the folder above could put another one in its place.
     assert (tmp_path / "new").stat().st_mode & 0o022 == 0
     assert (tmp_path / "new/secrets/key").stat().st_mode & 0o777 == 0o600
+
+
+def test_a_file_is_created_only_where_nothing_has_its_name(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("somebody's")
+    (tmp_path / "link").symlink_to("nowhere")
+    with Folder(tmp_path) as folder:
+        for name in ("file", "link"):
+            with pytest.raises(FileExistsError):
+                folder.create(name)
+    assert (tmp_path / "file").read_text() == "somebody's"
+    assert not (tmp_path / "nowhere").exists()

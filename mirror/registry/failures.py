@@ -18,6 +18,7 @@ import ssl
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from math import inf
 
 from mirror.errors import (
     MirrorError,
@@ -98,12 +99,12 @@ class Backoff:
             self.failures += 1
             self._own += others or status == 500
         number = self.failures + self._refusals
-        over = self._own >= policy.attempts or (
-            self._waited_s >= policy.patience_with_refusals_s
-            if self._refusals and number >= policy.attempts
-            else policy.is_over(self.failures, self._waited_s, known=self._known())
-        )
-        if over:
+        refused_s = policy.patience_with_refusals_s if self._refusals else inf
+        if (
+            self._own >= policy.attempts
+            or (number >= policy.attempts and self._waited_s >= refused_s)
+            or policy.is_over(self.failures, self._waited_s, known=self._known())
+        ):
             raise failure.error from failure.__cause__
         delay_s = policy.delay_s(number, failure.retry_after_s)
         self._on_event(Retrying(self._where, number, delay_s, failure.happened))
@@ -180,7 +181,7 @@ def from_network(
             return RegistryError(
                 f"{where}: {named_by}, which is no private address, leads to {host} ({err}), which "
                 "is one in a private network; nothing was asked there. If that is right, allow it "
-                f"with --trust-host {host}",
+                f"with --trust-host {host}{origin}",
                 where=where,
             )
         case Fault.CONNECT:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from mirror.errors import printable
-from mirror.registry.streams import Fault, Stream, Wait, WireError
+from mirror.registry.streams import AnsweredError, Fault, Stream, Wait, WireError
 
 _MAX_HEAD = 100 << 10
 _READ = 64 << 10
@@ -17,6 +17,7 @@ _MAX_REASON = 300
 
 _HEAD_END = re.compile(rb"\r?\n\r?\n")
 _STATUS = re.compile(r"HTTP/1\.([01]) ([1-9][0-9][0-9])(?: .*)?")
+_BEGINNING = re.compile(rb"HTTP/1\.[01] ([1-9])")
 _FOLD = re.compile(r"\r?\n[ \t]+")
 _NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _SIZE = re.compile(rb"([0-9A-Fa-f]{1,15})[ \t]*(?:;.*)?")
@@ -137,7 +138,10 @@ class Connection:
         self._is_broken = False
 
     def send(self, head: bytes, body: Body | None, patience: Patience) -> None:
-        """Send a request. A server that will not take all of it may have answered already."""
+        """Send a request. A server that will not take all of it may have answered already.
+
+        It is listened to meanwhile: who has refused need not take, nor be sent, the rest.
+        """
         self._patience, self.is_answered = patience, False
         self._wait = Wait(patience.stall_s, patience.check)
         self._wait.late, self._wait.broken = Fault.WRITE_LATE, Fault.BROKEN
@@ -148,17 +152,38 @@ class Connection:
             if len(first) <= _READ:
                 head, first = head + first, b""
             self.stream.send(head, self._wait, patience.stall_s)
+            self._wait.heard = self._is_refused
             self.stream.send(first, self._wait, patience.stall_s)
+            sent = 0
             for piece in pieces:
+                if (sent := sent + len(piece)) > _PIECE:
+                    sent = 0
+                    if self._is_refused():
+                        raise AnsweredError
                 self.stream.send(piece, self._wait, patience.stall_s)
+        except AnsweredError:
+            self._is_broken = True
         except WireError as err:
             if err.fault is not Fault.BROKEN:
                 raise  # else what is still there to be read, a TLS alert too, says why
             self._is_broken = True
         finally:
+            self._wait.heard = None
             # A refused request leaves its body half read; whatever feeds it is to be let go.
             if isinstance(pieces, Generator):
                 pieces.close()
+
+    def _is_refused(self) -> bool:
+        """Whether an answer has begun that makes the rest of the request useless."""
+        try:
+            data = self.stream.arrived(_READ)
+        except OSError:
+            return False  # sending meets it, too
+        if data is None:
+            return False
+        self._buffer += data
+        self.is_answered |= bool(data)
+        return not data or _refuses(self._buffer)
 
     def head(self) -> tuple[int, Headers, bool]:
         """The status and the fields of the answer, and whether the connection may be kept."""
@@ -255,6 +280,18 @@ class Connection:
         except UnicodeDecodeError:
             text = raw.decode("latin-1")
         return _parsed(text)
+
+
+def _refuses(data: bytes) -> bool:
+    """Whether the beginning of an answer is one of another status than success."""
+    while found := _BEGINNING.match(data):
+        if found[1] != b"1":
+            return found[1] != b"2"
+        end = _HEAD_END.search(data)
+        if end is None:
+            return False
+        data = data[end.end() :]  # behind an interim answer
+    return False
 
 
 def _parsed(text: str) -> tuple[int, str, list[tuple[str, str]]]:

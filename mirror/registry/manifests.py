@@ -117,15 +117,21 @@ def put(transport: Transport, repository: str, reference: str | Digest, manifest
     if isinstance(reference, Digest) and reference != manifest.digest:
         raise ValueError(f"manifest {manifest.digest} cannot be put under {reference}")
     url = _url(transport, repository, reference)
-    answer = transport.call(
-        "PUT",
-        url,
-        accept=(*statuses.PUT_MANIFEST, *statuses.UNSAID),
-        limit=_MAX_ANSWER_BYTES,
-        scopes=(PUSH.format(repository),),
-        headers={"Content-Type": manifest.media_type},
-        content=manifest.raw,
-    )
+    try:
+        answer = transport.call(
+            "PUT",
+            url,
+            accept=(*statuses.PUT_MANIFEST, *statuses.UNSAID),
+            limit=_MAX_ANSWER_BYTES,
+            scopes=(PUSH.format(repository),),
+            headers={"Content-Type": manifest.media_type},
+            content=manifest.raw,
+        )
+    except RegistryError as err:
+        hint = _why_refused(manifest) if err.status in (400, 500) else ""
+        if not hint:
+            raise
+        raise reworded(err, f"{err}; {hint}") from err
     if answer.status not in statuses.PUT_MANIFEST:
         there = resolve(transport, repository, reference)
         if there is None or there.digest != manifest.digest:
@@ -137,6 +143,18 @@ def put(transport: Transport, repository: str, reference: str | Digest, manifest
     raise DigestMismatchError(
         where=_name(transport, repository, reference), expected=manifest.digest, actual=told
     )
+
+
+def _why_refused(manifest: Manifest) -> str:
+    """What registries refuse a manifest for without saying so; distribution with HTTP 500."""
+    if manifest.foreign:
+        return (
+            "the image names addresses of layers (`urls`), and this registry may not allow them: "
+            "distribution takes those that validation.manifests.urls.allow in its settings accepts"
+        )
+    if manifest.digest.algorithm != "sha256":
+        return f"this registry may take no manifest by {manifest.digest.algorithm}"
+    return ""
 
 
 def delete(transport: Transport, repository: str, reference: str | Digest) -> None:

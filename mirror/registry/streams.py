@@ -58,16 +58,22 @@ def blaming(proxy: str | None) -> Generator[None, None, None]:
         raise
 
 
+class AnsweredError(Exception):
+    """The other side has answered, though it was not sent everything yet."""
+
+
 class Wait:
     """How long some operations may take together, and the faults to raise if they do not succeed.
 
-    `check` is called at the beginning and in every slice.
+    `check` is called at the beginning and in every slice. `heard` is asked while there is something
+    to read, whatever is waited for; AnsweredError ends the wait where it says so.
     """
 
-    __slots__ = ("broken", "check", "late", "until")
+    __slots__ = ("broken", "check", "heard", "late", "until")
 
     def __init__(self, seconds: float, check: Callable[[], None]) -> None:
         self.check, self.late, self.broken = check, Fault.CONNECT_LATE, Fault.CONNECT
+        self.heard: Callable[[], bool] | None = None
         self.until = time.monotonic() + seconds
         check()
 
@@ -85,8 +91,10 @@ class Wait:
     def slice(self, sock: socket.socket, event: int) -> bool:
         """Wait for `event` of `select.poll`, for one slice; whether it came."""
         poll = select.poll()
-        poll.register(sock, event)
-        if poll.poll(min(self.left_s(), SLICE_S) * 1000):
+        poll.register(sock, event if self.heard is None else event | select.POLLIN)
+        if found := poll.poll(min(self.left_s(), SLICE_S) * 1000):
+            if self.heard is not None and found[0][1] & select.POLLIN and self.heard():
+                raise AnsweredError
             return True
         self.check()
         return False
@@ -116,6 +124,13 @@ class Stream:
         while rest:
             wait.until = time.monotonic() + seconds
             rest = rest[self.attempt(partial(self.sock.send, rest), select.POLLOUT, wait) :]
+
+    def arrived(self, most: int) -> bytes | None:
+        """What has arrived by now, `most` bytes at most; nothing at the end. None: not a byte."""
+        try:
+            return self.sock.recv(most)
+        except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            return None
 
     def close(self) -> None:
         """End the connection."""

@@ -204,3 +204,28 @@ def test_with_force_a_bundle_that_is_there_is_made_anew(tmp_path: Path) -> None:
         pull(tmp_path, Packing(), force=True)
     pull(tmp_path, Packing(), force=True)
     assert files_in(tmp_path) == expected
+
+
+def test_the_earlier_seal_goes_before_any_archive_changes_under_it(tmp_path: Path) -> None:
+    pull(tmp_path / "bundle", Packing())
+    sealed: list[bool] = []
+
+    def look(change: Change) -> None:
+        if change.kind == "rename" and change.new.endswith(".tar"):
+            sealed.append((tmp_path / "bundle/inventory.json").exists())
+
+    with Disk(tmp_path / "bundle", before=look):
+        pull(tmp_path / "bundle", Packing(), force=True)
+    assert sealed == [False] * len(SEAL.archives)
+
+
+def test_a_bundle_of_the_same_names_and_sizes_is_another_bundle(tmp_path: Path) -> None:
+    other = MemoryStore()
+    put_image(other, "", "v1", layers=(b"platforn" * 500,))
+    put_image(other, "modules/m", "v1", layers=(b"nodule",))
+    seal = Seal.over(archives_of(other.inventory()), {"platform": True}, "mirror 0.test", FILES)
+    pack(seal, FILES, other, tmp_path / "bundle", Packing(), force=False, run=Run(1))
+    (tmp_path / "bundle/pull.journal.partial").write_text("parts 0\n")
+    pack(SEAL, FILES, STORE, tmp_path / "bundle", Packing(), force=True, run=Run(1))
+    with BundleReader([tmp_path / "bundle"]) as reader:
+        assert reader.inventory() == STORE.inventory()

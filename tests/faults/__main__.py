@@ -30,20 +30,40 @@ def table(found: list[Outcome]) -> str:
     return "\n".join(lines)
 
 
+MARKS = ("<!-- ./run faults writes this table -->", "<!-- the end of that table -->")
+
+
+def put(page: Path, text: str) -> None:
+    """Put the table into a page, in place of the former one."""
+    before, begin, rest = page.read_text("utf-8").partition(MARKS[0])
+    _, end, after = rest.partition(MARKS[1])
+    if not begin or not end:
+        sys.exit(f"{page} does not have the marks {' and '.join(MARKS)}")
+    page.write_text(f"{before}{begin}\n\n{text}\n\n{end}{after}", "utf-8")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="./run faults", description=__doc__)
     parser.add_argument("--kind", choices=KINDS, action="append", help="registries; default: all")
     parser.add_argument("--scene", action="append", help="commands whose name begins like this")
     parser.add_argument("--fault", default="", help="faults that have this in their name")
     parser.add_argument("--step", type=int, default=1, help="run each STEP-th case only")
+    parser.add_argument("--kills", type=int, default=0, help="kill each command so often instead")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes")
+    parser.add_argument("--page", type=Path, help="put the table between the marks of this page")
     parser.add_argument("--json", type=Path, help="write every outcome there")
     parser.add_argument("--verbose", action="store_true", help="tell of each case")
     chosen = parser.parse_args()
     begun = time.monotonic()
     found: list[Outcome] = []
     shares = [
-        Share(kind, tuple(chosen.scene or [""]), step=chosen.step, only=chosen.fault)
+        Share(
+            kind,
+            tuple(chosen.scene or [""]),
+            step=chosen.step,
+            only=chosen.fault,
+            kills=chosen.kills,
+        )
         for kind in chosen.kind or KINDS
     ]
     for one in (outcome for share in shares for outcome in at_once(share, chosen.jobs)):
@@ -56,6 +76,8 @@ def main() -> None:
             print(f"… {len(found)} cases in {time.monotonic() - begun:.0f} s", file=sys.stderr)
     if chosen.json:
         chosen.json.write_text(json.dumps([one.document() for one in found], indent=1) + "\n")
+    if chosen.page:
+        put(chosen.page, table(found))
     print(table(found))
     missed = sum(not one.struck for one in found)
     print(f"\n{missed} faults had nothing to strike. {time.monotonic() - begun:.0f} s.")

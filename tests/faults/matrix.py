@@ -5,7 +5,8 @@ from __future__ import annotations
 import shutil
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -35,6 +36,19 @@ ABSENCES = {"404 once", "listing unknown"}
 DAMAGE = {"flipped byte in every blob"}
 """What a registry states cannot be read: a push says so, and states anew what it brings."""
 HANG_S = DEADLINE_S + 5
+UNREACHABLE, DENIED, CORRUPT, FAILED = 5, 6, 4, 1
+CODES: Mapping[str, frozenset[int]] = {
+    **dict.fromkeys(("reset", "cut", "lost", "stall", "slow", "drip"), frozenset({UNREACHABLE})),
+    **dict.fromkeys(("silence", "429", "500", "502", "503", "504"), frozenset({UNREACHABLE})),
+    **dict.fromkeys(("401", "403", "listing refused"), frozenset({DENIED})),
+    **dict.fromkeys(("409", "413", "416", "507"), frozenset({FAILED})),
+    "flipped byte": frozenset({CORRUPT}),
+    "404": frozenset({FAILED, CORRUPT, UNREACHABLE}),
+}
+"""Beginning of a fault's name → the exit codes that tell what it is; others may have any but 2.
+
+FAILED besides, where a command sums several failures up, or refuses to go on for one (a prune).
+"""
 
 
 @dataclass(frozen=True)
@@ -98,6 +112,24 @@ class Matrix:
         self._scenes = {scene.name: scene for scene in scenes}
         self._measured: dict[str, Measured] = {}
 
+    @property
+    def scenes(self) -> tuple[Scene, ...]:
+        """The commands."""
+        return tuple(self._scenes.values())
+
+    @property
+    def kind(self) -> str:
+        """Which registries these are."""
+        return self._workshop.kind.name
+
+    def scene(self, case: Case) -> Scene:
+        """The command of a case."""
+        return self._scenes[case.scene]
+
+    def staged(self, scene: Scene) -> AbstractContextManager[Stage]:
+        """Fresh registries in the states with which a command begins."""
+        return self._workshop.staged(scene.states)
+
     @cached_property
     def _faults(self) -> dict[str, Fault]:
         return every_fault(wait_s=WAIT_S)
@@ -155,15 +187,17 @@ class Matrix:
         server.faults.clear()
         needed = len(stage.shelves) if scene.needed is None else scene.needed
         missing: list[str] = []
+        if code and not fits(case.fault, code):
+            wrong.append(f"exit code {code} says something else: {error}")
         if code == 0 and not wrong:
-            missing = self._lacking(scene, stage, measured, needed)
+            missing = self.lacking(scene, stage, measured, needed)
         if code or needed < len(stage.shelves):
             again, reason, bad = attempt(scene, stage)
             wrong += [f"the next run: {one}" for one in bad]
             if again:
                 wrong.append(f"the next run ends with {again}: {reason}")
             else:
-                found = self._lacking(scene, stage, measured, len(stage.shelves))
+                found = self.lacking(scene, stage, measured, len(stage.shelves))
                 missing += [f"after the next run: {one}" for one in found]
         told = case.fault in ABSENCES or (case.fault in DAMAGE and bool(warnings))
         believed = bool(missing) and told
@@ -188,7 +222,8 @@ class Matrix:
                 lost += [f"{path}:{tag} is lost" for tag in tags]
         return lost
 
-    def _lacking(self, scene: Scene, stage: Stage, measured: Measured, needed: int) -> list[str]:
+    def lacking(self, scene: Scene, stage: Stage, measured: Measured, needed: int) -> list[str]:
+        """How far fewer than `needed` registries, or the bundle, are from what they must hold."""
         if measured.files:
             found = files(stage.folder / "bundle")
             differ = sorted(
@@ -217,6 +252,14 @@ def attempt(scene: Scene, stage: Stage) -> tuple[int, str, list[str]]:
         return error.exit_code, str(error), []
     except Exception:  # noqa: BLE001 - which is what these cases look for
         return 1, "", [traceback.format_exc()]
+
+
+def fits(fault: str, code: int) -> bool:
+    """Whether an exit code tells the kind of a fault."""
+    for name, codes in CODES.items():
+        if fault.startswith(name):
+            return code in codes or code == FAILED
+    return code in (FAILED, CORRUPT, UNREACHABLE, DENIED)
 
 
 def spread(count: int, most: int) -> list[int]:

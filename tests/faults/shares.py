@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import io
 import multiprocessing
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, redirect_stdout
 from dataclasses import dataclass, replace
 from multiprocessing.queues import Queue
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from tests.faults.matrix import Matrix, Outcome
+from tests.faults import kills
+from tests.faults.matrix import Case, Matrix, Outcome
 from tests.faults.scenes import SCENES, Workshop
 from tests.faults.shelves import Embedded, Kind, Real
 
@@ -27,7 +28,8 @@ def kind_of(name: str, work: Path, stack: ExitStack) -> Kind:
 class Share:
     """Of the cases of one kind of registry each `step`-th, and of these one of `of` equal parts.
 
-    `only` is in the names of faults that are wanted.
+    `only` is in the names of faults that are wanted. With `kills` the cases are so many kills of
+    each command instead.
     """
 
     kind: str
@@ -36,6 +38,7 @@ class Share:
     of: int = 1
     step: int = 1
     only: str = ""
+    kills: int = 0
 
     def outcomes(self) -> Iterator[Outcome]:
         """Run them."""
@@ -43,9 +46,18 @@ class Share:
         with ExitStack() as stack:
             work = Path(stack.enter_context(TemporaryDirectory(prefix="mirror-faults-")))
             matrix = Matrix(Workshop(kind_of(self.kind, work, stack), work), scenes)
-            for index, case in enumerate(one for one in matrix.cases() if self.only in one.fault):
-                if index % self.step == 0 and index // self.step % self.of == self.number:
+            if self.kills:
+                for case in self._mine(kills.kills(matrix, self.kills)):
+                    yield kills.renamed(kills.run(matrix, case))
+            else:
+                wanted = (case for case in matrix.cases() if self.only in case.fault)
+                for case in self._mine(wanted):
                     yield matrix.run(case)
+
+    def _mine(self, cases: Iterable[Case]) -> Iterator[Case]:
+        for index, case in enumerate(cases):
+            if index % self.step == 0 and index // self.step % self.of == self.number:
+                yield case
 
 
 def _worker(queue: Queue[Outcome | None], share: Share) -> None:

@@ -10,8 +10,8 @@ import pytest
 from mirror.oci import Digest, Manifest
 from mirror.oci.manifest import OCI_MANIFEST
 from mirror.testing import every_fault
-from tests.faults.__main__ import table
-from tests.faults.matrix import Case, Matrix, Outcome, spread
+from tests.faults.__main__ import MARKS, put, table
+from tests.faults.matrix import Case, Matrix, Outcome, fits, spread
 from tests.faults.scenes import SCENES, Scene, Stage, Workshop
 from tests.faults.shares import Share, kind_of
 from tests.faults.shelves import Embedded, WatchedStorage
@@ -20,7 +20,7 @@ from tests.support.tools import require_tool
 
 @pytest.mark.parametrize(
     ("kind", "scenes", "step"),
-    [("embedded", "", 211), ("docker-registry", "push of the next release", 199)],
+    [("embedded", "", 509), ("docker-registry", "push of the next release", 499)],
 )
 def test_commands_survive_a_sample_of_faults_or_fail_cleanly(
     kind: str, scenes: str, step: int
@@ -30,7 +30,16 @@ def test_commands_survive_a_sample_of_faults_or_fail_cleanly(
     found = list(Share(kind, (scenes,), step=step).outcomes())
     assert [(str(one.case), one.code, one.wrong) for one in found if one.wrong] == []
     assert sum(one.struck for one in found) > 0.9 * len(found)
-    assert len(found) > 5
+    assert len(found) >= 5
+
+
+def test_commands_that_are_killed_are_completed_by_the_next_run() -> None:
+    found = list(Share("embedded", ("",), kills=2).outcomes())
+    assert [(str(one.case), one.wrong) for one in found if one.wrong] == []
+    assert sum(one.struck for one in found) >= len(found) / 2, (
+        "most were over before they were killed"
+    )
+    assert len(found) == 2 * len(SCENES)
 
 
 @pytest.fixture
@@ -115,3 +124,19 @@ def test_the_table_counts_by_registry_and_command() -> None:
         "| embedded | push | 3 | 1 | 1 | 0 | 1 |",
         "| | all | 3 | 1 | 1 | 0 | 1 |",
     ]
+
+
+def test_the_table_takes_the_place_of_the_former_one_in_its_page(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(f"before\n{MARKS[0]}\n\nold\n\n{MARKS[1]}\nafter\n")
+    put(page, "new")
+    put(page, "newer")
+    assert page.read_text() == f"before\n{MARKS[0]}\n\nnewer\n\n{MARKS[1]}\nafter\n"
+
+
+@pytest.mark.parametrize(
+    ("fault", "code", "fit"),
+    [("403 once", 6, True), ("403 once", 5, False), ("reset", 4, False), ("portal", 2, False)],
+)
+def test_an_exit_code_tells_the_kind_of_the_fault(fault: str, code: int, fit: bool) -> None:
+    assert fits(fault, code) is fit

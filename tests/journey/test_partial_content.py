@@ -14,7 +14,7 @@ import pytest
 from mirror.serve import MemoryStorage
 from mirror.testing import EmbeddedRegistry
 from tests.journey.test_content_kinds import PARTS_LEFT_OUT, ROOT, SPEC, repository, with_extras
-from tests.support.content_kinds import AMD64, ARM64, FOREIGN, Content
+from tests.support.content_kinds import FOREIGN, Content, sparse_index
 from tests.support.program import Finished, call_mirror
 from tests.support.release_source import publish
 
@@ -83,15 +83,6 @@ def with_foreign_layer(*, there: bool) -> Content:
     content = Content()
     foreign = content.blob(b"windows base", FOREIGN, there=there, urls=URLS)
     content.image(foreign, content.blob(b"own layer"), tag="v1")
-    return content
-
-
-def sparse() -> Content:
-    content = Content()
-    there = content.image(content.blob(b"for amd64"), there=True)
-    absent = Content().image(Content().blob(b"for arm64"))
-    content.absent.add(absent["digest"])
-    content.index({**there, "platform": AMD64}, {**absent, "platform": ARM64}, tag="v1")
     return content
 
 
@@ -180,7 +171,7 @@ def test_a_foreign_layer_that_a_bundle_lost_is_noticed(stage: Stage) -> None:
 
 
 def test_a_sparse_index_is_refused_with_the_flag_that_takes_it(stage: Stage) -> None:
-    stage.hold(sparse())
+    stage.hold(sparse_index())
     stage.pull().failed(1, "is not there, though index sha256:", "--sparse-indexes carry")
     assert not stage.bundle.exists()
     refused = stage.sync()
@@ -191,7 +182,7 @@ def test_a_sparse_index_is_refused_with_the_flag_that_takes_it(stage: Stage) -> 
 def test_a_sparse_index_is_carried_as_it_is_where_that_is_asked_for(
     stage: Stage, tmp_path: Path
 ) -> None:
-    content = sparse()
+    content = sparse_index()
     stage.hold(content)
     for run in (stage.pull("--sparse-indexes", "carry"), stage.sync("--sparse-indexes=carry")):
         assert "does not have all images of sparse indexes: sha256:" in run.succeeded().stderr
@@ -211,7 +202,7 @@ def test_a_sparse_index_is_carried_as_it_is_where_that_is_asked_for(
 def test_a_registry_that_refuses_a_sparse_index_costs_that_index_alone(
     stage: Stage, make_embedded_registry: Callable[..., EmbeddedRegistry]
 ) -> None:
-    content = sparse()
+    content = sparse_index()
     stage.hold(content)
     strict = make_embedded_registry()
     to = ("--to", f"{strict.address}/{ROOT}", "--insecure", "--json", "--sparse-indexes", "carry")
@@ -224,7 +215,7 @@ def test_a_registry_that_refuses_a_sparse_index_costs_that_index_alone(
 def test_a_pull_names_all_that_the_source_lacks_at_once(stage: Stage) -> None:
     missing: list[str] = []
     for kind in (KIND, "second", "third"):
-        content = sparse()
+        content = sparse_index()
         stage.hold(content, kind)
         missing += content.absent
     error = stage.pull("--json")

@@ -10,8 +10,9 @@ from pathlib import PurePosixPath
 from typing import Any
 
 import pytest
+from pydantic import SecretStr
 
-from mirror.errors import RenderingError
+from mirror.errors import InvalidSettingsError, RenderingError
 from mirror.modes.settings import RegistrySettings
 from mirror.nodeconfig.hosts import Containerd
 from mirror.nodeconfig.render import RenderOptions, render
@@ -258,8 +259,15 @@ def test_an_authority_is_written_without_the_text_around_it() -> None:
 
 
 def test_a_login_with_a_line_break_is_refused_and_not_repeated() -> None:
+    with pytest.raises(InvalidSettingsError, match="Password has a line break") as told:
+        direct(password="hidden\nX")
+    assert "hidden" not in str(told.value)
+    # However it got past the settings, no file gets it.
+    settings = direct(password="hidden")
+    assert settings.direct is not None
+    settings.direct.__dict__["password"] = SecretStr("hidden\nX")
     with pytest.raises(RenderingError, match=r"upstream password: .* control character") as found:
-        tree(direct(password="hidden\nX"))
+        tree(settings)
     assert "hidden" not in str(found.value)
 
 

@@ -6,6 +6,7 @@ import pytest
 
 from mirror.errors import InputError, InvalidReferenceError
 from mirror.oci import Digest, Reference, Repository
+from mirror.oci.reference import valid_repository
 
 DIGEST = Digest.of(b"")
 SECRET = "s3cr3t%!"
@@ -86,3 +87,9 @@ def test_nothing_before_the_at_is_repeated_whatever_stands_behind_it(rest: str) 
 def test_a_repository_with_a_digest_is_told_to_leave_it_out() -> None:
     with pytest.raises(InvalidReferenceError, match=f"leave out @{DIGEST}"):
         Repository.parse(f"reg.example.com/dkp@{DIGEST}")
+
+
+@pytest.mark.parametrize("path", ["a" * 256, "a/b!", "a\n", "a/B"])
+def test_a_repository_is_judged_whole(path: str) -> None:
+    assert not valid_repository(path)
+    assert valid_repository(path[:1])

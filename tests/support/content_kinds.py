@@ -290,6 +290,16 @@ def _foreign(content: Content) -> None:
     )
 
 
+def sparse_index() -> Content:
+    """An index of two images, one of which is not there."""
+    content = Content()
+    there = content.image(content.blob(b"for amd64"), there=True)
+    absent = Content().image(Content().blob(b"for arm64"))
+    content.absent.add(absent["digest"])
+    content.index({**there, "platform": AMD64}, {**absent, "platform": ARM64}, tag="v1")
+    return content
+
+
 KINDS: Mapping[str, Callable[[Content], None]] = {
     "image": _image,
     "docker-list": _docker_list,
