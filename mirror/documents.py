@@ -22,6 +22,8 @@ from yaml.constructor import ConstructorError
 from mirror.errors import InputError
 
 _NUMBERS = frozenset({"tag:yaml.org,2002:int", "tag:yaml.org,2002:float"})
+_ODD_NUMBER = re.compile("[-+]?0[0-9xb]|.*[0-9][_:][0-9]")
+"""Octal, hexadecimal, binary, with underscores, or to the base 60."""
 
 
 class RepeatedKeyError(ConstructorError):
@@ -43,17 +45,8 @@ class StrictLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
-        if node.tag in _NUMBERS and re.search("[0-9]_[0-9]", node.value):
-            # YAML 1.1 reads 4_7 as 47, which nobody expects who slipped on the key beside the dot.
-            raise ConstructorError(
-                None,
-                None,
-                f"{node.value!r} is a number with an underscore; leave that out, or write it in "
-                "quotes",
-                node.start_mark,
-            )
         try:
-            return super().construct_object(node, deep)
+            value = super().construct_object(node, deep)
         except (ValueError, LookupError, AttributeError, TypeError, ArithmeticError) as err:
             # PyYAML trusts that what looks like a date or a number is one: 2024-99-99.
             raise ConstructorError(
@@ -62,6 +55,15 @@ class StrictLoader(yaml.SafeLoader):
                 f"{node.value!r} is not what it looks like ({err}); write it in quotes",
                 node.start_mark,
             ) from err
+        if node.tag in _NUMBERS and _ODD_NUMBER.match(node.value):
+            # YAML 1.1 reads 4_7 as 47, which nobody expects who slipped on the key beside the dot.
+            raise ConstructorError(
+                None,
+                None,
+                f"{node.value!r} would be the number {value}; write that, or write it in quotes",
+                node.start_mark,
+            )
+        return value
 
 
 def read_mapping(path: Path, help_text: str = "") -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,8 +19,9 @@ from mirror.documents import (
     parse_rate,
     parse_yaml,
     problems,
+    read_mapping,
 )
-from mirror.errors import MirrorError
+from mirror.errors import InputError, MirrorError
 from mirror.oci import Digest
 from mirror.operations.prune import PruneReport
 from mirror.sync.observation import Failure
@@ -165,3 +167,20 @@ def test_a_rate_is_bytes_a_second(text: str, rate: float) -> None:
 def test_what_is_no_rate_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="is not a rate; write bytes a second, such as 20MB/s"):
         parse_rate(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [("4_7", 47), ("010", 8), ("0x10", 16), ("0b101", 5), ("1:30", 90), ("-0_1.5", -1.5)],
+)
+def test_a_number_that_yaml_reads_as_another_is_told(
+    text: str, number: float, tmp_path: Path
+) -> None:
+    """A size of 010 would be 8 GB, and a port of 1:30 would be 90."""
+    path = tmp_path / "settings.yaml"
+    path.write_text(f"size: {text}\n")
+    told = rf"'{text}' would be the number {number}; write that, or write it in quotes \(line 1\)"
+    with pytest.raises(InputError, match=told):
+        read_mapping(path)
+    path.write_text(f"size: '{text}'\nport: 0\nshare: 0.5\nother: 10\n")
+    assert read_mapping(path) == {"size": text, "port": 0, "share": 0.5, "other": 10}

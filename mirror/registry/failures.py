@@ -181,7 +181,7 @@ def from_network(
             return RegistryError(
                 f"{where}: {named_by}, which is no private address, leads to {host} ({err}), which "
                 "is one in a private network; nothing was asked there. If that is right, allow it "
-                f"with --trust-host {host}",
+                f"with --trust-host {host}{origin}",
                 where=where,
             )
         case Fault.CONNECT:

@@ -159,7 +159,11 @@ def put_blob(store: Store, repository: str, data: bytes) -> Digest:
     """Put `data` into a store, without a server; return its digest."""
     digest = Digest.of(data)
     staging = store.stage()
-    staging.write(data)
+    try:
+        staging.write(data)
+    except BaseException:
+        staging.discard()  # a full disk, say: what is left of it would stay there
+        raise
     staging.commit(repository, digest)
     return digest
 

@@ -98,6 +98,7 @@ def test_a_public_registry_leads_into_no_private_network(
     assert f"{client.host}, which is no private address, leads to localhost (" in told
     assert "nothing was asked there" in told
     assert "--trust-host localhost" in told
+    assert "correct that there (`http.host`, realm)" in told
     assert (inside.log, waits) == ([], [])
 
 

@@ -155,7 +155,7 @@ QUESTIONS: dict[str, Callable[[RegistryClient], object]] = {
 }
 
 
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=120, deadline=None)
 @given(
     what=st.sampled_from(sorted(QUESTIONS)),
     script=st.lists(answers, min_size=1, max_size=4),
@@ -183,7 +183,7 @@ def test_no_field_of_an_answer_breaks_the_client(
         assert all(0 <= wait_s < 1000 for wait_s in waits)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(
     line=json_documents(["repository", "digest", "location", "offset", "at"]),
     location=texts,
