@@ -17,7 +17,7 @@ from mirror.errors import (
     RouteError,
 )
 from mirror.nodeconfig.cluster import Node, check_nodes
-from mirror.nodeconfig.pki import Authorities, KeyPair, authorities_to_use
+from mirror.nodeconfig.pki import Authorities, KeyPair, authorities_to_use, create_authority
 from mirror.oci import Digest
 from tests.errors.lab import Lab, Told
 from tests.errors.situation import situation
@@ -147,6 +147,18 @@ def _certificate(lab: Lab) -> Told:
     nothing = Authorities(KeyPair("nothing", "nothing"))
     now = datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC)
     return lab.raised(lambda: authorities_to_use(nothing, now))
+
+
+@situation(
+    InvalidCertificateError,
+    "A clock before the authority",
+    cause="This machine's clock is behind: by it, the cluster's authority is not in force yet.",
+    cure="Set the clock (NTP) and render again; nothing was renewed.",
+)
+def _clock(lab: Lab) -> Told:
+    made = datetime.datetime(2026, 1, 2, tzinfo=datetime.UTC)
+    held = Authorities(create_authority(made))
+    return lab.raised(lambda: authorities_to_use(held, made - datetime.timedelta(days=1)))
 
 
 @situation(

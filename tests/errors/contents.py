@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import socket
 import threading
 from contextlib import suppress
 from unittest import mock
@@ -28,6 +30,7 @@ from mirror.errors import (
     UnreadableImageError,
 )
 from mirror.oci import Descriptor, Digest
+from mirror.run import Run, gather
 from mirror.sync import InventoryBuilder
 from tests.bundle.test_resume import STORE, Counting, StopError, pull_once
 from tests.errors.lab import Lab, Told, public_key
@@ -122,19 +125,6 @@ def _no_space(lab: Lab) -> Told:
 
     with mock.patch.object(os, "statvfs", return_value=Stat):
         return lab.raised(lambda: check_space(Folder(lab.folder), 20 << 30))
-
-
-@situation(
-    ResourceError,
-    "A limit of the process",
-    cause="The system, a service's unit or a container allows too few files, threads or too little "
-    "memory.",
-    cure="Raise the limit that the message names, or use fewer `--jobs`.",
-)
-def _shortage(lab: Lab) -> Told:
-    scarce = RuntimeError("can't start new thread")
-    with mock.patch.object(threading.Thread, "start", side_effect=scarce):
-        return lab.mirror("verify", lab.sealed)
 
 
 @situation(
@@ -239,3 +229,40 @@ def _leftovers(lab: Lab) -> Told:
     content[:] = bytes(len(content))
     archive.write_bytes(content)
     return lab.raised(lambda: pull_once(Counting(STORE), folder))
+
+
+@situation(
+    ResourceError,
+    "Too many open files",
+    cause="The limit of this process is lower than what its connections and archives need.",
+    cure="Raise it (`ulimit -n 4096`, `LimitNOFILE` of a service), or work with fewer `--jobs`.",
+)
+def _files(lab: Lab) -> Told:
+    pull = (lab.folder / "bundle", "--source", lab.source.root, "--insecure")
+    refused = OSError(errno.EMFILE, "Too many open files")
+    with mock.patch.object(socket, "socket", side_effect=refused):
+        return lab.mirror("pull", *pull)
+
+
+@situation(
+    ResourceError,
+    "No more threads",
+    cause="The system starts no more threads for this user, or has no address space for them.",
+    cure="Raise the limit (`ulimit -u`, `ulimit -v`, the number of processes of a container). With "
+    "less than `--jobs` threads the work goes on; here there was not one.",
+)
+def _threads(lab: Lab) -> Told:
+    refused = RuntimeError("can't start new thread")
+    with mock.patch.object(threading.Thread, "start", side_effect=refused):
+        return lab.raised(lambda: gather([1], int, run=Run()))
+
+
+@situation(
+    ResourceError,
+    "No more memory",
+    cause="The memory that this process may have is used up.",
+    cure="Raise the limit (`ulimit -v`, the memory of a container), or work with fewer `--jobs`.",
+)
+def _memory(lab: Lab) -> Told:
+    with mock.patch.object(BundleReader, "__init__", side_effect=MemoryError):
+        return lab.mirror("verify", lab.sealed)
