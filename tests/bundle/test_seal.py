@@ -4,13 +4,15 @@ import json
 import random
 import re
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mirror.bundle.seal import PARTIAL_SCHEMA_VERSION, Seal
+from mirror.bundle.format import LARGE
+from mirror.bundle.seal import PARTIAL_SCHEMA_VERSION, Seal, parse_seal
 from mirror.errors import DamagedBundleError, InputError
 from mirror.oci import Digest
 from mirror.sync import Inventory
@@ -211,3 +213,8 @@ def test_a_seal_speaks_of_files_beside_it_alone(name: str) -> None:
     sealed = Seal.over(archives, {"platform": True}, "mirror 0.test", {name: b"content"})
     with pytest.raises(DamagedBundleError, match=re.escape(name)):
         Seal.from_json(sealed.to_json())
+
+
+def test_a_seal_beyond_its_limit_is_not_parsed() -> None:
+    with pytest.raises(DamagedBundleError, match="w is larger than any bundle's table of contents"):
+        parse_seal(b"{" * 11, "w", replace(LARGE, seal_bytes=10))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from unittest.mock import MagicMock
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -16,7 +17,7 @@ from mirror.registry import ConnectionOptions, RegistryClient
 from mirror.serve import MemoryStorage, put_blob
 from mirror.sync import Inventory
 from mirror.sync.plan import PutTag
-from mirror.sync.publication import Goal, Publication, Step
+from mirror.sync.publication import Goal, Publication, Step, deletes_tags
 from mirror.sync.publication_state import (
     PublicationState,
     Published,
@@ -223,3 +224,9 @@ def test_after_the_last_possible_generation_there_is_none() -> None:
             Inventory(),
             tool="tests",
         )
+
+
+def test_a_registry_that_deletes_the_manifest_with_a_tag_does_not_delete_tags() -> None:
+    tree = MagicMock()
+    tree.client.resolve.return_value = None  # neither the tag nor its manifest is there any more
+    assert deletes_tags(tree, "trial") is False
