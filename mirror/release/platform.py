@@ -334,10 +334,9 @@ def _check_published(
 def _edition_hint(source: ReleaseSource) -> str:
     """What to do where `--source` leads to no edition: name those that are near."""
     found = editions_near(source)
-    if len(found) == 1:
-        return f"an edition is at {found[0]}: name it with --source"
     if found:
-        return f"editions are at {', '.join(found)}: name one of them with --source"
+        verb = "is" if len(found) == 1 else "are"
+        return f"check that --source names an edition: there {verb} {', '.join(found)}"
     known = ", ".join(sorted(EDITIONS))
     ending = f"{source.tree.root} ends in no edition ({known}); " if not source.tree.edition else ""
     return (

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tarfile
 import threading
+from array import array
 from contextlib import closing, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -27,7 +28,7 @@ from mirror.bundle.folder import Packing
 from mirror.bundle.follow import SHA256
 from mirror.bundle.format import FRAME, PARTIAL_SUFFIX, compressed_bound
 from mirror.bundle.reader import BundleReader
-from mirror.bundle.seekable import MAX_FRAME, Forward, SeekableFile
+from mirror.bundle.seekable import MAX_FRAME, Forward, SeekableFile, table
 from mirror.bundle.verify import BundleReport, verify_bundle
 from mirror.bundle.writer import BundleWriter
 from mirror.durable import Folder
@@ -520,3 +521,27 @@ def test_an_interrupted_compression_is_completed_by_the_next_one(
 
 def _first(plan: Plan, blobs: int) -> Plan:
     return replace(plan, blobs=plan.blobs[:blobs], manifests=(), tags=())
+
+
+def _frames(folder: Path, *, crc: int | None = None, between: bytes = b"") -> SeekableFile:
+    """A file of one frame, whose table may be wrong about it."""
+    data = b"content" * 50
+    frame = zstandard.ZstdCompressor(write_checksum=True).compress(data)
+    (checksum,) = struct.unpack("<I", frame[-4:])
+    sizes = array("I", (len(frame), len(data), checksum if crc is None else crc))
+    path = folder / "platform.tar.zst"
+    path.write_bytes(frame + between + table(sizes))
+    return SeekableFile(ReadAt(path))
+
+
+def test_a_table_that_is_wrong_about_a_checksum_is_damage(tmp_path: Path) -> None:
+    file = _frames(tmp_path)
+    assert b"".join(file.chunks(0, file.size)) == b"content" * 50
+    file = _frames(tmp_path, crc=7)
+    with pytest.raises(DamagedBundleError, match="another checksum of frame 0 in the table"):
+        b"".join(file.chunks(0, file.size))
+
+
+def test_bytes_that_no_frame_accounts_for_are_damage(tmp_path: Path) -> None:
+    with pytest.raises(DamagedBundleError, match=r"frames of \d+ bytes in all, and a table"):
+        _frames(tmp_path, between=b"smuggled")

@@ -213,7 +213,7 @@ def test_too_few_files_are_told_as_that(
     mirror: Forks, source: Source, bundle: Path, tmp_path: Path
 ) -> None:
     told = 0
-    for files in range(4, 24, 2):
+    for files in (4, 5, 6, 8, 11, 16, 22):
         for command in (
             ("pull", tmp_path / "new", "--source", source.root, "--insecure", "--force"),
             ("verify", bundle),
@@ -223,7 +223,7 @@ def test_too_few_files_are_told_as_that(
             if run.code:
                 run.failed(1, "ulimit -n")
                 told += 1
-    assert told > 5
+    assert told > 3
 
 
 def test_as_many_threads_as_there_may_be_do_the_work(
@@ -231,7 +231,7 @@ def test_as_many_threads_as_there_may_be_do_the_work(
 ) -> None:
     folder = tmp_path / "bundle"
     codes = []
-    for threads in range(12):
+    for threads in (0, 1, 2, 3, 5, 9):
         flags = ("--source", source.root, "--insecure", "--force")
         run = mirror.run("pull", folder, *flags, threads=threads)
         codes.append(run.code)
@@ -243,7 +243,7 @@ def test_as_many_threads_as_there_may_be_do_the_work(
 
 def test_too_little_memory_is_told_as_that(mirror: Forks, source: Source, tmp_path: Path) -> None:
     told = 0
-    for megabytes in (1, 2, 4, 8, 16, 32, 64):
+    for megabytes in (1, 4, 16, 64):
         folder = tmp_path / "bundle"
         flags = ("--source", source.root, "--insecure", "--force")
         run = mirror.run("pull", folder, *flags, memory=megabytes << 20)

@@ -63,18 +63,18 @@ def repository(tree: str, kind: str) -> str:
 
 
 COSTLY = frozenset({"two-hundred", "large-manifest"})
-"""Kinds that take a real registry seconds for each command."""
-_SOAK = pytest.param(
-    ("docker-registry", COSTLY), id="docker-registry-costly", marks=pytest.mark.soak
-)
+"""Kinds that take seconds for each command."""
 
 
 @pytest.fixture(
     scope="module",
     params=[
-        pytest.param(("embedded", frozenset(KINDS)), id="embedded"),
+        pytest.param(("embedded", KINDS.keys() - COSTLY), id="embedded"),
         pytest.param(("docker-registry", KINDS.keys() - COSTLY), id="docker-registry"),
-        _SOAK,
+        pytest.param(("embedded", COSTLY), id="embedded-costly", marks=pytest.mark.soak),
+        pytest.param(
+            ("docker-registry", COSTLY), id="docker-registry-costly", marks=pytest.mark.soak
+        ),
     ],
 )
 def kinds(

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from mirror.errors import DigestMismatchError, UnreadableImageError
 from mirror.oci import Digest, verified
 from mirror.oci.layers import LayerOpener, read_files
+from mirror.oci.tar_stream import TarStream
 from tests.support.program import ROOT
 
 FILE, DIR, SYM, LINK = tarfile.REGTYPE, tarfile.DIRTYPE, tarfile.SYMTYPE, tarfile.LNKTYPE
@@ -710,3 +711,26 @@ def test_junk_never_raises_anything_else(junk: bytes, start: int) -> None:
     for packed in (data, b"\x1f\x8b\x08\x00" + junk, b"\x28\xb5\x2f\xfd" + junk):
         with contextlib.suppress(UnreadableImageError):
             read_files([Layer(packed, 65536)], ["a", "b"])
+
+
+def _one_file(data: bytes) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        info = tarfile.TarInfo("version.json")
+        info.size = len(data)
+        archive.addfile(info, io.BytesIO(data))
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("missing", [1, 4, 8])
+def test_a_gzip_layer_without_the_end_of_its_checksum_is_cut_off(missing: int) -> None:
+    layer = gzip.compress(_one_file(b"{}"))[:-missing]
+    with pytest.raises(UnreadableImageError, match="its gzip data is cut off before the end"):
+        read_files([lambda: iter([layer])], ["version.json"])
+
+
+def test_a_file_of_an_archive_is_read_whole_or_not_at_all() -> None:
+    stream = TarStream(iter([_one_file(b"x" * 700)[: 512 + 600]]), "layer", end_marker=True)
+    next(iter(stream))
+    with pytest.raises(UnreadableImageError, match="cut off inside a file"):
+        stream.read()

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from mirror.registry.connections import head_of as head
 from mirror.registry.http1 import Body, Connection, Patience, Response
-from mirror.registry.streams import Fault, Stream, WireError
+from mirror.registry.streams import Fault, Stream, Wait, WireError
 
 PATIENCE = Patience(5.0, 5.0, 5.0, lambda: None)
 
@@ -240,3 +240,25 @@ def test_a_field_cannot_carry_another(value: str) -> None:
 def test_a_target_is_one_word(path: str) -> None:
     first = head("GET", f"/{path}", "host", {}).partition(b"\r\n")[0]
     assert first.count(b" ") == 2
+
+
+class _Endless(Stream):
+    """A connection whose head never ends."""
+
+    def __init__(self) -> None:
+        self.given = 0
+
+    def receive(self, most: int, wait: Wait, *, least: int = 1) -> bytes:
+        assert self.given < 4 << 20, "it reads on and on"
+        self.given += len(piece := b"X-Field: value\r\n" * 500)
+        return piece
+
+    def send(self, data: bytes | memoryview, wait: Wait, seconds: float) -> None:
+        pass
+
+
+def test_a_head_that_never_ends_is_given_up() -> None:
+    connection = Connection(_Endless(), lambda _connection, _keep: None)
+    connection.send(b"", None, Patience(9, 9, 9, lambda: None))
+    with pytest.raises(WireError, match="a head of more than 102400 bytes"):
+        connection.head()

@@ -86,12 +86,12 @@ def test_a_path_without_an_edition_is_answered_with_the_editions_beside_it(
     root = f"{source.registry.address}/{path}"
     run = call_mirror("pull", "never", "--source", root, "--insecure", "--dry-run")
     run.failed(1, f"{root}/release-channel does not exist")
-    assert f"an edition is at {source.registry.address}/deckhouse/ee" in run.stderr
-    assert "name it with --source" in run.stderr
+    there = f"{source.registry.address}/deckhouse/ee"
+    assert f"check that --source names an edition: there is {there};" in run.stderr
     source.depot.put("deckhouse/se-plus/release-channel", release_image("v1.70.0"), "alpha")
     run = call_mirror("pull", "never", "--source", root, "--insecure", "--dry-run")
     ee, se_plus = (f"{source.registry.address}/deckhouse/{one}" for one in ("ee", "se-plus"))
-    assert f"editions are at {ee}, {se_plus}: name one of them with --source" in run.stderr
+    assert f"check that --source names an edition: there are {ee}, {se_plus};" in run.stderr
 
 
 def test_where_no_edition_is_found_the_message_says_what_an_edition_is(source: Offer) -> None:

@@ -11,6 +11,7 @@ import yaml
 from mirror.documents import seconds
 from mirror.errors import InputError
 from mirror.registry import ClientCertificate
+from mirror.sync.content import AS_USUAL, ContentRules, ForeignLayers, SparseIndexes
 from mirror.watch.settings import WatchSettings
 
 THREE: dict[str, Any] = {
@@ -196,6 +197,15 @@ def test_durations_are_written_as_people_write_them(text: Any, expected: float) 
 def test_a_rate_is_a_text_or_bytes_a_second(tmp_path: Path, written: object, rate: float) -> None:
     assert load(tmp_path, {**THREE, "limit-rate": written}).limit_rate == rate
     assert load(tmp_path, THREE).limit_rate is None
+
+
+def test_what_need_not_be_whole_is_said_as_for_a_sync(tmp_path: Path) -> None:
+    settings = load(tmp_path, {**THREE, "foreign-layers": "leave-out", "sparse-indexes": "carry"})
+    assert settings.rules == ContentRules(ForeignLayers.LEAVE_OUT, SparseIndexes.CARRY)
+    assert load(tmp_path, THREE).rules == AS_USUAL
+    told = complaint(tmp_path, {**THREE, "foreign-layers": "fetch"})
+    assert "foreign-layers" in told
+    assert "'carry' or 'leave-out'" in told
 
 
 def test_patience_with_a_registry_is_a_duration(tmp_path: Path) -> None:
