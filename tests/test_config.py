@@ -468,6 +468,8 @@ GIVEN: dict[str, Any] = {
     "skip_vex_images": True,
     "no_signatures": True,
     "platform": ("linux/amd64",),
+    "foreign_layers": "leave-out",
+    "sparse_indexes": "carry",
 }
 """Every setting that says what is taken, as a flag gives it."""
 
@@ -506,6 +508,7 @@ def test_every_setting_that_says_what_is_taken_is_in_the_table_of_pairs() -> Non
     assert set(PullConfig.model_fields) - set(GIVEN) == {
         *("source", "modules_path_suffix", "insecure", "tls_skip_verify", "ca", "jobs"),
         *("limit_rate", "images_bundle_chunk_size", "compress", "gost_digest", "dedupe"),
+        *("retry_for", "trust_host", "cert", "cert_key"),
         "proxy_registry",  # which needs others: see the cases above
     }
 

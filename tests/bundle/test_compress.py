@@ -523,12 +523,14 @@ def _first(plan: Plan, blobs: int) -> Plan:
     return replace(plan, blobs=plan.blobs[:blobs], manifests=(), tags=())
 
 
-def _frames(folder: Path, *, crc: int | None = None, between: bytes = b"") -> SeekableFile:
+def _frames(
+    folder: Path, *, crc: int | None = None, between: bytes = b"", more: tuple[int, ...] = ()
+) -> SeekableFile:
     """A file of one frame, whose table may be wrong about it."""
     data = b"content" * 50
     frame = zstandard.ZstdCompressor(write_checksum=True).compress(data)
     (checksum,) = struct.unpack("<I", frame[-4:])
-    sizes = array("I", (len(frame), len(data), checksum if crc is None else crc))
+    sizes = array("I", (len(frame), len(data), checksum if crc is None else crc, *more))
     path = folder / "platform.tar.zst"
     path.write_bytes(frame + between + table(sizes))
     return SeekableFile(ReadAt(path))
@@ -545,3 +547,8 @@ def test_a_table_that_is_wrong_about_a_checksum_is_damage(tmp_path: Path) -> Non
 def test_bytes_that_no_frame_accounts_for_are_damage(tmp_path: Path) -> None:
     with pytest.raises(DamagedBundleError, match=r"frames of \d+ bytes in all, and a table"):
         _frames(tmp_path, between=b"smuggled")
+
+
+def test_an_empty_frame_in_a_table_is_damage(tmp_path: Path) -> None:
+    with pytest.raises(DamagedBundleError, match="an empty frame in its table"):
+        _frames(tmp_path, more=(0, 0, 0))

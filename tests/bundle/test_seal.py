@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -202,3 +203,11 @@ def test_a_seal_that_states_the_digest_of_another_inventory_is_refused() -> None
     forged = {**json.loads(SEALED), "inventory": str(Inventory().digest())}
     with pytest.raises(DamagedBundleError, match="has another digest than it states"):
         Seal.from_json(resealed(forged))
+
+
+@pytest.mark.parametrize("name", ["../file", "/file", "a/b", ".file"])
+def test_a_seal_speaks_of_files_beside_it_alone(name: str) -> None:
+    archives = archives_of(sample_store().inventory())
+    sealed = Seal.over(archives, {"platform": True}, "mirror 0.test", {name: b"content"})
+    with pytest.raises(DamagedBundleError, match=re.escape(name)):
+        Seal.from_json(sealed.to_json())

@@ -320,6 +320,16 @@ def test_tags_that_somebody_else_moves_during_a_push_are_not_overwritten(
     assert embedded.tags()["release-channel"]["stable"] == stable
 
 
+def test_whoever_finds_the_newest_statement_finds_the_history_complete(
+    embedded_registry: EmbeddedRegistry, embedded: Place, releases: tuple[Release, ...]
+) -> None:
+    embedded.push(releases[0]).succeeded()
+    puts = embedded_registry.requests.matching("PUT", f"{STATEMENTS}/manifests/", 201)
+    named = [one.path.rpartition("/")[2] for one in puts]
+    assert named.index("pending") < named.index("generation-1") < named.index("latest")
+    assert named[-1] == "latest"
+
+
 # -- history and rollback --------------------------------------------------------------------------
 
 
