@@ -93,6 +93,20 @@ def test_writer_verification_and_reader_agree_on_every_limit(
         reader.inventory()
 
 
+@pytest.mark.parametrize(
+    ("name", "told"), [("seal_bytes", "is larger than"), ("seal_marks", "has more values than")]
+)
+def test_a_seal_beyond_its_limits_is_neither_written_nor_parsed(
+    name: str, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pack_store(STORE, tmp_path)
+    limit(monkeypatch, **{name: 100})
+    with pytest.raises(BundleLimitError, match=r"its inventory.json would have \d+ bytes, and"):
+        check_limits(seal_of(archives_of(STORE.inventory())))
+    with pytest.raises(DamagedBundleError, match=f"{told} any bundle's table of contents"):
+        BundleReader([tmp_path])
+
+
 def test_what_a_reader_refuses_gets_no_seal(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
