@@ -158,7 +158,7 @@ def push_command(
     reader = work.enter_context(BundleReader(paths_given, flattened=accept_flattened))
     blobs = check == "blobs"
     if dry_run:
-        tree = work.enter_context(target.open(work.on_event))
+        tree = replace(work.enter_context(target.open(work.on_event)), keys=keys)
         plan = plan_push(reader, tree, key=key, check_blobs=blobs, run=work.run)
         work.show(plan, push_plan_summary)
         return

@@ -9,12 +9,12 @@ from typing import Any
 
 from mirror.documents import document
 from mirror.errors import ConflictError, PruneRefusedError, common_exit_code
-from mirror.events import PhaseStarted
+from mirror.events import PhaseStarted, Warned
 from mirror.layout import tool_name
 from mirror.oci import Digest
 from mirror.operations.leader import Leader
 from mirror.release.discovery import discovery_images
-from mirror.run import Run
+from mirror.run import Run, gather
 from mirror.sync import Inventory, InventoryBuilder, Plan, union
 from mirror.sync.inventory import RepositoryContent
 from mirror.sync.observation import Failure, Observation
@@ -72,9 +72,10 @@ def prune(
     """Remove tags and manifests that nothing in `keep` names: bundles, inventories, generations.
 
     The scope is the repositories that the registry's statements or `keep` name, and nothing beside
-    them. A kept tag keeps what it names now. The new, smaller statement is published before
-    anything goes, and the statements that promised more go with it: at no moment does the registry
-    state more than it has. Its own garbage collector frees the space afterwards.
+    them; a kept statement of a generation above the current one adds nothing to it. A kept tag
+    keeps what it names now. The new, smaller statement is published before anything goes, and the
+    statements that promised more go with it: at no moment does the registry state more than it
+    has. Its own garbage collector frees the space afterwards.
 
     Raises:
         InputError: `keep` is empty, or names a generation that is not there.
@@ -102,7 +103,16 @@ def prune(
     same: dict[Digest, Digest] = {}  # equal digests as one object
     for number, published in _published(tree, state):
         inventory = published.statement.inventory
-        stated.add_inventory(inventory)
+        if state.current is None or number <= state.current.statement.generation:
+            stated.add_inventory(inventory)
+        else:  # whoever may write statements could name anybody's repositories in it
+            run.on_event(
+                Warned(
+                    f"{tree.name}: it keeps a generation {number}, which is above the one that it "
+                    f"states, {state.current.statement.generation}; what only that one names is "
+                    "left alone: find out who wrote it"
+                )
+            )
         if number in keep:
             inventories.append(inventory)
         promised[number] = _Generation.of(published, same)
@@ -286,8 +296,14 @@ def find_extras(
     return plan_removal(there, wanted, scope), beyond.failures
 
 
-def refuse_to_prune(tree: RegistryTree, leader: Leader, *, incomplete: bool) -> None:
-    """Check that both registries are sound enough for a prune."""
+def refuse_to_prune(
+    tree: RegistryTree, leader: Leader, removal: Removal, *, incomplete: bool, run: Run
+) -> None:
+    """Check that both registries are sound enough for a prune, and that the leader has none of it.
+
+    A statement may lack what the leader has: somebody forged it, another tool set the tag, or a
+    rollback left it there. So the leader is asked for its tags, once for each repository concerned.
+    """
     head = leader.tree.name
     if leader.digest is None:
         problem = (
@@ -298,9 +314,31 @@ def refuse_to_prune(tree: RegistryTree, leader: Leader, *, incomplete: bool) -> 
         problem = f"the leader {head} does not hold all that it states; repair that first"
     elif incomplete:
         problem = "this replica is not complete; repair that first"
+    elif alive := _tags_at(leader.tree.within(run), removal, run):
+        problem = (
+            f"the leader {head} has {len(alive)} of the tags that would go and does not state "
+            f"them, {alive[0]} among them; find out who wrote its statement, then push to it the "
+            "bundle that it is to have, or `mirror prune` it first"
+        )
     else:
         return
     raise PruneRefusedError(f"{tree.name}: nothing was pruned: {problem}")
+
+
+def _tags_at(leader: RegistryTree, removal: Removal, run: Run) -> list[str]:
+    """Those tags of `removal` that `leader` has, sorted."""
+    going: dict[str, set[str]] = {}
+    for one in removal.tags:
+        going.setdefault(one.repository, set()).add(one.tag)
+    for gone in removal.manifests:
+        going.setdefault(gone.repository, set()).update(gone.tags)
+    paths = [path for path, tags in going.items() if tags]
+    listed = gather(paths, leader.listed_tags, run=run)
+    return sorted(
+        f"{path or '/'}:{tag}"
+        for path, tags in zip(paths, listed, strict=True)
+        for tag in going[path] & tags
+    )
 
 
 def remove_extras(

@@ -129,8 +129,9 @@ def push_to_all(
         key, check_access: as `push`, the latter for each registry.
 
     Raises:
-        SignatureError, DowngradeError, DamagedBundleError: as `push`; nothing was written.
-        IncompleteError: fewer than `quorum` count; `failures` has every other one with its reason.
+        SignatureError, DamagedBundleError: as `push`; nothing was written.
+        IncompleteError: fewer than `quorum` count; `failures` has every other one with its reason,
+            a DowngradeError where nothing was written as that one has something newer.
         CancelledError: the run was stopped.
         ValueError: `quorum` is not between 1 and the number of registries.
     """
@@ -185,14 +186,15 @@ def plan_push(
     """Say what `push` with the same arguments would do. The registry is only read.
 
     Raises:
-        SignatureError, DamagedBundleError, MissingBaseError, CancelledError: as `push`.
+        SignatureError, DowngradeError, DamagedBundleError, MissingBaseError, CancelledError: as
+            `push`.
     """
     run = Run.of(run)
     tree = tree.within(run)
     work = _Push.of(bundle, key, run, check_blobs=check_blobs, whole=False)
-    tree.client.ping()
-    run.on_event(PhaseStarted("comparing with the registry"))
+    state = work.look(tree)
     held = work.held(tree.target(run))
+    refuse_downgrade(tree, state, held, work.wanted, strict=work.strict, run=run)
     return PushPlan(tree, work.bundle, make_plan(work.wanted, held, stage=publication_stage))
 
 
@@ -328,12 +330,15 @@ class _Push:
         """Bring a registry to the goal; `others` may give what the bundle lacks.
 
         Raises:
+            DowngradeError: it does not lead, and what it has is newer; nothing was written to it.
             DeniedError: it may not be written to; nothing was.
             IncompleteError: something could not be brought, or is not there afterwards.
             ConflictError: somebody else set these tags or published something meanwhile.
         """
         target, leads = tree.target(run), tree is goal.lead
         held = goal.held if leads else target.held(goal.inventory)
+        if not leads:  # the lead was asked before anything was written
+            refuse_downgrade(tree, state, held, goal.inventory, strict=self.strict, run=run)
         plan = make_plan(goal.inventory, held, stage=publication_stage)
         stated = state.pending is None and state.newest_digest == goal.published.digest
         # The lead publishes only what is new; an interrupted publication of its own is finished.

@@ -413,7 +413,8 @@ class Replication(RegistryTask):
         if not options.prune:
             self._add(extras=items)
             return
-        refuse_to_prune(self._tree, self._leader, incomplete=bool(self._result.failures))
+        incomplete = bool(self._result.failures)
+        refuse_to_prune(self._tree, self._leader, removal, incomplete=incomplete, run=self._run)
         self._add(failures=unread)
         if removal:
             self._note(outcome=Outcome.DIFFERS if options.dry_run else Outcome.SYNCED)

@@ -23,6 +23,7 @@ from mirror.errors import (
     DowngradeError,
     IncompleteError,
     MirrorError,
+    PruneRefusedError,
     StatementError,
 )
 from mirror.events import Event, Warned
@@ -30,7 +31,7 @@ from mirror.oci import Digest
 from mirror.operations.credit import downgrades
 from mirror.operations.leader import choose_leader
 from mirror.operations.prune import prune
-from mirror.operations.push import push, push_to_all
+from mirror.operations.push import plan_push, push, push_to_all
 from mirror.operations.replicate import Outcome, ReplicaResult
 from mirror.operations.rollback import rollback
 from mirror.operations.sync import sync_replicas
@@ -40,7 +41,13 @@ from mirror.sync import Inventory, MemoryStore, RepositoryContent, publication
 from mirror.sync.plan import Plan, Tags, tags_of
 from mirror.sync.publication import Goal, Publication, announce
 from mirror.sync.publication_state import read_state, statement_digest
-from mirror.sync.statement import Artifact, Statement, StatementKeys
+from mirror.sync.statement import (
+    REPOSITORY,
+    Artifact,
+    Statement,
+    StatementKeys,
+    put_artifact,
+)
 from mirror.sync.tree import RegistryTree
 from tests.support.bundles import pack
 from tests.support.inventories import put_image, sample_store
@@ -236,6 +243,46 @@ def test_of_several_statements_the_highest_that_is_credible_leads(three: list[Re
     assert sorted(failure.place for failure in failures) == sorted([second.name, third.name])
 
 
+@pytest.mark.parametrize("dry_run", [False, True])
+def test_no_replica_is_pruned_of_a_tag_that_the_leader_has_and_does_not_state(
+    two: list[Replica], dry_run: bool
+) -> None:
+    leader, replica = two
+    sync_replicas(leader.tree, [replica.tree])
+    before = replica.held().repository(CHANNELS)
+    less = STORE.inventory().filtered(lambda path: path != CHANNELS)
+    state(leader.tree, Statement(less, 50))
+    result = only(sync_replicas(leader.tree, [replica.tree], prune=True, dry_run=dry_run).replicas)
+    error = error_of(result)
+    assert isinstance(error, PruneRefusedError)
+    assert f"the leader {leader.name} has" in str(error)
+    assert f"{CHANNELS}:" in str(error)
+    assert "and does not state" in str(error)
+    assert result.removed == ()
+    assert replica.held().repository(CHANNELS) == before
+
+
+def test_a_kept_generation_above_the_current_one_puts_nothing_more_within_reach_of_a_prune(
+    two: list[Replica], tmp_path: Path
+) -> None:
+    target = two[0]
+    strange = MemoryStore()
+    put_image(strange, "someone/else", "prod", layers=(b"not ours",))
+    target.fill(strange, generation=None)
+    forged = Statement(strange.inventory(), 9).artifact()
+    put_artifact(target.tree.client, target.tree.locate(REPOSITORY), forged, "generation-9")
+    pack(STORE, STORE.inventory(), tmp_path / "kept")
+    events: list[Event] = []
+    report = prune(target.tree, [tmp_path / "kept"], run=Run(on_event=events.append))
+    assert not any("someone/else" in item for item in report.removal.items)
+    assert target.storage.resolve(f"{ROOT}/someone/else", "prod") is not None
+    (warned,) = [event.message for event in events if isinstance(event, Warned)]
+    assert warned == (
+        f"{target.name}: it keeps a generation 9, which is above the one that it states, 1; what "
+        "only that one names is left alone: find out who wrote it"
+    )
+
+
 # -- signatures ------------------------------------------------------------------------------------
 
 
@@ -398,6 +445,58 @@ def test_where_keys_are_trusted_a_push_of_something_older_takes_a_word(
         target.held().repository(CHANNELS).tags["stable"]
         != before.repository(CHANNELS).tags["stable"]
     )
+
+
+@pytest.mark.parametrize("trusted", [False, True])
+def test_a_push_to_several_tells_what_it_takes_back_at_those_that_do_not_lead(
+    old_bundle: BundleReader, trusted: bool
+) -> None:
+    with replicas(2) as (lead, ahead):
+        state_signed(lead, release("v1.9.0", stable="v1.9.0"), 1, SIGNED)
+        state_signed(ahead, release("v1.10.0", stable="v1.10.0"), 1, SIGNED)
+        before = ahead.held()
+        trees = [keyed(one, SIGNED) if trusted else one.tree for one in (lead, ahead)]
+        events: list[Event] = []
+        work = partial(push_to_all, old_bundle, trees, run=Run(on_event=events.append))
+        back = "it takes release-channel:stable from 1.10.0 to 1.9.0"
+        if trusted:
+            with pytest.raises(IncompleteError) as caught:
+                work()
+            assert back in str(caught.value)
+            assert ahead.held() == before
+        else:
+            work()
+            assert any(back in one.message for one in events if isinstance(one, Warned))
+
+
+@pytest.mark.parametrize("trusted", [False, True])
+def test_a_dry_run_of_a_push_tells_what_it_would_take_back(
+    two: list[Replica], old_bundle: BundleReader, trusted: bool
+) -> None:
+    target = two[1]
+    state_signed(target, release("v1.10.0", stable="v1.10.0"), 1, SIGNED)
+    tree = keyed(target, SIGNED) if trusted else target.tree
+    events: list[Event] = []
+    work = partial(plan_push, old_bundle, tree, run=Run(on_event=events.append))
+    back = "it takes release-channel:stable from 1.10.0 to 1.9.0"
+    if trusted:
+        with pytest.raises(DowngradeError, match=back):
+            work()
+    else:
+        work()
+        assert any(back in one.message for one in events if isinstance(one, Warned))
+
+
+def test_a_dry_run_of_a_push_asks_for_signatures_as_the_push_does(
+    two: list[Replica], old_bundle: BundleReader, tmp_path: Path
+) -> None:
+    state_signed(two[1], release("v1.10.0", stable="v1.10.0"), 1, SIGNED)
+    public = tmp_path / "pub.pem"
+    public.write_bytes(KEY)
+    del old_bundle
+    dry = ("push", tmp_path / "old", two[1].name, "--insecure", "--dry-run", "--trusted-key")
+    call_mirror(*dry, public).failed(1, "it takes release-channel:stable from 1.10.0 to 1.9.0")
+    call_mirror(*dry, public, "--allow-downgrade").succeeded()
 
 
 def test_a_push_that_signs_states_anew_what_was_not_signed(
