@@ -35,6 +35,8 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
 from cryptography.hazmat.primitives.poly1305 import Poly1305
 from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    PublicFormat,
     load_der_private_key,
     load_pem_private_key,
     load_pem_public_key,
@@ -110,6 +112,16 @@ def sign(data: bytes, key_pem: bytes, passphrase: Callable[[], str] | None = Non
         case Ed25519PrivateKey():
             signature = key.sign(data)
     return base64.b64encode(signature)
+
+
+def public_half(key_pem: bytes, passphrase: Callable[[], str] | None = None) -> bytes:
+    """The public key, in PEM, that belongs to the private key in `key_pem`.
+
+    Raises:
+        InputError: the private key is not usable, or its passphrase is missing or wrong.
+    """
+    key = _private_key(key_pem, passphrase or passphrase_from())
+    return key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
 
 
 def verify(data: bytes, signature_text: bytes, public_pem: bytes) -> None:

@@ -144,23 +144,28 @@ def license_credentials(license_key: str) -> Credentials:
 
 def signer(key_file: Path) -> Callable[[bytes], bytes]:
     """Signs with the private key in a file. It is tried at once, before a long pull begins."""
-    from mirror.signing import passphrase_from, sign
+    return _signer(key_file)[0]
+
+
+def _signer(key_file: Path) -> tuple[Callable[[bytes], bytes], bytes]:
+    """What signs with the private key in a file, and its public half."""
+    from mirror.signing import passphrase_from, public_half, sign
 
     key = key_file.read_bytes()
     prompt = None
     if sys.stdin.isatty():
         prompt = partial(getpass.getpass, f"Passphrase of {key_file}: ")
     passphrase = cache(passphrase_from(prompt=prompt))
-    sign(b"", key, passphrase)
-    return lambda data: sign(data, key, passphrase)
+    return lambda data: sign(data, key, passphrase), public_half(key, passphrase)
 
 
 def statement_keys(
     trusted_key: Sequence[Path] = (), sign_key: Path | None = None, allow_downgrade: bool = False
 ) -> StatementKeys:
     """What the options `keys` say."""
-    sign = signer(sign_key) if sign_key is not None else None
-    return StatementKeys(sign, tuple(one.read_bytes() for one in trusted_key), allow_downgrade)
+    sign, own = (None, None) if sign_key is None else _signer(sign_key)
+    trusted = tuple(one.read_bytes() for one in trusted_key)
+    return StatementKeys(sign, trusted, allow_downgrade, own)
 
 
 def _read(secret: str | None, prompt: str) -> str | None:

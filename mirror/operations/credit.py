@@ -1,8 +1,8 @@
 """Whether a registry's statement may be followed: its tags, its signature and its age say so.
 
 Whoever may write to the one repository where statements lie could state anything there, and every
-replica would follow. So a statement is compared with the tags that it speaks of, unless the holder
-of a trusted key signed it; and what is older than what a replica has seen needs somebody's word.
+replica would follow. So a statement is compared with the tags that it speaks of, signed or not; and
+what is older than what a replica has seen needs somebody's word.
 """
 
 from __future__ import annotations
@@ -42,15 +42,15 @@ class Credit:
     def confirm(self, tags: Tags) -> Tags:
         """Ask the registry whether its own tags name what it states in `tags`; one `HEAD` each.
 
-        A trusted signature needs no other confirmation. Returns those of `tags` that the registry
-        does not have.
+        A signature does not replace that: whatever was signed once can be put there again. Returns
+        those of `tags` that the registry does not have.
 
         Raises:
             ConflictError: a publication is under way or was interrupted there, so its tags are
                 ahead of its statement.
             StatementError: its tags name something else than it states.
         """
-        if self._digest is None or self._tree.keys.trusted:
+        if self._digest is None:
             return {}
         with self._lock:
             unasked = tags_only(differing(tags, self._named))
@@ -147,10 +147,10 @@ def refuse_older(
     if stated is None or not replica.keys.forbids_downgrade:
         return
     theirs, ours = stated.statement.generation, seen.statement.generation
-    if theirs < ours:
+    if theirs < ours or (theirs == ours and stated.digest != seen.digest):
         raise DowngradeError(
             f"the leader {leader.name} states generation {theirs}, and this registry has seen "
-            f"generation {ours}",
+            f"{'another ' if theirs == ours else ''}generation {ours}",
             where=replica.name,
             advice="if the older one is what you want, run it with --allow-downgrade",
         )

@@ -54,7 +54,7 @@ Tips: TypeAlias = tuple[Digest | None, Digest | None]
 class Published:
     """A statement that a registry has. `digest` is that of its artifact: equal on all replicas.
 
-    `signed` says whether it has a signature; the keys of a tree decide whose are believed.
+    `signed` says whether our own key signed it or, where that is not known, any.
     """
 
     digest: Digest
@@ -173,16 +173,15 @@ def read_statement(tree: RegistryTree, reference: str | Digest = LATEST) -> Publ
     signature = manifest.annotations.get(SIGNATURE)
     try:
         document = _layer(tree, manifest)
+        tree.keys.check(document, signature)  # before anybody reads what it says
         statement = Statement.from_json(document)
+    except UntrustedStatementError as err:
+        raise UntrustedStatementError(err.problem, where=where, advice=err.advice) from err
     except (IntegrityError, RegistryNotFoundError) as err:
         raise StatementError(
             f"{where} cannot be read: {err}; push the bundle again to state anew what is there"
         ) from err
-    try:
-        tree.keys.check(document, signature)
-    except UntrustedStatementError as err:
-        raise UntrustedStatementError(err.problem, where=where, advice=err.advice) from err
-    return Published(manifest.digest, statement, signature is not None)
+    return Published(manifest.digest, statement, tree.keys.made(document, signature))
 
 
 def generations(tree: RegistryTree) -> list[int]:
@@ -245,7 +244,9 @@ def read_state(tree: RegistryTree) -> PublicationState:
     """What a registry states, and whether a publication was interrupted.
 
     `notices` name each statement that cannot be read. In place of an unreadable `latest` stands
-    the newest generation that can be read.
+    the newest generation that can be read. Where keys forbid a downgrade, it stands in the place of
+    an older `latest` too, and what is announced must be above it: whatever was signed once can be
+    put there again by who may write where statements lie.
 
     Raises:
         InputError: a statement has a newer schema.
@@ -266,6 +267,8 @@ def read_state(tree: RegistryTree) -> PublicationState:
         pending = read(PENDING)
         if pending == current:
             pending = None  # it was completed between these questions
+    if tree.keys.forbids_downgrade:
+        current, pending = _without_replays(tree, current, pending, notices)
     generation = max((one.statement.generation for one in (current, pending) if one), default=0)
     if notices:
         kept = generations(tree)
@@ -274,3 +277,32 @@ def read_state(tree: RegistryTree) -> PublicationState:
             stand_ins = (read(generation_tag(number)) for number in reversed(kept))
             current = next(filter(None, stand_ins), None)
     return PublicationState(current, pending, generation, tuple(notices), tips)
+
+
+def _without_replays(
+    tree: RegistryTree, current: Published | None, pending: Published | None, notices: list[str]
+) -> tuple[Published | None, Published | None]:
+    """The highest signed generation that is kept, and what is announced if it lies above that."""
+    for number in reversed(generations(tree)):
+        if current is not None and number < current.statement.generation:
+            break
+        try:
+            kept = read_generation(tree, number)
+        except StatementError as err:
+            notices.append(str(err))
+            continue
+        if kept is not None and kept.digest != (current.digest if current else None):
+            notices.append(
+                f"{tree.name}: `{LATEST}` does not name generation {number}, the highest that was "
+                "signed: somebody put an older statement in its place"
+            )
+            current = kept
+        break
+    above = current.statement.generation if current else 0
+    if pending is not None and pending.statement.generation <= above:
+        notices.append(
+            f"{tree.name}: `{PENDING}` names generation {pending.statement.generation}, which is "
+            f"not above generation {above}: somebody announced it again, and it is not finished"
+        )
+        pending = None
+    return current, pending

@@ -171,16 +171,28 @@ class StatementKeys:
             signed counts as unreadable, and a registry that states nothing leads nobody.
         allow_downgrade: lets a signed statement of an older generation, or an older release, take
             the place of a newer one, which `trusted` keys refuse otherwise.
+        own: the public half of the key that signs; what that did not sign is stated anew.
     """
 
     sign: Callable[[bytes], bytes] | None = field(default=None, repr=False)
     trusted: tuple[bytes, ...] = field(default=(), repr=False)
     allow_downgrade: bool = False
+    own: bytes | None = field(default=None, repr=False)
 
     @property
     def forbids_downgrade(self) -> bool:
         """Whether what is older is refused."""
         return bool(self.trusted) and not self.allow_downgrade
+
+    def made(self, document: bytes, signature: str | None) -> bool:
+        """Whether `signature` is one over `document`, by our own key as far as that is known."""
+        if signature is None or self.own is None:
+            return signature is not None
+        try:
+            StatementKeys(trusted=(self.own,)).check(document, signature)
+        except UntrustedStatementError:
+            return False
+        return True
 
     def check(self, document: bytes, signature: str | None) -> None:
         """Check that the holder of a trusted key signed `document`; any does where none is given.

@@ -40,12 +40,21 @@ from mirror.signing import sign
 from mirror.sync import Inventory, MemoryStore, RepositoryContent, publication
 from mirror.sync.plan import Plan, Tags, tags_of
 from mirror.sync.publication import Goal, Publication, announce
-from mirror.sync.publication_state import read_state, statement_digest
+from mirror.sync.publication_state import (
+    LATEST,
+    PENDING,
+    generation_tag,
+    read_state,
+    statement_digest,
+)
 from mirror.sync.statement import (
+    ARTIFACT_TYPE,
+    LAYER_TYPE,
     REPOSITORY,
     Artifact,
     Statement,
     StatementKeys,
+    make_artifact,
     put_artifact,
 )
 from mirror.sync.tree import RegistryTree
@@ -509,6 +518,92 @@ def test_a_push_that_signs_states_anew_what_was_not_signed(
     assert (second.published.statement.generation, second.published.signed) == (2, True)
     third = push(old_bundle, keyed(target, SIGNED))
     assert third.published == second.published
+
+
+def test_a_push_that_signs_states_anew_what_another_key_signed(
+    two: list[Replica], old_bundle: BundleReader
+) -> None:
+    target = two[1]
+    push(old_bundle, keyed(target, StatementKeys(STRANGER)))
+    ours = StatementKeys(SIGN, own=KEY)
+    assert push(old_bundle, keyed(target, ours)).published.statement.generation == 2
+    assert push(old_bundle, keyed(target, ours)).published.statement.generation == 2
+    assert read_state(keyed(target, SIGNED)).current is not None
+
+
+@pytest.fixture
+def replayed(two: list[Replica]) -> tuple[Replica, Replica]:
+    """A leader and a replica at generation 3, signed; the leader keeps the signed generation 2."""
+    leader, replica = two
+    state_signed(leader, release("v1.9.0", stable="v1.9.0"), 2, SIGNED)
+    state_signed(leader, release("v1.9.0", "v1.10.0", stable="v1.10.0"), 3, SIGNED)
+    assert not sync_replicas(keyed(leader, SIGNED), [keyed(replica, SIGNED)]).failures
+    return leader, replica
+
+
+def put_again(replica: Replica, generation: int, *tags: str) -> None:
+    """Let tags of the statements' repository name an earlier statement."""
+    client, repository = replica.tree.client, replica.tree.locate(REPOSITORY)
+    earlier = client.manifest(repository, generation_tag(generation))
+    for tag in tags:
+        client.put_manifest(repository, tag, earlier)
+
+
+def other_bundle(folder: Path) -> Path:
+    store = MemoryStore()
+    put_image(store, "modules/x", "v1.0.0", layers=(b"another thing",))
+    pack(store, store.inventory(), folder)
+    return folder
+
+
+@pytest.mark.parametrize("tags", [(PENDING,), (LATEST,), (PENDING, LATEST)])
+def test_a_signed_statement_that_is_put_there_again_turns_nothing_back(
+    replayed: tuple[Replica, Replica], tags: tuple[str, ...], tmp_path: Path
+) -> None:
+    leader, replica = replayed
+    stable = leader.storage.resolve(f"{ROOT}/{CHANNELS}", "stable")
+    put_again(leader, 2, *tags)
+    events: list[Event] = []
+    with BundleReader([other_bundle(tmp_path / "other")]) as bundle:
+        report = push(bundle, keyed(leader, SIGNED), run=Run(on_event=events.append))
+    assert report.published.statement.generation == 4
+    assert report.published.statement.inventory.repository(CHANNELS).tags["stable"] == stable
+    assert leader.storage.resolve(f"{ROOT}/{CHANNELS}", "stable") == stable
+    assert any(isinstance(one, Warned) and "somebody" in one.message for one in events)
+    assert not sync_replicas(keyed(leader, SIGNED), [keyed(replica, SIGNED)]).failures
+    assert replica.storage.resolve(f"{ROOT}/{CHANNELS}", "stable") == stable
+
+
+def test_another_statement_of_the_same_generation_is_not_followed(
+    replayed: tuple[Replica, Replica],
+) -> None:
+    _, replica = replayed
+    with replicas(1) as (other,):
+        state_signed(other, release("v1.9.0", stable="v1.9.0"), 3, SIGNED)
+        report = sync_replicas(keyed(other, SIGNED), [keyed(replica, SIGNED)])
+    error = error_of(only(report.replicas))
+    assert isinstance(error, DowngradeError)
+    assert "states generation 3, and this registry has seen another generation 3" in str(error)
+
+
+def test_a_signature_does_not_make_a_statement_true_that_the_tags_contradict(
+    two: list[Replica],
+) -> None:
+    leader, replica = two
+    state_signed(leader, release("v1.9.0", stable="v1.9.0"), 2, SIGNED)
+    leader.fill(release("v1.10.0", stable="v1.10.0"), generation=None)
+    report = sync_replicas(keyed(leader, SIGNED), [keyed(replica, SIGNED)])
+    assert isinstance(error_of(only(report.replicas)), StatementError)
+    assert not replica.held().repositories
+
+
+def test_what_nobody_trusted_signed_is_not_even_read(two: list[Replica]) -> None:
+    leader, _ = two
+    layer = b'{"schemaVersion": 99}'
+    artifact = make_artifact(ARTIFACT_TYPE, layer=layer, layer_type=LAYER_TYPE)
+    put_artifact(leader.tree.client, leader.tree.locate(REPOSITORY), artifact, PENDING)
+    state = read_state(keyed(leader, SIGNED))
+    assert any("it is not signed" in notice for notice in state.notices)
 
 
 def test_the_command_line_signs_and_asks_for_signatures(
