@@ -51,7 +51,10 @@ class Compression:
         """Compress `data` in one of the threads, which hands the frame, or the error, to `done`.
 
         `done` returns how many frames that made it write. This call waits while the most frames are
-        under way that may be.
+        under way that may be. Where it fails, `done` has got that error.
+
+        Raises:
+            RuntimeError: the system has no thread left (`mirror.errors.shortage`).
         """
         self._slots.acquire()
 
@@ -64,7 +67,14 @@ class Compression:
             for _ in range(done(outcome)):
                 self._slots.release()
 
-        self._pool.submit(run)
+        try:
+            self._pool.submit(run)
+        except BaseException as error:
+            # Whoever waits for the frame must not wait for ever. A thread that runs already may
+            # come to it all the same, behind the error and for nothing.
+            for _ in range(done(error)):
+                self._slots.release()
+            raise
 
     def _frame(self, data: bytes) -> bytes:
         if not hasattr(self._local, "usual"):

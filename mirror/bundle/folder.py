@@ -372,6 +372,31 @@ def complete_bundle(
     return stored_as(packing, seal, sizes) if len(sizes) == len(stated) else None
 
 
+def sign_anew(folder: Folder, sealed: bytes, packing: Packing) -> str:
+    """Sign the complete bundle in `folder` as the packing says; what was done, in words.
+
+    Who signed it before may be another. The seal stays, and stays true: whenever this is cut short,
+    the bundle is complete, and the next pull signs it.
+
+    Raises:
+        FileSystemError, NoSpaceError: the system refuses.
+    """
+    nothing = "nothing was written"
+    if packing.sign is None:
+        return nothing
+    signature = packing.sign(sealed)
+    with os_errors(folder / SIGNATURE, "replace"):
+        stated = sums.parse_whole(folder.read(SUMS, MAX_SUMS_BYTES))
+        stands = folder.read(SIGNATURE, len(signature)) == signature
+        if stands and stated[SIGNATURE] == Digest.of(signature):
+            return nothing
+        beside = {SIGNATURE: signature}
+        beside[SUMS] = sums.render_sealed({**stated, SIGNATURE: Digest.of(signature)})
+        for name, data in beside.items():
+            folder.write(name, data, staged=name + PARTIAL_SUFFIX)
+    return "only its signature was written anew"
+
+
 def _of_a_bundle(name: str) -> bool:
     """Whether the format has files of this name: archives, their parts, and sums beside them."""
     return is_archive_name(_archive_of(name))

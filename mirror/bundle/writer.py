@@ -29,6 +29,7 @@ from mirror.bundle.folder import (
     not_empty,
     only_writer,
     possible_names,
+    sign_anew,
     sort_leftovers,
     take_the_place,
     write_partial_seal,
@@ -48,8 +49,7 @@ if TYPE_CHECKING:
     from mirror.bundle.compress import Compressor
 
 _WRITE_BYTES = 1 << 20
-"""Smaller pieces of a blob are written together, and noted in the journal: so much is fetched
-twice at most."""
+"""Smaller pieces of a blob are written, and noted, together: the most that is fetched twice."""
 
 
 class BundleWriter:
@@ -149,8 +149,8 @@ class BundleWriter:
         if not self._force or (PARTIAL_SEAL not in names and any(map(is_leftover, names))):
             self._stored = complete_bundle(self._folder, self._seal, sealed, self._packing)
         if self._stored is not None:
-            self._done = True
-            self.notices.append(f"{self._path} holds this bundle already; nothing was written")
+            self._done, what = True, sign_anew(self._folder, sealed, self._packing)
+            self.notices.append(f"{self._path} holds this bundle already; {what}")
         elif not self._force and SEAL in names:
             raise not_empty(self._folder, SEAL)
         return self._done

@@ -90,11 +90,10 @@ class Download:
                     fresh, skip = chunk[skip:], max(0, skip - len(chunk))
                 if not fresh:
                     continue
+                # Before the position moves: another attempt asks for what comes behind it.
+                if self._size is not None and (end := self._position + len(fresh)) > self._size:
+                    raise SizeMismatchError(where=self._what, expected=self._size, actual=end)
                 self._position += len(fresh)
-                if self._size is not None and self._position > self._size:
-                    raise SizeMismatchError(
-                        where=self._what, expected=self._size, actual=self._position
-                    )
                 yield fresh
         if skip or (self._size is not None and self._position < self._size):
             # An answer without a length can end early and look whole.

@@ -183,6 +183,8 @@ class Connection:
             return False
         self._buffer += data
         self.is_answered |= bool(data)
+        if len(self._buffer) > _MAX_HEAD:
+            return True  # of whatever; who reads the answer finds out
         return not data or _refuses(self._buffer)
 
     def head(self) -> tuple[int, Headers, bool]:

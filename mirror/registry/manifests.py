@@ -284,10 +284,12 @@ def tags(transport: Transport, repository: str) -> list[str]:
     """See `RegistryClient.tags`."""
     url: str | None = transport.at(repository, f"tags/list?n={_PAGE}")
     scopes, names = (PULL.format(repository),), dict[str, None]()
+    left = _MAX_LIST_BYTES
     try:
         while url is not None:
             page, before = list[str](), len(names)
-            for answer in _pages(transport, url, scopes, _MAX_LIST_BYTES):
+            for answer in _pages(transport, url, scopes, left):
+                left -= len(answer.body)
                 page = _names(transport, answer, "tags")
                 names.update(dict.fromkeys(page))
             if len(names) > _MAX_LIST_NAMES:

@@ -92,12 +92,11 @@ class Wait:
         """Wait for `event` of `select.poll`, for one slice; whether it came."""
         poll = select.poll()
         poll.register(sock, event if self.heard is None else event | select.POLLIN)
-        if found := poll.poll(min(self.left_s(), SLICE_S) * 1000):
-            if self.heard is not None and found[0][1] & select.POLLIN and self.heard():
-                raise AnsweredError
-            return True
-        self.check()
-        return False
+        found = poll.poll(min(self.left_s(), SLICE_S) * 1000)
+        self.check()  # in any case: the other side may talk on and on
+        if found and self.heard is not None and found[0][1] & select.POLLIN and self.heard():
+            raise AnsweredError
+        return bool(found)
 
 
 class Stream:

@@ -142,6 +142,7 @@ class UploadJournal:
             _log.debug("%s: %s; uploads are no longer written down", self.path, err)
             self._file.close()
             self._file = None
+            self._folder.close()
 
     def _rewrite(self) -> None:
         """Only what is unfinished, in a file that takes the place of the grown one."""

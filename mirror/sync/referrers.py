@@ -35,7 +35,11 @@ def referrers_list(client: RegistryReader, repository: str, subject: Digest) -> 
         return {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": []}
     except InvalidManifestError:
         return None
-    return {"manifests": [], **parse_json(found.raw)} if found.is_index else None
+    if not found.is_index:
+        return None
+    index = parse_json(found.raw)
+    index["manifests"] = index.get("manifests") or []  # Go writes an empty list as null
+    return index
 
 
 def unlisted(

@@ -519,6 +519,37 @@ def test_an_interrupted_compression_is_completed_by_the_next_one(
     assert contents(tmp_path) == contents(packed)
 
 
+@pytest.mark.parametrize(("running", "refusals"), [(0, 5), (1, 3)])
+def test_no_frame_is_awaited_that_no_thread_could_be_started_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, running: int, refusals: int
+) -> None:
+    """As under a limit of processes: the system refuses every thread behind `running` ones."""
+    start, begun = threading.Thread.start, list[threading.Thread]()
+
+    def refused(thread: threading.Thread) -> None:
+        if len(begun) == running:
+            raise RuntimeError("can't start new thread")
+        begun.append(thread)
+        start(thread)
+
+    with Folder(tmp_path) as folder, Compression(2) as compression:
+        made = Compressor(compression, folder, "platform.tar", hashes=SHA256)
+        # No thread is idle while its frame waits for this one to write it.
+        with monkeypatch.context() as patch, made._changed:
+            patch.setattr(threading.Thread, "start", refused)
+            for _ in range(running):
+                made.update(noise(FRAME))
+            for _ in range(refusals):  # of five frames, the fifth would wait for a slot
+                with pytest.raises(RuntimeError, match="can't start new thread"):
+                    made._submit(noise(FRAME))
+        closing_it = threading.Thread(target=made.close, daemon=True)
+        closing_it.start()
+        closing_it.join(20)
+        assert not closing_it.is_alive()
+        with pytest.raises(RuntimeError, match="can't start new thread"):
+            made.update(noise(FRAME))
+
+
 def _first(plan: Plan, blobs: int) -> Plan:
     return replace(plan, blobs=plan.blobs[:blobs], manifests=(), tags=())
 

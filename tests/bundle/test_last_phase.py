@@ -147,6 +147,46 @@ def test_a_bundle_that_is_there_already_is_called_that_and_left_alone(
         assert packed.compressed.size == sum(sizes.values())
 
 
+def sign_as_another(data: bytes) -> bytes:
+    return b"signed by another: " + data[:10]
+
+
+def test_a_bundle_that_is_there_with_another_signature_is_signed_anew(
+    packing: Packing, tmp_path: Path
+) -> None:
+    pull(tmp_path / "wanted", replace(packing, sign=sign_as_another))
+    folder = tmp_path / "bundle"
+    pull(folder, replace(packing, sign=sign))
+    before = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
+    heard: list[Event] = []
+    packed = pull(folder, replace(packing, sign=sign_as_another), heard=heard)
+    assert packed.taken == 0
+    told = f"{folder} holds this bundle already; only its signature was written anew"
+    assert [event.message for event in heard if isinstance(event, Warned)] == [told]
+    assert files_in(folder) == files_in(tmp_path / "wanted")
+    after = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
+    anew = {name for name in before if after[name] != before[name]}
+    assert anew == {"inventory.json.sig", "SHA256SUMS"}
+
+
+def test_signing_anew_that_is_cut_short_anywhere_is_completed_by_the_next_pull(
+    tmp_path: Path,
+) -> None:
+    anew = Packing(sign=sign_as_another)
+    pull(tmp_path / "whole", Packing(sign=sign))
+    with Disk(tmp_path / "whole") as disk:
+        pull(tmp_path / "whole", anew)
+    assert disk.changes
+    for at in range(len(disk.changes)):
+        folder = tmp_path / f"cut {at}"
+        pull(folder, Packing(sign=sign))
+        with suppress(KilledError), Disk.killing(folder, at):
+            pull(folder, anew)
+        pull(folder, anew)
+        assert files_in(folder) == files_in(tmp_path / "whole"), at
+        assert_whole(folder)
+
+
 def stored(folder: Path) -> Iterator[tuple[str, Path]]:
     return ((path.name, path) for path in folder.glob("*.zst*") if path.suffix != ".gostsum")
 

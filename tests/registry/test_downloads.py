@@ -193,6 +193,20 @@ def test_a_cache_whose_copy_ends_early_is_passed_by(
     assert waits == [1]
 
 
+def test_a_cache_with_too_long_a_copy_is_passed_by(
+    client: RegistryClient, fake: FakeRegistry, fake_server: ScriptedServer
+) -> None:
+    def cached(request: Request) -> Reply | None:
+        long = Reply(body=iter([DATA[:400_000], DATA[400_000:] + bytes(200)]))
+        return None if "cache-control" in request.headers else long
+
+    fake.fault = cached
+    assert b"".join(client.blob("a", DIGEST, size=len(DATA))) == DATA
+    for request in fake_server.log:
+        begin = start_of(request)
+        assert begin is None or begin < len(DATA)
+
+
 @pytest.mark.parametrize("coding", ["gzip", "zstd", "br, gzip"])
 @pytest.mark.parametrize("length", [True, False])
 def test_a_blob_that_comes_encoded_is_told_as_that(

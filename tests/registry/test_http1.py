@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -262,3 +263,50 @@ def test_a_head_that_never_ends_is_given_up() -> None:
     connection.send(b"", None, Patience(9, 9, 9, lambda: None))
     with pytest.raises(WireError, match="a head of more than 102400 bytes"):
         connection.head()
+
+
+class _StoppedError(Exception):
+    pass
+
+
+def test_a_run_that_stops_is_heard_while_the_other_side_talks_and_takes_nothing() -> None:
+    asked = itertools.count()
+
+    def check() -> None:
+        if next(asked) > 3:
+            raise _StoppedError
+
+    with line() as end:
+        end.theirs.sendall(b"HTTP/1.1 200 OK\r\nX: ")
+
+        class Talker(Stream):
+            def arrived(self, most: int) -> bytes | None:
+                end.theirs.sendall(b"a")
+                return super().arrived(most)
+
+        end.connection.stream.__class__ = Talker
+        content = Body(1 << 24, lambda: iter([bytes(1 << 24)]))
+        with pytest.raises(_StoppedError):
+            end.connection.send(head("PUT", "/", "host", {}), content, Patience(5, 5, 5, check))
+
+
+@pytest.mark.parametrize("beginning", [b"HTTP/1.1 200 OK\r\nX: ", b"HTTP/1.1 100 Go on\r\nX: "])
+def test_a_head_that_never_ends_is_given_up_while_the_request_is_sent(beginning: bytes) -> None:
+    heard = 0
+
+    class Talker(Stream):
+        def arrived(self, most: int) -> bytes | None:
+            nonlocal heard
+            assert heard < 4 << 20, "it reads on and on"
+            piece = bytes(1 << 10).replace(b"\0", b"a") if heard else beginning
+            heard += len(piece)
+            return piece
+
+    with line() as end:
+        end.theirs.sendall(b"x")
+        end.connection.stream.__class__ = Talker
+        content = Body(1 << 24, lambda: iter([bytes(1 << 24)]))
+        end.connection.send(head("PUT", "/", "host", {}), content, PATIENCE)
+        with pytest.raises(WireError, match="a head of more than 102400 bytes"):
+            end.connection.head()
+    assert heard < 110 << 10

@@ -49,6 +49,21 @@ def test_tags_of_all_pages_come_in_order_and_once(serve: Serve, make_client: Mak
 MANY = [f"v{number}" for number in range(2500)]
 
 
+def test_full_pages_without_a_link_count_together(
+    serve: Serve, make_client: MakeClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(manifests, "_MAX_LIST_BYTES", 100_000)
+
+    def endless(request: Request) -> Reply:
+        begin = int(request.query.get("last", ["n0"])[0].rpartition("n")[2])
+        return tags_reply([f"{'x' * 30}n{number}" for number in range(begin + 1, begin + 1001)])
+
+    server = serve(endless)
+    with pytest.raises(RegistryError, match="is larger than"):
+        make_client(server.host).tags("a")
+    assert len(server.log) == 3
+
+
 @pytest.mark.parametrize("count", [2000, 2500])
 @pytest.mark.parametrize(
     "at_the_end", [tags_reply([]), tags_reply(None), error(404, "NAME_UNKNOWN")]

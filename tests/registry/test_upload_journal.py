@@ -9,12 +9,14 @@ import time
 from collections.abc import Callable, Generator
 from contextlib import nullcontext
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 
+from mirror.durable import Folder
 from mirror.errors import CancelledError, DigestMismatchError, FileSystemError, UnreachableError
 from mirror.oci import Digest, verified
-from mirror.registry import RegistryClient, UploadJournal, upload_sessions
+from mirror.registry import RegistryClient, UploadJournal, upload_journal, upload_sessions
 from mirror.registry.http1 import Response
 from mirror.run import Run
 from tests.conftest import MakeRealRegistry
@@ -105,6 +107,20 @@ def test_whatever_else_is_in_it_is_passed_over(folder: Path, line: bytes) -> Non
     with UploadJournal(folder, HOST) as again:
         assert again.find("a", DIGEST) is None
         assert again.find("b", OTHER) is not None
+
+
+def test_a_journal_that_cannot_be_written_leaves_nothing_open(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unwritable(_folder: Folder, _name: str) -> BinaryIO:
+        return os.fdopen(os.open(os.devnull, os.O_RDONLY), "r+b", buffering=0)
+
+    monkeypatch.setattr(upload_journal, "_locked", unwritable)
+    before = len([*Path("/proc/self/fd").iterdir()])
+    with UploadJournal(folder, HOST) as journal:
+        journal.note("a", DIGEST, "http://r/1", 0)
+        journal.forget("a", DIGEST)
+    assert len([*Path("/proc/self/fd").iterdir()]) == before
 
 
 def test_what_registries_have_forgotten_by_now_is_forgotten(folder: Path) -> None:
