@@ -55,6 +55,10 @@ class TransientFailure(Exception):
         self.unreachable = unreachable
 
 
+_LONGEST = 10
+"""Times the patience that answers to others may prolong the wait for something that never comes."""
+
+
 class Backoff:
     """The failures of one piece of work in a row; used by one thread.
 
@@ -75,12 +79,13 @@ class Backoff:
         self._policy, self._sleep, self._where, self._on_event = policy, sleep, where, on_event
         self._answers, self._answered, self._known = answers, answered, known
         self.failures = 0
-        self._own, self._refusals, self._waited_s = 0, 0, 0.0
+        self._own, self._refusals = 0, 0
+        self._waited_s = self._longest_s = 0.0  # since others were answered; since any progress
 
     def progressed(self) -> None:
         """The work got further: patience starts anew."""
         self.failures = self._own = self._refusals = 0
-        self._waited_s = 0.0
+        self._waited_s = self._longest_s = 0.0
 
     def wait(self, failure: TransientFailure) -> None:
         """Wait before the next attempt.
@@ -100,15 +105,18 @@ class Backoff:
             self._own += others or status == 500
         number = self.failures + self._refusals
         refused_s = policy.patience_with_refusals_s if self._refusals else inf
+        # A registry that takes nothing may answer questions for ever.
+        endless = self._longest_s >= _LONGEST * policy.patience_with_refusals_s
         if (
             self._own >= policy.attempts
-            or (number >= policy.attempts and self._waited_s >= refused_s)
+            or (number >= policy.attempts and (self._waited_s >= refused_s or endless))
             or policy.is_over(self.failures, self._waited_s, known=self._known())
         ):
             raise failure.error from failure.__cause__
         delay_s = policy.delay_s(number, failure.retry_after_s)
         self._on_event(Retrying(self._where, number, delay_s, failure.happened))
         self._waited_s += delay_s
+        self._longest_s += delay_s
         self._sleep(delay_s)
 
 

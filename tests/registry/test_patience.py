@@ -11,6 +11,7 @@ import pytest
 from mirror.errors import DeadlineError, UnreachableError
 from mirror.oci import Digest
 from mirror.registry import RegistryClient, RetryPolicy
+from mirror.registry.failures import Backoff, TransientFailure
 from mirror.run import Run
 from mirror.serve import MemoryStorage
 from mirror.testing import EmbeddedRegistry
@@ -183,3 +184,20 @@ def test_an_explicit_patience_holds_for_refusals_too(
     with pytest.raises(UnreachableError, match="is rate limiting"):
         client.ping()
     assert waits == [10, 10, 10, 10, 16]
+
+
+def test_answers_to_others_do_not_prolong_for_ever_what_never_comes(waits: list[float]) -> None:
+    """A registry that is read-only answers every question, and takes nothing."""
+    answered = iter(range(10_000))
+    backoff = Backoff(
+        patient(waits), waits.append, "PUT it", lambda _event: None, lambda: next(answered)
+    )
+    busy = TransientFailure(UnreachableError("busy", where="PUT it", status=503), "busy")
+
+    def push() -> None:
+        for _ in range(9_000):
+            backoff.wait(busy)
+
+    with pytest.raises(UnreachableError, match="busy"):
+        push()
+    assert 3_000 <= sum(waits) < 3_100
