@@ -52,7 +52,7 @@ class _Protocol(HttpToolsProtocol):
 
     limits = Limits()
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
         super().connection_made(transport)
         self._in_head, self._too_long = True, False
         self._count = 0  # bytes since the last that belonged to a body, or ended a head

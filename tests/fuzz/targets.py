@@ -395,7 +395,7 @@ TARGETS: dict[str, Target] = {
         b"SHA256 (a) = " + b"c" * 64,
     ),
     "bundle journal": of(
-        lambda data: len(read_journal(Folder(data))[1]),  # type: ignore[arg-type]
+        lambda data: len(read_journal(Folder(data))[1]),  # type: ignore[arg-type]  # only read from
         b"parts 0\n" + DIGEST + b" 17\n",
         tokens="parts sha256: sha512:",
     ),
