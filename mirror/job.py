@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, wait
 from typing import Any, Generic, ParamSpec, TypeVar
 
+from mirror.errors import shortage
 from mirror.events import Event
 from mirror.run import Run
 
@@ -96,14 +97,21 @@ def start(
 
     A `run` among the arguments says how it works. Cancelling that run cancels the job, and
     cancelling the job leaves that run alone. Python waits for the thread before it exits.
+
+    Raises:
+        ResourceError: the system has no thread left.
     """
     given: Any = kwargs.get("run")
     function: Callable[..., Result] = operation
     name = getattr(operation, "__name__", type(operation).__name__)
     job: Job[Result] = Job(Run.of(given), name)
-    threading.Thread(
+    thread = threading.Thread(
         target=job._carry_out,
         args=(lambda run: function(*args, **{**kwargs, "run": run}),),
         name=f"mirror-{name}",
-    ).start()
+    )
+    try:
+        thread.start()
+    except RuntimeError as refusal:
+        raise shortage(refusal) or refusal from refusal
     return job

@@ -25,7 +25,6 @@ from mirror.errors import (
     MirrorError,
     NoSpaceError,
     UnreachableError,
-    shortage,
 )
 from mirror.events import OnEvent, PhaseAdvanced, PhaseStarted, ignore
 
@@ -231,6 +230,7 @@ def for_each(
 ) -> Generator[tuple[Item, Result | MirrorError], None, None]:
     """Do `work` on every item in `run.jobs` threads; yield each with its result or its failure.
 
+    Where the system starts fewer threads those do it, and where it starts none the caller's does.
     The order is that of completion. A `MirrorError` belongs to its item and the others carry on,
     unless the next item would only repeat it (denied, unreachable, disk): then items that have not
     begun are left out. Any other exception stops the rest and is raised. On return no thread of
@@ -250,6 +250,16 @@ def for_each(
     # Of each thread: (item, outcome) pairs, then the exception that ended it, or None.
     outcomes: SimpleQueue[tuple[Item, Result | MirrorError] | BaseException | None] = SimpleQueue()
 
+    def outcome_of(item: Item) -> Result | MirrorError:
+        try:
+            return work(item)
+        except CancelledError:
+            raise
+        except MirrorError as err:
+            if isinstance(err, _HOPELESS):
+                over.set()
+            return err
+
     def labour() -> None:
         try:
             while not (over.is_set() or run.stopped):
@@ -264,15 +274,7 @@ def for_each(
                         item = next(queue)
                     except StopIteration:
                         break
-                try:
-                    outcome: Result | MirrorError = work(item)
-                except CancelledError:
-                    raise
-                except MirrorError as err:
-                    outcome = err
-                    if isinstance(err, _HOPELESS):
-                        over.set()
-                outcomes.put((item, outcome))
+                outcomes.put((item, outcome_of(item)))
         except BaseException as err:  # noqa: BLE001 - the caller raises it
             over.set()
             run.cancellation.cancel()  # wakes those that wait
@@ -288,11 +290,13 @@ def for_each(
             threads.append(threading.Thread(target=labour, name=f"mirror_{n}"))
             try:
                 threads[-1].start()
-            except RuntimeError as refusal:
-                if n == 0:
-                    raise shortage(refusal) or refusal from refusal
-                threads.pop()  # the system allows no more, and fewer do the same work
+            except RuntimeError:
+                threads.pop()  # the system allows no more
                 break
+        for item in () if threads else queue:
+            if over.is_set() or run.stopped:
+                break
+            yield item, outcome_of(item)
         left = len(threads)
         while left:
             ended = outcomes.get()

@@ -247,3 +247,22 @@ def test_work_that_says_it_was_cancelled_ends_all_of_it() -> None:
 def test_no_threads_cannot_do_any_work() -> None:
     with pytest.raises(ValueError, match="jobs must be at least 1"):
         gather([1], lambda number: number, run=Run(0))
+
+
+def test_where_no_thread_can_be_started_the_caller_works_by_the_same_rules(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refused(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refused)
+    test_each_item_is_worked_on_once_by_at_most_so_many_threads()
+    test_a_long_list_is_not_read_ahead_of_the_work()
+    test_a_failure_belongs_to_its_item_and_siblings_carry_on()
+    test_a_failure_that_would_only_repeat_itself_lets_nothing_new_begin(NoSpaceError("no"))
+    test_a_bug_stops_the_rest_and_is_raised()
+    test_a_bug_leaves_the_run_of_the_caller_alone()
+    test_an_interrupt_in_a_worker_is_raised_in_the_caller()
+    test_cancellation_lets_nothing_new_begin_and_is_told()
+    test_what_was_cancelled_before_does_not_begin()
+    test_work_that_says_it_was_cancelled_ends_all_of_it()

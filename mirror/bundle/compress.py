@@ -51,14 +51,14 @@ class Compression:
         """Compress `data` in one of the threads, which hands the frame, or the error, to `done`.
 
         `done` returns how many frames that made it write. This call waits while the most frames are
-        under way that may be. Where it fails, `done` has got that error.
-
-        Raises:
-            RuntimeError: the system has no thread left (`mirror.errors.shortage`).
+        under way that may be. Where the system has no thread left, it compresses the frame itself.
         """
         self._slots.acquire()
+        mine = threading.Lock()
 
         def run() -> None:
+            if not mine.acquire(blocking=False):
+                return
             outcome: bytes | BaseException
             try:
                 outcome = self._frame(data)
@@ -69,12 +69,8 @@ class Compression:
 
         try:
             self._pool.submit(run)
-        except BaseException as error:
-            # Whoever waits for the frame must not wait for ever. A thread that runs already may
-            # come to it all the same, behind the error and for nothing.
-            for _ in range(done(error)):
-                self._slots.release()
-            raise
+        except RuntimeError:
+            run()  # unless a thread that runs already has come to it
 
     def _frame(self, data: bytes) -> bytes:
         if not hasattr(self._local, "usual"):

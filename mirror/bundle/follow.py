@@ -12,6 +12,7 @@ import hashlib
 import threading
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from types import MappingProxyType
 from typing import Protocol
 
@@ -66,8 +67,9 @@ class Follower:
     each byte in one pass, and so does `watch`, in the order of the file. A stopped `run` ends the
     thread.
 
-    Use it as a context manager: the thread begins with the block and never outlives it. Memory is
-    one chunk, and a pair of numbers per gap in what is written.
+    Use it as a context manager: the thread begins with the first bytes and never outlives the
+    block. Where the system has no thread left, `finish` does its work. Memory is one chunk, and a
+    pair of numbers per gap in what is written.
 
     Raises:
         ValueError: a part has less than no bytes, or there are no parts.
@@ -97,15 +99,16 @@ class Follower:
         self._awaited: tuple[int, int] | None = None  # what the thread sleeps for: from, up to
         self._finishing = False
         self._stopped = False
+        self._begun = False
         self._thread = threading.Thread(target=self._follow, name=f"follow-{name}", daemon=True)
 
     def __enter__(self) -> Follower:
-        self._thread.start()
         return self
 
     def __exit__(self, *_error: object) -> None:
         self._stop()
-        self._thread.join()
+        if self._begun:
+            self._thread.join()
 
     def _stop(self) -> None:
         with self._changed:
@@ -136,6 +139,10 @@ class Follower:
         if size:
             with self._changed:
                 self._ranges.add(offset, offset + size)
+                if not self._begun:
+                    with suppress(RuntimeError):  # no thread is left, perhaps one is later
+                        self._thread.start()
+                        self._begun = True
                 if self._awaited is not None:
                     start, enough = self._awaited
                     # Not for less: to wake the thread costs more than to write a small piece.
@@ -154,7 +161,10 @@ class Follower:
         with self._changed:
             self._finishing = True
             self._changed.notify_all()
-        self._thread.join()
+        if self._begun:
+            self._thread.join()
+        elif not self._digests and self._error is None:
+            self._follow()
         if self._error is not None:
             raise self._error
         return tuple(self._digests)

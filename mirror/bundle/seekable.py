@@ -308,15 +308,22 @@ class Forward(Readable):
             self._now = (number, err)
 
     def _begun(self, number: int) -> Future[bytes]:
+        done: Future[bytes] = Future()
         try:
             frame = self._file.packed_frame(number)
         except MirrorError as err:
             self._hashes.skip(err)
-            failed: Future[bytes] = Future()
-            failed.set_exception(err)
-            return failed
+            done.set_exception(err)
+            return done
         self._hashes.update(frame)
-        return self._pool.submit(self._file.unpacked, number, frame)
+        try:
+            return self._pool.submit(self._file.unpacked, number, frame)
+        except RuntimeError:  # no thread is left, so this one does it
+            try:
+                done.set_result(self._file.unpacked(number, frame))
+            except MirrorError as err:
+                done.set_exception(err)
+            return done
 
     def finish(self) -> Mapping[str, Digest | MirrorError]:
         """Read the rest; return the digest of the compressed file, or of each part, by name.

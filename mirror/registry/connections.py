@@ -304,7 +304,8 @@ def resolved(host: str, port: int, wait: Wait) -> list[Resolved]:
     """The addresses of `host`, in the resolver's order.
 
     The system's resolver cannot be interrupted, so a thread of its own waits for it. When nobody
-    wants the answer any more that thread stays until the resolver gives up.
+    wants the answer any more that thread stays until the resolver gives up. Where the system has no
+    thread left, this one waits.
 
     Raises:
         WireError: it has none, for the reason that is its cause.
@@ -322,7 +323,10 @@ def resolved(host: str, port: int, wait: Wait) -> list[Resolved]:
         finally:
             over.set()
 
-    threading.Thread(target=resolve, name=f"resolve-{host[:40]}", daemon=True).start()
+    try:
+        threading.Thread(target=resolve, name=f"resolve-{host[:40]}", daemon=True).start()
+    except RuntimeError:
+        resolve()
     while not over.wait(min(wait.left_s(), SLICE_S)):
         wait.check()
     if failures and isinstance(failures[0], (OSError, ValueError, OverflowError)):

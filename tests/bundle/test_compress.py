@@ -16,6 +16,7 @@ from array import array
 from contextlib import closing, suppress
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import zstandard
@@ -520,7 +521,7 @@ def test_an_interrupted_compression_is_completed_by_the_next_one(
 
 
 @pytest.mark.parametrize(("running", "refusals"), [(0, 5), (1, 3)])
-def test_no_frame_is_awaited_that_no_thread_could_be_started_for(
+def test_a_frame_that_no_thread_could_be_started_for_is_compressed_all_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, running: int, refusals: int
 ) -> None:
     """As under a limit of processes: the system refuses every thread behind `running` ones."""
@@ -532,22 +533,41 @@ def test_no_frame_is_awaited_that_no_thread_could_be_started_for(
         begun.append(thread)
         start(thread)
 
+    frames = [noise(FRAME) for _ in range(running + refusals)]
     with Folder(tmp_path) as folder, Compression(2) as compression:
         made = Compressor(compression, folder, "platform.tar", hashes=SHA256)
         # No thread is idle while its frame waits for this one to write it.
         with monkeypatch.context() as patch, made._changed:
             patch.setattr(threading.Thread, "start", refused)
-            for _ in range(running):
-                made.update(noise(FRAME))
-            for _ in range(refusals):  # of five frames, the fifth would wait for a slot
-                with pytest.raises(RuntimeError, match="can't start new thread"):
-                    made._submit(noise(FRAME))
-        closing_it = threading.Thread(target=made.close, daemon=True)
-        closing_it.start()
-        closing_it.join(20)
-        assert not closing_it.is_alive()
-        with pytest.raises(RuntimeError, match="can't start new thread"):
-            made.update(noise(FRAME))
+            for frame in frames:  # of five, the last would wait for a slot
+                made.update(frame)
+        made.hexdigest()
+    assert len(begun) == running
+    with (
+        (tmp_path / "platform.tar.zst.partial").open("rb") as file,
+        zstandard.ZstdDecompressor().stream_reader(file, read_across_frames=True) as unpacked,
+    ):
+        assert unpacked.read() == b"".join(frames)
+
+
+def test_frames_are_read_one_by_one_where_no_thread_can_be_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    frames = [noise(FRAME) for _ in range(3)]
+    with Folder(tmp_path) as folder, Compression(2) as compression:
+        made = Compressor(compression, folder, "platform.tar", hashes=SHA256)
+        for frame in frames:
+            made.update(frame)
+        made.hexdigest()
+    refused = Mock(side_effect=RuntimeError("can't start new thread"))
+    with (
+        closing(SeekableFile(ReadAt(tmp_path / "platform.tar.zst.partial"))) as file,
+        monkeypatch.context() as patch,
+        Forward(file) as read,
+    ):
+        patch.setattr(threading.Thread, "start", refused)
+        assert b"".join(read.chunks(0, file.size)) == b"".join(frames)
+    assert refused.called
 
 
 def _first(plan: Plan, blobs: int) -> Plan:

@@ -177,14 +177,47 @@ def test_a_bug_in_the_thread_is_not_swallowed() -> None:
             follower.finish()
 
 
+@pytest.mark.parametrize("refusals", [1, 2])
+def test_without_a_thread_the_end_does_its_work(
+    monkeypatch: pytest.MonkeyPatch, refusals: int
+) -> None:
+    """As under a limit of processes; a thread that is refused may be there for the next bytes."""
+    start, refused = threading.Thread.start, list[threading.Thread]()
+
+    def starting(thread: threading.Thread) -> None:
+        if len(refused) < refusals:
+            refused.append(thread)
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    content = Random(3).randbytes(CHUNK + 100)
+    file = Written(len(content))
+    file.write(0, content)
+    monkeypatch.setattr(threading.Thread, "start", starting)
+    with Follower(file.chunks, [CHUNK, 100]) as follower:
+        follower.done(0, CHUNK)
+        follower.done(CHUNK, 100)
+        assert threads() == 2 - refusals
+        for _ in range(2):
+            assert [one["sha256"] for one in follower.finish()] == [
+                hashlib.sha256(part).hexdigest() for part in (content[:CHUNK], content[CHUNK:])
+            ]
+
+
 def test_leaving_early_stops_the_thread() -> None:
     file = Written(100)
+
+    def interrupted(follower: Follower) -> None:
+        follower.done(0, 40)
+        assert threads() == 1
+        raise KeyboardInterrupt
+
     with (
         without_waiting(PATIENCE_S),
         pytest.raises(KeyboardInterrupt),
-        Follower(file.chunks, [100]),
+        Follower(file.chunks, [100]) as follower,
     ):
-        raise KeyboardInterrupt
+        interrupted(follower)
     assert threads() == 0
 
 

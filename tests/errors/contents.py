@@ -29,8 +29,9 @@ from mirror.errors import (
     SourceContentError,
     UnreadableImageError,
 )
+from mirror.job import start
 from mirror.oci import Descriptor, Digest
-from mirror.run import Run, gather
+from mirror.operations.compare import status
 from mirror.sync import InventoryBuilder
 from tests.bundle.test_resume import STORE, Counting, StopError, pull_once
 from tests.errors.lab import Lab, Told, public_key
@@ -248,13 +249,14 @@ def _files(lab: Lab) -> Told:
     ResourceError,
     "No more threads",
     cause="The system starts no more threads for this user, or has no address space for them.",
-    cure="Raise the limit (`ulimit -u`, `ulimit -v`, the number of processes of a container). With "
-    "less than `--jobs` threads the work goes on; here there was not one.",
+    cure="Raise the limit (`ulimit -u`, `ulimit -v`, the number of processes of a container). An "
+    "operation goes on with the threads that it has, also with none; only what runs beside its "
+    "caller (`mirror.start`, a server) needs one.",
 )
 def _threads(lab: Lab) -> Told:
     refused = RuntimeError("can't start new thread")
     with mock.patch.object(threading.Thread, "start", side_effect=refused):
-        return lab.raised(lambda: gather([1], int, run=Run()))
+        return lab.raised(lambda: start(status, []))
 
 
 @situation(

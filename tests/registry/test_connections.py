@@ -167,6 +167,23 @@ def test_a_name_that_does_not_resolve_is_told_at_once(
     assert waits == []
 
 
+def test_a_name_is_resolved_without_a_thread_where_none_can_be_started(
+    serve: Serve, make_client: MakeClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start, refused = threading.Thread.start, list[str]()
+
+    def starting(thread: threading.Thread) -> None:
+        if thread.name.startswith("resolve-"):  # the server has threads of its own
+            refused.append(thread.name)
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    host = serve(lambda request: Reply()).host
+    monkeypatch.setattr(threading.Thread, "start", starting)
+    make_client(host).ping()
+    assert refused == ["resolve-127.0.0.1"]
+
+
 def test_a_name_server_in_trouble_is_asked_again(
     make_client: MakeClient, waits: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
