@@ -31,6 +31,7 @@ PROGRAMS = {
     "crane-registry": Program("github.com/google/go-containerregistry", "v0.22.1", "cmd/registry"),
     "distribution": Program("github.com/distribution/distribution/v3", "v3.1.2", "cmd/registry"),
     "olareg": Program("github.com/olareg/olareg", "v0.1.2", "cmd/olareg"),
+    "helm": Program("helm.sh/helm/v3", "v3.19.5", "cmd/helm"),
 }
 """The one table of versions."""
 

@@ -9,15 +9,20 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from types import MappingProxyType
 from typing import Any
 
-from mirror.bundle.archive import NO_OMISSIONS, Compressed, Omissions
+from mirror.bundle.archive import NO_OMISSIONS, Compressed, Omissions, minus
+from mirror.bundle.format import SEAL
 from mirror.bundle.reader import BundleReader
+from mirror.bundle.seal import Seal
 from mirror.bundle.seekable import SeekableFile
 from mirror.documents import json_value
 from mirror.layout import (
+    EDITIONS,
     KINDS,
     component_of,
     holds_releases,
@@ -156,6 +161,18 @@ class BundleInsight:
     shared: int
     omissions: Omissions = NO_OMISSIONS
     compressed: Compressed | None = None
+    source: str = ""
+    """The root of the release tree that it was pulled from; empty where no seal tells it."""
+    written: datetime | None = None
+    """When its seal was written to where it lies: by the pull, or by whoever copied it."""
+    carried: BundleInsight | None = field(default=None, repr=False)
+    """Of a delta: what its archives themselves hold, so that sizes are those of the delta."""
+
+    @property
+    def edition(self) -> str:
+        """The edition that the source's last part names; empty where it names none."""
+        last = self.source.rpartition("/")[2]
+        return last if last in EDITIONS else ""
 
     @property
     def size(self) -> int:
@@ -190,6 +207,7 @@ class BundleInsight:
         return {
             "inventory": str(self.inventory),
             "sealed": self.sealed,
+            "source": self.source,
             **self.omissions.to_document(),
             "bytes": self.size,
             **({} if self.compressed is None else {"compressed": self.compressed.to_document()}),
@@ -212,10 +230,19 @@ def inspect_bundle(reader: BundleReader, *, layers: int = 20) -> BundleInsight:
 
     Of a damaged bundle it is what could be read; a verification reports the rest.
     """
+    seal, spoken_of = reader._seal, reader.contents.archives
     sizes = {archive.name: archive.file.size for archive in reader._archives}
-    found = insight(
-        reader.name, reader.contents.archives, sizes, sealed=reader._seal is not None, layers=layers
-    )
+    found = insight(reader.name, spoken_of, sizes, sealed=seal is not None, layers=layers)
+    omissions = NO_OMISSIONS if seal is None else seal.omissions
+    carried = None
+    if omissions.base is not None:
+        own = {one.name: minus(spoken_of[one.name], one.left_out) for one in reader._archives}
+        carried = insight(reader.name, own, sizes, layers=layers)
+    written = None
+    if reader.folder is not None:
+        with suppress(OSError):
+            moment = (reader.folder / SEAL).stat().st_mtime
+            written = datetime.fromtimestamp(moment, UTC)
     packed = {
         archive.name: archive.file.packed.size
         for archive in reader._archives
@@ -223,9 +250,23 @@ def inspect_bundle(reader: BundleReader, *, layers: int = 20) -> BundleInsight:
     }
     return replace(
         found,
-        omissions=NO_OMISSIONS if reader._seal is None else reader._seal.omissions,
+        omissions=omissions,
         compressed=Compressed({name: sizes[name] for name in packed}, packed) if packed else None,
+        source="" if seal is None else _source(seal),
+        written=written,
+        carried=carried,
     )
+
+
+def _source(seal: Seal) -> str:
+    """The root below which the source had what is sealed; empty if no repository tells it."""
+    for archive in seal.archives.values():
+        for path, origin in archive.origins.items():
+            # Installers and plugins lie beside the editions, not below one.
+            below = component_of(path)[0] not in ("installer", "plugin", "other")
+            if below and f"/{origin}".endswith(f"/{path}".rstrip("/")):
+                return origin.removesuffix(path).rstrip("/")
+    return ""
 
 
 def insight(

@@ -12,7 +12,7 @@ from mirror.bundle.folder import Packing
 from mirror.bundle.format import parse_part_size
 from mirror.bundle.inspect import inspect_bundle
 from mirror.bundle.reader import BundleReader
-from mirror.bundle.report import html, insight_text
+from mirror.bundle.report import insight_text
 from mirror.commands import options
 from mirror.commands.access import signer
 from mirror.commands.options import FILE, Work, flag
@@ -21,7 +21,9 @@ from mirror.config import PullConfig
 from mirror.durable import write_durably
 from mirror.errors import InputError
 from mirror.operations.merge import merge
+from mirror.release.names import component_names
 from mirror.reports.bundles import merge_summary
+from mirror.reports.page import html
 
 
 @click.command("inspect")
@@ -36,7 +38,8 @@ from mirror.reports.bundles import merge_summary
 def inspect_command(*, bundle_dir: Path, html_file: Path | None, work: Work) -> None:
     """Show what is in the bundle in BUNDLE_DIR: versions, channels, counts, sizes.
 
-    Indexes and manifests are read; `mirror verify` checks all other bytes.
+    Indexes and manifests are read; `mirror verify` checks all other bytes. For a report, the
+    installers' lists of components are read too.
     """
     reader = work.enter_context(BundleReader([bundle_dir]))
     found = inspect_bundle(reader)
@@ -46,8 +49,10 @@ def inspect_command(*, bundle_dir: Path, html_file: Path | None, work: Work) -> 
             "this is what could be read, and `mirror verify` tells the rest"
         )
     if html_file is not None:
-        write_durably(html_file, html(found).encode())
-    work.show(found, lambda shown, _: insight_text(shown))
+        names = component_names(reader, reader.carried())
+        write_durably(html_file, html(found, names).encode())
+    page = "" if html_file is None else f"\n\nThe page is {html_file}; any browser opens it offline"
+    work.show(found, lambda shown, _: insight_text(shown) + page)
 
 
 def _about(setting: str) -> str | None:

@@ -102,7 +102,7 @@ def test_a_pull_lists_versions_when_asked_to(source: Source, tmp_path: Path) -> 
 
 
 def test_what_is_inside_is_shown_as_text_as_json_and_as_a_page(
-    parted: Path, tmp_path: Path
+    source: Source, parted: Path, tmp_path: Path
 ) -> None:
     page = tmp_path / "report.html"
     run = call_mirror("inspect", parted, "--html", page).succeeded()
@@ -111,8 +111,13 @@ def test_what_is_inside_is_shown_as_text_as_json_and_as_a_page(
     text = page.read_text(encoding="utf-8")
     assert text.startswith("<!DOCTYPE html>")
     assert "platform.tar" in text
+    assert run.stdout.endswith(f"The page is {page}; any browser opens it offline\n")
+    for release in source.tree.platform.values():
+        for component in release.components:
+            assert component.replace("/", "/<wbr>") in text
     document = call_mirror("inspect", parted, "--json").succeeded().document
     assert document["sealed"] is True
+    assert document["source"] == source.root
     verified = call_mirror("verify", parted, "--json").succeeded().document
     assert document["bytes"] == verified["bytes"]
     assert {one["name"] for one in document["archives"]} >= {"platform.tar", "security.tar"}

@@ -1,0 +1,371 @@
+"""What is inside a bundle as one page of HTML, which opens offline and prints.
+
+The page asks for nothing from anywhere: styles and script are in it (`page.html`), and its content
+security policy allows no others. Its tables are complete without the script, which adds the map of
+sizes, the search and sorting. Every name in it comes from a bundle, so every name is escaped; the
+script never makes markup of text, and the policy names the one script that may run by its digest.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from html import escape as html_escape
+from importlib import resources
+from types import MappingProxyType
+from typing import Any, TypeAlias
+
+from mirror.bundle.format import size_text
+from mirror.bundle.inspect import (
+    ArchiveInsight,
+    BundleInsight,
+    ComponentInsight,
+    ImageInsight,
+    RepositoryInsight,
+)
+from mirror.bundle.report import channels_text
+from mirror.errors import printable
+from mirror.layout import KINDS, component_of
+from mirror.oci import Digest
+
+Names: TypeAlias = Mapping[Digest, str]
+"""What images that go by their digests are called: `module/image`."""
+
+_NO_NAMES: Names = MappingProxyType({})
+_BYTES = ("Size#", "Own#", "In this delta#")
+
+
+def escape(text: str) -> str:
+    """Foreign text as a page may show it."""
+    return html_escape(printable(text))
+
+
+def html(found: BundleInsight, names: Names = _NO_NAMES) -> str:
+    """Render the page; equal insights give equal pages.
+
+    Of a delta the map shows what the delta itself carries, and the tables tell it beside the whole.
+    """
+    page = resources.files("mirror.reports").joinpath("page.html").read_text(encoding="utf-8")
+    script = page.rpartition("<script>")[2].partition("</script>")[0]
+    script_hash = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    shown = found.carried or found
+    parts = {
+        "policy": f"default-src 'none'; style-src 'unsafe-inline'; img-src data:; "
+        f"script-src 'sha256-{script_hash}'",
+        "title": escape(title(found)),
+        "origin": "".join(f"<p>{line}</p>" for line in _origin(found)),
+        "summary": _summary(found),
+        "legend": "".join(
+            f'<li class="kind {kind}">{kind}</li>'
+            for kind in KINDS
+            if any(component.kind == kind for component in shown.components)
+        ),
+        "components": _components(found),
+        "images": _images(found, names),
+        "layers": _table(
+            "layers",
+            ("Layer", "Size#", "Images#", "Copies#"),
+            ((f"{layer.digest}", layer.size, layer.images, layer.copies) for layer in found.layers),
+        ),
+        "archives": _table(
+            "archives",
+            ("Archive", "Size#", "Repositories#", "Images#"),
+            (
+                (
+                    archive.name,
+                    archive.size,
+                    len(archive.repositories),
+                    sum(len(one.images) for one in archive.repositories),
+                )
+                for archive in found.archives
+            ),
+        ),
+        # In JSON only this character could end the element that holds it.
+        "data": json.dumps(_tree(shown, names), ensure_ascii=False).replace("<", "\\u003c"),
+    }
+    return re.sub(r"@(\w+)@", lambda match: parts[match[1]], page)
+
+
+# -- head ------------------------------------------------------------------------------------------
+
+
+def title(found: BundleInsight) -> str:
+    """What the bundle is, in a line: `Deckhouse EE v1.72.0, v1.71.3 (delta)`."""
+    platform = next((one for one in found.components if one.kind == "platform"), None)
+    versions = platform.versions if platform is not None else ()
+    if not found.source and not versions:
+        return found.name[:1].upper() + found.name[1:]
+    named = ["Deckhouse", found.edition.upper(), ", ".join(versions[:4])]
+    if len(versions) > 4:
+        named.append(f"and {len(versions) - 4} more")
+    if found.omissions.base is not None:
+        named.append("(delta)")
+    return " ".join(filter(None, named))
+
+
+def _origin(found: BundleInsight) -> Iterator[str]:
+    """Where the bundle comes from and where it lies."""
+    if found.source:
+        yield f"Pulled from <code>{_breakable(found.source)}</code>"
+    written = f", written on {found.written:%Y-%m-%d}" if found.written is not None else ""
+    yield f"{_breakable(found.name[:1].upper() + found.name[1:])}{written}"
+
+
+def _breakable(path: str) -> str:
+    """A path that a narrow page may break after each of its parts."""
+    return escape(path).replace("/", "/<wbr>")
+
+
+def _summary(found: BundleInsight) -> str:
+    tiles: tuple[tuple[str, str, str], ...] = (
+        ("Size", size_text(found.size), f"{len(found.archives)} archives"),
+        ("Images", f"{found.images}", f"{found.tags} tags, {found.blobs} blobs"),
+        ("Unique", size_text(found.unique), "each manifest and blob once"),
+        ("Shared layers", size_text(found.shared), "less than without layers in common"),
+        ("Repeated", size_text(found.repeated), "content that several repositories have"),
+    )
+    if found.carried is not None:
+        carried = found.carried
+        note = f"{carried.manifests} manifests, {carried.blobs} blobs"
+        rest = f"of {size_text(found.unique)} that the registry will hold"
+        tiles = (
+            ("In this delta", size_text(carried.unique), note),
+            ("At the base", size_text(found.omissions.size), rest),
+            *tiles[:2],
+        )
+    omissions = tuple(found.omissions.rows())
+    return (
+        '<div class="tiles">'
+        + "".join(
+            f"<div><b>{escape(title)}</b><strong>{escape(value)}</strong>{escape(note)}</div>"
+            for title, value, note in tiles
+        )
+        + "</div>"
+        + ("" if omissions else _bar(found))
+        + "".join(
+            f"<p><b>{escape(title)}</b>: {escape(text)}.</p>"
+            for title, text in (*found.compressed_rows(), *omissions)
+        )
+        + f"<p><small>{'' if omissions else _BAR_LEGEND}"
+        + f"Inventory <code>{found.inventory}</code>, "
+        + f"{'sealed' if found.sealed else 'not sealed'}.</small></p>"
+    )
+
+
+_BAR_LEGEND = "The archives: unique content, content repeated, headers and indexes. "
+
+
+def _bar(found: BundleInsight) -> str:
+    """What the archives consist of, where they carry all that the bundle speaks of."""
+    parts = (
+        ("unique", found.unique),
+        ("repeated", found.repeated),
+        ("headers and indexes", max(0, found.size - found.content)),
+    )
+    whole = max(1, sum(size for _, size in parts))
+    return (
+        '<div class="bar" role="img" aria-label="what the archives hold">'
+        + "".join(
+            f'<i style="width:{100 * size / whole:.3f}%" title="{name}: {size_text(size)}"></i>'
+            for name, size in parts
+        )
+        + "</div>"
+    )
+
+
+# -- tables ----------------------------------------------------------------------------------------
+
+
+def _components(found: BundleInsight) -> str:
+    carried: dict[tuple[str, str], ComponentInsight] = {}
+    if found.carried is not None:
+        carried = {(one.kind, one.name): one for one in found.carried.components}
+
+    def own(one: ComponentInsight) -> tuple[int, ...]:
+        if found.carried is None:
+            return ()
+        held = carried.get((one.kind, one.name))
+        return (0 if held is None else held.size,)
+
+    return _table(
+        "components",
+        ("Component", "Kind", "Size#", *_delta(found), "Images#", "Versions", "Channels"),
+        (
+            (
+                one.name,
+                one.kind,
+                one.size,
+                *own(one),
+                one.images,
+                ", ".join(one.versions),
+                channels_text(one.channels),
+            )
+            for one in found.components
+        ),
+    )
+
+
+def _images(found: BundleInsight, names: Names) -> str:
+    carried: dict[tuple[str, str, Digest], int] = {}
+    if found.carried is not None:
+        carried = {
+            (archive.name, repository.path, image.digest): image.size
+            for archive, repository, image in _every_image(found.carried)
+        }
+
+    def own(*place: Any) -> tuple[int, ...]:
+        return () if found.carried is None else (carried.get(place, 0),)
+
+    return _table(
+        "images",
+        ("Image", "Repository", "Size#", *_delta(found), "Own#", "Layers#"),
+        (
+            (
+                called(image, names),
+                repository.path or "/",
+                image.size,
+                *own(archive.name, repository.path, image.digest),
+                image.own,
+                image.layers,
+            )
+            for archive, repository, image in _every_image(found)
+        ),
+        (f"{image.digest}" for _, _, image in _every_image(found)),
+    )
+
+
+def called(image: ImageInsight, names: Names) -> str:
+    """What a person calls an image: its tags, or what it is a component's image for."""
+    component = names.get(image.digest)
+    return image.title if component is None or image.names else f"{component} {image.title}"
+
+
+def _delta(found: BundleInsight) -> tuple[str, ...]:
+    return ("In this delta#",) if found.carried is not None else ()
+
+
+def _every_image(
+    found: BundleInsight,
+) -> Iterator[tuple[ArchiveInsight, RepositoryInsight, ImageInsight]]:
+    for archive in found.archives:
+        for repository in archive.repositories:
+            for image in repository.images:
+                yield archive, repository, image
+
+
+def _table(
+    name: str,
+    titles: Sequence[str],
+    rows: Iterable[Sequence[str | int]],
+    digests: Iterable[str] = (),
+) -> str:
+    """A table; titles that end with `#` are of numbers, those in `_BYTES` of bytes.
+
+    Rows are also found by `digests`, which they do not show. On a narrow page each row is a card,
+    in which styles say the titles.
+    """
+    plain = [title.removesuffix("#") for title in titles]
+    style = "".join(
+        f'#{name} td:nth-child({number})::before{{content:"{title}"}}'
+        for number, title in enumerate(plain, start=1)
+        if number > 1  # the first is the card's own title
+    )
+    head = "".join(
+        f'<th scope="col"{" class=n" if title.endswith("#") else ""}>'
+        f"<button>{escape(title.removesuffix('#'))}</button></th>"
+        for title in titles
+    )
+    body: list[str] = []
+    known = iter(digests)
+    for row in rows:
+        cells = []
+        for title, value in zip(titles, row, strict=True):
+            if isinstance(value, str):
+                cells.append(f"<td>{_breakable(value)}</td>")
+            else:
+                text = size_text(value) if title in _BYTES else f"{value}"
+                cells.append(f'<td class=n data-v="{value}">{text}</td>')
+        digest = next(known, "")
+        found_by = f' data-digest="{escape(digest)}"' if digest else ""
+        body.append(f"<tr{found_by}>{''.join(cells)}</tr>")
+    return (
+        f"<style>@media (max-width:640px){{{style}}}</style>"
+        f'<table id="{name}"><thead><tr>{head}</tr></thead><tbody>{"".join(body)}</tbody></table>'
+    )
+
+
+# -- map -------------------------------------------------------------------------------------------
+
+
+def _tree(found: BundleInsight, names: Names) -> dict[str, Any]:
+    """What the map shows: a node has name, size in bytes, kind, and children or facts.
+
+    `label` is a shorter name for where the nodes around it say the rest; `nameless` are images
+    that go by their digest.
+    """
+    return {
+        "name": printable(found.name),
+        "size": sum(map(_spoken_of, found.archives)),
+        "children": [_archive_node(archive, names) for archive in found.archives],
+    }
+
+
+def _spoken_of(archive: ArchiveInsight) -> int:
+    """What an archive takes, or what its images would if it does not carry all that they need."""
+    return max(archive.size, archive.content)
+
+
+def _archive_node(archive: ArchiveInsight, names: Names) -> dict[str, Any]:
+    paths = [repository.path for repository in archive.repositories]
+    kind, name = component_of(paths[0]) if paths else ("other", archive.name)
+    return {
+        "name": printable(archive.name),
+        "label": printable(name if archive.name == f"{kind}-{name}.tar" else archive.name),
+        "size": _spoken_of(archive),
+        "kind": kind,
+        "children": [
+            *(_repository_node(repository, names) for repository in archive.repositories),
+            *_rest("headers and indexes", archive.size - archive.content),
+        ],
+    }
+
+
+def _repository_node(repository: RepositoryInsight, names: Names) -> dict[str, Any]:
+    kind, name = component_of(repository.path)
+    label = repository.path or "root"
+    if kind in ("module", "package", "plugin"):
+        label = label.partition(f"/{name}")[2].lstrip("/") or "images"
+    elif kind == "security":
+        label = name
+    return {
+        "name": printable(repository.path or "/"),
+        "label": printable(label),
+        "size": repository.size,
+        "children": [
+            *(
+                {
+                    "name": printable(called(image, names)),
+                    "label": printable(
+                        names.get(image.digest, image.title) if not image.names else image.title
+                    ).removeprefix(f"{image.digest.algorithm}:"),
+                    "nameless": not image.names and image.digest not in names,
+                    "size": image.own,
+                    "facts": {
+                        "with shared layers": image.size,
+                        "layers": f"{image.layers}",
+                        "digest": f"{image.digest}",
+                    },
+                }
+                for image in repository.images
+            ),
+            *_rest("shared by several images", repository.shared, "shared"),
+            *_rest("without a tag", repository.untagged),
+        ],
+    }
+
+
+def _rest(name: str, size: int, label: str | None = None) -> list[dict[str, Any]]:
+    return [{"name": name, "label": label or name, "size": size, "rest": True}] if size > 0 else []
