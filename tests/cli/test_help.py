@@ -5,14 +5,13 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import click
 import pytest
 
-from mirror.cli import main
 from mirror.errors import EXIT_CODES
+from tests.docs.commands import commands
 from tests.support.program import ROOT, call_mirror, run_mirror
 
 SECRETS = {
@@ -22,17 +21,6 @@ SECRETS = {
     "D8_MIRROR_REGISTRY_LOGIN": "user-in-the-environment",
     "D8_MIRROR_REGISTRY_PASSWORD": "secret-in-the-environment",
 }
-
-
-def commands(
-    group: click.Group = main, path: tuple[str, ...] = ()
-) -> Iterator[tuple[tuple[str, ...], click.Command]]:
-    """Every command with the words that lead to it."""
-    for name, command in sorted(group.commands.items()):
-        if isinstance(command, click.Group):
-            yield from commands(command, (*path, name))
-        else:
-            yield (*path, name), command
 
 
 COMMANDS = dict(commands())

@@ -13,7 +13,7 @@ from mirror.cli import main
 from mirror.config import PullConfig
 from tests.support.program import ROOT
 
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
 def printed(page: Path) -> list[str]:

@@ -1,0 +1,35 @@
+"""The registries that the tutorial practises with."""
+
+from __future__ import annotations
+
+import re
+import signal
+import subprocess
+import sys
+
+from tests.support.program import ROOT, call_mirror
+
+
+def test_practice_registries_serve_a_release_and_then_the_next() -> None:
+    with subprocess.Popen(
+        [sys.executable, "-m", "examples.practice", "0", "0"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        lines = [process.stdout.readline() for _ in range(4)]
+        source, target = (re.findall(r"127\.0\.0\.1:\S+", line)[0] for line in lines[1:3])
+        assert call_mirror("history", target, "--insecure").text
+        newest = ("pull", "unused", "--source", source, "--insecure", "--dry-run", "--json")
+        versions = call_mirror(*newest).succeeded().document["platform"]["versions"]
+        assert "v1.72.0" not in versions
+        process.stdin.write("\n")
+        process.stdin.flush()
+        process.stdout.readline()
+        assert process.stdout.readline() == "v1.72.0 is published.\n"
+        assert "v1.72.0" in call_mirror(*newest).succeeded().document["platform"]["versions"]
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=30) == 0
