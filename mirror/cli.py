@@ -29,7 +29,7 @@ _COMMANDS = {
     "inventory": ("compare.inventory_command", "Write down what a registry holds."),
     "merge": ("bundles.merge_command", "Make a complete bundle of a base and its deltas."),
     "mode": ("mode.mode_group", "The modes of a cluster's registry."),
-    "config": ("pull.config_group", "Settings files for `mirror pull --config`."),
+    "config": ("config.config_group", "Settings files and their JSON Schemas."),
 }
 """Command → its place below `mirror.commands`, and its line in the list of commands."""
 

@@ -10,18 +10,19 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 import click
-import jsonschema  # type: ignore[import-untyped]
 import pytest
 import yaml
 
 from examples.release_tree import SMALL
 from mirror.cli import main
+from mirror.commands.config import SCHEMAS, schema
 from mirror.config import PullConfig
 from mirror.errors import InputError
 from mirror.oci import Platform
 from mirror.testing import EmbeddedRegistry
 from tests.support.program import ROOT, call_mirror
 from tests.support.release_source import TINY, serve
+from tests.support.schemas import jsonschema
 
 EXAMPLE = ROOT / "examples" / "mirror.yaml"
 OUTSIDE = {
@@ -39,7 +40,10 @@ OUTSIDE = {
     "module_config": "where the source is",
     "sites_file": "where the source is",
     "tmp_dir": "nothing any more",
-    "as_json": "how to tell",
+    "yes": "what to do with what is there",
+    **dict.fromkeys(
+        ("as_json", "verbose", "quiet", "form", "log_format", "no_color"), "how to tell"
+    ),
 }
 """Parameters of `mirror pull` that say nothing of what is pulled from where."""
 
@@ -313,13 +317,31 @@ def test_a_wrong_flag_is_told_without_a_file() -> None:
 # -- the schema and the example --------------------------------------------------------------------
 
 
-def test_the_schema_is_printed() -> None:
-    schema = call_mirror("config", "schema").succeeded().document
-    jsonschema.Draft202012Validator.check_schema(schema)
-    assert schema == PullConfig.model_json_schema(by_alias=True)
-    assert schema["additionalProperties"] is False
-    assert set(schema["properties"]) == {name.replace("_", "-") for name in PullConfig.model_fields}
-    assert all(one["description"] for one in schema["properties"].values())
+@pytest.mark.parametrize("kind", SCHEMAS)
+def test_every_kind_of_settings_has_a_schema_by_a_name_of_its_own(kind: str) -> None:
+    printed = call_mirror("config", "schema", kind).succeeded().document
+    jsonschema.Draft202012Validator.check_schema(printed)
+    assert printed["$id"] == f"urn:deckhouse:mirror:schema:{kind}"
+    assert printed == schema(kind)
+    kept = ROOT / f"docs/schemas/{kind}.json"
+    assert json.loads(kept.read_bytes()) == printed, (
+        f"stale; run: mirror config schema {kind} > docs/schemas/{kind}.json"
+    )
+
+
+def test_the_schema_of_a_pull_has_a_word_about_every_key() -> None:
+    printed = call_mirror("config", "schema").succeeded().document
+    assert printed == schema("pull")
+    assert printed["additionalProperties"] is False
+    names = {name.replace("_", "-") for name in PullConfig.model_fields}
+    assert set(printed["properties"]) == names
+    assert all(one["description"] for one in printed["properties"].values())
+
+
+def test_editors_find_the_schema_of_the_example() -> None:
+    first = EXAMPLE.read_text(encoding="utf-8").splitlines()[0]
+    named = first.removeprefix("# yaml-language-server: $schema=")
+    assert (EXAMPLE.parent / named).resolve() == ROOT / "docs/schemas/pull.json"
 
 
 def test_the_example_is_valid_and_loads() -> None:

@@ -45,8 +45,9 @@ def inspect_command(*, bundle_dir: Path, html_file: Path | None, work: Work) -> 
     found = inspect_bundle(reader)
     if problems := len(reader.contents.findings):
         tell(
-            f"warning: {problems} indexes, manifests, blobs or archives are missing or damaged; "
-            "this is what could be read, and `mirror verify` tells the rest"
+            f"{problems} indexes, manifests, blobs or archives are missing or damaged; this is "
+            "what could be read, and `mirror verify` tells the rest",
+            "warning",
         )
     if html_file is not None:
         names = component_names(reader, reader.carried())
@@ -65,6 +66,7 @@ def _about(setting: str) -> str | None:
     "paths", nargs=-1, required=True, metavar="BASE [DELTA]... OUT", type=click.Path(path_type=Path)
 )
 @flag("--force", text="Replace the bundle that is in OUT.")
+@options.yes
 @click.option("-c", "--images-bundle-chunk-size", help=_about("images_bundle_chunk_size"))
 @click.option(
     "--compress",
@@ -84,6 +86,7 @@ def merge_command(
     *,
     paths: Sequence[Path],
     force: bool,
+    yes: bool,
     images_bundle_chunk_size: str | None,
     compress: str,
     gost_digest: bool,
@@ -109,6 +112,8 @@ def merge_command(
         sign=signer(sign_key) if sign_key is not None else None,
         compress=compress == "zstd",
     )
+    if force:
+        options.confirm_replacing(work, out, yes)
     report = merge(
         [work.enter_context(BundleReader([path])) for path in bundles],
         out,

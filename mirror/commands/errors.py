@@ -106,7 +106,7 @@ def _report(
 ) -> None:
     """Report a failure: as text, and with `--json` as a document, too."""
     as_json = ctx.meta[_JSON]
-    tell(f"error: {paragraph(message)}{hint}", surely=not as_json)
+    tell(f"{paragraph(message)}{hint}", "error", surely=not as_json)
     if as_json:
         with suppress(click.ClickException):  # standard output is full; standard error has it
             _print_error(message + hint, code, kind, more)

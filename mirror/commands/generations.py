@@ -50,6 +50,7 @@ def history_command(*, registry: str, last: int, access: AccessOptions, work: Wo
     "before the current, or before an interrupted push]",
 )
 @flag("--dry-run", text="Check, and list the tags; change nothing.")
+@options.yes
 @publishing_keys
 @registry_options
 @options.running
@@ -58,6 +59,7 @@ def rollback_command(
     registry: str,
     to: int | None,
     dry_run: bool,
+    yes: bool,
     access: AccessOptions,
     keys: StatementKeys,
     work: Work,
@@ -70,6 +72,9 @@ def rollback_command(
     """
     tree = work.enter_context(access.to(registry).open(work.on_event))
     tree = replace(tree, keys=keys)
+    if not dry_run and work.asks(yes):
+        work.look(lambda run: rollback(tree, to=to, dry_run=True, run=run), rollback_summary)
+        work.confirm(f"Turn the tags of {tree.root} back?")
     work.show(rollback(tree, to=to, dry_run=dry_run, run=work.run), rollback_summary)
 
 
@@ -84,6 +89,7 @@ def rollback_command(
     "generation. Repeatable.",
 )
 @flag("--dry-run", text="Print what would be removed; remove nothing.")
+@options.yes
 @publishing_keys
 @registry_options
 @options.running
@@ -92,6 +98,7 @@ def prune_command(
     registry: str,
     keep: Sequence[str],
     dry_run: bool,
+    yes: bool,
     access: AccessOptions,
     keys: StatementKeys,
     work: Work,
@@ -104,6 +111,10 @@ def prune_command(
     """
     kept = [_kept(one) for one in keep]
     (tree,) = work.enter_context(open_trees([registry], access, work.on_event, keys=keys))
+    if not dry_run and work.asks(yes):
+        plan = work.look(lambda run: prune(tree, kept, dry_run=True, run=run), prune_summary)
+        if plan.removal:
+            work.confirm(f"Remove this from {tree.root} for good?")
     report = prune(tree, kept, dry_run=dry_run, run=work.run)
     work.show(report, prune_summary, code=report.exit_code)
 

@@ -8,7 +8,8 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from functools import wraps
+from dataclasses import replace
+from functools import partial, wraps
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -16,10 +17,11 @@ import click
 from click.core import ParameterSource
 
 from mirror.commands.errors import print_json
-from mirror.commands.process import show
+from mirror.commands.process import show, tell
 from mirror.errors import paragraph, printable
 from mirror.events import OnEvent, Warned
-from mirror.reports.progress import progress
+from mirror.reports.messages import Messages, message
+from mirror.reports.progress import FORMS, progress
 from mirror.run import DEFAULT_JOBS, Run
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
@@ -47,7 +49,8 @@ def together(*options: Decorator) -> Decorator:
 def grouped(name: str, make: Callable[..., Any], *options: Decorator) -> Decorator:
     """Options whose values reach the command as one argument: what `make` makes of them."""
     declare = together(*options)
-    own = {param.name for param in getattr(declare(lambda: None), "__click_params__", [])}
+    params = getattr(declare(lambda: None), "__click_params__", [])
+    own = {param.name for param in params if param.expose_value}
 
     def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(command)
@@ -80,11 +83,47 @@ class Work(ExitStack):
     `run` is how its operation works; progress goes to standard error.
     """
 
-    def __init__(self, as_json: bool, jobs: int = DEFAULT_JOBS) -> None:
+    def __init__(
+        self,
+        as_json: bool,
+        jobs: int = DEFAULT_JOBS,
+        *,
+        form: str | None = None,
+        quiet: bool = False,
+        verbose: int = 0,
+    ) -> None:
         super().__init__()
         self.as_json, self._started = as_json, time.monotonic()
-        self.on_event = self.enter_context(progress(quiet=as_json))
+        self._form = form = form or ("none" if as_json or quiet else "auto")
+        if verbose > 1 and form == "auto":
+            self._form = form = "plain"  # a bar among many lines would be drawn again behind each
+        if verbose:
+            self.enter_context(logging_to_stderr(logging.DEBUG if verbose > 1 else logging.INFO))
+        self.on_event = self.enter_context(progress(form=form, items=verbose > 0))
         self.run = Run(jobs, self.on_event)
+
+    def asks(self, yes: bool) -> bool:
+        """Whether to ask before what cannot be undone: somebody is there, and has not agreed."""
+        there = sys.stdin.isatty() and sys.stderr.isatty()
+        return there and not yes and not self.as_json
+
+    def look(
+        self, operate: Callable[[Run], Shown], summary: Callable[[Shown, float], str]
+    ) -> Shown:
+        """Tell what `operate` finds that would be done, before the question whether to do it."""
+        started = time.monotonic()
+        with progress(form=self._form) as on_event:  # no bar may be open at the question
+            found = operate(replace(self.run, on_event=on_event))
+        tell(summary(found, time.monotonic() - started))
+        return found
+
+    def confirm(self, question: str) -> None:
+        """Ask; unless the answer is yes, end the command with nothing done."""
+        sys.stderr.write(f"{printable(question)} [y/N] ")
+        sys.stderr.flush()
+        if sys.stdin.readline().strip().lower() not in _AGREED:
+            tell("nothing was changed")
+            click.get_current_context().exit(1)
 
     def show(
         self, report: Shown, summary: Callable[[Shown, float], str], *, code: int = 0, **more: Any
@@ -118,6 +157,13 @@ class Work(ExitStack):
             show("\n".join(printable(line) for text in lines for line in text.split("\n")))
 
 
+def confirm_replacing(work: Work, folder: Path, yes: bool) -> None:
+    """Ask before the bundle in `folder` goes, if one is there."""
+    if work.asks(yes) and any(folder.glob("*.tar*")):
+        work.confirm(f"Replace the bundle in {folder}? It stays until the new one is complete.")
+
+
+_AGREED = frozenset({"y", "yes", "д", "да"})
 _WARNINGS = "mirror.warnings"
 
 
@@ -134,8 +180,56 @@ def _work(**values: Any) -> Work:
     return work
 
 
-_JSON = flag("--json", "as_json", text="Print the result as JSON and no progress.")
-as_json = grouped("work", _work, _JSON)
+def _messages(key: str, meant: object, value: bool) -> Callable[..., None]:
+    """Sets `key` of `Messages` while the program runs, for an option that is given as `meant`."""
+
+    def set_it(ctx: click.Context, _option: click.Parameter, given: object) -> None:
+        if given == meant:
+            # An error is told when the command's own context is closed.
+            ctx.find_root().call_on_close(partial(setattr, Messages, key, getattr(Messages, key)))
+            setattr(Messages, key, value)
+
+    return set_it
+
+
+_feedback = (
+    flag("--json", "as_json", text="Print the result as JSON, and no progress."),
+    click.option(
+        "-v",
+        "--verbose",
+        count=True,
+        help="Tell of each blob, manifest and tag that is done; -vv also of each request.",
+    ),
+    flag("-q", "--quiet", text="Show no progress, only warnings and the result."),
+    click.option(
+        "--progress",
+        "form",
+        type=click.Choice(FORMS),
+        envvar="MIRROR_PROGRESS",
+        show_envvar=True,
+        help="Progress on standard error: bars, plain lines, or a line of JSON for each event "
+        "(`mirror config schema progress`).  [default: bars on a terminal, else plain lines]",
+    ),
+    click.option(
+        "--log-format",
+        type=click.Choice(["text", "json"]),
+        envvar="MIRROR_LOG_FORMAT",
+        show_envvar=True,
+        is_eager=True,
+        expose_value=False,
+        callback=_messages("as_json", "json", True),
+        help="Form of warnings, errors and logs on standard error.  [default: text]",
+    ),
+    click.option(
+        "--no-color",
+        is_flag=True,
+        is_eager=True,
+        expose_value=False,
+        callback=_messages("coloured", True, False),
+        help="No colours on a terminal; NO_COLOR=1 means the same.",
+    ),
+)
+as_json = grouped("work", _work, *_feedback)
 running = grouped(
     "work",
     _work,
@@ -146,7 +240,7 @@ running = grouped(
         show_default=True,
         help="How many items to work on at a time.",
     ),
-    _JSON,
+    *_feedback,
 )
 
 # -- the environment -------------------------------------------------------------------------------
@@ -173,18 +267,22 @@ class Cleaned(logging.Formatter):
     """Records as people may see them: one message and its traceback are one paragraph."""
 
     def format(self, record: logging.LogRecord) -> str:
-        return paragraph(super().format(record))
+        text = paragraph(super().format(record))
+        return message(text, record.levelname.lower()) if Messages.as_json else text
 
 
 @contextmanager
 def logging_to_stderr(level: int) -> Iterator[None]:
-    """The library's own messages on stderr; of others' only warnings."""
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(Cleaned("%(asctime)s %(levelname)s %(message)s"))
+    """The library's own messages on stderr, each once; of others' only warnings."""
     ours = logging.getLogger("mirror")
     before = ours.level
+    handler: logging.Handler = logging.NullHandler()
+    if not any(isinstance(one.formatter, Cleaned) for one in ours.handlers):
+        handler = logging.StreamHandler(sys.stderr)
+        form = "%(message)s" if Messages.as_json else "%(asctime)s %(levelname)s %(message)s"
+        handler.setFormatter(Cleaned(form))
     ours.addHandler(handler)
-    ours.setLevel(level)
+    ours.setLevel(min(level, before or level))
     try:
         yield
     finally:
@@ -194,6 +292,7 @@ def logging_to_stderr(level: int) -> Iterator[None]:
 
 # -- options ---------------------------------------------------------------------------------------
 
+yes = flag("-y", "--yes", text="Do not ask; without a terminal nothing is asked anyway.")
 sign_key = click.option(
     "--sign-key",
     type=FILE,

@@ -22,6 +22,8 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import TYPE_CHECKING, TextIO
 
+from mirror.reports.messages import message
+
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 
@@ -110,11 +112,11 @@ def show(text: str) -> None:
     _print(text, sys.stdout)
 
 
-def tell(text: str, *, surely: bool = False) -> None:
+def tell(text: str, level: str = "info", *, surely: bool = False) -> None:
     """Print a message on standard error; where that is lost, `surely` prints it as a result."""
-    _print(text, sys.stderr)
+    _print(message(text, level, sys.stderr), sys.stderr)
     if surely and error_lost():
-        show(text)
+        show(message(text, level))
 
 
 def _print(text: str, stream: TextIO | None) -> None:

@@ -1,4 +1,4 @@
-"""`mirror pull`, and `mirror config` for its settings."""
+"""`mirror pull`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,6 @@ from mirror.commands.access import (
     source_login_options,
 )
 from mirror.commands.cluster_files import ClusterFiles, cluster_options
-from mirror.commands.errors import print_json
 from mirror.commands.options import FILE, Work, flag
 from mirror.config import PullConfig
 from mirror.errors import InputError, InvalidReferenceError
@@ -93,6 +92,7 @@ def _opposite(name: str) -> str:
     "is reached like the source, with its own stored login.",
 )
 @flag("--force", text="Replace the bundle that is in BUNDLE_DIR.")
+@options.yes
 @flag("--no-pull-resume", text="Start over; ignore what an interrupted pull left.")
 @flag("--verbose-summary", text="List the versions of every module and package.")
 @options.sign_key
@@ -116,6 +116,7 @@ def pull_command(
     dry_run: bool,
     base: str | None,
     force: bool,
+    yes: bool,
     no_pull_resume: bool,
     verbose_summary: bool,
     sign_key: Path | None,
@@ -183,6 +184,8 @@ def pull_command(
     for warning in warnings:
         work.on_event(Warned(warning))
     check_folder(bundle_dir, force=force)
+    if force and not dry_run:
+        options.confirm_replacing(work, bundle_dir, yes)
     if base_tree is not None:
         with base_tree.open(work.on_event) as tree:
             held = registry_inventory(tree, run=run).inventory
@@ -232,14 +235,3 @@ def _base(base: str, source: TreeAccess, access: AccessOptions, *, given: bool) 
     if given or login is None:
         login = source.credentials
     return replace(source, root=root, credentials=login)
-
-
-@click.group("config")
-def config_group() -> None:
-    """Settings files for `mirror pull --config`."""
-
-
-@config_group.command("schema")
-def config_schema() -> None:
-    """Print the JSON Schema of a settings file."""
-    print_json(PullConfig.model_json_schema(by_alias=True))

@@ -21,7 +21,7 @@ from mirror.commands.access import (
 )
 from mirror.commands.cluster_files import ClusterFiles, cluster_options, full_name
 from mirror.commands.options import FILE, Work, flag, grouped
-from mirror.commands.process import handling, tell
+from mirror.commands.process import handling
 from mirror.errors import InputError
 from mirror.operations.sync import sync_replicas
 from mirror.reports.registries import sync_summary
@@ -29,6 +29,7 @@ from mirror.sync.content import ContentRules, ForeignLayers, SparseIndexes
 from mirror.sync.statement import StatementKeys
 
 _AUTO = "auto"
+_log = logging.getLogger(__name__)
 
 
 def _rules(foreign_layers: str, sparse_indexes: str) -> ContentRules:
@@ -57,6 +58,7 @@ def _rules(foreign_layers: str, sparse_indexes: str) -> ContentRules:
     "--prune", text="Remove tags and manifests that the leader does not state. Try with --dry-run."
 )
 @flag("--dry-run", text="Print what would be done; change nothing.")
+@options.yes
 @grouped(
     "rules",
     _rules,
@@ -110,6 +112,7 @@ def sync_command(
     deep: bool,
     prune: bool,
     dry_run: bool,
+    yes: bool,
     storage: Sequence[str],
     deadline: float | None,
     watching: bool,
@@ -137,6 +140,9 @@ def sync_command(
     if storage and not deep:
         raise InputError("--storage goes with --deep, which finds what is damaged there")
     names = list(replicas) if leader == _AUTO else [leader, *replicas]
+    if prune and not dry_run and work.asks(yes):
+        followers = ", ".join(name for name in names if name != leader)
+        work.confirm(f"Remove from {followers} for good what the leader does not state?")
     opened = work.enter_context(
         open_trees(
             names,
@@ -208,7 +214,7 @@ def _watch(watching: bool, config: Path | None) -> None:
     others = [
         param.opts[0]
         for param in context.command.params
-        if param.name not in ("watching", "config")
+        if param.name not in ("watching", "config", "log_format", "no_color", "verbose")
         and context.get_parameter_source(param.name or "") is ParameterSource.COMMANDLINE
     ]
     if others:
@@ -228,13 +234,10 @@ def watch(config: Path) -> None:
 
     settings = WatchSettings.load(config)
     stop = threading.Event()
-    with (
-        options.logging_to_stderr(logging.INFO),
-        handling(stop.set, once=True),
-        running(settings) as (daemon, url),
-    ):
-        tell(f"following {', '.join(daemon.followers)}")
-        if url is not None:
-            tell(f"health, readiness and metrics at {url}")
-        stop.wait()
-    tell("stopped")
+    with options.logging_to_stderr(logging.INFO):
+        with handling(stop.set, once=True), running(settings) as (daemon, url):
+            _log.info("following %s", ", ".join(daemon.followers))
+            if url is not None:
+                _log.info("health, readiness and metrics at %s", url)
+            stop.wait()
+        _log.info("stopped")

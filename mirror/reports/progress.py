@@ -1,13 +1,14 @@
-"""Progress while work goes on: bars on a terminal, plain lines elsewhere."""
+"""Progress while work goes on: bars on a terminal, plain lines elsewhere, or lines of JSON."""
 
 from __future__ import annotations
 
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, TextIO
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any, TextIO, get_args
 
 from mirror.bundle.format import size_text
 from mirror.errors import paragraph, printable
@@ -26,19 +27,34 @@ from mirror.events import (
     TransferStarted,
     Warned,
 )
+from mirror.reports.messages import json_line, message
 
 if TYPE_CHECKING:
     from tqdm import tqdm
 
+FORMS = ("auto", "bar", "plain", "json", "none")
+"""How progress may be shown; `auto` is bars on a terminal and plain lines elsewhere."""
+
 
 @contextmanager
-def progress(stream: TextIO | None = None, *, quiet: bool = False) -> Iterator[OnEvent]:
-    """A listener for events: bars on a terminal, plain lines elsewhere, warnings alone if `quiet`.
+def progress(
+    stream: TextIO | None = None, *, form: str = "auto", items: bool = False
+) -> Iterator[OnEvent]:
+    """A listener for events that shows them in one of `FORMS`; warnings are shown in each.
 
-    Everything goes to `stream` (standard error), so that standard output has only results.
+    `items` tells of each blob, manifest and tag that is done, too. Everything goes to `stream`
+    (standard error), so that standard output has only results.
     """
     stream = stream or sys.stderr
-    listener = _Bars(stream) if stream.isatty() and not quiet else _Lines(stream, quiet=quiet)
+    if form == "auto":
+        form = "bar" if stream.isatty() else "plain"
+    listener: _Bars | _Lines | _Documents
+    if form == "bar":
+        listener = _Bars(stream, items=items)
+    elif form == "json":
+        listener = _Documents(stream)
+    else:
+        listener = _Lines(stream, quiet=form == "none", items=items)
     lock = threading.Lock()
 
     def hear(event: Event) -> None:
@@ -65,13 +81,25 @@ class _Moved:
         return event.size - self._of.pop(event.digest, 0)
 
 
+_IN_BYTES = "{desc}: {percentage:3.0f}%|{bar}| {done} of {size} [{speed}/s, {remaining} left]"
+
+
 class _Bars:
     """tqdm bars: one at a time, the phase's name before it."""
 
-    def __init__(self, stream: TextIO) -> None:
+    def __init__(self, stream: TextIO, *, items: bool) -> None:
         from tqdm import tqdm
 
-        self._stream, self._made = stream, tqdm
+        def with_sizes(bar: tqdm[Any]) -> Mapping[str, Any]:
+            """What the line of a bar is made of, sizes as every other text has them."""
+            shown = tqdm.format_dict.__get__(bar)
+            rate = shown["rate"] or shown["n"] / (shown["elapsed"] or 1)
+            sizes = {"done": shown["n"], "size": shown["total"] or 0, "speed": int(rate)}
+            return {**shown, **{name: size_text(size) for name, size in sizes.items()}}
+
+        bar = type("Bar", (tqdm,), {"format_dict": property(with_sizes)})
+        self._stream, self._made, self._items = stream, bar, items
+        self._write = tqdm.write
         self._bar: tqdm[Any] | None = None
         self._moved = _Moved()
         self._in_bytes = False
@@ -88,22 +116,21 @@ class _Bars:
                 self._bar.total = (self._bar.total or 0) + size
                 self._bar.refresh()
             case TransferStarted(blobs, size, _, _, beside):
-                self._begin("all transfers" if beside else f"{blobs} blobs", size, in_bytes=True)
+                self._begin("all transfers" if beside else _count(blobs, "blob"), size, True)
             case BytesMoved() | BlobDone() if self._bar is not None and self._in_bytes:
                 self._bar.update(self._moved.advance(event))
-            case Retrying() | Warned() | EndpointDown() | EndpointUp():
-                self._made.write(paragraph(_line(event)), file=self._stream)
+        if text := _line(event, self._stream, items=self._items):
+            self._write(text, file=self._stream)
 
-    def _begin(self, name: str, total: int | None, *, in_bytes: bool) -> None:
+    def _begin(self, name: str, total: int | None, in_bytes: bool = False) -> None:
         self.close()
         self._in_bytes = in_bytes
         self._bar = self._made(
             desc=printable(name),
             total=total,
             file=self._stream,
-            unit="B" if in_bytes else "",
-            unit_scale=in_bytes,
-            unit_divisor=1024,
+            unit="",
+            bar_format=_IN_BYTES if in_bytes else None,
             dynamic_ncols=True,
             leave=in_bytes,
         )
@@ -119,16 +146,16 @@ class _Lines:
 
     _INTERVAL_S = 10.0
 
-    def __init__(self, stream: TextIO, *, quiet: bool) -> None:
-        self._stream, self._quiet = stream, quiet
+    def __init__(self, stream: TextIO, *, quiet: bool, items: bool) -> None:
+        self._stream, self._quiet, self._items = stream, quiet, items
         self._moved = _Moved()
         self._total = self._done = 0
         self._reported_at = 0.0
 
     def __call__(self, event: Event) -> None:
+        if text := _line(event, self._stream, items=self._items):
+            print(text, file=self._stream, flush=True)
         match event:
-            case Retrying() | Warned() | EndpointDown() | EndpointUp():
-                self._say(_line(event))
             case _ if self._quiet:
                 pass
             case PhaseStarted(name, total):
@@ -137,9 +164,10 @@ class _Lines:
                 if not beside:
                     self._total = self._done = 0
                 self._total, self._reported_at = self._total + size, time.monotonic()
+                more = f", {_count(manifests, 'manifest')}, {_count(tags, 'tag')}"
                 self._say(
-                    f"{beside}{': ' if beside else ''}{blobs} blobs ({size_text(size)})"
-                    + (f", {manifests} manifests, {tags} tags" if manifests or tags else "")
+                    f"{beside}{': ' if beside else ''}{_count(blobs, 'blob')} ({size_text(size)})"
+                    + (more if manifests or tags else "")
                 )
             case BytesMoved() | BlobDone():
                 self._done += self._moved.advance(event)
@@ -147,22 +175,140 @@ class _Lines:
                     self._reported_at = time.monotonic()
                     share = self._done / self._total if self._total else 1.0
                     self._say(f"{share:4.0%}  {size_text(self._done)} of {size_text(self._total)}")
-            case PhaseAdvanced() | ManifestDone() | TagDone():
-                pass
 
     def _say(self, text: str) -> None:
-        print(paragraph(text), file=self._stream, flush=True)
+        print(message(paragraph(text)), file=self._stream, flush=True)
 
     def close(self) -> None:
         pass
 
 
-def _line(event: Retrying | Warned | EndpointDown | EndpointUp) -> str:
+class _Documents:
+    """A line of JSON for each event. What comes by the thousand is summed up once a second."""
+
+    _INTERVAL_S = 1.0
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream, self._moved = stream, _Moved()
+        self._items = self._bytes = self._total = 0
+        self._due_at: float | None = None
+
+    def __call__(self, event: Event) -> None:
+        match event:
+            case PhaseAdvanced(count):
+                self._items += count
+                self._later()
+                return
+            case BytesMoved():
+                self._bytes += self._moved.advance(event)
+                self._later()
+                return
+            case BlobDone():
+                self._bytes += self._moved.advance(event)
+            case TransferStarted(size=size, beside=beside):
+                if not beside:
+                    self.close()
+                    self._bytes = self._total = 0
+                self._total += size
+            case PhaseStarted():
+                self.close()
+                self._items = 0
+        values = {
+            _key(one.name): value
+            if isinstance(value, (str, int, float, type(None)))
+            else str(value)
+            for one in fields(event)
+            for value in (getattr(event, one.name),)
+        }
+        self._say(_event_name(type(event)), values)
+
+    def _later(self) -> None:
+        """Tell how far the work is, if that was not told lately."""
+        if self._due_at is None:
+            self._due_at = time.monotonic() + self._INTERVAL_S
+        elif time.monotonic() >= self._due_at:
+            self.close()
+
+    def _say(self, name: str, values: Mapping[str, Any]) -> None:
+        print(json_line({"event": name, **values}), file=self._stream, flush=True)
+
+    def close(self) -> None:
+        if self._due_at is not None:
+            self._due_at = None
+            self._say("progress", {k: getattr(self, f"_{k}") for k in ("items", "bytes", "total")})
+
+
+_SUMMED_UP = (PhaseAdvanced, BytesMoved)
+_TYPES = {"str": "string", "Digest": "string", "int": "integer", "float": "number"}
+
+
+def event_schema() -> dict[str, Any]:
+    """The JSON Schema of a line of `--progress json`."""
+    told = [
+        _object(
+            _event_name(kind),
+            kind.__doc__ or "",
+            {_key(one.name): str(one.type) for one in fields(kind)},
+        )
+        for kind in get_args(Event)
+        if kind not in _SUMMED_UP
+    ]
+    about = (
+        "How far the work is: `items` of the phase, and `bytes` of a `total`. At most once a second"
+    )
+    counts = dict.fromkeys(("items", "bytes", "total"), "int")
+    return {
+        "title": "A line of `--progress json`",
+        "oneOf": [*told, _object("progress", about, counts)],
+    }
+
+
+def _object(name: str, text: str, types: Mapping[str, str]) -> dict[str, Any]:
+    properties: dict[str, Any] = {
+        "time": {"type": "string", "format": "date-time"},
+        "event": {"const": name},
+    }
+    for key, annotation in types.items():
+        *kinds, last = (_TYPES.get(one, "null") for one in annotation.split(" | "))
+        properties[key] = {"type": [*kinds, last] if kinds else last}
+    return {
+        "description": text,
+        "type": "object",
+        "properties": properties,
+        "required": list(properties),
+    }
+
+
+def _event_name(kind: type[Event]) -> str:
+    return kind.__name__[0].lower() + kind.__name__[1:]
+
+
+def _key(name: str) -> str:
+    """The name of a field in JSON: `delay_s` is `delaySeconds`, as elsewhere in `--json`."""
+    first, *others = name.split("_")
+    return first + "".join("Seconds" if one == "s" else one.capitalize() for one in others)
+
+
+def _count(count: int, noun: str) -> str:
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
+def _line(event: Event, stream: TextIO, *, items: bool) -> str:
+    """What to say of `event` at once, in every form for people; nothing of most."""
+    level, text = "info", ""
     match event:
-        case Warned(message):
-            return f"warning: {message}"
+        case Warned(warning):
+            level, text = "warning", warning
         case EndpointDown(host, reason, _):
-            return f"warning: reading from the others, {host} failed: {reason}"
+            level, text = "warning", f"reading from the others, {host} failed: {reason}"
         case EndpointUp(host):
-            return f"{host} answers again"
-    return f"trying again in {event.delay_s:.1f}s: {event.reason}"
+            text = f"{host} answers again"
+        case Retrying(_, _, delay_s, reason):
+            text = f"trying again in {delay_s:.1f}s: {reason}"
+        case BlobDone(digest, size, sent) if items:
+            text = f"blob {digest} ({size_text(size)}{'' if sent else ', was there'})"
+        case ManifestDone(repository, digest) if items:
+            text = f"manifest {repository or '/'}@{digest}"
+        case TagDone(repository, tag, digest) if items:
+            text = f"tag {repository or '/'}:{tag} is {digest}"
+    return message(paragraph(text), level, stream) if text else ""

@@ -65,7 +65,7 @@ def test_json_means_the_same_and_prints(capsys: pytest.CaptureFixture[str]) -> N
 def test_progress_shows_foreign_text_on_lines_of_its_own_message(
     capsys: pytest.CaptureFixture[str], quiet: bool
 ) -> None:
-    with progress(quiet=quiet) as on_event:
+    with progress(form="none" if quiet else "auto") as on_event:
         on_event(PhaseStarted(EVIL, 3))
         on_event(Warned(EVIL))
         on_event(Retrying(EVIL, 1, 0.5, EVIL))

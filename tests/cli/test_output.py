@@ -2,16 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import io
 import json
-import os
-import pty
 import re
-import struct
-import subprocess
-import termios
 from pathlib import Path
 
 import pytest
@@ -20,8 +13,9 @@ from examples.release_tree import SMALL
 from mirror.events import EndpointDown, EndpointUp
 from mirror.reports.progress import progress
 from mirror.testing import EmbeddedRegistry
-from tests.support.program import PROGRAM, ROOT, call_mirror, environment, run_mirror
+from tests.support.program import call_mirror, run_mirror
 from tests.support.release_source import Source, serve
+from tests.support.terminal import on_a_terminal
 
 COUNTS = {"repositories", "tags", "manifests", "blobs", "elapsedSeconds"}
 DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
@@ -137,30 +131,6 @@ def test_plain_lines_have_no_bars_and_no_colours(source: Source, tmp_path: Path)
     assert not re.search(r"[\r\x1b]|%\|", run.succeeded().text)
 
 
-def on_a_terminal(*args: str | Path) -> tuple[int, str, str]:
-    """Run the program with a terminal for its standard error: (code, stdout, what it showed)."""
-    ours, theirs = pty.openpty()
-    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 30, 100, 0, 0))  # rows, columns
-    try:
-        process = subprocess.Popen(
-            [*PROGRAM, *map(str, args)],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=theirs,
-            cwd=ROOT,
-            env=environment({"TERM": "xterm"}),
-        )
-        os.close(theirs)
-        shown = b""
-        with contextlib.suppress(OSError):  # EIO: the other side was closed
-            while piece := os.read(ours, 65536):
-                shown += piece
-        out, _ = process.communicate(timeout=60)
-    finally:
-        os.close(ours)
-    return process.returncode, out.decode(), shown.decode()
-
-
 def test_a_terminal_shows_bars_and_stdout_stays_clean(source: Source, tmp_path: Path) -> None:
     folder = tmp_path / "bundle"
     code, out, shown = on_a_terminal("pull", folder, "--source", source.root, "--insecure")
@@ -180,7 +150,7 @@ def test_json_on_a_terminal_shows_no_bars(bundle: Path) -> None:
 def test_an_error_on_a_terminal_is_one_message(tmp_path: Path) -> None:
     code, out, shown = on_a_terminal("verify", tmp_path / "nowhere")
     assert (code, out) == (2, "")
-    assert shown.startswith("error: ")
+    assert shown.startswith("\x1b[1;31merror:\x1b[0m ")
     assert "Traceback" not in shown
 
 
@@ -293,7 +263,7 @@ def test_parts_of_the_tree_are_left_out_on_request(source: Source, tmp_path: Pat
 
 def test_endpoints_that_fail_and_return_are_told_even_when_quiet() -> None:
     stream = io.StringIO()
-    with progress(stream, quiet=True) as on_event:
+    with progress(stream, form="none") as on_event:
         on_event(EndpointDown("10.0.0.1:5001", "GET 10.0.0.1:5001: refuses connections", 2.0))
         on_event(EndpointUp("10.0.0.1:5001"))
     down, up = stream.getvalue().splitlines()

@@ -53,8 +53,8 @@ def test_lines_tell_what_each_of_several_transfers_adds() -> None:
                 listener(event)
     assert stream.getvalue().splitlines() == [
         "syncing 2 replicas: 2",
-        "one: 2 blobs (2.0 KiB), 1 manifests, 1 tags",
-        "two: 2 blobs (2.0 KiB), 1 manifests, 1 tags",
+        "one: 2 blobs (2.0 KiB), 1 manifest, 1 tag",
+        "two: 2 blobs (2.0 KiB), 1 manifest, 1 tag",
     ]
 
 

@@ -42,6 +42,7 @@ def test_the_program_presents_itself_without_loading_any_command(option: str) ->
     assert ours == {
         *("mirror", "mirror.cli", "mirror.errors"),
         *("mirror.commands", "mirror.commands.errors", "mirror.commands.process"),
+        *("mirror.reports", "mirror.reports.messages"),
     }
 
 
