@@ -123,6 +123,12 @@ from mirror.operations.compare import diff as diff
 from mirror.operations.compare import history as history
 from mirror.operations.compare import status as status
 from mirror.operations.compare import verify as verify
+from mirror.operations.extract import ExtractReport as ExtractReport
+from mirror.operations.extract import extract_image as extract_image
+from mirror.operations.images import copy_image as copy_image
+from mirror.operations.images import find_image as find_image
+from mirror.operations.images import read_image as read_image
+from mirror.operations.images import save_blob as save_blob
 from mirror.operations.merge import MergeReport as MergeReport
 from mirror.operations.merge import merge as merge
 from mirror.operations.prune import PruneReport as PruneReport
@@ -139,6 +145,10 @@ from mirror.operations.push_reports import MemberReport as MemberReport
 from mirror.operations.push_reports import PushPlan as PushPlan
 from mirror.operations.push_reports import PushReport as PushReport
 from mirror.operations.push_reports import QuorumReport as QuorumReport
+from mirror.operations.releases import Release as Release
+from mirror.operations.releases import ReleaseList as ReleaseList
+from mirror.operations.releases import list_releases as list_releases
+from mirror.operations.releases import read_release as read_release
 from mirror.operations.replicate import Outcome as Outcome
 from mirror.operations.replicate import ReplicaResult as ReplicaResult
 from mirror.operations.rollback import RollbackReport as RollbackReport
@@ -171,6 +181,7 @@ from mirror.release.selection import ItemFilter as ItemFilter
 from mirror.release.selection import PlatformSelection as PlatformSelection
 from mirror.release.selection import Selection as Selection
 from mirror.release.selection import WantedImage as WantedImage
+from mirror.release.source import ReleaseInfo as ReleaseInfo
 from mirror.release.source import ReleaseSource as ReleaseSource
 from mirror.release.source import SourceTree as SourceTree
 from mirror.run import Cancellation as Cancellation

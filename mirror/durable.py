@@ -241,6 +241,14 @@ class Folder:
         there = self.fd if into is None else into.fd
         os.replace(_one(old), _one(new), src_dir_fd=self.fd, dst_dir_fd=there)
 
+    def link(self, name: str, new: str, into: Folder) -> None:
+        """Give a file a second name `into` a folder, where nothing may have it."""
+        os.link(_one(name), _one(new), src_dir_fd=self.fd, dst_dir_fd=into.fd)
+
+    def symlink(self, name: str, target: str) -> None:
+        """Make a symbolic link where nothing may be. It is the caller who knows where it leads."""
+        os.symlink(target, _one(name), dir_fd=self.fd)
+
     def unlink(self, name: str) -> bool:
         """Remove a file or link; False if nothing has this name."""
         try:

@@ -34,7 +34,7 @@ _BELOW = {
     "config": "release bundle sync registry layout oci documents run",
     "modes": "bundle sync registry oci documents run durable",
     "nodeconfig": "modes oci documents durable",
-    "operations": "modes release bundle sync registry layout oci documents run",
+    "operations": "modes release bundle sync registry layout oci documents run durable",
     "watch": "operations release bundle sync registry layout oci serve documents run",
     "serve": "oci durable",
     "testing": "serve",

@@ -199,7 +199,8 @@ class ModeClient:
         """A blob's bytes from `offset` on; see `RegistryClient.blob`.
 
         From offset 0 on the whole is verified, even if several endpoints gave parts; the last chunk
-        is held back until that has succeeded.
+        is held back until that has succeeded. Where there are several endpoints it is verified in
+        any case, since nobody else can tell which of them is damaged.
         """
         place = self._names.read(repository)
         reading, at = self._reading(self._blob_name(place, digest), place)
@@ -208,6 +209,7 @@ class ModeClient:
             client, path = at(endpoint)
             return client.blob(path, digest, size=size, offset=position, verify=False)
 
+        verify = verify or len(reading.endpoints) > 1
         return reading.blob(open_at, digest, size, offset, verify=verify)
 
     def tags(self, repository: str) -> list[str]:

@@ -336,6 +336,7 @@ class Reading:
                     err.relocate(f"{hosts}: {self.what}")
                     raise
                 self.failed(givers[-1], err)
+                err.relocate(f"{givers[-1].host}: {self.what}")
                 continue
             self.served(givers[-1])
             return

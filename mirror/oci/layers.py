@@ -20,9 +20,9 @@ from mirror.oci.tar_stream import EntryKind, TarEntry, TarStream
 LayerOpener: TypeAlias = Callable[[], Iterator[bytes]]
 """Opens the compressed bytes of one layer and verifies them; it can be called again."""
 
-_MAX_LINKS = 40
+MAX_LINKS = 40
 """The most links on the way to one file: as many symbolic links as Linux follows."""
-_MAX_PATH = 4096
+MAX_PATH = 4096
 """The most characters of a path with its links resolved."""
 
 
@@ -50,7 +50,7 @@ def read_files(
             names the image; the base is layer 1.
         ValueError: a path is the root itself or leads out of it.
     """
-    wanted = {path: _clean(path) or "" for path in paths}
+    wanted = {path: clean_path(path) or "" for path in paths}
     for path, inside in wanted.items():
         if not inside:
             raise ValueError(f"{path!r} does not name a file inside an image")
@@ -74,14 +74,49 @@ def read_files(
     return {path: found[path] for path in paths if path in found}
 
 
+@contextlib.contextmanager
+def opened(layer: LayerOpener, name: str, count: Callable[[int], None]) -> Iterator[TarStream]:
+    """A layer's archive; `count` hears how many bytes come out of it, and may raise.
+
+    If its content is broken, the layer is read to its end first: the opener says so if these are
+    not the right bytes at all. It is closed in the end, if it can be.
+    """
+
+    def counted(chunks: Iterator[bytes]) -> Iterator[bytes]:
+        for chunk in chunks:
+            count(len(chunk))
+            yield chunk
+
+    raw = layer()
+    with contextlib.ExitStack() as stack:
+        close = getattr(raw, "close", None)
+        if close is not None:
+            stack.callback(close)
+        try:
+            unpacked = decompressed(raw, name)
+            stack.callback(getattr(unpacked.chunks, "close", lambda: None))
+            marked = not unpacked.self_checking
+            yield TarStream(counted(unpacked.chunks), name, end_marker=marked)
+        except UnreadableImageError:
+            for _ in raw:
+                pass
+            raise
+
+
+def check_unpacked(size: int, most: int, where: str) -> None:
+    """Refuse (UnreadableImageError) an image out of whose layers more than `most` bytes come."""
+    if size > most:
+        raise UnreadableImageError(f"{where}: more than {most} bytes come out of the layers")
+
+
 # -- what one layer says --------------------------------------------------------------------------
 
-_WHITEOUT = ".wh."
-_WHITEOUT_META = ".wh..wh."
-_OPAQUE = ".wh..wh..opq"
+WHITEOUT = ".wh."
+WHITEOUT_META = ".wh..wh."
+OPAQUE = ".wh..wh..opq"
 
 
-def _clean(name: str) -> str | None:
+def clean_path(name: str) -> str | None:
     """`name` without leading or double slashes, `.` and `..`. "" is the root; None lies outside."""
     parts: list[str] = []
     for part in name.split("/"):
@@ -159,10 +194,10 @@ class _LayerView:
 
     def add(self, entry: TarEntry, archive: TarStream, max_file_bytes: int) -> None:
         """Note the layer's next entry; a wanted file's data is read from `archive`."""
-        path = _clean(entry.name)
+        path = clean_path(entry.name)
         if not path:
             return  # the root itself, or a name that would escape it
-        if f"/{_WHITEOUT}" in f"/{path}":
+        if f"/{WHITEOUT}" in f"/{path}":
             self._add_whiteout(path)
             return
         for above in _above(path):
@@ -181,13 +216,13 @@ class _LayerView:
 
     def _add_whiteout(self, path: str) -> None:
         directory, _, name = path.rpartition("/")
-        if f"/{_WHITEOUT}" in f"/{directory}":
+        if f"/{WHITEOUT}" in f"/{directory}":
             return  # inside of what old storage drivers kept, `.wh..wh.plnk/` and the like
-        if name == _OPAQUE:
+        if name == OPAQUE:
             if not directory or directory in self._tracked:
                 self._opaque.add(directory)
-        elif not name.startswith(_WHITEOUT_META):
-            hidden = _join(directory, name.removeprefix(_WHITEOUT))
+        elif not name.startswith(WHITEOUT_META):
+            hidden = _join(directory, name.removeprefix(WHITEOUT))
             if hidden in self._tracked:
                 self._whiteouts.add(hidden)
 
@@ -195,7 +230,7 @@ class _LayerView:
         self, path: str, entry: TarEntry, archive: TarStream, max_file_bytes: int
     ) -> _PathContent:
         if entry.kind is EntryKind.HARDLINK:
-            target = _clean(entry.target) or ""
+            target = clean_path(entry.target) or ""
             # Resolved now, because a later entry of that name is another file.
             now = self.nodes.get(target) if target in self.wanted else None
             if now is not None and now is not _DIRECTORY:
@@ -266,7 +301,7 @@ class _Image:
             at = _join(here, name)
             # Ask the layers for as much of the way as is certain: up to the first step back.
             ahead = [at, *itertools.takewhile(lambda part: part != "..", rest)]
-            below = self._lookup(at, _clean("/".join(ahead)) or at, top, links)
+            below = self._lookup(at, clean_path("/".join(ahead)) or at, top, links)
             if below is None:
                 return None
             if below.kind is EntryKind.SYMLINK and (follow or rest):
@@ -276,9 +311,9 @@ class _Image:
                 if below.target.startswith("/"):
                     here = ""
                 node, rest = _DIRECTORY, [*below.target.split("/"), *rest]
-                if len(here) + sum(map(len, rest)) + len(rest) > _MAX_PATH:
+                if len(here) + sum(map(len, rest)) + len(rest) > MAX_PATH:
                     raise UnreadableImageError(
-                        f"{self._where}: links make {path} longer than {_MAX_PATH} characters"
+                        f"{self._where}: links make {path} longer than {MAX_PATH} characters"
                     )
             elif rest and below is not _DIRECTORY:
                 return None
@@ -308,9 +343,9 @@ class _Image:
         return None
 
     def _count_link(self, path: str, links: Iterator[int]) -> None:
-        if next(links) > _MAX_LINKS:
+        if next(links) > MAX_LINKS:
             raise UnreadableImageError(
-                f"{self._where}: more than {_MAX_LINKS} links on the way to {path}"
+                f"{self._where}: more than {MAX_LINKS} links on the way to {path}"
             )
 
     def scan(self, layer: int, wanted: Collection[str]) -> None:
@@ -318,35 +353,14 @@ class _Image:
         # Again those of earlier passes: a hard link is resolved where both names are noted.
         view = _LayerView(self._views[layer].wanted.union(wanted))
         name = self._name(layer)
-        raw = self._layers[layer]()
-        with contextlib.ExitStack() as stack:
-            close = getattr(raw, "close", None)
-            if close is not None:
-                stack.callback(close)
-            try:
-                unpacked = decompressed(raw, name)
-                stack.callback(getattr(unpacked.chunks, "close", lambda: None))
-                archive = TarStream(
-                    self._counted(unpacked.chunks, name),
-                    name,
-                    end_marker=not unpacked.self_checking,
-                )
-                for entry in archive:
-                    view.add(entry, archive, self._max_file_bytes)
-            except UnreadableImageError:
-                for _ in raw:  # the opener says so if these are not the right bytes at all
-                    pass
-                raise
+        with opened(self._layers[layer], name, self._count) as archive:
+            for entry in archive:
+                view.add(entry, archive, self._max_file_bytes)
         self._views[layer] = view
 
-    def _counted(self, chunks: Iterator[bytes], name: str) -> Iterator[bytes]:
-        for chunk in chunks:
-            self._unpacked += len(chunk)
-            if self._unpacked > self._max_unpacked_bytes:
-                raise UnreadableImageError(
-                    f"{name}: more than {self._max_unpacked_bytes} bytes come out of the layers"
-                )
-            yield chunk
+    def _count(self, size: int) -> None:
+        self._unpacked += size
+        check_unpacked(self._unpacked, self._max_unpacked_bytes, self._where)
 
     def _name(self, layer: int) -> str:
         return f"{self._where}, layer {layer + 1} of {len(self._layers)}"

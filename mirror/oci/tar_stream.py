@@ -73,6 +73,7 @@ class TarEntry:
     target: str
     size: int
     sparse: bool
+    mode: int = 0o644
 
 
 class TarStream:
@@ -103,6 +104,15 @@ class TarStream:
         data = self._exactly(self._data)
         self._data = 0
         return data
+
+    def pieces(self) -> Iterator[bytes]:
+        """The data of the current entry piece by piece, to be read before the next entry is."""
+        while self._data:
+            piece = self._take(min(self._data, PIECE))
+            if not piece:
+                self._fail("cut off inside a file")
+            self._data -= len(piece)
+            yield piece
 
     def _next(self) -> TarEntry | None:
         """Read to the next entry; None at the end of the archive."""
@@ -149,6 +159,7 @@ class TarStream:
             size=self._data,
             sparse=header.type == tarfile.GNUTYPE_SPARSE
             or any(key.startswith("GNU.sparse.") for key in pax),
+            mode=header.mode & 0o7777,
         )
 
     def _header(self, *, extended: bool) -> tarfile.TarInfo | None:

@@ -9,12 +9,14 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from mirror.errors import (
+    DigestMismatchError,
     IncompleteError,
     IntegrityError,
     MirrorError,
     NoSoundCopyError,
     NotFoundError,
     RegistryError,
+    SizeMismatchError,
 )
 from mirror.events import (
     BlobDone,
@@ -130,16 +132,21 @@ def copy_blob(
 ) -> int:
     """Bring one blob; return the bytes that moved.
 
-    If what `source`, a `FailoverSource`, gave first proves wrong, its next place gives the blob.
+    If what `source`, a `FailoverSource`, gave first proves wrong, its next place gives the blob. A
+    client of several replicas says itself which of them is damaged, and then asks the others first.
     """
     content = BlobContent(source, step.source, step.digest, step.size, on_bytes=on_bytes, run=run)
+    damaged: set[str] = set()
     while True:
         try:
             return target.put_blob(step, content)
         except IntegrityError as err:
-            if not (content.is_blamed_by(err) and isinstance(source, FailoverSource)):
+            mismatch = isinstance(err, DigestMismatchError | SizeMismatchError)
+            if content.is_blamed_by(err) and isinstance(source, FailoverSource):
+                source.reject(step.digest, err)
+            elif not mismatch or content.is_blamed_by(err) or err.where in damaged:
                 raise
-            source.reject(step.digest, err)
+            damaged.add(err.where)
         content = content.restarted()
 
 

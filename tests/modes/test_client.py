@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -32,9 +33,13 @@ from mirror.modes.endpoints import Endpoint, HealthMemory
 from mirror.modes.routes import Plane
 from mirror.modes.settings import RegistrySettings
 from mirror.oci import Digest
+from mirror.oci.manifest import OCI_MANIFEST
+from mirror.operations.images import save_blob
 from mirror.registry import ConnectionOptions, Credentials, RegistryClient
 from mirror.serve import BasicAuth, TokenAuth
 from mirror.serve import User as Person
+from mirror.sync import MemoryStore, make_plan, transfer
+from mirror.sync.tree import RegistryTree
 from mirror.testing import Answer, CorruptBody, CutResponse, EmbeddedRegistry, Fault, Refuse, Stall
 from tests.conftest import MakeEmbeddedRegistry
 from tests.support.cluster_replicas import ACCOUNTS, at, certificate, hasty, image, put, sites
@@ -508,6 +513,76 @@ def test_the_error_and_an_event_name_the_replicas_whose_blob_is_damaged(
     assert str(caught.value).startswith(f"{both}blob ")
     warned = [one.message for one in events if isinstance(one, Warned)]
     assert any(one.startswith(both) for one in warned)
+
+
+LARGE = image(seed=2, layer_bytes=5 << 20)
+LATE = Fault(CorruptBody(at=5_000_000), method="GET", path=f"/blobs/{LARGE.layer_digest}")
+"""Damage that shows when most of the blob has long been handed on."""
+
+
+@pytest.fixture
+def of_large_images(make_replica: MakeReplica) -> Callable[[bool], EmbeddedRegistry]:
+    """Start replicas with a large blob, damaged or not."""
+
+    def make(damaged: bool) -> EmbeddedRegistry:
+        replica = make_replica(filled=False)
+        put(replica, INSTALL, LARGE, "v1.70.0")
+        if damaged:
+            replica.faults.add(replace(LATE, times=None))
+        return replica
+
+    return make
+
+
+def test_a_file_gets_its_blob_from_another_replica_however_late_the_damage_shows(
+    of_large_images: Callable[[bool], EmbeddedRegistry],
+    connect_local: Connect,
+    events: list[Event],
+    tmp_path: Path,
+) -> None:
+    damaged, well = of_large_images(True), of_large_images(False)
+    client = connect_local(damaged, well)
+    size = save_blob(client, "install", LARGE.layer_digest, tmp_path / "layer")
+    assert size == len(LARGE.layer)
+    assert (tmp_path / "layer").read_bytes() == LARGE.layer
+    warned = [one.message for one in events if isinstance(one, Warned)]
+    assert any(one.startswith(f"{damaged.address}: blob {LOGICAL_BASE}") for one in warned)
+
+
+def test_a_transfer_takes_a_blob_from_another_replica_however_late_the_damage_shows(
+    of_large_images: Callable[[bool], EmbeddedRegistry], connect_local: Connect
+) -> None:
+    client, there, wanted = (
+        connect_local(of_large_images(True), of_large_images(False)),
+        MemoryStore(),
+        MemoryStore(),
+    )
+    for blob in LARGE.blobs:
+        wanted.add_blob("install", blob)
+    wanted.add_manifest("install", LARGE.manifest.raw, OCI_MANIFEST)
+    plan = make_plan(wanted.inventory(), there.inventory())
+    transfer(plan, RegistryTree(client, client.root).source(), there)
+    assert there.inventory() == wanted.inventory()
+
+
+@pytest.mark.parametrize("size", [len(IMAGE.layer), len(LARGE.layer)])
+def test_an_error_names_the_replicas_that_have_a_blob_damaged(
+    make_replica: MakeReplica, connect_local: Connect, tmp_path: Path, size: int
+) -> None:
+    one = IMAGE if size == len(IMAGE.layer) else LARGE
+    replicas = make_replica(), make_replica()
+    for replica in replicas:
+        put(replica, INSTALL, one)
+        path = f"/blobs/{one.layer_digest}"
+        replica.faults.add(Fault(CorruptBody(at=size - 100), path=path, times=None))
+    settings = {"plane": Plane.REPLICA}
+    with pytest.raises(DigestMismatchError) as caught:
+        save_blob(
+            connect_local(*replicas, **settings), "install", one.layer_digest, tmp_path / "layer"
+        )
+    named = [replica.address for replica in replicas if replica.address in str(caught.value)]
+    assert named
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(("asked", "patience_s"), [(None, 10.0), (ConnectionOptions(), 60.0)])

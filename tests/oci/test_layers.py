@@ -20,7 +20,8 @@ from hypothesis import strategies as st
 from mirror.errors import DigestMismatchError, UnreadableImageError
 from mirror.oci import Digest, verified
 from mirror.oci.layers import LayerOpener, read_files
-from mirror.oci.tar_stream import TarStream
+from mirror.oci.root_fs import Leaf, RootFs
+from mirror.oci.tar_stream import EntryKind, TarStream
 from tests.support.program import ROOT
 
 FILE, DIR, SYM, LINK = tarfile.REGTYPE, tarfile.DIRTYPE, tarfile.SYMTYPE, tarfile.LNKTYPE
@@ -110,6 +111,22 @@ def read(layers: Sequence[LayerOpener], *paths: str) -> dict[str, str]:
     return {path: data.decode() for path, data in read_files(layers, paths).items()}
 
 
+def applied(layers: Sequence[LayerOpener], *, max_entries: int = 1000) -> RootFs:
+    return RootFs(layers, max_entries=max_entries, max_unpacked_bytes=1 << 30, where="image")
+
+
+def found_in(files: RootFs, *paths: str) -> dict[str, str]:
+    """The same as `read` gives, of all layers as one."""
+    places = {}
+    for path in paths:
+        found = files.find(path)
+        if found is not None and isinstance(found[1], Leaf) and found[1].kind is EntryKind.FILE:
+            assert not found[1].problem
+            places[path] = found[1].place
+    data = {place: b"".join(pieces) for place, pieces in files.data(set(places.values()))}
+    return {path: data[place].decode() for path, place in places.items()}
+
+
 # -- whiteouts, names and what hides what ----------------------------------------------------------
 
 
@@ -158,6 +175,7 @@ def read(layers: Sequence[LayerOpener], *paths: str) -> dict[str, str]:
 def test_the_merged_file_system_is_read(layers: list[list[Item]], expected: str | None) -> None:
     found = read(image(*layers), "a/f")
     assert found == ({} if expected is None else {"a/f": expected})
+    assert found_in(applied(image(*layers)), "a/f") == found
 
 
 @pytest.mark.parametrize(
@@ -214,6 +232,7 @@ def test_links_are_followed_inside_the_image(
 ) -> None:
     found = read(image(*layers), "a/f")
     assert found == ({} if expected is None else {"a/f": expected})
+    assert found_in(applied(image(*layers)), "a/f") == found
 
 
 @pytest.mark.parametrize(
@@ -240,6 +259,24 @@ def test_forty_links_are_followed() -> None:
 def test_paths_come_back_as_they_were_asked_for() -> None:
     layers = image([file("a", "1"), file("b", "2")])
     assert read(layers, "/b", "./a", "a", "c") == {"/b": "2", "./a": "1", "a": "1"}
+
+
+def test_a_name_without_a_file_behind_it_is_told_when_it_is_asked_for() -> None:
+    bad = [hardlink("a", "a"), hardlink("b", "x"), symlink("c", "c"), hardlink("d", "c/e")]
+    files = applied(image([*bad, file("good", "1")]))
+    assert found_in(files, "good") == {"good": "1"}
+    for name, target in (("a", "a"), ("b", "x"), ("d", "c/e")):
+        found = files.find(name)
+        assert found is not None
+        assert isinstance(found[1], Leaf)
+        assert found[1].problem == f"is a hard link to {target!r}, where there is no file"
+    with pytest.raises(UnreadableImageError, match="more than 40 links on the way to c"):
+        files.find("c")
+
+
+def test_entries_and_their_names_are_bounded() -> None:
+    with pytest.raises(UnreadableImageError, match="more than 2 entries"):
+        applied(image([file("a", ""), file("a", ""), file("a", "")]), max_entries=2)
 
 
 @pytest.mark.parametrize("path", ["", "/", ".", "../a", "a/../.."])
@@ -702,6 +739,7 @@ def test_reading_equals_applying_all_layers(
             read(image(*layers), *paths)
     else:
         assert read(image(*layers), *paths) == expected
+        assert found_in(applied(image(*layers)), *paths) == expected
 
 
 @given(junk=st.binary(max_size=2000), start=st.integers(0, 1500))

@@ -1,0 +1,227 @@
+"""The file system that the layers of an image make together (image-spec, layer.md).
+
+`layers.read_files` answers for a few paths and reads no more than it must; here the layers are
+applied one after the other, as a container runtime does, but to names in memory. What a path really
+is, and where a link ends, is then decided without a disk, so nothing of an image can lead out of
+the folder that it is unpacked to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from mirror.errors import UnreadableImageError
+from mirror.oci.layers import (
+    MAX_LINKS,
+    MAX_PATH,
+    OPAQUE,
+    WHITEOUT,
+    WHITEOUT_META,
+    LayerOpener,
+    check_unpacked,
+    clean_path,
+    opened,
+)
+from mirror.oci.tar_stream import EntryKind, TarEntry, TarStream
+
+_MAX_NAMES_BYTES = 128 << 20
+"""The most characters of all names and targets of an image, which are held in memory."""
+
+
+class Place(NamedTuple):
+    """Where a file's data is: the layer's number and the entry's in it, from 0."""
+
+    layer: int
+    entry: int
+
+
+@dataclass(frozen=True, slots=True)
+class Leaf:
+    """Something in an image that is no folder.
+
+    `size` is bytes, `mode` the permissions, `target` a symbolic link's. A `problem` says why a file
+    cannot be read. Two names of one file are one leaf; a hard link is one that leads nowhere.
+    """
+
+    kind: EntryKind
+    place: Place
+    size: int = 0
+    mode: int = 0o644
+    target: str = ""
+    problem: str = ""
+
+
+@dataclass(slots=True)
+class Directory:
+    """A folder of an image."""
+
+    children: dict[str, Directory | Leaf] = field(default_factory=dict)
+
+
+class RootFs:
+    """What is at each path of an image. Reading `layers`, the base first, is what makes one.
+
+    Raises:
+        UnreadableImageError: a layer is cut off, damaged or of an unknown kind, or there are more
+            than `max_entries` entries in all of them, or more bytes than `max_unpacked_bytes` come
+            out of them. `where` names the image.
+    """
+
+    def __init__(
+        self,
+        layers: Sequence[LayerOpener],
+        *,
+        max_entries: int,
+        max_unpacked_bytes: int,
+        where: str,
+    ) -> None:
+        self._layers, self._where = layers, where
+        self._max_entries, self._max_unpacked = max_entries, max_unpacked_bytes
+        self._entries_seen = self._names_bytes = self._unpacked = 0
+        self._broken: list[tuple[Directory, str, Leaf, str]] = []
+        self.root = Directory()
+        for number in range(len(layers)):
+            self._apply(number)
+
+    # -- looking -------------------------------------------------------------------------------
+
+    def find(self, path: str, *, follow: bool = True) -> tuple[str, Directory | Leaf] | None:
+        """What is at `path`, with its path after all links ("" is the root); None for nothing.
+
+        With `follow`, a symbolic link at the end is followed as those on the way are.
+
+        Raises:
+            UnreadableImageError: links lead in circles.
+        """
+        here: list[tuple[str, Directory]] = [("", self.root)]
+        rest = path.split("/")[::-1]
+        links = 0
+        while rest:
+            name = rest.pop()
+            if name in ("", "."):
+                continue
+            if name == "..":
+                del here[max(1, len(here) - 1) :]
+                continue
+            node = here[-1][1].children.get(name)
+            if isinstance(node, Directory):
+                here.append((name, node))
+                continue
+            if node is not None and node.kind is EntryKind.SYMLINK and (follow or rest):
+                links += 1
+                rest.extend(node.target.split("/")[::-1])
+                if links > MAX_LINKS or sum(map(len, rest)) + len(rest) > MAX_PATH:
+                    raise UnreadableImageError(
+                        f"{self._where}: more than {MAX_LINKS} links on the way to {path}, or "
+                        f"more than {MAX_PATH} characters"
+                    )
+                if node.target.startswith("/"):
+                    del here[1:]
+                continue
+            if node is None or rest:
+                return None
+            return "/".join([*(one for one, _ in here[1:]), name]), node
+        return "/".join(one for one, _ in here[1:]), here[-1][1]
+
+    def data(self, wanted: Collection[Place]) -> Iterator[tuple[Place, Iterator[bytes]]]:
+        """The data of files, in the order in which the layers have them; they are read again.
+
+        The pieces of one are to be read before the next is asked for.
+        """
+        self._unpacked = 0
+        for layer in sorted({place.layer for place in wanted}):
+            for number, _, archive in self._entries(layer):
+                place = Place(layer, number)
+                if place in wanted:
+                    yield place, archive.pieces()
+
+    # -- applying ------------------------------------------------------------------------------
+
+    def _entries(self, layer: int) -> Iterator[tuple[int, TarEntry, TarStream]]:
+        name = f"{self._where}, layer {layer + 1} of {len(self._layers)}"
+        with opened(self._layers[layer], name, self._count) as archive:
+            for number, entry in enumerate(archive):
+                yield number, entry, archive
+
+    def _count(self, size: int) -> None:
+        self._unpacked += size
+        check_unpacked(self._unpacked, self._max_unpacked, self._where)
+
+    def _apply(self, layer: int) -> None:
+        added: list[tuple[str, int, TarEntry]] = []
+        hidden: list[str] = []
+        for number, entry, _ in self._entries(layer):
+            self._entries_seen += 1
+            self._names_bytes += len(entry.name) + len(entry.target)
+            if self._entries_seen > self._max_entries or self._names_bytes > _MAX_NAMES_BYTES:
+                raise UnreadableImageError(
+                    f"{self._where}: its layers have more than {self._max_entries} entries, or "
+                    f"more than {_MAX_NAMES_BYTES} bytes of names"
+                )
+            path = clean_path(entry.name)
+            if not path:
+                continue  # the root itself, or a name that would escape it
+            if f"/{WHITEOUT}" in f"/{path}":
+                hidden.append(path)
+            else:
+                added.append((path, number, entry))
+        # First: wherever in the layer they stand, whiteouts speak of lower layers only.
+        for path in hidden:
+            self._hide(path)
+        for path, number, entry in added:
+            self._put(path, entry, Place(layer, number))
+        for directory, name, broken, target in self._broken:  # their targets may have come later
+            if directory.children.get(name) is broken:
+                directory.children[name] = self._linked(target) or broken
+        self._broken.clear()
+
+    def _hide(self, path: str) -> None:
+        directory, _, name = path.rpartition("/")
+        if f"/{WHITEOUT}" in f"/{directory}":
+            return  # inside of what old storage drivers kept, `.wh..wh.plnk/` and the like
+        within: Directory | Leaf | None = self.root
+        for part in filter(None, directory.split("/")):
+            if not isinstance(within, Directory):
+                return
+            within = within.children.get(part)
+        if not isinstance(within, Directory):
+            return
+        if name == OPAQUE:
+            within.children.clear()
+        elif not name.startswith(WHITEOUT_META):
+            within.children.pop(name.removeprefix(WHITEOUT), None)
+
+    def _put(self, path: str, entry: TarEntry, place: Place) -> None:
+        *above, name = path.split("/")
+        within = self.root
+        for part in above:
+            found = within.children.get(part)
+            if not isinstance(found, Directory):
+                found = within.children[part] = Directory()
+            within = found
+        if entry.kind is EntryKind.DIRECTORY:
+            if not isinstance(within.children.get(name), Directory):
+                within.children[name] = Directory()
+            return
+        if entry.kind is EntryKind.HARDLINK:
+            # Resolved now, because a later entry of that name is another file.
+            leaf = self._linked(entry.target)
+            if leaf is None:
+                problem = f"is a hard link to {entry.target!r}, where there is no file"
+                leaf = Leaf(EntryKind.HARDLINK, place, problem=problem)
+                self._broken.append((within, name, leaf, entry.target))
+        else:
+            problem = "is stored as a sparse file, which is not read" if entry.sparse else ""
+            leaf = Leaf(entry.kind, place, entry.size, entry.mode, entry.target, problem)
+        within.children[name] = leaf
+
+    def _linked(self, target: str) -> Leaf | None:
+        """What a hard link to `target` is a name of."""
+        with suppress(UnreadableImageError):  # links in circles are no file either
+            found = self.find(clean_path(target) or "", follow=False)
+            if found is not None and isinstance(found[1], Leaf):
+                return found[1] if found[1].kind is not EntryKind.HARDLINK else None
+        return None
