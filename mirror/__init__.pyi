@@ -86,6 +86,7 @@ from mirror.nodeconfig.cluster import load_access as load_access
 from mirror.nodeconfig.cluster import load_facts as load_facts
 from mirror.nodeconfig.cluster import load_nodes as load_nodes
 from mirror.nodeconfig.hosts import Containerd as Containerd
+from mirror.nodeconfig.objects import PushIngress as PushIngress
 from mirror.nodeconfig.pki import Authorities as Authorities
 from mirror.nodeconfig.pki import KeyPair as KeyPair
 from mirror.nodeconfig.pods import Images as Images

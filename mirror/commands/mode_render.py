@@ -16,6 +16,7 @@ from mirror.errors import RenderingError
 from mirror.modes.settings import RegistrySettings
 from mirror.nodeconfig.cluster import Node, Ports, load_nodes, read_text
 from mirror.nodeconfig.hosts import Containerd
+from mirror.nodeconfig.objects import PushIngress
 from mirror.nodeconfig.pods import Images
 from mirror.nodeconfig.proxies import Nginx
 from mirror.nodeconfig.render import Rendered, RenderOptions, render, write_cluster
@@ -66,7 +67,8 @@ IMAGE_NAMES = ("distribution", "auth", "mirror", "nginx")
     "--out",
     type=click.Path(file_okay=False, path_type=Path),
     required=True,
-    help="Folder for the trees nodes/NAME and in-cluster. Files no longer needed are removed.",
+    help="Folder for the trees nodes/NAME and in-cluster, and for the cluster's objects "
+    "(manifests). Files no longer needed are removed.",
 )
 @click.option(
     "--secrets",
@@ -87,8 +89,8 @@ IMAGE_NAMES = ("distribution", "auth", "mirror", "nginx")
     "images",
     multiple=True,
     metavar="NAME=IMAGE",
-    help="Images of static pods: distribution, auth and (Local) mirror on masters; nginx of each "
-    "node's balancer and relay. Without its images, a pod is not written.",
+    help="Images of pods: distribution, auth and (Local) mirror on masters; nginx of each node's "
+    "balancer and relay. Without its images, a pod is not written.",
 )
 @click.option(
     "--nginx-module",
@@ -122,8 +124,20 @@ IMAGE_NAMES = ("distribution", "auth", "mirror", "nginx")
     "cache_proxies",
     multiple=True,
     metavar="NAME=VALUE",
-    help="Proxy through which the caches of mode Proxy reach the upstream: HTTP_PROXY, HTTPS_PROXY "
-    "or NO_PROXY. Repeatable.",
+    help="Proxy through which caches (Proxy) and the in-cluster proxy (Direct) reach the upstream: "
+    "HTTP_PROXY, HTTPS_PROXY or NO_PROXY. Repeatable.",
+)
+@click.option(
+    "--push-ingress",
+    "push_ingress",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="The public address for pushes (Local mode): host=registry.example.com, and if needed "
+    "class=NAME, tls-secret=NAME, allow=NETWORK,… Repeatable.",
+)
+@flag(
+    "--switched",
+    text="In a transition (--from): components read by the new way already.",
 )
 @flag(
     "--in-place",
@@ -145,15 +159,20 @@ def render_command(
     source_cas: tuple[str, ...],
     in_cluster_ports: tuple[str, ...],
     cache_proxies: tuple[str, ...],
+    push_ingress: tuple[str, ...],
+    switched: bool,
     in_place: bool,
     work: Work,
 ) -> None:
     """Write the configuration of nodes and services for a mode.
 
     For every node its hosts.toml tree, the balancer, and on masters the registry, its token server
-    and replication; for Direct mode the in-cluster proxy. The authority and the passwords are made
-    once and kept, so that the same settings render the same files.
+    and replication; for Direct mode the in-cluster proxy; and the cluster's objects: Secrets,
+    Services, the Deployment of the proxy, the ingress for pushes. The authority and the passwords
+    are made once and kept, so that the same settings render the same files.
     """
+    if switched and previous is None:
+        raise RenderingError("--switched: expected a transition, found none; add --from")
     all_nodes = [*_nodes(nodes, master=True), *_nodes(workers, master=False)]
     how = RenderOptions(
         containerd=Containerd(containerd or flavour),
@@ -162,6 +181,7 @@ def render_command(
         images=_images(images),
         environment=_proxies(cache_proxies),
         in_cluster_ports=_ports(in_cluster_ports),
+        push_ingress=_push_ingress(push_ingress),
         ingress_client_ca=None if ingress_client_ca is None else read_text(ingress_client_ca),
         sources=_sources(source_cas),
         in_place_root=PurePosixPath(out.resolve()) if in_place else None,
@@ -173,7 +193,7 @@ def render_command(
     held = read_secrets(kept_at)
     kept = prepare_secrets(held, all_nodes, now)
     changes = renewed(held, kept)
-    rendered = render(settings, all_nodes, kept, previous=before, options=how)
+    rendered = render(settings, all_nodes, kept, previous=before, switched=switched, options=how)
     # Before the files that depend on them: a run cut short here leaves nothing to be forgotten.
     write_secrets(kept, kept_at)
     done = write_cluster(rendered, out)
@@ -250,6 +270,20 @@ def _proxies(texts: tuple[str, ...]) -> dict[str, str]:
     advice = "write HTTPS_PROXY=http://proxy.example.com:3128"
     found = _pairs(texts, "cache proxies", f"NAME=VALUE of {', '.join(names)}", advice, names)
     return found | {name.lower(): value for name, value in found.items()}
+
+
+def _push_ingress(texts: tuple[str, ...]) -> PushIngress | None:
+    fields = {"host": "host", "class": "ingress_class", "tls-secret": "tls_secret"}
+    advice = "write host=registry.apps.example.com"
+    names = (*fields, "allow")
+    found = _pairs(texts, "push ingress", f"NAME=VALUE of {', '.join(names)}", advice, names)
+    if not found:
+        return None
+    if "host" not in found:
+        raise RenderingError(f"push ingress: expected a host, found none; {advice}")
+    allow = found.pop("allow", "")
+    given = {fields[name]: value for name, value in found.items()}
+    return PushIngress(**given, allow=tuple(allow.split(",")) if allow else ())
 
 
 def _sources(texts: tuple[str, ...]) -> dict[str, str]:

@@ -8,6 +8,9 @@ from pathlib import PurePosixPath
 NAMESPACE = "d8-system"
 """Where the module's objects live."""
 
+MODULE_LABELS = {"heritage": "deckhouse", "module": "registry", "app": "registry"}
+"""What its objects are labelled with."""
+
 REGISTRY_PORT = 5001
 """The registry itself, with TLS: of a master's replica, of the balancer, of the Service."""
 DEBUG_PORT = 5002

@@ -22,7 +22,13 @@ from pydantic import BaseModel, SecretStr
 from mirror.documents import StrictLoader, document, line
 from mirror.durable import write_if_changed
 from mirror.errors import InvalidStateError
-from mirror.modes.constants import NAMESPACE, SECRET_STATE, SECRET_STATE_TYPE, ConditionType
+from mirror.modes.constants import (
+    MODULE_LABELS,
+    NAMESPACE,
+    SECRET_STATE,
+    SECRET_STATE_TYPE,
+    ConditionType,
+)
 from mirror.modes.outcomes import StepOutcome
 from mirror.modes.routes import Mode, ModeKind, conditions_of
 
@@ -214,7 +220,11 @@ class RegistryState:
         return {
             "apiVersion": "v1",
             "kind": "Secret",
-            "metadata": {"name": SECRET_STATE, "namespace": NAMESPACE},
+            "metadata": {
+                "name": SECRET_STATE,
+                "namespace": NAMESPACE,
+                "labels": {**MODULE_LABELS, "type": SECRET_STATE},
+            },
             "type": SECRET_STATE_TYPE,
             "data": {key: base64.b64encode(text.encode()).decode() for key, text in texts.items()},
         }

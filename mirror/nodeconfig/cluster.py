@@ -24,7 +24,7 @@ from mirror.modes.settings import Account, CamelModel, ClusterAccess, RegistrySe
 from mirror.nodeconfig.tree import (
     checked_address,
     checked_file_path,
-    checked_node_name,
+    checked_name,
     checked_port,
     host_port,
     is_address,
@@ -60,7 +60,7 @@ class Node:
     ports: Ports = Ports()
 
     def __post_init__(self) -> None:
-        checked_node_name(self.name)
+        checked_name(self.name)
         object.__setattr__(self, "address", checked_address(self.address, f"node {self.name}"))
 
     @property

@@ -16,8 +16,11 @@ from mirror.modes import constants
 from mirror.nodeconfig.cluster import Node
 from mirror.nodeconfig.tree import SECRET, RenderedFile, Tree, checked_image
 
+REGISTRY_PORT_NAME = "distribution"
+"""By this name the module's Services find the registry's port in whatever pod is behind them."""
 HASH_ANNOTATION = "registry.deckhouse.io/config-hash"
 VERSION_ANNOTATION = "registry.deckhouse.io/config-version"
+LOOPBACK = "127.0.0.1"
 
 
 def manifest(
@@ -63,13 +66,14 @@ def container(
     probes: Mapping[str, Any],
     mounts: Mapping[str, str],
     writable: Collection[str] = (),
-    ports: Mapping[str, int] = MappingProxyType({}),
+    ports: Mapping[str, tuple[str, int]] = MappingProxyType({}),
     environment: Mapping[str, str] = MappingProxyType({}),
 ) -> dict[str, Any]:
     """A container that runs `run` (`command`, `args`) and may do nothing else.
 
     `mounts` are names of volumes → paths; all but `writable` ones are read-only, like the root.
-    `ports` have the names by which Services look for them.
+    `ports` are names, by which Services look for them → address and port. The kubelet admits no
+    two pods with one port of the node, unless each names an address of its own; "" is any.
     """
     made: dict[str, Any] = {
         "name": name,
@@ -89,7 +93,10 @@ def container(
         ],
     }
     if ports:
-        made["ports"] = [{"name": key, "containerPort": port} for key, port in ports.items()]
+        made["ports"] = [
+            {"name": key, "containerPort": port, **({"hostIP": host} if host else {})}
+            for key, (host, port) in ports.items()
+        ]
     if environment:
         made["env"] = [{"name": key, "value": value} for key, value in environment.items()]
     return made
@@ -230,7 +237,10 @@ def static_pod(
             probes=probes(http_get("HTTPS", node.address, node.ports.registry, "/")),
             mounts={"distribution-config": "/config", "pki": "/pki", "data": "/data"},
             writable={"data"},
-            ports={"distribution": node.ports.registry},
+            ports={
+                REGISTRY_PORT_NAME: (node.address, node.ports.registry),
+                "debug": (LOOPBACK, node.ports.debug),
+            },
             environment=environment,
         ),
         container(
@@ -240,6 +250,7 @@ def static_pod(
             {"args": ["-logtostderr", "/config/config.yaml"]},
             probes=probes(http_get("HTTPS", token_host, node.ports.token, "/")),
             mounts={"auth-config": "/config", "pki": "/pki"},
+            ports={"auth": (token_host, node.ports.token)},
         ),
     ]
     volumes = [
@@ -255,8 +266,9 @@ def static_pod(
                 images.one("mirror"),
                 {"args": ["sync", "--watch", "--config", "/config/config.yaml"]},
                 # It lives while it answers; a restart would not make replicas equal.
-                probes=probes(http_get("HTTP", "127.0.0.1", node.ports.replication, "/healthz")),
+                probes=probes(http_get("HTTP", LOOPBACK, node.ports.replication, "/healthz")),
                 mounts={"mirrorer-config": "/config", "pki": "/pki"},
+                ports={"replication": (LOOPBACK, node.ports.replication)},
             )
         )
         volumes.append(host_path("mirrorer-config", constants.SERVICE_CONFIG / "mirrorer"))
@@ -272,11 +284,25 @@ def static_pod(
 
 
 def notes_of_pods(
-    images: Images, trees: Sequence[Tree], *, services: bool, replication: bool, restarts: bool
+    images: Images,
+    trees: Sequence[Tree],
+    *,
+    services: bool,
+    replication: bool,
+    restarts: bool,
+    proxy: Sequence[str],
 ) -> list[str]:
-    """Sentences about the static pods in `trees`; `services`, `replication`: what masters run."""
+    """Sentences about the pods; `services`, `replication`: what masters run.
+
+    `proxy` are the names of the images of the in-cluster proxy.
+    """
     notes: list[str] = []
-    used: set[str] = set()
+    used = set(proxy)
+    if missing := used - set(images.given):
+        notes.append(
+            "no Deployment of the in-cluster proxy was written: give the images "
+            f"{' and '.join(sorted(missing))}"
+        )
     if services and images.serve(replication=replication):
         used.update(services_needed(replication=replication))
     elif services:
@@ -287,7 +313,7 @@ def notes_of_pods(
     if any(constants.BALANCER_POD in tree or constants.RELAY_POD in tree for tree in trees):
         used.add("nginx")
     if unused := [name for name in images.given if name not in used]:
-        notes.append(f"no static pod here has a container of the image {', '.join(unused)}")
+        notes.append(f"no pod here has a container of the image {', '.join(unused)}")
     if restarts:
         notes.append(
             "the relay of each node restarts with this configuration, and with the next: what is "

@@ -229,7 +229,7 @@ def balancer_files(node: Node, nodes: Sequence[Node], nginx: Nginx, image: str |
         return files
     # It lives while it accepts, and is ready while it leads to a replica: a restart would not bring
     # a master back. A request for "/" needs no login.
-    ready = pods.http_get("HTTPS", "127.0.0.1", node.ports.balancer, "/")
+    ready = pods.http_get("HTTPS", pods.LOOPBACK, node.ports.balancer, "/")
     pod = _pod("balancer", node, files, nginx, image, ready)
     return files | {constants.BALANCER_POD: pod}
 
@@ -287,7 +287,8 @@ def _pod(
         image,
         # As the command: an image's own entry point may try to write configuration.
         {"command": arguments},
-        probes=pods.probes(pods.tcp("127.0.0.1", port), ready),
+        probes=pods.probes(pods.tcp(pods.LOOPBACK, port), ready),
+        ports={kind: (pods.LOOPBACK, port)},
         # At its path on the node, so that the paths in the file are valid.
         mounts={"config": str(folder), "runtime": str(runtime)},
         writable={"runtime"},

@@ -17,8 +17,9 @@ from mirror.errors import RenderingError
 from mirror.modes import constants
 from mirror.modes.constants import RegistryUser
 from mirror.modes.settings import ClusterAccess, ProxySection, RegistrySettings, Upstream
-from mirror.nodeconfig import hosts, pods, proxies, services
+from mirror.nodeconfig import hosts, objects, pods, proxies, services
 from mirror.nodeconfig.cluster import Node, NodePaths, Ports, check_nodes
+from mirror.nodeconfig.object_secrets import Object, Situation
 from mirror.nodeconfig.pki import KeyPair
 from mirror.nodeconfig.service_secrets import ServiceSecrets, hashed
 from mirror.nodeconfig.tree import (
@@ -29,11 +30,13 @@ from mirror.nodeconfig.tree import (
     TreeChanges,
     checked_authority,
     checked_secret,
+    place_manifests,
     place_tree,
 )
 
 _SERVICES = constants.SERVICE_CONFIG
 IN_CLUSTER = _SERVICES / "in-cluster"
+MANIFESTS = "manifests"
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,11 +49,13 @@ class RenderOptions:
     images: pods.Images = field(default_factory=pods.Images)
     """A static pod whose images are not given is not written."""
     environment: Mapping[str, str] = field(default_factory=dict)
-    """HTTP_PROXY, HTTPS_PROXY, NO_PROXY of caches."""
+    """HTTP_PROXY, HTTPS_PROXY, NO_PROXY of caches and of the in-cluster proxy."""
     in_cluster_ports: Ports = field(default_factory=Ports)
     """Those of the in-cluster proxy."""
     ingress_client_ca: str | None = None
     """The authority of the push ingress's client certificate (PEM); Local mode."""
+    push_ingress: objects.PushIngress | None = None
+    """The public address for pushes; Local mode."""
     sources: Mapping[str, str] = field(default_factory=dict)
     """Registries of module sources with a CA of their own: host → PEM, on every node."""
     in_place_root: PurePosixPath | None = None
@@ -75,10 +80,11 @@ class RenderOptions:
 
 @dataclass(frozen=True, slots=True)
 class Rendered:
-    """The files of each node and of the in-cluster proxy.
+    """The files of each node and of the in-cluster proxy, and the cluster's objects.
 
     `version` is that of all these files: it changes exactly when one of them does, secret ones
-    included, and tells nothing about their content.
+    included, and tells nothing about their content. `objects` are Kubernetes objects as JSON
+    values, in the order in which they are to be applied; Secrets are among them.
     """
 
     nodes: Mapping[str, Tree]
@@ -86,6 +92,7 @@ class Rendered:
     version: str
     notes: tuple[str, ...]
     """What a flavour cannot do of what was asked for, in sentences."""
+    objects: tuple[Object, ...] = field(default=(), repr=False)
 
     def __post_init__(self) -> None:
         nodes = {name: MappingProxyType(dict(tree)) for name, tree in self.nodes.items()}
@@ -99,11 +106,14 @@ def render(
     kept: ServiceSecrets,
     *,
     previous: RegistrySettings | None = None,
+    switched: bool = False,
     options: RenderOptions = RenderOptions(),
 ) -> Rendered:
     """The configuration of `settings`; with `previous` that of the transition from there.
 
-    `kept` must have been prepared for these nodes. The order of `nodes` does not matter.
+    In a transition components read by the old way until they are `switched`. `kept` must have been
+    prepared for these nodes. The order of `nodes` does not matter. From files in place there are no
+    objects: their services run without containers.
 
     Raises:
         RenderingError: a value may not be written, or a flavour cannot serve the mode.
@@ -115,7 +125,8 @@ def render(
             f"found {', '.join(options.images.given)}; leave the images out, or --in-place"
         )
     sides = (settings,) if previous is None else (previous, settings)
-    return _Rendering(sides, tuple(nodes), kept, options).all()
+    components = settings if previous is None or switched else previous
+    return _Rendering(sides, components, tuple(nodes), kept, options).all()
 
 
 def access_of(nodes: Sequence[Node], kept: ServiceSecrets) -> ClusterAccess:
@@ -129,7 +140,9 @@ def access_of(nodes: Sequence[Node], kept: ServiceSecrets) -> ClusterAccess:
 
 
 def write_cluster(rendered: Rendered, out: Path) -> dict[str, TreeChanges]:
-    """Put every tree below `out`: `nodes/<name>` and `in-cluster`. Names of trees → what was done.
+    """Put every tree below `out`: `nodes/<name>`, `in-cluster`, and the objects as `manifests`.
+
+    Returns names of trees → what was done.
 
     Raises:
         FileSystemError: a file could not be written or removed.
@@ -139,14 +152,21 @@ def write_cluster(rendered: Rendered, out: Path) -> dict[str, TreeChanges]:
         trees = {"in-cluster": rendered.in_cluster, **trees}
     # Write on all nodes before removing: no route may lead to what another node has lost.
     placed = {name: place_tree(tree, out, name) for name, tree in trees.items()}
-    return {name: one.clean() for name, one in placed.items()}
+    done = {name: one.clean() for name, one in placed.items()}
+    if rendered.objects or (out / MANIFESTS).exists():
+        done[MANIFESTS] = place_manifests(objects.object_files(rendered.objects), out, MANIFESTS)
+    return done
 
 
 @dataclass(frozen=True, slots=True)
 class _Rendering:
-    """One call of `render`. `sides` are the settings before and after, or the settings alone."""
+    """One call of `render`. `sides` are the settings before and after, or the settings alone.
+
+    `components` is the side by which components read.
+    """
 
     sides: Sequence[RegistrySettings]
+    components: RegistrySettings
     nodes: Sequence[Node]
     kept: ServiceSecrets
     options: RenderOptions
@@ -172,8 +192,28 @@ class _Rendering:
             services=service is not None,
             replication=self._replicated,
             restarts=any(self._relay_restarts(node, trees[node.name]) for node in self.nodes),
+            proxy=() if self.options.in_place_root else objects.proxy_images(in_cluster),
         )
-        return Rendered(trees, in_cluster, version, tuple(notes))
+        made = self._objects(in_cluster, version, notes)
+        return Rendered(trees, in_cluster, version, tuple(notes), made)
+
+    def _objects(self, in_cluster: Tree, version: str, notes: list[str]) -> tuple[Object, ...]:
+        options, authority = self.options, self.options.ingress_client_ca
+        if options.in_place_root is not None:
+            return ()
+        now = Situation(
+            self.sides,
+            self.components,
+            self.nodes,
+            self.kept,
+            in_cluster,
+            version,
+            self._environment,
+            authority and checked_authority(authority, "ingress client CA"),
+        )
+        notes += objects.notes_of_ports(now, options.in_cluster_ports)
+        ports, push = options.in_cluster_ports, options.push_ingress
+        return objects.objects_of(now, options.images, options.nginx, ports, push)
 
     def _version(self, trees: Mapping[str, Tree], in_cluster: Tree) -> str:
         """SHA-256 of all files, keyed: it is public, and must not help to guess passwords."""
@@ -313,13 +353,15 @@ class _Rendering:
             raise ValueError("a cache has an upstream")
         ttl = service.proxy.ttl if isinstance(service.proxy, ProxySection) else None
         config = services.cache_config(node, places, flavour, http_secret, upstream, ttl=ttl)
-        environment = {
-            name: checked_secret(value, name)
-            for name, value in sorted(self.options.environment.items())
-        }
         return services.ServiceConfig(
-            config.document, environment | config.environment, config.notes
+            config.document, self._environment | config.environment, config.notes
         )
+
+    @property
+    def _environment(self) -> dict[str, str]:
+        """Of what reaches the upstream."""
+        given = sorted(self.options.environment.items())
+        return {name: checked_secret(value, name) for name, value in given}
 
     # -- the in-cluster proxy ------------------------------------------------------------------
 

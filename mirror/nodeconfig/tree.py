@@ -25,6 +25,10 @@ SECRET = 0o600
 """The mode of every file that holds a password, a key, or a hash of one."""
 
 _MOST_BYTES = 1 << 20
+_OBJECT = re.compile(
+    "(secret|service|deployment|poddisruptionbudget|ingress)-(deckhouse-)?registry[a-z0-9.-]*[.]yaml"
+)
+"""The names of the files of objects, whose folder people may keep others in."""
 _HOST_FOLDER = re.compile(r"[0-9A-Za-z_][0-9A-Za-z._:-]*", re.ASCII)
 
 
@@ -126,6 +130,19 @@ def place_tree(tree: Tree, root: Path, below: str = "") -> Placed:
     with _root(root, below) as held:
         placed = _place(tree, held)
     return replace(placed, root=root, below=below)
+
+
+def place_manifests(files: Tree, root: Path, below: str) -> TreeChanges:
+    """Make `below` hold these files of Kubernetes objects, and none that an earlier run left."""
+    with os_errors(root / below, "write"), Folder.made(root) as held:
+        folder = held.make(below, PRIVATE_FOLDER)
+    with folder:
+        changed = {path: _write(folder, path, file) for path, file in sorted(files.items())}
+        there = (PurePosixPath("/", name) for name in folder.names() if _OBJECT.fullmatch(name))
+        gone = [path for path in sorted(there) if path not in files and _unlink(folder, path)]
+    written = tuple(path for path, fresh in changed.items() if fresh)
+    unchanged = tuple(path for path, fresh in changed.items() if not fresh)
+    return TreeChanges(written, unchanged, tuple(gone))
 
 
 def _root(path: Path, below: str) -> Folder:
@@ -271,10 +288,10 @@ _PATH = re.compile(r"/[0-9A-Za-z._/:@=+-]*", re.ASCII)
 _IMAGE = re.compile(r"[0-9A-Za-z.:/_-]+(@sha256:[0-9a-f]{64})?", re.ASCII)
 
 
-def checked_node_name(text: str) -> str:
-    """A Kubernetes node's name (a DNS subdomain)."""
-    expected = "lower-case letters, digits, '-' and '.', as in master-0"
-    return _checked(text, "node name", expected, len(text) <= 253 and _NAME.fullmatch(text))
+def checked_name(text: str, where: str = "node name", example: str = "master-0") -> str:
+    """A name in Kubernetes (a DNS subdomain), as of a node."""
+    expected = f"lower-case letters, digits, '-' and '.', as in {example}"
+    return _checked(text, where, expected, len(text) <= 253 and _NAME.fullmatch(text))
 
 
 def checked_address(text: str, where: str) -> str:

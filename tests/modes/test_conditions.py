@@ -324,7 +324,8 @@ def test_the_secret_comes_back_as_it_was(tmp_path: Path) -> None:
     state = in_flight()
     secret = state.to_secret()
     assert secret["type"] == "registry/state"
-    assert secret["metadata"] == {"name": "registry-state", "namespace": "d8-system"}
+    metadata = secret["metadata"]
+    assert (metadata["name"], metadata["namespace"]) == ("registry-state", "d8-system")
     file = tmp_path / "state.yaml"
     file.write_text(yaml.safe_dump(secret))
     for source in (secret, json.dumps(secret), yaml.safe_dump(secret), file):

@@ -144,8 +144,12 @@ def test_an_image_that_nothing_runs_from_is_told(folder: Path) -> None:
     config = str(folder / "direct.yaml")
     arguments = ["--module-config", config, "--nodes", MASTERS]
     done = run(folder, *arguments, *given("nginx", "mirror"))
-    assert "Note: no static pod here has a container of the image mirror, nginx\n" in done.output
-    stock = run(folder, *arguments, "--containerd", "stock", *given("nginx"))
+    assert "Note: no pod here has a container of the image mirror, nginx\n" in done.output
+    assert (
+        "Note: no Deployment of the in-cluster proxy was written: give the images auth and "
+        "distribution\n" in done.output
+    )
+    stock = run(folder, *arguments, "--flavour", "stock", *given("nginx"))
     assert "Note" not in stock.output
     pods = folder / "out/nodes/master-0/etc/kubernetes/manifests"
     assert [path.name for path in pods.iterdir()] == ["registry-relay.yaml"]
@@ -283,3 +287,53 @@ def test_nothing_is_written_when_anything_is_wrong(folder: Path) -> None:
         with pytest.raises(kind):
             run(folder, *arguments)
     assert not (folder / "out").exists()
+
+
+def test_the_clusters_objects_are_written_beside_the_trees(folder: Path) -> None:
+    arguments = ["--module-config", str(folder / "local.yaml"), "--nodes", MASTERS]
+    push = ["host=registry.example.com", "class=nginx-2", "tls-secret=tls", "allow=10.0.0.0/8,::1"]
+    told = run(folder, *arguments, *(word for one in push for word in ("--push-ingress", one)))
+    assert "  manifests: 13 written, 0 unchanged, 0 removed\n" in told.output
+    ingress = yaml.safe_load((folder / "out/manifests/ingress-registry.yaml").read_text())
+    assert ingress["spec"]["ingressClassName"] == "nginx-2"
+    assert ingress["spec"]["tls"] == [{"hosts": ["registry.example.com"], "secretName": "tls"}]
+    allowed = ingress["metadata"]["annotations"]
+    assert allowed["nginx.ingress.kubernetes.io/whitelist-source-range"] == "10.0.0.0/8,::1"
+    again = json.loads(run(folder, *arguments, "--json").output)
+    assert again["trees"]["manifests"]["removed"] == ["/ingress-registry.yaml"]
+
+
+def test_services_without_containers_have_no_objects(folder: Path) -> None:
+    arguments = ["--module-config", str(folder / "local.yaml"), "--nodes", MASTERS]
+    assert "manifests" not in run(folder, *arguments, "--in-place").output
+    assert not (folder / "out/manifests").exists()
+
+
+def test_components_are_switched_over_within_a_transition(folder: Path) -> None:
+    way = ["--from", str(folder / "direct.yaml"), "--module-config", str(folder / "local.yaml")]
+    arguments = [*way, "--nodes", MASTERS]
+    service = folder / "out/manifests/service-registry.yaml"
+    for more, wanted in (([], "incluster-proxy"), (["--switched"], "node-services")):
+        run(folder, *arguments, *more)
+        assert yaml.safe_load(service.read_text())["spec"]["selector"]["type"] == wanted
+    with pytest.raises(RenderingError) as found:
+        run(folder, *way[2:], "--nodes", MASTERS, "--switched")
+    assert str(found.value) == "--switched: expected a transition, found none; add --from"
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["class=nginx"], "push ingress: expected a host, found none; write host=registry.apps"),
+        (
+            ["port=443"],
+            "push ingress: expected NAME=VALUE of host, class, tls-secret, allow",
+        ),
+        (["host=r.example", "allow=10.0.0.1/8"], "push ingress: allow: expected a network, as in"),
+    ],
+)
+def test_an_ingress_that_cannot_be_is_refused(folder: Path, given: list[str], message: str) -> None:
+    options = [word for one in given for word in ("--push-ingress", one)]
+    with pytest.raises(RenderingError) as found:
+        run(folder, "--module-config", str(folder / "local.yaml"), "--nodes", MASTERS, *options)
+    assert str(found.value).startswith(message)

@@ -251,6 +251,7 @@ def test_the_balancers_pod() -> None:
                         },
                         "periodSeconds": 5,
                     },
+                    "ports": [{"name": "balancer", "containerPort": 5001, "hostIP": "127.0.0.1"}],
                     "resources": {"requests": {"cpu": "50m", "memory": "50Mi"}},
                     "volumeMounts": [
                         {
@@ -385,7 +386,7 @@ POD: dict[str, Any] = {
                 "command": [str],
                 "args": [str],
                 "env": [{"name": str, "value": str}],
-                "ports": [{"name": str, "containerPort": int}],
+                "ports": [{"name": str, "containerPort": int, "hostIP": str}],
                 "securityContext": {
                     "allowPrivilegeEscalation": bool,
                     "readOnlyRootFilesystem": bool,

@@ -331,7 +331,11 @@ def test_the_static_pod_of_a_master() -> None:
     distribution, auth, mirrorer = spec["containers"]
     assert distribution["args"] == ["serve", "/config/config.yaml"]
     # The port by whose name Deckhouse's Services `registry` and `registry-push` find it.
-    assert distribution["ports"] == [{"name": "distribution", "containerPort": 5001}]
+    assert distribution["ports"] == [
+        {"name": "distribution", "containerPort": 5001, "hostIP": "10.0.0.1"},
+        {"name": "debug", "containerPort": 5002, "hostIP": "127.0.0.1"},
+    ]
+    assert auth["ports"] == [{"name": "auth", "containerPort": 5051, "hostIP": "127.0.0.1"}]
     # On a read-only root docker_auth ends at once if it is to write its log to a file.
     assert auth["args"] == ["-logtostderr", "/config/config.yaml"]
     # The cluster's DNS pulls its own image through this pod.
@@ -418,7 +422,7 @@ def test_without_images_no_pod_is_written_and_that_is_said() -> None:
     rendered = done(local(), RenderOptions())
     assert POD not in rendered.nodes["master-0"]
     assert any("no static pod was written" in note for note in rendered.notes)
-    assert done(direct(), RenderOptions()).notes == ()
+    assert done(unmanaged(), RenderOptions()).notes == ()
 
 
 # -- which node has what ---------------------------------------------------------------------------

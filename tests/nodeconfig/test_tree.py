@@ -85,7 +85,11 @@ def test_leaving_the_managed_modes_leaves_nothing_but_an_empty_list(tmp_path: Pa
     apply(tmp_path, local())
     left = apply(tmp_path, legacy())
     assert left == {
-        f"nodes/{node.name}/etc/containerd/registry.d/deckhouse_hosts_state.json" for node in NODES
+        "manifests/secret-registry-config.yaml",  # the mode itself
+        *(
+            f"nodes/{node.name}/etc/containerd/registry.d/deckhouse_hosts_state.json"
+            for node in NODES
+        ),
     }
 
 

@@ -16,7 +16,7 @@ from mirror.nodeconfig.tree import (
     checked_address,
     checked_file_path,
     checked_image,
-    checked_node_name,
+    checked_name,
     checked_registry_host,
     checked_repository_path,
     checked_scheme,
@@ -28,7 +28,7 @@ METACHARACTERS = "\n\r\t\0 '\"`$(){}[];|&<>\\*?!#~%^,"
 
 
 CHECKS: dict[str, Callable[[str], str]] = {
-    "node name": checked_node_name,
+    "node name": checked_name,
     "address": lambda text: checked_address(text, "x"),
     "host": lambda text: checked_registry_host(text, "x"),
     "repository": lambda text: checked_repository_path(text, "x"),

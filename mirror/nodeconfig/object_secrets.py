@@ -1,0 +1,264 @@
+"""The Secrets of a mode, in the forms of Deckhouse's own modules, as values.
+
+The programs of those modules read them: the node agent `registry-node-config-…`, the program that
+configures nodes `registry-bashible-config`, components `deckhouse-registry`.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from mirror.modes import constants
+from mirror.modes.constants import LOGICAL_BASE, LOGICAL_HOST, LOGICAL_PATH, RegistryUser
+from mirror.modes.routes import Plane
+from mirror.modes.settings import Account, RegistrySettings, Upstream
+from mirror.nodeconfig import hosts, pods
+from mirror.nodeconfig.cluster import Node
+from mirror.nodeconfig.service_secrets import HashedAccount, ServiceSecrets
+from mirror.nodeconfig.tree import Tree
+
+Object = Mapping[str, Any]
+"""One Kubernetes object: JSON values; `data` of Secrets is in base64."""
+
+PROXY_CONFIG = "registry-incluster-proxy-config"
+HASH = pods.HASH_ANNOTATION
+VERSION = "registry.deckhouse.io/version"
+_KEPT = {"helm.sh/resource-policy": "keep"}
+
+
+@dataclass(frozen=True, slots=True)
+class Situation:
+    """What the objects of a cluster depend on.
+
+    `sides` are the settings before and after a transition, or the settings alone. Components read
+    by those of `components`: the old ones until they are switched over. `in_cluster` are the files
+    of the in-cluster proxy, `version` that of the whole configuration. `environment` has checked
+    values.
+    """
+
+    sides: Sequence[RegistrySettings]
+    components: RegistrySettings
+    nodes: Sequence[Node]
+    kept: ServiceSecrets = field(repr=False)
+    in_cluster: Tree
+    version: str
+    environment: Mapping[str, str]
+    ingress_client_ca: str | None = None
+
+    @property
+    def settings(self) -> RegistrySettings:
+        """Those that are wanted in the end."""
+        return self.sides[-1]
+
+    @property
+    def replicas(self) -> RegistrySettings | None:
+        """The newest side whose masters run replicas."""
+        found = [side for side in self.sides if side.kind.row.runs_replicas]
+        return found[-1] if found else None
+
+    @property
+    def masters(self) -> list[Node]:
+        """The nodes that hold a replica in Proxy and Local mode, by name."""
+        return sorted((one for one in self.nodes if one.master), key=lambda one: one.name)
+
+
+def metadata(
+    name: str, labels: Mapping[str, str], annotations: Mapping[str, str] | None = None
+) -> dict[str, Any]:
+    """An object's name, namespace, and the labels of the module."""
+    every = {**constants.MODULE_LABELS, **labels}
+    found = {"name": name, "namespace": constants.NAMESPACE, "labels": every}
+    return {**found, "annotations": dict(annotations)} if annotations else found
+
+
+def secrets_of(now: Situation) -> Iterator[Object]:
+    """All Secrets but `registry-state`, which `RegistryState.to_secret` makes."""
+    yield _registry_config(now.settings)
+    yield from _deckhouse_registry(now)
+    yield from _bashible_config(now)
+    note = {HASH: now.version}
+    if any(side.managed for side in now.sides):
+        pairs = {"ca": now.kept.authority, "token": now.kept.token}
+        content: dict[str, Any] = {f"{name}.crt": pair.certificate for name, pair in pairs.items()}
+        content |= {f"{name}.key": pair.key for name, pair in pairs.items()}
+        yield _secret("registry-pki", content, "registry/pki", {"type": "registry-pki"}, note)
+    known = {user for side in now.sides for user in side.kind.row.users}
+    for user in (one for one in RegistryUser if one in known):
+        name = f"{constants.SECRET_USER_PREFIX}{user}"
+        content = _user(now.kept.users[user], "passwordHash")
+        yield _secret(name, content, "registry/user", {"type": "registry-user"}, note)
+    if now.replicas is not None:
+        for node in now.masters:
+            name, kind = f"registry-node-config-{node.name}", "node-services-config"
+            content = {"config": _yaml(_node_config(now, node, now.replicas))}
+            content["version"] = now.version
+            labels = {"type": f"registry-{kind}"}
+            yield _secret(name, content, f"registry/{kind}", labels, note)
+    if now.in_cluster:
+        content = {path.name: file.content for path, file in now.in_cluster.items()}
+        note = {VERSION: pods.config_hash(now.in_cluster)}
+        labels = {"name": PROXY_CONFIG}
+        yield _secret(PROXY_CONFIG, content, "registry/incluster-proxy-config", labels, note)
+
+
+def _secret(
+    name: str,
+    data: Mapping[str, str | bytes | None],
+    kind: str,
+    labels: Mapping[str, str],
+    annotations: Mapping[str, str],
+) -> Object:
+    """A Secret; what is None or empty in `data` is left out, as the module's templates do."""
+    given = {key: value for key, value in data.items() if value}
+    return {
+        "apiVersion": "v1",
+        "kind": "Secret",
+        "metadata": metadata(name, labels, annotations),
+        "type": kind,
+        "data": {
+            key: base64.b64encode(value.encode() if isinstance(value, str) else value).decode()
+            for key, value in given.items()
+        },
+    }
+
+
+def _registry_config(settings: RegistrySettings) -> Object:
+    """What the module `deckhouse` hands to the module `registry`: the settings."""
+    content: dict[str, str | None] = {"mode": settings.mode.value}
+    if settings.section is not None and settings.configurable:
+        section, account = settings.section, settings.section.upstream.account
+        content |= {
+            "imagesRepo": section.images_repo,
+            "scheme": section.scheme,
+            "ca": section.ca,
+            "ttl": getattr(section, "ttl", None),
+            "checkMode": section.check_mode.value,
+        }
+        content |= _login(account) if account is not None else {}
+    labels = {"name": "registry-deckhouse-config", "type": "registry-config"}
+    return _secret("registry-config", content, "registry/config", labels, {"version": "1"})
+
+
+def _deckhouse_registry(now: Situation) -> Iterator[Object]:
+    """Where components read, and with which login; nothing where that is not known."""
+    settings, upstream = now.components, now.components.upstream
+    account = None if upstream is None else upstream.account
+    if settings.managed:
+        host, path, scheme, ca = LOGICAL_HOST, f"/{LOGICAL_PATH}", "https", now.kept.trusted
+        if (reader := settings.kind.row.planes[Plane.API].reader) is not None:
+            account = now.kept.users[reader].account
+    elif upstream is not None:
+        host, path, scheme, ca = upstream.host, _path(upstream), upstream.scheme, upstream.ca or ""
+    else:
+        return
+    login = {}
+    if account is not None:
+        login = _login(account)
+        pair = f"{login['username']}:{login['password']}"
+        login["auth"] = base64.b64encode(pair.encode()).decode()
+    content = {
+        ".dockerconfigjson": json.dumps({"auths": {host: login}}, separators=(",", ":")),
+        "address": host,
+        "path": path,
+        "scheme": scheme,
+        "ca": ca,
+        "imagesRegistry": host + path,
+    }
+    name, kind = "deckhouse-registry", "kubernetes.io/dockerconfigjson"
+    yield _secret(name, content, kind, {"name": name}, _KEPT)
+
+
+def _bashible_config(now: Situation) -> Iterator[Object]:
+    """How nodes pull, for the program that configures them; nothing while nobody manages that."""
+    settings, upstream = now.settings, now.settings.upstream
+    base = LOGICAL_BASE if settings.managed else upstream and upstream.base
+    if base is None or not any(side.configurable for side in now.sides):
+        return
+    # What is true of every node: the balancer where the module has it.
+    anywhere = Node("any", "127.0.0.1", master=False)
+    reader = now.kept.users[RegistryUser.RO].account
+    joined: dict[str, dict[tuple[str, str], hosts.HostMirror]] = {}
+    for side in now.sides:
+        for host, row in hosts.mirrors_of(side, anywhere, now.kept.trusted, reader).items():
+            # Unlike hosts.toml, this form refuses two mirrors of one server.
+            joined.setdefault(host, {}).update({mirror.server: mirror for mirror in row})
+    document: dict[str, Any] = {
+        "mode": settings.mode.value,
+        "version": now.version,
+        "imagesBase": base,
+        "hosts": {
+            host: {"mirrors": [_bashible_mirror(one) for one in row.values()]}
+            for host, row in joined.items()
+        },
+    }
+    if now.replicas is not None:
+        document["proxyEndpoints"] = sorted(node.registry for node in now.masters)
+    name = "registry-bashible-config"
+    yield _secret(name, {"config": _yaml(document)}, "Opaque", {"name": name}, _KEPT)
+
+
+def _bashible_mirror(mirror: hosts.HostMirror) -> dict[str, Any]:
+    login = {"username": "", "password": ""} if mirror.account is None else _login(mirror.account)
+    found: dict[str, Any] = {"host": mirror.host, "scheme": mirror.scheme}
+    found["auth"] = {**login, "auth": ""}
+    if mirror.ca is not None:
+        found["ca"] = mirror.ca
+    if mirror.path is not None:
+        # The module's own pattern: its step writes it through a shell, which would read `${1}`.
+        found["rewrites"] = [{"from": f"^{LOGICAL_PATH}", "to": mirror.path}]
+    return found
+
+
+def _node_config(now: Situation, node: Node, service: RegistrySettings) -> dict[str, Any]:
+    """The services of one master, as the module's node agent reads them."""
+    kept, users = now.kept, now.kept.users
+    leaves = kept.nodes[node.name]
+    config: dict[str, Any] = {"ca": kept.trusted}
+    pairs = {"auth": leaves.auth, "token": kept.token, "distribution": leaves.distribution}
+    for name, pair in pairs.items():
+        config |= {f"{name}_cert": pair.certificate, f"{name}_key": pair.key}
+    config |= {"user_ro": _user(users[RegistryUser.RO]), "http_secret": kept.http_secret}
+    upstream = service.upstream
+    if upstream is None:
+        local = config["local_mode"] = {
+            "user_rw": _user(users[RegistryUser.RW]),
+            "user_puller": _user(users[RegistryUser.MIRROR_PULLER]),
+            "user_pusher": _user(users[RegistryUser.MIRROR_PUSHER]),
+            "upstreams": sorted(one.address for one in now.masters if one.name != node.name),
+        }
+        if now.ingress_client_ca is not None:
+            local["ingress_client_ca"] = now.ingress_client_ca
+        return config
+    there = {"scheme": upstream.scheme, "host": upstream.host, "path": _path(upstream)}
+    if upstream.account is not None:
+        login = _login(upstream.account)
+        there |= {"user": login["username"], "password": login["password"]}
+    if service.proxy is not None and service.proxy.ttl is not None:
+        there["ttl"] = service.proxy.ttl
+    config["proxy_mode"] = {"upstream": there}
+    if upstream.ca is not None:
+        config["proxy_mode"]["upstream_registry_ca"] = upstream.ca
+    names = {"HTTP_PROXY": "http", "HTTPS_PROXY": "https", "NO_PROXY": "no_proxy"}
+    given = {key: now.environment[name] for name, key in names.items() if name in now.environment}
+    return {**config, "proxy_config": given} if given else config
+
+
+def _path(upstream: Upstream) -> str:
+    return f"/{upstream.path}" if upstream.path else ""
+
+
+def _login(account: Account) -> dict[str, str]:
+    return {"username": account.name, "password": account.password.get_secret_value()}
+
+
+def _user(one: HashedAccount, hash_key: str = "password_hash") -> dict[str, str]:
+    password = one.account.password.get_secret_value()
+    return {"name": one.account.name, "password": password, hash_key: one.password_hash}
+
+
+def _yaml(document: Mapping[str, Any]) -> bytes:
+    return pods.yaml_file(document).content
