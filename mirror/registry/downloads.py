@@ -62,11 +62,12 @@ class Download:
             began = self._position
             try:
                 yield from self._attempt()
+                backoff.progressed()
                 return
             except TransientFailure as failure:
                 if self._position - began >= _PROGRESS_BYTES:
-                    backoff().progressed()
-                backoff().wait(failure)
+                    backoff.progressed()
+                backoff.wait(failure)
             except SizeMismatchError as err:
                 if self._past_caches:
                     raise

@@ -15,14 +15,18 @@ from __future__ import annotations
 import re
 import socket
 import ssl
+import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from math import inf
+from typing import TypeVar
 
 from mirror.errors import (
     MirrorError,
     RegistryError,
+    RegistryNotFoundError,
     StalledError,
     UnreachableError,
     shortage,
@@ -31,6 +35,8 @@ from mirror.events import OnEvent, Retrying
 from mirror.registry.http1 import clean
 from mirror.registry.options import ConnectionOptions, RetryPolicy
 from mirror.registry.streams import Fault, WireError
+
+Result = TypeVar("Result")
 
 
 class TransientFailure(Exception):
@@ -55,15 +61,32 @@ class TransientFailure(Exception):
         self.unreachable = unreachable
 
 
-_LONGEST = 10
-"""Times the patience that answers to others may prolong the wait for something that never comes."""
+class Tally:
+    """How many answers threads got from one host, and how often work got further. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._all: Counter[str] = Counter()
+        self._of_threads: Counter[tuple[int, str]] = Counter()
+
+    def add(self, kind: str = "") -> None:
+        """Count an answer to this thread or, of this `kind`, work that got further."""
+        with self._lock:
+            self._all[kind] += 1
+            self._of_threads[threading.get_ident(), kind] += 1
+
+    def of_others(self, kind: str = "") -> int:
+        """What other threads have of this kind so far."""
+        with self._lock:
+            return self._all[kind] - self._of_threads[threading.get_ident(), kind]
 
 
 class Backoff:
     """The failures of one piece of work in a row; used by one thread.
 
-    `answers` counts what the host has answered to others so far, and `answered` is what it had at
-    the beginning. `known`: it has answered somebody.
+    `tally` is that of the host, and `known`: it has answered somebody. What others got further with
+    renews this patience only where the same could help here: bytes that the host took, or work
+    that the same method does. A registry that takes nothing answers questions all the same.
     """
 
     def __init__(
@@ -72,20 +95,40 @@ class Backoff:
         sleep: Callable[[float], object],
         where: str,
         on_event: OnEvent,
-        answers: Callable[[], int] = lambda: 0,
-        answered: int = 0,
-        known: Callable[[], bool] = lambda: True,
+        tally: Tally,
+        known: Callable[[], bool],
     ) -> None:
         self._policy, self._sleep, self._where, self._on_event = policy, sleep, where, on_event
-        self._answers, self._answered, self._known = answers, answered, known
+        self._tally, self._known = tally, known
+        method = where.partition(" ")[0]
+        self._kind = "GET" if method == "HEAD" else method
+        self._helps = {self._kind, "PUT"}
+        self._answered, self._further = self._others()
         self.failures = 0
-        self._own, self._refusals = 0, 0
-        self._waited_s = self._longest_s = 0.0  # since others were answered; since any progress
+        self._own, self._refusals, self._waited_s = 0, 0, 0.0
 
     def progressed(self) -> None:
-        """The work got further: patience starts anew."""
+        """The work got further, or is done: patience starts anew."""
         self.failures = self._own = self._refusals = 0
-        self._waited_s = self._longest_s = 0.0
+        self._waited_s = 0.0
+        self._tally.add(self._kind)
+
+    def over(self, attempt: Callable[[], Result]) -> Result:
+        """What `attempt` returns, which is made again after failures that may pass."""
+        while True:
+            try:
+                result = attempt()
+            except TransientFailure as failure:
+                self.wait(failure)
+            except RegistryNotFoundError:
+                self.progressed()  # that is what was asked
+                raise
+            else:
+                self.progressed()
+                return result
+
+    def _others(self) -> tuple[int, int]:
+        return self._tally.of_others(), sum(map(self._tally.of_others, self._helps))
 
     def wait(self, failure: TransientFailure) -> None:
         """Wait before the next attempt.
@@ -93,9 +136,10 @@ class Backoff:
         Raises:
             RegistryError: that of `failure`, when patience is at its end.
         """
-        answered, self._answered = self._answered, self._answers()
+        answered, further = self._answered, self._further
+        self._answered, self._further = self._others()
         others = self._answered > answered
-        if others:
+        if self._further > further:
             self._waited_s = 0.0
         status, policy = failure.error.status, self._policy
         if status in (429, 503) and (others or failure.retry_after_s is not None):
@@ -105,18 +149,15 @@ class Backoff:
             self._own += others or status == 500
         number = self.failures + self._refusals
         refused_s = policy.patience_with_refusals_s if self._refusals else inf
-        # A registry that takes nothing may answer questions for ever.
-        endless = self._longest_s >= _LONGEST * policy.patience_with_refusals_s
         if (
             self._own >= policy.attempts
-            or (number >= policy.attempts and (self._waited_s >= refused_s or endless))
+            or (number >= policy.attempts and self._waited_s >= refused_s)
             or policy.is_over(self.failures, self._waited_s, known=self._known())
         ):
             raise failure.error from failure.__cause__
         delay_s = policy.delay_s(number, failure.retry_after_s)
         self._on_event(Retrying(self._where, number, delay_s, failure.happened))
         self._waited_s += delay_s
-        self._longest_s += delay_s
         self._sleep(delay_s)
 
 

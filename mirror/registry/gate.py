@@ -24,7 +24,7 @@ from math import inf
 from weakref import WeakValueDictionary
 
 from mirror.errors import RegistryError
-from mirror.registry.failures import TransientFailure, retry_after_s, same
+from mirror.registry.failures import Tally, TransientFailure, retry_after_s, same
 from mirror.registry.options import ConnectionOptions
 
 _CUT = 0.7  # what a refusal leaves of the width
@@ -272,7 +272,7 @@ class Admission:
                 state.refused(self._permit, now, status, retry_after_s(retry_after))
             elif status < 500:
                 state.answered(self._permit, now, quick=quick)
-                self._gate._answers[threading.get_ident()] += 1
+                self._gate.tally.add()
             self._gate._changed.notify_all()
 
     def failed(self, failure: TransientFailure) -> None:
@@ -293,7 +293,7 @@ class HostGate:
         self._changed = threading.Condition()  # guards the next three
         self._state = HostState(options)
         self._queue: deque[object] = deque()
-        self._answers: Counter[int] = Counter()  # by thread
+        self.tally = Tally()
 
     @classmethod
     def of(cls, host: str, port: int | None, options: ConnectionOptions) -> HostGate:
@@ -313,11 +313,6 @@ class HostGate:
     def now(self) -> float:
         """Seconds of the gate's clock."""
         return time.monotonic() + self.slept_s
-
-    def answers_to_others(self) -> int:
-        """How many requests of other threads were answered so far."""
-        with self._changed:
-            return self._state.successes - self._answers[threading.get_ident()]
 
     def has_answered(self) -> bool:
         """Whether the host ever did, if only to refuse."""

@@ -10,7 +10,6 @@ import logging
 from collections.abc import Callable, Collection, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import cache
 from typing import NamedTuple, TypeVar
 from urllib.parse import urlsplit
 
@@ -163,12 +162,11 @@ class Transport:
 
     # -- requests ------------------------------------------------------------------------------
 
-    def backoff(self, where: str) -> Callable[[], Backoff]:
-        """Patience for one piece of work, as the options have it; made when it is needed first."""
-        policy, gate = self.options.retries, self._wire.gate
-        heard, answers, known = self.run.on_event, gate.answers_to_others, gate.has_answered
-        answered = answers()
-        return cache(lambda: Backoff(policy, self.pause, where, heard, answers, answered, known))
+    def backoff(self, where: str) -> Backoff:
+        """Patience for one piece of work (`METHOD place`), as the options have it."""
+        gate, heard = self._wire.gate, self.run.on_event
+        policy = self.options.retries
+        return Backoff(policy, self.pause, where, heard, gate.tally, gate.has_answered)
 
     def pause(self, delay_s: float) -> None:
         """Wait; the run, its deadline and closing the client end it at once, as in `check`."""
@@ -225,12 +223,7 @@ class Transport:
 
     def patiently(self, where: str, attempt: Callable[[], Result]) -> Result:
         """What `attempt` returns, which is made again after failures that may pass."""
-        backoff = self.backoff(where)
-        while True:
-            try:
-                return attempt()
-            except TransientFailure as failure:
-                backoff().wait(failure)
+        return self.backoff(where).over(attempt)
 
     def whole(
         self, response: Response, *, accept: Collection[int], limit: int, where: str

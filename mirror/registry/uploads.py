@@ -125,7 +125,7 @@ class Upload:
                     session = None
                     if not (restart.at_once or self._form.failed()):
                         lost = f"{self._transport.host} lost the beginning of an upload"
-                        self._backoff().wait(TransientFailure(restart.error, lost))
+                        self._backoff.wait(TransientFailure(restart.error, lost))
         except BaseException as err:
             actual = err.error if isinstance(err, SourceFailedError) else err
             if self._journal is None or not _to_be_continued(actual):
@@ -138,6 +138,7 @@ class Upload:
             if self._opened is not None:  # another session was continued
                 upload_sessions.cancel(self._transport, self._opened.location, self._scopes)
         self._forget()
+        self._backoff.progressed()
         return self._sent
 
     # -- a session's life ----------------------------------------------------------------------
@@ -310,7 +311,7 @@ class Upload:
             self._form.broke()
         while True:
             try:
-                self._backoff().wait(failure)
+                self._backoff.wait(failure)
             except RegistryError:
                 if session is not None and self._arrived_after_all():
                     return _DONE
@@ -361,7 +362,7 @@ class Upload:
         if offset - self._best >= _PROGRESS_BYTES:
             self._best = offset
             self._form.progressed()
-            self._backoff().progressed()
+            self._backoff.progressed()
 
     def _learn(self, session: _Session, answer: Answer) -> None:
         text = answer.headers.get("oci-chunk-min-length", "")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Generator
+from contextlib import nullcontext
 from threading import Thread
 
 import pytest
@@ -11,7 +12,7 @@ import pytest
 from mirror.errors import DeadlineError, UnreachableError
 from mirror.oci import Digest
 from mirror.registry import RegistryClient, RetryPolicy
-from mirror.registry.failures import Backoff, TransientFailure
+from mirror.registry.failures import Backoff, Tally, TransientFailure
 from mirror.run import Run
 from mirror.serve import MemoryStorage
 from mirror.testing import EmbeddedRegistry
@@ -186,18 +187,91 @@ def test_an_explicit_patience_holds_for_refusals_too(
     assert waits == [10, 10, 10, 10, 16]
 
 
-def test_answers_to_others_do_not_prolong_for_ever_what_never_comes(waits: list[float]) -> None:
-    """A registry that is read-only answers every question, and takes nothing."""
-    answered = iter(range(10_000))
-    backoff = Backoff(
-        patient(waits), waits.append, "PUT it", lambda _event: None, lambda: next(answered)
-    )
-    busy = TransientFailure(UnreachableError("busy", where="PUT it", status=503), "busy")
+def aside(work: Callable[[], object]) -> None:
+    """Do it in another thread, to the end."""
+    one = Thread(target=work)
+    one.start()
+    one.join()
 
-    def push() -> None:
-        for _ in range(9_000):
-            backoff.wait(busy)
 
-    with pytest.raises(UnreachableError, match="busy"):
-        push()
-    assert 3_000 <= sum(waits) < 3_100
+@pytest.mark.parametrize("status", [429, 503])
+def test_an_upload_of_which_nothing_is_taken_ends_though_questions_of_others_are_answered(
+    status: int, serve: Serve, make_client: MakeClient, fake: FakeRegistry, waits: list[float]
+) -> None:
+    """Two uploads ask after each pause how far they got: that is progress of neither."""
+
+    def wait(delay_s: float) -> None:
+        waits.append(delay_s)
+        assert sum(waits) < 4000, "it never ends"
+        aside(lambda: client.blob_size("b", DIGEST))
+
+    def full(request: Request) -> Reply | None:
+        if request.method not in ("PATCH", "PUT"):
+            return None
+        request.body  # noqa: B018
+        return Reply(status)
+
+    client = make_client(serve(fake).host, retries=patient([], 120, sleep=wait, patience_s=120))
+    fake.fault = full
+    with pytest.raises(UnreachableError):
+        client.upload("a", DIGEST, len(DATA), content)
+    assert 120 <= sum(waits) < 180
+
+
+@pytest.mark.parametrize(
+    ("where", "others", "ends"),
+    [
+        ("PUT h/a", [""], True),
+        ("PUT h/a", ["", "GET", "POST", "DELETE"], True),
+        ("PUT h/a", ["", "PUT"], False),
+        ("GET h/a", ["", "POST", "DELETE"], True),
+        ("GET h/a", ["", "GET"], False),
+        ("HEAD h/a", ["", "GET"], False),
+        ("GET h/a", ["", "PUT"], False),
+    ],
+)
+@pytest.mark.parametrize("after_s", [None, 1.0])
+def test_only_what_could_help_here_as_well_renews_patience(
+    where: str, others: list[str], ends: bool, after_s: float | None
+) -> None:
+    tally, waits = Tally(), list[float]()
+
+    def get_on() -> None:
+        for kind in others:
+            tally.add(kind)
+
+    def wait(delay_s: float) -> None:
+        waits.append(delay_s)
+        aside(get_on)
+
+    policy = patient([], 60, patience_s=60)
+    backoff = Backoff(policy, wait, where, lambda _event: None, tally, lambda: True)
+    error = UnreachableError(f"{where}: busy", where=where, status=503)
+    with pytest.raises(UnreachableError) if ends else nullcontext():
+        while sum(waits) < 1000:
+            backoff.wait(TransientFailure(error, "busy", after_s))
+    assert (sum(waits) < 120) == ends
+
+
+def test_patience_is_renewed_by_bytes_that_the_registry_takes_from_others(
+    serve: Serve, make_client: MakeClient, fake: FakeRegistry, waits: list[float]
+) -> None:
+    other = random.Random(12).randbytes(100_000)
+
+    def of_other(offset: int) -> Generator[bytes, None, None]:
+        yield other[offset:]
+
+    def wait(delay_s: float) -> None:
+        waits.append(delay_s)
+        aside(lambda: client.upload("b", Digest.of(other), len(other), of_other))
+
+    def limited(request: Request) -> Reply | None:
+        if "/v2/a/" not in request.path or request.method != "PUT" or sum(waits) >= 400:
+            return None
+        request.body  # noqa: B018
+        return Reply(429)
+
+    client = make_client(serve(fake).host, retries=patient([], 60, sleep=wait, patience_s=60))
+    fake.fault = limited
+    client.upload("a", DIGEST, len(DATA), content)
+    assert sum(waits) >= 400
