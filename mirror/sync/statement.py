@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from mirror.documents import parse_json
+from mirror.documents import marks, parse_json
 from mirror.errors import (
     DamagedBundleError,
     InputError,
@@ -52,8 +52,11 @@ INVENTORY = "io.deckhouse.mirror.inventory"
 SIGNATURE = "io.deckhouse.mirror.signature"
 """Annotation of a signed statement: the signature over its layer (`mirror.signing`)."""
 
-MAX_STATEMENT_BYTES = 512 << 20
-"""More than a statement over a million images has; whoever sends more means harm."""
+MAX_STATEMENT_BYTES = 256 << 20
+MAX_STATEMENT_MARKS = 16_000_000
+"""Values of a statement, as `documents.marks` counts them. Both are those of the largest bundle,
+100,000 images of 10 layers, and cost whoever reads them 1.6 GB of memory. A usual statement has
+some 10 MB."""
 
 MAX_GENERATION = 10**18 - 1
 """No registry gets there by publishing; a statement with a higher number is refused."""
@@ -121,6 +124,10 @@ class Statement:
             StatementError: this is not a statement.
             InputError: it is one of a newer schema.
         """
+        if marks(data) > MAX_STATEMENT_MARKS:
+            raise StatementError(
+                f"the published inventory has more than {MAX_STATEMENT_MARKS} values"
+            )
         try:
             document = parse_json(data)
             version = document["schemaVersion"]

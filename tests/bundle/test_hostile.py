@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import struct
 import tarfile
 from collections.abc import Callable, Iterator
@@ -13,6 +14,8 @@ import pytest
 import zstandard
 
 from mirror.bundle.format import (
+    LARGE,
+    LARGE_FROM,
     ORDINARY,
     REF_NAME,
     SHORT_TAG,
@@ -23,6 +26,7 @@ from mirror.testing import EmbeddedRegistry
 from tests.support.measured import measured
 
 MOST_MEMORY = 200_000_000
+MOST_MEMORY_OF_LARGE = 2_000_000_000
 TYPE = "application/vnd.oci.image.manifest.v1+json"
 INDEX = "application/vnd.oci.image.index.v1+json"
 END = bytes(1024)
@@ -347,3 +351,25 @@ def test_no_bundle_exhausts_the_memory_of_who_reads_it(
         assert (verified.code, pushed.code) == (4, 4), pushed
         assert told in verified.text, verified.text[:2000]
         assert told in pushed.text, pushed.text[:2000]
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("text", ["{}", '"%024d":""'], ids=["nothings", "texts"])
+def test_a_large_bundle_costs_who_reads_it_no_more_than_the_largest_honest_one(
+    text: str, tmp_path: Path, target: str
+) -> None:
+    """From `LARGE_FROM` on, which a file of holes reaches too."""
+    tar = Tar(tmp_path / "platform.tar")
+    tar.member("hole", b"", size=LARGE_FROM)
+    tar._out.seek(LARGE_FROM, os.SEEK_CUR)
+    tar.close()
+    count = LARGE.seal_marks // 2 - 10
+    if text == "{}":
+        seal = "[" + ",".join([text] * count) + "]"
+    else:
+        seal = "{" + ",".join(text % number for number in range(count)) + "}"
+    (tmp_path / "inventory.json").write_bytes(seal.encode())
+    runs, peak = measured(("verify", "--quick", tmp_path), ("push", tmp_path, target, "--insecure"))
+    print(f"{peak / 1e6:.0f} MB")
+    assert peak < MOST_MEMORY_OF_LARGE
+    assert [run.code for run in runs] == [4, 4]

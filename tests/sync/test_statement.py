@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from typing import Any
+from unittest import mock
 
 import pytest
 from hypothesis import given
@@ -185,6 +186,15 @@ def changed(**values: Any) -> bytes:
 def test_what_is_no_statement_is_refused(data: bytes) -> None:
     with pytest.raises(StatementError, match="it is no published inventory"):
         Statement.from_json(data)
+
+
+def test_a_statement_of_more_values_than_any_has_is_refused_before_it_is_parsed() -> None:
+    nothings = b'{"schemaVersion":2,"former":[' + b",".join([b"{}"] * 8_000_000) + b"]}"
+    with (
+        mock.patch("mirror.sync.statement.parse_json", side_effect=AssertionError("parsed")),
+        pytest.raises(StatementError, match="more than 16000000 values"),
+    ):
+        Statement.from_json(nothings)
 
 
 def test_a_statement_of_a_newer_schema_asks_for_a_newer_release() -> None:
