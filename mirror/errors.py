@@ -329,8 +329,9 @@ class DamagedReplicaError(IntegrityError):
 class NoSoundCopyError(IntegrityError):
     """Some content is missing or damaged wherever it was looked for.
 
-    `failures` has each place with its reason. Where one of them did not answer, or refused, that
-    decides the exit code: the content may be sound there.
+    `failures` has each place with its reason. One that did not answer, or denied access, decides
+    the exit code, and so do refusals where nobody answered anything else: the content may be sound
+    there.
     """
 
     def __init__(self, message: str, failures: Sequence[tuple[str, MirrorError]]) -> None:
@@ -340,7 +341,9 @@ class NoSoundCopyError(IntegrityError):
         for kind in (UnreachableError, DeniedError):
             if kind.exit_code in codes:
                 self.exit_code = kind.exit_code
-                break
+                return
+        if all(type(error) is RegistryError for _, error in failures):
+            self.exit_code = RegistryError.exit_code
 
 
 # -- registries --------------------------------------------------------------------------------

@@ -215,6 +215,8 @@ def test_one_error_names_every_place_and_its_reason() -> None:
         ([NotFoundError("gone"), DeniedError("no", where="")], 6),
         ([UnreachableError("no answer", where="")] * 2, 5),
         ([DeniedError("no", where="")] * 2, 6),
+        ([RegistryError("no", where="", status=409)] * 2, 1),
+        ([NotFoundError("gone"), RegistryError("no", where="", status=409)], 4),
     ],
 )
 def test_the_exit_code_says_whether_the_content_may_be_sound_somewhere(
