@@ -37,6 +37,7 @@ from mirror.sync.observe import observe
 from mirror.sync.plan import PutManifest, PutTag, lacking
 from mirror.sync.publication import Goal, Publication, retract
 from mirror.sync.publication_state import (
+    PENDING,
     PublicationState,
     kept_statements,
     read_state,
@@ -207,7 +208,9 @@ class Replication(RegistryTask):
     def _carry_out(self) -> None:
         stated = statement_digest(self._tree)
         self._note(statement=stated)
-        if stated is not None and stated == self._leader.digest and not self._options.full:
+        alike = stated is not None and stated == self._leader.digest and not self._options.full
+        # Tags may have turned to what an interrupted publication announced.
+        if alike and statement_digest(self._tree, PENDING) in (None, stated):
             if self._tree.keys.trusted:
                 _ = self._facts  # whose signature is checked
             self._note(generation=self._leader.generation)

@@ -19,7 +19,7 @@ from mirror.run import Run
 from mirror.sync import Inventory, make_plan
 from mirror.sync.observation import Depth, Failure
 from mirror.sync.observe import observe
-from mirror.sync.publication_state import Published, read_statement, statement_digest
+from mirror.sync.publication_state import PENDING, Published, read_statement, statement_digest
 from mirror.sync.tree import RegistryTree
 from mirror.sync.walk import Memory
 from mirror.watch.settings import AUTO, CheckLevel
@@ -144,7 +144,9 @@ class Replicator:
         return leader, (*resting, *unasked)
 
     def _all_equal(self, tree: RegistryTree, run: Run) -> CycleResult | None:
-        """The result if every registry states what was read last; else None. One request each.
+        """The result if every registry states what was read last; else None.
+
+        That is one request each, and one more for `tree`.
 
         A peer that does not answer is reported, and counts as unchanged.
         """
@@ -163,6 +165,8 @@ class Replicator:
                 unasked += (Failure(one.name, "its statement", error),)
             if answer != known.digest and (error is None or one is tree):
                 return None
+        if statement_digest(tree.within(run), PENDING) not in (None, known.digest):
+            return None  # its tags may have turned to what was announced
         number, declared = known.statement.generation, count(known.statement.inventory)
         return CycleResult(
             CheckLevel.STATEMENT,

@@ -666,6 +666,7 @@ def test_syncs_in_opposite_directions_that_announce_at_once_both_stop(
     meeting = threading.Barrier(2, timeout=PATIENCE_S)
 
     def announced(tree: RegistryTree, artifact: Artifact) -> None:
+        meeting.wait()  # both know their leader before one announces anything there
         announce(tree, artifact)
         meeting.wait()
 

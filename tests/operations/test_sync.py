@@ -140,15 +140,36 @@ def test_empty_replicas_hold_everything_afterwards_and_state_the_same(
     assert gets <= 2 * (len(STORE.inventory().blob_sizes()) + 1) + 1
 
 
-def test_a_second_sync_asks_each_registry_once(three: list[Replica]) -> None:
+def test_a_second_sync_asks_for_what_each_registry_states(three: list[Replica]) -> None:
+    """A replica also for what it announced: one that was interrupted is not equal."""
     leader, *others = three
     sync_replicas(leader.tree, [one.tree for one in others])
     for one in three:
         one.registry.requests.clear()
     report = sync_replicas(leader.tree, [one.tree for one in others])
     assert [one.outcome for one in report.replicas] == [Outcome.EQUAL] * 2
-    assert questions(three, 3) == [1, 1, 1]
+    assert questions(three, 3) == [1, 2, 2]
     assert {one.generation for one in report.replicas} == {1}
+
+
+@pytest.mark.parametrize("dry_run", [False, True])
+def test_a_replica_that_was_interrupted_on_its_way_elsewhere_is_not_equal(
+    three: list[Replica], dry_run: bool
+) -> None:
+    """What it states is what this leader states, and its tags have turned to another's."""
+    newer, left, leader = three
+    store = MemoryStore()
+    put_image(store, "", "stable", layers=(b"older",))
+    newer.fill(store)
+    sync_replicas(newer.tree, [left.tree, leader.tree])
+    put_image(store, "", "stable", layers=(b"newer",))
+    left.fill(store, generation=None)
+    announce(left.tree, Statement(store.inventory(), 2, tool="tests").artifact())
+    (result,) = sync_replicas(leader.tree, [left.tree], dry_run=dry_run).replicas
+    assert result.outcome is (Outcome.DIFFERS if dry_run else Outcome.SYNCED)
+    if not dry_run:
+        assert tags_of(left.held()) == tags_of(leader.held())
+        assert sync_replicas(leader.tree, [left.tree]).replicas[0].outcome is Outcome.EQUAL
 
 
 def test_a_newer_statement_is_compared_and_only_the_difference_asked_about(
@@ -965,7 +986,7 @@ def test_many_tags_are_compared_by_one_head_each(three_empty: list[Replica], tag
     leader, *others = three_empty
     report = sync_replicas(leader.tree, [one.tree for one in others])
     assert [one.outcome for one in report.replicas] == [Outcome.EQUAL] * 2
-    assert questions(three_empty, 3) == [1, 1, 1]
+    assert questions(three_empty, 3) == [1, 2, 2]
     for one in three_empty:
         one.registry.requests.clear()
     report = sync_replicas(leader.tree, [one.tree for one in others], audit=True)
