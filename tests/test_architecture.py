@@ -48,8 +48,8 @@ COMMAND_LINE = frozenset({"cli", "commands", "reports"})
 DOORS = COMMAND_LINE | {"config", "__main__", "__init__"}
 """What stands above all rooms and may use any."""
 
-MOST_MODULES = 172
-MOST_LINES = 48_500
+MOST_MODULES = 178
+MOST_LINES = 50_000
 MOST_LINES_OF_A_MODULE = 450
 
 
