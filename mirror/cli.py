@@ -10,10 +10,14 @@ import os
 from collections import UserDict
 from collections.abc import Iterator
 from importlib import import_module
+from typing import TYPE_CHECKING
 
 import click
 
 from mirror.commands.errors import Group
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
 
 _COMMANDS = {
     "pull": ("pull.pull_command", "Pack a release tree into a bundle."),
@@ -29,6 +33,10 @@ _COMMANDS = {
     "inventory": ("compare.inventory_command", "Write down what a registry holds."),
     "merge": ("bundles.merge_command", "Make a complete bundle of a base and its deltas."),
     "mode": ("mode.mode_group", "The modes of a cluster's registry."),
+    "completion": (
+        "completion.completion_command",
+        "Let a shell complete what is typed.",
+    ),
     "config": ("config.config_group", "Settings files and their JSON Schemas."),
 }
 """Command → its place below `mirror.commands`, and its line in the list of commands."""
@@ -58,6 +66,14 @@ class _Main(Group):
         """List the commands without importing them."""
         with formatter.section("Commands"):
             formatter.write_dl([(name, _COMMANDS[name][1]) for name in sorted(_COMMANDS)])
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """Offer the commands without importing them."""
+        from click.shell_completion import CompletionItem
+
+        names = [name for name in sorted(_COMMANDS) if name.startswith(incomplete)]
+        found = [CompletionItem(name, help=_COMMANDS[name][1]) for name in names]
+        return found + click.Command.shell_complete(self, ctx, incomplete)
 
 
 @click.group(

@@ -26,7 +26,7 @@ from mirror.reports.bundles import merge_summary
 from mirror.reports.page import html
 
 
-@click.command("inspect")
+@click.command("inspect", epilog=options.example("mirror inspect bundle --html report.html"))
 @click.argument("bundle_dir", type=click.Path(path_type=Path))
 @click.option(
     "--html",
@@ -61,7 +61,7 @@ def _about(setting: str) -> str | None:
     return PullConfig.model_fields[setting].description
 
 
-@click.command("merge")
+@click.command("merge", epilog=options.example("mirror merge bundle delta-1 delta-2 whole"))
 @click.argument(
     "paths", nargs=-1, required=True, metavar="BASE [DELTA]... OUT", type=click.Path(path_type=Path)
 )

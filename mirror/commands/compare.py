@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from mirror.bundle.reader import BundleReader, read_inventory
-from mirror.commands import options
+from mirror.commands import completion, options
 from mirror.commands.access import (
     AccessOptions,
     keyed_registry_options,
@@ -31,7 +31,10 @@ _DIFFER = 3
 _STANDARD_OUTPUT = "-"
 
 
-@click.command("status")
+@click.command(
+    "status",
+    epilog=options.example("mirror status registry-1.example.com/dkp registry-2.example.com/dkp"),
+)
 @click.argument("registries", nargs=-1, required=True, metavar="REGISTRY...")
 @flag("--blobs", text="Also check every blob in every repository.")
 @registries_options
@@ -49,9 +52,9 @@ def status_command(
     work.show(report, status_summary, code=report.exit_code)
 
 
-@click.command("diff")
-@click.argument("a")
-@click.argument("b")
+@click.command("diff", epilog=options.example("mirror diff bundle registry.example.com/dkp"))
+@click.argument("a", shell_complete=completion.folder)
+@click.argument("b", shell_complete=completion.folder)
 @registries_options
 @options.running
 def diff_command(*, a: str, b: str, access: AccessOptions, work: Work) -> None:
@@ -83,7 +86,9 @@ def _place(text: str) -> Path | str:
     return text
 
 
-@click.command("verify")
+@click.command(
+    "verify", epilog=options.example("mirror verify bundle --against registry.example.com/dkp")
+)
 @click.argument("bundle_dir", type=click.Path(path_type=Path))
 @click.option(
     "--against",
@@ -140,7 +145,10 @@ def verify_command(
         work.show(held, registry_summary, code=IntegrityError.exit_code if held.findings else 0)
 
 
-@click.command("inventory")
+@click.command(
+    "inventory",
+    epilog=options.example("mirror inventory registry.example.com/dkp -o held.json"),
+)
 @click.argument("registry")
 @click.option(
     "-o",

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from mirror.commands import options
 from mirror.commands.errors import print_json
 
 
@@ -66,7 +67,7 @@ def config_group() -> None:
     """Settings files and their JSON Schemas."""
 
 
-@config_group.command("schema")
+@config_group.command("schema", epilog=options.example("mirror config schema pull"))
 @click.argument("kind", type=click.Choice([*SCHEMAS]), default="pull")
 def config_schema(kind: str) -> None:
     """Print the JSON Schema of a file: of `pull --config` unless another is named.

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from mirror.commands import options
+from mirror.commands import completion, options
 from mirror.commands.access import AccessOptions, open_trees, publishing_keys, registry_options
 from mirror.commands.options import Work, flag
 from mirror.errors import InputError
@@ -20,7 +20,7 @@ from mirror.reports.registries import history_summary, prune_summary, rollback_s
 from mirror.sync.statement import MAX_GENERATION, StatementKeys
 
 
-@click.command("history")
+@click.command("history", epilog=options.example("mirror history registry.example.com/dkp"))
 @click.argument("registry")
 @click.option(
     "--last",
@@ -40,7 +40,10 @@ def history_command(*, registry: str, last: int, access: AccessOptions, work: Wo
     work.show(history(tree, last=last, run=work.run), history_summary)
 
 
-@click.command("rollback")
+@click.command(
+    "rollback",
+    epilog=options.example("mirror rollback registry.example.com/dkp --to 3 --dry-run"),
+)
 @click.argument("registry")
 @click.option(
     "--to",
@@ -78,13 +81,17 @@ def rollback_command(
     work.show(rollback(tree, to=to, dry_run=dry_run, run=work.run), rollback_summary)
 
 
-@click.command("prune")
+@click.command(
+    "prune",
+    epilog=options.example("mirror prune registry.example.com/dkp --keep bundle --dry-run"),
+)
 @click.argument("registry")
 @click.option(
     "--keep",
     multiple=True,
     required=True,
     metavar="WHAT",
+    shell_complete=completion.folder,
     help="What to keep: a bundle's folder, a file with an inventory, or the number of a published "
     "generation. Repeatable.",
 )

@@ -32,7 +32,7 @@ _PLANES = {
 """Plane → what is done there."""
 
 
-@click.command("show")
+@click.command("show", epilog=options.example("mirror mode show --module-config deckhouse.yaml"))
 @required_cluster_options
 @options.as_json
 def show_command(*, cluster: Cluster, work: Work) -> None:
@@ -47,7 +47,10 @@ def show_command(*, cluster: Cluster, work: Work) -> None:
     work.say(found, [*_settings_lines(found), "", *_plane_lines(found["planes"])])
 
 
-@click.command("resolve")
+@click.command(
+    "resolve",
+    epilog=options.example("mirror mode resolve install:v1.70.0 --module-config deckhouse.yaml"),
+)
 @click.argument("reference", metavar="REF")
 @required_cluster_options
 @click.option(

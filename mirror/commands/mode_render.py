@@ -36,7 +36,12 @@ FLAVOURS = ("deckhouse", "stock")
 IMAGE_NAMES = ("distribution", "auth", "mirror", "nginx")
 
 
-@click.command("render")
+@click.command(
+    "render",
+    epilog=options.example(
+        "mirror mode render --module-config local.yaml --nodes a=10.0.0.1 --out files"
+    ),
+)
 @click.option(
     "--module-config",
     "config",

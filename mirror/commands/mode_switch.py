@@ -41,7 +41,12 @@ from mirror.nodeconfig.cluster import load_facts, read_document, read_modules
 from mirror.registry import ConnectionOptions
 
 
-@click.command("plan")
+@click.command(
+    "plan",
+    epilog=options.example(
+        "mirror mode plan --from direct.yaml --to local.yaml --facts facts.yaml"
+    ),
+)
 @click.option(
     "--from", "current_file", type=FILE, help="YAML file with the cluster's present ModuleConfig."
 )
@@ -202,7 +207,10 @@ class _Required:
         )
 
 
-@click.command("check")
+@click.command(
+    "check",
+    epilog=options.example("mirror mode check --module-config direct.yaml --inventory bundle"),
+)
 @required_cluster_options
 @grouped(
     "required",

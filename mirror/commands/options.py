@@ -35,6 +35,11 @@ def flag(*names: str, text: str) -> Decorator:
     return click.option(*names, is_flag=True, help=text)
 
 
+def example(line: str) -> str:
+    """The end of a command's help: how it is called in real life."""
+    return f"\b\nExample:\n  {line}"
+
+
 def together(*options: Decorator) -> Decorator:
     """Several option decorators as one, in the order in which `--help` lists them."""
 

@@ -12,7 +12,7 @@ import click
 from mirror.bundle import gost
 from mirror.bundle.folder import Packing, check_folder
 from mirror.bundle.reader import read_inventory
-from mirror.commands import options
+from mirror.commands import completion, options
 from mirror.commands.access import (
     AccessOptions,
     TreeAccess,
@@ -49,7 +49,15 @@ def _config_options(*, short: Mapping[str, str], variables: Mapping[str, str]) -
             found.append(click.option(*names, is_flag=True, default=None, help=help_text))
         elif isinstance(default, tuple):
             repeatable = f"{help_text} Repeatable."
-            found.append(click.option(*names, multiple=True, default=None, help=repeatable))
+            found.append(
+                click.option(
+                    *names,
+                    multiple=True,
+                    default=None,
+                    help=repeatable,
+                    shell_complete=completion.PULL.get(name),
+                )
+            )
         else:
             shown = f"{help_text}  [default: {default}]" if default is not None else help_text
             kind: Any = int if isinstance(default, int) else str
@@ -63,6 +71,7 @@ def _config_options(*, short: Mapping[str, str], variables: Mapping[str, str]) -
                     help=shown,
                     envvar=variables.get(name),
                     show_envvar=True,
+                    shell_complete=completion.PULL.get(name),
                 )
             )
     return options.together(*found)
@@ -77,7 +86,12 @@ def _opposite(name: str) -> str:
     return f"with-{bare}" if bare.replace("-", "_") in PullConfig.model_fields else bare
 
 
-@click.command("pull")
+@click.command(
+    "pull",
+    epilog=options.example(
+        "mirror pull bundle --source registry.deckhouse.ru/deckhouse/ee --license -"
+    ),
+)
 @click.argument("bundle_dir", type=click.Path(path_type=Path))
 @click.option(
     "--config",

@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from mirror.bundle.reader import BundleReader
-from mirror.commands import options
+from mirror.commands import completion, options
 from mirror.commands.access import (
     AccessOptions,
     TreeAccess,
@@ -30,8 +30,12 @@ from mirror.sync.observe import Verification
 from mirror.sync.statement import StatementKeys
 
 
-@click.command("push")
-@click.argument("paths", nargs=-1, metavar="[BUNDLE_DIR] REGISTRY")
+@click.command(
+    "push", epilog=options.example("mirror push bundle registry.example.com/dkp -u admin")
+)
+@click.argument(
+    "paths", nargs=-1, metavar="[BUNDLE_DIR] REGISTRY", shell_complete=completion.folder
+)
 @click.option(
     "--file",
     "files",

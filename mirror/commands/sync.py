@@ -36,7 +36,10 @@ def _rules(foreign_layers: str, sparse_indexes: str) -> ContentRules:
     return ContentRules(ForeignLayers(foreign_layers), SparseIndexes(sparse_indexes))
 
 
-@click.command("sync")
+@click.command(
+    "sync",
+    epilog=options.example("mirror sync --from one.example.com/dkp --to other.example.com/dkp"),
+)
 @click.option(
     "--from",
     "leader",

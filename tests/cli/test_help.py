@@ -11,6 +11,7 @@ import click
 import pytest
 
 from mirror.errors import EXIT_CODES
+from tests.cli.test_printed_commands import parsed as understood
 from tests.docs.commands import commands
 from tests.support.program import ROOT, call_mirror, run_mirror
 
@@ -53,6 +54,15 @@ def test_help_says_what_a_command_and_each_of_its_options_is_for(path: tuple[str
         assert words(option.help) in text
         for name in option.opts:
             assert name in text
+
+
+@pytest.mark.parametrize("path", sorted(COMMANDS), ids=" ".join)
+def test_help_ends_with_an_example_that_the_program_takes(path: tuple[str, ...]) -> None:
+    *_, heading, example = call_mirror(*path, "--help").succeeded().stdout.rstrip().splitlines()
+    assert heading.strip() == "Example:"
+    assert example.strip().startswith(f"mirror {' '.join(path)}")
+    assert len(example) <= 80
+    assert understood(example).command is COMMANDS[path]
 
 
 @pytest.mark.parametrize("path", sorted(COMMANDS), ids=" ".join)
