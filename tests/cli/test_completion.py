@@ -59,7 +59,7 @@ def test_bash_completes_a_line_with_what_is_installed(tmp_path: Path) -> None:
     assert told.startswith(f"{script} is written; new shells have it")
     assert script.read_text() == call_mirror("completion", "bash").succeeded().stdout
     program = tmp_path / "mirror"
-    program.write_text('#!/bin/sh\necho plain,answer of $COMP_WORDS\n')
+    program.write_text("#!/bin/sh\necho plain,answer of $COMP_WORDS\n")
     program.chmod(0o700)
     line = f". {script}; COMP_WORDS=(mirror pu); COMP_CWORD=1; _mirror_completion mirror; "
     shell = subprocess.run(
