@@ -34,10 +34,10 @@ _COMMANDS = {
     "merge": ("bundles.merge_command", "Make a complete bundle of a base and its deltas."),
     "mode": ("mode.mode_group", "The modes of a cluster's registry."),
     "completion": (
-        "completion.completion_command",
+        "writing.completion_command",
         "Let a shell complete what is typed.",
     ),
-    "config": ("config.config_group", "Settings files and their JSON Schemas."),
+    "config": ("writing.config_group", "Settings files and their JSON Schemas."),
 }
 """Command → its place below `mirror.commands`, and its line in the list of commands."""
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from mirror.bundle.reader import BundleReader, read_inventory
-from mirror.commands import completion, options
+from mirror.commands import options, writing
 from mirror.commands.access import (
     AccessOptions,
     keyed_registry_options,
@@ -53,8 +53,8 @@ def status_command(
 
 
 @click.command("diff", epilog=options.example("mirror diff bundle registry.example.com/dkp"))
-@click.argument("a", shell_complete=completion.folder)
-@click.argument("b", shell_complete=completion.folder)
+@click.argument("a", shell_complete=writing.folder)
+@click.argument("b", shell_complete=writing.folder)
 @registries_options
 @options.running
 def diff_command(*, a: str, b: str, access: AccessOptions, work: Work) -> None:

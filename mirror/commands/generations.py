@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from mirror.commands import completion, options
+from mirror.commands import options, writing
 from mirror.commands.access import AccessOptions, open_trees, publishing_keys, registry_options
 from mirror.commands.options import Work, flag
 from mirror.errors import InputError
@@ -91,7 +91,7 @@ def rollback_command(
     multiple=True,
     required=True,
     metavar="WHAT",
-    shell_complete=completion.folder,
+    shell_complete=writing.folder,
     help="What to keep: a bundle's folder, a file with an inventory, or the number of a published "
     "generation. Repeatable.",
 )

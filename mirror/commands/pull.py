@@ -12,7 +12,7 @@ import click
 from mirror.bundle import gost
 from mirror.bundle.folder import Packing, check_folder
 from mirror.bundle.reader import read_inventory
-from mirror.commands import completion, options
+from mirror.commands import options, writing
 from mirror.commands.access import (
     AccessOptions,
     TreeAccess,
@@ -55,7 +55,7 @@ def _config_options(*, short: Mapping[str, str], variables: Mapping[str, str]) -
                     multiple=True,
                     default=None,
                     help=repeatable,
-                    shell_complete=completion.PULL.get(name),
+                    shell_complete=writing.PULL.get(name),
                 )
             )
         else:
@@ -71,7 +71,7 @@ def _config_options(*, short: Mapping[str, str], variables: Mapping[str, str]) -
                     help=shown,
                     envvar=variables.get(name),
                     show_envvar=True,
-                    shell_complete=completion.PULL.get(name),
+                    shell_complete=writing.PULL.get(name),
                 )
             )
     return options.together(*found)

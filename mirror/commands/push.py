@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from mirror.bundle.reader import BundleReader
-from mirror.commands import completion, options
+from mirror.commands import options, writing
 from mirror.commands.access import (
     AccessOptions,
     TreeAccess,
@@ -33,9 +33,7 @@ from mirror.sync.statement import StatementKeys
 @click.command(
     "push", epilog=options.example("mirror push bundle registry.example.com/dkp -u admin")
 )
-@click.argument(
-    "paths", nargs=-1, metavar="[BUNDLE_DIR] REGISTRY", shell_complete=completion.folder
-)
+@click.argument("paths", nargs=-1, metavar="[BUNDLE_DIR] REGISTRY", shell_complete=writing.folder)
 @click.option(
     "--file",
     "files",
