@@ -32,6 +32,7 @@ _COMMANDS = {
     "inspect": ("bundles.inspect_command", "Show what is in a bundle."),
     "inventory": ("compare.inventory_command", "Write down what a registry holds."),
     "merge": ("bundles.merge_command", "Make a complete bundle of a base and its deltas."),
+    "serve": ("bundles.serve_command", "Serve a bundle, or a folder, as a registry."),
     "mode": ("mode.mode_group", "The modes of a cluster's registry."),
     "completion": (
         "writing.completion_command",

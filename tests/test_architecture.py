@@ -36,7 +36,7 @@ _BELOW = {
     "nodeconfig": "modes oci documents durable",
     "operations": "modes release bundle sync registry layout oci documents run durable",
     "watch": "operations release bundle sync registry layout oci serve documents run",
-    "serve": "oci durable",
+    "serve": "bundle sync oci durable",
     "testing": "serve",
 }
 ROOMS = {room: {*below.split(), *GROUND} for room, below in _BELOW.items()}

@@ -25,8 +25,8 @@ from mirror.bundle.format import (
     inside,
     limits_for,
 )
-from mirror.bundle.limits import has_long_media_type
 from mirror.bundle.members import Member, members
+from mirror.bundle.seal import has_long_media_type
 from mirror.bundle.seekable import SeekableFile
 from mirror.documents import marks, parse_json
 from mirror.errors import (

@@ -8,7 +8,7 @@ for, except for the last one.
 Archives come on disks from elsewhere, so a reader takes in no more than these limits, and refuses
 a bundle that was made to exhaust it with less than 200 MB in use; of one with archives of 256 MiB
 and more it takes in more. Whoever makes a bundle checks the same limits before the first byte is
-fetched (`mirror.bundle.limits.check_limits`).
+fetched (`mirror.bundle.seal.check_limits`).
 """
 
 from __future__ import annotations

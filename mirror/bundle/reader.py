@@ -5,8 +5,8 @@ Nothing is unpacked for it: blobs are read at their offsets.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 
@@ -19,7 +19,6 @@ from mirror.bundle.format import (
     PARTIAL_SEAL,
     PARTIAL_SUFFIX,
     SEAL,
-    SUMS,
     ZSTD_SUFFIX,
     blob_at,
     limits_for,
@@ -114,6 +113,16 @@ class BundleReader:
         return tuple(dict.fromkeys(base for base in bases if base is not None))
 
     @property
+    def origin(self) -> str | None:
+        """What the root of the tree was called at the source, host/path; None if no seal says."""
+        for seal in self._seals.values():
+            for archive in seal.archives.values():
+                for path, origin in archive.origins.items():
+                    if not path or origin.endswith(f"/{path}"):
+                        return origin.removesuffix(f"/{path}") if path else origin
+        return None
+
+    @property
     def needed(self) -> Inventory:
         """What a target must hold before a push: the part of its base that a delta needs."""
         return union(seal.coverage.needed for seal in self._seals.values())
@@ -190,6 +199,10 @@ class BundleReader:
     def blob(
         self, repository: str, digest: Digest, size: int, offset: int = 0
     ) -> Generator[bytes, None, None]:
+        archive, member = self._place(repository, digest, size)
+        yield from archive.file.chunks(member.offset + offset, size - offset)
+
+    def _place(self, repository: str, digest: Digest, size: int) -> tuple[OpenArchive, Member]:
         holders = ((one, one.blob(repository, digest)) for one in self._archives)
         found = next(((a, m) for a, m in holders if m is not None and m.size == size), None)
         if found is None and any(
@@ -199,8 +212,7 @@ class BundleReader:
             found = self._anywhere.get(digest)
         if found is None or found[1].size != size:
             raise NotFoundError(f"{self.name}: no blob {digest} in {repository or '/'}")
-        archive, member = found
-        yield from archive.file.chunks(member.offset + offset, size - offset)
+        return found
 
     @cached_property
     def _anywhere(self) -> dict[Digest, tuple[OpenArchive, Member]]:
@@ -212,6 +224,20 @@ class BundleReader:
                 if digest is not None:
                     found.setdefault(digest, (archive, member))
         return found
+
+
+def placed(
+    readers: Iterable[BundleReader], repository: str, digest: Digest, size: int
+) -> tuple[OpenArchive, Member] | None:
+    """Return the first archive that has a blob of `size` bytes, whichever layout keeps it, and the
+    blob's file there. None if no bundle has it."""
+    for reader in readers:
+        with suppress(NotFoundError):
+            return reader._place(repository, digest, size)
+        found = reader._anywhere.get(digest)
+        if found is not None and found[1].size == size:
+            return found
+    return None
 
 
 def read_inventory(path: Path) -> Inventory:
@@ -366,7 +392,7 @@ def open_archives(
     """
     archives: list[OpenArchive] = []
     part_sizes_by_folder = {
-        folder: _part_size(folder, seal, found) for folder, seal in seals.items()
+        folder: sums.part_size_in(folder, seal, found) for folder, seal in seals.items()
     }
     try:
         for path, files in found.items():
@@ -403,46 +429,3 @@ def _opened(
     except (DamagedBundleError, FileSystemError) as err:
         # One finding of several, perhaps: who copies parts again wants to know all of them.
         return OpenArchive(Unreadable(path), broken=err)
-
-
-def _part_size(folder: Path, seal: Seal, found: Mapping[Path, Sequence[Path]]) -> int:
-    """Return how large the parts of a folder's archives were made; 0 if none is in parts.
-
-    All but the last part of each archive have this size, and the last tells it from what is left.
-    Damaged parts are outvoted. Only a size counts that gives each archive the number of parts that
-    `SHA256SUMS` lists; without that file the largest part has the size.
-    """
-    counts: Counter[str] = Counter()
-    if (folder / SUMS).is_file():
-        try:
-            stated = sums.parse(sums.read(folder / SUMS))
-        except DamagedBundleError:
-            stated = {}
-        counts.update(part[0] for name in stated if (part := parse_part_name(name)) is not None)
-    votes: Counter[int] = Counter()
-    wholes: dict[str, int] = {}  # archive in parts → its size
-    for archive, files in found.items():
-        sealed = seal.archives.get(archive.name)
-        for path in files:
-            if sealed is None or path == archive or stored_file(path) != archive:
-                continue
-            wholes[archive.name] = sealed.size
-            number = int(path.name.rsplit(".", 2)[1])
-            with os_errors(path, "examine"):
-                size = path.stat().st_size
-            others = counts[archive.name] - 1
-            if others < 1 or number < others:
-                votes[size] += 1
-            elif number == others:
-                before, rest = divmod(sealed.size - size, others)
-                votes[before] += rest == 0
-    fitting = [
-        size
-        for size, count in votes.items()
-        if count
-        and size > 0
-        and all(counts[name] in (0, len(part_sizes(whole, size))) for name, whole in wholes.items())
-    ]
-    if not any(counts[name] for name in wholes):
-        return max(fitting, default=0)
-    return max(fitting, key=lambda size: (votes[size], size), default=0)

@@ -10,12 +10,22 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mirror.bundle.format import GOST_SUFFIX, MAX_SUMS_BYTES, SEAL, SIGNATURE, SUMS
+from mirror.bundle.format import (
+    GOST_SUFFIX,
+    MAX_SUMS_BYTES,
+    SEAL,
+    SIGNATURE,
+    SUMS,
+    parse_part_name,
+    part_sizes,
+)
 from mirror.bundle.gost import gostsum
+from mirror.bundle.seal import Seal
 from mirror.durable import os_errors
 from mirror.errors import DamagedBundleError
 from mirror.oci import Digest
@@ -140,6 +150,51 @@ def parse_whole(data: bytes) -> dict[str, Digest]:
     if not is_whole(data):
         raise DamagedBundleError("its lines hash to another digest than it states", where=SUMS)
     return sums
+
+
+def part_size_in(folder: Path, seal: Seal, found: Mapping[Path, Sequence[Path]]) -> int:
+    """Return how large the parts of a folder's archives were made; 0 if none is in parts.
+
+    `found` are the archives there, each with its files. All but the last part of each have this
+    size, and the last tells it from what is left. Damaged parts are outvoted. Only a size counts
+    that gives each archive the number of parts that `SHA256SUMS` lists; without that file the
+    largest part has the size.
+    """
+    counts: Counter[str] = Counter()
+    if (folder / SUMS).is_file():
+        try:
+            stated = parse(read(folder / SUMS))
+        except DamagedBundleError:
+            stated = {}
+        counts.update(part[0] for name in stated if (part := parse_part_name(name)) is not None)
+    votes: Counter[int] = Counter()
+    wholes: dict[str, int] = {}  # archive in parts → its size
+    for archive, files in found.items():
+        sealed = seal.archives.get(archive.name)
+        for path in files:
+            part = parse_part_name(path.name)
+            if sealed is None or part is None or part[0] != archive.name:
+                continue
+            wholes[archive.name] = sealed.size
+            number = part[1]
+            with os_errors(path, "examine"):
+                size = path.stat().st_size
+            others = counts[archive.name] - 1
+            if others < 1 or number < others:
+                votes[size] += 1
+            elif number == others:
+                before, rest = divmod(sealed.size - size, others)
+                votes[before] += rest == 0
+    fitting = [
+        size
+        for size, count in votes.items()
+        if count
+        and size > 0
+        and all(counts[name] in (0, len(part_sizes(whole, size))) for name, whole in wholes.items())
+    ]
+    if not any(counts[name] for name in wholes):
+        return max(fitting, default=0)
+    return max(fitting, key=lambda size: (votes[size], size), default=0)
 
 
 # -- all files beside the archives -----------------------------------------------------------------

@@ -35,9 +35,8 @@ from mirror.bundle.files import PartedReader
 from mirror.bundle.folder import belongs, is_leftover
 from mirror.bundle.format import GOST_SUFFIX, SEAL, SIGNATURE, SUMS
 from mirror.bundle.gost import gostsum_path
-from mirror.bundle.limits import check_limits
 from mirror.bundle.reader import BundleReader, archive_at
-from mirror.bundle.seal import Seal, missing_archives, seal_bytes, whole_archive
+from mirror.bundle.seal import Seal, check_limits, missing_archives, seal_bytes, whole_archive
 from mirror.bundle.seekable import Forward, SeekableFile, Unreadable
 from mirror.documents import document
 from mirror.durable import os_errors

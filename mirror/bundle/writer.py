@@ -36,8 +36,7 @@ from mirror.bundle.folder import (
 )
 from mirror.bundle.follow import Follower, MakeHash, Recheck
 from mirror.bundle.format import PARTIAL_SEAL, PARTIAL_SUFFIX, SEAL, compressed_bound, part_sizes
-from mirror.bundle.limits import check_limits
-from mirror.bundle.seal import Seal
+from mirror.bundle.seal import Seal, check_limits
 from mirror.bundle.staging import ArchiveFile, Place, Staging
 from mirror.bundle.sums import CompanionFiles
 from mirror.durable import Folder, make_folder, os_errors

@@ -1,29 +1,42 @@
-"""`mirror inspect` and `merge`: bundles on the disk, without any registry."""
+"""`mirror inspect`, `merge` and `serve`: bundles on the disk, without any other registry."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import socket
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from mirror.bundle import gost
 from mirror.bundle.folder import Packing
-from mirror.bundle.format import parse_part_size
+from mirror.bundle.format import parse_part_size, size_text
 from mirror.bundle.inspect import inspect_bundle
 from mirror.bundle.reader import BundleReader
 from mirror.bundle.report import insight_text
 from mirror.commands import options
-from mirror.commands.access import signer
+from mirror.commands.access import AccessOptions, login_options, signer
 from mirror.commands.options import FILE, Work, flag
-from mirror.commands.process import tell
+from mirror.commands.process import handling, tell
 from mirror.config import PullConfig
-from mirror.durable import write_durably
-from mirror.errors import InputError
+from mirror.documents import document
+from mirror.durable import os_errors, write_durably
+from mirror.errors import FileSystemError, InputError
+from mirror.events import Warned
+from mirror.oci.reference import check_repository
 from mirror.operations.merge import merge
+from mirror.release.discovery import discovery_images
 from mirror.release.names import component_names
 from mirror.reports.bundles import merge_summary
 from mirror.reports.page import html
+from mirror.sync import Inventory
+
+if TYPE_CHECKING:
+    from mirror.serve import Auth
 
 
 @click.command("inspect", epilog=options.example("mirror inspect bundle --html report.html"))
@@ -124,3 +137,215 @@ def merge_command(
         run=work.run,
     )
     work.show(report, merge_summary)
+
+
+# -- serve -----------------------------------------------------------------------------------------
+
+_ROOT = "deckhouse/ee"
+"""Where images go that say not where they come from: archives without a seal."""
+
+
+@dataclass(frozen=True, slots=True)
+class Serving:
+    """A registry that answers. `root` is the path of what is served; `origin` what that was called
+    at the source, host/path, and `certificate` the file that clients verify the server by."""
+
+    url: str
+    root: str = ""
+    origin: str | None = None
+    certificate: Path | None = None
+    read_only: bool = False
+    login: bool = False
+    held: Inventory | None = None
+
+    @property
+    def address(self) -> str:
+        """`host:port`."""
+        return self.url.partition("://")[2]
+
+    def to_document(self) -> dict[str, Any]:
+        """As JSON values, for `--json`."""
+        sizes = {} if self.held is None else {"bytes": sum(self.held.blob_sizes().values())}
+        counts = {} if self.held is None else self.held.counts()
+        keys = ("url", "address", "root", "origin", "readOnly=read_only", "login")
+        return {**document(self, *keys), **counts, **sizes}
+
+    def lines(self) -> Iterator[str]:
+        """Yield what a person does with it."""
+        if self.held is None:
+            yield f"the registry takes pushes at {self.url}"
+        else:
+            counts = self.held.counts()
+            size = size_text(sum(self.held.blob_sizes().values()))
+            tags = f"{counts['tags']} tags, {counts['manifests']} manifests, {size}"
+            yield f"the bundle is served at {self.url}/{self.root}, read-only: {tags}"
+            yield from self._uses(self.held)
+        yield "Ctrl-C ends it"
+
+    def _uses(self, held: Inventory) -> Iterator[str]:
+        plain = self.certificate is None
+        named = [
+            (len(tag), f"{path}:{tag}" if path else f":{tag}")
+            for path, content in held.repositories.items()
+            for tag in content.tags
+        ]
+        image = min(named)[1] if named else ""
+        tree = f"{self.address}/{self.root}"
+        shown = f"docker://{tree}{image if image.startswith(':') else f'/{image}'}"
+        unverified = " --src-tls-verify=false" if plain else ""
+        yield f"  one image:  skopeo copy{unverified} {shown} oci:FOLDER"
+        insecure = " --insecure" if plain else ""
+        yield f"  all:        mirror sync --from {tree} --to REGISTRY{insecure}"
+        host, _, path = (self.origin or "").partition("/")
+        if path == self.root:
+            yield f"  containerd: /etc/containerd/certs.d/{host}/hosts.toml"
+            yield f'                [host."{self.url}"]'
+            yield '                capabilities = ["pull", "resolve"]'
+            if self.certificate is not None:
+                yield '                ca = "/path/to/ca.crt"'
+
+
+@click.command("serve")
+@click.argument("bundle_dir", required=False, type=click.Path(exists=True, path_type=Path))
+@click.option(
+    "--base",
+    "bases",
+    multiple=True,
+    type=click.Path(exists=True, path_type=Path),
+    help="A bundle that a delta was made against, or one between. Repeatable.",
+)
+@click.option(
+    "--storage",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Without BUNDLE_DIR: the folder of a registry that takes pushes.",
+)
+@click.option(
+    "--listen",
+    "where",
+    metavar="[HOST]:PORT",
+    default="127.0.0.1:5000",
+    show_default=True,
+    help="Where to serve; without HOST on all addresses of this machine.",
+)
+@click.option(
+    "--root",
+    help="The path below which the bundle is served.  [default: the path at its source]",
+)
+@click.option("--tls-cert", type=FILE, help="Serve TLS with this certificate (PEM, with chain).")
+@click.option("--tls-key", type=FILE, help="The private key of --tls-cert (PEM).")
+@click.option(
+    "--users",
+    type=FILE,
+    help="Let in who is in this file only: lines that `htpasswd -B` writes.",
+)
+@login_options("registry", "Let in this user only.", ["-u", "login"], ["-p", "password"])
+@options.as_json
+def serve_command(
+    *,
+    bundle_dir: Path | None,
+    bases: Sequence[Path],
+    storage: Path | None,
+    where: str,
+    root: str | None,
+    tls_cert: Path | None,
+    tls_key: Path | None,
+    users: Path | None,
+    login: str | None,
+    password: str | None,
+    work: Work,
+) -> None:
+    """Serve the bundle in BUNDLE_DIR as a registry, read-only, until Ctrl-C or SIGTERM.
+
+    Nothing is unpacked and nothing written: bytes come from the archives, also from parts and
+    compressed ones. A delta needs the bundles that it was made against, as --base. With --storage
+    DIR instead, an empty or earlier folder is served as a registry that takes pushes.
+    """
+    if (bundle_dir is None) == (storage is None):
+        raise InputError(
+            "name what to serve: mirror serve BUNDLE_DIR, or mirror serve --storage DIR"
+        )
+    if (tls_cert is None) != (tls_key is None):
+        raise InputError("--tls-cert and --tls-key go together")
+    if storage is not None and (bases or root):
+        raise InputError("--base and --root are about a bundle; leave them out with --storage")
+    # The server is loaded here: the other commands of this module start without it.
+    from mirror.serve import Anonymous, FolderStorage, ReadableStore, create_app
+    from mirror.serve.bundle import BundleStorage
+    from mirror.serve.server import ServerThread
+
+    auth = _auth(users, login, password, read_only=storage is None)
+    held: ReadableStore
+    origin, read_only = None, storage is None
+    if storage is not None:
+        with os_errors(storage, "use"):
+            held = FolderStorage(storage)
+    else:
+        paths = [one for one in (bundle_dir, *bases) if one is not None]
+        readers = [work.enter_context(BundleReader([one], flattened=True)) for one in paths]
+        bundle, origin = readers[0], readers[0].origin
+        root = _root(root, origin)
+        for warning in bundle.warnings():
+            work.on_event(Warned(warning))
+        held = BundleStorage(
+            bundle, readers[1:], root=root, index=discovery_images(bundle.inventory())
+        )
+    with ExitStack() as running:
+        app = create_app(held, auth=auth, read_only=read_only)
+        listener, url = _listener(where, tls=tls_cert is not None)
+        running.callback(listener.close)
+        try:
+            server = ServerThread(app, listener, certificate=tls_cert, key=tls_key)
+        except OSError as err:  # an SSLError is one
+            raise InputError(
+                f"--tls-cert {tls_cert} and --tls-key {tls_key} cannot be used: {err}",
+                advice="name a PEM file with the certificate, and one with its private key",
+            ) from err
+        server.start()
+        running.callback(server.stop)
+        stop = threading.Event()
+        with handling(stop.set, once=True):
+            inventory = held.inventory if isinstance(held, BundleStorage) else None
+            closed = auth.__class__ is not Anonymous
+            served = Serving(url, root or "", origin, tls_cert, read_only, closed, inventory)
+            work.say(served.to_document(), served.lines())
+            stop.wait()
+    tell("stopped")
+
+
+def _root(asked: str | None, origin: str | None) -> str:
+    root = (asked or (origin or "").partition("/")[2] or _ROOT).strip("/")
+    check_repository(root)
+    return root
+
+
+def _auth(users: Path | None, login: str | None, password: str | None, *, read_only: bool) -> Auth:
+    from mirror.serve import Anonymous, BasicAuth, User
+    from mirror.serve.call import ALL, PULL, read_users
+
+    actions = PULL if read_only else ALL
+    given = AccessOptions(login, password).given_credentials("this registry")
+    if users is None and given is None:
+        return Anonymous()
+    known = {given.username: User(given.password, actions)} if given is not None else {}
+    if users is not None:
+        known.update(read_users(users.read_text(errors="replace"), actions))
+    return BasicAuth(known)
+
+
+def _listener(where: str, *, tls: bool) -> tuple[socket.socket, str]:
+    """A listening socket at `where`, and the address of the registry for clients."""
+    from mirror.serve.server import listen
+
+    host, _, port = where.rpartition(":")
+    host = host.strip("[]")
+    if not port.isascii() or not port.isdigit() or int(port) > 65535:
+        raise InputError(f"--listen {where}: write HOST:PORT, such as 0.0.0.0:5000")
+    try:
+        listener = listen(host or "0.0.0.0", int(port))  # noqa: S104 - as others write `:5000`
+    except OSError as err:
+        raise FileSystemError(
+            f"cannot listen on {where}: {err.strerror}", advice="name another address: --listen"
+        ) from err
+    shown = host if host not in ("", "0.0.0.0", "::") else socket.gethostname()  # noqa: S104
+    shown = f"[{shown}]" if ":" in shown else shown
+    return listener, f"{'https' if tls else 'http'}://{shown}:{listener.getsockname()[1]}"

@@ -31,7 +31,7 @@ from mirror.errors import (
 
 _JSON, _REPORTED = "mirror.json", "mirror.reported"
 _CONSTRAINTS = frozenset({"--include-platform"})
-_OTHERS = frozenset({"inspect", "merge", "mode", "config"})
+_OTHERS = frozenset({"inspect", "merge", "serve", "mode", "config"})
 """Commands that ask no registry for which there are flags."""
 
 

@@ -10,9 +10,8 @@ from typing import Any
 
 from mirror.bundle.archive import Compressed, Coverage, Omissions, missing_findings
 from mirror.bundle.folder import AS_USUAL, Packing, check_folder
-from mirror.bundle.limits import check_limits
 from mirror.bundle.reader import BundleReader
-from mirror.bundle.seal import read_files
+from mirror.bundle.seal import check_limits, read_files
 from mirror.bundle.verify import check_signature
 from mirror.errors import InputError, MissingBaseError
 from mirror.events import PhaseStarted

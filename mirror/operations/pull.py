@@ -11,8 +11,7 @@ from typing import Any
 from mirror.bundle.archive import Compressed, Coverage, Omissions, against
 from mirror.bundle.folder import AS_USUAL, Packing, check_folder
 from mirror.bundle.format import source_reference
-from mirror.bundle.limits import check_limits
-from mirror.bundle.seal import Seal, lay_out_all
+from mirror.bundle.seal import Seal, check_limits, lay_out_all
 from mirror.bundle.writer import BundleWriter
 from mirror.documents import document
 from mirror.errors import ChangedLeftoversError, SourceContentError

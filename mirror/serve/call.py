@@ -11,12 +11,14 @@ import base64
 import errno
 import hmac
 import logging
+import re
 import secrets
 import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import ParamSpec, TypeVar
 
 from starlette.exceptions import HTTPException
@@ -25,6 +27,7 @@ from starlette.responses import JSONResponse, Response
 
 from mirror.errors import (
     DigestMismatchError,
+    InputError,
     InvalidDigestError,
     InvalidManifestError,
     InvalidReferenceError,
@@ -172,10 +175,34 @@ class Anonymous(Auth):
 
 @dataclass(frozen=True, slots=True)
 class User:
-    """A password, and what its owner may do in every repository."""
+    """A password, or its bcrypt hash, and what its owner may do in every repository."""
 
     password: str = field(repr=False)
     actions: frozenset[str] = ALL
+    hashed: bool = False
+
+
+def read_users(text: str, actions: frozenset[str] = ALL) -> dict[str, User]:
+    """Read users from the lines `name:hash` of a file that `htpasswd -B` writes.
+
+    Raises:
+        InputError: a line is something else, or its hash is not one of bcrypt.
+    """
+    users: dict[str, User] = {}
+    for number, line in enumerate(text.splitlines(), 1):
+        if not line.strip() or line.startswith("#"):
+            continue
+        name, colon, hashed = line.strip().partition(":")
+        if not name or not colon or not _BCRYPT.fullmatch(hashed):
+            raise InputError(
+                f"line {number} of the users is not a name, a colon and a bcrypt hash",
+                advice="write it with `htpasswd -B -n NAME`",
+            )
+        users[name] = User(hashed, actions, hashed=True)
+    return users
+
+
+_BCRYPT = re.compile(r"\$2[abxy]\$[0-9]{2}\$[./A-Za-z0-9]{53}")
 
 
 class _Users:
@@ -183,6 +210,9 @@ class _Users:
 
     def __init__(self, users: Mapping[str, User], anonymous: Set[str]) -> None:
         self._users, self._anonymous = dict(users), frozenset(anonymous)
+        # bcrypt is slow by design, and a client logs in with every request.
+        self._matches = lru_cache(maxsize=256)(_matches)
+        self._nobody = next((user for user in self._users.values() if user.hashed), _NOBODY)
 
     def actions(self, header: str | None) -> frozenset[str] | None:
         """What a client with this `Authorization: Basic` header may do.
@@ -199,10 +229,20 @@ class _Users:
         name, _, password = text.partition(":") if kind.lower() == "basic" else ("", "", "")
         user = self._users.get(name)
         # An unknown name takes as long as a known one, so that time does not reveal names.
-        expected = (user.password if user else secrets.token_hex()).encode()
-        if not hmac.compare_digest(expected, password.encode()) or user is None:
+        if not self._matches(user or self._nobody, password) or user is None:
             return None
         return user.actions
+
+
+_NOBODY = User(secrets.token_hex())
+
+
+def _matches(user: User, password: str) -> bool:
+    if not user.hashed:
+        return hmac.compare_digest(user.password.encode(), password.encode())
+    import bcrypt  # here, since most servers have no such users
+
+    return bcrypt.checkpw(password.encode()[:72], user.password.encode())
 
 
 class BasicAuth(Auth):

@@ -17,11 +17,11 @@ from mirror.oci import Digest, Manifest
 from mirror.oci.manifest import MANIFESTS, MAX_MANIFEST_BYTES, OCI_INDEX, referrer_json
 from mirror.oci.reference import valid_tag
 from mirror.serve.call import Call, RefusedError, empty, in_thread
+from mirror.serve.server import ZERO_COPY
 from mirror.serve.store import BlobReader, ReadableStore, Store, StoredManifest
 
 CHUNK_BYTES = 1 << 20
 """Bytes that pass from one thread to another at a time."""
-
 _RANGE = re.compile(r"bytes=(?:(?P<first>\d{1,18})-(?P<last>\d{0,18})|-(?P<suffix>\d{1,18}))")
 _COUNT = re.compile(r"[0-9]{1,9}")
 
@@ -227,6 +227,7 @@ class BlobResponse(StreamingResponse):
         self._reading: asyncio.Future[bytes] | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self._zero_copy = ZERO_COPY in scope.get("extensions", {})
         try:
             await super().__call__(scope, receive, send)
         finally:
@@ -243,6 +244,13 @@ class BlobResponse(StreamingResponse):
     async def stream_response(self, send: Send) -> None:
         start = {"type": "http.response.start", "status": self.status_code}
         await send({**start, "headers": self.raw_headers})
+        pieces = self._reader.pieces(self._offset, self._length) if self._zero_copy else ()
+        for number, piece in enumerate(pieces, 1):
+            message = {"type": ZERO_COPY, "more_body": number < len(pieces)}
+            with await in_thread(piece.path.open, "rb", buffering=0) as file:
+                await send({**message, "file": file, "offset": piece.offset, "count": piece.size})
+        if pieces:
+            return
         at, end = self._offset, self._offset + self._length
         self._read_ahead(at, end)
         while self._reading is not None:

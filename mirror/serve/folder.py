@@ -26,7 +26,7 @@ from mirror.durable import make_folder, sync_file, sync_folder, write_at
 from mirror.errors import InvalidDigestError
 from mirror.oci import Digest, Manifest
 from mirror.oci.reference import check_repository, check_tag, valid_tag
-from mirror.serve.store import RunningDigest, StoredManifest
+from mirror.serve.store import FilePiece, RunningDigest, StoredManifest
 
 _REREAD_BYTES = 1 << 20
 
@@ -252,6 +252,9 @@ class _FileReader:
 
     def read_at(self, offset: int, length: int) -> bytes:
         return os.pread(self._file.fileno(), length, offset)
+
+    def pieces(self, offset: int, length: int) -> Sequence[FilePiece]:
+        return (FilePiece(Path(self._file.name), offset, length),)
 
     def close(self) -> None:
         self._file.close()

@@ -4,25 +4,38 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import logging
+import os
+import select
 import socket
 import struct
 import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import uvicorn
-from starlette.types import ASGIApp, Receive, Scope, Send
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 logger = logging.getLogger(__name__)
 
 _EXTENSION = "mirror.connection"
 """The ASGI extension by which an app reaches its connection, in order to cut it."""
 
+ZERO_COPY = "http.response.zerocopysend"
+"""The ASGI extension by which the server sends a file itself (ASGI, "Extensions")."""
+
 KEEP_ALIVE_S = 75
 _START_TIMEOUT_S = 30.0
 _BACKLOG = 1024
+_SENDERS = 32
+"""Files that are sent at a time without passing through this process; more are read and sent."""
+_SENT_BYTES = 8 << 20
+_LOOK_MS = 200
 _TOO_LONG = (
     b"HTTP/1.1 431 Request Header Fields Too Large\r\n"
     b"Connection: close\r\nContent-Length: 0\r\n\r\n"
@@ -77,7 +90,7 @@ class _Protocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        self.scope["extensions"] = {_EXTENSION: {"transport": self.transport}}
+        self.scope["extensions"] = {_EXTENSION: {"transport": self.transport, "protocol": self}}
 
     def on_headers_complete(self) -> None:
         size = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
@@ -87,6 +100,7 @@ class _Protocol(HttpToolsProtocol):
         self._in_head, self._count = False, 0
         self._await(self.limits.silence_s)
         super().on_headers_complete()
+        self.scope["extensions"][_EXTENSION]["cycle"] = self.cycle
 
     def on_body(self, body: bytes) -> None:
         self._count = 0
@@ -193,6 +207,94 @@ class _Server(uvicorn.Server):
         return bool(self.server_state.connections or self.server_state.tasks)
 
 
+class _Files:
+    """Sends files over connections without TLS, from the disk's cache straight to the socket.
+
+    That is the ASGI extension `http.response.zerocopysend`. A thread waits for the disk and the
+    client, so that a slow one of either holds up no other request.
+    """
+
+    def __init__(self) -> None:
+        self._threads = ThreadPoolExecutor(_SENDERS, thread_name_prefix="mirror-send")
+        self._busy = 0  # changed by the event loop alone
+
+    def offered(self, scope: Scope, send: Send) -> Send:
+        """`send` that takes files too, where that can be had; `scope` says so then."""
+        place = scope.get("extensions", {}).get(_EXTENSION)
+        if place is None or self._busy >= _SENDERS:
+            return send
+        if place["transport"].get_extra_info("sslcontext") is not None:
+            return send
+        scope["extensions"][ZERO_COPY] = {}
+
+        async def sending(message: Message) -> None:
+            if message["type"] == ZERO_COPY:
+                await self._send(place["protocol"], place["cycle"], message)
+                message = {"type": "http.response.body", "more_body": message["more_body"]}
+            await send(message)
+
+        return sending
+
+    async def _send(
+        self, protocol: _Protocol, cycle: RequestResponseCycle, message: Message
+    ) -> None:
+        transport = protocol.transport
+        transport.set_write_buffer_limits(high=0)  # nothing may be left that belongs before it
+        await protocol.flow.drain()
+        transport.set_write_buffer_limits()
+        if cycle.disconnected or transport.is_closing():
+            return
+        count = message["count"]
+        if count > cycle.expected_content_length:
+            raise RuntimeError("Response content longer than Content-Length")
+        cycle.expected_content_length -= count
+        # What is closed meanwhile gives its number to another file; those of copies stay ours.
+        out, file = (
+            os.dup(one.fileno()) for one in (transport.get_extra_info("socket"), message["file"])
+        )
+        self._busy += 1
+        try:
+            work = partial(_send_file, out, file, message["offset"], count)
+            loop = asyncio.get_running_loop()
+            await loop.run_in_executor(self._threads, work, transport.is_closing)
+        except (ConnectionError, TimeoutError):
+            transport.abort()
+        finally:
+            self._busy -= 1
+
+    def close(self) -> None:
+        self._threads.shutdown(wait=True, cancel_futures=True)
+
+
+def _send_file(out: int, file: int, offset: int, count: int, stopped: Callable[[], bool]) -> None:
+    """Send `count` bytes of a file to a socket that does not block; both are closed then."""
+    try:
+        writable = select.poll()
+        writable.register(out, select.POLLOUT)
+        end = offset + count
+        while offset < end and not stopped():
+            try:
+                sent = _sent(out, file, offset, min(_SENT_BYTES, end - offset))
+            except BlockingIOError:
+                writable.poll(_LOOK_MS)
+                continue
+            if not sent:
+                raise OSError(f"a file ended {end - offset} bytes early")
+            offset += sent
+    finally:
+        os.close(out)
+        os.close(file)
+
+
+def _sent(out: int, file: int, offset: int, count: int) -> int:
+    try:
+        return os.sendfile(out, file, offset, count)
+    except OSError as err:
+        if err.errno not in (errno.EINVAL, errno.ENOSYS):
+            raise
+    return os.write(out, os.pread(file, min(count, 1 << 20), offset))  # the file system cannot
+
+
 class ServerThread:
     """A thread that serves an ASGI app on a listening socket until `stop`."""
 
@@ -206,9 +308,11 @@ class ServerThread:
         grace_s: float = 0.2,
         limits: Limits | None = None,
     ) -> None:
+        files = _Files()
+
         async def app_until_stopped(scope: Scope, receive: Receive, send: Send) -> None:
             try:
-                await app(scope, receive, send)
+                await app(scope, receive, files.offered(scope, send))
             except asyncio.CancelledError:
                 if not self._server.should_exit:
                     raise
@@ -228,6 +332,7 @@ class ServerThread:
             ssl_certfile=certificate,
             ssl_keyfile=key,
         )
+        self._files = files
         config.load()  # here, where the caller hears of a bad certificate
         self._server = _Server(config, grace_s)
         self._listener = listener
@@ -245,6 +350,7 @@ class ServerThread:
         """Close idle connections at once, and busy ones after at most `grace_s` seconds."""
         self._server.stop()
         self._thread.join()
+        self._files.close()
 
     def _run(self) -> None:
         try:

@@ -10,7 +10,8 @@ import hashlib
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
+from pathlib import Path
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from mirror.errors import DigestMismatchError
 from mirror.oci import Digest, Manifest
@@ -24,6 +25,14 @@ class StoredManifest:
     raw: bytes = field(repr=False)
 
 
+class FilePiece(NamedTuple):
+    """`size` bytes of a blob that lie in the file `path` from `offset` on, as they are served."""
+
+    path: Path
+    offset: int
+    size: int
+
+
 class BlobReader(Protocol):
     """An open blob of `size` bytes; its opener closes it."""
 
@@ -32,6 +41,10 @@ class BlobReader(Protocol):
 
     def read_at(self, offset: int, length: int) -> bytes:
         """Up to `length` bytes from `offset`; empty only at the end."""
+        ...
+
+    def pieces(self, offset: int, length: int) -> Sequence[FilePiece]:
+        """Where these bytes lie in files, in order; nothing if they must be read by `read_at`."""
         ...
 
     def close(self) -> None: ...
@@ -208,10 +221,10 @@ class MemoryStorage:
             data = self._at(repository).blobs.get(digest)
             return None if data is None else len(data)
 
-    def open_blob(self, repository: str, digest: Digest) -> _MemoryReader | None:
+    def open_blob(self, repository: str, digest: Digest) -> MemoryReader | None:
         with self._lock:
             data = self._at(repository).blobs.get(digest)
-            return None if data is None else _MemoryReader(data)
+            return None if data is None else MemoryReader(data)
 
     def referrers(self, repository: str, subject: Digest) -> Sequence[Digest]:
         with self._lock:
@@ -267,12 +280,17 @@ class MemoryStorage:
             self._make(repository).blobs[digest] = data
 
 
-class _MemoryReader:
+class MemoryReader:
+    """A blob in memory, open."""
+
     def __init__(self, data: bytearray) -> None:
         self._data, self.size = data, len(data)
 
     def read_at(self, offset: int, length: int) -> bytes:
         return bytes(memoryview(self._data)[offset : offset + length])
+
+    def pieces(self, offset: int, length: int) -> Sequence[FilePiece]:  # noqa: ARG002
+        return ()
 
     def close(self) -> None:
         self._data = bytearray()

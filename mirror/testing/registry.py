@@ -17,7 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mirror.serve.app import create_app
 from mirror.serve.call import CLIENT_GONE, Auth
-from mirror.serve.server import ServerThread, listen
+from mirror.serve.server import ZERO_COPY, ServerThread, listen
 from mirror.serve.store import ReadableStore
 from mirror.testing.faults import Faults
 from mirror.testing.middleware import FaultMiddleware
@@ -224,6 +224,10 @@ class RequestLogMiddleware:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        # What the server would send itself could be neither counted nor struck.
+        extensions = {**scope.get("extensions", {})}
+        extensions.pop(ZERO_COPY, None)
+        scope = {**scope, "extensions": extensions}
         watched = _Watched(scope, receive, send, self._log)
         self._log.begin()
         try:

@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mirror.bundle import contents, limits, members
+from mirror.bundle import contents, members, seal
 from mirror.bundle import format as bundle_format
 from mirror.bundle.format import LARGE, ORDINARY, Limits
-from mirror.bundle.limits import check_limits
 from mirror.bundle.reader import BundleReader
+from mirror.bundle.seal import check_limits
 from mirror.bundle.verify import verify_bundle
 from mirror.errors import BundleLimitError, DamagedBundleError
 from mirror.oci import Descriptor, Digest, Manifest
@@ -66,10 +66,10 @@ def test_a_media_type_longer_than_any_is_refused() -> None:
 def limit(patch: pytest.MonkeyPatch, **values: int) -> None:
     """Make ordinary limits smaller, by their names, or MAX_MEDIA_TYPE."""
     if "media_type" in values:
-        patch.setattr(limits, "MAX_MEDIA_TYPE", values["media_type"])
+        patch.setattr(seal, "MAX_MEDIA_TYPE", values["media_type"])
         return
     smaller = replace(ORDINARY, **values)
-    for module in (bundle_format, limits, members, contents):
+    for module in (bundle_format, members, contents, seal):
         patch.setattr(module, "ORDINARY", smaller)
 
 

@@ -12,8 +12,8 @@ from unittest import mock
 
 from mirror.bundle import gost
 from mirror.bundle.folder import check_space
-from mirror.bundle.limits import check_limits
 from mirror.bundle.reader import BundleReader
+from mirror.bundle.seal import check_limits
 from mirror.durable import Folder, write_durably
 from mirror.errors import (
     BundleLimitError,

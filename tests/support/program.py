@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -134,6 +134,12 @@ class RunningMirror:
     def pid(self) -> int:
         """Its process id."""
         return self._process.pid
+
+    @property
+    def output(self) -> Iterable[str]:
+        """The lines of standard output, as they come."""
+        assert self._process.stdout is not None
+        return iter(self._process.stdout.readline, "")
 
     @property
     def running(self) -> bool:
