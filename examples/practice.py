@@ -2,7 +2,7 @@
 
     python -m examples.practice [PORT PORT]
 
-One stands for the vendor's and holds a made-up release tree of 1 MB; the other, empty, stands for
+One stands for the vendor's and holds a small made-up release tree; the other, empty, stands for
 the one in the closed zone. Enter publishes the vendor's next release. Ctrl-C ends both registries,
 which keep nothing.
 """
@@ -11,22 +11,27 @@ from __future__ import annotations
 
 import signal
 import sys
-from dataclasses import replace
 
 from examples.demo import fill
-from examples.release_tree import SMALL, ModuleSpec, spread
+from examples.release_tree import ModuleSpec, TreeSpec, spread
 from mirror.serve import MemoryStorage
 from mirror.testing import EmbeddedRegistry
 
 PORTS = (5000, 5001)
-_CONSOLE = ("v1.1.0", "v1.2.0")
-NEXT = replace(
-    SMALL,
-    versions=(*SMALL.versions, "v1.72.0"),
-    channels={**SMALL.channels, "alpha": "v1.72.0", "beta": "v1.71.0"},
-    modules=(ModuleSpec("console", _CONSOLE, spread(_CONSOLE)), *SMALL.modules[1:]),
-)
-"""The release tree after the vendor's next release."""
+
+
+def _published(*versions: str, console: tuple[str, ...]) -> TreeSpec:
+    return TreeSpec(
+        versions=versions,
+        channels=spread(versions),
+        components=4,
+        modules=(ModuleSpec("console", console, spread(console)),),
+    )
+
+
+NOW = _published("v1.69.1", "v1.70.0", console=("v1.0.0", "v1.1.0"))
+NEXT = _published("v1.69.1", "v1.70.0", "v1.71.0", console=("v1.1.0", "v1.2.0"))
+"""What the vendor publishes, one after the other."""
 
 
 def main() -> None:
@@ -38,13 +43,13 @@ def main() -> None:
         EmbeddedRegistry(offered, port=first) as vendor,
         EmbeddedRegistry(MemoryStorage(), port=second) as closed,
     ):
-        tree = fill(offered, SMALL)
+        tree = fill(offered, NOW)
         print(f"the vendor's registry: {vendor.address}/{tree.root}")
         print(f"the closed zone's:     {closed.address}/system/deckhouse (empty)")
         print("Enter publishes the vendor's next release. Ctrl-C ends both.", flush=True)
         sys.stdin.readline()
         fill(offered, NEXT)
-        print("v1.72.0 is published.", flush=True)
+        print("v1.71.0 is published.", flush=True)
         signal.pause()
 
 

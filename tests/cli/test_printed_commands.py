@@ -30,7 +30,8 @@ COMMANDS = [(page.name, line) for page in PAGES for line in printed(page)]
 def parsed(line: str) -> click.Context:
     """The command of a line with its options, as the program reads them; files need not exist."""
     without_placeholders = re.sub(r"[][…]", "", line)
-    words = shlex.split(without_placeholders, comments=True)[1:]
+    alone = re.split(r" [|<>] ", without_placeholders)[0]  # of a pipeline, what calls the program
+    words = shlex.split(alone, comments=True)[1:]
     context = click.Context(main, **main.context_settings)
     command: click.Command = main
     while isinstance(command, click.Group):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import sys
 import tempfile
 from base64 import b64encode
 from collections.abc import Callable, Iterator
@@ -16,8 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from examples.practice import NEXT
-from examples.release_tree import SMALL
+from examples.practice import NEXT, NOW
 from mirror.serve import BasicAuth, MemoryStorage, User
 from mirror.testing import EmbeddedRegistry
 from tests.docs import translations
@@ -68,7 +68,7 @@ def reader(page: str, folder: Path, authority: Authority) -> Iterator[Reader]:
             )
             names[name] = registry.address
             if name in _VENDOR:
-                serve(SMALL, registry)
+                serve(NOW, registry)
                 events["the vendor publishes a release"] = partial(serve, NEXT, registry)
             elif not plain:
                 token = b64encode(f"{user}:{password}".encode()).decode()
@@ -84,8 +84,7 @@ def reader(page: str, folder: Path, authority: Authority) -> Iterator[Reader]:
         env = {
             "DOCKER_CONFIG": str(folder / "docker"),
             "SSL_CERT_FILE": str(authority.certificate),
-            "KEY": _KEY,
-            "PASSWORD": _PASSWORD,
+            "D8_MIRROR_LICENSE_TOKEN": _KEY,
             "MIRROR_STATE_DIR": str(folder / "state"),
         }
         yield Reader(folder, names, events, env)
@@ -107,12 +106,15 @@ def _flip(disk: Path) -> None:
 
 
 def main() -> None:
-    """Write into the pages what their commands print."""
+    """Write into the pages, or those that are named, what their commands print."""
+    named = {Path(name).resolve() for name in sys.argv[1:]}
     with tempfile.TemporaryDirectory() as name, pytest.MonkeyPatch.context() as patch:
         leave_home(patch, Path(name))
         stay_on_loopback(patch)
         authority = Authority.create(Path(name) / "authority")
         for path in PAGES:
+            if named and path not in named:
+                continue
             folder = Path(name) / path.stem
             folder.mkdir()
             page = path.read_text("utf-8")

@@ -1,8 +1,11 @@
 """Pages with commands in them, carried out as a reader would.
 
-A block of `console` has commands after `$ ` and what they print below. Comments steer it, which
-readers do not see: `<!-- not run: REASON -->` before a block, `<!-- lab: WHAT -->` for something
-that happens meanwhile. A block of YAML that begins with the comment `# NAME` is the file NAME.
+A block of `console` has commands after `$ ` and what they print below. A block of YAML that begins
+with the comment `# NAME` is the file NAME. Comments steer it, which readers do not see:
+
+* `<!-- not run: REASON -->` before a block;
+* `<!-- lab: WHAT -->` for something that happens meanwhile;
+* `<!-- lab: run COMMAND -->` for what somebody did before.
 """
 
 from __future__ import annotations
@@ -89,7 +92,9 @@ class Reader:
         """Carry a page out; return it with what its commands really printed."""
         done, at = "", 0
         for block in blocks(markdown):
-            if block.kind == "lab":
+            if block.kind == "lab" and block.body.startswith("run "):
+                self.run(block.body.removeprefix("run "))
+            elif block.kind == "lab":
                 self._events[block.body]()
             elif block.kind in ("yaml", "ini") and block.body.startswith("# "):
                 self._write(block.body)

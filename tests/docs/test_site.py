@@ -40,8 +40,10 @@ def test_a_reader_in_a_closed_zone_fetches_nothing_from_outside(built: Path) -> 
 
 
 def test_a_dead_link_is_told_with_its_place(tmp_path: Path) -> None:
-    site.lay_out(tmp_path)
-    (tmp_path / "pages/index.md").write_text("# x\n\n[a](nowhere.md) [b](cli.md#nothing)\n")
+    config = site.CONFIG.read_text("utf-8").partition("\nnav:")[0]
+    (tmp_path / "mkdocs.yml").write_text(f"{config}\nnav: [index.md]\n", "utf-8")
+    (tmp_path / "pages").mkdir()
+    (tmp_path / "pages/index.md").write_text("# x\n\n[a](nowhere.md) [b](index.md#nothing)\n")
     with pytest.raises(SystemExit) as ended:
         site.render(tmp_path)
     told = str(ended.value)

@@ -25,11 +25,11 @@ def test_practice_registries_serve_a_release_and_then_the_next() -> None:
         assert call_mirror("history", target, "--insecure").text
         newest = ("pull", "unused", "--source", source, "--insecure", "--dry-run", "--json")
         versions = call_mirror(*newest).succeeded().document["platform"]["versions"]
-        assert "v1.72.0" not in versions
+        assert "v1.71.0" not in versions
         process.stdin.write("\n")
         process.stdin.flush()
         process.stdout.readline()
-        assert process.stdout.readline() == "v1.72.0 is published.\n"
-        assert "v1.72.0" in call_mirror(*newest).succeeded().document["platform"]["versions"]
+        assert process.stdout.readline() == "v1.71.0 is published.\n"
+        assert "v1.71.0" in call_mirror(*newest).succeeded().document["platform"]["versions"]
         process.send_signal(signal.SIGINT)
         assert process.wait(timeout=30) == 0
