@@ -2,7 +2,9 @@
 
 It does what the registry's clients see of docker_auth: Basic logins checked against bcrypt hashes,
 the access list (first match decides, else denied), and tokens as JWT, signed with the rendered key
-and named by the key id that distribution derives from the certificate it trusts.
+and named by the key id that distribution derives from the certificate it trusts. It refuses what
+docker_auth refuses, and keys that docker_auth would ignore. As a program
+(`python -m tests.support.token_server [-logtostderr] CONFIG`) it has its flags and its log file.
 """
 
 from __future__ import annotations
@@ -12,8 +14,10 @@ import binascii
 import functools
 import hashlib
 import json
+import os
 import secrets
 import ssl
+import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -128,6 +132,52 @@ class Rules:
         return []
 
 
+_KEYS = {
+    "": "server token users acl",
+    "server": "addr certificate key real_ip_header",
+    "token": "issuer expiration certificate key disable_legacy_key_id",
+    "user": "password",
+    "acl": "match actions",
+    "match": "account type name",
+}
+"""Section → its keys: those of docker_auth that are used here."""
+
+
+class ConfigError(Exception):
+    """docker_auth does not start with such a configuration."""
+
+
+def checked(text: str) -> dict[str, Any]:
+    """A configuration with which docker_auth would start, without unknown keys."""
+    document = yaml.safe_load(text)
+    sections = [
+        ("", document),
+        ("server", document.get("server")),
+        ("token", document.get("token")),
+    ]
+    sections += [("user", user) for user in (document.get("users") or {}).values()]
+    for line in document.get("acl") or ():
+        sections += [("acl", line), ("match", line.get("match", {}))]
+    for name, section in sections:
+        if odd := set(section or {}) - {*_KEYS[name].split()}:
+            raise ConfigError(f"unknown keys of {name or 'the document'}: {', '.join(sorted(odd))}")
+    server, token = document.get("server") or {}, document.get("token") or {}
+    if not server.get("addr"):
+        raise ConfigError("server.addr is required")
+    if not token.get("issuer"):
+        raise ConfigError("token.issuer is required")
+    if int(token.get("expiration", 0)) <= 0:
+        raise ConfigError(f"expiration must be positive, got {token.get('expiration', 0)}")
+    if document.get("users") is None:
+        raise ConfigError("no auth methods are configured, this is probably a mistake")
+    if document.get("acl") is None:
+        raise ConfigError("ACL is empty, this is probably a mistake")
+    for name, pair in (("server", server), ("token", token)):
+        if not (pair.get("certificate") and pair.get("key")):
+            raise ConfigError(f"failed to load {name} cert and key: both were not provided")
+    return dict(document)
+
+
 class TokenServer:
     """Runs a rendered token-auth configuration in a thread, until it is closed.
 
@@ -135,12 +185,13 @@ class TokenServer:
     """
 
     def __init__(self, config: Path) -> None:
-        document = yaml.safe_load(config.read_text())
+        document = checked(config.read_text())
         token, server = document["token"], document["server"]
         self._issuer, self._lifetime_s = token["issuer"], int(token["expiration"])
         legacy = not token.get("disable_legacy_key_id", False)
         self._signer = Signer(Path(token["certificate"]), Path(token["key"]), legacy_key_id=legacy)
         self._rules = Rules(document["users"], document["acl"])
+        self._real_ip_header = server.get("real_ip_header")
         self.asked: list[Asked] = []
         host, _, port = server["addr"].rpartition(":")
         outer = self
@@ -154,7 +205,7 @@ class TokenServer:
 
             def do_POST(self) -> None:  # as docker_auth: clients then ask with GET
                 self.close_connection = True
-                outer._send(self, 405, {"errors": [{"code": "UNSUPPORTED"}]})
+                outer._send(self, 405, "Method Not Allowed")
 
             def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
                 """Say nothing."""
@@ -192,18 +243,22 @@ class TokenServer:
     def _answer(self, request: BaseHTTPRequestHandler) -> None:
         url = urlsplit(request.path)
         if url.path == "/":
-            self._send(request, 200, {})
+            self._send(request, 200, f"<h1>{self._issuer}</h1>")
             return
         if url.path != "/auth":
-            self._send(request, 404, {"errors": [{"code": "NOT_FOUND"}]})
+            self._send(request, 404, "Not found")
             return
         query = parse_qs(url.query)
         scopes = tuple(one for text in query.get("scope", []) for one in text.split())
         account, password = _login(request.headers.get("Authorization"))
+        if wrong := self._wrong(request, account, query.get("account", [""])[0], scopes):
+            self.asked.append(Asked(account, scopes, 400))
+            self._send(request, 400, f"Bad request: {wrong}")
+            return
         known = self._rules.knows(account, password)
         self.asked.append(Asked(account, scopes, 200 if known else 401))
         if not known:
-            self._send(request, 401, {"errors": [{"code": "UNAUTHORIZED"}]})
+            self._send(request, 401, "Auth failed.")
             return
         now = int(time.time())
         claims = {
@@ -217,8 +272,19 @@ class TokenServer:
             "access": [self._access(account, one) for one in scopes],
         }
         token = self._signer.token(claims)
-        body = {"token": token, "access_token": token, "expires_in": self._lifetime_s}
-        self._send(request, 200, body)
+        self._send(request, 200, json.dumps({"access_token": token, "token": token}))
+
+    def _wrong(
+        self, request: BaseHTTPRequestHandler, user: str, account: str, scopes: Sequence[str]
+    ) -> str:
+        """What docker_auth has against a request; empty if nothing."""
+        header = self._real_ip_header
+        if header and not request.headers.get(header, "").partition(",")[0].strip():
+            return "client address not provided"
+        if account and user and account != user:
+            return f'user and account are not the same ("{user}" vs "{account}")'
+        odd = [one for one in scopes if one.count(":") < 2]
+        return f'invalid scope: "{odd[0]}"' if odd else ""
 
     def _access(self, account: str, scope: str) -> dict[str, Any]:
         kind, _, rest = scope.partition(":")
@@ -227,10 +293,11 @@ class TokenServer:
         return {"type": kind, "name": name, "actions": allowed}
 
     @staticmethod
-    def _send(request: BaseHTTPRequestHandler, status: int, body: Mapping[str, Any]) -> None:
-        content = json.dumps(body).encode()
+    def _send(request: BaseHTTPRequestHandler, status: int, body: str) -> None:
+        """Tokens as JSON, and everything else as plain text."""
+        content, kind = body.encode(), "application/json" if body[0] == "{" else "text/plain"
         request.send_response(status)
-        request.send_header("Content-Type", "application/json")
+        request.send_header("Content-Type", kind)
         request.send_header("Content-Length", str(len(content)))
         if status == 401:
             request.send_header("WWW-Authenticate", 'Basic realm="tests"')
@@ -252,3 +319,32 @@ def _login(header: str | None) -> tuple[str, str]:
 
 def _encode(content: bytes) -> str:
     return base64.urlsafe_b64encode(content).rstrip(b"=").decode()
+
+
+def main(words: Sequence[str]) -> int:
+    """docker_auth as a program: runs until it is ended."""
+    flags = [word for word in words if word.startswith("-")]
+    if odd := [flag for flag in flags if flag not in ("-logtostderr", "--logtostderr")]:
+        print(f"flag provided but not defined: {odd[0]}", file=sys.stderr)
+        return 2
+    if not flags:
+        # glog makes its file when it logs first, which is at once.
+        path = Path(os.environ.get("TMPDIR", "/tmp")) / f"auth_server.{os.getpid()}.log"
+        try:
+            path.write_text("")
+        except OSError as err:
+            print(f"log: exiting because of error: log: cannot create log: {err}", file=sys.stderr)
+            return 2
+    (config,) = (Path(word) for word in words if not word.startswith("-"))
+    try:
+        server = TokenServer(config)
+    except (ConfigError, OSError) as err:
+        print(f"Failed to load config: invalid config: {err}", file=sys.stderr)
+        return 1
+    with server:
+        threading.Event().wait()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
