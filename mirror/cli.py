@@ -39,6 +39,7 @@ _COMMANDS = {
         "Let a shell complete what is typed.",
     ),
     "config": ("writing.config_group", "Settings files and their JSON Schemas."),
+    "version": ("version.version_command", "Say which release this is, and of what it is made."),
 }
 """Command → its place below `mirror.commands`, and its line in the list of commands."""
 
@@ -86,7 +87,7 @@ class _Main(Group):
         "token_normalize_func": lambda token: token.replace("_", "-"),
     },
 )
-@click.version_option(package_name="mirror", message="mirror %(version)s")
+@click.version_option(package_name="deckhouse-mirror", message="mirror %(version)s")
 def main() -> None:
     """Carry Deckhouse Kubernetes Platform images across an air gap and prove that they arrived.
 

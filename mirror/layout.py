@@ -305,4 +305,4 @@ def comparable(version: Version) -> Version:
 
 def tool_name() -> str:
     """What this program calls itself in what it writes: `mirror <version>`."""
-    return f"mirror {metadata.version('mirror')}"
+    return f"mirror {metadata.version('deckhouse-mirror')}"

@@ -105,7 +105,7 @@ BRIEF = RetryPolicy(attempts=4, base_delay_s=0.5, max_delay_s=5.0)
 
 def _user_agent() -> str:
     try:
-        return f"mirror/{version('mirror')}"
+        return f"mirror/{version('deckhouse-mirror')}"
     except PackageNotFoundError:  # run from a source tree that is not installed
         return "mirror/0"
 

@@ -1,0 +1,3 @@
+module deckhouse-mirror/launcher
+
+go 1.19
