@@ -36,8 +36,8 @@ class Situation:
 
     `sides` are the settings before and after a transition, or the settings alone. Components read
     by those of `components`: the old ones until they are switched over. `in_cluster` are the files
-    of the in-cluster proxy, `version` that of the whole configuration. `environment` has checked
-    values.
+    of the in-cluster proxy, `version` that of the whole configuration, `services` that of each
+    master's services. `environment` has checked values.
     """
 
     sides: Sequence[RegistrySettings]
@@ -46,6 +46,7 @@ class Situation:
     kept: ServiceSecrets = field(repr=False)
     in_cluster: Tree
     version: str
+    services: Mapping[str, str]
     environment: Mapping[str, str]
     ingress_client_ca: str | None = None
 
@@ -95,7 +96,7 @@ def secrets_of(now: Situation) -> Iterator[Object]:
         for node in now.masters:
             name, kind = f"registry-node-config-{node.name}", "node-services-config"
             content = {"config": _yaml(_node_config(now, node, now.replicas))}
-            content["version"] = now.version
+            content["version"] = now.services[node.name]
             labels = {"type": f"registry-{kind}"}
             yield _secret(name, content, f"registry/{kind}", labels, note)
     if now.in_cluster:

@@ -225,8 +225,8 @@ def static_pod(
 ) -> dict[str, Any]:
     """The manifest for `/etc/kubernetes/manifests`.
 
-    `config` is the hash of the files that its containers read, `version` that of the whole
-    configuration. The token server listens at `token_host`: 127.0.0.1, or the node's address.
+    `config` is the hash of the files that its containers read, `version` their version. The token
+    server listens at `token_host`: 127.0.0.1, or the node's address.
     `environment` is the registry's.
     """
     containers = [

@@ -93,11 +93,14 @@ class Rendered:
     notes: tuple[str, ...]
     """What a flavour cannot do of what was asked for, in sentences."""
     objects: tuple[Object, ...] = field(default=(), repr=False)
+    masters: Mapping[str, str] = field(default_factory=dict)
+    """Each master with the version of its services, which changes when their files do."""
 
     def __post_init__(self) -> None:
         nodes = {name: MappingProxyType(dict(tree)) for name, tree in self.nodes.items()}
         object.__setattr__(self, "nodes", MappingProxyType(nodes))
         object.__setattr__(self, "in_cluster", MappingProxyType(dict(self.in_cluster)))
+        object.__setattr__(self, "masters", MappingProxyType(dict(self.masters)))
 
 
 def render(
@@ -181,11 +184,12 @@ class _Rendering:
         notes: list[str] = []
         trees = {node.name: self._node_tree(node, notes) for node in self.nodes}
         in_cluster = self._in_cluster_tree()
-        # The pods' manifests contain the version, so it is computed from manifests without one.
-        drafts = {name: trees[name] | pod for name, pod in self._pods(trees, "").items()}
-        version = self._version({**trees, **drafts}, in_cluster)
-        for name, pod in self._pods(trees, version).items():
+        read = {name: self._service_tree(trees[name]) for name in trees}
+        masters = {name: self._keyed(pods.config_hash(one)) for name, one in read.items() if one}
+        for name, pod in self._pods(read, masters).items():
             trees[name] |= pod
+        every = sorted([*trees.items(), ("", in_cluster)])
+        version = self._keyed(*(f"{name}\0{pods.config_hash(tree)}\0" for name, tree in every))
         notes += pods.notes_of_pods(
             self.options.images,
             tuple(trees.values()),
@@ -194,10 +198,12 @@ class _Rendering:
             restarts=any(self._relay_restarts(node, trees[node.name]) for node in self.nodes),
             proxy=() if self.options.in_place_root else objects.proxy_images(in_cluster),
         )
-        made = self._objects(in_cluster, version, notes)
-        return Rendered(trees, in_cluster, version, tuple(notes), made)
+        made = self._objects(in_cluster, version, masters, notes)
+        return Rendered(trees, in_cluster, version, tuple(notes), made, masters)
 
-    def _objects(self, in_cluster: Tree, version: str, notes: list[str]) -> tuple[Object, ...]:
+    def _objects(
+        self, in_cluster: Tree, version: str, masters: Mapping[str, str], notes: list[str]
+    ) -> tuple[Object, ...]:
         options, authority = self.options, self.options.ingress_client_ca
         if options.in_place_root is not None:
             return ()
@@ -208,6 +214,7 @@ class _Rendering:
             self.kept,
             in_cluster,
             version,
+            masters,
             self._environment,
             authority and checked_authority(authority, "ingress client CA"),
         )
@@ -215,12 +222,15 @@ class _Rendering:
         ports, push = options.in_cluster_ports, options.push_ingress
         return objects.objects_of(now, options.images, options.nginx, ports, push)
 
-    def _version(self, trees: Mapping[str, Tree], in_cluster: Tree) -> str:
-        """SHA-256 of all files, keyed: it is public, and must not help to guess passwords."""
-        digest = hmac.new(self.kept.http_secret.encode(), digestmod=hashlib.sha256)
-        for name, tree in sorted([*trees.items(), ("", in_cluster)]):
-            digest.update(f"{name}\0{pods.config_hash(tree)}\0".encode())
-        return digest.hexdigest()
+    def _keyed(self, *texts: str) -> str:
+        """SHA-256, keyed: versions are public, and must not help to guess passwords."""
+        key, text = self.kept.http_secret.encode(), "".join(texts).encode()
+        return hmac.new(key, text, hashlib.sha256).hexdigest()
+
+    @staticmethod
+    def _service_tree(tree: Tree) -> Tree:
+        """The files that the containers of a master's services read; none on other nodes."""
+        return {path: one for path, one in tree.items() if path.is_relative_to(_SERVICES)}
 
     @property
     def _service(self) -> RegistrySettings | None:
@@ -312,22 +322,20 @@ class _Rendering:
         return self.options.distribution is services.Distribution.STOCK
 
     def _pods(
-        self, trees: Mapping[str, Tree], version: str
+        self, read: Mapping[str, Tree], versions: Mapping[str, str]
     ) -> dict[str, dict[PurePosixPath, RenderedFile]]:
-        """The manifest of the services for each master, with this version."""
+        """The manifest of the services for each master; `read` are the files of these."""
         service, images = self._service, self.options.images
         if service is None or not images.serve(replication=self._replicated):
             return {}
         made = {}
         for node in (one for one in self.nodes if one.master):
             places = self.options.places(f"nodes/{node.name}")
-            files = trees[node.name].items()
-            read = {path: one for path, one in files if path.is_relative_to(_SERVICES)}
             pod = pods.static_pod(
                 node,
                 images,
-                pods.config_hash(read),
-                version,
+                pods.config_hash(read[node.name]),
+                versions[node.name],
                 token_host=node.address if self._own_port else "127.0.0.1",
                 replication=self._replicated,
                 environment=self._registry_config(node, service, places).environment,

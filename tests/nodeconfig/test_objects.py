@@ -484,7 +484,7 @@ def test_the_module_refuses_two_mirrors_of_one_server_so_the_newer_stays() -> No
 
 def test_the_services_of_a_master_are_described_for_the_modules_agent() -> None:
     content = data(done("Local"), "registry-node-config-master-1")
-    assert content["version"] == done("Local").version
+    assert content["version"] == done("Local").masters["master-1"]
     config = yaml.safe_load(content["config"])
     assert set(config) == {
         *("ca", "auth_cert", "auth_key", "token_cert", "token_key"),

@@ -323,7 +323,7 @@ def test_the_static_pod_of_a_master() -> None:
     labels = pod["metadata"]["labels"]
     assert (labels["component"], labels["type"]) == ("registry-service", "node-services")
     notes = pod["metadata"]["annotations"]
-    assert notes["registry.deckhouse.io/config-version"] == rendered.version
+    assert notes["registry.deckhouse.io/config-version"] == rendered.masters["master-0"]
     assert len(notes["registry.deckhouse.io/config-hash"]) == 64
     spec = pod["spec"]
     assert spec["hostNetwork"] is True
@@ -364,6 +364,18 @@ def test_the_config_hash_changes_with_the_files_and_with_nothing_else() -> None:
     assert note(done(proxy()), "hash") == note(done(proxy()), "hash")
     assert note(done(proxy()), "hash") != note(done(proxy(password="q")), "hash")
     assert note(done(proxy()), "version") != note(done(proxy(password="q")), "version")
+
+
+def test_the_services_of_a_master_restart_for_their_own_files_alone() -> None:
+    """A way that nodes get or lose beside them changes nothing in their pod."""
+    straight, way = done(local()), render(local(), NODES, kept(), previous=direct(), options=FORK)
+    assert way.version != straight.version
+    assert way.masters == straight.masters
+    for node in MASTERS:
+        assert way.nodes[node.name][POD] == straight.nodes[node.name][POD]
+    moved = replace(kept(), nodes={**kept().nodes, "master-1": kept().nodes["master-2"]})
+    after = render(local(), NODES, moved, options=FORK).masters
+    assert [name for name in after if after[name] != straight.masters[name]] == ["master-1"]
 
 
 @pytest.mark.parametrize(
