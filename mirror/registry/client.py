@@ -54,9 +54,9 @@ class RegistryClient:
         on_event: OnEvent = ignore,
     ) -> None:
         self.host = host
-        wire = Wire(host, options=options or ConnectionOptions(), credentials=credentials)
-        self._close: Callable[[], None] = wire.close
-        self._transport = Transport(wire, Run(on_event=on_event))
+        self._wire = Wire(host, options=options or ConnectionOptions(), credentials=credentials)
+        self._close: Callable[[], None] = self._wire.close
+        self._transport = Transport(self._wire, Run(on_event=on_event))
 
     def within(self, run: Run) -> RegistryClient:
         """A view of this client for one run: every wait listens to it, events go to its listener.
@@ -82,6 +82,14 @@ class RegistryClient:
     def close(self) -> None:
         """End all connections; what is under way in other threads fails with CancelledError."""
         self._close()
+
+    @property
+    def certificate_end(self) -> float | None:
+        """When the registry's certificate ends, in seconds since 1970.
+
+        It is that of the newest connection; None before the first, and where none is verified.
+        """
+        return self._wire.connections.certificate_end
 
     def ping(self) -> None:
         """Check that a registry answers and accepts the login (`GET /v2/`, end-1).

@@ -76,6 +76,8 @@ class Connections:
         self._routes: dict[str, _Route] = {}
         self._home = home
         self._home_is_inner: bool | None = None  # once it was asked
+        self.certificate_end: float | None = None
+        """When the certificate that `home` showed last ends, in seconds since 1970, if verified."""
         self._lock = threading.Lock()  # guards the next five
         self._contexts: dict[Origin | None, ssl.SSLContext] = {}
         if home.scheme == "https" or options.ca_file or options.ca or options.certificate:
@@ -200,6 +202,8 @@ class Connections:
                     _tunnel(stream, proxy, origin, patience)
             if origin.scheme == "https":
                 stream = _encrypted(stream, self._tls(origin), origin.host, wait)
+                if origin == self._home:
+                    self.certificate_end = stream.certificate_end
             connection = Connection(stream, lambda one, keep: self._done(one, origin, keep=keep))
             with self._lock:
                 if self._is_closed:
@@ -378,6 +382,7 @@ class _TlsInTls:
         self._tls = context.wrap_bio(self._incoming, self._outgoing, server_hostname=host)
         self._unsent = b""
         self.fileno, self.close = outer.fileno, outer.close
+        self.getpeercert = self._tls.getpeercert
 
     def pending(self) -> int:
         return self._tls.pending() + self._incoming.pending

@@ -15,7 +15,7 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
 from enum import Enum
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 SLICE_S = 0.2
 
@@ -130,6 +130,12 @@ class Stream:
             return self.sock.recv(most)
         except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
             return None
+
+    @property
+    def certificate_end(self) -> float | None:
+        """When the other side's certificate ends, in seconds since 1970; None: unverified."""
+        shown: Any = getattr(self.sock, "getpeercert", dict)()
+        return ssl.cert_time_to_seconds(shown["notAfter"]) if shown else None
 
     def close(self) -> None:
         """End the connection."""

@@ -16,7 +16,6 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from starlette.applications import Starlette
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
@@ -32,6 +31,7 @@ from mirror.serve.server import Limits, ServerThread, listen
 from mirror.sync.statement import StatementKeys
 from mirror.sync.tree import RegistryTree
 from mirror.watch.cycle import CycleResult, Replicator
+from mirror.watch.metrics import Metrics
 from mirror.watch.settings import CheckLevel, Schedule, WatchedRegistry, WatchSettings
 
 _log = logging.getLogger(__name__)
@@ -186,70 +186,6 @@ class State:
         }
 
 
-_CYCLE_BUCKETS_S = (0.05, 0.25, 1, 5, 30, 120, 600, 3600)
-_GAUGES = {
-    "mirror_replica_complete": "1 if the replica holds all that its leader declares.",
-    "mirror_replica_declared_digests": "Manifests and blobs that the leader declares.",
-    "mirror_replica_verified_digests": "Of those, the ones that the replica is known to hold.",
-    "mirror_replica_generation": "Generation that it states to hold.",
-    "mirror_replica_lag_generations": "Generations that it is behind its leader.",
-    "mirror_replica_last_success_timestamp_seconds": "When it was last found complete.",
-}
-_COUNTERS = {
-    "mirror_sync_cycles_total": "Cycles that were finished.",
-    "mirror_sync_bytes_total": "Bytes of blobs sent to the replica.",
-    "mirror_sync_errors_total": "Items and cycles that failed.",
-    "mirror_sync_bugs_total": "Cycles that a bug in mirror ended.",
-}
-
-
-class Metrics:
-    """What one daemon measures, in a Prometheus registry of its own. Thread-safe."""
-
-    def __init__(self, followers: tuple[str, ...]) -> None:
-        self._registry = one = CollectorRegistry()
-        self._gauges = {
-            name: Gauge(name, text, ["replica"], registry=one) for name, text in _GAUGES.items()
-        }
-        self._counters = {
-            name: Counter(name, text, ["replica"], registry=one) for name, text in _COUNTERS.items()
-        }
-        self._duration = Histogram(
-            "mirror_sync_cycle_seconds",
-            "How long cycles took.",
-            ["replica", "depth"],
-            registry=one,
-            buckets=_CYCLE_BUCKETS_S,
-        )
-        # From the first second on: nobody can set an alarm on what the page does not show.
-        for replica in followers:
-            self._gauges["mirror_replica_complete"].labels(replica)
-            for counter in self._counters.values():
-                counter.labels(replica)
-
-    def record(self, replica: str, result: CycleResult, *, now_s: float) -> None:
-        """Count one finished cycle; `now_s` is seconds since 1970."""
-        amounts = (1, result.sent, len(result.errors), 1 if result.bug else 0)
-        for counter, amount in zip(self._counters.values(), amounts, strict=True):
-            counter.labels(replica).inc(amount)
-        self._duration.labels(replica, result.level).observe(result.duration_s)
-        values = (
-            result.complete,
-            result.declared,
-            None if result.declared is None else result.verified or 0,
-            result.generation,
-            result.lag,
-            now_s if result.complete else None,
-        )
-        for gauge, value in zip(self._gauges.values(), values, strict=True):
-            if value is not None:
-                gauge.labels(replica).set(value)
-
-    def page(self) -> bytes:
-        """All of it, in the text format of Prometheus 0.0.4."""
-        return generate_latest(self._registry)
-
-
 # -- from settings to a running daemon -------------------------------------------------------------
 
 _METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -265,12 +201,16 @@ def running(settings: WatchSettings) -> Iterator[tuple[Daemon, str | None]]:
     Leaving the block stops what is under way; no thread of ours is left.
     """
     with ExitStack() as opened:
-        trees = {
-            name: _tree(settings, name, place, opened)
+        clients = {
+            name: opened.enter_context(_client(settings, name, place))
             for name, place in settings.registries.items()
         }
+        trees = {name: _tree(settings, name, client) for name, client in clients.items()}
         replicator = Replicator(trees, settings.leader, prune=settings.prune, jobs=settings.jobs)
         daemon = Daemon(settings.followers, replicator, schedule=settings, this=settings.this)
+        daemon.metrics.watch_certificates(
+            clients, {name: place.cert for name, place in settings.registries.items() if place.cert}
+        )
         url = _serve(settings, daemon, opened) if settings.listen else None
         opened.callback(daemon.stop)
         daemon.start()
@@ -293,9 +233,7 @@ def _serve(settings: WatchSettings, daemon: Daemon, opened: ExitStack) -> str:
     return f"http://{host}:{listener.getsockname()[1]}"
 
 
-def _tree(
-    settings: WatchSettings, name: str, place: WatchedRegistry, opened: ExitStack
-) -> RegistryTree:
+def _client(settings: WatchSettings, name: str, place: WatchedRegistry) -> RegistryClient:
     root = settings.repository(name)
     retries, patience_s = BRIEF, settings.retry_for
     if patience_s is not None:
@@ -311,11 +249,17 @@ def _tree(
         login: Credentials | None = Credentials(place.login, secret)
     else:
         login = find_credentials(str(root))
-    client = opened.enter_context(RegistryClient(root.host, options=options, credentials=login))
-    suffix = normalised_suffix(settings.modules_path_suffix)
-    keys = StatementKeys(None, settings.public_keys(), settings.allow_downgrade)
+    return RegistryClient(root.host, options=options, credentials=login)
+
+
+def _tree(settings: WatchSettings, name: str, client: RegistryClient) -> RegistryTree:
     return RegistryTree(
-        client, root, suffix, storage=place.storage, keys=keys, rules=settings.rules
+        client,
+        settings.repository(name),
+        normalised_suffix(settings.modules_path_suffix),
+        storage=settings.registries[name].storage,
+        keys=StatementKeys(None, settings.public_keys(), settings.allow_downgrade),
+        rules=settings.rules,
     )
 
 

@@ -24,6 +24,8 @@ PACKAGES = {
     "openssl": "openssl",
     "unshare": "util-linux",
     "chromium": "chromium",
+    "promtool": "prometheus",
+    "systemd-analyze": "systemd",
 }
 
 

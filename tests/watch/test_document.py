@@ -10,7 +10,8 @@ import pytest
 import yaml
 
 from mirror.watch.cycle import CycleResult
-from mirror.watch.daemon import Daemon, Metrics, create_app
+from mirror.watch.daemon import Daemon, create_app
+from mirror.watch.metrics import Metrics
 from mirror.watch.settings import CheckLevel, Schedule, WatchedRegistry, WatchSettings
 from tests.support.program import ROOT
 
@@ -91,8 +92,12 @@ def test_all_pages_and_metrics_are_listed() -> None:
     assert {tuple(name.split(" ")) for name in pages} == routes
     measured = Metrics(("a",))
     measured.record("a", look, now_s=1.0)
+    measured.watch_certificates({}, {})
     types = re.findall(r"# TYPE (\S+) ", measured.page().decode())
-    assert metrics.keys() == {name for name in types if not name.endswith("_created")}
+    own = {name for name in types if not name.endswith("_created")}
+    common = {name for name in own if name.startswith("process_")}
+    assert metrics.keys() == own - common
+    assert common == set(re.findall(r"`(process_\w+)`", section("Pages")))
     shown = re.findall(r"`(\w+)`", pages["GET /readyz"])
     assert {"ready", *look.to_document()} == {one for one in shown if one != "this"}
 
