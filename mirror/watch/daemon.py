@@ -225,8 +225,7 @@ def _serve(settings: WatchSettings, daemon: Daemon, opened: ExitStack) -> str:
         raise FileSystemError(
             f"cannot listen on {settings.listen}: {err.strerror}; name another address as `listen`"
         ) from err
-    token = settings.notify_token.get_secret_value() if settings.notify_token else None
-    app = create_app(daemon, notify_token=token)
+    app = create_app(daemon, notify_token=settings.token())
     server = ServerThread(app, listener, limits=Limits(silence_s=_SILENCE_S, connections=128))
     server.start()
     opened.callback(server.stop)

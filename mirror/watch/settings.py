@@ -152,10 +152,14 @@ class WatchedRegistry(_Settings):
         """The password, wherever it is; None for a registry that asks for none."""
         if self.password_file is None:
             return self.password.get_secret_value() if self.password is not None else None
-        try:
-            return self.password_file.read_text(encoding="utf-8").strip()
-        except (OSError, UnicodeDecodeError) as err:
-            raise InputError(f"cannot read the password file {self.password_file}: {err}") from err
+        return _secret_in(self.password_file, "password file")
+
+
+def _secret_in(path: Path, what: str) -> str:
+    try:
+        return path.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as err:
+        raise InputError(f"cannot read the {what} {path}: {err}") from err
 
 
 class WatchSettings(Schedule):
@@ -183,6 +187,7 @@ class WatchSettings(Schedule):
 
     listen: str | None = "127.0.0.1:5003"
     notify_token: SecretStr | None = None
+    notify_token_file: Path | None = None
 
     @classmethod
     def load(cls, path: Path) -> Self:
@@ -211,6 +216,8 @@ class WatchSettings(Schedule):
             _repository(name, place, self.root)
         if self.listen is not None:
             self.listener()
+        if self.notify_token is not None and self.notify_token_file is not None:
+            raise ValueError("notify-token and notify-token-file exclude each other")
         return self
 
     @property
@@ -239,6 +246,12 @@ class WatchSettings(Schedule):
             raise InputError(
                 f"trusted-keys: {err.filename} cannot be read: {err.strerror}"
             ) from err
+
+    def token(self) -> str | None:
+        """What notifications must carry, wherever it is; None where everybody may notify."""
+        if self.notify_token_file is not None:
+            return _secret_in(self.notify_token_file, "token file")
+        return self.notify_token.get_secret_value() if self.notify_token else None
 
     def listener(self) -> tuple[str, int]:
         """Host and port to listen on; `listen` must be given."""

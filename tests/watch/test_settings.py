@@ -225,3 +225,17 @@ def test_a_key_that_is_mistyped_is_answered_with_the_nearest(tmp_path: Path) -> 
     registries = {"a": {"adress": "a:5001/x"}, "b": {"address": "b:5001/x"}}
     told = complaint(tmp_path, {"registries": registries})
     assert "registries.a.adress: unknown key; did you mean address?" in told
+
+
+def test_the_token_of_notifications_may_be_in_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "token"
+    file.write_text("between-us\n")
+    assert load(tmp_path, {**THREE, "notify-token-file": str(file)}).token() == "between-us"
+    assert load(tmp_path, {**THREE, "notify-token": "spoken"}).token() == "spoken"
+    assert load(tmp_path, THREE).token() is None
+    both = {**THREE, "notify-token": "spoken", "notify-token-file": str(file)}
+    assert "notify-token and notify-token-file exclude each other" in complaint(tmp_path, both)
+    file.unlink()
+    settings = load(tmp_path, {**THREE, "notify-token-file": str(file)})
+    with pytest.raises(InputError, match=r"cannot read the token file .*token"):
+        settings.token()
