@@ -99,6 +99,12 @@ class PullConfig(BaseModel):
         False,
     )
 
+    with_tool: bool = _about(
+        "Put this program into the bundle, for the other side: the one file it runs from.",
+        False,
+    )
+    tool: Path | None = _about("Put this file there instead, as for another processor.")
+
     since_version: str | None = _about(
         "Platform: begin with this version, unless a channel begins earlier."
     )
@@ -174,6 +180,12 @@ class PullConfig(BaseModel):
             return None if self.retry_for is None else parse_duration(self.retry_for)
         except ValueError as err:
             raise InputError(f"--retry-for: {err}") from None
+
+    @property
+    def brings_tool(self) -> bool:
+        """Whether the bundle is to bring the program: a file that is named counts as a wish."""
+        denied = "with_tool" in self.model_fields_set and not self.with_tool
+        return self.with_tool or (self.tool is not None and not denied)
 
     def part_size(self) -> int:
         """Bytes of an archive's parts; 0 leaves archives whole."""
@@ -302,7 +314,7 @@ _OUTWARD = frozenset(
     {
         *("insecure", "tls-skip-verify", "ca", "jobs", "limit-rate", "retry-for"),
         *("cert", "cert-key", "trust-host"),
-        *("images-bundle-chunk-size", "gost-digest", "compress", "dedupe"),
+        *("images-bundle-chunk-size", "gost-digest", "compress", "dedupe", "with-tool", "tool"),
     }
 )
 """Settings that change nothing of what is in a bundle."""

@@ -156,6 +156,8 @@ _ARCHIVE = re.compile(
 )
 
 RELEASES_FILE = "deckhousereleases.yaml"
+TOOL_FILE = "mirror"
+"""The program itself, in a bundle that brings it."""
 """Beside the archives: the bundle's platform releases, as documents for the cluster."""
 
 PACKAGE_VERSIONS_ARCHIVE = "package-versions.tar"

@@ -12,7 +12,7 @@ import fcntl
 import os
 import stat
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 
@@ -37,7 +37,7 @@ from mirror.bundle.seal import Seal, seal_in
 from mirror.bundle.staging import JOURNAL, Staging, read_journal
 from mirror.durable import Folder, os_errors
 from mirror.errors import DamagedBundleError, InputError, NoSpaceError
-from mirror.layout import RELEASES_FILE, is_archive_name
+from mirror.layout import RELEASES_FILE, TOOL_FILE, is_archive_name
 from mirror.oci import Digest
 
 EARLIER = "earlier" + PARTIAL_SUFFIX
@@ -237,7 +237,7 @@ def is_leftover(name: str) -> bool:
     final = name.removesuffix(PARTIAL_SUFFIX)
     if {name, final} & {JOURNAL, EARLIER, PARTIAL_SEAL}:  # or what was to take its place
         return True
-    return final != name and (final in _OWN_FILES or _of_a_bundle(final))
+    return final != name and (final in (*_OWN_FILES, TOOL_FILE) or _of_a_bundle(final))
 
 
 def clear_leftovers(folder: Folder) -> None:
@@ -337,6 +337,8 @@ def take_the_place(
         # First, since it would speak for archives that are about to change.
         folder.unlink(SEAL)
         folder.sync()
+        if _brought_tool(folder):
+            folder.unlink(TOOL_FILE)
         for name in _OWN_FILES:
             folder.unlink(name)
         for name in archives:
@@ -347,8 +349,20 @@ def take_the_place(
         for name, data in files.items():
             # Brings all names in the folder onto the disk, those of the archives too.
             folder.write(name, data, staged=name + PARTIAL_SUFFIX)
+        if TOOL_FILE in files:
+            with suppress(OSError):  # a disk without permissions, as FAT, lets all be run or none
+                os.chmod(TOOL_FILE, 0o755, dir_fd=folder.fd)  # noqa: S103 who reads may run
         folder.rename(PARTIAL_SEAL, SEAL)
         folder.sync()
+
+
+def _brought_tool(folder: Folder) -> bool:
+    """Whether the bundle in `folder` brought the program. Who put a file of that name there
+    otherwise keeps it."""
+    try:
+        return TOOL_FILE in sums.parse_whole(folder.read(SUMS, MAX_SUMS_BYTES))
+    except (OSError, DamagedBundleError):
+        return False
 
 
 def complete_bundle(

@@ -273,8 +273,8 @@ MAX_MEDIA_TYPE = 255
 MAX_FINDINGS = 5_000
 """Findings about one layout; the rest is counted."""
 MAX_SUMS_BYTES = 4 << 20
-MAX_COMPANION_BYTES = 32 << 20
-"""A file beside the archives."""
+MAX_COMPANION_BYTES = 256 << 20
+"""A file beside the archives. The program is the largest."""
 
 
 class Budget:

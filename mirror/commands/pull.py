@@ -11,6 +11,7 @@ import click
 
 from mirror.bundle import gost
 from mirror.bundle.folder import Packing, check_folder
+from mirror.bundle.format import MAX_COMPANION_BYTES
 from mirror.bundle.reader import read_inventory
 from mirror.commands import options, writing
 from mirror.commands.access import (
@@ -23,7 +24,9 @@ from mirror.commands.access import (
 )
 from mirror.commands.cluster_files import ClusterFiles, cluster_options
 from mirror.commands.options import FILE, Work, flag
+from mirror.commands.version import executable
 from mirror.config import PullConfig
+from mirror.durable import os_errors
 from mirror.errors import InputError, InvalidReferenceError
 from mirror.events import Warned
 from mirror.operations.pull import plan_pull
@@ -79,6 +82,8 @@ def _config_options(*, short: Mapping[str, str], variables: Mapping[str, str]) -
 
 def _opposite(name: str) -> str:
     """The flag that takes back what `name` says."""
+    if name.startswith("with-"):
+        return f"without-{name.removeprefix('with-')}"
     if not name.startswith("no-"):
         return f"no-{name}"
     bare = name.removeprefix("no-")
@@ -179,6 +184,7 @@ def pull_command(
         whose="source",
     )
     source = _source(config, access, license_key, cluster)
+    tool = _tool(config)
     selection, warnings = config.selection()
     packing = Packing(
         part_size=config.part_size(),
@@ -210,6 +216,7 @@ def pull_command(
         selection=config.selection_document(),
         base=held,
         dedupe=config.dedupe,
+        tool=tool,
         run=run,
     )
     if dry_run:
@@ -217,6 +224,31 @@ def pull_command(
     else:
         report = planned.carry_out(bundle_dir, force=force, packing=packing, run=run)
         work.show(report, verbose_pull_summary if verbose_summary else pull_summary)
+
+
+def _tool(config: PullConfig) -> bytes | None:
+    """The program that the bundle is to bring; None for none.
+
+    Raises:
+        InputError: there is none to take, or it is none.
+    """
+    if not config.brings_tool:
+        return None
+    path = config.tool or executable()
+    if path is None:
+        raise InputError(
+            "this mirror was installed as a package and is not one file that could go into the "
+            "bundle; make that with `./run build`, or take it from a release, and name it: "
+            "--tool FILE"
+        )
+    with os_errors(path, "read"), path.open("rb") as file:
+        data = file.read(MAX_COMPANION_BYTES + 1)
+    if not data.startswith(b"\x7fELF") or len(data) > MAX_COMPANION_BYTES:
+        raise InputError(
+            f"{path} is no program for Linux; name the one file that `./run build` makes: "
+            "mirror-VERSION-linux-ARCHITECTURE"
+        )
+    return data
 
 
 def _source(

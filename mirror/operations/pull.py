@@ -16,7 +16,7 @@ from mirror.bundle.writer import BundleWriter
 from mirror.documents import document
 from mirror.errors import ChangedLeftoversError, SourceContentError
 from mirror.events import Warned
-from mirror.layout import tool_name
+from mirror.layout import TOOL_FILE, tool_name
 from mirror.oci import Digest
 from mirror.registry import RegistryReader
 from mirror.release.resolve import resolve
@@ -31,7 +31,7 @@ from mirror.sync import Inventory, Source, make_plan, transfer, union
 class PullReport:
     """A finished pull. `archives` maps file names to sizes in bytes; `fetched` is bytes of blobs
     that came over the wire, each once however many archives hold it. `compressed` is what archives
-    take on the disk, if they are."""
+    take on the disk, if they are. `tool` is the size of the program that the bundle brings."""
 
     folder: Path
     tree: SourceTree
@@ -42,6 +42,7 @@ class PullReport:
     fetched: int
     omissions: Omissions
     compressed: Compressed | None = None
+    tool: int | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "archives", MappingProxyType(dict(self.archives)))
@@ -60,6 +61,7 @@ class PullReport:
             **self.omissions.to_document(),
             **self.inventory.counts(),
             **({} if self.compressed is None else {"compressed": self.compressed.to_document()}),
+            **({} if self.tool is None else {"tool": self.tool}),
         }
 
 
@@ -71,6 +73,7 @@ class PullPlan:
     selection: SelectedContent
     _seal: Seal = field(repr=False)
     _source: ReleaseSource = field(repr=False)
+    _files: Mapping[str, bytes] = field(repr=False)
 
     @property
     def archives(self) -> Mapping[str, int]:
@@ -131,7 +134,7 @@ class PullPlan:
         inventory = self.inventory
         packed = pack(
             self._seal,
-            self.selection.files,
+            self._files,
             self._source.content.within(run),
             folder,
             packing,
@@ -148,6 +151,7 @@ class PullPlan:
             packed.taken,
             self.omissions,
             packed.compressed,
+            len(self._files[TOOL_FILE]) if TOOL_FILE in self._files else None,
         )
 
 
@@ -175,13 +179,15 @@ def plan_pull(
     selection: Mapping[str, Any] | None = None,
     base: Inventory | None = None,
     dedupe: bool = False,
+    tool: bytes | None = None,
     run: Run | None = None,
 ) -> PullPlan:
     """Decide what `wanted` puts into a bundle, down to each byte's place; fetch no image.
 
     `selection` is kept in the bundle's seal: what was asked for, as JSON values. What `base` holds
     is left out: the bundle is a delta then, unless there is nothing of that kind. With `dedupe`
-    each blob lies in one layout only; other tools cannot read such a bundle.
+    each blob lies in one layout only; other tools cannot read such a bundle. `tool` is a program
+    that the bundle is to bring, for who receives it.
 
     Raises:
         InputError: what was asked for contradicts itself.
@@ -209,9 +215,10 @@ def plan_pull(
         for name, inventory in inventories.items()
     }
     archives = lay_out_all(inventories, origins, coverage)
-    seal = Seal.over(archives, selection or {}, tool_name(), selected.files, coverage)
+    files = {**selected.files, **({} if tool is None else {TOOL_FILE: tool})}
+    seal = Seal.over(archives, selection or {}, tool_name(), files, coverage)
     check_limits(seal)
-    return PullPlan(tree, selected, seal, source)
+    return PullPlan(tree, selected, seal, source, files)
 
 
 def pull(

@@ -15,6 +15,7 @@ from mirror.layout import (
     PLUGINS,
     RELEASE_CHANNEL,
     SECURITY_DATABASES,
+    TOOL_FILE,
     is_attachment_tag,
     tags_of_versions,
 )
@@ -93,7 +94,11 @@ def pull_summary(report: PullReport, elapsed_s: float) -> str:
             *_contents_rows(report.inventory),
             *report.omissions.rows(),
         ],
-        [*_archive_lines(report.archives), *_compression_lines(report.compressed)],
+        [
+            *_archive_lines(report.archives),
+            *_compression_lines(report.compressed),
+            *_tool_lines(report.tool),
+        ],
         foot=(
             f"inventory {report.digest}",
             f"{size_text(report.fetched)} fetched in {duration_text(elapsed_s)}",
@@ -104,6 +109,12 @@ def pull_summary(report: PullReport, elapsed_s: float) -> str:
 def _compression_lines(compressed: Compressed | None) -> list[str]:
     rows = () if compressed is None else compressed.rows()
     return [f"  {title.lower()} {text}" for title, text in rows]
+
+
+def _tool_lines(size: int | None) -> list[str]:
+    if size is None:
+        return []
+    return [f"  beside them {TOOL_FILE}, the program itself: {size_text(size)}"]
 
 
 def plan_summary(plan: PullPlan, elapsed_s: float) -> str:
