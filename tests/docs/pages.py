@@ -22,8 +22,8 @@ from pathlib import Path
 from tests.support.program import call_mirror, environment
 
 _FENCE = re.compile(
-    r"(?:^<!-- not run: (?P<reason>.+?) -->\n)?^```(?P<kind>\w+)\n(?P<body>.*?)^```$"
-    r"|^<!-- lab: (?P<lab>.+?) -->$",
+    r"(?:^<!-- not run: (?P<reason>[^\n]+?) -->\n)?^```(?P<kind>\w+)\n(?P<body>.*?)^```$"
+    r"|^<!-- lab: (?P<lab>[^\n]+?) -->$",
     re.MULTILINE | re.DOTALL,
 )
 REST = "…"

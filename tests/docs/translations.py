@@ -20,12 +20,15 @@ RUSSIAN = {ROOT / "README.md": ROOT / "README.ru.md"} | {
     if path.name != "messages.md"
 }
 """Originals and their translations. The glossary of messages has no original."""
+_UNTRANSLATED = "\n## As a library"
+"""Where the part of the README begins that is for programmers, who read English."""
 _MARK = re.compile(r"\A<!-- original: (\w+) -->\n")
 
 
 def digest(markdown: str) -> str:
     """The hash of a page's text without what its commands print, which translations share."""
-    prose = re.sub(r"^```\w*\n.*?^```$", "", markdown, flags=re.MULTILINE | re.DOTALL)
+    translated = markdown.partition(_UNTRANSLATED)[0]
+    prose = re.sub(r"^```\w*\n.*?^```$", "", translated, flags=re.MULTILINE | re.DOTALL)
     return hashlib.sha256(prose.encode()).hexdigest()[:16]
 
 
