@@ -14,8 +14,10 @@ from tests.support.program import ROOT
 CONFIG = ROOT / "mkdocs.yml"
 MADE = {"commands.md": commands.page, "settings.md": settings.page}
 """Pages that no file holds, so that none of them can be out of date."""
-BESIDE = ("SECURITY.md", "CHANGELOG.md")
-"""Pages that lie beside `docs/`, where people look for them."""
+HOMES = {"README.md": "index.md", "README.ru.md": "ru/index.md"}
+"""Pages beside `docs/` that the site has a page of its own for."""
+BESIDE = tuple(sorted(path.name for path in ROOT.glob("*.md") if path.name not in HOMES))
+"""The other pages beside `docs/`, where people look for them."""
 PROGRAMS = "examples"
 """The folder of programs that pages link to."""
 DECISIONS = "- Decisions: adr/"
@@ -32,6 +34,8 @@ def lay_out(folder: Path) -> None:
         (pages / name).write_text(page(), "utf-8")
     for name in BESIDE:
         text = (ROOT / name).read_text("utf-8").replace("](docs/", "](")
+        for readme, home in HOMES.items():
+            text = text.replace(f"]({readme})", f"]({home})")
         (pages / name).write_text(text, "utf-8")
     (pages / PROGRAMS).mkdir()
     for path in sorted((ROOT / PROGRAMS).glob("*.py")):
