@@ -57,6 +57,18 @@ def paragraph(text: str, indent: str = "  ") -> str:
     return "\n".join(map(printable, (first, *further)))
 
 
+def counted(count: int, noun: str) -> str:
+    """A number of things: `1 archive`, `2 repositories`."""
+    if count == 1:
+        return f"{count} {noun}"
+    return f"{count} {noun.removesuffix('y')}ies" if noun.endswith("y") else f"{count} {noun}s"
+
+
+def counts(**numbers: int) -> str:
+    """Numbers of things, by their names: `1 blob, 2 tags`."""
+    return ", ".join(counted(number, noun) for noun, number in numbers.items())
+
+
 class MirrorError(Exception):
     """Every failure raised on purpose; anything else is a bug.
 

@@ -30,6 +30,7 @@ from mirror.bundle.format import (
     size_text,
     source_reference,
 )
+from mirror.errors import counted
 from mirror.oci import Digest
 from mirror.oci.manifest import OCI_INDEX
 from mirror.sync import Dependents, Finding, Inventory, InventoryBuilder, RepositoryContent
@@ -89,7 +90,7 @@ class Omissions:
 
     def rows(self) -> Iterator[tuple[str, str]]:
         if self.base is not None:
-            left = f"{self.manifests} manifests and {self.blobs} blobs"
+            left = f"{counted(self.manifests, 'manifest')} and {counted(self.blobs, 'blob')}"
             yield "Delta", f"leaves {left} ({size_text(self.size)}) to its base"
             yield "Base", f"inventory {self.base}"
         if self.repeats is not None:

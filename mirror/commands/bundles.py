@@ -25,7 +25,7 @@ from mirror.commands.process import handling, tell
 from mirror.config import PullConfig
 from mirror.documents import document
 from mirror.durable import os_errors, write_durably
-from mirror.errors import FileSystemError, InputError
+from mirror.errors import FileSystemError, InputError, counted
 from mirror.events import Warned
 from mirror.oci.reference import check_repository
 from mirror.operations.merge import merge
@@ -51,8 +51,8 @@ if TYPE_CHECKING:
 def inspect_command(*, bundle_dir: Path, html_file: Path | None, work: Work) -> None:
     """Show what is in the bundle in BUNDLE_DIR: versions, channels, counts, sizes.
 
-    Indexes and manifests are read; `mirror verify` checks all other bytes. For a report, the
-    installers' lists of components are read too.
+    Indexes, manifests and the installers' lists of components are read; `mirror verify` checks all
+    other bytes.
     """
     reader = work.enter_context(BundleReader([bundle_dir]))
     found = inspect_bundle(reader)
@@ -62,11 +62,11 @@ def inspect_command(*, bundle_dir: Path, html_file: Path | None, work: Work) -> 
             "what could be read, and `mirror verify` tells the rest",
             "warning",
         )
+    names = {} if work.as_json else component_names(reader, reader.carried())
     if html_file is not None:
-        names = component_names(reader, reader.carried())
         write_durably(html_file, html(found, names).encode())
     page = "" if html_file is None else f"\n\nThe page is {html_file}; any browser opens it offline"
-    work.show(found, lambda shown, _: insight_text(shown) + page)
+    work.show(found, lambda shown, _: insight_text(shown, names) + page)
 
 
 def _about(setting: str) -> str | None:
@@ -177,7 +177,8 @@ class Serving:
         else:
             counts = self.held.counts()
             size = size_text(sum(self.held.blob_sizes().values()))
-            tags = f"{counts['tags']} tags, {counts['manifests']} manifests, {size}"
+            tags, manifests = (counted(counts[f"{one}s"], one) for one in ("tag", "manifest"))
+            tags = f"{tags}, {manifests}, {size}"
             yield f"the bundle is served at {self.url}/{self.root}, read-only: {tags}"
             yield from self._uses(self.held)
         yield "Ctrl-C ends it"
@@ -205,7 +206,9 @@ class Serving:
                 yield '                ca = "/path/to/ca.crt"'
 
 
-@click.command("serve")
+@click.command(
+    "serve", epilog=options.example("mirror serve /media/disk/bundle --listen 0.0.0.0:5000")
+)
 @click.argument("bundle_dir", required=False, type=click.Path(exists=True, path_type=Path))
 @click.option(
     "--base",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -11,7 +12,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial, wraps
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TextIO, TypeVar
 
 import click
 from click.core import ParameterSource
@@ -20,7 +21,7 @@ from mirror.commands.errors import print_json
 from mirror.commands.process import show, tell
 from mirror.errors import paragraph, printable
 from mirror.events import OnEvent, Warned
-from mirror.reports.messages import Messages, message
+from mirror.reports.messages import Messages, fitted, message
 from mirror.reports.progress import FORMS, progress
 from mirror.run import DEFAULT_JOBS, Run
 
@@ -96,9 +97,10 @@ class Work(ExitStack):
         form: str | None = None,
         quiet: bool = False,
         verbose: int = 0,
+        wide: bool = False,
     ) -> None:
         super().__init__()
-        self.as_json, self._started = as_json, time.monotonic()
+        self.as_json, self._wide, self._started = as_json, wide, time.monotonic()
         self._form = form = form or ("none" if as_json or quiet else "auto")
         if verbose > 1 and form == "auto":
             self._form = form = "plain"  # a bar among many lines would be drawn again behind each
@@ -119,8 +121,14 @@ class Work(ExitStack):
         started = time.monotonic()
         with progress(form=self._form) as on_event:  # no bar may be open at the question
             found = operate(replace(self.run, on_event=on_event))
-        tell(summary(found, time.monotonic() - started))
+        tell(self._fitted(summary(found, time.monotonic() - started), sys.stderr))
         return found
+
+    def _fitted(self, text: str, stream: TextIO) -> str:
+        """`text` as wide as the screen is, if there is one, unless it may have any width."""
+        if self._wide:
+            return text
+        return fitted(text, shutil.get_terminal_size().columns if stream.isatty() else None)
 
     def confirm(self, question: str) -> None:
         """Ask; unless the answer is yes, end the command with nothing done."""
@@ -141,7 +149,7 @@ class Work(ExitStack):
         if self.as_json:
             document = {**report.to_document(), **more, "elapsedSeconds": round(elapsed, 3)}
         else:
-            lines = [summary(report, elapsed)]
+            lines = [self._fitted(summary(report, elapsed), sys.stdout)]
         self.say(document, lines, code=code)
 
     def say(self, document: Mapping[str, Any], lines: Iterable[str], *, code: int = 0) -> None:
@@ -205,6 +213,7 @@ _feedback = (
         count=True,
         help="Tell of each blob, manifest and tag that is done; -vv also of each request.",
     ),
+    flag("--wide", text="Print whole digests, and lines of any length."),
     flag("-q", "--quiet", text="Show no progress, only warnings and the result."),
     click.option(
         "--progress",

@@ -11,7 +11,7 @@ from typing import Any, overload
 from mirror.bundle.reader import BundleReader, read_inventory
 from mirror.bundle.verify import BundleReport, verify_bundle
 from mirror.documents import document
-from mirror.errors import MirrorError, StatementError
+from mirror.errors import MirrorError, StatementError, counted
 from mirror.events import PhaseAdvanced, PhaseStarted, Warned
 from mirror.layout import publication_stage
 from mirror.oci import Digest
@@ -133,7 +133,7 @@ def status(
         CancelledError: `run` was stopped.
     """
     run = Run.of(run)
-    run.on_event(PhaseStarted(f"asking {len(trees)} registries what they hold"))
+    run.on_event(PhaseStarted(f"asking {counted(len(trees), 'registry')} what they hold"))
     depth = Depth.AUDIT if thorough else Depth.LISTED
     found = gather(
         trees,

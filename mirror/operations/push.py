@@ -19,6 +19,7 @@ from mirror.errors import (
     IncompleteError,
     MirrorError,
     MissingBaseError,
+    counted,
 )
 from mirror.events import PhaseStarted, Warned, side_by_side
 from mirror.layout import publication_stage, tool_name
@@ -141,7 +142,7 @@ def push_to_all(
         raise ValueError(f"a quorum of {quorum} out of {len(trees)}")
     trees = [tree.within(run) for tree in trees]
     work = _Push.of(bundle, key, run, check_access)
-    run.on_event(PhaseStarted(f"asking {len(trees)} registries"))
+    run.on_event(PhaseStarted(f"asking {counted(len(trees), 'registry')}"))
     problems: _Problems = {}
     states = work.at_once(trees, work.look, problems)
     alive = [tree for tree in trees if tree.name in states]

@@ -25,6 +25,7 @@ from mirror.errors import (
     MirrorError,
     NotFoundError,
     StatementError,
+    counted,
 )
 from mirror.events import PhaseStarted, Warned
 from mirror.layout import publication_stage, tool_name
@@ -183,7 +184,7 @@ def rollback(
         removals=extras,
         heard=False,
     )
-    run.on_event(PhaseStarted(f"turning {plan.tag_count} tags back"))
+    run.on_event(PhaseStarted(f"turning {counted(plan.tag_count, 'tag')} back"))
     done = publication.carry_out(plan, tree.source(), back.target, run=run)
     return replace(report, removed=done.removed)
 

@@ -19,6 +19,7 @@ from mirror.errors import (
     StalledError,
     UnreachableError,
     common_exit_code,
+    counted,
 )
 from mirror.events import PhaseAdvanced, PhaseStarted, side_by_side
 from mirror.oci import Digest
@@ -145,7 +146,9 @@ def sync_replicas(
         ) from err
     if len(replicas) > 1:
         run.on_event(
-            PhaseStarted(f"syncing {len(replicas)} replicas from {leader.name}", len(replicas))
+            PhaseStarted(
+                f"syncing {counted(len(replicas), 'replica')} from {leader.name}", len(replicas)
+            )
         )
     alone = len(replicas) == 1 and not options.full
 

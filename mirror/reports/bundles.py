@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from mirror.bundle.format import size_text
-from mirror.errors import paragraph, printable
+from mirror.errors import counted, counts, paragraph, printable
 from mirror.layout import (
     CHANNELS,
     INSTALL,
@@ -17,6 +17,7 @@ from mirror.layout import (
     SECURITY_DATABASES,
     TOOL_FILE,
     is_attachment_tag,
+    is_digest_tag,
     tags_of_versions,
 )
 from mirror.operations.push_reports import PushPlan, PushReport, Share, shares
@@ -26,7 +27,6 @@ from mirror.sync.observe import Verification
 if TYPE_CHECKING:
     from mirror.bundle.archive import Compressed, Omissions
     from mirror.bundle.verify import BundleReport
-    from mirror.oci import Digest
     from mirror.operations.compare import RegistryReport
     from mirror.operations.merge import MergeReport
     from mirror.operations.pull import PlannedReference, PullPlan, PullReport
@@ -147,7 +147,7 @@ def _title(omissions: Omissions) -> str:
     return "Bundle" if omissions.base is None else "Delta"
 
 
-_NAME_WIDTH = 56
+_NAME_WIDTH = 42
 """Columns for the names of images; the few longer ones push the rest of their line."""
 
 
@@ -155,15 +155,14 @@ def _reference_lines(references: Sequence[PlannedReference]) -> list[str]:
     """Every image, below the archive that it goes into."""
     archives = dict.fromkeys(one.archive for one in references)
     again = len(references) - len({(one.repository, one.tag) for one in references})
-    total = f"{_counted(len(references), 'image')} in {_counted(len(archives), 'archive')}"
+    total = f"{counted(len(references), 'image')} in {counted(len(archives), 'archive')}"
     if again:
         total += f", {again} of them repeated: package-versions describes all packages again"
-    lines = [total, "Sizes count shared parts each time; full digests are in --json"]
+    lines = [total, "Sizes count shared parts each time; --wide and --json have whole digests"]
     for archive in archives:
         lines += ["", f"  {archive}"]
         lines += (
-            f"    {_name_in_bundle(one):<{_NAME_WIDTH}}  {size_text(one.size):>10}  "
-            f"{_short(one.digest)}"
+            f"    {_name_in_bundle(one):<{_NAME_WIDTH}}  {size_text(one.size):>10}  {one.digest}"
             for one in references
             if one.archive == archive
         )
@@ -174,15 +173,7 @@ def _name_in_bundle(one: PlannedReference) -> str:
     """The path and tag, or for an image that has no tag the path and digest; `/` is the root."""
     path = one.repository or "/"
     by_digest = one.tag == one.digest.encoded
-    return f"{path}@{_short(one.digest)}" if by_digest else f"{path}:{one.tag}"
-
-
-def _short(digest: Digest) -> str:
-    return f"{digest.algorithm}:{digest.encoded[:12]}…"
-
-
-def _counted(count: int, noun: str) -> str:
-    return f"{count} {noun}{'' if count == 1 else 's'}"
+    return f"{path}@{one.digest}" if by_digest else f"{path}:{one.tag}"
 
 
 def _origin_rows(tree: SourceTree) -> list[tuple[str, str]]:
@@ -226,8 +217,8 @@ def push_summary(report: PushReport, elapsed_s: float) -> str:
     """What the registry holds now, and what that took."""
     plan, done = report.plan, report.done
     uploaded = sum(step.mount_from is None for step in plan.blobs)
-    sent = f"{uploaded} blobs ({size_text(done.sent)})"
-    put = f"{done.manifests} manifests, {done.tags} tags"
+    sent = f"{counted(uploaded, 'blob')} ({size_text(done.sent)})"
+    put = counts(manifest=done.manifests, tag=done.tags)
     number = report.published.statement.generation
     return page(
         f"Registry {report.target} {_SEEN[report.verification]}",
@@ -244,9 +235,9 @@ def push_summary(report: PushReport, elapsed_s: float) -> str:
 def push_plan_summary(report: PushPlan, elapsed_s: float) -> str:
     """What a push would send, in words and by repository."""
     plan = report.plan
-    sent = f"{_counted(report.uploads, 'blob')}, {size_text(plan.size)}"
-    mounted = f"{_counted(report.mounts, 'blob')} that another repository has"
-    written = f"{_counted(plan.manifest_count, 'manifest')}, {plan.tag_count} tags"
+    sent = f"{counted(report.uploads, 'blob')}, {size_text(plan.size)}"
+    mounted = f"{counted(report.mounts, 'blob')} that another repository has"
+    written = counts(manifest=plan.manifest_count, tag=plan.tag_count)
     return page(
         f"This would be pushed to {report.tree.root}",
         [
@@ -266,12 +257,20 @@ def push_plan_summary(report: PushPlan, elapsed_s: float) -> str:
 def _share_line(repository: str, share: Share) -> str:
     """One repository's part in a push."""
     parts = [
-        f"{_counted(share.blobs, 'blob')} ({size_text(share.size)})" if share.blobs else "",
+        f"{counted(share.blobs, 'blob')} ({size_text(share.size)})" if share.blobs else "",
         f"{share.mounts} mounted" if share.mounts else "",
-        _counted(share.manifests, "manifest") if share.manifests else "",
-        f"tags {few(share.tags, 5, ' ')}" if share.tags else "",
+        counted(share.manifests, "manifest") if share.manifests else "",
+        f"tags {_tag_names(share.tags)}" if share.tags else "",
     ]
     return f"  {repository}: {', '.join(filter(None, parts))}"
+
+
+def _tag_names(tags: Sequence[str]) -> str:
+    """The first of those that people gave, and how many others there are."""
+    named = [tag for tag in tags if not is_digest_tag(tag)]
+    shown = few(named, 5, " ")
+    by_digest = f"{len(tags) - len(named)} by digest" if len(tags) > len(named) else ""
+    return " and ".join(filter(None, (shown, by_digest)))
 
 
 def bundle_summary(report: BundleReport, elapsed_s: float) -> str:
@@ -297,8 +296,11 @@ def bundle_summary(report: BundleReport, elapsed_s: float) -> str:
         title,
         [
             ("Archives", f"{report.archives}, {size_text(report.size)}"),
-            ("Contents", f"{report.repositories} repositories, {report.tags} tags"),
-            ("", f"{report.manifests} manifests, {report.blobs} blobs"),
+            (
+                "Contents",
+                counts(repository=report.repositories, tag=report.tags),
+            ),
+            ("", counts(manifest=report.manifests, blob=report.blobs)),
             *report.omissions.rows(),
         ],
         foot=[f"{how} {duration_text(elapsed_s)}"],
@@ -327,14 +329,17 @@ def inventory_summary(found: RegistryInventory, elapsed_s: float, *, output: str
         f"Registry {found.target} holds {size_text(sum(blobs.values()))}",
         [
             *_contents_rows(inventory),
-            ("", f"{len(inventory.manifest_nodes())} manifests, {len(blobs)} blobs"),
+            (
+                "",
+                counts(manifest=len(inventory.manifest_nodes()), blob=len(blobs)),
+            ),
             ("Missing", f"{found.gaps} of what its manifests need" if found.gaps else ""),
             ("Not read", f"{unread} (see the warning)" if unread else ""),
         ],
         foot=(
             f"inventory {found.digest}",
             f"{output} has {size_text(size)}",
-            f"{found.requests} requests in {duration_text(elapsed_s)}",
+            f"{counted(found.requests, 'request')} in {duration_text(elapsed_s)}",
         ),
     )
 
@@ -383,14 +388,14 @@ def _part_rows(inventory: Inventory) -> list[tuple[str, str]]:
     return [
         ("Platform", _platform_text(inventory)),
         ("Installer", ", ".join(sorted(inventory.repository(INSTALLER).tags))),
-        ("Security", f"{databases} databases" if databases else "none"),
+        ("Security", f"{counted(databases, 'database')}" if databases else "none"),
     ]
 
 
 def _total_row(inventory: Inventory) -> tuple[str, str]:
     contents = inventory.repositories.values()
     tags = sum(len(content.tags) for content in contents)
-    return ("Contents", f"{len(contents)} repositories, {tags} tags")
+    return ("Contents", counts(repository=len(contents), tag=tags))
 
 
 def _platform_text(inventory: Inventory) -> str:

@@ -1,8 +1,9 @@
-"""What a message on standard error looks like: text, in colours on a terminal, or lines of JSON."""
+"""What messages look like, in colours or as JSON, and results, as wide as a screen."""
 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from typing import Any, TextIO
 
@@ -45,3 +46,34 @@ def _shows_colours(stream: TextIO) -> bool:
     """Whether a person sees colours there, and has not asked for none (no-color.org)."""
     wanted = Messages.coloured and not os.environ.get("NO_COLOR")
     return wanted and os.environ.get("TERM") != "dumb" and stream.isatty()
+
+
+_DIGEST = re.compile(r"(?<![0-9a-f/])([0-9a-f]{12})(?:[0-9a-f]{116}|[0-9a-f]{52})(?![0-9a-f])")
+_TITLE = re.compile(r"( *)(\S.{,24}?  +)?")
+_NARROW = 40
+
+
+def fitted(text: str, columns: int | None) -> str:
+    """`text` with digests of 12 digits, and lines that go on below where they are too long.
+
+    None is any width: no line is broken. A path keeps what looks like a digest in it.
+    """
+    lines = _DIGEST.sub(r"\1", text).split("\n")
+    if columns is None:
+        return "\n".join(lines)
+    import textwrap
+
+    width = max(columns, _NARROW)
+    broken: list[str] = []
+    for line in lines:
+        title = _TITLE.match(line)
+        assert title is not None  # it matches everything
+        behind = title.end() if title[2] and title.end() < width / 2 else title.end(1) + 4
+        broken += textwrap.wrap(
+            line,
+            width,
+            subsequent_indent=" " * behind,
+            break_long_words=False,
+            break_on_hyphens=False,
+        ) or [""]
+    return "\n".join(broken)

@@ -27,7 +27,7 @@ from mirror.bundle.inspect import (
     RepositoryInsight,
 )
 from mirror.bundle.report import channels_text
-from mirror.errors import printable
+from mirror.errors import counted, counts, printable
 from mirror.layout import KINDS, component_of
 from mirror.oci import Digest
 
@@ -121,15 +121,19 @@ def _breakable(path: str) -> str:
 
 def _summary(found: BundleInsight) -> str:
     tiles: tuple[tuple[str, str, str], ...] = (
-        ("Size", size_text(found.size), f"{len(found.archives)} archives"),
-        ("Images", f"{found.images}", f"{found.tags} tags, {found.blobs} blobs"),
+        ("Size", size_text(found.size), f"{counted(len(found.archives), 'archive')}"),
+        (
+            "Images",
+            f"{found.images}",
+            counts(tag=found.tags, blob=found.blobs),
+        ),
         ("Unique", size_text(found.unique), "each manifest and blob once"),
         ("Shared layers", size_text(found.shared), "less than without layers in common"),
         ("Repeated", size_text(found.repeated), "content that several repositories have"),
     )
     if found.carried is not None:
         carried = found.carried
-        note = f"{carried.manifests} manifests, {carried.blobs} blobs"
+        note = counts(manifest=carried.manifests, blob=carried.blobs)
         rest = f"of {size_text(found.unique)} that the registry will hold"
         tiles = (
             ("In this delta", size_text(carried.unique), note),

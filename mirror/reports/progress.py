@@ -11,7 +11,7 @@ from dataclasses import fields
 from typing import TYPE_CHECKING, Any, TextIO, get_args
 
 from mirror.bundle.format import size_text
-from mirror.errors import paragraph, printable
+from mirror.errors import counted, paragraph, printable
 from mirror.events import (
     BlobDone,
     BytesMoved,
@@ -116,7 +116,7 @@ class _Bars:
                 self._bar.total = (self._bar.total or 0) + size
                 self._bar.refresh()
             case TransferStarted(blobs, size, _, _, beside):
-                self._begin("all transfers" if beside else _count(blobs, "blob"), size, True)
+                self._begin("all transfers" if beside else counted(blobs, "blob"), size, True)
             case BytesMoved() | BlobDone() if self._bar is not None and self._in_bytes:
                 self._bar.update(self._moved.advance(event))
         if text := _line(event, self._stream, items=self._items):
@@ -164,9 +164,9 @@ class _Lines:
                 if not beside:
                     self._total = self._done = 0
                 self._total, self._reported_at = self._total + size, time.monotonic()
-                more = f", {_count(manifests, 'manifest')}, {_count(tags, 'tag')}"
+                more = f", {counted(manifests, 'manifest')}, {counted(tags, 'tag')}"
                 self._say(
-                    f"{beside}{': ' if beside else ''}{_count(blobs, 'blob')} ({size_text(size)})"
+                    f"{beside}{': ' if beside else ''}{counted(blobs, 'blob')} ({size_text(size)})"
                     + (more if manifests or tags else "")
                 )
             case BytesMoved() | BlobDone():
@@ -287,10 +287,6 @@ def _key(name: str) -> str:
     """The name of a field in JSON: `delay_s` is `delaySeconds`, as elsewhere in `--json`."""
     first, *others = name.split("_")
     return first + "".join("Seconds" if one == "s" else one.capitalize() for one in others)
-
-
-def _count(count: int, noun: str) -> str:
-    return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
 def _line(event: Event, stream: TextIO, *, items: bool) -> str:

@@ -7,7 +7,8 @@ from itertools import chain
 from typing import TYPE_CHECKING
 
 from mirror.bundle.format import size_text
-from mirror.errors import paragraph
+from mirror.errors import counted, counts, paragraph
+from mirror.layout import RELEASE_CHANNEL
 from mirror.operations.replicate import Outcome, ReplicaResult
 from mirror.reports.bundles import duration_text, few, lines_of, page, table
 
@@ -47,7 +48,7 @@ def sync_summary(report: SyncReport, elapsed_s: float) -> str:
     """How each replica stands, and everything that could not be done."""
     state = f"generation {report.generation}" if report.generation else "no stated inventory"
     good = sum(one.outcome is not Outcome.FAILED for one in report.replicas)
-    title = f"{good} of {len(report.replicas)} replicas hold what {report.leader} has ({state})"
+    title = f"{_of(good, len(report.replicas), 'holds', 'hold')} what {report.leader} has ({state})"
     if report.dry_run:
         title = f"This would be done, following {report.leader} ({state})"
     lines = [title]
@@ -64,13 +65,16 @@ def sync_summary(report: SyncReport, elapsed_s: float) -> str:
     return lines_of(lines)
 
 
+def _of(some: int, all_of_them: int, one: str, many: str) -> str:
+    """`1 of 2 replicas hold`, with the verb for one or many."""
+    return f"{some} of {counted(all_of_them, 'replica')} {one if all_of_them == 1 else many}"
+
+
 def _result_lines(one: ReplicaResult, said: str, extras: str) -> list[str]:
     lines = [f"  {said}"]
     if one.blobs or one.manifests or one.tags:
-        lines.append(
-            f"    {one.blobs} blobs ({size_text(one.sent)}), {one.manifests} manifests, "
-            f"{one.tags} tags"
-        )
+        more = counts(manifest=one.manifests, tag=one.tags)
+        lines.append(f"    {counted(one.blobs, 'blob')} ({size_text(one.sent)}), {more}")
     return [
         *lines,
         *_listed("damaged", one.damaged),
@@ -115,8 +119,8 @@ def diff_summary(report: DiffReport, elapsed_s: float) -> str:
     lines += [
         "",
         (
-            f"  {len(found.tags)} tags differ; blobs: {size_text(found.only_ours)} only in A, "
-            f"{size_text(found.only_theirs)} only in B"
+            f"  Different: {counted(len(found.tags), 'tag')}; blobs: {size_text(found.only_ours)} "
+            f"only in A, {size_text(found.only_theirs)} only in B"
         ),
         *_failure_lines(report.failures),
         f"  compared in {duration_text(elapsed_s)}",
@@ -136,7 +140,7 @@ def _tag_line(one: TagDifference) -> str:
 def status_summary(report: StatusReport, elapsed_s: float) -> str:
     """How complete each registry is."""
     complete = sum(one.complete for one in report.replicas)
-    lines = [f"{complete} of {len(report.replicas)} replicas are complete"]
+    lines = [f"{_of(complete, len(report.replicas), 'is', 'are')} complete"]
     for one in report.replicas:
         lines += _status_lines(one)
     if len({one.statement for one in report.replicas}) > 1:
@@ -155,8 +159,8 @@ def _status_lines(one: ReplicaStatus) -> list[str]:
     lines = [
         f"  {one.name}: {'complete' if one.complete else 'NOT complete'} ({state})",
         (
-            f"    {said.tags} of {due.tags} tags, {said.manifests} of {due.manifests} manifests, "
-            f"{said.blobs} of {due.blobs} blobs"
+            f"    {said.tags} of {counted(due.tags, 'tag')}, {said.manifests} of "
+            f"{counted(due.manifests, 'manifest')}, {said.blobs} of {counted(due.blobs, 'blob')}"
         ),
     ]
     lines += _listed("missing", one.missing)
@@ -172,7 +176,7 @@ def prune_summary(report: PruneReport, elapsed_s: float) -> str:
     lines = [
         f"{done} registry {report.target}",
         (
-            f"  {removal.tag_count} tags, {len(removal.manifests)} manifests; "
+            f"  {counts(tag=removal.tag_count, manifest=len(removal.manifests))}; "
             f"{size_text(report.freed)} of blobs that nothing needs any more"
         ),
         *_listed("tags", removal.tags),
@@ -190,6 +194,7 @@ def prune_summary(report: PruneReport, elapsed_s: float) -> str:
 
 
 _MOST_NAMES = 12
+_PLATFORM = "platform"
 
 
 def history_summary(report: HistoryReport, elapsed_s: float) -> str:
@@ -227,11 +232,22 @@ def _described(one: Generation) -> list[str]:
     changes = ", ".join(f"{len(getattr(one.changes, name))} {name}" for name in counts)
     rows = [
         ("Tags", f"{one.tags}: {changes}"),
-        ("Versions", few(one.versions, _MOST_NAMES)),
-        ("Channels", few(one.channels, _MOST_NAMES)),
+        ("Versions", _by_component(one.versions)),
+        ("Channels", _by_component(one.channels)),
         ("Inventory", str(one.inventory)),
     ]
     return [f"  {line}" for line in table(rows)]
+
+
+def _by_component(names: Sequence[str]) -> str:
+    """`platform v1.72.0; console v1.0.0`, of names like `modules/console/release:v1.0.0`."""
+    found: dict[str, list[str]] = {_PLATFORM: []}
+    for name in names:
+        path, _, tag = name.rpartition(":")
+        component = _PLATFORM if path == RELEASE_CHANNEL else path.split("/")[-2]
+        found.setdefault(component, []).append(tag)
+    groups = [f"{component} {', '.join(tags)}" for component, tags in found.items() if tags]
+    return few(groups, _MOST_NAMES, "; ")
 
 
 def rollback_summary(report: RollbackReport, elapsed_s: float) -> str:
@@ -279,7 +295,7 @@ def quorum_summary(report: QuorumReport, elapsed_s: float) -> str:
         if one.problem is not None or one.done is None:
             rows.append((one.target, f"FAILED: {one.problem}"))
             continue
-        sent = f"{size_text(one.done.sent)} uploaded, {one.done.tags} tags set"
+        sent = f"{size_text(one.done.sent)} uploaded, {counted(one.done.tags, 'tag')} set"
         rows.append((one.target, f"complete, checked ({sent})"))
     return page(
         f"{how_many} hold the whole release ({report.quorum} had to)",

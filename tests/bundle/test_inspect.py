@@ -262,7 +262,7 @@ def test_a_bundle_on_disk_tells_the_same_as_its_inventory(bundle: Path) -> None:
         archive.repositories for archive in seen(inventory).archives
     ]
     text = insight_text(found)
-    for words in ("platform.tar", "module console", "stable → v0.1.0", "sealed", f"{bundle}"):
+    for words in ("platform.tar", "module console", "v0.1.0 (stable)", "sealed", f"{bundle}"):
         assert words in text
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import pty
 import struct
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from mirror.bundle.reader import read_inventory
 from tests.support.forked import CLOSED, FULL, Forks
 from tests.support.program import PROGRAM, ROOT, Finished, environment, run_mirror
 from tests.support.release_source import Source
@@ -124,10 +126,15 @@ def test_a_password_from_a_closed_input_is_an_empty_one(mirror: Forks, bundle: P
 
 @pytest.mark.parametrize("env", [*FEW_LETTERS, AS_C], ids=lambda env: next(iter(env.values())))
 def test_a_terminal_without_a_letter_gets_another_and_the_exit_code_stays(
-    bundle: Path, damaged: Path, env: dict[str, str]
+    bundle: Path, damaged: Path, tmp_path: Path, env: dict[str, str]
 ) -> None:
-    shown = run_mirror("inspect", bundle, env=env).succeeded()
-    assert "-> v1.70.0" in shown.stdout, shown.stdout
+    other = json.loads(read_inventory(bundle).to_json())
+    tags = other["repositories"]["release-channel"]["tags"]
+    tags["alpha"] = tags["rock-solid"]
+    (tmp_path / "other.json").write_text(json.dumps(other))
+    shown = run_mirror("diff", bundle, tmp_path / "other.json", env=env).failed(3)
+    assert "    ~ alpha  " in shown.stdout
+    assert " -> sha256:" in shown.stdout
     found = run_mirror("verify", damaged, env=env)
     assert found.failed(4).stdout.startswith("The bundle is damaged or incomplete")
 

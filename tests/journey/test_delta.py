@@ -250,10 +250,10 @@ def test_verify_and_inspect_know_a_delta_from_a_complete_bundle(history: History
     verified = call_mirror("verify", bundle, "--json").succeeded().document
     assert (verified["ok"], verified["findings"]) == (True, [])
     assert verified["delta"] == history.runs[0].document["delta"]
-    told = call_mirror("verify", bundle).succeeded().stdout
+    told = call_mirror("verify", bundle, "--wide").succeeded().stdout
     assert "The delta is whole (sealed" in told
     assert base in told
-    assert base in call_mirror("inspect", bundle).succeeded().stdout
+    assert base in call_mirror("inspect", bundle, "--wide").succeeded().stdout
     shown = call_mirror("inspect", bundle, "--json").succeeded().document
     assert shown["delta"] == verified["delta"]
     assert "delta" not in call_mirror("verify", history.full[0], "--json").document

@@ -97,7 +97,7 @@ def test_the_file_is_canonical_and_told_about(
     content = expected(bundle)
     assert run.document["blobs"] == len(content.blob_sizes())
     assert data == content.to_json()
-    told = call_mirror("inventory", root, "-o", file, "--insecure").succeeded().stdout
+    told = call_mirror("inventory", root, "-o", file, "--insecure", "--wide").succeeded().stdout
     assert f"Registry {root} holds" in told
     assert str(Digest.of(data)) in told
 

@@ -578,4 +578,4 @@ def test_history_lists_what_each_generation_changed(
     assert (last["generations"], last["older"]) == ([third], 2)
     text = call_mirror("history", f"{embedded.address}/{ROOT}", "--insecure").succeeded().stdout
     assert "3  (current; restores generation 1)" in text
-    assert "release-channel:v1.71.0" in text
+    assert "    Versions   platform v1.71.0; console v1.2.0" in text

@@ -16,11 +16,16 @@ from tests.support.program import PROGRAM, ROOT, environment
 
 
 def on_a_terminal(
-    *args: str | Path, answer: str = "", env: Mapping[str, str] | None = None, columns: int = 100
+    *args: str | Path,
+    answer: str = "",
+    env: Mapping[str, str] | None = None,
+    columns: int = 100,
+    results: bool = False,
 ) -> tuple[int, str, str]:
     """Run the program with a terminal for its standard error: (code, stdout, what it showed).
 
-    With an `answer` the terminal is its standard input, too, and the first question gets it.
+    With an `answer` the terminal is its standard input, too, and the first question gets it; with
+    `results` it is standard output as well.
     """
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 30, columns, 0, 0))
@@ -28,7 +33,7 @@ def on_a_terminal(
         process = subprocess.Popen(
             [*PROGRAM, *map(str, args)],
             stdin=theirs if answer else subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
+            stdout=theirs if results else subprocess.PIPE,
             stderr=theirs,
             cwd=ROOT,
             env=environment({"TERM": "xterm", **(env or {})}),
@@ -44,4 +49,4 @@ def on_a_terminal(
         out, _ = process.communicate(timeout=60)
     finally:
         os.close(ours)
-    return process.returncode, out.decode(), shown.decode()
+    return process.returncode, (out or b"").decode(), shown.decode()
