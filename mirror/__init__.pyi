@@ -96,8 +96,16 @@ from mirror.nodeconfig.render import RenderOptions as RenderOptions
 from mirror.nodeconfig.render import access_of as access_of
 from mirror.nodeconfig.render import render as render
 from mirror.nodeconfig.render import write_cluster as write_cluster
+from mirror.nodeconfig.rotation import RotationStep as RotationStep
+from mirror.nodeconfig.rotation import advance_rotation as advance_rotation
+from mirror.nodeconfig.rotation import begin_rotation as begin_rotation
+from mirror.nodeconfig.rotation import rotation_outcome as rotation_outcome
+from mirror.nodeconfig.rotation import rotation_steps as rotation_steps
 from mirror.nodeconfig.service_secrets import HashedAccount as HashedAccount
 from mirror.nodeconfig.service_secrets import Leaves as Leaves
+from mirror.nodeconfig.service_secrets import Rotated as Rotated
+from mirror.nodeconfig.service_secrets import Rotation as Rotation
+from mirror.nodeconfig.service_secrets import RotationPhase as RotationPhase
 from mirror.nodeconfig.service_secrets import ServiceSecrets as ServiceSecrets
 from mirror.nodeconfig.service_secrets import prepare_secrets as prepare_secrets
 from mirror.nodeconfig.service_secrets import read_secrets as read_secrets

@@ -5,22 +5,25 @@ from __future__ import annotations
 import datetime
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from mirror.commands import options
 from mirror.commands.options import FILE, Work, flag
 from mirror.documents import document
-from mirror.errors import RenderingError
+from mirror.errors import InputError, RenderingError
 from mirror.modes.settings import RegistrySettings
-from mirror.nodeconfig.cluster import Node, Ports, load_nodes, read_text
+from mirror.nodeconfig.cluster import Node, Ports, load_facts, load_nodes, read_text
 from mirror.nodeconfig.hosts import Containerd
 from mirror.nodeconfig.objects import PushIngress
 from mirror.nodeconfig.pods import Images
 from mirror.nodeconfig.proxies import Nginx
 from mirror.nodeconfig.render import Rendered, RenderOptions, render, write_cluster
+from mirror.nodeconfig.rotation import advance_rotation, begin_rotation, rotation_outcome
 from mirror.nodeconfig.service_secrets import (
+    Rotated,
+    Rotation,
     prepare_secrets,
     read_secrets,
     renewed,
@@ -144,6 +147,21 @@ IMAGE_NAMES = ("distribution", "auth", "mirror", "nginx")
     "--switched",
     text="In a transition (--from): components read by the new way already.",
 )
+@click.option(
+    "--rotate",
+    "rotated",
+    multiple=True,
+    type=click.Choice([one.value for one in Rotated]),
+    help="Begin to change the authority, the token keys or the users' passwords, without a gap: "
+    "trust the new beside the old. --facts takes the next steps. Repeatable.",
+)
+@click.option(
+    "--facts",
+    "facts_file",
+    type=FILE,
+    help="YAML file with facts about the cluster: a rotation under way takes its next step if "
+    "every node has applied the files of the last one (nodes, version).",
+)
 @flag(
     "--in-place",
     text="Let files name their paths below OUT, for services that run without containers.",
@@ -166,6 +184,8 @@ def render_command(
     cache_proxies: tuple[str, ...],
     push_ingress: tuple[str, ...],
     switched: bool,
+    rotated: tuple[str, ...],
+    facts_file: Path | None,
     in_place: bool,
     work: Work,
 ) -> None:
@@ -196,7 +216,16 @@ def render_command(
     kept_at = secrets_path or out / SECRETS_FILE
     now = datetime.datetime.now(datetime.UTC)
     held = read_secrets(kept_at)
-    kept = prepare_secrets(held, all_nodes, now)
+    kept, waiting = prepare_secrets(held, all_nodes, now), ""
+    if rotated and before is not None:
+        raise InputError("--rotate excludes --from: complete the switch first, then rotate")
+    if rotated:
+        kept = begin_rotation(kept, [Rotated(one) for one in rotated], now)
+    elif kept.rotation is not None and before is None:
+        facts = None if facts_file is None else load_facts(facts_file).nodes
+        applied = rotation_outcome(facts, render(settings, all_nodes, kept, options=how))
+        waiting = "" if applied.ready else applied.message
+        kept = advance_rotation(kept, all_nodes, now) if applied.ready else kept
     changes = renewed(held, kept)
     rendered = render(settings, all_nodes, kept, previous=before, switched=switched, options=how)
     # Before the files that depend on them: a run cut short here leaves nothing to be forgotten.
@@ -212,11 +241,22 @@ def render_command(
             for name, one in done.items()
         },
         "renewed": list(changes),
+        "rotation": _rotation_document(kept.rotation, waiting),
         "notes": list(rendered.notes),
     }
     rows = [*_summary(settings, before, rendered, done, out)]
     rows += (f"  new: {one}" for one in changes)
+    if kept.rotation is not None:
+        what, phase = ", ".join(kept.rotation.what), kept.rotation.phase
+        rows.append(f"Rotation of {what}: what is new is {phase}")
+        rows.append(waiting or "Render with --facts FILE when every node has applied these files")
+    elif held is not None and held.rotation is not None:
+        rows.append(f"Rotation of {', '.join(held.rotation.what)}: the old is trusted no more")
     work.say(result, [*rows, *(f"Note: {note}" for note in rendered.notes)])
+
+
+def _rotation_document(rotation: Rotation | None, waiting: str) -> dict[str, Any] | None:
+    return None if rotation is None else {**document(rotation, "what", "phase"), "waiting": waiting}
 
 
 def _pairs(

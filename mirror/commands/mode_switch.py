@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from mirror.commands import options
 from mirror.commands.cluster import Cluster
 from mirror.commands.cluster_files import required_cluster_options
 from mirror.commands.options import FILE, Work, flag, grouped
+from mirror.documents import document
 from mirror.errors import (
     InputError,
     IntegrityError,
@@ -38,6 +39,8 @@ from mirror.modes.routes import Mode, Verdict
 from mirror.modes.settings import CheckMode, RegistrySettings
 from mirror.modes.state import RegistryState
 from mirror.nodeconfig.cluster import load_facts, read_document, read_modules
+from mirror.nodeconfig.rotation import RotationStep, rotation_steps
+from mirror.nodeconfig.service_secrets import Rotated
 from mirror.registry import ConnectionOptions
 
 
@@ -71,6 +74,14 @@ from mirror.registry import ConnectionOptions
     help="YAML file with facts about the cluster (bootstrapped, static, nodes, …). The plan lists "
     "what it does not say as still to be checked.",
 )
+@click.option(
+    "--rotate",
+    "rotated",
+    multiple=True,
+    type=click.Choice([one.value for one in Rotated]),
+    help="Plan a rotation too: of the authority, the token keys or the users' passwords, as `mode "
+    "render --rotate` does it. Repeatable.",
+)
 @flag("--installing", text="The cluster is being installed: there is no mode yet.")
 @flag("--undocumented", text="Allow what the cluster can do and its documentation advises against.")
 @options.as_json
@@ -80,6 +91,7 @@ def plan_command(
     state_file: Path | None,
     target_file: Path,
     facts_file: Path | None,
+    rotated: tuple[str, ...],
     installing: bool,
     undocumented: bool,
     work: Work,
@@ -99,7 +111,14 @@ def plan_command(
     elif current_file is not None or state_file is not None:
         raise InputError("--installing excludes --from and --state: there is no mode yet")
     plan = plan_switch(current, target, facts, strict=not undocumented)
-    work.say(plan.to_document(), _lines(plan), code=0 if plan.allowed else MirrorError.exit_code)
+    if rotated and plan.verdict is not Verdict.NOTHING:
+        raise InputError(
+            f"--rotate: a switch to {plan.target} comes first; rotate when it is complete"
+        )
+    walk = rotation_steps([Rotated(one) for one in rotated]) if rotated else ()
+    found = {**plan.to_document(), "rotation": [document(one, *_STEP) for one in walk]}
+    lines = [*_lines(plan), *_rotation_lines(walk)]
+    work.say(found, lines, code=0 if plan.allowed else MirrorError.exit_code)
 
 
 def _current(current_file: Path | None, state: RegistryState | None) -> RegistrySettings:
@@ -170,6 +189,17 @@ def _lines(plan: SwitchPlan) -> Iterator[str]:
             way = " → ".join([before, *refusal.path])
             if refusal.path and refusal.cause is not Cause.NOT_SUPPORTED:  # which has it
                 yield f"    switch by this path instead: {way}"
+
+
+_STEP = ("phase", "action", "condition")
+
+
+def _rotation_lines(walk: Sequence[RotationStep]) -> Iterator[str]:
+    if walk:
+        yield "Rotation"
+    for number, step in enumerate(walk, 1):
+        yield f"{number:>3}. {step.action}"
+        yield f"     until {step.condition}"
 
 
 @dataclass(frozen=True, slots=True)

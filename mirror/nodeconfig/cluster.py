@@ -197,6 +197,11 @@ def read_text(path: Path) -> str:
 _NAME = "%s"
 
 
+class _Login(CamelModel):
+    name: str
+    password: SecretStr
+
+
 class AccessFile(CamelModel, populate_by_name=False):
     """Where a cluster's registry replicas are, as `--sites` reads it."""
 
@@ -216,8 +221,11 @@ class AccessFile(CamelModel, populate_by_name=False):
     """The certificate (PEM) to show at the push address, if its ingress asks for one."""
     public_key_file: Path | None = None
     """Its private key, if that is not in the same file."""
-    users: Mapping[RegistryUser, SecretStr] = {}
-    """The passwords of the registry's users: ro, rw, mirror-puller, mirror-pusher."""
+    users: Mapping[RegistryUser, SecretStr | _Login] = {}
+    """The passwords of the registry's users: ro, rw, mirror-puller, mirror-pusher.
+
+    Or name and password, where a rotation has given a user another name.
+    """
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -274,7 +282,12 @@ class AccessFile(CamelModel, populate_by_name=False):
             public_ca=given_ca(self.public_ca, self.public_ca_file),
             public_cert_file=self.public_cert_file and folder / self.public_cert_file,
             public_key_file=self.public_key_file and folder / self.public_key_file,
-            accounts={user: Account(user.value, word) for user, word in self.users.items()},
+            accounts={
+                user: Account(user.value, one)
+                if isinstance(one, SecretStr)
+                else Account(one.name, one.password)
+                for user, one in self.users.items()
+            },
         )
 
 

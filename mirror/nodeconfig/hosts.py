@@ -153,6 +153,11 @@ def render_hosts(
             if url in tables:
                 raise ValueError(f"two mirrors of {host} have the address {url}")
             tables[url] = table
+        # Behind the balancer are several replicas. Where one ends in the midst of a request,
+        # containerd asks the next mirror: the balancer again, by the other spelling of its address.
+        again = f"https://{node.balancer}"
+        if again in tables:
+            tables[f"{again}/v2"] = tables[again]
         # containerd reads the order of the tables in the file, and dicts keep it.
         secret = any(mirror.account is not None for mirror in row)
         content = tomli_w.dumps({"host": tables}).encode()

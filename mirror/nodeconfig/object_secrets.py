@@ -222,6 +222,7 @@ def _node_config(now: Situation, node: Node, service: RegistrySettings) -> dict[
     pairs = {"auth": leaves.auth, "token": kept.token, "distribution": leaves.distribution}
     for name, pair in pairs.items():
         config |= {f"{name}_cert": pair.certificate, f"{name}_key": pair.key}
+    config["token_cert"] = kept.tokens.trusted  # of all whose tokens count, the signing one first
     config |= {"user_ro": _user(users[RegistryUser.RO]), "http_secret": kept.http_secret}
     upstream = service.upstream
     if upstream is None:

@@ -1,8 +1,9 @@
 """The certificates of the cluster's registry: an authority (ECDSA P-256) and what it signs (RSA).
 
-An authority is renewed in two steps, so that no client meets one that it has not learnt yet. When a
+An authority is renewed in steps, so that no client meets one that it has not learnt yet. When a
 third of its life is left, a successor is made and trusted beside it. `OVERLAP` later the successor
-signs, and the old authority stays trusted until it ends. A pair is replaced when it is no longer
+signs, and the old authority stays trusted until it ends. The pair that signs tokens changes in the
+same steps, and `rotation` takes them early, for both. Another pair is replaced when it is no longer
 sound, or when a third of its life is left and a new one would last longer; the nodes take their
 turns, each on a day of its own within `OVERLAP` after the new authority has begun to sign.
 """
@@ -124,7 +125,11 @@ def issue(authority: KeyPair, name: str, hosts: Sequence[str], now: datetime.dat
 
 @dataclass(frozen=True, slots=True)
 class Authorities:
-    """The authority that signs; the one that will take over; certificates of those before it."""
+    """Who signs: the present one, the one that will take over, certificates of those before it.
+
+    Certificates are signed by authorities, tokens by pairs; both change in the same three steps: a
+    successor is trusted, it signs, the former one is trusted no more.
+    """
 
     signing: KeyPair
     successor: KeyPair | None = None
@@ -136,14 +141,27 @@ class Authorities:
         coming = () if self.successor is None else (self.successor.certificate,)
         return "".join([self.signing.certificate, *coming, *self.former])
 
+    def with_successor(self, made: KeyPair) -> Authorities:
+        """The first step: `made` is trusted too, unless a successor is already."""
+        return self if self.successor else Authorities(self.signing, made, self.former)
+
+    def taken_over(self) -> Authorities:
+        """The second step: the successor signs."""
+        if self.successor is None:
+            return self
+        return Authorities(self.successor, None, (self.signing.certificate, *self.former))
+
+    def alone(self) -> Authorities:
+        """The third step: nobody from before is trusted."""
+        return Authorities(self.signing, self.successor)
+
 
 def authorities_to_use(held: Authorities | None, now: datetime.datetime) -> Authorities:
     """What `held` becomes at `now`: a successor is added, or takes over, when that is due."""
     if held is None:
         return Authorities(create_authority(now))
-    signing, successor = held.signing, held.successor
-    _check_clock(signing, now)
-    for pair in filter(None, (signing, successor)):
+    _check_clock(held.signing, now)
+    for pair in filter(None, (held.signing, held.successor)):
         basic = _extension(pair.parsed(), x509.BasicConstraints)
         pair.private_key()
         if basic is None or not basic.ca:
@@ -151,16 +169,40 @@ def authorities_to_use(held: Authorities | None, now: datetime.datetime) -> Auth
                 "authority: this certificate may not sign others (no CA basic constraint); "
                 "give the registry's own authority"
             )
-    certificate = signing.parsed()
-    if is_due(certificate, now) and successor is None:
-        successor = create_authority(now)
+    certificate = held.signing.parsed()
+    if is_due(certificate, now) and held.successor is None:
+        held = held.with_successor(create_authority(now))
     at_its_end = certificate.not_valid_after_utc - BEFORE_AUTHORITY <= now
-    former = held.former
-    if successor is not None and (at_its_end or now >= _begin(successor.parsed()) + OVERLAP):
-        signing, successor, former = successor, None, (signing.certificate, *former)
-    ends = [parse_certificates(one, "authority")[0].not_valid_after_utc for one in former]
-    trusted = (one for one, end in zip(former, ends, strict=True) if now < end)
-    return Authorities(signing, successor, tuple(trusted))
+    if at_its_end or _learnt(held.successor, now):
+        held = held.taken_over()
+    ends = [parse_certificates(one, "authority")[0].not_valid_after_utc for one in held.former]
+    trusted = (one for one, end in zip(held.former, ends, strict=True) if now < end)
+    return Authorities(held.signing, held.successor, tuple(trusted))
+
+
+def tokens_to_use(
+    held: Authorities | None, authorities: Authorities, now: datetime.datetime
+) -> Authorities:
+    """The same for the pairs that sign tokens: all registries know the next one before it signs.
+
+    One that cannot be used at all is replaced at once. A former one is forgotten when twice
+    `OVERLAP` has passed since its successor was made; tokens live for minutes.
+    """
+    if held is None or not _usable(held.signing, authorities, (), now):
+        return Authorities(issue(authorities.signing, TOKEN_NAME, (), now))
+    if held.successor is not None and not _usable(held.successor, authorities, (), now):
+        held = Authorities(held.signing, None, held.former)
+    if _renewable(held.signing, authorities, (), now):
+        held = held.with_successor(issue(authorities.signing, TOKEN_NAME, (), now))
+    if _learnt(held.successor, now):
+        held = held.taken_over()
+    forgets = now >= _begin(held.signing.parsed()) + 2 * OVERLAP
+    return held.alone() if forgets else held
+
+
+def _learnt(successor: KeyPair | None, now: datetime.datetime) -> bool:
+    """Whether a successor has been trusted for so long that everybody knows it."""
+    return successor is not None and now >= _begin(successor.parsed()) + OVERLAP
 
 
 def _check_clock(signing: KeyPair, now: datetime.datetime) -> None:
@@ -222,7 +264,14 @@ def _loaded(pem: str) -> PrivateKeyTypes:
 def _sound(
     held: KeyPair, authorities: Authorities, hosts: Sequence[str], now: datetime.datetime
 ) -> bool:
-    """Whether `held` is in force, trusted and good for `hosts`, and need not be renewed yet."""
+    """Whether `held` can be used, and need not be renewed yet."""
+    return _usable(held, authorities, hosts, now) and not _renewable(held, authorities, hosts, now)
+
+
+def _usable(
+    held: KeyPair, authorities: Authorities, hosts: Sequence[str], now: datetime.datetime
+) -> bool:
+    """Whether `held` is in force, trusted and good for `hosts`."""
     try:
         certificate = held.parsed()
         held.private_key()
@@ -231,16 +280,20 @@ def _sound(
         return False
     if not any(_is_issued_by(certificate, authority) for authority in trusted):
         return False
+    begin, end = certificate.not_valid_before_utc, certificate.not_valid_after_utc
+    return begin <= now < end and set(hosts) <= covered_hosts(certificate)
+
+
+def _renewable(
+    held: KeyPair, authorities: Authorities, hosts: Sequence[str], now: datetime.datetime
+) -> bool:
+    """Whether it is time for another, which lasts longer."""
+    certificate, signing = held.parsed(), authorities.signing.parsed()
     end = certificate.not_valid_after_utc
-    if not certificate.not_valid_before_utc <= now < end:
-        return False
     # A new one by the same authority would end at the same moment.
-    signing = authorities.signing.parsed()
     longest = signing.not_valid_after_utc - BEFORE_AUTHORITY
     turn = _begin(signing) + OVERLAP + _own_delay(hosts)
-    if is_due(certificate, now) and longest > end and (now >= turn or now >= end - 2 * OVERLAP):
-        return False
-    return set(hosts) <= covered_hosts(certificate)
+    return is_due(certificate, now) and longest > end and (now >= turn or now >= end - 2 * OVERLAP)
 
 
 def _own_delay(hosts: Sequence[str]) -> datetime.timedelta:

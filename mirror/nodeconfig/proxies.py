@@ -142,7 +142,8 @@ def balancer_conf(node: Node, masters: Iterable[Node], nginx: Nginx) -> bytes:
     return _BALANCER.substitute(
         modules="".join(f"load_module {module};\n" for module in nginx.modules),
         runtime=nginx.runtime,
-        servers="\n".join(f"    server {replica};" for replica in replicas),
+        # With nginx's own 10 s it had none left when replicas start anew one after the other.
+        servers="\n".join(f"    server {replica} fail_timeout=1s;" for replica in replicas),
         listen=node.balancer,
     ).encode()
 

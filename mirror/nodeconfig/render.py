@@ -219,6 +219,11 @@ class _Rendering:
             authority and checked_authority(authority, "ingress client CA"),
         )
         notes += objects.notes_of_ports(now, options.in_cluster_ports)
+        if self.kept.beside and now.replicas is not None:
+            notes.append(
+                "registry-node-config-… has room for one password of each user: masters that the "
+                "module's own node agent configures refuse the other while passwords are rotated"
+            )
         ports, push = options.in_cluster_ports, options.push_ingress
         return objects.objects_of(now, options.images, options.nginx, ports, push)
 
@@ -295,7 +300,7 @@ class _Rendering:
     ) -> dict[PurePosixPath, RenderedFile]:
         kept, options, base = self.kept, self.options, constants.SERVICE_CONFIG
         leaves = kept.nodes[node.name]
-        users = {user: kept.users[user] for user in service.kind.row.users}
+        users = {user: kept.accepted(user) for user in service.kind.row.users}
         auth = services.replica_auth(node, places, users, own_port=self._own_port)
         files = {
             base / "distribution/config.yaml": pods.yaml_file(config.document),
@@ -303,7 +308,7 @@ class _Rendering:
             constants.PKI_CONFIG / "ca.crt": RenderedFile(kept.trusted.encode()),
             **_pair(constants.PKI_CONFIG / "auth", leaves.auth),
             **_pair(constants.PKI_CONFIG / "distribution", leaves.distribution),
-            **_pair(constants.PKI_CONFIG / "token", kept.token),
+            **_token_pair(constants.PKI_CONFIG / "token", kept),
         }
         if service.upstream is not None and service.upstream.ca is not None:
             files[constants.PKI_CONFIG / constants.UPSTREAM_CA] = _authority(service.upstream)
@@ -404,7 +409,7 @@ class _Rendering:
             ),
             IN_CLUSTER / "ca.crt": RenderedFile(kept.trusted.encode()),
             **_pair(IN_CLUSTER / "auth", kept.in_cluster.auth),
-            **_pair(IN_CLUSTER / "token", kept.token),
+            **_token_pair(IN_CLUSTER / "token", kept),
         }
 
 
@@ -416,6 +421,15 @@ def _pair(stem: PurePosixPath, pair: KeyPair) -> dict[PurePosixPath, RenderedFil
         stem.with_suffix(".crt"): RenderedFile(pair.certificate.encode()),
         stem.with_suffix(".key"): RenderedFile(pair.key.encode(), SECRET),
     }
+
+
+def _token_pair(stem: PurePosixPath, kept: ServiceSecrets) -> dict[PurePosixPath, RenderedFile]:
+    """The pair that signs, with the certificates of all others whose tokens count behind its own.
+
+    The token server reads the first certificate of the file, and the registry all of them.
+    """
+    trusted = RenderedFile(kept.tokens.trusted.encode())
+    return {**_pair(stem, kept.token), stem.with_suffix(".crt"): trusted}
 
 
 def _authority(upstream: Upstream) -> RenderedFile:

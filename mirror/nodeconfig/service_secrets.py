@@ -11,6 +11,7 @@ import secrets
 import string
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from enum import StrEnum
 from functools import lru_cache
 from pathlib import Path
 from types import MappingProxyType
@@ -63,6 +64,33 @@ class Leaves:
     distribution: KeyPair
 
 
+class Rotated(StrEnum):
+    """What can be rotated."""
+
+    AUTHORITY = "authority"
+    """With it goes the token pair, which it signed, and all certificates of services."""
+    TOKEN = "token"  # noqa: S105 -- a name
+    USERS = "users"
+    """The passwords of all users, who get another name with it: `ro` and `ro-2` in turn."""
+
+
+class RotationPhase(StrEnum):
+    """How far a rotation is, as the rendered files say it."""
+
+    TRUSTED = "trusted"
+    """The new is trusted beside the old, which is used."""
+    USED = "used"
+    """The new is used, and the old is still trusted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rotation:
+    """A rotation under way."""
+
+    what: tuple[Rotated, ...]
+    phase: RotationPhase
+
+
 @dataclass(frozen=True, slots=True)
 class ServiceSecrets:
     """All secrets of a configuration. `in_cluster` is for the proxy of Direct mode."""
@@ -77,9 +105,16 @@ class ServiceSecrets:
     """The authority that will sign next; trusted already."""
     former: tuple[str, ...] = ()
     """Certificates of earlier authorities, trusted until they end."""
+    token_successor: KeyPair | None = None
+    """The pair that will sign tokens next; registries know it already."""
+    token_former: tuple[str, ...] = ()
+    """Certificates of earlier pairs, whose tokens still count."""
+    beside: Mapping[RegistryUser, HashedAccount] = field(default_factory=dict)
+    """Accounts that are let in beside `users`: the next ones, or those before."""
+    rotation: Rotation | None = None
 
     def __post_init__(self) -> None:
-        for name in ("users", "nodes"):
+        for name in ("users", "nodes", "beside"):
             object.__setattr__(self, name, MappingProxyType(dict(getattr(self, name))))
 
     @property
@@ -91,6 +126,16 @@ class ServiceSecrets:
     def trusted(self) -> str:
         """Whom clients of the registry trust, in PEM."""
         return self.authorities.trusted
+
+    @property
+    def tokens(self) -> Authorities:
+        """The pair that signs tokens, the next one and those before."""
+        return Authorities(self.token, self.token_successor, self.token_former)
+
+    def accepted(self, user: RegistryUser) -> tuple[HashedAccount, ...]:
+        """The accounts by which the token server lets a user in."""
+        also = self.beside.get(user)
+        return (self.users[user],) if also is None else (self.users[user], also)
 
     def accounts(self) -> dict[RegistryUser, Account]:
         """The logins alone, for clients."""
@@ -128,10 +173,19 @@ def prepare_secrets(
     Leaves of other nodes stay, so that rendering for some nodes forgets nothing.
     """
     authorities = pki.authorities_to_use(held.authorities if held else None, now)
+    tokens = pki.tokens_to_use(held.tokens if held else None, authorities, now)
+    rotation = held.rotation if held else None
+    signers = authorities
+    if (
+        rotation is not None
+        and rotation.phase is RotationPhase.USED
+        and Rotated.AUTHORITY in rotation.what
+    ):
+        signers = authorities.alone()  # what the old one signed is used no more
     leaves = dict(held.nodes) if held else {}
     for node in nodes:
         if node.master:
-            leaves[node.name] = _leaves(leaves.get(node.name), authorities, node.address, now)
+            leaves[node.name] = _leaves(leaves.get(node.name), signers, node.address, now)
     users = {}
     for user in RegistryUser:
         known = held.users.get(user) if held else None
@@ -140,13 +194,17 @@ def prepare_secrets(
         users[user] = known
     return ServiceSecrets(
         authorities.signing,
-        pki.pair_to_use(held.token if held else None, authorities, pki.TOKEN_NAME, (), now),
+        tokens.signing,
         held.http_secret if held else _random(HTTP_SECRET_LENGTH),
         users,
         leaves,
-        _leaves(held.in_cluster if held else None, authorities, None, now),
+        _leaves(held.in_cluster if held else None, signers, None, now),
         authorities.successor,
         authorities.former,
+        tokens.successor,
+        tokens.former,
+        held.beside if held else {},
+        rotation,
     )
 
 
@@ -176,6 +234,8 @@ def renewed(before: ServiceSecrets | None, after: ServiceSecrets) -> tuple[str, 
         told.append(f"next authority {_named(after.successor)}, trusted from now on; {begins}")
     if gone := len(set(before.former) - set(after.former)):
         told.append(f"{gone} former authorities have ended and are not trusted any more")
+    if after.token_successor is not None and after.token_successor != before.token_successor:
+        told.append(f"next token pair {_named(after.token_successor)}, known from now on")
     pairs: dict[str, tuple[KeyPair | None, KeyPair]] = {"token pair": (before.token, after.token)}
     places = {
         "in-cluster proxy": (before.in_cluster, after.in_cluster),
@@ -186,7 +246,16 @@ def renewed(before: ServiceSecrets | None, after: ServiceSecrets) -> tuple[str, 
             pair = getattr(new, service)
             pairs[f"{service} of {place}"] = (getattr(old, service, None), pair)
     told += [f"{what} {_named(new)}" for what, (old, new) in pairs.items() if old != new]
-    return (*told, *(f"user {user}" for user in after.users if user not in before.users))
+    told += [f"user {user}" for user in after.users if user not in before.users]
+    known = {one.account.name for user in before.users for one in before.accepted(user)}
+    return (
+        *told,
+        *(
+            f"login {one.account.name}"
+            for one in after.beside.values()
+            if one.account.name not in known
+        ),
+    )
 
 
 _FORMER = "the former one stays trusted until it ends"
@@ -218,6 +287,10 @@ class _Secrets(CamelModel):
     in_cluster: Leaves
     successor: KeyPair | None = None
     former: tuple[str, ...] = ()
+    token_successor: KeyPair | None = None
+    token_former: tuple[str, ...] = ()
+    beside: Mapping[RegistryUser, _User] = {}
+    rotation: Rotation | None = None
 
 
 def read_secrets(path: Path) -> ServiceSecrets | None:
@@ -243,11 +316,15 @@ def read_secrets(path: Path) -> ServiceSecrets | None:
         except InvalidCertificateError as err:
             problem = str(err).partition(";")[0]
             raise RenderingError(f"{path}: authority: {problem}; {_REPAIR}") from err
-    users = {
-        user: HashedAccount(Account(one.name, SecretStr(one.password)), one.password_hash)
-        for user, one in found.users.items()
+    both = {"users": found.users, "beside": found.beside}
+    accounts = {
+        name: {
+            user: HashedAccount(Account(one.name, SecretStr(one.password)), one.password_hash)
+            for user, one in users.items()
+        }
+        for name, users in both.items()
     }
-    return ServiceSecrets(**{**dict(found), "users": users})
+    return ServiceSecrets(**{**dict(found), **accounts})
 
 
 _REPAIR = (
@@ -262,16 +339,19 @@ def write_secrets(kept: ServiceSecrets, path: Path) -> bool:
     Raises:
         FileSystemError: it cannot be written.
     """
-    users = {
-        user: _User(
-            name=one.account.name,
-            password=one.account.password.get_secret_value(),
-            password_hash=one.password_hash,
-        )
-        for user, one in sorted(kept.users.items())
+    accounts = {
+        name: {
+            user: _User(
+                name=one.account.name,
+                password=one.account.password.get_secret_value(),
+                password_hash=one.password_hash,
+            )
+            for user, one in sorted(users.items())
+        }
+        for name, users in (("users", kept.users), ("beside", kept.beside))
     }
     fields = {name: getattr(kept, name) for name in _Secrets.model_fields}
     nodes = dict(sorted(kept.nodes.items()))
-    document = _Secrets.model_validate({**fields, "users": users, "nodes": nodes})
+    document = _Secrets.model_validate({**fields, **accounts, "nodes": nodes})
     content = document.model_dump_json(by_alias=True, exclude_defaults=True, indent=2) + "\n"
     return write_file(path, RenderedFile(content.encode(), SECRET))

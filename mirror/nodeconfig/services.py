@@ -144,6 +144,10 @@ def in_cluster_config(
     return ServiceConfig(document)
 
 
+DRAIN_S = 20
+"""How long a registry that is to end goes on with its requests: less than a pod is given (30 s)."""
+
+
 def _common(
     node: Node, places: NodePaths, flavour: Distribution, http_secret: str
 ) -> dict[str, Any]:
@@ -173,6 +177,8 @@ def _common(
             "addr": node.registry,
             "prefix": "/",
             "secret": checked_secret(http_secret, "http.secret"),
+            # One that is started anew, with another configuration, ends what it has begun.
+            "draintimeout": f"{DRAIN_S}s",
             "debug": {
                 "addr": host_port("127.0.0.1", node.ports.debug),
                 "prometheus": {"enabled": True, "path": "/metrics"},
@@ -225,16 +231,23 @@ _ACCESS: tuple[tuple[RegistryUser, str, dict[str, str]], ...] = (
 
 
 def replica_auth(
-    node: Node, places: NodePaths, users: Mapping[RegistryUser, HashedAccount], *, own_port: bool
+    node: Node,
+    places: NodePaths,
+    users: Mapping[RegistryUser, Sequence[HashedAccount]],
+    *,
+    own_port: bool,
 ) -> dict[str, Any]:
-    """The token server beside a replica; with `own_port` clients come to it directly."""
+    """The token server beside a replica; with `own_port` clients come to it directly.
+
+    While passwords are rotated a user has two accounts.
+    """
     access = [
-        {"match": {"account": user.value, **match}, "actions": [action]}
+        {"match": {"account": one.account.name, **match}, "actions": [action]}
         for user, action, match in _ACCESS
-        if user in users
+        for one in users.get(user, ())
     ]
     listen = node.token if own_port else host_port("127.0.0.1", node.ports.token)
-    hashes = {one.account.name: one.password_hash for one in users.values()}
+    hashes = {one.account.name: one.password_hash for each in users.values() for one in each}
     # The fork's registry passes requests on and says for whom. A client alone does not say that.
     document = _token_server(listen, places.pki, hashes, access)
     if own_port:

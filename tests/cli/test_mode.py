@@ -273,6 +273,26 @@ def test_nothing_to_change_is_no_failure(write: Write) -> None:
     assert "nothing to change" in call_mirror("mode", "plan", *arguments).succeeded().stdout
 
 
+def test_a_plan_shows_the_walk_of_a_rotation(write: Write) -> None:
+    same = ("--from", write("from.yaml", LOCAL), "--to", write("to.yaml", LOCAL))
+    shown = call_mirror("mode", "plan", *same, "--rotate", "authority").succeeded().stdout
+    lines = shown.partition("Rotation\n")[2].splitlines()
+    assert lines[:2] == [
+        "  1. trust what is new beside the old: authority, token pair",
+        "     until every node has applied these files, the masters one after the other",
+    ]
+    assert len(lines) == 6
+    document = (
+        call_mirror("mode", "plan", *same, "--rotate", "users", "--json").succeeded().document
+    )
+    assert [step["phase"] for step in document["rotation"]] == ["trusted", "used", None]
+    assert call_mirror("mode", "plan", *same, "--json").succeeded().document["rotation"] == []
+    switch = ("--from", write("from.yaml", DIRECT), "--to", write("to.yaml", LOCAL))
+    call_mirror("mode", "plan", *switch, "--rotate", "users").failed(
+        2, "--rotate: a switch to Local comes first; rotate when it is complete"
+    )
+
+
 def state(mode: str, target: str) -> dict[str, str]:
     """The public keys of `registry-state`."""
     return {"hash": "", "mode": mode, "target_mode": target, "conditions": "[]"}

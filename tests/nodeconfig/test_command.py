@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 from click.testing import CliRunner, Result
 
 from mirror.commands.mode_render import render_command
-from mirror.errors import InvalidSettingsError, MirrorError, RenderingError
+from mirror.errors import InputError, InvalidSettingsError, MirrorError, RenderingError
 from mirror.modes import constants
 
 MASTERS = "master-0=10.0.0.1,master-1=10.0.0.2"
@@ -337,3 +338,64 @@ def test_an_ingress_that_cannot_be_is_refused(folder: Path, given: list[str], me
     with pytest.raises(RenderingError) as found:
         run(folder, "--module-config", str(folder / "local.yaml"), "--nodes", MASTERS, *options)
     assert str(found.value).startswith(message)
+
+
+# -- rotation --------------------------------------------------------------------------------------
+
+
+def applied(folder: Path, version: str, *names: str) -> str:
+    """A file of facts in which these nodes have applied a version."""
+    path = folder / "facts.yaml"
+    path.write_text(yaml.safe_dump({"nodes": [{"name": one, "version": version} for one in names]}))
+    return str(path)
+
+
+@pytest.mark.usefixtures("quick_keys")
+def test_a_rotation_takes_a_step_when_every_node_has_applied_the_last(folder: Path) -> None:
+    """Rendering without facts, or with those of nodes that are behind, takes none."""
+    arguments = ["--module-config", str(folder / "local.yaml"), "--nodes", MASTERS]
+
+    def rendered(*more: str) -> dict[str, Any]:
+        document = json.loads(run(folder, *arguments, "--json", *more).output)
+        assert isinstance(document, dict)
+        return document
+
+    def account() -> str:
+        kept = json.loads((folder / "out/registry-secrets.json").read_text())
+        return str(kept["users"]["ro"]["name"])
+
+    names = ("master-0", "master-1")
+    before = rendered()
+    assert before["rotation"] is None
+    begun = rendered("--rotate", "users", "--rotate", "token")
+    assert begun["rotation"] == {"what": ["token", "users"], "phase": "trusted", "waiting": ""}
+    assert "login ro-2" in begun["renewed"]
+    idle = rendered()
+    assert idle["version"] == begun["version"] != before["version"]
+    assert idle["rotation"]["waiting"] == (
+        "nobody has said which version these nodes have applied: master-0, master-1"
+    )
+    behind = rendered("--facts", applied(folder, before["version"], *names))
+    assert behind["rotation"]["phase"] == "trusted"
+    assert behind["rotation"]["waiting"].startswith("0/2 node(s) ready")
+    assert account() == "ro"
+    used = rendered("--facts", applied(folder, begun["version"], *names))
+    assert used["rotation"] == {"what": ["token", "users"], "phase": "used", "waiting": ""}
+    assert account() == "ro-2"
+    facts = applied(folder, used["version"], *names)
+    done = run(folder, *arguments, "--facts", facts)
+    assert "Rotation of token, users: the old is trusted no more" in done.output
+    assert "Rotation" not in run(folder, *arguments, "--facts", facts).output
+
+
+@pytest.mark.usefixtures("quick_keys")
+def test_a_rotation_and_a_switch_go_one_after_the_other(folder: Path) -> None:
+    arguments = ["--module-config", str(folder / "local.yaml"), "--nodes", MASTERS]
+    with pytest.raises(InputError, match="complete the switch first, then rotate"):
+        run(folder, *arguments, "--from", str(folder / "direct.yaml"), "--rotate", "authority")
+    assert not (folder / "out").exists()
+    assert "Rotation of authority, token: what is new is trusted" in (
+        run(folder, *arguments, "--rotate", "authority").output
+    )
+    with pytest.raises(RenderingError, match="a rotation of authority, token is under way"):
+        run(folder, *arguments, "--rotate", "users")

@@ -75,8 +75,9 @@ def test_proxy_and_local_mode_go_through_the_balancer_with_the_path_as_it_is(
 ) -> None:
     files = tree(settings)
     path = ROOT / LOGICAL / "https-127.0.0.1:5001-ca.crt"
-    (table,) = hosts(files).values()
-    assert list(hosts(files)) == ["https://127.0.0.1:5001"]
+    assert list(hosts(files)) == ["https://127.0.0.1:5001", "https://127.0.0.1:5001/v2"]
+    table, again = hosts(files).values()
+    assert again == table  # for containerd another mirror, and for nginx another replica
     assert table["ca"] == [str(path)]
     assert set(table) == {"capabilities", "ca", "auth"}
     assert files[path].content.decode() == kept().authority.certificate
@@ -110,7 +111,8 @@ def test_files_with_a_login_are_for_their_owner_alone() -> None:
 
 def test_a_transition_tries_the_old_way_first_and_then_the_new_one() -> None:
     files = tree(local(), direct())
-    assert list(hosts(files)) == ["https://nexus.example:8443", "https://127.0.0.1:5001"]
+    balancer = "https://127.0.0.1:5001"
+    assert list(hosts(files)) == ["https://nexus.example:8443", balancer, f"{balancer}/v2"]
     assert hosts(files)["https://nexus.example:8443"]["rewrite"]
     assert "rewrite" not in hosts(files)["https://127.0.0.1:5001"]
 
@@ -208,7 +210,7 @@ def test_the_rewrite_has_a_boundary(repository: str, path: str, rewritten: str) 
 
 
 def test_stock_containerd_gets_its_login_as_a_header_and_no_foreign_keys() -> None:
-    (table,) = hosts(tree(local(), options=STOCK)).values()
+    table, _ = hosts(tree(local(), options=STOCK)).values()
     assert set(table) == {"capabilities", "ca", "header"}
     assert table["header"]["Authorization"].startswith("Basic ")
 

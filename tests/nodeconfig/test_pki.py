@@ -171,9 +171,10 @@ def test_a_leaf_is_renewed_a_third_of_its_life_before_it_ends() -> None:
     assert pki.pair_to_use(leaf(), authorities(), *arguments, end - third) is leaf()
 
 
+@pytest.mark.usefixtures("quick_keys")
 def test_no_client_ever_meets_a_certificate_that_it_does_not_trust_yet() -> None:
     """Clients that learn all authorities anew once a month, over two lives of an authority."""
-    kept, known, now = None, "", NOW
+    kept, known, tokens, now = None, "", "", NOW
     signers: set[str] = set()
     while now < NOW + 2 * pki.AUTHORITY_LIFE:
         kept = prepare_secrets(kept, [MASTER], now)
@@ -182,17 +183,11 @@ def test_no_client_ever_meets_a_certificate_that_it_does_not_trust_yet() -> None
             verifier = PolicyBuilder().store(store).time(now)
             verifier.build_server_verifier(_address(MASTER.address)).verify(pair.parsed(), [])
             assert pair.parsed().not_valid_after_utc - now > datetime.timedelta(days=1000)
-        known = kept.trusted
+        assert kept.token.certificate in (tokens or kept.tokens.trusted)
+        known, tokens = kept.trusted, kept.tokens.trusted
         now += pki.OVERLAP - DAY
         signers.add(kept.authority.certificate)
     assert len(signers) == 3
-
-
-@pytest.fixture
-def quick_keys(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One RSA key for all leaves: making one takes long, and their certificates tell them apart."""
-    key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
-    monkeypatch.setattr(rsa, "generate_private_key", lambda **_: key)
 
 
 @pytest.mark.usefixtures("quick_keys")
@@ -268,15 +263,20 @@ def test_what_was_renewed_is_told() -> None:
     former = "the former one stays trusted until it ends"
     assert renewed(begun, taken) == (
         f"authority (until 2042-10-26) signs from now on; {former}",
-        "token pair (until 2042-10-26)",
+        "next token pair (until 2042-10-26), known from now on",
         "auth of in-cluster proxy (until 2042-10-26)",
         "distribution of in-cluster proxy (until 2042-10-26)",
         "auth of master-0 (until 2042-10-26)",
         "distribution of master-0 (until 2042-10-26)",
     )
+    signs = prepare_secrets(taken, [MASTER], later + pki.OVERLAP)
+    assert renewed(taken, signs) == ("token pair (until 2042-10-26)",)
+    assert prepare_secrets(signs, [MASTER], later + pki.OVERLAP).token_former
+    assert not prepare_secrets(signs, [MASTER], later + 2 * pki.OVERLAP).token_former
     ended = prepare_secrets(taken, [MASTER], authority().parsed().not_valid_after_utc + DAY)
     assert renewed(taken, ended) == (
         "1 former authorities have ended and are not trusted any more",
+        "token pair (until 2042-10-26)",
     )
 
 

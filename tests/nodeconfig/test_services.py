@@ -87,6 +87,8 @@ def test_a_local_replica_of_the_fork_is_configured_as_the_module_does() -> None:
     config = registry(done(local()))
     notifications = config.pop("notifications")
     assert len(config["http"].pop("secret")) == 25
+    # Ours alone: with it a replica that starts anew ends what it has begun.
+    assert config["http"].pop("draintimeout") == "20s"
     assert config == {
         "version": 0.1,
         "log": {"level": "info"},
@@ -451,7 +453,7 @@ def test_every_node_has_a_balancer_and_masters_alone_have_services_and_keys(
         conf = files[BALANCER].content.decode()
         assert "listen 127.0.0.1:5001;" in conf
         assert [line.strip() for line in conf.splitlines() if " server 10." in line] == [
-            f"server {master.address}:5001;" for master in MASTERS
+            f"server {master.address}:5001 fail_timeout=1s;" for master in MASTERS
         ]
         assert (POD in files) is node.master
         assert any(path.suffix == ".key" for path in files) is node.master
@@ -543,7 +545,7 @@ def test_an_ipv6_address_is_written_in_brackets() -> None:
     six = Node("master-0", "fd00::1")
     rendered = render(local(), [six], kept(), options=FORK)
     assert registry(rendered)["http"]["addr"] == "[fd00::1]:5001"
-    assert b"server [fd00::1]:5001;" in rendered.nodes["master-0"][BALANCER].content
+    assert b"server [fd00::1]:5001 fail_timeout=1s;" in rendered.nodes["master-0"][BALANCER].content
 
 
 def test_nginx_loads_the_modules_that_a_package_keeps_apart() -> None:

@@ -40,7 +40,8 @@ _C = ConditionType
 class Pulling:
     """Pulls one image again and again in a thread; `failures` is what containerd said.
 
-    `reference` may be changed meanwhile, as it is when components get another address.
+    `reference` and `login` may be changed meanwhile, as they are when components get another
+    address, and another password.
     """
 
     def __init__(
@@ -49,7 +50,8 @@ class Pulling:
         self.reference = reference
         self.failures: list[str] = []
         self._containerd = containerd
-        self._cluster, self._login = cluster, login
+        self.login = login
+        self._cluster = cluster
         self._done = 0
         self._more = threading.Condition()
         self._stop = threading.Event()
@@ -72,7 +74,7 @@ class Pulling:
     def _run(self) -> None:
         while not self._stop.is_set():
             reference = self.reference
-            done = self._containerd.pull(reference, self._cluster.hosts, login=self._login)
+            done = self._containerd.pull(reference, self._cluster.hosts, login=self.login)
             if done.returncode:
                 self.failures.append(f"{reference}: {done.stderr}")
             self._containerd.forget(reference)

@@ -1,0 +1,92 @@
+"""A rotation at work: new authority, token keys and passwords while containerd pulls."""
+
+from __future__ import annotations
+
+import datetime
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from mirror.errors import DeniedError, UnreachableError
+from mirror.modes.constants import RegistryUser
+from mirror.modes.outcomes import NodeFacts
+from mirror.nodeconfig.cluster import Node
+from mirror.nodeconfig.rotation import advance_rotation, begin_rotation, rotation_outcome
+from mirror.nodeconfig.service_secrets import Rotated, RotationPhase
+from tests.support.mode_stack import ContainerdProcess, balancer, master
+from tests.support.mode_stage import Pulling
+from tests.support.runnable_images import client, image, push
+from tests.support.running_cluster import LOCAL, LOGICAL, Cluster, running
+
+INSTALL = f"{LOGICAL}/install:v1.70.0"
+
+
+class Masters:
+    """Registry and token server of each master, which are started anew when their files change."""
+
+    def __init__(self, cluster: Cluster, stack: ExitStack) -> None:
+        self._cluster, self._running = cluster, {node.name: ExitStack() for node in cluster.masters}
+        for one in self._running.values():
+            stack.enter_context(one)
+
+    def start(self, node: Node) -> None:
+        registry = self._running[node.name].enter_context(master(self._cluster.out, node))
+        self._cluster.registries[node.name] = registry
+
+    def restart(self, node: Node, pulling: Pulling) -> None:
+        self._cluster.registries[node.name].stop()
+        # Whoever has been sent to the token server beside it is served there first. (Behind
+        # Deckhouse's registry clients get tokens through the balancer, too.)
+        pulling.wait_for(2)
+        self._running[node.name].close()
+        self.start(node)
+        log = self._cluster.registries[node.name].log
+        since = log.stat().st_size
+        while b'"HEAD /v2/' not in log.read_bytes()[since:]:  # the balancer asks it again
+            pulling.wait_for(1)
+
+
+def test_no_pull_fails_while_authority_token_keys_and_passwords_are_rotated(
+    tmp_path: Path, containerd: ContainerdProcess
+) -> None:
+    cluster = Cluster.create(tmp_path / "rotation", 2, addresses=True)
+    cluster.render(LOCAL)
+    old, old_ca, one = cluster.account(RegistryUser.RO), cluster.kept.authority, image("rotated")
+    pulling = Pulling(containerd, INSTALL, cluster, cluster.login(RegistryUser.RO))
+    with ExitStack() as stack:
+        masters = Masters(cluster, stack)
+        for node in cluster.masters:
+            masters.start(node)
+            with client(node.registry, cluster.ca, cluster.account(RegistryUser.RW)) as to:
+                push(to, "system/deckhouse/install", "v1.70.0", one)
+        stack.enter_context(running(balancer(cluster.out, cluster.worker)))
+        stack.enter_context(pulling)
+        pulling.wait_for(1)
+        now = datetime.datetime.now(datetime.UTC)
+        cluster.kept = begin_rotation(cluster.kept, [*Rotated], now)
+        phases = []
+        while True:
+            phases.append(cluster.kept.rotation and cluster.kept.rotation.phase)
+            made = cluster.rendered(LOCAL)
+            cluster.render(LOCAL)  # nodes apply at once what they are given
+            pulling.login = cluster.login(RegistryUser.RO)
+            applied = [NodeFacts("worker-0", version=made.version)]
+            for node in cluster.masters:
+                assert not rotation_outcome(applied, made).ready
+                masters.restart(node, pulling)
+                applied.append(NodeFacts(node.name, True, version=made.version))
+            assert rotation_outcome(applied, made).ready
+            assert pulling.failures == [], phases
+            if cluster.kept.rotation is None:
+                break
+            cluster.kept = advance_rotation(cluster.kept, cluster.nodes, now)
+        pulling.wait_for(2)
+        assert phases == [RotationPhase.TRUSTED, RotationPhase.USED, None]
+        place = cluster.masters[0].registry
+        with client(place, cluster.ca, old) as stranger, pytest.raises(DeniedError):
+            stranger.manifest("system/deckhouse/install", "v1.70.0")
+        (tmp_path / "old.crt").write_text(old_ca.certificate)
+        with client(place, tmp_path / "old.crt", old) as late, pytest.raises(UnreachableError):
+            late.ping()
+    assert pulling.failures == []
