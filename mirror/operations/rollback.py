@@ -227,6 +227,10 @@ class _Rollback:
         base = Inventory()
         if to > 0:
             found = state.current if to == current else read_generation(tree, to)
+            if found is None and to in kept:
+                raise StatementError(
+                    f"registry {tree.name} lists generation {to} and does not give it"
+                )
             if found is None:
                 raise InputError(
                     f"registry {tree.name} keeps no generation {to}, but "

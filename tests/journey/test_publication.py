@@ -554,6 +554,16 @@ def test_a_rollback_of_nothing_or_to_nowhere_says_what_there_is(
     embedded.run("rollback", "--to", "1").failed(2, "keeps no generation 1, but 2, 3")
 
 
+def test_a_generation_that_is_listed_and_not_given_is_no_mistake_of_who_asks(
+    embedded: Place, embedded_registry: EmbeddedRegistry, releases: tuple[Release, ...]
+) -> None:
+    for release in releases[:2]:
+        embedded.push(release).succeeded()
+    gone = Fault(Answer(404), "GET", f"{STATEMENTS}/manifests/generation-1", times=None)
+    embedded_registry.faults.add(gone)
+    embedded.run("rollback", "--to", "1").failed(4, "lists generation 1 and does not give it")
+
+
 def test_history_lists_what_each_generation_changed(
     embedded: Place, releases: tuple[Release, ...]
 ) -> None:
