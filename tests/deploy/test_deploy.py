@@ -123,7 +123,7 @@ def test_services_monitors_and_policies_find_the_pod() -> None:
     documents = plain("mirror-sync.yaml")
     (pod,) = pods_of(documents)
     service = the("Service", documents)
-    assert endpoints(service, [pod]) == {pod.name: 5003}
+    assert endpoints(service, [pod]) == [f"{pod.name}:5003"]
     monitor = the("ServiceMonitor", plain("monitoring.yaml"))["spec"]
     assert monitor["selector"]["matchLabels"].items() <= service["metadata"]["labels"].items()
     assert {one["port"] for one in monitor["endpoints"]} <= {

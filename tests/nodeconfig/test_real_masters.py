@@ -1,26 +1,42 @@
-"""Local mode from rendered manifests alone: every container of every pod, confined as it says."""
+"""Modes from rendered manifests alone: every container of every pod, confined as it says."""
 
 from __future__ import annotations
 
+import base64
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from pydantic import SecretStr
 
 from mirror.errors import MirrorError
 from mirror.modes import constants
 from mirror.modes.constants import RegistryUser
+from mirror.modes.settings import Account, RegistrySettings
+from mirror.nodeconfig.objects import PushIngress
 from mirror.nodeconfig.pods import Images
 from mirror.nodeconfig.render import write_cluster
+from tests.support.ingress import ingress
 from tests.support.kubelet import Image, Kubelet
+from tests.support.kubernetes import endpoints, pods_of
 from tests.support.mode_stack import ContainerdProcess
 from tests.support.patience import wait_until
+from tests.support.real_registry import ACCOUNT, RealRegistry
 from tests.support.runnable_images import client, image, push
-from tests.support.running_cluster import LOCAL, LOGICAL, Cluster
+from tests.support.running_cluster import (
+    LOCAL,
+    LOGICAL,
+    Cluster,
+    by_name,
+    direct,
+    fill,
+    upstream_ca,
+)
+from tests.support.tls import Authority
 
 SERVICES, BALANCER = "registry-nodeservices.yaml", "registry-proxy.yaml"
 NAMES = Images("r.example/distribution", "r.example/auth", "r.example/mirror", "r.example/nginx")
@@ -32,19 +48,46 @@ IMAGES = {
 
 
 class Machines:
-    """A cluster's nodes, each with a kubelet."""
+    """A cluster's nodes, each with a kubelet, and its objects."""
 
-    def __init__(self, folder: Path, masters: int) -> None:
+    def __init__(
+        self, folder: Path, masters: int, settings: RegistrySettings, images: Images = NAMES
+    ) -> None:
         self.cluster = Cluster.create(folder / "cluster", masters, addresses=True)
-        self.cluster.render(LOCAL)  # in place, for the containerd of this machine
+        self.cluster.render(settings)  # in place, for the containerd of this machine
         self.out = folder / "nodes"
-        options = dataclasses.replace(self.cluster.options, in_place_root=None, images=NAMES)
+        options = dataclasses.replace(
+            self.cluster.options,
+            in_place_root=None,
+            images=images,
+            push_ingress=PushIngress("localhost", allow=("127.0.0.0/8",)),
+        )
         pods = dataclasses.replace(self.cluster, options=options)
-        write_cluster(pods.rendered(LOCAL), self.out)
+        self.rendered = pods.rendered(settings)
+        write_cluster(self.rendered, self.out)
         self.kubelets = {
             node.name: Kubelet(self.out / "nodes" / node.name, folder / node.name, IMAGES)
             for node in self.cluster.nodes
         }
+
+    def object(self, kind: str, name: str) -> Mapping[str, Any]:
+        """One of the rendered objects."""
+        (found,) = (
+            one
+            for one in self.rendered.objects
+            if (one["kind"], one["metadata"]["name"]) == (kind, name)
+        )
+        return found
+
+    def behind(self, service: str) -> list[str]:
+        """Where a Service leads, by the pods of the nodes."""
+        pods = (
+            yaml.safe_load(tree[path].content)
+            for tree in self.rendered.nodes.values()
+            for path in constants.STATIC_PODS
+            if path in tree
+        )
+        return endpoints(self.object("Service", service), pods_of(pods))
 
     @contextmanager
     def changed(self, node: str, pod: str, how: Callable[[dict[str, Any]], None]) -> Iterator[None]:
@@ -60,24 +103,51 @@ class Machines:
 
 @pytest.fixture(scope="module")
 def machines(tmp_path_factory: pytest.TempPathFactory) -> Machines:
-    return Machines(tmp_path_factory.mktemp("machines"), 2)
+    return Machines(tmp_path_factory.mktemp("machines"), 2, LOCAL)
 
 
-def test_what_is_pushed_to_one_master_is_pulled_when_only_the_other_lives(
-    machines: Machines, containerd: ContainerdProcess
+def pull(containerd: ContainerdProcess, cluster: Cluster, name: str) -> None:
+    reference = f"{LOGICAL}/{name}:v1"
+    done = containerd.pull(reference, cluster.hosts, login=cluster.login(RegistryUser.RO))
+    assert done.returncode == 0, done.stderr
+    containerd.forget(reference)
+
+
+def check(kubelet: Kubelet, *pods: str) -> None:
+    """Pods are alive and ready, listen where they say, and have no rights."""
+    for pod in pods:
+        assert kubelet.probe(pod, "livenessProbe")
+        assert kubelet.probe(pod, "readinessProbe")
+        kubelet.check_ports(pod)
+        for pid in kubelet.pids()[pod]:
+            status = Path(f"/proc/{pid}/status").read_text()
+            assert "\nCapEff:\t0000000000000000\n" in status
+            assert "\nNoNewPrivs:\t1\n" in status
+
+
+def test_what_is_pushed_by_the_ingress_is_pulled_when_any_master_lives(
+    machines: Machines, containerd: ContainerdProcess, tmp_path: Path
 ) -> None:
     cluster, kubelets = machines.cluster, machines.kubelets
     first, second = cluster.masters
+    assert machines.behind("registry-push") == [first.registry, second.registry]
+    outside = Authority.create(tmp_path / "outside")
+    rules = machines.object("Ingress", "registry")
+    trusted = tmp_path / "trusted.crt"  # the ingress, and the token servers behind it
+    trusted.write_text(outside.certificate.read_text() + cluster.kept.trusted)
     with ExitStack() as running:
         with kubelets[first.name]:
-            with client(first.registry, cluster.ca, cluster.account(RegistryUser.RW)) as to:
-                push(to, "system/deckhouse/app", "v1", image("app"))
+            # The other one is not there yet: the ingress passes all on to this one.
+            with ingress(rules, machines.behind("registry-push"), tmp_path / "in", outside) as door:
+                writer = cluster.account(RegistryUser.RW)
+                with client(f"localhost:{door.port}", trusted, writer) as to:
+                    push(to, "system/deckhouse/app", "v1", image("app" * 1000))
             running.enter_context(kubelets[second.name])
             # Last: a balancer that found nobody asks nobody for the next ten seconds.
             running.enter_context(kubelets["worker-0"])
+            reader = cluster.account(RegistryUser.RO)
 
             def copied() -> bool:
-                reader = cluster.account(RegistryUser.RO)
                 with client(second.registry, cluster.ca, reader) as there:
                     try:
                         return "v1" in there.tags("system/deckhouse/app")
@@ -86,19 +156,43 @@ def test_what_is_pushed_to_one_master_is_pulled_when_only_the_other_lives(
 
             wait_until(copied)
             for master in cluster.masters:
-                kubelet = kubelets[master.name]
-                for pod in (SERVICES, BALANCER):
-                    assert kubelet.probe(pod, "livenessProbe")
-                    assert kubelet.probe(pod, "readinessProbe")
-                    kubelet.check_ports(pod)
-                for pid in kubelet.pids()[SERVICES]:
-                    status = Path(f"/proc/{pid}/status").read_text()
-                    assert "\nCapEff:\t0000000000000000\n" in status
-                    assert "\nNoNewPrivs:\t1\n" in status
-        reference = f"{LOGICAL}/app:v1"
-        done = containerd.pull(reference, cluster.hosts, login=cluster.login(RegistryUser.RO))
-        assert done.returncode == 0, done.stderr
-        containerd.forget(reference)
+                check(kubelets[master.name], SERVICES, BALANCER)
+        pull(containerd, cluster, "app")
+
+
+def test_a_cache_works_in_its_pod(tmp_path: Path, containerd: ContainerdProcess) -> None:
+    authority = Authority.create(tmp_path / "authority")
+    with RealRegistry(tmp_path / "up", tls=authority.issue()) as upstream:
+        fill(upstream, "system/deckhouse/app", "v1", image("app"))
+        section = {
+            "imagesRepo": f"localhost:{upstream.port}/system/deckhouse",
+            "ca": authority.certificate.read_text(),
+        }
+        settings = RegistrySettings.load({"mode": "Proxy", "proxy": section})
+        images = dataclasses.replace(NAMES, mirror=None)
+        machines = Machines(tmp_path, 1, settings, images)
+        with machines.kubelets["master-0"] as kubelet, machines.kubelets["worker-0"]:
+            check(kubelet, SERVICES, BALANCER)
+            pull(containerd, machines.cluster, "app")
+
+
+def test_the_in_cluster_proxy_works_in_its_pod(tmp_path: Path, upstream: RealRegistry) -> None:
+    fill(upstream, "dkp/ee/app", "v1", image("app"))
+    settings = direct(f"{by_name(upstream)}/dkp/ee", ACCOUNT, upstream_ca(upstream))
+    machines = Machines(tmp_path, 1, settings, Images(nginx=NAMES.nginx))
+    secret = machines.object("Secret", "registry-incluster-proxy-config")
+    kubelet = machines.kubelets["worker-0"]
+    kubelet.secrets["registry-incluster-proxy-config"] = {
+        key: base64.b64decode(value) for key, value in secret["data"].items()
+    }
+    deployment = machines.object("Deployment", "registry-incluster-proxy")
+    with kubelet:
+        kubelet.run("proxy", deployment["spec"]["template"])
+        check(kubelet, "proxy")
+        address = f"127.0.0.1:{machines.cluster.worker.ports.registry}"
+        account = Account(ACCOUNT[0], SecretStr(ACCOUNT[1]))
+        with client(address, machines.cluster.ca, account) as reading:
+            assert reading.tags("system/deckhouse/app") == ["v1"]
 
 
 # -- the stand-ins are as strict as what they stand for --------------------------------------------

@@ -59,6 +59,8 @@ class Kubelet:
 
     def __init__(self, node: Path, folder: Path, images: Mapping[str, Image] | None = None) -> None:
         self.node, self._folder, self._images = node, folder, images or {}
+        self.secrets: dict[str, Mapping[str, bytes]] = {}
+        """What Secrets hold, by their names."""
         self._pods: dict[str, tuple[bytes, list[PodContainer]]] = {}
         self._runs = 0
 
@@ -92,14 +94,20 @@ class Kubelet:
                 self._pods[name] = text, []
                 self._start(name, pod)
 
+    def run(self, name: str, template: Mapping[str, Any]) -> None:
+        """Start a pod of the API, such as a Deployment's; it is on this machine's network too."""
+        pod = {**template, "metadata": {"name": name, **template["metadata"]}}
+        self._admit(name, pod)
+        self._pods[name] = b"", []
+        self._start(name, pod)
+
     def pids(self) -> dict[str, list[int]]:
         """The manifest's name → the processes of its containers."""
         return {name: [one.pid for one in run] for name, (_, run) in self._pods.items()}
 
     def probe(self, name: str, kind: str) -> bool:
         """Whether all containers of a manifest pass their `livenessProbe` or `readinessProbe`."""
-        (text, _) = self._pods[name]
-        return all(_passes(one[kind]) for one in yaml.safe_load(text)["spec"]["containers"])
+        return all(one.probe(kind) for one in self._pods[name][1])
 
     def check_ports(self, name: str) -> None:
         """Each container of a manifest listens where that says, and nowhere else."""
@@ -124,7 +132,6 @@ class Kubelet:
     def _start(self, name: str, pod: dict[str, Any]) -> None:
         self._runs += 1
         folder = self._folder / f"{self._runs}-{pod['metadata']['name']}"
-        assert pod["spec"]["hostNetwork"] is True
         volumes: dict[str, Path] = {}
         for volume in pod["spec"]["volumes"]:
             if (there := volume.get("hostPath")) is not None:
@@ -136,6 +143,10 @@ class Kubelet:
                 volumes[volume["name"]] = made = folder / f"volume-{volume['name']}"
                 made.mkdir(parents=True)
                 made.chmod(0o777)  # as an emptyDir is
+                if (secret := volume.get("secret")) is not None:
+                    for key, content in self.secrets[secret["secretName"]].items():
+                        (made / key).write_bytes(content)
+                        (made / key).chmod(secret.get("defaultMode", 0o644))
         for container in pod["spec"]["containers"]:
             image = self._images.get(container["image"], Image())
             one = PodContainer(pod, container, image, volumes, folder / container["name"])
@@ -161,8 +172,8 @@ class PodContainer(ServerProcess):
     ) -> None:
         folder.mkdir(parents=True)
         self.name, self.ports = container["name"], _declared(container)
-        live = container["livenessProbe"]
-        where = live.get("tcpSocket") or live["httpGet"]
+        self._container = container
+        where = self._asked("livenessProbe")
         given = {one["name"]: one["value"] for one in container.get("env", ())}
         super().__init__(
             _command(pod, container, image, volumes, folder / "rootfs"),
@@ -171,6 +182,26 @@ class PodContainer(ServerProcess):
             log=folder / "log",
             env={"PATH": _PATH, **image.environment, **given},
         )
+
+    def probe(self, kind: str) -> bool:
+        """Whether it passes its `livenessProbe` or `readinessProbe`, as the kubelet asks.
+
+        That is from the node, and without a look at certificates.
+        """
+        ask = self._asked(kind)
+        if "path" not in ask:
+            return wait_for_port(ask["port"], timeout_s=1.0, host=ask["host"])
+        url = f"{ask['scheme'].lower()}://{ask['host']}:{ask['port']}{ask['path']}"
+        with contextlib.suppress(httpx.HTTPError):
+            return 200 <= httpx.get(url, verify=False, timeout=5.0).status_code < 400
+        return False
+
+    def _asked(self, kind: str) -> dict[str, Any]:
+        """Where a probe goes: a port has a number or a name, and the host is the pod's own."""
+        probe = self._container[kind]
+        ask = probe.get("tcpSocket") or probe["httpGet"]
+        named = {one["name"]: one["containerPort"] for one in self._container.get("ports", ())}
+        return {"host": "127.0.0.1", **ask, "port": named.get(ask["port"], ask["port"])}
 
     def start(self) -> None:
         """Start it; it may listen where its manifest says, and nowhere else."""
@@ -265,14 +296,3 @@ def _command(
     steps.append(["exec", "chroot", rootfs, *rights, *program])
     script = "; ".join(["set -e", *(shlex.join(map(str, words)) for words in steps)])
     return [str(require_tool("unshare")), "--mount", "sh", "-c", script]
-
-
-def _passes(probe: dict[str, Any]) -> bool:
-    """As the kubelet asks: from the node, and without a look at certificates."""
-    if ask := probe.get("tcpSocket"):
-        return wait_for_port(ask["port"], timeout_s=1.0, host=ask["host"])
-    ask = probe["httpGet"]
-    url = f"{ask['scheme'].lower()}://{ask['host']}:{ask['port']}{ask['path']}"
-    with contextlib.suppress(httpx.HTTPError):
-        return 200 <= httpx.get(url, verify=False, timeout=5.0).status_code < 400
-    return False

@@ -28,7 +28,7 @@ class Pod:
         self.name = str(metadata.get("name", ""))
         self.labels: Mapping[str, str] = metadata.get("labels", {})
         self.ports = {
-            port["name"]: int(port["containerPort"])
+            port["name"]: f"{port.get('hostIP', self.name)}:{port['containerPort']}"
             for container in spec["containers"]
             for port in container.get("ports", ())
         }
@@ -46,8 +46,8 @@ def pods_of(documents: Iterable[Mapping[str, Any]]) -> Iterator[Pod]:
             yield Pod({"name": one["metadata"]["name"], **template["metadata"]}, template["spec"])
 
 
-def endpoints(service: Mapping[str, Any], pods: Iterable[Pod]) -> dict[str, int]:
-    """The pods behind a Service, and the port of each at which it is reached.
+def endpoints(service: Mapping[str, Any], pods: Iterable[Pod]) -> list[str]:
+    """The pods behind a Service: address (a pod's name, if it has none of a node) and port.
 
     As the endpoints' controller has it: a pod without a port of that name is not behind it.
     """
@@ -55,4 +55,4 @@ def endpoints(service: Mapping[str, Any], pods: Iterable[Pod]) -> dict[str, int]
     (port,) = spec["ports"]
     selected = [pod for pod in pods if spec["selector"].items() <= pod.labels.items()]
     named = port["targetPort"]
-    return {pod.name: pod.ports[named] for pod in selected if named in pod.ports}
+    return [pod.ports[named] for pod in selected if named in pod.ports]

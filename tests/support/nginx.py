@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from mirror.testing import TlsFiles
@@ -15,6 +16,7 @@ pid {folder}/nginx.pid;
 error_log stderr error;
 events {{}}
 http {{
+  {http}
   access_log off;
   client_max_body_size {body_limit};
   client_body_temp_path {folder}/bodies;
@@ -26,7 +28,7 @@ http {{
     listen 127.0.0.1:{port} {ssl};
     {server}
     location / {{
-      proxy_pass http://{behind};
+      proxy_pass {scheme}://{behind};
       proxy_set_header Host $http_host;
       proxy_set_header X-Forwarded-Proto $scheme;
       {location}
@@ -41,6 +43,7 @@ class Nginx(ServerProcess):
 
     `body_limit` is nginx's `client_max_body_size`; 0 sets none. `passwords` is a file of names and
     hashed passwords. `clients` is the authority of the certificates that it wants from clients.
+    `http` and `location` are more for those blocks of the file.
     """
 
     def __init__(
@@ -52,10 +55,13 @@ class Nginx(ServerProcess):
         body_limit: str = "0",
         passwords: Path | None = None,
         clients: Path | None = None,
+        scheme: str = "http",
+        http: str = "",
+        location: Sequence[str] = (),
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         port = free_port()
-        server, location = [], []
+        server, location = [], [*location]
         if tls is not None:
             server += [
                 f"ssl_certificate {tls.certificate};",
@@ -78,6 +84,8 @@ class Nginx(ServerProcess):
                 behind=behind,
                 body_limit=body_limit,
                 ssl="ssl" if tls else "",
+                scheme=scheme,
+                http=http,
                 server=" ".join(server),
                 location=" ".join(location),
             )
