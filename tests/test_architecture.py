@@ -35,6 +35,7 @@ _BELOW = {
     "modes": "bundle sync registry oci documents run durable",
     "nodeconfig": "modes oci documents durable",
     "operations": "modes release bundle sync registry layout oci documents run durable",
+    "controller": "nodeconfig modes bundle registry oci documents run durable",
     "watch": "operations release bundle sync registry layout oci serve documents run",
     "serve": "bundle sync oci durable",
     "testing": "serve",

@@ -12,6 +12,7 @@ from pydantic import SecretStr
 from mirror.commands import options
 from mirror.commands.cluster import Cluster
 from mirror.commands.cluster_files import required_cluster_options
+from mirror.commands.controller import apply_command
 from mirror.commands.mode_render import render_command
 from mirror.commands.mode_switch import check_command, plan_command
 from mirror.commands.options import Work
@@ -190,5 +191,12 @@ def mode_group() -> None:
     """The modes of a cluster's registry: Direct, Proxy, Local, Unmanaged."""
 
 
-for command in (show_command, resolve_command, plan_command, check_command, render_command):
+for command in (
+    show_command,
+    resolve_command,
+    plan_command,
+    check_command,
+    render_command,
+    apply_command,
+):
     mode_group.add_command(command)

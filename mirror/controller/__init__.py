@@ -1,0 +1,1 @@
+"""The controller: a cluster led to the mode that is wanted, step by step."""

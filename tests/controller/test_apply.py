@@ -1,0 +1,72 @@
+"""`mirror mode apply`: rendered objects in a cluster."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.support.kube_api import KubeCluster, KubeServer
+from tests.support.program import call_mirror
+
+SETTINGS = (
+    "mode: Direct\ndirect: {imagesRepo: nexus.example/dkp/ee, username: u, password: hidden}\n"
+)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What `mirror mode render` wrote."""
+    folder = tmp_path_factory.mktemp("rendered")
+    settings, out = folder / "settings.yaml", folder / "files"
+    settings.write_text(SETTINGS)
+    nodes = ("--nodes", "master-0=10.0.0.1", "--out", out)
+    images = ("--image", "distribution=r.example/d:1", "--image", "auth=r.example/a:1")
+    call_mirror("mode", "render", "--module-config", settings, *nodes, *images).succeeded()
+    return out
+
+
+def test_rendered_objects_are_applied_once_and_then_unchanged(
+    files: Path, server: KubeServer, cluster: KubeCluster
+) -> None:
+    where = ("--kubeconfig", server.kubeconfig, "--json")
+    tried = call_mirror("mode", "apply", files, *where, "--dry-run").succeeded().document
+    assert cluster.objects == {}
+    done = call_mirror("mode", "apply", files, *where).succeeded().document
+    assert {**done, "dryRun": True} == tried
+    assert set(done["objects"].values()) == {"created"}
+    assert {f"{kind} {name}" for kind, _, name in cluster.objects} == set(done["objects"])
+    kinds = list(dict.fromkeys(name.split()[0] for name in done["objects"]))
+    assert kinds == ["Secret", "Service", "PodDisruptionBudget", "Deployment"]
+    again = call_mirror("mode", "apply", files, *where).succeeded()
+    assert set(again.document["objects"].values()) == {"unchanged"}
+    assert "hidden" not in again.text
+
+
+def test_what_somebody_else_manages_is_told_and_left(
+    files: Path, server: KubeServer, cluster: KubeCluster
+) -> None:
+    where = ("--kubeconfig", server.kubeconfig)
+    call_mirror("mode", "apply", files, *where).succeeded()
+    service = cluster.get("Service", "registry")
+    assert service is not None
+    cluster.write({**service, "spec": {**service["spec"], "selector": {"app": "x"}}}, "kubectl")
+    call_mirror("mode", "apply", files, *where).failed(1, 'conflict with "kubectl"', "selector")
+    done = call_mirror("mode", "apply", files, *where, "--force-conflicts").succeeded()
+    assert "1 changed" in done.stdout
+    assert "changed: Service registry" in done.stdout
+
+
+def test_mistakes_are_told_with_what_to_do(
+    files: Path, server: KubeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("KUBECONFIG", raising=False)
+    call_mirror("mode", "apply", files).failed(2, "name the cluster: --kubeconfig FILE")
+    where = ("--kubeconfig", server.kubeconfig)
+    call_mirror("mode", "apply", files, *where, "--in-cluster").failed(2, "name the cluster")
+    call_mirror("mode", "apply", tmp_path, *where).failed(2, "run `mirror mode render --out")
+    (files / "manifests" / "odd.yaml").write_text("{apiVersion: v1, kind: Node}")
+    call_mirror("mode", "apply", files, *where).failed(2, "odd.yaml", "found Node")
+    (files / "manifests" / "odd.yaml").unlink()
+    with server.down():
+        call_mirror("mode", "apply", files, *where).failed(5, "API does not answer")
