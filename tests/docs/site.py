@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from shipping.runtime import pack
 from tests.docs import commands, settings
 from tests.support.program import ROOT
 
@@ -70,12 +71,14 @@ def build(folder: Path) -> Path:
 
 
 def main() -> None:
-    """Build it in `build/docs`."""
+    """Build it in `build/docs`, and pack it for where it is to be read."""
     folder = ROOT / "build"
     folder.mkdir(exist_ok=True)
     for name in ("pages", "docs"):
         shutil.rmtree(folder / name, ignore_errors=True)
-    build(folder)
+    packed = ROOT / "dist/mirror-docs.tar.gz"
+    packed.parent.mkdir(exist_ok=True)
+    pack(build(folder), packed, prefix="mirror-docs/")
 
 
 if __name__ == "__main__":
