@@ -1,7 +1,7 @@
 """nginx on a node: the balancer in front of the replicas, and the relay of Direct mode.
 
 The **balancer** passes TCP through and reads no TLS: certificates and logins stay between client
-and replica. It leaves out a replica that refuses a connection for ten seconds. The **relay**
+and replica. A replica that refused a connection is left out for a second. The **relay**
 rewrites paths for clients that cannot do so: stock containerd on a node, and the API plane where
 the registry is not Deckhouse's fork. Logins, challenges and redirects pass through it unchanged; it
 only reads. nginx's format has no library that writes it, so every value is checked before.

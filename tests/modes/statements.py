@@ -99,7 +99,7 @@ GROUPS: dict[str, list[Statement]] = {
             "Proxy, Local: a balancer on every node leads to the masters",
             "nodeconfig.proxies",
             _file("local", "nodes/worker-0/etc/kubernetes/registry-proxy/nginx_new.conf"),
-            "server 10.0.0.2:5001;",
+            "server 10.0.0.2:5001 ",
         ),
         Statement(
             "Proxy, Local: components read from the masters by the Service `registry`",

@@ -143,7 +143,6 @@ def test_what_is_pushed_by_the_ingress_is_pulled_when_any_master_lives(
                 with client(f"localhost:{door.port}", trusted, writer) as to:
                     push(to, "system/deckhouse/app", "v1", image("app" * 1000))
             running.enter_context(kubelets[second.name])
-            # Last: a balancer that found nobody asks nobody for the next ten seconds.
             running.enter_context(kubelets["worker-0"])
             reader = cluster.account(RegistryUser.RO)
 
