@@ -95,12 +95,16 @@ def html(found: BundleInsight, names: Names = _NO_NAMES) -> str:
 def title(found: BundleInsight) -> str:
     """What the bundle is, in a line: `Deckhouse EE v1.72.0, v1.71.3 (delta)`."""
     platform = next((one for one in found.components if one.kind == "platform"), None)
-    versions = platform.versions if platform is not None else ()
-    if not found.source and not versions:
+    holds = platform.versions if platform is not None else ()
+    if not found.source and not holds:
         return found.name[:1].upper() + found.name[1:]
-    named = ["Deckhouse", found.edition.upper(), ", ".join(versions[:4])]
-    if len(versions) > 4:
-        named.append(f"and {len(versions) - 4} more")
+    named = ["Deckhouse", found.edition.upper()]
+    if not holds:  # parts alone were pulled
+        named.append("without the platform:")
+        holds = tuple(one.name for one in found.components)
+    named.append(", ".join(holds[:4]))
+    if len(holds) > 4:
+        named.append(f"and {len(holds) - 4} more")
     if found.omissions.base is not None:
         named.append("(delta)")
     return " ".join(filter(None, named))

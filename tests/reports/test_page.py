@@ -176,6 +176,13 @@ def test_its_head_says_what_the_bundle_is_where_it_comes_from_and_of_when() -> N
     ]
 
 
+def test_a_bundle_without_the_platform_is_called_by_what_it_has() -> None:
+    console = inventory("modules/console", {"v1.1.0": image(1000, name="console")})
+    found = insight("bundle", {"module-console.tar": console}, {"module-console.tar": 5000})
+    found = replace(found, source="registry.example.com/deckhouse/fe")
+    assert title(found) == "Deckhouse FE without the platform: console"
+
+
 def test_images_without_a_tag_go_by_their_components() -> None:
     digest = Digest.of(b"some image")
     builder = InventoryBuilder()
